@@ -1,0 +1,87 @@
+"""Shards: the part of a site that is here, and where it begins in the whole."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A box of a tensor: where it starts and how far it reaches, an entry a dimension."""
+
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """The part of a site that is here.
+
+    ``local`` holds the elements ``start[d] <= index[d] < start[d] + local.shape[d]`` of a tensor of
+    shape ``shape`` that is called ``name``. A tensor that is wholly here starts at the origin.
+
+    ``matrix`` is the box of the whole that a fill takes for *the tensor* where it cannot work element
+    by element (orthogonal, identity): one gate of an LSTM, one expert of a stack. None: the whole.
+
+    ``store`` takes the finished values to where the model keeps them, when ``local`` is not itself the
+    model's memory (a parametrized weight), and gives back what the model now makes of them.
+    """
+
+    name: str
+    local: Tensor
+    shape: tuple[int, ...]
+    start: tuple[int, ...]
+    matrix: Box | None = None
+    store: Callable[[Tensor], Tensor] | None = None
+
+    @classmethod
+    def whole(cls, name: str, local: Tensor, store: Callable[[Tensor], Tensor] | None = None) -> Shard:
+        """The shard of a tensor that is wholly here.
+
+        >>> import torch
+        >>> Shard.whole("weight", torch.empty(2, 3)).start
+        (0, 0)
+        """
+        return cls(name, local, tuple(local.shape), (0,) * local.dim(), store=store)
+
+    @property
+    def is_whole(self) -> bool:
+        return tuple(self.local.shape) == self.shape
+
+    @property
+    def region(self) -> Box:
+        """The box that whole-tensor fills work on."""
+        return self.matrix or Box((0,) * len(self.shape), self.shape)
+
+    def cut(self, axis: int, low: int, high: int) -> Shard:
+        """The part of this shard whose index along ``axis`` lies in ``[low, high)`` of the whole.
+
+        That part becomes the ``matrix``; ``local`` may come out empty when none of it is here.
+
+        >>> import torch
+        >>> part = Shard.whole("weight", torch.empty(6, 2)).cut(0, 2, 4)
+        >>> part.start, tuple(part.local.shape), part.region
+        ((2, 0), (2, 2), Box(start=(2, 0), shape=(2, 2)))
+        """
+        begin = self.start[axis]
+        first, last = max(low, begin), min(high, begin + self.local.shape[axis])
+        last = max(first, last)
+        box = self.region
+        return replace(
+            self,
+            local=self.local.narrow(axis, min(first - begin, self.local.shape[axis]), last - first),
+            start=_put(self.start, axis, first),
+            matrix=Box(_put(box.start, axis, low), _put(box.shape, axis, high - low)),
+        )
+
+
+def _put(values: tuple[int, ...], at: int, value: int) -> tuple[int, ...]:
+    return (*values[:at], value, *values[at + 1 :])

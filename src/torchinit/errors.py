@@ -1,0 +1,88 @@
+"""Errors: what went wrong, where, what was seen, and the way out.
+
+::
+
+    TorchinitError
+    ├── ConfigError (ValueError)          a recipe or an init_cfg that cannot be read; carries .problems
+    ├── FanError (ValueError)             a fan was asked of a tensor that has none
+    ├── PlanError (ValueError)            a plan that would do something wrong; carries .problems
+    ├── RunError (RuntimeError)           a plan that cannot be run on this model, found before any write
+    ├── ReportError (AssertionError)      what was written is not what was planned; carries .problems
+    └── MissingExtraError (ImportError)   an optional dependency is not installed; carries .extra
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class TorchinitError(Exception):
+    """Whatever torchinit raises on purpose."""
+
+
+class _ManyProblems(TorchinitError):
+    """An error that lists every problem found, one a line, under one headline."""
+
+    def __init__(self, headline: str, problems: Iterable[str] = ()) -> None:
+        self.headline = headline
+        self.problems = tuple(problems)
+        super().__init__("\n  ".join([headline, *self.problems]))
+
+    # Exceptions pickle by their `args`, which hold the joined text; ours are built from two parts.
+    def __reduce__(self) -> tuple[type[_ManyProblems], tuple[str, tuple[str, ...]]]:
+        return type(self), (self.headline, self.problems)
+
+
+class ConfigError(_ManyProblems, ValueError):
+    """A recipe or an ``init_cfg`` that cannot be read; ``problems`` holds every mistake with its path."""
+
+
+class FanError(TorchinitError, ValueError):
+    """A fan was asked of a tensor that has none."""
+
+
+class PlanError(_ManyProblems, ValueError):
+    """A plan that would do something wrong; ``problems`` holds every finding."""
+
+
+class RunError(_ManyProblems, RuntimeError):
+    """A plan that cannot be run on this model; raised before anything is written."""
+
+
+class ReportError(_ManyProblems, AssertionError):
+    """What was written is not what was planned; ``problems`` holds every site that differs."""
+
+
+class MissingExtraError(TorchinitError, ImportError):
+    """An optional dependency is not installed; ``extra`` names the group that brings it."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        self.what = what
+        self.extra = extra
+        super().__init__(f"{what} needs an optional dependency: pip install 'torchinit[{extra}]'")
+
+    def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str]]:
+        return type(self), (self.what, self.extra)
+
+
+def count(number: int, noun: str, plural: str = "") -> str:
+    """The number with its noun.
+
+    >>> count(1, "mistake"), count(2, "mistake"), count(2, "entry", "entries")
+    ('1 mistake', '2 mistakes', '2 entries')
+    """
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The tail of an error text: the near name if there is one, else nothing.
+
+    >>> did_you_mean("Kaimng", ["Kaiming", "Xavier"])
+    "; did you mean 'Kaiming'?"
+    >>> did_you_mean("Foo", ["Kaiming", "Xavier"])
+    ''
+    """
+    folded = {candidate.casefold(): candidate for candidate in known}
+    near = difflib.get_close_matches(str(name).casefold(), folded, n=1, cutoff=0.6)
+    return f"; did you mean {folded[near[0]]!r}?" if near else ""

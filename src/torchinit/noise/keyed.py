@@ -1,0 +1,136 @@
+"""Keyed: noise whose every value is a function of seed, name and position, and of nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import operator
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar, Literal, final
+
+import torch
+from torch import Tensor
+
+from torchinit.core.names import normalize
+from torchinit.core.shards import Shard
+from torchinit.errors import RunError
+from torchinit.noise import reference
+from torchinit.noise.draws import resolve
+from torchinit.noise.philox import Key
+from torchinit.noise.reference import Task
+from torchinit.noise.streams import Distribution, Job, Noise
+
+STREAM = "torchinit-stream-1"
+"""The version of the stream; it changes if any value ever does."""
+
+_LIMIT = 1 << 64
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Keyed(Noise):
+    """Values that belong to a name: element i of a draw is a function of (seed, name, draw index, i).
+
+    So they are the same bits for any order of layers, any sharding, thread count, device and torch version,
+    and torch's own generators are never touched. ``docs/reference/stream.md`` says how they are made.
+
+    Raises TypeError for a seed that is no integer, ValueError for one outside of [0, 2**64).
+
+    >>> import torch
+    >>> from torchinit.core.shards import Shard
+    >>> whole, row = torch.empty(4, 3), torch.empty(1, 3)
+    >>> Keyed(7).fill(Shard.whole("weight", whole), "normal", (0.0, 1.0))
+    >>> Keyed(7).fill(Shard("weight", row, shape=(4, 3), start=(2, 0)), "normal", (0.0, 1.0))
+    >>> torch.equal(row[0], whole[2])
+    True
+    """
+
+    seed: int
+    sequential: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "seed", check_seed(self.seed))
+
+    def fill(
+        self, shard: Shard, distribution: Distribution, params: tuple[float, ...], index: int = 0
+    ) -> None:
+        """Draws the shard, whatever part of its tensor it is."""
+        self.fill_many((Job(shard, distribution, params, index),))
+
+    def fill_many(self, jobs: Iterable[Job]) -> None:
+        """Draws all shards; nothing is written if one of the jobs cannot be done."""
+        tasks = [self._task(job) for job in jobs]
+        with torch.no_grad():
+            for task in tasks:
+                reference.fill(task)
+
+    def order(self, shard: Shard, index: int = 0) -> Tensor:
+        """The stable argsort of one word an element down each column of the region."""
+        box = torch.empty(shard.region.shape, dtype=torch.float32, device=shard.local.device)
+        key = derive(self.seed, shard.name, index, "order")
+        task = Task(box, shard.shape, shard.region.start, key, reference.WORDS)
+        words = reference.words(task, 0, box.numel())
+        return words.view(box.shape).argsort(dim=0, stable=True)
+
+    def factor_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Double precision: the values must not depend on the dtype that they end in."""
+        return torch.complex128 if dtype.is_complex else torch.float64
+
+    def _task(self, job: Job) -> Task:
+        shard = job.shard
+        _check_shard(shard)
+        key = derive(self.seed, shard.name, job.index)
+        if not shard.local.is_complex():
+            draw = resolve(job.distribution, job.params, shard.local.dtype)
+            return Task(shard.local.detach(), shard.shape, shard.start, key, draw)
+        if job.distribution != "normal":
+            raise ValueError(
+                f"{shard.name} is complex, and {job.distribution} has no complex form; use a normal"
+            )
+        mean, std = job.params
+        out = torch.view_as_real(shard.local.detach())
+        draw = resolve("normal", (mean, std / math.sqrt(2)), out.dtype)
+        return Task(out, (*shard.shape, 2), (*shard.start, 0), key, draw)
+
+
+def check_seed(seed: object) -> int:
+    """The seed as an int, if it is one that the stream takes."""
+    if isinstance(seed, bool) or not hasattr(seed, "__index__"):
+        raise TypeError(f"a seed is an int, got {seed!r}")
+    number = operator.index(seed)
+    if not 0 <= number < _LIMIT:
+        raise ValueError(f"a seed is at least 0 and below 2**64, got {number}")
+    return number
+
+
+def derive(seed: int, name: str, index: int = 0, purpose: Literal["fill", "order"] = "fill") -> Key:
+    """The 128-bit key of a draw: BLAKE2b over stream version, purpose, seed, draw index and bare name.
+
+    Numbers have a fixed width and the name comes last, so no two draws share a message.
+    """
+    if not 0 <= index < _LIMIT:
+        raise ValueError(f"a draw index is at least 0 and below 2**64, got {index}")
+    head = f"{STREAM}\0{purpose}\0".encode()
+    message = head + struct.pack("<QQ", seed, index) + normalize(name).encode("utf-8", "surrogatepass")
+    return struct.unpack("<4I", hashlib.blake2b(message, digest_size=16).digest())
+
+
+def _check_shard(shard: Shard) -> None:
+    local = shard.local
+    if not (local.dtype.is_floating_point or local.dtype.is_complex):
+        raise RunError(f"{shard.name}: {local.dtype} cannot hold random numbers; only floating dtypes can")
+    if local.is_meta:
+        raise RunError(f"{shard.name} is on the meta device: there is no memory to write to")
+    inside = len(shard.shape) == len(shard.start) == local.dim() and all(
+        first >= 0 and first + here <= size
+        for first, here, size in zip(shard.start, local.shape, shard.shape, strict=True)
+    )
+    if not inside:
+        raise RunError(
+            f"{shard.name}: the part of shape {list(local.shape)} at {list(shard.start)} does not lie within "
+            f"{list(shard.shape)}"
+        )
+    if math.prod(shard.shape) * (2 if local.is_complex() else 1) > _LIMIT:
+        raise RunError(f"{shard.name}: shape {list(shard.shape)} has more than 2**64 numbers")
