@@ -116,11 +116,11 @@ def _truncated(mean: float, std: float, low: float, high: float) -> Draw:
         raise ValueError(f"truncated normal needs low <= high, got low={low}, high={high}")
     if std == 0 and low <= mean <= high:
         return Draw(Kind.UNIFORM, scale=0.0, shift=binary32(mean))
-    if std == 0 or low == high:
-        raise ValueError(f"{_spell(mean, std, low, high)} has no mass between its bounds")
-    return _restricted((low - mean) / std, (high - mean) / std, _spell(mean, std, low, high)).scaled(
-        mean, std
-    )
+    draw = _restricted((low - mean) / std, (high - mean) / std) if std > 0 else None
+    if draw is None:
+        spelled = f"truncated normal with mean={mean}, std={std}, low={low}, high={high}"
+        raise ValueError(f"{spelled} has no mass between its bounds")
+    return replace(draw, scale=draw.scale * binary32(std), shift=binary32(mean))
 
 
 def _bernoulli(p: float) -> Draw:
