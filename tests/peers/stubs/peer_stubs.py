@@ -1,8 +1,8 @@
 """Stubs: stand-ins for compiled or heavy modules that other libraries import and the peers' tests never call.
 
-Importing this file is enough: from then on `import torchvision.anything` and `import mmcv._ext` succeed. What
-they hand out are empty classes, good for `import`, `isinstance` and as a base class; to call one is an error that
-says so.
+Importing this file is enough: from then on `import torchvision.anything` and `import mmcv._ext` succeed.
+What they hand out are empty classes, good for `import`, for `isinstance` and as a base class. To call one is
+an error that says so.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# torchvision would replace the pinned torch build. `mmcv._ext` holds mmcv's compiled operators, which mmcv-lite lacks.
+# torchvision would replace the pinned torch. `mmcv._ext` is mmcv's compiled part, which mmcv-lite lacks.
 # mmpretrain's multimodal models were written for transformers 4 and fail to import with transformers 5.
 STUBBED = ("torchvision", "mmcv._ext", "mmpretrain.models.multimodal")
 
