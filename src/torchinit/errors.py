@@ -21,7 +21,7 @@ class TorchinitError(Exception):
     """Whatever torchinit raises on purpose."""
 
 
-class _ManyProblems(TorchinitError):
+class _ManyProblemsError(TorchinitError):
     """An error that lists every problem found, one a line, under one headline."""
 
     def __init__(self, headline: str, problems: Iterable[str] = ()) -> None:
@@ -30,11 +30,11 @@ class _ManyProblems(TorchinitError):
         super().__init__("\n  ".join([headline, *self.problems]))
 
     # Exceptions pickle by their `args`, which hold the joined text; ours are built from two parts.
-    def __reduce__(self) -> tuple[type[_ManyProblems], tuple[str, tuple[str, ...]]]:
+    def __reduce__(self) -> tuple[type[_ManyProblemsError], tuple[str, tuple[str, ...]]]:
         return type(self), (self.headline, self.problems)
 
 
-class ConfigError(_ManyProblems, ValueError):
+class ConfigError(_ManyProblemsError, ValueError):
     """A recipe or an ``init_cfg`` that cannot be read; ``problems`` holds every mistake with its path."""
 
 
@@ -42,15 +42,15 @@ class FanError(TorchinitError, ValueError):
     """A fan was asked of a tensor that has none."""
 
 
-class PlanError(_ManyProblems, ValueError):
+class PlanError(_ManyProblemsError, ValueError):
     """A plan that would do something wrong; ``problems`` holds every finding."""
 
 
-class RunError(_ManyProblems, RuntimeError):
+class RunError(_ManyProblemsError, RuntimeError):
     """A plan that cannot be run on this model; raised before anything is written."""
 
 
-class ReportError(_ManyProblems, AssertionError):
+class ReportError(_ManyProblemsError, AssertionError):
     """What was written is not what was planned; ``problems`` holds every site that differs."""
 
 

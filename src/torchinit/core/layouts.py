@@ -1,0 +1,175 @@
+"""Layouts: which axes of a weight run over inputs, which over outputs, and which layer keeps its weights how."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+from torch import nn
+
+Role = Literal["weight", "bias", "other"]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Which axes of a weight run over inputs and which over outputs; the rest is receptive field.
+
+    ``groups`` and ``stride`` divide the fan of dimension 0, the one that runs over all groups in every
+    convolution of ``torch.nn`` (``stride`` is the product over the spatial dimensions). ``blocks`` is the
+    number of equal parts that lie side by side along the first output axis (the four gates of an LSTM).
+    ``batch_axes`` count whole weights (the experts of a stack). ``lookup`` marks a table whose rows are
+    picked, not summed.
+
+    >>> Layout().fans((64, 3, 7, 7))
+    (147.0, 3136.0)
+    >>> Layout(groups=64).fans((64, 1, 3, 3))
+    (9.0, 9.0)
+    """
+
+    in_axes: tuple[int, ...] = (1,)
+    out_axes: tuple[int, ...] = (0,)
+    batch_axes: tuple[int, ...] = ()
+    groups: int = 1
+    stride: int = 1
+    blocks: int = 1
+    lookup: bool = False
+
+    def __post_init__(self) -> None:
+        axes = (*self.in_axes, *self.out_axes, *self.batch_axes)
+        if len(set(axes)) != len(axes) or min(axes, default=0) < 0:
+            raise ValueError(f"an axis has one meaning and counts from 0, but got {self}")
+        if min(self.groups, self.stride, self.blocks) < 1:
+            raise ValueError(f"groups, stride and blocks are at least 1, but got {self}")
+
+    def fans(self, shape: tuple[int, ...]) -> tuple[float, float]:
+        """How many inputs feed one output, and how many outputs one input feeds."""
+        inputs = math.prod(shape[axis] for axis in self.in_axes)
+        outputs = math.prod(shape[axis] for axis in self.out_axes) / self.blocks
+        named = {*self.in_axes, *self.out_axes, *self.batch_axes}
+        field = math.prod(size for axis, size in enumerate(shape) if axis not in named)
+        shared = self.groups * self.stride
+        fan_in = inputs * field / (shared if 0 in self.in_axes else 1)
+        fan_out = outputs * field / (shared if 0 in self.out_axes else 1)
+        return (1.0 if self.lookup else fan_in), fan_out
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """What one parameter is to its layer: its role, its layout, and the row that stays zero."""
+
+    role: Role
+    layout: Layout | None = None
+    zero_row: int | None = None
+
+
+Describe = Callable[[nn.Module, str], Slot | Layout | None]
+_Described = TypeVar("_Described", bound=Describe)
+
+_BY_CLASS: dict[type[nn.Module], Describe] = {}
+_BY_NAME: dict[str, Describe] = {}
+
+
+def register_layout(layer: type[nn.Module] | str) -> Callable[[_Described], _Described]:
+    """Teaches torchinit the weights of a layer class, its subclasses included.
+
+    ``layer`` is the class, or its qualified name where importing it would cost too much. The decorated
+    function gets the module and the name of one of its parameters; it returns a :class:`Layout` for a
+    weight, a :class:`Slot` to say more, or None to leave the parameter to the class above.
+
+    >>> class Backwards(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.kernel = nn.Parameter(torch.empty(3, 5))
+    >>> @register_layout(Backwards)
+    ... def _(module, leaf):
+    ...     return Layout(in_axes=(0,), out_axes=(1,)) if leaf == "kernel" else None
+    >>> describe(Backwards(), "kernel").layout.fans((3, 5))
+    (3.0, 5.0)
+    """
+
+    def remember(function: _Described) -> _Described:
+        if isinstance(layer, str):
+            _BY_NAME[layer] = function
+        else:
+            _BY_CLASS[layer] = function
+        return function
+
+    return remember
+
+
+def describe(module: nn.Module, leaf: str) -> Slot:
+    """What the parameter ``leaf`` is to ``module``: by its class, else by its name."""
+    for layer in type(module).__mro__:
+        function = _BY_CLASS.get(layer) or _BY_NAME.get(f"{layer.__module__}.{layer.__qualname__}")
+        said = function(module, leaf) if function else None
+        if said is not None:
+            return Slot("weight", said) if isinstance(said, Layout) else said
+    return _BY_LEAF.get(leaf, _OTHER)
+
+
+_OTHER = Slot("other")
+_BY_LEAF = {"weight": Slot("weight"), "bias": Slot("bias")}
+
+
+@register_layout(nn.Linear)
+@register_layout(nn.Bilinear)
+def _linear(module: nn.Module, leaf: str) -> Layout | None:
+    if leaf != "weight":
+        return None
+    return Layout(in_axes=(1, 2)) if isinstance(module, nn.Bilinear) else Layout()
+
+
+@register_layout(nn.modules.conv._ConvNd)
+def _convolution(module: nn.Module, leaf: str) -> Layout | None:
+    if leaf != "weight" or not isinstance(module, nn.modules.conv._ConvNd):
+        return None
+    axes = ((0,), (1,)) if module.transposed else ((1,), (0,))
+    return Layout(*axes, groups=module.groups, stride=math.prod(module.stride))
+
+
+@register_layout(nn.Embedding)
+@register_layout(nn.EmbeddingBag)
+def _embedding(module: nn.Module, leaf: str) -> Slot | None:
+    if leaf != "weight" or not isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        return None
+    return Slot("weight", Layout(in_axes=(0,), out_axes=(1,), lookup=True), module.padding_idx)
+
+
+@register_layout(nn.RNNBase)
+def _recurrent(module: nn.Module, leaf: str) -> Slot | None:
+    if leaf.startswith("weight_hr"):  # the projection of an LSTM with proj_size has no gates
+        return Slot("weight", Layout())
+    gates = {"LSTM": 4, "GRU": 3}.get(str(getattr(module, "mode", "")), 1)
+    return _gated(leaf, gates)
+
+
+@register_layout(nn.RNNCellBase)
+def _cell(module: nn.Module, leaf: str) -> Slot | None:
+    hidden = int(getattr(module, "hidden_size", 0))
+    tensor = getattr(module, leaf, None)
+    return _gated(leaf, tensor.shape[0] // hidden if tensor is not None and hidden else 1)
+
+
+def _gated(leaf: str, gates: int) -> Slot | None:
+    if leaf.startswith("weight_"):
+        return Slot("weight", Layout(blocks=gates))
+    if leaf.startswith("bias_"):
+        return Slot("bias", Layout((), (0,), blocks=gates))
+    return None
+
+
+@register_layout(nn.MultiheadAttention)
+def _attention(module: nn.Module, leaf: str) -> Slot | None:
+    if leaf == "in_proj_weight":
+        return Slot("weight", Layout(blocks=3))
+    if leaf in {"q_proj_weight", "k_proj_weight", "v_proj_weight"}:
+        return Slot("weight", Layout())
+    return Slot("bias", Layout((), (0,), blocks=3)) if leaf == "in_proj_bias" else None
+
+
+@register_layout("transformers.pytorch_utils.Conv1D")
+def _transformers_conv1d(module: nn.Module, leaf: str) -> Layout | None:
+    """The layer of GPT-2: ``x @ W``, so inputs run along dimension 0."""
+    return Layout(in_axes=(0,), out_axes=(1,)) if leaf == "weight" else None

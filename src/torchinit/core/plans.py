@@ -1,0 +1,299 @@
+"""Plans: what will be written where, and why, worked out before any memory is touched."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeAlias
+
+from torchinit.core.fills import Fill, Initializer, Padded
+from torchinit.core.selectors import Layer, Name, Selector
+from torchinit.core.sites import WHY, LayerClass, Site, State
+from torchinit.errors import FanError, PlanError, count, did_you_mean
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A selector and an initializer: one entry of a recipe.
+
+    ``optional`` allows the rule to match nothing. ``padding=False`` lets it write the padding row of an
+    embedding, which is zero otherwise. ``buffers=True`` lets it match buffers as well as parameters.
+    ``origin`` is the place in a config that it comes from, for messages.
+
+    >>> from torchinit.core.fills import Normal
+    >>> print(Rule(Name("head.**"), Normal(std=0.02)))
+    Name('head.**') -> Normal(mean=0.0, std=0.02)
+    """
+
+    where: Selector
+    init: Initializer
+    label: str = ""
+    optional: bool = False
+    padding: bool = True
+    buffers: bool = False
+    origin: str = field(default="", compare=False, repr=False)
+
+    def __str__(self) -> str:
+        return self.label or f"{self.where} -> {self.init}"
+
+    def matches(self, site: Site) -> bool:
+        return (site.kind == "parameter" or self.buffers) and self.where.matches(site)
+
+
+Recipe: TypeAlias = tuple[Rule, ...]
+"""Rules in order; where two match, the later one wins."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One site and the fill it gets; ``rule`` says why, ``over`` which earlier rules it beat.
+
+    ``turn`` is the step's place among all writes, the overwritten ones included. ``notes`` holds what the
+    reader of a plan should know about it.
+    """
+
+    site: Site
+    fill: Fill
+    rule: Rule
+    over: tuple[Rule, ...] = ()
+    turn: int = 0
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A site that a rule matches and no fill can be written to, and why."""
+
+    site: Site
+    why: str
+
+
+Verb: TypeAlias = Literal["added", "removed", "changed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A difference between two plans: what a site got before, and what it gets after."""
+
+    name: str
+    verb: Verb
+    before: str = ""
+    after: str = ""
+
+    def __str__(self) -> str:
+        what = {"added": self.after, "removed": self.before, "changed": f"{self.before} -> {self.after}"}
+        return f"{self.verb} {self.name}: {what[self.verb]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The resolved steps of a recipe on a model, and what was left out.
+
+    ``steps`` has one step a site, in the order in which they are written. ``overwritten`` has the writes
+    that a later rule replaces; they are made only where they must draw (torch's global generator).
+    ``untouched`` are the sites without a step, ``skipped`` those that cannot be written, ``unused`` the
+    rules that matched nothing, with a hint each. ``problems`` make :meth:`check` fail.
+    """
+
+    steps: tuple[Step, ...] = ()
+    overwritten: tuple[Step, ...] = ()
+    untouched: tuple[Site, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+    unused: tuple[tuple[Rule, str], ...] = ()
+    problems: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[Step]:
+        return iter(self.steps)
+
+    def __getitem__(self, name: str) -> Step:
+        """The step of a site, by any of its names."""
+        for step in self.steps:
+            if any(view.name == name for view in step.site.views):
+                return step
+        names = [view.name for step in self.steps for view in step.site.views]
+        raise KeyError(f"no step for {name!r}{did_you_mean(name, names)}")
+
+    @property
+    def writes(self) -> tuple[Step, ...]:
+        """All writes in order, the overwritten ones included."""
+        return tuple(sorted((*self.steps, *self.overwritten), key=lambda step: step.turn))
+
+    def check(self, *, complete: bool = False, strict: bool = False) -> Plan:
+        """The plan itself, if nothing is wrong with it; else PlanError with every problem.
+
+        ``complete`` makes a parameter without a step a problem, ``strict`` a rule that matches nothing.
+        """
+        found = list(self.problems)
+        if strict:
+            found += [f"{hint}\n    If that is intended, set optional = true." for _, hint in self.unused]
+        if complete:
+            found += [f"no rule for {site.name}" for site in self.untouched if site.kind == "parameter"]
+        if found:
+            raise PlanError(f"{count(len(found), 'problem')} in the plan; nothing was written", found)
+        return self
+
+    def diff(self, other: Plan) -> tuple[Change, ...]:
+        """What ``other`` does differently: sites added, removed, changed."""
+        mine = {step.site.name: _gist(step) for step in self.steps}
+        theirs = {step.site.name: _gist(step) for step in other.steps}
+        changes = [Change(name, "removed", before=gist) for name, gist in mine.items() if name not in theirs]
+        changes += [Change(name, "added", after=gist) for name, gist in theirs.items() if name not in mine]
+        changes += [
+            Change(name, "changed", gist, theirs[name])
+            for name, gist in mine.items()
+            if name in theirs and theirs[name] != gist
+        ]
+        return tuple(changes)
+
+
+def _gist(step: Step) -> str:
+    return f"{step.fill} in {list(step.site.shape)} {str(step.site.dtype).removeprefix('torch.')}"
+
+
+def make_plan(found: Iterable[Site], rules: Sequence[Rule]) -> Plan:
+    """The plan of rules on sites. Nothing is raised: what is wrong is in ``plan.problems``.
+
+    Writes are ordered rule by rule, and within a rule as ``Module.apply`` visits the modules, which is the
+    order in which MMEngine and hand-written code draw.
+
+    >>> from torchinit.core.fills import Constant
+    >>> plan = make_plan([Site("a.weight", (2, 2))], [Rule(Name("a.*"), Constant(1.0))])
+    >>> plan["a.weight"].fill
+    Constant(val=1.0)
+    """
+    named = tuple(replace(rule, origin=rule.origin or f"rules[{n}]") for n, rule in enumerate(rules))
+    return _Planner(tuple(found), named).plan()
+
+
+@dataclass(frozen=True, slots=True)
+class _Write:
+    """A step in the making, with the module's view of the site that the rule matched."""
+
+    view: Site
+    step: Step
+
+
+class _Planner:
+    """One pass over rules and sites; what it finds is gathered here until the plan is whole."""
+
+    def __init__(self, known: tuple[Site, ...], rules: tuple[Rule, ...]) -> None:
+        self.known = known
+        self.rules = rules
+        self.problems: list[str] = []
+        self.writes: dict[str, list[_Write]] = {}
+        self.skipped: dict[str, Skipped] = {}
+        self.turn = 0
+
+    def plan(self) -> Plan:
+        pairs = [(view, site) for site in self.known for view in site.views]
+        pairs.sort(key=lambda pair: pair[0].position)
+        unused = [rule for rule in self.rules if not self._apply(rule, pairs) and not rule.optional]
+        self.problems += [text for writes in self.writes.values() if (text := _disagreement(writes))]
+        steps = [write.step for writes in self.writes.values() for write in writes[:-1]]
+        left = (site for site in self.known if site.name not in self.writes and site.name not in self.skipped)
+        return Plan(
+            steps=_in_turn(_final([write.step for write in writes]) for writes in self.writes.values()),
+            overwritten=_in_turn(steps),
+            untouched=tuple(left),
+            skipped=tuple(self.skipped.values()),
+            unused=tuple((rule, f"{rule.origin} {_nothing(rule, self.known)}") for rule in unused),
+            problems=tuple(self.problems),
+        )
+
+    def _apply(self, rule: Rule, pairs: list[tuple[Site, Site]]) -> bool:
+        """Adds the writes of one rule; whether it matched anything."""
+        matched = [(view, site) for view, site in pairs if rule.matches(view)]
+        for view, site in matched:
+            fill = self._resolve(rule, view, site)
+            if fill is not None:
+                step = Step(site, fill, rule, turn=self.turn)
+                self.writes.setdefault(site.name, []).append(_Write(view, step))
+                self.turn += 1
+        return bool(matched)
+
+    def _resolve(self, rule: Rule, view: Site, site: Site) -> Fill | None:
+        state: State = view.state
+        if state in ("integer", "quantized", "sparse") or not view.numel:
+            why = "has no elements" if state == "ready" else WHY[state]
+            self.skipped[site.name] = Skipped(site, why)
+            return None
+        if state != "ready":
+            self.problems.append(f"{rule.origin} matches {view.name!r}, which {WHY[state]}")
+            return None
+        try:
+            fill = rule.init.resolve(view)
+        except FanError as error:
+            self.problems.append(f"{rule.origin}: {error}")
+            return None
+        except ValueError as error:
+            self.problems.append(f"{rule.origin} at {view.name!r}: {error}")
+            return None
+        if fill is None or view.zero_row is None or not rule.padding:
+            return fill
+        return Padded(fill, view.zero_row)
+
+
+def _in_turn(steps: Iterable[Step]) -> tuple[Step, ...]:
+    return tuple(sorted(steps, key=lambda step: step.turn))
+
+
+def _final(steps: list[Step]) -> Step:
+    last = steps[-1]
+    beaten = dict.fromkeys(step.rule for step in steps[:-1] if step.rule is not last.rule)
+    return replace(last, over=tuple(beaten), notes=_notes(last))
+
+
+def _notes(step: Step) -> tuple[str, ...]:
+    """What a reader should know: the two ways to count connections differ here."""
+    convention = getattr(step.rule.init, "fans", None)
+    if convention is None or len(step.site.shape) < 2:
+        return ()
+    torch, true = step.site.fans("torch"), step.site.fans("true")
+    if torch == true:
+        return ()
+    text = "fans by torch's count {:g} in, {:g} out; true {:g} in, {:g} out; used: {}"
+    return (text.format(*torch, *true, convention),)
+
+
+def _disagreement(writes: list[_Write]) -> str | None:
+    """A tied tensor to which different rules give different values, each through another module."""
+    last = {write.view.name: write.step for write in writes}
+    winners = {id(step.rule): (name, step) for name, step in last.items()}
+    if len({step.fill for _, step in winners.values()}) < 2:
+        return None
+    said = " and ".join(f"{step.rule.origin} gives {name!r} {step.fill}" for name, step in winners.values())
+    names = ", ".join(repr(view.name) for view in writes[0].step.site.views)
+    return f"tied weights: {said}, but they are one tensor. Add a rule that matches all of {names}"
+
+
+def _nothing(rule: Rule, known: Sequence[Site]) -> str:
+    """Why a rule matched nothing, with the near name."""
+    views = [view for site in known for view in site.views]
+    for part in _parts(rule.where):
+        if any(part.matches(view) for view in views):
+            continue
+        if isinstance(part, Layer):
+            owners = {view.owner_name: view.owner for view in views}
+            return f"{part} matches none of {count(len(owners), 'module')}{_near_layer(part, owners.values())}"
+        if isinstance(part, Name):
+            names = [view.name for view in views]
+            return f"{part} matches none of {count(len(names), 'name')}{did_you_mean(part.globs[0], names)}"
+    return f"{rule.where} matches none of {count(len(known), 'site')}"
+
+
+def _parts(where: Selector) -> tuple[Selector, ...]:
+    of = getattr(where, "of", None)
+    return tuple(part for inner in of for part in _parts(inner)) if of else (where,)
+
+
+def _near_layer(layer: Layer, owners: Collection[LayerClass]) -> str:
+    called = Counter(name for owner in owners for name in {owner.name, *owner.bases})
+    hint = did_you_mean(layer.names[0] if layer.names else "", called)
+    if not hint:
+        return ""
+    number = called[hint.split("'")[1]]
+    return f"{hint.removesuffix('?')} ({count(number, 'module')})?"

@@ -1,0 +1,131 @@
+"""Runs: a plan carried out; the only place that writes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from torchinit.core.names import normalize
+from torchinit.core.plans import Plan, Step
+from torchinit.core.reports import Record, Report, measure
+from torchinit.core.shards import Shard
+from torchinit.core.sites import places, tensors
+from torchinit.errors import RunError, count
+from torchinit.noise import Noise
+
+Progress = Callable[[Step], None]
+"""Called with each step once it is written."""
+
+
+def run(
+    plan: Plan,
+    shards: Mapping[str, Shard],
+    noise: Noise,
+    *,
+    stats: bool = True,
+    progress: Progress | None = None,
+) -> Report:
+    """Writes every step of a plan into the shards, by name, and reports what happened.
+
+    Where the noise is sequential, overwritten writes are made, too, since they move the generator.
+    ``stats=False`` measures nothing. Raises RunError before anything is written when a shard is missing,
+    on the meta device, or only part of a tensor that the noise must draw whole.
+    """
+    started = time.perf_counter()
+    steps = plan.writes if noise.sequential else plan.steps
+    _check(steps, shards, noise)
+    seconds: dict[str, float] = {}
+    with torch.no_grad():
+        for step in steps:
+            begun = time.perf_counter()
+            step.fill.write(shards[step.site.name], noise)
+            seconds[step.site.name] = seconds.get(step.site.name, 0.0) + time.perf_counter() - begun
+            if progress:
+                progress(step)
+        records = [_record(step, shards[step.site.name], seconds[step.site.name], stats) for step in plan.steps]
+    return Report(
+        tuple(records),
+        tuple(site.name for site in plan.untouched),
+        tuple((skip.site.name, skip.why) for skip in plan.skipped),
+        tuple(hint for _, hint in plan.unused),
+        str(noise),
+        time.perf_counter() - started,
+    )
+
+
+def _check(steps: Iterable[Step], shards: Mapping[str, Shard], noise: Noise) -> None:
+    found = []
+    for step in steps:
+        name, shard = step.site.name, shards.get(step.site.name)
+        if shard is None:
+            found.append(f"{name}: not in the model")
+        elif shard.shape != step.site.shape:
+            found.append(f"{name}: planned for shape {step.site.shape}, but it has {shard.shape}")
+        elif shard.local.is_meta:
+            found.append(
+                f"{name}: is on the meta device and has no memory; give it some with model.to_empty(device=...)"
+            )
+        elif noise.sequential and not shard.is_whole:
+            found.append(f"{name}: only part of it is here, which needs a seed: give one")
+    if found:
+        raise RunError(f"{count(len(found), 'site')} cannot be written; nothing was", dict.fromkeys(found))
+
+
+def _record(step: Step, shard: Shard, seconds: float, stats: bool) -> Record:
+    site, notes = step.site, step.notes
+    held = shard.local
+    expected = None if site.dtype.is_complex else step.fill.moments(site.shape)
+    if shard.store is not None:
+        held = shard.store(shard.local)
+        if not torch.allclose(held, shard.local, rtol=1e-3, atol=1e-6):
+            notes = (*notes, "the parametrization made other values of these")
+            expected = None
+    return Record(
+        name=site.name,
+        shape=site.shape,
+        dtype=str(site.dtype).removeprefix("torch."),
+        fill=str(step.fill),
+        rule=str(step.rule),
+        origin=step.rule.origin,
+        expected=expected,
+        measured=measure(held) if stats else None,
+        over=tuple(str(rule) for rule in step.over),
+        aliases=tuple(view.name for view in site.aliases),
+        notes=notes,
+        seconds=seconds,
+        bytes=shard.local.numel() * shard.local.element_size(),
+    )
+
+
+def local_shards(model: nn.Module, names: Iterable[str] | None = None) -> dict[str, Shard]:
+    """The shards of a model that is wholly here, by site name; only those of ``names``, if given.
+
+    >>> sorted(local_shards(nn.Linear(2, 3)))
+    ['bias', 'weight']
+    """
+    wanted = None if names is None else set(names)
+    found: dict[str, Shard] = {}
+    for place in places(model):
+        for leaf, tensor, _, parametrized in tensors(place.module):
+            name = normalize(f"{place.name}.{leaf}" if place.name else leaf)
+            if name in found or (wanted is not None and name not in wanted):
+                continue
+            if parametrized:
+                found[name] = Shard.whole(name, torch.empty_like(tensor), _assign(place.module, leaf))
+            else:
+                found[name] = Shard.whole(name, tensor)
+    return found
+
+
+def _assign(module: nn.Module, leaf: str) -> Callable[[Tensor], Tensor]:
+    """Sends values through the parametrization's right inverse, and gives back what it makes of them."""
+
+    def store(values: Tensor) -> Tensor:
+        setattr(module, leaf, values)
+        held: Tensor = getattr(module, leaf)
+        return held
+
+    return store

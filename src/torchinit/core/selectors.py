@@ -1,0 +1,365 @@
+"""Selectors: which sites; frozen predicates that combine with ``&``, ``|`` and ``~``."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import final, get_args
+
+from torch import nn
+
+from torchinit.core.layouts import Role
+from torchinit.core.sites import Kind, LayerClass, Site, full_name
+
+
+class Selector(ABC):
+    """Which sites. ``a & b``, ``a | b`` and ``~a`` are selectors, too; the repr rebuilds them."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def matches(self, site: Site) -> bool:
+        """Whether the site is one of them."""
+
+    def __and__(self, other: Selector) -> Selector:
+        return All(*_flat(All, self), *_flat(All, other))
+
+    def __or__(self, other: Selector) -> Selector:
+        return Any(*_flat(Any, self), *_flat(Any, other))
+
+    def __invert__(self) -> Selector:
+        return self.where if isinstance(self, Not) else Not(self)
+
+
+def _flat(kind: type[All | Any], where: Selector) -> tuple[Selector, ...]:
+    return where.of if isinstance(where, kind) else (where,)
+
+
+class _Several(Selector):
+    """Selectors of one list of values, which read ``Name('a', 'b')``."""
+
+    __slots__ = ()
+
+    def _values(self) -> tuple[object, ...]:
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(map(repr, self._values()))})"
+
+
+@final
+@dataclass(frozen=True, init=False, repr=False, slots=True)
+class All(_Several):
+    """The sites that every one of these selects.
+
+    >>> Name("head.**") & ~Leaf("bias")
+    All(Name('head.**'), Not(Leaf('bias')))
+    """
+
+    of: tuple[Selector, ...]
+
+    def __init__(self, *of: Selector) -> None:
+        object.__setattr__(self, "of", of)
+
+    def _values(self) -> tuple[object, ...]:
+        return self.of
+
+    def matches(self, site: Site) -> bool:
+        return all(where.matches(site) for where in self.of)
+
+
+@final
+@dataclass(frozen=True, init=False, repr=False, slots=True)
+class Any(_Several):
+    """The sites that at least one of these selects.
+
+    >>> Name("head.**") | Leaf("bias")
+    Any(Name('head.**'), Leaf('bias'))
+    """
+
+    of: tuple[Selector, ...]
+
+    def __init__(self, *of: Selector) -> None:
+        object.__setattr__(self, "of", of)
+
+    def _values(self) -> tuple[object, ...]:
+        return self.of
+
+    def matches(self, site: Site) -> bool:
+        return any(where.matches(site) for where in self.of)
+
+
+@final
+@dataclass(frozen=True, slots=True, repr=False)
+class Not(Selector):
+    """The sites that this does not select.
+
+    >>> ~~Leaf("bias")
+    Leaf('bias')
+    """
+
+    where: Selector
+
+    def __repr__(self) -> str:
+        return f"Not({self.where!r})"
+
+    def matches(self, site: Site) -> bool:
+        return not self.where.matches(site)
+
+
+@final
+@dataclass(frozen=True, init=False, repr=False, slots=True)
+class Name(_Several):
+    """Sites by qualified name. ``*`` stands for any text within one part, ``**`` for any number of parts.
+
+    >>> Name("layers.*.attn.**").matches(Site("layers.3.attn.q.weight", (1,)))
+    True
+    >>> Name("**.weight").matches(Site("weight", (1,))), Name("*.weight").matches(Site("a.b.weight", (1,)))
+    (True, False)
+    """
+
+    globs: tuple[str, ...]
+
+    def __init__(self, *globs: str) -> None:
+        for glob in globs:
+            if not glob or "" in glob.split("."):
+                raise ValueError(f"a name is dotted text such as 'layers.*.weight', but got {glob!r}")
+        object.__setattr__(self, "globs", globs)
+
+    def _values(self) -> tuple[object, ...]:
+        return self.globs
+
+    def matches(self, site: Site) -> bool:
+        return any(glob_matches(glob, site.name) for glob in self.globs)
+
+
+def glob_matches(glob: str, name: str) -> bool:
+    """Whether a dotted name fits a glob.
+
+    >>> glob_matches("a.**.b", "a.b"), glob_matches("a.**.b", "a.x.y.b"), glob_matches("conv*", "conv1")
+    (True, True, True)
+    """
+    return _glob(glob).fullmatch(name + ".") is not None
+
+
+@lru_cache(maxsize=4096)
+def _glob(glob: str) -> re.Pattern[str]:
+    # Each part is read with the dot behind it, so that "**" is any number of such units; at the end of a
+    # glob it is at least one, since 'head.**' is what lies below 'head'.
+    *parts, last = glob.split(".")
+    texts = [r"(?:[^.]+\.)*" if part == "**" else _part(part) for part in parts]
+    return re.compile("".join([*texts, r"(?:[^.]+\.)+" if last == "**" else _part(last)]))
+
+
+def _part(part: str) -> str:
+    wild = {"*": "[^.]*", "?": "[^.]"}
+    return "".join(wild.get(char) or re.escape(char) for char in part) + r"\."
+
+
+@final
+@dataclass(frozen=True, slots=True, repr=False)
+class Regex(Selector):
+    """Sites whose whole qualified name matches a regular expression.
+
+    >>> Regex(r"layers[.](0|1)[.].*").matches(Site("layers.1.weight", (1,)))
+    True
+    """
+
+    pattern: str
+
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            raise ValueError(f"{self.pattern!r} is no regular expression: {error}") from None
+
+    def __repr__(self) -> str:
+        return f"Regex({self.pattern!r})"
+
+    def matches(self, site: Site) -> bool:
+        return re.fullmatch(self.pattern, site.name) is not None
+
+
+@final
+@dataclass(frozen=True, init=False, repr=False, slots=True)
+class Layer(_Several):
+    """Sites by the class of the module that holds them.
+
+    A text is the name of the class or of one of its *direct* bases, as in MMEngine; with
+    ``subclasses=True`` of any class above it. A class takes its subclasses in.
+
+    >>> conv = Site("0.weight", (1, 1), owner=LayerClass("Conv2d", ("_ConvNd",), ("torch.nn.Conv2d",)))
+    >>> Layer("Conv2d").matches(conv), Layer("_ConvNd").matches(conv), Layer("Linear").matches(conv)
+    (True, True, False)
+    """
+
+    names: tuple[str, ...]
+    subclasses: bool
+
+    def __init__(self, *names: str | type[nn.Module], subclasses: bool = False) -> None:
+        for name in names:
+            if not name or not isinstance(name, (str, type)):
+                raise TypeError(f"a layer is a class or the name of one, but got {name!r}")
+        texts = tuple(full_name(name) if isinstance(name, type) else name for name in names)
+        object.__setattr__(self, "names", texts)
+        object.__setattr__(self, "subclasses", subclasses)
+
+    def _values(self) -> tuple[object, ...]:
+        return self.names
+
+    def __repr__(self) -> str:
+        flag = ", subclasses=True" if self.subclasses else ""
+        return f"Layer({', '.join(map(repr, self.names))}{flag})"
+
+    def matches(self, site: Site) -> bool:
+        owner = site.owner
+        for name in self.names:
+            if "." in name or self.subclasses:
+                if owner.is_a(name):
+                    return True
+            elif name == owner.name or name in owner.bases:
+                return True
+        return False
+
+
+@final
+@dataclass(frozen=True, init=False, repr=False, slots=True)
+class Leaf(_Several):
+    """Sites by the last part of their name.
+
+    >>> Leaf("weight", "bias").matches(Site("a.b.bias", (1,)))
+    True
+    """
+
+    names: tuple[str, ...]
+
+    def __init__(self, *names: str) -> None:
+        object.__setattr__(self, "names", names)
+
+    def _values(self) -> tuple[object, ...]:
+        return self.names
+
+    def matches(self, site: Site) -> bool:
+        return site.leaf in self.names
+
+
+@final
+@dataclass(frozen=True, init=False, repr=False, slots=True)
+class Roles(_Several):
+    """Sites by what they are to their layer: ``"weight"``, ``"bias"`` or ``"other"``.
+
+    The weights of an LSTM (``weight_ih_l0`` ...) and of attention (``in_proj_weight``) are weights, too.
+
+    >>> Roles("weight").matches(Site("rnn.weight_ih_l0", (8, 2), role="weight"))
+    True
+    """
+
+    roles: tuple[Role, ...]
+
+    def __init__(self, *roles: Role) -> None:
+        for role in roles:
+            if role not in get_args(Role):
+                raise ValueError(f"a role is one of {', '.join(get_args(Role))}, but got {role!r}")
+        object.__setattr__(self, "roles", roles)
+
+    def _values(self) -> tuple[object, ...]:
+        return self.roles
+
+    def matches(self, site: Site) -> bool:
+        return site.role in self.roles
+
+
+@final
+@dataclass(frozen=True, slots=True, repr=False)
+class Within(Selector):
+    """Sites of the module with this name, or of a module below it; the name may be a glob.
+
+    >>> Within("backbone.layer*").matches(Site("backbone.layer1.0.conv.weight", (1,)))
+    True
+    """
+
+    module: str
+
+    def __repr__(self) -> str:
+        return f"Within({self.module!r})"
+
+    def matches(self, site: Site) -> bool:
+        return not self.module or glob_matches(f"{self.module}.**", site.name)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Shape(Selector):
+    """Sites by their shape (None stands for any size) or by their number of dimensions.
+
+    >>> Shape((None, 768)).matches(Site("w", (50257, 768))), Shape(ndim=1).matches(Site("b", (768,)))
+    (True, True)
+    """
+
+    sizes: tuple[int | None, ...] | None = None
+    ndim: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.sizes is None) == (self.ndim is None):
+            raise ValueError("Shape takes either sizes or ndim")
+
+    def matches(self, site: Site) -> bool:
+        if self.sizes is None:
+            return len(site.shape) == self.ndim
+        return len(site.shape) == len(self.sizes) and all(
+            want in (None, size) for want, size in zip(self.sizes, site.shape, strict=True)
+        )
+
+
+@final
+@dataclass(frozen=True, slots=True, repr=False)
+class Is(Selector):
+    """Parameters, or buffers.
+
+    >>> Is("buffer").matches(Site("bn.running_mean", (4,), kind="buffer"))
+    True
+    """
+
+    kind: Kind
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"a kind is one of {', '.join(get_args(Kind))}, but got {self.kind!r}")
+
+    def __repr__(self) -> str:
+        return f"Is({self.kind!r})"
+
+    def matches(self, site: Site) -> bool:
+        return site.kind == self.kind
+
+
+@final
+@dataclass(frozen=True, init=False, repr=False, slots=True)
+class Block(_Several):
+    """Sites in the blocks with these numbers; negative ones count from the last.
+
+    >>> Block(-1).matches(Site("h.11.proj.weight", (4, 4), block=(11, 12)))
+    True
+    """
+
+    numbers: tuple[int, ...]
+
+    def __init__(self, *numbers: int) -> None:
+        object.__setattr__(self, "numbers", numbers)
+
+    def _values(self) -> tuple[object, ...]:
+        return self.numbers
+
+    def matches(self, site: Site) -> bool:
+        if site.block is None:
+            return False
+        index, count = site.block
+        return any(index == (number if number >= 0 else count + number) for number in self.numbers)
+
+
+__all__ = [
+    "All", "Any", "Block", "Is", "Layer", "LayerClass", "Leaf", "Name", "Not", "Regex", "Roles", "Selector", "Shape",
+    "Within", "glob_matches",
+]  # fmt: skip
