@@ -168,7 +168,7 @@ class TruncNormal(Drawn):
     >>> TruncNormal(std=1, a=-2, b=2, unit="sigma").moments().std
     0.8796256610342398
     >>> TruncNormal(std=1, a=-2, b=2, unit="sigma", corrected=True).sigma
-    1.1368472343385566
+    1.1368472343385565
     """
 
     mean: float = 0.0

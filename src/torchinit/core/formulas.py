@@ -131,10 +131,8 @@ class Kaiming:
 
     >>> Kaiming().resolve(Site("w", (50, 10)))
     Normal(mean=0.0, std=0.2)
-    >>> Kaiming(a=math.sqrt(5), mode="fan_in", nonlinearity="leaky_relu", distribution="uniform").resolve(
-    ...     Site("w", (8, 4))
-    ... )
-    Uniform(a=-0.5, b=0.5)
+    >>> Kaiming(mode="fan_in", nonlinearity="linear", distribution="uniform").resolve(Site("w", (8, 3)))
+    Uniform(a=-1.0, b=1.0)
     """
 
     a: float = 0.0

@@ -78,6 +78,7 @@ def register_layout(layer: type[nn.Module] | str) -> Callable[[_Described], _Des
     function gets the module and the name of one of its parameters; it returns a :class:`Layout` for a
     weight, a :class:`Slot` to say more, or None to leave the parameter to the class above.
 
+    >>> import torch
     >>> class Backwards(nn.Module):
     ...     def __init__(self):
     ...         super().__init__()

@@ -11,7 +11,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from torchinit.core.fills import Fill, Moments, number
+from torchinit.core.fills import Fill, Moments, number, whole_number
 from torchinit.core.shards import Shard
 from torchinit.noise import Noise
 

@@ -7,9 +7,10 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
-from torchinit.core.fills import Fill, Initializer, Padded
+from torchinit.core.fills import Fill, Initializer, Moments, Padded
 from torchinit.core.selectors import Layer, Name, Selector
 from torchinit.core.sites import WHY, LayerClass, Site, State
+from torchinit.core.tables import columns, shape_text, some
 from torchinit.errors import FanError, PlanError, count, did_you_mean
 
 
@@ -117,6 +118,26 @@ class Plan:
         names = [view.name for step in self.steps for view in step.site.views]
         raise KeyError(f"no step for {name!r}{did_you_mean(name, names)}")
 
+    def __str__(self) -> str:
+        return self.table()
+
+    def table(self) -> str:
+        """The plan as plain text, a line a site, then what is left out."""
+        head = ("name", "shape", "dtype", "fill", "mean", "std", "rule", "over", "notes")
+        return "\n".join([columns(head, [_row(step) for step in self.steps]), self.summary()])
+
+    def summary(self) -> str:
+        """What will be written and what will not, in a few lines."""
+        elements = sum(step.site.numel for step in self.steps)
+        lines = [f"{count(len(self.steps), 'site')} to write: {elements:,} elements"]
+        if self.untouched:
+            names = [site.name for site in self.untouched]
+            lines.append(f"{count(len(names), 'site')} untouched: {some(names)}")
+        lines += [f"skipped {skip.site.name}: {skip.why}" for skip in self.skipped]
+        lines += [f"unused: {hint}" for _, hint in self.unused]
+        lines += [f"problem: {problem}" for problem in self.problems]
+        return "\n".join(lines)
+
     @property
     def writes(self) -> tuple[Step, ...]:
         """All writes in order, the overwritten ones included."""
@@ -148,6 +169,16 @@ class Plan:
             if name in theirs and theirs[name] != gist
         ]
         return tuple(changes)
+
+
+def _row(step: Step) -> tuple[str, ...]:
+    site = step.site
+    moments = step.fill.moments(site.shape) or Moments()
+    mean, std = ("-" if value is None else f"{value:.4g}" for value in (moments.mean, moments.std))
+    over = ", ".join(rule.origin or str(rule) for rule in step.over)
+    dtype = str(site.dtype).removeprefix("torch.")
+    rule = " ".join(filter(None, (step.rule.origin, str(step.rule))))
+    return (site.name, shape_text(site.shape), dtype, str(step.fill), mean, std, rule, over, "; ".join(step.notes))
 
 
 def _gist(step: Step) -> str:

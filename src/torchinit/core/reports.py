@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from torchinit.core.fills import Moments
+from torchinit.core.tables import columns, shape_text, some
 from torchinit.errors import ReportError, count, did_you_mean
 
 _CHUNK = 1 << 16
@@ -98,10 +99,7 @@ class Report:
     def table(self) -> str:
         """The report as plain text, a line a site."""
         head = ("name", "shape", "dtype", "fill", "mean", "std", "planned std", "rule")
-        rows = [head, *(_row(record) for record in self.records)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join([*lines, self.summary()])
+        return columns(head, [_row(record) for record in self.records]) + "\n" + self.summary()
 
     def summary(self) -> str:
         """What was written and what was not, in a few lines."""
@@ -110,7 +108,7 @@ class Report:
         written = f"{count(len(self.records), 'site')} written: {elements:,} elements, {size / 2**20:.1f} MiB"
         lines = [f"{written}, {self.seconds:.2f} s, {self.noise or 'no noise'}"]
         if self.untouched:
-            lines.append(f"{count(len(self.untouched), 'site')} untouched: {_some(self.untouched)}")
+            lines.append(f"{count(len(self.untouched), 'site')} untouched: {some(self.untouched)}")
         lines += [f"skipped {name}: {why}" for name, why in self.skipped]
         lines += [f"unused: {hint}" for hint in self.unused]
         return "\n".join(lines)
@@ -152,10 +150,9 @@ def _record(data: dict[str, object]) -> Record:
 
 def _row(record: Record) -> tuple[str, ...]:
     measured, expected = record.measured or Moments(), record.expected or Moments()
-    shape = "x".join(map(str, record.shape)) or "scalar"
     return (
         record.name,
-        shape,
+        shape_text(record.shape),
         record.dtype,
         record.fill,
         _figure(measured.mean),
@@ -167,11 +164,6 @@ def _row(record: Record) -> tuple[str, ...]:
 
 def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
-
-
-def _some(names: tuple[str, ...], most: int = 5) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def measure(tensor: Tensor) -> Moments | None:
@@ -227,10 +219,9 @@ def deviations(expected: Moments | None, measured: Moments, record: Record) -> l
     floor = torch.finfo(getattr(torch, record.dtype)).tiny
     root = math.sqrt(math.prod(record.shape))
     reach = max(abs(expected.mean), expected.std)
-    slack_mean = _SIGMAS * expected.std / root + rounding * reach + floor
-    slack_std = (
-        _SIGMAS * expected.std * math.sqrt(max(expected.kurtosis - 1, 0.5)) / 2 / root + rounding * reach + floor
-    )
+    error = _SIGMAS * expected.std / root
+    slack_mean = error + rounding * reach + floor
+    slack_std = error * math.sqrt(max(expected.kurtosis - 1, 0.5)) / 2 + rounding * reach + floor
     found = []
     if abs(mean - expected.mean) > slack_mean:
         found.append(f"mean is {mean:.6g}, planned {expected.mean:.6g} ± {slack_mean:.2g}")

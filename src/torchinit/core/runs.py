@@ -66,7 +66,7 @@ def _check(steps: Iterable[Step], shards: Mapping[str, Shard], noise: Noise) -> 
             found.append(f"{name}: planned for shape {step.site.shape}, but it has {shard.shape}")
         elif shard.local.is_meta:
             found.append(
-                f"{name}: is on the meta device and has no memory; give it some with model.to_empty(device=...)"
+                f"{name}: is on the meta device, so there is nothing to write to; call model.to_empty(device=...)"
             )
         elif noise.sequential and not shard.is_whole:
             found.append(f"{name}: only part of it is here, which needs a seed: give one")
