@@ -11,9 +11,7 @@ HAS_PEERS = importlib.util.find_spec("mmengine") is not None
 collect_ignore = [] if HAS_PEERS else ["peers"]
 
 # Same examples in every run: a red run is red again. No deadline, because time is no assertion here.
-settings.register_profile(
-    "torchinit", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
-)
+settings.register_profile("torchinit", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("torchinit")
 
 

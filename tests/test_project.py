@@ -1,0 +1,100 @@
+"""The project's own rules, where no linter knows them: text, sizes, pins and what the wheel holds."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted((ROOT / "src").rglob("*.py"))
+PIN = re.compile(r"^([A-Za-z0-9._-]+)==(\S+)$", re.MULTILINE)
+
+# Each class holds one letter, so that this file does not find itself.
+FORBIDDEN = {
+    "a tracker's number": r"(?i)\b[i]ssues? +#?\d+\b|\(#\d+\)",
+    "a path of somebody's machine": r"(?<![\w.])/([w]ork|[r]oot|[h]ome)/|\.\./[s]hared\b",
+    "a package registry's host": r"(?i)\b(p[y]pi\.org|p[y]thonhosted\.org|d[o]wnload\.pytorch\.org)\b",
+    "work left for later": r"\b(T[O]DO|F[I]XME|X[X]X)\b",
+}
+
+
+def tracked_files() -> list[Path]:
+    """Every text file of the project: what git tracks, or without git what lies in the source folders."""
+    try:
+        listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        folders = ("src", "tests", "docs", "benchmarks", "examples")
+        return [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
+    return [ROOT / line for line in listed.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("what", FORBIDDEN)
+def test_no_file_holds(what: str) -> None:
+    pattern = re.compile(FORBIDDEN[what])
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in tracked_files()
+        if path.is_file() and path.suffix not in {".json", ".png"} and path.name != "LICENSE"
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1)
+        if pattern.search(line)
+    ]
+    assert not found, f"{what}:\n" + "\n".join(found)
+
+
+def test_files_stay_readable() -> None:
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text("utf-8").splitlines()) for path in SOURCES}
+    assert {path: length for path, length in lengths.items() if length > 400} == {}
+
+
+def body_lines(function: ast.FunctionDef) -> int:
+    """The lines of a function's body without its docstring."""
+    body = function.body[1:] if ast.get_docstring(function) else function.body
+    return (body[-1].end_lineno or 0) - body[0].lineno + 1 if body else 0
+
+
+def test_functions_stay_short() -> None:
+    trees = [ast.parse(path.read_text("utf-8")) for path in SOURCES]
+    lengths = sorted(body_lines(node) for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
+    assert statistics.median(lengths) <= 6
+    assert lengths[int(0.9 * len(lengths))] <= 20
+
+
+def test_the_constraint_files_agree() -> None:
+    pins: dict[str, dict[str, str]] = {}
+    for path in sorted((ROOT / "constraints").glob("*.txt")):
+        for name, version in PIN.findall(path.read_text("utf-8")):
+            pins.setdefault(re.sub(r"[._-]+", "-", name).lower(), {})[path.name] = version
+    assert pins["torch"] == {"dev.txt": "2.13.0", "peers.txt": "2.13.0"}
+    assert {name: seen for name, seen in pins.items() if len(set(seen.values())) > 1} == {}
+
+
+def test_constraints_hold_nothing_but_pins() -> None:
+    for path in (ROOT / "constraints").glob("*.txt"):
+        for line in path.read_text("utf-8").splitlines():
+            assert line.startswith(("#", "-r ")) or PIN.match(line), f"{path.name}: {line}"
+
+
+def test_the_wheel_holds_what_runs(tmp_path: Path) -> None:
+    # A copy, because setuptools writes build/ and *.egg-info beside the sources.
+    project = tmp_path / "project"
+    project.mkdir()
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, project)
+    ignore = shutil.ignore_patterns("__pycache__", "*.egg-info", "*.so")
+    shutil.copytree(ROOT / "src", project / "src", ignore=ignore)
+    command = [sys.executable, "-m", "pip", "wheel", "-qq", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*command, "-w", str(tmp_path), str(project)], check=True, cwd=tmp_path)
+    (wheel,) = tmp_path.glob("torchinit-*.whl")
+    held = set(zipfile.ZipFile(wheel).namelist())
+    sources = ROOT / "src"
+    needed = [*SOURCES, *sources.rglob("*.toml"), *sources.rglob("*.typed"), *sources.rglob("*.c")]
+    assert {str(path.relative_to(sources)) for path in needed} <= held
+    assert not [name for name in held if name.startswith("tests")]

@@ -1,0 +1,40 @@
+"""README and docs: every Python snippet runs, and prints what its page says it prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.snippets import PYTHON, Page, Snippet, snippets
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(
+    page
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
+    if "_build" not in page.parts and any(s.language in PYTHON for s in snippets(page))
+)
+SKIPPED = [snippet for page in PAGES for snippet in snippets(page) if snippet.directive == "skip"]
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_page(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = Page(tmp_path)
+    with torch.random.fork_rng():
+        for snippet in snippets(page):
+            run.run(snippet)
+
+
+@pytest.mark.parametrize("snippet", SKIPPED, ids=lambda snippet: f"{name(snippet.page)}:{snippet.line}")
+def test_skipped(snippet: Snippet) -> None:
+    pytest.skip(snippet.value)
+
+
+def test_the_readme_has_a_tour() -> None:
+    assert ROOT / "README.md" in PAGES
