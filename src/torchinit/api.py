@@ -1,0 +1,82 @@
+"""The functions most users need: a plan of a model, and the plan carried out."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+from torch import nn
+
+from torchinit.core.plans import Plan, Recipe, Rule, make_plan
+from torchinit.core.reports import Report
+from torchinit.core.runs import Progress, local_shards, run
+from torchinit.core.sites import sites
+from torchinit.noise import Global, Keyed
+from torchinit.recipes import decode_recipe, load_recipe
+
+RecipeLike: TypeAlias = str | os.PathLike[str] | Rule | Sequence[Rule] | Mapping[str, Any]
+"""What stands for a recipe: a file or the name of a shipped scheme, rules, or plain data with ``rules``."""
+
+_log = logging.getLogger("torchinit")
+
+
+def plan(model: nn.Module, recipe: RecipeLike, *, complete: bool = False, strict: bool = False) -> Plan:
+    """What a recipe will write where, worked out without touching memory; the meta device is enough.
+
+    ``complete`` makes a parameter that no rule covers a problem, ``strict`` a rule that matches nothing.
+    Raises ConfigError when the recipe cannot be read and PlanError when the plan has problems.
+
+    >>> from torchinit import Kaiming, Layer, Leaf, Rule
+    >>> with __import__("torch").device("meta"):
+    ...     model = nn.Sequential(nn.Linear(8, 50), nn.ReLU(), nn.Linear(50, 2))
+    >>> print(plan(model, Rule(Layer("Linear") & Leaf("weight"), Kaiming()))["0.weight"].fill)
+    Normal(std=0.2)
+    """
+    return make_plan(sites(model), rules_of(recipe)).check(complete=complete, strict=strict)
+
+
+def initialize(
+    model: nn.Module,
+    recipe: RecipeLike,
+    *,
+    seed: int | None = None,
+    strict: bool = False,
+    stats: bool = True,
+    progress: Progress | None = None,
+) -> Report:
+    """Writes the initial values of a model as its recipe says, and reports what happened.
+
+    With a ``seed`` every value belongs to the name of its parameter: the same for any order of layers, and
+    the caller's random state is left alone. Without one, values are drawn from torch's global generator in
+    the order in which hand-written code would draw them. A rule that matches nothing is a warning, with
+    ``strict`` an error. ``stats=False`` measures nothing; ``progress`` is called after each step.
+
+    Raises ConfigError, PlanError or RunError before anything is written.
+
+    >>> from torchinit import Layer, Leaf, Normal, Rule
+    >>> model = nn.Sequential(nn.Linear(64, 64))
+    >>> report = initialize(model, Rule(Layer("Linear") & Leaf("weight"), Normal(std=0.02)), seed=0)
+    >>> report.assert_ok()["0.weight"].expected.std
+    0.02
+    """
+    made = plan(model, recipe, strict=strict)
+    for _, hint in made.unused:
+        _log.warning("%s", hint)
+    return run(made, local_shards(model), Global() if seed is None else Keyed(seed), stats=stats, progress=progress)
+
+
+def rules_of(recipe: RecipeLike) -> Recipe:
+    """The rules that a recipe stands for; raises ConfigError or TypeError where it is none."""
+    if isinstance(recipe, (str, os.PathLike)):
+        return load_recipe(recipe)
+    if isinstance(recipe, Mapping):
+        return decode_recipe(recipe)
+    if isinstance(recipe, Rule):
+        return (recipe,)
+    rules = tuple(recipe) if isinstance(recipe, Sequence) else (recipe,)
+    for rule in rules:
+        if not isinstance(rule, Rule):
+            raise TypeError(f"a recipe is a file, a mapping with 'rules', or rules, but got {type(rule).__name__}")
+    return rules
