@@ -24,6 +24,8 @@ SIZES = {"normal": 2, "uniform": 2, "truncated": 4, "bernoulli": 1, "integer": 2
 FARTHEST = 38.0
 """A truncation whose nearer bound is more standard deviations away than this has no mass."""
 
+# No word gives a normal further out than 6.34.
+_REACH = 6.5
 _MAX32 = float(torch.finfo(torch.float32).max)
 _WHOLE = 1 << 24
 _WORDS = 1 << 32
@@ -88,6 +90,9 @@ def resolve(distribution: str, params: tuple[float, ...], dtype: torch.dtype) ->
     if distribution in ("normal", "bernoulli", "sign"):
         return draw
     low, high = _bounds(distribution, params, dtype)
+    reach = _REACH * draw.scale
+    if draw.kind is Kind.NORMAL and low <= draw.shift - reach and draw.shift + reach <= high:
+        return draw
     return replace(draw, low=low, high=high)
 
 
