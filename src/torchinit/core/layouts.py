@@ -110,6 +110,15 @@ def describe(module: nn.Module, leaf: str) -> Slot:
     return _BY_LEAF.get(leaf, _OTHER)
 
 
+def known_layers() -> tuple[str, ...]:
+    """The qualified names of the layer classes whose weights are described here or by registration.
+
+    >>> "torch.nn.modules.linear.Linear" in known_layers()
+    True
+    """
+    return tuple(sorted([*(f"{layer.__module__}.{layer.__qualname__}" for layer in _BY_CLASS), *_BY_NAME]))
+
+
 _OTHER = Slot("other")
 _BY_LEAF = {"weight": Slot("weight"), "bias": Slot("bias")}
 
@@ -136,6 +145,18 @@ def _embedding(module: nn.Module, leaf: str) -> Slot | None:
     if leaf != "weight" or not isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         return None
     return Slot("weight", Layout(in_axes=(0,), out_axes=(1,), lookup=True), module.padding_idx)
+
+
+@register_layout(nn.modules.batchnorm._NormBase)
+@register_layout(nn.LayerNorm)
+@register_layout(nn.GroupNorm)
+@register_layout(nn.RMSNorm)
+@register_layout(nn.PReLU)
+def _elementwise(module: nn.Module, leaf: str) -> Slot | None:
+    """Scales that connect each input with one output, so that every axis counts whole weights."""
+    if leaf != "weight":
+        return None
+    return Slot("weight", Layout((), (), batch_axes=tuple(range(getattr(module, leaf).dim()))))
 
 
 @register_layout(nn.RNNBase)
