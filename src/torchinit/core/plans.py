@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,8 @@ from torchinit.core.fills import Fill, Initializer, Moments, Padded
 from torchinit.core.selectors import Layer, Name, Selector
 from torchinit.core.sites import WHY, LayerClass, Site, State
 from torchinit.core.tables import columns, shape_text, some
-from torchinit.errors import FanError, PlanError, count, did_you_mean
+from torchinit.core.vocabulary import SCHEMA
+from torchinit.errors import ConfigError, FanError, PlanError, count, did_you_mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,8 @@ class Skipped:
     site: Site
     why: str
 
+
+_FORMAT = "torchinit-plan-1"
 
 Verb: TypeAlias = Literal["added", "removed", "changed"]
 
@@ -142,6 +146,35 @@ class Plan:
     def writes(self) -> tuple[Step, ...]:
         """All writes in order, the overwritten ones included."""
         return tuple(sorted((*self.steps, *self.overwritten), key=lambda step: step.turn))
+
+    def to_dict(self) -> dict[str, object]:
+        """The plan as plain data.
+
+        Raises ConfigError for a rule whose initializer is of a class that is not registered.
+        """
+        return {"format": _FORMAT, **SCHEMA.encode(self, Plan)}
+
+    def to_json(self, *, indent: int | None = 2) -> str:
+        """The plan as JSON; :meth:`from_json` reads it back."""
+        return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """The plan that :meth:`to_json` wrote; raises ConfigError with every mistake if it did not.
+
+        >>> from torchinit.core.fills import Normal
+        >>> plan = make_plan([Site("a.weight", (2, 2))], [Rule(Name("a.*"), Normal(std=0.02))])
+        >>> Plan.from_json(plan.to_json()) == plan
+        True
+        """
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"this is no plan: {error}") from None
+        if not isinstance(data, dict) or data.pop("format", None) != _FORMAT:
+            raise ConfigError(f"this is no plan: it does not say 'format': {_FORMAT!r}")
+        plan: Plan = SCHEMA.decode(data, Plan, "the plan")
+        return plan
 
     def check(self, *, complete: bool = False, strict: bool = False) -> Plan:
         """The plan itself, if nothing is wrong with it; else PlanError with every problem.

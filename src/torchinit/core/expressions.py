@@ -1,0 +1,237 @@
+"""Expressions: numbers given as arithmetic over what is known of a site, ``"0.02 / sqrt(2 * depth)"``."""
+
+from __future__ import annotations
+
+import ast
+import math
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final, final, get_args
+
+from torchinit.core.fills import Fill
+from torchinit.core.layouts import Layout
+from torchinit.core.sites import Convention, Site
+from torchinit.errors import did_you_mean
+from torchinit.hints import construct, hints_of, is_number, is_whole
+from torchinit.schema import Unfinished
+
+LONGEST: Final = 400
+"""How many characters an expression may have."""
+
+CONSTANTS: Final = {"pi": math.pi, "e": math.e, "inf": math.inf}
+
+
+def _power(base: float, exponent: float) -> float:
+    # As floats, so that 9**9**9 is an error at once and not a number of 370 million digits.
+    return math.pow(base, exponent)
+
+
+_OPERATORS: Final[dict[type[ast.AST], Callable[..., float]]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Pow: _power,
+    ast.USub: operator.neg,
+    ast.UAdd: operator.pos,
+}
+
+_FUNCTIONS: Final[dict[str, Callable[..., float]]] = {
+    "sqrt": math.sqrt,
+    "log": math.log,
+    "exp": math.exp,
+    "min": min,
+    "max": max,
+    "abs": abs,
+}
+
+
+def _block(site: Site) -> tuple[int, int]:
+    if site.block is None:
+        raise ValueError(f"{site.name!r} stands in no ModuleList or Sequential of like blocks")
+    return site.block
+
+
+def _dimension(site: Site, axis: int) -> int:
+    if len(site.shape) <= axis:
+        raise ValueError(f"{site.name!r} has shape {site.shape}")
+    return site.shape[axis]
+
+
+FACTS: Final[dict[str, Callable[[Site, Convention], float]]] = {
+    "depth": lambda site, _: _block(site)[1],
+    "index": lambda site, _: _block(site)[0],
+    "fan_in": lambda site, fans: site.fans(fans)[0],
+    "fan_out": lambda site, fans: site.fans(fans)[1],
+    "numel": lambda site, _: site.numel,
+    "ndim": lambda site, _: len(site.shape),
+    "rows": lambda site, _: _dimension(site, 0),
+    "columns": lambda site, _: _dimension(site, 1),
+    "groups": lambda site, _: (site.layout or Layout()).groups,
+}
+"""What an expression may ask of a site: number of blocks around it and its own place among them (from 0),
+fans, number of elements and of dimensions, sizes of the first two dimensions, groups of a convolution."""
+
+
+@lru_cache(maxsize=1024)
+def parse(text: str) -> ast.expr:
+    """The expression as a tree that holds nothing but arithmetic.
+
+    Raises ValueError for anything else: other names, attributes, comparisons, text, calls of other functions.
+
+    >>> parse("0.02 / sqrt(2 * deep)")
+    Traceback (most recent call last):
+    ValueError: '0.02 / sqrt(2 * deep)': unknown name 'deep'; did you mean 'depth'?
+    """
+    if len(text) > LONGEST:
+        raise ValueError(f"an expression has at most {LONGEST} characters, but this one has {len(text)}")
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise ValueError(f"{text!r} is no arithmetic expression") from None
+    _check(tree, text)
+    return tree
+
+
+def _check(node: ast.expr, text: str) -> None:
+    """Nothing but arithmetic, all the way down."""
+    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+        below = [node.left, node.right]
+    elif isinstance(node, ast.UnaryOp) and type(node.op) in _OPERATORS:
+        below = [node.operand]
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
+        if node.func.id not in _FUNCTIONS:
+            near = did_you_mean(node.func.id, _FUNCTIONS)
+            raise ValueError(f"{text!r}: unknown function {node.func.id!r}{near}")
+        below = node.args
+    elif isinstance(node, ast.Name):
+        if node.id not in FACTS and node.id not in CONSTANTS:
+            near = did_you_mean(node.id, [*FACTS, *CONSTANTS])
+            raise ValueError(f"{text!r}: unknown name {node.id!r}{near}")
+        below = []
+    elif isinstance(node, ast.Constant) and type(node.value) in (int, float):
+        below = []
+    else:
+        raise ValueError(f"{text!r}: {ast.unparse(node)!r} is no arithmetic")
+    for child in below:
+        _check(child, text)
+
+
+def facts_in(text: str) -> frozenset[str]:
+    """Which facts of a site an expression asks for.
+
+    >>> sorted(facts_in("0.02 / sqrt(2 * depth * fan_in)"))
+    ['depth', 'fan_in']
+    """
+    return frozenset(node.id for node in ast.walk(parse(text)) if isinstance(node, ast.Name)) & FACTS.keys()
+
+
+def evaluate(text: str, facts: Callable[[str], float] | None = None) -> float:
+    """The value of an expression; ``facts`` gives the facts that it asks for.
+
+    Raises ValueError where it has none: a root of a negative number, a division by zero, a fact that a
+    site does not have.
+
+    >>> evaluate("0.02 / sqrt(2 * depth)", {"depth": 8}.__getitem__)
+    0.005
+    """
+    from simpleeval import SimpleEval
+
+    def name(node: ast.Name) -> float:
+        return CONSTANTS[node.id] if node.id in CONSTANTS or facts is None else facts(node.id)
+
+    try:
+        return float(SimpleEval(_OPERATORS, _FUNCTIONS, name).eval(text, parse(text)))
+    except (ArithmeticError, TypeError, ValueError) as error:
+        raise ValueError(f"{text!r}: {error}") from None
+
+
+def constant(text: str) -> float | str:
+    """The value of an expression that asks for no fact; other expressions as they are.
+
+    >>> constant("1 / 4"), constant("1 / depth")
+    (0.25, '1 / depth')
+    """
+    if facts_in(text):
+        return text
+    value = evaluate(text)
+    return int(value) if value.is_integer() else value
+
+
+@final
+@dataclass(frozen=True, init=False, repr=False, slots=True)
+class Computed(Unfinished):
+    """An initializer some of whose numbers are expressions, worked out for each site.
+
+    ``fans`` says how ``fan_in`` and ``fan_out`` count connections: :meth:`torchinit.Site.fans`.
+    Raises ValueError (in a plan: PlanError) for a site that lacks a fact.
+
+    >>> from torchinit.core.fills import Normal
+    >>> init = Computed(Normal, std="0.02 / sqrt(2 * depth)")
+    >>> init.resolve(Site("h.2.proj.weight", (8, 8), block=(2, 8)))
+    Normal(mean=0.0, std=0.005)
+    >>> init
+    Computed(Normal, std='0.02 / sqrt(2 * depth)')
+    """
+
+    target: type
+    arguments: tuple[tuple[str, Any], ...]
+    fans: Convention | None
+
+    def __init__(self, target: type, /, *, fans: Convention | None = None, **arguments: Any) -> None:
+        known = hints_of(target)
+        if fans not in (None, *get_args(Convention)):
+            raise ValueError(f"fans must be one of {', '.join(get_args(Convention))}, but got {fans!r}")
+        for name in arguments:
+            if name not in known:
+                raise TypeError(f"{target.__name__} has no argument {name!r}{did_you_mean(name, known)}")
+        asked = frozenset().union(*(facts_in(text) for _, text in _texts(target, arguments)))
+        matters = "fans" in known or asked & {"fan_in", "fan_out"}
+        object.__setattr__(self, "target", target)
+        object.__setattr__(self, "arguments", tuple(arguments.items()))
+        object.__setattr__(self, "fans", fans or ("torch" if matters else None))
+
+    def __repr__(self) -> str:
+        said = [f"{name}={value!r}" for name, value in self.target_and_arguments()[1].items()]
+        return f"Computed({', '.join([self.target.__name__, *said])})"
+
+    def __str__(self) -> str:
+        said = [f"{name}={value}" for name, value in self.target_and_arguments()[1].items()]
+        return f"{self.target.__name__}({', '.join(said)})"
+
+    def target_and_arguments(self) -> tuple[type, Mapping[str, object]]:
+        fans = {"fans": self.fans} if self.fans == "true" else {}
+        return self.target, {**dict(self.arguments), **fans}
+
+    def resolve(self, site: Site) -> Fill | None:
+        values, known = dict(self.arguments), hints_of(self.target)
+        for name, text in _texts(self.target, values):
+            number = evaluate(text, lambda fact: _fact(fact, site, self.fans or "torch"))
+            values[name] = _whole(name, text, number) if is_whole(known[name]) else number
+        if "fans" in known:
+            values["fans"] = self.fans
+        made: Fill | None = construct(self.target, values).resolve(site)
+        return made
+
+
+def _fact(name: str, site: Site, fans: Convention) -> float:
+    try:
+        return FACTS[name](site, fans)
+    except ValueError as error:
+        raise ValueError(f"there is no {name}: {error}") from None
+
+
+def _texts(target: type, arguments: Mapping[str, object]) -> list[tuple[str, str]]:
+    """The arguments that are expressions."""
+    known = hints_of(target)
+    return [(name, value) for name, value in arguments.items() if isinstance(value, str) and is_number(known[name])]
+
+
+def _whole(name: str, text: str, number: float) -> int:
+    if not number.is_integer():
+        raise ValueError(f"{name} must be a whole number, but {text!r} gives {number:g}")
+    return int(number)

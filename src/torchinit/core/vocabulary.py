@@ -1,0 +1,81 @@
+"""Vocabulary: the initializers and selectors that plain data can name, and the schema that reads them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from torchinit.core import fills, formulas, matrices, selectors
+from torchinit.core.expressions import Computed, constant
+from torchinit.core.fills import Constant, Fill, Initializer
+from torchinit.core.selectors import Selector
+from torchinit.core.sites import Convention
+from torchinit.registry import Registry
+from torchinit.schema import Schema, Text, Vocabulary
+
+RESERVED: Final = frozenset(
+    {
+        "batch_axes", "bias", "bias_prob", "blocks", "buffers", "exclude", "label", "layer", "name", "optional",
+        "override", "padding", "param", "regex", "subclasses", "type", "where", "within",
+    }
+)  # fmt: skip
+"""The words of a recipe entry that no initializer may use for an argument of its own."""
+
+INITIALIZERS: Final = Registry("initializer", method="resolve", group="torchinit.initializers", reserved=RESERVED)
+"""Every initializer that a recipe can name."""
+
+SELECTORS: Final = Registry("selector", method="matches")
+"""Every selector that a recipe can name in a ``where``."""
+
+for _initializer in (
+    fills.Blockwise,
+    fills.Constant,
+    fills.Normal,
+    fills.Padded,
+    fills.TruncNormal,
+    fills.Uniform,
+    formulas.Blocks,
+    formulas.Caffe2Xavier,
+    formulas.DepthScaled,
+    formulas.Kaiming,
+    formulas.LeCun,
+    formulas.Ones,
+    formulas.Prior,
+    formulas.Scaled,
+    formulas.Stacked,
+    formulas.VarianceScaling,
+    formulas.Xavier,
+    formulas.Zeros,
+    matrices.DeltaOrthogonal,
+    matrices.Dirac,
+    matrices.Identity,
+    matrices.Orthogonal,
+    matrices.Sparse,
+):
+    INITIALIZERS.register(_initializer)
+
+for _selector in (
+    selectors.All,
+    selectors.Any,
+    selectors.Block,
+    selectors.Is,
+    selectors.Layer,
+    selectors.Leaf,
+    selectors.Name,
+    selectors.Not,
+    selectors.Regex,
+    selectors.Roles,
+    selectors.Shape,
+    selectors.Within,
+):
+    SELECTORS.register(_selector)
+
+TEXT: Final = Text(constant, lambda cls, values: Computed(cls, **values), {"fans": Convention})
+
+SCHEMA: Final = Schema(
+    {
+        Initializer: Vocabulary(INITIALIZERS, bare=(Constant, "val"), text=TEXT),
+        Fill: Vocabulary(INITIALIZERS),
+        Selector: Vocabulary(SELECTORS),
+    }
+)
+"""How rules, plans and all they are made of correspond to plain data."""
