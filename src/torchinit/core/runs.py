@@ -6,13 +6,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from torchinit.core.names import normalize
+from torchinit.core.places import held
 from torchinit.core.plans import Plan, Step
 from torchinit.core.reports import Record, Report, measure
 from torchinit.core.shards import Shard
-from torchinit.core.sites import places, tensors
 from torchinit.errors import RunError, count
 from torchinit.noise import Noise
 
@@ -108,24 +107,11 @@ def local_shards(model: nn.Module, names: Iterable[str] | None = None) -> dict[s
     """
     wanted = None if names is None else set(names)
     found: dict[str, Shard] = {}
-    for place in places(model):
-        for leaf, tensor, _, parametrized in tensors(place.module):
-            name = normalize(f"{place.name}.{leaf}" if place.name else leaf)
-            if name in found or (wanted is not None and name not in wanted):
-                continue
-            if parametrized:
-                found[name] = Shard.whole(name, torch.empty_like(tensor), _assign(place.module, leaf))
-            else:
-                found[name] = Shard.whole(name, tensor)
+    for one in held(model):
+        if one.name in found or (wanted is not None and one.name not in wanted):
+            continue
+        if one.way is None:
+            found[one.name] = Shard.whole(one.name, one.tensor)
+        elif one.way.assign:
+            found[one.name] = Shard.whole(one.name, torch.empty_like(one.tensor), one.way.assign)
     return found
-
-
-def _assign(module: nn.Module, leaf: str) -> Callable[[Tensor], Tensor]:
-    """Sends values through the parametrization's right inverse, and gives back what it makes of them."""
-
-    def store(values: Tensor) -> Tensor:
-        setattr(module, leaf, values)
-        held: Tensor = getattr(module, leaf)
-        return held
-
-    return store

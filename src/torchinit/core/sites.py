@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal, TypeAlias, cast
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from torchinit.core.layouts import Layout, Role, Slot, describe
-from torchinit.core.names import normalize
+from torchinit.core.memory import entangled, overlaps
+from torchinit.core.places import Held, Kind, held
 from torchinit.errors import FanError
 
 Convention: TypeAlias = Literal["torch", "true"]
-Kind: TypeAlias = Literal["parameter", "buffer"]
 State: TypeAlias = Literal["ready", "integer", "quantized", "sparse", "lazy", "inference", "overlapping", "fixed"]
 
 WHY: dict[State, str] = {
@@ -46,8 +46,14 @@ class LayerClass:
     lineage: tuple[str, ...] = ()
 
     def is_a(self, name: str) -> bool:
-        """Whether the class or one above it has this name, bare or qualified."""
-        return any(name in (full, full.rpartition(".")[2]) for full in self.lineage)
+        """Whether the class or one above it has this name: bare, qualified, or as a package above exports it.
+
+        >>> layer_class(nn.Conv2d).is_a("torch.nn.Conv2d"), layer_class(nn.Conv2d).is_a("Module")
+        (True, True)
+        """
+        package, _, last = name.rpartition(".")
+        prefix = package and package + "."
+        return any(full.rpartition(".")[2] == last and full.startswith(prefix) for full in self.lineage)
 
 
 @lru_cache(maxsize=4096)
@@ -70,7 +76,8 @@ class Site:
     and ``owner_name`` tell the module that holds it; ``block`` is index and count in the innermost
     ``ModuleList`` or ``Sequential`` of like blocks around it; ``position`` is its turn in the order of
     ``Module.apply`` (children first), in which MMEngine initializes. A tied tensor is one site: ``aliases``
-    describes it as the other modules that hold it see it.
+    describes it as the other modules that hold it see it. ``shares`` names other sites that lie in part of
+    its memory (a view of another shape).
     """
 
     name: str
@@ -87,6 +94,7 @@ class Site:
     parametrized: bool = False
     position: int = 0
     aliases: tuple[Site, ...] = ()
+    shares: tuple[str, ...] = ()
 
     @property
     def leaf(self) -> str:
@@ -124,42 +132,6 @@ class Site:
         return layout.fans(self.shape)
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A module where it stands in a model: its name, the module, and its block."""
-
-    name: str
-    module: nn.Module
-    block: tuple[int, int] | None = None
-
-
-def places(model: nn.Module) -> list[Place]:
-    """Every module in the order of ``Module.apply``: children first; a shared module once a parent."""
-    found: list[Place] = []
-
-    def walk(module: nn.Module, name: str, block: tuple[int, int] | None) -> None:
-        numbered = _is_block_list(module)
-        children = [child for child in dict.fromkeys(module._modules.values()) if child is not None]
-        names = {id(child): key for key, child in reversed(module._modules.items())}
-        for index, child in enumerate(children):
-            below = (index, len(children)) if numbered else block
-            walk(child, _join(name, names[id(child)]), below)
-        found.append(Place(name, module, block))
-
-    walk(model, "", None)
-    return found
-
-
-def _is_block_list(module: nn.Module) -> bool:
-    """Whether the children are the like blocks of a deep model: one class, made of layers themselves."""
-    if not isinstance(module, (nn.ModuleList, nn.Sequential)) or not len(module):
-        return False
-    if isinstance(module, nn.Sequential) and len(module) < 2:
-        return False
-    classes = {type(child) for child in module}
-    return len(classes) == 1 and all(child._modules for child in module)
-
-
 def sites(model: nn.Module) -> tuple[Site, ...]:
     """The parameters and buffers of a model, on any device, meta included.
 
@@ -169,57 +141,48 @@ def sites(model: nn.Module) -> tuple[Site, ...]:
     >>> [site.name for site in sites(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3, affine=False)))]
     ['0.weight', '0.bias', '1.running_mean', '1.running_var', '1.num_batches_tracked']
     """
-    seen: dict[object, list[Site]] = {}
-    position = 0
-    for place in places(model):
-        for leaf, tensor, kind, parametrized in tensors(place.module):
-            key = (id(place.module), leaf) if parametrized else _identity(tensor)
-            site = _site(place, leaf, tensor, kind, parametrized, position)
-            position += 1
-            seen.setdefault(key, []).append(site)
-    return tuple(_tie(group) for group in seen.values())
+    found: dict[object, list[Held]] = {}
+    turns: dict[tuple[int, str], int] = {}
+    for one in held(model):
+        turns.setdefault((one.place.turn, one.leaf), len(turns))
+        found.setdefault(one.key, []).append(one)
+    names = {key: group[0].name for key, group in found.items()}
+    shared = entangled({key: group[0].tensor for key, group in found.items() if group[0].way is None})
+    return tuple(
+        _tie(
+            [_site(one, turns[one.place.turn, one.leaf]) for one in group],
+            shares=tuple(names[other] for other in shared.get(key, ())),
+        )
+        for key, group in found.items()
+    )
 
 
-def _tie(group: list[Site]) -> Site:
-    if len(group) == 1:
-        return group[0]
+def _tie(group: list[Site], shares: tuple[str, ...]) -> Site:
     # The padding row of an embedding is zero under whatever other name the table is used.
     row = next((site.zero_row for site in group if site.zero_row is not None), None)
-    first, *others = (replace(site, zero_row=row) for site in group)
-    return replace(first, aliases=tuple(others))
+    if row is not None:
+        group = [replace(site, zero_row=row) for site in group]
+    first, *others = group
+    return replace(first, aliases=tuple(others), shares=shares) if others or shares else first
 
 
-def tensors(module: nn.Module) -> Iterator[tuple[str, Tensor, Kind, bool]]:
-    """The module's own tensors: name, tensor, kind, and whether a parametrization computes it."""
-    if is_parametrized(module):
-        for leaf in cast("nn.ModuleDict", module.parametrizations):
-            with torch.no_grad():
-                yield leaf, getattr(module, leaf), "parameter", True
-    hidden = isinstance(module, nn.utils.parametrize.ParametrizationList)
-    for leaf, parameter in module._parameters.items():
-        if parameter is not None and not (hidden and leaf.startswith("original")):
-            yield leaf, parameter, "parameter", False
-    for leaf, buffer in module._buffers.items():
-        if buffer is not None and not (hidden and leaf.startswith("original")):
-            yield leaf, buffer, "buffer", False
-
-
-def _site(place: Place, leaf: str, tensor: Tensor, kind: Kind, parametrized: bool, position: int) -> Site:
-    state = "fixed" if parametrized and not _invertible(place.module, leaf) else _state(tensor)
-    slot = describe(place.module, leaf) if state != "lazy" else Slot("other")
+def _site(one: Held, position: int) -> Site:
+    module = one.place.module
+    state = "fixed" if one.way and not one.way.assign else _state(one.tensor)
+    slot = describe(module, one.leaf) if state != "lazy" else Slot("other")
     return Site(
-        name=normalize(_join(place.name, leaf)),
-        shape=() if state == "lazy" else tuple(tensor.shape),
-        dtype=tensor.dtype,
-        owner=layer_class(type_before_parametrizations(place.module)),
-        owner_name=normalize(place.name),
-        kind=kind,
+        name=one.name,
+        shape=() if state == "lazy" else tuple(one.tensor.shape),
+        dtype=one.tensor.dtype,
+        owner=layer_class(type_before_parametrizations(module)),
+        owner_name=one.name.rpartition(".")[0],
+        kind=one.kind,
         role=slot.role,
         layout=slot.layout,
-        block=place.block,
+        block=one.place.block,
         zero_row=slot.zero_row,
         state=state,
-        parametrized=parametrized,
+        parametrized=one.way is not None,
         position=position,
     )
 
@@ -227,7 +190,7 @@ def _site(place: Place, leaf: str, tensor: Tensor, kind: Kind, parametrized: boo
 def _state(tensor: Tensor) -> State:
     if is_lazy(tensor):
         return "lazy"
-    if tensor.is_quantized:
+    if tensor.is_quantized or tensor.dtype in _PACKED:
         return "quantized"
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return "integer"
@@ -235,38 +198,11 @@ def _state(tensor: Tensor) -> State:
         return "sparse"
     if tensor.is_inference():
         return "inference"
-    return "overlapping" if _overlaps(tensor) else "ready"
+    return "overlapping" if overlaps(tensor) else "ready"
 
 
-def _invertible(module: nn.Module, leaf: str) -> bool:
-    chain = cast("nn.ModuleDict", module.parametrizations)[leaf]
-    return all(hasattr(step, "right_inverse") for step in cast("nn.ModuleList", chain))
-
-
-def _overlaps(tensor: Tensor) -> bool:
-    """Whether two indices may reach the same memory: no stride may lie within the reach of the smaller ones."""
-    if tensor.is_contiguous():
-        return False
-    reach = 0
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size > 1:
-            if stride <= reach:
-                return True
-            reach += stride * (size - 1)
-    return False
-
-
-def _identity(tensor: Tensor) -> object:
-    """What two names of one tensor have in common: its memory, or the object where there is none."""
-    if is_lazy(tensor) or tensor.is_meta or type(tensor) not in (Tensor, nn.Parameter) or not tensor.numel():
-        return id(tensor)
-    if tensor.layout != torch.strided:
-        return id(tensor)
-    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
-
-
-def _join(prefix: str, name: str) -> str:
-    return f"{prefix}.{name}" if prefix else name
+_PACKED = {getattr(torch, name, None) for name in ("float4_e2m1fn_x2", "float8_e8m0fnu")}
+"""Floating by name, but two numbers an element, or powers of two that scale the blocks of another tensor."""
 
 
 def find(known: Iterable[Site], name: str) -> Site | None:
