@@ -11,7 +11,8 @@ from typing import final, get_args
 from torch import nn
 
 from torchinit.core.layouts import Role
-from torchinit.core.sites import Kind, LayerClass, Site, full_name
+from torchinit.core.places import Kind
+from torchinit.core.sites import LayerClass, Site, full_name
 
 
 class Selector(ABC):

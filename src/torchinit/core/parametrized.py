@@ -1,0 +1,132 @@
+"""Parametrized tensors: those that a module computes from others, and how a value is given to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeAlias, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+Assign: TypeAlias = Callable[[Tensor], Tensor]
+"""Takes values to the tensors behind, and gives back what the module now makes of them."""
+
+_SETTLE = 15
+"""Power iterations after which torch's spectral norm, when it is made, takes its estimate for good."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parametrized:
+    """A tensor that its module computes from ``sources``; ``assign`` is None where no value can be given to it.
+
+    ``value`` has its shape and dtype. ``hidden`` are the module's own parameters that stand behind it.
+    """
+
+    leaf: str
+    value: Tensor
+    sources: tuple[Tensor, ...]
+    assign: Assign | None
+    hidden: frozenset[str] = frozenset()
+
+
+def parametrized(module: nn.Module) -> tuple[Parametrized, ...]:
+    """The tensors that a module computes: by ``torch.nn.utils.parametrize``, or by the older hooks.
+
+    >>> [one.leaf for one in parametrized(parametrizations.weight_norm(nn.Linear(2, 3)))]
+    ['weight']
+    >>> parametrized(nn.Linear(2, 3))
+    ()
+    """
+    found = []
+    if is_parametrized(module):
+        chains = cast("dict[str, ParametrizationList]", cast("nn.ModuleDict", module.parametrizations)._modules)
+        found += [_chain(module, leaf, chain) for leaf, chain in chains.items()]
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, WeightNorm):
+            found.append(_weight_norm(module, hook))
+        elif isinstance(hook, SpectralNorm):
+            found.append(_spectral_norm(module, hook))
+    return tuple(found)
+
+
+def _chain(module: nn.Module, leaf: str, chain: ParametrizationList) -> Parametrized:
+    def assign(values: Tensor) -> Tensor:
+        setattr(module, leaf, values)
+        if any(isinstance(step, parametrizations._SpectralNorm) for step in chain):
+            with _mode(chain, training=True):
+                for _ in range(_SETTLE):
+                    getattr(module, leaf)
+        return _look(module, leaf, chain)
+
+    sources = tuple(tensor for name, tensor in _own(chain).items() if name.startswith("original"))
+    return Parametrized(leaf, _look(module, leaf, chain), sources, assign if _takes_values(chain) else None)
+
+
+def _own(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in {**module._parameters, **module._buffers}.items() if tensor is not None}
+
+
+def _look(module: nn.Module, leaf: str, chain: ParametrizationList) -> Tensor:
+    """The tensor, without the changes that looking at it makes to a parametrization in training (power iterations)."""
+    with torch.no_grad(), _mode(chain, training=False):
+        return cast("Tensor", getattr(module, leaf))
+
+
+@contextmanager
+def _mode(chain: nn.Module, *, training: bool) -> Iterator[None]:
+    before = {module: module.training for module in chain.modules()}
+    try:
+        for module in before:
+            module.training = training
+        yield
+    finally:
+        for module, mode in before.items():
+            module.training = mode
+
+
+def _takes_values(chain: ParametrizationList) -> bool:
+    return all(hasattr(step, "right_inverse") and not _is_one_way(step) for step in chain)
+
+
+def _is_one_way(step: nn.Module) -> bool:
+    """Torch's orthogonal map has a right_inverse that always raises, unless it has a base to move."""
+    maps = parametrizations._OrthMaps
+    return isinstance(step, parametrizations._Orthogonal) and not (
+        hasattr(step, "base") or step.orthogonal_map == maps.householder
+    )
+
+
+def _weight_norm(module: nn.Module, hook: WeightNorm) -> Parametrized:
+    length, direction = (module.get_parameter(hook.name + end) for end in ("_g", "_v"))
+
+    def assign(values: Tensor) -> Tensor:
+        length.copy_(torch.norm_except_dim(values, 2, hook.dim))
+        direction.copy_(values)
+        return _refresh(module, hook.name, hook.compute_weight(module))
+
+    hidden = frozenset({hook.name + "_g", hook.name + "_v"})
+    return Parametrized(hook.name, direction.detach(), (length, direction), assign, hidden)
+
+
+def _spectral_norm(module: nn.Module, hook: SpectralNorm) -> Parametrized:
+    source = module.get_parameter(hook.name + "_orig")
+
+    def assign(values: Tensor) -> Tensor:
+        source.copy_(values)
+        for _ in range(_SETTLE):
+            hook.compute_weight(module, do_power_iteration=True)
+        return _refresh(module, hook.name, hook.compute_weight(module, do_power_iteration=False))
+
+    return Parametrized(hook.name, source.detach(), (source,), assign, frozenset({hook.name + "_orig"}))
+
+
+def _refresh(module: nn.Module, leaf: str, value: Any) -> Tensor:
+    """Replaces the plain attribute that the hook would renew only before the next forward."""
+    setattr(module, leaf, value)
+    return cast("Tensor", value)
