@@ -16,10 +16,10 @@ from torch import Tensor
 from torchinit.core.names import normalize
 from torchinit.core.shards import Shard
 from torchinit.errors import RunError
-from torchinit.noise import reference
-from torchinit.noise.draws import resolve
+from torchinit.noise import engines, reference
+from torchinit.noise.boxes import Task
+from torchinit.noise.draws import Draw, Kind, resolve
 from torchinit.noise.philox import Key
-from torchinit.noise.reference import Task
 from torchinit.noise.streams import Distribution, Job, Noise
 
 STREAM = "torchinit-stream-1"
@@ -53,9 +53,7 @@ class Keyed(Noise):
     def __post_init__(self) -> None:
         object.__setattr__(self, "seed", check_seed(self.seed))
 
-    def fill(
-        self, shard: Shard, distribution: Distribution, params: tuple[float, ...], index: int = 0
-    ) -> None:
+    def fill(self, shard: Shard, distribution: Distribution, params: tuple[float, ...], index: int = 0) -> None:
         """Draws the shard, whatever part of its tensor it is."""
         self.fill_many((Job(shard, distribution, params, index),))
 
@@ -63,14 +61,13 @@ class Keyed(Noise):
         """Draws all shards; nothing is written if one of the jobs cannot be done."""
         tasks = [self._task(job) for job in jobs]
         with torch.no_grad():
-            for task in tasks:
-                reference.fill(task)
+            engines.fill(tasks)
 
     def order(self, shard: Shard, index: int = 0) -> Tensor:
         """The stable argsort of one word an element down each column of the region."""
         box = torch.empty(shard.region.shape, dtype=torch.float32, device=shard.local.device)
         key = derive(self.seed, shard.name, index, "order")
-        task = Task(box, shard.shape, shard.region.start, key, reference.WORDS)
+        task = Task(box, shard.shape, shard.region.start, key, Draw(Kind.WORDS))
         words = reference.words(task, 0, box.numel())
         return words.view(box.shape).argsort(dim=0, stable=True)
 
@@ -86,9 +83,7 @@ class Keyed(Noise):
             draw = resolve(job.distribution, job.params, shard.local.dtype)
             return Task(shard.local.detach(), shard.shape, shard.start, key, draw)
         if job.distribution != "normal":
-            raise ValueError(
-                f"{shard.name} is complex, and {job.distribution} has no complex form; use a normal"
-            )
+            raise ValueError(f"{shard.name} is complex, and {job.distribution} has no complex form; use a normal")
         mean, std = job.params
         out = torch.view_as_real(shard.local.detach())
         draw = resolve("normal", (mean, std / math.sqrt(2)), out.dtype)

@@ -23,7 +23,7 @@ WEYL = (0x9E3779B9, 0xBB67AE85)
 ROUNDS = 10
 _LOW = 0xFFFFFFFF
 
-# z / x as a ratio of polynomials in 15.015625/16 - x**2, where x = 2 * probability - 1, |x| <= 31/32.
+# z / x as a ratio of polynomials in (31/32)**2 - x**2, where x = 2 * probability - 1, |x| <= 31/32.
 CENTRAL_P = (
     17.243505477905273,
     168.76193237304688,
@@ -161,7 +161,7 @@ def quantile(s: Tensor) -> Tensor:
     mass = (0x7FFFFFFF - magnitude).to(torch.float32) * 2.0**-32 + 2.0**-33
     u = -log(mass) - 4.0
     tail = _polynomial(u, TAIL_P) / _polynomial(u, TAIL_Q)
-    return torch.where(magnitude >= 0x7C000000, torch.where(s < 0, -tail, tail), central(x))
+    return torch.where(x * x > CENTRAL_AT, torch.where(s < 0, -tail, tail), central(x))
 
 
 def _polynomial(x: Tensor, coefficients: tuple[float, ...]) -> Tensor:

@@ -46,9 +46,7 @@ class Global(Noise):
         if self.truncation not in ("rejection", "inverse_cdf"):
             raise ValueError(f"truncation is 'rejection' or 'inverse_cdf', got {self.truncation!r}")
 
-    def fill(
-        self, shard: Shard, distribution: Distribution, params: tuple[float, ...], index: int = 0
-    ) -> None:
+    def fill(self, shard: Shard, distribution: Distribution, params: tuple[float, ...], index: int = 0) -> None:
         """Draws the shard, which must be all of its region; ``index`` does not matter here."""
         _refuse_part(shard)
         check_parameters(distribution, params)

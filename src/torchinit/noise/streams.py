@@ -49,9 +49,7 @@ class Noise(ABC):
     sequential: ClassVar[bool]
 
     @abstractmethod
-    def fill(
-        self, shard: Shard, distribution: Distribution, params: tuple[float, ...], index: int = 0
-    ) -> None:
+    def fill(self, shard: Shard, distribution: Distribution, params: tuple[float, ...], index: int = 0) -> None:
         """Draws ``shard.local``; ``index`` tells several draws for one name apart.
 
         Raises ValueError for parameters that make no distribution, RunError for a shard that cannot be drawn.

@@ -1,0 +1,182 @@
+/* The driver: takes a batch of jobs, checks that they can be written, and shares them out among threads.
+   Threads live for one call. Nothing is kept between calls, so a fork at any time is harmless. */
+#include "kernel.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define PIECE 65536u          /* elements that a thread takes at once */
+#define ELEMENTS_A_THREAD 131072u /* starting a thread costs about what these do */
+#define MAX_THREADS 256
+
+void torchinit_plain(const job *j, uint64_t begin, uint64_t end);
+void torchinit_sse4(const job *j, uint64_t begin, uint64_t end);
+void torchinit_avx2(const job *j, uint64_t begin, uint64_t end);
+void torchinit_avx512(const job *j, uint64_t begin, uint64_t end);
+
+static const struct { const char *name; piece_fn *fn; } SETS[] = {
+    {"plain", torchinit_plain},
+#if defined(__x86_64__)
+    {"sse4", torchinit_sse4}, {"avx2", torchinit_avx2}, {"avx512", torchinit_avx512},
+#endif
+};
+#define COUNT (int)(sizeof SETS / sizeof *SETS)
+
+static int can_run(int set) {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    switch (set) {
+    case 1: return __builtin_cpu_supports("sse4.1") && __builtin_cpu_supports("popcnt");
+    case 2: return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("popcnt") && can_run(1);
+    case 3: return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && can_run(2);
+    }
+#endif
+    return set == 0;
+}
+
+const char *torchinit_abi(void) { return TORCHINIT_ABI; }
+unsigned torchinit_job_size(void) { return sizeof(job); }
+const char *torchinit_set_name(int set) { return set >= 0 && set < COUNT ? SETS[set].name : NULL; }
+int torchinit_can_run(int set) { return set >= 0 && set < COUNT && can_run(set); }
+
+/* Whoever loaded us may have set flush-to-zero or another rounding; the stream knows neither. */
+static uint64_t float_mode_set(void) {
+#if defined(__x86_64__)
+    unsigned old = _mm_getcsr();
+    _mm_setcsr(0x1F80);
+    return old;
+#elif defined(__aarch64__)
+    uint64_t old, standard = 0;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(old));
+    __asm__ volatile("msr fpcr, %0" : : "r"(standard));
+    return old;
+#else
+    return 0;
+#endif
+}
+
+static void float_mode_restore(uint64_t old) {
+#if defined(__x86_64__)
+    _mm_setcsr((unsigned)old);
+#elif defined(__aarch64__)
+    __asm__ volatile("msr fpcr, %0" : : "r"(old));
+#else
+    (void)old;
+#endif
+}
+
+typedef struct {
+    const job *jobs;
+    uint64_t n, pieces, next;
+    uint64_t *before; /* pieces of all earlier jobs, for each job */
+    piece_fn *fn;
+} batch;
+
+static uint64_t pieces_of(const job *j) { return j->count / PIECE + (j->count % PIECE != 0); }
+
+static void *work(void *argument) {
+    batch *b = argument;
+    uint64_t mode = float_mode_set(), piece, at = 0;
+    while ((piece = __atomic_fetch_add(&b->next, 1, __ATOMIC_RELAXED)) < b->pieces) {
+        /* Pieces come in order, so the job of the last one is at or before this one's. */
+        while (at + 1 < b->n && b->before[at + 1] <= piece) at++;
+        uint64_t begin = (piece - b->before[at]) * PIECE, left = b->jobs[at].count - begin;
+        b->fn(b->jobs + at, begin, begin + (left < PIECE ? left : PIECE));
+    }
+    float_mode_restore(mode);
+    return NULL;
+}
+
+static void work_alone(const job *jobs, uint64_t n, piece_fn *fn) {
+    uint64_t mode = float_mode_set();
+    for (uint64_t i = 0; i < n; i++) fn(jobs + i, 0, jobs[i].count);
+    float_mode_restore(mode);
+}
+
+static void work_together(batch *b, int threads) {
+    pthread_t others[MAX_THREADS];
+    int started = 0;
+    sigset_t all, old;
+    /* Signals are for the threads that the program knows. */
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    while (started < threads - 1 && !pthread_create(others + started, NULL, work, b)) started++;
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    work(b);
+    while (started) pthread_join(others[--started], NULL);
+}
+
+static void span(const job *j, char **first, char **end) {
+    int64_t reach = 1;
+    for (int a = 0; a < j->axes; a++) reach += (int64_t)(j->size[a] - 1) * j->leap[a];
+    *first = j->out, *end = j->out + reach * (int64_t)ELEMENT_SIZE[j->dtype];
+}
+
+typedef struct { char *first, *end; } extent;
+
+static int by_first(const void *a, const void *b) {
+    const extent *x = a, *y = b;
+    return (x->first > y->first) - (x->first < y->first);
+}
+
+/* Whether no two jobs reach into the same stretch of memory, so that their order does not matter. */
+static int apart(const job *jobs, uint64_t n) {
+    extent *e = malloc(n * sizeof *e);
+    int answer = e != NULL;
+    if (!e) return 0;
+    for (uint64_t i = 0; i < n; i++) span(jobs + i, &e[i].first, &e[i].end);
+    qsort(e, n, sizeof *e, by_first);
+    for (uint64_t i = 1; i < n && answer; i++) answer = e[i - 1].end <= e[i].first;
+    free(e);
+    return answer;
+}
+
+/* The system writes a byte where a job begins and one where it ends, and says so where it cannot: memory that is mapped
+   for reading alone would end the process. */
+static uint64_t first_unwritable(const job *jobs, uint64_t n) {
+    int zero = open("/dev/zero", O_RDONLY | O_CLOEXEC);
+    uint64_t i = 0;
+    if (zero < 0) return n;
+    for (; i < n; i++) {
+        char *first, *end;
+        span(jobs + i, &first, &end);
+        if (read(zero, first, 1) < 0 && errno == EFAULT) break;
+        if (end - first > 4096 && read(zero, end - 1, 1) < 0 && errno == EFAULT) break;
+    }
+    close(zero);
+    return i;
+}
+
+static void run(const job *jobs, uint64_t n, int threads, piece_fn *fn) {
+    batch b = {jobs, n, 0, 0, NULL, fn};
+    uint64_t elements = 0, worth;
+    for (uint64_t i = 0; i < n; i++) elements += jobs[i].count;
+    worth = elements / ELEMENTS_A_THREAD;
+    if (threads > MAX_THREADS) threads = MAX_THREADS;
+    if ((uint64_t)threads > worth) threads = (int)worth;
+    b.before = threads > 1 ? malloc(n * sizeof *b.before) : NULL;
+    if (!b.before) {
+        work_alone(jobs, n, fn);
+        return;
+    }
+    for (uint64_t i = 0; i < n; i++) b.before[i] = b.pieces, b.pieces += pieces_of(jobs + i);
+    work_together(&b, threads);
+    free(b.before);
+}
+
+/* Draws all jobs, none of them empty. Returns n; or, with nothing drawn, the number of the first that lies in memory that
+   cannot be written. Jobs that share memory take effect in their order. */
+uint64_t torchinit_fill(const job *jobs, uint64_t n, int threads, int set) {
+    uint64_t bad = first_unwritable(jobs, n);
+    if (bad < n) return bad;
+    if (threads < 2 || n == 1 || apart(jobs, n)) run(jobs, n, threads, SETS[set].fn);
+    else for (uint64_t i = 0; i < n; i++) run(jobs + i, 1, threads, SETS[set].fn);
+    return n;
+}

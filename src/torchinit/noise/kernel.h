@@ -1,0 +1,32 @@
+/* The job that Python hands to the kernel, and what the parts of the kernel know of each other.
+   The layout is packed by kernel.py; TORCHINIT_ABI changes with it. */
+#ifndef TORCHINIT_KERNEL_H
+#define TORCHINIT_KERNEL_H
+#include <stdint.h>
+
+#define TORCHINIT_ABI "torchinit-stream-1/abi-1"
+#define MAX_AXES 6
+
+enum kind { UNIFORM, NORMAL, SCALED, NARROW, TAIL, BERNOULLI, INTEGER, SIGN, WORDS };
+enum dtype { FLOAT32, FLOAT64, BFLOAT16, FLOAT16 };
+
+typedef struct {
+    char *out;               /* first element of the box */
+    uint64_t first;          /* its flat index in the whole tensor */
+    uint64_t count;          /* elements in the box */
+    uint32_t key[4];
+    int32_t dtype, axes;
+    int32_t kind;            /* the draw, as in draws.py */
+    uint32_t width, start, bounded;
+    float scale, shift, low, high, from, step, depth;
+    int32_t unused;
+    uint64_t size[MAX_AXES];   /* innermost axis first; its neighbours are neighbours in the whole tensor, too */
+    uint64_t stride[MAX_AXES]; /* in the whole tensor */
+    int64_t leap[MAX_AXES];    /* in memory, in elements */
+} job;
+
+/* Draws the elements begin <= i < end of a job's box, counted in row-major order. One function for each instruction set. */
+typedef void piece_fn(const job *j, uint64_t begin, uint64_t end);
+
+static const unsigned ELEMENT_SIZE[] = {4, 8, 2, 2};
+#endif
