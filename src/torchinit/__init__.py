@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from torchinit.api import RecipeLike, initialize, plan
 from torchinit.core.fills import Blockwise, Constant, Fill, Initializer, Moments, Normal, Padded, TruncNormal, Uniform
 from torchinit.core.formulas import (
     Blocks,
@@ -50,6 +51,7 @@ from torchinit.errors import (
     TorchinitError,
 )
 from torchinit.noise import Global, Keyed, Noise
+from torchinit.recipes import INITIALIZERS, decode_recipe, load_recipe, recipe_to_data, schemes
 
 __all__ = [
     "All",
@@ -68,6 +70,7 @@ __all__ = [
     "FanError",
     "Fill",
     "Global",
+    "INITIALIZERS",
     "Identity",
     "Initializer",
     "Is",
@@ -91,6 +94,7 @@ __all__ = [
     "PlanError",
     "Prior",
     "Recipe",
+    "RecipeLike",
     "Record",
     "Regex",
     "Report",
@@ -115,10 +119,16 @@ __all__ = [
     "Within",
     "Xavier",
     "Zeros",
+    "decode_recipe",
     "gain",
+    "initialize",
+    "load_recipe",
     "local_shards",
     "make_plan",
+    "plan",
+    "recipe_to_data",
     "register_layout",
     "run",
+    "schemes",
     "sites",
 ]

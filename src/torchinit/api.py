@@ -28,11 +28,12 @@ def plan(model: nn.Module, recipe: RecipeLike, *, complete: bool = False, strict
     ``complete`` makes a parameter that no rule covers a problem, ``strict`` a rule that matches nothing.
     Raises ConfigError when the recipe cannot be read and PlanError when the plan has problems.
 
+    >>> import torch
     >>> from torchinit import Kaiming, Layer, Leaf, Rule
-    >>> with __import__("torch").device("meta"):
+    >>> with torch.device("meta"):
     ...     model = nn.Sequential(nn.Linear(8, 50), nn.ReLU(), nn.Linear(50, 2))
-    >>> print(plan(model, Rule(Layer("Linear") & Leaf("weight"), Kaiming()))["0.weight"].fill)
-    Normal(std=0.2)
+    >>> plan(model, Rule(Layer("Linear") & Leaf("weight"), Kaiming()))["0.weight"].fill
+    Normal(mean=0.0, std=0.2)
     """
     return make_plan(sites(model), rules_of(recipe)).check(complete=complete, strict=strict)
 

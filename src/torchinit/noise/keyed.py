@@ -13,7 +13,6 @@ from typing import ClassVar, Literal, final
 import torch
 from torch import Tensor
 
-from torchinit.core.names import normalize
 from torchinit.core.shards import Shard
 from torchinit.errors import RunError
 from torchinit.noise import engines, reference
@@ -101,14 +100,15 @@ def check_seed(seed: object) -> int:
 
 
 def derive(seed: int, name: str, index: int = 0, purpose: Literal["fill", "order"] = "fill") -> Key:
-    """The 128-bit key of a draw: BLAKE2b over stream version, purpose, seed, draw index and bare name.
+    """The 128-bit key of a draw: BLAKE2b over stream version, purpose, seed, draw index and name.
 
-    Numbers have a fixed width and the name comes last, so no two draws share a message.
+    Numbers have a fixed width and the name comes last, so no two draws share a message. The name is taken as
+    it is: sites have bare names already (``core.names``), and only they know where two would be the same.
     """
     if not 0 <= index < _LIMIT:
         raise ValueError(f"a draw index is at least 0 and below 2**64, got {index}")
     head = f"{STREAM}\0{purpose}\0".encode()
-    message = head + struct.pack("<QQ", seed, index) + normalize(name).encode("utf-8", "surrogatepass")
+    message = head + struct.pack("<QQ", seed, index) + name.encode("utf-8", "surrogatepass")
     return struct.unpack("<4I", hashlib.blake2b(message, digest_size=16).digest())
 
 
@@ -127,5 +127,26 @@ def _check_shard(shard: Shard) -> None:
             f"{shard.name}: the part of shape {list(local.shape)} at {list(shard.start)} does not lie within "
             f"{list(shard.shape)}"
         )
+    if not local.is_contiguous() and _shares_memory(local):
+        raise RunError(f"{shard.name}: several of its elements share memory, so they cannot all have their values")
     if math.prod(shard.shape) * (2 if local.is_complex() else 1) > _LIMIT:
         raise RunError(f"{shard.name}: shape {list(shard.shape)} has more than 2**64 numbers")
+
+
+def _shares_memory(local: Tensor) -> bool:
+    """Whether two elements lie in the same place, as those of an expanded tensor do."""
+    reach = 0
+    axes = [(stride, size) for stride, size in zip(local.stride(), local.shape, strict=True) if size > 1]
+    for stride, size in sorted(axes):
+        if stride <= reach:
+            break
+        reach += stride * (size - 1)
+    else:
+        return False
+    if local.numel() == 0 or any(stride == 0 for stride, _ in axes):
+        return local.numel() > 0
+    # Axes that reach into each other need not meet; only the places themselves can tell.
+    place = torch.zeros(1, dtype=torch.int64)
+    for stride, size in axes:
+        place = (place[:, None] + stride * torch.arange(size)).flatten()
+    return bool((place.sort().values.diff() == 0).any())

@@ -1,0 +1,7 @@
+"""The command line, `torchinit`: plan, apply, diff, list, explain."""
+
+from __future__ import annotations
+
+from torchinit.cli.entry import main
+
+__all__ = ["main"]

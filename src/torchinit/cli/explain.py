@@ -1,0 +1,141 @@
+"""`torchinit explain`: what an initializer does: formula, arguments, source, example."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import inspect
+import json
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+
+from torchinit.cli import options
+from torchinit.cli.errors import UsageError
+from torchinit.core.tables import columns
+from torchinit.core.vocabulary import INITIALIZERS
+
+if TYPE_CHECKING:
+    from torchinit.cli.options import Commands
+
+
+def add(commands: Commands) -> None:
+    """Describes the command to the parser."""
+    parser = commands.add_parser("explain", help="tell what an initializer does, and what it takes")
+    parser.add_argument("name", metavar="NAME", help="an initializer; `torchinit list` names them all")
+    options.add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints what the class's docstring and its fields tell."""
+    name = {known.casefold(): known for known in INITIALIZERS}.get(arguments.name.casefold(), arguments.name)
+    try:
+        found = describe(name, INITIALIZERS.get(name))
+    except KeyError as error:
+        raise UsageError(error.args[0]) from None
+    print(json.dumps(dataclasses.asdict(found), indent=2, ensure_ascii=False) if arguments.json else found)
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """An argument of an initializer, its default as text (empty: it must be given), and its choices."""
+
+    name: str
+    default: str = ""
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What is known of an initializer: what it does, in paragraphs, what it takes, and an example that runs."""
+
+    name: str
+    text: tuple[str, ...]
+    arguments: tuple[Argument, ...] = ()
+    example: str = ""
+
+    def __str__(self) -> str:
+        parts = [f"{self.name}: {self.text[0]}" if self.text else self.name, *self.text[1:], self._arguments()]
+        if self.example:
+            parts.append(f"Example\n{_indented(self.example)}")
+        return "\n\n".join(parts)
+
+    def _arguments(self) -> str:
+        if not self.arguments:
+            return "It takes no arguments."
+        rows = [(item.name, item.default or "(required)", ", ".join(item.choices)) for item in self.arguments]
+        return f"Arguments\n{_indented(columns(('name', 'default', 'choices'), rows))}"
+
+
+def describe(name: str, cls: type[Any]) -> Explanation:
+    """What a class tells about itself.
+
+    >>> from torchinit import Normal
+    >>> print(describe("Normal", Normal))
+    Normal: The normal distribution N(mean, std²).
+    <BLANKLINE>
+    Arguments
+      name  default  choices
+      mean  0.0
+      std   1.0
+    <BLANKLINE>
+    Example
+      >>> Normal(std=0.02).moments()
+      Moments(mean=0.0, std=0.02, min=None, max=None, kurtosis=3.0)
+    """
+    paragraphs = [part for part in re.split(r"\n\s*\n", inspect.getdoc(cls) or "") if part.strip()]
+    examples = [part for part in paragraphs if part.startswith(">>>")]
+    text = tuple(plain(part) for part in paragraphs if part not in examples)
+    return Explanation(name, text, _arguments_of(cls), "\n".join(examples).rstrip())
+
+
+def _arguments_of(cls: type[Any]) -> tuple[Argument, ...]:
+    if not dataclasses.is_dataclass(cls):
+        return ()
+    try:
+        hints = get_type_hints(cls)
+    except NameError:  # a plug-in that names its types for type checkers only
+        hints = {}
+    fields = [field for field in dataclasses.fields(cls) if field.init]
+    return tuple(Argument(field.name, _default(field), _choices(hints.get(field.name))) for field in fields)
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    if field.default is not dataclasses.MISSING:
+        return repr(field.default)
+    return "" if field.default_factory is dataclasses.MISSING else repr(field.default_factory())
+
+
+def _choices(hint: object) -> tuple[str, ...]:
+    return tuple(map(str, get_args(hint))) if get_origin(hint) is Literal else ()
+
+
+def plain(paragraph: str) -> str:
+    """A paragraph of a docstring without its markup.
+
+    >>> plain("``std`` is :func:`gain`'s")
+    "std is gain's"
+    >>> plain(r".. math:: \\mathrm{std} = 1 / \\sqrt{\\mathrm{fan}}")
+    '  std = 1 / sqrt(fan)'
+    """
+    if paragraph.startswith(".. math::"):
+        return f"  {_formula(paragraph.removeprefix('.. math::').strip())}"
+    return re.sub(r":\w+:`([^`]*)`|``([^`]*)``", lambda found: found[1] or found[2], paragraph)
+
+
+_SYMBOLS = {"sigma": "σ", "varphi": "φ", "phi": "φ", "Phi": "Φ", "cdot": "·", "sim": "~", "quad": " ", "mathbb{E}": "E"}
+
+
+def _formula(tex: str) -> str:
+    """TeX as a terminal can show it; what is not known here stays as it is."""
+    text = re.sub(r"\\(?:mathrm|text)\{([^{}]*)\}", r"\1", tex)
+    text = re.sub(r"\\([bB]ig+|left|right)\b", "", text)
+    text = re.sub(r"\\sqrt\{([^{}]*)\}", r"sqrt(\1)", text)
+    text = re.sub(r"\\frac\{([^{}]*)\}\{([^{}]*)\}", r"(\1) / (\2)", text)
+    return re.sub(r"\\(mathbb\{E\}|[a-zA-Z]+)", lambda found: _SYMBOLS.get(found[1], found[0]), text)
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {line}".rstrip() for line in text.splitlines())

@@ -1,0 +1,58 @@
+"""Options: what several commands take, and what they make of it."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torchinit import Recipe, load_recipe
+from torchinit.cli import models
+from torchinit.cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+def version() -> str:
+    """The version of torchinit that is installed."""
+    return importlib.metadata.version("torchinit")
+
+
+def add_model(parser: argparse.ArgumentParser, flag: str = "model") -> None:
+    """The MODEL of a command, as an argument or as an option, and the arguments of its factory."""
+    shown = {"metavar": "MODEL", "help": "package.module:factory, file.py:factory or transformers:config.json"}
+    parser.add_argument(flag, **shown)  # type: ignore[arg-type]  # the keys are two of its text options
+    parser.add_argument(
+        "--arg", action="append", default=[], metavar="KEY=VALUE", help="an argument of the factory; JSON or text"
+    )
+
+
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """The RECIPE of a command, and how severely it is taken."""
+    parser.add_argument("recipe", metavar="RECIPE", help="a file, or the name of a scheme")
+    parser.add_argument("--complete", action="store_true", help="a parameter that no rule covers is an error")
+    strict = parser.add_mutually_exclusive_group()
+    strict.add_argument("--strict", action="store_true", default=True, help="a rule in vain is an error (default)")
+    strict.add_argument("--lenient", action="store_false", dest="strict", help="a rule in vain is only mentioned")
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """The choice between a table and JSON."""
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def model_of(arguments: argparse.Namespace, device: models.Device, seed: int | None = None) -> nn.Module:
+    """The model that the command line names."""
+    return models.build(arguments.model, models.parse_arguments(arguments.arg), device, seed)
+
+
+def recipe_of(text: str) -> Recipe:
+    """The recipe that the command line names; a file that is missing is a mistake of usage, not of the recipe."""
+    path = Path(text)
+    if path.is_dir():
+        raise UsageError(f"{text!r} is a folder, not a recipe")
+    return load_recipe(text)

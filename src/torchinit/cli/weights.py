@@ -1,0 +1,151 @@
+"""Weights: the tensors of a model, to a safetensors file that is the same for the same values, byte for byte.
+
+The library ``safetensors`` writes its metadata in an order that changes from run to run, hence a writer of our own.
+The format: https://huggingface.co/docs/safetensors#format
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor, nn
+
+from torchinit import Change, MissingExtraError
+from torchinit.cli.errors import UsageError
+from torchinit.errors import count
+
+CODES = {
+    torch.bool: "BOOL",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.uint16: "U16",
+    torch.int16: "I16",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.uint32: "U32",
+    torch.int32: "I32",
+    torch.float32: "F32",
+    torch.uint64: "U64",
+    torch.int64: "I64",
+    torch.float64: "F64",
+    torch.complex64: "C64",
+}
+"""The format's names of dtypes."""
+
+
+def write_model(path: Path, model: nn.Module, metadata: Mapping[str, str]) -> None:
+    """Writes what ``model.state_dict()`` holds, a tied tensor once, under its first name.
+
+    Its other names are in the metadata, under ``torchinit.tied``, as a JSON object. Raises UsageError for what
+    the format cannot hold.
+    """
+    tensors, tied = distinct(model)
+    extra = {"torchinit.tied": json.dumps(tied, sort_keys=True)} if tied else {}
+    write(path, tensors, {"format": "pt", **metadata, **extra})
+
+
+def distinct(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a model's state by their first names, and which other name means which of them."""
+    kept: dict[str, Tensor] = {}
+    tied: dict[str, str] = {}
+    seen: dict[object, str] = {}
+    for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, Tensor):
+            raise UsageError(f"{name} is a {type(tensor).__name__}; safetensors holds tensors only")
+        key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if tensor.numel() else name
+        first = seen.setdefault(key, name)
+        if first == name:
+            kept[name] = tensor
+        else:
+            tied[name] = first
+    return kept, tied
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes a safetensors file, whole or not at all."""
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # the widest first: aligned
+    head = _head({name: tensors[name] for name in order}, metadata)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("xb") as file:
+            file.write(len(head).to_bytes(8, "little") + head)
+            for name in order:
+                _write_tensor(file, tensors[name])
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _head(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    entries: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
+    begin = 0
+    for name, tensor in tensors.items():
+        if tensor.dtype not in CODES or tensor.layout != torch.strided or tensor.is_meta:
+            raise UsageError(f"{name} cannot be written: safetensors has no {tensor.dtype}, {tensor.layout}")
+        end = begin + tensor.numel() * tensor.element_size()
+        entries[name] = {"dtype": CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        begin = end
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    return text + b" " * (-len(text) % 8)
+
+
+def _write_tensor(file: BinaryIO, tensor: Tensor) -> None:
+    here = tensor.detach().cpu().contiguous()
+    size = here.numel() * here.element_size()
+    if size:  # straight from the tensor's memory; `here` keeps it alive
+        file.write((ctypes.c_char * size).from_address(here.data_ptr()))
+
+
+def compare(a: Path, b: Path) -> tuple[Change, ...]:
+    """The tensors in which two safetensors files differ, bit for bit; one tensor of each is held at a time."""
+    with _opened(a) as first, _opened(b) as second:
+        names, others = set(first.keys()), set(second.keys())
+        found = [Change(name, "removed", before=_shown(first.get_tensor(name))) for name in names - others]
+        found += [Change(name, "added", after=_shown(second.get_tensor(name))) for name in others - names]
+        for name in names & others:
+            one, other = first.get_tensor(name), second.get_tensor(name)
+            if not same_bits(one, other):
+                found.append(Change(name, "changed", _shown(one), _shown(other) + _distance(one, other)))
+    return tuple(sorted(found, key=lambda change: change.name))
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the same in shape, dtype and every bit: NaN equals itself, -0 is not 0."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return torch.equal(one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8))
+
+
+def _opened(path: Path) -> Any:
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError as error:
+        raise MissingExtraError("reading safetensors files", "cli") from error
+    if not path.is_file():
+        raise UsageError(f"there is no file {str(path)!r}")
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise UsageError(f"{path} is no safetensors file: {error}") from error
+
+
+def _shown(tensor: Tensor) -> str:
+    return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def _distance(one: Tensor, other: Tensor) -> str:
+    if one.shape != other.shape or not one.numel():
+        return ""
+    wide = torch.complex128 if one.is_complex() or other.is_complex() else torch.float64
+    apart = (one.to(wide) - other.to(wide)).abs()
+    return f", {count(int(apart.ne(0).sum()), 'element')} apart by up to {float(apart.max()):.6g}"

@@ -1,0 +1,234 @@
+"""Registries: names for classes, in a tree of packages; MMEngine's registry, as far as initializers need it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import import_module
+from typing import Any, TypeVar
+
+from torchinit.errors import did_you_mean
+from torchinit.modules.errors import InitCfgAssertionError, InitCfgKeyError, InitCfgTypeError
+
+_Registered = TypeVar("_Registered", bound=Callable[..., Any])
+
+Lookup = Callable[[str], Any]
+"""Finds what a name stands for somewhere else; None where it is not known there either."""
+
+
+class Registry:
+    """Names for classes and functions, with a parent to ask and children for other packages' scopes.
+
+    ``scope`` is the package's name: ``"pkg.Name"`` asks the registry of that scope in the tree. It is the
+    package of the calling module where it is not given. ``get`` falls back from a registry to its
+    ancestors, then to ``elsewhere``, then to classes of modules that are imported, by their full name.
+    A name never makes anything be imported; ``locations`` are modules that register what is in them, and
+    are imported before the first look.
+
+    >>> shapes = Registry("shape", scope="mine")
+    >>> @shapes.register_module()
+    ... class Circle:
+    ...     def __init__(self, radius=1):
+    ...         self.radius = radius
+    >>> shapes.build({"type": "Circle", "radius": 2}).radius
+    2
+    """
+
+    def __init__(
+        self,
+        name: str,
+        build_func: Callable[..., Any] | None = None,
+        parent: Registry | None = None,
+        scope: str | None = None,
+        locations: Sequence[str] = (),
+        *,
+        aliases: tuple[str, ...] = (),
+    ) -> None:
+        self.name = name
+        self.scope = scope or _calling_package()
+        self.aliases = aliases
+        self.parent = parent
+        self.children: dict[str, Registry] = {}
+        self.elsewhere: list[Lookup] = []
+        self._locations = list(locations)
+        self._modules: dict[str, Callable[..., Any]] = {}
+        self._build = build_func or (parent._build if parent else build_from_cfg)
+        if parent is not None:
+            parent._adopt(self)
+
+    def _adopt(self, child: Registry) -> None:
+        if child.scope in self.children:
+            raise InitCfgAssertionError(f"scope {child.scope!r} exists in the {self.name} registry already")
+        self.children[child.scope] = child
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def __contains__(self, name: str) -> bool:
+        return self.get(name) is not None
+
+    @property
+    def module_dict(self) -> Mapping[str, Callable[..., Any]]:
+        """What is registered here, by name."""
+        return self._modules
+
+    @property
+    def root(self) -> Registry:
+        """The top of the tree."""
+        return self.parent.root if self.parent else self
+
+    def __repr__(self) -> str:
+        rows = [(name, f"{what.__module__}.{_name_of(what)}") for name, what in sorted(self._modules.items())]
+        width = max((len(name) for name, _ in rows), default=0)
+        head = f"Registry of {self.name} in {self.scope}: {len(rows)} names"
+        return "\n".join([head, *(f"  {name.ljust(width)}  {what}" for name, what in rows)])
+
+    # --- registering -------------------------------------------------------------------------------------
+
+    def register_module(
+        self,
+        name: str | list[str] | tuple[str, ...] | None = None,
+        force: bool = False,
+        module: Callable[..., Any] | None = None,
+    ) -> Any:
+        """Registers a class or function under its own name, a name, or several; a decorator without ``module``.
+
+        Raises KeyError for a name that is taken unless ``force``, TypeError for arguments of other types.
+        """
+        if not isinstance(force, bool):
+            raise InitCfgTypeError(f"force must be a boolean, but got {type(force)}")
+        if not (name is None or isinstance(name, str) or _is_names(name)):
+            raise InitCfgTypeError(f"name must be None, a str or a sequence of str, but got {type(name)}")
+        if module is not None:
+            return self._register(module, name, force)
+
+        def decorate(what: _Registered) -> _Registered:
+            return self._register(what, name, force)
+
+        return decorate
+
+    def _register(self, what: _Registered, name: str | list[str] | tuple[str, ...] | None, force: bool) -> _Registered:
+        if not callable(what):
+            raise InitCfgTypeError(f"module must be Callable, but got {type(what)}")
+        names = [_name_of(what)] if name is None else [name] if isinstance(name, str) else list(name)
+        for one in names:
+            if one in self._modules and not force:
+                there = self._modules[one].__module__
+                raise InitCfgKeyError(
+                    f"{one} is already registered in {self.name} at {there}; force=True replaces it"
+                )
+        self._modules.update(dict.fromkeys(names, what))
+        return what
+
+    # --- finding -----------------------------------------------------------------------------------------
+
+    def get(self, key: str) -> Any:
+        """What a name stands for, or None; raises TypeError for what is no str.
+
+        ``"scope.Name"`` looks in the registry of that scope, ``"package.module.Class"`` in imported modules.
+        """
+        if not isinstance(key, str):
+            raise InitCfgTypeError(f"a name in a registry is a str, but got {type(key)}")
+        while self._locations:
+            import_module(self._locations.pop())
+        scope, _, name = key.partition(".")
+        if not name:
+            found = self._up(key)
+        elif scope in (self.scope, *self.aliases):
+            found = self._modules.get(name)
+        else:
+            there = self.root.search(scope)
+            found = there.get(name) if there else None
+        return found or self._outside(key) or _imported(key)
+
+    def _up(self, name: str) -> Any:
+        at: Registry | None = self
+        while at is not None:
+            if name in at._modules:
+                return at._modules[name]
+            at = at.parent
+        return None
+
+    def _outside(self, key: str) -> Any:
+        return next((found for look in self.root.elsewhere if (found := look(key)) is not None), None)
+
+    def search(self, scope: str) -> Registry | None:
+        """The registry of a scope, here or below."""
+        if scope in (self.scope, *self.aliases):
+            return self
+        return next((there for child in self.children.values() if (there := child.search(scope))), None)
+
+    def unknown(self, key: str) -> InitCfgKeyError:
+        """The error for a name that is not known, with the near one."""
+        known = [*self._modules, *(name for up in _ancestors(self) for name in up._modules)]
+        return InitCfgKeyError(
+            f"{key} is not in the {self.scope}::{self.name} registry{did_you_mean(key, known)} "
+            f"Known are {', '.join(sorted(set(known)))}."
+        )
+
+    def build(self, cfg: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The object that a config describes: ``type`` and the arguments."""
+        return self._build(cfg, *args, registry=self, **kwargs)
+
+
+def build_from_cfg(
+    cfg: dict[str, Any], registry: Registry, default_args: dict[str, Any] | None = None
+) -> Any:
+    """The object that a config describes.
+
+    ``type`` is a registered name, a class or a function; ``_scope_`` names the package whose registry is
+    asked. Raises TypeError for a config that is no dict or has arguments that do not fit, and KeyError
+    where the type is missing or unknown.
+
+    >>> build_from_cfg({"type": dict, "a": 1}, Registry("thing", scope="mine"))
+    {'a': 1}
+    """
+    if not isinstance(cfg, dict):
+        raise InitCfgTypeError(f"cfg must be a dict, but got {type(cfg)}")
+    if not isinstance(registry, Registry):
+        raise InitCfgTypeError(f"registry must be a Registry, but got {type(registry)}")
+    if not (default_args is None or isinstance(default_args, dict)):
+        raise InitCfgTypeError(f"default_args must be a dict or None, but got {type(default_args)}")
+    args = {**(default_args or {}), **cfg}
+    if "type" not in args:
+        raise InitCfgKeyError(f'`cfg` must contain the key "type", but got {cfg}{did_you_mean("type", args)}')
+    scope, kind = args.pop("_scope_", None), args.pop("type")
+    return resolve(kind, registry, scope)(**args)
+
+
+def resolve(kind: object, registry: Registry, scope: str | None = None) -> Callable[..., Any]:
+    """The class or function that ``type`` stands for."""
+    if isinstance(kind, str):
+        start = (registry.root.search(scope) if scope else None) or registry
+        found = start.get(kind)
+        if found is None:
+            raise registry.unknown(kind)
+        return found  # type: ignore[no-any-return]  # whatever was registered
+    if callable(kind):
+        return kind
+    raise InitCfgTypeError(f"type must be a str or a callable, but got {type(kind)}")
+
+
+def _ancestors(registry: Registry) -> Iterator[Registry]:
+    while registry.parent is not None:
+        registry = registry.parent
+        yield registry
+
+
+def _is_names(value: object) -> bool:
+    return isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
+
+
+def _name_of(what: Callable[..., Any]) -> str:
+    return getattr(what, "__name__", str(what))
+
+
+def _calling_package() -> str:
+    frame = sys._getframe(2)
+    return str(frame.f_globals.get("__name__", "__main__")).partition(".")[0]
+
+
+def _imported(path: str) -> Any:
+    """The class of this full name, if its module is imported."""
+    module, _, name = path.rpartition(".")
+    return getattr(sys.modules.get(module), name, None) if module else None

@@ -1,0 +1,31 @@
+"""Wrappers: modules such as DistributedDataParallel, whose ``module`` is the model itself."""
+
+from __future__ import annotations
+
+import sys
+
+from torch import nn
+
+from torchinit.modules.registry import Registry
+
+MODEL_WRAPPERS = Registry("model wrapper", scope="torchinit", aliases=("mmengine",))
+"""The classes of wrappers; a package's own are known once they are registered here."""
+
+MODEL_WRAPPERS.register_module(module=nn.DataParallel)
+MODEL_WRAPPERS.register_module(module=nn.parallel.DistributedDataParallel)
+
+
+def is_model_wrapper(model: nn.Module, registry: Registry = MODEL_WRAPPERS) -> bool:
+    """Whether the model is a wrapper of another: of a class registered in ``registry`` or below it.
+
+    Where mmengine is imported, its wrappers are known, too.
+
+    >>> is_model_wrapper(nn.DataParallel(nn.Linear(2, 2))), is_model_wrapper(nn.Linear(2, 2))
+    (True, False)
+    """
+    if isinstance(model, tuple(registry.module_dict.values())):  # type: ignore[arg-type]  # they are classes
+        return True
+    if any(is_model_wrapper(model, child) for child in registry.children.values()):
+        return True
+    theirs = sys.modules.get("mmengine.model.wrappers.utils") if registry is MODEL_WRAPPERS else None
+    return bool(theirs and theirs.is_model_wrapper(model))
