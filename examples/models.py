@@ -61,7 +61,9 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """A small language model in the shape of GPT-2; its head shares the weight of the embedding."""
 
-    def __init__(self, vocabulary: int = 256, length: int = 64, width: int = 64, depth: int = 4, heads: int = 4) -> None:
+    def __init__(
+        self, vocabulary: int = 256, length: int = 64, width: int = 64, depth: int = 4, heads: int = 4
+    ) -> None:
         super().__init__()
         self.wte = nn.Embedding(vocabulary, width)
         self.wpe = nn.Embedding(length, width)

@@ -19,6 +19,7 @@ class Registry:
     more of them under the entry points ``group``; those are looked up only when a name is not known
     otherwise. ``reserved`` are words that no argument of a class may be called.
 
+    >>> from dataclasses import dataclass
     >>> shapes = Registry("shape")
     >>> @shapes.register("Round", "Circular")
     ... @dataclass(frozen=True)

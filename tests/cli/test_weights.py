@@ -21,7 +21,9 @@ SHAPES = st.lists(st.integers(0, 4), max_size=3).map(tuple)
 
 
 @given(st.dictionaries(NAMES, st.tuples(st.sampled_from(list(CODES)), SHAPES), max_size=6))
-def test_safetensors_reads_what_was_written(tmp_path_factory: pytest.TempPathFactory, wanted: dict[str, object]) -> None:
+def test_safetensors_reads_what_was_written(
+    tmp_path_factory: pytest.TempPathFactory, wanted: dict[str, object]
+) -> None:
     path = tmp_path_factory.mktemp("weights") / "w.safetensors"
     tensors = {name: _bits(*what) for name, what in wanted.items()}  # type: ignore[misc]
     write(path, tensors, {"format": "pt", "b": "2", "a": "ä"})

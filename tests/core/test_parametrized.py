@@ -124,7 +124,9 @@ def test_orthogonal_leaves_torchs_generator_alone() -> None:
 def test_values_that_an_orthogonal_layer_cannot_take_are_noted() -> None:
     module = parametrizations.orthogonal(nn.Linear(4, 4, bias=False))
     plan = make_plan(sites(module), [Rule(Leaf("weight"), Normal())]).check()
-    assert run(plan, local_shards(module), Keyed(0))["weight"].notes == ("the parametrization made other values of these",)
+    assert run(plan, local_shards(module), Keyed(0))["weight"].notes == (
+        "the parametrization made other values of these",
+    )
 
 
 class Doubled(nn.Module):
@@ -144,7 +146,9 @@ def test_without_a_right_inverse_a_rule_is_a_problem() -> None:
     parametrize.register_parametrization(module, "weight", Doubled())
     assert sites(module)[0].state == "fixed"
     assert "weight" not in local_shards(module)
-    with pytest.raises(PlanError, match="matches 'weight', which is computed by a parametrization without right_inverse"):
+    with pytest.raises(
+        PlanError, match="matches 'weight', which is computed by a parametrization without right_inverse"
+    ):
         make_plan(sites(module), [Rule(Leaf("weight"), Constant(1.0))]).check()
 
 

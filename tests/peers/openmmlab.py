@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import importlib
 import json
 import logging
 import pickle
@@ -26,8 +27,9 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -138,24 +140,169 @@ def _stand_in() -> None:
 def _break() -> None:
     from mmengine.model import weight_init
 
-    normal = weight_init.NormalInit._init
+    kaiming, normal = weight_init.kaiming_init, weight_init.normal_init
 
-    def draws_once_more(self: Any) -> Any:
+    def one_value_one_bit_off(module: Any, *args: Any, **kwargs: Any) -> None:
+        kaiming(module, *args, **kwargs)
+        with torch.no_grad():
+            first = module.weight.view(-1)[0]
+            first.copy_(torch.nextafter(first, first + 1))
+
+    def one_draw_too_many(module: Any, *args: Any, **kwargs: Any) -> None:
+        normal(module, *args, **kwargs)
         torch.rand(1)
-        return normal(self)
 
-    weight_init.NormalInit.__call__ = lambda self, module: (torch.rand(1), module.apply(lambda m: None))
-    del draws_once_more
+    # The classes look the functions up when they are called.
+    weight_init.kaiming_init, weight_init.normal_init = one_value_one_bit_off, one_draw_too_many
 
 
 def outcomes(cases: Iterable[Case], folder: Path) -> Iterator[Outcome]:
     """Builds and initializes each case in this process."""
     log = _log_into(folder / "init.log")
+    # Memory that nobody writes is NaN on both sides; else it is what another model left there.
+    torch.use_deterministic_algorithms(True)
     for case in cases:
-        log.seek(0)
-        log.truncate()
-        yield _outcome(case, folder)
+        log.truncate(0)
+        yield _outcome(case, log, folder)
+
+
+def _log_into(path: Path) -> TextIO:
+    from mmengine.logging import MMLogger
+
+    logger = MMLogger.get_instance("peers")
+    handler = logging.FileHandler(path, mode="a+")
+    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    logger.handlers[:] = [handler]
+    return handler.stream
+
+
+def _outcome(case: Case, log: TextIO, folder: Path) -> Outcome:
+    model, error, message, seconds = None, "", "", 0.0
+    try:
+        config = _with_checkpoint(case, folder)
+        _seed(SEED)
+        model = build(case.package, config)
+        start = time.perf_counter()
+        model.init_weights()
+        seconds = time.perf_counter() - start
+    except Exception as problem:  # noqa: BLE001 - whatever the one side raises, the other must raise, too
+        error, message = type(problem).__name__, str(problem)[:500]
+    log.flush()
+    log.seek(0)
+    return Outcome(
+        case.name,
+        error,
+        message,
+        state={} if model is None else digests(model),
+        generators=_generators(),
+        tree=_digest(repr(model).encode()),
+        leftovers=() if model is None else leftovers(model),
+        log=log.read(),
+        parameters=0 if model is None else sum(parameter.numel() for parameter in model.parameters()),
+        seconds=seconds,
+    )
+
+
+def build(package: str, config: dict[str, Any]) -> Any:
+    """The model that the package's registry makes of a config, as its own tools would."""
+    from mmengine.registry import DefaultScope
+
+    importlib.import_module(f"{package}.models")
+    registry = importlib.import_module(f"{package}.registry").MODELS
+    with DefaultScope.overwrite_default_scope(package):
+        return registry.build(copy.deepcopy(config))
+
+
+def _seed(seed: int) -> None:
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+
+
+def _generators() -> str:
+    states = (torch.get_rng_state().numpy().tobytes(), repr(np.random.get_state()), repr(random.getstate()))
+    return _digest(repr(states).encode())
+
+
+def digests(model: nn.Module) -> dict[str, str]:
+    """A digest of dtype, shape and bytes of each entry of the state dict, and of the buffers that are not in it."""
+    tensors = {**dict(model.named_buffers()), **{n: t for n, t in model.state_dict().items() if torch.is_tensor(t)}}
+    return {name: _tensor_digest(tensor) for name, tensor in tensors.items()}
+
+
+def _tensor_digest(tensor: torch.Tensor) -> str:
+    head = f"{tensor.dtype} {tuple(tensor.shape)} "
+    data = tensor.detach().contiguous().view(-1).view(torch.uint8) if tensor.numel() else torch.empty(0)
+    return _digest(head.encode(), data.numpy().data)
+
+
+def _digest(*parts: bytes | memoryview) -> str:
+    made = hashlib.sha256()
+    for part in parts:
+        made.update(part)
+    return made.hexdigest()[:32]
+
+
+def leftovers(model: nn.Module) -> tuple[str, ...]:
+    """What initialization leaves on the modules: `is_init` where it is true, and any trace of a run."""
+    marks = (
+        (name, key) for name, module in model.named_modules() for key in vars(module) if key == "_params_init_info"
+    )
+    done = (name for name, module in model.named_modules() if getattr(module, "is_init", False))
+    return (*(f"{name}.{key}" for name, key in marks), _digest("\n".join(done).encode()))
+
+
+# --- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+def _with_checkpoint(case: Case, folder: Path) -> dict[str, Any]:
+    """The case's config with a file in the place of CHECKPOINT: values for the model as it is without one."""
+    if CHECKPOINT not in repr(case.config):
+        return case.config
+    path = folder / f"{case.name}.pth"
+    if not path.exists():
+        model = build(case.package, without_checkpoints(case.config))
+        draws = torch.Generator().manual_seed(SEED)
+        state = {name: _values_like(value, draws) for name, value in model.state_dict().items()}
+        torch.save({"state_dict": state, "meta": {"epoch": 1}}, path)
+    return cast("dict[str, Any]", _replaced(case.config, str(path)))
+
+
+def _values_like(value: torch.Tensor, draws: torch.Generator) -> torch.Tensor:
+    return torch.randn(value.shape, generator=draws).to(value.dtype) if value.is_floating_point() else value
+
+
+def _replaced(config: Any, path: str) -> Any:
+    if isinstance(config, dict):
+        return {key: _replaced(value, path) for key, value in config.items()}
+    if isinstance(config, (list, tuple)):
+        return type(config)(_replaced(value, path) for value in config)
+    return path if config == CHECKPOINT else config
+
+
+def without_checkpoints(config: Any) -> Any:
+    """A config that asks for no file: neither a Pretrained nor any other checkpoint."""
+    if isinstance(config, dict):
+        kept = {key: value for key, value in config.items() if key not in ("pretrained", "teacher_ckpt")}
+        return {key: without_checkpoints(value) for key, value in kept.items() if not _is_pretrained(value)}
+    if isinstance(config, (list, tuple)):
+        return type(config)(without_checkpoints(value) for value in config if not _is_pretrained(value))
+    return config
+
+
+def _is_pretrained(value: Any) -> bool:
+    return isinstance(value, dict) and value.get("type") == "Pretrained"
+
+
+def main(side: str, wanted: str, got: str) -> None:
+    """Runs the pickled cases on one side; each outcome is a line, written as soon as it is known."""
+    warnings.simplefilter("ignore")
+    prepare(side)
+    cases = [Case(*parts) for parts in pickle.loads(Path(wanted).read_bytes())]
+    with Path(got).open("w") as file:
+        for outcome in outcomes(cases, Path(got).parent):
+            print(json.dumps(dataclasses.asdict(outcome)), file=file, flush=True)
 
 
 if __name__ == "__main__":
-    pass
+    main(*sys.argv[1:])

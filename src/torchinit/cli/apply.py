@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from torchinit import Keyed, Plan, Step, local_shards, make_plan, run as carry_out, sites
+from torchinit import Keyed, Plan, Step, local_shards, make_plan, sites
+from torchinit import run as carry_out
 from torchinit.cli import options, weights
 from torchinit.cli.errors import UsageError
 from torchinit.core.runs import Progress

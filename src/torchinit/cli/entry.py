@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Errors are one block of text on standard error; TORCHINIT_DEBUG=1 lets them pass with their traceback.
 
     >>> main(["explain", "Ones"])
-    Ones: every element is 1.
+    Ones: Every element is 1.
     ...
     0
     """

@@ -23,6 +23,9 @@ class Moments:
     """Mean, standard deviation, smallest and largest value; None where unknown or unbounded.
 
     ``kurtosis`` (3 for a normal) tells how far the standard deviation of a sample may stray.
+
+    >>> Moments(0.0, 1.0).max is None
+    True
     """
 
     mean: float | None = None
@@ -34,7 +37,11 @@ class Moments:
 
 @runtime_checkable
 class Initializer(Protocol):
-    """A formula: what a site starts with, once its shape is known."""
+    """A formula: what a site starts with, once its shape is known.
+
+    >>> isinstance(Normal(), Initializer)
+    True
+    """
 
     def resolve(self, site: Site) -> Fill | None:
         """The fill for this site; None declines, and the site stays with its other rules.
@@ -44,7 +51,11 @@ class Initializer(Protocol):
 
 
 class Fill(ABC):
-    """Numbers known. A fill resolves to itself, writes itself into a shard, and says what to expect."""
+    """Numbers known. A fill resolves to itself, writes itself into a shard, and says what to expect.
+
+    >>> Constant(2.0).moments((3,)).mean
+    2.0
+    """
 
     __slots__ = ()
 

@@ -57,7 +57,11 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """What one parameter is to its layer: its role, its layout, and the row that stays zero."""
+    """What one parameter is to its layer: its role, its layout, and the row that stays zero.
+
+    >>> describe(nn.Embedding(10, 4, padding_idx=0), "weight").zero_row
+    0
+    """
 
     role: Role
     layout: Layout | None = None

@@ -54,6 +54,11 @@ class Step:
 
     ``turn`` is the step's place among all writes, the overwritten ones included. ``notes`` holds what the
     reader of a plan should know about it.
+
+    >>> from torchinit.core.fills import Constant
+    >>> rule = Rule(Name("a.weight"), Constant(1.0))
+    >>> Step(Site("a.weight", (2, 2)), Constant(1.0), rule).over
+    ()
     """
 
     site: Site
@@ -66,7 +71,11 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A site that a rule matches and no fill can be written to, and why."""
+    """A site that a rule matches and no fill can be written to, and why.
+
+    >>> Skipped(Site("ids", (4,)), "holds whole numbers").why
+    'holds whole numbers'
+    """
 
     site: Site
     why: str
@@ -79,7 +88,11 @@ Verb: TypeAlias = Literal["added", "removed", "changed"]
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A difference between two plans: what a site got before, and what it gets after."""
+    """A difference between two plans: what a site got before, and what it gets after.
+
+    >>> print(Change("head.weight", "changed", "Constant(val=0.0)", "Constant(val=1.0)"))
+    changed head.weight: Constant(val=0.0) -> Constant(val=1.0)
+    """
 
     name: str
     verb: Verb
@@ -99,6 +112,11 @@ class Plan:
     that a later rule replaces; they are made only where they must draw (torch's global generator).
     ``untouched`` are the sites without a step, ``skipped`` those that cannot be written, ``unused`` the
     rules that matched nothing, with a hint each. ``problems`` make :meth:`check` fail.
+
+    >>> from torchinit.core.fills import Constant
+    >>> plan = make_plan([Site("a.weight", (2,)), Site("a.bias", (2,))], [Rule(Name("**.weight"), Constant(1.0))])
+    >>> len(plan), [site.name for site in plan.untouched]
+    (1, ['a.bias'])
     """
 
     steps: tuple[Step, ...] = ()

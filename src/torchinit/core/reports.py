@@ -24,6 +24,9 @@ class Record:
 
     ``seconds`` is the time of the write, ``bytes`` the memory that it filled. ``expected`` or ``measured``
     is None where it is not known or was not asked for.
+
+    >>> Record("w", (2,), "float32", "Constant(val=1.0)", "all").problems
+    ()
     """
 
     name: str
@@ -53,6 +56,10 @@ class Report:
     """What happened: ``records`` of the sites written, and what was left out and why.
 
     ``report["layers.0.weight"]`` is the record of a site, by any of its names.
+
+    >>> report = Report((Record("w", (2,), "float32", "Constant(val=1.0)", "all"),), untouched=("b",))
+    >>> report["w"].fill, report.untouched
+    ('Constant(val=1.0)', ('b',))
     """
 
     records: tuple[Record, ...] = ()

@@ -32,6 +32,13 @@ def run(
     Where the noise is sequential, overwritten writes are made, too, since they move the generator.
     ``stats=False`` measures nothing. Raises RunError before anything is written when a shard is missing,
     on the meta device, or only part of a tensor that the noise must draw whole.
+
+    >>> from torchinit import Constant, Leaf, Rule, make_plan, sites
+    >>> from torchinit.noise import Keyed
+    >>> model = nn.Linear(2, 3)
+    >>> plan = make_plan(sites(model), [Rule(Leaf("bias"), Constant(1.0))])
+    >>> run(plan, local_shards(model), Keyed(0))["bias"].measured.mean
+    1.0
     """
     started = time.perf_counter()
     steps = plan.writes if noise.sequential else plan.steps

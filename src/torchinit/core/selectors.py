@@ -16,7 +16,11 @@ from torchinit.core.sites import LayerClass, Site, full_name
 
 
 class Selector(ABC):
-    """Which sites. ``a & b``, ``a | b`` and ``~a`` are selectors, too; the repr rebuilds them."""
+    """Which sites. ``a & b``, ``a | b`` and ``~a`` are selectors, too; the repr rebuilds them.
+
+    >>> (Leaf("weight") & ~Name("head.**")).matches(Site("body.weight", (2, 2)))
+    True
+    """
 
     __slots__ = ()
 

@@ -11,7 +11,11 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A box of a tensor: where it starts and how far it reaches, an entry a dimension."""
+    """A box of a tensor: where it starts and how far it reaches, an entry a dimension.
+
+    >>> Box((0, 2), (4, 3)).numel
+    12
+    """
 
     start: tuple[int, ...]
     shape: tuple[int, ...]
@@ -33,6 +37,10 @@ class Shard:
 
     ``store`` takes the finished values to where the model keeps them, when ``local`` is not itself the
     model's memory (a parametrized weight), and gives back what the model now makes of them.
+
+    >>> import torch
+    >>> Shard("weight", torch.empty(2, 3), shape=(8, 3), start=(4, 0)).is_whole
+    False
     """
 
     name: str

@@ -17,7 +17,7 @@ _LOGGER = logging.getLogger("torchinit")
 
 
 def loggers() -> list[logging.Logger]:
-    """torchinit's logger, and mmengine's current one where mmengine is in use."""
+    """Torchinit's logger, and mmengine's current one where mmengine is in use."""
     theirs = getattr(sys.modules.get("mmengine.logging"), "MMLogger", None)
     in_use = theirs is not None and len(theirs._instance_dict) > 0
     return [_LOGGER, theirs.get_current_instance()] if in_use and theirs else [_LOGGER]

@@ -114,9 +114,7 @@ class Registry:
         for one in names:
             if one in self._modules and not force:
                 there = self._modules[one].__module__
-                raise InitCfgKeyError(
-                    f"{one} is already registered in {self.name} at {there}; force=True replaces it"
-                )
+                raise InitCfgKeyError(f"{one} is already registered in {self.name} at {there}; force=True replaces it")
         self._modules.update(dict.fromkeys(names, what))
         return what
 
@@ -171,9 +169,7 @@ class Registry:
         return self._build(cfg, *args, registry=self, **kwargs)
 
 
-def build_from_cfg(
-    cfg: dict[str, Any], registry: Registry, default_args: dict[str, Any] | None = None
-) -> Any:
+def build_from_cfg(cfg: dict[str, Any], registry: Registry, default_args: dict[str, Any] | None = None) -> Any:
     """The object that a config describes.
 
     ``type`` is a registered name, a class or a function; ``_scope_`` names the package whose registry is

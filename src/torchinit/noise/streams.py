@@ -42,7 +42,12 @@ class Job:
 
 
 class Noise(ABC):
-    """Where randomness comes from. Draws go straight into a shard's memory."""
+    """Where randomness comes from. Draws go straight into a shard's memory.
+
+    >>> from torchinit.noise import Global, Keyed
+    >>> Global().sequential, Keyed(0).sequential
+    (True, False)
+    """
 
     #: True where every draw moves a state that the next draw starts from: then writes that are
     #: overwritten later must draw, too, and a shard cannot be drawn without the rest of its tensor.

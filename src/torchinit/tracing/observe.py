@@ -90,9 +90,7 @@ def _write_slots(func: torch._ops.OpOverload) -> tuple[tuple[int, str], ...]:
     )
 
 
-def written(
-    func: torch._ops.OpOverload, args: Sequence[object], kwargs: Mapping[str, object]
-) -> list[Tensor]:
+def written(func: torch._ops.OpOverload, args: Sequence[object], kwargs: Mapping[str, object]) -> list[Tensor]:
     """The tensors that a call of an operation writes.
 
     >>> x = torch.zeros(2)
