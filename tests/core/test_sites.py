@@ -169,6 +169,7 @@ class Wrapper(nn.Module):
         nn.DataParallel,
     ],
 )
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile imports deprecated parts of torch
 def test_wrappers_leave_no_trace(wrap: type) -> None:
     model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
     assert sites(wrap(model)) == sites(model)

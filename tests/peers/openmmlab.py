@@ -20,6 +20,7 @@ import json
 import logging
 import pickle
 import random
+import re
 import subprocess
 import sys
 import time
@@ -104,6 +105,11 @@ def read_outcomes(path: Path) -> dict[str, Outcome]:
     """The outcomes that a side has written, by name."""
     found = (json.loads(line) for line in path.read_text().splitlines())
     return {item["name"]: Outcome(**{**item, "leftovers": tuple(item["leftovers"])}) for item in found}
+
+
+def init_lines(log: str) -> list[tuple[str, str, str]]:
+    """What a log says of each parameter, in its order: name, size, and how it was set."""
+    return re.findall(r"^(\S+) - (torch\.Size\(.*?\)): \n(.*)$", log, flags=re.MULTILINE)
 
 
 # --- one side --------------------------------------------------------------------------------------------------------

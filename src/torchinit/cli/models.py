@@ -140,7 +140,7 @@ def _attribute(module: ModuleType, name: str, text: str) -> Callable[..., object
     found: object = module
     for part in name.split("."):
         if not hasattr(found, part):
-            near = [key for key, value in vars(found).items() if callable(value)] if hasattr(found, "__dict__") else []
+            near = [key for key in dir(found) if callable(getattr(found, key, None))]
             raise ModelError(f"{text.rpartition(':')[0]} has no {name!r}{did_you_mean(part, near)}")
         found = getattr(found, part)
     if isinstance(found, nn.Module):

@@ -12,7 +12,6 @@ from torchinit.core.fills import (
     Fill,
     Initializer,
     Normal,
-    Padded,
     TruncNormal,
     Uniform,
     number,
@@ -20,7 +19,8 @@ from torchinit.core.fills import (
 )
 from torchinit.core.gains import gain
 from torchinit.core.layouts import Layout
-from torchinit.core.matrices import DeltaOrthogonal, Orthogonal, Sparse
+from torchinit.core.matrices import Orthogonal
+from torchinit.core.scaling import is_elementwise, scaled
 from torchinit.core.sites import Convention, Site
 
 FanMode: TypeAlias = Literal["fan_in", "fan_out", "fan_avg", "fan_geo_avg"]
@@ -374,43 +374,6 @@ class Stacked:
         fill = replace(fill, axis=(self.out_axis, self.in_axis)[fill.axis])
         count = site.shape[self.axis]
         return Blockwise((fill,) * count, (1,) * count, self.axis)
-
-
-def is_elementwise(fill: Fill) -> bool:
-    """Whether every element stands for itself, so that a fill for a part is a fill for the whole."""
-    return isinstance(fill, (Constant, Normal, Uniform, TruncNormal))
-
-
-def scaled(fill: Fill, factor: float) -> Fill:
-    """The fill with all its values times ``factor``; raises ValueError where that is no fill.
-
-    >>> scaled(Uniform(-1.0, 1.0), 0.5)
-    Uniform(a=-0.5, b=0.5)
-    """
-    size = abs(factor)
-    if isinstance(fill, Constant):
-        return Constant(fill.val * factor)
-    if isinstance(fill, Normal):
-        return Normal(fill.mean * factor, fill.std * size)
-    if isinstance(fill, Uniform):
-        return Uniform(*sorted((fill.a * factor, fill.b * factor)))
-    if isinstance(fill, TruncNormal):
-        return _scaled_truncated(fill, factor)
-    if isinstance(fill, (Orthogonal, DeltaOrthogonal)):
-        return replace(fill, gain=fill.gain * factor)
-    if isinstance(fill, Sparse):
-        return replace(fill, std=fill.std * size)
-    if isinstance(fill, Padded):
-        return replace(fill, fill=scaled(fill.fill, factor))
-    if isinstance(fill, Blockwise):
-        return replace(fill, fills=tuple(scaled(part, factor) for part in fill.fills))
-    raise ValueError(f"{fill} cannot be scaled")
-
-
-def _scaled_truncated(fill: TruncNormal, factor: float) -> TruncNormal:
-    bounds = (fill.a, fill.b) if fill.unit == "sigma" else (fill.a * abs(factor), fill.b * abs(factor))
-    low, high = bounds if factor >= 0 else (-bounds[1], -bounds[0])
-    return replace(fill, mean=fill.mean * factor, std=fill.std * abs(factor), a=low, b=high)
 
 
 def _put(values: tuple[int, ...], at: int, value: int) -> tuple[int, ...]:

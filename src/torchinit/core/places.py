@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from torch import Tensor, nn
@@ -76,15 +76,17 @@ class Held:
 
 def held(model: nn.Module) -> Iterator[Held]:
     """Every tensor of a model, once for each of its names, in the order of ``Module.apply``."""
-    known: dict[str, object] = {}
+    found = []
+    owners: dict[str, object] = {}
     for place in places(model):
         for leaf, tensor, kind, way in _tensors(place.module):
             key = tuple(map(identity, way.sources)) if way else identity(tensor)
-            full = _join(place.name, leaf)
-            name = normalize(full)
-            # Where a model has a module of its own called "module", the bare name may be another's.
-            name = name if known.setdefault(name, key) == key else full
-            yield Held(name, place, leaf, tensor, kind, way, key)
+            found.append(Held(_join(place.name, leaf), place, leaf, tensor, kind, way, key))
+            owners[found[-1].name] = key
+    for one in found:
+        # Where a model has a module of its own called "module", the bare name may be another's.
+        bare = normalize(one.name)
+        yield replace(one, name=bare) if owners.setdefault(bare, one.key) == one.key else one
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor, Kind, Parametrized | None]]:

@@ -72,6 +72,10 @@ def full_name(cls: type) -> str:
 class Site:
     """One parameter or buffer, described without its values.
 
+    >>> site = Site("layers.0.weight", (8, 4))
+    >>> site.leaf, site.numel
+    ('weight', 32)
+
     ``name`` is the qualified name without wrappers (``module.``, ``_orig_mod.`` and the like); ``owner``
     and ``owner_name`` tell the module that holds it; ``block`` is index and count in the innermost
     ``ModuleList`` or ``Sequential`` of like blocks around it; ``position`` is its turn in the order of

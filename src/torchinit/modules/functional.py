@@ -133,6 +133,7 @@ def trunc_normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, a: float 
     and not those of ``torch.nn.init.trunc_normal_``, which samples by rejection since torch 2.13. Warns
     where the mean lies more than two standard deviations outside of the bounds.
 
+    >>> import torch
     >>> bool(trunc_normal_(torch.empty(1000), std=2.0).abs().max() <= 2)
     True
     """
