@@ -236,11 +236,12 @@ def _gist(step: Step) -> str:
     return f"{step.fill} in {list(step.site.shape)} {str(step.site.dtype).removeprefix('torch.')}"
 
 
-def make_plan(found: Iterable[Site], rules: Sequence[Rule]) -> Plan:
+def make_plan(found: Iterable[Site], rules: Sequence[Rule], *, ties: Literal["agree", "last"] = "agree") -> Plan:
     """The plan of rules on sites. Nothing is raised: what is wrong is in ``plan.problems``.
 
     Writes are ordered rule by rule, and within a rule as ``Module.apply`` visits the modules, which is the
-    order in which MMEngine and hand-written code draw.
+    order in which MMEngine and hand-written code draw. Rules that give a tied tensor different values
+    through different modules are a problem, unless ``ties`` lets the last write win.
 
     >>> from torchinit.core.fills import Constant
     >>> plan = make_plan([Site("a.weight", (2, 2))], [Rule(Name("a.*"), Constant(1.0))])
@@ -248,7 +249,7 @@ def make_plan(found: Iterable[Site], rules: Sequence[Rule]) -> Plan:
     Constant(val=1.0)
     """
     named = tuple(replace(rule, origin=rule.origin or f"rules[{n}]") for n, rule in enumerate(rules))
-    return _Planner(tuple(found), named).plan()
+    return _Planner(tuple(found), named, ties).plan()
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,9 +263,10 @@ class _Write:
 class _Planner:
     """One pass over rules and sites; what it finds is gathered here until the plan is whole."""
 
-    def __init__(self, known: tuple[Site, ...], rules: tuple[Rule, ...]) -> None:
+    def __init__(self, known: tuple[Site, ...], rules: tuple[Rule, ...], ties: Literal["agree", "last"]) -> None:
         self.known = known
         self.rules = rules
+        self.ties = ties
         self.problems: list[str] = []
         self.writes: dict[str, list[_Write]] = {}
         self.skipped: dict[str, Skipped] = {}
@@ -274,7 +276,8 @@ class _Planner:
         pairs = [(view, site) for site in self.known for view in site.views]
         pairs.sort(key=lambda pair: pair[0].position)
         unused = [rule for rule in self.rules if not self._apply(rule, pairs) and not rule.optional]
-        self.problems += [text for writes in self.writes.values() if (text := _disagreement(writes))]
+        if self.ties == "agree":
+            self.problems += [text for writes in self.writes.values() if (text := _disagreement(writes))]
         steps = [write.step for writes in self.writes.values() for write in writes[:-1]]
         left = (site for site in self.known if site.name not in self.writes and site.name not in self.skipped)
         return Plan(

@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 LIBRARY = "_kernel.so"
+SYSTEM = os.name
 SOURCES = ("kernel.c", "lanes.c", "kernel.h")
 
 # No fused multiply-add, whatever the machine has: it would change the bits.
@@ -54,8 +55,8 @@ def compiler() -> list[str]:
 
 def build(target: Path, flags: Sequence[str] = OPTIMIZE, machine: str | None = None) -> Path:
     """Compiles the kernel into the file ``target``, whole or not at all; raises BuildError."""
-    if os.name != "posix":
-        raise BuildError(f"the kernel needs POSIX threads, which {os.name!r} systems lack")
+    if SYSTEM != "posix":
+        raise BuildError(f"the kernel needs POSIX threads, which {SYSTEM!r} systems lack")
     folder, cc = Path(__file__).parent, [*compiler(), *FLAGS, *flags]
     with tempfile.TemporaryDirectory() as made:
         commands = [

@@ -1,0 +1,235 @@
+"""Base modules: modules whose initialization is part of their config, MMEngine's ``BaseModule`` and its containers."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from abc import ABCMeta
+from collections.abc import Callable, Iterable, Iterator
+from functools import wraps
+from typing import Any
+
+from torch import nn
+
+from torchinit.core.reports import Report
+from torchinit.modules.errors import InitCfgAssertionError, InitCfgKeyError
+from torchinit.modules.init_cfg import initialize_module
+from torchinit.modules.initializers import PretrainedInit
+from torchinit.modules.log import log
+from torchinit.modules.session import Session, session_of
+from torchinit.modules.wrappers import is_model_wrapper
+from torchinit.tracing.unfilled import remember, watching
+
+
+class _BaseModuleMeta(ABCMeta):
+    """Sees which parameters a module is built with that hold no values yet."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        with watching() as seen:
+            module = super().__call__(*args, **kwargs)
+            if seen is not None:
+                remember(module, seen)
+        return module
+
+
+class BaseModule(nn.Module, metaclass=_BaseModuleMeta):
+    """A module that knows how its weights start: ``init_cfg``, a dict or a list of dicts.
+
+    ``init_weights()`` carries out the ``init_cfg``, then calls ``init_weights`` of each direct child, then
+    loads what a ``Pretrained`` entry names. A subclass may override ``init_weights``; what its code writes
+    is seen and recorded.
+
+    >>> class Head(BaseModule):
+    ...     def __init__(self, init_cfg=dict(type="Normal", layer="Linear", std=0.01, bias=0.5)):
+    ...         super().__init__(init_cfg)
+    ...         self.fc = nn.Linear(4, 2)
+    >>> report = Head().init_weights()
+    >>> report["fc.bias"].rule
+    'NormalInit: mean=0, std=0.01, bias=0.5'
+    """
+
+    def __init__(self, init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None) -> None:
+        super().__init__()
+        self._is_init = False
+        self.init_cfg = copy.deepcopy(init_cfg)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        own = cls.__dict__.get("init_weights")
+        if callable(own):
+            cls.init_weights = _observed(own)  # type: ignore[method-assign]  # the same call, in a session
+
+    @property
+    def is_init(self) -> bool:
+        """Whether ``init_weights`` has run; set it to keep a module from being initialized."""
+        return self._is_init
+
+    @is_init.setter
+    def is_init(self, value: bool) -> None:
+        self._is_init = value
+
+    def init_weights(self, *, containers: bool = False, seed: int | None = None, stats: bool = False) -> Report | None:
+        """Initializes the module and what is below it, once; a second call warns and does nothing.
+
+        ``containers=True`` also reaches modules below plain containers, which MMEngine does not. With a
+        ``seed`` values belong to names, and torch's generator is left alone. ``stats=True`` measures what
+        was written. The outermost call returns the report, the others None.
+        """
+        make = _maker(self, seed, containers)
+        with session_of(self, make) as (session, outermost):
+            done = self._is_init
+            _initialize(self, session)
+            if not outermost:
+                return None
+            if not done:
+                session.finish(_unreached(self) if not session.containers else [])
+            return session.report(stats=stats)
+
+    def __repr__(self) -> str:
+        text = super().__repr__()
+        return f"{text}\ninit_cfg={self.init_cfg}" if self.init_cfg else text
+
+
+def _maker(module: nn.Module, seed: int | None, containers: bool) -> Callable[[], Session]:
+    return lambda: Session(module, seed, containers=containers)
+
+
+def _observed(method: Callable[..., Any]) -> Callable[..., Any]:
+    """An overriding ``init_weights``, inside a session, so that what it writes is seen."""
+
+    @wraps(method)
+    def init_weights(
+        self: BaseModule,
+        *args: Any,
+        containers: bool = False,
+        seed: int | None = None,
+        stats: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        make = _maker(self, seed, containers)
+        with session_of(self, make) as (session, outermost):
+            with session.foreign(self):
+                result = method(self, *args, **kwargs)
+            if not outermost:
+                return result
+            session.finish(_unreached(self) if not session.containers else [])
+            return session.report(stats=stats) if result is None else result
+
+    return init_weights
+
+
+def _initialize(module: BaseModule, session: Session) -> None:
+    """The module's own entries, its children, its checkpoints."""
+    name = type(module).__name__
+    if module._is_init:
+        log(logging.WARNING, "init_weights of %s has been called more than once.", name)
+        return
+    entries, pretrained = _parted(module.init_cfg)
+    if module.init_cfg:
+        log(logging.DEBUG, "initialize %s with init_cfg %s", name, module.init_cfg)
+        initialize_module(module, entries)
+    for child in _children(module, session.containers):
+        _initialize_child(child, session)
+    if pretrained:
+        initialize_module(module, pretrained)
+    module._is_init = True
+
+
+def _parted(init_cfg: Any) -> tuple[list[Any], list[Any]]:
+    """The entries, and those that load a checkpoint, which are done last."""
+    entries, pretrained = [], []
+    for entry in [init_cfg] if isinstance(init_cfg, dict) else init_cfg or []:
+        if not isinstance(entry, dict):
+            raise InitCfgAssertionError(f"an init_cfg is a dict or a list of dicts, but holds {entry!r}")
+        if "type" not in entry:
+            raise InitCfgKeyError(f'`init_cfg` must contain the key "type", but got {entry}')
+        last = entry["type"] == "Pretrained" or entry["type"] is PretrainedInit
+        (pretrained if last else entries).append(entry)
+    return entries, pretrained
+
+
+def _children(module: nn.Module, containers: bool) -> Iterator[nn.Module]:
+    """The children with an ``init_weights`` to call; those of wrappers and, if asked, of plain containers."""
+    for child in module.children():
+        inner = child
+        if is_model_wrapper(child) and not hasattr(child, "init_weights"):
+            inner = child.module
+        if hasattr(inner, "init_weights"):
+            if not getattr(inner, "is_init", False):
+                yield inner
+        elif containers:
+            yield from _children(inner, containers)
+
+
+def _initialize_child(child: nn.Module, session: Session) -> None:
+    call: Any = child.init_weights
+    if isinstance(child, BaseModule):
+        call()
+    else:
+        with session.foreign(child):
+            call()
+    if type(child).init_weights is not BaseModule.init_weights:
+        session.check_parameters(child)
+
+
+def _unreached(module: nn.Module, prefix: str = "", *, reached: bool = True) -> list[str]:
+    """The base modules that the chain of ``init_weights`` does not come to, because of a plain container."""
+    found = []
+    for name, child in module.named_children():
+        path = f"{prefix}{name}"
+        inner = child.module if is_model_wrapper(child) and not hasattr(child, "init_weights") else child
+        linked = hasattr(inner, "init_weights")
+        if isinstance(inner, BaseModule) and not reached and not inner.is_init and _has_something_to_do(inner):
+            found.append(path)
+        else:
+            found += _unreached(inner, f"{path}.", reached=linked)
+    return found
+
+
+def _has_something_to_do(module: BaseModule) -> bool:
+    own = type(module).init_weights is not BaseModule.init_weights
+    return own or bool(module.init_cfg) or any(isinstance(child, BaseModule) for child in module.children())
+
+
+class Sequential(BaseModule, nn.Sequential):
+    """``torch.nn.Sequential`` with an ``init_cfg``.
+
+    >>> Sequential(nn.Linear(2, 2), init_cfg=dict(type="Constant", val=1, layer="Linear")).init_weights()["0.bias"].fill
+    'Constant(val=0.0)'
+    """
+
+    def __init__(self, *args: Any, init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None) -> None:
+        BaseModule.__init__(self, init_cfg)
+        nn.Sequential.__init__(self, *args)
+
+
+class ModuleList(BaseModule, nn.ModuleList):
+    """``torch.nn.ModuleList`` with an ``init_cfg``.
+
+    >>> len(ModuleList([nn.Linear(2, 2)], init_cfg=dict(type="Xavier", layer="Linear")))
+    1
+    """
+
+    def __init__(
+        self,
+        modules: Iterable[nn.Module] | None = None,
+        init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None,
+    ) -> None:
+        BaseModule.__init__(self, init_cfg)
+        nn.ModuleList.__init__(self, modules)
+
+
+class ModuleDict(BaseModule, nn.ModuleDict):
+    """``torch.nn.ModuleDict`` with an ``init_cfg``.
+
+    >>> list(ModuleDict({"head": nn.Linear(2, 2)}))
+    ['head']
+    """
+
+    def __init__(
+        self,
+        modules: Any = None,
+        init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None,
+    ) -> None:
+        BaseModule.__init__(self, init_cfg)
+        nn.ModuleDict.__init__(self, modules)

@@ -1,0 +1,253 @@
+"""Initializers as MMEngine has them: objects that are called on a module and fill the layers that they name."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+from torch import nn
+
+from torchinit.checkpoints import load_pretrained
+from torchinit.core.fills import Constant, Initializer
+from torchinit.core.plans import Rule
+from torchinit.core.selectors import Layer, Leaf, Selector
+from torchinit.modules import formulas
+from torchinit.modules.errors import InitCfgTypeError
+from torchinit.modules.functional import bias_init_with_prob
+from torchinit.modules.registry import Registry
+from torchinit.modules.session import Session, current
+
+WEIGHT_INITIALIZERS = Registry("weight initializer", scope="torchinit", aliases=("mmengine",))
+"""The initializers that an ``init_cfg`` can name. Register your own: ``@WEIGHT_INITIALIZERS.register_module()``."""
+
+
+class BaseInit:
+    """What initializers have in common: the value of biases, and the layers that they are for.
+
+    ``bias_prob`` gives the bias with which a sigmoid starts at that probability, and wins over ``bias``.
+    ``layer`` is the name of a class, or of a direct base, or a list of them. Raises TypeError for
+    arguments of other types, ValueError for a probability outside (0, 1).
+
+    >>> BaseInit(layer="Conv2d").layer
+    ['Conv2d']
+    """
+
+    def __init__(self, *, bias: float = 0, bias_prob: float | None = None, layer: str | list[str] | None = None) -> None:
+        self.wholemodule = False
+        if not isinstance(bias, (int, float)):
+            raise InitCfgTypeError(f"bias must be a number, but got a {type(bias)}")
+        if bias_prob is not None and not isinstance(bias_prob, float):
+            raise InitCfgTypeError(f"bias_prob type must be float, but got {type(bias_prob)}")
+        if layer is not None and not isinstance(layer, (str, list)):
+            raise InitCfgTypeError(f"layer must be a str or a list of str, but got a {type(layer)}")
+        self.layer = [layer] if isinstance(layer, str) else layer or []
+        self.bias = bias if bias_prob is None else bias_init_with_prob(bias_prob)
+
+    def _get_init_info(self) -> str:
+        return f"{type(self).__name__}, bias={self.bias}"
+
+
+class FormulaInit(BaseInit):
+    """An initializer whose weights a formula gives; calling it writes, once everything has been checked."""
+
+    @abstractmethod
+    def formula(self) -> Initializer:
+        """The formula of the weights."""
+
+    def rules(self, origin: str = "") -> tuple[Rule, ...]:
+        """The two rules that this is: one for weights, one for biases."""
+        where: Selector | None = None if self.wholemodule else Layer(*self.layer)
+        text = self._get_init_info()
+        made = []
+        for leaf, init in (("weight", self.formula()), ("bias", Constant(float(self.bias)))):
+            place = Leaf(leaf) if where is None else where & Leaf(leaf)
+            made.append(Rule(place, init, text, leaf == "bias", padding=False, buffers=True, origin=origin))
+        return tuple(made)
+
+    def __call__(self, module: nn.Module) -> None:
+        """Fills the module, and all below it, where the class is one of ``layer``."""
+        session = current(module) or Session(module)
+        session.write(module, self.rules(type(self).__name__))
+
+
+@WEIGHT_INITIALIZERS.register_module(name="Constant")
+class ConstantInit(FormulaInit):
+    """Weights of one value.
+
+    >>> layer = nn.Linear(2, 2)
+    >>> ConstantInit(0.5, bias=1, layer="Linear")(layer)
+    >>> layer.weight[0, 0].item(), layer.bias[0].item()
+    (0.5, 1.0)
+    """
+
+    def __init__(self, val: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.val = val
+
+    def formula(self) -> Initializer:
+        return formulas.constant(self.val)
+
+    def _get_init_info(self) -> str:
+        return f"{type(self).__name__}: val={self.val}, bias={self.bias}"
+
+
+@WEIGHT_INITIALIZERS.register_module(name="Xavier")
+class XavierInit(FormulaInit):
+    """Weights of variance gain² · 2 / (fan_in + fan_out), normal or uniform.
+
+    >>> XavierInit(gain=2, distribution="uniform", layer="Linear")(nn.Linear(2, 2))
+    """
+
+    def __init__(self, gain: float = 1, distribution: str = "normal", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.gain = gain
+        self.distribution = distribution
+
+    def formula(self) -> Initializer:
+        return formulas.xavier(self.gain, self.distribution)
+
+    def _get_init_info(self) -> str:
+        return f"{type(self).__name__}: gain={self.gain}, distribution={self.distribution}, bias={self.bias}"
+
+
+@WEIGHT_INITIALIZERS.register_module(name="Normal")
+class NormalInit(FormulaInit):
+    """Weights of N(mean, std²).
+
+    >>> NormalInit(std=0.01, layer=["Conv2d", "Linear"])(nn.Linear(2, 2))
+    """
+
+    def __init__(self, mean: float = 0, std: float = 1, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.mean = mean
+        self.std = std
+
+    def formula(self) -> Initializer:
+        return formulas.normal(self.mean, self.std)
+
+    def _get_init_info(self) -> str:
+        return f"{type(self).__name__}: mean={self.mean}, std={self.std}, bias={self.bias}"
+
+
+@WEIGHT_INITIALIZERS.register_module(name="TruncNormal")
+class TruncNormalInit(FormulaInit):
+    """Weights of N(mean, std²) cut to [a, b], which are values and no multiples of ``std``.
+
+    >>> TruncNormalInit(std=0.02, layer="Linear")(nn.Linear(2, 2))
+    """
+
+    def __init__(self, mean: float = 0, std: float = 1, a: float = -2, b: float = 2, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.mean = mean
+        self.std = std
+        self.a = a
+        self.b = b
+
+    def formula(self) -> Initializer:
+        return formulas.trunc_normal(self.mean, self.std, self.a, self.b)
+
+    def _get_init_info(self) -> str:
+        head = f"{type(self).__name__}: a={self.a}, b={self.b}"
+        return f"{head}, mean={self.mean}, std={self.std}, bias={self.bias}"
+
+
+@WEIGHT_INITIALIZERS.register_module(name="Uniform")
+class UniformInit(FormulaInit):
+    """Weights of U(a, b).
+
+    >>> UniformInit(a=-1, b=1, layer="Linear")(nn.Linear(2, 2))
+    """
+
+    def __init__(self, a: float = 0, b: float = 1, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.a = a
+        self.b = b
+
+    def formula(self) -> Initializer:
+        return formulas.uniform(self.a, self.b)
+
+    def _get_init_info(self) -> str:
+        return f"{type(self).__name__}: a={self.a}, b={self.b}, bias={self.bias}"
+
+
+@WEIGHT_INITIALIZERS.register_module(name="Kaiming")
+class KaimingInit(FormulaInit):
+    """Weights of variance gain² / fan. The defaults are MMEngine's: fan_out, relu, normal.
+
+    >>> KaimingInit(layer="Conv2d")(nn.Conv2d(3, 8, 3))
+    """
+
+    def __init__(
+        self,
+        a: float = 0,
+        mode: str = "fan_out",
+        nonlinearity: str = "relu",
+        distribution: str = "normal",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.a = a
+        self.mode = mode
+        self.nonlinearity = nonlinearity
+        self.distribution = distribution
+
+    def formula(self) -> Initializer:
+        return formulas.kaiming(self.a, self.mode, self.nonlinearity, self.distribution)
+
+    def _get_init_info(self) -> str:
+        head = f"{type(self).__name__}: a={self.a}, mode={self.mode}, nonlinearity={self.nonlinearity}"
+        return f"{head}, distribution ={self.distribution}, bias={self.bias}"
+
+
+@WEIGHT_INITIALIZERS.register_module(name="Caffe2Xavier")
+class Caffe2XavierInit(KaimingInit):
+    """Caffe2's XavierFill: uniform weights of variance 1 / fan_in.
+
+    >>> Caffe2XavierInit(layer="Linear")(nn.Linear(2, 2))
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(a=1, mode="fan_in", nonlinearity="leaky_relu", distribution="uniform", **kwargs)
+
+
+@WEIGHT_INITIALIZERS.register_module(name="Pretrained")
+class PretrainedInit:
+    """Values from a checkpoint: a local path or a ``file://`` URL.
+
+    ``prefix`` takes the part of the checkpoint below that name. Files are read without running any code
+    in them. Raises FileNotFoundError, and AssertionError where nothing lies below the prefix; warns where
+    nothing fits.
+
+    >>> PretrainedInit("resnet50.pth", prefix="backbone.").checkpoint
+    'resnet50.pth'
+    """
+
+    def __init__(self, checkpoint: str, prefix: str | None = None, map_location: Any = "cpu") -> None:
+        self.checkpoint = checkpoint
+        self.prefix = prefix
+        self.map_location = map_location
+
+    def __call__(self, module: nn.Module) -> None:
+        """Loads what fits into the module."""
+        session = current(module)
+        if session is None:
+            load_pretrained(module, self.checkpoint, self.prefix, self.map_location)
+            return
+        with session.foreign(module, self._get_init_info()):
+            load_pretrained(module, self.checkpoint, self.prefix, self.map_location)
+
+    def _get_init_info(self) -> str:
+        return f"{type(self).__name__}: load from {self.checkpoint}"
+
+
+def update_init_info(module: nn.Module, init_info: str) -> None:
+    """Tells who wrote the parameters of a module that have been written since they were last told of.
+
+    An initializer of your own calls it where its module has ``_params_init_info``, that is, while
+    ``init_weights`` runs. Raises AssertionError for a module outside of that, and for one with a new parameter.
+    """
+    session = current(module)
+    if session is None:
+        raise AssertionError(f"Can not find `_params_init_info` in {module}")
+    session.check_parameters(module)
+    session.claim_written(module, init_info)

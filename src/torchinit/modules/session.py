@@ -1,0 +1,270 @@
+"""Sessions: one call of ``init_weights`` on a whole tree, and the record of who wrote which parameter."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from torchinit.core.fills import Fill
+from torchinit.core.plans import Rule, make_plan
+from torchinit.core.reports import Record, Report, measure
+from torchinit.core.runs import run
+from torchinit.core.shards import Shard
+from torchinit.core.sites import Site, layer_class
+from torchinit.modules.errors import InitCfgAssertionError
+from torchinit.modules.log import dump, log
+from torchinit.modules.survey import Spot, Survey
+from torchinit.noise import Global, Keyed, Noise
+from torchinit.tracing import Observer, Watch, is_unfilled
+
+MARK = "_params_init_info"
+"""The attribute that MMEngine's initializers look for; modules have it while their session is open, and no longer."""
+
+_OPEN: ContextVar[tuple[Session, ...]] = ContextVar("torchinit_sessions", default=())
+
+
+class Session:
+    """One initialization of the tree below ``top``: its noise, and for each parameter its last writer.
+
+    Writes of torchinit's own are recorded as they are planned; while other people's code runs
+    (:meth:`foreign`) an observer tells which parameters it writes.
+    """
+
+    def __init__(self, top: nn.Module, seed: int | None = None, *, containers: bool = False) -> None:
+        self.top = top
+        self.noise: Noise = Global(truncation="inverse_cdf") if seed is None else Keyed(seed)
+        self.seed = seed
+        self.containers = containers
+        self.writers: dict[int, str] = {}
+        self.fills: dict[int, Fill | None] = {}
+        self.beaten: dict[int, list[str]] = defaultdict(list)
+        self.unclaimed: set[int] = set()
+        self.warned: dict[str, None] = {}
+        self.marks: dict[nn.Parameter, dict[str, str]] = defaultdict(dict)
+        self._marked: list[nn.Module] = []
+        self._known = {id(parameter): parameter for parameter in top.parameters()}
+        self._survey: Survey | None = None
+        self._labels: list[str] = []
+
+    # --- whose turn it is ----------------------------------------------------------------------------------
+
+    def mark(self) -> None:
+        """Lets the modules of the tree be known as this session's."""
+        text = f"The value is the same before and after calling `init_weights` of {type(self.top).__name__} "
+        for parameter in self._known.values():
+            self.marks[parameter]["init_info"] = text
+        self._marked = list(self.top.modules())
+        for module in self._marked:
+            module.__dict__[MARK] = self.marks
+
+    def unmark(self) -> None:
+        """Leaves nothing on the modules."""
+        for module in self._marked:
+            module.__dict__.pop(MARK, None)
+
+    # --- writing -------------------------------------------------------------------------------------------
+
+    def write(self, module: nn.Module, rules: Sequence[Rule]) -> Report:
+        """Carries out rules on a module and all below it; names in them are counted from the module."""
+        spots = self._spots(module)
+        prefix = f"{self._survey_of(module).name(module)}."
+        groups: dict[int, list[Spot]] = defaultdict(list)
+        for spot in spots:
+            groups[spot.key].append(spot)
+        known = {site.name: group for group in groups.values() if (site := _site(group, prefix))}
+        plan = make_plan((_site(group, prefix) for group in groups.values()), rules, ties="last").check()
+        for rule, hint in plan.unused:
+            self.warn(f"{rule}: {hint}")
+        shards = {name: _shard(group[0]) for name, group in known.items()}
+        report = run(plan, shards, self.noise, stats=False)
+        for step in plan.steps:
+            for key in _keys(known[step.site.name]):
+                self.claim(key, str(step.rule), step.fill)
+        return report
+
+    def _survey_of(self, module: nn.Module) -> Survey:
+        if self._survey is None or module not in self._survey:
+            survey = Survey(self.top)
+            self._survey = survey if module in survey else Survey(module)
+        return self._survey
+
+    def _spots(self, module: nn.Module) -> list[Spot]:
+        spots = self._survey_of(module).below(module)
+        if any(getattr(spot.module, spot.site.leaf, None) is not spot.tensor for spot in spots if not spot.computed):
+            self._survey = None  # user code has put other tensors in their places
+            spots = self._survey_of(module).below(module)
+        return spots + list(self._loose(module))
+
+    def _loose(self, module: nn.Module) -> Iterator[Spot]:
+        """Weights and biases that are tensors, and neither parameters nor buffers."""
+        survey = self._survey_of(module)
+        for turn in survey.turns(module):
+            owner = survey.modules[turn]
+            for leaf in ("weight", "bias"):
+                tensor = vars(owner).get(leaf)
+                if isinstance(tensor, Tensor) and id(tensor) not in self._known:
+                    name = f"{survey.names[turn]}.{leaf}".lstrip(".")
+                    shape, kind = tuple(tensor.shape), layer_class(type(owner))
+                    site = Site(name, shape, tensor.dtype, kind, kind="buffer", position=turn)
+                    yield Spot(site, tensor, owner, turn, id(tensor), name)
+
+    # --- the record ----------------------------------------------------------------------------------------
+
+    def claim(self, key: int, text: str, fill: Fill | None = None) -> None:
+        """Notes that a parameter has been written, by whom and with what."""
+        if key in self._known:
+            if key in self.writers and self.writers[key] != text:
+                self.beaten[key].append(self.writers[key].strip())
+            self.writers[key] = text
+            self.fills[key] = fill
+            self.unclaimed.discard(key)
+            self.marks[self._known[key]]["init_info"] = text
+
+    def claim_written(self, module: nn.Module, text: str) -> None:
+        """Gives a text to what foreign code wrote in a module and nobody has given a text to yet."""
+        for key in [id(parameter) for parameter in module.parameters()]:
+            if key in self.unclaimed:
+                self.claim(key, text)
+
+    def check_parameters(self, module: nn.Module) -> None:
+        """Raises AssertionError for a parameter that the module did not have when the session began."""
+        for name, parameter in module.named_parameters():
+            if id(parameter) not in self._known:
+                raise InitCfgAssertionError(
+                    f"Find a new :obj:`Parameter` named `{name}` during executing the `init_weights` of"
+                    f" `{type(module).__name__}`. Change its values instead: parameters must not be added or replaced"
+                )
+
+    @contextmanager
+    def foreign(self, module: nn.Module, text: str = "") -> Iterator[None]:
+        """Runs other people's code; what it writes goes to the module's ``init_weights``, or to ``text``."""
+        self._labels.append(text or f"Initialized by user-defined `init_weights` in {type(module).__name__} ")
+        try:
+            with ExitStack() as stack:
+                if len(self._labels) == 1:
+                    stack.enter_context(self._observer())
+                    stack.enter_context(self._own_generator(module))
+                yield
+        finally:
+            self._labels.pop()
+
+    def _observer(self) -> Observer:
+        watch = Watch()
+        for key, parameter in self._known.items():
+            watch.add(key, parameter)
+        return Observer(watch, self._told, self._registered)
+
+    def _told(self, key: int) -> None:
+        self.claim(key, self._labels[-1])
+        self.unclaimed.add(key)
+
+    def _registered(self, module: nn.Module, name: str, value: object) -> None:
+        self._survey = None
+
+    @contextmanager
+    def _own_generator(self, module: nn.Module) -> Iterator[None]:
+        """With a seed, foreign code draws from torch's generator as that seed and the module's name set it."""
+        if self.seed is None:
+            yield
+            return
+        survey = self._survey_of(module)
+        digest = hashlib.blake2b(f"{self.seed}\0{survey.name(module)}".encode(), digest_size=7).digest()
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(int.from_bytes(digest, "little"))
+            yield
+
+    def warn(self, text: str) -> None:
+        """Logs a warning, once."""
+        if text not in self.warned:
+            self.warned[text] = None
+            log(logging.WARNING, "%s", text)
+
+    # --- the end -------------------------------------------------------------------------------------------
+
+    def finish(self, unreached: Sequence[str]) -> None:
+        """Logs how each parameter was set, and warns of those that nobody set."""
+        for name in unreached:
+            self.warn(
+                f"init_weights of {type(self.top).__name__} does not reach {name}, which stands below a plain"
+                " container; init_weights(containers=True) does"
+            )
+        empty = [name for name, p in self.top.named_parameters() if id(p) not in self.writers and is_unfilled(p)]
+        for name in empty:
+            self.warn(f"nobody has written {name}: it holds whatever its memory held before")
+        dump((name, p, self.marks[p]["init_info"]) for name, p in self.top.named_parameters())
+
+    def report(self, *, stats: bool = False) -> Report:
+        """What happened, a record a parameter."""
+        named = list(self.top.named_parameters())
+        written = [(name, parameter) for name, parameter in named if id(parameter) in self.writers]
+        return Report(
+            tuple(self._record(name, parameter, stats) for name, parameter in written),
+            tuple(name for name, parameter in named if id(parameter) not in self.writers),
+            unused=tuple(self.warned),
+            noise=str(self.noise),
+        )
+
+    def _record(self, name: str, parameter: nn.Parameter, stats: bool) -> Record:
+        key, shape = id(parameter), tuple(parameter.shape)
+        fill = self.fills.get(key)
+        return Record(
+            name,
+            shape,
+            str(parameter.dtype).removeprefix("torch."),
+            fill="" if fill is None else str(fill),
+            rule=self.writers[key].strip(),
+            expected=fill.moments(shape) if fill is not None and not parameter.is_complex() else None,
+            measured=measure(parameter.detach()) if stats else None,
+            over=tuple(self.beaten[key]) if key in self.beaten else (),
+            bytes=parameter.numel() * parameter.element_size(),
+        )
+
+
+def _site(group: list[Spot], prefix: str) -> Site:
+    """The site of the spots of one tensor, under names that begin at the module."""
+    first, *others = (replace(spot.site, name=spot.site.name.removeprefix(prefix), aliases=()) for spot in group)
+    return replace(first, aliases=tuple(others)) if others else first
+
+
+def _shard(spot: Spot) -> Shard:
+    way = spot.computed.way if spot.computed else None
+    if way is None or way.assign is None:
+        return spot.shard
+    return Shard.whole(spot.first, torch.empty_like(spot.tensor), way.assign)
+
+
+def _keys(group: list[Spot]) -> set[int]:
+    """The parameters that hold the values of a site: behind a parametrization those that it computes from."""
+    way = group[0].computed.way if group[0].computed else None
+    return {id(source) for source in way.sources} if way else {id(spot.tensor) for spot in group}
+
+
+def current(module: nn.Module) -> Session | None:
+    """The session that the module is part of, if one is open."""
+    marks = module.__dict__.get(MARK)
+    return next((session for session in reversed(_OPEN.get()) if session.marks is marks), None)
+
+
+@contextmanager
+def session_of(top: nn.Module, make: Callable[[], Session]) -> Iterator[tuple[Session, bool]]:
+    """The session that a module is part of, or a new one; and whether it is new."""
+    session = current(top)
+    if session is not None:
+        yield session, False
+        return
+    session = make()
+    token = _OPEN.set((*_OPEN.get(), session))
+    try:
+        session.mark()
+        yield session, True
+    finally:
+        session.unmark()
+        _OPEN.reset(token)
