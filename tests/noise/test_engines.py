@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def make_task(what: What, dtype: torch.dtype, box: Boxed, out: torch.Tensor) -> 
 
 def raw(out: torch.Tensor) -> torch.Tensor:
     """The bits, so that nothing passes for equal that is not."""
-    return out.contiguous().view(-1).view(torch.uint8)
+    return torch.empty(out.numel(), dtype=out.dtype).copy_(out.flatten()).view(torch.uint8)
 
 
 @every_engine
@@ -144,9 +145,13 @@ def test_subnormal_values(engine: Engine, params: tuple[float, float]) -> None:
 def test_kernel_keeps_subnormals_where_torch_flushes_them() -> None:
     box = Boxed((1000,), (0,), (1000,))
     task = make_task(("normal", (0.0, 1e-39)), torch.float32, box, torch.empty(1000))
+    engine = of(next(iter(KERNELS.values())))
+    # The numbers that the job is packed from are the host's, and cached.
+    engine(task)
+    task.out.zero_()
     assert torch.set_flush_denormal(True)
     try:
-        of(next(iter(KERNELS.values())))(task)
+        engine(task)
         still_flushing = float(torch.tensor([1e-39]) * 1.0) == 0
     finally:
         torch.set_flush_denormal(False)
@@ -227,7 +232,9 @@ def test_read_only_memory_is_refused(tmp_path: Path, lines: int) -> None:
     file = tmp_path / "weights"
     file.write_bytes(bytes(4 * lines))
     array = np.memmap(file, np.float32, "r")
-    with pytest.warns(UserWarning, match="not writable"):
+    with warnings.catch_warnings():
+        # Torch says so, too, but once a process only.
+        warnings.simplefilter("ignore", UserWarning)
         tensor = torch.from_numpy(array)
     with pytest.raises(RunError, match=rf"shape \[{lines}\] lies in memory that cannot be written"):
         Keyed(0).fill(Shard.whole("w", tensor), "normal", (0.0, 1.0))
@@ -312,7 +319,7 @@ class TestBuilding:
             build.compiler()
 
     def test_system_without_posix_threads(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(build.os, "name", "nt")
+        monkeypatch.setattr(build, "SYSTEM", "nt")
         with pytest.raises(build.BuildError, match="the kernel needs POSIX threads"):
             build.build(Path(tmp_path) / "k.so")
 
