@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.snippets import PYTHON, Page, Snippet, snippets
+from tests.snippets import PYTHON, Page, snippets
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -15,7 +15,6 @@ PAGES = sorted(
     for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
     if "_build" not in page.parts and any(s.language in PYTHON for s in snippets(page))
 )
-SKIPPED = [snippet for page in PAGES for snippet in snippets(page) if snippet.directive == "skip"]
 
 
 def name(page: Path) -> str:
@@ -23,17 +22,16 @@ def name(page: Path) -> str:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_page(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, subtests: pytest.Subtests) -> None:
     monkeypatch.chdir(tmp_path)
     run = Page(tmp_path)
     with torch.random.fork_rng():
         for snippet in snippets(page):
             run.run(snippet)
-
-
-@pytest.mark.parametrize("snippet", SKIPPED, ids=lambda snippet: f"{name(snippet.page)}:{snippet.line}")
-def test_skipped(snippet: Snippet) -> None:
-    pytest.skip(snippet.value)
+    for snippet in snippets(page):
+        if snippet.directive == "skip":
+            with subtests.test(f"{name(page)}:{snippet.line}"):
+                pytest.skip(snippet.value)
 
 
 def test_the_readme_has_a_tour() -> None:
