@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from torch import nn
 
@@ -13,11 +13,15 @@ from torchinit.core.plans import Plan, Recipe, Rule, make_plan
 from torchinit.core.reports import Report
 from torchinit.core.runs import Progress, local_shards, run
 from torchinit.core.sites import sites
+from torchinit.modules import initialize_module
 from torchinit.noise import Global, Keyed
 from torchinit.recipes import decode_recipe, load_recipe
 
-RecipeLike: TypeAlias = str | os.PathLike[str] | Rule | Sequence[Rule] | Mapping[str, Any]
-"""What stands for a recipe: a file or the name of a shipped scheme, rules, or plain data with ``rules``."""
+RecipeLike: TypeAlias = str | os.PathLike[str] | Rule | Sequence[Rule] | Mapping[str, Any] | list[dict[str, Any]]
+"""What stands for a recipe: a file or the name of a shipped scheme, rules, or plain data with ``rules``.
+
+:func:`initialize` also takes an ``init_cfg``: a dict with ``type``, or a list of such dicts.
+"""
 
 _log = logging.getLogger("torchinit")
 
@@ -54,6 +58,9 @@ def initialize(
     the order in which hand-written code would draw them. A rule that matches nothing is a warning, with
     ``strict`` an error. ``stats=False`` measures nothing; ``progress`` is called after each step.
 
+    A dict with ``type``, or a list of such dicts, is an ``init_cfg`` and is read by MMEngine's rules:
+    :class:`torchinit.BaseModule`.
+
     Raises ConfigError, PlanError or RunError before anything is written.
 
     >>> from torchinit import Layer, Leaf, Normal, Rule
@@ -62,10 +69,18 @@ def initialize(
     >>> report.assert_ok()["0.weight"].expected.std
     0.02
     """
+    if _is_init_cfg(recipe):
+        return initialize_module(model, recipe, seed)
     made = plan(model, recipe, strict=strict)
     for _, hint in made.unused:
         _log.warning("%s", hint)
     return run(made, local_shards(model), Global() if seed is None else Keyed(seed), stats=stats, progress=progress)
+
+
+def _is_init_cfg(recipe: object) -> bool:
+    if isinstance(recipe, list):
+        return not any(isinstance(item, Rule) for item in recipe)
+    return isinstance(recipe, dict) and "rules" not in recipe
 
 
 def rules_of(recipe: RecipeLike) -> Recipe:
@@ -76,8 +91,10 @@ def rules_of(recipe: RecipeLike) -> Recipe:
         return decode_recipe(recipe)
     if isinstance(recipe, Rule):
         return (recipe,)
-    rules = tuple(recipe) if isinstance(recipe, Sequence) else (recipe,)
-    for rule in rules:
-        if not isinstance(rule, Rule):
-            raise TypeError(f"a recipe is a file, a mapping with 'rules', or rules, but got {type(rule).__name__}")
-    return rules
+    rules: tuple[object, ...] = tuple(recipe) if isinstance(recipe, Sequence) else (recipe,)
+    if not all(isinstance(rule, Rule) for rule in rules):
+        raise TypeError(
+            "init_cfg must be a dict or a list of dict, and a recipe a file, a dict with 'rules', or rules,"
+            f" but got {type(recipe)}"
+        )
+    return cast("Recipe", rules)

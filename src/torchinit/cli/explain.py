@@ -1,4 +1,4 @@
-"""`torchinit explain`: what an initializer does: formula, arguments, source, example."""
+"""`torchinit explain`: what an initializer does (formula, arguments, source, example), or what a scheme holds."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
+from torchinit import load_recipe
 from torchinit.cli import options
 from torchinit.cli.errors import UsageError
 from torchinit.core.tables import columns
 from torchinit.core.vocabulary import INITIALIZERS
+from torchinit.errors import did_you_mean
+from torchinit.recipes import schemes
 
 if TYPE_CHECKING:
     from torchinit.cli.options import Commands
@@ -21,8 +24,8 @@ if TYPE_CHECKING:
 
 def add(commands: Commands) -> None:
     """Describes the command to the parser."""
-    parser = commands.add_parser("explain", help="tell what an initializer does, and what it takes")
-    parser.add_argument("name", metavar="NAME", help="an initializer; `torchinit list` names them all")
+    parser = commands.add_parser("explain", help="tell what an initializer or a scheme does")
+    parser.add_argument("name", metavar="NAME", help="an initializer or a scheme; `torchinit list` names them")
     options.add_json(parser)
     parser.set_defaults(run=run)
 
@@ -30,10 +33,12 @@ def add(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Prints what the class's docstring and its fields tell."""
     name = {known.casefold(): known for known in INITIALIZERS}.get(arguments.name.casefold(), arguments.name)
+    shipped = schemes()
     try:
-        found = describe(name, INITIALIZERS.get(name))
-    except KeyError as error:
-        raise UsageError(error.args[0]) from None
+        found = _scheme(name, shipped[name]) if name in shipped else describe(name, INITIALIZERS.get(name))
+    except KeyError:
+        near = did_you_mean(name, [*INITIALIZERS, *shipped])
+        raise UsageError(f"there is no initializer and no scheme {name!r}{near}") from None
     print(json.dumps(dataclasses.asdict(found), indent=2, ensure_ascii=False) if arguments.json else found)
     return 0
 
@@ -49,7 +54,7 @@ class Argument:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What is known of an initializer: what it does, in paragraphs, what it takes, and an example that runs."""
+    """What is known of a name: what it does, in paragraphs, what it takes, and an example that runs."""
 
     name: str
     text: tuple[str, ...]
@@ -57,14 +62,14 @@ class Explanation:
     example: str = ""
 
     def __str__(self) -> str:
-        parts = [f"{self.name}: {self.text[0]}" if self.text else self.name, *self.text[1:], self._arguments()]
+        parts = [f"{self.name}: {self.text[0]}" if self.text else self.name, *self.text[1:]]
+        if self.arguments:
+            parts.append(self._arguments())
         if self.example:
             parts.append(f"Example\n{_indented(self.example)}")
         return "\n\n".join(parts)
 
     def _arguments(self) -> str:
-        if not self.arguments:
-            return "It takes no arguments."
         rows = [(item.name, item.default or "(required)", ", ".join(item.choices)) for item in self.arguments]
         return f"Arguments\n{_indented(columns(('name', 'default', 'choices'), rows))}"
 
@@ -73,22 +78,21 @@ def describe(name: str, cls: type[Any]) -> Explanation:
     """What a class tells about itself.
 
     >>> from torchinit import Normal
-    >>> print(describe("Normal", Normal))
-    Normal: The normal distribution N(mean, std²).
-    <BLANKLINE>
-    Arguments
-      name  default  choices
-      mean  0.0
-      std   1.0
-    <BLANKLINE>
-    Example
-      >>> Normal(std=0.02).moments()
-      Moments(mean=0.0, std=0.02, min=None, max=None, kurtosis=3.0)
+    >>> found = describe("Normal", Normal)
+    >>> found.text[0], found.arguments[1]
+    ('The normal distribution N(mean, std²).', Argument(name='std', default='1.0', choices=()))
     """
     paragraphs = [part for part in re.split(r"\n\s*\n", inspect.getdoc(cls) or "") if part.strip()]
     examples = [part for part in paragraphs if part.startswith(">>>")]
     text = tuple(plain(part) for part in paragraphs if part not in examples)
     return Explanation(name, text, _arguments_of(cls), "\n".join(examples).rstrip())
+
+
+def _scheme(name: str, about: str) -> Explanation:
+    rules = columns(
+        ("rule", "where", "what"), [(rule.label, str(rule.where), str(rule.init)) for rule in load_recipe(name)]
+    )
+    return Explanation(name, (about, rules))
 
 
 def _arguments_of(cls: type[Any]) -> tuple[Argument, ...]:

@@ -15,6 +15,7 @@ from torchinit.core.gains import nonlinearities
 from torchinit.core.layouts import known_layers
 from torchinit.core.tables import columns
 from torchinit.core.vocabulary import INITIALIZERS
+from torchinit.recipes import schemes
 
 if TYPE_CHECKING:
     from torchinit.cli.options import Commands
@@ -52,7 +53,7 @@ def _layers() -> list[tuple[str, str]]:
 
 
 def _schemes() -> list[tuple[str, str]]:
-    return []
+    return list(schemes().items())
 
 
 def _nonlinearities() -> list[tuple[str, str]]:

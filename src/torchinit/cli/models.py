@@ -35,19 +35,26 @@ def build(text: str, arguments: Mapping[str, Any], device: Device, seed: int | N
 
     On ``"meta"`` no memory is taken. With a ``seed`` the factory's own draws from torch's generator come from
     it, and the generator's state is afterwards what it was before. Raises ModelError.
+
+    >>> build("torch.nn:Linear", {"in_features": 2, "out_features": 3}, "meta").weight.device
+    device(type='meta')
     """
-    factory = find(text)
+    with _seeded(seed):  # around `find`, too: a module may build models while it is imported
+        model = _called(find(text), text, arguments, device)
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"{text} returned a {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+def _called(factory: Callable[..., object], text: str, arguments: Mapping[str, Any], device: Device) -> object:
     place: AbstractContextManager[object] = torch.device("meta") if device == "meta" else nullcontext()
     try:
-        with place, _seeded(seed):
-            model = factory(**arguments)
+        with place:
+            return factory(**arguments)
     except TorchinitError:
         raise
     except (Exception, SystemExit) as error:  # whatever a stranger's code raises
         raise ModelError(_raised(f"{text} raised", error, device)) from error
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"{text} returned a {type(model).__name__}, not a torch.nn.Module")
-    return model
 
 
 def find(text: str) -> Callable[..., object]:

@@ -7,9 +7,10 @@ import importlib.metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torchinit import Recipe, load_recipe
+from torchinit import ConfigError, Recipe, load_recipe
 from torchinit.cli import models
 from torchinit.cli.errors import UsageError
+from torchinit.recipes import schemes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -51,8 +52,10 @@ def model_of(arguments: argparse.Namespace, device: models.Device, seed: int | N
 
 
 def recipe_of(text: str) -> Recipe:
-    """The recipe that the command line names; a file that is missing is a mistake of usage, not of the recipe."""
-    path = Path(text)
-    if path.is_dir():
-        raise UsageError(f"{text!r} is a folder, not a recipe")
-    return load_recipe(text)
+    """The recipe that the command line names; one that is not there is a mistake of usage, not of the recipe."""
+    try:
+        return load_recipe(text)
+    except ConfigError as error:
+        if text in schemes() or Path(text).is_file():
+            raise
+        raise UsageError(str(error)) from error

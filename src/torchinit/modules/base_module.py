@@ -7,7 +7,7 @@ import logging
 from abc import ABCMeta
 from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -137,7 +137,8 @@ def _initialize(module: BaseModule, session: Session) -> None:
 
 def _parted(init_cfg: Any) -> tuple[list[Any], list[Any]]:
     """The entries, and those that load a checkpoint, which are done last."""
-    entries, pretrained = [], []
+    entries: list[Any] = []
+    pretrained: list[Any] = []
     for entry in [init_cfg] if isinstance(init_cfg, dict) else init_cfg or []:
         if not isinstance(entry, dict):
             raise InitCfgAssertionError(f"an init_cfg is a dict or a list of dicts, but holds {entry!r}")
@@ -151,14 +152,18 @@ def _parted(init_cfg: Any) -> tuple[list[Any], list[Any]]:
 def _children(module: nn.Module, containers: bool) -> Iterator[nn.Module]:
     """The children with an ``init_weights`` to call; those of wrappers and, if asked, of plain containers."""
     for child in module.children():
-        inner = child
-        if is_model_wrapper(child) and not hasattr(child, "init_weights"):
-            inner = child.module
+        inner = _unwrapped(child)
         if hasattr(inner, "init_weights"):
             if not getattr(inner, "is_init", False):
                 yield inner
         elif containers:
             yield from _children(inner, containers)
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """What a wrapper wraps, unless it has an ``init_weights`` of its own."""
+    wraps_another = is_model_wrapper(module) and not hasattr(module, "init_weights")
+    return cast("nn.Module", module.module) if wraps_another else module
 
 
 def _initialize_child(child: nn.Module, session: Session) -> None:
@@ -168,7 +173,7 @@ def _initialize_child(child: nn.Module, session: Session) -> None:
     else:
         with session.foreign(child):
             call()
-    if type(child).init_weights is not BaseModule.init_weights:
+    if cast("Any", type(child)).init_weights is not BaseModule.init_weights:
         session.check_parameters(child)
 
 
@@ -177,7 +182,7 @@ def _unreached(module: nn.Module, prefix: str = "", *, reached: bool = True) -> 
     found = []
     for name, child in module.named_children():
         path = f"{prefix}{name}"
-        inner = child.module if is_model_wrapper(child) and not hasattr(child, "init_weights") else child
+        inner = _unwrapped(child)
         linked = hasattr(inner, "init_weights")
         if isinstance(inner, BaseModule) and not reached and not inner.is_init and _has_something_to_do(inner):
             found.append(path)

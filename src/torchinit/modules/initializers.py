@@ -32,7 +32,9 @@ class BaseInit:
     ['Conv2d']
     """
 
-    def __init__(self, *, bias: float = 0, bias_prob: float | None = None, layer: str | list[str] | None = None) -> None:
+    def __init__(
+        self, *, bias: float = 0, bias_prob: float | None = None, layer: str | list[str] | None = None
+    ) -> None:
         self.wholemodule = False
         if not isinstance(bias, (int, float)):
             raise InitCfgTypeError(f"bias must be a number, but got a {type(bias)}")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -79,8 +80,9 @@ class Session:
         groups: dict[int, list[Spot]] = defaultdict(list)
         for spot in spots:
             groups[spot.key].append(spot)
-        known = {site.name: group for group in groups.values() if (site := _site(group, prefix))}
-        plan = make_plan((_site(group, prefix) for group in groups.values()), rules, ties="last").check()
+        sites = [_site(group, prefix) for group in groups.values()]
+        known = {site.name: group for site, group in zip(sites, groups.values(), strict=True)}
+        plan = make_plan(sites, rules, ties="last").check()
         for rule, hint in plan.unused:
             self.warn(f"{rule}: {hint}")
         shards = {name: _shard(group[0]) for name, group in known.items()}
@@ -112,7 +114,7 @@ class Session:
                 tensor = vars(owner).get(leaf)
                 if isinstance(tensor, Tensor) and id(tensor) not in self._known:
                     name = f"{survey.names[turn]}.{leaf}".lstrip(".")
-                    shape, kind = tuple(tensor.shape), layer_class(type(owner))
+                    shape, kind = tuple(tensor.shape), layer_class(cast("Any", type(owner)))
                     site = Site(name, shape, tensor.dtype, kind, kind="buffer", position=turn)
                     yield Spot(site, tensor, owner, turn, id(tensor), name)
 

@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
@@ -83,7 +84,7 @@ class Survey:
                     yield self._spot(view, one, group[0])
 
     def _spot(self, view: Site, one: Held, first: Held) -> Spot:
-        owner = layer_class(type(one.place.module)) if is_parametrized(one.place.module) else view.owner
+        owner = layer_class(cast("Any", type(one.place.module))) if is_parametrized(one.place.module) else view.owner
         return Spot(
             site=replace(view, position=one.place.turn, owner=owner),
             tensor=one.tensor,

@@ -27,5 +27,6 @@ def is_model_wrapper(model: nn.Module, registry: Registry = MODEL_WRAPPERS) -> b
         return True
     if any(is_model_wrapper(model, child) for child in registry.children.values()):
         return True
-    theirs = sys.modules.get("mmengine.model.wrappers.utils") if registry is MODEL_WRAPPERS else None
-    return bool(theirs and theirs.is_model_wrapper(model))
+    theirs = getattr(sys.modules.get("mmengine.model.wrappers.utils"), "is_model_wrapper", None)
+    asked = theirs is not None and theirs is not is_model_wrapper and registry is MODEL_WRAPPERS
+    return bool(asked and theirs and theirs(model))

@@ -67,7 +67,8 @@ def storage_of(tensor: Tensor) -> int | None:
     """What identifies the memory of a tensor while it lives; None where it has none of its own."""
     if tensor.layout != torch.strided or type(tensor) not in (Tensor, nn.Parameter):
         return None
-    return tensor.untyped_storage()._cdata
+    home: int = tensor.untyped_storage()._cdata
+    return home
 
 
 def extent(tensor: Tensor) -> tuple[int, int]:
@@ -75,7 +76,7 @@ def extent(tensor: Tensor) -> tuple[int, int]:
     if not tensor.numel():
         return 0, 0
     reach = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    first, size = tensor.storage_offset(), tensor.element_size()
+    first, size = int(tensor.storage_offset()), tensor.element_size()
     return first * size, (first + reach) * size
 
 
@@ -109,7 +110,7 @@ class _Operations(TorchDispatchMode):
     """Every operation that reaches the dispatcher: in place, out=, foreach, through views and ``.data``."""
 
     def __init__(self, watch: Watch, told: Told) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.watch = watch
         self.told = told
 

@@ -28,7 +28,7 @@ class _Allocations(TorchDispatchMode):
     """The memory that was handed out empty and that no operation has written since."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         # The storages are held, so that the address of a freed one does not stand for another.
         self.empty: dict[int, torch.UntypedStorage] = {}
 
