@@ -8,6 +8,8 @@ They take keyword arguments (``--arg depth=8``) and need nothing from torchinit.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +18,7 @@ def mlp(width: int = 64, depth: int = 3, inputs: int = 8, outputs: int = 2) -> n
     """Linear layers with ReLU between them."""
     sizes = [inputs, *[width] * (depth - 1), outputs]
     layers: list[nn.Module] = []
-    for before, after in zip(sizes, sizes[1:], strict=False):
+    for before, after in pairwise(sizes):
         layers += [nn.Linear(before, after), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 

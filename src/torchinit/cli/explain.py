@@ -117,11 +117,11 @@ def _choices(hint: object) -> tuple[str, ...]:
 
 
 def plain(paragraph: str) -> str:
-    """A paragraph of a docstring without its markup.
+    r"""A paragraph of a docstring without its markup.
 
     >>> plain("``std`` is :func:`gain`'s")
     "std is gain's"
-    >>> plain(r".. math:: \\mathrm{std} = 1 / \\sqrt{\\mathrm{fan}}")
+    >>> plain(r".. math:: \mathrm{std} = 1 / \sqrt{\mathrm{fan}}")
     '  std = 1 / sqrt(fan)'
     """
     if paragraph.startswith(".. math::"):

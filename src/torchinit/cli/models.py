@@ -10,7 +10,6 @@ import functools
 import importlib
 import importlib.util
 import json
-import os
 import pkgutil
 import sys
 import traceback
@@ -167,7 +166,7 @@ def _seeded(seed: int | None) -> Iterator[None]:
 
 def _raised(what: str, error: BaseException, device: Device = "cpu") -> str:
     frames = traceback.extract_tb(error.__traceback__)
-    ours = os.path.dirname(__file__)
+    ours = str(Path(__file__).parent)
     last = next((frame for frame in reversed(frames) if not frame.filename.startswith(("<", ours))), None)
     where = f"\n  at {last.filename}:{last.lineno}" if last else ""
     way = "\n  It was called for the meta device; with --device cpu it is built in memory." if device == "meta" else ""
