@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from torchinit.api import RecipeLike, initialize, plan
-from torchinit.core.fills import Blockwise, Constant, Fill, Initializer, Moments, Normal, Padded, TruncNormal, Uniform
+from torchinit.core.composites import Blockwise, Padded
+from torchinit.core.compositions import Blocks, DepthScaled, Scaled, Stacked
+from torchinit.core.fills import Constant, Fill, Initializer, Normal, TruncNormal, Uniform
 from torchinit.core.formulas import (
-    Blocks,
     Caffe2Xavier,
-    DepthScaled,
     Kaiming,
     LeCun,
     Ones,
     Prior,
-    Scaled,
-    Stacked,
     VarianceScaling,
     Xavier,
     Zeros,
@@ -21,6 +19,7 @@ from torchinit.core.formulas import (
 from torchinit.core.gains import gain
 from torchinit.core.layouts import Layout, Slot, register_layout
 from torchinit.core.matrices import DeltaOrthogonal, Dirac, Identity, Orthogonal, Sparse
+from torchinit.core.moments import Moments
 from torchinit.core.plans import Change, Plan, Recipe, Rule, Skipped, Step, make_plan
 from torchinit.core.reports import Record, Report
 from torchinit.core.runs import local_shards, run

@@ -9,7 +9,7 @@ from functools import cache
 from inspect import Parameter
 from itertools import repeat
 from types import NoneType, UnionType
-from typing import Any, Final, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
+from typing import Any, Final, Literal, TypeAlias, Union, cast, get_args, get_origin, get_type_hints
 
 import torch
 
@@ -60,10 +60,10 @@ def construct(cls: type, values: Mapping[str, Any]) -> Any:
 
 def arguments(value: object, *, defaults: bool = True) -> dict[str, Any]:
     """With which arguments the object can be built again; without ``defaults``, those that differ from them."""
-    said = {name: getattr(value, name) for name in _parameters(type(value))}
+    said = {name: getattr(value, name) for name in _parameters(cast("Any", type(value)))}
     if defaults:
         return said
-    return {name: item for name, item in said.items() if item != _parameters(type(value))[name].default}
+    return {name: item for name, item in said.items() if item != _parameters(cast("Any", type(value)))[name].default}
 
 
 def is_union(hint: Hint) -> bool:

@@ -4,35 +4,21 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, Protocol, final, runtime_checkable
 
 import torch
 
+from torchinit.core.moments import Moments, mixture, point, truncated
+from torchinit.core.numbers import number
 from torchinit.core.shards import Shard
+from torchinit.core.spelling import Spelled
 from torchinit.noise import Distribution, Noise
+from torchinit.noise.draws import resolve
 
 if TYPE_CHECKING:
     from torchinit.core.sites import Site
-
-
-@dataclass(frozen=True, slots=True)
-class Moments:
-    """Mean, standard deviation, smallest and largest value; None where unknown or unbounded.
-
-    ``kurtosis`` (3 for a normal) tells how far the standard deviation of a sample may stray.
-
-    >>> Moments(0.0, 1.0).max is None
-    True
-    """
-
-    mean: float | None = None
-    std: float | None = None
-    min: float | None = None
-    max: float | None = None
-    kurtosis: float = 3.0
 
 
 @runtime_checkable
@@ -50,7 +36,7 @@ class Initializer(Protocol):
         """
 
 
-class Fill(ABC):
+class Fill(Spelled, ABC):
     """Numbers known. A fill resolves to itself, writes itself into a shard, and says what to expect.
 
     >>> Constant(2.0).moments((3,)).mean
@@ -77,6 +63,10 @@ class Fill(ABC):
         del shape
         return None
 
+    def parts(self, shape: tuple[int, ...] = ()) -> Moments | None:
+        """What to expect of the real and imaginary parts of a complex tensor, taken together."""
+        return mixture([self.moments(shape), point(0.0)], (1, 1))
+
 
 class Drawn(Fill):
     """A fill that draws every element by itself, so that any slice costs its own elements."""
@@ -88,8 +78,30 @@ class Drawn(Fill):
     def draw(self) -> tuple[Distribution, tuple[float, ...]]:
         """The distribution and its parameters."""
 
+    def check(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        distribution, params = self.draw
+        if dtype.is_complex and distribution != "normal":
+            raise ValueError(f"a complex tensor can hold no {self}; use a normal distribution")
+        resolve(distribution, params, dtype.to_real())
+        self._check_range(dtype)
+
+    @abstractmethod
+    def _check_range(self, dtype: torch.dtype) -> None:
+        """Raises ValueError where the values do not fit into the dtype."""
+
     def write(self, shard: Shard, noise: Noise) -> None:
         noise.fill(shard, *self.draw)
+
+
+def _check_fit(fill: Fill, low: float, high: float, dtype: torch.dtype) -> None:
+    most = torch.finfo(dtype).max
+    if max(-low, high) > most:
+        name = str(dtype).removeprefix("torch.")
+        raise ValueError(f"{fill} goes beyond {most:.6g}, the largest number of {name}")
+
+
+_REACH = 6.5
+"""So many standard deviations from its mean a draw of a normal may be."""
 
 
 @final
@@ -105,6 +117,10 @@ class Constant(Fill):
 
     def __post_init__(self) -> None:
         number("val", self.val, finite=False)
+
+    def check(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        if math.isfinite(self.val):
+            _check_fit(self, self.val, self.val, dtype)
 
     def write(self, shard: Shard, noise: Noise) -> None:
         shard.local.fill_(self.val)
@@ -133,8 +149,14 @@ class Normal(Drawn):
     def draw(self) -> tuple[Distribution, tuple[float, ...]]:
         return "normal", (self.mean, self.std)
 
+    def _check_range(self, dtype: torch.dtype) -> None:
+        _check_fit(self, self.mean - _REACH * self.std, self.mean + _REACH * self.std, dtype)
+
     def moments(self, shape: tuple[int, ...] = ()) -> Moments:
         return Moments(float(self.mean), float(self.std))
+
+    def parts(self, shape: tuple[int, ...] = ()) -> Moments:
+        return self.moments().shrunk(math.sqrt(0.5))
 
 
 @final
@@ -158,6 +180,9 @@ class Uniform(Drawn):
     @property
     def draw(self) -> tuple[Distribution, tuple[float, ...]]:
         return "uniform", (self.a, self.b)
+
+    def _check_range(self, dtype: torch.dtype) -> None:
+        _check_fit(self, self.a, self.b, dtype)
 
     def moments(self, shape: tuple[int, ...] = ()) -> Moments:
         width = float(self.b) - float(self.a)
@@ -193,8 +218,7 @@ class TruncNormal(Drawn):
         number("mean", self.mean)
         number("std", self.std, least=0)
         for name in ("a", "b"):
-            if math.isnan(number(name, getattr(self, name), finite=False)):
-                raise ValueError(f"{name} must not be NaN")
+            number(name, getattr(self, name), finite=False)
         if self.unit not in ("value", "sigma"):
             raise ValueError(f"unit must be 'value' or 'sigma', but got {self.unit!r}")
         if self.a >= self.b:
@@ -207,7 +231,7 @@ class TruncNormal(Drawn):
     @cached_property
     def sigma(self) -> float:
         """The standard deviation of the normal that is cut."""
-        return self.std / _truncated(self.a, self.b)[1] if self.corrected else float(self.std)
+        return self.std / truncated(self.a, self.b)[1] if self.corrected else float(self.std)
 
     @property
     def low(self) -> float:
@@ -221,135 +245,22 @@ class TruncNormal(Drawn):
     def draw(self) -> tuple[Distribution, tuple[float, ...]]:
         return "truncated", (self.mean, self.sigma, self.low, self.high)
 
-    def check(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-        if dtype.is_complex:
-            raise ValueError("a complex tensor has no truncated normal here; use Normal or Uniform")
+    def _check_range(self, dtype: torch.dtype) -> None:
+        reach = _REACH * self.sigma
+        low = max(self.low, min(self.mean, self.high) - reach)
+        high = min(self.high, max(self.mean, self.low) + reach)
+        _check_fit(self, low, high, dtype)
+
+    def write(self, shard: Shard, noise: Noise) -> None:
+        if self.std == 0:  # torch's algorithm divides by it
+            shard.local.fill_(self.mean)
+        else:
+            noise.fill(shard, *self.draw)
 
     def moments(self, shape: tuple[int, ...] = ()) -> Moments:
         if self.std == 0:
-            return Moments(float(self.mean), 0.0, float(self.mean), float(self.mean))
-        mean, std = _truncated((self.low - self.mean) / self.sigma, (self.high - self.mean) / self.sigma)
-        # Cut in its tail, a normal is close to an exponential, whose kurtosis is 9; cut around its mean, below 3.
-        kurtosis = 3.0 if self.low <= self.mean <= self.high else 9.0
+            return point(float(self.mean))
+        mean, std = truncated((self.low - self.mean) / self.sigma, (self.high - self.mean) / self.sigma)
+        # Cut in its tail, a normal is close to an exponential, whose kurtosis is 9; a half normal has 3.87.
+        kurtosis = 4.0 if self.low <= self.mean <= self.high else 9.0
         return Moments(self.mean + self.sigma * mean, self.sigma * std, self.low, self.high, kurtosis)
-
-
-def _truncated(low: float, high: float) -> tuple[float, float]:
-    """Mean and standard deviation of the standard normal cut to [low, high]."""
-    if low > 0:  # the upper tail loses all its digits in 1 - Phi: turn it over
-        mean, std = _truncated(-high, -low)
-        return -mean, std
-    mass = _phi(high) - _phi(low)
-    if mass <= 0:  # beyond the reach of doubles: all the mass sits at the end nearer to the middle
-        return high, 0.0
-    mean = (_density(low) - _density(high)) / mass
-    spread = (_edge(low) - _edge(high)) / mass
-    return mean, math.sqrt(max(0.0, 1 + spread - mean * mean))
-
-
-def _phi(x: float) -> float:
-    return math.erfc(-x / math.sqrt(2)) / 2
-
-
-def _density(x: float) -> float:
-    return math.exp(-x * x / 2) / math.sqrt(2 * math.pi)
-
-
-def _edge(x: float) -> float:
-    return x * _density(x) if math.isfinite(x) else 0.0
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Blockwise(Fill):
-    """Fills side by side along one axis, each for its own block: the q, k and v of a fused projection.
-
-    >>> Blockwise((Constant(0.0), Constant(1.0)), sizes=(2, 2)).moments((4,)).mean
-    0.5
-    """
-
-    fills: tuple[Fill, ...]
-    sizes: tuple[int, ...]
-    axis: int = 0
-
-    def __post_init__(self) -> None:
-        if len(self.fills) != len(self.sizes):
-            raise ValueError(f"{len(self.fills)} fills do not go with {len(self.sizes)} sizes")
-
-    def write(self, shard: Shard, noise: Noise) -> None:
-        low = shard.region.start[self.axis]
-        for fill, size in zip(self.fills, self.sizes, strict=True):
-            fill.write(shard.cut(self.axis, low, low + size), noise)
-            low += size
-
-    def moments(self, shape: tuple[int, ...] = ()) -> Moments | None:
-        parts = [fill.moments(_put(shape, self.axis, size)) for fill, size in zip(self.fills, self.sizes, strict=True)]
-        return mixture(parts, self.sizes)
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Padded(Fill):
-    """A fill whose row ``row`` is zero: the padding entry of an embedding.
-
-    >>> Padded(Constant(1.0), row=0).moments((4, 8)).mean
-    0.75
-    """
-
-    fill: Fill
-    row: int
-
-    def write(self, shard: Shard, noise: Noise) -> None:
-        self.fill.write(shard, noise)
-        row = self.row - shard.start[0]
-        if 0 <= row < shard.local.shape[0]:
-            shard.local[row].zero_()
-
-    def moments(self, shape: tuple[int, ...] = ()) -> Moments | None:
-        return mixture([self.fill.moments(shape), Constant(0.0).moments()], (shape[0] - 1, 1))
-
-
-def mixture(parts: Sequence[Moments | None], weights: Sequence[float]) -> Moments | None:
-    """The moments of a tensor made of parts, each with its share of the elements."""
-    known = [(part, weight / sum(weights)) for part, weight in zip(parts, weights, strict=True) if weight]
-    if not known or any(part is None or part.mean is None or part.std is None for part, _ in known):
-        return None
-    mean = sum((part.mean or 0.0) * share for part, share in known if part)
-    square = sum(((part.std or 0.0) ** 2 + (part.mean or 0.0) ** 2) * share for part, share in known if part)
-    variance = max(0.0, square - mean * mean)
-    fourth = sum(_fourth(part, mean) * share for part, share in known if part)
-    lows = [part.min for part, _ in known if part]
-    highs = [part.max for part, _ in known if part]
-    return Moments(
-        mean,
-        math.sqrt(variance),
-        None if None in lows else min(low for low in lows if low is not None),
-        None if None in highs else max(high for high in highs if high is not None),
-        fourth / variance**2 if variance else 3.0,
-    )
-
-
-def _fourth(part: Moments, centre: float) -> float:
-    """The fourth moment of a symmetric part about another centre."""
-    variance, offset = (part.std or 0.0) ** 2, (part.mean or 0.0) - centre
-    return part.kurtosis * variance**2 + 6 * variance * offset**2 + offset**4
-
-
-def _put(values: tuple[int, ...], at: int, value: int) -> tuple[int, ...]:
-    return (*values[:at], value, *values[at + 1 :]) if values else values
-
-
-def number(name: str, value: object, *, least: float = -math.inf, finite: bool = True) -> float:
-    """The value as a float, or why it is none."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, but got {value!r}")
-    if finite and not math.isfinite(value):
-        raise ValueError(f"{name} must be finite, but got {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least:g}, but got {value!r}")
-    return float(value)
-
-
-def whole_number(value: object) -> bool:
-    """Whether this is a count: an int of at least 1, and no bool."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -11,7 +11,9 @@ from typing import final
 import torch
 from torch import Tensor
 
-from torchinit.core.fills import Fill, Moments, number, whole_number
+from torchinit.core.fills import Fill
+from torchinit.core.moments import Moments
+from torchinit.core.numbers import number, whole_number
 from torchinit.core.shards import Shard
 from torchinit.noise import Noise
 

@@ -78,6 +78,9 @@ def truncated(low: float, high: float) -> tuple[float, float]:
     >>> truncated(-2.0, 2.0)
     (0.0, 0.8796256610342398)
     """
+    width = high - low
+    if width * max(1.0, abs(low), abs(high)) < 1e-4:  # as good as uniform, and the differences below lose all digits
+        return (low + high) / 2, width / math.sqrt(12)
     if low > 0:  # the upper tail loses all its digits in 1 - Phi: turn it over
         mean, std = truncated(-high, -low)
         return -mean, std

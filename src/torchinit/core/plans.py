@@ -8,7 +8,9 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
-from torchinit.core.fills import Fill, Initializer, Moments, Padded
+from torchinit.core.composites import Padded
+from torchinit.core.fills import Fill, Initializer
+from torchinit.core.moments import Moments
 from torchinit.core.selectors import Layer, Name, Selector
 from torchinit.core.sites import WHY, LayerClass, Site, State
 from torchinit.core.tables import columns, shape_text, some

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from torchinit.core.fills import Moments
+from torchinit.core.moments import Moments
 from torchinit.core.tables import columns, shape_text, some
 from torchinit.errors import ReportError, count, did_you_mean
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from torchinit.core.numbers import replaced
+
 
 @dataclass(frozen=True, slots=True)
 class Box:
@@ -86,10 +88,6 @@ class Shard:
         return replace(
             self,
             local=self.local.narrow(axis, min(first - begin, self.local.shape[axis]), last - first),
-            start=_put(self.start, axis, first),
-            matrix=Box(_put(box.start, axis, low), _put(box.shape, axis, high - low)),
+            start=replaced(self.start, axis, first),
+            matrix=Box(replaced(box.start, axis, low), replaced(box.shape, axis, high - low)),
         )
-
-
-def _put(values: tuple[int, ...], at: int, value: int) -> tuple[int, ...]:
-    return (*values[:at], value, *values[at + 1 :])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from torchinit.core import fills, formulas, matrices, selectors
+from torchinit.core import composites, compositions, fills, formulas, matrices, selectors
 from torchinit.core.expressions import Computed, constant
 from torchinit.core.fills import Constant, Fill, Initializer
 from torchinit.core.selectors import Selector
@@ -27,21 +27,21 @@ SELECTORS: Final = Registry("selector", method="matches")
 """Every selector that a recipe can name in a ``where``."""
 
 for _initializer in (
-    fills.Blockwise,
+    composites.Blockwise,
     fills.Constant,
     fills.Normal,
-    fills.Padded,
+    composites.Padded,
     fills.TruncNormal,
     fills.Uniform,
-    formulas.Blocks,
+    compositions.Blocks,
     formulas.Caffe2Xavier,
-    formulas.DepthScaled,
+    compositions.DepthScaled,
     formulas.Kaiming,
     formulas.LeCun,
     formulas.Ones,
     formulas.Prior,
-    formulas.Scaled,
-    formulas.Stacked,
+    compositions.Scaled,
+    compositions.Stacked,
     formulas.VarianceScaling,
     formulas.Xavier,
     formulas.Zeros,

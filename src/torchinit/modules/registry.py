@@ -52,7 +52,7 @@ class Registry:
         self.elsewhere: list[Lookup] = []
         self._locations = list(locations)
         self._modules: dict[str, Callable[..., Any]] = {}
-        self._build = build_func or (parent._build if parent else build_from_cfg)
+        self._build: Callable[..., Any] = build_func or (parent._build if parent else build_from_cfg)
         if parent is not None:
             parent._adopt(self)
 
@@ -166,7 +166,8 @@ class Registry:
 
     def build(self, cfg: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """The object that a config describes: ``type`` and the arguments."""
-        return self._build(cfg, *args, registry=self, **kwargs)
+        build: Callable[..., Any] = self._build
+        return build(cfg, *args, **{**kwargs, "registry": self})
 
 
 def build_from_cfg(cfg: dict[str, Any], registry: Registry, default_args: dict[str, Any] | None = None) -> Any:

@@ -10,7 +10,8 @@ from reprlib import repr as short
 from typing import Any, Final, Literal, TypeAlias
 
 from torchinit.core.fills import Initializer
-from torchinit.core.formulas import Blocks, Prior, Stacked
+from torchinit.core.compositions import Blocks, Stacked
+from torchinit.core.formulas import Prior
 from torchinit.core.plans import Rule
 from torchinit.core.selectors import Layer, Leaf, Name, Regex, Roles, Selector, Within
 from torchinit.core.vocabulary import TEXT

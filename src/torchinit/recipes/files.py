@@ -101,7 +101,8 @@ def _unique(pairs: list[tuple[str, Data]]) -> dict[str, Data]:
 
 def _yaml(text: str) -> Data:
     try:
-        from ruamel.yaml import YAML, YAMLError
+        from ruamel.yaml import YAML
+        from ruamel.yaml.error import YAMLError
     except ImportError:
         raise MissingExtraError("reading YAML", "yaml") from None
     try:

@@ -1,0 +1,101 @@
+"""Composites: fills made of other fills, each for its part of a tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import final
+
+import torch
+
+from torchinit.core.fills import Fill
+from torchinit.core.moments import Moments, mixture, point
+from torchinit.core.numbers import replaced, whole_number
+from torchinit.core.shards import Shard
+from torchinit.noise import Noise
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Blockwise(Fill):
+    """Fills side by side along one axis, each for its own block: the q, k and v of a fused projection.
+
+    >>> from torchinit.core.fills import Constant
+    >>> Blockwise((Constant(0.0), Constant(1.0)), sizes=(2, 2)).moments((4,)).mean
+    0.5
+    """
+
+    fills: tuple[Fill, ...]
+    sizes: tuple[int, ...]
+    axis: int = 0
+
+    def __post_init__(self) -> None:
+        if len(self.fills) != len(self.sizes):
+            raise ValueError(f"{len(self.fills)} fills do not go with {len(self.sizes)} sizes")
+        if not self.fills or not all(map(whole_number, self.sizes)) or not whole_number(self.axis, least=0):
+            raise ValueError(f"sizes and axis of blocks must be whole numbers, but got {self!r}")
+
+    def __str__(self) -> str:
+        runs = [(str(fill), len(list(same))) for fill, same in groupby(self.fills)]
+        return " + ".join(f"{times} x {fill}" if times > 1 else fill for fill, times in runs)
+
+    def check(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        if self.axis >= len(shape) or sum(self.sizes) != shape[self.axis]:
+            raise ValueError(f"blocks of {self.sizes} do not make up dimension {self.axis} of the shape {shape}")
+        for fill, block in self._blocks(shape):
+            fill.check(block, dtype)
+
+    def write(self, shard: Shard, noise: Noise) -> None:
+        low = shard.region.start[self.axis]
+        for fill, size in zip(self.fills, self.sizes, strict=True):
+            fill.write(shard.cut(self.axis, low, low + size), noise)
+            low += size
+
+    def moments(self, shape: tuple[int, ...] = ()) -> Moments | None:
+        return mixture([fill.moments(block) for fill, block in self._blocks(shape)], self.sizes)
+
+    def parts(self, shape: tuple[int, ...] = ()) -> Moments | None:
+        return mixture([fill.parts(block) for fill, block in self._blocks(shape)], self.sizes)
+
+    def _blocks(self, shape: tuple[int, ...]) -> Iterator[tuple[Fill, tuple[int, ...]]]:
+        for fill, size in zip(self.fills, self.sizes, strict=True):
+            yield fill, replaced(shape, self.axis, size)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Padded(Fill):
+    """A fill whose row ``row`` is zero: the padding entry of an embedding.
+
+    >>> from torchinit.core.fills import Constant
+    >>> Padded(Constant(1.0), row=0).moments((4, 8)).mean
+    0.75
+    """
+
+    fill: Fill
+    row: int
+
+    def __post_init__(self) -> None:
+        if not whole_number(self.row, least=0):
+            raise ValueError(f"row must be a whole number of at least 0, but got {self.row!r}")
+
+    def __str__(self) -> str:
+        return f"{self.fill}, row {self.row} zero"
+
+    def check(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        if not shape or self.row >= shape[0]:
+            raise ValueError(f"there is no row {self.row} in the shape {shape}")
+        self.fill.check(shape, dtype)
+
+    def write(self, shard: Shard, noise: Noise) -> None:
+        self.fill.write(shard, noise)
+        row = self.row - shard.start[0]
+        if 0 <= row < shard.local.shape[0]:
+            shard.local[row].zero_()
+
+    def moments(self, shape: tuple[int, ...] = ()) -> Moments | None:
+        return mixture([self.fill.moments(shape), point(0.0)], (shape[0] - 1, 1))
+
+    def parts(self, shape: tuple[int, ...] = ()) -> Moments | None:
+        return mixture([self.fill.parts(shape), point(0.0)], (shape[0] - 1, 1))
