@@ -1,0 +1,344 @@
+"""Commands: what they print, what they write, and with which exit code they end."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+import torchinit
+from torchinit import Plan, Report
+from torchinit.cli import main
+
+ROOT = Path(__file__).parents[2]
+MLP = f"{ROOT}/examples/models.py:mlp"
+TRANSFORMER = f"{ROOT}/examples/models.py:Transformer"
+RECIPE = str(ROOT / "examples/mlp.toml")
+
+Write = Callable[[str, str], str]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def write_file(name: str, text: str) -> str:
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        return str(tmp_path / name)
+
+    return write_file
+
+
+def rules(*entries: Mapping[str, object]) -> str:
+    return json.dumps({"rules": entries})
+
+
+KAIMING = {"type": "Kaiming", "layer": "Linear", "mode": "fan_in"}
+IN_VAIN = {"type": "Constant", "val": 1, "layer": "Conv2D"}
+
+
+# --- plan ------------------------------------------------------------------------------------------------------------
+
+
+def test_plan_shows_every_site(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", MLP, RECIPE, "--arg", "depth=2", "--complete"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert [line.split()[0] for line in out.splitlines()[1:-1]] == ["0.weight", "2.weight", "0.bias", "2.bias"]
+    assert out.endswith("4 sites to write: 706 elements\n")
+
+
+def test_plan_as_json_is_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", TRANSFORMER, "gpt2", "--json", "--device", "cpu"]) == 0
+    made = Plan.from_json(capsys.readouterr().out)
+    assert made["lm_head.weight"].site.name == "wte.weight"
+    assert made["h.3.mlp.c_proj.weight"].fill == torchinit.Normal(std=0.02 / 8**0.5)
+
+
+def test_rule_in_vain_is_a_finding_unless_lenient(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = write("r.json", rules(KAIMING, IN_VAIN))
+    assert main(["plan", MLP, recipe]) == 1
+    assert "Layer('Conv2D') matches none of" in capsys.readouterr().err
+    assert main(["plan", MLP, recipe, "--lenient"]) == 0
+    optional = write("o.json", rules(KAIMING, {**IN_VAIN, "optional": True}))
+    assert main(["plan", MLP, optional]) == 0
+
+
+def test_gaps_are_findings_with_complete(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = write("r.json", rules({**KAIMING, "bias": None}))
+    assert main(["plan", MLP, recipe]) == 0
+    assert main(["plan", MLP, recipe, "--complete"]) == 1
+    assert "no rule for 0.bias" in capsys.readouterr().err
+    assert main(["apply", MLP, recipe, "--complete", "-o", f"{recipe}.safetensors"]) == 1
+    assert not Path(f"{recipe}.safetensors").exists()
+
+
+def test_ten_mistakes_are_one_block_and_write_nothing(
+    write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write("r.json", rules(*[{"type": "Normal", "sdt": 0.1, "layer": "Linear"}] * 10))
+    output = tmp_path / "w.safetensors"
+    assert main(["apply", MLP, recipe, "-o", str(output)]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("torchinit apply: 10 mistakes in")
+    assert len(err.splitlines()) == 11
+    assert "rules[9].sdt: Normal has no argument 'sdt'; did you mean 'std'?" in err
+    assert not output.exists()
+
+
+# --- apply -----------------------------------------------------------------------------------------------------------
+
+
+def test_apply_twice_gives_the_same_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second, other = (tmp_path / f"{n}.safetensors" for n in range(3))
+    state = torch.get_rng_state()
+    for path, seed in ((first, "0"), (second, "0"), (other, "1")):
+        assert main(["apply", TRANSFORMER, "gpt2", "--complete", "--seed", seed, "-o", str(path)]) == 0
+    assert torch.equal(torch.get_rng_state(), state)
+    assert first.read_bytes() == second.read_bytes()
+    assert first.read_bytes() != other.read_bytes()
+    assert "52 sites written: 220,544 elements" in capsys.readouterr().out
+
+
+def test_apply_writes_what_initialize_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "w.safetensors"
+    assert main(["apply", MLP, RECIPE, "--seed", "5", "--arg", "width=16", "-o", str(path), "--json"]) == 0
+    assert Report.from_json(capsys.readouterr().out).assert_ok(complete=True)["0.weight"].measured is not None
+    model = torch.nn.Sequential(*[torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 16)])
+    torchinit.initialize(model, RECIPE, seed=5)
+    read = load_file(path)
+    assert all(torch.equal(read[name], tensor) for name, tensor in model.state_dict().items())
+    with safe_open(path, "pt") as file:
+        told = file.metadata()
+    assert (told["torchinit.seed"], told["torchinit.stream"]) == ("5", "torchinit-stream-1")
+
+
+def test_what_no_rule_covers_repeats_too(write: Write, tmp_path: Path) -> None:
+    recipe = write("r.json", rules({"type": "Normal", "name": "0.weight"}))
+    paths = [tmp_path / f"{n}.safetensors" for n in range(2)]
+    for path in paths:
+        assert main(["apply", MLP, recipe, "-o", str(path)]) == 0
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    assert load_file(paths[0])["2.weight"].std() > 0
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("bf16", torch.bfloat16), ("float64", torch.float64)])
+def test_dtype(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
+    path = tmp_path / "w.safetensors"
+    assert main(["apply", MLP, RECIPE, "--dtype", name, "--no-stats", "-o", str(path)]) == 0
+    assert {tensor.dtype for tensor in load_file(path).values()} == {dtype}
+
+
+def test_output_is_checked_before_anything_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    there = tmp_path / "w.safetensors"
+    there.write_text("precious")
+    for output, text in (
+        (there, "exists already; --force overwrites it"),
+        (tmp_path / "w.pth", "the output is a .safetensors file"),
+        (tmp_path / "no" / "w.safetensors", "there is no folder"),
+    ):
+        assert main(["apply", "no.such:model", RECIPE, "-o", str(output)]) == 2
+        assert text in capsys.readouterr().err
+    assert there.read_text() == "precious"
+    assert main(["apply", MLP, RECIPE, "-o", str(there), "--force"]) == 0
+    assert load_file(there)
+
+
+def test_seed_that_the_stream_does_not_take(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["apply", MLP, RECIPE, "--seed", "-1", "-o", str(tmp_path / "w.safetensors")]) == 2
+    assert "--seed: a seed is at least 0" in capsys.readouterr().err
+
+
+def test_values_that_are_not_as_planned_leave_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torchinit.Normal, "write", lambda _, shard, __: shard.local.fill_(7.0))
+    path = tmp_path / "w.safetensors"
+    assert main(["apply", MLP, RECIPE, "-o", str(path)]) == 1
+    out, err = capsys.readouterr()
+    assert "7" in out
+    assert "0.weight: mean is 7, planned 0" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- diff ------------------------------------------------------------------------------------------------------------
+
+
+def test_diff_of_recipes_on_a_model(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    other = write("r.json", rules(KAIMING, {"type": "Normal", "std": 0.5, "name": "4.weight"}))
+    assert main(["diff", RECIPE, RECIPE, "--model", MLP]) == 0
+    assert capsys.readouterr().out == "no difference\n"
+    assert main(["diff", RECIPE, other, "--model", MLP]) == 1
+    assert capsys.readouterr().out.startswith("changed 4.weight: Normal(")
+    assert main(["diff", RECIPE, other]) == 2
+    assert "give --model" in capsys.readouterr().err
+
+
+def test_diff_of_plans_and_reports(tmp_path: Path, write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    reports, plans = [], []
+    for seed in ("0", "1"):
+        output = tmp_path / f"{seed}.safetensors"
+        assert main(["apply", MLP, RECIPE, "--seed", seed, "-o", str(output), "--json"]) == 0
+        reports.append(write(f"report{seed}.json", capsys.readouterr().out))
+        assert main(["plan", MLP, RECIPE, "--arg", f"width={2 + int(seed)}", "--json"]) == 0
+        plans.append(write(f"plan{seed}.json", capsys.readouterr().out))
+    assert main(["diff", reports[0], reports[0]]) == 0
+    capsys.readouterr()
+    assert main(["diff", *reports, "--json"]) == 1
+    changes = json.loads(capsys.readouterr().out)
+    assert [change["name"] for change in changes] == ["0.weight", "2.weight", "4.weight"]
+    assert {change["verb"] for change in changes} == {"changed"}
+    assert main(["diff", plans[0], plans[0]]) == 0
+    assert main(["diff", *plans]) == 1
+    assert "changed 0.bias" in capsys.readouterr().out
+    assert main(["diff", plans[0], reports[0]]) == 2
+    assert "is a plan and" in capsys.readouterr().err
+
+
+def test_diff_of_weight_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [str(tmp_path / f"{seed}.safetensors") for seed in (0, 1)]
+    for seed, path in enumerate(paths):
+        assert main(["apply", MLP, RECIPE, "--seed", str(seed), "-o", path]) == 0
+    capsys.readouterr()
+    assert main(["diff", paths[0], paths[0]]) == 0
+    assert main(["diff", *paths]) == 1
+    out = capsys.readouterr().out
+    assert "changed 0.weight: [64, 8] float32 -> [64, 8] float32, 512 elements apart by up to" in out
+    assert "0.bias" not in out
+
+
+def test_what_cannot_be_compared(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    broken, damaged = write("broken.json", "{"), write("damaged.json", '{"records": [{"nam": 1}]}')
+    plan = write("plan.json", '{"steps": []}')
+    for pair, text in (
+        ([broken, broken], "is no JSON"),
+        ([damaged, damaged], "is no report"),
+        ([plan, plan], "this is no plan"),
+        (["no.toml", "no.toml", "--model", MLP], "no file 'no.toml'"),
+        (["no.safetensors", "no.safetensors"], "there is no file"),
+    ):
+        assert main(["diff", *pair]) == 2
+        assert text in capsys.readouterr().err
+
+
+# --- list, explain ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("what", "name"),
+    [("initializers", "Kaiming"), ("layers", "Conv2d"), ("schemes", "gpt2"), ("nonlinearities", "gelu")],
+)
+def test_list(what: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", what]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert name in [line.split()[0] for line in lines]
+    assert all(len(line.split()) > 1 for line in lines)
+    assert main(["list", what, "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == len(lines)
+
+
+def test_everything_listed_can_be_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    for what in ("initializers", "schemes"):
+        assert main(["list", what, "--json"]) == 0
+        for name in json.loads(capsys.readouterr().out):
+            assert main(["explain", name]) == 0
+            out = capsys.readouterr().out
+            assert out.startswith(f"{name}: ")
+            assert ":math:" not in out
+            assert "``" not in out
+
+
+def test_explain_tells_formula_arguments_and_example(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "depthscaled"]) == 0
+    out = capsys.readouterr().out
+    assert "factor = 1 / sqrt(branches · n)" in out
+    assert "init      (required)" in out
+    assert "by        'depth'     depth, index" in out
+    assert "https://arxiv.org/abs/1908.11365" in out
+    assert ">>> DepthScaled(Normal(std=0.02)).resolve(site)" in out
+    assert main(["explain", "Normal", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["arguments"][1] == {"name": "std", "default": "1.0", "choices": []}
+
+
+def test_unknown_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "Kaimng"]) == 2
+    assert "no initializer and no scheme 'Kaimng'; did you mean 'Kaiming'?" in capsys.readouterr().err
+
+
+# --- the command line itself -----------------------------------------------------------------------------------------
+
+
+def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["plan"], ["plan", MLP, RECIPE, "--strict", "--lenient"], ["frobnicate"]):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 2
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"{importlib.metadata.version('torchinit')}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["plan", MLP, "no/such.toml"], "no file"),
+        (["plan", MLP, "gtp2"], "did you mean 'gpt2'?"),
+        (["plan", MLP, str(ROOT)], "no recipe|a recipe is a file|is a folder"),
+        (["plan", "mlp", RECIPE], "'mlp' names no model"),
+        (["plan", MLP, RECIPE, "--arg", "dpeth=3"], "unexpected keyword argument 'dpeth'"),
+        (["plan", "transformers:no/config.json", RECIPE], "there is no file"),
+    ],
+)
+def test_what_cannot_be_carried_out(arguments: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("torchinit plan: ")
+    assert any(part in err for part in text.split("|"))
+
+
+def test_debug_lets_errors_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINIT_DEBUG", "1")
+    with pytest.raises(torchinit.TorchinitError, match="names no model"):
+        main(["plan", "mlp", RECIPE])
+
+
+def test_log_goes_to_standard_error_while_a_command_runs(
+    write: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = "import logging\nlogging.getLogger('torchinit').warning('from the factory')\nfrom torch import nn\n"
+    assert main(["plan", write("talks.py", f"{module}make = lambda: nn.Linear(2, 2)\n") + ":make", RECIPE]) == 0
+    assert capsys.readouterr().err == "WARNING: from the factory\n"
+    before = list(logging.getLogger("torchinit").handlers)
+    main(["list", "schemes"])
+    assert logging.getLogger("torchinit").handlers == before
+
+
+def test_without_the_extras(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("rich", "rich.console", "rich.progress", "safetensors", "transformers"):
+        monkeypatch.setitem(sys.modules, name, None)
+    path = str(tmp_path / "w.safetensors")
+    assert main(["plan", MLP, RECIPE]) == 0
+    assert main(["apply", MLP, RECIPE, "-o", path]) == 0
+    assert main(["diff", path, path]) == 2
+    assert "pip install 'torchinit[cli]'" in capsys.readouterr().err
+    assert main(["plan", f"transformers:{ROOT}/examples/gpt2/config.json", "gpt2"]) == 2
+    assert "pip install transformers" in capsys.readouterr().err
+
+
+def test_module_entry_and_a_reader_that_stops() -> None:
+    command = f"{sys.executable} -m torchinit list nonlinearities | head -1"
+    ended = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout == "nonlinearity      gain\n"
