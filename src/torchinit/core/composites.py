@@ -9,10 +9,10 @@ from typing import final
 
 import torch
 
+from torchinit.core.arguments import is_whole
 from torchinit.core.fills import Fill
 from torchinit.core.moments import Moments, mixture, point
-from torchinit.core.numbers import replaced, whole_number
-from torchinit.core.shards import Shard
+from torchinit.core.shards import Shard, replaced
 from torchinit.noise import Noise
 
 
@@ -33,7 +33,7 @@ class Blockwise(Fill):
     def __post_init__(self) -> None:
         if len(self.fills) != len(self.sizes):
             raise ValueError(f"{len(self.fills)} fills do not go with {len(self.sizes)} sizes")
-        if not self.fills or not all(map(whole_number, self.sizes)) or not whole_number(self.axis, least=0):
+        if not self.fills or not all(map(is_whole, self.sizes)) or not is_whole(self.axis, least=0):
             raise ValueError(f"sizes and axis of blocks must be whole numbers, but got {self!r}")
 
     def __str__(self) -> str:
@@ -77,7 +77,7 @@ class Padded(Fill):
     row: int
 
     def __post_init__(self) -> None:
-        if not whole_number(self.row, least=0):
+        if not is_whole(self.row, least=0):
             raise ValueError(f"row must be a whole number of at least 0, but got {self.row!r}")
 
     def __str__(self) -> str:

@@ -6,12 +6,13 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal, final
 
+from torchinit.core.arguments import choice, is_whole, number
 from torchinit.core.composites import Blockwise
 from torchinit.core.fills import Fill, Initializer
-from torchinit.core.formulas import choice
 from torchinit.core.layouts import Layout
 from torchinit.core.matrices import Orthogonal
-from torchinit.core.numbers import number, replaced, whole_number
+from torchinit.core.scaling import is_elementwise, scaled
+from torchinit.core.shards import replaced
 from torchinit.core.sites import Site
 from torchinit.core.spelling import Spelled
 
@@ -21,6 +22,7 @@ from torchinit.core.spelling import Spelled
 class Scaled(Spelled):
     """Another initializer with all its values times ``factor``.
 
+    >>> from torchinit.core.fills import Normal
     >>> Scaled(Normal(std=0.02), 0.5).resolve(Site("w", (4, 4)))
     Normal(mean=0.0, std=0.01)
     """
@@ -47,6 +49,7 @@ class DepthScaled(Spelled):
     a block); with ``by="index"`` it is the block's own number, counted from 1 (Zhang et al. 2019,
     https://arxiv.org/abs/1908.11365). Raises ValueError (in a plan: PlanError) outside of a block.
 
+    >>> from torchinit.core.fills import Normal
     >>> site = Site("h.2.proj.weight", (8, 8), block=(2, 8))
     >>> DepthScaled(Normal(std=0.02)).resolve(site)
     Normal(mean=0.0, std=0.005)
@@ -79,6 +82,7 @@ class Blocks(Spelled):
     ``parts`` is the number of equal blocks along the output axis, or their sizes. ``init`` is one
     initializer for all, or one for each.
 
+    >>> from torchinit.core.formulas import Ones, Xavier, Zeros
     >>> Blocks(Xavier(), parts=3).resolve(Site("in_proj_weight", (12, 4)))
     Normal(mean=0.0, std=0.5)
     >>> Blocks((Zeros(), Ones(), Zeros(), Zeros()), parts=4).resolve(Site("bias_ih_l0", (8,))).sizes
@@ -90,7 +94,7 @@ class Blocks(Spelled):
 
     def __post_init__(self) -> None:
         sizes = (self.parts,) if isinstance(self.parts, int) else self.parts
-        if not sizes or not all(map(whole_number, sizes)):
+        if not sizes or not all(map(is_whole, sizes)):
             raise ValueError(f"parts must be a whole number of at least 1, or a list of them, but got {self.parts!r}")
         parts = self.parts if isinstance(self.parts, int) else len(self.parts)
         if isinstance(self.init, tuple) and len(self.init) != parts:
@@ -127,6 +131,7 @@ class Stacked(Spelled):
 
     ``in_axis`` and ``out_axis`` tell where inputs and outputs run in the stack.
 
+    >>> from torchinit.core.formulas import Xavier
     >>> Stacked(Xavier()).resolve(Site("experts", (8, 150, 50)))
     Normal(mean=0.0, std=0.1)
     """

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Literal, Protocol, final, runtime_checkable
 
 import torch
 
+from torchinit.core.arguments import number
 from torchinit.core.moments import Moments, mixture, point, truncated
-from torchinit.core.numbers import number
 from torchinit.core.shards import Shard
 from torchinit.core.spelling import Spelled
 from torchinit.noise import Distribution, Noise

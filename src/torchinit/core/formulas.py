@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, final, get_args
+from typing import Literal, TypeAlias, final
 
+from torchinit.core.arguments import choice, number
 from torchinit.core.fills import Constant, Fill, Normal, TruncNormal, Uniform
 from torchinit.core.gains import gain
 from torchinit.core.sites import Convention, Site
+from torchinit.core.spelling import Spelled
 
 FanMode: TypeAlias = Literal["fan_in", "fan_out", "fan_avg", "fan_geo_avg"]
 Shape: TypeAlias = Literal["normal", "uniform", "truncated_normal"]
@@ -46,12 +48,6 @@ def _by_fans(site: Site, gain: float, mode: FanMode, distribution: Shape, fans: 
     if not site.numel:  # nothing to write, and a fan of 0 has no root
         return Constant(0.0)
     return _spread(fan_std(gain, fan_in, fan_out, mode), distribution)
-
-
-def choice(name: str, value: object, choices: object) -> None:
-    allowed = get_args(choices)
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}, but got {value!r}")
 
 
 @final

@@ -11,9 +11,9 @@ from typing import final
 import torch
 from torch import Tensor
 
+from torchinit.core.arguments import is_whole, number
 from torchinit.core.fills import Fill
 from torchinit.core.moments import Moments
-from torchinit.core.numbers import number, whole_number
 from torchinit.core.shards import Shard
 from torchinit.noise import Noise
 
@@ -177,7 +177,7 @@ class Dirac(Whole):
     groups: int = 1
 
     def __post_init__(self) -> None:
-        if not whole_number(self.groups):
+        if not is_whole(self.groups):
             raise ValueError(f"groups must be a whole number of at least 1, but got {self.groups!r}")
 
     def check(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:

@@ -12,6 +12,9 @@ class Moments:
     """Mean, standard deviation, smallest and largest value; None where unknown or unbounded.
 
     ``kurtosis`` (3 for a normal) tells how far the standard deviation of a sample may stray.
+
+    >>> Moments(0.0, 1.0).max is None
+    True
     """
 
     mean: float | None = None

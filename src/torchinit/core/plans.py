@@ -28,7 +28,7 @@ class Rule:
 
     >>> from torchinit.core.fills import Normal
     >>> print(Rule(Name("head.**"), Normal(std=0.02)))
-    Name('head.**') -> Normal(mean=0.0, std=0.02)
+    Name('head.**') -> Normal(std=0.02)
     """
 
     where: Selector

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from torchinit.core.fills import Blockwise, Constant, Fill, Normal, Padded, TruncNormal, Uniform
+from torchinit.core.composites import Blockwise, Padded
+from torchinit.core.fills import Constant, Fill, Normal, TruncNormal, Uniform
 from torchinit.core.matrices import DeltaOrthogonal, Orthogonal, Sparse
 
 

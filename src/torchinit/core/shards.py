@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from torchinit.core.numbers import replaced
-
 
 @dataclass(frozen=True, slots=True)
 class Box:
@@ -91,3 +89,12 @@ class Shard:
             start=replaced(self.start, axis, first),
             matrix=Box(replaced(box.start, axis, low), replaced(box.shape, axis, high - low)),
         )
+
+
+def replaced(values: tuple[int, ...], at: int, value: int) -> tuple[int, ...]:
+    """The values with another one in one place.
+
+    >>> replaced((4, 8), 0, 2)
+    (2, 8)
+    """
+    return (*values[:at], value, *values[at + 1 :])

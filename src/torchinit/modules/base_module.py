@@ -200,7 +200,7 @@ class Sequential(BaseModule, nn.Sequential):
     """``torch.nn.Sequential`` with an ``init_cfg``.
 
     >>> Sequential(nn.Linear(2, 2), init_cfg=dict(type="Constant", val=1, layer="Linear")).init_weights()["0.bias"].fill
-    'Constant(val=0.0)'
+    'Constant(0)'
     """
 
     def __init__(self, *args: Any, init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None) -> None:

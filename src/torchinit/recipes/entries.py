@@ -9,8 +9,8 @@ from operator import and_, or_
 from reprlib import repr as short
 from typing import Any, Final, Literal, TypeAlias
 
-from torchinit.core.fills import Initializer
 from torchinit.core.compositions import Blocks, Stacked
+from torchinit.core.fills import Initializer
 from torchinit.core.formulas import Prior
 from torchinit.core.plans import Rule
 from torchinit.core.selectors import Layer, Leaf, Name, Regex, Roles, Selector, Within

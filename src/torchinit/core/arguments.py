@@ -1,8 +1,9 @@
-"""Numbers: arguments that must be numbers, looked at when the object is made."""
+"""Arguments: what they must be, looked at when an object is made."""
 
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 
 def number(name: str, value: object, *, least: float = -math.inf, finite: bool = True) -> float:
@@ -24,19 +25,21 @@ def number(name: str, value: object, *, least: float = -math.inf, finite: bool =
     return float(value)
 
 
-def whole_number(value: object, least: int = 1) -> bool:
+def is_whole(value: object, least: int = 1) -> bool:
     """Whether the value is a whole number that is not below ``least``.
 
-    >>> whole_number(3), whole_number(True), whole_number(2.0)
+    >>> is_whole(3), is_whole(True), is_whole(2.0)
     (True, False, False)
     """
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-def replaced(values: tuple[int, ...], at: int, value: int) -> tuple[int, ...]:
-    """The values with another one in one place.
+def choice(name: str, value: object, choices: object) -> None:
+    """Raises ValueError unless the value is one of a Literal's.
 
-    >>> replaced((4, 8), 0, 2)
-    (2, 8)
+    >>> from typing import Literal
+    >>> choice("by", "depth", Literal["depth", "index"])
     """
-    return (*values[:at], value, *values[at + 1 :])
+    allowed = get_args(choices)
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, but got {value!r}")
