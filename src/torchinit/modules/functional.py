@@ -8,12 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from torchinit.core.fills import Initializer
-from torchinit.core.plans import Plan, Rule, Step
-from torchinit.core.runs import run
-from torchinit.core.selectors import Leaf
+from torchinit.core.runs import write
 from torchinit.core.shards import Shard
 from torchinit.core.sites import Site
-from torchinit.errors import PlanError
 from torchinit.modules.formulas import constant, kaiming, normal, trunc_normal, uniform, xavier
 from torchinit.noise import Global
 
@@ -151,10 +148,6 @@ def _init(module: nn.Module, weight: Initializer, bias: Any) -> None:
 def fill_tensor(name: str, tensor: Tensor, init: Initializer) -> None:
     """Writes one tensor that need not belong to any module."""
     site = Site(name, tuple(tensor.shape), tensor.dtype)
-    try:
-        fill = init.resolve(site) if tensor.numel() else None
-    except ValueError as error:
-        raise PlanError("nothing was written", [str(error)]) from error
+    fill = init.resolve(site) if tensor.numel() else None
     if fill is not None:
-        plan = Plan((Step(site, fill, Rule(Leaf(name), init)),))
-        run(plan, {name: Shard.whole(name, tensor)}, NOISE, stats=False)
+        write(fill, Shard.whole(name, tensor), NOISE)

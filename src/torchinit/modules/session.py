@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from torchinit.core.fills import Fill
 from torchinit.core.plans import Rule, make_plan
@@ -75,8 +76,13 @@ class Session:
 
     def write(self, module: nn.Module, rules: Sequence[Rule]) -> Report:
         """Carries out rules on a module and all below it; names in them are counted from the module."""
+        with self._unobserved():
+            return self._write(module, rules)
+
+    def _write(self, module: nn.Module, rules: Sequence[Rule]) -> Report:
         spots = self._spots(module)
-        prefix = f"{self._survey_of(module).name(module)}."
+        name = self._survey_of(module).name(module)
+        prefix = f"{name}." if name else ""
         groups: dict[int, list[Spot]] = defaultdict(list)
         for spot in spots:
             groups[spot.key].append(spot)
@@ -158,6 +164,15 @@ class Session:
         finally:
             self._labels.pop()
 
+    @contextmanager
+    def _unobserved(self) -> Iterator[None]:
+        """What torchinit itself does is known, and needs no observer to slow it down."""
+        if not self._labels:
+            yield
+            return
+        with _disable_current_modes(), torch._C.DisableTorchFunction():
+            yield
+
     def _observer(self) -> Observer:
         watch = Watch()
         for key, parameter in self._known.items():
@@ -232,8 +247,14 @@ class Session:
 
 def _site(group: list[Spot], prefix: str) -> Site:
     """The site of the spots of one tensor, under names that begin at the module."""
-    first, *others = (replace(spot.site, name=spot.site.name.removeprefix(prefix), aliases=()) for spot in group)
+    first, *others = (_renamed(spot.site, prefix) for spot in group)
     return replace(first, aliases=tuple(others)) if others else first
+
+
+def _renamed(site: Site, prefix: str) -> Site:
+    if not prefix and not site.aliases:
+        return site
+    return replace(site, name=site.name.removeprefix(prefix), aliases=())
 
 
 def _shard(spot: Spot) -> Shard:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -13,7 +12,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from torchinit.core.places import Held, held
 from torchinit.core.shards import Shard
-from torchinit.core.sites import Site, layer_class, sites
+from torchinit.core.sites import Site, grouped, layer_class
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +71,7 @@ class Survey:
         return size
 
     def _spots(self) -> Iterator[Spot]:
-        groups: dict[object, list[Held]] = defaultdict(list)
-        for one in held(self.top):
-            groups[one.key].append(one)
-        for site, group in zip(sites(self.top), groups.values(), strict=True):
+        for site, group in grouped(held(self.top)):
             seen: set[tuple[int, str]] = set()
             for view, one in zip(site.views, group, strict=True):
                 # A child that its parent holds under two names is visited once.
@@ -84,9 +80,10 @@ class Survey:
                     yield self._spot(view, one, group[0])
 
     def _spot(self, view: Site, one: Held, first: Held) -> Spot:
-        owner = layer_class(cast("Any", type(one.place.module))) if is_parametrized(one.place.module) else view.owner
+        if is_parametrized(one.place.module):  # as MMEngine sees it, by the class that it has now
+            view = replace(view, owner=layer_class(cast("Any", type(one.place.module))))
         return Spot(
-            site=replace(view, position=one.place.turn, owner=owner),
+            site=view,
             tensor=one.tensor,
             module=one.place.module,
             turn=one.place.turn,
@@ -111,11 +108,3 @@ class Survey:
         """The spots of a module and of all below it."""
         turns = self.turns(module)
         return self.spots[bisect_left(self._spot_turns, turns.start) : bisect_left(self._spot_turns, turns.stop)]
-
-
-def tied(spots: Iterable[Spot]) -> list[Site]:
-    """The sites of some spots: those of one tensor are one site with aliases."""
-    groups: dict[int, list[Site]] = defaultdict(list)
-    for spot in spots:
-        groups[spot.key].append(spot.site)
-    return [replace(group[0], aliases=tuple(group[1:])) if len(group) > 1 else group[0] for group in groups.values()]
