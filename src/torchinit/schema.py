@@ -175,7 +175,8 @@ class Reader:
         if hints.is_union(hint):
             return " or ".join(map(self._describe, get_args(hint)))
         if hint in self.vocabularies:
-            return _an(self.vocabularies[hint].registry.kind)
+            vocabulary = self.vocabularies[hint]
+            return ("a number or " if vocabulary.bare else "") + _an(vocabulary.registry.kind)
         return hints.words(hint)
 
     def _list(self, data: Sequence[Data], hint: Hint, path: str) -> Any:
@@ -207,7 +208,7 @@ class Reader:
         if path.count(".") + path.count("[") > _DEEPEST:
             return self.mistake(path, "is nested too deeply")
         if "type" not in data:
-            return self.mistake(path, f"needs 'type', the name of {self._describe(hint)}")
+            return self.mistake(path, f"needs 'type', the name of {_an(self.vocabularies[hint].registry.kind)}")
         if not isinstance(kind, str):
             return self.mistake(join(path, "type"), f"must be text, but got {reprlib.repr(kind)}")
         try:

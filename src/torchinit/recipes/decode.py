@@ -22,7 +22,7 @@ def decode_recipe(data: Data, source: str = "recipe") -> Recipe:
 
     >>> decode_recipe({"rules": [{"type": "Normal", "std": 0.02, "name": "**.weight"}]})
     (Rule(where=Name('**.weight'), init=Normal(mean=0.0, std=0.02), ...),)
-    >>> decode_recipe({"rules": [{"type": "Normal", "sdt": 0.02, "name": "**.weight"}, {"type": "Kaimng", "name": "b"}]})
+    >>> decode_recipe({"rules": [{"type": "Normal", "sdt": 0.02, "name": "a"}, {"type": "Kaimng", "name": "b"}]})
     Traceback (most recent call last):
     torchinit.errors.ConfigError: 2 mistakes in recipe
       rules[0].sdt: Normal has no argument 'sdt'; did you mean 'std'?

@@ -49,6 +49,7 @@ class Entry:
 
 ENTRY_WORDS: Final = frozenset(field.name for field in fields(Entry))
 OTHER_WORDS: Final = frozenset({"type", "bias", "bias_prob", "override"})
+_SELECTING: Final = frozenset({"layer", "within", "name", "regex", "param"})
 _OVERRIDE_WORDS: Final = ("name", "blocks", "batch_axes", "label", "optional", "padding", "type", "bias", "bias_prob")
 _NOT_INHERITED: Final = ENTRY_WORDS - {"blocks", "batch_axes", "label"} | {"override"}
 _BIAS: Final = Literal["keep"] | Initializer | None
@@ -148,7 +149,7 @@ class _EntryReader:
         besides = self._selector("exclude", lambda: ~Name(*_tuple(entry.exclude)))
         if entry.subclasses and "layer" not in self.data:
             self._mistake("subclasses", "means something only beside 'layer'")
-        if not found and (besides or "override" not in self.data):
+        if not self.data.keys() & _SELECTING and (besides or "override" not in self.data):
             how = "give layer, name, regex, within or param; name = '**' selects every parameter"
             self._mistake("", f"selects nothing: {how}")
         return reduce(and_, [*found, *besides]) if found else None
