@@ -20,7 +20,8 @@ from torchinit.core.gains import gain
 from torchinit.core.layouts import Layout, Slot, register_layout
 from torchinit.core.matrices import DeltaOrthogonal, Dirac, Identity, Orthogonal, Sparse
 from torchinit.core.moments import Moments
-from torchinit.core.plans import Change, Plan, Recipe, Rule, Skipped, Step, make_plan
+from torchinit.core.planner import make_plan
+from torchinit.core.plans import Change, Plan, Recipe, Rule, Skipped, Step
 from torchinit.core.reports import Record, Report
 from torchinit.core.runs import local_shards, run
 from torchinit.core.selectors import (

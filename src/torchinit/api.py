@@ -9,7 +9,8 @@ from typing import Any, TypeAlias, cast
 
 from torch import nn
 
-from torchinit.core.plans import Plan, Recipe, Rule, make_plan
+from torchinit.core.planner import make_plan
+from torchinit.core.plans import Plan, Recipe, Rule
 from torchinit.core.reports import Report
 from torchinit.core.runs import Progress, local_shards, run
 from torchinit.core.sites import sites

@@ -93,7 +93,8 @@ class Drawn(Fill):
         noise.fill(shard, *self.draw)
 
 
-def _check_fit(fill: Fill, low: float, high: float, dtype: torch.dtype) -> None:
+def check_fit(fill: Fill, low: float, high: float, dtype: torch.dtype) -> None:
+    """Raises ValueError where a fill whose values lie between these does not fit into the dtype."""
     most = torch.finfo(dtype).max
     if max(-low, high) > most:
         name = str(dtype).removeprefix("torch.")
@@ -120,7 +121,7 @@ class Constant(Fill):
 
     def check(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         if math.isfinite(self.val):
-            _check_fit(self, self.val, self.val, dtype)
+            check_fit(self, self.val, self.val, dtype)
 
     def write(self, shard: Shard, noise: Noise) -> None:
         shard.local.fill_(self.val)
@@ -150,7 +151,7 @@ class Normal(Drawn):
         return "normal", (self.mean, self.std)
 
     def _check_range(self, dtype: torch.dtype) -> None:
-        _check_fit(self, self.mean - _REACH * self.std, self.mean + _REACH * self.std, dtype)
+        check_fit(self, self.mean - _REACH * self.std, self.mean + _REACH * self.std, dtype)
 
     def moments(self, shape: tuple[int, ...] = ()) -> Moments:
         return Moments(float(self.mean), float(self.std))
@@ -182,7 +183,7 @@ class Uniform(Drawn):
         return "uniform", (self.a, self.b)
 
     def _check_range(self, dtype: torch.dtype) -> None:
-        _check_fit(self, self.a, self.b, dtype)
+        check_fit(self, self.a, self.b, dtype)
 
     def moments(self, shape: tuple[int, ...] = ()) -> Moments:
         width = float(self.b) - float(self.a)
@@ -249,7 +250,7 @@ class TruncNormal(Drawn):
         reach = _REACH * self.sigma
         low = max(self.low, min(self.mean, self.high) - reach)
         high = min(self.high, max(self.mean, self.low) + reach)
-        _check_fit(self, low, high, dtype)
+        check_fit(self, low, high, dtype)
 
     def write(self, shard: Shard, noise: Noise) -> None:
         if self.std == 0:  # torch's algorithm divides by it

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from torchinit.core.arguments import is_whole, number
-from torchinit.core.fills import Fill
+from torchinit.core.fills import Fill, Normal, check_fit
 from torchinit.core.moments import Moments
 from torchinit.core.shards import Shard
 from torchinit.noise import Noise
@@ -35,11 +35,20 @@ class Whole(Fill):
         shard.local.copy_(whole[tuple(slice(at - low, at - low + size) for at, low, size in offsets)])
 
 
+class FromGaussian(Whole):
+    """A fill that is computed from a Gaussian matrix; of a complex one each part has half of the variance."""
+
+    __slots__ = ()
+
+    def parts(self, shape: tuple[int, ...] = ()) -> Moments | None:
+        whole = self.moments(shape)
+        return whole and whole.shrunk(math.sqrt(0.5))
+
+
 def _gaussian(shard: Shard, noise: Noise, index: int = 0) -> Tensor:
     """A standard normal tensor in the shape of the shard's region, from the same noise as its elements."""
     box = shard.region
-    dtype = torch.promote_types(noise.factor_dtype(shard.local.dtype), shard.local.dtype)
-    local = torch.empty(box.shape, dtype=dtype, device=shard.local.device)
+    local = torch.empty(box.shape, dtype=noise.factor_dtype(shard.local.dtype), device=shard.local.device)
     noise.fill(Shard(shard.name, local, shard.shape, box.start, box), "normal", (0.0, 1.0), index)
     return local
 
@@ -59,7 +68,7 @@ def _orthonormal(gaussian: Tensor) -> Tensor:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Orthogonal(Whole):
+class Orthogonal(FromGaussian):
     """A matrix with orthonormal rows or columns, whichever are fewer, times ``gain``.
 
     ``axis`` runs over the rows; the other dimensions are flattened into the columns. Drawn uniformly
@@ -75,13 +84,15 @@ class Orthogonal(Whole):
 
     def __post_init__(self) -> None:
         number("gain", self.gain)
-        number("axis", self.axis, least=0)
+        if not is_whole(self.axis, least=0):
+            raise ValueError(f"axis must be a whole number of at least 0, but got {self.axis!r}")
 
     def check(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         if len(shape) < 2:
             raise ValueError(f"Orthogonal needs at least 2 dimensions, but the shape is {shape}")
         if self.axis >= len(shape):
             raise ValueError(f"Orthogonal has axis={self.axis}, but the shape is {shape}")
+        check_fit(self, -abs(self.gain), abs(self.gain), dtype)
 
     def compute(self, shard: Shard, noise: Noise) -> Tensor:
         gaussian = _gaussian(shard, noise).movedim(self.axis, 0)
@@ -98,7 +109,7 @@ class Orthogonal(Whole):
 
 @final
 @dataclass(frozen=True, slots=True)
-class DeltaOrthogonal(Whole):
+class DeltaOrthogonal(FromGaussian):
     """A convolution kernel that is orthogonal at its centre and zero elsewhere.
 
     Needs at least as many outputs (``axis``) as inputs (the other of the first two dimensions).
@@ -121,6 +132,7 @@ class DeltaOrthogonal(Whole):
             raise ValueError(f"DeltaOrthogonal needs a kernel of 3 to 5 dimensions, but the shape is {shape}")
         if shape[self.axis] < shape[1 - self.axis]:
             raise ValueError(f"DeltaOrthogonal needs at least as many outputs as inputs, but the shape is {shape}")
+        check_fit(self, -abs(self.gain), abs(self.gain), dtype)
 
     def compute(self, shard: Shard, noise: Noise) -> Tensor:
         gaussian = _gaussian(shard, noise)
@@ -137,7 +149,7 @@ class DeltaOrthogonal(Whole):
 
 @final
 @dataclass(frozen=True, slots=True)
-class Identity(Whole):
+class Identity(Fill):
     """``gain`` on the main diagonal of a matrix, zero elsewhere.
 
     Le et al. (2015) start recurrent weights so, https://arxiv.org/abs/1504.00941
@@ -154,10 +166,14 @@ class Identity(Whole):
     def check(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         if len(shape) != 2:
             raise ValueError(f"Identity needs 2 dimensions, but the shape is {shape}")
+        check_fit(self, -abs(self.gain), abs(self.gain), dtype)
 
-    def compute(self, shard: Shard, noise: Noise) -> Tensor:
-        rows, columns = shard.region.shape
-        return torch.eye(rows, columns, device=shard.local.device).mul_(self.gain)
+    def write(self, shard: Shard, noise: Noise) -> None:
+        # Unlike its siblings it needs no other element to know one, nor their memory.
+        row, column = (at - low for at, low in zip(shard.start, shard.region.start, strict=True))
+        shard.local.zero_()
+        if -shard.local.shape[0] < row - column < shard.local.shape[1]:
+            shard.local.diagonal(row - column).fill_(self.gain)
 
     def moments(self, shape: tuple[int, ...] = ()) -> Moments:
         return _sprinkled(self.gain, min(shape), math.prod(shape))
@@ -202,7 +218,7 @@ class Dirac(Whole):
 
 @final
 @dataclass(frozen=True, slots=True)
-class Sparse(Whole):
+class Sparse(FromGaussian):
     """N(0, std²) with the share ``sparsity`` of each column zero, the places drawn at random.
 
     Martens (2010), "Deep learning via Hessian-free optimization". On the global stream it has the bits of
@@ -223,6 +239,7 @@ class Sparse(Whole):
     def check(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         if len(shape) != 2:
             raise ValueError(f"Sparse needs 2 dimensions, but the shape is {shape}")
+        Normal(0.0, self.std).check(shape, dtype)
 
     def compute(self, shard: Shard, noise: Noise) -> Tensor:
         whole = _gaussian(shard, noise).mul_(self.std)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from torchinit.core.composites import Padded
 from torchinit.core.fills import Fill, Initializer
 from torchinit.core.moments import Moments
-from torchinit.core.selectors import Layer, Name, Selector
-from torchinit.core.sites import WHY, LayerClass, Site, State
+from torchinit.core.selectors import Selector
+from torchinit.core.sites import Site
 from torchinit.core.tables import columns, shape_text, some
 from torchinit.core.vocabulary import SCHEMA
-from torchinit.errors import ConfigError, FanError, PlanError, count, did_you_mean
+from torchinit.errors import ConfigError, PlanError, count, did_you_mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +25,7 @@ class Rule:
     ``origin`` is the place in a config that it comes from, for messages.
 
     >>> from torchinit.core.fills import Normal
+    >>> from torchinit.core.selectors import Name
     >>> print(Rule(Name("head.**"), Normal(std=0.02)))
     Name('head.**') -> Normal(std=0.02)
     """
@@ -58,6 +57,7 @@ class Step:
     reader of a plan should know about it.
 
     >>> from torchinit.core.fills import Constant
+    >>> from torchinit.core.selectors import Name
     >>> rule = Rule(Name("a.weight"), Constant(1.0))
     >>> Step(Site("a.weight", (2, 2)), Constant(1.0), rule).over
     ()
@@ -116,6 +116,8 @@ class Plan:
     rules that matched nothing, with a hint each. ``problems`` make :meth:`check` fail.
 
     >>> from torchinit.core.fills import Constant
+    >>> from torchinit.core.planner import make_plan
+    >>> from torchinit.core.selectors import Name
     >>> plan = make_plan([Site("a.weight", (2,)), Site("a.bias", (2,))], [Rule(Name("**.weight"), Constant(1.0))])
     >>> len(plan), [site.name for site in plan.untouched]
     (1, ['a.bias'])
@@ -183,6 +185,8 @@ class Plan:
         """The plan that :meth:`to_json` wrote; raises ConfigError with every mistake if it did not.
 
         >>> from torchinit.core.fills import Normal
+        >>> from torchinit.core.planner import make_plan
+        >>> from torchinit.core.selectors import Name
         >>> plan = make_plan([Site("a.weight", (2, 2))], [Rule(Name("a.*"), Normal(std=0.02))])
         >>> Plan.from_json(plan.to_json()) == plan
         True
@@ -236,151 +240,3 @@ def _row(step: Step) -> tuple[str, ...]:
 
 def _gist(step: Step) -> str:
     return f"{step.fill} in {list(step.site.shape)} {str(step.site.dtype).removeprefix('torch.')}"
-
-
-def make_plan(found: Iterable[Site], rules: Sequence[Rule], *, ties: Literal["agree", "last"] = "agree") -> Plan:
-    """The plan of rules on sites. Nothing is raised: what is wrong is in ``plan.problems``.
-
-    Writes are ordered rule by rule, and within a rule as ``Module.apply`` visits the modules, which is the
-    order in which MMEngine and hand-written code draw. Rules that give a tied tensor different values
-    through different modules are a problem, unless ``ties`` lets the last write win.
-
-    >>> from torchinit.core.fills import Constant
-    >>> plan = make_plan([Site("a.weight", (2, 2))], [Rule(Name("a.*"), Constant(1.0))])
-    >>> plan["a.weight"].fill
-    Constant(val=1.0)
-    """
-    named = tuple(replace(rule, origin=rule.origin or f"rules[{n}]") for n, rule in enumerate(rules))
-    return _Planner(tuple(found), named, ties).plan()
-
-
-@dataclass(frozen=True, slots=True)
-class _Write:
-    """A step in the making, with the module's view of the site that the rule matched."""
-
-    view: Site
-    step: Step
-
-
-class _Planner:
-    """One pass over rules and sites; what it finds is gathered here until the plan is whole."""
-
-    def __init__(self, known: tuple[Site, ...], rules: tuple[Rule, ...], ties: Literal["agree", "last"]) -> None:
-        self.known = known
-        self.rules = rules
-        self.ties = ties
-        self.problems: list[str] = []
-        self.writes: dict[str, list[_Write]] = {}
-        self.skipped: dict[str, Skipped] = {}
-        self.turn = 0
-
-    def plan(self) -> Plan:
-        pairs = [(view, site) for site in self.known for view in site.views]
-        pairs.sort(key=lambda pair: pair[0].position)
-        unused = [rule for rule in self.rules if not self._apply(rule, pairs) and not rule.optional]
-        if self.ties == "agree":
-            self.problems += [text for writes in self.writes.values() if (text := _disagreement(writes))]
-        steps = [write.step for writes in self.writes.values() for write in writes[:-1]]
-        left = (site for site in self.known if site.name not in self.writes and site.name not in self.skipped)
-        return Plan(
-            steps=_in_turn(_final([write.step for write in writes]) for writes in self.writes.values()),
-            overwritten=_in_turn(steps),
-            untouched=tuple(left),
-            skipped=tuple(self.skipped.values()),
-            unused=tuple((rule, f"{rule.origin} {_nothing(rule, self.known)}") for rule in unused),
-            problems=tuple(self.problems),
-        )
-
-    def _apply(self, rule: Rule, pairs: list[tuple[Site, Site]]) -> bool:
-        """Adds the writes of one rule; whether it matched anything."""
-        matched = [(view, site) for view, site in pairs if rule.matches(view)]
-        for view, site in matched:
-            fill = self._resolve(rule, view, site)
-            if fill is not None:
-                step = Step(site, fill, rule, turn=self.turn)
-                self.writes.setdefault(site.name, []).append(_Write(view, step))
-                self.turn += 1
-        return bool(matched)
-
-    def _resolve(self, rule: Rule, view: Site, site: Site) -> Fill | None:
-        state: State = view.state
-        if state in ("integer", "quantized", "sparse") or not view.numel:
-            why = "has no elements" if state == "ready" else WHY[state]
-            self.skipped[site.name] = Skipped(site, why)
-            return None
-        if state != "ready":
-            self.problems.append(f"{rule.origin} matches {view.name!r}, which {WHY[state]}")
-            return None
-        try:
-            fill = rule.init.resolve(view)
-        except FanError as error:
-            self.problems.append(f"{rule.origin}: {error}")
-            return None
-        except ValueError as error:
-            self.problems.append(f"{rule.origin} at {view.name!r}: {error}")
-            return None
-        if fill is None or view.zero_row is None or not rule.padding:
-            return fill
-        return Padded(fill, view.zero_row)
-
-
-def _in_turn(steps: Iterable[Step]) -> tuple[Step, ...]:
-    return tuple(sorted(steps, key=lambda step: step.turn))
-
-
-def _final(steps: list[Step]) -> Step:
-    last = steps[-1]
-    beaten = dict.fromkeys(step.rule for step in steps[:-1] if step.rule is not last.rule)
-    return replace(last, over=tuple(beaten), notes=_notes(last))
-
-
-def _notes(step: Step) -> tuple[str, ...]:
-    """What a reader should know: the two ways to count connections differ here."""
-    convention = getattr(step.rule.init, "fans", None)
-    if convention is None or len(step.site.shape) < 2:
-        return ()
-    torch, true = step.site.fans("torch"), step.site.fans("true")
-    if torch == true:
-        return ()
-    text = "fans by torch's count {:g} in, {:g} out; true {:g} in, {:g} out; used: {}"
-    return (text.format(*torch, *true, convention),)
-
-
-def _disagreement(writes: list[_Write]) -> str | None:
-    """A tied tensor to which different rules give different values, each through another module."""
-    last = {write.view.name: write.step for write in writes}
-    winners = {id(step.rule): (name, step) for name, step in last.items()}
-    if len({step.fill for _, step in winners.values()}) < 2:
-        return None
-    said = " and ".join(f"{step.rule.origin} gives {name!r} {step.fill}" for name, step in winners.values())
-    names = ", ".join(repr(view.name) for view in writes[0].step.site.views)
-    return f"tied weights: {said}, but they are one tensor. Add a rule that matches all of {names}"
-
-
-def _nothing(rule: Rule, known: Sequence[Site]) -> str:
-    """Why a rule matched nothing, with the near name."""
-    views = [view for site in known for view in site.views]
-    for part in _parts(rule.where):
-        if any(part.matches(view) for view in views):
-            continue
-        if isinstance(part, Layer):
-            owners = {view.owner_name: view.owner for view in views}
-            return f"{part} matches none of {count(len(owners), 'module')}{_near_layer(part, owners.values())}"
-        if isinstance(part, Name):
-            names = [view.name for view in views]
-            return f"{part} matches none of {count(len(names), 'name')}{did_you_mean(part.globs[0], names)}"
-    return f"{rule.where} matches none of {count(len(known), 'site')}"
-
-
-def _parts(where: Selector) -> tuple[Selector, ...]:
-    of = getattr(where, "of", None)
-    return tuple(part for inner in of for part in _parts(inner)) if of else (where,)
-
-
-def _near_layer(layer: Layer, owners: Collection[LayerClass]) -> str:
-    called = Counter(name for owner in owners for name in {owner.name, *owner.bases})
-    hint = did_you_mean(layer.names[0] if layer.names else "", called)
-    if not hint:
-        return ""
-    number = called[hint.split("'")[1]]
-    return f"{hint.removesuffix('?')} ({count(number, 'module')})?"

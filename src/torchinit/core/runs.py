@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from torchinit.core.fills import Fill
+from torchinit.core.moments import Moments
 from torchinit.core.places import held
 from torchinit.core.plans import Plan, Step
 from torchinit.core.reports import Record, Report, measure
+from torchinit.core.scaling import is_elementwise
 from torchinit.core.shards import Shard
 from torchinit.errors import RunError, count
 from torchinit.noise import Noise
@@ -30,8 +34,8 @@ def run(
     """Writes every step of a plan into the shards, by name, and reports what happened.
 
     Where the noise is sequential, overwritten writes are made, too, since they move the generator.
-    ``stats=False`` measures nothing. Raises RunError before anything is written when a shard is missing,
-    on the meta device, or only part of a tensor that the noise must draw whole.
+    ``stats=False`` measures nothing. Before anything is written, raises PlanError when the plan has problems,
+    RunError when a shard is missing, on the meta device, or only part of a tensor that the noise must draw whole.
 
     >>> from torchinit import Constant, Leaf, Rule, make_plan, sites
     >>> from torchinit.noise import Keyed
@@ -41,17 +45,18 @@ def run(
     1.0
     """
     started = time.perf_counter()
+    plan.check()
     steps = plan.writes if noise.sequential else plan.steps
     _check(steps, shards, noise)
     seconds: dict[str, float] = {}
     with torch.no_grad():
         for step in steps:
             begun = time.perf_counter()
-            step.fill.write(shards[step.site.name], noise)
+            _write(step.fill, shards[step.site.name], noise)
             seconds[step.site.name] = seconds.get(step.site.name, 0.0) + time.perf_counter() - begun
             if progress:
                 progress(step)
-        records = [_record(step, shards[step.site.name], seconds[step.site.name], stats) for step in plan.steps]
+        records = [_record(step, shards[step.site.name], noise, seconds[step.site.name], stats) for step in plan.steps]
     return Report(
         tuple(records),
         tuple(site.name for site in plan.untouched),
@@ -60,6 +65,29 @@ def run(
         str(noise),
         time.perf_counter() - started,
     )
+
+
+def write(fill: Fill, shard: Shard, noise: Noise) -> None:
+    """Writes one fill into one shard, without a plan and a report.
+
+    >>> from torchinit.core.fills import Constant
+    >>> from torchinit.noise import Keyed
+    >>> tensor = torch.empty(2)
+    >>> write(Constant(1.0), Shard.whole("weight", tensor), Keyed(0))
+    >>> tensor
+    tensor([1., 1.])
+    """
+    with torch.no_grad():
+        _write(fill, shard, noise)
+
+
+def _write(fill: Fill, shard: Shard, noise: Noise) -> None:
+    if noise.sequential and shard.local.dtype.itemsize == 1:  # torch draws no 8-bit floats
+        wide = replace(shard, local=torch.empty_like(shard.local, dtype=torch.float32))
+        fill.write(wide, noise)
+        shard.local.copy_(wide.local)
+    else:
+        fill.write(shard, noise)
 
 
 def _check(steps: Iterable[Step], shards: Mapping[str, Shard], noise: Noise) -> None:
@@ -80,19 +108,18 @@ def _check(steps: Iterable[Step], shards: Mapping[str, Shard], noise: Noise) -> 
         raise RunError(f"{count(len(found), 'site')} cannot be written; nothing was", dict.fromkeys(found))
 
 
-def _record(step: Step, shard: Shard, seconds: float, stats: bool) -> Record:
+def _record(step: Step, shard: Shard, noise: Noise, seconds: float, stats: bool) -> Record:
     site, notes = step.site, step.notes
-    held = shard.local
-    expected = None if site.dtype.is_complex else step.fill.moments(site.shape)
+    held, expected = shard.local, _expected(step, shard)
     if shard.store is not None:
-        held = shard.store(shard.local)
+        held = _hand_over(shard, shard.store, noise)
         if not torch.allclose(held, shard.local, rtol=1e-3, atol=1e-6):
             notes = (*notes, "the parametrization made other values of these")
             expected = None
     return Record(
         name=site.name,
         shape=site.shape,
-        dtype=str(site.dtype).removeprefix("torch."),
+        dtype=str(shard.local.dtype).removeprefix("torch."),
         fill=str(step.fill),
         rule=str(step.rule),
         origin=step.rule.origin,
@@ -104,6 +131,31 @@ def _record(step: Step, shard: Shard, seconds: float, stats: bool) -> Record:
         seconds=seconds,
         bytes=shard.local.numel() * shard.local.element_size(),
     )
+
+
+def _expected(step: Step, shard: Shard) -> Moments | None:
+    """The moments of what is here; None for a part of a tensor whose parts differ."""
+    if not shard.is_whole and not is_elementwise(step.fill):
+        return None
+    return step.fill.parts(shard.shape) if shard.local.is_complex() else step.fill.moments(shard.shape)
+
+
+def _hand_over(shard: Shard, store: Callable[[Tensor], Tensor], noise: Noise) -> Tensor:
+    """Gives the values to a parametrization, which may draw (torch's orthogonal one completes a basis).
+
+    Under a seed it draws from a state of its own, so that its draws, too, belong to the name.
+    """
+    if noise.sequential:
+        return store(shard.local)
+    word = torch.empty(1)
+    noise.fill(Shard.whole(shard.name, word), "integer", (0, 1 << 24), _BASIS)
+    with torch.random.fork_rng(devices=[shard.local.device] if shard.local.is_cuda else []):
+        torch.default_generator.manual_seed(int(word))
+        return store(shard.local)
+
+
+_BASIS = 2
+"""The draw index of parametrizations: fills use 0 and 1."""
 
 
 def local_shards(model: nn.Module, names: Iterable[str] | None = None) -> dict[str, Shard]:

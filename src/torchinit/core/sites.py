@@ -145,20 +145,28 @@ def sites(model: nn.Module) -> tuple[Site, ...]:
     >>> [site.name for site in sites(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3, affine=False)))]
     ['0.weight', '0.bias', '1.running_mean', '1.running_var', '1.num_batches_tracked']
     """
+    return tuple(site for site, _ in grouped(held(model)))
+
+
+def grouped(every: Iterable[Held]) -> list[tuple[Site, list[Held]]]:
+    """The sites of what the modules of a model hold, each with all of its tensor's holdings."""
     found: dict[object, list[Held]] = {}
     turns: dict[tuple[int, str], int] = {}
-    for one in held(model):
+    for one in every:
         turns.setdefault((one.place.turn, one.leaf), len(turns))
         found.setdefault(one.key, []).append(one)
     names = {key: group[0].name for key, group in found.items()}
     shared = entangled({key: group[0].tensor for key, group in found.items() if group[0].way is None})
-    return tuple(
-        _tie(
-            [_site(one, turns[one.place.turn, one.leaf]) for one in group],
-            shares=tuple(names[other] for other in shared.get(key, ())),
+    return [
+        (
+            _tie(
+                [_site(one, turns[one.place.turn, one.leaf]) for one in group],
+                shares=tuple(names[other] for other in shared.get(key, ())),
+            ),
+            group,
         )
         for key, group in found.items()
-    )
+    ]
 
 
 def _tie(group: list[Site], shares: tuple[str, ...]) -> Site:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from torchinit.core.fills import Fill
-from torchinit.core.plans import Rule, make_plan
+from torchinit.core.planner import make_plan
+from torchinit.core.plans import Rule
 from torchinit.core.reports import Record, Report, measure
 from torchinit.core.runs import run
 from torchinit.core.shards import Shard

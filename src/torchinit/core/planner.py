@@ -1,0 +1,155 @@
+"""Planner: rules brought to the sites of a model, which makes a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from torchinit.core.composites import Padded
+from torchinit.core.fills import Fill
+from torchinit.core.misses import nothing
+from torchinit.core.plans import Plan, Rule, Skipped, Step
+from torchinit.core.sites import WHY, Site, State
+from torchinit.errors import FanError
+
+
+def make_plan(found: Iterable[Site], rules: Sequence[Rule], *, ties: Literal["agree", "last"] = "agree") -> Plan:
+    """The plan of rules on sites. Nothing is raised: what is wrong is in ``plan.problems``.
+
+    Writes are ordered rule by rule, and within a rule as ``Module.apply`` visits the modules, which is the
+    order in which MMEngine and hand-written code draw. Rules that give a tied tensor different values
+    through different modules are a problem, unless ``ties`` lets the last write win.
+
+    >>> from torchinit.core.fills import Constant
+    >>> from torchinit.core.selectors import Name
+    >>> plan = make_plan([Site("a.weight", (2, 2))], [Rule(Name("a.*"), Constant(1.0))])
+    >>> plan["a.weight"].fill
+    Constant(val=1.0)
+    """
+    named = tuple(replace(rule, origin=rule.origin or f"rules[{n}]") for n, rule in enumerate(rules))
+    return _Planner(tuple(found), named, ties).plan()
+
+
+@dataclass(frozen=True, slots=True)
+class _Write:
+    """A step in the making, with the module's view of the site that the rule matched."""
+
+    view: Site
+    step: Step
+
+
+class _Planner:
+    """One pass over rules and sites; what it finds is gathered here until the plan is whole."""
+
+    def __init__(self, known: tuple[Site, ...], rules: tuple[Rule, ...], ties: Literal["agree", "last"]) -> None:
+        self.known = known
+        self.rules = rules
+        self.ties = ties
+        self.problems: list[str] = []
+        self.writes: dict[str, list[_Write]] = {}
+        self.skipped: dict[str, Skipped] = {}
+        self.turn = 0
+
+    def plan(self) -> Plan:
+        pairs = self._pairs()
+        unused = [rule for rule in self.rules if not self._apply(rule, pairs) and not rule.optional]
+        if self.ties == "agree":
+            self.problems += [text for writes in self.writes.values() if (text := _disagreement(writes))]
+            self.problems += _collisions([writes[0].step.site for writes in self.writes.values()])
+        self._skip_what_is_written_as_another()
+        steps = [write.step for writes in self.writes.values() for write in writes[:-1]]
+        left = (site for site in self.known if site.name not in self.writes and site.name not in self.skipped)
+        return Plan(
+            steps=_in_turn(_final([write.step for write in writes]) for writes in self.writes.values()),
+            overwritten=_in_turn(steps),
+            untouched=tuple(left),
+            skipped=tuple(self.skipped.values()),
+            unused=tuple((rule, f"{rule.origin} {nothing(rule, self.known)}") for rule in unused),
+            problems=tuple(self.problems),
+        )
+
+    def _pairs(self) -> list[tuple[Site, Site]]:
+        """Each site as each of its modules sees it, in the order of their turns."""
+        pairs = [(view, site) for site in self.known for view in site.views]
+        return sorted(pairs, key=lambda pair: pair[0].position)
+
+    def _skip_what_is_written_as_another(self) -> None:
+        for site in self.known:
+            written = [name for name in site.shares if name in self.writes]
+            if written and site.name not in self.writes:
+                self.skipped[site.name] = Skipped(site, f"lies in the memory of {written[0]!r}, which is written")
+
+    def _apply(self, rule: Rule, pairs: list[tuple[Site, Site]]) -> bool:
+        """Adds the writes of one rule; whether it matched anything."""
+        # Of two names that one parent has for a module, only one has a turn.
+        matched = {view.position: (view, site) for view, site in reversed(pairs) if rule.matches(view)}
+        for view, site in reversed(matched.values()):
+            fill = self._resolve(rule, view, site)
+            if fill is not None:
+                step = Step(site, fill, rule, turn=self.turn)
+                self.writes.setdefault(site.name, []).append(_Write(view, step))
+                self.turn += 1
+        return bool(matched)
+
+    def _resolve(self, rule: Rule, view: Site, site: Site) -> Fill | None:
+        state: State = view.state
+        if state in ("integer", "quantized", "sparse") or not view.numel:
+            why = "has no elements" if state == "ready" else WHY[state]
+            self.skipped[site.name] = Skipped(site, why)
+            return None
+        if state != "ready":
+            self.problems.append(f"{rule.origin} matches {view.name!r}, which {WHY[state]}")
+            return None
+        try:
+            fill = rule.init.resolve(view)
+            if fill is not None:
+                fill.check(view.shape, view.dtype)
+        except ValueError as error:
+            place = rule.origin if isinstance(error, FanError) else f"{rule.origin} at {view.name!r}"
+            self.problems.append(f"{place}: {error}")
+            return None
+        if fill is None or view.zero_row is None or not rule.padding:
+            return fill
+        return Padded(fill, view.zero_row)
+
+
+def _in_turn(steps: Iterable[Step]) -> tuple[Step, ...]:
+    return tuple(sorted(steps, key=lambda step: step.turn))
+
+
+def _final(steps: list[Step]) -> Step:
+    last = steps[-1]
+    beaten = dict.fromkeys(step.rule for step in steps[:-1] if step.rule is not last.rule)
+    return replace(last, over=tuple(beaten), notes=_notes(last))
+
+
+def _notes(step: Step) -> tuple[str, ...]:
+    """What a reader should know: the two ways to count connections differ here."""
+    convention = getattr(step.rule.init, "fans", None)
+    if convention is None or len(step.site.shape) < 2:
+        return ()
+    torch, true = step.site.fans("torch"), step.site.fans("true")
+    if torch == true:
+        return ()
+    text = "fans by torch's count {:g} in, {:g} out; true {:g} in, {:g} out; used: {}"
+    return (text.format(*torch, *true, convention),)
+
+
+def _disagreement(writes: list[_Write]) -> str | None:
+    """A tied tensor that gets different values through the different modules that hold it."""
+    last = {write.view.name: write.step for write in writes}
+    fills = {step.fill: (name, step) for name, step in reversed(last.items())}
+    if len(fills) < 2:
+        return None
+    said = " and ".join(f"{step.rule.origin} gives {name!r} {fill}" for fill, (name, step) in reversed(fills.items()))
+    names = ", ".join(repr(view.name) for view in writes[0].step.site.views)
+    return f"tied weights: {said}, but they are one tensor. Add a rule that matches all of {names}"
+
+
+def _collisions(written: Sequence[Site]) -> list[str]:
+    """Sites that lie in one memory under different shapes, so that each write spoils another."""
+    names = {site.name for site in written}
+    pairs = {tuple(sorted((site.name, other))) for site in written for other in site.shares if other in names}
+    text = "shared memory: {!r} and {!r} are views of one memory, and what is written to one changes the other. "
+    return [text.format(*pair) + "Let the rules match one of them" for pair in sorted(pairs)]
