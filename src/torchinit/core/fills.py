@@ -264,4 +264,5 @@ class TruncNormal(Drawn):
         mean, std = truncated((self.low - self.mean) / self.sigma, (self.high - self.mean) / self.sigma)
         # Cut in its tail, a normal is close to an exponential, whose kurtosis is 9; a half normal has 3.87.
         kurtosis = 4.0 if self.low <= self.mean <= self.high else 9.0
-        return Moments(self.mean + self.sigma * mean, self.sigma * std, self.low, self.high, kurtosis)
+        low, high = (end if math.isfinite(end) else None for end in (self.low, self.high))
+        return Moments(self.mean + self.sigma * mean, self.sigma * std, low, high, kurtosis)

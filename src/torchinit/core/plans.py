@@ -156,9 +156,9 @@ class Plan:
         """What will be written and what will not, in a few lines."""
         elements = sum(step.site.numel for step in self.steps)
         lines = [f"{count(len(self.steps), 'site')} to write: {elements:,} elements"]
-        if self.untouched:
-            names = [site.name for site in self.untouched]
-            lines.append(f"{count(len(names), 'site')} untouched: {some(names)}")
+        for kind in ("parameter", "buffer"):
+            names = [site.name for site in self.untouched if site.kind == kind]
+            lines += [f"{count(len(names), kind)} untouched: {some(names)}"] if names else []
         lines += [f"skipped {skip.site.name}: {skip.why}" for skip in self.skipped]
         lines += [f"unused: {hint}" for _, hint in self.unused]
         lines += [f"problem: {problem}" for problem in self.problems]

@@ -6,16 +6,14 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
 
+from torchinit.core.measures import deviations
 from torchinit.core.moments import Moments
 from torchinit.core.tables import columns, shape_text, some
 from torchinit.errors import ReportError, count, did_you_mean
-
-_CHUNK = 1 << 16
-_SIGMAS = 6.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +46,17 @@ class Record:
         """In what the values differ from what was expected of them, by more than chance and rounding."""
         if self.measured is None:
             return ()
-        return tuple(f"{self.name}: {text}" for text in deviations(self.expected, self.measured, self))
+        dtype = getattr(torch, self.dtype)
+        here = self.bytes // dtype.itemsize if self.bytes else math.prod(self.shape)
+        numel = here * (2 if dtype.is_complex else 1)
+        return tuple(f"{self.name}: {text}" for text in deviations(self.expected, self.measured, numel, dtype))
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
     """What happened: ``records`` of the sites written, and what was left out and why.
+
+    ``untouched`` are the parameters that no rule wrote, ``buffers`` the buffers.
 
     ``report["layers.0.weight"]`` is the record of a site, by any of its names.
 
@@ -68,6 +71,7 @@ class Report:
     unused: tuple[str, ...] = ()
     noise: str = ""
     seconds: float = 0.0
+    buffers: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.records)
@@ -94,13 +98,13 @@ class Report:
         """The report itself, if every value is as planned; else ReportError with all that is not.
 
         Means and standard deviations may be off by six standard errors, bounds by the rounding of the
-        dtype. ``complete`` makes a site without a record a problem, too.
+        dtype. ``complete`` makes a parameter that was not written a problem, too.
         """
         found = list(self.problems)
         if complete:
             found += [f"{name}: not written" for name in self.untouched]
         if found:
-            raise ReportError(f"{count(len(found), 'site')} not as planned", found)
+            raise ReportError(f"{count(len(found), 'finding')}: the values are not as planned", found)
         return self
 
     def table(self) -> str:
@@ -115,7 +119,9 @@ class Report:
         written = f"{count(len(self.records), 'site')} written: {elements:,} elements, {size / 2**20:.1f} MiB"
         lines = [f"{written}, {self.seconds:.2f} s, {self.noise or 'no noise'}"]
         if self.untouched:
-            lines.append(f"{count(len(self.untouched), 'site')} untouched: {some(self.untouched)}")
+            lines.append(f"{count(len(self.untouched), 'parameter')} untouched: {some(self.untouched)}")
+        if self.buffers:
+            lines.append(f"{count(len(self.buffers), 'buffer')} untouched: {some(self.buffers)}")
         lines += [f"skipped {name}: {why}" for name, why in self.skipped]
         lines += [f"unused: {hint}" for hint in self.unused]
         return "\n".join(lines)
@@ -126,7 +132,7 @@ class Report:
 
     def to_json(self, *, indent: int | None = 2) -> str:
         """The report as JSON; :meth:`from_json` reads it back."""
-        return json.dumps(self.to_dict(), indent=indent)
+        return json.dumps(_finite(self.to_dict()), indent=indent, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> Report:
@@ -144,6 +150,7 @@ class Report:
             unused=tuple(data["unused"]),
             noise=data["noise"],
             seconds=data["seconds"],
+            buffers=tuple(data["buffers"]),
         )
 
 
@@ -151,8 +158,23 @@ def _record(data: dict[str, object]) -> Record:
     fields = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
     for key in ("expected", "measured"):
         value = fields[key]
-        fields[key] = Moments(**value) if isinstance(value, dict) else None
+        fields[key] = (
+            Moments(**{name: _number(item) for name, item in value.items()}) if isinstance(value, dict) else None
+        )
     return Record(**fields)  # type: ignore[arg-type]  # the keys are those that asdict wrote
+
+
+def _finite(data: object) -> object:
+    """The data with text for NaN and infinities, for which JSON has no numbers."""
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_finite(value) for value in data]
+    return str(data) if isinstance(data, float) and not math.isfinite(data) else data
+
+
+def _number(data: Any) -> Any:
+    return float(data) if isinstance(data, str) else data
 
 
 def _row(record: Record) -> tuple[str, ...]:
@@ -171,71 +193,3 @@ def _row(record: Record) -> tuple[str, ...]:
 
 def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
-
-
-def measure(tensor: Tensor) -> Moments | None:
-    """Mean, population standard deviation, smallest and largest value; None of an empty or a meta tensor.
-
-    Sums are carried in float64, chunk by chunk, so that no copy of the tensor is made. Of a complex tensor
-    the real and imaginary parts are taken together.
-
-    >>> measure(torch.tensor([1.0, 3.0]))
-    Moments(mean=2.0, std=1.0, min=1.0, max=3.0, kurtosis=3.0)
-    """
-    if not tensor.numel() or tensor.is_meta:
-        return None
-    values = torch.view_as_real(tensor) if tensor.is_complex() else tensor
-    total = square = 0.0
-    low, high = math.inf, -math.inf
-    shift = float(values[(0,) * values.dim()])  # sums of squares around a value of the data cancel less
-    for chunk in _chunks(values):
-        wide = chunk.double()
-        small, large = torch.aminmax(wide)
-        low, high = _least(low, float(small)), -_least(-high, -float(large))
-        wide -= shift
-        total += float(wide.sum())
-        square += float(wide.dot(wide))
-    mean = total / values.numel()
-    spread = square / values.numel() - mean * mean
-    return Moments(shift + mean, math.sqrt(spread) if spread > 0 else spread * 0.0, low, high)
-
-
-def _least(one: float, other: float) -> float:
-    """The smaller number; NaN if either is, which ``min`` forgets."""
-    return other if other < one or math.isnan(other) else one
-
-
-def _chunks(values: Tensor) -> Iterator[Tensor]:
-    if values.is_contiguous():
-        flat = values.detach().view(-1)
-        yield from (flat[at : at + _CHUNK] for at in range(0, len(flat), _CHUNK))
-    else:
-        for part in values.detach().unbind(0) if values.dim() > 1 else (values.detach(),):
-            yield part.reshape(-1)
-
-
-def deviations(expected: Moments | None, measured: Moments, record: Record) -> list[str]:
-    """Where measured moments leave the tolerance around the expected ones."""
-    seen = (measured.mean, measured.std, measured.min, measured.max)
-    if any(value is None or not math.isfinite(value) for value in seen):
-        return ["holds NaN or Inf"]
-    if expected is None or expected.mean is None or expected.std is None:
-        return []
-    mean, std, low, high = (value or 0.0 for value in seen)
-    rounding = 2 * torch.finfo(getattr(torch, record.dtype)).eps
-    floor = torch.finfo(getattr(torch, record.dtype)).tiny
-    root = math.sqrt(math.prod(record.shape))
-    reach = max(abs(expected.mean), expected.std)
-    error = _SIGMAS * expected.std / root
-    slack_mean = error + rounding * reach + floor
-    slack_std = error * math.sqrt(max(expected.kurtosis - 1, 0.5)) / 2 + rounding * reach + floor
-    found = []
-    if abs(mean - expected.mean) > slack_mean:
-        found.append(f"mean is {mean:.6g}, planned {expected.mean:.6g} ± {slack_mean:.2g}")
-    if abs(std - expected.std) > slack_std:
-        found.append(f"std is {std:.6g}, planned {expected.std:.6g} ± {slack_std:.2g}")
-    if expected.min is not None and low < expected.min - rounding * abs(expected.min) - floor:
-        found.append(f"smallest value is {low:.6g}, planned {expected.min:.6g}")
-    if expected.max is not None and high > expected.max + rounding * abs(expected.max) + floor:
-        found.append(f"largest value is {high:.6g}, planned {expected.max:.6g}")
-    return found

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from torchinit.core.fills import Fill
+from torchinit.core.measures import measure
 from torchinit.core.moments import Moments
 from torchinit.core.places import held
 from torchinit.core.plans import Plan, Step
-from torchinit.core.reports import Record, Report, measure
+from torchinit.core.reports import Record, Report
 from torchinit.core.scaling import is_elementwise
 from torchinit.core.shards import Shard
 from torchinit.errors import RunError, count
@@ -59,11 +60,12 @@ def run(
         records = [_record(step, shards[step.site.name], noise, seconds[step.site.name], stats) for step in plan.steps]
     return Report(
         tuple(records),
-        tuple(site.name for site in plan.untouched),
+        tuple(site.name for site in plan.untouched if site.kind == "parameter"),
         tuple((skip.site.name, skip.why) for skip in plan.skipped),
         tuple(hint for _, hint in plan.unused),
         str(noise),
         time.perf_counter() - started,
+        tuple(site.name for site in plan.untouched if site.kind == "buffer"),
     )
 
 

@@ -15,7 +15,7 @@ from torchinit.errors import ConfigError, did_you_mean
 from torchinit.modules.errors import InitCfgNameError, InitCfgTypeError, InitCfgValueError
 from torchinit.modules.initializers import WEIGHT_INITIALIZERS, FormulaInit
 from torchinit.modules.registry import build_from_cfg
-from torchinit.modules.session import Session, current
+from torchinit.modules.session import Prepared, Session, current
 from torchinit.recipes.entries import ENTRY_WORDS, entry_rules
 from torchinit.schema import Reader
 
@@ -27,7 +27,8 @@ _BEYOND = ENTRY_WORDS - {"layer"}
 def initialize_module(module: nn.Module, init_cfg: Any, seed: int | None = None) -> Report:
     """Carries out an ``init_cfg``, a dict or a list of dicts, on a module and all below it.
 
-    Each entry is done in turn, its overrides after it. Everything is checked before anything is written.
+    Each entry is done in turn, its overrides after it. All of it is checked before anything is written, or,
+    where a user's own initializer stands among the entries, all up to it.
     Raises TypeError, KeyError, ValueError and RuntimeError where MMEngine does.
     """
     if not isinstance(init_cfg, (dict, list)):
@@ -35,12 +36,16 @@ def initialize_module(module: nn.Module, init_cfg: Any, seed: int | None = None)
     entries = [init_cfg] if isinstance(init_cfg, dict) else init_cfg
     calls = [call for entry in entries for call in _calls(module, copy.deepcopy(entry))]
     session = current(module) or Session(module, seed)
-    reports = []
+    reports: list[Report] = []
+    waiting: list[Prepared] = []
     for target, what in calls:
         if isinstance(what, tuple):
-            reports.append(session.write(target, what))
-        else:
+            waiting.append(session.prepare(target, what))
+        else:  # what it will do is not known before it is called
+            reports += map(session.carry_out, waiting)
+            waiting.clear()
             _call(session, target, what)
+    reports += map(session.carry_out, waiting)
     return merged(reports, session)
 
 
@@ -48,10 +53,11 @@ def merged(reports: list[Report], session: Session) -> Report:
     """One report of several; a later record of a site takes the place of an earlier one."""
     records = {record.name: record for report in reports for record in report}
     left = [name for report in reports[-1:] for name in report.untouched if name not in records]
+    buffers = [name for report in reports[-1:] for name in report.buffers if name not in records]
     seconds = sum(report.seconds for report in reports)
     skipped = tuple(dict.fromkeys(skip for report in reports for skip in report.skipped))
     unused = tuple(hint for report in reports for hint in report.unused)
-    return Report(tuple(records.values()), tuple(left), skipped, unused, str(session.noise), seconds)
+    return Report(tuple(records.values()), tuple(left), skipped, unused, str(session.noise), seconds, tuple(buffers))
 
 
 def _call(session: Session, module: nn.Module, initializer: Any) -> None:
@@ -78,7 +84,7 @@ def _is_recipe_entry(entry: InitCfg) -> bool:
     """Whether an entry says what only a recipe can: words of its own, or an initializer that MMEngine lacks."""
     kind = entry.get("type")
     known = not isinstance(kind, str) or WEIGHT_INITIALIZERS.get(kind) is not None
-    beyond = entry.keys() & _BEYOND or isinstance(entry.get("bias", 0), (dict, str))
+    beyond = entry.keys() & _BEYOND or (isinstance(entry.get("bias"), dict) or entry.get("bias") == "keep")
     return isinstance(kind, str) and kind in INITIALIZERS and bool(not known or beyond or "fans" in entry)
 
 

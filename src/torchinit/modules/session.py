@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from torchinit.core.fills import Fill
+from torchinit.core.measures import measure
 from torchinit.core.planner import make_plan
 from torchinit.core.plans import Rule
-from torchinit.core.reports import Record, Report, measure
+from torchinit.core.reports import Record, Report
 from torchinit.core.runs import run
 from torchinit.core.shards import Shard
 from torchinit.core.sites import Site, layer_class
@@ -32,6 +33,14 @@ MARK = "_params_init_info"
 """The attribute that MMEngine's initializers look for; modules have it while their session is open, and no longer."""
 
 _OPEN: ContextVar[tuple[Session, ...]] = ContextVar("torchinit_sessions", default=())
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A plan that is ready to be carried out, and where the tensors of its sites are held, by site name."""
+
+    plan: Plan
+    groups: dict[str, list[Spot]]
 
 
 class Session:
@@ -54,6 +63,8 @@ class Session:
         self.marks: dict[nn.Parameter, dict[str, str]] = defaultdict(dict)
         self._marked: list[nn.Module] = []
         self._known = {id(parameter): parameter for parameter in top.parameters()}
+        self._begun = frozenset(self._known)
+        self._watch = Watch()
         self._survey: Survey | None = None
         self._labels: list[str] = []
 
@@ -61,12 +72,15 @@ class Session:
 
     def mark(self) -> None:
         """Lets the modules of the tree be known as this session's."""
-        text = f"The value is the same before and after calling `init_weights` of {type(self.top).__name__} "
         for parameter in self._known.values():
-            self.marks[parameter]["init_info"] = text
+            self.marks[parameter]["init_info"] = self._unwritten
         self._marked = list(self.top.modules())
         for module in self._marked:
             module.__dict__[MARK] = self.marks
+
+    @property
+    def _unwritten(self) -> str:
+        return f"The value is the same before and after calling `init_weights` of {type(self.top).__name__} "
 
     def unmark(self) -> None:
         """Leaves nothing on the modules."""
@@ -77,10 +91,14 @@ class Session:
 
     def write(self, module: nn.Module, rules: Sequence[Rule]) -> Report:
         """Carries out rules on a module and all below it; names in them are counted from the module."""
-        with self._unobserved():
-            return self._write(module, rules)
+        return self.carry_out(self.prepare(module, rules))
 
-    def _write(self, module: nn.Module, rules: Sequence[Rule]) -> Report:
+    def prepare(self, module: nn.Module, rules: Sequence[Rule]) -> Prepared:
+        """The plan of rules on a module and all below it; raises PlanError with what is wrong with it."""
+        with self._unobserved():
+            return self._prepare(module, rules)
+
+    def _prepare(self, module: nn.Module, rules: Sequence[Rule]) -> Prepared:
         spots = self._spots(module)
         name = self._survey_of(module).name(module)
         prefix = f"{name}." if name else ""
@@ -90,10 +108,16 @@ class Session:
         sites = [_site(group, prefix) for group in groups.values()]
         known = {site.name: group for site, group in zip(sites, groups.values(), strict=True)}
         plan = make_plan(sites, rules, ties="last").check()
+        return Prepared(plan, known)
+
+    def carry_out(self, prepared: Prepared) -> Report:
+        """Writes what has been prepared, and records it."""
+        plan, known = prepared.plan, prepared.groups
         for rule, hint in plan.unused:
             self.warn(f"{rule}: {hint}")
         shards = {name: _shard(group[0]) for name, group in known.items()}
-        report = run(plan, shards, self.noise, stats=False)
+        with self._unobserved():
+            report = run(plan, shards, self.noise, stats=False)
         for step in plan.steps:
             for key in _keys(known[step.site.name]):
                 self.claim(key, str(step.rule), step.fill)
@@ -146,7 +170,7 @@ class Session:
     def check_parameters(self, module: nn.Module) -> None:
         """Raises AssertionError for a parameter that the module did not have when the session began."""
         for name, parameter in module.named_parameters():
-            if id(parameter) not in self._known:
+            if id(parameter) not in self._begun:
                 raise InitCfgAssertionError(
                     f"Find a new :obj:`Parameter` named `{name}` during executing the `init_weights` of"
                     f" `{type(module).__name__}`. Change its values instead: parameters must not be added or replaced"
@@ -175,10 +199,10 @@ class Session:
             yield
 
     def _observer(self) -> Observer:
-        watch = Watch()
+        self._watch = Watch()
         for key, parameter in self._known.items():
-            watch.add(key, parameter)
-        return Observer(watch, self._told, self._registered)
+            self._watch.add(key, parameter)
+        return Observer(self._watch, self._told, self._registered)
 
     def _told(self, key: int) -> None:
         self.claim(key, self._labels[-1])
@@ -186,6 +210,10 @@ class Session:
 
     def _registered(self, module: nn.Module, name: str, value: object) -> None:
         self._survey = None
+        if isinstance(value, nn.Parameter) and id(value) not in self._known:
+            self._known[id(value)] = value
+            self._watch.add(id(value), value)
+            self.marks[value]["init_info"] = self._unwritten
 
     @contextmanager
     def _own_generator(self, module: nn.Module) -> Iterator[None]:

@@ -1,0 +1,91 @@
+"""Measures: the moments of the values that a tensor holds, and how far they may be from what was planned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from torchinit.core.moments import Moments
+
+_CHUNK = 1 << 16
+_SIGMAS = 6.0
+
+
+def measure(tensor: Tensor) -> Moments | None:
+    """Mean, population standard deviation, smallest and largest value; None of an empty or a meta tensor.
+
+    Sums are carried in float64, chunk by chunk, so that no copy of the tensor is made. Of a complex tensor
+    the real and imaginary parts are taken together.
+
+    >>> measure(torch.tensor([1.0, 3.0]))
+    Moments(mean=2.0, std=1.0, min=1.0, max=3.0, kurtosis=3.0)
+    """
+    if not tensor.numel() or tensor.is_meta:
+        return None
+    values = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    total = square = 0.0
+    low, high = math.inf, -math.inf
+    shift = float(values[(0,) * values.dim()])  # sums of squares around a value of the data cancel less
+    for chunk in _chunks(values):
+        wide = chunk.double()
+        small, large = torch.aminmax(wide)
+        low, high = _least(low, float(small)), -_least(-high, -float(large))
+        wide -= shift
+        total += float(wide.sum())
+        square += float(wide.dot(wide))
+    mean = total / values.numel()
+    spread = square / values.numel() - mean * mean
+    spread = spread if math.isnan(spread) else max(0.0, spread)  # rounding may leave a little below zero
+    return Moments(shift + mean, math.sqrt(spread), low, high)
+
+
+def _least(one: float, other: float) -> float:
+    """The smaller number; NaN if either is, which ``min`` forgets."""
+    return other if other < one or math.isnan(other) else one
+
+
+def _chunks(values: Tensor) -> Iterator[Tensor]:
+    if values.is_contiguous():
+        flat = values.detach().view(-1)
+        yield from (flat[at : at + _CHUNK] for at in range(0, len(flat), _CHUNK))
+    else:
+        rows = max(1, _CHUNK * len(values) // values.numel())
+        yield from (part.reshape(-1) for part in values.detach().split(rows))
+
+
+def deviations(expected: Moments | None, measured: Moments, numel: int, dtype: torch.dtype) -> list[str]:
+    """Where the measured moments of so many numbers of a dtype leave the tolerance around the expected ones.
+
+    >>> deviations(Moments(0.0, 1.0), Moments(0.0, 1.1, -4.0, 4.0), 100, torch.float32)
+    []
+    >>> deviations(Moments(0.0, 1.0), Moments(0.0, 1.1, -4.0, 4.0), 10_000, torch.float32)
+    ['std is 1.1, planned 1 ± 0.042']
+    """
+    seen = (measured.mean, measured.std, measured.min, measured.max)
+    if expected and expected.min == expected.max == measured.min == measured.max is not None:
+        return []
+    if any(value is None or not math.isfinite(value) for value in seen):
+        return ["holds NaN or Inf"]
+    if expected is None or expected.mean is None or expected.std is None:
+        return []
+    mean, std, low, high = (value or 0.0 for value in seen)
+    rounding = 2 * torch.finfo(dtype).eps
+    floor = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    root = math.sqrt(numel)
+    reach = max(abs(expected.mean), expected.std)
+    error = _SIGMAS * expected.std / root
+    slack_mean = error + rounding * reach + floor
+    slack_std = error * math.sqrt(max(expected.kurtosis - 1, 0.5)) / 2 + rounding * reach + floor
+    found = []
+    if abs(mean - expected.mean) > slack_mean:
+        found.append(f"mean is {mean:.6g}, planned {expected.mean:.6g} ± {slack_mean:.2g}")
+    if abs(std - expected.std) > slack_std:
+        found.append(f"std is {std:.6g}, planned {expected.std:.6g} ± {slack_std:.2g}")
+    if expected.min is not None and low < expected.min - rounding * abs(expected.min) - floor:
+        found.append(f"smallest value is {low:.6g}, planned {expected.min:.6g}")
+    if expected.max is not None and high > expected.max + rounding * abs(expected.max) + floor:
+        found.append(f"largest value is {high:.6g}, planned {expected.max:.6g}")
+    return found
