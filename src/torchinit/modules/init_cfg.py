@@ -74,7 +74,10 @@ def _calls(module: nn.Module, entry: Any) -> Iterator[tuple[nn.Module, Any]]:
         yield module, _extended(entry)
         return
     override = entry.pop("override", None)
-    yield module, _rules_or_call(build_from_cfg(entry, WEIGHT_INITIALIZERS), whole=False)
+    main = _rules_or_call(build_from_cfg(entry, WEIGHT_INITIALIZERS), whole=False)
+    # An entry without layers that has overrides is there for those alone.
+    if override is None or entry.get("layer") or not isinstance(main, tuple):
+        yield module, main
     if override is not None:
         entry.pop("layer", None)
         yield from _overrides(module, entry, override)

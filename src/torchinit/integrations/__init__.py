@@ -1,0 +1,1 @@
+"""Integrations: bridges to other libraries, made when those are in use."""

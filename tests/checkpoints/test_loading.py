@@ -1,0 +1,114 @@
+"""Loading: what fits is loaded, what does not is said, and no code runs."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from torchinit import BaseModule
+from torchinit.checkpoints import load_pretrained, read_checkpoint
+
+
+def state(value: float) -> dict[str, torch.Tensor]:
+    return {"fc.weight": torch.full((2, 2), value), "fc.bias": torch.full((2,), value)}
+
+
+class Net(BaseModule):
+    """One layer."""
+
+    def __init__(self, init_cfg: Any = None) -> None:
+        super().__init__(init_cfg)
+        self.fc = nn.Linear(2, 2)
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda s: s, lambda s: {"state_dict": s}, lambda s: {f"module.{k}": v for k, v in s.items()}]
+)
+def test_plain_nested_and_wrapped(wrap: Any, tmp_path: Path) -> None:
+    torch.save(wrap(state(3.0)), tmp_path / "a.pth")
+    net = Net({"type": "Pretrained", "checkpoint": str(tmp_path / "a.pth")})
+    report: Any = net.init_weights()
+    assert net.fc.weight.unique().tolist() == [3.0]
+    assert report["fc.bias"].rule == f"PretrainedInit: load from {tmp_path / 'a.pth'}"
+
+
+def test_pretrained_comes_last_whatever_its_place(tmp_path: Path) -> None:
+    torch.save(state(3.0), tmp_path / "a.pth")
+    pretrained = {"type": "Pretrained", "checkpoint": f"file://{tmp_path / 'a.pth'}"}
+    net = Net([pretrained, {"type": "Constant", "val": 1, "layer": "Linear"}])
+    report: Any = net.init_weights()
+    assert net.fc.weight.unique().tolist() == [3.0]
+    assert report["fc.weight"].over == ("ConstantInit: val=1, bias=0",)
+
+
+def test_prefix(tmp_path: Path) -> None:
+    torch.save({f"backbone.{key}": value for key, value in state(2.0).items()}, tmp_path / "a.pth")
+    net = Net()
+    assert load_pretrained(net, str(tmp_path / "a.pth"), prefix="backbone").loaded == 2
+    assert net.fc.weight.unique().tolist() == [2.0]
+    with pytest.raises(AssertionError, match=r"neck\. is not in the pretrained model"):
+        load_pretrained(net, str(tmp_path / "a.pth"), prefix="neck")
+
+
+def test_nothing_that_fits_is_loud_and_names_the_remedy(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    torch.save({f"backbone.{key}": value for key, value in state(2.0).items()}, tmp_path / "a.pth")
+    load_pretrained(Net(), str(tmp_path / "a.pth"))
+    assert "0 of 2 tensors match the model. With prefix='backbone.' 2 of 2 match." in caplog.messages[-1]
+    torch.save({"model": state(2.0)}, tmp_path / "b.pth")
+    load_pretrained(Net(), str(tmp_path / "b.pth"))
+    assert "under the key 'model'" in caplog.messages[-1]
+
+
+def test_what_does_not_fit_is_listed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    torch.save({"fc.weight": torch.ones(3, 2), "other": torch.ones(1)}, tmp_path / "a.pth")
+    account = load_pretrained(Net(), str(tmp_path / "a.pth"))
+    text = "\n".join(caplog.messages)
+    assert "size mismatch for fc.weight" in text
+    assert "unexpected key in source state_dict: other" in text
+    assert "missing keys in source state_dict: fc.bias" in text
+    assert account.loaded == 0
+
+
+def test_safetensors(tmp_path: Path) -> None:
+    save_file(state(5.0), tmp_path / "a.safetensors")
+    net = Net()
+    load_pretrained(net, str(tmp_path / "a.safetensors"))
+    assert net.fc.bias.tolist() == [5.0, 5.0]
+
+
+class Payload:
+    """Runs code when it is unpickled by a loader that lets it."""
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return exec, ("raise SystemExit('code ran')",)
+
+
+def test_code_in_a_file_does_not_run(tmp_path: Path) -> None:
+    torch.save({"state_dict": state(1.0), "extra": Payload()}, tmp_path / "a.pth")
+    with pytest.raises(pickle.UnpicklingError):
+        read_checkpoint(str(tmp_path / "a.pth"))
+
+
+@pytest.mark.parametrize(
+    ("source", "error", "text"),
+    [
+        ("missing.pth", FileNotFoundError, "missing.pth can not be found."),
+        ("https://example.org/a.pth", ValueError, "only local paths and file:// can be loaded"),
+        ("torchvision://resnet50", ValueError, "download the file first"),
+    ],
+)
+def test_sources_that_cannot_be_read(source: str, error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        read_checkpoint(source)
+
+
+def test_a_file_without_weights(tmp_path: Path) -> None:
+    torch.save([1, 2], tmp_path / "a.pth")
+    with pytest.raises(RuntimeError, match="No state_dict found in checkpoint file"):
+        load_pretrained(Net(), str(tmp_path / "a.pth"))
