@@ -66,12 +66,14 @@ def _config(transformers: ModuleType, data: dict[str, Any], overrides: Mapping[s
 
 def _model_class(transformers: ModuleType, data: dict[str, Any], config: Any, path: Path) -> Any:
     names = data.get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ModelError(f"{path}: 'architectures' is a list of names, but got {names!r}")
     if not names:
-        found = transformers.MODEL_MAPPING.get(type(config))
+        found = transformers.MODEL_MAPPING.get(type(config), None)
         if found is None:
             raise ModelError(f"{path} names no architecture, and {data['model_type']!r} has no bare model")
         return found[0] if isinstance(found, (list, tuple)) else found
-    cls = getattr(transformers, str(names[0]), None)
+    cls = getattr(transformers, names[0], None)
     # The name comes from a file: nothing but a model class may be called for it.
     if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
         models = [name for name in dir(transformers) if name.endswith(("Model", "PreTrainedModel")) or "For" in name]
