@@ -61,7 +61,7 @@ class Plain(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(3))
 
-    def init_weights(self) -> Any:  # type: ignore[override]
+    def init_weights(self) -> None:
         self.weight.data = torch.full((3,), 4.0)
 
 
@@ -229,14 +229,15 @@ def test_below_a_plain_container(wrap: Any, caplog: pytest.LogCaptureFixture) ->
 
 
 def test_containers_of_our_own() -> None:
-    for model in (
+    models: tuple[Any, ...] = (
         Sequential(Leaf(CONSTANT), nn.Linear(1, 1), init_cfg={**CONSTANT, "val": 8.0}),
         ModuleList([Leaf(CONSTANT), nn.Linear(1, 1)], init_cfg={**CONSTANT, "val": 8.0}),
-    ):
+    )
+    for model in models:
         model.init_weights()
         assert model[0].fc.weight.unique().tolist() == [2.0]
         assert model[1].weight.item() == 8.0
-    table = ModuleDict({"a": Leaf(CONSTANT)}, init_cfg={**CONSTANT, "val": 8.0})
+    table: Any = ModuleDict({"a": Leaf(CONSTANT)}, init_cfg={**CONSTANT, "val": 8.0})
     table.init_weights()
     assert table["a"].fc.weight.unique().tolist() == [2.0]
 
@@ -340,7 +341,7 @@ def test_a_user_initializer_with_and_without_update_init_info() -> None:
 
     @WEIGHT_INITIALIZERS.register_module(name="TestSilent")
     class Silent:
-        def __call__(self, module: nn.Module) -> None:
+        def __call__(self, module: Any) -> None:
             nn.init.constant_(module.conv.bias, 1.5)
 
     model = Tree([{"type": "TestTold", "bias": 3}, {"type": "TestSilent"}])

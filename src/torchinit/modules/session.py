@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torchinit.core.fills import Fill
 from torchinit.core.measures import measure
 from torchinit.core.planner import make_plan
-from torchinit.core.plans import Rule
+from torchinit.core.plans import Plan, Rule
 from torchinit.core.reports import Record, Report
 from torchinit.core.runs import run
 from torchinit.core.shards import Shard
