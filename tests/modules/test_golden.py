@@ -7,7 +7,7 @@ import json
 import pytest
 
 import torchinit
-from tests.golden.mmengine import CASES, PATH, values
+from tests.golden.openmmlab_values import CASES, PATH, values
 
 GOLDEN = json.loads(PATH.read_text())
 

@@ -1,6 +1,6 @@
 """Golden values: trees that MMEngine 0.10.7 initialized, a few numbers of each tensor.
 
-    .venv-peers/bin/python -m tests.golden.mmengine
+    .venv-peers/bin/python tests/golden/openmmlab_values.py
 
 writes them anew with the real MMEngine. They are kept as numbers and compared with a tolerance, because the last bit of
 torch's own draws may depend on the processor; bit for bit they are compared where MMEngine runs beside torchinit.
