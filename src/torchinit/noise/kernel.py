@@ -26,6 +26,9 @@ AXES = 6
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
+# Of other subclasses nobody knows where they keep their values.
+_PLAIN = (Tensor, torch.nn.Parameter)
+
 _DRAW = struct.Struct("<iIII7fi")
 _JOB = struct.Struct(f"<QQQ4Iii{_DRAW.size}s{AXES}Q{AXES}Q{AXES}q")
 # A contiguous box that is one stretch of its tensor: one axis, the others left empty.
@@ -67,15 +70,9 @@ class Kernel:
 def takes(out: Tensor) -> bool:
     """Whether the kernel can write this tensor: plain memory of a dtype that it knows.
 
-    A subclass may keep its values elsewhere, and a lazily negated view means other bits than it holds.
+    A lazily negated view means other bits than it holds.
     """
-    return (
-        out.dtype in DTYPES
-        and type(out) is Tensor
-        and out.device.type == "cpu"
-        and not out.is_neg()
-        and out.dim() < AXES
-    )
+    return type(out) in _PLAIN and out.dtype in DTYPES and out.is_cpu and out.dim() < AXES and not out.is_neg()
 
 
 @lru_cache(maxsize=1)
@@ -110,11 +107,12 @@ def _pack_draw(d: Draw) -> bytes:
 
 def _pack(task: Task) -> bytes:
     out, shape = task.out, task.shape
-    count, box = out.numel(), out.shape
+    box, whole = out.shape, out.shape == shape
     draw, dtype = _pack_draw(task.draw), DTYPES[out.dtype]
-    first = ravel(task.start, shape) if any(task.start) else 0
+    first = 0 if whole else ravel(task.start, shape)
+    count = out.numel()
     head = (out.data_ptr(), first, count, *task.key, dtype)
-    if out.is_contiguous() and is_stretch(tuple(box), shape):
+    if out.is_contiguous() and (whole or is_stretch(tuple(box), shape)):
         return _STRETCH.pack(*head, 1, draw, count, 1, 1)
     axes = merge(tuple(box), strides(shape), out.stride())
     padding = (0,) * (AXES - len(axes))
