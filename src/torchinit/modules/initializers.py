@@ -247,6 +247,10 @@ def update_init_info(module: nn.Module, init_info: str) -> None:
 
     An initializer of your own calls it where its module has ``_params_init_info``, that is, while
     ``init_weights`` runs. Raises AssertionError for a module outside of that, and for one with a new parameter.
+
+    >>> update_init_info(nn.Linear(1, 1), "by nobody")
+    Traceback (most recent call last):
+    AssertionError: Can not find `_params_init_info` in Linear(in_features=1, out_features=1, bias=True)
     """
     session = current(module)
     if session is None:
