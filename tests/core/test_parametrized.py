@@ -14,20 +14,13 @@ from tests.stats import assert_std
 from torchinit import Constant, Keyed, Leaf, Normal, Orthogonal, PlanError, Rule, local_shards, make_plan, run, sites
 from torchinit.core.parametrized import parametrized
 
-Make = Callable[[], nn.Module]
-
-
-def legacy(hook: Callable[[nn.Module], nn.Module], module: nn.Module) -> nn.Module:
-    """One of the two older functions of torch, which say on each use that they are old."""
-    with pytest.warns(FutureWarning, match="deprecated") if hook is weight_norm else pytest.warns(None):  # type: ignore[call-overload]
-        return hook(module)
-
 
 @pytest.fixture(params=["new", "old"])
 def weight_normed(request: pytest.FixtureRequest) -> nn.Module:
     module = nn.Conv1d(8, 16, 3)
     if request.param == "new":
-        return parametrizations.weight_norm(module)
+        made: nn.Module = parametrizations.weight_norm(module)
+        return made
     with pytest.warns(FutureWarning, match="deprecated"):
         return weight_norm(module)
 
@@ -35,6 +28,12 @@ def weight_normed(request: pytest.FixtureRequest) -> nn.Module:
 def initialize(model: nn.Module, *rules: Rule, seed: int = 0) -> None:
     plan = make_plan(sites(model), rules).check()
     run(plan, local_shards(model), Keyed(seed)).assert_ok()
+
+
+def weight_of(module: nn.Module) -> Tensor:
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight.detach()
 
 
 def test_weight_norm_is_one_site_of_its_layer(weight_normed: nn.Module) -> None:
@@ -51,10 +50,8 @@ def test_weight_norm_computes_the_values_written(weight_normed: nn.Module) -> No
     plain = nn.Conv1d(8, 16, 3)
     initialize(plain, rule)
     weight_normed(torch.zeros(1, 8, 5))  # the older hook renews the weight before each forward
-    held = weight_normed.weight
-    assert isinstance(held, Tensor)
-    assert_std(held, 0.02)
-    torch.testing.assert_close(held.detach(), plain.weight.detach())
+    assert_std(weight_of(weight_normed), 0.02)
+    torch.testing.assert_close(weight_of(weight_normed), weight_of(plain))
 
 
 def test_weight_norm_of_a_recurrent_layer() -> None:
@@ -77,14 +74,12 @@ def test_spectral_norm_divides_what_was_written_by_its_norm(make: Callable[[nn.M
     record = run(plan, local_shards(module), Keyed(1))["weight"]
     assert "other values" in record.notes[0]
     assert record.expected is None
-    weight = module.eval().weight
-    module(torch.zeros(1, 6))
-    assert isinstance(weight, Tensor)
-    assert float(torch.linalg.matrix_norm(weight.detach(), 2)) == pytest.approx(1, abs=0.02)
-    plain = torch.empty(8, 6)
-    initialize(holder := nn.Linear(6, 8), Rule(Leaf("weight"), Normal(std=3.0)), seed=1)
-    plain = holder.weight.detach()
-    cosine = torch.cosine_similarity(weight.detach().flatten(), plain.flatten(), dim=0)
+    module.eval()(torch.zeros(1, 6))
+    weight = weight_of(module)
+    assert float(torch.linalg.matrix_norm(weight, 2)) == pytest.approx(1, abs=0.02)
+    plain = nn.Linear(6, 8)
+    initialize(plain, Rule(Leaf("weight"), Normal(std=3.0)), seed=1)
+    cosine = torch.cosine_similarity(weight.flatten(), weight_of(plain).flatten(), dim=0)
     assert float(cosine) == pytest.approx(1, abs=1e-6)
 
 
@@ -104,7 +99,7 @@ def test_orthogonal_takes_orthogonal_values(shape: tuple[int, int]) -> None:
     initialize(module, Rule(Leaf("weight"), Orthogonal()))
     plain = nn.Linear(shape[1], shape[0], bias=False)
     initialize(plain, Rule(Leaf("weight"), Orthogonal()))
-    torch.testing.assert_close(module.weight.detach(), plain.weight.detach(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(weight_of(module), weight_of(plain), atol=1e-5, rtol=1e-5)
 
 
 def test_orthogonal_leaves_torchs_generator_alone() -> None:
@@ -137,8 +132,15 @@ class Doubled(nn.Module):
 
 
 class Stubborn(Doubled):
+    """It takes the values that it is registered with, and no others."""
+
+    taken = False
+
     def right_inverse(self, value: Tensor) -> Tensor:
-        raise RuntimeError("not today")
+        if self.taken:
+            raise RuntimeError("not today")
+        self.taken = True
+        return value / 2
 
 
 def test_without_a_right_inverse_a_rule_is_a_problem() -> None:
@@ -150,6 +152,14 @@ def test_without_a_right_inverse_a_rule_is_a_problem() -> None:
         PlanError, match="matches 'weight', which is computed by a parametrization without right_inverse"
     ):
         make_plan(sites(module), [Rule(Leaf("weight"), Constant(1.0))]).check()
+
+
+def test_a_right_inverse_that_fails_is_named() -> None:
+    module = nn.Linear(2, 2)
+    parametrize.register_parametrization(module, "weight", Stubborn())
+    with pytest.raises(RuntimeError, match="not today") as caught:
+        initialize(module, Rule(Leaf("weight"), Constant(1.0)))
+    assert caught.value.__notes__ == ["weight: the parametrization would not take the values"]
 
 
 @pytest.mark.parametrize("kind", ["matrix_exp", "cayley"])
@@ -168,7 +178,8 @@ def test_tied_through_one_original() -> None:
     for layer in model:
         parametrizations.weight_norm(layer)
     for name in ("original0", "original1"):
-        setattr(model[1].parametrizations.weight, name, getattr(model[0].parametrizations.weight, name))
+        one, other = (model.get_submodule(f"{at}.parametrizations.weight") for at in (0, 1))
+        setattr(other, name, getattr(one, name))
     assert [view.name for view in sites(model)[0].views] == ["0.weight", "1.weight"]
 
 

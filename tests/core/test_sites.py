@@ -81,7 +81,7 @@ def test_tied_weights_are_one_site(device: str) -> None:
     site = named(Decoder(device))["embed.weight"]
     assert [view.name for view in site.views] == ["embed.weight", "head.weight"]
     assert [view.owner.name for view in site.views] == ["Embedding", "Linear"]
-    assert [view.aliases for view in site.views][0] == ()
+    assert site.views[0].aliases == ()
     assert [view.zero_row for view in site.views] == [0, 0]
     assert "head.weight" not in named(Decoder(device))
 
@@ -180,10 +180,7 @@ def test_wrappers_leave_no_trace(wrap: type) -> None:
 def test_a_module_called_module_keeps_names_apart() -> None:
     model = nn.Linear(2, 2)
     model.add_module("module", nn.Linear(2, 2))
-    assert sorted(named(model)) == ["bias", "module.bias", "module.weight", "weight"] or sorted(
-        site.name for site in sites(model)
-    ) == ["bias", "bias", "weight", "weight"]
-    assert len(named(model)) == 4
+    assert sorted(named(model)) == ["bias", "module.bias", "module.weight", "weight"]
 
 
 def made_in_inference_mode() -> Tensor:

@@ -10,7 +10,7 @@ from typing import final
 import torch
 
 from torchinit.core.arguments import is_whole
-from torchinit.core.fills import Fill
+from torchinit.core.fills import Fill, is_elementwise
 from torchinit.core.moments import Moments, mixture, point
 from torchinit.core.shards import Shard, replaced
 from torchinit.noise import Noise
@@ -95,7 +95,11 @@ class Padded(Fill):
             shard.local[row].zero_()
 
     def moments(self, shape: tuple[int, ...] = ()) -> Moments | None:
-        return mixture([self.fill.moments(shape), point(0.0)], (shape[0] - 1, 1))
+        return self._mixed(self.fill.moments(shape), shape)
 
     def parts(self, shape: tuple[int, ...] = ()) -> Moments | None:
-        return mixture([self.fill.parts(shape), point(0.0)], (shape[0] - 1, 1))
+        return self._mixed(self.fill.parts(shape), shape)
+
+    def _mixed(self, inner: Moments | None, shape: tuple[int, ...]) -> Moments | None:
+        # What the row takes away is known only where all rows are alike.
+        return mixture([inner, point(0.0)], (shape[0] - 1, 1)) if is_elementwise(self.fill) else None

@@ -8,10 +8,10 @@ from typing import Literal, final
 
 from torchinit.core.arguments import choice, is_whole, number
 from torchinit.core.composites import Blockwise
-from torchinit.core.fills import Fill, Initializer
+from torchinit.core.fills import Fill, Initializer, is_elementwise
 from torchinit.core.layouts import Layout
 from torchinit.core.matrices import Orthogonal
-from torchinit.core.scaling import is_elementwise, scaled
+from torchinit.core.scaling import scaled
 from torchinit.core.shards import replaced
 from torchinit.core.sites import Site
 from torchinit.core.spelling import Spelled

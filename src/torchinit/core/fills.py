@@ -266,3 +266,12 @@ class TruncNormal(Drawn):
         kurtosis = 4.0 if self.low <= self.mean <= self.high else 9.0
         low, high = (end if math.isfinite(end) else None for end in (self.low, self.high))
         return Moments(self.mean + self.sigma * mean, self.sigma * std, low, high, kurtosis)
+
+
+def is_elementwise(fill: Fill) -> bool:
+    """Whether every element stands for itself, so that a fill for a part is a fill for the whole.
+
+    >>> is_elementwise(Normal())
+    True
+    """
+    return isinstance(fill, (Constant, Drawn))

@@ -50,7 +50,7 @@ def _among(part: Selector, views: Sequence[Site]) -> str:
 
 def _near_layer(layer: Layer, owners: Iterable[LayerClass]) -> str:
     called = Counter(name for owner in owners for name in {owner.name, *owner.bases})
-    hint = did_you_mean(layer.names[0], called)
+    hint = did_you_mean(layer.names[0] if layer.names else "", called)
     if not hint:
         return ""
     number = called[hint.split("'")[1]]

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from torchinit.core.fills import Fill
+from torchinit.core.fills import Fill, is_elementwise
 from torchinit.core.measures import measure
 from torchinit.core.moments import Moments
 from torchinit.core.places import held
 from torchinit.core.plans import Plan, Step
 from torchinit.core.reports import Record, Report
-from torchinit.core.scaling import is_elementwise
 from torchinit.core.shards import Shard
 from torchinit.errors import RunError, count
 from torchinit.noise import Noise
@@ -143,17 +143,26 @@ def _expected(step: Step, shard: Shard) -> Moments | None:
 
 
 def _hand_over(shard: Shard, store: Callable[[Tensor], Tensor], noise: Noise) -> Tensor:
-    """Gives the values to a parametrization, which may draw (torch's orthogonal one completes a basis).
+    """Gives the values to a parametrization, which may draw: torch's orthogonal one completes a basis."""
+    with _seeded(shard, noise):
+        try:
+            return store(shard.local)
+        except Exception as error:
+            error.add_note(f"{shard.name}: the parametrization would not take the values")
+            raise
 
-    Under a seed it draws from a state of its own, so that its draws, too, belong to the name.
-    """
+
+@contextmanager
+def _seeded(shard: Shard, noise: Noise) -> Iterator[None]:
+    """Torch's generator in a state that belongs to the shard's name; a sequential noise leaves it as it is."""
     if noise.sequential:
-        return store(shard.local)
+        yield
+        return
     word = torch.empty(1)
     noise.fill(Shard.whole(shard.name, word), "integer", (0, 1 << 24), _BASIS)
     with torch.random.fork_rng(devices=[shard.local.device] if shard.local.is_cuda else []):
         torch.default_generator.manual_seed(int(word))
-        return store(shard.local)
+        yield
 
 
 _BASIS = 2

@@ -9,11 +9,6 @@ from torchinit.core.fills import Constant, Fill, Normal, TruncNormal, Uniform
 from torchinit.core.matrices import DeltaOrthogonal, Orthogonal, Sparse
 
 
-def is_elementwise(fill: Fill) -> bool:
-    """Whether every element stands for itself, so that a fill for a part is a fill for the whole."""
-    return isinstance(fill, (Constant, Normal, Uniform, TruncNormal))
-
-
 def scaled(fill: Fill, factor: float) -> Fill:
     """The fill with all its values times ``factor``; raises ValueError where that is no fill.
 
