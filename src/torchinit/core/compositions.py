@@ -102,6 +102,8 @@ class Blocks(Spelled):
 
     def resolve(self, site: Site) -> Fill | None:
         layout = site.layout or Layout()
+        if not layout.out_axes or layout.out_axes[0] >= len(site.shape):
+            raise ValueError(f"{site.name!r} of shape {site.shape} has no output axis to cut into blocks")
         axis = layout.out_axes[0]
         sizes = self._sizes(site, axis)
         each = self.init if isinstance(self.init, tuple) else (self.init,) * len(sizes)
@@ -117,7 +119,7 @@ class Blocks(Spelled):
         return known[0] if len(set(known)) == 1 and is_elementwise(known[0]) else Blockwise(known, sizes, axis)
 
     def _sizes(self, site: Site, axis: int) -> tuple[int, ...]:
-        extent = site.shape[axis] if axis < len(site.shape) else 0
+        extent = site.shape[axis]
         sizes = (extent // self.parts,) * self.parts if isinstance(self.parts, int) else self.parts
         if sum(sizes) != extent:
             raise ValueError(f"parts={self.parts} do not make up the {extent} of dimension {axis} of {site.name!r}")

@@ -239,4 +239,5 @@ def _row(step: Step) -> tuple[str, ...]:
 
 
 def _gist(step: Step) -> str:
-    return f"{step.fill} in {list(step.site.shape)} {str(step.site.dtype).removeprefix('torch.')}"
+    # The repr: two fills that differ in the tenth digit differ, and the short text would not show it.
+    return f"{step.fill!r} in {list(step.site.shape)} {str(step.site.dtype).removeprefix('torch.')}"

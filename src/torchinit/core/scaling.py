@@ -35,7 +35,9 @@ def scaled(fill: Fill, factor: float) -> Fill:
     raise ValueError(f"{fill} cannot be scaled")
 
 
-def _scaled_truncated(fill: TruncNormal, factor: float) -> TruncNormal:
+def _scaled_truncated(fill: TruncNormal, factor: float) -> Fill:
     bounds = (fill.a, fill.b) if fill.unit == "sigma" else (fill.a * abs(factor), fill.b * abs(factor))
     low, high = bounds if factor >= 0 else (-bounds[1], -bounds[0])
+    if low >= high:  # by a factor of 0, or one so small that the interval is gone
+        return Constant(fill.mean * factor)
     return replace(fill, mean=fill.mean * factor, std=fill.std * abs(factor), a=low, b=high)
