@@ -178,6 +178,8 @@ def test_diff_of_recipes_on_a_model(write: Write, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out == "no difference\n"
     assert main(["diff", RECIPE, other, "--model", MLP]) == 1
     assert capsys.readouterr().out.startswith("changed 4.weight: Normal(")
+    almost = [write(f"{std}.json", rules({"type": "Normal", "std": std, "name": "**"})) for std in (0.1, 0.1 + 1e-12)]
+    assert main(["diff", *almost, "--model", MLP]) == 1
     assert main(["diff", RECIPE, other]) == 2
     assert "give --model" in capsys.readouterr().err
 
