@@ -42,10 +42,14 @@ def _among(part: Selector, views: Sequence[Site]) -> str:
         return count(len(modules), "module") + did_you_mean(part.module, modules)
     if isinstance(part, Leaf):
         leaves = {view.leaf for view in views}
-        return count(len(views), "name") + did_you_mean(part.names[0], leaves)
+        return count(len(views), "name") + _near(part.names, leaves)
     if isinstance(part, Name):
-        return count(len(views), "name") + did_you_mean(part.globs[0], [view.name for view in views])
+        return count(len(views), "name") + _near(part.globs, [view.name for view in views])
     return count(len(views), "site")
+
+
+def _near(said: Sequence[str], known: Iterable[str]) -> str:
+    return did_you_mean(said[0], known) if said else ""
 
 
 def _near_layer(layer: Layer, owners: Iterable[LayerClass]) -> str:

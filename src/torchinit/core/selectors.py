@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, fields
 from typing import final, get_args
 
 from torch import nn
 
+from torchinit.core.globs import check_glob, glob_matches
 from torchinit.core.layouts import Role
 from torchinit.core.places import Kind
-from torchinit.core.sites import LayerClass, Site, full_name
+from torchinit.core.sites import Site, full_name
 
 
 class Selector(ABC):
@@ -35,7 +35,7 @@ class Selector(ABC):
         return Any(*_flat(Any, self), *_flat(Any, other))
 
     def __invert__(self) -> Selector:
-        return self.where if isinstance(self, Not) else Not(self)
+        return Not(self)
 
 
 def _flat(kind: type[All | Any], where: Selector) -> tuple[Selector, ...]:
@@ -47,11 +47,15 @@ class _Several(Selector):
 
     __slots__ = ()
 
-    def _values(self) -> tuple[object, ...]:
-        raise NotImplementedError
-
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(map(repr, self._values()))})"
+        values, *_ = (getattr(self, field.name) for field in fields(self))  # type: ignore[arg-type]  # all dataclasses
+        return f"{type(self).__name__}({', '.join(map(repr, values))})"
+
+
+def _check_parts(selector: _Several, of: tuple[object, ...]) -> None:
+    for where in of:
+        if not isinstance(where, Selector):
+            raise TypeError(f"{type(selector).__name__} combines selectors, but got {where!r}")
 
 
 @final
@@ -66,10 +70,8 @@ class All(_Several):
     of: tuple[Selector, ...]
 
     def __init__(self, *of: Selector) -> None:
+        _check_parts(self, of)
         object.__setattr__(self, "of", of)
-
-    def _values(self) -> tuple[object, ...]:
-        return self.of
 
     def matches(self, site: Site) -> bool:
         return all(where.matches(site) for where in self.of)
@@ -87,10 +89,8 @@ class Any(_Several):
     of: tuple[Selector, ...]
 
     def __init__(self, *of: Selector) -> None:
+        _check_parts(self, of)
         object.__setattr__(self, "of", of)
-
-    def _values(self) -> tuple[object, ...]:
-        return self.of
 
     def matches(self, site: Site) -> bool:
         return any(where.matches(site) for where in self.of)
@@ -107,8 +107,15 @@ class Not(Selector):
 
     where: Selector
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.where, Selector):
+            raise TypeError(f"Not turns a selector around, but got {self.where!r}")
+
     def __repr__(self) -> str:
         return f"Not({self.where!r})"
+
+    def __invert__(self) -> Selector:
+        return self.where
 
     def matches(self, site: Site) -> bool:
         return not self.where.matches(site)
@@ -129,38 +136,11 @@ class Name(_Several):
 
     def __init__(self, *globs: str) -> None:
         for glob in globs:
-            if not glob or "" in glob.split("."):
-                raise ValueError(f"a name is dotted text such as 'layers.*.weight', but got {glob!r}")
+            check_glob(glob)
         object.__setattr__(self, "globs", globs)
-
-    def _values(self) -> tuple[object, ...]:
-        return self.globs
 
     def matches(self, site: Site) -> bool:
         return any(glob_matches(glob, site.name) for glob in self.globs)
-
-
-def glob_matches(glob: str, name: str) -> bool:
-    """Whether a dotted name fits a glob.
-
-    >>> glob_matches("a.**.b", "a.b"), glob_matches("a.**.b", "a.x.y.b"), glob_matches("conv*", "conv1")
-    (True, True, True)
-    """
-    return _glob(glob).fullmatch(name + ".") is not None
-
-
-@lru_cache(maxsize=4096)
-def _glob(glob: str) -> re.Pattern[str]:
-    # Each part is read with the dot behind it, so that "**" is any number of such units; at the end of a
-    # glob it is at least one, since 'head.**' is what lies below 'head'.
-    *parts, last = glob.split(".")
-    texts = [r"(?:[^.]+\.)*" if part == "**" else _part(part) for part in parts]
-    return re.compile("".join([*texts, r"(?:[^.]+\.)+" if last == "**" else _part(last)]))
-
-
-def _part(part: str) -> str:
-    wild = {"*": "[^.]*", "?": "[^.]"}
-    return "".join(wild.get(char) or re.escape(char) for char in part) + r"\."
 
 
 @final
@@ -195,7 +175,8 @@ class Layer(_Several):
     A text is the name of the class or of one of its *direct* bases, as in MMEngine; with
     ``subclasses=True`` of any class above it. A class takes its subclasses in.
 
-    >>> conv = Site("0.weight", (1, 1), owner=LayerClass("Conv2d", ("_ConvNd",), ("torch.nn.Conv2d",)))
+    >>> from torchinit.core.sites import layer_class
+    >>> conv = Site("0.weight", (1, 1), owner=layer_class(nn.Conv2d))
     >>> Layer("Conv2d").matches(conv), Layer("_ConvNd").matches(conv), Layer("Linear").matches(conv)
     (True, True, False)
     """
@@ -210,9 +191,6 @@ class Layer(_Several):
         texts = tuple(full_name(name) if isinstance(name, type) else name for name in names)
         object.__setattr__(self, "names", texts)
         object.__setattr__(self, "subclasses", subclasses)
-
-    def _values(self) -> tuple[object, ...]:
-        return self.names
 
     def __repr__(self) -> str:
         flag = ", subclasses=True" if self.subclasses else ""
@@ -241,10 +219,11 @@ class Leaf(_Several):
     names: tuple[str, ...]
 
     def __init__(self, *names: str) -> None:
+        for name in names:
+            check_glob(name)
+            if "." in name:
+                raise ValueError(f"a leaf is the last part of a name, without dots, but got {name!r}")
         object.__setattr__(self, "names", names)
-
-    def _values(self) -> tuple[object, ...]:
-        return self.names
 
     def matches(self, site: Site) -> bool:
         return site.leaf in self.names
@@ -269,9 +248,6 @@ class Roles(_Several):
                 raise ValueError(f"a role is one of {', '.join(get_args(Role))}, but got {role!r}")
         object.__setattr__(self, "roles", roles)
 
-    def _values(self) -> tuple[object, ...]:
-        return self.roles
-
     def matches(self, site: Site) -> bool:
         return site.role in self.roles
 
@@ -286,6 +262,10 @@ class Within(Selector):
     """
 
     module: str
+
+    def __post_init__(self) -> None:
+        if self.module:
+            check_glob(self.module)
 
     def __repr__(self) -> str:
         return f"Within({self.module!r})"
@@ -352,19 +332,13 @@ class Block(_Several):
     numbers: tuple[int, ...]
 
     def __init__(self, *numbers: int) -> None:
+        for number in numbers:
+            if isinstance(number, bool) or not isinstance(number, int):
+                raise TypeError(f"a block is a whole number, but got {number!r}")
         object.__setattr__(self, "numbers", numbers)
-
-    def _values(self) -> tuple[object, ...]:
-        return self.numbers
 
     def matches(self, site: Site) -> bool:
         if site.block is None:
             return False
         index, count = site.block
         return any(index == (number if number >= 0 else count + number) for number in self.numbers)
-
-
-__all__ = [
-    "All", "Any", "Block", "Is", "Layer", "LayerClass", "Leaf", "Name", "Not", "Regex", "Roles", "Selector", "Shape",
-    "Within", "glob_matches",
-]  # fmt: skip
