@@ -6,6 +6,7 @@
     └── InitCfgError
         ├── InitCfgTypeError (TypeError)            a value of the wrong type, an unknown argument
         ├── InitCfgValueError (ValueError)          a value that cannot be, an incomplete override
+        │   └── InitCfgRangeError (RuntimeError)    a spread below 0, bounds in the wrong order
         ├── InitCfgKeyError (KeyError)              no type, or one that nobody registered
         ├── InitCfgNameError (RuntimeError)         an override for a part that the module does not have
         └── InitCfgAssertionError (AssertionError)  a choice that there is not, a parameter added on the way
@@ -26,6 +27,10 @@ class InitCfgTypeError(InitCfgError, TypeError):
 
 class InitCfgValueError(InitCfgError, ValueError):
     """A value that cannot be, or an override that is not complete."""
+
+
+class InitCfgRangeError(InitCfgValueError, RuntimeError):
+    """A spread below 0, or bounds in the wrong order, for which torch raises RuntimeError."""
 
 
 class InitCfgKeyError(InitCfgError, KeyError):

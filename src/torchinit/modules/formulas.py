@@ -8,7 +8,7 @@ from torchinit.core.fills import Constant, Normal, TruncNormal, Uniform
 from torchinit.core.formulas import FanMode, Kaiming, Xavier
 from torchinit.core.gains import nonlinearities
 from torchinit.errors import did_you_mean
-from torchinit.modules.errors import InitCfgAssertionError, InitCfgTypeError, InitCfgValueError
+from torchinit.modules.errors import InitCfgAssertionError, InitCfgRangeError, InitCfgTypeError, InitCfgValueError
 
 
 def figure(name: str, value: Any) -> float:
@@ -27,11 +27,15 @@ def constant(val: Any) -> Constant:
 
 def normal(mean: Any, std: Any) -> Normal:
     """A normal; ValueError for a negative ``std``."""
+    if figure("std", std) < 0:
+        raise InitCfgRangeError(f"a normal needs std >= 0, but got std={std!r}")
     return Normal(figure("mean", mean), figure("std", std))
 
 
 def uniform(a: Any, b: Any) -> Uniform:
     """A uniform; ValueError for ``a`` above ``b``."""
+    if figure("a", a) > figure("b", b):
+        raise InitCfgRangeError(f"a uniform needs a <= b, but got a={a!r}, b={b!r}")
     return Uniform(figure("a", a), figure("b", b))
 
 
@@ -45,6 +49,8 @@ def trunc_normal(mean: Any, std: Any, a: Any, b: Any) -> TruncNormal:
 def xavier(gain: Any, distribution: Any) -> Xavier:
     """Xavier; AssertionError for a distribution that is neither uniform nor normal."""
     _distribution(distribution)
+    if figure("gain", gain) < 0:
+        raise InitCfgRangeError(f"Xavier needs gain >= 0, but got gain={gain!r}")
     return Xavier(figure("gain", gain), distribution)
 
 

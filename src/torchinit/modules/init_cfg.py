@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -24,6 +25,13 @@ InitCfg = dict[str, Any]
 _BEYOND = ENTRY_WORDS - {"layer"}
 
 
+@dataclass(frozen=True, slots=True)
+class _Extended:
+    """The rules of an entry that says what MMEngine could not understand."""
+
+    rules: tuple[Rule, ...]
+
+
 def initialize_module(module: nn.Module, init_cfg: Any, seed: int | None = None) -> Report:
     """Carries out an ``init_cfg``, a dict or a list of dicts, on a module and all below it.
 
@@ -39,7 +47,9 @@ def initialize_module(module: nn.Module, init_cfg: Any, seed: int | None = None)
     reports: list[Report] = []
     waiting: list[Prepared] = []
     for target, what in calls:
-        if isinstance(what, tuple):
+        if isinstance(what, _Extended):
+            waiting.append(session.prepare(target, what.rules, through=True))
+        elif isinstance(what, tuple):
             waiting.append(session.prepare(target, what))
         else:  # what it will do is not known before it is called
             reports += map(session.carry_out, waiting)
@@ -91,11 +101,11 @@ def _is_recipe_entry(entry: InitCfg) -> bool:
     return isinstance(kind, str) and kind in INITIALIZERS and bool(not known or beyond or "fans" in entry)
 
 
-def _extended(entry: InitCfg) -> tuple[Rule, ...]:
+def _extended(entry: InitCfg) -> _Extended:
     reader = Reader(SCHEMA.vocabularies)
     rules = entry_rules(entry, "init_cfg", reader)
     reader.finish("init_cfg")
-    return rules
+    return _Extended(rules)
 
 
 def _rules_or_call(initializer: Any, *, whole: bool) -> Any:

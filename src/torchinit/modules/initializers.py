@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from typing import Any
 
@@ -14,6 +15,7 @@ from torchinit.core.selectors import Layer, Leaf, Selector
 from torchinit.modules import formulas
 from torchinit.modules.errors import InitCfgTypeError
 from torchinit.modules.functional import bias_init_with_prob
+from torchinit.modules.log import log
 from torchinit.modules.registry import Registry
 from torchinit.modules.session import Session, current
 
@@ -58,13 +60,22 @@ class FormulaInit(BaseInit):
 
     def rules(self, origin: str = "") -> tuple[Rule, ...]:
         """The two rules that this is: one for weights, one for biases."""
-        where: Selector | None = None if self.wholemodule else Layer(*self.layer)
+        where: Selector | None = None if self.wholemodule else Layer(*self._names())
         text = self._get_init_info()
         made = []
         for leaf, init in (("weight", self.formula()), ("bias", Constant(float(self.bias)))):
             place = Leaf(leaf) if where is None else where & Leaf(leaf)
             made.append(Rule(place, init, text, leaf == "bias", padding=False, buffers=True, origin=origin))
         return tuple(made)
+
+    def _names(self) -> list[str]:
+        """The bare names among the layers; MMEngine compares names, and takes no notice of anything else."""
+        named = [layer for layer in self.layer if isinstance(layer, str) and layer and "." not in layer]
+        for layer in self.layer if len(named) < len(self.layer) else ():
+            if layer not in named:
+                bare = getattr(layer, "__name__", str(layer).rpartition(".")[2])
+                log(logging.WARNING, "layer %r matches nothing: give the bare name of a class, %r", layer, bare)
+        return named
 
     def __call__(self, module: nn.Module) -> None:
         """Fills the module, and all below it, where the class is one of ``layer``."""

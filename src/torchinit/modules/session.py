@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from torchinit.core.fills import Fill
@@ -21,8 +21,7 @@ from torchinit.core.planner import make_plan
 from torchinit.core.plans import Plan, Rule
 from torchinit.core.reports import Record, Report
 from torchinit.core.runs import run
-from torchinit.core.shards import Shard
-from torchinit.core.sites import Site, layer_class
+from torchinit.core.sites import Site
 from torchinit.modules.errors import InitCfgAssertionError
 from torchinit.modules.log import dump, log
 from torchinit.modules.survey import Spot, Survey
@@ -33,6 +32,38 @@ MARK = "_params_init_info"
 """The attribute that MMEngine's initializers look for; modules have it while their session is open, and no longer."""
 
 _OPEN: ContextVar[tuple[Session, ...]] = ContextVar("torchinit_sessions", default=())
+
+
+@final
+class _Mark(MutableMapping[str, Any]):
+    """What MMEngine's own ``update_init_info`` reads and writes of a parameter, answered by what has been seen.
+
+    It compares ``tmp_mean_value`` with the mean as it is, and sets ``init_info`` where they differ.
+    """
+
+    def __init__(self, session: Session, parameter: nn.Parameter) -> None:
+        self.session = session
+        self.parameter = parameter
+
+    def __getitem__(self, key: str) -> Any:
+        if key == "init_info":
+            return self.session.info(self.parameter)
+        if key == "tmp_mean_value":
+            return None if id(self.parameter) in self.session.unclaimed else self.parameter.data.mean().cpu()
+        raise KeyError(key)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if key == "init_info":
+            self.session.claim(id(self.parameter), value)
+
+    def __delitem__(self, key: str) -> None:
+        raise KeyError(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(("init_info", "tmp_mean_value"))
+
+    def __len__(self) -> int:
+        return 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +91,7 @@ class Session:
         self.beaten: dict[int, list[str]] = defaultdict(list)
         self.unclaimed: set[int] = set()
         self.warned: dict[str, None] = {}
-        self.marks: dict[nn.Parameter, dict[str, str]] = defaultdict(dict)
+        self.marks: dict[nn.Parameter, _Mark] = {}
         self._marked: list[nn.Module] = []
         self._known = {id(parameter): parameter for parameter in top.parameters()}
         self._begun = frozenset(self._known)
@@ -73,14 +104,15 @@ class Session:
     def mark(self) -> None:
         """Lets the modules of the tree be known as this session's."""
         for parameter in self._known.values():
-            self.marks[parameter]["init_info"] = self._unwritten
+            self.marks[parameter] = _Mark(self, parameter)
         self._marked = list(self.top.modules())
         for module in self._marked:
             module.__dict__[MARK] = self.marks
 
-    @property
-    def _unwritten(self) -> str:
-        return f"The value is the same before and after calling `init_weights` of {type(self.top).__name__} "
+    def info(self, parameter: nn.Parameter) -> str:
+        """How a parameter was set, as the log says it."""
+        unwritten = f"The value is the same before and after calling `init_weights` of {type(self.top).__name__} "
+        return self.writers.get(id(parameter), unwritten)
 
     def unmark(self) -> None:
         """Leaves nothing on the modules."""
@@ -93,13 +125,17 @@ class Session:
         """Carries out rules on a module and all below it; names in them are counted from the module."""
         return self.carry_out(self.prepare(module, rules))
 
-    def prepare(self, module: nn.Module, rules: Sequence[Rule]) -> Prepared:
-        """The plan of rules on a module and all below it; raises PlanError with what is wrong with it."""
-        with self._unobserved():
-            return self._prepare(module, rules)
+    def prepare(self, module: nn.Module, rules: Sequence[Rule], *, through: bool = False) -> Prepared:
+        """The plan of rules on a module and all below it; raises PlanError with what is wrong with it.
 
-    def _prepare(self, module: nn.Module, rules: Sequence[Rule]) -> Prepared:
-        spots = self._spots(module)
+        A tensor that its module computes is drawn and lost, as in MMEngine, unless ``through``: then what it
+        is computed from gets the values.
+        """
+        with self._unobserved():
+            return self._prepare(module, rules, through)
+
+    def _prepare(self, module: nn.Module, rules: Sequence[Rule], through: bool) -> Prepared:
+        spots = self._spots(module) if through else self._current(module).as_mmengine(module, rules)
         name = self._survey_of(module).name(module)
         prefix = f"{name}." if name else ""
         groups: dict[int, list[Spot]] = defaultdict(list)
@@ -115,12 +151,18 @@ class Session:
         plan, known = prepared.plan, prepared.groups
         for rule, hint in plan.unused:
             self.warn(f"{rule}: {hint}")
-        shards = {name: _shard(group[0]) for name, group in known.items()}
         with self._unobserved():
+            shards = {step.site.name: known[step.site.name][0].shard for step in plan.steps}
             report = run(plan, shards, self.noise, stats=False)
         for step in plan.steps:
-            for key in _keys(known[step.site.name]):
+            group = known[step.site.name]
+            for key in set().union(*(spot.holders for spot in group)):
                 self.claim(key, str(step.rule), step.fill)
+            if not any(key in self._survey_of(group[0].module).keys for spot in group for key in spot.holders):
+                self.warn(
+                    f"{group[0].first} is neither a parameter nor a buffer: what {step.rule} draws for it is not"
+                    " saved, and lost where its module computes it anew"
+                )
         return report
 
     def _survey_of(self, module: nn.Module) -> Survey:
@@ -130,24 +172,14 @@ class Session:
         return self._survey
 
     def _spots(self, module: nn.Module) -> list[Spot]:
+        return self._current(module).below(module)
+
+    def _current(self, module: nn.Module) -> Survey:
+        """The survey that a module is in, a new one where other tensors are in place by now."""
         spots = self._survey_of(module).below(module)
         if any(getattr(spot.module, spot.site.leaf, None) is not spot.tensor for spot in spots if not spot.computed):
-            self._survey = None  # user code has put other tensors in their places
-            spots = self._survey_of(module).below(module)
-        return spots + list(self._loose(module))
-
-    def _loose(self, module: nn.Module) -> Iterator[Spot]:
-        """Weights and biases that are tensors, and neither parameters nor buffers."""
-        survey = self._survey_of(module)
-        for turn in survey.turns(module):
-            owner = survey.modules[turn]
-            for leaf in ("weight", "bias"):
-                tensor = vars(owner).get(leaf)
-                if isinstance(tensor, Tensor) and id(tensor) not in self._known:
-                    name = f"{survey.names[turn]}.{leaf}".lstrip(".")
-                    shape, kind = tuple(tensor.shape), layer_class(cast("Any", type(owner)))
-                    site = Site(name, shape, tensor.dtype, kind, kind="buffer", position=turn)
-                    yield Spot(site, tensor, owner, turn, id(tensor), name)
+            self._survey = None
+        return self._survey_of(module)
 
     # --- the record ----------------------------------------------------------------------------------------
 
@@ -159,7 +191,6 @@ class Session:
             self.writers[key] = text
             self.fills[key] = fill
             self.unclaimed.discard(key)
-            self.marks[self._known[key]]["init_info"] = text
 
     def claim_written(self, module: nn.Module, text: str) -> None:
         """Gives a text to what foreign code wrote in a module and nobody has given a text to yet."""
@@ -213,7 +244,7 @@ class Session:
         if isinstance(value, nn.Parameter) and id(value) not in self._known:
             self._known[id(value)] = value
             self._watch.add(id(value), value)
-            self.marks[value]["init_info"] = self._unwritten
+            self.marks[value] = _Mark(self, value)
 
     @contextmanager
     def _own_generator(self, module: nn.Module) -> Iterator[None]:
@@ -245,7 +276,7 @@ class Session:
         empty = [name for name, p in self.top.named_parameters() if id(p) not in self.writers and is_unfilled(p)]
         for name in empty:
             self.warn(f"nobody has written {name}: it holds whatever its memory held before")
-        dump((name, p, self.marks[p]["init_info"]) for name, p in self.top.named_parameters())
+        dump((name, p, self.info(p)) for name, p in self.top.named_parameters())
 
     def report(self, *, stats: bool = False) -> Report:
         """What happened, a record a parameter."""
@@ -284,19 +315,6 @@ def _renamed(site: Site, prefix: str) -> Site:
     if not prefix and not site.aliases:
         return site
     return replace(site, name=site.name.removeprefix(prefix), aliases=())
-
-
-def _shard(spot: Spot) -> Shard:
-    way = spot.computed.way if spot.computed else None
-    if way is None or way.assign is None:
-        return spot.shard
-    return Shard.whole(spot.first, torch.empty_like(spot.tensor), way.assign)
-
-
-def _keys(group: list[Spot]) -> set[int]:
-    """The parameters that hold the values of a site: behind a parametrization those that it computes from."""
-    way = group[0].computed.way if group[0].computed else None
-    return {id(source) for source in way.sources} if way else {id(spot.tensor) for spot in group}
 
 
 def current(module: nn.Module) -> Session | None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from torchinit.core.parametrized import parametrized
 from torchinit.core.places import Held, held
+from torchinit.core.plans import Rule
 from torchinit.core.shards import Shard
-from torchinit.core.sites import Site, grouped, layer_class
+from torchinit.core.sites import LayerClass, Site, grouped, layer_class
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +23,8 @@ class Spot:
     """A tensor where a module holds it.
 
     ``site`` describes it as seen from there, under its name in the whole tree. ``key`` is the same for
-    all spots of one tensor, and ``first`` the name of the first of them.
+    all spots of one tensor, and ``first`` the name of the first of them. A ``fleeting`` tensor is made anew
+    at each look, so that nothing written to it is kept.
     """
 
     site: Site
@@ -30,11 +34,23 @@ class Spot:
     key: int
     first: str
     computed: Held | None = None
+    fleeting: bool = False
 
     @property
     def shard(self) -> Shard:
         """The memory to write to, drawn under the first of the tensor's names."""
+        way = self.computed.way if self.computed else None
+        if self.fleeting:
+            return Shard.whole(self.first, _looked_at(self.module, self.site.leaf))
+        if way and way.assign:
+            return Shard.whole(self.first, torch.empty_like(self.tensor), way.assign)
         return Shard.whole(self.first, self.tensor)
+
+    @property
+    def holders(self) -> frozenset[int]:
+        """The parameters or buffers that keep what is written here, by id."""
+        way = self.computed.way if self.computed else None
+        return frozenset(map(id, () if self.fleeting else way.sources if way else (self.tensor,)))
 
 
 class Survey:
@@ -81,7 +97,7 @@ class Survey:
 
     def _spot(self, view: Site, one: Held, first: Held) -> Spot:
         if is_parametrized(one.place.module):  # as MMEngine sees it, by the class that it has now
-            view = replace(view, owner=layer_class(cast("Any", type(one.place.module))))
+            view = replace(view, owner=_owner(one.place.module))
         return Spot(
             site=view,
             tensor=one.tensor,
@@ -108,3 +124,50 @@ class Survey:
         """The spots of a module and of all below it."""
         turns = self.turns(module)
         return self.spots[bisect_left(self._spot_turns, turns.start) : bisect_left(self._spot_turns, turns.stop)]
+
+    def as_mmengine(self, module: nn.Module, rules: Sequence[Rule]) -> list[Spot]:
+        """The spots of a module as MMEngine sees them: what an attribute ``weight`` or ``bias`` gives, it writes to."""
+        spots = [spot for spot in self.below(module) if not spot.computed]
+        loose = list(self._loose(module, rules))
+        if not loose:
+            return spots
+        ordered = sorted([*spots, *loose], key=lambda spot: spot.turn)
+        return [replace(spot, site=replace(spot.site, position=n)) for n, spot in enumerate(ordered)]
+
+    def _loose(self, module: nn.Module, rules: Sequence[Rule]) -> Iterator[Spot]:
+        """Tensors that are attributes, and neither parameters nor buffers under that name."""
+        for turn in self.turns(module):
+            owner = self.modules[turn]
+            for leaf in ("weight", "bias"):
+                if leaf not in vars(owner) and not hasattr(type(owner), leaf):
+                    continue
+                site = Site(f"{self.names[turn]}.{leaf}".lstrip("."), (), owner=_owner(owner), kind="buffer")
+                if any(rule.matches(site) for rule in rules):
+                    yield from self._attribute(site, owner, turn)
+
+    def _attribute(self, site: Site, owner: nn.Module, turn: int) -> Iterator[Spot]:
+        tensor = _value(owner, site.leaf)
+        if isinstance(tensor, Tensor):
+            site = replace(site, shape=tuple(tensor.shape), dtype=tensor.dtype)
+            key = self.keys.get(id(tensor), id(tensor))
+            fleeting = hasattr(type(owner), site.leaf) and key == id(tensor) and id(tensor) not in self.keys
+            first = next((spot.first for spot in self.spots if spot.key == key), site.name)
+            yield Spot(site, tensor, owner, turn, key, first, fleeting=fleeting)
+
+
+def _owner(module: nn.Module) -> LayerClass:
+    return layer_class(cast("Any", type(module)))
+
+
+def _value(module: nn.Module, leaf: str) -> object:
+    """An attribute; of a parametrized module without the changes that a look makes in training (power iterations)."""
+    found = next((one.value for one in parametrized(module) if one.leaf == leaf), None)
+    with torch.no_grad():
+        return getattr(module, leaf, None) if found is None or leaf in vars(module) else found
+
+
+def _looked_at(module: nn.Module, leaf: str) -> Tensor:
+    """An attribute, looked at as often as MMEngine does: in training, each look moves a spectral norm."""
+    with torch.no_grad():
+        *_, tensor = (getattr(module, leaf) for _ in range(3))
+    return cast("Tensor", tensor)
