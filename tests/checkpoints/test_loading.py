@@ -65,6 +65,15 @@ def test_nothing_that_fits_is_loud_and_names_the_remedy(tmp_path: Path, caplog: 
     assert "under the key 'model'" in caplog.messages[-1]
 
 
+def test_the_counter_of_a_batch_norm_does_not_pass_for_a_loaded_tensor(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    torch.save({f"neck.{key}": value for key, value in net.state_dict().items()}, tmp_path / "a.pth")
+    load_pretrained(net, str(tmp_path / "a.pth"))
+    assert "0 of 6 tensors match the model. With prefix='neck.' 6 of 6 match." in caplog.messages[-1]
+
+
 def test_what_does_not_fit_is_listed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     torch.save({"fc.weight": torch.ones(3, 2), "other": torch.ones(1)}, tmp_path / "a.pth")
     account = load_pretrained(Net(), str(tmp_path / "a.pth"))

@@ -97,9 +97,14 @@ def _below(state: Mapping[str, Any], prefix: str) -> OrderedDict[str, Any]:
     return OrderedDict((key[len(prefix) :], value) for key, value in state.items() if key.startswith(prefix))
 
 
+def _wanted(module: nn.Module) -> set[str]:
+    """What a checkpoint should hold. The counter of a BatchNorm may be missing, so nothing is said of it."""
+    return {key for key in module.state_dict() if "num_batches_tracked" not in key}
+
+
 def _remedy(module: nn.Module, state: Mapping[str, Any]) -> str:
     """The key or prefix with which most of the model would be found."""
-    own = set(module.state_dict())
+    own = _wanted(module)
     for key, value in state.items():
         if isinstance(value, Mapping) and own & set(map(str, value)):
             return f" Its weights are under the key {key!r}: save that part as a file of its own."
@@ -115,7 +120,7 @@ def load_state_dict(module: nn.Module, state: Mapping[str, Any]) -> Account:
     Wrappers are entered on every level, and the hooks that modules have for loading are run.
     """
     metadata = getattr(state, "_metadata", None) or {}
-    account = Account(len(module.state_dict()))
+    account = Account(len(_wanted(module)))
 
     def load(part: nn.Module, local: Mapping[str, Any], prefix: str) -> None:
         part = part.module if isinstance(part, _WRAPPERS) else part
