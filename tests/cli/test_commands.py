@@ -137,6 +137,22 @@ def test_dtype(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
     assert {tensor.dtype for tensor in load_file(path).values()} == {dtype}
 
 
+def test_progress_shows_on_a_terminal_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(tmp_path / "w.safetensors")
+    assert main(["apply", MLP, RECIPE, "-o", path]) == 0
+    plain = capsys.readouterr()
+    assert plain.err == ""
+    assert "\x1b" not in plain.out
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main(["apply", MLP, RECIPE, "-o", path, "--force"]) == 0
+    shown = capsys.readouterr()
+    assert "writing" in shown.err
+    assert "\x1b" not in shown.out
+
+
 def test_output_is_checked_before_anything_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     there = tmp_path / "w.safetensors"
     there.write_text("precious")

@@ -145,3 +145,16 @@ def test_arguments_are_json_or_text() -> None:
         parse_arguments(["depth"])
     with pytest.raises(UsageError, match="--arg depth is given twice"):
         parse_arguments(["depth=1", "depth=2"])
+
+
+def test_config_files_that_hold_no_settings(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    with pytest.raises(ModelError, match="there is no file"):
+        build(f"transformers:{tmp_path}", {}, "meta")
+    for text, message in (("{", r"config.json is no JSON: Expecting property name"), ("[]", "holds a list, not")):
+        path.write_text(text)
+        with pytest.raises(ModelError, match=message):
+            build(f"transformers:{path}", {}, "meta")
+    path.rename(tmp_path / "confg.json")
+    with pytest.raises(ModelError, match=r"there is no file '.*config.json'; did you mean '.*confg.json'\?"):
+        build(f"transformers:{path}", {}, "meta")

@@ -77,18 +77,6 @@ def test_configs_that_build_nothing(save: Save, settings: dict[str, Any], text: 
         build(save(**settings), {}, "meta")
 
 
-def test_files_that_are_no_config(tmp_path: Path) -> None:
-    path = tmp_path / "config.json"
-    with pytest.raises(ModelError, match="there is no file"):
-        build(f"transformers:{path}", {}, "meta")
-    path.write_text("{")
-    with pytest.raises(ModelError, match=r"config.json is no JSON: Expecting property name"):
-        build(f"transformers:{path}", {}, "meta")
-    path.write_text("[]")
-    with pytest.raises(ModelError, match="holds a list, not the settings of a model"):
-        build(f"transformers:{path}", {}, "meta")
-
-
 def test_foreign_code_named_by_a_config_is_not_run(save: Save, tmp_path: Path) -> None:
     (tmp_path / "evil.py").write_text("raise SystemExit('evil ran')\n")
     settings = {**TINY, "auto_map": {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,17 +84,20 @@ def _noise(seed: int) -> Keyed:
         raise UsageError(f"--seed: {error}") from None
 
 
+def _progress(plan: Plan) -> AbstractContextManager[Progress | None]:
+    """A bar on standard error; nothing where there is no terminal or no rich."""
+    if sys.stderr.isatty() and importlib.util.find_spec("rich"):
+        return _bar(plan)
+    return nullcontext()
+
+
 @contextmanager
-def _progress(plan: Plan) -> Iterator[Progress | None]:
-    """A bar on standard error, counted in elements; none where rich or a terminal is missing."""
-    try:
-        from rich.console import Console
-        from rich.progress import Progress as Bar
-    except ImportError:
-        yield None
-        return
-    console = Console(stderr=True)
-    with Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
+def _bar(plan: Plan) -> Iterator[Progress]:
+    """The bar, counted in elements; it is gone when the last of them is written."""
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    with Bar(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("writing", total=sum(step.site.numel for step in plan))
 
         def advance(step: Step) -> None:

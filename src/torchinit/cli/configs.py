@@ -57,11 +57,17 @@ def _config(transformers: ModuleType, data: dict[str, Any], overrides: Mapping[s
             raise ModelError(f"{path} has no 'model_type', so its settings have no meaning")
         raise ModelError(f"{path}: this transformers has no model_type {kind!r}{did_you_mean(str(kind), known)}")
     cls = transformers.CONFIG_MAPPING[kind]
-    settings = set(cls().to_dict()) | set(data) | set(getattr(cls, "attribute_map", {}))
-    for key in overrides:
-        if key not in settings:
-            raise ModelError(f"{cls.__name__} has no setting {key!r}{did_you_mean(key, settings)}")
+    _check_settings(cls, data, overrides)
     return cls.from_dict({**data, **overrides})
+
+
+def _check_settings(cls: Any, data: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
+    if not overrides:
+        return
+    known = {*cls().to_dict(), *data, *getattr(cls, "attribute_map", {})}
+    for key in overrides:
+        if key not in known:  # transformers itself would take it and never look at it
+            raise ModelError(f"{cls.__name__} has no setting {key!r}{did_you_mean(key, known)}")
 
 
 def _model_class(transformers: ModuleType, data: dict[str, Any], config: Any, path: Path) -> Any:
