@@ -27,12 +27,12 @@ def measure(tensor: Tensor) -> Moments | None:
     """
     if not tensor.numel() or tensor.is_meta:
         return None
-    values = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    values = torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor.detach()
     total = square = 0.0
     low, high = math.inf, -math.inf
     shift = float(values[(0,) * values.dim()])  # sums of squares around a value of the data cancel less
     for chunk in _chunks(values):
-        wide = chunk.double()
+        wide = chunk.to(torch.float64, copy=True)  # it is shifted in place, and must not be the tensor itself
         small, large = torch.aminmax(wide)
         low, high = _least(low, float(small)), -_least(-high, -float(large))
         wide -= shift
@@ -51,11 +51,11 @@ def _least(one: float, other: float) -> float:
 
 def _chunks(values: Tensor) -> Iterator[Tensor]:
     if values.is_contiguous():
-        flat = values.detach().view(-1)
+        flat = values.view(-1)
         yield from (flat[at : at + _CHUNK] for at in range(0, len(flat), _CHUNK))
     else:
         rows = max(1, _CHUNK * len(values) // values.numel())
-        yield from (part.reshape(-1) for part in values.detach().split(rows))
+        yield from (part.reshape(-1) for part in values.split(rows))
 
 
 def deviations(expected: Moments | None, measured: Moments, numel: int, dtype: torch.dtype) -> list[str]:
@@ -74,8 +74,8 @@ def deviations(expected: Moments | None, measured: Moments, numel: int, dtype: t
     if expected is None or expected.mean is None or expected.std is None:
         return []
     mean, std, low, high = (value or 0.0 for value in seen)
-    rounding = 2 * torch.finfo(dtype).eps
-    floor = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    held = torch.finfo(torch.float32 if dtype.itemsize > 2 else dtype)  # wider ones hold numbers drawn in float32
+    rounding, floor = 2 * held.eps, held.smallest_normal * held.eps
     root = math.sqrt(numel)
     reach = max(abs(expected.mean), expected.std)
     error = _SIGMAS * expected.std / root
