@@ -45,7 +45,7 @@ WAYS: dict[str, Callable[[nn.Linear], object]] = {
     "out=": lambda layer: torch.add(torch.ones(3, 3), 1, out=layer.weight.data),
     "out= with normal": lambda layer: torch.normal(0.0, 1.0, (3, 3), out=layer.weight.data),
     "new data": lambda layer: swap(layer.weight, torch.ones(3, 3)),
-    "new data, then in place": lambda layer: (swap(layer.bias, torch.ones(3)), layer.bias.data.add_(1)),
+    "new data, by the module": lambda layer: layer.bias.__setattr__("data", torch.ones(3)),
     "set_": lambda layer: cast("Any", layer.weight.data).set_(torch.ones(3, 3)),
     "load_state_dict": lambda layer: layer.load_state_dict({"weight": torch.ones(3, 3), "bias": torch.ones(3)}),
     "vector_to_parameters": lambda layer: vector_to_parameters(flat(layer), layer.parameters()),
