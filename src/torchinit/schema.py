@@ -117,7 +117,7 @@ class Schema:
         try:
             name = registry.name_of(cls)
         except KeyError as error:
-            raise ConfigError(f"{reprlib.repr(value)} cannot be written as data: {error.args[0]}") from None
+            raise ConfigError(f"{cls.__name__} cannot be written as data: {error.args[0]}") from None
         said = said or hints.arguments(value, defaults=defaults)
         return {"type": name, **self._encode_each(cls, said, defaults)}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, final, get_args
@@ -19,6 +19,9 @@ from torchinit.schema import Unfinished
 
 LONGEST: Final = 400
 """How many characters an expression may have."""
+
+DEEPEST: Final = 50
+"""How many levels of brackets and operators an expression may have."""
 
 CONSTANTS: Final = {"pi": math.pi, "e": math.e, "inf": math.inf}
 
@@ -97,28 +100,32 @@ def parse(text: str) -> ast.expr:
     return tree
 
 
-def _check(node: ast.expr, text: str) -> None:
+def _check(node: ast.expr, text: str, depth: int = 0) -> None:
     """Nothing but arithmetic, all the way down."""
+    if depth > DEEPEST:
+        raise ValueError(f"an expression has at most {DEEPEST} levels, but {text[:20]!r}... has more")
+    for child in _operands(node, text):
+        _check(child, text, depth + 1)
+
+
+def _operands(node: ast.expr, text: str) -> list[ast.expr]:
     if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
-        below = [node.left, node.right]
-    elif isinstance(node, ast.UnaryOp) and type(node.op) in _OPERATORS:
-        below = [node.operand]
-    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
-        if node.func.id not in _FUNCTIONS:
-            near = did_you_mean(node.func.id, _FUNCTIONS)
-            raise ValueError(f"{text!r}: unknown function {node.func.id!r}{near}")
-        below = node.args
-    elif isinstance(node, ast.Name):
-        if node.id not in FACTS and node.id not in CONSTANTS:
-            near = did_you_mean(node.id, [*FACTS, *CONSTANTS])
-            raise ValueError(f"{text!r}: unknown name {node.id!r}{near}")
-        below = []
-    elif isinstance(node, ast.Constant) and type(node.value) in (int, float):
-        below = []
-    else:
-        raise ValueError(f"{text!r}: {ast.unparse(node)!r} is no arithmetic")
-    for child in below:
-        _check(child, text)
+        return [node.left, node.right]
+    if isinstance(node, ast.UnaryOp) and type(node.op) in _OPERATORS:
+        return [node.operand]
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
+        return _known("function", node.func.id, _FUNCTIONS, text) or node.args
+    if isinstance(node, ast.Name):
+        return _known("name", node.id, [*FACTS, *CONSTANTS], text)
+    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+        return []
+    raise ValueError(f"{text!r}: {ast.get_source_segment(text.strip(), node)!r} is no arithmetic")
+
+
+def _known(what: str, name: str, known: Collection[str], text: str) -> list[ast.expr]:
+    if name not in known:
+        raise ValueError(f"{text!r}: unknown {what} {name!r}{did_you_mean(name, known)}")
+    return []
 
 
 def facts_in(text: str) -> frozenset[str]:
