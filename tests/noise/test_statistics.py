@@ -14,7 +14,7 @@ from scipy import stats
 from torchinit.core.shards import Shard
 from torchinit.noise import Distribution, Keyed
 from torchinit.noise.keyed import derive
-from torchinit.noise.philox import words_between
+from torchinit.noise.philox import key_of, words_between
 
 N = 1 << 20
 SIGMAS = 5.5
@@ -114,7 +114,7 @@ def test_discrete_frequencies(
 
 
 def bits(n: int, name: str = "weight", seed: int = 0) -> npt.NDArray[np.uint32]:
-    words = words_between(derive(seed, name), 0, n, torch.device("cpu"))
+    words = words_between(key_of(derive(seed, name)), 0, n, torch.device("cpu"))
     return words.numpy().astype(np.uint32)
 
 

@@ -36,14 +36,14 @@ def words(task: Task, begin: int, end: int) -> Words:
     """The words of the box's elements ``begin`` to ``end``, counted in row-major order within the box."""
     shape, box = task.shape, tuple(task.out.shape)
     if is_stretch(box, shape):
-        return _words_between(task.key, ravel(task.start, shape) + begin, end - begin)
+        return _words_between(philox.key_of(task.key), ravel(task.start, shape) + begin, end - begin)
     place = np.arange(begin, end, dtype=np.uint64)
     index = np.zeros_like(place)
     axes = zip(reversed(box), reversed(task.start), reversed(strides(shape)), strict=True)
     for size, offset, stride in axes:
         place, along = np.divmod(place, np.uint64(size))
         index += (along + np.uint64(offset)) * np.uint64(stride % (1 << 64))
-    return _words_at(task.key, index)
+    return _words_at(philox.key_of(task.key), index)
 
 
 def _words_at(key: philox.Key, index: Longs) -> Words:

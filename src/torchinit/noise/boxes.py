@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
 from torchinit.noise.draws import Draw
-from torchinit.noise.philox import Key
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
-    """A real-valued tensor, and which box of the logical tensor goes into it."""
+class Task(NamedTuple):
+    """A real-valued tensor, and which box of the logical tensor goes into it.
+
+    A tuple, since a dataclass costs three times as much to make, and a model has hundreds of small tensors.
+    """
 
     out: Tensor
     shape: tuple[int, ...]
     start: tuple[int, ...]
-    key: Key
+    key: bytes
     draw: Draw
 
 

@@ -30,10 +30,10 @@ DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 _DRAW = struct.Struct("<iIII7fi")
-_JOB = struct.Struct(f"<QQQ4Iii{_DRAW.size}s{AXES}Q{AXES}Q{AXES}q")
+_JOB = struct.Struct(f"<QQQ16sii{_DRAW.size}s{AXES}Q{AXES}Q{AXES}q")
 # A contiguous box that is one stretch of its tensor: one axis, the others left empty.
 _REST = 8 * (AXES - 1)
-_STRETCH = struct.Struct(f"<QQQ4Iii{_DRAW.size}sQ{_REST}xq{_REST}xq{_REST}x")
+_STRETCH = struct.Struct(f"<QQQ16sii{_DRAW.size}sQ{_REST}xq{_REST}xq{_REST}x")
 
 _log = logging.getLogger("torchinit")
 
@@ -60,7 +60,7 @@ class Kernel:
     def fill(self, tasks: Sequence[Task], threads: int) -> None:
         """Draws the tasks, which ``takes`` has to hold for; raises RunError for memory that is read-only."""
         tasks = [task for task in tasks if task.out.numel()]
-        jobs = b"".join([_pack(task) for task in tasks])
+        jobs = pack(tasks)
         done = self.library.torchinit_fill(jobs, len(tasks), threads, self.instruction_set)
         if done < len(tasks):
             raise RunError(f"a tensor of shape {list(tasks[done].out.shape)} lies in memory that cannot be written")
@@ -99,19 +99,27 @@ def _declare(library: ctypes.CDLL) -> tuple[str, int]:
     return library.torchinit_abi().decode(), library.torchinit_job_size()
 
 
+def pack(tasks: Sequence[Task]) -> bytes:
+    """The jobs as the kernel reads them."""
+    # By identity: most tasks share a few draws, and hashing one costs as much as packing it.
+    draws = {id(task.draw): task.draw for task in tasks}
+    packed = {key: _pack_draw(draw) for key, draw in draws.items()}
+    return b"".join([_pack(task, packed[id(task.draw)]) for task in tasks])
+
+
 @lru_cache(maxsize=4096)
 def _pack_draw(d: Draw) -> bytes:
     numbers = (d.scale, d.shift, d.low, d.high, d.first, d.step, d.depth)
     return _DRAW.pack(d.kind, d.width, d.start, d.bounded, *numbers, 0)
 
 
-def _pack(task: Task) -> bytes:
+def _pack(task: Task, draw: bytes) -> bytes:
     out, shape = task.out, task.shape
     box, whole = out.shape, out.shape == shape
-    draw, dtype = _pack_draw(task.draw), DTYPES[out.dtype]
+    dtype = DTYPES[out.dtype]
     first = 0 if whole else ravel(task.start, shape)
     count = out.numel()
-    head = (out.data_ptr(), first, count, *task.key, dtype)
+    head = (out.data_ptr(), first, count, task.key, dtype)
     if out.is_contiguous() and (whole or is_stretch(tuple(box), shape)):
         return _STRETCH.pack(*head, 1, draw, count, 1, 1)
     axes = merge(tuple(box), strides(shape), out.stride())

@@ -18,7 +18,6 @@ from torchinit.errors import RunError
 from torchinit.noise import engines, reference
 from torchinit.noise.boxes import Task
 from torchinit.noise.draws import Draw, Kind, resolve
-from torchinit.noise.philox import Key
 from torchinit.noise.streams import Distribution, Job, Noise
 
 STREAM = "torchinit-stream-1"
@@ -27,7 +26,6 @@ STREAM = "torchinit-stream-1"
 _LIMIT = 1 << 64
 _HEADS = {purpose: f"{STREAM}\0{purpose}\0".encode() for purpose in ("fill", "order")}
 _NUMBERS = struct.Struct("<QQ").pack
-_WORDS = struct.Struct("<4I").unpack
 
 
 @final
@@ -107,7 +105,7 @@ def check_seed(seed: object) -> int:
     return number
 
 
-def derive(seed: int, name: str, index: int = 0, purpose: Literal["fill", "order"] = "fill") -> Key:
+def derive(seed: int, name: str, index: int = 0, purpose: Literal["fill", "order"] = "fill") -> bytes:
     """The 128-bit key of a draw: BLAKE2b over stream version, purpose, seed, draw index and name.
 
     Numbers have a fixed width and the name comes last, so no two draws share a message. The name is taken as
@@ -116,7 +114,7 @@ def derive(seed: int, name: str, index: int = 0, purpose: Literal["fill", "order
     if not 0 <= index < _LIMIT:
         raise ValueError(f"a draw index is at least 0 and below 2**64, got {index}")
     message = _HEADS[purpose] + _NUMBERS(seed, index) + name.encode("utf-8", "surrogatepass")
-    return _WORDS(hashlib.blake2b(message, digest_size=16).digest())
+    return hashlib.blake2b(message, digest_size=16).digest()
 
 
 def _check_place(shard: Shard) -> None:

@@ -94,19 +94,25 @@ typedef __m128i vq;
 #define SECOND _mm_set_epi64x(3, 2)
 #endif
 
-/* The words of the counters n, n+1, ... in two registers a word, each in the lower halves of the lanes. The upper word of
-   the counter is the same for all of them, so the first two rounds are constants but for one multiplication each. */
-INLINE void rounds(const schedule *s, uint64_t n, vq a[4], vq b[4]) {
-    const vq m0 = SET1(M0), m1 = SET1(M1), base = SET1((uint32_t)n);
+/* The upper word of the counter is the same for all elements of a draw, so the first two rounds are constants but for one
+   multiplication each. */
+typedef struct { vq x1, x0, x2, c3; } early;
+
+INLINE early begin(const schedule *s, uint64_t n) {
     uint64_t q = (uint64_t)s->third * M1;
     uint32_t d0 = (uint32_t)(q >> 32) ^ (uint32_t)(n >> 32) ^ s->k0[0], d1 = (uint32_t)q;
     uint64_t p = (uint64_t)d0 * M0;
+    early e = {SET1(s->fourth ^ s->k1[0]), SET1(d1 ^ s->k0[1]), SET1((uint32_t)(p >> 32) ^ s->k1[1]), SET1((uint32_t)p)};
+    return e;
+}
+
+/* The words of the counters n, n+1, ... in two registers a word, each in the lower halves of the lanes. */
+INLINE void rounds(const schedule *s, const early *e, uint64_t n, vq a[4], vq b[4]) {
+    const vq m0 = SET1(M0), m1 = SET1(M1), base = SET1((uint32_t)n);
     vq p0a = MUL(ADD(base, FIRST), m0), p0b = MUL(ADD(base, SECOND), m0);
-    const vq x1 = SET1(s->fourth ^ s->k1[0]), x0 = SET1(d1 ^ s->k0[1]);
-    const vq x2 = SET1((uint32_t)(p >> 32) ^ s->k1[1]);
-    vq q0a = MUL(XOR(HIGH(p0a), x1), m1), q0b = MUL(XOR(HIGH(p0b), x1), m1);
-    vq c0a = XOR(HIGH(q0a), x0), c0b = XOR(HIGH(q0b), x0), c1a = q0a, c1b = q0b;
-    vq c2a = XOR(p0a, x2), c2b = XOR(p0b, x2), c3a = SET1((uint32_t)p), c3b = c3a;
+    vq c1a = MUL(XOR(HIGH(p0a), e->x1), m1), c1b = MUL(XOR(HIGH(p0b), e->x1), m1);
+    vq c0a = XOR(HIGH(c1a), e->x0), c0b = XOR(HIGH(c1b), e->x0);
+    vq c2a = XOR(p0a, e->x2), c2b = XOR(p0b, e->x2), c3a = e->c3, c3b = e->c3;
 #pragma GCC unroll 8
     for (int r = 2; r < ROUNDS; r++) {
         const vq k0 = *(const vq *)s->wide[2 * r], k1 = *(const vq *)s->wide[2 * r + 1];
@@ -117,13 +123,16 @@ INLINE void rounds(const schedule *s, uint64_t n, vq a[4], vq b[4]) {
     a[0] = c0a, a[1] = c1a, a[2] = c2a, a[3] = c3a;
     b[0] = c0b, b[1] = c1b, b[2] = c2b, b[3] = c3b;
 }
+#else
+typedef int early;
+#define begin(s, n) 0
 #endif
 
 /* The words of UNIT elements from a multiple of 32, in their order. */
-INLINE void words(const schedule *s, uint64_t group, vu o[UNIT / W]) {
+INLINE void words(const schedule *s, const early *e, uint64_t group, vu o[UNIT / W]) {
 #if defined(__AVX512F__)
     vq a[4], b[4];
-    rounds(s, group * 8, a, b);
+    rounds(s, e, group * 8, a, b);
     const __m512i lower = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
     o[0] = (vu)_mm512_permutex2var_epi32(a[0], lower, a[1]);
     o[1] = (vu)_mm512_permutex2var_epi32(a[2], lower, a[3]);
@@ -132,17 +141,18 @@ INLINE void words(const schedule *s, uint64_t group, vu o[UNIT / W]) {
 #elif defined(__AVX2__)
     for (int h = 0; h < 2; h++) {
         vq a[4], b[4];
-        rounds(s, group * 8 + 8 * h, a, b);
+        rounds(s, e, group * 8 + 8 * h, a, b);
         for (int k = 0; k < 4; k++) o[4 * h + k] = (vu)_mm256_shuffle_ps((__m256)a[k], (__m256)b[k], 0x88);
     }
 #elif defined(__SSE4_1__)
     for (int h = 0; h < 4; h++) {
         vq a[4], b[4];
-        rounds(s, group * 8 + 4 * h, a, b);
+        rounds(s, e, group * 8 + 4 * h, a, b);
         for (int k = 0; k < 4; k++)
             o[8 * (h / 2) + 2 * k + h % 2] = (vu)_mm_shuffle_ps((__m128)a[k], (__m128)b[k], 0x88);
     }
 #else
+    (void)e;
     uint32_t w[UNIT];
     for (int l = 0; l < 16; l++) {
         uint32_t c[4];
@@ -302,11 +312,12 @@ INLINE unsigned places(uint64_t mask, unsigned base, uint16_t *to) {
 INLINE void draw(const job *j, const schedule *s, int mode, uint64_t group, const uint32_t *given, unsigned units, float *d) {
     uint16_t at[CHUNK + W + 8];
     unsigned outside = 0;
+    const early e = begin(s, group * 8);
     for (unsigned u = 0; u < units; u++) {
         vu w[UNIT / W];
         uint64_t mask = 0;
         if (given) memcpy(w, given + UNIT * u, sizeof w);
-        else words(s, group + 2 * u, w);
+        else words(s, &e, group + 2 * u, w);
 #pragma GCC unroll 16
         for (int k = 0; k < UNIT / W; k++) {
             uint64_t left = 0;

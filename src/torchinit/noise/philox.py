@@ -7,6 +7,8 @@ rounded everywhere. ``docs/reference/stream.md`` says the same in words.
 
 from __future__ import annotations
 
+import struct
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,9 @@ from torchinit.noise.draws import Draw, Kind
 
 Key = tuple[int, int, int, int]
 """Four 32-bit words: two are Philox's key, two the upper half of its counter."""
+
+key_of = struct.Struct("<4I").unpack
+"""The key that 16 bytes spell."""
 
 GROUP = 32
 """Elements that share eight counters: the unit in which a stretch of elements is drawn."""

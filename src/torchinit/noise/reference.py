@@ -29,7 +29,7 @@ def words(task: Task, begin: int, end: int) -> Tensor:
     """The words of the box's elements ``begin`` to ``end``, counted in row-major order within the box."""
     shape, box, device = task.shape, tuple(task.out.shape), task.out.device
     if is_stretch(box, shape):
-        return philox.words_between(task.key, ravel(task.start, shape) + begin, end - begin, device)
+        return philox.words_between(philox.key_of(task.key), ravel(task.start, shape) + begin, end - begin, device)
     place = torch.arange(begin, end, dtype=torch.int64, device=device)
     index = torch.zeros_like(place)
     axes = zip(reversed(box), reversed(task.start), reversed(strides(shape)), strict=True)
@@ -37,7 +37,7 @@ def words(task: Task, begin: int, end: int) -> Tensor:
         # Products beyond 2**63 wrap, and are read as unsigned again.
         index += (place % size + offset) * _wrapped(stride)
         place //= size
-    return philox.words_at(task.key, index)
+    return philox.words_at(philox.key_of(task.key), index)
 
 
 def _wrapped(value: int) -> int:

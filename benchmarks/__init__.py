@@ -1,0 +1,1 @@
+"""Benchmarks: what torchinit costs beside the torch code that it stands for; ``./dev bench`` runs them."""

@@ -1,0 +1,40 @@
+"""Timing: calls side by side in one run, so that what else the machine does meets all of them alike."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+REPEATS = 9
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Seconds of one call: the median, the best, and the quartiles of all repeats."""
+
+    median: float
+    best: float
+    low: float
+    high: float
+
+
+def side_by_side(calls: Mapping[str, Callable[[], object]], repeats: int = REPEATS) -> dict[str, Spread]:
+    """Runs all calls in turn, ``repeats`` times, after one round that does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for round_number in range(repeats + 1):
+        for name, call in calls.items():
+            gc.collect()
+            begun = time.perf_counter()
+            call()
+            if round_number:
+                seconds[name].append(time.perf_counter() - begun)
+    return {name: spread(values) for name, values in seconds.items()}
+
+
+def spread(values: list[float]) -> Spread:
+    """The spread of measured seconds."""
+    low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
+    return Spread(statistics.median(values), min(values), low, high)

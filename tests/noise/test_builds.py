@@ -1,0 +1,48 @@
+"""The kernel without Python: its digests in two builds, and the number of instructions that an element costs."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.noise import builds
+
+DIGESTS = "f3f758f831849fe9 0ba24b6fbafbea1e"
+"""What every build prints; they belong to the stream's version as the golden values do."""
+
+GCC = shutil.which("gcc")
+needs_gcc = pytest.mark.skipif(GCC is None, reason="no gcc here")
+needs_valgrind = pytest.mark.skipif(shutil.which("valgrind") is None, reason="no valgrind here")
+needs_x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="counted on x86-64")
+
+
+@pytest.fixture(scope="module")
+def harness(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return builds.compile_harness(tmp_path_factory.mktemp("kernel") / "harness", "gcc", ["-O3"])
+
+
+@needs_gcc
+def test_optimized_build_prints_the_digests(harness: Path) -> None:
+    assert set(builds.digests([str(harness)]).values()) == {DIGESTS}
+
+
+@needs_gcc
+def test_checked_build_prints_the_digests(tmp_path: Path) -> None:
+    flags = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    checked = builds.compile_harness(tmp_path / "harness", "gcc", flags)
+    assert set(builds.digests([str(checked)]).values()) == {DIGESTS}
+
+
+# Speed is no assertion here, since a machine may do something else; instructions are the same in every run. A limit is
+# what this kernel needs with gcc 12 and a tenth more, for other compilers.
+@needs_gcc
+@needs_valgrind
+@needs_x86
+@pytest.mark.parametrize(
+    ("kind", "measured"), [("uniform", 7.2), ("normal", 11.6), ("truncated2", 12.5), ("truncated3", 14.0)]
+)
+def test_instructions_an_element(harness: Path, kind: str, measured: float) -> None:
+    assert builds.instructions(harness, "avx2", kind) <= measured * 1.1
