@@ -127,7 +127,8 @@ def test_rules_that_disagree_about_a_tied_tensor() -> None:
     assert caught.value.problems == (
         (
             "tied weights: rules[0] gives 'embed.weight' Normal(std=0.02), row 0 zero and rules[1] gives 'head.weight' "
-            "Uniform(), row 0 zero, but they are one tensor. Add a rule that matches all of 'embed.weight', 'head.weight'"
+            "Uniform(), row 0 zero, but they are one tensor. "
+            "Add a rule that matches all of 'embed.weight', 'head.weight'"
         ),
     )
     settled = [*rules, Rule(Name("embed.weight", "head.weight"), Normal(std=0.5))]
@@ -214,8 +215,8 @@ def test_problems_of_a_site(model: nn.Module, problem: str) -> None:
         (
             Xavier(),
             (
-                "rules[0]: 'bias' has shape (3,): fans need at least 2 dimensions. Give it an initializer that does not "
-                "depend on fans, for example Constant or Normal"
+                "rules[0]: 'bias' has shape (3,): fans need at least 2 dimensions. "
+                "Give it an initializer that does not depend on fans, for example Constant or Normal"
             ),
         ),
         (Blocks(ONE, 2), "rules[0] at 'bias': parts=2 do not make up the 3 of dimension 0 of 'bias'"),

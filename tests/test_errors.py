@@ -1,0 +1,83 @@
+"""Errors: one tree, all problems in one text, data to read, and copies that survive a process."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+
+from torchinit import errors
+from torchinit.errors import (
+    ConfigError,
+    FanError,
+    MissingExtraError,
+    PlanError,
+    ReportError,
+    RunError,
+    TorchinitError,
+    count,
+    did_you_mean,
+)
+
+TREE = {
+    ConfigError: ValueError,
+    FanError: ValueError,
+    PlanError: ValueError,
+    RunError: RuntimeError,
+    ReportError: AssertionError,
+    MissingExtraError: ImportError,
+}
+MANY: list[Any] = [ConfigError, PlanError, RunError, ReportError]
+
+
+@pytest.mark.parametrize(("error", "base"), TREE.items())
+def test_the_tree(error: type[Exception], base: type[Exception]) -> None:
+    assert issubclass(error, TorchinitError)
+    assert issubclass(error, base)
+    assert errors.__doc__ is not None
+    assert f"{error.__name__} ({base.__name__})" in errors.__doc__
+
+
+@pytest.mark.parametrize("error", MANY)
+def test_every_problem_on_a_line_of_its_own(error: Any) -> None:
+    made = error("2 mistakes", ["a: one", "b: two"])
+    assert str(made) == "2 mistakes\n  a: one\n  b: two"
+    assert made.headline == "2 mistakes"
+    assert made.problems == ("a: one", "b: two")
+    assert str(error("nothing else")) == "nothing else"
+
+
+@pytest.mark.parametrize(
+    "error", [*(kind("head", ["a", "b"]) for kind in MANY), FanError("text"), MissingExtraError("Tables", "cli")]
+)
+def test_copies(error: Exception) -> None:
+    for again in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert type(again) is type(error)
+        assert str(again) == str(error)
+        assert vars(again) == vars(error)
+
+
+def test_a_missing_extra_says_what_to_install() -> None:
+    error = MissingExtraError("Reading YAML", "yaml")
+    assert str(error) == "Reading YAML needs an optional dependency: pip install 'torchinit[yaml]'"
+    assert (error.what, error.extra) == ("Reading YAML", "yaml")
+
+
+@pytest.mark.parametrize(
+    ("said", "known", "hint"),
+    [
+        ("Kaimng", ["Kaiming", "Xavier"], "; did you mean 'Kaiming'?"),
+        ("kaiming", ["Kaiming", "Xavier"], "; did you mean 'Kaiming'?"),
+        ("Conv2D", ["Conv1d", "Conv2d"], "; did you mean 'Conv2d'?"),
+        ("Foo", ["Kaiming"], ""),
+        ("Foo", [], ""),
+    ],
+)
+def test_did_you_mean(said: str, known: list[str], hint: str) -> None:
+    assert did_you_mean(said, known) == hint
+
+
+def test_count() -> None:
+    assert [count(number, "entry", "entries") for number in (0, 1, 2)] == ["0 entries", "1 entry", "2 entries"]
