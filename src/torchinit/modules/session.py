@@ -92,6 +92,7 @@ class Session:
         self.unclaimed: set[int] = set()
         self.warned: dict[str, None] = {}
         self.marks: dict[nn.Parameter, _Mark] = {}
+        self.host: Any = None
         self._marked: list[nn.Module] = []
         self._known = {id(parameter): parameter for parameter in top.parameters()}
         self._begun = frozenset(self._known)
@@ -105,9 +106,15 @@ class Session:
         """Lets the modules of the tree be known as this session's."""
         for parameter in self._known.values():
             self.marks[parameter] = _Mark(self, parameter)
-        self._marked = list(self.top.modules())
+        self.host = vars(self.top).get(MARK)
+        self._marked = [] if self.hosted else list(self.top.modules())
         for module in self._marked:
             module.__dict__[MARK] = self.marks
+
+    @property
+    def hosted(self) -> bool:
+        """Whether the tree is part of one that MMEngine itself initializes; then the marks and the log are its own."""
+        return self.host is not None
 
     def info(self, parameter: nn.Parameter) -> str:
         """How a parameter was set, as the log says it."""
@@ -276,7 +283,17 @@ class Session:
         empty = [name for name, p in self.top.named_parameters() if id(p) not in self.writers and is_unfilled(p)]
         for name in empty:
             self.warn(f"nobody has written {name}: it holds whatever its memory held before")
-        dump((name, p, self.info(p)) for name, p in self.top.named_parameters())
+        if self.hosted:
+            self._tell_host()
+        else:
+            dump((name, p, self.info(p)) for name, p in self.top.named_parameters())
+
+    def _tell_host(self) -> None:
+        """Enters into MMEngine's own record who wrote what, with the mean by which it would find that out."""
+        for key, text in self.writers.items():
+            parameter = self._known[key]
+            if parameter in self.host:
+                self.host[parameter].update(init_info=text, tmp_mean_value=parameter.data.mean().cpu())
 
     def report(self, *, stats: bool = False) -> Report:
         """What happened, a record a parameter."""
@@ -320,7 +337,9 @@ def _renamed(site: Site, prefix: str) -> Site:
 def current(module: nn.Module) -> Session | None:
     """The session that the module is part of, if one is open."""
     marks = module.__dict__.get(MARK)
-    return next((session for session in reversed(_OPEN.get()) if session.marks is marks), None)
+    if marks is None:
+        return None
+    return next((session for session in reversed(_OPEN.get()) if session.marks is marks or session.host is marks), None)
 
 
 @contextmanager
