@@ -108,7 +108,8 @@ def _yaml(text: str) -> Data:
     try:
         data = YAML(typ="safe", pure=True).load(text)
     except YAMLError as error:
-        raise ValueError(str(error)) from None
+        mark, said = getattr(error, "problem_mark", None), (getattr(error, key, None) for key in ("context", "problem"))
+        raise ValueError(f"line {mark.line + 1}: {', '.join(filter(None, said))}" if mark else str(error)) from None
     _weigh(data, {})
     return data
 
