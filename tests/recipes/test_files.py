@@ -65,7 +65,7 @@ BOMB = "a: &a0 [1, 2, 3, 4, 5, 6, 7, 8, 9]\n" + "".join(
             "rules: []\nrules: []",
             r'a\.yaml: line 2: while constructing a mapping, found duplicate key "rules"',
         ),
-        ("a.yaml", "rules: [", r"a\.yaml: line 1: while parsing a flow sequence, "),
+        ("a.yaml", "rules: [", r"a\.yaml: line 1: while parsing a flow node, expected"),
         (
             "a.yaml",
             "rules: !!python/object/apply:os.system ['true']",
