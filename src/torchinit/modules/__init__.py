@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from torchinit.modules.amend import amend
 from torchinit.modules.base_module import BaseModule, ModuleDict, ModuleList, Sequential
 from torchinit.modules.functional import (
     bias_init_with_prob,
@@ -48,6 +49,7 @@ __all__ = [
     "TruncNormalInit",
     "UniformInit",
     "XavierInit",
+    "amend",
     "bias_init_with_prob",
     "build_from_cfg",
     "caffe2_xavier_init",

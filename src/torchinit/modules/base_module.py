@@ -12,6 +12,7 @@ from typing import Any, cast
 from torch import nn
 
 from torchinit.core.reports import Report
+from torchinit.modules.amend import amend, changes_of
 from torchinit.modules.errors import InitCfgAssertionError, InitCfgKeyError
 from torchinit.modules.init_cfg import initialize_module
 from torchinit.modules.initializers import PretrainedInit
@@ -22,13 +23,19 @@ from torchinit.tracing.unfilled import remember, watching
 
 
 class _BaseModuleMeta(ABCMeta):
-    """Sees which parameters a module is built with that hold no values yet."""
+    """Sees which parameters a module is built with that hold no values yet, and amends the class's own init_cfg."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        changes = changes_of(kwargs.get("init_cfg"))
+        if changes is not None:
+            # Not handed on, so that the class takes its own, be it in the signature or made in the constructor.
+            kwargs = {key: value for key, value in kwargs.items() if key != "init_cfg"}
         with watching() as seen:
             module = super().__call__(*args, **kwargs)
             if seen is not None:
                 remember(module, seen)
+        if changes is not None:
+            module.init_cfg = amend(module.init_cfg, *changes)
         return module
 
 
@@ -36,8 +43,9 @@ class BaseModule(nn.Module, metaclass=_BaseModuleMeta):
     """A module that knows how its weights start: ``init_cfg``, a dict or a list of dicts.
 
     ``init_weights()`` carries out the ``init_cfg``, then calls ``init_weights`` of each direct child, then
-    loads what a ``Pretrained`` entry names. A subclass may override ``init_weights``; what its code writes
-    is seen and recorded.
+    loads what a ``Pretrained`` entry names. ``init_cfg=dict(amend=...)``, given as a keyword, changes entries of
+    the class's own instead of taking its place: :func:`amend`. A subclass may override ``init_weights``; what
+    its code writes is seen and recorded.
 
     >>> class Head(BaseModule):
     ...     def __init__(self, init_cfg=dict(type="Normal", layer="Linear", std=0.01, bias=0.5)):
