@@ -8,7 +8,7 @@ from typing import Literal
 
 import pytest
 
-from torchinit import Normal
+from torchinit import Normal, Padded
 from torchinit.core.arguments import choice, is_whole, number
 from torchinit.core.spelling import spell
 from torchinit.core.tables import columns, some
@@ -71,6 +71,7 @@ class Custom:
 def test_spelling() -> None:
     assert spell(Custom(Normal(), rate=1 / 3)) == "Custom(Normal(), rate=0.333333)"
     assert spell(Custom((1, 2.0, "a"), name="it's")) == "Custom((1, 2, 'a'), name=\"it's\")"
+    assert spell(Custom(Padded(Normal(), 1))) == "Custom(Normal(), row 1 zero)"
     assert spell(Custom) == repr(Custom)
     assert spell(None) == "None"
 

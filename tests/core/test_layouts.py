@@ -243,8 +243,9 @@ def test_a_users_layer_and_its_subclasses() -> None:
     assert site(Mixed(), "weight").layout is None
 
 
-def test_a_name_that_is_not_known_is_other() -> None:
-    assert describe(Mixer(), "gamma") == Slot("other")
+@pytest.mark.parametrize("layer", [Mixer(), nn.Embedding(2, 2), nn.LSTM(2, 2), nn.GRUCell(2, 2), nn.LayerNorm(2)])
+def test_a_name_that_is_not_known_is_other(layer: nn.Module) -> None:
+    assert describe(layer, "gamma") == Slot("other")
 
 
 @pytest.mark.parametrize(

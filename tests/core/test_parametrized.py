@@ -11,7 +11,20 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, weight_norm
 
 from tests.stats import assert_std
-from torchinit import Constant, Keyed, Leaf, Normal, Orthogonal, PlanError, Rule, local_shards, make_plan, run, sites
+from torchinit import (
+    Constant,
+    Global,
+    Keyed,
+    Leaf,
+    Normal,
+    Orthogonal,
+    PlanError,
+    Rule,
+    local_shards,
+    make_plan,
+    run,
+    sites,
+)
 from torchinit.core.parametrized import parametrized
 
 
@@ -114,6 +127,15 @@ def test_orthogonal_leaves_torchs_generator_alone() -> None:
     assert not torch.equal(torch.get_rng_state(), state)
     one, other = (module.state_dict() for module in modules)
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_on_torchs_generator_the_bits_of_hand_written_code(weight_normed: nn.Module) -> None:
+    torch.manual_seed(0)
+    plan = make_plan(sites(weight_normed), [Rule(Leaf("weight"), Normal(std=0.02))])
+    run(plan, local_shards(weight_normed), Global())
+    torch.manual_seed(0)
+    weight_normed(torch.zeros(1, 8, 5))
+    torch.testing.assert_close(weight_of(weight_normed), nn.init.normal_(torch.empty(16, 8, 3), std=0.02))
 
 
 def test_values_that_an_orthogonal_layer_cannot_take_are_noted() -> None:

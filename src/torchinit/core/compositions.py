@@ -70,8 +70,8 @@ class DepthScaled(Spelled):
                 f"{site.name!r} stands in no ModuleList or Sequential of like blocks, so it has no depth to scale by"
             )
         index, depth = site.block
-        number = depth if self.by == "depth" else index + 1
-        return Scaled(self.init, 1 / math.sqrt(self.branches * number)).resolve(site)
+        blocks = depth if self.by == "depth" else index + 1
+        return Scaled(self.init, 1 / math.sqrt(self.branches * blocks)).resolve(site)
 
 
 @final
