@@ -5,6 +5,7 @@ from __future__ import annotations
 from torchinit.api import RecipeLike, initialize, plan
 from torchinit.core.composites import Blockwise, Padded
 from torchinit.core.compositions import Blocks, DepthScaled, Scaled, Stacked
+from torchinit.core.expressions import Computed
 from torchinit.core.fills import Constant, Fill, Initializer, Normal, TruncNormal, Uniform
 from torchinit.core.formulas import (
     Caffe2Xavier,
@@ -96,6 +97,7 @@ __all__ = [
     "Caffe2Xavier",
     "Caffe2XavierInit",
     "Change",
+    "Computed",
     "ConfigError",
     "Constant",
     "ConstantInit",

@@ -231,23 +231,35 @@ class Reader:
         also: Iterable[str] = (),
     ) -> Any:
         """An object of this class, or INVALID; a misspelt argument may also have meant one of ``also``."""
-        where = at or (lambda key: join(path, key))
+        values = self._arguments(cls, data, at or (lambda key: join(path, key)), path, text, also)
+        if values is INVALID:
+            return INVALID
+        waits = text is not None and any(self._is_text(item, hints_of(cls).get(key)) for key, item in values.items())
+        try:
+            return text.build(cls, values) if text and waits else hints.construct(cls, values)
+        except (TypeError, ValueError) as error:
+            return self.mistake(path, f"{cls.__name__}: {error}")
+
+    def _arguments(
+        self,
+        cls: type,
+        data: Mapping[str, Data],
+        where: Callable[[str], str],
+        path: str,
+        text: Text | None,
+        also: Iterable[str],
+    ) -> Any:
+        """The arguments that the data give, or INVALID if any is wrong, unknown or missing."""
         kinds = hints_of(cls)
         if text is not None and any(self._is_text(item, kinds.get(key)) for key, item in data.items()):
             kinds = {**text.arguments, **kinds}
         before = len(self.mistakes)
         values = {key: self._argument(item, kinds[key], where(key), text) for key, item in data.items() if key in kinds}
-        for key in data:
-            if key not in kinds:
-                near = did_you_mean(key, [*kinds, *also])
-                self.mistake(where(key), f"{cls.__name__} has no argument {key!r}{near}")
-        for key in hints.required(cls):
-            if key not in data:
-                self.mistake(path, f"{cls.__name__} needs {key!r}, {self._describe(kinds[key])}")
-        if len(self.mistakes) > before:
-            return INVALID
-        waits = text is not None and any(self._is_text(item, kinds[key]) for key, item in values.items())
-        return self._build(text.build if text and waits else hints.construct, cls, values, path)
+        for key in [key for key in data if key not in kinds]:
+            self.mistake(where(key), f"{cls.__name__} has no argument {key!r}{did_you_mean(key, [*kinds, *also])}")
+        for key in [key for key in hints.required(cls) if key not in data]:
+            self.mistake(path, f"{cls.__name__} needs {key!r}, {self._describe(kinds[key])}")
+        return values if len(self.mistakes) == before else INVALID
 
     def _is_text(self, data: Data, hint: Hint) -> bool:
         """Whether this is text in the place of a number."""
@@ -261,12 +273,6 @@ class Reader:
         except ValueError as error:
             return self.mistake(path, str(error))
         return number if isinstance(number, str) else self.read(number, hint, path)
-
-    def _build(self, make: Callable[[type, dict[str, Any]], Any], cls: type, values: dict[str, Any], path: str) -> Any:
-        try:
-            return make(cls, values)
-        except (TypeError, ValueError) as error:
-            return self.mistake(path, f"{cls.__name__}: {error}")
 
 
 def join(path: str, key: object) -> str:
