@@ -119,6 +119,11 @@ def test_a_module_under_two_names_is_written_once() -> None:
     assert make_plan(sites(model), [Rule(Name("backbone.*"), Normal())])["encoder.bias"].fill == Normal()
 
 
+def test_sites_made_by_hand_need_no_turns() -> None:
+    plan = make_plan([Site("a.weight", (2,)), Site("b.weight", (2,))], [Rule(Leaf("weight"), ONE)])
+    assert [step.site.name for step in plan] == ["a.weight", "b.weight"]
+
+
 def test_rules_that_disagree_about_a_tied_tensor() -> None:
     rules = [Rule(Layer("Embedding"), Normal(std=0.02)), Rule(Layer("Linear"), Uniform(), label="heads")]
     plan = make_plan(sites(Decoder()), rules)

@@ -82,8 +82,8 @@ class _Planner:
 
     def _apply(self, rule: Rule, pairs: list[tuple[Site, Site]]) -> bool:
         """Adds the writes of one rule; whether it matched anything."""
-        # Of two names that one parent has for a module, only one has a turn.
-        matched = {view.position: (view, site) for view, site in reversed(pairs) if rule.matches(view)}
+        # Two names that one parent has for a module share one turn.
+        matched = {(site.name, view.position): (view, site) for view, site in reversed(pairs) if rule.matches(view)}
         for view, site in reversed(matched.values()):
             fill = self._resolve(rule, view, site)
             if fill is not None:
