@@ -182,7 +182,7 @@ def _initialize_child(child: nn.Module, session: Session) -> None:
         with session.foreign(child):
             call()
     if cast("Any", type(child)).init_weights is not BaseModule.init_weights:
-        session.check_parameters(child)
+        session.account.check_parameters(child)
 
 
 def _unreached(module: nn.Module, prefix: str = "", *, reached: bool = True) -> list[str]:

@@ -84,7 +84,7 @@ def _calls(module: nn.Module, entry: Any) -> Iterator[tuple[nn.Module, Any]]:
         yield module, _extended(entry)
         return
     override = entry.pop("override", None)
-    main = _rules_or_call(build_from_cfg(entry, WEIGHT_INITIALIZERS), whole=False)
+    main = _rules_or_call(module, build_from_cfg(entry, WEIGHT_INITIALIZERS), whole=False)
     # An entry without layers that has overrides is there for those alone.
     if override is None or entry.get("layer") or not isinstance(main, tuple):
         yield module, main
@@ -108,10 +108,10 @@ def _extended(entry: InitCfg) -> _Extended:
     return _Extended(rules)
 
 
-def _rules_or_call(initializer: Any, *, whole: bool) -> Any:
+def _rules_or_call(module: nn.Module, initializer: Any, *, whole: bool) -> Any:
     initializer.wholemodule = whole
     if type(initializer).__call__ is FormulaInit.__call__:
-        return initializer.rules("init_cfg")
+        return initializer.rules(f"init_cfg of {type(module).__name__}")
     return initializer
 
 
@@ -128,7 +128,7 @@ def _overrides(module: nn.Module, entry: InitCfg, override: Any) -> Iterator[tup
         if said and "type" not in said:
             raise InitCfgValueError(f'`override` need "type" key, but got {said}{did_you_mean("type", said)}')
         target = _part(module, name, said or entry)
-        yield target, _rules_or_call(build_from_cfg(said or dict(entry), WEIGHT_INITIALIZERS), whole=True)
+        yield target, _rules_or_call(module, build_from_cfg(said or dict(entry), WEIGHT_INITIALIZERS), whole=True)
 
 
 def _part(module: nn.Module, name: str, cfg: InitCfg) -> nn.Module:

@@ -60,12 +60,14 @@ class FormulaInit(BaseInit):
 
     def rules(self, origin: str = "") -> tuple[Rule, ...]:
         """The two rules that this is: one for weights, one for biases."""
-        where: Selector | None = None if self.wholemodule else Layer(*self._names())
+        names = [] if self.wholemodule else self._names()
+        where: Selector | None = None if self.wholemodule else Layer(*names)
         text = self._get_init_info()
         made = []
         for leaf, init in (("weight", self.formula()), ("bias", Constant(float(self.bias)))):
             place = Leaf(leaf) if where is None else where & Leaf(leaf)
-            made.append(Rule(place, init, text, leaf == "bias", padding=False, buffers=True, origin=origin))
+            optional = leaf == "bias" or not (self.wholemodule or names)
+            made.append(Rule(place, init, text, optional, padding=False, buffers=True, origin=origin))
         return tuple(made)
 
     def _names(self) -> list[str]:
@@ -266,5 +268,5 @@ def update_init_info(module: nn.Module, init_info: str) -> None:
     session = current(module)
     if session is None:
         raise AssertionError(f"Can not find `_params_init_info` in {module}")
-    session.check_parameters(module)
-    session.claim_written(module, init_info)
+    session.account.check_parameters(module)
+    session.account.claim_written(module, init_info)

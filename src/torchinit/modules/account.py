@@ -1,0 +1,157 @@
+"""Accounts: who wrote which parameter of a tree, what was written before, and what nobody wrote."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, MutableMapping
+from typing import Any, final
+
+from torch import nn
+
+from torchinit.core.fills import Fill
+from torchinit.core.measures import measure
+from torchinit.core.reports import Record, Report
+from torchinit.core.tables import some
+from torchinit.errors import count
+from torchinit.modules.errors import InitCfgAssertionError
+from torchinit.tracing import is_unfilled
+
+
+class Account:
+    """For each parameter below ``top`` its last writer, the writers before, and the fill where it is known.
+
+    ``marks`` answers those who ask in MMEngine's way, parameter by parameter.
+    """
+
+    def __init__(self, top: nn.Module) -> None:
+        self.top = top
+        self.known: dict[int, nn.Parameter] = {}
+        self.marks: dict[nn.Parameter, Mark] = {}
+        for parameter in top.parameters():
+            self.add(parameter)
+        self._begun = frozenset(self.known)
+        self._writers: dict[int, str] = {}
+        self._fills: dict[int, Fill | None] = {}
+        self._beaten: dict[int, list[str]] = defaultdict(list)
+        self._unclaimed: set[int] = set()
+
+    def add(self, parameter: nn.Parameter) -> None:
+        """Opens an entry for a parameter."""
+        self.known[id(parameter)] = parameter
+        self.marks[parameter] = Mark(self, parameter)
+
+    def claim(self, key: int, text: str, fill: Fill | None = None) -> None:
+        """Notes that a parameter has been written, by whom and with what."""
+        if key in self.known:
+            if key in self._writers and self._writers[key] != text:
+                self._beaten[key].append(self._writers[key].strip())
+            self._writers[key] = text
+            self._fills[key] = fill
+            self._unclaimed.discard(key)
+
+    def observed(self, key: int, text: str) -> None:
+        """Notes that foreign code has written a parameter, which it may still give a text of its own."""
+        self.claim(key, text)
+        self._unclaimed.add(key)
+
+    def is_unclaimed(self, parameter: nn.Parameter) -> bool:
+        """Whether foreign code has written the parameter and nobody has given that a text."""
+        return id(parameter) in self._unclaimed
+
+    def claim_written(self, module: nn.Module, text: str) -> None:
+        """Gives a text to what foreign code wrote in a module and nobody has given a text to yet."""
+        for parameter in filter(self.is_unclaimed, list(module.parameters())):
+            self.claim(id(parameter), text)
+
+    def check_parameters(self, module: nn.Module) -> None:
+        """Raises AssertionError for a parameter that the module did not have when the account was opened."""
+        for name, parameter in module.named_parameters():
+            if id(parameter) not in self._begun:
+                raise InitCfgAssertionError(
+                    f"Find a new :obj:`Parameter` named `{name}` during executing the `init_weights` of"
+                    f" `{type(module).__name__}`. Change its values instead: parameters must not be added or replaced"
+                )
+
+    # --- the end -------------------------------------------------------------------------------------------
+
+    def written(self) -> Iterator[tuple[nn.Parameter, str]]:
+        """What was written, and by whom."""
+        return ((self.known[key], text) for key, text in self._writers.items())
+
+    def info(self, parameter: nn.Parameter) -> str:
+        """How a parameter was set, as the log says it."""
+        unwritten = f"The value is the same before and after calling `init_weights` of {type(self.top).__name__} "
+        return self._writers.get(id(parameter), unwritten)
+
+    def findings(self) -> Iterator[str]:
+        """What a user should hear of: memory that nobody filled, checkpoints that were loaded in vain."""
+        named = list(self.top.named_parameters())
+        for name, parameter in named:
+            if id(parameter) not in self._writers and is_unfilled(parameter):
+                yield f"nobody has written {name}: it holds whatever its memory held before"
+        undone = [name for name, parameter in named if self._was_loaded_in_vain(id(parameter))]
+        if undone:
+            yield (
+                f"{count(len(undone), 'parameter')} loaded from a checkpoint and then initialized after all:"
+                f" {some(undone)}; only an entry with type='Pretrained' itself, in no override, is carried out last"
+            )
+
+    def _was_loaded_in_vain(self, key: int) -> bool:
+        # Code of the user's that writes after a checkpoint was loaded means to; a rule comes to it by its turn.
+        ruled = self._fills.get(key) is not None
+        return ruled and any(": load from " in text for text in self._beaten.get(key, ()))
+
+    def report(self, *, stats: bool = False, unused: tuple[str, ...] = (), noise: str = "") -> Report:
+        """What happened, a record a parameter."""
+        named = list(self.top.named_parameters())
+        written = [(name, parameter) for name, parameter in named if id(parameter) in self._writers]
+        left = tuple(name for name, parameter in named if id(parameter) not in self._writers)
+        records = tuple(self._record(name, parameter, stats) for name, parameter in written)
+        return Report(records, left, unused=unused, noise=noise)
+
+    def _record(self, name: str, parameter: nn.Parameter, stats: bool) -> Record:
+        key, shape = id(parameter), tuple(parameter.shape)
+        fill = self._fills.get(key)
+        return Record(
+            name,
+            shape,
+            str(parameter.dtype).removeprefix("torch."),
+            fill="" if fill is None else str(fill),
+            rule=self._writers[key].strip(),
+            expected=fill.moments(shape) if fill is not None and not parameter.is_complex() else None,
+            measured=measure(parameter.detach()) if stats else None,
+            over=tuple(self._beaten.get(key, ())),
+            bytes=parameter.numel() * parameter.element_size(),
+        )
+
+
+@final
+class Mark(MutableMapping[str, Any]):
+    """What MMEngine's own ``update_init_info`` reads and writes of a parameter, answered by what has been seen.
+
+    It compares ``tmp_mean_value`` with the mean as it is, and sets ``init_info`` where they differ.
+    """
+
+    def __init__(self, account: Account, parameter: nn.Parameter) -> None:
+        self.account = account
+        self.parameter = parameter
+
+    def __getitem__(self, key: str) -> Any:
+        if key == "init_info":
+            return self.account.info(self.parameter)
+        if key == "tmp_mean_value":
+            return None if self.account.is_unclaimed(self.parameter) else self.parameter.data.mean().cpu()
+        raise KeyError(key)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if key == "init_info":
+            self.account.claim(id(self.parameter), value)
+
+    def __delitem__(self, key: str) -> None:
+        raise KeyError(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(("init_info", "tmp_mean_value"))
+
+    def __len__(self) -> int:
+        return 2
