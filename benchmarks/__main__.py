@@ -59,9 +59,12 @@ def draw_table(rows: Iterable[draws.Row]) -> list[str]:
 
 def model_table(runs: Iterable[models.Run]) -> list[str]:
     """The model runs as a Markdown table, printed as it grows."""
-    lines = ["| draw | way | seconds | MiB beyond the parameters |", "|---|---|---|---|"]
+    lines = [
+        "| 1.1B Llama | way | seconds | of all processors | MiB beyond the parameters |",
+        "|---|---|---|---|---|",
+    ]
     for run in runs:
-        lines.append(f"| {run.draw} | {run.way} | {run.seconds:.2f} | {run.beyond:.0f} |")
+        lines.append(f"| {run.draw} | {run.way} | {run.seconds:.2f} | {run.processor:.2f} | {run.beyond:.0f} |")
         print(lines[-1], flush=True)
     return lines
 

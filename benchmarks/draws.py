@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -61,9 +62,18 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def compare(what: str, ours: Callable[[], object], theirs: Callable[[], object], against: str, units: int) -> Row:
-    """Measures two calls in turn."""
-    found = side_by_side({"ours": ours, "theirs": theirs})
+def compare(
+    what: str,
+    ours: Callable[[], object],
+    theirs: Callable[[], object],
+    against: str,
+    units: int,
+    *,
+    times: int = 1,
+    clock: Callable[[], float] = time.process_time,
+) -> Row:
+    """Measures two calls in turn, each made often enough for the clock to tell."""
+    found = side_by_side({"ours": ours, "theirs": theirs}, times=times, clock=clock)
     return Row(what, found["ours"], found["theirs"], against, units)
 
 
@@ -79,7 +89,7 @@ def distributions(sizes: list[int]) -> Iterator[Row]:
                     continue
                 what = f"{name}, {str(dtype).removeprefix('torch.')}, {size:,}"
                 ours = partial(NOISE.fill, shard, distribution, params)
-                yield compare(what, ours, partial(theirs, out), "torch.nn.init", size)
+                yield compare(what, ours, partial(theirs, out), "torch.nn.init", size, times=max(1, (1 << 18) // size))
 
 
 def limits(size: int) -> Iterator[Row]:
@@ -114,7 +124,12 @@ def two_threads(size: int) -> Iterator[Row]:
             NOISE.fill(shard, "normal", (0.0, 0.02))
 
     yield compare(
-        f"normal, two threads, {size:,}", partial(with_threads, 2), partial(with_threads, 1), "one thread", size
+        f"normal, two threads, {size:,}",
+        partial(with_threads, 2),
+        partial(with_threads, 1),
+        "one thread",
+        size,
+        clock=time.perf_counter,
     )
 
 
@@ -136,7 +151,7 @@ def small_tensors(count: int = 1000, size: int = 768) -> Iterator[Row]:
             nn.init.normal_(out, 0.0, 0.02)
 
     yield compare(
-        f"{count} tensors of {size}, one batch", partial(NOISE.fill_many, jobs), theirs, "torch.nn.init", count
+        f"{count} tensors of {size}, one batch", partial(NOISE.fill_many, jobs), theirs, "torch.nn.init", count, times=3
     )
 
 

@@ -21,16 +21,28 @@ class Spread:
     high: float
 
 
-def side_by_side(calls: Mapping[str, Callable[[], object]], repeats: int = REPEATS) -> dict[str, Spread]:
-    """Runs all calls in turn, ``repeats`` times, after one round that does not count."""
+def side_by_side(
+    calls: Mapping[str, Callable[[], object]],
+    repeats: int = REPEATS,
+    times: int = 1,
+    clock: Callable[[], float] = time.process_time,
+) -> dict[str, Spread]:
+    """Runs all calls in turn, ``repeats`` times, after one round that does not count.
+
+    A call is made ``times`` times and its seconds divided. The clock is that of the process: what other
+    programs take from the machine does not count, but threads have to be timed by another.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
+    gc.collect()
+    gc.disable()
     for round_number in range(repeats + 1):
         for name, call in calls.items():
-            gc.collect()
-            begun = time.perf_counter()
-            call()
+            begun = clock()
+            for _ in range(times):
+                call()
             if round_number:
-                seconds[name].append(time.perf_counter() - begun)
+                seconds[name].append((clock() - begun) / times)
+    gc.enable()
     return {name: spread(values) for name, values in seconds.items()}
 
 

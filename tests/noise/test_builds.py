@@ -1,4 +1,7 @@
-"""The kernel without Python: its digests in two builds, and the number of instructions that an element costs."""
+"""The kernel without Python: its digests, and the number of instructions that an element costs.
+
+``python -m tests.noise.builds`` compares many more builds, with sanitizers and under valgrind; it takes minutes.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +30,6 @@ def harness(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @needs_gcc
 def test_optimized_build_prints_the_digests(harness: Path) -> None:
     assert set(builds.digests([str(harness)]).values()) == {DIGESTS}
-
-
-@needs_gcc
-def test_checked_build_prints_the_digests(tmp_path: Path) -> None:
-    flags = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    checked = builds.compile_harness(tmp_path / "harness", "gcc", flags)
-    assert set(builds.digests([str(checked)]).values()) == {DIGESTS}
 
 
 # Speed is no assertion here, since a machine may do something else; instructions are the same in every run. A limit is
