@@ -133,3 +133,19 @@ def test_marks_answer_by_what_was_seen() -> None:
 def test_update_init_info_outside_of_init_weights() -> None:
     with pytest.raises(AssertionError, match="Can not find `_params_init_info`"):
         update_init_info(BaseModule(), "text")
+
+
+def _mmengines_account(module: nn.Module) -> dict[torch.Tensor, dict[str, Any]]:
+    return {p: {"init_info": "unwritten", "tmp_mean_value": p.data.mean()} for p in module.parameters()}
+
+
+def test_update_init_info_in_a_tree_that_mmengine_initializes() -> None:
+    module = nn.Linear(2, 2)
+    module._params_init_info = account = _mmengines_account(module)  # type: ignore[assignment]
+    nn.init.constant_(module.weight, 7.0)
+    update_init_info(module, "by somebody")
+    assert account[module.weight] == {"init_info": "by somebody", "tmp_mean_value": torch.tensor(7.0)}
+    assert account[module.bias]["init_info"] == "unwritten"
+    module.bias = nn.Parameter(torch.zeros(2))
+    with pytest.raises(AssertionError, match="Find a new :obj:`Parameter` named `bias`"):
+        update_init_info(module, "by somebody")

@@ -1,9 +1,12 @@
 """Sides: one list of OpenMMLab models, initialized by MMEngine and by torchinit, each in a process of its own.
 
-A side is a fresh Python in which `mmengine.model` is what it always was ("mmengine") or hands out torchinit's classes and
-functions under the same names ("torchinit"); mmcv, mmdet and mmpretrain are imported after that and cannot tell. "broken"
-is MMEngine with one draw too many, to show that a difference is seen. What a model looks like afterwards comes back as an
-Outcome: digests of every tensor and of the random generators, the error if there was one, and the log.
+A side is a fresh Python in which `mmengine.model` is what it always was ("mmengine") or hands out torchinit's classes
+and functions under the same names ("torchinit"); mmcv, mmdet and mmpretrain are imported after that and cannot tell.
+"hosted" is torchinit below models whose outermost class, derived from mmengine's own BaseModel, is still MMEngine's.
+Two more sides are MMEngine: "broken" has one bit and one draw too many, to show that a difference is seen; "truthful"
+is led to tell the truth in its log, which goes by the mean of a parameter, and its values are of no use. What a model
+looks like afterwards comes back as an Outcome: digests of every tensor and of the random generators, the error if there
+was one, and the log.
 
     .venv-peers/bin/python tests/peers/openmmlab.py SIDE CASES.pickle OUTCOMES.jsonl
 
@@ -41,7 +44,7 @@ SEED = 20240717
 CHECKPOINT = "{checkpoint}"
 """Stands in a config for a file with values for the whole model, made before the model is built."""
 
-# Where mmengine keeps the names of its initialization system: torchinit's stand there before mmengine.model is imported.
+# Where mmengine keeps the names of its initialization system, and torchinit's are put in their place.
 STAND_INS = {
     "mmengine.model.base_module": ("BaseModule", "Sequential", "ModuleList", "ModuleDict"),
     "mmengine.model.weight_init": (
@@ -65,7 +68,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What is left of one model: digests, no tensors. `error` is the exception's type, `""` where all went well."""
+    """What is left of one model: digests, no tensors. `error` is the exception's type, "" where all went well."""
 
     name: str
     error: str
@@ -107,9 +110,24 @@ def read_outcomes(path: Path) -> dict[str, Outcome]:
     return {item["name"]: Outcome(**{**item, "leftovers": tuple(item["leftovers"])}) for item in found}
 
 
-def init_lines(log: str) -> list[tuple[str, str, str]]:
-    """What a log says of each parameter, in its order: name, size, and how it was set."""
-    return re.findall(r"^(\S+) - (torch\.Size\(.*?\)): \n(.*)$", log, flags=re.MULTILINE)
+def init_lines(log: str) -> dict[tuple[str, str], str]:
+    """What a log's last account says of each parameter, in its order: name, size, and how it was set."""
+    account = log.rpartition("Name of parameter - Initialization information\n")[2]
+    found = re.findall(r"^(\S+) - (torch\.Size\(.*?\)): \n(.*)$", account, flags=re.MULTILINE)
+    return {(name, size): text for name, size, text in found}
+
+
+def true_lines(log: str) -> dict[tuple[str, str], str]:
+    """The same of the truthful side, without its extra parent; `""` stands for a parameter that nobody wrote."""
+    found = init_lines(log)
+    return {
+        (name.removeprefix("child."), size): "" if is_unwritten(text) else text for (name, size), text in found.items()
+    }
+
+
+def is_unwritten(text: str) -> bool:
+    """Whether a line says that nobody wrote the parameter."""
+    return text.startswith("The value is the same before and after calling `init_weights` of ")
 
 
 # --- one side --------------------------------------------------------------------------------------------------------
@@ -119,10 +137,14 @@ def prepare(side: str) -> None:
     """Makes `mmengine.model` that of the side; nothing of mmengine.model may have been imported."""
     if side == "torchinit":
         _stand_in()
+    elif side == "hosted":
+        _rename()
     elif side == "broken":
         _break()
+    elif side == "truthful":
+        _tell_the_truth()
     elif side != "mmengine":
-        raise ValueError(f"a side is mmengine, torchinit or broken, but got {side!r}")
+        raise ValueError(f"a side is mmengine, torchinit, hosted, broken or truthful, but got {side!r}")
 
 
 def _stand_in() -> None:
@@ -141,6 +163,20 @@ def _stand_in() -> None:
         package, _, name = path.rpartition(".")
         setattr(sys.modules[package], name, sys.modules[path])
     assert issubclass(mmengine.model.BaseModel, torchinit.BaseModule)
+
+
+def _rename() -> None:
+    """Only names: what mmengine.model itself has derived from its BaseModule, BaseModel above all, stays as it is."""
+    import mmengine.model
+
+    import torchinit
+
+    for path, names in STAND_INS.items():
+        for name in names:
+            setattr(sys.modules[path], name, getattr(torchinit, name))
+            if hasattr(mmengine.model, name):
+                setattr(mmengine.model, name, getattr(torchinit, name))
+    assert not issubclass(mmengine.model.BaseModel, torchinit.BaseModule)
 
 
 def _break() -> None:
@@ -162,37 +198,76 @@ def _break() -> None:
     weight_init.kaiming_init, weight_init.normal_init = one_value_one_bit_off, one_draw_too_many
 
 
-def outcomes(cases: Iterable[Case], folder: Path) -> Iterator[Outcome]:
+def _tell_the_truth() -> None:
+    """Lets MMEngine see each write: after each look at the parameters they get values that nobody would write."""
+    from mmengine.model import base_module, weight_init
+
+    look = weight_init.update_init_info
+
+    def look_and_shake(module: Any, init_info: str) -> None:
+        look(module, init_info)
+        shake(module)
+
+    weight_init.update_init_info = base_module.update_init_info = look_and_shake
+
+
+def shake(module: Any) -> None:
+    """Gives each parameter values that nobody would write; an open account of them gets their means."""
+    account = getattr(module, "_params_init_info", {})
+    for parameter in module.parameters():
+        parameter.data.uniform_(0.3, 0.7)
+        if parameter in account:
+            account[parameter]["tmp_mean_value"] = parameter.data.mean()
+
+
+def below_a_parent(model: nn.Module) -> Any:
+    """A module whose one child is the model: MMEngine sees an overridden `init_weights` in children alone."""
+    from mmengine.model import BaseModule
+
+    class Parent(BaseModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.child = model
+
+    return Parent()
+
+
+def outcomes(cases: Iterable[Case], folder: Path, *, truthful: bool = False) -> Iterator[Outcome]:
     """Builds and initializes each case in this process."""
     log = _log_into(folder / "init.log")
     # Memory that nobody writes is NaN on both sides; else it is what another model left there.
     torch.use_deterministic_algorithms(True)
     for case in cases:
         log.truncate(0)
-        yield _outcome(case, log, folder)
+        yield _outcome(case, log, folder, truthful=truthful)
 
 
 def _log_into(path: Path) -> TextIO:
+    """The stream of a file handler of MMEngine's current logger, which is a user's of either side."""
     from mmengine.logging import MMLogger
 
     logger = MMLogger.get_instance("peers")
-    handler = logging.FileHandler(path, mode="a+")
+    handler = logging.FileHandler(path, mode="a+", delay=False)
+    handler.setLevel(logging.INFO)
     handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
     logger.handlers[:] = [handler]
-    return handler.stream
+    return cast("TextIO", handler.stream)
 
 
-def _outcome(case: Case, log: TextIO, folder: Path) -> Outcome:
+def _outcome(case: Case, log: TextIO, folder: Path, *, truthful: bool) -> Outcome:
     model, error, message, seconds = None, "", "", 0.0
     try:
         config = _with_checkpoint(case, folder)
         _seed(SEED)
         model = build(case.package, config)
+        if truthful:
+            model = below_a_parent(model)
+            shake(model)
         start = time.perf_counter()
         model.init_weights()
         seconds = time.perf_counter() - start
     except Exception as problem:  # noqa: BLE001 - whatever the one side raises, the other must raise, too
-        error, message = type(problem).__name__, str(problem)[:500]
+        error, message = builtin_name(problem), str(problem)[:500]
     log.flush()
     log.seek(0)
     return Outcome(
@@ -217,6 +292,11 @@ def build(package: str, config: dict[str, Any]) -> Any:
     registry = importlib.import_module(f"{package}.registry").MODELS
     with DefaultScope.overwrite_default_scope(package):
         return registry.build(copy.deepcopy(config))
+
+
+def builtin_name(problem: Exception) -> str:
+    """The name of the exception that callers can catch without knowing the library that raised it."""
+    return next(kind.__name__ for kind in type(problem).__mro__ if kind.__module__ == "builtins")
 
 
 def _seed(seed: int) -> None:
@@ -303,10 +383,11 @@ def _is_pretrained(value: Any) -> bool:
 def main(side: str, wanted: str, got: str) -> None:
     """Runs the pickled cases on one side; each outcome is a line, written as soon as it is known."""
     warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
     prepare(side)
     cases = [Case(*parts) for parts in pickle.loads(Path(wanted).read_bytes())]
     with Path(got).open("w") as file:
-        for outcome in outcomes(cases, Path(got).parent):
+        for outcome in outcomes(cases, Path(got).parent, truthful=side == "truthful"):
             print(json.dumps(dataclasses.asdict(outcome)), file=file, flush=True)
 
 

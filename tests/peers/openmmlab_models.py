@@ -1,7 +1,7 @@
 """Models: what of mmpretrain and mmdet is initialized on both sides, each as its package's own config would ask for it.
 
-Default classes and default arguments, the smallest architecture where a family has several, so that the whole list takes
-a minute a side. What a config leaves out is the class's own default, its `init_cfg` above all.
+Default classes and default arguments, the smallest architecture where a family has several, so that the whole list
+takes half a minute a side. What a config leaves out is the class's own default, its `init_cfg` above all.
 """
 
 from __future__ import annotations
@@ -133,8 +133,8 @@ _DETECTION: dict[str, dict[str, Any]] = {
     "det-detectors": {"type": "DetectoRS_ResNet", "depth": 50, "conv_cfg": {"type": "ConvAWS"},
         "sac": {"type": "SAC", "use_deform": True}, "stage_with_sac": (False, True, True, True),
         "output_img": True},
-    "det-dcn": {"type": "ResNet", "depth": 50, "dcn": {"type": "DCNv2", "deform_groups": 1, "fallback_on_stride": False},
-        "stage_with_dcn": (False, True, True, True)},
+    "det-dcn": {"type": "ResNet", "depth": 50, "stage_with_dcn": (False, True, True, True),
+        "dcn": {"type": "DCNv2", "deform_groups": 1, "fallback_on_stride": False}},
     "det-efficientnet": {"type": "EfficientNet", "arch": "b0"},
     "det-hourglass": {"type": "HourglassNet", "num_stacks": 1},
     "det-pvt": {"type": "PyramidVisionTransformer", "num_layers": [2, 2, 2, 2]},
@@ -149,12 +149,15 @@ _DETECTION: dict[str, dict[str, Any]] = {
     "neck-bfp": {"type": "BFP", "in_channels": 64, "num_levels": 5, "refine_level": 2, "refine_type": "non_local"},
     "neck-channel-mapper": {"type": "ChannelMapper", "in_channels": _FPN_CHANNELS, "out_channels": 64,
         "kernel_size": 1, "act_cfg": None, "norm_cfg": {"type": "GN", "num_groups": 32}, "num_outs": 4},
-    "neck-dyhead": {"type": "DyHead", "in_channels": 64, "out_channels": 64, "num_blocks": 2, "zero_init_offset": False},
-    "neck-nasfpn": {"type": "NASFPN", "in_channels": _FPN_CHANNELS, "out_channels": 64, "num_outs": 5, "stack_times": 2},
+    "neck-dyhead": {"type": "DyHead", "in_channels": 64, "out_channels": 64, "num_blocks": 2,
+        "zero_init_offset": False},
+    "neck-nasfpn": {"type": "NASFPN", "in_channels": _FPN_CHANNELS, "out_channels": 64, "num_outs": 5,
+        "stack_times": 2},
     "neck-hrfpn": {"type": "HRFPN", "in_channels": _FPN_CHANNELS, "out_channels": 64},
     "neck-carafe": {"type": "FPN_CARAFE", "in_channels": _FPN_CHANNELS, "out_channels": 64, "num_outs": 5},
     "neck-yolox": {"type": "YOLOXPAFPN", "in_channels": [128, 256, 512], "out_channels": 128, "num_csp_blocks": 1},
-    "neck-yolov3": {"type": "YOLOV3Neck", "num_scales": 3, "in_channels": [512, 256, 128], "out_channels": [256, 128, 64]},
+    "neck-yolov3": {"type": "YOLOV3Neck", "num_scales": 3, "in_channels": [512, 256, 128],
+        "out_channels": [256, 128, 64]},
     "neck-ssd": {"type": "SSDNeck", "in_channels": (512, 1024), "out_channels": (512, 1024, 512, 256),
         "level_strides": (2, 2), "level_paddings": (1, 1), "l2_norm_scale": 20},
     "head-retina": {"type": "RetinaHead", **_HEAD, "anchor_generator": _ANCHORS},
@@ -221,10 +224,17 @@ _WRONG: dict[str, Any] = {
     "kaiming-on-norm": {"type": "Kaiming", "layer": ["Conv2d", "BatchNorm2d"]},
 }
 
+# A position embedding's init_weights is called by the backbone's own code; MMEngine asks after the backbone only.
+_EMBEDDING = "Initialized by user-defined `init_weights` in AbsolutePositionEmbedding  "
+INNER_WRITERS = {"det-pvt": {f"layers.{stage}.1.0.pos_embed": _EMBEDDING for stage in range(4)}}
+
 MODELS = (
     *(Case(name, "mmpretrain", config) for name, config in {**_BACKBONES, **_CLASSIFIERS}.items()),
     *(Case(name, "mmdet", config) for name, config in _DETECTION.items()),
 )
 WRONG = tuple(
     Case(name, "mmpretrain", {"type": "ResNet", "depth": 18, "init_cfg": init_cfg}) for name, init_cfg in _WRONG.items()
+)
+WHOLE = tuple(
+    case for case in MODELS if case.name in {"mae", "detr", "retinanet"} or case.name.startswith("classifier-")
 )
