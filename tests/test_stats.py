@@ -19,9 +19,9 @@ def test_good_samples_pass() -> None:
 
 
 def test_an_error_of_five_percent_is_seen() -> None:
-    with pytest.raises(AssertionError, match="std of .* is 1.05"):
+    with pytest.raises(AssertionError, match=r"std of .* is 1\.05"):
         assert_std(NORMAL * 1.05, 1.0)
-    with pytest.raises(AssertionError, match="mean of .* is 0.088"):
+    with pytest.raises(AssertionError, match=r"mean of .* is 0\.088"):
         assert_mean(NORMAL + 0.1, 0.0, 1.0)
     with pytest.raises(AssertionError, match="20000 values stray"):
         assert_distribution(NORMAL + 0.1, stats.norm.cdf)
