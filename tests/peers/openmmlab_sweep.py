@@ -3,8 +3,9 @@
     .venv-peers/bin/python tests/peers/openmmlab_sweep.py FOLDER [--largest 120] [--every 1] [--truth]
 
 writes `mmengine.jsonl` and `torchinit.jsonl` into FOLDER and prints what differs. Configs that differ only in what is
-no model (data, schedule, test settings) are one case; downloads are left out of each; `--largest` is in millions of
-parameters, `--every 10` takes each tenth case, `--truth` compares the logs, too.
+no model (data, schedule, test settings) are one case; pretrained weights are left out of each, those that would still
+download are left out whole. `--largest` is in millions of parameters, `--every 10` takes each tenth case, `--truth`
+compares the logs, too.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def cases(largest: float) -> Iterator[Case]:
                 continue
             config = without_checkpoints(read.to_dict())
             key = json.dumps({k: v for k, v in config.items() if k not in NO_MODEL}, default=str, sort_keys=True)
-            if key not in seen and millions(package, config) <= largest:
+            if key not in seen and "://" not in key and millions(package, config) <= largest:
                 seen.add(key)
                 yield Case(f"{package}/{path.relative_to(root)}", package, config)
 
@@ -92,6 +93,7 @@ def main() -> None:
     parser.add_argument("--truth", action="store_true")
     chosen = parser.parse_args()
     warnings.simplefilter("ignore")
+    _silence_mmengine()
     chosen.folder.mkdir(parents=True, exist_ok=True)
     todo = list(cases(chosen.largest))[:: chosen.every]
     print(f"{len(todo)} cases")
@@ -99,6 +101,12 @@ def main() -> None:
     report(sides["mmengine"], sides["torchinit"])
     if chosen.truth:
         report_log(sides["mmengine"], sides["torchinit"], run_side("truthful", todo, chosen.folder))
+
+
+def _silence_mmengine() -> None:
+    from mmengine.logging import MMLogger
+
+    MMLogger.get_instance("sweep").handlers.clear()
 
 
 def report(theirs: dict[str, Outcome], ours: dict[str, Outcome]) -> None:
