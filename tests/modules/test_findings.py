@@ -50,6 +50,14 @@ def test_a_warning_comes_once_however_many_modules_say_the_same(caplog: pytest.L
     assert len(warnings_of(Sequential(*blocks), caplog)) == 1
 
 
+@pytest.mark.parametrize(("part", "warned"), [(nn.ModuleList(), False), (nn.Sequential(), False), (nn.ReLU(), True)])
+def test_an_override_of_a_container_that_is_empty_means_no_harm(
+    part: nn.Module, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = Sequential(part, init_cfg={"type": "Normal", "override": {"name": "0"}})
+    assert bool(warnings_of(model, caplog)) == warned
+
+
 class Child(BaseModule):
     """A layer with an init_cfg."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -128,7 +128,15 @@ def _overrides(module: nn.Module, entry: InitCfg, override: Any) -> Iterator[tup
         if said and "type" not in said:
             raise InitCfgValueError(f'`override` need "type" key, but got {said}{did_you_mean("type", said)}')
         target = _part(module, name, said or entry)
-        yield target, _rules_or_call(module, build_from_cfg(said or dict(entry), WEIGHT_INITIALIZERS), whole=True)
+        what = _rules_or_call(module, build_from_cfg(said or dict(entry), WEIGHT_INITIALIZERS), whole=True)
+        if isinstance(what, tuple) and _is_empty(target):
+            what = tuple(replace(rule, optional=True) for rule in what)
+        yield target, what
+
+
+def _is_empty(part: nn.Module) -> bool:
+    """Whether a part is a container that happens to hold nothing, as that of layers of which a config asks for none."""
+    return isinstance(part, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) and len(part) == 0
 
 
 def _part(module: nn.Module, name: str, cfg: InitCfg) -> nn.Module:
