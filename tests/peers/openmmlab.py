@@ -286,12 +286,14 @@ def _outcome(case: Case, log: TextIO, folder: Path, *, truthful: bool) -> Outcom
 
 def build(package: str, config: dict[str, Any]) -> Any:
     """The model that the package's registry makes of a config, as its own tools would."""
+    from mmengine.config import ConfigDict
     from mmengine.registry import DefaultScope
 
     importlib.import_module(f"{package}.models")
     registry = importlib.import_module(f"{package}.registry").MODELS
     with DefaultScope.overwrite_default_scope(package):
-        return registry.build(copy.deepcopy(config))
+        # A config read from a file lets its keys be attributes, and mmdet asks for them so.
+        return registry.build(ConfigDict(copy.deepcopy(config)))
 
 
 def builtin_name(problem: Exception) -> str:
