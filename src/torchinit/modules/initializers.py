@@ -12,7 +12,7 @@ from torchinit.checkpoints import load_pretrained
 from torchinit.core.fills import Constant, Initializer
 from torchinit.core.plans import Rule
 from torchinit.core.selectors import Layer, Leaf, Selector
-from torchinit.modules import formulas
+from torchinit.modules import formulas, mmengine
 from torchinit.modules.errors import InitCfgAssertionError, InitCfgTypeError
 from torchinit.modules.functional import bias_init_with_prob
 from torchinit.modules.log import log
@@ -21,6 +21,7 @@ from torchinit.modules.session import MARK, Session, current
 
 WEIGHT_INITIALIZERS = Registry("weight initializer", scope="torchinit", aliases=("mmengine",))
 """The initializers that an ``init_cfg`` can name. Register your own: ``@WEIGHT_INITIALIZERS.register_module()``."""
+WEIGHT_INITIALIZERS.elsewhere.append(mmengine.registered)
 
 
 class BaseInit:

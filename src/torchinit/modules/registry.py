@@ -198,6 +198,8 @@ def resolve(kind: object, registry: Registry, scope: str | None = None) -> Calla
     if isinstance(kind, str):
         start = (registry.root.search(scope) if scope else None) or registry
         found = start.get(kind)
+        if found is None and scope:
+            found = registry.get(f"{scope}.{kind}")
         if found is None:
             raise registry.unknown(kind)
         return found  # type: ignore[no-any-return]  # whatever was registered
