@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import warnings
 from collections import Counter
@@ -93,6 +94,7 @@ def main() -> None:
     parser.add_argument("--truth", action="store_true")
     chosen = parser.parse_args()
     warnings.simplefilter("ignore")
+    os.environ["HF_HUB_OFFLINE"] = "1"
     _silence_mmengine()
     chosen.folder.mkdir(parents=True, exist_ok=True)
     todo = list(cases(chosen.largest))[:: chosen.every]
