@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -57,7 +57,7 @@ class Session:
         self.warned: dict[str, None] = {}
         self.host: Any = None
         self._marked: list[nn.Module] = []
-        self._watch = Watch()
+        self._watch: Watch | None = None
         self._survey: Survey | None = None
         self._labels: list[str] = []
 
@@ -117,6 +117,7 @@ class Session:
         with self._unobserved():
             shards = {step.site.name: known[step.site.name][0].shard for step in plan.steps}
             report = run(plan, shards, self.noise, stats=False)
+        self._follow(spot for group in known.values() for spot in group if spot.computed)
         for step in plan.steps:
             group = known[step.site.name]
             for key in set().union(*(spot.holders for spot in group)):
@@ -167,10 +168,18 @@ class Session:
             yield
 
     def _observer(self) -> Observer:
-        self._watch = Watch()
-        for key, parameter in self.account.known.items():
-            self._watch.add(key, parameter)
+        if self._watch is None:  # once: what comes or moves later is added as it does
+            self._watch = Watch()
+            for key, parameter in self.account.known.items():
+                self._watch.add(key, parameter)
         return Observer(self._watch, self._told, self._registered)
+
+    def _follow(self, spots: Iterable[Spot]) -> None:
+        """Looks again where the parameters behind computed weights are: writing those may give them other memory."""
+        if self._watch is None:
+            return
+        for key in {key for spot in spots for key in spot.holders} & self.account.known.keys():
+            self._watch.add(key, self.account.known[key])
 
     def _told(self, key: int) -> None:
         self.account.observed(key, self._labels[-1])
@@ -179,7 +188,8 @@ class Session:
         self._survey = None
         if isinstance(value, nn.Parameter) and id(value) not in self.account.known:
             self.account.add(value)
-            self._watch.add(id(value), value)
+            if self._watch is not None:
+                self._watch.add(id(value), value)
 
     @contextmanager
     def _own_generator(self, module: nn.Module) -> Iterator[None]:
