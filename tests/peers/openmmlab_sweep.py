@@ -131,7 +131,10 @@ def seconds(side: dict[str, Outcome]) -> float:
 
 
 def report_log(theirs: dict[str, Outcome], ours: dict[str, Outcome], truth: dict[str, Outcome]) -> None:
-    """Prints how many lines are untrue on each side, and torchinit's by kind."""
+    """Prints how many lines are untrue on each side, and torchinit's by kind.
+
+    Where a module's own code calls another's `init_weights`, torchinit names the called and the truthful side the caller.
+    """
     untrue, kinds = Counter[str](), Counter[tuple[str, str]]()
     for name, outcome in truth.items():
         for _, text, told, seen in differing_lines(ours[name], theirs[name], outcome) if not outcome.error else ():
