@@ -1,16 +1,9 @@
-"""Sides: one list of OpenMMLab models, initialized by MMEngine and by torchinit, each in a process of its own.
+"""Outcomes: what came of a list of OpenMMLab models, built and initialized in a fresh process for each side.
 
-A side is a fresh Python in which `mmengine.model` is what it always was ("mmengine") or hands out torchinit's classes
-and functions under the same names ("torchinit"); mmcv, mmdet and mmpretrain are imported after that and cannot tell.
-"hosted" is torchinit below models whose outermost class, derived from mmengine's own BaseModel, is still MMEngine's.
-Two more sides are MMEngine: "broken" has one bit and one draw too many, to show that a difference is seen; "truthful"
-is led to tell the truth in its log, which goes by the mean of a parameter, and its values are of no use. What a model
-looks like afterwards comes back as an Outcome: digests of every tensor and of the random generators, the error if there
-was one, and the log.
-
-    .venv-peers/bin/python tests/peers/openmmlab.py SIDE CASES.pickle OUTCOMES.jsonl
-
-is what `run_side` starts; tests/peers/openmmlab_sweep.py runs every config that mmdet and mmpretrain ship.
+The sides are MMEngine itself, torchinit in its place, and three more: openmmlab_sides.py. What a model looks like after
+`init_weights()` comes back as an Outcome: digests of every tensor and of the random generators, the error if there was
+one, and the log. `run_side` starts the process, openmmlab_worker.py; openmmlab_sweep.py runs every config that mmdet
+and mmpretrain ship.
 """
 
 from __future__ import annotations
@@ -30,12 +23,13 @@ import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import numpy as np
 import torch
 from torch import nn
+
+from tests.peers.openmmlab_sides import below_a_parent, prepare, shake
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -43,18 +37,6 @@ if TYPE_CHECKING:
 SEED = 20240717
 CHECKPOINT = "{checkpoint}"
 """Stands in a config for a file with values for the whole model, made before the model is built."""
-
-# Where mmengine keeps the names of its initialization system, and torchinit's are put in their place.
-STAND_INS = {
-    "mmengine.model.base_module": ("BaseModule", "Sequential", "ModuleList", "ModuleDict"),
-    "mmengine.model.weight_init": (
-        *("BaseInit", "ConstantInit", "XavierInit", "NormalInit", "TruncNormalInit", "UniformInit", "KaimingInit"),
-        *("Caffe2XavierInit", "PretrainedInit", "initialize", "update_init_info", "bias_init_with_prob"),
-        *("constant_init", "xavier_init", "normal_init", "trunc_normal_init", "uniform_init", "kaiming_init"),
-        *("caffe2_xavier_init", "trunc_normal_"),
-    ),
-    "mmengine.model.wrappers.utils": ("is_model_wrapper",),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +80,7 @@ def run_side(side: str, cases: Sequence[Case], folder: Path) -> dict[str, Outcom
     """Runs all cases on one side, in a fresh process; the checkpoints and the log lie in the folder."""
     wanted, got = folder / f"{side}.pickle", folder / f"{side}.jsonl"
     wanted.write_bytes(pickle.dumps([dataclasses.astuple(case) for case in cases]))
-    command = [sys.executable, str(Path(__file__).resolve()), side, str(wanted), str(got)]
+    command = [sys.executable, str(Path(__file__).with_name("openmmlab_worker.py")), side, str(wanted), str(got)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"the {side} side ended with {done.returncode}:\n{done.stderr[-4000:]}"
     return read_outcomes(got)
@@ -131,105 +113,6 @@ def is_unwritten(text: str) -> bool:
 
 
 # --- one side --------------------------------------------------------------------------------------------------------
-
-
-def prepare(side: str) -> None:
-    """Makes `mmengine.model` that of the side; nothing of mmengine.model may have been imported."""
-    if side == "torchinit":
-        _stand_in()
-    elif side == "hosted":
-        _rename()
-    elif side == "broken":
-        _break()
-    elif side == "truthful":
-        _tell_the_truth()
-    elif side != "mmengine":
-        raise ValueError(f"a side is mmengine, torchinit, hosted, broken or truthful, but got {side!r}")
-
-
-def _stand_in() -> None:
-    import torchinit
-
-    for path, names in STAND_INS.items():
-        assert path not in sys.modules, f"{path} was imported before the stand-in"
-        module = ModuleType(path)
-        for name in names:
-            setattr(module, name, getattr(torchinit, name))
-        sys.modules[path] = module
-    import mmengine.model
-
-    # An import binds the name in the parent package; a module that was there already is not imported.
-    for path in STAND_INS:
-        package, _, name = path.rpartition(".")
-        setattr(sys.modules[package], name, sys.modules[path])
-    assert issubclass(mmengine.model.BaseModel, torchinit.BaseModule)
-
-
-def _rename() -> None:
-    """Only names: what mmengine.model itself has derived from its BaseModule, BaseModel above all, stays as it is."""
-    import mmengine.model
-
-    import torchinit
-
-    for path, names in STAND_INS.items():
-        for name in names:
-            setattr(sys.modules[path], name, getattr(torchinit, name))
-            if hasattr(mmengine.model, name):
-                setattr(mmengine.model, name, getattr(torchinit, name))
-    assert not issubclass(mmengine.model.BaseModel, torchinit.BaseModule)
-
-
-def _break() -> None:
-    from mmengine.model import weight_init
-
-    kaiming, normal = weight_init.kaiming_init, weight_init.normal_init
-
-    def one_value_one_bit_off(module: Any, *args: Any, **kwargs: Any) -> None:
-        kaiming(module, *args, **kwargs)
-        with torch.no_grad():
-            first = module.weight.view(-1)[0]
-            first.copy_(torch.nextafter(first, first + 1))
-
-    def one_draw_too_many(module: Any, *args: Any, **kwargs: Any) -> None:
-        normal(module, *args, **kwargs)
-        torch.rand(1)
-
-    # The classes look the functions up when they are called.
-    weight_init.kaiming_init, weight_init.normal_init = one_value_one_bit_off, one_draw_too_many
-
-
-def _tell_the_truth() -> None:
-    """Lets MMEngine see each write: after each look at the parameters they get values that nobody would write."""
-    from mmengine.model import base_module, weight_init
-
-    look = weight_init.update_init_info
-
-    def look_and_shake(module: Any, init_info: str) -> None:
-        look(module, init_info)
-        shake(module)
-
-    weight_init.update_init_info = base_module.update_init_info = look_and_shake
-
-
-def shake(module: Any) -> None:
-    """Gives each parameter values that nobody would write; an open account of them gets their means."""
-    account = getattr(module, "_params_init_info", {})
-    for parameter in module.parameters():
-        parameter.data.uniform_(0.3, 0.7)
-        if parameter in account:
-            account[parameter]["tmp_mean_value"] = parameter.data.mean()
-
-
-def below_a_parent(model: nn.Module) -> Any:
-    """A module whose one child is the model: MMEngine sees an overridden `init_weights` in children alone."""
-    from mmengine.model import BaseModule
-
-    class Parent(BaseModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.child = model
-
-    return Parent()
 
 
 def outcomes(cases: Iterable[Case], folder: Path, *, truthful: bool = False) -> Iterator[Outcome]:
@@ -391,7 +274,3 @@ def main(side: str, wanted: str, got: str) -> None:
     with Path(got).open("w") as file:
         for outcome in outcomes(cases, Path(got).parent, truthful=side == "truthful"):
             print(json.dumps(dataclasses.asdict(outcome)), file=file, flush=True)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-# As a script: a package of the environment is called tests, too.
+# A package of the environment is called tests, too.
 sys.modules["tests"] = ModuleType("tests")
 sys.modules["tests"].__path__ = [str(Path(__file__).parents[1])]
 
@@ -133,7 +133,7 @@ def seconds(side: dict[str, Outcome]) -> float:
 def report_log(theirs: dict[str, Outcome], ours: dict[str, Outcome], truth: dict[str, Outcome]) -> None:
     """Prints how many lines are untrue on each side, and torchinit's by kind.
 
-    Where a module's own code calls another's `init_weights`, torchinit names the called and the truthful side the caller.
+    Where a module's own code calls another's `init_weights`, torchinit names that one, the truthful side the caller.
     """
     untrue, kinds = Counter[str](), Counter[tuple[str, str]]()
     for name, outcome in truth.items():
