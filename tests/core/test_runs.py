@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -44,7 +44,9 @@ from torchinit import (
     run,
     sites,
 )
+from torchinit.core import runs
 from torchinit.core.runs import write
+from torchinit.noise import Distribution, Job
 
 RECIPE = (
     Rule(Name("**"), Normal(std=0.02)),
@@ -259,6 +261,62 @@ def test_progress_is_told_of_each_step() -> None:
     told.clear()
     run(plan, local_shards(model), Global(torch.Generator()), progress=told.append)
     assert told == list(plan.writes)
+
+
+class Counting(Noise):
+    """Keyed noise that notes which names are drawn in one call."""
+
+    sequential = False
+
+    def __init__(self) -> None:
+        self.calls: list[list[str]] = []
+
+    def fill_many(self, jobs: Iterable[Job]) -> None:
+        batch = list(jobs)
+        self.calls.append([job.shard.name for job in batch])
+        Keyed(7).fill_many(batch)
+
+    def fill(self, shard: Shard, distribution: Distribution, params: tuple[float, ...], index: int = 0) -> None:
+        self.fill_many([Job(shard, distribution, params, index)])
+
+    def order(self, shard: Shard, index: int = 0) -> Tensor:
+        return Keyed(7).order(shard, index)
+
+    def factor_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        return Keyed(7).factor_dtype(dtype)
+
+
+def test_neighbours_that_draw_share_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "_ELEMENTS", 200)
+    rules = [
+        Rule(Name("*.weight"), Normal()),  # 80, 80, 800, 80, 80 elements
+        Rule(Name("1.bias"), Constant(1.0)),
+        Rule(Name("2.bias"), TruncNormal(mean=1.0, std=0.0)),
+        Rule(Name("3.bias"), Normal()),
+    ]
+    shapes = [(8, 10), (8, 10), (40, 20), (8, 10), (8, 10)]
+    model = nn.Sequential(*(nn.Linear(inputs, outputs) for outputs, inputs in shapes))
+    noise, told = Counting(), list[str]()
+    plan = make_plan(sites(model), rules)
+    report = run(plan, local_shards(model), noise, progress=lambda step: told.append(step.site.name))
+    assert noise.calls == [["0.weight", "1.weight"], ["2.weight"], ["3.weight", "4.weight"], ["3.bias"]]
+    assert told == [step.site.name for step in plan] == [record.name for record in report]
+    assert all(record.seconds > 0 for record in report)
+    assert sum(record.seconds for record in report) <= report.seconds
+    for step in plan:
+        alone = torch.empty(step.site.shape)
+        write(step.fill, Shard.whole(step.site.name, alone), Keyed(7))
+        assert torch.equal(alone, model.get_parameter(step.site.name)), step.site.name
+
+
+def test_a_batch_with_a_tensor_that_cannot_be_drawn_writes_none_of_it() -> None:
+    model = nn.Linear(4, 3)
+    before = state(model)
+    plan = make_plan(sites(model), [Rule(Name("**"), Normal())])
+    shared = Shard.whole("bias", torch.zeros(1).expand(3))
+    with pytest.raises(RunError, match="bias: several of its elements share memory"):
+        run(plan, local_shards(model) | {"bias": shared}, Keyed(0))
+    assert torch.equal(model.weight, before["weight"])
 
 
 def test_the_model_may_have_another_dtype_than_the_plan() -> None:

@@ -14,7 +14,7 @@ from torchinit.core.arguments import number
 from torchinit.core.moments import Moments, mixture, point, truncated
 from torchinit.core.shards import Shard
 from torchinit.core.spelling import Spelled
-from torchinit.noise import Distribution, Noise
+from torchinit.noise import Distribution, Job, Noise
 from torchinit.noise.draws import resolve
 
 if TYPE_CHECKING:
@@ -58,6 +58,11 @@ class Fill(Spelled, ABC):
     def write(self, shard: Shard, noise: Noise) -> None:
         """Writes ``shard.local``. Only :func:`torchinit.core.runs.run` calls this."""
 
+    def job(self, shard: Shard) -> Job | None:
+        """The one draw that writes the shard; None where :meth:`write` does something else as well."""
+        del shard
+        return None
+
     def moments(self, shape: tuple[int, ...] = ()) -> Moments | None:
         """What to expect of a tensor of this shape; None where it is not known."""
         del shape
@@ -91,6 +96,9 @@ class Drawn(Fill):
 
     def write(self, shard: Shard, noise: Noise) -> None:
         noise.fill(shard, *self.draw)
+
+    def job(self, shard: Shard) -> Job | None:
+        return Job(shard, *self.draw)
 
 
 def check_fit(fill: Fill, low: float, high: float, dtype: torch.dtype) -> None:
@@ -257,6 +265,9 @@ class TruncNormal(Drawn):
             shard.local.fill_(self.mean)
         else:
             noise.fill(shard, *self.draw)
+
+    def job(self, shard: Shard) -> Job | None:
+        return Job(shard, *self.draw) if self.std else None
 
     def moments(self, shape: tuple[int, ...] = ()) -> Moments:
         if self.std == 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +18,10 @@ from torchinit.core.plans import Plan, Step
 from torchinit.core.reports import Record, Report
 from torchinit.core.shards import Shard
 from torchinit.errors import RunError, count
-from torchinit.noise import Noise
+from torchinit.noise import Job, Noise
 
 Progress = Callable[[Step], None]
-"""Called with each step once it is written."""
+"""Called with each step once it is written; small ones are written, and told, several at a time."""
 
 
 def run(
@@ -51,12 +51,15 @@ def run(
     _check(steps, shards, noise)
     seconds: dict[str, float] = {}
     with torch.no_grad():
-        for step in steps:
+        for batch in _batches(steps, shards, noise):
             begun = time.perf_counter()
-            _write(step.fill, shards[step.site.name], noise)
-            seconds[step.site.name] = seconds.get(step.site.name, 0.0) + time.perf_counter() - begun
+            batch.write(noise)
+            spent = time.perf_counter() - begun
+            for name, part in batch.shares():
+                seconds[name] = seconds.get(name, 0.0) + part * spent
             if progress:
-                progress(step)
+                for step in batch.steps:
+                    progress(step)
         records = [_record(step, shards[step.site.name], noise, seconds[step.site.name], stats) for step in plan.steps]
     return Report(
         tuple(records),
@@ -67,6 +70,51 @@ def run(
         time.perf_counter() - started,
         tuple(site.name for site in plan.untouched if site.kind == "buffer"),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Steps that are written by one call: several that draw, or one that writes itself."""
+
+    steps: list[Step]
+    shards: list[Shard]
+    jobs: list[Job]
+
+    def write(self, noise: Noise) -> None:
+        if self.jobs:
+            noise.fill_many(self.jobs)
+        else:
+            _write(self.steps[0].fill, self.shards[0], noise)
+
+    def shares(self) -> Iterator[tuple[str, float]]:
+        """Each site's name, and its part of the elements, which is what it is charged of the time."""
+        elements = sum(shard.local.numel() for shard in self.shards)
+        for step, shard in zip(self.steps, self.shards, strict=True):
+            yield step.site.name, shard.local.numel() / elements if elements else 1 / len(self.steps)
+
+
+def _batches(steps: Iterable[Step], shards: Mapping[str, Shard], noise: Noise) -> Iterator[_Batch]:
+    """All steps in their order; neighbours that draw share a batch where the noise has no order of its own."""
+    batch, elements = _Batch([], [], []), 0
+    for step in steps:
+        shard = shards[step.site.name]
+        job = None if noise.sequential else step.fill.job(shard)
+        if batch.steps and (job is None or elements + shard.local.numel() > _ELEMENTS):
+            yield batch
+            batch, elements = _Batch([], [], []), 0
+        if job is None:
+            yield _Batch([step], [shard], [])
+            continue
+        batch.steps.append(step)
+        batch.shards.append(shard)
+        batch.jobs.append(job)
+        elements += shard.local.numel()
+    if batch.steps:
+        yield batch
+
+
+_ELEMENTS = 1 << 22
+"""A batch has no more elements than this, a few milliseconds' work, unless a single step has: progress stays smooth."""
 
 
 def write(fill: Fill, shard: Shard, noise: Noise) -> None:
