@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,8 +15,10 @@ from hypothesis import strategies as st
 
 from tests import strategies
 from torchinit import ConfigError, Constant, Fill, Initializer, Kaiming, Rule, Selector, Shape, Site
+from torchinit.core.maps import FrozenMap
 from torchinit.core.vocabulary import SCHEMA
-from torchinit.schema import Schema
+from torchinit.registry import Registry
+from torchinit.schema import Schema, Vocabulary
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Outer:
     parts: int | tuple[int, ...] = 1
     inner: Inner = Inner()
     dtype: torch.dtype = torch.float32
+    table: Mapping[str, Inner | float] = FrozenMap()
 
     def __post_init__(self) -> None:
         if self.count < 0:
@@ -58,6 +62,7 @@ def mistakes(data: Any, hint: Any, schema: Schema = SMALL) -> tuple[str, ...]:
         Outer(3),
         Outer(3, 2.0, True, "out", (1, 2), Inner(1.5, (2, "x")), torch.bfloat16),
         Outer(3, parts=(), size=math.inf),
+        Outer(3, table={"a.*": Inner(1.0), "b": math.inf, "c": 1.0}),
     ],
 )
 @pytest.mark.parametrize("defaults", [True, False])
@@ -68,6 +73,25 @@ def test_there_and_back(value: Outer, defaults: bool) -> None:
 
 def test_defaults_left_out() -> None:
     assert SMALL.encode(Outer(3, inner=Inner(1.0)), Outer, defaults=False) == {"count": 3, "inner": {"low": 1.0}}
+
+
+def test_a_vocabulary_added_later() -> None:
+    class Word:
+        """An abstract type."""
+
+    @dataclass(frozen=True)
+    class Yes(Word):
+        """A word of it."""
+
+        how: float = 1.0
+
+    schema, words = Schema({}), Registry("word", method="__init__")
+    words.register(Yes)
+    schema.add(Word, Vocabulary(words))
+    hint = Mapping[str, Word]
+    assert schema.decode({"a": {"type": "Yes"}}, hint, "it") == {"a": Yes()}
+    assert schema.encode({"a": Yes()}, hint) == {"a": {"type": "Yes", "how": 1.0}}
+    assert mistakes({"a": {"type": "Yse"}}, hint, schema) == ("['a'].type: unknown word 'Yse'; did you mean 'Yes'?",)
 
 
 def test_whole_numbers_become_floats_where_floats_are_meant() -> None:
@@ -89,6 +113,10 @@ def test_whole_numbers_become_floats_where_floats_are_meant() -> None:
         ({"count": 1, "inner": {"pair": [1]}}, "inner.pair: must have 2 items, but has 1"),
         ({"count": 1, "inner": {"lo": 1}}, "inner.lo: Inner has no argument 'lo'; did you mean 'low'?"),
         ({"count": 1, "dtype": "flaot32"}, "dtype: must be the name of a dtype, but got 'flaot32'"),
+        ({"count": 1, "table": []}, "table: must be a table, but got []"),
+        ({"count": 1, "table": {3: 1}}, "table: has the key 3, which must be text"),
+        ({"count": 1, "table": {"a.b": "x"}}, "table['a.b']: must be a table or a number, but got 'x'"),
+        ({"count": 1, "table": {"a": {"lo": 1}}}, "table['a'].lo: Inner has no argument 'lo'; did you mean 'low'?"),
         ({}, "Outer needs 'count', a whole number"),
         ({"count": -1}, "Outer: count must be at least 0"),
         ({"count": 1, 7: 2}, "7: Outer has no argument 7"),

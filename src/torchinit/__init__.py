@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from torchinit.api import RecipeLike, initialize, plan
+from torchinit.checkpoints import adapters as adapters
+from torchinit.checkpoints.adapters import ADAPTERS, Adapter
 from torchinit.core.composites import Blockwise, Padded
 from torchinit.core.compositions import Blocks, DepthScaled, Scaled, Stacked
 from torchinit.core.expressions import Computed
@@ -86,6 +88,8 @@ from torchinit.noise import Global, Keyed, Noise
 from torchinit.recipes import INITIALIZERS, decode_recipe, load_recipe, recipe_to_data, schemes
 
 __all__ = [
+    "ADAPTERS",
+    "Adapter",
     "All",
     "Any",
     "BaseInit",

@@ -78,6 +78,12 @@ def is_list(hint: Hint) -> bool:
     return origin is tuple
 
 
+def is_table(hint: Hint) -> bool:
+    """Whether the type is a mapping, a table in plain data: ``Mapping[str, float]``."""
+    origin: object = get_origin(hint)
+    return origin is Mapping
+
+
 def is_choice(hint: Hint) -> bool:
     """Whether the type is one of some given values."""
     origin: object = get_origin(hint)

@@ -81,7 +81,11 @@ class Schema:
     """
 
     def __init__(self, vocabularies: Mapping[Any, Vocabulary]) -> None:
-        self.vocabularies = vocabularies
+        self.vocabularies = dict(vocabularies)
+
+    def add(self, hint: Hint, vocabulary: Vocabulary) -> None:
+        """From now on fields of this abstract type hold what the vocabulary names."""
+        self.vocabularies[hint] = vocabulary
 
     def decode(self, data: Data, hint: Hint, source: str) -> Any:
         """The object of this type that the data describe; raises ConfigError with every mistake."""
@@ -102,6 +106,9 @@ class Schema:
         if isinstance(value, tuple):
             kinds = hints.item_types(hints.member(hint, hints.is_list))
             return [self.encode(item, kind, defaults=defaults) for item, kind in zip(value, kinds, strict=False)]
+        if isinstance(value, Mapping):
+            _, kind = get_args(hints.member(hint, hints.is_table)) or (str, None)
+            return {key: self.encode(item, kind, defaults=defaults) for key, item in value.items()}
         abstract = hints.member(hint, lambda kind: kind in self.vocabularies)
         if abstract is not None:
             return self._encode_word(value, self.vocabularies[abstract].registry, defaults)
@@ -153,6 +160,8 @@ class Reader:
             return self._word(data, hint, path)
         if is_dataclass(hint) and isinstance(hint, type):
             return self.record(hint, data, path)
+        if hints.is_table(hint):
+            return self._table(data, hint, path)
         return self._list(data, hint, path) if hints.is_list(hint) else hints.plain(data, hint)
 
     def _fits(self, data: Data, hint: Hint) -> bool:
@@ -162,7 +171,7 @@ class Reader:
         if hint in self.vocabularies:
             bare = self.vocabularies[hint].bare is not None and hints.is_scalar(data)
             return bare or isinstance(data, (Mapping, hint))
-        if is_dataclass(hint):
+        if is_dataclass(hint) or hints.is_table(hint):
             return isinstance(data, Mapping)
         return isinstance(data, (list, tuple)) if hints.is_list(hint) else hints.fits(data, hint)
 
@@ -186,6 +195,14 @@ class Reader:
         pairs = enumerate(zip(data, hints.item_types(hint), strict=False))
         items = [self.read(item, kind, f"{path}[{number}]") for number, (item, kind) in pairs]
         return INVALID if _has_invalid(items) else tuple(items)
+
+    def _table(self, data: Mapping[str, Data], hint: Hint, path: str) -> Any:
+        """A table whose keys are anybody's: globs, for example."""
+        for key in [key for key in data if not isinstance(key, str)]:
+            self.mistake(path, f"has the key {reprlib.repr(key)}, which must be text")
+        _, kind = get_args(hint)
+        items = {key: self.read(item, kind, f"{path}[{key!r}]") for key, item in data.items() if isinstance(key, str)}
+        return INVALID if len(items) < len(data) or _has_invalid(items.values()) else items
 
     def _word(self, data: Data, hint: Hint, path: str) -> Any:
         """An object whose class the data name, or that a bare number stands for."""

@@ -1,0 +1,47 @@
+"""Adapter: what all adapters have in common: plain data, exact reprs, near names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+import pytest
+
+from torchinit import ADAPTERS, Adapter, ConfigError, adapters
+from torchinit.checkpoints.adapters import InputChannels, Transpose
+from torchinit.core.vocabulary import SCHEMA
+
+EVERY: tuple[Adapter, ...] = (InputChannels(), InputChannels("repeat", 0), Transpose(), Transpose((0, 2, 1)))
+
+
+def test_every_registered_adapter_is_here() -> None:
+    assert (
+        {type(adapter).__name__ for adapter in EVERY}
+        == set(ADAPTERS)
+        == set(adapters.__all__)
+        - {
+            "ADAPTERS",
+            "Adapter",
+        }
+    )
+
+
+@pytest.mark.parametrize("adapter", EVERY, ids=repr)
+def test_there_and_back(adapter: Adapter) -> None:
+    data = json.loads(json.dumps(SCHEMA.encode(adapter, Adapter, defaults=False)))
+    assert SCHEMA.decode(data, Adapter, "it") == adapter
+    assert eval(repr(adapter), vars(adapters)) == adapter
+    assert eval(str(adapter), vars(adapters)) == adapter
+    assert hash(adapter) == hash(eval(repr(adapter), vars(adapters)))
+
+
+def test_every_mistake_in_a_table_of_adapters() -> None:
+    data = {"a.*": {"type": "InputChanels"}, "b": {"type": "InputChannels", "how": "summ", "axes": 1}, "c": "Drop"}
+    with pytest.raises(ConfigError) as caught:
+        SCHEMA.decode(data, Mapping[str, Adapter], "adapt")
+    assert caught.value.problems == (
+        "['a.*'].type: unknown adapter 'InputChanels'; did you mean 'InputChannels'?",
+        "['b'].how: must be one of 'sum', 'repeat', but got 'summ'; did you mean 'sum'?",
+        "['b'].axes: InputChannels has no argument 'axes'; did you mean 'axis'?",
+        "['c']: must be an adapter, but got 'Drop'",
+    )
