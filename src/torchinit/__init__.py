@@ -9,6 +9,7 @@ from torchinit.core.composites import Blockwise, Padded
 from torchinit.core.compositions import Blocks, DepthScaled, Scaled, Stacked
 from torchinit.core.expressions import Computed
 from torchinit.core.fills import Constant, Fill, Initializer, Normal, TruncNormal, Uniform
+from torchinit.core.fingerprints import Fingerprint, fingerprint
 from torchinit.core.formulas import (
     Caffe2Xavier,
     Kaiming,
@@ -110,6 +111,7 @@ __all__ = [
     "Dirac",
     "FanError",
     "Fill",
+    "Fingerprint",
     "Global",
     "INITIALIZERS",
     "Identity",
@@ -178,6 +180,7 @@ __all__ = [
     "caffe2_xavier_init",
     "constant_init",
     "decode_recipe",
+    "fingerprint",
     "gain",
     "initialize",
     "is_model_wrapper",

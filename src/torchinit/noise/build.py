@@ -19,7 +19,7 @@ from pathlib import Path
 
 LIBRARY = "_kernel.so"
 SYSTEM = os.name
-SOURCES = ("kernel.c", "lanes.c", "kernel.h")
+SOURCES = ("kernel.c", "lanes.c", "digest.c", "kernel.h")
 
 # No fused multiply-add, whatever the machine has: it would change the bits.
 FLAGS = ("-std=gnu11", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
@@ -63,7 +63,7 @@ def build(target: Path, flags: Sequence[str] = OPTIMIZE, machine: str | None = N
             [*cc, *extra, f"-DLANES_NAME=torchinit_{name}", "-c", str(folder / "lanes.c"), "-o", f"{made}/{name}.o"]
             for name, extra in instruction_sets(machine).items()
         ]
-        commands.append([*cc, "-c", str(folder / "kernel.c"), "-o", f"{made}/kernel.o"])
+        commands += [[*cc, "-c", str(folder / f"{one}.c"), "-o", f"{made}/{one}.o"] for one in ("kernel", "digest")]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(_run, commands))
         objects = [command[-1] for command in commands]
