@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from torchinit.core.placements import is_distributed, local_part
+
 _Key = TypeVar("_Key")
 
 _LARGEST = 1 << 28
@@ -24,6 +26,9 @@ def identity(tensor: Tensor) -> object:
     >>> identity(linear.weight) == identity(linear.weight.data), identity(linear.weight) == identity(linear.weight.T)
     (True, False)
     """
+    if is_distributed(tensor):
+        layout = tensor.device_mesh, tensor.placements, tuple(tensor.shape)
+        return identity(local_part(tensor)), *layout
     if not _is_plain(tensor):
         return id(tensor)
     place = tensor.untyped_storage()._cdata, tensor.storage_offset()
@@ -41,6 +46,7 @@ def overlaps(tensor: Tensor) -> bool:
     >>> overlaps(torch.zeros(1).expand(3)), overlaps(torch.zeros(2, 3).T)
     (True, False)
     """
+    tensor = local_part(tensor)
     if tensor.is_contiguous():
         return False
     reach = 0
@@ -70,7 +76,7 @@ def entangled(tensors: Mapping[_Key, Tensor]) -> dict[_Key, tuple[_Key, ...]]:
 
 def _by_memory(items: Iterable[tuple[_Key, Tensor]]) -> Iterator[list[tuple[_Key, Tensor]]]:
     groups: dict[int, list[tuple[_Key, Tensor]]] = defaultdict(list)
-    for name, tensor in items:
+    for name, tensor in ((name, local_part(tensor)) for name, tensor in items):
         if _is_plain(tensor) and tensor.numel():
             groups[tensor.untyped_storage()._cdata].append((name, tensor))
     return (group for group in groups.values() if len(group) > 1)

@@ -15,6 +15,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 from torchinit.core.layouts import Layout, Role, Slot, describe
 from torchinit.core.memory import entangled, overlaps
+from torchinit.core.placements import local_part
 from torchinit.core.places import Held, Kind, held
 from torchinit.errors import FanError
 
@@ -208,7 +209,7 @@ def _state(tensor: Tensor) -> State:
         return "integer"
     if tensor.layout != torch.strided:
         return "sparse"
-    if tensor.is_inference():
+    if local_part(tensor).is_inference():
         return "inference"
     return "overlapping" if overlaps(tensor) else "ready"
 
