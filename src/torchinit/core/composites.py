@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import final
@@ -47,9 +47,12 @@ class Blockwise(Fill):
             fill.check(block, dtype)
 
     def write(self, shard: Shard, noise: Noise) -> None:
-        low = shard.region.start[self.axis]
+        self.write_parts((shard,), noise)
+
+    def write_parts(self, parts: Sequence[Shard], noise: Noise) -> None:
+        low = parts[0].region.start[self.axis] if parts else 0
         for fill, size in zip(self.fills, self.sizes, strict=True):
-            fill.write(shard.cut(self.axis, low, low + size), noise)
+            fill.write_parts([part.cut(self.axis, low, low + size) for part in parts], noise)
             low += size
 
     def moments(self, shape: tuple[int, ...] = ()) -> Moments | None:
@@ -89,10 +92,14 @@ class Padded(Fill):
         self.fill.check(shape, dtype)
 
     def write(self, shard: Shard, noise: Noise) -> None:
-        self.fill.write(shard, noise)
-        row = self.row - shard.start[0]
-        if 0 <= row < shard.local.shape[0]:
-            shard.local[row].zero_()
+        self.write_parts((shard,), noise)
+
+    def write_parts(self, parts: Sequence[Shard], noise: Noise) -> None:
+        self.fill.write_parts(parts, noise)
+        for part in parts:
+            row = self.row - part.start[0]
+            if 0 <= row < part.local.shape[0]:
+                part.local[row].zero_()
 
     def moments(self, shape: tuple[int, ...] = ()) -> Moments | None:
         return self._mixed(self.fill.moments(shape), shape)

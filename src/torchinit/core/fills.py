@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, Protocol, final, runtime_checkable
@@ -57,6 +58,11 @@ class Fill(Spelled, ABC):
     @abstractmethod
     def write(self, shard: Shard, noise: Noise) -> None:
         """Writes ``shard.local``. Only :func:`torchinit.core.runs.run` calls this."""
+
+    def write_parts(self, parts: Sequence[Shard], noise: Noise) -> None:
+        """Writes several parts of one tensor; a fill that must compute the whole does so once."""
+        for part in parts:
+            self.write(part, noise)
 
     def job(self, shard: Shard) -> Job | None:
         """The one draw that writes the shard; None where :meth:`write` does something else as well."""

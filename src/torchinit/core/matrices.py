@@ -28,11 +28,16 @@ class Whole(Fill):
         """The values of ``shard.region``, in its shape, in any floating dtype."""
 
     def write(self, shard: Shard, noise: Noise) -> None:
-        if not shard.local.numel():
+        self.write_parts((shard,), noise)
+
+    def write_parts(self, parts: Sequence[Shard], noise: Noise) -> None:
+        here = [part for part in parts if part.local.numel()]
+        if not here:
             return
-        whole = self.compute(shard, noise)
-        offsets = zip(shard.start, shard.region.start, shard.local.shape, strict=True)
-        shard.local.copy_(whole[tuple(slice(at - low, at - low + size) for at, low, size in offsets)])
+        whole = self.compute(here[0], noise)
+        for part in here:
+            offsets = zip(part.start, part.region.start, part.local.shape, strict=True)
+            part.local.copy_(whole[tuple(slice(at - low, at - low + size) for at, low, size in offsets)])
 
 
 class FromGaussian(Whole):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -16,32 +17,37 @@ _CHUNK = 1 << 15
 _SIGMAS = 6.0
 
 
-def measure(tensor: Tensor) -> Moments | None:
-    """Mean, population standard deviation, smallest and largest value; None of an empty or a meta tensor.
+def measure(*tensors: Tensor) -> Moments | None:
+    """Mean, population standard deviation, smallest and largest value of all elements of the tensors together.
 
-    Sums are carried in float64, chunk by chunk, so that no copy of the tensor is made. Of a complex tensor
-    the real and imaginary parts are taken together.
+    None of no elements and of the meta device. Sums are carried in float64, chunk by chunk, so that no copy of a
+    tensor is made. Of a complex tensor the real and imaginary parts are taken together.
 
     >>> measure(torch.tensor([1.0, 3.0]))
     Moments(mean=2.0, std=1.0, min=1.0, max=3.0, kurtosis=3.0)
     """
-    if not tensor.numel() or tensor.is_meta:
+    each = [_real(tensor) for tensor in tensors if tensor.numel() and not tensor.is_meta]
+    if not each:
         return None
-    values = torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor.detach()
     total = square = 0.0
     low, high = math.inf, -math.inf
-    shift = float(values[(0,) * values.dim()])  # sums of squares around a value of the data cancel less
-    for chunk in _chunks(values):
+    shift = float(each[0][(0,) * each[0].dim()])  # sums of squares around a value of the data cancel less
+    for chunk in chain.from_iterable(map(_chunks, each)):
         wide = chunk.to(torch.float64, copy=True)  # it is shifted in place, and must not be the tensor itself
         small, large = torch.aminmax(wide)
         low, high = _least(low, float(small)), -_least(-high, -float(large))
         wide -= shift
         total += float(wide.sum())
         square += float(wide.square_().sum())
-    mean = total / values.numel()
-    spread = square / values.numel() - mean * mean
+    numel = sum(values.numel() for values in each)
+    mean = total / numel
+    spread = square / numel - mean * mean
     spread = spread if math.isnan(spread) else max(0.0, spread)  # rounding may leave a little below zero
     return Moments(shift + mean, math.sqrt(spread), low, high)
+
+
+def _real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor.detach()
 
 
 def _least(one: float, other: float) -> float:

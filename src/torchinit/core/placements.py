@@ -65,7 +65,18 @@ def shards_of(name: str, tensor: Tensor, store: Callable[[Tensor], Tensor] | Non
             f"{name}: its local part has shape {tuple(local.shape)}, which is not what placements"
             f" {tensor.placements} on a mesh of shape {tuple(tensor.device_mesh.shape)} leave of {shape}"
         )
-    return tuple(Shard(name, part, shape, start, store=store) for start, part in _boxes(local, axes))
+    spread = tensor.device_mesh.size() > 1
+    return tuple(Shard(name, part, shape, start, store=store, spread=spread) for start, part in _boxes(local, axes))
+
+
+def blank_shards(name: str, like: Tensor, store: Callable[[Tensor], Tensor]) -> tuple[Shard, ...]:
+    """Shards in new memory that is laid out like a tensor; ``store`` takes the whole of it once it is written.
+
+    >>> [shard.local.shape for shard in blank_shards("weight", torch.zeros(2, 3), lambda values: values)]
+    [torch.Size([2, 3])]
+    """
+    blank = torch.empty_like(like)
+    return shards_of(name, blank, (lambda _: store(blank)) if is_distributed(blank) else store)
 
 
 class Cut(NamedTuple):

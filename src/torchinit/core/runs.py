@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torchinit.core.fills import Fill, is_elementwise
 from torchinit.core.measures import measure
 from torchinit.core.moments import Moments
+from torchinit.core.placements import blank_shards, shards_of
 from torchinit.core.places import held
 from torchinit.core.plans import Plan, Step
 from torchinit.core.reports import Record, Report
@@ -20,13 +22,16 @@ from torchinit.core.shards import Shard
 from torchinit.errors import RunError, count
 from torchinit.noise import Job, Noise
 
+Shards: TypeAlias = Mapping[str, Shard | Sequence[Shard]]
+"""What of each site is here, by name: one part of it or several."""
+
 Progress = Callable[[Step], None]
 """Called with each step once it is written; small ones are written, and told, several at a time."""
 
 
 def run(
     plan: Plan,
-    shards: Mapping[str, Shard],
+    shards: Shards,
     noise: Noise,
     *,
     stats: bool = True,
@@ -36,7 +41,7 @@ def run(
 
     Where the noise is sequential, overwritten writes are made, too, since they move the generator.
     ``stats=False`` measures nothing. Before anything is written, raises PlanError when the plan has problems,
-    RunError when a shard is missing, on the meta device, or only part of a tensor that the noise must draw whole.
+    RunError when a shard is missing, on the meta device, or part of a tensor that the noise must draw whole.
 
     >>> from torchinit import Constant, Leaf, Rule, make_plan, sites
     >>> from torchinit.noise import Keyed
@@ -48,10 +53,11 @@ def run(
     started = time.perf_counter()
     plan.check()
     steps = plan.writes if noise.sequential else plan.steps
-    _check(steps, shards, noise)
+    here = {name: (part,) if isinstance(part, Shard) else tuple(part) for name, part in shards.items()}
+    _check(steps, here, noise)
     seconds: dict[str, float] = {}
     with torch.no_grad():
-        for batch in _batches(steps, shards, noise):
+        for batch in _batches(steps, here, noise):
             begun = time.perf_counter()
             batch.write(noise)
             spent = time.perf_counter() - begun
@@ -60,7 +66,7 @@ def run(
             if progress:
                 for step in batch.steps:
                     progress(step)
-        records = [_record(step, shards[step.site.name], noise, seconds[step.site.name], stats) for step in plan.steps]
+        records = [_record(step, here[step.site.name], noise, seconds[step.site.name], stats) for step in plan.steps]
     return Report(
         tuple(records),
         tuple(site.name for site in plan.untouched if site.kind == "parameter"),
@@ -72,12 +78,15 @@ def run(
     )
 
 
+Parts: TypeAlias = tuple[Shard, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class _Batch:
     """Steps that are written by one call: several that draw, or one that writes itself."""
 
     steps: list[Step]
-    shards: list[Shard]
+    shards: list[Parts]
     jobs: list[Job]
 
     def write(self, noise: Noise) -> None:
@@ -88,29 +97,39 @@ class _Batch:
 
     def shares(self) -> Iterator[tuple[str, float]]:
         """Each site's name, and its part of the elements, which is what it is charged of the time."""
-        elements = sum(shard.local.numel() for shard in self.shards)
-        for step, shard in zip(self.steps, self.shards, strict=True):
-            yield step.site.name, shard.local.numel() / elements if elements else 1 / len(self.steps)
+        elements = sum(map(_elements, self.shards))
+        for step, parts in zip(self.steps, self.shards, strict=True):
+            yield step.site.name, _elements(parts) / elements if elements else 1 / len(self.steps)
 
 
-def _batches(steps: Iterable[Step], shards: Mapping[str, Shard], noise: Noise) -> Iterator[_Batch]:
+def _elements(parts: Parts) -> int:
+    return sum(part.local.numel() for part in parts)
+
+
+def _batches(steps: Iterable[Step], shards: Mapping[str, Parts], noise: Noise) -> Iterator[_Batch]:
     """All steps in their order; neighbours that draw share a batch where the noise has no order of its own."""
     batch, elements = _Batch([], [], []), 0
     for step in steps:
-        shard = shards[step.site.name]
-        job = None if noise.sequential else step.fill.job(shard)
-        if batch.steps and (job is None or elements + shard.local.numel() > _ELEMENTS):
+        parts = shards[step.site.name]
+        jobs = [] if noise.sequential else _jobs(step.fill, parts)
+        if batch.steps and (not jobs or elements + _elements(parts) > _ELEMENTS):
             yield batch
             batch, elements = _Batch([], [], []), 0
-        if job is None:
-            yield _Batch([step], [shard], [])
+        if not jobs:
+            yield _Batch([step], [parts], [])
             continue
         batch.steps.append(step)
-        batch.shards.append(shard)
-        batch.jobs.append(job)
-        elements += shard.local.numel()
+        batch.shards.append(parts)
+        batch.jobs.extend(jobs)
+        elements += _elements(parts)
     if batch.steps:
         yield batch
+
+
+def _jobs(fill: Fill, parts: Parts) -> list[Job]:
+    """The draws that write all parts; none where the fill does something else as well."""
+    jobs = [job for part in parts if (job := fill.job(part)) is not None]
+    return jobs if len(jobs) == len(parts) else []
 
 
 _ELEMENTS = 1 << 22
@@ -128,66 +147,79 @@ def write(fill: Fill, shard: Shard, noise: Noise) -> None:
     tensor([1., 1.])
     """
     with torch.no_grad():
-        _write(fill, shard, noise)
+        _write(fill, (shard,), noise)
 
 
-def _write(fill: Fill, shard: Shard, noise: Noise) -> None:
-    if noise.sequential and shard.local.dtype.itemsize == 1:  # torch draws no 8-bit floats
-        wide = replace(shard, local=torch.empty_like(shard.local, dtype=torch.float32))
-        fill.write(wide, noise)
-        shard.local.copy_(wide.local)
+def _write(fill: Fill, parts: Parts, noise: Noise) -> None:
+    if noise.sequential and any(part.local.dtype.itemsize == 1 for part in parts):  # torch draws no 8-bit floats
+        wide = [replace(part, local=torch.empty_like(part.local, dtype=torch.float32)) for part in parts]
+        fill.write_parts(wide, noise)
+        for part, drawn in zip(parts, wide, strict=True):
+            part.local.copy_(drawn.local)
     else:
-        fill.write(shard, noise)
+        fill.write_parts(parts, noise)
 
 
-def _check(steps: Iterable[Step], shards: Mapping[str, Shard], noise: Noise) -> None:
-    found = []
-    for step in steps:
-        name, shard = step.site.name, shards.get(step.site.name)
-        if shard is None:
-            found.append(f"{name}: not in the model")
-        elif shard.shape != step.site.shape:
-            found.append(f"{name}: planned for shape {step.site.shape}, but it has {shard.shape}")
-        elif shard.local.is_meta:
-            found.append(
-                f"{name}: is on the meta device, so there is nothing to write to; call model.to_empty(device=...)"
-            )
-        elif noise.sequential and not shard.is_whole:
-            found.append(f"{name}: only part of it is here, which needs a seed: give one")
+def _check(steps: Iterable[Step], shards: Mapping[str, Parts], noise: Noise) -> None:
+    found = [
+        f"{step.site.name}: {why}" for step in steps if (why := _hindrance(step, shards.get(step.site.name), noise))
+    ]
     if found:
         raise RunError(f"{count(len(found), 'site')} cannot be written; nothing was", dict.fromkeys(found))
 
 
-def _record(step: Step, shard: Shard, noise: Noise, seconds: float, stats: bool) -> Record:
+def _hindrance(step: Step, parts: Parts | None, noise: Noise) -> str | None:
+    """Why the step cannot be written."""
+    if parts is None:
+        return "not in the model"
+    for part in parts:
+        if part.shape != step.site.shape:
+            return f"planned for shape {step.site.shape}, but it has {part.shape}"
+        if part.local.is_meta:
+            return (
+                "is on the meta device, so there is nothing to write to; call torchinit.materialize, or"
+                " model.to_empty(device=...) first"
+            )
+        if noise.sequential and not part.is_whole:
+            return "only part of it is here, which needs a seed: give one"
+        if noise.sequential and part.spread:
+            return "other ranks hold copies of it, which must not differ, and that needs a seed: give one"
+    return None
+
+
+def _record(step: Step, parts: Parts, noise: Noise, seconds: float, stats: bool) -> Record:
     site, notes = step.site, step.notes
-    held, expected = shard.local, _expected(step, shard)
-    if shard.store is not None:
-        held = _hand_over(shard, shard.store, noise)
-        if not torch.allclose(held, shard.local, rtol=1e-3, atol=1e-6):
+    dtype = parts[0].local.dtype if parts else site.dtype
+    held, expected = [part.local for part in parts], _expected(step, parts, dtype)
+    if parts and parts[0].store is not None:
+        made = shards_of(site.name, _hand_over(parts[0], parts[0].store, noise))
+        written, held = held, [part.local for part in made]
+        if not all(torch.allclose(*pair, rtol=1e-3, atol=1e-6) for pair in zip(held, written, strict=True)):
             notes = (*notes, "the parametrization made other values of these")
             expected = None
     return Record(
         name=site.name,
         shape=site.shape,
-        dtype=str(shard.local.dtype).removeprefix("torch."),
+        dtype=str(dtype).removeprefix("torch."),
         fill=str(step.fill),
         rule=str(step.rule),
         origin=step.rule.origin,
         expected=expected,
-        measured=measure(held) if stats else None,
+        measured=measure(*held) if stats else None,
         over=tuple(str(rule) for rule in step.over),
         aliases=tuple(view.name for view in site.aliases),
         notes=notes,
         seconds=seconds,
-        bytes=shard.local.numel() * shard.local.element_size(),
+        bytes=sum(part.local.nbytes for part in parts),
     )
 
 
-def _expected(step: Step, shard: Shard) -> Moments | None:
+def _expected(step: Step, parts: Parts, dtype: torch.dtype) -> Moments | None:
     """The moments of what is here; None for a part of a tensor whose parts differ."""
-    if not shard.is_whole and not is_elementwise(step.fill):
+    if not all(part.is_whole for part in parts) and not is_elementwise(step.fill):
         return None
-    return step.fill.parts(shard.shape) if shard.local.is_complex() else step.fill.moments(shard.shape)
+    shape = step.site.shape
+    return step.fill.parts(shape) if dtype.is_complex else step.fill.moments(shape)
 
 
 def _hand_over(shard: Shard, store: Callable[[Tensor], Tensor], noise: Noise) -> Tensor:
@@ -217,19 +249,21 @@ _BASIS = 2
 """The draw index of parametrizations: fills use 0 and 1."""
 
 
-def local_shards(model: nn.Module, names: Iterable[str] | None = None) -> dict[str, Shard]:
-    """The shards of a model that is wholly here, by site name; only those of ``names``, if given.
+def local_shards(model: nn.Module, names: Iterable[str] | None = None) -> dict[str, tuple[Shard, ...]]:
+    """What of a model is here, by site name; only of ``names``, if given: of a DTensor its local part.
+
+    Raises RunError for a DTensor that is placed as ``Partial``.
 
     >>> sorted(local_shards(nn.Linear(2, 3)))
     ['bias', 'weight']
     """
     wanted = None if names is None else set(names)
-    found: dict[str, Shard] = {}
+    found: dict[str, tuple[Shard, ...]] = {}
     for one in held(model):
         if one.name in found or (wanted is not None and one.name not in wanted):
             continue
         if one.way is None:
-            found[one.name] = Shard.whole(one.name, one.tensor)
+            found[one.name] = shards_of(one.name, one.tensor)
         elif one.way.assign:
-            found[one.name] = Shard.whole(one.name, torch.empty_like(one.tensor), one.way.assign)
+            found[one.name] = blank_shards(one.name, one.tensor, one.way.assign)
     return found

@@ -38,6 +38,9 @@ class Shard:
     ``store`` takes the finished values to where the model keeps them, when ``local`` is not itself the
     model's memory (a parametrized weight), and gives back what the model now makes of them.
 
+    ``spread`` says that other ranks hold parts or copies of the same tensor, so that values must not come from
+    a generator that each rank has for itself.
+
     >>> import torch
     >>> Shard("weight", torch.empty(2, 3), shape=(8, 3), start=(4, 0)).is_whole
     False
@@ -49,6 +52,7 @@ class Shard:
     start: tuple[int, ...]
     matrix: Box | None = None
     store: Callable[[Tensor], Tensor] | None = None
+    spread: bool = False
 
     @classmethod
     def whole(cls, name: str, local: Tensor, store: Callable[[Tensor], Tensor] | None = None) -> Shard:

@@ -115,7 +115,7 @@ class Session:
         for rule, hint in plan.unused:
             self.warn(f"{rule}: {hint}")
         with self._unobserved():
-            shards = {step.site.name: known[step.site.name][0].shard for step in plan.steps}
+            shards = {step.site.name: known[step.site.name][0].shards for step in plan.steps}
             report = run(plan, shards, self.noise, stats=False)
         self._follow(spot for group in known.values() for spot in group if spot.computed)
         for step in plan.steps:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from torchinit.core.parametrized import parametrized
+from torchinit.core.placements import blank_shards, shards_of
 from torchinit.core.places import Held, held
 from torchinit.core.plans import Rule
 from torchinit.core.shards import Shard
@@ -37,14 +38,14 @@ class Spot:
     fleeting: bool = False
 
     @property
-    def shard(self) -> Shard:
+    def shards(self) -> tuple[Shard, ...]:
         """The memory to write to, drawn under the first of the tensor's names."""
         way = self.computed.way if self.computed else None
         if self.fleeting:
-            return Shard.whole(self.first, _looked_at(self.module, self.site.leaf))
+            return shards_of(self.first, _looked_at(self.module, self.site.leaf))
         if way and way.assign:
-            return Shard.whole(self.first, torch.empty_like(self.tensor), way.assign)
-        return Shard.whole(self.first, self.tensor)
+            return blank_shards(self.first, self.tensor, way.assign)
+        return shards_of(self.first, self.tensor)
 
     @property
     def holders(self) -> frozenset[int]:
