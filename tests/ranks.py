@@ -6,8 +6,12 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.placement_types import Placement
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 
@@ -33,3 +37,9 @@ def each_rank(*shape: int) -> Iterator[DeviceMesh]:
             yield init_device_mesh(
                 "cpu", shape, mesh_dim_names=tuple(f"{letter}{rank}" for letter in "abc"[: len(shape)])
             )
+
+
+def local_of(local: Tensor, mesh: DeviceMesh, placement: Placement, *shape: int) -> DTensor:
+    """The distributed tensor of this shape of which this is the part on this rank."""
+    stride = torch.empty(shape, device="meta").stride()
+    return DTensor.from_local(local, mesh, [placement], run_check=False, shape=torch.Size(shape), stride=stride)

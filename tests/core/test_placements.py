@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ def options(axes: int, deep: bool) -> list[Placement]:
     return [Replicate(), *map(Shard, range(axes)), *strided]
 
 
-def disagreement(spread: DTensor) -> str | None:
+def disagreement(spread: Any) -> str | None:
     """What is wrong with the shards of a tensor that holds its own flat indices."""
     local, whole = spread.to_local(), numbers(spread.shape)
     parts = shards_of("w", spread)
@@ -122,7 +123,9 @@ def test_an_empty_part() -> None:
 def test_nothing_is_here_of_a_tensor_on_a_mesh_of_others() -> None:
     with fake_rank(3, 4):
         mesh = DeviceMesh("cpu", [0, 1], _init_backend=False)
-        spread = DTensor.from_local(torch.zeros(2), mesh, [Shard(0)], run_check=False, shape=(4,), stride=(1,))
+        spread = DTensor.from_local(
+            torch.zeros(2), mesh, [Shard(0)], run_check=False, shape=torch.Size([4]), stride=(1,)
+        )
         assert shards_of("w", spread) == ()
 
 
@@ -136,7 +139,9 @@ def test_terms_of_a_sum_are_refused() -> None:
 def test_a_local_part_of_another_shape_is_refused() -> None:
     with fake_rank(0, 2):
         mesh = DeviceMesh("cpu", [0, 1])
-        spread = DTensor.from_local(torch.zeros(2), mesh, [Shard(0)], run_check=False, shape=(9,), stride=(1,))
+        spread = DTensor.from_local(
+            torch.zeros(2), mesh, [Shard(0)], run_check=False, shape=torch.Size([9]), stride=(1,)
+        )
         with pytest.raises(RunError, match=r"w: its local part has shape \(2,\), which is not what placements"):
             shards_of("w", spread)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 import torch
@@ -47,6 +47,8 @@ from torchinit import (
 from torchinit.core import runs
 from torchinit.core.runs import write
 from torchinit.noise import Distribution, Job
+
+Parts: TypeAlias = Shard | tuple[Shard, ...]
 
 RECIPE = (
     Rule(Name("**"), Normal(std=0.02)),
@@ -350,24 +352,24 @@ class Refusing(Noise):
         raise AssertionError("written")
 
 
-def whole(model: nn.Module) -> dict[str, Shard]:
-    return local_shards(model)
+def whole(model: nn.Module) -> dict[str, Parts]:
+    return {**local_shards(model)}
 
 
-def without_bias(model: nn.Module) -> dict[str, Shard]:
-    return local_shards(model, ["weight"])
+def without_bias(model: nn.Module) -> dict[str, Parts]:
+    return {**local_shards(model, ["weight"])}
 
 
-def with_a_part(model: nn.Module) -> dict[str, Shard]:
-    return local_shards(model) | {"weight": Shard("weight", torch.zeros(1, 3), (2, 3), (0, 0))}
+def with_a_part(model: nn.Module) -> dict[str, Parts]:
+    return {**local_shards(model)} | {"weight": Shard("weight", torch.zeros(1, 3), (2, 3), (0, 0))}
 
 
-def on_meta(model: nn.Module) -> dict[str, Shard]:
-    return local_shards(model) | {"weight": Shard.whole("weight", torch.empty(2, 3, device="meta"))}
+def on_meta(model: nn.Module) -> dict[str, Parts]:
+    return {**local_shards(model)} | {"weight": Shard.whole("weight", torch.empty(2, 3, device="meta"))}
 
 
-def of_another_shape(model: nn.Module) -> dict[str, Shard]:
-    return local_shards(model) | {"weight": Shard.whole("weight", torch.empty(4, 3))}
+def of_another_shape(model: nn.Module) -> dict[str, Parts]:
+    return {**local_shards(model)} | {"weight": Shard.whole("weight", torch.empty(4, 3))}
 
 
 @pytest.mark.parametrize(
@@ -380,7 +382,7 @@ def of_another_shape(model: nn.Module) -> dict[str, Shard]:
     ],
 )
 def test_a_run_that_must_fail_writes_nothing(
-    shards: Callable[[nn.Module], dict[str, Shard]], noise: Noise, error: type[Exception], message: str
+    shards: Callable[[nn.Module], dict[str, Parts]], noise: Noise, error: type[Exception], message: str
 ) -> None:
     model = nn.Linear(3, 2)
     plan = make_plan(sites(model), [Rule(Leaf("bias"), Constant(9.0)), Rule(Leaf("weight"), Normal())])

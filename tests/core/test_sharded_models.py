@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -22,6 +20,7 @@ from torchinit import (
     Layer,
     Leaf,
     Name,
+    Noise,
     Normal,
     Orthogonal,
     Rule,
@@ -34,6 +33,7 @@ from torchinit import (
 )
 from torchinit.core.memory import entangled, identity, overlaps
 from torchinit.core.placements import shards_of
+from torchinit.core.shards import Shard as Part
 
 STRIDED = _StridedShard(0, split_factor=3)
 WAYS: list[list[Placement]] = [[Shard(0)], [Shard(1)], [Replicate()], [STRIDED]]
@@ -76,7 +76,7 @@ def spread_out(model: nn.Module, mesh: DeviceMesh, placements: list[Placement]) 
     return model
 
 
-def box(part: Any) -> tuple[slice, ...]:
+def box(part: Part) -> tuple[slice, ...]:
     return tuple(slice(at, at + size) for at, size in zip(part.start, part.local.shape, strict=True))
 
 
@@ -102,7 +102,12 @@ def test_each_rank_writes_its_part_of_one_answer(placements: list[Placement], wo
 def test_a_matrix_is_computed_once_for_all_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     compute = Orthogonal.compute
-    monkeypatch.setattr(Orthogonal, "compute", lambda *args: calls.append(args) or compute(*args))
+
+    def counted(fill: Orthogonal, part: Part, noise: Noise) -> Tensor:
+        calls.append(part)
+        return compute(fill, part, noise)
+
+    monkeypatch.setattr(Orthogonal, "compute", counted)
     with fake_rank(0, 2):
         model = spread_out(nn.Sequential(nn.Linear(12, 12, bias=False)), DeviceMesh("cpu", [0, 1]), [STRIDED])
         assert len(local_shards(model)["0.weight"]) == 3
@@ -132,7 +137,9 @@ def test_a_rank_outside_of_the_mesh_writes_nothing() -> None:
     with fake_rank(3, 4):
         mesh = DeviceMesh("cpu", [0, 1], _init_backend=False)
         layer = nn.Linear(2, 4, bias=False)
-        spread = DTensor.from_local(torch.zeros(2, 2), mesh, [Shard(0)], run_check=False, shape=(4, 2), stride=(2, 1))
+        spread = DTensor.from_local(
+            torch.zeros(2, 2), mesh, [Shard(0)], run_check=False, shape=torch.Size([4, 2]), stride=(2, 1)
+        )
         layer.weight = nn.Parameter(spread)
         report = initialize(layer, Rule(Leaf("weight"), Orthogonal()), seed=0)
         assert report["weight"].measured is None
