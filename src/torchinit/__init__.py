@@ -87,6 +87,7 @@ from torchinit.modules import (
 )
 from torchinit.noise import Global, Keyed, Noise
 from torchinit.recipes import INITIALIZERS, decode_recipe, load_recipe, recipe_to_data, schemes
+from torchinit.tracing import Trace, Write, trace
 
 __all__ = [
     "ADAPTERS",
@@ -164,6 +165,7 @@ __all__ = [
     "Stacked",
     "Step",
     "TorchinitError",
+    "Trace",
     "TruncNormal",
     "TruncNormalInit",
     "Uniform",
@@ -171,6 +173,7 @@ __all__ = [
     "VarianceScaling",
     "WEIGHT_INITIALIZERS",
     "Within",
+    "Write",
     "Xavier",
     "XavierInit",
     "Zeros",
@@ -195,6 +198,7 @@ __all__ = [
     "run",
     "schemes",
     "sites",
+    "trace",
     "trunc_normal_",
     "trunc_normal_init",
     "uniform_init",

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils import vector_to_parameters
 
 from torchinit.tracing import Observer, Watch
-from torchinit.tracing.observe import extent, storage_of
+from torchinit.tracing.observe import storage_of
+from torchinit.tracing.regions import extent
 
 
 def flat(layer: nn.Linear) -> Tensor:
@@ -65,7 +66,7 @@ def test_what_is_seen_is_what_has_changed(way: str) -> None:
     for key, tensor in enumerate(layer.parameters()):
         watch.add(key, tensor)
         before[key] = (tensor.detach().clone(), tensor.data_ptr())
-    with torch.no_grad(), Observer(watch, seen.add):
+    with torch.no_grad(), Observer(watch, lambda event: seen.add(event.key)):
         WAYS[way](layer)
     changed = {
         key
@@ -80,7 +81,7 @@ def test_equal_values_written_again_are_a_write() -> None:
     layer, watch = nn.BatchNorm1d(3), Watch()
     seen: list[int] = []
     watch.add(1, layer.weight)
-    with Observer(watch, seen.append):
+    with Observer(watch, lambda event: seen.append(event.key)):
         nn.init.ones_(layer.weight)
     assert seen == [1]
 
@@ -90,7 +91,7 @@ def test_parts_of_one_memory_are_told_apart(start: int, size: int, at: int, coun
     memory, watch = torch.zeros(12), Watch()
     seen: list[int] = []
     watch.add(1, memory[start : start + size])
-    with Observer(watch, seen.append):
+    with Observer(watch, lambda event: seen.append(event.key)):
         memory[at : at + count] = 1
     assert bool(seen) == bool(memory[start : start + size].any())
 
@@ -100,7 +101,7 @@ def test_memory_that_is_left_is_no_longer_watched() -> None:
     seen: list[int] = []
     watch.add(1, layer.weight)
     old = layer.weight.data
-    with Observer(watch, seen.append):
+    with Observer(watch, lambda event: seen.append(event.key)):
         layer.weight.data = torch.ones(2, 2)
         seen.clear()
         old.zero_()
@@ -111,7 +112,7 @@ def test_set_on_the_parameter_itself_is_followed() -> None:
     layer, watch = nn.Linear(2, 2), Watch()
     seen: list[int] = []
     watch.add(1, layer.weight)
-    with torch.no_grad(), Observer(watch, seen.append):
+    with torch.no_grad(), Observer(watch, lambda event: seen.append(event.key)):
         cast("Any", layer.weight).set_(torch.ones(2, 2))
         layer.weight.data.add_(1)
     assert seen == [1, 1]
@@ -122,7 +123,7 @@ def test_sparse_tensors_are_known_by_identity() -> None:
     seen: list[int] = []
     watch.add(1, sparse)
     assert storage_of(sparse) is None
-    with Observer(watch, seen.append):
+    with Observer(watch, lambda event: seen.append(event.key)):
         sparse.mul_(2)
     assert seen == [1]
 
@@ -134,7 +135,7 @@ def test_registrations_are_told_while_the_observer_is_entered_and_no_longer() ->
     def registered(module: nn.Module, name: str, value: object) -> None:
         told.append((module, name, type(value)))
 
-    with Observer(Watch(), lambda key: None, registered):
+    with Observer(Watch(), lambda event: None, registered):
         layer.weight = nn.Parameter(torch.ones(2, 2))
         layer.register_buffer("mask", torch.ones(2))
         layer.child = nn.Identity()
@@ -147,7 +148,7 @@ def test_nothing_is_left_entered_after_an_exception() -> None:
     layer, watch = nn.Linear(2, 2), Watch()
     seen: list[int] = []
     watch.add(1, layer.weight)
-    with pytest.raises(ZeroDivisionError), Observer(watch, seen.append, lambda *_: None):
+    with pytest.raises(ZeroDivisionError), Observer(watch, lambda event: seen.append(event.key), lambda *_: None):
         _ = 1 / 0
     nn.init.zeros_(layer.weight)
     layer.weight = nn.Parameter(torch.ones(2, 2))

@@ -25,7 +25,7 @@ from torchinit.modules.layers import in_vain
 from torchinit.modules.log import dump, log
 from torchinit.modules.survey import Spot, Survey
 from torchinit.noise import Global, Keyed, Noise
-from torchinit.tracing import Observer, Watch
+from torchinit.tracing import Event, Observer, Watch
 
 MARK = "_params_init_info"
 """The attribute that MMEngine's initializers look for; modules have it while their session is open, and no longer."""
@@ -181,8 +181,8 @@ class Session:
         for key in {key for spot in spots for key in spot.holders} & self.account.known.keys():
             self._watch.add(key, self.account.known[key])
 
-    def _told(self, key: int) -> None:
-        self.account.observed(key, self._labels[-1])
+    def _told(self, event: Event) -> None:
+        self.account.observed(event.key, self._labels[-1])
 
     def _registered(self, module: nn.Module, name: str, value: object) -> None:
         self._survey = None

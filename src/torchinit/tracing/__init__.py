@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from torchinit.tracing.observe import Observer, Watch
+from torchinit.tracing.observe import Event, Observer, Watch
+from torchinit.tracing.recorder import trace
 from torchinit.tracing.unfilled import is_unfilled
+from torchinit.tracing.writes import Trace, Write
 
-__all__ = ["Observer", "Watch", "is_unfilled"]
+__all__ = ["Event", "Observer", "Trace", "Watch", "Write", "is_unfilled", "trace"]

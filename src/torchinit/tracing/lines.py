@@ -1,0 +1,118 @@
+"""Lines: whose code is running: the line of the user's, and the module that it works on."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import NamedTuple
+
+import torch
+
+_TORCH = str(Path(torch.__file__).parent) + os.sep
+_OURS = str(Path(__file__).parents[1]) + os.sep
+_CONTEXTS = os.sep + "contextlib.py"
+
+_STANDING_FOR_TORCH = ("transformers" + os.sep + "initialization.py",)
+"""Files of others that wrap ``torch.nn.init`` name by name, so that a line in them says nothing."""
+
+_MACHINERY = tuple(_TORCH + name for name in ("utils" + os.sep, "overrides.py", "_", "autograd"))
+
+
+class Caller(NamedTuple):
+    """Who made a write: the line, the function of torch's that it called, the module whose code ran."""
+
+    line: str
+    call: str
+    module: str | None
+
+
+class _Code(NamedTuple):
+    """What is known of all frames of one piece of code."""
+
+    theirs: bool
+    call: str
+    arguments: tuple[str, ...]
+
+
+@lru_cache(maxsize=8192)
+def _look(code: CodeType) -> _Code:
+    file = code.co_filename
+    arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    if file.startswith(_OURS):
+        return _Code(False, "", ())
+    if file.startswith(_TORCH):
+        init = file == torch.nn.init.__file__
+        call = "" if file.startswith(_MACHINERY) else ("nn.init." if init else "") + code.co_qualname
+        return _Code(False, call, arguments)
+    if file.endswith(_STANDING_FOR_TORCH):
+        return _Code(False, "nn.init." + code.co_qualname, arguments)
+    return _Code(not file.endswith(_CONTEXTS), "", arguments)
+
+
+def caller(modules: Mapping[int, str], depth: int, until: int = 0) -> Caller:
+    """Who runs, seen from ``depth`` frames above: by the line, and by the modules (ids and names) it was given.
+
+    The search for a module ends at the frame whose id is ``until``.
+    """
+    frame: FrameType | None = sys._getframe(depth)
+    line, call, module = "", "", None
+    searching = True
+    while frame is not None and (searching or not line):
+        code = _look(frame.f_code)
+        if not line:
+            call = code.call or call
+            line = _line(frame) if code.theirs else ""
+        if searching and code.arguments:
+            module = _deepest(frame, code.arguments, modules)
+            searching = module is None
+        searching = searching and id(frame) != until
+        frame = frame.f_back
+    return Caller(line, call, module)
+
+
+def _deepest(frame: FrameType, names: tuple[str, ...], modules: Mapping[int, str]) -> str | None:
+    """The deepest of the modules that a function was given: of a model and its part, the part is worked on."""
+    held = frame.f_locals
+    found = [modules[id(value)] for name in names if id(value := held.get(name)) in modules]
+    return max(found, key=depth_of) if found else None
+
+
+def depth_of(name: str) -> int:
+    """How many modules lead to the one of this name.
+
+    >>> depth_of(""), depth_of("layers.0")
+    (0, 2)
+    """
+    return name.count(".") + 1 if name else 0
+
+
+def frame_of_user(depth: int = 1) -> FrameType | None:
+    """The first frame of code that is neither torch's nor torchinit's."""
+    frame: FrameType | None = sys._getframe(depth)
+    while frame is not None and not _look(frame.f_code).theirs:
+        frame = frame.f_back
+    return frame
+
+
+def is_within(code: CodeType, depth: int) -> bool:
+    """Whether a function of this code runs between here and the user's own code."""
+    frame: FrameType | None = sys._getframe(depth)
+    while frame is not None and frame.f_code is not code and not _look(frame.f_code).theirs:
+        frame = frame.f_back
+    return frame is not None and frame.f_code is code
+
+
+def _line(frame: FrameType) -> str:
+    return f"{_short(frame.f_code.co_filename)}:{frame.f_lineno}"
+
+
+@lru_cache(maxsize=1024)
+def _short(file: str) -> str:
+    """The file as a reader would call it: from where they stand, else from where Python found it."""
+    roots = [os.getcwd(), *(path for path in sys.path if path)]  # noqa: PTH109 # text, as sys.path has it
+    inside = [root for root in roots if file.startswith(root.rstrip(os.sep) + os.sep)]
+    return os.path.relpath(file, inside[0] if roots[0] in inside else max(inside, key=len)) if inside else file

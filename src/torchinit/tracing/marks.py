@@ -1,0 +1,56 @@
+"""Marks: what shows afterwards that a tensor was changed, when nobody saw it happen."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+from typing import NamedTuple
+
+import torch  # noqa: F401 # for the doctest
+from torch import Tensor
+
+from torchinit.tracing.observe import memory_of
+
+SAMPLE = 1024
+"""Of a tensor with more elements than this, so many are looked at, evenly spread."""
+
+
+class Mark(NamedTuple):
+    """A tensor at one moment: its memory, its version, its content (None where there is none to look at)."""
+
+    storage: int | None
+    version: int
+    content: bytes | None
+
+
+def mark(tensor: Tensor, *, exact: bool = False) -> Mark:
+    """The mark of a tensor as it is now; ``exact`` looks at every element.
+
+    >>> x = torch.zeros(3)
+    >>> before = mark(x)
+    >>> _ = x.numpy().fill(1.0)
+    >>> mark(x) == before
+    False
+    """
+    memory = memory_of(tensor)
+    storage = None if memory is None else memory.untyped_storage()._cdata
+    version = 0 if tensor.is_inference() else tensor._version
+    return Mark(storage, version, None if memory is None else content(memory, exact=exact))
+
+
+def content(tensor: Tensor, *, exact: bool = False) -> bytes | None:
+    """The bytes of a sample of a plain tensor's elements, or the digest of all; None on the meta device."""
+    if tensor.is_meta:
+        return None
+    flat = tensor.detach()
+    flat = flat.view(-1) if flat.is_contiguous() else flat.flatten()
+    sample = flat if exact else flat[:: max(1, len(flat) // SAMPLE)]
+    return _digest(sample.contiguous().cpu(), exact=exact)
+
+
+def _digest(flat: Tensor, *, exact: bool) -> bytes:
+    size = flat.numel() * flat.element_size()
+    if not exact:
+        return ctypes.string_at(flat.data_ptr(), size) if size else b""
+    held = (ctypes.c_char * size).from_address(flat.data_ptr()) if size else b""
+    return hashlib.blake2b(held, digest_size=16).digest()

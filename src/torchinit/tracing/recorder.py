@@ -1,0 +1,247 @@
+"""Recorders: what turns the writes that are observed on a model into a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from types import TracebackType
+
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
+
+from torchinit.core.names import normalize
+from torchinit.core.places import Held, Kind, held
+from torchinit.core.sites import grouped
+from torchinit.tracing.lines import caller, frame_of_user, is_within
+from torchinit.tracing.marks import Mark, mark
+from torchinit.tracing.observe import CarryOut, Event, Observer, Watch, memory_of, storage_of
+from torchinit.tracing.operations import arguments_text, is_scattered, name_of
+from torchinit.tracing.regions import region_of
+from torchinit.tracing.writes import UNSEEN, Region, Trace, Write
+
+
+@dataclass(slots=True)
+class Entry:
+    """A site while it is traced: the tensors that hold it, each with its mark of when it was last looked at."""
+
+    name: str
+    kind: Kind
+    tensors: list[Tensor]
+    marks: list[Mark] = field(default_factory=list)
+    written: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.tensors[0].shape)
+
+
+class Recorder:
+    """One tracing of a model: its sites and modules as they are now, and the trace that grows."""
+
+    def __init__(self, model: nn.Module, *, exact: bool = False, carry_out: CarryOut | None = None) -> None:
+        self.model = model
+        self.exact = exact
+        self.trace = Trace()
+        self.watch = Watch()
+        self.entries: list[Entry] = []
+        self.modules: dict[int, str] = {}
+        self._keys: dict[str, int] = {}
+        self._moved: set[int | None] = set()
+        self._until = 0
+        self._held: list[nn.Module] = []
+        self._observer = Observer(
+            self.watch,
+            self._told,
+            self._registered,
+            asked=self._asked if exact else None,
+            copied=self._copied,
+            carry_out=carry_out,
+        )
+
+    # --- beginning and end ---------------------------------------------------------------------------------
+
+    def __enter__(self) -> Trace:
+        frame = frame_of_user(2)
+        self._until = 0 if frame is None else id(frame)
+        with _disable_current_modes():
+            for entry, aliases in _entries(self.model):
+                self._take(entry, aliases)
+            self._learn(self.model, "")
+        self._began = tuple(self._keys)
+        self._name_sites()
+        self._observer.__enter__()
+        return self.trace
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._observer.__exit__(kind, error, trace)
+        if error is not None:
+            self.trace.error = f"{type(error).__name__}: {error}"
+        with _disable_current_modes():
+            self._look_again()
+        self._name_sites()
+
+    def _name_sites(self) -> None:
+        """Brings the names in the trace up to date."""
+        trace, gone = self.trace, set(self.trace.removed)
+        for kind in ("parameter", "buffer"):
+            names = [one.name for one in self.entries if one.kind == kind and one.name not in gone]
+            setattr(trace, f"{kind}s", tuple(names))
+        trace.added = tuple(name for name in self._keys if name not in self._began)
+
+    # --- what is known of the model ------------------------------------------------------------------------
+
+    def _take(self, entry: Entry, aliases: tuple[str, ...] = ()) -> int:
+        """Watches a site."""
+        key = self._keys.setdefault(entry.name, len(self.entries))
+        if key == len(self.entries):
+            self.entries.append(entry)
+        self.trace.aliases.update(dict.fromkeys(aliases, entry.name))
+        for tensor in entry.tensors:
+            self.watch.add(key, tensor)
+        entry.marks = [mark(tensor, exact=self.exact) for tensor in entry.tensors]
+        return key
+
+    def _learn(self, module: nn.Module, name: str) -> None:
+        """Learns the names of a module and of all below it."""
+        for below, child in module.named_modules():
+            if id(child) not in self.modules:
+                self._held.append(child)  # so that its id is not given to another
+                self.modules[id(child)] = normalize(f"{name}.{below}".strip(".") + ".x")[: -len(".x")]
+
+    # --- while code runs -----------------------------------------------------------------------------------
+
+    def _asked(self, event: Event) -> None:
+        """Before a write: whether anything has happened to the tensor since it was last looked at."""
+        with _disable_current_modes():
+            self._compare(self.entries[event.key])
+
+    def _told(self, event: Event) -> None:
+        entry = self.entries[event.key]
+        if event.operation == "data =" and storage_of(event.args[1]) in self._moved:
+            return  # noted when the other tensor was made
+        said = arguments_text(event.operation, event.args, event.kwargs)
+        self._note(entry, name_of(event.operation), said, _region(entry, event))
+
+    def _copied(self, event: Event, result: Tensor) -> None:
+        """A module moves its tensors: ``to_empty``, ``to`` and the like put others in their places untold."""
+        if not is_within(nn.Module._apply.__code__, 2):
+            return
+        entry = self.entries[event.key]
+        self.watch.add(event.key, result)
+        old = storage_of(event.target)
+        self._moved.add(storage_of(result))
+        entry.tensors = [result if storage_of(tensor) == old else tensor for tensor in entry.tensors]
+        self._note(entry, name_of(event.operation))
+
+    def _note(self, entry: Entry, operation: str, arguments: str = "", region: Region = None) -> None:
+        who = caller(self.modules, 2, self._until)
+        self._add(entry, Write(entry.name, operation, arguments, region, who.line, who.module, who.call))
+        entry.written = True
+        if self.exact:
+            with _disable_current_modes():
+                entry.marks = [mark(tensor, exact=True) for tensor in entry.tensors]
+
+    def _add(self, entry: Entry, write: Write) -> None:
+        self.trace.add((write.site, write.operation, write.line, write.module, write.call), write, entry.shape)
+
+    def _registered(self, module: nn.Module, name: str, value: object) -> None:
+        """Something is put into a module: a tensor in the place of another, or a new one, or a module."""
+        if id(module) not in self.modules:
+            return
+        place = f"{self.modules[id(module)]}.{name}".strip(".")
+        with _disable_current_modes():
+            if isinstance(value, nn.Module):
+                self._learn(value, place)
+                for entry, aliases in _entries(value, place):
+                    self._replace(entry, aliases)
+            elif isinstance(value, Tensor):
+                kind: Kind = "parameter" if isinstance(value, nn.Parameter) else "buffer"
+                self._replace(Entry(normalize(place), kind, [value]), ())
+
+    def _replace(self, entry: Entry, aliases: tuple[str, ...]) -> None:
+        """A site gets another tensor, which may be another site's: then they are tied from now on."""
+        others = {key for tensor in entry.tensors for key in self.watch.hit(tensor)}
+        owner = next((self.entries[key] for key in others if self.entries[key].name != entry.name), None)
+        if owner is not None:
+            self.trace.aliases[entry.name] = owner.name
+            self._note(entry, "assigned", owner.name)
+            return
+        known = self._keys.get(entry.name)
+        if known is not None:
+            for tensor in self.entries[known].tensors:
+                self.watch.drop(tensor)
+            self.entries[known].tensors = entry.tensors
+        self.trace.aliases.pop(entry.name, None)
+        self._take(entry if known is None else self.entries[known], aliases)
+        self._note(self.entries[self._keys[entry.name]], "assigned")
+
+    # --- the second net ------------------------------------------------------------------------------------
+
+    def _look_again(self) -> None:
+        """Finds what no observer saw: values, memory or tensors that are others than they were."""
+        now = {name: entry for entry, aliases in _entries(self.model) for name in (entry.name, *aliases)}
+        self.trace.removed = tuple(name for name in self._keys if name not in now)
+        for key, entry in enumerate(self.entries):
+            current = now.get(entry.name)
+            if current is not None and not all(key in self.watch.hit(tensor) for tensor in current.tensors):
+                self._add(entry, Write(entry.name, "assigned"))
+            elif current is not None and (self.exact or not entry.written):
+                self._compare(entry)
+        for entry in now.values():
+            if entry.name not in self._keys and entry.name not in self.trace.aliases:
+                self._take(entry)
+                self._add(entry, Write(entry.name, "assigned"))
+
+    def _compare(self, entry: Entry) -> None:
+        """Notes a write that nobody saw, if there was one."""
+        marks = [mark(tensor, exact=self.exact) for tensor in entry.tensors]
+        if marks != entry.marks:
+            entry.marks = marks
+            self._add(entry, Write(entry.name, UNSEEN))
+
+
+def _entries(model: nn.Module, prefix: str = "") -> Iterator[tuple[Entry, tuple[str, ...]]]:
+    """The sites of a model with the tensors behind them, and their other names."""
+    for site, group in grouped(held(model)):
+        names = [normalize(f"{prefix}.{view.name}".strip(".")) for view in site.views]
+        yield Entry(names[0], site.kind, _behind(group[0])), tuple(names[1:])
+
+
+def _behind(one: Held) -> list[Tensor]:
+    return list(one.way.sources) if one.way else [one.tensor]
+
+
+def _region(entry: Entry, event: Event) -> Region:
+    """Which part of the site a write reached."""
+    if event.operation == "data =" or name_of(event.operation) == "set_":
+        return None
+    found = _within(event.target, entry.tensors[0]) if len(entry.tensors) == 1 else "part"
+    return "part" if found is None and is_scattered(event.operation) else found
+
+
+def _within(target: Tensor, base: Tensor) -> Region:
+    """The region of a site's tensor that a written tensor is."""
+    view, memory = memory_of(target), memory_of(base)
+    if view is None or memory is None:
+        return None if target is base else "part"
+    found = region_of(view, memory)
+    if memory is base or found == "part":
+        return found
+    return None if found is None and type(target) is type(base) else "part"
+
+
+def trace(model: nn.Module, *, exact: bool = False) -> AbstractContextManager[Trace]:
+    """Observes every write to the parameters and buffers of a model while the ``with`` block runs.
+
+    >>> model = nn.Sequential(nn.Linear(2, 2))
+    >>> with trace(model) as seen:
+    ...     _ = nn.init.normal_(model[0].weight, std=0.02)
+    >>> seen.writes[0].what, seen.writes[0].call
+    ('normal_(mean=0, std=0.02)', 'nn.init.normal_')
+    >>> seen.unwritten
+    ('0.bias',)
+    """
+    return Recorder(model, exact=exact)
