@@ -10,8 +10,10 @@ import pytest
 
 from torchinit import errors
 from torchinit.errors import (
+    CheckpointError,
     ConfigError,
     FanError,
+    FetchError,
     MissingExtraError,
     PlanError,
     ReportError,
@@ -27,9 +29,11 @@ TREE = {
     PlanError: ValueError,
     RunError: RuntimeError,
     ReportError: AssertionError,
+    CheckpointError: RuntimeError,
+    FetchError: CheckpointError,
     MissingExtraError: ImportError,
 }
-MANY: list[Any] = [ConfigError, PlanError, RunError, ReportError]
+MANY: list[Any] = [ConfigError, PlanError, RunError, ReportError, CheckpointError, FetchError]
 
 
 @pytest.mark.parametrize(("error", "base"), TREE.items())

@@ -46,8 +46,10 @@ from torchinit.core.selectors import (
 from torchinit.core.shards import Box, Shard
 from torchinit.core.sites import LayerClass, Site, sites
 from torchinit.errors import (
+    CheckpointError,
     ConfigError,
     FanError,
+    FetchError,
     MissingExtraError,
     PlanError,
     ReportError,
@@ -103,6 +105,7 @@ __all__ = [
     "Caffe2Xavier",
     "Caffe2XavierInit",
     "Change",
+    "CheckpointError",
     "Computed",
     "ConfigError",
     "Constant",
@@ -111,6 +114,7 @@ __all__ = [
     "DepthScaled",
     "Dirac",
     "FanError",
+    "FetchError",
     "Fill",
     "Fingerprint",
     "Global",

@@ -8,6 +8,8 @@
     ├── PlanError (ValueError)            a plan that would do something wrong; carries .problems
     ├── RunError (RuntimeError)           a plan that cannot be run on this model, found before any write
     ├── ReportError (AssertionError)      what was written is not what was planned; carries .problems
+    ├── CheckpointError (RuntimeError)    a checkpoint that cannot be had, read or loaded; carries .problems
+    │   └── FetchError (CheckpointError)  a source whose file cannot be had, or is not the right one
     └── MissingExtraError (ImportError)   an optional dependency is not installed; carries .extra
 """
 
@@ -52,6 +54,14 @@ class RunError(_ManyProblemsError, RuntimeError):
 
 class ReportError(_ManyProblemsError, AssertionError):
     """What was written is not what was planned; ``problems`` holds every site that differs."""
+
+
+class CheckpointError(_ManyProblemsError, RuntimeError):
+    """A checkpoint that cannot be had, read or loaded; ``problems`` holds every finding."""
+
+
+class FetchError(CheckpointError):
+    """A source whose file cannot be had, or is not the file that it should be."""
 
 
 class MissingExtraError(TorchinitError, ImportError):

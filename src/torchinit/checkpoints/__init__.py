@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
+from torchinit.checkpoints.limits import Limits
 from torchinit.checkpoints.loading import load_pretrained, load_state_dict, read_checkpoint
+from torchinit.checkpoints.members import member_of
+from torchinit.checkpoints.sources import fetch, register_source
 
-__all__ = ["load_pretrained", "load_state_dict", "read_checkpoint"]
+__all__ = [
+    "Limits",
+    "fetch",
+    "load_pretrained",
+    "load_state_dict",
+    "member_of",
+    "read_checkpoint",
+    "register_source",
+]

@@ -1,0 +1,139 @@
+"""The lock file: which file each source was, so that it stays the same one.
+
+A JSON file, sorted, an entry a source::
+
+    {
+      "version": 1,
+      "sources": {
+        "https://example.org/resnet50.pth": {
+          "sha256": "0676ba61b6795bbe1773cffd859882e5e297624d384b6993f7c9e683e722fb8a",
+          "size": 102530333
+        }
+      }
+    }
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from torchinit.checkpoints.cache import Cache, default_folder, write_whole
+from torchinit.checkpoints.limits import switch
+from torchinit.checkpoints.refusals import OtherFileError, check_hash
+from torchinit.errors import FetchError
+
+VERSION: Final = 1
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """Which file a source was: its hash and size; ``revision`` is the commit it came from, ``url`` where it led to."""
+
+    sha256: str
+    size: int
+    url: str = ""
+    revision: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.sha256, str) or not _SHA256.fullmatch(self.sha256):
+            raise ValueError(f"sha256 is 64 hexadecimal digits in small letters, but got {self.sha256!r}")
+        if not isinstance(self.size, int) or isinstance(self.size, bool) or self.size < 0:
+            raise ValueError(f"size is a number of bytes, but got {self.size!r}")
+        if not isinstance(self.url, str) or not isinstance(self.revision, str):
+            raise ValueError("url and revision are text")
+
+
+def read_pins(path: Path) -> dict[str, Pin]:
+    """What a lock file says, source by source; nothing if there is no file. Raises FetchError with every mistake."""
+    try:
+        data = json.loads(path.read_text("utf-8"), object_pairs_hook=_unique)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise FetchError(f"the lock file {path} cannot be read: {error}") from None
+    sources = data.get("sources") if isinstance(data, dict) else None
+    if not isinstance(sources, dict) or data.get("version") != VERSION:
+        raise FetchError(f"{path} is no lock file of version {VERSION}")
+    return _pins(path, sources)
+
+
+def _pins(path: Path, sources: Mapping[str, Any]) -> dict[str, Pin]:
+    found, problems = {}, []
+    for source, entry in sources.items():
+        try:
+            found[source] = Pin(**entry)
+        except (TypeError, ValueError) as error:
+            problems.append(f"{source}: {error}")
+    if problems:
+        raise FetchError(f"the lock file {path} has entries that cannot be read", problems)
+    return found
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = sorted({key for key, _ in pairs if [other for other, _ in pairs].count(key) > 1})
+        raise ValueError(f"{', '.join(twice)} stands there twice")
+    return found
+
+
+def write_pins(path: Path, pins: Mapping[str, Pin]) -> None:
+    """Writes a lock file, sorted, so that a change of one source is a change of its lines."""
+    entries = {source: {key: value for key, value in asdict(pins[source]).items() if value != ""} for source in pins}
+    data = {"version": VERSION, "sources": dict(sorted(entries.items()))}
+    try:
+        write_whole(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise FetchError(f"the lock file {path} cannot be written: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """A lock file in use, or none; ``frozen`` refuses sources that are not in it."""
+
+    path: Path | None
+    frozen: bool = False
+
+    def pin(self, source: str, sha256: str | None) -> Pin | None:
+        """What is locked of a source, if anything. Raises FetchError where frozen, and for two hashes that differ."""
+        pin = read_pins(self.path).get(source) if self.path else None
+        if self.frozen and pin is None:
+            where = f"not in the lock file {self.path}" if self.path else "in no lock file, for none is given"
+            raise FetchError(f"{source} is {where}, and it is frozen; record it once without TORCHINIT_FROZEN")
+        if pin:
+            check_hash(f"{source}, as {self.path} has it,", pin.sha256, sha256)
+        return pin
+
+    def add(self, source: str, pin: Pin) -> None:
+        """Records a source; raises FetchError if another process has meanwhile recorded another file for it."""
+        if self.path is not None:
+            whole = self.path.absolute()
+            with Cache(default_folder()).locked(f"lock-{hashlib.sha256(str(whole).encode()).hexdigest()[:32]}"):
+                pins = read_pins(whole)
+                known = pins.setdefault(source, pin)
+                check_hash(f"{source}, fetched just now,", pin.sha256, known.sha256)
+                write_pins(whole, pins)
+
+    @contextlib.contextmanager
+    def named(self) -> Iterator[None]:
+        """Tells, where a file is not the one that is locked, where it is locked."""
+        try:
+            yield
+        except OtherFileError as error:
+            way = f"{self.path} has the wanted one; if the change is right, remove the source there"
+            raise OtherFileError(error.headline, [*error.problems, way]) from error
+
+
+def lock_of(path: str | os.PathLike[str] | None, frozen: bool | None) -> Lock:
+    """The lock file that is given, or else that of the variables TORCHINIT_LOCK and TORCHINIT_FROZEN."""
+    chosen = path or os.environ.get("TORCHINIT_LOCK")
+    return Lock(Path(chosen) if chosen else None, switch("TORCHINIT_FROZEN") if frozen is None else frozen)

@@ -1,0 +1,69 @@
+"""Addresses: a URL leads where it says, and its name is safe for any file system."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from torchinit.checkpoints.addresses import address_of, name_of, redirected
+from torchinit.errors import FetchError
+
+
+@pytest.mark.parametrize(
+    ("url", "same"),
+    [
+        ("https://Example.ORG:443/a.pth#part", "https://example.org/a.pth"),
+        ("http://example.org:80", "http://example.org/"),
+        ("https://example.org/é b?x=ü&y=%20", "https://example.org/%C3%A9%20b?x=%C3%BC&y=%20"),
+        ("https://bücher.example/a", "https://xn--bcher-kva.example/a"),
+        ("https://[::1]:8443/a", "https://[::1]:8443/a"),
+    ],
+)
+def test_one_spelling_of_a_url(url: str, same: str) -> None:
+    assert address_of(url).url == same
+    assert address_of(same).url == same
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("https://e.org/m/resnet50-0676ba61.pth?x=/../y", "resnet50-0676ba61.pth"),
+        ("https://e.org/", "file"),
+        ("https://e.org/a/..", "file"),
+        ("https://e.org/.bashrc", "bashrc"),
+        ("https://e.org/%2e%2e%2f%2e%2e%2fa.pth", "a.pth"),
+        ("https://e.org/..%5c..%5ca.pth", "a.pth"),
+        ("https://e.org/a%00b%0ac.pth", "a_b_c.pth"),
+        ("https://e.org/C:a.pth", "C_a.pth"),
+        ("https://e.org/模型.pth", "__.pth"),
+        (f"https://e.org/{'x' * 300}.safetensors", "x" * 88 + ".safetensors"),
+    ],
+)
+def test_names(url: str, name: str) -> None:
+    assert name_of(url) == name
+
+
+@given(st.text())
+@example("a/.")
+@example(("." * 100) + "a" * 99)
+def test_a_name_is_safe_whatever_the_url(path: str) -> None:
+    name = name_of(f"https://example.org/{path}")
+    assert re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", name)
+
+
+@given(st.text(max_size=30), st.sampled_from(["http", "https"]))
+@example("//evil.org\\@example.org", "https")
+@example("https:evil", "https")
+@example("\n//x", "https")
+def test_a_redirect_is_refused_or_stays_on_the_web(location: str, scheme: str) -> None:
+    start = address_of(f"{scheme}://example.org/a")
+    try:
+        target = redirected(start, location)
+    except FetchError:
+        return
+    assert target.scheme in {"https", scheme}
+    assert target.host
+    assert address_of(target.url) == target

@@ -1,0 +1,309 @@
+"""Downloads from servers that misbehave: never a bad entry, never a hang, always a clear error."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import random
+import shutil
+import socket
+import time
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.checkpoints import servers
+from tests.checkpoints.servers import Handler, Site, Visit, broken, in_turn, ranged, redirect, status, whole
+from torchinit.checkpoints import Limits, fetch
+from torchinit.checkpoints.cache import Cache
+from torchinit.errors import FetchError
+
+BODY = random.Random(0).randbytes(3_000_000)
+SHA = hashlib.sha256(BODY).hexdigest()
+QUICK = Limits(idle=0.4, slowest=1000, total=20, attempts=3, pause=0.01)
+
+
+def got(url: str, **options: Any) -> bytes:
+    return fetch(url, **{"limits": QUICK, **options}).read_bytes()
+
+
+def left_in(cache: Path) -> list[str]:
+    """What lies in a cache: entries, and parts that can be gone on with."""
+    return sorted(path.name for path in cache.rglob("*") if path.is_file() and path.parent.name != ".locks")
+
+
+def test_a_file_is_fetched_once(site: Site, cache: Path) -> None:
+    url = site.serve("/weights/a.pth", whole(BODY))
+    assert got(url) == BODY
+    path = fetch(url)
+    assert path.read_bytes() == BODY
+    assert path.name == "a.pth"
+    assert path.is_relative_to(cache)
+    assert site.hits("/weights/a.pth") == 1
+    assert left_in(cache) == [".entry.json", "a.pth"]
+    assert site.seen[0][1]["Accept-Encoding"] == "identity"
+
+
+def test_two_files_of_one_name_are_two_entries(site: Site) -> None:
+    first = fetch(site.serve("/v0.0/alex.pth", whole(b"old")), limits=QUICK)
+    second = fetch(site.serve("/v0.1/alex.pth", whole(b"new")), limits=QUICK)
+    third = fetch(site.url + "/v0.1/alex.pth?token=1", limits=QUICK)
+    assert (first.name, second.name, third.name) == ("alex.pth",) * 3
+    assert (first.read_bytes(), second.read_bytes()) == (b"old", b"new")
+    assert len({first, second, third}) == 3
+
+
+def chunked(body: bytes, *, end: bool = True) -> Handler:
+    """No length, but a mark at the end, unless that is left out."""
+
+    def answer(visit: Visit) -> None:
+        visit.say(200, Transfer_Encoding="chunked", Content_Length=None)
+        for at in range(0, len(body), 1 << 16):
+            block = body[at : at + (1 << 16)]
+            visit.wfile.write(b"%x\r\n%b\r\n" % (len(block), block))
+        visit.wfile.write(b"0\r\n\r\n" * end)
+
+    return answer
+
+
+def endless(visit: Visit) -> None:
+    """No length, no end."""
+    visit.say(200, Content_Length=None)
+    while True:
+        visit.wfile.write(BODY)
+
+
+def test_an_answer_in_chunks(site: Site) -> None:
+    assert got(site.serve("/a.pth", chunked(BODY))) == BODY
+
+
+def babble(visit: Visit) -> None:
+    """What is no HTTP."""
+    visit.wfile.write(b"hello\n")
+
+
+def unlocated(visit: Visit) -> None:
+    visit.say(302)
+
+
+REFUSED: dict[str, tuple[Handler, str]] = {
+    "a page with 200": (whole(b"<html>log in</html>", Content_Type="text/html; charset=utf-8"), "is a web page"),
+    "a page that says it is weights": (
+        whole(b"\n<!DOCTYPE html><p>", Content_Type="application/octet-stream"),
+        "is a web page",
+    ),
+    "a pointer": (whole(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"), "is a pointer of Git LFS"),
+    "an empty body": (whole(b""), r"a\.pth is empty"),
+    "packed": (whole(gzip.compress(bytes(10_000_000)), Content_Encoding="gzip"), r"is packed \(gzip\)"),
+    "a length that is none": (whole(BODY, Content_Length="12x"), "the length '12x' is no number"),
+    "a length below zero": (whole(BODY, Content_Length="-1"), "the length '-1' is no number"),
+    "larger than allowed": (whole(b"x", Content_Length=str(10**12)), "is larger than 100,000,000,000 bytes"),
+    "neither length nor end": (whole(BODY, Content_Length=None), "the answer has no length"),
+    "not found": (status(404), "the server says 404: there is no such file"),
+    "not allowed": (status(403), "the server says 403: it is not open to everyone"),
+    "not known": (status(401), "the server says 401: it wants to know who asks"),
+    "no more": (status(410), "the server says 410: the file is gone"),
+    "a part nobody asked for": (status(206), "the server says 206$"),
+    "a redirect to nowhere": (unlocated, "the server says 302$"),
+    "to http": (redirect("http://localhost/a.pth"), "refused: it leaves https"),
+    "to a file": (redirect("file:///etc/passwd"), "refused: file:///etc/passwd is no http or https URL"),
+    "to ftp": (redirect("ftp://localhost/a.pth"), "refused: ftp://localhost/a.pth is no http or https URL"),
+    "to a port that is none": (redirect("https://localhost:99999/"), "refused: https://localhost:99999/ is no URL"),
+    "to itself": (redirect("/a.pth"), "is redirected more than 5 times"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_is_refused_at_once(what: str, site: Site, cache: Path) -> None:
+    handler, text = REFUSED[what]
+    url = site.serve("/a.pth", handler)
+    with pytest.raises(FetchError, match=text):
+        got(url)
+    assert site.hits("/a.pth") == (6 if what == "to itself" else 1)
+    assert left_in(cache) == []
+
+
+PASSING: dict[str, tuple[Handler, str]] = {
+    "busy": (status(500), "the server says 500"),
+    "busier": (status(429, Retry_After="0"), "the server says 429"),
+    "truncated": (broken(BODY, 1_000_000, None), "the answer ended after 1,000,000 of 3,000,000 bytes"),
+    "chunks that break off": (chunked(BODY, end=False), "IncompleteRead"),
+    "no answer": (lambda visit: visit.connection.close(), "."),
+    "no HTTP": (babble, "hello"),
+    "a slow drip": (servers.dripping(BODY, 0.01), r"\d+ bytes came in 0\.4 s"),
+    "a slow drip of headers": (servers.dripping(BODY, 0.01, headers=True), "0 bytes came in 0.4 s"),
+    "silence": (lambda visit: time.sleep(2), "timed out|0 bytes came in 0.4 s"),
+}
+
+
+@pytest.mark.parametrize("what", PASSING)
+def test_what_may_pass_is_tried_again_and_then_an_error(what: str, site: Site, cache: Path) -> None:
+    handler, text = PASSING[what]
+    url = site.serve("/a.pth", handler)
+    with pytest.raises(FetchError, match=rf"a\.pth cannot be fetched: .*{text}.* \(attempt 3\)"):
+        got(url)
+    assert site.hits("/a.pth") == 3
+    assert Cache(cache).entries() == ()
+    site.serve("/a.pth", ranged(BODY))
+    assert got(url) == BODY
+
+
+def test_two_failures_then_the_file(site: Site) -> None:
+    url = site.serve("/a.pth", in_turn(status(500), status(503), whole(BODY)))
+    assert got(url) == BODY
+
+
+def test_an_endless_answer_stops_at_the_bound(site: Site, cache: Path) -> None:
+    url = site.serve("/a.pth", endless)
+    with pytest.raises(FetchError, match=r"is larger than 10,000,000 bytes; TORCHINIT_MAX_DOWNLOAD"):
+        got(url, sha256=SHA, limits=Limits(size=10_000_000))
+    assert left_in(cache) == []
+
+
+def test_without_a_length_the_hash_tells(site: Site) -> None:
+    url = site.serve("/a.pth", whole(BODY, Content_Length=None))
+    assert got(url, sha256=SHA) == BODY
+
+
+def test_the_total_time_is_bounded(site: Site) -> None:
+    url = site.serve("/a.pth", servers.dripping(BODY, 0.001))
+    with pytest.raises(FetchError, match=r"it took longer than 0\.5 s"):
+        got(url, limits=Limits(slowest=0, total=0.5))
+
+
+def test_a_download_goes_on_where_it_broke_off(site: Site) -> None:
+    url = site.serve("/a.pth", in_turn(broken(BODY, 1_000_000), broken(BODY, 0), ranged(BODY)))
+    assert got(url) == BODY
+    ranges = [headers.get("Range") for _, headers in site.seen]
+    assert ranges == [None, "bytes=1000000-", None]  # the second began anew, and left nothing
+    assert site.seen[1][1]["If-Range"] == '"v1"'
+
+
+def test_a_download_goes_on_in_the_next_call(site: Site, cache: Path) -> None:
+    url = site.serve("/a.pth", broken(BODY, 2_000_000))
+    with pytest.raises(FetchError, match=r"ended after 2,000,000 of 3,000,000 bytes"):
+        got(url, limits=Limits(attempts=1))
+    assert left_in(cache) == [".part", ".part.json"]
+    site.serve("/a.pth", ranged(BODY))
+    assert got(url) == BODY
+    assert site.seen[-1][1]["Range"] == "bytes=2000000-"
+    assert left_in(cache) == [".entry.json", "a.pth"]
+
+
+OTHER = BODY[::-1]
+CHANGED: dict[str, Handler] = {
+    "by If-Range": ranged(OTHER, '"v2"'),
+    "ranges are ignored": whole(OTHER),
+    "another tag in the answer": in_turn(
+        lambda visit: visit.say(
+            206, OTHER[1_000_000:], ETag='"v2"', Content_Range=f"bytes 1000000-{len(OTHER) - 1}/{len(OTHER)}"
+        ),
+        whole(OTHER),
+    ),
+    "another range": in_turn(
+        lambda visit: visit.say(206, OTHER[5:], Content_Range=f"bytes 5-{len(OTHER) - 1}/{len(OTHER)}"), whole(OTHER)
+    ),
+    "no range": in_turn(lambda visit: visit.say(206, OTHER[5:]), whole(OTHER)),
+    "past the end": in_turn(status(416), whole(OTHER)),
+}
+
+
+@pytest.mark.parametrize("how", CHANGED)
+def test_content_that_changed_between_attempts_is_not_mixed(how: str, site: Site) -> None:
+    url = site.serve("/a.pth", in_turn(broken(BODY, 1_000_000), CHANGED[how]))
+    assert got(url) == OTHER
+
+
+def test_two_halves_that_do_not_fit_are_found_by_the_hash(site: Site) -> None:
+    lying = ranged(OTHER)  # the same tag for other bytes
+    url = site.serve("/a.pth", in_turn(broken(BODY, 1_000_000), lying, whole(OTHER)))
+    assert got(url, sha256=hashlib.sha256(OTHER).hexdigest()) == OTHER
+
+
+def test_another_file_than_asked_for(site: Site, cache: Path) -> None:
+    url = site.serve("/a.pth", whole(BODY))
+    with pytest.raises(FetchError, match=rf"(?s)is not the file that was asked for\n.*{64 * '0'}\n.*{SHA}"):
+        got(url, sha256=64 * "0")
+    assert left_in(cache) == []
+    with pytest.raises(FetchError, match="a sha256 has 64 hexadecimal digits, but got '12'"):
+        got(url, sha256="12")
+    assert got(url, sha256=f"sha256:{SHA.upper()}") == BODY
+
+
+def test_redirects_are_followed(site: Site) -> None:
+    site.serve("/b/c.bin", whole(BODY))
+    url = site.serve("/a.pth", redirect(f"{site.url}/b/x", 301))
+    site.serve("/b/x", redirect("c.bin", 307))
+    path = fetch(url, limits=QUICK)
+    assert path.read_bytes() == BODY
+    assert path.name == "a.pth"  # by what was asked for
+
+
+def test_names_from_headers_do_not_count(site: Site, cache: Path) -> None:
+    url = site.serve("/a.pth", whole(BODY, Content_Disposition='attachment; filename="../../evil.pth"'))
+    got(url)
+    assert left_in(cache) == [".entry.json", "a.pth"]
+    path = fetch(site.serve("/x/..%2f..%2f..%2fevil%00.pth", whole(BODY)), limits=QUICK)
+    assert path.name == "evil_.pth"
+    assert path.resolve().is_relative_to(cache.resolve())
+
+
+def test_plain_http_only_with_a_hash(plain: Site, site: Site) -> None:
+    url = plain.serve("/a.pth", whole(BODY))
+    with pytest.raises(FetchError, match="anyone on the way can change what comes by http; give its sha256"):
+        got(url)
+    assert got(url, sha256=SHA) == BODY
+    site.serve("/b.pth", whole(BODY))
+    assert got(plain.serve("/c.pth", redirect(f"{site.url}/b.pth")), sha256=SHA) == BODY
+
+
+def test_a_certificate_that_nobody_knows(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = site.serve("/a.pth", whole(BODY))
+    monkeypatch.delenv("SSL_CERT_FILE")
+    with pytest.raises(FetchError, match=r"certificate of the host is not trusted: .*SSL_CERT_FILE"):
+        got(url)
+    assert site.hits("/a.pth") == 0
+
+
+def test_a_handshake_that_stands_still(cache: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        url = f"https://localhost:{deaf.getsockname()[1]}/a.pth"
+        with pytest.raises(FetchError, match=r"cannot be fetched: .*(timed out|came in)"):
+            got(url)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:9", "nowhere.invalid"])
+def test_no_network(host: str, cache: Path) -> None:
+    with pytest.raises(FetchError, match=rf"https://{host}/a\.pth cannot be fetched: .*\(attempt 3\)"):
+        got(f"https://{host}/a.pth")
+
+
+def test_a_disk_without_room(site: Site, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")
+    url = site.serve("/a.pth", whole(BODY))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9 - 2_999_999, 2_999_999))
+    with pytest.raises(FetchError, match=r"needs 3,000,000 bytes, and .* has 2,999,999 free; TORCHINIT_CACHE"):
+        got(url)
+    assert left_in(cache) == []
+
+
+def test_a_disk_that_fills_up(site: Site, cache: Path) -> None:
+    url = site.serve("/a.pth", whole(BODY))
+
+    def full(done: int, total: int | None) -> None:
+        if done > 0:
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(FetchError, match=r"cannot be written to .*: \[Errno 28\] No space left on device"):
+        got(url, progress=full)
+    assert left_in(cache) == []
+
+
+def test_progress_is_told(site: Site) -> None:
+    told: list[tuple[int, int | None]] = []
+    got(site.serve("/a.pth", whole(BODY)), progress=lambda done, total: told.append((done, total)))
+    assert told[0] == (0, len(BODY))
+    assert told[-1] == (len(BODY), len(BODY))
+    assert told == sorted(told)

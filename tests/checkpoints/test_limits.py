@@ -1,0 +1,55 @@
+"""Limits: what the environment sets, and what it cannot mean."""
+
+from __future__ import annotations
+
+import pytest
+
+from torchinit.checkpoints.limits import Limits, from_environment
+from torchinit.errors import FetchError
+
+
+def test_a_silent_environment_changes_nothing() -> None:
+    assert from_environment({}) == Limits()
+    empty = ("TORCHINIT_MAX_DOWNLOAD", "TORCHINIT_TIMEOUT", "TORCHINIT_ALLOWED_HOSTS", "TORCHINIT_OFFLINE")
+    assert from_environment(dict.fromkeys(empty, "")) == Limits()
+
+
+def test_what_it_sets() -> None:
+    said = {
+        "TORCHINIT_MAX_DOWNLOAD": "2.5 GB",
+        "TORCHINIT_TIMEOUT": "7.5",
+        "TORCHINIT_ALLOWED_HOSTS": "a.org, *.b.org,",
+        "TORCHINIT_OFFLINE": "Yes",
+    }
+    assert from_environment(said) == Limits(size=2_500_000_000, idle=7.5, hosts=("a.org", "*.b.org"), offline=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("TORCHINIT_MAX_DOWNLOAD", "much", "TORCHINIT_MAX_DOWNLOAD='much' is no size; write 500MB or 20GB"),
+        ("TORCHINIT_MAX_DOWNLOAD", "-1", "is no size"),
+        ("TORCHINIT_TIMEOUT", "0", "TORCHINIT_TIMEOUT='0' is no number of seconds above 0"),
+        ("TORCHINIT_TIMEOUT", "inf", "is no number of seconds above 0"),
+        ("TORCHINIT_OFFLINE", "maybe", "TORCHINIT_OFFLINE='maybe' is neither yes nor no; set it to 1 or 0"),
+    ],
+)
+def test_what_it_cannot_mean(name: str, value: str, text: str) -> None:
+    with pytest.raises(FetchError, match=text):
+        from_environment({name: value})
+
+
+@pytest.mark.parametrize(
+    ("hosts", "host", "allowed"),
+    [
+        ((), "anybody.org", True),
+        (("a.org",), "A.org.", True),
+        (("a.org",), "b.a.org", False),
+        (("*.a.org",), "b.a.org", True),
+        (("*.a.org",), "a.org", False),
+        (("*.a.org",), "evila.org", False),
+        (("*",), "a.org", False),
+    ],
+)
+def test_hosts(hosts: tuple[str, ...], host: str, allowed: bool) -> None:
+    assert Limits(hosts=hosts).allows(host) is allowed
