@@ -8,10 +8,53 @@ from collections.abc import Mapping
 import pytest
 
 from torchinit import ADAPTERS, Adapter, ConfigError, adapters
-from torchinit.checkpoints.adapters import InputChannels, Transpose
+from torchinit.checkpoints.adapters import (
+    BatchNormAffine,
+    Chain,
+    Drop,
+    FoldBatchNorm,
+    Fuse,
+    Inflate,
+    InputChannels,
+    Labels,
+    PoolHeads,
+    ResizePatches,
+    ResizePositions,
+    ResizeRelativeBias,
+    ResizeVocabulary,
+    RopeOrder,
+    Rows,
+    Split,
+    Stack,
+    Transpose,
+    Unstack,
+)
 from torchinit.core.vocabulary import SCHEMA
 
-EVERY: tuple[Adapter, ...] = (InputChannels(), InputChannels("repeat", 0), Transpose(), Transpose((0, 2, 1)))
+EVERY: tuple[Adapter, ...] = (
+    BatchNormAffine(1e-3),
+    Chain((Transpose(), Split("c_attn", ("q", "k", "v")))),
+    Drop(),
+    FoldBatchNorm("conv1", "bn1", bias=True),
+    Fuse("qkv", ("q", "k", "v"), groups=12),
+    Inflate("centre"),
+    InputChannels(),
+    InputChannels("repeat", 0),
+    Labels(("cat", "dog"), ("dog", "cow"), "mean"),
+    PoolHeads(32),
+    ResizePatches(antialias=False),
+    ResizePositions(file=(14, 14)),
+    ResizeRelativeBias(3, site=(12, 12)),
+    ResizeVocabulary(spread=1e-9, seed=7),
+    RopeOrder(32, "interleaved", 64),
+    Rows(),
+    Rows((3, 1)),
+    Split("qkv", ("q", "k", "v"), (4, 1, 1)),
+    Stack("w1", "*.w1", 8),
+    Transpose(),
+    Transpose((0, 2, 1)),
+    Unstack("w1", "*.w1"),
+)
 
 
 def test_every_registered_adapter_is_here() -> None:

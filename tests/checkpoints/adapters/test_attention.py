@@ -1,0 +1,115 @@
+"""Attention: rotated and shared heads give the scores that they gave before."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from torchinit.checkpoints.adapters import PoolHeads, RopeOrder
+
+HEADS, SIZE, WIDTH = 3, 8, 10
+
+
+def angles(rotary: int) -> torch.Tensor:
+    return torch.outer(torch.arange(6.0), 10.0 ** -torch.arange(0, 1, 2 / rotary))
+
+
+def turned_in_pairs(heads: torch.Tensor, rotary: int) -> torch.Tensor:
+    """Meta's way: two numbers that follow each other are one complex number."""
+    numbers = torch.view_as_complex(heads[..., :rotary].unflatten(-1, (-1, 2)).contiguous())
+    turn = torch.polar(torch.ones(6, rotary // 2), angles(rotary))[:, None]
+    return torch.cat([torch.view_as_real(numbers * turn).flatten(-2), heads[..., rotary:]], -1)
+
+
+def turned_in_halves(heads: torch.Tensor, rotary: int) -> torch.Tensor:
+    """The way of transformers: x cos + rotate_half(x) sin."""
+    turn = torch.cat([angles(rotary)] * 2, -1)[:, None]
+    first, second = heads[..., :rotary].chunk(2, -1)
+    halves = heads[..., :rotary] * turn.cos() + torch.cat([-second, first], -1) * turn.sin()
+    return torch.cat([halves, heads[..., rotary:]], -1)
+
+
+@pytest.mark.parametrize("rotary", [None, 4])
+def test_scores_of_rotated_heads(rotary: int | None) -> None:
+    query, key, tokens = torch.randn(HEADS * SIZE, WIDTH), torch.randn(HEADS * SIZE, WIDTH), torch.randn(6, WIDTH)
+    shape, count = tuple(query.shape), rotary or SIZE
+    adapter = RopeOrder(HEADS, "half", rotary)
+    adapter.check([shape], shape, "q_proj.weight")
+    scores = []
+    for turned, q, k in (
+        (turned_in_pairs, query, key),
+        (turned_in_halves, adapter.adapt([query], shape, "q"), adapter.adapt([key], shape, "k")),
+    ):
+        rows, columns = (turned((tokens @ weight.T).view(6, HEADS, SIZE), count) for weight in (q, k))
+        scores.append(torch.einsum("ihd,jhd->hij", rows, columns))
+    torch.testing.assert_close(*scores, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("rotary", [None, 4])
+def test_there_and_back(rotary: int | None) -> None:
+    bias = torch.randn(HEADS * SIZE)
+    there = RopeOrder(HEADS, "half", rotary).adapt([bias], (24,), "q.bias")
+    back = RopeOrder(HEADS, "interleaved", rotary).adapt([there], (24,), "q.bias")
+    assert torch.equal(back, bias)
+    assert not torch.equal(there, bias)
+
+
+def test_rows_that_cannot_be_turned() -> None:
+    with pytest.raises(ValueError, match=r"^RopeOrder\(5\) needs rows for 5 heads, but got \[24, 8\]$"):
+        RopeOrder(5).check([(24, 8)], (24, 8), "q")
+    with pytest.raises(ValueError, match=r"cannot turn 3 of the 3 rows of each head of \[24, 8\]$"):
+        RopeOrder(8).check([(24, 8)], (24, 8), "q")
+    with pytest.raises(ValueError, match=r"cannot turn 10 of the 8 rows of each head of \[24, 8\]$"):
+        RopeOrder(3, rotary=10).check([(24, 8)], (24, 8), "q")
+    with pytest.raises(ValueError, match=r"makes \[24, 8\] of \[24, 8\], but the site has \[24, 9\]$"):
+        RopeOrder(3).check([(24, 8)], (24, 9), "q")
+
+
+def test_groups_of_like_heads_attend_as_before() -> None:
+    tokens, query = torch.randn(1, 5, WIDTH), torch.randn(4 * SIZE, WIDTH)
+    like = [torch.randn(2, 1, SIZE, WIDTH).expand(2, 2, SIZE, WIDTH).reshape(4 * SIZE, WIDTH) for _ in "kv"]
+    pooled = [PoolHeads(4).adapt([weight], (2 * SIZE, WIDTH), "k_proj.weight") for weight in like]
+
+    def attend(key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        q, k, v = ((tokens @ w.T).unflatten(2, (-1, SIZE)).transpose(1, 2) for w in (query, key, value))
+        return F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+
+    torch.testing.assert_close(attend(*pooled), attend(*like))
+
+
+@pytest.mark.parametrize("left", [1, 2, 3, 6])
+def test_means_of_neighbours(left: int) -> None:
+    weight = torch.randn(6 * 4, 3)
+    made = PoolHeads(6).adapt([weight], (left * 4, 3), "k_proj.weight")
+    heads = weight.double().numpy().reshape(6, 4, 3)
+    expected = [part.mean(0) for part in np.split(heads, left)]
+    np.testing.assert_allclose(made, np.concatenate(expected), atol=1e-6)
+
+
+def test_heads_that_cannot_be_pooled() -> None:
+    PoolHeads(6).check([(24, 3)], (12, 3), "k")
+    for seen, shape in (
+        ((24, 3), (16, 3)),
+        ((24, 3), (10, 3)),
+        ((24, 3), (0, 3)),
+        ((25, 3), (5, 3)),
+        ((24, 3), (48, 3)),
+    ):
+        with pytest.raises(
+            ValueError, match=r"^PoolHeads\(6\) cannot pool 6 heads of \[2\d, 3\] in equal groups for a site"
+        ):
+            PoolHeads(6).check([seen], shape, "k")
+    with pytest.raises(ValueError, match=r"needs \[\*, 3\] for a site of \[12, 3\], but got \[24, 4\]$"):
+        PoolHeads(6).check([(24, 4)], (12, 3), "k")
+
+
+def test_arguments() -> None:
+    for adapter in (RopeOrder, PoolHeads):
+        with pytest.raises(ValueError, match=r"^heads must be a whole number from 1, but got 0$"):
+            adapter(0)
+    with pytest.raises(ValueError, match=r"^rotary must be an even whole number from 2, but got 3$"):
+        RopeOrder(1, rotary=3)
+    with pytest.raises(ValueError, match=r"^to must be one of half, interleaved, but got 'meta'$"):
+        RopeOrder(1, "meta")  # type: ignore[arg-type]  # this is the mistake

@@ -1,0 +1,110 @@
+"""Norms: layers without a BatchNorm compute what they did with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch import nn
+
+from torchinit.checkpoints.adapters import Adapter, BatchNormAffine, FoldBatchNorm
+
+
+def trained(norm: nn.Module) -> nn.Module:
+    """A norm in evaluation with numbers of its own, as after training."""
+    for name, tensor in norm.state_dict().items():
+        if name != "num_batches_tracked":
+            tensor.copy_(torch.rand_like(tensor) + 0.5 * (name == "running_var"))
+    return norm.eval()
+
+
+def load(adapter: Adapter, site: str, state: Mapping[str, torch.Tensor], shape: tuple[int, ...]) -> torch.Tensor:
+    wanted = [state[key] for key in adapter.wants(site)]
+    adapter.check([tuple(tensor.shape) for tensor in wanted], shape, site)
+    made = adapter.adapt(wanted, shape, site)
+    assert tuple(made.shape) == shape
+    return made
+
+
+def test_affine() -> None:
+    norm = trained(nn.BatchNorm2d(5, eps=1e-3))
+    state = {f"bn1.{name}": tensor for name, tensor in norm.state_dict().items()}
+    weight, bias = (load(BatchNormAffine(eps=1e-3), f"bn1.{leaf}", state, (5,)) for leaf in ("weight", "bias"))
+    images = torch.randn(2, 5, 4, 4)
+    torch.testing.assert_close(images * weight[:, None, None] + bias[:, None, None], norm(images))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    ("make", "axis", "shape"),
+    [
+        (lambda bias: nn.Conv2d(3, 5, 3, bias=bias), 0, (2, 3, 6, 6)),
+        (lambda bias: nn.Conv1d(4, 5, 3, groups=1, bias=bias), 0, (2, 4, 6)),
+        (lambda bias: nn.ConvTranspose2d(3, 5, 2, bias=bias), 1, (2, 3, 6, 6)),
+        (lambda bias: nn.Linear(3, 5, bias=bias), 0, (2, 3)),
+    ],
+)
+def test_folded(make: type[nn.Module], axis: int, shape: tuple[int, ...], bias: bool) -> None:
+    layer = make(bias)
+    norm = trained({2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d}[len(shape)](5))
+    held = nn.ModuleDict({"conv": layer, "norm": norm}).state_dict()
+    state = {f"layer1.{name}": tensor for name, tensor in held.items()}
+    adapter = FoldBatchNorm("conv", "norm", bias=bias, axis=axis)
+    folded, images = make(True), torch.randn(shape)
+    for leaf, site in folded.state_dict().items():
+        site.copy_(load(adapter, f"layer1.conv.{leaf}", state, tuple(site.shape)))
+    torch.testing.assert_close(folded(images), norm(layer(images)), atol=1e-5, rtol=1e-5)
+
+
+def test_the_norm_may_stand_beside_under_a_number() -> None:
+    wants = FoldBatchNorm("0", "1").wants("stages.0.0.weight")
+    assert wants == ("stages.0.1.weight", "stages.0.1.running_var", "stages.0.0.weight")
+
+
+def test_half_precision_is_computed_in_float32() -> None:
+    tensors = [torch.rand(3).bfloat16() for _ in range(4)]
+    assert BatchNormAffine().adapt(tensors, (3,), "bn.bias").dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("adapter", "site", "shapes", "shape", "text"),
+    [
+        (
+            BatchNormAffine(),
+            "bn.weight",
+            [(5,), (6,)],
+            (5,),
+            r"needs numbers for each channel, .* but got \[5\], \[6\]$",
+        ),
+        (BatchNormAffine(), "bn.weight", [(5,), (5,)], (6,), r"makes \[5\] of \[5\], \[5\], but the site has \[6\]$"),
+        (
+            FoldBatchNorm("conv", "bn"),
+            "conv.weight",
+            [(5,), (5,), (6, 3)],
+            (6, 3),
+            r"needs a weight with 5 channels in dimension 0, but got \[6, 3\]$",
+        ),
+        (FoldBatchNorm("conv", "bn", axis=2), "conv.weight", [(5,), (5,), (5, 3)], (5, 3), r"in dimension 2, but got"),
+    ],
+)
+def test_shapes_that_do_not_fit(
+    adapter: Adapter, site: str, shapes: list[tuple[int, ...]], shape: tuple[int, ...], text: str
+) -> None:
+    with pytest.raises(ValueError, match=text):
+        adapter.check(shapes, shape, site)
+
+
+def test_arguments_and_keys() -> None:
+    with pytest.raises(
+        ValueError, match=r"^BatchNormAffine\(\) makes weights and biases, but 'bn.running_mean' is neither$"
+    ):
+        BatchNormAffine().wants("bn.running_mean")
+    with pytest.raises(ValueError, match=r"^'conv2.weight' has no part 'conv1'$"):
+        FoldBatchNorm("conv1", "bn1").wants("conv2.weight")
+    with pytest.raises(ValueError, match=r"^eps must be at least 0, but got -1$"):
+        BatchNormAffine(-1)
+    with pytest.raises(ValueError, match=r"^eps must be at least 0, but got -1$"):
+        FoldBatchNorm("conv", "bn", eps=-1)
+    with pytest.raises(ValueError, match=r"^axis must be a whole number from 0, but got -1$"):
+        FoldBatchNorm("conv", "bn", axis=-1)
