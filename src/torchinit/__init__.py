@@ -45,6 +45,7 @@ from torchinit.core.selectors import (
 )
 from torchinit.core.shards import Box, Shard
 from torchinit.core.sites import LayerClass, Site, sites
+from torchinit.distributed import verify_replicas
 from torchinit.errors import (
     CheckpointError,
     ConfigError,
@@ -207,5 +208,6 @@ __all__ = [
     "trunc_normal_init",
     "uniform_init",
     "update_init_info",
+    "verify_replicas",
     "xavier_init",
 ]

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
-from torchinit.core.digests import Sums, digest
-from torchinit.core.names import normalize
-from torchinit.core.places import held
 from torchinit.core.plans import Change
-from torchinit.core.shards import Shard
+from torchinit.core.reductions import reduced
+from torchinit.core.sources import look_at, sources_in, sources_of
 from torchinit.errors import RunError, count
 
 VERSION = "torchinit-fingerprint-1"
@@ -42,7 +37,7 @@ class Fingerprint:
     @property
     def total(self) -> str:
         """The digest of all sites, whatever their order."""
-        return _hash(VERSION, *(part for pair in sorted(self.sites.items()) for part in pair))
+        return hashed(VERSION, *(part for pair in sorted(self.sites.items()) for part in pair))
 
     @property
     def persistent(self) -> Fingerprint:
@@ -109,13 +104,6 @@ class Fingerprint:
         return cls.from_dict(json.loads(text))
 
 
-class _Held(NamedTuple):
-    """The tensors of one site: one, or those that a parametrization computes it from."""
-
-    name: str
-    tensors: tuple[Tensor, ...]
-
-
 def fingerprint(model: nn.Module | Mapping[str, Tensor]) -> Fingerprint:
     """The digest of every parameter and buffer: of its shape, its dtype and each of its bits at its place.
 
@@ -124,11 +112,16 @@ def fingerprint(model: nn.Module | Mapping[str, Tensor]) -> Fingerprint:
     parametrized tensor stands for the tensors that it is computed from. A state dict has the fingerprint that
     the model's sites have, buffers that are not persistent aside. Memory is bounded, wherever the tensors are.
 
+    The parts of a DTensor are added up over the ranks that hold them, so all ranks of its mesh have to call this;
+    each gets the fingerprint of the replica that it belongs to (:func:`torchinit.verify_replicas` compares them).
+
     A change of one element always shows. Any other two models have a site of the same digest with probability
     2**-128, as for random functions; this is a checksum, no protection against a forger.
 
-    Raises RunError for tensors without elements to look at: on the meta device, lazy, sparse, quantized.
+    Raises RunError for tensors without elements to look at: on the meta device, lazy, sparse, quantized, a sum
+    whose terms lie on several ranks, on a mesh without this rank.
 
+    >>> import torch
     >>> model = nn.Linear(2, 3)
     >>> before = fingerprint(model)
     >>> with torch.no_grad():
@@ -136,61 +129,23 @@ def fingerprint(model: nn.Module | Mapping[str, Tensor]) -> Fingerprint:
     >>> [change.name for change in before.diff(fingerprint(model))]
     ['bias']
     """
-    groups, aliases, transient = _of_model(model) if isinstance(model, nn.Module) else (_of_tensors(model), {}, ())
-    sites, wrong = {}, []
-    for name, tensors in groups:
-        why = next(filter(None, map(_unreadable, tensors)), "")
-        if why:
-            wrong.append(f"{name}: {why}")
-        elif not wrong:
-            sites[name] = _hash(VERSION, *(text for tensor in tensors for text in _texts(tensor, _sums(name, tensor))))
-    if wrong:
-        raise RunError(f"{count(len(wrong), 'site')} without elements to look at", wrong)
-    return Fingerprint(sites, aliases, transient)
+    each, aliases, transient = sources_of(model) if isinstance(model, nn.Module) else sources_in(model)
+    looks, problems = look_at(each)
+    whole, failed = reduced(looks, failed=bool(problems))
+    if problems:
+        raise RunError(f"{count(len(problems), 'site')} without elements to look at", problems)
+    if failed:
+        raise RunError("no fingerprint: another rank has sites without elements to look at")
+    texts: dict[str, list[str]] = {}
+    for look, sums in zip(looks, whole, strict=True):
+        texts.setdefault(look.name, []).append(look.text(sums))
+    return Fingerprint({name: hashed(VERSION, *lines) for name, lines in texts.items()}, aliases, transient)
 
 
-def _of_model(model: nn.Module) -> tuple[Iterable[_Held], dict[str, str], tuple[str, ...]]:
-    groups: dict[object, _Held] = {}
-    aliases: dict[str, str] = {}
-    transient = []
-    for one in held(model):
-        first = groups.setdefault(one.key, _Held(one.name, one.way.sources if one.way else (one.tensor,)))
-        if first.name != one.name:
-            aliases[one.name] = first.name
-        elif one.kind == "buffer" and one.leaf in one.place.module._non_persistent_buffers_set:
-            transient.append(one.name)
-    return groups.values(), aliases, tuple(transient)
+def hashed(*texts: str) -> str:
+    """The digest of some texts, 128 bits in hexadecimal.
 
-
-def _of_tensors(tensors: Mapping[str, Tensor]) -> Iterator[_Held]:
-    """The tensors of a state dict, those behind one parametrized tensor together, read one site at a time.
-
-    What else a state dict may hold (``get_extra_state``) is no site.
+    >>> hashed("a", "b") == hashed("ab")
+    False
     """
-    keys: dict[str, list[str]] = {}
-    for key in tensors:
-        keys.setdefault(normalize(key), []).append(key)
-    for name, group in keys.items():
-        read = tuple(value for value in (tensors[key] for key in sorted(group)) if isinstance(value, Tensor))
-        if read:
-            yield _Held(name, read)
-
-
-def _unreadable(tensor: Tensor) -> str:
-    if is_lazy(tensor):
-        return "has no shape yet: run the model once on an example"
-    if tensor.layout != torch.strided or tensor.is_quantized:
-        return "is a sparse or a quantized tensor"
-    return "is on the meta device" if tensor.is_meta else ""
-
-
-def _sums(name: str, tensor: Tensor) -> Sums:
-    return digest(Shard.whole(name, tensor))
-
-
-def _texts(tensor: Tensor, sums: Sums) -> tuple[str, ...]:
-    return str(tensor.dtype), str(tuple(tensor.shape)), *(f"{lane:016x}" for lane in sums)
-
-
-def _hash(*texts: str) -> str:
     return blake2b("\0".join(texts).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()

@@ -1,0 +1,7 @@
+"""Distributed: models whose parts lie on several ranks."""
+
+from __future__ import annotations
+
+from torchinit.distributed.replicas import verify_replicas
+
+__all__ = ["verify_replicas"]

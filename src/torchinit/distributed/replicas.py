@@ -1,0 +1,103 @@
+"""Replicas: the ranks that hold the same part of a model, and whether they hold the same bits."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from torch import nn
+
+from torchinit.core.fingerprints import hashed
+from torchinit.core.reductions import cut_dimensions
+from torchinit.core.sources import look_at, sources_of
+from torchinit.core.tables import some
+from torchinit.distributed.together import gathered, ranks_of, together
+from torchinit.errors import ReportError, RunError, count
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+_Digests: TypeAlias = dict[str, str]
+_MOST = 10
+
+
+def verify_replicas(model: nn.Module, *, group: ProcessGroup | None = None) -> None:
+    """Compares what is here of a model, bit for bit, with the other ranks that should hold the same.
+
+    A plain tensor, as in DistributedDataParallel, should be equal on all ranks of the ``group`` (None: all there are)
+    that have one of its name; a part of a DTensor on all that have the same part of a tensor of its name. A rank
+    without the name is not asked, since a stage of a pipeline has its own. All ranks of the group have to call this.
+    Nothing but digests is sent, and those of single sites only where there is a difference.
+
+    Raises ReportError on every rank, with the sites that differ, the first one first, and on which ranks; RunError on
+    every rank where one of them has tensors that cannot be looked at, and where there is no process group.
+
+    >>> from torch import distributed as dist
+    >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    >>> verify_replicas(nn.Linear(2, 3))
+    >>> dist.destroy_process_group()
+    """
+    parts = together(lambda: _parts(model), "the comparison of replicas", group)
+    totals = gathered({place: hashed(*map(str, sites.items())) for place, sites in parts.items()}, group)
+    doubtful = _places_that_differ(totals)
+    if doubtful:
+        details = gathered({place: sites for place, sites in parts.items() if place in doubtful}, group)
+        _raise_for(list(_differences(dict(zip(ranks_of(group), details, strict=True)))))
+
+
+def _parts(model: nn.Module) -> dict[str, _Digests]:
+    """The digest of each site that is here, by its place: which part of the whole it is."""
+    looks, problems = look_at(sources_of(model).each)
+    if problems:
+        raise RunError(f"{count(len(problems), 'site')} without elements to look at", problems)
+    texts: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for look in looks:
+        texts[_place(look.distributed)][look.name].append(look.text(look.sums))
+    return {place: {name: hashed(*lines) for name, lines in sites.items()} for place, sites in texts.items()}
+
+
+def _place(tensor: Any) -> str:
+    """Which part of a tensor is here; a text that is the same on meshes side by side, as data parallelism has them."""
+    if tensor is None:
+        return ""
+    mesh, coordinate = tensor.device_mesh, tensor.device_mesh.get_coordinate()
+    return " ".join(f"{tensor.placements[i]} {coordinate[i]}/{mesh.shape[i]}" for i in cut_dimensions(tensor))
+
+
+def _places_that_differ(totals: Sequence[Mapping[str, str]]) -> set[str]:
+    seen: dict[str, set[str]] = defaultdict(set)
+    for each in totals:
+        for place, total in each.items():
+            seen[place].add(total)
+    return {place for place, found in seen.items() if len(found) > 1}
+
+
+def _differences(details: Mapping[int, Mapping[str, _Digests]]) -> Iterator[str]:
+    """A line for each site that has more than one digest in one place."""
+    known = [(place, name) for here in details.values() for place, sites in here.items() for name in sites]
+    for place, name in dict.fromkeys(known):
+        holders: dict[str, list[int]] = defaultdict(list)
+        for rank, here in details.items():
+            if name in here.get(place, {}):
+                holders[here[place][name]].append(rank)
+        if len(holders) > 1:
+            yield f"{name}: {_against(list(holders.values()))}"
+
+
+def _against(groups: Sequence[Sequence[int]]) -> str:
+    """Who holds other bits than most, or than the first rank where there is no majority."""
+    most = max(groups, key=lambda ranks: (len(ranks), -ranks[0]))
+    odd = sorted(rank for ranks in groups if ranks is not most for rank in ranks)
+    return f"{_ranks(odd)} {'holds' if len(odd) == 1 else 'hold'} other bits than {_ranks(most)}"
+
+
+def _ranks(ranks: Sequence[int]) -> str:
+    return f"{'rank' if len(ranks) == 1 else 'ranks'} {some([str(rank) for rank in ranks], 16)}"
+
+
+def _raise_for(problems: Sequence[str]) -> None:
+    if problems:
+        rest = len(problems) - _MOST
+        shown = [*problems[:_MOST], *([f"and {count(rest, 'more site')}"] if rest > 0 else [])]
+        raise ReportError(f"{count(len(problems), 'site')} not the same on all replicas", shown)
