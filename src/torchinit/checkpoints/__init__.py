@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from torchinit.checkpoints import hubs as _hubs  # noqa: F401  # registers hf://, torchvision:// and timm://
 from torchinit.checkpoints.limits import Limits
 from torchinit.checkpoints.loading import load_pretrained, load_state_dict, read_checkpoint
 from torchinit.checkpoints.members import member_of

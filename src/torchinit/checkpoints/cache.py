@@ -108,15 +108,12 @@ class Cache:
     def _sound(self, url: str, sha256: str | None) -> Entry | None:
         """The entry if its file is what it was, and what is asked for."""
         entry = self.find(url)
-        if entry is None or sha256 not in (None, entry.sha256):
-            return None
-        if problem := entry.problem():
-            _log.warning("%s %s; it is fetched again from %s", entry.path, problem, url)
-            return None
-        return entry
+        return entry if entry and entry.sha256.startswith(sha256 or "") and not entry.problem() else None
 
     def _fetch(self, url: str, limits: Limits, sha256: str | None, progress: Progress) -> Entry:
-        folder = self.folder_of(url)
+        folder, old = self.folder_of(url), self.find(url)
+        if old and (problem := old.problem()):
+            _log.warning("%s %s; it is fetched again from %s", old.path, problem, url)
         with self._writable():
             folder.mkdir(parents=True, exist_ok=True)
         part = Part(folder / _PART)

@@ -81,7 +81,7 @@ def check_content(url: str, path: Path) -> None:
 
 
 def check_hash(source: str, found: str, wanted: str | None) -> None:
-    """Refuses a file that is not the one that was asked for.
+    """Refuses a file that is not the one that was asked for; the beginning of a hash may be asked for.
 
     >>> check_hash("a.pth", "00ff", "00fe")
     Traceback (most recent call last):
@@ -89,7 +89,7 @@ def check_hash(source: str, found: str, wanted: str | None) -> None:
       wanted sha256 00fe
       found  sha256 00ff
     """
-    if wanted is not None and found != wanted:
+    if not found.startswith(wanted or ""):
         both = [f"wanted sha256 {wanted}", f"found  sha256 {found}"]
         raise OtherFileError(f"{source} is not the file that was asked for", both)
 

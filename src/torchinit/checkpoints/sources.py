@@ -84,9 +84,16 @@ def fetch(
     with meters.shown(text, progress) as told, locked.named() if pin else nullcontext():
         found = resolve(text, _request(pin, wanted, limits, told))
     if locked.path and pin is None:
-        size = found.path.stat().st_size
-        locked.add(text, Pin(hash_of(found.path), size, found.url if found.url != text else "", found.revision))
+        locked.add(text, _pin(text, found))
     return found.path
+
+
+def _pin(source: str, found: Found) -> Pin:
+    """What the lock file records of a source."""
+    if not found.path.is_file():
+        raise FetchError(f"{source} is no file, so it cannot be recorded in a lock file")
+    url = found.url if found.url != source else ""
+    return Pin(hash_of(found.path), found.path.stat().st_size, url, found.revision)
 
 
 def _request(pin: Pin | None, sha256: str | None, limits: Limits | None, progress: Progress) -> Request:

@@ -1,0 +1,104 @@
+"""Hubs: sources that a library knows the way to, ``hf://``, ``torchvision://`` and ``timm://``."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from torchinit.checkpoints.addresses import address_of, check_allowed
+from torchinit.checkpoints.sources import Found, Request, register_source, resolve
+from torchinit.errors import FetchError, MissingExtraError, did_you_mean
+
+_HF: Final = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)/(?P<file>[^@\\]+)(@(?P<revision>[\w./-]+))?")
+_COMMIT: Final = re.compile(r"[0-9a-f]{40}")
+_HASH_IN_NAME: Final = re.compile(r"-([0-9a-f]{8,64})\.\w+$")
+
+
+def hugging_face(source: str, request: Request) -> Found:
+    """A file of a repository, ``hf://org/repo/folder/file@revision``, by huggingface_hub, in the cache of that.
+
+    What is locked is fetched at the commit that was locked, whatever the revision has become since.
+    """
+    parts = _HF.fullmatch(source)
+    if not parts or {"", ".", ".."} & set(parts["file"].split("/")):
+        raise FetchError(f"{source} is not of the form hf://org/repo/file@revision")
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise MissingExtraError(source, "hf") from None
+    if not request.limits.offline:
+        check_allowed(address_of(str(huggingface_hub.constants.ENDPOINT)), request.limits)
+    revision = request.revision or parts["revision"] or "main"
+    path = _downloaded(huggingface_hub, source, parts, revision, offline=request.limits.offline)
+    return Found(path, revision=_commit(path, parts["file"]))
+
+
+def _downloaded(hub: Any, source: str, parts: re.Match[str], revision: str, *, offline: bool) -> Path:
+    try:
+        return Path(hub.hf_hub_download(parts["repo"], parts["file"], revision=revision, local_files_only=offline))
+    except Exception as error:  # its own errors, and those of the HTTP library below it
+        raise FetchError(f"{source} cannot be fetched: {' '.join(str(error).split())}") from error
+
+
+def _commit(path: Path, file: str) -> str:
+    """The commit that a file in that cache belongs to, which is the folder of its snapshot."""
+    folder = path.parents[file.count("/")].name
+    return folder if _COMMIT.fullmatch(folder) else ""
+
+
+def torchvision(source: str, request: Request) -> Found:
+    """Weights by the table of torchvision: ``torchvision://resnet50``, ``torchvision://resnet50.imagenet1k_v2``.
+
+    The bare name is the first of the model's weights. The file must have the hash that torchvision puts into
+    the names of its files.
+    """
+    name = source.removeprefix("torchvision://")
+    try:
+        from torchvision import models
+    except ImportError:
+        raise _unknown_way(source, "torchvision") from None
+    builder, _, member = name.lower().partition(".")
+    builder = builder.removesuffix("_weights")
+    if builder not in models.list_models():
+        raise FetchError(f"{source}: torchvision has no model {builder!r}{did_you_mean(builder, models.list_models())}")
+    weights = {key.lower(): value for key, value in models.get_model_weights(builder).__members__.items()}
+    chosen = member or next(iter(weights), "")
+    if chosen not in weights:
+        raise FetchError(f"{source}: {builder} has no weights {chosen!r}, but {', '.join(weights) or 'none'}")
+    return _hashed(weights[chosen].url, request)
+
+
+def _hashed(url: str, request: Request) -> Found:
+    """What a URL leads to, with the hash in its name unless there is a whole one to go by."""
+    found = _HASH_IN_NAME.search(url)
+    return resolve(url, replace(request, sha256=request.sha256 or (found[1] if found else None)))
+
+
+def timm(source: str, request: Request) -> str:
+    """Weights by the table of timm: ``timm://resnet50``, ``timm://resnet50.a1_in1k``."""
+    name = source.removeprefix("timm://")
+    try:
+        from timm import models
+    except ImportError:
+        raise _unknown_way(source, "timm") from None
+    config = models.get_pretrained_cfg(name)
+    if config is None or not (config.hf_hub_id or config.url):
+        near = did_you_mean(name, models.list_pretrained())
+        raise FetchError(f"{source}: timm has no weights of this name{near}")
+    if not config.hf_hub_id:
+        return str(config.url)
+    repository, at, revision = config.hf_hub_id.partition("@")
+    return f"hf://{repository}/{config.hf_hub_filename or 'model.safetensors'}{at}{revision}"
+
+
+def _unknown_way(source: str, library: str) -> FetchError:
+    return FetchError(
+        f"{source}: only {library} knows where its weights are: pip install {library}, or give the URL of the file"
+    )
+
+
+register_source("hf://", hugging_face)
+register_source("torchvision://", torchvision)
+register_source("timm://", timm)

@@ -1,0 +1,208 @@
+"""The cache: one download for everybody, and nothing in it that is not whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.checkpoints import workers
+from tests.checkpoints.servers import Handler, Site, Visit, in_turn, ranged, status, whole
+from torchinit.checkpoints import Limits, fetch
+from torchinit.checkpoints.cache import Cache, Entry, default_folder, write_whole
+from torchinit.errors import FetchError
+
+BODY = random.Random(1).randbytes(2_000_000)
+
+
+@pytest.fixture
+def environment(site: Site, certificate: Path, cache: Path) -> Mapping[str, str]:
+    return {"TORCHINIT_CACHE": str(cache), "SSL_CERT_FILE": str(certificate), "NO_PROXY": "*"}
+
+
+def stuck(go: threading.Event, after: int) -> Handler:
+    """Some of the body, then nothing until the event."""
+
+    def answer(visit: Visit) -> None:
+        visit.say(200, BODY[:after], ETag='"v1"', Content_Length=str(len(BODY)))
+        visit.wfile.flush()
+        go.wait(60)
+        visit.wfile.write(BODY[after:])
+
+    return answer
+
+
+def test_eight_processes_make_one_download(site: Site, environment: Mapping[str, str]) -> None:
+    answers = workers.CONTEXT.Queue()
+    url = site.serve("/a.pth", whole(BODY))
+    processes = [workers.start(url, answers, environment) for _ in range(8)]
+    said = {answers.get(timeout=60) for _ in processes}
+    assert said == {("path", str(fetch(url)))}
+    assert site.hits("/a.pth") == 1
+    for process in processes:
+        process.join(30)
+
+
+def test_eight_processes_end_with_one_error(site: Site, environment: Mapping[str, str]) -> None:
+    answers = workers.CONTEXT.Queue()
+    url = site.serve("/a.pth", status(404))
+    processes = [workers.start(url, answers, environment) for _ in range(8)]
+    said = {answers.get(timeout=60) for _ in processes}
+    assert said == {("FetchError", f"{url}: the server says 404: there is no such file")}
+    for process in processes:
+        process.join(30)
+
+
+def test_a_process_killed_in_the_middle(site: Site, cache: Path, environment: Mapping[str, str]) -> None:
+    answers, go = workers.CONTEXT.Queue(), threading.Event()
+    url = site.serve("/a.pth", in_turn(stuck(go, 1_500_000), ranged(BODY)))
+    first = workers.start(url, answers, environment)
+    part = Cache(cache).folder_of(url) / ".part"
+    wait_for(lambda: part.exists() and part.stat().st_size >= 1_000_000)
+    second = workers.start(url, answers, environment)  # waits for the first
+    first.kill()
+    first.join(30)
+    assert answers.get(timeout=60) == ("path", str(fetch(url)))
+    second.join(30)
+    go.set()
+    assert fetch(url).read_bytes() == BODY
+    start = int(site.seen[1][1]["Range"].removeprefix("bytes=").removesuffix("-"))
+    assert 1_000_000 <= start <= 1_500_000
+    assert len(site.seen) == 2
+
+
+def wait_for(happened: Callable[[], bool]) -> None:
+    for _ in range(3000):
+        if happened():
+            return
+        threading.Event().wait(0.01)
+    raise AssertionError("it did not happen")
+
+
+def flipped(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str | None]] = {
+    "a bit": (flipped, r"has the sha256 \w+ instead of \w+; it is fetched again"),
+    "the end": (lambda path: os.truncate(path, 10), "has 10 bytes instead of 2,000,000; it is fetched again"),
+    "the file": (Path.unlink, None),
+    "the note": (lambda path: path.with_name(".entry.json").unlink(), None),
+    "the note's text": (lambda path: path.with_name(".entry.json").write_text("{"), None),
+    "the note's kind": (lambda path: path.with_name(".entry.json").write_text("[1]"), None),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_a_damaged_entry_is_fetched_anew(what: str, site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    damage, text = DAMAGE[what]
+    url = site.serve("/a.pth", whole(BODY))
+    path = fetch(url)
+    damage(path)
+    assert fetch(url) == path
+    assert path.read_bytes() == BODY
+    assert site.hits("/a.pth") == 2
+    assert [record.levelname for record in caplog.records if record.name == "torchinit"] == ["WARNING"] * bool(text)
+    assert text is None or re.search(text, caplog.text)
+
+
+def test_an_entry_of_another_url_does_not_count(site: Site, cache: Path) -> None:
+    first, second = site.serve("/a.pth", whole(b"a")), site.serve("/b/a.pth", whole(b"b"))
+    path = fetch(first)
+    folder = Cache(cache).folder_of(second)
+    folder.mkdir()
+    for file in path.parent.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    assert fetch(second).read_bytes() == b"b"
+
+
+def test_a_file_that_changed_at_its_url(site: Site) -> None:
+    url = site.serve("/a.pth", in_turn(whole(b"old"), whole(b"new")))
+    assert fetch(url).read_bytes() == b"old"
+    assert fetch(url).read_bytes() == b"old"
+    new = "11507a0e2f5e69d5dfa40a62a1bd7b6ee57e6bcd85c67c9b8431b36fff21c437"
+    assert fetch(url, sha256=new).read_bytes() == b"new"
+    with pytest.raises(FetchError, match="not the file that was asked for"):
+        fetch(url, sha256=64 * "0")
+    assert fetch(url).read_bytes() == b"new"  # what was sound stays
+
+
+def test_a_cache_that_cannot_be_written(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    url = site.serve("/a.pth", whole(BODY))
+    monkeypatch.setenv("TORCHINIT_CACHE", str(tmp_path / "file"))
+    with pytest.raises(FetchError, match=r"the cache .*file cannot be written: .*; TORCHINIT_CACHE moves it"):
+        fetch(url)
+    assert site.seen == []
+
+
+def test_a_cache_that_can_only_be_read(site: Site, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = site.serve("/a.pth", whole(BODY))
+    fetch(url)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    assert fetch(url).read_bytes() == BODY
+    with pytest.raises(FetchError, match=r"cannot be written: .*Permission denied; TORCHINIT_CACHE moves it"):
+        fetch(site.serve("/b.pth", whole(BODY)))
+
+
+def test_entries_and_removal(site: Site, cache: Path) -> None:
+    held = Cache(cache)
+    assert held.entries() == ()
+    urls = sorted(site.serve(f"/{name}", whole(name.encode())) for name in ("b.pth", "a.pth"))
+    for url in reversed(urls):
+        fetch(url)
+    assert [entry.url for entry in held.entries()] == urls
+    entry = held.entries()[0]
+    assert json.loads((entry.path.parent / ".entry.json").read_text("utf-8")) == {
+        "url": urls[0],
+        "sha256": entry.sha256,
+        "size": 5,
+        "fetched": entry.fetched,
+    }
+    held.remove(entry.path.parent)
+    held.remove(entry.path.parent)
+    assert [entry.url for entry in held.entries()] == urls[1:]
+
+
+def test_problems_of_an_entry(tmp_path: Path) -> None:
+    entry = Entry("https://e.org/a", 64 * "0", 1, tmp_path / "a", 0.0)
+    assert entry.problem().startswith("cannot be read: ")
+    entry.path.write_bytes(b"ab")
+    assert entry.problem() == "has 2 bytes instead of 1"
+
+
+def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/users/me")
+    both = {"TORCHINIT_CACHE": "~/mine", "XDG_CACHE_HOME": "/xdg"}
+    assert default_folder(both) == Path("/users/me/mine")
+    assert default_folder({"XDG_CACHE_HOME": "/xdg"}) == Path("/xdg/torchinit")
+    assert default_folder({}) == Path("/users/me/.cache/torchinit")
+
+
+def test_a_small_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    write_whole(tmp_path / "a", "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_whole(tmp_path / "a", "new\ud800")
+    assert [(path.name, path.read_text("utf-8")) for path in tmp_path.iterdir()] == [("a", "old")]
+
+
+def test_two_threads_make_one_download(site: Site) -> None:
+    url = site.serve("/a.pth", whole(BODY))
+    threads = [threading.Thread(target=fetch, args=(url,), kwargs={"limits": Limits()}) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert site.hits("/a.pth") == 1
