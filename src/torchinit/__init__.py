@@ -57,6 +57,7 @@ from torchinit.errors import (
     RunError,
     TorchinitError,
 )
+from torchinit.linting import Finding, Findings, assert_initialized, lint
 from torchinit.modules import (
     MODEL_WRAPPERS,
     WEIGHT_INITIALIZERS,
@@ -117,6 +118,8 @@ __all__ = [
     "FanError",
     "FetchError",
     "Fill",
+    "Finding",
+    "Findings",
     "Fingerprint",
     "Global",
     "INITIALIZERS",
@@ -183,6 +186,7 @@ __all__ = [
     "XavierInit",
     "Zeros",
     "amend",
+    "assert_initialized",
     "bias_init_with_prob",
     "build_from_cfg",
     "caffe2_xavier_init",
@@ -193,6 +197,7 @@ __all__ = [
     "initialize",
     "is_model_wrapper",
     "kaiming_init",
+    "lint",
     "load_recipe",
     "local_shards",
     "make_plan",

@@ -288,7 +288,7 @@ def test_explain_tells_formula_arguments_and_example(capsys: pytest.CaptureFixtu
 
 def test_unknown_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "Kaimng"]) == 2
-    assert "no initializer and no scheme 'Kaimng'; did you mean 'Kaiming'?" in capsys.readouterr().err
+    assert "no initializer, no check and no scheme 'Kaimng'; did you mean 'Kaiming'?" in capsys.readouterr().err
 
 
 # --- the command line itself -----------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The command line, `torchinit`: plan, apply, diff, list, explain."""
+"""The command line, `torchinit`: plan, apply, check, diff, list, explain."""
 
 from __future__ import annotations
 

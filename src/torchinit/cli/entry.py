@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 
-from torchinit.cli import apply, diff, explain, plan
+from torchinit.cli import apply, check, diff, explain, plan
 from torchinit.cli import list as listing
 from torchinit.cli.errors import UsageError
 from torchinit.cli.options import version
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="torchinit",
-        description="Plans, writes, compares and explains the initial weights of PyTorch models.",
+        description="Plans, writes, checks, compares and explains the initial weights of PyTorch models.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-v", "--verbose", action="store_true", help="log what happens, on standard error")
     parser.set_defaults(on_error=1)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (plan, apply, diff, listing, explain):
+    for command in (plan, apply, check, diff, listing, explain):
         command.add(commands)
     return parser
 

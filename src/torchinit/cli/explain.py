@@ -1,4 +1,4 @@
-"""`torchinit explain`: what an initializer does (formula, arguments, source, example), or what a scheme holds."""
+"""`torchinit explain`: what an initializer does (formula, arguments, source), a check finds, a scheme holds."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from torchinit.cli.errors import UsageError
 from torchinit.core.tables import columns
 from torchinit.core.vocabulary import INITIALIZERS
 from torchinit.errors import did_you_mean
+from torchinit.linting import CHECKS, Check
 from torchinit.recipes import schemes
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 
 def add(commands: Commands) -> None:
     """Describes the command to the parser."""
-    parser = commands.add_parser("explain", help="tell what an initializer or a scheme does")
-    parser.add_argument("name", metavar="NAME", help="an initializer or a scheme; `torchinit list` names them")
+    parser = commands.add_parser("explain", help="tell what an initializer, a check or a scheme does")
+    parser.add_argument("name", metavar="NAME", help="an initializer, a check or a scheme; `torchinit list` names them")
     options.add_json(parser)
     parser.set_defaults(run=run)
 
@@ -33,14 +34,22 @@ def add(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Prints what the class's docstring and its fields tell."""
     name = {known.casefold(): known for known in INITIALIZERS}.get(arguments.name.casefold(), arguments.name)
-    shipped = schemes()
-    try:
-        found = _scheme(name, shipped[name]) if name in shipped else describe(name, INITIALIZERS.get(name))
-    except KeyError:
-        near = did_you_mean(name, [*INITIALIZERS, *shipped])
-        raise UsageError(f"there is no initializer and no scheme {name!r}{near}") from None
+    found = _found(name)
     print(json.dumps(dataclasses.asdict(found), indent=2, ensure_ascii=False) if arguments.json else found)
     return 0
+
+
+def _found(name: str) -> Explanation:
+    shipped, checks = schemes(), {word: one for one in CHECKS.values() for word in (one.code, one.name)}
+    if name in shipped:
+        return _scheme(name, shipped[name])
+    if name in checks:
+        return _check(checks[name])
+    try:
+        return describe(name, INITIALIZERS.get(name))
+    except KeyError:
+        near = did_you_mean(name, [*INITIALIZERS, *shipped, *checks])
+        raise UsageError(f"there is no initializer, no check and no scheme {name!r}{near}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +95,11 @@ def describe(name: str, cls: type[Any]) -> Explanation:
     examples = [part for part in paragraphs if part.startswith(">>>")]
     text = tuple(plain(part) for part in paragraphs if part not in examples)
     return Explanation(name, text, _arguments_of(cls), "\n".join(examples).rstrip())
+
+
+def _check(one: Check) -> Explanation:
+    text = tuple(plain(part) for part in one.text.split("\n\n"))
+    return Explanation(f"{one.code} {one.name}", (*text, f"At worst: {one.severity}. Way out: {one.remedy}."))
 
 
 def _scheme(name: str, about: str) -> Explanation:

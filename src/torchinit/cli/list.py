@@ -15,6 +15,7 @@ from torchinit.core.gains import nonlinearities
 from torchinit.core.layouts import known_layers
 from torchinit.core.tables import columns
 from torchinit.core.vocabulary import INITIALIZERS
+from torchinit.linting import CHECKS
 from torchinit.recipes import schemes
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 def add(commands: Commands) -> None:
     """Describes the command to the parser."""
-    parser = commands.add_parser("list", help="list initializers, layers, schemes or nonlinearities")
+    parser = commands.add_parser("list", help="list initializers, layers, schemes, checks or nonlinearities")
     parser.add_argument("what", nargs="?", choices=KINDS, default="initializers", help="default: initializers")
     options.add_json(parser)
     parser.set_defaults(run=run)
@@ -56,6 +57,10 @@ def _schemes() -> list[tuple[str, str]]:
     return list(schemes().items())
 
 
+def _checks() -> list[tuple[str, str]]:
+    return [(f"{code} {one.name}", one.summary) for code, one in sorted(CHECKS.items())]
+
+
 def _nonlinearities() -> list[tuple[str, str]]:
     return [(name, f"{gain(name):.6g}") for name in nonlinearities()]
 
@@ -66,6 +71,7 @@ KINDS: dict[str, tuple[tuple[str, str], Rows]] = {
     "initializers": (("initializer", "what it does"), _initializers),
     "layers": (("layer", "class"), _layers),
     "schemes": (("scheme", "what it is"), _schemes),
+    "checks": (("check", "what it finds"), _checks),
     "nonlinearities": (("nonlinearity", "gain"), _nonlinearities),
 }
 """What can be listed: the heads of the table, and its rows."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from torchinit import Change, MissingExtraError
 from torchinit.cli.errors import UsageError
+from torchinit.core.names import normalize
 from torchinit.errors import count
 
 CODES = {
@@ -124,6 +125,36 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     return torch.equal(one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8))
+
+
+class File(Mapping[str, Tensor]):
+    """What a safetensors file holds, by name; a tensor is read when it is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = _opened(path)
+        self._keys = tuple(self._file.keys())
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __getitem__(self, key: str) -> Tensor:
+        if key not in self._keys:
+            raise KeyError(key)
+        tensor: Tensor = self._file.get_tensor(key)
+        return tensor
+
+
+def load(file: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Gives a model what a file holds under its names, wrappers left out of them, and in its shapes; no more."""
+    state = {normalize(name): tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+    for key in file:
+        target = state.get(normalize(key))
+        value = file[key] if target is not None else None
+        if target is not None and value is not None and target.shape == value.shape:
+            target.copy_(value)
 
 
 def _opened(path: Path) -> Any:

@@ -1,0 +1,102 @@
+"""Ties: checks of tensors that are one, should be one, or are computed from others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.utils.weight_norm import WeightNorm
+
+from torchinit.core.names import normalize
+from torchinit.linting.checks import Evidence, check
+from torchinit.linting.sameness import is_pair_to_tie, twins
+from torchinit.linting.subjects import Subject
+
+
+@check("TI601", "broken-tie", "error", "sites", "tie them again: to_empty(), and a copy of one of them, break ties")
+def broken_tie(subject: Subject) -> Iterator[Evidence]:
+    """Two weights that the model says are one, and that have memory of their own.
+
+    What is written, or loaded, into one does not reach the other, and they drift apart in training. Known are the
+    ties that a transformers model declares (``_tied_weights_keys`` with ``config.tie_word_embeddings``) and the
+    aliases in a plan that was made of the model's sketch. Decided by memory, so never wrong where the declaration
+    is right.
+    """
+    for name, other in dict.fromkeys([*_declared(subject.model), *_planned(subject)]):
+        one, two = subject.find(name), subject.find(other)
+        if one and two and one is not two:
+            yield Evidence(one.name, f"should be one tensor with {two.name}, and is not")
+
+
+def _declared(model: nn.Module) -> Iterator[tuple[str, str]]:
+    for path, module in model.named_modules():
+        keys = getattr(module, "_tied_weights_keys", None)
+        if keys and getattr(getattr(module, "config", None), "tie_word_embeddings", False):
+            for name, source in _pairs(module, keys):
+                yield normalize(_under(path, name)), normalize(_under(path, source))
+
+
+def _pairs(module: Any, keys: object) -> Iterator[tuple[str, str]]:
+    """The ties of a transformers model: a table of names since 5, before that the names tied to the embedding."""
+    if isinstance(keys, Mapping):
+        yield from keys.items()
+        return
+    table = getattr(module.get_input_embeddings(), "weight", None)
+    names = [name for name, tensor in module.named_parameters(remove_duplicate=False) if tensor is table]
+    outputs = [key for key in keys if key.endswith("weight")] if isinstance(keys, (list, tuple, set)) else []
+    yield from ((key, names[0]) for key in outputs if names)
+
+
+def _under(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _planned(subject: Subject) -> Iterator[tuple[str, str]]:
+    for step in subject.intended:
+        yield from ((step.site.name, view.name) for view in step.site.aliases)
+
+
+@check("TI602", "equal-not-tied", "warning", "values", "tie them (head.weight = embedding.weight), or draw them apart")
+def equal_not_tied(subject: Subject) -> Iterator[Evidence]:
+    """An embedding and a layer that hold the same drawn values in memory of their own.
+
+    They were one, or were meant to be: a copy of the model's parts, ``to_empty`` or a state dict that was loaded
+    into both breaks the tie and leaves the values. Decided bit by bit among 20 or more values that come in no
+    order. Loaded values are left out.
+    """
+    declared = {pair for name, other in _declared(subject.model) for pair in ((name, other), (other, name))}
+    for group in twins(subject):
+        names = [part.name for part in group]
+        if is_pair_to_tie(group) and (names[0], names[1]) not in declared:
+            yield Evidence(names[0], f"holds the same values as {', '.join(names[1:])}, in memory of its own")
+
+
+@check(
+    "TI603",
+    "lost-in-parametrization",
+    "error",
+    "values",
+    "write through the parametrization: remove it first, or use a torchinit rule",
+)
+def lost_in_parametrization(subject: Subject) -> Iterator[Evidence]:
+    """A weight under ``torch.nn.utils.weight_norm`` that was written where the next call computes it anew.
+
+    The hook computes ``weight`` from ``weight_g`` and ``weight_v`` before each call, so what is written to
+    ``weight`` is lost. Decided by comparing it with what the hook would compute, within a thousandth of its largest
+    value. Under the newer ``parametrizations.weight_norm`` such a write leaves no trace to find afterwards: a plan
+    or a trace shows it.
+    """
+    for part in subject.parts:
+        one = part.holdings[0]
+        hooks = one.place.module._forward_pre_hooks.values()
+        hooked = any(isinstance(hook, WeightNorm) and hook.name == one.leaf for hook in hooks)
+        stale = one.place.module.__dict__.get(one.leaf)
+        if not (hooked and isinstance(stale, Tensor) and one.way):
+            continue
+        apart = float((stale.detach() - one.way.value).abs().max())
+        if apart > 1e-6 + 1e-3 * float(one.way.value.abs().max()):
+            yield Evidence(
+                part.name,
+                f"will be computed from {one.leaf}_g and {one.leaf}_v, which are up to {apart:.3g} apart from it",
+            )

@@ -1,0 +1,47 @@
+"""Findings: as text, as JSON, by severity."""
+
+from __future__ import annotations
+
+import json
+
+from torchinit import Finding, Findings
+
+ERROR = Finding("TI103", "error", "0.weight", "3 of 64 values are NaN", "initialize it", "net.py:12")
+NOTE = Finding("TI102", "note", "", "all 2 tensors are on the meta device")
+BOTH = Findings((ERROR, NOTE), (("TI701", "a recipe"), ("TI702", "a recipe"), ("TI203", "loaded weights")))
+
+
+def test_a_finding_as_text() -> None:
+    assert str(ERROR) == "0.weight: TI103 error: 3 of 64 values are NaN; initialize it (net.py:12)"
+    assert str(NOTE) == "TI102 note: all 2 tensors are on the meta device"
+
+
+def test_they_are_a_sequence() -> None:
+    assert len(BOTH) == 2
+    assert list(BOTH) == [BOTH[0], BOTH[1]] == [ERROR, NOTE]
+    assert BOTH.codes == ("TI102", "TI103")
+
+
+def test_by_severity() -> None:
+    assert BOTH.errors == BOTH.at_least("error") == BOTH.at_least("warning") == (ERROR,)
+    assert BOTH.at_least("note") == (ERROR, NOTE)
+
+
+def test_as_a_table() -> None:
+    assert str(BOTH).splitlines() == [
+        "code   severity  site      finding",
+        "TI103  error     0.weight  3 of 64 values are NaN net.py:12",
+        "TI102  note      -         all 2 tensors are on the meta device",
+        "TI103: initialize it",
+        "1 error, 1 note",
+        "not run for want of a recipe: TI701, TI702",
+        "not run for want of loaded weights: TI203",
+    ]
+    assert str(Findings()) == "no findings"
+
+
+def test_as_json() -> None:
+    data = json.loads(BOTH.to_json())
+    assert data["format"] == "torchinit-findings-1"
+    assert [Finding(**one) for one in data["findings"]] == [ERROR, NOTE]
+    assert data["skipped"][2] == ["TI203", "loaded weights"]
