@@ -91,7 +91,7 @@ from torchinit.modules import (
 )
 from torchinit.noise import Global, Keyed, Noise
 from torchinit.recipes import INITIALIZERS, decode_recipe, load_recipe, recipe_to_data, schemes
-from torchinit.tracing import Trace, Write, trace
+from torchinit.tracing import Trace, Write, seeded, trace
 
 __all__ = [
     "ADAPTERS",
@@ -207,6 +207,7 @@ __all__ = [
     "register_layout",
     "run",
     "schemes",
+    "seeded",
     "sites",
     "trace",
     "trunc_normal_",

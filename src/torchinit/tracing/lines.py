@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from types import CodeType, FrameType
@@ -20,6 +20,9 @@ _STANDING_FOR_TORCH = ("transformers" + os.sep + "initialization.py",)
 """Files of others that wrap ``torch.nn.init`` name by name, so that a line in them says nothing."""
 
 _MACHINERY = tuple(_TORCH + name for name in ("utils" + os.sep, "overrides.py", "_", "autograd"))
+
+
+_BELOW = (_OURS, *_MACHINERY)
 
 
 class Caller(NamedTuple):
@@ -79,6 +82,32 @@ def _deepest(frame: FrameType, names: tuple[str, ...], modules: Mapping[int, str
     held = frame.f_locals
     found = [modules[id(value)] for name in names if id(value := held.get(name)) in modules]
     return max(found, key=depth_of) if found else None
+
+
+def subject(modules: Mapping[int, str], site_of: Callable[[object], str | None], depth: int, until: int = 0) -> str:
+    """What code is initializing: the site, else the deepest module, that the nearest function has in its hands.
+
+    Its local variables count, so that a loop over the modules of a model works on each in turn. Where no
+    function up to the frame whose id is ``until`` has any, it is the whole model: the empty name.
+    """
+    frame: FrameType | None = sys._getframe(depth)
+    while frame is not None:
+        if not frame.f_code.co_filename.startswith(_OURS):
+            values = list(frame.f_locals.values())
+            sites = [site for value in values if (site := site_of(value)) is not None]
+            found = sites or [modules[id(value)] for value in values if id(value) in modules]
+            if found:
+                return max(found, key=depth_of)
+        frame = None if id(frame) == until else frame.f_back
+    return ""
+
+
+def frame_of_caller(depth: int) -> FrameType | None:
+    """The function that called torch's operation, be it torch's own or anybody's."""
+    frame: FrameType | None = sys._getframe(depth)
+    while frame is not None and frame.f_code.co_filename.startswith(_BELOW):
+        frame = frame.f_back
+    return frame
 
 
 def depth_of(name: str) -> int:

@@ -15,6 +15,7 @@ from torch.nn.modules import module as hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from torchinit.core.placements import is_distributed
 from torchinit.tracing.regions import extent
 
 
@@ -98,10 +99,7 @@ def memory_of(tensor: Tensor) -> Tensor | None:
     """The plain tensor whose memory holds the values: itself, or what of a ``DTensor`` is here; None for others."""
     if type(tensor) in (Tensor, nn.Parameter):
         return tensor if tensor.layout == torch.strided else None
-    distributed = sys.modules.get("torch.distributed.tensor")
-    if distributed is not None and isinstance(tensor, distributed.DTensor):
-        return memory_of(tensor._local_tensor)
-    return None
+    return memory_of(tensor._local_tensor) if is_distributed(tensor) else None
 
 
 def storage_of(tensor: Tensor) -> int | None:

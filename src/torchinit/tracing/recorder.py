@@ -15,7 +15,7 @@ from torchinit.core.places import Held, Kind, held
 from torchinit.core.sites import grouped
 from torchinit.tracing.lines import caller, frame_of_user, is_within
 from torchinit.tracing.marks import Mark, mark
-from torchinit.tracing.observe import CarryOut, Event, Observer, Watch, memory_of, storage_of
+from torchinit.tracing.observe import Event, Observer, Watch, memory_of, storage_of
 from torchinit.tracing.operations import arguments_text, is_scattered, name_of
 from torchinit.tracing.regions import region_of
 from torchinit.tracing.writes import UNSEEN, Region, Trace, Write
@@ -39,7 +39,7 @@ class Entry:
 class Recorder:
     """One tracing of a model: its sites and modules as they are now, and the trace that grows."""
 
-    def __init__(self, model: nn.Module, *, exact: bool = False, carry_out: CarryOut | None = None) -> None:
+    def __init__(self, model: nn.Module, *, exact: bool = False) -> None:
         self.model = model
         self.exact = exact
         self.trace = Trace()
@@ -48,35 +48,34 @@ class Recorder:
         self.modules: dict[int, str] = {}
         self._keys: dict[str, int] = {}
         self._moved: set[int | None] = set()
-        self._until = 0
+        self.until = 0
         self._held: list[nn.Module] = []
-        self._observer = Observer(
+        self.observer = Observer(
             self.watch,
             self._told,
             self._registered,
             asked=self._asked if exact else None,
             copied=self._copied,
-            carry_out=carry_out,
         )
 
     # --- beginning and end ---------------------------------------------------------------------------------
 
     def __enter__(self) -> Trace:
         frame = frame_of_user(2)
-        self._until = 0 if frame is None else id(frame)
+        self.until = 0 if frame is None else id(frame)
         with _disable_current_modes():
             for entry, aliases in _entries(self.model):
                 self._take(entry, aliases)
             self._learn(self.model, "")
         self._began = tuple(self._keys)
         self._name_sites()
-        self._observer.__enter__()
+        self.observer.__enter__()
         return self.trace
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._observer.__exit__(kind, error, trace)
+        self.observer.__exit__(kind, error, trace)
         if error is not None:
             self.trace.error = f"{type(error).__name__}: {error}"
         with _disable_current_modes():
@@ -137,7 +136,7 @@ class Recorder:
         self._note(entry, name_of(event.operation))
 
     def _note(self, entry: Entry, operation: str, arguments: str = "", region: Region = None) -> None:
-        who = caller(self.modules, 2, self._until)
+        who = caller(self.modules, 2, self.until)
         self._add(entry, Write(entry.name, operation, arguments, region, who.line, who.module, who.call))
         entry.written = True
         if self.exact:

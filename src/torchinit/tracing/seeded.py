@@ -1,0 +1,228 @@
+"""Seeded: other people's code, every random number of which belongs to a name."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from functools import lru_cache
+from types import CodeType, FrameType, TracebackType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
+
+from torchinit.core.matrices import Orthogonal
+from torchinit.core.placements import is_distributed, shards_of
+from torchinit.core.runs import write
+from torchinit.core.shards import Box, Shard
+from torchinit.errors import RunError
+from torchinit.noise import Distribution, Keyed, Noise
+from torchinit.tracing.draws import IN_PLACE, INDICES, MADE, Target
+from torchinit.tracing.lines import frame_of_caller, subject
+from torchinit.tracing.observe import memory_of
+from torchinit.tracing.operations import arguments_of, name_of
+from torchinit.tracing.recorder import Recorder
+from torchinit.tracing.writes import Trace
+
+_TRUNCATED: CodeType = nn.init._no_grad_trunc_normal_.__code__
+_ORTHOGONAL: CodeType = nn.init.orthogonal_.__code__
+
+_REJECTS = "erfinv_" not in _TRUNCATED.co_names
+"""Whether torch draws truncated normals by rejection. Before, it did by one uniform draw, which can stay as it is."""
+
+Role = Literal["in place", "made", "other", "steps"]
+
+
+@lru_cache(maxsize=4096)
+def _role(func: torch._ops.OpOverload) -> Role | None:
+    """What an operation is to a seed; None where it draws nothing."""
+    name = name_of(func)
+    if torch.Tag.nondeterministic_seeded in func.tags:
+        return "in place" if name in IN_PLACE else "made" if name in MADE else "other"
+    return "steps" if func in _STEPS else None
+
+
+_STEPS = frozenset({torch.ops.aten.copy_.default, torch.ops.aten.mul_.Tensor})
+
+
+class Seeded(Recorder):
+    """A tracing whose draws are keyed: a site's under its own name, others under what is being initialized."""
+
+    def __init__(self, model: nn.Module, seed: int) -> None:
+        super().__init__(model)
+        self.noise = Keyed(seed)
+        self.indices: Counter[str] = Counter()
+        self.observer.carry_out = self._carry_out
+        self._generator = torch.empty(0)
+
+    def __enter__(self) -> Trace:
+        self._generator = torch.default_generator.get_state()
+        return super().__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with ExitStack() as stack:
+            stack.callback(torch.default_generator.set_state, self._generator)
+            super().__exit__(kind, error, trace)
+
+    def _carry_out(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        role = _role(func)
+        if role is None:
+            return func(*args, **kwargs)
+        with torch.no_grad():
+            return getattr(self, "_" + role.replace(" ", "_"))(func, args, kwargs)
+
+    # --- names and indices ---------------------------------------------------------------------------------
+
+    def _target(self, tensor: Tensor, indices: int = 1) -> Target:
+        """A tensor to draw: a site, or a part of one, or one that is nobody's yet."""
+        keys = self.watch.hit(tensor)
+        if not keys:
+            name = f"{subject(self.modules, self._site_of, 3, self.until)}\0temporary"
+            return Target(self.noise, name, self._next(name, indices), tensor)
+        entry = self.entries[min(keys)]
+        index = self._next(entry.name, indices)
+        place = None if is_distributed(tensor) else self._place(entry.name, entry.tensors, tensor)
+        return Target(self.noise, entry.name, index, tensor, place)
+
+    def _site_of(self, value: object) -> str | None:
+        """The site that a value is, or a part of."""
+        keys = self.watch.hit(value) if isinstance(value, Tensor) else None
+        return self.entries[min(keys)].name if keys else None
+
+    def _next(self, name: str, indices: int) -> int:
+        self.indices[name] += indices
+        return self.indices[name] - indices
+
+    def _place(self, name: str, tensors: Sequence[Tensor], local: Tensor) -> Box | None:
+        """Where a plain tensor lies that is this rank's part of a distributed site."""
+        whole = next((tensor for tensor in tensors if is_distributed(tensor)), None)
+        if whole is None or local.is_meta:
+            return None
+        with _disable_current_modes():
+            shards = shards_of(name, whole)
+        if len(shards) != 1 or shards[0].local.shape != local.shape or memory_of(whole) is None:
+            raise RunError(
+                f"{name}: is spread over ranks, and code draws a piece of this rank's part by itself, which cannot"
+                " have the same values for every spreading; draw the whole parameter"
+            )
+        return Box(shards[0].start, shards[0].shape)
+
+    # --- operations ----------------------------------------------------------------------------------------
+
+    def _in_place(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        said = arguments_of(func, args, kwargs)
+        said.pop("generator", None)
+        name = name_of(func)
+        target = self._target(args[0], INDICES if name == "random_" else 1)
+        if target.tensor.is_meta:
+            return args[0]
+        frame = frame_of_caller(3)
+        with _disable_current_modes():
+            if _REJECTS and frame is not None and frame.f_code is _TRUNCATED:
+                _draw_truncated(target, frame)
+            else:
+                IN_PLACE[name](target, **said)
+        return args[0]
+
+    def _made(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        said = arguments_of(func, args, kwargs)
+        tensor = kwargs.get("out")
+        if tensor is None:
+            tensor = _blank(said)
+        elif (size := said.get("size")) is not None and tuple(size) != tuple(tensor.shape):
+            tensor.resize_(size)
+        target = self._target(tensor)
+        if not tensor.is_meta:
+            with _disable_current_modes():
+                MADE[name_of(func)](target, **{key: said[key] for key in ("mean", "std") if key in said})
+        return tensor
+
+    def _other(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """An operation with a way of its own to draw: on torch's generator, in a state that belongs to the name."""
+        target = self._target(kwargs.get("out", _NOBODYS))
+        message = f"{self.noise.seed}\0{target.index}\0{target.name}".encode("utf-8", "surrogatepass")
+        state = int.from_bytes(hashlib.blake2b(message, digest_size=7).digest(), "little")
+        own = kwargs.get("generator")
+        if own is not None:
+            return func(*args, **{**kwargs, "generator": torch.Generator(own.device).manual_seed(state)})
+        devices = {item.device.index for item in args if isinstance(item, Tensor) and item.is_cuda}
+        with torch.random.fork_rng(devices=sorted(devices)):
+            torch.default_generator.manual_seed(state)
+            for device in devices:
+                torch.cuda.default_generators[device].manual_seed(state)
+            return func(*args, **kwargs)
+
+    def _steps(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """The last steps of ``nn.init.orthogonal_``: the matrix that has been computed, and its gain."""
+        frame = frame_of_caller(3)
+        if frame is None or frame.f_code is not _ORTHOGONAL:
+            return func(*args, **kwargs)
+        if func is torch.ops.aten.mul_.Tensor and args[0] is not frame.f_locals["tensor"]:
+            return func(*args, **kwargs)
+        if func is torch.ops.aten.copy_.default:
+            target = self._target(frame.f_locals["tensor"])
+            fill = Orthogonal(gain=float(frame.f_locals["gain"]))
+            with _disable_current_modes():
+                for shard in target.shards(target.tensor.detach()):
+                    write(fill, shard, _Later(self.noise, target.index))
+        return args[0]
+
+
+class _Later(Noise):
+    """A noise whose draw indices begin later, for a fill that begins at 0."""
+
+    sequential = False
+
+    def __init__(self, noise: Noise, by: int) -> None:
+        self.noise = noise
+        self.by = by
+
+    def fill(self, shard: Shard, distribution: Distribution, params: tuple[float, ...], index: int = 0) -> None:
+        self.noise.fill(shard, distribution, params, index + self.by)
+
+    def order(self, shard: Shard, index: int = 0) -> Tensor:
+        return self.noise.order(shard, index + self.by)
+
+    def factor_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        return self.noise.factor_dtype(dtype)
+
+
+_NOBODYS = torch.empty(0)
+
+
+def _draw_truncated(target: Target, frame: FrameType) -> None:
+    """A draw within ``nn.init.trunc_normal_``: the tensor gets its final values, all of which are then accepted."""
+    held = frame.f_locals
+    if target.tensor is held["tensor"]:
+        target.fill("truncated", *(float(held[name]) for name in ("mean", "std", "a", "b")))
+    else:
+        target.tensor.zero_()
+
+
+def _blank(said: Mapping[str, Any]) -> Tensor:
+    """An empty tensor like the one that an operation makes."""
+    options = {key: said[key] for key in ("dtype", "layout", "device", "pin_memory", "memory_format") if said.get(key)}
+    if said.get("size") is not None:
+        return torch.empty(said["size"], **options)
+    if isinstance(said.get("self"), Tensor):
+        return torch.empty_like(said["self"], **options)
+    given = [said[key] for key in ("mean", "std") if isinstance(said.get(key), Tensor)]
+    shape = torch.broadcast_shapes(*(tensor.shape for tensor in given))
+    return torch.empty_like(given[0].expand(shape), memory_format=torch.contiguous_format)
+
+
+def seeded(model: nn.Module, seed: int) -> AbstractContextManager[Trace]:
+    """Gives every random number that code draws for a model to a name, while the ``with`` block runs.
+
+    >>> model = nn.Sequential(nn.Linear(3, 3))
+    >>> with seeded(model, 0) as seen:
+    ...     _ = nn.init.normal_(model[0].weight, std=0.02)
+    >>> [write.site for write in seen.writes]
+    ['0.weight']
+    """
+    return Seeded(model, seed)
