@@ -55,6 +55,15 @@ class Fill(Spelled, ABC):
         """Raises ValueError where a tensor of this shape and dtype cannot hold the fill."""
         del shape, dtype
 
+    @property
+    def locked(self) -> bool:
+        """Whether no later rule may write over it."""
+        return False
+
+    def prepare(self, shard: Shard) -> None:
+        """Looks at what can be known only now; raises ValueError, while nothing is written yet."""
+        del shard
+
     @abstractmethod
     def write(self, shard: Shard, noise: Noise) -> None:
         """Writes ``shard.local``. Only :func:`torchinit.core.runs.run` calls this."""

@@ -6,8 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from torchinit.core.accounts import Account
 from torchinit.core.composites import Padded
 from torchinit.core.fills import Fill
+from torchinit.core.loaders import Loader, Lookup
 from torchinit.core.misses import nothing
 from torchinit.core.plans import Plan, Rule, Skipped, Step
 from torchinit.core.sites import WHY, Site, State
@@ -49,6 +51,7 @@ class _Planner:
         self.problems: list[str] = []
         self.writes: dict[str, list[_Write]] = {}
         self.skipped: dict[str, Skipped] = {}
+        self.loads: list[Account] = []
         self.turn = 0
 
     def plan(self) -> Plan:
@@ -57,6 +60,7 @@ class _Planner:
         if self.ties == "agree":
             self.problems += [text for writes in self.writes.values() if (text := _disagreement(writes))]
             self.problems += _collisions([writes[0].step.site for writes in self.writes.values()])
+        self.problems += [text for writes in self.writes.values() if (text := _unlocked(writes))]
         self._skip_what_is_written_as_another()
         steps = [write.step for writes in self.writes.values() for write in writes[:-1]]
         left = (site for site in self.known if site.name not in self.writes and site.name not in self.skipped)
@@ -67,6 +71,7 @@ class _Planner:
             skipped=tuple(self.skipped.values()),
             unused=tuple((rule, f"{rule.origin} {nothing(rule, self.known)}") for rule in unused),
             problems=tuple(self.problems),
+            loads=tuple(map(self._with_bare, self.loads)),
         )
 
     def _pairs(self) -> list[tuple[Site, Site]]:
@@ -84,13 +89,25 @@ class _Planner:
         """Adds the writes of one rule; whether it matched anything."""
         # Two names that one parent has for a module share one turn.
         matched = {(site.name, view.position): (view, site) for view, site in reversed(pairs) if rule.matches(view)}
-        for view, site in reversed(matched.values()):
-            fill = self._resolve(rule, view, site)
+        turns = [*reversed(matched.values())]
+        found = self._look_up(rule.init, turns) if isinstance(rule.init, Loader) and turns else None
+        for view, site in turns:
+            fill = self._resolve(rule, view, site) if found is None else found.fills.get(view.name)
             if fill is not None:
                 step = Step(site, fill, rule, turn=self.turn)
                 self.writes.setdefault(site.name, []).append(_Write(view, step))
                 self.turn += 1
         return bool(matched)
+
+    def _look_up(self, loader: Loader, pairs: list[tuple[Site, Site]]) -> Lookup:
+        lookup = loader.look_up(pairs, self.known)
+        self.loads.append(lookup.account)
+        return lookup
+
+    def _with_bare(self, account: Account) -> Account:
+        """The account with what is missing and gets no values from another rule."""
+        names = {view.name for site in self.known if site.name in self.writes for view in site.views}
+        return replace(account, bare=tuple(name for name in account.missing if name not in names))
 
     def _resolve(self, rule: Rule, view: Site, site: Site) -> Fill | None:
         state: State = view.state
@@ -134,6 +151,20 @@ def _notes(step: Step) -> tuple[str, ...]:
         return ()
     text = "fans by torch's count {:g} in, {:g} out; true {:g} in, {:g} out; used: {}"
     return (text.format(*torch, *true, convention),)
+
+
+def _unlocked(writes: list[_Write]) -> str | None:
+    """A site that is loaded from a checkpoint and then written by another rule."""
+    last = writes[-1].step
+    for write in writes[:-1]:
+        step = write.step
+        if step.fill.locked and step.rule is not last.rule:
+            return (
+                f"{step.rule.origin} loads {step.site.name!r} ({step.fill}), and {last.rule.origin} ({last.rule}) would"
+                f" write over it. Put {step.rule.origin} last, exclude the site from {last.rule.origin}, or say lock ="
+                f" false in {step.rule.origin}"
+            )
+    return None
 
 
 def _disagreement(writes: list[_Write]) -> str | None:

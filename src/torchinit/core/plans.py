@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from torchinit.core.accounts import Account
 from torchinit.core.fills import Fill, Initializer
+from torchinit.core.loaders import Loader
 from torchinit.core.moments import Moments
 from torchinit.core.selectors import Selector
 from torchinit.core.sites import Site
 from torchinit.core.tables import columns, shape_text, some
 from torchinit.core.vocabulary import SCHEMA
-from torchinit.errors import ConfigError, PlanError, count, did_you_mean
+from torchinit.errors import CheckpointError, ConfigError, PlanError, count, did_you_mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,9 @@ class Rule:
         return self.label or f"{self.where} -> {self.init}"
 
     def matches(self, site: Site) -> bool:
+        """Whether the rule is for the site."""
+        if isinstance(self.init, Loader):
+            return site.persistent and self.where.matches(site)
         return (site.kind == "parameter" or self.buffers) and self.where.matches(site)
 
 
@@ -113,7 +118,8 @@ class Plan:
     ``steps`` has one step a site, in the order in which they are written. ``overwritten`` has the writes
     that a later rule replaces; they are made only where they must draw (torch's global generator).
     ``untouched`` are the sites without a step, ``skipped`` those that cannot be written, ``unused`` the
-    rules that matched nothing, with a hint each. ``problems`` make :meth:`check` fail.
+    rules that matched nothing, with a hint each. ``loads`` tell what is taken from checkpoints. ``problems``
+    make :meth:`check` fail.
 
     >>> from torchinit.core.fills import Constant
     >>> from torchinit.core.planner import make_plan
@@ -129,6 +135,7 @@ class Plan:
     skipped: tuple[Skipped, ...] = ()
     unused: tuple[tuple[Rule, str], ...] = ()
     problems: tuple[str, ...] = ()
+    loads: tuple[Account, ...] = ()
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -161,6 +168,7 @@ class Plan:
             lines += [f"{count(len(names), kind)} untouched: {some(names)}"] if names else []
         lines += [f"skipped {skip.site.name}: {skip.why}" for skip in self.skipped]
         lines += [f"unused: {hint}" for _, hint in self.unused]
+        lines += [account.summary() for account in self.loads]
         lines += [f"problem: {problem}" for problem in self.problems]
         return "\n".join(lines)
 
@@ -203,13 +211,19 @@ class Plan:
     def check(self, *, complete: bool = False, strict: bool = False) -> Plan:
         """The plan itself, if nothing is wrong with it; else PlanError with every problem.
 
-        ``complete`` makes a parameter without a step a problem, ``strict`` a rule that matches nothing.
+        ``complete`` makes a parameter without a step a problem, ``strict`` a rule that matches nothing and a
+        site that a checkpoint lacks. Where all that is wrong is with checkpoints it is a CheckpointError.
         """
-        found = list(self.problems)
+        loading = [text for account in self.loads for text in account.problems]
+        if strict:
+            loading += [text for account in self.loads for text in account.warnings]
+        found = [*loading, *self.problems]
         if strict:
             found += [f"{hint}\n    If that is intended, set optional = true." for _, hint in self.unused]
         if complete:
             found += [f"no rule for {site.name}" for site in self.untouched if site.kind == "parameter"]
+        if found and len(found) == len(loading):
+            raise CheckpointError(*_headed(found))
         if found:
             raise PlanError(f"{count(len(found), 'problem')} in the plan; nothing was written", found)
         return self
@@ -226,6 +240,11 @@ class Plan:
             if name in theirs and theirs[name] != gist
         ]
         return tuple(changes)
+
+
+def _headed(found: list[str]) -> tuple[str, list[str]]:
+    """One problem as the headline itself, several below one."""
+    return (found[0], []) if len(found) == 1 else (f"{count(len(found), 'problem')} with checkpoints", found)
 
 
 def _row(step: Step) -> tuple[str, ...]:

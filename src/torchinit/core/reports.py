@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from torchinit.core.accounts import Account
 from torchinit.core.measures import deviations
 from torchinit.core.moments import Moments
 from torchinit.core.tables import columns, shape_text, some
@@ -56,7 +57,8 @@ class Record:
 class Report:
     """What happened: ``records`` of the sites written, and what was left out and why.
 
-    ``untouched`` are the parameters that no rule wrote, ``buffers`` the buffers.
+    ``untouched`` are the parameters that no rule wrote, ``buffers`` the buffers; ``loads`` tell what was taken
+    from checkpoints.
 
     ``report["layers.0.weight"]`` is the record of a site, by any of its names.
 
@@ -72,6 +74,7 @@ class Report:
     noise: str = ""
     seconds: float = 0.0
     buffers: tuple[str, ...] = ()
+    loads: tuple[Account, ...] = ()
 
     def __len__(self) -> int:
         return len(self.records)
@@ -124,6 +127,7 @@ class Report:
             lines.append(f"{count(len(self.buffers), 'buffer')} untouched: {some(self.buffers)}")
         lines += [f"skipped {name}: {why}" for name, why in self.skipped]
         lines += [f"unused: {hint}" for hint in self.unused]
+        lines += [account.summary() for account in self.loads]
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, object]:
@@ -151,6 +155,7 @@ class Report:
             noise=data["noise"],
             seconds=data["seconds"],
             buffers=tuple(data["buffers"]),
+            loads=tuple(map(Account.from_dict, data.get("loads", ()))),
         )
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from torchinit.core.fills import Fill, is_elementwise
+from torchinit.core.loaders import Loader
 from torchinit.core.measures import measure
 from torchinit.core.moments import Moments
 from torchinit.core.placements import blank_shards, shards_of
@@ -75,6 +76,7 @@ def run(
         str(noise),
         time.perf_counter() - started,
         tuple(site.name for site in plan.untouched if site.kind == "buffer"),
+        plan.loads,
     )
 
 
@@ -172,6 +174,7 @@ def _hindrance(step: Step, parts: Parts | None, noise: Noise) -> str | None:
     """Why the step cannot be written."""
     if parts is None:
         return "not in the model"
+    drawn = noise.sequential and not isinstance(step.rule.init, Loader)
     for part in parts:
         if part.shape != step.site.shape:
             return f"planned for shape {step.site.shape}, but it has {part.shape}"
@@ -180,10 +183,14 @@ def _hindrance(step: Step, parts: Parts | None, noise: Noise) -> str | None:
                 "is on the meta device, so there is nothing to write to; call torchinit.materialize, or"
                 " model.to_empty(device=...) first"
             )
-        if noise.sequential and not part.is_whole:
+        if drawn and not part.is_whole:
             return "only part of it is here, which needs a seed: give one"
-        if noise.sequential and part.spread:
+        if drawn and part.spread:
             return "other ranks hold copies of it, which must not differ, and that needs a seed: give one"
+        try:
+            step.fill.prepare(part)
+        except ValueError as error:
+            return str(error)
     return None
 
 

@@ -80,7 +80,8 @@ class Site:
     ``name`` is the qualified name without wrappers (``module.``, ``_orig_mod.`` and the like); ``owner``
     and ``owner_name`` tell the module that holds it; ``block`` is index and count in the innermost
     ``ModuleList`` or ``Sequential`` of like blocks around it; ``position`` is its turn in the order of
-    ``Module.apply`` (children first), in which MMEngine initializes. A tied tensor is one site: ``aliases``
+    ``Module.apply`` (children first), in which MMEngine initializes. ``persistent`` tells whether it is part of
+    the model's ``state_dict``. A tied tensor is one site: ``aliases``
     describes it as the other modules that hold it see it. ``shares`` names other sites that lie in part of
     its memory (a view of another shape).
     """
@@ -98,6 +99,7 @@ class Site:
     state: State = "ready"
     parametrized: bool = False
     position: int = 0
+    persistent: bool = True
     aliases: tuple[Site, ...] = ()
     shares: tuple[str, ...] = ()
 
@@ -197,6 +199,7 @@ def _site(one: Held, position: int) -> Site:
         state=state,
         parametrized=one.way is not None,
         position=position,
+        persistent=one.leaf not in module._non_persistent_buffers_set,
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, TypeAlias
 from torchinit.core.compositions import Blocks, Stacked
 from torchinit.core.fills import Initializer
 from torchinit.core.formulas import Prior
+from torchinit.core.loaders import Loader
 from torchinit.core.plans import Rule
 from torchinit.core.selectors import Layer, Leaf, Name, Regex, Roles, Selector, Within
 from torchinit.core.vocabulary import TEXT
@@ -85,7 +86,8 @@ class _EntryReader:
         before = len(self.reader.mistakes)
         said = {key: value for key, value in self.data.items() if key in ENTRY_WORDS}
         entry: Entry = self.reader.record(Entry, said, self.path)
-        init, bias = self._initializer(), self._bias()
+        init = self._initializer()
+        bias = self._bias(init)
         if entry is INVALID:
             return ()
         init, where = self._parted(entry, init), self._where(entry)
@@ -112,10 +114,12 @@ class _EntryReader:
         arguments = {key: value for key, value in self.data.items() if key not in words}
         return self.reader.record(cls, arguments, self.path, TEXT, also=words)
 
-    def _bias(self) -> Any:
+    def _bias(self, init: Any) -> Any:
         """The initializer of the biases; None leaves them alone."""
         if "bias" in self.data and "bias_prob" in self.data:
             return self._mistake("", "takes 'bias' or 'bias_prob', not both")
+        if self._says_bias and isinstance(init, Loader):
+            return self._mistake("bias", f"is loaded with the rest by {self.data['type']}; give it a rule of its own")
         if "param" in self.data and self._says_bias:
             return self._mistake("param", "names what is written; a bias needs an entry of its own")
         if "bias_prob" in self.data:
@@ -165,6 +169,8 @@ class _EntryReader:
     def _own_rules(self, entry: Entry, where: Selector, init: Initializer, bias: Initializer | None) -> list[Rule]:
         rule = Rule(where, init, entry.label, entry.optional, entry.padding, entry.buffers, self.path)
         by_name = bool(entry.name or entry.regex) and not entry.layer
+        if isinstance(init, Loader):
+            return [rule]
         if entry.param or (by_name and not self._says_bias):
             return [rule]
         weights = ~Roles("bias") if by_name else Roles("weight")

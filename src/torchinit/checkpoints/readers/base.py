@@ -1,0 +1,110 @@
+"""Checkpoint: named tensors that can be looked at and read piece by piece, wherever they are kept."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from torchinit.core.shards import Box
+from torchinit.errors import CheckpointError, did_you_mean
+
+
+@dataclass(frozen=True, slots=True)
+class Info:
+    """What is known of a tensor before it is read.
+
+    >>> Info((2, 3), torch.float32).nbytes
+    24
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * self.dtype.itemsize
+
+
+class Checkpoint(ABC):
+    """Named tensors, each with its shape and dtype known, none read before it is asked for.
+
+    ``name`` is what messages call it, ``format`` how it is kept, ``part`` which part of a nested one this is,
+    ``notes`` what its reader should know. What ``read`` gives may be the file's own memory: do not write to it.
+    """
+
+    name: str
+    format: str = ""
+    part: str = ""
+    notes: tuple[str, ...] = ()
+
+    @abstractmethod
+    def keys(self) -> tuple[str, ...]:
+        """The names of all tensors, in the order of the file."""
+
+    @abstractmethod
+    def _info(self, key: str) -> Info:
+        """Shape and dtype of a tensor that is there."""
+
+    @abstractmethod
+    def _read(self, key: str, box: Box | None) -> Tensor:
+        """The tensor, or a box of it, of one that is there."""
+
+    def info(self, key: str) -> Info:
+        """Shape and dtype of a tensor; raises CheckpointError where there is none, or one of an odd kind."""
+        self._look(key)
+        return self._info(key)
+
+    def read(self, key: str, box: Box | None = None) -> Tensor:
+        """The tensor, or a box of it, on the CPU; raises CheckpointError where there is none.
+
+        >>> from torchinit.checkpoints import open_checkpoint
+        >>> open_checkpoint({"w": torch.arange(4)}).read("w", Box((1,), (2,)))
+        tensor([1, 2])
+        """
+        self._look(key)
+        return self._read(key, box)
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """Text that the file holds beside its tensors."""
+        return {}
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._known()
+
+    def __len__(self) -> int:
+        return len(self.keys())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}: {len(self)} tensors>"
+
+    def _known(self) -> Mapping[str, object] | frozenset[str]:
+        return frozenset(self.keys())
+
+    def _look(self, key: str) -> None:
+        if key not in self:
+            raise CheckpointError(f"{self.name}: holds no {key!r}{did_you_mean(key, self.keys())}")
+
+
+def cut(tensor: Tensor, box: Box | None) -> Tensor:
+    """The box of a tensor, as a view.
+
+    >>> cut(torch.arange(6).view(2, 3), Box((0, 1), (2, 2)))
+    tensor([[1, 2],
+            [4, 5]])
+    """
+    if box is None:
+        return tensor
+    return tensor[tuple(slice(low, low + size) for low, size in zip(box.start, box.shape, strict=True))]

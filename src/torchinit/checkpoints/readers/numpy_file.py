@@ -1,0 +1,97 @@
+"""NumPy files: arrays by name (.npz) or one array (.npy); pickled objects in them are refused."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+from torchinit.checkpoints.readers.base import Checkpoint, Info, cut
+from torchinit.core.shards import Box
+from torchinit.errors import CheckpointError, MissingExtraError
+
+
+def _numpy() -> Any:
+    try:
+        import numpy
+    except ImportError:
+        raise MissingExtraError("reading a NumPy file", "numpy") from None
+    return numpy
+
+
+class NumpyCheckpoint(Checkpoint):
+    """A .npz file, an array a name, or a .npy file, whose array is called as the file is."""
+
+    def __init__(self, path: Path) -> None:
+        self._numpy = _numpy()
+        self.name = str(path)
+        self.path = path
+        self._zipped = zipfile.is_zipfile(path)
+        self.format = "npz" if self._zipped else "npy"
+        try:
+            self._infos = self._zip_infos() if self._zipped else {path.stem: self._file_info()}
+        except (ValueError, OSError, zipfile.BadZipFile, NotImplementedError, EOFError, SyntaxError) as error:
+            if isinstance(error, CheckpointError):
+                raise
+            raise CheckpointError(f"{path}: cannot be read: {error}") from error
+
+    def keys(self) -> tuple[str, ...]:
+        return tuple(self._infos)
+
+    def _info(self, key: str) -> Info:
+        return self._infos[key]
+
+    def _read(self, key: str, box: Box | None) -> Tensor:
+        try:
+            if not self._zipped:
+                array = self._numpy.load(self.path, mmap_mode="c", allow_pickle=False)
+            else:
+                with self._numpy.load(self.path, allow_pickle=False) as archive:
+                    array = archive[key]
+            return cut(torch.from_numpy(array), box)
+        except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
+            raise CheckpointError(f"{self.name}: {key} cannot be read: {error}") from error
+
+    def _known(self) -> Mapping[str, object]:
+        return self._infos
+
+    def _file_info(self) -> Info:
+        with self.path.open("rb") as file:
+            return self._header(file, self.path.stem, self.path.stat().st_size)
+
+    def _zip_infos(self) -> dict[str, Info]:
+        found = {}
+        with zipfile.ZipFile(self.path) as archive:
+            for entry in archive.infolist():
+                key = entry.filename.removesuffix(".npy")
+                if key == entry.filename or key in found:
+                    raise CheckpointError(f"{self.name}: {entry.filename} is no array, or there twice")
+                with archive.open(entry) as file:
+                    found[key] = self._header(file, key, entry.file_size)
+        return found
+
+    def _header(self, file: IO[bytes], key: str, size: int) -> Info:
+        """What the header of an array says, once it agrees with how long the array is."""
+        lib = self._numpy.lib.format
+        version = lib.read_magic(file)
+        read = {(1, 0): lib.read_array_header_1_0, (2, 0): lib.read_array_header_2_0}.get(version)
+        if read is None:
+            raise CheckpointError(f"{self.name}: {key} is of version {version}, which is not known")
+        shape, _, kind = read(file)
+        if kind.hasobject or kind.names or kind.subdtype:
+            raise CheckpointError(f"{self.name}: {key} holds Python objects or records, not numbers; refused")
+        if size != file.tell() + int(self._numpy.prod(shape, dtype=object)) * kind.itemsize:
+            raise CheckpointError(f"{self.name}: {key} is not as long as its header says: cut short?")
+        return Info(tuple(shape), self._dtype(key, kind))
+
+    def _dtype(self, key: str, kind: Any) -> torch.dtype:
+        try:
+            if not kind.isnative:
+                raise TypeError("its bytes are in another order")
+            return torch.from_numpy(self._numpy.empty(0, kind)).dtype
+        except TypeError as error:
+            raise CheckpointError(f"{self.name}: {key} is of {kind}: {error}") from None

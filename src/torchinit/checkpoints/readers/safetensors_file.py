@@ -1,0 +1,164 @@
+"""Safetensors: a header of names, shapes and offsets, then bytes. The header is checked before anything is read.
+
+The format: https://huggingface.co/docs/safetensors#format
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchinit.checkpoints.readers.base import Checkpoint, Info, cut
+from torchinit.core.shards import Box
+from torchinit.errors import CheckpointError, MissingExtraError
+
+DTYPES: dict[str, torch.dtype] = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "U16": torch.uint16,
+    "I16": torch.int16,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "U32": torch.uint32,
+    "I32": torch.int32,
+    "F32": torch.float32,
+    "U64": torch.uint64,
+    "I64": torch.int64,
+    "F64": torch.float64,
+    "C64": torch.complex64,
+}
+"""The format's names of dtypes."""
+
+_LARGEST_HEADER = 100_000_000
+"""So many bytes the library allows, too."""
+
+
+class SafetensorsCheckpoint(Checkpoint):
+    """A .safetensors file; tensors are views of the mapped file. Raises CheckpointError for a header that lies."""
+
+    format = "safetensors"
+
+    def __init__(self, path: Path) -> None:
+        self.name = str(path)
+        self.path = path
+        self._texts, self._infos = read_header(path)
+        self._file = _opened(path)
+
+    def keys(self) -> tuple[str, ...]:
+        return tuple(self._infos)
+
+    def _info(self, key: str) -> Info:
+        info = self._infos[key]
+        if isinstance(info, str):
+            raise CheckpointError(f"{self.name}: {key} is of dtype {info}, which torch does not have")
+        return info
+
+    def _read(self, key: str, box: Box | None) -> Tensor:
+        info = self._info(key)
+        tensor: Tensor = self._file.get_tensor(key)
+        if tuple(tensor.shape) != info.shape or tensor.dtype != info.dtype:
+            raise CheckpointError(f"{self.name}: {key} is not what the header said")
+        return cut(tensor, box)
+
+    def _known(self) -> Mapping[str, object]:
+        return self._infos
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        return self._texts
+
+
+def _opened(path: Path) -> Any:
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError:
+        raise MissingExtraError("reading a .safetensors file", "cli") from None
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: is refused by safetensors: {error}") from error
+
+
+def read_header(path: Path) -> tuple[dict[str, str], dict[str, Info | str]]:
+    """The text and the tensors that a header tells of; for a dtype that torch lacks its name.
+
+    Raises CheckpointError for a header that is too long, no JSON, has a key twice, or does not account for
+    every byte of the file once.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > min(_LARGEST_HEADER, size - 8):
+            raise _bad(path, f"its header would have {length:,} bytes, the file has {size:,}: cut short?")
+        data = _parsed(path, file.read(length))
+    texts = data.pop("__metadata__", {})
+    if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
+        raise _bad(path, "its metadata are not text")
+    spans = {key: _span(path, key, entry) for key, entry in data.items()}
+    _check_spans(path, [span for span, _ in spans.values()], size - 8 - length)
+    return texts, {key: info for key, (_, info) in spans.items()}
+
+
+def _parsed(path: Path, raw: bytes) -> dict[str, Any]:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) < len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise _bad(path, f"its header has the key {twice!r} twice")
+        return made
+
+    try:
+        data = json.loads(raw.decode("utf-8"), object_pairs_hook=once, parse_constant=_no_number)
+    except CheckpointError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise _bad(path, f"its header is no JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise _bad(path, "its header is no table")
+    return data
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no JSON")
+
+
+def _span(path: Path, key: str, entry: Any) -> tuple[tuple[int, int], Info | str]:
+    """The bytes of a tensor, and what it is; raises CheckpointError where the two do not agree."""
+    if not isinstance(entry, dict) or {*entry} != {"dtype", "shape", "data_offsets"}:
+        raise _bad(path, f"{key!r} needs dtype, shape and data_offsets")
+    shape, offsets, name = entry["shape"], entry["data_offsets"], entry["dtype"]
+    if not (_are_counts(shape) and _are_counts(offsets) and len(offsets) == 2 and isinstance(name, str)):
+        raise _bad(path, f"{key!r} has a shape, offsets or dtype of a wrong kind")
+    begin, end = offsets
+    dtype = DTYPES.get(name)
+    if begin > end or (dtype is not None and end - begin != math.prod(shape) * dtype.itemsize):
+        raise _bad(path, f"{key!r} of shape {shape} in {name} does not fill its bytes {begin} to {end}")
+    return (begin, end), name if dtype is None else Info(tuple(shape), dtype)
+
+
+def _are_counts(values: object) -> bool:
+    return isinstance(values, list) and all(type(value) is int and 0 <= value < 1 << 63 for value in values)
+
+
+def _check_spans(path: Path, spans: list[tuple[int, int]], size: int) -> None:
+    at = 0
+    for begin, end in sorted(spans):
+        if begin != at:
+            raise _bad(path, f"its tensors {'overlap' if begin < at else 'leave a hole'} at byte {min(begin, at)}")
+        at = end
+    if at != size:
+        raise _bad(path, f"its tensors take {at:,} bytes, but {size:,} are there: cut short, or something is appended")
+
+
+def _bad(path: Path, why: str) -> CheckpointError:
+    return CheckpointError(f"{path}: is no sound safetensors file: {why}")

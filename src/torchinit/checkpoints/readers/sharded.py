@@ -1,0 +1,84 @@
+"""Sharded checkpoints: an index that says in which of several files each tensor is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from torch import Tensor
+
+from torchinit.checkpoints.readers.base import Checkpoint, Info
+from torchinit.core.shards import Box
+from torchinit.core.tables import some
+from torchinit.errors import CheckpointError
+
+
+class ShardedCheckpoint(Checkpoint):
+    """The files of an ``*.index.json``, each opened when one of its tensors is asked for.
+
+    Raises CheckpointError for an index that points out of its folder.
+    """
+
+    format = "sharded"
+
+    def __init__(self, path: Path, open_file: Callable[[Path], Checkpoint]) -> None:
+        self.name = str(path)
+        self.folder = path.parent
+        self._map = read_index(path)
+        self._open_file = open_file
+        self._files: dict[str, Checkpoint] = {}
+        gone = sorted(file for file in set(self._map.values()) if not (self.folder / file).is_file())
+        if gone:
+            raise CheckpointError(f"{path}: {some(gone)} of the index can not be found beside it")
+
+    def keys(self) -> tuple[str, ...]:
+        return tuple(self._map)
+
+    def _info(self, key: str) -> Info:
+        return self._file(key).info(key)
+
+    def _read(self, key: str, box: Box | None) -> Tensor:
+        return self._file(key).read(key, box)
+
+    def _known(self) -> Mapping[str, object]:
+        return self._map
+
+    def _file(self, key: str) -> Checkpoint:
+        file = self._map[key]
+        if file not in self._files:
+            self._files[file] = self._open_file(self.folder / file)
+        return self._files[file]
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """Which file each tensor is in; raises CheckpointError for an index that is no such table or not safe to follow."""
+    twice: list[str] = []
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        twice.extend(key for key in made if sum(other == key for other, _ in pairs) > 1) if len(made) < len(pairs) else None
+        return made
+
+    try:
+        data = json.loads(path.read_bytes(), object_pairs_hook=once)
+    except (ValueError, RecursionError, OSError) as error:
+        raise CheckpointError(f"{path}: is no JSON: {error}") from error
+    files = data.get("weight_map") if isinstance(data, dict) else None
+    if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
+        raise CheckpointError(f"{path}: has no table 'weight_map' of file names")
+    if twice:
+        raise CheckpointError(f"{path}: has the key {twice[0]!r} twice")
+    for file in sorted(set(files.values())):
+        if not _is_inside(file):
+            raise CheckpointError(f"{path}: points to {file!r}, which is outside of its folder; refused")
+    return files
+
+
+def _is_inside(file: str) -> bool:
+    """Whether a relative path stays in its folder, on any system."""
+    if not file or "\\" in file or ":" in file or "\0" in file:
+        return False
+    path = PurePosixPath(file)
+    return not path.is_absolute() and ".." not in path.parts

@@ -1,0 +1,97 @@
+"""Sniffing: which format a file is of, by what it holds and not by what it is called."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from torchinit.errors import CheckpointError
+
+Format: TypeAlias = Literal["safetensors", "index", "zip", "npz", "npy", "pickle"]
+
+_HEAD = 1024
+_OTHERS = {
+    b"\x1f\x8b": "is compressed with gzip: unpack it first",
+    b"BZh": "is compressed with bzip2: unpack it first",
+    b"\xfd7zXZ": "is compressed with xz: unpack it first",
+    b"7z\xbc\xaf": "is a 7z archive: unpack it first",
+    b"\x28\xb5\x2f\xfd": "is compressed with zstd: unpack it first",
+    b"\x89HDF": "is an HDF5 file (Keras?): convert it first",
+    b"GGUF": "is a GGUF file: convert it first",
+    b"\x08\x00\x00\x00": "looks like an ONNX or TensorFlow file: convert it first",
+}
+
+
+def sniff(path: Path) -> Format:
+    """The format of a file; raises CheckpointError that says what it is, where it is none of a checkpoint."""
+    if path.is_dir():
+        raise CheckpointError(f"{path}: is a folder{_inside(path)}")
+    if not path.is_file():
+        raise CheckpointError(f"{path} can not be found.")
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+    if head.startswith(b"PK\x03\x04"):
+        return _zip(path)
+    if head.startswith(b"\x93NUMPY"):
+        return "npy"
+    if head[8:9] == b"{" and head[5:8] == b"\0\0\0":
+        return "safetensors"
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    if text.startswith(b"{"):
+        return _json(path)
+    if head.startswith(b"\x80"):
+        return "pickle"
+    raise CheckpointError(f"{path}: {_what(head, text)}")
+
+
+def _what(head: bytes, text: bytes) -> str:
+    lower = text[:256].lower()
+    if not head:
+        return "is empty"
+    if lower.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        return "is a web page, not weights: the address gave a page (a login? an error?) instead of the file"
+    if lower.startswith(b"version https://git-lfs"):
+        return "is a git-lfs pointer, not the file itself: run git lfs pull"
+    for magic, what in _OTHERS.items():
+        if head.startswith(magic):
+            return what
+    if head[257:262] == b"ustar" or b"ustar" in head:
+        return "is a tar archive, perhaps of a very old torch.save: unpack or save it again with a newer torch"
+    if not any(head):
+        return "begins with zeros: it was made but never filled (a download that broke off?)"
+    if head[8:9] == b"{":
+        return "looks like safetensors, but its header would be larger than any"
+    return f"is of no known format: it begins with {head[:8]!r}"
+
+
+def _zip(path: Path) -> Format:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, UnicodeError, OverflowError) as error:
+        raise CheckpointError(f"{path}: is no whole zip file (cut short?): {error}") from error
+    is_numpy = any(name.endswith(".npy") for name in names) and not any(name.endswith("data.pkl") for name in names)
+    return "npz" if is_numpy else "zip"
+
+
+def _json(path: Path) -> Format:
+    if path.stat().st_size > 1 << 28:
+        raise CheckpointError(f"{path}: is JSON of more than 256 MiB")
+    try:
+        data = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: begins like JSON and is none: {error}") from error
+    if isinstance(data, dict) and "weight_map" in data:
+        return "index"
+    raise CheckpointError(f"{path}: is JSON without a 'weight_map', so neither weights nor an index of them")
+
+
+def _inside(path: Path) -> str:
+    """What in a folder may have been meant."""
+    if (path / ".metadata").is_file():
+        return " of torch.distributed.checkpoint, whose metadata is a pickle: open_checkpoint(path, trust=True) reads it"
+    kinds = ("*.index.json", "*.safetensors", "*.pth", "*.pt", "*.bin", "*.npz")
+    found = sorted(file.name for kind in kinds for file in path.glob(kind))
+    return f"; did you mean {str(path / found[0])!r}?" if found else ", and there are no weights in it"

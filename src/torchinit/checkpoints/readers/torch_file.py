@@ -1,0 +1,107 @@
+"""Torch files: what ``torch.save`` wrote, mapped into memory and unpickled by torch's restricted unpickler alone."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from torchinit.checkpoints.readers.memory import MemoryCheckpoint
+from torchinit.checkpoints.readers.states import find_state
+from torchinit.errors import CheckpointError
+
+_LARGEST_PICKLE = 1 << 28
+_OLDEST = (2, 10)
+"""Restricted unpicklers of older torch could be made to run code."""
+
+
+class RefusedPickleError(CheckpointError, pickle.UnpicklingError):
+    """A pickle that asks for more than tensors and plain data; nothing of it was run."""
+
+
+class TorchCheckpoint(MemoryCheckpoint):
+    """A file of ``torch.save``: of the zip format nothing is read before it is used, of the older one everything."""
+
+    def __init__(self, path: Path, *, part: str | None = None) -> None:
+        state, where, notes = find_state(load_file(path), str(path), part)
+        form = "torch" if is_zip(path) else "torch, legacy"
+        super().__init__(str(path), state, format=form, part=where, notes=notes)
+
+
+def load_file(path: Path, map_location: Any = "cpu") -> Any:
+    """Whatever a file of ``torch.save`` holds, without running any code in it.
+
+    Raises CheckpointError for a file that is damaged or compressed, and RefusedPickleError, which is one, for
+    other objects than tensors and plain data.
+    """
+    zipped = is_zip(path)
+    if zipped:
+        check_zip(path)
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True, mmap=zipped)
+    except pickle.UnpicklingError as error:
+        raise _refused(path, error) from None
+    except Exception as error:
+        # What a damaged pickle raises depends on where it is damaged.
+        raise CheckpointError(f"{path}: cannot be read: {type(error).__name__}: {_first_line(error)}") from error
+
+
+def is_zip(path: Path) -> bool:
+    """Whether the file is of the zip format, as torch tells it."""
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+def _refused(path: Path, error: Exception) -> RefusedPickleError:
+    text = str(error)
+    found = re.search(r"GLOBAL ([\w.]+)", text) or re.search(r"(?:class|function|global) ([\w.]+)", text)
+    what = f"asks for {found[1]}" if found else _first_line(error).rstrip(".")
+    return RefusedPickleError(
+        f"{path}: is refused: its pickle {what}, and only tensors and plain data are read. Nothing in it was run."
+        " Get the weights as .safetensors, or save their state_dict alone"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    reason = re.search(r"WeightsUnpickler error: (.*)", text)
+    return (reason[1] if reason else text.splitlines()[0] if text else "no reason given")[:200]
+
+
+def check_zip(path: Path) -> None:
+    """Raises CheckpointError for a zip that no ``torch.save`` wrote: compressed, overlapping, with code in it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, UnicodeError, OverflowError) as error:
+        raise CheckpointError(f"{path}: is no whole zip file (cut short?): {error}") from error
+    names = [entry.filename for entry in entries]
+    parts = {name.split("/")[1] for name in names if name.count("/") > 1} | {name.rpartition("/")[2] for name in names}
+    if "code" in parts or "constants.pkl" in parts:
+        raise CheckpointError(
+            f"{path}: is a TorchScript program, code and weights in one. It is not opened; load it with torch.jit.load"
+            " where you trust it, and save its state_dict() alone"
+        )
+    if "data.pkl" not in parts:
+        raise CheckpointError(f"{path}: is a zip file without data.pkl, so none that torch.save wrote")
+    if len(set(names)) < len(names):
+        raise CheckpointError(f"{path}: has two entries of one name")
+    _check_entries(path, entries)
+
+
+def _check_entries(path: Path, entries: list[zipfile.ZipInfo]) -> None:
+    at, size = 0, path.stat().st_size
+    for entry in sorted(entries, key=lambda entry: entry.header_offset):
+        if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
+            raise CheckpointError(f"{path}: {entry.filename} is compressed, which torch.save never does; refused")
+        if entry.flag_bits & 1:
+            raise CheckpointError(f"{path}: {entry.filename} is encrypted; refused")
+        if entry.header_offset < at or entry.header_offset + entry.file_size > size:
+            raise CheckpointError(f"{path}: {entry.filename} overlaps another entry or the end of the file; refused")
+        if entry.filename.endswith("data.pkl") and entry.file_size > _LARGEST_PICKLE:
+            raise CheckpointError(f"{path}: its pickle has {entry.file_size:,} bytes; refused")
+        at = entry.header_offset + entry.file_size
