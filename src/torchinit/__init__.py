@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from torchinit.api import RecipeLike, initialize, plan
+from torchinit.checkpoints import Checkpoint, Loaded, Pretrained, open_checkpoint
 from torchinit.checkpoints import adapters as adapters
 from torchinit.checkpoints.adapters import ADAPTERS, Adapter
+from torchinit.core.accounts import Account
 from torchinit.core.composites import Blockwise, Padded
 from torchinit.core.compositions import Blocks, DepthScaled, Scaled, Stacked
 from torchinit.core.expressions import Computed
@@ -95,6 +97,7 @@ from torchinit.tracing import Trace, Write, seeded, trace
 
 __all__ = [
     "ADAPTERS",
+    "Account",
     "Adapter",
     "All",
     "Any",
@@ -107,6 +110,7 @@ __all__ = [
     "Caffe2Xavier",
     "Caffe2XavierInit",
     "Change",
+    "Checkpoint",
     "CheckpointError",
     "Computed",
     "ConfigError",
@@ -134,6 +138,7 @@ __all__ = [
     "Layout",
     "LeCun",
     "Leaf",
+    "Loaded",
     "MODEL_WRAPPERS",
     "MissingExtraError",
     "ModuleDict",
@@ -149,6 +154,7 @@ __all__ = [
     "Padded",
     "Plan",
     "PlanError",
+    "Pretrained",
     "PretrainedInit",
     "Prior",
     "Recipe",
@@ -202,6 +208,7 @@ __all__ = [
     "local_shards",
     "make_plan",
     "normal_init",
+    "open_checkpoint",
     "plan",
     "recipe_to_data",
     "register_layout",

@@ -30,8 +30,9 @@ _log = logging.getLogger("torchinit")
 def plan(model: nn.Module, recipe: RecipeLike, *, complete: bool = False, strict: bool = False) -> Plan:
     """What a recipe will write where, worked out without touching memory; the meta device is enough.
 
-    ``complete`` makes a parameter that no rule covers a problem, ``strict`` a rule that matches nothing.
-    Raises ConfigError when the recipe cannot be read and PlanError when the plan has problems.
+    ``complete`` makes a parameter that no rule covers a problem, ``strict`` a rule that matches nothing, or a
+    site that a checkpoint lacks. Raises ConfigError when the recipe cannot be read, PlanError when the plan has
+    problems, CheckpointError when they are all with checkpoints.
 
     >>> import torch
     >>> from torchinit import Kaiming, Layer, Leaf, Rule
@@ -62,7 +63,7 @@ def initialize(
     A dict with ``type``, or a list of such dicts, is an ``init_cfg`` and is read by MMEngine's rules:
     :class:`torchinit.BaseModule`.
 
-    Raises ConfigError, PlanError or RunError before anything is written.
+    Raises ConfigError, PlanError, CheckpointError or RunError before anything is written.
 
     >>> from torchinit import Layer, Leaf, Normal, Rule
     >>> model = nn.Sequential(nn.Linear(64, 64))
@@ -73,8 +74,8 @@ def initialize(
     if _is_init_cfg(recipe):
         return initialize_module(model, recipe, seed)
     made = plan(model, recipe, strict=strict)
-    for _, hint in made.unused:
-        _log.warning("%s", hint)
+    for text in (*(hint for _, hint in made.unused), *(text for account in made.loads for text in account.warnings)):
+        _log.warning("%s", text)
     return run(made, local_shards(model), Global() if seed is None else Keyed(seed), stats=stats, progress=progress)
 
 

@@ -6,7 +6,6 @@
     ├── ConfigError (ValueError)          a recipe or an init_cfg that cannot be read; carries .problems
     ├── FanError (ValueError)             a fan was asked of a tensor that has none
     ├── PlanError (ValueError)            a plan that would do something wrong; carries .problems
-    ├── CheckpointError (ValueError)      a file of weights that is refused or does not fit; carries .problems
     ├── RunError (RuntimeError)           a plan that cannot be run on this model, found before any write
     ├── ReportError (AssertionError)      what was written is not what was planned; carries .problems
     ├── CheckpointError (RuntimeError)    a checkpoint that cannot be had, read or loaded; carries .problems
@@ -49,10 +48,6 @@ class PlanError(_ManyProblemsError, ValueError):
     """A plan that would do something wrong; ``problems`` holds every finding."""
 
 
-class CheckpointError(_ManyProblemsError, ValueError):
-    """A file of weights that cannot be read, is refused, or does not fit the model; ``problems`` holds each reason."""
-
-
 class RunError(_ManyProblemsError, RuntimeError):
     """A plan that cannot be run on this model; raised before anything is written."""
 
@@ -62,7 +57,7 @@ class ReportError(_ManyProblemsError, AssertionError):
 
 
 class CheckpointError(_ManyProblemsError, RuntimeError):
-    """A checkpoint that cannot be had, read or loaded; ``problems`` holds every finding."""
+    """A checkpoint that cannot be had, is refused, or does not fit; ``problems`` holds every finding."""
 
 
 class FetchError(CheckpointError):

@@ -99,6 +99,8 @@ class Schema:
 
         Raises ConfigError for an object whose class has no registered name.
         """
+        if value is None:
+            return None
         if isinstance(value, torch.dtype):
             return str(value).removeprefix("torch.")
         if isinstance(value, float) and not math.isfinite(value):
@@ -114,6 +116,8 @@ class Schema:
             return self._encode_word(value, self.vocabularies[abstract].registry, defaults)
         if is_dataclass(value) and not isinstance(value, type):
             return self._encode_each(type(value), hints.arguments(value, defaults=defaults), defaults)
+        if not isinstance(value, (str, int, float)):
+            raise ConfigError(f"{value!r} cannot be written as data: it is there in memory only")
         return value
 
     def _encode_word(self, value: object, registry: Registry, defaults: bool) -> Data:

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 from torchinit.checkpoints import hubs as _hubs  # noqa: F401  # registers hf://, torchvision:// and timm://
 from torchinit.checkpoints.limits import Limits
+from torchinit.checkpoints.loaded import Loaded
 from torchinit.checkpoints.loading import load_pretrained, load_state_dict, read_checkpoint
 from torchinit.checkpoints.members import member_of
+from torchinit.checkpoints.pretrained import Pretrained
+from torchinit.checkpoints.readers import Checkpoint, Info, RefusedPickleError, open_checkpoint
 from torchinit.checkpoints.sources import fetch, register_source
+from torchinit.core.vocabulary import INITIALIZERS
 
 __all__ = [
+    "Checkpoint",
+    "Info",
     "Limits",
+    "Loaded",
+    "Pretrained",
+    "RefusedPickleError",
     "fetch",
     "load_pretrained",
     "load_state_dict",
     "member_of",
+    "open_checkpoint",
     "read_checkpoint",
     "register_source",
 ]
+
+INITIALIZERS.register(Loaded)
+INITIALIZERS.register(Pretrained)

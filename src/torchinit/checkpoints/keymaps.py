@@ -81,7 +81,7 @@ def unwrapped(key: str) -> str:
 
 
 def revised(state: Mapping[str, object], keys: Iterable[tuple[str, str]]) -> dict[str, object]:
-    """The entries under keys to which MMEngine's ``revise_keys`` have been applied, one after the other.
+    r"""The entries under keys to which MMEngine's ``revise_keys`` have been applied, one after the other.
 
     >>> revised({"module.fc.weight": 1}, [(r"^module\\.", "")])
     {'fc.weight': 1}

@@ -136,7 +136,8 @@ class Account:
         for what in ("missing", "unexpected"):
             if names := getattr(self, what):
                 yield f"{what}: {some(names, 10)}"
-        yield from (f"cast {how}: {count(number, 'site')}" for how, number in Counter(how for _, how in self.casts).items())
+        casts = Counter(how for _, how in self.casts)
+        yield from (f"cast {how}: {count(number, 'site')}" for how, number in casts.items())
         yield from self.hints
 
     def _rows(self) -> list[tuple[str, ...]]:

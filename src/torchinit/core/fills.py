@@ -61,7 +61,7 @@ class Fill(Spelled, ABC):
         return False
 
     def prepare(self, shard: Shard) -> None:
-        """Looks at what can be known only now; raises ValueError, while nothing is written yet."""
+        """Looks at what can be known only now; raises ValueError or CheckpointError, while nothing is written yet."""
         del shard
 
     @abstractmethod

@@ -20,7 +20,7 @@ from torchinit.core.places import held
 from torchinit.core.plans import Plan, Step
 from torchinit.core.reports import Record, Report
 from torchinit.core.shards import Shard
-from torchinit.errors import RunError, count
+from torchinit.errors import CheckpointError, RunError, count
 from torchinit.noise import Job, Noise
 
 Shards: TypeAlias = Mapping[str, Shard | Sequence[Shard]]
@@ -189,7 +189,7 @@ def _hindrance(step: Step, parts: Parts | None, noise: Noise) -> str | None:
             return "other ranks hold copies of it, which must not differ, and that needs a seed: give one"
         try:
             step.fill.prepare(part)
-        except ValueError as error:
+        except (ValueError, CheckpointError) as error:
             return str(error)
     return None
 

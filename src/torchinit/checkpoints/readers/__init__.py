@@ -18,9 +18,10 @@ from torchinit.checkpoints.readers.sharded import ShardedCheckpoint
 from torchinit.checkpoints.readers.sniff import sniff
 from torchinit.checkpoints.readers.states import find_state
 from torchinit.checkpoints.readers.torch_file import RefusedPickleError, TorchCheckpoint
+from torchinit.checkpoints.sources import fetch
 from torchinit.errors import CheckpointError
 
-__all__ = ["Checkpoint", "Info", "RefusedPickleError", "open_checkpoint"]
+__all__ = ["Checkpoint", "Info", "RefusedPickleError", "open_checkpoint", "open_file"]
 
 
 def open_checkpoint(
@@ -29,11 +30,12 @@ def open_checkpoint(
     part: str | None = None,
     trust: bool = False,
 ) -> Checkpoint:
-    """The named tensors of a local file, a dict or a model; what a file is tells its content, not its name.
+    """The named tensors of a file, a dict or a model; what a file is tells its content, not its name.
 
     Read are safetensors, files of ``torch.save``, the indices of sharded ones, and NumPy's. Of nested training
     checkpoints the weights are found; ``part`` says where they are instead. No code in a file is run, unless
-    ``trust`` allows it for a folder of torch.distributed.checkpoint. Raises CheckpointError.
+    ``trust`` allows it for a folder of torch.distributed.checkpoint. Sources are those of :func:`fetch`. Raises
+    CheckpointError, and FileNotFoundError for a path where nothing is.
 
     >>> import torch
     >>> checkpoint = open_checkpoint({"epoch": 3, "state_dict": {"fc.weight": torch.zeros(2, 3)}})
@@ -47,24 +49,26 @@ def open_checkpoint(
     if isinstance(source, Mapping):
         tensors, where, notes = find_state(source, "dict in memory", part)
         return MemoryCheckpoint("dict in memory", tensors, part=where, notes=notes)
-    path = Path(source).expanduser()
+    path = fetch(source)
     if trust and path.is_dir():
         return DistributedCheckpoint(path)
-    return _open_file(path, part)
+    return open_file(path, os.fspath(source), part)
 
 
-def _open_file(path: Path, part: str | None = None) -> Checkpoint:
+def open_file(path: Path, source: str, part: str | None = None) -> Checkpoint:
+    """A local file, which is what ``source`` stands for; the files of an index are had from beside the source."""
     form = sniff(path)
     if form in ("zip", "pickle"):
         return TorchCheckpoint(path, part=part)
     if part is not None:
         raise CheckpointError(f"{path}: is no nested checkpoint, so it has no part {part!r}")
     if form == "index":
-        return ShardedCheckpoint(path, _open_shard)
+        return ShardedCheckpoint(path, source, _open_shard)
     return SafetensorsCheckpoint(path) if form == "safetensors" else NumpyCheckpoint(path)
 
 
-def _open_shard(path: Path) -> Checkpoint:
+def _open_shard(source: str) -> Checkpoint:
+    path = fetch(source)
     if sniff(path) == "index":
         raise CheckpointError(f"{path}: is an index again, where an index named a file of weights")
-    return _open_file(path)
+    return open_file(path, source)

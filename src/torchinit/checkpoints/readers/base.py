@@ -39,6 +39,11 @@ class Checkpoint(ABC):
 
     ``name`` is what messages call it, ``format`` how it is kept, ``part`` which part of a nested one this is,
     ``notes`` what its reader should know. What ``read`` gives may be the file's own memory: do not write to it.
+
+    >>> from torchinit import open_checkpoint
+    >>> checkpoint = open_checkpoint({"fc.weight": torch.zeros(2, 3)})
+    >>> list(checkpoint), checkpoint.info("fc.weight"), "fc.bias" in checkpoint
+    (['fc.weight'], Info(shape=(2, 3), dtype=torch.float32), False)
     """
 
     name: str

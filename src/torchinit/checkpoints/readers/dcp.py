@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,7 +23,7 @@ class DistributedCheckpoint(Checkpoint):
     format = "torch.distributed.checkpoint"
 
     def __init__(self, path: Path) -> None:
-        from torch.distributed.checkpoint import FileSystemReader
+        from torch.distributed.checkpoint.filesystem import FileSystemReader
         from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
         self.name = str(path)
@@ -43,11 +44,13 @@ class DistributedCheckpoint(Checkpoint):
         return self._infos[key]
 
     def _read(self, key: str, box: Box | None) -> Tensor:
-        import torch.distributed.checkpoint as dcp
+        from torch.distributed.checkpoint.state_dict_loader import load
 
         info = self._infos[key]
         into = {key: torch.empty(info.shape, dtype=info.dtype)}
-        dcp.load(into, storage_reader=self._reader, no_dist=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is", UserWarning)  # that it reads by itself is meant
+            load(into, storage_reader=self._reader, no_dist=True)
         return cut(into[key], box)
 
     def _known(self) -> Mapping[str, object]:

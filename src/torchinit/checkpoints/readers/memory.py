@@ -19,10 +19,16 @@ class MemoryCheckpoint(Checkpoint):
     """
 
     def __init__(
-        self, name: str, tensors: Mapping[str, Tensor], *, format: str = "dict", part: str = "", notes: tuple[str, ...] = ()
+        self,
+        name: str,
+        tensors: Mapping[str, Tensor],
+        *,
+        form: str = "dict",
+        part: str = "",
+        notes: tuple[str, ...] = (),
     ) -> None:
         self.name = name
-        self.format = format
+        self.format = form
         self.part = part
         self.notes = notes
         self.tensors = dict(tensors)
@@ -60,4 +66,4 @@ def of_model(model: nn.Module) -> MemoryCheckpoint:
     """The parameters and persistent buffers of a model."""
     name = f"{type(model).__name__} in memory"
     tensors = {key: value for key, value in model.state_dict().items() if isinstance(value, Tensor)}
-    return MemoryCheckpoint(name, tensors, format="model")
+    return MemoryCheckpoint(name, tensors, form="model")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from torchinit.checkpoints.members import member_of
 from torchinit.checkpoints.readers.base import Checkpoint, Info
 from torchinit.core.shards import Box
-from torchinit.core.tables import some
 from torchinit.errors import CheckpointError
 
 
@@ -23,15 +23,12 @@ class ShardedCheckpoint(Checkpoint):
 
     format = "sharded"
 
-    def __init__(self, path: Path, open_file: Callable[[Path], Checkpoint]) -> None:
+    def __init__(self, path: Path, source: str, open_file: Callable[[str], Checkpoint]) -> None:
         self.name = str(path)
-        self.folder = path.parent
         self._map = read_index(path)
         self._open_file = open_file
+        self._sources = {file: member_of(source, file) for file in sorted(set(self._map.values()))}
         self._files: dict[str, Checkpoint] = {}
-        gone = sorted(file for file in set(self._map.values()) if not (self.folder / file).is_file())
-        if gone:
-            raise CheckpointError(f"{path}: {some(gone)} of the index can not be found beside it")
 
     def keys(self) -> tuple[str, ...]:
         return tuple(self._map)
@@ -48,7 +45,10 @@ class ShardedCheckpoint(Checkpoint):
     def _file(self, key: str) -> Checkpoint:
         file = self._map[key]
         if file not in self._files:
-            self._files[file] = self._open_file(self.folder / file)
+            try:
+                self._files[file] = self._open_file(self._sources[file])
+            except FileNotFoundError as error:
+                raise CheckpointError(f"{self.name}: names {file!r}, but {error}") from error
         return self._files[file]
 
 
@@ -57,9 +57,10 @@ def read_index(path: Path) -> dict[str, str]:
     twice: list[str] = []
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        made = dict(pairs)
-        twice.extend(key for key in made if sum(other == key for other, _ in pairs) > 1) if len(made) < len(pairs) else None
-        return made
+        keys = [key for key, _ in pairs]
+        if len({*keys}) < len(keys):
+            twice.extend(key for key in keys if keys.count(key) > 1)
+        return dict(pairs)
 
     try:
         data = json.loads(path.read_bytes(), object_pairs_hook=once)
@@ -70,15 +71,4 @@ def read_index(path: Path) -> dict[str, str]:
         raise CheckpointError(f"{path}: has no table 'weight_map' of file names")
     if twice:
         raise CheckpointError(f"{path}: has the key {twice[0]!r} twice")
-    for file in sorted(set(files.values())):
-        if not _is_inside(file):
-            raise CheckpointError(f"{path}: points to {file!r}, which is outside of its folder; refused")
     return files
-
-
-def _is_inside(file: str) -> bool:
-    """Whether a relative path stays in its folder, on any system."""
-    if not file or "\\" in file or ":" in file or "\0" in file:
-        return False
-    path = PurePosixPath(file)
-    return not path.is_absolute() and ".." not in path.parts

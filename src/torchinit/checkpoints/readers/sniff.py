@@ -91,7 +91,7 @@ def _json(path: Path) -> Format:
 def _inside(path: Path) -> str:
     """What in a folder may have been meant."""
     if (path / ".metadata").is_file():
-        return " of torch.distributed.checkpoint, whose metadata is a pickle: open_checkpoint(path, trust=True) reads it"
+        return " of torch.distributed.checkpoint, which pickles: open_checkpoint(path, trust=True) reads it"
     kinds = ("*.index.json", "*.safetensors", "*.pth", "*.pt", "*.bin", "*.npz")
     found = sorted(file.name for kind in kinds for file in path.glob(kind))
     return f"; did you mean {str(path / found[0])!r}?" if found else ", and there are no weights in it"

@@ -93,7 +93,7 @@ def _inner(held: object, name: str, part: str) -> Mapping[str, Any]:
     while part:
         key = next((key for key in _keys(state) if part == key or part.startswith(f"{key}.")), None)
         if key is None:
-            near = did_you_mean(part.split(".")[0], _keys(state))
+            near = did_you_mean(part.split(".", maxsplit=1)[0], _keys(state))
             raise CheckpointError(f"{name}: has no part {_join(path, part)!r}{near}")
         state, path, part = state[key], _join(path, key), part[len(key) + 1 :]  # type: ignore[index]  # it has keys
     if not isinstance(state, Mapping) or not _tensors(state):

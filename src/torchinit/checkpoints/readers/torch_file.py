@@ -29,7 +29,7 @@ class TorchCheckpoint(MemoryCheckpoint):
     def __init__(self, path: Path, *, part: str | None = None) -> None:
         state, where, notes = find_state(load_file(path), str(path), part)
         form = "torch" if is_zip(path) else "torch, legacy"
-        super().__init__(str(path), state, format=form, part=where, notes=notes)
+        super().__init__(str(path), state, form=form, part=where, notes=notes)
 
 
 def load_file(path: Path, map_location: Any = "cpu") -> Any:

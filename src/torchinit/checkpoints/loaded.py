@@ -1,0 +1,147 @@
+"""Loaded: the fill that copies from a checkpoint, no more of it than the shard at hand needs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias, final
+
+import torch
+from torch import Tensor, nn
+
+from torchinit.checkpoints.adapters import Adapter
+from torchinit.checkpoints.opening import InMemory, opened
+from torchinit.checkpoints.readers import Checkpoint
+from torchinit.core.fills import Fill
+from torchinit.core.shards import Box, Shard
+from torchinit.errors import CheckpointError
+from torchinit.noise import Noise
+
+if TYPE_CHECKING:
+    Source: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | nn.Module | Checkpoint | InMemory
+else:
+    Source = str | InMemory  # what any of these becomes, and what plain data can hold of it
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Loaded(Fill):
+    """The values that a checkpoint has under ``keys``, through an ``adapter`` if there is one.
+
+    ``key`` is what the site is called in the checkpoint once prefix and renames are done; an adapter wants to
+    know. ``like`` are keys of the same tensor under its other names, which must hold the same. ``dtype`` rounds
+    the values before they come into the site's own dtype. ``finite`` refuses NaN and infinities, ``lock`` lets no
+    later rule write over them. The file is looked for again where the plan is carried out, and must have the
+    same ``sha256``, if that is known.
+
+    >>> import torch
+    >>> from torchinit.core.runs import write
+    >>> from torchinit.noise import Global
+    >>> tensor = torch.empty(2)
+    >>> write(Loaded({"b": torch.ones(2)}, ("b",)), Shard.whole("b", tensor), Global())
+    >>> tensor
+    tensor([1., 1.])
+    """
+
+    source: Source
+    keys: tuple[str, ...]
+    key: str = ""
+    adapter: Adapter | None = None
+    like: tuple[str, ...] = ()
+    part: str | None = None
+    dtype: torch.dtype | None = None
+    map_location: str = "cpu"
+    finite: bool = True
+    lock: bool = True
+    sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "source", InMemory.wrap(self.source))
+        if not self.keys:
+            raise ValueError("Loaded needs a key of the checkpoint")
+
+    def __str__(self) -> str:
+        through = f" through {self.adapter}" if self.adapter else ""
+        return f"{' + '.join(self.keys)} of {self.source}{through}"
+
+    @property
+    def locked(self) -> bool:
+        return self.lock
+
+    def _checkpoint(self) -> Checkpoint:
+        return opened(self.source, part=self.part, sha256=self.sha256)
+
+    def prepare(self, shard: Shard) -> None:
+        """Raises CheckpointError where what will be read is not finite, or does not fit into the shard's dtype."""
+        checkpoint = self._checkpoint()
+        box = None if self.adapter else _box(shard)
+        for key in self.keys:
+            if box is not None and checkpoint.info(key).shape != shard.shape:
+                raise CheckpointError(f"{key} has another shape by now: {list(checkpoint.info(key).shape)}")
+            self._check_range(key, checkpoint.read(key, box), shard.local.dtype)
+        for other in self.like:
+            if not _same(checkpoint.read(self.keys[0]), checkpoint.read(other)):
+                raise CheckpointError(
+                    f"is one tensor in the model, but {checkpoint.name} holds other values as {other!r} than as"
+                    f" {self.keys[0]!r}; let the rule match one of the names, or untie the two"
+                )
+
+    def _check_range(self, key: str, seen: Tensor, dtype: torch.dtype) -> None:
+        if not seen.numel() or seen.dtype == torch.bool:
+            return
+        if not (seen.is_floating_point() or seen.is_complex()):
+            _check_whole(key, seen, dtype)
+            return
+        low, high = _ends(seen)
+        if self.finite and not abs(low) + abs(high) < float("inf"):
+            raise CheckpointError(f"{key} holds NaN or infinity in {self.source}; finite = false loads it all the same")
+        most = min(_most(dtype), _most(self.dtype) if self.dtype else float("inf"))
+        if max(-low, high) > most and (self.finite or abs(low) + abs(high) < float("inf")):
+            raise CheckpointError(f"{key} goes up to {max(-low, high):.6g}, beyond the largest number of {dtype}")
+
+    def write(self, shard: Shard, noise: Noise) -> None:
+        del noise
+        checkpoint, box = self._checkpoint(), _box(shard)
+        if self.adapter is None:
+            values = checkpoint.read(self.keys[0], box)
+        else:
+            tensors = [self._moved(checkpoint.read(key)) for key in self.keys]
+            whole = self.adapter.adapt(tensors, shard.shape, self.key or self.keys[0])
+            values = whole[tuple(slice(low, low + size) for low, size in zip(box.start, box.shape, strict=True))]
+        values = self._moved(values)
+        shard.local.copy_(values if self.dtype is None else values.to(self.dtype))
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        return tensor if self.map_location == "cpu" else tensor.to(self.map_location)
+
+
+def _box(shard: Shard) -> Box:
+    return Box(shard.start, tuple(shard.local.shape))
+
+
+def _ends(values: Tensor) -> tuple[float, float]:
+    """The smallest and the largest number, both NaN if one is; of a complex tensor of all its parts."""
+    if values.is_complex():
+        values = torch.view_as_real(values)
+    if values.dtype.itemsize == 1:  # torch compares no 8-bit floats
+        values = values.float()
+    low, high = torch.aminmax(values)
+    return float(low), float(high)
+
+
+def _most(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).max if dtype.is_floating_point or dtype.is_complex else float("inf")
+
+
+def _check_whole(key: str, seen: Tensor, dtype: torch.dtype) -> None:
+    if dtype in (seen.dtype, torch.bool) or dtype.is_floating_point:
+        return
+    low, high = map(int, torch.aminmax(seen))
+    info = torch.iinfo(dtype)
+    if low < info.min or high > info.max:
+        raise CheckpointError(f"{key} holds whole numbers from {low} to {high}, which {dtype} cannot")
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one, other)

@@ -1,0 +1,235 @@
+"""Matching: the sites of a model brought to the keys of a checkpoint, and the account of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+
+from torchinit.checkpoints.adapters import Adapter
+from torchinit.checkpoints.guesses import by_case, guess
+from torchinit.checkpoints.loaded import Loaded
+from torchinit.checkpoints.opening import opened
+from torchinit.checkpoints.readers import Info
+from torchinit.core.accounts import Account
+from torchinit.core.fills import Fill
+from torchinit.core.globs import glob_matches
+from torchinit.core.loaders import Lookup
+from torchinit.core.sites import WHY, Site
+from torchinit.core.tables import some
+from torchinit.errors import CheckpointError, count
+
+if TYPE_CHECKING:
+    from torchinit.checkpoints.pretrained import Pretrained
+
+_T = TypeVar("_T")
+
+_COUNTER = "num_batches_tracked"
+"""How often a BatchNorm has run. Old checkpoints lack it, and nobody misses it."""
+
+
+class Search:
+    """One look at a checkpoint for the sites that a rule matches; what it finds is gathered here."""
+
+    def __init__(self, rule: Pretrained, matched: Sequence[tuple[Site, Site]], known: Sequence[Site]) -> None:
+        self.rule = rule
+        self.known = known
+        self.groups: dict[str, list[Site]] = {}
+        for view, site in matched:
+            self.groups.setdefault(site.name, []).append(view)
+        self.checkpoint = opened(rule.checkpoint, part=rule.part, sha256=rule.sha256)
+        self.names, self.clashes = rule.keymap().table(self.checkpoint.keys())
+        self.used: set[str] = set()
+        self.loaded: list[str] = []
+        self.adapted: list[tuple[str, str]] = []
+        self.declined: list[tuple[str, str]] = []
+        self.expected: list[str] = []
+        self.missing: list[str] = []
+        self.mismatched: list[tuple[str, str]] = []
+        self.casts: list[tuple[str, str]] = []
+
+    def lookup(self) -> Lookup:
+        fills: dict[str, Fill] = {}
+        taken = wanted = 0
+        for views in self.groups.values():
+            fill = self._search(views)
+            wanted += views[0].numel
+            if fill is not None:
+                taken += views[0].numel
+                fills |= {view.name: fill for view in views}
+        return Lookup(fills, self._account((taken, wanted)))
+
+    # --- one site ------------------------------------------------------------------------------------------
+
+    def _search(self, views: list[Site]) -> Loaded | None:
+        """The fill of a site, None where the checkpoint has none for it."""
+        site = views[0]
+        key, adapter = self._adapter(views)
+        held = tuple(self.names[view.name] for view in views if view.name in self.names)
+        self.used.update(held)
+        try:
+            keys = self._sources(key, adapter) if adapter else self._unique(views, held)
+            infos = [self.checkpoint.info(name) for name in keys]
+            check_kinds(site, infos)
+        except (ValueError, CheckpointError) as error:
+            self.mismatched.append((site.name, str(error)))
+            return None
+        if not keys:
+            self._note_missing(site)
+            return None
+        self.used.update(keys)
+        if why := misfit(site, infos, key, adapter):
+            skips = last_match(self.rule.shape_globs, site.name) == "skip"
+            (self.declined if skips else self.mismatched).append((site.name, why))
+            return None
+        self._note_found(site, infos[0], adapter)
+        rule = self.rule
+        return Loaded(
+            rule.checkpoint, keys, key, adapter, () if adapter else held[1:], rule.part, rule.dtype,
+            rule.map_location, rule.finite, rule.lock, rule.sha256,
+        )  # fmt: skip
+
+    def _adapter(self, views: list[Site]) -> tuple[str, Adapter | None]:
+        """The name by which an adapter knows a site, and the adapter; of a tied site under any of its names."""
+        found = ((view.name, last_match(self.rule.adapt, view.name)) for view in views)
+        return next((pair for pair in found if pair[1] is not None), ("", None))
+
+    def _unique(self, views: list[Site], held: tuple[str, ...]) -> tuple[str, ...]:
+        """The key that a site is loaded from; none if there is none, CheckpointError if there are several."""
+        for view in views:
+            if view.name in self.clashes:
+                raise CheckpointError(f"may be any of {some(self.clashes[view.name])} in the file: give a prefix")
+        return held[:1]
+
+    def _sources(self, name: str, adapter: Adapter) -> tuple[str, ...]:
+        """The keys of the file that an adapter makes a site of; none if it is to have none."""
+        wanted = adapter.wants(name)
+        gone = [one for one in wanted if one not in self.names]
+        if gone and len(gone) < len(wanted):
+            raise CheckpointError(f"needs {some(gone)} for {adapter}, which the file lacks")
+        return () if gone else tuple(self.names[one] for one in wanted)
+
+    def _note_found(self, site: Site, info: Info, adapter: Adapter | None) -> None:
+        if adapter is None:
+            self.loaded.append(site.name)
+        else:
+            self.adapted.append((site.name, str(adapter)))
+        steps = [info.dtype, *([self.rule.dtype] if self.rule.dtype else []), site.dtype]
+        if len(set(steps)) > 1:
+            self.casts.append((site.name, " -> ".join(map(_short, steps))))
+
+    def _note_missing(self, site: Site) -> None:
+        fine = site.leaf == _COUNTER or any(glob_matches(glob, site.name) for glob in self.rule.missing_globs)
+        (self.expected if fine else self.missing).append(site.name)
+
+    # --- all of them ---------------------------------------------------------------------------------------
+
+    def _account(self, elements: tuple[int, int]) -> Account:
+        return Account(
+            source=str(self.rule.checkpoint),
+            part=self.checkpoint.part,
+            loaded=tuple(self.loaded),
+            adapted=tuple(self.adapted),
+            declined=tuple(self.declined),
+            expected=tuple(self.expected),
+            missing=tuple(self.missing),
+            mismatched=tuple(self.mismatched),
+            unexpected=self._unexpected(),
+            casts=tuple(self.casts),
+            elements=elements,
+            notes=(*self.checkpoint.notes, *self._outside()),
+            hints=self._hints() if self.missing or not (self.loaded or self.adapted) else (),
+        )
+
+    def _unexpected(self) -> tuple[str, ...]:
+        """The keys within the prefix that no site of the model is called, whether the rule matches it or not."""
+        there = {None, *(view.name for site in self.known for view in site.views)}
+        keymap = self.rule.keymap()
+        return tuple(key for key in self.checkpoint if key not in self.used and keymap.name(key) not in there)
+
+    def _outside(self) -> list[str]:
+        keymap = self.rule.keymap()
+        outside = sum(keymap.bare(key) is None for key in self.checkpoint)
+        return [f"{count(outside, 'key')} outside of prefix {keymap.start!r}"] if outside else []
+
+    def _hints(self) -> tuple[str, ...]:
+        """How more of the model would be found; nothing of it is done unasked."""
+        wanted = {views[0].name: views[0].shape for views in self.groups.values()}
+        keys = {key: self._shape(key) for key in self.checkpoint}
+        found = guess(wanted, keys, len(self.loaded) + len(self.adapted))
+        hints = [f"{_starts(keys)}{found}"] if found else []
+        differing = by_case(wanted, dict.fromkeys(self.names, ()))
+        if differing and not found:
+            name, key = differing
+            hints.append(f"The model has {name!r} and the file {key!r}, which differ by case: give a rename")
+        hints += _parametrized(self.missing, keys)
+        return tuple(hints)
+
+    def _shape(self, key: str) -> tuple[int, ...]:
+        try:
+            return self.checkpoint.info(key).shape
+        except CheckpointError:
+            return ()
+
+
+def last_match(globs: Mapping[str, _T], name: str) -> _T | None:
+    """What the last glob that matches a name stands for.
+
+    >>> last_match({"**": 1, "head.*": 2}, "head.weight"), last_match({"a": 1}, "b")
+    (2, None)
+    """
+    return next((globs[glob] for glob in reversed([*globs]) if glob_matches(glob, name)), None)
+
+
+def check_kinds(site: Site, infos: Sequence[Info]) -> None:
+    """Raises ValueError where a site cannot be written at all, or not from numbers of such a kind.
+
+    >>> check_kinds(Site("w", (2,)), [Info((2,), torch.int64)])
+    Traceback (most recent call last):
+    ValueError: is float32, but the file holds whole numbers (int64)
+    """
+    if infos and site.state not in ("ready", "integer"):
+        raise ValueError(WHY[site.state])
+    for info in infos:
+        kinds = [_kind(info.dtype), _kind(site.dtype)]
+        if len(set(kinds)) > 1 and kinds != ["truth values", "whole numbers"]:
+            raise ValueError(f"is {_short(site.dtype)}, but the file holds {kinds[0]} ({_short(info.dtype)})")
+
+
+def misfit(site: Site, infos: Sequence[Info], key: str, adapter: Adapter | None) -> str:
+    """Why the tensors do not fit a site by their shapes; nothing if they do."""
+    if adapter is None:
+        seen = infos[0].shape
+        return "" if seen == site.shape else f"has shape {list(site.shape)}, but the file {list(seen)}"
+    try:
+        adapter.check([info.shape for info in infos], site.shape, key)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _kind(dtype: torch.dtype) -> str:
+    if dtype == torch.bool:
+        return "truth values"
+    if dtype.is_complex:
+        return "complex numbers"
+    return "floats" if dtype.is_floating_point else "whole numbers"
+
+
+def _starts(keys: Mapping[str, object]) -> str:
+    """What every key of the file begins with, as a sentence."""
+    starts = {key.partition(".")[0] for key in keys if "." in key}
+    whole = len(starts) == 1 and all("." in key for key in keys)
+    return f"Every key of the file starts with {min(starts) + '.'!r}; " if whole else ""
+
+
+def _parametrized(missing: Sequence[str], keys: Mapping[str, object]) -> list[str]:
+    """A word on weights that the file holds as what they are computed from."""
+    parts = {name: ".".join(["parametrizations", name.rpartition(".")[2], "original0"]) for name in missing}
+    held = [name for name, tail in parts.items() if any(key.endswith(tail) for key in keys)]
+    return [f"{held[0]} is computed by a parametrization in the file; remove it there before saving"] if held else []

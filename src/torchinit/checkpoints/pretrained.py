@@ -1,0 +1,125 @@
+"""Pretrained: the initializer that takes values from a checkpoint, and how it finds them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, cast, final
+
+import torch
+
+from torchinit.checkpoints.adapters import Adapter
+from torchinit.checkpoints.keymaps import KeyMap
+from torchinit.checkpoints.loaded import Source
+from torchinit.checkpoints.matching import Search
+from torchinit.checkpoints.opening import InMemory
+from torchinit.core.accounts import Account
+from torchinit.core.arguments import choice
+from torchinit.core.globs import check_glob
+from torchinit.core.loaders import Loader, Lookup
+from torchinit.core.maps import FrozenMap
+from torchinit.core.sites import Site
+from torchinit.errors import CheckpointError, MissingExtraError
+
+OnShape: TypeAlias = Literal["error", "skip"]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Pretrained(Loader):
+    r"""The values of a checkpoint: a file, an address, a dict of tensors or a model.
+
+    A site that the checkpoint has is loaded, any other stays with its other rules; what became of everything
+    is in the plan and in the report. The rule matches buffers, too. Nothing of the file is read before the plan
+    is carried out, and then only what the model needs; no code in it is run.
+
+    Names: ``prefix`` takes the keys below it, without it; ``rename`` is a list of ``(pattern, replacement)`` for
+    ``re.sub``, in order; wrappers (``module.`` and so on) are dropped on both sides. ``part`` says where in a nested
+    checkpoint the weights are (``"ema"``), if not where they usually are.
+
+    What does not fit: ``expect_missing`` are globs of sites that the file need not have. A site that is missing
+    otherwise, and that no other rule writes, is an error. ``on_shape`` is ``"error"`` or ``"skip"``, for all or for
+    each glob. ``adapt`` gives an adapter to each glob. Of several globs that match, the last counts.
+
+    What is written: values are cast to the site's dtype, floats never from whole numbers; ``dtype`` rounds them
+    before. ``finite=False`` takes NaN and infinities. With ``sha256`` the file must have it. ``lock=False`` lets later
+    rules write over what is loaded. ``map_location`` is the device on which adapters work.
+
+    Raises ValueError for arguments that cannot be; what is wrong with the file is found when a plan is made.
+
+    >>> from torchinit import Name, Rule, make_plan
+    >>> rule = Rule(Name("**"), Pretrained({"net.weight": torch.ones(2)}, prefix="net"))
+    >>> print(make_plan([Site("weight", (2,))], [rule])["weight"].fill)
+    net.weight of dict in memory
+    """
+
+    checkpoint: Source
+    prefix: str | None = None
+    map_location: str = "cpu"
+    rename: tuple[tuple[str, str], ...] = ()
+    expect_missing: str | tuple[str, ...] = ()
+    on_shape: OnShape | Mapping[str, OnShape] = "error"
+    adapt: Mapping[str, Adapter] = FrozenMap()
+    dtype: torch.dtype | None = None
+    part: str | None = None
+    finite: bool = True
+    sha256: str | None = None
+    lock: bool = True
+
+    def __post_init__(self) -> None:
+        _set(self, "checkpoint", InMemory.wrap(self.checkpoint))
+        _set(self, "rename", tuple((str(old), str(new)) for old, new in _pairs(self.rename)))
+        _set(self, "adapt", FrozenMap(self.adapt))
+        if isinstance(self.expect_missing, list):
+            _set(self, "expect_missing", tuple(self.expect_missing))
+        if isinstance(self.on_shape, str):
+            choice("on_shape", self.on_shape, OnShape)
+        else:
+            _set(self, "on_shape", FrozenMap(self.on_shape))
+            for what in self.on_shape.values():
+                choice("on_shape", what, OnShape)
+        for glob in (*self.missing_globs, *self.shape_globs, *self.adapt):
+            check_glob(glob)
+        if self.sha256 is not None and not _is_hash(self.sha256):
+            raise ValueError(f"sha256 must be 64 hexadecimal digits, but got {self.sha256!r}")
+        _check_device(self.map_location)
+        self.keymap()
+
+    def keymap(self) -> KeyMap:
+        """How keys of the file become names of the model."""
+        return KeyMap(self.prefix or "", self.rename)
+
+    @property
+    def missing_globs(self) -> tuple[str, ...]:
+        return (self.expect_missing,) if isinstance(self.expect_missing, str) else self.expect_missing
+
+    @property
+    def shape_globs(self) -> Mapping[str, OnShape]:
+        """What to do where shapes differ, by glob."""
+        return {"**": self.on_shape} if isinstance(self.on_shape, str) else self.on_shape
+
+    def look_up(self, matched: Sequence[tuple[Site, Site]], known: Sequence[Site]) -> Lookup:
+        try:
+            return Search(self, matched, known).lookup()
+        except (CheckpointError, MissingExtraError) as error:
+            return Lookup({}, Account(str(self.checkpoint), failure=str(error)))
+
+
+def _check_device(text: str) -> None:
+    try:
+        torch.device(text)
+    except RuntimeError as error:
+        raise ValueError(f"map_location: {str(error).splitlines()[0]}") from None
+
+
+def _set(value: object, name: str, item: object) -> None:
+    object.__setattr__(value, name, item)
+
+
+def _pairs(rename: object) -> Iterable[Any]:
+    """Renames of a list of pairs, or of a dict."""
+    return rename.items() if isinstance(rename, Mapping) else cast("Iterable[Any]", rename)
+
+
+def _is_hash(text: str) -> bool:
+    return len(text) == 64 and all(digit in "0123456789abcdef" for digit in text.lower())
