@@ -14,6 +14,7 @@ from torchinit.checkpoints.readers import Checkpoint, open_checkpoint, open_file
 from torchinit.checkpoints.sources import fetch
 from torchinit.errors import CheckpointError
 
+
 @final
 class InMemory:
     """A dict, a model or an open checkpoint as the source of values, equal to itself alone."""
