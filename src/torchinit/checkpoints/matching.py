@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 
 from torchinit.checkpoints.adapters import Adapter
 from torchinit.checkpoints.guesses import by_case, guess
+from torchinit.checkpoints.keymaps import KeyMap
 from torchinit.checkpoints.loaded import Loaded
 from torchinit.checkpoints.opening import opened
 from torchinit.checkpoints.readers import Info
@@ -20,19 +21,43 @@ from torchinit.core.sites import WHY, Site
 from torchinit.core.tables import some
 from torchinit.errors import CheckpointError, count
 
-if TYPE_CHECKING:
-    from torchinit.checkpoints.pretrained import Pretrained
-
 _T = TypeVar("_T")
 
 _COUNTER = "num_batches_tracked"
 """How often a BatchNorm has run. Old checkpoints lack it, and nobody misses it."""
 
 
+class Terms(Protocol):
+    """What a rule says of how sites are to be found and taken; :class:`torchinit.Pretrained` tells what each is."""
+
+    @property
+    def checkpoint(self) -> Any: ...
+    @property
+    def part(self) -> str | None: ...
+    @property
+    def sha256(self) -> str | None: ...
+    @property
+    def adapt(self) -> Mapping[str, Adapter]: ...
+    @property
+    def shape_globs(self) -> Mapping[str, str]: ...
+    @property
+    def missing_globs(self) -> tuple[str, ...]: ...
+    @property
+    def dtype(self) -> torch.dtype | None: ...
+    @property
+    def map_location(self) -> str: ...
+    @property
+    def finite(self) -> bool: ...
+    @property
+    def lock(self) -> bool: ...
+    def keymap(self) -> KeyMap:
+        """How keys of the file become names of the model."""
+
+
 class Search:
     """One look at a checkpoint for the sites that a rule matches; what it finds is gathered here."""
 
-    def __init__(self, rule: Pretrained, matched: Sequence[tuple[Site, Site]], known: Sequence[Site]) -> None:
+    def __init__(self, rule: Terms, matched: Sequence[tuple[Site, Site]], known: Sequence[Site]) -> None:
         self.rule = rule
         self.known = known
         self.groups: dict[str, list[Site]] = {}
