@@ -81,9 +81,9 @@ def unwrapped(key: str) -> str:
 
 
 def revised(state: Mapping[str, object], keys: Iterable[tuple[str, str]]) -> dict[str, object]:
-    r"""The entries under keys to which MMEngine's ``revise_keys`` have been applied, one after the other.
+    """The entries under keys to which MMEngine's ``revise_keys`` have been applied, one after the other.
 
-    >>> revised({"module.fc.weight": 1}, [(r"^module\\.", "")])
+    >>> revised({"module.fc.weight": 1}, [("^module[.]", "")])
     {'fc.weight': 1}
     """
     made = dict(state)
