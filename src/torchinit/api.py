@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias, cast
 
 from torch import nn
 
+from torchinit.core.fingerprints import fingerprint as fingerprint_of
 from torchinit.core.planner import make_plan
 from torchinit.core.plans import Plan, Recipe, Rule
 from torchinit.core.reports import Report
@@ -52,13 +54,15 @@ def initialize(
     strict: bool = False,
     stats: bool = True,
     progress: Progress | None = None,
+    fingerprint: bool = False,
 ) -> Report:
     """Writes the initial values of a model as its recipe says, and reports what happened.
 
     With a ``seed`` every value belongs to the name of its parameter: the same for any order of layers, and
     the caller's random state is left alone. Without one, values are drawn from torch's global generator in
     the order in which hand-written code would draw them. A rule that matches nothing is a warning, with
-    ``strict`` an error. ``stats=False`` measures nothing; ``progress`` is called after each step.
+    ``strict`` an error. ``stats=False`` measures nothing; ``progress`` is called after each step;
+    ``fingerprint`` puts the model's into the report (:func:`torchinit.fingerprint`).
 
     A dict with ``type``, or a list of such dicts, is an ``init_cfg`` and is read by MMEngine's rules:
     :class:`torchinit.BaseModule`.
@@ -72,11 +76,15 @@ def initialize(
     0.02
     """
     if _is_init_cfg(recipe):
-        return initialize_module(model, recipe, seed)
-    made = plan(model, recipe, strict=strict)
-    for text in (*(hint for _, hint in made.unused), *(text for account in made.loads for text in account.warnings)):
-        _log.warning("%s", text)
-    return run(made, local_shards(model), Global() if seed is None else Keyed(seed), stats=stats, progress=progress)
+        report = initialize_module(model, recipe, seed)
+    else:
+        made = plan(model, recipe, strict=strict)
+        hints = [hint for _, hint in made.unused]
+        for text in (*hints, *(text for account in made.loads for text in account.warnings)):
+            _log.warning("%s", text)
+        noise = Global() if seed is None else Keyed(seed)
+        report = run(made, local_shards(model), noise, stats=stats, progress=progress)
+    return replace(report, fingerprint=fingerprint_of(model)) if fingerprint else report
 
 
 def _is_init_cfg(recipe: object) -> bool:

@@ -8,6 +8,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -177,6 +178,7 @@ def test_values_that_are_not_as_planned_leave_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torchinit.Normal, "write", lambda _, shard, __: shard.local.fill_(7.0))
+    monkeypatch.setattr(torchinit.Normal, "job", lambda *_: None)
     path = tmp_path / "w.safetensors"
     assert main(["apply", MLP, RECIPE, "-o", str(path)]) == 1
     out, err = capsys.readouterr()
@@ -236,15 +238,78 @@ def test_diff_of_weight_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_what_cannot_be_compared(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     broken, damaged = write("broken.json", "{"), write("damaged.json", '{"records": [{"nam": 1}]}')
     plan = write("plan.json", '{"steps": []}')
+    changed = write("changed.json", '{"sites": {}, "fingerprint": "torchinit-fingerprint-1", "total": "0"}')
+    bare = write("bare.json", Report().to_json())
     for pair, text in (
         ([broken, broken], "is no JSON"),
         ([damaged, damaged], "is no report"),
         ([plan, plan], "this is no plan"),
+        (
+            [changed, changed],
+            "is no fingerprint that `torchinit fingerprint --json` wrote: the fingerprint",
+        ),
+        ([bare, changed], "is a report without a fingerprint"),
         (["no.toml", "no.toml", "--model", MLP], "no file 'no.toml'"),
         (["no.safetensors", "no.safetensors"], "there is no file"),
     ):
         assert main(["diff", *pair]) == 2
         assert text in capsys.readouterr().err
+
+
+# --- fingerprint -----------------------------------------------------------------------------------------------------
+
+
+def test_fingerprint_of_a_model_and_of_its_file(
+    tmp_path: Path, write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A report, the file that belongs to it, and the fingerprint of the file are the same; another seed is not."""
+    files, reports, prints = [], [], []
+    for seed in ("0", "1"):
+        files.append(str(tmp_path / f"{seed}.safetensors"))
+        assert main(["apply", TRANSFORMER, "gpt2", "--seed", seed, "-o", files[-1], "--json"]) == 0
+        reports.append(write(f"report{seed}.json", capsys.readouterr().out))
+        assert main(["fingerprint", files[-1], "--json"]) == 0
+        prints.append(write(f"print{seed}.json", capsys.readouterr().out))
+    for pair in ([reports[0], files[0]], [files[0], prints[0]], [prints[0], reports[0]], [prints[0], prints[0]]):
+        assert main(["diff", *pair]) == 0, pair
+        assert capsys.readouterr().out == "no difference\n"
+    for pair in ([reports[0], files[1]], [files[0], prints[1]], [prints[0], reports[1]], prints):
+        assert main(["diff", *pair]) == 1, pair
+        assert "changed wte.weight: " in capsys.readouterr().out
+
+
+def test_fingerprint_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fingerprint", TRANSFORMER]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["digest", "name"]
+    assert "lm_head.weight is wte.weight" in lines
+    model = torchinit.cli.models.build(TRANSFORMER, {}, "cpu", 0)
+    assert lines[-1] == f"{torchinit.fingerprint(model).total}  total of {len(lines) - 3} sites"
+
+
+def test_fingerprint_tells_what_no_file_holds(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    text = """
+import torch
+def make():
+    model = torch.nn.Linear(2, 2)
+    model.register_buffer("mask", torch.ones(2), persistent=False)
+    return model
+"""
+    assert main(["fingerprint", write("masked.py", text) + ":make"]) == 0
+    *_, total, persistent = capsys.readouterr().out.splitlines()
+    assert total.endswith("  total of 3 sites")
+    assert persistent.endswith("  without 1 buffer that no state dict holds")
+    assert total[:32] != persistent[:32]
+
+
+def test_diff_of_reports_sees_bits_that_statistics_do_not(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    model = torch.nn.Linear(2, 3)
+    first = torchinit.initialize(model, {"rules": [KAIMING]}, seed=0, fingerprint=True)
+    with torch.no_grad():
+        model.weight.copy_(model.weight.flip(0))
+    second = replace(first, fingerprint=torchinit.fingerprint(model))
+    assert main(["diff", write("1.json", first.to_json()), write("2.json", second.to_json())]) == 1
+    assert capsys.readouterr().out.startswith("changed weight: ")
 
 
 # --- list, explain ---------------------------------------------------------------------------------------------------

@@ -13,8 +13,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from torchinit import fingerprint
 from torchinit.cli.errors import UsageError
-from torchinit.cli.weights import CODES, compare, distinct, same_bits, write, write_model
+from torchinit.cli.weights import CODES, compare, distinct, fingerprint_of, same_bits, write, write_model
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=8)
 SHAPES = st.lists(st.integers(0, 4), max_size=3).map(tuple)
@@ -132,3 +133,18 @@ def test_what_is_no_weight_file(tmp_path: Path) -> None:
     path.write_bytes(b"nonsense" * 10)
     with pytest.raises(UsageError, match="is no safetensors file"):
         compare(path, path)
+
+
+@pytest.mark.parametrize("tied", ["{", "[]", '{"b": 3}'])
+def test_a_strangers_metadata_does_no_harm(tmp_path: Path, tied: str) -> None:
+    path = tmp_path / "w.safetensors"
+    write(path, {"a": torch.ones(2)}, {"torchinit.tied": tied})
+    assert fingerprint_of(path) == fingerprint({"a": torch.ones(2)})
+
+
+def test_a_file_knows_the_names_of_a_tied_tensor(tmp_path: Path) -> None:
+    model, path = Tied(), tmp_path / "w.safetensors"
+    write_model(path, model, {})
+    found = fingerprint_of(path)
+    assert found.aliases
+    assert all(found.of(name) is not None for name in model.state_dict())

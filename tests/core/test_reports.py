@@ -24,6 +24,8 @@ from torchinit import (
     ReportError,
     Rule,
     TruncNormal,
+    fingerprint,
+    initialize,
     local_shards,
     make_plan,
     run,
@@ -172,3 +174,17 @@ def test_complex_values_are_measured_in_their_parts() -> None:
     assert record.expected.std == pytest.approx(0.02 / math.sqrt(2))
     twice = replace(record, expected=Moments(0.0, 0.02))
     assert "std is" in twice.problems[0]
+
+
+def test_a_report_keeps_its_fingerprint() -> None:
+    model = nn.Linear(2, 3)
+    report = initialize(model, Rule(Leaf("weight"), Constant(1.0)), seed=0, fingerprint=True)
+    assert report.fingerprint == fingerprint(model)
+    assert Report.from_json(report.to_json()) == report
+    assert str(report).endswith(f"fingerprint {fingerprint(model).total}")
+
+
+def test_a_report_written_before_there_were_fingerprints() -> None:
+    data = Report().to_dict()
+    del data["fingerprint"]
+    assert Report.from_json(json.dumps(data)) == Report()

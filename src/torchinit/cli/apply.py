@@ -7,12 +7,13 @@ import importlib.util
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from torchinit import Keyed, Plan, Step, local_shards, make_plan, sites
+from torchinit import Keyed, Plan, Step, fingerprint, local_shards, make_plan, sites
 from torchinit import run as carry_out
 from torchinit.cli import options, weights
 from torchinit.cli.errors import UsageError
@@ -60,6 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     plan = make_plan(sites(model), rules).check(complete=arguments.complete, strict=arguments.strict)
     with _progress(plan) as progress:
         report = carry_out(plan, local_shards(model), noise, stats=arguments.stats, progress=progress)
+    report = replace(report, fingerprint=fingerprint(model))
     print(report.to_json() if arguments.json else report.table())
     report.assert_ok()
     origin = {"torchinit.version": options.version(), "torchinit.stream": STREAM, "torchinit.seed": str(noise.seed)}

@@ -1,4 +1,4 @@
-"""`torchinit diff`: two recipes, plans, reports or weight files, and where they differ."""
+"""`torchinit diff`: two recipes, plans, reports, fingerprints or weight files, and where they differ."""
 
 from __future__ import annotations
 
@@ -8,22 +8,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from torchinit import Change, Plan, Record, Report, make_plan, sites
+from torchinit import Change, Fingerprint, Plan, Record, Report, make_plan, sites
 from torchinit.cli import options, weights
 from torchinit.cli.errors import UsageError
 
 if TYPE_CHECKING:
     from torchinit.cli.options import Commands
 
-Kind: TypeAlias = Literal["recipe", "plan", "report", "weights"]
+Kind: TypeAlias = Literal["recipe", "plan", "report", "fingerprint", "weights"]
 Changes: TypeAlias = tuple[Change, ...]
+
+_PRINTED: set[Kind] = {"report", "fingerprint", "weights"}
+"""What has a fingerprint, and so can be compared with another kind."""
 
 
 def add(commands: Commands) -> None:
     """Describes the command to the parser."""
-    parser = commands.add_parser("diff", help="compare two recipes, plans, reports or weight files")
-    parser.add_argument("a", metavar="A", help="a recipe, a plan or report (JSON), or a .safetensors file")
-    parser.add_argument("b", metavar="B", help="another one of the same kind")
+    parser = commands.add_parser("diff", help="compare two recipes, plans, reports, fingerprints or weight files")
+    parser.add_argument("a", metavar="A", help="a recipe; a plan, report or fingerprint (JSON); a .safetensors file")
+    parser.add_argument("b", metavar="B", help="another one of the same kind, or of one with a fingerprint")
     options.add_model(parser, "--model")
     options.add_json(parser)
     parser.set_defaults(run=run, on_error=2)
@@ -31,22 +34,31 @@ def add(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the differences, a line each; 1 if there are any."""
-    kind, other = kind_of(arguments.a), kind_of(arguments.b)
-    if kind != other:
-        raise UsageError(f"{arguments.a} is a {kind} and {arguments.b} a {other}: they cannot be compared")
-    compare: dict[Kind, Callable[[argparse.Namespace], Changes]] = {
-        "recipe": _recipes,
-        "plan": _plans,
-        "report": _reports,
-        "weights": _weights,
-    }
-    changes = compare[kind](arguments)
+    changes = _changes(arguments)
     if arguments.json:
         keys = ("name", "verb", "before", "after")
         print(json.dumps([{key: getattr(change, key) for key in keys} for change in changes], indent=2))
     else:
         print("\n".join(map(str, changes)) or "no difference")
     return 1 if changes else 0
+
+
+def _changes(arguments: argparse.Namespace) -> Changes:
+    kind, other = kind_of(arguments.a), kind_of(arguments.b)
+    if kind != other and {kind, other} <= _PRINTED:
+        first, second = _print_of(arguments.a, kind), _print_of(arguments.b, other)
+        # What no file holds is no difference from a file.
+        return first.persistent.diff(second.persistent) if "weights" in (kind, other) else first.diff(second)
+    if kind != other:
+        raise UsageError(f"{arguments.a} is a {kind} and {arguments.b} a {other}: they cannot be compared")
+    compare: dict[Kind, Callable[[argparse.Namespace], Changes]] = {
+        "recipe": _recipes,
+        "plan": _plans,
+        "report": _reports,
+        "fingerprint": _fingerprints,
+        "weights": _weights,
+    }
+    return compare[kind](arguments)
 
 
 def kind_of(text: str) -> Kind:
@@ -59,7 +71,7 @@ def kind_of(text: str) -> Kind:
             data = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise UsageError(f"{text} is no JSON: {error}") from None
-        keys: dict[str, Kind] = {"steps": "plan", "records": "report"}
+        keys: dict[str, Kind] = {"steps": "plan", "records": "report", "sites": "fingerprint"}
         return next((kind for key, kind in keys.items() if isinstance(data, dict) and key in data), "recipe")
     return "recipe"
 
@@ -79,9 +91,13 @@ def _plans(arguments: argparse.Namespace) -> Changes:
 
 def _reports(arguments: argparse.Namespace) -> Changes:
     first, second = (_report(path) for path in (arguments.a, arguments.b))
-    return changes_between(
+    changes = changes_between(
         {record.name: _gist(record) for record in first}, {record.name: _gist(record) for record in second}
     )
+    if first.fingerprint is None or second.fingerprint is None:
+        return changes
+    known = {change.name for change in changes}
+    return *changes, *(bits for bits in first.fingerprint.diff(second.fingerprint) if bits.name not in known)
 
 
 def _report(path: str) -> Report:
@@ -89,6 +105,26 @@ def _report(path: str) -> Report:
         return Report.from_json(_text(path))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UsageError(f"{path} is no report that `torchinit apply --json` wrote: {error!r}") from error
+
+
+def _fingerprints(arguments: argparse.Namespace) -> Changes:
+    first, second = (_print_of(path, "fingerprint") for path in (arguments.a, arguments.b))
+    return first.diff(second)
+
+
+def _print_of(path: str, kind: Kind) -> Fingerprint:
+    """The fingerprint that a file is, has, or that its tensors have."""
+    if kind == "weights":
+        return weights.fingerprint_of(Path(path))
+    if kind == "report":
+        found = _report(path).fingerprint
+        if found is None:
+            raise UsageError(f"{path} is a report without a fingerprint")
+        return found
+    try:
+        return Fingerprint.from_json(_text(path))
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{path} is no fingerprint that `torchinit fingerprint --json` wrote: {error}") from error
 
 
 def _gist(record: Record) -> str:

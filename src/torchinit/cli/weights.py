@@ -10,13 +10,14 @@ import ctypes
 import json
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
 
-from torchinit import Change, MissingExtraError
+from torchinit import Change, Fingerprint, MissingExtraError, fingerprint
 from torchinit.cli.errors import UsageError
 from torchinit.core.names import normalize
 from torchinit.errors import count
@@ -145,6 +146,22 @@ class File(Mapping[str, Tensor]):
             raise KeyError(key)
         tensor: Tensor = self._file.get_tensor(key)
         return tensor
+
+    @property
+    def tied(self) -> dict[str, str]:
+        """The other names of its tensors, if it tells them as :func:`write_model` does."""
+        try:
+            known = json.loads((self._file.metadata() or {}).get("torchinit.tied", "{}"))
+        except ValueError:
+            return {}
+        pairs = known.items() if isinstance(known, dict) else ()
+        return {name: first for name, first in pairs if isinstance(first, str)}
+
+
+def fingerprint_of(path: Path) -> Fingerprint:
+    """The fingerprint of what a safetensors file holds; a tensor at a time is in memory."""
+    file = File(path)
+    return replace(fingerprint(file), aliases=file.tied)
 
 
 def load(file: Mapping[str, Tensor], model: nn.Module) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from torchinit.core.accounts import Account
+from torchinit.core.fingerprints import Fingerprint
 from torchinit.core.measures import deviations
 from torchinit.core.moments import Moments
 from torchinit.core.tables import columns, shape_text, some
@@ -58,7 +59,7 @@ class Report:
     """What happened: ``records`` of the sites written, and what was left out and why.
 
     ``untouched`` are the parameters that no rule wrote, ``buffers`` the buffers; ``loads`` tell what was taken
-    from checkpoints.
+    from checkpoints; ``fingerprint`` is that of the whole model afterwards, where it was asked for.
 
     ``report["layers.0.weight"]`` is the record of a site, by any of its names.
 
@@ -75,6 +76,7 @@ class Report:
     seconds: float = 0.0
     buffers: tuple[str, ...] = ()
     loads: tuple[Account, ...] = ()
+    fingerprint: Fingerprint | None = None
 
     def __len__(self) -> int:
         return len(self.records)
@@ -128,11 +130,13 @@ class Report:
         lines += [f"skipped {name}: {why}" for name, why in self.skipped]
         lines += [f"unused: {hint}" for hint in self.unused]
         lines += [account.summary() for account in self.loads]
+        if self.fingerprint:
+            lines.append(f"fingerprint {self.fingerprint.total}")
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, object]:
         """The report as plain data."""
-        return asdict(self)
+        return {**asdict(self), "fingerprint": self.fingerprint and self.fingerprint.to_dict()}
 
     def to_json(self, *, indent: int | None = 2) -> str:
         """The report as JSON; :meth:`from_json` reads it back."""
@@ -156,6 +160,7 @@ class Report:
             seconds=data["seconds"],
             buffers=tuple(data["buffers"]),
             loads=tuple(map(Account.from_dict, data.get("loads", ()))),
+            fingerprint=Fingerprint.from_dict(data["fingerprint"]) if data.get("fingerprint") else None,
         )
 
 
