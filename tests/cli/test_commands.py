@@ -317,7 +317,7 @@ def test_diff_of_reports_sees_bits_that_statistics_do_not(write: Write, capsys: 
 
 @pytest.mark.parametrize(
     ("what", "name"),
-    [("initializers", "Kaiming"), ("layers", "Conv2d"), ("schemes", "gpt2"), ("nonlinearities", "gelu")],
+    [("initializers", "Kaiming"), ("adapters", "Fuse"), ("layers", "Conv2d"), ("schemes", "gpt2"), ("nonlinearities", "gelu")],
 )
 def test_list(what: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", what]) == 0
@@ -353,7 +353,7 @@ def test_explain_tells_formula_arguments_and_example(capsys: pytest.CaptureFixtu
 
 def test_unknown_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "Kaimng"]) == 2
-    assert "no initializer, no check and no scheme 'Kaimng'; did you mean 'Kaiming'?" in capsys.readouterr().err
+    assert "no initializer, adapter, check or scheme 'Kaimng'; did you mean 'Kaiming'?" in capsys.readouterr().err
 
 
 # --- the command line itself -----------------------------------------------------------------------------------------

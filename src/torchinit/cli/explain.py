@@ -1,4 +1,4 @@
-"""`torchinit explain`: what an initializer does (formula, arguments, source), a check finds, a scheme holds."""
+"""`torchinit explain`: what an initializer or adapter does (formula, arguments), a check finds, a scheme holds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
-from torchinit import load_recipe
+from torchinit import ADAPTERS, load_recipe
 from torchinit.cli import options
 from torchinit.cli.errors import UsageError
 from torchinit.core.tables import columns
@@ -25,16 +25,15 @@ if TYPE_CHECKING:
 
 def add(commands: Commands) -> None:
     """Describes the command to the parser."""
-    parser = commands.add_parser("explain", help="tell what an initializer, a check or a scheme does")
-    parser.add_argument("name", metavar="NAME", help="an initializer, a check or a scheme; `torchinit list` names them")
+    parser = commands.add_parser("explain", help="tell what an initializer, an adapter, a check or a scheme does")
+    parser.add_argument("name", metavar="NAME", help="an initializer, adapter, check or scheme; `torchinit list` names them")
     options.add_json(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints what the class's docstring and its fields tell."""
-    name = {known.casefold(): known for known in INITIALIZERS}.get(arguments.name.casefold(), arguments.name)
-    found = _found(name)
+    found = _found(arguments.name)
     print(json.dumps(dataclasses.asdict(found), indent=2, ensure_ascii=False) if arguments.json else found)
     return 0
 
@@ -45,16 +44,18 @@ def _found(name: str) -> Explanation:
         return _scheme(name, shipped[name])
     if name in checks:
         return _check(checks[name])
+    words = {known.casefold(): (known, registry) for registry in (ADAPTERS, INITIALIZERS) for known in registry}
+    known, registry = words.get(name.casefold(), (name, INITIALIZERS))
     try:
-        return describe(name, INITIALIZERS.get(name))
+        return describe(known, registry.get(known))
     except KeyError:
-        near = did_you_mean(name, [*INITIALIZERS, *shipped, *checks])
-        raise UsageError(f"there is no initializer, no check and no scheme {name!r}{near}") from None
+        near = did_you_mean(name, [*INITIALIZERS, *ADAPTERS, *shipped, *checks])
+        raise UsageError(f"there is no initializer, adapter, check or scheme {name!r}{near}") from None
 
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """An argument of an initializer, its default as text (empty: it must be given), and its choices."""
+    """An argument of a class, its default as text (empty: it must be given), and its choices."""
 
     name: str
     default: str = ""
@@ -143,7 +144,7 @@ def plain(paragraph: str) -> str:
     return re.sub(r":\w+:`([^`]*)`|``([^`]*)``", lambda found: found[1] or found[2], paragraph)
 
 
-_SYMBOLS = {"sigma": "σ", "varphi": "φ", "phi": "φ", "Phi": "Φ", "cdot": "·", "sim": "~", "quad": " ", "mathbb{E}": "E"}
+_SYMBOLS = {"beta": "β", "gamma": "γ", "mu": "μ", "Sigma": "Σ", "top": "T", "sigma": "σ", "varphi": "φ", "phi": "φ", "Phi": "Φ", "cdot": "·", "sim": "~", "quad": " ", "mathbb{E}": "E"}
 
 
 def _formula(tex: str) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from torchinit import gain
+from torchinit import ADAPTERS, gain
 from torchinit.cli import explain, options
 from torchinit.core.gains import nonlinearities
 from torchinit.core.layouts import known_layers
@@ -17,6 +17,7 @@ from torchinit.core.tables import columns
 from torchinit.core.vocabulary import INITIALIZERS
 from torchinit.linting import CHECKS
 from torchinit.recipes import schemes
+from torchinit.registry import Registry
 
 if TYPE_CHECKING:
     from torchinit.cli.options import Commands
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 def add(commands: Commands) -> None:
     """Describes the command to the parser."""
-    parser = commands.add_parser("list", help="list initializers, layers, schemes, checks or nonlinearities")
+    parser = commands.add_parser("list", help="list initializers, adapters, layers, schemes, checks or nonlinearities")
     parser.add_argument("what", nargs="?", choices=KINDS, default="initializers", help="default: initializers")
     options.add_json(parser)
     parser.set_defaults(run=run)
@@ -38,9 +39,17 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _initializers() -> list[tuple[str, str]]:
-    texts = ((name, explain.describe(name, INITIALIZERS.get(name)).text) for name in INITIALIZERS)
+def _words(registry: Registry) -> list[tuple[str, str]]:
+    texts = ((name, explain.describe(name, registry.get(name)).text) for name in registry)
     return [(name, " ".join(text[0].split()) if text else "") for name, text in texts]
+
+
+def _initializers() -> list[tuple[str, str]]:
+    return _words(INITIALIZERS)
+
+
+def _adapters() -> list[tuple[str, str]]:
+    return _words(ADAPTERS)
 
 
 def _layers() -> list[tuple[str, str]]:
@@ -69,6 +78,7 @@ Rows = Callable[[], list[tuple[str, str]]]
 
 KINDS: dict[str, tuple[tuple[str, str], Rows]] = {
     "initializers": (("initializer", "what it does"), _initializers),
+    "adapters": (("adapter", "what it does"), _adapters),
     "layers": (("layer", "class"), _layers),
     "schemes": (("scheme", "what it is"), _schemes),
     "checks": (("check", "what it finds"), _checks),

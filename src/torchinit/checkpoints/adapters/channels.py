@@ -18,13 +18,11 @@ How: TypeAlias = Literal["sum", "repeat"]
 @final
 @dataclass(frozen=True, slots=True)
 class InputChannels(Adapter):
-    r"""The input channels of a convolution, made fewer or more: RGB to grey, to infrared and so on.
+    """The input channels of a convolution, made fewer or more: RGB to grey, to infrared and so on.
 
     The n channels of the file are repeated in turn until there are m. With ``how="sum"`` they are scaled by
     n/m, and for m = 1 summed, so that the layer answers to an image whose channels are all alike as before:
     exactly so for m = 1 and for multiples of n. With ``how="repeat"`` they stay as they are.
-
-    .. math:: w'_{o,c} = \frac{n}{m}\, w_{o,\,c \bmod n} \qquad\text{and}\qquad w'_{o,0} = \sum_c w_{o,c}
 
     ``axis`` is the dimension of the input channels: 1 for a convolution and a Linear, 0 for a transposed one.
 

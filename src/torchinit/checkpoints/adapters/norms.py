@@ -20,8 +20,9 @@ _WEIGHT, _BIAS = ("weight", "running_var"), ("weight", "running_var", "bias", "r
 class BatchNormAffine(Adapter):
     r"""The weight and bias with which a layer computes what a BatchNorm does in evaluation.
 
-    .. math:: \text{weight} = \frac{\gamma}{\sqrt{\mathrm{var} + \mathrm{eps}}} \qquad
-              \text{bias} = \beta - \mathrm{mean} \cdot \text{weight}
+    .. math:: \text{weight} = \gamma / \sqrt{\mathrm{var} + \mathrm{eps}}
+
+    .. math:: \text{bias} = \beta - \mathrm{mean} \cdot \text{weight}
 
     For sites whose names end in ``weight`` or ``bias`` and are, but for that, those of the BatchNorm. ``eps``
     is the BatchNorm's own.
@@ -52,8 +53,9 @@ class BatchNormAffine(Adapter):
 class FoldBatchNorm(Adapter):
     r"""A convolution or Linear that does the work of the BatchNorm after it, too.
 
-    .. math:: w' = w \cdot \frac{\gamma}{\sqrt{\mathrm{var} + \mathrm{eps}}} \qquad
-              b' = (b - \mathrm{mean}) \cdot \frac{\gamma}{\sqrt{\mathrm{var} + \mathrm{eps}}} + \beta
+    .. math:: w' = w \cdot \gamma / \sqrt{\mathrm{var} + \mathrm{eps}}
+
+    .. math:: b' = (b - \mathrm{mean}) \cdot \gamma / \sqrt{\mathrm{var} + \mathrm{eps}} + \beta
 
     ``layer`` is the part of the site's name that names the layer, ``norm`` what stands in its place in the
     names of the BatchNorm. ``bias=True``: the layer of the file has a bias of its own. ``axis`` is the

@@ -23,7 +23,7 @@ class ResizePatches(Adapter):
 
     With B the matrix that resizes a patch of the file's size to the site's, bicubically, the new weight is
 
-    .. math:: w' = (B^\top)^{+}\, w
+    .. math:: w' = (B^\top)^+ w
 
     so that the embedding of an enlarged patch is that of the patch itself; for smaller patches it is as near
     as least squares can make it.

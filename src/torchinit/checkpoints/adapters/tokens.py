@@ -24,8 +24,8 @@ class ResizeVocabulary(Adapter):
     r"""An embedding or output layer, ``[tokens, width]`` or ``[tokens]``, for more tokens or fewer.
 
     The first rows stay. New ones are drawn from the normal distribution of the old (Hewitt 2021,
-    https://nlp.stanford.edu/~johnhew/vocab-expansion.html), with :math:`\mu` their mean and :math:`\Sigma`
-    their covariance:
+    https://nlp.stanford.edu/~johnhew/vocab-expansion.html), with μ their mean and Σ their
+    covariance:
 
     .. math:: N(\mu, \mathrm{spread} \cdot \Sigma)
 
