@@ -317,7 +317,13 @@ def test_diff_of_reports_sees_bits_that_statistics_do_not(write: Write, capsys: 
 
 @pytest.mark.parametrize(
     ("what", "name"),
-    [("initializers", "Kaiming"), ("adapters", "Fuse"), ("layers", "Conv2d"), ("schemes", "gpt2"), ("nonlinearities", "gelu")],
+    [
+        ("initializers", "Kaiming"),
+        ("adapters", "Fuse"),
+        ("layers", "Conv2d"),
+        ("schemes", "gpt2"),
+        ("nonlinearities", "gelu"),
+    ],
 )
 def test_list(what: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", what]) == 0

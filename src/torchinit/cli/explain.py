@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 def add(commands: Commands) -> None:
     """Describes the command to the parser."""
     parser = commands.add_parser("explain", help="tell what an initializer, an adapter, a check or a scheme does")
-    parser.add_argument("name", metavar="NAME", help="an initializer, adapter, check or scheme; `torchinit list` names them")
+    parser.add_argument(
+        "name", metavar="NAME", help="an initializer, adapter, check or scheme; `torchinit list` names them"
+    )
     options.add_json(parser)
     parser.set_defaults(run=run)
 
@@ -144,7 +146,10 @@ def plain(paragraph: str) -> str:
     return re.sub(r":\w+:`([^`]*)`|``([^`]*)``", lambda found: found[1] or found[2], paragraph)
 
 
-_SYMBOLS = {"beta": "β", "gamma": "γ", "mu": "μ", "Sigma": "Σ", "top": "T", "sigma": "σ", "varphi": "φ", "phi": "φ", "Phi": "Φ", "cdot": "·", "sim": "~", "quad": " ", "mathbb{E}": "E"}
+_SYMBOLS = {
+    "beta": "β", "gamma": "γ", "sigma": "σ", "varphi": "φ", "phi": "φ", "Phi": "Φ",
+    "cdot": "·", "sim": "~", "quad": " ", "top": "T", "mathbb{E}": "E",
+}  # fmt: skip
 
 
 def _formula(tex: str) -> str:
