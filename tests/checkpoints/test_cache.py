@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.checkpoints import workers
-from tests.checkpoints.servers import Handler, Site, Visit, in_turn, ranged, status, whole
+from tests.servers import Handler, Host, Visit, in_turn, ranged, status, whole
 from torchinit.checkpoints import Limits, fetch
 from torchinit.checkpoints.cache import Cache, Entry, default_folder, write_whole
 from torchinit.errors import FetchError
@@ -22,7 +22,7 @@ BODY = random.Random(1).randbytes(2_000_000)
 
 
 @pytest.fixture
-def environment(site: Site, certificate: Path, cache: Path) -> Mapping[str, str]:
+def environment(host: Host, certificate: Path, cache: Path) -> Mapping[str, str]:
     return {"TORCHINIT_CACHE": str(cache), "SSL_CERT_FILE": str(certificate), "NO_PROXY": "*"}
 
 
@@ -38,20 +38,20 @@ def stuck(go: threading.Event, after: int) -> Handler:
     return answer
 
 
-def test_eight_processes_make_one_download(site: Site, environment: Mapping[str, str]) -> None:
+def test_eight_processes_make_one_download(host: Host, environment: Mapping[str, str]) -> None:
     answers = workers.CONTEXT.Queue()
-    url = site.serve("/a.pth", whole(BODY))
+    url = host.serve("/a.pth", whole(BODY))
     processes = [workers.start(url, answers, environment) for _ in range(8)]
     said = {answers.get(timeout=60) for _ in processes}
     assert said == {("path", str(fetch(url)))}
-    assert site.hits("/a.pth") == 1
+    assert host.hits("/a.pth") == 1
     for process in processes:
         process.join(30)
 
 
-def test_eight_processes_end_with_one_error(site: Site, environment: Mapping[str, str]) -> None:
+def test_eight_processes_end_with_one_error(host: Host, environment: Mapping[str, str]) -> None:
     answers = workers.CONTEXT.Queue()
-    url = site.serve("/a.pth", status(404))
+    url = host.serve("/a.pth", status(404))
     processes = [workers.start(url, answers, environment) for _ in range(8)]
     said = {answers.get(timeout=60) for _ in processes}
     assert said == {("FetchError", f"{url}: the server says 404: there is no such file")}
@@ -59,9 +59,9 @@ def test_eight_processes_end_with_one_error(site: Site, environment: Mapping[str
         process.join(30)
 
 
-def test_a_process_killed_in_the_middle(site: Site, cache: Path, environment: Mapping[str, str]) -> None:
+def test_a_process_killed_in_the_middle(host: Host, cache: Path, environment: Mapping[str, str]) -> None:
     answers, go = workers.CONTEXT.Queue(), threading.Event()
-    url = site.serve("/a.pth", in_turn(stuck(go, 1_500_000), ranged(BODY)))
+    url = host.serve("/a.pth", in_turn(stuck(go, 1_500_000), ranged(BODY)))
     first = workers.start(url, answers, environment)
     part = Cache(cache).folder_of(url) / ".part"
     wait_for(lambda: part.exists() and part.stat().st_size >= 1_000_000)
@@ -72,9 +72,9 @@ def test_a_process_killed_in_the_middle(site: Site, cache: Path, environment: Ma
     second.join(30)
     go.set()
     assert fetch(url).read_bytes() == BODY
-    start = int(site.seen[1][1]["Range"].removeprefix("bytes=").removesuffix("-"))
+    start = int(host.seen[1][1]["Range"].removeprefix("bytes=").removesuffix("-"))
     assert 1_000_000 <= start <= 1_500_000
-    assert len(site.seen) == 2
+    assert len(host.seen) == 2
 
 
 def wait_for(happened: Callable[[], bool]) -> None:
@@ -102,20 +102,20 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str | None]] = {
 
 
 @pytest.mark.parametrize("what", DAMAGE)
-def test_a_damaged_entry_is_fetched_anew(what: str, site: Site, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_entry_is_fetched_anew(what: str, host: Host, caplog: pytest.LogCaptureFixture) -> None:
     damage, text = DAMAGE[what]
-    url = site.serve("/a.pth", whole(BODY))
+    url = host.serve("/a.pth", whole(BODY))
     path = fetch(url)
     damage(path)
     assert fetch(url) == path
     assert path.read_bytes() == BODY
-    assert site.hits("/a.pth") == 2
+    assert host.hits("/a.pth") == 2
     assert [record.levelname for record in caplog.records if record.name == "torchinit"] == ["WARNING"] * bool(text)
     assert text is None or re.search(text, caplog.text)
 
 
-def test_an_entry_of_another_url_does_not_count(site: Site, cache: Path) -> None:
-    first, second = site.serve("/a.pth", whole(b"a")), site.serve("/b/a.pth", whole(b"b"))
+def test_an_entry_of_another_url_does_not_count(host: Host, cache: Path) -> None:
+    first, second = host.serve("/a.pth", whole(b"a")), host.serve("/b/a.pth", whole(b"b"))
     path = fetch(first)
     folder = Cache(cache).folder_of(second)
     folder.mkdir()
@@ -124,8 +124,8 @@ def test_an_entry_of_another_url_does_not_count(site: Site, cache: Path) -> None
     assert fetch(second).read_bytes() == b"b"
 
 
-def test_a_file_that_changed_at_its_url(site: Site) -> None:
-    url = site.serve("/a.pth", in_turn(whole(b"old"), whole(b"new")))
+def test_a_file_that_changed_at_its_url(host: Host) -> None:
+    url = host.serve("/a.pth", in_turn(whole(b"old"), whole(b"new")))
     assert fetch(url).read_bytes() == b"old"
     assert fetch(url).read_bytes() == b"old"
     new = "11507a0e2f5e69d5dfa40a62a1bd7b6ee57e6bcd85c67c9b8431b36fff21c437"
@@ -135,17 +135,17 @@ def test_a_file_that_changed_at_its_url(site: Site) -> None:
     assert fetch(url).read_bytes() == b"new"  # what was sound stays
 
 
-def test_a_cache_that_cannot_be_written(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
-    url = site.serve("/a.pth", whole(BODY))
+    url = host.serve("/a.pth", whole(BODY))
     monkeypatch.setenv("TORCHINIT_CACHE", str(tmp_path / "file"))
     with pytest.raises(FetchError, match=r"the cache .*file cannot be written: .*; TORCHINIT_CACHE moves it"):
         fetch(url)
-    assert site.seen == []
+    assert host.seen == []
 
 
-def test_a_cache_that_can_only_be_read(site: Site, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    url = site.serve("/a.pth", whole(BODY))
+def test_a_cache_that_can_only_be_read(host: Host, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = host.serve("/a.pth", whole(BODY))
     fetch(url)
 
     def refuse(*_: object, **__: object) -> None:
@@ -154,13 +154,13 @@ def test_a_cache_that_can_only_be_read(site: Site, cache: Path, monkeypatch: pyt
     monkeypatch.setattr(Path, "mkdir", refuse)
     assert fetch(url).read_bytes() == BODY
     with pytest.raises(FetchError, match=r"cannot be written: .*Permission denied; TORCHINIT_CACHE moves it"):
-        fetch(site.serve("/b.pth", whole(BODY)))
+        fetch(host.serve("/b.pth", whole(BODY)))
 
 
-def test_entries_and_removal(site: Site, cache: Path) -> None:
+def test_entries_and_removal(host: Host, cache: Path) -> None:
     held = Cache(cache)
     assert held.entries() == ()
-    urls = sorted(site.serve(f"/{name}", whole(name.encode())) for name in ("b.pth", "a.pth"))
+    urls = sorted(host.serve(f"/{name}", whole(name.encode())) for name in ("b.pth", "a.pth"))
     for url in reversed(urls):
         fetch(url)
     assert [entry.url for entry in held.entries()] == urls
@@ -198,11 +198,11 @@ def test_a_small_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [(path.name, path.read_text("utf-8")) for path in tmp_path.iterdir()] == [("a", "old")]
 
 
-def test_two_threads_make_one_download(site: Site) -> None:
-    url = site.serve("/a.pth", whole(BODY))
+def test_two_threads_make_one_download(host: Host) -> None:
+    url = host.serve("/a.pth", whole(BODY))
     threads = [threading.Thread(target=fetch, args=(url,), kwargs={"limits": Limits()}) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(30)
-    assert site.hits("/a.pth") == 1
+    assert host.hits("/a.pth") == 1

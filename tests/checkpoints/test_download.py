@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.checkpoints import servers
-from tests.checkpoints.servers import Handler, Site, Visit, broken, in_turn, ranged, redirect, status, whole
+from tests import servers
+from tests.servers import Handler, Host, Visit, broken, in_turn, ranged, redirect, status, whole
 from torchinit.checkpoints import Limits, fetch
 from torchinit.checkpoints.cache import Cache
 from torchinit.errors import FetchError
@@ -34,22 +34,22 @@ def left_in(cache: Path) -> list[str]:
     return sorted(path.name for path in cache.rglob("*") if path.is_file() and path.parent.name != ".locks")
 
 
-def test_a_file_is_fetched_once(site: Site, cache: Path) -> None:
-    url = site.serve("/weights/a.pth", whole(BODY))
+def test_a_file_is_fetched_once(host: Host, cache: Path) -> None:
+    url = host.serve("/weights/a.pth", whole(BODY))
     assert got(url) == BODY
     path = fetch(url)
     assert path.read_bytes() == BODY
     assert path.name == "a.pth"
     assert path.is_relative_to(cache)
-    assert site.hits("/weights/a.pth") == 1
+    assert host.hits("/weights/a.pth") == 1
     assert left_in(cache) == [".entry.json", "a.pth"]
-    assert site.seen[0][1]["Accept-Encoding"] == "identity"
+    assert host.seen[0][1]["Accept-Encoding"] == "identity"
 
 
-def test_two_files_of_one_name_are_two_entries(site: Site) -> None:
-    first = fetch(site.serve("/v0.0/alex.pth", whole(b"old")), limits=QUICK)
-    second = fetch(site.serve("/v0.1/alex.pth", whole(b"new")), limits=QUICK)
-    third = fetch(site.url + "/v0.1/alex.pth?token=1", limits=QUICK)
+def test_two_files_of_one_name_are_two_entries(host: Host) -> None:
+    first = fetch(host.serve("/v0.0/alex.pth", whole(b"old")), limits=QUICK)
+    second = fetch(host.serve("/v0.1/alex.pth", whole(b"new")), limits=QUICK)
+    third = fetch(host.url + "/v0.1/alex.pth?token=1", limits=QUICK)
     assert (first.name, second.name, third.name) == ("alex.pth",) * 3
     assert (first.read_bytes(), second.read_bytes()) == (b"old", b"new")
     assert len({first, second, third}) == 3
@@ -75,8 +75,8 @@ def endless(visit: Visit) -> None:
         visit.wfile.write(BODY)
 
 
-def test_an_answer_in_chunks(site: Site) -> None:
-    assert got(site.serve("/a.pth", chunked(BODY))) == BODY
+def test_an_answer_in_chunks(host: Host) -> None:
+    assert got(host.serve("/a.pth", chunked(BODY))) == BODY
 
 
 def babble(visit: Visit) -> None:
@@ -116,12 +116,12 @@ REFUSED: dict[str, tuple[Handler, str]] = {
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_what_is_refused_at_once(what: str, site: Site, cache: Path) -> None:
+def test_what_is_refused_at_once(what: str, host: Host, cache: Path) -> None:
     handler, text = REFUSED[what]
-    url = site.serve("/a.pth", handler)
+    url = host.serve("/a.pth", handler)
     with pytest.raises(FetchError, match=text):
         got(url)
-    assert site.hits("/a.pth") == (6 if what == "to itself" else 1)
+    assert host.hits("/a.pth") == (6 if what == "to itself" else 1)
     assert left_in(cache) == []
 
 
@@ -139,56 +139,56 @@ PASSING: dict[str, tuple[Handler, str]] = {
 
 
 @pytest.mark.parametrize("what", PASSING)
-def test_what_may_pass_is_tried_again_and_then_an_error(what: str, site: Site, cache: Path) -> None:
+def test_what_may_pass_is_tried_again_and_then_an_error(what: str, host: Host, cache: Path) -> None:
     handler, text = PASSING[what]
-    url = site.serve("/a.pth", handler)
+    url = host.serve("/a.pth", handler)
     with pytest.raises(FetchError, match=rf"a\.pth cannot be fetched: .*{text}.* \(attempt 3\)"):
         got(url)
-    assert site.hits("/a.pth") == 3
+    assert host.hits("/a.pth") == 3
     assert Cache(cache).entries() == ()
-    site.serve("/a.pth", ranged(BODY))
+    host.serve("/a.pth", ranged(BODY))
     assert got(url) == BODY
 
 
-def test_two_failures_then_the_file(site: Site) -> None:
-    url = site.serve("/a.pth", in_turn(status(500), status(503), whole(BODY)))
+def test_two_failures_then_the_file(host: Host) -> None:
+    url = host.serve("/a.pth", in_turn(status(500), status(503), whole(BODY)))
     assert got(url) == BODY
 
 
-def test_an_endless_answer_stops_at_the_bound(site: Site, cache: Path) -> None:
-    url = site.serve("/a.pth", endless)
+def test_an_endless_answer_stops_at_the_bound(host: Host, cache: Path) -> None:
+    url = host.serve("/a.pth", endless)
     with pytest.raises(FetchError, match=r"is larger than 10,000,000 bytes; TORCHINIT_MAX_DOWNLOAD"):
         got(url, sha256=SHA, limits=Limits(size=10_000_000))
     assert left_in(cache) == []
 
 
-def test_without_a_length_the_hash_tells(site: Site) -> None:
-    url = site.serve("/a.pth", whole(BODY, Content_Length=None))
+def test_without_a_length_the_hash_tells(host: Host) -> None:
+    url = host.serve("/a.pth", whole(BODY, Content_Length=None))
     assert got(url, sha256=SHA) == BODY
 
 
-def test_the_total_time_is_bounded(site: Site) -> None:
-    url = site.serve("/a.pth", servers.dripping(BODY, 0.001))
+def test_the_total_time_is_bounded(host: Host) -> None:
+    url = host.serve("/a.pth", servers.dripping(BODY, 0.001))
     with pytest.raises(FetchError, match=r"it took longer than 0\.5 s"):
         got(url, limits=Limits(slowest=0, total=0.5))
 
 
-def test_a_download_goes_on_where_it_broke_off(site: Site) -> None:
-    url = site.serve("/a.pth", in_turn(broken(BODY, 1_000_000), broken(BODY, 0), ranged(BODY)))
+def test_a_download_goes_on_where_it_broke_off(host: Host) -> None:
+    url = host.serve("/a.pth", in_turn(broken(BODY, 1_000_000), broken(BODY, 0), ranged(BODY)))
     assert got(url) == BODY
-    ranges = [headers.get("Range") for _, headers in site.seen]
+    ranges = [headers.get("Range") for _, headers in host.seen]
     assert ranges == [None, "bytes=1000000-", None]  # the second began anew, and left nothing
-    assert site.seen[1][1]["If-Range"] == '"v1"'
+    assert host.seen[1][1]["If-Range"] == '"v1"'
 
 
-def test_a_download_goes_on_in_the_next_call(site: Site, cache: Path) -> None:
-    url = site.serve("/a.pth", broken(BODY, 2_000_000))
+def test_a_download_goes_on_in_the_next_call(host: Host, cache: Path) -> None:
+    url = host.serve("/a.pth", broken(BODY, 2_000_000))
     with pytest.raises(FetchError, match=r"ended after 2,000,000 of 3,000,000 bytes"):
         got(url, limits=Limits(attempts=1))
     assert left_in(cache) == [".part", ".part.json"]
-    site.serve("/a.pth", ranged(BODY))
+    host.serve("/a.pth", ranged(BODY))
     assert got(url) == BODY
-    assert site.seen[-1][1]["Range"] == "bytes=2000000-"
+    assert host.seen[-1][1]["Range"] == "bytes=2000000-"
     assert left_in(cache) == [".entry.json", "a.pth"]
 
 
@@ -211,19 +211,19 @@ CHANGED: dict[str, Handler] = {
 
 
 @pytest.mark.parametrize("how", CHANGED)
-def test_content_that_changed_between_attempts_is_not_mixed(how: str, site: Site) -> None:
-    url = site.serve("/a.pth", in_turn(broken(BODY, 1_000_000), CHANGED[how]))
+def test_content_that_changed_between_attempts_is_not_mixed(how: str, host: Host) -> None:
+    url = host.serve("/a.pth", in_turn(broken(BODY, 1_000_000), CHANGED[how]))
     assert got(url) == OTHER
 
 
-def test_two_halves_that_do_not_fit_are_found_by_the_hash(site: Site) -> None:
+def test_two_halves_that_do_not_fit_are_found_by_the_hash(host: Host) -> None:
     lying = ranged(OTHER)  # the same tag for other bytes
-    url = site.serve("/a.pth", in_turn(broken(BODY, 1_000_000), lying, whole(OTHER)))
+    url = host.serve("/a.pth", in_turn(broken(BODY, 1_000_000), lying, whole(OTHER)))
     assert got(url, sha256=hashlib.sha256(OTHER).hexdigest()) == OTHER
 
 
-def test_another_file_than_asked_for(site: Site, cache: Path) -> None:
-    url = site.serve("/a.pth", whole(BODY))
+def test_another_file_than_asked_for(host: Host, cache: Path) -> None:
+    url = host.serve("/a.pth", whole(BODY))
     with pytest.raises(FetchError, match=rf"(?s)is not the file that was asked for\n.*{64 * '0'}\n.*{SHA}"):
         got(url, sha256=64 * "0")
     assert left_in(cache) == []
@@ -232,39 +232,39 @@ def test_another_file_than_asked_for(site: Site, cache: Path) -> None:
     assert got(url, sha256=f"sha256:{SHA.upper()}") == BODY
 
 
-def test_redirects_are_followed(site: Site) -> None:
-    site.serve("/b/c.bin", whole(BODY))
-    url = site.serve("/a.pth", redirect(f"{site.url}/b/x", 301))
-    site.serve("/b/x", redirect("c.bin", 307))
+def test_redirects_are_followed(host: Host) -> None:
+    host.serve("/b/c.bin", whole(BODY))
+    url = host.serve("/a.pth", redirect(f"{host.url}/b/x", 301))
+    host.serve("/b/x", redirect("c.bin", 307))
     path = fetch(url, limits=QUICK)
     assert path.read_bytes() == BODY
     assert path.name == "a.pth"  # by what was asked for
 
 
-def test_names_from_headers_do_not_count(site: Site, cache: Path) -> None:
-    url = site.serve("/a.pth", whole(BODY, Content_Disposition='attachment; filename="../../evil.pth"'))
+def test_names_from_headers_do_not_count(host: Host, cache: Path) -> None:
+    url = host.serve("/a.pth", whole(BODY, Content_Disposition='attachment; filename="../../evil.pth"'))
     got(url)
     assert left_in(cache) == [".entry.json", "a.pth"]
-    path = fetch(site.serve("/x/..%2f..%2f..%2fevil%00.pth", whole(BODY)), limits=QUICK)
+    path = fetch(host.serve("/x/..%2f..%2f..%2fevil%00.pth", whole(BODY)), limits=QUICK)
     assert path.name == "evil_.pth"
     assert path.resolve().is_relative_to(cache.resolve())
 
 
-def test_plain_http_only_with_a_hash(plain: Site, site: Site) -> None:
-    url = plain.serve("/a.pth", whole(BODY))
+def test_plain_http_only_with_a_hash(plain_host: Host, host: Host) -> None:
+    url = plain_host.serve("/a.pth", whole(BODY))
     with pytest.raises(FetchError, match="anyone on the way can change what comes by http; give its sha256"):
         got(url)
     assert got(url, sha256=SHA) == BODY
-    site.serve("/b.pth", whole(BODY))
-    assert got(plain.serve("/c.pth", redirect(f"{site.url}/b.pth")), sha256=SHA) == BODY
+    host.serve("/b.pth", whole(BODY))
+    assert got(plain_host.serve("/c.pth", redirect(f"{host.url}/b.pth")), sha256=SHA) == BODY
 
 
-def test_a_certificate_that_nobody_knows(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    url = site.serve("/a.pth", whole(BODY))
+def test_a_certificate_that_nobody_knows(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = host.serve("/a.pth", whole(BODY))
     monkeypatch.delenv("SSL_CERT_FILE")
     with pytest.raises(FetchError, match=r"certificate of the host is not trusted: .*SSL_CERT_FILE"):
         got(url)
-    assert site.hits("/a.pth") == 0
+    assert host.hits("/a.pth") == 0
 
 
 def test_a_handshake_that_stands_still(cache: Path) -> None:
@@ -280,17 +280,17 @@ def test_no_network(host: str, cache: Path) -> None:
         got(f"https://{host}/a.pth")
 
 
-def test_a_disk_without_room(site: Site, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_without_room(host: Host, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
-    url = site.serve("/a.pth", whole(BODY))
+    url = host.serve("/a.pth", whole(BODY))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9 - 2_999_999, 2_999_999))
     with pytest.raises(FetchError, match=r"needs 3,000,000 bytes, and .* has 2,999,999 free; TORCHINIT_CACHE"):
         got(url)
     assert left_in(cache) == []
 
 
-def test_a_disk_that_fills_up(site: Site, cache: Path) -> None:
-    url = site.serve("/a.pth", whole(BODY))
+def test_a_disk_that_fills_up(host: Host, cache: Path) -> None:
+    url = host.serve("/a.pth", whole(BODY))
 
     def full(done: int, total: int | None) -> None:
         if done > 0:
@@ -301,9 +301,9 @@ def test_a_disk_that_fills_up(site: Site, cache: Path) -> None:
     assert left_in(cache) == []
 
 
-def test_progress_is_told(site: Site) -> None:
+def test_progress_is_told(host: Host) -> None:
     told: list[tuple[int, int | None]] = []
-    got(site.serve("/a.pth", whole(BODY)), progress=lambda done, total: told.append((done, total)))
+    got(host.serve("/a.pth", whole(BODY)), progress=lambda done, total: told.append((done, total)))
     assert told[0] == (0, len(BODY))
     assert told[-1] == (len(BODY), len(BODY))
     assert told == sorted(told)

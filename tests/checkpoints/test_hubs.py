@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.checkpoints.servers import Site, whole
+from tests.servers import Host, whole
 from torchinit.checkpoints import Limits, fetch
 from torchinit.errors import FetchError, MissingExtraError
 
@@ -107,11 +107,11 @@ class Weights(enum.Enum):
 
 
 @pytest.fixture
-def vision(site: Site, monkeypatch: pytest.MonkeyPatch) -> Site:
-    members = {name: SimpleNamespace(url=site.url + member.value) for name, member in Weights.__members__.items()}
+def vision(host: Host, monkeypatch: pytest.MonkeyPatch) -> Host:
+    members = {name: SimpleNamespace(url=host.url + member.value) for name, member in Weights.__members__.items()}
     tables = {"resnet50": members, "mnasnet0_75": {}}
     for member in Weights:
-        site.serve(member.value, whole(BODY))
+        host.serve(member.value, whole(BODY))
     models = stand_in(
         monkeypatch,
         "torchvision.models",
@@ -119,19 +119,19 @@ def vision(site: Site, monkeypatch: pytest.MonkeyPatch) -> Site:
         get_model_weights=lambda name: SimpleNamespace(__members__=tables[name]),
     )
     stand_in(monkeypatch, "torchvision", models=models)
-    return site
+    return host
 
 
 @pytest.mark.parametrize(
     "name", ["resnet50", "resnet50.imagenet1k_v1", "ResNet50_Weights.IMAGENET1K_V1", "resnet50.IMAGENET1K_V1"]
 )
-def test_weights_of_torchvision(name: str, vision: Site) -> None:
+def test_weights_of_torchvision(name: str, vision: Host) -> None:
     assert fetch(f"torchvision://{name}").read_bytes() == BODY
     assert vision.hits(Weights.IMAGENET1K_V1.value) == 1
 
 
 @pytest.mark.parametrize("name", ["resnet50.default", "resnet50.imagenet1k_v2"])
-def test_a_file_without_the_hash_in_its_name(name: str, vision: Site, cache: Path) -> None:
+def test_a_file_without_the_hash_in_its_name(name: str, vision: Host, cache: Path) -> None:
     with pytest.raises(FetchError, match=rf"(?s)not the file that was asked for.*wanted sha256 00000000\n.*{SHA}"):
         fetch(f"torchvision://{name}")
     assert fetch(f"torchvision://{name}", sha256=SHA).read_bytes() == BODY  # the whole hash decides
@@ -145,28 +145,28 @@ def test_a_file_without_the_hash_in_its_name(name: str, vision: Site, cache: Pat
         ("mnasnet0_75", "mnasnet0_75 has no weights '', but none"),
     ],
 )
-def test_what_torchvision_does_not_have(name: str, text: str, vision: Site) -> None:
+def test_what_torchvision_does_not_have(name: str, text: str, vision: Host) -> None:
     with pytest.raises(FetchError, match=text):
         fetch(f"torchvision://{name}")
 
 
 @pytest.fixture
-def timm(site: Site, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Site:
+def timm(host: Host, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Host:
     def config(hub: str | None = None, file: str | None = None, url: str = "") -> SimpleNamespace:
         return SimpleNamespace(hf_hub_id=hub, hf_hub_filename=file, url=url)
 
     configs = {
         "a.in1k": config("timm/a.in1k"),
         "b": config("o/r@v2", "b.bin", "https://example.org/unused"),
-        "c": config(url=site.serve("/c.pth", whole(BODY))),
+        "c": config(url=host.serve("/c.pth", whole(BODY))),
         "d": config(),
     }
     models = stand_in(monkeypatch, "timm.models", get_pretrained_cfg=configs.get, list_pretrained=lambda: list(configs))
     stand_in(monkeypatch, "timm", models=models)
-    return site
+    return host
 
 
-def test_weights_of_timm(timm: Site, hub: Hub) -> None:
+def test_weights_of_timm(timm: Host, hub: Hub) -> None:
     assert [fetch(f"timm://{name}").read_bytes() for name in ("a.in1k", "b", "c")] == [BODY] * 3
     assert [asked[:3] for asked in hub.asked] == [("timm/a.in1k", "model.safetensors", "main"), ("o/r", "b.bin", "v2")]
     with pytest.raises(FetchError, match=r"timm://a\.in1K: timm has no weights of this name; did you mean 'a\.in1k'"):

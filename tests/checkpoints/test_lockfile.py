@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.checkpoints.servers import Site, in_turn, redirect, whole
+from tests.servers import Host, in_turn, redirect, whole
 from torchinit.checkpoints import fetch
 from torchinit.checkpoints.cache import Cache
 from torchinit.checkpoints.lockfile import Lock, Pin, read_pins, write_pins
@@ -26,9 +26,9 @@ def lock(tmp_path: Path, cache: Path) -> Path:
     return tmp_path / "init.lock"
 
 
-def test_sources_are_recorded(site: Site, lock: Path, tmp_path: Path) -> None:
+def test_sources_are_recorded(host: Host, lock: Path, tmp_path: Path) -> None:
     (tmp_path / "b.pth").write_bytes(b"new!")
-    url = site.serve("/a.pth", whole(b"old"))
+    url = host.serve("/a.pth", whole(b"old"))
     fetch(url, lock=lock)
     first = lock.read_text("utf-8")
     fetch(str(tmp_path / "b.pth"), lock=lock)
@@ -41,15 +41,15 @@ def test_sources_are_recorded(site: Site, lock: Path, tmp_path: Path) -> None:
     assert list(read_pins(lock)) == sorted(read_pins(lock))
 
 
-def test_where_a_source_led_to_is_recorded(site: Site, lock: Path) -> None:
-    site.serve("/b.pth", whole(b"old"))
-    url = site.serve("/a.pth", redirect("/b.pth"))
+def test_where_a_source_led_to_is_recorded(host: Host, lock: Path) -> None:
+    host.serve("/b.pth", whole(b"old"))
+    url = host.serve("/a.pth", redirect("/b.pth"))
     fetch(f"{url}#part", lock=lock)
     assert read_pins(lock)[f"{url}#part"] == Pin(OLD, 3, url)
 
 
-def test_another_file_is_an_error(site: Site, lock: Path, cache: Path, tmp_path: Path) -> None:
-    url = site.serve("/a.pth", in_turn(whole(b"old"), whole(b"new!")))
+def test_another_file_is_an_error(host: Host, lock: Path, cache: Path, tmp_path: Path) -> None:
+    url = host.serve("/a.pth", in_turn(whole(b"old"), whole(b"new!")))
     fetch(url, lock=lock)
     Cache(cache).remove(Cache(cache).folder_of(url))
     text = rf"not the file .*\n  wanted sha256 {OLD}\n  found  sha256 {NEW}\n  .*init\.lock has the wanted one; if the"
@@ -72,11 +72,11 @@ def test_a_hash_that_contradicts_the_lock(lock: Path, tmp_path: Path) -> None:
         fetch(path, lock=lock, sha256=NEW)
 
 
-def test_frozen(site: Site, lock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    url = site.serve("/a.pth", whole(b"old"))
+def test_frozen(host: Host, lock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = host.serve("/a.pth", whole(b"old"))
     with pytest.raises(FetchError, match=r"a\.pth is not in the lock file .*init\.lock, and it is frozen"):
         fetch(url, lock=lock, frozen=True)
-    assert site.seen == []
+    assert host.seen == []
     fetch(url, lock=lock)
     monkeypatch.setenv("TORCHINIT_FROZEN", "1")
     monkeypatch.setenv("TORCHINIT_LOCK", str(lock))
@@ -84,7 +84,7 @@ def test_frozen(site: Site, lock: Path, monkeypatch: pytest.MonkeyPatch) -> None
     fetch(url)
     assert lock.stat().st_mtime_ns == before
     with pytest.raises(FetchError, match=r"b\.pth is not in the lock file"):
-        fetch(f"{site.url}/b.pth")
+        fetch(f"{host.url}/b.pth")
     monkeypatch.delenv("TORCHINIT_LOCK")
     with pytest.raises(FetchError, match="is in no lock file, for none is given"):
         fetch(url)
@@ -97,8 +97,8 @@ def test_the_lock_of_the_environment(lock: Path, tmp_path: Path, monkeypatch: py
     assert read_pins(lock) == {str(tmp_path / "b.pth"): Pin(OLD, 3)}
 
 
-def test_a_hash_from_the_lock_is_enough_for_http(plain: Site, lock: Path) -> None:
-    url = plain.serve("/a.pth", whole(b"old"))
+def test_a_hash_from_the_lock_is_enough_for_http(plain_host: Host, lock: Path) -> None:
+    url = plain_host.serve("/a.pth", whole(b"old"))
     write_pins(lock, {url: Pin(OLD, 3)})
     assert fetch(url, lock=lock).read_bytes() == b"old"
 
@@ -164,6 +164,7 @@ PINS: Any = st.builds(
 )
 
 
+@settings(max_examples=40)  # each is two files
 @given(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), PINS))
 def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, pins: dict[str, Pin]) -> None:
     path = tmp_path_factory.mktemp("locks") / "init.lock"

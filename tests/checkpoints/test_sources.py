@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.checkpoints.servers import Site, whole
+from tests.servers import Host, whole
 from torchinit.checkpoints import Limits, fetch, register_source
 from torchinit.checkpoints.prefixes import Prefixes
 from torchinit.checkpoints.sources import RESOLVERS, Found, Request
@@ -71,9 +71,9 @@ def test_what_is_no_source(source: str, text: str, cache: Path) -> None:
     assert not cache.exists()
 
 
-def test_a_kind_of_ones_own(tmp_path: Path, site: Site) -> None:
+def test_a_kind_of_ones_own(tmp_path: Path, host: Host) -> None:
     (tmp_path / "a.pth").write_bytes(b"local")
-    url = site.serve("/b.pth", whole(b"remote"))
+    url = host.serve("/b.pth", whole(b"remote"))
     asked: list[str | None] = []
 
     def resolve(source: str, request: Request) -> Path | str | Found:
@@ -110,8 +110,8 @@ def test_prefixes_are_tried_from_the_last_to_the_first() -> None:
     assert Prefixes[int]().find("a") is None
 
 
-def test_hosts_and_offline(site: Site, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    url, other = site.serve("/a.pth", whole(b"here")), site.serve("/b.pth", whole(b"there"))
+def test_hosts_and_offline(host: Host, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url, other = host.serve("/a.pth", whole(b"here")), host.serve("/b.pth", whole(b"there"))
     with pytest.raises(FetchError, match=r"the host 'localhost' is not allowed; .* names example\.org, \*\.hf\.co"):
         fetch(url, limits=Limits(hosts=("example.org", "*.hf.co")))
     monkeypatch.setenv("TORCHINIT_ALLOWED_HOSTS", "LOCALHOST.")
@@ -120,13 +120,13 @@ def test_hosts_and_offline(site: Site, cache: Path, monkeypatch: pytest.MonkeyPa
     assert fetch(url).read_bytes() == b"here"
     with pytest.raises(FetchError, match=r"b\.pth is not in the cache, and TORCHINIT_OFFLINE is set"):
         fetch(other)
-    assert [path for path, _ in site.seen] == ["/a.pth"]
+    assert [path for path, _ in host.seen] == ["/a.pth"]
 
 
-def test_a_redirect_to_a_host_that_is_not_allowed(site: Site) -> None:
-    target = site.url.replace("localhost", "127.0.0.1") + "/b.pth"
-    site.serve("/b.pth", whole(b"there"))
-    url = site.serve("/a.pth", lambda visit: visit.say(302, Location=target))
+def test_a_redirect_to_a_host_that_is_not_allowed(host: Host) -> None:
+    target = host.url.replace("localhost", "127.0.0.1") + "/b.pth"
+    host.serve("/b.pth", whole(b"there"))
+    url = host.serve("/a.pth", lambda visit: visit.say(302, Location=target))
     with pytest.raises(FetchError, match=r"the host '127\.0\.0\.1' is not allowed"):
         fetch(url, limits=Limits(hosts=("localhost",)))
     assert fetch(url).read_bytes() == b"there"

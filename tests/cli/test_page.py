@@ -17,7 +17,7 @@ from torchinit.cli import main
 PAGE = Path(__file__).parents[2] / "docs/reference/cli.md"
 
 
-def test_console_blocks_print_what_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_console_blocks_print_what_the_page_says(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     page, ran, code = Page(tmp_path), 0, 0
     for snippet in snippets(PAGE):

@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -24,6 +25,7 @@ _log = logging.getLogger("torchinit")
 
 _NOTE: Final = ".entry.json"
 _PART: Final = ".part"
+_DIGEST: Final = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,7 @@ class Cache:
     folder: Path
 
     def folder_of(self, url: str) -> Path:
+        """Where the entry of a URL lies, or would lie."""
         return self.folder / hashlib.sha256(url.encode()).hexdigest()[:32]
 
     def find(self, url: str) -> Entry | None:
@@ -90,10 +93,15 @@ class Cache:
         entry = _read(self.folder_of(url))
         return entry if entry and entry.url == url else None
 
+    def folders(self) -> tuple[Path, ...]:
+        """The folder of every entry and of every unfinished download."""
+        found = self.folder.iterdir() if self.folder.is_dir() else ()
+        return tuple(sorted(path for path in found if _DIGEST.fullmatch(path.name) and path.is_dir()))
+
     def entries(self) -> tuple[Entry, ...]:
         """Every entry, by URL."""
-        found = map(_read, self.folder.iterdir()) if self.folder.is_dir() else ()
-        return tuple(sorted((entry for entry in found if entry), key=lambda entry: entry.url))
+        found = (entry for entry in map(_read, self.folders()) if entry)
+        return tuple(sorted(found, key=lambda entry: entry.url))
 
     def get(self, url: str, limits: Limits, *, sha256: str | None, progress: Progress) -> Entry:
         """The entry of a URL, fetched if it is not here or is damaged. Raises FetchError."""

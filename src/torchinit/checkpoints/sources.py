@@ -147,7 +147,7 @@ def register_source(prefixes: str | Iterable[str], resolver: Resolver, *, force:
     The function returns a local path, or another source that leads to it. Raises KeyError for a prefix that is
     taken, unless ``force`` replaces it.
 
-    >>> register_source("models://", lambda source, request: "/nfs/models/" + source.removeprefix("models://"))
+    >>> register_source("models://", lambda source, request: f"/nfs/models/{source[9:]}", force=True)
     >>> fetch("models://a.pth")
     Traceback (most recent call last):
     FileNotFoundError: /nfs/models/a.pth can not be found.

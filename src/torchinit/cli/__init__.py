@@ -1,4 +1,4 @@
-"""The command line, `torchinit`: plan, apply, check, diff, list, explain."""
+"""The command line, `torchinit`: plan, apply, check, diff, fingerprint, list, explain, fetch, cache."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 
-from torchinit.cli import apply, check, diff, explain, fingerprint, plan
+from torchinit.cli import apply, cache, check, diff, explain, fetch, fingerprint, plan
 from torchinit.cli import list as listing
 from torchinit.cli.errors import UsageError
 from torchinit.cli.options import version
@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-v", "--verbose", action="store_true", help="log what happens, on standard error")
     parser.set_defaults(on_error=1)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (plan, apply, check, diff, fingerprint, listing, explain):
+    for command in (plan, apply, check, diff, fingerprint, listing, explain, fetch, cache):
         command.add(commands)
     return parser
 

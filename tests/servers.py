@@ -18,7 +18,7 @@ Handler = Callable[["Visit"], None]
 
 
 @dataclass
-class Site:
+class Host:
     """A server: where it is, what its paths do, and what it was asked for."""
 
     url: str
@@ -38,12 +38,12 @@ class Visit(BaseHTTPRequestHandler):
     """One request."""
 
     protocol_version = "HTTP/1.1"
-    site: Site
+    host: Host
 
     def do_GET(self) -> None:
-        self.site.seen.append((self.path, dict(self.headers.items())))
+        self.host.seen.append((self.path, dict(self.headers.items())))
         self.close_connection = True
-        self.site.paths[self.path.partition("?")[0]](self)
+        self.host.paths[self.path.partition("?")[0]](self)
 
     def say(self, status: int, body: bytes = b"", **headers: str | None) -> None:
         """An answer with its length; ``Name_of_header=None`` leaves a header out."""
@@ -60,11 +60,11 @@ class Visit(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def served(certificate: Path | None = None) -> Iterator[Site]:
+def served(certificate: Path | None = None) -> Iterator[Host]:
     """A server on a free port, with TLS if there is a certificate."""
     server = _Quiet(("127.0.0.1", 0), BaseHTTPRequestHandler)
-    site = Site(f"{'https' if certificate else 'http'}://localhost:{server.server_port}")
-    server.RequestHandlerClass = type("Bound", (Visit,), {"site": site})
+    host = Host(f"{'https' if certificate else 'http'}://localhost:{server.server_port}")
+    server.RequestHandlerClass = type("Bound", (Visit,), {"host": host})
     if certificate:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate)
@@ -72,7 +72,7 @@ def served(certificate: Path | None = None) -> Iterator[Site]:
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:
-        yield site
+        yield host
     finally:
         server.shutdown()
         server.server_close()
