@@ -162,3 +162,4 @@ def test_what_was_not_run_is_said() -> None:
     skipped = dict(lint(nn.Linear(2, 2)).skipped)
     assert skipped == {code: skipped[code] for code, one in CHECKS.items() if one.needs not in ("sites", "values")}
     assert skipped["TI706"] == "a report"
+    assert skipped["TI203"] == "loaded weights or a trace"

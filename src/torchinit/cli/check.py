@@ -10,7 +10,7 @@ from torchinit import ConfigError, Findings, Keyed, Plan, Report, lint, local_sh
 from torchinit import run as carry_out
 from torchinit.cli import options, weights
 from torchinit.cli.errors import UsageError
-from torchinit.linting import SEVERITIES, about, chosen, poisoned
+from torchinit.linting import SEVERITIES, Building, about, chosen, poisoned
 
 if TYPE_CHECKING:
     from torch import nn
@@ -51,7 +51,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.as_built and rules is None:
         raise UsageError("--as-built compares with a recipe: give one")
     loaded = weights.File(arguments.weights) if arguments.weights else None
-    with poisoned():
+    building = Building()
+    with poisoned(), building:
         model = options.model_of(arguments, arguments.device, arguments.seed)
     plan = make_plan(sites(model), rules) if rules is not None else None
     report = _applied(arguments, plan, model)
@@ -59,7 +60,8 @@ def run(arguments: argparse.Namespace) -> int:
         weights.load(loaded, model)
     if loaded is not None:  # what was loaded later is not what the report tells of
         report = None
-    findings = lint(model, recipe=plan, report=report, loaded=loaded, select=select, ignore=ignore)
+    trace = building.of(model) if plan is None or arguments.as_built else None  # what a recipe writes later is its own
+    findings = lint(model, recipe=plan, trace=trace, report=report, loaded=loaded, select=select, ignore=ignore)
     print(_shown(findings, arguments))
     return 1 if findings.at_least(arguments.fail_on) else 0
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 # Importing them registers their checks.
-from torchinit.linting import filling, formats, intents, loading, sameness, scales, ties
+from torchinit.linting import filling, formats, intents, loading, sameness, scales, ties, writing
+from torchinit.linting.building import Building
 from torchinit.linting.checks import CHECKS, Check, about, chosen
 from torchinit.linting.findings import SEVERITIES, Finding, Findings, Severity
 from torchinit.linting.lint import assert_initialized, lint
 from torchinit.linting.poison import poisoned
 
 __all__ = [
+    "Building",
     "CHECKS",
     "SEVERITIES",
     "Check",
@@ -28,4 +30,5 @@ __all__ = [
     "sameness",
     "scales",
     "ties",
+    "writing",
 ]

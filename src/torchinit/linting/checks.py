@@ -13,7 +13,7 @@ from torchinit.linting.findings import Finding, Severity
 from torchinit.linting.sarif import About
 from torchinit.linting.subjects import Subject
 
-Need: TypeAlias = Literal["sites", "values", "plan", "trace", "report", "loaded"]
+Need: TypeAlias = Literal["sites", "values", "plan", "trace", "report", "loaded", "history"]
 
 NEEDS: Final[dict[Need, str]] = {
     "sites": "a model",
@@ -22,6 +22,7 @@ NEEDS: Final[dict[Need, str]] = {
     "trace": "a trace",
     "report": "a report",
     "loaded": "loaded weights",
+    "history": "loaded weights or a trace",
 }
 """What a check may need, in words."""
 
@@ -64,7 +65,7 @@ class Check:
         """What the check finds in a model."""
         for seen in self.look(subject):
             severity, remedy = seen.severity or self.severity, seen.remedy or self.remedy
-            yield Finding(self.code, severity, seen.site, seen.message, remedy, seen.line)
+            yield Finding(self.code, severity, seen.site, seen.message, remedy, seen.line or subject.line(seen.site))
 
 
 CHECKS: Final[dict[str, Check]] = {}

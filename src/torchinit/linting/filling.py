@@ -12,6 +12,7 @@ from torchinit.errors import count
 from torchinit.linting.checks import Evidence, check
 from torchinit.linting.findings import Severity
 from torchinit.linting.subjects import Part, Subject
+from torchinit.linting.writing import ALLOCATES
 from torchinit.tracing import is_unfilled
 
 _HUGE = 1e30
@@ -20,15 +21,17 @@ _WHOLE = 1 << 40
 
 @check("TI101", "unfilled", "error", "sites", "initialize it, or cover it with a rule")
 def unfilled(subject: Subject) -> Iterator[Evidence]:
-    """A parameter that was made without values and has got none since.
+    """Memory that was handed out empty and that nothing has been written to since.
 
-    ``torch.empty`` hands out whatever its memory held before: zeros today, NaN tomorrow. Seen are the parameters of
-    a ``BaseModule``, whose making is watched, and of a model that is built inside a trace. Decided by the memory's
-    identity, its version and a sample of its bytes; wrong only if the same bytes were written from outside torch.
+    ``torch.empty`` and ``to_empty`` hand out whatever the memory held before: zeros today, NaN tomorrow. Seen are
+    parameters and buffers whose last write in a trace is the allocation, so that a buffer that is forgotten after
+    ``to_empty`` shows, and the parameters of a ``BaseModule``, whose making is watched. Decided by what was
+    observed; wrong only if the values were written from outside torch.
     """
     for part in subject.parts:
-        tensor = part.tensor
-        if isinstance(tensor, nn.Parameter) and part.values is not None and is_unfilled(tensor):
+        tensor, writes = part.tensor, subject.writes(part)
+        seen = bool(writes) and max(writes, key=lambda write: write.last).operation in ALLOCATES
+        if part.values is not None and (seen or (isinstance(tensor, nn.Parameter) and is_unfilled(tensor))):
             yield Evidence(part.name, f"{count(tensor.numel(), 'value')} of memory that was never filled")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
+from torchinit.core.fills import is_elementwise
 from torchinit.core.measures import deviations, measure
 from torchinit.core.moments import Moments
 from torchinit.core.plans import Step
@@ -78,6 +79,8 @@ def _deviations(step: Step, part: Part) -> list[str]:
     if site.shape != step.site.shape:
         return [f"has shape {site.shape}, planned {step.site.shape}"]
     shape, numel = site.shape, facts.numel
+    if not (part.is_whole or is_elementwise(step.fill)):
+        return []
     if site.dtype.is_complex:
         return deviations(step.fill.parts(shape), _seen(part), numel, site.dtype)
     return deviations(step.fill.moments(shape), _seen(part), numel, site.dtype)
@@ -110,7 +113,7 @@ def changed_since_report(subject: Subject) -> Iterator[Evidence]:
         part = subject.find(record.name)
         if part is None or part.values is None or record.measured is None:
             continue
-        now, then = measure(part.tensor), record.measured
+        now, then = measure(part.values), record.measured
         pairs = [(name, getattr(then, name), getattr(now, name)) for name in ("mean", "std", "min", "max")]
         apart = [f"{name} was {was:.6g} and is {now:.6g}" for name, was, now in pairs if not _close(was, now, part)]
         if apart:

@@ -15,12 +15,14 @@ from torchinit.errors import ReportError, count
 from torchinit.linting.checks import NEEDS, Check, Need, chosen
 from torchinit.linting.findings import SEVERITIES, Finding, Findings, Severity
 from torchinit.linting.subjects import Subject
+from torchinit.tracing import Trace
 
 
 def lint(
     model: nn.Module,
     *,
     recipe: RecipeLike | Plan | None = None,
+    trace: Trace | None = None,
     report: Report | None = None,
     loaded: Mapping[str, Tensor] | None = None,
     select: Iterable[str] = (),
@@ -29,9 +31,10 @@ def lint(
     """What is wrong with the initial values of a model: forgotten, copied, lost, out of scale, not as intended.
 
     The model's values alone show much; more is found with what is known of their past. ``recipe``, or a plan, says
-    how the model was meant to be initialized; ``report`` what :func:`torchinit.initialize` returned; ``loaded``
-    which values it should hold because they were loaded. Nothing is written, no memory beyond a chunk is taken, and
-    a model on the meta device is checked for what needs no values.
+    how the model was meant to be initialized; ``trace`` what :func:`torchinit.trace` saw; ``report`` what
+    :func:`torchinit.initialize` returned; ``loaded`` which values it should hold because they were loaded. Nothing
+    is written, no memory beyond a chunk is taken, and a model on the meta device is checked for what needs no
+    values.
 
     ``select`` and ``ignore`` take codes (``"TI301"``), beginnings of codes (``"TI3"``) and names
     (``"same-in-layers"``). Raises ConfigError for what is none of these, and for a recipe that cannot be read.
@@ -43,7 +46,7 @@ def lint(
     """
     checks = chosen(select, ignore)
     plan = recipe if isinstance(recipe, Plan) or recipe is None else make_plan(sites(model), rules_of(recipe))
-    subject = Subject(model, plan, report, loaded)
+    subject = Subject(model, plan, report, loaded, trace)
     lacks = {one.code: lack for one in checks if (lack := _lack(one, subject))}
     found = [finding for one in checks if one.code not in lacks for finding in one.findings(subject)]
     return Findings(tuple(sorted(found, key=_rank)), tuple((code, NEEDS[lack]) for code, lack in lacks.items()))
@@ -57,6 +60,8 @@ def _lack(one: Check, subject: Subject) -> Need | None:
         "plan": subject.plan is not None,
         "report": subject.report is not None,
         "loaded": subject.loaded is not None,
+        "trace": subject.trace is not None,
+        "history": subject.loaded is not None or subject.trace is not None,
     }
     return None if there[one.needs] else one.needs
 
@@ -69,6 +74,7 @@ def assert_initialized(
     model: nn.Module,
     *,
     recipe: RecipeLike | Plan | None = None,
+    trace: Trace | None = None,
     report: Report | None = None,
     loaded: Mapping[str, Tensor] | None = None,
     select: Iterable[str] = (),
@@ -81,7 +87,7 @@ def assert_initialized(
 
     >>> assert_initialized(nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)))
     """
-    findings = lint(model, recipe=recipe, report=report, loaded=loaded, select=select, ignore=ignore)
+    findings = lint(model, recipe=recipe, trace=trace, report=report, loaded=loaded, select=select, ignore=ignore)
     bad = findings.at_least(fail_on)
     if bad:
         raise ReportError(f"{count(len(bad), 'finding')}: the model is not initialized as it should be", map(str, bad))

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from torchinit.core.names import normalize
+from torchinit.core.placements import shards_of
+from torchinit.core.shards import Shard
 from torchinit.core.tables import shape_text, some
 from torchinit.errors import count, did_you_mean
 from torchinit.linting.checks import Evidence, check
 from torchinit.linting.subjects import Part, Subject
+from torchinit.linting.writing import is_anew
+from torchinit.tracing import Write
 
 
 @check(
@@ -78,28 +82,52 @@ def not_loaded(subject: Subject) -> Iterator[Evidence]:
         yield Evidence("", f"nothing was loaded for {count(len(left), 'parameter')}: {some(left)}")
 
 
-@check("TI203", "loaded-overwritten", "error", "loaded", "load last, or keep the initialization from what was loaded")
+@check(
+    "TI203",
+    "loaded-overwritten",
+    "error",
+    "history",
+    "load last, or keep the initialization from what was loaded",
+)
 def loaded_overwritten(subject: Subject) -> Iterator[Evidence]:
     """A tensor that does not hold the values that were loaded into it.
 
     An initialization that runs after the loading draws them again: ``init_weights`` called by a trainer, or a
-    model's own code for a module of which another tensor was missing. Compared value by value after conversion to
-    the model's dtype, so wrong only for weights that were trained meanwhile.
+    model's own code for a module of which another tensor was missing. Values that are given are compared one by one
+    after conversion to the model's dtype; a trace knows what ``load_state_dict`` wrote, and which line filled or
+    drew it anew. Wrong only for weights that were trained meanwhile.
     """
-    loaded = subject.given
-    for key in loaded:
-        part = subject.find(normalize(key))
-        if part is not None and part.values is not None:
-            given = loaded[key]
-            number = 0 if _misfit(part, given) else _apart(part.values, given)
-            if number:
-                yield Evidence(
-                    part.name, f"{number:,} of {count(part.values.numel(), 'value')} are not those that were loaded"
-                )
+    loaded = {normalize(key): key for key in subject.given}
+    for part in subject.parts:
+        key = next((loaded[view.name] for view in part.site.views if view.name in loaded), None)
+        number = _apart(part, subject.given[key]) if key is not None else 0
+        if number:
+            yield Evidence(
+                part.name, f"{number:,} of {count(part.facts.numel, 'value')} are not those that were loaded"
+            )
+        elif key is None and (later := _drawn_after_loading(subject.writes(part))):
+            yield Evidence(part.name, f"was loaded, and then written by {later.what}", line=later.line)
 
 
-def _apart(held: Tensor, given: Tensor) -> int:
-    """How many values differ; NaN is equal to itself."""
+def _drawn_after_loading(writes: Sequence[Write]) -> Write | None:
+    """The last write that filled or drew anew what ``load_state_dict`` had loaded."""
+    loads = [write.order for write in writes if write.call.endswith(".load_state_dict")]
+    later = [write for write in writes if loads and is_anew(write) and write.last > loads[-1]]
+    return later[-1] if later else None
+
+
+def _apart(part: Part, given: Tensor) -> int:
+    """How many of the values that are here differ; NaN is equal to itself."""
+    if part.values is None or _misfit(part, given):
+        return 0
+    return sum(_unequal(shard.local.detach(), given[_index(shard)]) for shard in shards_of(part.name, part.tensor))
+
+
+def _index(shard: Shard) -> tuple[slice, ...]:
+    return tuple(slice(at, at + size) for at, size in zip(shard.start, shard.local.shape, strict=True))
+
+
+def _unequal(held: Tensor, given: Tensor) -> int:
     same = given.detach().to(held.device, held.dtype)
     if torch.equal(held, same):
         return 0

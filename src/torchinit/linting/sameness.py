@@ -24,13 +24,17 @@ def twins(subject: Subject) -> list[Group]:
     found: dict[object, list[Part]] = defaultdict(list)
     for part in subject.drawn:
         if part.facts.varied and part.facts.shuffled and part.holdings[0].way is None:
-            found[part.facts.digest, part.tensor.shape, part.site.dtype].append(part)
+            found[part.facts.digest, _values(part).shape, part.site.dtype].append(part)
     groups = [tuple(part for part in group if _equal(part, group[0])) for group in found.values()]
     return [group for group in groups if len(group) > 1]
 
 
 def _equal(one: Part, other: Part) -> bool:
-    return one is other or torch.equal(one.tensor.detach(), other.tensor.detach().to(one.tensor.device))
+    return one is other or torch.equal(_values(one), _values(other).to(_values(one).device))
+
+
+def _values(part: Part) -> Tensor:
+    return torch.empty(0) if part.values is None else part.values
 
 
 def is_pair_to_tie(group: Group) -> bool:
@@ -119,7 +123,7 @@ def _repeats(part: Part, axis: int, digests: Tensor) -> Iterator[Evidence]:
     first = int(again.nonzero()[0])
     second = int((which == which[first]).nonzero()[1])
     step = second - first
-    block = part.tensor.detach().narrow(axis, first, step)
+    block = _values(part).narrow(axis, first, step)
     if not is_shuffled(block.movedim(axis, 0)) or not _many_digits(block, step, number):
         return
     what = "rows" if axis == 0 else "columns"
@@ -150,10 +154,11 @@ def dead_rows(subject: Subject) -> Iterator[Evidence]:
         if not part.is_matrix or layout is None or not facts.varied:
             continue
         axis = 0 if layout.lookup else layout.out_axes[0]
-        if axis > 1:
+        pads = part.site.zero_row is not None and axis == 0
+        if axis > 1 or (pads and not part.is_whole):
             continue
         dead = (facts.zero_rows if axis == 0 else facts.zero_columns).clone()
-        if part.site.zero_row is not None and axis == 0:
+        if pads:
             dead[part.site.zero_row] = False
         number, all_of = int(dead.sum()), len(dead)
         length = facts.numel // all_of

@@ -125,7 +125,7 @@ def padding_row(subject: Subject) -> Iterator[Evidence]:
     seen. Loaded values are left out.
     """
     for part in subject.drawn:
-        row = part.site.zero_row
-        if row is not None and part.facts.numel and not bool(part.facts.zero_rows[row]):
-            reach = float(part.tensor.detach()[row].abs().max())
+        row, values = part.site.zero_row, part.values
+        if row is not None and values is not None and part.is_whole and not bool(part.facts.zero_rows[row]):
+            reach = float(values[row].abs().max())
             yield Evidence(part.name, f"row {row} pads, and holds values up to {reach:.3g}")

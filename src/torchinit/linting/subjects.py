@@ -9,11 +9,13 @@ from functools import cached_property
 from torch import Tensor, nn
 
 from torchinit.core.names import normalize
+from torchinit.core.placements import is_distributed, local_part
 from torchinit.core.places import Held, held
 from torchinit.core.plans import Plan
 from torchinit.core.reports import Report
 from torchinit.core.sites import Site, grouped
 from torchinit.linting.facts import Facts, look
+from torchinit.tracing import Trace, Write
 
 _UNREADABLE = frozenset({"quantized", "sparse", "lazy"})
 
@@ -37,10 +39,15 @@ class Part:
     @property
     def values(self) -> Tensor | None:
         """What of the values is here; None where there are none to look at."""
-        tensor = self.tensor
-        if self.site.state in _UNREADABLE or tensor.is_meta or not tensor.numel():
+        if self.site.state in _UNREADABLE or _is_partial(self.tensor):
             return None
-        return tensor.detach()
+        values = local_part(self.tensor)
+        return None if values.is_meta or not values.numel() else values.detach()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of the values are here."""
+        return local_part(self.tensor).shape == self.tensor.shape
 
     @cached_property
     def facts(self) -> Facts:
@@ -66,6 +73,11 @@ class Part:
         return known and self.is_parameter and self.site.leaf in {"weight", "bias"} and len(self.site.shape) == 1
 
 
+def _is_partial(tensor: Tensor) -> bool:
+    """Whether the tensor is the sum of what lies on several ranks, so that nothing here is its values."""
+    return is_distributed(tensor) and any(placement.is_partial() for placement in tensor.placements)
+
+
 @dataclass(frozen=True)
 class Subject:
     """A model that is being checked, and what is known of it besides its values."""
@@ -74,6 +86,7 @@ class Subject:
     plan: Plan | None = None
     report: Report | None = None
     loaded: Mapping[str, Tensor] | None = None
+    trace: Trace | None = None
 
     @property
     def intended(self) -> Plan:
@@ -84,6 +97,28 @@ class Subject:
     def given(self) -> Mapping[str, Tensor]:
         """What was loaded, or nothing."""
         return {} if self.loaded is None else self.loaded
+
+    @property
+    def history(self) -> Trace:
+        """The trace, or one of nothing."""
+        return Trace() if self.trace is None else self.trace
+
+    def writes(self, part: Part) -> tuple[Write, ...]:
+        """What was written to a part, in order; nothing where it was not traced."""
+        return self._by_site.get(self.history.aliases.get(part.name, part.name), ())
+
+    @cached_property
+    def _by_site(self) -> dict[str, tuple[Write, ...]]:
+        found: dict[str, list[Write]] = {}
+        for write in self.history:
+            found.setdefault(write.site, []).append(write)
+        return {name: tuple(writes) for name, writes in found.items()}
+
+    def line(self, name: str) -> str:
+        """The line that wrote a site last, where a trace knows it."""
+        part = self.find(name)
+        writes = self.writes(part) if part is not None else ()
+        return max(writes, key=lambda write: write.last).line if writes else ""
 
     @cached_property
     def parts(self) -> tuple[Part, ...]:
