@@ -86,6 +86,19 @@ def test_initialized_twice_by_two_functions() -> None:
     assert "as in 6 others" in found.message
 
 
+def test_general_and_special_case_module_by_module() -> None:
+    def both(module: nn.Module) -> None:
+        draw(module)
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)  # as draw does: no finding
+        elif isinstance(module, nn.LayerNorm):
+            nn.init.zeros_(module.bias)
+
+    (found,) = traced(Net(), apply(both))
+    assert (found.code, found.severity) == ("TI204", "note")
+
+
 def test_a_part_that_is_undone() -> None:
     def forget(model: nn.Module) -> None:
         model.get_parameter("bias_ih_l0").data[4:8].fill_(1)

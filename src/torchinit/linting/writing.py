@@ -9,12 +9,12 @@ from typing import NamedTuple
 from torchinit.core.tables import some
 from torchinit.errors import count
 from torchinit.linting.checks import Evidence, check
-from torchinit.linting.findings import Severity
 from torchinit.linting.subjects import Part, Subject
 from torchinit.tracing import Write
 
 ALLOCATES = frozenset({"empty", "empty_like", "empty_strided", "new_empty"})
-_ANEW = frozenset({"zero_", "fill_", "normal_", "uniform_", "exponential_", "cauchy_", "geometric_", "log_normal_"})
+_CONSTANT = frozenset({"zero_", "fill_"})
+_ANEW = _CONSTANT | frozenset({"normal_", "uniform_", "exponential_", "cauchy_", "geometric_", "log_normal_"})
 _MOVES = frozenset({"_to_copy", "clone", "assigned", "unseen", "data =", *ALLOCATES})
 
 
@@ -67,32 +67,43 @@ def undone(subject: Subject) -> Iterator[Evidence]:
     """What one line wrote and another line then filled or drew anew.
 
     ``self.apply(init_weights)`` at the end of a constructor undoes what its layers did before: the last layer of a
-    branch that was zeroed, a bias with its prior, the forget gate of an LSTM. A line that writes more sites than
-    the one it undoes is a warning, since the general case came after the special one; as many are a note; fewer are
-    the way it should be, and so is what replaces a layer's own initialization. Exact, where the trace is; one
+    branch that was zeroed, a bias with its prior, the forget gate of an LSTM. It is a warning where the later line
+    writes more sites than the one it undoes and begins when that one is through, since the general case came after the
+    special one; else a note, unless the later line writes fewer sites, which is the way it should be. What replaces
+    a layer's own initialization, or fills in the same number again, is no finding. Exact, where the trace is; one
     finding for each two lines.
     """
-    scope = _scope(subject)
+    lines = _lines(subject)
     found: dict[tuple[str, str], list[tuple[Part, _Pair]]] = defaultdict(list)
     for part in subject.parts:
         for pair in _pairs(subject.writes(part)):
-            if scope[pair.second.line] >= scope[pair.first.line]:
+            if lines[pair.second.line].sites >= lines[pair.first.line].sites:
                 found[pair.first.line, pair.second.line].append((part, pair))
     for (before, after), sites in found.items():
         first, second = sites[0][1]
         names = [part.name for part, _ in sites]
-        severity: Severity = "warning" if scope[after] > scope[before] else "note"
+        general = lines[after].sites > lines[before].sites and lines[after].first > lines[before].last
         text = f"{second.what} undoes {first.what} of {before or 'an unknown line'}"
         tail = f", as in {count(len(names) - 1, 'other')}: {some(names[1:])}" if names[1:] else ""
-        yield Evidence(names[0], text + tail, severity=severity, line=after)
+        yield Evidence(names[0], text + tail, severity="warning" if general else "note", line=after)
 
 
-def _scope(subject: Subject) -> dict[str, int]:
-    """How many sites each line wrote."""
-    sites: dict[str, set[str]] = defaultdict(set)
+class _Line(NamedTuple):
+    """What a line of code wrote: so many sites, from its first write to its last."""
+
+    sites: int
+    first: int
+    last: int
+
+
+def _lines(subject: Subject) -> dict[str, _Line]:
+    writes: dict[str, list[Write]] = defaultdict(list)
     for write in subject.history:
-        sites[write.line].add(write.site)
-    return {line: len(names) for line, names in sites.items()}
+        writes[write.line].append(write)
+    return {
+        line: _Line(len({one.site for one in made}), min(one.order for one in made), max(one.last for one in made))
+        for line, made in writes.items()
+    }
 
 
 def _pairs(writes: tuple[Write, ...]) -> Iterator[_Pair]:
@@ -102,7 +113,8 @@ def _pairs(writes: tuple[Write, ...]) -> Iterator[_Pair]:
         return
     lines = {last.line}
     for write in writes[: writes.index(last)]:
-        if write.line not in lines and write.operation not in _MOVES and not is_default(write):
+        again = write.what == last.what and last.operation in _CONSTANT and write.region is None
+        if write.line not in lines and write.operation not in _MOVES and not is_default(write) and not again:
             lines.add(write.line)
             yield _Pair(write, last)
 
