@@ -26,6 +26,7 @@ from torchinit.core.gains import gain
 from torchinit.core.layouts import Layout, Slot, register_layout
 from torchinit.core.matrices import DeltaOrthogonal, Dirac, Identity, Orthogonal, Sparse
 from torchinit.core.moments import Moments
+from torchinit.core.opaque import Opaque
 from torchinit.core.planner import make_plan
 from torchinit.core.plans import Change, Plan, Recipe, Rule, Skipped, Step
 from torchinit.core.reports import Record, Report
@@ -93,7 +94,7 @@ from torchinit.modules import (
 )
 from torchinit.noise import Global, Keyed, Noise
 from torchinit.recipes import INITIALIZERS, decode_recipe, load_recipe, recipe_to_data, schemes
-from torchinit.tracing import Trace, Write, seeded, trace
+from torchinit.tracing import Trace, Write, capture, seeded, trace
 
 __all__ = [
     "ADAPTERS",
@@ -150,6 +151,7 @@ __all__ = [
     "NormalInit",
     "Not",
     "Ones",
+    "Opaque",
     "Orthogonal",
     "Padded",
     "Plan",
@@ -196,6 +198,7 @@ __all__ = [
     "bias_init_with_prob",
     "build_from_cfg",
     "caffe2_xavier_init",
+    "capture",
     "constant_init",
     "decode_recipe",
     "fingerprint",

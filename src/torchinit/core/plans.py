@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
+
+from torch import nn
 
 from torchinit.core.accounts import Account
 from torchinit.core.fills import Fill, Initializer
@@ -228,16 +230,21 @@ class Plan:
             raise PlanError(f"{count(len(found), 'problem')} in the plan; nothing was written", found)
         return self
 
+    @staticmethod
+    def capture(model: nn.Module, code: Callable[[Any], object]) -> Plan:
+        """The plan of what somebody's code does to a model: :func:`torchinit.capture`."""
+        return _CAPTURE[0](model, code)
+
     def diff(self, other: Plan) -> tuple[Change, ...]:
         """What ``other`` does differently: sites added, removed, changed."""
-        mine = {step.site.name: _gist(step) for step in self.steps}
-        theirs = {step.site.name: _gist(step) for step in other.steps}
-        changes = [Change(name, "removed", before=gist) for name, gist in mine.items() if name not in theirs]
-        changes += [Change(name, "added", after=gist) for name, gist in theirs.items() if name not in mine]
+        mine = {step.site.name: step for step in self.steps}
+        theirs = {step.site.name: step for step in other.steps}
+        changes = [Change(name, "removed", before=_gist(step)) for name, step in mine.items() if name not in theirs]
+        changes += [Change(name, "added", after=_gist(step)) for name, step in theirs.items() if name not in mine]
         changes += [
-            Change(name, "changed", gist, theirs[name])
-            for name, gist in mine.items()
-            if name in theirs and theirs[name] != gist
+            Change(name, "changed", _gist(step), _gist(theirs[name]))
+            for name, step in mine.items()
+            if name in theirs and not _agree(step, theirs[name])
         ]
         return tuple(changes)
 
@@ -245,6 +252,18 @@ class Plan:
 def _headed(found: list[str]) -> tuple[str, list[str]]:
     """One problem as the headline itself, several below one."""
     return (found[0], []) if len(found) == 1 else (f"{count(len(found), 'problem')} with checkpoints", found)
+
+
+Capture: TypeAlias = Callable[[nn.Module, Callable[[Any], object]], Plan]
+"""Makes a plan of a model and the code that initializes it."""
+
+_CAPTURE: list[Capture] = []
+
+
+def provide_capture(capture: Capture) -> Capture:
+    """Gives :meth:`Plan.capture` its function: plans lie below the tracing that it takes."""
+    _CAPTURE[:] = [capture]
+    return capture
 
 
 def _row(step: Step) -> tuple[str, ...]:
@@ -255,6 +274,12 @@ def _row(step: Step) -> tuple[str, ...]:
     dtype = str(site.dtype).removeprefix("torch.")
     rule = " ".join(filter(None, (step.rule.origin, str(step.rule))))
     return (site.name, shape_text(site.shape), dtype, str(step.fill), mean, std, rule, over, "; ".join(step.notes))
+
+
+def _agree(step: Step, other: Step) -> bool:
+    """Whether two steps do the same: as values, since 1 is 1.0, or as texts, since NaN is not NaN."""
+    same = step.fill == other.fill and (step.site.shape, step.site.dtype) == (other.site.shape, other.site.dtype)
+    return same or _gist(step) == _gist(other)
 
 
 def _gist(step: Step) -> str:

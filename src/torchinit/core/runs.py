@@ -15,6 +15,7 @@ from torchinit.core.fills import Fill, is_elementwise
 from torchinit.core.loaders import Loader
 from torchinit.core.measures import measure
 from torchinit.core.moments import Moments
+from torchinit.core.opaque import Opaque
 from torchinit.core.placements import blank_shards, shards_of
 from torchinit.core.places import held
 from torchinit.core.plans import Plan, Step
@@ -174,6 +175,8 @@ def _hindrance(step: Step, parts: Parts | None, noise: Noise) -> str | None:
     """Why the step cannot be written."""
     if parts is None:
         return "not in the model"
+    if isinstance(step.fill, Opaque):
+        return step.fill.obstacle
     drawn = noise.sequential and not isinstance(step.rule.init, Loader)
     for part in parts:
         if part.shape != step.site.shape:

@@ -16,8 +16,11 @@ _TORCH = str(Path(torch.__file__).parent) + os.sep
 _OURS = str(Path(__file__).parents[1]) + os.sep
 _CONTEXTS = os.sep + "contextlib.py"
 
-_STANDING_FOR_TORCH = ("transformers" + os.sep + "initialization.py",)
-"""Files of others that wrap ``torch.nn.init`` name by name, so that a line in them says nothing."""
+_STANDING_FOR_TORCH = {
+    f"transformers{os.sep}initialization.py": "transformers.initialization.",
+    f"timm{os.sep}layers{os.sep}weight_init.py": "timm.layers.",
+}
+"""Files of others that stand for ``torch.nn.init``, so that a line in them says nothing."""
 
 _MACHINERY = tuple(_TORCH + name for name in ("utils" + os.sep, "overrides.py", "_", "autograd"))
 
@@ -51,8 +54,9 @@ def _look(code: CodeType) -> _Code:
         init = file == torch.nn.init.__file__
         call = "" if file.startswith(_MACHINERY) else ("nn.init." if init else "") + code.co_qualname
         return _Code(False, call, arguments)
-    if file.endswith(_STANDING_FOR_TORCH):
-        return _Code(False, "nn.init." + code.co_qualname, arguments)
+    for others, package in _STANDING_FOR_TORCH.items():
+        if file.endswith(os.sep + others):
+            return _Code(False, package + code.co_qualname, arguments)
     return _Code(not file.endswith(_CONTEXTS), "", arguments)
 
 

@@ -122,7 +122,10 @@ class Recorder:
         if event.operation == "data =" and storage_of(event.args[1]) in self._moved:
             return  # noted when the other tensor was made
         said = arguments_text(event.operation, event.args, event.kwargs)
-        self._note(entry, name_of(event.operation), said, _region(entry, event))
+        self.heard(entry, event, self._note(entry, name_of(event.operation), said, _region(entry, event)))
+
+    def heard(self, entry: Entry, event: Event, write: Write) -> None:
+        """Called with each write by an operation, for those who want to know more than the trace keeps."""
 
     def _copied(self, event: Event, result: Tensor) -> None:
         """A module moves its tensors: ``to_empty``, ``to`` and the like put others in their places untold."""
@@ -135,13 +138,15 @@ class Recorder:
         entry.tensors = [result if storage_of(tensor) == old else tensor for tensor in entry.tensors]
         self._note(entry, name_of(event.operation))
 
-    def _note(self, entry: Entry, operation: str, arguments: str = "", region: Region = None) -> None:
+    def _note(self, entry: Entry, operation: str, arguments: str = "", region: Region = None) -> Write:
         who = caller(self.modules, 2, self.until)
-        self._add(entry, Write(entry.name, operation, arguments, region, who.line, who.module, who.call))
+        write = Write(entry.name, operation, arguments, region, who.line, who.module, who.call)
+        self._add(entry, write)
         entry.written = True
         if self.exact:
             with _disable_current_modes():
                 entry.marks = [mark(tensor, exact=True) for tensor in entry.tensors]
+        return write
 
     def _add(self, entry: Entry, write: Write) -> None:
         self.trace.add((write.site, write.operation, write.line, write.module, write.call), write, entry.shape)
