@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torchinit.api import RecipeLike, initialize, plan
+from torchinit.api import RecipeLike, initialize, materialize, plan
 from torchinit.checkpoints import Checkpoint, Loaded, Pretrained, open_checkpoint
 from torchinit.checkpoints import adapters as adapters
 from torchinit.checkpoints.adapters import ADAPTERS, Adapter
@@ -210,6 +210,7 @@ __all__ = [
     "load_recipe",
     "local_shards",
     "make_plan",
+    "materialize",
     "normal_init",
     "open_checkpoint",
     "plan",

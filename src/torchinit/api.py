@@ -6,8 +6,9 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
+import torch
 from torch import nn
 
 from torchinit.core.fingerprints import fingerprint as fingerprint_of
@@ -16,9 +17,13 @@ from torchinit.core.plans import Plan, Recipe, Rule
 from torchinit.core.reports import Report
 from torchinit.core.runs import Progress, local_shards, run
 from torchinit.core.sites import sites
+from torchinit.distributed import Materialization
 from torchinit.modules import initialize_module
 from torchinit.noise import Global, Keyed
 from torchinit.recipes import decode_recipe, load_recipe
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 RecipeLike: TypeAlias = str | os.PathLike[str] | Rule | Sequence[Rule] | Mapping[str, Any] | list[dict[str, Any]]
 """What stands for a recipe: a file or the name of a shipped scheme, rules, or plain data with ``rules``.
@@ -79,11 +84,68 @@ def initialize(
         report = initialize_module(model, recipe, seed)
     else:
         made = plan(model, recipe, strict=strict)
-        hints = [hint for _, hint in made.unused]
-        for text in (*hints, *(text for account in made.loads for text in account.warnings)):
-            _log.warning("%s", text)
+        _warn(made)
         noise = Global() if seed is None else Keyed(seed)
         report = run(made, local_shards(model), noise, stats=stats, progress=progress)
+    return replace(report, fingerprint=fingerprint_of(model)) if fingerprint else report
+
+
+def _warn(made: Plan) -> None:
+    hints = [hint for _, hint in made.unused]
+    for text in (*hints, *(text for account in made.loads for text in account.warnings)):
+        _log.warning("%s", text)
+
+
+def materialize(
+    model: nn.Module,
+    recipe: RecipeLike,
+    *,
+    device: torch.device | str = "cpu",
+    seed: int,
+    strict: bool = True,
+    verify: bool = True,
+    stats: bool = True,
+    fingerprint: bool = False,
+    group: ProcessGroup | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Gives a model on the meta device memory and its first values, and proves that nothing was left unwritten.
+
+    Only what is here of a sharded model gets memory; any engine that holds parameters as DTensors will do (FSDP2,
+    tensor parallelism and both), and the values are those that one process would have given. All ranks have to call
+    this, and all of them raise if one does. Parameters are written by the recipe, buffers by its rules with
+    ``buffers = true`` or by their modules' own code. Ties, strides, dtypes and ``requires_grad`` stay as they are.
+
+    ``strict`` makes a rule that matches nothing an error. ``verify`` compares replicas, bit for bit, where there
+    are several ranks. ``fingerprint`` keeps the model's in the report. ``group`` holds the ranks that have this
+    model; None: all there are.
+
+    Raises ConfigError or PlanError, also for a parameter without a rule, and RunError, with several ranks always
+    RunError; the model is then on the meta device as before.
+
+    >>> from torchinit import Kaiming, Leaf, Rule, Zeros
+    >>> with torch.device("meta"):
+    ...     model = nn.Sequential(nn.Linear(64, 64), nn.BatchNorm1d(64, affine=False))
+    >>> report = materialize(model, [Rule(Leaf("weight"), Kaiming()), Rule(Leaf("bias"), Zeros())], seed=0)
+    >>> report.assert_ok(complete=True)["1.running_var"].fill
+    'BatchNorm1d.reset_running_stats()'
+    """
+
+    def planned() -> Plan:
+        made = plan(model, recipe, complete=True, strict=strict)
+        _warn(made)
+        return made
+
+    report = Materialization(
+        model,
+        planned,
+        Keyed(seed),
+        device=device,
+        group=group,
+        verify=verify,
+        stats=stats,
+        progress=progress,
+    ).carry_out()
     return replace(report, fingerprint=fingerprint_of(model)) if fingerprint else report
 
 

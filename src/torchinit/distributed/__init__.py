@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from torchinit.distributed.materialization import Materialization
 from torchinit.distributed.replicas import verify_replicas
 
-__all__ = ["verify_replicas"]
+__all__ = ["Materialization", "verify_replicas"]

@@ -18,13 +18,17 @@ _T = TypeVar("_T")
 def gathered(value: _T, group: ProcessGroup | None = None) -> list[_T]:
     """The values of all ranks of a group, in their order; every rank has to call this.
 
-    Raises RunError where there is no process group.
+    Raises RunError where there is no process group, and where a rank gives no answer: it has died, or the group's
+    timeout has passed.
     """
     dist = torch.distributed
     if not (dist.is_available() and dist.is_initialized()):
         raise RunError("there is no process group: call torch.distributed.init_process_group first")
     found: list[_T] = [value] * dist.get_world_size(group)
-    dist.all_gather_object(found, value, group)
+    try:
+        dist.all_gather_object(found, value, group)
+    except RuntimeError as error:
+        raise RunError(f"no word from the other ranks: {str(error).splitlines()[0]}") from error
     return found
 
 

@@ -1,0 +1,63 @@
+"""Agreement: whether all ranks are about to do the same, found before any of them does it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from torchinit.core.plans import Plan
+from torchinit.core.tables import some
+from torchinit.distributed.together import gathered, ranks_of
+from torchinit.errors import RunError, count
+from torchinit.noise import Keyed
+from torchinit.noise.keyed import STREAM
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+_MOST = 10
+
+
+def check_agreement(plan: Plan, noise: Keyed, group: ProcessGroup | None = None) -> None:
+    """Raises RunError on every rank unless all ranks of the group have one stream, one seed and one plan.
+
+    All ranks of the group have to call this. Digests are sent, and the plans only where they differ.
+    """
+    ranks, lines = ranks_of(group), _lines(plan)
+    digest = hashlib.blake2b("\n".join(lines).encode()).hexdigest()
+    said = gathered({"stream": STREAM, "seed": str(noise.seed), "plan": digest}, group)
+    problems = []
+    for what in ("stream", "seed"):
+        values = [each[what] for each in said]
+        problems += [f"the {what} is {_told(ranks, values)}"] if len(set(values)) > 1 else []
+    if len({each["plan"] for each in said}) > 1:
+        found = list(_differences(ranks, gathered(lines, group)))
+        rest = len(found) - _MOST
+        problems += [*found[:_MOST], *([f"and {count(rest, 'more site')}"] if rest > 0 else [])]
+    if problems:
+        raise RunError(
+            "the ranks do not start alike; nothing was written. Give each its own group= if that is meant", problems
+        )
+
+
+def _lines(plan: Plan) -> list[str]:
+    """What each step does, a line a site."""
+    return [f"{step.site.name}: {step.fill!r} in {list(step.site.shape)} {step.site.dtype}" for step in plan.steps]
+
+
+def _told(ranks: Sequence[int], values: Sequence[str]) -> str:
+    holders: dict[str, list[str]] = defaultdict(list)
+    for rank, value in zip(ranks, values, strict=True):
+        holders[value].append(str(rank))
+    return ", ".join(f"{value} on {'rank' if len(who) == 1 else 'ranks'} {some(who)}" for value, who in holders.items())
+
+
+def _differences(ranks: Sequence[int], lines: Sequence[Sequence[str]]) -> Iterator[str]:
+    """The sites for which the ranks have something else in mind."""
+    plans = [dict(line.split(": ", 1) for line in each) for each in lines]
+    for name in dict.fromkeys(name for plan in plans for name in plan):
+        values = [plan.get(name, "nothing") for plan in plans]
+        if len(set(values)) > 1:
+            yield f"{name}: {_told(ranks, values)}"

@@ -1,0 +1,142 @@
+"""Stand-ins: a model for other people's code to work on, with nothing in it that this code could spoil."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from torchinit.core.placements import is_distributed, local_part
+from torchinit.distributed.allocation import Tenant
+
+Values = Mapping[tuple[nn.Module, str], Tensor]
+"""Buffers, by the module that holds them and the name that it has for them."""
+
+Poison = tuple[float, int]
+
+POISONS: tuple[Poison, ...] = ((torch.nan, 1), (1.5, 0))
+"""What buffers hold before: for floats, and for integers. What other code left alone differs after two runs."""
+
+
+@contextmanager
+def standing_in(scope: nn.Module, wanted: list[Tenant], poison: Poison, device: torch.device) -> Iterator[None]:
+    """Lets code run on a module: its parameters are on the meta device, and the wanted buffers hold poison.
+
+    After it the modules have their attributes and tensors back.
+    """
+    modules = list(scope.modules())
+    before = [_kept(module) for module in modules]
+    poisoned = {(one.module, one.leaf) for one in wanted}
+    try:
+        for module in modules:
+            for leaf, parameter in module._parameters.items():
+                if parameter is not None:
+                    module._parameters[leaf] = nn.Parameter(_sketch(parameter), requires_grad=parameter.requires_grad)
+            for leaf, buffer in module._buffers.items():
+                if buffer is not None:
+                    wanting = (module, leaf) in poisoned
+                    module._buffers[leaf] = _poisoned(buffer, poison, device) if wanting else _copy(buffer)
+        yield
+    finally:
+        for module, kept in zip(modules, before, strict=True):
+            _give_back(module, kept)
+
+
+def _kept(module: nn.Module) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    return dict(module.__dict__), {home: dict(module.__dict__[home]) for home in _HOMES}
+
+
+def _give_back(module: nn.Module, kept: tuple[dict[str, Any], dict[str, dict[str, Any]]]) -> None:
+    attributes, homes = kept
+    module.__dict__.clear()
+    module.__dict__.update(attributes)
+    for home, content in homes.items():
+        module.__dict__[home].clear()
+        module.__dict__[home].update(content)
+
+
+_HOMES = ("_parameters", "_buffers", "_modules")
+
+
+def _sketch(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+
+
+def _poisoned(buffer: Tensor, poison: Poison, device: torch.device) -> Tensor:
+    return torch.full(buffer.shape, _value(poison, buffer), dtype=buffer.dtype, device=device)
+
+
+def _value(poison: Poison, tensor: Tensor) -> float:
+    return poison[0] if tensor.is_floating_point() or tensor.is_complex() else poison[1]
+
+
+def _copy(buffer: Tensor) -> Tensor:
+    """A buffer that has its values already; a part of one is of no use to code that knows nothing of parts."""
+    local = local_part(buffer)
+    whole = not is_distributed(buffer) or tuple(local.shape) == tuple(buffer.shape)
+    return local.clone() if whole else _sketch(buffer)
+
+
+@contextmanager
+def drawing(seed: int, device: torch.device) -> Iterator[None]:
+    """Torch's generators in a state that belongs to the seed, afterwards as they were; new tensors on the device."""
+    devices = [device] if device.type != "cpu" else []
+    kind = {"device_type": device.type} if devices else {}
+    with torch.random.fork_rng(devices=devices, **kind), torch.no_grad(), device:
+        torch.default_generator.manual_seed(seed)
+        if devices:
+            getattr(torch, device.type).manual_seed(seed)
+        yield
+
+
+@contextmanager
+def light_parameters() -> Iterator[None]:
+    """Constructors that run inside keep no parameter's memory, only its description."""
+
+    def lighter(_: nn.Module, __: str, parameter: Any) -> Any:
+        if parameter is None or parameter.is_meta:  # one that is tied comes by a second time
+            return None
+        return nn.Parameter(_sketch(parameter), requires_grad=parameter.requires_grad)
+
+    handle = register_module_parameter_registration_hook(lighter)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+class poisoned_memory(TorchDispatchMode):  # noqa: N801  # used as a context manager, like those above
+    """Memory that is handed out empty inside holds poison, so that nothing depends on what was there before."""
+
+    def __init__(self, poison: Poison) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.poison = poison
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket in _ALLOCATING and not result.is_meta and result.layout == torch.strided:
+            result.fill_(_value(self.poison, result))
+        return result
+
+
+_ALLOCATING = frozenset(
+    getattr(torch.ops.aten, name)
+    for name in ("empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided")
+)
+
+
+def twice(work: Callable[[Poison], Values]) -> dict[tuple[nn.Module, str], Tensor]:
+    """The buffers that hold the same after runs from two different poisons: those that the work wrote whole."""
+    first, second = (work(poison) for poison in POISONS)
+    return {place: value for place, value in first.items() if place in second and _same(value, second[place])}
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and not (one.is_meta or other.is_meta) and torch.equal(one, other)
