@@ -16,6 +16,7 @@ from tests.strategies import elementwise_fills, matrix_fills, shapes
 from torchinit import Constant, Fill, Keyed, Moments, Normal, Orthogonal, Shard, Sparse, TruncNormal, Uniform
 from torchinit.core import measures
 from torchinit.core.measures import deviations, measure
+from torchinit.noise.engines import chosen_kernel
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.float8_e5m2, torch.complex64]
 
@@ -65,7 +66,20 @@ def test_measuring_changes_nothing(dtype: torch.dtype) -> None:
     assert torch.equal(values, before)
 
 
+@given(shapes(0, 4), st.sampled_from(DTYPES[:4]), st.integers(0, 1000), st.floats(-100, 100))
+def test_measuring_without_a_kernel(shape: tuple[int, ...], dtype: torch.dtype, seed: int, shift: float) -> None:
+    values = (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) + shift).to(dtype)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measures, "chosen_kernel", lambda: None)
+        alone = measured(values)
+    assert alone == pytest.approx(oracle(values), rel=1e-9, abs=1e-9)
+    if chosen_kernel():
+        # The mean distance from the first value is below 10 + 100 here.
+        assert alone == pytest.approx(measured(values), rel=0, abs=2e-12 * 110)
+
+
 def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measures, "chosen_kernel", lambda: None)
     values = torch.randn(7, 11)
     expected = oracle(values)
     for chunk in (1, 2, 10, 76, 77, 1000):

@@ -27,24 +27,11 @@ MISSING = 3
 def compile_harness(target: Path, cc: str, flags: Sequence[str]) -> Path:
     """The harness with the kernel in it."""
     base = [cc, *build.FLAGS, *flags]
-    objects = []
-    for name, extra in build.instruction_sets().items():
-        objects.append(str(target.with_suffix(f".{name}.o")))
-        defined = f"-DLANES_NAME=torchinit_{name}"
-        _run([*base, *extra, defined, "-c", str(SOURCES / "lanes.c"), "-o", objects[-1]])
-    _run(
-        [
-            *base,
-            f"-I{SOURCES}",
-            str(HARNESS),
-            str(SOURCES / "kernel.c"),
-            *objects,
-            "-lpthread",
-            "-lm",
-            "-o",
-            str(target),
-        ]
-    )
+    compilations = build.compilations(base, SOURCES, target.parent)
+    for command in compilations:
+        _run(command)
+    objects = [command[-1] for command in compilations]
+    _run([*base, f"-I{SOURCES}", str(HARNESS), *objects, "-lpthread", "-lm", "-o", str(target)])
     return target
 
 

@@ -241,6 +241,22 @@ def test_read_only_memory_is_refused(tmp_path: Path, lines: int) -> None:
     assert not tensor.any()
 
 
+@needs_kernel
+@pytest.mark.parametrize("place", [0, 3, 299, 400])
+def test_a_batch_with_read_only_memory_changes_nothing(tmp_path: Path, place: int) -> None:
+    file = tmp_path / "weights"
+    file.write_bytes(bytes(4000))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        tensor = torch.from_numpy(np.memmap(file, np.float32, "r"))
+    outs = [torch.full((7,), 0.1) for _ in range(400)]
+    outs.insert(place, tensor)
+    with pytest.raises(RunError, match=r"shape \[1000\] lies in memory that cannot be written"):
+        Keyed(0).fill_many(Job(Shard.whole(str(n), out), "normal", (0.0, 1.0)) for n, out in enumerate(outs))
+    assert not tensor.any()
+    assert all(bool((out == 0.1).all()) for out in outs if out is not tensor)
+
+
 def _draw_in_child(queue: multiprocessing.Queue[bytes]) -> None:
     out = torch.empty(600_000)
     Keyed(0).fill(Shard.whole("w", out), "normal", (0.0, 1.0))
@@ -276,10 +292,10 @@ class TestLoading:
 
     @needs_kernel
     def test_other_version_is_not_used(self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-        monkeypatch.setattr(kernel, "ABI", "torchinit-stream-2/abi-1")
+        monkeypatch.setattr(kernel, "ABI", "torchinit-stream-2/abi-2")
         with caplog.at_level(logging.INFO, "torchinit"):
             assert kernel.load.__wrapped__() is None
-        assert "is of another version, torchinit-stream-1/abi-1, not torchinit-stream-2/abi-1" in caplog.text
+        assert "is of another version, torchinit-stream-1/abi-2, not torchinit-stream-2/abi-2" in caplog.text
 
     def test_versions_go_together(self) -> None:
         assert kernel.ABI.startswith(STREAM + "/")

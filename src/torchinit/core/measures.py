@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from itertools import chain
 
 import torch
 from torch import Tensor
 
 from torchinit.core.moments import Moments
+from torchinit.noise.boxes import Sums, is_simple
+from torchinit.noise.engines import chosen_kernel
 
 # Torch shares nothing smaller than this among threads: waiting for each other costs more than the sums do,
 # most of all on a machine that has other work.
@@ -20,30 +21,44 @@ _SIGMAS = 6.0
 def measure(*tensors: Tensor) -> Moments | None:
     """Mean, population standard deviation, smallest and largest value of all elements of the tensors together.
 
-    None of no elements and of the meta device. Sums are carried in float64, chunk by chunk, so that no copy of a
-    tensor is made. Of a complex tensor the real and imaginary parts are taken together.
+    None of no elements and of the meta device. Sums are carried in float64 without a copy of a tensor, by the compiled
+    kernel where that can, else chunk by chunk in torch; the two differ by at most 2e-12 of the values' mean distance
+    from the first of them. Of a complex tensor the real and imaginary parts are taken together.
 
     >>> measure(torch.tensor([1.0, 3.0]))
     Moments(mean=2.0, std=1.0, min=1.0, max=3.0, kurtosis=3.0)
     """
-    each = [_real(tensor) for tensor in tensors if tensor.numel() and not tensor.is_meta]
-    if not each:
+    numel, mean, around, low, high = 0, 0.0, 0.0, math.inf, -math.inf
+    for values in (_real(tensor) for tensor in tensors if tensor.numel() and not tensor.is_meta):
+        here, sums = values.numel(), _compiled_sums(values) or _sums(values)
+        apart = sums.shift + sums.total / here - mean
+        # The squares of distances from the mean of all: those from either mean, and of the means from each other.
+        around += sums.square - sums.total * sums.total / here + apart * apart * numel * here / (numel + here)
+        mean += apart * here / (numel + here)
+        low, high, numel = _least(low, sums.low), -_least(-high, -sums.high), numel + here
+    if not numel:
         return None
+    around = around if math.isnan(around) else max(0.0, around)  # rounding may leave a little below zero
+    return Moments(mean, math.sqrt(around / numel), low, high)
+
+
+def _compiled_sums(values: Tensor) -> Sums | None:
+    kernel = chosen_kernel() if is_simple(values) else None
+    return kernel.sums(values, torch.get_num_threads()) if kernel else None
+
+
+def _sums(values: Tensor) -> Sums:
     total = square = 0.0
     low, high = math.inf, -math.inf
-    shift = float(each[0][(0,) * each[0].dim()])  # sums of squares around a value of the data cancel less
-    for chunk in chain.from_iterable(map(_chunks, each)):
+    shift = float(values[(0,) * values.dim()])  # sums of squares around a value of the data cancel less
+    for chunk in _chunks(values):
         wide = chunk.to(torch.float64, copy=True)  # it is shifted in place, and must not be the tensor itself
         small, large = torch.aminmax(wide)
         low, high = _least(low, float(small)), -_least(-high, -float(large))
         wide -= shift
         total += float(wide.sum())
         square += float(wide.square_().sum())
-    numel = sum(values.numel() for values in each)
-    mean = total / numel
-    spread = square / numel - mean * mean
-    spread = spread if math.isnan(spread) else max(0.0, spread)  # rounding may leave a little below zero
-    return Moments(shift + mean, math.sqrt(spread), low, high)
+    return Sums(shift, total, square, low, high)
 
 
 def _real(tensor: Tensor) -> Tensor:

@@ -1,10 +1,11 @@
-"""Tasks: boxes of logical tensors that are to be filled from the stream."""
+"""Tasks: boxes of logical tensors that are to be filled from the stream, and what is known of tensors to be filled."""
 
 from __future__ import annotations
 
 import math
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from torchinit.noise.draws import Draw
@@ -21,6 +22,43 @@ class Task(NamedTuple):
     start: tuple[int, ...]
     key: bytes
     draw: Draw
+
+
+COMMON = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+"""The dtypes that the kernel knows."""
+
+# Of other subclasses nobody knows where they keep their values.
+_PLAIN = frozenset((Tensor, torch.nn.Parameter))
+_COMMON = frozenset(COMMON)
+
+
+def is_simple(out: Tensor) -> bool:
+    """Whether a tensor has its values behind each other in the memory of the host, in a common dtype.
+
+    A lazily negated view means other bits than it holds.
+
+    >>> is_simple(torch.zeros(2, 3)), is_simple(torch.zeros(2, 3).T)
+    (True, False)
+    """
+    return type(out) in _PLAIN and out.dtype in _COMMON and out.is_cpu and out.is_contiguous() and not out.is_neg()
+
+
+def is_plain(out: Tensor) -> bool:
+    """The same, wherever in the memory of the host each value is."""
+    return type(out) in _PLAIN and out.dtype in _COMMON and out.is_cpu and not out.is_neg()
+
+
+class Sums(NamedTuple):
+    """What values add up to: the sum of their distances from ``shift``, that of these squared, and the extremes.
+
+    ``low`` and ``high`` are NaN if any value is.
+    """
+
+    shift: float
+    total: float
+    square: float
+    low: float
+    high: float
 
 
 def is_stretch(box: tuple[int, ...], shape: tuple[int, ...]) -> bool:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 LIBRARY = "_kernel.so"
 SYSTEM = os.name
-SOURCES = ("kernel.c", "lanes.c", "digest.c", "kernel.h")
+SOURCES = ("kernel.c", "lanes.c", "sums.c", "digest.c", "kernel.h")
 
 # No fused multiply-add, whatever the machine has: it would change the bits.
 FLAGS = ("-std=gnu11", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
@@ -59,11 +59,7 @@ def build(target: Path, flags: Sequence[str] = OPTIMIZE, machine: str | None = N
         raise BuildError(f"the kernel needs POSIX threads, which {SYSTEM!r} systems lack")
     folder, cc = Path(__file__).parent, [*compiler(), *FLAGS, *flags]
     with tempfile.TemporaryDirectory() as made:
-        commands = [
-            [*cc, *extra, f"-DLANES_NAME=torchinit_{name}", "-c", str(folder / "lanes.c"), "-o", f"{made}/{name}.o"]
-            for name, extra in instruction_sets(machine).items()
-        ]
-        commands += [[*cc, "-c", str(folder / f"{one}.c"), "-o", f"{made}/{one}.o"] for one in ("kernel", "digest")]
+        commands = compilations(cc, folder, Path(made), machine)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(_run, commands))
         objects = [command[-1] for command in commands]
@@ -73,6 +69,17 @@ def build(target: Path, flags: Sequence[str] = OPTIMIZE, machine: str | None = N
         shutil.copyfile(f"{made}/{LIBRARY}", fresh)
         fresh.replace(target)
     return target
+
+
+def compilations(cc: Sequence[str], sources: Path, made: Path, machine: str | None = None) -> list[list[str]]:
+    """The commands that compile the kernel's parts, each with its object file as the last word."""
+    parts = ("kernel", "digest")
+    commands = [[*cc, "-c", str(sources / f"{part}.c"), "-o", str(made / f"{part}.o")] for part in parts]
+    for name, extra in instruction_sets(machine).items():
+        for part, function in (("lanes", f"LANES_NAME=torchinit_{name}"), ("sums", f"SUMS_NAME=torchinit_sums_{name}")):
+            source, target = sources / f"{part}.c", made / f"{part}_{name}.o"
+            commands.append([*cc, *extra, f"-D{function}", "-c", str(source), "-o", str(target)])
+    return commands
 
 
 def _run(command: list[str]) -> None:

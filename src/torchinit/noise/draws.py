@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from enum import IntEnum
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 
@@ -23,6 +23,9 @@ SIZES = {"normal": 2, "uniform": 2, "truncated": 4, "bernoulli": 1, "integer": 2
 
 FARTHEST = 38.0
 """A truncation whose nearer bound is more standard deviations away than this has no mass."""
+
+PACKED = struct.Struct("<iIII7fi")
+"""How the kernel has a draw in its memory."""
 
 # No word gives a normal further out than 6.34.
 _REACH = 6.5
@@ -47,7 +50,7 @@ class Kind(IntEnum):
     WORDS = 8
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Draw:
     """What an engine needs to know of a distribution; every float is a binary32 number.
 
@@ -70,6 +73,12 @@ class Draw:
     @property
     def bounded(self) -> bool:
         return self.low > -math.inf or self.high < math.inf
+
+    @cached_property
+    def packed(self) -> bytes:
+        """The draw as it stands in a job of the kernel."""
+        numbers = (self.scale, self.shift, self.low, self.high, self.first, self.step, self.depth)
+        return PACKED.pack(self.kind, self.width, self.start, self.bounded, *numbers, 0)
 
 
 @lru_cache(maxsize=4096)

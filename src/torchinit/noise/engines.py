@@ -38,6 +38,7 @@ def _flush(compiled: kernel.Kernel | None, pending: list[Task]) -> None:
         pending.clear()
 
 
+@torch.no_grad()
 def _fill_one(task: Task) -> None:
     out = task.out
     if out.device.type == "cpu":

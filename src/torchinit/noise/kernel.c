@@ -1,4 +1,4 @@
-/* The driver: takes a batch of jobs, checks that they can be written, and shares them out among threads.
+/* The driver: takes a batch of jobs, checks that they can be written, and shares them out among threads; adds up tensors.
    Threads live for one call. Nothing is kept between calls, so a fork at any time is harmless. */
 #include "kernel.h"
 #include <errno.h>
@@ -17,15 +17,19 @@
 #define ELEMENTS_A_THREAD 131072u /* starting a thread costs about what these do */
 #define MAX_THREADS 256
 
-void torchinit_plain(const job *j, uint64_t begin, uint64_t end);
-void torchinit_sse4(const job *j, uint64_t begin, uint64_t end);
-void torchinit_avx2(const job *j, uint64_t begin, uint64_t end);
-void torchinit_avx512(const job *j, uint64_t begin, uint64_t end);
-
-static const struct { const char *name; piece_fn *fn; } SETS[] = {
-    {"plain", torchinit_plain},
+#define DECLARE(set) piece_fn torchinit_##set; sums_fn torchinit_sums_##set
+#define SET(set) {#set, torchinit_##set, torchinit_sums_##set}
+DECLARE(plain);
 #if defined(__x86_64__)
-    {"sse4", torchinit_sse4}, {"avx2", torchinit_avx2}, {"avx512", torchinit_avx512},
+DECLARE(sse4);
+DECLARE(avx2);
+DECLARE(avx512);
+#endif
+
+static const struct { const char *name; piece_fn *fn; sums_fn *sums; } SETS[] = {
+    SET(plain),
+#if defined(__x86_64__)
+    SET(sse4), SET(avx2), SET(avx512),
 #endif
 };
 #define COUNT (int)(sizeof SETS / sizeof *SETS)
@@ -80,7 +84,7 @@ typedef struct {
     piece_fn *fn;
 } batch;
 
-static uint64_t pieces_of(const job *j) { return j->count / PIECE + (j->count % PIECE != 0); }
+static uint64_t pieces_of(uint64_t elements) { return elements / PIECE + (elements % PIECE != 0); }
 
 static void *work(void *argument) {
     batch *b = argument;
@@ -101,16 +105,25 @@ static void work_alone(const job *jobs, uint64_t n, piece_fn *fn) {
     float_mode_restore(mode);
 }
 
-static void work_together(batch *b, int threads) {
+/* How many threads are worth their start for so many elements. */
+static int worth(uint64_t elements, int threads) {
+    uint64_t most = elements / ELEMENTS_A_THREAD;
+    if (threads > MAX_THREADS) threads = MAX_THREADS;
+    return most < (uint64_t)threads ? (int)most : threads;
+}
+
+static void together(void *(*work)(void *), void *shared, int threads) {
     pthread_t others[MAX_THREADS];
     int started = 0;
     sigset_t all, old;
-    /* Signals are for the threads that the program knows. */
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
-    while (started < threads - 1 && !pthread_create(others + started, NULL, work, b)) started++;
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
-    work(b);
+    if (threads > 1) {
+        /* Signals are for the threads that the program knows. */
+        sigfillset(&all);
+        pthread_sigmask(SIG_SETMASK, &all, &old);
+        while (started < threads - 1 && !pthread_create(others + started, NULL, work, shared)) started++;
+        pthread_sigmask(SIG_SETMASK, &old, NULL);
+    }
+    work(shared);
     while (started) pthread_join(others[--started], NULL);
 }
 
@@ -139,53 +152,101 @@ static int apart(const job *jobs, uint64_t n) {
     return answer;
 }
 
-/* The system writes a byte where each job begins and one where it ends, and stops where it cannot: memory that is mapped
-   for reading alone would end the process. One call for many, since a call costs as much as a small draw. */
+/* The first byte of a job's memory, then its last one, then those of the next job. */
+static char *edge(const job *jobs, uint64_t number) {
+    char *first, *end;
+    span(jobs + number / 2, &first, &end);
+    return number % 2 ? end - 1 : first;
+}
+
+/* Memory that is mapped for reading alone would end the process. So the system is asked to write the edges of all jobs; it
+   stops where it cannot, and then they are put back. One call for many, since a call costs as much as a small draw. */
 static uint64_t first_unwritable(const job *jobs, uint64_t n) {
-    enum { MANY = 256 };
-    struct iovec ends[2 * MANY];
+    enum { MANY = 512 };
+    struct iovec to[MANY];
+    uint64_t written = 0, edges = 2 * n;
+    char *kept = malloc(edges);
     int zero = open("/dev/zero", O_RDONLY | O_CLOEXEC);
-    uint64_t i = 0;
-    while (zero >= 0 && i < n) {
-        uint64_t m = n - i < MANY ? n - i : MANY;
-        for (uint64_t k = 0; k < m; k++) {
-            char *first, *end;
-            span(jobs + i + k, &first, &end);
-            ends[2 * k] = (struct iovec){first, 1}, ends[2 * k + 1] = (struct iovec){end - 1, 1};
+    if (!kept || zero < 0) written = edges; /* nothing can be told */
+    while (written < edges) {
+        int m = edges - written < MANY ? (int)(edges - written) : MANY;
+        for (int k = 0; k < m; k++) {
+            to[k] = (struct iovec){edge(jobs, written + k), 1};
+            kept[written + k] = *(char *)to[k].iov_base;
         }
-        ssize_t done = readv(zero, ends, (int)(2 * m));
-        if (done >= 0 || errno == EFAULT) {
-            i += (uint64_t)(done < 0 ? 0 : done) / 2;
-            if (done < (ssize_t)(2 * m)) break;
-        } else i += m; /* nothing can be told */
+        ssize_t done = readv(zero, to, m);
+        if (done < 0) done = errno == EFAULT ? 0 : m;
+        written += (uint64_t)done;
+        if (done < m) break;
     }
+    if (written < edges) for (uint64_t k = written; k--;) *edge(jobs, k) = kept[k];
     if (zero >= 0) close(zero);
-    return zero < 0 ? n : i;
+    free(kept);
+    return written / 2;
 }
 
 static void run(const job *jobs, uint64_t n, int threads, piece_fn *fn) {
     batch b = {jobs, n, 0, 0, NULL, fn};
-    uint64_t elements = 0, worth;
+    uint64_t elements = 0;
     for (uint64_t i = 0; i < n; i++) elements += jobs[i].count;
-    worth = elements / ELEMENTS_A_THREAD;
-    if (threads > MAX_THREADS) threads = MAX_THREADS;
-    if ((uint64_t)threads > worth) threads = (int)worth;
+    threads = worth(elements, threads);
     b.before = threads > 1 ? malloc(n * sizeof *b.before) : NULL;
     if (!b.before) {
         work_alone(jobs, n, fn);
         return;
     }
-    for (uint64_t i = 0; i < n; i++) b.before[i] = b.pieces, b.pieces += pieces_of(jobs + i);
-    work_together(&b, threads);
+    for (uint64_t i = 0; i < n; i++) b.before[i] = b.pieces, b.pieces += pieces_of(jobs[i].count);
+    together(work, &b, threads);
     free(b.before);
 }
 
-/* Draws all jobs, none of them empty. Returns n; or, with nothing drawn, the number of the first that lies in memory that
-   cannot be written. Jobs that share memory take effect in their order. */
-uint64_t torchinit_fill(const job *jobs, uint64_t n, int threads, int set) {
-    uint64_t bad = first_unwritable(jobs, n);
+/* Draws all jobs, none of them empty. Returns n; or, where it is asked to check, with nothing drawn, the number of the first
+   that lies in memory that cannot be written. Jobs that share memory take effect in their order. */
+uint64_t torchinit_fill(const job *jobs, uint64_t n, int threads, int set, int check) {
+    uint64_t bad = check ? first_unwritable(jobs, n) : n;
     if (bad < n) return bad;
     if (threads < 2 || n == 1 || apart(jobs, n)) run(jobs, n, threads, SETS[set].fn);
     else for (uint64_t i = 0; i < n; i++) run(jobs + i, 1, threads, SETS[set].fn);
     return n;
+}
+
+typedef struct {
+    const char *data;
+    int dtype;
+    uint64_t n, next;
+    double shift;
+    sums *parts; /* one for each piece, so that their sum does not depend on threads */
+    sums_fn *fn;
+} tally;
+
+static void *add_up(void *argument) {
+    tally *t = argument;
+    uint64_t mode = float_mode_set(), piece, pieces = pieces_of(t->n);
+    while ((piece = __atomic_fetch_add(&t->next, 1, __ATOMIC_RELAXED)) < pieces) {
+        uint64_t left = t->n - piece * PIECE;
+        t->fn(t->data + piece * PIECE * ELEMENT_SIZE[t->dtype], t->dtype, left < PIECE ? left : PIECE, t->shift, t->parts + piece);
+    }
+    float_mode_restore(mode);
+    return NULL;
+}
+
+static void include(sums *s, const sums *part) {
+    s->total += part->total, s->square += part->square;
+    if (part->low < s->low || part->low != part->low) s->low = part->low;
+    if (part->high > s->high || part->high != part->high) s->high = part->high;
+}
+
+/* The sums of n > 0 values that lie behind each other, as distances from the first: so less is lost where they are close to
+   each other and far from zero. 0 where there is no memory to work in. */
+int torchinit_sums(const char *data, int dtype, uint64_t n, int threads, int set, double *shift, sums *s) {
+    uint64_t pieces = pieces_of(n);
+    tally t = {data, dtype, n, 0, 0, malloc(pieces * sizeof *t.parts), SETS[set].sums};
+    if (!t.parts) return 0;
+    t.fn(data, dtype, 1, 0, s);
+    *shift = t.shift = s->total;
+    together(add_up, &t, worth(n, threads));
+    *s = t.parts[0];
+    for (uint64_t i = 1; i < pieces; i++) include(s, t.parts + i);
+    free(t.parts);
+    return 1;
 }

@@ -4,7 +4,7 @@
 #define TORCHINIT_KERNEL_H
 #include <stdint.h>
 
-#define TORCHINIT_ABI "torchinit-stream-1/abi-1"
+#define TORCHINIT_ABI "torchinit-stream-1/abi-2"
 #define MAX_AXES 6
 
 enum kind { UNIFORM, NORMAL, SCALED, NARROW, TAIL, BERNOULLI, INTEGER, SIGN, WORDS };
@@ -27,6 +27,11 @@ typedef struct {
 
 /* Draws the elements begin <= i < end of a job's box, counted in row-major order. One function for each instruction set. */
 typedef void piece_fn(const job *j, uint64_t begin, uint64_t end);
+
+/* Of the values of a tensor or of a piece of it: the sum of their distances from a number, the sum of those squared, the
+   least and the greatest; both are NaN if any value is. */
+typedef struct { double total, square, low, high; } sums;
+typedef void sums_fn(const char *data, int dtype, uint64_t n, double shift, sums *s);
 
 static const unsigned ELEMENT_SIZE[] = {4, 8, 2, 2};
 #endif

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import operator
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import blake2b
 from typing import ClassVar, Literal, final
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from torchinit.core.shards import Shard
 from torchinit.errors import RunError
 from torchinit.noise import engines, reference
-from torchinit.noise.boxes import Task
+from torchinit.noise.boxes import Task, is_simple
 from torchinit.noise.draws import Draw, Kind, resolve
 from torchinit.noise.streams import Distribution, Job, Noise
 
@@ -24,8 +25,6 @@ STREAM = "torchinit-stream-1"
 """The version of the stream; it changes if any value ever does."""
 
 _LIMIT = 1 << 64
-_HEADS = {purpose: f"{STREAM}\0{purpose}\0".encode() for purpose in ("fill", "order")}
-_NUMBERS = struct.Struct("<QQ").pack
 
 
 @final
@@ -59,9 +58,16 @@ class Keyed(Noise):
 
     def fill_many(self, jobs: Iterable[Job]) -> None:
         """Draws all shards; nothing is written if one of the jobs cannot be done."""
-        tasks = [self._task(job) for job in jobs]
-        with torch.no_grad():
-            engines.fill(tasks)
+        batch = list(jobs)
+        compiled = engines.chosen_kernel()
+        if compiled and all(map(_is_simple, batch)):
+            # A model has hundreds of small tensors that are wholly here; they skip what cannot be wrong with them.
+            keys = [derive(self.seed, job.shard.name, job.index) for job in batch]
+            outs = [job.shard.local for job in batch]
+            draws = [resolve(job.distribution, job.params, out.dtype) for job, out in zip(batch, outs, strict=True)]
+            compiled.fill_whole(outs, keys, draws, torch.get_num_threads())
+        else:
+            engines.fill([self._task(job) for job in batch])
 
     def order(self, shard: Shard, index: int = 0) -> Tensor:
         """The stable argsort of one word an element down each column of the region."""
@@ -76,23 +82,20 @@ class Keyed(Noise):
         return torch.complex128 if dtype.is_complex else torch.float64
 
     def _task(self, job: Job) -> Task:
-        shard = job.shard
-        local = shard.local
-        # A model has hundreds of small tensors that are wholly here; they skip what cannot be wrong with them.
-        if not (local.is_cpu and local.is_contiguous() and local.shape == shard.shape and not any(shard.start)):
-            _check_place(shard)
-        if not local.dtype.is_floating_point and not local.dtype.is_complex:
-            raise RunError(f"{shard.name}: {local.dtype} cannot hold random numbers; only floating dtypes can")
-        key = derive(self.seed, shard.name, job.index)
-        if not local.dtype.is_complex:
-            draw = resolve(job.distribution, job.params, local.dtype)
-            return Task(local, shard.shape, shard.start, key, draw)
-        if job.distribution != "normal":
-            raise ValueError(f"{shard.name} is complex, and {job.distribution} has no complex form; use a normal")
-        mean, std = job.params
+        shard, distribution, params, index = job
+        local, shape, start = shard.local, shard.shape, shard.start
+        _check_place(shard)
+        key, dtype = derive(self.seed, shard.name, index), local.dtype
+        if dtype.is_floating_point:
+            return Task(local, shape, start, key, resolve(distribution, params, dtype))
+        if not dtype.is_complex:
+            raise RunError(f"{shard.name}: {dtype} cannot hold random numbers; only floating dtypes can")
+        if distribution != "normal":
+            raise ValueError(f"{shard.name} is complex, and {distribution} has no complex form; use a normal")
+        mean, std = params
         out = torch.view_as_real(local.detach())
         draw = resolve("normal", (mean, std / math.sqrt(2)), out.dtype)
-        return Task(out, (*shard.shape, 2), (*shard.start, 0), key, draw)
+        return Task(out, (*shape, 2), (*start, 0), key, draw)
 
 
 def check_seed(seed: object) -> int:
@@ -111,10 +114,20 @@ def derive(seed: int, name: str, index: int = 0, purpose: Literal["fill", "order
     Numbers have a fixed width and the name comes last, so no two draws share a message. The name is taken as
     it is: sites have bare names already (``core.names``), and only they know where two would be the same.
     """
+    message = _head(seed, index, purpose) + name.encode("utf-8", "surrogatepass")
+    return blake2b(message, digest_size=16).digest()
+
+
+@lru_cache(maxsize=64)
+def _head(seed: int, index: int, purpose: str) -> bytes:
     if not 0 <= index < _LIMIT:
         raise ValueError(f"a draw index is at least 0 and below 2**64, got {index}")
-    message = _HEADS[purpose] + _NUMBERS(seed, index) + name.encode("utf-8", "surrogatepass")
-    return hashlib.blake2b(message, digest_size=16).digest()
+    return f"{STREAM}\0{purpose}\0".encode() + struct.pack("<QQ", seed, index)
+
+
+def _is_simple(job: Job) -> bool:
+    shard = job.shard
+    return is_simple(shard.local) and shard.local.shape == shard.shape and not any(shard.start)
 
 
 def _check_place(shard: Shard) -> None:

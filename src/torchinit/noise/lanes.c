@@ -23,9 +23,10 @@ typedef uint32_t word __attribute__((may_alias));
 #define ROUNDS 10
 #define M0 0xD2511F53u
 #define M1 0xCD9E8D57u
-#define UNIT 64           /* elements drawn at once: two groups of 32 */
+#define GROUP 32          /* elements that share eight counters */
+#define UNIT 64           /* elements drawn at once: any two groups */
 #define CHUNK 1024        /* elements between two passes over the tails; the buffers stay in the first-level cache */
-#define SHORT 12         /* rows of fewer elements are drawn word by word */
+#define SPAN (1ull << 34) /* elements whose counters have the same upper word */
 
 #define SPLAT(x) ((vf){0} + (x))
 #define SELECT(mask, a, b) ((vf)(((vi)(a) & (mask)) | ((vi)(b) & ~(mask))))
@@ -50,15 +51,6 @@ static void make_schedule(schedule *s, const uint32_t key[4]) {
     }
 }
 
-static void block(const schedule *s, uint64_t counter, uint32_t c[4]) {
-    c[0] = (uint32_t)counter, c[1] = (uint32_t)(counter >> 32), c[2] = s->third, c[3] = s->fourth;
-    for (int r = 0; r < ROUNDS; r++) {
-        uint64_t p = (uint64_t)c[0] * M0, q = (uint64_t)c[2] * M1;
-        c[0] = (uint32_t)(q >> 32) ^ c[1] ^ s->k0[r], c[1] = (uint32_t)q;
-        c[2] = (uint32_t)(p >> 32) ^ c[3] ^ s->k1[r], c[3] = (uint32_t)p;
-    }
-}
-
 #if defined(__SSE4_1__)
 /* One 64-bit lane a counter; a multiplication reads the lower half of a lane and fills all of it. */
 #if defined(__AVX512F__)
@@ -70,7 +62,6 @@ typedef __m512i vq;
 #define SET1 _mm512_set1_epi64
 #define ADD _mm512_add_epi64
 #define FIRST _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7)
-#define SECOND _mm512_setr_epi64(8, 9, 10, 11, 12, 13, 14, 15)
 #elif defined(__AVX2__)
 typedef __m256i vq;
 #define MUL _mm256_mul_epu32
@@ -98,18 +89,18 @@ typedef __m128i vq;
    multiplication each. */
 typedef struct { vq x1, x0, x2, c3; } early;
 
-INLINE early begin(const schedule *s, uint64_t n) {
+INLINE early begin(const schedule *s, uint32_t high) {
     uint64_t q = (uint64_t)s->third * M1;
-    uint32_t d0 = (uint32_t)(q >> 32) ^ (uint32_t)(n >> 32) ^ s->k0[0], d1 = (uint32_t)q;
+    uint32_t d0 = (uint32_t)(q >> 32) ^ high ^ s->k0[0], d1 = (uint32_t)q;
     uint64_t p = (uint64_t)d0 * M0;
     early e = {SET1(s->fourth ^ s->k1[0]), SET1(d1 ^ s->k0[1]), SET1((uint32_t)(p >> 32) ^ s->k1[1]), SET1((uint32_t)p)};
     return e;
 }
 
-/* The words of the counters n, n+1, ... in two registers a word, each in the lower halves of the lanes. */
-INLINE void rounds(const schedule *s, const early *e, uint64_t n, vq a[4], vq b[4]) {
-    const vq m0 = SET1(M0), m1 = SET1(M1), base = SET1((uint32_t)n);
-    vq p0a = MUL(ADD(base, FIRST), m0), p0b = MUL(ADD(base, SECOND), m0);
+/* The words of two registers of counters, each in the lower halves of the lanes. */
+INLINE void rounds(const schedule *s, const early *e, vq first, vq second, vq a[4], vq b[4]) {
+    const vq m0 = SET1(M0), m1 = SET1(M1);
+    vq p0a = MUL(first, m0), p0b = MUL(second, m0);
     vq c1a = MUL(XOR(HIGH(p0a), e->x1), m1), c1b = MUL(XOR(HIGH(p0b), e->x1), m1);
     vq c0a = XOR(HIGH(c1a), e->x0), c0b = XOR(HIGH(c1b), e->x0);
     vq c2a = XOR(p0a, e->x2), c2b = XOR(p0b, e->x2), c3a = e->c3, c3b = e->c3;
@@ -124,15 +115,24 @@ INLINE void rounds(const schedule *s, const early *e, uint64_t n, vq a[4], vq b[
     b[0] = c0b, b[1] = c1b, b[2] = c2b, b[3] = c3b;
 }
 #else
-typedef int early;
-#define begin(s, n) 0
+static void block(const schedule *s, uint64_t counter, uint32_t c[4]) {
+    c[0] = (uint32_t)counter, c[1] = (uint32_t)(counter >> 32), c[2] = s->third, c[3] = s->fourth;
+    for (int r = 0; r < ROUNDS; r++) {
+        uint64_t p = (uint64_t)c[0] * M0, q = (uint64_t)c[2] * M1;
+        c[0] = (uint32_t)(q >> 32) ^ c[1] ^ s->k0[r], c[1] = (uint32_t)q;
+        c[2] = (uint32_t)(p >> 32) ^ c[3] ^ s->k1[r], c[3] = (uint32_t)p;
+    }
+}
+
+typedef uint64_t early;
+#define begin(s, high) ((uint64_t)(high) << 32)
 #endif
 
-/* The words of UNIT elements from a multiple of 32, in their order. */
-INLINE void words(const schedule *s, const early *e, uint64_t group, vu o[UNIT / W]) {
+/* The words of two groups in their order, given the lower words of the groups' first counters. */
+INLINE void words(const schedule *s, const early *e, const uint32_t low[2], vu o[UNIT / W]) {
 #if defined(__AVX512F__)
     vq a[4], b[4];
-    rounds(s, e, group * 8, a, b);
+    rounds(s, e, ADD(SET1(low[0]), FIRST), ADD(SET1(low[1]), FIRST), a, b);
     const __m512i lower = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
     o[0] = (vu)_mm512_permutex2var_epi32(a[0], lower, a[1]);
     o[1] = (vu)_mm512_permutex2var_epi32(a[2], lower, a[3]);
@@ -141,22 +141,22 @@ INLINE void words(const schedule *s, const early *e, uint64_t group, vu o[UNIT /
 #elif defined(__AVX2__)
     for (int h = 0; h < 2; h++) {
         vq a[4], b[4];
-        rounds(s, e, group * 8 + 8 * h, a, b);
+        rounds(s, e, ADD(SET1(low[h]), FIRST), ADD(SET1(low[h]), SECOND), a, b);
         for (int k = 0; k < 4; k++) o[4 * h + k] = (vu)_mm256_shuffle_ps((__m256)a[k], (__m256)b[k], 0x88);
     }
 #elif defined(__SSE4_1__)
     for (int h = 0; h < 4; h++) {
         vq a[4], b[4];
-        rounds(s, e, group * 8 + 4 * h, a, b);
+        const vq base = SET1(low[h / 2] + 4 * (h % 2));
+        rounds(s, e, ADD(base, FIRST), ADD(base, SECOND), a, b);
         for (int k = 0; k < 4; k++)
             o[8 * (h / 2) + 2 * k + h % 2] = (vu)_mm_shuffle_ps((__m128)a[k], (__m128)b[k], 0x88);
     }
 #else
-    (void)e;
     uint32_t w[UNIT];
     for (int l = 0; l < 16; l++) {
         uint32_t c[4];
-        block(s, group * 8 + l, c);
+        block(s, *e | (low[l / 8] + l % 8), c);
         for (int k = 0; k < 4; k++) w[l / 8 * 32 + 8 * k + l % 8] = c[k];
     }
     memcpy(o, w, sizeof w);
@@ -309,15 +309,15 @@ INLINE unsigned places(uint64_t mask, unsigned base, uint16_t *to) {
     return count;
 }
 
-INLINE void draw(const job *j, const schedule *s, int mode, uint64_t group, const uint32_t *given, unsigned units, float *d) {
+/* The values of so many pairs of groups, whose counters all have one upper word. */
+INLINE void draw(const job *j, const schedule *s, int mode, uint32_t high, const uint32_t *low, unsigned units, float *d) {
     uint16_t at[CHUNK + W + 8];
     unsigned outside = 0;
-    const early e = begin(s, group * 8);
+    const early e = begin(s, high);
     for (unsigned u = 0; u < units; u++) {
         vu w[UNIT / W];
         uint64_t mask = 0;
-        if (given) memcpy(w, given + UNIT * u, sizeof w);
-        else words(s, &e, group + 2 * u, w);
+        words(s, &e, low + 2 * u, w);
 #pragma GCC unroll 16
         for (int k = 0; k < UNIT / W; k++) {
             uint64_t left = 0;
@@ -340,8 +340,8 @@ INLINE void draw(const job *j, const schedule *s, int mode, uint64_t group, cons
 }
 
 /* The modes that exist, each in one loop of its own. */
-static void draw_mode(const job *j, const schedule *s, int mode, uint64_t group, const uint32_t *given, unsigned units, float *d) {
-#define CASE(m) case m: if (given) draw(j, s, m, 0, given, units, d); else draw(j, s, m, group, 0, units, d); break
+static void draw_mode(const job *j, const schedule *s, int mode, uint32_t high, const uint32_t *low, unsigned units, float *d) {
+#define CASE(m) case m: draw(j, s, m, high, low, units, d); break
     switch (mode) {
     CASE(UNIFORM); CASE(UNIFORM | BOUNDED);
     CASE(NORMAL | HAS_TAIL); CASE(NORMAL | HAS_TAIL | BOUNDED);
@@ -418,35 +418,22 @@ INLINE void put(const job *j, char *to, int64_t place, float value) {
     }
 }
 
+static void store_floats(float *to, const float *from, uint64_t n) {
+    uint64_t i = 0;
+    for (; i + W <= n; i += W) memcpy(to + i, from + i, 4 * W);
+    for (; i < n; i++) to[i] = from[i];
+}
+
 static void store(const job *j, char *to, const float *from, uint64_t n) {
     if (j->leap[0] != 1) {
         for (uint64_t i = 0; i < n; i++) put(j, to, (int64_t)i * j->leap[0], from[i]);
         return;
     }
     switch (j->dtype) {
-    case FLOAT32: memcpy(to, from, 4 * n); break;
+    case FLOAT32: store_floats((float *)to, from, n); break;
     case FLOAT64: for (uint64_t i = 0; i < n; i++) ((double *)to)[i] = from[i]; break;
     case BFLOAT16: store_bfloats((uint16_t *)to, from, n); break;
     default: store_halves((uint16_t *)to, from, n);
-    }
-}
-
-/* n elements that follow each other in the whole tensor, from element i of it. */
-static void stretch(const job *j, const schedule *s, int mode, uint64_t i, uint64_t n, char *to) {
-    float buffer[CHUNK] __attribute__((aligned(64)));
-    const uint64_t span = 1ull << 34; /* elements whose counters have the same upper word */
-    while (n) {
-        unsigned skip = i % 32;
-        uint64_t most = span - i % span, take = n < CHUNK - skip ? n : CHUNK - skip;
-        if (take > most) take = most;
-        if (!skip && j->dtype == FLOAT32 && j->leap[0] == 1 && take >= UNIT) {
-            take -= take % UNIT;
-            draw_mode(j, s, mode, i / 32, 0, (unsigned)(take / UNIT), (float *)to);
-        } else {
-            draw_mode(j, s, mode, i / 32, 0, (unsigned)((skip + take + UNIT - 1) / UNIT), buffer);
-            store(j, to, buffer + skip, take);
-        }
-        i += take, n -= take, to += (int64_t)take * j->leap[0] * ELEMENT_SIZE[j->dtype];
     }
 }
 
@@ -472,39 +459,54 @@ static void move(cursor *c, const job *j, uint64_t n) {
     }
 }
 
-/* Rows too short to fill a unit: the words are collected one by one, then turned into values together. */
-static void scattered(const job *j, const schedule *s, int mode, uint64_t begin, uint64_t end) {
-    uint32_t given[CHUNK] __attribute__((aligned(64)));
-    float buffer[CHUNK] __attribute__((aligned(64)));
-    int64_t place[CHUNK];
-    cursor c;
-    seek(&c, j, begin);
-    while (begin < end) {
-        unsigned n = end - begin < CHUNK ? (unsigned)(end - begin) : CHUNK, units = (n + UNIT - 1) / UNIT;
-        for (unsigned e = 0; e < n; e++, move(&c, j, 1)) {
-            uint32_t w[4];
-            block(s, c.index / 32 * 8 + c.index % 8, w);
-            given[e] = w[c.index / 8 % 4], place[e] = c.place;
-        }
-        memset(given + n, 0, 4 * (UNIT * units - n));
-        draw_mode(j, s, mode, 0, given, units, buffer);
-        for (unsigned e = 0; e < n; e++) put(j, j->out, place[e], buffer[e]);
-        begin += n;
-    }
+/* Elements of one row that lie in a chunk: where in the chunk, how many, and where they go. */
+typedef struct { unsigned from, take; int64_t place; } part;
+
+INLINE uint64_t least(uint64_t a, uint64_t b) { return a < b ? a : b; }
+
+/* Moves the cursor over the elements of its row that still fit into a chunk; notes the part and its groups' counters. */
+static unsigned gather(cursor *c, const job *j, uint64_t left, unsigned groups, part *p, uint32_t *low) {
+    unsigned skip = c->index % GROUP;
+    left = least(least(left, j->size[0] - c->at[0]), SPAN - c->index % SPAN);
+    p->from = GROUP * groups + skip, p->take = (unsigned)least(left, CHUNK - p->from), p->place = c->place;
+    uint32_t first = (uint32_t)(c->index / GROUP * 8);
+    unsigned count = (skip + p->take + GROUP - 1) / GROUP;
+    for (unsigned g = 0; g < count; g++) low[groups + g] = first + 8 * g;
+    move(c, j, p->take);
+    return groups + count;
+}
+
+/* Brings near, while values are computed, the memory where all of them will be put at once. */
+static void await_store(const char *to, uint64_t bytes) {
+    for (uint64_t b = 0; b < bytes; b += 64) __builtin_prefetch(to + b, 1);
 }
 
 void LANES_NAME(const job *j, uint64_t begin, uint64_t end) {
+    float buffer[CHUNK] __attribute__((aligned(64)));
+    uint32_t low[CHUNK / GROUP];
+    part parts[CHUNK / GROUP];
+    const unsigned bytes = ELEMENT_SIZE[j->dtype];
+    const int mode = mode_of(j), dense = j->leap[0] == 1, plain = dense && j->dtype == FLOAT32;
     schedule s;
-    int mode = mode_of(j);
     cursor c;
     make_schedule(&s, j->key);
-    if (j->axes > 1 && j->size[0] < SHORT) {
-        scattered(j, &s, mode, begin, end);
-        return;
-    }
-    for (seek(&c, j, begin); begin < end;) {
-        uint64_t left = j->size[0] - c.at[0], n = left < end - begin ? left : end - begin;
-        stretch(j, &s, mode, c.index, n, j->out + c.place * (int64_t)ELEMENT_SIZE[j->dtype]);
-        move(&c, j, n), begin += n;
+    seek(&c, j, begin);
+    while (begin < end) {
+        const uint64_t high = c.index / SPAN;
+        unsigned groups = 0, count = 0;
+        int direct;
+        do { /* Rows shorter than a chunk share it, so that their tails are done together. */
+            groups = gather(&c, j, end - begin, groups, parts + count, low);
+            begin += parts[count++].take;
+            direct = plain && count == 1 && parts->from == 0 && parts->take % UNIT == 0 && parts->take >= CHUNK / 2;
+        } while (!direct && begin < end && groups < CHUNK / GROUP && c.index / SPAN == high);
+        if (direct) {
+            draw_mode(j, &s, mode, (uint32_t)high, low, groups / 2, (float *)j->out + parts->place);
+            continue;
+        }
+        if (dense) for (unsigned k = 0; k < count; k++) await_store(j->out + parts[k].place * bytes, parts[k].take * bytes);
+        if (groups % 2) low[groups] = low[groups - 1];
+        draw_mode(j, &s, mode, (uint32_t)high, low, (groups + 1) / 2, buffer);
+        for (unsigned k = 0; k < count; k++) store(j, j->out + parts[k].place * bytes, buffer + parts[k].from, parts[k].take);
     }
 }

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,14 +30,16 @@ A complex tensor takes ``normal`` alone: its real and its imaginary part are nor
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One draw: what goes into which shard; ``index`` tells several draws for one name apart."""
+class Job(NamedTuple):
+    """One draw: what goes into which shard; ``index`` tells several draws for one name apart.
+
+    A tuple, since a dataclass costs four times as much to make, and a model has hundreds of small tensors.
+    """
 
     shard: Shard
     distribution: Distribution
     params: tuple[float, ...]
-    index: int = 0
+    index: int = 0  # type: ignore[assignment]  # tuples have a method of this name, which no job needs
 
 
 class Noise(ABC):
