@@ -54,6 +54,7 @@ from torchinit.errors import (
     ConfigError,
     FanError,
     FetchError,
+    LockError,
     MissingExtraError,
     PlanError,
     ReportError,
@@ -94,7 +95,7 @@ from torchinit.modules import (
 )
 from torchinit.noise import Global, Keyed, Noise
 from torchinit.recipes import INITIALIZERS, decode_recipe, load_recipe, recipe_to_data, schemes
-from torchinit.tracing import Trace, Write, capture, seeded, trace
+from torchinit.tracing import Lock, Trace, Write, capture, lock, seeded, trace
 
 __all__ = [
     "ADAPTERS",
@@ -140,6 +141,8 @@ __all__ = [
     "LeCun",
     "Leaf",
     "Loaded",
+    "Lock",
+    "LockError",
     "MODEL_WRAPPERS",
     "MissingExtraError",
     "ModuleDict",
@@ -209,6 +212,7 @@ __all__ = [
     "lint",
     "load_recipe",
     "local_shards",
+    "lock",
     "make_plan",
     "materialize",
     "normal_init",

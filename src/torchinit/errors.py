@@ -7,6 +7,7 @@
     ├── FanError (ValueError)             a fan was asked of a tensor that has none
     ├── PlanError (ValueError)            a plan that would do something wrong; carries .problems
     ├── RunError (RuntimeError)           a plan that cannot be run on this model, found before any write
+    │   └── LockError                     code that is traced is about to write a locked value
     ├── ReportError (AssertionError)      what was written is not what was planned; carries .problems
     ├── CheckpointError (RuntimeError)    a checkpoint that cannot be had, read or loaded; carries .problems
     │   └── FetchError (CheckpointError)  a source whose file cannot be had, or is not the right one
@@ -50,6 +51,10 @@ class PlanError(_ManyProblemsError, ValueError):
 
 class RunError(_ManyProblemsError, RuntimeError):
     """A plan that cannot be run on this model; raised before anything is written."""
+
+
+class LockError(RunError):
+    """Code that is traced is about to write a locked value, or has changed it unseen."""
 
 
 class ReportError(_ManyProblemsError, AssertionError):

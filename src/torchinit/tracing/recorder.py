@@ -14,6 +14,7 @@ from torchinit.core.names import normalize
 from torchinit.core.places import Held, Kind, held
 from torchinit.core.sites import grouped
 from torchinit.tracing.lines import caller, frame_of_user, is_within
+from torchinit.tracing.locks import is_locked, refuse
 from torchinit.tracing.marks import Mark, mark
 from torchinit.tracing.observe import Event, Observer, Watch, memory_of, storage_of
 from torchinit.tracing.operations import arguments_text, is_scattered, name_of
@@ -30,6 +31,7 @@ class Entry:
     tensors: list[Tensor]
     marks: list[Mark] = field(default_factory=list)
     written: bool = False
+    unseen: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -54,7 +56,7 @@ class Recorder:
             self.watch,
             self._told,
             self._registered,
-            asked=self._asked if exact else None,
+            asked=self._asked,
             copied=self._copied,
         )
 
@@ -81,6 +83,9 @@ class Recorder:
         with _disable_current_modes():
             self._look_again()
         self._name_sites()
+        broken = [entry for entry in self.entries if entry.unseen and is_locked(entry.tensors)]
+        if broken and error is None:
+            raise refuse(broken[0].name, UNSEEN, "")
 
     def _name_sites(self) -> None:
         """Brings the names in the trace up to date."""
@@ -113,9 +118,17 @@ class Recorder:
     # --- while code runs -----------------------------------------------------------------------------------
 
     def _asked(self, event: Event) -> None:
-        """Before a write: whether anything has happened to the tensor since it was last looked at."""
-        with _disable_current_modes():
-            self._compare(self.entries[event.key])
+        """Before a write: whether it may be, and whether anything has happened since the tensor was last looked at."""
+        entry = self.entries[event.key]
+        if is_locked(entry.tensors):
+            self._refuse(entry, name_of(event.operation), arguments_text(event.operation, event.args, event.kwargs))
+        if self.exact:
+            with _disable_current_modes():
+                self._compare(entry)
+
+    def _refuse(self, entry: Entry, operation: str, arguments: str = "") -> None:
+        who = caller(self.modules, 3, self.until)
+        raise refuse(entry.name, Write(entry.name, operation, arguments).what, who.line)
 
     def _told(self, event: Event) -> None:
         entry = self.entries[event.key]
@@ -132,6 +145,8 @@ class Recorder:
         if not is_within(nn.Module._apply.__code__, 2):
             return
         entry = self.entries[event.key]
+        if is_locked(entry.tensors) and name_of(event.operation) == "empty_like":
+            self._refuse(entry, "to_empty")
         self.watch.add(event.key, result)
         old = storage_of(event.target)
         self._moved.add(storage_of(result))
@@ -175,7 +190,10 @@ class Recorder:
             return
         known = self._keys.get(entry.name)
         if known is not None:
-            for tensor in self.entries[known].tensors:
+            before = self.entries[known].tensors
+            if is_locked(before) and set(map(id, before)) != set(map(id, entry.tensors)):
+                self._refuse(entry, "assigned")
+            for tensor in before:
                 self.watch.drop(tensor)
             self.entries[known].tensors = entry.tensors
         self.trace.aliases.pop(entry.name, None)
@@ -191,6 +209,7 @@ class Recorder:
         for key, entry in enumerate(self.entries):
             current = now.get(entry.name)
             if current is not None and not all(key in self.watch.hit(tensor) for tensor in current.tensors):
+                entry.unseen = True
                 self._add(entry, Write(entry.name, "assigned"))
             elif current is not None and (self.exact or not entry.written):
                 self._compare(entry)
@@ -203,7 +222,7 @@ class Recorder:
         """Notes a write that nobody saw, if there was one."""
         marks = [mark(tensor, exact=self.exact) for tensor in entry.tensors]
         if marks != entry.marks:
-            entry.marks = marks
+            entry.marks, entry.unseen = marks, True
             self._add(entry, Write(entry.name, UNSEEN))
 
 
