@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from torchinit.core.reports import Report
 from torchinit.modules import BaseModule, Sequential
 from torchinit.tracing import Watch
 
@@ -55,3 +57,18 @@ def test_a_parameter_that_an_init_cfg_gave_other_memory_is_followed() -> None:
     for name, parameter in computed.named_parameters(prefix="1"):
         assert torch.equal(parameter, torch.full_like(parameter, 5.0))
         assert report[name].rule == "Initialized by user-defined `init_weights` in Own"
+
+
+def test_the_report_names_the_line_and_the_operation() -> None:
+    model = Sequential(Own(), nn.Linear(2, 2), init_cfg={"type": "Constant", "val": 1, "layer": "Linear"})
+    report = model.init_weights()
+    assert report is not None
+    record = report["0.fc.weight"]
+    lines = Path(__file__).read_text("utf-8").splitlines()
+    file, _, number = record.line.partition(":")
+    assert file == "tests/modules/test_watching.py"
+    assert lines[int(number) - 1].strip() == "nn.init.constant_(self.fc.weight, 3.0)"
+    assert record.operation == "fill_(value=3)"
+    assert f"`init_weights` in Own at {record.line}: fill_(value=3)" in str(report)
+    assert (report["1.weight"].line, report["1.weight"].operation) == ("", "")
+    assert Report.from_json(report.to_json()) == report

@@ -23,7 +23,8 @@ class Record:
     """What happened to one site: who wrote what, what was expected, what was measured.
 
     ``seconds`` is the time of the write, ``bytes`` the memory that it filled. ``expected`` or ``measured``
-    is None where it is not known or was not asked for.
+    is None where it is not known or was not asked for. Where other people's code wrote, ``line`` and
+    ``operation`` are those of its last write.
 
     >>> Record("w", (2,), "float32", "Constant(val=1.0)", "all").problems
     ()
@@ -42,6 +43,8 @@ class Record:
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
     bytes: int = 0
+    line: str = ""
+    operation: str = ""
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -197,7 +200,7 @@ def _row(record: Record) -> tuple[str, ...]:
         _figure(measured.mean),
         _figure(measured.std),
         _figure(expected.std),
-        " ".join(filter(None, (record.origin, record.rule))),
+        " ".join(filter(None, (record.origin, record.rule, record.line and f"at {record.line}: {record.operation}"))),
     )
 
 

@@ -32,6 +32,7 @@ class Account:
         self._begun = frozenset(self.known)
         self._writers: dict[int, str] = {}
         self._fills: dict[int, Fill | None] = {}
+        self._lines: dict[int, tuple[str, str]] = {}
         self._beaten: dict[int, list[str]] = defaultdict(list)
         self._unclaimed: set[int] = set()
 
@@ -48,10 +49,13 @@ class Account:
             self._writers[key] = text
             self._fills[key] = fill
             self._unclaimed.discard(key)
+            if fill is not None:
+                self._lines.pop(key, None)
 
-    def observed(self, key: int, text: str) -> None:
+    def observed(self, key: int, text: str, line: str = "", operation: str = "") -> None:
         """Notes that foreign code has written a parameter, which it may still give a text of its own."""
         self.claim(key, text)
+        self._lines[key] = line, operation
         self._unclaimed.add(key)
 
     def is_unclaimed(self, parameter: nn.Parameter) -> bool:
@@ -111,7 +115,7 @@ class Account:
 
     def _record(self, name: str, parameter: nn.Parameter, stats: bool) -> Record:
         key, shape = id(parameter), tuple(parameter.shape)
-        fill = self._fills.get(key)
+        fill, (line, operation) = self._fills.get(key), self._lines.get(key, ("", ""))
         return Record(
             name,
             shape,
@@ -122,6 +126,8 @@ class Account:
             measured=measure(parameter.detach()) if stats else None,
             over=tuple(self._beaten.get(key, ())),
             bytes=parameter.numel() * parameter.element_size(),
+            line=line,
+            operation=operation,
         )
 
 

@@ -25,7 +25,7 @@ from torchinit.modules.layers import in_vain
 from torchinit.modules.log import dump, log
 from torchinit.modules.survey import Spot, Survey
 from torchinit.noise import Global, Keyed, Noise
-from torchinit.tracing import Event, Observer, Watch
+from torchinit.tracing import Event, Observer, Watch, line_of_user
 
 MARK = "_params_init_info"
 """The attribute that MMEngine's initializers look for; modules have it while their session is open, and no longer."""
@@ -182,7 +182,7 @@ class Session:
             self._watch.add(key, self.account.known[key])
 
     def _told(self, event: Event) -> None:
-        self.account.observed(event.key, self._labels[-1])
+        self.account.observed(event.key, self._labels[-1], line_of_user(2), event.what)
 
     def _registered(self, module: nn.Module, name: str, value: object) -> None:
         self._survey = None

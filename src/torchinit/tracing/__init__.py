@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torchinit.tracing.capture import capture
+from torchinit.tracing.lines import line_of_user
 from torchinit.tracing.locks import Lock, lock
 from torchinit.tracing.observe import Event, Observer, Watch
 from torchinit.tracing.recorder import trace
@@ -10,4 +11,17 @@ from torchinit.tracing.seeded import seeded
 from torchinit.tracing.unfilled import is_unfilled
 from torchinit.tracing.writes import Trace, Write
 
-__all__ = ["Event", "Lock", "Observer", "Trace", "Watch", "Write", "capture", "is_unfilled", "lock", "seeded", "trace"]
+__all__ = [
+    "Event",
+    "Lock",
+    "Observer",
+    "Trace",
+    "Watch",
+    "Write",
+    "capture",
+    "is_unfilled",
+    "line_of_user",
+    "lock",
+    "seeded",
+    "trace",
+]

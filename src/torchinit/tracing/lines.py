@@ -131,6 +131,12 @@ def frame_of_user(depth: int = 1) -> FrameType | None:
     return frame
 
 
+def line_of_user(depth: int = 1) -> str:
+    """The line of the user's that runs, as :attr:`Write.line` has it."""
+    frame = frame_of_user(depth + 1)
+    return "" if frame is None else _line(frame)
+
+
 def is_within(code: CodeType, depth: int) -> bool:
     """Whether a function of this code runs between here and the user's own code."""
     frame: FrameType | None = sys._getframe(depth)

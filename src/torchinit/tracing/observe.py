@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchinit.core.placements import is_distributed
+from torchinit.tracing.operations import arguments_text, name_of
 from torchinit.tracing.regions import extent
 
 
@@ -31,6 +32,12 @@ class Event(NamedTuple):
     target: Tensor
     args: Sequence[Any]
     kwargs: Mapping[str, Any]
+
+    @property
+    def what(self) -> str:
+        """The operation with its arguments."""
+        said = arguments_text(self.operation, self.args, self.kwargs)
+        return f"{name_of(self.operation)}({said})" if said else name_of(self.operation)
 
 
 Told = Callable[[Event], None]
