@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from torchinit.api import RecipeLike, initialize, materialize, plan
-from torchinit.checkpoints import Checkpoint, Loaded, Pretrained, open_checkpoint
+from torchinit.checkpoints import (
+    Checkpoint,
+    CheckpointLoader,
+    Loaded,
+    Pretrained,
+    load_checkpoint,
+    load_state_dict,
+    open_checkpoint,
+)
 from torchinit.checkpoints import adapters as adapters
 from torchinit.checkpoints.adapters import ADAPTERS, Adapter
 from torchinit.core.accounts import Account
@@ -114,6 +122,7 @@ __all__ = [
     "Change",
     "Checkpoint",
     "CheckpointError",
+    "CheckpointLoader",
     "Computed",
     "ConfigError",
     "Constant",
@@ -210,7 +219,9 @@ __all__ = [
     "is_model_wrapper",
     "kaiming_init",
     "lint",
+    "load_checkpoint",
     "load_recipe",
+    "load_state_dict",
     "local_shards",
     "lock",
     "make_plan",

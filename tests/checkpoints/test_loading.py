@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from torchinit import BaseModule
+from torchinit import BaseModule, CheckpointError
 from torchinit.checkpoints import load_pretrained, read_checkpoint
 
 
@@ -50,7 +50,7 @@ def test_pretrained_comes_last_whatever_its_place(tmp_path: Path) -> None:
 def test_prefix(tmp_path: Path) -> None:
     torch.save({f"backbone.{key}": value for key, value in state(2.0).items()}, tmp_path / "a.pth")
     net = Net()
-    assert load_pretrained(net, str(tmp_path / "a.pth"), prefix="backbone").loaded == 2
+    assert load_pretrained(net, str(tmp_path / "a.pth"), prefix="backbone").found == 2
     assert net.fc.weight.unique().tolist() == [2.0]
     with pytest.raises(AssertionError, match=r"neck\. is not in the pretrained model"):
         load_pretrained(net, str(tmp_path / "a.pth"), prefix="neck")
@@ -81,7 +81,7 @@ def test_what_does_not_fit_is_listed(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert "size mismatch for fc.weight" in text
     assert "unexpected key in source state_dict: other" in text
     assert "missing keys in source state_dict: fc.bias" in text
-    assert account.loaded == 0
+    assert account.found == 0
 
 
 def test_safetensors(tmp_path: Path) -> None:
@@ -108,8 +108,8 @@ def test_code_in_a_file_does_not_run(tmp_path: Path) -> None:
     ("source", "error", "text"),
     [
         ("missing.pth", FileNotFoundError, "missing.pth can not be found."),
-        ("https://example.org/a.pth", ValueError, "only local paths and file:// can be loaded"),
-        ("torchvision://resnet50", ValueError, "download the file first"),
+        ("s3://bucket/a.pth", CheckpointError, "nobody registered this kind of source"),
+        ("http://example.org/a.pth", CheckpointError, "anyone on the way can change what comes by http"),
     ],
 )
 def test_sources_that_cannot_be_read(source: str, error: type[Exception], text: str) -> None:

@@ -93,7 +93,7 @@ class Loaded(Fill):
         if not (seen.is_floating_point() or seen.is_complex()):
             _check_whole(key, seen, dtype)
             return
-        low, high = _ends(seen)
+        low, high = ends(seen)
         if self.finite and not abs(low) + abs(high) < float("inf"):
             raise CheckpointError(f"{key} holds NaN or infinity in {self.source}; finite = false loads it all the same")
         most = min(_most(dtype), _most(self.dtype) if self.dtype else float("inf"))
@@ -120,7 +120,7 @@ def _box(shard: Shard) -> Box:
     return Box(shard.start, tuple(shard.local.shape))
 
 
-def _ends(values: Tensor) -> tuple[float, float]:
+def ends(values: Tensor) -> tuple[float, float]:
     """The smallest and the largest number, both NaN if one is; of a complex tensor of all its parts."""
     if values.is_complex():
         values = torch.view_as_real(values)

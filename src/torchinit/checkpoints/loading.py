@@ -1,150 +1,239 @@
-"""Loading: a checkpoint's tensors into the parts of a module that they fit."""
+r"""Loading as MMEngine does it: what fits of a checkpoint is copied into a module, what does not is logged."""
 
 from __future__ import annotations
 
 import logging
 import re
 from collections import OrderedDict
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 
-from torchinit.errors import MissingExtraError
+from torchinit.checkpoints.guesses import guess
+from torchinit.checkpoints.keymaps import Renames, revised
+from torchinit.checkpoints.loaded import ends
+from torchinit.checkpoints.loaders import CheckpointLoader, load, logger_of, read
+from torchinit.checkpoints.matching import kind_of
+from torchinit.checkpoints.sources import fetch
+from torchinit.core.accounts import Account
+from torchinit.core.names import normalize
+from torchinit.core.tables import some
+from torchinit.errors import CheckpointError
 
 _log = logging.getLogger("torchinit")
-_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+_MODULE: Final[Renames] = ((r"^module\.", ""),)
 
-
-@dataclass(slots=True)
-class Account:
-    """What became of a checkpoint: how many tensors were loaded, and what did not fit."""
-
-    wanted: int
-    missing: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
-    mismatched: list[str] = field(default_factory=list)
-
-    @property
-    def loaded(self) -> int:
-        return self.wanted - len(self.missing) - len(self.mismatched)
+WRAPPERS: Final[list[Callable[[nn.Module], bool]]] = [
+    lambda module: isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel))
+]
+"""What tells that a module only wraps its ``module``, which is then loaded in its place."""
 
 
 def read_checkpoint(source: str, map_location: Any = "cpu") -> Any:
-    """What a file holds: a local path or a ``file://`` URL, of ``torch.save`` or safetensors.
+    """What a file holds, from any source; no code in it is run. Raises CheckpointError and FileNotFoundError."""
+    return read(fetch(source), str(source), map_location)
 
-    No code in the file is run. Raises FileNotFoundError, ValueError for another kind of URL,
-    MissingExtraError for safetensors without that package, and ``pickle.UnpicklingError`` for a file that
-    holds more than tensors and plain data.
+
+def _load_checkpoint(filename: str, map_location: Any = None, logger: Any = None) -> Any:
+    """What a file holds, as MMEngine's function of that name gives it."""
+    return CheckpointLoader.load_checkpoint(filename, map_location, logger)
+
+
+def _load_checkpoint_with_prefix(prefix: str, filename: str, map_location: Any = None) -> dict[str, Any]:
+    """The part of a checkpoint below a prefix, without it; raises AssertionError where there is none."""
+    return _below(_weights(_load_checkpoint(filename, map_location), filename), prefix)
+
+
+def load_checkpoint(
+    model: nn.Module,
+    filename: str,
+    map_location: Any = None,
+    strict: bool = False,
+    logger: Any = None,
+    revise_keys: Sequence[tuple[str, str]] = _MODULE,
+) -> Any:
+    """Loads what fits of a checkpoint into a model, as MMEngine does, and gives back what the file holds.
+
+    ``revise_keys`` are applied to each key in turn by ``re.sub``. What does not fit is one warning, with
+    ``strict`` a RuntimeError. Where nothing fits there is another warning, with what would fit. Raises
+    CheckpointError, a RuntimeError, for a file without weights.
+
+    >>> import tempfile
+    >>> path = tempfile.NamedTemporaryFile(suffix=".pth").name
+    >>> torch.save({"state_dict": {"module.weight": torch.ones(1, 1), "module.bias": torch.ones(1)}}, path)
+    >>> model = nn.Linear(1, 1)
+    >>> list(load_checkpoint(model, path)), model.bias.item()
+    (['state_dict'], 1.0)
     """
-    text = str(source).removeprefix("file://")
-    if re.match(r"\w[\w+.-]*://", text):
-        raise ValueError(f"{source}: only local paths and file:// can be loaded; download the file first")
-    path = Path(text).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} can not be found.")
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path, map_location)
-    return torch.load(path, map_location=map_location, weights_only=True)
-
-
-def _read_safetensors(path: Path, device: Any) -> dict[str, Tensor]:
-    try:
-        from safetensors.torch import load_file
-    except ImportError:
-        raise MissingExtraError("reading a .safetensors file", "cli") from None
-    return load_file(path, device=str(device or "cpu"))
+    held = _load_checkpoint(filename, map_location, logger)
+    state = _weights(held, filename)
+    account = _loaded(model, _revised(state, revise_keys), filename, strict, logger)
+    _warn_of_nothing(account, model, state, logger, "revise_keys")
+    return held
 
 
 def load_pretrained(module: nn.Module, source: str, prefix: str | None = None, map_location: Any = "cpu") -> Account:
     """Loads what fits of a checkpoint, or of its part below ``prefix``, and logs what does not.
 
-    Raises AssertionError where nothing lies below the prefix, RuntimeError for a file without weights.
+    Raises AssertionError where nothing lies below the prefix, CheckpointError for a file without weights.
     """
     _log.info("load %s from: %s", f"{prefix} in model" if prefix else "model", source)
-    state = _weights(read_checkpoint(source, map_location), source)
-    if prefix is None:
-        chosen = _renamed(state, r"^module\.", "")
-    else:
-        dotted = prefix if prefix.endswith(".") else f"{prefix}."
-        chosen = _below(state, dotted)
-        if not chosen:
-            raise AssertionError(f"{dotted} is not in the pretrained model")
-    account = load_state_dict(module, chosen)
-    if account.wanted and account.loaded <= 0:
-        _log.warning("%s: 0 of %d tensors match the model.%s", source, account.wanted, _remedy(module, state))
+    state = _weights(load(str(source), map_location, _log, mapped=True), source)
+    chosen = _revised(state, _MODULE) if prefix is None else _below(state, prefix)
+    account = _loaded(module, chosen, source, False, None)
+    _warn_of_nothing(account, module, state, None)
     return account
+
+
+def load_state_dict(
+    module: nn.Module, state_dict: Mapping[str, Any], strict: bool = False, logger: Any = None
+) -> Account:
+    """Loads the entries that fit by name and shape; the others are logged in one warning and counted.
+
+    Wrappers are entered on every level, and the hooks that modules have for loading are run. Raises RuntimeError
+    where something does not fit and ``strict`` is set.
+
+    >>> model = nn.Linear(1, 1)
+    >>> load_state_dict(model, {"weight": torch.ones(1, 1), "bias": torch.zeros(1)}).found
+    2
+    """
+    return _loaded(module, state_dict, "state_dict", strict, logger)
 
 
 def _weights(held: Any, source: str) -> Mapping[str, Any]:
     if not isinstance(held, Mapping):
-        raise RuntimeError(f"No state_dict found in checkpoint file {source}")
+        raise CheckpointError(f"No state_dict found in checkpoint file {source}")
     inner = held.get("state_dict", held)
     return inner if isinstance(inner, Mapping) else held
 
 
-def _renamed(state: Mapping[str, Any], pattern: str, new: str) -> OrderedDict[str, Any]:
-    made = OrderedDict((re.sub(pattern, new, key), value) for key, value in state.items())
+def _revised(state: Mapping[str, Any], keys: Sequence[tuple[str, str]]) -> OrderedDict[str, Any]:
+    made = OrderedDict(revised(state, keys))
     made._metadata = getattr(state, "_metadata", OrderedDict())  # type: ignore[attr-defined]  # as torch keeps it
     return made
 
 
 def _below(state: Mapping[str, Any], prefix: str) -> OrderedDict[str, Any]:
-    return OrderedDict((key[len(prefix) :], value) for key, value in state.items() if key.startswith(prefix))
+    dotted = prefix if prefix.endswith(".") else f"{prefix}."
+    chosen = OrderedDict((key[len(dotted) :], value) for key, value in state.items() if key.startswith(dotted))
+    if not chosen:
+        raise AssertionError(f"{dotted} is not in the pretrained model")
+    return chosen
 
 
-def _wanted(module: nn.Module) -> set[str]:
+def _loaded(module: nn.Module, state: Mapping[str, Any], source: str, strict: bool, logger: Any) -> Account:
+    """Copies what fits, tells what does not, and what is odd about the values."""
+    missing, unexpected, mismatched = _copy(module, state)
+    missing = [key for key in missing if "num_batches_tracked" not in key]
+    text = _text(missing, unexpected, mismatched)
+    if text and strict:
+        raise CheckpointError(text)
+    if text:
+        logger_of(logger).warning("%s", text)
+    account = _account(module, state, str(source), missing, unexpected, mismatched)
+    _warn_of_values(account, state, logger)
+    return account
+
+
+def _copy(module: nn.Module, state: Mapping[str, Any]) -> tuple[list[str], list[str], list[str]]:
+    """Loads what fits; the keys that are missing and unexpected, and the texts of those that do not fit."""
+    metadata = getattr(state, "_metadata", None) or {}
+    lists: tuple[list[str], list[str], list[str]] = ([], [], [])
+
+    def walk(part: nn.Module, local: Mapping[str, Any], prefix: str) -> None:
+        while any(wraps(part) for wraps in WRAPPERS):
+            part = part.module  # type: ignore[assignment]  # it is what a wrapper has
+        part._load_from_state_dict(dict(local), prefix, metadata.get(prefix[:-1], {}), True, *lists)
+        for name, child in part._modules.items():
+            if child is not None:
+                below = f"{prefix}{name}."
+                walk(child, {key: value for key, value in local.items() if key.startswith(below)}, below)
+        for hook in part._load_state_dict_post_hooks.values():
+            hook(part, _IncompatibleKeys(*lists[:2]))
+
+    walk(module, state, "")
+    return lists
+
+
+def _text(missing: Sequence[str], unexpected: Sequence[str], mismatched: Sequence[str]) -> str:
+    parts = list(mismatched)
+    if unexpected:
+        parts.append(f"unexpected key in source state_dict: {', '.join(unexpected)}\n")
+    if missing:
+        parts.append(f"missing keys in source state_dict: {', '.join(missing)}\n")
+    return "\n".join(["The model and loaded state dict do not match exactly\n", *parts]) if parts else ""
+
+
+def _own(module: nn.Module) -> dict[str, Tensor]:
     """What a checkpoint should hold. The counter of a BatchNorm may be missing, so nothing is said of it."""
-    return {key for key in module.state_dict() if "num_batches_tracked" not in key}
+    tensors = {normalize(key): value for key, value in module.state_dict().items() if isinstance(value, Tensor)}
+    return {key: value for key, value in tensors.items() if "num_batches_tracked" not in key}
+
+
+def _account(
+    module: nn.Module,
+    state: Mapping[str, Any],
+    source: str,
+    missing: Sequence[str],
+    unexpected: Sequence[str],
+    mismatched: Sequence[str],
+) -> Account:
+    own = _own(module)
+    wrong = [(found[1], found[2]) for text in mismatched if (found := re.match(r"size mismatch for (\S+): (.*)", text))]
+    not_loaded = {*map(normalize, missing), *(normalize(name) for name, _ in wrong)}
+    loaded = [key for key in own if key not in not_loaded]
+    pairs = [(key, state[key].dtype, own[key].dtype) for key in loaded if isinstance(state.get(key), Tensor)]
+    return Account(
+        source,
+        loaded=tuple(loaded),
+        missing=tuple(missing),
+        mismatched=tuple(wrong),
+        unexpected=tuple(unexpected),
+        casts=tuple((key, f"{_short(seen)} -> {_short(held)}") for key, seen, held in pairs if seen != held),
+        elements=(sum(own[key].numel() for key in loaded), sum(tensor.numel() for tensor in own.values())),
+    )
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _warn_of_values(account: Account, state: Mapping[str, Any], logger: Any) -> None:
+    """Says which tensors that were loaded are not finite, or whole numbers for floats."""
+    tensors = {key: state[key] for key in account.loaded if isinstance(state.get(key), Tensor)}
+    endless = [key for key, tensor in tensors.items() if not _is_finite(tensor)]
+    if endless:
+        logger_of(logger).warning("%s: NaN or infinity in %s", account.source, some(endless))
+    other = [key for key, how in account.casts if len({kind_of(getattr(torch, one)) for one in how.split(" -> ")}) > 1]
+    if other:
+        how = dict(account.casts)[other[0]]
+        logger_of(logger).warning("%s: numbers of another kind, %s, for %s", account.source, how, some(other))
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if not tensor.numel() or not (tensor.is_floating_point() or tensor.is_complex()) or tensor.layout != torch.strided:
+        return True
+    return all(abs(end) < float("inf") for end in ends(tensor.detach()))
+
+
+def _warn_of_nothing(
+    account: Account, module: nn.Module, state: Mapping[str, Any], logger: Any, renames: str = "rename"
+) -> None:
+    """Says loudly where nothing was loaded, and what would change that; ``renames`` is what the caller calls them."""
+    if not account.found and account.wanted:
+        text, remedy = f"{account.source}: 0 of {account.wanted} tensors match the model.", _remedy(module, state)
+        logger_of(logger).warning("%s%s", text, remedy.replace("rename=", f"{renames}="))
 
 
 def _remedy(module: nn.Module, state: Mapping[str, Any]) -> str:
     """The key or prefix with which most of the model would be found."""
-    own = _wanted(module)
+    own = {key: tuple(tensor.shape) for key, tensor in _own(module).items()}
     for key, value in state.items():
-        if isinstance(value, Mapping) and own & set(map(str, value)):
+        if isinstance(value, Mapping) and own.keys() & set(map(str, value)):
             return f" Its weights are under the key {key!r}: save that part as a file of its own."
-    starts = {key[: at + 1] for key in state for at in [key.find(".")] if at > 0}
-    best = max(starts, key=lambda start: len(own & set(_below(state, start))), default="")
-    fitting = len(own & set(_below(state, best))) if best else 0
-    return f" With prefix={best!r} {fitting} of {len(own)} match." if fitting else ""
-
-
-def load_state_dict(module: nn.Module, state: Mapping[str, Any]) -> Account:
-    """Loads the entries that fit by name and shape; the others are logged in one warning and counted.
-
-    Wrappers are entered on every level, and the hooks that modules have for loading are run.
-    """
-    metadata = getattr(state, "_metadata", None) or {}
-    account = Account(len(_wanted(module)))
-
-    def load(part: nn.Module, local: Mapping[str, Any], prefix: str) -> None:
-        part = part.module if isinstance(part, _WRAPPERS) else part
-        notes = metadata.get(prefix[:-1], {})
-        lists = (account.missing, account.unexpected, account.mismatched)
-        part._load_from_state_dict(dict(local), prefix, notes, True, *lists)
-        for name, child in part._modules.items():
-            if child is not None:
-                below = f"{prefix}{name}."
-                load(child, {key: value for key, value in local.items() if key.startswith(below)}, below)
-        for hook in part._load_state_dict_post_hooks.values():
-            hook(part, _IncompatibleKeys(account.missing, account.unexpected))
-
-    load(module, state, "")
-    account.missing = [key for key in account.missing if "num_batches_tracked" not in key]
-    _tell(account)
-    return account
-
-
-def _tell(account: Account) -> None:
-    parts = list(account.mismatched)
-    if account.unexpected:
-        parts.append(f"unexpected key in source state_dict: {', '.join(account.unexpected)}\n")
-    if account.missing:
-        parts.append(f"missing keys in source state_dict: {', '.join(account.missing)}\n")
-    if parts:
-        _log.warning("%s", "\n".join(["The model and loaded state dict do not match exactly\n", *parts]))
+    keys = {str(key): tuple(value.shape) for key, value in state.items() if isinstance(value, Tensor)}
+    found = guess(own, keys, 0)
+    return f" W{str(found)[1:]}." if found else ""

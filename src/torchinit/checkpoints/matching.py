@@ -217,7 +217,7 @@ def check_kinds(site: Site, infos: Sequence[Info]) -> None:
     if infos and site.state not in ("ready", "integer"):
         raise ValueError(WHY[site.state])
     for info in infos:
-        kinds = [_kind(info.dtype), _kind(site.dtype)]
+        kinds = [kind_of(info.dtype), kind_of(site.dtype)]
         if len(set(kinds)) > 1 and kinds != ["truth values", "whole numbers"]:
             raise ValueError(f"is {_short(site.dtype)}, but the file holds {kinds[0]} ({_short(info.dtype)})")
 
@@ -238,7 +238,8 @@ def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _kind(dtype: torch.dtype) -> str:
+def kind_of(dtype: torch.dtype) -> str:
+    """What kind of numbers a dtype holds; from one kind to another nothing is cast."""
     if dtype == torch.bool:
         return "truth values"
     if dtype.is_complex:

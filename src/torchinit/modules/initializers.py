@@ -228,11 +228,11 @@ class Caffe2XavierInit(KaimingInit):
 
 @WEIGHT_INITIALIZERS.register_module(name="Pretrained")
 class PretrainedInit:
-    """Values from a checkpoint: a local path or a ``file://`` URL.
+    """Values from a checkpoint: a path, a URL, or what is registered with :class:`torchinit.CheckpointLoader`.
 
     ``prefix`` takes the part of the checkpoint below that name. Files are read without running any code
-    in them. Raises FileNotFoundError, and AssertionError where nothing lies below the prefix; warns where
-    nothing fits.
+    in them. Raises FileNotFoundError, CheckpointError for what is no checkpoint, and AssertionError where nothing
+    lies below the prefix; warns where nothing fits. In a recipe :class:`torchinit.Pretrained` does more.
 
     >>> PretrainedInit("resnet50.pth", prefix="backbone.").checkpoint
     'resnet50.pth'
@@ -250,7 +250,8 @@ class PretrainedInit:
             load_pretrained(module, self.checkpoint, self.prefix, self.map_location)
             return
         with session.foreign(module, self._get_init_info()):
-            load_pretrained(module, self.checkpoint, self.prefix, self.map_location)
+            account = load_pretrained(module, self.checkpoint, self.prefix, self.map_location)
+        session.loads.append(account)
 
     def _get_init_info(self) -> str:
         return f"{type(self).__name__}: load from {self.checkpoint}"

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 
+from torchinit.core.accounts import Account as Loads
 from torchinit.core.planner import make_plan
 from torchinit.core.plans import Plan, Rule
 from torchinit.core.reports import Report
@@ -55,6 +56,7 @@ class Session:
         self.containers = containers
         self.account = Account(top)
         self.warned: dict[str, None] = {}
+        self.loads: list[Loads] = []
         self.host: Any = None
         self._marked: list[nn.Module] = []
         self._watch: Watch | None = None
@@ -233,7 +235,8 @@ class Session:
 
     def report(self, *, stats: bool = False) -> Report:
         """What happened, a record a parameter."""
-        return self.account.report(stats=stats, unused=tuple(self.warned), noise=str(self.noise))
+        made = self.account.report(stats=stats, unused=tuple(self.warned), noise=str(self.noise))
+        return replace(made, loads=tuple(self.loads))
 
 
 def _site(group: list[Spot], prefix: str) -> Site:

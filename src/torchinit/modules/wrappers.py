@@ -6,6 +6,7 @@ import sys
 
 from torch import nn
 
+from torchinit.checkpoints import loading
 from torchinit.modules.registry import Registry
 
 MODEL_WRAPPERS = Registry("model wrapper", scope="torchinit", aliases=("mmengine",))
@@ -30,3 +31,12 @@ def is_model_wrapper(model: nn.Module, registry: Registry = MODEL_WRAPPERS) -> b
     theirs = getattr(sys.modules.get("mmengine.model.wrappers.utils"), "is_model_wrapper", None)
     asked = theirs is not None and theirs is not is_model_wrapper and registry is MODEL_WRAPPERS
     return bool(asked and theirs and theirs(model))
+
+
+def _is_loaded_through(model: nn.Module) -> bool:
+    """Whether a checkpoint is loaded into what the model wraps: wrappers, and MMEngine's test-time augmentation."""
+    augmented = getattr(sys.modules.get("mmengine.model"), "BaseTTAModel", None)
+    return is_model_wrapper(model) or (augmented is not None and isinstance(model, augmented))
+
+
+loading.WRAPPERS.append(_is_loaded_through)

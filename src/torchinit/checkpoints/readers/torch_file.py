@@ -32,8 +32,8 @@ class TorchCheckpoint(MemoryCheckpoint):
         super().__init__(str(path), state, form=form, part=where, notes=notes)
 
 
-def load_file(path: Path, map_location: Any = "cpu") -> Any:
-    """Whatever a file of ``torch.save`` holds, without running any code in it.
+def load_file(path: Path, map_location: Any = "cpu", *, mapped: bool = True) -> Any:
+    """Whatever a file of ``torch.save`` holds, without running any code in it; ``mapped`` reads nothing before its use.
 
     Raises CheckpointError for a file that is damaged or compressed, and RefusedPickleError, which is one, for
     other objects than tensors and plain data.
@@ -42,7 +42,7 @@ def load_file(path: Path, map_location: Any = "cpu") -> Any:
     if zipped:
         check_zip(path)
     try:
-        return torch.load(path, map_location=map_location, weights_only=True, mmap=zipped)
+        return torch.load(path, map_location=map_location, weights_only=True, mmap=zipped and mapped)
     except pickle.UnpicklingError as error:
         raise _refused(path, error) from None
     except Exception as error:
