@@ -123,7 +123,7 @@ def test_a_prefix_gives_the_same_part(tmp_path: Path) -> None:
 
 
 def test_augmented_models_are_looked_through() -> None:
-    class Augmented(BaseTTAModel):  # type: ignore[misc]
+    class Augmented(BaseTTAModel):
         """MMEngine's wrapper for tests."""
 
         def __init__(self, module: nn.Module) -> None:

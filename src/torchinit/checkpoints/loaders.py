@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, ClassVar, TypeAlias, TypeVar
+from typing import Any, ClassVar, TypeAlias, TypeVar, overload
 
 import torch
 
@@ -35,9 +35,18 @@ class CheckpointLoader:
 
     _schemes: ClassVar[Prefixes[LoadFunction]] = Prefixes()
 
+    @overload
     @classmethod
     def register_scheme(
-        cls, prefixes: str | Iterable[str], loader: _Load | None = None, force: bool = False
+        cls, prefixes: str | Iterable[str], loader: None = None, force: bool = False
+    ) -> Callable[[_Load], _Load]: ...
+    @overload
+    @classmethod
+    def register_scheme(cls, prefixes: str | Iterable[str], loader: LoadFunction, force: bool = False) -> None: ...
+
+    @classmethod
+    def register_scheme(
+        cls, prefixes: str | Iterable[str], loader: LoadFunction | None = None, force: bool = False
     ) -> Callable[[_Load], _Load] | None:
         """Lets a function ``(filename, map_location)`` load what begins so; also as a decorator.
 
@@ -50,7 +59,7 @@ class CheckpointLoader:
 
         if loader is None:
             return register
-        register(loader)
+        cls._schemes.register(prefixes, loader, force=force)
         return None
 
     @classmethod
