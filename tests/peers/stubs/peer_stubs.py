@@ -7,6 +7,7 @@ an error that says so.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.abc
 import importlib.machinery
 import sys
@@ -14,7 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 # torchvision would replace the pinned torch. `mmcv._ext` is mmcv's compiled part, which mmcv-lite lacks.
 # mmpretrain's multimodal models were written for transformers 4 and fail to import with transformers 5.
@@ -51,10 +52,13 @@ class _StubModule(ModuleType):
 class _StubFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds the stubbed modules and whatever lies below them; asked first: one of them exists, broken."""
 
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if not any(fullname == stub or fullname.startswith(f"{stub}.") for stub in STUBBED):
+        if not any(fullname == stub or fullname.startswith(f"{stub}.") for stub in self.names):
             return None
         return importlib.machinery.ModuleSpec(fullname, self, is_package=True)
 
@@ -68,7 +72,20 @@ class _StubFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 def install() -> None:
     """Make the stubs importable; a second call changes nothing."""
     if not any(isinstance(finder, _StubFinder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _StubFinder())
+        sys.meta_path.insert(0, _StubFinder(STUBBED))
+
+
+@contextlib.contextmanager
+def standing_in(*names: str) -> Iterator[None]:
+    """Stubs for some more modules, which nobody else is to take for installed: gone when the block ends."""
+    finder = _StubFinder(names)
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+        for name in [name for name, module in sys.modules.items() if getattr(module, "__loader__", None) is finder]:
+            del sys.modules[name]
 
 
 install()
