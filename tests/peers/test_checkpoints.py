@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import BertConfig, BertForMaskedLM, BertModel
 
-from tests.checkpoints.servers import served, whole
 from tests.peers.stubs.peer_stubs import standing_in
+from tests.servers import served, whole
 from torchinit import Account, CheckpointError, Name, Pretrained, Rule, initialize, plan
 from torchinit.checkpoints import fetch
 from torchinit.checkpoints.cache import Cache, default_folder
