@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import logging
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -61,6 +62,35 @@ def test_plan_as_json_is_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
     made = Plan.from_json(capsys.readouterr().out)
     assert made["lm_head.weight"].site.name == "wte.weight"
     assert made["h.3.mlp.c_proj.weight"].fill == torchinit.Normal(std=0.02 / 8**0.5)
+
+
+LARGE = [f"{ROOT}/examples/large.py:moe_1t", f"{ROOT}/examples/large.toml", "--arg", "depth=3"]
+
+
+def test_plan_on_a_mesh_tells_what_a_rank_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    cut = ["--parallel", "fsdp,ep", "--place", "fsdp:**.experts.*=1"]
+    assert main(["plan", *LARGE, "--mesh", "512x8", *cut, "--complete"]) == 0
+    out = capsys.readouterr().out
+    assert "on 4,096 ranks (fsdp 512 x ep 8)" in out
+    assert re.search(r"^layers\.\*\.feed_forward\.experts\.w1 +2 +384x2048x7168 +bfloat16 +1 0 +48x4x7168 ", out, re.M)
+    assert main(["plan", *LARGE, "--mesh", "512x8", *cut, "--json"]) == 0
+    cost = json.loads(capsys.readouterr().out)
+    assert cost["ranks"] == 4096
+    assert cost["most"] < cost["bytes"] / 2000
+    assert set(cost["rates"]) == {"Normal bfloat16", "Constant bfloat16"}
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "text"),
+    [
+        (["--mesh", "8by8"], 2, "a mesh is numbers of ranks such as 512x8"),
+        (["--mesh", "8", "--place", "fsdp=1"], 2, "a placement is way:name=axis"),
+        (["--mesh", "8", "--place", "tp:**.experts.w1=1"], 1, "the mesh has no dimension 'tp': it is fsdp 8"),
+    ],
+)
+def test_a_mesh_that_is_none(options: list[str], code: int, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *LARGE, *options]) == code
+    assert text in capsys.readouterr().err
 
 
 def test_rule_in_vain_is_a_finding_unless_lenient(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
