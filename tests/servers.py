@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import ssl
 import subprocess
 import threading
@@ -55,6 +57,19 @@ class Visit(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
+    def do_CONNECT(self) -> None:
+        """Is a proxy: a tunnel to whatever is asked for."""
+        self.host.seen.append((self.path, dict(self.headers.items())))
+        self.close_connection = True
+        place, _, port = self.path.rpartition(":")
+        with socket.create_connection((place, int(port))) as other:
+            self.send_response(200)
+            self.end_headers()
+            back = threading.Thread(target=_pump, args=(other, self.connection), daemon=True)
+            back.start()
+            _pump(self.connection, other)
+            back.join()
+
     def log_message(self, format: str, *args: Any) -> None:
         """Says nothing."""
 
@@ -76,6 +91,14 @@ def served(certificate: Path | None = None) -> Iterator[Host]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def _pump(source: socket.socket, target: socket.socket) -> None:
+    """Passes on what comes, until one side has had enough."""
+    with contextlib.suppress(OSError):
+        while block := source.recv(1 << 16):
+            target.sendall(block)
+        target.shutdown(socket.SHUT_WR)
 
 
 class _Quiet(ThreadingHTTPServer):
@@ -155,7 +178,7 @@ def dripping(body: bytes, pause: float, *, headers: bool = False) -> Handler:
     """A byte at a time; with ``headers`` those drip as well."""
 
     def answer(visit: Visit) -> None:
-        head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        head = f"HTTP/1.1 200 OK\r\nServer: {'slow ' * 100}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
         if not headers:
             visit.wfile.write(head)
         for byte in head * headers + body:

@@ -7,7 +7,9 @@ import os
 import random
 import re
 import threading
+import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ import pytest
 from tests.checkpoints import workers
 from tests.servers import Handler, Host, Visit, in_turn, ranged, status, whole
 from torchinit.checkpoints import Limits, fetch
-from torchinit.checkpoints.cache import Cache, Entry, default_folder, write_whole
+from torchinit.checkpoints.cache import Cache, Entry, Failure, default_folder, write_whole
 from torchinit.errors import FetchError
 
 BODY = random.Random(1).randbytes(2_000_000)
@@ -39,7 +41,7 @@ def stuck(go: threading.Event, after: int) -> Handler:
 
 
 def test_eight_processes_make_one_download(host: Host, environment: Mapping[str, str]) -> None:
-    answers = workers.CONTEXT.Queue()
+    answers = workers.answers()
     url = host.serve("/a.pth", whole(BODY))
     processes = [workers.start(url, answers, environment) for _ in range(8)]
     said = {answers.get(timeout=60) for _ in processes}
@@ -50,7 +52,7 @@ def test_eight_processes_make_one_download(host: Host, environment: Mapping[str,
 
 
 def test_eight_processes_end_with_one_error(host: Host, environment: Mapping[str, str]) -> None:
-    answers = workers.CONTEXT.Queue()
+    answers = workers.answers()
     url = host.serve("/a.pth", status(404))
     processes = [workers.start(url, answers, environment) for _ in range(8)]
     said = {answers.get(timeout=60) for _ in processes}
@@ -60,7 +62,7 @@ def test_eight_processes_end_with_one_error(host: Host, environment: Mapping[str
 
 
 def test_a_process_killed_in_the_middle(host: Host, cache: Path, environment: Mapping[str, str]) -> None:
-    answers, go = workers.CONTEXT.Queue(), threading.Event()
+    answers, go = workers.answers(), threading.Event()
     url = host.serve("/a.pth", in_turn(stuck(go, 1_500_000), ranged(BODY)))
     first = workers.start(url, answers, environment)
     part = Cache(cache).folder_of(url) / ".part"
@@ -206,3 +208,47 @@ def test_two_threads_make_one_download(host: Host) -> None:
     for thread in threads:
         thread.join(30)
     assert host.hits("/a.pth") == 1
+
+
+def test_who_waited_for_a_failure_does_not_try_again(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    go, waiting, locked = threading.Event(), threading.Semaphore(0), Cache.locked
+    told: list[str] = []
+
+    def counted(cache: Cache, name: str) -> AbstractContextManager[None]:
+        waiting.release()
+        return locked(cache, name)
+
+    def work() -> None:
+        with pytest.raises(FetchError, match="the server says 404: there is no such file") as caught:
+            fetch(url)
+        told.append(str(caught.value))
+
+    def answer(visit: Visit) -> None:
+        go.wait(60)
+        visit.say(404)
+
+    monkeypatch.setattr(Cache, "locked", counted)
+    url = host.serve("/a.pth", answer)
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    assert all(waiting.acquire(timeout=30) for _ in threads)
+    go.set()
+    for thread in threads:
+        thread.join(30)
+    assert len(told) == 4
+    assert len(set(told)) == 1
+    assert host.hits("/a.pth") == 1
+    with pytest.raises(FetchError, match="the server says 404"):
+        fetch(url)
+    assert host.hits("/a.pth") == 2  # who comes later tries anew
+
+
+def test_a_failure_with_another_hash_is_not_shared(tmp_path: Path) -> None:
+    path = tmp_path / "failed"
+    with pytest.raises(FetchError, match="no"), Failure(path, time.time()).shared("00"):
+        raise FetchError("no", ["and why"])
+    with Failure(path, 0.0).shared("11"), Failure(path, time.time() + 1).shared("00"):
+        pass
+    with pytest.raises(FetchError, match="no\n  and why"), Failure(path, 0.0).shared("00"):
+        pass

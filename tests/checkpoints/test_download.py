@@ -7,6 +7,7 @@ import hashlib
 import random
 import shutil
 import socket
+import sys
 import time
 from collections import namedtuple
 from pathlib import Path
@@ -307,3 +308,48 @@ def test_progress_is_told(host: Host) -> None:
     assert told[0] == (0, len(BODY))
     assert told[-1] == (len(BODY), len(BODY))
     assert told == sorted(told)
+
+
+def test_through_a_proxy(host: Host, plain_host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    url, place = host.serve("/a.pth", whole(BODY)), plain_host.url.removeprefix("http://")
+    monkeypatch.setenv("https_proxy", f"http://me:p%40ss@{place}")
+    assert got(url) == BODY
+    tunnel, headers = plain_host.seen[0]
+    assert f"https://{tunnel}/a.pth" == url
+    assert headers["Proxy-Authorization"] == "Basic bWU6cEBzcw=="
+    assert "Proxy-Authorization" not in host.seen[0][1]
+    monkeypatch.setenv("no_proxy", "localhost")
+    assert got(url + "?again") == BODY
+    assert len(plain_host.seen) == 1
+
+
+def test_plain_http_through_a_proxy(plain_host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain_host.serve("http://example.org/a.pth", whole(BODY))
+    monkeypatch.setenv("http_proxy", plain_host.url.replace("//", "//me:pass@"))
+    assert got("http://example.org/a.pth", sha256=SHA) == BODY
+    headers = plain_host.seen[0][1]
+    assert (headers["Host"], headers["Proxy-Authorization"]) == ("example.org", "Basic bWU6cGFzcw==")
+
+
+def test_a_proxy_that_is_not_spoken_to_by_http(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", "socks5://localhost:1080")
+    with pytest.raises(FetchError, match="the proxy socks5://localhost is not one that is spoken to by http"):
+        got("https://example.org/a.pth")
+
+
+def test_a_proxy_that_drips(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with servers.served() as proxy:
+        monkeypatch.setattr(Visit, "do_CONNECT", servers.dripping(BODY, 0.01, headers=True))
+        monkeypatch.setenv("https_proxy", proxy.url)
+        with pytest.raises(FetchError, match=r"example\.org/a\.pth cannot be fetched: 0 bytes came in 0\.4 s"):
+            got("https://example.org/a.pth")
+
+
+def test_a_bar_in_a_terminal(host: Host, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    url = host.serve("/a.pth", whole(BODY))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    assert got(url) == BODY
+    assert "a.pth" in capsys.readouterr().err
+    assert got(url) == BODY
+    assert capsys.readouterr().err == ""  # nothing is fetched, nothing is shown

@@ -73,6 +73,31 @@ def _hash_of(path: Path, *_: int) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Failure:
+    """How a download ended that others waited for since a time (in seconds since 1970): they need not try it, too."""
+
+    path: Path
+    since: float
+
+    @contextlib.contextmanager
+    def shared(self, sha256: str | None) -> Iterator[None]:
+        """Raises the error that another process had with the same file while this one waited, or records its own."""
+        try:
+            said = json.loads(self.path.read_text("utf-8"))
+            if said["at"] >= self.since and said["sha256"] == sha256:
+                raise FetchError(said["headline"], said["problems"])
+        except (OSError, ValueError, TypeError, KeyError):
+            pass  # nothing was said
+        try:
+            yield
+        except FetchError as error:
+            said = {"headline": error.headline, "problems": error.problems, "sha256": sha256, "at": time.time()}
+            with contextlib.suppress(OSError):
+                write_whole(self.path, json.dumps(said))
+            raise
+
+
+@dataclass(frozen=True, slots=True)
 class Cache:
     """A folder of files from URLs. An entry is a folder of its own, named by the hash of the whole URL.
 
@@ -109,7 +134,8 @@ class Cache:
         entry = self._sound(url, sha256)
         if entry is None:
             check_allowed(address_of(url), limits)
-            with self.locked(self.folder_of(url).name):
+            failure = Failure(self.folder / ".locks" / f"{self.folder_of(url).name}.failed", time.time())
+            with self.locked(self.folder_of(url).name), failure.shared(sha256):
                 entry = self._sound(url, sha256) or self._fetch(url, limits, sha256, progress)
         return entry
 
@@ -125,7 +151,12 @@ class Cache:
         with self._writable():
             folder.mkdir(parents=True, exist_ok=True)
         part = Part(folder / _PART)
-        receipt = Download(url, part, limits, sha256, progress).run()
+        try:
+            receipt = Download(url, part, limits, sha256, progress).run()
+        except FetchError:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # if nothing is in it
+            raise
         entry = Entry(url, receipt.sha256, receipt.size, folder / name_of(url), time.time())
         with self._writable():
             _write_note(entry)  # first, so that a file never stands beside a note of another one unnoticed

@@ -39,7 +39,8 @@ def _downloaded(hub: Any, source: str, parts: re.Match[str], revision: str, *, o
     try:
         return Path(hub.hf_hub_download(parts["repo"], parts["file"], revision=revision, local_files_only=offline))
     except Exception as error:  # its own errors, and those of the HTTP library below it
-        raise FetchError(f"{source} cannot be fetched: {' '.join(str(error).split())}") from error
+        why = " (TORCHINIT_OFFLINE is set)" if offline else ""
+        raise FetchError(f"{source} cannot be fetched{why}: {' '.join(str(error).split())}") from error
 
 
 def _commit(path: Path, file: str) -> str:

@@ -145,6 +145,8 @@ def _asked(connection: Any, address: Address, headers: Mapping[str, str], watch:
         said = {**connection.extra, **headers}
         connection.request("GET", connection.prefix + address.target, headers=said)
         response: http.client.HTTPResponse = connection.getresponse()
+        if watch.reason:  # headers that end in the middle pass for headers
+            raise PassingError(watch.reason)
         watch.begin()
         return response
 
@@ -186,6 +188,8 @@ class _Secure(_Plain):
 
     def connect(self) -> None:
         super().connect()
+        if self.watch.reason:  # a socket that was shut cannot be wrapped
+            raise ConnectionAbortedError(self.watch.reason)
         name = getattr(self, "_tunnel_host", None) or self.host
         # The handshake comes after the watch knows the socket, so that it cannot stand still either.
         self.sock = ssl.create_default_context().wrap_socket(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -10,11 +11,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torchinit.checkpoints.addresses import address_of
 from torchinit.checkpoints.cache import Cache, Entry, default_folder
 from torchinit.cli import options
 from torchinit.cli.errors import UsageError
 from torchinit.core.tables import columns
-from torchinit.errors import count, did_you_mean
+from torchinit.errors import FetchError, count, did_you_mean
 
 if TYPE_CHECKING:
     from torchinit.cli.options import Commands
@@ -91,6 +93,8 @@ def _remove(arguments: argparse.Namespace) -> int:
 def _folder(cache: Cache, text: str) -> Path:
     """The folder of the one entry that is meant, or of an unfinished download of this URL."""
     entries = cache.entries()
+    with contextlib.suppress(FetchError):
+        text = address_of(text).url  # as it is spelled in the cache
     meant = {entry.path.parent for entry in entries if text in (entry.url, entry.path.name, entry.path.parent.name)}
     if "://" in text and not meant:
         meant = {folder for folder in cache.folders() if folder == cache.folder_of(text)}
