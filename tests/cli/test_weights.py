@@ -86,7 +86,7 @@ def test_what_the_format_cannot_hold(tmp_path: Path) -> None:
             del state
 
     with pytest.raises(UsageError, match="_extra_state is a dict; safetensors holds tensors only"):
-        distinct(Extra(2, 3))
+        distinct(Extra(2, 3).state_dict())
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,4 +1,5 @@
-"""The command line, `torchinit`: plan, apply, check, diff, fingerprint, list, explain, fetch, cache."""
+"""The command line, `torchinit`: plan, apply, check, diff, fingerprint, list, explain,
+inspect, check-ckpt, convert, fetch, cache."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def add(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Writes the file and prints the report; where the values are not as planned there is no file."""
-    _check_output(arguments.output, force=arguments.force)
+    weights.check_output(arguments.output, force=arguments.force)
     noise = _noise(arguments.seed)
     rules = options.recipe_of(arguments.recipe)
     model = options.model_of(arguments, "cpu", arguments.seed)
@@ -67,16 +67,6 @@ def run(arguments: argparse.Namespace) -> int:
     origin = {"torchinit.version": options.version(), "torchinit.stream": STREAM, "torchinit.seed": str(noise.seed)}
     weights.write_model(arguments.output, model, origin)
     return 0
-
-
-def _check_output(path: Path, *, force: bool) -> None:
-    """Refuses an output that cannot be written before anything costly is done."""
-    if path.suffix != ".safetensors":
-        raise UsageError(f"the output is a .safetensors file, but got {str(path)!r}")
-    if not path.parent.is_dir():
-        raise UsageError(f"there is no folder {str(path.parent)!r} to write {path.name!r} to")
-    if path.exists() and not force:
-        raise UsageError(f"{str(path)!r} exists already; --force overwrites it")
 
 
 def _noise(seed: int) -> Keyed:

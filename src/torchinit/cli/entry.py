@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 
-from torchinit.cli import apply, cache, check, diff, explain, fetch, fingerprint, plan
+from torchinit.cli import apply, cache, check, check_ckpt, convert, diff, explain, fetch, fingerprint, inspect, plan
 from torchinit.cli import list as listing
 from torchinit.cli.errors import UsageError
 from torchinit.cli.options import version
@@ -20,6 +20,11 @@ MODEL is package.module:factory, path/to/file.py:factory, or transformers:path/t
 RECIPE is a file (.toml, .json, .yaml) or the name of a scheme that comes with torchinit.
 Exit code: 0 all is well, 1 there are findings, 2 the command cannot be carried out as it was written.
 """
+
+
+_COMMANDS = (
+    plan, apply, check, diff, fingerprint, listing, explain, inspect, check_ckpt, convert, fetch, cache,
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-v", "--verbose", action="store_true", help="log what happens, on standard error")
     parser.set_defaults(on_error=1)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (plan, apply, check, diff, fingerprint, listing, explain, fetch, cache):
+    for command in _COMMANDS:
         command.add(commands)
     return parser
 

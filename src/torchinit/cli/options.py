@@ -41,6 +41,11 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     strict.add_argument("--lenient", action="store_false", dest="strict", help="a rule in vain is only mentioned")
 
 
+def add_part(parser: argparse.ArgumentParser) -> None:
+    """Which part of a nested checkpoint is meant."""
+    parser.add_argument("--part", help="where in a nested checkpoint the weights are, if not where they usually are")
+
+
 def add_json(parser: argparse.ArgumentParser) -> None:
     """The choice between a table and JSON."""
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")

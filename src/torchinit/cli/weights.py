@@ -18,29 +18,23 @@ import torch
 from torch import Tensor, nn
 
 from torchinit import Change, Fingerprint, MissingExtraError, fingerprint
+from torchinit.checkpoints.readers.safetensors_file import DTYPES, TIED
 from torchinit.cli.errors import UsageError
 from torchinit.core.names import normalize
 from torchinit.errors import count
 
-CODES = {
-    torch.bool: "BOOL",
-    torch.uint8: "U8",
-    torch.int8: "I8",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.uint16: "U16",
-    torch.int16: "I16",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.uint32: "U32",
-    torch.int32: "I32",
-    torch.float32: "F32",
-    torch.uint64: "U64",
-    torch.int64: "I64",
-    torch.float64: "F64",
-    torch.complex64: "C64",
-}
+CODES = {dtype: code for code, dtype in DTYPES.items()}
 """The format's names of dtypes."""
+
+
+def check_output(path: Path, *, force: bool) -> None:
+    """Refuses an output that cannot be written before anything costly is done."""
+    if path.suffix != ".safetensors":
+        raise UsageError(f"the output is a .safetensors file, but got {str(path)!r}")
+    if not path.parent.is_dir():
+        raise UsageError(f"there is no folder {str(path.parent)!r} to write {path.name!r} to")
+    if path.exists() and not force:
+        raise UsageError(f"{str(path)!r} exists already; --force overwrites it")
 
 
 def write_model(path: Path, model: nn.Module, metadata: Mapping[str, str]) -> None:
@@ -49,17 +43,17 @@ def write_model(path: Path, model: nn.Module, metadata: Mapping[str, str]) -> No
     Its other names are in the metadata, under ``torchinit.tied``, as a JSON object. Raises UsageError for what
     the format cannot hold.
     """
-    tensors, tied = distinct(model)
-    extra = {"torchinit.tied": json.dumps(tied, sort_keys=True)} if tied else {}
+    tensors, tied = distinct(model.state_dict())
+    extra = {TIED: json.dumps(tied, sort_keys=True)} if tied else {}
     write(path, tensors, {"format": "pt", **metadata, **extra})
 
 
-def distinct(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a model's state by their first names, and which other name means which of them."""
+def distinct(state: Mapping[str, object]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a state by their first names, and which other name means which of them."""
     kept: dict[str, Tensor] = {}
     tied: dict[str, str] = {}
     seen: dict[object, str] = {}
-    for name, tensor in model.state_dict().items():
+    for name, tensor in state.items():
         if not isinstance(tensor, Tensor):
             raise UsageError(f"{name} is a {type(tensor).__name__}; safetensors holds tensors only")
         key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if tensor.numel() else name

@@ -38,6 +38,9 @@ DTYPES: dict[str, torch.dtype] = {
 }
 """The format's names of dtypes."""
 
+TIED = "torchinit.tied"
+"""The metadata under which torchinit keeps the other names of tied tensors: a JSON object of names."""
+
 _LARGEST_HEADER = 100_000_000
 """So many bytes the library allows, too."""
 
@@ -51,6 +54,8 @@ class SafetensorsCheckpoint(Checkpoint):
         self.name = str(path)
         self.path = path
         self._texts, self._infos = read_header(path)
+        self._tied = _tied_names(path, self._texts, self._infos)
+        self._infos |= {name: self._infos[first] for name, first in self._tied.items()}
         self._file = _opened(path)
 
     def keys(self) -> tuple[str, ...]:
@@ -64,7 +69,7 @@ class SafetensorsCheckpoint(Checkpoint):
 
     def _read(self, key: str, box: Box | None) -> Tensor:
         info = self._info(key)
-        tensor: Tensor = self._file.get_tensor(key)
+        tensor: Tensor = self._file.get_tensor(self._tied.get(key, key))
         if tuple(tensor.shape) != info.shape or tensor.dtype != info.dtype:
             raise CheckpointError(f"{self.name}: {key} is not what the header said")
         return cut(tensor, box)
@@ -106,6 +111,19 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, Info | str]]:
     spans = {key: _span(path, key, entry) for key, entry in data.items()}
     _check_spans(path, [span for span, _ in spans.values()], size - 8 - length)
     return texts, {key: info for key, (_, info) in spans.items()}
+
+
+def _tied_names(path: Path, texts: Mapping[str, str], infos: Mapping[str, object]) -> dict[str, str]:
+    """The names that stand for another tensor of the file, and for which."""
+    if TIED not in texts:
+        return {}
+    try:
+        names = json.loads(texts[TIED])
+    except (ValueError, RecursionError) as error:
+        raise _bad(path, f"its {TIED} is no JSON: {error}") from error
+    if not isinstance(names, dict) or not all(isinstance(first, str) and first in infos for first in names.values()):
+        raise _bad(path, f"its {TIED} are no names of its tensors")
+    return {name: first for name, first in names.items() if name not in infos}
 
 
 def _parsed(path: Path, raw: bytes) -> dict[str, Any]:
