@@ -1,5 +1,6 @@
 """The command line, `torchinit`: plan, apply, check, diff, fingerprint, list, explain,
-inspect, check-ckpt, convert, fetch, cache."""
+inspect, check-ckpt, convert, fetch, cache.
+"""
 
 from __future__ import annotations
 

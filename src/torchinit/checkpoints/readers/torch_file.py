@@ -11,10 +11,12 @@ from typing import Any
 import torch
 
 from torchinit.checkpoints.readers.memory import MemoryCheckpoint
+from torchinit.checkpoints.readers.pickles import check_pickle, check_pickles
 from torchinit.checkpoints.readers.states import find_state
 from torchinit.errors import CheckpointError
 
 _LARGEST_PICKLE = 1 << 28
+_LARGEST_HEADER = 1 << 17
 _OLDEST = (2, 10)
 """Restricted unpicklers of older torch could be made to run code."""
 
@@ -41,13 +43,16 @@ def load_file(path: Path, map_location: Any = "cpu", *, mapped: bool = True) -> 
     zipped = is_zip(path)
     if zipped:
         check_zip(path)
+    else:
+        with path.open("rb") as file:
+            check_pickles(str(path), file)
     try:
         return torch.load(path, map_location=map_location, weights_only=True, mmap=zipped and mapped)
     except pickle.UnpicklingError as error:
         raise _refused(path, error) from None
     except Exception as error:
         # What a damaged pickle raises depends on where it is damaged.
-        raise CheckpointError(f"{path}: cannot be read: {type(error).__name__}: {_first_line(error)}") from error
+        raise CheckpointError(f"{path}: cannot be read, it is damaged: {_first_line(error)}") from error
 
 
 def is_zip(path: Path) -> bool:
@@ -59,7 +64,7 @@ def is_zip(path: Path) -> bool:
 def _refused(path: Path, error: Exception) -> RefusedPickleError:
     text = str(error)
     found = re.search(r"GLOBAL ([\w.]+)", text) or re.search(r"(?:class|function|global) ([\w.]+)", text)
-    what = f"asks for {found[1]}" if found else _first_line(error).rstrip(".")
+    what = f"asks for {found[1]}" if found else f"does what torch.save does not ({_first_line(error).rstrip('.')})"
     return RefusedPickleError(
         f"{path}: is refused: its pickle {what}, and only tensors and plain data are read. Nothing in it was run."
         " Get the weights as .safetensors, or save their state_dict alone"
@@ -68,8 +73,8 @@ def _refused(path: Path, error: Exception) -> RefusedPickleError:
 
 def _first_line(error: Exception) -> str:
     text = str(error).strip()
-    reason = re.search(r"WeightsUnpickler error: (.*)", text)
-    return (reason[1] if reason else text.splitlines()[0] if text else "no reason given")[:200]
+    _, _, reason = text.rpartition("WeightsUnpickler error:")
+    return (reason.strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def check_zip(path: Path) -> None:
@@ -79,7 +84,22 @@ def check_zip(path: Path) -> None:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, UnicodeError, OverflowError) as error:
         raise CheckpointError(f"{path}: is no whole zip file (cut short?): {error}") from error
-    names = [entry.filename for entry in entries]
+    _check_names(path, [entry.filename for entry in entries])
+    _check_entries(path, entries)
+    with path.open("rb") as file:
+        for entry in entries:
+            if entry.filename.endswith(".pkl"):
+                file.seek(entry.header_offset)
+                check_pickle(str(path), _content(file.read(entry.file_size + _LARGEST_HEADER), entry))
+
+
+def _content(raw: bytes, entry: zipfile.ZipInfo) -> bytes:
+    """The bytes of an entry that is stored as it is, behind the header before it."""
+    begin = 30 + int.from_bytes(raw[26:28], "little") + int.from_bytes(raw[28:30], "little")
+    return raw[begin : begin + entry.file_size]
+
+
+def _check_names(path: Path, names: list[str]) -> None:
     parts = {name.split("/")[1] for name in names if name.count("/") > 1} | {name.rpartition("/")[2] for name in names}
     if "code" in parts or "constants.pkl" in parts:
         raise CheckpointError(
@@ -90,7 +110,6 @@ def check_zip(path: Path) -> None:
         raise CheckpointError(f"{path}: is a zip file without data.pkl, so none that torch.save wrote")
     if len(set(names)) < len(names):
         raise CheckpointError(f"{path}: has two entries of one name")
-    _check_entries(path, entries)
 
 
 def _check_entries(path: Path, entries: list[zipfile.ZipInfo]) -> None:
