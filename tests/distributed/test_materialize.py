@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import Shard
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import Partial, Shard
+from torch.distributed.tensor.placement_types import Placement
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from torch.nn.utils.parametrize import register_parametrization
 
@@ -26,8 +28,7 @@ from torchinit import (
     initialize,
     materialize,
 )
-from torchinit.distributed.allocation import allocate, check_device
-from torchinit.distributed.materialization import Materialization
+from torchinit.distributed.allocation import allocate, check_device, check_ranks
 
 ALL = Rule(Name("**"), Normal(std=0.5))
 
@@ -208,13 +209,32 @@ def test_a_device_that_is_not_there(device: str, message: str) -> None:
     assert model.get_parameter("weight").is_meta
 
 
-def test_a_mesh_that_does_not_cover_the_model() -> None:
+def spread(placement: Placement, ranks: list[int]) -> nn.Module:
+    mesh = DeviceMesh("cpu", ranks, _init_backend=False)
+    model = meta(lambda: nn.Linear(2, 2, bias=False))
+    model.weight = nn.Parameter(local_of(torch.empty(1, 2, device="meta"), mesh, placement, 2, 2))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("placement", "ranks", "message"),
+    [
+        (Shard(0), [0, 1], r"weight: lies on a mesh of ranks 0, 1, and this is rank 3"),
+        (Partial(), [0, 1, 2, 3], r"weight: is placed as P\(sum\)"),
+    ],
+)
+def test_placements_that_have_no_values(placement: Placement, ranks: list[int], message: str) -> None:
     with fake_rank(3, 4):
-        mesh = torch.distributed.device_mesh.DeviceMesh("cpu", [0, 1], _init_backend=False)
-        model = meta(lambda: nn.Linear(2, 2, bias=False))
-        model.weight = nn.Parameter(local_of(torch.empty(1, 2, device="meta"), mesh, Shard(0), 2, 2))
-        with pytest.raises(RunError, match=r"mesh of ranks 0, 1, and this is rank 3"):
-            Materialization(model, lambda: pytest.fail("not reached"), None)._ready()  # type: ignore[arg-type]
+        model = spread(placement, ranks)
+        with pytest.raises(RunError, match=message):
+            check_ranks(model)
+
+
+def test_no_process_group() -> None:
+    with fake_rank(3, 4):
+        model = spread(Shard(0), [2, 3])
+    with pytest.raises(RunError, match=r"no process group, but weight is distributed: call torch\.distributed\.init_"):
+        materialize(model, ALL, seed=0)
 
 
 def test_an_allocation_that_fails_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from torchinit.core.names import normalize
-from torchinit.core.placements import is_distributed, local_part
+from torchinit.core.placements import is_distributed, local_part, shards_of
 from torchinit.core.places import Kind
 from torchinit.core.tables import some
 from torchinit.errors import RunError, count
@@ -79,15 +79,25 @@ def check_meta(model: nn.Module) -> None:
 
 
 def check_ranks(model: nn.Module) -> None:
-    """Raises RunError where a model has a DTensor on a mesh that this rank does not belong to, or no process group."""
+    """Raises RunError where this rank cannot hold its part of a model.
+
+    That is where a DTensor lies on a mesh that the rank does not belong to, is placed as ``Partial``, or there is no
+    process group that could tell the other ranks of it.
+    """
     dist = torch.distributed
-    outside = []
-    for one in tenants(model):
-        if is_distributed(one.tensor) and one.tensor.device_mesh.get_coordinate() is None:
-            ranks = some([str(rank) for rank in one.tensor.device_mesh.mesh.flatten().tolist()])
-            outside.append(f"{one.name}: lies on a mesh of ranks {ranks}, and this is rank {dist.get_rank()}")
-    if outside:
-        raise RunError(f"the mesh does not cover the model: {count(len(outside), 'tensor')} outside of it", outside)
+    spread: dict[str, Any] = {one.name: one.tensor for one in tenants(model) if is_distributed(one.tensor)}
+    if spread and not dist.is_initialized():
+        raise RunError(
+            f"there is no process group, but {some(list(spread))} {'is' if len(spread) == 1 else 'are'} distributed:"
+            " call torch.distributed.init_process_group first"
+        )
+    problems = []
+    for name, tensor in spread.items():
+        if not shards_of(name, tensor):
+            ranks = some([str(rank) for rank in tensor.device_mesh.mesh.flatten().tolist()])
+            problems.append(f"{name}: lies on a mesh of ranks {ranks}, and this is rank {dist.get_rank()}")
+    if problems:
+        raise RunError(f"the mesh does not cover the model: {count(len(problems), 'tensor')} outside of it", problems)
 
 
 @dataclass(frozen=True, slots=True)
