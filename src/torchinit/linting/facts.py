@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -77,86 +77,95 @@ def look(tensor: Tensor) -> Facts:
     if not values.numel():
         return Facts()
     sums = _Sums(values)
-    for start, piece in _pieces(sums.values):
+    for start, piece in _pieces(values if values.dim() else values.view(1)):
         sums.add(start, piece)
-    return sums.facts()
+    return sums.facts(is_shuffled(values))
 
 
 def _pieces(values: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Parts of about a chunk along the first dimension, each with where it starts."""
+    """Parts of about a chunk along the first dimension, each as a matrix, with where it starts."""
     size = max(1, _CHUNK * len(values) // values.numel())
     for start in range(0, len(values), size):
-        yield start, values[start : start + size]
+        piece = values[start : start + size]
+        yield start, piece.reshape(len(piece), -1).contiguous()
 
 
 class _Sums:
-    """What is summed up over the pieces of a tensor."""
+    """What is summed up over the pieces of a tensor, which is read as a matrix: the first dimension by the others."""
 
     def __init__(self, values: Tensor) -> None:
         self.flat = values.dim() < 2
-        shape = (values.numel(), 1, 1) if self.flat else (*values.shape[:2], math.prod(values.shape[2:]))
-        self.values = values.reshape(shape)
-        self.dtype = values.dtype
-        first = float(values.reshape(-1)[0])
+        self.shape = (values.numel(), 1) if self.flat else (len(values), values[0].numel())
+        self.columns = 1 if self.flat else values.shape[1]
+        first = float(values[(0,) * values.dim()])
         self.shift = first if math.isfinite(first) else 0.0  # sums around a value of the data cancel less
+        self.smallest = torch.finfo(values.dtype).smallest_normal if values.is_floating_point() else 0.0
         self.total = self.square = 0.0
         self.nan = self.infinite = self.tiny = self.digest = 0
         self.least, self.most = math.inf, -math.inf
-        rows, columns, rest = shape
-        self.within = _keys(0, columns * rest, values.device).view(1, columns, rest)
-        self.rest = _keys(0, rest, values.device).view(1, 1, rest)
-        self.rows, self.columns = _zeros(0 if self.flat else rows, values), _zeros(columns, values)
-        self.row_zeros, self.column_zeros = torch.zeros_like(self.rows), torch.zeros_like(self.columns)
+        rows, width = self.shape
+        self.within = _keys(0, width, values.device)
+        self.rows, self.row_zeros = (_zeros(0 if self.flat else rows, values) for _ in range(2))
+        self.below, self.zeros_below = (_zeros(width, values) for _ in range(2))
 
     def add(self, start: int, piece: Tensor) -> None:
-        wide = piece.to(torch.float64)
-        self._add_moments(wide)
-        zero = wide == 0
-        if self.dtype.is_floating_point:
-            small = wide.abs() < torch.finfo(self.dtype).smallest_normal
-            self.tiny += int(small.sum()) - int(zero.sum())
-        bits = _bits(piece)
-        keys = _keys(start, len(piece), piece.device)
-        digests = (bits * self.within).sum((1, 2))
-        self.digest = (self.digest + int((digests * keys).sum())) % (1 << 64)
-        self.columns += (bits * self.rest * keys.view(-1, 1, 1)).sum((0, 2))
-        self.column_zeros += zero.sum((0, 2))
-        if not self.flat:
-            self.rows[start : start + len(piece)] = digests
-            self.row_zeros[start : start + len(piece)] = zero.sum((1, 2))
-
-    def _add_moments(self, wide: Tensor) -> None:
+        wide = piece.to(torch.float64, copy=True)  # it is shifted in place, and must not be the tensor itself
         low, high = (float(end) for end in torch.aminmax(wide))
         if not (math.isfinite(low) and math.isfinite(high)):
             self.nan += int(wide.isnan().sum())
             self.infinite += int(wide.isinf().sum())
         self.least, self.most = min(self.least, low), max(self.most, high)
-        moved = wide - self.shift
-        self.total += float(moved.sum())
-        self.square += float(moved.square_().sum())
+        size = wide.abs()
+        if not float(size.amin()) >= max(self.smallest, 5e-324):  # "not", since a comparison with NaN is false
+            self._count(start, size)
+        wide -= self.shift
+        self.total += float(wide.sum())
+        flat = wide.view(-1)
+        self.square += float(flat.dot(flat))
+        self._digest(start, _bits(piece))
 
-    def facts(self) -> Facts:
-        number = self.values.numel()
+    def _count(self, start: int, size: Tensor) -> None:
+        zero = size == 0
+        self.tiny += int(torch.count_nonzero(size < self.smallest)) - int(torch.count_nonzero(zero))
+        self.zeros_below += zero.sum(0)
+        if not self.flat:
+            self.row_zeros[start : start + len(size)] = zero.sum(1)
+
+    def _digest(self, start: int, bits: Tensor) -> None:
+        keys = _keys(start, len(bits), bits.device)
+        digests = torch.mv(bits, self.within)
+        self.digest = (self.digest + int((digests * keys).sum())) % (1 << 64)
+        self.below += torch.mv(bits.T, keys)
+        if not self.flat:
+            self.rows[start : start + len(bits)] = digests
+
+    def facts(self, shuffled: bool) -> Facts:
+        rows, width = self.shape
+        number = rows * width
         finite = not self.nan and not self.infinite
         mean = self.total / number
-        nothing = torch.empty(0, dtype=torch.int64)
-        rows, columns, rest = self.values.shape
-        return Facts(
+        facts = Facts(
             numel=number,
             nan=self.nan,
             infinite=self.infinite,
-            zeros=int(self.column_zeros.sum()),
-            tiny=self.tiny,
+            zeros=int(self.zeros_below.sum()),
+            tiny=self.tiny if self.smallest else 0,
             min=self.least,
             max=self.most,
             mean=self.shift + mean if finite else math.nan,
             std=math.sqrt(max(0.0, self.square / number - mean * mean)) if finite else math.nan,
             digest=self.digest,
-            shuffled=is_shuffled(self.values),
-            rows=nothing if self.flat else self.rows.cpu(),
-            columns=nothing if self.flat else self.columns.cpu(),
-            zero_rows=self.row_zeros.cpu() == columns * rest if not self.flat else nothing.bool(),
-            zero_columns=self.column_zeros.cpu() == rows * rest if not self.flat else nothing.bool(),
+            shuffled=shuffled,
+        )
+        if self.flat:
+            return facts
+        each = width // self.columns
+        return replace(
+            facts,
+            rows=self.rows.cpu(),
+            columns=(self.below.view(-1, each) * _keys(0, each, self.below.device)).sum(1).cpu(),
+            zero_rows=self.row_zeros.cpu() == width,
+            zero_columns=self.zeros_below.view(-1, each).sum(1).cpu() == rows * each,
         )
 
 
@@ -176,7 +185,7 @@ def _bits(piece: Tensor) -> Tensor:
     """The bits of each value as a whole number."""
     if piece.dtype == torch.bool:
         return piece.to(torch.int64)
-    return piece.contiguous().view(_BITS[piece.element_size()]).to(torch.int64)
+    return piece.view(_BITS[piece.element_size()]).to(torch.int64)
 
 
 def is_shuffled(values: Tensor) -> bool:
