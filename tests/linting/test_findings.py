@@ -40,6 +40,16 @@ def test_as_a_table() -> None:
     assert str(Findings()) == "no findings"
 
 
+def test_a_table_does_not_grow_without_end() -> None:
+    many = Findings(tuple(Finding("TI103", "error", str(at), "NaN") for at in range(12)))
+    assert str(many).splitlines()[10:] == [
+        "TI103  error     9     NaN",
+        "TI103  error     ...   and 2 more",
+        "12 errors",
+    ]
+    assert len(many.table(12).splitlines()) == 14
+
+
 def test_as_json() -> None:
     data = json.loads(BOTH.to_json())
     assert data["format"] == "torchinit-findings-1"

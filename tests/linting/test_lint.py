@@ -8,9 +8,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 from torch.nn.utils import parametrizations
 
 import torchinit
+from tests.ranks import fake_rank
 from torchinit import ConfigError, Kaiming, Layer, Leaf, Normal, ReportError, Rule, assert_initialized, lint
 from torchinit.linting import CHECKS
 
@@ -163,3 +166,31 @@ def test_what_was_not_run_is_said() -> None:
     assert skipped == {code: skipped[code] for code, one in CHECKS.items() if one.needs not in ("sites", "values")}
     assert skipped["TI706"] == "a report"
     assert skipped["TI203"] == "loaded weights or a trace"
+
+
+def test_sharded_tensors_are_judged_by_what_is_here() -> None:
+    model = nn.Sequential(nn.Linear(16, 8), nn.Embedding(12, 8, padding_idx=0), nn.Linear(8, 8))
+    nn.init.normal_(model.get_parameter("2.weight"), std=9.0)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    whole = lint(model)
+    assert [(one.code, one.site) for one in whole] == [("TI404", "2.weight")]
+    with fake_rank(1, 2):
+        mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("lint1",))
+        for name, parameter in list(model.named_parameters()):
+            axis = Shard(0) if name.endswith("bias") or name.startswith("1") else Shard(1)
+            owner = model.get_submodule(name.partition(".")[0])
+            owner.register_parameter(
+                name.partition(".")[2],
+                nn.Parameter(distribute_tensor(parameter.detach(), mesh, [axis], src_data_rank=None)),
+            )
+        assert [(one.code, one.site) for one in lint(model)] == [("TI404", "2.weight")]
+        assert tuple(lint(model, loaded=state)) == ()
+        state["0.weight"][:, :8] += 1  # the other rank's columns
+        assert tuple(lint(model, loaded=state)) == ()
+        state["0.weight"][3, 9] += 1
+        (found,) = lint(model, loaded=state)
+        assert (found.code, found.message) == ("TI203", "1 of 64 values are not those that were loaded")
+        rules = [Rule(Leaf("weight") & Layer("Linear"), Normal(std=9.0))]
+        assert lint(model, recipe=rules, select=["TI704"])[0].site == "0.weight"
+        total = DTensor.from_local(torch.full((4,), float("nan")), mesh, [Partial()], run_check=False)
+        assert tuple(lint(nn.ParameterList([nn.Parameter(total)]))) == ()

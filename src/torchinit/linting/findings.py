@@ -85,14 +85,22 @@ class Findings:
         worst = SEVERITIES.index(severity)
         return tuple(finding for finding in self if SEVERITIES.index(finding.severity) <= worst)
 
-    def table(self) -> str:
-        """The findings as plain text, a line each, then the ways out, and how many there are of each severity."""
-        rows = [
-            (one.code, one.severity, one.site or "-", " ".join(filter(None, (one.message, one.line)))) for one in self
-        ]
+    def table(self, most: int = 10) -> str:
+        """The findings as plain text, a line each, then the ways out, and how many there are of each severity.
+
+        Of one code and severity the first ``most`` are shown.
+        """
+        kinds = {(one.code, one.severity): None for one in self}
+        rows = [row for kind in kinds for row in self._rows(*kind, most)]
         ways = dict.fromkeys(f"{one.code}: {one.remedy}" for one in self if one.remedy)
         head = [columns(("code", "severity", "site", "finding"), rows)] if rows else []
         return "\n".join([*head, *ways, self.summary()])
+
+    def _rows(self, code: str, severity: Severity, most: int) -> list[tuple[str, ...]]:
+        """The rows of one code and severity."""
+        found = [one for one in self if (one.code, one.severity) == (code, severity)]
+        rows: list[tuple[str, ...]] = [(code, severity, one.site or "-", " ".join(filter(None, (one.message, one.line)))) for one in found]
+        return rows[:most] + ([(code, severity, "...", f"and {len(rows) - most} more")] if len(rows) > most else [])
 
     def summary(self) -> str:
         """How many findings there are, and which checks could not run."""

@@ -53,15 +53,15 @@ def drawn_norm(subject: Subject) -> Iterator[Evidence]:
     """The scale or shift of a normalization layer that holds drawn values.
 
     A rule for every ``weight``, or a loop over all parameters, reaches norms, too, and a scale of N(0, 0.02²) makes
-    the layer's output fifty times too small. A scale whose mean is zero within six standard errors is an error,
-    anything else that comes in no order a warning: it may have been trained. Needs 20 values; loaded ones are left
-    out.
+    the layer's output fifty times too small. A scale whose mean is zero within three standard errors is an error,
+    anything else that comes in no order a warning: it may have been trained, and RepVGG draws it. Needs 20 values;
+    loaded ones are left out.
     """
     for part in subject.drawn:
         facts = part.facts
         if part.is_norm and facts.varied and facts.shuffled:
             scale = part.site.leaf == "weight"
-            nothing = abs(facts.mean) <= 6 * facts.std / math.sqrt(facts.numel)
+            nothing = abs(facts.mean) <= 3 * facts.std / math.sqrt(facts.numel)
             text = f"is the {'scale' if scale else 'shift'} of a norm, and holds"
             text = f"{text} mean {facts.mean:.3g}, std {facts.std:.3g}"
             yield Evidence(part.name, text, severity="error" if scale and nothing else "warning")

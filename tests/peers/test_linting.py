@@ -1,0 +1,98 @@
+"""Lint on models of other libraries: quiet where nothing is wrong, and right where something is."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from tests.peers.foreign import MODELS
+from torchinit import Findings, lint
+from torchinit.linting import Building, poisoned
+
+PAGE = Path(__file__).parents[2] / "docs/guides/lint.md"
+TABLE = re.compile(r"<!-- table: models -->\n(.*?)<!-- table ends -->", re.DOTALL)
+
+
+@cache
+def findings(name: str) -> Findings:
+    """What is found in a model as its own code makes it, traced and in poisoned memory."""
+    building = Building()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        with poisoned(), building:
+            model = MODELS[name]()
+    return lint(model, trace=building.of(model))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_no_error_and_no_warning_in_a_model_that_is_clean(name: str) -> None:
+    assert findings(name).at_least("warning") == (), findings(name).table()
+
+
+def test_the_page_says_so() -> None:
+    rows = []
+    for name in MODELS:
+        seen = Counter(one.severity for one in findings(name))
+        codes = ", ".join(f"`{code}`" for code in findings(name).codes)
+        rows.append(f"| {name} | {seen['error']} | {seen['warning']} | {seen['note']} | {codes} |\n")
+    table = "".join(["| model | errors | warnings | notes | codes |\n|---|---|---|---|---|\n", *rows])
+    found = TABLE.search(PAGE.read_text("utf-8"))
+    assert found
+    assert found[1] == table, f"the table of {PAGE.name} should be\n{table}"
+
+
+def gpt2() -> Any:
+    return MODELS["gpt2"]()
+
+
+def test_a_tie_that_transformers_declares_and_that_is_broken() -> None:
+    model = gpt2()
+    assert "TI601" not in lint(model).codes
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
+    (found,) = lint(model, select=["TI6"])
+    assert (found.code, found.severity, found.site) == ("TI601", "error", "lm_head.weight")
+    model.config.tie_word_embeddings = False
+    assert lint(model, select=["TI6"]).codes == ("TI602",)
+
+
+def test_a_buffer_that_to_empty_left_behind() -> None:
+    with torch.device("meta"):
+        model = MODELS["llama"]()
+    with poisoned():
+        model.to_empty(device="cpu")
+    model.load_state_dict(MODELS["llama"]().state_dict())
+    found = lint(model, select=["TI1"])
+    assert {one.code for one in found} == {"TI103"}
+    assert {one.site.rpartition(".")[2] for one in found} == {"inv_freq", "original_inv_freq"}
+
+
+def careless(_: object, module: Any) -> None:
+    """Somebody's initialization, which writes through ``.data`` and so past the flags that mark what was loaded."""
+    if isinstance(module, transformers.pytorch_utils.Conv1D):
+        module.weight.data.normal_(std=0.02)
+        module.bias.data.zero_()
+
+
+def test_a_loaded_value_that_is_drawn_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = gpt2()
+    state = {name: value for name, value in model.state_dict().items() if name != "transformer.h.0.mlp.c_fc.bias"}
+    model.save_pretrained(tmp_path, state_dict=dict(state))
+    monkeypatch.setattr(transformers.GPT2PreTrainedModel, "_init_weights", careless)
+    building = Building()
+    with building:
+        loaded = transformers.GPT2LMHeadModel.from_pretrained(tmp_path)
+    found = lint(loaded, loaded=state, trace=building.of(loaded), select=["TI203"])
+    lost = {one.site for one in found}
+    assert "transformer.h.0.mlp.c_fc.weight" in lost  # the neighbour of what was missing
+    assert lost == {name for name in state if not torch.equal(loaded.state_dict()[name], state[name])}
+    assert {one.severity for one in found} == {"error"}
+    assert all("test_linting.py:" in one.line for one in found)
