@@ -98,8 +98,10 @@ class Findings:
 
     def _rows(self, code: str, severity: Severity, most: int) -> list[tuple[str, ...]]:
         """The rows of one code and severity."""
-        found = [one for one in self if (one.code, one.severity) == (code, severity)]
-        rows: list[tuple[str, ...]] = [(code, severity, one.site or "-", " ".join(filter(None, (one.message, one.line)))) for one in found]
+        rows: list[tuple[str, ...]] = []
+        for one in self:
+            if (one.code, one.severity) == (code, severity):
+                rows.append((code, severity, one.site or "-", " ".join(filter(None, (one.message, one.line)))))
         return rows[:most] + ([(code, severity, "...", f"and {len(rows) - most} more")] if len(rows) > most else [])
 
     def summary(self) -> str:
