@@ -41,7 +41,7 @@ from torchinit import (
     run,
     sites,
 )
-from torchinit.checkpoints.adapters import InputChannels
+from torchinit.checkpoints.adapters import Drop, InputChannels
 
 
 class Net(nn.Module):
@@ -215,8 +215,8 @@ def test_shapes_that_differ() -> None:
     with pytest.raises(CheckpointError) as caught:
         plan(Net(7), whole(trained()))
     assert caught.value.problems == (
-        "dict in memory: head.weight has shape [7, 4], but the file [5, 4]",
-        "dict in memory: head.bias has shape [7], but the file [5]",
+        "dict in memory: head.weight has shape [7, 4], but the file [5, 4]; ResizeVocabulary or Drop can adapt it",
+        "dict in memory: head.bias has shape [7], but the file [5]; ResizeVocabulary or Drop can adapt it",
     )
     assert plan(Net(7), whole(trained(), on_shape="skip")).loads[0].found == 8
     with pytest.raises(CheckpointError, match=r"head.bias has shape"):
@@ -226,6 +226,35 @@ def test_shapes_that_differ() -> None:
 def test_an_adapter_that_cannot_is_a_mismatch() -> None:
     with pytest.raises(CheckpointError, match=r"norm.weight InputChannels\(\) needs a site of at least 2 dimensions"):
         plan(Net(), whole(trained(), adapt={"norm.weight": InputChannels()}))
+
+
+def test_what_is_dropped_is_declined_and_stays_with_its_other_rules() -> None:
+    rules = [Rule(Name("head.*"), Constant(7.0)), whole(trained(3), adapt={"head.*": Drop()})]
+    model = Net()
+    report = initialize(model, rules, strict=True)
+    assert report.loads[0].declined == (("head.weight", "Drop()"), ("head.bias", "Drop()"))
+    assert report.loads[0].unexpected == ()
+    assert model.head.weight.unique().tolist() == [7.0]
+
+
+def test_an_adapter_for_no_site_is_said_with_the_near_name(caplog: pytest.LogCaptureFixture) -> None:
+    text = "dict in memory: adapt: 'haed.weight' matches no site; did you mean 'head.weight'?"
+    rule = whole(trained(), adapt={"haed.weight": Drop()})
+    with caplog.at_level(logging.WARNING, "torchinit"):
+        initialize(Net(), rule)
+    assert text in caplog.text
+    with pytest.raises(CheckpointError, match="matches no site"):
+        initialize(Net(), rule, strict=True)
+    with pytest.raises(CheckpointError) as caught:
+        plan(Net(7), rule)
+    assert caught.value.problems[-1] == text
+    with pytest.raises(CheckpointError, match=r"on_shape: 'tabel.weight' matches no site; did you mean 'table.weight'"):
+        plan(Net(), whole(trained(), on_shape={"tabel.weight": "skip"}), strict=True)
+
+
+def test_a_prefix_too_many() -> None:
+    with pytest.raises(CheckpointError, match="with neither prefix nor rename 10 of 10 match"):
+        plan(Net(), whole(trained(), prefix="backbone"))
 
 
 @pytest.mark.parametrize(

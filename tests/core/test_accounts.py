@@ -44,7 +44,7 @@ def test_a_hundred_percent_is_all_of_it() -> None:
 
 def test_the_table() -> None:
     fates = "1 adapted, 1 declined, 1 missing as expected, 1 missing, 1 unexpected"
-    assert PART.headline() == f"a.pth: 99.9 % of the elements loaded, 2 of 5 sites, {fates}"
+    assert PART.headline() == f"a.pth, part 'model': 99.9 % of the elements loaded, 2 of 5 sites, {fates}"
     assert PART.table().splitlines() == [
         PART.headline(),
         "  part  loaded  adapted  declined  expected  missing  mismatched",

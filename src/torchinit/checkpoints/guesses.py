@@ -70,7 +70,7 @@ def _splits(name: str) -> Iterator[tuple[str, str]]:
 
 def _arguments(old: str, new: str) -> str:
     if not new:
-        return f"prefix={old!r}"
+        return f"prefix={old!r}" if old else "neither prefix nor rename"
     if not old:
         return f"rename=[('^', {new!r})]"
     return f"prefix={old!r} and rename=[('^', {new!r})]"

@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from torchinit.checkpoints.adapters import Adapter
+from torchinit.checkpoints.adapters.offers import offer
 from torchinit.checkpoints.guesses import by_case, guess
 from torchinit.checkpoints.keymaps import KeyMap
 from torchinit.checkpoints.loaded import Loaded
@@ -19,7 +20,7 @@ from torchinit.core.globs import glob_matches
 from torchinit.core.loaders import Lookup
 from torchinit.core.sites import WHY, Site
 from torchinit.core.tables import some
-from torchinit.errors import CheckpointError, count
+from torchinit.errors import CheckpointError, count, did_you_mean
 
 _T = TypeVar("_T")
 
@@ -101,12 +102,17 @@ class Search:
             self.mismatched.append((site.name, str(error)))
             return None
         if not keys:
-            self._note_missing(site)
+            if adapter is not None and not adapter.wants(key):
+                self.declined.append((site.name, str(adapter)))
+            else:
+                self._note_missing(site)
             return None
         self.used.update(keys)
         if why := misfit(site, infos, key, adapter):
-            skips = last_match(self.rule.shape_globs, site.name) == "skip"
-            (self.declined if skips else self.mismatched).append((site.name, why))
+            if last_match(self.rule.shape_globs, site.name) == "skip":
+                self.declined.append((site.name, why))
+            else:
+                self.mismatched.append((site.name, why + ("" if adapter else offer(infos[0].shape, site.shape))))
             return None
         self._note_found(site, infos[0], adapter)
         rule = self.rule
@@ -162,6 +168,7 @@ class Search:
             mismatched=tuple(self.mismatched),
             unexpected=self._unexpected(),
             casts=tuple(self.casts),
+            idle=self._idle(),
             elements=elements,
             notes=(*self.checkpoint.notes, *self._outside()),
             hints=self._hints() if self.missing or not (self.loaded or self.adapted) else (),
@@ -172,6 +179,17 @@ class Search:
         there = {None, *(view.name for site in self.known for view in site.views)}
         keymap = self.rule.keymap()
         return tuple(key for key in self.checkpoint if key not in self.used and keymap.name(key) not in there)
+
+    def _idle(self) -> tuple[str, ...]:
+        """The globs of adapters and shapes that no site fits, each with the near name."""
+        names = [view.name for views in self.groups.values() for view in views]
+        globs = {"adapt": self.rule.adapt, "on_shape": self.rule.shape_globs}
+        return tuple(
+            f"{word}: {glob!r} matches no site{did_you_mean(glob, names)}"
+            for word, given in globs.items()
+            for glob in given
+            if not any(glob_matches(glob, name) for name in names)
+        )
 
     def _outside(self) -> list[str]:
         keymap = self.rule.keymap()

@@ -162,8 +162,9 @@ def register_source(prefixes: str | Iterable[str], resolver: Resolver, *, force:
 def _local(source: str, request: Request) -> Path:
     path = Path(source).expanduser()
     if not path.exists():
-        near = [str(path.with_name(other.name)) for other in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise FileNotFoundError(f"{path} can not be found.{did_you_mean(str(path), near)}")
+        beside = path.parent.iterdir() if path.parent.is_dir() else ()
+        near = did_you_mean(path.name, [other.name for other in beside if not other.name.startswith(("_", "."))])
+        raise FileNotFoundError(f"{path} can not be found.{near.replace('; d', ' D')}")
     return path
 
 

@@ -19,9 +19,9 @@ class Account:
     ``declined`` those that are in the file and left alone on purpose, ``expected`` those that are not in the
     file and need not be, ``missing`` those that should be, ``bare`` those of them that no other rule
     writes. ``mismatched`` do not fit. ``unexpected`` are keys of the file that nothing in the model is
-    called, ``casts`` the changes of dtype. ``elements`` counts those of ``loaded`` and ``adapted``, and of all
-    sites that were looked for. ``notes`` says how names were found, ``hints`` how more of them would be;
-    ``failure`` why the file could not be read.
+    called, ``casts`` the changes of dtype, ``idle`` what the rule says of sites that are not there.
+    ``elements`` counts those of ``loaded`` and ``adapted``, and of all sites that were looked for. ``notes``
+    says how names were found, ``hints`` how more of them would be; ``failure`` why the file could not be read.
 
     >>> account = Account("resnet50.pth", loaded=("conv1.weight",), missing=("fc.weight",), elements=(90, 100))
     >>> print(account)
@@ -41,6 +41,7 @@ class Account:
     mismatched: tuple[tuple[str, str], ...] = ()
     unexpected: tuple[str, ...] = ()
     casts: tuple[tuple[str, str], ...] = ()
+    idle: tuple[str, ...] = ()
     elements: tuple[int, int] = (0, 0)
     notes: tuple[str, ...] = ()
     hints: tuple[str, ...] = ()
@@ -74,16 +75,19 @@ class Account:
         found = [f"{self.source}: {name} {why}" for name, why in self.mismatched]
         if self.bare:
             found.append("\n    ".join([self._bare(), *self.hints]))
-        return tuple(found)
+        return (*found, *self._idle()) if found else ()
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What is not there and stays with its other rules."""
         left = [name for name in self.missing if name not in set(self.bare)]
         if not left:
-            return ()
+            return self._idle()
         text = f"{self.source}: {count(len(left), 'site')} not in the file, left to other rules: {some(left)}"
-        return (" ".join([f"{text}. Say so with expect_missing if that is intended.", *self.hints]),)
+        return (" ".join([f"{text}. Say so with expect_missing if that is intended.", *self.hints]), *self._idle())
+
+    def _idle(self) -> tuple[str, ...]:
+        return tuple(f"{self.source}: {text}" for text in self.idle)
 
     def _nothing(self) -> str:
         text = f"{self.source}: 0 of {self.wanted} tensors match the model."
@@ -112,7 +116,8 @@ class Account:
             "missing": self.missing, "mismatched": self.mismatched, "unexpected": self.unexpected,
         }  # fmt: skip
         parts = [f"{len(names)} {what}" for what, names in lists.items() if names]
-        head = f"{self.source}: {_floor(self.percent())} % of the elements loaded, {self.found} of {self.wanted} sites"
+        where = f"{self.source}, part {self.part!r}" if self.part else self.source
+        head = f"{where}: {_floor(self.percent())} % of the elements loaded, {self.found} of {self.wanted} sites"
         return ", ".join([head, *parts])
 
     def table(self) -> str:
@@ -138,7 +143,7 @@ class Account:
                 yield f"{what}: {some(names, 10)}"
         casts = Counter(how for _, how in self.casts)
         yield from (f"cast {how}: {count(number, 'site')}" for how, number in casts.items())
-        yield from self.hints
+        yield from (*self.idle, *self.hints)
 
     def _rows(self) -> list[tuple[str, ...]]:
         """How the sites of each part of the model fared."""
