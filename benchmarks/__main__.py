@@ -60,12 +60,21 @@ def draw_table(rows: Iterable[draws.Row]) -> list[str]:
 def model_table(runs: Iterable[models.Run]) -> list[str]:
     """The model runs as a Markdown table, printed as it grows."""
     lines = [
-        "| 1.1B Llama | way | seconds | of all processors | MiB beyond the parameters |",
-        "|---|---|---|---|---|",
+        "| model | way | seconds, median (best) | quartiles | of all processors | MiB beyond the parameters |",
+        "|---|---|---|---|---|---|",
     ]
     for run in runs:
-        lines.append(f"| {run.draw} | {run.way} | {run.seconds:.2f} | {run.processor:.2f} | {run.beyond:.0f} |")
+        clock, processor = run.seconds, run.processor
+        spent = f"{clock.median:.3f} ({clock.best:.3f}) | {clock.low:.3f} to {clock.high:.3f} | {processor.median:.3f}"
+        lines.append(f"| {run.model} | {run.way} | {spent} | {run.beyond:.1f} |")
         print(lines[-1], flush=True)
+    return lines
+
+
+def memory_table(sizes: dict[str, float]) -> list[str]:
+    """What a process holds before any model, as a Markdown table."""
+    lines = ["| before any model | MiB |", "|---|---|", *(f"| {name} | {size:.0f} |" for name, size in sizes.items())]
+    print("\n".join(lines), flush=True)
     return lines
 
 
@@ -78,13 +87,15 @@ def main() -> None:
     print(machine())
     rows = list[draws.Row]()
     tables = draw_table(_kept(draws.all_rows(chosen.quick), rows))
-    runs = list[models.Run]()
+    sizes, runs = dict[str, float](), list[models.Run]()
     if not chosen.quick:
-        tables += ["", *model_table(_kept(models.runs(), runs))]
+        with models.server() as (sizes, found):
+            tables += ["", *memory_table(sizes), "", *model_table(_kept(found, runs))]
     if chosen.write:
         figures = {
             "machine": machine(),
             "draws": [asdict(row) for row in rows],
+            "memory": sizes,
             "models": [asdict(run) for run in runs],
         }
         (HERE / "results.json").write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.timing import Spread, side_by_side
+from torchinit.core.measures import measure
 from torchinit.core.shards import Shard
 from torchinit.noise import Distribution, Job, Keyed
 from torchinit.noise.boxes import Task
@@ -92,15 +93,27 @@ def distributions(sizes: list[int]) -> Iterator[Row]:
                 yield compare(what, ours, partial(theirs, out), "torch.nn.init", size, times=max(1, (1 << 18) // size))
 
 
-def limits(size: int) -> Iterator[Row]:
-    """The normal beside what bounds it, writing the memory, and beside NumPy's fastest generator."""
-    out = torch.zeros(size)
-    shard = Shard.whole("weight", out)
-    normal = partial(NOISE.fill, shard, "normal", (0.0, 0.02))
-    yield compare(f"normal, float32, {size:,}", normal, partial(out.fill_, 1.0), "fill_", size)
-    generator, array = np.random.Generator(np.random.SFC64(0)), out.numpy()
-    numpys = partial(generator.standard_normal, out=array, dtype=np.float32)
-    yield compare(f"normal, float32, {size:,}", normal, numpys, "NumPy SFC64", size)
+def limits(sizes: list[int]) -> Iterator[Row]:
+    """What bounds a draw, writing the memory, and NumPy's fastest generator."""
+    generator = np.random.Generator(np.random.SFC64(0))
+    for size in sizes:
+        out = torch.zeros(size)
+        shard, array = Shard.whole("weight", out), out.numpy()
+        for name, numpys in (("uniform", generator.random), ("normal", generator.standard_normal)):
+            ours = partial(NOISE.fill, shard, *DRAWN[name][:2])
+            what, times = f"{name}, float32, {size:,}", max(1, (1 << 18) // size)
+            yield compare(what, ours, partial(out.fill_, 1.0), "fill_", size, times=times)
+            theirs = partial(numpys, out=array, dtype=np.float32)
+            yield compare(what, ours, theirs, "NumPy SFC64", size, times=times)
+
+
+def statistics(size: int) -> Iterator[Row]:
+    """What a report measures of a tensor, beside the draw."""
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        out = torch.zeros(size, dtype=dtype)
+        draw = partial(NOISE.fill, Shard.whole("weight", out), *DRAWN["uniform"][:2])
+        what = f"statistics, {str(dtype).removeprefix('torch.')}, {size:,}"
+        yield compare(what, partial(measure, out), draw, "the uniform draw", size)
 
 
 def instruction_sets(size: int) -> Iterator[Row]:
@@ -115,30 +128,33 @@ def instruction_sets(size: int) -> Iterator[Row]:
             yield compare(f"{distribution}, {name}, {size:,}", ours, theirs, "torch.nn.init", size)
 
 
-def two_threads(size: int) -> Iterator[Row]:
-    """Two threads beside one."""
-    shard = Shard.whole("weight", torch.zeros(size))
+def two_threads(sizes: list[int]) -> Iterator[Row]:
+    """Two threads beside one, and beside torch's code with two; timed by the clock."""
 
-    def with_threads(count: int) -> None:
+    def with_threads(count: int, call: Callable[[], object]) -> None:
         with threads(count):
-            NOISE.fill(shard, "normal", (0.0, 0.02))
+            call()
 
-    yield compare(
-        f"normal, two threads, {size:,}",
-        partial(with_threads, 2),
-        partial(with_threads, 1),
-        "one thread",
-        size,
-        clock=time.perf_counter,
-    )
+    for size in sizes:
+        out = torch.zeros(size)
+        for name in ("uniform", "normal"):
+            ours = partial(NOISE.fill, Shard.whole("weight", out), *DRAWN[name][:2])
+            others = {"one thread": (1, ours), "torch.nn.init, two threads": (2, partial(DRAWN[name][2], out))}
+            for against, other in others.items():
+                calls = partial(with_threads, 2, ours), partial(with_threads, *other)
+                what = f"{name}, float32, two threads, {size:,}"
+                yield compare(what, *calls, against, size, clock=time.perf_counter, times=max(1, (1 << 22) // size))
 
 
 def column_shard(rows: int = 4096, columns: int = 4096, wanted: int = 512) -> Iterator[Row]:
     """The same number of elements, as columns of a larger tensor and as a tensor of their own."""
-    part = Shard("weight", torch.zeros(rows, wanted), (rows, columns), (0, 1000))
     whole = Shard.whole("weight", torch.zeros(rows, wanted))
-    ours, theirs = (partial(NOISE.fill, shard, "normal", (0.0, 0.02)) for shard in (part, whole))
-    yield compare(f"{wanted} of {columns} columns, normal", ours, theirs, "a whole tensor", rows * wanted)
+    theirs = partial(NOISE.fill, whole, "normal", (0.0, 0.02))
+    for first in (1024, 1000):
+        part = Shard("weight", torch.zeros(rows, wanted), (rows, columns), (0, first))
+        ours = partial(NOISE.fill, part, "normal", (0.0, 0.02))
+        what = f"{wanted} of {columns} columns from {first}, normal"
+        yield compare(what, ours, theirs, "a whole tensor", rows * wanted, times=2)
 
 
 def small_tensors(count: int = 1000, size: int = 768) -> Iterator[Row]:
@@ -161,8 +177,9 @@ def all_rows(quick: bool) -> Iterator[Row]:
     middle = 1 << 20 if quick else 1 << 22
     with threads(1):
         yield from distributions(sizes)
-        yield from limits(sizes[-1])
+        yield from limits(sizes[2:])
         yield from instruction_sets(middle)
         yield from column_shard()
         yield from small_tensors()
-    yield from two_threads(middle * 4)
+        yield from statistics(middle)
+    yield from two_threads(sizes[2:])

@@ -1,128 +1,204 @@
 """Models: a whole model from meta to its initial values, each run in a process of its own.
 
-Fresh processes, because the first touch of a page costs more than the number that is written there, and because
-only then does the peak of memory mean something.
+A process of its own, because the first touch of a page costs more than the number that is written there, and because
+only then does the peak of memory mean something. All are forked from one that has imported and tried everything once:
+what torch imports late belongs to no way.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from torchinit import Layer, Normal, Rule, TruncNormal, initialize
+from benchmarks.networks import gpt2, init_gpt2, init_resnet, llama, resnet50
+from benchmarks.timing import Spread, spread
+from torchinit import Layer, Normal, RecipeLike, Rule, TruncNormal, initialize
 
 STD = 0.02
+REPEATS = 7
 
 
-class Block(nn.Module):
-    """A Llama block's weights, without its computation."""
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A model, a recipe for it, and the torch code that does the same; of that so many repeats are enough.
 
-    def __init__(self, width: int, kv: int, hidden: int) -> None:
-        super().__init__()
-        self.q, self.o = (nn.Linear(width, width, bias=False) for _ in range(2))
-        self.k, self.v = (nn.Linear(width, kv, bias=False) for _ in range(2))
-        self.gate, self.up = (nn.Linear(width, hidden, bias=False) for _ in range(2))
-        self.down = nn.Linear(hidden, width, bias=False)
+    The way with statistics differs between draws by its draw alone, so one large model shows it.
+    """
 
+    name: str
+    build: Callable[[], nn.Module]
+    recipe: RecipeLike
+    theirs: Callable[[nn.Module], object]
+    repeats: int = REPEATS
+    statistics: bool = True
 
-def llama(width: int = 2048, blocks: int = 22) -> nn.Module:
-    """The matrices of a Llama of 1.1 billion parameters, on meta."""
-    with torch.device("meta"):
-        layers = [Block(width, width // 8, width * 11 // 4) for _ in range(blocks)]
-        return nn.Sequential(nn.Embedding(32_000, width), *layers, nn.Linear(width, 32_000, bias=False))
-
-
-DRAWS: dict[str, tuple[Normal | TruncNormal, Callable[[Tensor], object]]] = {
-    "normal": (Normal(std=STD), lambda t: nn.init.normal_(t, std=STD)),
-    "truncated ±2": (TruncNormal(std=STD, a=-2.0, b=2.0), lambda t: nn.init.trunc_normal_(t, std=STD)),
-    "truncated ±3σ": (
-        TruncNormal(std=STD, a=-3 * STD, b=3 * STD),
-        lambda t: nn.init.trunc_normal_(t, std=STD, a=-3 * STD, b=3 * STD),
-    ),
-}
+    @property
+    def ways(self) -> list[str]:
+        return [way for way in WAYS if self.statistics or way != STATISTICS]
 
 
-def ours(model: nn.Module, draw: str) -> None:
+STATISTICS = "torchinit, with statistics"
+
+
+def _everywhere(init: Callable[..., object], model: nn.Module) -> None:
+    for parameter in model.parameters():
+        init(parameter)
+
+
+def _llama(what: str, fill: Normal | TruncNormal, init: Callable[..., object], repeats: int = REPEATS) -> Case:
+    rule = Rule(Layer("Linear") | Layer("Embedding"), fill)
+    return Case(f"Llama 1.1B, {what}", llama, rule, partial(_everywhere, init), repeats, what == "normal")
+
+
+_cut = partial(nn.init.trunc_normal_, std=STD)
+CASES = [
+    Case("ResNet-50", resnet50, "resnet", init_resnet),
+    Case("GPT-2 small", gpt2, "gpt2", init_gpt2),
+    _llama("normal", Normal(std=STD), partial(nn.init.normal_, std=STD)),
+    _llama("truncated ±2", TruncNormal(std=STD, a=-2.0, b=2.0), _cut),
+    # Half a minute each.
+    _llama("truncated ±3σ", TruncNormal(std=STD, a=-3 * STD, b=3 * STD), partial(_cut, a=-3 * STD, b=3 * STD), 3),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One way to initialize a model: seconds of the clock, seconds of all processors together, and the MiB at the peak
+    beyond what the process held before the model was made and beyond the parameters themselves.
+    """
+
+    model: str
+    way: str
+    seconds: Spread
+    processor: Spread
+    beyond: float
+
+
+def _ours(case: Case, model: nn.Module) -> None:
     """The whole path: allocation, plan, run, report without statistics."""
     model.to_empty(device="cpu")
-    rule = Rule(Layer("Linear") | Layer("Embedding"), DRAWS[draw][0])
-    initialize(model, [rule], seed=0, stats=False)
+    initialize(model, case.recipe, seed=0, stats=False)
 
 
-def theirs(model: nn.Module, draw: str) -> None:
-    """Allocation, then torch's own initialization of every weight."""
+def _with_statistics(case: Case, model: nn.Module) -> None:
     model.to_empty(device="cpu")
-    for parameter in model.parameters():
-        DRAWS[draw][1](parameter)
+    initialize(model, case.recipe, seed=0).assert_ok()
 
 
-def floor(model: nn.Module, draw: str) -> None:
+def _theirs(case: Case, model: nn.Module) -> None:
+    """Allocation, then the torch code."""
+    model.to_empty(device="cpu")
+    case.theirs(model)
+
+
+def _zero(case: Case, model: nn.Module) -> None:
     """Allocation, and zeros: what the memory alone costs."""
+    del case
     model.to_empty(device="cpu")
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
 
 
-WAYS = {"ours": ours, "theirs": theirs, "zero_": floor}
+WAYS: dict[str, Callable[[Case, nn.Module], None]] = {
+    "torchinit": _ours,
+    STATISTICS: _with_statistics,
+    "torch": _theirs,
+    "zero_": _zero,
+}
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One way to initialize the model: seconds of the clock and of all processors together, and MiB at the
-    peak beyond the parameters themselves.
-    """
-
-    draw: str
-    way: str
-    seconds: float
-    processor: float
-    beyond: float
+@contextmanager
+def server() -> Iterator[tuple[dict[str, float], Iterator[Run]]]:
+    """A process that forks all others: what memory it takes itself, and all models in all ways."""
+    command = [sys.executable, "-m", "benchmarks.models"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        yield json.loads(process.stdout.readline()), map(_decoded, process.stdout)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
 
 
-def runs(repeats: int = 3) -> Iterator[Run]:
-    """All draws in all ways, the best of a few runs in turn."""
-    for draw in DRAWS:
-        seen: dict[str, list[Run]] = {way: [] for way in WAYS}
-        for _ in range(repeats):
-            for way, found in seen.items():
-                found.append(_in_process(draw, way))
-        yield from (min(found, key=lambda run: run.processor) for found in seen.values())
+def _decoded(line: str) -> Run:
+    found = json.loads(line)
+    return Run(**found | {key: Spread(**found[key]) for key in ("seconds", "processor")})
 
 
-def _in_process(draw: str, way: str) -> Run:
-    command = [sys.executable, "-m", "benchmarks.models", draw, way]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return Run(draw, way, **json.loads(done.stdout))
+def _measured(case: Case) -> Iterator[dict[str, object]]:
+    """All ways of one model in turn, so that what else the machine does meets all of them alike."""
+    seen: dict[str, list[tuple[float, float, float]]] = {way: [] for way in case.ways}
+    for repeat in range(REPEATS):
+        for way, found in seen.items():
+            if way != "torch" or repeat < case.repeats:
+                found.append(_in_a_child(case, way))
+    for way, found in seen.items():
+        clock, processor, beyond = (list(column) for column in zip(*found, strict=True))
+        spreads = {"seconds": _plain(spread(clock)), "processor": _plain(spread(processor))}
+        yield {"model": case.name, "way": way, **spreads, "beyond": max(beyond)}
 
 
-def _peak() -> float:
-    """The most memory that this process has held, in MiB; `getrusage` would count its parent's, too."""
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+def _plain(found: Spread) -> dict[str, float]:
+    return {name: getattr(found, name) for name in Spread.__slots__}
+
+
+def _in_a_child(case: Case, way: str) -> tuple[float, float, float]:
+    """Seconds of the clock, of all processors, and MiB beyond, of one run."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(writing, json.dumps(_run(case, way)).encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as answer:
+        text = answer.read()
+    os.waitpid(child, 0)
+    clock, processor, beyond = json.loads(text)
+    return clock, processor, beyond
+
+
+def _run(case: Case, way: str) -> tuple[float, float, float]:
+    before = memory("VmHWM")
+    model = case.build()
+    begun, busy = time.perf_counter(), time.process_time()
+    WAYS[way](case, model)
+    clock, processor = time.perf_counter() - begun, time.process_time() - busy
+    held = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    return clock, processor, memory("VmHWM") - before - held / 2**20
+
+
+def memory(what: str = "VmRSS") -> float:
+    """The memory that this process holds, or has held at most (``VmHWM``), in MiB."""
+    found = re.search(rf"{what}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     return int(found[1]) / 1024 if found else 0.0
 
 
-def main(draw: str, way: str) -> None:
-    """Runs one way and prints what it took, as JSON."""
-    # Whatever is imported or compiled on first use belongs to no way.
-    initialize(nn.Linear(2, 2), [Rule(Layer("Linear"), DRAWS[draw][0])], seed=0, stats=False)
-    before = _peak()
-    model = llama()
-    begun, busy = time.perf_counter(), time.process_time()
-    WAYS[way](model, draw)
-    seconds, processor = time.perf_counter() - begun, time.process_time() - busy
-    held = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    print(json.dumps({"seconds": seconds, "processor": processor, "beyond": _peak() - before - held / 2**20}))
+def main() -> None:
+    """Prints a line of JSON for each result."""
+    sizes = {"imports": memory()}
+    with torch.device("meta"):
+        small = nn.Embedding(2, 2)
+    sizes["first module on meta"] = memory() - sum(sizes.values())
+    small.to_empty(device="cpu")
+    sizes["first to_empty"] = memory() - sum(sizes.values())
+    initialize(nn.Linear(2, 2), "general", seed=0)
+    sizes["first initialize"] = memory() - sum(sizes.values())
+    print(json.dumps(sizes), flush=True)
+    for case in CASES:
+        for found in _measured(case):
+            print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    main()

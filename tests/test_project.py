@@ -1,14 +1,11 @@
-"""The project's own rules, where no linter knows them: text, sizes, pins and what the wheel holds."""
+"""The project's own rules, where no linter knows them: text, sizes, pins."""
 
 from __future__ import annotations
 
 import ast
 import re
-import shutil
 import statistics
 import subprocess
-import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -80,21 +77,3 @@ def test_constraints_hold_nothing_but_pins() -> None:
     for path in (ROOT / "constraints").glob("*.txt"):
         for line in path.read_text("utf-8").splitlines():
             assert line.startswith(("#", "-r ")) or PIN.match(line), f"{path.name}: {line}"
-
-
-def test_the_wheel_holds_what_runs(tmp_path: Path) -> None:
-    # A copy, because setuptools writes build/ and *.egg-info beside the sources.
-    project = tmp_path / "project"
-    project.mkdir()
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, project)
-    ignore = shutil.ignore_patterns("__pycache__", "*.egg-info", "*.so")
-    shutil.copytree(ROOT / "src", project / "src", ignore=ignore)
-    command = [sys.executable, "-m", "pip", "wheel", "-qq", "--no-deps", "--no-build-isolation", "--no-index"]
-    subprocess.run([*command, "-w", str(tmp_path), str(project)], check=True, cwd=tmp_path)
-    (wheel,) = tmp_path.glob("torchinit-*.whl")
-    held = set(zipfile.ZipFile(wheel).namelist())
-    sources = ROOT / "src"
-    needed = [*SOURCES, *sources.rglob("*.toml"), *sources.rglob("*.typed"), *sources.rglob("*.c")]
-    assert {str(path.relative_to(sources)) for path in needed} <= held
-    assert not [name for name in held if name.startswith("tests")]

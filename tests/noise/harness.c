@@ -11,6 +11,14 @@
 
 uint64_t torchinit_fill(const job *jobs, uint64_t n, int threads, int set, int check);
 int torchinit_can_run(int set);
+int torchinit_sums(const char *data, int dtype, uint64_t n, int threads, int set, double *shift, sums *s);
+
+struct box { /* as in digest.c */
+    const char *data;
+    uint64_t first, width, axes, size[MAX_AXES], stride[MAX_AXES];
+    int64_t leap[MAX_AXES];
+};
+void torchinit_digest_1(const struct box *b, uint64_t begin, uint64_t end, uint64_t lanes[2]);
 
 static job make(int kind, int dtype, void *out, uint64_t first, uint64_t n) {
     job j = {.out = out, .first = first, .count = n, .key = {1, 2, 3, 4}, .dtype = dtype, .axes = 1, .kind = kind};
@@ -48,6 +56,30 @@ static uint64_t suite(int set) {
     return digest;
 }
 
+/* What the values of each dtype add up to, in sizes around the kernel's units and with threads: the totals, which each
+   instruction set rounds in its own way, must not depend on threads; the rest, and the digest of the bits, goes in. */
+static uint64_t added(int set) {
+    uint64_t digest = 1469598103934665603u, sizes[] = {1, 3, 16, 100, 4099, 400001};
+    for (int dtype = FLOAT32; dtype <= FLOAT16; dtype++)
+        for (int k = 0; k < 6; k++) {
+            uint64_t n = sizes[k], lanes[2] = {0, 0};
+            double found[4], shift;
+            sums alone, shared;
+            char *out = malloc(n * ELEMENT_SIZE[dtype]);
+            job j = make(NORMAL, dtype, out, 7, n);
+            torchinit_fill(&j, 1, 1, set, 0);
+            torchinit_sums(out, dtype, n, 1, set, &shift, &alone);
+            torchinit_sums(out, dtype, n, 3, set, &shift, &shared);
+            if (memcmp(&alone, &shared, sizeof alone)) exit(4);
+            struct box b = {out, 7, ELEMENT_SIZE[dtype], 1, {n}, {1}, {1}};
+            torchinit_digest_1(&b, 0, n, lanes);
+            found[0] = shift, found[1] = alone.low, found[2] = alone.high, memcpy(found + 3, lanes, sizeof *lanes);
+            for (unsigned i = 0; i < sizeof found; i++) digest = (digest ^ ((unsigned char *)found)[i]) * 1099511628211u;
+            free(out);
+        }
+    return digest;
+}
+
 /* Two jobs large enough that threads share them. */
 static uint64_t together(int set) {
     uint64_t n = 400000, digest = 1469598103934665603u;
@@ -63,7 +95,8 @@ int main(int count, char **arguments) {
     int set = count > 1 ? atoi(arguments[1]) : 0;
     if (!torchinit_can_run(set)) return 3;
     if (count < 4) {
-        printf("%016llx %016llx\n", (unsigned long long)suite(set), (unsigned long long)together(set));
+        unsigned long long drawn = suite(set), shared = together(set), summed = added(set);
+        printf("%016llx %016llx %016llx\n", drawn, shared, summed);
         return 0;
     }
     uint64_t n = strtoull(arguments[3], NULL, 10);
