@@ -5,10 +5,13 @@ from __future__ import annotations
 import pickle
 import re
 import zipfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from torchinit.checkpoints.readers.memory import MemoryCheckpoint
 from torchinit.checkpoints.readers.pickles import check_pickle, check_pickles
@@ -41,18 +44,41 @@ def load_file(path: Path, map_location: Any = "cpu", *, mapped: bool = True) -> 
     other objects than tensors and plain data.
     """
     zipped = is_zip(path)
-    if zipped:
-        check_zip(path)
-    else:
-        with path.open("rb") as file:
-            check_pickles(str(path), file)
+    sizes = check_zip(path) if zipped else check_old(path)
     try:
-        return torch.load(path, map_location=map_location, weights_only=True, mmap=zipped and mapped)
+        held = torch.load(path, map_location=map_location, weights_only=True, mmap=zipped and mapped)
     except pickle.UnpicklingError as error:
         raise _refused(path, error) from None
     except Exception as error:
         # What a damaged pickle raises depends on where it is damaged.
         raise CheckpointError(f"{path}: cannot be read, it is damaged: {_first_line(error)}") from error
+    _check_memory(path, held, sizes)
+    return held
+
+
+def _check_memory(path: Path, held: object, sizes: list[int]) -> None:
+    """Raises CheckpointError where tensors lie in more memory than the file has for them."""
+    pieces = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in _tensors(held)}
+    beyond = Counter(size for size in pieces.values() if size) - Counter(sizes)
+    if beyond:
+        raise CheckpointError(f"{path}: a tensor lies in {min(beyond):,} bytes, but there is no such piece in the file")
+
+
+def _tensors(held: object) -> Iterator[Tensor]:
+    """Every plain tensor in tables and lists, however deep."""
+    left, seen = [held], set[int]()
+    while left:
+        one = left.pop()
+        if id(one) in seen:  # a list may hold itself
+            continue
+        seen.add(id(one))
+        if isinstance(one, Tensor):
+            if one.layout == torch.strided and not one.is_meta:
+                yield one
+        elif isinstance(one, Mapping):
+            left += one.values()
+        elif isinstance(one, (list, tuple, set)):
+            left += one
 
 
 def is_zip(path: Path) -> bool:
@@ -77,8 +103,17 @@ def _first_line(error: Exception) -> str:
     return (reason.strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-def check_zip(path: Path) -> None:
-    """Raises CheckpointError for a zip that no ``torch.save`` wrote: compressed, overlapping, with code in it."""
+def check_old(path: Path) -> list[int]:
+    """The sizes of the pieces of memory in a file of torch's older format; raises CheckpointError for a damaged one."""
+    with path.open("rb") as file:
+        return check_pickles(str(path), file)
+
+
+def check_zip(path: Path) -> list[int]:
+    """The sizes of the pieces of memory in a zip that ``torch.save`` wrote.
+
+    Raises CheckpointError for any other: compressed, overlapping, with code in it.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -91,6 +126,7 @@ def check_zip(path: Path) -> None:
             if entry.filename.endswith(".pkl"):
                 file.seek(entry.header_offset)
                 check_pickle(str(path), _content(file.read(entry.file_size + _LARGEST_HEADER), entry))
+    return [entry.file_size for entry in entries if "/data/" in entry.filename]
 
 
 def _content(raw: bytes, entry: zipfile.ZipInfo) -> bytes:
