@@ -10,12 +10,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from torchinit import fingerprint
 from torchinit.cli.errors import UsageError
-from torchinit.cli.weights import CODES, compare, distinct, fingerprint_of, same_bits, write, write_model
+from torchinit.cli.weights import CODES, File, compare, distinct, fingerprint_of, same_bits, write, write_model
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=8)
 SHAPES = st.lists(st.integers(0, 4), max_size=3).map(tuple)
@@ -148,3 +148,11 @@ def test_a_file_knows_the_names_of_a_tied_tensor(tmp_path: Path) -> None:
     found = fingerprint_of(path)
     assert found.aliases
     assert all(found.of(name) is not None for name in model.state_dict())
+
+
+def test_a_file_is_read_tensor_by_tensor(tmp_path: Path) -> None:
+    save_file({"a": torch.ones(2), "b": torch.zeros(3)}, tmp_path / "w.safetensors")
+    file = File(tmp_path / "w.safetensors")
+    assert (len(file), sorted(file), file["a"].tolist()) == (2, ["a", "b"], [1.0, 1.0])
+    with pytest.raises(KeyError, match="'c'"):
+        file["c"]
