@@ -21,6 +21,7 @@ from tests.peers.stubs.peer_stubs import standing_in
 from tests.servers import served, whole
 from torchinit import Account, CheckpointError, Name, Pretrained, Rule, initialize, plan
 from torchinit.checkpoints import fetch
+from torchinit.checkpoints.adapters import Fuse
 from torchinit.checkpoints.cache import Cache, default_folder
 
 with standing_in("librosa", "requests", "resampy", "torchaudio", "webrtcvad"), warnings.catch_warnings():
@@ -239,3 +240,33 @@ def test_bert_out_of_a_larger_file(reference: BertModel, tmp_path: Path) -> None
     model, account = load(partial(BertModel, CONFIG), path, prefix="bert")
     assert account.complete
     assert_same_embeddings(model, reference)
+
+
+def test_bert_as_an_encoder_of_torch(reference: BertModel) -> None:
+    """Renamed, and with query, key and value in one weight."""
+    renames = (
+        ("^layer", "layers"),
+        ("attention[.]self", "self_attn"),
+        ("attention[.]output[.]dense", "self_attn.out_proj"),
+        ("attention[.]output[.]LayerNorm", "norm1"),
+        ("intermediate[.]dense", "linear1"),
+        ("output[.]dense", "linear2"),
+        ("output[.]LayerNorm", "norm2"),
+    )
+    adapt = {
+        f"**.in_proj_{leaf}": Fuse(f"in_proj_{leaf}", tuple(f"{name}.{leaf}" for name in ("query", "key", "value")))
+        for leaf in ("weight", "bias")
+    }
+
+    def make() -> nn.TransformerEncoder:
+        layer = nn.TransformerEncoderLayer(384, 12, 1536, 0.0, "gelu", 1e-12, batch_first=True)
+        return nn.TransformerEncoder(layer, 6, enable_nested_tensor=False)
+
+    model, account = load(make, MINILM, prefix="encoder", rename=renames, adapt=adapt)
+    assert account.complete
+    assert len(account.adapted) == 12
+    assert account.unexpected == ()
+    hidden, padding = reference.embeddings(SENTENCES["input_ids"]), SENTENCES["attention_mask"] == 0
+    theirs = reference(**SENTENCES).last_hidden_state
+    ours = model(hidden, src_key_padding_mask=padding)
+    torch.testing.assert_close(ours[~padding], theirs[~padding], atol=1e-5, rtol=1e-4)
