@@ -80,7 +80,7 @@ def test_what_is_no_checkpoint(
 def test_check_ckpt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["check-ckpt", str(tmp_path / "trained.pth")]
     assert main([*command, "--model", MODEL]) == 0
-    assert "trained.pth: 100 % of the elements loaded" in capsys.readouterr().out
+    assert "trained.pth, part 'model': 100 % of the elements loaded" in capsys.readouterr().out
     assert main([*command, "--model", MODEL, "--prefix", "net"]) == 1
     assert "0 of" in capsys.readouterr().out
     assert main([*command, "--model", MODEL, "--rename", "^", "x.", "--rename", "^x[.]", "", "--json"]) == 0
