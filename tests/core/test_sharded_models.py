@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.placement_types import Placement, _StridedShard
 from torch.nn.utils.parametrizations import weight_norm
@@ -23,6 +24,7 @@ from torchinit import (
     Noise,
     Normal,
     Orthogonal,
+    PlanError,
     Rule,
     RunError,
     Sparse,
@@ -156,6 +158,19 @@ def test_a_parametrized_weight_takes_its_values_distributed() -> None:
         made: Tensor = layer[0].weight.to_local()  # type: ignore[index]
         torch.testing.assert_close(made, plain[0].weight)
         assert report["0.weight"].notes == ()
+
+
+@pytest.mark.parametrize("names", [True, False])
+def test_what_fsdp1_has_flattened_is_refused(names: bool) -> None:
+    with fake_rank(1, 2):
+        model = FullyShardedDataParallel(
+            nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), use_orig_params=names, device_id=torch.device("cpu")
+        )
+        assert {site.state for site in sites(model)} == {"flat"}
+        before = [each.detach().clone() for each in model.parameters()]
+        with pytest.raises(PlanError, match=r"is a piece of what FSDP1 has flattened: give values before it wraps"):
+            initialize(model, Rule(Name("**"), Normal()), seed=0)
+        assert all(map(torch.equal, before, model.parameters()))
 
 
 # -- memory ---------------------------------------------------------------------------------------

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from torch import Tensor, nn
 
@@ -62,7 +63,8 @@ def _is_block_list(module: nn.Module) -> bool:
 class Held:
     """A tensor as one module holds it; ``way`` says how it is computed, if it is.
 
-    ``key`` is the same for all names of one tensor.
+    ``key`` is the same for all names of one tensor. ``flat`` marks a piece of a flattened parameter, of which
+    neither shape nor place can be seen.
     """
 
     name: str
@@ -72,21 +74,37 @@ class Held:
     kind: Kind
     way: Parametrized | None
     key: object
+    flat: bool = False
 
 
 def held(model: nn.Module) -> Iterator[Held]:
     """Every tensor of a model, once for each of its names, in the order of ``Module.apply``."""
     found = []
     owners: dict[str, object] = {}
+    flat = _flattened(model)
     for place in places(model):
         for leaf, tensor, kind, way in _tensors(place.module):
             key = tuple(map(identity, way.sources)) if way else identity(tensor)
-            found.append(Held(_join(place.name, leaf), place, leaf, tensor, kind, way, key))
+            found.append(Held(_join(place.name, leaf), place, leaf, tensor, kind, way, key, id(tensor) in flat))
             owners[found[-1].name] = key
     for one in found:
         # Where a model has a module of its own called "module", the bare name may be another's.
         bare = normalize(one.name)
         yield replace(one, name=bare) if owners.setdefault(bare, one.key) == one.key else one
+
+
+def _flattened(model: nn.Module) -> set[int]:
+    """The parameters that FSDP1 has laid one behind the other and cut without regard to them, by id."""
+    fsdp: Any = sys.modules.get("torch.distributed.fsdp")
+    found: set[int] = set()
+    for module in model.modules() if fsdp else ():  # who has not imported it has no such model
+        handle = module._handle if isinstance(module, fsdp.FullyShardedDataParallel) else None
+        if handle is not None:
+            whole = handle.flat_param
+            pieces = whole._params or ()
+            if not pieces or any(piece.shape != shape for piece, shape in zip(pieces, whole._shapes, strict=True)):
+                found |= {id(whole), *map(id, pieces)}
+    return found
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor, Kind, Parametrized | None]]:

@@ -20,7 +20,9 @@ from torchinit.core.places import Held, Kind, held
 from torchinit.errors import FanError
 
 Convention: TypeAlias = Literal["torch", "true"]
-State: TypeAlias = Literal["ready", "integer", "quantized", "sparse", "lazy", "inference", "overlapping", "fixed"]
+State: TypeAlias = Literal[
+    "ready", "integer", "quantized", "sparse", "lazy", "inference", "overlapping", "fixed", "flat"
+]
 
 WHY: dict[State, str] = {
     "integer": "holds whole numbers",
@@ -29,6 +31,10 @@ WHY: dict[State, str] = {
     "lazy": "has no shape yet: run the model once on an example",
     "inference": "was made in inference mode and cannot be written: build the model outside of it",
     "overlapping": "has elements that share memory (an expanded tensor?): give it memory of its own",
+    "flat": (
+        "is a piece of what FSDP1 has flattened: give values before it wraps the model, or while it does"
+        " (param_init_fn), or use fully_shard (FSDP2)"
+    ),
     "fixed": "is computed by a parametrization without right_inverse, so no value can be given to it",
 }
 """What each state that a fill cannot work on means, and the way out where there is one."""
@@ -183,7 +189,7 @@ def _tie(group: list[Site], shares: tuple[str, ...]) -> Site:
 
 def _site(one: Held, position: int) -> Site:
     module = one.place.module
-    state = "fixed" if one.way and not one.way.assign else _state(one.tensor)
+    state = "flat" if one.flat else "fixed" if one.way and not one.way.assign else _state(one.tensor)
     slot = describe(module, one.leaf) if state != "lazy" else Slot("other")
     return Site(
         name=one.name,

@@ -1,0 +1,95 @@
+"""Checkpoints of sharded models: saved from four ranks and loaded on two, and files read by slices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.device_mesh import init_device_mesh
+
+from tests.distributed.layouts import RULES, Text, layouts, sharded, whole
+from tests.processes import on_ranks, results
+from torchinit import Name, Pretrained, Rule, fingerprint, initialize, materialize
+from torchinit.checkpoints.readers.base import Checkpoint
+from torchinit.core.placements import local_part
+
+
+def model() -> nn.Module:
+    with torch.device("meta"):
+        made = Text()
+    sharded(made, init_device_mesh("cpu", (dist.get_world_size(),)))
+    return made
+
+
+def saved(rank: int, folder: str) -> tuple[str, str]:
+    made = model()
+    report = materialize(made, RULES, seed=5, fingerprint=True)
+    save(made.state_dict(), checkpoint_id=folder)
+    assert report.fingerprint is not None
+    return report.fingerprint.total, fingerprint(made).persistent.total
+
+
+def loaded(rank: int, folder: str) -> str:
+    made = model()
+    materialize(made, Rule(Name("**"), RULES[0].init), seed=6)  # other values, to be replaced
+    state = made.state_dict()
+    load(state, checkpoint_id=folder)
+    made.load_state_dict(state)
+    return fingerprint(made).persistent.total
+
+
+def test_saved_from_four_ranks_and_loaded_on_two(tmp_path: Path) -> None:
+    """Sizes that neither divides; the fingerprint is that of one process all along."""
+    one = Text()
+    initialize(one, RULES, seed=5)
+    folder = tmp_path / "checkpoint"
+    for name in ("four", "two"):
+        (tmp_path / name).mkdir()
+    four = results(on_ranks(4, saved, tmp_path / "four", str(folder)))
+    assert four == [(fingerprint(one).total, fingerprint(one).persistent.total)] * 4
+    two = results(on_ranks(2, loaded, tmp_path / "two", str(folder)))
+    assert two == [fingerprint(one).persistent.total] * 2
+
+
+def pretrained(rank: int, file: str) -> dict[str, tuple[list[str], list[str]]]:
+    """By layout: what differs from the file, and of what more was read than is here."""
+    read: dict[str, int] = {}
+    plain = Checkpoint.read
+
+    def counted(checkpoint: Checkpoint, key: str, box: Any = None) -> torch.Tensor:
+        found = plain(checkpoint, key, box)
+        read[key] = max(read.get(key, 0), found.numel())
+        return found
+
+    expected = safetensors.torch.load_file(file)
+    found = {}
+    for layout, lay_out in layouts(dist.get_world_size()):
+        with torch.device("meta"):
+            made = Text()
+        lay_out(made)
+        read.clear()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Checkpoint, "read", counted)
+            materialize(made, Rule(Name("**"), Pretrained(file)), seed=0)
+        state = made.state_dict()
+        more = [name for name, each in state.items() if read.get(name, 0) > local_part(each).numel()]
+        wrong = [name for name, value in expected.items() if not torch.equal(whole(state[name]), value)]
+        found[layout] = wrong, more
+    return found
+
+
+def test_each_rank_reads_its_slices(tmp_path: Path) -> None:
+    one, file = Text(), tmp_path / "model.safetensors"
+    initialize(one, RULES, seed=5)
+    state = {name: value.clone() for name, value in one.state_dict().items() if name != "head.weight"}
+    safetensors.torch.save_file(state, file)  # of a tied tensor one copy: two would be compared, whole
+    for found in results(on_ranks(4, pretrained, tmp_path, str(file))):
+        assert len(found) == 8
+        assert {layout: lists for layout, lists in found.items() if any(lists)} == {}
