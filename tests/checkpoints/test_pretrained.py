@@ -41,7 +41,7 @@ from torchinit import (
     run,
     sites,
 )
-from torchinit.checkpoints.adapters import Drop, InputChannels
+from torchinit.checkpoints.adapters import Drop, InputChannels, Transpose
 
 
 class Net(nn.Module):
@@ -402,6 +402,18 @@ def test_a_shard_gets_its_slice(data: st.DataObject) -> None:
     assert torch.equal(shard.local, values[box])
 
 
+@given(st.data())
+def test_a_shard_gets_its_slice_of_what_an_adapter_makes(data: st.DataObject) -> None:
+    shape = data.draw(strategies.shapes(least=2, most=2))
+    box = data.draw(strategies.slices(shape))
+    values = torch.arange(float(torch.Size(shape).numel())).view(shape)
+    shard = strategies.part("w", shape, box)
+    fill = Loaded({"w": values.T.contiguous()}, ("w",), "w", Transpose())
+    fill.prepare(shard)
+    fill.write(shard, Keyed(0))
+    assert torch.equal(shard.local, values[box])
+
+
 def test_a_shard_reads_no_more_than_its_slice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from torchinit.checkpoints.readers.base import Checkpoint
 
@@ -473,6 +485,8 @@ BAD: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: Pretrained(3), TypeError, "a checkpoint is a path, an address, a dict or a model, but got 3"),  # type: ignore[arg-type]
     (lambda: Pretrained("a", on_shape="crop"), ValueError, "on_shape must be one of error, skip"),  # type: ignore[arg-type]
     (lambda: Pretrained("a", on_shape={"a": "crop"}), ValueError, "on_shape must be one of error, skip"),  # type: ignore[dict-item]
+    (lambda: Pretrained("a", adapt=Drop()), TypeError, "adapt gives an adapter to each glob, "),  # type: ignore[arg-type]
+    (lambda: Pretrained("a", adapt={"b": "Drop"}), TypeError, r"adapt\['b'\] must be an adapter "),  # type: ignore[dict-item]
     (lambda: Pretrained("a", expect_missing="a..b"), ValueError, "a name is dotted text"),
     (lambda: Pretrained("a", sha256="abc"), ValueError, "sha256 must be 64 hexadecimal digits"),
     (lambda: Pretrained("a", rename=(("(", ""),)), ConfigError, "is no rename"),

@@ -69,6 +69,7 @@ class Pretrained(Loader):
     def __post_init__(self) -> None:
         _set(self, "checkpoint", InMemory.wrap(self.checkpoint))
         _set(self, "rename", tuple((str(old), str(new)) for old, new in _pairs(self.rename)))
+        _check_adapt(self.adapt)
         _set(self, "adapt", FrozenMap(self.adapt))
         if isinstance(self.expect_missing, list):
             _set(self, "expect_missing", tuple(self.expect_missing))
@@ -119,6 +120,15 @@ def _set(value: object, name: str, item: object) -> None:
 def _pairs(rename: object) -> Iterable[Any]:
     """Renames of a list of pairs, or of a dict."""
     return rename.items() if isinstance(rename, Mapping) else cast("Iterable[Any]", rename)
+
+
+def _check_adapt(adapt: object) -> None:
+    """Raises TypeError for what gives no adapter to each glob."""
+    if not isinstance(adapt, Mapping):
+        raise TypeError(f"adapt gives an adapter to each glob, {{'conv1.weight': InputChannels()}}, but got {adapt!r}")
+    for glob, adapter in adapt.items():
+        if not isinstance(adapter, Adapter):
+            raise TypeError(f"adapt[{glob!r}] must be an adapter such as InputChannels(), but got {adapter!r}")
 
 
 def _is_hash(text: str) -> bool:
