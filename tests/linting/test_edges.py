@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.utils import parametrizations
 
 import torchinit
 from torchinit import Layer, Leaf, Name, Normal, Rule, lint, plan
@@ -87,6 +88,12 @@ def test_some_equal_rows_are_a_warning() -> None:
     assert found(model, "TI302") == [("warning", "weight", "2 rows of 24 repeat others: 20 is 3")]
 
 
+def test_copies_of_a_parametrized_layer() -> None:
+    layer = parametrizations.weight_norm(nn.Linear(8, 8))
+    copies = nn.Sequential(layer, copy.deepcopy(layer))
+    assert [(severity, site) for severity, site, _ in found(copies, "TI301")] == [("error", "0")]
+
+
 def test_equal_rows_of_few_digits_are_chance() -> None:
     model = nn.Embedding(4000, 2).to(torch.bfloat16)
     assert len(model.weight.unique(dim=0)) < 4000
@@ -105,6 +112,33 @@ def test_dead_units_along_the_second_dimension() -> None:
     with torch.no_grad():
         model.weight[:, 4] = 0
     assert found(model, "TI303") == [("warning", "weight", "1 of 6 units are zero throughout: 4")]
+
+
+# --- scales ---------------------------------------------------------------------------------------------------------
+
+
+def test_constants_that_are_no_mistake() -> None:
+    blur = nn.Conv2d(8, 8, 3, groups=8)
+    nn.init.constant_(blur.weight, 1 / 9)
+    assert found(blur, "TI401") == []
+    fixed = nn.Linear(8, 8)
+    nn.init.constant_(fixed.weight, 1 / 8)
+    assert [severity for severity, *_ in found(fixed, "TI401")] == ["error"]
+    fixed.weight.requires_grad_(False)
+    assert [severity for severity, *_ in found(fixed, "TI401")] == ["note"]
+
+
+def test_what_is_a_norm_by_name() -> None:
+    class NormalHead(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias = nn.Parameter(torch.randn(64))
+
+    class RMSNormalization(NormalHead):
+        pass
+
+    assert found(NormalHead(), "TI402") == []
+    assert [severity for severity, *_ in found(RMSNormalization(), "TI402")] == ["warning"]
 
 
 # --- formats ---------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ def twins(subject: Subject) -> list[Group]:
     """The parameters that hold the same drawn values in memory of their own."""
     found: dict[object, list[Part]] = defaultdict(list)
     for part in subject.drawn:
-        if part.facts.varied and part.facts.shuffled and part.holdings[0].way is None:
+        if part.facts.varied and part.facts.shuffled:
             found[part.facts.digest, _values(part).shape, part.site.dtype].append(part)
     groups = [tuple(part for part in group if _equal(part, group[0])) for group in found.values()]
     return [group for group in groups if len(group) > 1]
@@ -103,9 +103,9 @@ def same_in_blocks(subject: Subject) -> Iterator[Evidence]:
 
     The q, k and v of a fused weight, the experts of a stack or the shards of ranks that all draw from one seed come
     out so; units that start equal stay equal. Decided by a digest of every row and every column; the block's values
-    must come in no order and hold so many digits that chance makes no two alike (rows · digits > 2·log2(n) + 30).
-    Blocks that fill the whole tensor are an error, some equal rows a warning: sub-pixel convolutions start so on
-    purpose (ICNR). Loaded values are left out.
+    must come in no order and hold so many digits that chance makes no two alike (binary digits of a row > 2·log2(n)
+    + 30). Blocks that fill the whole tensor are an error, some equal rows a warning: sub-pixel convolutions start
+    so on purpose (ICNR). Loaded values are left out.
     """
     for part in subject.drawn:
         if part.facts.varied and part.facts.shuffled and len(part.site.shape) > 1:

@@ -16,10 +16,11 @@ _GAIN = 10.0
 def constant_weight(subject: Subject) -> Iterator[Evidence]:
     """A weight whose values are all one number, where units can only tell themselves apart by chance.
 
-    Equal units get equal gradients and stay equal. Another number than zero in the weight of a layer with several
-    inputs and outputs is an error. Zero is a note, since the last layer of a residual branch, a gate or an adapter
-    starts so on purpose; it is a warning where the model has no other weights than zero ones. Tables and single
-    units are left out, and loaded values.
+    Equal units get equal gradients and stay equal. Another number than zero in the weight of a layer whose outputs
+    share their inputs is an error; in a weight that does not learn it is a note, as a filter may be meant so. Zero
+    is a note, since the last layer of a residual branch, a gate or an adapter starts so on purpose; it is a warning
+    where the model has no other weights than zero ones. Tables, single units, depthwise convolutions and loaded
+    values are left out.
     """
     matrices = [part for part in subject.drawn if _mixes(part)]
     dead = len(matrices) > 1 and all(part.facts.constant and part.facts.max == 0 for part in matrices)
@@ -27,7 +28,8 @@ def constant_weight(subject: Subject) -> Iterator[Evidence]:
         facts = part.facts
         if facts.constant:
             zero: Severity = "warning" if dead else "note"
-            severity: Severity = zero if facts.max == 0 else "error"
+            other: Severity = "error" if part.tensor.requires_grad else "note"
+            severity = zero if facts.max == 0 else other
             text = f"all {facts.numel:,} values are {facts.max:.6g}"
             yield Evidence(
                 part.name, text + (", and so are all weights of the model" if dead else ""), severity=severity
@@ -35,11 +37,12 @@ def constant_weight(subject: Subject) -> Iterator[Evidence]:
 
 
 def _mixes(part: Part) -> bool:
-    """Whether the weight has several inputs and several outputs."""
+    """Whether several outputs of the weight have the same inputs, and several of them."""
     layout, shape = part.site.layout, part.site.shape
     if not part.is_matrix or layout is None or layout.lookup:
         return False
-    return min(part.site.fans("true")) > 1 and math.prod(shape[axis] for axis in layout.out_axes) > 1
+    outputs = math.prod(shape[axis] for axis in layout.out_axes)
+    return part.site.fans("true")[0] > 1 and outputs > (layout.groups if 0 in layout.out_axes else 1)
 
 
 @check(

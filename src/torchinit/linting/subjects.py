@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,7 @@ from torchinit.core.sites import Site, grouped
 from torchinit.linting.facts import Facts, look
 from torchinit.tracing import Trace, Write
 
+_NORM = re.compile(r"norm(?!al(?!i[sz]))")  # LayerNorm and BatchNormalization, but not NormalHead
 _UNREADABLE = frozenset({"quantized", "sparse", "lazy"})
 
 
@@ -69,7 +71,7 @@ class Part:
     def is_norm(self) -> bool:
         """Whether a normalization layer holds the site, as a scale or a shift."""
         owner = self.site.owner
-        known = any("norm" in full.rpartition(".")[2].lower() for full in owner.lineage[:-1] or owner.lineage)
+        known = any(_NORM.search(full.rpartition(".")[2].lower()) for full in owner.lineage)
         return known and self.is_parameter and self.site.leaf in {"weight", "bias"} and len(self.site.shape) == 1
 
 

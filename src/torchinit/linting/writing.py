@@ -38,6 +38,8 @@ def unwritten(subject: Subject) -> Iterator[Evidence]:
     out.
     """
     trace = subject.history
+    if not len(trace):
+        return
     left = {name for name in trace.unwritten if name not in trace.added}
     parts = [part for part in subject.parts if part.is_parameter and part.name in trace.parameters]
     kinds = {(part.site.owner.name, part.site.leaf) for part in parts if part.name not in left}
@@ -51,7 +53,7 @@ def unwritten(subject: Subject) -> Iterator[Evidence]:
                 yield Evidence(part.name, f"nothing wrote to it, unlike the {kind[1]} of other {kind[0]} layers")
             else:
                 rest.append(part.name)
-    if rest and len(trace):
+    if rest:
         yield Evidence("", f"nothing wrote to {count(len(rest), 'parameter')}: {some(rest)}", severity="note")
 
 
