@@ -214,9 +214,9 @@ def test_who_waited_for_a_failure_does_not_try_again(host: Host, monkeypatch: py
     go, waiting, locked = threading.Event(), threading.Semaphore(0), Cache.locked
     told: list[str] = []
 
-    def counted(cache: Cache, name: str) -> AbstractContextManager[None]:
+    def counted(cache: Cache, name: str, patience: float) -> AbstractContextManager[None]:
         waiting.release()
-        return locked(cache, name)
+        return locked(cache, name, patience)
 
     def work() -> None:
         with pytest.raises(FetchError, match="the server says 404: there is no such file") as caught:
@@ -242,6 +242,15 @@ def test_who_waited_for_a_failure_does_not_try_again(host: Host, monkeypatch: py
     with pytest.raises(FetchError, match="the server says 404"):
         fetch(url)
     assert host.hits("/a.pth") == 2  # who comes later tries anew
+
+
+def test_a_lock_that_is_not_let_go(cache: Path) -> None:
+    with (
+        Cache(cache).locked("a"),
+        pytest.raises(FetchError, match=r"another process has held .*a for 0\.01 s"),
+        Cache(cache).locked("a", 0.01),
+    ):
+        pass
 
 
 def test_a_failure_with_another_hash_is_not_shared(tmp_path: Path) -> None:

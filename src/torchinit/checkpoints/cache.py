@@ -135,7 +135,7 @@ class Cache:
         if entry is None:
             check_allowed(address_of(url), limits)
             failure = Failure(self.folder / ".locks" / f"{self.folder_of(url).name}.failed", time.time())
-            with self.locked(self.folder_of(url).name), failure.shared(sha256):
+            with self.locked(self.folder_of(url).name, limits.total + 60), failure.shared(sha256):
                 entry = self._sound(url, sha256) or self._fetch(url, limits, sha256, progress)
         return entry
 
@@ -171,15 +171,21 @@ class Cache:
             shutil.rmtree(folder, ignore_errors=not folder.exists())
 
     @contextlib.contextmanager
-    def locked(self, name: str) -> Iterator[None]:
-        """Holds the lock of this name. Its file stays: who removed it would let in a second one."""
-        from filelock import FileLock  # torch brings it
+    def locked(self, name: str, patience: float = 600.0) -> Iterator[None]:
+        """Holds the lock of this name; FetchError if another process does not let it go for so many seconds.
+
+        Its file stays: who removed it would let in a second one.
+        """
+        from filelock import FileLock, Timeout  # torch brings it
 
         locks = self.folder / ".locks"
         with self._writable():
             locks.mkdir(parents=True, exist_ok=True)
             lock = FileLock(str(locks / name))
-            lock.acquire()
+            try:
+                lock.acquire(timeout=patience)
+            except Timeout as error:
+                raise FetchError(f"another process has held {locks / name} for {patience:g} s") from error
         try:
             yield
         finally:

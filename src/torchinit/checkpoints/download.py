@@ -22,7 +22,7 @@ from torchinit.errors import FetchError
 
 _log = logging.getLogger("torchinit")
 
-_BLOCK: Final = 1 << 20
+_BLOCK: Final = 1 << 18
 _BUSY: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _RANGE: Final = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 
