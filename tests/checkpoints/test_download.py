@@ -174,6 +174,12 @@ def test_the_total_time_is_bounded(host: Host) -> None:
         got(url, limits=Limits(slowest=0, total=0.5))
 
 
+def test_slow_but_steady_is_no_drip(host: Host) -> None:
+    body = BODY[:600]
+    url = host.serve("/a.pth", servers.dripping(body, 0.001))
+    assert got(url, limits=Limits(idle=0.2, slowest=50, attempts=1)) == body
+
+
 def test_a_download_goes_on_where_it_broke_off(host: Host) -> None:
     url = host.serve("/a.pth", in_turn(broken(BODY, 1_000_000), broken(BODY, 0), ranged(BODY)))
     assert got(url) == BODY

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import importlib.util
+import json
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -173,6 +175,42 @@ def test_weights_of_timm(timm: Host, hub: Hub) -> None:
         fetch("timm://a.in1K")
     with pytest.raises(FetchError, match="timm://d: timm has no weights of this name"):
         fetch("timm://d")
+
+
+@pytest.fixture
+def mmengine(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a stand-in for MMEngine keeps the tables of its user."""
+    tables, home = tmp_path / "packages" / "mmengine" / "hub", tmp_path / "home"
+    tables.mkdir(parents=True)
+    home.mkdir()
+    (tables.parent / "__init__.py").write_text("raise ImportError('nobody has to import it')", "utf-8")
+    url = host.serve("/resnet50-292e1171.pth", whole(BODY))  # whose name has another hash, which MMEngine lets pass
+    (tables / "openmmlab.json").write_text(json.dumps({"detectron/resnet50": url, "mine": "unused"}), "utf-8")
+    (tables / "deprecated.json").write_text(json.dumps({"resnet50": "detectron/resnet50"}), "utf-8")
+    monkeypatch.delitem(sys.modules, "mmengine", raising=False)
+    monkeypatch.syspath_prepend(tables.parents[1])
+    monkeypatch.setenv("MMENGINE_HOME", str(home))
+    return home
+
+
+def test_weights_of_mmengine(mmengine: Path, host: Host) -> None:
+    for source in ("open-mmlab://detectron/resnet50", "openmmlab://resnet50"):
+        assert fetch(source).read_bytes() == BODY
+    assert host.hits("/resnet50-292e1171.pth") == 1
+    (mmengine / "open_mmlab.json").write_text(json.dumps({"mine": "mine.pth"}), "utf-8")
+    (mmengine / "mine.pth").write_bytes(b"mine")
+    assert fetch("openmmlab://mine") == mmengine / "mine.pth"
+    with pytest.raises(FetchError, match="MMEngine has no weights of this name; did you mean 'detectron/resnet50'"):
+        fetch("open-mmlab://detectron/resnet5O")
+    (mmengine / "open_mmlab.json").write_text("{", "utf-8")
+    with pytest.raises(FetchError, match=r"open_mmlab\.json cannot be read: "):
+        fetch("openmmlab://mine")
+
+
+def test_mmengine_that_is_not_installed(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(FetchError, match="only mmengine knows where its weights are: pip install mmengine, or"):
+        fetch("open-mmlab://resnet50")
 
 
 @pytest.mark.parametrize("library", ["torchvision", "timm"])

@@ -18,6 +18,7 @@ from tests.processes import on_ranks
 from tests.servers import Host, in_turn, status, whole
 from torchinit import CheckpointError, Name, Pretrained, Rule, initialize
 from torchinit.checkpoints import open_checkpoint
+from torchinit.checkpoints.loading import load_checkpoint
 from torchinit.checkpoints.lockfile import Pin, read_pins
 from torchinit.checkpoints.opening import forget
 
@@ -82,27 +83,33 @@ def test_what_cannot_be_had_is_a_finding_of_the_plan(host: Host) -> None:
     assert torch.equal(model.weight, before)
 
 
-def fetched_on_rank(rank: int, url: str, environment: Mapping[str, str]) -> dict[str, Tensor]:
-    """What a rank loads, after all have come so far."""
+def loaded_on_rank(
+    rank: int, good: str, bad: str, environment: Mapping[str, str]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """What a rank loads of a file, and what it says of one that is not there, natively and by MMEngine's function."""
     os.environ.update(environment)
     torch.distributed.barrier()
-    return load(url).state_dict()
+    state = load(good).state_dict()
+    told = []
+    for way in (load, lambda source: load_checkpoint(nn.Linear(2, 3), source)):
+        try:
+            way(bad)
+        except CheckpointError as error:
+            told.append(str(error))
+    torch.distributed.barrier()  # which every rank reaches
+    return state, told
 
 
-@pytest.fixture
-def environment(host: Host, certificate: Path, cache: Path) -> Mapping[str, str]:
-    return {"TORCHINIT_CACHE": str(cache), "SSL_CERT_FILE": str(certificate), "NO_PROXY": "*"}
-
-
-def test_four_ranks_load_one_download(host: Host, environment: Mapping[str, str], tmp_path: Path) -> None:
-    url = host.serve("/a.safetensors", whole(save(weights(6.0))))
-    found = on_ranks(4, fetched_on_rank, tmp_path, url, environment)
-    assert all(torch.equal(state[name], value) for state in found for name, value in weights(6.0).items())
+def test_four_ranks_load_one_download_and_end_with_one_error(
+    host: Host, certificate: Path, cache: Path, tmp_path: Path
+) -> None:
+    good = host.serve("/a.safetensors", whole(save(weights(6.0))))
+    bad = host.serve("/b.safetensors", status(404))
+    environment = {"TORCHINIT_CACHE": str(cache), "SSL_CERT_FILE": str(certificate), "NO_PROXY": "*"}
+    found = on_ranks(4, loaded_on_rank, tmp_path, good, bad, environment)
+    assert [type(answer) for answer in found] == [tuple] * 4, found
+    for state, (native, face) in found:
+        assert all(torch.equal(state[name], value) for name, value in weights(6.0).items())
+        assert f"{bad}: the server says 404: there is no such file" in native
+        assert face == f"{bad}: the server says 404: there is no such file"
     assert host.hits("/a.safetensors") == 1
-
-
-def test_four_ranks_end_with_the_error(host: Host, environment: Mapping[str, str], tmp_path: Path) -> None:
-    url = host.serve("/a.safetensors", status(404))
-    found = on_ranks(4, fetched_on_rank, tmp_path, url, environment)
-    assert [type(error).__name__ for error in found] == ["CheckpointError"] * 4
-    assert all("the server says 404: there is no such file" in str(error) for error in found)

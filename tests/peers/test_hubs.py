@@ -10,7 +10,7 @@ from huggingface_hub import constants
 from torchinit import FetchError
 from torchinit.checkpoints import fetch
 from torchinit.checkpoints.cache import Cache
-from torchinit.checkpoints.hubs import timm
+from torchinit.checkpoints.hubs import open_mmlab, timm
 from torchinit.checkpoints.limits import Limits
 from torchinit.checkpoints.lockfile import read_pins
 from torchinit.checkpoints.sources import Request
@@ -47,9 +47,25 @@ def test_what_is_not_there(hub: Path) -> None:
             fetch(source)
 
 
-def test_weights_of_timm(cache: Path) -> None:
-    request = Request(Limits(), lambda done, total: None, Cache(cache))
-    assert timm("timm://resnet50.a1_in1k", request) == "hf://timm/resnet50.a1_in1k/model.safetensors"
-    assert timm("timm://resnet50", request).startswith("hf://timm/resnet50.")
+@pytest.fixture
+def request_for(cache: Path) -> Request:
+    return Request(Limits(), lambda done, total: None, Cache(cache))
+
+
+def test_every_name_of_mmengine(request_for: Request) -> None:
+    from mmengine.runner.checkpoint import get_deprecated_model_names, get_external_models
+
+    urls = get_external_models()
+    for name, url in urls.items():
+        assert open_mmlab(f"openmmlab://{name}", request_for) == url
+    renamed = {old: new for old, new in get_deprecated_model_names().items() if new in urls}  # not all are
+    assert renamed
+    for old, new in renamed.items():
+        assert open_mmlab(f"open-mmlab://{old}", request_for) == urls[new]
+
+
+def test_weights_of_timm(request_for: Request) -> None:
+    assert timm("timm://resnet50.a1_in1k", request_for) == "hf://timm/resnet50.a1_in1k/model.safetensors"
+    assert timm("timm://resnet50", request_for).startswith("hf://timm/resnet50.")
     with pytest.raises(FetchError, match="timm has no weights of this name; did you mean 'resnet50"):
-        timm("timm://resnet5O.a1_in1k", request)
+        timm("timm://resnet5O.a1_in1k", request_for)

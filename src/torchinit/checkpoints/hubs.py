@@ -1,7 +1,10 @@
-"""Hubs: sources that a library knows the way to, ``hf://``, ``torchvision://`` and ``timm://``."""
+"""Hubs: sources that a library knows the way to, ``hf://``, ``torchvision://``, ``timm://`` and ``open-mmlab://``."""
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -94,6 +97,40 @@ def timm(source: str, request: Request) -> str:
     return f"hf://{repository}/{config.hf_hub_filename or 'model.safetensors'}{at}{revision}"
 
 
+def open_mmlab(source: str, request: Request) -> str:
+    """Weights by the tables of MMEngine: ``open-mmlab://detectron/resnet50_caffe``.
+
+    A table of one's own, ``open_mmlab.json`` in ``$MMENGINE_HOME``, comes before it; a file that it names without
+    a URL lies beside it.
+    """
+    found = importlib.util.find_spec("mmengine")  # which does not import it
+    if found is None or not found.submodule_search_locations:
+        raise _unknown_way(source, "mmengine")
+    tables, home = Path(found.submodule_search_locations[0], "hub"), _mmengine_home()
+    urls = {**_table(tables / "openmmlab.json"), **_table(home / "open_mmlab.json")}
+    name = source.partition("://")[2]
+    name = _table(tables / "deprecated.json").get(name, name)
+    if name not in urls:
+        raise FetchError(f"{source}: MMEngine has no weights of this name{did_you_mean(name, urls)}")
+    return urls[name] if "://" in urls[name] else str(home / urls[name])
+
+
+def _mmengine_home() -> Path:
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    return Path(os.environ.get("MMENGINE_HOME") or caches / "mmengine").expanduser()
+
+
+def _table(path: Path) -> dict[str, str]:
+    """Which name stands for which text; nothing where there is no file."""
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise FetchError(f"{path} cannot be read: {error}") from error
+    return {str(key): str(value) for key, value in dict(data).items()}
+
+
 def _unknown_way(source: str, library: str) -> FetchError:
     return FetchError(
         f"{source}: only {library} knows where its weights are: pip install {library}, or give the URL of the file"
@@ -103,3 +140,4 @@ def _unknown_way(source: str, library: str) -> FetchError:
 register_source("hf://", hugging_face)
 register_source("torchvision://", torchvision)
 register_source("timm://", timm)
+register_source(("open-mmlab://", "openmmlab://"), open_mmlab)

@@ -129,8 +129,10 @@ def answer(url: str, headers: Mapping[str, str], limits: Limits, deadline: float
     with Watch(limits, deadline) as watch:
         for _ in range(limits.redirects + 1):
             check_allowed(address, limits)
-            with contextlib.closing(_connection(address, limits, watch)) as connection:
-                response = _asked(connection, address, headers, watch)
+            with (
+                contextlib.closing(_connection(address, limits, watch)) as connection,
+                contextlib.closing(_asked(connection, address, headers, watch)) as response,
+            ):
                 if response.status not in _REDIRECTS or not response.headers.get("Location"):
                     named = {name.lower(): value.strip() for name, value in response.headers.items()}
                     yield Answer(address.url, response.status, named, response, watch)
