@@ -33,6 +33,7 @@ from torchinit import (
     Rule,
     RunError,
     Shard,
+    Site,
     initialize,
     local_shards,
     make_plan,
@@ -478,6 +479,14 @@ def test_buffers_outside_of_the_state_are_none_of_its_business() -> None:
     assert account.loaded == ("w",)
 
 
+def test_one_site_alone() -> None:
+    init = Pretrained({"w": torch.ones(2)})
+    assert init.resolve(Site("w", (2,))) == Loaded(init.checkpoint, ("w",))
+    assert init.resolve(Site("v", (2,))) is None
+    with pytest.raises(CheckpointError, match=r"w has shape \[3\], but the file \[2\]"):
+        init.resolve(Site("w", (3,)))
+
+
 # --- arguments -----------------------------------------------------------------------------------------------------
 
 
@@ -511,6 +520,7 @@ def test_mistakes_in_a_recipe_come_with_their_place() -> None:
         {"type": "Pretrained", "checkpoint": "a", "on_shape": {"a": "crop"}, "name": "**"},
         {"type": "Pretrained", "checkpoint": "a", "bias": 0, "layer": "Linear"},
         {"type": "Pretrained", "checkpoint": "a", "sha256": "abc", "name": "**"},
+        {"type": "Pretrained", "checkpoint": "a", "blocks": 3, "name": "**"},
     ]
     with pytest.raises(ConfigError) as caught:
         decode_recipe({"rules": entries})
@@ -519,4 +529,5 @@ def test_mistakes_in_a_recipe_come_with_their_place() -> None:
         "rules[1].on_shape['a']: must be one of 'error', 'skip', but got 'crop'",
         "rules[2].bias: is loaded with the rest by Pretrained; give it a rule of its own",
         "rules[3]: Pretrained: sha256 must be 64 hexadecimal digits, but got 'abc'",
+        "rules[4].blocks: means nothing beside Pretrained, which loads a tensor as it is",
     )

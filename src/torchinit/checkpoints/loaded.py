@@ -79,13 +79,18 @@ class Loaded(Fill):
         for key in self.keys:
             if box is not None and checkpoint.info(key).shape != shard.shape:
                 raise CheckpointError(f"{key} has another shape by now: {list(checkpoint.info(key).shape)}")
-            self._check_range(key, checkpoint.read(key, box), shard.local.dtype)
+            if self.finite or not self._widens(checkpoint.info(key).dtype, shard.local.dtype):
+                self._check_range(key, checkpoint.read(key, box), shard.local.dtype)
         for other in self.like:
             if not _same(checkpoint.read(self.keys[0]), checkpoint.read(other)):
                 raise CheckpointError(
                     f"is one tensor in the model, but {checkpoint.name} holds other values as {other!r} than as"
                     f" {self.keys[0]!r}; let the rule match one of the names, or untie the two"
                 )
+
+    def _widens(self, seen: torch.dtype, held: torch.dtype) -> bool:
+        """Whether every number of a dtype that is a float's fits into the dtypes that it goes through."""
+        return seen.is_floating_point and all(_most(dtype) >= _most(seen) for dtype in (self.dtype or seen, held))
 
     def _check_range(self, key: str, seen: Tensor, dtype: torch.dtype) -> None:
         if not seen.numel() or seen.dtype == torch.bool:

@@ -10,6 +10,7 @@ from torchinit.core.accounts import Account
 from torchinit.core.fills import Fill
 from torchinit.core.sites import Site
 from torchinit.core.spelling import Spelled
+from torchinit.errors import CheckpointError
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,5 +39,9 @@ class Loader(Spelled, ABC):
         """
 
     def resolve(self, site: Site) -> Fill | None:
-        """The fill for one site alone; None where there is nothing for it."""
-        return self.look_up([(site, site)], [site]).fills.get(site.name)
+        """The fill for one site alone; None where there is nothing for it, CheckpointError where it does not fit."""
+        found = self.look_up([(site, site)], [site])
+        account = found.account
+        if account.failure or account.mismatched:
+            raise CheckpointError(*account.problems[:1])
+        return found.fills.get(site.name)

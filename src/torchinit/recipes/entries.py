@@ -134,6 +134,10 @@ class _EntryReader:
     def _parted(self, entry: Entry, init: Any) -> Any:
         """The initializer as it applies to each block of a fused weight, to each weight of a stack."""
         parts, axes = entry.blocks, _tuple(entry.batch_axes)
+        if isinstance(init, Loader):
+            for key in self.data.keys() & {"blocks", "batch_axes"}:
+                self._mistake(key, f"means nothing beside {self.data['type']}, which loads a tensor as it is")
+            return init
         if init is not INVALID and parts is not None:
             init = self._try("blocks", lambda: Blocks(init, parts))
         if init is not INVALID and entry.batch_axes is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.checkpoints.files import state, write
-from torchinit import Box, CheckpointError, open_checkpoint
+from torchinit import Box, CheckpointError, MissingExtraError, open_checkpoint
 
 FORMATS = ["safetensors", "zip", "legacy", "sharded-safetensors", "sharded-zip"]
 NUMPY = {key: value for key, value in state().items() if value.dtype != torch.bfloat16}
@@ -245,3 +246,15 @@ def test_arrays_that_are_refused(tmp_path: Path) -> None:
     (tmp_path / "f.npy").write_bytes(b"\x93NUMPY\x01\x00\x05\x00{'a'}")
     with pytest.raises(CheckpointError, match=r"cannot be read"):
         open_checkpoint(tmp_path / "f.npy")
+
+
+@pytest.mark.parametrize(
+    ("form", "module", "extra"), [("safetensors", "safetensors", "cli"), ("npz", "numpy", "numpy")]
+)
+def test_a_missing_package_is_named(
+    form: str, module: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(form, tmp_path, NUMPY)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingExtraError, match=rf"pip install 'torchinit\[{extra}\]'"):
+        open_checkpoint(path)
