@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -120,20 +121,27 @@ def test_ranks_in_groups_of_their_own_need_not_agree(ranks: list[dict[str, Any]]
 # -- a rank that dies -----------------------------------------------------------------------------
 
 
-def dying(rank: int) -> tuple[str, bool]:
+def lost(rank: int, how: str) -> tuple[str, bool]:
+    """Rank 1 dies, or hangs for longer than the others wait, while the weights are written."""
     made = model(init_device_mesh("cpu", (WORLD,)))
 
     def progress(_: object) -> None:
-        if rank == 1:
+        if rank == 1 and how == "dies":
             os._exit(9)
+        if rank == 1:
+            time.sleep(1.2 * PATIENCE)
 
     return tried(made, progress=progress)
 
 
-def test_the_others_end_when_a_rank_dies(tmp_path: Any) -> None:
+PATIENCE = 5
+
+
+@pytest.mark.parametrize("how", ["dies", "hangs"])
+def test_the_others_end_when_a_rank_is_lost(how: str, tmp_path: Any) -> None:
     """Those who wait for ever would be killed, with an answer that says so."""
-    first, dead, third = on_ranks(WORLD, dying, tmp_path, timeout=10)
-    assert isinstance(dead, ChildProcessError)
+    first, second, third = on_ranks(WORLD, lost, tmp_path, how, timeout=PATIENCE)
+    assert isinstance(second, ChildProcessError) == (how == "dies")
     for text, undone in (first, third):
         assert text.startswith("RunError: no word from the other ranks: "), text
         assert undone
