@@ -184,3 +184,25 @@ def test_a_buffer_that_is_not_wholly_written_is_named_with_what_was_tried() -> N
 def test_a_constructor_is_called_only_with_what_it_was_called_with(make: Callable[[], nn.Module], message: str) -> None:
     with pytest.raises(RunError, match=message):
         made(make)
+
+
+class Counting(nn.Module):
+    """Many layers whose buffers nobody makes, under a method that is told when it is called."""
+
+    calls: list[int] = []  # noqa: RUF012  # shared on purpose: attributes of a stand-in are put back
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Forgetful(2) for _ in range(5))
+
+    def init_weights(self) -> None:
+        self.calls.append(1)
+
+
+def test_code_of_a_module_above_runs_once_for_all_below() -> None:
+    Counting.calls.clear()
+    with pytest.raises(
+        RunError, match=r"5 tensors left unwritten(.|\n)*layers\.4\.ids: .*Counting\.init_weights\(\) does not"
+    ):
+        made(Counting)
+    assert len(Counting.calls) == 2  # from either poison

@@ -82,14 +82,18 @@ def make_buffers(model: nn.Module, wanted: Sequence[Tenant], device: torch.devic
     above = _parents(model)
     paths = {module: normalize(path) for path, module in model.named_modules()}
     missing = {(one.module, one.leaf): one for one in wanted}
+    tried: dict[tuple[nn.Module, str], str] = {}  # whatever a way makes, it has made when it was first tried
     for module in dict.fromkeys(one.module for one in wanted):
         reasons: list[str] = []
         for way in _ways([module, *above[module]]):
             here = [one for one in missing.values() if one.module is module]
             if not here:
                 break
-            found, reason = _tried(way, list(missing.values()), device, _number(seed, paths[way.scope]))
-            reasons += [reason] if reason else []
+            found: dict[Place, Tensor] = {}
+            if (way.scope, way.text) not in tried:
+                found, reason = _tried(way, list(missing.values()), device, _number(seed, paths[way.scope]))
+                tried[way.scope, way.text] = reason
+            reasons += filter(None, [tried[way.scope, way.text]])
             for place, value in found.items():
                 one = missing.pop(place)
                 _store(one, value)
