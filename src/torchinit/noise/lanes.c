@@ -309,8 +309,8 @@ INLINE unsigned places(uint64_t mask, unsigned base, uint16_t *to) {
     return count;
 }
 
-/* The values of so many pairs of groups, whose counters all have one upper word. */
-INLINE void draw(const job *j, const schedule *s, int mode, uint32_t high, const uint32_t *low, unsigned units, float *d) {
+/* The values of so many pairs of groups, whose counters all have one upper word, each group to a place of its own. */
+INLINE void draw(const job *j, const schedule *s, int mode, uint32_t high, const uint32_t *low, unsigned units, float *const *to) {
     uint16_t at[CHUNK + W + 8];
     unsigned outside = 0;
     const early e = begin(s, high);
@@ -322,7 +322,7 @@ INLINE void draw(const job *j, const schedule *s, int mode, uint32_t high, const
         for (int k = 0; k < UNIT / W; k++) {
             uint64_t left = 0;
             vf v = value(j, mode, w[k], &left);
-            memcpy(d + UNIT * u + W * k, &v, sizeof v);
+            memcpy(to[2 * u + W * k / GROUP] + W * k % GROUP, &v, sizeof v);
             mask |= left << (W * k);
         }
         if (mode & HAS_TAIL) outside += places(mask, UNIT * u, at + outside);
@@ -332,16 +332,16 @@ INLINE void draw(const job *j, const schedule *s, int mode, uint32_t high, const
     for (unsigned t = 0; t < outside; t += W) {
         vu w;
         float z[W];
-        for (int l = 0; l < W; l++) w[l] = ((const word *)d)[at[t + l]];
+        for (int l = 0; l < W; l++) w[l] = ((const word *)to[at[t + l] / GROUP])[at[t + l] % GROUP];
         vf v = finish(j, mode, tail(w));
         memcpy(z, &v, sizeof z);
-        for (unsigned l = 0; l < W && t + l < outside; l++) d[at[t + l]] = z[l];
+        for (unsigned l = 0; l < W && t + l < outside; l++) to[at[t + l] / GROUP][at[t + l] % GROUP] = z[l];
     }
 }
 
 /* The modes that exist, each in one loop of its own. */
-static void draw_mode(const job *j, const schedule *s, int mode, uint32_t high, const uint32_t *low, unsigned units, float *d) {
-#define CASE(m) case m: draw(j, s, m, high, low, units, d); break
+static void draw_mode(const job *j, const schedule *s, int mode, uint32_t high, const uint32_t *low, unsigned units, float *const *to) {
+#define CASE(m) case m: draw(j, s, m, high, low, units, to); break
     switch (mode) {
     CASE(UNIFORM); CASE(UNIFORM | BOUNDED);
     CASE(NORMAL | HAS_TAIL); CASE(NORMAL | HAS_TAIL | BOUNDED);
@@ -462,18 +462,32 @@ static void move(cursor *c, const job *j, uint64_t n) {
 /* Elements of one row that lie in a chunk: where in the chunk, how many, and where they go. */
 typedef struct { unsigned from, take; int64_t place; } part;
 
+/* A chunk: groups, of one row or of several, so that their tails are done together. */
+typedef struct {
+    float buffer[CHUNK] __attribute__((aligned(64)));
+    float *to[CHUNK / GROUP];    /* where a group's values go: to their own place if it is whole and plain, else to the buffer */
+    uint32_t low[CHUNK / GROUP]; /* the lower word of its first counter */
+    part parts[CHUNK / GROUP];
+    unsigned groups, count;
+} chunk;
+
 INLINE uint64_t least(uint64_t a, uint64_t b) { return a < b ? a : b; }
 
-/* Moves the cursor over the elements of its row that still fit into a chunk; notes the part and its groups' counters. */
-static unsigned gather(cursor *c, const job *j, uint64_t left, unsigned groups, part *p, uint32_t *low) {
-    unsigned skip = c->index % GROUP;
+/* Moves the cursor over the elements of its row that still fit into the chunk, and says how many. */
+static unsigned gather(chunk *h, cursor *c, const job *j, uint64_t left, int plain) {
+    unsigned skip = c->index % GROUP, from = GROUP * h->groups + skip, first = h->groups;
     left = least(least(left, j->size[0] - c->at[0]), SPAN - c->index % SPAN);
-    p->from = GROUP * groups + skip, p->take = (unsigned)least(left, CHUNK - p->from), p->place = c->place;
-    uint32_t first = (uint32_t)(c->index / GROUP * 8);
-    unsigned count = (skip + p->take + GROUP - 1) / GROUP;
-    for (unsigned g = 0; g < count; g++) low[groups + g] = first + 8 * g;
+    part *p = h->parts + h->count++;
+    *p = (part){from, (unsigned)least(left, CHUNK - from), c->place};
+    unsigned end = from + p->take, count = (skip + p->take + GROUP - 1) / GROUP;
+    float *to = plain ? (float *)j->out + c->place - skip : h->buffer + GROUP * first;
+    for (unsigned g = 0; g < count; g++) h->to[first + g] = to + GROUP * g;
+    for (unsigned g = 0; g < count; g++) h->low[first + g] = (uint32_t)(c->index / GROUP * 8) + 8 * g;
+    h->groups += count;
+    if (skip) h->to[first] = h->buffer + GROUP * first;
+    if (end % GROUP) h->to[h->groups - 1] = h->buffer + GROUP * (h->groups - 1);
     move(c, j, p->take);
-    return groups + count;
+    return p->take;
 }
 
 /* Brings near, while values are computed, the memory where all of them will be put at once. */
@@ -481,32 +495,36 @@ static void await_store(const char *to, uint64_t bytes) {
     for (uint64_t b = 0; b < bytes; b += 64) __builtin_prefetch(to + b, 1);
 }
 
+/* Puts a stretch of the buffer to where the part goes. */
+static void settle(const chunk *h, const job *j, const part *p, unsigned from, unsigned end) {
+    int64_t place = p->place + (int64_t)(from - p->from) * j->leap[0];
+    store(j, j->out + place * (int64_t)ELEMENT_SIZE[j->dtype], h->buffer + from, end - from);
+}
+
+static void settle_all(const chunk *h, const job *j, int plain) {
+    for (const part *p = h->parts; p < h->parts + h->count; p++) {
+        unsigned end = p->from + p->take, inner = (p->from + GROUP - 1) / GROUP * GROUP, outer = end / GROUP * GROUP;
+        if (!plain || inner > outer) settle(h, j, p, p->from, end);
+        else settle(h, j, p, p->from, inner), settle(h, j, p, outer, end);
+    }
+}
+
 void LANES_NAME(const job *j, uint64_t begin, uint64_t end) {
-    float buffer[CHUNK] __attribute__((aligned(64)));
-    uint32_t low[CHUNK / GROUP];
-    part parts[CHUNK / GROUP];
-    const unsigned bytes = ELEMENT_SIZE[j->dtype];
     const int mode = mode_of(j), dense = j->leap[0] == 1, plain = dense && j->dtype == FLOAT32;
+    const unsigned bytes = ELEMENT_SIZE[j->dtype];
+    chunk h;
     schedule s;
     cursor c;
     make_schedule(&s, j->key);
     seek(&c, j, begin);
     while (begin < end) {
         const uint64_t high = c.index / SPAN;
-        unsigned groups = 0, count = 0;
-        int direct;
-        do { /* Rows shorter than a chunk share it, so that their tails are done together. */
-            groups = gather(&c, j, end - begin, groups, parts + count, low);
-            begin += parts[count++].take;
-            direct = plain && count == 1 && parts->from == 0 && parts->take % UNIT == 0 && parts->take >= CHUNK / 2;
-        } while (!direct && begin < end && groups < CHUNK / GROUP && c.index / SPAN == high);
-        if (direct) {
-            draw_mode(j, &s, mode, (uint32_t)high, low, groups / 2, (float *)j->out + parts->place);
-            continue;
-        }
-        if (dense) for (unsigned k = 0; k < count; k++) await_store(j->out + parts[k].place * bytes, parts[k].take * bytes);
-        if (groups % 2) low[groups] = low[groups - 1];
-        draw_mode(j, &s, mode, (uint32_t)high, low, (groups + 1) / 2, buffer);
-        for (unsigned k = 0; k < count; k++) store(j, j->out + parts[k].place * bytes, buffer + parts[k].from, parts[k].take);
+        h.groups = h.count = 0;
+        do begin += gather(&h, &c, j, end - begin, plain);
+        while (begin < end && h.groups < CHUNK / GROUP && c.index / SPAN == high);
+        if (dense && !plain) for (unsigned k = 0; k < h.count; k++) await_store(j->out + h.parts[k].place * bytes, h.parts[k].take * bytes);
+        if (h.groups % 2) h.low[h.groups] = 0, h.to[h.groups] = h.buffer + GROUP * h.groups;
+        draw_mode(j, &s, mode, (uint32_t)high, h.low, (h.groups + 1) / 2, h.to);
+        settle_all(&h, j, plain);
     }
 }
