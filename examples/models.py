@@ -81,3 +81,56 @@ class Transformer(nn.Module):
             x = block(x)
         logits: Tensor = self.lm_head(self.ln_f(x))
         return logits
+
+
+class Bottleneck(nn.Module):
+    """Three convolutions in a residual branch, the middle one spatial."""
+
+    def __init__(self, inputs: int, width: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(inputs, width, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv3, self.bn3 = nn.Conv2d(width, 4 * width, 1, bias=False), nn.BatchNorm2d(4 * width)
+        self.downsample = nn.Sequential()
+        if stride > 1 or inputs != 4 * width:
+            shortcut = nn.Conv2d(inputs, 4 * width, 1, stride, bias=False)
+            self.downsample = nn.Sequential(shortcut, nn.BatchNorm2d(4 * width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """From ``(batch, inputs, height, width)`` to four times ``width`` channels."""
+        out = self.bn1(self.conv1(x)).relu()
+        out = self.bn2(self.conv2(out)).relu()
+        result: Tensor = (self.bn3(self.conv3(out)) + self.downsample(x)).relu()
+        return result
+
+
+class ResNet(nn.Module):
+    """A network in the shape of ResNet-50, which starts as most code of its kind does."""
+
+    def __init__(self, depths: tuple[int, ...] = (3, 4, 6, 3), width: int = 64, classes: int = 1000) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, width, 7, 2, 3, bias=False), nn.BatchNorm2d(width)
+        channels, stages = width, []
+        for stage, depth in enumerate(depths):
+            blocks = []
+            for index in range(depth):
+                blocks.append(Bottleneck(channels, width << stage, 2 if stage and not index else 1))
+                channels = 4 * width << stage
+            stages.append(nn.Sequential(*blocks))
+        self.layers = nn.Sequential(*stages)
+        self.fc = nn.Linear(channels, classes)
+
+    def init_weights(self) -> None:
+        """Kaiming for the convolutions, ones and zeros for the norms."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(module, nn.BatchNorm2d):
+                nn.init.ones_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """From images to ``(batch, classes)`` logits."""
+        x = nn.functional.max_pool2d(self.bn1(self.conv1(x)).relu(), 3, 2, 1)
+        logits: Tensor = self.fc(self.layers(x).mean((2, 3)))
+        return logits

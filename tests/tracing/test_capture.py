@@ -72,6 +72,8 @@ WAYS: list[tuple[Way, Fill]] = [
     (lambda p: by_hand(p, 0.0, 0.02, -0.04, 0.04), TruncNormal(0.0, 0.02, -0.04, 0.04)),
     (lambda p: by_hand(p, 0.1, 0.02, -2.0, 2.0), TruncNormal(0.1, 0.02, -2.0, 2.0)),
     (lambda p: p.normal_()[2].zero_(), Padded(Normal(), 2)),
+    (lambda p: p.normal_().__setitem__(2, 0), Padded(Normal(), 2)),
+    (lambda p: [p.normal_(), p.__setitem__((slice(None), 0), 0)], Blockwise((Constant(0), Normal()), (1, 3), axis=1)),
     (lambda p: [p[:2].normal_(), p[2:].zero_()], Blockwise((Normal(), Constant(0.0)), (2, 4))),
     (lambda p: [p.normal_(), p[:, 1:3].mul_(2)], Blockwise((Normal(), Normal(std=2), Normal()), (1, 2, 1), axis=1)),
     (lambda p: [p[:3].normal_(), p[3:].normal_()], Normal()),

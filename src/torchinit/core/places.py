@@ -90,7 +90,8 @@ def held(model: nn.Module) -> Iterator[Held]:
     for one in found:
         # Where a model has a module of its own called "module", the bare name may be another's.
         bare = normalize(one.name)
-        yield replace(one, name=bare) if owners.setdefault(bare, one.key) == one.key else one
+        free = bare != one.name and owners.setdefault(bare, one.key) == one.key
+        yield replace(one, name=bare) if free else one
 
 
 def _flattened(model: nn.Module) -> set[int]:

@@ -53,7 +53,7 @@ def _look(code: CodeType) -> _Code:
     if file.startswith(_TORCH):
         init = file == torch.nn.init.__file__
         call = "" if file.startswith(_MACHINERY) else ("nn.init." if init else "") + code.co_qualname
-        return _Code(False, call, arguments)
+        return _Code(False, call, () if init else arguments)  # which never gets a module
     for others, package in _STANDING_FOR_TORCH.items():
         if file.endswith(os.sep + others):
             return _Code(False, package + code.co_qualname, arguments)

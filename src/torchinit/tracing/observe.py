@@ -87,7 +87,7 @@ class Watch:
         storage = storage_of(tensor)
         spans = self._spans.get(storage) if storage is not None else None
         known = self._tensors.get(id(tensor))
-        if not spans:
+        if not spans or (known and len(spans) == 1):
             return {known[0]} if known else set()
         low, high = _reach(tensor)
         found = {key for start, end, key, _ in spans if start < high and low < end}
@@ -176,6 +176,8 @@ class _Functions(TorchFunctionMode):
     ) -> Any:
         if func == _SET_DATA:
             return self.observer.swap(args)
+        if func == _SET_ITEM and isinstance(args[2], (int, float)):
+            return self.observer.set_item(args)
         result = func(*args, **(kwargs or {}))
         if func == _IS_META and result:
             self.observer.leave(args[0], sys._getframe(1))
@@ -183,6 +185,7 @@ class _Functions(TorchFunctionMode):
 
 
 _SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]  # a descriptor, which the stubs call a tensor
+_SET_ITEM = Tensor.__setitem__
 _IS_META = Tensor.is_meta.__get__  # type: ignore[attr-defined]  # as above
 
 _LEAVING = {
@@ -233,6 +236,7 @@ class Observer:
         self.copied = copied
         self.carry_out = carry_out
         self._open: ExitStack | None = None
+        self._number: float | None = None
 
     def __enter__(self) -> Observer:
         with ExitStack() as stack:
@@ -253,7 +257,8 @@ class Observer:
         """Does one operation, and tells of what it wrote."""
         targets = written(func, args, kwargs) if _write_slots(func) else ()
         # Before the call: set_ gives the tensor another memory.
-        events = [Event(key, func, target, args, kwargs) for target in targets for key in self.watch.hit(target)]
+        said = (func, args, kwargs) if self._number is None else self._filled(func, args, kwargs)
+        events = [Event(key, said[0], target, *said[1:]) for target in targets for key in self.watch.hit(target)]
         for event in events if self.asked is not None else ():
             self.asked(event)  # type: ignore[misc]  # not None, by the line above
         result = func(*args, **kwargs) if self.carry_out is None else self.carry_out(func, args, kwargs)
@@ -266,6 +271,20 @@ class Observer:
             for key in self.watch.hit(args[0]):
                 self.copied(Event(key, func, args[0], args, kwargs), result)
         return result
+
+    def set_item(self, args: Sequence[Any]) -> Any:
+        """Does ``tensor[index] = number``, and keeps the number in mind."""
+        self._number = args[2]
+        try:
+            return _SET_ITEM(*args)
+        finally:
+            self._number = None
+
+    def _filled(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+        """What is done within ``tensor[index] = number``: on meta a tensor is copied that does not tell the number."""
+        if func is not torch.ops.aten.copy_.default:
+            return func, args, kwargs
+        return torch.ops.aten.fill_.Scalar, (args[0], self._number), {}
 
     def swap(self, args: Sequence[Any]) -> Any:
         """Does ``tensor.data = other``, and tells of it."""

@@ -23,6 +23,7 @@ _SCATTERED = frozenset(
 )  # fmt: skip
 
 
+@lru_cache(maxsize=4096)
 def name_of(func: torch._ops.OpOverload | str) -> str:
     """The name of an operation, or the word that stands for one.
 
@@ -64,12 +65,25 @@ def arguments_text(func: torch._ops.OpOverload | str, args: Sequence[Any], kwarg
     >>> arguments_text(torch.ops.aten.normal_.default, (torch.zeros(2), 0.5), {})
     'mean=0.5, std=1'
     """
-    said = {"": args[1]} if func == "data =" else arguments_of(func, args, kwargs)
-    given = [(name, value) for name, value in said.items() if value is not None and name not in _UNSAID]
-    return ", ".join(f"{name}={_text(value)}" if name else _text(value) for name, value in given)
+    if isinstance(func, str):
+        said = {"": args[1]} if func == "data =" else kwargs
+    elif not _told(func):
+        return ""
+    else:
+        said = {name: args[at] if at < len(args) else kwargs.get(name, usual) for at, name, usual in _told(func)}
+    given = [(name, value) for name, value in said.items() if value is not None]
+    return ", ".join([f"{name}={_text(value)}" if name else _text(value) for name, value in given])
+
+
+@lru_cache(maxsize=4096)
+def _told(func: torch._ops.OpOverload) -> tuple[tuple[int, str, Any], ...]:
+    """The arguments that a reader wants to know."""
+    return tuple(slot for slot in _read_slots(func) if slot[1] not in _UNSAID)
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
     if isinstance(value, Tensor):
         single = type(value) is Tensor and value.dim() == 0 and value.device.type == "cpu" and not value.is_complex()
         return spell(value.item()) if single else f"tensor of {shape_text(tuple(value.shape))}"

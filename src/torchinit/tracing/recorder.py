@@ -7,12 +7,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import TracebackType
 
+import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from torchinit.core.names import normalize
 from torchinit.core.places import Held, Kind, held
-from torchinit.core.sites import grouped
 from torchinit.tracing.lines import caller, frame_of_user, is_within
 from torchinit.tracing.locks import is_locked, refuse
 from torchinit.tracing.marks import Mark, mark
@@ -65,11 +65,11 @@ class Recorder:
     def __enter__(self) -> Trace:
         frame = frame_of_user(2)
         self.until = 0 if frame is None else id(frame)
-        with _disable_current_modes():
+        with _disable_current_modes(), torch.no_grad():
             for entry, aliases in _entries(self.model):
                 self._take(entry, aliases)
             self._learn(self.model, "")
-        self._began = tuple(self._keys)
+        self._began, self._began_as = set(self._keys), _layout(self.model)
         self._name_sites()
         self.observer.__enter__()
         return self.trace
@@ -80,7 +80,7 @@ class Recorder:
         self.observer.__exit__(kind, error, trace)
         if error is not None:
             self.trace.error = f"{type(error).__name__}: {error}"
-        with _disable_current_modes():
+        with _disable_current_modes(), torch.no_grad():
             self._look_again()
         self._name_sites()
         broken = [entry for entry in self.entries if entry.unseen and is_locked(entry.tensors)]
@@ -204,6 +204,11 @@ class Recorder:
 
     def _look_again(self) -> None:
         """Finds what no observer saw: values, memory or tensors that are others than they were."""
+        if _layout(self.model) == self._began_as:
+            for entry in self.entries:
+                if self.exact or not entry.written:
+                    self._compare(entry)
+            return
         now = {name: entry for entry, aliases in _entries(self.model) for name in (entry.name, *aliases)}
         self.trace.removed = tuple(name for name in self._keys if name not in now)
         for key, entry in enumerate(self.entries):
@@ -228,13 +233,30 @@ class Recorder:
 
 def _entries(model: nn.Module, prefix: str = "") -> Iterator[tuple[Entry, tuple[str, ...]]]:
     """The sites of a model with the tensors behind them, and their other names."""
-    for site, group in grouped(held(model)):
-        names = [normalize(f"{prefix}.{view.name}".strip(".")) for view in site.views]
-        yield Entry(names[0], site.kind, _behind(group[0])), tuple(names[1:])
+    groups: dict[object, list[Held]] = {}
+    for one in held(model):
+        groups.setdefault(one.key, []).append(one)
+    for first, *others in groups.values():
+        aliases = tuple(_named(prefix, one.name) for one in others)
+        yield Entry(_named(prefix, first.name), first.kind, _behind(first)), aliases
+
+
+def _named(prefix: str, name: str) -> str:
+    return normalize(f"{prefix}.{name}") if prefix else name
 
 
 def _behind(one: Held) -> list[Tensor]:
     return list(one.way.sources) if one.way else [one.tensor]
+
+
+def _layout(model: nn.Module) -> list[int]:
+    """Which tensors and modules a model is made of: if it is the same later, nothing was put into it."""
+    return [
+        id(item)
+        for module in model.modules()
+        for items in (module._parameters, module._buffers, module._modules)
+        for item in items.values()
+    ]
 
 
 def _region(entry: Entry, event: Event) -> Region:
@@ -247,9 +269,11 @@ def _region(entry: Entry, event: Event) -> Region:
 
 def _within(target: Tensor, base: Tensor) -> Region:
     """The region of a site's tensor that a written tensor is."""
+    if target is base:
+        return None
     view, memory = memory_of(target), memory_of(base)
     if view is None or memory is None:
-        return None if target is base else "part"
+        return "part"
     found = region_of(view, memory)
     if memory is base or found == "part":
         return found

@@ -12,6 +12,9 @@ def extent(tensor: Tensor) -> tuple[int, int]:
     """The first byte of its storage that a tensor reaches, and the one after the last."""
     if not tensor.numel():
         return 0, 0
+    if tensor.is_contiguous():
+        begin = int(tensor.storage_offset())
+        return begin * tensor.element_size(), (begin + tensor.numel()) * tensor.element_size()
     reach = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     first, size = int(tensor.storage_offset()), tensor.element_size()
     return first * size, (first + reach) * size
@@ -25,7 +28,7 @@ def region_of(view: Tensor, base: Tensor) -> Region:
     >>> region_of(base[1:3, 2], base), region_of(base.t(), base), region_of(base[:, ::2], base)
     (Box(start=(1, 2), shape=(2, 1)), None, 'part')
     """
-    if _covers(view, base):
+    if view is base or _covers(view, base):
         return None
     place = _start(view, base) if view.dtype == base.dtype else None
     if place is None:

@@ -8,17 +8,17 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from torchinit.tracing.marks import mark
 from torchinit.tracing.observe import storage_of, written
 
 _ALLOCATING = frozenset(
     getattr(torch.ops.aten, name)
     for name in ("empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided")
 )
-_SAMPLE = 1024
 
 _KNOWN: WeakIdKeyDictionary = WeakIdKeyDictionary()
 _WATCHING: ContextVar[bool] = ContextVar("torchinit_watching_allocations", default=False)
@@ -63,7 +63,7 @@ def remember(module: nn.Module, seen: _Allocations) -> None:
     """Keeps in mind which parameters of a module that has just been built hold unfilled memory."""
     for parameter in module.parameters() if seen.empty else ():
         if storage_of(parameter) in seen.empty:
-            _KNOWN[parameter] = _fingerprint(parameter)
+            _KNOWN[parameter] = mark(parameter)
 
 
 def is_unfilled(parameter: nn.Parameter) -> bool:
@@ -80,11 +80,4 @@ def is_unfilled(parameter: nn.Parameter) -> bool:
     (True, False)
     """
     known = _KNOWN.get(parameter)
-    return known is not None and known == _fingerprint(parameter)
-
-
-def _fingerprint(parameter: Tensor) -> tuple[object, ...]:
-    """What changes when a tensor is written: its memory, its version, a sample of its bytes."""
-    flat = parameter.detach().reshape(-1) if parameter.is_contiguous() else parameter.detach().flatten()
-    sample = flat[:: max(1, len(flat) // _SAMPLE)].contiguous().view(torch.uint8)
-    return storage_of(parameter), parameter._version, bytes(sample.cpu().tolist())
+    return known is not None and known == mark(parameter)

@@ -94,21 +94,21 @@ class Trace:
         removed: Iterable[str] = (),
         error: str = "",
     ) -> None:
-        self._kept: dict[object, Write] = dict(enumerate(writes))
+        self._kept: dict[object, _Record] = {n: _Record.of(write) for n, write in enumerate(writes)}
         self.parameters = tuple(parameters)
         self.buffers = tuple(buffers)
         self.aliases = dict(aliases or {})
         self.added = tuple(added)
         self.removed = tuple(removed)
         self.error = error
-        self._turn = max((write.last + 1 for write in self._kept.values()), default=0)
+        self._turn = max((record.last + 1 for record in self._kept.values()), default=0)
 
     # --- reading -------------------------------------------------------------------------------------------
 
     @property
     def writes(self) -> tuple[Write, ...]:
         """All writes, by the order of the first that each stands for."""
-        return tuple(sorted(self._kept.values(), key=lambda write: write.order))
+        return tuple(sorted((record.whole() for record in self._kept.values()), key=lambda write: write.order))
 
     def of(self, site: str) -> tuple[Write, ...]:
         """The writes to a site, by any of its names; raises KeyError for a name that no site has."""
@@ -129,7 +129,7 @@ class Trace:
         return self._without_write(self.buffers)
 
     def _without_write(self, names: tuple[str, ...]) -> tuple[str, ...]:
-        written = {write.site for write in self._kept.values()}
+        written = {record.write.site for record in self._kept.values()}
         return tuple(name for name in names if name not in written)
 
     def __len__(self) -> int:
@@ -154,8 +154,8 @@ class Trace:
 
     def summary(self) -> str:
         """What was written and what was not, in a few lines."""
-        times = sum(write.count for write in self._kept.values())
-        sites = {write.site for write in self._kept.values()}
+        times = sum(record.count for record in self._kept.values())
+        sites = {record.write.site for record in self._kept.values()}
         lines = [f"{count(times, 'write')} to {count(len(sites), 'site')}"]
         for what, names in (("parameter", self.unwritten), ("buffer", self.unwritten_buffers)):
             lines += [f"{count(len(names), what)} not written: {some(names)}"] if names else []
@@ -191,19 +191,38 @@ class Trace:
 
     def add(self, key: object, write: Write, shape: tuple[int, ...] = ()) -> None:
         """Takes in a write to a site of a shape; one with the same key as an earlier one becomes part of its record."""
-        before = self._kept.get(key)
         turn, self._turn = self._turn, self._turn + 1
-        if before is None:
-            self._kept[key] = replace(write, order=turn, last=turn)
+        record = self._kept.get(key)
+        if record is None:
+            self._kept[key] = _Record(write, turn, turn, 1, write.arguments, write.region)
             return
-        same = before.arguments == write.arguments
-        self._kept[key] = replace(
-            before,
-            region=_union(before.region, write.region, shape),
-            arguments=before.arguments if same else "various",
-            last=turn,
-            count=before.count + 1,
-        )
+        record.last = turn
+        record.count += 1
+        if record.arguments != write.arguments:
+            record.arguments = "various"
+        if record.region is not None:
+            record.region = _union(record.region, write.region, shape)
+
+
+@dataclass(slots=True)
+class _Record:
+    """A write while others may still become part of it."""
+
+    write: Write
+    order: int
+    last: int
+    count: int
+    arguments: str
+    region: Region
+
+    @classmethod
+    def of(cls, write: Write) -> _Record:
+        return cls(write, write.order, write.last, write.count, write.arguments, write.region)
+
+    def whole(self) -> Write:
+        """The write as it is by now."""
+        changed = {key: getattr(self, key) for key in ("order", "last", "count", "arguments", "region")}
+        return replace(self.write, **changed)
 
 
 def _union(one: Region, other: Region, whole: tuple[int, ...]) -> Region:
