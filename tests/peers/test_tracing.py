@@ -53,7 +53,8 @@ TIMM: dict[str, Code] = {
 FAMILIES = ("gpt2", "llama", "bert", "vit", "mixtral", "mamba", "t5")
 
 
-def assert_same_but(one: nn.Module, other: nn.Module, excused: set[str]) -> None:
+def assert_same_but(models: list[nn.Module], excused: set[str]) -> None:
+    one, other = models
     theirs = dict(other.named_parameters())
     differs = {name for name, parameter in one.named_parameters() if not torch.equal(parameter, theirs[name])}
     assert differs <= excused
@@ -71,7 +72,7 @@ def test_transformers_in_reverse_order(name: str) -> None:
         traces.append(seen)
     assert [seen.unwritten for seen in traces] == [(), ()]
     # BERT's table is tied to its decoder: whichever of them comes last decides about the padding row.
-    assert_same_but(*models, {"bert.embeddings.word_embeddings.weight"} if name == "bert" else set())
+    assert_same_but(models, {"bert.embeddings.word_embeddings.weight"} if name == "bert" else set())
 
 
 @pytest.mark.parametrize("name", TIMM)
@@ -86,7 +87,7 @@ def test_timm_in_reverse_order(name: str) -> None:
             TIMM[name](model)
         left = {key for key, parameter in model.named_parameters() if bool((parameter == 7.0).all())}
         assert set(seen.unwritten) == left  # what their own code leaves as it was built is named
-    assert_same_but(*models, set())
+    assert_same_but(models, set())
 
 
 def test_the_plan_of_gpt2_is_that_of_the_recipe() -> None:
