@@ -288,6 +288,14 @@ def test_added_and_removed_sites() -> None:
     assert seen.buffers == ("0.scale",)
 
 
+def test_a_lazy_parameter_gets_its_shape_during_the_trace() -> None:
+    model: Any = nn.Sequential(nn.LazyLinear(3))
+    with trace(model) as seen:
+        model(torch.ones(2, 4))
+    assert [write.operation for write in seen.of("0.weight")] == ["data =", "uniform_"]
+    assert seen.of("0.weight")[1].call == "Sequential.forward"
+
+
 def test_tied_weights_are_one_site() -> None:
     model: Any = nn.Sequential(nn.Embedding(4, 3), nn.Linear(3, 4))
     with trace(model) as seen:

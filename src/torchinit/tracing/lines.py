@@ -52,7 +52,11 @@ def _look(code: CodeType) -> _Code:
         return _Code(False, "", ())
     if file.startswith(_TORCH):
         init = file == torch.nn.init.__file__
-        call = "" if file.startswith(_MACHINERY) else ("nn.init." if init else "") + code.co_qualname
+        call = (
+            ""
+            if file.startswith(_MACHINERY) or code.co_name.endswith("call_impl")
+            else ("nn.init." if init else "") + code.co_qualname
+        )
         return _Code(False, call, () if init else arguments)  # which never gets a module
     for others, package in _STANDING_FOR_TORCH.items():
         if file.endswith(os.sep + others):

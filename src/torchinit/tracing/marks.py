@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch  # noqa: F401 # for the doctest
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from torchinit.tracing.observe import memory_of
 
@@ -35,6 +36,8 @@ def mark(tensor: Tensor, *, exact: bool = False) -> Mark:
     >>> mark(x) == before
     False
     """
+    if is_lazy(tensor):
+        return Mark(None, 0, None)
     memory = memory_of(tensor)
     storage = None if memory is None else memory.untyped_storage()._cdata
     version = 0 if tensor.is_inference() else tensor._version

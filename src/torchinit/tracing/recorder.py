@@ -9,6 +9,7 @@ from types import TracebackType
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import _disable_current_modes
 
 from torchinit.core.names import normalize
@@ -35,7 +36,7 @@ class Entry:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return tuple(self.tensors[0].shape)
+        return () if is_lazy(self.tensors[0]) else tuple(self.tensors[0].shape)
 
 
 class Recorder:
