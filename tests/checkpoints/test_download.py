@@ -180,6 +180,17 @@ def test_slow_but_steady_is_no_drip(host: Host) -> None:
     assert got(url, limits=Limits(idle=0.2, slowest=50, attempts=1)) == body
 
 
+def test_the_time_that_we_take_does_not_count(host: Host) -> None:
+    url = host.serve("/a.pth", whole(BODY))
+
+    def work(done: int, total: int | None) -> None:
+        if done == 0:
+            time.sleep(3 * QUICK.idle)
+
+    assert got(url, progress=work) == BODY
+    assert host.hits("/a.pth") == 1
+
+
 def test_a_download_goes_on_where_it_broke_off(host: Host) -> None:
     url = host.serve("/a.pth", in_turn(broken(BODY, 1_000_000), broken(BODY, 0), ranged(BODY)))
     assert got(url) == BODY

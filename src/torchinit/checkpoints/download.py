@@ -109,6 +109,7 @@ class Download:
 
     def _attempt(self, deadline: float) -> Receipt:
         held = self.part.size()
+        digest = self._digest(held)  # before anybody is kept waiting
         with answer(self.url, self._headers(held), self.limits, deadline) as said:
             start, total = self._agreed(said, held)
             with self._refusing():
@@ -117,7 +118,15 @@ class Download:
             with self._refusing():
                 if not start:
                     self.part.begin(refusals.validator_of(said.headers))
-                return self._whole(self._written(said, total), resumed=bool(start))
+                    digest = hashlib.sha256()
+                return self._whole(self._written(said, digest, total), resumed=bool(start))
+
+    def _digest(self, held: int) -> Any:
+        """The running hash of what is here already."""
+        if not held:
+            return hashlib.sha256()
+        with self.part.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256")
 
     def _headers(self, held: int) -> dict[str, str]:
         """A file of weights is asked for as it is: a packed answer could grow without end."""
@@ -154,11 +163,9 @@ class Download:
             )
         refusals.check_size(self.url, total or 0, self.limits.size)
 
-    def _written(self, said: Answer, total: int | None) -> Receipt:
+    def _written(self, said: Answer, digest: Any, total: int | None) -> Receipt:
         """Takes the body, block by block, behind what is here already."""
-        with self.part.path.open("a+b") as file:
-            file.seek(0)
-            digest = hashlib.file_digest(file, "sha256")
+        with self.part.path.open("ab") as file:
             size = self._copy(said, file, digest, total)
             file.flush()
             os.fsync(file.fileno())

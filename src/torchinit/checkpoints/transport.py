@@ -47,6 +47,7 @@ class Watch:
         self._limits = limits
         self._deadline = deadline
         self._since, self._received = time.monotonic(), 0
+        self._away: float | None = None
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, name="torchinit-watch", daemon=True)
 
@@ -60,11 +61,17 @@ class Watch:
 
     def begin(self) -> None:
         """Gives the other side its time anew: a connection begins, or an answer has."""
-        self._since, self._received = time.monotonic(), 0
+        self._since, self._received, self._away = time.monotonic(), 0, None
 
-    def count(self, received: int) -> None:
-        """Counts bytes of the answer."""
+    def leave(self, received: int = 0) -> None:
+        """Counts bytes of the answer; until :meth:`back` the time is our own, for the disk and for the hash."""
         self._received += received
+        self._away = time.monotonic()
+
+    def back(self) -> None:
+        """Lets the time count again."""
+        self._since += time.monotonic() - (self._away or time.monotonic())
+        self._away = None
 
     def _look(self) -> None:
         pause = min(1.0, self._limits.idle / 10)
@@ -85,7 +92,7 @@ class Watch:
         now, limits = time.monotonic(), self._limits
         if now > self._deadline:
             return f"it took longer than {limits.total:g} s"
-        if now - self._since <= limits.idle:
+        if self._away is not None or now - self._since <= limits.idle:
             return ""
         if self._received < limits.slowest * limits.idle:
             return f"{self._received} bytes came in {limits.idle:g} s"
@@ -111,8 +118,9 @@ class Answer:
     def read(self, size: int) -> bytes:
         """What has come by now, at most ``size`` bytes; nothing at the end. Raises PassingError."""
         with _passing(self._watch, self.url):
+            self._watch.back()
             block = self._response.read1(size)
-            self._watch.count(len(block))
+            self._watch.leave(len(block))
             if not block and self._watch.reason:
                 raise PassingError(self._watch.reason)
             return block
@@ -150,6 +158,7 @@ def _asked(connection: Any, address: Address, headers: Mapping[str, str], watch:
         if watch.reason:  # headers that end in the middle pass for headers
             raise PassingError(watch.reason)
         watch.begin()
+        watch.leave()
         return response
 
 
