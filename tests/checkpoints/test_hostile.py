@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
+import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import torch
 from torch import nn
 
 from tests.checkpoints import hostile
+from tests.checkpoints.files import raw_safetensors
 from torchinit import CheckpointError, Name, Pretrained, Rule, initialize, open_checkpoint
 from torchinit.checkpoints.cache import hash_of
 
@@ -76,3 +79,71 @@ def test_one_bit_is_enough_for_a_hash(form: str, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=r"is not the file that was asked for"):
             initialize(net, Rule(Name("**"), Pretrained(str(other), sha256=sha256)))
     assert all(torch.equal(tensor, before[key]) for key, tensor in net.state_dict().items())
+
+
+TEXTS = {
+    "zip compressed 8.pth": r"is compressed, which torch.save never does",
+    "zip encrypted.pth": r"is encrypted",
+    "zip overlapping.pth": r"overlaps another entry",
+    "zip wrong offset.pth": r"is no whole zip file|overlaps another entry",
+    "zip torchscript.pth": r"is a TorchScript program, code and weights in one",
+    "zip constants.pth": r"is a TorchScript program",
+    "zip without a pickle.pth": r"is a zip file without data.pkl",
+    "zip with too few bytes.pth": r"a tensor lies in 2,560 bytes, but there is no such piece in the file",
+    "stride stride 0, zip.pth": r"w of shape \(1000000000,\) claims 4,000,000,000 bytes, but only 16 are there",
+    "stride beyond the end, old.pth": r"the memory of its tensors is not in the file",
+    "monster tuples as a key.pth": r"tuples are nested more than 100 deep in its pickle",
+    "monster nothing on the stack, old.pth": r"its pickle is damaged",
+    "safetensors overlap.safetensors": r"its tensors overlap at byte 0",
+    "safetensors hole.safetensors": r"its tensors leave a hole at byte 8",
+    "safetensors bytes behind.safetensors": r"its tensors take 8 bytes, but 9 are there",
+    "safetensors key twice.safetensors": r"its header has the key 'a' twice",
+    "safetensors no JSON.safetensors": r"its header is no JSON",
+    "safetensors NaN.safetensors": r"its header is no JSON: NaN is no JSON",
+    "safetensors size.safetensors": r"'a' of shape \[3\] in F32 does not fill its bytes 0 to 8",
+    "safetensors no shape.safetensors": r"'a' needs dtype, shape and data_offsets",
+    "safetensors true shape.safetensors": r"'a' has a shape, offsets or dtype of a wrong kind",
+    "safetensors metadata no text.safetensors": r"its metadata are not text",
+    "safetensors tied to nothing.safetensors": r"its torchinit.tied are no names of its tensors",
+    "safetensors tied no JSON.safetensors": r"its torchinit.tied is no JSON",
+    f"safetensors length {1 << 20}.safetensors": r"its header would have 1,048,576 bytes",
+}
+
+
+def test_each_says_what_is_wrong(tmp_path: Path) -> None:
+    contents = dict(hostile.files(tmp_path / "marker"))
+    for name, text in TEXTS.items():
+        (path := tmp_path / "a").write_bytes(contents[name])
+        with pytest.raises(CheckpointError, match=text):
+            open_checkpoint(path)
+
+
+def test_a_name_twice_in_a_zip(tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    path.write_bytes(hostile.sound())
+    with zipfile.ZipFile(path, "a") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        archive.writestr(archive.namelist()[0], b"\x80\x02}.")
+    with pytest.raises(CheckpointError, match=r"has two entries of one name"):
+        open_checkpoint(path)
+
+
+def test_odd_tensors_in_memory() -> None:
+    with pytest.raises(CheckpointError, match=r"w is a meta tensor; only plain ones can be loaded"):
+        open_checkpoint({"w": torch.ones(2, device="meta")})
+    with pytest.raises(CheckpointError, match=r"w is a torch.sparse_coo tensor"):
+        open_checkpoint({"w": torch.ones(2).to_sparse()})
+    with pytest.raises(CheckpointError, match=r"w of shape \(100,\) claims 400 bytes, but only 4 are there"):
+        open_checkpoint({"w": torch.ones(1).expand(100)})
+
+
+def test_a_dtype_that_torch_lacks_is_refused_when_it_is_read(tmp_path: Path) -> None:
+    header = {"a": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}
+    path = raw_safetensors(tmp_path / "a.safetensors", header, bytes(1))
+    try:
+        checkpoint = open_checkpoint(path)
+    except CheckpointError as error:  # a library that does not know it either
+        assert "is refused by safetensors" in str(error)  # noqa: PT017
+        return
+    with pytest.raises(CheckpointError, match=r"a is of dtype F4, which torch does not have"):
+        checkpoint.info("a")
