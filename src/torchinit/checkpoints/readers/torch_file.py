@@ -20,8 +20,6 @@ from torchinit.errors import CheckpointError
 
 _LARGEST_PICKLE = 1 << 28
 _LARGEST_HEADER = 1 << 17
-_OLDEST = (2, 10)
-"""Restricted unpicklers of older torch could be made to run code."""
 
 
 class RefusedPickleError(CheckpointError, pickle.UnpicklingError):
