@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from torchinit import Keyed, Shard
 from torchinit.checkpoints.adapters import ResizeVocabulary
 
 
@@ -57,6 +58,15 @@ def test_a_row_is_a_function_of_seed_key_and_place() -> None:
     assert torch.equal(grown(table, 15), made)
     for other in (grown(table, 15, seed=1), grown(table, 15, "lm_head.weight")):
         assert not torch.equal(other[9:], made[9:])
+
+
+def test_new_rows_by_hand() -> None:
+    """Row i is the mean and a sum of the old rows, with the numbers that stand in row i under the site's key."""
+    table, numbers = torch.randn(9, 4), torch.empty(15, 9)
+    Keyed(3).fill(Shard.whole("wte.weight", numbers), "normal", (0.0, 1.0))
+    centred = table - table.mean(0)
+    expected = table.mean(0) + math.sqrt(0.5 / 9) * numbers[9:] @ centred
+    torch.testing.assert_close(grown(table, 15, spread=0.5, seed=3)[9:], expected)
 
 
 def test_many_rows_are_drawn_as_few_are(monkeypatch: pytest.MonkeyPatch) -> None:
