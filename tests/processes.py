@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
+import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
@@ -42,15 +43,16 @@ def on_ranks(world: int, work: Callable[..., Any], folder: Path, *arguments: obj
         process.start()
         theirs.close()
         started.append((process, ours))
-    found = [_answer(ours) for _, ours in started]
+    until = time.monotonic() + LIMIT
+    found = [_answer(ours, until) for _, ours in started]
     for process, _ in started:
-        process.join(LIMIT)
+        process.join(max(0.0, until - time.monotonic()))
         process.kill()
     return found
 
 
-def _answer(pipe: Connection) -> Any:
-    if not pipe.poll(LIMIT):
+def _answer(pipe: Connection, until: float) -> Any:
+    if not pipe.poll(max(0.0, until - time.monotonic())):
         return TimeoutError("no answer: the job hangs")
     try:
         return pickle.loads(pipe.recv_bytes())
