@@ -10,7 +10,23 @@ from torch import nn
 import torchinit
 from tests.core.test_sites import Decoder
 from tests.strategies import rules
-from torchinit import Change, Constant, Kaiming, Layer, Leaf, Name, Normal, Plan, PlanError, Rule, make_plan, sites
+from torchinit import (
+    Blocks,
+    Change,
+    Constant,
+    Kaiming,
+    Layer,
+    Leaf,
+    Name,
+    Normal,
+    Orthogonal,
+    Plan,
+    PlanError,
+    Rule,
+    Site,
+    make_plan,
+    sites,
+)
 
 MODEL = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
 
@@ -120,3 +136,14 @@ def test_an_empty_plan_has_a_table() -> None:
         "6 parameters untouched: 0.weight, 0.bias, 1.weight, 1.bias, 2.weight and 1 more",
         "3 buffers untouched: 1.running_mean, 1.running_var, 1.num_batches_tracked",
     ]
+
+
+def test_the_memory_of_a_fill_that_needs_the_whole_is_stated() -> None:
+    rules = [Rule(Name("a.*"), Orthogonal()), Rule(Name("b.*"), Blocks(Orthogonal(), 2)), Rule(Name("c.*"), Normal())]
+    found = [Site(f"{name}.weight", (512, 512)) for name in "abc"]
+    plan = make_plan(found, rules)
+    assert plan.scratch == ("a.weight", 512 * 512 * Orthogonal.bytes_an_element)
+    assert plan["b.weight"].fill.scratch((512, 512)) == plan.scratch[1] // 2
+    assert "a.weight is computed whole, which takes 8.5 MiB beside the model for a moment" in plan.summary()
+    assert make_plan(found, rules[2:]).scratch[1] == 0
+    assert "computed whole" not in make_plan(found, rules[2:]).summary()

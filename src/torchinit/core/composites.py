@@ -61,6 +61,9 @@ class Blockwise(Fill):
     def parts(self, shape: tuple[int, ...] = ()) -> Moments | None:
         return mixture([fill.parts(block) for fill, block in self._blocks(shape)], self.sizes)
 
+    def scratch(self, shape: tuple[int, ...]) -> int:
+        return max(fill.scratch(block) for fill, block in self._blocks(shape))
+
     def _blocks(self, shape: tuple[int, ...]) -> Iterator[tuple[Fill, tuple[int, ...]]]:
         for fill, size in zip(self.fills, self.sizes, strict=True):
             yield fill, replaced(shape, self.axis, size)
@@ -106,6 +109,9 @@ class Padded(Fill):
 
     def parts(self, shape: tuple[int, ...] = ()) -> Moments | None:
         return self._mixed(self.fill.parts(shape), shape)
+
+    def scratch(self, shape: tuple[int, ...]) -> int:
+        return self.fill.scratch(shape)
 
     def _mixed(self, inner: Moments | None, shape: tuple[int, ...]) -> Moments | None:
         # What the row takes away is known only where all rows are alike.

@@ -87,6 +87,11 @@ class Fill(Spelled, ABC):
         """What to expect of the real and imaginary parts of a complex tensor, taken together."""
         return mixture([self.moments(shape), point(0.0)], (1, 1))
 
+    def scratch(self, shape: tuple[int, ...]) -> int:
+        """The bytes of memory that it takes beside the tensor's own while it writes any part of one of this shape."""
+        del shape
+        return 0
+
 
 class Drawn(Fill):
     """A fill that draws every element by itself, so that any slice costs its own elements."""

@@ -6,7 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ class Whole(Fill):
 
     __slots__ = ()
 
+    #: Peak memory an element of the region, in bytes: some float64 copies, as measured on a CPU.
+    bytes_an_element: ClassVar[int] = 48
+
     @abstractmethod
     def compute(self, shard: Shard, noise: Noise) -> Tensor:
         """The values of ``shard.region``, in its shape, in any floating dtype."""
@@ -38,6 +41,9 @@ class Whole(Fill):
         for part in here:
             offsets = zip(part.start, part.region.start, part.local.shape, strict=True)
             part.local.copy_(whole[tuple(slice(at - low, at - low + size) for at, low, size in offsets)])
+
+    def scratch(self, shape: tuple[int, ...]) -> int:
+        return math.prod(shape) * self.bytes_an_element
 
 
 class FromGaussian(Whole):
@@ -86,6 +92,7 @@ class Orthogonal(FromGaussian):
 
     gain: float = 1.0
     axis: int = 0
+    bytes_an_element: ClassVar[int] = 34
 
     def __post_init__(self) -> None:
         number("gain", self.gain)
@@ -126,6 +133,7 @@ class DeltaOrthogonal(FromGaussian):
 
     gain: float = 1.0
     axis: int = 0
+    bytes_an_element: ClassVar[int] = 20
 
     def __post_init__(self) -> None:
         number("gain", self.gain)
@@ -196,6 +204,7 @@ class Dirac(Whole):
     """
 
     groups: int = 1
+    bytes_an_element: ClassVar[int] = 4
 
     def __post_init__(self) -> None:
         if not is_whole(self.groups):

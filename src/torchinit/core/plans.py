@@ -165,6 +165,9 @@ class Plan:
         """What will be written and what will not, in a few lines."""
         elements = sum(step.site.numel for step in self.steps)
         lines = [f"{count(len(self.steps), 'site')} to write: {elements:,} elements"]
+        name, most = self.scratch
+        if most >= _WORTH_A_LINE:
+            lines.append(f"{name} is computed whole, which takes {most / 2**20:,.1f} MiB beside the model for a moment")
         for kind in ("parameter", "buffer"):
             names = [site.name for site in self.untouched if site.kind == kind]
             lines += [f"{count(len(names), kind)} untouched: {some(names)}"] if names else []
@@ -178,6 +181,12 @@ class Plan:
     def writes(self) -> tuple[Step, ...]:
         """All writes in order, the overwritten ones included."""
         return tuple(sorted((*self.steps, *self.overwritten), key=lambda step: step.turn))
+
+    @property
+    def scratch(self) -> tuple[str, int]:
+        """The site whose write takes the most memory beside the model's own, and the bytes of it."""
+        needs = ((step.site.name, step.fill.scratch(step.site.shape)) for step in self.steps)
+        return max(needs, key=lambda need: need[1], default=("", 0))
 
     def to_dict(self) -> dict[str, object]:
         """The plan as plain data.
@@ -264,6 +273,10 @@ def provide_capture(capture: Capture) -> Capture:
     """Gives :meth:`Plan.capture` its function: plans lie below the tracing that it takes."""
     _CAPTURE[:] = [capture]
     return capture
+
+
+_WORTH_A_LINE = 1 << 20
+"""Bytes of working memory from which a plan's summary speaks of them."""
 
 
 def _row(step: Step) -> tuple[str, ...]:

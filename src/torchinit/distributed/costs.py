@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from torchinit.core.composites import Blockwise, Padded
 from torchinit.core.fills import Fill
-from torchinit.core.matrices import DeltaOrthogonal, Dirac, Orthogonal, Sparse, Whole
+from torchinit.core.matrices import Whole
 from torchinit.core.plans import Plan
 from torchinit.core.shards import replaced
 from torchinit.core.sites import Site
@@ -18,9 +18,6 @@ from torchinit.core.tables import columns, shape_text
 from torchinit.distributed.partitions import Partition
 from torchinit.distributed.rates import Rates, kind_of
 from torchinit.errors import count
-
-BYTES: dict[type[Fill], float] = {Orthogonal: 34, DeltaOrthogonal: 20, Sparse: 48, Dirac: 4}
-"""Peak memory an element of the whole while a fill computes it: some float64 copies, as measured on a CPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +119,9 @@ def cost_of(plan: Plan, partition: Partition, rates: Rates) -> Cost:
     held = [_Held(site, partition.local_shape(site, first), partition.local_shape(site, last)) for site in sites]
     written = [(one, fills[one.site.name]) for one in held if one.site.name in fills]
     whole = [
-        WholeFill(one.site.name, str(fill), part.numel, part.bytes, rates.seconds_of(part.fill, part.shape))
+        WholeFill(
+            one.site.name, str(fill), math.prod(part.shape), part.scratch, rates.seconds_of(part.fill, part.shape)
+        )
         for one, fill in written
         if math.prod(one.local)
         for part in wholes(fill, one.site.shape)
@@ -165,12 +164,8 @@ class Part(NamedTuple):
     shape: tuple[int, ...]
 
     @property
-    def numel(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def bytes(self) -> int:
-        return int(self.numel * BYTES.get(type(self.fill), max(BYTES.values())))
+    def scratch(self) -> int:
+        return self.fill.scratch(self.shape)
 
 
 def wholes(fill: Fill, shape: tuple[int, ...]) -> Iterator[Part]:
