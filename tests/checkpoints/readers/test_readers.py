@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import pickletools
 import sys
 import zipfile
 from pathlib import Path
@@ -258,3 +260,25 @@ def test_a_missing_package_is_named(
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingExtraError, match=rf"pip install 'torchinit\[{extra}\]'"):
         open_checkpoint(path)
+
+
+def as_python_2_wrote(file: bytes) -> bytes:
+    """One of torch's older files with its texts as the strings of Python 2, which many published files still have."""
+    stream, made = io.BytesIO(file), b""
+    for _ in range(5):
+        operations = [*pickletools.genops(stream)]
+        ends = [*(at for _, _, at in operations[1:]), stream.tell()]
+        for (code, argument, at), end in zip(operations, ends, strict=True):
+            text = str(argument).encode()
+            made += b"U" + bytes([len(text)]) + text if code.name == "BINUNICODE" else file[at:end]
+    return made + stream.read()
+
+
+def test_the_texts_of_python_2(tmp_path: Path) -> None:
+    held = io.BytesIO()
+    torch.save({"a.weight": torch.arange(6.0).view(2, 3)}, held, _use_new_zipfile_serialization=False)
+    old = as_python_2_wrote(held.getvalue())
+    assert b"X\x08\x00\x00\x00a.weight" in held.getvalue()
+    assert b"U\x08a.weight" in old
+    (tmp_path / "a.pth").write_bytes(old)
+    assert torch.equal(open_checkpoint(tmp_path / "a.pth").read("a.weight"), torch.arange(6.0).view(2, 3))

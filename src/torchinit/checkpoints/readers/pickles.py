@@ -87,7 +87,7 @@ class _Walk:
         depth = max((one.depth for one in taken), default=0) + is_tuple
         if depth > _DEEPEST:
             raise CheckpointError(f"{self.name}: tuples are nested more than {_DEEPEST} deep in its pickle; refused")
-        if isinstance(argument, str) and "UNICODE" in code.name:
+        if isinstance(argument, str) and code.name.endswith(_TEXTS):
             self.texts.append(argument)
         value = tuple(one.value for one in taken) if is_tuple and len(taken) < _ITEMS else argument
         if code.name == "BINPERSID":
@@ -113,6 +113,8 @@ class _Walk:
 
 
 _ITEMS: Final = 8
+_TEXTS: Final = ("UNICODE", "UNICODE8", "STRING")
+"""The ends of the names of the operations that make text; the last is Python 2's."""
 _SIZES: Final = {
     "Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2, "ComplexDouble": 16,
     "ComplexFloat": 8, "QInt32": 4,
