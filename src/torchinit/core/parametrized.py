@@ -44,7 +44,7 @@ def parametrized(module: nn.Module) -> tuple[Parametrized, ...]:
     ()
     """
     found = []
-    if is_parametrized(module):
+    if "parametrizations" in module._modules and is_parametrized(module):  # the first spares a failing look-up
         chains = cast("dict[str, ParametrizationList]", cast("nn.ModuleDict", module.parametrizations)._modules)
         found += [_chain(module, leaf, chain) for leaf, chain in chains.items()]
     for hook in module._forward_pre_hooks.values():

@@ -44,8 +44,23 @@ class _Code(NamedTuple):
     arguments: tuple[str, ...]
 
 
-@lru_cache(maxsize=8192)
+_KNOWN: dict[int, tuple[CodeType, _Code]] = {}
+"""By the id of the code, which is kept so that its id is not given to another: to hash code takes longer."""
+
+
 def _look(code: CodeType) -> _Code:
+    known = _KNOWN.get(id(code))
+    if known is None:
+        if len(_KNOWN) >= _MOST:
+            _KNOWN.clear()
+        known = _KNOWN[id(code)] = code, _described(code)
+    return known[1]
+
+
+_MOST = 8192
+
+
+def _described(code: CodeType) -> _Code:
     file = code.co_filename
     arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
     if file.startswith(_OURS):

@@ -165,7 +165,8 @@ class Recorder:
         return write
 
     def _add(self, entry: Entry, write: Write) -> None:
-        self.trace.add((write.site, write.operation, write.line, write.module, write.call), write, entry.shape)
+        shape = () if write.region is None else entry.shape
+        self.trace.add((write.site, write.operation, write.line, write.module, write.call), write, shape)
 
     def _registered(self, module: nn.Module, name: str, value: object) -> None:
         """Something is put into a module: a tensor in the place of another, or a new one, or a module."""
