@@ -70,10 +70,10 @@ class Watch:
         self.drop(tensor)
         # The tensor is kept so that its id is not given to another one.
         self._tensors[id(tensor)] = (key, tensor)
-        storage = storage_of(tensor)
-        if storage is not None:
-            self._homes[id(tensor)] = storage
-            self._spans.setdefault(storage, []).append((*_reach(tensor), key, id(tensor)))
+        memory = memory_of(tensor)
+        if memory is not None:
+            storage = self._homes[id(tensor)] = memory.untyped_storage()._cdata
+            self._spans.setdefault(storage, []).append((*extent(memory), key, id(tensor)))
 
     def drop(self, tensor: Tensor) -> None:
         """Watches a tensor no longer."""
