@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from torchinit import LockError, RunError, lock, seeded, trace
+from torchinit import Leaf, LockError, Normal, Rule, RunError, initialize, lock, seeded, trace
 
 
 def model() -> Any:
@@ -114,3 +114,13 @@ def test_names_that_no_site_has() -> None:
 def test_the_error_can_be_sent_between_processes() -> None:
     error = LockError("a is locked")
     assert str(pickle.loads(pickle.dumps(error))) == "a is locked"
+
+
+@pytest.mark.parametrize("seed", [0, None])
+def test_a_run_that_would_write_a_locked_site_writes_nothing(seed: int | None) -> None:
+    one = model()
+    before = [parameter.clone() for parameter in one.parameters()]
+    text = r"0\.weight is locked, and tests/tracing/test_locks\.py:\d+ would write it: Normal\(std=0\.02\)"
+    with lock(one, "0.weight"), trace(one), pytest.raises(LockError, match=text):
+        initialize(one, Rule(Leaf("bias", "weight"), Normal(std=0.02)), seed=seed)
+    assert all(torch.equal(one, other) for one, other in zip(before, one.parameters(), strict=True))

@@ -11,8 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
-from torchinit import Box, Trace, Write, trace
+from torchinit import Box, Constant, Leaf, Name, Normal, Orthogonal, Rule, Trace, Write, initialize, trace
 from torchinit.tracing.regions import region_of
 
 HERE = __file__.rpartition("/")[2]
@@ -374,3 +375,62 @@ def test_a_name_that_no_site_has() -> None:
         pass
     with pytest.raises(KeyError, match="no site is called 'wieght'; did you mean 'weight'"):
         seen.of("wieght")
+
+
+# --- runs of torchinit's own ---------------------------------------------------------------------------------
+
+
+def two_layers() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+
+
+@pytest.mark.parametrize("seed", [0, None])
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_run_is_told_step_by_step(seed: int | None, exact: bool) -> None:
+    model, bare = two_layers(), two_layers()
+    rules = [
+        Rule(Leaf("weight"), Normal(std=0.02)),
+        Rule(Leaf("bias"), Constant(1.0)),
+        Rule(Name("1.weight"), Orthogonal(gain=2.0)),
+    ]
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        with trace(model, exact=exact) as seen:
+            initialize(model, rules, seed=seed)
+        torch.manual_seed(1)
+        initialize(bare, rules, seed=seed)
+    assert all(torch.equal(one, other) for one, other in zip(model.parameters(), bare.parameters(), strict=True))
+    told = {site: [(write.operation, write.arguments) for write in seen.of(site)] for site in seen.parameters}
+    beaten = [("Normal", "std=0.02")] if seed is None else []
+    assert told == {
+        "0.weight": [("Normal", "std=0.02")],
+        "0.bias": [("Constant", "1")],
+        "1.weight": [*beaten, ("Orthogonal", "gain=2")],
+        "1.bias": [("Constant", "1")],
+    }
+    assert {write.line.partition(":")[0] for write in seen.writes} == {"tests/tracing/test_trace.py"}
+    assert not seen.unwritten
+
+
+def test_a_run_under_two_traces_is_told_in_both() -> None:
+    model = two_layers()
+    with trace(model) as outer, trace(model) as inner:
+        initialize(model, Rule(Leaf("weight"), Normal()), seed=0)
+    assert [write.operation for write in inner.writes] == ["Normal", "Normal"]
+    assert [write.operation for write in outer.writes] == ["Normal", "Normal"]
+
+
+def test_a_run_outside_of_the_trace_is_not_told() -> None:
+    model, other = two_layers(), two_layers()
+    with trace(model) as seen:
+        initialize(other, Rule(Leaf("weight"), Normal()), seed=0)
+    initialize(model, Rule(Leaf("weight"), Normal()), seed=0)
+    assert seen.writes == ()
+
+
+def test_values_for_a_parametrization_are_seen_as_it_takes_them() -> None:
+    model = parametrizations.weight_norm(nn.Linear(4, 3))
+    with trace(model) as seen:
+        initialize(model, Rule(Leaf("weight"), Normal()), seed=0)
+    assert seen.of("weight")
+    assert "unseen" not in {write.operation for write in seen.writes}

@@ -21,6 +21,7 @@ from torchinit.core.places import held
 from torchinit.core.plans import Plan, Step
 from torchinit.core.reports import Record, Report
 from torchinit.core.shards import Shard
+from torchinit.core.witnesses import unobserved, witnesses
 from torchinit.errors import CheckpointError, RunError, count
 from torchinit.noise import Job, Noise
 
@@ -59,15 +60,17 @@ def run(
     _check(steps, here, noise)
     seconds: dict[str, float] = {}
     with torch.no_grad():
+        for witness in witnesses():
+            for step in steps:
+                witness.announced(step, here[step.site.name])
         for batch in _batches(steps, here, noise):
             begun = time.perf_counter()
-            batch.write(noise)
+            with unobserved():
+                batch.write(noise)
             spent = time.perf_counter() - begun
             for name, part in batch.shares():
                 seconds[name] = seconds.get(name, 0.0) + part * spent
-            if progress:
-                for step in batch.steps:
-                    progress(step)
+            _tell(batch, progress)
         records = [_record(step, here[step.site.name], noise, seconds[step.site.name], stats) for step in plan.steps]
     return Report(
         tuple(records),
@@ -79,6 +82,15 @@ def run(
         tuple(site.name for site in plan.untouched if site.kind == "buffer"),
         plan.loads,
     )
+
+
+def _tell(batch: _Batch, progress: Progress | None) -> None:
+    """Lets all who want to know hear of what has been written."""
+    for step, parts in zip(batch.steps, batch.shards, strict=True):
+        for witness in witnesses():
+            witness.written(step, parts)
+        if progress:
+            progress(step)
 
 
 Parts: TypeAlias = tuple[Shard, ...]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -14,11 +14,15 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from torchinit.core.names import normalize
 from torchinit.core.places import Held, Kind, held
+from torchinit.core.plans import Step
+from torchinit.core.shards import Shard
+from torchinit.core.witnesses import present
 from torchinit.tracing.lines import caller, frame_of_user, is_within
 from torchinit.tracing.locks import is_locked, refuse
 from torchinit.tracing.marks import Mark, mark
 from torchinit.tracing.observe import Event, Observer, Watch, memory_of, storage_of
 from torchinit.tracing.operations import arguments_text, is_scattered, name_of
+from torchinit.tracing.planned import region, said
 from torchinit.tracing.regions import region_of
 from torchinit.tracing.writes import UNSEEN, Region, Trace, Write
 
@@ -72,13 +76,16 @@ class Recorder:
             self._learn(self.model, "")
         self._began, self._began_as = set(self._keys), _layout(self.model)
         self._name_sites()
-        self.observer.__enter__()
+        with ExitStack() as stack:
+            stack.enter_context(present(self))
+            stack.enter_context(self.observer)
+            self._open = stack.pop_all()
         return self.trace
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.observer.__exit__(kind, error, trace)
+        self._open.__exit__(kind, error, trace)
         if error is not None:
             self.trace.error = f"{type(error).__name__}: {error}"
         with _disable_current_modes(), torch.no_grad():
@@ -140,6 +147,21 @@ class Recorder:
 
     def heard(self, entry: Entry, event: Event, write: Write) -> None:
         """Called with each write by an operation, for those who want to know more than the trace keeps."""
+
+    def announced(self, step: Step, parts: Sequence[Shard]) -> None:
+        """Before a run of torchinit's own writes anything: whether this step of it may be."""
+        for entry in self._lying_in(parts):
+            if is_locked(entry.tensors):
+                self._refuse(entry, *said(step))
+
+    def written(self, step: Step, parts: Sequence[Shard]) -> None:
+        """A run has written a step."""
+        for entry in self._lying_in(parts):
+            self._note(entry, *said(step), region(parts))
+
+    def _lying_in(self, parts: Sequence[Shard]) -> list[Entry]:
+        """The sites in the memory of shards; none where a parametrization is to be given the values."""
+        return [self.entries[key] for key in sorted({key for part in parts for key in self.watch.hit(part.local)})]
 
     def _copied(self, event: Event, result: Tensor) -> None:
         """A module moves its tensors: ``to_empty``, ``to`` and the like put others in their places untold."""
