@@ -171,6 +171,7 @@ class Part(NamedTuple):
 def wholes(fill: Fill, shape: tuple[int, ...]) -> Iterator[Part]:
     """The fills within a fill that compute a region whole.
 
+    >>> from torchinit.core.matrices import Orthogonal
     >>> [part.shape for part in wholes(Blockwise((Orthogonal(), Orthogonal()), sizes=(2, 4)), (6, 3))]
     [(2, 3), (4, 3)]
     """
