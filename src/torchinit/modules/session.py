@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import _disable_current_modes
 
 from torchinit.core.accounts import Account as Loads
 from torchinit.core.planner import make_plan
@@ -21,6 +20,7 @@ from torchinit.core.plans import Plan, Rule
 from torchinit.core.reports import Report
 from torchinit.core.runs import run
 from torchinit.core.sites import Site
+from torchinit.core.witnesses import unobserved
 from torchinit.modules.account import Account
 from torchinit.modules.layers import in_vain
 from torchinit.modules.log import dump, log
@@ -94,7 +94,7 @@ class Session:
         A tensor that its module computes is drawn and lost, as in MMEngine, unless ``through``: then what it
         is computed from gets the values.
         """
-        with self._unobserved():
+        with unobserved(watched=bool(self._labels)):
             return self._prepare(module, rules, through)
 
     def _prepare(self, module: nn.Module, rules: Sequence[Rule], through: bool) -> Prepared:
@@ -116,7 +116,7 @@ class Session:
         plan, known = prepared.plan, prepared.groups
         for rule, hint in plan.unused:
             self.warn(f"{rule}: {hint}")
-        with self._unobserved():
+        with unobserved(watched=bool(self._labels)):
             shards = {step.site.name: known[step.site.name][0].shards for step in plan.steps}
             report = run(plan, shards, self.noise, stats=False)
         self._follow(spot for group in known.values() for spot in group if spot.computed)
@@ -159,15 +159,6 @@ class Session:
                 yield
         finally:
             self._labels.pop()
-
-    @contextmanager
-    def _unobserved(self) -> Iterator[None]:
-        """What torchinit itself does is known, and needs no observer to slow it down."""
-        if not self._labels:
-            yield
-            return
-        with _disable_current_modes(), torch._C.DisableTorchFunction():
-            yield
 
     def _observer(self) -> Observer:
         if self._watch is None:  # once: what comes or moves later is added as it does
