@@ -12,6 +12,8 @@
 uint64_t torchinit_fill(const job *jobs, uint64_t n, int threads, int set, int check);
 int torchinit_can_run(int set);
 int torchinit_sums(const char *data, int dtype, uint64_t n, int threads, int set, double *shift, sums *s);
+uint64_t torchinit_largest(const char *data, int width, uint64_t n, int threads, int set);
+void torchinit_copy(char *to, const char *from, uint64_t bytes, int threads, int set);
 
 struct box { /* as in digest.c */
     const char *data;
@@ -80,6 +82,23 @@ static uint64_t added(int set) {
     return digest;
 }
 
+/* The largest words of every width in copies of noise, from and to odd places, alone and with threads. */
+static uint64_t swept(int set) {
+    uint64_t digest = 1469598103934665603u, sizes[] = {0, 1, 31, 200, 4099, 600001};
+    for (int k = 0; k < 6; k++)
+        for (int odd = 0; odd < 3; odd++) {
+            uint64_t n = sizes[k];
+            char *from = malloc(n + odd + 1), *to = malloc(n + 2 * odd + 1);
+            for (uint64_t i = 0; i < n; i++) from[odd + i] = (char)(i * 2654435761u >> 24);
+            torchinit_copy(to + 2 * odd, from + odd, n, 1 + odd, set);
+            if (memcmp(to + 2 * odd, from + odd, n)) exit(5);
+            for (int width = 1; width <= 8 && n; width *= 2)
+                digest = (digest ^ torchinit_largest(to + 2 * odd, width, n / width, 1 + odd, set)) * 1099511628211u;
+            free(from), free(to);
+        }
+    return digest;
+}
+
 /* Two jobs large enough that threads share them. */
 static uint64_t together(int set) {
     uint64_t n = 400000, digest = 1469598103934665603u;
@@ -95,8 +114,8 @@ int main(int count, char **arguments) {
     int set = count > 1 ? atoi(arguments[1]) : 0;
     if (!torchinit_can_run(set)) return 3;
     if (count < 4) {
-        unsigned long long drawn = suite(set), shared = together(set), summed = added(set);
-        printf("%016llx %016llx %016llx\n", drawn, shared, summed);
+        unsigned long long drawn = suite(set), shared = together(set), summed = added(set), passed = swept(set);
+        printf("%016llx %016llx %016llx %016llx\n", drawn, shared, summed, passed);
         return 0;
     }
     uint64_t n = strtoull(arguments[3], NULL, 10);

@@ -15,6 +15,7 @@ from torchinit.checkpoints.opening import InMemory, opened
 from torchinit.checkpoints.readers import Checkpoint
 from torchinit.core.fills import Fill
 from torchinit.core.shards import Box, Shard
+from torchinit.core.transfers import magnitude, transfer
 from torchinit.errors import CheckpointError
 from torchinit.noise import Noise
 
@@ -98,12 +99,11 @@ class Loaded(Fill):
         if not (seen.is_floating_point() or seen.is_complex()):
             _check_whole(key, seen, dtype)
             return
-        low, high = ends(seen)
-        if self.finite and not abs(low) + abs(high) < float("inf"):
+        largest, endless = magnitude(seen), float("inf")
+        if self.finite and not largest < endless:
             raise CheckpointError(f"{key} holds NaN or infinity in {self.source}; finite = false loads it all the same")
-        most = min(_most(dtype), _most(self.dtype) if self.dtype else float("inf"))
-        if max(-low, high) > most and (self.finite or abs(low) + abs(high) < float("inf")):
-            raise CheckpointError(f"{key} goes up to {max(-low, high):.6g}, beyond the largest number of {dtype}")
+        if min(_most(dtype), _most(self.dtype or seen.dtype)) < largest < endless:
+            raise CheckpointError(f"{key} goes up to {largest:.6g}, beyond the largest number of {dtype}")
 
     def write(self, shard: Shard, noise: Noise) -> None:
         del noise
@@ -115,7 +115,7 @@ class Loaded(Fill):
             whole = self.adapter.adapt(tensors, shard.shape, self.key or self.keys[0])
             values = whole[tuple(slice(low, low + size) for low, size in zip(box.start, box.shape, strict=True))]
         values = self._moved(values)
-        shard.local.copy_(values if self.dtype is None else values.to(self.dtype))
+        transfer(values if self.dtype is None else values.to(self.dtype), shard.local)
 
     def _moved(self, tensor: Tensor) -> Tensor:
         return tensor if self.map_location == "cpu" else tensor.to(self.map_location)
@@ -123,16 +123,6 @@ class Loaded(Fill):
 
 def _box(shard: Shard) -> Box:
     return Box(shard.start, tuple(shard.local.shape))
-
-
-def ends(values: Tensor) -> tuple[float, float]:
-    """The smallest and the largest number, both NaN if one is; of a complex tensor of all its parts."""
-    if values.is_complex():
-        values = torch.view_as_real(values)
-    if values.dtype.itemsize == 1:  # torch compares no 8-bit floats
-        values = values.float()
-    low, high = torch.aminmax(values)
-    return float(low), float(high)
 
 
 def _most(dtype: torch.dtype) -> float:

@@ -14,13 +14,13 @@ from torch.nn.modules.module import _IncompatibleKeys
 
 from torchinit.checkpoints.guesses import guess
 from torchinit.checkpoints.keymaps import Renames, revised
-from torchinit.checkpoints.loaded import ends
 from torchinit.checkpoints.loaders import CheckpointLoader, load, logger_of, read
 from torchinit.checkpoints.matching import kind_of
 from torchinit.checkpoints.sources import fetch
 from torchinit.core.accounts import Account
 from torchinit.core.names import normalize
 from torchinit.core.tables import some
+from torchinit.core.transfers import magnitude
 from torchinit.errors import CheckpointError
 
 _log = logging.getLogger("torchinit")
@@ -216,7 +216,7 @@ def _warn_of_values(account: Account, state: Mapping[str, Any], logger: Any) -> 
 def _is_finite(tensor: Tensor) -> bool:
     if not tensor.numel() or not (tensor.is_floating_point() or tensor.is_complex()) or tensor.layout != torch.strided:
         return True
-    return all(abs(end) < float("inf") for end in ends(tensor.detach()))
+    return magnitude(tensor.detach()) < float("inf")
 
 
 def _warn_of_nothing(

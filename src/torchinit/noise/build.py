@@ -19,7 +19,7 @@ from pathlib import Path
 
 LIBRARY = "_kernel.so"
 SYSTEM = os.name
-SOURCES = ("kernel.c", "lanes.c", "sums.c", "digest.c", "kernel.h")
+SOURCES = ("kernel.c", "lanes.c", "sums.c", "sweeps.c", "digest.c", "kernel.h")
 
 # No fused multiply-add, whatever the machine has: it would change the bits.
 FLAGS = ("-std=gnu11", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
@@ -30,6 +30,13 @@ _X86 = {
     "sse4": ("-msse4.1", "-mpopcnt"),
     "avx2": _AVX2,
     "avx512": (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
+}
+
+# What is compiled once for each instruction set: the macros that name its functions, and what they are called.
+_PARTS = {
+    "lanes": {"LANES_NAME": "torchinit"},
+    "sums": {"SUMS_NAME": "torchinit_sums"},
+    "sweeps": {"LARGEST_NAME": "torchinit_largest", "COPY_NAME": "torchinit_copy"},
 }
 
 
@@ -76,9 +83,10 @@ def compilations(cc: Sequence[str], sources: Path, made: Path, machine: str | No
     parts = ("kernel", "digest")
     commands = [[*cc, "-c", str(sources / f"{part}.c"), "-o", str(made / f"{part}.o")] for part in parts]
     for name, extra in instruction_sets(machine).items():
-        for part, function in (("lanes", f"LANES_NAME=torchinit_{name}"), ("sums", f"SUMS_NAME=torchinit_sums_{name}")):
+        for part, functions in _PARTS.items():
             source, target = sources / f"{part}.c", made / f"{part}_{name}.o"
-            commands.append([*cc, *extra, f"-D{function}", "-c", str(source), "-o", str(target)])
+            named = [f"-D{macro}={function}_{name}" for macro, function in functions.items()]
+            commands.append([*cc, *extra, *named, "-c", str(source), "-o", str(target)])
     return commands
 
 

@@ -1,4 +1,5 @@
-/* The driver: takes a batch of jobs, checks that they can be written, and shares them out among threads; adds up tensors.
+/* The driver: takes a batch of jobs, checks that they can be written, and shares them out among threads; adds up, looks
+   through and copies tensors.
    Threads live for one call. Nothing is kept between calls, so a fork at any time is harmless. */
 #include "kernel.h"
 #include <errno.h>
@@ -15,10 +16,12 @@
 
 #define PIECE 65536u          /* elements that a thread takes at once */
 #define ELEMENTS_A_THREAD 131072u /* starting a thread costs about what these do */
+#define STRETCH 262144u       /* bytes that a thread looks through or copies at once */
 #define MAX_THREADS 256
 
-#define DECLARE(set) piece_fn torchinit_##set; sums_fn torchinit_sums_##set
-#define SET(set) {#set, torchinit_##set, torchinit_sums_##set}
+#define DECLARE(set) piece_fn torchinit_##set; sums_fn torchinit_sums_##set; \
+    largest_fn torchinit_largest_##set; copy_fn torchinit_copy_##set
+#define SET(set) {#set, torchinit_##set, torchinit_sums_##set, torchinit_largest_##set, torchinit_copy_##set}
 DECLARE(plain);
 #if defined(__x86_64__)
 DECLARE(sse4);
@@ -26,7 +29,7 @@ DECLARE(avx2);
 DECLARE(avx512);
 #endif
 
-static const struct { const char *name; piece_fn *fn; sums_fn *sums; } SETS[] = {
+static const struct { const char *name; piece_fn *fn; sums_fn *sums; largest_fn *largest; copy_fn *copy; } SETS[] = {
     SET(plain),
 #if defined(__x86_64__)
     SET(sse4), SET(avx2), SET(avx512),
@@ -249,4 +252,40 @@ int torchinit_sums(const char *data, int dtype, uint64_t n, int threads, int set
     for (uint64_t i = 1; i < pieces; i++) include(s, t.parts + i);
     free(t.parts);
     return 1;
+}
+
+typedef struct {
+    const char *from;
+    char *to;
+    uint64_t bytes, next, largest;
+    int width;
+    largest_fn *find; /* or else copy */
+    copy_fn *copy;
+} sweep;
+
+static void *sweep_through(void *argument) {
+    sweep *s = argument;
+    uint64_t largest = 0, at;
+    while ((at = __atomic_fetch_add(&s->next, STRETCH, __ATOMIC_RELAXED)) < s->bytes) {
+        uint64_t n = s->bytes - at < STRETCH ? s->bytes - at : STRETCH, found = 0;
+        if (s->find) found = s->find(s->from + at, s->width, n / s->width);
+        else s->copy(s->to + at, s->from + at, n);
+        if (found > largest) largest = found;
+    }
+    uint64_t seen = __atomic_load_n(&s->largest, __ATOMIC_RELAXED);
+    while (seen < largest)
+        if (__atomic_compare_exchange_n(&s->largest, &seen, largest, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) break;
+    return NULL;
+}
+
+uint64_t torchinit_largest(const char *data, int width, uint64_t n, int threads, int set) {
+    sweep s = {.from = data, .bytes = n * width, .width = width, .find = SETS[set].largest};
+    together(sweep_through, &s, worth(s.bytes / 4, threads));
+    return s.largest;
+}
+
+/* Copies between stretches that do not overlap; the target can be written. */
+void torchinit_copy(char *to, const char *from, uint64_t bytes, int threads, int set) {
+    sweep s = {.from = from, .to = to, .bytes = bytes, .copy = SETS[set].copy};
+    together(sweep_through, &s, worth(bytes / 4, threads));
 }

@@ -4,7 +4,7 @@
 #define TORCHINIT_KERNEL_H
 #include <stdint.h>
 
-#define TORCHINIT_ABI "torchinit-stream-1/abi-2"
+#define TORCHINIT_ABI "torchinit-stream-1/abi-3"
 #define MAX_AXES 6
 
 enum kind { UNIFORM, NORMAL, SCALED, NARROW, TAIL, BERNOULLI, INTEGER, SIGN, WORDS };
@@ -32,6 +32,13 @@ typedef void piece_fn(const job *j, uint64_t begin, uint64_t end);
    least and the greatest; both are NaN if any value is. */
 typedef struct { double total, square, low, high; } sums;
 typedef void sums_fn(const char *data, int dtype, uint64_t n, double shift, sums *s);
+
+/* The greatest of n words of so many bytes, without their sign bits: of numbers of any binary format the largest magnitude,
+   where infinity is larger than all numbers, and a NaN larger than infinity. The words may lie anywhere. */
+typedef uint64_t largest_fn(const char *data, int width, uint64_t n);
+
+/* Copies between stretches that do not overlap. */
+typedef void copy_fn(char *to, const char *from, uint64_t n);
 
 static const unsigned ELEMENT_SIZE[] = {4, 8, 2, 2};
 #endif

@@ -17,7 +17,7 @@ from torchinit.errors import RunError
 from torchinit.noise.boxes import COMMON, Sums, Task, is_plain, is_stretch, ravel, strides
 from torchinit.noise.draws import PACKED, Draw
 
-ABI = "torchinit-stream-1/abi-2"
+ABI = "torchinit-stream-1/abi-3"
 LIBRARY = Path(__file__).with_name("_kernel.so")
 """Where ``build.py`` puts it."""
 
@@ -86,6 +86,23 @@ class Kernel:
         made = self.library.torchinit_sums(*place, threads, self.instruction_set, shift, found)
         return Sums(shift.value, *found) if made else None
 
+    def largest(self, values: Tensor, threads: int) -> int:
+        """The bits of the largest magnitude among floating-point numbers that lie behind each other on the host.
+
+        Those of a NaN are larger than infinity's.
+        """
+        place = (values.data_ptr(), values.dtype.itemsize, values.numel())
+        found: int = self.library.torchinit_largest(*place, threads, self.instruction_set)
+        return found
+
+    def copy(self, out: Tensor, values: Tensor, threads: int) -> None:
+        """Copies between tensors of one dtype and size that each lie in one stretch on the host, apart from the other.
+
+        The target is not in the caches afterwards. It must be memory that can be written.
+        """
+        self.library.torchinit_copy(out.data_ptr(), values.data_ptr(), out.nbytes, threads, self.instruction_set)
+        torch.autograd.graph.increment_version(out)
+
 
 def takes(out: Tensor) -> bool:
     """Whether the kernel can write this tensor."""
@@ -122,6 +139,10 @@ def _declare(library: ctypes.CDLL) -> None:
     library.torchinit_fill.restype = ctypes.c_uint64
     double = ctypes.POINTER(ctypes.c_double)
     library.torchinit_sums.argtypes = [ctypes.c_void_p, number, ctypes.c_uint64, number, number, double, double]
+    library.torchinit_largest.argtypes = [ctypes.c_void_p, number, ctypes.c_uint64, number, number]
+    library.torchinit_largest.restype = ctypes.c_uint64
+    library.torchinit_copy.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64, number, number]
+    library.torchinit_copy.restype = None
 
 
 def _pack(task: Task) -> bytes:
