@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from tests.distributed.layouts import RULES, Text, layouts, sharded, whole
 from tests.processes import on_ranks, results
 from torchinit import Name, Pretrained, Rule, fingerprint, initialize, materialize
+from torchinit.checkpoints.adapters import Adapter, Fuse, Rows, Stack, Transpose
+from torchinit.checkpoints.matching import last_match
 from torchinit.checkpoints.readers.base import Checkpoint
 from torchinit.core.placements import local_part
 
@@ -58,8 +62,32 @@ def test_saved_from_four_ranks_and_loaded_on_two(tmp_path: Path) -> None:
     assert two == [fingerprint(one).persistent.total] * 2
 
 
-def pretrained(rank: int, file: str) -> dict[str, tuple[list[str], list[str]]]:
-    """By layout: what differs from the file, and of what more was read than is here."""
+ADAPT = {
+    "table.weight": Rows(),
+    "layers.*.up.*": Fuse("up", ("gate", "value")),
+    "layers.*.down.weight": Transpose(),
+    "layers.*.experts.up": Stack("up", "*.up", 4),
+}
+"""How a model is made of a file that keeps it in other pieces."""
+
+
+def pieces(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A model as that file keeps it."""
+    made = dict(state)
+    made["table.weight"] = torch.cat([state["table.weight"], torch.full((5, 6), torch.nan)])
+    for number in range(2):
+        layer = f"layers.{number}"
+        for leaf in ("weight", "bias"):
+            whole = made.pop(f"{layer}.up.{leaf}")
+            made |= {f"{layer}.gate.{leaf}": whole[:4].clone(), f"{layer}.value.{leaf}": whole[4:].clone()}
+        made[f"{layer}.down.weight"] = state[f"{layer}.down.weight"].T.contiguous()
+        experts = made.pop(f"{layer}.experts.up")
+        made |= {f"{layer}.experts.{at}.up": expert.clone() for at, expert in enumerate(experts)}
+    return made
+
+
+def pretrained(rank: int, files: Mapping[str, Mapping[str, Adapter]], expected: str) -> dict[str, Any]:
+    """By file and layout: what differs from the model, and of what more was read than is here."""
     read: dict[str, int] = {}
     plain = Checkpoint.read
 
@@ -68,28 +96,33 @@ def pretrained(rank: int, file: str) -> dict[str, tuple[list[str], list[str]]]:
         read[key] = max(read.get(key, 0), found.numel())
         return found
 
-    expected = safetensors.torch.load_file(file)
+    values = safetensors.torch.load_file(expected)
     found = {}
-    for layout, lay_out in layouts(dist.get_world_size()):
+    for (file, adapt), (layout, lay_out) in product(files.items(), layouts(dist.get_world_size())):
         with torch.device("meta"):
             made = Text()
         lay_out(made)
         read.clear()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Checkpoint, "read", counted)
-            materialize(made, Rule(Name("**"), Pretrained(file)), seed=0)
+            materialize(made, Rule(Name("**"), Pretrained(file, adapt=adapt)), seed=0)
         state = made.state_dict()
-        more = [name for name, each in state.items() if read.get(name, 0) > local_part(each).numel()]
-        wrong = [name for name, value in expected.items() if not torch.equal(whole(state[name]), value)]
-        found[layout] = wrong, more
+        adapters = {name: last_match(adapt, name) for name in state}
+        wants = {name: adapter.wants(name) if adapter else (name,) for name, adapter in adapters.items()}
+        counts = {name: sum(read.get(key, 0) for key in keys) for name, keys in wants.items()}
+        more = [name for name, count in counts.items() if count > local_part(state[name]).numel()]
+        wrong = [name for name, value in values.items() if not torch.equal(whole(state[name]), value)]
+        found[f"{Path(file).stem}, {layout}"] = wrong, more
     return found
 
 
 def test_each_rank_reads_its_slices(tmp_path: Path) -> None:
-    one, file = Text(), tmp_path / "model.safetensors"
+    """Of a file that fits, and of one that is adapted."""
+    one, same, other = Text(), str(tmp_path / "same.safetensors"), str(tmp_path / "pieces.safetensors")
     initialize(one, RULES, seed=5)
     state = {name: value.clone() for name, value in one.state_dict().items() if name != "head.weight"}
-    safetensors.torch.save_file(state, file)  # of a tied tensor one copy: two would be compared, whole
-    for found in results(on_ranks(4, pretrained, tmp_path, str(file))):
-        assert len(found) == 8
+    safetensors.torch.save_file(state, same)  # of a tied tensor one copy: two would be compared, whole
+    safetensors.torch.save_file(pieces(state), other)
+    for found in results(on_ranks(4, pretrained, tmp_path, {same: {}, other: ADAPT}, same)):
+        assert len(found) == 16
         assert {layout: lists for layout, lists in found.items() if any(lists)} == {}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, final
 import torch
 from torch import Tensor, nn
 
-from torchinit.checkpoints.adapters import Adapter
+from torchinit.checkpoints.adapters import Adapter, Part
 from torchinit.checkpoints.opening import InMemory, opened
 from torchinit.checkpoints.readers import Checkpoint
 from torchinit.core.fills import Fill
@@ -76,10 +76,7 @@ class Loaded(Fill):
     def prepare(self, shard: Shard) -> None:
         """Raises CheckpointError where what will be read is not finite, or does not fit into the shard's dtype."""
         checkpoint = self._checkpoint()
-        box = None if self.adapter else _box(shard)
-        for key in self.keys:
-            if box is not None and checkpoint.info(key).shape != shard.shape:
-                raise CheckpointError(f"{key} has another shape by now: {list(checkpoint.info(key).shape)}")
+        for key, box in zip(self.keys, self._part(checkpoint, shard).boxes, strict=True):
             if self.finite or not self._widens(checkpoint.info(key).dtype, shard.local.dtype):
                 self._check_range(key, checkpoint.read(key, box), shard.local.dtype)
         for other in self.like:
@@ -88,6 +85,17 @@ class Loaded(Fill):
                     f"is one tensor in the model, but {checkpoint.name} holds other values as {other!r} than as"
                     f" {self.keys[0]!r}; let the rule match one of the names, or untie the two"
                 )
+
+    def _part(self, checkpoint: Checkpoint, shard: Shard) -> Part:
+        """What of each key the shard is made of, and how."""
+        box = Box(shard.start, tuple(shard.local.shape))
+        shapes, key = [checkpoint.info(key).shape for key in self.keys], self.key or self.keys[0]
+        if self.adapter is not None:
+            self.adapter.check(shapes, shard.shape, key)
+            return self.adapter.part(shapes, shard.shape, box, key)
+        if shapes[0] != shard.shape:
+            raise CheckpointError(f"{key} has another shape by now: {list(shapes[0])}")
+        return Part((box,), lambda tensors: tensors[0])
 
     def _widens(self, seen: torch.dtype, held: torch.dtype) -> bool:
         """Whether every number of a dtype that is a float's fits into the dtypes that it goes through."""
@@ -107,22 +115,14 @@ class Loaded(Fill):
 
     def write(self, shard: Shard, noise: Noise) -> None:
         del noise
-        checkpoint, box = self._checkpoint(), _box(shard)
-        if self.adapter is None:
-            values = checkpoint.read(self.keys[0], box)
-        else:
-            tensors = [self._moved(checkpoint.read(key)) for key in self.keys]
-            whole = self.adapter.adapt(tensors, shard.shape, self.key or self.keys[0])
-            values = whole[tuple(slice(low, low + size) for low, size in zip(box.start, box.shape, strict=True))]
-        values = self._moved(values)
+        checkpoint = self._checkpoint()
+        part = self._part(checkpoint, shard)
+        read = (checkpoint.read(key, box) for key, box in zip(self.keys, part.boxes, strict=True))
+        values = part.make([self._moved(tensor) for tensor in read])
         transfer(values if self.dtype is None else values.to(self.dtype), shard.local)
 
     def _moved(self, tensor: Tensor) -> Tensor:
         return tensor if self.map_location == "cpu" else tensor.to(self.map_location)
-
-
-def _box(shard: Shard) -> Box:
-    return Box(shard.start, tuple(shard.local.shape))
 
 
 def _most(dtype: torch.dtype) -> float:

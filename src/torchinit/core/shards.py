@@ -20,9 +20,28 @@ class Box:
     start: tuple[int, ...]
     shape: tuple[int, ...]
 
+    @classmethod
+    def whole(cls, shape: tuple[int, ...]) -> Box:
+        """All of a tensor.
+
+        >>> Box.whole((4, 3))
+        Box(start=(0, 0), shape=(4, 3))
+        """
+        return cls((0,) * len(shape), shape)
+
     @property
     def numel(self) -> int:
         return math.prod(self.shape)
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """What a tensor has in the box, as a view.
+
+        >>> import torch
+        >>> Box((0, 1), (2, 2)).of(torch.arange(6).view(2, 3))
+        tensor([[1, 2],
+                [4, 5]])
+        """
+        return tensor[tuple(slice(low, low + size) for low, size in zip(self.start, self.shape, strict=True))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +90,7 @@ class Shard:
     @property
     def region(self) -> Box:
         """The box that whole-tensor fills work on."""
-        return self.matrix or Box((0,) * len(self.shape), self.shape)
+        return self.matrix or Box.whole(self.shape)
 
     def cut(self, axis: int, low: int, high: int) -> Shard:
         """The part of this shard whose index along ``axis`` lies in ``[low, high)`` of the whole.
@@ -102,3 +121,21 @@ def replaced(values: tuple[int, ...], at: int, value: int) -> tuple[int, ...]:
     (2, 8)
     """
     return (*values[:at], value, *values[at + 1 :])
+
+
+def without(values: tuple[int, ...], at: int) -> tuple[int, ...]:
+    """The values but for the one in one place.
+
+    >>> without((4, 8), 0)
+    (8,)
+    """
+    return (*values[:at], *values[at + 1 :])
+
+
+def inserted(values: tuple[int, ...], at: int, value: int) -> tuple[int, ...]:
+    """The values with one more, which comes to one place.
+
+    >>> inserted((4, 8), 1, 2)
+    (4, 2, 8)
+    """
+    return (*values[:at], value, *values[at:])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torchinit.checkpoints.adapters.adapter import ADAPTERS, Adapter
+from torchinit.checkpoints.adapters.adapter import ADAPTERS, Adapter, Part
 from torchinit.checkpoints.adapters.attention import PoolHeads, RopeOrder
 from torchinit.checkpoints.adapters.axes import Transpose
 from torchinit.checkpoints.adapters.chains import Chain
@@ -28,6 +28,7 @@ __all__ = [
     "Inflate",
     "InputChannels",
     "Labels",
+    "Part",
     "PoolHeads",
     "ResizePatches",
     "ResizePositions",

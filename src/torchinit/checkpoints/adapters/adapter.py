@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 import torch
 from torch import Tensor
 
+from torchinit.core.shards import Box
 from torchinit.core.spelling import Spelled
 from torchinit.registry import Registry
 
@@ -16,12 +18,26 @@ Size: TypeAlias = tuple[int, ...]
 """The shape of a tensor."""
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """How a box of a site is made: what is read of each tensor, and what makes the box of that.
+
+    >>> import torch
+    >>> part = Part((Box((2,), (1,)),), lambda tensors: tensors[0])
+    >>> part.make([box.of(torch.arange(4)) for box in part.boxes])
+    tensor([2])
+    """
+
+    boxes: tuple[Box, ...]
+    make: Callable[[Sequence[Tensor]], Tensor]
+
+
 class Adapter(Spelled, ABC):
     """What is done to tensors of a checkpoint so that they fit a site.
 
     A frozen value and a pure function: the same tensors, shape and key give the same result. ``key`` is
-    always the site's own, after prefix and renames. The whole of a site is computed, and where only a part
-    of it is here, that part of the result is kept.
+    always the site's own, after prefix and renames. Where only a part of a site is here, the whole is
+    computed and that part kept, unless :meth:`part` knows better.
 
     One that moves elements keeps their dtype; one that computes does so in float32 at least, and leaves it
     to the loader to round once to the site's dtype.
@@ -62,6 +78,14 @@ class Adapter(Spelled, ABC):
     @abstractmethod
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
         """The site's whole value, of ``shape``, from the tensors that it ``wants``, in that order."""
+
+    def part(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> Part:
+        """How a box of the site's value is made of tensors of ``shapes``: what is read, and what is done to that.
+
+        Here all is read, and the box cut out of the whole value. What only moves elements needs no more than
+        those that come into the box; it must give the very values that ``adapt`` gives.
+        """
+        return Part(tuple(map(Box.whole, shapes)), lambda tensors: box.of(self.adapt(tensors, shape, key)))
 
 
 ADAPTERS: Final = Registry("adapter", method="adapt", group="torchinit.adapters")

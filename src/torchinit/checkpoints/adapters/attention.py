@@ -9,8 +9,10 @@ from typing import Literal, TypeAlias, final
 import torch
 from torch import Tensor
 
-from torchinit.checkpoints.adapters.adapter import Adapter, Size, check_same, computed
+from torchinit.checkpoints.adapters.adapter import Adapter, Part, Size, check_same, computed
+from torchinit.checkpoints.adapters.moves import moved
 from torchinit.core.arguments import choice, is_whole
+from torchinit.core.shards import Box
 
 Order: TypeAlias = Literal["half", "interleaved"]
 
@@ -59,6 +61,9 @@ class RopeOrder(Adapter):
         pairs = (turned // 2, 2) if self.to == "half" else (2, turned // 2)
         ordered = heads[:, :turned].unflatten(1, pairs).transpose(1, 2).flatten(1, 2)
         return torch.cat([ordered, heads[:, turned:]], 1).flatten(0, 1)
+
+    def part(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> Part:
+        return moved(self, 0, shapes, shape, box, key)
 
 
 @final

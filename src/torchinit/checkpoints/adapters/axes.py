@@ -8,7 +8,8 @@ from typing import final
 
 from torch import Tensor
 
-from torchinit.checkpoints.adapters.adapter import Adapter, Size
+from torchinit.checkpoints.adapters.adapter import Adapter, Part, Size
+from torchinit.core.shards import Box
 
 
 @final
@@ -38,3 +39,8 @@ class Transpose(Adapter):
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
         (tensor,) = tensors
         return tensor.permute(self.axes)
+
+    def part(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> Part:
+        places = [self.axes.index(axis) for axis in range(len(shape))]
+        start, size = (tuple(given[place] for place in places) for given in (box.start, box.shape))
+        return Part((Box(start, size),), lambda tensors: tensors[0].permute(self.axes))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar, final
 
 from torch import Tensor
 
-from torchinit.checkpoints.adapters.adapter import Adapter, Size
+from torchinit.checkpoints.adapters.adapter import Adapter, Part, Size
+from torchinit.core.shards import Box
 
 _Value = TypeVar("_Value")
 
@@ -37,43 +38,64 @@ class Chain(Adapter):
             raise ValueError("a chain holds no other chain; write its steps out")
 
     def wants(self, key: str) -> tuple[str, ...]:
-        return self._wanted(key, len(self.steps) - 1)
+        return tuple(wanted for part in self._last.wants(key) for wanted in self._before.wants(part))
 
-    def _wanted(self, key: str, last: int) -> tuple[str, ...]:
-        """What the file must hold for the steps up to ``last`` to make a tensor of this name."""
-        if last < 0:
-            return (key,)
-        return tuple(wanted for part in self.steps[last].wants(key) for wanted in self._wanted(part, last - 1))
+    @property
+    def _last(self) -> Adapter:
+        return self.steps[-1]
+
+    @property
+    def _before(self) -> Adapter:
+        """All steps but the last, as one."""
+        return Chain(self.steps[:-1]) if len(self.steps) > 1 else _Nothing()
+
+    def _inputs(self, values: Sequence[_Value], key: str) -> list[tuple[str, list[_Value]]]:
+        """The name of each tensor that the last step takes, and those of the values that it is made of."""
+        left = iter(values)
+        return [(part, [next(left) for _ in self._before.wants(part)]) for part in self._last.wants(key)]
+
+    def _made(self, shapes: Sequence[Size], key: str) -> list[Size]:
+        """The shapes that the last step takes."""
+        made = [self._before.makes(seen, part) for part, seen in self._inputs(shapes, key)]
+        if None in made:
+            raise ValueError(f"{self.steps[-2]} makes whatever shape is asked for, so it must be the last of {self}")
+        return [size for size in made if size is not None]
 
     def makes(self, shapes: Sequence[Size], key: str) -> Size | None:
-        last = self.steps[-1]
-        return last.makes(self._before(shapes, key, self._made), key)
+        return self._last.makes(self._made(shapes, key), key)
 
     def check(self, shapes: Sequence[Size], shape: Size, key: str) -> None:
-        self.steps[-1].check(self._before(shapes, key, self._made), shape, key)
+        self._last.check(self._made(shapes, key), shape, key)
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
-        return self.steps[-1].adapt(self._before(tensors, key, self._adapted), shape, key)
+        part = self.part([tuple(tensor.shape) for tensor in tensors], shape, Box.whole(shape), key)
+        return part.make([box.of(tensor) for box, tensor in zip(part.boxes, tensors, strict=True)])
 
-    def _before(
-        self, values: Sequence[_Value], key: str, make: Callable[[Adapter, list[_Value], str], _Value]
-    ) -> list[_Value]:
-        """What the steps before the last make of the values for it."""
-        left = iter(values)
+    def part(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> Part:
+        made = self._made(shapes, key)
+        last = self._last.part(made, shape, box, key)
+        parts = [
+            self._before.part(seen, size, wanted, part)
+            for (part, seen), size, wanted in zip(self._inputs(shapes, key), made, last.boxes, strict=True)
+        ]
 
-        def inputs(key: str, step: int) -> list[_Value]:
-            return [value(part, step - 1) for part in self.steps[step].wants(key)]
+        def make(tensors: Sequence[Tensor]) -> Tensor:
+            left = iter(tensors)
+            return last.make([one.make([next(left) for _ in one.boxes]) for one in parts])
 
-        def value(key: str, step: int) -> _Value:
-            return next(left) if step < 0 else make(self.steps[step], inputs(key, step), key)
+        return Part(tuple(wanted for one in parts for wanted in one.boxes), make)
 
-        return inputs(key, len(self.steps) - 1)
 
-    def _made(self, step: Adapter, shapes: list[Size], key: str) -> Size:
-        made = step.makes(shapes, key)
-        if made is None:
-            raise ValueError(f"{step} makes whatever shape is asked for, so it must be the last of {self}")
-        return made
+@final
+@dataclass(frozen=True, slots=True)
+class _Nothing(Adapter):
+    """What comes before the first step: each tensor as the file has it."""
 
-    def _adapted(self, step: Adapter, tensors: list[Tensor], key: str) -> Tensor:
-        return step.adapt(tensors, self._made(step, [tuple(tensor.shape) for tensor in tensors], key), key)
+    def makes(self, shapes: Sequence[Size], key: str) -> Size:
+        return shapes[0]
+
+    def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
+        return tensors[0]
+
+    def part(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> Part:
+        return Part((box,), lambda tensors: tensors[0])

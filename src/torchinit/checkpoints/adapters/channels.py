@@ -9,8 +9,10 @@ from typing import Literal, TypeAlias, final
 import torch
 from torch import Tensor
 
-from torchinit.checkpoints.adapters.adapter import Adapter, Size, check_same, computed
+from torchinit.checkpoints.adapters.adapter import Adapter, Part, Size, check_same, computed
+from torchinit.checkpoints.adapters.moves import moved
 from torchinit.core.arguments import choice, is_whole
+from torchinit.core.shards import Box
 
 How: TypeAlias = Literal["sum", "repeat"]
 
@@ -55,3 +57,8 @@ class InputChannels(Adapter):
             return computed(weight).sum(self.axis, keepdim=True)
         repeated = weight.index_select(self.axis, torch.arange(want, device=weight.device) % have)
         return computed(repeated) * (have / want) if self.how == "sum" else repeated
+
+    def part(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> Part:
+        if self.how == "repeat":
+            return moved(self, self.axis, shapes, shape, box, key)
+        return Adapter.part(self, shapes, shape, box, key)

@@ -9,9 +9,10 @@ from typing import final
 import torch
 from torch import Tensor
 
-from torchinit.checkpoints.adapters.adapter import Adapter, Size
+from torchinit.checkpoints.adapters.adapter import Adapter, Part, Size
 from torchinit.checkpoints.adapters.keys import check_pattern, numbered, swapped
 from torchinit.core.arguments import is_whole
+from torchinit.core.shards import Box, inserted, without
 
 
 @final
@@ -48,10 +49,21 @@ class Stack(Adapter):
             raise ValueError(
                 f"{self} needs tensors of one shape, to be stacked at {self.axis}, but got {list(seen)}{also}"
             )
-        return (*seen[: self.axis], len(shapes), *seen[self.axis :])
+        return inserted(seen, self.axis, len(shapes))
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
         return torch.stack(tuple(tensors), self.axis)
+
+    def part(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> Part:
+        start, size = without(box.start, self.axis), without(box.shape, self.axis)
+        here = range(box.start[self.axis], box.start[self.axis] + box.shape[self.axis])
+        boxes = (Box(start, size if number in here else (0,) * len(size)) for number in range(len(shapes)))
+
+        def make(tensors: Sequence[Tensor]) -> Tensor:
+            held = tensors[here.start : here.stop]
+            return torch.stack(tuple(held), self.axis) if held else tensors[0].new_empty(box.shape)
+
+        return Part(tuple(boxes), make)
 
 
 @final
@@ -82,8 +94,13 @@ class Unstack(Adapter):
         number, _ = numbered(key, self.parts)
         if len(seen) <= self.axis or seen[self.axis] <= number:
             raise ValueError(f"{self} needs more than {number} along dimension {self.axis}, but got {list(seen)}")
-        return (*seen[: self.axis], *seen[self.axis + 1 :])
+        return without(seen, self.axis)
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
         (stack,) = tensors
         return stack.select(self.axis, numbered(key, self.parts)[0])
+
+    def part(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> Part:
+        number, _ = numbered(key, self.parts)
+        one = Box(inserted(box.start, self.axis, number), inserted(box.shape, self.axis, 1))
+        return Part((one,), lambda tensors: tensors[0].squeeze(self.axis))

@@ -10,10 +10,11 @@ from typing import final
 import torch
 from torch import Tensor
 
-from torchinit.checkpoints.adapters.adapter import Adapter, Size
+from torchinit.checkpoints.adapters.adapter import Adapter, Part, Size
 from torchinit.checkpoints.adapters.keys import place, swapped
+from torchinit.checkpoints.adapters.moves import moved
 from torchinit.core.arguments import is_whole
-from torchinit.core.shards import replaced
+from torchinit.core.shards import Box, replaced
 
 
 @final
@@ -60,6 +61,9 @@ class Fuse(Adapter):
         axis = self.axis
         grouped = [tensor.unflatten(axis, (self.groups, -1)) for tensor in tensors]
         return torch.cat(grouped, axis + 1).flatten(axis, axis + 1)
+
+    def part(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> Part:
+        return moved(self, self.axis, shapes, shape, box, key)
 
 
 @final
@@ -122,6 +126,9 @@ class Split(Adapter):
         start, length = self._span(whole.shape[axis], key)
         groups: Tensor = whole.unflatten(axis, (self.groups, -1))
         return groups.narrow(axis + 1, start, length).flatten(axis, axis + 1)
+
+    def part(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> Part:
+        return moved(self, self.axis, shapes, shape, box, key)
 
 
 def _check_arguments(parts: tuple[str, ...], axis: int, groups: int) -> None:

@@ -9,8 +9,10 @@ from typing import Literal, TypeAlias, final
 import torch
 from torch import Tensor
 
-from torchinit.checkpoints.adapters.adapter import Adapter, Size, check_same, computed
+from torchinit.checkpoints.adapters.adapter import Adapter, Part, Size, check_same, computed
+from torchinit.checkpoints.adapters.moves import moved
 from torchinit.core.arguments import choice, is_whole
+from torchinit.core.shards import Box
 from torchinit.errors import did_you_mean
 
 Missing: TypeAlias = Literal["error", "mean", "zero"]
@@ -70,6 +72,9 @@ class Rows(Adapter):
             return tensor.narrow(self.axis, 0, shape[self.axis])
         return tensor.index_select(self.axis, torch.tensor(self.indices, dtype=torch.int64, device=tensor.device))
 
+    def part(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> Part:
+        return moved(self, self.axis, shapes, shape, box, key)
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -117,3 +122,8 @@ class Labels(Adapter):
         rows = computed(tensor)
         extra = rows.mean(0, keepdim=True) if self.missing == "mean" else torch.zeros_like(rows[:1])
         return torch.cat([rows, extra]).index_select(0, chosen)
+
+    def part(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> Part:
+        if set(self.site) <= set(self.file):
+            return moved(self, 0, shapes, shape, box, key)
+        return Adapter.part(self, shapes, shape, box, key)

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchinit.checkpoints.adapters.adapter import Adapter, Size, check_same, computed
+from torchinit.checkpoints.adapters.adapter import Adapter, Part, Size, check_same, computed
 from torchinit.core.arguments import choice, is_whole
+from torchinit.core.shards import Box, replaced, without
 
 How: TypeAlias = Literal["repeat", "centre"]
 
@@ -75,7 +76,7 @@ class Inflate(Adapter):
 
     def check(self, shapes: Sequence[Size], shape: Size, key: str) -> None:
         (seen,) = shapes
-        if len(shape) <= self.axis or seen != shape[: self.axis] + shape[self.axis + 1 :]:
+        if len(shape) <= self.axis or seen != without(shape, self.axis):
             raise ValueError(
                 f"{self} needs the site's shape without dimension {self.axis}, but got {list(seen)} "
                 f"for a site of {list(shape)}"
@@ -89,3 +90,10 @@ class Inflate(Adapter):
         made = weight.new_zeros(shape)
         made.select(self.axis, frames // 2).copy_(weight)
         return made
+
+    def part(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> Part:
+        axis = self.axis
+        image = Box(without(box.start, axis), without(box.shape, axis))
+        video = replaced(box.shape, axis, shape[axis])
+        frames = box.start[axis], box.shape[axis]
+        return Part((image,), lambda tensors: self.adapt(tensors, video, key).narrow(axis, *frames))

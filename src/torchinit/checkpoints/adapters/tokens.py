@@ -9,9 +9,9 @@ from typing import final
 import torch
 from torch import Tensor
 
-from torchinit.checkpoints.adapters.adapter import Adapter, Size, check_same, computed
+from torchinit.checkpoints.adapters.adapter import Adapter, Part, Size, check_same, computed
 from torchinit.core.arguments import number
-from torchinit.core.shards import Shard
+from torchinit.core.shards import Box, Shard
 from torchinit.noise import Keyed
 
 _MOST = 1 << 24
@@ -67,6 +67,11 @@ class ResizeVocabulary(Adapter):
                 # A sum of the old rows with normal weights has their covariance, and needs no root of it.
                 made[first : first + len(draws)] += (draws @ centred) * (self.spread / have) ** 0.5
         return made
+
+    def part(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> Part:
+        if box.start[0] + box.shape[0] <= shapes[0][0]:
+            return Part((box,), lambda tensors: tensors[0])
+        return Adapter.part(self, shapes, shape, box, key)
 
     def _draws(self, key: str, made: Tensor, have: int) -> Iterator[tuple[int, Tensor]]:
         """For some new rows at a time, the first's place and a number for each old row."""

@@ -110,6 +110,4 @@ def cut(tensor: Tensor, box: Box | None) -> Tensor:
     tensor([[1, 2],
             [4, 5]])
     """
-    if box is None:
-        return tensor
-    return tensor[tuple(slice(low, low + size) for low, size in zip(box.start, box.shape, strict=True))]
+    return tensor if box is None else box.of(tensor)
