@@ -60,14 +60,22 @@ def default_folder(environment: Mapping[str, str] = os.environ) -> Path:
     return Path(own).expanduser() if own else Path(everyone or "~/.cache").expanduser() / "torchinit"
 
 
+def stamp_of(path: Path) -> tuple[int, int, int] | None:
+    """What differs once a file was touched or replaced; None where there is none."""
+    try:
+        seen = path.stat()
+    except OSError:
+        return None
+    return seen.st_ino, seen.st_size, seen.st_mtime_ns
+
+
 def hash_of(path: Path) -> str:
     """The sha256 of a file; read once a process as long as the file is not touched."""
-    seen = path.stat()
-    return _hash_of(path, seen.st_ino, seen.st_size, seen.st_mtime_ns)
+    return _hash_of(path, stamp_of(path))
 
 
 @lru_cache(maxsize=4096)
-def _hash_of(path: Path, *_: int) -> str:
+def _hash_of(path: Path, _: object) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -22,10 +22,11 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
-from torchinit.checkpoints.cache import Cache, default_folder, write_whole
+from torchinit.checkpoints.cache import Cache, default_folder, stamp_of, write_whole
 from torchinit.checkpoints.limits import switch
 from torchinit.checkpoints.refusals import OtherFileError, check_hash
 from torchinit.errors import FetchError
@@ -54,6 +55,11 @@ class Pin:
 
 def read_pins(path: Path) -> dict[str, Pin]:
     """What a lock file says, source by source; nothing if there is no file. Raises FetchError with every mistake."""
+    return dict(_read_pins(path, stamp_of(path)))
+
+
+@lru_cache(maxsize=8)
+def _read_pins(path: Path, _: object) -> dict[str, Pin]:
     try:
         data = json.loads(path.read_text("utf-8"), object_pairs_hook=_unique)
     except FileNotFoundError:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, final
 
 from torch import nn
 
+from torchinit.checkpoints.cache import stamp_of
+from torchinit.checkpoints.lockfile import lock_of
 from torchinit.checkpoints.readers import Checkpoint, open_checkpoint, open_file
 from torchinit.checkpoints.sources import fetch
 from torchinit.errors import CheckpointError
@@ -43,37 +46,67 @@ class InMemory:
         return self.checkpoint.name
 
 
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """An open checkpoint, and what may change below it: its file, and what a lock file says of its source."""
+
+    checkpoint: Checkpoint
+    path: Path
+    stamp: object
+    pinned: object
+
+    @classmethod
+    def open(cls, source: str, part: str | None, sha256: str | None) -> _Held:
+        path = fetch(source, sha256=sha256)
+        stamp, checkpoint = stamp_of(path), open_file(path, source, part)
+        if sha256 and checkpoint.format == "sharded" and lock_of(None, None).path is None:
+            raise CheckpointError(
+                f"{source} is an index: its sha256 says nothing of the files that it names. Let a lock file have the"
+                " hash of each: TORCHINIT_LOCK=init.lock"
+            )
+        return cls(checkpoint, path, stamp, _pinned(source, sha256))
+
+    def good(self, source: str, sha256: str | None) -> bool:
+        return stamp_of(self.path) == self.stamp and _pinned(source, sha256) == self.pinned
+
+
+def _pinned(source: str, sha256: str | None) -> object:
+    """The lock file that is in use, and what it has of a source."""
+    locked = lock_of(None, None)
+    return locked, locked.pin(source, sha256)
+
+
 class _Opened:
-    """The checkpoints opened last. A file that has changed since is opened anew."""
+    """The checkpoints opened last. What has changed since is opened anew."""
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self.held: OrderedDict[tuple[object, ...], tuple[Path, object, Checkpoint]] = OrderedDict()
+        self.held: OrderedDict[tuple[object, ...], _Held] = OrderedDict()
 
     def get(self, source: str, part: str | None, sha256: str | None) -> Checkpoint:
         key = (source, part, sha256)
-        path, seen, _ = self.held.get(key, (None, None, None))
-        if path is None or _signature(path) != seen:
-            path = fetch(source, sha256=sha256)
-            self.held[key] = path, _signature(path), open_file(path, source, part)
+        held = self.held.get(key)
+        if held is None or not held.good(source, sha256):
+            held = self.held[key] = _Held.open(source, part, sha256)
             while len(self.held) > self.most:
                 self.held.popitem(last=False)
         self.held.move_to_end(key)
-        return self.held[key][2]
+        return held.checkpoint
 
 
 _OPENED: Final = _Opened(most=4)
 
 
 def opened(source: object, *, part: str | None = None, sha256: str | None = None) -> Checkpoint:
-    """The checkpoint that a source names, opened once while the file stays as it is.
+    """The checkpoint that a source names, opened once while its file and the lock file stay as they are.
 
-    Raises CheckpointError where it cannot be had, is refused, or has another SHA-256.
+    Raises CheckpointError where it cannot be had, is refused, or has another SHA-256; and for the SHA-256 of an
+    index without a lock file, since the files that an index names would go unchecked.
     """
     if isinstance(source, InMemory):
         return source.checkpoint
     try:
-        return _OPENED.get(str(source), part, sha256)
+        return _OPENED.get(str(source), part, sha256.lower() if sha256 else None)
     except OSError as error:
         raise CheckpointError(str(error)) from error
 
@@ -81,11 +114,3 @@ def opened(source: object, *, part: str | None = None, sha256: str | None = None
 def forget() -> None:
     """Closes what is held open."""
     _OPENED.held.clear()
-
-
-def _signature(path: Path) -> object:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_size, found.st_mtime_ns

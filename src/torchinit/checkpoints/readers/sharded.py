@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from torchinit.checkpoints.cache import stamp_of
 from torchinit.checkpoints.members import member_of
 from torchinit.checkpoints.readers.base import Checkpoint, Info
 from torchinit.core.shards import Box
@@ -16,7 +17,7 @@ from torchinit.errors import CheckpointError
 
 
 class ShardedCheckpoint(Checkpoint):
-    """The files of an ``*.index.json``, each opened when one of its tensors is asked for.
+    """The files of an ``*.index.json``, each opened when one of its tensors is asked for, anew if it has changed.
 
     Raises CheckpointError for an index that points out of its folder.
     """
@@ -28,7 +29,7 @@ class ShardedCheckpoint(Checkpoint):
         self._map = read_index(path)
         self._open_file = open_file
         self._sources = {file: member_of(source, file) for file in sorted(set(self._map.values()))}
-        self._files: dict[str, Checkpoint] = {}
+        self._files: dict[str, tuple[Checkpoint, object]] = {}
 
     def keys(self) -> tuple[str, ...]:
         return tuple(self._map)
@@ -44,12 +45,14 @@ class ShardedCheckpoint(Checkpoint):
 
     def _file(self, key: str) -> Checkpoint:
         file = self._map[key]
-        if file not in self._files:
+        checkpoint, stamp = self._files.get(file, (None, None))
+        if checkpoint is None or stamp_of(Path(checkpoint.name)) != stamp:
             try:
-                self._files[file] = self._open_file(self._sources[file])
+                checkpoint = self._open_file(self._sources[file])
             except FileNotFoundError as error:
                 raise CheckpointError(f"{self.name}: names {file!r}, but {error}") from error
-        return self._files[file]
+            self._files[file] = checkpoint, stamp_of(Path(checkpoint.name))
+        return checkpoint
 
 
 def read_index(path: Path) -> dict[str, str]:
