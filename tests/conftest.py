@@ -52,14 +52,16 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def host(certificate: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
-    """A server with TLS, trusted."""
+    """A server with TLS, trusted, which may be where it is."""
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    monkeypatch.setenv("TORCHINIT_PRIVATE_HOSTS", "localhost,127.0.0.1")
     with served(certificate) as running:
         yield running
 
 
 @pytest.fixture
-def plain_host(cache: Path) -> Iterator[Host]:
-    """A server without TLS."""
+def plain_host(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+    """A server without TLS, which may be where it is."""
+    monkeypatch.setenv("TORCHINIT_PRIVATE_HOSTS", "localhost,127.0.0.1")
     with served() as running:
         yield running

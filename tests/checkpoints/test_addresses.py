@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from torchinit.checkpoints.addresses import address_of, name_of, redirected
+from torchinit.checkpoints.addresses import address_of, is_public, name_of, redirected
 from torchinit.errors import FetchError
 
 
@@ -52,6 +52,43 @@ def test_names(url: str, name: str) -> None:
 def test_a_name_is_safe_whatever_the_url(path: str) -> None:
     name = name_of(f"https://example.org/{path}")
     assert re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", name)
+
+
+@pytest.mark.parametrize(
+    ("ip", "public"),
+    [
+        ("1.1.1.1", True),
+        ("2606:4700::1111", True),
+        ("64:ff9b::101:101", True),  # 1.1.1.1 by NAT64
+        ("::ffff:1.1.1.1", True),
+        ("198.18.0.7", True),  # what a local proxy says for any name
+        ("127.0.0.1", False),
+        ("127.8.8.8", False),
+        ("10.1.2.3", False),
+        ("172.16.0.1", False),
+        ("192.168.0.1", False),
+        ("169.254.169.254", False),
+        ("100.100.100.200", False),
+        ("0.0.0.0", False),
+        ("224.0.0.1", False),
+        ("240.0.0.1", False),
+        ("255.255.255.255", False),
+        ("::", False),
+        ("::1", False),
+        ("::127.0.0.1", False),
+        ("::ffff:10.0.0.1", False),
+        ("64:ff9b::a9fe:a9fe", False),  # 169.254.169.254 by NAT64
+        ("64:ff9b:1::a00:1", False),
+        ("2002:7f00:1::", False),  # 127.0.0.1 by 6to4
+        ("2001:0:1::1", False),
+        ("fd00::1", False),
+        ("fe80::1%eth0", False),
+        ("fec0::1", False),
+        ("ff02::1", False),
+    ],
+)
+def test_what_is_on_the_internet(ip: str, public: bool) -> None:
+    assert is_public(ip) is public
 
 
 @given(st.text(max_size=30), st.sampled_from(["http", "https"]))

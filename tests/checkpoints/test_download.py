@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import hashlib
 import random
+import re
 import shutil
 import socket
 import sys
 import time
+import warnings
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +27,7 @@ from torchinit.errors import FetchError
 
 BODY = random.Random(0).randbytes(3_000_000)
 SHA = hashlib.sha256(BODY).hexdigest()
-QUICK = Limits(idle=0.4, slowest=1000, total=20, attempts=3, pause=0.01)
+QUICK = Limits(idle=0.4, slowest=1000, total=20, attempts=3, pause=0.01, private=("localhost", "127.0.0.1"))
 
 
 def got(url: str, **options: Any) -> bytes:
@@ -159,7 +163,7 @@ def test_two_failures_then_the_file(host: Host) -> None:
 def test_an_endless_answer_stops_at_the_bound(host: Host, cache: Path) -> None:
     url = host.serve("/a.pth", endless)
     with pytest.raises(FetchError, match=r"is larger than 10,000,000 bytes; TORCHINIT_MAX_DOWNLOAD"):
-        got(url, sha256=SHA, limits=Limits(size=10_000_000))
+        got(url, sha256=SHA, limits=replace(QUICK, size=10_000_000))
     assert left_in(cache) == []
 
 
@@ -171,13 +175,13 @@ def test_without_a_length_the_hash_tells(host: Host) -> None:
 def test_the_total_time_is_bounded(host: Host) -> None:
     url = host.serve("/a.pth", servers.dripping(BODY, 0.001))
     with pytest.raises(FetchError, match=r"it took longer than 0\.5 s"):
-        got(url, limits=Limits(slowest=0, total=0.5))
+        got(url, limits=replace(QUICK, slowest=0, total=0.5))
 
 
 def test_slow_but_steady_is_no_drip(host: Host) -> None:
     body = BODY[:600]
     url = host.serve("/a.pth", servers.dripping(body, 0.001))
-    assert got(url, limits=Limits(idle=0.2, slowest=50, attempts=1)) == body
+    assert got(url, limits=replace(QUICK, idle=0.2, slowest=50, attempts=1)) == body
 
 
 def test_the_time_that_we_take_does_not_count(host: Host) -> None:
@@ -202,7 +206,7 @@ def test_a_download_goes_on_where_it_broke_off(host: Host) -> None:
 def test_a_download_goes_on_in_the_next_call(host: Host, cache: Path) -> None:
     url = host.serve("/a.pth", broken(BODY, 2_000_000))
     with pytest.raises(FetchError, match=r"ended after 2,000,000 of 3,000,000 bytes"):
-        got(url, limits=Limits(attempts=1))
+        got(url, limits=replace(QUICK, attempts=1))
     assert left_in(cache) == [".part", ".part.json"]
     host.serve("/a.pth", ranged(BODY))
     assert got(url) == BODY
@@ -325,6 +329,101 @@ def test_progress_is_told(host: Host) -> None:
     assert told[0] == (0, len(BODY))
     assert told[-1] == (len(BODY), len(BODY))
     assert told == sorted(told)
+
+
+def test_headers_that_break_off_leave_no_socket_open(host: Host) -> None:
+    url = host.serve("/a.pth", servers.dripping(BODY, 0.01, headers=True))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", ResourceWarning)
+        with pytest.raises(FetchError, match="0 bytes came in"):
+            got(url, limits=replace(QUICK, attempts=1))
+        gc.collect()
+    assert told == []
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
+    """What the DNS says of a name, one answer after the other; the last stays. Of others it says what is so."""
+    said: dict[str, list[str]] = {}
+    known = socket.getaddrinfo
+
+    def answer(name: str, port: int, *rest: Any, **options: Any) -> Any:
+        left = said.get(name, [name])
+        return known(left.pop(0) if len(left) > 1 else left[0], port, *rest, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", answer)
+    return said
+
+
+NOBODY = replace(QUICK, private=(), attempts=1)
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["localhost", "127.0.0.1", "127.1", "2130706433", "0x7f000001", "0177.0.0.1", "[::ffff:127.0.0.1]", "mirror.test"],
+)
+def test_what_lies_inside_the_network_is_not_asked(written: str, host: Host, names: dict[str, list[str]]) -> None:
+    names["mirror.test"] = ["127.0.0.1"]
+    url = host.serve("/a.pth", whole(BODY)).replace("localhost", written)
+    remedy = f"TORCHINIT_PRIVATE_HOSTS={written.strip('[]')}"
+    with pytest.raises(FetchError, match=rf"the host is at [0-9a-f.:]+, inside this network; .* {re.escape(remedy)} "):
+        got(url, limits=NOBODY)
+    assert host.seen == []
+
+
+def test_a_mirror_inside_the_network(host: Host) -> None:
+    url = host.serve("/a.pth", whole(BODY))
+    assert got(url, limits=replace(NOBODY, hosts=("localhost",))) == BODY
+    assert got(f"{url}?again", limits=replace(NOBODY, private=("*",))) == BODY
+
+
+@pytest.mark.parametrize("there", ["169.254.169.254", "127.0.0.1", "metadata.test"])
+def test_a_redirect_into_the_network(there: str, host: Host, names: dict[str, list[str]]) -> None:
+    names["metadata.test"] = ["10.0.0.7"]
+    port = host.url.rpartition(":")[2]
+    url = host.serve("/a.pth", redirect(f"https://{there}:{port}/b.pth"))
+    text = rf"https://{there}:\d+/b\.pth, to which {url} redirects: the host is at [0-9.]+, inside this network"
+    with pytest.raises(FetchError, match=text):
+        got(url, limits=replace(NOBODY, private=("localhost",)))
+    assert host.hits("/b.pth") == 0
+
+
+def test_the_address_that_was_looked_at_is_the_one_that_is_asked(
+    cache: Path, names: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names["rebound.test"] = ["1.1.1.1", "127.0.0.1"]
+    asked: list[object] = []
+
+    def connect(place: object, timeout: float) -> None:
+        asked.append(place)
+        raise ConnectionRefusedError("nobody there")
+
+    monkeypatch.setattr(socket, "create_connection", connect)
+    for text in ("cannot be fetched: nobody there", r"the host is at 127\.0\.0\.1, inside"):
+        with pytest.raises(FetchError, match=text):
+            got("https://rebound.test/a.pth", limits=NOBODY)
+    assert asked == [("1.1.1.1", 443)]
+
+
+def test_an_address_that_does_not_answer_leaves_the_others(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    url, known = host.serve("/a.pth", whole(BODY)), socket.getaddrinfo
+
+    def answer(name: str, *rest: Any, **options: Any) -> Any:
+        both = ("127.0.0.2", "127.0.0.1") if name == "localhost" else (name,)
+        return [found for ip in both for found in known(ip, *rest, **options)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", answer)
+    assert got(url, limits=replace(QUICK, attempts=1)) == BODY
+
+
+@pytest.mark.parametrize("written", ["10.0.0.1", "167772161", "[::1]"])
+def test_an_address_inside_the_network_is_not_asked_of_a_proxy(
+    written: str, plain_host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("https_proxy", plain_host.url)
+    with pytest.raises(FetchError, match="inside this network"):
+        got(f"https://{written}/a.pth")
+    assert plain_host.seen == []
 
 
 def test_through_a_proxy(host: Host, plain_host: Host, monkeypatch: pytest.MonkeyPatch) -> None:

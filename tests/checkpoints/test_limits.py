@@ -10,7 +10,8 @@ from torchinit.errors import FetchError
 
 def test_a_silent_environment_changes_nothing() -> None:
     assert from_environment({}) == Limits()
-    empty = ("TORCHINIT_MAX_DOWNLOAD", "TORCHINIT_TIMEOUT", "TORCHINIT_ALLOWED_HOSTS", "TORCHINIT_OFFLINE")
+    hosts = ("TORCHINIT_ALLOWED_HOSTS", "TORCHINIT_PRIVATE_HOSTS")
+    empty = ("TORCHINIT_MAX_DOWNLOAD", "TORCHINIT_TIMEOUT", *hosts, "TORCHINIT_OFFLINE")
     assert from_environment(dict.fromkeys(empty, "")) == Limits()
 
 
@@ -19,9 +20,12 @@ def test_what_it_sets() -> None:
         "TORCHINIT_MAX_DOWNLOAD": "2.5 GB",
         "TORCHINIT_TIMEOUT": "7.5",
         "TORCHINIT_ALLOWED_HOSTS": "a.org, *.b.org,",
+        "TORCHINIT_PRIVATE_HOSTS": "*.corp",
         "TORCHINIT_OFFLINE": "Yes",
     }
-    assert from_environment(said) == Limits(size=2_500_000_000, idle=7.5, hosts=("a.org", "*.b.org"), offline=True)
+    assert from_environment(said) == Limits(
+        size=2_500_000_000, idle=7.5, hosts=("a.org", "*.b.org"), private=("*.corp",), offline=True
+    )
 
 
 @pytest.mark.parametrize(
@@ -48,8 +52,10 @@ def test_what_it_cannot_mean(name: str, value: str, text: str) -> None:
         (("*.a.org",), "b.a.org", True),
         (("*.a.org",), "a.org", False),
         (("*.a.org",), "evila.org", False),
-        (("*",), "a.org", False),
+        (("*",), "a.org", True),
     ],
 )
 def test_hosts(hosts: tuple[str, ...], host: str, allowed: bool) -> None:
     assert Limits(hosts=hosts).allows(host) is allowed
+    assert Limits(private=hosts).allows_private(host) is (allowed and bool(hosts))
+    assert Limits(hosts=hosts).allows_private(host) is (allowed and bool(hosts))

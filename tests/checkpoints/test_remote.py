@@ -106,6 +106,7 @@ def test_four_ranks_load_one_download_and_end_with_one_error(
     good = host.serve("/a.safetensors", whole(save(weights(6.0))))
     bad = host.serve("/b.safetensors", status(404))
     environment = {"TORCHINIT_CACHE": str(cache), "SSL_CERT_FILE": str(certificate), "NO_PROXY": "*"}
+    environment["TORCHINIT_PRIVATE_HOSTS"] = "localhost"
     found = on_ranks(4, loaded_on_rank, tmp_path, good, bad, environment)
     assert [type(answer) for answer in found] == [tuple] * 4, found
     for state, (native, face) in found:

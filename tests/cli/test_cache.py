@@ -48,7 +48,7 @@ def test_an_empty_cache(cache: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 def test_ls(urls: list[str], host: Host, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(Exception, match="cannot be fetched"):
-        fetch(host.serve("/c.pth", broken(b"weights", 3)), limits=Limits(attempts=1))
+        fetch(host.serve("/c.pth", broken(b"weights", 3)), limits=Limits(attempts=1, private=("localhost",)))
     assert main(["cache", "ls"]) == 0
     head, *rows, last = capsys.readouterr().out.splitlines()
     assert head.split() == ["name", "bytes", "fetched", "(UTC)", "sha256", "url"]
@@ -90,7 +90,7 @@ def test_rm(urls: list[str], host: Host, capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().out == "2 files removed\n"
     assert left() == [urls[1]]
     with pytest.raises(Exception, match="cannot be fetched"):
-        fetch(host.serve("/c.pth", broken(b"weights", 3)), limits=Limits(attempts=1))
+        fetch(host.serve("/c.pth", broken(b"weights", 3)), limits=Limits(attempts=1, private=("localhost",)))
     assert main(["cache", "rm", f"{host.url}/c.pth", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)) == 1
     assert main(["cache", "rm", "--all"]) == 0

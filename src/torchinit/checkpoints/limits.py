@@ -24,8 +24,9 @@ class Limits:
     ``size`` in bytes; ``idle``, the seconds in which an answer must begin, and after it at least ``slowest``
     bytes a second must come; ``total``, the seconds for everything, retries included; ``attempts``, how often
     what may pass by itself is tried, with a pause that starts at ``pause`` seconds and doubles; ``redirects`` that
-    are followed. ``hosts`` are the only ones that are asked, ``"*.example.org"`` is any below it; none means all.
-    ``offline`` asks nobody.
+    are followed. ``hosts`` are the only ones that are asked, ``"*.example.org"`` is any below it, ``"*"`` any; none
+    means all. ``private`` are those that may lie at an address which is not on the internet; whoever is in
+    ``hosts`` may, too. ``offline`` asks nobody.
 
     >>> Limits(hosts=("example.org", "*.example.org")).allows("cdn.example.org")
     True
@@ -41,12 +42,20 @@ class Limits:
     pause: float = 0.5
     redirects: int = 5
     hosts: tuple[str, ...] = ()
+    private: tuple[str, ...] = ()
     offline: bool = False
 
     def allows(self, host: str) -> bool:
         """Whether a host may be asked."""
-        name = _host(host)
-        return not self.hosts or any(_covers(_host(pattern), name) for pattern in self.hosts)
+        return not self.hosts or _names(self.hosts, host)
+
+    def allows_private(self, host: str) -> bool:
+        """Whether a host may be asked that is not on the internet."""
+        return _names((*self.hosts, *self.private), host)
+
+
+def _names(patterns: tuple[str, ...], host: str) -> bool:
+    return any(_covers(_host(pattern), _host(host)) for pattern in patterns)
 
 
 def _host(name: str) -> str:
@@ -54,7 +63,7 @@ def _host(name: str) -> str:
 
 
 def _covers(pattern: str, name: str) -> bool:
-    return name.endswith(pattern[1:]) if pattern.startswith("*.") else name == pattern
+    return name.endswith(pattern[1:]) if pattern.startswith("*.") else pattern in (name, "*")
 
 
 def from_environment(environment: Mapping[str, str] = os.environ) -> Limits:
@@ -67,13 +76,17 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Limits:
     usual = Limits()
     size = environment.get("TORCHINIT_MAX_DOWNLOAD", "")
     idle = environment.get("TORCHINIT_TIMEOUT", "")
-    hosts = environment.get("TORCHINIT_ALLOWED_HOSTS", "").split(",")
     return Limits(
         size=bytes_of(size) if size else usual.size,
         idle=_seconds(idle) if idle else usual.idle,
-        hosts=tuple(host.strip() for host in hosts if host.strip()),
+        hosts=_listed("TORCHINIT_ALLOWED_HOSTS", environment),
+        private=_listed("TORCHINIT_PRIVATE_HOSTS", environment),
         offline=switch("TORCHINIT_OFFLINE", environment),
     )
+
+
+def _listed(name: str, environment: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(host.strip() for host in environment.get(name, "").split(",") if host.strip())
 
 
 def switch(name: str, environment: Mapping[str, str] = os.environ) -> bool:

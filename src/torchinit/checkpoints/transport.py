@@ -10,15 +10,19 @@ import threading
 import time
 import urllib.request
 from base64 import b64encode
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from torchinit.checkpoints.addresses import Address, address_of, check_allowed, redirected
+from torchinit.checkpoints.addresses import Address, address_of, check_allowed, check_public, redirected
 from torchinit.checkpoints.limits import Limits
 from torchinit.errors import FetchError
+
+Check: TypeAlias = Callable[[Iterable[str]], None]
+"""Raises FetchError where one of some IP addresses must not be asked."""
 
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
@@ -156,6 +160,7 @@ def _asked(connection: Any, address: Address, headers: Mapping[str, str], watch:
         connection.request("GET", connection.prefix + address.target, headers=said)
         response: http.client.HTTPResponse = connection.getresponse()
         if watch.reason:  # headers that end in the middle pass for headers
+            response.close()  # which may have the socket for its own by now
             raise PassingError(watch.reason)
         watch.begin()
         watch.leave()
@@ -178,11 +183,25 @@ def _passing(watch: Watch, url: str) -> Iterator[None]:
 
 
 class _Plain(http.client.HTTPConnection):
-    """A connection that shows its socket to the watch as soon as there is one."""
+    """A connection to an address that was looked at, which shows its socket to the watch as soon as there is one."""
 
     prefix = ""
     extra: Mapping[str, str] = MappingProxyType({})
-    watch: Watch
+
+    def __init__(self, place: tuple[str, int], limits: Limits, watch: Watch, check: Check) -> None:
+        super().__init__(*place, timeout=limits.idle)
+        self._create_connection = self._dial  # which http.client calls
+        self.check = check
+        self.watch, watch.connection, watch.socket = watch, self, None
+
+    def _dial(self, place: tuple[str, int], timeout: float, source: object) -> socket.socket:
+        """Asks the DNS once: a second answer could lead elsewhere than the one that was looked at."""
+        found = [str(where[0]) for *_, where in socket.getaddrinfo(*place, type=socket.SOCK_STREAM)]
+        self.check(found)
+        for ip in found[:-1]:
+            with contextlib.suppress(OSError):
+                return socket.create_connection((ip, place[1]), timeout)
+        return socket.create_connection((found[-1], place[1]), timeout)
 
     def connect(self) -> None:
         super().connect()
@@ -199,27 +218,38 @@ class _Secure(_Plain):
 
     def connect(self) -> None:
         super().connect()
-        if self.watch.reason:  # a socket that was shut cannot be wrapped
-            raise ConnectionAbortedError(self.watch.reason)
-        name = getattr(self, "_tunnel_host", None) or self.host
+        name, context = getattr(self, "_tunnel_host", None) or self.host, ssl.create_default_context()
+        # A socket that was shut or reset by now raises here: ssl would lose it, unclosed.
+        self.sock.getpeername()
         # The handshake comes after the watch knows the socket, so that it cannot stand still either.
-        self.sock = ssl.create_default_context().wrap_socket(
-            self.sock, server_hostname=name, do_handshake_on_connect=False
-        )
+        self.sock = context.wrap_socket(self.sock, server_hostname=name, do_handshake_on_connect=False)
         self.watch.socket = self.sock
         self.sock.do_handshake()
 
 
 def _connection(address: Address, limits: Limits, watch: Watch) -> http.client.HTTPConnection:
     proxy, secure = _proxy(address), address.scheme == "https"
-    host, port = (proxy.hostname or "", proxy.port or 80) if proxy else (address.host, address.port)
-    made: _Plain = (_Secure if secure else _Plain)(host, port, timeout=limits.idle)
-    made.watch, watch.connection, watch.socket = watch, made, None
+    place = (proxy.hostname or "", proxy.port or 80) if proxy else (address.host, address.port)
+    if proxy:  # which asks the DNS by itself, and lies inside the network
+        check_public(address, _written_ip(address.host), limits)
+    check = _anywhere if proxy else partial(check_public, address, limits=limits)
+    made = (_Secure if secure else _Plain)(place, limits, watch, check)
     if proxy and secure:
         made.set_tunnel(address.host, address.port, headers=_credentials(proxy))
     elif proxy:
         made.prefix, made.extra = f"http://{address.place}", _credentials(proxy)
     return made
+
+
+def _written_ip(host: str) -> tuple[str, ...]:
+    """The IP address that a host is written as, in each way that resolvers read: ``127.1``, ``2130706433``."""
+    with contextlib.suppress(OSError):
+        return (socket.inet_ntoa(socket.inet_aton(host)),)
+    return (host,) if ":" in host else ()
+
+
+def _anywhere(found: Iterable[str]) -> None:
+    """A proxy may lie anywhere."""
 
 
 def _proxy(address: Address) -> SplitResult | None:
