@@ -25,7 +25,12 @@ BODY = random.Random(1).randbytes(2_000_000)
 
 @pytest.fixture
 def environment(host: Host, certificate: Path, cache: Path) -> Mapping[str, str]:
-    return {"TORCHINIT_CACHE": str(cache), "SSL_CERT_FILE": str(certificate), "NO_PROXY": "*", "TORCHINIT_PRIVATE_HOSTS": "localhost"}
+    return {
+        "TORCHINIT_CACHE": str(cache),
+        "SSL_CERT_FILE": str(certificate),
+        "NO_PROXY": "*",
+        "TORCHINIT_PRIVATE_HOSTS": "localhost",
+    }
 
 
 def stuck(go: threading.Event, after: int) -> Handler:
@@ -202,7 +207,9 @@ def test_a_small_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 
 def test_two_threads_make_one_download(host: Host) -> None:
     url = host.serve("/a.pth", whole(BODY))
-    threads = [threading.Thread(target=fetch, args=(url,), kwargs={"limits": Limits(private=("localhost",))}) for _ in range(4)]
+    threads = [
+        threading.Thread(target=fetch, args=(url,), kwargs={"limits": Limits(private=("localhost",))}) for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from torchinit.checkpoints import opening
 from torchinit.checkpoints.lockfile import read_pins
@@ -44,8 +43,8 @@ def sha256_of(path: str | Path) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
-def value(source: str, key: str = "a") -> Tensor:
-    return opened(source).read(key)
+def value(source: str, key: str = "a") -> float:
+    return opened(source).read(key).item()
 
 
 def test_one_reader_until_the_file_changes(tmp_path: Path) -> None:
