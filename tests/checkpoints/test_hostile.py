@@ -140,10 +140,6 @@ def test_odd_tensors_in_memory() -> None:
 def test_a_dtype_that_torch_lacks_is_refused_when_it_is_read(tmp_path: Path) -> None:
     header = {"a": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}
     path = raw_safetensors(tmp_path / "a.safetensors", header, bytes(1))
-    try:
-        checkpoint = open_checkpoint(path)
-    except CheckpointError as error:  # a library that does not know it either
-        assert "is refused by safetensors" in str(error)  # noqa: PT017
-        return
+    checkpoint = open_checkpoint(path)
     with pytest.raises(CheckpointError, match=r"a is of dtype F4, which torch does not have"):
         checkpoint.info("a")

@@ -71,7 +71,12 @@ def run(
             for name, part in batch.shares():
                 seconds[name] = seconds.get(name, 0.0) + part * spent
             _tell(batch, progress)
-        records = [_record(step, here[step.site.name], noise, seconds[step.site.name], stats) for step in plan.steps]
+        rules = {id(step.rule): step.rule for step in plan.steps}
+        texts = {key: str(rule) for key, rule in rules.items()}  # one for many steps, and a rule may have much to say
+        records = [
+            _record(step, here[step.site.name], noise, texts[id(step.rule)], seconds[step.site.name], stats)
+            for step in plan.steps
+        ]
     return Report(
         tuple(records),
         tuple(site.name for site in plan.untouched if site.kind == "parameter"),
@@ -209,7 +214,7 @@ def _hindrance(step: Step, parts: Parts | None, noise: Noise) -> str | None:
     return None
 
 
-def _record(step: Step, parts: Parts, noise: Noise, seconds: float, stats: bool) -> Record:
+def _record(step: Step, parts: Parts, noise: Noise, rule: str, seconds: float, stats: bool) -> Record:
     site, notes = step.site, step.notes
     dtype = parts[0].local.dtype if parts else site.dtype
     held, expected = [part.local for part in parts], _expected(step, parts, dtype)
@@ -224,7 +229,7 @@ def _record(step: Step, parts: Parts, noise: Noise, seconds: float, stats: bool)
         shape=site.shape,
         dtype=str(dtype).removeprefix("torch."),
         fill=str(step.fill),
-        rule=str(step.rule),
+        rule=rule,
         origin=step.rule.origin,
         expected=expected,
         measured=measure(*held) if stats else None,

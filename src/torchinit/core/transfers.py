@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,8 @@ from torchinit.noise.engines import chosen_kernel
 _SMALL = 1 << 20
 """Fewer bytes than this are copied by torch: whoever reads them next finds them in the caches."""
 
-_WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+_FORMATS = {torch.float32: "<If", torch.float64: "<Qd", torch.float16: "<He"}
+"""How ``struct`` calls a word and a number of a dtype."""
 
 
 def magnitude(values: Tensor) -> float:
@@ -26,12 +29,20 @@ def magnitude(values: Tensor) -> float:
         values = torch.view_as_real(values.resolve_conj())
     kernel = chosen_kernel() if is_simple(values) else None
     if kernel:
-        bits = kernel.largest(values, torch.get_num_threads())
-        return float(torch.tensor(bits, dtype=_WORDS[values.dtype.itemsize]).view(values.dtype))
+        return _number(kernel.largest(values, torch.get_num_threads()), values.dtype)
     if values.dtype.itemsize == 1:  # torch compares no 8-bit floats
         values = values.float()
     low, high = torch.aminmax(values)
     return float(torch.maximum(-low, high))
+
+
+def _number(bits: int, dtype: torch.dtype) -> float:
+    """The number that has these bits."""
+    if dtype == torch.bfloat16:  # the upper half of a float32
+        bits, dtype = bits << 16, torch.float32
+    order, word, number = _FORMATS[dtype]
+    found: float = struct.unpack(order + number, struct.pack(order + word, bits))[0]
+    return found
 
 
 def transfer(values: Tensor, out: Tensor) -> None:

@@ -16,10 +16,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tests.checkpoints.files import state, write
 from torchinit import Box, CheckpointError, MissingExtraError, open_checkpoint
+from torchinit.checkpoints.readers import safetensors_file
 
 FORMATS = ["safetensors", "zip", "legacy", "sharded-safetensors", "sharded-zip"]
 NUMPY = {key: value for key, value in state().items() if value.dtype != torch.bfloat16}
@@ -250,15 +252,63 @@ def test_arrays_that_are_refused(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "f.npy")
 
 
-@pytest.mark.parametrize(
-    ("form", "module", "extra"), [("safetensors", "safetensors", "cli"), ("npz", "numpy", "numpy")]
-)
-def test_a_missing_package_is_named(
-    form: str, module: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write("npz", tmp_path, NUMPY)
+    monkeypatch.setitem(sys.modules, "numpy", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'torchinit\[numpy\]'"):
+        open_checkpoint(path)
+
+
+def test_safetensors_are_read_without_the_package_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write("safetensors", tmp_path, state())
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    assert torch.equal(open_checkpoint(path).read("stem.weight"), state()["stem.weight"])
+
+
+DTYPES = [
+    *(torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool, torch.complex64),
+]
+shapes = st.lists(st.integers(0, 4), max_size=4)
+
+
+@given(tensors=st.lists(st.tuples(st.sampled_from(DTYPES), shapes), min_size=1, max_size=6), padding=st.integers(0, 9))
+def test_any_tensors_are_as_the_package_reads_them(
+    tmp_path_factory: pytest.TempPathFactory, tensors: list[tuple[torch.dtype, list[int]]], padding: int
 ) -> None:
-    path = write(form, tmp_path, NUMPY)
-    monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(MissingExtraError, match=rf"pip install 'torchinit\[{extra}\]'"):
+    held = {
+        f"{n}": torch.randint(0, 2, (math.prod(shape), dtype.itemsize), dtype=torch.uint8).view(dtype).view(shape)
+        for n, (dtype, shape) in enumerate(tensors)
+    }
+    path = tmp_path_factory.mktemp("any") / "a.safetensors"
+    save_file(held, path)
+    raw = path.read_bytes()  # its header is as long as numbers are aligned to, which no reader may rely on
+    length = int.from_bytes(raw[:8], "little")
+    path.write_bytes(
+        (length + padding).to_bytes(8, "little") + raw[8 : 8 + length] + b" " * padding + raw[8 + length :]
+    )
+    checkpoint, theirs = open_checkpoint(path), load_file(path)
+    assert {*checkpoint} == {*theirs}
+    for key, tensor in theirs.items():
+        read = checkpoint.read(key)
+        assert (read.dtype, read.shape) == (tensor.dtype, tensor.shape)
+        assert read.is_contiguous()
+        assert read.reshape(-1).view(torch.uint8).tolist() == tensor.reshape(-1).view(torch.uint8).tolist()
+
+
+def test_what_is_written_to_a_tensor_that_was_read_is_not_in_the_file(tmp_path: Path) -> None:
+    path = write("safetensors", tmp_path, state())
+    before = path.read_bytes()
+    open_checkpoint(path).read("stem.weight").zero_()
+    assert path.read_bytes() == before
+    assert open_checkpoint(path).read("stem.weight").any()
+
+
+def test_a_file_that_goes_away_cannot_be_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write("safetensors", tmp_path, state())
+    header = safetensors_file.read_header(path)
+    monkeypatch.setattr(safetensors_file, "read_header", lambda path: (path.unlink(), header)[1])
+    with pytest.raises(CheckpointError, match=r"a.safetensors: cannot be mapped: "):
         open_checkpoint(path)
 
 

@@ -110,4 +110,4 @@ def cut(tensor: Tensor, box: Box | None) -> Tensor:
     tensor([[1, 2],
             [4, 5]])
     """
-    return tensor if box is None else box.of(tensor)
+    return tensor if box is None or box.shape == tensor.shape else box.of(tensor)
