@@ -450,8 +450,7 @@ def test_without_the_extras(
     path = str(tmp_path / "w.safetensors")
     assert main(["plan", MLP, RECIPE]) == 0
     assert main(["apply", MLP, RECIPE, "-o", path]) == 0
-    assert main(["diff", path, path]) == 2
-    assert "pip install 'torchinit[cli]'" in capsys.readouterr().err
+    assert main(["diff", path, path]) == 0
     assert main(["plan", f"transformers:{ROOT}/examples/gpt2/config.json", "gpt2"]) == 2
     assert "pip install transformers" in capsys.readouterr().err
 

@@ -12,13 +12,13 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import torch
 from torch import Tensor, nn
 
-from torchinit import Change, Fingerprint, MissingExtraError, fingerprint
-from torchinit.checkpoints.readers.safetensors_file import DTYPES, TIED
+from torchinit import Change, Fingerprint, fingerprint
+from torchinit.checkpoints.readers.safetensors_file import DTYPES, TIED, SafetensorsCheckpoint
 from torchinit.cli.errors import UsageError
 from torchinit.core.names import normalize
 from torchinit.errors import count
@@ -103,15 +103,14 @@ def _write_tensor(file: BinaryIO, tensor: Tensor) -> None:
 
 
 def compare(a: Path, b: Path) -> tuple[Change, ...]:
-    """The tensors in which two safetensors files differ, bit for bit; one tensor of each is held at a time."""
-    with _opened(a) as first, _opened(b) as second:
-        names, others = set(first.keys()), set(second.keys())
-        found = [Change(name, "removed", before=_shown(first.get_tensor(name))) for name in names - others]
-        found += [Change(name, "added", after=_shown(second.get_tensor(name))) for name in others - names]
-        for name in names & others:
-            one, other = first.get_tensor(name), second.get_tensor(name)
-            if not same_bits(one, other):
-                found.append(Change(name, "changed", _shown(one), _shown(other) + _distance(one, other)))
+    """The tensors in which two safetensors files differ, bit for bit; the files are mapped, not read into memory."""
+    first, second = File(a), File(b)
+    found = [Change(name, "removed", before=_shown(first[name])) for name in first.keys() - second.keys()]
+    found += [Change(name, "added", after=_shown(second[name])) for name in second.keys() - first.keys()]
+    for name in first.keys() & second.keys():
+        one, other = first[name], second[name]
+        if not same_bits(one, other):
+            found.append(Change(name, "changed", _shown(one), _shown(other) + _distance(one, other)))
     return tuple(sorted(found, key=lambda change: change.name))
 
 
@@ -123,33 +122,27 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
 
 
 class File(Mapping[str, Tensor]):
-    """What a safetensors file holds, by name; a tensor is read when it is asked for."""
+    """What a safetensors file holds, by name; ``tied`` are the other names of its tensors.
+
+    Raises UsageError where there is no file, CheckpointError for one that is not sound.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._file = _opened(path)
-        self._keys = tuple(self._file.keys())
+        if not path.is_file():
+            raise UsageError(f"there is no file {str(path)!r}")
+        self._file = SafetensorsCheckpoint(path)
+        self.tied = self._file.tied
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._file) - len(self.tied)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._keys)
+        return (key for key in self._file if key not in self.tied)
 
     def __getitem__(self, key: str) -> Tensor:
-        if key not in self._keys:
+        if key not in self._file:
             raise KeyError(key)
-        tensor: Tensor = self._file.get_tensor(key)
-        return tensor
-
-    @property
-    def tied(self) -> dict[str, str]:
-        """The other names of its tensors, if it tells them as :func:`write_model` does."""
-        try:
-            known = json.loads((self._file.metadata() or {}).get("torchinit.tied", "{}"))
-        except ValueError:
-            return {}
-        pairs = known.items() if isinstance(known, dict) else ()
-        return {name: first for name, first in pairs if isinstance(first, str)}
+        return self._file.read(key)
 
 
 def fingerprint_of(path: Path) -> Fingerprint:
@@ -166,19 +159,6 @@ def load(file: Mapping[str, Tensor], model: nn.Module) -> None:
         value = file[key] if target is not None else None
         if target is not None and value is not None and target.shape == value.shape:
             target.copy_(value)
-
-
-def _opened(path: Path) -> Any:
-    try:
-        from safetensors import SafetensorError, safe_open
-    except ImportError as error:
-        raise MissingExtraError("reading safetensors files", "cli") from error
-    if not path.is_file():
-        raise UsageError(f"there is no file {str(path)!r}")
-    try:
-        return safe_open(path, framework="pt")
-    except SafetensorError as error:
-        raise UsageError(f"{path} is no safetensors file: {error}") from error
 
 
 def _shown(tensor: Tensor) -> str:

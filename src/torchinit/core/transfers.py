@@ -13,7 +13,7 @@ from torchinit.noise.engines import chosen_kernel
 _SMALL = 1 << 20
 """Fewer bytes than this are copied by torch: whoever reads them next finds them in the caches."""
 
-_FORMATS = {torch.float32: "<If", torch.float64: "<Qd", torch.float16: "<He"}
+_FORMATS = {torch.float32: ("<I", "<f"), torch.float64: ("<Q", "<d"), torch.float16: ("<H", "<e")}
 """How ``struct`` calls a word and a number of a dtype."""
 
 
@@ -40,8 +40,8 @@ def _number(bits: int, dtype: torch.dtype) -> float:
     """The number that has these bits."""
     if dtype == torch.bfloat16:  # the upper half of a float32
         bits, dtype = bits << 16, torch.float32
-    order, word, number = _FORMATS[dtype]
-    found: float = struct.unpack(order + number, struct.pack(order + word, bits))[0]
+    word, number = _FORMATS[dtype]
+    found: float = struct.unpack(number, struct.pack(word, bits))[0]
     return found
 
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from torch import Tensor
 from torchinit.checkpoints.readers.base import Checkpoint, Info, cut
 from torchinit.core.shards import Box
 from torchinit.errors import CheckpointError
+from torchinit.noise.boxes import strides
 
 DTYPES: dict[str, torch.dtype] = {
     "BOOL": torch.bool,
@@ -48,7 +49,10 @@ _LARGEST_HEADER = 100_000_000
 
 
 class SafetensorsCheckpoint(Checkpoint):
-    """A .safetensors file; tensors are views of the mapped file. Raises CheckpointError for a header that lies."""
+    """A .safetensors file; tensors are views of the mapped file. Raises CheckpointError for a header that lies.
+
+    ``tied`` are the names that stand for another tensor of the file, and for which.
+    """
 
     format = "safetensors"
 
@@ -56,8 +60,8 @@ class SafetensorsCheckpoint(Checkpoint):
         self.name = str(path)
         self.path = path
         self._texts, self._entries = read_header(path)
-        for name, first in _tied_names(path, self._texts, self._entries).items():
-            self._entries[name] = self._entries[first]
+        self.tied = _tied_names(path, self._texts, self._entries)
+        self._entries |= {name: self._entries[first] for name, first in self.tied.items()}
         self._storage = _mapped(path)
 
     def keys(self) -> tuple[str, ...]:
@@ -73,9 +77,9 @@ class SafetensorsCheckpoint(Checkpoint):
         info, begin = self._info(key), self._entries[key].begin
         at, odd = divmod(begin, info.dtype.itemsize)
         if odd:  # a header of any length is allowed, and torch wants numbers at multiples of their size
-            raw = torch.empty(0, dtype=torch.uint8).set_(self._storage, begin, (info.nbytes,))
+            raw = _view(self._storage, Info((info.nbytes,), torch.uint8), begin)
             return cut(raw.clone().view(info.dtype).view(info.shape), box)
-        return cut(torch.empty(0, dtype=info.dtype).set_(self._storage, at, info.shape), box)
+        return cut(_view(self._storage, info, at), box)
 
     def _known(self) -> Mapping[str, object]:
         return self._entries
@@ -96,9 +100,15 @@ class Entry:
 def _mapped(path: Path) -> torch.UntypedStorage:
     """The bytes of the file, none read before it is looked at; what would be written to them goes nowhere."""
     try:
-        return torch.UntypedStorage.from_file(str(path), False, path.stat().st_size)
+        storage = torch.UntypedStorage.from_file(str(path), False, path.stat().st_size)
     except (RuntimeError, OSError) as error:
         raise CheckpointError(f"{path}: cannot be mapped: {error}") from error
+    return cast("torch.UntypedStorage", storage)
+
+
+def _view(storage: torch.UntypedStorage, info: Info, at: int) -> Tensor:
+    """The tensor that begins so many elements into the storage."""
+    return torch.empty(0, dtype=info.dtype).set_(storage, at, info.shape, strides(info.shape))
 
 
 def read_header(path: Path) -> tuple[dict[str, str], dict[str, Entry]]:
