@@ -47,6 +47,9 @@ class Visit(BaseHTTPRequestHandler):
         self.close_connection = True
         self.host.paths[self.path.partition("?")[0]](self)
 
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
     def say(self, status: int, body: bytes = b"", **headers: str | None) -> None:
         """An answer with its length; ``Name_of_header=None`` leaves a header out."""
         said = {"Content-Length": str(len(body)), **{name.replace("_", "-"): text for name, text in headers.items()}}
@@ -55,7 +58,8 @@ class Visit(BaseHTTPRequestHandler):
             if text is not None:
                 self.send_header(name, text)
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def do_CONNECT(self) -> None:
         """Is a proxy: a tunnel to whatever is asked for."""

@@ -6,44 +6,91 @@ import importlib.util
 import json
 import os
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 from torchinit.checkpoints.addresses import address_of, check_allowed
+from torchinit.checkpoints.cache import hash_of
 from torchinit.checkpoints.sources import Found, Request, register_source, resolve
+from torchinit.core.tables import some
 from torchinit.errors import FetchError, MissingExtraError, did_you_mean
 
 _HF: Final = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)/(?P<file>[^@\\]+)(@(?P<revision>[\w./-]+))?")
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
+_BLOB: Final = re.compile(r"[0-9a-f]{64}")
+_LOG_IN: Final = "log in with `hf auth login`, or set HF_TOKEN"
 _HASH_IN_NAME: Final = re.compile(r"-([0-9a-f]{8,64})\.\w+$")
 
 
 def hugging_face(source: str, request: Request) -> Found:
     """A file of a repository, ``hf://org/repo/folder/file@revision``, by huggingface_hub, in the cache of that.
 
-    What is locked is fetched at the commit that was locked, whatever the revision has become since.
+    What is locked is fetched at the commit that was locked, whatever the revision has become since. A file that
+    is kept in the cache by its hash is compared with it.
     """
     parts = _HF.fullmatch(source)
     if not parts or {"", ".", ".."} & set(parts["file"].split("/")):
         raise FetchError(f"{source} is not of the form hf://org/repo/file@revision")
     try:
-        import huggingface_hub
+        import huggingface_hub as hub
+        from huggingface_hub import constants  # which the package does not import by itself
     except ImportError:
         raise MissingExtraError(source, "hf") from None
-    if not request.limits.offline:
-        check_allowed(address_of(str(huggingface_hub.constants.ENDPOINT)), request.limits)
-    revision = request.revision or parts["revision"] or "main"
-    path = _downloaded(huggingface_hub, source, parts, revision, offline=request.limits.offline)
-    return Found(path, revision=_commit(path, parts["file"]))
-
-
-def _downloaded(hub: Any, source: str, parts: re.Match[str], revision: str, *, offline: bool) -> Path:
+    repo, file, revision = parts["repo"], parts["file"], request.revision or parts["revision"] or "main"
+    offline, endpoint = request.limits.offline, str(constants.ENDPOINT)
+    if not offline:
+        check_allowed(address_of(endpoint), request.limits)
     try:
-        return Path(hub.hf_hub_download(parts["repo"], parts["file"], revision=revision, local_files_only=offline))
+        path = Path(hub.hf_hub_download(repo, file, revision=revision, local_files_only=offline))
     except Exception as error:  # its own errors, and those of the HTTP library below it
-        why = " (TORCHINIT_OFFLINE is set)" if offline else ""
-        raise FetchError(f"{source} cannot be fetched{why}: {' '.join(str(error).split())}") from error
+        why = _why_not(hub, error, repo, file, revision)
+        raise FetchError(f"{source} cannot be fetched{' (TORCHINIT_OFFLINE is set)' * offline}: {why}") from error
+    _check_blob(source, path)
+    commit = _commit(path, file)
+    return Found(path, f"{endpoint}/{repo}/resolve/{commit}/{quote(file)}" if commit else "", commit)
+
+
+def _why_not(hub: Any, error: BaseException, repo: str, file: str, revision: str) -> str:
+    """What an error of huggingface_hub means, and the way out where there is one."""
+    kinds = [kind.__name__ for kind in type(error).__mro__]
+    if "LocalEntryNotFoundError" in kinds and error.__cause__ is not None:
+        return _why_not(hub, error.__cause__, repo, file, revision)  # the hub could not be asked, for this reason
+    if "GatedRepoError" in kinds:
+        return f"{repo} is open to those whom its owner lets in; ask on its page, and then {_LOG_IN}"
+    if "RepositoryNotFoundError" in kinds:
+        return f"there is no {repo}, or it is not open to everyone; if it is yours, {_LOG_IN}"
+    if "RevisionNotFoundError" in kinds:
+        return f"{repo} has no revision {revision!r}{_names(revision, lambda: _revisions(hub, repo))}"
+    if "RemoteEntryNotFoundError" in kinds or "EntryNotFoundError" in kinds[:1]:
+        return f"{repo} has no {file} at {revision}{_names(file, lambda: hub.list_repo_files(repo, revision=revision))}"
+    said = " ".join(str(error).split())
+    return (
+        f"{said}; {_LOG_IN}" if getattr(error, "response", None) and error.response.status_code in (401, 403) else said
+    )
+
+
+def _revisions(hub: Any, repo: str) -> list[str]:
+    refs = hub.list_repo_refs(repo)
+    return [ref.name for ref in (*refs.branches, *refs.tags)]
+
+
+def _names(wanted: str, known: Callable[[], list[str]]) -> str:
+    """The near name, or a few of those that there are, as far as the hub tells."""
+    try:
+        names = known()
+    except Exception:  # noqa: BLE001  # an error is being told already
+        return ""
+    return did_you_mean(wanted, names) or (f", but {some(names)}" if names else "")
+
+
+def _check_blob(source: str, path: Path) -> None:
+    """Raises FetchError for a damaged file, where the cache keeps it under its SHA-256, as it does with large ones."""
+    blob = path.resolve()
+    if _BLOB.fullmatch(blob.name) and (found := hash_of(blob)) != blob.name:
+        raise FetchError(f"{source}: {blob} is damaged, its sha256 is {found}; delete it, and it is fetched anew")
 
 
 def _commit(path: Path, file: str) -> str:
