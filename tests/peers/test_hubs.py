@@ -75,7 +75,8 @@ def huggingface(plain_host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     linked = {"X_Repo_Commit": COMMIT, "X_Linked_ETag": f'"{SHA}"', "X_Linked_Size": str(len(BODY))}
     for revision in ("main", "v1.0", COMMIT):
         plain_host.serve(
-            f"/o/r/resolve/{revision}/a/model.safetensors", lambda visit: visit.say(302, Location=elsewhere, **linked)
+            f"/o/r/resolve/{revision}/a/model.safetensors",
+            lambda visit: visit.say(302, b"", Location=elsewhere, **linked),
         )
     plain_host.serve("/api/models/o/r/refs", whole(json.dumps({**REFS, **BRANCHES}).encode()))
     plain_host.serve("/api/models/o/r/tree/main", whole(json.dumps(TREE).encode()))
@@ -146,7 +147,7 @@ REFUSED = {
 def test_what_the_hub_refuses(what: str, huggingface: Host) -> None:
     file, code, headers, text = REFUSED[what]
     name, _, revision = file.partition("@")
-    huggingface.serve(f"/o/r/resolve/{revision}/{name}", lambda visit: visit.say(code, **headers))
+    huggingface.serve(f"/o/r/resolve/{revision}/{name}", lambda visit: visit.say(code, b"", **headers))
     huggingface.serve("/api/models/o/r/tree/v8", status(404))
     with pytest.raises(FetchError, match=rf"hf://o/r/{file} cannot be fetched: .*{text}"):
         fetch(f"hf://o/r/{file}")

@@ -66,10 +66,8 @@ def _why_not(hub: Any, error: BaseException, repo: str, file: str, revision: str
         return f"{repo} has no revision {revision!r}{_names(revision, lambda: _revisions(hub, repo))}"
     if "RemoteEntryNotFoundError" in kinds or "EntryNotFoundError" in kinds[:1]:
         return f"{repo} has no {file} at {revision}{_names(file, lambda: hub.list_repo_files(repo, revision=revision))}"
-    said = " ".join(str(error).split())
-    return (
-        f"{said}; {_LOG_IN}" if getattr(error, "response", None) and error.response.status_code in (401, 403) else said
-    )
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return " ".join(str(error).split()) + (f"; {_LOG_IN}" if status in (401, 403) else "")
 
 
 def _revisions(hub: Any, repo: str) -> list[str]:
