@@ -70,8 +70,8 @@ class Loaded(Fill):
     def locked(self) -> bool:
         return self.lock
 
-    def _checkpoint(self) -> Checkpoint:
-        return opened(self.source, part=self.part, sha256=self.sha256)
+    def _checkpoint(self, *, again: bool = True) -> Checkpoint:
+        return opened(self.source, part=self.part, sha256=self.sha256, again=again)
 
     def prepare(self, shard: Shard) -> None:
         """Raises CheckpointError where what will be read is not finite, or does not fit into the shard's dtype."""
@@ -115,7 +115,7 @@ class Loaded(Fill):
 
     def write(self, shard: Shard, noise: Noise) -> None:
         del noise
-        checkpoint = self._checkpoint()
+        checkpoint = self._checkpoint(again=False)  # what was looked through is what is written, whatever came since
         part = self._part(checkpoint, shard)
         read = (checkpoint.read(key, box) for key, box in zip(self.keys, part.boxes, strict=True))
         values = part.make([self._moved(tensor) for tensor in read])

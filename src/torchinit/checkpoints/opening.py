@@ -83,10 +83,10 @@ class _Opened:
         self.most = most
         self.held: OrderedDict[tuple[object, ...], _Held] = OrderedDict()
 
-    def get(self, source: str, part: str | None, sha256: str | None) -> Checkpoint:
+    def get(self, source: str, part: str | None, sha256: str | None, again: bool) -> Checkpoint:
         key = (source, part, sha256)
         held = self.held.get(key)
-        if held is None or not held.good(source, sha256):
+        if held is None or (again and not held.good(source, sha256)):
             held = self.held[key] = _Held.open(source, part, sha256)
             while len(self.held) > self.most:
                 self.held.popitem(last=False)
@@ -97,8 +97,10 @@ class _Opened:
 _OPENED: Final = _Opened(most=4)
 
 
-def opened(source: object, *, part: str | None = None, sha256: str | None = None) -> Checkpoint:
+def opened(source: object, *, part: str | None = None, sha256: str | None = None, again: bool = True) -> Checkpoint:
     """The checkpoint that a source names, opened once while its file and the lock file stay as they are.
+
+    With ``again=False`` they are not looked at again, if it is open: it is what was read from before.
 
     Raises CheckpointError where it cannot be had, is refused, or has another SHA-256; and for the SHA-256 of an
     index without a lock file, since the files that an index names would go unchecked.
@@ -106,7 +108,7 @@ def opened(source: object, *, part: str | None = None, sha256: str | None = None
     if isinstance(source, InMemory):
         return source.checkpoint
     try:
-        return _OPENED.get(str(source), part, sha256.lower() if sha256 else None)
+        return _OPENED.get(str(source), part, sha256.lower() if sha256 else None, again)
     except OSError as error:
         raise CheckpointError(str(error)) from error
 

@@ -63,6 +63,7 @@ class SafetensorsCheckpoint(Checkpoint):
         self.tied = _tied_names(path, self._texts, self._entries)
         self._entries |= {name: self._entries[first] for name, first in self.tied.items()}
         self._storage = _mapped(path)
+        self._views: dict[str, Tensor] = {}
 
     def keys(self) -> tuple[str, ...]:
         return tuple(self._entries)
@@ -74,12 +75,14 @@ class SafetensorsCheckpoint(Checkpoint):
         return info
 
     def _read(self, key: str, box: Box | None) -> Tensor:
-        info, begin = self._info(key), self._entries[key].begin
-        at, odd = divmod(begin, info.dtype.itemsize)
-        if odd:  # a header of any length is allowed, and torch wants numbers at multiples of their size
-            raw = _view(self._storage, Info((info.nbytes,), torch.uint8), begin)
-            return cut(raw.clone().view(info.dtype).view(info.shape), box)
-        return cut(_view(self._storage, info, at), box)
+        if key not in self._views:
+            info, begin = self._info(key), self._entries[key].begin
+            at, odd = divmod(begin, info.dtype.itemsize)
+            if odd:  # a header of any length is allowed, and torch wants numbers at multiples of their size
+                raw = _view(self._storage, Info((info.nbytes,), torch.uint8), begin)
+                return cut(raw.clone().view(info.dtype).view(info.shape), box)
+            self._views[key] = _view(self._storage, info, at)
+        return cut(self._views[key], box)
 
     def _known(self) -> Mapping[str, object]:
         return self._entries
