@@ -21,6 +21,7 @@ from torchinit.errors import (
     TorchinitError,
     count,
     did_you_mean,
+    masked,
 )
 
 TREE = {
@@ -81,6 +82,25 @@ def test_a_missing_extra_says_what_to_install() -> None:
 )
 def test_did_you_mean(said: str, known: list[str], hint: str) -> None:
     assert did_you_mean(said, known) == hint
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("https://me:pass@e.org/a and s3://key:pass@b/c", "https://e.org/a and s3://b/c"),
+        ("https://e.org/a?token=1&b=2#x: no", "https://e.org/a?token=***&b=2#x: no"),
+        ("https://e.org/a?b=2&X-Amz-Signature=1a: no", "https://e.org/a?b=2&X-Amz-Signature=***: no"),
+        ("https://e.org/a?sv=1&SIG=%2B/=, no", "https://e.org/a?sv=1&SIG=***, no"),
+        ("https://e.org/a?key=1;apikey=2;api_key=3", "https://e.org/a?key=***;apikey=***;api_key=***"),
+        ("https://e.org/a@v2?monkey=1&keys=2", "https://e.org/a@v2?monkey=1&keys=2"),
+        ("C://a@b is no URL; 'hf://o/r/a@main'", "C://b is no URL; 'hf://o/r/a@main'"),
+        ("a token=1 outside of a URL", "a token=1 outside of a URL"),
+    ],
+)
+def test_secrets_are_masked(text: str, shown: str) -> None:
+    assert masked(text) == shown
+    assert masked(shown) == shown
+    assert str(CheckpointError("no", [text])) == f"no\n  {shown}"
 
 
 def test_count() -> None:

@@ -17,7 +17,15 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+from typing import Final
+
+_LOGIN: Final = re.compile(r"(?<=:)//[^/?#\s@]*@")
+_SECRET: Final = re.compile(
+    r"([?&;](?:(?:key|sig|pwd)|[\w.-]*(?:token|secret|passw|signature|credential|api-?_?key|auth)[\w.-]*)=)[^&;#\s'\"]*[^&;#\s'\":,]",
+    re.IGNORECASE,
+)
 
 
 class TorchinitError(Exception):
@@ -62,7 +70,13 @@ class ReportError(_ManyProblemsError, AssertionError):
 
 
 class CheckpointError(_ManyProblemsError, RuntimeError):
-    """A checkpoint that cannot be had, is refused, or does not fit; ``problems`` holds every finding."""
+    """A checkpoint that cannot be had, is refused, or does not fit; ``problems`` holds every finding.
+
+    What it says is :func:`masked`.
+    """
+
+    def __init__(self, headline: str, problems: Iterable[str] = ()) -> None:
+        super().__init__(masked(headline), map(masked, problems))
 
 
 class FetchError(CheckpointError):
@@ -88,6 +102,15 @@ def count(number: int, noun: str, plural: str = "") -> str:
     ('1 mistake', '2 mistakes', '2 entries')
     """
     return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
+def masked(text: str) -> str:
+    """The text without the secrets of URLs in it: logins, and parameters whose names speak of a secret.
+
+    >>> masked("https://me:pass@example.org/a.pth?version=2&private_token=1234")
+    'https://example.org/a.pth?version=2&private_token=***'
+    """
+    return _SECRET.sub(r"\1***", _LOGIN.sub("//", text))
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import gzip
 import hashlib
+import io
 import random
 import re
 import shutil
@@ -18,11 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save
 
 from tests import servers
 from tests.servers import Handler, Host, Visit, broken, in_turn, ranged, redirect, status, whole
 from torchinit.checkpoints import Limits, fetch
 from torchinit.checkpoints.cache import Cache
+from torchinit.checkpoints.lockfile import read_pins
 from torchinit.errors import FetchError
 
 BODY = random.Random(0).randbytes(3_000_000)
@@ -93,12 +97,34 @@ def unlocated(visit: Visit) -> None:
     visit.say(302)
 
 
+def saved_by_torch() -> bytes:
+    file = io.BytesIO()
+    torch.save({"a": torch.ones(3)}, file)
+    return file.getvalue()
+
+
+WEIGHTS, ZIP = save({"a": torch.ones(3), "b": torch.ones(2)}, {"text": "x"}), saved_by_torch()
+CUT = r"a\.pth ends before its own table of contents does"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [WEIGHTS, ZIP, b"\x02" + bytes(7) + b"{]", b"\x02" + bytes(7) + b"[]", b"\x02" + bytes(7) + b"{}", bytes(8) + b"{"],
+)
+def test_what_is_whole_or_unknown_passes(body: bytes, host: Host) -> None:
+    assert got(host.serve("/a.pth", whole(body))) == body
+
+
 REFUSED: dict[str, tuple[Handler, str]] = {
     "a page with 200": (whole(b"<html>log in</html>", Content_Type="text/html; charset=utf-8"), "is a web page"),
     "a page that says it is weights": (
         whole(b"\n<!DOCTYPE html><p>", Content_Type="application/octet-stream"),
         "is a web page",
     ),
+    "a page without marks": (whole(b"log in first", Content_Type="text/html"), "is a web page"),
+    "a length below what safetensors says": (whole(WEIGHTS, Content_Length=str(len(WEIGHTS) - 1)), CUT),
+    "a length within the header": (whole(WEIGHTS, Content_Length="20"), CUT),
+    "a length below what a zip says": (whole(ZIP, Content_Length=str(len(ZIP) - 1)), CUT),
     "a pointer": (whole(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"), "is a pointer of Git LFS"),
     "an empty body": (whole(b""), r"a\.pth is empty"),
     "packed": (whole(gzip.compress(bytes(10_000_000)), Content_Encoding="gzip"), r"is packed \(gzip\)"),
@@ -459,6 +485,29 @@ def test_a_proxy_that_drips(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setenv("https_proxy", proxy.url)
         with pytest.raises(FetchError, match=r"example\.org/a\.pth cannot be fetched: 0 bytes came in 0\.4 s"):
             got("https://example.org/a.pth")
+
+
+def test_secrets_of_a_url_are_kept_nowhere(
+    host: Host, cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lock, part = tmp_path / "init.lock", "/a.pth?v=2&X-Amz-Signature=s3cr3t&token=s3cr3t"
+    host.serve("/a.pth", in_turn(status(500), whole(BODY)))
+    caplog.set_level("INFO", "torchinit")
+    path = fetch(host.url + part, limits=QUICK, lock=lock)
+    damaged = b"x" + BODY[1:]
+    path.write_bytes(damaged)
+    assert got(host.url + part, lock=lock) == BODY
+    assert got(host.url + part.replace("s3cr3t", "other"), lock=lock) == BODY  # of a new token, too
+    host.serve("/a.pth", status(404))
+    with pytest.raises(FetchError, match=r"token=\*\*\*: the server says 404") as caught:
+        got(host.url + part + "1")
+    assert [path for path, _ in host.seen].count(part) == 3
+    assert list(read_pins(lock)) == [f"{host.url}/a.pth?v=2&X-Amz-Signature=***&token=***"]
+    kept = [file.read_bytes() for file in (*cache.rglob("*"), lock) if file.is_file() and file.name != "a.pth"]
+    assert not any(b"s3cr3t" in text for text in (*kept, caplog.text.encode(), str(caught.value).encode()))
+    assert "trying again" in caplog.text
+    assert "it is fetched again" in caplog.text
+    assert [entry.url.count("***") for entry in Cache(cache).entries()] == [2, 2]
 
 
 def test_a_bar_in_a_terminal(host: Host, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

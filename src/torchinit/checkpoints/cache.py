@@ -19,7 +19,7 @@ from typing import Final
 from torchinit.checkpoints.addresses import address_of, check_allowed, name_of
 from torchinit.checkpoints.download import Download, Part, Progress
 from torchinit.checkpoints.limits import Limits
-from torchinit.errors import FetchError
+from torchinit.errors import FetchError, masked
 
 _log = logging.getLogger("torchinit")
 
@@ -30,7 +30,10 @@ _DIGEST: Final = re.compile(r"[0-9a-f]{32}")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One file of the cache: where it came from, what it is, where it lies, and when it came (seconds since 1970)."""
+    """One file of the cache: where it came from, what it is, where it lies, and when it came (seconds since 1970).
+
+    The URL is masked: what is kept for long holds no secret.
+    """
 
     url: str
     sha256: str
@@ -124,7 +127,7 @@ class Cache:
         """The entry of a URL, if there is one, whole or damaged."""
         url = address_of(url).url
         entry = _read(self.folder_of(url))
-        return entry if entry and entry.url == url else None
+        return entry if entry and entry.url == masked(url) else None
 
     def folders(self) -> tuple[Path, ...]:
         """The folder of every entry and of every unfinished download."""
@@ -155,7 +158,7 @@ class Cache:
     def _fetch(self, url: str, limits: Limits, sha256: str | None, progress: Progress) -> Entry:
         folder, old = self.folder_of(url), self.find(url)
         if old and (problem := old.problem()):
-            _log.warning("%s %s; it is fetched again from %s", old.path, problem, url)
+            _log.warning("%s %s; it is fetched again from %s", old.path, problem, old.url)
         with self._writable():
             folder.mkdir(parents=True, exist_ok=True)
         part = Part(folder / _PART)
@@ -165,7 +168,7 @@ class Cache:
             with contextlib.suppress(OSError):
                 folder.rmdir()  # if nothing is in it
             raise
-        entry = Entry(url, receipt.sha256, receipt.size, folder / name_of(url), time.time())
+        entry = Entry(masked(url), receipt.sha256, receipt.size, folder / name_of(url), time.time())
         with self._writable():
             _write_note(entry)  # first, so that a file never stands beside a note of another one unnoticed
             part.path.replace(entry.path)

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Final, Protocol
 from torchinit.checkpoints import refusals
 from torchinit.checkpoints.limits import Limits
 from torchinit.checkpoints.transport import Answer, PassingError, answer
-from torchinit.errors import FetchError
+from torchinit.errors import FetchError, masked
 
 _log = logging.getLogger("torchinit")
 
@@ -98,7 +98,7 @@ class Download:
                 if attempt >= self.limits.attempts or time.monotonic() + pause > deadline:
                     tries = f" (attempt {attempt})" if attempt > 1 else ""
                     raise FetchError(f"{self.url} cannot be fetched: {error}{tries}") from error
-                _log.info("%s: %s; trying again in %.1f s", self.url, error, pause)
+                _log.info("%s: %s; trying again in %.1f s", masked(self.url), error, pause)
                 time.sleep(pause)
                 attempt += 1
 

@@ -16,7 +16,7 @@ from torchinit.checkpoints.readers import Checkpoint
 from torchinit.core.fills import Fill
 from torchinit.core.shards import Box, Shard
 from torchinit.core.transfers import magnitude, transfer
-from torchinit.errors import CheckpointError
+from torchinit.errors import CheckpointError, masked
 from torchinit.noise import Noise
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Loaded(Fill):
 
     def __str__(self) -> str:
         through = f" through {self.adapter}" if self.adapter else ""
-        return f"{' + '.join(self.keys)} of {self.source}{through}"
+        return f"{' + '.join(self.keys)} of {masked(str(self.source))}{through}"
 
     @property
     def locked(self) -> bool:

@@ -15,6 +15,7 @@ from torchinit.checkpoints.readers import open_file
 from torchinit.checkpoints.readers.sniff import sniff
 from torchinit.checkpoints.readers.torch_file import load_file
 from torchinit.checkpoints.sources import fetch
+from torchinit.errors import masked
 
 LoadFunction: TypeAlias = Callable[[str, Any], Any]
 """Gives what a file holds, from its name and ``map_location``."""
@@ -75,7 +76,7 @@ def load(filename: str, map_location: Any, logger: logging.Logger, *, mapped: bo
     """What a file holds. ``mapped`` tensors are the file's own memory: for those who copy them and let them go."""
     function = CheckpointLoader._schemes.find(filename)
     name = _scheme(filename) if function is None else getattr(function, "__name__", "a").removeprefix("load_from_")
-    logger.info("Loads checkpoint by %s backend from path: %s", name, filename)
+    logger.info("Loads checkpoint by %s backend from path: %s", name, masked(filename))
     if function is not None:
         return function(filename, map_location)
     return read(fetch(filename), filename, map_location, mapped=mapped)

@@ -29,7 +29,7 @@ from typing import Any, Final
 from torchinit.checkpoints.cache import Cache, default_folder, stamp_of, write_whole
 from torchinit.checkpoints.limits import switch
 from torchinit.checkpoints.refusals import OtherFileError, check_hash
-from torchinit.errors import FetchError
+from torchinit.errors import FetchError, masked
 
 VERSION: Final = 1
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
@@ -111,7 +111,7 @@ class Lock:
 
     def pin(self, source: str, sha256: str | None) -> Pin | None:
         """What is locked of a source, if anything. Raises FetchError where frozen, and for two hashes that differ."""
-        pin = read_pins(self.path).get(source) if self.path else None
+        pin = read_pins(self.path).get(masked(source)) if self.path else None
         if self.frozen and pin is None:
             where = f"not in the lock file {self.path}" if self.path else "in no lock file, for none is given"
             raise FetchError(f"{source} is {where}, and it is frozen; record it once without TORCHINIT_FROZEN")
@@ -125,7 +125,7 @@ class Lock:
             whole = self.path.absolute()
             with Cache(default_folder()).locked(f"lock-{hashlib.sha256(str(whole).encode()).hexdigest()[:32]}"):
                 pins = read_pins(whole)
-                known = pins.setdefault(source, pin)
+                known = pins.setdefault(masked(source), pin)
                 check_hash(f"{source}, fetched just now,", pin.sha256, known.sha256)
                 write_pins(whole, pins)
 

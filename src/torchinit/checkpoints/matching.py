@@ -20,7 +20,7 @@ from torchinit.core.globs import glob_matches
 from torchinit.core.loaders import Lookup
 from torchinit.core.sites import WHY, Site
 from torchinit.core.tables import some
-from torchinit.errors import CheckpointError, count, did_you_mean
+from torchinit.errors import CheckpointError, count, did_you_mean, masked
 
 _T = TypeVar("_T")
 
@@ -158,7 +158,7 @@ class Search:
 
     def _account(self, elements: tuple[int, int]) -> Account:
         return Account(
-            source=str(self.rule.checkpoint),
+            source=masked(str(self.rule.checkpoint)),
             part=self.checkpoint.part,
             loaded=tuple(self.loaded),
             adapted=tuple(self.adapted),

@@ -19,7 +19,7 @@ from torchinit.core.globs import check_glob
 from torchinit.core.loaders import Loader, Lookup
 from torchinit.core.maps import FrozenMap
 from torchinit.core.sites import Site
-from torchinit.errors import CheckpointError, MissingExtraError
+from torchinit.errors import CheckpointError, MissingExtraError, masked
 
 OnShape: TypeAlias = Literal["error", "skip"]
 
@@ -104,7 +104,7 @@ class Pretrained(Loader):
         try:
             return Search(self, matched, known).lookup()
         except (CheckpointError, MissingExtraError) as error:
-            return Lookup({}, Account(str(self.checkpoint), failure=str(error)))
+            return Lookup({}, Account(masked(str(self.checkpoint)), failure=str(error)))
 
 
 def _check_device(text: str) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import time
+import zipfile
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -16,6 +18,7 @@ LONGEST_PAUSE: Final = 60.0
 """How many seconds are waited at most before something is tried again."""
 
 _MARKUP: Final = re.compile(rb"\s*<(!doctype|!--|html|head|body|\?xml)", re.IGNORECASE)
+_LARGEST_HEADER: Final = 100_000_000
 _POINTER: Final = b"version https://git-lfs"
 _MEANING: Final = {
     401: ": it wants to know who asks",
@@ -69,7 +72,7 @@ def check_disk(url: str, needed: int, folder: Path) -> None:
 
 
 def check_content(url: str, path: Path) -> None:
-    """Refuses a file that cannot be weights: empty, a web page, a pointer of Git LFS."""
+    """Refuses a file that cannot be weights: empty, a web page, a pointer of Git LFS, one that is cut short."""
     with path.open("rb") as file:
         head = file.read(512)
     if not head:
@@ -78,6 +81,24 @@ def check_content(url: str, path: Path) -> None:
         raise FetchError(f"{url} is a web page, not a file of weights")
     if head.startswith(_POINTER):
         raise FetchError(f"{url} is a pointer of Git LFS, not the file itself; take the URL of the raw file")
+    if _is_cut(head, path):
+        raise FetchError(f"{url} ends before its own table of contents does, whatever length the server says")
+
+
+def _is_cut(head: bytes, path: Path) -> bool:
+    """Whether a zip or safetensors file is shorter than it says itself; everything else is left to its reader."""
+    if head.startswith(b"PK\x03\x04"):
+        return not zipfile.is_zipfile(path)
+    length, size = int.from_bytes(head[:8], "little"), path.stat().st_size
+    if head[8:9] != b"{" or length > _LARGEST_HEADER:
+        return False
+    with path.open("rb") as file:
+        file.seek(8)
+        text = file.read(length)
+    try:
+        return size < 8 + length + max(entry.get("data_offsets", (0, 0))[1] for entry in json.loads(text).values())
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return size < 8 + length
 
 
 def check_hash(source: str, found: str, wanted: str | None) -> None:

@@ -18,7 +18,7 @@ from torchinit.checkpoints.limits import Limits, from_environment
 from torchinit.checkpoints.lockfile import Pin, lock_of
 from torchinit.checkpoints.prefixes import Prefixes
 from torchinit.checkpoints.refusals import check_hash
-from torchinit.errors import FetchError, did_you_mean
+from torchinit.errors import FetchError, did_you_mean, masked
 
 _SCHEME: Final = re.compile(r"([A-Za-z][\w+.-]*)://")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
@@ -92,7 +92,7 @@ def _pin(source: str, found: Found) -> Pin:
     """What the lock file records of a source."""
     if not found.path.is_file():
         raise FetchError(f"{source} is no file, so it cannot be recorded in a lock file")
-    url = found.url if found.url != source else ""
+    url = masked(found.url) if found.url not in (source, masked(source)) else ""
     return Pin(hash_of(found.path), found.path.stat().st_size, url, found.revision)
 
 
