@@ -96,9 +96,10 @@ def _is_cut(head: bytes, path: Path) -> bool:
         file.seek(8)
         text = file.read(length)
     try:
-        return size < 8 + length + max(entry.get("data_offsets", (0, 0))[1] for entry in json.loads(text).values())
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
-        return size < 8 + length
+        end = max(int(entry.get("data_offsets", (0, 0))[1]) for entry in json.loads(text).values())
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError):
+        end = 0
+    return size < 8 + length + end
 
 
 def check_hash(source: str, found: str, wanted: str | None) -> None:
