@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,49 +17,53 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from transformers import (
+    BertConfig,
+    BertForMaskedLM,
     GPT2Config,
     GPT2Model,
+    GPTNeoXConfig,
     LlamaConfig,
     LlamaForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
     Phi3Config,
     Phi3ForCausalLM,
+    PreTrainedModel,
+    ViTConfig,
+    ViTModel,
 )
+from transformers.core_model_loading import PermuteForRope
+from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXAttention
 from transformers.models.gptj import modeling_gptj as gptj
 from transformers.models.llama import modeling_llama as llama
 
-from tests.peers.foreign import DECODER
+from tests.peers.foreign import DECODER, ENCODER, IMAGE
+from torchinit import Name, Pretrained, Rule, initialize
 from torchinit.checkpoints.adapters import (
     Adapter,
     Chain,
     FoldBatchNorm,
     Fuse,
     InputChannels,
+    PoolHeads,
     ResizePatches,
     ResizePositions,
     ResizeRelativeBias,
     ResizeVocabulary,
     RopeOrder,
+    Rows,
     Split,
     Stack,
     Transpose,
 )
-from torchinit.core.globs import glob_matches
 
 SMALL: dict[str, Any] = {**DECODER, "vocab_size": 50, "rms_norm_eps": 1e-5}
 
 
-def load(model: nn.Module, state: Mapping[str, Tensor], adapt: Mapping[str, Adapter]) -> None:
-    """Each parameter of the model from the state, through the adapter whose glob it fits."""
-    for name, parameter in model.named_parameters():
-        adapter = next((adapter for glob, adapter in adapt.items() if glob_matches(glob, name)), None)
-        if adapter is None:
-            parameter.data = state[name].clone()
-        else:
-            tensors = [state[key] for key in adapter.wants(name)]
-            adapter.check([tuple(tensor.shape) for tensor in tensors], tuple(parameter.shape), name)
-            parameter.data = adapter.adapt(tensors, tuple(parameter.shape), name)
+def load(model: nn.Module, state: Mapping[str, Tensor], adapt: Mapping[str, Adapter], **arguments: Any) -> None:
+    """The whole model from the state, as a user would load it."""
+    report = initialize(model, Rule(Name("**"), Pretrained(dict(state), adapt=adapt, **arguments)))
+    assert report.loads[0].complete
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4, 9])
@@ -74,6 +78,25 @@ def test_positions_of_timm(new: tuple[int, int]) -> None:
     table = torch.randn(1, 197, 16)
     made = ResizePositions(site=new).adapt([table], (1, 1 + new[0] * new[1], 16), "pos_embed")
     torch.testing.assert_close(made, resample_abs_pos_embed(table, list(new)))
+
+
+@pytest.mark.parametrize("prefix", [0, 2])
+@pytest.mark.parametrize(("old", "new"), [((8, 12), (16, 10)), ((12, 6), (9, 9))])
+def test_positions_of_timm_on_other_grids(old: tuple[int, int], new: tuple[int, int], prefix: int) -> None:
+    table, shape = torch.randn(1, prefix + old[0] * old[1], 16), (1, prefix + new[0] * new[1], 16)
+    made = ResizePositions(prefix, old, new).adapt([table], shape, "pos_embed")
+    torch.testing.assert_close(made, resample_abs_pos_embed(table, list(new), list(old), prefix))
+
+
+@pytest.mark.parametrize("new", [(8, 8), (3, 3), (6, 5)])
+def test_positions_of_transformers(new: tuple[int, int]) -> None:
+    """Its ViT resamples them whenever an image has another size, without antialiasing."""
+    model = ViTModel(ViTConfig(**ENCODER, **IMAGE)).eval()
+    table, places = model.embeddings.position_embeddings.detach().clone().normal_(), new[0] * new[1]
+    model.embeddings.position_embeddings.data = table
+    theirs = model.embeddings.interpolate_pos_encoding(torch.empty(1, 1 + places, 32), 8 * new[0], 8 * new[1])
+    made = ResizePositions(site=new, antialias=False).adapt([table], (1, 1 + places, 32), "position_embeddings")
+    torch.testing.assert_close(made, theirs.detach())
 
 
 @pytest.mark.parametrize(("window", "extra"), [(12, 0), (5, 0), (12, 3)])
@@ -101,6 +124,27 @@ def test_a_vision_transformer_for_larger_images_with_smaller_patches() -> None:
     load(ours, state, {"pos_embed": ResizePositions(), "patch_embed.proj.weight": ResizePatches()})
     images = torch.randn(2, 3, 48, 48)
     torch.testing.assert_close(ours(images), theirs(images), atol=1e-4, rtol=1e-4)
+
+
+def test_a_vision_transformer_of_transformers_in_timm() -> None:
+    """One attention weight for three, other names everywhere, the same outputs."""
+    source = ViTModel(ViTConfig(**ENCODER, **IMAGE), add_pooling_layer=False).eval()
+    sizes = {"embed_dim": 32, "depth": 2, "num_heads": 4, "mlp_ratio": 1.5, "num_classes": 0}
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, **sizes).eval()
+    with torch.no_grad():
+        for parameter in source.parameters():
+            parameter.normal_(std=0.2)
+        for norm in (module for module in model.modules() if isinstance(module, nn.LayerNorm)):
+            norm.eps = source.config.layer_norm_eps
+    rename = [
+        (r"^embeddings\.cls_token", "cls_token"), (r"^embeddings\.position_embeddings", "pos_embed"),
+        (r"^embeddings\.patch_embeddings\.projection", "patch_embed.proj"), (r"^layers", "blocks"),
+        (r"attention\.o_proj", "attn.proj"), (r"attention", "attn"),
+        (r"layernorm_before", "norm1"), (r"layernorm_after", "norm2"), (r"^layernorm", "norm"),
+    ]  # fmt: skip
+    load(model, source.state_dict(), {"**.qkv.*": Fuse("qkv", ("q_proj", "k_proj", "v_proj"))}, rename=rename)
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(model.forward_features(images), source(images).last_hidden_state, atol=1e-4, rtol=1e-4)
 
 
 def test_a_resnet_without_its_norms() -> None:
@@ -164,6 +208,89 @@ def test_rotary_order_of_gptj_and_llama() -> None:
     torch.testing.assert_close(*scores, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("heads", [4, 2])
+def test_rotary_order_by_the_conversion_of_transformers(heads: int) -> None:
+    config = LlamaConfig(**{**SMALL, "num_attention_heads": heads})
+    for tensor in (torch.randn(32, 16), torch.randn(32)):
+        for inverse, adapter in enumerate((RopeOrder(heads), RopeOrder(heads, "interleaved"))):
+            theirs = PermuteForRope(inverse=bool(inverse)).convert({"q": tensor}, ["q"], ["q"], config)["q"]
+            assert torch.equal(adapter.adapt([tensor], tuple(tensor.shape), "q"), theirs)
+
+
+class MetaAttention(nn.Module):
+    """Attention as Meta's Llama has it: neighbours are turned, as complex numbers."""
+
+    def __init__(self, width: int, heads: int, shared: int) -> None:
+        super().__init__()
+        self.size = width // heads
+        self.wq, self.wo = nn.Linear(width, width, bias=False), nn.Linear(width, width, bias=False)
+        self.wk, self.wv = (nn.Linear(width, shared * self.size, bias=False) for _ in "kv")
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        count = hidden.shape[1]
+        q, k, v = (layer(hidden).unflatten(2, (-1, self.size)) for layer in (self.wq, self.wk, self.wv))
+        angles = torch.outer(torch.arange(count), 10_000.0 ** -(torch.arange(0, self.size, 2) / self.size))
+        turn = torch.polar(torch.ones_like(angles), angles)[:, None]
+        q, k = (
+            torch.view_as_real(torch.view_as_complex(part.unflatten(-1, (-1, 2)).contiguous()) * turn).flatten(-2)
+            for part in (q, k)
+        )
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+        made = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        out: Tensor = self.wo(made.transpose(1, 2).flatten(2))
+        return out
+
+
+def test_attention_of_llama_as_meta_wrote_it() -> None:
+    """There and back: four heads, two of which share a key."""
+    config = LlamaConfig(**SMALL, attn_implementation="sdpa")
+    source, model, again = llama.LlamaAttention(config, 0), MetaAttention(32, 4, 2), llama.LlamaAttention(config, 0)
+    hidden, places = torch.randn(2, 9, 32), torch.arange(9)[None]
+    turns = llama.LlamaRotaryEmbedding(config)(hidden, places)
+    to_meta, back = [(r"(.)_proj", r"w\1")], [(r"^w(.)", r"\1_proj")]
+    orders: dict[str, Adapter] = {"wq.*": RopeOrder(4, "interleaved"), "wk.*": RopeOrder(2, "interleaved")}
+    load(model, source.state_dict(), orders, rename=to_meta)
+    expected = source(hidden, turns, None)[0]
+    torch.testing.assert_close(model(hidden), expected, atol=1e-5, rtol=1e-4)
+    load(again, model.state_dict(), {"q_proj.*": RopeOrder(4), "k_proj.*": RopeOrder(2)}, rename=back)
+    assert torch.equal(again(hidden, turns, None)[0], expected)
+
+
+def test_attention_of_gpt_neox_as_that_of_llama() -> None:
+    """Head by head in one weight, or query, key and value apart; there and back."""
+    settings = {"hidden_size": 32, "num_attention_heads": 4, "attention_bias": True}
+    turned = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0}
+    neox = GPTNeoXConfig(**settings, rope_parameters=turned)
+    source, again = (GPTNeoXAttention(neox, 0) for _ in "to")
+    config = LlamaConfig(**settings)
+    model = llama.LlamaAttention(config, 0)
+    parts = ("q_proj", "k_proj", "v_proj")
+    load(
+        model, source.state_dict(), {f"{part}.*": Split("query_key_value", parts, groups=4) for part in parts},
+        rename=[("dense", "o_proj")],
+    )  # fmt: skip
+    hidden = torch.randn(2, 9, 32)
+    turns = llama.LlamaRotaryEmbedding(config)(hidden, torch.arange(9)[None])
+    expected = source(hidden, None, position_embeddings=turns)[0]
+    torch.testing.assert_close(model(hidden, turns, None)[0], expected)
+    fuse = Fuse("query_key_value", parts, groups=4)
+    load(again, model.state_dict(), {"query_key_value.*": fuse}, rename=[("o_proj", "dense")])
+    for name, tensor in source.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+
+
+def test_llama_with_keys_that_are_alike_shares_them() -> None:
+    shared, again = (LlamaForCausalLM(LlamaConfig(**SMALL)).eval() for _ in "to")
+    apart = LlamaForCausalLM(LlamaConfig(**{**SMALL, "num_key_value_heads": 4})).eval()
+    twice = tuple(row for head in range(2) for _ in "to" for row in range(8 * head, 8 * head + 8))
+    globs = ("**.k_proj.weight", "**.v_proj.weight")
+    load(apart, shared.state_dict(), dict.fromkeys(globs, Rows(twice)))
+    load(again, apart.state_dict(), dict.fromkeys(globs, PoolHeads(4)))
+    tokens = torch.randint(50, (2, 9))
+    for model in (apart, again):
+        torch.testing.assert_close(model(tokens).logits, shared(tokens).logits)
+
+
 def test_llama_as_phi3() -> None:
     """The same function, with q, k and v in one weight, gate and up in another."""
     source, model = LlamaForCausalLM(LlamaConfig(**SMALL)).eval(), Phi3ForCausalLM(Phi3Config(**SMALL)).eval()
@@ -203,12 +330,26 @@ def test_experts_of_mixtral(tmp_path: Path) -> None:
         assert torch.equal(model.state_dict()[name], tensor), name
 
 
-def test_more_tokens_than_before() -> None:
-    """Transformers draws new rows from the same distribution, with a covariance of almost nothing."""
-    config = LlamaConfig(**SMALL, tie_word_embeddings=True)
-    theirs, ours = LlamaForCausalLM(config).eval(), ResizeVocabulary(spread=0)
-    table = theirs.get_input_embeddings().weight.detach().clone()
-    grown = theirs.resize_token_embeddings(55, mean_resizing=True).weight.detach()
-    made = ours.adapt([table], (55, 32), "model.embed_tokens.weight")
-    assert torch.equal(made[:50], table)
-    torch.testing.assert_close(made, grown, atol=1e-3, rtol=0)
+@pytest.mark.parametrize("tokens", [40, 57])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda tokens: LlamaForCausalLM(LlamaConfig(**{**SMALL, "vocab_size": tokens})),
+        lambda tokens: BertForMaskedLM(BertConfig(**ENCODER, vocab_size=tokens, max_position_embeddings=32)),
+    ],
+    ids=["untied", "tied, with a bias"],
+)
+def test_another_number_of_tokens(make: Callable[[int], PreTrainedModel], tokens: int) -> None:
+    """Old tokens stay bit for bit; transformers draws new ones about the mean, with a covariance of almost nothing."""
+    theirs, ours = make(50).eval(), make(tokens).eval()
+    state = {name: tensor.detach().clone().normal_() for name, tensor in theirs.state_dict().items()}
+    theirs.load_state_dict(state)
+    grown = [name for name, tensor in ours.state_dict().items() if tensor.shape != state[name].shape]
+    load(ours, theirs.state_dict(), dict.fromkeys(grown, ResizeVocabulary(spread=0)))
+    theirs.resize_token_embeddings(tokens, mean_resizing=True)
+    for name, tensor in theirs.state_dict().items():
+        made, old = ours.state_dict()[name], min(50, tokens) if name in grown else len(tensor)
+        assert torch.equal(made[:old], tensor[:old]), name
+        if tensor.dim() == 2:  # the bias of a new token, which transformers makes zero, is the mean here, too
+            torch.testing.assert_close(made, tensor, atol=1e-3, rtol=0, msg=name)
+    assert grown

@@ -74,6 +74,7 @@ class Search:
         self.missing: list[str] = []
         self.mismatched: list[tuple[str, str]] = []
         self.casts: list[tuple[str, str]] = []
+        self.lacking: dict[str, str] = {}
 
     def lookup(self) -> Lookup:
         fills: dict[str, Fill] = {}
@@ -112,7 +113,9 @@ class Search:
             if last_match(self.rule.shape_globs, site.name) == "skip":
                 self.declined.append((site.name, why))
             else:
-                self.mismatched.append((site.name, why + ("" if adapter else offer(infos[0].shape, site.shape))))
+                self.mismatched.append(
+                    (site.name, why + ("" if adapter else offer(infos[0].shape, site.shape, site.name)))
+                )
             return None
         self._note_found(site, infos[0], adapter)
         rule = self.rule
@@ -135,11 +138,21 @@ class Search:
 
     def _sources(self, name: str, adapter: Adapter) -> tuple[str, ...]:
         """The keys of the file that an adapter makes a site of; none if it is to have none."""
-        wanted = adapter.wants(name)
+        try:
+            wanted = adapter.wants(name)
+        except ValueError as error:
+            raise CheckpointError(f"cannot be made by {adapter}: {error}") from error
         gone = [one for one in wanted if one not in self.names]
-        if gone and len(gone) < len(wanted):
-            raise CheckpointError(f"needs {some(gone)} for {adapter}, which the file lacks")
-        return () if gone else tuple(self.names[one] for one in wanted)
+        if not gone:
+            return tuple(self.names[one] for one in wanted)
+        lacks = f"needs {some(gone)} for {adapter}, which the file lacks"
+        if name in self.names and name not in wanted:
+            raise CheckpointError(f"{lacks}; it has {name!r} itself")
+        lacks += did_you_mean(gone[0], self.names)
+        if len(gone) < len(wanted):
+            raise CheckpointError(lacks)
+        self.lacking.setdefault(str(adapter), f"{name} {lacks}")
+        return ()
 
     def _note_found(self, site: Site, info: Info, adapter: Adapter | None) -> None:
         if adapter is None:
@@ -206,7 +219,7 @@ class Search:
         if differing and not found:
             name, key = differing
             hints.append(f"The model has {name!r} and the file {key!r}, which differ by case: give a rename")
-        hints += _parametrized(self.missing, keys)
+        hints += [*self.lacking.values(), *_parametrized(self.missing, keys)]
         return tuple(hints)
 
     def _shape(self, key: str) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import pytest
 
@@ -69,6 +69,38 @@ def test_there_and_back(adapter: Adapter) -> None:
     assert eval(repr(adapter), vars(adapters)) == adapter
     assert eval(str(adapter), vars(adapters)) == adapter
     assert hash(adapter) == hash(eval(repr(adapter), vars(adapters)))
+
+
+@pytest.mark.parametrize(
+    ("lists", "adapter"),
+    [
+        (lambda: Fuse("qkv", ["q", "k"]), Fuse("qkv", ("q", "k"))),  # type: ignore[arg-type]  # as users type them
+        (lambda: Split("qkv", ["q", "k"], [2, 1]), Split("qkv", ("q", "k"), (2, 1))),  # type: ignore[arg-type]
+        (lambda: Rows([3, 1]), Rows((3, 1))),  # type: ignore[arg-type]
+        (lambda: Labels(["a", "b"], ["b"]), Labels(("a", "b"), ("b",))),  # type: ignore[arg-type]
+        (lambda: Transpose([0, 2, 1]), Transpose((0, 2, 1))),  # type: ignore[arg-type]
+        (lambda: Chain([Transpose(), Rows()]), Chain((Transpose(), Rows()))),  # type: ignore[arg-type]
+        (lambda: ResizePositions(site=[4, 6]), ResizePositions(site=(4, 6))),  # type: ignore[arg-type]
+    ],
+)
+def test_lists_are_tuples(lists: Callable[[], Adapter], adapter: Adapter) -> None:
+    assert lists() == adapter
+    assert hash(lists()) == hash(adapter)
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: Fuse("qkv", "qkv"), r"^parts must be a list of names, but got 'qkv'$"),  # type: ignore[arg-type]
+        (lambda: Split("a", ("b", "c"), 2), r"^sizes must be a list of whole numbers, but got 2$"),  # type: ignore[arg-type]
+        (lambda: Labels("cat", "dog"), r"^file must be a list of names, but got 'cat'$"),  # type: ignore[arg-type]
+        (lambda: Rows((1.0,)), r"^indices must be a list of whole numbers, but got \(1\.0,\)$"),  # type: ignore[arg-type]
+        (lambda: Chain(Rows()), r"^steps must be a list of adapters, but got Rows\("),  # type: ignore[arg-type]
+    ],
+)
+def test_what_is_no_list(make: Callable[[], Adapter], text: str) -> None:
+    with pytest.raises(TypeError, match=text):
+        make()
 
 
 def test_every_mistake_in_a_table_of_adapters() -> None:

@@ -122,6 +122,13 @@ def test_keys_that_are_not_meant() -> None:
         Split("qkv", QKV).wants("head.weight")
 
 
+def test_keys_that_are_nearly_meant() -> None:
+    with pytest.raises(ValueError, match=r"^'h.qkv_proj.weight' has no part 'qkvproj'; did you mean 'qkv_proj'\?$"):
+        Fuse("qkvproj", QKV).wants("h.qkv_proj.weight")
+    with pytest.raises(ValueError, match=r" none of the parts 'q_porj', 'k_porj'; did you mean 'k_proj'\?$"):
+        Split("qkv", ("q_porj", "k_porj")).wants("h.k_proj.weight")
+
+
 def test_arguments() -> None:
     with pytest.raises(ValueError, match=r"^parts must be two or more different names, but got \('a', 'a'\)$"):
         Fuse("ab", ("a", "a"))

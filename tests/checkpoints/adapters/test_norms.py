@@ -100,7 +100,7 @@ def test_arguments_and_keys() -> None:
         ValueError, match=r"^BatchNormAffine\(\) makes weights and biases, but 'bn.running_mean' is neither$"
     ):
         BatchNormAffine().wants("bn.running_mean")
-    with pytest.raises(ValueError, match=r"^'conv2.weight' has no part 'conv1'$"):
+    with pytest.raises(ValueError, match=r"^'conv2.weight' has no part 'conv1'; did you mean 'conv2'\?$"):
         FoldBatchNorm("conv1", "bn1").wants("conv2.weight")
     with pytest.raises(ValueError, match=r"^eps must be at least 0, but got -1$"):
         BatchNormAffine(-1)

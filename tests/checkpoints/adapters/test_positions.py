@@ -156,3 +156,5 @@ def test_arguments() -> None:
         ResizeRelativeBias(-1)
     with pytest.raises(ValueError, match=r"^site must be \(height, width\) in whole numbers from 1, but got \(0, 4\)$"):
         ResizePositions(site=(0, 4))
+    with pytest.raises(ValueError, match=r"^file must be \(height, width\) in whole numbers from 1, but got 4$"):
+        ResizeRelativeBias(file=4)  # type: ignore[arg-type]  # this is the mistake

@@ -97,6 +97,21 @@ def computed(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
+def take_lists(adapter: Adapter, kind: type, *names: str) -> None:
+    """Makes tuples of arguments that may be lists. Raises TypeError for what is no list of ``kind``, text above all.
+
+    >>> from torchinit.checkpoints.adapters.heads import Rows
+    >>> Rows([2, 0]).indices
+    (2, 0)
+    """
+    what = {str: "names", int: "whole numbers"}.get(kind, "adapters")
+    for name in names:
+        given = getattr(adapter, name)
+        if not isinstance(given, (list, tuple)) or not all(isinstance(one, kind) for one in given):
+            raise TypeError(f"{name} must be a list of {what}, but got {given!r}")
+        object.__setattr__(adapter, name, tuple(given))
+
+
 def check_same(adapter: Adapter, seen: Size, shape: Size, free: Collection[int]) -> None:
     """Raises ValueError unless the shapes agree in every dimension but the ``free`` ones, which may not be empty.
 

@@ -8,7 +8,7 @@ from typing import final
 
 from torch import Tensor
 
-from torchinit.checkpoints.adapters.adapter import Adapter, Part, Size
+from torchinit.checkpoints.adapters.adapter import Adapter, Part, Size, take_lists
 from torchinit.core.shards import Box
 
 
@@ -27,6 +27,7 @@ class Transpose(Adapter):
     axes: tuple[int, ...] = (1, 0)
 
     def __post_init__(self) -> None:
+        take_lists(self, int, "axes")
         if sorted(self.axes) != list(range(len(self.axes))):
             raise ValueError(f"axes must be 0, 1, ... in some order, but got {self.axes}")
 

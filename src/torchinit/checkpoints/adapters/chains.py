@@ -8,7 +8,7 @@ from typing import TypeVar, final
 
 from torch import Tensor
 
-from torchinit.checkpoints.adapters.adapter import Adapter, Part, Size
+from torchinit.checkpoints.adapters.adapter import Adapter, Part, Size, take_lists
 from torchinit.core.shards import Box
 
 _Value = TypeVar("_Value")
@@ -32,6 +32,7 @@ class Chain(Adapter):
     steps: tuple[Adapter, ...]
 
     def __post_init__(self) -> None:
+        take_lists(self, Adapter, "steps")
         if not self.steps:
             raise ValueError("a chain needs at least one step")
         if any(isinstance(step, Chain) for step in self.steps):

@@ -10,11 +10,12 @@ from typing import final
 import torch
 from torch import Tensor
 
-from torchinit.checkpoints.adapters.adapter import Adapter, Part, Size
+from torchinit.checkpoints.adapters.adapter import Adapter, Part, Size, take_lists
 from torchinit.checkpoints.adapters.keys import place, swapped
 from torchinit.checkpoints.adapters.moves import moved
 from torchinit.core.arguments import is_whole
 from torchinit.core.shards import Box, replaced
+from torchinit.errors import did_you_mean
 
 
 @final
@@ -41,6 +42,7 @@ class Fuse(Adapter):
     groups: int = 1
 
     def __post_init__(self) -> None:
+        take_lists(self, str, "parts")
         _check_arguments(self.parts, self.axis, self.groups)
 
     def wants(self, key: str) -> tuple[str, ...]:
@@ -90,8 +92,12 @@ class Split(Adapter):
     groups: int = 1
 
     def __post_init__(self) -> None:
+        take_lists(self, str, "parts")
         _check_arguments(self.parts, self.axis, self.groups)
-        if self.sizes is not None and not (len(self.sizes) == len(self.parts) and all(map(is_whole, self.sizes))):
+        if self.sizes is None:
+            return
+        take_lists(self, int, "sizes")
+        if not (len(self.sizes) == len(self.parts) and all(map(is_whole, self.sizes))):
             raise ValueError(f"sizes must be a whole number from 1 for each of {self.parts}, but got {self.sizes!r}")
 
     def wants(self, key: str) -> tuple[str, ...]:
@@ -101,7 +107,8 @@ class Split(Adapter):
         """Which part the key asks for: the one that stands last in it."""
         places = [-1 if (at := place(key, part)) is None else at for part in self.parts]
         if max(places) < 0:
-            raise ValueError(f"{key!r} has none of the parts {', '.join(map(repr, self.parts))}")
+            near = next(filter(None, (did_you_mean(part, key.split(".")) for part in self.parts)), "")
+            raise ValueError(f"{key!r} has none of the parts {', '.join(map(repr, self.parts))}{near}")
         return places.index(max(places))
 
     def _span(self, size: int, key: str) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias, final
 import torch
 from torch import Tensor
 
-from torchinit.checkpoints.adapters.adapter import Adapter, Part, Size, check_same, computed
+from torchinit.checkpoints.adapters.adapter import Adapter, Part, Size, check_same, computed, take_lists
 from torchinit.checkpoints.adapters.moves import moved
 from torchinit.core.arguments import choice, is_whole
 from torchinit.core.shards import Box
@@ -53,8 +53,10 @@ class Rows(Adapter):
     def __post_init__(self) -> None:
         if not is_whole(self.axis, 0):
             raise ValueError(f"axis must be a whole number from 0, but got {self.axis!r}")
-        if self.indices is not None and not all(is_whole(index, 0) for index in self.indices):
-            raise ValueError(f"indices must be whole numbers from 0, but got {self.indices!r}")
+        if self.indices is not None:
+            take_lists(self, int, "indices")
+            if not all(is_whole(index, 0) for index in self.indices):
+                raise ValueError(f"indices must be whole numbers from 0, but got {self.indices!r}")
 
     def check(self, shapes: Sequence[Size], shape: Size, key: str) -> None:
         (seen,) = shapes
@@ -96,6 +98,7 @@ class Labels(Adapter):
 
     def __post_init__(self) -> None:
         choice("missing", self.missing, Missing)
+        take_lists(self, str, "file", "site")
         for name in ("file", "site"):
             labels = getattr(self, name)
             if len(set(labels)) < len(labels):

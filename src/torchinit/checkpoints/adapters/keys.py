@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from torchinit.errors import did_you_mean
+
 
 def swapped(key: str, old: str, new: str) -> str:
     """The key with the last ``old``, one or several whole parts of it, replaced.
@@ -13,10 +15,7 @@ def swapped(key: str, old: str, new: str) -> str:
     >>> swapped("h.0.attn.qkv.weight", "qkv", "q_proj")
     'h.0.attn.q_proj.weight'
     """
-    at = place(key, old)
-    if at is None:
-        raise ValueError(f"{key!r} has no part {old!r}")
-    parts = key.split(".")
+    at, parts = _found(key, old), key.split(".")
     return ".".join([*parts[:at], *new.split("."), *parts[at + len(old.split(".")) :]])
 
 
@@ -39,9 +38,7 @@ def numbered(key: str, pattern: str) -> tuple[int, str]:
     >>> numbered("layers.1.experts.12.w1.weight", "experts.*.w1")
     (12, 'experts.12.w1')
     """
-    at = place(key, pattern)
-    if at is None:
-        raise ValueError(f"{key!r} has no part {pattern!r}")
+    at = _found(key, pattern)
     run = pattern.split(".")
     found = key.split(".")[at : at + len(run)]
     return int(found[run.index("*")]), ".".join(found)
@@ -51,6 +48,15 @@ def check_pattern(name: str, pattern: str) -> None:
     """Raises ValueError unless the pattern has exactly one part ``*``."""
     if pattern.split(".").count("*") != 1:
         raise ValueError(f"{name} must have one part '*', the number of each, but got {pattern!r}")
+
+
+def _found(key: str, wanted: str) -> int:
+    at = place(key, wanted)
+    if at is None:
+        parts, length = key.split("."), len(wanted.split("."))
+        runs = [".".join(parts[start : start + length]) for start in range(len(parts) - length + 1)]
+        raise ValueError(f"{key!r} has no part {wanted!r}{did_you_mean(wanted, [] if '*' in wanted else runs)}")
+    return at
 
 
 def _fits(part: str, wanted: str) -> bool:

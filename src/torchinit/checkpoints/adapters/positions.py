@@ -41,7 +41,7 @@ class ResizePositions(Adapter):
     def __post_init__(self) -> None:
         if not is_whole(self.prefix, 0):
             raise ValueError(f"prefix must be a whole number from 0, but got {self.prefix!r}")
-        _check_grids(self.file, self.site)
+        _check_grids(self)
 
     def check(self, shapes: Sequence[Size], shape: Size, key: str) -> None:
         (seen,) = shapes
@@ -98,7 +98,7 @@ class ResizeRelativeBias(Adapter):
     def __post_init__(self) -> None:
         if not is_whole(self.extra, 0):
             raise ValueError(f"extra must be a whole number from 0, but got {self.extra!r}")
-        _check_grids(self.file, self.site)
+        _check_grids(self)
 
     def check(self, shapes: Sequence[Size], shape: Size, key: str) -> None:
         (seen,) = shapes
@@ -150,7 +150,10 @@ def _near(tokens: int) -> str:
     return ""
 
 
-def _check_grids(file: Grid | None, site: Grid | None) -> None:
-    for name, grid in (("file", file), ("site", site)):
-        if grid is not None and not (len(grid) == 2 and all(map(is_whole, grid))):
+def _check_grids(adapter: ResizePositions | ResizeRelativeBias) -> None:
+    for name in ("file", "site"):
+        grid = getattr(adapter, name)
+        if isinstance(grid, list):
+            object.__setattr__(adapter, name, tuple(grid))
+        if grid is not None and not (isinstance(grid, (list, tuple)) and len(grid) == 2 and all(map(is_whole, grid))):
             raise ValueError(f"{name} must be (height, width) in whole numbers from 1, but got {grid!r}")
