@@ -26,6 +26,7 @@ _SECRET: Final = re.compile(
     r"([?&;](?:(?:key|sig|pwd)|[\w.-]*(?:token|secret|passw|signature|credential|api-?_?key|auth)[\w.-]*)=)[^&;#\s'\"]*[^&;#\s'\":,]",
     re.IGNORECASE,
 )
+_UNSEEN: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
 
 
 class TorchinitError(Exception):
@@ -36,9 +37,9 @@ class _ManyProblemsError(TorchinitError):
     """An error that lists every problem found, one a line, under one headline."""
 
     def __init__(self, headline: str, problems: Iterable[str] = ()) -> None:
-        self.headline = headline
-        self.problems = tuple(problems)
-        super().__init__("\n  ".join([headline, *self.problems]))
+        self.headline = plain(headline)
+        self.problems = tuple(map(plain, problems))
+        super().__init__("\n  ".join([self.headline, *self.problems]))
 
     # Exceptions pickle by their `args`, which hold the joined text; ours are built from two parts.
     def __reduce__(self) -> tuple[type[_ManyProblemsError], tuple[str, tuple[str, ...]]]:
@@ -93,6 +94,15 @@ class MissingExtraError(TorchinitError, ImportError):
 
     def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str]]:
         return type(self), (self.what, self.extra)
+
+
+def plain(text: str) -> str:
+    """The text with what a terminal would obey, or nobody sees, spelled out; lines and tabs stay.
+
+    >>> print(plain("a\x1b[31mb\u202ec"))
+    a\\u001b[31mb\\u202ec
+    """
+    return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def count(number: int, noun: str, plural: str = "") -> str:

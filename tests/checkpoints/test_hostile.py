@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.checkpoints import hostile
+from tests.checkpoints import hostile, hostile_more
 from tests.checkpoints.files import raw_safetensors
 from torchinit import CheckpointError, Name, Pretrained, Rule, initialize, open_checkpoint
 from torchinit.checkpoints.cache import hash_of
@@ -35,7 +35,7 @@ def read_all(folder: Path) -> dict[str, str | None]:
 def test_every_hostile_file_is_refused_and_none_runs_code(tmp_path: Path) -> None:
     marker, folder = tmp_path / "marker", tmp_path / "files"
     folder.mkdir()
-    for name, content in hostile.files(marker):
+    for name, content in (*hostile.files(marker), *hostile_more.files()):
         assert not (folder / name).exists(), f"two files are called {name}"
         (folder / name).write_bytes(content)
     found = read_all(folder)
@@ -88,11 +88,38 @@ TEXTS = {
     "zip wrong offset.pth": r"is no whole zip file|overlaps another entry",
     "zip torchscript.pth": r"is a TorchScript program, code and weights in one",
     "zip constants.pth": r"is a TorchScript program",
-    "zip without a pickle.pth": r"is a zip file without data.pkl",
-    "zip with too few bytes.pth": r"a tensor lies in 2,560 bytes, but there is no such piece in the file",
+    "zip without a pickle.pth": r"is a zip file without data.pkl in its one folder",
+    "zip without tensors' bytes.pth": r"bytes of '0', but no such piece is in the file",
+    "zip with too few bytes.pth": r"a tensor lies in the 2,560 bytes of '0', but 4 are in the file",
     "stride stride 0, zip.pth": r"w of shape \(1000000000,\) claims 4,000,000,000 bytes, but only 16 are there",
     "stride beyond the end, old.pth": r"the memory of its tensors is not in the file",
-    "monster tuples as a key.pth": r"tuples are nested more than 100 deep in its pickle",
+    "monster tuples as a key.pth": r"its pickle nests tuples more than 100 deep",
+    "monster no end.pth": r"its pickle is damaged: it has no end",
+    "bomb pairs.pth": r"its pickle would make far more than it holds",
+    "bomb sets of one list.pth": r"its pickle would make far more than it holds",
+    "bomb hexadecimal.pth": r"calls _codecs.encode with odd arguments",
+    "bomb bytes by number.pth": r"calls builtins.bytearray with odd arguments",
+    "bomb a set of a tensor.pth": r"calls builtins.set with odd arguments",
+    "bomb a tensor of nothing.pth": r"asks for torch.FloatTensor",
+    "bomb a call in a call.pth": r"asks for torch.FloatTensor",
+    "bomb a call of nothing.pth": r"calls what is no function",
+    "bomb a call of a list.pth": r"calls what is no function",
+    "bomb one memory in two sizes.pth": r"asks for the memory '0' in two sizes",
+    "bomb memory by number.pth": r"asks for memory as torch.save does not",
+    "bomb operations of protocol 4.pth": r"\(operation b'\\x8c', as of a later protocol than 2\)",
+    "bomb a table in itself.pth": r"its part '[model.]+' holds itself",
+    "bomb tables in tables.pth": r"has more than 4,194,304 names",
+    "bomb own values.pth": r"gives a OrderedDict its own 'values'",
+    "bomb own untyped_storage.pth": r"gives a Tensor its own 'untyped_storage'",
+    "bomb a name without an end.pth": r"its pickle is damaged: ValueError: it is cut short",
+    "zip upper case too.pth": r"has two entries of one name",
+    "zip with a comment.pth": r"does not end as a zip file of torch.save does",
+    "zip wide.pth": r"does not end as a zip file of torch.save does",
+    "zip with sizes of its own.pth": r"its pickle has [0-9]+ bytes, or an odd entry",
+    "numpy negative twice.npy": r"has \(-2, -2\) for a shape",
+    "safetensors last of many twice.safetensors": r"its header has the key '199999' twice",
+    "safetensors many dimensions.safetensors": r"'a' has a shape, offsets or dtype of a wrong kind",
+    "safetensors tied twice.safetensors": r"its torchinit.tied has the key 'b' twice",
     "monster nothing on the stack, old.pth": r"its pickle is damaged",
     "safetensors overlap.safetensors": r"its tensors overlap at byte 0",
     "safetensors hole.safetensors": r"its tensors leave a hole at byte 8",
@@ -111,7 +138,7 @@ TEXTS = {
 
 
 def test_each_says_what_is_wrong(tmp_path: Path) -> None:
-    contents = dict(hostile.files(tmp_path / "marker"))
+    contents = dict((*hostile.files(tmp_path / "marker"), *hostile_more.files()))
     for name, text in TEXTS.items():
         (path := tmp_path / "a").write_bytes(contents[name])
         with pytest.raises(CheckpointError, match=text):

@@ -30,7 +30,7 @@ def member_of(source: str | os.PathLike[str], name: str) -> str:
     torchinit.errors.FetchError: https://example.org/m/index.json names '../secret', which is not in its folder
     """
     index = os.fspath(source)
-    odd = any(unicodedata.category(character) == "Cc" for character in name)
+    odd = any(unicodedata.category(character) in ("Cc", "Cs") for character in name)
     if not name or odd or _OUTSIDE.search(name):
         raise FetchError(f"{index} names {name!r}, which is not in its folder")
     if not _URL.match(index):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from torchinit import open_checkpoint
 from torchinit.checkpoints.readers.safetensors_file import TIED
 from torchinit.cli import options, weights
+from torchinit.core.tables import one_line
 from torchinit.errors import count
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ def run(arguments: argparse.Namespace) -> int:
     extra = {TIED: json.dumps(tied, sort_keys=True)} if tied else {}
     weights.write(arguments.output, tensors, {"format": "pt", **texts, **extra})
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    print(f"{arguments.output}: {count(len(tensors), 'tensor')}, {size:,} bytes, from {checkpoint.format}", end="")
-    print(f" {checkpoint.part!r}" if checkpoint.part else "")
+    part = f" {checkpoint.part!r}" if checkpoint.part else ""
+    print(f"{arguments.output}: {count(len(tensors), 'tensor')}, {size:,} bytes, from {checkpoint.format}{part}")
     for text in [*checkpoint.notes, *(f"{name} is {first}" for name, first in tied.items())]:
-        print(f"  {text}")
+        print(f"  {one_line(text)}")
     return 0

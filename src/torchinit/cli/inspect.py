@@ -15,8 +15,8 @@ from torchinit import Checkpoint, open_checkpoint
 from torchinit.checkpoints import fetch
 from torchinit.checkpoints.cache import hash_of
 from torchinit.cli import options
-from torchinit.core.tables import columns, shape_text
-from torchinit.errors import count
+from torchinit.core.tables import columns, one_line, shape_text
+from torchinit.errors import count, plain
 
 if TYPE_CHECKING:
     from torchinit.cli.options import Commands
@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Prints a line a tensor, and what is known of the whole."""
     checkpoint = open_checkpoint(arguments.file, part=arguments.part)
     found = describe(checkpoint, fetch(arguments.file), hashes=arguments.hashes)
-    print(json.dumps(found, indent=2, ensure_ascii=False) if arguments.json else table(found))
+    print(plain(json.dumps(found, indent=2, ensure_ascii=False) if arguments.json else table(found)))
     return 0
 
 
@@ -83,7 +83,7 @@ def table(found: dict[str, Any]) -> str:
             columns(head[:width], [row[:width] for row in rows]),
             f"{found['file']}: {found['format']}{part}, {count(len(tensors), 'tensor')} of {total:,} bytes",
             f"{found['bytes']:,} bytes in the file, sha256 {found['sha256']}",
-            *found["notes"],
-            *(f"{key}: {text}" for key, text in found["metadata"].items()),
+            *map(one_line, found["notes"]),
+            *(one_line(f"{key}: {text}") for key, text in found["metadata"].items()),
         ]
     )

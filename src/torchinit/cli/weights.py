@@ -86,6 +86,8 @@ def _head(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     entries: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
     begin = 0
     for name, tensor in tensors.items():
+        if name == "__metadata__" or any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise UsageError(f"{name!r} cannot be written: safetensors has no such name for a tensor")
         if tensor.dtype not in CODES or tensor.layout != torch.strided or tensor.is_meta:
             raise UsageError(f"{name} cannot be written: safetensors has no {tensor.dtype}, {tensor.layout}")
         end = begin + tensor.numel() * tensor.element_size()

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
+
+from torchinit.errors import plain
+
+_LONGEST: Final = 500
 
 
 def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -12,7 +17,7 @@ def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     name             std
     layers.0.weight  0.02
     """
-    every = [head, *rows]
+    every = [head, *(tuple(map(one_line, row)) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*every, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in every
@@ -35,4 +40,14 @@ def some(names: Sequence[str], most: int = 5) -> str:
     'a, b and 1 more'
     """
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return ", ".join(map(one_line, names[:most])) + more
+
+
+def one_line(text: str) -> str:
+    """A text in one line, nothing in it unseen, no longer than any honest name.
+
+    >>> one_line("two\\nlines\\x1b")
+    'two\\\\nlines\\\\u001b'
+    """
+    shown = text if text.isprintable() else plain(text).replace("\n", "\\n").replace("\t", "\\t")
+    return shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}..."

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from torchinit.checkpoints.readers.base import Checkpoint, Info
+from torchinit.checkpoints.readers.calls import RefusedPickleError
 from torchinit.checkpoints.readers.dcp import DistributedCheckpoint
 from torchinit.checkpoints.readers.memory import MemoryCheckpoint, of_model
 from torchinit.checkpoints.readers.numpy_file import NumpyCheckpoint
@@ -17,7 +18,7 @@ from torchinit.checkpoints.readers.safetensors_file import SafetensorsCheckpoint
 from torchinit.checkpoints.readers.sharded import ShardedCheckpoint
 from torchinit.checkpoints.readers.sniff import sniff
 from torchinit.checkpoints.readers.states import find_state
-from torchinit.checkpoints.readers.torch_file import RefusedPickleError, TorchCheckpoint
+from torchinit.checkpoints.readers.torch_file import TorchCheckpoint
 from torchinit.checkpoints.sources import fetch
 from torchinit.errors import CheckpointError
 
@@ -49,10 +50,15 @@ def open_checkpoint(
     if isinstance(source, Mapping):
         tensors, where, notes = find_state(source, "dict in memory", part)
         return MemoryCheckpoint("dict in memory", tensors, part=where, notes=notes)
-    path = fetch(source)
-    if trust and path.is_dir():
-        return DistributedCheckpoint(path)
-    return open_file(path, os.fspath(source), part)
+    try:
+        path = fetch(source)
+        if trust and path.is_dir():
+            return DistributedCheckpoint(path)
+        return open_file(path, os.fspath(source), part)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise CheckpointError(f"{os.fspath(source)}: cannot be read: {error}") from error
 
 
 def open_file(path: Path, source: str, part: str | None = None) -> Checkpoint:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
 
 import torch
 from torch import Tensor
 
+from torchinit.checkpoints.cache import stamp_of
 from torchinit.core.shards import Box
 from torchinit.errors import CheckpointError, did_you_mean
+
+_MOST_DIMENSIONS: Final = 64
+"""torch and NumPy know no tensors of more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +38,34 @@ class Info:
     @property
     def nbytes(self) -> int:
         return self.numel * self.dtype.itemsize
+
+
+def is_shape(values: Sequence[object]) -> bool:
+    """Whether these are sizes that a tensor can have.
+
+    >>> is_shape([2, 3]), is_shape([]), is_shape([2, -1]), is_shape([True]), is_shape([1] * 65)
+    (True, True, False, False, False)
+    """
+    return len(values) <= _MOST_DIMENSIONS and all(type(size) is int and 0 <= size < 1 << 63 for size in values)
+
+
+class Stamp:
+    """What a file was when it was mapped. What is cut off it since would end the process as soon as it is touched.
+
+    Raises nothing for a file that is gone or another one by now: what is mapped is the old one, and stays.
+    """
+
+    __slots__ = ("_path", "_seen")
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seen = stamp_of(path)
+
+    def check(self) -> None:
+        """Raises CheckpointError where the file itself has changed."""
+        now = stamp_of(self._path)
+        if now and self._seen and now != self._seen and now[0] == self._seen[0]:
+            raise CheckpointError(f"{self._path}: has been written to since it was opened; open it again")
 
 
 class Checkpoint(ABC):

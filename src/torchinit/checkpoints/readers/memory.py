@@ -43,16 +43,18 @@ class MemoryCheckpoint(Checkpoint):
         return Info(tuple(tensor.shape), tensor.dtype)
 
     def _read(self, key: str, box: Box | None) -> Tensor:
-        return cut(self.tensors[key].detach(), box)
+        # What is only marked as conjugated or negated has other bits than values.
+        return cut(self.tensors[key].detach(), box).resolve_conj().resolve_neg()
 
     def _known(self) -> Mapping[str, object]:
         return self.tensors
 
 
 def _check(name: str, key: str, tensor: Tensor) -> None:
-    if tensor.is_meta or tensor.is_quantized or tensor.is_nested or tensor.layout != torch.strided:
-        kind = "meta" if tensor.is_meta else "quantized" if tensor.is_quantized else str(tensor.layout)
-        raise CheckpointError(f"{name}: {key} is a {kind} tensor; only plain ones can be loaded")
+    kinds = {"meta": tensor.is_meta, "quantized": tensor.is_quantized, "nested": tensor.is_nested}
+    kinds[str(tensor.layout)] = tensor.layout != torch.strided
+    if odd := [kind for kind, is_so in kinds.items() if is_so]:
+        raise CheckpointError(f"{name}: {key} is a {odd[0]} tensor; only plain ones can be loaded")
     held = tensor.untyped_storage().nbytes()
     claimed = tensor.numel() * tensor.element_size()
     if claimed > held and type(tensor) in (Tensor, nn.Parameter):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 from torch import Tensor
 
-from torchinit.checkpoints.readers.base import Checkpoint, Info, cut
+from torchinit.checkpoints.readers.base import Checkpoint, Info, cut, is_shape
 from torchinit.core.shards import Box
 from torchinit.errors import CheckpointError, MissingExtraError
 
@@ -32,12 +35,9 @@ class NumpyCheckpoint(Checkpoint):
         self.path = path
         self._zipped = zipfile.is_zipfile(path)
         self.format = "npz" if self._zipped else "npy"
-        try:
+        self._entries: dict[str, zipfile.ZipInfo] = {}
+        with self._told(""):
             self._infos = self._zip_infos() if self._zipped else {path.stem: self._file_info()}
-        except (ValueError, OSError, zipfile.BadZipFile, NotImplementedError, EOFError, SyntaxError) as error:
-            if isinstance(error, CheckpointError):
-                raise
-            raise CheckpointError(f"{path}: cannot be read: {error}") from error
 
     def keys(self) -> tuple[str, ...]:
         return tuple(self._infos)
@@ -46,18 +46,29 @@ class NumpyCheckpoint(Checkpoint):
         return self._infos[key]
 
     def _read(self, key: str, box: Box | None) -> Tensor:
-        try:
+        with self._told(f"{key} "):
             if not self._zipped:
                 array = self._numpy.load(self.path, mmap_mode="c", allow_pickle=False)
             else:
-                with self._numpy.load(self.path, allow_pickle=False) as archive:
-                    array = archive[key]
+                with zipfile.ZipFile(self.path) as archive, archive.open(self._entries[key]) as file:
+                    array = self._numpy.lib.format.read_array(file, allow_pickle=False)
             return cut(torch.from_numpy(array), box)
-        except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
-            raise CheckpointError(f"{self.name}: {key} cannot be read: {error}") from error
 
     def _known(self) -> Mapping[str, object]:
         return self._infos
+
+    @contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        """Whatever NumPy and zipfile raise as CheckpointError; that a header is of Python 2 is no matter."""
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", r"Reading `\.npy` or `\.npz` file", UserWarning)
+                yield
+        except CheckpointError:
+            raise
+        except Exception as error:
+            why = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            raise CheckpointError(f"{self.name}: {what}cannot be read: {why}") from error
 
     def _file_info(self) -> Info:
         with self.path.open("rb") as file:
@@ -70,6 +81,7 @@ class NumpyCheckpoint(Checkpoint):
                 key = entry.filename.removesuffix(".npy")
                 if key == entry.filename or key in found:
                     raise CheckpointError(f"{self.name}: {entry.filename} is no array, or there twice")
+                self._entries[key] = entry
                 with archive.open(entry) as file:
                     found[key] = self._header(file, key, entry.file_size)
         return found
@@ -84,7 +96,9 @@ class NumpyCheckpoint(Checkpoint):
         shape, _, kind = read(file)
         if kind.hasobject or kind.names or kind.subdtype:
             raise CheckpointError(f"{self.name}: {key} holds Python objects or records, not numbers; refused")
-        if size != file.tell() + int(self._numpy.prod(shape, dtype=object)) * kind.itemsize:
+        if not is_shape(shape):
+            raise CheckpointError(f"{self.name}: {key} has {shape!r} for a shape")
+        if size != file.tell() + math.prod(shape) * kind.itemsize:
             raise CheckpointError(f"{self.name}: {key} is not as long as its header says: cut short?")
         return Info(tuple(shape), self._dtype(key, kind))
 

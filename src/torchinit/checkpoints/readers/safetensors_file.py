@@ -6,7 +6,6 @@ which takes ten times as long for a tensor: as long as copying 200,000 numbers.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from torchinit.checkpoints.readers.base import Checkpoint, Info, cut
+from torchinit.checkpoints.readers.base import Checkpoint, Info, Stamp, cut, is_shape
+from torchinit.checkpoints.readers.headers import unique_json
 from torchinit.core.shards import Box
 from torchinit.errors import CheckpointError
 from torchinit.noise.boxes import strides
@@ -27,6 +27,9 @@ DTYPES: dict[str, torch.dtype] = {
     "I8": torch.int8,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
     "U16": torch.uint16,
     "I16": torch.int16,
     "F16": torch.float16,
@@ -59,6 +62,7 @@ class SafetensorsCheckpoint(Checkpoint):
     def __init__(self, path: Path) -> None:
         self.name = str(path)
         self.path = path
+        self._stamp = Stamp(path)
         self._texts, self._entries = read_header(path)
         self.tied = _tied_names(path, self._texts, self._entries)
         self._entries |= {name: self._entries[first] for name, first in self.tied.items()}
@@ -75,6 +79,7 @@ class SafetensorsCheckpoint(Checkpoint):
         return info
 
     def _read(self, key: str, box: Box | None) -> Tensor:
+        self._stamp.check()
         if key not in self._views:
             info, begin = self._info(key), self._entries[key].begin
             at, odd = divmod(begin, info.dtype.itemsize)
@@ -139,36 +144,22 @@ def _tied_names(path: Path, texts: Mapping[str, str], infos: Mapping[str, object
     if TIED not in texts:
         return {}
     try:
-        names = json.loads(texts[TIED])
-    except (ValueError, RecursionError) as error:
-        raise _bad(path, f"its {TIED} is no JSON: {error}") from error
+        names = unique_json(texts[TIED].encode(errors="surrogatepass"))
+    except ValueError as error:
+        raise _bad(path, f"its {TIED} {error}") from error
     if not isinstance(names, dict) or not all(isinstance(first, str) and first in infos for first in names.values()):
         raise _bad(path, f"its {TIED} are no names of its tensors")
     return {name: first for name, first in names.items() if name not in infos}
 
 
 def _parsed(path: Path, raw: bytes) -> dict[str, Any]:
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        made = dict(pairs)
-        if len(made) < len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise _bad(path, f"its header has the key {twice!r} twice")
-        return made
-
     try:
-        data = json.loads(raw.decode("utf-8"), object_pairs_hook=once, parse_constant=_no_number)
-    except CheckpointError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise _bad(path, f"its header is no JSON: {error}") from error
+        data = unique_json(raw)
+    except ValueError as error:
+        raise _bad(path, f"its header {error}") from error
     if not isinstance(data, dict):
         raise _bad(path, "its header is no table")
     return data
-
-
-def _no_number(text: str) -> None:
-    raise ValueError(f"{text} is no JSON")
 
 
 def _span(path: Path, key: str, entry: Any) -> tuple[tuple[int, int], Info | str]:
@@ -176,17 +167,14 @@ def _span(path: Path, key: str, entry: Any) -> tuple[tuple[int, int], Info | str
     if not isinstance(entry, dict) or {*entry} != {"dtype", "shape", "data_offsets"}:
         raise _bad(path, f"{key!r} needs dtype, shape and data_offsets")
     shape, offsets, name = entry["shape"], entry["data_offsets"], entry["dtype"]
-    if not (_are_counts(shape) and _are_counts(offsets) and len(offsets) == 2 and isinstance(name, str)):
+    counts = all(isinstance(values, list) and is_shape(values) for values in (shape, offsets))
+    if not (counts and len(offsets) == 2 and isinstance(name, str)):
         raise _bad(path, f"{key!r} has a shape, offsets or dtype of a wrong kind")
     begin, end = offsets
     dtype = DTYPES.get(name)
     if begin > end or (dtype is not None and end - begin != math.prod(shape) * dtype.itemsize):
         raise _bad(path, f"{key!r} of shape {shape} in {name} does not fill its bytes {begin} to {end}")
     return (begin, end), name if dtype is None else Info(tuple(shape), dtype)
-
-
-def _are_counts(values: object) -> bool:
-    return isinstance(values, list) and all(type(value) is int and 0 <= value < 1 << 63 for value in values)
 
 
 def _check_spans(path: Path, spans: list[tuple[int, int]], size: int) -> None:

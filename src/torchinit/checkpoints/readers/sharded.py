@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from torchinit.checkpoints.cache import stamp_of
 from torchinit.checkpoints.members import member_of
 from torchinit.checkpoints.readers.base import Checkpoint, Info
+from torchinit.checkpoints.readers.headers import unique_json
 from torchinit.core.shards import Box
 from torchinit.errors import CheckpointError
 
@@ -49,7 +48,7 @@ class ShardedCheckpoint(Checkpoint):
         if checkpoint is None or stamp_of(Path(checkpoint.name)) != stamp:
             try:
                 checkpoint = self._open_file(self._sources[file])
-            except FileNotFoundError as error:
+            except OSError as error:
                 raise CheckpointError(f"{self.name}: names {file!r}, but {error}") from error
             self._files[file] = checkpoint, stamp_of(Path(checkpoint.name))
         return checkpoint
@@ -57,21 +56,11 @@ class ShardedCheckpoint(Checkpoint):
 
 def read_index(path: Path) -> dict[str, str]:
     """Which file each tensor is in; raises CheckpointError for an index that is no such table or not safe to follow."""
-    twice: list[str] = []
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        if len({*keys}) < len(keys):
-            twice.extend(key for key in keys if keys.count(key) > 1)
-        return dict(pairs)
-
     try:
-        data = json.loads(path.read_bytes(), object_pairs_hook=once)
-    except (ValueError, RecursionError, OSError) as error:
-        raise CheckpointError(f"{path}: is no JSON: {error}") from error
+        data = unique_json(path.read_bytes())
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     files = data.get("weight_map") if isinstance(data, dict) else None
     if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
         raise CheckpointError(f"{path}: has no table 'weight_map' of file names")
-    if twice:
-        raise CheckpointError(f"{path}: has the key {twice[0]!r} twice")
     return files

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from torchinit.checkpoints.readers.zips import zip_entries
 from torchinit.errors import CheckpointError
 
 Format: TypeAlias = Literal["safetensors", "index", "zip", "npz", "npy", "pickle"]
@@ -29,7 +29,7 @@ def sniff(path: Path) -> Format:
     if path.is_dir():
         raise CheckpointError(f"{path}: is a folder{_inside(path)}")
     if not path.is_file():
-        raise CheckpointError(f"{path} can not be found.")
+        raise CheckpointError(f"{path} " + ("is a device or a pipe, no file" if path.exists() else "can not be found."))
     with path.open("rb") as file:
         head = file.read(_HEAD)
     if head.startswith(b"PK\x03\x04"):
@@ -67,11 +67,7 @@ def _what(head: bytes, text: bytes) -> str:
 
 
 def _zip(path: Path) -> Format:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, UnicodeError, OverflowError) as error:
-        raise CheckpointError(f"{path}: is no whole zip file (cut short?): {error}") from error
+    names = [entry.filename for entry in zip_entries(path)]
     is_numpy = any(name.endswith(".npy") for name in names) and not any(name.endswith("data.pkl") for name in names)
     return "npz" if is_numpy else "zip"
 
