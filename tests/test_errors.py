@@ -103,5 +103,10 @@ def test_secrets_are_masked(text: str, shown: str) -> None:
     assert str(CheckpointError("no", [text])) == f"no\n  {shown}"
 
 
+def test_what_a_terminal_would_obey_is_spelled_out() -> None:
+    error = CheckpointError("a\x1b[31m", ["b\x9b2J\nc", "\u202e\ud800"])
+    assert str(error) == "a\\u001b[31m\n  b\\u009b2J\nc\n  \\u202e\\ud800"
+
+
 def test_count() -> None:
     assert [count(number, "entry", "entries") for number in (0, 1, 2)] == ["0 entries", "1 entry", "2 entries"]

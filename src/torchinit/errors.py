@@ -26,7 +26,9 @@ _SECRET: Final = re.compile(
     r"([?&;](?:(?:key|sig|pwd)|[\w.-]*(?:token|secret|passw|signature|credential|api-?_?key|auth)[\w.-]*)=)[^&;#\s'\"]*[^&;#\s'\":,]",
     re.IGNORECASE,
 )
-_UNSEEN: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
+_UNSEEN: Final = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
+)
 
 
 class TorchinitError(Exception):
@@ -97,10 +99,10 @@ class MissingExtraError(TorchinitError, ImportError):
 
 
 def plain(text: str) -> str:
-    """The text with what a terminal would obey, or nobody sees, spelled out; lines and tabs stay.
+    r"""The text with what a terminal would obey, or nobody sees, spelled out; lines and tabs stay.
 
     >>> print(plain("a\x1b[31mb\u202ec"))
-    a\\u001b[31mb\\u202ec
+    a\u001b[31mb\u202ec
     """
     return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 

@@ -55,7 +55,16 @@ def bombs() -> dict[str, bytes]:
         table = b"}(" + NAME + table + b"q\x63" + b"".join(key + b"h\x63" for key in keys) + b"u"
     numbers = b"](" + b"".join(map(plain, range(50_000))) + b"eq\x00"
     layout = called("torch.serialization _get_layout", plain("torch.strided"))
-    plenty = (b"ctorch\nTensor\n", b"ctorch\nfloat32\n", plain((9,)), plain((1,)), plain(0), layout, plain("cpu"), b"\x89")
+    plenty = (
+        b"ctorch\nTensor\n",
+        b"ctorch\nfloat32\n",
+        plain((9,)),
+        plain((1,)),
+        plain(0),
+        layout,
+        plain("cpu"),
+        b"\x89",
+    )
     return {
         "pairs": b"})q\x00" + b"h\x00\x86q\x00" * 60 + b"K\x01s",
         "triples": b"})q\x00" + b"h\x00h\x00\x87q\x00" * 40 + b"K\x01s",
@@ -85,7 +94,9 @@ def bombs() -> dict[str, bytes]:
 def methods() -> dict[str, bytes]:
     """Attributes in place of methods, which would hide what a table holds or how large a tensor is."""
     table = b"ccollections\nOrderedDict\n)R" + NAME + TENSOR + b"s"
-    made = {f"own {name}": table + b"}" + plain(name) + b"c__builtin__\nset\nsb" for name in ("values", "items", "keys")}
+    made = {
+        f"own {name}": table + b"}" + plain(name) + b"c__builtin__\nset\nsb" for name in ("values", "items", "keys")
+    }
     for name in ("untyped_storage", "detach", "numel", "is_conj"):
         tensor = from_type(b"ctorch._utils\n_rebuild_tensor_v2\n", arguments_of(TENSOR), b"}" + plain(name) + b"K\x01s")
         made[f"own {name}"] = b"}" + NAME + tensor + b"s"

@@ -7,7 +7,7 @@ from typing import Final
 
 from torchinit.errors import plain
 
-_LONGEST: Final = 500
+_LONGEST: Final = 2000
 
 
 def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -44,10 +44,10 @@ def some(names: Sequence[str], most: int = 5) -> str:
 
 
 def one_line(text: str) -> str:
-    """A text in one line, nothing in it unseen, no longer than any honest name.
+    r"""A text in one line, nothing in it unseen, no longer than any honest name.
 
-    >>> one_line("two\\nlines\\x1b")
-    'two\\\\nlines\\\\u001b'
+    >>> one_line("two\nlines\x1b")
+    'two\\nlines\\u001b'
     """
     shown = text if text.isprintable() else plain(text).replace("\n", "\\n").replace("\t", "\\t")
     return shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}..."

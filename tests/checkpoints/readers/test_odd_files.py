@@ -17,8 +17,8 @@ from torch import nn
 from tests.checkpoints.files import raw_safetensors, state, write
 from tests.checkpoints.hostile_more import deceivers
 from torchinit import CheckpointError, Name, Pretrained, Rule, initialize, open_checkpoint
-from torchinit.cli import main
 from torchinit.checkpoints.readers.headers import unique_json
+from torchinit.cli import main
 
 
 def test_arrays_of_like_names(tmp_path: Path) -> None:
@@ -79,7 +79,9 @@ def test_eight_bit_floats_of_every_kind(tmp_path: Path) -> None:
 
 
 def test_objects_that_a_program_lets_in(tmp_path: Path) -> None:
-    torch.save({"state_dict": state(), "shape": torch.Size([2]), "seen": {1, 2}, "raw": b"\xff\x00"}, tmp_path / "a.pth")
+    torch.save(
+        {"state_dict": state(), "shape": torch.Size([2]), "seen": {1, 2}, "raw": b"\xff\x00"}, tmp_path / "a.pth"
+    )
     assert open_checkpoint(tmp_path / "a.pth").part == "state_dict"
     torch.save({"state_dict": state(), "settings": Settings()}, tmp_path / "b.pth")
     with pytest.raises(CheckpointError, match=r"is refused: its pickle asks for .*test_odd_files.Settings"):
@@ -154,7 +156,12 @@ def test_what_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"cannot be read: .*File name too long"):
         open_checkpoint("x" * 5000)
     index = tmp_path / "index.json"
-    cases = {"pipe": "no file", "x" * 5000: "File name too long", "loop": "can not be found", "\ud800": "not in its folder"}
+    cases = {
+        "pipe": "no file",
+        "x" * 5000: "File name too long",
+        "loop": "can not be found",
+        "\ud800": "not in its folder",
+    }
     for name, text in cases.items():
         index.write_text(json.dumps({"weight_map": {"w": name}}))
         with pytest.raises(CheckpointError, match=text):

@@ -107,7 +107,7 @@ class _Walk:
         how = ", as of a later protocol than 2" if code >= b"\x8c" else ""
         return refused(self.name, f"does what torch.save does not (operation {code!r}{how})")
 
-    def bytes(self, number: int) -> bytes:
+    def next(self, number: int) -> bytes:
         """The next bytes, all of them."""
         data = self.file.read(number)
         if len(data) < number:
@@ -116,7 +116,7 @@ class _Walk:
 
     def number(self, form: str) -> int:
         """The next bytes as a number of a ``struct``."""
-        value: int = struct.unpack(form, self.bytes(struct.calcsize(form)))[0]
+        value: int = struct.unpack(form, self.next(struct.calcsize(form)))[0]
         return value
 
     def text(self, data: bytes) -> None:
@@ -129,8 +129,8 @@ class _Walk:
         lines = self.file.readline(1 << 10), self.file.readline(1 << 10)
         if not all(line.endswith(b"\n") for line in lines):
             raise ValueError("it is cut short")
-        pair = tuple(line[:-1].decode() for line in lines)
-        module, last = _compat_pickle.NAME_MAPPING.get(pair, pair)
+        module, last = (line[:-1].decode() for line in lines)
+        module, last = _compat_pickle.NAME_MAPPING.get((module, last), (module, last))
         return _Global(f"{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{last}")
 
     def since_mark(self) -> list[Any]:
@@ -157,7 +157,7 @@ class _Walk:
             self.spend(one.weight)
         self.stack.append(one)
 
-    def tuple(self, items: Sequence[Any]) -> None:
+    def gather(self, items: Sequence[Any]) -> None:
         """Makes a tuple."""
         made = _Held("tuple", 1, items)
         for one in items:
@@ -246,24 +246,24 @@ def _put(walk: _Walk, key: int) -> None:
 
 
 _OPERATIONS: Final[dict[bytes, Callable[[_Walk], Any]]] = {
-    b"\x80": lambda walk: walk.bytes(1),
+    b"\x80": lambda walk: walk.next(1),
     b"c": lambda walk: walk.stack.append(walk.name_of()),
     b"N": _push(None),
     b"\x88": _push(None),
     b"\x89": _push(None),
-    b"K": lambda walk: walk.stack.append(walk.bytes(1)[0]),
+    b"K": lambda walk: walk.stack.append(walk.next(1)[0]),
     b"M": lambda walk: walk.stack.append(walk.number("<H")),
     b"J": lambda walk: walk.stack.append(walk.number("<i")),
-    b"\x8a": lambda walk: walk.stack.append(int.from_bytes(walk.bytes(walk.bytes(1)[0]), "little", signed=True)),
-    b"G": lambda walk: walk.stack.append(walk.bytes(8) and None),
-    b"X": lambda walk: walk.text(walk.bytes(walk.number("<I"))),
-    b"U": lambda walk: walk.text(walk.bytes(walk.bytes(1)[0])),
+    b"\x8a": lambda walk: walk.stack.append(int.from_bytes(walk.next(walk.next(1)[0]), "little", signed=True)),
+    b"G": lambda walk: walk.stack.append(walk.next(8) and None),
+    b"X": lambda walk: walk.text(walk.next(walk.number("<I"))),
+    b"U": lambda walk: walk.text(walk.next(walk.next(1)[0])),
     b"(": _Walk.mark,
-    b")": lambda walk: walk.tuple(()),
-    b"\x85": lambda walk: walk.tuple(walk.take(1)),
-    b"\x86": lambda walk: walk.tuple(walk.take(2)),
-    b"\x87": lambda walk: walk.tuple(walk.take(3)),
-    b"t": lambda walk: walk.tuple(walk.since_mark()),
+    b")": lambda walk: walk.gather(()),
+    b"\x85": lambda walk: walk.gather(walk.take(1)),
+    b"\x86": lambda walk: walk.gather(walk.take(2)),
+    b"\x87": lambda walk: walk.gather(walk.take(3)),
+    b"t": lambda walk: walk.gather(walk.since_mark()),
     b"]": _table,
     b"}": _table,
     b"\x8f": _table,
@@ -271,9 +271,9 @@ _OPERATIONS: Final[dict[bytes, Callable[[_Walk], Any]]] = {
     b"e": lambda walk: walk.fill(walk.since_mark()),
     b"s": lambda walk: walk.fill(walk.take(2)),
     b"u": lambda walk: walk.fill(walk.since_mark()),
-    b"q": lambda walk: _put(walk, walk.bytes(1)[0]),
+    b"q": lambda walk: _put(walk, walk.next(1)[0]),
     b"r": lambda walk: _put(walk, walk.number("<I")),
-    b"h": lambda walk: walk.fetch(walk.bytes(1)[0]),
+    b"h": lambda walk: walk.fetch(walk.next(1)[0]),
     b"j": lambda walk: walk.fetch(walk.number("<I")),
     b"R": _Walk.call,
     b"\x81": _Walk.call,

@@ -48,7 +48,9 @@ def check_zip(path: Path) -> None:
 def _check_memory(path: Path, key: str, memory: Memory, there: int | None) -> None:
     if memory.nbytes != there:
         held = "no such piece is" if there is None else f"{there:,} are"
-        raise CheckpointError(f"{path}: a tensor lies in the {memory.nbytes:,} bytes of {key!r}, but {held} in the file")
+        raise CheckpointError(
+            f"{path}: a tensor lies in the {memory.nbytes:,} bytes of {key!r}, but {held} in the file"
+        )
 
 
 def _content(path: Path, entry: zipfile.ZipInfo) -> bytes:
@@ -69,7 +71,9 @@ def _check_names(path: Path, names: list[str]) -> None:
         )
     root = names[0].partition("/")[0] if names else ""
     if f"{root}/data.pkl" not in names or not all(name.startswith(f"{root}/") for name in names):
-        raise CheckpointError(f"{path}: is a zip file without data.pkl in its one folder, so none that torch.save wrote")
+        raise CheckpointError(
+            f"{path}: is a zip file without data.pkl in its one folder, so none that torch.save wrote"
+        )
     if len({name.casefold() for name in names}) < len(names):  # torch's reader does not tell upper and lower case
         raise CheckpointError(f"{path}: has two entries of one name")
 
@@ -103,4 +107,6 @@ def _check_end(path: Path) -> None:
         length, begin, ends = wide[40:48], wide[48:56], size - 98
         sound &= wide.startswith(b"PK\x06\x06") and int.from_bytes(locator[8:16], "little") == ends
     if not sound or int.from_bytes(begin, "little") + int.from_bytes(length, "little") != ends:
-        raise CheckpointError(f"{path}: does not end as a zip file of torch.save does (is something appended?); refused")
+        raise CheckpointError(
+            f"{path}: does not end as a zip file of torch.save does (is something appended?); refused"
+        )
