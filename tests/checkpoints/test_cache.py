@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import filelock
 import pytest
 
 from tests.checkpoints import workers
@@ -258,6 +259,19 @@ def test_a_lock_that_is_not_let_go(cache: Path) -> None:
         Cache(cache).locked("a", 0.01),
     ):
         pass
+
+
+@pytest.mark.parametrize("error", [OSError(37, "No locks available"), NotImplementedError("no flock here")])
+def test_a_file_system_without_locks(
+    error: Exception, host: Host, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
+    with pytest.raises(FetchError, match=r"(No locks available|no flock here); TORCHINIT_CACHE moves it"):
+        fetch(host.serve("/a.pth", whole(BODY)))
+    assert host.seen == []
 
 
 def test_a_failure_with_another_hash_is_not_shared(tmp_path: Path) -> None:

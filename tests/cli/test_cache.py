@@ -10,6 +10,7 @@ import pytest
 
 from tests.servers import Host, broken, whole
 from torchinit.checkpoints import Limits, fetch
+from torchinit.checkpoints.lockfile import read_pins
 from torchinit.cli import main
 
 SHA = hashlib.sha256(b"weights").hexdigest()
@@ -22,6 +23,24 @@ def urls(host: Host) -> list[str]:
     for url in made:
         fetch(url)
     return made
+
+
+def test_fetch_of_an_index_and_its_parts(host: Host, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    index = {"weight_map": {"a": "2.bin", "b": "1.bin", "c": "2.bin"}}
+    url = host.serve("/m/model.index.json", whole(json.dumps(index).encode()))
+    parts = [host.serve(f"/m/{name}", whole(name.encode())) for name in ("1.bin", "2.bin")]
+    lock = tmp_path / "init.lock"
+    assert main(["fetch", url, "--lock", str(lock)]) == 0
+    paths = capsys.readouterr().out.split()
+    assert [Path(path).name for path in paths] == ["model.index.json", "1.bin", "2.bin"]
+    assert set(read_pins(lock)) == {url, *parts}
+    assert main(["fetch", url, "--lock", str(lock), "--frozen", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert [(part["source"], part["path"], part["size"]) for part in said["parts"]] == [
+        (parts[0], paths[1], 5),
+        (parts[1], paths[2], 5),
+    ]
+    assert len(host.seen) == 3
 
 
 def test_fetch(host: Host, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

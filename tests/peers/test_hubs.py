@@ -50,7 +50,8 @@ def test_a_file_of_a_repository_and_its_commit(hub: Path, tmp_path: Path) -> Non
 
 def test_what_is_not_there(hub: Path) -> None:
     for source in ("hf://org/repo/b.bin", "hf://org/other/a.bin", "hf://org/repo/sub/a.bin@v2"):
-        with pytest.raises(FetchError, match=rf"{source} cannot be fetched \(TORCHINIT_OFFLINE is set\)"):
+        text = rf"{source} cannot be fetched \(TORCHINIT_OFFLINE is set\): it is not in the cache of huggingface_hub"
+        with pytest.raises(FetchError, match=text):
             fetch(source)
 
 
@@ -151,6 +152,13 @@ def test_what_the_hub_refuses(what: str, huggingface: Host) -> None:
     huggingface.serve("/api/models/o/r/tree/v8", status(404))
     with pytest.raises(FetchError, match=rf"hf://o/r/{file} cannot be fetched: .*{text}"):
         fetch(f"hf://o/r/{file}")
+
+
+def test_a_hub_that_is_told_not_to_be_asked(huggingface: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(FetchError, match=r"a\.bin cannot be fetched: .*HF_HUB_OFFLINE"):
+        fetch("hf://o/r/a.bin")
+    assert huggingface.seen == []
 
 
 def test_huggingface_hub_is_imported_as_it_is(cache: Path) -> None:

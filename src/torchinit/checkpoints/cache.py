@@ -197,6 +197,8 @@ class Cache:
                 lock.acquire(timeout=patience)
             except Timeout as error:
                 raise FetchError(f"another process has held {locks / name} for {patience:g} s") from error
+            except NotImplementedError as error:  # what filelock says of a file system that has no locks
+                raise OSError(str(error)) from error
         try:
             yield
         finally:

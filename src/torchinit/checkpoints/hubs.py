@@ -56,7 +56,9 @@ def hugging_face(source: str, request: Request) -> Found:
 def _why_not(hub: Any, error: BaseException, repo: str, file: str, revision: str) -> str:
     """What an error of huggingface_hub means, and the way out where there is one."""
     kinds = [kind.__name__ for kind in type(error).__mro__]
-    if "LocalEntryNotFoundError" in kinds and error.__cause__ is not None:
+    if "LocalEntryNotFoundError" in kinds:
+        if error.__cause__ is None:
+            return "it is not in the cache of huggingface_hub; fetch it once while online (torchinit fetch SOURCE)"
         return _why_not(hub, error.__cause__, repo, file, revision)  # the hub could not be asked, for this reason
     if "GatedRepoError" in kinds:
         return f"{repo} is open to those whom its owner lets in; ask on its page, and then {_LOG_IN}"

@@ -1,4 +1,4 @@
-"""`torchinit fetch`: the local file of a source, fetched if it is not here."""
+"""`torchinit fetch`: the local file of a source, and what it names, fetched if it is not here."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from torchinit.checkpoints import fetch
 from torchinit.checkpoints.cache import hash_of
+from torchinit.checkpoints.members import member_of
+from torchinit.checkpoints.readers.sharded import read_index
 from torchinit.cli import options
 
 if TYPE_CHECKING:
@@ -29,11 +31,25 @@ def add(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints the path of the file."""
-    path = fetch(arguments.source, sha256=arguments.sha256, lock=arguments.lock, frozen=arguments.frozen)
+    """Prints the path of the file; of an index also those of the files that it names."""
+    options = {"lock": arguments.lock, "frozen": arguments.frozen}
+    path = fetch(arguments.source, sha256=arguments.sha256, **options)
+    parts = {source: fetch(source, **options) for source in _parts(arguments.source, path)}
     if arguments.json:
-        whole = {"sha256": hash_of(path), "size": path.stat().st_size} if path.is_file() else {}
-        print(json.dumps({"source": arguments.source, "path": str(path), **whole}, indent=2))
+        more = {"parts": [_described(*part) for part in parts.items()]} if parts else {}
+        print(json.dumps({**_described(arguments.source, path), **more}, indent=2))
     else:
-        print(path)
+        print(path, *parts.values(), sep="\n")
     return 0
+
+
+def _described(source: str, path: Path) -> dict[str, object]:
+    whole = {"sha256": hash_of(path), "size": path.stat().st_size} if path.is_file() else {}
+    return {"source": source, "path": str(path), **whole}
+
+
+def _parts(source: str, path: Path) -> tuple[str, ...]:
+    """The sources of the files that an index names; none for any other file."""
+    if not path.name.endswith(".index.json"):
+        return ()
+    return tuple(member_of(source, name) for name in sorted({*read_index(path).values()}))
