@@ -254,6 +254,9 @@ CHANGED: dict[str, Handler] = {
     "another range": in_turn(
         lambda visit: visit.say(206, OTHER[5:], Content_Range=f"bytes 5-{len(OTHER) - 1}/{len(OTHER)}"), whole(OTHER)
     ),
+    "another range of that length": in_turn(
+        lambda visit: visit.say(206, OTHER[:2_000_000], Content_Range=f"bytes 0-1999999/{len(OTHER)}"), whole(OTHER)
+    ),
     "no range": in_turn(lambda visit: visit.say(206, OTHER[5:]), whole(OTHER)),
     "past the end": in_turn(status(416), whole(OTHER)),
 }
