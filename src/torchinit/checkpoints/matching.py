@@ -9,6 +9,7 @@ import torch
 
 from torchinit.checkpoints.adapters import Adapter
 from torchinit.checkpoints.adapters.offers import offer
+from torchinit.checkpoints.adapters.pieces import pieces
 from torchinit.checkpoints.guesses import by_case, guess
 from torchinit.checkpoints.keymaps import KeyMap
 from torchinit.checkpoints.loaded import Loaded
@@ -219,6 +220,8 @@ class Search:
         if differing and not found:
             name, key = differing
             hints.append(f"The model has {name!r} and the file {key!r}, which differ by case: give a rename")
+        spare = {name: keys[key] for name, key in self.names.items() if key not in self.used}
+        hints += pieces({name: wanted[name] for name in self.missing}, spare)
         hints += [*self.lacking.values(), *_parametrized(self.missing, keys)]
         return tuple(hints)
 
