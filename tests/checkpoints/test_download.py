@@ -2,46 +2,28 @@
 
 from __future__ import annotations
 
-import gc
 import gzip
 import hashlib
 import io
-import random
-import re
 import resource
 import shutil
-import socket
 import sys
 import time
-import warnings
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save
 
 from tests import servers
+from tests.checkpoints.downloads import BODY, QUICK, SHA, got, left_in
 from tests.servers import Handler, Host, Visit, broken, in_turn, ranged, redirect, status, whole
-from torchinit.checkpoints import Limits, fetch
+from torchinit.checkpoints import fetch
 from torchinit.checkpoints.cache import Cache
 from torchinit.checkpoints.lockfile import read_pins
 from torchinit.errors import FetchError
-
-BODY = random.Random(0).randbytes(3_000_000)
-SHA = hashlib.sha256(BODY).hexdigest()
-QUICK = Limits(idle=0.4, slowest=1000, total=20, attempts=3, pause=0.01, private=("localhost", "127.0.0.1"))
-
-
-def got(url: str, **options: Any) -> bytes:
-    return fetch(url, **{"limits": QUICK, **options}).read_bytes()
-
-
-def left_in(cache: Path) -> list[str]:
-    """What lies in a cache: entries, and parts that can be gone on with."""
-    return sorted(path.name for path in cache.rglob("*") if path.is_file() and path.parent.name != ".locks")
 
 
 def test_a_file_is_fetched_once(host: Host, cache: Path) -> None:
@@ -311,27 +293,6 @@ def test_plain_http_only_with_a_hash(plain_host: Host, host: Host) -> None:
     assert got(plain_host.serve("/c.pth", redirect(f"{host.url}/b.pth")), sha256=SHA) == BODY
 
 
-def test_a_certificate_that_nobody_knows(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    url = host.serve("/a.pth", whole(BODY))
-    monkeypatch.delenv("SSL_CERT_FILE")
-    with pytest.raises(FetchError, match=r"certificate of the host is not trusted: .*SSL_CERT_FILE"):
-        got(url)
-    assert host.hits("/a.pth") == 0
-
-
-def test_a_handshake_that_stands_still(cache: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as deaf:
-        url = f"https://localhost:{deaf.getsockname()[1]}/a.pth"
-        with pytest.raises(FetchError, match=r"cannot be fetched: .*(timed out|came in)"):
-            got(url)
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1:9", "nowhere.invalid"])
-def test_no_network(host: str, cache: Path) -> None:
-    with pytest.raises(FetchError, match=rf"https://{host}/a\.pth cannot be fetched: .*\(attempt 3\)"):
-        got(f"https://{host}/a.pth")
-
-
 def test_a_disk_without_room(host: Host, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     url = host.serve("/a.pth", whole(BODY))
@@ -360,136 +321,6 @@ def test_progress_is_told(host: Host) -> None:
     assert told[0] == (0, len(BODY))
     assert told[-1] == (len(BODY), len(BODY))
     assert told == sorted(told)
-
-
-def test_headers_that_break_off_leave_no_socket_open(host: Host) -> None:
-    url = host.serve("/a.pth", servers.dripping(BODY, 0.01, headers=True))
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always", ResourceWarning)
-        with pytest.raises(FetchError, match="0 bytes came in"):
-            got(url, limits=replace(QUICK, attempts=1))
-        gc.collect()
-    assert told == []
-
-
-@pytest.fixture
-def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
-    """What the DNS says of a name, one answer after the other; the last stays. Of others it says what is so."""
-    said: dict[str, list[str]] = {}
-    known = socket.getaddrinfo
-
-    def answer(name: str, port: int, *rest: Any, **options: Any) -> Any:
-        left = said.get(name, [name])
-        return known(left.pop(0) if len(left) > 1 else left[0], port, *rest, **options)
-
-    monkeypatch.setattr(socket, "getaddrinfo", answer)
-    return said
-
-
-NOBODY = replace(QUICK, private=(), attempts=1)
-
-
-@pytest.mark.parametrize(
-    "written",
-    ["localhost", "127.0.0.1", "127.1", "2130706433", "0x7f000001", "0177.0.0.1", "[::ffff:127.0.0.1]", "mirror.test"],
-)
-def test_what_lies_inside_the_network_is_not_asked(written: str, host: Host, names: dict[str, list[str]]) -> None:
-    names["mirror.test"] = ["127.0.0.1"]
-    url = host.serve("/a.pth", whole(BODY)).replace("localhost", written)
-    remedy = f"TORCHINIT_PRIVATE_HOSTS={written.strip('[]')}"
-    with pytest.raises(FetchError, match=rf"the host is at [0-9a-f.:]+, inside this network; .* {re.escape(remedy)} "):
-        got(url, limits=NOBODY)
-    assert host.seen == []
-
-
-def test_a_mirror_inside_the_network(host: Host) -> None:
-    url = host.serve("/a.pth", whole(BODY))
-    assert got(url, limits=replace(NOBODY, hosts=("localhost",))) == BODY
-    assert got(f"{url}?again", limits=replace(NOBODY, private=("*",))) == BODY
-
-
-@pytest.mark.parametrize("there", ["169.254.169.254", "127.0.0.1", "metadata.test"])
-def test_a_redirect_into_the_network(there: str, host: Host, names: dict[str, list[str]]) -> None:
-    names["metadata.test"] = ["10.0.0.7"]
-    port = host.url.rpartition(":")[2]
-    url = host.serve("/a.pth", redirect(f"https://{there}:{port}/b.pth"))
-    text = rf"https://{there}:\d+/b\.pth, to which {url} redirects: the host is at [0-9.]+, inside this network"
-    with pytest.raises(FetchError, match=text):
-        got(url, limits=replace(NOBODY, private=("localhost",)))
-    assert host.hits("/b.pth") == 0
-
-
-def test_the_address_that_was_looked_at_is_the_one_that_is_asked(
-    cache: Path, names: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    names["rebound.test"] = ["1.1.1.1", "127.0.0.1"]
-    asked: list[object] = []
-
-    def connect(place: object, timeout: float) -> None:
-        asked.append(place)
-        raise ConnectionRefusedError("nobody there")
-
-    monkeypatch.setattr(socket, "create_connection", connect)
-    for text in ("cannot be fetched: nobody there", r"the host is at 127\.0\.0\.1, inside"):
-        with pytest.raises(FetchError, match=text):
-            got("https://rebound.test/a.pth", limits=NOBODY)
-    assert asked == [("1.1.1.1", 443)]
-
-
-def test_an_address_that_does_not_answer_leaves_the_others(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    url, known = host.serve("/a.pth", whole(BODY)), socket.getaddrinfo
-
-    def answer(name: str, *rest: Any, **options: Any) -> Any:
-        both = ("127.0.0.2", "127.0.0.1") if name == "localhost" else (name,)
-        return [found for ip in both for found in known(ip, *rest, **options)]
-
-    monkeypatch.setattr(socket, "getaddrinfo", answer)
-    assert got(url, limits=replace(QUICK, attempts=1)) == BODY
-
-
-@pytest.mark.parametrize("written", ["10.0.0.1", "167772161", "[::1]"])
-def test_an_address_inside_the_network_is_not_asked_of_a_proxy(
-    written: str, plain_host: Host, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("https_proxy", plain_host.url)
-    with pytest.raises(FetchError, match="inside this network"):
-        got(f"https://{written}/a.pth")
-    assert plain_host.seen == []
-
-
-def test_through_a_proxy(host: Host, plain_host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    url, place = host.serve("/a.pth", whole(BODY)), plain_host.url.removeprefix("http://")
-    monkeypatch.setenv("https_proxy", f"http://me:p%40ss@{place}")
-    assert got(url) == BODY
-    tunnel, headers = plain_host.seen[0]
-    assert f"https://{tunnel}/a.pth" == url
-    assert headers["Proxy-Authorization"] == "Basic bWU6cEBzcw=="
-    assert "Proxy-Authorization" not in host.seen[0][1]
-    monkeypatch.setenv("no_proxy", "localhost")
-    assert got(url + "?again") == BODY
-    assert len(plain_host.seen) == 1
-
-
-def test_plain_http_through_a_proxy(plain_host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain_host.serve("http://example.org/a.pth", whole(BODY))
-    monkeypatch.setenv("http_proxy", plain_host.url.replace("//", "//me:pass@"))
-    assert got("http://example.org/a.pth", sha256=SHA) == BODY
-    headers = plain_host.seen[0][1]
-    assert (headers["Host"], headers["Proxy-Authorization"]) == ("example.org", "Basic bWU6cGFzcw==")
-
-
-def test_a_proxy_that_is_not_spoken_to_by_http(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("https_proxy", "socks5://localhost:1080")
-    with pytest.raises(FetchError, match="the proxy socks5://localhost is not one that is spoken to by http"):
-        got("https://example.org/a.pth")
-
-
-def test_a_proxy_that_drips(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with servers.served() as proxy:
-        monkeypatch.setattr(Visit, "do_CONNECT", servers.dripping(BODY, 0.01, headers=True))
-        monkeypatch.setenv("https_proxy", proxy.url)
-        with pytest.raises(FetchError, match=r"example\.org/a\.pth cannot be fetched: 0 bytes came in 0\.4 s"):
-            got("https://example.org/a.pth")
 
 
 def test_secrets_of_a_url_are_kept_nowhere(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from torchinit.checkpoints import hubs as _hubs  # noqa: F401  # registers hf://, torchvision:// and timm://
+from torchinit.checkpoints import hubs as _hubs  # noqa: F401  # registers torchvision://, timm:// and so on
+from torchinit.checkpoints import huggingface as _huggingface  # noqa: F401  # registers hf://
 from torchinit.checkpoints.limits import Limits
 from torchinit.checkpoints.loaded import Loaded
 from torchinit.checkpoints.loaders import CheckpointLoader
