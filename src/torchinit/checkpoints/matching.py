@@ -118,7 +118,7 @@ class Search:
                     (site.name, why + ("" if adapter else offer(infos[0].shape, site.shape, site.name)))
                 )
             return None
-        self._note_found(site, infos[0], adapter)
+        self._note_found(site, infos, adapter)
         rule = self.rule
         return Loaded(
             rule.checkpoint, keys, key, adapter, () if adapter else held[1:], rule.part, rule.dtype,
@@ -155,12 +155,15 @@ class Search:
         self.lacking.setdefault(str(adapter), f"{name} {lacks}")
         return ()
 
-    def _note_found(self, site: Site, info: Info, adapter: Adapter | None) -> None:
+    def _note_found(self, site: Site, infos: Sequence[Info], adapter: Adapter | None) -> None:
         if adapter is None:
             self.loaded.append(site.name)
         else:
-            self.adapted.append((site.name, str(adapter)))
-        steps = [info.dtype, *([self.rule.dtype] if self.rule.dtype else []), site.dtype]
+            idle = (
+                "" if adapter.changes([info.shape for info in infos], site.shape) else ", which has nothing to change"
+            )
+            self.adapted.append((site.name, f"{adapter}{idle}"))
+        steps = [infos[0].dtype, *([self.rule.dtype] if self.rule.dtype else []), site.dtype]
         if len(set(steps)) > 1:
             self.casts.append((site.name, " -> ".join(map(_short, steps))))
 
@@ -184,7 +187,7 @@ class Search:
             casts=tuple(self.casts),
             idle=self._idle(),
             elements=elements,
-            notes=(*self.checkpoint.notes, *self._outside()),
+            notes=(*self.checkpoint.notes, *self._outside(), *self._square()),
             hints=self._hints() if self.missing or not (self.loaded or self.adapted) else (),
         )
 
@@ -209,6 +212,13 @@ class Search:
         keymap = self.rule.keymap()
         outside = sum(keymap.bare(key) is None for key in self.checkpoint)
         return [f"{count(outside, 'key')} outside of prefix {keymap.start!r}"] if outside else []
+
+    def _square(self) -> list[str]:
+        """A word on square weights that are taken as they are, though others are transposed."""
+        turned = any("Transpose" in why for _, why in (*self.adapted, *self.mismatched))
+        sites = [self.groups[name][0] for name in self.loaded if turned]
+        square = [site.name for site in sites if site.owner.name == "Linear" and site.shape == site.shape[:1] * 2]
+        return [f"square, so they fit transposed or not, and are taken as they are: {some(square)}"] if square else []
 
     def _hints(self) -> tuple[str, ...]:
         """How more of the model would be found; nothing of it is done unasked."""

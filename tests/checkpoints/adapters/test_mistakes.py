@@ -8,8 +8,32 @@ import pytest
 import torch
 from torch import nn
 
-from torchinit import CheckpointError, Name, Normal, Pretrained, Rule, RunError, Shard, initialize, plan
-from torchinit.checkpoints.adapters import Adapter, Fuse, Rows, Split, Stack, Transpose
+from torchinit import (
+    CheckpointError,
+    Name,
+    Normal,
+    Pretrained,
+    Rule,
+    RunError,
+    Shard,
+    initialize,
+    make_plan,
+    plan,
+    sites,
+)
+from torchinit.checkpoints.adapters import (
+    Adapter,
+    Fuse,
+    InputChannels,
+    ResizePatches,
+    ResizePositions,
+    ResizeRelativeBias,
+    ResizeVocabulary,
+    Rows,
+    Split,
+    Stack,
+    Transpose,
+)
 from torchinit.checkpoints.loaded import Loaded
 
 
@@ -75,6 +99,43 @@ def test_what_an_adapter_looked_for_is_said_where_other_rules_take_the_site() ->
     offer, hint = made.loads[0].hints
     assert offer == f"with adapt={{'**.experts.up': {STACK}}} 1 more would be found"
     assert hint.startswith("experts.up needs experts.0.out, experts.1.out for Stack('up', '*.out', 2), which the file")
+
+
+def test_an_adapter_with_nothing_to_change_is_said() -> None:
+    state = {"weight": torch.ones(1, 17, 4)}
+    model = nn.Module()
+    model.register_parameter("weight", nn.Parameter(torch.zeros(1, 17, 4)))
+    for adapter, idle in (
+        (ResizePositions(), True),
+        (ResizePositions(1, (4, 4), (2, 8)), False),
+        (InputChannels(), True),
+        (Rows(axis=1), True),
+        (Rows(tuple(range(17)), axis=1), False),
+    ):
+        account = initialize(model, Rule(Name("**"), Pretrained(state, adapt={"**": adapter}))).loads[0]
+        assert account.adapted == (("weight", f"{adapter}{', which has nothing to change' if idle else ''}"),)
+
+
+def test_resizing_to_the_same_size_is_nothing() -> None:
+    for adapter, shape in ((ResizeVocabulary(), (9, 2)), (ResizeRelativeBias(), (9, 2)), (ResizePatches(), (2, 3, 3))):
+        table = torch.randn(shape)
+        assert not adapter.changes([shape], shape)
+        assert torch.equal(adapter.adapt([table], shape, "w"), table)
+    assert ResizeRelativeBias(file=(2, 2), site=(1, 5)).changes([(9, 2)], (9, 2))
+
+
+def test_square_weights_among_transposed_ones_are_pointed_out() -> None:
+    """All of GPT-2's layers keep their weights transposed, and the shape of the square ones does not show it."""
+    model = nn.ModuleDict({"fc": nn.Linear(4, 6, bias=False), "proj": nn.Linear(4, 4, bias=False)})
+    state = {"fc.weight": torch.randn(4, 6), "proj.weight": torch.randn(4, 4)}
+    note = "square, so they fit transposed or not, and are taken as they are: proj.weight"
+    for rules, notes in (
+        ({"fc.weight": Transpose()}, (note,)),
+        ({}, (note,)),
+        ({"**": Transpose()}, ()),
+    ):
+        made = make_plan(sites(model), [Rule(Name("**"), Pretrained(state, adapt=rules))])
+        assert made.loads[0].notes == notes
 
 
 def test_a_file_that_changed_since_the_plan() -> None:

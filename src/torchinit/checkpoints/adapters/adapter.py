@@ -75,6 +75,11 @@ class Adapter(Spelled, ABC):
                 f"but the site has {list(shape)}"
             )
 
+    def changes(self, shapes: Sequence[Size], shape: Size) -> bool:
+        """Whether there is anything to do: what only resizes leaves tensors alone that have the size already."""
+        del shapes, shape
+        return True
+
     @abstractmethod
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
         """The site's whole value, of ``shape``, from the tensors that it ``wants``, in that order."""

@@ -18,7 +18,7 @@ class Transpose(Adapter):
     """Dimension i of the site is dimension ``axes[i]`` of the file: GPT-2's ``Conv1D`` and a Linear, either way.
 
     ``(3, 2, 0, 1)`` makes the convolution of TensorFlow, (h, w, in, out), one of PyTorch; ``(0, 2, 1)``
-    transposes each expert of a stack.
+    transposes each expert of a stack. A square weight fits transposed or not: only its glob tells.
 
     >>> Transpose().makes([(768, 3072)], "mlp.c_fc.weight")
     (3072, 768)

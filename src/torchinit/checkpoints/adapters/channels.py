@@ -48,6 +48,9 @@ class InputChannels(Adapter):
         (seen,) = shapes
         check_same(self, seen, shape, free={self.axis})
 
+    def changes(self, shapes: Sequence[Size], shape: Size) -> bool:
+        return shapes[0] != shape
+
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
         (weight,) = tensors
         have, want = weight.shape[self.axis], shape[self.axis]

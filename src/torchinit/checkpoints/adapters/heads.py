@@ -68,6 +68,9 @@ class Rows(Adapter):
         if most > have:
             raise ValueError(f"{self} needs at least {most} rows for a site of {list(shape)}, but got {list(seen)}")
 
+    def changes(self, shapes: Sequence[Size], shape: Size) -> bool:
+        return self.indices is not None or shapes[0] != shape
+
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
         (tensor,) = tensors
         if self.indices is None:

@@ -40,6 +40,9 @@ class ResizePatches(Adapter):
             raise ValueError(f"{self} needs a site of at least 3 dimensions, but it has {list(shape)}")
         check_same(self, seen, shape, free={len(shape) - 2, len(shape) - 1})
 
+    def changes(self, shapes: Sequence[Size], shape: Size) -> bool:
+        return shapes[0] != shape
+
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
         (weight,) = tensors
         old, new = tuple(weight.shape[-2:]), shape[-2:]

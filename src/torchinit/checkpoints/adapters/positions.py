@@ -66,6 +66,10 @@ class ResizePositions(Adapter):
             )
         return given or (side, side)
 
+    def changes(self, shapes: Sequence[Size], shape: Size) -> bool:
+        old, new = self._grids(shapes[0], shape)
+        return old != new
+
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
         (table,) = tensors
         old, new = self._grids(tuple(table.shape), shape)
@@ -126,6 +130,10 @@ class ResizeRelativeBias(Adapter):
                 f"{rows} rows with extra={self.extra} are no square window; give {what}=(h, w) or another extra"
             )
         return side, side
+
+    def changes(self, shapes: Sequence[Size], shape: Size) -> bool:
+        old, new = self._grids(shapes[0], shape)
+        return old != new
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
         (table,) = tensors

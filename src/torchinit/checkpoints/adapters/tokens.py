@@ -52,6 +52,9 @@ class ResizeVocabulary(Adapter):
             raise ValueError(f"{self} needs a site of 1 or 2 dimensions, but it has {list(shape)}")
         check_same(self, seen, shape, free={0})
 
+    def changes(self, shapes: Sequence[Size], shape: Size) -> bool:
+        return shapes[0] != shape
+
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
         (table,) = tensors
         have, want = table.shape[0], shape[0]
