@@ -497,7 +497,24 @@ BAD: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: Pretrained("a", on_shape={"a": "crop"}), ValueError, "on_shape must be one of error, skip"),  # type: ignore[dict-item]
     (lambda: Pretrained("a", adapt=Drop()), TypeError, "adapt gives an adapter to each glob, "),  # type: ignore[arg-type]
     (lambda: Pretrained("a", adapt={"b": "Drop"}), TypeError, r"adapt\['b'\] must be an adapter "),  # type: ignore[dict-item]
-    (lambda: Pretrained("a", expect_missing="a..b"), ValueError, "a name is dotted text"),
+    (lambda: Pretrained("a", expect_missing="a..b"), ValueError, "expect_missing: a name is dotted text"),
+    (lambda: Pretrained("a", expect_missing={"b"}), TypeError, "expect_missing must be text or a list, but got {'b'}"),  # type: ignore[arg-type]
+    (lambda: Pretrained("a", expect_missing=(3,)), TypeError, "expect_missing: a name is text, but got 3"),  # type: ignore[arg-type]
+    (lambda: Pretrained("a", on_shape=None), ValueError, "on_shape must be one of error, skip, but got None"),  # type: ignore[arg-type]
+    (lambda: Pretrained("a", on_shape=["skip"]), ValueError, "on_shape must be one of error, skip"),  # type: ignore[arg-type]
+    (lambda: Pretrained("a", on_shape={3: "skip"}), TypeError, "on_shape: a name is text, but got 3"),  # type: ignore[dict-item]
+    (lambda: Pretrained("a", adapt={"a..b": Drop()}), ValueError, "adapt: a name is dotted text"),
+    (lambda: Pretrained("a", prefix=3), TypeError, "prefix must be text, but got 3"),  # type: ignore[arg-type]
+    (lambda: Pretrained("a", part=True), TypeError, "part must be text, but got True"),  # type: ignore[arg-type]
+    (lambda: Pretrained("a", sha256=b"0" * 64), TypeError, "sha256 must be text, but got b'0"),  # type: ignore[arg-type]
+    (lambda: Pretrained("a", finite=0), TypeError, "finite must be true or false, but got 0"),  # type: ignore[arg-type]
+    (lambda: Pretrained("a", lock="no"), TypeError, "lock must be true or false, but got 'no'"),  # type: ignore[arg-type]
+    (lambda: Pretrained("a", dtype="float33"), TypeError, "dtype must be a torch.dtype or the name of one, but got"),  # type: ignore[arg-type]
+    (lambda: Pretrained("a", dtype=float), TypeError, "dtype must be a torch.dtype or the name of one, but got"),  # type: ignore[arg-type]
+    (lambda: Pretrained("a", dtype=torch.int8), ValueError, "dtype rounds floats, so it must hold floats, but got"),
+    (lambda: Pretrained("a", map_location=3), TypeError, "map_location must be the name of a device, but got 3"),  # type: ignore[arg-type]
+    (lambda: Pretrained("a", map_location="meta"), ValueError, "map_location: adapters need values"),
+    (lambda: Pretrained(""), ValueError, "a checkpoint needs a path or an address, but got ''"),
     (lambda: Pretrained("a", sha256="abc"), ValueError, "sha256 must be 64 hexadecimal digits"),
     (lambda: Pretrained("a", rename=(("(", ""),)), ConfigError, "is no rename"),
     (lambda: Pretrained("a", map_location="here"), ValueError, "map_location: "),
@@ -511,6 +528,27 @@ def test_arguments_that_cannot_be(number: int) -> None:
     make, error, text = BAD[number]
     with pytest.raises(error, match=text):
         make()
+
+
+@pytest.mark.parametrize(
+    "pairs", [3, None, "ab", ["ab"], [("a",)], [("a", 3)], [("a", "b", "c")], {"a": 3}, [None]], ids=repr
+)
+def test_renames_that_are_no_pairs(pairs: Any) -> None:
+    with pytest.raises(TypeError, match=r"rename is a list of \(pattern, replacement\), but got"):
+        Pretrained("a", rename=pairs)
+
+
+def test_arguments_are_kept_as_plain_data() -> None:
+    said: Any = {
+        "rename": {"a": "b"},
+        "dtype": "bfloat16",
+        "map_location": torch.device("cpu"),
+        "expect_missing": ["a"],
+    }
+    init = Pretrained("a", **said)
+    assert (init.rename, init.dtype, init.map_location) == ((("a", "b"),), torch.bfloat16, "cpu")
+    assert init.missing_globs == ("a",)
+    assert Pretrained("a", rename=[]) == Pretrained("a")  # type: ignore[arg-type]
 
 
 def test_mistakes_in_a_recipe_come_with_their_place() -> None:

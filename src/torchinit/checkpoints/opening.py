@@ -32,8 +32,10 @@ class InMemory:
     def wrap(cls, source: object) -> str | InMemory:
         """What a rule can hold of a source: text as it is, anything else in here.
 
-        Raises TypeError for what is no source.
+        Raises TypeError for what is no source, ValueError for empty text.
         """
+        if source == "":
+            raise ValueError("a checkpoint needs a path or an address, but got ''")
         if isinstance(source, (str, os.PathLike)):
             return os.fspath(source)
         if isinstance(source, (Mapping, nn.Module, Checkpoint)):

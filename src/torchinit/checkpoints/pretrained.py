@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, cast, final
+from typing import Literal, TypeAlias, final
 
 import torch
 
 from torchinit.checkpoints.adapters import Adapter
-from torchinit.checkpoints.keymaps import KeyMap
+from torchinit.checkpoints.keymaps import KeyMap, Renames
 from torchinit.checkpoints.loaded import Source
 from torchinit.checkpoints.matching import Search
 from torchinit.checkpoints.opening import InMemory
 from torchinit.core.accounts import Account
-from torchinit.core.arguments import choice
-from torchinit.core.globs import check_glob
+from torchinit.core.arguments import choice, text, truth
+from torchinit.core.globs import check_globs
 from torchinit.core.loaders import Loader, Lookup
 from torchinit.core.maps import FrozenMap
 from torchinit.core.sites import Site
@@ -46,7 +47,8 @@ class Pretrained(Loader):
     enough, and a lock file (TORCHINIT_LOCK) must have the hashes of the files that it names. ``lock=False`` lets
     later rules write over what is loaded. ``map_location`` is the device on which adapters work.
 
-    Raises ValueError for arguments that cannot be; what is wrong with the file is found when a plan is made.
+    Raises TypeError or ValueError for arguments that cannot be; what is wrong with the file shows when a plan is
+    made.
 
     >>> from torchinit import Name, Rule, make_plan
     >>> rule = Rule(Name("**"), Pretrained({"net.weight": torch.ones(2)}, prefix="net"))
@@ -69,22 +71,26 @@ class Pretrained(Loader):
 
     def __post_init__(self) -> None:
         _set(self, "checkpoint", InMemory.wrap(self.checkpoint))
-        _set(self, "rename", tuple((str(old), str(new)) for old, new in _pairs(self.rename)))
+        for name in ("prefix", "part", "sha256"):
+            text(name, getattr(self, name))
+        for name in ("finite", "lock"):
+            truth(name, getattr(self, name))
+        _set(self, "map_location", _device(self.map_location))
+        _set(self, "rename", _pairs(self.rename))
+        _set(self, "dtype", _dtype(self.dtype))
         _check_adapt(self.adapt)
         _set(self, "adapt", FrozenMap(self.adapt))
         if isinstance(self.expect_missing, list):
             _set(self, "expect_missing", tuple(self.expect_missing))
-        if isinstance(self.on_shape, str):
-            choice("on_shape", self.on_shape, OnShape)
-        else:
+        if isinstance(self.on_shape, Mapping):
             _set(self, "on_shape", FrozenMap(self.on_shape))
-            for what in self.on_shape.values():
-                choice("on_shape", what, OnShape)
-        for glob in (*self.missing_globs, *self.shape_globs, *self.adapt):
-            check_glob(glob)
-        if self.sha256 is not None and not _is_hash(self.sha256):
+        for what in self.shape_globs.values():
+            choice("on_shape", what, OnShape)
+        check_globs("expect_missing", self.missing_globs)
+        check_globs("on_shape", self.shape_globs)
+        check_globs("adapt", self.adapt)
+        if self.sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", self.sha256):
             raise ValueError(f"sha256 must be 64 hexadecimal digits, but got {self.sha256!r}")
-        _check_device(self.map_location)
         self.keymap()
 
     def keymap(self) -> KeyMap:
@@ -98,7 +104,7 @@ class Pretrained(Loader):
     @property
     def shape_globs(self) -> Mapping[str, OnShape]:
         """What to do where shapes differ, by glob."""
-        return {"**": self.on_shape} if isinstance(self.on_shape, str) else self.on_shape
+        return self.on_shape if isinstance(self.on_shape, Mapping) else {"**": self.on_shape}
 
     def look_up(self, matched: Sequence[tuple[Site, Site]], known: Sequence[Site]) -> Lookup:
         try:
@@ -107,20 +113,45 @@ class Pretrained(Loader):
             return Lookup({}, Account(masked(str(self.checkpoint)), failure=str(error)))
 
 
-def _check_device(text: str) -> None:
-    try:
-        torch.device(text)
-    except RuntimeError as error:
-        raise ValueError(f"map_location: {str(error).splitlines()[0]}") from None
-
-
 def _set(value: object, name: str, item: object) -> None:
     object.__setattr__(value, name, item)
 
 
-def _pairs(rename: object) -> Iterable[Any]:
-    """Renames of a list of pairs, or of a dict."""
-    return rename.items() if isinstance(rename, Mapping) else cast("Iterable[Any]", rename)
+def _device(place: object) -> str:
+    """The device as text. Raises TypeError for what names none, ValueError where there is no such device."""
+    if not isinstance(place, (str, torch.device)):
+        raise TypeError(f"map_location must be the name of a device, but got {place!r}")
+    try:
+        device = torch.device(place)
+    except RuntimeError as error:
+        raise ValueError(f"map_location: {str(error).splitlines()[0]}") from None
+    if device.type == "meta":
+        raise ValueError("map_location: adapters need values, and there are none on the meta device")
+    return str(place)
+
+
+def _dtype(said: object) -> torch.dtype | None:
+    """The dtype of that name. Raises TypeError for what is no dtype, ValueError for one that does not hold floats."""
+    if said is None:
+        return None
+    dtype = getattr(torch, said, None) if isinstance(said, str) else said
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"dtype must be a torch.dtype or the name of one, but got {said!r}")
+    if not (dtype.is_floating_point or dtype.is_complex):
+        raise ValueError(f"dtype rounds floats, so it must hold floats, but got {dtype}")
+    return dtype
+
+
+def _pairs(rename: object) -> Renames:
+    """Renames of a list of pairs, or of a dict. Raises TypeError for anything else."""
+    pairs = [*rename.items()] if isinstance(rename, Mapping) else rename
+    if not (isinstance(pairs, (list, tuple)) and all(map(_is_pair, pairs))):
+        raise TypeError(f"rename is a list of (pattern, replacement), but got {rename!r}")
+    return tuple((old, new) for old, new in pairs)
+
+
+def _is_pair(item: object) -> bool:
+    return isinstance(item, (list, tuple)) and len(item) == 2 and all(isinstance(one, str) for one in item)
 
 
 def _check_adapt(adapt: object) -> None:
@@ -130,7 +161,3 @@ def _check_adapt(adapt: object) -> None:
     for glob, adapter in adapt.items():
         if not isinstance(adapter, Adapter):
             raise TypeError(f"adapt[{glob!r}] must be an adapter such as InputChannels(), but got {adapter!r}")
-
-
-def _is_hash(text: str) -> bool:
-    return len(text) == 64 and all(digit in "0123456789abcdef" for digit in text.lower())

@@ -34,6 +34,24 @@ def is_whole(value: object, least: int = 1) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
+def text(name: str, value: object) -> None:
+    """Raises TypeError unless the value is text, or None.
+
+    >>> text("prefix", "backbone")
+    """
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"{name} must be text, but got {value!r}")
+
+
+def truth(name: str, value: object) -> None:
+    """Raises TypeError unless the value is true or false.
+
+    >>> truth("lock", value=False)
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be true or false, but got {value!r}")
+
+
 def choice(name: str, value: object, choices: object) -> None:
     """Raises ValueError unless the value is one of a Literal's.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 
 
@@ -15,6 +16,20 @@ def check_glob(glob: object) -> None:
         raise TypeError(f"a name is text, but got {glob!r}")
     if "" in glob.split("."):
         raise ValueError(f"a name is dotted text such as 'layers.*.weight', but got {glob!r}")
+
+
+def check_globs(argument: str, globs: object) -> None:
+    """Raises TypeError or ValueError for what is no list of globs; the text begins with the argument's name.
+
+    >>> check_globs("adapt", ["head.**"])
+    """
+    if not isinstance(globs, (list, tuple, Mapping)):
+        raise TypeError(f"{argument} must be text or a list, but got {globs!r}")
+    for glob in globs:
+        try:
+            check_glob(glob)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{argument}: {error}") from None
 
 
 def glob_matches(glob: str, name: str) -> bool:
