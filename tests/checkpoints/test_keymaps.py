@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.strategies import names
 from torchinit import ConfigError
-from torchinit.checkpoints.guesses import by_case, guess
+from torchinit.checkpoints.guesses import Shapes, by_case, guess
 from torchinit.checkpoints.keymaps import KeyMap, revised
 from torchinit.core.names import WRAPPERS
 
@@ -23,6 +23,12 @@ CASES = [
     (KeyMap(rename=((r"layer(\d+)", r"blocks.\1"),)), "layer3.w", "blocks.3.w"),
     (KeyMap(), "module._orig_mod.fc._fsdp_wrapped_module.weight", "fc.weight"),
     (KeyMap("module.net"), "module.net.module.fc.weight", "fc.weight"),
+    (KeyMap("net"), "module._orig_mod.net.module.fc.weight", "fc.weight"),
+    (KeyMap("module.net"), "_orig_mod.net.fc.weight", "fc.weight"),
+    (KeyMap("module"), "fc.weight", None),
+    (KeyMap("net"), "module.head.weight", None),
+    (KeyMap(rename=(("^net[.]", "trunk."), ("gamma$", "weight"))), "module.net.fc.gamma", "trunk.fc.weight"),
+    (KeyMap(rename=(("^module[.]net[.]", "a."),)), "module.net.fc.weight", "a.fc.weight"),
 ]
 
 
@@ -40,12 +46,15 @@ def test_wrappers_never_matter(name: str, wrappers: list[str], data: st.DataObje
 
 
 def test_a_key_of_its_own_comes_before_an_unwrapped_one() -> None:
-    table, clashes = KeyMap().table(["module.fc.weight", "fc.weight"])
-    assert (table, clashes) == ({"fc.weight": "fc.weight"}, {})
-    table, clashes = KeyMap().table(["module.fc.weight", "_orig_mod.fc.weight"])
-    assert clashes == {"fc.weight": ["module.fc.weight", "_orig_mod.fc.weight"]}
-    _, clashes = KeyMap(rename=(("[ab]", "c"),)).table(["a.weight", "b.weight"])
-    assert clashes == {"c.weight": ["a.weight", "b.weight"]}
+    found = KeyMap().names(["module.fc.weight", "fc.weight"])
+    assert (found.keys, found.clashes) == ({"fc.weight": "fc.weight"}, {})
+    found = KeyMap("net").names(["module.net.fc.weight", "net.fc.weight", "head.weight"])
+    assert (found.keys, found.clashes) == ({"fc.weight": "net.fc.weight"}, {})
+    assert found.names == {"module.net.fc.weight": "fc.weight", "net.fc.weight": "fc.weight"}
+    found = KeyMap().names(["module.fc.weight", "_orig_mod.fc.weight"])
+    assert found.clashes == {"fc.weight": ["module.fc.weight", "_orig_mod.fc.weight"]}
+    found = KeyMap(rename=(("[ab]", "c"),)).names(["a.weight", "b.weight"])
+    assert found.clashes == {"c.weight": ["a.weight", "b.weight"]}
 
 
 @pytest.mark.parametrize("pair", [("(", ""), ("a", r"\1"), ("a", r"\g<x>")])
@@ -69,9 +78,13 @@ def moved(old: str, new: str) -> dict[str, tuple[int, ...]]:
 GUESSES = [
     (moved("", "backbone."), "with prefix='backbone.' 3 of 3 match"),
     (moved("", "model.net."), "with prefix='model.net.' 3 of 3 match"),
-    (moved("stem.", ""), "with rename=[('^', 'stem.')] 2 of 3 match"),
-    (moved("stem.", "trunk."), "with prefix='trunk.' and rename=[('^', 'stem.')] 2 of 3 match"),
+    (moved("stem.", ""), "with rename=[['^', 'stem.']] 2 of 3 match"),
+    (moved("stem.", "trunk."), "with rename=[['^trunk[.]', 'stem.']] 2 of 3 match"),
+    ({**moved("stem.", "Stem."), **moved("head.", "head.")}, "with rename=[['^Stem[.]', 'stem.']] 3 of 3 match"),
+    ({**moved("stem.", "a.stem."), **moved("head.", "head.")}, "with rename=[['^a[.]', '']] 3 of 3 match"),
     ({**moved("", "a."), **moved("stem.", "b.stem.")}, "with prefix='a.' 3 of 3 match"),
+    (moved("", "module.net._orig_mod."), "with prefix='net.' 3 of 3 match"),
+    (moved("", "a-b(c."), "with prefix='a-b(c.' 3 of 3 match"),
 ]
 
 
@@ -87,8 +100,40 @@ def test_a_guess_must_gain_something_and_fit_in_shape() -> None:
 
 
 def test_old_names_of_layer_norms() -> None:
-    found = guess({"norm.weight": (2,), "norm.bias": (2,)}, {"norm.gamma": (2,), "norm.beta": (2,)}, 0)
-    assert str(found) == "with rename=[('[.]gamma$', '.weight'), ('[.]beta$', '.bias')] 2 of 2 match"
+    model = {"norm.weight": (2,), "norm.bias": (2,), "fc.bias": (3,)}
+    found = guess(model, {"norm.gamma": (2,), "norm.beta": (2,), "fc.bias": (3,)}, 1)
+    assert str(found) == "with rename=[['[.]gamma$', '.weight'], ['[.]beta$', '.bias']] 3 of 3 match"
+    found = guess(model, {"bert.norm.gamma": (2,), "bert.norm.beta": (2,), "bert.fc.bias": (3,)}, 0)
+    assert str(found) == "with prefix='bert.', rename=[['[.]gamma$', '.weight'], ['[.]beta$', '.bias']] 3 of 3 match"
+
+
+def test_next_to_nothing_is_no_guess() -> None:
+    model = {f"block{n}.weight": (n, 1) for n in range(50)}
+    other = {f"layer{n}.kernel": (n, 2) for n in range(50)} | {"fc.weight": (7, 1)}
+    assert guess(model, other, 0) is None
+
+
+shapes = st.dictionaries(names(), st.sampled_from([(1,), (2,), (2, 3)]), min_size=1, max_size=8)
+
+
+@given(shapes, shapes, st.sampled_from(["", "net.", "module.net.", "a.b."]), st.sampled_from(["", "trunk.", "b."]))
+def test_a_guess_keeps_its_promise(model: Shapes, other: Shapes, old: str, new: str) -> None:
+    keys = {**other, **{f"{old}{name.removeprefix(new)}": shape for name, shape in model.items()}}
+    found = guess(model, keys, 0)
+    if found is not None:
+        held = KeyMap(found.prefix, found.rename).names(keys)
+        fitting = [name for name, key in held.keys.items() if model.get(name) == keys[key] and name not in held.clashes]
+        assert len(fitting) == found.matching > 0
+        assert found.wanted == len(model)
+
+
+def test_a_guess_for_thousands_of_experts_asks_a_sample() -> None:
+    tails = [
+        f"layers.{layer}.experts.{expert}.w{n}.weight" for layer in range(8) for expert in range(64) for n in "123"
+    ]
+    model = dict.fromkeys(tails, (4, 4))
+    found = guess(model, {f"model.{name}": (4, 4) for name in tails}, 0)
+    assert str(found) == "with prefix='model.' 1536 of 1536 match"
 
 
 @given(st.sets(names(), min_size=1, max_size=8), names())

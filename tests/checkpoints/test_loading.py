@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from torchinit import BaseModule, CheckpointError
-from torchinit.checkpoints import load_pretrained, read_checkpoint
+from torchinit.checkpoints import load_checkpoint, load_pretrained, read_checkpoint
 
 
 def state(value: float) -> dict[str, torch.Tensor]:
@@ -52,8 +53,10 @@ def test_prefix(tmp_path: Path) -> None:
     net = Net()
     assert load_pretrained(net, str(tmp_path / "a.pth"), prefix="backbone").found == 2
     assert net.fc.weight.unique().tolist() == [2.0]
-    with pytest.raises(AssertionError, match=r"neck\. is not in the pretrained model"):
+    with pytest.raises(AssertionError, match=r"neck\. is not in the pretrained model$"):
         load_pretrained(net, str(tmp_path / "a.pth"), prefix="neck")
+    with pytest.raises(AssertionError, match=r"bakbone\. is not in the pretrained model; did you mean 'backbone\.'\?"):
+        load_pretrained(net, str(tmp_path / "a.pth"), prefix="bakbone")
 
 
 def test_nothing_that_fits_is_loud_and_names_the_remedy(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -63,6 +66,42 @@ def test_nothing_that_fits_is_loud_and_names_the_remedy(tmp_path: Path, caplog: 
     torch.save({"model": state(2.0)}, tmp_path / "b.pth")
     load_pretrained(Net(), str(tmp_path / "b.pth"))
     assert "under the key 'model'" in caplog.messages[-1]
+
+
+REMEDIES = [
+    ("backbone.{}", "With prefix='backbone.' 2 of 2", "With revise_keys=[['^backbone[.]', '']] 2 of 2"),
+    ("module.net.{}", "With prefix='module.net.' 2 of 2", "With revise_keys=[['^module[.]net[.]', '']] 2 of 2"),
+    ("{}", "With load_checkpoint(..., revise_keys=[['^', 'net.']]) 2 of 2", "With revise_keys=[['^', 'net.']] 2 of 2"),
+    ("other_{}x", "The file has other_fc.weightx, other_fc.biasx; the model has", "The file has other_fc.weightx"),
+]
+
+
+@pytest.mark.parametrize(("form", "pretrained", "checkpoint"), REMEDIES)
+def test_the_remedy_is_in_the_words_of_the_function_that_was_called(
+    form: str, pretrained: str, checkpoint: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = str(tmp_path / "a.pth")
+    torch.save({form.format(key): value for key, value in state(2.0).items()}, path)
+    net: Any = nn.ModuleDict({"net": Net()}) if form == "{}" else Net()
+    load_pretrained(net, path)
+    assert f"0 of 2 tensors match the model. {pretrained}" in caplog.messages[-1]
+    load_checkpoint(net, path, revise_keys=[])
+    assert f"0 of 2 tensors match the model. {checkpoint}" in caplog.messages[-1]
+    if said := re.search(r"revise_keys=(\[.*\]) 2 of 2", caplog.messages[-1]):
+        load_checkpoint(net, path, strict=True, revise_keys=eval(said[1]))
+    if said := re.search(r"prefix='(.*)' 2 of 2", pretrained):
+        assert load_pretrained(net, path, prefix=said[1]).found == 2
+
+
+def test_nothing_is_loaded_into_a_model_on_meta(tmp_path: Path) -> None:
+    torch.save(state(2.0), tmp_path / "a.pth")
+    with torch.device("meta"):
+        net = Net()
+    for load in (load_pretrained, load_checkpoint):
+        with pytest.raises(
+            CheckpointError, match=r"is on the meta device \(fc.weight, fc.bias\).* torchinit.materialize"
+        ):
+            load(net, str(tmp_path / "a.pth"))
 
 
 def test_the_counter_of_a_batch_norm_does_not_pass_for_a_loaded_tensor(

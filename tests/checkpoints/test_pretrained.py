@@ -215,11 +215,12 @@ def test_what_is_missing_stays_with_its_other_rules_and_is_said(caplog: pytest.L
 def test_shapes_that_differ() -> None:
     with pytest.raises(CheckpointError) as caught:
         plan(Net(7), whole(trained()))
-    offered = "ResizeVocabulary, Labels or Drop can adapt it"
-    assert caught.value.problems == (
-        f"dict in memory: head.weight has shape [7, 4], but the file [5, 4]; {offered}",
-        f"dict in memory: head.bias has shape [7], but the file [5]; {offered}",
-    )
+    assert str(caught.value).splitlines() == [
+        "dict in memory: 2 sites of 10 do not fit.",
+        "    head.weight has shape [7, 4], but the file [5, 4]; ResizeVocabulary, Labels or Drop can adapt it",
+        "    head.bias has shape [7], but the file [5]; ResizeVocabulary, Labels or Drop can adapt it",
+        "    on_shape='skip' leaves what has another shape to its other rules",
+    ]
     assert plan(Net(7), whole(trained(), on_shape="skip")).loads[0].found == 8
     with pytest.raises(CheckpointError, match=r"head.bias has shape"):
         plan(Net(7), whole(trained(), on_shape={"head.*": "skip", "head.bias": "error"}))
@@ -252,6 +253,8 @@ def test_an_adapter_for_no_site_is_said_with_the_near_name(caplog: pytest.LogCap
     assert caught.value.problems[-1] == text
     with pytest.raises(CheckpointError, match=r"on_shape: 'tabel.weight' matches no site; did you mean 'table.weight'"):
         plan(Net(), whole(trained(), on_shape={"tabel.weight": "skip"}), strict=True)
+    with pytest.raises(CheckpointError, match=r"expect_missing: 'haed.bias' matches no site; did you mean 'head.bias'"):
+        plan(Net(), whole(without("head.bias"), expect_missing="haed.bias"))
 
 
 def test_a_prefix_too_many() -> None:
@@ -304,8 +307,47 @@ def test_a_file_that_is_no_checkpoint_is_a_problem_of_the_plan(tmp_path: Path) -
         "is a web page, not weights: the address gave a page (a login? an error?) instead of the file",
         "no/such.pth can not be found.",
     ]
-    with pytest.raises(PlanError, match=r"no rule for"):
+    with pytest.raises(CheckpointError, match=r"2 problems with checkpoints"):
         made.check(complete=True)
+    assert [site for account in made.loads for site in account.missing] == [site.name for site in sites(Net())] * 2
+
+
+def test_what_a_checkpoint_is_blamed_for_is_not_told_again() -> None:
+    rule = whole({f"backbone.{key}": value for key, value in trained().items()})
+    with pytest.raises(CheckpointError, match=r"^dict in memory: 0 of 10 tensors .*\n    Every key .* 10 of 10 match$"):
+        plan(Net(), rule, complete=True)
+    with pytest.raises(CheckpointError, match=r"^dict in memory: 1 site of 10 is not in the file"):
+        plan(Net(), whole(without("head.bias")), complete=True)
+    with pytest.raises(PlanError) as caught:
+        plan(Net(), Rule(Name("stem.**"), Pretrained({"a": torch.ones(1)})), complete=True)
+    assert [text.splitlines()[0] for text in caught.value.problems] == [
+        "dict in memory: 0 of 2 tensors match the model.",
+        *(f"no rule for {name}" for name in ("norm.weight", "norm.bias", "table.weight", "head.weight", "head.bias")),
+    ]
+
+
+def test_another_model_altogether_is_shown_by_names_of_both() -> None:
+    state = {f"layer{n}.kernel": torch.ones(n) for n in range(1, 9)}
+    with pytest.raises(CheckpointError) as caught:
+        plan(Net(), whole(state))
+    assert str(caught.value).splitlines()[1].strip() == (
+        "The file has layer1.kernel, layer2.kernel, layer3.kernel and 5 more;"
+        " the model has stem.weight, stem.bias, norm.weight and 6 more"
+    )
+
+
+def test_the_guess_is_in_the_account_as_arguments() -> None:
+    state = {f"module.net.{key}": value for key, value in trained().items()}
+    (account,) = make_plan(sites(Net()), [whole(state)]).loads
+    assert account.guess is not None
+    assert (account.guess.prefix, account.guess.matching) == ("net.", 10)
+    assert plan(Net(), whole(state, prefix=account.guess.prefix, rename=account.guess.rename)).loads[0].complete
+
+
+def test_a_prefix_is_found_below_wrappers() -> None:
+    state = {f"module._orig_mod.net.{key}": value for key, value in trained().items()}
+    assert plan(Net(), whole(state, prefix="net")).loads[0].complete
+    assert plan(nn.DataParallel(Net()), whole(state, rename=[("^net[.]", "")])).loads[0].complete
 
 
 # --- locks and ties ------------------------------------------------------------------------------------------------
@@ -315,9 +357,10 @@ def test_what_is_loaded_is_locked() -> None:
     later = Rule(Name("head.*"), Constant(0.0))
     with pytest.raises(PlanError) as caught:
         plan(Net(), [whole(trained()), later])
-    assert caught.value.problems[0] == (
-        "rules[0] loads 'head.weight' (head.weight of dict in memory), and rules[1] (Name('head.*') -> Constant(0))"
-        " would write over it. Put rules[0] last, exclude the site from rules[1], or say lock = false in rules[0]"
+    (text,) = caught.value.problems
+    assert text == (
+        "rules[0] loads 2 sites, and rules[1] (Name('head.*') -> Constant(0)) would write over them: head.weight,"
+        " head.bias. Put rules[0] last, exclude them from rules[1], or say lock = false in rules[0]"
     )
     model = Net()
     initialize(model, [whole(trained(), lock=False), later])
@@ -352,7 +395,9 @@ def test_a_tied_tensor_under_either_name_or_both() -> None:
 def test_a_tied_tensor_with_two_values_is_an_error_before_anything_is_written() -> None:
     values, model = torch.arange(12.0).view(4, 3), Tied()
     before = model.head.weight.detach().clone()
-    with pytest.raises(RunError, match=r"is one tensor in the model, but .* holds other values as 'head.weight'"):
+    with pytest.raises(
+        RunError, match=r"^1 site .*\n.* is one tensor in the model, but .* other values as 'head.weight'"
+    ):
         initialize(model, whole({"table.weight": values, "head.weight": values + 1}))
     assert torch.equal(model.head.weight, before)
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tests.strategies import names
 from torchinit import Account
+from torchinit.core.accounts import Guess
 
 FULL = Account("a.pth", loaded=("body.0.weight", "body.0.bias"), elements=(6, 6))
 PART = Account(
@@ -72,10 +73,30 @@ def test_problems() -> None:
     nothing = Account("a.pth", missing=("w", "b"), bare=("w", "b"), hints=("with prefix='x.' 2 of 2 match",))
     assert nothing.problems == ("a.pth: 0 of 2 tensors match the model.\n    with prefix='x.' 2 of 2 match",)
     wrong = replace(FULL, mismatched=(("w", "has shape [2], but the file [3]"),))
-    assert wrong.problems == ("a.pth: w has shape [2], but the file [3]",)
+    (text,) = wrong.problems
+    assert text == (
+        "a.pth: 1 site of 3 does not fit.\n    w has shape [2], but the file [3]\n"
+        "    on_shape='skip' leaves what has another shape to its other rules"
+    )
+    (kinds,) = replace(FULL, mismatched=tuple((f"w{n}", "is float32") for n in range(7))).problems
+    assert kinds.splitlines()[0] == "a.pth: 7 sites of 9 do not fit."
+    assert kinds.splitlines()[-2:] == ["    w4 is float32", "    and 2 more"]
     (bare,) = replace(PART, bare=PART.missing).problems
     assert "1 site of 5 is not in the file, and no other rule writes it: body.1.weight" in bare
     assert "with prefix='x.' 3 of 5 match" in bare
+
+
+def test_what_is_blamed_on_a_checkpoint() -> None:
+    assert replace(PART, bare=("w",)).blamed == {"w"}
+    assert PART.blamed == FULL.blamed == frozenset()
+    nothing = Account("a.pth", expected=("a",), mismatched=(("b", "x"),), declined=(("c", "y"),), bare=("d",))
+    assert nothing.blamed == {"a", "b", "c", "d"}
+    assert Account("a.pth", failure="a.pth: is empty", missing=("w",), bare=("w",)).blamed == {"w"}
+
+
+def test_a_file_that_could_not_be_read_has_no_table() -> None:
+    account = Account("a.pth", failure="a.pth: is empty", missing=("w", "b"))
+    assert account.table() == account.summary() == "a.pth: is empty"
 
 
 def test_what_other_rules_write_is_a_warning() -> None:
@@ -92,6 +113,7 @@ def test_there_and_back_through_json(loaded: list[str], missing: list[str], elem
     account = Account(
         "a.pth", loaded=tuple(loaded), missing=tuple(missing), casts=tuple((n, "x") for n in loaded), elements=elements
     )
+    account = replace(account, guess=Guess("x.", (("a", "b"),), 1, 2) if loaded else None)
     assert Account.from_dict(json.loads(json.dumps(account.to_dict()))) == account
     assert str(account) == account.table()
 

@@ -14,16 +14,26 @@ Renames = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
+class Names:
+    """What the keys of a file are called: ``keys`` by name, ``names`` by key, ``clashes`` the keys of one name."""
+
+    keys: Mapping[str, str]
+    names: Mapping[str, str]
+    clashes: Mapping[str, list[str]]
+
+
+@dataclass(frozen=True, slots=True)
 class KeyMap:
     """From a key of the file to a name of the model: the prefix cut off, the renames in turn, the wrappers dropped.
 
     ``prefix`` chooses the keys that begin with it. The renames are ``(pattern, replacement)`` as for ``re.sub``,
-    so ``("^", "backbone.")`` adds a prefix and ``("^model[.]", "net.")`` replaces one.
+    so ``("^", "backbone.")`` adds a prefix and ``("^model[.]", "net.")`` replaces one. Each is tried on the key as
+    it stands, and if that changes nothing, on the key without what wrappers put in.
 
     >>> KeyMap("backbone", (("gamma$", "weight"),)).name("backbone.module.norm.gamma")
     'norm.weight'
-    >>> KeyMap("backbone").name("head.weight") is None
-    True
+    >>> KeyMap("backbone").name("module.backbone.fc.weight"), KeyMap("backbone").name("head.weight")
+    ('fc.weight', None)
     """
 
     prefix: str = ""
@@ -32,7 +42,7 @@ class KeyMap:
     def __post_init__(self) -> None:
         wrong = [text for pattern, new in self.rename if (text := _fault(pattern, new))]
         if wrong:
-            raise ConfigError(f"rename: {wrong[0]}")
+            raise ConfigError(f"rename: {'; '.join(wrong)}")
 
     @property
     def start(self) -> str:
@@ -41,33 +51,43 @@ class KeyMap:
 
     def name(self, key: str) -> str | None:
         """What the key is called in the model; None where it lies outside of the prefix."""
-        return None if (bare := self.bare(key)) is None else unwrapped(bare)
+        found = self._found(key)
+        return found and found[0]
 
-    def bare(self, key: str) -> str | None:
-        """The key after prefix and renames, wrappers and all."""
-        if not key.startswith(self.start):
-            return None
-        key = key[len(self.start) :]
-        for pattern, new in self.rename:
-            key = re.sub(pattern, new, key)
-        return key
+    def names(self, keys: Iterable[str]) -> Names:
+        """What all keys are called. A key that is called so as it stands comes before one that is after unwrapping.
 
-    def table(self, keys: Iterable[str]) -> tuple[dict[str, str], dict[str, list[str]]]:
-        """The file's key for each name, and the names that several keys would have.
-
-        A key that is called so without a wrapper dropped comes before those that are called so after it.
+        >>> KeyMap().names(["module.fc.weight", "fc.weight"]).keys
+        {'fc.weight': 'fc.weight'}
         """
-        groups: dict[str, list[str]] = {}
-        exact: dict[str, str] = {}
+        names: dict[str, str] = {}
+        groups: tuple[dict[str, list[str]], dict[str, list[str]]] = ({}, {})
         for key in keys:
-            bare = self.bare(key)
-            if bare is not None:
-                groups.setdefault(unwrapped(bare), []).append(key)
-                if bare == unwrapped(bare):
-                    exact.setdefault(bare, key)
-        clashes = {name: held for name, held in groups.items() if len(held) > 1 and name not in exact}
-        clashes |= {name: held for name, held in groups.items() if sum(self.bare(key) == name for key in held) > 1}
-        return {name: exact.get(name, held[0]) for name, held in groups.items()}, clashes
+            if found := self._found(key):
+                names[key], own = found
+                groups[own].setdefault(names[key], []).append(key)
+        held = groups[False] | groups[True]
+        clashes = {name: several for name, several in held.items() if len(several) > 1}
+        return Names({name: several[0] for name, several in held.items()}, names, clashes)
+
+    def _found(self, key: str) -> tuple[str, bool] | None:
+        """What the key is called, and whether it is so without a wrapper dropped."""
+        plain = unwrapped(key)
+        start, own = self.start, True
+        if not key.startswith(start):
+            start, own = unwrapped(f"{start}x")[:-1], False
+            if plain == key or not start or not plain.startswith(start):
+                return None
+            key = plain
+        key = key[len(start) :]
+        for pattern, new in self.rename:
+            renamed = re.sub(pattern, new, key)
+            if renamed == key and (bare := unwrapped(key)) != key:
+                renamed = re.sub(pattern, new, bare)
+                own = own and renamed == bare
+            key = renamed
+        name = unwrapped(key)
+        return name, own and name == key
 
 
 def unwrapped(key: str) -> str:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 import re
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 
-from torchinit.checkpoints.guesses import guess
+from torchinit.checkpoints.guesses import Shapes, beginning, splits
 from torchinit.checkpoints.keymaps import Renames, revised
 from torchinit.checkpoints.loaders import CheckpointLoader, load, logger_of, read
 from torchinit.checkpoints.matching import kind_of
@@ -21,7 +21,7 @@ from torchinit.core.accounts import Account
 from torchinit.core.names import normalize
 from torchinit.core.tables import some
 from torchinit.core.transfers import magnitude
-from torchinit.errors import CheckpointError
+from torchinit.errors import CheckpointError, did_you_mean
 
 _log = logging.getLogger("torchinit")
 _MODULE: Final[Renames] = ((r"^module\.", ""),)
@@ -71,7 +71,7 @@ def load_checkpoint(
     held = _load_checkpoint(filename, map_location, logger)
     state = _weights(held, filename)
     account = _loaded(model, _revised(state, revise_keys), filename, strict, logger)
-    _warn_of_nothing(account, model, state, logger, "revise_keys")
+    _warn_of_nothing(account, model, state, logger, by="revise_keys")
     return held
 
 
@@ -84,7 +84,7 @@ def load_pretrained(module: nn.Module, source: str, prefix: str | None = None, m
     state = _weights(load(str(source), map_location, _log, mapped=True), source)
     chosen = _revised(state, _MODULE) if prefix is None else _below(state, prefix)
     account = _loaded(module, chosen, source, False, None)
-    _warn_of_nothing(account, module, state, None)
+    _warn_of_nothing(account, module, state, None, by="prefix")
     return account
 
 
@@ -94,7 +94,7 @@ def load_state_dict(
     """Loads the entries that fit by name and shape; the others are logged in one warning and counted.
 
     Wrappers are entered on every level, and the hooks that modules have for loading are run. Raises RuntimeError
-    where something does not fit and ``strict`` is set.
+    where something does not fit and ``strict`` is set, CheckpointError, which is one, for a model on meta.
 
     >>> model = nn.Linear(1, 1)
     >>> load_state_dict(model, {"weight": torch.ones(1, 1), "bias": torch.zeros(1)}).found
@@ -120,12 +120,18 @@ def _below(state: Mapping[str, Any], prefix: str) -> OrderedDict[str, Any]:
     dotted = prefix if prefix.endswith(".") else f"{prefix}."
     chosen = OrderedDict((key[len(dotted) :], value) for key, value in state.items() if key.startswith(dotted))
     if not chosen:
-        raise AssertionError(f"{dotted} is not in the pretrained model")
+        starts = {start for key in state for start, _ in splits(str(key)) if start}
+        raise AssertionError(f"{dotted} is not in the pretrained model{did_you_mean(dotted, starts)}")
     return chosen
 
 
 def _loaded(module: nn.Module, state: Mapping[str, Any], source: str, strict: bool, logger: Any) -> Account:
     """Copies what fits, tells what does not, and what is odd about the values."""
+    if meta := [key for key, tensor in _own(module).items() if tensor.is_meta]:
+        raise CheckpointError(
+            f"{source}: the model is on the meta device ({some(meta, 3)}), so there is nothing to load into; call"
+            " torchinit.materialize, or model.to_empty(device=...) first"
+        )
     missing, unexpected, mismatched = _copy(module, state)
     missing = [key for key in missing if "num_batches_tracked" not in key]
     text = _text(missing, unexpected, mismatched)
@@ -220,20 +226,35 @@ def _is_finite(tensor: Tensor) -> bool:
 
 
 def _warn_of_nothing(
-    account: Account, module: nn.Module, state: Mapping[str, Any], logger: Any, renames: str = "rename"
+    account: Account, module: nn.Module, state: Mapping[str, Any], logger: Any, *, by: Literal["prefix", "revise_keys"]
 ) -> None:
-    """Says loudly where nothing was loaded, and what would change that; ``renames`` is what the caller calls them."""
+    """Says loudly where nothing was loaded, and what would change that; ``by`` is the caller's argument for it."""
     if not account.found and account.wanted:
-        text, remedy = f"{account.source}: 0 of {account.wanted} tensors match the model.", _remedy(module, state)
-        logger_of(logger).warning("%s%s", text, remedy.replace("rename=", f"{renames}="))
+        text = f"{account.source}: 0 of {account.wanted} tensors match the model."
+        logger_of(logger).warning("%s%s", text, _remedy(module, state, by))
 
 
-def _remedy(module: nn.Module, state: Mapping[str, Any]) -> str:
-    """The key or prefix with which most of the model would be found."""
+def _remedy(module: nn.Module, state: Mapping[str, Any], by: str) -> str:
+    """The part, or the beginning of names, with which most of the model would be found."""
     own = {key: tuple(tensor.shape) for key, tensor in _own(module).items()}
     for key, value in state.items():
         if isinstance(value, Mapping) and own.keys() & set(map(str, value)):
             return f" Its weights are under the key {key!r}: save that part as a file of its own."
     keys = {str(key): tuple(value.shape) for key, value in state.items() if isinstance(value, Tensor)}
-    found = guess(own, keys, 0)
-    return f" W{str(found)[1:]}." if found else ""
+    (old, less), (new, more) = _beginning(keys, own), _beginning(own, keys)
+    if not less and not more:
+        return f" The file has {some([*keys], 3)}; the model has {some([*own], 3)}."
+    if less >= more and by == "prefix":
+        how = f"prefix={old!r}"
+    else:
+        pair = [beginning(old), ""] if less >= more else ["^", new]
+        how = f"revise_keys={[pair]}" if by == "revise_keys" else f"load_checkpoint(..., revise_keys={[pair]})"
+    return f" With {how} {max(less, more)} of {len(own)} match."
+
+
+def _beginning(names: Shapes, others: Shapes) -> tuple[str, int]:
+    """With what most of the names begin, before one of the others, and how many do."""
+    found = Counter(
+        start for name in names for start, rest in splits(name) if start and names[name] == others.get(rest)
+    )
+    return max(found.items(), key=lambda item: item[1], default=("", 0))

@@ -11,11 +11,11 @@ from torchinit.checkpoints.adapters import Adapter
 from torchinit.checkpoints.adapters.offers import offer
 from torchinit.checkpoints.adapters.pieces import pieces
 from torchinit.checkpoints.guesses import by_case, guess
-from torchinit.checkpoints.keymaps import KeyMap
+from torchinit.checkpoints.keymaps import KeyMap, unwrapped
 from torchinit.checkpoints.loaded import Loaded
 from torchinit.checkpoints.opening import opened
 from torchinit.checkpoints.readers import Info
-from torchinit.core.accounts import Account
+from torchinit.core.accounts import SHAPE, Account, Guess
 from torchinit.core.fills import Fill
 from torchinit.core.globs import glob_matches
 from torchinit.core.loaders import Lookup
@@ -66,7 +66,7 @@ class Search:
         for view, site in matched:
             self.groups.setdefault(site.name, []).append(view)
         self.checkpoint = opened(rule.checkpoint, part=rule.part, sha256=rule.sha256)
-        self.names, self.clashes = rule.keymap().table(self.checkpoint.keys())
+        self.names = rule.keymap().names(self.checkpoint.keys())
         self.used: set[str] = set()
         self.loaded: list[str] = []
         self.adapted: list[tuple[str, str]] = []
@@ -92,9 +92,9 @@ class Search:
 
     def _search(self, views: list[Site]) -> Loaded | None:
         """The fill of a site, None where the checkpoint has none for it."""
-        site = views[0]
-        key, adapter = self._adapter(views)
-        held = tuple(self.names[view.name] for view in views if view.name in self.names)
+        site, known = views[0], self.names.keys
+        key, adapter = self._adapter(views) if self.rule.adapt else ("", None)
+        held = tuple(known[view.name] for view in views if view.name in known)
         self.used.update(held)
         try:
             keys = self._sources(key, adapter) if adapter else self._unique(views, held)
@@ -133,8 +133,8 @@ class Search:
     def _unique(self, views: list[Site], held: tuple[str, ...]) -> tuple[str, ...]:
         """The key that a site is loaded from; none if there is none, CheckpointError if there are several."""
         for view in views:
-            if view.name in self.clashes:
-                raise CheckpointError(f"may be any of {some(self.clashes[view.name])} in the file: give a prefix")
+            if clash := self.names.clashes.get(view.name):
+                raise CheckpointError(f"may be any of {some(clash)} in the file: give a prefix")
         return held[:1]
 
     def _sources(self, name: str, adapter: Adapter) -> tuple[str, ...]:
@@ -143,13 +143,14 @@ class Search:
             wanted = adapter.wants(name)
         except ValueError as error:
             raise CheckpointError(f"cannot be made by {adapter}: {error}") from error
-        gone = [one for one in wanted if one not in self.names]
+        known = self.names.keys
+        gone = [one for one in wanted if one not in known]
         if not gone:
-            return tuple(self.names[one] for one in wanted)
+            return tuple(known[one] for one in wanted)
         lacks = f"needs {some(gone)} for {adapter}, which the file lacks"
-        if name in self.names and name not in wanted:
+        if name in known and name not in wanted:
             raise CheckpointError(f"{lacks}; it has {name!r} itself")
-        lacks += did_you_mean(gone[0], self.names)
+        lacks += did_you_mean(gone[0], known)
         if len(gone) < len(wanted):
             raise CheckpointError(lacks)
         self.lacking.setdefault(str(adapter), f"{name} {lacks}")
@@ -174,6 +175,7 @@ class Search:
     # --- all of them ---------------------------------------------------------------------------------------
 
     def _account(self, elements: tuple[int, int]) -> Account:
+        found, hints = self._advice() if self.missing or not (self.loaded or self.adapted) else (None, ())
         return Account(
             source=masked(str(self.rule.checkpoint)),
             part=self.checkpoint.part,
@@ -188,19 +190,20 @@ class Search:
             idle=self._idle(),
             elements=elements,
             notes=(*self.checkpoint.notes, *self._outside(), *self._square()),
-            hints=self._hints() if self.missing or not (self.loaded or self.adapted) else (),
+            hints=hints,
+            guess=found,
         )
 
     def _unexpected(self) -> tuple[str, ...]:
         """The keys within the prefix that no site of the model is called, whether the rule matches it or not."""
-        there = {None, *(view.name for site in self.known for view in site.views)}
-        keymap = self.rule.keymap()
-        return tuple(key for key in self.checkpoint if key not in self.used and keymap.name(key) not in there)
+        there = {view.name for site in self.known for view in site.views}
+        return tuple(key for key, name in self.names.names.items() if key not in self.used and name not in there)
 
     def _idle(self) -> tuple[str, ...]:
-        """The globs of adapters and shapes that no site fits, each with the near name."""
+        """The globs of adapters, shapes and missing sites that no site fits, each with the near name."""
         names = [view.name for views in self.groups.values() for view in views]
-        globs = {"adapt": self.rule.adapt, "on_shape": self.rule.shape_globs}
+        rule = self.rule
+        globs = {"adapt": rule.adapt, "on_shape": rule.shape_globs, "expect_missing": rule.missing_globs}
         return tuple(
             f"{word}: {glob!r} matches no site{did_you_mean(glob, names)}"
             for word, given in globs.items()
@@ -209,9 +212,8 @@ class Search:
         )
 
     def _outside(self) -> list[str]:
-        keymap = self.rule.keymap()
-        outside = sum(keymap.bare(key) is None for key in self.checkpoint)
-        return [f"{count(outside, 'key')} outside of prefix {keymap.start!r}"] if outside else []
+        outside = len(self.checkpoint) - len(self.names.names)
+        return [f"{count(outside, 'key')} outside of prefix {self.rule.keymap().start!r}"] if outside else []
 
     def _square(self) -> list[str]:
         """A word on square weights that are taken as they are, though others are transposed."""
@@ -220,26 +222,45 @@ class Search:
         square = [site.name for site in sites if site.owner.name == "Linear" and site.shape == site.shape[:1] * 2]
         return [f"square, so they fit transposed or not, and are taken as they are: {some(square)}"] if square else []
 
-    def _hints(self) -> tuple[str, ...]:
-        """How more of the model would be found; nothing of it is done unasked."""
+    def _advice(self) -> tuple[Guess | None, tuple[str, ...]]:
+        """How more of the model would be found, as arguments and in words; nothing of it is done unasked."""
         wanted = {views[0].name: views[0].shape for views in self.groups.values()}
         keys = {key: self._shape(key) for key in self.checkpoint}
         found = guess(wanted, keys, len(self.loaded) + len(self.adapted))
-        hints = [f"{_starts(keys)}{found}"] if found else []
-        differing = by_case(wanted, dict.fromkeys(self.names, ()))
-        if differing and not found:
-            name, key = differing
-            hints.append(f"The model has {name!r} and the file {key!r}, which differ by case: give a rename")
-        spare = {name: keys[key] for name, key in self.names.items() if key not in self.used}
+        spare = {name: keys[key] for name, key in self.names.keys.items() if key not in self.used}
+        hints = [self._starts() + str(found)] if found else self._look()
         hints += pieces({name: wanted[name] for name in self.missing}, spare)
-        hints += [*self.lacking.values(), *_parametrized(self.missing, keys)]
-        return tuple(hints)
+        return found, (*hints, *self.lacking.values(), *self._parametrized())
 
     def _shape(self, key: str) -> tuple[int, ...]:
         try:
             return self.checkpoint.info(key).shape
         except CheckpointError:
             return ()
+
+    def _starts(self) -> str:
+        """What every key of the file begins with, as a sentence."""
+        starts = {unwrapped(key).partition(".")[0] for key in self.checkpoint if "." in key}
+        whole = len(starts) == 1 and all("." in key for key in self.checkpoint)
+        return f"Every key of the file starts with {min(starts) + '.'!r}; " if whole else ""
+
+    def _look(self) -> list[str]:
+        """Some names of either side, where nothing is alike and no guess helps."""
+        if self.missing and (differing := by_case(self.groups, self.names.keys)):
+            return ["The model has {!r} and the file {!r}, which differ by case: give a rename".format(*differing)]
+        if self.loaded or self.adapted or not self.missing:
+            return []
+        keys = tuple(self.names.names) or self.checkpoint.keys()
+        return [f"The file has {some(keys, 3)}; the model has {some(self.missing, 3)}"]
+
+    def _parametrized(self) -> list[str]:
+        """A word on weights that the file holds as what they are computed from."""
+        tails = {name: f"parametrizations.{name.rpartition('.')[2]}.original0" for name in self.missing}
+        ends = {".".join(key.split(".")[-3:]) for key in self.checkpoint} if tails else set[str]()
+        held = [name for name, tail in tails.items() if tail in ends]
+        return (
+            [f"{held[0]} is computed by a parametrization in the file; remove it there before saving"] if held else []
+        )
 
 
 def last_match(globs: Mapping[str, _T], name: str) -> _T | None:
@@ -270,7 +291,7 @@ def misfit(site: Site, infos: Sequence[Info], key: str, adapter: Adapter | None)
     """Why the tensors do not fit a site by their shapes; nothing if they do."""
     if adapter is None:
         seen = infos[0].shape
-        return "" if seen == site.shape else f"has shape {list(site.shape)}, but the file {list(seen)}"
+        return "" if seen == site.shape else f"{SHAPE} {list(site.shape)}, but the file {list(seen)}"
     try:
         adapter.check([info.shape for info in infos], site.shape, key)
     except ValueError as error:
@@ -289,17 +310,3 @@ def kind_of(dtype: torch.dtype) -> str:
     if dtype.is_complex:
         return "complex numbers"
     return "floats" if dtype.is_floating_point else "whole numbers"
-
-
-def _starts(keys: Mapping[str, object]) -> str:
-    """What every key of the file begins with, as a sentence."""
-    starts = {key.partition(".")[0] for key in keys if "." in key}
-    whole = len(starts) == 1 and all("." in key for key in keys)
-    return f"Every key of the file starts with {min(starts) + '.'!r}; " if whole else ""
-
-
-def _parametrized(missing: Sequence[str], keys: Mapping[str, object]) -> list[str]:
-    """A word on weights that the file holds as what they are computed from."""
-    parts = {name: ".".join(["parametrizations", name.rpartition(".")[2], "original0"]) for name in missing}
-    held = [name for name, tail in parts.items() if any(key.endswith(tail) for key in keys)]
-    return [f"{held[0]} is computed by a parametrization in the file; remove it there before saving"] if held else []

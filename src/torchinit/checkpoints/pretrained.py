@@ -110,7 +110,8 @@ class Pretrained(Loader):
         try:
             return Search(self, matched, known).lookup()
         except (CheckpointError, MissingExtraError) as error:
-            return Lookup({}, Account(masked(str(self.checkpoint)), failure=str(error)))
+            names = dict.fromkeys(site.name for _, site in matched)
+            return Lookup({}, Account(masked(str(self.checkpoint)), missing=tuple(names), failure=str(error)))
 
 
 def _set(value: object, name: str, item: object) -> None:

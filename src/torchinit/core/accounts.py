@@ -2,13 +2,50 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from torchinit.core.tables import columns, some
 from torchinit.errors import count
+
+SHAPE = "has shape"
+"""How the reason begins where a site and its tensor differ in shape."""
+
+
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """Arguments of a checkpoint rule, and how many tensors match with them, in name and shape.
+
+    ``arguments`` is written so that Python and TOML read it alike, ``options`` as a command line takes it.
+
+    >>> guess = Guess("backbone.", (("^norm[.]", "ln."),), 320, 320)
+    >>> print(guess)
+    with prefix='backbone.', rename=[['^norm[.]', 'ln.']] 320 of 320 match
+    >>> guess.options
+    "--prefix backbone. --rename '^norm[.]' ln."
+    """
+
+    prefix: str = ""
+    rename: tuple[tuple[str, str], ...] = ()
+    matching: int = 0
+    wanted: int = 0
+
+    def __str__(self) -> str:
+        return f"with {self.arguments} {self.matching} of {self.wanted} match"
+
+    @property
+    def arguments(self) -> str:
+        said = [f"prefix={self.prefix!r}"] if self.prefix else []
+        said += [f"rename={[list(pair) for pair in self.rename]}"] if self.rename else []
+        return ", ".join(said) or "neither prefix nor rename"
+
+    @property
+    def options(self) -> str:
+        words = ["--prefix", self.prefix] if self.prefix else []
+        return shlex.join([*words, *(word for pair in self.rename for word in ("--rename", *pair))])
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +58,8 @@ class Account:
     writes. ``mismatched`` do not fit. ``unexpected`` are keys of the file that nothing in the model is
     called, ``casts`` the changes of dtype, ``idle`` what the rule says of sites that are not there.
     ``elements`` counts those of ``loaded`` and ``adapted``, and of all sites that were looked for. ``notes``
-    says how names were found, ``hints`` how more of them would be; ``failure`` why the file could not be read.
+    says how names were found, ``hints`` how more of them would be, ``guess`` the same as arguments; ``failure``
+    why the file could not be read.
 
     >>> account = Account("resnet50.pth", loaded=("conv1.weight",), missing=("fc.weight",), elements=(90, 100))
     >>> print(account)
@@ -45,6 +83,7 @@ class Account:
     elements: tuple[int, int] = (0, 0)
     notes: tuple[str, ...] = ()
     hints: tuple[str, ...] = ()
+    guess: Guess | None = None
     failure: str = ""
 
     def __str__(self) -> str:
@@ -71,11 +110,20 @@ class Account:
         if self.failure:
             return (self.failure,)
         if not self.found:
-            return ("\n    ".join([self._nothing(), *self.hints]),)
-        found = [f"{self.source}: {name} {why}" for name, why in self.mismatched]
+            why = _listed((*self.mismatched, *self.declined), 3)
+            return (self._told(f"0 of {self.wanted} tensors match the model.", *why, *self.hints),)
+        found = [self._told(*self._misfits())] if self.mismatched else []
         if self.bare:
-            found.append("\n    ".join([self._bare(), *self.hints]))
+            found.append(self._told(self._bare(), *self.hints))
         return (*found, *self._idle()) if found else ()
+
+    @property
+    def blamed(self) -> frozenset[str]:
+        """The sites that no rule writes because of the problems."""
+        if not self.problems:
+            return frozenset()
+        lost = self.mismatched if self.found else (*self.mismatched, *self.declined)
+        return frozenset((*self.bare, *(name for name, _ in lost), *(() if self.found else self.expected)))
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -89,17 +137,23 @@ class Account:
     def _idle(self) -> tuple[str, ...]:
         return tuple(f"{self.source}: {text}" for text in self.idle)
 
-    def _nothing(self) -> str:
-        text = f"{self.source}: 0 of {self.wanted} tensors match the model."
-        why = [f"{name} {why}" for name, why in (*self.mismatched, *self.declined)][:3]
-        return "\n    ".join([text, *why])
+    def _told(self, text: str, *more: str) -> str:
+        return "\n    ".join([f"{self.source}: {text}", *more])
+
+    def _misfits(self) -> list[str]:
+        number = len(self.mismatched)
+        lines = [f"{count(number, 'site')} of {self.wanted} {'does' if number == 1 else 'do'} not fit."]
+        lines += _listed(self.mismatched, 5)
+        if any(why.startswith(SHAPE) for _, why in self.mismatched):
+            lines.append("on_shape='skip' leaves what has another shape to its other rules")
+        return lines
 
     def _bare(self) -> str:
-        names, verb = some(self.bare), "is" if len(self.bare) == 1 else "are"
+        names, one = some(self.bare), len(self.bare) == 1
         return (
-            f"{self.source}: {count(len(self.bare), 'site')} of {self.wanted} {verb} not in the file, and no other rule"
-            f" writes {'it' if len(self.bare) == 1 else 'them'}: {names}. Give such a rule, narrow this one, or name"
-            " what may be missing in expect_missing"
+            f"{count(len(self.bare), 'site')} of {self.wanted} {'is' if one else 'are'} not in the file, and no other"
+            f" rule writes {'it' if one else 'them'}: {names}. Give such a rule, narrow this one, or name what may be"
+            " missing in expect_missing"
         )
 
     def percent(self) -> float:
@@ -117,14 +171,15 @@ class Account:
         }  # fmt: skip
         parts = [f"{len(names)} {what}" for what, names in lists.items() if names]
         where = f"{self.source}, part {self.part!r}" if self.part else self.source
-        head = f"{where}: {_floor(self.percent())} % of the elements loaded, {self.found} of {self.wanted} sites"
+        sites = count(self.wanted, "site")
+        head = f"{where}: {_floor(self.percent())} % of the elements loaded, {self.found} of {sites}"
         return ", ".join([head, *parts])
 
     def table(self) -> str:
         """The account as plain text: the percentages, a line a part of the model, then the names."""
         lines = [self.headline()]
-        rows = self._rows()
-        if len(rows) > 1 or self.found < self.wanted:
+        rows = [] if self.failure else self._rows()
+        if len(rows) > 1 or (rows and self.found < self.wanted):
             head = ("part", "loaded", "adapted", "declined", "expected", "missing", "mismatched")
             lines += columns(head, rows).splitlines()
         lines += self._details()
@@ -135,9 +190,11 @@ class Account:
         return "\n  ".join([self.headline(), *self._details()])
 
     def _details(self) -> Iterator[str]:
+        if self.failure:
+            return
         yield from self.notes
         for what in ("adapted", "declined", "mismatched"):
-            yield from (f"{what} {name}: {why}" for name, why in getattr(self, what))
+            yield from (f"{what} {line}" for line in _listed(getattr(self, what), 10, ": "))
         for what in ("missing", "unexpected"):
             if names := getattr(self, what):
                 yield f"{what}: {some(names, 10)}"
@@ -174,8 +231,16 @@ class Account:
         >>> Account.from_dict(account.to_dict()) == account
         True
         """
-        known = [field.name for field in fields(cls) if field.name in data]
-        return cls(**{name: _frozen(data[name]) for name in known})
+        known = {field.name: _frozen(data[field.name]) for field in fields(cls) if field.name in data}
+        if guess := data.get("guess"):
+            known["guess"] = Guess(**{name: _frozen(value) for name, value in guess.items()})
+        return cls(**known)
+
+
+def _listed(pairs: Sequence[tuple[str, str]], most: int, between: str = " ") -> list[str]:
+    """The first of many sites, a line each with its reason, and how many more there are."""
+    more = [f"and {len(pairs) - most} more"] if len(pairs) > most else []
+    return [f"{name}{between}{why}" for name, why in pairs[:most]] + more
 
 
 def _frozen(value: Any) -> Any:

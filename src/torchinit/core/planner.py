@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -13,7 +13,8 @@ from torchinit.core.loaders import Loader, Lookup
 from torchinit.core.misses import nothing
 from torchinit.core.plans import Plan, Rule, Skipped, Step
 from torchinit.core.sites import WHY, Site, State
-from torchinit.errors import FanError
+from torchinit.core.tables import some
+from torchinit.errors import FanError, count
 
 
 def make_plan(found: Iterable[Site], rules: Sequence[Rule], *, ties: Literal["agree", "last"] = "agree") -> Plan:
@@ -60,7 +61,7 @@ class _Planner:
         if self.ties == "agree":
             self.problems += [text for writes in self.writes.values() if (text := _disagreement(writes))]
             self.problems += _collisions([writes[0].step.site for writes in self.writes.values()])
-        self.problems += [text for writes in self.writes.values() if (text := _unlocked(writes))]
+        self.problems += _unlocked(self.writes.values())
         self._skip_what_is_written_as_another()
         steps = [write.step for writes in self.writes.values() for write in writes[:-1]]
         left = (site for site in self.known if site.name not in self.writes and site.name not in self.skipped)
@@ -153,18 +154,21 @@ def _notes(step: Step) -> tuple[str, ...]:
     return (text.format(*torch, *true, convention),)
 
 
-def _unlocked(writes: list[_Write]) -> str | None:
-    """A site that is loaded from a checkpoint and then written by another rule."""
-    last = writes[-1].step
-    for write in writes[:-1]:
-        step = write.step
-        if step.fill.locked and step.rule is not last.rule:
-            return (
-                f"{step.rule.origin} loads {step.site.name!r} ({step.fill}), and {last.rule.origin} ({last.rule}) would"
-                f" write over it. Put {step.rule.origin} last, exclude the site from {last.rule.origin}, or say lock ="
-                f" false in {step.rule.origin}"
-            )
-    return None
+def _unlocked(writes: Iterable[list[_Write]]) -> Iterator[str]:
+    """The sites that one rule loads from a checkpoint and another one writes after it, a text for each two rules."""
+    found: dict[tuple[str, str], tuple[Rule, list[str]]] = {}
+    for several in writes:
+        last = several[-1].step.rule
+        for write in several[:-1]:
+            if write.step.fill.locked and write.step.rule is not last:
+                found.setdefault((write.step.rule.origin, last.origin), (last, []))[1].append(write.step.site.name)
+                break
+    for (first, later), (rule, names) in found.items():
+        them = "it" if len(names) == 1 else "them"
+        yield (
+            f"{first} loads {count(len(names), 'site')}, and {later} ({rule}) would write over {them}: {some(names)}."
+            f" Put {first} last, exclude {them} from {later}, or say lock = false in {first}"
+        )
 
 
 def _disagreement(writes: list[_Write]) -> str | None:

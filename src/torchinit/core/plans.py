@@ -232,7 +232,9 @@ class Plan:
         if strict:
             found += [f"{hint}\n    If that is intended, set optional = true." for _, hint in self.unused]
         if complete:
-            found += [f"no rule for {site.name}" for site in self.untouched if site.kind == "parameter"]
+            blamed = {name for account in self.loads for name in account.blamed}
+            left = [site for site in self.untouched if site.kind == "parameter"]
+            found += [f"no rule for {site.name}" for site in left if blamed.isdisjoint(v.name for v in site.views)]
         if found and len(found) == len(loading):
             raise CheckpointError(*_headed(found))
         if found:

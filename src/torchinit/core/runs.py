@@ -181,11 +181,10 @@ def _write(fill: Fill, parts: Parts, noise: Noise) -> None:
 
 
 def _check(steps: Iterable[Step], shards: Mapping[str, Parts], noise: Noise) -> None:
-    found = [
-        f"{step.site.name}: {why}" for step in steps if (why := _hindrance(step, shards.get(step.site.name), noise))
-    ]
+    found = {step.site.name: why for step in steps if (why := _hindrance(step, shards.get(step.site.name), noise))}
     if found:
-        raise RunError(f"{count(len(found), 'site')} cannot be written; nothing was", dict.fromkeys(found))
+        texts = [f"{name}: {why}" for name, why in found.items()]
+        raise RunError(f"{count(len(found), 'site')} cannot be written; nothing was", texts)
 
 
 def _hindrance(step: Step, parts: Parts | None, noise: Noise) -> str | None:
