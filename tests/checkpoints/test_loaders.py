@@ -51,8 +51,8 @@ def test_everything_else_in_it_comes_along(tmp_path: Path) -> None:
 def test_below_a_prefix(tmp_path: Path) -> None:
     torch.save({"state_dict": {"net.a": torch.ones(1), "b": torch.ones(1)}}, tmp_path / "a.pth")
     assert list(_load_checkpoint_with_prefix("net", str(tmp_path / "a.pth"))) == ["a"]
-    with pytest.raises(AssertionError, match=r"^neck\. is not in the pretrained model$"):
-        _load_checkpoint_with_prefix("neck", str(tmp_path / "a.pth"))
+    with pytest.raises(AssertionError, match=r"^trunk\. is not in the pretrained model$"):
+        _load_checkpoint_with_prefix("trunk", str(tmp_path / "a.pth"))
 
 
 def test_keys_are_revised_in_turn(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
