@@ -213,7 +213,7 @@ def test_bert(reference: BertModel) -> None:
 
 def test_bert_in_a_larger_model(reference: BertModel) -> None:
     """The model has a prefix that the file lacks; the head has rules of its own."""
-    advice = r"0 of 106 tensors match(.|\n)*with rename=\[\('\^', 'bert\.'\)\] 101 of 106 match"
+    advice = r"0 of 106 tensors match(.|\n)*with rename=\[\['\^', 'bert\.'\]\] 101 of 106 match"
     refused(BertForMaskedLM(CONFIG), MINILM, advice)
     model = BertForMaskedLM(CONFIG).eval()
     arguments = {"checkpoint": str(MINILM), "rename": [["^", "bert."]], "expect_missing": "cls.**"}

@@ -119,7 +119,7 @@ def test_a_prefix_gives_the_same_part(tmp_path: Path) -> None:
         with pytest.raises(AssertionError) as caught:
             side._load_checkpoint_with_prefix("neck", str(path))
         raised.append(str(caught.value))
-    assert raised[0] == raised[1]
+    assert raised[1] == f"{raised[0]}; did you mean 'net.'?"
 
 
 def test_augmented_models_are_looked_through() -> None:
