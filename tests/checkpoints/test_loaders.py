@@ -61,7 +61,7 @@ def test_keys_are_revised_in_turn(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     load_checkpoint(model, str(tmp_path / "a.pth"), revise_keys=[("^encoder[.]", ""), ("^fc[.]", "0.")], strict=True)
     assert model.state_dict()["0.weight"].item() == 1.0
     load_checkpoint(model, str(tmp_path / "a.pth"))
-    assert "0 of 2 tensors match the model. With prefix='encoder.fc.' and revise_keys=[('^', '0.')] 2 of" in caplog.text
+    assert "0 of 2 tensors match the model. With revise_keys=[['^encoder[.]fc[.]', '0.']] 2 of 2" in caplog.text
 
 
 def test_strict(tmp_path: Path) -> None:

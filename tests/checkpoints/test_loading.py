@@ -71,6 +71,7 @@ def test_nothing_that_fits_is_loud_and_names_the_remedy(tmp_path: Path, caplog: 
 REMEDIES = [
     ("backbone.{}", "With prefix='backbone.' 2 of 2", "With revise_keys=[['^backbone[.]', '']] 2 of 2"),
     ("module.net.{}", "With prefix='module.net.' 2 of 2", "With revise_keys=[['^module[.]net[.]', '']] 2 of 2"),
+    ("_orig_mod.{}", "With prefix='_orig_mod.' 2 of 2", "With revise_keys=[['^_orig_mod[.]', '']] 2 of 2"),
     ("{}", "With load_checkpoint(..., revise_keys=[['^', 'net.']]) 2 of 2", "With revise_keys=[['^', 'net.']] 2 of 2"),
     ("other_{}x", "The file has other_fc.weightx, other_fc.biasx; the model has", "The file has other_fc.weightx"),
 ]

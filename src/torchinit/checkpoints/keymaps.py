@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from torchinit.core.names import normalize
 from torchinit.errors import ConfigError
+
+_T = TypeVar("_T")
 
 Renames = tuple[tuple[str, str], ...]
 """Regular expressions and what to put in place of what they find, one after the other."""
@@ -100,7 +103,7 @@ def unwrapped(key: str) -> str:
     return normalize(before + "x")[:-1] + mark + rest if mark else normalize(key)
 
 
-def revised(state: Mapping[str, object], keys: Iterable[tuple[str, str]]) -> dict[str, object]:
+def revised(state: Mapping[str, _T], keys: Iterable[Sequence[str]]) -> dict[str, _T]:
     """The entries under keys to which MMEngine's ``revise_keys`` have been applied, one after the other.
 
     >>> revised({"module.fc.weight": 1}, [("^module[.]", "")])

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import logging
 import re
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 
-from torchinit.checkpoints.guesses import Shapes, beginning, splits
+from torchinit.checkpoints.guesses import beginning, guess, splits
 from torchinit.checkpoints.keymaps import Renames, revised
 from torchinit.checkpoints.loaders import CheckpointLoader, load, logger_of, read
 from torchinit.checkpoints.matching import kind_of
 from torchinit.checkpoints.sources import fetch
-from torchinit.core.accounts import Account
+from torchinit.core.accounts import Account, Guess
+from torchinit.core.names import WRAPPERS as WRAPPING
 from torchinit.core.names import normalize
 from torchinit.core.tables import some
 from torchinit.core.transfers import magnitude
@@ -241,20 +243,21 @@ def _remedy(module: nn.Module, state: Mapping[str, Any], by: str) -> str:
         if isinstance(value, Mapping) and own.keys() & set(map(str, value)):
             return f" Its weights are under the key {key!r}: save that part as a file of its own."
     keys = {str(key): tuple(value.shape) for key, value in state.items() if isinstance(value, Tensor)}
-    (old, less), (new, more) = _beginning(keys, own), _beginning(own, keys)
-    if not less and not more:
+    found = guess(own, keys, 0) or Guess()
+    start = _wrapping([*keys]) + found.prefix
+    pairs = [[beginning(start), ""]] * bool(start) + [list(pair) for pair in found.rename]
+    number = sum(own.get(key) == shape for key, shape in revised(keys, pairs).items())
+    if not number:
         return f" The file has {some([*keys], 3)}; the model has {some([*own], 3)}."
-    if less >= more and by == "prefix":
-        how = f"prefix={old!r}"
+    if by == "prefix" and not found.rename:
+        how = f"prefix={start!r}"
     else:
-        pair = [beginning(old), ""] if less >= more else ["^", new]
-        how = f"revise_keys={[pair]}" if by == "revise_keys" else f"load_checkpoint(..., revise_keys={[pair]})"
-    return f" With {how} {max(less, more)} of {len(own)} match."
+        how = f"revise_keys={pairs}" if by == "revise_keys" else f"load_checkpoint(..., revise_keys={pairs})"
+    return f" With {how} {number} of {len(own)} match."
 
 
-def _beginning(names: Shapes, others: Shapes) -> tuple[str, int]:
-    """With what most of the names begin, before one of the others, and how many do."""
-    found = Counter(
-        start for name in names for start, rest in splits(name) if start and names[name] == others.get(rest)
-    )
-    return max(found.items(), key=lambda item: item[1], default=("", 0))
+def _wrapping(keys: Sequence[str]) -> str:
+    """The parts of wrappers with which all keys begin."""
+    parts = takewhile(WRAPPING.__contains__, keys[0].split(".")) if keys else ()
+    start = "".join(f"{part}." for part in parts)
+    return start if all(key.startswith(start) for key in keys) else ""
