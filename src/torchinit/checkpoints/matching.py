@@ -227,9 +227,10 @@ class Search:
         wanted = {views[0].name: views[0].shape for views in self.groups.values()}
         keys = {key: self._shape(key) for key in self.checkpoint}
         found = guess(wanted, keys, len(self.loaded) + len(self.adapted))
-        spare = {name: keys[key] for name, key in self.names.keys.items() if key not in self.used}
         hints = [self._starts() + str(found)] if found else self._look()
-        hints += pieces({name: wanted[name] for name in self.missing}, spare)
+        if not found:
+            spare = {name: keys[key] for name, key in self.names.keys.items() if key not in self.used}
+            hints += pieces({name: wanted[name] for name in self.missing}, spare)
         return found, (*hints, *self.lacking.values(), *self._parametrized())
 
     def _shape(self, key: str) -> tuple[int, ...]:
