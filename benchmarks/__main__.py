@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import platform
+import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import TypeVar
 
 import torch
 
-from benchmarks import draws, models
+from benchmarks import checkpoints, draws, models
 from torchinit.noise.engines import chosen_kernel
 
 HERE = Path(__file__).parent
@@ -88,15 +89,22 @@ def main() -> None:
     rows = list[draws.Row]()
     tables = draw_table(_kept(draws.all_rows(chosen.quick), rows))
     sizes, runs = dict[str, float](), list[models.Run]()
+    beyond, loads = dict[str, float](), list[checkpoints.Load]()
     if not chosen.quick:
         with models.server() as (sizes, found):
             tables += ["", *memory_table(sizes), "", *model_table(_kept(found, runs))]
+        with tempfile.TemporaryDirectory() as folder:
+            tables += ["", *checkpoints.load_table(_kept(checkpoints.loads(Path(folder)), loads))]
+            beyond = checkpoints.beyond(Path(folder))
+        tables += ["", *checkpoints.memory_table(beyond)]
     if chosen.write:
         figures = {
             "machine": machine(),
             "draws": [asdict(row) for row in rows],
             "memory": sizes,
             "models": [asdict(run) for run in runs],
+            "loads": [asdict(load) for load in loads],
+            "part of a large file": beyond,
         }
         (HERE / "results.json").write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
         before, rest = PAGE.read_text().split(BEGIN)

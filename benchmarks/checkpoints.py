@@ -11,14 +11,18 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from benchmarks.timing import side_by_side
+from benchmarks.networks import gpt2, resnet50
+from benchmarks.timing import Spread, side_by_side
 from torchinit import Name, Pretrained, Rule, initialize
+from torchinit.checkpoints.opening import forget
 
 MiB = 1 << 20
 LARGE = 4096 * MiB
@@ -32,43 +36,96 @@ def net(layers: int, width: int) -> nn.Sequential:
 # --- speed -----------------------------------------------------------------------------------------------------------
 
 
-def speed(folder: Path, layers: int = 24, width: int = 2048) -> list[str]:
-    """Whole files of so many layers, loaded by torchinit and by what one would write by hand."""
+def filled(model: nn.Module) -> nn.Module:
+    """A model in memory, every tensor with numbers of its own."""
+    model = model.to_empty(device="cpu")
+    for tensor in model.state_dict().values():
+        tensor.copy_(torch.rand(tensor.shape))
+    return model
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "24 matrices, 384 MiB": lambda: net(24, 2048),
+    "GPT-2 small, 148 tensors, 475 MiB": gpt2,
+    "ResNet-50, 320 tensors, 98 MiB": resnet50,
+}
+REPEATS = 11
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Seconds of a whole load and of the same by hand: of all processors together, and by the clock."""
+
+    model: str
+    way: str
+    against: str
+    processor: tuple[Spread, Spread]
+    clock: tuple[Spread, Spread]
+
+
+AGAINST = {
+    "safetensors": "load_model",
+    "safetensors, finite=False": "load_model",
+    "pth": "torch.load",
+    "pth, mapped": "torch.load, mmap",
+}
+"""Our ways, and what each is to be compared with. We map files in any case."""
+
+
+def loads(folder: Path) -> Iterator[Load]:
+    """Each model's file, loaded by torchinit and by what one would write by hand, in both formats."""
+    for name, build in MODELS.items():
+        calls = _calls(folder, filled(build()), filled(build()), filled(build()))
+        processor = side_by_side(calls, repeats=REPEATS)
+        clock = side_by_side(calls, repeats=REPEATS, clock=time.perf_counter)
+        for way, hand in AGAINST.items():
+            yield Load(name, way, hand, (processor[way], processor[hand]), (clock[way], clock[hand]))
+
+
+def _calls(folder: Path, source: nn.Module, ours: nn.Module, theirs: nn.Module) -> dict[str, Callable[[], object]]:
     from safetensors.torch import load_model, save_model
 
-    source, ours, theirs = net(layers, width), net(layers, width), net(layers, width)
-    torch.save(source.state_dict(), folder / "a.pth")
-    save_model(source, str(folder / "a.safetensors"))
-    size = layers * width * width * 4
+    pth, safe = folder / "a.pth", folder / "a.safetensors"
+    torch.save(source.state_dict(), pth)
+    save_model(source, str(safe))
 
-    def own(path: Path, *, finite: bool) -> Callable[[], object]:
+    def own(path: Path, *, finite: bool = True) -> Callable[[], object]:
         rule = Rule(Name("**"), Pretrained(str(path), finite=finite))
 
         def call() -> object:
-            from torchinit.checkpoints.opening import forget
-
             forget()
             return initialize(ours, rule, stats=False)
 
         return call
 
-    hand: dict[str, Callable[[], object]] = {
-        "a.pth": lambda: theirs.load_state_dict(torch.load(folder / "a.pth", weights_only=True)),
-        "a.safetensors": lambda: load_model(theirs, folder / "a.safetensors"),
+    def by_torch(*, mmap: bool) -> Callable[[], object]:
+        return lambda: theirs.load_state_dict(torch.load(pth, weights_only=True, mmap=mmap))
+
+    return {
+        "safetensors": own(safe),
+        "safetensors, finite=False": own(safe, finite=False),
+        "load_model": lambda: load_model(theirs, safe),
+        "pth": own(pth),
+        "torch.load": by_torch(mmap=False),
+        "pth, mapped": own(pth),
+        "torch.load, mmap": by_torch(mmap=True),
     }
+
+
+def load_table(found: Iterable[Load]) -> list[str]:
+    """The loads as a Markdown table, printed as it grows."""
     lines = [
-        f"| {size / MiB:.0f} MiB in {layers} tensors | CPU seconds, median (best) | by hand | ratio of the medians |",
-        "|---|---|---|---|",
+        "| model | file | by hand | processor seconds: median (best) | theirs | ratio | clock | theirs | ratio |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    for name, call in hand.items():
-        for what, finite in (("", True), (", finite=False", False)):
-            found = side_by_side({"ours": own(folder / name, finite=finite), "theirs": call}, repeats=9)
-            one, other = found["ours"], found["theirs"]
-            lines.append(
-                f"| {name}{what} | {one.median:.3f} ({one.best:.3f}) | {other.median:.3f} ({other.best:.3f})"
-                f" | {one.median / other.median:.2f} |"
-            )
-            print(lines[-1], flush=True)
+    for load in found:
+        columns = [
+            f"{ours.median:.3f} ({ours.best:.3f}) | {theirs.median:.3f} ({theirs.best:.3f})"
+            f" | {ours.median / theirs.median:.2f}"
+            for ours, theirs in (load.processor, load.clock)
+        ]
+        lines.append(f"| {load.model} | {load.way} | {load.against} | {' | '.join(columns)} |")
+        print(lines[-1], flush=True)
     return lines
 
 
@@ -98,17 +155,25 @@ def peak(path: Path | None) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def memory(folder: Path) -> list[str]:
-    """How much more memory it takes to load 1 % of a large file than to make the model, in processes of their own."""
+def beyond(folder: Path) -> dict[str, float]:
+    """MiB of a large file, of its part that is loaded, and how much more memory that takes than to make the model."""
     path = folder / "large.safetensors"
     sparse_safetensors(path)
-    peaks = {}
-    for what in ("", str(path)):
+    peaks = []
+    for what in ("", str(path)):  # in processes of their own
         command = [sys.executable, "-m", "benchmarks.checkpoints", "--peak", what]
-        peaks[what] = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    part = LARGE // 100
-    row = f"| {path.stat().st_size / MiB:.0f} | {part / MiB:.0f} | {(peaks[str(path)] - peaks['']) / MiB:.0f} |"
-    lines = ["| MiB in the file | MiB loaded | MiB of memory beyond the model |", "|---|---|---|", row]
+        peaks.append(int(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+    sizes = {"in the file": path.stat().st_size, "loaded": LARGE // 100, "beyond the model": peaks[1] - peaks[0]}
+    return {what: size / MiB for what, size in sizes.items()}
+
+
+def memory_table(sizes: Mapping[str, float]) -> list[str]:
+    """What a part of a large file takes, as a Markdown table."""
+    lines = [
+        "| a part of a large file | MiB |",
+        "|---|---|",
+        *(f"| {what} | {size:.0f} |" for what, size in sizes.items()),
+    ]
     print("\n".join(lines), flush=True)
     return lines
 
@@ -120,8 +185,8 @@ def main() -> None:
         print(peak(Path(name) if name else None))
         return
     with tempfile.TemporaryDirectory() as folder:
-        memory(Path(folder))
-        speed(Path(folder))
+        memory_table(beyond(Path(folder)))
+        load_table(loads(Path(folder)))
 
 
 if __name__ == "__main__":

@@ -81,12 +81,7 @@ class SafetensorsCheckpoint(Checkpoint):
     def _read(self, key: str, box: Box | None) -> Tensor:
         self._stamp.check()
         if key not in self._views:
-            info, begin = self._info(key), self._entries[key].begin
-            at, odd = divmod(begin, info.dtype.itemsize)
-            if odd:  # a header of any length is allowed, and torch wants numbers at multiples of their size
-                raw = _view(self._storage, Info((info.nbytes,), torch.uint8), begin)
-                return cut(raw.clone().view(info.dtype).view(info.shape), box)
-            self._views[key] = _view(self._storage, info, at)
+            self._views[key] = _view(self._storage, self._entries[key].begin, self._info(key))
         return cut(self._views[key], box)
 
     def _known(self) -> Mapping[str, object]:
@@ -114,8 +109,11 @@ def _mapped(path: Path) -> torch.UntypedStorage:
     return cast("torch.UntypedStorage", storage)
 
 
-def _view(storage: torch.UntypedStorage, info: Info, at: int) -> Tensor:
-    """The tensor that begins so many elements into the storage."""
+def _view(storage: torch.UntypedStorage, begin: int, info: Info) -> Tensor:
+    """The tensor whose bytes begin there."""
+    at, odd = divmod(begin, info.dtype.itemsize)
+    if odd:  # a header may have any length; a storage of its own may begin anywhere, but takes longer to make
+        storage, at = storage[begin : begin + info.nbytes], 0
     return torch.empty(0, dtype=info.dtype).set_(storage, at, info.shape, strides(info.shape))
 
 
