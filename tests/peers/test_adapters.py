@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from timm.layers.norm_act import FrozenBatchNormAct2d
 from timm.layers.patch_embed import resample_patch_embed
 from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.layers.pos_embed_rel import resize_rel_pos_bias_table_simple
@@ -41,6 +42,7 @@ from tests.peers.foreign import DECODER, ENCODER, IMAGE
 from torchinit import Name, Pretrained, Rule, initialize
 from torchinit.checkpoints.adapters import (
     Adapter,
+    BatchNormAffine,
     Chain,
     FoldBatchNorm,
     Fuse,
@@ -175,6 +177,18 @@ def test_a_resnet_without_its_norms() -> None:
         state["conv1.weight"], None, mean, variance, 1e-5, state["bn1.weight"], state["bn1.bias"]
     )
     torch.testing.assert_close(folded.get_parameter("conv1.weight"), theirs)
+
+
+def test_a_frozen_norm_of_timm() -> None:
+    """It keeps four numbers a channel and takes them as they are; one factor and one offset do the same."""
+    norm, images = nn.BatchNorm2d(5).eval(), torch.randn(2, 5, 4, 4)
+    state = {name: torch.rand_like(tensor) + 0.5 for name, tensor in norm.state_dict().items() if tensor.dim()}
+    norm.load_state_dict(state, strict=False)
+    frozen, affine = FrozenBatchNormAct2d(5, apply_act=False), FrozenBatchNormAct2d(5, eps=0.0, apply_act=False)
+    load(frozen, norm.state_dict(), {})
+    initialize(affine, Rule(Name("weight", "bias"), Pretrained(state, adapt={"*": BatchNormAffine()})))
+    for made in (frozen, affine):
+        torch.testing.assert_close(made(images), norm(images))
 
 
 def test_projections_of_gpt2_as_linear_layers() -> None:

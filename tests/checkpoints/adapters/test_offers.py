@@ -49,4 +49,5 @@ def test_what_would_do_by_the_name(seen: tuple[int, ...], shape: tuple[int, ...]
     ("seen", "shape"), [((), (3,)), ((3,), ()), ((4, 5), (6, 7)), ((2, 3, 4), (5, 3)), ((4, 5), (4, 7))]
 )
 def test_where_nothing_would(seen: tuple[int, ...], shape: tuple[int, ...]) -> None:
-    assert offer(seen, shape) == ""
+    for name in ("", "k_proj.weight", "pos_embed"):
+        assert offer(seen, shape, name) == ""

@@ -36,12 +36,8 @@ def _told(seen: Size, shape: Size, name: str) -> Iterator[str]:
     if positions and (found := _first((ResizePositions(prefix) for prefix in (1, 0, *range(2, 10))), seen, shape)):
         yield found
         return
-    if (
-        _KEYS.fullmatch(name)
-        and shape
-        and 0 < shape[0] < seen[0]
-        and _suits(PoolHeads(seen[0] // shape[0]), seen, shape)
-    ):
+    fewer = seen and shape and 0 < shape[0] < seen[0]
+    if fewer and _KEYS.fullmatch(name) and _suits(PoolHeads(seen[0] // shape[0]), seen, shape):
         yield "PoolHeads"
         return
     kinds: Iterable[Iterable[Adapter]] = (
