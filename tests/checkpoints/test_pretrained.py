@@ -493,6 +493,26 @@ def test_a_file_that_changes_between_plan_and_run(tmp_path: Path) -> None:
     assert not model.get_parameter("w").any()
 
 
+@pytest.mark.parametrize("form", ["safetensors", "zip"])
+def test_a_file_that_is_replaced_while_it_is_loaded(form: str, tmp_path: Path) -> None:
+    (other := tmp_path / "other").mkdir()
+    path = write(form, tmp_path, trained())
+    fresh = write(form, other, {key: torch.full_like(value, 7) for key, value in trained().items()})
+    model = Net()
+
+    def replace_once(_: object) -> None:
+        if fresh.exists():
+            fresh.replace(path)
+
+    rule = Rule(Name("**"), Pretrained(str(path)))
+    initialize(model, rule, progress=replace_once)  # what was looked through is what is written
+    assert not fresh.exists()
+    for key, value in trained().items():
+        assert torch.equal(model.state_dict()[key], value)
+    initialize(model, rule)
+    assert all((value == 7).all() for value in model.state_dict().values())
+
+
 def test_a_hash_is_asked_for_at_plan_and_at_run(tmp_path: Path) -> None:
     from torchinit.checkpoints.cache import hash_of
 
