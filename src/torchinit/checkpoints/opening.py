@@ -69,7 +69,8 @@ class _Held:
         return cls(checkpoint, path, stamp, _pinned(source, sha256))
 
     def good(self, source: str, sha256: str | None) -> bool:
-        return stamp_of(self.path) == self.stamp and _pinned(source, sha256) == self.pinned
+        same = stamp_of(self.path) == self.stamp and self.checkpoint.is_current()
+        return same and _pinned(source, sha256) == self.pinned
 
 
 def _pinned(source: str, sha256: str | None) -> object:

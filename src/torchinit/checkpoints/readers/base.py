@@ -112,6 +112,10 @@ class Checkpoint(ABC):
         self._look(key)
         return self._read(key, box)
 
+    def is_current(self) -> bool:
+        """Whether the files that it opened by itself are still the same."""
+        return True
+
     @property
     def metadata(self) -> Mapping[str, str]:
         """Text that the file holds beside its tensors."""

@@ -16,7 +16,7 @@ from torchinit.errors import CheckpointError
 
 
 class ShardedCheckpoint(Checkpoint):
-    """The files of an ``*.index.json``, each opened when one of its tensors is asked for, anew if it has changed.
+    """The files of an ``*.index.json``, each opened when one of its tensors is asked for.
 
     Raises CheckpointError for an index that points out of its folder.
     """
@@ -42,16 +42,18 @@ class ShardedCheckpoint(Checkpoint):
     def _known(self) -> Mapping[str, object]:
         return self._map
 
+    def is_current(self) -> bool:
+        return all(stamp_of(Path(part.name)) == stamp for part, stamp in self._files.values())
+
     def _file(self, key: str) -> Checkpoint:
         file = self._map[key]
-        checkpoint, stamp = self._files.get(file, (None, None))
-        if checkpoint is None or stamp_of(Path(checkpoint.name)) != stamp:
+        if file not in self._files:
             try:
-                checkpoint = self._open_file(self._sources[file])
+                part = self._open_file(self._sources[file])
             except OSError as error:
                 raise CheckpointError(f"{self.name}: names {file!r}, but {error}") from error
-            self._files[file] = checkpoint, stamp_of(Path(checkpoint.name))
-        return checkpoint
+            self._files[file] = part, stamp_of(Path(part.name))
+        return self._files[file][0]
 
 
 def read_index(path: Path) -> dict[str, str]:
