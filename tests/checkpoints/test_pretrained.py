@@ -152,6 +152,16 @@ def test_a_plan_on_meta_reads_no_tensor_and_goes_to_json_and_back(
     assert_same(model, trained())
 
 
+def test_tables_say_the_path_once_and_json_keeps_it(tmp_path: Path) -> None:
+    path = str(write("zip", tmp_path, trained()))
+    made, model = plan(Net(), whole(path)), Net()
+    report = run(made, local_shards(model), Keyed(0))
+    for outcome in (made, report):
+        assert outcome.table().count(path) == 1
+        assert f"stem.weight of {Path(path).name}" in outcome.table()
+        assert outcome.to_json().count(path) > 10
+
+
 def test_recipes_go_to_data_and_back(tmp_path: Path) -> None:
     from torchinit import decode_recipe
 

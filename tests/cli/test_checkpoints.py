@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import tomllib
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tests.checkpoints.files import state, write
-from torchinit import open_checkpoint
+from torchinit import Name, Pretrained, Rule, decode_recipe, open_checkpoint
 from torchinit.cli import main
 
 MODEL = f"{Path(__file__).parents[2]}/examples/models.py:mlp"
@@ -100,6 +102,79 @@ def test_what_check_ckpt_takes_for_a_finding(tmp_path: Path, trained: dict[str, 
     torch.save({key: value for key, value in trained.items() if key != last}, tmp_path / "a.pth")
     assert main(command) == 1
     assert main([*command, "--expect-missing", last]) == 0
+
+
+def test_what_would_go_wrong_when_it_is_loaded_is_a_finding(
+    tmp_path: Path, trained: dict[str, torch.Tensor], capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, *_ = trained
+    path = str(tmp_path / "a.pth")
+    torch.save({**trained, first: torch.full_like(trained[first], torch.nan)}, path)
+    assert main(["check-ckpt", path, "--model", MODEL]) == 1
+    assert f"{first}: {first} holds NaN or infinity in {path}" in capsys.readouterr().out
+    assert main(["check-ckpt", path, "--model", MODEL, "--json"]) == 1
+    assert "holds NaN" in json.loads(capsys.readouterr().out)["problems"][0]
+    assert main(["check-ckpt", path, "--model", MODEL, "--header-only"]) == 0
+    torch.save(trained, path)
+    assert main(["check-ckpt", path, "--model", MODEL, "--expect-missing", "haed.**"]) == 1
+
+
+REMEDIES = [
+    ("net.{}", 0, "--prefix net.", "prefix='net.'"),
+    ("{}x", 2, None, None),
+    ("{}", 2, "--expect-missing '{part}.**'", "expect_missing=['{part}.**']"),
+]
+
+
+@pytest.mark.parametrize(("form", "left", "here", "there"), REMEDIES)
+def test_the_remedy_is_printed_to_be_pasted(
+    form: str, left: int, here: str | None, there: str | None, tmp_path: Path, trained: dict[str, torch.Tensor],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    path, part = str(tmp_path / "a.pth"), [*trained][-1].partition(".")[0]
+    names = [name for name in trained if not (left and name.startswith(f"{part}."))]
+    torch.save({form.format(name): trained[name] for name in names}, path)
+    assert main(["check-ckpt", path, "--model", MODEL]) == 1
+    printed = capsys.readouterr().out
+    if here is None or there is None:
+        assert "try --" not in printed
+        return
+    here, there = here.format(part=part), there.format(part=part)
+    assert f"try {here}, in a rule {there}" in printed
+    assert main(["check-ckpt", path, "--model", MODEL, *shlex.split(here)]) == 0
+    entry = {"type": "Pretrained", "name": "**", "checkpoint": path, **tomllib.loads(there)}
+    assert decode_recipe({"rules": [entry]}) == (Rule(Name("**"), Pretrained(path, **eval(f"dict({there})"))),)
+
+
+def test_other_shapes_are_left_out_by_the_flag_that_is_named(
+    tmp_path: Path, trained: dict[str, torch.Tensor], capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({**trained, [*trained][-1]: torch.ones(3)}, tmp_path / "a.pth")
+    command = ["check-ckpt", str(tmp_path / "a.pth"), "--model", MODEL]
+    assert main(command) == 1
+    assert "try --skip-shapes, in a rule on_shape='skip'" in capsys.readouterr().out
+    assert main([*command, "--skip-shapes"]) == 0
+
+
+@pytest.mark.usefixtures("trained")
+def test_check_ckpt_of_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "r.json"
+    rule = {"type": "Pretrained", "checkpoint": str(tmp_path / "trained.pth"), "name": "**"}
+    recipe.write_text(json.dumps({"rules": [rule]}))
+    command = ["check-ckpt", "--model", MODEL, "--recipe", str(recipe)]
+    assert main(command) == 0
+    assert "100 % of the elements loaded" in capsys.readouterr().out
+    recipe.write_text(json.dumps({"rules": [rule, {"type": "Normal", "std": 0.1, "name": "**"}]}))
+    assert main(command) == 1
+    assert "would write over them" in capsys.readouterr().out
+    recipe.write_text(json.dumps({"rules": [{**rule, "prefix": "net"}, {**rule, "prefix": "a"}]}))
+    assert main([*command, "--json"]) == 1
+    assert [len(one["problems"]) for one in json.loads(capsys.readouterr().out)] == [1, 1]
+    assert main(["check-ckpt", str(tmp_path / "trained.pth"), *command[1:]]) == 2
+    assert "either a FILE or a --recipe" in capsys.readouterr().err
+    recipe.write_text(json.dumps({"rules": [{"type": "Normal", "name": "**"}]}))
+    assert main(command) == 2
+    assert "no rule of it loads from a checkpoint" in capsys.readouterr().err
 
 
 def test_convert(tmp_path: Path, trained: dict[str, torch.Tensor], capsys: pytest.CaptureFixture[str]) -> None:

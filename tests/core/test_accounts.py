@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.strategies import names
 from torchinit import Account
-from torchinit.core.accounts import Guess
+from torchinit.core.accounts import Guess, shortened
 
 FULL = Account("a.pth", loaded=("body.0.weight", "body.0.bias"), elements=(6, 6))
 PART = Account(
@@ -97,6 +97,16 @@ def test_what_is_blamed_on_a_checkpoint() -> None:
 def test_a_file_that_could_not_be_read_has_no_table() -> None:
     account = Account("a.pth", failure="a.pth: is empty", missing=("w", "b"))
     assert account.table() == account.summary() == "a.pth: is empty"
+
+
+def test_rows_call_a_checkpoint_by_as_much_of_its_path_as_tells_it_apart() -> None:
+    loads = [
+        Account(source) for source in ("/a/x/net.pth", "/b/x/net.pth", "https://host/net.pth", "/c/other.pth", "o")
+    ]
+    cells = ["w of /a/x/net.pth", "w of /b/x/net.pth", "w of https://host/net.pth", "w of /c/other.pth", "o of o"]
+    (row,) = shortened([cells], loads)
+    assert row == ["w of a/x/net.pth", "w of b/x/net.pth", "w of host/net.pth", "w of other.pth", "o of o"]
+    assert shortened([cells], []) == [cells]
 
 
 def test_what_other_rules_write_is_a_warning() -> None:

@@ -1,13 +1,28 @@
-"""`torchinit check-ckpt`: what of a model a file of weights holds, before anything is loaded."""
+"""`torchinit check-ckpt`: what of a model a file of weights holds, and whether it can be loaded; nothing is."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict
+import shlex
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from torchinit import Account, Name, Pretrained, Rule, make_plan, open_checkpoint, sites
+import torch
+
+from torchinit import (
+    Account,
+    CheckpointError,
+    Loaded,
+    Name,
+    Plan,
+    Pretrained,
+    Rule,
+    Shard,
+    make_plan,
+    open_checkpoint,
+    sites,
+)
 from torchinit.cli import options
 from torchinit.cli.errors import UsageError
 
@@ -18,8 +33,11 @@ if TYPE_CHECKING:
 def add(commands: Commands) -> None:
     """Describes the command to the parser."""
     parser = commands.add_parser("check-ckpt", help="compare a file of weights with a model; nothing is loaded")
-    parser.add_argument("file", metavar="FILE", help="a path, a URL or another source of weights")
+    parser.add_argument("file", metavar="FILE", nargs="?", help="a path, a URL or another source of weights")
     options.add_model(parser, "--model")
+    parser.add_argument(
+        "--recipe", metavar="RECIPE", help="compare the checkpoints of a recipe's rules, in place of FILE"
+    )
     options.add_part(parser)
     parser.add_argument("--prefix", help="take the keys that begin with this, without it")
     parser.add_argument(
@@ -30,24 +48,42 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--skip-shapes", action="store_true", help="what differs in shape is left out, no finding")
     parser.add_argument("--sha256", help="the hash that the file must have")
+    parser.add_argument("--header-only", action="store_true", help="do not read the values, which may be NaN")
     parser.add_argument("--device", choices=("meta", "cpu"), default="meta", help="where the model is built")
     options.add_json(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints the account; 1 if anything of the model is missing or does not fit."""
+    """Prints the accounts; 1 if a plan with them would fail, or its run."""
     if arguments.model is None:
         raise UsageError("what is missing shows on a model: give --model")
-    account = _account(arguments)
-    print(json.dumps(asdict(account), indent=2) if arguments.json else account.table())
-    return 0 if account.complete else 1
+    if (arguments.file is None) == (arguments.recipe is None):
+        raise UsageError("give either a FILE or a --recipe that loads from one")
+    plan = _plan(arguments)
+    faults = {} if arguments.header_only else dict(_faults(plan))
+    if arguments.json:
+        data = [
+            {**account.to_dict(), "problems": [*_wrong(account), *_held(account, faults)]} for account in plan.loads
+        ]
+        print(json.dumps(data if arguments.recipe else data[0], indent=2))
+    else:
+        print("\n".join([*map(_shown, plan.loads), *faults.values(), *plan.problems]))
+    return 1 if faults or plan.problems or any(map(_wrong, plan.loads)) else 0
 
 
-def _account(arguments: argparse.Namespace) -> Account:
+def _plan(arguments: argparse.Namespace) -> Plan:
+    rules = options.recipe_of(arguments.recipe) if arguments.recipe else (Rule(Name("**"), _rule(arguments)),)
+    plan = make_plan(sites(options.model_of(arguments, arguments.device)), rules)
+    if not plan.loads:
+        raise UsageError(f"{arguments.recipe}: no rule of it loads from a checkpoint")
+    return plan
+
+
+def _rule(arguments: argparse.Namespace) -> Pretrained:
     open_checkpoint(arguments.file, part=arguments.part)  # a file that is not there is a mistake of usage
     try:
-        rule = Pretrained(
+        return Pretrained(
             arguments.file,
             arguments.prefix,
             rename=tuple((old, new) for old, new in arguments.rename),
@@ -58,6 +94,41 @@ def _account(arguments: argparse.Namespace) -> Account:
         )
     except ValueError as error:
         raise UsageError(str(error)) from None
-    model = options.model_of(arguments, arguments.device)
-    (account,) = make_plan(sites(model), [Rule(Name("**"), rule)]).loads
-    return account
+
+
+def _wrong(account: Account) -> tuple[str, ...]:
+    return (*account.problems, *account.warnings)
+
+
+def _held(account: Account, faults: Mapping[str, str]) -> list[str]:
+    return [faults[name] for name in (*account.loaded, *dict(account.adapted)) if name in faults]
+
+
+def _faults(plan: Plan) -> Iterator[tuple[str, str]]:
+    """What the values of sites would be refused for when they are loaded."""
+    for site, fill in ((step.site, step.fill) for step in plan.steps):
+        if isinstance(fill, Loaded):
+            try:
+                fill.prepare(Shard.whole(site.name, torch.empty(site.shape, dtype=site.dtype, device="meta")))
+            except (CheckpointError, ValueError) as error:
+                yield site.name, f"{site.name}: {error}"
+
+
+def _shown(account: Account) -> str:
+    """The account, and what to write to be rid of what is wrong with it."""
+    way, remedies = account.guess, list[tuple[str, str]]()
+    if way is not None and way.options:
+        remedies.append((way.options, way.arguments))
+    elif globs := _globs(account):
+        flags = shlex.join(word for glob in globs for word in ("--expect-missing", glob))
+        remedies.append((flags, f"expect_missing={globs}"))
+    if any(why.startswith("has shape") for _, why in account.mismatched):
+        remedies.append(("--skip-shapes", "on_shape='skip'"))
+    return "\n  ".join([account.table(), *(f"try {here}, in a rule {there}" for here, there in remedies)])
+
+
+def _globs(account: Account) -> list[str]:
+    """Globs of what is missing, where the file lacks whole parts of the model and has others."""
+    found = {name.partition(".")[0] for name in (*account.loaded, *dict(account.adapted))}
+    parts = dict.fromkeys(name.partition(".")[0] for name in account.missing)
+    return [f"{part}.**" for part in parts] if found and not found & {*parts} and len(parts) < 6 else []

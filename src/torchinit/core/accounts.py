@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -235,6 +235,32 @@ class Account:
         if guess := data.get("guess"):
             known["guess"] = Guess(**{name: _frozen(value) for name, value in guess.items()})
         return cls(**known)
+
+
+def shortened(rows: Iterable[Sequence[str]], loads: Sequence[Account]) -> list[Sequence[str]]:
+    """The rows of a table with each checkpoint called by the end of its path, as much of it as tells it apart.
+
+    >>> shortened([("w", "w of /a/b/net.pth")], [Account("/a/b/net.pth")])
+    [['w', 'w of net.pth']]
+    """
+    sources = {one.source for one in loads}
+    names = {source: _end(source, sources) for source in sorted(sources, key=len, reverse=True) if "/" in source}
+    if not names:
+        return [*rows]
+
+    def short(cell: str) -> str:
+        for source, end in names.items():
+            cell = cell.replace(source, end)
+        return cell
+
+    return [[*map(short, row)] for row in rows]
+
+
+def _end(source: str, others: Collection[str]) -> str:
+    parts = source.split("/")
+    ends = ("/".join(parts[at:]) for at in range(len(parts) - 1, 0, -1))
+    alone = (end for end in ends if end and sum(other.endswith(f"/{end}") or other == end for other in others) == 1)
+    return next(alone, source)
 
 
 def _listed(pairs: Sequence[tuple[str, str]], most: int, between: str = " ") -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 from torch import nn
 
-from torchinit.core.accounts import Account
+from torchinit.core.accounts import Account, shortened
 from torchinit.core.fills import Fill, Initializer
 from torchinit.core.loaders import Loader
 from torchinit.core.moments import Moments
@@ -159,7 +159,7 @@ class Plan:
     def table(self) -> str:
         """The plan as plain text, a line a site, then what is left out."""
         head = ("name", "shape", "dtype", "fill", "mean", "std", "rule", "over", "notes")
-        return "\n".join([columns(head, [_row(step) for step in self.steps]), self.summary()])
+        return "\n".join([columns(head, shortened(map(_row, self.steps), self.loads)), self.summary()])
 
     def summary(self) -> str:
         """What will be written and what will not, in a few lines."""

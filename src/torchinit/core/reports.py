@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from torchinit.core.accounts import Account
+from torchinit.core.accounts import Account, shortened
 from torchinit.core.fingerprints import Fingerprint
 from torchinit.core.measures import deviations
 from torchinit.core.moments import Moments
@@ -118,7 +118,7 @@ class Report:
     def table(self) -> str:
         """The report as plain text, a line a site."""
         head = ("name", "shape", "dtype", "fill", "mean", "std", "planned std", "rule")
-        return columns(head, [_row(record) for record in self.records]) + "\n" + self.summary()
+        return columns(head, shortened(map(_row, self.records), self.loads)) + "\n" + self.summary()
 
     def summary(self) -> str:
         """What was written and what was not, in a few lines."""
