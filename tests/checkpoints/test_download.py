@@ -348,6 +348,8 @@ def test_secrets_of_a_url_are_kept_nowhere(
 
 def test_a_bar_in_a_terminal(host: Host, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     url = host.serve("/a.pth", whole(BODY))
+    assert got(f"{url}?in=a-file") == BODY
+    assert capsys.readouterr().err == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
     assert got(url) == BODY

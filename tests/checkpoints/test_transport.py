@@ -112,11 +112,14 @@ def test_the_address_that_was_looked_at_is_the_one_that_is_asked(
     assert asked == [("1.1.1.1", 443)]
 
 
-def test_an_address_that_does_not_answer_leaves_the_others(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("ends", [("127.0.0.2", "127.0.0.1"), ("127.0.0.1", "127.0.0.2")])
+def test_an_address_that_does_not_answer_leaves_the_others(
+    ends: tuple[str, str], host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
     url, known = host.serve("/a.pth", whole(BODY)), socket.getaddrinfo
 
     def answer(name: str, *rest: Any, **options: Any) -> Any:
-        both = ("127.0.0.2", "127.0.0.1") if name == "localhost" else (name,)
+        both = ends if name == "localhost" else (name,)
         return [found for ip in both for found in known(ip, *rest, **options)]
 
     monkeypatch.setattr(socket, "getaddrinfo", answer)
