@@ -4,47 +4,62 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.checkpoints import hostile
-from torchinit import CheckpointError, ConfigError, Plan, decode_recipe, open_checkpoint
+from tests.checkpoints.fuzz import fuzz
+from tests.checkpoints.fuzz_reader import complaint
+from tests.checkpoints.mutations import FORMS, changed
+from torchinit import CheckpointError, ConfigError, Plan, decode_recipe, load_recipe, open_checkpoint
+from torchinit.checkpoints.readers.memory import MemoryCheckpoint
 from torchinit.checkpoints.readers.pickles import check_pickle
 
-FORMS = ["zip", "legacy", "safetensors", "npz"]
-
-
-@st.composite
-def damaged(draw: st.DrawFn, form: str) -> bytes:
-    """A sound file in which a few stretches of bytes are replaced, doubled or gone."""
-    content = bytearray(hostile.sound(form))
-    for _ in range(draw(st.integers(1, 4))):
-        at = draw(st.integers(0, 800) | st.integers(0, len(content)) | st.integers(len(content) - 800, len(content)))
-        length = draw(st.integers(0, 40))
-        content[at : at + length] = draw(st.binary(max_size=40) | st.just(bytes(content[:at][-length:])))
-    return bytes(content)
+def test_files_that_are_changed_by_their_structure(tmp_path: Path) -> None:
+    """Fifteen seconds of what ``python -m tests.checkpoints.fuzz SECONDS`` does for longer."""
+    read, found = fuzz(15, seed=20261125, folder=tmp_path)
+    assert found == []
+    assert read > len(FORMS)
 
 
 @pytest.mark.parametrize("form", FORMS)
-@settings(max_examples=60)
-@given(data=st.data())
-def test_readers(form: str, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
-    path = tmp_path_factory.getbasetemp() / f"fuzzed-{form}"
-    path.write_bytes(data.draw(damaged(form)))
-    with suppress(CheckpointError):
-        checkpoint = open_checkpoint(path)
-        for key in checkpoint:
-            assert tuple(checkpoint.read(key).shape) == checkpoint.info(key).shape
+def test_changes_leave_some_files_sound_and_not_others(form: str, tmp_path: Path) -> None:
+    outcomes = set()
+    for number in range(40):
+        (path := tmp_path / f"{number}.{form}").write_bytes(changed(form, Random(number)))
+        try:
+            load_recipe(path) if form in ("json", "toml", "yaml") else open_checkpoint(path)
+        except (CheckpointError, ConfigError):
+            outcomes.add("refused")
+        else:
+            outcomes.add("read")
+    assert outcomes == {"read", "refused"}
+
+
+def test_what_the_fuzzer_looks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.pth"
+    path.write_bytes(hostile.sound())
+    assert complaint(path) == ""
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryCheckpoint, "_read", lambda self, key, box: torch.zeros(3))
+        assert "is not what was said of it" in complaint(path)
+    with monkeypatch.context() as patch:
+        patch.setattr("torchinit.core.tables.plain", lambda text: text)
+        torch.save({"a\x1b": torch.ones(2)}, path)
+        assert complaint(path).startswith("shows what a terminal would obey: ")
 
 
 @settings(max_examples=150)
 @given(st.lists(st.sampled_from([*b"]}()a.sutqh\x85\x86\x87K\x00\x01RQNX"]), max_size=80).map(bytes))
 def test_the_look_at_pickles(operations: bytes) -> None:
     with suppress(CheckpointError):
-        check_pickle("fuzzed", b")" * 1000 + operations)
+        check_pickle("fuzzed", operations)
 
 
 WORDS = [

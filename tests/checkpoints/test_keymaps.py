@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from tests.strategies import names
-from torchinit import ConfigError
+from torchinit import CheckpointError, ConfigError, Name, Pretrained, Rule, initialize
 from torchinit.checkpoints.guesses import Shapes, by_case, guess
 from torchinit.checkpoints.keymaps import KeyMap, revised
 from torchinit.core.names import WRAPPERS
@@ -61,6 +63,22 @@ def test_a_key_of_its_own_comes_before_an_unwrapped_one() -> None:
 def test_renames_that_are_none(pair: tuple[str, str]) -> None:
     with pytest.raises(ConfigError, match=r"is no rename"):
         KeyMap(rename=(pair,))
+
+
+def test_renames_that_would_take_forever() -> None:
+    with pytest.raises(ConfigError, match=r"rename: '\(a\+\)\+b' may take forever to match"):
+        KeyMap(rename=(("(a+)+b", ""),))
+    with pytest.raises(ConfigError, match=r"is no rename|more than Python can take"):
+        KeyMap(rename=(("(" * 5000 + ")" * 5000, ""),))
+    with pytest.raises(CheckpointError, match=r"a name of 1,000,000 letters is too long for a rename: 'aaa"):
+        KeyMap(rename=((".*b", ""),)).name("a" * 1_000_000)
+    with pytest.raises(CheckpointError, match=r"a name of 1,024 letters is too long for a rename"):
+        KeyMap(rename=(("^(.+)$", r"\1\1"),) * 30).name("a")
+    net = nn.Module()
+    net.register_parameter("w", nn.Parameter(torch.zeros(1)))
+    rule = Rule(Name("**"), Pretrained({"a" * 2000: torch.ones(1)}, rename=(("b", "c"),)))
+    with pytest.raises(CheckpointError, match=r"a name of 2,000 letters is too long"):
+        initialize(net, rule)
 
 
 def test_revise_keys_apply_to_the_whole_key_in_order() -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from torchinit.core.names import normalize
-from torchinit.errors import ConfigError
+from torchinit.core.patterns import slow
+from torchinit.errors import CheckpointError, ConfigError
+
+_LONGEST: Final = 1000
 
 _T = TypeVar("_T")
 
@@ -84,6 +87,8 @@ class KeyMap:
             key = plain
         key = key[len(start) :]
         for pattern, new in self.rename:
+            if len(key) > _LONGEST:
+                raise CheckpointError(f"a name of {len(key):,} letters is too long for a rename: {key[:40]!r}...")
             renamed = re.sub(pattern, new, key)
             if renamed == key and (bare := unwrapped(key)) != key:
                 renamed = re.sub(pattern, new, bare)
@@ -118,9 +123,10 @@ def revised(state: Mapping[str, _T], keys: Iterable[Sequence[str]]) -> dict[str,
 def _fault(pattern: str, new: str) -> str:
     """What is wrong with a rename."""
     try:
-        re.compile(pattern)
+        if why := slow(pattern):
+            return why
         re.sub(pattern, new, "")
-        re.compile(pattern).sub(new, "a.b.c.weight")
-    except (re.error, IndexError) as error:
+        re.sub(pattern, new, "a.b.c.weight")
+    except (re.error, IndexError, RecursionError, OverflowError) as error:
         return f"{pattern!r} to {new!r} is no rename: {error}"
     return ""

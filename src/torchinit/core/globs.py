@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import lru_cache
+from typing import Final
+
+_MOST: Final = 6
 
 
 def check_glob(glob: object) -> None:
@@ -16,6 +19,9 @@ def check_glob(glob: object) -> None:
         raise TypeError(f"a name is text, but got {glob!r}")
     if "" in glob.split("."):
         raise ValueError(f"a name is dotted text such as 'layers.*.weight', but got {glob!r}")
+    parts = glob.split(".")
+    if parts.count("**") > _MOST or any(part.count("*") > _MOST for part in parts):
+        raise ValueError(f"a name has at most {_MOST} wildcards, which can be matched in too many ways, but got {glob!r}")
 
 
 def check_globs(argument: str, globs: object) -> None:

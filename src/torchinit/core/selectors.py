@@ -11,6 +11,7 @@ from torch import nn
 
 from torchinit.core.globs import check_glob, glob_matches
 from torchinit.core.layouts import Role
+from torchinit.core.patterns import slow
 from torchinit.core.places import Kind
 from torchinit.core.sites import Site, full_name
 
@@ -156,9 +157,11 @@ class Regex(Selector):
 
     def __post_init__(self) -> None:
         try:
-            re.compile(self.pattern)
+            why = slow(self.pattern)
         except re.error as error:
             raise ValueError(f"{self.pattern!r} is no regular expression: {error}") from None
+        if why:
+            raise ValueError(why)
 
     def __repr__(self) -> str:
         return f"Regex({self.pattern!r})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tomllib
+import warnings
 from collections.abc import Callable
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -102,12 +103,14 @@ def _unique(pairs: list[tuple[str, Data]]) -> dict[str, Data]:
 def _yaml(text: str) -> Data:
     try:
         from ruamel.yaml import YAML
-        from ruamel.yaml.error import YAMLError
+        from ruamel.yaml.error import ReusedAnchorWarning, YAMLError
     except ImportError:
         raise MissingExtraError("reading YAML", "yaml") from None
     try:
-        data = YAML(typ="safe", pure=True).load(text)
-    except YAMLError as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ReusedAnchorWarning)  # YAML allows it
+            data = YAML(typ="safe", pure=True).load(text)
+    except (YAMLError, TypeError, LookupError, ArithmeticError, AttributeError) as error:  # a table as a key, and such
         mark, said = getattr(error, "problem_mark", None), (getattr(error, key, None) for key in ("context", "problem"))
         raise ValueError(f"line {mark.line + 1}: {', '.join(filter(None, said))}" if mark else str(error)) from None
     _weigh(data, {})
