@@ -25,10 +25,19 @@ MEMORY = 6 << 30
 
 
 def fuzz(seconds: float, seed: int, folder: Path) -> tuple[int, list[str]]:
-    """Reads changed files for so long: how many there were, and what went wrong. What went wrong stays in the folder."""
+    """Reads changed files for so long: how many there were, and what went wrong; that stays in the folder."""
     number, found, end = 0, list[str](), time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
-        command = [sys.executable, "-m", "tests.checkpoints.fuzz", "child", str(folder), str(seed), str(number), str(left)]
+        command = [
+            sys.executable,
+            "-m",
+            "tests.checkpoints.fuzz",
+            "child",
+            str(folder),
+            str(seed),
+            str(number),
+            str(left),
+        ]
         run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         last = 0
         for line in run.stdout.splitlines():
@@ -55,7 +64,7 @@ def child(folder: Path, seed: int, number: int, seconds: float) -> None:
         signal.alarm(SECONDS_A_FILE)
         try:
             said = complaint(path)
-        except Exception:
+        except Exception:  # noqa: BLE001  # any is a finding
             said = traceback.format_exc(limit=-6)
         signal.alarm(0)
         if said:

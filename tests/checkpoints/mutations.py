@@ -23,10 +23,26 @@ from torchinit.recipes.files import schemes
 FORMS = ["pth", "old", "zip", "safetensors", "npy", "npz", "index", "json", "toml", "yaml"]
 
 NUMBERS = [0, 1, 2, 3, 4, 7, 8, 12, 64, 65, 255, 256, 1 << 16, (1 << 31) - 1, (1 << 32) - 1, 1 << 40, (1 << 63) - 1]
-TEXTS = ["", "w0", "w1", "__metadata__", "F32", "F64", "F4", "BOOL", "data/0", "..", "\x1b[2J", "\ud800", "0" * 5000, "é"]
+TEXTS = [
+    "",
+    "w0",
+    "w1",
+    "__metadata__",
+    "F32",
+    "F64",
+    "F4",
+    "BOOL",
+    "data/0",
+    "..",
+    "\x1b[2J",
+    "\ud800",
+    "0" * 5000,
+    "é",
+]
 GLOBALS = [
     "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_tensor_v3", "torch._utils _rebuild_parameter",
-    "torch._utils _rebuild_parameter_with_state", "torch._utils _rebuild_sparse_tensor", "torch._utils _rebuild_qtensor",
+    "torch._utils _rebuild_parameter_with_state", "torch._utils _rebuild_sparse_tensor",
+    "torch._utils _rebuild_qtensor",
     "torch._utils _rebuild_meta_tensor_no_storage", "torch._tensor _rebuild_from_type_v2", "torch Tensor", "torch Size",
     "torch FloatStorage", "torch LongStorage", "torch.storage UntypedStorage", "torch device", "torch float64",
     "torch.nn.parameter Parameter", "collections OrderedDict", "collections Counter", "_codecs encode",
@@ -81,7 +97,9 @@ def tensors() -> dict[str, Any]:
 def states() -> list[bytes]:
     """The pickles of several checkpoints, of the same memory."""
     held = [tensors(), {"state_dict": tensors(), "epoch": 3, "lr": 0.5, "seen": {1}, "raw": b"\xff"}]
-    held.append({"model": tensors(), "optimizer": {"state": {0: {"m": torch.ones(2)}}, "param_groups": [{"params": [0]}]}})
+    held.append(
+        {"model": tensors(), "optimizer": {"state": {0: {"m": torch.ones(2)}}, "param_groups": [{"params": [0]}]}}
+    )
     return [entries_of(saved(one))["data.pkl"] for one in held]
 
 
@@ -124,7 +142,9 @@ def _pickle(dice: Random) -> bytes:
 
 def _pth(dice: Random) -> bytes:
     inner = entries_of(saved(tensors()))
-    return zipped({"data.pkl": _pickle(dice), **{name: held for name, held in inner.items() if name.startswith("data/")}})
+    return zipped(
+        {"data.pkl": _pickle(dice), **{name: held for name, held in inner.items() if name.startswith("data/")}}
+    )
 
 
 def _old(dice: Random) -> bytes:
@@ -176,7 +196,8 @@ def tokens(text: str) -> list[str]:
 
 
 def token(dice: Random) -> str:
-    return dice.choice([*"{}[]()=:,\"'\\-\n", *map(str, NUMBERS), *map(json.dumps, TEXTS), "null", "true", "1e999", "NaN"])
+    words: list[str] = ["null", "true", "1e999", "NaN", *map(str, NUMBERS), *map(json.dumps, TEXTS)]
+    return dice.choice([*"{}[]()=:,\"'\\-\n", *words])
 
 
 def retold(text: str, dice: Random) -> str:
@@ -201,7 +222,11 @@ def _npy(dice: Random) -> bytes:
     whole = file.getvalue()
     text = retold(whole[10:128].decode(), dice).encode(errors="replace")
     version = dice.choice([b"\x01\x00"] * 9 + [b"\x02\x00", b"\x03\x00"])
-    size = struct.pack("<I", len(text)) if version > b"\x01" and dice.random() < 0.9 else struct.pack("<H", len(text) % 65536)
+    size = (
+        struct.pack("<I", len(text))
+        if version > b"\x01" and dice.random() < 0.9
+        else struct.pack("<H", len(text) % 65536)
+    )
     return b"\x93NUMPY" + version + size + text + whole[128:]
 
 
@@ -233,7 +258,8 @@ def recipes() -> list[tuple[str, Any]]:
     folder = resources.files("torchinit.recipes") / "schemes"
     texts = [(folder / f"{name}.toml").read_text("utf-8") for name in schemes()]
     texts.append(
-        '[[rules]]\nname = "**"\ntype = "Pretrained"\ncheckpoint = "a.pth"\nprefix = "b"\nrename = [["^a(.*)", "b\\\\1"]]\n'
+        '[[rules]]\nname = "**"\ntype = "Pretrained"\ncheckpoint = "a.pth"\nprefix = "b"\n'
+        'rename = [["^a(.*)", "b\\\\1"]]\n'
         'dtype = "bfloat16"\n[[rules.adapt]]\nname = "head.*"\ntype = "Rows"\n[[rules]]\nregex = "(a|b)+"\n'
         'type = "Blocks"\ninits = [{type = "Zeros"}, {type = "Kaiming", std = "1 / sqrt(2 * fan_in)"}]\n'
     )

@@ -21,6 +21,7 @@ from torchinit import CheckpointError, ConfigError, Plan, decode_recipe, load_re
 from torchinit.checkpoints.readers.memory import MemoryCheckpoint
 from torchinit.checkpoints.readers.pickles import check_pickle
 
+
 def test_files_that_are_changed_by_their_structure(tmp_path: Path) -> None:
     """Fifteen seconds of what ``python -m tests.checkpoints.fuzz SECONDS`` does for longer."""
     read, found = fuzz(15, seed=20261125, folder=tmp_path)

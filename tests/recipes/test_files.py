@@ -121,6 +121,7 @@ def test_yaml_without_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_anchors_and_keys_that_are_odd(tmp_path: Path) -> None:
     anew = "rules:\n- {name: &a x, type: Zeros}\n- {name: &a y, type: Ones}\n- {name: *a, type: Ones}\n"
-    assert [str(rule.where) for rule in load_recipe(write(tmp_path, "a.yaml", anew))] == ["Name('x')", "Name('y')", "Name('y')"]
+    rules = load_recipe(write(tmp_path, "a.yaml", anew))
+    assert [str(rule.where) for rule in rules] == ["Name('x')", "Name('y')", "Name('y')"]
     with pytest.raises(ConfigError, match=r"a.yaml: unhashable type"):
         load_recipe(write(tmp_path, "a.yaml", "rules:\n- {{a: 1}: b}\n"))

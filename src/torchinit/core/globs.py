@@ -21,7 +21,9 @@ def check_glob(glob: object) -> None:
         raise ValueError(f"a name is dotted text such as 'layers.*.weight', but got {glob!r}")
     parts = glob.split(".")
     if parts.count("**") > _MOST or any(part.count("*") > _MOST for part in parts):
-        raise ValueError(f"a name has at most {_MOST} wildcards, which can be matched in too many ways, but got {glob!r}")
+        raise ValueError(
+            f"a name has at most {_MOST} wildcards, which can be matched in too many ways, but got {glob!r}"
+        )
 
 
 def check_globs(argument: str, globs: object) -> None:

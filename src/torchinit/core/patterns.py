@@ -58,7 +58,7 @@ def _item(kind: str, held: Any, follow: _Chars) -> tuple[float, _Chars]:
     if kind in _LETTERS:
         return 1, _either_case(_LETTERS[kind](held))
     if kind in ("MAX_REPEAT", "MIN_REPEAT"):
-        return _repeat(*held, follow)
+        return _repeat(held[0], held[1], held[2], follow)
     if kind == "SUBPATTERN":
         return _sequence(held[3], follow)
     if kind == "BRANCH":
@@ -88,7 +88,7 @@ def _branch(branches: Iterable[Any], follow: _Chars) -> tuple[float, _Chars]:
     firsts = [first for _, first in found]
     every = _NONE.union(*firsts)
     told_apart = sum(map(len, firsts)) == len(every)
-    return (max if told_apart else sum)(ways for ways, _ in found), every  # type: ignore[operator]  # both take numbers
+    return (max if told_apart else sum)(ways for ways, _ in found), every
 
 
 def _in(items: Iterable[tuple[Any, Any]]) -> _Chars:
@@ -120,5 +120,7 @@ _LETTERS: Final[Mapping[str, Callable[[Any], _Chars]]] = {
     "IN": _in,
     "LITERAL": _letter,
     "NOT_LITERAL": lambda code: _ALPHABET - _letter(code) if code < 128 else _ALPHABET,
-    "RANGE": lambda ends: frozenset().union(*(_letter(min(code, 128)) for code in range(ends[0], min(ends[1], 128) + 1))),
+    "RANGE": lambda ends: frozenset().union(
+        *(_letter(min(code, 128)) for code in range(ends[0], min(ends[1], 128) + 1))
+    ),
 }
