@@ -23,10 +23,13 @@ EVIL = [
     "(" * 50 + "a" + ")*" * 50 + "b",
 ]  # fmt: skip
 GOOD = [
-    "", "^", r"^module[.]", r"gamma$", r"^(.*)\.(.*)$", r"(?:[^.]+[.])*weight", r"^(module\.)+", r"layers[.](\d+)[.](.*)",
+    "", "^", r"^module[.]", r"gamma$", r"^(.*)\.(.*)$", r"(?:[^.]+[.])*weight", r"^(module\.)+",
+    r"layers[.](\d+)[.](.*)",
     r"(module\.|model\.)+", r"(encoder|decoder)[.](\d+)[.](weight|bias)", r".*\.(.*)\.weight", r"(?:[^.]++[.]?)*weight",
-    r"layers[.](0|1)[.].*", r"(a|b)+", r"[a-z]+[0-9]+x*", r"(?P<n>\d+)\.(?P=n)", r"(?<=x)\.y", r"(?<![.])x", r"(x)?(?(1)y|z)",
-    r"\bfoo\b", r"(.*)(.*)(.*)", r"([a-z]+_)*norm", r"(\w+\.)*attn", r"^backbone\.(layer\d+\.\d+)\.(conv|bn)(\d)\.(.+)$",
+    r"layers[.](0|1)[.].*", r"(a|b)+", r"[a-z]+[0-9]+x*", r"(?P<n>\d+)\.(?P=n)", r"(?<=x)\.y", r"(?<![.])x",
+    r"(x)?(?(1)y|z)",
+    r"\bfoo\b", r"(.*)(.*)(.*)", r"([a-z]+_)*norm", r"(\w+\.)*attn",
+    r"^backbone\.(layer\d+\.\d+)\.(conv|bn)(\d)\.(.+)$",
     r"(?>module\.)*x", r"a{3}b{2,5}?", r"[^\d\s]+x",
 ]  # fmt: skip
 
