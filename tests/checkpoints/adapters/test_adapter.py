@@ -28,6 +28,7 @@ from torchinit.checkpoints.adapters import (
     Stack,
     Transpose,
     Unstack,
+    WeightNorm,
 )
 from torchinit.core.vocabulary import SCHEMA
 
@@ -54,6 +55,7 @@ EVERY: tuple[Adapter, ...] = (
     Transpose(),
     Transpose((0, 2, 1)),
     Unstack("w1", "*.w1"),
+    WeightNorm(parametrized=True),
 )
 
 

@@ -31,6 +31,7 @@ from torchinit.checkpoints.adapters import (
     Stack,
     Transpose,
     Unstack,
+    WeightNorm,
 )
 
 Size = tuple[int, ...]
@@ -76,6 +77,7 @@ CASES = (
     Case(Stack("w", "*.w", 3, axis=2), "w", [(4, 2)] * 3, (4, 2, 3), exact=True),
     Case(Transpose((2, 0, 1)), "w", [(4, 3, 5)], (5, 4, 3), exact=True),
     Case(Unstack("w", "*.w", axis=1), "2.w", [(4, 5, 3)], (4, 3), exact=True),
+    Case(WeightNorm(), "weight", [(6, 1, 1), (6, 4, 3)], (6, 4, 3)),
     Case(Chain((Transpose(), Split("qkv", QKV))), "k.weight", [(4, 9)], (3, 4), exact=True),
     Case(Chain((Fuse("gu", ("g", "u")), Stack("gu", "*.gu", 3))), "gu", [(3, 4), (2, 4)] * 3, (3, 5, 4), exact=True),
     Case(Chain((RopeOrder(2), Transpose(), Rows())), "w", [(8, 6)], (4, 8)),

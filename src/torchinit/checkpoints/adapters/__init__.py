@@ -14,6 +14,7 @@ from torchinit.checkpoints.adapters.norms import BatchNormAffine, FoldBatchNorm
 from torchinit.checkpoints.adapters.patches import Inflate, ResizePatches
 from torchinit.checkpoints.adapters.positions import ResizePositions, ResizeRelativeBias
 from torchinit.checkpoints.adapters.tokens import ResizeVocabulary
+from torchinit.checkpoints.adapters.weightnorm import WeightNorm
 from torchinit.core.vocabulary import SCHEMA
 from torchinit.schema import Vocabulary
 
@@ -40,6 +41,7 @@ __all__ = [
     "Stack",
     "Transpose",
     "Unstack",
+    "WeightNorm",
 ]
 
 for _adapter in (
@@ -62,6 +64,7 @@ for _adapter in (
     Stack,
     Transpose,
     Unstack,
+    WeightNorm,
 ):
     ADAPTERS.register(_adapter)
 
