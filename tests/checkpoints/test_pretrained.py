@@ -42,7 +42,7 @@ from torchinit import (
     run,
     sites,
 )
-from torchinit.checkpoints.adapters import Drop, InputChannels, Transpose
+from torchinit.checkpoints.adapters import Drop, InputChannels, Transpose, WeightNorm
 
 
 class Net(nn.Module):
@@ -543,8 +543,15 @@ def test_parametrized_weights_are_loaded_through_their_parametrization() -> None
     state = {"0.weight": torch.arange(6.0).view(2, 3) + 1, "0.bias": torch.ones(2)}
     initialize(model, whole(state))
     assert torch.allclose(layer.weight, state["0.weight"])
+    held, plain = dict(model.state_dict()), nn.Sequential(nn.Linear(3, 2))
+    remedy = r"0.weight is kept under weight norm in the file: adapt=\{'0.weight': WeightNorm\(parametrized=True\)\}"
+    with pytest.raises(CheckpointError, match=remedy):
+        plan(plain, whole(held))
+    initialize(plain, whole(held, adapt={"0.weight": WeightNorm(parametrized=True)}))
+    assert torch.allclose(plain.get_parameter("0.weight"), state["0.weight"])
+    del held["0.parametrizations.weight.original1"]
     with pytest.raises(CheckpointError, match=r"0.weight is computed by a parametrization in the file"):
-        plan(nn.Sequential(nn.Linear(3, 2)), whole(dict(model.state_dict())))
+        plan(plain, whole(held))
 
 
 def test_buffers_outside_of_the_state_are_none_of_its_business() -> None:

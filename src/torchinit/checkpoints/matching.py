@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from torchinit.checkpoints.adapters import Adapter
+from torchinit.checkpoints.adapters import Adapter, WeightNorm
 from torchinit.checkpoints.adapters.offers import offer
 from torchinit.checkpoints.adapters.pieces import pieces
 from torchinit.checkpoints.guesses import by_case, guess
@@ -256,6 +256,11 @@ class Search:
 
     def _parametrized(self) -> list[str]:
         """A word on weights that the file holds as what they are computed from."""
+        for adapter in (WeightNorm(), WeightNorm(parametrized=True)):
+            if made := [name for name in self.missing if all(key in self.names.keys for key in adapter.wants(name))]:
+                return [
+                    f"{made[0]} is kept under weight norm in the file: adapt={{{made[0]!r}: {adapter}}} makes it one"
+                ]
         tails = {name: f"parametrizations.{name.rpartition('.')[2]}.original0" for name in self.missing}
         ends = {".".join(key.split(".")[-3:]) for key in self.checkpoint} if tails else set[str]()
         held = [name for name, tail in tails.items() if tail in ends]
