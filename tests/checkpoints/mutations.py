@@ -197,7 +197,7 @@ def tokens(text: str) -> list[str]:
 
 def token(dice: Random) -> str:
     words: list[str] = ["null", "true", "1e999", "NaN", *map(str, NUMBERS), *map(json.dumps, TEXTS)]
-    return dice.choice([*"{}[]()=:,\"'\\-\n", *words])
+    return dice.choice(list("{}[]()=:,\"'\\-\n") + words)
 
 
 def retold(text: str, dice: Random) -> str:

@@ -52,4 +52,5 @@ class WeightNorm(Adapter):
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
         length, direction = map(computed, tensors)
         axes = [axis for axis in range(direction.dim()) if not length.dim() or length.shape[axis] == 1]
-        return direction * (length / torch.linalg.vector_norm(direction, dim=axes, keepdim=length.dim() > 0))
+        norm: Tensor = torch.linalg.vector_norm(direction, dim=axes, keepdim=length.dim() > 0)
+        return direction * (length / norm)
