@@ -124,4 +124,4 @@ def test_anchors_and_keys_that_are_odd(tmp_path: Path) -> None:
     rules = load_recipe(write(tmp_path, "a.yaml", anew))
     assert [str(rule.where) for rule in rules] == ["Name('x')", "Name('y')", "Name('y')"]
     with pytest.raises(ConfigError, match=r"a.yaml: unhashable type"):
-        load_recipe(write(tmp_path, "a.yaml", "rules:\n- {{a: 1}: b}\n"))
+        load_recipe(write(tmp_path, "a.yaml", "rules:\n- {[{a: 1}]: b}\n"))
