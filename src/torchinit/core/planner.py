@@ -139,7 +139,8 @@ def _in_turn(steps: Iterable[Step]) -> tuple[Step, ...]:
 def _final(steps: list[Step]) -> Step:
     last = steps[-1]
     beaten = dict.fromkeys(step.rule for step in steps[:-1] if step.rule is not last.rule)
-    return replace(last, over=tuple(beaten), notes=_notes(last))
+    notes = _notes(last)
+    return replace(last, over=tuple(beaten), notes=notes) if beaten or notes else last
 
 
 def _notes(step: Step) -> tuple[str, ...]:
