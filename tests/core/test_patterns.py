@@ -17,7 +17,8 @@ from torchinit.core.patterns import slow
 EVIL = [
     r"(a+)+b", r"(a*)*b", r"(a|aa)+b", r"(\w+[.]?)+x", r"(.*)*x", r"(ab|a|b)*c", r"(?:a?){30}a{30}",
     "a?" * 30 + "a" * 30,
-    r".*.*.*.*.*x", r"(?=(a+)+b)c", r"((a{1,10}){1,10}){1,10}b", r"(x+x+)+y", r"^(([a-z])+.)+[A-Z]([a-z])+$",
+    r".*.*.*.*.*x", r".*aa.*aa.*aa.*aa.*aa.*b",
+    r"(?=(a+)+b)c", r"((a{1,10}){1,10}){1,10}b", r"(x+x+)+y", r"^(([a-z])+.)+[A-Z]([a-z])+$",
     r"([^.]|\w)+x", r"(?>(a|ab|b)*c)", r"(\d+|\w+)*!", r"(?:é|.)*x", r"(?:(?:a+)b?)*c", r"(x)?(?(1)(a+)+|b)c",
     r"(?i:(A|ab|b))*c",
     "(" * 50 + "a" + ")*" * 50 + "b",
@@ -30,6 +31,8 @@ GOOD = [
     r"(x)?(?(1)y|z)",
     r"\bfoo\b", r"(.*)(.*)(.*)", r"([a-z]+_)*norm", r"(\w+\.)*attn",
     r"^backbone\.(layer\d+\.\d+)\.(conv|bn)(\d)\.(.+)$",
+    r".*layers\..*\.attn\..*\.weight", r".*(q|k|v)_proj.*weight.*bias.*",
+    r".*encoder.*layer.*attention.*self.*query.*",
     r"(?>module\.)*x", r"a{3}b{2,5}?", r"[^\d\s]+x",
 ]  # fmt: skip
 

@@ -167,6 +167,7 @@ def test_two_files_of_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("TORCHINIT_CACHE", str(tmp_path))
+    monkeypatch.setenv("TORCHINIT_PRIVATE_HOSTS", "localhost,127.0.0.1")
     paths = [shipped(f"lpips/weights/{version}/alex.pth") for version in ("v0.0", "v0.1")]
     hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
     with served() as site:

@@ -3,7 +3,7 @@
 Python tries the ways in which an expression may match one after the other. They are many where something that
 repeats may end at many places, and without number where it repeats something of that kind: ``(a+)+b`` takes 2**n
 steps on n times ``a``. Counted are the ways on a text of a hundred letters; a choice counts where the next letter
-does not tell it.
+does not tell it, and where a word comes next, as in ``.*attn.*``, no more ends than there may be such words.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from functools import lru_cache
 from typing import Any, Final
 
 _LENGTH: Final = 100
-_MOST: Final = 1e6
+_MOST: Final = 1e8
+"""So many ways Python goes in seconds."""
 
 _Chars = frozenset[str]
 _ALPHABET: Final[_Chars] = frozenset([*map(chr, range(128)), "é"])
@@ -47,18 +48,19 @@ def _sequence(items: Iterable[tuple[Any, Any]], follow: _Chars) -> tuple[float, 
 
     ``follow`` are the letters that may come after them.
     """
-    ways = 1.0
+    ways, word = 1.0, ""
     for kind, held in reversed([*items]):
-        more, follow = _item(str(kind), held, follow)
+        more, follow = _item(str(kind), held, follow, word)
         ways = min(ways * more, float("inf"))
+        word = chr(held) + word if str(kind) == "LITERAL" else ""
     return ways, follow
 
 
-def _item(kind: str, held: Any, follow: _Chars) -> tuple[float, _Chars]:
+def _item(kind: str, held: Any, follow: _Chars, word: str) -> tuple[float, _Chars]:
     if kind in _LETTERS:
         return 1, _either_case(_LETTERS[kind](held))
     if kind in ("MAX_REPEAT", "MIN_REPEAT"):
-        return _repeat(held[0], held[1], held[2], follow)
+        return _repeat(held[0], held[1], held[2], follow, word)
     if kind == "SUBPATTERN":
         return _sequence(held[3], follow)
     if kind == "BRANCH":
@@ -75,12 +77,17 @@ def _item(kind: str, held: Any, follow: _Chars) -> tuple[float, _Chars]:
     return 1, _ALPHABET
 
 
-def _repeat(least: int, most: int, body: Any, follow: _Chars) -> tuple[float, _Chars]:
+def _repeat(least: int, most: int, body: Any, follow: _Chars, word: str) -> tuple[float, _Chars]:
     most = min(most, _LENGTH)
     ways, first = _sequence(body, _sequence(body, follow)[1] | follow if most > 1 else follow)
-    ends = most - min(least, most) + 1 if first & follow else 1
+    ends = min(most - min(least, most) + 1, _LENGTH // _apart(word)) if first & follow else 1
     many = ends if ways == 1 else ends * ways**most if most * len(str(int(min(ways, 1e300)))) < 300 else float("inf")
     return many, first | (follow if least == 0 else _NONE)
+
+
+def _apart(word: str) -> int:
+    """How many letters there are at least from the beginning of a word to that of the next."""
+    return next((shift for shift in range(1, len(word)) if word.startswith(word[shift:])), max(1, len(word)))
 
 
 def _branch(branches: Iterable[Any], follow: _Chars) -> tuple[float, _Chars]:
