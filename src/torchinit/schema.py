@@ -97,30 +97,49 @@ class Schema:
     def encode(self, value: Any, hint: Hint, *, defaults: bool = True) -> Data:
         """The object as plain data; ``defaults=False`` leaves out what the class would fill in anyway.
 
-        Raises ConfigError for an object whose class has no registered name.
+        What is one object is one in the data, too. Raises ConfigError for an object whose class has no registered name.
         """
-        if value is None:
-            return None
+        return _Writer(self.vocabularies, defaults).write(value, hint)
+
+
+class _Writer:
+    """One pass over objects: each is made data once, however often it is met."""
+
+    def __init__(self, vocabularies: Mapping[Any, Vocabulary], defaults: bool) -> None:
+        self.vocabularies = vocabularies
+        self.defaults = defaults
+        self.made: dict[tuple[int, Hint], tuple[object, Data]] = {}
+
+    def write(self, value: Any, hint: Hint) -> Data:
+        """The data of a value that is of this type."""
+        if value is None or type(value) in (str, int, bool):
+            return value
         if isinstance(value, torch.dtype):
             return str(value).removeprefix("torch.")
-        if isinstance(value, float) and not math.isfinite(value):
-            return str(value)
+        if isinstance(value, float):
+            return value if math.isfinite(value) else str(value)
         if isinstance(value, tuple):
             kinds = hints.item_types(hints.member(hint, hints.is_list))
-            return [self.encode(item, kind, defaults=defaults) for item, kind in zip(value, kinds, strict=False)]
+            return [self.write(item, kind) for item, kind in zip(value, kinds, strict=False)]
         if isinstance(value, Mapping):
             _, kind = get_args(hints.member(hint, hints.is_table)) or (str, None)
-            return {key: self.encode(item, kind, defaults=defaults) for key, item in value.items()}
+            return {key: self.write(item, kind) for key, item in value.items()}
+        key = id(value), hint
+        if key not in self.made:
+            self.made[key] = value, self._object(value, hint)  # the value, too, so that no other one gets its id
+        return self.made[key][1]
+
+    def _object(self, value: Any, hint: Hint) -> Data:
         abstract = hints.member(hint, lambda kind: kind in self.vocabularies)
         if abstract is not None:
-            return self._encode_word(value, self.vocabularies[abstract].registry, defaults)
+            return self._word(value, self.vocabularies[abstract].registry)
         if is_dataclass(value) and not isinstance(value, type):
-            return self._encode_each(type(value), hints.arguments(value, defaults=defaults), defaults)
-        if not isinstance(value, (str, int, float)):
+            return self._each(type(value), hints.arguments(value, defaults=self.defaults))
+        if not isinstance(value, (str, int)):
             raise ConfigError(f"{value!r} cannot be written as data: it is there in memory only")
         return value
 
-    def _encode_word(self, value: object, registry: Registry, defaults: bool) -> Data:
+    def _word(self, value: object, registry: Registry) -> Data:
         if isinstance(value, Unfinished):
             cls, said = value.target_and_arguments()
         else:
@@ -129,12 +148,12 @@ class Schema:
             name = registry.name_of(cls)
         except KeyError as error:
             raise ConfigError(f"{cls.__name__} cannot be written as data: {error.args[0]}") from None
-        said = said or hints.arguments(value, defaults=defaults)
-        return {"type": name, **self._encode_each(cls, said, defaults)}
+        said = said or hints.arguments(value, defaults=self.defaults)
+        return {"type": name, **self._each(cls, said)}
 
-    def _encode_each(self, cls: type, values: Mapping[str, object], defaults: bool) -> dict[str, Data]:
+    def _each(self, cls: type, values: Mapping[str, object]) -> dict[str, Data]:
         kinds = hints_of(cls)
-        return {key: self.encode(value, kinds.get(key), defaults=defaults) for key, value in values.items()}
+        return {key: self.write(value, kinds.get(key)) for key, value in values.items()}
 
 
 class Reader:

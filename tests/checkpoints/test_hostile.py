@@ -156,10 +156,6 @@ def test_a_name_twice_in_a_zip(tmp_path: Path) -> None:
 
 
 def test_odd_tensors_in_memory() -> None:
-    with pytest.raises(CheckpointError, match=r"w is a meta tensor; only plain ones can be loaded"):
-        open_checkpoint({"w": torch.ones(2, device="meta")})
-    with pytest.raises(CheckpointError, match=r"w is a torch.sparse_coo tensor"):
-        open_checkpoint({"w": torch.ones(2).to_sparse()})
     with pytest.raises(CheckpointError, match=r"w of shape \(100,\) claims 400 bytes, but only 4 are there"):
         open_checkpoint({"w": torch.ones(1).expand(100)})
 

@@ -63,6 +63,7 @@ def test_a_part_of_an_index_that_changes(tmp_path: Path) -> None:
     held = opened(index)
     a_file(tmp_path / "2.safetensors", 3.0, "b")
     assert opened(index, again=False) is held
+    assert opened(index, keys=["a", "gone"]) is held
     assert value(index, "b") == 3.0
     assert opened(index) is not held
 

@@ -503,7 +503,7 @@ def test_a_file_that_changes_between_plan_and_run(tmp_path: Path) -> None:
     assert not model.get_parameter("w").any()
 
 
-@pytest.mark.parametrize("form", ["safetensors", "zip", "sharded-safetensors"])
+@pytest.mark.parametrize("form", ["safetensors", "zip", "npz", "sharded-safetensors"])
 def test_files_that_are_replaced_while_they_are_loaded(form: str, tmp_path: Path) -> None:
     (other := tmp_path / "other").mkdir()
     path = write(form, tmp_path, trained())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -78,6 +79,12 @@ def test_a_plan_is_strict_json() -> None:
     text = make_plan(sites(nn.Linear(2, 2)), [Rule(Name("**"), Normal())]).to_json(indent=None)
     assert json.loads(text)["format"] == "torchinit-plan-1"
     assert "\n" not in text
+
+
+def test_a_rule_of_many_steps_is_made_data_once() -> None:
+    steps: Any = make_plan(sites(nn.Linear(2, 2)), [Rule(Name("**"), Normal())]).to_dict()["steps"]
+    assert steps[0]["rule"] is steps[1]["rule"]
+    assert steps[0]["rule"]["where"] == {"type": "Name", "globs": ["**"]}
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,8 @@ class Loaded(Fill):
         return self.lock
 
     def _checkpoint(self, *, again: bool = True) -> Checkpoint:
-        return opened(self.source, part=self.part, sha256=self.sha256, again=again)
+        keys = (*self.keys, *self.like)
+        return opened(self.source, part=self.part, sha256=self.sha256, again=again, keys=keys)
 
     def prepare(self, shard: Shard) -> None:
         """Raises CheckpointError where what will be read is not finite, or does not fit into the shard's dtype."""

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 
+from torchinit.checkpoints.fits import kind_of
 from torchinit.checkpoints.guesses import beginning, guess, splits
 from torchinit.checkpoints.keymaps import Renames, revised
 from torchinit.checkpoints.loaders import CheckpointLoader, load, logger_of, read
-from torchinit.checkpoints.matching import kind_of
 from torchinit.checkpoints.sources import fetch
 from torchinit.core.accounts import Account, Guess
 from torchinit.core.names import WRAPPERS as WRAPPING

@@ -10,16 +10,17 @@ import torch
 from torchinit.checkpoints.adapters import Adapter, WeightNorm
 from torchinit.checkpoints.adapters.offers import offer
 from torchinit.checkpoints.adapters.pieces import pieces
+from torchinit.checkpoints.fits import check_kinds, misfit, short
 from torchinit.checkpoints.guesses import by_case, guess
 from torchinit.checkpoints.keymaps import KeyMap, unwrapped
 from torchinit.checkpoints.loaded import Loaded
 from torchinit.checkpoints.opening import opened
 from torchinit.checkpoints.readers import Info
-from torchinit.core.accounts import SHAPE, Account, Guess
+from torchinit.core.accounts import Account, Guess
 from torchinit.core.fills import Fill
 from torchinit.core.globs import glob_matches
 from torchinit.core.loaders import Lookup
-from torchinit.core.sites import WHY, Site
+from torchinit.core.sites import Site
 from torchinit.core.tables import some
 from torchinit.errors import CheckpointError, count, did_you_mean, masked
 
@@ -166,7 +167,7 @@ class Search:
             self.adapted.append((site.name, f"{adapter}{idle}"))
         steps = [infos[0].dtype, *([self.rule.dtype] if self.rule.dtype else []), site.dtype]
         if len(set(steps)) > 1:
-            self.casts.append((site.name, " -> ".join(map(_short, steps))))
+            self.casts.append((site.name, " -> ".join(map(short, steps))))
 
     def _note_missing(self, site: Site) -> None:
         fine = site.leaf == _COUNTER or any(glob_matches(glob, site.name) for glob in self.rule.missing_globs)
@@ -276,43 +277,3 @@ def last_match(globs: Mapping[str, _T], name: str) -> _T | None:
     (2, None)
     """
     return next((globs[glob] for glob in reversed([*globs]) if glob_matches(glob, name)), None)
-
-
-def check_kinds(site: Site, infos: Sequence[Info]) -> None:
-    """Raises ValueError where a site cannot be written at all, or not from numbers of such a kind.
-
-    >>> check_kinds(Site("w", (2,)), [Info((2,), torch.int64)])
-    Traceback (most recent call last):
-    ValueError: is float32, but the file holds whole numbers (int64)
-    """
-    if infos and site.state not in ("ready", "integer"):
-        raise ValueError(WHY[site.state])
-    for info in infos:
-        kinds = [kind_of(info.dtype), kind_of(site.dtype)]
-        if len(set(kinds)) > 1 and kinds != ["truth values", "whole numbers"]:
-            raise ValueError(f"is {_short(site.dtype)}, but the file holds {kinds[0]} ({_short(info.dtype)})")
-
-
-def misfit(site: Site, infos: Sequence[Info], key: str, adapter: Adapter | None) -> str:
-    """Why the tensors do not fit a site by their shapes; nothing if they do."""
-    if adapter is None:
-        seen = infos[0].shape
-        return "" if seen == site.shape else f"{SHAPE} {list(site.shape)}, but the file {list(seen)}"
-    try:
-        adapter.check([info.shape for info in infos], site.shape, key)
-    except ValueError as error:
-        return str(error)
-    return ""
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def kind_of(dtype: torch.dtype) -> str:
-    """What kind of numbers a dtype holds; from one kind to another nothing is cast."""
-    if dtype == torch.bool:
-        return "truth values"
-    if dtype.is_complex:
-        return "complex numbers"
-    return "floats" if dtype.is_floating_point else "whole numbers"

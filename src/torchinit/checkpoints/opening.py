@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, final
 
 from torch import nn
 
-from torchinit.checkpoints.cache import stamp_of
 from torchinit.checkpoints.lockfile import lock_of
 from torchinit.checkpoints.readers import Checkpoint, open_checkpoint, open_file
 from torchinit.checkpoints.sources import fetch
@@ -50,27 +48,23 @@ class InMemory:
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """An open checkpoint, and what may change below it: its file, and what a lock file says of its source."""
+    """An open checkpoint, and what a lock file says of its source."""
 
     checkpoint: Checkpoint
-    path: Path
-    stamp: object
     pinned: object
 
     @classmethod
     def open(cls, source: str, part: str | None, sha256: str | None) -> _Held:
-        path = fetch(source, sha256=sha256)
-        stamp, checkpoint = stamp_of(path), open_file(path, source, part)
+        checkpoint = open_file(fetch(source, sha256=sha256), source, part)
         if sha256 and checkpoint.format == "sharded" and lock_of(None, None).path is None:
             raise CheckpointError(
                 f"{source} is an index: its sha256 says nothing of the files that it names. Let a lock file have the"
                 " hash of each: TORCHINIT_LOCK=init.lock"
             )
-        return cls(checkpoint, path, stamp, _pinned(source, sha256))
+        return cls(checkpoint, _pinned(source, sha256))
 
-    def good(self, source: str, sha256: str | None) -> bool:
-        same = stamp_of(self.path) == self.stamp and self.checkpoint.is_current()
-        return same and _pinned(source, sha256) == self.pinned
+    def good(self, source: str, sha256: str | None, keys: Iterable[str] | None) -> bool:
+        return self.checkpoint.is_current(keys) and _pinned(source, sha256) == self.pinned
 
 
 def _pinned(source: str, sha256: str | None) -> object:
@@ -86,10 +80,12 @@ class _Opened:
         self.most = most
         self.held: OrderedDict[tuple[object, ...], _Held] = OrderedDict()
 
-    def get(self, source: str, part: str | None, sha256: str | None, again: bool) -> Checkpoint:
+    def get(
+        self, source: str, part: str | None, sha256: str | None, again: bool, keys: Iterable[str] | None
+    ) -> Checkpoint:
         key = (source, part, sha256)
         held = self.held.get(key)
-        if held is None or (again and not held.good(source, sha256)):
+        if held is None or (again and not held.good(source, sha256, keys)):
             held = self.held[key] = _Held.open(source, part, sha256)
             while len(self.held) > self.most:
                 self.held.popitem(last=False)
@@ -100,10 +96,18 @@ class _Opened:
 _OPENED: Final = _Opened(most=4)
 
 
-def opened(source: object, *, part: str | None = None, sha256: str | None = None, again: bool = True) -> Checkpoint:
-    """The checkpoint that a source names, opened once while its file and the lock file stay as they are.
+def opened(
+    source: object,
+    *,
+    part: str | None = None,
+    sha256: str | None = None,
+    again: bool = True,
+    keys: Iterable[str] | None = None,
+) -> Checkpoint:
+    """The checkpoint that a source names, opened once while its files and the lock file stay as they are.
 
-    With ``again=False`` they are not looked at again, if it is open: it is what was read from before.
+    Of the files of an index only those that hold ``keys`` are looked at again, if these are given; with
+    ``again=False`` nothing is, if it is open: it is what was read from before.
 
     Raises CheckpointError where it cannot be had, is refused, or has another SHA-256; and for the SHA-256 of an
     index without a lock file, since the files that an index names would go unchecked.
@@ -111,7 +115,7 @@ def opened(source: object, *, part: str | None = None, sha256: str | None = None
     if isinstance(source, InMemory):
         return source.checkpoint
     try:
-        return _OPENED.get(str(source), part, sha256.lower() if sha256 else None, again)
+        return _OPENED.get(str(source), part, sha256.lower() if sha256 else None, again, keys)
     except OSError as error:
         raise CheckpointError(str(error)) from error
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from torchinit import Checkpoint, open_checkpoint
+from torchinit import Checkpoint, CheckpointError, open_checkpoint
 from torchinit.checkpoints import fetch
 from torchinit.checkpoints.cache import hash_of
 from torchinit.cli import options
@@ -42,9 +42,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 def describe(checkpoint: Checkpoint, path: Path, *, hashes: bool) -> dict[str, Any]:
     """What is known of a file of weights, as plain data."""
-    tensors = []
+    tensors, odd = [], []
     for key in checkpoint:
-        info = checkpoint.info(key)
+        try:
+            info = checkpoint.info(key)
+        except CheckpointError as error:
+            odd.append(str(error))
+            continue
         dtype = str(info.dtype).removeprefix("torch.")
         tensors.append({"name": key, "shape": list(info.shape), "dtype": dtype, "bytes": info.nbytes})
         if hashes:
@@ -53,7 +57,7 @@ def describe(checkpoint: Checkpoint, path: Path, *, hashes: bool) -> dict[str, A
         "file": str(path),
         "format": checkpoint.format,
         "part": checkpoint.part,
-        "notes": list(checkpoint.notes),
+        "notes": [*checkpoint.notes, *odd],
         "bytes": path.stat().st_size,
         "sha256": hash_of(path),
         "metadata": dict(checkpoint.metadata),

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import zipfile
+from collections import Counter, OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -183,3 +184,67 @@ def test_json_that_says_things_once() -> None:
     for text in (b"{", b"\xff\xfe", b'{"a": Infinity}', b"[" * 100_000, b"9" * 10_000):
         with pytest.raises(ValueError, match=r"is no JSON"):
             unique_json(text)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@pytest.mark.parametrize("legacy", [False, True])
+def test_odd_tensors_are_refused_alone(legacy: bool, tmp_path: Path) -> None:
+    odd = {
+        "sparse_coo": torch.eye(3).to_sparse(),
+        "sparse_csr": torch.eye(3).to_sparse_csr(),
+        "meta": torch.ones(2, device="meta"),
+    }
+    torch.save({"weight": torch.ones(2, 3), **odd}, tmp_path / "a.pth", _use_new_zipfile_serialization=not legacy)
+    checkpoint = open_checkpoint(tmp_path / "a.pth")
+    assert checkpoint.read("weight").sum() == 6
+    for key in odd:
+        for look in (checkpoint.info, checkpoint.read):
+            with pytest.raises(CheckpointError, match=rf"a.pth: {key} is a (torch\.)?{key} tensor; only plain ones"):
+                look(key)
+    model = nn.Linear(3, 2)
+    initialize(model, Rule(Name("weight"), Pretrained(str(tmp_path / "a.pth"))))
+    assert torch.equal(model.weight, torch.ones(2, 3))
+
+
+def test_odd_tensors_are_told_of_by_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    header = {
+        "new": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]},
+        "old": {"dtype": "U8", "shape": [3], "data_offsets": [1, 4]},
+    }
+    assert main(["inspect", str(raw_safetensors(tmp_path / "a.safetensors", header, bytes(4)))]) == 0
+    text = capsys.readouterr().out
+    assert "1 tensor of 3 bytes" in text
+    assert "new is of dtype F4, which torch does not have" in text
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_whatever_honest_training_saves_is_read(legacy: bool, tmp_path: Path) -> None:
+    model, shared = nn.Linear(3, 2), torch.arange(12.0)
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    held: dict[str, Any] = {
+        "state_dict": model.state_dict()
+        | {
+            "parameter": nn.Parameter(torch.ones(2), requires_grad=False),
+            "tracked": torch.ones(2, requires_grad=True),
+            "view": shared[4:].view(2, 4).t(),
+            "whole": shared,
+            "conjugate": torch.tensor([1 + 2j]).conj(),
+            "half": torch.ones(2, dtype=torch.bfloat16),
+            "scalar": torch.tensor(3),
+            "empty": torch.empty(0, 3),
+        },
+        "optimizer": optimizer.state_dict(),
+        "scheduler": torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, 10).state_dict(),
+        "numbers": [0, -1, 255, 256, 65536, -(2**31), 2**63, 2**70, -(2**900), 0.1, float("nan"), 1 + 2j, True, None],
+        "texts": ["", "\u00fc\udc80\n", "x" * 100_000, b"\x00\xff" * 500, bytearray(b"abc")],
+        "kinds": [torch.Size([1, 2]), torch.bfloat16, torch.device("cuda:1"), torch.strided],
+        "tables": {1: 2, (1, (2, "a")): {3}, None: Counter("aab"), 1.5: OrderedDict(a=1)},
+        "many": [(1, 2, 3)] * 50_000,
+    }
+    torch.save(held, tmp_path / "a.pth", _use_new_zipfile_serialization=not legacy)
+    checkpoint = open_checkpoint(tmp_path / "a.pth")
+    assert checkpoint.part == "state_dict"
+    for key, value in held["state_dict"].items():
+        assert torch.equal(checkpoint.read(key), value.detach().resolve_conj())

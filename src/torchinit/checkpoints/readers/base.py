@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -50,19 +50,23 @@ def is_shape(values: Sequence[object]) -> bool:
 
 
 class Stamp:
-    """What a file was when it was mapped. What is cut off it since would end the process as soon as it is touched.
-
-    Raises nothing for a file that is gone or another one by now: what is mapped is the old one, and stays.
-    """
+    """What a file was when it was opened."""
 
     __slots__ = ("_path", "_seen")
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._path = str(path)  # which is asked for in half the time
         self._seen = stamp_of(path)
 
+    def is_same(self) -> bool:
+        """Whether the file is still there, and as it was."""
+        return stamp_of(self._path) == self._seen
+
     def check(self) -> None:
-        """Raises CheckpointError where the file itself has changed."""
+        """Raises CheckpointError where the file itself has changed: what is cut off would end the process if touched.
+
+        Not for a file that is gone or another one by now: what was opened is the old one, and stays.
+        """
         now = stamp_of(self._path)
         if now and self._seen and now != self._seen and now[0] == self._seen[0]:
             raise CheckpointError(f"{self._path}: has been written to since it was opened; open it again")
@@ -84,6 +88,7 @@ class Checkpoint(ABC):
     format: str = ""
     part: str = ""
     notes: tuple[str, ...] = ()
+    _stamp: Stamp | None = None
 
     @abstractmethod
     def keys(self) -> tuple[str, ...]:
@@ -112,9 +117,10 @@ class Checkpoint(ABC):
         self._look(key)
         return self._read(key, box)
 
-    def is_current(self) -> bool:
-        """Whether the files that it opened by itself are still the same."""
-        return True
+    def is_current(self, keys: Iterable[str] | None = None) -> bool:
+        """Whether its files are still the same; of several only those are looked at that hold ``keys``, if given."""
+        del keys
+        return self._stamp is None or self._stamp.is_same()
 
     @property
     def metadata(self) -> Mapping[str, str]:

@@ -15,7 +15,8 @@ from torchinit.errors import CheckpointError
 class MemoryCheckpoint(Checkpoint):
     """A checkpoint of tensors that are there already.
 
-    Raises CheckpointError for a tensor whose shape claims more elements than its memory holds.
+    Raises CheckpointError for a tensor whose shape claims more elements than its memory holds. Sparse, quantized
+    and other odd tensors are refused by themselves, when they are asked for.
     """
 
     def __init__(
@@ -33,28 +34,39 @@ class MemoryCheckpoint(Checkpoint):
         self.notes = notes
         self.tensors = dict(tensors)
         for key, tensor in self.tensors.items():
-            _check(name, key, tensor)
+            if not _oddity(tensor):
+                _check_memory(name, key, tensor)
 
     def keys(self) -> tuple[str, ...]:
         return tuple(self.tensors)
 
     def _info(self, key: str) -> Info:
-        tensor = self.tensors[key]
+        tensor = self._plain(key)
         return Info(tuple(tensor.shape), tensor.dtype)
 
     def _read(self, key: str, box: Box | None) -> Tensor:
         # What is only marked as conjugated or negated has other bits than values.
-        return cut(self.tensors[key].detach(), box).resolve_conj().resolve_neg()
+        return cut(self._plain(key).detach(), box).resolve_conj().resolve_neg()
 
     def _known(self) -> Mapping[str, object]:
         return self.tensors
 
+    def _plain(self, key: str) -> Tensor:
+        tensor = self.tensors[key]
+        if odd := _oddity(tensor):
+            raise CheckpointError(f"{self.name}: {key} is a {odd} tensor; only plain ones can be loaded")
+        return tensor
 
-def _check(name: str, key: str, tensor: Tensor) -> None:
+
+def _oddity(tensor: Tensor) -> str:
+    """Of which odd kind a tensor is; nothing for a plain one."""
+    if tensor.layout != torch.strided:
+        return str(tensor.layout)
     kinds = {"meta": tensor.is_meta, "quantized": tensor.is_quantized, "nested": tensor.is_nested}
-    kinds[str(tensor.layout)] = tensor.layout != torch.strided
-    if odd := [kind for kind, is_so in kinds.items() if is_so]:
-        raise CheckpointError(f"{name}: {key} is a {odd[0]} tensor; only plain ones can be loaded")
+    return next((kind for kind, is_so in kinds.items() if is_so), "")
+
+
+def _check_memory(name: str, key: str, tensor: Tensor) -> None:
     held = tensor.untyped_storage().nbytes()
     claimed = tensor.numel() * tensor.element_size()
     if claimed > held and type(tensor) in (Tensor, nn.Parameter):

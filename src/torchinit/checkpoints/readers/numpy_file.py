@@ -13,7 +13,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from torchinit.checkpoints.readers.base import Checkpoint, Info, cut, is_shape
+from torchinit.checkpoints.readers.base import Checkpoint, Info, Stamp, cut, is_shape
 from torchinit.core.shards import Box
 from torchinit.errors import CheckpointError, MissingExtraError
 
@@ -29,15 +29,23 @@ def _numpy() -> Any:
 class NumpyCheckpoint(Checkpoint):
     """A .npz file, an array a name, or a .npy file, whose array is called as the file is."""
 
+    _stamp: Stamp
+
     def __init__(self, path: Path) -> None:
         self._numpy = _numpy()
         self.name = str(path)
-        self.path = path
-        self._zipped = zipfile.is_zipfile(path)
-        self.format = "npz" if self._zipped else "npy"
+        self._stamp = Stamp(path)
+        zipped = zipfile.is_zipfile(path)
+        self.format = "npz" if zipped else "npy"
+        self._archive: zipfile.ZipFile | None = None
         self._entries: dict[str, zipfile.ZipInfo] = {}
-        with self._told(""):
-            self._infos = self._zip_infos() if self._zipped else {path.stem: self._file_info()}
+        with self._told(""):  # the file stays open: if another one takes its place, this is what was looked at
+            if zipped:
+                self._archive = zipfile.ZipFile(path)
+                self._infos = self._zip_infos(self._archive)
+            else:
+                self._infos = {path.stem: self._file_info(path)}
+                self._array = self._numpy.load(path, mmap_mode="c", allow_pickle=False)
 
     def keys(self) -> tuple[str, ...]:
         return tuple(self._infos)
@@ -46,13 +54,12 @@ class NumpyCheckpoint(Checkpoint):
         return self._infos[key]
 
     def _read(self, key: str, box: Box | None) -> Tensor:
+        self._stamp.check()
         with self._told(f"{key} "):
-            if not self._zipped:
-                array = self._numpy.load(self.path, mmap_mode="c", allow_pickle=False)
-            else:
-                with zipfile.ZipFile(self.path) as archive, archive.open(self._entries[key]) as file:
-                    array = self._numpy.lib.format.read_array(file, allow_pickle=False)
-            return cut(torch.from_numpy(array), box)
+            if self._archive is None:
+                return cut(torch.from_numpy(self._array), box)
+            with self._archive.open(self._entries[key]) as file:
+                return cut(torch.from_numpy(self._numpy.lib.format.read_array(file, allow_pickle=False)), box)
 
     def _known(self) -> Mapping[str, object]:
         return self._infos
@@ -70,20 +77,19 @@ class NumpyCheckpoint(Checkpoint):
             why = (str(error).splitlines() or [type(error).__name__])[0][:200]
             raise CheckpointError(f"{self.name}: {what}cannot be read: {why}") from error
 
-    def _file_info(self) -> Info:
-        with self.path.open("rb") as file:
-            return self._header(file, self.path.stem, self.path.stat().st_size)
+    def _file_info(self, path: Path) -> Info:
+        with path.open("rb") as file:
+            return self._header(file, path.stem, path.stat().st_size)
 
-    def _zip_infos(self) -> dict[str, Info]:
+    def _zip_infos(self, archive: zipfile.ZipFile) -> dict[str, Info]:
         found = {}
-        with zipfile.ZipFile(self.path) as archive:
-            for entry in archive.infolist():
-                key = entry.filename.removesuffix(".npy")
-                if key == entry.filename or key in found:
-                    raise CheckpointError(f"{self.name}: {entry.filename} is no array, or there twice")
-                self._entries[key] = entry
-                with archive.open(entry) as file:
-                    found[key] = self._header(file, key, entry.file_size)
+        for entry in archive.infolist():
+            key = entry.filename.removesuffix(".npy")
+            if key == entry.filename or key in found:
+                raise CheckpointError(f"{self.name}: {entry.filename} is no array, or there twice")
+            self._entries[key] = entry
+            with archive.open(entry) as file:
+                found[key] = self._header(file, key, entry.file_size)
         return found
 
     def _header(self, file: IO[bytes], key: str, size: int) -> Info:

@@ -58,10 +58,10 @@ class SafetensorsCheckpoint(Checkpoint):
     """
 
     format = "safetensors"
+    _stamp: Stamp
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)
-        self.path = path
         self._stamp = Stamp(path)
         self._texts, self._entries = read_header(path)
         self.tied = _tied_names(path, self._texts, self._entries)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from torch import Tensor
 
-from torchinit.checkpoints.cache import stamp_of
 from torchinit.checkpoints.members import member_of
-from torchinit.checkpoints.readers.base import Checkpoint, Info
+from torchinit.checkpoints.readers.base import Checkpoint, Info, Stamp
 from torchinit.checkpoints.readers.headers import unique_json
 from torchinit.core.shards import Box
 from torchinit.errors import CheckpointError
@@ -25,10 +24,11 @@ class ShardedCheckpoint(Checkpoint):
 
     def __init__(self, path: Path, source: str, open_file: Callable[[str], Checkpoint]) -> None:
         self.name = str(path)
+        self._stamp = Stamp(path)
         self._map = read_index(path)
         self._open_file = open_file
         self._sources = {file: member_of(source, file) for file in sorted(set(self._map.values()))}
-        self._files: dict[str, tuple[Checkpoint, object]] = {}
+        self._files: dict[str, Checkpoint] = {}
 
     def keys(self) -> tuple[str, ...]:
         return tuple(self._map)
@@ -42,18 +42,18 @@ class ShardedCheckpoint(Checkpoint):
     def _known(self) -> Mapping[str, object]:
         return self._map
 
-    def is_current(self) -> bool:
-        return all(stamp_of(Path(part.name)) == stamp for part, stamp in self._files.values())
+    def is_current(self, keys: Iterable[str] | None = None) -> bool:
+        looked = self._files if keys is None else self._files.keys() & {self._map.get(key, "") for key in keys}
+        return super().is_current() and all(self._files[file].is_current() for file in looked)
 
     def _file(self, key: str) -> Checkpoint:
         file = self._map[key]
         if file not in self._files:
             try:
-                part = self._open_file(self._sources[file])
+                self._files[file] = self._open_file(self._sources[file])
             except OSError as error:
                 raise CheckpointError(f"{self.name}: names {file!r}, but {error}") from error
-            self._files[file] = part, stamp_of(Path(part.name))
-        return self._files[file][0]
+        return self._files[file]
 
 
 def read_index(path: Path) -> dict[str, str]:

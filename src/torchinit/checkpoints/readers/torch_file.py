@@ -24,6 +24,8 @@ from torchinit.errors import CheckpointError
 class TorchCheckpoint(MemoryCheckpoint):
     """A file of ``torch.save``: of the zip format nothing is read before it is used, of the older one everything."""
 
+    _stamp: Stamp
+
     def __init__(self, path: Path, *, part: str | None = None) -> None:
         self._stamp = Stamp(path)
         state, where, notes = find_state(load_file(path), str(path), part)
