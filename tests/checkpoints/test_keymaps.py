@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -167,3 +170,22 @@ def test_a_prefix_that_all_keys_have_is_found(model: set[str], prefix: str) -> N
 def test_by_case() -> None:
     assert by_case({"a.Weight": (1,)}, {"a.weight": (1,)}) == ("a.Weight", "a.weight")
     assert by_case({"a.weight": (1,)}, {"a.weight": (1,)}) is None
+
+
+@pytest.mark.parametrize(
+    ("keys", "error", "text"),
+    [
+        ("^module", TypeError, "revise_keys is a list of \\(pattern, replacement\\), but got \\('\\^',\\) in it"),
+        ({"^module.": ""}, TypeError, "but got \\('\\^module.',\\) in it"),
+        ([("^", "a", "b")], TypeError, "but got \\('\\^', 'a', 'b'\\) in it"),
+        ([(3, "a")], TypeError, "but got \\(3, 'a'\\) in it"),
+        ([("^(", "")], ConfigError, "revise_keys: '\\^\\(' to '' is no rename: missing \\)"),
+    ],
+)
+def test_revise_keys_that_are_none(keys: Any, error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        revised({"module.a": 1}, keys)
+
+
+def test_revise_keys_may_be_compiled_and_functions() -> None:
+    assert revised({"module.a": 1}, [(re.compile("^module[.](.)"), lambda found: found[1].upper())]) == {"A": 1}  # type: ignore[list-item]

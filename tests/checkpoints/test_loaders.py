@@ -41,6 +41,21 @@ def test_what_is_given_back_does_not_depend_on_the_file(tmp_path: Path) -> None:
         assert all(torch.equal(held[key], tensor) for key, tensor in state().items())
 
 
+@pytest.mark.parametrize(
+    ("place", "error", "text"),
+    [
+        ("gpu", ValueError, "map_location must be the name of a device such as 'cpu', but got 'gpu'"),
+        (3.5, TypeError, "map_location must be a device, a dict of devices, a function or None, but got 3.5"),
+    ],
+)
+def test_places_that_are_none(place: Any, error: type[Exception], text: str, tmp_path: Path) -> None:
+    path = str(write("zip", tmp_path, state()))
+    with pytest.raises(error, match=text):
+        _load_checkpoint(path, place)
+    for good in (None, torch.device("cpu"), {"cuda:0": "cpu"}, lambda storage, _: storage):
+        assert _load_checkpoint(path, good).keys() == state().keys()
+
+
 def test_everything_else_in_it_comes_along(tmp_path: Path) -> None:
     torch.save({"state_dict": nn.Linear(1, 1).state_dict(), "meta": {"epoch": 3}}, tmp_path / "a.pth")
     held = load_checkpoint(nn.Linear(1, 1), str(tmp_path / "a.pth"))

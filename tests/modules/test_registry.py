@@ -75,6 +75,40 @@ def test_configs_that_cannot_be_built(cfg: Any, error: type[Exception], text: st
         shapes.build(cfg)
 
 
+class Shape:
+    """One that takes any name, and is wrong inside for some."""
+
+    def __init__(self, side: int = 1, **names: int) -> None:
+        if "inner" in names:
+            dict.fromkeys(names, other=1)  # type: ignore[call-overload]
+        if "sde" in names:
+            raise TypeError("sides are numbers")
+
+
+@pytest.mark.parametrize(
+    ("cfg", "text"),
+    [
+        ({"type": "Shape", "inner": 3}, "keyword argument"),
+        ({"type": "Shape", "sde": 3}, "^sides are numbers$"),
+        ({"type": Exception, "a": 3}, "takes no keyword arguments"),
+    ],
+)
+def test_errors_of_another_kind_stay_as_they_are(cfg: Any, text: str) -> None:
+    shapes = Registry("shape", scope="mine")
+    shapes.register_module(module=Shape)
+    with pytest.raises(TypeError, match=text) as caught:
+        shapes.build(cfg)
+    assert type(caught.value) is TypeError
+
+
+def test_arguments_of_functions() -> None:
+    def square(side: int, *, unit: str = "m") -> int:
+        return side**2
+
+    with pytest.raises(TypeError, match=r"square has no argument 'unti'; did you mean 'unit'\?"):
+        Registry("shape", scope="mine").build({"type": square, "side": 2, "unti": "cm"})
+
+
 def test_wrong_arguments_of_build_from_cfg() -> None:
     with pytest.raises(TypeError, match="registry must be a Registry"):
         build_from_cfg({"type": "a"}, {})  # type: ignore[arg-type]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias, TypeVar, overload
 
@@ -84,12 +84,24 @@ def load(filename: str, map_location: Any, logger: logging.Logger, *, mapped: bo
 
 def read(path: Path, source: str, map_location: Any = "cpu", *, mapped: bool = False) -> Any:
     """What a local file holds: all of a file of ``torch.save``, of another format its tensors by name."""
+    _check_place(map_location)
     if sniff(path) in ("zip", "pickle"):
         return load_file(path, map_location, mapped=mapped)
     checkpoint = open_file(path, source)
     device = map_location if isinstance(map_location, (str, torch.device)) else "cpu"
     tensors = {key: checkpoint.read(key) for key in checkpoint}
     return {key: tensor.to(device) if mapped else tensor.to(device, copy=True) for key, tensor in tensors.items()}
+
+
+def _check_place(place: object) -> None:
+    """Raises TypeError for what cannot be a ``map_location``, ValueError for text that names no device."""
+    if not (place is None or isinstance(place, (str, torch.device, Mapping)) or callable(place)):
+        raise TypeError(f"map_location must be a device, a dict of devices, a function or None, but got {place!r}")
+    if isinstance(place, str):
+        try:
+            torch.device(place)
+        except RuntimeError:
+            raise ValueError(f"map_location must be the name of a device such as 'cpu', but got {place!r}") from None
 
 
 def logger_of(logger: Any) -> logging.Logger:

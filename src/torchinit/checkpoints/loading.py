@@ -3,6 +3,7 @@ r"""Loading as MMEngine does it: what fits of a checkpoint is copied into a modu
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -77,13 +78,16 @@ def load_checkpoint(
     return held
 
 
-def load_pretrained(module: nn.Module, source: str, prefix: str | None = None, map_location: Any = "cpu") -> Account:
+def load_pretrained(
+    module: nn.Module, source: str | os.PathLike[str], prefix: str | None = None, map_location: Any = "cpu"
+) -> Account:
     """Loads what fits of a checkpoint, or of its part below ``prefix``, and logs what does not.
 
     Raises AssertionError where nothing lies below the prefix, CheckpointError for a file without weights.
     """
+    source = os.fspath(source)
     _log.info("load %s from: %s", f"{prefix} in model" if prefix else "model", source)
-    state = _weights(load(str(source), map_location, _log, mapped=True), source)
+    state = _weights(load(source, map_location, _log, mapped=True), source)
     chosen = _revised(state, _MODULE) if prefix is None else _below(state, prefix)
     account = _loaded(module, chosen, source, False, None)
     _warn_of_nothing(account, module, state, None, by="prefix")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from abc import abstractmethod
 from typing import Any
 
@@ -232,13 +233,18 @@ class PretrainedInit:
 
     ``prefix`` takes the part of the checkpoint below that name. Files are read without running any code
     in them. Raises FileNotFoundError, CheckpointError for what is no checkpoint, and AssertionError where nothing
-    lies below the prefix; warns where nothing fits. In a recipe :class:`torchinit.Pretrained` does more.
+    lies below the prefix; warns where nothing fits; TypeError for arguments of other types. In a recipe
+    :class:`torchinit.Pretrained` does more.
 
     >>> PretrainedInit("resnet50.pth", prefix="backbone.").checkpoint
     'resnet50.pth'
     """
 
-    def __init__(self, checkpoint: str, prefix: str | None = None, map_location: Any = "cpu") -> None:
+    def __init__(self, checkpoint: str | os.PathLike[str], prefix: str | None = None, map_location: Any = "cpu") -> None:
+        if not isinstance(checkpoint, (str, os.PathLike)):
+            raise InitCfgTypeError(f"checkpoint must be a path or an address, but got {checkpoint!r}")
+        if prefix is not None and not isinstance(prefix, str):
+            raise InitCfgTypeError(f"prefix must be text such as 'backbone.', but got {prefix!r}")
         self.checkpoint = checkpoint
         self.prefix = prefix
         self.map_location = map_location

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
-from typing import Any, TypeVar
+from inspect import signature
+from typing import Any, Final, TypeVar
 
 from torchinit.errors import did_you_mean
 from torchinit.modules.errors import InitCfgAssertionError, InitCfgKeyError, InitCfgTypeError
@@ -190,7 +192,38 @@ def build_from_cfg(cfg: dict[str, Any], registry: Registry, default_args: dict[s
     if "type" not in args:
         raise InitCfgKeyError(f'`cfg` must contain the key "type", but got {cfg}{did_you_mean("type", args)}')
     scope, kind = args.pop("_scope_", None), args.pop("type")
-    return resolve(kind, registry, scope)(**args)
+    found = resolve(kind, registry, scope)
+    try:
+        return found(**args)
+    except TypeError as error:
+        if wrong := _wrong_arguments(str(error), found, args):
+            raise InitCfgTypeError(f"{kind if isinstance(kind, str) else _name_of(kind)} {wrong}") from error
+        raise
+
+
+def _wrong_arguments(text: str, what: Callable[..., Any], args: Mapping[str, Any]) -> str:
+    """What Python means by the text of its TypeError, with the near names; nothing where it is about something else."""
+    unexpected, missing = _UNEXPECTED.search(text), _MISSING.search(text)
+    known = _arguments(what) if unexpected or missing else set()
+    lacking = re.findall(r"'(\w+)'", missing[1]) if missing else []
+    if not known.issuperset(lacking) or (unexpected and unexpected[1] not in args):
+        return ""  # raised by what it calls in turn
+    if odd := [name for name in args if name not in known] if known else []:
+        return "; ".join(f"has no argument {name!r}{did_you_mean(name, known - args.keys())}" for name in odd)
+    return f"needs {' and '.join(map(repr, lacking))}" if lacking else ""
+
+
+_UNEXPECTED: Final = re.compile(r"got an unexpected keyword argument '(\w+)'")
+_MISSING: Final = re.compile(r"missing \d+ required [\w-]+ arguments?: (.*)")
+
+
+def _arguments(what: Callable[..., Any]) -> set[str]:
+    """The names that a class or function takes, and those that it hands on to its bases."""
+    makers = [vars(base)["__init__"] for base in getattr(what, "__mro__", ()) if "__init__" in vars(base)]
+    found = [signature(maker).parameters.values() for maker in makers or [what]]
+    return {one.name for each in found for one in each if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)} - {
+        "self"
+    }
 
 
 def resolve(kind: object, registry: Registry, scope: str | None = None) -> Callable[..., Any]:
