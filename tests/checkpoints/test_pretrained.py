@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -535,6 +536,44 @@ def test_a_hash_is_asked_for_at_plan_and_at_run(tmp_path: Path) -> None:
     path.write_bytes(bytes(content))
     with pytest.raises(RunError, match=r"is not the file that was asked for"):
         run(made, local_shards(model), Keyed(0))
+
+
+def test_many_weights_under_weight_norm_have_one_remedy() -> None:
+    layers = [nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)) for _ in range(3)]
+    state = nn.ModuleDict({"ups": nn.Sequential(*layers), "post": nn.Linear(3, 2)}).state_dict()
+    model = nn.ModuleDict({"ups": nn.Sequential(*(nn.Linear(3, 3) for _ in range(3))), "post": nn.Linear(3, 2)})
+    remedy = "ups.0.weight and 2 others are kept under weight norm in the file: adapt={'ups.*.weight': WeightNorm("
+    with pytest.raises(CheckpointError, match=re.escape(remedy)):
+        initialize(model, whole(state))
+    initialize(model, whole(state, adapt={"ups.*.weight": WeightNorm(parametrized=True)}))
+    assert all(torch.allclose(model.get_parameter(f"ups.{at}.weight"), layers[at].weight) for at in range(3))
+    state["ups.1.weight"] = state.pop("ups.1.parametrizations.weight.original1")
+    with pytest.raises(CheckpointError, match=r"adapt=\{'ups.0.weight': WeightNorm\(.*\), 'ups.2.weight': Weight"):
+        initialize(model, whole(state))
+
+
+def test_a_head_that_the_file_ties_to_its_embedding() -> None:
+    model = nn.ModuleDict({"embed": nn.Embedding(9, 4), "head": nn.Linear(4, 9, bias=False)})
+    state = {"embed.weight": torch.randn(9, 4)}
+    remedy = "another rule, for Name('head.weight'), with rename=[['^embed[.]', 'head.']] takes a copy"
+    with pytest.raises(CheckpointError, match=re.escape(remedy)):
+        initialize(model, whole(state))
+    copy = Rule(Name("head.weight"), Pretrained(state, rename=(("^embed[.]", "head."),)))
+    initialize(model, [whole(state), copy])
+    assert torch.equal(model.get_parameter("head.weight"), state["embed.weight"])
+    assert torch.equal(model.get_parameter("embed.weight"), state["embed.weight"])
+
+
+def test_a_loaded_fill_shows_what_is_not_as_usual_and_no_secret() -> None:
+    fill = Loaded("https://me:secret@example.org/a.pth", ("w",), finite=False)
+    assert repr(fill) == "Loaded('https://example.org/a.pth', ('w',), finite=False)"
+    assert repr(Loaded("a.pth", ("w",))) == "Loaded('a.pth', ('w',))"
+
+
+def test_a_file_that_cannot_be_had_lacks_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    made = make_plan(sites(nn.Linear(2, 2)), [Rule(Name("**"), Constant(0.0)), whole("nowhere.pth")])
+    assert made.loads[0].warnings == ()
+    assert "can not be found" in made.loads[0].problems[0]
 
 
 def test_parametrized_weights_are_loaded_through_their_parametrization() -> None:

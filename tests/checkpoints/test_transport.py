@@ -169,3 +169,14 @@ def test_a_proxy_that_drips(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setenv("https_proxy", proxy.url)
         with pytest.raises(FetchError, match=r"example\.org/a\.pth cannot be fetched: 0 bytes came in 0\.4 s"):
             got("https://example.org/a.pth", limits=HASTY)
+
+
+def test_without_a_network_the_ways_out_are_said(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object, **__: object) -> None:
+        raise socket.gaierror(-3, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(
+        FetchError, match=r"a\.pth cannot be fetched: .*name resolution: is there a network\? A path needs"
+    ):
+        got("https://example.org/a.pth", limits=NOBODY)

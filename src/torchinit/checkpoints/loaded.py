@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, TypeAlias, final
 
 import torch
@@ -61,6 +61,14 @@ class Loaded(Fill):
         object.__setattr__(self, "source", InMemory.wrap(self.source))
         if not self.keys:
             raise ValueError("Loaded needs a key of the checkpoint")
+
+    def __repr__(self) -> str:
+        """The source without its secrets, the keys, and what is not as usual."""
+        said = (
+            (one.name, getattr(self, one.name)) for one in fields(self)[2:] if getattr(self, one.name) != one.default
+        )
+        more = "".join(f", {name}={value!r}" for name, value in said)
+        return f"Loaded({masked(str(self.source))!r}, {self.keys!r}{more})"
 
     def __str__(self) -> str:
         through = f" through {self.adapter}" if self.adapter else ""

@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from torchinit.checkpoints.adapters import Adapter, WeightNorm
+from torchinit.checkpoints.adapters import Adapter
 from torchinit.checkpoints.adapters.offers import offer
 from torchinit.checkpoints.adapters.pieces import pieces
 from torchinit.checkpoints.fits import check_kinds, misfit, short
@@ -16,6 +16,7 @@ from torchinit.checkpoints.keymaps import KeyMap, unwrapped
 from torchinit.checkpoints.loaded import Loaded
 from torchinit.checkpoints.opening import opened
 from torchinit.checkpoints.readers import Info
+from torchinit.checkpoints.remakes import parametrized, tied
 from torchinit.core.accounts import Account, Guess
 from torchinit.core.fills import Fill
 from torchinit.core.globs import glob_matches
@@ -232,7 +233,9 @@ class Search:
         if not found:
             spare = {name: keys[key] for name, key in self.names.keys.items() if key not in self.used}
             hints += pieces({name: wanted[name] for name in self.missing}, spare)
-        return found, (*hints, *self.lacking.values(), *self._parametrized())
+        missing, loaded = ([self.groups[name][0] for name in names] for names in (self.missing, self.loaded))
+        hints += [*self.lacking.values(), *parametrized(self.missing, self.names.keys), *tied(missing, loaded)]
+        return found, tuple(hints)
 
     def _shape(self, key: str) -> tuple[int, ...]:
         try:
@@ -254,20 +257,6 @@ class Search:
             return []
         keys = tuple(self.names.names) or self.checkpoint.keys()
         return [f"The file has {some(keys, 3)}; the model has {some(self.missing, 3)}"]
-
-    def _parametrized(self) -> list[str]:
-        """A word on weights that the file holds as what they are computed from."""
-        for adapter in (WeightNorm(), WeightNorm(parametrized=True)):
-            if made := [name for name in self.missing if all(key in self.names.keys for key in adapter.wants(name))]:
-                return [
-                    f"{made[0]} is kept under weight norm in the file: adapt={{{made[0]!r}: {adapter}}} makes it one"
-                ]
-        tails = {name: f"parametrizations.{name.rpartition('.')[2]}.original0" for name in self.missing}
-        ends = {".".join(key.split(".")[-3:]) for key in self.checkpoint} if tails else set[str]()
-        held = [name for name, tail in tails.items() if tail in ends]
-        return (
-            [f"{held[0]} is computed by a parametrization in the file; remove it there before saving"] if held else []
-        )
 
 
 def last_match(globs: Mapping[str, _T], name: str) -> _T | None:

@@ -23,6 +23,7 @@ from torchinit.errors import FetchError, did_you_mean, masked
 _SCHEME: Final = re.compile(r"([A-Za-z][\w+.-]*)://")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _MOST_HOPS: Final = 8
+_MORE: Final = "torchinit.checkpoints.register_source adds others, for an init_cfg CheckpointLoader.register_scheme"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +131,9 @@ def _resolver(source: str) -> Resolver:
     if found is None or (scheme and found is _local):
         known = [prefix.removesuffix("://") for prefix in RESOLVERS if prefix]
         near = did_you_mean(scheme[1], known) if scheme else ""
-        raise FetchError(f"{source}: nobody registered this kind of source{near}", [f"known are {', '.join(known)}"])
+        raise FetchError(
+            f"{source}: nobody registered this kind of source{near}", [f"known are {', '.join(known)}; {_MORE}"]
+        )
     return found
 
 

@@ -179,6 +179,8 @@ def _passing(watch: Watch, url: str) -> Iterator[None]:
         ) from error
     except (OSError, http.client.HTTPException) as error:
         said = " ".join(str(error).split())[:200]  # it may hold what the server said
+        if isinstance(error, socket.gaierror):
+            said += ": is there a network? A path needs none, nor what is in the cache (TORCHINIT_CACHE)"
         raise PassingError(watch.reason or said or type(error).__name__) from error
 
 

@@ -129,7 +129,7 @@ class Account:
     def warnings(self) -> tuple[str, ...]:
         """What is not there and stays with its other rules."""
         left = [name for name in self.missing if name not in set(self.bare)]
-        if not left:
+        if not left or self.failure:
             return self._idle()
         text = f"{self.source}: {count(len(left), 'site')} not in the file, left to other rules: {some(left)}"
         return (" ".join([f"{text}. Say so with expect_missing if that is intended.", *self.hints]), *self._idle())

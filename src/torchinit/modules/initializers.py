@@ -240,7 +240,9 @@ class PretrainedInit:
     'resnet50.pth'
     """
 
-    def __init__(self, checkpoint: str | os.PathLike[str], prefix: str | None = None, map_location: Any = "cpu") -> None:
+    def __init__(
+        self, checkpoint: str | os.PathLike[str], prefix: str | None = None, map_location: Any = "cpu"
+    ) -> None:
         if not isinstance(checkpoint, (str, os.PathLike)):
             raise InitCfgTypeError(f"checkpoint must be a path or an address, but got {checkpoint!r}")
         if prefix is not None and not isinstance(prefix, str):

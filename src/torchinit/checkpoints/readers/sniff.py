@@ -49,7 +49,7 @@ def sniff(path: Path) -> Format:
 def _what(head: bytes, text: bytes) -> str:
     lower = text[:256].lower()
     if not head:
-        return "is empty"
+        return "is empty: it was not written, or not fetched, to its end; save or fetch it again"
     if lower.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         return "is a web page, not weights: the address gave a page (a login? an error?) instead of the file"
     if lower.startswith(b"version https://git-lfs"):

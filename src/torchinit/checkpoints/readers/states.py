@@ -124,7 +124,7 @@ def _is_optimizer(key: str, value: object) -> bool:
 def _why_empty(state: Mapping[Any, Any]) -> str:
     keys = [key for key, _ in _named(state)]
     if any(_is_optimizer(key, value) for key, value in _named(state)) or {"state", "param_groups"} <= {*keys}:
-        return "holds the state of an optimizer only, no weights"
+        return "holds the state of an optimizer only, no weights; give the file in which its training saved the model"
     if any(isinstance(value, Tensor) for value in state.values()):
         return "its tensors have no names: their keys are no text"
     return f"holds no tensors, only {count(len(keys), 'entry', 'entries')}: {some(keys)}" if keys else "is empty"
