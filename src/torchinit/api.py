@@ -17,7 +17,7 @@ from torchinit.core.plans import Plan, Recipe, Rule
 from torchinit.core.reports import Report
 from torchinit.core.runs import Progress, local_shards, run
 from torchinit.core.sites import sites
-from torchinit.distributed import Materialization
+from torchinit.distributed import Materialization, among
 from torchinit.modules import initialize_module
 from torchinit.noise import Global, Keyed
 from torchinit.recipes import decode_recipe, load_recipe
@@ -72,6 +72,9 @@ def initialize(
     A dict with ``type``, or a list of such dicts, is an ``init_cfg`` and is read by MMEngine's rules:
     :class:`torchinit.BaseModule`.
 
+    Where a recipe loads into a model of DTensors, all ranks that hold parts of it have to call this, and what one finds
+    in its part of the file is an error on all of them.
+
     Raises ConfigError, PlanError, CheckpointError or RunError before anything is written.
 
     >>> from torchinit import Layer, Leaf, Normal, Rule
@@ -86,7 +89,8 @@ def initialize(
         made = plan(model, recipe, strict=strict)
         _warn(made)
         noise = Global() if seed is None else Keyed(seed)
-        report = run(made, local_shards(model), noise, stats=stats, progress=progress)
+        agree = among(model) if made.loads else None
+        report = run(made, local_shards(model), noise, stats=stats, progress=progress, agree=agree)
     return replace(report, fingerprint=fingerprint_of(model)) if fingerprint else report
 
 

@@ -15,7 +15,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from tests.processes import on_ranks, results
-from torchinit import Name, Normal, Report, Rule, Uniform, materialize, run
+from torchinit import Name, Normal, Pretrained, Report, Rule, Uniform, initialize, materialize, run
+from torchinit.core.placements import local_part
 
 WORLD = 3
 ALL = Rule(Name("**"), Normal())
@@ -82,8 +83,23 @@ def scenarios(rank: int) -> dict[str, tuple[str, bool]]:
         "forgotten": tried(forgetful(mesh)),
         "flipped": behind_the_back(model(None), flipped),
         "unwritten": behind_the_back(model(mesh), opaque),
+        "NaN in one part": partly_nan(model(mesh)),
         "in a group of its own": tried(model(None), seed=rank, group=alone[rank]),
     }
+
+
+def partly_nan(made: nn.Module) -> tuple[str, bool]:
+    """A checkpoint of which the part of the last rank is not finite, loaded into memory that is there."""
+    state = {name: torch.ones(tensor.shape, dtype=tensor.dtype) for name, tensor in made.state_dict().items()}
+    state["0.weight"][-1] = state["1.weight"][:] = torch.nan
+    made.to_empty(device="cpu")
+    for tensor in (*made.parameters(), *made.buffers()):
+        local_part(tensor).zero_()
+    try:
+        initialize(made, Rule(Name("**"), Pretrained(state)), seed=0)
+    except Exception as error:  # noqa: BLE001  # its kind is what is looked at
+        return f"{type(error).__name__}: {error}", not any(local_part(each).any() for each in made.parameters())
+    return "nothing", False
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +118,7 @@ EXPECTED = {
     "device": "RunError: the plan failed on 1 rank\n  rank 2: RunError: device 'cuda' is not there",
     "forgotten": "RunError: the initialization failed on 1 rank\n  rank 1: RunError: 1 tensor left unwritten\n  scale",
     "flipped": "ReportError: 1 site not the same on all replicas\n  1.weight: rank 2 holds other bits than ranks 0, 1",
+    "NaN in one part": "RunError: 2 sites cannot be written; nothing was\n  rank",
     "unwritten": "RunError: the initialization failed on 1 rank\n  rank 0: RunError: 1 tensor left unwritten\n  0.",
 }
 
@@ -112,6 +129,13 @@ def test_what_is_wrong_is_named_on_every_rank_and_undone(ranks: list[dict[str, A
         text, undone = each[what]
         assert text.startswith(EXPECTED[what]), text
         assert undone or (what, rank) == ("rank 0 has memory", 0)
+
+
+def test_what_each_rank_finds_in_its_part_of_a_file_is_told_with_the_rank(ranks: list[dict[str, Any]]) -> None:
+    said = {each["NaN in one part"][0] for each in ranks}
+    assert len(said) == 1
+    assert "\n  rank 2: 0.weight: 0.weight holds NaN" in min(said)
+    assert "\n  ranks 0, 1, 2: 1.weight: 1.weight holds NaN" in min(said)
 
 
 def test_ranks_in_groups_of_their_own_need_not_agree(ranks: list[dict[str, Any]]) -> None:

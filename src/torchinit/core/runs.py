@@ -32,6 +32,10 @@ Progress = Callable[[Step], None]
 """Called with each step once it is written; small ones are written, and told, several at a time."""
 
 
+Agree = Callable[[Sequence[str]], list[str]]
+"""Given what keeps this process from writing, says what keeps any that works on the same model from it."""
+
+
 def run(
     plan: Plan,
     shards: Shards,
@@ -39,12 +43,14 @@ def run(
     *,
     stats: bool = True,
     progress: Progress | None = None,
+    agree: Agree | None = None,
 ) -> Report:
     """Writes every step of a plan into the shards, by name, and reports what happened.
 
     Where the noise is sequential, overwritten writes are made, too, since they move the generator.
-    ``stats=False`` measures nothing. Before anything is written, raises PlanError when the plan has problems,
-    RunError when a shard is missing, on the meta device, or part of a tensor that the noise must draw whole.
+    ``stats=False`` measures nothing; ``agree`` lets other ranks have a say. Before anything is written, raises
+    PlanError when the plan has problems, RunError when a shard is missing, on the meta device, or part of a tensor
+    that the noise must draw whole.
 
     >>> from torchinit import Constant, Leaf, Rule, make_plan, sites
     >>> from torchinit.noise import Keyed
@@ -57,7 +63,7 @@ def run(
     plan.check()
     steps = plan.writes if noise.sequential else plan.steps
     here = {name: (part,) if isinstance(part, Shard) else tuple(part) for name, part in shards.items()}
-    _check(steps, here, noise)
+    _check(steps, here, noise, agree)
     seconds: dict[str, float] = {}
     with torch.no_grad():
         for witness in witnesses():
@@ -180,11 +186,11 @@ def _write(fill: Fill, parts: Parts, noise: Noise) -> None:
         fill.write_parts(parts, noise)
 
 
-def _check(steps: Iterable[Step], shards: Mapping[str, Parts], noise: Noise) -> None:
+def _check(steps: Iterable[Step], shards: Mapping[str, Parts], noise: Noise, agree: Agree | None) -> None:
     found = {step.site.name: why for step in steps if (why := _hindrance(step, shards.get(step.site.name), noise))}
-    if found:
-        texts = [f"{name}: {why}" for name, why in found.items()]
-        raise RunError(f"{count(len(found), 'site')} cannot be written; nothing was", texts)
+    texts = [f"{name}: {why}" for name, why in found.items()]
+    if texts := agree(texts) if agree else texts:
+        raise RunError(f"{count(len(texts), 'site')} cannot be written; nothing was", texts)
 
 
 def _hindrance(step: Step, parts: Parts | None, noise: Noise) -> str | None:

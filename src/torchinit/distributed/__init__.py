@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from torchinit.distributed.materialization import Materialization
 from torchinit.distributed.replicas import verify_replicas
+from torchinit.distributed.together import among
 
-__all__ = ["Materialization", "verify_replicas"]
+__all__ = ["Materialization", "among", "verify_replicas"]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
+from torch import nn
 
+from torchinit.core.placements import is_distributed
+from torchinit.core.tables import some
 from torchinit.errors import RunError, count
 
 if TYPE_CHECKING:
@@ -48,6 +51,39 @@ def together(work: Callable[[], _T], what: str, group: ProcessGroup | None = Non
     if failed:
         raise RunError(f"{what} failed on {count(len(failed), 'rank')}", failed) from error
     return result  # type: ignore[return-value]  # without an error it is what the work returned
+
+
+def among(model: nn.Module) -> Callable[[Sequence[str]], list[str]]:
+    """A function that gives what any ranks found wrong, with these ranks, for what this one did.
+
+    The ranks are those that hold parts of the model, and all of them have to call the function. Where nobody found
+    anything a number travels along each dimension of each mesh, and nothing else.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    meshes = dict.fromkeys(tensor.device_mesh for tensor in tensors if is_distributed(tensor))
+    here = [mesh for mesh in meshes if mesh.get_coordinate() is not None]
+    lines = [(mesh, axis) for mesh in here for axis in range(mesh.ndim) if mesh.size(axis) > 1]
+
+    def shared(texts: Sequence[str]) -> list[str]:
+        if not lines:
+            return [*texts]
+        known = [(torch.distributed.get_rank(), text) for text in texts]
+        for mesh, axis in [*lines, *lines[-2::-1]]:  # and back, for what was learned on the way
+            if _any(bool(known), mesh.get_group(axis), mesh.device_type):
+                known = [*dict.fromkeys(pair for each in gathered(known, mesh.get_group(axis)) for pair in each)]
+        ranks = {text: [str(rank) for rank, said in sorted(known) if said == text] for _, text in known}
+        return [f"{'rank' if len(who) == 1 else 'ranks'} {some(who)}: {text}" for text, who in ranks.items()]
+
+    return shared
+
+
+def _any(mine: bool, group: ProcessGroup, device: str) -> bool:
+    flag = torch.tensor(int(mine), device=device)
+    try:
+        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX, group)
+    except RuntimeError as error:
+        raise RunError(f"no word from the other ranks: {str(error).splitlines()[0]}") from error
+    return bool(flag)
 
 
 def ranks_of(group: ProcessGroup | None = None) -> list[int]:
