@@ -283,8 +283,17 @@ def test_a_prefix_too_many() -> None:
     ],
 )
 def test_numbers_of_another_kind_never_pass(name: str, tensor: Tensor, text: str) -> None:
-    with pytest.raises(CheckpointError, match=text):
+    with pytest.raises(CheckpointError, match=rf"{text}[^\n]*\n +numbers of another kind are not cast: exclude these"):
         plan(Net(), whole({**trained(), name: tensor}))
+
+
+def test_a_file_of_another_kind_altogether() -> None:
+    state = {"weight": torch.ones(1, 2, dtype=torch.int8), "bias": torch.ones(1, dtype=torch.int8)}
+    model, text = nn.Linear(2, 1), r"0 of 2 tensors match the model\.\n[^?]*numbers of another kind are not cast"
+    with pytest.raises(CheckpointError, match=text):
+        initialize(model, whole(state))
+    initialize(model, whole({name: tensor.float() for name, tensor in state.items()}))
+    assert model.bias.item() == 1.0
 
 
 def test_keys_nobody_asked_for_and_those_outside_of_the_prefix() -> None:

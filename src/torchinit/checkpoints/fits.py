@@ -8,7 +8,7 @@ import torch
 
 from torchinit.checkpoints.adapters import Adapter
 from torchinit.checkpoints.readers import Info
-from torchinit.core.accounts import SHAPE
+from torchinit.core.accounts import KIND, SHAPE
 from torchinit.core.sites import WHY, Site
 
 
@@ -24,7 +24,7 @@ def check_kinds(site: Site, infos: Sequence[Info]) -> None:
     for info in infos:
         kinds = [kind_of(info.dtype), kind_of(site.dtype)]
         if len(set(kinds)) > 1 and kinds != ["truth values", "whole numbers"]:
-            raise ValueError(f"is {short(site.dtype)}, but the file holds {kinds[0]} ({short(info.dtype)})")
+            raise ValueError(f"is {short(site.dtype)}, {KIND} {kinds[0]} ({short(info.dtype)})")
 
 
 def misfit(site: Site, infos: Sequence[Info], key: str, adapter: Adapter | None) -> str:

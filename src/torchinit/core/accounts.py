@@ -13,6 +13,8 @@ from torchinit.errors import count
 
 SHAPE = "has shape"
 """How the reason begins where a site and its tensor differ in shape."""
+KIND = "but the file holds"
+"""What the reason says where one has whole numbers, for example, and the other floats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +113,7 @@ class Account:
             return (self.failure,)
         if not self.found:
             why = _listed((*self.mismatched, *self.declined), 3)
-            return (self._told(f"0 of {self.wanted} tensors match the model.", *why, *self.hints),)
+            return (self._told(f"0 of {self.wanted} tensors match the model.", *why, *self._kinds(), *self.hints),)
         found = [self._told(*self._misfits())] if self.mismatched else []
         if self.bare:
             found.append(self._told(self._bare(), *self.hints))
@@ -146,7 +148,11 @@ class Account:
         lines += _listed(self.mismatched, 5)
         if any(why.startswith(SHAPE) for _, why in self.mismatched):
             lines.append("on_shape='skip' leaves what has another shape to its other rules")
-        return lines
+        return lines + self._kinds()
+
+    def _kinds(self) -> list[str]:
+        odd = any(KIND in why for _, why in self.mismatched)
+        return ["numbers of another kind are not cast: exclude these sites, or give a dict of what you cast"] * odd
 
     def _bare(self) -> str:
         names, one = some(self.bare), len(self.bare) == 1
