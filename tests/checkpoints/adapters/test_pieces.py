@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from torchinit import CheckpointError, Name, Normal, Pretrained, Rule, adapters, initialize, plan
+from torchinit.checkpoints.adapters import pieces as module
 from torchinit.checkpoints.adapters.pieces import pieces
 
 Size = tuple[int, ...]
@@ -96,3 +97,16 @@ def test_an_offer_that_is_taken_loads_everything(
 )
 def test_what_is_not_sure_is_not_offered(missing: Mapping[str, Size], spare: Mapping[str, Size]) -> None:
     assert pieces(missing, spare) == []
+
+
+def test_names_in_their_thousands_are_looked_through_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[adapters.Unstack] = []
+
+    def unstack(whole: str, parts: str) -> adapters.Unstack:
+        made.append(adapters.Unstack(whole, parts))
+        return made[-1]
+
+    monkeypatch.setattr(module, "Unstack", unstack)
+    missing = {f"h.{n}.experts.{m}.w": (4,) for n in range(20) for m in range(20)}
+    assert pieces(missing, {f"h.{n}.mlp.{m}.w": (20, 4) for n in range(20) for m in range(20)}) == []
+    assert len(made) == 2 * len(missing)  # and not one for each pair of names

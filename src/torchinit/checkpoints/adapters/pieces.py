@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from torchinit.checkpoints.adapters.adapter import Adapter, Size
@@ -37,14 +37,17 @@ def pieces(missing: Shapes, spare: Shapes) -> list[str]:
     >>> pieces({"h.0.qkv.weight": (6, 2), "h.0.qkv.bias": (6,)}, {f"h.0.{part}.weight": (2, 2) for part in "qkv"})
     ["with adapt={'**.qkv.weight': Fuse('qkv', ('q', 'k', 'v'))} 1 more would be found"]
     """
-    below, series = _below(spare), Counter(series for name in missing for series in _series(name))
+    below, stacks = _below(spare), _stacks(spare)
+    series = Counter(series for name in missing for series in _series(name))
+    known = {part for key in spare for part in key.split(".")}
+    families = [family for family in _FAMILIES if known.issuperset(family)]
     found: Counter[str] = Counter()
     for name, shape in missing.items():
         offers = (
-            *_fused(name),
+            *_fused(name, families),
             *_split(name, missing, below),
             *_stacked(name, below),
-            *_unstacked(name, spare, below, series),
+            *_unstacked(name, shape, stacks, series),
         )
         fitting = {str(adapter): (glob, adapter) for glob, adapter in offers if _makes(adapter, name, shape, spare)}
         if len(fitting) == 1:
@@ -70,9 +73,19 @@ def _below(keys: Shapes) -> dict[str, list[list[str]]]:
     return found
 
 
-def _fused(name: str) -> Iterator[Offer]:
+def _stacks(keys: Shapes) -> Mapping[tuple[str, Size], list[str]]:
+    """For everything that names begin with, and every shape, what follows it."""
+    found: dict[tuple[str, Size], list[str]] = defaultdict(list)
+    for key, shape in keys.items():
+        for at, letter in enumerate(key):
+            if letter == ".":
+                found[key[:at], shape].append(key[at + 1 :])
+    return found
+
+
+def _fused(name: str, families: Iterable[tuple[str, ...]]) -> Iterator[Offer]:
     *_, owner, leaf = ["", *name.split(".")]
-    for family in _FAMILIES:
+    for family in families:
         yield f"{owner}.{leaf}", Fuse(owner, family)
         if leaf.startswith("in_proj_"):  # of nn.MultiheadAttention
             yield leaf, Fuse(leaf, tuple(f"{part}.{leaf.removeprefix('in_proj_')}" for part in family))
@@ -107,14 +120,16 @@ def _renamed(parts: list[str], old: str) -> list[str]:
 
 
 def _unstacked(
-    name: str, spare: Shapes, below: Mapping[str, list[list[str]]], series: Mapping[tuple[str, str], int]
+    name: str,
+    shape: Size,
+    stacks: Mapping[tuple[str, Size], list[str]],
+    series: Mapping[tuple[str, str], int],
 ) -> Iterator[Offer]:
     for start, tail in _series(name):
         owner = start.rpartition(".")[2]
-        for rest in below.get(start, ()):
-            seen = spare[".".join([start, *rest])]
-            if seen and seen[0] == series[start, tail]:  # one for each that is missing
-                yield f"{owner}.*.{tail}", Unstack(".".join([owner, *rest]), f"{owner}.*.{tail}")
+        held = stacks.get((start, (series[start, tail], *shape)), [])  # as many as are missing
+        for rest in held[:2]:  # of two nobody can tell which is meant, and of more neither
+            yield f"{owner}.*.{tail}", Unstack(f"{owner}.{rest}", f"{owner}.*.{tail}")
 
 
 def _series(name: str) -> Iterator[tuple[str, str]]:
