@@ -93,7 +93,7 @@ class _Opened:
         return held.checkpoint
 
 
-_OPENED: Final = _Opened(most=4)
+_OPENED: Final = _Opened(most=16)
 
 
 def opened(
