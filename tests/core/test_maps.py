@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 
-from torchinit.core.maps import FrozenMap
+from torchinit.core.maps import FrozenMap, TwiceError, unique
 
 MADE = FrozenMap({"b": 1, "a": 2})
 
@@ -35,3 +35,10 @@ def test_knows_nothing_of_later_changes_to_the_dict() -> None:
 
 def test_can_be_copied_and_sent() -> None:
     assert pickle.loads(pickle.dumps(MADE)) == copy.deepcopy(MADE) == MADE
+
+
+def test_every_key_that_is_twice_is_told() -> None:
+    assert unique([("a", 1), ("b", 2)]) == {"a": 1, "b": 2}
+    with pytest.raises(TwiceError, match=r"the key 'b' stands twice in one table") as caught:
+        unique([("a", 1), ("b", 2), ("b", 3), ("a", 4), ("b", 5)])
+    assert caught.value.keys == ("b", "a")

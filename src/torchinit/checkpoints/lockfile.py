@@ -29,6 +29,7 @@ from typing import Any, Final
 from torchinit.checkpoints.cache import Cache, default_folder, stamp_of, write_whole
 from torchinit.checkpoints.limits import switch
 from torchinit.checkpoints.refusals import OtherFileError, check_hash
+from torchinit.core.maps import TwiceError, unique
 from torchinit.errors import FetchError, masked
 
 VERSION: Final = 1
@@ -61,9 +62,12 @@ def read_pins(path: Path) -> dict[str, Pin]:
 @lru_cache(maxsize=8)
 def _read_pins(path: Path, _: object) -> dict[str, Pin]:
     try:
-        data = json.loads(path.read_text("utf-8"), object_pairs_hook=_unique)
+        data = json.loads(path.read_text("utf-8"), object_pairs_hook=unique)
     except FileNotFoundError:
         return {}
+    except TwiceError as error:
+        keys = ", ".join(sorted(error.keys))
+        raise FetchError(f"the lock file {path} cannot be read: {keys} stands there twice") from None
     except (OSError, ValueError, RecursionError) as error:
         raise FetchError(f"the lock file {path} cannot be read: {error}") from None
     sources = data.get("sources") if isinstance(data, dict) else None
@@ -81,14 +85,6 @@ def _pins(path: Path, sources: Mapping[str, Any]) -> dict[str, Pin]:
             problems.append(f"{source}: {error}")
     if problems:
         raise FetchError(f"the lock file {path} has entries that cannot be read", problems)
-    return found
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = sorted({key for key, _ in pairs if [other for other, _ in pairs].count(key) > 1})
-        raise ValueError(f"{', '.join(twice)} stands there twice")
     return found
 
 

@@ -1,8 +1,8 @@
-"""Maps: mappings that are frozen and in order, so that a frozen value can hold one."""
+"""Maps: mappings that are frozen and in order, so that a frozen value can hold one; those in which no key is twice."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar, final
 
 _Value = TypeVar("_Value")
@@ -40,3 +40,30 @@ class FrozenMap(Mapping[str, _Value]):
 
     def __hash__(self) -> int:
         return hash(tuple(self.items()))
+
+
+class TwiceError(ValueError):
+    """Keys that are twice in one table; ``keys`` has them in the order in which they came again."""
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        self.keys = tuple(keys)
+        super().__init__(f"the key {self.keys[0]!r} stands twice in one table")
+
+
+def unique(pairs: Iterable[tuple[str, _Value]]) -> dict[str, _Value]:
+    """The dict of pairs, as a hook for ``json``, which would let the last of two win; raises TwiceError.
+
+    >>> import json
+    >>> json.loads('{"a": 1, "a": 2}', object_pairs_hook=unique)
+    Traceback (most recent call last):
+    torchinit.core.maps.TwiceError: the key 'a' stands twice in one table
+    """
+    found: dict[str, _Value] = {}
+    twice: dict[str, None] = {}
+    for key, value in pairs:
+        if key in found:
+            twice[key] = None
+        found[key] = value
+    if twice:
+        raise TwiceError(twice)
+    return found

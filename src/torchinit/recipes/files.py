@@ -12,6 +12,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Final
 
+from torchinit.core.maps import unique
 from torchinit.core.plans import Recipe
 from torchinit.errors import ConfigError, MissingExtraError, did_you_mean
 from torchinit.recipes.decode import decode_recipe
@@ -88,16 +89,7 @@ def _toml(text: str) -> dict[str, Any]:
 
 
 def _json(text: str) -> Data:
-    return json.loads(text, object_pairs_hook=_unique)
-
-
-def _unique(pairs: list[tuple[str, Data]]) -> dict[str, Data]:
-    found: dict[str, Data] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"the key {key!r} stands twice in one table")
-        found[key] = value
-    return found
+    return json.loads(text, object_pairs_hook=unique)
 
 
 def _yaml(text: str) -> Data:

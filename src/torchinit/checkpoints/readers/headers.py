@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from torchinit.core.maps import TwiceError, unique
+
 
 def unique_json(raw: bytes) -> Any:
     """What JSON says, where it says it once; raises ValueError for anything else.
@@ -13,24 +15,11 @@ def unique_json(raw: bytes) -> Any:
     {'a': [1, 2]}
     """
     try:
-        return json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_once, parse_constant=_no_number)
-    except _TwiceError:
-        raise
+        return json.loads(raw.decode("utf-8-sig"), object_pairs_hook=unique, parse_constant=_no_number)
+    except TwiceError as error:
+        raise ValueError(f"has the key {error.keys[0]!r} twice") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"is no JSON: {error}") from error
-
-
-class _TwiceError(ValueError):
-    """A key that is there twice."""
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in made:
-            raise _TwiceError(f"has the key {key!r} twice")
-        made[key] = value
-    return made
 
 
 def _no_number(text: str) -> None:
