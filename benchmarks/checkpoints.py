@@ -65,12 +65,12 @@ class Load:
     clock: tuple[Spread, Spread]
 
 
-AGAINST = {
-    "safetensors": "load_model",
-    "safetensors, finite=False": "load_model",
-    "pth": "torch.load",
-    "pth, mapped": "torch.load, mmap",
-}
+PAIRS = (
+    ("safetensors", "load_model"),
+    ("safetensors, finite=False", "load_model"),
+    ("pth", "torch.load"),
+    ("pth", "torch.load, mmap"),
+)
 """Our ways, and what each is to be compared with. We map files in any case."""
 
 
@@ -83,7 +83,7 @@ def loads(folder: Path) -> Iterator[Load]:
         processor = side_by_side(calls, repeats=REPEATS)
         torch.set_num_threads(threads)
         clock = side_by_side(calls, repeats=REPEATS, clock=time.perf_counter)
-        for way, hand in AGAINST.items():
+        for way, hand in PAIRS:
             yield Load(name, way, hand, (processor[way], processor[hand]), (clock[way], clock[hand]))
 
 
@@ -112,7 +112,6 @@ def _calls(folder: Path, source: nn.Module, ours: nn.Module, theirs: nn.Module) 
         "load_model": lambda: load_model(theirs, safe),
         "pth": own(pth),
         "torch.load": by_torch(mmap=False),
-        "pth, mapped": own(pth),
         "torch.load, mmap": by_torch(mmap=True),
     }
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 
-from torchinit.checkpoints.fits import kind_of
+from torchinit.checkpoints.fits import kind_of, short
 from torchinit.checkpoints.guesses import beginning, guess, splits
 from torchinit.checkpoints.keymaps import Renames, revised
 from torchinit.checkpoints.loaders import CheckpointLoader, load, logger_of, read
@@ -204,13 +204,9 @@ def _account(
         missing=tuple(missing),
         mismatched=tuple(wrong),
         unexpected=tuple(unexpected),
-        casts=tuple((key, f"{_short(seen)} -> {_short(held)}") for key, seen, held in pairs if seen != held),
+        casts=tuple((key, f"{short(seen)} -> {short(held)}") for key, seen, held in pairs if seen != held),
         elements=(sum(own[key].numel() for key in loaded), sum(tensor.numel() for tensor in own.values())),
     )
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _warn_of_values(account: Account, state: Mapping[str, Any], logger: Any) -> None:

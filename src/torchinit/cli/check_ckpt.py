@@ -25,6 +25,7 @@ from torchinit import (
 )
 from torchinit.cli import options
 from torchinit.cli.errors import UsageError
+from torchinit.core.accounts import SHAPE
 
 if TYPE_CHECKING:
     from torchinit.cli.options import Commands
@@ -122,7 +123,7 @@ def _shown(account: Account) -> str:
     elif globs := _globs(account):
         flags = shlex.join(word for glob in globs for word in ("--expect-missing", glob))
         remedies.append((flags, f"expect_missing={globs}"))
-    if any(why.startswith("has shape") for _, why in account.mismatched):
+    if any(why.startswith(SHAPE) for _, why in account.mismatched):
         remedies.append(("--skip-shapes", "on_shape='skip'"))
     return "\n  ".join([account.table(), *(f"try {here}, in a rule {there}" for here, there in remedies)])
 
