@@ -163,9 +163,10 @@ def _loaded(module: nn.Module, state: Mapping[str, Any], source: str, strict: bo
 
 def _refuse_quantized(module: nn.Module, state: Mapping[str, Any], source: str) -> None:
     """Raises CheckpointError where some of the entries are values of the module in quantized form."""
-    own = _own(module)
-    if wrong := quantized(state, {name: tensor.dtype for name, tensor in own.items()}):
-        rest = tuple(name for name in own if name not in wrong)
+    held = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
+    dtypes = {normalize(name): tensor.dtype for name, tensor in held}  # without what a state_dict has beside them
+    if wrong := quantized(state, dtypes):
+        rest = tuple(name for name in dtypes if name not in wrong)
         why = tuple((name, one.why) for name, one in wrong.items())
         ways = tuple(dict.fromkeys(one.way for one in wrong.values()))
         raise CheckpointError(Account(source, loaded=rest, mismatched=why, hints=ways).problems[0])
@@ -233,7 +234,7 @@ def _account(
 ) -> Account:
     own = _own(module)
     wrong = [(found[1], found[2]) for text in mismatched if (found := _MISFIT.match(text))]
-    lost = {*map(normalize, missing), *(normalize(name) for name, _ in wrong)}
+    lost = {normalize(name) for name in (*missing, *unexpected, *dict(wrong))}
     loaded = [key for key in own if key in seen and key not in lost]
     pairs = [(key, seen[key].dtype, own[key].dtype) for key in loaded if isinstance(seen[key], Tensor)]
     companions, doubts = Companions.among(seen, own), dict[str, list[str]]()
