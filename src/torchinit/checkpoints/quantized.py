@@ -119,10 +119,12 @@ class Companions:
         """
         if not self._keys or not _is_narrow(info.dtype, dtype):
             return None
-        found = [one for one in self._near(key) if one.key not in used]
+        found = self._near(key)
+        if any(one.is_scale and one.key in used for one in found):
+            return None
         if is_float8(info.dtype):
-            more = (*self._extensions(key, info), *self._markers)
-            found += [_Near(one, named=True) for one in dict.fromkeys(more) if one not in used]
+            markers = (one for one in self._markers if key.startswith(one.removesuffix("scaled_fp8")))
+            found += [_Near(one, named=True) for one in (*self._extensions(key, info), *markers)]
         if not any(self._belongs(one, info, dtype) for one in found):
             return None
         keys = tuple(dict.fromkeys(one.key for one in found))
@@ -168,8 +170,8 @@ class Companions:
             one = self._sorted[at]
             if not one.startswith(key):
                 return
-            seen = self._look(self._keys[one])
-            if one[len(key)] in "._:" and seen and not is_float8(seen.dtype) and seen.numel < info.numel:
+            seen = self._look(self._keys[one]) if one[len(key) :].startswith((".", "_", ":")) else None
+            if seen and not is_float8(seen.dtype) and seen.numel < info.numel:
                 yield self._keys[one]
 
     def _belongs(self, one: _Near, info: Info, dtype: torch.dtype) -> bool:
