@@ -81,6 +81,7 @@ FORMS: dict[str, tuple[dict[str, Tensor], str]] = {
     "quanto": ({"weight._data": whole(INT8, SIZE, SIZE), "weight._scale": floats(SIZE, 1)}, "with optimum-quanto"),
     "quanto int4": ({"weight._data._data": whole(UINT8, 8, SIZE), "weight._scale": floats(SIZE, 1)}, "optimum-quanto"),
     "mxfp4": ({"weight_blocks": whole(UINT8, SIZE, 1, 8), "weight_scales": whole(UINT8, SIZE, 1)}, "Mxfp4Config"),
+    "packed, in other words": ({"weight_code8": whole(INT8, SIZE, SIZE), "weight_scales": floats(SIZE)}, "that wrote"),
     "mlx": ({"weight": whole(torch.uint32, SIZE, 2), "scales": floats(SIZE, 1), "biases": floats(SIZE, 1)}, "with mlx"),
     "torch.ao": ({"scale": floats(), "zero_point": torch.tensor(3)}, "the library that wrote the file"),
 }  # fmt: skip

@@ -28,20 +28,22 @@ from torchinit.errors import CheckpointError
 
 _SCALE: Final = re.compile(r".*scales?|.*quant.*|absmax|amax|centroids|codebooks?|scaled|scaling|scb|q?zeros?|zp")
 """The words for scales, zero points and tables of values."""
-_PACKED: Final = frozenset({"packed", "qdata", "qidxs", "qweight", "trellis"})
+_PACKED: Final = re.compile(".*packed.*|qdata|qidxs|qweight|trellis")
 """What the few bits are called, where no other tensor is called so."""
-_BITS: Final = _PACKED | {"blocks", "codes", "data", "indices", "int4", "int8", "point", "q"}
+_BITS: Final = re.compile(f"{_PACKED.pattern}|blocks|codes|data|indices|u?int[48]|point|q")
 """What else they are called, where they are not called as the weight is."""
 _MORE: Final = re.compile(
     "act|activation|axis|biases|bitsandbytes|block|channel|comfy|double|format|fp4|fp8|g|global|groups?|idx|input|inv|"
     "invperm|map|max|meta|nested|nf4|output|perm|points|pre|shape|shift|state|suh?|svh?|w"
 )
 """What else the names of companions are made of."""
+_ELSEWHERE: Final = frozenset({"act", "activation", "amax", "input", "output", "quantizer"})
+"""The words of scales for what comes into a layer or out of it, or of a rounding that is still to come."""
 
 _WRITERS: Final = (
     ("absmax|bitsandbytes|scb", "bitsandbytes", "transformers and bitsandbytes"),
     ("w q", "HQQ", "hqq"),
-    ("q|trellis", "EXL2 or EXL3", "ExLlama"),
+    ("q perm|q groups|trellis", "EXL2 or EXL3", "ExLlama"),
     ("qdata", "torchao", "torchao"),
     ("data", "quanto", "optimum-quanto"),
     ("packed", "compressed-tensors", "transformers and compressed-tensors"),
@@ -77,6 +79,10 @@ class _Near:
     def is_scale(self) -> bool:
         return any(map(_SCALE.fullmatch, self.words))
 
+    @property
+    def is_packed(self) -> bool:
+        return any(map(_PACKED.fullmatch, self.words))
+
 
 class Companions:
     """The tensors of a checkpoint that belong to no site of a model, and so may be needed to read another.
@@ -94,7 +100,7 @@ class Companions:
         # By key and by name, since a rename may be said of the weights alone.
         self._keys = {one: key for key, name in names if name not in known for one in (key, name)}
         self._sorted = sorted(self._keys)
-        self._markers = [key for key in self._keys if key.rpartition(".")[2] == "scaled_fp8"]
+        self._markers = {key for key in self._keys.values() if key.rpartition(".")[2] == "scaled_fp8"}
         self.info = info
         self._by_base: dict[str, dict[str, frozenset[str]]] = {}
         for one, key in self._keys.items():
@@ -122,9 +128,10 @@ class Companions:
         found = self._near(key)
         if any(one.is_scale and one.key in used for one in found):
             return None
-        if is_float8(info.dtype):
+        if _is_float8(info.dtype):
             markers = (one for one in self._markers if key.startswith(one.removesuffix("scaled_fp8")))
-            found += [_Near(one, named=True) for one in (*self._extensions(key, info), *markers)]
+            scales = (one for one, seen in self._extensions(key) if seen.numel < info.numel)
+            found += [_Near(one, named=True) for one in (*scales, *markers)]
         if not any(self._belongs(one, info, dtype) for one in found):
             return None
         keys = tuple(dict.fromkeys(one.key for one in found))
@@ -134,29 +141,23 @@ class Companions:
     def instead(self, name: str) -> Quantized | None:
         """Why a site of which the file has no tensor is in it all the same, in quantized form; None where it is not."""
         found = [one for one in self._near(name) if one.named or name.endswith("weight")]
-        if not any(one.is_scale or one.words & _PACKED for one in found) or not any(map(self._has_bits, found)):
+        if not any(one.is_scale or one.is_packed for one in found):
             return None
+        bits = [one for one, seen in self._extensions(name) if _is_narrow(seen.dtype, torch.float32)]
+        if not bits and not any(map(self._has_bits, found)):
+            return None
+        found += [_Near(one, named=True) for one in bits]
         keys = tuple(dict.fromkeys(one.key for one in found))
         return Quantized(f"is in the file in quantized form only: {some(keys)}", keys, _way(found, None))
 
     def doubts(self, keys: Sequence[str], infos: Sequence[Info], dtype: torch.dtype) -> Iterator[str]:
         """What speaks against values of ``dtype`` that are taken from these keys, but does not settle it."""
-        idle = {one for key in keys for one in self._scales(key)}
-        if idle and idle.isdisjoint(keys):  # an adapter that takes a scale knows what it is
-            yield UNREAD
-        elif not idle and dtype.itemsize > 1 and any(is_float8(info.dtype) for info in infos):
+        near = (one for key in keys for one in self._near(key))
+        scales = {one.key for one in near if one.named and one.is_scale and not one.words & _ELSEWHERE}
+        if not scales and dtype.itemsize > 1 and any(_is_float8(info.dtype) for info in infos):
             yield UNSCALED
-
-    def _scales(self, key: str) -> list[str]:
-        other = {
-            "act",
-            "activation",
-            "amax",
-            "input",
-            "output",
-            "quantizer",
-        }  # of what comes in, or of rounding to come
-        return [one.key for one in self._near(key) if one.named and one.is_scale and not one.words & other]
+        elif scales and scales.isdisjoint(keys):  # an adapter that takes a scale knows what it is
+            yield UNREAD
 
     def _near(self, key: str) -> list[_Near]:
         """The loose keys that are called as a key is but for words of quantization, and those of its module alone."""
@@ -164,28 +165,30 @@ class Companions:
         near = [_Near(one, named=True, words=words) for one, words in of_key.items()]
         return near + [_Near(one, named=False, words=words) for one, words in of_module.items() if one not in of_key]
 
-    def _extensions(self, key: str, info: Info) -> Iterator[str]:
-        """The smaller loose tensors whose names go on where that of a float8 tensor ends, in whatever words."""
+    def _extensions(self, key: str) -> Iterator[tuple[str, Info]]:
+        """The loose tensors whose names go on where that of a key ends, in whatever words, but no values of their own.
+
+        In a plain cast of a whole file, tensors that the model lacks are float8, too; scales never are.
+        """
         for at in range(bisect_left(self._sorted, key), len(self._sorted)):
             one = self._sorted[at]
             if not one.startswith(key):
                 return
             seen = self._look(self._keys[one]) if one[len(key) :].startswith((".", "_", ":")) else None
-            if seen and not is_float8(seen.dtype) and seen.numel < info.numel:
-                yield self._keys[one]
+            if seen is not None and not _is_float8(seen.dtype):
+                yield self._keys[one], seen
 
     def _belongs(self, one: _Near, info: Info, dtype: torch.dtype) -> bool:
         """Whether a tensor of few bits means nothing without that one."""
         if one.named:
             return one.is_scale or not one.words
         seen = self._look(one.key)
-        # In a plain cast of a whole file, parameters that the model lacks are in eight bits, too; scales never are.
-        cast = seen is not None and is_float8(seen.dtype) and is_float8(info.dtype)
+        cast = seen is not None and _is_float8(seen.dtype) and _is_float8(info.dtype)  # and so is what the model lacks
         return dtype.is_floating_point and one.is_scale and not cast
 
     def _has_bits(self, one: _Near) -> bool:
         seen = self._look(one.key)
-        return bool(one.words & _BITS) and (seen is None or _is_narrow(seen.dtype, torch.float32))
+        return any(map(_BITS.fullmatch, one.words)) and (seen is None or _is_narrow(seen.dtype, torch.float32))
 
     def _look(self, key: str) -> Info | None:
         try:
@@ -212,12 +215,8 @@ def quantized(tensors: Mapping[str, Any], sites: Mapping[str, torch.dtype]) -> d
     return {name: one for name, one in found.items() if one is not None}
 
 
-def is_float8(dtype: torch.dtype) -> bool:
-    """Whether a dtype is a float of eight bits that holds values, not the powers of two that scale them.
-
-    >>> is_float8(torch.float8_e5m2), is_float8(torch.float8_e8m0fnu), is_float8(torch.int8)
-    (True, False, False)
-    """
+def _is_float8(dtype: torch.dtype) -> bool:
+    """Whether a dtype is a float of eight bits that holds values, not the powers of two that scale them."""
     return dtype.is_floating_point and dtype.itemsize == 1 and dtype != torch.float8_e8m0fnu
 
 
@@ -228,7 +227,7 @@ def _is_narrow(seen: torch.dtype, dtype: torch.dtype) -> bool:
 
 
 def _is_word(word: str) -> bool:
-    return word in _BITS or bool(_SCALE.fullmatch(word) or _MORE.fullmatch(word))
+    return any(words.fullmatch(word) for words in (_SCALE, _BITS, _MORE))
 
 
 def _bases(key: str) -> Iterator[tuple[str, frozenset[str]]]:
@@ -265,7 +264,7 @@ def _way(found: Iterable[_Near], dtype: torch.dtype | None) -> str:
             how = f"{name}: load the model with {library}, dequantize it there and save its state_dict"
             break
     else:
-        if dtype is not None and is_float8(dtype):
+        if dtype is not None and _is_float8(dtype):
             how = "scaled float8: multiply each tensor by its scale, or each block by its own, and load the products,"
             how += " from a dict or a file of them"
         else:
