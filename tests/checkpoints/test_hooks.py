@@ -139,6 +139,14 @@ def test_each_module_is_told_the_metadata_that_were_saved_with_it(tmp_path: Path
     assert inner[0].told == (None, None)
 
 
+@pytest.mark.parametrize("odd", [[1], {"": 1, "1": None}, 7])
+def test_metadata_of_a_stranger_may_be_anything(odd: Any) -> None:
+    net = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1))
+    state: Any = net.state_dict()
+    state._metadata = odd
+    assert load_state_dict(net, state).complete
+
+
 def test_a_hook_after_loading_must_not_return_anything() -> None:
     net = nn.Linear(1, 1)
     net.register_load_state_dict_post_hook(lambda *_: 1)

@@ -66,7 +66,7 @@ def load_checkpoint(
 
     ``revise_keys`` are applied to each key in turn by ``re.sub``. What does not fit is one warning, with
     ``strict`` a RuntimeError. Where nothing fits there is another warning, with what would fit. Raises
-    CheckpointError, a RuntimeError, for a file without weights.
+    CheckpointError, a RuntimeError, for a file without weights or with quantized ones.
 
     >>> import tempfile
     >>> path = tempfile.NamedTemporaryFile(suffix=".pth").name
@@ -104,7 +104,8 @@ def load_state_dict(
     """Loads the entries that fit by name and shape; the others are logged in one warning and counted.
 
     Wrappers are entered on every level, and the hooks that modules have for loading are run. Raises RuntimeError
-    where something does not fit and ``strict`` is set, CheckpointError, which is one, for a model on meta.
+    where something does not fit and ``strict`` is set, CheckpointError, which is one, for a model on meta and for
+    values in quantized form.
 
     >>> model = nn.Linear(1, 1)
     >>> load_state_dict(model, {"weight": torch.ones(1, 1), "bias": torch.zeros(1)}).found
@@ -180,6 +181,7 @@ def _copy(module: nn.Module, state: Mapping[str, Any]) -> tuple[list[str], list[
     their parent has been loaded. What is looked at is therefore not ``state``, but what the hooks have made of it.
     """
     metadata = getattr(state, "_metadata", None)
+    versions = metadata if isinstance(metadata, Mapping) else {}  # a file can hold anything under that name
     lists: tuple[list[str], list[str], list[str]] = ([], [], [])
     seen: dict[str, Any] = {}
     start = OrderedDict(state)
@@ -189,9 +191,8 @@ def _copy(module: nn.Module, state: Mapping[str, Any]) -> tuple[list[str], list[
     def walk(part: nn.Module, local: dict[str, Any], prefix: str) -> None:
         while any(wraps(part) for wraps in WRAPPERS):
             part = part.module  # type: ignore[assignment]  # it is what a wrapper has
-        known = metadata.get(prefix[:-1], {}) if metadata else {}
-        before = len(lists[1])
-        part._load_from_state_dict(local, prefix, known, True, *lists)
+        known, before = versions.get(prefix[:-1]), len(lists[1])
+        part._load_from_state_dict(local, prefix, known if isinstance(known, dict) else {}, True, *lists)
         looked = (*(f"{prefix}{name}" for name in (*part._parameters, *part._buffers)), *lists[1][before:])
         seen.update({normalize(key): local[key] for key in looked if key in local})
         for name, child in part._modules.items():

@@ -161,6 +161,8 @@ class Companions:
 
     def _near(self, key: str) -> list[_Near]:
         """The loose keys that are called as a key is but for words of quantization, and those of its module alone."""
+        if not self._by_base:
+            return []
         of_key, of_module = (self._by_base.get(base, {}) for base in (_bare(key), key.rpartition(".")[0]))
         near = [_Near(one, named=True, words=words) for one, words in of_key.items()]
         return near + [_Near(one, named=False, words=words) for one, words in of_module.items() if one not in of_key]
