@@ -167,7 +167,7 @@ def _refuse_quantized(module: nn.Module, state: Mapping[str, Any], source: str) 
     held = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
     dtypes = {normalize(name): tensor.dtype for name, tensor in held}  # without what a state_dict has beside them
     if wrong := quantized(state, dtypes):
-        rest = tuple(name for name in dtypes if name not in wrong)
+        rest = tuple(name for name in _own(module) if name not in wrong)
         why = tuple((name, one.why) for name, one in wrong.items())
         ways = tuple(dict.fromkeys(one.way for one in wrong.values()))
         raise CheckpointError(Account(source, loaded=rest, mismatched=why, hints=ways).problems[0])
