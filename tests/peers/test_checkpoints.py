@@ -55,6 +55,7 @@ def load(make: Callable[[], nn.Module], checkpoint: object, **arguments: Any) ->
     report = initialize(model, rule(checkpoint, **arguments))
     report.assert_ok(complete=True)
     assert report.loads == (planned,)
+    assert planned.doubts == ()
     return model, planned
 
 

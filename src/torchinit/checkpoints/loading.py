@@ -18,8 +18,10 @@ from torchinit.checkpoints.fits import kind_of, short
 from torchinit.checkpoints.guesses import beginning, guess, splits
 from torchinit.checkpoints.keymaps import Renames, revised
 from torchinit.checkpoints.loaders import CheckpointLoader, load, logger_of, read
+from torchinit.checkpoints.quantized import Companions, quantized
 from torchinit.checkpoints.sources import fetch
 from torchinit.core.accounts import Account, Guess
+from torchinit.core.hooks import has_load_hooks
 from torchinit.core.names import WRAPPERS as WRAPPING
 from torchinit.core.names import normalize
 from torchinit.core.tables import some
@@ -28,6 +30,8 @@ from torchinit.errors import CheckpointError, did_you_mean
 
 _log = logging.getLogger("torchinit")
 _MODULE: Final[Renames] = ((r"^module\.", ""),)
+_MISFIT: Final = re.compile(r'(?:size mismatch for|While \w+ the parameter named) "?([^\s":]+)"?[:,] (.*)', re.DOTALL)
+"""How torch begins the text of what it could not copy, and what of."""
 
 WRAPPERS: Final[list[Callable[[nn.Module], bool]]] = [
     lambda module: isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel))
@@ -62,7 +66,7 @@ def load_checkpoint(
 
     ``revise_keys`` are applied to each key in turn by ``re.sub``. What does not fit is one warning, with
     ``strict`` a RuntimeError. Where nothing fits there is another warning, with what would fit. Raises
-    CheckpointError, a RuntimeError, for a file without weights.
+    CheckpointError, a RuntimeError, for a file without weights or with quantized ones.
 
     >>> import tempfile
     >>> path = tempfile.NamedTemporaryFile(suffix=".pth").name
@@ -100,7 +104,8 @@ def load_state_dict(
     """Loads the entries that fit by name and shape; the others are logged in one warning and counted.
 
     Wrappers are entered on every level, and the hooks that modules have for loading are run. Raises RuntimeError
-    where something does not fit and ``strict`` is set, CheckpointError, which is one, for a model on meta.
+    where something does not fit and ``strict`` is set, CheckpointError, which is one, for a model on meta and for
+    values in quantized form.
 
     >>> model = nn.Linear(1, 1)
     >>> load_state_dict(model, {"weight": torch.ones(1, 1), "bias": torch.zeros(1)}).found
@@ -138,36 +143,71 @@ def _loaded(module: nn.Module, state: Mapping[str, Any], source: str, strict: bo
             f"{source}: the model is on the meta device ({some(meta, 3)}), so there is nothing to load into; call"
             " torchinit.materialize, or model.to_empty(device=...) first"
         )
-    missing, unexpected, mismatched = _copy(module, state)
+    hooked = any(map(has_load_hooks, module.modules()))
+    if not hooked:
+        _refuse_quantized(module, state, str(source))
+    missing, unexpected, mismatched, seen = _copy(module, state)
+    if hooked:  # they may have made weights of what was quantized, so what is left of it tells
+        _refuse_quantized(module, seen, str(source))
     missing = [key for key in missing if "num_batches_tracked" not in key]
     text = _text(missing, unexpected, mismatched)
     if text and strict:
         raise CheckpointError(text)
     if text:
         logger_of(logger).warning("%s", text)
-    account = _account(module, state, str(source), missing, unexpected, mismatched)
-    _warn_of_values(account, state, logger)
+    account = _account(module, seen, str(source), missing, unexpected, mismatched)
+    for doubt in account.doubts:
+        logger_of(logger).warning("%s: %s", account.source, doubt)
+    _warn_of_values(account, seen, logger)
     return account
 
 
-def _copy(module: nn.Module, state: Mapping[str, Any]) -> tuple[list[str], list[str], list[str]]:
-    """Loads what fits; the keys that are missing and unexpected, and the texts of those that do not fit."""
-    metadata = getattr(state, "_metadata", None) or {}
-    lists: tuple[list[str], list[str], list[str]] = ([], [], [])
+def _refuse_quantized(module: nn.Module, state: Mapping[str, Any], source: str) -> None:
+    """Raises CheckpointError where some of the entries are values of the module in quantized form."""
+    held = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
+    dtypes = {normalize(name): tensor.dtype for name, tensor in held}  # without what a state_dict has beside them
+    if wrong := quantized(state, dtypes):
+        rest = tuple(name for name in _own(module) if name not in wrong)
+        why = tuple((name, one.why) for name, one in wrong.items())
+        ways = tuple(dict.fromkeys(one.way for one in wrong.values()))
+        raise CheckpointError(Account(source, loaded=rest, mismatched=why, hints=ways).problems[0])
 
-    def walk(part: nn.Module, local: Mapping[str, Any], prefix: str) -> None:
+
+def _copy(module: nn.Module, state: Mapping[str, Any]) -> tuple[list[str], list[str], list[str], dict[str, Any]]:
+    """Load what fits; the missing keys, the unexpected ones, the texts of what does not fit, and what was looked at.
+
+    As ``Module.load_state_dict`` does it, a module's hooks may change the dict that they get, and what they leave is
+    what its children find. So the dict is copied once, at the top, and the parts of children are cut from it after
+    their parent has been loaded. What is looked at is therefore not ``state``, but what the hooks have made of it.
+    """
+    metadata = getattr(state, "_metadata", None)
+    versions = metadata if isinstance(metadata, Mapping) else {}  # a file can hold anything under that name
+    lists: tuple[list[str], list[str], list[str]] = ([], [], [])
+    seen: dict[str, Any] = {}
+    start = OrderedDict(state)
+    if metadata is not None:
+        start._metadata = metadata  # type: ignore[attr-defined]  # as torch keeps it
+
+    def walk(part: nn.Module, local: dict[str, Any], prefix: str) -> None:
         while any(wraps(part) for wraps in WRAPPERS):
             part = part.module  # type: ignore[assignment]  # it is what a wrapper has
-        part._load_from_state_dict(dict(local), prefix, metadata.get(prefix[:-1], {}), True, *lists)
+        known, before = versions.get(prefix[:-1]), len(lists[1])
+        part._load_from_state_dict(local, prefix, known if isinstance(known, dict) else {}, True, *lists)
+        looked = (*(f"{prefix}{name}" for name in (*part._parameters, *part._buffers)), *lists[1][before:])
+        seen.update({normalize(key): local[key] for key in looked if key in local})
         for name, child in part._modules.items():
             if child is not None:
                 below = f"{prefix}{name}."
                 walk(child, {key: value for key, value in local.items() if key.startswith(below)}, below)
         for hook in part._load_state_dict_post_hooks.values():
-            hook(part, _IncompatibleKeys(*lists[:2]))
+            if hook(part, _IncompatibleKeys(*lists[:2])) is not None:
+                raise AssertionError(
+                    "Hooks registered with `register_load_state_dict_post_hook` must not return anything; they change"
+                    " missing_keys and unexpected_keys in place"
+                )
 
-    walk(module, state, "")
-    return lists
+    walk(module, start, "")
+    return *lists, seen
 
 
 def _text(missing: Sequence[str], unexpected: Sequence[str], mismatched: Sequence[str]) -> str:
@@ -187,31 +227,37 @@ def _own(module: nn.Module) -> dict[str, Tensor]:
 
 def _account(
     module: nn.Module,
-    state: Mapping[str, Any],
+    seen: Mapping[str, Any],
     source: str,
     missing: Sequence[str],
     unexpected: Sequence[str],
     mismatched: Sequence[str],
 ) -> Account:
     own = _own(module)
-    wrong = [(found[1], found[2]) for text in mismatched if (found := re.match(r"size mismatch for (\S+): (.*)", text))]
-    not_loaded = {*map(normalize, missing), *(normalize(name) for name, _ in wrong)}
-    loaded = [key for key in own if key not in not_loaded]
-    pairs = [(key, state[key].dtype, own[key].dtype) for key in loaded if isinstance(state.get(key), Tensor)]
+    wrong = [(found[1], found[2]) for text in mismatched if (found := _MISFIT.match(text))]
+    lost = {normalize(name) for name in (*missing, *unexpected, *dict(wrong))}
+    loaded = [key for key in own if key in seen and key not in lost]
+    pairs = [(key, seen[key].dtype, own[key].dtype) for key in loaded if isinstance(seen[key], Tensor)]
+    companions, doubts = Companions.among(seen, own), dict[str, list[str]]()
+    for key, _, dtype in pairs:
+        for doubt in companions.doubts([key], [companions.info(key)], dtype):
+            doubts.setdefault(doubt, []).append(key)
     return Account(
         source,
         loaded=tuple(loaded),
+        expected=tuple(key for key in own if key not in seen and key not in lost),
         missing=tuple(missing),
         mismatched=tuple(wrong),
         unexpected=tuple(unexpected),
         casts=tuple((key, f"{short(seen)} -> {short(held)}") for key, seen, held in pairs if seen != held),
         elements=(sum(own[key].numel() for key in loaded), sum(tensor.numel() for tensor in own.values())),
+        doubts=tuple(f"{some(names)}: {doubt}" for doubt, names in doubts.items()),
     )
 
 
-def _warn_of_values(account: Account, state: Mapping[str, Any], logger: Any) -> None:
+def _warn_of_values(account: Account, seen: Mapping[str, Any], logger: Any) -> None:
     """Says which tensors that were loaded are not finite, or whole numbers for floats."""
-    tensors = {key: state[key] for key in account.loaded if isinstance(state.get(key), Tensor)}
+    tensors = {key: seen[key] for key in account.loaded if isinstance(seen.get(key), Tensor)}
     endless = [key for key, tensor in tensors.items() if not _is_finite(tensor)]
     if endless:
         logger_of(logger).warning("%s: NaN or infinity in %s", account.source, some(endless))

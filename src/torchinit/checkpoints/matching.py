@@ -15,6 +15,7 @@ from torchinit.checkpoints.guesses import by_case, guess
 from torchinit.checkpoints.keymaps import KeyMap, unwrapped
 from torchinit.checkpoints.loaded import Loaded
 from torchinit.checkpoints.opening import opened
+from torchinit.checkpoints.quantized import Companions
 from torchinit.checkpoints.readers import Info
 from torchinit.checkpoints.remakes import parametrized, tied
 from torchinit.core.accounts import Account, Guess
@@ -69,6 +70,9 @@ class Search:
             self.groups.setdefault(site.name, []).append(view)
         self.checkpoint = opened(rule.checkpoint, part=rule.part, sha256=rule.sha256)
         self.names = rule.keymap().names(self.checkpoint.keys())
+        self.there = {view.name for site in known for view in site.views}
+        called = ((key, self.names.names.get(key, key)) for key in self.checkpoint)
+        self.companions = Companions(called, self.there, self.checkpoint.info)
         self.used: set[str] = set()
         self.loaded: list[str] = []
         self.adapted: list[tuple[str, str]] = []
@@ -77,6 +81,8 @@ class Search:
         self.missing: list[str] = []
         self.mismatched: list[tuple[str, str]] = []
         self.casts: list[tuple[str, str]] = []
+        self.doubts: dict[str, list[str]] = {}
+        self.ways: dict[str, None] = {}
         self.lacking: dict[str, str] = {}
 
     def lookup(self) -> Lookup:
@@ -101,6 +107,7 @@ class Search:
         try:
             keys = self._sources(key, adapter) if adapter else self._unique(views, held)
             infos = [self.checkpoint.info(name) for name in keys]
+            self._check_quantized(site, keys, infos)
             check_kinds(site, infos)
         except (ValueError, CheckpointError) as error:
             self.mismatched.append((site.name, str(error)))
@@ -109,7 +116,7 @@ class Search:
             if adapter is not None and not adapter.wants(key):
                 self.declined.append((site.name, str(adapter)))
             else:
-                self._note_missing(site)
+                self._note_missing(site, adapter.wants(key) if adapter else [view.name for view in views])
             return None
         self.used.update(keys)
         if why := misfit(site, infos, key, adapter):
@@ -120,7 +127,7 @@ class Search:
                     (site.name, why + ("" if adapter else offer(infos[0].shape, site.shape, site.name)))
                 )
             return None
-        self._note_found(site, infos, adapter)
+        self._note_found(site, keys, infos, adapter)
         rule = self.rule
         return Loaded(
             rule.checkpoint, keys, key, adapter, () if adapter else held[1:], rule.part, rule.dtype,
@@ -158,7 +165,14 @@ class Search:
         self.lacking.setdefault(str(adapter), f"{name} {lacks}")
         return ()
 
-    def _note_found(self, site: Site, infos: Sequence[Info], adapter: Adapter | None) -> None:
+    def _check_quantized(self, site: Site, keys: Sequence[str], infos: Sequence[Info]) -> None:
+        """Raises CheckpointError for a tensor that means nothing without others, which the site is not made of."""
+        for key, info in zip(keys, infos, strict=True):
+            if found := self.companions.of(key, info, site.dtype, keys):
+                self.ways[found.way] = None
+                raise CheckpointError(found.why)
+
+    def _note_found(self, site: Site, keys: Sequence[str], infos: Sequence[Info], adapter: Adapter | None) -> None:
         if adapter is None:
             self.loaded.append(site.name)
         else:
@@ -166,18 +180,26 @@ class Search:
                 "" if adapter.changes([info.shape for info in infos], site.shape) else ", which has nothing to change"
             )
             self.adapted.append((site.name, f"{adapter}{idle}"))
+        for doubt in self.companions.doubts(keys, infos, site.dtype):
+            self.doubts.setdefault(doubt, []).append(site.name)
         steps = [infos[0].dtype, *([self.rule.dtype] if self.rule.dtype else []), site.dtype]
         if len(set(steps)) > 1:
             self.casts.append((site.name, " -> ".join(map(short, steps))))
 
-    def _note_missing(self, site: Site) -> None:
-        fine = site.leaf == _COUNTER or any(glob_matches(glob, site.name) for glob in self.rule.missing_globs)
-        (self.expected if fine else self.missing).append(site.name)
+    def _note_missing(self, site: Site, names: Sequence[str]) -> None:
+        if site.leaf == _COUNTER or any(glob_matches(glob, site.name) for glob in self.rule.missing_globs):
+            self.expected.append(site.name)
+        elif found := next(filter(None, map(self.companions.instead, names)), None):
+            self.ways[found.way] = None
+            self.mismatched.append((site.name, found.why))
+        else:
+            self.missing.append(site.name)
 
     # --- all of them ---------------------------------------------------------------------------------------
 
     def _account(self, elements: tuple[int, int]) -> Account:
-        found, hints = self._advice() if self.missing or not (self.loaded or self.adapted) else (None, ())
+        lost = self.missing or not (self.loaded or self.adapted)
+        found, hints = self._advice() if lost else (None, list[str]())
         return Account(
             source=masked(str(self.rule.checkpoint)),
             part=self.checkpoint.part,
@@ -192,14 +214,14 @@ class Search:
             idle=self._idle(),
             elements=elements,
             notes=(*self.checkpoint.notes, *self._outside(), *self._square()),
-            hints=hints,
+            doubts=tuple(f"{some(names)}: {doubt}" for doubt, names in self.doubts.items()),
+            hints=(*self.ways, *hints, *(self._hooked() if not found or found.matching < found.wanted else ())),
             guess=found,
         )
 
     def _unexpected(self) -> tuple[str, ...]:
         """The keys within the prefix that no site of the model is called, whether the rule matches it or not."""
-        there = {view.name for site in self.known for view in site.views}
-        return tuple(key for key, name in self.names.names.items() if key not in self.used and name not in there)
+        return tuple(key for key, name in self.names.names.items() if key not in self.used and name not in self.there)
 
     def _idle(self) -> tuple[str, ...]:
         """The globs of adapters, shapes and missing sites that no site fits, each with the near name."""
@@ -224,7 +246,17 @@ class Search:
         square = [site.name for site in sites if site.owner.name == "Linear" and site.shape == site.shape[:1] * 2]
         return [f"square, so they fit transposed or not, and are taken as they are: {some(square)}"] if square else []
 
-    def _advice(self) -> tuple[Guess | None, tuple[str, ...]]:
+    def _hooked(self) -> list[str]:
+        """A word on what may be lost because hooks are not run here: a plan is made of the header alone."""
+        lost = [self.groups[name][0] for name in (*self.missing, *dict(self.mismatched))]
+        hooked = {site.name: site.hooks for site in lost if site.hooks}
+        if not hooked:
+            return []
+        which = some([*dict.fromkeys(hooked.values())], 3)
+        lost_to = f"{which} may change what load_state_dict gives to {some([*hooked], 3)}, by hooks that a rule does"
+        return [f"{lost_to} not run: load_checkpoint(model, file) runs them; or say the same by rename and adapt"]
+
+    def _advice(self) -> tuple[Guess | None, list[str]]:
         """How more of the model would be found, as arguments and in words; nothing of it is done unasked."""
         wanted = {views[0].name: views[0].shape for views in self.groups.values()}
         keys = {key: self._shape(key) for key in self.checkpoint}
@@ -235,7 +267,7 @@ class Search:
             hints += pieces({name: wanted[name] for name in self.missing}, spare)
         missing, loaded = ([self.groups[name][0] for name in names] for names in (self.missing, self.loaded))
         hints += [*self.lacking.values(), *parametrized(self.missing, self.names.keys), *tied(missing, loaded)]
-        return found, tuple(hints)
+        return found, hints
 
     def _shape(self, key: str) -> tuple[int, ...]:
         try:

@@ -42,10 +42,11 @@ class Pretrained(Loader):
     otherwise, and that no other rule writes, is an error. ``on_shape`` is ``"error"`` or ``"skip"``, for all or for
     each glob. ``adapt`` gives an adapter to each glob. Of several globs that match, the last counts.
 
-    What is written: values are cast to the site's dtype, floats never from whole numbers; ``dtype`` rounds them
-    before. ``finite=False`` takes NaN and infinities. With ``sha256`` the file must have it; for an index that is not
-    enough, and a lock file (TORCHINIT_LOCK) must have the hashes of the files that it names. ``lock=False`` lets
-    later rules write over what is loaded. ``map_location`` is the device on which adapters work.
+    What is written: values are cast to the site's dtype, floats never from whole numbers, and nothing from quantized
+    values, which need the scale beside them; ``dtype`` rounds them before. ``finite=False`` takes NaN and infinities.
+    With ``sha256`` the file must have it; for an index that is not enough, and a lock file (TORCHINIT_LOCK) must have
+    the hashes of the files that it names. ``lock=False`` lets later rules write over what is loaded. ``map_location``
+    is the device on which adapters work.
 
     Raises TypeError or ValueError for arguments that cannot be; what is wrong with the file shows when a plan is
     made.

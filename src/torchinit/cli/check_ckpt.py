@@ -98,7 +98,7 @@ def _rule(arguments: argparse.Namespace) -> Pretrained:
 
 
 def _wrong(account: Account) -> tuple[str, ...]:
-    return (*account.problems, *account.warnings)
+    return (*account.problems, *account.lapses)
 
 
 def _held(account: Account, faults: Mapping[str, str]) -> list[str]:

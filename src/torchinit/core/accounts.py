@@ -59,7 +59,8 @@ class Account:
     file and need not be, ``missing`` those that should be, ``bare`` those of them that no other rule
     writes. ``mismatched`` do not fit. ``unexpected`` are keys of the file that nothing in the model is
     called, ``casts`` the changes of dtype, ``idle`` what the rule says of sites that are not there.
-    ``elements`` counts those of ``loaded`` and ``adapted``, and of all sites that were looked for. ``notes``
+    ``elements`` counts those of ``loaded`` and ``adapted``, and of all sites that were looked for. ``doubts`` says what
+    of it may mean something else than its numbers, ``notes``
     says how names were found, ``hints`` how more of them would be, ``guess`` the same as arguments; ``failure``
     why the file could not be read.
 
@@ -83,6 +84,7 @@ class Account:
     casts: tuple[tuple[str, str], ...] = ()
     idle: tuple[str, ...] = ()
     elements: tuple[int, int] = (0, 0)
+    doubts: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     hints: tuple[str, ...] = ()
     guess: Guess | None = None
@@ -114,10 +116,12 @@ class Account:
         if not self.found:
             why = _listed((*self.mismatched, *self.declined), 3)
             return (self._told(f"0 of {self.wanted} tensors match the model.", *why, *self._kinds(), *self.hints),)
-        found = [self._told(*self._misfits())] if self.mismatched else []
-        if self.bare:
-            found.append(self._told(self._bare(), *self.hints))
-        return (*found, *self._idle()) if found else ()
+        found = [self._misfits()] if self.mismatched else []
+        found += [[self._bare()]] if self.bare else []
+        if not found:
+            return ()
+        found[-1] += self.hints
+        return (*(self._told(*lines) for lines in found), *self._idle())
 
     @property
     def blamed(self) -> frozenset[str]:
@@ -129,7 +133,12 @@ class Account:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What is not there and stays with its other rules."""
+        """What ought to be looked at though the plan can be carried out: lapses and doubts."""
+        return (*self.lapses, *(() if self.failure else (f"{self.source}: {text}" for text in self.doubts)))
+
+    @property
+    def lapses(self) -> tuple[str, ...]:
+        """What is not there and stays with its other rules, which strictness does not allow."""
         left = [name for name in self.missing if name not in set(self.bare)]
         if not left or self.failure:
             return self._idle()
@@ -206,7 +215,7 @@ class Account:
                 yield f"{what}: {some(names, 10)}"
         casts = Counter(how for _, how in self.casts)
         yield from (f"cast {how}: {count(number, 'site')}" for how, number in casts.items())
-        yield from (*self.idle, *self.hints)
+        yield from (*self.idle, *self.doubts, *self.hints)
 
     def _rows(self) -> list[tuple[str, ...]]:
         """How the sites of each part of the model fared."""

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 from torch import Tensor, nn
 
+from torchinit.core.hooks import has_load_hooks
 from torchinit.core.memory import identity
 from torchinit.core.names import normalize
 from torchinit.core.parametrized import Parametrized, parametrized
@@ -18,12 +19,16 @@ Kind: TypeAlias = Literal["parameter", "buffer"]
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A module where it stands in a model: its name, the module, its block, its turn in ``Module.apply``."""
+    """A module where it stands in a model: its name, the module, its block, its turn in ``Module.apply``.
+
+    ``hooks`` is the class of the nearest module, this one or one above, that has hooks for loading; it may be empty.
+    """
 
     name: str
     module: nn.Module
     block: tuple[int, int] | None = None
     turn: int = 0
+    hooks: str = ""
 
 
 def places(model: nn.Module) -> list[Place]:
@@ -33,19 +38,20 @@ def places(model: nn.Module) -> list[Place]:
     """
     found: list[Place] = []
 
-    def walk(module: nn.Module, name: str, block: tuple[int, int] | None, turn: int) -> int:
+    def walk(module: nn.Module, name: str, block: tuple[int, int] | None, turn: int, above: str) -> int:
+        hooks = type(module).__name__ if has_load_hooks(module) else above
         children = {key: child for key, child in module._modules.items() if child is not None}
         several = len(set(map(id, children.values()))) if _is_block_list(module) else 0
         begun: dict[int, tuple[int, int]] = {}
         for key, child in children.items():
             again = id(child) in begun
             index, start = begun.setdefault(id(child), (len(begun), turn))
-            end = walk(child, _join(name, key), (index, several) if several else block, start)
+            end = walk(child, _join(name, key), (index, several) if several else block, start, hooks)
             turn = turn if again else end
-        found.append(Place(name, module, block, turn))
+        found.append(Place(name, module, block, turn, hooks))
         return turn + 1
 
-    walk(model, "", None, 0)
+    walk(model, "", None, 0, "")
     return found
 
 

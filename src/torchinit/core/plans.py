@@ -227,7 +227,7 @@ class Plan:
         """
         loading = [text for account in self.loads for text in account.problems]
         if strict:
-            loading += [text for account in self.loads for text in account.warnings]
+            loading += [text for account in self.loads for text in account.lapses]
         found = [*loading, *self.problems]
         if strict:
             found += [f"{hint}\n    If that is intended, set optional = true." for _, hint in self.unused]

@@ -87,7 +87,8 @@ class Site:
     and ``owner_name`` tell the module that holds it; ``block`` is index and count in the innermost
     ``ModuleList`` or ``Sequential`` of like blocks around it; ``position`` is its turn in the order of
     ``Module.apply`` (children first), in which MMEngine initializes. ``persistent`` tells whether it is part of
-    the model's ``state_dict``. A tied tensor is one site: ``aliases``
+    the model's ``state_dict``. ``hooks`` names the class, of the owner or of a module above, that has hooks of its own
+    for loading; it may be empty. A tied tensor is one site: ``aliases``
     describes it as the other modules that hold it see it. ``shares`` names other sites that lie in part of
     its memory (a view of another shape).
     """
@@ -106,6 +107,7 @@ class Site:
     parametrized: bool = False
     position: int = 0
     persistent: bool = True
+    hooks: str = ""
     aliases: tuple[Site, ...] = ()
     shares: tuple[str, ...] = ()
 
@@ -206,6 +208,7 @@ def _site(one: Held, position: int) -> Site:
         parametrized=one.way is not None,
         position=position,
         persistent=one.leaf not in module._non_persistent_buffers_set,
+        hooks=one.place.hooks,
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from torchinit.checkpoints.quantized import quantized
 from torchinit.core.names import normalize
 from torchinit.core.placements import shards_of
 from torchinit.core.shards import Shard
@@ -30,11 +31,15 @@ def loaded_nowhere(subject: Subject) -> Iterator[Evidence]:
     """Loaded values that the model has no place for, or none of their shape.
 
     ``load_state_dict(strict=False)`` passes over them; a prefix too many, and nothing at all is loaded. No match at
-    all is an error, and so is another shape; some keys too many are a warning. Names are compared without what
-    wrappers put into them. Where a prefix would make more keys match, the finding names it.
+    all is an error, and so is another shape; some keys too many are a warning, unless they are what quantized weights
+    mean nothing without. Names are compared without what wrappers put into them. Where a prefix would make more keys
+    match, the finding names it.
     """
     keys = list(subject.given)
-    left = [key for key in keys if subject.find(normalize(key)) is None]
+    packed = quantized(subject.given, {v.name: v.dtype for part in subject.parts for v in part.site.views})
+    yield from (Evidence(name, one.why, one.way, "error") for name, one in packed.items())
+    told = {key for one in packed.values() for key in one.companions}
+    left = [key for key in keys if key not in told and subject.find(normalize(key)) is None]
     if left:
         nothing = len(left) == len(keys)
         hint = _hint(left, {view.name for part in subject.parts for view in part.site.views})
@@ -43,7 +48,7 @@ def loaded_nowhere(subject: Subject) -> Iterator[Evidence]:
         yield Evidence("", text, severity="error" if nothing else "warning")
     for key in keys:
         part = subject.find(normalize(key))
-        if part is not None and (text := _misfit(part, subject.given[key])):
+        if part is not None and part.name not in packed and (text := _misfit(part, subject.given[key])):
             yield Evidence(part.name, text, "give it the model's shape first", "error")
 
 

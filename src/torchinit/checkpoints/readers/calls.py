@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -17,9 +18,11 @@ class RefusedPickleError(CheckpointError, pickle.UnpicklingError):
 
 def refused(name: str, what: str) -> RefusedPickleError:
     """The error for a pickle that does what it may not; ``what`` says what."""
+    way = "Get the weights as .safetensors, or save their state_dict alone"
+    if re.search(r"_rebuild_wrapper_subclass|torchao|quanto|bitsandbytes|hqq", what):
+        way = "Its tensors are of a library's own class (quantized?): load it there, dequantize() them and save those"
     return RefusedPickleError(
-        f"{name}: is refused: its pickle {what}, and only tensors and plain data are read. Nothing in it was run."
-        " Get the weights as .safetensors, or save their state_dict alone"
+        f"{name}: is refused: its pickle {what}, and only tensors and plain data are read. Nothing in it was run. {way}"
     )
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from torchinit.checkpoints.readers.base import Checkpoint, Info, cut
+from torchinit.core.placements import is_distributed
 from torchinit.core.shards import Box
 from torchinit.errors import CheckpointError
 
@@ -54,7 +55,8 @@ class MemoryCheckpoint(Checkpoint):
     def _plain(self, key: str) -> Tensor:
         tensor = self.tensors[key]
         if odd := _oddity(tensor):
-            raise CheckpointError(f"{self.name}: {key} is a {odd} tensor; only plain ones can be loaded")
+            way = ": dequantize() it first" if odd.startswith(("quantized", "wrapped")) else ""
+            raise CheckpointError(f"{self.name}: {key} is a {odd} tensor; only plain ones can be loaded{way}")
         return tensor
 
 
@@ -62,7 +64,12 @@ def _oddity(tensor: Tensor) -> str:
     """Of which odd kind a tensor is; nothing for a plain one."""
     if tensor.layout != torch.strided:
         return str(tensor.layout)
-    kinds = {"meta": tensor.is_meta, "quantized": tensor.is_quantized, "nested": tensor.is_nested}
+    kinds = {
+        "meta": tensor.is_meta,
+        "quantized": tensor.is_quantized,
+        "nested": tensor.is_nested,
+        f"wrapped ({type(tensor).__name__})": hasattr(tensor, "__tensor_flatten__") and not is_distributed(tensor),
+    }
     return next((kind for kind, is_so in kinds.items() if is_so), "")
 
 

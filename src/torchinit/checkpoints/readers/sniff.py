@@ -19,7 +19,10 @@ _OTHERS = {
     b"7z\xbc\xaf": "is a 7z archive: unpack it first",
     b"\x28\xb5\x2f\xfd": "is compressed with zstd: unpack it first",
     b"\x89HDF": "is an HDF5 file (Keras?): convert it first",
-    b"GGUF": "is a GGUF file: convert it first",
+    b"GGUF": (
+        "is a GGUF file, whose weights are quantized: load it with transformers, GgufConfig(dequantize=True) and"
+        " from_pretrained(folder, gguf_file=...), and save its state_dict"
+    ),
     b"\x08\x00\x00\x00": "looks like an ONNX or TensorFlow file: convert it first",
 }
 

@@ -1,0 +1,274 @@
+"""Quantized: tensors of a checkpoint that mean something only together with others that lie beside them.
+
+Quantization divides a weight by a scale, rounds it to few bits, and keeps the scale under a name of its own. torch
+takes such a tensor for numbers like any other, so it loads, and is wrong by that factor. What is found here is refused.
+
+Nobody has a list of all such names. So a companion is told by three things together: the model has no site for it; it
+is called as the weight is, or lies in its module; and the rest of its name is made of the words of quantization. Only
+a weight in fewer bits than its site needs one: a scale beside a weight in bfloat16 is a doubt, and so is a float of
+eight bits with no scale beside it, which is a plain cast, or has its scale where nobody looks.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from torchinit.checkpoints.fits import short
+from torchinit.checkpoints.readers import Info
+from torchinit.core.names import normalize
+from torchinit.core.tables import some
+from torchinit.errors import CheckpointError
+
+_SCALE: Final = re.compile(r".*scales?|.*quant.*|absmax|amax|centroids|codebooks?|scaled|scaling|scb|q?zeros?|zp")
+"""The words for scales, zero points and tables of values."""
+_PACKED: Final = re.compile(".*packed.*|qdata|qidxs|qweight|trellis")
+"""What the few bits are called, where no other tensor is called so."""
+_BITS: Final = re.compile(f"{_PACKED.pattern}|blocks|codes|data|indices|u?int[48]|point|q")
+"""What else they are called, where they are not called as the weight is."""
+_MORE: Final = re.compile(
+    "act|activation|axis|biases|bitsandbytes|block|channel|comfy|double|format|fp4|fp8|g|global|groups?|idx|input|inv|"
+    "invperm|map|max|meta|nested|nf4|output|perm|points|pre|shape|shift|state|suh?|svh?|w"
+)
+"""What else the names of companions are made of."""
+_ELSEWHERE: Final = frozenset({"act", "activation", "amax", "input", "output", "quantizer"})
+"""The words of scales for what comes into a layer or out of it, or of a rounding that is still to come."""
+
+_WRITERS: Final = (
+    ("absmax|bitsandbytes|scb", "bitsandbytes", "transformers and bitsandbytes"),
+    ("w q", "HQQ", "hqq"),
+    ("q perm|q groups|trellis", "EXL2 or EXL3", "ExLlama"),
+    ("qdata", "torchao", "torchao"),
+    ("data", "quanto", "optimum-quanto"),
+    ("packed", "compressed-tensors", "transformers and compressed-tensors"),
+    ("blocks", "MXFP4", "transformers and Mxfp4Config(dequantize=True)"),
+    ("qweight", "GPTQ or AWQ", "GPTQModel"),
+    ("quantizer", "ModelOpt", "NVIDIA's modelopt"),
+    ("biases", "MLX", "mlx"),
+)
+"""Words that tell a format, what it is called, and the library that dequantizes it."""
+
+UNSCALED: Final = "float8 in the file and no scale beside it: right for a plain cast, wrong if a scale was divided out"
+UNREAD: Final = "a scale of that name is in the file, and nothing reads it: wrong if it was divided out"
+
+
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """Why a site cannot be loaded, what lies beside its values in the file, and the way out."""
+
+    why: str
+    companions: tuple[str, ...]
+    way: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Near:
+    """A key near another: whether it is ``named`` after that or lies in its module, and the rest of its name."""
+
+    key: str
+    named: bool
+    words: frozenset[str] = frozenset()
+
+    @property
+    def is_scale(self) -> bool:
+        return any(map(_SCALE.fullmatch, self.words))
+
+    @property
+    def is_packed(self) -> bool:
+        return any(map(_PACKED.fullmatch, self.words))
+
+
+class Companions:
+    """The tensors of a checkpoint that belong to no site of a model, and so may be needed to read another.
+
+    ``names`` are pairs of a key and what it is called in the model, ``known`` is what the model has, ``info`` tells of
+    a tensor.
+
+    >>> infos = {"fc.weight": Info((4, 4), torch.float8_e4m3fn), "fc.weight_scale": Info((), torch.float32)}
+    >>> found = Companions(zip(infos, infos), {"fc.weight"}, infos.__getitem__)
+    >>> print(found.of("fc.weight", infos["fc.weight"], torch.float32).why)
+    is float8_e4m3fn in the file, and its values are meaningless without fc.weight_scale
+    """
+
+    def __init__(self, names: Iterable[tuple[str, str]], known: Container[str], info: Callable[[str], Info]) -> None:
+        # By key and by name, since a rename may be said of the weights alone.
+        self._keys = {one: key for key, name in names if name not in known for one in (key, name)}
+        self._sorted = sorted(self._keys)
+        self._markers = {key for key in self._keys.values() if key.rpartition(".")[2] == "scaled_fp8"}
+        self.info = info
+        self._by_base: dict[str, dict[str, frozenset[str]]] = {}
+        for one, key in self._keys.items():
+            for base, words in _bases(one):
+                self._by_base.setdefault(base, {})[key] = words
+
+    @classmethod
+    def among(cls, tensors: Mapping[str, Any], known: Container[str]) -> Companions:
+        """Those of tensors by name, whatever wrappers have put into the names."""
+
+        def info(key: str) -> Info:
+            if not isinstance(tensors[key], Tensor):
+                raise CheckpointError(f"{key} is not a tensor")
+            return Info(tuple(tensors[key].shape), tensors[key].dtype)
+
+        return cls(((key, normalize(key)) for key in tensors if isinstance(key, str)), known, info)
+
+    def of(self, key: str, info: Info, dtype: torch.dtype, used: Collection[str] = ()) -> Quantized | None:
+        """Why the tensor ``key`` is not the values of a site of ``dtype``; None where nothing speaks against it.
+
+        ``used`` are all keys of which the site is made: an adapter may know what to do with a scale.
+        """
+        if not self._keys or not _is_narrow(info.dtype, dtype):
+            return None
+        found = self._near(key)
+        if any(one.is_scale and one.key in used for one in found):
+            return None
+        if _is_float8(info.dtype):
+            markers = (one for one in self._markers if key.startswith(one.removesuffix("scaled_fp8")))
+            scales = (one for one, seen in self._extensions(key) if seen.numel < info.numel)
+            found += [_Near(one, named=True) for one in (*scales, *markers)]
+        if not any(self._belongs(one, info, dtype) for one in found):
+            return None
+        keys = tuple(dict.fromkeys(one.key for one in found))
+        why = f"is {short(info.dtype)} in the file, and its values are meaningless without {some(keys)}"
+        return Quantized(why, keys, _way(found, info.dtype))
+
+    def instead(self, name: str) -> Quantized | None:
+        """Why a site of which the file has no tensor is in it all the same, in quantized form; None where it is not."""
+        found = [one for one in self._near(name) if one.named or name.endswith("weight")]
+        if not any(one.is_scale or one.is_packed for one in found):
+            return None
+        bits = [one for one, seen in self._extensions(name) if _is_narrow(seen.dtype, torch.float32)]
+        if not bits and not any(map(self._has_bits, found)):
+            return None
+        found += [_Near(one, named=True) for one in bits]
+        keys = tuple(dict.fromkeys(one.key for one in found))
+        return Quantized(f"is in the file in quantized form only: {some(keys)}", keys, _way(found, None))
+
+    def doubts(self, keys: Sequence[str], infos: Sequence[Info], dtype: torch.dtype) -> Iterator[str]:
+        """What speaks against values of ``dtype`` that are taken from these keys, but does not settle it."""
+        near = (one for key in keys for one in self._near(key))
+        scales = {one.key for one in near if one.named and one.is_scale and not one.words & _ELSEWHERE}
+        if not scales and dtype.itemsize > 1 and any(_is_float8(info.dtype) for info in infos):
+            yield UNSCALED
+        elif scales and scales.isdisjoint(keys):  # an adapter that takes a scale knows what it is
+            yield UNREAD
+
+    def _near(self, key: str) -> list[_Near]:
+        """The loose keys that are called as a key is but for words of quantization, and those of its module alone."""
+        if not self._by_base:
+            return []
+        of_key, of_module = (self._by_base.get(base, {}) for base in (_bare(key), key.rpartition(".")[0]))
+        near = [_Near(one, named=True, words=words) for one, words in of_key.items()]
+        return near + [_Near(one, named=False, words=words) for one, words in of_module.items() if one not in of_key]
+
+    def _extensions(self, key: str) -> Iterator[tuple[str, Info]]:
+        """The loose tensors whose names go on where that of a key ends, in whatever words, but no values of their own.
+
+        In a plain cast of a whole file, tensors that the model lacks are float8, too; scales never are.
+        """
+        for at in range(bisect_left(self._sorted, key), len(self._sorted)):
+            one = self._sorted[at]
+            if not one.startswith(key):
+                return
+            seen = self._look(self._keys[one]) if one[len(key) :].startswith((".", "_", ":")) else None
+            if seen is not None and not _is_float8(seen.dtype):
+                yield self._keys[one], seen
+
+    def _belongs(self, one: _Near, info: Info, dtype: torch.dtype) -> bool:
+        """Whether a tensor of few bits means nothing without that one."""
+        if one.named:
+            return one.is_scale or not one.words
+        seen = self._look(one.key)
+        cast = seen is not None and _is_float8(seen.dtype) and _is_float8(info.dtype)  # and so is what the model lacks
+        return dtype.is_floating_point and one.is_scale and not cast
+
+    def _has_bits(self, one: _Near) -> bool:
+        seen = self._look(one.key)
+        return any(map(_BITS.fullmatch, one.words)) and (seen is None or _is_narrow(seen.dtype, torch.float32))
+
+    def _look(self, key: str) -> Info | None:
+        try:
+            return self.info(key)
+        except CheckpointError:  # of a dtype that torch lacks, of four bits for example
+            return None
+
+
+def quantized(tensors: Mapping[str, Any], sites: Mapping[str, torch.dtype]) -> dict[str, Quantized]:
+    """The sites, given by name and dtype, that these tensors hold in quantized form.
+
+    >>> tensors = {"fc.qweight": torch.zeros(2, 8, dtype=torch.int32), "fc.scales": torch.ones(1, 8)}
+    >>> quantized(tensors, {"fc.weight": torch.float32})["fc.weight"].why
+    'is in the file in quantized form only: fc.qweight, fc.scales'
+    """
+    companions = Companions.among(tensors, sites)
+    keys = {normalize(key): key for key, value in tensors.items() if isinstance(value, Tensor)}
+    found = {
+        name: companions.of(keys[name], companions.info(keys[name]), dtype)
+        if name in keys
+        else companions.instead(name)
+        for name, dtype in sites.items()
+    }
+    return {name: one for name, one in found.items() if one is not None}
+
+
+def _is_float8(dtype: torch.dtype) -> bool:
+    """Whether a dtype is a float of eight bits that holds values, not the powers of two that scale them."""
+    return dtype.is_floating_point and dtype.itemsize == 1 and dtype != torch.float8_e8m0fnu
+
+
+def _is_narrow(seen: torch.dtype, dtype: torch.dtype) -> bool:
+    """Whether a tensor may stand for values of ``dtype`` in fewer bits."""
+    whole = not (seen.is_floating_point or seen.is_complex or seen == torch.bool)
+    return (whole and dtype.is_floating_point) or (seen.itemsize == 1 and seen != torch.bool)
+
+
+def _is_word(word: str) -> bool:
+    return any(words.fullmatch(word) for words in (_SCALE, _BITS, _MORE))
+
+
+def _bases(key: str) -> Iterator[tuple[str, frozenset[str]]]:
+    """What a key is called without the words of quantization at its end, one, two and so on, or before its leaf.
+
+    >>> [(base, sorted(words)) for base, words in _bases("fc.weight_quantizer._scale")]
+    [('fc.weight_quantizer', ['scale']), ('fc.weight', ['quantizer', 'scale'])]
+    >>> [(base, sorted(words)) for base, words in _bases("fc.scale_weight")]
+    [('fc.weight', ['scale'])]
+    """
+    words = set[str]()
+    for found in reversed([*re.finditer(r"([^._:]+)(?:_\d+)?(?=[._:]|$)", key)][-8:]):
+        if not _is_word(found[1].lower()):
+            break
+        words.add(found[1].lower())
+        yield _bare(key[: found.start()]), frozenset(words)
+    module, dot, leaf = key.rpartition(".")
+    first, _, rest = leaf.lower().partition("_")
+    if rest and _is_word(first) and not words:
+        yield module + dot + leaf[len(first) + 1 :], frozenset({first})
+
+
+def _bare(name: str) -> str:
+    """A name without the separators at its end, and the underscores before its leaf."""
+    module, dot, leaf = name.rstrip("._:").rpartition(".")
+    return module + dot + leaf.lstrip("_")
+
+
+def _way(found: Iterable[_Near], dtype: torch.dtype | None) -> str:
+    """What to do, by the words of the companions, and by the dtype of the values where they are there."""
+    words = frozenset[str]().union(*(one.words for one in found))
+    for tells, name, library in _WRITERS:
+        if any({*alternative.split()} <= words for alternative in tells.split("|")):
+            how = f"{name}: load the model with {library}, dequantize it there and save its state_dict"
+            break
+    else:
+        if dtype is not None and _is_float8(dtype):
+            how = "scaled float8: multiply each tensor by its scale, or each block by its own, and load the products,"
+            how += " from a dict or a file of them"
+        else:
+            how = "quantized: load the model with the library that wrote the file, and save its dequantized state_dict"
+    return f"{how}; or take a file that is not quantized"
