@@ -201,6 +201,23 @@ class Ones(Spelled):
 
 @final
 @dataclass(frozen=True, slots=True)
+class Neutral(Spelled):
+    """The scale and the shift of a norm at the value at which the norm does nothing else: 1, 0 or none.
+
+    Most norms multiply by their weight and are neutral at 1; those of Gemma and Qwen3-Next multiply by 1 + weight and
+    are neutral at 0; shifts are neutral at 0. Which it is, is a fact of the layer, not of its name:
+    ``Site.neutral``. Declines what is not a norm's, or where nobody could tell; the plan then says so.
+
+    >>> Neutral().resolve(Site("norm.weight", (8,), neutral=0.0)), Neutral().resolve(Site("fc.weight", (8, 8)))
+    (Constant(val=0.0), None)
+    """
+
+    def resolve(self, site: Site) -> Fill | None:
+        return None if site.neutral is None else Constant(site.neutral)
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class Prior(Spelled):
     """The bias with which a sigmoid starts at the probability ``prob``: -log((1 - prob) / prob).
 

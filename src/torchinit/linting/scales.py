@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from torchinit.core.neutral import is_shift
+from torchinit.core.tables import some
+from torchinit.errors import count
 from torchinit.linting.checks import Evidence, check
 from torchinit.linting.findings import Severity
 from torchinit.linting.subjects import Part, Subject
@@ -50,24 +53,60 @@ def _mixes(part: Part) -> bool:
     "drawn-norm",
     "error",
     "values",
-    "fill scales with 1 and shifts with 0: select weights by layer, not by name alone",
+    'start it neutral (type = "Neutral"): select weights by layer, not by name alone',
 )
 def drawn_norm(subject: Subject) -> Iterator[Evidence]:
     """The scale or shift of a normalization layer that holds drawn values.
 
     A rule for every ``weight``, or a loop over all parameters, reaches norms, too, and a scale of N(0, 0.02²) makes
     the layer's output fifty times too small. A scale whose mean is zero within three standard errors is an error,
-    anything else that comes in no order a warning: it may have been trained, and RepVGG draws it. Needs 20 values;
-    loaded ones are left out.
+    unless the norm computes 1 + weight; anything else that comes in no order is a warning: it may have been trained,
+    and RepVGG draws it. Needs 20 values; loaded ones are left out.
     """
     for part in subject.drawn:
         facts = part.facts
         if part.is_norm and facts.varied and facts.shuffled:
-            scale = part.site.leaf == "weight"
-            nothing = abs(facts.mean) <= 3 * facts.std / math.sqrt(facts.numel)
+            scale = not is_shift(part.site)
+            nothing = part.site.neutral != 0 and abs(facts.mean) <= 3 * facts.std / math.sqrt(facts.numel)
             text = f"is the {'scale' if scale else 'shift'} of a norm, and holds"
             text = f"{text} mean {facts.mean:.3g}, std {facts.std:.3g}"
             yield Evidence(part.name, text, severity="error" if scale and nothing else "warning")
+
+
+@check("TI406", "off-neutral", "error", "values", 'start it neutral (type = "Neutral"), or leave it so on purpose')
+def off_neutral(subject: Subject) -> Iterator[Evidence]:
+    """A norm that starts with another scale or shift than the one at which it does nothing besides normalizing.
+
+    A scale of 1 in a norm that computes 1 + weight makes what passes twice as large, norm by norm. What a norm computes
+    is known by its class, or found by running a copy of it; its scale or shift is compared where all of it is one
+    number. Half or more off is a warning, less a note. A scale that lets nothing pass is a note within a block or
+    beside another norm, since the last norm of a residual branch starts so on purpose, else a warning; where all norms
+    of the model let nothing pass it is an error. Loaded values are left out.
+    """
+    norms = [part for part in subject.drawn if part.site.neutral is not None and part.facts.constant]
+    scales = [part for part in subject.drawn if part.site.neutral is not None and not is_shift(part.site)]
+    shut = [part for part in scales if part.facts.constant and _off(part) == -1]
+    passing = {_parent(part) for part in scales if part not in shut}
+    meant = [part for part in shut if len(shut) < len(scales) and (part.site.block or _parent(part) in passing)]
+    for part in norms:
+        if _off(part) and part not in meant:
+            what = "adds" if is_shift(part.site) else "multiplies by" if part.site.neutral else "computes 1 +"
+            text = f"is {part.facts.max:.6g}; the norm {what} {part.site.leaf}, and is neutral at {part.site.neutral:g}"
+            text += ": it lets nothing pass" if part in shut else ""
+            worst: Severity = "error" if part in shut and len(shut) == len(scales) else "warning"
+            yield Evidence(part.name, text, severity=worst if abs(_off(part)) >= 0.5 else "note")
+    if meant:
+        names = some([part.name for part in meant])
+        yield Evidence("", f"{count(len(meant), 'norm')} of {len(scales)} let nothing pass: {names}", severity="note")
+
+
+def _off(part: Part) -> float:
+    """How far the one value of a norm's parameter is from neutral."""
+    return part.facts.max - (part.site.neutral or 0.0)
+
+
+def _parent(part: Part) -> str:
+    return part.site.owner_name.rpartition(".")[0]
 
 
 @check(
