@@ -31,6 +31,7 @@ from torchinit import (
     Leaf,
     LeCun,
     Name,
+    Neutral,
     Normal,
     Not,
     Ones,
@@ -170,7 +171,7 @@ def formulas() -> st.SearchStrategy[Initializer]:
         ),
         st.builds(LeCun, spreads, fans),
         st.builds(Caffe2Xavier, fans),
-        st.sampled_from([Zeros(), Ones()]),
+        st.sampled_from([Zeros(), Ones(), Neutral()]),
         st.floats(0.01, 0.99).map(Prior),
     )
     inner = simple | elementwise_fills()

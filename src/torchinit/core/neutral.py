@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import count, islice
 from types import MethodType
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +65,16 @@ def looks_like_norm(site: Site) -> bool:
 def is_shift(site: Site) -> bool:
     """Whether the name says that the parameter is added."""
     return site.role == "bias" or site.leaf in _SHIFTS
+
+
+def neutrality(site: Site) -> str:
+    """What a norm does with the parameter, and where it is neutral, in words.
+
+    >>> neutrality(Site("norm.weight", (4,), neutral=0.0))
+    'this norm computes 1 + weight: it is neutral at 0'
+    """
+    what = "multiplies by" if site.neutral else "adds" if is_shift(site) else "computes 1 +"
+    return f"this norm {what} {site.leaf}: it is neutral at {site.neutral:g}"
 
 
 def with_neutral(model: nn.Module, sites: Iterable[Site]) -> tuple[Site, ...]:
@@ -121,31 +131,34 @@ def _asked(model: nn.Module, names: set[str]) -> dict[str, float]:
     answers: dict[object, Mapping[str, float]] = {}
     found: dict[str, float] = {}
     for module, leaves in layers.items():
-        if _has_matrices(module):
-            continue
         key = _kind(module), tuple(shapes[module].items())
         if key not in answers:
-            answers[key] = neutral_values(module, shapes[module])
+            answers[key] = _answer_of(module, shapes[module])
         found.update({name: answers[key][leaf] for name, leaf in leaves.items() if leaf in answers[key]})
     return found
 
 
-def _has_matrices(module: nn.Module) -> bool:
-    """Whether layers below hold matrices: a block, or a norm that is told its scale by them, and no norm of its own."""
-    below = (parameter for child in module.children() for parameter in child.parameters())
-    return any(max(parameter.shape, default=1) != parameter.numel() for parameter in below)
+def _answer_of(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Mapping[str, float]:
+    """The neutral values of a layer by the method that it inherits, or else by asking it."""
+    if type(module).forward in _FORWARDS:
+        return _PLAIN
+    # What holds matrices below is a block, or a norm whose scale they compute.
+    below = [parameter for child in module.children() for parameter in child.parameters()]
+    if any(max(parameter.shape, default=1) != parameter.numel() for parameter in below):
+        return {}
+    return neutral_values(module, shapes)
 
 
 def _kind(module: nn.Module) -> object:
     """Equal for layers that compute the same from the same numbers.
 
     The answer may hang on any attribute (``add_unit_offset=True``), so all of them count: plain values by themselves,
-    objects of other classes by their identity, which holds as long as the model does. Not in doubt is wrong the other
-    way only: layers of one kind that differ here are each asked.
+    objects of other classes by their identity, which holds as long as the model does. So two layers may be asked that
+    answer alike, and none is answered for by another.
     """
     attributes = {key: value for key, value in vars(module).items() if key not in INTERNAL}
     tensors = {**module._parameters, **module._buffers}
-    children = tuple((key, child and _kind(child)) for key, child in module._modules.items())
+    children = tuple((key, _kind(child)) for key, child in module.named_children())
     return type(module), _frozen(attributes, module), _frozen(tensors, module), children
 
 
@@ -157,9 +170,9 @@ def _frozen(value: object, module: nn.Module) -> object:
     if isinstance(value, MethodType) and value.__self__ is module:
         return MethodType, value.__func__
     if type(value) in (list, tuple, torch.Size):
-        return type(value), *(_frozen(item, module) for item in value)
+        return type(value), *(_frozen(item, module) for item in cast("list[object]", value))
     if type(value) is dict:
-        return dict, *((key, _frozen(item, module)) for key, item in value.items())
+        return dict, *((key, _frozen(item, module)) for key, item in cast("dict[object, object]", value).items())
     return id(value)
 
 
@@ -213,11 +226,12 @@ def _search(module: nn.Module, shapes: Mapping[str, _Shape]) -> Mapping[str, flo
 def _try(module: nn.Module, shapes: Mapping[str, _Shape], training: bool, x: Tensor) -> Mapping[str, float] | None:
     """The answer that the layer gives on this input; empty if it does not act as a norm, None if it does not run."""
     # The values of buffers and of parameters below are not looked at. Where they matter the two answers differ.
-    more = len([*module.parameters(), *module.buffers()]) > len(shapes)
+    others = [value for value in vars(module).values() if isinstance(value, Tensor)]
+    more = len([*module.parameters(), *module.buffers(), *others]) > len(shapes)
     result: Mapping[str, float] | None = None
-    for others in _other_inputs(module, x):
+    for inputs in _other_inputs(module, x):
         boxes = [Sandbox(module, shapes, training, rest) for rest in ((1.0, 0.0) if more else (1.0,))]
-        answers = [found for box in boxes if (found := _read(box, x, others, shapes)) is not None]
+        answers = [found for box in boxes if (found := _read(box, x, inputs, shapes)) is not None]
         told = [found for found in answers if found]
         if told:
             return told[0] if all(found == told[0] for found in told) else {}
@@ -286,11 +300,15 @@ def _values(run: _Run, x: Tensor, leaves: Sequence[str]) -> dict[str, float]:
         # Beside a second scale at 0 there may be nothing to see, beside a slope at 1 no norm.
         for rest in (0.0, 1.0) if len(scales) > 1 else (0.0,):
             around = {**dict.fromkeys(scales, rest), **shifts}
-            value = _of_scale(lambda w, x, leaf=leaf, around=around: run({**around, leaf: w}, x), x)
+            value = _of_scale(partial(_varied, run, around, leaf), x)
             if value is not None:
                 found[leaf] = value
                 break
     return {**found, **shifts} if found else {}
+
+
+def _varied(run: _Run, around: Mapping[str, float], leaf: str, value: float, x: Tensor) -> Tensor:
+    return run({**around, leaf: value}, x)
 
 
 def _of_scale(f: Callable[[float, Tensor], Tensor], x: Tensor) -> float | None:

@@ -12,7 +12,7 @@ from torchinit.core.fills import Constant, Fill
 from torchinit.core.formulas import Neutral
 from torchinit.core.loaders import Loader, Lookup
 from torchinit.core.misses import nothing
-from torchinit.core.neutral import is_shift, looks_like_norm
+from torchinit.core.neutral import looks_like_norm, neutrality
 from torchinit.core.plans import Plan, Rule, Skipped, Step
 from torchinit.core.sites import WHY, Site, State
 from torchinit.core.tables import some
@@ -163,8 +163,7 @@ def _notes(step: Step) -> tuple[str, ...]:
     """What a reader should know: that a norm starts off its neutral value, that connections are counted otherwise."""
     site, fill = step.site, step.fill
     if site.neutral is not None and isinstance(fill, Constant) and fill.val not in (site.neutral, 0.0):
-        what = "multiplies by" if site.neutral else "adds" if is_shift(site) else "computes 1 +"
-        return (f"this norm {what} {site.leaf}: it is neutral at {site.neutral:g}",)
+        return (neutrality(site),)
     convention = getattr(step.rule.init, "fans", None)
     if convention is None or len(step.site.shape) < 2:
         return ()

@@ -71,7 +71,7 @@ class Sandbox:
         return result
 
     def _copy(self, module: nn.Module) -> nn.Module:
-        cls = type_before_parametrizations(module)
+        cls: Any = type_before_parametrizations(module)
         copy: nn.Module = object.__new__(cls)
         vars(copy).update(vars(nn.Module()))
         vars(copy).update({k: self._own(v, module, copy) for k, v in vars(module).items() if k not in INTERNAL})
@@ -141,7 +141,7 @@ _ALONE = threading.Lock()
 """Standard output and the filters of warnings are the whole process's."""
 
 
-def answer(question: Callable[[], _Answer], seconds: float = SECONDS) -> _Answer | None:
+def answer(question: Callable[[], _Answer]) -> _Answer | None:
     """The answer to a question that runs other people's code; None if it raises or does not come back in time.
 
     It is asked in a thread of its own. Torch keeps its modes by thread, so a default device, autocast, inference mode,
@@ -168,7 +168,7 @@ def answer(question: Callable[[], _Answer], seconds: float = SECONDS) -> _Answer
     ):
         thread.start()
         try:
-            thread.join(seconds)
+            thread.join(SECONDS)
         finally:
             if thread.is_alive():
                 _end(thread)

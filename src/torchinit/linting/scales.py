@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from torchinit.core.neutral import is_shift
+from torchinit.core.neutral import is_shift, neutrality
 from torchinit.core.tables import some
 from torchinit.errors import count
 from torchinit.linting.checks import Evidence, check
@@ -73,42 +73,6 @@ def drawn_norm(subject: Subject) -> Iterator[Evidence]:
             yield Evidence(part.name, text, severity="error" if scale and nothing else "warning")
 
 
-@check("TI406", "off-neutral", "error", "values", 'start it neutral (type = "Neutral"), or leave it so on purpose')
-def off_neutral(subject: Subject) -> Iterator[Evidence]:
-    """A norm that starts with another scale or shift than the one at which it does nothing besides normalizing.
-
-    A scale of 1 in a norm that computes 1 + weight makes what passes twice as large, norm by norm. What a norm computes
-    is known by its class, or found by running a copy of it; its scale or shift is compared where all of it is one
-    number. Half or more off is a warning, less a note. A scale that lets nothing pass is a note within a block or
-    beside another norm, since the last norm of a residual branch starts so on purpose, else a warning; where all norms
-    of the model let nothing pass it is an error. Loaded values are left out.
-    """
-    norms = [part for part in subject.drawn if part.site.neutral is not None and part.facts.constant]
-    scales = [part for part in subject.drawn if part.site.neutral is not None and not is_shift(part.site)]
-    shut = [part for part in scales if part.facts.constant and _off(part) == -1]
-    passing = {_parent(part) for part in scales if part not in shut}
-    meant = [part for part in shut if len(shut) < len(scales) and (part.site.block or _parent(part) in passing)]
-    for part in norms:
-        if _off(part) and part not in meant:
-            what = "adds" if is_shift(part.site) else "multiplies by" if part.site.neutral else "computes 1 +"
-            text = f"is {part.facts.max:.6g}; the norm {what} {part.site.leaf}, and is neutral at {part.site.neutral:g}"
-            text += ": it lets nothing pass" if part in shut else ""
-            worst: Severity = "error" if part in shut and len(shut) == len(scales) else "warning"
-            yield Evidence(part.name, text, severity=worst if abs(_off(part)) >= 0.5 else "note")
-    if meant:
-        names = some([part.name for part in meant])
-        yield Evidence("", f"{count(len(meant), 'norm')} of {len(scales)} let nothing pass: {names}", severity="note")
-
-
-def _off(part: Part) -> float:
-    """How far the one value of a norm's parameter is from neutral."""
-    return part.facts.max - (part.site.neutral or 0.0)
-
-
-def _parent(part: Part) -> str:
-    return part.site.owner_name.rpartition(".")[0]
-
-
 @check(
     "TI403",
     "outliers",
@@ -171,3 +135,39 @@ def padding_row(subject: Subject) -> Iterator[Evidence]:
         if row is not None and values is not None and part.is_whole and not bool(part.facts.zero_rows[row]):
             reach = float(values[row].abs().max())
             yield Evidence(part.name, f"row {row} pads, and holds values up to {reach:.3g}")
+
+
+@check("TI406", "off-neutral", "error", "values", 'start it neutral (type = "Neutral"), or leave it so on purpose')
+def off_neutral(subject: Subject) -> Iterator[Evidence]:
+    """A norm that does not start at its neutral value, where it normalizes and does nothing else.
+
+    A scale of 1 in a norm that computes 1 + weight makes what passes twice as large, norm by norm. What a norm computes
+    is known by its class, or found by running a copy of it; compared are scales and shifts that are one number
+    throughout. Half or more off is a warning, less a note. A scale that lets nothing pass is a note within a block or
+    beside a norm that does, since the last norm of a residual branch starts so on purpose, else a warning; where no
+    norm of the model lets anything pass it is an error. Loaded values are left out.
+    """
+    norms = [part for part in subject.drawn if part.site.neutral is not None]
+    scales = [part for part in norms if not is_shift(part.site)]
+    shut = [part for part in scales if part.facts.constant and _off(part) == -1]
+    passing = {_parent(part) for part in scales if part not in shut}
+    meant = [part for part in shut if passing and (part.site.block or _parent(part) in passing)]
+    for part in norms:
+        if part.facts.constant and _off(part) and part not in meant:
+            text = f"is {part.facts.max:.6g}, but {neutrality(part.site)}"
+            severity: Severity = "warning" if abs(_off(part)) >= 0.5 else "note"
+            if part in shut:
+                text, severity = f"{text}; it lets nothing pass", "warning" if passing else "error"
+            yield Evidence(part.name, text, severity=severity)
+    if meant:
+        names = some([part.name for part in meant])
+        yield Evidence("", f"{len(meant)} of {count(len(scales), 'norm')} let nothing pass: {names}", severity="note")
+
+
+def _off(part: Part) -> float:
+    """How far the one value of a norm's parameter is from neutral."""
+    return part.facts.max - (part.site.neutral or 0.0)
+
+
+def _parent(part: Part) -> str:
+    return part.site.owner_name.rpartition(".")[0]

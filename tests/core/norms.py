@@ -1,0 +1,394 @@
+"""Norms of every form, with the values at which they do nothing, and layers that are not norms or cannot be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+from torchinit import sites
+
+WIDTH = 24
+
+
+def facts(module: nn.Module) -> dict[str, float | None]:
+    """The neutral values of a layer's parameters, where it stands in a model."""
+    model = nn.ModuleDict({"layer": module})
+    return {site.name.removeprefix("layer."): site.neutral for site in sites(model) if site.kind == "parameter"}
+
+
+def rms(x: Tensor, dim: int | tuple[int, ...] = -1) -> Tensor:
+    return x * torch.rsqrt(x.pow(2).mean(dim, keepdim=True) + 1e-6)
+
+
+class Scale(nn.Module):
+    """One vector."""
+
+    def __init__(self, width: int = WIDTH) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width))
+
+
+# --- norms -----------------------------------------------------------------------------------------------------------
+
+
+class Gemma(Scale):
+    def forward(self, x: Tensor) -> Tensor:
+        return rms(x) * (1 + self.weight)
+
+
+class Flagged(Scale):
+    def __init__(self, unit_offset: bool) -> None:
+        super().__init__()
+        self.unit_offset = unit_offset
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms(x) * (self.weight + self.unit_offset)
+
+
+class Gated(Scale):
+    def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
+        assert gate is not None
+        return self.weight * rms(x) * F.silu(gate)
+
+
+class GatedFirst(Scale):
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+        return (1 + self.weight) * rms(x * torch.sigmoid(gate))
+
+
+class ScaledFirst(Scale):
+    def forward(self, x: Tensor) -> Tensor:
+        return rms(x * (1 + self.weight))
+
+
+class ScaledFirstByWeight(Scale):
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * self.weight
+        return x / x.pow(2).mean(-1, keepdim=True).sqrt()  # 0/0 at 0
+
+
+class AddsResidual(Scale):
+    """As in inference engines: the sum goes on, too."""
+
+    def forward(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        x = x + residual
+        return rms(x) * self.weight, x
+
+
+class Annotated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a_2, self.b_2 = (nn.Parameter(torch.empty(WIDTH)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a_2 * (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + 1e-6) + self.b_2
+
+
+class ChannelsFirst(Scale):
+    def forward(self, x: Tensor) -> Tensor:
+        return rms(x, 1) * (1 + self.weight[:, None, None])
+
+
+class Laid(nn.Module):
+    """Its scale is laid out to be broadcast over images or over video."""
+
+    def __init__(self, *ones: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.empty(WIDTH, *ones))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = F.normalize(x, dim=1) * WIDTH**0.5 * self.gamma
+        return y
+
+
+class Heads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm_weight = nn.Parameter(torch.empty(4, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms(x) * (1 + self.norm_weight)
+
+
+class Wrapped(Scale):
+    """The normalization is a child's, the scale its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.LayerNorm(WIDTH, elementwise_affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.inner(x) * (1 + self.weight)
+        return y
+
+
+class Cast(nn.Module):
+    """A norm in a wrapper that runs it in float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = Gemma()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x.float()).type_as(x)  # type: ignore[no-any-return]
+
+
+class Activated(nn.BatchNorm2d):
+    def __init__(self) -> None:
+        super().__init__(WIDTH)
+        self.act = nn.SiLU()
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(self.act(super().forward(x)))  # type: ignore[no-any-return]
+
+
+class OnePlus(nn.LayerNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.normalized_shape, self.weight + 1, self.bias, self.eps)
+
+
+class Inherits(nn.LayerNorm):
+    pass
+
+
+class Response(nn.Module):
+    """Global response normalization, https://arxiv.org/abs/2301.00808, channels last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gamma, self.beta = (nn.Parameter(torch.empty(1, 1, 1, WIDTH)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.pow(2).sum((1, 2), keepdim=True).sqrt()
+        return self.gamma * (x * size / (size.mean(-1, keepdim=True) + 1e-6)) + self.beta + x
+
+
+class Exponential(Scale):
+    def forward(self, x: Tensor) -> Tensor:
+        return rms(x) * self.weight.exp()
+
+
+class Drops(Scale):
+    """In training it draws; in evaluation it is a norm, all the same."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(rms(x) * self.weight, 0.1, self.training)
+
+
+class Compiled(Scale):
+    @torch.compile(fullgraph=True)
+    def forward(self, x: Tensor) -> Tensor:
+        return rms(x) * (1 + self.weight)
+
+
+class Method(Scale):
+    """Its forward calls a method that was chosen when it was made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.compute = self.native
+
+    def native(self, x: Tensor) -> Tensor:
+        return rms(x) * (1 + self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.compute(x)
+
+
+class OwnEps(Scale):
+    """Its eps is a tensor that is no buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.eps = torch.tensor(1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * self.weight
+
+
+def wide() -> nn.Module:
+    norm = Gemma()
+    norm.weight = nn.Parameter(torch.empty(1 << 19, device="meta"))
+    return norm
+
+
+NORMS: dict[str, tuple[Callable[[], nn.Module], dict[str, float]]] = {
+    "1 + w": (Gemma, {"weight": 0}),
+    "flag on": (lambda: Flagged(True), {"weight": 0}),
+    "flag off": (lambda: Flagged(False), {"weight": 1}),
+    "gate": (Gated, {"weight": 1}),
+    "gate first": (GatedFirst, {"weight": 0}),
+    "1 + w first": (ScaledFirst, {"weight": 0}),
+    "w first": (ScaledFirstByWeight, {"weight": 1}),
+    "two arguments, a sum": (AddsResidual, {"weight": 1}),
+    "other names": (Annotated, {"a_2": 1, "b_2": 0}),
+    "channels first": (ChannelsFirst, {"weight": 0}),
+    "laid out for images": (lambda: Laid(1, 1), {"gamma": 1}),
+    "laid out for video": (lambda: Laid(1, 1, 1), {"gamma": 1}),
+    "heads": (Heads, {"norm_weight": 0}),
+    "normalized below": (Wrapped, {"weight": 0}),
+    "in a wrapper": (Cast, {"norm.weight": 0}),
+    "batch norm with more": (Activated, {"weight": 1, "bias": 0}),
+    "a subclass": (lambda: OnePlus(WIDTH), {"weight": 0, "bias": 0}),
+    "a subclass that inherits": (lambda: Inherits(WIDTH), {"weight": 1, "bias": 0}),
+    "residual": (Response, {"gamma": 0, "beta": 0}),
+    "exp(w)": (Exponential, {"weight": 0}),
+    "dropout": (Drops, {"weight": 1}),
+    "compiled": (Compiled, {"weight": 0}),
+    "a bound method": (Method, {"weight": 0}),
+    "a tensor as eps": (OwnEps, {"weight": 1}),
+    "wide": (wide, {"weight": 0}),
+}
+
+# --- what is not a norm, and what cannot be asked ---------------------------------------------------------------------
+
+
+class LayerScale(Scale):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight
+
+
+class ResidualScale(Scale):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.weight * x
+
+
+class Pooled(Scale):
+    """A residual branch that averages neighbours: it mixes, and is no norm."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.weight * (x.roll(1, -1) + x.roll(-1, -1)) / 2
+
+
+class Gate(Scale):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.weight) * x
+
+
+class Slope(Scale):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(x > 0, x, self.weight * x)
+
+
+class DynamicTanh(nn.Module):
+    """https://arxiv.org/abs/2503.10622: takes a norm's place, and normalizes nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.full((1,), 0.5))
+        self.weight, self.bias = nn.Parameter(torch.ones(WIDTH)), nn.Parameter(torch.zeros(WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.alpha * x) * self.weight + self.bias
+
+
+class Query(Scale):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight.expand_as(x)
+
+
+class Small(Scale):
+    """Divides by the length: at 1 all is sqrt(width) times too small."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(x, dim=-1) * self.weight
+
+
+class Half(Scale):
+    def forward(self, x: Tensor) -> Tensor:
+        return rms(x) * (0.5 + self.weight)
+
+
+class FromBuffer(Scale):
+    """What it computes hangs on the values of a buffer, which a model on the meta device does not have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.offset: Tensor
+        self.register_buffer("offset", torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms(x) * (self.weight + self.offset)
+
+
+class Adaptive(Scale):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        y: Tensor = rms(x) * self.weight * self.linear(condition)
+        return y
+
+
+class Branch(Scale):
+    """A block: its scale is that of a residual branch with a norm of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = x + self.weight * self.up(rms(x))
+        return y
+
+
+class Raises(Scale):
+    def forward(self, x: Tensor) -> Tensor:
+        raise RuntimeError("only on a GPU")
+
+
+class Exits(Scale):
+    def forward(self, x: Tensor) -> Tensor:
+        raise SystemExit("out")
+
+
+class Endless(Scale):
+    def forward(self, x: Tensor) -> Tensor:
+        while True:
+            x = x + 0
+
+
+class Draws(Scale):
+    def forward(self, x: Tensor) -> Tensor:
+        return rms(x + torch.randn_like(x)) * self.weight
+
+
+class Twisted(Scale):
+    """Its forward holds on to the model's own weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale: Callable[[Tensor], Tensor] = lambda x: x * self.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale(rms(x))
+
+
+class NoForward(Scale):
+    pass
+
+
+class Returns(Scale):
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"y": rms(x) * self.weight}
+
+
+DECLINED: dict[str, Callable[[], nn.Module]] = {
+    cls.__name__: cls
+    for cls in (
+        LayerScale, ResidualScale, Pooled, Gate, Slope, DynamicTanh, Query, Small, Half, FromBuffer, Adaptive, Branch,
+        Raises, Exits, Endless, Draws, Twisted, NoForward, Returns,
+    )
+}  # fmt: skip
+DECLINED |= {
+    "PReLU": lambda: nn.PReLU(WIDTH),
+    "Linear": lambda: nn.Linear(8, 8),
+    "weight-normed Linear": lambda: parametrizations.weight_norm(nn.Linear(8, 8)),
+    "ParameterList": lambda: nn.ParameterList([nn.Parameter(torch.ones(8))]),
+}
