@@ -1,4 +1,4 @@
-"""Norms of every form, with the values at which they do nothing, and layers that are not norms or cannot be asked."""
+"""Norms of every form, each with the values at which it does nothing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
 
 from torchinit import sites
 
@@ -173,6 +172,32 @@ class Exponential(Scale):
         return rms(x) * self.weight.exp()
 
 
+class LearnsEps(Scale):
+    def __init__(self) -> None:
+        super().__init__()
+        self.eps = nn.Parameter(torch.full((1,), 1e-6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps.abs()) * self.weight
+
+
+class OneNumber(nn.Module):
+    """A single scale for all channels, and nothing that tells how many those are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.g = nn.Parameter(torch.empty(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = F.normalize(x, dim=-1) * x.shape[-1] ** 0.5 * self.g
+        return y
+
+
+class Masked(Scale):
+    def forward(self, x: Tensor, mask: Tensor, *, eps: float = 1e-6, **_: object) -> Tensor:
+        return x * torch.rsqrt((x * mask).pow(2).mean(-1, keepdim=True) + eps) * (1 + self.weight)
+
+
 class Drops(Scale):
     """In training it draws; in evaluation it is a norm, all the same."""
 
@@ -217,7 +242,7 @@ def wide() -> nn.Module:
     return norm
 
 
-NORMS: dict[str, tuple[Callable[[], nn.Module], dict[str, float]]] = {
+NORMS: dict[str, tuple[Callable[[], nn.Module], dict[str, float | None]]] = {
     "1 + w": (Gemma, {"weight": 0}),
     "flag on": (lambda: Flagged(True), {"weight": 0}),
     "flag off": (lambda: Flagged(False), {"weight": 1}),
@@ -238,157 +263,12 @@ NORMS: dict[str, tuple[Callable[[], nn.Module], dict[str, float]]] = {
     "a subclass that inherits": (lambda: Inherits(WIDTH), {"weight": 1, "bias": 0}),
     "residual": (Response, {"gamma": 0, "beta": 0}),
     "exp(w)": (Exponential, {"weight": 0}),
+    "an eps that is learned": (LearnsEps, {"weight": 1, "eps": None}),
+    "one number": (OneNumber, {"g": 1}),
+    "a mask": (Masked, {"weight": 0}),
     "dropout": (Drops, {"weight": 1}),
     "compiled": (Compiled, {"weight": 0}),
     "a bound method": (Method, {"weight": 0}),
     "a tensor as eps": (OwnEps, {"weight": 1}),
     "wide": (wide, {"weight": 0}),
-}
-
-# --- what is not a norm, and what cannot be asked ---------------------------------------------------------------------
-
-
-class LayerScale(Scale):
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.weight
-
-
-class ResidualScale(Scale):
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.weight * x
-
-
-class Pooled(Scale):
-    """A residual branch that averages neighbours: it mixes, and is no norm."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.weight * (x.roll(1, -1) + x.roll(-1, -1)) / 2
-
-
-class Gate(Scale):
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.tanh(self.weight) * x
-
-
-class Slope(Scale):
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.where(x > 0, x, self.weight * x)
-
-
-class DynamicTanh(nn.Module):
-    """https://arxiv.org/abs/2503.10622: takes a norm's place, and normalizes nothing."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.alpha = nn.Parameter(torch.full((1,), 0.5))
-        self.weight, self.bias = nn.Parameter(torch.ones(WIDTH)), nn.Parameter(torch.zeros(WIDTH))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.tanh(self.alpha * x) * self.weight + self.bias
-
-
-class Query(Scale):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.weight.expand_as(x)
-
-
-class Small(Scale):
-    """Divides by the length: at 1 all is sqrt(width) times too small."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.normalize(x, dim=-1) * self.weight
-
-
-class Half(Scale):
-    def forward(self, x: Tensor) -> Tensor:
-        return rms(x) * (0.5 + self.weight)
-
-
-class FromBuffer(Scale):
-    """What it computes hangs on the values of a buffer, which a model on the meta device does not have."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.offset: Tensor
-        self.register_buffer("offset", torch.ones(()))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return rms(x) * (self.weight + self.offset)
-
-
-class Adaptive(Scale):
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(WIDTH, WIDTH)
-
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        y: Tensor = rms(x) * self.weight * self.linear(condition)
-        return y
-
-
-class Branch(Scale):
-    """A block: its scale is that of a residual branch with a norm of its own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.up = nn.Linear(WIDTH, WIDTH)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = x + self.weight * self.up(rms(x))
-        return y
-
-
-class Raises(Scale):
-    def forward(self, x: Tensor) -> Tensor:
-        raise RuntimeError("only on a GPU")
-
-
-class Exits(Scale):
-    def forward(self, x: Tensor) -> Tensor:
-        raise SystemExit("out")
-
-
-class Endless(Scale):
-    def forward(self, x: Tensor) -> Tensor:
-        while True:
-            x = x + 0
-
-
-class Draws(Scale):
-    def forward(self, x: Tensor) -> Tensor:
-        return rms(x + torch.randn_like(x)) * self.weight
-
-
-class Twisted(Scale):
-    """Its forward holds on to the model's own weight."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale: Callable[[Tensor], Tensor] = lambda x: x * self.weight
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.scale(rms(x))
-
-
-class NoForward(Scale):
-    pass
-
-
-class Returns(Scale):
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        return {"y": rms(x) * self.weight}
-
-
-DECLINED: dict[str, Callable[[], nn.Module]] = {
-    cls.__name__: cls
-    for cls in (
-        LayerScale, ResidualScale, Pooled, Gate, Slope, DynamicTanh, Query, Small, Half, FromBuffer, Adaptive, Branch,
-        Raises, Exits, Endless, Draws, Twisted, NoForward, Returns,
-    )
-}  # fmt: skip
-DECLINED |= {
-    "PReLU": lambda: nn.PReLU(WIDTH),
-    "Linear": lambda: nn.Linear(8, 8),
-    "weight-normed Linear": lambda: parametrizations.weight_norm(nn.Linear(8, 8)),
-    "ParameterList": lambda: nn.ParameterList([nn.Parameter(torch.ones(8))]),
 }

@@ -20,7 +20,7 @@ from torchinit.core.places import held
 from torchinit.core.sandbox import INTERNAL, Sandbox, answer
 from torchinit.core.sites import Site, full_name
 
-_TORCHS = (
+_TORCH_NORMS = (
     nn.modules.batchnorm._BatchNorm,
     nn.SyncBatchNorm,
     nn.modules.instancenorm._InstanceNorm,
@@ -28,16 +28,19 @@ _TORCHS = (
     nn.GroupNorm,
     nn.RMSNorm,
 )
-_FORWARDS = frozenset(cls.forward for cls in _TORCHS)
-_PLAIN = {"weight": 1.0, "bias": 0.0}
+_FORWARDS = frozenset(cls.forward for cls in _TORCH_NORMS)
+_USUAL = {"weight": 1.0, "bias": 0.0}
 
 KNOWN: dict[str, Mapping[str, float]] = {
     # It stands where a norm would, and only multiplies and adds.
-    "transformers.models.mobilebert.modeling_mobilebert.NoNorm": _PLAIN,
-    **{full_name(cls): _PLAIN for cls in vars(nn).values() if isinstance(cls, type) and issubclass(cls, _TORCHS)},
+    "transformers.models.mobilebert.modeling_mobilebert.NoNorm": _USUAL,
+    **{full_name(cls): _USUAL for cls in vars(nn).values() if isinstance(cls, type) and issubclass(cls, _TORCH_NORMS)},
 }
 """The neutral values of norms that are not asked, by class and by the names of their parameters."""
 
+_Shape: TypeAlias = tuple[int, ...]
+
+_LONG = 64
 _NORM = re.compile(r"norm(?!al(?!i[sz]))")  # LayerNorm and BatchNormalization, but not NormalHead
 _SHIFTS = frozenset({"bias", "beta", "shift"})
 
@@ -59,7 +62,7 @@ def looks_like_norm(site: Site) -> bool:
     True
     """
     names = f"{site.owner_name.rpartition('.')[2]}.{site.leaf}".lower()
-    return not _is_torchs(site) and (is_named_norm(site) or bool(_NORM.search(names)))
+    return not _is_torch_layer(site) and (is_named_norm(site) or bool(_NORM.search(names)))
 
 
 def is_shift(site: Site) -> bool:
@@ -93,23 +96,21 @@ def with_neutral(model: nn.Module, sites: Iterable[Site]) -> tuple[Site, ...]:
     layers: dict[str, list[Site]] = defaultdict(list)
     for site in every:
         for view in site.views:
-            if view.kind == "parameter" and not _is_torchs(view):
+            if view.kind == "parameter" and not _is_torch_layer(view):
                 layers[view.owner_name].append(view)
-    open_ = {view.name for views in layers.values() if _may_be_norm(views) for view in views}
-    asked = _asked(model, open_) if open_ else {}
+    unknown = {view.name for views in layers.values() if _may_be_norm(views) for view in views}
+    asked = _asked(model, unknown) if unknown else {}
 
-    def told(view: Site) -> Site:
-        known = KNOWN.get(view.owner.lineage[0], {}) if view.owner.lineage else {}
-        value = known.get(view.leaf) if view.kind == "parameter" else None
-        value = asked.get(view.name, value)
-        return view if value is None else replace(view, neutral=value)
+    def with_value(site: Site) -> Site:
+        aliases = tuple(map(with_value, site.aliases))
+        known = KNOWN.get(site.owner.lineage[0], {}) if site.owner.lineage and site.kind == "parameter" else {}
+        value = known.get(site.leaf, asked.get(site.name))
+        return site if value is None and not aliases else replace(site, neutral=value, aliases=aliases)
 
-    return tuple(
-        replace(told(site), aliases=tuple(map(told, site.aliases))) if site.aliases else told(site) for site in every
-    )
+    return tuple(map(with_value, every))
 
 
-def _is_torchs(site: Site) -> bool:
+def _is_torch_layer(site: Site) -> bool:
     return bool(site.owner.lineage) and site.owner.lineage[0].startswith("torch.nn.")
 
 
@@ -122,42 +123,44 @@ def _may_be_norm(views: Sequence[Site]) -> bool:
 
 def _asked(model: nn.Module, names: set[str]) -> dict[str, float]:
     """The neutral values of these parameters, by their names; each distinct kind of layer is asked once."""
-    layers: dict[nn.Module, dict[str, str]] = defaultdict(dict)
-    shapes: dict[nn.Module, dict[str, tuple[int, ...]]] = defaultdict(dict)
-    for one in held(model):
-        if one.name in names and one.kind == "parameter":
-            layers[one.place.module][one.name] = one.leaf
-            shapes[one.place.module][one.leaf] = tuple(one.tensor.shape)
+    leaves: dict[nn.Module, dict[str, str]] = defaultdict(dict)
+    shapes: dict[nn.Module, dict[str, _Shape]] = defaultdict(dict)
+    for holding in held(model):
+        if holding.name in names and holding.kind == "parameter":
+            module = holding.place.module
+            leaves[module][holding.name] = holding.leaf
+            shapes[module][holding.leaf] = tuple(holding.tensor.shape)
     answers: dict[object, Mapping[str, float]] = {}
-    found: dict[str, float] = {}
-    for module, leaves in layers.items():
+    values: dict[str, float] = {}
+    for module, names_of in leaves.items():
         key = _kind(module), tuple(shapes[module].items())
         if key not in answers:
             answers[key] = _answer_of(module, shapes[module])
-        found.update({name: answers[key][leaf] for name, leaf in leaves.items() if leaf in answers[key]})
-    return found
+        values.update({name: answers[key][leaf] for name, leaf in names_of.items() if leaf in answers[key]})
+    return values
 
 
-def _answer_of(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Mapping[str, float]:
+def _answer_of(module: nn.Module, shapes: Mapping[str, _Shape]) -> Mapping[str, float]:
     """The neutral values of a layer by the method that it inherits, or else by asking it."""
-    if type(module).forward in _FORWARDS:
-        return _PLAIN
-    # What holds matrices below is a block, or a norm whose scale they compute.
-    below = [parameter for child in module.children() for parameter in child.parameters()]
-    if any(max(parameter.shape, default=1) != parameter.numel() for parameter in below):
+    if getattr(type(module), "forward", None) in _FORWARDS:
+        return _USUAL
+    # With parameters below it is a block, whose own scale is that of a branch; slopes of its activation are let pass.
+    children = [child for name, child in module.named_children() if name != "parametrizations"]
+    below = (layer for child in children for layer in child.modules() if not isinstance(layer, nn.PReLU))
+    if any(True for layer in below for _ in layer.parameters(recurse=False)):
         return {}
     return neutral_values(module, shapes)
 
 
 def _kind(module: nn.Module) -> object:
-    """Equal for layers that compute the same from the same numbers.
+    """A key that is equal only for layers that compute the same from the same numbers.
 
-    The answer may hang on any attribute (``add_unit_offset=True``), so all of them count: plain values by themselves,
-    objects of other classes by their identity, which holds as long as the model does. So two layers may be asked that
-    answer alike, and none is answered for by another.
+    The answer may depend on any attribute (``add_unit_offset=True``), so all of them count: plain values by themselves,
+    all other objects by their identity, which holds as long as the model does. So two layers that answer alike may
+    both be asked, and no layer is answered for by an unlike one.
     """
     attributes = {key: value for key, value in vars(module).items() if key not in INTERNAL}
-    tensors = {**module._parameters, **module._buffers}
+    tensors = {**dict(module._parameters), **dict(module._buffers)}
     children = tuple((key, _kind(child)) for key, child in module.named_children())
     return type(module), _frozen(attributes, module), _frozen(tensors, module), children
 
@@ -169,6 +172,8 @@ def _frozen(value: object, module: nn.Module) -> object:
         return Tensor, tuple(value.shape), value.dtype
     if isinstance(value, MethodType) and value.__self__ is module:
         return MethodType, value.__func__
+    if isinstance(value, (list, tuple, dict)) and len(value) > _LONG:
+        return id(value)
     if type(value) in (list, tuple, torch.Size):
         return type(value), *(_frozen(item, module) for item in cast("list[object]", value))
     if type(value) is dict:
@@ -178,14 +183,18 @@ def _frozen(value: object, module: nn.Module) -> object:
 
 # --- asking ----------------------------------------------------------------------------------------------------------
 
-_Shape: TypeAlias = tuple[int, ...]
 _Run: TypeAlias = Callable[[Mapping[str, float], Tensor], Tensor]
 """Runs a layer with a number for each of its parameters on an input."""
 
 _WIDE = 1 << 16
+"""A layer wider than this is asked with the most usual input alone."""
+
 _CLOSE = 0.02
+_MARKED = 0.25
+"""Relative differences up to the first are none, and those beyond the second are no chance."""
+
 _LOUD = 2.5
-"""How far from 1 a norm's output may be where it is neutral: gates and activations make it 0.5 to 2 times as large."""
+"""How many times 1 the size of a norm's output may be where it is neutral: gates and activations change it."""
 
 
 def neutral_values(module: nn.Module, shapes: Mapping[str, _Shape]) -> Mapping[str, float]:
@@ -211,32 +220,34 @@ def neutral_values(module: nn.Module, shapes: Mapping[str, _Shape]) -> Mapping[s
 
 
 def _search(module: nn.Module, shapes: Mapping[str, _Shape]) -> Mapping[str, float]:
-    """The answer of the first inputs on which the layer acts as a norm."""
+    """The answer for the first input on which the layer acts as a norm."""
     for shape in _input_shapes(module, max(shapes.values(), key=math.prod)):
         x = 3 * torch.randn(shape, generator=torch.Generator().manual_seed(0), device="cpu", dtype=torch.float32)
         for training in (True, False):
-            found = _try(module, shapes, training, x)
-            if found:
-                return found
-            if found is not None:
+            values = _answer_on(module, shapes, training, x)
+            if values:
+                return values
+            if values is not None:
                 break
     return {}
 
 
-def _try(module: nn.Module, shapes: Mapping[str, _Shape], training: bool, x: Tensor) -> Mapping[str, float] | None:
-    """The answer that the layer gives on this input; empty if it does not act as a norm, None if it does not run."""
-    # The values of buffers and of parameters below are not looked at. Where they matter the two answers differ.
-    others = [value for value in vars(module).values() if isinstance(value, Tensor)]
-    more = len([*module.parameters(), *module.buffers(), *others]) > len(shapes)
-    result: Mapping[str, float] | None = None
-    for inputs in _other_inputs(module, x):
-        boxes = [Sandbox(module, shapes, training, rest) for rest in ((1.0, 0.0) if more else (1.0,))]
-        answers = [found for box in boxes if (found := _read(box, x, inputs, shapes)) is not None]
-        told = [found for found in answers if found]
+def _answer_on(
+    module: nn.Module, shapes: Mapping[str, _Shape], training: bool, x: Tensor
+) -> Mapping[str, float] | None:
+    """The answer for one input; empty if the layer does not act as a norm there, None if it does not run."""
+    # The values of buffers are not looked at: they are 1 and then 0, and where that matters the two answers differ.
+    plain = [value for value in vars(module).values() if isinstance(value, Tensor)]
+    more = len([*module.parameters(), *module.buffers(), *plain]) > len(shapes)
+    boxes = [Sandbox(module, shapes, training, rest) for rest in ((1.0, 0.0) if more else (1.0,))]
+    ran = False
+    for others in _other_inputs(module, x):
+        answers = [_read(box, x, others, shapes) for box in boxes]
+        ran = ran or any(values is not None for values in answers)
+        told = [values for values in answers if values]
         if told:
-            return told[0] if all(found == told[0] for found in told) else {}
-        result = {} if answers else result
-    return result
+            return told[0] if all(values == told[0] for values in told) else {}
+    return {} if ran else None
 
 
 def _input_shapes(module: nn.Module, shape: _Shape) -> Iterator[_Shape]:
@@ -259,20 +270,21 @@ def _input_shapes(module: nn.Module, shape: _Shape) -> Iterator[_Shape]:
     yield (batch, height, width, channels)
     yield (batch, channels, time)
     yield (batch, channels, time, height, width)
-    said = [value for key, value in vars(module).items() if key not in INTERNAL]
-    for heads in dict.fromkeys(value for value in said if type(value) is int and 1 < value < channels):
+    attributes = [value for key, value in vars(module).items() if key not in INTERNAL]
+    for heads in dict.fromkeys(value for value in attributes if type(value) is int and 1 < value < channels):
         if channels % heads == 0:
             yield (batch, time, heads, channels // heads)
-    for sizes in said:
+    for sizes in attributes:
         if isinstance(sizes, tuple) and sizes and all(type(size) is int for size in sizes):
             yield (batch, time, *sizes, channels)
 
 
 def _other_inputs(module: nn.Module, x: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """What to give besides the input: nothing if that will do, else gates, which let all pass, or zeros to be added."""
-    taken = [one for one in inspect.signature(type(module).forward).parameters.values() if one.kind <= 1][2:]
-    needed = sum(one.default is one.empty for one in taken)
-    for number in range(needed, min(len(taken), needed + 1) + 1):
+    """Inputs besides the first: none if that will do, else ones (gates that let all pass) and zeros (to be added)."""
+    parameters = inspect.signature(type(module).forward).parameters.values()
+    more = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)][2:]
+    needed = sum(one.default is one.empty for one in more)
+    for number in range(needed, min(len(more), needed + 1) + 1):
         for value in (1.0, 0.0) if number else (1.0,):
             yield (torch.full_like(x, value),) * number
 
@@ -320,7 +332,7 @@ def _of_scale(f: Callable[[float, Tensor], Tensor], x: Tensor) -> float | None:
         return None
     if at == 1.0 or _vanishes(f(-1.0, x)):
         return at
-    return at if abs(_size(y) - 1) < _CLOSE < abs(_size(f(1.0, x)) - 1) else None
+    return at if abs(_size(y) - 1) < _CLOSE and abs(_size(f(1.0, x)) - 1) > _MARKED else None
 
 
 def _adds(run: _Run, x: Tensor, zeros: Mapping[str, float], leaf: str) -> bool:
@@ -330,13 +342,13 @@ def _adds(run: _Run, x: Tensor, zeros: Mapping[str, float], leaf: str) -> bool:
 
 
 def _forgets_size(f: Callable[[Tensor], Tensor], x: Tensor) -> bool:
-    """Whether the output hangs on the input, but not on its size, and is neither far too large nor too small."""
+    """Whether the output depends on the input, but not on its size, and is not much larger or smaller than 1."""
     y = f(x)
     return 1 / _LOUD < _size(y) < _LOUD and _same(f(7 * x), y) and not _same(f(x.roll(1)), y)
 
 
 def _weighs(g: Callable[[Tensor], Tensor], x: Tensor) -> bool:
-    """Whether one half of the output hangs on the other half of the input, and not by sums alone: by statistics."""
+    """Whether one half of the output depends on the other half of the input, and not by a sum: by statistics."""
     half, other = x.shape[-1] // 2, x.roll(1)
     louder = torch.cat([x[..., :half], 7 * x[..., half:]], -1)
     return not (_same(g(louder)[..., :half], g(x)[..., :half]) or _same(g(x + other), g(x) + g(other)))

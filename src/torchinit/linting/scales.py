@@ -143,15 +143,15 @@ def off_neutral(subject: Subject) -> Iterator[Evidence]:
 
     A scale of 1 in a norm that computes 1 + weight makes what passes twice as large, norm by norm. What a norm computes
     is known by its class, or found by running a copy of it; compared are scales and shifts that are one number
-    throughout. Half or more off is a warning, less a note. A scale that lets nothing pass is a note within a block or
-    beside a norm that does, since the last norm of a residual branch starts so on purpose, else a warning; where no
-    norm of the model lets anything pass it is an error. Loaded values are left out.
+    throughout. Half or more off is a warning, less a note. A scale that lets nothing pass is a note in a block, or in a
+    part of the model with another norm, since the last norm of a residual branch starts so on purpose; else a warning,
+    and an error where no norm of the model lets anything pass. Loaded values are left out.
     """
     norms = [part for part in subject.drawn if part.site.neutral is not None]
     scales = [part for part in norms if not is_shift(part.site)]
     shut = [part for part in scales if part.facts.constant and _off(part) == -1]
-    passing = {_parent(part) for part in scales if part not in shut}
-    meant = [part for part in shut if passing and (part.site.block or _parent(part) in passing)]
+    passing = [part for part in scales if part not in shut]
+    meant = [part for part in shut if passing and (part.site.block or _in_a_branch(part, passing, scales))]
     for part in norms:
         if part.facts.constant and _off(part) and part not in meant:
             text = f"is {part.facts.max:.6g}, but {neutrality(part.site)}"
@@ -169,5 +169,12 @@ def _off(part: Part) -> float:
     return part.facts.max - (part.site.neutral or 0.0)
 
 
-def _parent(part: Part) -> str:
-    return part.site.owner_name.rpartition(".")[0]
+def _in_a_branch(part: Part, passing: list[Part], norms: list[Part]) -> bool:
+    """Whether the smallest module that holds the norm and one that lets something pass is only a part of the model."""
+    around = part.site.owner_name
+    while around:
+        around = around.rpartition(".")[0]
+        start = f"{around}." if around else ""
+        if any(other.name.startswith(start) for other in passing):
+            return not all(other.name.startswith(start) for other in norms)
+    return False
