@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from tests.core.norms import WIDTH, Gemma, LayerScale, Raises
+from tests.core.norms import WIDTH, Gemma
+from tests.core.not_norms import LayerScale, Raises
 from torchinit import Constant, Plan, PlanError, initialize, plan
 
 

@@ -12,21 +12,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from tests.core.norms import (
-    WIDTH,
-    Activated,
-    Annotated,
-    Draws,
-    Endless,
-    Exits,
-    Gemma,
-    OnePlus,
-    Returns,
-    Scale,
-    Twisted,
-    facts,
-    rms,
-)
+from tests.core.norms import WIDTH, Activated, Annotated, Gemma, OnePlus, Scale, facts, rms
+from tests.core.not_norms import Draws, Endless, Exits, Returns, Twisted
 from tests.processes import on_ranks
 from tests.ranks import fake_rank
 from torchinit import materialize, plan, sites

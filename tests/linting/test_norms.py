@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import torchinit
-from tests.core.norms import Annotated, Gemma, LayerScale, OnePlus
+from tests.core.norms import Annotated, Gemma, OnePlus
+from tests.core.not_norms import LayerScale
 from torchinit import lint
 
 WIDTH = 24
