@@ -78,6 +78,15 @@ class AddsResidual(Scale):
         return rms(x) * self.weight, x
 
 
+class QueriesAndKeys(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q_weight, self.k_weight, self.k_bias = (nn.Parameter(torch.empty(WIDTH)) for _ in range(3))
+
+    def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        return rms(q) * (1 + self.q_weight), rms(k) * self.k_weight + self.k_bias
+
+
 class Annotated(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -251,6 +260,7 @@ NORMS: dict[str, tuple[Callable[[], nn.Module], dict[str, float | None]]] = {
     "1 + w first": (ScaledFirst, {"weight": 0}),
     "w first": (ScaledFirstByWeight, {"weight": 1}),
     "two arguments, a sum": (AddsResidual, {"weight": 1}),
+    "two arguments, two outputs": (QueriesAndKeys, {"q_weight": 0, "k_weight": 1, "k_bias": 0}),
     "other names": (Annotated, {"a_2": 1, "b_2": 0}),
     "channels first": (ChannelsFirst, {"weight": 0}),
     "laid out for images": (lambda: Laid(1, 1), {"gamma": 1}),

@@ -137,7 +137,7 @@ def test_sharded_on_two_ranks_and_alone_it_is_one_plan(tmp_path: Path) -> None:
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 
-def _run(layer: nn.Module, size: int = WIDTH) -> Tensor:
+def _run(layer: nn.Module, size: int = WIDTH) -> tuple[Tensor, ...]:
     return Sandbox(layer, {"weight": (size,)})({"weight": 1.0}, torch.ones(2, size))
 
 

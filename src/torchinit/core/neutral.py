@@ -7,6 +7,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import count, islice
@@ -240,14 +241,17 @@ def _answer_on(
     plain = [value for value in vars(module).values() if isinstance(value, Tensor)]
     more = len([*module.parameters(), *module.buffers(), *plain]) > len(shapes)
     boxes = [Sandbox(module, shapes, training, rest) for rest in ((1.0, 0.0) if more else (1.0,))]
-    ran = False
-    for others in _other_inputs(module, x):
-        answers = [_read(box, x, others, shapes) for box in boxes]
-        ran = ran or any(values is not None for values in answers)
-        told = [values for values in answers if values]
-        if told:
-            return told[0] if all(values == told[0] for values in told) else {}
-    return {} if ran else None
+    values: dict[str, float] | None = None
+    for others in _other_inputs(module):
+        read = [found for box in boxes if (found := _read(box, x, others, tuple(shapes))) is not None]
+        first, *again = [found for found in read if found] or [{}]
+        if any(found != first for found in again):
+            return {}
+        if read:
+            values = {**first, **(values or {})}
+        if values and len(values) == len(shapes):
+            break
+    return values
 
 
 def _input_shapes(module: nn.Module, shape: _Shape) -> Iterator[_Shape]:
@@ -279,26 +283,33 @@ def _input_shapes(module: nn.Module, shape: _Shape) -> Iterator[_Shape]:
             yield (batch, time, *sizes, channels)
 
 
-def _other_inputs(module: nn.Module, x: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Inputs besides the first: none if that will do, else ones (gates that let all pass) and zeros (to be added)."""
+def _other_inputs(module: nn.Module) -> Iterator[tuple[Callable[[Tensor], Tensor], ...]]:
+    """Inputs besides the first, made from it: none if that will do, else gates that let all pass, sums, or its like."""
     parameters = inspect.signature(type(module).forward).parameters.values()
     more = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)][2:]
     needed = sum(one.default is one.empty for one in more)
     for number in range(needed, min(len(more), needed + 1) + 1):
-        for value in (1.0, 0.0) if number else (1.0,):
-            yield (torch.full_like(x, value),) * number
+        for make in (torch.ones_like, torch.zeros_like, torch.clone) if number else (torch.clone,):
+            yield (make,) * number
 
 
-def _read(box: Sandbox, x: Tensor, others: tuple[Tensor, ...], leaves: Iterable[str]) -> Mapping[str, float] | None:
-    """The neutral values that a layer shows on these inputs; empty if it shows none, None if it raises."""
+def _read(
+    box: Sandbox, x: Tensor, others: Sequence[Callable[[Tensor], Tensor]], leaves: Sequence[str]
+) -> dict[str, float] | None:
+    """The neutral values that a layer shows on these inputs, in any of its outputs; None if it raises."""
 
-    def run(values: Mapping[str, float], x: Tensor) -> Tensor:
-        return box(values, x, *others).float().reshape(x.shape)
+    def run(output: int, values: Mapping[str, float], x: Tensor) -> Tensor:
+        return box(values, x, *(make(x) for make in others))[output].float().reshape(x.shape)
 
     try:
-        return _values(run, x, tuple(leaves))
+        outputs = len(box(dict.fromkeys(leaves, 1.0), x, *(make(x) for make in others)))
     except Exception:  # noqa: BLE001  # other people's code, on inputs that it may not have been made for
         return None
+    values: dict[str, float] = {}
+    for output in range(outputs):
+        with suppress(Exception):
+            values = {**_values(partial(run, output), x, leaves), **values}
+    return values
 
 
 def _values(run: _Run, x: Tensor, leaves: Sequence[str]) -> dict[str, float]:

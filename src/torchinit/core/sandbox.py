@@ -46,7 +46,7 @@ class Sandbox:
     >>> with torch.device("meta"):
     ...     norm = nn.RMSNorm(4)
     >>> Sandbox(norm, {"weight": (4,)})({"weight": 2.0}, torch.ones(1, 4))
-    tensor([[2., 2., 2., 2.]])
+    (tensor([[2., 2., 2., 2.]]),)
     """
 
     module: nn.Module
@@ -54,8 +54,8 @@ class Sandbox:
     training: bool = True
     rest: float = 1.0
 
-    def __call__(self, values: Mapping[str, float], *inputs: Tensor) -> Tensor:
-        """The first tensor that the layer returns; raises whatever its code does, and Refused."""
+    def __call__(self, values: Mapping[str, float], *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The tensors that the layer returns; raises whatever its code does, and Refused."""
         model = tuple(self.module.parameters()) + tuple(self.module.buffers())
         if sum(tensor.numel() for tensor in model) > _LARGEST:
             raise Refused("too large to be copied")
@@ -65,10 +65,11 @@ class Sandbox:
             copy._parameters[leaf] = nn.Parameter(_full(self.shapes[leaf], value), requires_grad=False)
         with torch.no_grad(), _Watched(model):
             result: Any = copy._compiled_call_impl(*inputs)  # type: ignore[misc]
-        result = result[0] if isinstance(result, (tuple, list)) else result
-        if not isinstance(result, Tensor):
+        results = result if isinstance(result, (tuple, list)) else (result,)
+        tensors = tuple(tensor for tensor in results if isinstance(tensor, Tensor))
+        if not tensors:
             raise Refused(f"it returns {type(result).__name__}")
-        return result
+        return tensors
 
     def _copy(self, module: nn.Module) -> nn.Module:
         cls: Any = type_before_parametrizations(module)
