@@ -81,6 +81,7 @@ def sites(draw: st.DrawFn) -> Site:
         kind=draw(st.sampled_from(["parameter", "buffer"])),
         role=draw(st.sampled_from(["weight", "bias", "other"])),
         block=block,
+        neutral=draw(st.sampled_from([None, 0.0, 1.0])),
     )
 
 

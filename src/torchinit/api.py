@@ -40,8 +40,8 @@ def sites(model: nn.Module) -> tuple[Site, ...]:
     """The parameters and buffers of a model, on any device, meta included, and what is known of them.
 
     They come in the order of ``Module.apply``: children before their parents. Tensors that share memory
-    are one site with aliases. Norms that nobody knows here are asked for their neutral value: a copy of each kind is
-    run on the CPU, and nothing of the model is touched.
+    are one site with aliases. Norms other than torch's are asked for their neutral value: a copy of each kind of
+    layer is run on the CPU, and nothing of the model is touched.
 
     >>> [(site.name, site.neutral) for site in sites(nn.Sequential(nn.Linear(2, 3), nn.RMSNorm(3)))]
     [('0.weight', None), ('0.bias', None), ('1.weight', 1.0)]

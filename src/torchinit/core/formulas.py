@@ -202,11 +202,11 @@ class Ones(Spelled):
 @final
 @dataclass(frozen=True, slots=True)
 class Neutral(Spelled):
-    """The scale and the shift of a norm at the value at which the norm does nothing else: 1, 0 or none.
+    """The value at which the scale or the shift of a norm does nothing, and the norm only normalizes.
 
-    Most norms multiply by their weight and are neutral at 1; those of Gemma and Qwen3-Next multiply by 1 + weight and
-    are neutral at 0; shifts are neutral at 0. Which it is, is a fact of the layer, not of its name:
-    ``Site.neutral``. Declines what is not a norm's, or where nobody could tell; the plan then says so.
+    Most norms multiply by their weight: it is neutral at 1. Those of Gemma and Qwen3-Next multiply by 1 + weight: it is
+    neutral at 0, as are shifts. The layer tells which, not its name: ``Site.neutral``. Declines what is not a norm's,
+    and what could not be found; the plan says so of a layer that is called a norm.
 
     >>> Neutral().resolve(Site("norm.weight", (8,), neutral=0.0)), Neutral().resolve(Site("fc.weight", (8, 8)))
     (Constant(val=0.0), None)

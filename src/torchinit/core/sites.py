@@ -89,8 +89,8 @@ class Site:
     ``Module.apply`` (children first), in which MMEngine initializes. ``persistent`` tells whether it is part of
     the model's ``state_dict``. A tied tensor is one site: ``aliases``
     describes it as the other modules that hold it see it. ``shares`` names other sites that lie in part of
-    its memory (a view of another shape). ``neutral`` is the value at which the norm that holds it does nothing; None
-    where it is not a norm's, or nobody could tell.
+    its memory (a view of another shape). ``neutral`` is the value at which it does nothing to the norm that holds
+    it; None where it is not a norm's, or nobody could tell.
     """
 
     name: str
