@@ -31,6 +31,7 @@ from torchinit import (
     Leaf,
     LeCun,
     Name,
+    Neutral,
     Normal,
     Not,
     Ones,
@@ -80,6 +81,7 @@ def sites(draw: st.DrawFn) -> Site:
         kind=draw(st.sampled_from(["parameter", "buffer"])),
         role=draw(st.sampled_from(["weight", "bias", "other"])),
         block=block,
+        neutral=draw(st.sampled_from([None, 0.0, 1.0])),
     )
 
 
@@ -170,7 +172,7 @@ def formulas() -> st.SearchStrategy[Initializer]:
         ),
         st.builds(LeCun, spreads, fans),
         st.builds(Caffe2Xavier, fans),
-        st.sampled_from([Zeros(), Ones()]),
+        st.sampled_from([Zeros(), Ones(), Neutral()]),
         st.floats(0.01, 0.99).map(Prior),
     )
     inner = simple | elementwise_fills()

@@ -12,11 +12,13 @@ import torch
 from torch import nn
 
 from torchinit.core.fingerprints import fingerprint as fingerprint_of
+from torchinit.core.neutral import with_neutral
 from torchinit.core.planner import make_plan
 from torchinit.core.plans import Plan, Recipe, Rule
 from torchinit.core.reports import Report
 from torchinit.core.runs import Progress, local_shards, run
-from torchinit.core.sites import sites
+from torchinit.core.sites import Site
+from torchinit.core.sites import sites as bare_sites
 from torchinit.distributed import Materialization, among
 from torchinit.modules import initialize_module
 from torchinit.noise import Global, Keyed
@@ -32,6 +34,19 @@ RecipeLike: TypeAlias = str | os.PathLike[str] | Rule | Sequence[Rule] | Mapping
 """
 
 _log = logging.getLogger("torchinit")
+
+
+def sites(model: nn.Module) -> tuple[Site, ...]:
+    """The parameters and buffers of a model, on any device, meta included, and what is known of them.
+
+    They come in the order of ``Module.apply``: children before their parents. Tensors that share memory
+    are one site with aliases. Norms other than torch's are asked for their neutral value: a copy of each kind of
+    layer is run on the CPU, and nothing of the model is touched.
+
+    >>> [(site.name, site.neutral) for site in sites(nn.Sequential(nn.Linear(2, 3), nn.RMSNorm(3)))]
+    [('0.weight', None), ('0.bias', None), ('1.weight', 1.0)]
+    """
+    return with_neutral(model, bare_sites(model))
 
 
 def plan(model: nn.Module, recipe: RecipeLike, *, complete: bool = False, strict: bool = False) -> Plan:
@@ -96,7 +111,7 @@ def initialize(
 
 def _warn(made: Plan) -> None:
     hints = [hint for _, hint in made.unused]
-    for text in (*hints, *(text for account in made.loads for text in account.warnings)):
+    for text in (*hints, *made.left_alone, *(text for account in made.loads for text in account.warnings)):
         _log.warning("%s", text)
 
 

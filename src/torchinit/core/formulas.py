@@ -201,6 +201,23 @@ class Ones(Spelled):
 
 @final
 @dataclass(frozen=True, slots=True)
+class Neutral(Spelled):
+    """The value at which the scale or the shift of a norm does nothing, and the norm only normalizes.
+
+    Most norms multiply by their weight: it is neutral at 1. Those of Gemma and Qwen3-Next multiply by 1 + weight: it is
+    neutral at 0, as are shifts. The layer tells which, not its name: ``Site.neutral``. Declines what is not a norm's,
+    and what could not be found; the plan says so of a layer that is called a norm.
+
+    >>> Neutral().resolve(Site("norm.weight", (8,), neutral=0.0)), Neutral().resolve(Site("fc.weight", (8, 8)))
+    (Constant(val=0.0), None)
+    """
+
+    def resolve(self, site: Site) -> Fill | None:
+        return None if site.neutral is None else Constant(site.neutral)
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class Prior(Spelled):
     """The bias with which a sigmoid starts at the probability ``prob``: -log((1 - prob) / prob).
 

@@ -8,9 +8,11 @@ from typing import Literal
 
 from torchinit.core.accounts import Account
 from torchinit.core.composites import Padded
-from torchinit.core.fills import Fill
+from torchinit.core.fills import Constant, Fill
+from torchinit.core.formulas import Neutral
 from torchinit.core.loaders import Loader, Lookup
 from torchinit.core.misses import nothing
+from torchinit.core.neutral import looks_like_norm, neutrality
 from torchinit.core.plans import Plan, Rule, Skipped, Step
 from torchinit.core.sites import WHY, Site, State
 from torchinit.core.tables import some
@@ -52,6 +54,7 @@ class _Planner:
         self.problems: list[str] = []
         self.writes: dict[str, list[_Write]] = {}
         self.skipped: dict[str, Skipped] = {}
+        self.declined: dict[str, Skipped] = {}
         self.loads: list[Account] = []
         self.turn = 0
 
@@ -64,11 +67,12 @@ class _Planner:
         self.problems += _unlocked(self.writes.values())
         self._skip_what_is_written_as_another()
         steps = [write.step for writes in self.writes.values() for write in writes[:-1]]
-        left = (site for site in self.known if site.name not in self.writes and site.name not in self.skipped)
+        left = [site for site in self.known if site.name not in self.writes and site.name not in self.skipped]
         return Plan(
             steps=_in_turn(_final([write.step for write in writes]) for writes in self.writes.values()),
             overwritten=_in_turn(steps),
             untouched=tuple(left),
+            declined=tuple(self.declined[site.name] for site in left if site.name in self.declined),
             skipped=tuple(self.skipped.values()),
             unused=tuple((rule, f"{rule.origin} {nothing(rule, self.known)}") for rule in unused),
             problems=tuple(self.problems),
@@ -127,6 +131,8 @@ class _Planner:
             place = rule.origin if isinstance(error, FanError) else f"{rule.origin} at {view.name!r}"
             self.problems.append(f"{place}: {error}")
             return None
+        if fill is None and _asks_for_neutral(rule) and looks_like_norm(view):
+            self.declined[site.name] = Skipped(site, _NOT_KNOWN)
         if fill is None or view.zero_row is None or not rule.padding:
             return fill
         return Padded(fill, view.zero_row)
@@ -143,8 +149,21 @@ def _final(steps: list[Step]) -> Step:
     return replace(last, over=tuple(beaten), notes=notes) if beaten or notes else last
 
 
+_NOT_KNOWN = (
+    "it is called a norm, and at which value it would do nothing could not be found; give it a rule of its own, such as"
+    ' type = "Constant" with val = 1, or val = 0 if it computes 1 + weight'
+)
+
+
+def _asks_for_neutral(rule: Rule) -> bool:
+    return isinstance(getattr(rule.init, "init", rule.init), Neutral)
+
+
 def _notes(step: Step) -> tuple[str, ...]:
-    """What a reader should know: the two ways to count connections differ here."""
+    """What a reader should know: that a norm starts off its neutral value, that connections are counted otherwise."""
+    site, fill = step.site, step.fill
+    if site.neutral is not None and isinstance(fill, Constant) and fill.val not in (site.neutral, 0.0):
+        return (neutrality(site),)
     convention = getattr(step.rule.init, "fans", None)
     if convention is None or len(step.site.shape) < 2:
         return ()

@@ -120,7 +120,8 @@ class Plan:
     ``steps`` has one step a site, in the order in which they are written. ``overwritten`` has the writes
     that a later rule replaces; they are made only where they must draw (torch's global generator).
     ``untouched`` are the sites without a step, ``skipped`` those that cannot be written, ``unused`` the
-    rules that matched nothing, with a hint each. ``loads`` tell what is taken from checkpoints. ``problems``
+    rules that matched nothing, with a hint each. ``declined`` are those of the untouched sites that a rule
+    matches, and why it has no values for them. ``loads`` tell what is taken from checkpoints. ``problems``
     make :meth:`check` fail.
 
     >>> from torchinit.core.fills import Constant
@@ -138,6 +139,7 @@ class Plan:
     unused: tuple[tuple[Rule, str], ...] = ()
     problems: tuple[str, ...] = ()
     loads: tuple[Account, ...] = ()
+    declined: tuple[Skipped, ...] = ()
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -171,11 +173,20 @@ class Plan:
         for kind in ("parameter", "buffer"):
             names = [site.name for site in self.untouched if site.kind == kind]
             lines += [f"{count(len(names), kind)} untouched: {some(names)}"] if names else []
+        lines += self.left_alone
         lines += [f"skipped {skip.site.name}: {skip.why}" for skip in self.skipped]
         lines += [f"unused: {hint}" for _, hint in self.unused]
         lines += [account.summary() for account in self.loads]
         lines += [f"problem: {problem}" for problem in self.problems]
         return "\n".join(lines)
+
+    @property
+    def left_alone(self) -> list[str]:
+        """The sites that a rule matches and has no values for, a line for each reason."""
+        names: dict[str, list[str]] = {}
+        for one in self.declined:
+            names.setdefault(one.why, []).append(one.site.name)
+        return [f"left alone {some(several)}: {why}" for why, several in names.items()]
 
     @property
     def writes(self) -> tuple[Step, ...]:
@@ -234,7 +245,12 @@ class Plan:
         if complete:
             blamed = {name for account in self.loads for name in account.blamed}
             left = [site for site in self.untouched if site.kind == "parameter"]
-            found += [f"no rule for {site.name}" for site in left if blamed.isdisjoint(v.name for v in site.views)]
+            why = {one.site.name: f": {one.why}" for one in self.declined}
+            found += [
+                f"no rule for {site.name}{why.get(site.name, '')}"
+                for site in left
+                if blamed.isdisjoint(view.name for view in site.views)
+            ]
         if found and len(found) == len(loading):
             raise CheckpointError(*_headed(found))
         if found:

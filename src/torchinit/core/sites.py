@@ -90,7 +90,8 @@ class Site:
     the model's ``state_dict``. ``hooks`` names the class, of the owner or of a module above, that has hooks of its own
     for loading; it may be empty. A tied tensor is one site: ``aliases``
     describes it as the other modules that hold it see it. ``shares`` names other sites that lie in part of
-    its memory (a view of another shape).
+    its memory (a view of another shape). ``neutral`` is the value at which it does nothing to the norm that holds
+    it; None where it is not a norm's, or nobody could tell.
     """
 
     name: str
@@ -110,6 +111,7 @@ class Site:
     hooks: str = ""
     aliases: tuple[Site, ...] = ()
     shares: tuple[str, ...] = ()
+    neutral: float | None = None
 
     @property
     def leaf(self) -> str:

@@ -39,6 +39,7 @@ for _initializer in (
     compositions.DepthScaled,
     formulas.Kaiming,
     formulas.LeCun,
+    formulas.Neutral,
     formulas.Ones,
     formulas.Prior,
     compositions.Scaled,

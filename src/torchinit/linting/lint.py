@@ -6,11 +6,10 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 
-from torchinit.api import RecipeLike, rules_of
+from torchinit.api import RecipeLike, rules_of, sites
 from torchinit.core.planner import make_plan
 from torchinit.core.plans import Plan
 from torchinit.core.reports import Report
-from torchinit.core.sites import sites
 from torchinit.errors import ReportError, count
 from torchinit.linting.checks import NEEDS, Check, Need, chosen
 from torchinit.linting.findings import SEVERITIES, Finding, Findings, Severity

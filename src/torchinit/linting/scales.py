@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from torchinit.core.neutral import is_shift, neutrality
+from torchinit.core.tables import some
+from torchinit.errors import count
 from torchinit.linting.checks import Evidence, check
 from torchinit.linting.findings import Severity
 from torchinit.linting.subjects import Part, Subject
@@ -50,21 +53,21 @@ def _mixes(part: Part) -> bool:
     "drawn-norm",
     "error",
     "values",
-    "fill scales with 1 and shifts with 0: select weights by layer, not by name alone",
+    'start it neutral (type = "Neutral"): select weights by layer, not by name alone',
 )
 def drawn_norm(subject: Subject) -> Iterator[Evidence]:
     """The scale or shift of a normalization layer that holds drawn values.
 
     A rule for every ``weight``, or a loop over all parameters, reaches norms, too, and a scale of N(0, 0.02²) makes
     the layer's output fifty times too small. A scale whose mean is zero within three standard errors is an error,
-    anything else that comes in no order a warning: it may have been trained, and RepVGG draws it. Needs 20 values;
-    loaded ones are left out.
+    unless the norm computes 1 + weight; anything else that comes in no order is a warning: it may have been trained,
+    and RepVGG draws it. Needs 20 values; loaded ones are left out.
     """
     for part in subject.drawn:
         facts = part.facts
         if part.is_norm and facts.varied and facts.shuffled:
-            scale = part.site.leaf == "weight"
-            nothing = abs(facts.mean) <= 3 * facts.std / math.sqrt(facts.numel)
+            scale = not is_shift(part.site)
+            nothing = part.site.neutral != 0 and abs(facts.mean) <= 3 * facts.std / math.sqrt(facts.numel)
             text = f"is the {'scale' if scale else 'shift'} of a norm, and holds"
             text = f"{text} mean {facts.mean:.3g}, std {facts.std:.3g}"
             yield Evidence(part.name, text, severity="error" if scale and nothing else "warning")
@@ -132,3 +135,46 @@ def padding_row(subject: Subject) -> Iterator[Evidence]:
         if row is not None and values is not None and part.is_whole and not bool(part.facts.zero_rows[row]):
             reach = float(values[row].abs().max())
             yield Evidence(part.name, f"row {row} pads, and holds values up to {reach:.3g}")
+
+
+@check("TI406", "off-neutral", "error", "values", 'start it neutral (type = "Neutral"), or leave it so on purpose')
+def off_neutral(subject: Subject) -> Iterator[Evidence]:
+    """A norm that does not start at its neutral value, where it normalizes and does nothing else.
+
+    A scale of 1 in a norm that computes 1 + weight makes what passes twice as large, norm by norm. What a norm computes
+    is known by its class, or found by running a copy of it; compared are scales and shifts that are one number
+    throughout. Half or more off is a warning, less a note. A scale that lets nothing pass is a note in a block, or in a
+    part of the model with another norm, since the last norm of a residual branch starts so on purpose; else a warning,
+    and an error where no norm of the model lets anything pass. Loaded values are left out.
+    """
+    norms = [part for part in subject.drawn if part.site.neutral is not None]
+    scales = [part for part in norms if not is_shift(part.site)]
+    shut = [part for part in scales if part.facts.constant and _off(part) == -1]
+    passing = [part for part in scales if part not in shut]
+    meant = [part for part in shut if passing and (part.site.block or _in_a_branch(part, passing, scales))]
+    for part in norms:
+        if part.facts.constant and _off(part) and part not in meant:
+            text = f"is {part.facts.max:.6g}, but {neutrality(part.site)}"
+            severity: Severity = "warning" if abs(_off(part)) >= 0.5 else "note"
+            if part in shut:
+                text, severity = f"{text}; it lets nothing pass", "warning" if passing else "error"
+            yield Evidence(part.name, text, severity=severity)
+    if meant:
+        names = some([part.name for part in meant])
+        yield Evidence("", f"{len(meant)} of {count(len(scales), 'norm')} let nothing pass: {names}", severity="note")
+
+
+def _off(part: Part) -> float:
+    """How far the one value of a norm's parameter is from neutral."""
+    return part.facts.max - (part.site.neutral or 0.0)
+
+
+def _in_a_branch(part: Part, passing: list[Part], norms: list[Part]) -> bool:
+    """Whether the smallest module that holds the norm and one that lets something pass is only a part of the model."""
+    around = part.site.owner_name
+    while around:
+        around = around.rpartition(".")[0]
+        start = f"{around}." if around else ""
+        if any(other.name.startswith(start) for other in passing):
+            return not all(other.name.startswith(start) for other in norms)
+    return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +9,7 @@ from functools import cached_property
 from torch import Tensor, nn
 
 from torchinit.core.names import normalize
+from torchinit.core.neutral import is_named_norm, with_neutral
 from torchinit.core.placements import is_distributed, local_part
 from torchinit.core.places import Held, held
 from torchinit.core.plans import Plan
@@ -18,7 +18,6 @@ from torchinit.core.sites import Site, grouped
 from torchinit.linting.facts import Facts, look
 from torchinit.tracing import Trace, Write
 
-_NORM = re.compile(r"norm(?!al(?!i[sz]))")  # LayerNorm and BatchNormalization, but not NormalHead
 _UNREADABLE = frozenset({"quantized", "sparse", "lazy"})
 
 
@@ -70,9 +69,8 @@ class Part:
     @property
     def is_norm(self) -> bool:
         """Whether a normalization layer holds the site, as a scale or a shift."""
-        owner = self.site.owner
-        known = any(_NORM.search(full.rpartition(".")[2].lower()) for full in owner.lineage)
-        return known and self.is_parameter and self.site.leaf in {"weight", "bias"} and len(self.site.shape) == 1
+        named = is_named_norm(self.site) and self.site.leaf in {"weight", "bias"} and len(self.site.shape) == 1
+        return self.is_parameter and (self.site.neutral is not None or named)
 
 
 def _is_partial(tensor: Tensor) -> bool:
@@ -126,9 +124,11 @@ class Subject:
     def parts(self) -> tuple[Part, ...]:
         """The sites of the model, in the order of ``Module.apply``."""
         known = {normalize(name) for name in self.given}
+        groups = grouped(held(self.model))
+        sites = with_neutral(self.model, (site for site, _ in groups))
         return tuple(
             Part(site, holdings, loaded=any(view.name in known for view in site.views))
-            for site, holdings in grouped(held(self.model))
+            for site, (_, holdings) in zip(sites, groups, strict=True)
         )
 
     @property

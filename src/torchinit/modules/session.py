@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from torchinit.core.accounts import Account as Loads
+from torchinit.core.neutral import with_neutral
 from torchinit.core.planner import make_plan
 from torchinit.core.plans import Plan, Rule
 from torchinit.core.reports import Report
@@ -106,7 +107,7 @@ class Session:
             groups[spot.key].append(spot)
         sites = [_site(group, prefix) for group in groups.values()]
         known = {site.name: group for site, group in zip(sites, groups.values(), strict=True)}
-        plan = make_plan(sites, rules, ties="last").check()
+        plan = make_plan(with_neutral(module, sites) if through else sites, rules, ties="last").check()
         for text in () if through else in_vain(self._survey_of(module), module, rules):
             self.warn(text)
         return Prepared(plan, known)

@@ -1,0 +1,183 @@
+"""Sandbox: a copy of one layer, with numbers of our own in place of its tensors, run on made-up inputs."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import io
+import threading
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MethodType
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+_Answer = TypeVar("_Answer")
+
+SECONDS = 10.0
+"""How long a question may take. Layers answer within milliseconds; only one that hangs takes longer."""
+
+_OPERATIONS = 1000
+_LARGEST = 1 << 20
+
+INTERNAL = frozenset(vars(nn.Module()))
+"""The attributes of a module that are torch's own: its tensors, its children, its hooks."""
+
+
+class Refused(Exception):  # noqa: N818  # no fault of anybody's: the layer cannot be run here
+    """The layer wants to do what a copy of it must not, or is too large to be copied."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sandbox:
+    """A layer whose parameters hold a number each, all others of its tensors ``rest``.
+
+    ``shapes`` are those of the layer's own parameters as the model has them: of a DTensor the whole, of a parametrized
+    tensor what its parametrization gives. Values are never looked at, so a layer on the meta device, under FSDP2 or in
+    a quantized model gives the same answers as in one process. The copy has the layer's class and attributes, no hooks
+    and no compiled code: hooks gather shards, move weights between devices and count calls.
+
+    >>> with torch.device("meta"):
+    ...     norm = nn.RMSNorm(4)
+    >>> Sandbox(norm, {"weight": (4,)})({"weight": 2.0}, torch.ones(1, 4))
+    (tensor([[2., 2., 2., 2.]]),)
+    """
+
+    module: nn.Module
+    shapes: Mapping[str, tuple[int, ...]]
+    training: bool = True
+    rest: float = 1.0
+
+    def __call__(self, values: Mapping[str, float], *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The tensors that the layer returns; raises whatever its code does, and Refused."""
+        model = tuple(self.module.parameters()) + tuple(self.module.buffers())
+        if sum(tensor.numel() for tensor in model) > _LARGEST:
+            raise Refused("too large to be copied")
+        copy = self._copy(self.module)
+        for leaf, value in values.items():
+            vars(copy).pop(leaf, None)  # the older hooks of torch.nn.utils keep what they compute as an attribute
+            copy._parameters[leaf] = nn.Parameter(_full(self.shapes[leaf], value), requires_grad=False)
+        with torch.no_grad(), _Watched(model):
+            result: Any = copy._compiled_call_impl(*inputs)  # type: ignore[misc]
+        results = result if isinstance(result, (tuple, list)) else (result,)
+        tensors = tuple(tensor for tensor in results if isinstance(tensor, Tensor))
+        if not tensors:
+            raise Refused(f"it returns {type(result).__name__}")
+        return tensors
+
+    def _copy(self, module: nn.Module) -> nn.Module:
+        cls: Any = type_before_parametrizations(module)
+        copy: nn.Module = object.__new__(cls)
+        vars(copy).update(vars(nn.Module()))
+        vars(copy).update({k: self._own(v, module, copy) for k, v in vars(module).items() if k not in INTERNAL})
+        copy.training = self.training and not isinstance(module, nn.modules.dropout._DropoutNd)
+        # Torch calls this in place of `forward` and of all hooks, those for every module included.
+        forward = getattr(cls.forward, "_torchdynamo_orig_callable", cls.forward)
+        copy._compiled_call_impl = MethodType(forward, copy)
+        copy._parameters = self._own(dict(module._parameters), module, copy)
+        copy._buffers = self._own(dict(module._buffers), module, copy)
+        children = {key: child for key, child in module._modules.items() if key != "parametrizations"}
+        copy._modules = {key: None if child is None else self._copy(child) for key, child in children.items()}
+        return copy
+
+    def _own(self, value: Any, module: nn.Module, copy: nn.Module) -> Any:
+        """An attribute for the copy: its own container or method, numbers for a tensor, any other object as it is."""
+        if isinstance(value, Tensor):
+            return torch.full(tuple(value.shape), self.rest, dtype=_dtype(value), device="cpu")
+        if isinstance(value, MethodType) and value.__self__ is module:
+            return MethodType(value.__func__, copy)
+        if type(value) in (list, tuple, set):
+            return type(value)(self._own(item, module, copy) for item in value)
+        if type(value) is dict:
+            return {key: self._own(item, module, copy) for key, item in value.items()}
+        return value
+
+
+def _full(shape: tuple[int, ...], value: float) -> Tensor:
+    return torch.full(shape, value, dtype=torch.float32, device="cpu")
+
+
+def _dtype(tensor: Tensor) -> torch.dtype:
+    return torch.float32 if tensor.is_floating_point() else tensor.dtype
+
+
+_TALKS = frozenset({"c10d", "_c10d_functional", "c10d_functional", "_dtensor"})
+
+
+class _Watched(TorchDispatchMode):
+    """Operations that a copy may do: no random numbers, no talk with other ranks, nothing of the model, an end."""
+
+    def __init__(self, model: tuple[Tensor, ...]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.model = frozenset(map(id, model))
+        self.left = _OPERATIONS
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Torch would import its compiler for the first operation, which takes a second."""
+        return False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.left -= 1
+        if self.left < 0:
+            raise Refused("it does not come to an end")
+        if getattr(func, "namespace", "") in _TALKS:
+            raise Refused("it talks with other ranks")
+        if torch.Tag.nondeterministic_seeded in getattr(func, "tags", ()):
+            raise Refused("it draws random numbers")
+        if not self.model.isdisjoint(map(id, tree_leaves((args, kwargs)))):
+            raise Refused("it holds on to the model's own tensors")
+        return func(*args, **(kwargs or {}))
+
+
+_ALONE = threading.Lock()
+"""Standard output and the filters of warnings are the whole process's."""
+
+
+def answer(question: Callable[[], _Answer]) -> _Answer | None:
+    """The answer to a question that runs other people's code; None if it raises or does not come back in time.
+
+    It is asked in a thread of its own. Torch keeps its modes by thread, so a default device, autocast, inference mode,
+    a fake tensor mode or a trace of the caller's do not reach it; and a thread can be left behind, which is the only
+    way out of code that waits for what never comes. Before that its Python code is ended from outside. What it prints
+    and warns of is not shown.
+
+    >>> answer(lambda: print("hello") or 1), answer(lambda: 1 / 0)
+    (1, None)
+    """
+    answers: list[_Answer] = []
+
+    def work() -> None:
+        with contextlib.suppress(BaseException):
+            answers.append(question())
+
+    thread = threading.Thread(target=work, name="torchinit.sandbox", daemon=True)
+    quiet = io.StringIO()
+    with (
+        _ALONE,
+        warnings.catch_warnings(action="ignore"),
+        contextlib.redirect_stdout(quiet),
+        contextlib.redirect_stderr(quiet),
+    ):
+        thread.start()
+        try:
+            thread.join(SECONDS)
+        finally:
+            if thread.is_alive():
+                _end(thread)
+    return answers[0] if answers else None
+
+
+def _end(thread: threading.Thread) -> None:
+    """Lets SystemExit be raised where the thread's Python code is; it takes effect when that code runs again."""
+    ident = ctypes.c_ulong(thread.ident or 0)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, ctypes.py_object(SystemExit))
+    thread.join(0.1)
