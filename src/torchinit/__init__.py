@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torchinit.api import RecipeLike, initialize, materialize, plan
+from torchinit.api import RecipeLike, initialize, materialize, plan, sites
 from torchinit.checkpoints import (
     Checkpoint,
     CheckpointLoader,
@@ -55,7 +55,7 @@ from torchinit.core.selectors import (
     Within,
 )
 from torchinit.core.shards import Box, Shard
-from torchinit.core.sites import LayerClass, Site, sites
+from torchinit.core.sites import LayerClass, Site
 from torchinit.distributed import verify_replicas
 from torchinit.errors import (
     CheckpointError,

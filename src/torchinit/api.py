@@ -12,15 +12,18 @@ import torch
 from torch import nn
 
 from torchinit.core.fingerprints import fingerprint as fingerprint_of
+from torchinit.core.following import with_activations
 from torchinit.core.planner import make_plan
 from torchinit.core.plans import Plan, Recipe, Rule
 from torchinit.core.reports import Report
 from torchinit.core.runs import Progress, local_shards, run
-from torchinit.core.sites import sites
+from torchinit.core.sites import Site
+from torchinit.core.sites import sites as bare_sites
 from torchinit.distributed import Materialization, among
 from torchinit.modules import initialize_module
 from torchinit.noise import Global, Keyed
 from torchinit.recipes import decode_recipe, load_recipe
+from torchinit.recipes.alternatives import with_better
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -32,6 +35,21 @@ RecipeLike: TypeAlias = str | os.PathLike[str] | Rule | Sequence[Rule] | Mapping
 """
 
 _log = logging.getLogger("torchinit")
+
+
+def sites(model: nn.Module) -> tuple[Site, ...]:
+    """The parameters and buffers of a model, on any device, meta included, and what follows the layers.
+
+    They come in the order of ``Module.apply``: children before their parents. Tensors that share memory
+    are one site with aliases.
+
+    >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.BatchNorm1d(3, affine=False))
+    >>> [site.name for site in sites(model)]
+    ['0.weight', '0.bias', '2.running_mean', '2.running_var', '2.num_batches_tracked']
+    >>> sites(model)[0].activation
+    'relu'
+    """
+    return with_activations(model, bare_sites(model))
 
 
 def plan(model: nn.Module, recipe: RecipeLike, *, complete: bool = False, strict: bool = False) -> Plan:
@@ -48,7 +66,13 @@ def plan(model: nn.Module, recipe: RecipeLike, *, complete: bool = False, strict
     >>> plan(model, Rule(Layer("Linear") & Leaf("weight"), Kaiming()))["0.weight"].fill
     Normal(mean=0.0, std=0.2)
     """
-    return make_plan(sites(model), rules_of(recipe)).check(complete=complete, strict=strict)
+    return draft(model, recipe).check(complete=complete, strict=strict)
+
+
+def draft(model: nn.Module, recipe: RecipeLike) -> Plan:
+    """What :func:`plan` makes and checks, with all that is wrong with it. Raises as it does but for PlanError."""
+    known = sites(model)
+    return with_better(make_plan(known, rules_of(recipe)), known)
 
 
 def initialize(
@@ -66,8 +90,9 @@ def initialize(
     With a ``seed`` every value belongs to the name of its parameter: the same for any order of layers, and
     the caller's random state is left alone. Without one, values are drawn from torch's global generator in
     the order in which hand-written code would draw them. A rule that matches nothing is a warning, with
-    ``strict`` an error. ``stats=False`` measures nothing; ``progress`` is called after each step;
-    ``fingerprint`` puts the model's into the report (:func:`torchinit.fingerprint`).
+    ``strict`` an error; a scheme that reaches less than a half of the model is a warning. ``stats=False`` measures
+    nothing; ``progress`` is called after each step; ``fingerprint`` puts the model's into the report
+    (:func:`torchinit.fingerprint`).
 
     A dict with ``type``, or a list of such dicts, is an ``init_cfg`` and is read by MMEngine's rules:
     :class:`torchinit.BaseModule`.
@@ -86,18 +111,24 @@ def initialize(
     if _is_init_cfg(recipe):
         report = initialize_module(model, recipe, seed)
     else:
-        made = plan(model, recipe, strict=strict)
-        _warn(made)
+        made = _checked(model, recipe, strict=strict)
         noise = Global() if seed is None else Keyed(seed)
         agree = among(model) if made.loads else None
         report = run(made, local_shards(model), noise, stats=stats, progress=progress, agree=agree)
     return replace(report, fingerprint=fingerprint_of(model)) if fingerprint else report
 
 
-def _warn(made: Plan) -> None:
+def _checked(model: nn.Module, recipe: RecipeLike, *, strict: bool, complete: bool = False) -> Plan:
+    """The plan, with a warning for what may not be meant; that a scheme is for other models explains errors, too."""
+    made = draft(model, recipe)
+    for reach in made.reach:
+        if reach.is_low:
+            _log.warning("%s", reach.summary())
+    made.check(complete=complete, strict=strict)
     hints = [hint for _, hint in made.unused]
     for text in (*hints, *(text for account in made.loads for text in account.warnings)):
         _log.warning("%s", text)
+    return made
 
 
 def materialize(
@@ -134,15 +165,9 @@ def materialize(
     >>> report.assert_ok(complete=True)["1.running_var"].fill
     'BatchNorm1d.reset_running_stats()'
     """
-
-    def planned() -> Plan:
-        made = plan(model, recipe, complete=True, strict=strict)
-        _warn(made)
-        return made
-
     report = Materialization(
         model,
-        planned,
+        lambda: _checked(model, recipe, strict=strict, complete=True),
         Keyed(seed),
         device=device,
         group=group,

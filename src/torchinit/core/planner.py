@@ -9,9 +9,11 @@ from typing import Literal
 from torchinit.core.accounts import Account
 from torchinit.core.composites import Padded
 from torchinit.core.fills import Fill
+from torchinit.core.formulas import asks_what_follows
 from torchinit.core.loaders import Loader, Lookup
 from torchinit.core.misses import nothing
-from torchinit.core.plans import Plan, Rule, Skipped, Step
+from torchinit.core.plans import UNKNOWN, Plan, Rule, Skipped, Step
+from torchinit.core.reach import Reach
 from torchinit.core.sites import WHY, Site, State
 from torchinit.core.tables import some
 from torchinit.errors import FanError, count
@@ -66,13 +68,14 @@ class _Planner:
         steps = [write.step for writes in self.writes.values() for write in writes[:-1]]
         left = (site for site in self.known if site.name not in self.writes and site.name not in self.skipped)
         return Plan(
-            steps=_in_turn(_final([write.step for write in writes]) for writes in self.writes.values()),
+            steps=_in_turn(map(_final, self.writes.values())),
             overwritten=_in_turn(steps),
             untouched=tuple(left),
             skipped=tuple(self.skipped.values()),
             unused=tuple((rule, f"{rule.origin} {nothing(rule, self.known)}") for rule in unused),
             problems=tuple(self.problems),
             loads=tuple(map(self._with_bare, self.loads)),
+            reach=tuple(self._reach()),
         )
 
     def _pairs(self) -> list[tuple[Site, Site]]:
@@ -105,6 +108,18 @@ class _Planner:
         self.loads.append(lookup.account)
         return lookup
 
+    def _reach(self) -> Iterator[Reach]:
+        """How much of the model the rules of each scheme are for."""
+        learning = [site for site in self.known if site.kind == "parameter" and site.numel and not site.frozen]
+        elements = sum(site.numel for site in learning)
+        for scheme in dict.fromkeys(rule.scheme for rule in self.rules if rule.scheme):
+            reached = [
+                site.numel
+                for site in learning
+                if any(write.step.rule.scheme == scheme for write in self.writes.get(site.name, ()))
+            ]
+            yield Reach(scheme, (len(reached), len(learning)), (sum(reached), elements))
+
     def _with_bare(self, account: Account) -> Account:
         """The account with what is missing and gets no values from another rule."""
         names = {view.name for site in self.known if site.name in self.writes for view in site.views}
@@ -136,15 +151,16 @@ def _in_turn(steps: Iterable[Step]) -> tuple[Step, ...]:
     return tuple(sorted(steps, key=lambda step: step.turn))
 
 
-def _final(steps: list[Step]) -> Step:
-    last = steps[-1]
-    beaten = dict.fromkeys(step.rule for step in steps[:-1] if step.rule is not last.rule)
-    notes = _notes(last)
-    return replace(last, over=tuple(beaten), notes=notes) if beaten or notes else last
+def _final(writes: list[_Write]) -> Step:
+    last = writes[-1]
+    step = last.step
+    beaten = dict.fromkeys(write.step.rule for write in writes[:-1] if write.step.rule is not step.rule)
+    notes = (*fan_notes(step), *([UNKNOWN] if asks_what_follows(step.rule.init) and not last.view.activation else []))
+    return replace(step, over=tuple(beaten), notes=notes) if beaten or notes else step
 
 
-def _notes(step: Step) -> tuple[str, ...]:
-    """What a reader should know: the two ways to count connections differ here."""
+def fan_notes(step: Step) -> tuple[str, ...]:
+    """What a reader should know of the fans: the two ways to count connections differ here."""
     convention = getattr(step.rule.init, "fans", None)
     if convention is None or len(step.site.shape) < 2:
         return ()

@@ -89,7 +89,11 @@ class Site:
     ``Module.apply`` (children first), in which MMEngine initializes. ``persistent`` tells whether it is part of
     the model's ``state_dict``. A tied tensor is one site: ``aliases``
     describes it as the other modules that hold it see it. ``shares`` names other sites that lie in part of
-    its memory (a view of another shape).
+    its memory (a view of another shape). ``frozen`` tells that it does not learn (``requires_grad`` is false).
+
+    ``activation`` is what follows the layer of a weight: a nonlinearity, as :func:`torchinit.gain` knows it, with its
+    slope (``"relu"``, ``"leaky_relu(0.2)"``), ``"linear"`` for none, ``"norm"`` for a normalization; None where the
+    model's structure does not show it.
     """
 
     name: str
@@ -108,6 +112,8 @@ class Site:
     persistent: bool = True
     aliases: tuple[Site, ...] = ()
     shares: tuple[str, ...] = ()
+    frozen: bool = False
+    activation: str | None = None
 
     @property
     def leaf(self) -> str:
@@ -206,7 +212,12 @@ def _site(one: Held, position: int) -> Site:
         parametrized=one.way is not None,
         position=position,
         persistent=one.leaf not in module._non_persistent_buffers_set,
+        frozen=one.kind == "parameter" and not any(map(_learns, one.way.sources if one.way else (one.tensor,))),
     )
+
+
+def _learns(tensor: Tensor) -> bool:
+    return tensor.requires_grad
 
 
 def _state(tensor: Tensor) -> State:
