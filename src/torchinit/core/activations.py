@@ -24,7 +24,7 @@ _BY_CLASS: Final[dict[type[nn.Module], str | Callable[[Any], str | None]]] = {
     nn.LeakyReLU: lambda module: f"leaky_relu({float(module.negative_slope)})",
     nn.LogSoftmax: "linear",  # what a softmax is given are logits, which want no gain
     nn.Mish: "mish",
-    nn.PReLU: lambda module: f"prelu({float(module.init)})",
+    nn.PReLU: lambda module: f"prelu({float(getattr(module, 'init', 0.25))})",
     nn.ReLU: "relu",
     nn.SELU: "selu",
     nn.SiLU: "silu",

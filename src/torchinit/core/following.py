@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from itertools import pairwise
 from typing import Final, TypeAlias
 
 from torch import nn
@@ -104,7 +103,7 @@ def with_activations(model: nn.Module, found: tuple[Site, ...]) -> tuple[Site, .
     ['leaky_relu(0.2)', 'linear']
     """
     followers: dict[str, Follower] = {}
-    _visit(model, "", _LINEAR, followers)
+    _visit(*_unwrapped(model), _LINEAR, followers)
     bare = {normalize(f"{name}.weight").rpartition(".")[0]: follower for name, follower in followers.items()}
     known = {**bare, **followers}
     return tuple(_told(site, known) for site in found)
@@ -118,6 +117,18 @@ def _told(site: Site, known: Mapping[str, Follower]) -> Site:
         return site
     aliases = tuple(replace(alias, activation=activation) for alias in site.aliases)
     return replace(site, activation=activation, aliases=aliases)
+
+
+def _unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
+    """The model inside of what it is wrapped in as a whole, be it by a class that nobody knows, and where it stands."""
+    path = []
+    while len(model._modules) == 1 and not WRAPPERS.isdisjoint(model._modules) and not model._parameters:
+        ((key, inner),) = model._modules.items()
+        if inner is None:
+            break
+        path.append(key)
+        model = inner
+    return model, ".".join(path)
 
 
 def _visit(module: nn.Module, name: str, then: Follower, followers: dict[str, Follower]) -> Follower:
@@ -145,7 +156,10 @@ def _visit(module: nn.Module, name: str, then: Follower, followers: dict[str, Fo
 
 
 def _is_wrapper(module: nn.Module, children: Children) -> bool:
-    """Whether the module does nothing but call another one: torch.compile, FSDP, checkpointing, data parallelism."""
+    """Whether the module does nothing but call another one: torch.compile, FSDP, checkpointing, data parallelism.
+
+    Inside of a model, unlike around it, a ``module`` may as well be the branch of a residual block.
+    """
     parallel = isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel))
     return len(children) == 1 and not WRAPPERS.isdisjoint(children) and (parallel or "module" not in children)
 
@@ -178,10 +192,15 @@ def _is_norm(module: nn.Module) -> bool:
 def _inside(module: nn.Module, children: Children, then: Follower) -> dict[str, Follower]:
     """What follows the children of a module of which nothing is known but what it holds."""
     layers = {key: child for key, child in children.items() if _is_layer(child)}
+    if not layers:
+        return {}
     found = _block(module, children, layers, then)
-    for (key, child), (_, after) in pairwise(children.items()):
-        if key in layers and _normalizes(after, child):
+    # Two layers one after the other are registered in the order of their kind, not of their calls.
+    for before, key, after in zip(["", *children], children, [*children][1:], strict=False):
+        if key in layers and before not in layers and _normalizes(children[after], children[key]):
             found[key] = FREE
+        elif found.get(key) != _LINEAR and _is_norm(children[after]):  # between the layer and its activation, or not
+            found.pop(key, None)
     return found
 
 
@@ -196,13 +215,20 @@ def _block(module: nn.Module, children: Children, layers: Children, then: Follow
     block = _BLOCK_BY_LAYERS.get(names)
     named = [held[key] for key in _HOLDERS if key in held]
     activation = named[0] if named else different.pop() if len(different) == 1 else None
-    if block is None or activation is None or not _fit(block, layers):
+    if block is None or activation is None or not _is_whole(block, children) or not _fit(block, layers):
         return {}
     # A second activation may follow the last layer. So may one that comes after the block, unless the block adds
     # something to the layer's output, which does not show.
     last = held.get("gate") if len(held) > 1 else _LINEAR if then in (None, _LINEAR, FREE) else None
     parts = {_ACTIVATED: activation, _LAST: last, _LINEAR: _LINEAR, FREE: FREE}
     return {key: parts[part] for key, part in block.items()}
+
+
+def _is_whole(block: Mapping[str, str], children: Children) -> bool:
+    """Whether nothing with weights of its own, that may be called in between, is registered once the block begins."""
+    begun = [*children][min(map([*children].index, block)) :]
+    others = (children[key] for key in begun if key not in block)
+    return not any(parameter.dim() > 1 for other in others for parameter in other.parameters())
 
 
 def _fit(block: Mapping[str, str], layers: Children) -> bool:

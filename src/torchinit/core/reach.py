@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torchinit.core.tables import percentage
+from torchinit.errors import count
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class Reach:
     def __str__(self) -> str:
         reached, among = self.parameters
         elements = percentage(*self.elements)
-        return f"scheme {self.scheme!r} reached {reached} of {among} parameters, {elements} % of the elements"
+        return f"scheme {self.scheme!r} reached {reached} of {count(among, 'parameter')}, {elements} % of the elements"
 
     @property
     def share(self) -> float:
@@ -46,8 +47,8 @@ class Reach:
         if not self.is_low:
             return str(self)
         more = ", ".join("{!r} ({} of {})".format(other.scheme, *other.parameters) for other in self.better[:3])
-        none = "no scheme that comes with torchinit reaches more of it, so give the rest rules of their own"
-        return f"{self}: it is made for other models than this; {f'more of it is reached by {more}' if more else none}"
+        none = "No scheme that comes with torchinit reaches more of it: give the rest rules of their own"
+        return f"{self}, less than a half of the model. {f'Schemes that reach more of it: {more}' if more else none}"
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Reach:

@@ -197,6 +197,7 @@ def _site(one: Held, position: int) -> Site:
     module = one.place.module
     state = "flat" if one.flat else "fixed" if one.way and not one.way.assign else _state(one.tensor)
     slot = describe(module, one.leaf) if state != "lazy" else Slot("other")
+    sources = one.way.sources if one.way else (one.tensor,)
     return Site(
         name=one.name,
         shape=() if state == "lazy" else tuple(one.tensor.shape),
@@ -212,12 +213,8 @@ def _site(one: Held, position: int) -> Site:
         parametrized=one.way is not None,
         position=position,
         persistent=one.leaf not in module._non_persistent_buffers_set,
-        frozen=one.kind == "parameter" and not any(map(_learns, one.way.sources if one.way else (one.tensor,))),
+        frozen=one.kind == "parameter" and not any(tensor.requires_grad for tensor in sources),
     )
-
-
-def _learns(tensor: Tensor) -> bool:
-    return tensor.requires_grad
 
 
 def _state(tensor: Tensor) -> State:
