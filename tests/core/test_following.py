@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -72,7 +73,7 @@ FOLLOWERS: dict[type[nn.Module], str | None] = {
 }  # fmt: skip
 SEEN_THROUGH = (nn.Dropout, nn.Identity, nn.Flatten)
 
-LEAVES = (
+LEAVES: tuple[Callable[[], nn.Module], ...] = (
     lambda: nn.Linear(4, 4), nn.ReLU, MyReLU, Doubled, Squares, nn.Tanh, nn.Dropout, nn.Identity, nn.Flatten,
     lambda: nn.LayerNorm(4),
 )  # fmt: skip
