@@ -13,9 +13,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 
 import torchinit
+from tests.ranks import fake_rank
 from torchinit import Layout, Plan, Site, sites
 from torchinit.core.activations import activation_of
 from torchinit.core.following import with_activations
@@ -232,6 +236,22 @@ def test_lazy_layers() -> None:
 def test_what_is_wrapped_inside(wrap: Any) -> None:
     model = nn.Sequential(wrap(nn.Linear(2, 2)), nn.Tanh())
     assert [site.activation for site in sites(model) if site.leaf == "weight"] == ["tanh"]
+
+
+def test_a_model_that_is_cut_among_ranks_or_checkpointed_is_the_same() -> None:
+    def make() -> Any:
+        mlp = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 4), nn.ReLU())
+        return nn.Sequential(mlp, nn.TransformerEncoderLayer(4, 2, 8), nn.Linear(4, 2))
+
+    plain = follows(make())
+    with fake_rank(0, 2):
+        model = make()
+        for part in (model[0][0], model[0], model[1], model):
+            fully_shard(part, mesh=init_device_mesh("cpu", (2,)))
+        assert follows(model) == plain
+    model = make()
+    model[0][0], model[1] = checkpoint_wrapper(model[0][0]), checkpoint_wrapper(model[1])
+    assert follows(model) == plain
 
 
 def test_what_is_called_module_is_wrapped_around_a_model_alone() -> None:
