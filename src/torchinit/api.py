@@ -70,7 +70,7 @@ def plan(model: nn.Module, recipe: RecipeLike, *, complete: bool = False, strict
 
 
 def draft(model: nn.Module, recipe: RecipeLike) -> Plan:
-    """What :func:`plan` makes and checks, with all that is wrong with it. Raises as it does but for PlanError."""
+    """The plan of a recipe on a model, whatever is wrong with it; ConfigError when the recipe cannot be read."""
     known = sites(model)
     return with_better(make_plan(known, rules_of(recipe)), known)
 

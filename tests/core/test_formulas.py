@@ -244,6 +244,13 @@ def test_a_slope_cannot_be_given_and_found() -> None:
         Kaiming(a=0.2, nonlinearity="auto")
 
 
+def test_mmengine_does_not_know_what_follows() -> None:
+    with pytest.raises(ValueError, match="unknown nonlinearity 'auto'"):
+        torchinit.kaiming_init(nn.Linear(2, 2), nonlinearity="auto")
+    with pytest.raises(ValueError, match="unknown nonlinearity 'auto'"):
+        torchinit.KaimingInit(nonlinearity="auto", layer="Linear")(nn.Linear(2, 2))
+
+
 @pytest.mark.parametrize(
     ("init", "asks"),
     [
