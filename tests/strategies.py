@@ -170,6 +170,7 @@ def formulas() -> st.SearchStrategy[Initializer]:
         st.builds(
             Kaiming, st.floats(0, 3), modes, st.sampled_from(["relu", "leaky_relu", "gelu", "tanh"]), spreads, fans
         ),
+        st.builds(Kaiming, st.just(0.0), modes, st.just("auto"), spreads, fans),
         st.builds(LeCun, spreads, fans),
         st.builds(Caffe2Xavier, fans),
         st.sampled_from([Zeros(), Ones(), Neutral()]),

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from torchinit.core.fingerprints import fingerprint as fingerprint_of
+from torchinit.core.following import with_activations
 from torchinit.core.neutral import with_neutral
 from torchinit.core.planner import make_plan
 from torchinit.core.plans import Plan, Recipe, Rule
@@ -23,6 +24,7 @@ from torchinit.distributed import Materialization, among
 from torchinit.modules import initialize_module
 from torchinit.noise import Global, Keyed
 from torchinit.recipes import decode_recipe, load_recipe
+from torchinit.recipes.alternatives import with_better
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -40,13 +42,14 @@ def sites(model: nn.Module) -> tuple[Site, ...]:
     """The parameters and buffers of a model, on any device, meta included, and what is known of them.
 
     They come in the order of ``Module.apply``: children before their parents. Tensors that share memory
-    are one site with aliases. Norms other than torch's are asked for their neutral value: a copy of each kind of
-    layer is run on the CPU, and nothing of the model is touched.
+    are one site with aliases. Of a layer is told what follows it; norms other than torch's are asked for their neutral
+    value: a copy of each kind of layer is run on the CPU, and nothing of the model is touched.
 
-    >>> [(site.name, site.neutral) for site in sites(nn.Sequential(nn.Linear(2, 3), nn.RMSNorm(3)))]
-    [('0.weight', None), ('0.bias', None), ('1.weight', 1.0)]
+    >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.RMSNorm(3))
+    >>> [(site.name, site.neutral, site.activation) for site in sites(model)]
+    [('0.weight', None, 'relu'), ('0.bias', None, None), ('2.weight', 1.0, None)]
     """
-    return with_neutral(model, bare_sites(model))
+    return with_activations(model, with_neutral(model, bare_sites(model)))
 
 
 def plan(model: nn.Module, recipe: RecipeLike, *, complete: bool = False, strict: bool = False) -> Plan:
@@ -63,7 +66,13 @@ def plan(model: nn.Module, recipe: RecipeLike, *, complete: bool = False, strict
     >>> plan(model, Rule(Layer("Linear") & Leaf("weight"), Kaiming()))["0.weight"].fill
     Normal(mean=0.0, std=0.2)
     """
-    return make_plan(sites(model), rules_of(recipe)).check(complete=complete, strict=strict)
+    return draft(model, recipe).check(complete=complete, strict=strict)
+
+
+def draft(model: nn.Module, recipe: RecipeLike) -> Plan:
+    """The plan of a recipe on a model, whatever is wrong with it; ConfigError when the recipe cannot be read."""
+    known = sites(model)
+    return with_better(make_plan(known, rules_of(recipe)), known)
 
 
 def initialize(
@@ -81,8 +90,9 @@ def initialize(
     With a ``seed`` every value belongs to the name of its parameter: the same for any order of layers, and
     the caller's random state is left alone. Without one, values are drawn from torch's global generator in
     the order in which hand-written code would draw them. A rule that matches nothing is a warning, with
-    ``strict`` an error. ``stats=False`` measures nothing; ``progress`` is called after each step;
-    ``fingerprint`` puts the model's into the report (:func:`torchinit.fingerprint`).
+    ``strict`` an error; a scheme that reaches less than a half of the model is a warning. ``stats=False`` measures
+    nothing; ``progress`` is called after each step; ``fingerprint`` puts the model's into the report
+    (:func:`torchinit.fingerprint`).
 
     A dict with ``type``, or a list of such dicts, is an ``init_cfg`` and is read by MMEngine's rules:
     :class:`torchinit.BaseModule`.
@@ -101,18 +111,24 @@ def initialize(
     if _is_init_cfg(recipe):
         report = initialize_module(model, recipe, seed)
     else:
-        made = plan(model, recipe, strict=strict)
-        _warn(made)
+        made = _checked(model, recipe, strict=strict)
         noise = Global() if seed is None else Keyed(seed)
         agree = among(model) if made.loads else None
         report = run(made, local_shards(model), noise, stats=stats, progress=progress, agree=agree)
     return replace(report, fingerprint=fingerprint_of(model)) if fingerprint else report
 
 
-def _warn(made: Plan) -> None:
+def _checked(model: nn.Module, recipe: RecipeLike, *, strict: bool, complete: bool = False) -> Plan:
+    """The plan, with a warning for what may not be meant; that a scheme is for other models explains errors, too."""
+    made = draft(model, recipe)
+    for reach in made.reach:
+        if reach.is_low:
+            _log.warning("%s", reach.summary())
+    made.check(complete=complete, strict=strict)
     hints = [hint for _, hint in made.unused]
     for text in (*hints, *made.left_alone, *(text for account in made.loads for text in account.warnings)):
         _log.warning("%s", text)
+    return made
 
 
 def materialize(
@@ -149,15 +165,9 @@ def materialize(
     >>> report.assert_ok(complete=True)["1.running_var"].fill
     'BatchNorm1d.reset_running_stats()'
     """
-
-    def planned() -> Plan:
-        made = plan(model, recipe, complete=True, strict=strict)
-        _warn(made)
-        return made
-
     report = Materialization(
         model,
-        planned,
+        lambda: _checked(model, recipe, strict=strict, complete=True),
         Keyed(seed),
         device=device,
         group=group,

@@ -64,6 +64,37 @@ def test_plan_as_json_is_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
     assert made["h.3.mlp.c_proj.weight"].fill == torchinit.Normal(std=0.02 / 8**0.5)
 
 
+CNN = """
+from torch import nn
+
+
+def cnn():
+    return nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.Flatten(), nn.Linear(256, 10))
+"""
+
+
+@pytest.mark.parametrize("command", ["plan", "apply"])
+def test_a_scheme_for_other_models_says_so(
+    command: str, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = f"{write('cnn.py', CNN)}:cnn"
+    output = ["-o", str(tmp_path / "w.safetensors")] if command == "apply" else []
+    assert main([command, model, "llama", "--lenient", *output]) == 0
+    said = "scheme 'llama' reached 2 of 6 parameters, 6.2 % of the elements, less than a half of the model."
+    better = "Schemes that reach more of it: 'general' (6 of 6), 'resnet' (6 of 6), 'vit' (6 of 6)"
+    assert f"{said} {better}" in capsys.readouterr().out.splitlines()
+    assert main([command, model, "general", *output, *(["--force"] if output else [])]) == 0
+    assert "scheme 'general' reached 6 of 6 parameters, 100 % of the elements" in capsys.readouterr().out.splitlines()
+    assert main([command, model, "llama", "--lenient", "--json", *output, *(["--force"] if output else [])]) == 0
+    assert json.loads(capsys.readouterr().out)["reach"][0]["parameters"] == [2, 6]
+
+
+def test_a_plan_says_what_follows(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", f"{write('cnn.py', CNN)}:cnn", "general", "--json"]) == 0
+    made = Plan.from_json(capsys.readouterr().out)
+    assert [step.site.activation for step in made if step.site.leaf == "weight"] == ["relu", "linear", "linear"]
+
+
 LARGE = [f"{ROOT}/examples/large.py:moe_1t", f"{ROOT}/examples/large.toml", "--arg", "depth=3"]
 
 

@@ -35,6 +35,7 @@ from torchinit import (
     Zeros,
     sites,
 )
+from torchinit.core.formulas import asks_what_follows
 
 WRONG: Any = torchinit  # without types, to say what is wrong
 SHAPES = [(5, 7), (64, 3, 7, 7), (12, 8, 3), (4, 4), (3, 1, 2, 2, 2)]
@@ -219,3 +220,50 @@ def test_a_formula_is_a_value(init: Initializer) -> None:
 )
 def test_text_for_tables(init: Initializer, text: str) -> None:
     assert str(init) == text
+
+
+@pytest.mark.parametrize(
+    ("follows", "named"), [("relu", ("relu", 0.0)), ("leaky_relu(0.2)", ("leaky_relu", 0.2)), ("gelu", ("gelu", 0.0))]
+)
+def test_what_follows_is_what_one_would_name(follows: str, named: tuple[str, float]) -> None:
+    for mode in ("fan_in", "fan_out", "fan_avg"):
+        for spread in ("normal", "uniform", "truncated_normal"):
+            auto = WRONG.Kaiming(0.0, mode, "auto", spread).resolve(Site("w", (12, 7), activation=follows))
+            by_hand = WRONG.Kaiming(named[1], mode, named[0], spread).resolve(Site("w", (12, 7)))
+            assert auto == by_hand
+
+
+@pytest.mark.parametrize("follows", [None, "norm", "linear"])
+def test_the_gain_before_nothing_a_norm_and_who_knows(follows: str | None) -> None:
+    site = Site("w", (10, 25), activation=follows)
+    assert Kaiming(mode="fan_in", nonlinearity="auto").resolve(site) == Normal(0.0, 0.2)
+
+
+def test_a_slope_cannot_be_given_and_found() -> None:
+    with pytest.raises(ValueError, match=r"a is found with nonlinearity='auto', so it cannot be 0\.2, too"):
+        Kaiming(a=0.2, nonlinearity="auto")
+
+
+def test_mmengine_does_not_know_what_follows() -> None:
+    with pytest.raises(ValueError, match="unknown nonlinearity 'auto'"):
+        torchinit.kaiming_init(nn.Linear(2, 2), nonlinearity="auto")
+    with pytest.raises(ValueError, match="unknown nonlinearity 'auto'"):
+        torchinit.KaimingInit(nonlinearity="auto", layer="Linear")(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("init", "asks"),
+    [
+        (Kaiming(nonlinearity="auto"), True),
+        (Kaiming(), False),
+        (Normal(), False),
+        (torchinit.Blocks((Zeros(), torchinit.Scaled(Kaiming(nonlinearity="auto"), 0.5)), 2), True),
+        (torchinit.Stacked(torchinit.DepthScaled(Kaiming(nonlinearity="auto"))), True),
+        (torchinit.Blocks(Kaiming(), 2), False),
+        (torchinit.Computed(Kaiming, a="1 / depth", nonlinearity="auto"), True),
+        (torchinit.Computed(Kaiming, a="1 / depth"), False),
+    ],
+    ids=str,
+)
+def test_who_asks_what_follows(init: Initializer, asks: bool) -> None:
+    assert asks_what_follows(init) is asks

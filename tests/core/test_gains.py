@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from torchinit import gain
-from torchinit.core.gains import nonlinearities
+from torchinit.core.gains import gain_before, nonlinearities
 
 TORCHS = ["linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "sigmoid"]
 
@@ -23,6 +23,7 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "hardswish": F.hardswish,
     "hardtanh": F.hardtanh,
     "mish": F.mish,
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
     "relu": F.relu,
     "relu6": F.relu6,
     "relu_squared": lambda x: F.relu(x) ** 2,
@@ -66,3 +67,27 @@ def test_an_unknown_name() -> None:
         gain("gleu")
     with pytest.raises(ValueError, match=r"unknown nonlinearity 'foo'$"):
         gain("foo")
+
+
+def test_what_follows_needs_a_model() -> None:
+    with pytest.raises(ValueError, match=r"'auto' is the nonlinearity that follows a layer, and without a model"):
+        gain("auto")
+    assert "auto" not in nonlinearities()
+    with pytest.raises(ValueError, match=r"unknown nonlinearity 'atuo'; did you mean 'auto'\?"):
+        gain("atuo")
+
+
+@pytest.mark.parametrize(
+    ("activation", "expected"),
+    [
+        (None, 1.0), ("norm", 1.0), ("linear", 1.0), ("relu", math.sqrt(2)), ("leaky_relu(0.2)", math.sqrt(2 / 1.04)),
+        ("prelu(-0.5)", math.sqrt(2 / 1.25)), ("leaky_relu(1e-05)", math.sqrt(2)), ("tanh", 5 / 3),
+    ],
+)  # fmt: skip
+def test_the_gain_of_what_follows(activation: str | None, expected: float) -> None:
+    assert gain_before(activation) == pytest.approx(expected, rel=1e-9)
+
+
+def test_what_follows_by_a_name_that_is_not_known() -> None:
+    with pytest.raises(ValueError, match="unknown nonlinearity 'reul'"):
+        gain_before("reul")

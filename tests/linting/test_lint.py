@@ -34,6 +34,13 @@ def test_nothing_is_written() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_that_nobody_knows_what_follows_is_no_finding() -> None:
+    model = nn.ModuleList([nn.Linear(4, 4), nn.ConvTranspose2d(4, 8, 3)])
+    rule = Rule(Leaf("weight"), Kaiming(nonlinearity="auto"))
+    torchinit.initialize(model, rule, seed=0)
+    assert [(one.code, one.site) for one in lint(model, recipe=rule, select=["TI7"])] == [("TI703", "1.weight")]
+
+
 def test_a_sketch_is_checked_for_what_needs_no_values() -> None:
     with torch.device("meta"):
         model = nn.Sequential(nn.ConvTranspose2d(4, 8, 3), nn.Linear(4, 4))

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from torchinit import Keyed, Plan, Step, fingerprint, local_shards, make_plan, sites
+from torchinit import Keyed, Plan, Step, fingerprint, local_shards
 from torchinit import run as carry_out
+from torchinit.api import draft
 from torchinit.cli import options, weights
 from torchinit.cli.errors import UsageError
 from torchinit.core.runs import Progress
@@ -58,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     model = options.model_of(arguments, "cpu", arguments.seed)
     if arguments.dtype:
         model.to(DTYPES[arguments.dtype])
-    plan = make_plan(sites(model), rules).check(complete=arguments.complete, strict=arguments.strict)
+    plan = draft(model, rules).check(complete=arguments.complete, strict=arguments.strict)
     with _progress(plan) as progress:
         report = carry_out(plan, local_shards(model), noise, stats=arguments.stats, progress=progress)
     report = replace(report, fingerprint=fingerprint(model))

@@ -7,7 +7,8 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from torchinit import Plan, make_plan, sites
+from torchinit import Plan
+from torchinit.api import draft
 from torchinit.cli import options
 from torchinit.cli.errors import UsageError
 from torchinit.distributed.costs import Cost, cost_of
@@ -39,7 +40,7 @@ def add(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Prints the plan, what is wrong with it included; raises PlanError if anything is."""
     rules = options.recipe_of(arguments.recipe)
-    plan = make_plan(sites(options.model_of(arguments, arguments.device)), rules)
+    plan = draft(options.model_of(arguments, arguments.device), rules)
     cost = _cost(arguments, plan) if arguments.mesh else None
     if cost is None:
         print(plan.to_json() if arguments.json else plan.table())

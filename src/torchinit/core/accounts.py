@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from torchinit.core.tables import columns, some
+from torchinit.core.tables import columns, percentage, some
 from torchinit.errors import count
 
 SHAPE = "has shape"
@@ -187,7 +187,7 @@ class Account:
         parts = [f"{len(names)} {what}" for what, names in lists.items() if names]
         where = f"{self.source}, part {self.part!r}" if self.part else self.source
         sites = count(self.wanted, "site")
-        head = f"{where}: {_floor(self.percent())} % of the elements loaded, {self.found} of {sites}"
+        head = f"{where}: {percentage(*self.elements)} % of the elements loaded, {self.found} of {sites}"
         return ", ".join([head, *parts])
 
     def table(self) -> str:
@@ -299,8 +299,3 @@ def _depth(names: list[str]) -> int:
 
 def _part(name: str, depth: int) -> str:
     return ".".join(name.split(".")[:-1][:depth]) or "(top)"
-
-
-def _floor(percent: float) -> str:
-    """A percentage that says 100 only where nothing is left out."""
-    return "100" if percent == 100 else f"{int(percent * 10) / 10:.1f}"

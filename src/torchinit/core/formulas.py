@@ -8,9 +8,10 @@ from typing import Literal, TypeAlias, final
 
 from torchinit.core.arguments import choice, number
 from torchinit.core.fills import Constant, Fill, Normal, TruncNormal, Uniform
-from torchinit.core.gains import gain
+from torchinit.core.gains import gain, gain_before
 from torchinit.core.sites import Convention, Site
 from torchinit.core.spelling import Spelled
+from torchinit.schema import Unfinished
 
 FanMode: TypeAlias = Literal["fan_in", "fan_out", "fan_avg", "fan_geo_avg"]
 Shape: TypeAlias = Literal["normal", "uniform", "truncated_normal"]
@@ -110,12 +111,15 @@ class Kaiming(Spelled):
     """He et al. (2015): variance gain² / fan, the gain that of the layer's nonlinearity.
 
     ``a`` is the negative slope of ``leaky_relu`` (and of ``prelu``). ``nonlinearity`` is one of :func:`gain`'s
-    names. https://arxiv.org/abs/1502.01852
+    names, or ``"auto"``: what follows the layer, with its slope, where the structure of the model shows it. Where it
+    does not, and before a norm, the gain is 1, and the plan notes what is not known. https://arxiv.org/abs/1502.01852
 
     >>> Kaiming().resolve(Site("w", (50, 10)))
     Normal(mean=0.0, std=0.2)
     >>> Kaiming(mode="fan_in", nonlinearity="linear", distribution="uniform").resolve(Site("w", (8, 3)))
     Uniform(a=-1.0, b=1.0)
+    >>> Kaiming(mode="fan_in", nonlinearity="auto").resolve(Site("w", (10, 50), activation="relu"))
+    Normal(mean=0.0, std=0.2)
     """
 
     a: float = 0.0
@@ -129,10 +133,28 @@ class Kaiming(Spelled):
         choice("mode", self.mode, FanMode)
         choice("distribution", self.distribution, Shape)
         choice("fans", self.fans, Convention)
-        gain(self.nonlinearity, self.a)
+        if self.nonlinearity != "auto":
+            gain(self.nonlinearity, self.a)
+        elif self.a:
+            raise ValueError(f"a is found with nonlinearity='auto', so it cannot be {self.a!r}, too")
 
     def resolve(self, site: Site) -> Fill:
-        return _by_fans(site, gain(self.nonlinearity, self.a), self.mode, self.distribution, self.fans)
+        follows = self.nonlinearity == "auto"
+        factor = gain_before(site.activation) if follows else gain(self.nonlinearity, self.a)
+        return _by_fans(site, factor, self.mode, self.distribution, self.fans)
+
+
+def asks_what_follows(init: object) -> bool:
+    """Whether an initializer, or one that it is made of, takes the gain of what follows the layer.
+
+    >>> asks_what_follows(Kaiming(nonlinearity="auto")), asks_what_follows(Kaiming())
+    (True, False)
+    """
+    if isinstance(init, Unfinished):
+        return init.target_and_arguments()[1].get("nonlinearity") == "auto"
+    inner = getattr(init, "init", ())
+    parts = inner if isinstance(inner, tuple) else (inner,)
+    return getattr(init, "nonlinearity", None) == "auto" or any(map(asks_what_follows, parts))
 
 
 @final

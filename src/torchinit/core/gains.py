@@ -8,6 +8,9 @@ from functools import cache
 
 from torchinit.errors import did_you_mean
 
+FREE = "norm"
+"""What stands for a normalization among the nonlinearities: it undoes any gain."""
+
 _LINEAR = ("linear", "identity", *(f"conv{d}d" for d in (1, 2, 3)), *(f"conv_transpose{d}d" for d in (1, 2, 3)))
 
 
@@ -20,7 +23,8 @@ def gain(nonlinearity: str, a: float = 0.0) -> float:
     .. math:: \mathrm{gain} = 1 \big/ \sqrt{\mathbb{E}[f(z)^2]}, \quad z \sim N(0, 1)
 
     (Saxe et al. 2013; Poole et al. 2016, https://arxiv.org/abs/1606.05340). ``a`` is the negative slope of
-    ``leaky_relu`` and ``prelu``. Raises ValueError for a name that is not known.
+    ``leaky_relu`` and ``prelu``. Raises ValueError for a name that is not known, and for ``"auto"``, which
+    :class:`torchinit.Kaiming` alone can take, since it is shown a model.
 
     >>> gain("relu") == math.sqrt(2), gain("tanh") == 5 / 3
     (True, True)
@@ -35,7 +39,24 @@ def gain(nonlinearity: str, a: float = 0.0) -> float:
         return math.sqrt(2.0 / (1 + a**2))
     if nonlinearity in _BY_EXPERIMENT:
         return _BY_EXPERIMENT[nonlinearity]
+    if nonlinearity == "auto":
+        raise ValueError(
+            "'auto' is the nonlinearity that follows a layer, and without a model there is none: name it, or give"
+            " Kaiming(nonlinearity='auto') as the initializer of a rule"
+        )
     return _numeric(nonlinearity)
+
+
+def gain_before(activation: str | None) -> float:
+    """The gain of a layer that this follows, as :attr:`torchinit.Site.activation` has it; 1 where that is not known.
+
+    >>> gain_before("leaky_relu(0.5)") == gain("leaky_relu", 0.5), gain_before("norm"), gain_before(None)
+    (True, 1.0, 1.0)
+    """
+    if activation is None or activation == FREE:
+        return 1.0
+    name, _, slope = activation.removesuffix(")").partition("(")
+    return gain(name, float(slope or 0))
 
 
 def nonlinearities() -> tuple[str, ...]:
@@ -65,6 +86,7 @@ _FUNCTIONS: dict[str, Callable[[float], float]] = {
     "hardswish": lambda x: x * min(max(x + 3, 0), 6) / 6,
     "hardtanh": lambda x: min(max(x, -1), 1),
     "mish": lambda x: x * math.tanh(_softplus(x)),
+    "quick_gelu": lambda x: x * _sigmoid(1.702 * x),
     "relu6": lambda x: min(max(x, 0), 6),
     "relu_squared": lambda x: max(x, 0) ** 2,
     "silu": lambda x: x * _sigmoid(x),
@@ -79,7 +101,8 @@ _FUNCTIONS: dict[str, Callable[[float], float]] = {
 def _numeric(nonlinearity: str) -> float:
     function = _FUNCTIONS.get(nonlinearity)
     if function is None:
-        raise ValueError(f"unknown nonlinearity {nonlinearity!r}{did_you_mean(nonlinearity, nonlinearities())}")
+        near = did_you_mean(nonlinearity, [*nonlinearities(), "auto"])
+        raise ValueError(f"unknown nonlinearity {nonlinearity!r}{near}")
     # Simpson's rule; the kinks of all these functions fall on its nodes, so its order is kept. Beyond
     # 12 standard deviations a normal holds less than 1e-32 of its mass.
     step, half = 1 / 64, 12 * 64

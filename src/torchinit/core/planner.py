@@ -9,11 +9,12 @@ from typing import Literal
 from torchinit.core.accounts import Account
 from torchinit.core.composites import Padded
 from torchinit.core.fills import Constant, Fill
-from torchinit.core.formulas import Neutral
+from torchinit.core.formulas import Neutral, asks_what_follows
 from torchinit.core.loaders import Loader, Lookup
 from torchinit.core.misses import nothing
 from torchinit.core.neutral import looks_like_norm, neutrality
-from torchinit.core.plans import Plan, Rule, Skipped, Step
+from torchinit.core.plans import UNKNOWN, Plan, Rule, Skipped, Step
+from torchinit.core.reach import Reach
 from torchinit.core.sites import WHY, Site, State
 from torchinit.core.tables import some
 from torchinit.errors import FanError, count
@@ -69,7 +70,7 @@ class _Planner:
         steps = [write.step for writes in self.writes.values() for write in writes[:-1]]
         left = [site for site in self.known if site.name not in self.writes and site.name not in self.skipped]
         return Plan(
-            steps=_in_turn(_final([write.step for write in writes]) for writes in self.writes.values()),
+            steps=_in_turn(map(_final, self.writes.values())),
             overwritten=_in_turn(steps),
             untouched=tuple(left),
             declined=tuple(self.declined[site.name] for site in left if site.name in self.declined),
@@ -77,6 +78,7 @@ class _Planner:
             unused=tuple((rule, f"{rule.origin} {nothing(rule, self.known)}") for rule in unused),
             problems=tuple(self.problems),
             loads=tuple(map(self._with_bare, self.loads)),
+            reach=tuple(self._reach()),
         )
 
     def _pairs(self) -> list[tuple[Site, Site]]:
@@ -108,6 +110,18 @@ class _Planner:
         lookup = loader.look_up(pairs, self.known)
         self.loads.append(lookup.account)
         return lookup
+
+    def _reach(self) -> Iterator[Reach]:
+        """How much of the model the rules of each scheme are for."""
+        learning = [site for site in self.known if site.kind == "parameter" and site.numel and not site.frozen]
+        elements = sum(site.numel for site in learning)
+        for scheme in dict.fromkeys(rule.scheme for rule in self.rules if rule.scheme):
+            reached = [
+                site.numel
+                for site in learning
+                if any(write.step.rule.scheme == scheme for write in self.writes.get(site.name, ()))
+            ]
+            yield Reach(scheme, (len(reached), len(learning)), (sum(reached), elements))
 
     def _with_bare(self, account: Account) -> Account:
         """The account with what is missing and gets no values from another rule."""
@@ -142,11 +156,16 @@ def _in_turn(steps: Iterable[Step]) -> tuple[Step, ...]:
     return tuple(sorted(steps, key=lambda step: step.turn))
 
 
-def _final(steps: list[Step]) -> Step:
-    last = steps[-1]
-    beaten = dict.fromkeys(step.rule for step in steps[:-1] if step.rule is not last.rule)
-    notes = _notes(last)
-    return replace(last, over=tuple(beaten), notes=notes) if beaten or notes else last
+def _final(writes: list[_Write]) -> Step:
+    last = writes[-1]
+    step = last.step
+    beaten = dict.fromkeys(write.step.rule for write in writes[:-1] if write.step.rule is not step.rule)
+    notes = (
+        *_norm_notes(step),
+        *fan_notes(step),
+        *([UNKNOWN] if asks_what_follows(step.rule.init) and not last.view.activation else []),
+    )
+    return replace(step, over=tuple(beaten), notes=notes) if beaten or notes else step
 
 
 _NOT_KNOWN = (
@@ -159,11 +178,15 @@ def _asks_for_neutral(rule: Rule) -> bool:
     return isinstance(getattr(rule.init, "init", rule.init), Neutral)
 
 
-def _notes(step: Step) -> tuple[str, ...]:
-    """What a reader should know: that a norm starts off its neutral value, that connections are counted otherwise."""
+def _norm_notes(step: Step) -> tuple[str, ...]:
+    """What a reader should know of a norm: that it starts off its neutral value."""
     site, fill = step.site, step.fill
-    if site.neutral is not None and isinstance(fill, Constant) and fill.val not in (site.neutral, 0.0):
-        return (neutrality(site),)
+    off = site.neutral is not None and isinstance(fill, Constant) and fill.val not in (site.neutral, 0.0)
+    return (neutrality(site),) if off else ()
+
+
+def fan_notes(step: Step) -> tuple[str, ...]:
+    """What a reader should know of the fans: the two ways to count connections differ here."""
     convention = getattr(step.rule.init, "fans", None)
     if convention is None or len(step.site.shape) < 2:
         return ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 from torch import nn
 
@@ -13,6 +13,7 @@ from torchinit.core.accounts import Account, shortened
 from torchinit.core.fills import Fill, Initializer
 from torchinit.core.loaders import Loader
 from torchinit.core.moments import Moments
+from torchinit.core.reach import Reach
 from torchinit.core.selectors import Selector
 from torchinit.core.sites import Site
 from torchinit.core.tables import columns, shape_text, some
@@ -26,7 +27,7 @@ class Rule:
 
     ``optional`` allows the rule to match nothing. ``padding=False`` lets it write the padding row of an
     embedding, which is zero otherwise. ``buffers=True`` lets it match buffers as well as parameters.
-    ``origin`` is the place in a config that it comes from, for messages.
+    ``origin`` is the place in a config that it comes from, for messages, ``scheme`` the scheme.
 
     >>> from torchinit.core.fills import Normal
     >>> from torchinit.core.selectors import Name
@@ -41,6 +42,7 @@ class Rule:
     padding: bool = True
     buffers: bool = False
     origin: str = field(default="", compare=False, repr=False)
+    scheme: str = field(default="", compare=False, repr=False)
 
     def __str__(self) -> str:
         return self.label or f"{self.where} -> {self.init}"
@@ -90,6 +92,9 @@ class Skipped:
     why: str
 
 
+UNKNOWN: Final = "what follows this layer is not known: gain 1"
+"""The note of a step whose gain should be that of the next nonlinearity, where no structure shows one."""
+
 _FORMAT = "torchinit-plan-1"
 
 Verb: TypeAlias = Literal["added", "removed", "changed"]
@@ -121,8 +126,8 @@ class Plan:
     that a later rule replaces; they are made only where they must draw (torch's global generator).
     ``untouched`` are the sites without a step, ``skipped`` those that cannot be written, ``unused`` the
     rules that matched nothing, with a hint each. ``declined`` are those of the untouched sites that a rule
-    matches, and why it has no values for them. ``loads`` tell what is taken from checkpoints. ``problems``
-    make :meth:`check` fail.
+    matches, and why it has no values for them. ``loads`` tell what is taken from checkpoints, ``reach`` how much of
+    the model the rules of each scheme are for. ``problems`` make :meth:`check` fail.
 
     >>> from torchinit.core.fills import Constant
     >>> from torchinit.core.planner import make_plan
@@ -140,6 +145,7 @@ class Plan:
     problems: tuple[str, ...] = ()
     loads: tuple[Account, ...] = ()
     declined: tuple[Skipped, ...] = ()
+    reach: tuple[Reach, ...] = ()
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -176,6 +182,9 @@ class Plan:
         lines += self.left_alone
         lines += [f"skipped {skip.site.name}: {skip.why}" for skip in self.skipped]
         lines += [f"unused: {hint}" for _, hint in self.unused]
+        lines += [reach.summary() for reach in self.reach]
+        if unknown := [step.site.name for step in self.steps if UNKNOWN in step.notes]:
+            lines.append(f"what follows is not known of {count(len(unknown), 'layer')}, gain 1: {some(unknown)}")
         lines += [account.summary() for account in self.loads]
         lines += [f"problem: {problem}" for problem in self.problems]
         return "\n".join(lines)

@@ -14,6 +14,7 @@ from torchinit.core.accounts import Account, shortened
 from torchinit.core.fingerprints import Fingerprint
 from torchinit.core.measures import deviations
 from torchinit.core.moments import Moments
+from torchinit.core.reach import Reach
 from torchinit.core.tables import columns, shape_text, some
 from torchinit.errors import ReportError, count, did_you_mean
 
@@ -62,7 +63,8 @@ class Report:
     """What happened: ``records`` of the sites written, and what was left out and why.
 
     ``untouched`` are the parameters that no rule wrote, ``buffers`` the buffers; ``loads`` tell what was taken
-    from checkpoints; ``fingerprint`` is that of the whole model afterwards, where it was asked for.
+    from checkpoints, ``reach`` how much of the model the rules of each scheme are for; ``fingerprint`` is that of the
+    whole model afterwards, where it was asked for.
 
     ``report["layers.0.weight"]`` is the record of a site, by any of its names.
 
@@ -80,6 +82,7 @@ class Report:
     buffers: tuple[str, ...] = ()
     loads: tuple[Account, ...] = ()
     fingerprint: Fingerprint | None = None
+    reach: tuple[Reach, ...] = ()
 
     def __len__(self) -> int:
         return len(self.records)
@@ -132,6 +135,7 @@ class Report:
             lines.append(f"{count(len(self.buffers), 'buffer')} untouched: {some(self.buffers)}")
         lines += [f"skipped {name}: {why}" for name, why in self.skipped]
         lines += [f"unused: {hint}" for hint in self.unused]
+        lines += [reach.summary() for reach in self.reach]
         lines += [account.summary() for account in self.loads]
         if self.fingerprint:
             lines.append(f"fingerprint {self.fingerprint.total}")
@@ -164,6 +168,7 @@ class Report:
             buffers=tuple(data["buffers"]),
             loads=tuple(map(Account.from_dict, data.get("loads", ()))),
             fingerprint=Fingerprint.from_dict(data["fingerprint"]) if data.get("fingerprint") else None,
+            reach=tuple(map(Reach.from_dict, data.get("reach", ()))),
         )
 
 

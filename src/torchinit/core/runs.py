@@ -92,6 +92,7 @@ def run(
         time.perf_counter() - started,
         tuple(site.name for site in plan.untouched if site.kind == "buffer"),
         plan.loads,
+        reach=plan.reach,
     )
 
 

@@ -91,7 +91,12 @@ class Site:
     for loading; it may be empty. A tied tensor is one site: ``aliases``
     describes it as the other modules that hold it see it. ``shares`` names other sites that lie in part of
     its memory (a view of another shape). ``neutral`` is the value at which it does nothing to the norm that holds
-    it; None where it is not a norm's, or nobody could tell.
+    it; None where it is not a norm's, or nobody could tell. ``frozen`` tells that it does not learn (``requires_grad``
+    is false).
+
+    ``activation`` is what follows the layer of a weight: a nonlinearity, as :func:`torchinit.gain` knows it, with its
+    slope (``"relu"``, ``"leaky_relu(0.2)"``), ``"linear"`` for none, ``"norm"`` for a normalization; None where the
+    model's structure does not show it.
     """
 
     name: str
@@ -112,6 +117,8 @@ class Site:
     aliases: tuple[Site, ...] = ()
     shares: tuple[str, ...] = ()
     neutral: float | None = None
+    frozen: bool = False
+    activation: str | None = None
 
     @property
     def leaf(self) -> str:
@@ -195,6 +202,7 @@ def _site(one: Held, position: int) -> Site:
     module = one.place.module
     state = "flat" if one.flat else "fixed" if one.way and not one.way.assign else _state(one.tensor)
     slot = describe(module, one.leaf) if state != "lazy" else Slot("other")
+    sources = one.way.sources if one.way else (one.tensor,)
     return Site(
         name=one.name,
         shape=() if state == "lazy" else tuple(one.tensor.shape),
@@ -211,6 +219,7 @@ def _site(one: Held, position: int) -> Site:
         position=position,
         persistent=one.leaf not in module._non_persistent_buffers_set,
         hooks=one.place.hooks,
+        frozen=one.kind == "parameter" and not any(tensor.requires_grad for tensor in sources),
     )
 
 

@@ -43,6 +43,15 @@ def some(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(map(one_line, names[:most])) + more
 
 
+def percentage(part: int, whole: int) -> str:
+    """How many percent one number is of another: 100 only where nothing is left out, and 0.0 of nothing.
+
+    >>> percentage(2, 3), percentage(99_999, 100_000), percentage(5, 5)
+    ('66.6', '99.9', '100')
+    """
+    return "100" if part == whole > 0 else f"{1000 * part // whole / 10 if whole else 0:.1f}"
+
+
 def one_line(text: str) -> str:
     r"""A text in one line, nothing in it unseen, no longer than any honest name.
 

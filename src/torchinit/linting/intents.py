@@ -9,6 +9,7 @@ import torch
 from torchinit.core.fills import is_elementwise
 from torchinit.core.measures import deviations, measure
 from torchinit.core.moments import Moments
+from torchinit.core.planner import fan_notes
 from torchinit.core.plans import Step
 from torchinit.core.tables import some
 from torchinit.errors import count
@@ -52,8 +53,8 @@ def fan_convention(subject: Subject) -> Iterator[Evidence]:
     both counts stand in the finding. Where parity with torch is wanted, ignore it.
     """
     for step in subject.intended:
-        if step.notes and getattr(step.rule.init, "fans", None) == "torch":
-            for note in step.notes:
+        if getattr(step.rule.init, "fans", None) == "torch":
+            for note in fan_notes(step):
                 yield Evidence(step.site.name, note)
 
 

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 
-from torchinit.api import RecipeLike, rules_of, sites
-from torchinit.core.planner import make_plan
+from torchinit.api import RecipeLike, draft
 from torchinit.core.plans import Plan
 from torchinit.core.reports import Report
 from torchinit.errors import ReportError, count
@@ -44,7 +43,7 @@ def lint(
     (('TI301',), 'layers.0', 'holds the same drawn values as layers.1: ...
     """
     checks = chosen(select, ignore)
-    plan = recipe if isinstance(recipe, Plan) or recipe is None else make_plan(sites(model), rules_of(recipe))
+    plan = recipe if isinstance(recipe, Plan) or recipe is None else draft(model, recipe)
     subject = Subject(model, plan, report, loaded, trace)
     lacks = {one.code: lack for one in checks if (lack := _lack(one, subject))}
     found = [finding for one in checks if one.code not in lacks for finding in one.findings(subject)]

@@ -56,4 +56,4 @@ def recipe_to_data(recipe: Recipe) -> Data:
     >>> recipe_to_data((Rule(Leaf("weight"), Normal(std=0.02)),))
     {'rules': [{'where': {'type': 'Leaf', 'names': ['weight']}, 'init': {'type': 'Normal', 'std': 0.02}}]}
     """
-    return {"rules": [SCHEMA.encode(replace(rule, origin=""), Rule, defaults=False) for rule in recipe]}
+    return {"rules": [SCHEMA.encode(replace(rule, origin="", scheme=""), Rule, defaults=False) for rule in recipe]}

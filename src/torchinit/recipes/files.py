@@ -7,6 +7,7 @@ import os
 import tomllib
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -39,11 +40,17 @@ def load_recipe(source: str | os.PathLike[str]) -> Recipe:
     """
     path, shipped = Path(source), _schemes()
     if str(source) in shipped and not path.is_file():
-        return decode_recipe(_toml(shipped[str(source)].read_text("utf-8")), str(source))
+        return load_scheme(str(source))
     if not path.suffix and not path.exists():
         near = did_you_mean(str(source), shipped)
         raise ConfigError(f"there is no file {str(source)!r} and no scheme of this name{near}")
     return decode_recipe(read_data(path), str(source))
+
+
+def load_scheme(name: str) -> Recipe:
+    """The recipe of this name that comes with the package; each of its rules knows its ``scheme``."""
+    rules = decode_recipe(_toml(_schemes()[name].read_text("utf-8")), name)
+    return tuple(replace(rule, scheme=name) for rule in rules)
 
 
 def schemes() -> dict[str, str]:
