@@ -20,7 +20,7 @@ def has_load_hooks(module: nn.Module) -> bool:
     >>> has_load_hooks(nn.BatchNorm1d(2)), has_load_hooks(nn.utils.spectral_norm(nn.Linear(2, 2)))
     (False, False)
     """
-    if module._modules and module._modules.keys() <= WRAPPERS:
+    if module._modules and WRAPPERS.issuperset(module._modules.keys()):
         return False
     hooks = (getattr(hook, "hook", hook) for hook in module._load_state_dict_pre_hooks.values())
     return not all(map(_is_of_torch, (module._load_from_state_dict, *hooks)))
