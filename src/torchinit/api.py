@@ -84,7 +84,7 @@ def initialize(
     0.02
     """
     if _is_init_cfg(recipe):
-        report = initialize_module(model, recipe, seed)
+        report = initialize_module(model, recipe, seed=seed, strict=strict, stats=stats, progress=progress)
     else:
         made = plan(model, recipe, strict=strict)
         _warn(made)

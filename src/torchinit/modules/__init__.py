@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torchinit.modules.amend import amend
 from torchinit.modules.base_module import BaseModule, ModuleDict, ModuleList, Sequential
+from torchinit.modules.biases import bias_init_with_prob
 from torchinit.modules.functional import (
-    bias_init_with_prob,
     caffe2_xavier_init,
     constant_init,
     kaiming_init,

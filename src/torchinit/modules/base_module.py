@@ -14,7 +14,7 @@ from torch import nn
 from torchinit.core.reports import Report
 from torchinit.modules.amend import amend, changes_of
 from torchinit.modules.errors import InitCfgAssertionError, InitCfgKeyError
-from torchinit.modules.init_cfg import initialize_module
+from torchinit.modules.init_cfg import carry_out
 from torchinit.modules.initializers import PretrainedInit
 from torchinit.modules.log import log
 from torchinit.modules.session import Session, session_of
@@ -135,11 +135,11 @@ def _initialize(module: BaseModule, session: Session) -> None:
     entries, pretrained = _parted(module.init_cfg)
     if module.init_cfg:
         log(logging.DEBUG, "initialize %s with init_cfg %s", name, module.init_cfg)
-        initialize_module(module, entries)
+        carry_out(module, entries, session)
     for child in _children(module, session.containers):
         _initialize_child(child, session)
     if pretrained:
-        initialize_module(module, pretrained)
+        carry_out(module, pretrained, session)
     module._is_init = True
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -18,9 +19,10 @@ from torchinit.core.accounts import Account as Loads
 from torchinit.core.planner import make_plan
 from torchinit.core.plans import Plan, Rule
 from torchinit.core.reports import Report
-from torchinit.core.runs import run
+from torchinit.core.runs import Progress, run
 from torchinit.core.sites import Site
 from torchinit.core.witnesses import unobserved
+from torchinit.errors import PlanError
 from torchinit.modules.account import Account
 from torchinit.modules.layers import in_vain
 from torchinit.modules.log import dump, log
@@ -63,6 +65,14 @@ class Session:
         self._survey: Survey | None = None
         self._labels: list[str] = []
 
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
     # --- whose turn it is ----------------------------------------------------------------------------------
 
     def mark(self) -> None:
@@ -84,20 +94,19 @@ class Session:
 
     # --- writing -------------------------------------------------------------------------------------------
 
-    def write(self, module: nn.Module, rules: Sequence[Rule]) -> Report:
-        """Carries out rules on a module and all below it; names in them are counted from the module."""
-        return self.carry_out(self.prepare(module, rules))
-
-    def prepare(self, module: nn.Module, rules: Sequence[Rule], *, through: bool = False) -> Prepared:
-        """The plan of rules on a module and all below it; raises PlanError with what is wrong with it.
+    def prepare(
+        self, module: nn.Module, rules: Sequence[Rule], *, through: bool = False, strict: bool = False
+    ) -> Prepared:
+        """The plan of rules on a module and all below it, in which names are counted from the module.
 
         A tensor that its module computes is drawn and lost, as in MMEngine, unless ``through``: then what it
-        is computed from gets the values.
+        is computed from gets the values. Raises PlanError with what is wrong with it, ``strict`` also for a rule that
+        matches nothing.
         """
         with unobserved(watched=bool(self._labels)):
-            return self._prepare(module, rules, through)
+            return self._prepare(module, rules, through, strict)
 
-    def _prepare(self, module: nn.Module, rules: Sequence[Rule], through: bool) -> Prepared:
+    def _prepare(self, module: nn.Module, rules: Sequence[Rule], through: bool, strict: bool) -> Prepared:
         spots = self._spots(module) if through else self._current(module).as_mmengine(module, rules)
         name = self._survey_of(module).name(module)
         prefix = f"{name}." if name else ""
@@ -106,19 +115,23 @@ class Session:
             groups[spot.key].append(spot)
         sites = [_site(group, prefix) for group in groups.values()]
         known = {site.name: group for site, group in zip(sites, groups.values(), strict=True)}
-        plan = make_plan(sites, rules, ties="last").check()
-        for text in () if through else in_vain(self._survey_of(module), module, rules):
+        plan = make_plan(sites, rules, ties="last").check(strict=strict)
+        vain = list(in_vain(self._survey_of(module), module, rules))
+        if strict and vain and not plan.steps:
+            raise PlanError(vain[0])
+        for text in vain:
             self.warn(text)
         return Prepared(plan, known)
 
-    def carry_out(self, prepared: Prepared) -> Report:
-        """Writes what has been prepared, and records it."""
+    def carry_out(self, prepared: Prepared, *, stats: bool = False, progress: Progress | None = None) -> Report:
+        """Write what has been prepared, and record it."""
         plan, known = prepared.plan, prepared.groups
+        self.loads += plan.loads
         for rule, hint in plan.unused:
             self.warn(f"{rule}: {hint}")
         with unobserved(watched=bool(self._labels)):
             shards = {step.site.name: known[step.site.name][0].shards for step in plan.steps}
-            report = run(plan, shards, self.noise, stats=False)
+            report = run(plan, shards, self.noise, stats=stats, progress=progress)
         self._follow(spot for group in known.values() for spot in group if spot.computed)
         for step in plan.steps:
             group = known[step.site.name]
