@@ -115,8 +115,8 @@ def _ways(chain: Sequence[nn.Module]) -> Iterator[Way]:
     module, *above = chain
     yield from _methods(module)
     for one in chain:
-        method = getattr(one, "_init_weights", None)
-        if callable(method) and _needs(method) == 1:
+        method: Any = getattr(one, "_init_weights", None)
+        if needs(method) == 1:
             yield Way(f"{_name(one)}._init_weights({_name(module)})", module, partial(method, module))
     for one in above:
         yield from _methods(one)
@@ -128,13 +128,13 @@ def _ways(chain: Sequence[nn.Module]) -> Iterator[Way]:
 
 def _methods(module: nn.Module) -> Iterator[Way]:
     for name in METHODS:
-        method = getattr(module, name, None)
-        if callable(method) and _needs(method) == 0:
+        method: Any = getattr(module, name, None)
+        if needs(method) == 0:
             yield Way(f"{_name(module)}.{name}()", module, method)
 
 
-def _needs(method: Callable[..., Any]) -> int | None:
-    """How many arguments have to be given; None where nobody can tell."""
+def needs(method: Any) -> int | None:
+    """How many arguments a method has to be given; None for what cannot be called, and where nobody can tell."""
     try:
         parameters = inspect.signature(method).parameters.values()
     except (TypeError, ValueError):

@@ -6,12 +6,14 @@ import copy
 import logging
 from abc import ABCMeta
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any, cast
 
 from torch import nn
 
 from torchinit.core.reports import Report
+from torchinit.distributed.owncode import needs
 from torchinit.modules.amend import amend, changes_of
 from torchinit.modules.errors import InitCfgAssertionError, InitCfgKeyError
 from torchinit.modules.init_cfg import carry_out
@@ -197,6 +199,41 @@ def _unreached(module: nn.Module, prefix: str = "", *, reached: bool = True) -> 
         else:
             found += _unreached(inner, f"{path}.", reached=linked)
     return found
+
+
+def initialize_tree(top: nn.Module, session: Session) -> None:
+    """Initialize a model that is a base module, or that holds some.
+
+    Where it is none itself, ``init_weights`` of the first modules below that have one is called, as a base module
+    does with its children; plain modules are entered to find them.
+    """
+    roots = list(_roots(top))
+    for _, root in roots:
+        _initialize_child(root, session)
+    session.finish([f"{prefix}{name}" for prefix, root in roots for name in _unreached(root)])
+
+
+def _roots(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The first modules with an ``init_weights``, and how the names below each begin."""
+    inner = _unwrapped(module)
+    if isinstance(inner, BaseModule) or needs(getattr(inner, "init_weights", None)) == 0:
+        yield prefix, inner
+        return
+    for name, child in inner.named_children():
+        if not getattr(child, "is_init", False):
+            yield from _roots(child, f"{prefix}{name}.")
+
+
+@contextmanager
+def as_before_on_error(top: nn.Module) -> Iterator[None]:
+    """Take back, where the block raises, what it has noted of modules being initialized."""
+    before = [(module, module.is_init) for module in top.modules() if isinstance(module, BaseModule)]
+    try:
+        yield
+    except BaseException:
+        for module, is_init in before:
+            module.is_init = is_init
+        raise
 
 
 def _has_something_to_do(module: BaseModule) -> bool:

@@ -1,4 +1,4 @@
-"""Biases: what an ``init_cfg`` says of them. MMEngine's numbers and probabilities; beyond those initializers, and none."""
+"""Biases: what an ``init_cfg`` says of them: MMEngine's numbers and probabilities, and beyond those initializers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ def take_bias(said: dict[str, Any]) -> Bias | None:
     if not (isinstance(bias, (Mapping, Initializer)) or (isinstance(bias, str) and bias == "keep")):
         return None
     del said["bias"]
-    read: Bias = SCHEMA.decode(bias, Initializer, "bias") if isinstance(bias, Mapping) else bias
+    if isinstance(bias, str):
+        return "keep"
+    read: Initializer = SCHEMA.decode(bias, Initializer, "bias") if isinstance(bias, Mapping) else bias
     return read
 
 

@@ -55,21 +55,14 @@ def initialize_module(
     """
     session = current(module)
     if session is not None:
-        return _joined(carry_out(module, init_cfg, session, strict=strict, stats=stats, progress=progress), session)
-    with Session(module, seed) as session:
-        reports = carry_out(module, init_cfg, session, strict=strict, stats=stats, progress=progress)
+        with session.asked(strict=strict, stats=stats, progress=progress):
+            return _joined(carry_out(module, init_cfg, session), session)
+    with Session(module, seed, strict=strict, stats=stats, progress=progress) as session:
+        reports = carry_out(module, init_cfg, session)
         return _with_foreign(_joined(reports, session), session.report(stats=stats))
 
 
-def carry_out(
-    module: nn.Module,
-    init_cfg: Any,
-    session: Session,
-    *,
-    strict: bool = False,
-    stats: bool = False,
-    progress: Progress | None = None,
-) -> list[Report]:
+def carry_out(module: nn.Module, init_cfg: Any, session: Session) -> list[Report]:
     """Carry out an ``init_cfg`` within a session; the reports of its rules, which know nothing of other code."""
     if not isinstance(init_cfg, (dict, list)):
         raise InitCfgTypeError(f"init_cfg must be a dict or a list of dict, but got {type(init_cfg)}")
@@ -77,19 +70,14 @@ def carry_out(
     calls = [call for entry in entries for call in _calls(module, copy.deepcopy(entry))]
     reports: list[Report] = []
     waiting: list[Prepared] = []
-
-    def write_waiting() -> None:
-        reports.extend(session.carry_out(prepared, stats=stats, progress=progress) for prepared in waiting)
-        waiting.clear()
-
     for target, initializer, rules in calls:
         if rules:
-            waiting.append(session.prepare(target, rules, through=initializer.through, strict=strict))
+            waiting.append(session.prepare(target, rules, through=initializer.through))
         else:  # what it will do is not known before it is called
-            write_waiting()
-            _call(session, target, initializer, strict)
-    write_waiting()
-    return reports
+            reports += map(session.carry_out, waiting)
+            waiting.clear()
+            _call(session, target, initializer)
+    return [*reports, *map(session.carry_out, waiting)]
 
 
 def _joined(reports: list[Report], session: Session) -> Report:
@@ -113,13 +101,14 @@ def _with_foreign(report: Report, seen: Report) -> Report:
     """A report of rules, and of what other code was seen to write, after them or besides."""
     foreign = {record.name: record for record in seen if not record.fill}
     records = {**{record.name: record for record in report}, **foreign}
-    return replace(report, records=tuple(records.values()), untouched=seen.untouched)
+    left = [name for name in report.untouched if name not in foreign] if len(report) else seen.untouched
+    return replace(report, records=tuple(records.values()), untouched=tuple(left))
 
 
-def _call(session: Session, module: nn.Module, initializer: Any, strict: bool) -> None:
+def _call(session: Session, module: nn.Module, initializer: Any) -> None:
     """Let an initializer that has no rules write, and see what it writes."""
     if type(initializer).__call__ is PretrainedInit.__call__:
-        initializer.load(module, session, strict=strict)
+        initializer.load(module, session)
         return
     with session.foreign(module, f"{type(initializer).__name__} "):
         initializer(module)

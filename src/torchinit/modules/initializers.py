@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from torchinit.checkpoints import Pretrained, load_pretrained
-from torchinit.core.fills import Constant, Initializer
+from torchinit.core.fills import Initializer
 from torchinit.core.plans import Rule
 from torchinit.errors import CheckpointError
 from torchinit.modules import formulas, mmengine
@@ -126,6 +126,7 @@ class FormulaInit(BaseInit):
 class CoreInit(FormulaInit):
     """An initializer that MMEngine does not have, for the weights of layers as MMEngine finds them.
 
+    >>> from torchinit import Constant
     >>> layer = nn.Linear(2, 2)
     >>> CoreInit(Constant(2.0), layer="Linear")(layer)
     >>> layer.weight[0, 0].item(), layer.bias[0].item()
@@ -332,18 +333,18 @@ class PretrainedInit:
         """Loads what fits into the module."""
         self.load(module, current(module))
 
-    def load(self, module: nn.Module, session: Session | None, *, strict: bool = False) -> None:
-        """Loads what fits, within a session if there is one; ``strict`` raises CheckpointError where nothing does."""
+    def load(self, module: nn.Module, session: Session | None) -> None:
+        """Load what fits, within a session if there is one; CheckpointError where that is strict and nothing does."""
         if rules := self.rules(type(self).__name__):
             session = session or Session(module)
-            session.carry_out(session.prepare(module, rules, through=True, strict=strict))
+            session.carry_out(session.prepare(module, rules, through=True))
             return
         with nullcontext() if session is None else session.foreign(module, self._get_init_info()):
             account = load_pretrained(module, self.checkpoint, self.prefix, self.map_location)
-        if strict and account.wanted and not account.found and not self.extension.optional:
-            raise CheckpointError(f"{account.source}: 0 of {account.wanted} tensors match the model")
         if session is not None:
             session.loads.append(account)
+            if session.strict and account.wanted and not account.found and not self.extension.optional:
+                raise CheckpointError(f"{account.source}: 0 of {account.wanted} tensors match the model")
 
     def _get_init_info(self) -> str:
         return f"{self.extension.label or type(self).__name__}: load from {self.checkpoint}"
