@@ -18,7 +18,7 @@ from torchinit.core.reports import Report
 from torchinit.core.runs import Progress, local_shards, run
 from torchinit.core.sites import sites
 from torchinit.distributed import Materialization, PlannedStart, Start, among
-from torchinit.modules import OwnStart, as_before_on_error, initialize_module
+from torchinit.modules import OwnStart, as_before_on_error, call_for, initialize_module
 from torchinit.noise import Global, Keyed
 from torchinit.recipes import decode_recipe, load_recipe
 
@@ -145,7 +145,7 @@ def materialize(
     """
 
     def ready() -> Start:
-        if recipe is None or _is_init_cfg(recipe):
+        if recipe is None or (recipe and _is_init_cfg(recipe)):
             init_cfg = cast("dict[str, Any] | list[dict[str, Any]] | None", recipe)
             return OwnStart(model, seed, init_cfg, strict=bool(strict), stats=stats, progress=progress, group=group)
         made = plan(model, recipe, complete=True, strict=strict is not False)
@@ -161,7 +161,7 @@ def materialize(
             group=group,
             verify=verify,
             stats=stats,
-            with_memory="torchinit.initialize" if recipe is not None else "its init_weights(seed=...)",
+            with_memory="torchinit.initialize" if recipe is not None else call_for(model),
         ).carry_out()
     return replace(report, fingerprint=fingerprint_of(model)) if fingerprint else report
 
@@ -182,6 +182,11 @@ def rules_of(recipe: RecipeLike) -> Recipe:
         return (recipe,)
     rules: tuple[object, ...] = tuple(recipe) if isinstance(recipe, Sequence) else (recipe,)
     if not all(isinstance(rule, Rule) for rule in rules):
+        if _is_init_cfg(recipe) and all(isinstance(rule, dict) for rule in rules):
+            raise TypeError(
+                "this is an init_cfg, which initialize and materialize carry out; a recipe is a file, a dict with"
+                " 'rules', or rules: give {'rules': [...]} with these entries to read them as a recipe"
+            )
         raise TypeError(
             "init_cfg must be a dict or a list of dict, and a recipe a file, a dict with 'rules', or rules,"
             f" but got {type(recipe)}"

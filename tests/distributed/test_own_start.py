@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from tests.distributed.layouts import cut, whole
-from tests.distributed.own import Model, save_teacher
+from tests.distributed.own import CODES, Coded, Model, save_teacher
 from tests.processes import on_ranks, results
-from torchinit import fingerprint, materialize, seeded
+from torchinit import BaseModule, Sequential, fingerprint, materialize, seeded
+from torchinit.core.placements import shards_of
+from torchinit.modules.wholes import Whole, Wholes
 
 
 def meta(checkpoint: str) -> Model:
@@ -25,6 +32,7 @@ def eager(checkpoint: str) -> Model:
     """The oracle: memory by the constructors, what each layer resets, and init_weights."""
     model = Model(checkpoint)
     with seeded(model, 0):
+        module: Any
         for module in model.modules():
             if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear, nn.LSTM, nn.Embedding, nn.BatchNorm2d)):
                 module.reset_parameters()
@@ -52,7 +60,7 @@ def test_the_values_of_init_weights(tmp_path: Path) -> None:
     assert {name for name, _ in (*one.named_parameters(), *one.named_buffers())} == {record.name for record in report}
 
 
-def shard_all(model: nn.Module, mesh: Any) -> None:
+def shard_all(model: nn.Module, mesh: DeviceMesh) -> None:
     """FSDP2 for every layer by itself, so that each has the class that fully_shard makes of its own."""
     for module in list(model.modules()):
         if next(module.parameters(recurse=False), None) is not None:
@@ -60,33 +68,197 @@ def shard_all(model: nn.Module, mesh: Any) -> None:
     fully_shard(model, mesh=mesh)
 
 
-def on_each_layout(rank: int, path: str) -> dict[str, list[str]]:
-    mesh = init_device_mesh("cpu", (2,))
+def shard_as_one(model: nn.Module, mesh: DeviceMesh) -> None:
+    fully_shard(model, mesh=mesh)
+
+
+def shard_columns(model: nn.Module, mesh: DeviceMesh) -> None:
+    cut(model, mesh, *[1] * mesh.ndim)
+
+
+def shard_twice(model: nn.Module, mesh: DeviceMesh) -> None:
+    """Each axis cut, the first by FSDP2 where tensor parallelism has left it: uneven pieces of pieces."""
+    cut(model, mesh["tensor"], 0)
+    fully_shard(model, mesh=mesh["data"])
+
+
+def on_a_line(rank: int, path: str) -> dict[str, list[str]]:
+    return on_each_layout(init_device_mesh("cpu", (2,)), path, (shard_all, shard_as_one, shard_columns))
+
+
+def on_a_plane(rank: int, path: str) -> dict[str, list[str]]:
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+    return on_each_layout(mesh, path, (shard_as_one, shard_columns, shard_twice))
+
+
+def on_each_layout(mesh: DeviceMesh, path: str, layouts: tuple[Callable[..., None], ...]) -> dict[str, list[str]]:
+    """In what the models of each layout differ from that of one process."""
     one = eager(path)
     found = {}
-    for layout, lay_out in {
-        "fsdp2, every layer": lambda model: shard_all(model, mesh),
-        "fsdp2, the model": lambda model: fully_shard(model, mesh=mesh),
-        "columns": lambda model: cut(model, mesh, 1),
-    }.items():
+    for lay_out in layouts:
         model = meta(path)
-        lay_out(model)
+        lay_out(model, mesh)
         before = {name: (type(module), id(module)) for name, module in model.named_modules()}
         report = materialize(model, seed=0)
-        found[layout] = differing(model, one)
-        found[layout] += ["the modules"] if before != {n: (type(m), id(m)) for n, m in model.named_modules()} else []
         # What NumPy writes, no report knows of.
-        found[layout] += [text for text in report.problems if not text.startswith("coded.0.layer.weight")]
+        wrong = [text for text in report.problems if not text.startswith("coded.0.layer.weight")]
+        wrong += differing(model, one)
+        if before != {name: (type(module), id(module)) for name, module in model.named_modules()}:
+            wrong.append("the modules")
         if fingerprint(model).total != fingerprint(one).total:
-            found[layout].append("the fingerprint")
+            wrong.append("the fingerprint")
+        found[lay_out.__name__] = wrong
     return found
 
 
-def test_sharded_it_is_that_of_one_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("world", "ranks"), [(2, on_a_line), (4, on_a_plane)])
+def test_sharded_it_is_that_of_one_process(world: int, ranks: Any, tmp_path: Path) -> None:
     path = str(tmp_path / "teacher.pth")
     save_teacher(path)
     folder = tmp_path / "ranks"
     folder.mkdir()
-    for found in results(on_ranks(2, on_each_layout, folder, path)):
+    for found in results(on_ranks(world, ranks, folder, path)):
         assert {layout: wrong for layout, wrong in found.items() if wrong} == {}
         assert len(found) == 3
+
+
+# --- what happens on many ranks ----------------------------------------------------------------------------
+
+
+def counted(work: Callable[[], object]) -> tuple[int, int]:
+    """How often some work gathered a tensor, and how many bytes it had whole at most at a time."""
+    gathers, most = 0, 0
+    fill, bring = Whole.fill, Wholes._bring
+
+    def filled(self: Whole, exchange: Any) -> None:
+        nonlocal gathers
+        gathers += not all(shard.is_whole for shard in shards_of(self.name, self.spread))
+        fill(self, exchange)
+
+    def brought(self: Wholes, *args: Any, **kwargs: Any) -> None:
+        nonlocal most
+        bring(self, *args, **kwargs)
+        most = max(most, sum(whole.base.untyped_storage().nbytes() for whole in self._touched))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Whole, "fill", filled)
+        patch.setattr(Wholes, "_bring", brought)
+        work()
+    return gathers, most
+
+
+def costs(rank: int) -> dict[str, tuple[int, int]]:
+    mesh, found = init_device_mesh("cpu", (2,)), {}
+    for code in CODES:
+        with torch.device("meta"):
+            model = Coded(code)
+        fully_shard(model, mesh=mesh)
+        found[code] = counted(partial(materialize, model, seed=0))
+    return found
+
+
+BY_PARTS = ("constant_init", "normal_init", "uniform_init", "xavier_init", "kaiming_init", "caffe2_xavier_init")
+
+
+def test_code_that_fills_whole_tensors_needs_no_more_memory_than_their_parts(tmp_path: Path) -> None:
+    for found in results(on_ranks(2, costs, tmp_path)):
+        for code in (*BY_PARTS, "nn.init.kaiming_uniform_", "reset_parameters", "nothing"):
+            assert found[code] == (0, 0), code
+        assert found["nn.init.trunc_normal_"] == (0, 30 * 4)  # what it has drawn it looks at
+        assert found["index"] == (2, 36 * 4)
+
+
+def in_memory(rank: int) -> list[str]:
+    """A sharded model that has memory: init_weights itself, without materialize."""
+    mesh = init_device_mesh("cpu", (2,))
+    found = []
+    for code in CODES:
+        one: Any = Coded(code)
+        other: Any = Coded(code)
+        shard_all(other, mesh)
+        alone, spread = (model.init_weights(seed=3) for model in (one, other))
+        assert [(each.name, each.rule, each.shape) for each in alone] == [(e.name, e.rule, e.shape) for e in spread]
+        found += [f"{code}: {name}" for name in differing(other, one)]
+    return found
+
+
+def test_init_weights_of_a_sharded_model_that_has_memory(tmp_path: Path) -> None:
+    assert results(on_ranks(2, in_memory, tmp_path)) == [[], []]
+
+
+class Failing(BaseModule):
+    """Code that reads its weight, and fails on one rank before that, or after."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__({"type": "Normal", "layer": "Linear"})
+        self.how = how
+        self.first, self.second = nn.Linear(3, 4), nn.Linear(3, 4)
+
+    def init_weights(self) -> Any:  # type: ignore[override]
+        super().init_weights()
+        alone = torch.distributed.get_rank() == 1
+        if self.how == "before" and alone:
+            raise KeyError("not here")
+        if self.how == "after" and not alone:
+            return
+        if self.how == "other":
+            (self.first if alone else self.second).weight.sum().item()
+        if self.how == "caught":
+            with suppress(Exception):  # as people do
+                self.first.weight.sum().item()
+            if alone:
+                raise KeyError("not here")
+        self.second.weight.sum().item()
+        if self.how == "replaced":
+            self.first.weight = nn.Parameter(torch.ones(4, 3))
+        if self.how == "shape":
+            self.first.weight.data = torch.ones(2, 3)
+
+
+def failures(rank: int, folder: str) -> dict[str, tuple[str, bool, bool]]:
+    """The error of each way to fail; whether the model has no memory again, and counts as not initialized."""
+    mesh, found = init_device_mesh("cpu", (2,)), {}
+    cases: dict[str, Callable[[], Any]] = {
+        **{how: partial(Failing, how) for how in ("before", "after", "other", "caught", "replaced", "shape")},
+        "config": lambda: Sequential(nn.Linear(3, 4), init_cfg={"type": "Normal", "std": rank + 1, "layer": "Linear"}),
+        "checkpoint": lambda: Sequential(nn.Linear(3, 4), init_cfg={"type": "Pretrained", "checkpoint": "weights.pth"}),
+    }
+    os.chdir(folder)
+    if rank == 1:
+        os.chdir("/")  # where the file is not
+    else:
+        torch.save(nn.Sequential(nn.Linear(3, 4)).state_dict(), "weights.pth")
+    for name, make in cases.items():
+        with torch.device("meta"):
+            model = make()
+        fully_shard(model, mesh=mesh)
+        try:
+            materialize(model, seed=0)
+            text = "nothing"
+        except Exception as error:  # noqa: BLE001  # its kind is what is looked at
+            text = f"{type(error).__name__}: {error}"
+        found[name] = text, all(each.is_meta for each in model.parameters()), not model.is_init
+    return found
+
+
+FAILURES = {
+    "before": "RunError: the initialization failed on 1 rank\n  rank 1: KeyError: 'not here'",
+    "after": "RunError: the initialization failed on 1 rank\n  rank 1: gathers a tensor, when others are done",
+    "other": "RunError: the initialization failed on 2 ranks\n  rank 0: RunError: second.weight: code on other ranks",
+    "caught": "RunError: the initialization failed on 1 rank\n  rank 1: KeyError: 'not here'",
+    "replaced": "RunError: the initialization failed on 2 ranks\n  rank 0: RunError: code put new tensors in",
+    "shape": "RunError: the initialization failed on 2 ranks\n  rank 0: RunError: first.weight: code gave it shape [2",
+    "config": "RunError: the ranks do not start alike; nothing was written. Give each its own group= if that is meant\n"
+    "  init_cfg of the model: {'type': 'Normal', 'std': 1, 'layer': 'Linear'} on rank 0",
+    "checkpoint": "RunError: the initialization failed on 1 rank\n  rank 1: FileNotFoundError",
+}
+
+
+def test_one_error_on_all_ranks_and_the_model_on_meta(tmp_path: Path) -> None:
+    folder = tmp_path / "ranks"
+    folder.mkdir()
+    for found in results(on_ranks(2, failures, folder, str(tmp_path))):
+        assert found.keys() == FAILURES.keys()
+        for name, (text, on_meta, fresh) in found.items():
+            assert text.startswith(FAILURES[name]), name
+            assert on_meta and fresh, name

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
 from torch import nn
 
 from torchinit.core.measures import measure
 from torchinit.core.placements import local_part
+from torchinit.core.plans import Plan
 from torchinit.core.reports import Record, Report
-from torchinit.distributed.agreement import check_agreement
+from torchinit.core.runs import Progress, local_shards, run
+from torchinit.distributed.agreement import check_agreement, intent_of
 from torchinit.distributed.allocation import (
     Allocation,
     Tenant,
@@ -24,7 +26,6 @@ from torchinit.distributed.allocation import (
 )
 from torchinit.distributed.owncode import Made, make_buffers
 from torchinit.distributed.replicas import verify_replicas
-from torchinit.distributed.starts import Start
 from torchinit.distributed.together import is_shared, together
 from torchinit.errors import RunError, count
 from torchinit.noise import Keyed
@@ -33,6 +34,62 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 _T = TypeVar("_T")
+
+
+class Start(Protocol):
+    """What gives a model its first values. Nothing of it touches the model before :meth:`write`.
+
+    ``intent`` is what the ranks compare before anything has memory; ``certain`` the names that are sure to be
+    written, so that nothing else need make them.
+    """
+
+    @property
+    def intent(self) -> Mapping[str, str]: ...
+    @property
+    def certain(self) -> Collection[str]: ...
+
+    def initializes(self, module: nn.Module) -> bool:
+        """Whether it calls the module's ``init_weights``."""
+
+    def write(self, blank: Sequence[Tenant]) -> Report:
+        """Write the values; ``blank`` are the tensors that have just got memory, filled with NaN."""
+
+    def why_left(self, one: Tenant, tried: Sequence[str]) -> str:
+        """Why a tensor has no values, and the way out; ``tried`` is what came of the own code that might make it."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStart:
+    """The steps of a plan."""
+
+    model: nn.Module
+    plan: Plan
+    noise: Keyed
+    stats: bool = True
+    progress: Progress | None = None
+
+    @property
+    def intent(self) -> Mapping[str, str]:
+        return intent_of(self.plan)
+
+    @property
+    def certain(self) -> Collection[str]:
+        return {view.name for step in self.plan.steps for view in step.site.views}
+
+    def initializes(self, module: nn.Module) -> bool:
+        return False
+
+    def write(self, blank: Sequence[Tenant]) -> Report:
+        del blank
+        shards = local_shards(self.model, [step.site.name for step in self.plan.steps])
+        return run(self.plan, shards, self.noise, stats=self.stats, progress=self.progress)
+
+    def why_left(self, one: Tenant, tried: Sequence[str]) -> str:
+        left = f"a {one.kind} of {type(one.module).__name__} that no rule writes"
+        if one.kind == "parameter":
+            return left
+        code = f"its modules' own code does not make it ({'; '.join(tried) or 'there is none'})"
+        return f"{left}, and {code}. Give it a rule with buffers = true, or a reset_parameters()"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +140,7 @@ class Materialization:
         certain = start.certain
         # Before the values of parameters: a parametrization may need its buffers to take one.
         wanted = [one for one in allocation.blank if one.kind == "buffer" and one.name not in certain]
-        made = make_buffers(self.model, wanted, device, self.noise.seed)
+        made = make_buffers(self.model, wanted, device, self.noise.seed, initialized_later=start.initializes)
         report = start.write(allocation.blank)
         blank = {one.name: one for one in allocation.blank}
         known = {*certain, *made.by, *(record.name for record in report)}

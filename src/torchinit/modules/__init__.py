@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from torchinit.modules.amend import amend
-from torchinit.modules.base_module import BaseModule, ModuleDict, ModuleList, Sequential, as_before_on_error
+from torchinit.modules.base_module import (
+    BaseModule,
+    ModuleDict,
+    ModuleList,
+    Sequential,
+    as_before_on_error,
+    call_for,
+)
 from torchinit.modules.biases import bias_init_with_prob
 from torchinit.modules.functional import (
     caffe2_xavier_init,
@@ -56,6 +63,7 @@ __all__ = [
     "bias_init_with_prob",
     "build_from_cfg",
     "caffe2_xavier_init",
+    "call_for",
     "constant_init",
     "initialize_module",
     "is_model_wrapper",

@@ -13,6 +13,7 @@ from typing import Any, cast
 from torch import nn
 
 from torchinit.core.reports import Report
+from torchinit.core.tables import some
 from torchinit.distributed.owncode import needs
 from torchinit.modules.amend import amend, changes_of
 from torchinit.modules.errors import InitCfgAssertionError, InitCfgKeyError
@@ -211,6 +212,18 @@ def initialize_tree(top: nn.Module, session: Session) -> None:
     for _, root in roots:
         _initialize_child(root, session)
     session.finish([f"{prefix}{name}" for prefix, root in roots for name in _unreached(root)])
+
+
+def call_for(top: nn.Module) -> str:
+    """What to call for a model that has memory, to have what it says of itself carried out.
+
+    >>> call_for(nn.ModuleDict({"head": Sequential()})), call_for(Sequential()), call_for(nn.Linear(1, 1))
+    ('init_weights(seed=...) of head', 'its init_weights(seed=...)', 'torchinit.initialize with a recipe')
+    """
+    if isinstance(_unwrapped(top), BaseModule):
+        return "its init_weights(seed=...)"
+    names = [prefix.rstrip(".") for prefix, root in _roots(top) if isinstance(root, BaseModule)]
+    return f"init_weights(seed=...) of {some(names)}" if names else "torchinit.initialize with a recipe"
 
 
 def _roots(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:

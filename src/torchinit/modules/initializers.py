@@ -326,7 +326,16 @@ class PretrainedInit:
         more = self.extension
         if not more.where:
             return ()
-        init = Pretrained(self.checkpoint, prefix=self.prefix, map_location=self.map_location)
+        init = Pretrained(
+            self.checkpoint,
+            prefix=self.prefix,
+            map_location=self.map_location,
+            # As MMEngine loads: what is there and fits, whatever it holds, and later entries may write over it.
+            expect_missing="**",
+            on_shape="skip",
+            finite=False,
+            lock=False,
+        )
         return (Rule(all_of(*more.where), init, self._get_init_info(), more.optional, origin=origin),)
 
     def __call__(self, module: nn.Module) -> None:

@@ -24,6 +24,7 @@ from torchinit.core.shards import Shard
 from torchinit.core.sites import Site
 from torchinit.core.tables import some
 from torchinit.core.witnesses import unobserved, witnesses
+from torchinit.distributed.standins import is_standing_in
 from torchinit.errors import PlanError, RunError
 from torchinit.modules.account import Account
 from torchinit.modules.foreign import Drawing, Watching
@@ -104,10 +105,10 @@ class Session:
             module.__dict__[MARK] = self.account.marks
 
     def check_memory(self) -> None:
-        """Raise RunError for parameters on the meta device, unless other code is only traced, which needs no memory."""
+        """Raise RunError for parameters on the meta device, unless code is only looked at, which needs no memory."""
         named = list(self.top.named_parameters())
         meta = [name for name, parameter in named if parameter.is_meta]
-        if meta and not witnesses():
+        if meta and not (witnesses() or is_standing_in()):
             whole = "" if len(meta) == len(named) else "build all of it under torch.device('meta') and "
             raise RunError(
                 f"{some(meta, 3)} of {type(self.top).__name__}: on the meta device, where init_weights has nothing to"
@@ -167,6 +168,9 @@ class Session:
         """Write what has been prepared, and record it."""
         plan, known = prepared.plan, prepared.groups
         self.loads += plan.loads
+        for account in plan.loads:
+            if account.found < account.wanted:
+                self.warn(account.headline())
         for rule, hint in plan.unused:
             self.warn(f"{rule}: {hint}")
         self._put_back()

@@ -72,6 +72,9 @@ class OwnStart:
     def certain(self) -> Collection[str]:
         return ()
 
+    def initializes(self, module: nn.Module) -> bool:
+        return self.init_cfg is None and isinstance(module, BaseModule)
+
     def write(self, blank: Sequence[Tenant]) -> Report:
         with session_of(self.model, self._session) as (session, _):
             self.resets = reset_layers(session, blank)

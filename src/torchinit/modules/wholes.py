@@ -163,21 +163,21 @@ class Wholes:
         self._by_tensor = {id(whole.tensor): whole for whole in made.values()}
         self._by_home = {whole.home: whole for whole in made.values()}
         self._touched: dict[Whole, None] = {}
-        self._follow: Callable[[Tensor], object] = id
+        self._watch = Watch()
 
     def take_out(self) -> None:
         """Give the model its DTensors and classes back; RunError where code has put others in their places."""
-        self.put_back()
-        replaced = []
-        for home, leaf, spread in self._places:
-            if id(home.get(leaf)) not in self._by_tensor:
-                replaced.append(leaf)
-            home[leaf] = spread
-        for module, cls in self._classes:
-            module.__class__ = cls
-        for hooks, those in self._hooks:
-            hooks.clear()
-            hooks.update(those)
+        replaced = [leaf for home, leaf, _ in self._places if id(home.get(leaf)) not in self._by_tensor]
+        try:
+            self.put_back()
+        finally:
+            for home, leaf, spread in self._places:
+                home[leaf] = spread
+            for module, cls in self._classes:
+                module.__class__ = cls
+            for hooks, those in self._hooks:
+                hooks.clear()
+                hooks.update(those)
         if replaced:
             raise RunError(f"code put new tensors in the places of distributed ones, which cannot be: {some(replaced)}")
 
@@ -197,10 +197,11 @@ class Wholes:
 
         ``watch`` watches the tensors, and from now on also the DTensors behind them.
         """
-        self._follow = watch.follow
-        for whole in self._by_tensor.values():
-            for key in watch.hit(whole.tensor):
-                watch.add(key, whole.spread)
+        if watch is not self._watch:
+            self._watch = watch
+            for whole in self._by_tensor.values():
+                for key in watch.hit(whole.tensor):
+                    watch.add(key, whole.spread)
         try:
             with _Functions(self), _Operations(self):
                 yield
@@ -218,7 +219,7 @@ class Wholes:
         if whole.put_back():
             del self._by_home[home]
             self._by_home[whole.home] = whole
-            self._follow(whole.tensor)
+            self._watch.follow(whole.tensor)
         del self._touched[whole]
 
     # --- while code works ------------------------------------------------------------------------------------
