@@ -208,7 +208,7 @@ def test_initializers_that_only_torchinit_has_are_for_layers_in_mmengines_way() 
         *("wrapped.bias", "wrapped.parametrizations.weight.original0", "wrapped.parametrizations.weight.original1"),
     }
     assert model.get_parameter("head.0.bias").unique().tolist() == [0.0]
-    assert report["head.0.weight"].rule == "Orthogonal(gain=2.0), bias=0"
+    assert report["head.0.weight"].rule == "Orthogonal(gain=2), bias=0"
     torch.testing.assert_close(model.wrapped.weight @ model.wrapped.weight.T, 4 * torch.eye(4))
 
 

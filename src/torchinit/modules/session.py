@@ -109,7 +109,7 @@ class Session:
         named = list(self.top.named_parameters())
         meta = [name for name, parameter in named if parameter.is_meta]
         if meta and not (witnesses() or is_standing_in()):
-            whole = "" if len(meta) == len(named) else "build all of it under torch.device('meta') and "
+            whole = "" if len(meta) == len(named) else "move all of it there, model.to('meta'), and "
             raise RunError(
                 f"{some(meta, 3)} of {type(self.top).__name__}: on the meta device, where init_weights has nothing to"
                 f" write to; {whole}call torchinit.materialize(model, device=..., seed=...), which carries it out"

@@ -114,10 +114,10 @@ class OwnStart:
             return f"a buffer of {cls} that nothing writes, and {code}. {way}"
         reset = "; ".join(self.resets.failed.get(one.name, ())) or f"{cls} has no reset_parameters() that does"
         leaf = one.name.rpartition(".")[2]
-        entry = f"dict(type='Normal', std=0.02, param={leaf!r})"
+        entry = f"dict(type='Constant', val=1, param={leaf!r})"
         return (
             f"a parameter of {cls} that no init_cfg and no init_weights() writes ({reset}). Name it in an entry of an"
-            f" init_cfg, {entry}, or let an init_weights() or a reset_parameters() write it"
+            f" init_cfg, for example {entry}, or let an init_weights() or a reset_parameters() write it"
         )
 
 
