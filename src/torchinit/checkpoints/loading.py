@@ -136,7 +136,8 @@ def _loaded(module: nn.Module, state: Mapping[str, Any], source: str, strict: bo
     if meta := [key for key, tensor in _own(module).items() if tensor.is_meta]:
         raise CheckpointError(
             f"{source}: the model is on the meta device ({some(meta, 3)}), so there is nothing to load into; call"
-            " torchinit.materialize, or model.to_empty(device=...) first"
+            " torchinit.materialize with a rule that loads it, Rule(Name('**'), Pretrained(...)), or"
+            " model.to_empty(device=...) first"
         )
     missing, unexpected, mismatched = _copy(module, state)
     missing = [key for key in missing if "num_batches_tracked" not in key]

@@ -75,8 +75,8 @@ def check_meta(model: nn.Module, *, with_memory: str = "torchinit.initialize") -
     if here and there:
         raise RunError(
             f"the model is half on the meta device: {some(there)} {'is' if len(there) == 1 else 'are'}, but"
-            f" {some(here)} {'has' if len(here) == 1 else 'have'} memory. Build all of it under torch.device('meta'), or"
-            " move it there: model.to('meta')"
+            f" {some(here)} {'has' if len(here) == 1 else 'have'} memory. Build all of it under torch.device('meta'),"
+            " or move it there: model.to('meta')"
         )
     if here:
         raise RunError(f"the model is not on the meta device, it has memory already: call {with_memory}")

@@ -211,7 +211,10 @@ def initialize_tree(top: nn.Module, session: Session) -> None:
     roots = list(_roots(top))
     for _, root in roots:
         _initialize_child(root, session)
-    session.finish([f"{prefix}{name}" for prefix, root in roots for name in _unreached(root)])
+    session.finish(
+        [f"{prefix}{name}" for prefix, root in roots for name in _unreached(root)],
+        "it would reach it through a torchinit.Sequential, ModuleList or ModuleDict",
+    )
 
 
 def call_for(top: nn.Module) -> str:

@@ -272,12 +272,12 @@ class Session:
 
     # --- the end -------------------------------------------------------------------------------------------
 
-    def finish(self, unreached: Sequence[str]) -> None:
-        """Logs how each parameter was set, and warns of those that nobody set."""
+    def finish(self, unreached: Sequence[str], way: str = "init_weights(containers=True) does") -> None:
+        """Logs how each parameter was set, and warns of those that nobody set; ``way`` leads to modules unreached."""
         for name in unreached:
             self.warn(
                 f"init_weights of {type(self.top).__name__} does not reach {name}, which stands below a plain"
-                " container; init_weights(containers=True) does"
+                f" container; {way}"
             )
         for text in self.account.findings():
             self.warn(text)
