@@ -70,6 +70,18 @@ def emptied(model: Any) -> Any:
     return model
 
 
+def moved(model: Any) -> Any:
+    model.init_weights()
+    return model.to("meta")
+
+
+def fresh(model: Any) -> Any:
+    for module in model.modules():
+        if hasattr(module, "is_init"):
+            module.is_init = False
+    return model
+
+
 class Token(BaseModule):
     """A parameter and a buffer that nothing but the constructor makes."""
 
@@ -188,6 +200,13 @@ CASES: list[tuple[str, Callable[[], Any], Step, str, Step]] = [
         lambda model: materialize(model, Rule(Name("**"), Normal(std=0.02)), seed=0),
     ),
     (
+        "materialize what was initialized before it was moved",
+        lambda: moved(own()),
+        lambda model: materialize(model, seed=0),
+        "counts as initialized, though it has no memory: set is_init = False on its modules",
+        lambda model: materialize(fresh(model), seed=0)["0.weight"].expected,
+    ),
+    (
         "materialize without a rule for a parameter",
         lambda: meta(plain),
         lambda model: materialize(model, [PART], seed=0),
@@ -270,7 +289,7 @@ CASES: list[tuple[str, Callable[[], Any], Step, str, Step]] = [
 
 
 def _in_a_group(work: Callable[[], object]) -> None:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]  # as torch leaves it
     try:
         work()
     finally:

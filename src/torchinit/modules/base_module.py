@@ -217,6 +217,17 @@ def initialize_tree(top: nn.Module, session: Session) -> None:
     )
 
 
+def all_count_as_initialized(top: nn.Module) -> bool:
+    """Whether :func:`initialize_tree` would find nothing to do, as all there is has ``is_init`` set.
+
+    >>> layer = Sequential(nn.Linear(1, 1))
+    >>> before, layer.is_init = all_count_as_initialized(layer), True
+    >>> before, all_count_as_initialized(layer)
+    (False, True)
+    """
+    return all(getattr(root, "is_init", False) for _, root in _roots(top))
+
+
 def call_for(top: nn.Module) -> str:
     """What to call for a model that has memory, to have what it says of itself carried out.
 

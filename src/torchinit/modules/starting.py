@@ -20,7 +20,7 @@ from torchinit.distributed.materialization import own_record
 from torchinit.distributed.owncode import Made, needs
 from torchinit.distributed.together import exchanged, is_shared
 from torchinit.errors import ConfigError
-from torchinit.modules.base_module import BaseModule, initialize_tree
+from torchinit.modules.base_module import BaseModule, all_count_as_initialized, initialize_tree
 from torchinit.modules.init_cfg import carry_out
 from torchinit.modules.session import Session, session_of
 from torchinit.modules.wholes import bare_class
@@ -56,6 +56,12 @@ class OwnStart:
             raise ConfigError(
                 f"nothing says how {type(self.model).__name__} starts: it holds no BaseModule, so give a recipe,"
                 " rules such as Rule(Name('**'), Normal(std=0.02)) or the name of a scheme (torchinit list)"
+            )
+
+        if self.init_cfg is None and all_count_as_initialized(self.model):
+            raise ConfigError(
+                f"{type(self.model).__name__} counts as initialized, though it has no memory: set is_init = False on its"
+                " modules"
             )
 
     @property
