@@ -60,8 +60,8 @@ class OwnStart:
 
         if self.init_cfg is None and all_count_as_initialized(self.model):
             raise ConfigError(
-                f"{type(self.model).__name__} counts as initialized, though it has no memory: set is_init = False on its"
-                " modules"
+                f"{type(self.model).__name__} counts as initialized, though it has no memory: set is_init = False on"
+                " its modules"
             )
 
     @property
