@@ -15,6 +15,7 @@ from torchinit import (
     ModuleList,
     caffe2_xavier_init,
     constant_init,
+    initialize,
     kaiming_init,
     normal_init,
     trunc_normal_,
@@ -69,6 +70,18 @@ def twice(layer: Any) -> None:
     layer.weight.normal_().add_(first)
 
 
+def by_turning(layer: Any) -> None:
+    turned = layer.weight.t()
+    initialize(layer, {"type": "Constant", "val": 1, "layer": "Linear"})
+    turned.normal_()
+    initialize(layer, {"type": "Uniform", "layer": "Linear", "param": "bias"}, seed=9)
+
+
+def by_noting(layer: Any) -> None:
+    layer.weight.requires_grad_(False)
+    layer.bias._decays = False
+
+
 CODES: dict[str, Code] = {
     "numpy": by_numpy,
     "assignment": by_assignment,
@@ -77,6 +90,8 @@ CODES: dict[str, Code] = {
     "looking": by_looking,
     "temporaries": by_temporaries,
     "twice": twice,
+    "turning": by_turning,
+    "noting": by_noting,
     "constant_init": lambda layer: constant_init(layer, 2, bias=1),
     "normal_init": lambda layer: normal_init(layer, std=0.1, bias=0.5),
     "uniform_init": lambda layer: uniform_init(layer, -1, 1),
@@ -101,7 +116,7 @@ class Coded(BaseModule):
     def __init__(self, code: str) -> None:
         super().__init__({"type": "Xavier", "layer": "Linear", "bias": 0.1})
         self.code = code
-        self.layer = nn.Linear(5, 6)
+        self.layer = nn.Linear(7, 7)
 
     def init_weights(self) -> Any:  # type: ignore[override]
         super().init_weights()
@@ -194,6 +209,6 @@ class Model(BaseModule):
 def save_teacher(path: str) -> None:
     """A checkpoint with some of the model's tensors below a prefix, buffers among them."""
     draws = torch.Generator().manual_seed(0)
-    shapes = {"head.bias": (4,), "stage.fc.weight": (3, 5), "stage.norm.running_var": (5,), "coded.0.layer.bias": (6,)}
+    shapes = {"head.bias": (4,), "stage.fc.weight": (3, 5), "stage.norm.running_var": (5,), "coded.0.layer.bias": (7,)}
     state: dict[str, Any] = {f"teacher.{key}": torch.rand(shape, generator=draws) for key, shape in shapes.items()}
     torch.save({**state, "teacher.stage.norm.num_batches_tracked": torch.tensor(9)}, path)

@@ -18,7 +18,7 @@ from torch.distributed.fsdp import fully_shard
 from tests.distributed.layouts import cut, whole
 from tests.distributed.own import CODES, Coded, Model, save_teacher
 from tests.processes import on_ranks, results
-from torchinit import BaseModule, Sequential, fingerprint, materialize, seeded
+from torchinit import WEIGHT_INITIALIZERS, BaseModule, Sequential, fingerprint, materialize, seeded
 from torchinit.core.placements import shards_of
 from torchinit.modules.wholes import Whole, Wholes
 
@@ -164,8 +164,8 @@ def test_code_that_fills_whole_tensors_needs_no_more_memory_than_their_parts(tmp
     for found in results(on_ranks(2, costs, tmp_path)):
         for code in (*BY_PARTS, "nn.init.kaiming_uniform_", "reset_parameters", "nothing"):
             assert found[code] == (0, 0), code
-        assert found["nn.init.trunc_normal_"] == (0, 30 * 4)  # what it has drawn it looks at
-        assert found["index"] == (2, 36 * 4)
+        assert found["nn.init.trunc_normal_"] == (0, 49 * 4)  # what it has drawn it looks at
+        assert found["index"] == (2, 56 * 4)
 
 
 def in_memory(rank: int) -> list[str]:
@@ -179,11 +179,22 @@ def in_memory(rank: int) -> list[str]:
         alone, spread = (model.init_weights(seed=3) for model in (one, other))
         assert [(each.name, each.rule, each.shape) for each in alone] == [(e.name, e.rule, e.shape) for e in spread]
         found += [f"{code}: {name}" for name in differing(other, one)]
+        for mine, theirs in zip(other.parameters(), one.parameters(), strict=True):
+            assert mine.requires_grad == theirs.requires_grad
+            assert getattr(mine, "_decays", True) == getattr(theirs, "_decays", True)
     return found
 
 
 def test_init_weights_of_a_sharded_model_that_has_memory(tmp_path: Path) -> None:
     assert results(on_ranks(2, in_memory, tmp_path)) == [[], []]
+
+
+@WEIGHT_INITIALIZERS.register_module(name="TestReplacing")
+class Replacing:
+    """An initializer that gives a module another parameter."""
+
+    def __call__(self, module: Any) -> None:
+        module[0].weight = nn.Parameter(torch.ones(4, 3))
 
 
 class Failing(BaseModule):
@@ -220,6 +231,7 @@ def failures(rank: int, folder: str) -> dict[str, tuple[str, bool, bool]]:
     mesh, found = init_device_mesh("cpu", (2,)), {}
     cases: dict[str, Callable[[], Any]] = {
         **{how: partial(Failing, how) for how in ("before", "after", "other", "caught", "replaced", "shape")},
+        "replaced by an initializer": lambda: Sequential(nn.Linear(3, 4), init_cfg={"type": "TestReplacing"}),
         "config": lambda: Sequential(nn.Linear(3, 4), init_cfg={"type": "Normal", "std": rank + 1, "layer": "Linear"}),
         "checkpoint": lambda: Sequential(nn.Linear(3, 4), init_cfg={"type": "Pretrained", "checkpoint": "weights.pth"}),
     }
@@ -246,7 +258,8 @@ FAILURES = {
     "after": "RunError: the initialization failed on 1 rank\n  rank 1: gathers a tensor, when others are done",
     "other": "RunError: the initialization failed on 2 ranks\n  rank 0: RunError: second.weight: code on other ranks",
     "caught": "RunError: the initialization failed on 1 rank\n  rank 1: KeyError: 'not here'",
-    "replaced": "RunError: the initialization failed on 2 ranks\n  rank 0: RunError: code put new tensors in",
+    "replaced": "RunError: the initialization failed on 2 ranks\n  rank 0: InitCfgAssertionError: Find a new :obj:`Par",
+    "replaced by an initializer": "RunError: the initialization failed on 2 ranks\n  rank 0: RunError: code put new",
     "shape": "RunError: the initialization failed on 2 ranks\n  rank 0: RunError: first.weight: code gave it shape [2",
     "config": "RunError: the ranks do not start alike; nothing was written. Give each its own group= if that is meant\n"
     "  init_cfg of the model: {'type': 'Normal', 'std': 1, 'layer': 'Linear'} on rank 0",

@@ -55,7 +55,7 @@ def initialize_module(
     """
     session = current(module)
     if session is not None:
-        with session.asked(strict=strict, stats=stats, progress=progress):
+        with session.asked(seed=seed, strict=strict, stats=stats, progress=progress):
             return _joined(carry_out(module, init_cfg, session), session)
     with Session(module, seed, strict=strict, stats=stats, progress=progress) as session:
         reports = carry_out(module, init_cfg, session)

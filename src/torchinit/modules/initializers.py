@@ -67,7 +67,7 @@ class FormulaInit(BaseInit):
     takes_also = (Extension,)
 
     def __init__(self, **words: Any) -> None:
-        self.extension = take_extension(words, type(self).__name__)
+        self.extension = take_extension(words, self._kind)
         self.says_bias = not words.keys().isdisjoint(("bias", "bias_prob"))
         bias = take_bias(words)
         super().__init__(**words)
@@ -75,6 +75,10 @@ class FormulaInit(BaseInit):
             self.bias = bias
         if self.extension.param and self.says_bias:
             raise InitCfgTypeError("param names what is written; a bias needs an entry of its own")
+
+    @property
+    def _kind(self) -> str:
+        return type(self).__name__
 
     @abstractmethod
     def formula(self) -> Initializer:
@@ -87,7 +91,7 @@ class FormulaInit(BaseInit):
         where = more.targets(layers, whole=self.wholemodule, says_bias=self.says_bias)
         rule = Rule(
             where.weights,
-            more.shaped(self.formula(), type(self).__name__),
+            more.shaped(self.formula(), self._kind),
             more.label or self._text(),
             more.optional or not (self.wholemodule or layers or more.selects),
             padding=more.padding,
@@ -134,8 +138,12 @@ class CoreInit(FormulaInit):
     """
 
     def __init__(self, init: Initializer, **words: Any) -> None:
-        super().__init__(**words)
         self.init = init
+        super().__init__(**words)
+
+    @property
+    def _kind(self) -> str:
+        return type(self.init).__name__
 
     def formula(self) -> Initializer:
         return self.init

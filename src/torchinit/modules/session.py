@@ -93,7 +93,7 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.wholes is not None:
-            self.wholes.take_out()
+            self.wholes.take_out(failed=kind is not None)
 
     # --- whose turn it is ----------------------------------------------------------------------------------
 
@@ -128,14 +128,15 @@ class Session:
     # --- writing -------------------------------------------------------------------------------------------
 
     @contextmanager
-    def asked(self, *, strict: bool, stats: bool, progress: Progress | None) -> Iterator[None]:
-        """What a call within the session asks for, while it lasts."""
-        before = self.strict, self.stats, self.progress
+    def asked(self, *, seed: int | None, strict: bool, stats: bool, progress: Progress | None) -> Iterator[None]:
+        """What a call within the session asks for, while it lasts; a seed is that of its rules."""
+        before = self.noise, self.strict, self.stats, self.progress
+        self.noise = self.noise if seed is None else Keyed(seed)
         self.strict, self.stats, self.progress = strict, stats, progress
         try:
             yield
         finally:
-            self.strict, self.stats, self.progress = before
+            self.noise, self.strict, self.stats, self.progress = before
 
     def prepare(self, module: nn.Module, rules: Sequence[Rule], *, through: bool = False) -> Prepared:
         """The plan of rules on a module and all below it, in which names are counted from the module.

@@ -57,7 +57,6 @@ class OwnStart:
                 f"nothing says how {type(self.model).__name__} starts: it holds no BaseModule, so give a recipe,"
                 " rules such as Rule(Name('**'), Normal(std=0.02)) or the name of a scheme (torchinit list)"
             )
-
         if self.init_cfg is None and all_count_as_initialized(self.model):
             raise ConfigError(
                 f"{type(self.model).__name__} counts as initialized, though it has no memory: set is_init = False on"
@@ -83,7 +82,7 @@ class OwnStart:
 
     def write(self, blank: Sequence[Tenant]) -> Report:
         with session_of(self.model, self._session) as (session, _):
-            self.resets = reset_layers(session, blank)
+            self.resets = reset_layers(session, self.seed, blank)
             if self.init_cfg is None:
                 initialize_tree(self.model, session)
             else:
@@ -127,18 +126,17 @@ class OwnStart:
         )
 
 
-def reset_layers(session: Session, blank: Sequence[Tenant]) -> Made:
+def reset_layers(session: Session, seed: int, blank: Sequence[Tenant]) -> Made:
     """Let each layer that has parameters without values reset them; what it does not write is left to others."""
-    model, seed = session.top, session.seed or 0
     wanted: dict[nn.Module, list[Tenant]] = defaultdict(list)
     for one in blank:
         if one.kind == "parameter":
             wanted[one.module].append(one)
     ran: dict[nn.Module, str] = {}
     failed: dict[str, tuple[str, ...]] = {}
-    drawing = Seeded(model, seed)
+    drawing = Seeded(session.top, seed)
     with torch.no_grad(), drawing as seen, session.working(drawing.watch):
-        for module in dict.fromkeys(place.module for place in places(model) if place.module in wanted):
+        for module in dict.fromkeys(place.module for place in places(session.top) if place.module in wanted):
             method = next((name for name in _RESETTING if needs(getattr(module, name, None)) == 0), None)
             if method is None:
                 continue

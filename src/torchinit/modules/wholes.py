@@ -41,19 +41,19 @@ _BUDGET = 1 << 28
 """Bytes of wholes that may have memory at one time, unless a single one has more."""
 
 _OVERWRITING = frozenset(
-    f"{name}_"
-    for name in (
-        "fill",
-        "zero",
-        "copy",
-        "normal",
-        "uniform",
-        "bernoulli",
-        "random",
-        "exponential",
-        "geometric",
-        "cauchy",
-    )
+    [
+        "fill_",
+        "zero_",
+        "copy_",
+        "normal_",
+        "uniform_",
+        "bernoulli_",
+        "random_",
+        "exponential_",
+        "geometric_",
+        "cauchy_",
+        "log_normal_",
+    ]
 )
 """Operations that write every element of their first argument and read none of it."""
 
@@ -74,8 +74,8 @@ class Whole:
         self.tensor = self.base.data  # which counts its own versions: gathering is no write
         if isinstance(spread, nn.Parameter):
             self.tensor = nn.Parameter(self.tensor, requires_grad=spread.requires_grad)
-        self.tensor.__dict__.update({key: value for key, value in vars(spread).items() if not key.startswith("_")})
-        self.is_valid = self.is_changed = False
+        vars(self.tensor).update(_noted(spread))
+        self.is_valid = self.is_changed = self.is_handed_out = False
 
     def _renew(self) -> None:
         spread = self.spread
@@ -112,16 +112,26 @@ class Whole:
                 raise RunError(f"{self.name}: code gave it shape {list(values.shape)}, not {list(self.spread.shape)}")
             for shard in shards_of(self.name, self.spread):
                 shard.local.copy_(values[_box(shard.start, shard.local)])
-        storage = self.base.untyped_storage()
-        shared = not storage.resizable()  # with NumPy
-        if shared:
-            self._renew()
-        else:
-            storage.resize_(0)
-        if elsewhere or shared:
+        moves = elsewhere or self.is_handed_out
+        if self.is_handed_out:
+            self._renew()  # what has the memory keeps it
+        self.base.untyped_storage().resize_(0)
+        if moves:
             self.tensor.data = self.base.data
-        self.is_valid = self.is_changed = False
-        return elsewhere or shared
+        self.is_valid = self.is_changed = self.is_handed_out = False
+        return moves
+
+    def hand_back(self) -> Any:
+        """The DTensor, with what code has set on the tensor that stood for it."""
+        vars(self.spread).update(_noted(self.tensor))
+        if self.spread.requires_grad != self.tensor.requires_grad:
+            self.spread.requires_grad_(self.tensor.requires_grad)
+        return self.spread
+
+
+def _noted(tensor: Tensor) -> dict[str, Any]:
+    """What users have noted on a tensor, and not what makes it a DTensor."""
+    return {key: value for key, value in vars(tensor).items() if key not in ("_local_tensor", "_spec", "_is_param")}
 
 
 def _box(start: Sequence[int], part: Tensor) -> tuple[slice, ...]:
@@ -145,13 +155,13 @@ class Wholes:
         self._classes = [
             (module, type(module)) for module in model.modules() if bare_class(type(module)) is not type(module)
         ]
-        self._places = [(home, leaf, home[leaf]) for _, home, leaf in _spread(model)]
-        made: dict[int, Whole] = {}
+        self._places: list[tuple[dict[str, Any], str, Whole]] = []
+        made: dict[int, Whole] = {}  # by the id of the DTensor: tied ones stay tied
         for name, home, leaf in list(_spread(model)):
-            spread = home[leaf]
-            if id(spread) not in made:
-                made[id(spread)] = Whole(name, spread)
-            home[leaf] = made[id(spread)].tensor
+            whole = made.get(id(home[leaf])) or Whole(name, home[leaf])
+            made[id(home[leaf])] = whole
+            self._places.append((home, leaf, whole))
+            home[leaf] = whole.tensor
         for module, cls in self._classes:
             module.__class__ = bare_class(cls)
         self._hooks = []
@@ -165,20 +175,23 @@ class Wholes:
         self._touched: dict[Whole, None] = {}
         self._watch = Watch()
 
-    def take_out(self) -> None:
-        """Give the model its DTensors and classes back; RunError where code has put others in their places."""
+    def take_out(self, *, failed: bool = False) -> None:
+        """Give the model its DTensors and classes back; RunError where code has put others in their places.
+
+        Where that code has ``failed`` with an error of its own there is none of this one.
+        """
         replaced = [leaf for home, leaf, _ in self._places if id(home.get(leaf)) not in self._by_tensor]
         try:
             self.put_back()
         finally:
-            for home, leaf, spread in self._places:
-                home[leaf] = spread
+            for home, leaf, whole in self._places:
+                home[leaf] = whole.hand_back()
             for module, cls in self._classes:
                 module.__class__ = cls
             for hooks, those in self._hooks:
                 hooks.clear()
                 hooks.update(those)
-        if replaced:
+        if replaced and not failed:
             raise RunError(f"code put new tensors in the places of distributed ones, which cannot be: {some(replaced)}")
 
     def shards(self, name: str, tensor: Tensor) -> tuple[Shard, ...] | None:
@@ -234,8 +247,11 @@ class Wholes:
         if used and name not in _LOOKING and not name.startswith("new_") and not name.endswith("_like"):
             overwritten = name in _OVERWRITING and len(used) == 1 and _covers(args[0], used[0])
             self._bring(used, values=not (func.is_view or overwritten))
-            used[0].is_valid |= overwritten
+        else:
+            overwritten = False
         result = func(*args, **kwargs)
+        if overwritten:
+            used[0].is_valid = True
         for tensor in written(func, args, kwargs) if used else ():
             self.moved(tensor)
             if whole := self._of(tensor):
@@ -246,16 +262,16 @@ class Wholes:
         """Whether an operation need not have the whole in memory. Within ``trunc_normal_`` it is looked at next."""
         if name not in _BY_PARTS or len(used) > 1 or used[0] in self._touched or kwargs.get("generator") is not None:
             return False
-        frame = frame_of_caller(3)
-        truncating = frame is not None and frame.f_code is TRUNCATED
-        plain = not any(isinstance(one, Tensor) for one in args[1:])
-        return plain and not truncating and args[0].shape == used[0].base.shape and _covers(args[0], used[0])
+        target, base, frame = args[0], used[0].base, frame_of_caller(3)
+        if any(isinstance(one, Tensor) for one in args[1:]) or (frame is not None and frame.f_code is TRUNCATED):
+            return False
+        return (target.shape, target.stride(), target.storage_offset()) == (base.shape, base.stride(), 0)
 
     def hand_out(self, tensor: Tensor) -> None:
         """Bring a tensor whose memory is going to be read and written behind torch's back."""
         if whole := self._of(tensor):
             self._bring([whole], values=True)
-            whole.is_changed = True
+            whole.is_changed = whole.is_handed_out = True
 
     def moved(self, tensor: Tensor) -> None:
         """Keep in mind that a tensor may have other memory now."""
@@ -289,6 +305,10 @@ class _Operations(TorchDispatchMode):
     def __init__(self, wholes: Wholes) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.wholes = wholes
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # as the observer's: to keep torch's compiler away costs more than the call
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
