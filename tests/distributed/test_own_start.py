@@ -197,6 +197,46 @@ class Replacing:
         module[0].weight = nn.Parameter(torch.ones(4, 3))
 
 
+class Chain(BaseModule):
+    """A model that computes something."""
+
+    def __init__(self) -> None:
+        super().__init__({"type": "Xavier", "layer": "Linear"})
+        self.first, self.second = nn.Linear(5, 8), nn.Linear(8, 3)
+
+    def init_weights(self) -> None:  # type: ignore[override]
+        super().init_weights()
+        self.second.bias.data[1] = 2.0
+
+    def forward(self, example: Tensor) -> Tensor:
+        result: Tensor = self.second(self.first(example).relu())
+        return result
+
+
+def answers(rank: int) -> list[tuple[Tensor, Tensor | None]]:
+    """What the model computes, and a gradient: of one process, of a replica, and sharded."""
+    mesh, example = init_device_mesh("cpu", (2,)), torch.arange(10.0).reshape(2, 5)
+    one = Chain()
+    one.init_weights(seed=4)  # type: ignore[call-arg]
+    models: list[nn.Module] = [one]
+    for lay_out in (lambda model, mesh: None, shard_all):
+        with torch.device("meta"):
+            models.append(Chain())
+        lay_out(models[-1], mesh)
+        materialize(models[-1], seed=4)
+    for model in models:
+        model(example).square().sum().backward()
+    gradients = [model.get_parameter("first.weight").grad for model in models]
+    found = [(model(example).detach(), grad) for model, grad in zip(models, gradients, strict=True)]
+    return [(result, None if grad is None else whole(grad)) for result, grad in found]
+
+
+def test_the_engine_computes_with_what_was_written(tmp_path: Path) -> None:
+    for one, *others in results(on_ranks(2, answers, tmp_path)):
+        for other in others:
+            torch.testing.assert_close(other, one)
+
+
 class Failing(BaseModule):
     """Code that reads its weight, and fails on one rank before that, or after."""
 

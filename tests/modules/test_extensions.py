@@ -69,6 +69,7 @@ DEFAULTS: list[tuple[str, Any]] = [
     ("subclasses", False),
     *((word, "") for word in ("name", "param", "within", "exclude")),
     *((word, []) for word in ("name", "param", "within", "exclude")),
+    *((word, ()) for word in ("name", "param", "within", "exclude")),
     *((word, None) for word in ("name", "param", "within", "exclude")),
     ("regex", ""),
     ("regex", None),
@@ -210,6 +211,18 @@ def test_initializers_that_only_torchinit_has_are_for_layers_in_mmengines_way() 
     assert model.get_parameter("head.0.bias").unique().tolist() == [0.0]
     assert report["head.0.weight"].rule == "Orthogonal(gain=2), bias=0"
     torch.testing.assert_close(model.wrapped.weight @ model.wrapped.weight.T, 4 * torch.eye(4))
+
+
+def test_words_beside_initializers_that_only_torchinit_has() -> None:
+    layer = nn.Conv2d(4, 6, 3, groups=2)
+    report = initialize(
+        nn.Sequential(layer), {"type": "LeCun", "distribution": "normal", "fans": "true", "layer": "Conv2d"}
+    )
+    assert report["0.weight"].fill == f"Normal(std={(1 / 18) ** 0.5:.6g})"
+    with pytest.raises(TypeError, match="Orthogonal counts no connections"):
+        initialize(layer, {"type": "Orthogonal", "fans": "true", "layer": "Conv2d"})
+    with pytest.raises(ConfigError, match="1 mistake in Orthogonal\n  label: must be text"):
+        initialize(layer, {"type": "Orthogonal", "label": 3, "layer": "Conv2d"})
 
 
 def test_fans_choose_the_count() -> None:

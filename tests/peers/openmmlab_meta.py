@@ -10,6 +10,7 @@ import json
 import logging
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,7 +32,7 @@ def started(case: Any, folder: Path) -> dict[str, Any]:
     import torchinit
     from torchinit.distributed.standins import light_parameters
 
-    config = _with_checkpoint(case, folder)
+    config = _one_after_the_other(lambda: _with_checkpoint(case, folder))
     one = build(case.package, config)
     with torchinit.trace(one) as seen:
         one.init_weights(seed=0)
@@ -48,6 +49,15 @@ def started(case: Any, folder: Path) -> dict[str, Any]:
         "written": len(written),
         "differing": [name for name in sorted(written) if not torch.equal(_whole(mine[name]), theirs[name])],
     }
+
+
+def _one_after_the_other(work: Callable[[], Any]) -> Any:
+    """The first rank makes the checkpoint, which the others then find."""
+    if not dist.is_initialized():
+        return work()
+    found = [work()] if dist.get_rank() == 0 else []
+    dist.barrier()
+    return found[0] if found else work()
 
 
 def _spread(model: Any) -> None:

@@ -83,8 +83,11 @@ class BaseModule(nn.Module, metaclass=_BaseModuleMeta):
         """Initializes the module and what is below it, once; a second call warns and does nothing.
 
         ``containers=True`` also reaches modules below plain containers, which MMEngine does not. With a
-        ``seed`` values belong to names, and torch's generator is left alone. ``stats=True`` measures what
-        was written. The outermost call returns the report, the others None.
+        ``seed`` values belong to names, also those that code of your own draws, and torch's generator is left
+        alone; the model may then be sharded. ``stats=True`` measures what was written. The outermost call returns
+        the report, the others None.
+
+        Raises RunError for a model on the meta device: :func:`torchinit.materialize` carries this out for it.
         """
         make = _maker(self, seed, containers)
         with session_of(self, make) as (session, outermost):
@@ -184,7 +187,7 @@ def _initialize_child(child: nn.Module, session: Session) -> None:
     else:
         with session.foreign(child):
             call()
-    if cast("Any", type(child)).init_weights is not BaseModule.init_weights:
+    if getattr(type(child), "init_weights", None) is not BaseModule.init_weights:
         session.account.check_parameters(child)
 
 
