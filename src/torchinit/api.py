@@ -20,8 +20,8 @@ from torchinit.core.reports import Report
 from torchinit.core.runs import Progress, local_shards, run
 from torchinit.core.sites import Site
 from torchinit.core.sites import sites as bare_sites
-from torchinit.distributed import Materialization, among
-from torchinit.modules import initialize_module
+from torchinit.distributed import Materialization, PlannedStart, Start, among
+from torchinit.modules import OwnStart, as_before_on_error, call_for, initialize_module
 from torchinit.noise import Global, Keyed
 from torchinit.recipes import decode_recipe, load_recipe
 from torchinit.recipes.alternatives import with_better
@@ -109,7 +109,7 @@ def initialize(
     0.02
     """
     if _is_init_cfg(recipe):
-        report = initialize_module(model, recipe, seed)
+        report = initialize_module(model, recipe, seed=seed, strict=strict, stats=stats, progress=progress)
     else:
         made = _checked(model, recipe, strict=strict)
         noise = Global() if seed is None else Keyed(seed)
@@ -133,11 +133,11 @@ def _checked(model: nn.Module, recipe: RecipeLike, *, strict: bool, complete: bo
 
 def materialize(
     model: nn.Module,
-    recipe: RecipeLike,
+    recipe: RecipeLike | None = None,
     *,
     device: torch.device | str = "cpu",
     seed: int,
-    strict: bool = True,
+    strict: bool | None = None,
     verify: bool = True,
     stats: bool = True,
     fingerprint: bool = False,
@@ -151,30 +151,48 @@ def materialize(
     this, and all of them raise if one does. Parameters are written by the recipe, buffers by its rules with
     ``buffers = true`` or by their modules' own code. Ties, strides, dtypes and ``requires_grad`` stay as they are.
 
-    ``strict`` makes a rule that matches nothing an error. ``verify`` compares replicas, bit for bit, where there
-    are several ranks. ``fingerprint`` keeps the model's in the report. ``group`` holds the ranks that have this
-    model; None: all there are.
+    Without a recipe the model itself says how it starts: ``init_cfg`` and ``init_weights`` of every
+    :class:`torchinit.BaseModule` are carried out, with the values of ``init_weights(seed=seed)``. What those do not
+    write, each layer's ``reset_parameters()`` does, with draws that belong to names. An ``init_cfg`` in the place of
+    the recipe is carried out likewise.
+
+    ``strict`` makes a rule that matches nothing an error; None: of a recipe, and not of ``init_cfg``s, many of which
+    come with their classes. ``verify`` compares replicas, bit for bit, where there are several ranks.
+    ``fingerprint`` keeps the model's in the report. ``group`` holds the ranks that have this model; None: all there
+    are.
 
     Raises ConfigError or PlanError, also for a parameter without a rule, and RunError, with several ranks always
     RunError; the model is then on the meta device as before.
 
-    >>> from torchinit import Kaiming, Leaf, Rule, Zeros
+    >>> from torchinit import Kaiming, Leaf, Rule, Sequential, Zeros
     >>> with torch.device("meta"):
     ...     model = nn.Sequential(nn.Linear(64, 64), nn.BatchNorm1d(64, affine=False))
+    ...     own = Sequential(nn.Linear(2, 2), init_cfg=dict(type="Constant", val=1, layer="Linear", bias="keep"))
     >>> report = materialize(model, [Rule(Leaf("weight"), Kaiming()), Rule(Leaf("bias"), Zeros())], seed=0)
     >>> report.assert_ok(complete=True)["1.running_var"].fill
     'BatchNorm1d.reset_running_stats()'
+    >>> [record.fill for record in materialize(own, seed=0)]
+    ['Constant(1)', 'Linear.reset_parameters()']
     """
-    report = Materialization(
-        model,
-        lambda: _checked(model, recipe, strict=strict, complete=True),
-        Keyed(seed),
-        device=device,
-        group=group,
-        verify=verify,
-        stats=stats,
-        progress=progress,
-    ).carry_out()
+
+    def ready() -> Start:
+        if recipe is None or (recipe and _is_init_cfg(recipe)):
+            init_cfg = cast("dict[str, Any] | list[dict[str, Any]] | None", recipe)
+            return OwnStart(model, seed, init_cfg, strict=bool(strict), stats=stats, progress=progress, group=group)
+        made = _checked(model, recipe, complete=True, strict=strict is not False)
+        return PlannedStart(model, made, Keyed(seed), stats=stats, progress=progress)
+
+    with as_before_on_error(model):
+        report = Materialization(
+            model,
+            ready,
+            Keyed(seed),
+            device=device,
+            group=group,
+            verify=verify,
+            stats=stats,
+            with_memory="torchinit.initialize" if recipe is not None else call_for(model),
+        ).carry_out()
     return replace(report, fingerprint=fingerprint_of(model)) if fingerprint else report
 
 
@@ -194,6 +212,11 @@ def rules_of(recipe: RecipeLike) -> Recipe:
         return (recipe,)
     rules: tuple[object, ...] = tuple(recipe) if isinstance(recipe, Sequence) else (recipe,)
     if not all(isinstance(rule, Rule) for rule in rules):
+        if _is_init_cfg(recipe) and all(isinstance(rule, dict) for rule in rules):
+            raise TypeError(
+                "this is an init_cfg, which initialize and materialize carry out; a recipe is a file, a dict with"
+                " 'rules', or rules: give {'rules': [...]} with these entries to read them as a recipe"
+            )
         raise TypeError(
             "init_cfg must be a dict or a list of dict, and a recipe a file, a dict with 'rules', or rules,"
             f" but got {type(recipe)}"

@@ -141,7 +141,8 @@ def _loaded(module: nn.Module, state: Mapping[str, Any], source: str, strict: bo
     if meta := [key for key, tensor in _own(module).items() if tensor.is_meta]:
         raise CheckpointError(
             f"{source}: the model is on the meta device ({some(meta, 3)}), so there is nothing to load into; call"
-            " torchinit.materialize, or model.to_empty(device=...) first"
+            " torchinit.materialize with a rule that loads it, Rule(Name('**'), Pretrained(...)), or"
+            " model.to_empty(device=...) first"
         )
     hooked = any(map(has_load_hooks, module.modules()))
     if not hooked:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Final, TypeAlias
 
@@ -84,7 +84,7 @@ _HOLDERS: Final = ("act_fn", "activation_fn", "activation", "act", "act1")
 """What blocks call the activation inside them, where they hold another one as well: a gate's, say."""
 
 
-def with_activations(model: nn.Module, found: tuple[Site, ...]) -> tuple[Site, ...]:
+def with_activations(model: nn.Module, found: Iterable[Site]) -> tuple[Site, ...]:
     """The sites of a model, its layers' weights with what follows each: ``Site.activation``.
 
     It is read off the structure; the model is not run, and its values are not looked at:

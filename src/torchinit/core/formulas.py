@@ -152,9 +152,21 @@ def asks_what_follows(init: object) -> bool:
     """
     if isinstance(init, Unfinished):
         return init.target_and_arguments()[1].get("nonlinearity") == "auto"
+    return getattr(init, "nonlinearity", None) == "auto" or any(map(asks_what_follows, _made_of(init)))
+
+
+def asks_for_neutral(init: object) -> bool:
+    """Whether an initializer, or one that it is made of, is :class:`Neutral`.
+
+    >>> asks_for_neutral(Neutral()), asks_for_neutral(Ones())
+    (True, False)
+    """
+    return isinstance(init, Neutral) or any(map(asks_for_neutral, _made_of(init)))
+
+
+def _made_of(init: object) -> tuple[object, ...]:
     inner = getattr(init, "init", ())
-    parts = inner if isinstance(inner, tuple) else (inner,)
-    return getattr(init, "nonlinearity", None) == "auto" or any(map(asks_what_follows, parts))
+    return inner if isinstance(inner, tuple) else (inner,)
 
 
 @final

@@ -9,7 +9,7 @@ from typing import Literal
 from torchinit.core.accounts import Account
 from torchinit.core.composites import Padded
 from torchinit.core.fills import Constant, Fill
-from torchinit.core.formulas import Neutral, asks_what_follows
+from torchinit.core.formulas import asks_for_neutral, asks_what_follows
 from torchinit.core.loaders import Loader, Lookup
 from torchinit.core.misses import nothing
 from torchinit.core.neutral import looks_like_norm, neutrality
@@ -145,7 +145,7 @@ class _Planner:
             place = rule.origin if isinstance(error, FanError) else f"{rule.origin} at {view.name!r}"
             self.problems.append(f"{place}: {error}")
             return None
-        if fill is None and _asks_for_neutral(rule) and looks_like_norm(view):
+        if fill is None and asks_for_neutral(rule.init) and looks_like_norm(view):
             self.declined[site.name] = Skipped(site, _NOT_KNOWN)
         if fill is None or view.zero_row is None or not rule.padding:
             return fill
@@ -172,10 +172,6 @@ _NOT_KNOWN = (
     "it is called a norm, and at which value it would do nothing could not be found; give it a rule of its own, such as"
     ' type = "Constant" with val = 1, or val = 0 if it computes 1 + weight'
 )
-
-
-def _asks_for_neutral(rule: Rule) -> bool:
-    return isinstance(getattr(rule.init, "init", rule.init), Neutral)
 
 
 def _norm_notes(step: Step) -> tuple[str, ...]:

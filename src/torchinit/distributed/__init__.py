@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from torchinit.distributed.materialization import Materialization
+from torchinit.distributed.materialization import Materialization, PlannedStart, Start
 from torchinit.distributed.replicas import verify_replicas
 from torchinit.distributed.together import among
 
-__all__ = ["Materialization", "among", "verify_replicas"]
+__all__ = ["Materialization", "PlannedStart", "Start", "among", "verify_replicas"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from torchinit.core.plans import Plan
@@ -20,20 +20,21 @@ if TYPE_CHECKING:
 _MOST = 10
 
 
-def check_agreement(plan: Plan, noise: Keyed, group: ProcessGroup | None = None) -> None:
-    """Raises RunError on every rank unless all ranks of the group have one stream, one seed and one plan.
+def check_agreement(intent: Mapping[str, str], noise: Keyed, group: ProcessGroup | None = None) -> None:
+    """Raises RunError on every rank unless all ranks of the group have one stream, one seed and one intent.
 
-    All ranks of the group have to call this. Digests are sent, and the plans only where they differ.
+    The intent is what will happen, by the name of that to which it will. All ranks of the group have to call this.
+    Digests are sent, and intents only where they differ.
     """
-    ranks, lines = ranks_of(group), _lines(plan)
-    digest = hashlib.blake2b("\n".join(lines).encode()).hexdigest()
+    ranks = ranks_of(group)
+    digest = hashlib.blake2b("\n".join(f"{name}: {text}" for name, text in intent.items()).encode()).hexdigest()
     said = gathered({"stream": STREAM, "seed": str(noise.seed), "plan": digest}, group)
     problems = []
     for what in ("stream", "seed"):
         values = [each[what] for each in said]
         problems += [f"the {what} is {_told(ranks, values)}"] if len(set(values)) > 1 else []
     if len({each["plan"] for each in said}) > 1:
-        found = list(_differences(ranks, gathered(lines, group)))
+        found = list(_differences(ranks, gathered(dict(intent), group)))
         rest = len(found) - _MOST
         problems += [*found[:_MOST], *([f"and {count(rest, 'more site')}"] if rest > 0 else [])]
     if problems:
@@ -42,9 +43,9 @@ def check_agreement(plan: Plan, noise: Keyed, group: ProcessGroup | None = None)
         )
 
 
-def _lines(plan: Plan) -> list[str]:
-    """What each step does, a line a site."""
-    return [f"{step.site.name}: {step.fill!r} in {list(step.site.shape)} {step.site.dtype}" for step in plan.steps]
+def intent_of(plan: Plan) -> dict[str, str]:
+    """What each step of a plan does, by the name of its site."""
+    return {step.site.name: f"{step.fill!r} in {list(step.site.shape)} {step.site.dtype}" for step in plan.steps}
 
 
 def _told(ranks: Sequence[int], values: Sequence[str]) -> str:
@@ -54,10 +55,9 @@ def _told(ranks: Sequence[int], values: Sequence[str]) -> str:
     return ", ".join(f"{value} on {'rank' if len(who) == 1 else 'ranks'} {some(who)}" for value, who in holders.items())
 
 
-def _differences(ranks: Sequence[int], lines: Sequence[Sequence[str]]) -> Iterator[str]:
-    """The sites for which the ranks have something else in mind."""
-    plans = [dict(line.split(": ", 1) for line in each) for each in lines]
-    for name in dict.fromkeys(name for plan in plans for name in plan):
-        values = [plan.get(name, "nothing") for plan in plans]
+def _differences(ranks: Sequence[int], intents: Sequence[Mapping[str, str]]) -> Iterator[str]:
+    """That for which the ranks have something else in mind."""
+    for name in dict.fromkeys(name for intent in intents for name in intent):
+        values = [intent.get(name, "nothing") for intent in intents]
         if len(set(values)) > 1:
             yield f"{name}: {_told(ranks, values)}"

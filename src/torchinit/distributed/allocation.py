@@ -62,8 +62,11 @@ def check_device(device: torch.device | str) -> torch.device:
     return found
 
 
-def check_meta(model: nn.Module) -> None:
-    """Raises RunError unless all parameters of a model are on the meta device. Buffers may have memory already."""
+def check_meta(model: nn.Module, *, with_memory: str = "torchinit.initialize") -> None:
+    """Raises RunError unless all parameters of a model are on the meta device. Buffers may have memory already.
+
+    ``with_memory`` is what to call for a model that has memory.
+    """
     places: dict[bool, list[str]] = {True: [], False: []}
     for one in tenants(model):
         if one.kind == "parameter" and not is_lazy(one.tensor):
@@ -72,10 +75,11 @@ def check_meta(model: nn.Module) -> None:
     if here and there:
         raise RunError(
             f"the model is half on the meta device: {some(there)} {'is' if len(there) == 1 else 'are'}, but"
-            f" {some(here)} {'has' if len(here) == 1 else 'have'} memory. Build all of it under torch.device('meta')"
+            f" {some(here)} {'has' if len(here) == 1 else 'have'} memory. Build all of it under torch.device('meta'),"
+            " or move it there: model.to('meta')"
         )
     if here:
-        raise RunError("the model is not on the meta device, it has memory already: call torchinit.initialize")
+        raise RunError(f"the model is not on the meta device, it has memory already: call {with_memory}")
 
 
 def check_ranks(model: nn.Module) -> None:

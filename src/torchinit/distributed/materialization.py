@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -14,7 +14,7 @@ from torchinit.core.placements import local_part
 from torchinit.core.plans import Plan
 from torchinit.core.reports import Record, Report
 from torchinit.core.runs import Progress, local_shards, run
-from torchinit.distributed.agreement import check_agreement
+from torchinit.distributed.agreement import check_agreement, intent_of
 from torchinit.distributed.allocation import (
     Allocation,
     Tenant,
@@ -26,7 +26,7 @@ from torchinit.distributed.allocation import (
 )
 from torchinit.distributed.owncode import Made, make_buffers
 from torchinit.distributed.replicas import verify_replicas
-from torchinit.distributed.together import together
+from torchinit.distributed.together import is_shared, together
 from torchinit.errors import RunError, count
 from torchinit.noise import Keyed
 
@@ -36,30 +36,87 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 
+class Start(Protocol):
+    """What gives a model its first values. Nothing of it touches the model before :meth:`write`.
+
+    ``intent`` is what the ranks compare before anything has memory; ``certain`` the names that are sure to be
+    written, so that nothing else need make them.
+    """
+
+    @property
+    def intent(self) -> Mapping[str, str]: ...
+    @property
+    def certain(self) -> Collection[str]: ...
+
+    def initializes(self, module: nn.Module) -> bool:
+        """Whether it calls the module's ``init_weights``."""
+
+    def write(self, blank: Sequence[Tenant]) -> Report:
+        """Write the values; ``blank`` are the tensors that have just got memory, filled with NaN."""
+
+    def why_left(self, one: Tenant, tried: Sequence[str]) -> str:
+        """Why a tensor has no values, and the way out; ``tried`` is what came of the own code that might make it."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStart:
+    """The steps of a plan."""
+
+    model: nn.Module
+    plan: Plan
+    noise: Keyed
+    stats: bool = True
+    progress: Progress | None = None
+
+    @property
+    def intent(self) -> Mapping[str, str]:
+        return intent_of(self.plan)
+
+    @property
+    def certain(self) -> Collection[str]:
+        return {view.name for step in self.plan.steps for view in step.site.views}
+
+    def initializes(self, module: nn.Module) -> bool:
+        return False
+
+    def write(self, blank: Sequence[Tenant]) -> Report:
+        del blank
+        shards = local_shards(self.model, [step.site.name for step in self.plan.steps])
+        return run(self.plan, shards, self.noise, stats=self.stats, progress=self.progress)
+
+    def why_left(self, one: Tenant, tried: Sequence[str]) -> str:
+        left = f"a {one.kind} of {type(one.module).__name__} that no rule writes"
+        if one.kind == "parameter":
+            return left
+        code = f"its modules' own code does not make it ({'; '.join(tried) or 'there is none'})"
+        return f"{left}, and {code}. Give it a rule with buffers = true, or a reset_parameters()"
+
+
 @dataclass(frozen=True, slots=True)
 class Materialization:
-    """How a model is to get memory and values: where, from which noise, by which ranks together.
+    """How a model is to get memory and values: where, from which start, by which ranks together.
 
-    ``planned`` makes the plan; what it raises, all ranks hear of.
+    ``ready`` makes the start; what it raises, all ranks hear of. ``with_memory`` is what to call for a model that has
+    memory already.
     """
 
     model: nn.Module
-    planned: Callable[[], Plan]
+    ready: Callable[[], Start]
     noise: Keyed
     device: torch.device | str = "cpu"
     group: ProcessGroup | None = None
     verify: bool = True
     stats: bool = True
-    progress: Progress | None = None
+    with_memory: str = "torchinit.initialize"
 
     def carry_out(self) -> Report:
         """Gives memory, writes, proves that nothing was left; after an error the model has no memory again."""
-        plan, device = self._together(self._ready, "the plan")
+        start, device = self._together(self._ready, "the plan")
         if self._is_shared:
-            check_agreement(plan, self.noise, self.group)
+            check_agreement(start.intent, self.noise, self.group)
         allocation = self._together(lambda: allocate(self.model, device), "the allocation of memory")
         try:
-            report = self._together(lambda: self._written(plan, allocation, device), "the initialization")
+            report = self._together(lambda: self._written(start, allocation, device), "the initialization")
             if self.verify and self._is_shared:
                 verify_replicas(self.model, group=self.group)
             return report
@@ -69,51 +126,43 @@ class Materialization:
 
     @property
     def _is_shared(self) -> bool:
-        """Whether there are other ranks to wait for."""
-        dist = torch.distributed
-        return dist.is_available() and dist.is_initialized() and dist.get_world_size(self.group) > 1
+        return is_shared(self.group)
 
     def _together(self, work: Callable[[], _T], what: str) -> _T:
         return together(work, what, self.group) if self._is_shared else work()
 
-    def _ready(self) -> tuple[Plan, torch.device]:
+    def _ready(self) -> tuple[Start, torch.device]:
         check_ranks(self.model)
-        check_meta(self.model)
-        return self.planned(), check_device(self.device)
+        check_meta(self.model, with_memory=self.with_memory)
+        return self.ready(), check_device(self.device)
 
-    def _written(self, plan: Plan, allocation: Allocation, device: torch.device) -> Report:
-        planned = {view.name for step in plan.steps for view in step.site.views}
-        # Before the steps: a parametrization may need its buffers to take a value.
-        wanted = [one for one in allocation.blank if one.kind == "buffer" and one.name not in planned]
-        made = make_buffers(self.model, wanted, device, self.noise.seed)
-        shards = local_shards(self.model, [step.site.name for step in plan.steps])
-        report = run(plan, shards, self.noise, stats=self.stats, progress=self.progress)
+    def _written(self, start: Start, allocation: Allocation, device: torch.device) -> Report:
+        certain = start.certain
+        # Before the values of parameters: a parametrization may need its buffers to take one.
+        wanted = [one for one in allocation.blank if one.kind == "buffer" and one.name not in certain]
+        made = make_buffers(self.model, wanted, device, self.noise.seed, initialized_later=start.initializes)
+        report = start.write(allocation.blank)
         blank = {one.name: one for one in allocation.blank}
-        _prove(blank, unwritten(allocation.blank, {*planned, *made.by}), made)
+        known = {*certain, *made.by, *(record.name for record in report)}
+        _prove(start, blank, unwritten(allocation.blank, known), made)
         return _with_buffers(report, blank, made, stats=self.stats)
 
 
-def _prove(blank: Mapping[str, Tenant], left: Sequence[str], made: Made) -> None:
+def _prove(start: Start, blank: Mapping[str, Tenant], left: Sequence[str], made: Made) -> None:
     if left:
-        problems = [f"{name}: {_why(blank[name], made)}" for name in left]
+        problems = [f"{name}: {start.why_left(blank[name], made.failed.get(name, ()))}" for name in left]
         raise RunError(f"{count(len(left), 'tensor')} left unwritten", problems)
 
 
-def _why(one: Tenant, made: Made) -> str:
-    if one.kind == "parameter":
-        return f"a parameter of {type(one.module).__name__} that no rule writes"
-    tried = "; ".join(made.failed.get(one.name, ()))
-    what = f"a buffer of {type(one.module).__name__} that no rule writes, and its modules' own code does not make it"
-    return f"{what} ({tried or 'there is none'}). Give it a rule with buffers = true, or a reset_parameters()"
-
-
 def _with_buffers(report: Report, blank: Mapping[str, Tenant], made: Made, *, stats: bool) -> Report:
-    records = [_record(blank[name], text, stats=stats) for name, text in made.by.items()]
+    written = {record.name for record in report}  # and so over what own code had made
+    records = [own_record(blank[name], text, stats=stats) for name, text in made.by.items() if name not in written]
     left = tuple(name for name in report.buffers if name not in made.by)
     return replace(report, records=(*report.records, *records), buffers=left)
 
 
-def _record(one: Tenant, text: str, *, stats: bool) -> Record:
+def own_record(one: Tenant, text: str, *, stats: bool) -> Record:
+    """The record of a tensor that its module's own code has made."""
     local = local_part(one.tensor)
     return Record(
         name=one.name,

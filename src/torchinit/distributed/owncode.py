@@ -64,13 +64,21 @@ class Made:
     failed: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-def make_buffers(model: nn.Module, wanted: Sequence[Tenant], device: torch.device, seed: int) -> Made:
+def make_buffers(
+    model: nn.Module,
+    wanted: Sequence[Tenant],
+    device: torch.device,
+    seed: int,
+    *,
+    initialized_later: Callable[[nn.Module], bool] = lambda _: False,
+) -> Made:
     """Gives buffers the values that their modules' own code gives them, and leaves everything else as it is.
 
     Tried are, in this order: the module's methods that set it up anew (``reset_parameters`` and its like), an
     ``_init_weights(module)`` of a module above it, the methods of those above it, and the constructors, where a
     module keeps all the arguments that it was made with under their own names. A buffer counts as made when all of its
     elements come out the same whatever it held before. What the code draws depends on the seed and its module alone.
+    The ``init_weights`` of a module that is ``initialized_later`` is not tried: it will be called in any case.
 
     >>> norm = nn.BatchNorm1d(2)
     >>> _ = norm.running_var.fill_(torch.nan)
@@ -85,7 +93,7 @@ def make_buffers(model: nn.Module, wanted: Sequence[Tenant], device: torch.devic
     tried: dict[tuple[nn.Module, str], str] = {}  # whatever a way makes, it has made when it was first tried
     for module in dict.fromkeys(one.module for one in wanted):
         reasons: list[str] = []
-        for way in _ways([module, *above[module]]):
+        for way in _ways([module, *above[module]], initialized_later):
             here = [one for one in missing.values() if one.module is module]
             if not here:
                 break
@@ -111,30 +119,32 @@ def _parents(model: nn.Module) -> dict[nn.Module, list[nn.Module]]:
     return found
 
 
-def _ways(chain: Sequence[nn.Module]) -> Iterator[Way]:
+def _ways(chain: Sequence[nn.Module], initialized_later: Callable[[nn.Module], bool]) -> Iterator[Way]:
     module, *above = chain
-    yield from _methods(module)
+    yield from _methods(module, initialized_later)
     for one in chain:
-        method = getattr(one, "_init_weights", None)
-        if callable(method) and _needs(method) == 1:
+        method: Any = getattr(one, "_init_weights", None)
+        if needs(method) == 1:
             yield Way(f"{_name(one)}._init_weights({_name(module)})", module, partial(method, module))
     for one in above:
-        yield from _methods(one)
+        yield from _methods(one, initialized_later)
     for one in chain:
         build = _constructor(one)
         if build is not None:
             yield Way(f"{_name(one)}(...)", one, build, builds=True)
 
 
-def _methods(module: nn.Module) -> Iterator[Way]:
+def _methods(module: nn.Module, initialized_later: Callable[[nn.Module], bool]) -> Iterator[Way]:
     for name in METHODS:
-        method = getattr(module, name, None)
-        if callable(method) and _needs(method) == 0:
+        if name == "init_weights" and initialized_later(module):
+            continue
+        method: Any = getattr(module, name, None)
+        if needs(method) == 0:
             yield Way(f"{_name(module)}.{name}()", module, method)
 
 
-def _needs(method: Callable[..., Any]) -> int | None:
-    """How many arguments have to be given; None where nobody can tell."""
+def needs(method: Any) -> int | None:
+    """How many arguments a method has to be given; None for what cannot be called, and where nobody can tell."""
     try:
         parameters = inspect.signature(method).parameters.values()
     except (TypeError, ValueError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -23,6 +24,14 @@ POISONS: tuple[Poison, ...] = ((torch.nan, 1), (1.5, 0))
 """What buffers hold before: for floats, and for integers. What other code left alone differs after two runs."""
 
 
+_STANDING_IN: ContextVar[bool] = ContextVar("torchinit_standing_in", default=False)
+
+
+def is_standing_in() -> bool:
+    """Whether code is being run on a stand-in, for its buffers alone."""
+    return _STANDING_IN.get()
+
+
 @contextmanager
 def standing_in(scope: nn.Module, wanted: list[Tenant], poison: Poison, device: torch.device) -> Iterator[None]:
     """Lets code run on a module: its parameters are on the meta device, and the wanted buffers hold poison.
@@ -32,6 +41,7 @@ def standing_in(scope: nn.Module, wanted: list[Tenant], poison: Poison, device: 
     modules = list(scope.modules())
     before = [_kept(module) for module in modules]
     poisoned = {(one.module, one.leaf) for one in wanted}
+    token = _STANDING_IN.set(True)
     try:
         for module in modules:
             for leaf, parameter in module._parameters.items():
@@ -43,6 +53,7 @@ def standing_in(scope: nn.Module, wanted: list[Tenant], poison: Poison, device: 
                     module._buffers[leaf] = _poisoned(buffer, poison, device) if wanting else _copy(buffer)
         yield
     finally:
+        _STANDING_IN.reset(token)
         for module, kept in zip(modules, before, strict=True):
             _give_back(module, kept)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -35,22 +35,67 @@ def gathered(value: _T, group: ProcessGroup | None = None) -> list[_T]:
     return found
 
 
+def is_shared(group: ProcessGroup | None = None) -> bool:
+    """Whether there are other ranks to wait for."""
+    dist = torch.distributed
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1
+
+
 def together(work: Callable[[], _T], what: str, group: ProcessGroup | None = None) -> _T:
-    """What ``work`` returns, once it has returned on every rank of the group; it must not wait for other ranks itself.
+    """What ``work`` returns, once it has returned on every rank of the group.
 
     Where it raises on any rank, all raise RunError with each rank's text, the ranks that failed from their own error:
-    nobody waits for a rank that has gone.
+    nobody waits for a rank that has gone. The work must not wait for other ranks itself but by :func:`exchanged`.
     """
     result, error = None, None
     try:
         result = work()
+    except _GivenUp as given_up:
+        failed = given_up.failed
     except Exception as raised:  # noqa: BLE001  # whatever it is, the others have to hear of it
         error = raised
-    texts = gathered(None if error is None else f"{type(error).__name__}: {error}", group)
-    failed = [f"rank {rank}: {text}" for rank, text in zip(ranks_of(group), texts, strict=True) if text is not None]
+        failed = _failed(gathered(_Word("failed", f"{type(error).__name__}: {error}"), group), group)
+    else:
+        failed = _failed(gathered(_Word("done"), group), group)
     if failed:
         raise RunError(f"{what} failed on {count(len(failed), 'rank')}", failed) from error
     return result  # type: ignore[return-value]  # without an error it is what the work returned
+
+
+def exchanged(value: _T, group: ProcessGroup | None = None) -> list[_T]:
+    """The values of all ranks of a group in the midst of work that they do :func:`together`.
+
+    Where the work of another rank has failed meanwhile, it ends here, too. That takes an exception that other people's
+    code does not catch: a rank that went on would wait for those that have gone.
+    """
+    words = gathered(_Word("value", value), group)
+    if failed := _failed(words, group):
+        raise _GivenUp(failed)
+    return [word.content for word in words]
+
+
+class _Word(NamedTuple):
+    """What a rank says at one point of the work: that it failed, or is done, or has a value for the others."""
+
+    kind: Literal["failed", "done", "value"]
+    content: Any = None
+
+
+class _GivenUp(BaseException):  # no error of this rank's
+    """Work that ends because other ranks' has failed, which all know."""
+
+    def __init__(self, failed: list[str]) -> None:
+        super().__init__(failed)
+        self.failed = failed
+
+
+def _failed(words: Sequence[_Word], group: ProcessGroup | None) -> list[str]:
+    """What failed, a text for each rank; also where ranks are at different points, as they do not do the same."""
+    said = list(zip(ranks_of(group), words, strict=True))
+    failed = [f"rank {rank}: {word.content}" for rank, word in said if word.kind == "failed"]
+    if failed or len({word.kind for word in words}) == 1:
+        return failed
+    return [f"rank {rank}: gathers a tensor, when others are done" for rank, word in said if word.kind == "value"]
 
 
 def among(model: nn.Module) -> Callable[[Sequence[str]], list[str]]:

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from torchinit.modules.amend import amend
-from torchinit.modules.base_module import BaseModule, ModuleDict, ModuleList, Sequential
+from torchinit.modules.base_module import (
+    BaseModule,
+    ModuleDict,
+    ModuleList,
+    Sequential,
+    as_before_on_error,
+    call_for,
+)
+from torchinit.modules.biases import bias_init_with_prob
 from torchinit.modules.functional import (
-    bias_init_with_prob,
     caffe2_xavier_init,
     constant_init,
     kaiming_init,
@@ -30,6 +37,7 @@ from torchinit.modules.initializers import (
     update_init_info,
 )
 from torchinit.modules.registry import Registry, build_from_cfg
+from torchinit.modules.starting import OwnStart
 from torchinit.modules.wrappers import MODEL_WRAPPERS, is_model_wrapper
 
 __all__ = [
@@ -43,6 +51,7 @@ __all__ = [
     "ModuleDict",
     "ModuleList",
     "NormalInit",
+    "OwnStart",
     "PretrainedInit",
     "Registry",
     "Sequential",
@@ -50,9 +59,11 @@ __all__ = [
     "UniformInit",
     "XavierInit",
     "amend",
+    "as_before_on_error",
     "bias_init_with_prob",
     "build_from_cfg",
     "caffe2_xavier_init",
+    "call_for",
     "constant_init",
     "initialize_module",
     "is_model_wrapper",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any, final
 
-from torch import nn
+from torch import Tensor, nn
 
-from torchinit.core.fills import Fill
+from torchinit.core.fills import Fill, is_elementwise
 from torchinit.core.measures import measure
+from torchinit.core.placements import local_part
 from torchinit.core.reports import Record, Report
 from torchinit.core.tables import some
 from torchinit.errors import count
@@ -20,15 +21,21 @@ from torchinit.tracing import is_unfilled
 class Account:
     """For each parameter below ``top`` its last writer, the writers before, and the fill where it is known.
 
-    ``marks`` answers those who ask in MMEngine's way, parameter by parameter.
+    With ``buffers`` for each buffer, too. ``local`` gives what is here of a tensor. ``marks`` answers those who ask
+    in MMEngine's way, parameter by parameter.
     """
 
-    def __init__(self, top: nn.Module) -> None:
+    def __init__(
+        self, top: nn.Module, *, buffers: bool = False, local: Callable[[Tensor], Tensor] = local_part
+    ) -> None:
         self.top = top
-        self.known: dict[int, nn.Parameter] = {}
+        self.local = local
+        self.known: dict[int, Tensor] = {}
         self.marks: dict[nn.Parameter, Mark] = {}
+        self._buffers = buffers
         for parameter in top.parameters():
             self.add(parameter)
+        self.known.update({id(buffer): buffer for buffer in top.buffers()} if buffers else {})
         self._begun = frozenset(self.known)
         self._writers: dict[int, str] = {}
         self._fills: dict[int, Fill | None] = {}
@@ -80,7 +87,8 @@ class Account:
 
     def written(self) -> Iterator[tuple[nn.Parameter, str]]:
         """What was written, and by whom."""
-        return ((self.known[key], text) for key, text in self._writers.items())
+        written = ((self.known[key], text) for key, text in self._writers.items())
+        return ((tensor, text) for tensor, text in written if isinstance(tensor, nn.Parameter))
 
     def info(self, parameter: nn.Parameter) -> str:
         """How a parameter was set, as the log says it."""
@@ -107,25 +115,31 @@ class Account:
 
     def report(self, *, stats: bool = False, unused: tuple[str, ...] = (), noise: str = "") -> Report:
         """What happened, a record a parameter."""
-        named = list(self.top.named_parameters())
-        written = [(name, parameter) for name, parameter in named if id(parameter) in self._writers]
-        left = tuple(name for name, parameter in named if id(parameter) not in self._writers)
-        records = tuple(self._record(name, parameter, stats) for name, parameter in written)
-        return Report(records, left, unused=unused, noise=noise)
+        named = [*self.top.named_parameters(), *(self.top.named_buffers() if self._buffers else ())]
+        left = [(name, tensor) for name, tensor in named if id(tensor) not in self._writers]
+        return Report(
+            tuple(self._record(name, tensor, stats) for name, tensor in named if id(tensor) in self._writers),
+            tuple(name for name, tensor in left if isinstance(tensor, nn.Parameter)),
+            unused=unused,
+            noise=noise,
+            buffers=tuple(name for name, tensor in left if not isinstance(tensor, nn.Parameter)),
+        )
 
-    def _record(self, name: str, parameter: nn.Parameter, stats: bool) -> Record:
-        key, shape = id(parameter), tuple(parameter.shape)
+    def _record(self, name: str, tensor: Tensor, stats: bool) -> Record:
+        key, shape = id(tensor), tuple(tensor.shape)
         fill, (line, operation) = self._fills.get(key), self._lines.get(key, ("", ""))
+        local = self.local(tensor)
+        foreseen = fill is not None and not tensor.is_complex() and (local.shape == shape or is_elementwise(fill))
         return Record(
             name,
             shape,
-            str(parameter.dtype).removeprefix("torch."),
+            str(tensor.dtype).removeprefix("torch."),
             fill="" if fill is None else str(fill),
             rule=self._writers[key].strip(),
-            expected=fill.moments(shape) if fill is not None and not parameter.is_complex() else None,
-            measured=measure(parameter.detach()) if stats else None,
+            expected=fill.moments(shape) if fill is not None and foreseen else None,
+            measured=measure(local.detach()) if stats else None,
             over=tuple(self._beaten.get(key, ())),
-            bytes=parameter.numel() * parameter.element_size(),
+            bytes=local.numel() * local.element_size(),
             line=line,
             operation=operation,
         )

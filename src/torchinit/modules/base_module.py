@@ -6,15 +6,18 @@ import copy
 import logging
 from abc import ABCMeta
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any, cast
 
 from torch import nn
 
 from torchinit.core.reports import Report
+from torchinit.core.tables import some
+from torchinit.distributed.owncode import needs
 from torchinit.modules.amend import amend, changes_of
 from torchinit.modules.errors import InitCfgAssertionError, InitCfgKeyError
-from torchinit.modules.init_cfg import initialize_module
+from torchinit.modules.init_cfg import carry_out
 from torchinit.modules.initializers import PretrainedInit
 from torchinit.modules.log import log
 from torchinit.modules.session import Session, session_of
@@ -80,8 +83,11 @@ class BaseModule(nn.Module, metaclass=_BaseModuleMeta):
         """Initializes the module and what is below it, once; a second call warns and does nothing.
 
         ``containers=True`` also reaches modules below plain containers, which MMEngine does not. With a
-        ``seed`` values belong to names, and torch's generator is left alone. ``stats=True`` measures what
-        was written. The outermost call returns the report, the others None.
+        ``seed`` values belong to names, also those that code of your own draws, and torch's generator is left
+        alone; the model may then be sharded. ``stats=True`` measures what was written. The outermost call returns
+        the report, the others None.
+
+        Raises RunError for a model on the meta device: :func:`torchinit.materialize` carries this out for it.
         """
         make = _maker(self, seed, containers)
         with session_of(self, make) as (session, outermost):
@@ -135,11 +141,11 @@ def _initialize(module: BaseModule, session: Session) -> None:
     entries, pretrained = _parted(module.init_cfg)
     if module.init_cfg:
         log(logging.DEBUG, "initialize %s with init_cfg %s", name, module.init_cfg)
-        initialize_module(module, entries)
+        carry_out(module, entries, session)
     for child in _children(module, session.containers):
         _initialize_child(child, session)
     if pretrained:
-        initialize_module(module, pretrained)
+        carry_out(module, pretrained, session)
     module._is_init = True
 
 
@@ -181,7 +187,7 @@ def _initialize_child(child: nn.Module, session: Session) -> None:
     else:
         with session.foreign(child):
             call()
-    if cast("Any", type(child)).init_weights is not BaseModule.init_weights:
+    if getattr(type(child), "init_weights", None) is not BaseModule.init_weights:
         session.account.check_parameters(child)
 
 
@@ -197,6 +203,67 @@ def _unreached(module: nn.Module, prefix: str = "", *, reached: bool = True) -> 
         else:
             found += _unreached(inner, f"{path}.", reached=linked)
     return found
+
+
+def initialize_tree(top: nn.Module, session: Session) -> None:
+    """Initialize a model that is a base module, or that holds some.
+
+    Where it is none itself, ``init_weights`` of the first modules below that have one is called, as a base module
+    does with its children; plain modules are entered to find them.
+    """
+    roots = list(_roots(top))
+    for _, root in roots:
+        _initialize_child(root, session)
+    session.finish(
+        [f"{prefix}{name}" for prefix, root in roots for name in _unreached(root)],
+        "it would reach it through a torchinit.Sequential, ModuleList or ModuleDict",
+    )
+
+
+def all_count_as_initialized(top: nn.Module) -> bool:
+    """Whether :func:`initialize_tree` would find nothing to do, as all there is has ``is_init`` set.
+
+    >>> layer = Sequential(nn.Linear(1, 1))
+    >>> before, layer.is_init = all_count_as_initialized(layer), True
+    >>> before, all_count_as_initialized(layer)
+    (False, True)
+    """
+    return all(getattr(root, "is_init", False) for _, root in _roots(top))
+
+
+def call_for(top: nn.Module) -> str:
+    """What to call for a model that has memory, to have what it says of itself carried out.
+
+    >>> call_for(nn.ModuleDict({"head": Sequential()})), call_for(Sequential()), call_for(nn.Linear(1, 1))
+    ('init_weights(seed=...) of head', 'its init_weights(seed=...)', 'torchinit.initialize with a recipe')
+    """
+    if isinstance(_unwrapped(top), BaseModule):
+        return "its init_weights(seed=...)"
+    names = [prefix.rstrip(".") for prefix, root in _roots(top) if isinstance(root, BaseModule)]
+    return f"init_weights(seed=...) of {some(names)}" if names else "torchinit.initialize with a recipe"
+
+
+def _roots(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The first modules with an ``init_weights``, and how the names below each begin."""
+    inner = _unwrapped(module)
+    if isinstance(inner, BaseModule) or needs(getattr(inner, "init_weights", None)) == 0:
+        yield prefix, inner
+        return
+    for name, child in inner.named_children():
+        if not getattr(child, "is_init", False):
+            yield from _roots(child, f"{prefix}{name}.")
+
+
+@contextmanager
+def as_before_on_error(top: nn.Module) -> Iterator[None]:
+    """Take back, where the block raises, what it has noted of modules being initialized."""
+    before = [(module, module.is_init) for module in top.modules() if isinstance(module, BaseModule)]
+    try:
+        yield
+    except BaseException:
+        for module, is_init in before:
+            module.is_init = is_init
+        raise
 
 
 def _has_something_to_do(module: BaseModule) -> bool:

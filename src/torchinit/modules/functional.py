@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from torch import Tensor, nn
@@ -107,19 +106,6 @@ def caffe2_xavier_init(module: nn.Module, bias: float = 0) -> None:
     True
     """
     kaiming_init(module, a=1, mode="fan_in", nonlinearity="leaky_relu", bias=bias, distribution="uniform")
-
-
-def bias_init_with_prob(prior_prob: float) -> float:
-    """The bias with which a sigmoid starts at a probability: -log((1 - p) / p).
-
-    Lin et al. (2017), https://arxiv.org/abs/1708.02002. Raises ValueError for a probability outside (0, 1).
-
-    >>> bias_init_with_prob(0.01)
-    -4.59511985013459
-    """
-    if not 0 < prior_prob < 1:
-        raise ValueError(f"a prior probability lies in (0, 1), but got {prior_prob!r}")
-    return -math.log((1 - prior_prob) / prior_prob)
 
 
 def trunc_normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0) -> Tensor:

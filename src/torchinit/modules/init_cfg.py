@@ -4,118 +4,156 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from torchinit.core.plans import Rule
 from torchinit.core.reports import Report
-from torchinit.core.vocabulary import INITIALIZERS, SCHEMA
-from torchinit.errors import ConfigError, did_you_mean
+from torchinit.core.runs import Progress
+from torchinit.core.vocabulary import INITIALIZERS, SCHEMA, TEXT
+from torchinit.errors import did_you_mean
+from torchinit.hints import hints_of
 from torchinit.modules.errors import InitCfgNameError, InitCfgTypeError, InitCfgValueError
-from torchinit.modules.initializers import WEIGHT_INITIALIZERS, FormulaInit
+from torchinit.modules.extensions import WORDS
+from torchinit.modules.initializers import WEIGHT_INITIALIZERS, CoreInit, FormulaInit, PretrainedInit
 from torchinit.modules.registry import build_from_cfg
 from torchinit.modules.session import Prepared, Session, current
-from torchinit.recipes.entries import ENTRY_WORDS, entry_rules
 from torchinit.schema import Reader
 
 InitCfg = dict[str, Any]
 
-_BEYOND = ENTRY_WORDS - {"layer"}
 
+class _Call(NamedTuple):
+    """What an entry or an override comes to: an initializer for a module, and its rules where it is one of ours."""
 
-@dataclass(frozen=True, slots=True)
-class _Extended:
-    """The rules of an entry that says what MMEngine could not understand."""
-
+    module: nn.Module
+    initializer: Any
     rules: tuple[Rule, ...]
 
 
-def initialize_module(module: nn.Module, init_cfg: Any, seed: int | None = None) -> Report:
-    """Carries out an ``init_cfg``, a dict or a list of dicts, on a module and all below it.
+def initialize_module(
+    module: nn.Module,
+    init_cfg: Any,
+    *,
+    seed: int | None = None,
+    strict: bool = False,
+    stats: bool = True,
+    progress: Progress | None = None,
+) -> Report:
+    """Carry out an ``init_cfg``, a dict or a list of dicts, on a module and all below it.
 
     Each entry is done in turn, its overrides after it. All of it is checked before anything is written, or,
-    where a user's own initializer stands among the entries, all up to it.
+    where a user's own initializer stands among the entries, all up to it. ``strict`` makes an entry that matches
+    nothing a PlanError, ``stats`` measures what was written, ``progress`` is called with each step.
     Raises TypeError, KeyError, ValueError and RuntimeError where MMEngine does.
+
+    >>> layer = nn.Linear(2, 2)
+    >>> initialize_module(layer, {"type": "Constant", "val": 2, "layer": "Linear"})["weight"].measured.mean
+    2.0
     """
+    session = current(module)
+    if session is not None:
+        with session.asked(seed=seed, strict=strict, stats=stats, progress=progress):
+            return _joined(carry_out(module, init_cfg, session), session)
+    with Session(module, seed, strict=strict, stats=stats, progress=progress) as session:
+        reports = carry_out(module, init_cfg, session)
+        return _with_foreign(_joined(reports, session), session.report(stats=stats))
+
+
+def carry_out(module: nn.Module, init_cfg: Any, session: Session) -> list[Report]:
+    """Carry out an ``init_cfg`` within a session; the reports of its rules, which know nothing of other code."""
     if not isinstance(init_cfg, (dict, list)):
         raise InitCfgTypeError(f"init_cfg must be a dict or a list of dict, but got {type(init_cfg)}")
     entries = [init_cfg] if isinstance(init_cfg, dict) else init_cfg
     calls = [call for entry in entries for call in _calls(module, copy.deepcopy(entry))]
-    session = current(module) or Session(module, seed)
     reports: list[Report] = []
     waiting: list[Prepared] = []
-    for target, what in calls:
-        if isinstance(what, _Extended):
-            waiting.append(session.prepare(target, what.rules, through=True))
-        elif isinstance(what, tuple):
-            waiting.append(session.prepare(target, what))
+    for target, initializer, rules in calls:
+        if rules:
+            waiting.append(session.prepare(target, rules, through=initializer.through))
         else:  # what it will do is not known before it is called
             reports += map(session.carry_out, waiting)
             waiting.clear()
-            _call(session, target, what)
-    reports += map(session.carry_out, waiting)
-    return merged(reports, session)
+            _call(session, target, initializer)
+    return [*reports, *map(session.carry_out, waiting)]
 
 
-def merged(reports: list[Report], session: Session) -> Report:
+def _joined(reports: list[Report], session: Session) -> Report:
     """One report of several; a later record of a site takes the place of an earlier one."""
     records = {record.name: record for report in reports for record in report}
     left = [name for report in reports[-1:] for name in report.untouched if name not in records]
     buffers = [name for report in reports[-1:] for name in report.buffers if name not in records]
-    seconds = sum(report.seconds for report in reports)
-    skipped = tuple(dict.fromkeys(skip for report in reports for skip in report.skipped))
-    unused = tuple(hint for report in reports for hint in report.unused)
-    return Report(tuple(records.values()), tuple(left), skipped, unused, str(session.noise), seconds, tuple(buffers))
+    return Report(
+        tuple(records.values()),
+        tuple(left),
+        tuple(dict.fromkeys(skip for report in reports for skip in report.skipped)),
+        tuple(hint for report in reports for hint in report.unused),
+        str(session.noise),
+        sum(report.seconds for report in reports),
+        tuple(buffers),
+        tuple(session.loads),
+    )
+
+
+def _with_foreign(report: Report, seen: Report) -> Report:
+    """A report of rules, and of what other code was seen to write, after them or besides."""
+    foreign = {record.name: record for record in seen if not record.fill}
+    records = {**{record.name: record for record in report}, **foreign}
+    left = [name for name in report.untouched if name not in foreign] if len(report) else seen.untouched
+    return replace(report, records=tuple(records.values()), untouched=tuple(left))
 
 
 def _call(session: Session, module: nn.Module, initializer: Any) -> None:
-    """Lets an initializer of the user's own write, and sees what it writes."""
+    """Let an initializer that has no rules write, and see what it writes."""
+    if type(initializer).__call__ is PretrainedInit.__call__:
+        initializer.load(module, session)
+        return
     with session.foreign(module, f"{type(initializer).__name__} "):
         initializer(module)
 
 
-def _calls(module: nn.Module, entry: Any) -> Iterator[tuple[nn.Module, Any]]:
-    """What an entry comes to: modules, each with rules to carry out on it or an initializer to call."""
+def _calls(module: nn.Module, entry: Any) -> Iterator[_Call]:
+    """What an entry comes to."""
     if not isinstance(entry, dict):
         raise InitCfgTypeError(f"cfg must be a dict, but got {type(entry)}")
-    if _is_recipe_entry(entry):
-        yield module, _extended(entry)
-        return
     override = entry.pop("override", None)
-    main = _rules_or_call(module, build_from_cfg(entry, WEIGHT_INITIALIZERS), whole=False)
+    main = _call_of(module, entry, module, whole=False)
     # An entry without layers that has overrides is there for those alone.
-    if override is None or entry.get("layer") or not isinstance(main, tuple):
-        yield module, main
+    if override is None or entry.get("layer") or not main.rules or main.initializer.extension.selects:
+        yield main
     if override is not None:
-        entry.pop("layer", None)
-        yield from _overrides(module, entry, override)
+        inherited = {key: value for key, value in entry.items() if key not in _NOT_INHERITED}
+        yield from _overrides(module, inherited, override)
 
 
-def _is_recipe_entry(entry: InitCfg) -> bool:
-    """Whether an entry says what only a recipe can: words of its own, or an initializer that MMEngine lacks."""
+_NOT_INHERITED = {"layer", "name", "regex", "param", "within", "exclude", "subclasses", "optional"}
+"""What an entry says of where it applies, which an override has its own ``name`` for."""
+
+
+def _call_of(module: nn.Module, entry: InitCfg, target: nn.Module, *, whole: bool) -> _Call:
+    """The initializer that an entry of a module's ``init_cfg`` describes, for the module or a part of it."""
     kind = entry.get("type")
-    known = not isinstance(kind, str) or WEIGHT_INITIALIZERS.get(kind) is not None
-    beyond = entry.keys() & _BEYOND or (isinstance(entry.get("bias"), dict) or entry.get("bias") == "keep")
-    return isinstance(kind, str) and kind in INITIALIZERS and bool(not known or beyond or "fans" in entry)
-
-
-def _extended(entry: InitCfg) -> _Extended:
-    reader = Reader(SCHEMA.vocabularies)
-    rules = entry_rules(entry, "init_cfg", reader)
-    reader.finish("init_cfg")
-    return _Extended(rules)
-
-
-def _rules_or_call(module: nn.Module, initializer: Any, *, whole: bool) -> Any:
+    beyond = isinstance(kind, str) and kind in INITIALIZERS and WEIGHT_INITIALIZERS.get(kind) is None
+    initializer = _core(dict(entry)) if beyond else build_from_cfg(entry, WEIGHT_INITIALIZERS)
     initializer.wholemodule = whole
-    if type(initializer).__call__ is FormulaInit.__call__:
-        return initializer.rules(f"init_cfg of {type(module).__name__}")
-    return initializer
+    own = type(initializer).__call__ in (FormulaInit.__call__, PretrainedInit.__call__)
+    return _Call(target, initializer, initializer.rules(f"init_cfg of {type(module).__name__}") if own else ())
 
 
-def _overrides(module: nn.Module, entry: InitCfg, override: Any) -> Iterator[tuple[nn.Module, Any]]:
+def _core(entry: InitCfg) -> CoreInit:
+    """An initializer that MMEngine does not have."""
+    cls = INITIALIZERS.get(entry.pop("type"))
+    words = {"bias", "bias_prob", "layer", *WORDS - hints_of(cls).keys()}
+    said = {key: entry.pop(key) for key in words & entry.keys()}
+    reader = Reader(SCHEMA.vocabularies)
+    init = reader.record(cls, entry, "init_cfg", TEXT, also=words)
+    reader.finish("init_cfg")
+    return CoreInit(init, **said)
+
+
+def _overrides(module: nn.Module, entry: InitCfg, override: Any) -> Iterator[_Call]:
     if not isinstance(override, (dict, list)):
         raise InitCfgTypeError(f"override must be a dict or a list of dict, but got {type(override)}")
     for item in [override] if isinstance(override, dict) else override:
@@ -127,11 +165,10 @@ def _overrides(module: nn.Module, entry: InitCfg, override: Any) -> Iterator[tup
             raise InitCfgValueError(f'`override` must contain the key "name", but got {said}')
         if said and "type" not in said:
             raise InitCfgValueError(f'`override` need "type" key, but got {said}{did_you_mean("type", said)}')
-        target = _part(module, name, said or entry)
-        what = _rules_or_call(module, build_from_cfg(said or dict(entry), WEIGHT_INITIALIZERS), whole=True)
-        if isinstance(what, tuple) and _is_empty(target):
-            what = tuple(replace(rule, optional=True) for rule in what)
-        yield target, what
+        call = _call_of(module, said or dict(entry), _part(module, name, said or entry), whole=True)
+        if _is_empty(call.module):
+            call = call._replace(rules=tuple(replace(rule, optional=True) for rule in call.rules))
+        yield call
 
 
 def _is_empty(part: nn.Module) -> bool:
@@ -150,6 +187,3 @@ def _part(module: nn.Module, name: str, cfg: InitCfg) -> nn.Module:
     if not isinstance(found, nn.Module):
         raise AttributeError(f"an override is for a module, but {name} is a {type(found).__name__}")
     return found
-
-
-__all__ = ["ConfigError", "initialize_module"]

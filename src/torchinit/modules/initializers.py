@@ -5,17 +5,20 @@ from __future__ import annotations
 import logging
 import os
 from abc import abstractmethod
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
-from torchinit.checkpoints import load_pretrained
-from torchinit.core.fills import Constant, Initializer
+from torchinit.checkpoints import Pretrained, load_pretrained
+from torchinit.core.fills import Initializer
 from torchinit.core.plans import Rule
-from torchinit.core.selectors import Layer, Leaf, Selector
+from torchinit.errors import CheckpointError
 from torchinit.modules import formulas, mmengine
+from torchinit.modules.biases import Bias, bias_initializer, bias_number, take_bias
 from torchinit.modules.errors import InitCfgAssertionError, InitCfgTypeError
-from torchinit.modules.functional import bias_init_with_prob
+from torchinit.modules.extensions import Extension, all_of, take_extension
 from torchinit.modules.log import log
 from torchinit.modules.registry import Registry
 from torchinit.modules.session import MARK, Session, current
@@ -40,37 +43,74 @@ class BaseInit:
         self, *, bias: float = 0, bias_prob: float | None = None, layer: str | list[str] | None = None
     ) -> None:
         self.wholemodule = False
-        if not isinstance(bias, (int, float)):
-            raise InitCfgTypeError(f"bias must be a number, but got a {type(bias)}")
-        if bias_prob is not None and not isinstance(bias_prob, float):
-            raise InitCfgTypeError(f"bias_prob type must be float, but got {type(bias_prob)}")
+        self.bias: Bias = bias_number(bias, bias_prob)
         if layer is not None and not isinstance(layer, (str, list)):
             raise InitCfgTypeError(f"layer must be a str or a list of str, but got a {type(layer)}")
         self.layer = [layer] if isinstance(layer, str) else layer or []
-        self.bias = bias if bias_prob is None else bias_init_with_prob(bias_prob)
 
     def _get_init_info(self) -> str:
         return f"{type(self).__name__}, bias={self.bias}"
 
 
 class FormulaInit(BaseInit):
-    """An initializer whose weights a formula gives; calling it writes, once everything has been checked."""
+    """An initializer whose weights a formula gives; calling it writes, once everything has been checked.
+
+    ``bias`` may also be an initializer, as a dict or an object, or ``"keep"``, which leaves biases alone. The other
+    ``words`` are those of :class:`Extension`.
+
+    >>> layer = nn.Linear(2, 2)
+    >>> NormalInit(std=0.1, param="bias", layer="Linear")(layer)
+    >>> KaimingInit(fans="true", bias="keep", label="mine", layer="Linear").rules()[0].label
+    'mine'
+    """
+
+    takes_also = (Extension,)
+
+    def __init__(self, **words: Any) -> None:
+        self.extension = take_extension(words, self._kind)
+        self.says_bias = not words.keys().isdisjoint(("bias", "bias_prob"))
+        bias = take_bias(words)
+        super().__init__(**words)
+        if bias is not None and words.get("bias_prob") is None:
+            self.bias = bias
+        if self.extension.param and self.says_bias:
+            raise InitCfgTypeError("param names what is written; a bias needs an entry of its own")
+
+    @property
+    def _kind(self) -> str:
+        return type(self).__name__
 
     @abstractmethod
     def formula(self) -> Initializer:
         """The formula of the weights."""
 
     def rules(self, origin: str = "") -> tuple[Rule, ...]:
-        """The two rules that this is: one for weights, one for biases."""
-        names = [] if self.wholemodule else self._names()
-        where: Selector | None = None if self.wholemodule else Layer(*names)
-        text = self._get_init_info()
-        made = []
-        for leaf, init in (("weight", self.formula()), ("bias", Constant(float(self.bias)))):
-            place = Leaf(leaf) if where is None else where & Leaf(leaf)
-            optional = leaf == "bias" or not (self.wholemodule or names)
-            made.append(Rule(place, init, text, optional, padding=False, buffers=True, origin=origin))
-        return tuple(made)
+        """The rules that this is: one for weights, and one for biases unless they are left alone."""
+        more = self.extension
+        layers = [] if self.wholemodule else self._names()
+        where = more.targets(layers, whole=self.wholemodule, says_bias=self.says_bias)
+        rule = Rule(
+            where.weights,
+            more.shaped(self.formula(), self._kind),
+            more.label or self._text(),
+            more.optional or not (self.wholemodule or layers or more.selects),
+            padding=more.padding,
+            buffers=more.buffers or not more.by_name(layers),
+            origin=origin,
+        )
+        bias = bias_initializer(self.bias)
+        if where.biases is None or bias is None:
+            return (rule,)
+        return rule, replace(rule, where=where.biases, init=bias, optional=True)
+
+    @property
+    def through(self) -> bool:
+        """Whether a tensor that its module computes gets the values; MMEngine writes to what is then lost."""
+        return self.extension.by_name(self.layer)
+
+    def _text(self) -> str:
+        fans = "" if self.extension.fans == "torch" else f", fans={self.extension.fans}"
+        return f"{self._get_init_info()}{fans}"
 
     def _names(self) -> list[str]:
         """The bare names among the layers; MMEngine compares names, and takes no notice of anything else."""
@@ -84,7 +124,36 @@ class FormulaInit(BaseInit):
     def __call__(self, module: nn.Module) -> None:
         """Fills the module, and all below it, where the class is one of ``layer``."""
         session = current(module) or Session(module)
-        session.write(module, self.rules(type(self).__name__))
+        session.carry_out(session.prepare(module, self.rules(type(self).__name__), through=self.through))
+
+
+class CoreInit(FormulaInit):
+    """An initializer that MMEngine does not have, for the weights of layers as MMEngine finds them.
+
+    >>> from torchinit import Constant
+    >>> layer = nn.Linear(2, 2)
+    >>> CoreInit(Constant(2.0), layer="Linear")(layer)
+    >>> layer.weight[0, 0].item(), layer.bias[0].item()
+    (2.0, 0.0)
+    """
+
+    def __init__(self, init: Initializer, **words: Any) -> None:
+        self.init = init
+        super().__init__(**words)
+
+    @property
+    def _kind(self) -> str:
+        return type(self.init).__name__
+
+    def formula(self) -> Initializer:
+        return self.init
+
+    @property
+    def through(self) -> bool:
+        return True
+
+    def _get_init_info(self) -> str:
+        return f"{self.init}, bias={self.bias}"
 
 
 @WEIGHT_INITIALIZERS.register_module(name="Constant")
@@ -240,29 +309,62 @@ class PretrainedInit:
     'resnet50.pth'
     """
 
+    takes_also = (Extension,)
+    through = True
+
     def __init__(
-        self, checkpoint: str | os.PathLike[str], prefix: str | None = None, map_location: Any = "cpu"
+        self, checkpoint: str | os.PathLike[str], prefix: str | None = None, map_location: Any = "cpu", **words: Any
     ) -> None:
+        self.extension = take_extension(words, type(self).__name__)
+        if words:
+            raise TypeError(f"{type(self).__name__}.__init__() got an unexpected keyword argument {min(words)!r}")
         if not isinstance(checkpoint, (str, os.PathLike)):
             raise InitCfgTypeError(f"checkpoint must be a path or an address, but got {checkpoint!r}")
         if prefix is not None and not isinstance(prefix, str):
             raise InitCfgTypeError(f"prefix must be text such as 'backbone.', but got {prefix!r}")
+        for word in ("fans", "subclasses", "blocks", "batch_axes", "padding"):
+            if getattr(self.extension, word) != getattr(Extension(), word):
+                raise InitCfgTypeError(f"{word} means nothing beside Pretrained, which loads a tensor as it is")
         self.checkpoint = checkpoint
         self.prefix = prefix
         self.map_location = map_location
 
+    def rules(self, origin: str = "") -> tuple[Rule, ...]:
+        """The rule of a recipe for an entry that says which sites are loaded; none for any other."""
+        more = self.extension
+        if not more.where:
+            return ()
+        init = Pretrained(
+            self.checkpoint,
+            prefix=self.prefix,
+            map_location=self.map_location,
+            # As MMEngine loads: what is there and fits, whatever it holds, and later entries may write over it.
+            expect_missing="**",
+            on_shape="skip",
+            finite=False,
+            lock=False,
+        )
+        return (Rule(all_of(*more.where), init, self._get_init_info(), more.optional, origin=origin),)
+
     def __call__(self, module: nn.Module) -> None:
         """Loads what fits into the module."""
-        session = current(module)
-        if session is None:
-            load_pretrained(module, self.checkpoint, self.prefix, self.map_location)
+        self.load(module, current(module))
+
+    def load(self, module: nn.Module, session: Session | None) -> None:
+        """Load what fits, within a session if there is one; CheckpointError where that is strict and nothing does."""
+        if rules := self.rules(type(self).__name__):
+            session = session or Session(module)
+            session.carry_out(session.prepare(module, rules, through=True))
             return
-        with session.foreign(module, self._get_init_info()):
+        with nullcontext() if session is None else session.foreign(module, self._get_init_info()):
             account = load_pretrained(module, self.checkpoint, self.prefix, self.map_location)
-        session.loads.append(account)
+        if session is not None:
+            session.loads.append(account)
+            if session.strict and account.wanted and not account.found and not self.extension.optional:
+                raise CheckpointError(f"{account.source}: 0 of {account.wanted} tensors match the model")
 
     def _get_init_info(self) -> str:
-        return f"{type(self).__name__}: load from {self.checkpoint}"
+        return f"{self.extension.label or type(self).__name__}: load from {self.checkpoint}"
 
 
 def update_init_info(module: nn.Module, init_info: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any, cast
 from torch import nn
 
 from torchinit.core.plans import Rule
-from torchinit.core.selectors import Layer
+from torchinit.core.selectors import Layer, Leaf
 from torchinit.core.sites import layer_class
 from torchinit.errors import count, did_you_mean
 from torchinit.modules.survey import Survey
@@ -22,7 +22,7 @@ def in_vain(survey: Survey, module: nn.Module, rules: Sequence[Rule]) -> Iterato
     """
     names = _names(rules[0]) if rules else None
     whose = f"{type(module).__name__}'s init_cfg"
-    if names is None:
+    if names is None or (names and rules[0].optional):
         return
     if not names:
         yield f"an entry of {whose} has neither a layer nor an override: it initializes nothing"
@@ -42,9 +42,10 @@ def in_vain(survey: Survey, module: nn.Module, rules: Sequence[Rule]) -> Iterato
 
 
 def _names(rule: Rule) -> tuple[str, ...] | None:
-    """The layers of a rule; None of one that is for a whole module."""
+    """The layers of a rule; None of one that is for a whole module, or for parameters of other names."""
     parts = getattr(rule.where, "of", ())
-    return next((part.names for part in parts if isinstance(part, Layer)), None)
+    layers = (part for part in parts if isinstance(part, Layer) and not part.subclasses)
+    return next((layer.names for layer in layers if Leaf("weight") in parts), None)
 
 
 def _modules_by_name(survey: Survey, module: nn.Module) -> dict[str, list[nn.Module]]:

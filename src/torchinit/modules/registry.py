@@ -219,7 +219,8 @@ _MISSING: Final = re.compile(r"missing \d+ required [\w-]+ arguments?: (.*)")
 
 def _arguments(what: Callable[..., Any]) -> set[str]:
     """The names that a class or function takes, and those that it hands on to its bases."""
-    makers = [vars(base)["__init__"] for base in getattr(what, "__mro__", ()) if "__init__" in vars(base)]
+    bases = (*getattr(what, "__mro__", ()), *getattr(what, "takes_also", ()))
+    makers = [vars(base)["__init__"] for base in bases if "__init__" in vars(base)]
     found = [signature(maker).parameters.values() for maker in makers or [what]]
     return {one.name for each in found for one in each if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)} - {
         "self"

@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from types import TracebackType
 from typing import Any
 
 import torch
 from torch import nn
 
 from torchinit.core.accounts import Account as Loads
+from torchinit.core.following import with_activations
+from torchinit.core.formulas import asks_for_neutral, asks_what_follows
 from torchinit.core.neutral import with_neutral
+from torchinit.core.placements import local_part
 from torchinit.core.planner import make_plan
 from torchinit.core.plans import Plan, Rule
 from torchinit.core.reports import Report
-from torchinit.core.runs import run
+from torchinit.core.runs import Progress, run
+from torchinit.core.shards import Shard
 from torchinit.core.sites import Site
-from torchinit.core.witnesses import unobserved
+from torchinit.core.tables import some
+from torchinit.core.witnesses import unobserved, witnesses
+from torchinit.distributed.standins import is_standing_in
+from torchinit.errors import PlanError, RunError
 from torchinit.modules.account import Account
+from torchinit.modules.foreign import Drawing, Watching
 from torchinit.modules.layers import in_vain
 from torchinit.modules.log import dump, log
 from torchinit.modules.survey import Spot, Survey
+from torchinit.modules.wholes import Exchange, Wholes, is_spread
 from torchinit.noise import Global, Keyed, Noise
-from torchinit.tracing import Event, Observer, Watch, line_of_user
+from torchinit.tracing import Watch
 
 MARK = "_params_init_info"
 """The attribute that MMEngine's initializers look for; modules have it while their session is open, and no longer."""
@@ -50,19 +59,44 @@ class Session:
     (:meth:`foreign`) an observer tells which parameters it writes.
     """
 
-    def __init__(self, top: nn.Module, seed: int | None = None, *, containers: bool = False) -> None:
+    def __init__(
+        self,
+        top: nn.Module,
+        seed: int | None = None,
+        *,
+        containers: bool = False,
+        buffers: bool = False,
+        strict: bool = False,
+        stats: bool = False,
+        progress: Progress | None = None,
+        exchange: Exchange | None = None,
+    ) -> None:
         self.top = top
         self.noise: Noise = Global(truncation="inverse_cdf") if seed is None else Keyed(seed)
         self.seed = seed
         self.containers = containers
-        self.account = Account(top)
+        self.strict = strict
+        self.stats = stats
+        self.progress = progress
+        # Seen from here on, by everybody, until the session ends.
+        self.wholes = Wholes(top, exchange) if seed is not None and is_spread(top) else None
+        self.account = Account(top, buffers=buffers, local=self.wholes.local if self.wholes else local_part)
         self.warned: dict[str, None] = {}
         self.loads: list[Loads] = []
         self.host: Any = None
         self._marked: list[nn.Module] = []
-        self._watch: Watch | None = None
+        self._watching: Watching | Drawing | None = None
         self._survey: Survey | None = None
         self._labels: list[str] = []
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.wholes is not None:
+            self.wholes.take_out(failed=kind is not None)
 
     # --- whose turn it is ----------------------------------------------------------------------------------
 
@@ -72,6 +106,17 @@ class Session:
         self._marked = [] if self.hosted else list(self.top.modules())
         for module in self._marked:
             module.__dict__[MARK] = self.account.marks
+
+    def check_memory(self) -> None:
+        """Raise RunError for parameters on the meta device, unless code is only looked at, which needs no memory."""
+        named = list(self.top.named_parameters())
+        meta = [name for name, parameter in named if parameter.is_meta]
+        if meta and not (witnesses() or is_standing_in()):
+            whole = "" if len(meta) == len(named) else "move all of it there, model.to('meta'), and "
+            raise RunError(
+                f"{some(meta, 3)} of {type(self.top).__name__}: on the meta device, where init_weights has nothing to"
+                f" write to; {whole}call torchinit.materialize(model, device=..., seed=...), which carries it out"
+            )
 
     @property
     def hosted(self) -> bool:
@@ -85,15 +130,23 @@ class Session:
 
     # --- writing -------------------------------------------------------------------------------------------
 
-    def write(self, module: nn.Module, rules: Sequence[Rule]) -> Report:
-        """Carries out rules on a module and all below it; names in them are counted from the module."""
-        return self.carry_out(self.prepare(module, rules))
+    @contextmanager
+    def asked(self, *, seed: int | None, strict: bool, stats: bool, progress: Progress | None) -> Iterator[None]:
+        """What a call within the session asks for, while it lasts; a seed is that of its rules."""
+        before = self.noise, self.strict, self.stats, self.progress
+        self.noise = self.noise if seed is None else Keyed(seed)
+        self.strict, self.stats, self.progress = strict, stats, progress
+        try:
+            yield
+        finally:
+            self.noise, self.strict, self.stats, self.progress = before
 
     def prepare(self, module: nn.Module, rules: Sequence[Rule], *, through: bool = False) -> Prepared:
-        """The plan of rules on a module and all below it; raises PlanError with what is wrong with it.
+        """The plan of rules on a module and all below it, in which names are counted from the module.
 
         A tensor that its module computes is drawn and lost, as in MMEngine, unless ``through``: then what it
-        is computed from gets the values.
+        is computed from gets the values. Raises PlanError with what is wrong with it, in a strict session also for a
+        rule that matches nothing.
         """
         with unobserved(watched=bool(self._labels)):
             return self._prepare(module, rules, through)
@@ -105,21 +158,33 @@ class Session:
         groups: dict[int, list[Spot]] = defaultdict(list)
         for spot in spots:
             groups[spot.key].append(spot)
-        sites = [_site(group, prefix) for group in groups.values()]
+        sites = tuple(_site(group, prefix) for group in groups.values())
         known = {site.name: group for site, group in zip(sites, groups.values(), strict=True)}
-        plan = make_plan(with_neutral(module, sites) if through else sites, rules, ties="last").check()
-        for text in () if through else in_vain(self._survey_of(module), module, rules):
+        if any(asks_for_neutral(rule.init) for rule in rules):
+            sites = with_neutral(module, sites)
+        if any(asks_what_follows(rule.init) for rule in rules):
+            sites = with_activations(module, sites)
+        plan = make_plan(sites, rules, ties="last").check(strict=self.strict)
+        vain = list(in_vain(self._survey_of(module), module, rules))
+        if self.strict and vain and not plan.steps:
+            raise PlanError(vain[0])
+        for text in vain:
             self.warn(text)
         return Prepared(plan, known)
 
     def carry_out(self, prepared: Prepared) -> Report:
-        """Writes what has been prepared, and records it."""
+        """Write what has been prepared, and record it."""
         plan, known = prepared.plan, prepared.groups
+        self.loads += plan.loads
+        for account in plan.loads:
+            if account.found < account.wanted:
+                self.warn(account.headline())
         for rule, hint in plan.unused:
             self.warn(f"{rule}: {hint}")
+        self._put_back()
         with unobserved(watched=bool(self._labels)):
-            shards = {step.site.name: known[step.site.name][0].shards for step in plan.steps}
-            report = run(plan, shards, self.noise, stats=False)
+            shards = {step.site.name: self._shards(known[step.site.name][0]) for step in plan.steps}
+            report = run(plan, shards, self.noise, stats=self.stats, progress=self.progress)
         self._follow(spot for group in known.values() for spot in group if spot.computed)
         for step in plan.steps:
             group = known[step.site.name]
@@ -131,6 +196,15 @@ class Session:
                     " saved, and lost where its module computes it anew"
                 )
         return report
+
+    def _shards(self, spot: Spot) -> tuple[Shard, ...]:
+        spread = self.wholes.shards(spot.first, spot.tensor) if self.wholes is not None else None
+        return spot.shards if spread is None else spread
+
+    def _put_back(self) -> None:
+        """Lets what foreign code has written of distributed tensors be seen in their parts."""
+        if self.wholes is not None:
+            self.wholes.put_back()
 
     def _survey_of(self, module: nn.Module) -> Survey:
         if self._survey is None or module not in self._survey:
@@ -150,52 +224,53 @@ class Session:
 
     @contextmanager
     def foreign(self, module: nn.Module, text: str = "") -> Iterator[None]:
-        """Runs other people's code; what it writes goes to the module's ``init_weights``, or to ``text``."""
+        """Run other people's code; what it writes goes to the module's ``init_weights``, or to ``text``.
+
+        With a seed every number that it draws belongs to a name, as under :func:`torchinit.seeded`.
+        """
         self._labels.append(text or f"Initialized by user-defined `init_weights` in {type(module).__name__} ")
         try:
             with ExitStack() as stack:
                 if len(self._labels) == 1:
-                    stack.enter_context(self._observer())
-                stack.enter_context(self._own_generator(module))
+                    watching = self._watched()
+                    stack.enter_context(watching.observer)
+                    if self.seed is not None:  # which the code may seed, too
+                        stack.enter_context(torch.random.fork_rng(devices=[]))
+                    stack.enter_context(self.working(watching.watch))
                 yield
         finally:
             self._labels.pop()
 
-    def _observer(self) -> Observer:
-        if self._watch is None:  # once: what comes or moves later is added as it does
-            self._watch = Watch()
-            for key, parameter in self.account.known.items():
-                self._watch.add(key, parameter)
-        return Observer(self._watch, self._told, self._registered)
+    def working(self, watch: Watch) -> AbstractContextManager[None]:
+        """Lets code work on distributed tensors that stand whole in the model: :meth:`Wholes.working`."""
+        return nullcontext() if self.wholes is None else self.wholes.working(watch)
+
+    def _watched(self) -> Watching | Drawing:
+        """Who watches foreign code; made once, since what comes or moves later is followed as it does."""
+        if self._watching is None:
+            self._watching = (
+                Watching(self.account.known, self._wrote, self._registered)
+                if self.seed is None
+                else Drawing(self.top, self.seed, self._wrote, self._registered)
+            )
+        return self._watching
 
     def _follow(self, spots: Iterable[Spot]) -> None:
         """Looks again where the parameters behind computed weights are: writing those may give them other memory."""
-        if self._watch is None:
+        if self._watching is None:
             return
         for key in {key for spot in spots for key in spot.holders} & self.account.known.keys():
-            self._watch.add(key, self.account.known[key])
+            self._watching.follow(self.account.known[key])
 
-    def _told(self, event: Event) -> None:
-        self.account.observed(event.key, self._labels[-1], line_of_user(2), event.what)
+    def _wrote(self, key: int, line: str, operation: str) -> None:
+        self.account.observed(key, self._labels[-1], line, operation)
 
     def _registered(self, module: nn.Module, name: str, value: object) -> None:
         self._survey = None
         if isinstance(value, nn.Parameter) and id(value) not in self.account.known:
             self.account.add(value)
-            if self._watch is not None:
-                self._watch.add(id(value), value)
-
-    @contextmanager
-    def _own_generator(self, module: nn.Module) -> Iterator[None]:
-        """With a seed, foreign code draws from torch's generator as that seed and the module's name set it."""
-        if self.seed is None:
-            yield
-            return
-        survey = self._survey_of(module)
-        digest = hashlib.blake2b(f"{self.seed}\0{survey.name(module)}".encode(), digest_size=7).digest()
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(int.from_bytes(digest, "little"))
-            yield
+            if self._watching is not None:
+                self._watching.follow(value)
 
     def warn(self, text: str) -> None:
         """Logs a warning, once."""
@@ -205,12 +280,12 @@ class Session:
 
     # --- the end -------------------------------------------------------------------------------------------
 
-    def finish(self, unreached: Sequence[str]) -> None:
-        """Logs how each parameter was set, and warns of those that nobody set."""
+    def finish(self, unreached: Sequence[str], way: str = "init_weights(containers=True) does") -> None:
+        """Logs how each parameter was set, and warns of those that nobody set; ``way`` leads to modules unreached."""
         for name in unreached:
             self.warn(
                 f"init_weights of {type(self.top).__name__} does not reach {name}, which stands below a plain"
-                " container; init_weights(containers=True) does"
+                f" container; {way}"
             )
         for text in self.account.findings():
             self.warn(text)
@@ -227,6 +302,7 @@ class Session:
 
     def report(self, *, stats: bool = False) -> Report:
         """What happened, a record a parameter."""
+        self._put_back()
         made = self.account.report(stats=stats, unused=tuple(self.warned), noise=str(self.noise))
         return replace(made, loads=tuple(self.loads))
 
@@ -260,11 +336,12 @@ def session_of(top: nn.Module, make: Callable[[], Session]) -> Iterator[tuple[Se
     if session is not None:
         yield session, False
         return
-    session = make()
-    token = _OPEN.set((*_OPEN.get(), session))
-    try:
-        session.mark()
-        yield session, True
-    finally:
-        session.unmark()
-        _OPEN.reset(token)
+    with make() as session:
+        token = _OPEN.set((*_OPEN.get(), session))
+        try:
+            session.check_memory()
+            session.mark()
+            yield session, True
+        finally:
+            session.unmark()
+            _OPEN.reset(token)

@@ -137,13 +137,15 @@ class Survey:
 
     def _loose(self, module: nn.Module, rules: Sequence[Rule]) -> Iterator[Spot]:
         """Tensors that are attributes, and neither parameters nor buffers under that name."""
+        prefix = f"{self.name(module)}.".lstrip(".")
         for turn in self.turns(module):
             owner = self.modules[turn]
             for leaf in ("weight", "bias"):
                 if leaf not in vars(owner) and not hasattr(type(owner), leaf):
                     continue
                 site = Site(f"{self.names[turn]}.{leaf}".lstrip("."), (), owner=_owner(owner), kind="buffer")
-                if any(rule.matches(site) for rule in rules):
+                as_seen = replace(site, name=site.name.removeprefix(prefix))
+                if any(rule.matches(as_seen) for rule in rules):
                     yield from self._attribute(site, owner, turn)
 
     def _attribute(self, site: Site, owner: nn.Module, turn: int) -> Iterator[Spot]:

@@ -133,7 +133,7 @@ class _EntryReader:
 
     def _parted(self, entry: Entry, init: Any) -> Any:
         """The initializer as it applies to each block of a fused weight, to each weight of a stack."""
-        parts, axes = entry.blocks, _tuple(entry.batch_axes)
+        parts, axes = entry.blocks, several(entry.batch_axes)
         if isinstance(init, Loader):
             for key in self.data.keys() & {"blocks", "batch_axes"}:
                 self._mistake(key, f"means nothing beside {self.data['type']}, which loads a tensor as it is")
@@ -142,19 +142,19 @@ class _EntryReader:
             init = self._try("blocks", lambda: Blocks(init, parts))
         if init is not INVALID and entry.batch_axes is not None:
             part = init
-            init = self._try("batch_axes", lambda: _stacked(part, axes))
+            init = self._try("batch_axes", lambda: stacked(part, axes))
         return init
 
     def _where(self, entry: Entry) -> Selector | None:
         """What the entry selects; None where only its overrides select something."""
         found = [
-            *self._selector("layer", lambda: Layer(*_tuple(entry.layer), subclasses=entry.subclasses)),
-            *self._selector("within", lambda: _any_within(_tuple(entry.within))),
-            *self._selector("name", lambda: Name(*_tuple(entry.name))),
+            *self._selector("layer", lambda: Layer(*several(entry.layer), subclasses=entry.subclasses)),
+            *self._selector("within", lambda: any_within(several(entry.within))),
+            *self._selector("name", lambda: Name(*several(entry.name))),
             *self._selector("regex", lambda: Regex(entry.regex)),
-            *self._selector("param", lambda: Leaf(*_tuple(entry.param))),
+            *self._selector("param", lambda: Leaf(*several(entry.param))),
         ]
-        besides = self._selector("exclude", lambda: ~Name(*_tuple(entry.exclude)))
+        besides = self._selector("exclude", lambda: ~Name(*several(entry.exclude)))
         if entry.subclasses and "layer" not in self.data:
             self._mistake("subclasses", "means something only beside 'layer'")
         if not self.data.keys() & _SELECTING and (besides or "override" not in self.data):
@@ -166,7 +166,7 @@ class _EntryReader:
         """The selector that a word of the entry stands for, if the entry has the word."""
         if key not in self.data:
             return []
-        texts = _tuple(self.data[key])
+        texts = several(self.data[key])
         selector = self._try(key, make) if texts and all(texts) else self._mistake(key, "must not be empty")
         return [] if selector is INVALID else [selector]
 
@@ -187,8 +187,8 @@ class _EntryReader:
         """The rules of all overrides."""
         said = self.data.get("override", ())
         path = f"{self.path}.override"
-        several = isinstance(said, (list, tuple))
-        items = {f"{path}[{number}]": item for number, item in enumerate(said)} if several else {path: said}
+        listed = isinstance(said, (list, tuple))
+        items = {f"{path}[{number}]": item for number, item in enumerate(said)} if listed else {path: said}
         # What is inherited from an entry with mistakes would only repeat them.
         inheriting = {path for path, item in items.items() if isinstance(item, Mapping) and "type" not in item}
         readers = [self._override(item, entry, path) for path, item in items.items() if sound or path not in inheriting]
@@ -198,14 +198,14 @@ class _EntryReader:
         """An override as an entry of its own: for one submodule, with the initializer that it does not name itself."""
         found = len(self.reader.mistakes)
         own = _override_words(said, path, self.reader)
-        names = _tuple(self.reader.read(own.pop("name", ""), Words, f"{path}.name"))
+        names = several(self.reader.read(own.pop("name", ""), Words, f"{path}.name"))
         if len(self.reader.mistakes) > found:
             return None
         if "type" not in own:
             biases = {"bias", "bias_prob"} if own.keys() & {"bias", "bias_prob"} else set()
             inherited = {key: value for key, value in self.data.items() if key not in _NOT_INHERITED | biases}
             own = {**inherited, **own}
-        own["within"] = [join(outer, name) for outer in _tuple(entry.within) or [""] for name in names]
+        own["within"] = [join(outer, name) for outer in several(entry.within) or [""] for name in names]
         return _EntryReader(own, path, self.reader)
 
 
@@ -221,11 +221,12 @@ def _override_words(said: Data, path: str, reader: Reader) -> dict[str, Data]:
     return dict(said)
 
 
-def _any_within(modules: Iterable[str]) -> Selector:
+def any_within(modules: Iterable[str]) -> Selector:
+    """The sites within any of several modules."""
     return reduce(or_, [Within(module) for module in modules])
 
 
-def _stacked(init: Initializer, axes: tuple[int, ...]) -> Stacked:
+def stacked(init: Initializer, axes: tuple[int, ...]) -> Stacked:
     """The initializer for each weight of a stack, whose other two axes are outputs and inputs in this order."""
     others = [axis for axis in range(3) if axis not in axes]
     if len(axes) != 1 or len(others) != 2:
@@ -233,6 +234,6 @@ def _stacked(init: Initializer, axes: tuple[int, ...]) -> Stacked:
     return Stacked(init, axes[0], in_axis=others[1], out_axis=others[0])
 
 
-def _tuple(value: Any) -> tuple[Any, ...]:
+def several(value: Any) -> tuple[Any, ...]:
     """One or several, as several."""
     return tuple(value) if isinstance(value, (list, tuple)) else () if value is None else (value,)

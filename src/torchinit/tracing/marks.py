@@ -45,8 +45,8 @@ def mark(tensor: Tensor, *, exact: bool = False) -> Mark:
 
 
 def content(tensor: Tensor, *, exact: bool = False) -> bytes | None:
-    """The bytes of a sample of a plain tensor's elements, or the digest of all; None on the meta device."""
-    if tensor.is_meta:
+    """The bytes of a sample of a plain tensor's elements, or the digest of all; None where it has no memory."""
+    if tensor.is_meta or not tensor.untyped_storage().nbytes():
         return None
     numel = tensor.numel()
     if exact or not tensor.is_contiguous():

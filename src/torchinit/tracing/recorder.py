@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
-from types import TracebackType
+from types import FrameType, TracebackType
 
 import torch
 from torch import Tensor, nn
@@ -67,13 +67,16 @@ class Recorder:
 
     # --- beginning and end ---------------------------------------------------------------------------------
 
-    def __enter__(self) -> Trace:
-        frame = frame_of_user(2)
-        self.until = 0 if frame is None else id(frame)
+    def begin(self, caller: FrameType | None) -> None:
+        """Learn the model's sites and modules; no frame beyond the caller's is asked what is being initialized."""
+        self.until = 0 if caller is None else id(caller)
         with _disable_current_modes(), torch.no_grad():
             for entry, aliases in _entries(self.model):
                 self._take(entry, aliases)
             self._learn(self.model, "")
+
+    def __enter__(self) -> Trace:
+        self.begin(frame_of_user(2))
         self._began, self._began_as = set(self._keys), _layout(self.model)
         self._name_sites()
         with ExitStack() as stack:

@@ -27,10 +27,12 @@ from torchinit.tracing.operations import arguments_of, name_of
 from torchinit.tracing.recorder import Recorder
 from torchinit.tracing.writes import Trace
 
-_TRUNCATED: CodeType = nn.init._no_grad_trunc_normal_.__code__
+TRUNCATED: CodeType = nn.init._no_grad_trunc_normal_.__code__
+"""What draws within ``nn.init.trunc_normal_``, and looks at what it has drawn."""
+
 _ORTHOGONAL: CodeType = nn.init.orthogonal_.__code__
 
-_REJECTS = "erfinv_" not in _TRUNCATED.co_names
+_REJECTS = "erfinv_" not in TRUNCATED.co_names
 """Whether torch draws truncated normals by rejection. Before, it did by one uniform draw, which can stay as it is."""
 
 Role = Literal["in place", "made", "other", "steps"]
@@ -123,7 +125,7 @@ class Seeded(Recorder):
             return args[0]
         frame = frame_of_caller(3)
         with _disable_current_modes():
-            if _REJECTS and frame is not None and frame.f_code is _TRUNCATED:
+            if _REJECTS and frame is not None and frame.f_code is TRUNCATED:
                 _draw_truncated(target, frame)
             else:
                 IN_PLACE[name](target, **said)
