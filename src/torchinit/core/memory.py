@@ -29,7 +29,7 @@ def identity(tensor: Tensor) -> object:
     if is_distributed(tensor):
         layout = tensor.device_mesh, tensor.placements, tuple(tensor.shape)
         return identity(local_part(tensor)), *layout
-    if not _is_plain(tensor):
+    if not _is_plain(tensor) or not tensor.numel():  # what has no elements shares none
         return id(tensor)
     place = tensor.untyped_storage()._cdata, tensor.storage_offset()
     return place, tuple(tensor.shape), tensor.stride(), tensor.dtype

@@ -12,7 +12,7 @@ from torchinit.core.fills import Fill
 from torchinit.core.loaders import Loader, Lookup
 from torchinit.core.misses import nothing
 from torchinit.core.plans import Plan, Rule, Skipped, Step
-from torchinit.core.sites import WHY, Site, State
+from torchinit.core.sites import Site
 from torchinit.core.tables import some
 from torchinit.errors import FanError, count
 
@@ -69,7 +69,7 @@ class _Planner:
             steps=_in_turn(_final([write.step for write in writes]) for writes in self.writes.values()),
             overwritten=_in_turn(steps),
             untouched=tuple(left),
-            skipped=tuple(self.skipped.values()),
+            skipped=tuple(skip for name, skip in self.skipped.items() if name not in self.writes),
             unused=tuple((rule, f"{rule.origin} {nothing(rule, self.known)}") for rule in unused),
             problems=tuple(self.problems),
             loads=tuple(map(self._with_bare, self.loads)),
@@ -111,13 +111,11 @@ class _Planner:
         return replace(account, bare=tuple(name for name in account.missing if name not in names))
 
     def _resolve(self, rule: Rule, view: Site, site: Site) -> Fill | None:
-        state: State = view.state
-        if state in ("integer", "quantized", "sparse") or not view.numel:
-            why = "has no elements" if state == "ready" else WHY[state]
-            self.skipped[site.name] = Skipped(site, why)
+        if view.state in ("integer", "quantized", "sparse") or not view.numel:
+            self.skipped[site.name] = Skipped(site, view.why)
             return None
-        if state != "ready":
-            self.problems.append(f"{rule.origin} matches {view.name!r}, which {WHY[state]}")
+        if view.state != "ready":
+            self.problems.append(f"{rule.origin} matches {view.name!r}, which {view.why}")
             return None
         try:
             fill = rule.init.resolve(view)

@@ -183,6 +183,15 @@ class Plan:
         return tuple(sorted((*self.steps, *self.overwritten), key=lambda step: step.turn))
 
     @property
+    def without_values(self) -> tuple[Site, ...]:
+        """The parameters that get no values: no rule matches them, or no fill can be written to them.
+
+        One whose layer gives it no elements needs none.
+        """
+        left = [site for site in self.untouched if site.kind == "parameter" and (site.lack or site.numel)]
+        return (*left, *(skip.site for skip in self.skipped if skip.site.lack))
+
+    @property
     def scratch(self) -> tuple[str, int]:
         """The site whose write takes the most memory beside the model's own, and the bytes of it."""
         needs = ((step.site.name, step.fill.scratch(step.site.shape)) for step in self.steps)
@@ -222,8 +231,9 @@ class Plan:
     def check(self, *, complete: bool = False, strict: bool = False) -> Plan:
         """The plan itself, if nothing is wrong with it; else PlanError with every problem.
 
-        ``complete`` makes a parameter without a step a problem, ``strict`` a rule that matches nothing and a
-        site that a checkpoint lacks. Where all that is wrong is with checkpoints it is a CheckpointError.
+        ``complete`` makes a parameter without a step a problem, be it that no rule matches it or that no fill can be
+        written to it; ``strict`` a rule that matches nothing and a site that a checkpoint lacks. Where all that is
+        wrong is with checkpoints it is a CheckpointError.
         """
         loading = [text for account in self.loads for text in account.problems]
         if strict:
@@ -233,8 +243,11 @@ class Plan:
             found += [f"{hint}\n    If that is intended, set optional = true." for _, hint in self.unused]
         if complete:
             blamed = {name for account in self.loads for name in account.blamed}
-            left = [site for site in self.untouched if site.kind == "parameter"]
-            found += [f"no rule for {site.name}" for site in left if blamed.isdisjoint(v.name for v in site.views)]
+            found += [
+                f"{site.name} {site.lack}" if site.lack else f"no rule for {site.name}"
+                for site in self.without_values
+                if blamed.isdisjoint(view.name for view in site.views)
+            ]
         if found and len(found) == len(loading):
             raise CheckpointError(*_headed(found))
         if found:

@@ -62,7 +62,9 @@ class Report:
     """What happened: ``records`` of the sites written, and what was left out and why.
 
     ``untouched`` are the parameters that no rule wrote, ``buffers`` the buffers; ``loads`` tell what was taken
-    from checkpoints; ``fingerprint`` is that of the whole model afterwards, where it was asked for.
+    from checkpoints; ``fingerprint`` is that of the whole model afterwards, where it was asked for. ``lacking`` are
+    the parameters that no fill can be written to although they should have values, each with the reason and the way
+    out.
 
     ``report["layers.0.weight"]`` is the record of a site, by any of its names.
 
@@ -80,6 +82,7 @@ class Report:
     buffers: tuple[str, ...] = ()
     loads: tuple[Account, ...] = ()
     fingerprint: Fingerprint | None = None
+    lacking: tuple[tuple[str, str], ...] = ()
 
     def __len__(self) -> int:
         return len(self.records)
@@ -106,11 +109,13 @@ class Report:
         """The report itself, if every value is as planned; else ReportError with all that is not.
 
         Means and standard deviations may be off by six standard errors, bounds by the rounding of the
-        dtype. ``complete`` makes a parameter that was not written a problem, too.
+        dtype. ``complete`` makes a parameter that was not written a problem, too, be it untouched or lacking.
         """
         found = list(self.problems)
         if complete:
-            found += [f"{name}: not written" for name in self.untouched]
+            known = dict(self.lacking)
+            found += [f"{name}: not written" for name in self.untouched if name not in known]
+            found += [f"{name}: {why}" for name, why in known.items()]
         if found:
             raise ReportError(f"{count(len(found), 'finding')}: the values are not as planned", found)
         return self
@@ -164,6 +169,7 @@ class Report:
             buffers=tuple(data["buffers"]),
             loads=tuple(map(Account.from_dict, data.get("loads", ()))),
             fingerprint=Fingerprint.from_dict(data["fingerprint"]) if data.get("fingerprint") else None,
+            lacking=tuple((name, why) for name, why in data.get("lacking", ())),
         )
 
 

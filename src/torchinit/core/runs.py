@@ -85,13 +85,14 @@ def run(
         ]
     return Report(
         tuple(records),
-        tuple(site.name for site in plan.untouched if site.kind == "parameter"),
+        tuple(site.name for site in plan.untouched if site.kind == "parameter" and (site.lack or site.numel)),
         tuple((skip.site.name, skip.why) for skip in plan.skipped),
         tuple(hint for _, hint in plan.unused),
         str(noise),
         time.perf_counter() - started,
         tuple(site.name for site in plan.untouched if site.kind == "buffer"),
         plan.loads,
+        lacking=tuple((site.name, site.lack) for site in plan.without_values if site.lack),
     )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import type_before_parametrizations
 
+from torchinit.core.constructors import intent
 from torchinit.core.layouts import Layout, Role, Slot, describe
 from torchinit.core.memory import entangled, overlaps
 from torchinit.core.placements import local_part
@@ -38,6 +39,16 @@ WHY: dict[State, str] = {
     "fixed": "is computed by a parametrization without right_inverse, so no value can be given to it",
 }
 """What each state that a fill cannot work on means, and the way out where there is one."""
+
+_WAYS_OUT: dict[State, str] = {
+    "integer": "load it (Pretrained), or make it a buffer",
+    "quantized": "initialize the model before it is quantized",
+    "sparse": "initialize it while it is dense",
+}
+"""What helps where a parameter should have values and no rule can give it any."""
+
+EMPTY = "has no elements"
+_REGISTER_NONE = ": gather it first if it is partitioned, or register None in its place if it is to have none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +100,8 @@ class Site:
     ``Module.apply`` (children first), in which MMEngine initializes. ``persistent`` tells whether it is part of
     the model's ``state_dict``. A tied tensor is one site: ``aliases``
     describes it as the other modules that hold it see it. ``shares`` names other sites that lie in part of
-    its memory (a view of another shape).
+    its memory (a view of another shape). ``missing`` says what is known of a parameter without elements that should
+    have some.
     """
 
     name: str
@@ -108,6 +120,7 @@ class Site:
     persistent: bool = True
     aliases: tuple[Site, ...] = ()
     shares: tuple[str, ...] = ()
+    missing: str = ""
 
     @property
     def leaf(self) -> str:
@@ -122,6 +135,26 @@ class Site:
     def views(self) -> tuple[Site, ...]:
         """The site as each of its modules sees it, itself first."""
         return (replace(self, aliases=()), *self.aliases) if self.aliases else (self,)
+
+    @property
+    def why(self) -> str:
+        """Why no fill can be written to the site; nothing where one can.
+
+        >>> Site("ids", (4,), state="integer").why
+        'holds whole numbers'
+        """
+        return WHY.get(self.state) or self.missing.removesuffix(_REGISTER_NONE) or ("" if self.numel else EMPTY)
+
+    @property
+    def lack(self) -> str:
+        """Why a parameter has no values although it should have some, with the way out; nothing of any other site.
+
+        >>> Site("ids", (4,), state="integer").lack, Site("ids", (4,), state="integer", kind="buffer").lack
+        ('holds whole numbers: load it (Pretrained), or make it a buffer', '')
+        """
+        if self.kind == "buffer" or self.state not in _WAYS_OUT:
+            return self.missing
+        return f"{self.why}: {_WAYS_OUT[self.state]}"
 
     def fans(self, convention: Convention = "torch") -> tuple[float, float]:
         """Fan-in and fan-out.
@@ -189,7 +222,8 @@ def _tie(group: list[Site], shares: tuple[str, ...]) -> Site:
 
 def _site(one: Held, position: int) -> Site:
     module = one.place.module
-    state = "flat" if one.flat else "fixed" if one.way and not one.way.assign else _state(one.tensor)
+    state: State = "flat" if one.flat else "fixed" if one.way and not one.way.assign else _state(one.tensor)
+    is_empty = state == "ready" and one.kind == "parameter" and not one.tensor.numel()
     slot = describe(module, one.leaf) if state != "lazy" else Slot("other")
     return Site(
         name=one.name,
@@ -206,7 +240,24 @@ def _site(one: Held, position: int) -> Site:
         parametrized=one.way is not None,
         position=position,
         persistent=one.leaf not in module._non_persistent_buffers_set,
+        missing=_missing(one) if is_empty else "",
     )
+
+
+def _missing(one: Held) -> str:
+    """What is known of a parameter without elements; nothing where its layer gives it none.
+
+    DeepSpeed leaves an empty tensor where it has partitioned a parameter, and notes its shape in ``ds_shape``.
+    """
+    whole, made = getattr(one.tensor, "ds_shape", None), intent(one.place.module, one.leaf)
+    shape = made.shape if whole is None and made else whole
+    if shape is None:
+        return EMPTY + _REGISTER_NONE
+    if not math.prod(shape):
+        return ""
+    layer = f", but its {made.layer} has {math.prod(made.shape):,}" if made else ""
+    known = f" (ds_shape {tuple(whole)})" if whole is not None else ""
+    return f"{EMPTY}{layer}: is it partitioned{known}? gather it first"
 
 
 def _state(tensor: Tensor) -> State:

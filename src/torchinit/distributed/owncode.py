@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from torchinit.core.constructors import kept_arguments
 from torchinit.core.names import normalize
 from torchinit.core.placements import shards_of
 from torchinit.distributed.allocation import Tenant
@@ -150,15 +151,8 @@ def _constructor(module: nn.Module) -> Callable[[], nn.Module] | None:
     """Builds a module of this class anew, if it keeps all that it was made with."""
     if is_parametrized(module) or type(module).__init__ is nn.Module.__init__:
         return None
-    arguments = {}
-    for one in list(inspect.signature(type(module).__init__).parameters.values())[1:]:
-        if one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD):
-            return None
-        if one.name in module.__dict__:
-            arguments[one.name] = module.__dict__[one.name]
-        elif one.name not in ("device", "dtype"):
-            return None
-    return partial(type(module), **arguments)
+    arguments = kept_arguments(module, type(module))
+    return None if arguments is None else partial(type(module), **arguments)
 
 
 def _number(seed: int, path: str) -> int:

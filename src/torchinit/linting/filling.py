@@ -135,6 +135,24 @@ def _forgotten(part: Part) -> str:
     return ""
 
 
+@check("TI108", "no-values", "error", "sites", "make it one that can be written")
+def no_values(subject: Subject) -> Iterator[Evidence]:
+    """A parameter that has no values although it should have some, because no fill can be written to it.
+
+    Partitioned parameters (DeepSpeed's ZeRO-3) have no elements until they are gathered: seen by ``ds_shape``, or by
+    what the layer's own numbers say it should have. Whole numbers, quantized and sparse parameters count where a rule
+    of the recipe matches them, or a report says so, since that skips them. Wrong only where the numbers that a layer
+    keeps are not those of its weights; a layer that means to be empty, and what was loaded, is left out.
+    """
+    skipped = {skip.site.name for skip in subject.intended.skipped}
+    skipped |= {name for name, _ in subject.report.lacking} if subject.report is not None else set()
+    for part in subject.parts:
+        site = part.site
+        if site.lack and not part.loaded and (site.missing or site.name in skipped):
+            why, _, way_out = site.lack.rpartition(": ")
+            yield Evidence(part.name, why, remedy=way_out)
+
+
 @check("TI106", "uncovered", "note", "plan", "cover it with a rule, or leave it on purpose")
 def uncovered(subject: Subject) -> Iterator[Evidence]:
     """Parameters that the recipe has no rule for, so that they stay as the layers' own code made them.

@@ -67,7 +67,17 @@ def merged(reports: list[Report], session: Session) -> Report:
     seconds = sum(report.seconds for report in reports)
     skipped = tuple(dict.fromkeys(skip for report in reports for skip in report.skipped))
     unused = tuple(hint for report in reports for hint in report.unused)
-    return Report(tuple(records.values()), tuple(left), skipped, unused, str(session.noise), seconds, tuple(buffers))
+    lacking = {name: why for report in reports for name, why in report.lacking if name not in records}
+    return Report(
+        tuple(records.values()),
+        tuple(left),
+        skipped,
+        unused,
+        str(session.noise),
+        seconds,
+        tuple(buffers),
+        lacking=tuple(lacking.items()),
+    )
 
 
 def _call(session: Session, module: nn.Module, initializer: Any) -> None:
