@@ -21,6 +21,7 @@ from torchinit.distributed import Materialization, among
 from torchinit.modules import initialize_module
 from torchinit.noise import Global, Keyed
 from torchinit.recipes import decode_recipe, load_recipe
+from torchinit.tracing import unfilled
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -91,6 +92,13 @@ def initialize(
         noise = Global() if seed is None else Keyed(seed)
         agree = among(model) if made.loads else None
         report = run(made, local_shards(model), noise, stats=stats, progress=progress, agree=agree)
+    return _finished(report, model, fingerprint=fingerprint)
+
+
+def _finished(report: Report, model: nn.Module, *, fingerprint: bool) -> Report:
+    """The report with what has to be looked at in the model itself."""
+    written = frozenset(name for record in report for name in (record.name, *record.aliases))
+    report = replace(report, unfilled=unfilled(model, written))
     return replace(report, fingerprint=fingerprint_of(model)) if fingerprint else report
 
 
@@ -150,7 +158,7 @@ def materialize(
         stats=stats,
         progress=progress,
     ).carry_out()
-    return replace(report, fingerprint=fingerprint_of(model)) if fingerprint else report
+    return _finished(report, model, fingerprint=fingerprint)
 
 
 def _is_init_cfg(recipe: object) -> bool:

@@ -64,7 +64,7 @@ class Report:
     ``untouched`` are the parameters that no rule wrote, ``buffers`` the buffers; ``loads`` tell what was taken
     from checkpoints; ``fingerprint`` is that of the whole model afterwards, where it was asked for. ``lacking`` are
     the parameters that no fill can be written to although they should have values, each with the reason and the way
-    out.
+    out; ``unfilled`` the parameters and buffers that nobody has filled: they hold what their memory held before.
 
     ``report["layers.0.weight"]`` is the record of a site, by any of its names.
 
@@ -83,6 +83,7 @@ class Report:
     loads: tuple[Account, ...] = ()
     fingerprint: Fingerprint | None = None
     lacking: tuple[tuple[str, str], ...] = ()
+    unfilled: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.records)
@@ -109,12 +110,14 @@ class Report:
         """The report itself, if every value is as planned; else ReportError with all that is not.
 
         Means and standard deviations may be off by six standard errors, bounds by the rounding of the
-        dtype. ``complete`` makes a parameter that was not written a problem, too, be it untouched or lacking.
+        dtype. Memory that nobody has filled is always a problem; ``complete`` makes a parameter that was not written
+        one, too, be it untouched or lacking.
         """
-        found = list(self.problems)
+        found = [*self.problems, *(f"{name}: {_UNFILLED}" for name in self.unfilled)]
         if complete:
             known = dict(self.lacking)
-            found += [f"{name}: not written" for name in self.untouched if name not in known]
+            told = {*known, *self.unfilled}
+            found += [f"{name}: not written" for name in self.untouched if name not in told]
             found += [f"{name}: {why}" for name, why in known.items()]
         if found:
             raise ReportError(f"{count(len(found), 'finding')}: the values are not as planned", found)
@@ -135,6 +138,8 @@ class Report:
             lines.append(f"{count(len(self.untouched), 'parameter')} untouched: {some(self.untouched)}")
         if self.buffers:
             lines.append(f"{count(len(self.buffers), 'buffer')} untouched: {some(self.buffers)}")
+        if self.unfilled:
+            lines.append(f"{count(len(self.unfilled), 'tensor')} never filled: {some(self.unfilled)}")
         lines += [f"skipped {name}: {why}" for name, why in self.skipped]
         lines += [f"unused: {hint}" for hint in self.unused]
         lines += [account.summary() for account in self.loads]
@@ -170,7 +175,14 @@ class Report:
             loads=tuple(map(Account.from_dict, data.get("loads", ()))),
             fingerprint=Fingerprint.from_dict(data["fingerprint"]) if data.get("fingerprint") else None,
             lacking=tuple((name, why) for name, why in data.get("lacking", ())),
+            unfilled=tuple(data.get("unfilled", ())),
         )
+
+
+_UNFILLED = (
+    "never filled, it holds what its memory held before: cover it with a rule (a buffer: buffers = true), or call"
+    " reset_parameters() of its module first"
+)
 
 
 def _record(data: dict[str, object]) -> Record:

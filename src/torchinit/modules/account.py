@@ -6,15 +6,19 @@ from collections import defaultdict
 from collections.abc import Iterator, MutableMapping
 from typing import Any, final
 
+import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from torchinit.core.fills import Fill
 from torchinit.core.measures import measure
+from torchinit.core.names import normalize
 from torchinit.core.reports import Record, Report
+from torchinit.core.sites import find, sites
 from torchinit.core.tables import some
 from torchinit.errors import count
 from torchinit.modules.errors import InitCfgAssertionError
-from torchinit.tracing import is_unfilled
+from torchinit.tracing import holds_no_values
 
 
 class Account:
@@ -89,16 +93,21 @@ class Account:
 
     def findings(self) -> Iterator[str]:
         """What a user should hear of: memory that nobody filled, checkpoints that were loaded in vain."""
-        named = list(self.top.named_parameters())
-        for name, parameter in named:
-            if id(parameter) not in self._writers and is_unfilled(parameter):
-                yield f"nobody has written {name}: it holds whatever its memory held before"
-        undone = [name for name, parameter in named if self._was_loaded_in_vain(id(parameter))]
+        left = self.unfilled()
+        if left:
+            them = "it holds whatever its" if len(left) == 1 else "they hold whatever their"
+            yield f"nobody has written {some(left)}: {them} memory held before"
+        undone = [name for name, parameter in self.top.named_parameters() if self._was_loaded_in_vain(id(parameter))]
         if undone:
             yield (
                 f"{count(len(undone), 'parameter')} loaded from a checkpoint and then initialized after all:"
                 f" {some(undone)}; only an entry with type='Pretrained' itself, in no override, is carried out last"
             )
+
+    def unfilled(self) -> tuple[str, ...]:
+        """The parameters and buffers that hold no values of anybody."""
+        named = (*self.top.named_parameters(), *self.top.named_buffers())
+        return tuple(name for name, tensor in named if holds_no_values(tensor, written=id(tensor) in self._writers))
 
     def _was_loaded_in_vain(self, key: int) -> bool:
         # Code of the user's that writes after a checkpoint was loaded means to; a rule comes to it by its turn.
@@ -109,9 +118,17 @@ class Account:
         """What happened, a record a parameter."""
         named = list(self.top.named_parameters())
         written = [(name, parameter) for name, parameter in named if id(parameter) in self._writers]
-        left = tuple(name for name, parameter in named if id(parameter) not in self._writers)
-        records = tuple(self._record(name, parameter, stats) for name, parameter in written)
-        return Report(records, left, unused=unused, noise=noise)
+        left = [(name, parameter) for name, parameter in named if id(parameter) not in self._writers]
+        known = sites(self.top) if any(_is_odd(parameter) for _, parameter in left) else ()
+        odd = {name: site for name, _ in left if (site := find(known, normalize(name)))}
+        return Report(
+            tuple(self._record(name, parameter, stats) for name, parameter in written),
+            tuple(name for name, _ in left if name not in odd or odd[name].lack or odd[name].numel),
+            unused=unused,
+            noise=noise,
+            lacking=tuple((name, site.lack) for name, site in odd.items() if site.lack),
+            unfilled=self.unfilled(),
+        )
 
     def _record(self, name: str, parameter: nn.Parameter, stats: bool) -> Record:
         key, shape = id(parameter), tuple(parameter.shape)
@@ -129,6 +146,12 @@ class Account:
             line=line,
             operation=operation,
         )
+
+
+def _is_odd(parameter: nn.Parameter) -> bool:
+    """Whether a parameter may be one that no rule can give values."""
+    floats = parameter.is_floating_point() or parameter.is_complex()
+    return not is_lazy(parameter) and (not floats or parameter.layout != torch.strided or not parameter.numel())
 
 
 @final

@@ -27,6 +27,7 @@ from torchinit.modules.log import dump, log
 from torchinit.modules.survey import Spot, Survey
 from torchinit.noise import Global, Keyed, Noise
 from torchinit.tracing import Event, Observer, Watch, line_of_user
+from torchinit.tracing.unfilled import watching
 
 MARK = "_params_init_info"
 """The attribute that MMEngine's initializers look for; modules have it while their session is open, and no longer."""
@@ -154,6 +155,7 @@ class Session:
         try:
             with ExitStack() as stack:
                 if len(self._labels) == 1:
+                    stack.callback(stack.enter_context(watching()), self.top)
                     stack.enter_context(self._observer())
                 stack.enter_context(self._own_generator(module))
                 yield
