@@ -95,11 +95,17 @@ class Materialization:
 
 def _prove(blank: Mapping[str, Tenant], left: Sequence[str], made: Made) -> None:
     if left:
-        problems = [f"{name}: {_why(blank[name], made)}" for name in left]
+        problems = [f"{name}: {why_unwritten(blank[name], made)}" for name in left]
         raise RunError(f"{count(len(left), 'tensor')} left unwritten", problems)
 
 
-def _why(one: Tenant, made: Made) -> str:
+def why_unwritten(one: Tenant, made: Made) -> str:
+    """Why a tensor has got no values, and the way out of it.
+
+    >>> norm = nn.BatchNorm1d(2)
+    >>> why_unwritten(Tenant("weight", norm, "weight", norm.weight, "parameter"), Made())
+    'a parameter of BatchNorm1d that no rule writes'
+    """
     if one.kind == "parameter":
         return f"a parameter of {type(one.module).__name__} that no rule writes"
     tried = "; ".join(made.failed.get(one.name, ()))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -44,6 +45,8 @@ METHODS = (
 _DRAW = 3
 """The draw index of what own code draws: fills use 0 and 1, parametrizations 2."""
 
+_TRIED: ContextVar[bool] = ContextVar("torchinit_own_code_is_tried", default=False)
+
 Place = tuple[nn.Module, str]
 
 
@@ -65,13 +68,20 @@ class Made:
     failed: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-def make_buffers(model: nn.Module, wanted: Sequence[Tenant], device: torch.device, seed: int) -> Made:
+def make_buffers(
+    model: nn.Module,
+    wanted: Sequence[Tenant],
+    device: torch.device,
+    seed: int,
+    paths: Mapping[nn.Module, str] | None = None,
+) -> Made:
     """Gives buffers the values that their modules' own code gives them, and leaves everything else as it is.
 
     Tried are, in this order: the module's methods that set it up anew (``reset_parameters`` and its like), an
     ``_init_weights(module)`` of a module above it, the methods of those above it, and the constructors, where a
     module keeps all the arguments that it was made with under their own names. A buffer counts as made when all of its
-    elements come out the same whatever it held before. What the code draws depends on the seed and its module alone.
+    elements come out the same whatever it held before. What the code draws depends on the seed and its module alone,
+    by the name that ``paths`` has for it, else by that in the model.
 
     >>> norm = nn.BatchNorm1d(2)
     >>> _ = norm.running_var.fill_(torch.nan)
@@ -81,7 +91,7 @@ def make_buffers(model: nn.Module, wanted: Sequence[Tenant], device: torch.devic
     """
     made = Made()
     above = _parents(model)
-    paths = {module: normalize(path) for path, module in model.named_modules()}
+    paths = {**{module: normalize(path) for path, module in model.named_modules()}, **(paths or {})}
     missing = {(one.module, one.leaf): one for one in wanted}
     tried: dict[tuple[nn.Module, str], str] = {}  # whatever a way makes, it has made when it was first tried
     for module in dict.fromkeys(one.module for one in wanted):
@@ -171,7 +181,24 @@ def _tried(way: Way, missing: Sequence[Tenant], device: torch.device, number: in
     return found, "" if len(found) == len(wanted) else f"{way.text} does not write all of it"
 
 
+def is_tried() -> bool:
+    """Whether code of a model's is being tried for buffers: what it writes is thrown away, and recipes may rest.
+
+    >>> is_tried()
+    False
+    """
+    return _TRIED.get()
+
+
 def _run(way: Way, wanted: list[Tenant], poison: Poison, device: torch.device, seed: int) -> Values:
+    token = _TRIED.set(True)
+    try:
+        return _made(way, wanted, poison, device, seed)
+    finally:
+        _TRIED.reset(token)
+
+
+def _made(way: Way, wanted: list[Tenant], poison: Poison, device: torch.device, seed: int) -> Values:
     with drawing(seed, device):
         if way.builds:
             with light_parameters(), poisoned_memory(poison):
