@@ -72,6 +72,19 @@ def fsdp1(*, original: bool) -> dict[str, str]:
         return dict(fingerprint(wrapped).sites)
 
 
+def flattened() -> str:
+    """What is said of a model that FSDP1 has flattened by another function's values."""
+    made = meta()
+    init, other = (param_init_fn(made, RULES, seed=0) for _ in range(2))
+    FullyShardedDataParallel(made, param_init_fn=other, device_id=torch.device("cpu"))
+    other(made)  # which has written all of it
+    try:
+        init(made)
+    except RunError as error:
+        return str(error)
+    return ""
+
+
 def sharded(mesh_of: tuple[int, ...] = (WORLD,)) -> Any:
     made = meta()
     mesh = init_device_mesh("cpu", mesh_of, mesh_dim_names=("replicate", "shard")[-len(mesh_of) :])
@@ -104,6 +117,7 @@ def on_four(rank: int, folder: Path) -> dict[str, object]:
         found: dict[str, object] = {
             "fsdp1": fsdp1(original=True),
             "fsdp1, flat": fsdp1(original=False),
+            "flattened": flattened(),
             "titan": titan(empty=True),
             "titan, from meta": titan(empty=False),
         }
@@ -138,6 +152,13 @@ def ranks(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> list[dict[s
 @pytest.mark.parametrize("what", ["fsdp1", "fsdp1, flat", "titan", "titan, from meta"])
 def test_every_rank_has_the_weights_of_one_process(ranks: list[dict[str, Any]], what: str) -> None:
     assert [each[what] for each in ranks] == [one_process()] * WORLD
+
+
+def test_flattened_weights_that_were_never_written_are_named(ranks: list[dict[str, Any]]) -> None:
+    for each in ranks:
+        assert each["flattened"].startswith(
+            "22 tensors gone, or flattened by FSDP1, of the model that this param_init_fn"
+        )
 
 
 def test_a_checkpoint_of_four_ranks_on_two(ranks: list[dict[str, Any]], folder: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from torchinit.core.loaders import Loader
 from torchinit.core.moments import Moments
 from torchinit.core.selectors import Selector
 from torchinit.core.sites import Site
-from torchinit.core.tables import columns, shape_text, some
+from torchinit.core.tables import by_reason, columns, shape_text, some
 from torchinit.core.vocabulary import SCHEMA
 from torchinit.errors import CheckpointError, ConfigError, PlanError, count, did_you_mean
 
@@ -171,7 +171,7 @@ class Plan:
         for kind in ("parameter", "buffer"):
             names = [site.name for site in self.untouched if site.kind == kind]
             lines += [f"{count(len(names), kind)} untouched: {some(names)}"] if names else []
-        lines += [f"skipped {skip.site.name}: {skip.why}" for skip in self.skipped]
+        lines += by_reason("skipped", ((skip.site.name, skip.why) for skip in self.skipped))
         lines += [f"unused: {hint}" for _, hint in self.unused]
         lines += [account.summary() for account in self.loads]
         lines += [f"problem: {problem}" for problem in self.problems]

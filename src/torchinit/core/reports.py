@@ -14,7 +14,7 @@ from torchinit.core.accounts import Account, shortened
 from torchinit.core.fingerprints import Fingerprint
 from torchinit.core.measures import deviations
 from torchinit.core.moments import Moments
-from torchinit.core.tables import columns, shape_text, some
+from torchinit.core.tables import by_reason, columns, shape_text, some
 from torchinit.errors import ReportError, count, did_you_mean
 
 
@@ -140,7 +140,7 @@ class Report:
             lines.append(f"{count(len(self.buffers), 'buffer')} untouched: {some(self.buffers)}")
         if self.unfilled:
             lines.append(f"{count(len(self.unfilled), 'tensor')} never filled: {some(self.unfilled)}")
-        lines += [f"skipped {name}: {why}" for name, why in self.skipped]
+        lines += by_reason("skipped", self.skipped)
         lines += [f"unused: {hint}" for hint in self.unused]
         lines += [account.summary() for account in self.loads]
         if self.fingerprint:

@@ -9,10 +9,12 @@ import sys
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from types import FrameType
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from torchinit.api import RecipeLike, plan
 from torchinit.core.names import normalize
@@ -31,10 +33,9 @@ from torchinit.tracing import holds_no_values
 from torchinit.tracing.marks import Mark, mark
 
 LOADED: Final = "was loaded, as transformers marks it (_is_hf_initialized)"
-_ANEW: Final = "make it of the model as it is now, by param_init_fn(model, recipe, seed=...)"
-
-Spot = tuple[nn.Module, str]
-"""A module and the name that it has for a tensor."""
+_ANEW: Final = (
+    "this param_init_fn was made for. Make it anew, by param_init_fn(model, recipe, seed=...), of the model as it is"
+)
 
 
 def param_init_fn(
@@ -58,17 +59,17 @@ def param_init_fn(
     >>> model[0].bias.tolist(), [record.name for record in init.report]
     ([1.0, 1.0, 1.0], ['0.weight', '0.bias'])
     """
-    made = Plan() if is_tried() else plan(model, recipe, complete=True, strict=strict)
+    if is_tried():
+        return ParamInit(model, Plan(), {}, {}, frozenset(), Keyed(seed), check_device(device))
+    made = plan(model, recipe, complete=True, strict=strict)
     found = grouped(held(model))
-    return ParamInit(
-        model,
-        made,
-        {(one.place.module, one.leaf): site.name for site, group in found for one in group},
-        {place.module: place.name for place in reversed(places(model))},
-        frozenset(site.name for site, group in found if group[0].tensor.is_meta),
-        Keyed(seed),
-        check_device(device),
-    )
+    paths = {place.module: place.name for place in reversed(places(model))}
+    names: dict[nn.Module, dict[str, str]] = {module: {} for module in paths}
+    for site, group in found:
+        for one in group:
+            names[one.place.module][one.leaf] = site.name
+    blank = frozenset(site.name for site, group in found if group[0].tensor.is_meta)
+    return ParamInit(model, made, names, paths, blank, Keyed(seed), check_device(device))
 
 
 def is_loaded(tensor: Tensor) -> bool:
@@ -84,14 +85,14 @@ def is_loaded(tensor: Tensor) -> bool:
 class ParamInit:
     """Gives the modules of a model values by the whole model's plan, and memory where they have none.
 
-    ``names`` are those of the sites, ``paths`` those of the modules, as they were when it was made, and ``blank`` the
-    sites that were on the meta device. ``records`` tell what was written, ``made`` which buffers the modules' own code
-    made; ``marks`` show whether what has been done is so still.
+    ``names`` are those of the sites, by module and the module's name for the tensor, ``paths`` those of the modules,
+    as they were when it was made, and ``blank`` the sites that were on the meta device. ``records`` tell what was
+    written, ``made`` which buffers the modules' own code made; ``marks`` show whether what has been done is so still.
     """
 
     model: nn.Module
     plan: Plan
-    names: dict[Spot, str]
+    names: dict[nn.Module, dict[str, str]]
     paths: dict[nn.Module, str]
     blank: frozenset[str]
     noise: Keyed
@@ -104,12 +105,13 @@ class ParamInit:
     def report(self) -> Report:
         """What was written so far; ``untouched`` are the parameters that still wait for their call."""
         now: dict[str, list[Tensor]] = defaultdict(list)
-        for (module, leaf), name in self.names.items():
-            tensor = module._parameters.get(leaf, module._buffers.get(leaf))
-            now[name] += [] if tensor is None else [tensor]
-        loaded = {name: LOADED for name, held_now in now.items() if held_now and all(map(is_loaded, held_now))}
-        sites = (*(step.site for step in self.plan), *self.plan.untouched)
-        left = [site for site in sites if site.name not in {*self.records, *self.made.by, *loaded}]
+        for module, names in self.names.items():
+            for leaf, name in names.items():
+                tensor = module._parameters.get(leaf, module._buffers.get(leaf))
+                now[name] += [] if tensor is None else [tensor]
+        loaded = {name: LOADED for name, tensors in now.items() if tensors and all(map(is_loaded, tensors))}
+        done = {*self.records, *self.made.by, *loaded}
+        left = [site for site in (*(step.site for step in self.plan), *self.plan.untouched) if site.name not in done]
         return Report(
             tuple(self.records.values()),
             untouched=tuple(site.name for site in left if site.kind == "parameter" and site.numel),
@@ -120,8 +122,8 @@ class ParamInit:
             loads=self.plan.loads,
             unfilled=tuple(
                 name
-                for name, held_now in now.items()
-                if any(holds_no_values(tensor, written=name in self.records) for tensor in held_now)
+                for name, tensors in now.items()
+                if any(holds_no_values(tensor, written=name in done) for tensor in tensors)
             ),
         )
 
@@ -132,52 +134,68 @@ class ParamInit:
         """
         if is_tried():  # by code of the model's own, which is to show what it makes without a recipe
             return
+        module = self._owner(module)
         self._check(module)
         blank = [self._named(one) for one in allocate(module, self.device, leave=is_loaded).blank]
         steps = {step.site.name: step for step in self.plan}
-        parts = [one for one in _parts(module) if self._site(one) in steps and not all(map(is_loaded, _sources(one)))]
+        parts = [one for one in _parts(module) if self._site(one) in steps and not _is_loaded(one)]
         planned = {self._path(one.place.module, one.leaf) for one in parts}
         # Before the steps: a parametrization may need its buffers to take a value.
         left = self._make_buffers(module, planned, {one.name for one in blank})
         for group in _rounds((self._site(one), one) for one in parts if self._is_news(self._site(one), *_sources(one))):
             shards = {name: shards_held(one, name) for name, one in group.items()}
             agree = among(module) if self.plan.loads else None
-            done = run(Plan(tuple(steps[name] for name in steps if name in group)), shards, self.noise, agree=agree)
-            self.records.update({record.name: record for record in done})
+            some = sorted((steps[name] for name in group), key=lambda step: step.turn)
+            for record in run(Plan(tuple(some)), shards, self.noise, agree=agree):
+                self.records[record.name] = record
         missed = unwritten(blank, {*planned, *self.made.by})
         left += [one for one in blank if one.name in missed]
         if left:
             texts = {one.name: f"{one.name}: {why_unwritten(one, self.made)}" for one in left}
-            raise RunError(f"{count(len(texts), 'tensor')} of {type(module).__name__} left unwritten", texts.values())
+            hint = "; call super()._init_weights(module) first, which may make them" if _is_loading() else ""
+            raise RunError(
+                f"{count(len(texts), 'tensor')} of {type(module).__name__} left unwritten{hint}", texts.values()
+            )
         for one in parts:
             self._remember(self._site(one), *_sources(one))
 
+    def _owner(self, module: nn.Module) -> nn.Module:
+        """The module itself, or the one that computes a weight with it: a parametrization has no values of its own."""
+        path = self.paths.get(module, "").split(".")
+        within = path.index("parametrizations") if "parametrizations" in path else None
+        return module if within is None else self.model.get_submodule(".".join(path[:within]))
+
     def _check(self, module: nn.Module) -> None:
-        """Raises RunError where the module or a tensor of it was not there when this was made, or was another one."""
-        parts = _parts(module)
-        strange = [one.name for one in parts if (one.place.module, one.leaf) not in self.names]
-        if strange or (not parts and module not in self.paths):
-            what = f"{count(len(strange), 'tensor')} of {type(module).__name__} are" if strange else f"{module} is"
-            raise RunError(f"{what} not part of the model that param_init_fn was given: {_ANEW}", strange)
-        written = {step.site.name for step in self.plan}
+        """Raises RunError where the module or its tensors are not those that were there when this was made."""
+        parts, planned = _parts(module), {step.site.name for step in self.plan}
+        strange = [one.name for one in parts if one.leaf not in self.names.get(one.place.module, ())]
+        if strange or (not parts and module not in self.names):
+            what = f"{count(len(strange), 'tensor')} of " if strange else ""
+            raise RunError(f"{what}{type(module).__name__}: not part of the model that {_ANEW}", strange)
         ties: dict[object, set[str]] = defaultdict(set)
         for one in parts:
-            ties[one.key] |= {self._site(one)} & written
-        problems = [" and ".join(sorted(names)) for names in ties.values() if len(names) > 1]
-        if problems:
-            raise RunError(f"tensors have become one since param_init_fn was given the model: {_ANEW}", problems)
+            ties[one.key] |= {self._site(one)} & planned
+        tied = [" and ".join(sorted(names)) for names in ties.values() if len(names) > 1]
+        if tied:
+            raise RunError(f"tensors have become one and were several in the model that {_ANEW}", tied)
+        here = {(one.place.module, one.leaf) for one in parts}
+        spots = ((one, leaf, name) for one in module.modules() for leaf, name in self.names.get(one, {}).items())
+        waiting = planned - self.records.keys()
+        gone = dict.fromkeys(name for one, leaf, name in spots if name in waiting and (one, leaf) not in here)
+        if gone:
+            raise RunError(f"{count(len(gone), 'tensor')} gone, or flattened by FSDP1, of the model that {_ANEW}", gone)
 
     def _make_buffers(self, module: nn.Module, planned: Collection[str], blank: Collection[str]) -> list[Tenant]:
         """Has the buffers made that no rule writes; gives back those that hold no values and that nothing makes.
 
         One that may hold its values is made anew by the module that it belongs to, or stays: the report names it.
         """
-        every = [self._named(one) for one in tenants(module) if one.kind == "buffer" and one.module in self.paths]
-        wanted = [one for one in every if one.name not in planned and not is_loaded(one.tensor)]
-        wanted = [one for one in wanted if self._is_news(one.name, one.tensor)]
+        every = [self._named(one) for one in tenants(module) if one.kind == "buffer"]
+        other = [one for one in every if one.name not in planned and not (is_loaded(one.tensor) or is_lazy(one.tensor))]
+        wanted = [one for one in other if self._is_news(one.name, one.tensor)]
         hollow = {one.name for one in wanted if one.name in blank or self._is_hollow(one)}
         # Code of what stands above would write into the weights that FSDP1 has flattened.
-        top = module if _has_fsdp(self.model) else self.model
+        top = module if hollow and _has_fsdp(self.model) else self.model
         groups: dict[tuple[nn.Module, torch.device], list[Tenant]] = defaultdict(list)
         for one in wanted:
             groups[top if one.name in hollow else one.module, one.tensor.device].append(one)
@@ -188,18 +206,18 @@ class ParamInit:
             self.made.failed.update(made.failed)
             failed.update(made.failed)
         for one in wanted:
-            self._remember(one.name, one.tensor)
+            if one.name not in hollow & failed:
+                self._remember(one.name, one.tensor)
         return [one for one in wanted if one.name in hollow & failed]
 
     def _is_hollow(self, one: Tenant) -> bool:
-        """Whether a buffer holds what its memory held before: it was on the meta device, or transformers left it.
+        """Whether a buffer holds what its memory held before, so far as that can be told.
 
-        What ``from_pretrained`` does not load it gives memory without values. Torch counts the writes after that.
+        One that was on the meta device does until something writes to it, which torch counts, and so does one that
+        ``from_pretrained`` has not loaded.
         """
-        tensor = one.tensor
-        fresh = not tensor.is_inference() and tensor._version == 0
-        given = fresh and (one.name in self.blank or any(is_loaded(other.tensor) for other in tenants(self.model)))
-        return given or holds_no_values(tensor, written=False)
+        fresh = not one.tensor.is_inference() and one.tensor._version == 0
+        return (fresh and (one.name in self.blank or _is_loading())) or holds_no_values(one.tensor, written=False)
 
     def _is_news(self, name: str, *tensors: Tensor) -> bool:
         return any(mark(tensor) not in self.marks.get(name, ()) for tensor in tensors)
@@ -208,14 +226,14 @@ class ParamInit:
         self.marks.setdefault(name, set()).update(map(mark, tensors))
 
     def _site(self, one: Held) -> str:
-        return self.names[one.place.module, one.leaf]
+        return self.names[one.place.module][one.leaf]
 
     def _path(self, module: nn.Module, leaf: str) -> str:
         return normalize(f"{self.paths[module]}.{leaf}".removeprefix("."))
 
     def _named(self, one: Tenant) -> Tenant:
         """The tensor under its name in the whole model."""
-        return replace(one, name=self._path(one.module, one.leaf))
+        return replace(one, name=self._path(one.module, one.leaf)) if one.module in self.paths else one
 
 
 def _parts(module: nn.Module) -> list[Held]:
@@ -227,6 +245,10 @@ def _sources(one: Held) -> tuple[Tensor, ...]:
     return one.way.sources if one.way else (one.tensor,)
 
 
+def _is_loaded(one: Held) -> bool:
+    return all(map(is_loaded, _sources(one)))
+
+
 def _rounds(parts: Iterable[tuple[str, Held]]) -> Iterator[dict[str, Held]]:
     """The parts by site, a tensor of each a round: a tie that has been broken since has several."""
     copies: dict[str, dict[object, Held]] = defaultdict(dict)
@@ -234,6 +256,19 @@ def _rounds(parts: Iterable[tuple[str, Held]]) -> Iterator[dict[str, Held]]:
         copies[name].setdefault(one.key, one)
     for number in range(max(map(len, copies.values()), default=0)):
         yield {name: [*those.values()][number] for name, those in copies.items() if number < len(those)}
+
+
+_LOADING: Final = "transformers.modeling_utils"
+
+
+def _is_loading() -> bool:
+    """Whether ``from_pretrained`` of transformers is at work on what it has not loaded, and has given bare memory."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_name == "_initialize_missing_keys" and frame.f_globals["__name__"] == _LOADING:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _has_fsdp(model: nn.Module) -> bool:
