@@ -72,6 +72,17 @@ def fsdp1(*, original: bool) -> dict[str, str]:
         return dict(fingerprint(wrapped).sites)
 
 
+def half_loaded() -> list[str]:
+    """What is written of a model whose first part had weights before, and was wrapped without being asked for."""
+    made = meta()
+    made.layers[0].to_empty(device="cpu").load_state_dict(Llama().layers[0].state_dict())
+    init = param_init_fn(made, RULES, seed=0)
+    FullyShardedDataParallel(
+        made, auto_wrap_policy=ModuleWrapPolicy({Block}), param_init_fn=init, device_id=torch.device("cpu")
+    )
+    return [record.name for record in init.report]
+
+
 def flattened() -> str:
     """What is said of a model that FSDP1 has flattened by another function's values."""
     made = meta()
@@ -118,6 +129,7 @@ def on_four(rank: int, folder: Path) -> dict[str, object]:
             "fsdp1": fsdp1(original=True),
             "fsdp1, flat": fsdp1(original=False),
             "flattened": flattened(),
+            "half loaded": half_loaded(),
             "titan": titan(empty=True),
             "titan, from meta": titan(empty=False),
         }
@@ -159,6 +171,12 @@ def test_flattened_weights_that_were_never_written_are_named(ranks: list[dict[st
         assert each["flattened"].startswith(
             "22 tensors gone, or flattened by FSDP1, of the model that this param_init_fn"
         )
+
+
+def test_a_part_that_fsdp1_does_not_ask_for_is_left_alone(ranks: list[dict[str, Any]]) -> None:
+    names = {name for name, _ in meta().named_parameters() if not name.startswith("layers.0.")}
+    for each in ranks:
+        assert {*each["half loaded"]} == names
 
 
 def test_a_checkpoint_of_four_ranks_on_two(ranks: list[dict[str, Any]], folder: Path, tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ class ParamInit:
         left += [one for one in blank if one.name in missed]
         if left:
             texts = {one.name: f"{one.name}: {why_unwritten(one, self.made)}" for one in left}
-            hint = "; call super()._init_weights(module) first, which may make them" if _is_loading() else ""
+            hint = "; call super()._init_weights(module) first, which may make them" if _is_within(*_LOADING) else ""
             raise RunError(
                 f"{count(len(texts), 'tensor')} of {type(module).__name__} left unwritten{hint}", texts.values()
             )
@@ -181,6 +181,7 @@ class ParamInit:
         here = {(one.place.module, one.leaf) for one in parts}
         spots = ((one, leaf, name) for one in module.modules() for leaf, name in self.names.get(one, {}).items())
         waiting = planned - self.records.keys()
+        waiting &= self.blank if _is_within(*_WRAPPING) else waiting
         gone = dict.fromkeys(name for one, leaf, name in spots if name in waiting and (one, leaf) not in here)
         if gone:
             raise RunError(f"{count(len(gone), 'tensor')} gone, or flattened by FSDP1, of the model that {_ANEW}", gone)
@@ -217,7 +218,9 @@ class ParamInit:
         ``from_pretrained`` has not loaded.
         """
         fresh = not one.tensor.is_inference() and one.tensor._version == 0
-        return (fresh and (one.name in self.blank or _is_loading())) or holds_no_values(one.tensor, written=False)
+        return (fresh and (one.name in self.blank or _is_within(*_LOADING))) or holds_no_values(
+            one.tensor, written=False
+        )
 
     def _is_news(self, name: str, *tensors: Tensor) -> bool:
         return any(mark(tensor) not in self.marks.get(name, ()) for tensor in tensors)
@@ -258,14 +261,18 @@ def _rounds(parts: Iterable[tuple[str, Held]]) -> Iterator[dict[str, Held]]:
         yield {name: [*those.values()][number] for name, those in copies.items() if number < len(those)}
 
 
-_LOADING: Final = "transformers.modeling_utils"
+_LOADING: Final = ("transformers.modeling_utils", "_initialize_missing_keys")
+"""What of ``from_pretrained`` asks for the weights that were not loaded, and has given them bare memory."""
+
+_WRAPPING: Final = ("torch.distributed.fsdp._init_utils", "_materialize_with_param_init_fn")
+"""What of FSDP1 asks for the weights of a part that has no memory; of one that has it does not ask."""
 
 
-def _is_loading() -> bool:
-    """Whether ``from_pretrained`` of transformers is at work on what it has not loaded, and has given bare memory."""
+def _is_within(module: str, function: str) -> bool:
+    """Whether a function is being called by which this one was called in the end."""
     frame: FrameType | None = sys._getframe()
     while frame is not None:
-        if frame.f_code.co_name == "_initialize_missing_keys" and frame.f_globals["__name__"] == _LOADING:
+        if frame.f_code.co_name == function and frame.f_globals.get("__name__") == module:
             return True
         frame = frame.f_back
     return False

@@ -61,6 +61,8 @@ def initialize_module(module: nn.Module, init_cfg: Any, seed: int | None = None)
 
 def merged(reports: list[Report], session: Session) -> Report:
     """One report of several; a later record of a site takes the place of an earlier one."""
+    if not reports:  # nothing but what other people's code may have written
+        return session.account.report(noise=str(session.noise))
     records = {record.name: record for report in reports for record in report}
     left = [name for report in reports[-1:] for name in report.untouched if name not in records]
     buffers = [name for report in reports[-1:] for name in report.buffers if name not in records]
