@@ -27,7 +27,7 @@ from torchinit.modules.log import dump, log
 from torchinit.modules.survey import Spot, Survey
 from torchinit.noise import Global, Keyed, Noise
 from torchinit.tracing import Event, Observer, Watch, line_of_user
-from torchinit.tracing.unfilled import watching
+from torchinit.tracing.unfilled import unstamp, watching
 
 MARK = "_params_init_info"
 """The attribute that MMEngine's initializers look for; modules have it while their session is open, and no longer."""
@@ -215,6 +215,7 @@ class Session:
             )
         for text in self.account.findings():
             self.warn(text)
+        unstamp(self.top)
         if self.hosted:
             self._tell_host()
         else:

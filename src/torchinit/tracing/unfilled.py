@@ -11,10 +11,11 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes, _get_current_dispatch_mode_stack
 from torch.utils.weak import WeakIdKeyDictionary
 
 from torchinit.core.places import held
+from torchinit.tracing.marks import Mark, mark
 from torchinit.tracing.observe import memory_of, storage_of, written
 
 _ALLOCATING = frozenset(
@@ -28,20 +29,21 @@ _COPYING = frozenset((torch.ops.aten.clone, torch.ops.aten._to_copy))
 # other libraries write. So memory that is handed out while somebody watches is stamped: its first bytes get a pattern
 # that nothing means to write, and as long as they hold it nobody has filled the tensor. The pattern is put there the
 # moment the memory is handed out, when it cannot hurt values that anybody has written, and is below the smallest
-# normal number of the formats of 16 and more bits, which is as harmless as what may stand in such memory anyway. What
-# can go wrong: a tensor that does not begin where its memory does, or that is a copy made by code that nobody watched,
-# is not known; a write through `.data` or by other libraries that leaves the first bytes alone is not seen. Nothing is
-# stamped within other people's dispatch modes, where memory may not be what it seems.
+# normal number of the formats of 16 and more bits, which is as harmless as what may stand in such memory anyway. After
+# init_weights() what stood there before is put back, so that a tensor that nobody writes holds what it would have held.
+# What can go wrong: a copy that is made while nobody watches is not known; neither is a write that torch does not count
+# (through `.data`, by other libraries) and that leaves the first bytes alone, or, where there is no stamp, writes what
+# is there already: on other devices than the CPU, after init_weights(), and in a tensor that does not begin where its
+# memory does. Nothing is watched within other people's dispatch modes, where memory may not be what it seems.
 _STAMP: Final = bytes((0x17, 0, 0x2B, 0, 0x05, 0, 0x0B, 0)) * 2
-_DEVICES: Final = frozenset(("cpu", "cuda"))
 _SAMPLE: Final = 4096
 
 
 class _Blank(NamedTuple):
-    """A tensor that was handed unfilled memory: which memory, and what torch's counter of writes said then."""
+    """A tensor as it was when it had been handed unfilled memory, and what the stamp in that has replaced."""
 
-    storage: int | None
-    version: int
+    mark: Mark
+    before: bytes
 
 
 _KNOWN: WeakIdKeyDictionary = WeakIdKeyDictionary()
@@ -57,7 +59,7 @@ class _Allocations(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         # The storages are held, so that the address of a freed one does not stand for another.
-        self.empty: dict[int | None, torch.UntypedStorage] = {}
+        self.empty: dict[int | None, tuple[torch.UntypedStorage, bytes]] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -75,15 +77,33 @@ class _Allocations(TorchDispatchMode):
 
     def _hand_out(self, tensor: Tensor) -> None:
         memory = memory_of(tensor)
-        if memory is not None and memory.numel() and memory.device.type in _DEVICES:
+        if memory is not None and memory.numel() and not memory.is_meta:
             storage = memory.untyped_storage()
-            self.empty[storage._cdata] = storage
-            _stamp(storage)
+            self.empty[storage._cdata] = storage, _head(storage)
+            _put(storage, _STAMP)
 
     def remember(self, module: nn.Module) -> None:
-        for tensor in (*module.parameters(), *module.buffers()) if self.empty else ():
-            if storage_of(tensor) in self.empty:
-                _KNOWN[tensor] = _blank(tensor)
+        with _disable_current_modes():  # which would take what is looked at here for the user's
+            for tensor in _tensors(module) if self.empty else ():
+                storage, before = self.empty.get(storage_of(tensor), (None, b""))
+                if storage is not None and _head(storage) == _STAMP[: len(before)]:
+                    _KNOWN[tensor] = _Blank(mark(tensor), before)
+
+
+def _head(storage: torch.UntypedStorage) -> bytes:
+    """The bytes of a memory that a stamp takes; none on other devices than the CPU."""
+    size = min(storage.nbytes(), len(_STAMP)) if storage.device.type == "cpu" else 0
+    return ctypes.string_at(storage.data_ptr(), size) if size else b""
+
+
+def _put(storage: torch.UntypedStorage, head: bytes) -> None:
+    if storage.device.type == "cpu":
+        ctypes.memmove(storage.data_ptr(), head, min(storage.nbytes(), len(head)))
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()
 
 
 @contextmanager
@@ -114,34 +134,18 @@ def is_unfilled(tensor: Tensor) -> bool:
     (True, False)
     """
     known = _KNOWN.get(tensor)
-    memory = memory_of(tensor) if known is not None and known == _blank(tensor) else None
-    if memory is None or memory.is_meta or memory.storage_offset():
-        return False
-    return _is_stamped(memory.untyped_storage())
+    return known is not None and known.mark == mark(tensor)
 
 
-def _blank(tensor: Tensor) -> _Blank:
-    return _Blank(storage_of(tensor), 0 if tensor.is_inference() else tensor._version)
-
-
-def _stamp(storage: torch.UntypedStorage) -> None:
-    if storage.device.type == "cpu":  # a model has hundreds of tensors
-        ctypes.memmove(storage.data_ptr(), _STAMP, min(storage.nbytes(), len(_STAMP)))
-        return
-    head = _head(storage)
-    head.copy_(torch.tensor(list(_STAMP[: len(head)]), dtype=torch.uint8, device="cpu"))
-
-
-def _is_stamped(storage: torch.UntypedStorage) -> bool:
-    head = _head(storage)
-    return bytes(head.tolist()) == _STAMP[: len(head)]
-
-
-def _head(storage: torch.UntypedStorage) -> Tensor:
-    """The first bytes of a memory."""
-    size = min(storage.nbytes(), len(_STAMP))
-    head = torch.empty(0, dtype=torch.uint8, device=storage.device)
-    return head.set_(storage, 0, (size,), (1,))
+def unstamp(module: nn.Module) -> None:
+    """Gives the memory that nobody has filled its own first bytes back."""
+    left = [tensor for tensor in _tensors(module) if is_unfilled(tensor)]
+    for tensor in left:
+        memory = memory_of(tensor)
+        if memory is not None:
+            _put(memory.untyped_storage(), _KNOWN[tensor].before)
+    for tensor in left:
+        _KNOWN[tensor] = _Blank(mark(tensor), b"")
 
 
 def looks_unfilled(tensor: Tensor) -> bool:
