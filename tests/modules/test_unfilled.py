@@ -14,6 +14,7 @@ from torch import nn
 
 from torchinit import Report, ReportError, Sequential, initialize, lint, materialize
 from torchinit.modules import BaseModule
+from torchinit.tracing.unfilled import _KNOWN, _STAMP
 
 CFG = {"type": "Normal", "layer": "Linear", "std": 0.02}
 UNFILLED = ("norm.weight", "norm.bias", "norm.running_mean", "norm.running_var", "norm.num_batches_tracked")
@@ -99,6 +100,35 @@ def test_code_of_the_users_own_is_watched() -> None:
 
     report: Any = Own().init_weights()
     assert report.unfilled == ("first", "late", "table")
+
+
+def test_what_nobody_writes_holds_in_the_end_what_it_would_have_held() -> None:
+    """As below MMEngine, where models with forgotten weights start with whatever the memory held."""
+
+    class Forgetful(BaseModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.empty(5, 5))
+            self.small = nn.Parameter(torch.empty(3, dtype=torch.bfloat16))
+
+    def head(tensor: torch.Tensor) -> bytes:
+        return bytes(tensor.detach().view(torch.uint8).flatten()[:16].tolist())
+
+    model = Forgetful()
+    tensors = model.weight, model.small
+    before = [_KNOWN[tensor].before for tensor in tensors]
+    assert [head(tensor) for tensor in tensors] == [_STAMP, _STAMP[:6]]
+    report: Any = model.init_weights()
+    assert [head(tensor) for tensor in tensors] == before
+    assert report.unfilled == ("weight", "small")
+    assert initialize(model, []).unfilled == ("weight", "small")  # it is known all the same
+
+
+def test_an_init_cfg_of_nothing_is_not_complete() -> None:
+    report = initialize(nn.Linear(2, 2), [])
+    assert report.untouched == ("weight", "bias")
+    with pytest.raises(ReportError, match="2 findings"):
+        report.assert_ok(complete=True)
 
 
 def test_values_tell_of_plain_modules() -> None:

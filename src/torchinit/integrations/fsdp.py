@@ -19,7 +19,7 @@ from torch.nn.parameter import is_lazy
 from torchinit.api import RecipeLike, plan
 from torchinit.core.names import normalize
 from torchinit.core.places import Held, held, places
-from torchinit.core.plans import Plan
+from torchinit.core.plans import Plan, Step
 from torchinit.core.reports import Record, Report
 from torchinit.core.runs import run, shards_held
 from torchinit.core.sites import grouped
@@ -60,7 +60,7 @@ def param_init_fn(
     ([1.0, 1.0, 1.0], ['0.weight', '0.bias'])
     """
     if is_tried():
-        return ParamInit(model, Plan(), {}, {}, frozenset(), Keyed(seed), check_device(device))
+        return ParamInit(model, Plan(), {}, {}, {}, frozenset(), Keyed(seed), check_device(device))
     made = plan(model, recipe, complete=True, strict=strict)
     found = grouped(held(model))
     paths = {place.module: place.name for place in reversed(places(model))}
@@ -69,7 +69,8 @@ def param_init_fn(
         for one in group:
             names[one.place.module][one.leaf] = site.name
     blank = frozenset(site.name for site, group in found if group[0].tensor.is_meta)
-    return ParamInit(model, made, names, paths, blank, Keyed(seed), check_device(device))
+    steps = {step.site.name: step for step in made}
+    return ParamInit(model, made, steps, names, paths, blank, Keyed(seed), check_device(device))
 
 
 def is_loaded(tensor: Tensor) -> bool:
@@ -85,13 +86,15 @@ def is_loaded(tensor: Tensor) -> bool:
 class ParamInit:
     """Gives the modules of a model values by the whole model's plan, and memory where they have none.
 
-    ``names`` are those of the sites, by module and the module's name for the tensor, ``paths`` those of the modules,
-    as they were when it was made, and ``blank`` the sites that were on the meta device. ``records`` tell what was
-    written, ``made`` which buffers the modules' own code made; ``marks`` show whether what has been done is so still.
+    ``steps`` are the plan's by site, ``names`` those of the sites, by module and the module's name for the tensor,
+    ``paths`` those of the modules, as they were when it was made, and ``blank`` the sites that were on the meta
+    device. ``records`` tell what was written, ``made`` which buffers the modules' own code made; ``marks`` show
+    whether what has been done is so still.
     """
 
     model: nn.Module
     plan: Plan
+    steps: dict[str, Step]
     names: dict[nn.Module, dict[str, str]]
     paths: dict[nn.Module, str]
     blank: frozenset[str]
@@ -137,15 +140,14 @@ class ParamInit:
         module = self._owner(module)
         self._check(module)
         blank = [self._named(one) for one in allocate(module, self.device, leave=is_loaded).blank]
-        steps = {step.site.name: step for step in self.plan}
-        parts = [one for one in _parts(module) if self._site(one) in steps and not _is_loaded(one)]
+        parts = [one for one in _parts(module) if self._site(one) in self.steps and not _is_loaded(one)]
         planned = {self._path(one.place.module, one.leaf) for one in parts}
         # Before the steps: a parametrization may need its buffers to take a value.
         left = self._make_buffers(module, planned, {one.name for one in blank})
         for group in _rounds((self._site(one), one) for one in parts if self._is_news(self._site(one), *_sources(one))):
             shards = {name: shards_held(one, name) for name, one in group.items()}
             agree = among(module) if self.plan.loads else None
-            some = sorted((steps[name] for name in group), key=lambda step: step.turn)
+            some = sorted((self.steps[name] for name in group), key=lambda step: step.turn)
             for record in run(Plan(tuple(some)), shards, self.noise, agree=agree):
                 self.records[record.name] = record
         missed = unwritten(blank, {*planned, *self.made.by})
@@ -167,22 +169,22 @@ class ParamInit:
 
     def _check(self, module: nn.Module) -> None:
         """Raises RunError where the module or its tensors are not those that were there when this was made."""
-        parts, planned = _parts(module), {step.site.name for step in self.plan}
+        parts = _parts(module)
         strange = [one.name for one in parts if one.leaf not in self.names.get(one.place.module, ())]
         if strange or (not parts and module not in self.names):
             what = f"{count(len(strange), 'tensor')} of " if strange else ""
             raise RunError(f"{what}{type(module).__name__}: not part of the model that {_ANEW}", strange)
         ties: dict[object, set[str]] = defaultdict(set)
         for one in parts:
-            ties[one.key] |= {self._site(one)} & planned
+            ties[one.key] |= {self._site(one)} & self.steps.keys()
         tied = [" and ".join(sorted(names)) for names in ties.values() if len(names) > 1]
         if tied:
             raise RunError(f"tensors have become one and were several in the model that {_ANEW}", tied)
         here = {(one.place.module, one.leaf) for one in parts}
         spots = ((one, leaf, name) for one in module.modules() for leaf, name in self.names.get(one, {}).items())
-        waiting = planned - self.records.keys()
-        waiting &= self.blank if _is_within(*_WRAPPING) else waiting
-        gone = dict.fromkeys(name for one, leaf, name in spots if name in waiting and (one, leaf) not in here)
+        asked = self.blank if _is_within(*_WRAPPING) else self.steps
+        absent = dict.fromkeys(name for one, leaf, name in spots if (one, leaf) not in here and name in asked)
+        gone = [name for name in absent if name in self.steps and name not in self.records]
         if gone:
             raise RunError(f"{count(len(gone), 'tensor')} gone, or flattened by FSDP1, of the model that {_ANEW}", gone)
 
