@@ -25,6 +25,7 @@ from torchinit.modules import OwnStart, as_before_on_error, call_for, initialize
 from torchinit.noise import Global, Keyed
 from torchinit.recipes import decode_recipe, load_recipe
 from torchinit.recipes.alternatives import with_better
+from torchinit.tracing import unfilled
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -115,6 +116,13 @@ def initialize(
         noise = Global() if seed is None else Keyed(seed)
         agree = among(model) if made.loads else None
         report = run(made, local_shards(model), noise, stats=stats, progress=progress, agree=agree)
+    return _finished(report, model, fingerprint=fingerprint)
+
+
+def _finished(report: Report, model: nn.Module, *, fingerprint: bool) -> Report:
+    """The report with what has to be looked at in the model itself."""
+    written = frozenset(name for record in report for name in (record.name, *record.aliases))
+    report = replace(report, unfilled=unfilled(model, written))
     return replace(report, fingerprint=fingerprint_of(model)) if fingerprint else report
 
 
@@ -193,7 +201,7 @@ def materialize(
             stats=stats,
             with_memory="torchinit.initialize" if recipe is not None else call_for(model),
         ).carry_out()
-    return replace(report, fingerprint=fingerprint_of(model)) if fingerprint else report
+    return _finished(report, model, fingerprint=fingerprint)
 
 
 def _is_init_cfg(recipe: object) -> bool:

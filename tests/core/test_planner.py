@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from typing import Any
 
@@ -172,19 +173,28 @@ def test_views_of_one_memory() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tensor", "why"),
+    ("tensor", "why", "way_out"),
     [
-        (torch.zeros(2, 2, dtype=torch.int32), "holds whole numbers"),
-        (torch.zeros(2, 2).to_sparse(), "is a sparse tensor"),
-        (torch.zeros(0, 2), "has no elements"),
-        (torch.zeros(2, 2, dtype=torch.float8_e8m0fnu), "is quantized"),
+        (torch.zeros(2, 2, dtype=torch.int32), "holds whole numbers", "load it (Pretrained), or make it a buffer"),
+        (torch.zeros(2, 2).to_sparse(), "is a sparse tensor", "initialize it while it is dense"),
+        (torch.zeros(0, 2), "has no elements", "gather it first if it is partitioned, or register None"),
+        (
+            torch.zeros(2, 2, dtype=torch.float8_e8m0fnu),
+            "is quantized",
+            "initialize the model before it is quantized",
+        ),
     ],
 )
-def test_skipped_with_a_reason(tensor: torch.Tensor, why: str) -> None:
+def test_skipped_with_a_reason(tensor: torch.Tensor, why: str, way_out: str) -> None:
+    """Skipping is no covering: that a plan is complete has to be true."""
     model = Table(tensor, requires_grad=False)
-    plan = make_plan(sites(model), [Rule(All(), Xavier())]).check(complete=True, strict=True)
+    plan = make_plan(sites(model), [Rule(All(), Xavier())]).check(strict=True)
     assert [(skip.site.name, skip.why) for skip in plan.skipped] == [("weight", why)]
     assert len(plan) == len(plan.untouched) == 0
+    text = re.escape(f"1 problem in the plan; nothing was written\n  weight {why}: {way_out}")
+    for rules in ([Rule(All(), Xavier())], []):
+        with pytest.raises(PlanError, match=text):
+            make_plan(sites(model), rules).check(complete=True)
 
 
 @pytest.mark.filterwarnings("ignore:.*quantiz")

@@ -184,7 +184,24 @@ def test_a_report_keeps_its_fingerprint() -> None:
     assert str(report).endswith(f"fingerprint {fingerprint(model).total}")
 
 
-def test_a_report_written_before_there_were_fingerprints() -> None:
+@pytest.mark.parametrize("field", ["fingerprint", "loads", "lacking", "unfilled"])
+def test_a_report_written_before_there_was(field: str) -> None:
     data = Report().to_dict()
-    del data["fingerprint"]
+    del data[field]
     assert Report.from_json(json.dumps(data)) == Report()
+
+
+def test_what_holds_no_values() -> None:
+    report = Report(
+        untouched=("a", "b", "c"), lacking=(("b", "is sparse: do"), ("d", "is odd: do")), unfilled=("c", "e")
+    )
+    assert Report.from_json(report.to_json()) == report
+    assert report.summary().splitlines()[-1] == "2 tensors never filled: c, e"
+    with pytest.raises(
+        ReportError, match=r"2 findings: .*\n  c: never filled, .* reset_parameters\(\) of its module first"
+    ):
+        report.assert_ok()
+    with pytest.raises(ReportError) as caught:
+        report.assert_ok(complete=True)
+    said = [text.split(",")[0] for text in caught.value.problems]
+    assert said == ["c: never filled", "e: never filled", "a: not written", "b: is sparse: do", "d: is odd: do"]

@@ -72,6 +72,30 @@ def fsdp1(*, original: bool) -> dict[str, str]:
         return dict(fingerprint(wrapped).sites)
 
 
+def half_loaded() -> list[str]:
+    """What is written of a model whose first part had weights before, and was wrapped without being asked for."""
+    made = meta()
+    made.layers[0].to_empty(device="cpu").load_state_dict(Llama().layers[0].state_dict())
+    init = param_init_fn(made, RULES, seed=0)
+    FullyShardedDataParallel(
+        made, auto_wrap_policy=ModuleWrapPolicy({Block}), param_init_fn=init, device_id=torch.device("cpu")
+    )
+    return [record.name for record in init.report]
+
+
+def flattened() -> str:
+    """What is said of a model that FSDP1 has flattened by another function's values."""
+    made = meta()
+    init, other = (param_init_fn(made, RULES, seed=0) for _ in range(2))
+    FullyShardedDataParallel(made, param_init_fn=other, device_id=torch.device("cpu"))
+    other(made)  # which has written all of it
+    try:
+        init(made)
+    except RunError as error:
+        return str(error)
+    return ""
+
+
 def sharded(mesh_of: tuple[int, ...] = (WORLD,)) -> Any:
     made = meta()
     mesh = init_device_mesh("cpu", mesh_of, mesh_dim_names=("replicate", "shard")[-len(mesh_of) :])
@@ -104,6 +128,8 @@ def on_four(rank: int, folder: Path) -> dict[str, object]:
         found: dict[str, object] = {
             "fsdp1": fsdp1(original=True),
             "fsdp1, flat": fsdp1(original=False),
+            "flattened": flattened(),
+            "half loaded": half_loaded(),
             "titan": titan(empty=True),
             "titan, from meta": titan(empty=False),
         }
@@ -138,6 +164,19 @@ def ranks(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> list[dict[s
 @pytest.mark.parametrize("what", ["fsdp1", "fsdp1, flat", "titan", "titan, from meta"])
 def test_every_rank_has_the_weights_of_one_process(ranks: list[dict[str, Any]], what: str) -> None:
     assert [each[what] for each in ranks] == [one_process()] * WORLD
+
+
+def test_flattened_weights_that_were_never_written_are_named(ranks: list[dict[str, Any]]) -> None:
+    for each in ranks:
+        assert each["flattened"].startswith(
+            "22 tensors gone, or flattened by FSDP1, of the model that this param_init_fn"
+        )
+
+
+def test_a_part_that_fsdp1_does_not_ask_for_is_left_alone(ranks: list[dict[str, Any]]) -> None:
+    names = {name for name, _ in meta().named_parameters() if not name.startswith("layers.0.")}
+    for each in ranks:
+        assert {*each["half loaded"]} == names
 
 
 def test_a_checkpoint_of_four_ranks_on_two(ranks: list[dict[str, Any]], folder: Path, tmp_path: Path) -> None:

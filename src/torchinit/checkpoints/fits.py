@@ -9,7 +9,7 @@ import torch
 from torchinit.checkpoints.adapters import Adapter
 from torchinit.checkpoints.readers import Info
 from torchinit.core.accounts import KIND, SHAPE
-from torchinit.core.sites import WHY, Site
+from torchinit.core.sites import Site
 
 
 def check_kinds(site: Site, infos: Sequence[Info]) -> None:
@@ -19,8 +19,8 @@ def check_kinds(site: Site, infos: Sequence[Info]) -> None:
     Traceback (most recent call last):
     ValueError: is float32, but the file holds whole numbers (int64)
     """
-    if infos and site.state not in ("ready", "integer"):
-        raise ValueError(WHY[site.state])
+    if infos and (site.state not in ("ready", "integer") or site.missing):
+        raise ValueError(site.why)
     for info in infos:
         kinds = [kind_of(info.dtype), kind_of(site.dtype)]
         if len(set(kinds)) > 1 and kinds != ["truth values", "whole numbers"]:

@@ -175,7 +175,7 @@ def _recurrent(module: nn.Module, leaf: str) -> Slot | None:
 def _cell(module: nn.Module, leaf: str) -> Slot | None:
     hidden = int(getattr(module, "hidden_size", 0))
     tensor = getattr(module, leaf, None)
-    return _gated(leaf, tensor.shape[0] // hidden if tensor is not None and hidden else 1)
+    return _gated(leaf, max(1, tensor.shape[0] // hidden) if tensor is not None and hidden else 1)
 
 
 def _gated(leaf: str, gates: int) -> Slot | None:

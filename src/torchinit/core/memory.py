@@ -28,11 +28,16 @@ def identity(tensor: Tensor) -> object:
     """
     if is_distributed(tensor):
         layout = tensor.device_mesh, tensor.placements, tuple(tensor.shape)
-        return identity(local_part(tensor)), *layout
+        return _place(local_part(tensor)), *layout
+    # What has no elements shares none; of a distributed tensor there may be none here, and it is tied all the same.
+    return _place(tensor) if is_lazy(tensor) or tensor.numel() else id(tensor)
+
+
+def _place(tensor: Tensor) -> object:
     if not _is_plain(tensor):
         return id(tensor)
-    place = tensor.untyped_storage()._cdata, tensor.storage_offset()
-    return place, tuple(tensor.shape), tensor.stride(), tensor.dtype
+    home = tensor.untyped_storage()._cdata, tensor.storage_offset()
+    return home, tuple(tensor.shape), tensor.stride(), tensor.dtype
 
 
 def _is_plain(tensor: Tensor) -> bool:

@@ -103,7 +103,8 @@ def held(model: nn.Module) -> Iterator[Held]:
 def _flattened(model: nn.Module) -> set[int]:
     """The parameters that FSDP1 has laid one behind the other and cut without regard to them, by id."""
     fsdp: Any = sys.modules.get("torch.distributed.fsdp")
-    found: set[int] = set()
+    # A module does not know what wraps it, but holds what has been made of its parameters.
+    found = {id(one) for one in model.parameters() if getattr(one, "_is_flat_param", False)}
     for module in model.modules() if fsdp else ():  # who has not imported it has no such model
         handle = module._handle if isinstance(module, fsdp.FullyShardedDataParallel) else None
         if handle is not None:

@@ -15,7 +15,7 @@ from torchinit.core.misses import nothing
 from torchinit.core.neutral import looks_like_norm, neutrality
 from torchinit.core.plans import UNKNOWN, Plan, Rule, Skipped, Step
 from torchinit.core.reach import Reach
-from torchinit.core.sites import WHY, Site, State
+from torchinit.core.sites import Site
 from torchinit.core.tables import some
 from torchinit.errors import FanError, count
 
@@ -74,7 +74,7 @@ class _Planner:
             overwritten=_in_turn(steps),
             untouched=tuple(left),
             declined=tuple(self.declined[site.name] for site in left if site.name in self.declined),
-            skipped=tuple(self.skipped.values()),
+            skipped=tuple(skip for name, skip in self.skipped.items() if name not in self.writes),
             unused=tuple((rule, f"{rule.origin} {nothing(rule, self.known)}") for rule in unused),
             problems=tuple(self.problems),
             loads=tuple(map(self._with_bare, self.loads)),
@@ -129,13 +129,11 @@ class _Planner:
         return replace(account, bare=tuple(name for name in account.missing if name not in names))
 
     def _resolve(self, rule: Rule, view: Site, site: Site) -> Fill | None:
-        state: State = view.state
-        if state in ("integer", "quantized", "sparse") or not view.numel:
-            why = "has no elements" if state == "ready" else WHY[state]
-            self.skipped[site.name] = Skipped(site, why)
+        if view.state in ("integer", "quantized", "sparse") or not view.numel:
+            self.skipped[site.name] = Skipped(site, view.why)
             return None
-        if state != "ready":
-            self.problems.append(f"{rule.origin} matches {view.name!r}, which {WHY[state]}")
+        if view.state != "ready":
+            self.problems.append(f"{rule.origin} matches {view.name!r}, which {view.why}")
             return None
         try:
             fill = rule.init.resolve(view)

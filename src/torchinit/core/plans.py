@@ -16,7 +16,7 @@ from torchinit.core.moments import Moments
 from torchinit.core.reach import Reach
 from torchinit.core.selectors import Selector
 from torchinit.core.sites import Site
-from torchinit.core.tables import columns, shape_text, some
+from torchinit.core.tables import by_reason, columns, shape_text, some
 from torchinit.core.vocabulary import SCHEMA
 from torchinit.errors import CheckpointError, ConfigError, PlanError, count, did_you_mean
 
@@ -180,7 +180,7 @@ class Plan:
             names = [site.name for site in self.untouched if site.kind == kind]
             lines += [f"{count(len(names), kind)} untouched: {some(names)}"] if names else []
         lines += self.left_alone
-        lines += [f"skipped {skip.site.name}: {skip.why}" for skip in self.skipped]
+        lines += by_reason("skipped", ((skip.site.name, skip.why) for skip in self.skipped))
         lines += [f"unused: {hint}" for _, hint in self.unused]
         lines += [reach.summary() for reach in self.reach]
         if unknown := [step.site.name for step in self.steps if UNKNOWN in step.notes]:
@@ -192,15 +192,21 @@ class Plan:
     @property
     def left_alone(self) -> list[str]:
         """The sites that a rule matches and has no values for, a line for each reason."""
-        names: dict[str, list[str]] = {}
-        for one in self.declined:
-            names.setdefault(one.why, []).append(one.site.name)
-        return [f"left alone {some(several)}: {why}" for why, several in names.items()]
+        return by_reason("left alone", ((one.site.name, one.why) for one in self.declined))
 
     @property
     def writes(self) -> tuple[Step, ...]:
         """All writes in order, the overwritten ones included."""
         return tuple(sorted((*self.steps, *self.overwritten), key=lambda step: step.turn))
+
+    @property
+    def without_values(self) -> tuple[Site, ...]:
+        """The parameters that get no values: no rule matches them, or no fill can be written to them.
+
+        One whose layer gives it no elements needs none.
+        """
+        left = [site for site in self.untouched if site.kind == "parameter" and (site.lack or site.numel)]
+        return (*left, *(skip.site for skip in self.skipped if skip.site.lack))
 
     @property
     def scratch(self) -> tuple[str, int]:
@@ -242,8 +248,9 @@ class Plan:
     def check(self, *, complete: bool = False, strict: bool = False) -> Plan:
         """The plan itself, if nothing is wrong with it; else PlanError with every problem.
 
-        ``complete`` makes a parameter without a step a problem, ``strict`` a rule that matches nothing and a
-        site that a checkpoint lacks. Where all that is wrong is with checkpoints it is a CheckpointError.
+        ``complete`` makes a parameter without a step a problem, be it that no rule matches it or that no fill can be
+        written to it; ``strict`` a rule that matches nothing and a site that a checkpoint lacks. Where all that is
+        wrong is with checkpoints it is a CheckpointError.
         """
         loading = [text for account in self.loads for text in account.problems]
         if strict:
@@ -253,11 +260,10 @@ class Plan:
             found += [f"{hint}\n    If that is intended, set optional = true." for _, hint in self.unused]
         if complete:
             blamed = {name for account in self.loads for name in account.blamed}
-            left = [site for site in self.untouched if site.kind == "parameter"]
             why = {one.site.name: f": {one.why}" for one in self.declined}
             found += [
-                f"no rule for {site.name}{why.get(site.name, '')}"
-                for site in left
+                f"{site.name} {site.lack}" if site.lack else f"no rule for {site.name}{why.get(site.name, '')}"
+                for site in self.without_values
                 if blamed.isdisjoint(view.name for view in site.views)
             ]
         if found and len(found) == len(loading):

@@ -15,7 +15,7 @@ from torchinit.core.fingerprints import Fingerprint
 from torchinit.core.measures import deviations
 from torchinit.core.moments import Moments
 from torchinit.core.reach import Reach
-from torchinit.core.tables import columns, shape_text, some
+from torchinit.core.tables import by_reason, columns, shape_text, some
 from torchinit.errors import ReportError, count, did_you_mean
 
 
@@ -64,7 +64,9 @@ class Report:
 
     ``untouched`` are the parameters that no rule wrote, ``buffers`` the buffers; ``loads`` tell what was taken
     from checkpoints, ``reach`` how much of the model the rules of each scheme are for; ``fingerprint`` is that of the
-    whole model afterwards, where it was asked for.
+    whole model afterwards, where it was asked for. ``lacking`` are the parameters that no fill can be written to
+    although they should have values, each with the reason and the way out; ``unfilled`` the parameters and buffers
+    that nobody has filled: they hold what their memory held before.
 
     ``report["layers.0.weight"]`` is the record of a site, by any of its names.
 
@@ -83,6 +85,8 @@ class Report:
     loads: tuple[Account, ...] = ()
     fingerprint: Fingerprint | None = None
     reach: tuple[Reach, ...] = ()
+    lacking: tuple[tuple[str, str], ...] = ()
+    unfilled: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.records)
@@ -109,11 +113,15 @@ class Report:
         """The report itself, if every value is as planned; else ReportError with all that is not.
 
         Means and standard deviations may be off by six standard errors, bounds by the rounding of the
-        dtype. ``complete`` makes a parameter that was not written a problem, too.
+        dtype. Memory that nobody has filled is always a problem; ``complete`` makes a parameter that was not written
+        one, too, be it untouched or lacking.
         """
-        found = list(self.problems)
+        found = [*self.problems, *(f"{name}: {_UNFILLED}" for name in self.unfilled)]
         if complete:
-            found += [f"{name}: not written" for name in self.untouched]
+            known = dict(self.lacking)
+            told = {*known, *self.unfilled}
+            found += [f"{name}: not written" for name in self.untouched if name not in told]
+            found += [f"{name}: {why}" for name, why in known.items()]
         if found:
             raise ReportError(f"{count(len(found), 'finding')}: the values are not as planned", found)
         return self
@@ -133,7 +141,9 @@ class Report:
             lines.append(f"{count(len(self.untouched), 'parameter')} untouched: {some(self.untouched)}")
         if self.buffers:
             lines.append(f"{count(len(self.buffers), 'buffer')} untouched: {some(self.buffers)}")
-        lines += [f"skipped {name}: {why}" for name, why in self.skipped]
+        if self.unfilled:
+            lines.append(f"{count(len(self.unfilled), 'tensor')} never filled: {some(self.unfilled)}")
+        lines += by_reason("skipped", self.skipped)
         lines += [f"unused: {hint}" for hint in self.unused]
         lines += [reach.summary() for reach in self.reach]
         lines += [account.summary() for account in self.loads]
@@ -169,7 +179,15 @@ class Report:
             loads=tuple(map(Account.from_dict, data.get("loads", ()))),
             fingerprint=Fingerprint.from_dict(data["fingerprint"]) if data.get("fingerprint") else None,
             reach=tuple(map(Reach.from_dict, data.get("reach", ()))),
+            lacking=tuple((name, why) for name, why in data.get("lacking", ())),
+            unfilled=tuple(data.get("unfilled", ())),
         )
+
+
+_UNFILLED = (
+    "never filled, it holds what its memory held before: cover it with a rule (a buffer: buffers = true), or call"
+    " reset_parameters() of its module first"
+)
 
 
 def _record(data: dict[str, object]) -> Record:

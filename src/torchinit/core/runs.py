@@ -17,7 +17,7 @@ from torchinit.core.measures import measure
 from torchinit.core.moments import Moments
 from torchinit.core.opaque import Opaque
 from torchinit.core.placements import blank_shards, shards_of
-from torchinit.core.places import held
+from torchinit.core.places import Held, held
 from torchinit.core.plans import Plan, Step
 from torchinit.core.reports import Record, Report
 from torchinit.core.shards import Shard
@@ -85,7 +85,7 @@ def run(
         ]
     return Report(
         tuple(records),
-        tuple(site.name for site in plan.untouched if site.kind == "parameter"),
+        tuple(site.name for site in plan.untouched if site.kind == "parameter" and (site.lack or site.numel)),
         tuple((skip.site.name, skip.why) for skip in plan.skipped),
         tuple(hint for _, hint in plan.unused),
         str(noise),
@@ -93,6 +93,7 @@ def run(
         tuple(site.name for site in plan.untouched if site.kind == "buffer"),
         plan.loads,
         reach=plan.reach,
+        lacking=tuple((site.name, site.lack) for site in plan.without_values if site.lack),
     )
 
 
@@ -295,8 +296,17 @@ def local_shards(model: nn.Module, names: Iterable[str] | None = None) -> dict[s
     for one in held(model):
         if one.name in found or (wanted is not None and one.name not in wanted):
             continue
-        if one.way is None:
-            found[one.name] = shards_of(one.name, one.tensor)
-        elif one.way.assign:
-            found[one.name] = blank_shards(one.name, one.tensor, one.way.assign)
+        if one.way is None or one.way.assign:
+            found[one.name] = shards_held(one, one.name)
     return found
+
+
+def shards_held(one: Held, name: str) -> tuple[Shard, ...]:
+    """What of a tensor that a module holds is here, drawn under a name; nothing of one that takes no values.
+
+    >>> [shard.name for one in held(nn.Linear(2, 3)) for shard in shards_held(one, f"0.{one.name}")]
+    ['0.weight', '0.bias']
+    """
+    if one.way is None:
+        return shards_of(name, one.tensor)
+    return blank_shards(name, one.tensor, one.way.assign) if one.way.assign else ()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import type_before_parametrizations
 
+from torchinit.core.constructors import intent
 from torchinit.core.layouts import Layout, Role, Slot, describe
 from torchinit.core.memory import entangled, overlaps
 from torchinit.core.placements import local_part
@@ -38,6 +39,16 @@ WHY: dict[State, str] = {
     "fixed": "is computed by a parametrization without right_inverse, so no value can be given to it",
 }
 """What each state that a fill cannot work on means, and the way out where there is one."""
+
+_WAYS_OUT: dict[State, str] = {
+    "integer": "load it (Pretrained), or make it a buffer",
+    "quantized": "initialize the model before it is quantized",
+    "sparse": "initialize it while it is dense",
+}
+"""What helps where a parameter should have values and no rule can give it any."""
+
+EMPTY = "has no elements"
+_REGISTER_NONE = ": gather it first if it is partitioned, or register None in its place if it is to have none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +103,7 @@ class Site:
     describes it as the other modules that hold it see it. ``shares`` names other sites that lie in part of
     its memory (a view of another shape). ``neutral`` is the value at which it does nothing to the norm that holds
     it; None where it is not a norm's, or nobody could tell. ``frozen`` tells that it does not learn (``requires_grad``
-    is false).
+    is false). ``missing`` says what is known of a parameter without elements that should have some.
 
     ``activation`` is what follows the layer of a weight: a nonlinearity, as :func:`torchinit.gain` knows it, with its
     slope (``"relu"``, ``"leaky_relu(0.2)"``), ``"linear"`` for none, ``"norm"`` for a normalization; None where the
@@ -119,6 +130,7 @@ class Site:
     neutral: float | None = None
     frozen: bool = False
     activation: str | None = None
+    missing: str = ""
 
     @property
     def leaf(self) -> str:
@@ -133,6 +145,26 @@ class Site:
     def views(self) -> tuple[Site, ...]:
         """The site as each of its modules sees it, itself first."""
         return (replace(self, aliases=()), *self.aliases) if self.aliases else (self,)
+
+    @property
+    def why(self) -> str:
+        """Why no fill can be written to the site; nothing where one can.
+
+        >>> Site("ids", (4,), state="integer").why
+        'holds whole numbers'
+        """
+        return WHY.get(self.state) or self.missing.removesuffix(_REGISTER_NONE) or ("" if self.numel else EMPTY)
+
+    @property
+    def lack(self) -> str:
+        """Why a parameter has no values although it should have some, with the way out; nothing of any other site.
+
+        >>> Site("ids", (4,), state="integer").lack, Site("ids", (4,), state="integer", kind="buffer").lack
+        ('holds whole numbers: load it (Pretrained), or make it a buffer', '')
+        """
+        if self.kind == "buffer" or self.state not in _WAYS_OUT:
+            return self.missing
+        return f"{self.why}: {_WAYS_OUT[self.state]}"
 
     def fans(self, convention: Convention = "torch") -> tuple[float, float]:
         """Fan-in and fan-out.
@@ -200,7 +232,8 @@ def _tie(group: list[Site], shares: tuple[str, ...]) -> Site:
 
 def _site(one: Held, position: int) -> Site:
     module = one.place.module
-    state = "flat" if one.flat else "fixed" if one.way and not one.way.assign else _state(one.tensor)
+    state: State = "flat" if one.flat else "fixed" if one.way and not one.way.assign else _state(one.tensor)
+    is_empty = state == "ready" and one.kind == "parameter" and not one.tensor.numel()
     slot = describe(module, one.leaf) if state != "lazy" else Slot("other")
     sources = one.way.sources if one.way else (one.tensor,)
     return Site(
@@ -220,7 +253,24 @@ def _site(one: Held, position: int) -> Site:
         persistent=one.leaf not in module._non_persistent_buffers_set,
         hooks=one.place.hooks,
         frozen=one.kind == "parameter" and not any(tensor.requires_grad for tensor in sources),
+        missing=_missing(one) if is_empty else "",
     )
+
+
+def _missing(one: Held) -> str:
+    """What is known of a parameter without elements; nothing where its layer gives it none.
+
+    DeepSpeed leaves an empty tensor where it has partitioned a parameter, and notes its shape in ``ds_shape``.
+    """
+    whole, made = getattr(one.tensor, "ds_shape", None), intent(one.place.module, one.leaf)
+    shape = made.shape if whole is None and made else whole
+    if shape is None:
+        return EMPTY + _REGISTER_NONE
+    if not math.prod(shape):
+        return ""
+    layer = f", but its {made.layer} has {math.prod(made.shape):,}" if made else ""
+    known = f" (ds_shape {tuple(whole)})" if whole is not None else ""
+    return f"{EMPTY}{layer}: is it partitioned{known}? gather it first"
 
 
 def _state(tensor: Tensor) -> State:

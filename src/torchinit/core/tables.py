@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from torchinit.errors import plain
@@ -50,6 +50,18 @@ def percentage(part: int, whole: int) -> str:
     ('66.6', '99.9', '100')
     """
     return "100" if part == whole > 0 else f"{1000 * part // whole / 10 if whole else 0:.1f}"
+
+
+def by_reason(verb: str, pairs: Iterable[tuple[str, str]]) -> list[str]:
+    """A line for each reason, with the first few of the names that it holds for.
+
+    >>> by_reason("skipped", [("a", "is full"), ("b", "is wet"), ("c", "is full")])
+    ['skipped a, c: is full', 'skipped b: is wet']
+    """
+    found: dict[str, list[str]] = {}
+    for name, why in pairs:
+        found.setdefault(why, []).append(name)
+    return [f"{verb} {some(names)}: {why}" for why, names in found.items()]
 
 
 def one_line(text: str) -> str:

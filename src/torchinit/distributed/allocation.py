@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -118,8 +118,8 @@ class Allocation:
             swap(self.model, tensor, before)
 
 
-def allocate(model: nn.Module, device: torch.device) -> Allocation:
-    """Gives memory to each tensor of a model that has none, filled with NaN.
+def allocate(model: nn.Module, device: torch.device, leave: Callable[[Tensor], bool] = is_lazy) -> Allocation:
+    """Gives memory to each tensor of a model that has none, filled with NaN, but for those to ``leave``.
 
     Kept are the tensor objects, and so ties, class, attributes, ``requires_grad`` and every reference to them; dtype
     and strides; tensors that were views of one memory are so again. Of a DTensor only the local part gets memory.
@@ -130,12 +130,12 @@ def allocate(model: nn.Module, device: torch.device) -> Allocation:
     >>> layer.weight.item(), allocation.undo(), layer.weight.is_meta
     (nan, None, True)
     """
-    places = [(one.module, one.leaf) for one in tenants(model) if one.tensor.is_meta]
+    places = [(one.module, one.leaf) for one in tenants(model) if one.tensor.is_meta and not leave(one.tensor)]
     homes = _shared(model)
     swaps: list[tuple[Tensor, Tensor]] = []
     try:
         for tensor in {id(one.tensor): one.tensor for one in tenants(model)}.values():
-            if tensor.is_meta and not is_lazy(tensor):
+            if tensor.is_meta and not is_lazy(tensor) and not leave(tensor):
                 swaps.append(swap(model, tensor, _like(tensor, device, homes)))
         _tell_engine(model)
     except BaseException:

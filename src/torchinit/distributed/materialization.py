@@ -85,11 +85,21 @@ class PlannedStart:
         return run(self.plan, shards, self.noise, stats=self.stats, progress=self.progress)
 
     def why_left(self, one: Tenant, tried: Sequence[str]) -> str:
-        left = f"a {one.kind} of {type(one.module).__name__} that no rule writes"
-        if one.kind == "parameter":
-            return left
-        code = f"its modules' own code does not make it ({'; '.join(tried) or 'there is none'})"
-        return f"{left}, and {code}. Give it a rule with buffers = true, or a reset_parameters()"
+        return why_unwritten(one, tried)
+
+
+def why_unwritten(one: Tenant, tried: Sequence[str]) -> str:
+    """Why no rule gives a tensor values, and the way out.
+
+    >>> norm = nn.BatchNorm1d(2)
+    >>> why_unwritten(Tenant("weight", norm, "weight", norm.weight, "parameter"), ())
+    'a parameter of BatchNorm1d that no rule writes'
+    """
+    left = f"a {one.kind} of {type(one.module).__name__} that no rule writes"
+    if one.kind == "parameter":
+        return left
+    code = f"its modules' own code does not make it ({'; '.join(tried) or 'there is none'})"
+    return f"{left}, and {code}. Give it a rule with buffers = true, or a reset_parameters()"
 
 
 @dataclass(frozen=True, slots=True)

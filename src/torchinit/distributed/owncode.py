@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from torchinit.core.constructors import kept_arguments
 from torchinit.core.names import normalize
 from torchinit.core.placements import shards_of
 from torchinit.distributed.allocation import Tenant
@@ -43,6 +45,8 @@ METHODS = (
 _DRAW = 3
 """The draw index of what own code draws: fills use 0 and 1, parametrizations 2."""
 
+_TRIED: ContextVar[bool] = ContextVar("torchinit_own_code_is_tried", default=False)
+
 Place = tuple[nn.Module, str]
 
 
@@ -70,6 +74,7 @@ def make_buffers(
     device: torch.device,
     seed: int,
     *,
+    paths: Mapping[nn.Module, str] | None = None,
     initialized_later: Callable[[nn.Module], bool] = lambda _: False,
 ) -> Made:
     """Gives buffers the values that their modules' own code gives them, and leaves everything else as it is.
@@ -77,8 +82,9 @@ def make_buffers(
     Tried are, in this order: the module's methods that set it up anew (``reset_parameters`` and its like), an
     ``_init_weights(module)`` of a module above it, the methods of those above it, and the constructors, where a
     module keeps all the arguments that it was made with under their own names. A buffer counts as made when all of its
-    elements come out the same whatever it held before. What the code draws depends on the seed and its module alone.
-    The ``init_weights`` of a module that is ``initialized_later`` is not tried: it will be called in any case.
+    elements come out the same whatever it held before. What the code draws depends on the seed and its module alone,
+    by the name that ``paths`` has for it, else by that in the model. The ``init_weights`` of a module that is
+    ``initialized_later`` is not tried: it will be called in any case.
 
     >>> norm = nn.BatchNorm1d(2)
     >>> _ = norm.running_var.fill_(torch.nan)
@@ -88,7 +94,7 @@ def make_buffers(
     """
     made = Made()
     above = _parents(model)
-    paths = {module: normalize(path) for path, module in model.named_modules()}
+    paths = {**{module: normalize(path) for path, module in model.named_modules()}, **(paths or {})}
     missing = {(one.module, one.leaf): one for one in wanted}
     tried: dict[tuple[nn.Module, str], str] = {}  # whatever a way makes, it has made when it was first tried
     for module in dict.fromkeys(one.module for one in wanted):
@@ -160,15 +166,8 @@ def _constructor(module: nn.Module) -> Callable[[], nn.Module] | None:
     """Builds a module of this class anew, if it keeps all that it was made with."""
     if is_parametrized(module) or type(module).__init__ is nn.Module.__init__:
         return None
-    arguments = {}
-    for one in list(inspect.signature(type(module).__init__).parameters.values())[1:]:
-        if one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD):
-            return None
-        if one.name in module.__dict__:
-            arguments[one.name] = module.__dict__[one.name]
-        elif one.name not in ("device", "dtype"):
-            return None
-    return partial(type(module), **arguments)
+    arguments = kept_arguments(module, type(module))
+    return None if arguments is None else partial(type(module), **arguments)
 
 
 def _number(seed: int, path: str) -> int:
@@ -187,7 +186,24 @@ def _tried(way: Way, missing: Sequence[Tenant], device: torch.device, number: in
     return found, "" if len(found) == len(wanted) else f"{way.text} does not write all of it"
 
 
+def is_tried() -> bool:
+    """Whether code of a model's is being tried for buffers: what it writes is thrown away, and recipes may rest.
+
+    >>> is_tried()
+    False
+    """
+    return _TRIED.get()
+
+
 def _run(way: Way, wanted: list[Tenant], poison: Poison, device: torch.device, seed: int) -> Values:
+    token = _TRIED.set(True)
+    try:
+        return _made(way, wanted, poison, device, seed)
+    finally:
+        _TRIED.reset(token)
+
+
+def _made(way: Way, wanted: list[Tenant], poison: Poison, device: torch.device, seed: int) -> Values:
     with drawing(seed, device):
         if way.builds:
             with light_parameters(), poisoned_memory(poison):

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from torch import nn
 
-from torchinit.api import RecipeLike, initialize, materialize, plan
+from torchinit.api import RecipeLike, initialize, materialize, plan, rules_of
+from torchinit.core.places import held
 from torchinit.core.reports import Report
+from torchinit.core.selectors import Name
+from torchinit.core.sites import grouped, layer_class
 from torchinit.distributed.allocation import tenants
 from torchinit.distributed.owncode import make_buffers
 from torchinit.errors import RunError, count
+from torchinit.integrations.fsdp import LOADED, is_loaded
 
 
 def init_weights(recipe: RecipeLike, *, seed: int, strict: bool = True) -> Callable[..., Report]:
@@ -23,7 +28,10 @@ def init_weights(recipe: RecipeLike, *, seed: int, strict: bool = True) -> Calla
     and has the buffers that no rule writes made by their modules' own code. A model that is on the meta device still
     is given memory, by :func:`torchinit.materialize`.
 
-    Raises ConfigError or PlanError, also for a parameter without a rule, and RunError, for a buffer that nothing makes.
+    What transformers marks as loaded is left alone.
+
+    Raises ConfigError or PlanError, also for a parameter without a rule, and RunError, for a buffer that nothing makes,
+    and where transformers calls it for a model that it is going to load, or as ``_init_weights`` for a module.
 
     >>> class Model(nn.Linear):
     ...     init_weights = init_weights({"rules": [{"type": "Constant", "val": 1, "name": "**"}]}, seed=0)
@@ -37,6 +45,7 @@ def init_weights(recipe: RecipeLike, *, seed: int, strict: bool = True) -> Calla
 
     def init_weights(self: nn.Module, buffer_device: torch.device | str | None = None, **_: Any) -> Report:
         """Writes the first weights of the model; the trainer's own arguments but for the device mean nothing here."""
+        _check_call(self, buffer_device)
         if id(self) in busy:  # as the code that may make a buffer, which it is not
             raise RunError("a recipe writes this model")
         busy.add(id(self))
@@ -44,7 +53,7 @@ def init_weights(recipe: RecipeLike, *, seed: int, strict: bool = True) -> Calla
             if any(one.tensor.is_meta for one in tenants(self)):
                 return materialize(self, recipe, device=buffer_device or "cpu", seed=seed, strict=strict)
             plan(self, recipe, complete=True, strict=strict)
-            report = initialize(self, recipe, seed=seed, strict=strict)
+            report = _initialize(self, recipe, seed, strict=strict)
             _make_buffers(self, report, buffer_device, seed)
             return report
         finally:
@@ -53,9 +62,45 @@ def init_weights(recipe: RecipeLike, *, seed: int, strict: bool = True) -> Calla
     return init_weights
 
 
+_PRETRAINED = "transformers.modeling_utils.PreTrainedModel"
+
+
+def _check_call(model: nn.Module, device: object) -> None:
+    """Raises RunError where what would be written is lost, or is not what was asked for."""
+    instead = (
+        f"Give {type(model).__name__} def _init_weights(self, module), which calls"
+        " torchinit.integrations.fsdp.param_init_fn(self, recipe, seed=...)(module)"
+    )
+    if isinstance(device, nn.Module):  # as transformers calls _init_weights
+        raise RunError(f"init_weights writes a whole model, but was called for a {type(device).__name__}. {instead}")
+    if torch.get_default_device().type == "meta" and layer_class(cast("Any", type(model))).is_a(_PRETRAINED):
+        raise RunError(
+            f"init_weights was called while transformers builds {type(model).__name__} on the meta device, to load it"
+            f" afterwards: what it writes there is lost. {instead}"
+        )
+
+
+def _initialize(model: nn.Module, recipe: RecipeLike, seed: int, *, strict: bool) -> Report:
+    """Carries out a recipe, but for what transformers has loaded."""
+    loaded = [site for site, group in grouped(held(model)) if all(is_loaded(one.tensor) for one in group)]
+    if not loaded:
+        return initialize(model, recipe, seed=seed, strict=strict)
+    others = ~Name(*(view.name for site in loaded for view in site.views))
+    rules = [replace(rule, where=rule.where & others, optional=True) for rule in rules_of(recipe)]
+    report = initialize(model, rules, seed=seed)
+    names = {site.name: LOADED for site in loaded}
+    return replace(
+        report,
+        untouched=tuple(name for name in report.untouched if name not in names),
+        buffers=tuple(name for name in report.buffers if name not in names),
+        skipped=(*report.skipped, *names.items()),
+    )
+
+
 def _make_buffers(model: nn.Module, report: Report, device: torch.device | str | None, seed: int) -> None:
     written = {name for record in report for name in (record.name, *record.aliases)}
-    wanted = [one for one in tenants(model) if one.kind == "buffer" and one.name not in written]
+    buffers = [one for one in tenants(model) if one.kind == "buffer" and not is_loaded(one.tensor)]
+    wanted = [one for one in buffers if one.name not in written]
     by_device: dict[torch.device, list[Any]] = {}
     for one in wanted:
         by_device.setdefault(torch.device(device) if device else one.tensor.device, []).append(one)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import nn
 
+from torchinit.core.sites import EMPTY
 from torchinit.core.tables import some
 from torchinit.errors import count
 from torchinit.linting.checks import Evidence, check
@@ -25,14 +25,14 @@ def unfilled(subject: Subject) -> Iterator[Evidence]:
 
     ``torch.empty`` and ``to_empty`` hand out whatever the memory held before: zeros today, NaN tomorrow. Seen are
     parameters and buffers whose last write in a trace is the allocation, so that a buffer that is forgotten after
-    ``to_empty`` shows, and the parameters of a ``BaseModule``, whose making is watched. Decided by what was
-    observed; wrong only if the values were written from outside torch.
+    ``to_empty`` shows, and those of a ``BaseModule``, which is watched as it is built and as ``to_empty`` gives it
+    other memory. Decided by what was observed; in a trace wrong if the values were written from outside torch.
     """
     for part in subject.parts:
-        tensor, writes = part.tensor, subject.writes(part)
+        way, writes = part.holdings[0].way, subject.writes(part)
         seen = bool(writes) and max(writes, key=lambda write: write.last).operation in ALLOCATES
-        if part.values is not None and (seen or (isinstance(tensor, nn.Parameter) and is_unfilled(tensor))):
-            yield Evidence(part.name, f"{count(tensor.numel(), 'value')} of memory that was never filled")
+        if part.values is not None and (seen or any(map(is_unfilled, way.sources if way else (part.tensor,)))):
+            yield Evidence(part.name, f"{count(part.tensor.numel(), 'value')} of memory that was never filled")
 
 
 @check("TI102", "meta", "error", "sites", "give the model memory (model.to_empty(device=...)) and initialize it")
@@ -133,6 +133,25 @@ def _forgotten(part: Part) -> str:
     if leaf == "num_batches_tracked" and facts.min < 0:
         return f"is a count, and holds {facts.min:g}"
     return ""
+
+
+@check("TI108", "no-values", "error", "sites", "make it one that can be written")
+def no_values(subject: Subject) -> Iterator[Evidence]:
+    """A parameter that has no values although it should have some, because no fill can be written to it.
+
+    Partitioned parameters (DeepSpeed's ZeRO-3) have no elements until they are gathered: seen by ``ds_shape``, or by
+    what the layer's own numbers say it should have. Whole numbers, quantized and sparse parameters, and those without
+    elements of which nothing is known, count where a rule of the recipe matches them, or a report says so, since that
+    skips them. Wrong only where the numbers that a layer keeps are not those of its weights; a layer that means to be
+    empty, and what was loaded, is left out.
+    """
+    skipped = {skip.site.name for skip in subject.intended.skipped}
+    skipped |= {name for name, _ in subject.report.lacking} if subject.report is not None else set()
+    for part in subject.parts:
+        site = part.site
+        why, _, way_out = site.lack.rpartition(": ")
+        if why and not part.loaded and (site.name in skipped or (site.missing and why != EMPTY)):
+            yield Evidence(part.name, why, remedy=way_out)
 
 
 @check("TI106", "uncovered", "note", "plan", "cover it with a rule, or leave it on purpose")

@@ -6,16 +6,20 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any, final
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from torchinit.core.fills import Fill, is_elementwise
 from torchinit.core.measures import measure
+from torchinit.core.names import normalize
 from torchinit.core.placements import local_part
 from torchinit.core.reports import Record, Report
+from torchinit.core.sites import find, sites
 from torchinit.core.tables import some
 from torchinit.errors import count
 from torchinit.modules.errors import InitCfgAssertionError
-from torchinit.tracing import is_unfilled
+from torchinit.tracing import holds_no_values
 
 
 class Account:
@@ -97,16 +101,21 @@ class Account:
 
     def findings(self) -> Iterator[str]:
         """What a user should hear of: memory that nobody filled, checkpoints that were loaded in vain."""
-        named = list(self.top.named_parameters())
-        for name, parameter in named:
-            if id(parameter) not in self._writers and is_unfilled(parameter):
-                yield f"nobody has written {name}: it holds whatever its memory held before"
-        undone = [name for name, parameter in named if self._was_loaded_in_vain(id(parameter))]
+        left = self.unfilled()
+        if left:
+            them = "it holds whatever its" if len(left) == 1 else "they hold whatever their"
+            yield f"nobody has written {some(left)}: {them} memory held before"
+        undone = [name for name, parameter in self.top.named_parameters() if self._was_loaded_in_vain(id(parameter))]
         if undone:
             yield (
                 f"{count(len(undone), 'parameter')} loaded from a checkpoint and then initialized after all:"
                 f" {some(undone)}; only an entry with type='Pretrained' itself, in no override, is carried out last"
             )
+
+    def unfilled(self) -> tuple[str, ...]:
+        """The parameters and buffers that hold no values of anybody."""
+        named = (*self.top.named_parameters(), *self.top.named_buffers())
+        return tuple(name for name, tensor in named if holds_no_values(tensor, written=id(tensor) in self._writers))
 
     def _was_loaded_in_vain(self, key: int) -> bool:
         # Code of the user's that writes after a checkpoint was loaded means to; a rule comes to it by its turn.
@@ -117,12 +126,17 @@ class Account:
         """What happened, a record a parameter."""
         named = [*self.top.named_parameters(), *(self.top.named_buffers() if self._buffers else ())]
         left = [(name, tensor) for name, tensor in named if id(tensor) not in self._writers]
+        parameters = [(name, tensor) for name, tensor in left if isinstance(tensor, nn.Parameter)]
+        known = sites(self.top) if any(_is_odd(parameter) for _, parameter in parameters) else ()
+        odd = {name: site for name, _ in parameters if (site := find(known, normalize(name)))}
         return Report(
             tuple(self._record(name, tensor, stats) for name, tensor in named if id(tensor) in self._writers),
-            tuple(name for name, tensor in left if isinstance(tensor, nn.Parameter)),
+            tuple(name for name, _ in parameters if name not in odd or odd[name].lack or odd[name].numel),
             unused=unused,
             noise=noise,
             buffers=tuple(name for name, tensor in left if not isinstance(tensor, nn.Parameter)),
+            lacking=tuple((name, site.lack) for name, site in odd.items() if site.lack),
+            unfilled=self.unfilled(),
         )
 
     def _record(self, name: str, tensor: Tensor, stats: bool) -> Record:
@@ -143,6 +157,12 @@ class Account:
             line=line,
             operation=operation,
         )
+
+
+def _is_odd(parameter: nn.Parameter) -> bool:
+    """Whether a parameter may be one that no rule can give values."""
+    floats = parameter.is_floating_point() or parameter.is_complex()
+    return not is_lazy(parameter) and (not floats or parameter.layout != torch.strided or not parameter.numel())
 
 
 @final

@@ -22,21 +22,20 @@ from torchinit.modules.initializers import PretrainedInit
 from torchinit.modules.log import log
 from torchinit.modules.session import Session, session_of
 from torchinit.modules.wrappers import is_model_wrapper
-from torchinit.tracing.unfilled import remember, watching
+from torchinit.tracing.unfilled import watching
 
 
 class _BaseModuleMeta(ABCMeta):
-    """Sees which parameters a module is built with that hold no values yet, and amends the class's own init_cfg."""
+    """Sees which tensors a module is built with that hold no values yet, and amends the class's own init_cfg."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         changes = changes_of(kwargs.get("init_cfg"))
         if changes is not None:
             # Not handed on, so that the class takes its own, be it in the signature or made in the constructor.
             kwargs = {key: value for key, value in kwargs.items() if key != "init_cfg"}
-        with watching() as seen:
+        with watching() as remember:
             module = super().__call__(*args, **kwargs)
-            if seen is not None:
-                remember(module, seen)
+            remember(module)
         if changes is not None:
             module.init_cfg = amend(module.init_cfg, *changes)
         return module
@@ -98,6 +97,13 @@ class BaseModule(nn.Module, metaclass=_BaseModuleMeta):
             if not done:
                 session.finish(_unreached(self) if not session.containers else [])
             return session.report(stats=stats)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        """``to_empty`` and what else gives tensors other memory, with an eye on memory that holds no values."""
+        with watching() as remember:
+            result = super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+            remember(self)
+        return result
 
     def __repr__(self) -> str:
         text = super().__repr__()

@@ -82,9 +82,12 @@ def carry_out(module: nn.Module, init_cfg: Any, session: Session) -> list[Report
 
 def _joined(reports: list[Report], session: Session) -> Report:
     """One report of several; a later record of a site takes the place of an earlier one."""
+    if not reports:  # nothing but what other people's code may have written
+        return replace(session.account.report(noise=str(session.noise)), loads=tuple(session.loads))
     records = {record.name: record for report in reports for record in report}
     left = [name for report in reports[-1:] for name in report.untouched if name not in records]
     buffers = [name for report in reports[-1:] for name in report.buffers if name not in records]
+    lacking = {name: why for report in reports for name, why in report.lacking if name not in records}
     return Report(
         tuple(records.values()),
         tuple(left),
@@ -94,6 +97,7 @@ def _joined(reports: list[Report], session: Session) -> Report:
         sum(report.seconds for report in reports),
         tuple(buffers),
         tuple(session.loads),
+        lacking=tuple(lacking.items()),
     )
 
 

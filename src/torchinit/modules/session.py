@@ -37,6 +37,7 @@ from torchinit.modules.survey import Spot, Survey
 from torchinit.modules.wholes import Exchange, Wholes, is_spread
 from torchinit.noise import Global, Keyed, Noise
 from torchinit.tracing import Watch
+from torchinit.tracing.unfilled import unstamp, watching
 
 MARK = "_params_init_info"
 """The attribute that MMEngine's initializers look for; modules have it while their session is open, and no longer."""
@@ -232,11 +233,12 @@ class Session:
         try:
             with ExitStack() as stack:
                 if len(self._labels) == 1:
-                    watching = self._watched()
-                    stack.enter_context(watching.observer)
+                    stack.callback(stack.enter_context(watching()), self.top)
+                    watched = self._watched()
+                    stack.enter_context(watched.observer)
                     if self.seed is not None:  # which the code may seed, too
                         stack.enter_context(torch.random.fork_rng(devices=[]))
-                    stack.enter_context(self.working(watching.watch))
+                    stack.enter_context(self.working(watched.watch))
                 yield
         finally:
             self._labels.pop()
@@ -289,6 +291,7 @@ class Session:
             )
         for text in self.account.findings():
             self.warn(text)
+        unstamp(self.top)
         if self.hosted:
             self._tell_host()
         else:

@@ -8,7 +8,7 @@ from torchinit.tracing.locks import Lock, lock
 from torchinit.tracing.observe import Event, Observer, Watch
 from torchinit.tracing.recorder import trace
 from torchinit.tracing.seeded import seeded
-from torchinit.tracing.unfilled import is_unfilled
+from torchinit.tracing.unfilled import holds_no_values, is_unfilled, unfilled
 from torchinit.tracing.writes import Trace, Write
 
 __all__ = [
@@ -19,9 +19,11 @@ __all__ = [
     "Watch",
     "Write",
     "capture",
+    "holds_no_values",
     "is_unfilled",
     "line_of_user",
     "lock",
     "seeded",
     "trace",
+    "unfilled",
 ]

@@ -1,0 +1,239 @@
+"""Models of transformers that ask a recipe for their weights: built, loaded in part, tied, built without weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from torchinit import RunError, fingerprint, initialize, materialize
+from torchinit.integrations.fsdp import LOADED, ParamInit, param_init_fn
+from torchinit.integrations.trainers import init_weights
+
+RULES = {"rules": [{"type": "Normal", "std": 0.02, "name": "**"}, {"type": "Ones", "layer": "LayerNorm"}]}
+
+
+class Config(PreTrainedConfig):
+    """Settings of the models here."""
+
+    model_type = "torchinit-test"
+    tie_word_embeddings = False
+
+
+class Layers(PreTrainedModel):
+    """A table, layers, statistics, and positions that no checkpoint holds."""
+
+    config_class = Config
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.embed = nn.Embedding(40, 8)
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.LayerNorm(8)) for _ in range(2))
+        self.stats = nn.BatchNorm1d(8)
+        self.register_buffer("positions", torch.arange(4.0), persistent=False)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        param_init_fn(self, RULES, seed=0)(module)
+
+
+class Body(Layers):
+    """The layers as a model."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.post_init()
+
+
+class WithHead(Body):
+    """The same, and a head that a checkpoint of the body lacks."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.head = nn.Linear(8, 300)
+        self.post_init()
+
+
+class Keeping(Layers):
+    """A model that makes it once, which saves a plan for each of its layers."""
+
+    init: ParamInit | None = None
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.head = nn.Linear(8, 300)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        self.init = self.init or param_init_fn(self, RULES, seed=0)
+        self.init(module)
+
+
+class Tied(Layers):
+    """A model whose head is its table."""
+
+    _tied_weights_keys = {"head.weight": "embed.weight"}  # noqa: RUF012  # as transformers declares it
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.head = nn.Linear(8, 40, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embed
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.head
+
+
+def planned(build: Callable[[Config], Any] = WithHead, **settings: Any) -> dict[str, str]:
+    """The weights of one process that knows nothing of transformers."""
+    with torch.device("meta"):
+        model = build(Config(**settings))
+    if settings:
+        model.tie_weights()
+    materialize(model, RULES, seed=0)
+    return dict(fingerprint(model).sites)
+
+
+def sites(model: nn.Module) -> dict[str, str]:
+    return dict(fingerprint(model).sites)
+
+
+@pytest.fixture(autouse=True)
+def _generator() -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        yield
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A checkpoint of a body with other weights."""
+    model: Any = Body(Config())
+    initialize(model, {"rules": [{"type": "Uniform", "a": 1, "b": 2, "name": "**"}]}, seed=5)
+    model.stats.running_var.fill_(3.0)
+    model.save_pretrained(tmp_path)
+    return tmp_path
+
+
+def without(folder: Path, *names: str) -> Path:
+    file = folder / "model.safetensors"
+    state = {name: tensor.clone() for name, tensor in load_file(file).items()}
+    save_file({name: tensor for name, tensor in state.items() if name not in names}, file, metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("build", [WithHead, Keeping])
+def test_built(build: Callable[[Config], Any]) -> None:
+    assert sites(build(Config())) == planned()
+
+
+@pytest.mark.parametrize("build", [WithHead, Keeping])
+@pytest.mark.parametrize("left_out", [(), ("layers.1.0.bias",), ("embed.weight", "stats.running_var", "stats.weight")])
+def test_what_a_checkpoint_lacks_is_written_and_nothing_else(
+    build: Any, left_out: tuple[str, ...], saved: Path
+) -> None:
+    model = build.from_pretrained(without(saved, *left_out))
+    state = load_file(saved / "model.safetensors")
+    missing = {"head.weight", "head.bias", "positions", *left_out}
+    assert {*model.state_dict(), "positions"} - missing == {*state}
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in state.items())
+    assert {name: digest for name, digest in sites(model).items() if name in missing} == {
+        name: digest for name, digest in planned().items() if name in missing
+    }
+
+
+def test_what_was_done_is_told(saved: Path) -> None:
+    model = Keeping.from_pretrained(saved)
+    report = model.init.report.assert_ok(complete=True)
+    assert [record.name for record in report] == ["head.weight", "head.bias"]
+    assert {name for name, why in report.skipped if why == LOADED} == {*load_file(saved / "model.safetensors")}
+    assert report.buffers == report.unfilled == ()
+
+
+@pytest.mark.parametrize("left_out", [(), ("embed.weight",)])
+def test_tied_weights_are_one(left_out: tuple[str, ...], saved: Path) -> None:
+    settings = {"tie_word_embeddings": True}
+    model = Tied(Config(**settings))
+    assert model.head.weight is model.embed.weight
+    assert sites(model) == planned(Tied, **settings)
+    Config(**settings).save_pretrained(saved)
+    loaded = Tied.from_pretrained(without(saved, *left_out))
+    assert loaded.head.weight is loaded.embed.weight
+    if left_out:
+        assert sites(loaded)["embed.weight"] == planned(Tied, **settings)["embed.weight"]
+    else:
+        assert torch.equal(loaded.embed.weight, load_file(saved / "model.safetensors")["embed.weight"])
+
+
+def test_without_the_weights_of_transformers() -> None:
+    """``no_init_weights`` leaves the memory of the layers as it was; whoever then calls for weights gets them."""
+    with no_init_weights():
+        models = WithHead(Config()), WithHead(Config())
+        models[0].initialize_weights()  # within, where torch.nn.init does nothing
+    param_init_fn(models[1], RULES, seed=0)(models[1])
+    assert [sites(model) for model in models] == [planned()] * 2
+
+
+def test_a_part_made_by_another_model_is_named(saved: Path) -> None:
+    class Wrong(WithHead):
+        def _init_weights(self, module: nn.Module) -> None:
+            param_init_fn(self.layers, RULES, seed=0)(module)
+
+    with pytest.raises(RunError, match=r"2 tensors of Linear: not part of the model .*\n  weight\n  bias"):
+        Wrong.from_pretrained(saved)
+
+
+def test_a_buffer_that_nobody_makes_is_named(saved: Path) -> None:
+    """What ``from_pretrained`` does not load it gives bare memory."""
+
+    class Blind(Body):
+        def __init__(self, settings: Config) -> None:  # not kept under this name, so that nobody can build it anew
+            super().__init__(settings)
+
+    text = (
+        r"1 tensor of Blind left unwritten; call super\(\)\._init_weights\(module\) first.*\n  positions: a buffer of B"
+    )
+    with pytest.raises(RunError, match=text):
+        Blind.from_pretrained(without(saved, "embed.weight"))
+
+    class Seeing(Blind):
+        def _init_weights(self, module: nn.Module) -> None:
+            if module is self:
+                with torch.no_grad():
+                    self.positions.copy_(torch.arange(4.0))
+            super()._init_weights(module)
+
+    assert Seeing.from_pretrained(saved).positions.tolist() == [0.0, 1.0, 2.0, 3.0]
+    assert Blind(Config()).positions.tolist() == [0.0, 1.0, 2.0, 3.0]
+
+
+def test_the_method_for_trainers_says_where_it_does_not_serve(saved: Path) -> None:
+    class Whole(Body):
+        init_weights = init_weights(RULES, seed=0)
+
+    class Single(Body):
+        _init_weights = init_weights(RULES, seed=0)  # type: ignore[assignment]  # the mistake
+
+    assert sites(Whole(Config())) == planned(Body)
+    with pytest.raises(RunError, match=r"while transformers builds Whole on the meta device.*\. Give Whole def _init"):
+        Whole.from_pretrained(saved)
+    with pytest.raises(RunError, match=r"writes a whole model, but was called for a Embedding\. Give Single def _in"):
+        Single(Config())
+
+
+def test_the_method_leaves_alone_what_was_loaded(saved: Path) -> None:
+    """Some trainers call it on any model that has it."""
+    model = WithHead.from_pretrained(saved)
+    before = sites(model)
+    method = init_weights(RULES, seed=1)
+    report = method(model)
+    assert [record.name for record in report] == ["head.weight", "head.bias"]
+    report.assert_ok(complete=True)
+    assert {name for name, digest in sites(model).items() if before[name] != digest} == {"head.weight", "head.bias"}
