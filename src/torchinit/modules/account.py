@@ -115,7 +115,8 @@ class Account:
     def unfilled(self) -> tuple[str, ...]:
         """The parameters and buffers that hold no values of anybody."""
         named = (*self.top.named_parameters(), *self.top.named_buffers())
-        return tuple(name for name, tensor in named if holds_no_values(tensor, written=id(tensor) in self._writers))
+        look = (lambda tensor: tensor) if self.local is local_part else self.local  # the whole has no memory by now
+        return tuple(name for name, one in named if holds_no_values(look(one), written=id(one) in self._writers))
 
     def _was_loaded_in_vain(self, key: int) -> bool:
         # Code of the user's that writes after a checkpoint was loaded means to; a rule comes to it by its turn.

@@ -233,7 +233,8 @@ class Session:
         try:
             with ExitStack() as stack:
                 if len(self._labels) == 1:
-                    stack.callback(stack.enter_context(watching()), self.top)
+                    if self.wholes is None:  # which have memory only while they are worked on
+                        stack.callback(stack.enter_context(watching()), self.top)
                     watched = self._watched()
                     stack.enter_context(watched.observer)
                     if self.seed is not None:  # which the code may seed, too
