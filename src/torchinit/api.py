@@ -15,9 +15,10 @@ from torchinit.core.fingerprints import fingerprint as fingerprint_of
 from torchinit.core.planner import make_plan
 from torchinit.core.plans import Plan, Recipe, Rule
 from torchinit.core.reports import Report
-from torchinit.core.runs import Progress, local_shards, run
+from torchinit.core.runs import Agree, Progress, Shards, local_shards, run
 from torchinit.core.sites import sites
-from torchinit.distributed import Materialization, among
+from torchinit.distributed import Materialization, among, check_styles
+from torchinit.errors import RunError
 from torchinit.modules import initialize_module
 from torchinit.noise import Global, Keyed
 from torchinit.recipes import decode_recipe, load_recipe
@@ -88,10 +89,20 @@ def initialize(
     else:
         made = plan(model, recipe, strict=strict)
         _warn(made)
+        check_styles(model)
         noise = Global() if seed is None else Keyed(seed)
         agree = among(model) if made.loads else None
-        report = run(made, local_shards(model), noise, stats=stats, progress=progress, agree=agree)
+        report = run(made, _shards_of(model, agree), noise, stats=stats, progress=progress, agree=agree)
     return replace(report, fingerprint=fingerprint_of(model)) if fingerprint else report
+
+
+def _shards_of(model: nn.Module, agree: Agree | None) -> Shards:
+    try:
+        return local_shards(model)
+    except RunError as error:
+        if agree:
+            agree([str(error)])  # the other ranks ask in ``run`` what this one has found
+        raise
 
 
 def _warn(made: Plan) -> None:
