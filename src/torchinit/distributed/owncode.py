@@ -15,6 +15,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from torchinit.core.names import normalize
 from torchinit.core.placements import shards_of
+from torchinit.core.threads import one_thread
 from torchinit.distributed.allocation import Tenant
 from torchinit.distributed.standins import (
     Poison,
@@ -64,13 +65,15 @@ class Made:
     failed: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
+@one_thread()
 def make_buffers(model: nn.Module, wanted: Sequence[Tenant], device: torch.device, seed: int) -> Made:
     """Gives buffers the values that their modules' own code gives them, and leaves everything else as it is.
 
     Tried are, in this order: the module's methods that set it up anew (``reset_parameters`` and its like), an
     ``_init_weights(module)`` of a module above it, the methods of those above it, and the constructors, where a
     module keeps all the arguments that it was made with under their own names. A buffer counts as made when all of its
-    elements come out the same whatever it held before. What the code draws depends on the seed and its module alone.
+    elements come out the same whatever it held before. What the code draws depends on the seed and its module alone,
+    and what it computes not on the number of threads.
 
     >>> norm = nn.BatchNorm1d(2)
     >>> _ = norm.running_var.fill_(torch.nan)
