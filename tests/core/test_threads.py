@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Barrier, Event
 from typing import Any
 
 import pytest
@@ -37,7 +39,7 @@ from torchinit import (
     materialize,
     seeded,
 )
-from torchinit.core.threads import one_thread
+from torchinit.core.threads import on_one_thread, one_thread
 
 ALL = Name("**")
 
@@ -57,9 +59,9 @@ def bits(tensor: Tensor) -> Tensor:
 
 
 def assert_equal_on_any_number(make: Any) -> None:
-    """The same bits from 1, 2, 3 and 4 threads, each time twice: the first time the library wakes its threads."""
+    """The same bits from 1, 2 and 4 threads, and from 2 that are awake already."""
     made = []
-    for number in (1, 2, 3, 4, 2, 1):
+    for number in (1, 2, 4, 2):
         with threads(number):
             made.append(bits(make()))
             assert torch.get_num_threads() == number
@@ -100,6 +102,13 @@ def test_without_a_seed_it_is_what_torch_does_with_as_many(number: int) -> None:
         for shape in ((33, 65), (130, 70)):
             tensor = torch.zeros(shape, dtype=torch.float64)
             assert_same_bits(Orthogonal(0.5), lambda t: nn.init.orthogonal_(t, 0.5), tensor)
+
+
+def test_in_inference_mode() -> None:
+    with threads(2):
+        expected = drawn(Orthogonal(), (33, 65), torch.float64)
+        with torch.inference_mode():
+            assert torch.equal(drawn(Orthogonal(), (33, 65), torch.float64), expected)
 
 
 def test_orthogonal_under_seeded_is_the_fill() -> None:
@@ -294,6 +303,11 @@ def test_fills_in_many_threads_at_once() -> None:
     """Each has the bits of one alone, and no thread is left with one, neither these nor those that come later."""
     expected = {seed: drawn(Orthogonal(), (70, 40), torch.float64, seed=seed) for seed in range(8)}
     wrong: list[int] = []
+    all_here = Barrier(4)
+
+    def number(_: int) -> int:
+        all_here.wait()
+        return torch.get_num_threads()
 
     def fill(seed: int) -> None:
         for _ in range(10):
@@ -304,8 +318,54 @@ def test_fills_in_many_threads_at_once() -> None:
 
     with threads(3):
         with ThreadPoolExecutor(4) as pool:
-            numbers = list(pool.map(lambda _: torch.get_num_threads(), range(8)))
+            assert list(pool.map(number, range(4))) == [3] * 4
             list(pool.map(fill, range(8)))
-            assert list(pool.map(lambda _: torch.get_num_threads(), range(8))) == numbers == [3] * 8
+            assert list(pool.map(number, range(4))) == [3] * 4
         assert wrong == []
         assert (torch.get_num_threads(), in_a_new_thread()) == (3, 3)
+
+
+def test_threads_that_start_during_fills_have_all() -> None:
+    """After the first: it sets the number once and for all, for a thread that is kept."""
+    drawn(Orthogonal(), (70, 40), torch.float64)
+    done = Event()
+    born: list[int] = []
+
+    def watch() -> None:
+        while not done.is_set():
+            born.append(in_a_new_thread())
+
+    with threads(3), ThreadPoolExecutor(1) as watcher:
+        watching = watcher.submit(watch)
+        for seed in range(200):
+            drawn(Orthogonal(), (70, 40), torch.float64, seed=seed)
+        done.set()
+        watching.result()
+    assert set(born) == {3}
+
+
+FORKS = """
+import os, torch, torchinit
+from torchinit.core.threads import on_one_thread
+torch.set_num_threads(2)
+matrix = torch.arange(12.0).view(4, 3)
+before = on_one_thread(torch.linalg.qr, matrix)
+child = os.fork()
+if not child:
+    after = on_one_thread(torch.linalg.qr, matrix)
+    os._exit(int(not torch.equal(before[0], after[0])))
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this machine has no fork")
+def test_a_child_process_has_a_thread_of_its_own() -> None:
+    told = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORKS], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert told.stdout.strip() == "0"
+
+
+def test_a_factorization_that_fails_is_told() -> None:
+    with threads(2), pytest.raises(RuntimeError, match="at least 2 dimensions"):
+        on_one_thread(torch.linalg.qr, torch.zeros(3))

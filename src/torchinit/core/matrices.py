@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -16,7 +15,7 @@ from torchinit.core.arguments import is_whole, number
 from torchinit.core.fills import Fill, Normal, check_fit
 from torchinit.core.moments import Moments
 from torchinit.core.shards import Shard
-from torchinit.core.threads import one_thread
+from torchinit.core.threads import on_one_thread
 from torchinit.noise import Noise
 
 
@@ -73,9 +72,10 @@ def _orthonormal(gaussian: Tensor, noise: Noise) -> Tensor:
     answer unique. With a seed the bits are those of one thread; without one, those of ``torch.nn.init`` called here.
     """
     wide = gaussian.shape[0] < gaussian.shape[1]
+    matrix = gaussian.mT if wide else gaussian
     q: Tensor
-    with nullcontext() if noise.sequential else one_thread():
-        q, r = torch.linalg.qr(gaussian.mT if wide else gaussian)
+    alone = not noise.sequential and matrix.device.type == "cpu"
+    q, r = on_one_thread(torch.linalg.qr, matrix) if alone else torch.linalg.qr(matrix)
     q = q * r.diagonal().sgn()
     return q.mT if wide else q
 
