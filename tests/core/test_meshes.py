@@ -17,7 +17,7 @@ from torch.distributed.tensor.placement_types import Placement
 
 from tests.ranks import fake_rank
 from torchinit import RunError
-from torchinit.core.meshes import check_order, piece_here
+from torchinit.core.meshes import check_order, is_in_order, piece_here
 from torchinit.core.placements import shards_of
 
 NAMES = count()
@@ -68,12 +68,20 @@ def test_a_group_that_was_not_sorted_counts_as_it_is() -> None:
         mesh = DeviceMesh.from_group(dist.new_group([1, 0], sort_ranks=False), "cpu")
         assert mesh.mesh.tolist() == [1, 0]
         assert piece_here(mesh, 0) == 1
+        assert is_in_order(mesh)
 
 
 def test_without_a_group_it_is_the_place_in_the_mesh() -> None:
     with fake_rank(0, 2):
         mesh = DeviceMesh("cpu", [1, 0], _init_backend=False)
         assert piece_here(mesh, 0) == 1
+        assert is_in_order(mesh)
+
+
+def test_the_same_answer_on_every_rank() -> None:
+    """In [0, 2, 1] rank 0 is in its place, and has to know all the same that others are not."""
+    assert [is_in_order(mesh) for mesh in each_rank(torch.tensor([0, 2, 1]))] == [False] * 3
+    assert [is_in_order(mesh) for mesh in each_rank(torch.arange(3))] == [True] * 3
 
 
 CASES: list[tuple[Any, list[Placement], str | None]] = [

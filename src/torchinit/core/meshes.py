@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from torchinit.errors import RunError
 
 ASCEND = (
@@ -26,6 +28,15 @@ def piece_here(mesh: Any, dimension: int) -> int:
         return int(mesh.get_coordinate()[dimension])
 
 
+def is_in_order(mesh: Any) -> bool:
+    """Whether the places in a mesh of one dimension are the ranks in its group, on this rank and all others of it."""
+    try:
+        ranks: list[int] = torch.distributed.get_process_group_ranks(mesh.get_group())
+    except (RuntimeError, IndexError):  # no group, or not this rank's
+        return True
+    return bool(ranks == mesh.mesh.tolist())
+
+
 def cut_dimensions(tensor: Any) -> tuple[int, ...]:
     """Return the dimensions of a DTensor's mesh along which its ranks hold different parts."""
     return tuple(i for i, placement in enumerate(tensor.placements) if getattr(placement, "dim", None) is not None)
@@ -40,9 +51,9 @@ def check_order(name: str, tensor: Any) -> None:
     several dimensions cut one axis and have been flattened into one, torch gathers along that one, rank by rank.
     """
     mesh, cut = tensor.device_mesh, cut_dimensions(tensor)
-    ranks = mesh.mesh
-    if (ranks.flatten().diff() > 0).all():
+    if mesh.ndim == 1 or (mesh.mesh.flatten().diff() > 0).all():
         return
+    ranks = mesh.mesh
     for dimension in cut:
         lines = ranks.movedim(dimension, -1).reshape(-1, ranks.shape[dimension])
         orders = lines.argsort(-1)

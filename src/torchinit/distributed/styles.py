@@ -7,10 +7,9 @@ from functools import partial
 from types import FunctionType
 from typing import Any
 
-import torch
 from torch import nn
 
-from torchinit.core.meshes import ASCEND
+from torchinit.core.meshes import ASCEND, is_in_order
 from torchinit.errors import RunError, count
 
 
@@ -27,9 +26,9 @@ def check_styles(model: nn.Module) -> None:
     problems = []
     for path, module in model.named_modules():
         for mesh, splits in _rowwise(module):
-            ranks = mesh.mesh.flatten().tolist()
-            if splits and ranks != torch.distributed.get_process_group_ranks(mesh.get_group()):
+            if splits and not is_in_order(mesh):
                 what = "the rows that it looks up" if isinstance(module, nn.Embedding) else "its part of the inputs"
+                ranks = mesh.mesh.tolist()
                 problems.append(f"{path}: RowwiseParallel over ranks {ranks} finds {what} by the place in the mesh")
     if problems:
         raise RunError(
