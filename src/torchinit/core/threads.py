@@ -71,7 +71,7 @@ def _set_threads(threads: int) -> None:
     the latter would slow down every thread that starts meanwhile, and two fills at once would leave it at 1. So a fresh
     thread takes over the process's number first, and gives it back at once; the lock keeps two calls from reading each
     other's. What is left is a moment, some microseconds long, since nothing in torch sets one number without the other;
-    factorizations, of which a model may have hundreds, have their own thread so that it comes once a process.
+    factorizations, of which a model may have hundreds, have a thread that is kept, so that it comes once for them all.
     """
     known, done = Lock(), Lock()  # plain locks: an Event or a pool takes several times as long
 
