@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.timing import Spread, side_by_side
+from torchinit.core.matrices import Orthogonal
 from torchinit.core.measures import measure
 from torchinit.core.shards import Shard
 from torchinit.noise import Distribution, Job, Keyed
@@ -146,6 +147,29 @@ def two_threads(sizes: list[int]) -> Iterator[Row]:
                 yield compare(what, *calls, against, size, clock=time.perf_counter, times=max(1, (1 << 22) // size))
 
 
+class _AllThreads(Keyed):
+    """The same draws, but a factorization as torch does it: on all threads."""
+
+    sequential = True
+
+
+def matrices(sizes: list[int]) -> Iterator[Row]:
+    """An orthogonal matrix, with two threads there: factorized on one, on both, and by torch in single precision."""
+    fill = Orthogonal()
+    for size in sizes:
+        out = torch.zeros(size, size)
+        shard = Shard.whole("weight", out)
+        others = {
+            "factorized on both": partial(fill.write, shard, _AllThreads(0)),
+            "torch.nn.init": partial(nn.init.orthogonal_, out),
+        }
+        with threads(2):
+            for against, other in others.items():
+                what, times = f"orthogonal, two threads, {size} x {size}", max(1, (1 << 16) // size**2)
+                ours = partial(fill.write, shard, NOISE)
+                yield compare(what, ours, other, against, size**2, clock=time.perf_counter, times=times)
+
+
 def column_shard(rows: int = 4096, columns: int = 4096, wanted: int = 512) -> Iterator[Row]:
     """The same number of elements, as columns of a larger tensor and as a tensor of their own."""
     whole = Shard.whole("weight", torch.zeros(rows, wanted))
@@ -183,3 +207,4 @@ def all_rows(quick: bool) -> Iterator[Row]:
         yield from small_tensors()
         yield from statistics(middle)
     yield from two_threads(sizes[2:])
+    yield from matrices([64, 512] if quick else [64, 512, 2048, 4096])

@@ -17,10 +17,11 @@ from torchinit.core.neutral import with_neutral
 from torchinit.core.planner import make_plan
 from torchinit.core.plans import Plan, Recipe, Rule
 from torchinit.core.reports import Report
-from torchinit.core.runs import Progress, local_shards, run
+from torchinit.core.runs import Agree, Progress, Shards, local_shards, run
 from torchinit.core.sites import Site
 from torchinit.core.sites import sites as bare_sites
-from torchinit.distributed import Materialization, PlannedStart, Start, among
+from torchinit.distributed import Materialization, PlannedStart, Start, among, check_styles
+from torchinit.errors import RunError
 from torchinit.modules import OwnStart, as_before_on_error, call_for, initialize_module
 from torchinit.noise import Global, Keyed
 from torchinit.recipes import decode_recipe, load_recipe
@@ -113,10 +114,20 @@ def initialize(
         report = initialize_module(model, recipe, seed=seed, strict=strict, stats=stats, progress=progress)
     else:
         made = _checked(model, recipe, strict=strict)
+        check_styles(model)
         noise = Global() if seed is None else Keyed(seed)
         agree = among(model) if made.loads else None
-        report = run(made, local_shards(model), noise, stats=stats, progress=progress, agree=agree)
+        report = run(made, _shards_of(model, agree), noise, stats=stats, progress=progress, agree=agree)
     return _finished(report, model, fingerprint=fingerprint)
+
+
+def _shards_of(model: nn.Module, agree: Agree | None) -> Shards:
+    try:
+        return local_shards(model)
+    except RunError as error:
+        if agree:
+            agree([str(error)])  # the other ranks ask in ``run`` what this one has found
+        raise
 
 
 def _finished(report: Report, model: nn.Module, *, fingerprint: bool) -> Report:

@@ -15,6 +15,7 @@ from torchinit.core.arguments import is_whole, number
 from torchinit.core.fills import Fill, Normal, check_fit
 from torchinit.core.moments import Moments
 from torchinit.core.shards import Shard
+from torchinit.core.threads import on_one_thread
 from torchinit.noise import Noise
 
 
@@ -64,15 +65,17 @@ def _gaussian(shard: Shard, noise: Noise, index: int = 0) -> Tensor:
     return local
 
 
-def _orthonormal(gaussian: Tensor) -> Tensor:
+def _orthonormal(gaussian: Tensor, noise: Noise) -> Tensor:
     """The orthonormal factor of a Gaussian matrix, uniform over all of them (Mezzadri, math-ph/0609050).
 
     LAPACK leaves the signs of R's diagonal open; taking them into Q makes the draw uniform and the
-    answer unique.
+    answer unique. With a seed the bits are those of one thread; without one, those of ``torch.nn.init`` called here.
     """
     wide = gaussian.shape[0] < gaussian.shape[1]
+    matrix = gaussian.mT if wide else gaussian
     q: Tensor
-    q, r = torch.linalg.qr(gaussian.mT if wide else gaussian)
+    alone = not noise.sequential and matrix.device.type == "cpu"
+    q, r = on_one_thread(torch.linalg.qr, matrix) if alone else torch.linalg.qr(matrix)
     q = q * r.diagonal().sgn()
     return q.mT if wide else q
 
@@ -108,7 +111,7 @@ class Orthogonal(FromGaussian):
 
     def compute(self, shard: Shard, noise: Noise) -> Tensor:
         gaussian = _gaussian(shard, noise).movedim(self.axis, 0)
-        matrix = _orthonormal(gaussian.reshape(gaussian.shape[0], -1)).mul_(self.gain)
+        matrix = _orthonormal(gaussian.reshape(gaussian.shape[0], -1), noise).mul_(self.gain)
         return matrix.reshape(gaussian.shape).movedim(0, self.axis)
 
     def moments(self, shape: tuple[int, ...] = ()) -> Moments | None:
@@ -151,7 +154,7 @@ class DeltaOrthogonal(FromGaussian):
         gaussian = _gaussian(shard, noise)
         tap = _tap(gaussian, [(size - 1) // 2 for size in gaussian.shape[2:]])
         whole = torch.zeros_like(gaussian)
-        matrix = _orthonormal(tap.movedim(self.axis, 0)).mul_(self.gain).movedim(0, self.axis)
+        matrix = _orthonormal(tap.movedim(self.axis, 0), noise).mul_(self.gain).movedim(0, self.axis)
         _tap(whole, [(size - 1) // 2 for size in gaussian.shape[2:]]).copy_(matrix)
         return whole
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeGuard
 import torch
 from torch import Tensor
 
+from torchinit.core.meshes import ASCEND, check_order, cut_dimensions, piece_here
 from torchinit.core.shards import Shard
 from torchinit.errors import RunError
 
@@ -48,7 +49,8 @@ def shards_of(name: str, tensor: Tensor, store: Callable[[Tensor], Tensor] | Non
     One box is enough but where several dimensions of a mesh cut one axis of the tensor in another order than
     the mesh's own; the shards are then views of the local part. Of a tensor on a mesh that this rank does not
     belong to nothing is here, and the answer is empty. Raises RunError for a sum whose terms lie on several ranks
-    (``Partial``), which has no values of its own.
+    (``Partial``), which has no values of its own, and for a layout that torch's own collectives would put together
+    otherwise than it was cut (some meshes whose ranks do not ascend).
 
     >>> [shard.is_whole for shard in shards_of("weight", torch.zeros(2, 3))]
     [True]
@@ -60,12 +62,16 @@ def shards_of(name: str, tensor: Tensor, store: Callable[[Tensor], Tensor] | Non
     if cuts is None:
         return ()
     axes = [_stretches(size, cuts[axis], local.shape[axis]) for axis, size in enumerate(shape)]
+    mesh = tensor.device_mesh
     if tuple(sum(high - low for low, high in axis) for axis in axes) != tuple(local.shape):
+        moved = any(piece_here(mesh, i) != mesh.get_coordinate()[i] for i in cut_dimensions(tensor))
+        disorder = f". The mesh's ranks {mesh.mesh.tolist()} do not ascend: {ASCEND}" if moved else ""
         raise RunError(
             f"{name}: its local part has shape {tuple(local.shape)}, which is not what placements"
-            f" {tensor.placements} on a mesh of shape {tuple(tensor.device_mesh.shape)} leave of {shape}"
+            f" {tensor.placements} on a mesh of shape {tuple(mesh.shape)} leave of {shape}{disorder}"
         )
-    spread = tensor.device_mesh.size() > 1
+    check_order(name, tensor)
+    spread = mesh.size() > 1
     return tuple(Shard(name, part, shape, start, store=store, spread=spread) for start, part in _boxes(local, axes))
 
 
@@ -93,9 +99,9 @@ class Cut(NamedTuple):
 def _cuts(name: str, tensor: Any) -> list[list[Cut]] | None:
     """The cuts of each axis in the order of the mesh's dimensions; None on a rank outside of the mesh."""
     mesh = tensor.device_mesh
-    coordinate = mesh.get_coordinate()
+    outside = mesh.get_coordinate() is None
     found: list[list[Cut]] = [[] for _ in tensor.shape]
-    for pieces, placement, at in zip(mesh.shape, tensor.placements, coordinate or mesh.shape, strict=True):
+    for dimension, (pieces, placement) in enumerate(zip(mesh.shape, tensor.placements, strict=True)):
         if placement.is_partial():
             raise RunError(
                 f"{name}: is placed as {placement}: the ranks hold terms of a sum, which no values can be given to;"
@@ -103,8 +109,9 @@ def _cuts(name: str, tensor: Any) -> list[list[Cut]] | None:
             )
         axis = getattr(placement, "dim", None)
         if axis is not None:
+            at = 0 if outside else piece_here(mesh, dimension)
             found[axis].append(Cut(pieces, at, getattr(placement, "split_factor", 0)))
-    return None if coordinate is None else found
+    return None if outside else found
 
 
 def _stretches(size: int, cuts: Sequence[Cut], here: int) -> list[Stretch]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from torchinit.core.digests import Sums
+from torchinit.core.meshes import cut_dimensions
 from torchinit.core.sources import Look
 
 _LOW = (1 << 32) - 1
@@ -35,11 +36,6 @@ def reduced(looks: Sequence[Look], *, failed: bool = False) -> tuple[list[Sums],
             for index, value in zip(indices, added, strict=True):
                 found[index] = value
     return found, failed
-
-
-def cut_dimensions(tensor: Any) -> tuple[int, ...]:
-    """The dimensions of a DTensor's mesh along which its ranks hold different parts."""
-    return tuple(i for i, placement in enumerate(tensor.placements) if getattr(placement, "dim", None) is not None)
 
 
 def _added(sums: Sequence[Sums], mesh: Any, dimension: int, failed: bool) -> tuple[Iterator[Sums], bool]:

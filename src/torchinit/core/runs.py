@@ -21,6 +21,7 @@ from torchinit.core.places import Held, held
 from torchinit.core.plans import Plan, Step
 from torchinit.core.reports import Record, Report
 from torchinit.core.shards import Shard
+from torchinit.core.threads import one_thread
 from torchinit.core.witnesses import unobserved, witnesses
 from torchinit.errors import CheckpointError, RunError, count
 from torchinit.noise import Job, Noise
@@ -268,13 +269,13 @@ def _hand_over(shard: Shard, store: Callable[[Tensor], Tensor], noise: Noise) ->
 
 @contextmanager
 def _seeded(shard: Shard, noise: Noise) -> Iterator[None]:
-    """Torch's generator in a state that belongs to the shard's name; a sequential noise leaves it as it is."""
+    """One thread, and torch's generator in a state of the shard's name; a sequential noise leaves both alone."""
     if noise.sequential:
         yield
         return
     word = torch.empty(1)
     noise.fill(Shard.whole(shard.name, word), "integer", (0, 1 << 24), _BASIS)
-    with torch.random.fork_rng(devices=[shard.local.device] if shard.local.is_cuda else []):
+    with one_thread(), torch.random.fork_rng(devices=[shard.local.device] if shard.local.is_cuda else []):
         torch.default_generator.manual_seed(int(word))
         yield
 

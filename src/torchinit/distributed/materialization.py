@@ -26,6 +26,7 @@ from torchinit.distributed.allocation import (
 )
 from torchinit.distributed.owncode import Made, make_buffers
 from torchinit.distributed.replicas import verify_replicas
+from torchinit.distributed.styles import check_styles
 from torchinit.distributed.together import is_shared, together
 from torchinit.errors import RunError, count
 from torchinit.noise import Keyed
@@ -143,6 +144,7 @@ class Materialization:
 
     def _ready(self) -> tuple[Start, torch.device]:
         check_ranks(self.model)
+        check_styles(self.model)
         check_meta(self.model, with_memory=self.with_memory)
         return self.ready(), check_device(self.device)
 

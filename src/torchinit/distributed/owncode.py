@@ -17,6 +17,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torchinit.core.constructors import kept_arguments
 from torchinit.core.names import normalize
 from torchinit.core.placements import shards_of
+from torchinit.core.threads import one_thread
 from torchinit.distributed.allocation import Tenant
 from torchinit.distributed.standins import (
     Poison,
@@ -68,6 +69,7 @@ class Made:
     failed: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
+@one_thread()
 def make_buffers(
     model: nn.Module,
     wanted: Sequence[Tenant],
@@ -83,8 +85,8 @@ def make_buffers(
     ``_init_weights(module)`` of a module above it, the methods of those above it, and the constructors, where a
     module keeps all the arguments that it was made with under their own names. A buffer counts as made when all of its
     elements come out the same whatever it held before. What the code draws depends on the seed and its module alone,
-    by the name that ``paths`` has for it, else by that in the model. The ``init_weights`` of a module that is
-    ``initialized_later`` is not tried: it will be called in any case.
+    by the name that ``paths`` has for it, else by that in the model, and what it computes not on the number of threads.
+    The ``init_weights`` of a module that is ``initialized_later`` is not tried: it will be called in any case.
 
     >>> norm = nn.BatchNorm1d(2)
     >>> _ = norm.running_var.fill_(torch.nan)

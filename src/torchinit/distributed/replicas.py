@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from torch import nn
 
 from torchinit.core.fingerprints import hashed
-from torchinit.core.reductions import cut_dimensions
+from torchinit.core.meshes import cut_dimensions, piece_here
 from torchinit.core.sources import look_at, sources_of
 from torchinit.core.tables import some
 from torchinit.distributed.together import gathered, ranks_of, together
@@ -61,8 +61,8 @@ def _place(tensor: Any) -> str:
     """Which part of a tensor is here; a text that is the same on meshes side by side, as data parallelism has them."""
     if tensor is None:
         return ""
-    mesh, coordinate = tensor.device_mesh, tensor.device_mesh.get_coordinate()
-    return " ".join(f"{tensor.placements[i]} {coordinate[i]}/{mesh.shape[i]}" for i in cut_dimensions(tensor))
+    mesh = tensor.device_mesh
+    return " ".join(f"{tensor.placements[i]} {piece_here(mesh, i)}/{mesh.shape[i]}" for i in cut_dimensions(tensor))
 
 
 def _places_that_differ(totals: Sequence[Mapping[str, str]]) -> set[str]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from torchinit.core.shards import Box
 from torchinit.core.spelling import Spelled
+from torchinit.core.threads import one_thread
 from torchinit.registry import Registry
 
 Size: TypeAlias = tuple[int, ...]
@@ -87,10 +88,16 @@ class Adapter(Spelled, ABC):
     def part(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> Part:
         """How a box of the site's value is made of tensors of ``shapes``: what is read, and what is done to that.
 
-        Here all is read, and the box cut out of the whole value. What only moves elements needs no more than
-        those that come into the box; it must give the very values that ``adapt`` gives.
+        Here all is read, and the box cut out of the whole value, which is computed on one thread so that every rank
+        has the same. What only moves elements needs no more than those that come into the box; it must give the very
+        values that ``adapt`` gives.
         """
-        return Part(tuple(map(Box.whole, shapes)), lambda tensors: box.of(self.adapt(tensors, shape, key)))
+
+        def make(tensors: Sequence[Tensor]) -> Tensor:
+            with one_thread():
+                return box.of(self.adapt(tensors, shape, key))
+
+        return Part(tuple(map(Box.whole, shapes)), make)
 
 
 ADAPTERS: Final = Registry("adapter", method="adapt", group="torchinit.adapters")
