@@ -40,4 +40,5 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=30)
     dist.init_process_group("gloo")
     main(parser.parse_args().steps)
+    dist.barrier()  # ranks leave together: gloo may abort a process whose peer is gone before it is done
     dist.destroy_process_group()
