@@ -68,7 +68,7 @@ def looks_like_norm(site: Site) -> bool:
 
 def is_shift(site: Site) -> bool:
     """Whether the name says that the parameter is added."""
-    return site.role == "bias" or site.leaf in _SHIFTS
+    return site.parameter_kind == "bias" or site.leaf in _SHIFTS
 
 
 def neutrality(site: Site) -> str:

@@ -237,7 +237,7 @@ class Plan:
         True
         """
         try:
-            data = json.loads(text)
+            data = json.loads(text, object_hook=_renamed)
         except (ValueError, RecursionError) as error:
             raise ConfigError(f"this is no plan: {error}") from None
         if not isinstance(data, dict) or data.pop("format", None) != _FORMAT:
@@ -294,6 +294,18 @@ class Plan:
 def _headed(found: list[str]) -> tuple[str, list[str]]:
     """One problem as the headline itself, several below one."""
     return (found[0], []) if len(found) == 1 else (f"{count(len(found), 'problem')} with checkpoints", found)
+
+
+def _renamed(data: dict[str, Any]) -> dict[str, Any]:
+    """A table of a plan under today's names; older plans have others."""
+    match data:
+        case {"type": "Any", "of": of}:
+            return {"type": "AnyOf", "of": of}
+        case {"type": "Roles", "roles": kinds}:
+            return {"type": "Kinds", "kinds": kinds}
+        case {"owner": _, "role": kind, **rest}:
+            return {**rest, "owner": data["owner"], "parameter_kind": kind}
+    return data
 
 
 Capture: TypeAlias = Callable[[nn.Module, Callable[[Any], object]], Plan]

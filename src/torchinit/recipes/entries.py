@@ -14,7 +14,7 @@ from torchinit.core.fills import Initializer
 from torchinit.core.formulas import Prior
 from torchinit.core.loaders import Loader
 from torchinit.core.plans import Rule
-from torchinit.core.selectors import Layer, Leaf, Name, Regex, Roles, Selector, Within
+from torchinit.core.selectors import Kinds, Layer, Leaf, Name, Regex, Selector, Within
 from torchinit.core.vocabulary import TEXT
 from torchinit.schema import INVALID, Data, Reader, join
 
@@ -177,10 +177,10 @@ class _EntryReader:
             return [rule]
         if entry.param or (by_name and not self._says_bias):
             return [rule]
-        weights = ~Roles("bias") if by_name else Roles("weight")
+        weights = ~Kinds("bias") if by_name else Kinds("weight")
         rules = [replace(rule, where=where & weights)]
         if bias is not None:
-            rules.append(replace(rule, where=where & Roles("bias"), init=bias, optional=True))
+            rules.append(replace(rule, where=where & Kinds("bias"), init=bias, optional=True))
         return rules
 
     def _overrides(self, entry: Entry, sound: bool) -> list[Rule]:
