@@ -345,3 +345,20 @@ class Block(_Several):
             return False
         index, count = site.block
         return any(index == (number if number >= 0 else count + number) for number in self.numbers)
+
+
+def as_selector(where: object) -> Selector:
+    """The selector, or that of the names which fit a glob or any of several. Raises TypeError for anything else.
+
+    >>> as_selector("fc.*"), as_selector(["a.weight", "b.weight"])
+    (Name('fc.*'), Name('a.weight', 'b.weight'))
+    """
+    if isinstance(where, Selector):
+        return where
+    if isinstance(where, type):
+        way = f"Layer({where.__name__})" if issubclass(where, nn.Module) else f"{where.__name__}(...)"
+        raise TypeError(f"{where.__name__} is a class, not a selector; write {way}")
+    globs = (where,) if isinstance(where, str) else where
+    if not (isinstance(globs, (list, tuple)) and globs and all(isinstance(glob, str) for glob in globs)):
+        raise TypeError(f"a selector is Name('head.**') and the like, or globs of names as text, but got {where!r}")
+    return Name(*globs)

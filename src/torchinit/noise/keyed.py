@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import operator
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
@@ -15,11 +16,12 @@ import torch
 from torch import Tensor
 
 from torchinit.core.shards import Shard
+from torchinit.core.threads import one_thread
 from torchinit.errors import RunError
 from torchinit.noise import engines, reference
 from torchinit.noise.boxes import Task, is_simple
 from torchinit.noise.draws import Draw, Kind, resolve
-from torchinit.noise.streams import Distribution, Job, Noise
+from torchinit.noise.streams import Distribution, Job, Noise, forked
 
 STREAM = "torchinit-stream-1"
 """The version of the stream; it changes if any value ever does."""
@@ -80,6 +82,16 @@ class Keyed(Noise):
     def factor_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """Double precision: the values must not depend on the dtype that they end in."""
         return torch.complex128 if dtype.is_complex else torch.float64
+
+    @contextmanager
+    def lending(self, name: str, index: int, device: torch.device) -> Iterator[None]:
+        """Torch's generators in a state that belongs to seed, name and index; and one thread, on which sums depend."""
+        state = int.from_bytes(derive(self.seed, name, index)[:8], "little")
+        with one_thread(), forked(device):
+            torch.default_generator.manual_seed(state)
+            if device.type != "cpu":
+                getattr(torch, device.type).manual_seed(state)
+            yield
 
     def _task(self, job: Job) -> Task:
         shard, distribution, params, index = job

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 from torchinit.core.shards import Shard
 from torchinit.errors import RunError
 from torchinit.noise.draws import check_parameters
-from torchinit.noise.streams import Distribution, Noise
+from torchinit.noise.streams import Distribution, Noise, forked
 
 _FULL = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 
@@ -59,8 +61,29 @@ class Global(Noise):
         """One ``torch.randperm`` a column, as ``torch.nn.init.sparse_`` does."""
         _refuse_part(shard)
         rows, columns = shard.region.shape
-        drawn = [torch.randperm(rows, generator=self.generator) for _ in range(columns)]
+        place = "cpu" if self.generator is None else self.generator.device
+        drawn = [torch.randperm(rows, generator=self.generator, device=place).cpu() for _ in range(columns)]
         return torch.stack(drawn, dim=1) if drawn else torch.empty(rows, 0, dtype=torch.int64)
+
+    @property
+    def seed(self) -> int:
+        """The seed that the generator was given last, for draws that need one."""
+        return (self.generator or torch.default_generator).initial_seed()
+
+    @contextmanager
+    def lending(self, name: str, index: int, device: torch.device) -> Iterator[None]:
+        """A generator of one's own in the place of torch's, which is as it was afterwards."""
+        if self.generator is None:
+            yield
+            return
+        place = self.generator.device
+        torchs = torch.default_generator if place.type == "cpu" else torch.cuda.default_generators[place.index or 0]
+        with forked(place):
+            torchs.set_state(self.generator.get_state())
+            try:
+                yield
+            finally:
+                self.generator.set_state(torchs.get_state())
 
     def factor_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """What torch itself factorizes in; float32 for the dtypes that it cannot factorize."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -72,7 +73,22 @@ class Noise(ABC):
     def factor_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """The precision in which fills that need a factorization compute it for a site of ``dtype``."""
 
+    def lending(self, name: str, index: int, device: torch.device) -> AbstractContextManager[None]:
+        """Let torch's own generators draw what belongs to a name, while the block lasts; then they are as before.
+
+        It is for other people's code, which knows no noise. ``device`` is where it may draw besides the CPU.
+        """
+        del name, index, device
+        return nullcontext()
+
     def fill_many(self, jobs: Iterable[Job]) -> None:
         """Does the jobs as if one after the other, with less to pay for each than a call of ``fill``."""
         for job in jobs:
             self.fill(job.shard, job.distribution, job.params, job.index)
+
+
+def forked(device: torch.device) -> AbstractContextManager[None]:
+    """The generators of the CPU and of a device as they were, after the block."""
+    if device.type == "cpu":
+        return torch.random.fork_rng(devices=[])
+    return torch.random.fork_rng(devices=[device], device_type=device.type)
