@@ -22,7 +22,8 @@ Data: TypeAlias = Any
 INVALID: Final = object()
 """What a reader gives for data that hold a mistake."""
 
-_DEEPEST = 64
+DEEPEST: Final = 64
+"""How many levels data may have."""
 
 
 class Unfinished(ABC):
@@ -245,7 +246,7 @@ class Reader:
     def word(self, data: Mapping[str, Data], hint: Hint, path: str) -> Any:
         """The class that ``data["type"]`` names, or INVALID."""
         kind = data.get("type")
-        if path.count(".") + path.count("[") > _DEEPEST:
+        if path.count(".") + path.count("[") > DEEPEST:
             return self.mistake(path, "is nested too deeply")
         if "type" not in data:
             return self.mistake(path, f"needs 'type', the name of {_an(self.vocabularies[hint].registry.kind)}")

@@ -38,8 +38,8 @@ def test_it_may_say_what_it_is_about() -> None:
 @pytest.mark.parametrize(
     ("data", "text"),
     [
-        ([], "a recipe is a table with a list 'rules'"),
-        ({}, "a recipe is a table with a list 'rules'"),
+        ([], "the recipe is empty, so nothing would be written: give it a rule"),
+        ({}, "the recipe is empty, so nothing would be written: give it a rule"),
         ({"rules": {}}, "a recipe is a table with a list 'rules'"),
         ({"rules": [], "rulse": 1}, "rulse: a recipe has no 'rulse'; did you mean 'rules'?"),
         ({"rules": [], 3: 1}, "3: a recipe has no 3"),

@@ -21,7 +21,6 @@ from torchinit.core.sites import Site
 from torchinit.core.tables import some
 from torchinit.errors import FanError, count
 
-
 Ties: TypeAlias = Literal["agree", "last"]
 
 

@@ -5,5 +5,6 @@ from __future__ import annotations
 from torchinit.core.vocabulary import INITIALIZERS
 from torchinit.recipes.decode import decode_recipe, recipe_to_data
 from torchinit.recipes.files import load_recipe, schemes
+from torchinit.recipes.forms import RecipeLike, to_rules
 
-__all__ = ["INITIALIZERS", "decode_recipe", "load_recipe", "recipe_to_data", "schemes"]
+__all__ = ["INITIALIZERS", "RecipeLike", "decode_recipe", "load_recipe", "recipe_to_data", "schemes", "to_rules"]

@@ -2,48 +2,148 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from reprlib import repr as short
+from typing import Any, Final
 
+from torchinit.core.fills import Initializer
 from torchinit.core.plans import Recipe, Rule
+from torchinit.core.selectors import Kinds
 from torchinit.core.vocabulary import SCHEMA
 from torchinit.errors import did_you_mean
-from torchinit.recipes.entries import entry_rules
-from torchinit.schema import Data, Reader
+from torchinit.recipes.entries import SELECTING, entry_rules
+from torchinit.schema import DEEPEST, Data, Reader, join
 
-_WORDS = ("about", "rules")
+_WORDS: Final = ("about", "rules")
+
+EMPTY: Final = "the recipe is empty, so nothing would be written: give it a rule"
 
 
 def decode_recipe(data: Data, source: str = "recipe") -> Recipe:
-    """The rules that plain data stand for: ``{"rules": [entry, ...]}``.
+    """The rules that plain data stand for, in any of the forms of a recipe.
 
+    These are ``{"rules": [entry, ...]}``, a list of entries, one entry, and ``{glob: entry without a name, ...}``.
     Raises ConfigError with every mistake, each with its path and the near name; ``source`` is what the
     message calls the recipe. The words of an entry stand in :class:`torchinit.recipes.entries.Entry`.
 
     >>> decode_recipe({"rules": [{"type": "Normal", "std": 0.02, "name": "**.weight"}]})
     (Rule(where=Name('**.weight'), init=Normal(mean=0.0, std=0.02), ...),)
-    >>> decode_recipe({"rules": [{"type": "Normal", "sdt": 0.02, "name": "a"}, {"type": "Kaimng", "name": "b"}]})
+    >>> decode_recipe([{"type": "Normal", "sdt": 0.02, "name": "a"}, {"type": "Kaimng", "name": "b"}])
     Traceback (most recent call last):
     torchinit.errors.ConfigError: 2 mistakes in recipe
       rules[0].sdt: Normal has no argument 'sdt'; did you mean 'std'?
       rules[1].type: unknown initializer 'Kaimng'; did you mean 'Kaiming'?
     """
     reader = Reader(SCHEMA.vocabularies)
-    rules = tuple(_rules(data, reader))
+    known = as_plain(data, "", reader)
+    reader.finish(source)
+    rules = tuple(_rules(known, full_key(data), reader))
     reader.finish(source)
     return rules
 
 
-def _rules(data: Data, reader: Reader) -> Iterator[Rule]:
-    if not isinstance(data, Mapping) or not isinstance(data.get("rules"), (list, tuple)):
-        reader.mistake("", "a recipe is a table with a list 'rules'")
-        return
+def _rules(form: Data, path: str, reader: Reader) -> Iterator[Rule]:
+    """The rules of a recipe, or of an item of one; ``path`` is where it stands, nothing for the whole."""
+    if isinstance(form, Rule):
+        yield form if form.origin or not path else replace(form, origin=path)
+    elif not path and isinstance(form, (list, dict)) and not form:
+        reader.mistake("", EMPTY)
+    elif isinstance(form, (list, tuple)):
+        for number, item in enumerate(form):
+            yield from _rules(item, f"{path or 'rules'}[{number}]", reader)
+    elif form is None or isinstance(form, (str, bytes, int, float)):
+        reader.mistake(path, f"must be a table, but got {short(form)}")
+    elif not isinstance(form, Mapping):
+        yield from _rule(path, reader, Kinds("weight"), form, fitting=True)
+    elif "rules" in form:
+        yield from _recipe(form, path, reader)
+    elif _is_entry(form) or not form:
+        yield from entry_rules(form, path or "rules[0]", reader)
+    else:
+        yield from _by_name(form, path or "recipe", reader)
+
+
+def _recipe(data: Mapping[Any, Data], path: str, reader: Reader) -> Iterator[Rule]:
     for key in data:
         if key not in _WORDS:
-            reader.mistake(str(key), f"a recipe has no {key!r}{did_you_mean(key, _WORDS)}")
-    reader.read(data.get("about", ""), str, "about")
-    for number, entry in enumerate(data["rules"]):
-        yield from entry_rules(entry, f"rules[{number}]", reader)
+            reader.mistake(join(path, key), f"a recipe has no {key!r}{did_you_mean(key, _WORDS)}")
+    reader.read(data.get("about", ""), str, join(path, "about"))
+    if isinstance(data["rules"], (list, tuple)):
+        yield from _rules(data["rules"], join(path, "rules"), reader)
+    else:
+        reader.mistake(path, "a recipe is a table with a list 'rules'")
+
+
+def _is_entry(data: Mapping[Any, Data]) -> bool:
+    """Whether a table is one entry, be it without its type, and not a table of initializers by name."""
+    plain = not any(isinstance(item, (Mapping, Initializer)) or callable(item) for item in data.values())
+    return bool({"type", "where"} & data.keys()) or (plain and bool(SELECTING & data.keys()))
+
+
+def _by_name(data: Mapping[Any, Data], path: str, reader: Reader) -> Iterator[Rule]:
+    for glob, said in data.items():
+        place = f"{path}[{glob!r}]"
+        if isinstance(said, Mapping) and "name" not in said:
+            yield from entry_rules({**said, "name": glob}, place, reader)
+        elif isinstance(said, Mapping):
+            reader.mistake(f"{place}.name", "the key is the name already")
+        else:
+            yield from _rule(place, reader, glob, said)
+
+
+def _rule(path: str, reader: Reader, where: Any, init: Any, *, fitting: bool = False) -> Iterator[Rule]:
+    try:
+        yield Rule(where, init, origin=path, fitting=fitting)
+    except (TypeError, ValueError) as error:
+        near = did_you_mean(where, (*_WORDS, "type")) if isinstance(where, str) else ""
+        reader.mistake(path, f"{error}{near}")
+
+
+def as_plain(data: Data, path: str, reader: Reader) -> Data:
+    """The data of any mapping or sequence as dicts and lists, with what OmegaConf interpolates."""
+    path = full_key(data) or path
+    keys = _keys(data)
+    if keys is None or path.count(".") + path.count("[") > DEEPEST:
+        return data  # what is too deep is found when it is read
+    found = {key: _item(data, key, path, reader) for key in keys}
+    made = {key: as_plain(value, _below(data, path, key), reader) for key, value in found.items()}
+    if type(data) in (dict, OrderedDict, list, tuple) and all(made[key] is found[key] for key in made):
+        return data  # such as a state dict, which may be large, and more than a dict
+    return made if isinstance(data, Mapping) else list(made.values())
+
+
+def _keys(data: Data) -> Sequence[Any] | None:
+    if isinstance(data, Mapping):
+        return list(data)
+    if isinstance(data, Sequence) and not isinstance(data, (str, bytes, bytearray)):
+        return range(len(data))
+    return None
+
+
+def _below(data: Data, path: str, key: Any) -> str:
+    return join(path, key) if isinstance(data, Mapping) else f"{path or 'rules'}[{key}]"
+
+
+def _item(data: Data, key: Any, path: str, reader: Reader) -> Data:
+    try:
+        return data[key]
+    except Exception as error:  # noqa: BLE001  # whatever a config library raises for what it cannot resolve
+        return reader.mistake(_below(data, path, key), str(error).partition("\n")[0])
+
+
+def full_key(node: object) -> str:
+    """Where a node of OmegaConf stands in its config; nothing for any other object.
+
+    >>> full_key({})
+    ''
+    """
+    tell: Any = getattr(type(node), "_get_full_key", None)
+    if tell is None:
+        return ""
+    # What it says of a node itself is wrong for an item of a list; what it says of the node's items is not.
+    return str(tell(node, "x").removesuffix("x").removesuffix(".") if isinstance(node, Mapping) else tell(node, 0)[:-3])
 
 
 def recipe_to_data(recipe: Recipe) -> Data:

@@ -50,24 +50,19 @@ class Entry:
 
 ENTRY_WORDS: Final = frozenset(field.name for field in fields(Entry))
 OTHER_WORDS: Final = frozenset({"type", "bias", "bias_prob", "override"})
-_SELECTING: Final = frozenset({"layer", "within", "name", "regex", "param"})
+SELECTING: Final = frozenset({"layer", "within", "name", "regex", "param"})
 _OVERRIDE_WORDS: Final = ("name", "blocks", "batch_axes", "label", "optional", "padding", "type", "bias", "bias_prob")
 _NOT_INHERITED: Final = ENTRY_WORDS - {"blocks", "batch_axes", "label"} | {"override"}
 _BIAS: Final = Literal["keep"] | Initializer | None
 
 
-def entry_rules(data: Data, path: str, reader: Reader) -> tuple[Rule, ...]:
+def entry_rules(data: Mapping[Any, Data], path: str, reader: Reader) -> tuple[Rule, ...]:
     """The rules of one entry; what is wrong with it is noted in the reader.
 
     An entry with ``where`` and ``init`` is one rule. Any other has a ``type``, the initializer's arguments,
     and the words of :class:`Entry`. Its rules come in the order in which they are written: the
     initializer's, the biases', the overrides'. The ``origin`` of each is its path.
     """
-    if isinstance(data, Rule):
-        return (replace(data, origin=path),)
-    if not isinstance(data, Mapping):
-        reader.mistake(path, f"must be a table, but got {short(data)}")
-        return ()
     if "where" in data:
         rule = reader.read(data, Rule, path)
         return () if rule is INVALID else (replace(rule, origin=path),)
@@ -157,7 +152,7 @@ class _EntryReader:
         besides = self._selector("exclude", lambda: ~Name(*several(entry.exclude)))
         if entry.subclasses and "layer" not in self.data:
             self._mistake("subclasses", "means something only beside 'layer'")
-        if not self.data.keys() & _SELECTING and (besides or "override" not in self.data):
+        if not self.data.keys() & SELECTING and (besides or "override" not in self.data):
             how = "give layer, name, regex, within or param; name = '**' selects every parameter"
             self._mistake("", f"selects nothing: {how}")
         return reduce(and_, [*found, *besides]) if found else None

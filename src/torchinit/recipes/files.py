@@ -6,7 +6,7 @@ import json
 import os
 import tomllib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from torchinit.core.maps import unique
 from torchinit.core.plans import Recipe
+from torchinit.core.vocabulary import INITIALIZERS
 from torchinit.errors import ConfigError, MissingExtraError, did_you_mean
 from torchinit.recipes.decode import decode_recipe
 from torchinit.schema import Data
@@ -38,13 +39,22 @@ def load_recipe(source: str | os.PathLike[str]) -> Recipe:
     Traceback (most recent call last):
     torchinit.errors.ConfigError: there is no file 'gtp2' and no scheme of this name; did you mean 'gpt2'?
     """
+    if "\n" in str(source):
+        raise ConfigError("a recipe is the path of a file, or data, and not the text of a file: parse it first")
     path, shipped = Path(source), _schemes()
     if str(source) in shipped and not path.is_file():
         return load_scheme(str(source))
     if not path.suffix and not path.exists():
-        near = did_you_mean(str(source), shipped)
-        raise ConfigError(f"there is no file {str(source)!r} and no scheme of this name{near}")
+        raise ConfigError(_nothing_called(str(source), shipped))
     return decode_recipe(read_data(path), str(source))
+
+
+def _nothing_called(name: str, shipped: Iterable[str]) -> str:
+    known = next((one for one in INITIALIZERS if one.casefold() == name.casefold()), None)
+    if known is None:
+        return f"there is no file {name!r} and no scheme of this name{did_you_mean(name, shipped)}"
+    entry = {"type": known, "name": "**.weight"}
+    return f"{name!r} is the name of an initializer, not of a recipe; write {known}() in Python, or {entry} as data"
 
 
 def load_scheme(name: str) -> Recipe:

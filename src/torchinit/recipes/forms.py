@@ -1,0 +1,106 @@
+"""Forms: what stands for a recipe, in every call that takes one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import replace
+from reprlib import repr as short
+from typing import Any, TypeAlias
+
+from torch import Tensor, nn
+
+from torchinit.core.code import Function
+from torchinit.core.fills import Initializer
+from torchinit.core.plans import Plan, Recipe, Rule
+from torchinit.core.selectors import Kinds, Selector
+from torchinit.errors import ConfigError
+from torchinit.recipes.decode import EMPTY, decode_recipe
+from torchinit.recipes.entries import ENTRY_WORDS
+from torchinit.recipes.files import load_recipe
+
+RecipeLike: TypeAlias = str | os.PathLike[str] | Rule | Initializer | Function | Mapping[Any, Any] | Iterable[Any]
+"""What stands for a recipe, as :func:`to_rules` reads it."""
+
+
+def to_rules(recipe: RecipeLike) -> Recipe:
+    """The rules that a recipe stands for, whatever its form.
+
+    A path or the name of a scheme; a rule; an entry (``{"type": ...}``); ``{"rules": [...]}``; ``{glob: initializer}``,
+    whose values may be functions of a tensor or entries without a name; a list of any of these, or an iterator; an
+    initializer alone, which is for each weight that it fits: not for biases, norms and elementwise scales. Any mapping
+    or sequence will do, OmegaConf's and MMEngine's among them. Raises ConfigError or TypeError for what is none.
+
+    >>> from torchinit import Kaiming, Zeros
+    >>> for rule in to_rules([Kaiming(), {"head.weight": nn.init.zeros_}]):
+    ...     print(rule)
+    Kinds('weight') -> Kaiming()
+    Name('head.weight') -> Zeros()
+    """
+    if not (rules := _rules(recipe)):
+        raise ConfigError(EMPTY)
+    return rules
+
+
+def _rules(recipe: RecipeLike) -> Recipe:
+    if isinstance(recipe, (str, os.PathLike)):
+        return load_recipe(recipe)
+    if fault := _fault(recipe):
+        raise TypeError(fault)
+    if isinstance(recipe, Rule):
+        return (recipe,)
+    if not isinstance(recipe, Iterable):
+        return (Rule(Kinds("weight"), recipe, fitting=True),)
+    if not isinstance(recipe, (Mapping, Sequence)):
+        recipe = list(recipe)
+    if isinstance(recipe, (list, tuple)):
+        recipe = [_loaded(item) if isinstance(item, (str, os.PathLike)) else item for item in recipe]
+    source = "recipe (an init_cfg is for torchinit.mmengine.initialize)" if is_like_init_cfg(recipe) else "recipe"
+    return decode_recipe(recipe, source)
+
+
+def _loaded(source: str | os.PathLike[str]) -> list[Rule]:
+    return [replace(rule, origin=f"{source} {rule.origin}") for rule in load_recipe(source)]
+
+
+def _fault(recipe: object) -> str:
+    """What is given in the place of a recipe, and what to write; nothing of what may be one."""
+    if isinstance(recipe, nn.Module):
+        return f"a {type(recipe).__name__} is a model, not a recipe; to load it, write Rule('**', Pretrained(model))"
+    if is_state_dict(recipe):
+        return "this is a state dict, not a recipe; to load it, write Rule('**', Pretrained(state_dict))"
+    if isinstance(recipe, Selector):
+        return f"{recipe!r} says where, and not what; write Rule({recipe!r}, Normal(std=0.02))"
+    if isinstance(recipe, Plan):
+        return "this is a plan, not a recipe; torchinit.run(plan, torchinit.local_shards(model), noise) carries it out"
+    if isinstance(recipe, Set):
+        return f"{short(recipe)} has no order, and later rules win; write a list"
+    known = isinstance(recipe, (Rule, Initializer, type, Iterable, int, float)) or callable(recipe)
+    if known and not isinstance(recipe, (bool, bytes, bytearray, Tensor)):
+        return ""
+    return (
+        f"{short(recipe)} is not a recipe: write the path of a file, the name of a scheme, rules, entries such as"
+        " {'type': 'Normal', 'std': 0.02, 'name': '**.weight'}, or an initializer such as Normal(std=0.02)"
+    )
+
+
+def is_state_dict(value: object) -> bool:
+    """Whether a value is a mapping of tensors.
+
+    >>> is_state_dict(nn.Linear(2, 2).state_dict()), is_state_dict({})
+    (True, False)
+    """
+    return isinstance(value, dict) and any(isinstance(item, Tensor) for item in value.values())
+
+
+def is_like_init_cfg(recipe: object) -> bool:
+    """Whether the data could be an ``init_cfg``: each entry names a type, and uses no word that only recipes have.
+
+    >>> is_like_init_cfg([{"type": "Xavier", "layer": "LSTM"}]), is_like_init_cfg({"type": "Xavier", "name": "rnn.*"})
+    (True, False)
+    """
+    entries = [recipe] if isinstance(recipe, Mapping) else recipe
+    beyond = ENTRY_WORDS - {"layer"}
+    return isinstance(entries, (list, tuple)) and all(
+        isinstance(entry, Mapping) and "type" in entry and not beyond & entry.keys() for entry in entries
+    )
