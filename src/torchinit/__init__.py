@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torchinit.api import RecipeLike, initialize, materialize, plan, sites
+from torchinit.api import initialize, materialize, plan, sites
 from torchinit.checkpoints import (
     Checkpoint,
     CheckpointLoader,
@@ -103,7 +103,7 @@ from torchinit.modules import (
     xavier_init,
 )
 from torchinit.noise import Global, Keyed, Noise
-from torchinit.recipes import INITIALIZERS, decode_recipe, load_recipe, recipe_to_data, schemes
+from torchinit.recipes import INITIALIZERS, RecipeLike, decode_recipe, load_recipe, recipe_to_data, schemes
 from torchinit.tracing import Lock, Trace, Write, capture, lock, seeded, trace
 
 __all__ = [

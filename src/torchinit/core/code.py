@@ -183,7 +183,7 @@ def as_initializer(value: object) -> Initializer:
         raise TypeError(
             f"a {type(value).__name__} is a module, not an initializer; to copy it, write Pretrained(module)"
         )
-    if isinstance(value, Initializer):
+    if isinstance(value, Initializer) and not isinstance(value, Mapping):  # some of which have every attribute
         return value
     if callable(value):
         return _twin(value) or Code(value)

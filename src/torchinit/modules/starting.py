@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +18,7 @@ from torchinit.core.reports import Report
 from torchinit.core.runs import Progress
 from torchinit.core.sites import sites
 from torchinit.distributed.allocation import Tenant
-from torchinit.distributed.materialization import own_record
+from torchinit.distributed.materialization import with_resets
 from torchinit.distributed.owncode import Made, needs
 from torchinit.distributed.together import exchanged, is_shared
 from torchinit.errors import ConfigError
@@ -24,6 +26,8 @@ from torchinit.modules.base_module import BaseModule, all_count_as_initialized, 
 from torchinit.modules.init_cfg import carry_out
 from torchinit.modules.session import Session, session_of
 from torchinit.modules.wholes import bare_class
+from torchinit.noise import Keyed, Noise
+from torchinit.tracing.recorder import Recorder
 from torchinit.tracing.seeded import Seeded
 
 if TYPE_CHECKING:
@@ -43,7 +47,7 @@ class OwnStart:
     """
 
     model: nn.Module
-    seed: int
+    noise: Noise
     init_cfg: InitCfg | None = None
     strict: bool = False
     stats: bool = True
@@ -81,35 +85,18 @@ class OwnStart:
         return self.init_cfg is None and isinstance(module, BaseModule)
 
     def write(self, blank: Sequence[Tenant]) -> Report:
-        with session_of(self.model, self._session) as (session, _):
-            self.resets = reset_layers(session, self.seed, blank)
+        seeded = isinstance(self.noise, Keyed)
+        lent = nullcontext() if seeded else self.noise.lending("", 0, torch.device("cpu"))
+        with lent, session_of(self.model, self._session) as (session, _):
+            self.resets = reset_layers(session, blank)
             if self.init_cfg is None:
                 initialize_tree(self.model, session)
             else:
                 carry_out(self.model, self.init_cfg, session)
-            return self._with_resets(session.report(stats=self.stats), blank)
+            return with_resets(session.report(stats=self.stats), blank, self.resets, stats=self.stats)
 
     def _session(self) -> Session:
-        return Session(
-            self.model,
-            self.seed,
-            buffers=True,
-            strict=self.strict,
-            progress=self.progress,
-            exchange=self._exchange if is_shared(self.group) else None,
-        )
-
-    def _exchange(self, tensor: Any, value: Any) -> list[Any]:
-        del tensor  # all ranks of the group have it
-        return exchanged(value, self.group)
-
-    def _with_resets(self, report: Report, blank: Sequence[Tenant]) -> Report:
-        """A report with what layers reset and nothing else wrote."""
-        tenants = {one.name: one for one in blank if one.kind == "parameter"}
-        reset = [name for name in report.untouched if name in self.resets.by and name in tenants]
-        records = [own_record(tenants[name], self.resets.by[name], stats=self.stats) for name in reset]
-        left = tuple(name for name in report.untouched if name not in reset)
-        return replace(report, records=(*report.records, *records), untouched=left)
+        return _session(self.model, self.noise, self.group, strict=self.strict, progress=self.progress)
 
     def why_left(self, one: Tenant, tried: Sequence[str]) -> str:
         cls = bare_class(type(one.module)).__name__
@@ -126,7 +113,23 @@ class OwnStart:
         )
 
 
-def reset_layers(session: Session, seed: int, blank: Sequence[Tenant]) -> Made:
+def own_resets(model: nn.Module, noise: Noise, blank: Sequence[Tenant], *, group: ProcessGroup | None = None) -> Made:
+    """Let each layer that has parameters without values reset them, be they whole or spread over ranks."""
+    lent = nullcontext() if isinstance(noise, Keyed) else noise.lending("", 0, torch.device("cpu"))
+    with lent, session_of(model, partial(_session, model, noise, group)) as (session, _):
+        return reset_layers(session, blank)
+
+
+def _session(model: nn.Module, noise: Noise, group: ProcessGroup | None, **options: Any) -> Session:
+    def exchange(tensor: Any, value: Any) -> list[Any]:
+        del tensor  # all ranks of the group have it
+        return exchanged(value, group)
+
+    seed = noise.seed if isinstance(noise, Keyed) else None
+    return Session(model, seed, buffers=True, exchange=exchange if is_shared(group) else None, **options)
+
+
+def reset_layers(session: Session, blank: Sequence[Tenant]) -> Made:
     """Let each layer that has parameters without values reset them; what it does not write is left to others."""
     wanted: dict[nn.Module, list[Tenant]] = defaultdict(list)
     for one in blank:
@@ -134,7 +137,7 @@ def reset_layers(session: Session, seed: int, blank: Sequence[Tenant]) -> Made:
             wanted[one.module].append(one)
     ran: dict[nn.Module, str] = {}
     failed: dict[str, tuple[str, ...]] = {}
-    drawing = Seeded(session.top, seed)
+    drawing = Recorder(session.top) if session.seed is None else Seeded(session.top, session.seed)
     with torch.no_grad(), drawing as seen, session.working(drawing.watch):
         for module in dict.fromkeys(place.module for place in places(session.top) if place.module in wanted):
             method = next((name for name in _RESETTING if needs(getattr(module, name, None)) == 0), None)

@@ -11,7 +11,8 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 
 from torchinit.core.code import Function
-from torchinit.core.fills import Initializer
+from torchinit.core.composites import Padded
+from torchinit.core.fills import Constant, Initializer, TruncNormal
 from torchinit.core.plans import Plan, Recipe, Rule
 from torchinit.core.selectors import Kinds, Selector
 from torchinit.errors import ConfigError
@@ -101,6 +102,44 @@ def is_like_init_cfg(recipe: object) -> bool:
     """
     entries = [recipe] if isinstance(recipe, Mapping) else recipe
     beyond = ENTRY_WORDS - {"layer"}
-    return isinstance(entries, (list, tuple)) and all(
-        isinstance(entry, Mapping) and "type" in entry and not beyond & entry.keys() for entry in entries
+    return (
+        isinstance(entries, (list, tuple))
+        and bool(entries)
+        and all(isinstance(entry, Mapping) and "type" in entry and not beyond & entry.keys() for entry in entries)
     )
+
+
+def read_otherwise(plan: Plan, *, keyed: bool) -> list[str]:
+    """The sites that would not get the same values if the entries of a plan were read as an ``init_cfg``.
+
+    MMEngine writes what a layer calls weight and bias, buffers among them and nothing else, padding rows too; it loses
+    what a parametrization computes anew, and draws truncated normals from torch's generator in a way of its own.
+    """
+    names = {"weight", "bias"}
+    found = [
+        step.site.name
+        for step in plan
+        if names.isdisjoint(view.leaf for view in step.site.views)
+        or (isinstance(step.fill, Padded) and step.fill.fill != Constant(0.0))
+        or step.site.parametrized
+        or (isinstance(step.fill, TruncNormal) and not keyed)
+    ]
+    rules = {id(step.rule): step.rule for step in plan}.values()
+    buffers = [site for site in plan.untouched if site.kind == "buffer" and site.leaf in names]
+    return found + [site.name for site in buffers if any(rule.where.matches(site) for rule in rules)]
+
+
+def check_model(model: object, recipe: object) -> None:
+    """Raise TypeError, with what to write, where something else is given in the place of a model."""
+    if isinstance(model, nn.Module):
+        return
+    if isinstance(recipe, nn.Module):
+        text = "the arguments are in the wrong order: the model comes first, then the recipe"
+    elif isinstance(model, type):
+        text = f"{model.__name__} is a class; write {model.__name__}(...)"
+    elif is_state_dict(model):
+        text = "this is a state dict; give the model, and load the state dict by Rule('**', Pretrained(state_dict))"
+    else:
+        inner = next((name for name in ("model", "module") if isinstance(getattr(model, name, None), nn.Module)), "")
+        text = f"{short(model)} is not a model; give {f'its .{inner}' if inner else 'a torch.nn.Module'}"
+    raise TypeError(text)
