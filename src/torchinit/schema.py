@@ -148,7 +148,8 @@ class _Writer:
         try:
             name = registry.name_of(cls)
         except KeyError as error:
-            raise ConfigError(f"{cls.__name__} cannot be written as data: {error.args[0]}") from None
+            what = value if is_dataclass(value) else cls.__name__
+            raise ConfigError(f"{what} cannot be written as data: {error.args[0]}") from None
         said = said or hints.arguments(value, defaults=self.defaults)
         return {"type": name, **self._each(cls, said)}
 

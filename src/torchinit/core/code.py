@@ -21,7 +21,7 @@ from torchinit.core.matrices import Dirac, Identity, Orthogonal, Sparse, Whole
 from torchinit.core.shards import Shard
 from torchinit.core.spelling import spell
 from torchinit.core.transfers import magnitude
-from torchinit.errors import RunError, did_you_mean
+from torchinit.errors import RunError
 from torchinit.noise import Noise
 
 Function: TypeAlias = Callable[[Tensor], object]
@@ -141,29 +141,26 @@ _TWINS: Final[Mapping[str, Callable[..., Initializer]]] = {
 """What draws the bits of a function of torch.nn.init from the same arguments; deprecated ones have no ``_`` behind."""
 
 
-def _twin(function: object) -> Initializer | None:
-    said = {}
+def _twin(function: Any) -> Initializer | None:
+    said: dict[str, Any] = {}
     if isinstance(function, partial) and not function.args:
-        function, said = cast("Any", function).func, cast("Any", function).keywords
-    every = ((f"{name}{end}", make) for name, make in _TWINS.items() for end in ("_", ""))
+        function, said = function.func, function.keywords
+    every = ((name + end, make) for name, make in _TWINS.items() for end in ("_", ""))
     name, make = next(((name, make) for name, make in every if getattr(nn.init, name, None) is function), ("", None))
     if make is None:
         return None
-    known = list(inspect.signature(getattr(nn.init, name.rstrip("_") + "_")).parameters.values())[1:]
-    for key in said:
-        if key not in [one.name for one in known]:
-            near = did_you_mean(key, [one.name for one in known])
-            raise TypeError(f"torch.nn.init.{name} has no argument {key!r}{near}")
+    signature = inspect.signature(getattr(nn.init, name.rstrip("_") + "_"))
+    try:
+        signature.bind(None, **said)
+    except TypeError as error:
+        way = f"arguments are given by functools.partial(torch.nn.init.{name}, ...)"
+        raise TypeError(f"torch.nn.init.{name}{signature}: {error}; {way}") from None
     if said.get("generator") is not None:
         raise TypeError(f"torch.nn.init.{name}: leave out generator, and give it as the seed of the call")
-    for one in known:
-        if one.default is one.empty and one.name not in said:
-            way = f"functools.partial(torch.nn.init.{name}, {one.name}=...)"
-            raise TypeError(f"torch.nn.init.{name} needs {one.name!r}: write {way}")
     return make(**{key: value for key, value in said.items() if key != "generator"})
 
 
-def as_initializer(value: object) -> Initializer:
+def as_initializer(value: Any) -> Initializer:
     """The value, if it is an initializer; the one that a function of a tensor stands for.
 
     Functions of ``torch.nn.init``, and partials of them with keywords, become the initializers that draw the same bits
@@ -173,33 +170,31 @@ def as_initializer(value: object) -> Initializer:
     (Xavier(gain=1.0, distribution='uniform', fans='torch'), Normal(mean=0.0, std=0.02))
     >>> as_initializer(0)
     Traceback (most recent call last):
-    TypeError: 0 is a number, not an initializer; write Constant(0)
+    TypeError: 0 is a number, not an initializer; write Constant(0), or {'type': 'Constant', 'val': 0} as data
     """
-    if isinstance(value, type):
-        raise TypeError(f"{value.__name__} is a class; write {value.__name__}()")
-    if isinstance(value, os.PathLike):
-        raise TypeError(f"{str(value)!r} is a path, not an initializer; write Pretrained({str(value)!r})")
-    if isinstance(value, nn.Module):
-        raise TypeError(
-            f"a {type(value).__name__} is a module, not an initializer; to copy it, write Pretrained(module)"
-        )
-    if isinstance(value, Initializer) and not isinstance(value, Mapping):  # some of which have every attribute
+    # Classes and paths have a method resolve, as initializers do, and some mappings every attribute.
+    if isinstance(value, Initializer) and not isinstance(value, (type, os.PathLike, Mapping)):
         return value
-    if callable(value):
+    if callable(value) and not isinstance(value, (type, nn.Module)):
         return _twin(value) or Code(value)
     raise TypeError(_instead(value))
 
 
-def _instead(value: object) -> str:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return f"{value!r} is a number, not an initializer; write Constant({value!r})"
-    if isinstance(value, str):
-        called = value if value.isidentifier() else "Kaiming"
-        return f"{value!r} is text, not an initializer; write {called}()"
-    if isinstance(value, Tensor):
-        return (
-            f"a tensor of shape {tuple(value.shape)} is not an initializer; write lambda weight: weight.copy_(tensor)"
-        )
-    if isinstance(value, Mapping):
-        return f"{short(value)} is data, not an initializer; write Normal(std=0.02), or all of the rule as an entry"
+def _instead(value: Any) -> str:
+    match value:
+        case type():
+            return f"{value.__name__} is a class; write {value.__name__}()"
+        case nn.Module():
+            name = type(value).__name__
+            return f"a {name} is a module, not an initializer; to load its values, write Pretrained(module)"
+        case Tensor():
+            return "a tensor is not an initializer; write a function that copies it: lambda weight: weight.copy_(it)"
+        case os.PathLike():
+            return f"{str(value)!r} is a path, not an initializer; write Pretrained({str(value)!r})"
+        case str():
+            called = value if value.isidentifier() else "Kaiming"
+            return f"{value!r} is text, not an initializer; write {called}(), or {{'type': {called!r}}} as data"
+        case int() | float() if not isinstance(value, bool):
+            data = {"type": "Constant", "val": value}
+            return f"{value!r} is a number, not an initializer; write Constant({value!r}), or {data} as data"
     return f"{short(value)} is not an initializer; write one such as Normal(std=0.02), or a function of a tensor"
