@@ -154,7 +154,7 @@ class _Planner:
                 fill.check(view.shape, view.dtype)
         except ValueError as error:
             if rule.fitting and not _fits(rule, view):
-                self.declined[site.name] = Skipped(site, f"{rule.init} does not fit the shape {view.shape}")
+                self.declined[site.name] = Skipped(site, f"{rule.init} does not fit its shape")
                 return None
             place = rule.origin if isinstance(error, FanError) else f"{rule.origin} at {view.name!r}"
             self.problems.append(f"{place}: {error}")

@@ -177,7 +177,10 @@ class Materialization:
         spread = self._is_shared or any(is_distributed(one.tensor) for one in tenants(self.model))
         if spread and not isinstance(self.noise, Keyed):
             raise RunError("a model on several ranks needs a seed: give seed=, an int that is the same on all of them")
-        return self.ready(), check_device(self.device)
+        start, device = self.ready(), check_device(self.device)
+        if isinstance(self.noise, Global) and (why := self.noise.obstacle(device)):
+            raise RunError(f"the model {why}")
+        return start, device
 
     def _written(self, start: Start, allocation: Allocation, device: torch.device) -> Report:
         certain = start.certain

@@ -70,6 +70,13 @@ class Global(Noise):
         """The seed that the generator was given last, for draws that need one."""
         return (self.generator or torch.default_generator).initial_seed()
 
+    def obstacle(self, device: torch.device) -> str:
+        """Why the generator cannot draw on a device; nothing where it can."""
+        own = self.generator.device if self.generator is not None else device
+        if own.type == device.type and (own.index or 0) == (device.index or 0):
+            return ""
+        return f"lies on {device}, and the generator on {own}: give one of the same device"
+
     @contextmanager
     def lending(self, name: str, index: int, device: torch.device) -> Iterator[None]:
         """A generator of one's own in the place of torch's, which is as it was afterwards."""

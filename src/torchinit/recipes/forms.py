@@ -124,7 +124,7 @@ def read_otherwise(plan: Plan, *, keyed: bool) -> list[str]:
         or step.site.parametrized
         or (isinstance(step.fill, TruncNormal) and not keyed)
     ]
-    rules = {id(step.rule): step.rule for step in plan}.values()
+    rules = [*{id(step.rule): step.rule for step in plan}.values(), *(rule for rule, _ in plan.unused)]
     buffers = [site for site in plan.untouched if site.kind == "buffer" and site.leaf in names]
     return found + [site.name for site in buffers if any(rule.where.matches(site) for rule in rules)]
 
