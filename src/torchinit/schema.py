@@ -251,10 +251,11 @@ class Reader:
             return self.mistake(path, "is nested too deeply")
         if "type" not in data:
             return self.mistake(path, f"needs 'type', the name of {_an(self.vocabularies[hint].registry.kind)}")
-        if not isinstance(kind, str):
+        if not isinstance(kind, (str, type)):
             return self.mistake(join(path, "type"), f"must be text, but got {reprlib.repr(kind)}")
-        try:
-            return self.vocabularies[hint].registry.get(kind)
+        registry = self.vocabularies[hint].registry
+        try:  # configs in Python may name the class itself
+            return registry.get(kind if isinstance(kind, str) else registry.name_of(kind))
         except KeyError as error:
             return self.mistake(join(path, "type"), error.args[0])
 
