@@ -173,10 +173,10 @@ class Elsewhere(torch.Generator):
 def test_a_generator_on_another_device_is_refused() -> None:
     model, other = net(), meta()
     before = state(model)
-    text = r"lies on cpu, and the generator on cuda:0: give one of the same device"
-    with pytest.raises(RunError, match=rf"0\.weight: {text}"):
+    text = "the generator lies on cuda:0, and the model on cpu: give one of the same device"
+    with pytest.raises(RunError, match=text):
         initialize(model, ALL, seed=Elsewhere())
-    with pytest.raises(RunError, match=f"the model {text}"):
+    with pytest.raises(RunError, match=text):
         materialize(other, ALL, seed=Elsewhere())
     assert all(torch.equal(before[name], tensor) for name, tensor in state(model).items())
     assert all(parameter.is_meta for parameter in other.parameters())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -21,9 +23,11 @@ from torchinit.core.sites import Site
 from torchinit.core.sites import sites as bare_sites
 from torchinit.core.tables import some
 from torchinit.distributed import Materialization, PlannedStart, Start, among, check_styles
+from torchinit.distributed.allocation import check_device
 from torchinit.errors import RunError, count
 from torchinit.modules import OwnStart, as_before_on_error, call_for, own_resets
-from torchinit.noise import Global, Keyed
+from torchinit.noise import Global, Keyed, Noise
+from torchinit.noise.sequential import drawing_from
 from torchinit.recipes import RecipeLike, to_rules
 from torchinit.recipes.alternatives import with_better
 from torchinit.recipes.forms import check_model, is_like_init_cfg, read_otherwise
@@ -126,13 +130,23 @@ def initialize(
     made = _checked(model, recipe, seed, complete=complete, strict=strict, trainable=trainable)
     check_styles(model)
     agree = among(model) if made.loads else None
-    report = run(made, _shards_of(model, agree), noise_of(seed), stats=stats, progress=progress, agree=agree)
+    with noise_of(seed, {one.device for one in model.parameters()}) as noise:
+        report = run(made, _shards_of(model, agree), noise, stats=stats, progress=progress, agree=agree)
     return _finished(report, model, fingerprint=fingerprint)
 
 
-def noise_of(seed: int | torch.Generator | None) -> Global | Keyed:
-    """The noise that a ``seed`` stands for."""
-    return Global(seed) if seed is None or isinstance(seed, torch.Generator) else Keyed(seed)
+@contextmanager
+def noise_of(seed: int | torch.Generator | None, devices: Iterable[torch.device]) -> Iterator[Noise]:
+    """The noise that a ``seed`` stands for; RunError for a generator that cannot draw on all of the devices."""
+    if not isinstance(seed, torch.Generator):
+        yield Global() if seed is None else Keyed(seed)
+        return
+    home = seed.device
+    others = [one for one in devices if (one.type, one.index or 0) != (home.type, home.index or 0)]
+    if others:
+        raise RunError(f"the generator lies on {home}, and the model on {others[0]}: give one of the same device")
+    with drawing_from(seed):
+        yield Global()
 
 
 def _shards_of(model: nn.Module, agree: Agree | None) -> Shards:
@@ -219,7 +233,6 @@ def materialize(
     ['Constant(1)', 'Linear.reset_parameters()']
     """
     check_model(model, recipe)
-    noise = noise_of(seed)
 
     def ready() -> Start:
         if recipe is None:
@@ -228,7 +241,7 @@ def materialize(
         resets = None if complete else partial(own_resets, model, noise, group=group)
         return PlannedStart(model, made, noise, stats=stats, progress=progress, resets=resets)
 
-    with as_before_on_error(model):
+    with noise_of(seed, map(check_device, [device])) as noise, as_before_on_error(model):
         report = Materialization(
             model,
             ready,

@@ -198,7 +198,7 @@ class Reader:
             return bare or isinstance(data, (Mapping, hint))
         if is_dataclass(hint) or hints.is_table(hint):
             return isinstance(data, Mapping)
-        return isinstance(data, (list, tuple)) if hints.is_list(hint) else hints.fits(data, hint)
+        return hints.is_sequence(data) if hints.is_list(hint) else hints.fits(data, hint)
 
     def _wrong(self, data: Data, hint: Hint, path: str) -> Any:
         choices = map(str, get_args(hints.member(hint, hints.is_choice)))

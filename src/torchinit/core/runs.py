@@ -22,7 +22,7 @@ from torchinit.core.reports import Record, Report
 from torchinit.core.shards import Shard
 from torchinit.core.witnesses import unobserved, witnesses
 from torchinit.errors import CheckpointError, RunError, count
-from torchinit.noise import Global, Job, Noise
+from torchinit.noise import Job, Noise
 
 Shards: TypeAlias = Mapping[str, Shard | Sequence[Shard]]
 """What of each site is here, by name: one part of it or several."""
@@ -211,8 +211,6 @@ def _hindrance(step: Step, parts: Parts | None, noise: Noise) -> str | None:
             )
         if drawn and not part.is_whole:
             return "only part of it is here, which needs a seed: give one"
-        if isinstance(noise, Global) and (why := noise.obstacle(part.local.device)):
-            return why
         if drawn and part.spread:
             return "other ranks hold copies of it, which must not differ, and that needs a seed: give one"
         try:

@@ -30,7 +30,7 @@ from torchinit.distributed.replicas import verify_replicas
 from torchinit.distributed.styles import check_styles
 from torchinit.distributed.together import is_shared, together
 from torchinit.errors import RunError, count
-from torchinit.noise import Global, Keyed, Noise
+from torchinit.noise import Keyed, Noise
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -141,7 +141,7 @@ class Materialization:
 
     model: nn.Module
     ready: Callable[[], Start]
-    noise: Global | Keyed
+    noise: Noise
     device: torch.device | str = "cpu"
     group: ProcessGroup | None = None
     verify: bool = True
@@ -177,16 +177,14 @@ class Materialization:
         spread = self._is_shared or any(is_distributed(one.tensor) for one in tenants(self.model))
         if spread and not isinstance(self.noise, Keyed):
             raise RunError("a model on several ranks needs a seed: give seed=, an int that is the same on all of them")
-        start, device = self.ready(), check_device(self.device)
-        if isinstance(self.noise, Global) and (why := self.noise.obstacle(device)):
-            raise RunError(f"the model {why}")
-        return start, device
+        return self.ready(), check_device(self.device)
 
     def _written(self, start: Start, allocation: Allocation, device: torch.device) -> Report:
         certain = start.certain
         # Before the values of parameters: a parametrization may need its buffers to take one.
         wanted = [one for one in allocation.blank if one.kind == "buffer" and one.name not in certain]
-        made = make_buffers(self.model, wanted, device, self.noise.seed, initialized_later=start.initializes)
+        seed = self.noise.seed if isinstance(self.noise, Keyed) else torch.initial_seed()
+        made = make_buffers(self.model, wanted, device, seed, initialized_later=start.initializes)
         report = start.write(allocation.blank)
         blank = {one.name: one for one in allocation.blank}
         known = {*certain, *made.by, *(record.name for record in report)}

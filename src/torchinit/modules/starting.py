@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -85,9 +84,7 @@ class OwnStart:
         return self.init_cfg is None and isinstance(module, BaseModule)
 
     def write(self, blank: Sequence[Tenant]) -> Report:
-        seeded = isinstance(self.noise, Keyed)
-        lent = nullcontext() if seeded else self.noise.lending("", 0, torch.device("cpu"))
-        with lent, session_of(self.model, self._session) as (session, _):
+        with session_of(self.model, self._session) as (session, _):
             self.resets = reset_layers(session, blank)
             if self.init_cfg is None:
                 initialize_tree(self.model, session)
@@ -115,8 +112,7 @@ class OwnStart:
 
 def own_resets(model: nn.Module, noise: Noise, blank: Sequence[Tenant], *, group: ProcessGroup | None = None) -> Made:
     """Let each layer that has parameters without values reset them, be they whole or spread over ranks."""
-    lent = nullcontext() if isinstance(noise, Keyed) else noise.lending("", 0, torch.device("cpu"))
-    with lent, session_of(model, partial(_session, model, noise, group)) as (session, _):
+    with session_of(model, partial(_session, model, noise, group)) as (session, _):
         return reset_layers(session, blank)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchinit.core.shards import Shard
 from torchinit.errors import RunError
 from torchinit.noise.draws import check_parameters
-from torchinit.noise.streams import Distribution, Noise, forked
+from torchinit.noise.streams import Distribution, Noise
 
 _FULL = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 
@@ -61,36 +61,8 @@ class Global(Noise):
         """One ``torch.randperm`` a column, as ``torch.nn.init.sparse_`` does."""
         _refuse_part(shard)
         rows, columns = shard.region.shape
-        place = "cpu" if self.generator is None else self.generator.device
-        drawn = [torch.randperm(rows, generator=self.generator, device=place).cpu() for _ in range(columns)]
+        drawn = [torch.randperm(rows, generator=self.generator) for _ in range(columns)]
         return torch.stack(drawn, dim=1) if drawn else torch.empty(rows, 0, dtype=torch.int64)
-
-    @property
-    def seed(self) -> int:
-        """The seed that the generator was given last, for draws that need one."""
-        return (self.generator or torch.default_generator).initial_seed()
-
-    def obstacle(self, device: torch.device) -> str:
-        """Why the generator cannot draw on a device; nothing where it can."""
-        own = self.generator.device if self.generator is not None else device
-        if own.type == device.type and (own.index or 0) == (device.index or 0):
-            return ""
-        return f"lies on {device}, and the generator on {own}: give one of the same device"
-
-    @contextmanager
-    def lending(self, name: str, index: int, device: torch.device) -> Iterator[None]:
-        """A generator of one's own in the place of torch's, which is as it was afterwards."""
-        if self.generator is None:
-            yield
-            return
-        place = self.generator.device
-        torchs = torch.default_generator if place.type == "cpu" else torch.cuda.default_generators[place.index or 0]
-        with forked(place):
-            torchs.set_state(self.generator.get_state())
-            try:
-                yield
-            finally:
-                self.generator.set_state(torchs.get_state())
 
     def factor_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """What torch itself factorizes in; float32 for the dtypes that it cannot factorize."""
@@ -140,3 +112,17 @@ def _refuse_part(shard: Shard) -> None:
             f"{shard.name}: only {list(here)} of {list(region.shape)} is here, and torch's generator cannot "
             "draw a part of a tensor alone; give a seed"
         )
+
+
+@contextmanager
+def drawing_from(generator: torch.Generator) -> Iterator[None]:
+    """Let all that draws from torch's generator of a device draw from this one of the same device, within the block."""
+    place = generator.device
+    torchs = torch.default_generator if place.type == "cpu" else torch.cuda.default_generators[place.index or 0]
+    before = torchs.get_state()
+    torchs.set_state(generator.get_state())
+    try:
+        yield
+    finally:
+        generator.set_state(torchs.get_state())
+        torchs.set_state(before)

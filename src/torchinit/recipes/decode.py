@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from reprlib import repr as short
 from typing import Any, Final
@@ -12,13 +11,12 @@ from torchinit.core.fills import Initializer
 from torchinit.core.plans import Recipe, Rule
 from torchinit.core.selectors import Kinds
 from torchinit.core.vocabulary import SCHEMA
-from torchinit.errors import did_you_mean
+from torchinit.errors import ConfigError, did_you_mean
+from torchinit.hints import is_sequence
 from torchinit.recipes.entries import SELECTING, entry_rules
 from torchinit.schema import DEEPEST, Data, Reader, join
 
 _WORDS: Final = ("about", "rules")
-
-EMPTY: Final = "the recipe is empty, so nothing would be written: give it a rule"
 
 
 def decode_recipe(data: Data, source: str = "recipe") -> Recipe:
@@ -37,20 +35,24 @@ def decode_recipe(data: Data, source: str = "recipe") -> Recipe:
       rules[1].type: unknown initializer 'Kaimng'; did you mean 'Kaiming'?
     """
     reader = Reader(SCHEMA.vocabularies)
-    known = as_plain(data, "", reader)
-    reader.finish(source)
-    rules = tuple(_rules(known, full_key(data), reader))
+    try:
+        rules = tuple(_rules(data, "", reader))
+    except Exception as error:  # OmegaConf resolves what a config refers to when it is read
+        if not (place := getattr(error, "full_key", "")):
+            raise
+        raise ConfigError(f"1 mistake in {source}", [f"{place}: {str(error).splitlines()[0]}"]) from error
     reader.finish(source)
     return rules
 
 
 def _rules(form: Data, path: str, reader: Reader) -> Iterator[Rule]:
     """The rules of a recipe, or of an item of one; ``path`` is where it stands, nothing for the whole."""
-    if isinstance(form, Rule):
+    path = _full_key(form) or path
+    if path.count("[") > DEEPEST:
+        reader.mistake(path, "is nested too deeply")
+    elif isinstance(form, Rule):
         yield form if form.origin or not path else replace(form, origin=path)
-    elif not path and isinstance(form, (list, dict)) and not form:
-        reader.mistake("", EMPTY)
-    elif isinstance(form, (list, tuple)):
+    elif is_sequence(form):
         for number, item in enumerate(form):
             yield from _rules(item, f"{path or 'rules'}[{number}]", reader)
     elif form is None or isinstance(form, (str, bytes, int, float)):
@@ -59,10 +61,11 @@ def _rules(form: Data, path: str, reader: Reader) -> Iterator[Rule]:
         yield from _rule(path, reader, Kinds("weight"), form, fitting=True)
     elif "rules" in form:
         yield from _recipe(form, path, reader)
-    elif _is_entry(form) or not form:
+    elif _is_entry(form) or (path and not form):
         yield from entry_rules(form, path or "rules[0]", reader)
     else:
-        yield from _by_name(form, path or "recipe", reader)
+        for glob, said in form.items():
+            yield from _by_name(glob, said, f"{path or 'recipe'}[{glob!r}]", reader)
 
 
 def _recipe(data: Mapping[Any, Data], path: str, reader: Reader) -> Iterator[Rule]:
@@ -70,7 +73,7 @@ def _recipe(data: Mapping[Any, Data], path: str, reader: Reader) -> Iterator[Rul
         if key not in _WORDS:
             reader.mistake(join(path, key), f"a recipe has no {key!r}{did_you_mean(key, _WORDS)}")
     reader.read(data.get("about", ""), str, join(path, "about"))
-    if isinstance(data["rules"], (list, tuple)):
+    if is_sequence(data["rules"]):
         yield from _rules(data["rules"], join(path, "rules"), reader)
     else:
         reader.mistake(path, "a recipe is a table with a list 'rules'")
@@ -82,15 +85,13 @@ def _is_entry(data: Mapping[Any, Data]) -> bool:
     return bool({"type", "where"} & data.keys()) or (plain and bool(SELECTING & data.keys()))
 
 
-def _by_name(data: Mapping[Any, Data], path: str, reader: Reader) -> Iterator[Rule]:
-    for glob, said in data.items():
-        place = f"{path}[{glob!r}]"
-        if isinstance(said, Mapping) and "name" not in said:
-            yield from entry_rules({**said, "name": glob}, place, reader)
-        elif isinstance(said, Mapping):
-            reader.mistake(f"{place}.name", "the key is the name already")
-        else:
-            yield from _rule(place, reader, glob, said)
+def _by_name(glob: Any, said: Data, path: str, reader: Reader) -> Iterator[Rule]:
+    if not isinstance(said, Mapping):
+        yield from _rule(path, reader, glob, said)
+    elif "name" in said:
+        reader.mistake(f"{path}.name", "the key is the name already")
+    else:
+        yield from entry_rules({**said, "name": glob}, path, reader)
 
 
 def _rule(path: str, reader: Reader, where: Any, init: Any, *, fitting: bool = False) -> Iterator[Rule]:
@@ -101,44 +102,8 @@ def _rule(path: str, reader: Reader, where: Any, init: Any, *, fitting: bool = F
         reader.mistake(path, f"{error}{near}")
 
 
-def as_plain(data: Data, path: str, reader: Reader) -> Data:
-    """The data of any mapping or sequence as dicts and lists, with what OmegaConf interpolates."""
-    path = full_key(data) or path
-    keys = _keys(data)
-    if keys is None or path.count(".") + path.count("[") > DEEPEST:
-        return data  # what is too deep is found when it is read
-    found = {key: _item(data, key, path, reader) for key in keys}
-    made = {key: as_plain(value, _below(data, path, key), reader) for key, value in found.items()}
-    if type(data) in (dict, OrderedDict, list, tuple) and all(made[key] is found[key] for key in made):
-        return data  # such as a state dict, which may be large, and more than a dict
-    return made if isinstance(data, Mapping) else list(made.values())
-
-
-def _keys(data: Data) -> Sequence[Any] | None:
-    if isinstance(data, Mapping):
-        return list(data)
-    if isinstance(data, Sequence) and not isinstance(data, (str, bytes, bytearray)):
-        return range(len(data))
-    return None
-
-
-def _below(data: Data, path: str, key: Any) -> str:
-    return join(path, key) if isinstance(data, Mapping) else f"{path or 'rules'}[{key}]"
-
-
-def _item(data: Data, key: Any, path: str, reader: Reader) -> Data:
-    try:
-        return data[key]
-    except Exception as error:  # noqa: BLE001  # whatever a config library raises for what it cannot resolve
-        return reader.mistake(_below(data, path, key), str(error).partition("\n")[0])
-
-
-def full_key(node: object) -> str:
-    """Where a node of OmegaConf stands in its config; nothing for any other object.
-
-    >>> full_key({})
-    ''
-    """
+def _full_key(node: object) -> str:
+    """Where a node of OmegaConf stands in its config; nothing for any other object."""
     tell: Any = getattr(type(node), "_get_full_key", None)
     if tell is None:
         return ""

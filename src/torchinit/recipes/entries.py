@@ -16,6 +16,7 @@ from torchinit.core.loaders import Loader
 from torchinit.core.plans import Rule
 from torchinit.core.selectors import Kinds, Layer, Leaf, Name, Regex, Selector, Within
 from torchinit.core.vocabulary import TEXT
+from torchinit.hints import is_sequence
 from torchinit.schema import INVALID, Data, Reader, join
 
 Words: TypeAlias = str | tuple[str, ...]
@@ -182,7 +183,7 @@ class _EntryReader:
         """The rules of all overrides."""
         said = self.data.get("override", ())
         path = f"{self.path}.override"
-        listed = isinstance(said, (list, tuple))
+        listed = is_sequence(said)
         items = {f"{path}[{number}]": item for number, item in enumerate(said)} if listed else {path: said}
         # What is inherited from an entry with mistakes would only repeat them.
         inheriting = {path for path, item in items.items() if isinstance(item, Mapping) and "type" not in item}
@@ -231,4 +232,4 @@ def stacked(init: Initializer, axes: tuple[int, ...]) -> Stacked:
 
 def several(value: Any) -> tuple[Any, ...]:
     """One or several, as several."""
-    return tuple(value) if isinstance(value, (list, tuple)) else () if value is None else (value,)
+    return tuple(value) if is_sequence(value) else () if value is None else (value,)

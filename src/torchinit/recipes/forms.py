@@ -16,7 +16,7 @@ from torchinit.core.fills import Constant, Initializer, TruncNormal
 from torchinit.core.plans import Plan, Recipe, Rule
 from torchinit.core.selectors import Kinds, Selector
 from torchinit.errors import ConfigError
-from torchinit.recipes.decode import EMPTY, decode_recipe
+from torchinit.recipes.decode import decode_recipe
 from torchinit.recipes.entries import ENTRY_WORDS
 from torchinit.recipes.files import load_recipe
 
@@ -39,7 +39,7 @@ def to_rules(recipe: RecipeLike) -> Recipe:
     Name('head.weight') -> Zeros()
     """
     if not (rules := _rules(recipe)):
-        raise ConfigError(EMPTY)
+        raise ConfigError("the recipe is empty, so nothing would be written: give it a rule")
     return rules
 
 
