@@ -18,6 +18,7 @@ from torch.distributed.tensor import Shard
 from tests.ranks import each_rank, local_of
 from torchinit import (
     BaseModule,
+    ConfigError,
     Constant,
     Kaiming,
     Leaf,
@@ -441,6 +442,8 @@ def test_the_models_own_start_without_a_seed() -> None:
 def test_complete_and_trainable_are_for_recipes() -> None:
     """Without one there is nothing that could leave a parameter out: the layers reset what nothing else writes."""
     materialize(meta(lambda: Sequential(Own())), seed=0).assert_ok(complete=True)
+    with pytest.raises(ConfigError, match="trainable is for a recipe; without one every parameter starts as its model"):
+        materialize(meta(Own), seed=0, trainable=True)
 
 
 def test_reports_that_lack_something_say_so() -> None:

@@ -24,7 +24,7 @@ from torchinit.core.sites import sites as bare_sites
 from torchinit.core.tables import some
 from torchinit.distributed import Materialization, PlannedStart, Start, among, check_styles
 from torchinit.distributed.allocation import check_device
-from torchinit.errors import RunError, count
+from torchinit.errors import ConfigError, RunError, count
 from torchinit.modules import OwnStart, as_before_on_error, call_for, own_resets
 from torchinit.noise import Global, Keyed, Noise
 from torchinit.noise.sequential import drawing_from
@@ -175,7 +175,7 @@ def _checked(
             _log.warning("%s", reach.summary())
     made.check(complete=complete, strict=strict)
     hints = [hint for _, hint in made.unused]
-    if is_like_init_cfg(recipe) and (others := read_otherwise(made, keyed=seed is not None)):
+    if is_like_init_cfg(recipe) and (others := read_otherwise(made, seed)):
         hints.append(
             f"{count(len(others), 'tensor')} would get other values from an init_cfg of these words: {some(others)}."
             " If one is meant, call torchinit.mmengine.initialize"
@@ -235,6 +235,8 @@ def materialize(
     check_model(model, recipe)
 
     def ready() -> Start:
+        if recipe is None and trainable:
+            raise ConfigError("trainable is for a recipe; without one every parameter starts as its model says")
         if recipe is None:
             return OwnStart(model, noise, strict=strict, stats=stats, progress=progress, group=group)
         made = _checked(model, recipe, seed, complete=complete, strict=strict, trainable=trainable)

@@ -143,14 +143,14 @@ def test_every_function_of_torch_that_fills_a_tensor_has_a_twin() -> None:
         (
             nn.Linear(1, 1),
             TypeError,
-            "a Linear is a module, not an initializer; to load its values, write Pret",
+            "a Linear is not an initializer; write Pretrained(module) to load its values",
         ),
-        (0, TypeError, "0 is a number, not an initializer; write Constant(0)"),
-        (0.5, TypeError, "0.5 is a number, not an initializer; write Constant(0.5)"),
+        (0, TypeError, "0 is not an initializer; write Constant(0), or {'type': 'Constant', 'val': 0} as data"),
+        (0.5, TypeError, "0.5 is not an initializer; write Constant(0.5)"),
         (True, TypeError, "True is not an initializer; write one such as Normal(std=0.02), or a function of a tensor"),
         (None, TypeError, "None is not an initializer"),
-        ("Kaiming", TypeError, "'Kaiming' is text, not an initializer; write Kaiming()"),
-        ("0.02 * 3", TypeError, "'0.02 * 3' is text, not an initializer; write Kaiming()"),
+        ("Kaiming", TypeError, "'Kaiming' is not an initializer; write Kaiming(), or {'type': 'Kaiming'} as data"),
+        ("0.02 * 3", TypeError, "'0.02 * 3' is not an initializer; write Kaiming()"),
         (b"Kaiming", TypeError, "b'Kaiming' is not an initializer"),
         (torch.ones(2), TypeError, "a tensor is not an initializer; write a function that copies it: lambda weight"),
         ({"type": "Normal"}, TypeError, "{'type': 'Normal'} is not an initializer; write one such as"),
@@ -166,7 +166,7 @@ def test_what_is_no_initializer_says_what_to_write(value: Any, error: type[Excep
 
 
 def test_a_path_is_no_initializer(tmp_path: Any) -> None:
-    with pytest.raises(TypeError, match=r"is a path, not an initializer; write Pretrained\('.*a\.pth'\)"):
+    with pytest.raises(TypeError, match=r"a\.pth' is not an initializer; write Pretrained\('.*a\.pth'\)"):
         Rule("weight", tmp_path / "a.pth")
 
 
@@ -367,10 +367,10 @@ WRONG: list[tuple[Any, str]] = [
     (lambda tensor: tensor.fill_(torch.nan), "left 12 of 12 elements as they were, or made them NaN"),
     (returns(0.5), "returned 0.5, where it should fill the tensor or return one"),
     (returns("text"), "returned 'text', where it should fill the tensor or return one"),
-    (returns(torch.ones(4, 3)), r"made a tensor of shape (4, 3), not (3, 4)"),
-    (returns(torch.ones(())), r"made a tensor of shape (), not (3, 4)"),
-    (narrow, r"made a tensor of shape (2, 3), not (3, 4)"),
-    (returns(torch.ones(3, 4, device="meta")), "made a tensor on the meta device"),
+    (returns(torch.ones(4, 3)), r"made a tensor of shape (4, 3) on cpu, not one of (3, 4) with values"),
+    (returns(torch.ones(())), r"made a tensor of shape () on cpu, not one of (3, 4)"),
+    (narrow, r"made a tensor of shape (2, 3) on cpu, not one of (3, 4)"),
+    (returns(torch.ones(3, 4, device="meta")), r"made a tensor of shape (3, 4) on meta, not one of (3, 4) with values"),
     (returns(torch.ones(3, 4, dtype=torch.complex64)), "made complex numbers, and the site holds real ones"),
     (refuses, "raised KeyError: 'no such luck'"),
 ]

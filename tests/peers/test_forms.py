@@ -1,3 +1,4 @@
+# ruff: noqa: C408  # configs are written so
 """Recipes in the configs of others: OmegaConf's nodes, which Hydra gives, and MMEngine's ConfigDict."""
 
 from __future__ import annotations

@@ -9,8 +9,9 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from reprlib import repr as short
-from typing import Any, ClassVar, Final, TypeAlias, cast, final
+from typing import Any, ClassVar, Final, TypeAlias, final
 
 import torch
 from torch import Tensor, nn
@@ -75,14 +76,11 @@ class Code(Whole):
         name = f"{shard.name}\0{region.start}" if any(region.start) else shard.name
         try:
             with noise.lending(name, _DRAW, local.device):
-                returned = self.function(whole)
+                made = self.function(whole)
+            return _checked(whole if made is None else made, region.shape, local.dtype).to(whole.dtype)
         except Exception as error:
-            text = f"{shard.name}: {self} raised {type(error).__name__}: {error}; nothing of it was written"
-            raise RunError(text) from error
-        made = whole if returned is None else returned
-        if fault := _fault(made, region.shape, local.dtype):
-            raise RunError(f"{shard.name}: {self} {fault}; nothing of it was written")
-        return cast("Tensor", made).detach().to(whole.dtype)
+            fault = str(error) if isinstance(error, _Fault) else f"raised {type(error).__name__}: {error}"
+            raise RunError(f"{shard.name}: {self} {fault}; nothing of it was written") from error
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -91,22 +89,23 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return real.to_complex() if dtype.is_complex else real
 
 
-def _fault(made: object, shape: tuple[int, ...], dtype: torch.dtype) -> str:
-    """What is wrong with the result of a function; nothing of one that can be written."""
+class _Fault(ValueError):
+    """What is wrong with the result of a function."""
+
+
+def _checked(made: object, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     if not isinstance(made, Tensor):
-        return f"returned {short(made)}, where it should fill the tensor or return one"
-    if tuple(made.shape) != shape:
-        return f"made a tensor of shape {tuple(made.shape)}, not {shape}"
-    if made.is_meta:
-        return "made a tensor on the meta device, which holds no values"
+        raise _Fault(f"returned {short(made)}, where it should fill the tensor or return one")
+    if tuple(made.shape) != shape or made.is_meta:
+        raise _Fault(f"made a tensor of shape {tuple(made.shape)} on {made.device}, not one of {shape} with values")
     if made.is_complex() and not dtype.is_complex:
-        return "made complex numbers, and the site holds real ones"
+        raise _Fault("made complex numbers, and the site holds real ones")
     if left := int(made.isnan().sum()):
-        return f"left {left} of {made.numel()} elements as they were, or made them NaN"
-    floating = made if made.is_floating_point() or made.is_complex() else made.double()
-    if torch.finfo(dtype).max < (largest := magnitude(floating.detach())) < math.inf:
-        return f"made numbers up to {largest:.6g}, beyond the largest of {dtype}"
-    return ""
+        raise _Fault(f"left {left} of {made.numel()} elements as they were, or made them NaN")
+    values = made.detach() if made.is_floating_point() or made.is_complex() else made.double()
+    if torch.finfo(dtype).max < (largest := magnitude(values)) < math.inf:
+        raise _Fault(f"made numbers up to {largest:.6g}, beyond the largest of {dtype}")
+    return values
 
 
 def _called(function: Any) -> str:
@@ -114,12 +113,10 @@ def _called(function: Any) -> str:
     if isinstance(function, partial):
         said = [*map(spell, function.args), *(f"{key}={spell(value)}" for key, value in function.keywords.items())]
         return re.sub(r" at 0x[0-9a-f]+", "", f"partial({', '.join([_called(function.func), *said])})")
-    name = getattr(function, "__qualname__", "")
-    if name.endswith("<lambda>"):
-        where = function.__code__
-        return f"lambda at {os.path.basename(where.co_filename)}:{where.co_firstlineno}"  # noqa: PTH119
-    module = getattr(function, "__module__", None) if name else type(function).__module__
-    return ".".join(filter(None, (module, name or type(function).__qualname__)))
+    if getattr(function, "__name__", "") == "<lambda>":
+        return f"lambda at {Path(function.__code__.co_filename).name}:{function.__code__.co_firstlineno}"
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return ".".join(filter(None, (getattr(named, "__module__", None), named.__qualname__)))
 
 
 _TWINS: Final[Mapping[str, Callable[..., Initializer]]] = {
@@ -145,19 +142,18 @@ def _twin(function: Any) -> Initializer | None:
     said: dict[str, Any] = {}
     if isinstance(function, partial) and not function.args:
         function, said = function.func, function.keywords
-    every = ((name + end, make) for name, make in _TWINS.items() for end in ("_", ""))
-    name, make = next(((name, make) for name, make in every if getattr(nn.init, name, None) is function), ("", None))
-    if make is None:
-        return None
-    signature = inspect.signature(getattr(nn.init, name.rstrip("_") + "_"))
-    try:
-        signature.bind(None, **said)
-    except TypeError as error:
-        way = f"arguments are given by functools.partial(torch.nn.init.{name}, ...)"
-        raise TypeError(f"torch.nn.init.{name}{signature}: {error}; {way}") from None
-    if said.get("generator") is not None:
-        raise TypeError(f"torch.nn.init.{name}: leave out generator, and give it as the seed of the call")
-    return make(**{key: value for key, value in said.items() if key != "generator"})
+    for name, make in _TWINS.items():
+        known = getattr(nn.init, f"{name}_")
+        if function is known or function is getattr(nn.init, name, None):
+            try:
+                inspect.signature(known).bind(None, **said)
+            except TypeError as error:
+                way = f"arguments are given by functools.partial(torch.nn.init.{name}_, ...)"
+                raise TypeError(f"torch.nn.init.{name}_{inspect.signature(known)}: {error}; {way}") from None
+            if said.get("generator") is not None:
+                raise TypeError(f"torch.nn.init.{name}_: leave out generator, and give it as the seed of the call")
+            return make(**{key: value for key, value in said.items() if key != "generator"})
+    return None
 
 
 def as_initializer(value: Any) -> Initializer:
@@ -168,33 +164,26 @@ def as_initializer(value: Any) -> Initializer:
 
     >>> as_initializer(nn.init.xavier_uniform_), as_initializer(partial(nn.init.normal_, std=0.02))
     (Xavier(gain=1.0, distribution='uniform', fans='torch'), Normal(mean=0.0, std=0.02))
-    >>> as_initializer(0)
-    Traceback (most recent call last):
-    TypeError: 0 is a number, not an initializer; write Constant(0), or {'type': 'Constant', 'val': 0} as data
     """
     # Classes and paths have a method resolve, as initializers do, and some mappings every attribute.
     if isinstance(value, Initializer) and not isinstance(value, (type, os.PathLike, Mapping)):
         return value
     if callable(value) and not isinstance(value, (type, nn.Module)):
         return _twin(value) or Code(value)
-    raise TypeError(_instead(value))
-
-
-def _instead(value: Any) -> str:
+    what, way = "", "one such as Normal(std=0.02), or a function of a tensor"
     match value:
         case type():
-            return f"{value.__name__} is a class; write {value.__name__}()"
+            raise TypeError(f"{value.__name__} is a class; write {value.__name__}()")
         case nn.Module():
-            name = type(value).__name__
-            return f"a {name} is a module, not an initializer; to load its values, write Pretrained(module)"
+            what, way = f"a {type(value).__name__}", "Pretrained(module) to load its values"
         case Tensor():
-            return "a tensor is not an initializer; write a function that copies it: lambda weight: weight.copy_(it)"
+            what, way = "a tensor", "a function that copies it: lambda weight: weight.copy_(tensor)"
         case os.PathLike():
-            return f"{str(value)!r} is a path, not an initializer; write Pretrained({str(value)!r})"
+            what = repr(str(value))
+            way = f"Pretrained({what})"
         case str():
             called = value if value.isidentifier() else "Kaiming"
-            return f"{value!r} is text, not an initializer; write {called}(), or {{'type': {called!r}}} as data"
+            way = f"{called}(), or {{'type': {called!r}}} as data"
         case int() | float() if not isinstance(value, bool):
-            data = {"type": "Constant", "val": value}
-            return f"{value!r} is a number, not an initializer; write Constant({value!r}), or {data} as data"
-    return f"{short(value)} is not an initializer; write one such as Normal(std=0.02), or a function of a tensor"
+            way = f"Constant({value!r}), or {{'type': 'Constant', 'val': {value!r}}} as data"
+    raise TypeError(f"{what or short(value)} is not an initializer; write {way}")

@@ -1,4 +1,4 @@
-"""Forms: what stands for a recipe, in every call that takes one."""
+"""Forms: what stands for a recipe, in every call that takes one, and what does not."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from dataclasses import replace
 from reprlib import repr as short
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 from torchinit.core.code import Function
 from torchinit.core.composites import Padded
 from torchinit.core.fills import Constant, Initializer, TruncNormal
 from torchinit.core.plans import Plan, Recipe, Rule
-from torchinit.core.selectors import Kinds, Selector
+from torchinit.core.selectors import Selector
 from torchinit.errors import ConfigError
 from torchinit.recipes.decode import decode_recipe
 from torchinit.recipes.entries import ENTRY_WORDS
@@ -38,51 +39,65 @@ def to_rules(recipe: RecipeLike) -> Recipe:
     Kinds('weight') -> Kaiming()
     Name('head.weight') -> Zeros()
     """
-    if not (rules := _rules(recipe)):
+    _check(recipe)
+    if isinstance(recipe, (str, os.PathLike)):
+        rules = load_recipe(recipe)
+    else:
+        data = list(recipe) if isinstance(recipe, Iterable) and not isinstance(recipe, (Mapping, Sequence)) else recipe
+        if isinstance(data, (list, tuple)):
+            data = [_loaded(item) if isinstance(item, (str, os.PathLike)) else item for item in data]
+        hint = " (an init_cfg is for torchinit.mmengine.initialize)" if is_like_init_cfg(data) else ""
+        rules = decode_recipe(data, f"recipe{hint}")
+    if not rules:
         raise ConfigError("the recipe is empty, so nothing would be written: give it a rule")
     return rules
-
-
-def _rules(recipe: RecipeLike) -> Recipe:
-    if isinstance(recipe, (str, os.PathLike)):
-        return load_recipe(recipe)
-    if fault := _fault(recipe):
-        raise TypeError(fault)
-    if isinstance(recipe, Rule):
-        return (recipe,)
-    if not isinstance(recipe, Iterable):
-        return (Rule(Kinds("weight"), recipe, fitting=True),)
-    if not isinstance(recipe, (Mapping, Sequence)):
-        recipe = list(recipe)
-    if isinstance(recipe, (list, tuple)):
-        recipe = [_loaded(item) if isinstance(item, (str, os.PathLike)) else item for item in recipe]
-    source = "recipe (an init_cfg is for torchinit.mmengine.initialize)" if is_like_init_cfg(recipe) else "recipe"
-    return decode_recipe(recipe, source)
 
 
 def _loaded(source: str | os.PathLike[str]) -> list[Rule]:
     return [replace(rule, origin=f"{source} {rule.origin}") for rule in load_recipe(source)]
 
 
-def _fault(recipe: object) -> str:
-    """What is given in the place of a recipe, and what to write; nothing of what may be one."""
+def _check(recipe: object) -> None:
+    """Raise TypeError where something else is given in the place of a recipe, with what to write."""
+    if isinstance(recipe, type):
+        text = f"{recipe.__name__} is a class; write {recipe.__name__}()"
+    elif isinstance(recipe, nn.Module):
+        text = f"a {type(recipe).__name__} is a model, not a recipe; to load it, write Rule('**', Pretrained(model))"
+    elif is_state_dict(recipe):
+        text = "this is a state dict, not a recipe; to load it, write Rule('**', Pretrained(state_dict))"
+    elif isinstance(recipe, Selector):
+        text = f"{recipe!r} says where, and not what; write Rule({recipe!r}, Normal(std=0.02))"
+    elif isinstance(recipe, Plan):
+        text = "this is a plan, not a recipe; torchinit.run(plan, torchinit.local_shards(model), noise) carries it out"
+    elif isinstance(recipe, Set):
+        text = f"{short(recipe)} has no order, and later rules win; write a list"
+    elif isinstance(recipe, (int, float)) and not isinstance(recipe, bool):
+        text = f"{recipe!r} is a number, not a recipe; write Constant({recipe!r}), for each weight"
+    elif isinstance(recipe, (bytes, Tensor)) or not (
+        isinstance(recipe, (Rule, Initializer, Iterable)) or callable(recipe)
+    ):
+        text = (
+            f"{short(recipe)} is not a recipe; write the path of a file, the name of a scheme, rules, entries such as"
+            " {'type': 'Normal', 'std': 0.02, 'name': '**.weight'}, or an initializer such as Normal(std=0.02)"
+        )
+    else:
+        return
+    raise TypeError(text)
+
+
+def check_model(model: object, recipe: object) -> None:
+    """Raise TypeError where something else is given in the place of a model, with what to give."""
+    if isinstance(model, nn.Module):
+        return
+    inner = next((name for name in ("model", "module") if isinstance(getattr(model, name, None), nn.Module)), "")
+    text = f"{short(model)} is not a model; give {f'its .{inner}' if inner else 'a torch.nn.Module'}"
     if isinstance(recipe, nn.Module):
-        return f"a {type(recipe).__name__} is a model, not a recipe; to load it, write Rule('**', Pretrained(model))"
-    if is_state_dict(recipe):
-        return "this is a state dict, not a recipe; to load it, write Rule('**', Pretrained(state_dict))"
-    if isinstance(recipe, Selector):
-        return f"{recipe!r} says where, and not what; write Rule({recipe!r}, Normal(std=0.02))"
-    if isinstance(recipe, Plan):
-        return "this is a plan, not a recipe; torchinit.run(plan, torchinit.local_shards(model), noise) carries it out"
-    if isinstance(recipe, Set):
-        return f"{short(recipe)} has no order, and later rules win; write a list"
-    known = isinstance(recipe, (Rule, Initializer, type, Iterable, int, float)) or callable(recipe)
-    if known and not isinstance(recipe, (bool, bytes, bytearray, Tensor)):
-        return ""
-    return (
-        f"{short(recipe)} is not a recipe: write the path of a file, the name of a scheme, rules, entries such as"
-        " {'type': 'Normal', 'std': 0.02, 'name': '**.weight'}, or an initializer such as Normal(std=0.02)"
-    )
+        text = "the arguments are in the wrong order: the model comes first, then the recipe"
+    elif isinstance(model, type):
+        text = f"{model.__name__} is a class; write {model.__name__}(...)"
+    elif is_state_dict(model):
+        text = "this is a state dict; give the model, and load the state dict by Rule('**', Pretrained(state_dict))"
+    raise TypeError(text)
 
 
 def is_state_dict(value: object) -> bool:
@@ -100,46 +115,27 @@ def is_like_init_cfg(recipe: object) -> bool:
     >>> is_like_init_cfg([{"type": "Xavier", "layer": "LSTM"}]), is_like_init_cfg({"type": "Xavier", "name": "rnn.*"})
     (True, False)
     """
-    entries = [recipe] if isinstance(recipe, Mapping) else recipe
+    entries = [recipe] if isinstance(recipe, dict) else recipe if isinstance(recipe, (list, tuple)) else []
     beyond = ENTRY_WORDS - {"layer"}
-    return (
-        isinstance(entries, (list, tuple))
-        and bool(entries)
-        and all(isinstance(entry, Mapping) and "type" in entry and not beyond & entry.keys() for entry in entries)
-    )
+    fits = [isinstance(one, dict) and "type" in one and not beyond & one.keys() for one in entries]
+    return bool(fits) and all(fits)
 
 
-def read_otherwise(plan: Plan, *, keyed: bool) -> list[str]:
+def read_otherwise(plan: Plan, seed: object) -> list[str]:
     """The sites that would not get the same values if the entries of a plan were read as an ``init_cfg``.
 
     MMEngine writes what a layer calls weight and bias, buffers among them and nothing else, padding rows too; it loses
     what a parametrization computes anew, and draws truncated normals from torch's generator in a way of its own.
     """
-    names = {"weight", "bias"}
+    names, unseeded = {"weight", "bias"}, seed is None or isinstance(seed, torch.Generator)
     found = [
         step.site.name
         for step in plan
         if names.isdisjoint(view.leaf for view in step.site.views)
         or (isinstance(step.fill, Padded) and step.fill.fill != Constant(0.0))
         or step.site.parametrized
-        or (isinstance(step.fill, TruncNormal) and not keyed)
+        or (isinstance(step.fill, TruncNormal) and unseeded)
     ]
     rules = [*{id(step.rule): step.rule for step in plan}.values(), *(rule for rule, _ in plan.unused)]
     buffers = [site for site in plan.untouched if site.kind == "buffer" and site.leaf in names]
     return found + [site.name for site in buffers if any(rule.where.matches(site) for rule in rules)]
-
-
-def check_model(model: object, recipe: object) -> None:
-    """Raise TypeError, with what to write, where something else is given in the place of a model."""
-    if isinstance(model, nn.Module):
-        return
-    if isinstance(recipe, nn.Module):
-        text = "the arguments are in the wrong order: the model comes first, then the recipe"
-    elif isinstance(model, type):
-        text = f"{model.__name__} is a class; write {model.__name__}(...)"
-    elif is_state_dict(model):
-        text = "this is a state dict; give the model, and load the state dict by Rule('**', Pretrained(state_dict))"
-    else:
-        inner = next((name for name in ("model", "module") if isinstance(getattr(model, name, None), nn.Module)), "")
-        text = f"{short(model)} is not a model; give {f'its .{inner}' if inner else 'a torch.nn.Module'}"
-    raise TypeError(text)
