@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -135,18 +135,11 @@ def initialize(
     return _finished(report, model, fingerprint=fingerprint)
 
 
-@contextmanager
-def noise_of(seed: int | torch.Generator | None, devices: Iterable[torch.device]) -> Iterator[Noise]:
-    """The noise that a ``seed`` stands for; RunError for a generator that cannot draw on all of the devices."""
-    if not isinstance(seed, torch.Generator):
-        yield Global() if seed is None else Keyed(seed)
-        return
-    home = seed.device
-    others = [one for one in devices if (one.type, one.index or 0) != (home.type, home.index or 0)]
-    if others:
-        raise RunError(f"the generator lies on {home}, and the model on {others[0]}: give one of the same device")
-    with drawing_from(seed):
-        yield Global()
+def noise_of(seed: int | torch.Generator | None, devices: Iterable[torch.device]) -> AbstractContextManager[Noise]:
+    """The noise that a ``seed`` stands for, while it is drawn from on the devices."""
+    if isinstance(seed, torch.Generator):
+        return drawing_from(seed, devices)
+    return nullcontext(Global() if seed is None else Keyed(seed))
 
 
 def _shards_of(model: nn.Module, agree: Agree | None) -> Shards:

@@ -79,7 +79,7 @@ class Code(Whole):
                 made = self.function(whole)
             return _checked(whole if made is None else made, region.shape, local.dtype).to(whole.dtype)
         except Exception as error:
-            fault = str(error) if isinstance(error, _Fault) else f"raised {type(error).__name__}: {error}"
+            fault = str(error) if isinstance(error, _FaultError) else f"raised {type(error).__name__}: {error}"
             raise RunError(f"{shard.name}: {self} {fault}; nothing of it was written") from error
 
 
@@ -89,22 +89,24 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return real.to_complex() if dtype.is_complex else real
 
 
-class _Fault(ValueError):
+class _FaultError(ValueError):
     """What is wrong with the result of a function."""
 
 
 def _checked(made: object, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     if not isinstance(made, Tensor):
-        raise _Fault(f"returned {short(made)}, where it should fill the tensor or return one")
+        raise _FaultError(f"returned {short(made)}, where it should fill the tensor or return one")
     if tuple(made.shape) != shape or made.is_meta:
-        raise _Fault(f"made a tensor of shape {tuple(made.shape)} on {made.device}, not one of {shape} with values")
+        raise _FaultError(
+            f"made a tensor of shape {tuple(made.shape)} on {made.device}, not one of {shape} with values"
+        )
     if made.is_complex() and not dtype.is_complex:
-        raise _Fault("made complex numbers, and the site holds real ones")
+        raise _FaultError("made complex numbers, and the site holds real ones")
     if left := int(made.isnan().sum()):
-        raise _Fault(f"left {left} of {made.numel()} elements as they were, or made them NaN")
+        raise _FaultError(f"left {left} of {made.numel()} elements as they were, or made them NaN")
     values = made.detach() if made.is_floating_point() or made.is_complex() else made.double()
     if torch.finfo(dtype).max < (largest := magnitude(values)) < math.inf:
-        raise _Fault(f"made numbers up to {largest:.6g}, beyond the largest of {dtype}")
+        raise _FaultError(f"made numbers up to {largest:.6g}, beyond the largest of {dtype}")
     return values
 
 

@@ -22,7 +22,6 @@ from torchinit.distributed.owncode import Made, needs
 from torchinit.distributed.together import exchanged, is_shared
 from torchinit.errors import ConfigError
 from torchinit.modules.base_module import BaseModule, all_count_as_initialized, initialize_tree
-from torchinit.modules.init_cfg import carry_out
 from torchinit.modules.session import Session, session_of
 from torchinit.modules.wholes import bare_class
 from torchinit.noise import Keyed, Noise
@@ -32,12 +31,10 @@ from torchinit.tracing.seeded import Seeded
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-InitCfg = dict[str, Any] | list[dict[str, Any]]
-
 
 @dataclass(slots=True)
 class OwnStart:
-    """What a model itself says: its ``init_cfg``s and ``init_weights``, or one ``init_cfg`` given for it.
+    """What a model itself says: its ``init_cfg``s and ``init_weights``.
 
     Before those, each layer resets its own parameters, as its constructor does: what nothing else writes then has the
     layer's default. Its draws belong to names, as under :func:`torchinit.seeded`.
@@ -47,7 +44,6 @@ class OwnStart:
 
     model: nn.Module
     noise: Noise
-    init_cfg: InitCfg | None = None
     strict: bool = False
     stats: bool = True
     progress: Progress | None = None
@@ -55,12 +51,12 @@ class OwnStart:
     resets: Made = field(default_factory=Made)
 
     def __post_init__(self) -> None:
-        if self.init_cfg is None and not any(isinstance(module, BaseModule) for module in self.model.modules()):
+        if not any(isinstance(module, BaseModule) for module in self.model.modules()):
             raise ConfigError(
                 f"nothing says how {type(self.model).__name__} starts: it holds no BaseModule, so give a recipe,"
                 " rules such as Rule(Name('**'), Normal(std=0.02)) or the name of a scheme (torchinit list)"
             )
-        if self.init_cfg is None and all_count_as_initialized(self.model):
+        if all_count_as_initialized(self.model):
             raise ConfigError(
                 f"{type(self.model).__name__} counts as initialized, though it has no memory: set is_init = False on"
                 " its modules"
@@ -68,10 +64,8 @@ class OwnStart:
 
     @property
     def intent(self) -> Mapping[str, str]:
-        said: dict[str, Any] = {"the init_cfg": self.init_cfg}
-        if self.init_cfg is None:
-            modules = [(name, one) for name, one in self.model.named_modules() if isinstance(one, BaseModule)]
-            said = {f"init_cfg of {name or 'the model'}": one.init_cfg for name, one in modules if one.init_cfg}
+        modules = [(name, one) for name, one in self.model.named_modules() if isinstance(one, BaseModule)]
+        said = {f"init_cfg of {name or 'the model'}": one.init_cfg for name, one in modules if one.init_cfg}
         shapes = {site.name: f"{list(site.shape)} {site.dtype}" for site in sites(self.model)}
         # Where an object lies in memory is no part of what it says.
         return {**shapes, **{name: re.sub(r" at 0x[0-9a-f]+", "", repr(cfg)) for name, cfg in said.items()}}
@@ -81,15 +75,12 @@ class OwnStart:
         return ()
 
     def initializes(self, module: nn.Module) -> bool:
-        return self.init_cfg is None and isinstance(module, BaseModule)
+        return isinstance(module, BaseModule)
 
     def write(self, blank: Sequence[Tenant]) -> Report:
         with session_of(self.model, self._session) as (session, _):
             self.resets = reset_layers(session, blank)
-            if self.init_cfg is None:
-                initialize_tree(self.model, session)
-            else:
-                carry_out(self.model, self.init_cfg, session)
+            initialize_tree(self.model, session)
             return with_resets(session.report(stats=self.stats), blank, self.resets, stats=self.stats)
 
     def _session(self) -> Session:

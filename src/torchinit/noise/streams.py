@@ -74,21 +74,10 @@ class Noise(ABC):
         """The precision in which fills that need a factorization compute it for a site of ``dtype``."""
 
     def lending(self, name: str, index: int, device: torch.device) -> AbstractContextManager[None]:
-        """Let torch's own generators draw what belongs to a name, while the block lasts; then they are as before.
-
-        It is for other people's code, which knows no noise. ``device`` is where it may draw besides the CPU.
-        """
-        del name, index, device
+        """Let other people's code draw from this noise, on the CPU and a device, while the block lasts."""
         return nullcontext()
 
     def fill_many(self, jobs: Iterable[Job]) -> None:
         """Does the jobs as if one after the other, with less to pay for each than a call of ``fill``."""
         for job in jobs:
             self.fill(job.shard, job.distribution, job.params, job.index)
-
-
-def forked(device: torch.device) -> AbstractContextManager[None]:
-    """The generators of the CPU and of a device as they were, after the block."""
-    if device.type == "cpu":
-        return torch.random.fork_rng(devices=[])
-    return torch.random.fork_rng(devices=[device], device_type=device.type)
