@@ -206,8 +206,8 @@ def _hindrance(step: Step, parts: Parts | None, noise: Noise) -> str | None:
             return f"planned for shape {step.site.shape}, but it has {part.shape}"
         if part.local.is_meta:
             return (
-                "is on the meta device, so there is nothing to write to; call torchinit.materialize, whose recipe has a"
-                " rule for every parameter, or model.to_empty(device=...) first"
+                "is on the meta device, so there is nothing to write to; call torchinit.materialize, or"
+                " model.to_empty(device=...) first"
             )
         if drawn and not part.is_whole:
             return "only part of it is here, which needs a seed: give one"
