@@ -13,7 +13,7 @@ from torch import nn
 
 from torchinit import (
     All,
-    Any,
+    AnyOf,
     Block,
     Blocks,
     Caffe2Xavier,
@@ -26,6 +26,7 @@ from torchinit import (
     Initializer,
     Is,
     Kaiming,
+    Kinds,
     Layer,
     LayerClass,
     Leaf,
@@ -38,7 +39,6 @@ from torchinit import (
     Orthogonal,
     Prior,
     Regex,
-    Roles,
     Rule,
     Scaled,
     Selector,
@@ -54,7 +54,7 @@ from torchinit import (
     Xavier,
     Zeros,
 )
-from torchinit.core.layouts import Role
+from torchinit.core.layouts import ParameterKind
 
 PARTS = st.sampled_from(["conv1", "conv2", "layers", "0", "1", "12", "attn", "proj", "weight", "bias"])
 NUMBERS = st.floats(-1e3, 1e3)
@@ -79,7 +79,7 @@ def sites(draw: st.DrawFn) -> Site:
         owner=draw(st.sampled_from(OWNERS)),
         owner_name=name.rpartition(".")[0],
         kind=draw(st.sampled_from(["parameter", "buffer"])),
-        role=draw(st.sampled_from(["weight", "bias", "other"])),
+        parameter_kind=draw(st.sampled_from(["weight", "bias", "other"])),
         block=block,
         neutral=draw(st.sampled_from([None, 0.0, 1.0])),
     )
@@ -106,7 +106,7 @@ def simple_selectors() -> st.SearchStrategy[Selector]:
             st.booleans(),
         ),
         st.lists(PARTS, min_size=1, max_size=3).map(lambda texts: Leaf(*texts)),
-        st.lists(st.sampled_from(get_args(Role)), min_size=1).map(lambda texts: Roles(*texts)),
+        st.lists(st.sampled_from(get_args(ParameterKind)), min_size=1).map(lambda texts: Kinds(*texts)),
         globs().map(Within),
         shapes().map(Shape),
         st.integers(0, 4).map(lambda ndim: Shape(ndim=ndim)),
@@ -118,7 +118,7 @@ def simple_selectors() -> st.SearchStrategy[Selector]:
 def selectors() -> st.SearchStrategy[Selector]:
     def combined(inner: st.SearchStrategy[Selector]) -> st.SearchStrategy[Selector]:
         several = st.lists(inner, max_size=3)
-        return several.map(lambda of: All(*of)) | several.map(lambda of: Any(*of)) | inner.map(Not)
+        return several.map(lambda of: All(*of)) | several.map(lambda of: AnyOf(*of)) | inner.map(Not)
 
     return st.recursive(simple_selectors(), combined, max_leaves=6)
 

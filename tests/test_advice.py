@@ -31,7 +31,7 @@ from torchinit import (
     plan,
     verify_replicas,
 )
-from torchinit.modules import PretrainedInit
+from torchinit.modules import PretrainedInit, initialize_module
 
 ALL = [Rule(Name("**"), Normal(std=0.5))]
 PART = Rule(Leaf("weight"), Normal(std=0.5))
@@ -119,7 +119,7 @@ CASES: list[tuple[str, Callable[[], Any], Step, str, Step]] = [
         "initialize on meta",
         lambda: meta(plain),
         lambda model: initialize(model, ALL, seed=0),
-        r"call torchinit\.materialize, whose recipe has a rule for every parameter",
+        r"call torchinit\.materialize, or",
         lambda model: materialize(model, ALL, seed=0),
     ),
     (
@@ -130,7 +130,7 @@ CASES: list[tuple[str, Callable[[], Any], Step, str, Step]] = [
         lambda model: initialize(emptied(model), PART, seed=0),
     ),
     (
-        "initialize on meta, with an init_cfg",
+        "initialize on meta, with an entry",
         lambda: meta(plain),
         lambda model: initialize(model, ENTRY, seed=0),
         r"call torchinit\.materialize",
@@ -165,7 +165,7 @@ CASES: list[tuple[str, Callable[[], Any], Step, str, Step]] = [
         lambda model: initialize(model, ALL, seed=0),
     ),
     (
-        "materialize with memory, an init_cfg",
+        "materialize with memory, entries",
         plain,
         lambda model: materialize(model, [ENTRY], seed=0),
         r"it has memory already: call torchinit\.initialize$",
@@ -209,7 +209,7 @@ CASES: list[tuple[str, Callable[[], Any], Step, str, Step]] = [
     (
         "materialize without a rule for a parameter",
         lambda: meta(plain),
-        lambda model: materialize(model, [PART], seed=0),
+        lambda model: materialize(model, [PART], seed=0, complete=True),
         r"no rule for 0\.bias",
         lambda model: materialize(model, [PART, Rule(Leaf("bias"), Constant(0.0))], seed=0),
     ),
@@ -265,11 +265,18 @@ CASES: list[tuple[str, Callable[[], Any], Step, str, Step]] = [
         lambda model: initialize(model, {**ENTRY, "layer": "Conv2d", "optional": True}, strict=True),
     ),
     (
-        "a recipe that is an init_cfg",
+        "the name of an initializer",
         plain,
-        lambda model: plan(model, [{**ENTRY}]),
-        r"give \{'rules': \[\.\.\.\]\} with these entries to read them as a recipe",
-        lambda model: plan(model, {"rules": [{**ENTRY}]}),
+        lambda model: plan(model, "Kaiming"),
+        r"write Kaiming\(\) in Python, or \{'type': 'Kaiming', 'name': '\*\*\.weight'\} as data",
+        lambda model: (plan(model, Kaiming()), plan(model, {"type": "Kaiming", "name": "0.weight"})),
+    ),
+    (
+        "a state dict as a recipe",
+        plain,
+        lambda model: plan(model, model.state_dict()),
+        r"write Rule\('\*\*', Pretrained\(state_dict\)\)",
+        lambda model: plan(model, Rule("**", Pretrained(model.state_dict()))),
     ),
     (
         "fans of a vector",
@@ -332,7 +339,7 @@ def test_the_lint_of_a_model_on_meta() -> None:
 
 def test_what_a_warning_says_of_layers_that_have_no_weight(caplog: pytest.LogCaptureFixture) -> None:
     for layer in (nn.LSTM(2, 3), nn.MultiheadAttention(4, 2)):
-        initialize(nn.Sequential(layer), {"type": "Constant", "val": 2, "layer": type(layer).__name__})
+        initialize_module(nn.Sequential(layer), {"type": "Constant", "val": 2, "layer": type(layer).__name__})
         (text,) = [text for text in caplog.messages if type(layer).__name__ in text and "instead: name=" in text]
         name = text.rpartition("instead: name=")[2].strip("'")
         assert initialize(nn.Sequential(layer), {"type": "Constant", "val": 2, "name": name}, strict=True).records
@@ -380,6 +387,6 @@ def test_a_call_on_meta_that_failed_leaves_nothing_that_keeps_the_way_out_from_w
 
 def test_a_layer_that_is_not_a_bare_name(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "torchinit"):
-        initialize(plain(), {**ENTRY, "layer": "torch.nn.Linear"})
+        initialize_module(plain(), {**ENTRY, "layer": "torch.nn.Linear"})
     bare = caplog.messages[0].rpartition("give the bare name of a class, ")[2].strip("'")
     assert initialize(plain(), {**ENTRY, "layer": bare}, strict=True)["0.weight"].fill == "Normal(std=0.5)"

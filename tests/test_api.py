@@ -37,34 +37,10 @@ def net() -> Any:
     return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
 
 
-@pytest.mark.parametrize(
-    "recipe",
-    [
-        WEIGHTS,
-        [WEIGHTS],
-        (WEIGHTS,),
-        {"rules": [{"type": "Normal", "std": 0.02, "layer": "Linear", "bias": "keep"}]},
-        {"type": "Normal", "std": 0.02, "name": "*.weight"},
-    ],
-)
-def test_every_form_of_a_recipe_gives_the_same_values(recipe: Any) -> None:
-    one, other = net(), net()
-    initialize(one, WEIGHTS, seed=3)
-    initialize(other, recipe, seed=3)
-    assert torch.equal(one[0].weight, other[0].weight)
-    assert torch.equal(one[2].weight, other[2].weight)
-
-
 def test_a_file(tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
     path.write_text('[[rules]]\ntype = "Normal"\nstd = 0.02\nname = "*.weight"\n')
     assert plan(net(), path)["0.weight"].fill == plan(net(), str(path))["2.weight"].fill == Normal(0.0, 0.02)
-
-
-@pytest.mark.parametrize("recipe", [3, None, [3.0, WEIGHTS], (3,)])
-def test_what_is_no_recipe(recipe: Any) -> None:
-    with pytest.raises(TypeError, match="init_cfg must be a dict or a list of dict"):
-        initialize(net(), recipe)
 
 
 def test_a_seed_leaves_torchs_generator_alone() -> None:

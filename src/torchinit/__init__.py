@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torchinit.api import RecipeLike, initialize, materialize, plan, sites
+from torchinit.api import initialize, materialize, plan, sites
 from torchinit.checkpoints import (
     Checkpoint,
     CheckpointLoader,
@@ -42,15 +42,15 @@ from torchinit.core.reports import Record, Report
 from torchinit.core.runs import local_shards, run
 from torchinit.core.selectors import (
     All,
-    Any,
+    AnyOf,
     Block,
     Is,
+    Kinds,
     Layer,
     Leaf,
     Name,
     Not,
     Regex,
-    Roles,
     Selector,
     Shape,
     Within,
@@ -103,7 +103,7 @@ from torchinit.modules import (
     xavier_init,
 )
 from torchinit.noise import Global, Keyed, Noise
-from torchinit.recipes import INITIALIZERS, decode_recipe, load_recipe, recipe_to_data, schemes
+from torchinit.recipes import INITIALIZERS, RecipeLike, decode_recipe, load_recipe, recipe_to_data, schemes
 from torchinit.tracing import Lock, Trace, Write, capture, lock, seeded, trace
 
 __all__ = [
@@ -111,7 +111,7 @@ __all__ = [
     "Account",
     "Adapter",
     "All",
-    "Any",
+    "AnyOf",
     "BaseInit",
     "BaseModule",
     "Block",
@@ -145,6 +145,7 @@ __all__ = [
     "Kaiming",
     "KaimingInit",
     "Keyed",
+    "Kinds",
     "Layer",
     "LayerClass",
     "Layout",
@@ -180,7 +181,6 @@ __all__ = [
     "Registry",
     "Report",
     "ReportError",
-    "Roles",
     "Rule",
     "RunError",
     "Scaled",

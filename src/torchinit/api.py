@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -15,27 +16,25 @@ from torchinit.core.fingerprints import fingerprint as fingerprint_of
 from torchinit.core.following import with_activations
 from torchinit.core.neutral import with_neutral
 from torchinit.core.planner import make_plan
-from torchinit.core.plans import Plan, Recipe, Rule
+from torchinit.core.plans import Plan
 from torchinit.core.reports import Report
 from torchinit.core.runs import Agree, Progress, Shards, local_shards, run
 from torchinit.core.sites import Site
 from torchinit.core.sites import sites as bare_sites
+from torchinit.core.tables import some
 from torchinit.distributed import Materialization, PlannedStart, Start, among, check_styles
-from torchinit.errors import RunError
-from torchinit.modules import OwnStart, as_before_on_error, call_for, initialize_module
-from torchinit.noise import Global, Keyed
-from torchinit.recipes import decode_recipe, load_recipe
+from torchinit.distributed.allocation import check_device
+from torchinit.errors import ConfigError, RunError, count
+from torchinit.modules import OwnStart, as_before_on_error, call_for, own_resets
+from torchinit.noise import Global, Keyed, Noise
+from torchinit.noise.sequential import drawing_from
+from torchinit.recipes import RecipeLike, to_rules
 from torchinit.recipes.alternatives import with_better
+from torchinit.recipes.forms import check_model, is_like_init_cfg, read_otherwise
 from torchinit.tracing import unfilled
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-RecipeLike: TypeAlias = str | os.PathLike[str] | Rule | Sequence[Rule] | Mapping[str, Any] | list[dict[str, Any]]
-"""What stands for a recipe: a file or the name of a shipped scheme, rules, or plain data with ``rules``.
-
-:func:`initialize` also takes an ``init_cfg``: a dict with ``type``, or a list of such dicts.
-"""
 
 _log = logging.getLogger("torchinit")
 
@@ -54,12 +53,21 @@ def sites(model: nn.Module) -> tuple[Site, ...]:
     return with_activations(model, with_neutral(model, bare_sites(model)))
 
 
-def plan(model: nn.Module, recipe: RecipeLike, *, complete: bool = False, strict: bool = False) -> Plan:
+def plan(
+    model: nn.Module,
+    recipe: RecipeLike,
+    *,
+    complete: bool = False,
+    strict: bool = False,
+    trainable: bool = False,
+) -> Plan:
     """What a recipe will write where, worked out without touching memory; the meta device is enough.
 
-    ``complete`` makes a parameter that no rule covers a problem, ``strict`` a rule that matches nothing, or a
-    site that a checkpoint lacks. Raises ConfigError when the recipe cannot be read, PlanError when the plan has
-    problems, CheckpointError when they are all with checkpoints.
+    ``recipe`` is a file, the name of a scheme, rules or entries, initializers by name, or one alone: all the forms of
+    :func:`torchinit.recipes.to_rules`. ``complete`` makes a parameter that no rule covers a problem, ``strict`` a rule
+    that matches nothing, or a site that a checkpoint lacks; ``trainable`` leaves frozen parameters alone. Raises
+    ConfigError or TypeError for what is no recipe or no model, PlanError when the plan has problems, CheckpointError
+    when they are all with checkpoints.
 
     >>> import torch
     >>> from torchinit import Kaiming, Layer, Leaf, Rule
@@ -68,41 +76,50 @@ def plan(model: nn.Module, recipe: RecipeLike, *, complete: bool = False, strict
     >>> plan(model, Rule(Layer("Linear") & Leaf("weight"), Kaiming()))["0.weight"].fill
     Normal(mean=0.0, std=0.2)
     """
-    return draft(model, recipe).check(complete=complete, strict=strict)
+    return draft(model, recipe, trainable=trainable).check(complete=complete, strict=strict)
 
 
-def draft(model: nn.Module, recipe: RecipeLike) -> Plan:
+def draft(model: nn.Module, recipe: RecipeLike, *, trainable: bool = False) -> Plan:
     """The plan of a recipe on a model, whatever is wrong with it; ConfigError when the recipe cannot be read."""
+    check_model(model, recipe)
+    rules = to_rules(recipe)
     known = sites(model)
-    return with_better(make_plan(known, rules_of(recipe)), known)
+    made = with_better(make_plan(known, rules, trainable=trainable), known)
+    unshaped = [site.name for site in known if site.state == "lazy" and site.kind == "parameter"]
+    if unshaped and not made.problems:
+        return replace(made, problems=(f"without a shape yet: {some(unshaped)}. Run the model once on an example",))
+    return made
 
 
 def initialize(
     model: nn.Module,
     recipe: RecipeLike,
     *,
-    seed: int | None = None,
+    seed: int | torch.Generator | None = None,
+    complete: bool = False,
     strict: bool = False,
+    trainable: bool = False,
     stats: bool = True,
     progress: Progress | None = None,
     fingerprint: bool = False,
 ) -> Report:
     """Writes the initial values of a model as its recipe says, and reports what happened.
 
-    With a ``seed`` every value belongs to the name of its parameter: the same for any order of layers, and
-    the caller's random state is left alone. Without one, values are drawn from torch's global generator in
-    the order in which hand-written code would draw them. A rule that matches nothing is a warning, with
-    ``strict`` an error; a scheme that reaches less than a half of the model is a warning. ``stats=False`` measures
-    nothing; ``progress`` is called after each step; ``fingerprint`` puts the model's into the report
-    (:func:`torchinit.fingerprint`).
+    ``recipe``, ``complete``, ``strict`` and ``trainable`` are those of :func:`plan`; a rule that matches nothing is a
+    warning unless it is an error, and so is a scheme that reaches less than a half of the model. An ``init_cfg`` is for
+    ``torchinit.mmengine.initialize``: where these entries give other values, a warning says so.
 
-    A dict with ``type``, or a list of such dicts, is an ``init_cfg`` and is read by MMEngine's rules:
-    :class:`torchinit.BaseModule`.
+    With an int as ``seed`` every value belongs to the name of its parameter: the same for any order of layers, and
+    the caller's random state is left alone. Without one, values are drawn from torch's global generator, or from a
+    generator that is given as ``seed``, in the order in which hand-written code would draw them. ``stats=False``
+    measures nothing; ``progress`` is called after each step; ``fingerprint`` puts the model's into the report
+    (:func:`torchinit.fingerprint`).
 
     Where a recipe loads into a model of DTensors, all ranks that hold parts of it have to call this, and what one finds
     in its part of the file is an error on all of them.
 
-    Raises ConfigError, PlanError, CheckpointError or RunError before anything is written.
+    Raises ConfigError, TypeError, PlanError, CheckpointError or RunError before anything is written; a function that
+    fails as an initializer is a RunError when its turn comes.
 
     >>> from torchinit import Layer, Leaf, Normal, Rule
     >>> model = nn.Sequential(nn.Linear(64, 64))
@@ -110,15 +127,19 @@ def initialize(
     >>> report.assert_ok()["0.weight"].expected.std
     0.02
     """
-    if _is_init_cfg(recipe):
-        report = initialize_module(model, recipe, seed=seed, strict=strict, stats=stats, progress=progress)
-    else:
-        made = _checked(model, recipe, strict=strict)
-        check_styles(model)
-        noise = Global() if seed is None else Keyed(seed)
-        agree = among(model) if made.loads else None
+    made = _checked(model, recipe, seed, complete=complete, strict=strict, trainable=trainable)
+    check_styles(model)
+    agree = among(model) if made.loads else None
+    with noise_of(seed, {one.device for one in model.parameters()}) as noise:
         report = run(made, _shards_of(model, agree), noise, stats=stats, progress=progress, agree=agree)
     return _finished(report, model, fingerprint=fingerprint)
+
+
+def noise_of(seed: int | torch.Generator | None, devices: Iterable[torch.device]) -> AbstractContextManager[Noise]:
+    """The noise that a ``seed`` stands for, while it is drawn from on the devices."""
+    if isinstance(seed, torch.Generator):
+        return drawing_from(seed, devices)
+    return nullcontext(Global() if seed is None else Keyed(seed))
 
 
 def _shards_of(model: nn.Module, agree: Agree | None) -> Shards:
@@ -137,14 +158,21 @@ def _finished(report: Report, model: nn.Module, *, fingerprint: bool) -> Report:
     return replace(report, fingerprint=fingerprint_of(model)) if fingerprint else report
 
 
-def _checked(model: nn.Module, recipe: RecipeLike, *, strict: bool, complete: bool = False) -> Plan:
+def _checked(
+    model: nn.Module, recipe: RecipeLike, seed: object, *, complete: bool, strict: bool, trainable: bool
+) -> Plan:
     """The plan, with a warning for what may not be meant; that a scheme is for other models explains errors, too."""
-    made = draft(model, recipe)
+    made = draft(model, recipe, trainable=trainable)
     for reach in made.reach:
         if reach.is_low:
             _log.warning("%s", reach.summary())
     made.check(complete=complete, strict=strict)
     hints = [hint for _, hint in made.unused]
+    if is_like_init_cfg(recipe) and (others := read_otherwise(made, seed)):
+        hints.append(
+            f"{count(len(others), 'tensor')} would get other values from an init_cfg of these words: {some(others)}."
+            " If one is meant, call torchinit.mmengine.initialize"
+        )
     for text in (*hints, *made.left_alone, *(text for account in made.loads for text in account.warnings)):
         _log.warning("%s", text)
     return made
@@ -155,33 +183,37 @@ def materialize(
     recipe: RecipeLike | None = None,
     *,
     device: torch.device | str = "cpu",
-    seed: int,
-    strict: bool | None = None,
+    seed: int | torch.Generator | None = None,
+    complete: bool = False,
+    strict: bool = False,
+    trainable: bool = False,
     verify: bool = True,
     stats: bool = True,
+    progress: Progress | None = None,
     fingerprint: bool = False,
     group: ProcessGroup | None = None,
-    progress: Progress | None = None,
 ) -> Report:
     """Gives a model on the meta device memory and its first values, and proves that nothing was left unwritten.
 
     Only what is here of a sharded model gets memory; any engine that holds parameters as DTensors will do (FSDP2,
     tensor parallelism and both), and the values are those that one process would have given. All ranks have to call
-    this, and all of them raise if one does. Parameters are written by the recipe, buffers by its rules with
-    ``buffers = true`` or by their modules' own code. Ties, strides, dtypes and ``requires_grad`` stay as they are.
+    this, and all of them raise if one does. Ties, strides, dtypes and ``requires_grad`` stay as they are.
+
+    ``recipe``, ``complete``, ``strict`` and ``trainable`` are those of :func:`plan`, ``seed``, ``stats``, ``progress``
+    and ``fingerprint`` those of :func:`initialize`; a model on several ranks needs an int as ``seed``. What no rule
+    covers is reset by its layer's own ``reset_parameters()``, with draws that belong to names; where there is none,
+    and with ``complete``, it is an error. Buffers are written by rules with ``buffers = true`` or by their modules' own
+    code.
 
     Without a recipe the model itself says how it starts: ``init_cfg`` and ``init_weights`` of every
-    :class:`torchinit.BaseModule` are carried out, with the values of ``init_weights(seed=seed)``. What those do not
-    write, each layer's ``reset_parameters()`` does, with draws that belong to names. An ``init_cfg`` in the place of
-    the recipe is carried out likewise.
+    :class:`torchinit.BaseModule` are carried out, with the values of ``init_weights(seed=seed)``, over what the layers
+    reset.
 
-    ``strict`` makes a rule that matches nothing an error; None: of a recipe, and not of ``init_cfg``s, many of which
-    come with their classes. ``verify`` compares replicas, bit for bit, where there are several ranks.
-    ``fingerprint`` keeps the model's in the report. ``group`` holds the ranks that have this model; None: all there
-    are.
+    ``verify`` compares replicas, bit for bit, where there are several ranks. ``group`` holds the ranks that have this
+    model; None: all there are.
 
-    Raises ConfigError or PlanError, also for a parameter without a rule, and RunError, with several ranks always
-    RunError; the model is then on the meta device as before.
+    Raises ConfigError, TypeError or PlanError, and RunError, with several ranks always RunError; the model is then on
+    the meta device as before.
 
     >>> from torchinit import Kaiming, Leaf, Rule, Sequential, Zeros
     >>> with torch.device("meta"):
@@ -193,19 +225,22 @@ def materialize(
     >>> [record.fill for record in materialize(own, seed=0)]
     ['Constant(1)', 'Linear.reset_parameters()']
     """
+    check_model(model, recipe)
 
     def ready() -> Start:
-        if recipe is None or (recipe and _is_init_cfg(recipe)):
-            init_cfg = cast("dict[str, Any] | list[dict[str, Any]] | None", recipe)
-            return OwnStart(model, seed, init_cfg, strict=bool(strict), stats=stats, progress=progress, group=group)
-        made = _checked(model, recipe, complete=True, strict=strict is not False)
-        return PlannedStart(model, made, Keyed(seed), stats=stats, progress=progress)
+        if recipe is None and trainable:
+            raise ConfigError("trainable is for a recipe; without one every parameter starts as its model says")
+        if recipe is None:
+            return OwnStart(model, noise, strict=strict, stats=stats, progress=progress, group=group)
+        made = _checked(model, recipe, seed, complete=complete, strict=strict, trainable=trainable)
+        resets = None if complete else partial(own_resets, model, noise, group=group)
+        return PlannedStart(model, made, noise, stats=stats, progress=progress, resets=resets)
 
-    with as_before_on_error(model):
+    with noise_of(seed, map(check_device, [device])) as noise, as_before_on_error(model):
         report = Materialization(
             model,
             ready,
-            Keyed(seed),
+            noise,
             device=device,
             group=group,
             verify=verify,
@@ -213,31 +248,3 @@ def materialize(
             with_memory="torchinit.initialize" if recipe is not None else call_for(model),
         ).carry_out()
     return _finished(report, model, fingerprint=fingerprint)
-
-
-def _is_init_cfg(recipe: object) -> bool:
-    if isinstance(recipe, list):
-        return not any(isinstance(item, Rule) for item in recipe)
-    return isinstance(recipe, dict) and "rules" not in recipe
-
-
-def rules_of(recipe: RecipeLike) -> Recipe:
-    """The rules that a recipe stands for; raises ConfigError or TypeError where it is none."""
-    if isinstance(recipe, (str, os.PathLike)):
-        return load_recipe(recipe)
-    if isinstance(recipe, Mapping):
-        return decode_recipe(recipe)
-    if isinstance(recipe, Rule):
-        return (recipe,)
-    rules: tuple[object, ...] = tuple(recipe) if isinstance(recipe, Sequence) else (recipe,)
-    if not all(isinstance(rule, Rule) for rule in rules):
-        if _is_init_cfg(recipe) and all(isinstance(rule, dict) for rule in rules):
-            raise TypeError(
-                "this is an init_cfg, which initialize and materialize carry out; a recipe is a file, a dict with"
-                " 'rules', or rules: give {'rules': [...]} with these entries to read them as a recipe"
-            )
-        raise TypeError(
-            "init_cfg must be a dict or a list of dict, and a recipe a file, a dict with 'rules', or rules,"
-            f" but got {type(recipe)}"
-        )
-    return cast("Recipe", rules)

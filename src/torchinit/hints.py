@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from inspect import Parameter
 from itertools import repeat
@@ -114,6 +114,11 @@ def item_types(hint: Hint) -> Iterator[Hint]:
     """The types of the items of a tuple; without end where it may have any length."""
     kinds = get_args(hint)
     return repeat(kinds[0]) if Ellipsis in kinds else iter(kinds)
+
+
+def is_sequence(data: object) -> bool:
+    """Whether the data are a list of whatever type, and not text."""
+    return isinstance(data, Sequence) and not isinstance(data, (str, bytes, bytearray))
 
 
 def is_scalar(data: object) -> bool:

@@ -22,7 +22,8 @@ Data: TypeAlias = Any
 INVALID: Final = object()
 """What a reader gives for data that hold a mistake."""
 
-_DEEPEST = 64
+DEEPEST: Final = 64
+"""How many levels data may have."""
 
 
 class Unfinished(ABC):
@@ -147,7 +148,8 @@ class _Writer:
         try:
             name = registry.name_of(cls)
         except KeyError as error:
-            raise ConfigError(f"{cls.__name__} cannot be written as data: {error.args[0]}") from None
+            what = value if is_dataclass(value) else cls.__name__
+            raise ConfigError(f"{what} cannot be written as data: {error.args[0]}") from None
         said = said or hints.arguments(value, defaults=self.defaults)
         return {"type": name, **self._each(cls, said)}
 
@@ -196,7 +198,7 @@ class Reader:
             return bare or isinstance(data, (Mapping, hint))
         if is_dataclass(hint) or hints.is_table(hint):
             return isinstance(data, Mapping)
-        return isinstance(data, (list, tuple)) if hints.is_list(hint) else hints.fits(data, hint)
+        return hints.is_sequence(data) if hints.is_list(hint) else hints.fits(data, hint)
 
     def _wrong(self, data: Data, hint: Hint, path: str) -> Any:
         choices = map(str, get_args(hints.member(hint, hints.is_choice)))
@@ -245,14 +247,15 @@ class Reader:
     def word(self, data: Mapping[str, Data], hint: Hint, path: str) -> Any:
         """The class that ``data["type"]`` names, or INVALID."""
         kind = data.get("type")
-        if path.count(".") + path.count("[") > _DEEPEST:
+        if path.count(".") + path.count("[") > DEEPEST:
             return self.mistake(path, "is nested too deeply")
         if "type" not in data:
             return self.mistake(path, f"needs 'type', the name of {_an(self.vocabularies[hint].registry.kind)}")
-        if not isinstance(kind, str):
+        if not isinstance(kind, (str, type)):
             return self.mistake(join(path, "type"), f"must be text, but got {reprlib.repr(kind)}")
-        try:
-            return self.vocabularies[hint].registry.get(kind)
+        registry = self.vocabularies[hint].registry
+        try:  # configs in Python may name the class itself
+            return registry.get(kind if isinstance(kind, str) else registry.name_of(kind))
         except KeyError as error:
             return self.mistake(join(path, "type"), error.args[0])
 

@@ -27,7 +27,9 @@ from torchinit.core.following import with_activations
 
 def follows(model: nn.Module) -> dict[str, str | None]:
     """What follows each layer, by the layer's name."""
-    weights = [site for site in sites(model) if site.role == "weight" and not (site.layout or Layout()).batch_axes]
+    weights = [
+        site for site in sites(model) if site.parameter_kind == "weight" and not (site.layout or Layout()).batch_axes
+    ]
     return {site.name.removesuffix("weight").removesuffix("."): site.activation for site in weights}
 
 

@@ -14,7 +14,22 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests import strategies
-from torchinit import INITIALIZERS, ConfigError, Fill, Layer, Leaf, Name, Normal, Plan, Rule, Site, make_plan, sites
+from torchinit import (
+    INITIALIZERS,
+    ConfigError,
+    Fill,
+    Kinds,
+    Layer,
+    Leaf,
+    Name,
+    Normal,
+    Plan,
+    Rule,
+    Site,
+    decode_recipe,
+    make_plan,
+    sites,
+)
 from torchinit.core.expressions import Computed
 
 
@@ -101,3 +116,44 @@ def test_a_rule_of_many_steps_is_made_data_once() -> None:
 def test_what_is_no_plan(text: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         Plan.from_json(text)
+
+
+OLD_SITE = {
+    "name": "0.weight", "shape": [3, 2], "dtype": "float32", "owner": {"name": "Linear", "bases": ["Module"]},
+    "owner_name": "0", "kind": "parameter", "role": "weight", "layout": None,
+}  # fmt: skip
+OLD_WHERE = {
+    "type": "All",
+    "of": [
+        {"type": "Any", "of": [{"type": "Roles", "roles": ["weight"]}, {"type": "Leaf", "names": ["nothing"]}]},
+        {"type": "Not", "where": {"type": "Roles", "roles": ["bias", "other"]}},
+    ],
+}
+NORMAL = {"type": "Normal", "std": 0.02}
+
+
+def test_plans_with_the_names_of_before_are_read() -> None:
+    rule = {"where": OLD_WHERE, "init": NORMAL, "origin": "rules[0]"}
+    aliased = {**OLD_SITE, "aliases": [{**OLD_SITE, "name": "1.weight", "role": "bias"}]}
+    data = {
+        "format": "torchinit-plan-1",
+        "steps": [{"site": aliased, "fill": NORMAL, "rule": rule}],
+        "untouched": [{**OLD_SITE, "name": "2.weight", "role": "other"}],
+    }
+    made = Plan.from_json(json.dumps(data))
+    assert made["0.weight"].rule.where == (Kinds("weight") | Leaf("nothing")) & ~Kinds("bias", "other")
+    assert [view.parameter_kind for view in made["0.weight"].site.views] == ["weight", "bias"]
+    assert made.untouched[0].parameter_kind == "other"
+    assert '"role' not in made.to_json()
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ({"type": "Roles", "roles": ["weight"]}, "unknown selector 'Roles'"),
+        ({"type": "Any", "of": []}, "unknown selector 'Any'"),
+    ],
+)
+def test_recipes_are_written_with_the_names_of_today(where: object, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        decode_recipe({"rules": [{"where": where, "init": NORMAL}]})

@@ -130,7 +130,7 @@ def test_recurrent_layers_gate_by_gate(layer: nn.Module, inputs: int) -> None:
     assert found["weight_ih"].fans("true") == (inputs, 5)
     assert found["weight_hh"].fans("true") == (5, 5)
     assert found["weight_ih"].fans() == (inputs, len(layer.get_parameter(found["weight_ih"].name)))
-    assert {name: one.role for name, one in found.items()} == {
+    assert {name: one.parameter_kind for name, one in found.items()} == {
         "weight_ih": "weight",
         "weight_hh": "weight",
         "bias_ih": "bias",
@@ -152,7 +152,7 @@ def test_attention_packed() -> None:
     found = {one.name: one for one in sites(nn.MultiheadAttention(8, 2))}
     assert found["in_proj_weight"].fans("true") == (8, 8)
     assert found["in_proj_weight"].fans() == (8, 24)
-    assert found["in_proj_bias"].role == "bias"
+    assert found["in_proj_bias"].parameter_kind == "bias"
     assert found["out_proj.weight"].owner.name == "NonDynamicallyQuantizableLinear"
     assert found["out_proj.weight"].fans("true") == (8, 8)
 
@@ -163,8 +163,8 @@ def test_attention_separate() -> None:
     assert found["q_proj_weight"].fans("true") == (8, 8)
     assert found["k_proj_weight"].fans("true") == (4, 8)
     assert found["v_proj_weight"].fans("true") == (6, 8)
-    assert {found[name].role for name in ("q_proj_weight", "k_proj_weight", "v_proj_weight")} == {"weight"}
-    assert found["bias_k"].role == "other"
+    assert {found[name].parameter_kind for name in ("q_proj_weight", "k_proj_weight", "v_proj_weight")} == {"weight"}
+    assert found["bias_k"].parameter_kind == "other"
 
 
 NORMS = [
@@ -182,11 +182,11 @@ NORMS = [
 @pytest.mark.parametrize("layer", NORMS, ids=str)
 def test_elementwise_scales_connect_one_to_one(layer: nn.Module) -> None:
     slot = describe(layer, "weight")
-    assert slot.role == "weight"
+    assert slot.kind == "weight"
     assert slot.layout is not None
     assert slot.layout.fans(tuple(layer.get_parameter("weight").shape)) == (1, 1)
     if not isinstance(layer, (nn.RMSNorm, nn.PReLU)):
-        assert describe(layer, "bias").role == "bias"
+        assert describe(layer, "bias").kind == "bias"
 
 
 def test_lazy_layers_have_the_layout_of_what_they_become() -> None:
@@ -238,8 +238,8 @@ def test_a_users_layer_and_its_subclasses() -> None:
 
     assert site(Mixed(), "kernel").fans("true") == (3, 5)
     assert site(Mixed(), "kernel").fans() == (15, 20)
-    assert site(Mixed(), "shift").role == "bias"
-    assert site(Mixed(), "weight").role == "weight"
+    assert site(Mixed(), "shift").parameter_kind == "bias"
+    assert site(Mixed(), "weight").parameter_kind == "weight"
     assert site(Mixed(), "weight").layout is None
 
 

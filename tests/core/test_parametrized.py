@@ -51,7 +51,12 @@ def weight_of(module: nn.Module) -> Tensor:
 
 def test_weight_norm_is_one_site_of_its_layer(weight_normed: nn.Module) -> None:
     weight, bias = sites(weight_normed)
-    assert (weight.name, weight.shape, weight.owner.name, weight.role) == ("weight", (16, 8, 3), "Conv1d", "weight")
+    assert (weight.name, weight.shape, weight.owner.name, weight.parameter_kind) == (
+        "weight",
+        (16, 8, 3),
+        "Conv1d",
+        "weight",
+    )
     assert weight.parametrized
     assert weight.fans() == (24, 48)
     assert bias.name == "bias"

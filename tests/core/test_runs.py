@@ -22,6 +22,7 @@ from torchinit import (
     Identity,
     Kaiming,
     Keyed,
+    Kinds,
     Layer,
     Leaf,
     Name,
@@ -31,7 +32,6 @@ from torchinit import (
     Plan,
     PlanError,
     Report,
-    Roles,
     Rule,
     RunError,
     Shape,
@@ -249,7 +249,7 @@ def test_the_padding_row_is_zero_after_the_run() -> None:
 def test_a_recurrent_layer_gate_by_gate() -> None:
     model = nn.LSTM(6, 6)
     fill = Blockwise((Orthogonal(),) * 4, (6,) * 4)
-    start(model, Rule(Roles("weight"), fill), Rule(Roles("bias"), Constant(0.0))).assert_ok(complete=True)
+    start(model, Rule(Kinds("weight"), fill), Rule(Kinds("bias"), Constant(0.0))).assert_ok(complete=True)
     for gate in model.get_parameter("weight_hh_l0").detach().chunk(4):
         torch.testing.assert_close(gate @ gate.T, torch.eye(6), atol=1e-6, rtol=0)
 

@@ -6,7 +6,7 @@ import copy
 import itertools
 import pickle
 from collections.abc import Callable
-from typing import Any as Whatever
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -17,15 +17,15 @@ import torchinit
 from tests.strategies import PARTS, names, selectors, sites
 from torchinit import (
     All,
-    Any,
+    AnyOf,
     Block,
     Is,
+    Kinds,
     Layer,
     Leaf,
     Name,
     Not,
     Regex,
-    Roles,
     Selector,
     Shape,
     Site,
@@ -34,7 +34,7 @@ from torchinit import (
 from torchinit.core.globs import glob_matches
 from torchinit.core.sites import layer_class
 
-WRONG: Whatever = torchinit  # without types, to say what is wrong
+WRONG: Any = torchinit  # without types, to say what is wrong
 
 
 @given(selectors())
@@ -65,7 +65,7 @@ def test_chains_are_flat(one: Selector, two: Selector, three: Selector) -> None:
 def test_selectors_of_nothing() -> None:
     site = Site("w", (), block=(0, 1))
     assert All().matches(site)
-    assert not any(where.matches(site) for where in (Any(), Name(), Layer(), Leaf(), Roles(), Block()))
+    assert not any(where.matches(site) for where in (AnyOf(), Name(), Layer(), Leaf(), Kinds(), Block()))
 
 
 def fits(glob: list[str], name: list[str]) -> bool:
@@ -130,7 +130,7 @@ class Wider(Wide):
     pass
 
 
-def of(layer: Whatever) -> Site:
+def of(layer: Any) -> Site:
     return Site("w", (), owner=layer_class(layer))
 
 
@@ -155,13 +155,13 @@ def test_layers(where: Layer, taken: list[type[nn.Module]]) -> None:
 
 
 def test_leaf_roles_kind_shape_block() -> None:
-    weight = Site("h.2.weight", (4, 8), role="weight", block=(2, 3))
+    weight = Site("h.2.weight", (4, 8), parameter_kind="weight", block=(2, 3))
     running = Site("bn.running_mean", (4,), kind="buffer")
     cases: list[tuple[Selector, bool, bool]] = [
         (Leaf("weight", "bias"), True, False),
         (Leaf("running_mean"), False, True),
-        (Roles("weight", "bias"), True, False),
-        (Roles("other"), False, True),
+        (Kinds("weight", "bias"), True, False),
+        (Kinds("other"), False, True),
         (Is("buffer"), False, True),
         (Is("parameter"), True, False),
         (Shape((None, 8)), True, False),
@@ -205,18 +205,18 @@ def test_within(module: str, taken: list[str]) -> None:
         (lambda: Regex("("), ValueError, r"'\(' is no regular expression: missing \)"),
         (lambda: Layer(""), TypeError, "a layer is a class or the name of one, but got ''"),
         (lambda: WRONG.Layer(nn.Linear(1, 1)), TypeError, "a layer is a class or the name of one"),
-        (lambda: WRONG.Roles("scale"), ValueError, "a role is one of weight, bias, other, but got 'scale'"),
-        (lambda: WRONG.Is("gradient"), ValueError, "a kind is one of parameter, buffer, but got 'gradient'"),
+        (lambda: WRONG.Kinds("scale"), ValueError, "a kind is one of weight, bias, other, but got 'scale'"),
+        (lambda: WRONG.Is("gradient"), ValueError, "a site is one of parameter, buffer, but got 'gradient'"),
         (lambda: WRONG.Block("1"), TypeError, "a block is a whole number, but got '1'"),
         (Shape, ValueError, "Shape takes either sizes or ndim"),
         (lambda: Shape((1,), ndim=1), ValueError, "Shape takes either sizes or ndim"),
         (lambda: WRONG.Within("a..b"), ValueError, "a name is dotted text"),
         (lambda: WRONG.All(Name("a"), "b"), TypeError, "All combines selectors, but got 'b'"),
-        (lambda: WRONG.Any("b"), TypeError, "Any combines selectors, but got 'b'"),
+        (lambda: WRONG.AnyOf("b"), TypeError, "AnyOf combines selectors, but got 'b'"),
         (lambda: WRONG.Not("b"), TypeError, "Not turns a selector around, but got 'b'"),
     ],
 )
-def test_bad_arguments(make: Callable[[], Whatever], error: type[Exception], message: str) -> None:
+def test_bad_arguments(make: Callable[[], Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         make()
 

@@ -67,7 +67,7 @@ def test_meta_is_enough() -> None:
 
 def test_kinds_and_roles() -> None:
     found = named(nn.BatchNorm1d(4))
-    assert {name: (site.kind, site.role, site.state) for name, site in found.items()} == {
+    assert {name: (site.kind, site.parameter_kind, site.state) for name, site in found.items()} == {
         "weight": ("parameter", "weight", "ready"),
         "bias": ("parameter", "bias", "ready"),
         "running_mean": ("buffer", "other", "ready"),

@@ -241,7 +241,7 @@ def test_buffers_that_own_code_computes() -> None:
     def made() -> Tensor:
         with torch.device("meta"):
             model = Projection()
-        materialize(model, [], seed=0)
+        materialize(model, Rule("**", Normal(), optional=True), seed=0)
         return model.basis
 
     assert_equal_on_any_number(made)

@@ -193,7 +193,7 @@ def test_what_must_fail_leaves_the_model_on_meta(
     model = make()
     before = {name: (each.device, id(each)) for name, each in model.state_dict(keep_vars=True).items()}
     with pytest.raises(error, match=message):
-        materialize(model, rules, seed=0)
+        materialize(model, rules, seed=0, complete=True, strict=True)
     assert {name: (each.device, id(each)) for name, each in model.state_dict(keep_vars=True).items()} == before
 
 

@@ -20,10 +20,10 @@ from torchinit import (
     ModuleDict,
     ModuleList,
     Sequential,
-    initialize,
     normal_init,
     update_init_info,
 )
+from torchinit.modules import initialize_module as initialize
 
 CONSTANT = {"type": "Constant", "val": 2.0, "bias": 1.0, "layer": "Linear"}
 

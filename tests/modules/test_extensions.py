@@ -24,8 +24,8 @@ from torchinit import (
     PlanError,
     PretrainedInit,
     XavierInit,
-    initialize,
 )
+from torchinit.modules import initialize_module as initialize
 from torchinit.modules.extensions import WORDS
 
 LAYERS = ["Conv2d", "Linear", "Embedding", "LSTM", "MultiheadAttention"]

@@ -22,8 +22,8 @@ from torchinit import (
     UniformInit,
     XavierInit,
     bias_init_with_prob,
-    initialize,
 )
+from torchinit.modules import initialize_module as initialize
 
 
 def net() -> Any:

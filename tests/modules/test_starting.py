@@ -128,19 +128,6 @@ def test_an_entry_that_matches_nothing_is_a_warning_unless_strict() -> None:
     assert "did you mean 'Linear' (1 module)" in materialize(model, seed=0).unused[0]
 
 
-def test_an_init_cfg_in_the_place_of_a_recipe() -> None:
-    plain = meta(lambda: nn.Sequential(nn.Linear(3, 4), nn.Conv1d(2, 2, 1)))
-    one: Any = nn.Sequential(nn.Linear(3, 4))
-    report = materialize(plain, [ENTRY], seed=1)
-    initialize(one, ENTRY, seed=1)
-    assert torch.equal(plain[0].weight, one[0].weight)
-    assert report["1.weight"].fill == "Conv1d.reset_parameters()"
-    with pytest.raises(PlanError, match="matches none of"):
-        materialize(meta(lambda: nn.Sequential(nn.Linear(3, 4))), {**ENTRY, "layer": "Conv3d"}, seed=1, strict=True)
-    with pytest.raises(PlanError, match=r"no rule for 0\.weight"):  # an empty recipe is one
-        materialize(meta(lambda: nn.Sequential(nn.Linear(3, 4))), [], seed=1)
-
-
 class Waiting(nn.Module):
     """Plain modules with an init_weights: one that can be called, and one that wants to know of what."""
 

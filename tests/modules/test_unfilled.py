@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from torchinit import Report, ReportError, Sequential, initialize, lint, materialize
+from torchinit import Report, ReportError, Rule, Sequential, Zeros, initialize, lint, materialize
 from torchinit.modules import BaseModule
 from torchinit.tracing.unfilled import _KNOWN, _STAMP
 
@@ -53,6 +53,8 @@ def test_after_to_empty(caplog: pytest.LogCaptureFixture) -> None:
     assert Report.from_json(report.to_json()) == report
     assert {finding.site for finding in lint(net, select=["TI101"])} == {*UNFILLED}
 
+
+NOTHING = Rule("nothing", Zeros(), optional=True)
 
 WAYS: dict[str, Callable[[Any], Any]] = {
     "reset_parameters": lambda net: net.norm.reset_parameters(),
@@ -121,11 +123,11 @@ def test_what_nobody_writes_holds_in_the_end_what_it_would_have_held() -> None:
     report: Any = model.init_weights()
     assert [head(tensor) for tensor in tensors] == before
     assert report.unfilled == ("weight", "small")
-    assert initialize(model, []).unfilled == ("weight", "small")  # it is known all the same
+    assert initialize(model, NOTHING).unfilled == ("weight", "small")  # it is known all the same
 
 
-def test_an_init_cfg_of_nothing_is_not_complete() -> None:
-    report = initialize(nn.Linear(2, 2), [])
+def test_what_writes_nothing_is_not_complete() -> None:
+    report = initialize(nn.Linear(2, 2), NOTHING)
     assert report.untouched == ("weight", "bias")
     with pytest.raises(ReportError, match="2 findings"):
         report.assert_ok(complete=True)

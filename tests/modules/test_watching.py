@@ -13,7 +13,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from tests.stats import assert_std
 from torchinit import WEIGHT_INITIALIZERS, Name, Normal, Rule, Uniform, initialize
 from torchinit.core.reports import Report
-from torchinit.modules import BaseModule, ModuleDict, Sequential
+from torchinit.modules import BaseModule, ModuleDict, Sequential, initialize_module
 from torchinit.tracing import Watch
 
 
@@ -148,7 +148,7 @@ class Noise:
 @pytest.mark.parametrize("extra", [False, True])
 def test_what_a_registered_initializer_draws_belongs_to_names(extra: bool) -> None:
     model: Any = nn.ModuleDict({**({"before": nn.Linear(2, 2)} if extra else {}), "fc": nn.Linear(4, 6)})
-    initialize(model, {"type": "TestNoise"}, seed=5)
+    initialize_module(model, {"type": "TestNoise"}, seed=5)
     expected: Any = nn.ModuleDict({"fc": nn.Linear(4, 6)})
     initialize(expected, Rule(Name("fc.weight"), Uniform(-3, 3)), seed=5)
     assert torch.equal(model["fc"].weight, expected["fc"].weight)

@@ -81,7 +81,7 @@ def inputs_of(name: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
 def test_nothing_is_said_that_a_run_does_not_see(name: str) -> None:
     torch.manual_seed(0)
     model = MODELS[name]().eval()
-    said = {site.owner_name: site.activation for site in sites(model) if site.role == "weight"}
+    said = {site.owner_name: site.activation for site in sites(model) if site.parameter_kind == "weight"}
     args, kwargs = inputs_of(name)
     with torch.no_grad(), Watch(model) as watch:
         model(*args, **kwargs)

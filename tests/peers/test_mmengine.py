@@ -224,7 +224,7 @@ def test_the_bridge_makes_each_sides_initializers_known_to_the_other() -> None:
     bridge()
     bridge()
     layer = nn.Linear(2, 2)
-    torchinit.initialize(layer, {"type": "PeerTheirs"})
+    torchinit.modules.initialize_module(layer, {"type": "PeerTheirs"})
     assert layer.weight.unique().tolist() == [2.0]
     mmengine.model.initialize(layer, {"type": "PeerOurs"})
     assert layer.weight.unique().tolist() == [3.0]

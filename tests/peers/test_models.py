@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from tests.peers.foreign import MODELS
 from torchinit import (
+    Kinds,
     Name,
     Normal,
     Plan,
     Recipe,
-    Roles,
     Rule,
     Zeros,
     initialize,
@@ -28,7 +28,7 @@ from torchinit.core.names import normalize
 RECIPES: Mapping[str, Recipe] = {
     "general": load_recipe("general"),
     # Reaches every parameter, so that nothing can hide among the untouched.
-    "everything": (Rule(Name("**"), Normal(std=0.02)), Rule(Roles("bias"), Zeros(), optional=True)),
+    "everything": (Rule(Name("**"), Normal(std=0.02)), Rule(Kinds("bias"), Zeros(), optional=True)),
 }
 
 both = pytest.mark.parametrize("recipe", RECIPES)

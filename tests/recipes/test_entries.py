@@ -13,6 +13,7 @@ from torchinit import (
     ConfigError,
     Constant,
     Kaiming,
+    Kinds,
     Layer,
     Leaf,
     LeCun,
@@ -22,7 +23,6 @@ from torchinit import (
     Plan,
     Prior,
     Regex,
-    Roles,
     Rule,
     Selector,
     Shape,
@@ -40,7 +40,7 @@ from torchinit.core.fills import Initializer
 from torchinit.core.vocabulary import RESERVED
 from torchinit.recipes.entries import ENTRY_WORDS, OTHER_WORDS
 
-WEIGHT, BIAS = Roles("weight"), Roles("bias")
+WEIGHT, BIAS = Kinds("weight"), Kinds("bias")
 
 
 def decode(**entry: Any) -> list[tuple[object, object]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, final
 
 from torchinit.core.arguments import choice, is_whole, number
+from torchinit.core.code import as_initializer
 from torchinit.core.composites import Blockwise
 from torchinit.core.fills import Fill, Initializer, is_elementwise
 from torchinit.core.layouts import Layout
@@ -31,6 +32,7 @@ class Scaled(Spelled):
     factor: float
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "init", as_initializer(self.init))
         number("factor", self.factor)
 
     def resolve(self, site: Site) -> Fill | None:
@@ -60,6 +62,7 @@ class DepthScaled(Spelled):
     by: Literal["depth", "index"] = "depth"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "init", as_initializer(self.init))
         if number("branches", self.branches) <= 0:
             raise ValueError(f"branches must be above 0, but got {self.branches!r}")
         choice("by", self.by, Literal["depth", "index"])
@@ -93,6 +96,8 @@ class Blocks(Spelled):
     parts: int | tuple[int, ...]
 
     def __post_init__(self) -> None:
+        each = tuple(map(as_initializer, self.init)) if isinstance(self.init, tuple) else as_initializer(self.init)
+        object.__setattr__(self, "init", each)
         sizes = (self.parts,) if isinstance(self.parts, int) else self.parts
         if not sizes or not all(map(is_whole, sizes)):
             raise ValueError(f"parts must be a whole number of at least 1, or a list of them, but got {self.parts!r}")
@@ -144,6 +149,7 @@ class Stacked(Spelled):
     out_axis: int = 1
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "init", as_initializer(self.init))
         if sorted({self.axis, self.in_axis, self.out_axis}) != [0, 1, 2]:
             raise ValueError(f"axis, in_axis and out_axis must be 0, 1 and 2 in some order, but got {self}")
 

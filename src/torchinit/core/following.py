@@ -111,7 +111,7 @@ def with_activations(model: nn.Module, found: Iterable[Site]) -> tuple[Site, ...
 
 def _told(site: Site, known: Mapping[str, Follower]) -> Site:
     views = [view for view in site.views if not (view.layout and view.layout.lookup)]
-    said = {known.get(view.owner_name) if view.role == "weight" else None for view in views}
+    said = {known.get(view.owner_name) if view.parameter_kind == "weight" else None for view in views}
     activation = said.pop() if len(said) == 1 else None
     if activation == site.activation:
         return site

@@ -9,7 +9,7 @@ from typing import Literal, TypeVar
 
 from torch import nn
 
-Role = Literal["weight", "bias", "other"]
+ParameterKind = Literal["weight", "bias", "other"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +57,13 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """What one parameter is to its layer: its role, its layout, and the row that stays zero.
+    """What one parameter is to its layer: its kind, its layout, and the row that stays zero.
 
     >>> describe(nn.Embedding(10, 4, padding_idx=0), "weight").zero_row
     0
     """
 
-    role: Role
+    kind: ParameterKind
     layout: Layout | None = None
     zero_row: int | None = None
 

@@ -18,6 +18,8 @@ def nothing(rule: Rule, known: Sequence[Site]) -> str:
     >>> nothing(Rule(Name("haed.weight"), Normal()), [Site("head.weight", (2, 2))])
     "Name('haed.weight') matches none of 1 name; did you mean 'head.weight'?"
     """
+    if rule.fitting:
+        return f"{rule.init} finds no weight of a layer that mixes its inputs among {count(len(known), 'site')}"
     views = [view for site in known for view in site.views]
     for part in _parts(rule.where):
         if not any(part.matches(view) for view in views):

@@ -66,9 +66,19 @@ def looks_like_norm(site: Site) -> bool:
     return not _is_torch_layer(site) and (is_named_norm(site) or bool(_NORM.search(names)))
 
 
+def is_scale(site: Site) -> bool:
+    """Whether the parameter multiplies or shifts element by element: that of a norm, the slopes of a PReLU.
+
+    >>> is_scale(Site("norm.weight", (4,), neutral=1.0)), is_scale(Site("fc.weight", (4, 4)))
+    (True, False)
+    """
+    apart = site.layout is not None and not (site.layout.in_axes or site.layout.out_axes)
+    return apart or site.neutral is not None or (len(site.shape) < 2 and looks_like_norm(site))
+
+
 def is_shift(site: Site) -> bool:
     """Whether the name says that the parameter is added."""
-    return site.role == "bias" or site.leaf in _SHIFTS
+    return site.parameter_kind == "bias" or site.leaf in _SHIFTS
 
 
 def neutrality(site: Site) -> str:

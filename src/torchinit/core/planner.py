@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeAlias
+
+import torch
 
 from torchinit.core.accounts import Account
 from torchinit.core.composites import Padded
@@ -13,19 +15,22 @@ from torchinit.core.formulas import asks_for_neutral, asks_what_follows
 from torchinit.core.loaders import Loader, Lookup
 from torchinit.core.misses import nothing
 from torchinit.core.neutral import looks_like_norm, neutrality
-from torchinit.core.plans import UNKNOWN, Plan, Rule, Skipped, Step
+from torchinit.core.plans import FROZEN, UNKNOWN, Plan, Rule, Skipped, Step
 from torchinit.core.reach import Reach
 from torchinit.core.sites import Site
 from torchinit.core.tables import some
 from torchinit.errors import FanError, count
 
+Ties: TypeAlias = Literal["agree", "last"]
 
-def make_plan(found: Iterable[Site], rules: Sequence[Rule], *, ties: Literal["agree", "last"] = "agree") -> Plan:
+
+def make_plan(found: Iterable[Site], rules: Sequence[Rule], *, ties: Ties = "agree", trainable: bool = False) -> Plan:
     """The plan of rules on sites. Nothing is raised: what is wrong is in ``plan.problems``.
 
     Writes are ordered rule by rule, and within a rule as ``Module.apply`` visits the modules, which is the
     order in which MMEngine and hand-written code draw. Rules that give a tied tensor different values
-    through different modules are a problem, unless ``ties`` lets the last write win.
+    through different modules are a problem, unless ``ties`` lets the last write win. ``trainable`` leaves parameters
+    alone that do not learn.
 
     >>> from torchinit.core.fills import Constant
     >>> from torchinit.core.selectors import Name
@@ -34,7 +39,7 @@ def make_plan(found: Iterable[Site], rules: Sequence[Rule], *, ties: Literal["ag
     Constant(val=1.0)
     """
     named = tuple(replace(rule, origin=rule.origin or f"rules[{n}]") for n, rule in enumerate(rules))
-    return _Planner(tuple(found), named, ties).plan()
+    return _Planner(tuple(found), named, ties, trainable).plan()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +53,18 @@ class _Write:
 class _Planner:
     """One pass over rules and sites; what it finds is gathered here until the plan is whole."""
 
-    def __init__(self, known: tuple[Site, ...], rules: tuple[Rule, ...], ties: Literal["agree", "last"]) -> None:
+    def __init__(self, known: tuple[Site, ...], rules: tuple[Rule, ...], ties: Ties, trainable: bool) -> None:
         self.known = known
         self.rules = rules
         self.ties = ties
         self.problems: list[str] = []
         self.writes: dict[str, list[_Write]] = {}
-        self.skipped: dict[str, Skipped] = {}
+        frozen = [site for site in known if site.frozen] if trainable else []
+        self.skipped = {site.name: Skipped(site, FROZEN) for site in frozen}
+        self.frozen = frozenset(self.skipped)
+        if trainable and all(site.frozen for site in known if site.kind == "parameter"):
+            text = f"trainable=True leaves frozen parameters alone, and all {len(frozen)} are (requires_grad is false)"
+            self.problems.append(text)
         self.declined: dict[str, Skipped] = {}
         self.loads: list[Account] = []
         self.turn = 0
@@ -96,7 +106,8 @@ class _Planner:
         """Adds the writes of one rule; whether it matched anything."""
         # Two names that one parent has for a module share one turn.
         matched = {(site.name, view.position): (view, site) for view, site in reversed(pairs) if rule.matches(view)}
-        turns = [*reversed(matched.values())]
+        turns = [(view, site) for view, site in reversed(matched.values()) if site.name not in self.frozen]
+        before = self.turn, len(self.problems)
         found = self._look_up(rule.init, turns) if isinstance(rule.init, Loader) and turns else None
         for view, site in turns:
             fill = self._resolve(rule, view, site) if found is None else found.fills.get(view.name)
@@ -104,6 +115,8 @@ class _Planner:
                 step = Step(site, fill, rule, turn=self.turn)
                 self.writes.setdefault(site.name, []).append(_Write(view, step))
                 self.turn += 1
+        if rule.fitting and turns and before == (self.turn, len(self.problems)):
+            self.problems.append(f"{rule.origin}: {rule.init} fits none of {count(len(turns), 'weight')}")
         return bool(matched)
 
     def _look_up(self, loader: Loader, pairs: list[tuple[Site, Site]]) -> Lookup:
@@ -140,6 +153,9 @@ class _Planner:
             if fill is not None:
                 fill.check(view.shape, view.dtype)
         except ValueError as error:
+            if rule.fitting and not _fits(rule, view):
+                self.declined[site.name] = Skipped(site, f"{rule.init} does not fit its shape")
+                return None
             place = rule.origin if isinstance(error, FanError) else f"{rule.origin} at {view.name!r}"
             self.problems.append(f"{place}: {error}")
             return None
@@ -148,6 +164,15 @@ class _Planner:
         if fill is None or view.zero_row is None or not rule.padding:
             return fill
         return Padded(fill, view.zero_row)
+
+
+def _fits(rule: Rule, view: Site) -> bool:
+    """Whether a tensor of this shape can be given what a rule has for it, were it of a dtype that holds all of it."""
+    try:
+        rule.init.resolve(replace(view, dtype=torch.float64))
+    except ValueError:
+        return False
+    return True
 
 
 def _in_turn(steps: Iterable[Step]) -> tuple[Step, ...]:
@@ -161,6 +186,7 @@ def _final(writes: list[_Write]) -> Step:
     notes = (
         *_norm_notes(step),
         *fan_notes(step),
+        *([FROZEN] if step.site.frozen else []),
         *([UNKNOWN] if asks_what_follows(step.rule.init) and not last.view.activation else []),
     )
     return replace(step, over=tuple(beaten), notes=notes) if beaten or notes else step

@@ -3,46 +3,69 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, Final, Literal, TypeAlias
 
 from torch import nn
 
 from torchinit.core.accounts import Account, shortened
+from torchinit.core.code import Function, as_initializer
 from torchinit.core.fills import Fill, Initializer
 from torchinit.core.loaders import Loader
 from torchinit.core.moments import Moments
+from torchinit.core.neutral import is_scale
 from torchinit.core.reach import Reach
-from torchinit.core.selectors import Selector
+from torchinit.core.selectors import Selector, as_selector
 from torchinit.core.sites import Site
 from torchinit.core.tables import by_reason, columns, shape_text, some
 from torchinit.core.vocabulary import SCHEMA
 from torchinit.errors import CheckpointError, ConfigError, PlanError, count, did_you_mean
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class Rule:
     """A selector and an initializer: one entry of a recipe.
 
+    ``where`` may be text, the glob of :class:`torchinit.Name`, or a list of such; ``init`` a function of a tensor: one
+    of ``torch.nn.init`` becomes the initializer that draws the same, any other is run when the rule is carried out.
     ``optional`` allows the rule to match nothing. ``padding=False`` lets it write the padding row of an
-    embedding, which is zero otherwise. ``buffers=True`` lets it match buffers as well as parameters.
+    embedding, which is zero otherwise. ``buffers=True`` lets it match buffers as well as parameters. ``fitting=True``
+    leaves alone what the initializer is not for: norms, elementwise scales, and shapes that it cannot fill.
     ``origin`` is the place in a config that it comes from, for messages, ``scheme`` the scheme.
 
-    >>> from torchinit.core.fills import Normal
-    >>> from torchinit.core.selectors import Name
+    >>> from torchinit import Name, Normal, Orthogonal
     >>> print(Rule(Name("head.**"), Normal(std=0.02)))
     Name('head.**') -> Normal(std=0.02)
+    >>> Rule("fc.weight", nn.init.orthogonal_) == Rule(Name("fc.weight"), Orthogonal())
+    True
     """
 
     where: Selector
     init: Initializer
-    label: str = ""
-    optional: bool = False
-    padding: bool = True
-    buffers: bool = False
-    origin: str = field(default="", compare=False, repr=False)
-    scheme: str = field(default="", compare=False, repr=False)
+    label: str
+    optional: bool
+    padding: bool
+    buffers: bool
+    origin: str = field(compare=False, repr=False)
+    scheme: str = field(compare=False, repr=False)
+    fitting: bool
+
+    def __init__(
+        self,
+        where: Selector | str | Sequence[str],
+        init: Initializer | Function,
+        label: str = "",
+        optional: bool = False,
+        padding: bool = True,
+        buffers: bool = False,
+        origin: str = "",
+        scheme: str = "",
+        fitting: bool = False,
+    ) -> None:
+        said = (as_selector(where), as_initializer(init), label, optional, padding, buffers, origin, scheme, fitting)
+        for one, value in zip(fields(self), said, strict=True):
+            object.__setattr__(self, one.name, value)
 
     def __str__(self) -> str:
         return self.label or f"{self.where} -> {self.init}"
@@ -51,6 +74,8 @@ class Rule:
         """Whether the rule is for the site."""
         if isinstance(self.init, Loader):
             return site.persistent and self.where.matches(site)
+        if self.fitting and is_scale(site):
+            return False
         return (site.kind == "parameter" or self.buffers) and self.where.matches(site)
 
 
@@ -91,6 +116,9 @@ class Skipped:
     site: Site
     why: str
 
+
+FROZEN: Final = "frozen: requires_grad is false"
+"""The note of a step that writes a parameter which does not learn, and why one is left alone."""
 
 UNKNOWN: Final = "what follows this layer is not known: gain 1"
 """The note of a step whose gain should be that of the next nonlinearity, where no structure shows one."""
@@ -181,6 +209,8 @@ class Plan:
             lines += [f"{count(len(names), kind)} untouched: {some(names)}"] if names else []
         lines += self.left_alone
         lines += by_reason("skipped", ((skip.site.name, skip.why) for skip in self.skipped))
+        if frozen := [step.site.name for step in self.steps if FROZEN in step.notes]:
+            lines.append(f"{count(len(frozen), 'frozen parameter')} to write: {some(frozen)}")
         lines += [f"unused: {hint}" for _, hint in self.unused]
         lines += [reach.summary() for reach in self.reach]
         if unknown := [step.site.name for step in self.steps if UNKNOWN in step.notes]:
@@ -206,7 +236,7 @@ class Plan:
         One whose layer gives it no elements needs none.
         """
         left = [site for site in self.untouched if site.kind == "parameter" and (site.lack or site.numel)]
-        return (*left, *(skip.site for skip in self.skipped if skip.site.lack))
+        return (*left, *(skip.site for skip in self.skipped if skip.site.lack and skip.why != FROZEN))
 
     @property
     def scratch(self) -> tuple[str, int]:
@@ -237,7 +267,7 @@ class Plan:
         True
         """
         try:
-            data = json.loads(text)
+            data = json.loads(text, object_hook=_renamed)
         except (ValueError, RecursionError) as error:
             raise ConfigError(f"this is no plan: {error}") from None
         if not isinstance(data, dict) or data.pop("format", None) != _FORMAT:
@@ -294,6 +324,18 @@ class Plan:
 def _headed(found: list[str]) -> tuple[str, list[str]]:
     """One problem as the headline itself, several below one."""
     return (found[0], []) if len(found) == 1 else (f"{count(len(found), 'problem')} with checkpoints", found)
+
+
+def _renamed(data: dict[str, Any]) -> dict[str, Any]:
+    """A table of a plan under today's names; older plans have others."""
+    match data:
+        case {"type": "Any", "of": of}:
+            return {"type": "AnyOf", "of": of}
+        case {"type": "Roles", "roles": kinds}:
+            return {"type": "Kinds", "kinds": kinds}
+        case {"owner": _, "role": kind, **rest}:
+            return {**rest, "owner": data["owner"], "parameter_kind": kind}
+    return data
 
 
 Capture: TypeAlias = Callable[[nn.Module, Callable[[Any], object]], Plan]

@@ -14,6 +14,7 @@ from torchinit.core.accounts import Account, shortened
 from torchinit.core.fingerprints import Fingerprint
 from torchinit.core.measures import deviations
 from torchinit.core.moments import Moments
+from torchinit.core.plans import FROZEN
 from torchinit.core.reach import Reach
 from torchinit.core.tables import by_reason, columns, shape_text, some
 from torchinit.errors import ReportError, count, did_you_mean
@@ -143,6 +144,8 @@ class Report:
             lines.append(f"{count(len(self.buffers), 'buffer')} untouched: {some(self.buffers)}")
         if self.unfilled:
             lines.append(f"{count(len(self.unfilled), 'tensor')} never filled: {some(self.unfilled)}")
+        if frozen := [record.name for record in self.records if FROZEN in record.notes]:
+            lines.append(f"{count(len(frozen), 'frozen parameter')} written: {some(frozen)}")
         lines += by_reason("skipped", self.skipped)
         lines += [f"unused: {hint}" for hint in self.unused]
         lines += [reach.summary() for reach in self.reach]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -21,7 +20,6 @@ from torchinit.core.places import Held, held
 from torchinit.core.plans import Plan, Step
 from torchinit.core.reports import Record, Report
 from torchinit.core.shards import Shard
-from torchinit.core.threads import one_thread
 from torchinit.core.witnesses import unobserved, witnesses
 from torchinit.errors import CheckpointError, RunError, count
 from torchinit.noise import Job, Noise
@@ -208,8 +206,8 @@ def _hindrance(step: Step, parts: Parts | None, noise: Noise) -> str | None:
             return f"planned for shape {step.site.shape}, but it has {part.shape}"
         if part.local.is_meta:
             return (
-                "is on the meta device, so there is nothing to write to; call torchinit.materialize, whose recipe has a"
-                " rule for every parameter, or model.to_empty(device=...) first"
+                "is on the meta device, so there is nothing to write to; call torchinit.materialize, or"
+                " model.to_empty(device=...) first"
             )
         if drawn and not part.is_whole:
             return "only part of it is here, which needs a seed: give one"
@@ -259,25 +257,12 @@ def _expected(step: Step, parts: Parts, dtype: torch.dtype) -> Moments | None:
 
 def _hand_over(shard: Shard, store: Callable[[Tensor], Tensor], noise: Noise) -> Tensor:
     """Gives the values to a parametrization, which may draw: torch's orthogonal one completes a basis."""
-    with _seeded(shard, noise):
+    with noise.lending(shard.name, _BASIS, shard.local.device):
         try:
             return store(shard.local)
         except Exception as error:
             error.add_note(f"{shard.name}: the parametrization would not take the values")
             raise
-
-
-@contextmanager
-def _seeded(shard: Shard, noise: Noise) -> Iterator[None]:
-    """One thread, and torch's generator in a state of the shard's name; a sequential noise leaves both alone."""
-    if noise.sequential:
-        yield
-        return
-    word = torch.empty(1)
-    noise.fill(Shard.whole(shard.name, word), "integer", (0, 1 << 24), _BASIS)
-    with one_thread(), torch.random.fork_rng(devices=[shard.local.device] if shard.local.is_cuda else []):
-        torch.default_generator.manual_seed(int(word))
-        yield
 
 
 _BASIS = 2

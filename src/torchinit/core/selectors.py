@@ -10,7 +10,7 @@ from typing import final, get_args
 from torch import nn
 
 from torchinit.core.globs import check_glob, glob_matches
-from torchinit.core.layouts import Role
+from torchinit.core.layouts import ParameterKind
 from torchinit.core.patterns import slow
 from torchinit.core.places import Kind
 from torchinit.core.sites import Site, full_name
@@ -33,13 +33,13 @@ class Selector(ABC):
         return All(*_flat(All, self), *_flat(All, other))
 
     def __or__(self, other: Selector) -> Selector:
-        return Any(*_flat(Any, self), *_flat(Any, other))
+        return AnyOf(*_flat(AnyOf, self), *_flat(AnyOf, other))
 
     def __invert__(self) -> Selector:
         return Not(self)
 
 
-def _flat(kind: type[All | Any], where: Selector) -> tuple[Selector, ...]:
+def _flat(kind: type[All | AnyOf], where: Selector) -> tuple[Selector, ...]:
     return where.of if isinstance(where, kind) else (where,)
 
 
@@ -80,11 +80,11 @@ class All(_Several):
 
 @final
 @dataclass(frozen=True, init=False, repr=False, slots=True)
-class Any(_Several):
+class AnyOf(_Several):
     """The sites that at least one of these selects.
 
     >>> Name("head.**") | Leaf("bias")
-    Any(Name('head.**'), Leaf('bias'))
+    AnyOf(Name('head.**'), Leaf('bias'))
     """
 
     of: tuple[Selector, ...]
@@ -234,25 +234,25 @@ class Leaf(_Several):
 
 @final
 @dataclass(frozen=True, init=False, repr=False, slots=True)
-class Roles(_Several):
+class Kinds(_Several):
     """Sites by what they are to their layer: ``"weight"``, ``"bias"`` or ``"other"``.
 
     The weights of an LSTM (``weight_ih_l0`` ...) and of attention (``in_proj_weight``) are weights, too.
 
-    >>> Roles("weight").matches(Site("rnn.weight_ih_l0", (8, 2), role="weight"))
+    >>> Kinds("weight").matches(Site("rnn.weight_ih_l0", (8, 2), parameter_kind="weight"))
     True
     """
 
-    roles: tuple[Role, ...]
+    kinds: tuple[ParameterKind, ...]
 
-    def __init__(self, *roles: Role) -> None:
-        for role in roles:
-            if role not in get_args(Role):
-                raise ValueError(f"a role is one of {', '.join(get_args(Role))}, but got {role!r}")
-        object.__setattr__(self, "roles", roles)
+    def __init__(self, *kinds: ParameterKind) -> None:
+        for kind in kinds:
+            if kind not in get_args(ParameterKind):
+                raise ValueError(f"a kind is one of {', '.join(get_args(ParameterKind))}, but got {kind!r}")
+        object.__setattr__(self, "kinds", kinds)
 
     def matches(self, site: Site) -> bool:
-        return site.role in self.roles
+        return site.parameter_kind in self.kinds
 
 
 @final
@@ -314,7 +314,7 @@ class Is(Selector):
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
-            raise ValueError(f"a kind is one of {', '.join(get_args(Kind))}, but got {self.kind!r}")
+            raise ValueError(f"a site is one of {', '.join(get_args(Kind))}, but got {self.kind!r}")
 
     def __repr__(self) -> str:
         return f"Is({self.kind!r})"
@@ -345,3 +345,20 @@ class Block(_Several):
             return False
         index, count = site.block
         return any(index == (number if number >= 0 else count + number) for number in self.numbers)
+
+
+def as_selector(where: object) -> Selector:
+    """The selector, or that of the names which fit a glob or any of several. Raises TypeError for anything else.
+
+    >>> as_selector("fc.*"), as_selector(["a.weight", "b.weight"])
+    (Name('fc.*'), Name('a.weight', 'b.weight'))
+    """
+    if isinstance(where, Selector):
+        return where
+    if isinstance(where, type):
+        way = f"Layer({where.__name__})" if issubclass(where, nn.Module) else f"{where.__name__}(...)"
+        raise TypeError(f"{where.__name__} is a class, not a selector; write {way}")
+    globs = (where,) if isinstance(where, str) else where
+    if not (isinstance(globs, (list, tuple)) and globs and all(isinstance(glob, str) for glob in globs)):
+        raise TypeError(f"a selector is Name('head.**') and the like, or globs of names as text, but got {where!r}")
+    return Name(*globs)

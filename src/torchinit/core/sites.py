@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from torchinit.core.constructors import intent
-from torchinit.core.layouts import Layout, Role, Slot, describe
+from torchinit.core.layouts import Layout, ParameterKind, Slot, describe
 from torchinit.core.memory import entangled, overlaps
 from torchinit.core.placements import local_part
 from torchinit.core.places import Held, Kind, held
@@ -94,16 +94,16 @@ class Site:
     >>> site.leaf, site.numel
     ('weight', 32)
 
-    ``name`` is the qualified name without wrappers (``module.``, ``_orig_mod.`` and the like); ``owner``
-    and ``owner_name`` tell the module that holds it; ``block`` is index and count in the innermost
-    ``ModuleList`` or ``Sequential`` of like blocks around it; ``position`` is its turn in the order of
-    ``Module.apply`` (children first), in which MMEngine initializes. ``persistent`` tells whether it is part of
-    the model's ``state_dict``. ``hooks`` names the class, of the owner or of a module above, that has hooks of its own
-    for loading; it may be empty. A tied tensor is one site: ``aliases``
-    describes it as the other modules that hold it see it. ``shares`` names other sites that lie in part of
-    its memory (a view of another shape). ``neutral`` is the value at which it does nothing to the norm that holds
-    it; None where it is not a norm's, or nobody could tell. ``frozen`` tells that it does not learn (``requires_grad``
-    is false). ``missing`` says what is known of a parameter without elements that should have some.
+    ``name`` is the qualified name without wrappers (``module.``, ``_orig_mod.`` and the like); ``owner`` and
+    ``owner_name`` tell the module that holds it, ``parameter_kind`` whether it is a weight or a bias of that module;
+    ``block`` is index and count in the innermost ``ModuleList`` or ``Sequential`` of like blocks around it;
+    ``position`` is its turn in the order of ``Module.apply`` (children first), in which MMEngine initializes.
+    ``persistent`` tells whether it is part of the model's ``state_dict``. ``hooks`` names the class, of the owner or
+    of a module above, that has hooks of its own for loading; it may be empty. A tied tensor is one site: ``aliases``
+    describes it as the other modules that hold it see it. ``shares`` names other sites that lie in part of its memory
+    (a view of another shape). ``neutral`` is the value at which it does nothing to the norm that holds it; None where
+    it is not a norm's, or nobody could tell. ``frozen`` tells that it does not learn (``requires_grad`` is false).
+    ``missing`` says what is known of a parameter without elements that should have some.
 
     ``activation`` is what follows the layer of a weight: a nonlinearity, as :func:`torchinit.gain` knows it, with its
     slope (``"relu"``, ``"leaky_relu(0.2)"``), ``"linear"`` for none, ``"norm"`` for a normalization; None where the
@@ -116,7 +116,7 @@ class Site:
     owner: LayerClass = LayerClass("Module")
     owner_name: str = ""
     kind: Kind = "parameter"
-    role: Role = "other"
+    parameter_kind: ParameterKind = "other"
     layout: Layout | None = None
     block: tuple[int, int] | None = None
     zero_row: int | None = None
@@ -243,7 +243,7 @@ def _site(one: Held, position: int) -> Site:
         owner=layer_class(type_before_parametrizations(module)),
         owner_name=one.name.rpartition(".")[0],
         kind=one.kind,
-        role=slot.role,
+        parameter_kind=slot.kind,
         layout=slot.layout,
         block=one.place.block,
         zero_row=slot.zero_row,

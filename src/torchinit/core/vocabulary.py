@@ -57,7 +57,7 @@ for _initializer in (
 
 for _selector in (
     selectors.All,
-    selectors.Any,
+    selectors.AnyOf,
     selectors.Block,
     selectors.Is,
     selectors.Layer,
@@ -65,7 +65,7 @@ for _selector in (
     selectors.Name,
     selectors.Not,
     selectors.Regex,
-    selectors.Roles,
+    selectors.Kinds,
     selectors.Shape,
     selectors.Within,
 ):

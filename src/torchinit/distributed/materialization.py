@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import nn
 
 from torchinit.core.measures import measure
-from torchinit.core.placements import local_part
-from torchinit.core.plans import Plan
+from torchinit.core.placements import is_distributed, local_part
+from torchinit.core.plans import FROZEN, Plan
 from torchinit.core.reports import Record, Report
 from torchinit.core.runs import Progress, local_shards, run
 from torchinit.distributed.agreement import check_agreement, intent_of
@@ -22,6 +22,7 @@ from torchinit.distributed.allocation import (
     check_device,
     check_meta,
     check_ranks,
+    tenants,
     unwritten,
 )
 from torchinit.distributed.owncode import Made, make_buffers
@@ -29,7 +30,7 @@ from torchinit.distributed.replicas import verify_replicas
 from torchinit.distributed.styles import check_styles
 from torchinit.distributed.together import is_shared, together
 from torchinit.errors import RunError, count
-from torchinit.noise import Keyed
+from torchinit.noise import Keyed, Noise
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -59,15 +60,21 @@ class Start(Protocol):
         """Why a tensor has no values, and the way out; ``tried`` is what came of the own code that might make it."""
 
 
+Resets: TypeAlias = Callable[[Sequence[Tenant]], Made]
+"""Lets layers reset those of their parameters that are given."""
+
+
 @dataclass(frozen=True, slots=True)
 class PlannedStart:
-    """The steps of a plan."""
+    """The steps of a plan; before them, what they do not cover is reset by its layers, where ``resets`` is given."""
 
     model: nn.Module
     plan: Plan
-    noise: Keyed
+    noise: Noise
     stats: bool = True
     progress: Progress | None = None
+    resets: Resets | None = None
+    made: Made = field(default_factory=Made)
 
     @property
     def intent(self) -> Mapping[str, str]:
@@ -81,12 +88,33 @@ class PlannedStart:
         return False
 
     def write(self, blank: Sequence[Tenant]) -> Report:
-        del blank
+        sites = [*self.plan.untouched, *(skip.site for skip in self.plan.skipped if skip.why == FROZEN)]
+        names = {view.name for site in sites for view in site.views}
+        left = [one for one in blank if one.kind == "parameter" and one.name in names]
+        if self.resets is not None and left:
+            made = self.resets(left)
+            self.made.by.update(made.by)
+            self.made.failed.update(made.failed)
         shards = local_shards(self.model, [step.site.name for step in self.plan.steps])
-        return run(self.plan, shards, self.noise, stats=self.stats, progress=self.progress)
+        report = run(self.plan, shards, self.noise, stats=self.stats, progress=self.progress)
+        return with_resets(report, left, self.made, stats=self.stats)
 
     def why_left(self, one: Tenant, tried: Sequence[str]) -> str:
-        return why_unwritten(one, tried)
+        text = why_unwritten(one, tried)
+        if one.kind == "buffer" or self.resets is None:
+            return text
+        reset = f"{type(one.module).__name__} has no reset_parameters() that does"
+        return f"{text}, and {'; '.join(self.made.failed.get(one.name, ())) or reset}"
+
+
+def with_resets(report: Report, blank: Sequence[Tenant], made: Made, *, stats: bool) -> Report:
+    """A report with the parameters that layers have reset and nothing else has written."""
+    tenants = {one.name: one for one in blank if one.kind == "parameter"}
+    frozen = [name for name, why in report.skipped if why == FROZEN]
+    reset = [name for name in (*report.untouched, *frozen) if name in made.by and name in tenants]
+    records = [own_record(tenants[name], made.by[name], stats=stats) for name in reset]
+    left = tuple(name for name in report.untouched if name not in reset)
+    return replace(report, records=(*report.records, *records), untouched=left)
 
 
 def why_unwritten(one: Tenant, tried: Sequence[str]) -> str:
@@ -113,7 +141,7 @@ class Materialization:
 
     model: nn.Module
     ready: Callable[[], Start]
-    noise: Keyed
+    noise: Noise
     device: torch.device | str = "cpu"
     group: ProcessGroup | None = None
     verify: bool = True
@@ -123,7 +151,7 @@ class Materialization:
     def carry_out(self) -> Report:
         """Gives memory, writes, proves that nothing was left; after an error the model has no memory again."""
         start, device = self._together(self._ready, "the plan")
-        if self._is_shared:
+        if self._is_shared and isinstance(self.noise, Keyed):
             check_agreement(start.intent, self.noise, self.group)
         allocation = self._together(lambda: allocate(self.model, device), "the allocation of memory")
         try:
@@ -146,13 +174,17 @@ class Materialization:
         check_ranks(self.model)
         check_styles(self.model)
         check_meta(self.model, with_memory=self.with_memory)
+        spread = self._is_shared or any(is_distributed(one.tensor) for one in tenants(self.model))
+        if spread and not isinstance(self.noise, Keyed):
+            raise RunError("a model on several ranks needs a seed: give seed=, an int that is the same on all of them")
         return self.ready(), check_device(self.device)
 
     def _written(self, start: Start, allocation: Allocation, device: torch.device) -> Report:
         certain = start.certain
         # Before the values of parameters: a parametrization may need its buffers to take one.
         wanted = [one for one in allocation.blank if one.kind == "buffer" and one.name not in certain]
-        made = make_buffers(self.model, wanted, device, self.noise.seed, initialized_later=start.initializes)
+        seed = self.noise.seed if isinstance(self.noise, Keyed) else torch.initial_seed()
+        made = make_buffers(self.model, wanted, device, seed, initialized_later=start.initializes)
         report = start.write(allocation.blank)
         blank = {one.name: one for one in allocation.blank}
         known = {*certain, *made.by, *(record.name for record in report)}

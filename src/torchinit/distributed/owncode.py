@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,13 +23,12 @@ from torchinit.distributed.allocation import Tenant
 from torchinit.distributed.standins import (
     Poison,
     Values,
-    drawing,
     light_parameters,
     poisoned_memory,
     standing_in,
     twice,
 )
-from torchinit.noise.keyed import derive
+from torchinit.noise import Keyed
 
 METHODS = (
     "reset_running_stats",
@@ -49,6 +49,7 @@ _DRAW = 3
 _TRIED: ContextVar[bool] = ContextVar("torchinit_own_code_is_tried", default=False)
 
 Place = tuple[nn.Module, str]
+Lent = Callable[[], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,8 @@ def make_buffers(
                 break
             found: dict[Place, Tensor] = {}
             if (way.scope, way.text) not in tried:
-                found, reason = _tried(way, list(missing.values()), device, _number(seed, paths[way.scope]))
+                lent = partial(Keyed(seed).lending, paths[way.scope], _DRAW, device)
+                found, reason = _tried(way, list(missing.values()), device, lent)
                 tried[way.scope, way.text] = reason
             reasons += filter(None, [tried[way.scope, way.text]])
             for place, value in found.items():
@@ -172,17 +174,12 @@ def _constructor(module: nn.Module) -> Callable[[], nn.Module] | None:
     return None if arguments is None else partial(type(module), **arguments)
 
 
-def _number(seed: int, path: str) -> int:
-    """A seed for torch's generator that belongs to a module."""
-    return int.from_bytes(derive(seed, path, _DRAW)[:8], "little")
-
-
-def _tried(way: Way, missing: Sequence[Tenant], device: torch.device, number: int) -> tuple[dict[Place, Tensor], str]:
+def _tried(way: Way, missing: Sequence[Tenant], device: torch.device, lent: Lent) -> tuple[dict[Place, Tensor], str]:
     """The missing buffers that the code makes, and what went wrong."""
     inside = set(map(id, way.scope.modules()))
     wanted = [one for one in missing if id(one.module) in inside]
     try:
-        found = twice(lambda poison: _run(way, wanted, poison, device, number))
+        found = twice(lambda poison: _run(way, wanted, poison, device, lent))
     except Exception as error:  # noqa: BLE001  # other people's code; it is told if all fails
         return {}, f"{way.text} raised {type(error).__name__}: {error}"
     return found, "" if len(found) == len(wanted) else f"{way.text} does not write all of it"
@@ -197,16 +194,16 @@ def is_tried() -> bool:
     return _TRIED.get()
 
 
-def _run(way: Way, wanted: list[Tenant], poison: Poison, device: torch.device, seed: int) -> Values:
+def _run(way: Way, wanted: list[Tenant], poison: Poison, device: torch.device, lent: Lent) -> Values:
     token = _TRIED.set(True)
     try:
-        return _made(way, wanted, poison, device, seed)
+        return _made(way, wanted, poison, device, lent)
     finally:
         _TRIED.reset(token)
 
 
-def _made(way: Way, wanted: list[Tenant], poison: Poison, device: torch.device, seed: int) -> Values:
-    with drawing(seed, device):
+def _made(way: Way, wanted: list[Tenant], poison: Poison, device: torch.device, lent: Lent) -> Values:
+    with lent(), torch.no_grad(), device:
         if way.builds:
             with light_parameters(), poisoned_memory(poison):
                 return _of_twin(way.scope, way.call(), wanted)

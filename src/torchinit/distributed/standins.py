@@ -94,18 +94,6 @@ def _copy(buffer: Tensor) -> Tensor:
 
 
 @contextmanager
-def drawing(seed: int, device: torch.device) -> Iterator[None]:
-    """Torch's generators in a state that belongs to the seed, afterwards as they were; new tensors on the device."""
-    devices = [device] if device.type != "cpu" else []
-    kind = {"device_type": device.type} if devices else {}
-    with torch.random.fork_rng(devices=devices, **kind), torch.no_grad(), device:
-        torch.default_generator.manual_seed(seed)
-        if devices:
-            getattr(torch, device.type).manual_seed(seed)
-        yield
-
-
-@contextmanager
 def light_parameters() -> Iterator[None]:
     """Constructors that run inside keep no parameter's memory, only its description."""
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from torchinit.api import RecipeLike, plan
+from torchinit.api import plan
 from torchinit.core.names import normalize
 from torchinit.core.places import Held, held, places
 from torchinit.core.plans import Plan, Step
@@ -29,6 +29,7 @@ from torchinit.distributed.materialization import why_unwritten
 from torchinit.distributed.owncode import Made, is_tried, make_buffers
 from torchinit.errors import RunError, count
 from torchinit.noise import Keyed
+from torchinit.recipes import RecipeLike
 from torchinit.tracing import holds_no_values
 from torchinit.tracing.marks import Mark, mark
 

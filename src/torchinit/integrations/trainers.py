@@ -9,8 +9,9 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from torchinit.api import RecipeLike, initialize, materialize, plan, rules_of
+from torchinit.api import initialize, materialize, plan
 from torchinit.core.places import held
+from torchinit.core.plans import Recipe
 from torchinit.core.reports import Report
 from torchinit.core.selectors import Name
 from torchinit.core.sites import grouped, layer_class
@@ -18,6 +19,7 @@ from torchinit.distributed.allocation import tenants
 from torchinit.distributed.owncode import make_buffers
 from torchinit.errors import RunError, count
 from torchinit.integrations.fsdp import LOADED, is_loaded
+from torchinit.recipes import RecipeLike, to_rules
 
 
 def init_weights(recipe: RecipeLike, *, seed: int, strict: bool = True) -> Callable[..., Report]:
@@ -42,6 +44,7 @@ def init_weights(recipe: RecipeLike, *, seed: int, strict: bool = True) -> Calla
     [1.0, 1.0, 1.0]
     """
     busy: set[int] = set()
+    rules = to_rules(recipe)
 
     def init_weights(self: nn.Module, buffer_device: torch.device | str | None = None, **_: Any) -> Report:
         """Writes the first weights of the model; the trainer's own arguments but for the device mean nothing here."""
@@ -51,9 +54,9 @@ def init_weights(recipe: RecipeLike, *, seed: int, strict: bool = True) -> Calla
         busy.add(id(self))
         try:
             if any(one.tensor.is_meta for one in tenants(self)):
-                return materialize(self, recipe, device=buffer_device or "cpu", seed=seed, strict=strict)
-            plan(self, recipe, complete=True, strict=strict)
-            report = _initialize(self, recipe, seed, strict=strict)
+                return materialize(self, rules, device=buffer_device or "cpu", seed=seed, complete=True, strict=strict)
+            plan(self, rules, complete=True, strict=strict)
+            report = _initialize(self, rules, seed, strict=strict)
             _make_buffers(self, report, buffer_device, seed)
             return report
         finally:
@@ -80,13 +83,13 @@ def _check_call(model: nn.Module, device: object) -> None:
         )
 
 
-def _initialize(model: nn.Module, recipe: RecipeLike, seed: int, *, strict: bool) -> Report:
+def _initialize(model: nn.Module, recipe: Recipe, seed: int, *, strict: bool) -> Report:
     """Carries out a recipe, but for what transformers has loaded."""
     loaded = [site for site, group in grouped(held(model)) if all(is_loaded(one.tensor) for one in group)]
     if not loaded:
         return initialize(model, recipe, seed=seed, strict=strict)
     others = ~Name(*(view.name for site in loaded for view in site.views))
-    rules = [replace(rule, where=rule.where & others, optional=True) for rule in rules_of(recipe)]
+    rules = [replace(rule, where=rule.where & others, optional=True) for rule in recipe]
     report = initialize(model, rules, seed=seed)
     names = {site.name: LOADED for site in loaded}
     return replace(

@@ -61,7 +61,7 @@ def mixed_dtypes(subject: Subject) -> Iterator[Evidence]:
 
     def wanted(part: Part) -> bool:
         floating = part.site.dtype.is_floating_point and part.site.dtype.itemsize > 1
-        return part.is_parameter and floating and part.site.role in ("weight", "bias")
+        return part.is_parameter and floating and part.site.parameter_kind in ("weight", "bias")
 
     return _mixed(subject, wanted, lambda part: part.site.dtype)
 

@@ -6,13 +6,14 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 
-from torchinit.api import RecipeLike, draft
+from torchinit.api import draft
 from torchinit.core.plans import Plan
 from torchinit.core.reports import Report
 from torchinit.errors import ReportError, count
 from torchinit.linting.checks import NEEDS, Check, Need, chosen
 from torchinit.linting.findings import SEVERITIES, Finding, Findings, Severity
 from torchinit.linting.subjects import Subject
+from torchinit.recipes import RecipeLike
 from torchinit.tracing import Trace
 
 

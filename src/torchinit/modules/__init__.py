@@ -37,7 +37,7 @@ from torchinit.modules.initializers import (
     update_init_info,
 )
 from torchinit.modules.registry import Registry, build_from_cfg
-from torchinit.modules.starting import OwnStart
+from torchinit.modules.starting import OwnStart, own_resets
 from torchinit.modules.wrappers import MODEL_WRAPPERS, is_model_wrapper
 
 __all__ = [
@@ -69,6 +69,7 @@ __all__ = [
     "is_model_wrapper",
     "kaiming_init",
     "normal_init",
+    "own_resets",
     "trunc_normal_",
     "trunc_normal_init",
     "uniform_init",

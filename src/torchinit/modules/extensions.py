@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from torchinit.core.compositions import Blocks
 from torchinit.core.fills import Initializer
-from torchinit.core.selectors import Layer, Leaf, Name, Regex, Roles, Selector
+from torchinit.core.selectors import Kinds, Layer, Leaf, Name, Regex, Selector
 from torchinit.core.sites import Convention
 from torchinit.core.vocabulary import SCHEMA
 from torchinit.errors import ConfigError
@@ -79,7 +79,7 @@ class Extension:
         if not self.by_name(layers):
             return Targets(all_of(*where, Leaf("weight")), all_of(*where, Leaf("bias")))
         if says_bias and not self.param:
-            return Targets(all_of(*where, ~Roles("bias")), all_of(*where, Roles("bias")))
+            return Targets(all_of(*where, ~Kinds("bias")), all_of(*where, Kinds("bias")))
         return Targets(all_of(*where), None)
 
     def shaped(self, init: Initializer, kind: str) -> Initializer:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,25 +17,24 @@ from torchinit.core.reports import Report
 from torchinit.core.runs import Progress
 from torchinit.core.sites import sites
 from torchinit.distributed.allocation import Tenant
-from torchinit.distributed.materialization import own_record
+from torchinit.distributed.materialization import with_resets
 from torchinit.distributed.owncode import Made, needs
 from torchinit.distributed.together import exchanged, is_shared
 from torchinit.errors import ConfigError
 from torchinit.modules.base_module import BaseModule, all_count_as_initialized, initialize_tree
-from torchinit.modules.init_cfg import carry_out
 from torchinit.modules.session import Session, session_of
 from torchinit.modules.wholes import bare_class
+from torchinit.noise import Keyed, Noise
+from torchinit.tracing.recorder import Recorder
 from torchinit.tracing.seeded import Seeded
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-InitCfg = dict[str, Any] | list[dict[str, Any]]
-
 
 @dataclass(slots=True)
 class OwnStart:
-    """What a model itself says: its ``init_cfg``s and ``init_weights``, or one ``init_cfg`` given for it.
+    """What a model itself says: its ``init_cfg``s and ``init_weights``.
 
     Before those, each layer resets its own parameters, as its constructor does: what nothing else writes then has the
     layer's default. Its draws belong to names, as under :func:`torchinit.seeded`.
@@ -43,8 +43,7 @@ class OwnStart:
     """
 
     model: nn.Module
-    seed: int
-    init_cfg: InitCfg | None = None
+    noise: Noise
     strict: bool = False
     stats: bool = True
     progress: Progress | None = None
@@ -52,12 +51,12 @@ class OwnStart:
     resets: Made = field(default_factory=Made)
 
     def __post_init__(self) -> None:
-        if self.init_cfg is None and not any(isinstance(module, BaseModule) for module in self.model.modules()):
+        if not any(isinstance(module, BaseModule) for module in self.model.modules()):
             raise ConfigError(
                 f"nothing says how {type(self.model).__name__} starts: it holds no BaseModule, so give a recipe,"
                 " rules such as Rule(Name('**'), Normal(std=0.02)) or the name of a scheme (torchinit list)"
             )
-        if self.init_cfg is None and all_count_as_initialized(self.model):
+        if all_count_as_initialized(self.model):
             raise ConfigError(
                 f"{type(self.model).__name__} counts as initialized, though it has no memory: set is_init = False on"
                 " its modules"
@@ -65,10 +64,8 @@ class OwnStart:
 
     @property
     def intent(self) -> Mapping[str, str]:
-        said: dict[str, Any] = {"the init_cfg": self.init_cfg}
-        if self.init_cfg is None:
-            modules = [(name, one) for name, one in self.model.named_modules() if isinstance(one, BaseModule)]
-            said = {f"init_cfg of {name or 'the model'}": one.init_cfg for name, one in modules if one.init_cfg}
+        modules = [(name, one) for name, one in self.model.named_modules() if isinstance(one, BaseModule)]
+        said = {f"init_cfg of {name or 'the model'}": one.init_cfg for name, one in modules if one.init_cfg}
         shapes = {site.name: f"{list(site.shape)} {site.dtype}" for site in sites(self.model)}
         # Where an object lies in memory is no part of what it says.
         return {**shapes, **{name: re.sub(r" at 0x[0-9a-f]+", "", repr(cfg)) for name, cfg in said.items()}}
@@ -78,38 +75,16 @@ class OwnStart:
         return ()
 
     def initializes(self, module: nn.Module) -> bool:
-        return self.init_cfg is None and isinstance(module, BaseModule)
+        return isinstance(module, BaseModule)
 
     def write(self, blank: Sequence[Tenant]) -> Report:
         with session_of(self.model, self._session) as (session, _):
-            self.resets = reset_layers(session, self.seed, blank)
-            if self.init_cfg is None:
-                initialize_tree(self.model, session)
-            else:
-                carry_out(self.model, self.init_cfg, session)
-            return self._with_resets(session.report(stats=self.stats), blank)
+            self.resets = reset_layers(session, blank)
+            initialize_tree(self.model, session)
+            return with_resets(session.report(stats=self.stats), blank, self.resets, stats=self.stats)
 
     def _session(self) -> Session:
-        return Session(
-            self.model,
-            self.seed,
-            buffers=True,
-            strict=self.strict,
-            progress=self.progress,
-            exchange=self._exchange if is_shared(self.group) else None,
-        )
-
-    def _exchange(self, tensor: Any, value: Any) -> list[Any]:
-        del tensor  # all ranks of the group have it
-        return exchanged(value, self.group)
-
-    def _with_resets(self, report: Report, blank: Sequence[Tenant]) -> Report:
-        """A report with what layers reset and nothing else wrote."""
-        tenants = {one.name: one for one in blank if one.kind == "parameter"}
-        reset = [name for name in report.untouched if name in self.resets.by and name in tenants]
-        records = [own_record(tenants[name], self.resets.by[name], stats=self.stats) for name in reset]
-        left = tuple(name for name in report.untouched if name not in reset)
-        return replace(report, records=(*report.records, *records), untouched=left)
+        return _session(self.model, self.noise, self.group, strict=self.strict, progress=self.progress)
 
     def why_left(self, one: Tenant, tried: Sequence[str]) -> str:
         cls = bare_class(type(one.module)).__name__
@@ -126,7 +101,22 @@ class OwnStart:
         )
 
 
-def reset_layers(session: Session, seed: int, blank: Sequence[Tenant]) -> Made:
+def own_resets(model: nn.Module, noise: Noise, blank: Sequence[Tenant], *, group: ProcessGroup | None = None) -> Made:
+    """Let each layer that has parameters without values reset them, be they whole or spread over ranks."""
+    with session_of(model, partial(_session, model, noise, group)) as (session, _):
+        return reset_layers(session, blank)
+
+
+def _session(model: nn.Module, noise: Noise, group: ProcessGroup | None, **options: Any) -> Session:
+    def exchange(tensor: Any, value: Any) -> list[Any]:
+        del tensor  # all ranks of the group have it
+        return exchanged(value, group)
+
+    seed = noise.seed if isinstance(noise, Keyed) else None
+    return Session(model, seed, buffers=True, exchange=exchange if is_shared(group) else None, **options)
+
+
+def reset_layers(session: Session, blank: Sequence[Tenant]) -> Made:
     """Let each layer that has parameters without values reset them; what it does not write is left to others."""
     wanted: dict[nn.Module, list[Tenant]] = defaultdict(list)
     for one in blank:
@@ -134,7 +124,7 @@ def reset_layers(session: Session, seed: int, blank: Sequence[Tenant]) -> Made:
             wanted[one.module].append(one)
     ran: dict[nn.Module, str] = {}
     failed: dict[str, tuple[str, ...]] = {}
-    drawing = Seeded(session.top, seed)
+    drawing = Recorder(session.top) if session.seed is None else Seeded(session.top, session.seed)
     with torch.no_grad(), drawing as seen, session.working(drawing.watch):
         for module in dict.fromkeys(place.module for place in places(session.top) if place.module in wanted):
             method = next((name for name in _RESETTING if needs(getattr(module, name, None)) == 0), None)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import operator
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from torchinit.core.shards import Shard
+from torchinit.core.threads import one_thread
 from torchinit.errors import RunError
 from torchinit.noise import engines, reference
 from torchinit.noise.boxes import Task, is_simple
@@ -80,6 +82,17 @@ class Keyed(Noise):
     def factor_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """Double precision: the values must not depend on the dtype that they end in."""
         return torch.complex128 if dtype.is_complex else torch.float64
+
+    @contextmanager
+    def lending(self, name: str, index: int, device: torch.device) -> Iterator[None]:
+        """Torch's generators in a state that belongs to seed, name and index; and one thread, on which sums depend."""
+        state = int.from_bytes(derive(self.seed, name, index)[:8], "little")
+        devices, kind = ([], "cuda") if device.type == "cpu" else ([device], device.type)
+        with one_thread(), torch.random.fork_rng(devices, device_type=kind):
+            torch.default_generator.manual_seed(state)
+            if devices:
+                getattr(torch, kind).manual_seed(state)
+            yield
 
     def _task(self, job: Job) -> Task:
         shard, distribution, params, index = job

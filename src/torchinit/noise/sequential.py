@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
@@ -110,3 +112,20 @@ def _refuse_part(shard: Shard) -> None:
             f"{shard.name}: only {list(here)} of {list(region.shape)} is here, and torch's generator cannot "
             "draw a part of a tensor alone; give a seed"
         )
+
+
+@contextmanager
+def drawing_from(generator: torch.Generator, devices: Iterable[torch.device]) -> Iterator[Global]:
+    """Let a generator take the place of torch's own within the block. RunError where it is not of all the devices."""
+    home = generator.device
+    others = [one for one in devices if (one.type, one.index or 0) != (home.type, home.index or 0)]
+    if others:
+        raise RunError(f"the generator lies on {home}, and the model on {others[0]}: give one of the same device")
+    torchs = torch.default_generator if home.type == "cpu" else torch.cuda.default_generators[home.index or 0]
+    before = torchs.get_state()
+    torchs.set_state(generator.get_state())
+    try:
+        yield Global()
+    finally:
+        generator.set_state(torchs.get_state())
+        torchs.set_state(before)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -71,6 +72,10 @@ class Noise(ABC):
     @abstractmethod
     def factor_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """The precision in which fills that need a factorization compute it for a site of ``dtype``."""
+
+    def lending(self, name: str, index: int, device: torch.device) -> AbstractContextManager[None]:
+        """Let other people's code draw from this noise, on the CPU and a device, while the block lasts."""
+        return nullcontext()
 
     def fill_many(self, jobs: Iterable[Job]) -> None:
         """Does the jobs as if one after the other, with less to pay for each than a call of ``fill``."""

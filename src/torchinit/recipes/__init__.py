@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from torchinit.core.vocabulary import INITIALIZERS
-from torchinit.recipes.decode import decode_recipe, recipe_to_data
-from torchinit.recipes.files import load_recipe, schemes
+from torchinit.recipes.files import schemes
+from torchinit.recipes.forms import RecipeLike, decode_recipe, load_recipe, recipe_to_data, to_rules
 
-__all__ = ["INITIALIZERS", "decode_recipe", "load_recipe", "recipe_to_data", "schemes"]
+__all__ = ["INITIALIZERS", "RecipeLike", "decode_recipe", "load_recipe", "recipe_to_data", "schemes", "to_rules"]

@@ -9,7 +9,8 @@ from torchinit.core.planner import make_plan
 from torchinit.core.plans import Plan
 from torchinit.core.reach import Reach
 from torchinit.core.sites import Site
-from torchinit.recipes.files import load_scheme, schemes
+from torchinit.recipes.files import schemes
+from torchinit.recipes.forms import load_scheme
 
 
 def with_better(plan: Plan, known: Sequence[Site]) -> Plan:

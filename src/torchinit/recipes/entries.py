@@ -14,8 +14,9 @@ from torchinit.core.fills import Initializer
 from torchinit.core.formulas import Prior
 from torchinit.core.loaders import Loader
 from torchinit.core.plans import Rule
-from torchinit.core.selectors import Layer, Leaf, Name, Regex, Roles, Selector, Within
+from torchinit.core.selectors import Kinds, Layer, Leaf, Name, Regex, Selector, Within
 from torchinit.core.vocabulary import TEXT
+from torchinit.hints import is_sequence
 from torchinit.schema import INVALID, Data, Reader, join
 
 Words: TypeAlias = str | tuple[str, ...]
@@ -50,24 +51,19 @@ class Entry:
 
 ENTRY_WORDS: Final = frozenset(field.name for field in fields(Entry))
 OTHER_WORDS: Final = frozenset({"type", "bias", "bias_prob", "override"})
-_SELECTING: Final = frozenset({"layer", "within", "name", "regex", "param"})
+SELECTING: Final = frozenset({"layer", "within", "name", "regex", "param"})
 _OVERRIDE_WORDS: Final = ("name", "blocks", "batch_axes", "label", "optional", "padding", "type", "bias", "bias_prob")
 _NOT_INHERITED: Final = ENTRY_WORDS - {"blocks", "batch_axes", "label"} | {"override"}
 _BIAS: Final = Literal["keep"] | Initializer | None
 
 
-def entry_rules(data: Data, path: str, reader: Reader) -> tuple[Rule, ...]:
+def entry_rules(data: Mapping[Any, Data], path: str, reader: Reader) -> tuple[Rule, ...]:
     """The rules of one entry; what is wrong with it is noted in the reader.
 
     An entry with ``where`` and ``init`` is one rule. Any other has a ``type``, the initializer's arguments,
     and the words of :class:`Entry`. Its rules come in the order in which they are written: the
     initializer's, the biases', the overrides'. The ``origin`` of each is its path.
     """
-    if isinstance(data, Rule):
-        return (replace(data, origin=path),)
-    if not isinstance(data, Mapping):
-        reader.mistake(path, f"must be a table, but got {short(data)}")
-        return ()
     if "where" in data:
         rule = reader.read(data, Rule, path)
         return () if rule is INVALID else (replace(rule, origin=path),)
@@ -157,7 +153,7 @@ class _EntryReader:
         besides = self._selector("exclude", lambda: ~Name(*several(entry.exclude)))
         if entry.subclasses and "layer" not in self.data:
             self._mistake("subclasses", "means something only beside 'layer'")
-        if not self.data.keys() & _SELECTING and (besides or "override" not in self.data):
+        if not self.data.keys() & SELECTING and (besides or "override" not in self.data):
             how = "give layer, name, regex, within or param; name = '**' selects every parameter"
             self._mistake("", f"selects nothing: {how}")
         return reduce(and_, [*found, *besides]) if found else None
@@ -177,17 +173,17 @@ class _EntryReader:
             return [rule]
         if entry.param or (by_name and not self._says_bias):
             return [rule]
-        weights = ~Roles("bias") if by_name else Roles("weight")
+        weights = ~Kinds("bias") if by_name else Kinds("weight")
         rules = [replace(rule, where=where & weights)]
         if bias is not None:
-            rules.append(replace(rule, where=where & Roles("bias"), init=bias, optional=True))
+            rules.append(replace(rule, where=where & Kinds("bias"), init=bias, optional=True))
         return rules
 
     def _overrides(self, entry: Entry, sound: bool) -> list[Rule]:
         """The rules of all overrides."""
         said = self.data.get("override", ())
         path = f"{self.path}.override"
-        listed = isinstance(said, (list, tuple))
+        listed = is_sequence(said)
         items = {f"{path}[{number}]": item for number, item in enumerate(said)} if listed else {path: said}
         # What is inherited from an entry with mistakes would only repeat them.
         inheriting = {path for path, item in items.items() if isinstance(item, Mapping) and "type" not in item}
@@ -236,4 +232,4 @@ def stacked(init: Initializer, axes: tuple[int, ...]) -> Stacked:
 
 def several(value: Any) -> tuple[Any, ...]:
     """One or several, as several."""
-    return tuple(value) if isinstance(value, (list, tuple)) else () if value is None else (value,)
+    return tuple(value) if is_sequence(value) else () if value is None else (value,)

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import tomllib
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Final
 
 from torchinit.core.maps import unique
-from torchinit.core.plans import Recipe
 from torchinit.errors import ConfigError, MissingExtraError, did_you_mean
-from torchinit.recipes.decode import decode_recipe
 from torchinit.schema import Data
 
 LARGEST: Final = 1 << 20
@@ -26,40 +22,18 @@ MOST_NODES: Final = 100_000
 """How many values a recipe may hold once YAML's aliases are followed."""
 
 
-def load_recipe(source: str | os.PathLike[str]) -> Recipe:
-    """The recipe in a TOML, JSON or YAML file, or the scheme of that name that comes with the package.
-
-    Raises ConfigError for a file that is missing, too large or cannot be read, with the line where that is
-    known, and for a recipe with mistakes; MissingExtraError for YAML without the extra ``yaml``.
-
-    >>> len(load_recipe("gpt2")) > 0
-    True
-    >>> load_recipe("gtp2")
-    Traceback (most recent call last):
-    torchinit.errors.ConfigError: there is no file 'gtp2' and no scheme of this name; did you mean 'gpt2'?
-    """
-    path, shipped = Path(source), _schemes()
-    if str(source) in shipped and not path.is_file():
-        return load_scheme(str(source))
-    if not path.suffix and not path.exists():
-        near = did_you_mean(str(source), shipped)
-        raise ConfigError(f"there is no file {str(source)!r} and no scheme of this name{near}")
-    return decode_recipe(read_data(path), str(source))
-
-
-def load_scheme(name: str) -> Recipe:
-    """The recipe of this name that comes with the package; each of its rules knows its ``scheme``."""
-    rules = decode_recipe(_toml(_schemes()[name].read_text("utf-8")), name)
-    return tuple(replace(rule, scheme=name) for rule in rules)
-
-
 def schemes() -> dict[str, str]:
     """The recipes that come with the package, and what each is for.
 
     >>> schemes()["gpt2"]
     'GPT-2: normal weights, residual projections made smaller with depth'
     """
-    return {name: _toml(file.read_text("utf-8"))["about"] for name, file in _schemes().items()}
+    return {name: read_scheme(name)["about"] for name in _schemes()}
+
+
+def read_scheme(name: str) -> Data:
+    """The plain data of a recipe that comes with the package."""
+    return _toml(_schemes()[name].read_text("utf-8"))
 
 
 def _schemes() -> dict[str, Traversable]:
@@ -69,7 +43,7 @@ def _schemes() -> dict[str, Traversable]:
 
 
 def read_data(path: Path) -> Data:
-    """The plain data in a file, by its suffix. Raises as :func:`load_recipe` does."""
+    """The plain data in a file, by its suffix. Raises as :func:`torchinit.load_recipe` does."""
     parse = _PARSERS.get(path.suffix.lower())
     if parse is None:
         raise ConfigError(f"{path}: a recipe is a file of type {', '.join(_PARSERS)}, not {path.suffix or 'none'!r}")

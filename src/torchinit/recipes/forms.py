@@ -1,0 +1,290 @@
+"""Forms: what stands for a recipe, in every call that takes one; what does not, and what to write instead."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import replace
+from pathlib import Path
+from reprlib import repr as short
+from typing import Any, Final, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from torchinit.core.code import Function
+from torchinit.core.composites import Padded
+from torchinit.core.fills import Constant, Initializer, TruncNormal
+from torchinit.core.plans import Plan, Recipe, Rule
+from torchinit.core.selectors import Kinds, Selector
+from torchinit.core.vocabulary import INITIALIZERS, SCHEMA
+from torchinit.errors import ConfigError, did_you_mean
+from torchinit.hints import is_sequence
+from torchinit.recipes.entries import ENTRY_WORDS, SELECTING, entry_rules
+from torchinit.recipes.files import read_data, read_scheme, schemes
+from torchinit.schema import DEEPEST, Data, Reader, join
+
+RecipeLike: TypeAlias = str | os.PathLike[str] | Rule | Initializer | Function | Mapping[Any, Any] | Iterable[Any]
+"""What stands for a recipe, as :func:`to_rules` reads it."""
+
+_WORDS: Final = ("about", "rules")
+
+
+def to_rules(recipe: RecipeLike) -> Recipe:
+    """The rules that a recipe stands for, whatever its form.
+
+    A path or the name of a scheme; a rule; an entry (``{"type": ...}``); ``{"rules": [...]}``; ``{glob: initializer}``,
+    whose values may be functions of a tensor or entries without a name; a list of any of these, or an iterator; an
+    initializer alone, which is for each weight that it fits: not for biases, norms and elementwise scales. Any mapping
+    or sequence will do, OmegaConf's and MMEngine's among them. Raises ConfigError or TypeError for what is none.
+
+    >>> from torchinit import Kaiming, Zeros
+    >>> for rule in to_rules([Kaiming(), {"head.weight": nn.init.zeros_}]):
+    ...     print(rule)
+    Kinds('weight') -> Kaiming()
+    Name('head.weight') -> Zeros()
+    """
+    _check(recipe)
+    if isinstance(recipe, (str, os.PathLike)):
+        rules = load_recipe(recipe)
+    else:
+        data = list(recipe) if isinstance(recipe, Iterable) and not isinstance(recipe, (Mapping, Sequence)) else recipe
+        if isinstance(data, (list, tuple)):
+            data = [_loaded(item) if isinstance(item, (str, os.PathLike)) else item for item in data]
+        hint = " (an init_cfg is for torchinit.mmengine.initialize)" if is_like_init_cfg(data) else ""
+        rules = decode_recipe(data, f"recipe{hint}")
+    if not rules:
+        raise ConfigError("the recipe is empty, so nothing would be written: give it a rule")
+    return rules
+
+
+def _loaded(source: str | os.PathLike[str]) -> list[Rule]:
+    return [replace(rule, origin=f"{source} {rule.origin}") for rule in load_recipe(source)]
+
+
+def load_recipe(source: str | os.PathLike[str]) -> Recipe:
+    """The recipe in a TOML, JSON or YAML file, or the scheme of that name that comes with the package.
+
+    Raises ConfigError for a file that is missing, too large or cannot be read, with the line where that is
+    known, and for a recipe with mistakes; MissingExtraError for YAML without the extra ``yaml``.
+
+    >>> len(load_recipe("gpt2")) > 0
+    True
+    >>> load_recipe("gtp2")
+    Traceback (most recent call last):
+    torchinit.errors.ConfigError: there is no file 'gtp2' and no scheme of this name; did you mean 'gpt2'?
+    """
+    if "\n" in str(source):
+        raise ConfigError("a recipe is the path of a file, or data, and not the text of a file: parse it first")
+    path, shipped = Path(source), schemes()
+    if str(source) in shipped and not path.is_file():
+        return load_scheme(str(source))
+    if not path.suffix and not path.exists():
+        raise ConfigError(_nothing_called(str(source), shipped))
+    return decode_recipe(read_data(path), str(source))
+
+
+def _nothing_called(name: str, shipped: Iterable[str]) -> str:
+    known = next((one for one in INITIALIZERS if one.casefold() == name.casefold()), None)
+    if known is None:
+        return f"there is no file {name!r} and no scheme of this name{did_you_mean(name, shipped)}"
+    entry = {"type": known, "name": "**.weight"}
+    return f"{name!r} is the name of an initializer, not of a recipe; write {known}() in Python, or {entry} as data"
+
+
+def load_scheme(name: str) -> Recipe:
+    """The recipe of this name that comes with the package; each of its rules knows its ``scheme``."""
+    rules = decode_recipe(read_scheme(name), name)
+    return tuple(replace(rule, scheme=name) for rule in rules)
+
+
+def decode_recipe(data: Data, source: str = "recipe") -> Recipe:
+    """The rules that plain data stand for, in any of the forms of a recipe.
+
+    These are ``{"rules": [entry, ...]}``, a list of entries, one entry, and ``{glob: entry without a name, ...}``.
+    Raises ConfigError with every mistake, each with its path and the near name; ``source`` is what the
+    message calls the recipe. The words of an entry stand in :class:`torchinit.recipes.entries.Entry`.
+
+    >>> decode_recipe({"rules": [{"type": "Normal", "std": 0.02, "name": "**.weight"}]})
+    (Rule(where=Name('**.weight'), init=Normal(mean=0.0, std=0.02), ...),)
+    >>> decode_recipe([{"type": "Normal", "sdt": 0.02, "name": "a"}, {"type": "Kaimng", "name": "b"}])
+    Traceback (most recent call last):
+    torchinit.errors.ConfigError: 2 mistakes in recipe
+      rules[0].sdt: Normal has no argument 'sdt'; did you mean 'std'?
+      rules[1].type: unknown initializer 'Kaimng'; did you mean 'Kaiming'?
+    """
+    reader = Reader(SCHEMA.vocabularies)
+    try:
+        rules = tuple(_rules(data, "", reader))
+    except Exception as error:  # OmegaConf resolves what a config refers to when it is read
+        if not (place := getattr(error, "full_key", "")):
+            raise
+        raise ConfigError(f"1 mistake in {source}", [f"{place}: {str(error).splitlines()[0]}"]) from error
+    reader.finish(source)
+    return rules
+
+
+def _rules(form: Data, path: str, reader: Reader) -> Iterator[Rule]:
+    """The rules of a recipe, or of an item of one; ``path`` is where it stands, nothing for the whole."""
+    path = _full_key(form) or path
+    if path.count("[") > DEEPEST:
+        reader.mistake(path, "is nested too deeply")
+    elif isinstance(form, Rule):
+        yield form if form.origin or not path else replace(form, origin=path)
+    elif is_sequence(form):
+        for number, item in enumerate(form):
+            yield from _rules(item, f"{path or 'rules'}[{number}]", reader)
+    elif form is None or isinstance(form, (str, bytes, int, float)):
+        reader.mistake(path, f"must be a table, but got {short(form)}")
+    elif not isinstance(form, Mapping):
+        yield from _rule(path, reader, Kinds("weight"), form, fitting=True)
+    elif "rules" in form:
+        yield from _recipe(form, path, reader)
+    elif _is_entry(form) or (path and not form):
+        yield from entry_rules(form, path or "rules[0]", reader)
+    else:
+        for glob, said in form.items():
+            yield from _by_name(glob, said, f"{path or 'recipe'}[{glob!r}]", reader)
+
+
+def _recipe(data: Mapping[Any, Data], path: str, reader: Reader) -> Iterator[Rule]:
+    for key in data:
+        if key not in _WORDS:
+            reader.mistake(join(path, key), f"a recipe has no {key!r}{did_you_mean(key, _WORDS)}")
+    reader.read(data.get("about", ""), str, join(path, "about"))
+    if is_sequence(data["rules"]):
+        yield from _rules(data["rules"], join(path, "rules"), reader)
+    else:
+        reader.mistake(path, "a recipe is a table with a list 'rules'")
+
+
+def _is_entry(data: Mapping[Any, Data]) -> bool:
+    """Whether a table is one entry, be it without its type, and not a table of initializers by name."""
+    plain = not any(isinstance(item, (Mapping, Initializer)) or callable(item) for item in data.values())
+    return bool({"type", "where"} & data.keys()) or (plain and bool(SELECTING & data.keys()))
+
+
+def _by_name(glob: Any, said: Data, path: str, reader: Reader) -> Iterator[Rule]:
+    if not isinstance(said, Mapping):
+        yield from _rule(path, reader, glob, said)
+    elif "name" in said:
+        reader.mistake(f"{path}.name", "the key is the name already")
+    else:
+        yield from entry_rules({**said, "name": glob}, path, reader)
+
+
+def _rule(path: str, reader: Reader, where: Any, init: Any, *, fitting: bool = False) -> Iterator[Rule]:
+    try:
+        yield Rule(where, init, origin=path, fitting=fitting)
+    except (TypeError, ValueError) as error:
+        near = did_you_mean(where, (*_WORDS, "type")) if isinstance(where, str) else ""
+        reader.mistake(path, f"{error}{near}")
+
+
+def _full_key(node: object) -> str:
+    """Where a node of OmegaConf stands in its config; nothing for any other object."""
+    tell: Any = getattr(type(node), "_get_full_key", None)
+    if tell is None:
+        return ""
+    # What it says of a node itself is wrong for an item of a list; what it says of the node's items is not.
+    return str(tell(node, "x").removesuffix("x").removesuffix(".") if isinstance(node, Mapping) else tell(node, 0)[:-3])
+
+
+def recipe_to_data(recipe: Recipe) -> Data:
+    """A recipe as plain data, which :func:`decode_recipe` reads back; each rule is written out in full.
+
+    Raises ConfigError for a rule whose initializer or selector is of a class that is not registered.
+
+    >>> from torchinit.core.fills import Normal
+    >>> from torchinit.core.selectors import Leaf
+    >>> recipe_to_data((Rule(Leaf("weight"), Normal(std=0.02)),))
+    {'rules': [{'where': {'type': 'Leaf', 'names': ['weight']}, 'init': {'type': 'Normal', 'std': 0.02}}]}
+    """
+    return {"rules": [SCHEMA.encode(replace(rule, origin="", scheme=""), Rule, defaults=False) for rule in recipe]}
+
+
+# --- what is given by mistake --------------------------------------------------------------------------------
+
+
+def _check(recipe: object) -> None:
+    """Raise TypeError where something else is given in the place of a recipe, with what to write."""
+    if isinstance(recipe, type):
+        text = f"{recipe.__name__} is a class; write {recipe.__name__}()"
+    elif isinstance(recipe, nn.Module):
+        text = f"a {type(recipe).__name__} is a model, not a recipe; to load it, write Rule('**', Pretrained(model))"
+    elif is_state_dict(recipe):
+        text = "this is a state dict, not a recipe; to load it, write Rule('**', Pretrained(state_dict))"
+    elif isinstance(recipe, Selector):
+        text = f"{recipe!r} says where, and not what; write Rule({recipe!r}, Normal(std=0.02))"
+    elif isinstance(recipe, Plan):
+        text = "this is a plan, not a recipe; torchinit.run(plan, torchinit.local_shards(model), noise) carries it out"
+    elif isinstance(recipe, Set):
+        text = f"{short(recipe)} has no order, and later rules win; write a list"
+    elif isinstance(recipe, (int, float)) and not isinstance(recipe, bool):
+        text = f"{recipe!r} is a number, not a recipe; write Constant({recipe!r}), for each weight"
+    elif isinstance(recipe, (bytes, Tensor)) or not (
+        isinstance(recipe, (Rule, Initializer, Iterable)) or callable(recipe)
+    ):
+        text = (
+            f"{short(recipe)} is not a recipe; write the path of a file, the name of a scheme, rules, entries such as"
+            " {'type': 'Normal', 'std': 0.02, 'name': '**.weight'}, or an initializer such as Normal(std=0.02)"
+        )
+    else:
+        return
+    raise TypeError(text)
+
+
+def check_model(model: object, recipe: object) -> None:
+    """Raise TypeError where something else is given in the place of a model, with what to give."""
+    if isinstance(model, nn.Module):
+        return
+    inner = next((name for name in ("model", "module") if isinstance(getattr(model, name, None), nn.Module)), "")
+    text = f"{short(model)} is not a model; give {f'its .{inner}' if inner else 'a torch.nn.Module'}"
+    if isinstance(recipe, nn.Module):
+        text = "the arguments are in the wrong order: the model comes first, then the recipe"
+    elif isinstance(model, type):
+        text = f"{model.__name__} is a class; write {model.__name__}(...)"
+    elif is_state_dict(model):
+        text = "this is a state dict; give the model, and load the state dict by Rule('**', Pretrained(state_dict))"
+    raise TypeError(text)
+
+
+def is_state_dict(value: object) -> bool:
+    """Whether a value is a mapping of tensors.
+
+    >>> is_state_dict(nn.Linear(2, 2).state_dict()), is_state_dict({})
+    (True, False)
+    """
+    return isinstance(value, dict) and any(isinstance(item, Tensor) for item in value.values())
+
+
+def is_like_init_cfg(recipe: object) -> bool:
+    """Whether the data could be an ``init_cfg``: each entry names a type, and uses no word that only recipes have.
+
+    >>> is_like_init_cfg([{"type": "Xavier", "layer": "LSTM"}]), is_like_init_cfg({"type": "Xavier", "name": "rnn.*"})
+    (True, False)
+    """
+    entries = [recipe] if isinstance(recipe, dict) else recipe if isinstance(recipe, (list, tuple)) else []
+    beyond = ENTRY_WORDS - {"layer"}
+    fits = [isinstance(one, dict) and "type" in one and not beyond & one.keys() for one in entries]
+    return bool(fits) and all(fits)
+
+
+def read_otherwise(plan: Plan, seed: object) -> list[str]:
+    """The sites that would not get the same values if the entries of a plan were read as an ``init_cfg``.
+
+    MMEngine writes what a layer calls weight and bias, buffers among them and nothing else, padding rows too; it loses
+    what a parametrization computes anew, and draws truncated normals from torch's generator in a way of its own.
+    """
+    names, unseeded = {"weight", "bias"}, seed is None or isinstance(seed, torch.Generator)
+    found = [
+        step.site.name
+        for step in plan
+        if names.isdisjoint(view.leaf for view in step.site.views)
+        or (isinstance(step.fill, Padded) and step.fill.fill != Constant(0.0))
+        or step.site.parametrized
+        or (isinstance(step.fill, TruncNormal) and unseeded)
+    ]
+    rules = [*{id(step.rule): step.rule for step in plan}.values(), *(rule for rule, _ in plan.unused)]
+    buffers = [site for site in plan.untouched if site.kind == "buffer" and site.leaf in names]
+    return found + [site.name for site in buffers if any(rule.where.matches(site) for rule in rules)]
