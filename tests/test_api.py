@@ -63,7 +63,7 @@ def test_a_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("recipe", [3, None, [3.0, WEIGHTS], (3,)])
 def test_what_is_no_recipe(recipe: Any) -> None:
-    with pytest.raises(TypeError, match="init_cfg must be a dict or a list of dict"):
+    with pytest.raises(TypeError, match="a recipe is a file, a dict with 'rules', entries, or rules, but got"):
         initialize(net(), recipe)
 
 

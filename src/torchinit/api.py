@@ -20,9 +20,8 @@ from torchinit.core.reports import Report
 from torchinit.core.runs import Agree, Progress, Shards, local_shards, run
 from torchinit.core.sites import Site
 from torchinit.core.sites import sites as bare_sites
-from torchinit.distributed import Materialization, PlannedStart, Start, among, check_styles
-from torchinit.errors import RunError
-from torchinit.modules import OwnStart, as_before_on_error, call_for, initialize_module
+from torchinit.distributed import Materialization, PlannedStart, Start, among, check_styles, own_starts
+from torchinit.errors import ConfigError, RunError
 from torchinit.noise import Global, Keyed
 from torchinit.recipes import decode_recipe, load_recipe
 from torchinit.recipes.alternatives import with_better
@@ -32,10 +31,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 RecipeLike: TypeAlias = str | os.PathLike[str] | Rule | Sequence[Rule] | Mapping[str, Any] | list[dict[str, Any]]
-"""What stands for a recipe: a file or the name of a shipped scheme, rules, or plain data with ``rules``.
-
-:func:`initialize` also takes an ``init_cfg``: a dict with ``type``, or a list of such dicts.
-"""
+"""What stands for a recipe: a file or the name of a shipped scheme, rules, or plain data: ``rules``, or entries."""
 
 _log = logging.getLogger("torchinit")
 
@@ -96,8 +92,8 @@ def initialize(
     nothing; ``progress`` is called after each step; ``fingerprint`` puts the model's into the report
     (:func:`torchinit.fingerprint`).
 
-    A dict with ``type``, or a list of such dicts, is an ``init_cfg`` and is read by MMEngine's rules:
-    :class:`torchinit.BaseModule`.
+    A dict with ``type``, or a list of such dicts, is read as entries of a recipe; for MMEngine's ``init_cfg`` there is
+    :func:`torchinit.mmengine.initialize`.
 
     Where a recipe loads into a model of DTensors, all ranks that hold parts of it have to call this, and what one finds
     in its part of the file is an error on all of them.
@@ -110,14 +106,11 @@ def initialize(
     >>> report.assert_ok()["0.weight"].expected.std
     0.02
     """
-    if _is_init_cfg(recipe):
-        report = initialize_module(model, recipe, seed=seed, strict=strict, stats=stats, progress=progress)
-    else:
-        made = _checked(model, recipe, strict=strict)
-        check_styles(model)
-        noise = Global() if seed is None else Keyed(seed)
-        agree = among(model) if made.loads else None
-        report = run(made, _shards_of(model, agree), noise, stats=stats, progress=progress, agree=agree)
+    made = _checked(model, recipe, strict=strict)
+    check_styles(model)
+    noise = Global() if seed is None else Keyed(seed)
+    agree = among(model) if made.loads else None
+    report = run(made, _shards_of(model, agree), noise, stats=stats, progress=progress, agree=agree)
     return _finished(report, model, fingerprint=fingerprint)
 
 
@@ -172,8 +165,7 @@ def materialize(
 
     Without a recipe the model itself says how it starts: ``init_cfg`` and ``init_weights`` of every
     :class:`torchinit.BaseModule` are carried out, with the values of ``init_weights(seed=seed)``. What those do not
-    write, each layer's ``reset_parameters()`` does, with draws that belong to names. An ``init_cfg`` in the place of
-    the recipe is carried out likewise.
+    write, each layer's ``reset_parameters()`` does, with draws that belong to names.
 
     ``strict`` makes a rule that matches nothing an error; None: of a recipe, and not of ``init_cfg``s, many of which
     come with their classes. ``verify`` compares replicas, bit for bit, where there are several ranks.
@@ -193,32 +185,31 @@ def materialize(
     >>> [record.fill for record in materialize(own, seed=0)]
     ['Constant(1)', 'Linear.reset_parameters()']
     """
+    own = own_starts(model) if recipe is None else None
+    with_memory = own.call_for(model) if own else "torchinit.initialize"
 
     def ready() -> Start:
-        if recipe is None or (recipe and _is_init_cfg(recipe)):
-            init_cfg = cast("dict[str, Any] | list[dict[str, Any]] | None", recipe)
-            return OwnStart(model, seed, init_cfg, strict=bool(strict), stats=stats, progress=progress, group=group)
+        if own is not None:
+            return own(model, seed, strict=bool(strict), stats=stats, progress=progress, group=group)
+        if recipe is None:
+            raise ConfigError(
+                f"nothing says how {type(model).__name__} starts: it holds no BaseModule, so give a recipe, rules such"
+                " as Rule(Name('**'), Normal(std=0.02)) or the name of a scheme (torchinit list)"
+            )
         made = _checked(model, recipe, complete=True, strict=strict is not False)
         return PlannedStart(model, made, Keyed(seed), stats=stats, progress=progress)
 
-    with as_before_on_error(model):
-        report = Materialization(
-            model,
-            ready,
-            Keyed(seed),
-            device=device,
-            group=group,
-            verify=verify,
-            stats=stats,
-            with_memory="torchinit.initialize" if recipe is not None else call_for(model),
-        ).carry_out()
+    report = Materialization(
+        model,
+        ready,
+        Keyed(seed),
+        device=device,
+        group=group,
+        verify=verify,
+        stats=stats,
+        with_memory=with_memory if own or recipe is not None else f"{with_memory} with a recipe",
+    ).carry_out()
     return _finished(report, model, fingerprint=fingerprint)
-
-
-def _is_init_cfg(recipe: object) -> bool:
-    if isinstance(recipe, list):
-        return not any(isinstance(item, Rule) for item in recipe)
-    return isinstance(recipe, dict) and "rules" not in recipe
 
 
 def rules_of(recipe: RecipeLike) -> Recipe:
@@ -226,18 +217,12 @@ def rules_of(recipe: RecipeLike) -> Recipe:
     if isinstance(recipe, (str, os.PathLike)):
         return load_recipe(recipe)
     if isinstance(recipe, Mapping):
-        return decode_recipe(recipe)
+        return decode_recipe(recipe if "rules" in recipe else {"rules": [recipe]})
     if isinstance(recipe, Rule):
         return (recipe,)
     rules: tuple[object, ...] = tuple(recipe) if isinstance(recipe, Sequence) else (recipe,)
-    if not all(isinstance(rule, Rule) for rule in rules):
-        if _is_init_cfg(recipe) and all(isinstance(rule, dict) for rule in rules):
-            raise TypeError(
-                "this is an init_cfg, which initialize and materialize carry out; a recipe is a file, a dict with"
-                " 'rules', or rules: give {'rules': [...]} with these entries to read them as a recipe"
-            )
-        raise TypeError(
-            "init_cfg must be a dict or a list of dict, and a recipe a file, a dict with 'rules', or rules,"
-            f" but got {type(recipe)}"
-        )
-    return cast("Recipe", rules)
+    if all(isinstance(rule, Rule) for rule in rules):
+        return cast("Recipe", rules)
+    if all(isinstance(rule, (Rule, Mapping)) for rule in rules):
+        return decode_recipe({"rules": list(rules)})
+    raise TypeError(f"a recipe is a file, a dict with 'rules', entries, or rules, but got {type(recipe)}")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchinit import (
+from torchinit.mmengine import (
     WEIGHT_INITIALIZERS,
     BaseInit,
     BaseModule,

@@ -209,7 +209,7 @@ def test_a_training_run_of_mmengines_runner_calls_our_init_weights(tmp_path: Pat
 def test_the_bridge_makes_each_sides_initializers_known_to_the_other() -> None:
     from mmengine.registry import WEIGHT_INITIALIZERS as THEIRS
 
-    from torchinit.integrations.mmengine import bridge
+    from torchinit.mmengine import bridge
 
     @THEIRS.register_module(name="PeerTheirs")
     class Theirs:

@@ -13,7 +13,7 @@ from mmengine.registry import DefaultScope, Registry
 from torch import nn
 
 import torchinit
-from torchinit.integrations.mmengine import bridge
+from torchinit.mmengine import bridge
 
 with warnings.catch_warnings():  # importing it uses deprecated parts of torch
     warnings.simplefilter("ignore")
