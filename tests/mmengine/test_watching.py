@@ -163,3 +163,24 @@ def test_without_a_seed_code_draws_from_torchs_generator() -> None:
     torch.manual_seed(1)
     assert torch.equal(model.get_parameter("0.fc.weight"), torch.randn(64, 64))
     assert torch.equal(found, torch.rand(3))
+
+
+class Reciting(BaseModule):
+    """Code that carries out a recipe."""
+
+    def __init__(self) -> None:
+        super().__init__({"type": "Constant", "val": 3, "layer": "Linear"})
+        self.fc = nn.Linear(4, 6)
+
+    def init_weights(self, **_: Any) -> Any:
+        super().init_weights()
+        torchinit.initialize(self.fc, Rule(Name("weight"), Normal(std=0.02), "mine"), seed=7)
+
+
+@pytest.mark.parametrize("seed", [None, 1])
+def test_what_a_recipe_writes_that_code_runs_is_recorded(seed: int | None) -> None:
+    report: Any = ModuleDict({"a": Reciting()}).init_weights(seed=seed)
+    assert (report["a.fc.weight"].rule, report["a.fc.weight"].fill) == ("mine", "Normal(std=0.02)")
+    assert report["a.fc.weight"].over == ("ConstantInit: val=3, bias=0",)
+    assert report["a.fc.bias"].rule == "ConstantInit: val=3, bias=0"
+    assert report.untouched == ()

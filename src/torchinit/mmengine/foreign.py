@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 from torch import Tensor, nn
 
+from torchinit.core.shards import Shard
 from torchinit.tracing import Event, Observer, Watch, Write, line_of_user
 from torchinit.tracing.lines import frame_of_user
 from torchinit.tracing.observe import storage_of
@@ -37,6 +38,10 @@ class Watching:
         """Look for a tensor that is new, or has other memory, where it is now."""
         self.watch.add(id(tensor), tensor)
 
+    def lying_in(self, parts: Sequence[Shard]) -> set[int]:
+        """The tensors in the memory of shards, by id."""
+        return {key for part in parts for key in self.watch.hit(part.local)}
+
 
 class Drawing(Seeded):
     """Sees what foreign code writes to a model, and draws in its place: the same values for any order of modules.
@@ -64,3 +69,7 @@ class Drawing(Seeded):
     def follow(self, tensor: Tensor) -> None:
         """Look for a tensor that has other memory where it is now."""
         self.watch.follow(tensor)
+
+    def lying_in(self, parts: Sequence[Shard]) -> set[int]:
+        """The tensors in the memory of shards, by id."""
+        return {id(tensor) for entry in self._lying_in(parts) for tensor in entry.tensors}

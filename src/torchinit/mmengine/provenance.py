@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from torchinit.core.fills import Fill, is_elementwise
 from torchinit.core.measures import measure
 from torchinit.core.names import normalize
-from torchinit.core.placements import local_part
+from torchinit.core.placements import behind, local_part
 from torchinit.core.reports import Record, Report
 from torchinit.core.sites import find, sites
 from torchinit.core.tables import some
@@ -37,15 +37,11 @@ class _Write:
 class Provenance:
     """For each parameter below ``top`` its last writer, the writers before, and the fill where it is known.
 
-    With ``buffers`` for each buffer, too. ``local`` gives what is here of a tensor. ``marks`` answers those who ask
-    in MMEngine's way, parameter by parameter.
+    With ``buffers`` for each buffer, too. ``marks`` answers those who ask in MMEngine's way, parameter by parameter.
     """
 
-    def __init__(
-        self, top: nn.Module, *, buffers: bool = False, local: Callable[[Tensor], Tensor] = local_part
-    ) -> None:
+    def __init__(self, top: nn.Module, *, buffers: bool = False) -> None:
         self.top = top
-        self.local = local
         self.known: dict[int, Tensor] = {}
         self.marks: dict[nn.Parameter, InitInfoProxy] = {}
         self._buffers = buffers
@@ -129,8 +125,9 @@ class Provenance:
     def unfilled(self) -> tuple[str, ...]:
         """The parameters and buffers that hold no values of anybody."""
         named = (*self.top.named_parameters(), *self.top.named_buffers())
-        look = (lambda tensor: tensor) if self.local is local_part else self.local  # the whole has no memory by now
-        return tuple(name for name, each in named if holds_no_values(look(each), written=id(each) in self._writes))
+        here = {name: local_part(behind(each)) if behind(each) is not each else each for name, each in named}
+        written = {name for name, each in named if id(each) in self._writes}
+        return tuple(name for name, each in here.items() if holds_no_values(each, written=name in written))
 
     def _was_loaded_in_vain(self, key: int) -> bool:
         # Code of the user's that writes after a checkpoint was loaded means to; a rule comes to it by its turn.
@@ -155,7 +152,7 @@ class Provenance:
         )
 
     def _record(self, name: str, tensor: Tensor, stats: bool) -> Record:
-        write, shape, local = self._writes[id(tensor)], tuple(tensor.shape), self.local(tensor)
+        write, shape, local = self._writes[id(tensor)], tuple(tensor.shape), local_part(behind(tensor))
         fill = write.fill
         foreseen = fill is not None and not tensor.is_complex() and (local.shape == shape or is_elementwise(fill))
         return Record(

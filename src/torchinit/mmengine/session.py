@@ -18,7 +18,6 @@ from torchinit.core.accounts import Account
 from torchinit.core.following import with_activations
 from torchinit.core.formulas import asks_for_neutral, asks_what_follows
 from torchinit.core.neutral import with_neutral
-from torchinit.core.placements import local_part
 from torchinit.core.planner import make_plan
 from torchinit.core.plans import Plan, Rule, Step
 from torchinit.core.reports import Record, Report
@@ -26,7 +25,7 @@ from torchinit.core.runs import Progress, run
 from torchinit.core.shards import Shard
 from torchinit.core.sites import Site
 from torchinit.core.tables import some
-from torchinit.core.witnesses import unobserved, witnesses
+from torchinit.core.witnesses import present, unobserved, witnesses
 from torchinit.distributed.standins import is_standing_in
 from torchinit.errors import PlanError, RunError
 from torchinit.mmengine.foreign import Drawing, Watching
@@ -84,7 +83,7 @@ class Session:
         self.progress = progress
         # Seen from here on, by everybody, until the session ends.
         self.wholes = Wholes(top, exchange) if seed is not None and is_spread(top) else None
-        self.provenance = Provenance(top, buffers=buffers, local=self.wholes.local if self.wholes else local_part)
+        self.provenance = Provenance(top, buffers=buffers)
         self.warned: dict[str, None] = {}
         self.loads: list[Account] = []
         self.host: Any = None
@@ -119,7 +118,8 @@ class Session:
         named = list(self.top.named_parameters())
         meta = [name for name, parameter in named if parameter.is_meta]
         is_all = len(meta) == len(named)
-        if not meta or witnesses() or is_standing_in() or not (is_all or init_cfg is None):
+        is_looked_at = is_standing_in() or any(not isinstance(one, (Session, Wholes)) for one in witnesses())
+        if not meta or is_looked_at or not (is_all or init_cfg is None):
             return
         whole = "" if is_all else "move all of it there, model.to('meta'), and "
         call = "materialize(model, " if init_cfg is None else "mmengine.materialize(module, init_cfg, "
@@ -195,7 +195,7 @@ class Session:
             self.warn(f"{rule}: {hint}")
         self._put_back()
         with unobserved(watched=bool(self._labels)):
-            shards = {step.site.name: self._shards(known[step.site.name][0]) for step in plan.steps}
+            shards = {step.site.name: known[step.site.name][0].shards for step in plan.steps}
             report = run(plan, shards, self.noise, stats=self.stats, progress=self.progress)
         self._follow(spot for group in known.values() for spot in group if spot.computed)
         records = [
@@ -222,10 +222,6 @@ class Session:
             aliases=tuple(f"{prepared.prefix}{alias}" for alias in record.aliases),
             over=tuple(dict.fromkeys([*before, *record.over])),
         )
-
-    def _shards(self, spot: Spot) -> tuple[Shard, ...]:
-        spread = self.wholes.shards(spot.first, spot.tensor) if self.wholes is not None else None
-        return spot.shards if spread is None else spread
 
     def _put_back(self) -> None:
         """Lets what foreign code has written of distributed tensors be seen in their parts."""
@@ -262,6 +258,7 @@ class Session:
                     if self.seed is not None:  # which the code may seed, too
                         stack.enter_context(torch.random.fork_rng(devices=[]))
                     stack.enter_context(self.working(watched.watch))
+                    stack.enter_context(present(self))
                 yield
         finally:
             self._labels.pop()
@@ -296,6 +293,14 @@ class Session:
             self.provenance.add(value)
             if self._watching is not None:
                 self._watching.follow(value)
+
+    def announced(self, step: Step, parts: Sequence[Shard]) -> None:
+        """Nothing: what a recipe will write that foreign code runs, is of no concern before it has."""
+
+    def written(self, step: Step, parts: Sequence[Shard]) -> None:
+        """Note what a recipe has written that foreign code runs."""
+        for key in self._watched().lying_in(parts):
+            self.provenance.claim(key, str(step.rule), step.fill)
 
     def warn(self, text: str) -> None:
         """Logs a warning, once."""

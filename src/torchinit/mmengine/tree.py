@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from torchinit.core.parametrized import parametrized
-from torchinit.core.placements import blank_shards, shards_of
+from torchinit.core.placements import behind, blank_shards, shards_of
 from torchinit.core.places import Held, held
 from torchinit.core.plans import Rule
 from torchinit.core.shards import Shard
@@ -46,7 +46,7 @@ class Spot:
             return shards_of(self.first, _looked_at(self.module, self.site.leaf))
         if way and way.assign:
             return blank_shards(self.first, self.tensor, way.assign)
-        return shards_of(self.first, self.tensor)
+        return shards_of(self.first, behind(self.tensor))
 
     @property
     def holders(self) -> frozenset[int]:

@@ -23,10 +23,11 @@ from torch.utils._pytree import tree_leaves
 
 from torchinit.core.memory import overlaps
 from torchinit.core.parametrized import parametrized
-from torchinit.core.placements import is_distributed, local_part, shards_of
+from torchinit.core.placements import BEHIND, is_distributed, local_part, shards_of
+from torchinit.core.plans import Step
 from torchinit.core.shards import Shard
 from torchinit.core.tables import some
-from torchinit.core.witnesses import unobserved
+from torchinit.core.witnesses import present, unobserved
 from torchinit.distributed.together import gathered
 from torchinit.errors import RunError
 from torchinit.tracing.lines import frame_of_caller
@@ -40,25 +41,12 @@ Exchange: TypeAlias = Callable[[Any, Any], list[Any]]
 _BUDGET = 1 << 28
 """Bytes of wholes that may have memory at one time, unless a single one has more."""
 
-_OVERWRITING = frozenset(
-    [
-        "fill_",
-        "zero_",
-        "copy_",
-        "normal_",
-        "uniform_",
-        "bernoulli_",
-        "random_",
-        "exponential_",
-        "geometric_",
-        "cauchy_",
-        "log_normal_",
-    ]
-)
-"""Operations that write every element of their first argument and read none of it."""
-
 _BY_PARTS = frozenset({"fill_", "zero_", "normal_", "uniform_"})
-"""Those of them that write a DTensor's parts as they write the whole, the draws under their names."""
+"""Operations that write a DTensor's parts as they write the whole, the draws under their names."""
+
+_DRAWING = frozenset({"bernoulli_", "random_", "exponential_", "geometric_", "cauchy_", "log_normal_"})
+_OVERWRITING = _BY_PARTS | _DRAWING | {"copy_"}
+"""Operations that write every element of their first argument and read none of it."""
 
 _LOOKING = frozenset({"detach", "alias", "view", "lift_fresh"})
 """Operations that make a view, and work on a storage without memory."""
@@ -146,8 +134,8 @@ class Wholes:
 
     >>> model = nn.Linear(2, 2)
     >>> wholes = Wholes(model)  # nothing is spread here
-    >>> wholes.shards("weight", model.weight), wholes.take_out()
-    (None, None)
+    >>> is_spread(model), wholes.take_out()
+    (False, None)
     """
 
     def __init__(self, model: nn.Module, exchange: Exchange | None = None) -> None:
@@ -162,6 +150,7 @@ class Wholes:
             made[id(home[leaf])] = whole
             self._places.append((home, leaf, whole))
             home[leaf] = whole.tensor
+            BEHIND[whole.tensor] = whole.spread
         for module, cls in self._classes:
             module.__class__ = bare_class(cls)
         self._hooks = []
@@ -186,6 +175,7 @@ class Wholes:
         finally:
             for home, leaf, whole in self._places:
                 home[leaf] = whole.hand_back()
+                BEHIND.pop(whole.tensor, None)  # a tied one comes by a second time
             for module, cls in self._classes:
                 module.__class__ = cls
             for hooks, those in self._hooks:
@@ -193,16 +183,6 @@ class Wholes:
                 hooks.update(those)
         if replaced and not failed:
             raise RunError(f"code put new tensors in the places of distributed ones, which cannot be: {some(replaced)}")
-
-    def shards(self, name: str, tensor: Tensor) -> tuple[Shard, ...] | None:
-        """The parts that are here of what a tensor stands for; None of a tensor that stands for itself."""
-        whole = self._by_tensor.get(id(tensor))
-        return None if whole is None else shards_of(name, whole.spread)
-
-    def local(self, tensor: Tensor) -> Tensor:
-        """What is here of a tensor."""
-        whole = self._by_tensor.get(id(tensor))
-        return local_part(tensor if whole is None else whole.spread)
 
     @contextmanager
     def working(self, watch: Watch) -> Iterator[None]:
@@ -216,10 +196,17 @@ class Wholes:
                 for key in watch.hit(whole.tensor):
                     watch.add(key, whole.spread)
         try:
-            with _Functions(self), _Operations(self):
+            with _Functions(self), _Operations(self), present(self):
                 yield
         finally:
             self.put_back()
+
+    def announced(self, step: Step, parts: Sequence[Shard]) -> None:
+        """Let go of wholes before a plan is run, which writes to the parts behind them."""
+        self.put_back()
+
+    def written(self, step: Step, parts: Sequence[Shard]) -> None:
+        """Nothing: no whole has memory now."""
 
     def put_back(self) -> None:
         """Write all that code has written into the parts that are here; nothing has memory any more."""
