@@ -94,3 +94,23 @@ def test_the_bridge_registers_with_mmengine_what_is_free_there() -> None:
     ours.bridge()
     assert THEIRS.get("Normal") is normal
     assert value_after({"type": "PeerBridged"}, mmengine.model.Sequential)[0] == 5.0
+
+
+@pytest.mark.parametrize("how", ["default scope", "_scope_", "force"])
+def test_what_a_user_has_registered_wins_over_what_is_built_in(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Mine(mmengine.model.ConstantInit):
+        def __call__(self, module: Any) -> None:
+            nn.init.constant_(module[0].weight, 42.0)
+
+    entry = {"type": "Constant", "val": 1, "layer": "Linear"}
+    if how == "force":
+        monkeypatch.setitem(THEIRS.module_dict, "Constant", Mine)
+        found = [value_after(entry, base)[0] for base in (mmengine.model.Sequential, ours.Sequential)]
+    else:
+        package = THEIRS.children["peerpackage"]
+        monkeypatch.setitem(package.module_dict, "Constant", Mine)
+        scoped = {"_scope_": "peerpackage"} if how == "_scope_" else {}
+        with DefaultScope.overwrite_default_scope(None if scoped else "peerpackage"):
+            bases = (mmengine.model.Sequential, ours.Sequential)
+            found = [value_after({**entry, **scoped}, base)[0] for base in bases]
+    assert found == [42.0, 42.0]
