@@ -28,10 +28,11 @@ from torchinit import (
     load_checkpoint,
     load_state_dict,
     materialize,
+    mmengine,
     plan,
     verify_replicas,
 )
-from torchinit.modules import PretrainedInit, initialize_module
+from torchinit.mmengine import PretrainedInit
 
 ALL = [Rule(Name("**"), Normal(std=0.5))]
 PART = Rule(Leaf("weight"), Normal(std=0.5))
@@ -132,9 +133,9 @@ CASES: list[tuple[str, Callable[[], Any], Step, str, Step]] = [
     (
         "initialize on meta, with an entry",
         lambda: meta(plain),
-        lambda model: initialize(model, ENTRY, seed=0),
-        r"call torchinit\.materialize",
-        lambda model: materialize(model, ENTRY, seed=0).assert_ok(complete=True),
+        lambda model: mmengine.initialize(model, ENTRY, seed=0),
+        r"call torchinit\.mmengine\.materialize\(module, init_cfg, device=\.\.\., seed=\.\.\.\), which carries it out$",
+        lambda model: mmengine.materialize(model, ENTRY, device="cpu", seed=0).assert_ok(complete=True),
     ),
     (
         "init_weights on meta",
@@ -167,9 +168,9 @@ CASES: list[tuple[str, Callable[[], Any], Step, str, Step]] = [
     (
         "materialize with memory, entries",
         plain,
-        lambda model: materialize(model, [ENTRY], seed=0),
-        r"it has memory already: call torchinit\.initialize$",
-        lambda model: initialize(model, [ENTRY], seed=0),
+        lambda model: mmengine.materialize(model, [ENTRY], seed=0),
+        r"it has memory already: call torchinit\.mmengine\.initialize$",
+        lambda model: mmengine.initialize(model, [ENTRY], seed=0),
     ),
     (
         "materialize with memory, a base module",
@@ -339,10 +340,11 @@ def test_the_lint_of_a_model_on_meta() -> None:
 
 def test_what_a_warning_says_of_layers_that_have_no_weight(caplog: pytest.LogCaptureFixture) -> None:
     for layer in (nn.LSTM(2, 3), nn.MultiheadAttention(4, 2)):
-        initialize_module(nn.Sequential(layer), {"type": "Constant", "val": 2, "layer": type(layer).__name__})
+        mmengine.initialize(nn.Sequential(layer), {"type": "Constant", "val": 2, "layer": type(layer).__name__})
         (text,) = [text for text in caplog.messages if type(layer).__name__ in text and "instead: name=" in text]
         name = text.rpartition("instead: name=")[2].strip("'")
-        assert initialize(nn.Sequential(layer), {"type": "Constant", "val": 2, "name": name}, strict=True).records
+        report = mmengine.initialize(nn.Sequential(layer), {"type": "Constant", "val": 2, "name": name}, strict=True)
+        assert report.records
 
 
 def test_modules_below_plain_containers() -> None:
@@ -358,7 +360,7 @@ def test_modules_below_plain_containers() -> None:
     assert again is not None
     assert again["box.0.0.weight"].rule.startswith("NormalInit")
     report = materialize(meta(lambda: Tower(nn.ModuleList)), seed=0)
-    assert report.unused[0].endswith("through a torchinit.Sequential, ModuleList or ModuleDict")
+    assert report.unused[0].endswith("through a torchinit.mmengine.Sequential, ModuleList or ModuleDict")
     assert materialize(meta(lambda: Tower(ModuleList)), seed=0)["box.0.0.weight"].rule.startswith("NormalInit")
 
 
@@ -387,6 +389,6 @@ def test_a_call_on_meta_that_failed_leaves_nothing_that_keeps_the_way_out_from_w
 
 def test_a_layer_that_is_not_a_bare_name(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "torchinit"):
-        initialize_module(plain(), {**ENTRY, "layer": "torch.nn.Linear"})
+        mmengine.initialize(plain(), {**ENTRY, "layer": "torch.nn.Linear"})
     bare = caplog.messages[0].rpartition("give the bare name of a class, ")[2].strip("'")
-    assert initialize(plain(), {**ENTRY, "layer": bare}, strict=True)["0.weight"].fill == "Normal(std=0.5)"
+    assert mmengine.initialize(plain(), {**ENTRY, "layer": bare}, strict=True)["0.weight"].fill == "Normal(std=0.5)"

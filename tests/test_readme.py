@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.logs import unconfigured
 from tests.snippets import PYTHON, Page, snippets
 
 ROOT = Path(__file__).parents[1]
@@ -25,7 +26,7 @@ def name(page: Path) -> str:
 def test_page(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, subtests: pytest.Subtests) -> None:
     monkeypatch.chdir(tmp_path)
     run = Page(tmp_path)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), unconfigured():
         for snippet in snippets(page):
             run.run(snippet)
     for snippet in snippets(page):

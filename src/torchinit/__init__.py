@@ -3,15 +3,7 @@
 from __future__ import annotations
 
 from torchinit.api import initialize, materialize, plan, sites
-from torchinit.checkpoints import (
-    Checkpoint,
-    CheckpointLoader,
-    Loaded,
-    Pretrained,
-    load_checkpoint,
-    load_state_dict,
-    open_checkpoint,
-)
+from torchinit.checkpoints import Checkpoint, Loaded, Pretrained, open_checkpoint
 from torchinit.checkpoints import adapters as adapters
 from torchinit.checkpoints.adapters import ADAPTERS, Adapter
 from torchinit.core.accounts import Account
@@ -71,12 +63,13 @@ from torchinit.errors import (
     TorchinitError,
 )
 from torchinit.linting import Finding, Findings, assert_initialized, lint
-from torchinit.modules import (
+from torchinit.mmengine import (
     MODEL_WRAPPERS,
     WEIGHT_INITIALIZERS,
     BaseInit,
     BaseModule,
     Caffe2XavierInit,
+    CheckpointLoader,
     ConstantInit,
     KaimingInit,
     ModuleDict,
@@ -95,6 +88,8 @@ from torchinit.modules import (
     constant_init,
     is_model_wrapper,
     kaiming_init,
+    load_checkpoint,
+    load_state_dict,
     normal_init,
     trunc_normal_,
     trunc_normal_init,

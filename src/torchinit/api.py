@@ -22,10 +22,9 @@ from torchinit.core.runs import Agree, Progress, Shards, local_shards, run
 from torchinit.core.sites import Site
 from torchinit.core.sites import sites as bare_sites
 from torchinit.core.tables import some
-from torchinit.distributed import Materialization, PlannedStart, Start, among, check_styles
+from torchinit.distributed import Materialization, PlannedStart, Start, among, check_styles, own_resets, own_starts
 from torchinit.distributed.allocation import check_device
 from torchinit.errors import ConfigError, RunError, count
-from torchinit.modules import OwnStart, as_before_on_error, call_for, own_resets
 from torchinit.noise import Global, Keyed, Noise
 from torchinit.noise.sequential import drawing_from
 from torchinit.recipes import RecipeLike, to_rules
@@ -226,17 +225,24 @@ def materialize(
     ['Constant(1)', 'Linear.reset_parameters()']
     """
     check_model(model, recipe)
+    own = own_starts(model) if recipe is None else None
+    with_memory = own.call_for(model) if own else "torchinit.initialize"
 
     def ready() -> Start:
         if recipe is None and trainable:
             raise ConfigError("trainable is for a recipe; without one every parameter starts as its model says")
+        if own is not None:
+            return own(model, noise, strict=strict, stats=stats, progress=progress, group=group)
         if recipe is None:
-            return OwnStart(model, noise, strict=strict, stats=stats, progress=progress, group=group)
+            raise ConfigError(
+                f"nothing says how {type(model).__name__} starts: it holds no BaseModule, so give a recipe, rules such"
+                " as Rule(Name('**'), Normal(std=0.02)) or the name of a scheme (torchinit list)"
+            )
         made = _checked(model, recipe, seed, complete=complete, strict=strict, trainable=trainable)
         resets = None if complete else partial(own_resets, model, noise, group=group)
         return PlannedStart(model, made, noise, stats=stats, progress=progress, resets=resets)
 
-    with noise_of(seed, map(check_device, [device])) as noise, as_before_on_error(model):
+    with noise_of(seed, map(check_device, [device])) as noise:
         report = Materialization(
             model,
             ready,
@@ -245,6 +251,6 @@ def materialize(
             group=group,
             verify=verify,
             stats=stats,
-            with_memory="torchinit.initialize" if recipe is not None else call_for(model),
+            with_memory=with_memory if own or recipe is not None else f"{with_memory} with a recipe",
         ).carry_out()
     return _finished(report, model, fingerprint=fingerprint)

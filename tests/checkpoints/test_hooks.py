@@ -20,8 +20,8 @@ from torch.nn.utils.parametrizations import weight_norm
 from tests.checkpoints.hooked import Node, cases, loaded
 from tests.ranks import fake_rank
 from torchinit import Account, BaseModule, CheckpointError, Name, Normal, Pretrained, Rule, initialize, load_state_dict
-from torchinit.checkpoints import load_checkpoint
 from torchinit.core.places import places
+from torchinit.mmengine import load_checkpoint
 
 
 def by_torch(module: nn.Module, state: Any) -> Any:

@@ -31,9 +31,9 @@ from torchinit import (
     open_checkpoint,
     plan,
 )
-from torchinit.checkpoints import load_checkpoint, load_pretrained
 from torchinit.checkpoints.adapters import Adapter, Fuse
 from torchinit.cli import main
+from torchinit.mmengine.checkpoints import load_checkpoint, load_pretrained
 
 WAYS: dict[str, Callable[[Path], object]] = {
     "plan": lambda path: plan(Net(), rules(str(path))),

@@ -18,9 +18,9 @@ from tests.processes import on_ranks
 from tests.servers import Host, in_turn, status, whole
 from torchinit import CheckpointError, Name, Pretrained, Rule, initialize
 from torchinit.checkpoints import open_checkpoint
-from torchinit.checkpoints.loading import load_checkpoint
 from torchinit.checkpoints.lockfile import Pin, read_pins
 from torchinit.checkpoints.opening import forget
+from torchinit.mmengine.checkpoints import load_checkpoint
 
 
 def weights(value: float) -> dict[str, Tensor]:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchinit import (
+import torchinit
+from torchinit.mmengine import (
     WEIGHT_INITIALIZERS,
     BaseInit,
     BaseModule,
@@ -77,6 +78,13 @@ def by_turning(layer: Any) -> None:
     initialize(layer, {"type": "Uniform", "layer": "Linear", "param": "bias"}, seed=9)
 
 
+def by_a_recipe(layer: Any) -> None:
+    layer.weight.fill_(2.0)
+    layer.bias.data[0] = 3.0  # and the rest of it stays
+    torchinit.initialize(layer, torchinit.Rule(torchinit.Name("weight"), torchinit.Normal(std=0.5)), seed=4)
+    layer.weight.data[1].mul_(2)
+
+
 def by_noting(layer: Any) -> None:
     layer.weight.requires_grad_(False)
     layer.bias._decays = False
@@ -91,6 +99,7 @@ CODES: dict[str, Code] = {
     "temporaries": by_temporaries,
     "twice": twice,
     "turning": by_turning,
+    "a recipe": by_a_recipe,
     "noting": by_noting,
     "constant_init": lambda layer: constant_init(layer, 2, bias=1),
     "normal_init": lambda layer: normal_init(layer, std=0.1, bias=0.5),

@@ -20,7 +20,7 @@ from tests.distributed.own import CODES, Coded, Model, save_teacher
 from tests.processes import on_ranks, results
 from torchinit import WEIGHT_INITIALIZERS, BaseModule, Sequential, fingerprint, materialize, seeded
 from torchinit.core.placements import shards_of
-from torchinit.modules.wholes import Whole, Wholes
+from torchinit.distributed.wholes import Whole, Wholes
 
 
 def meta(checkpoint: str) -> Model:

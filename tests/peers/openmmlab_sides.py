@@ -46,13 +46,13 @@ def prepare(side: str) -> None:
 
 
 def _stand_in() -> None:
-    import torchinit
+    import torchinit.mmengine
 
     for path, names in STAND_INS.items():
         assert path not in sys.modules, f"{path} was imported before the stand-in"
         module = ModuleType(path)
         for name in names:
-            setattr(module, name, getattr(torchinit, name))
+            setattr(module, name, getattr(torchinit.mmengine, name))
         sys.modules[path] = module
     import mmengine.model
 
@@ -60,21 +60,21 @@ def _stand_in() -> None:
     for path in STAND_INS:
         package, _, name = path.rpartition(".")
         setattr(sys.modules[package], name, sys.modules[path])
-    assert issubclass(mmengine.model.BaseModel, torchinit.BaseModule)
+    assert issubclass(mmengine.model.BaseModel, torchinit.mmengine.BaseModule)
 
 
 def _rename() -> None:
     """Only names: what mmengine.model itself has derived from its BaseModule, BaseModel above all, stays as it is."""
     import mmengine.model
 
-    import torchinit
+    import torchinit.mmengine
 
     for path, names in STAND_INS.items():
         for name in names:
-            setattr(sys.modules[path], name, getattr(torchinit, name))
+            setattr(sys.modules[path], name, getattr(torchinit.mmengine, name))
             if hasattr(mmengine.model, name):
-                setattr(mmengine.model, name, getattr(torchinit, name))
-    assert not issubclass(mmengine.model.BaseModel, torchinit.BaseModule)
+                setattr(mmengine.model, name, getattr(torchinit.mmengine, name))
+    assert not issubclass(mmengine.model.BaseModel, torchinit.mmengine.BaseModule)
 
 
 def _break() -> None:

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-import torchinit
 from tests.peers.trees import Node, build, trees, with_checkpoint
+from torchinit import mmengine as ours
 
 with warnings.catch_warnings():  # importing it uses deprecated parts of torch
     warnings.simplefilter("ignore")
@@ -59,7 +59,7 @@ def outcome(node: Node, library: Any, seed: int) -> tuple[str, dict[str, torch.T
 
 def assert_same(node: Node, seed: int) -> None:
     error, state, after = outcome(node, Mmengine, seed)
-    our_error, our_state, our_after = outcome(node, torchinit, seed)
+    our_error, our_state, our_after = outcome(node, ours, seed)
     assert our_error == error
     assert our_state.keys() == state.keys()
     different = [name for name in state if not torch.equal(state[name], our_state[name])]
@@ -102,7 +102,7 @@ FUNCTIONS: list[tuple[str, dict[str, Any]]] = [
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_functions(name: str, arguments: dict[str, Any], dtype: torch.dtype) -> None:
     made = []
-    for library in (mmengine.model, torchinit):
+    for library in (mmengine.model, ours):
         layer: Any = nn.Conv2d(4, 6, 3).to(dtype)
         torch.manual_seed(3)
         getattr(library, name)(layer, **arguments)
@@ -113,7 +113,7 @@ def test_functions(name: str, arguments: dict[str, Any], dtype: torch.dtype) -> 
 def test_bias_init_with_prob_is_within_an_ulp_of_numpys() -> None:
     for number in range(1, 1000):
         theirs = mmengine.model.bias_init_with_prob(number / 1000)
-        assert torchinit.bias_init_with_prob(number / 1000) == pytest.approx(theirs, rel=5e-16, abs=1e-16)
+        assert ours.bias_init_with_prob(number / 1000) == pytest.approx(theirs, rel=5e-16, abs=1e-16)
 
 
 class Net:
@@ -163,14 +163,14 @@ def test_the_log_is_the_same_where_mmengine_is_right(init_cfg: Any, tmp_path: Pa
     Net.make(mmengine.model, init_cfg).init_weights()
     theirs.handlers[:] = [logging.NullHandler()]
     handler.close()
-    ours = logging.getLogger("torchinit")
+    logger = logging.getLogger("torchinit")
     mine = logging.FileHandler(tmp_path / "ours.log")
     mine.setLevel(logging.CRITICAL)
-    ours.addHandler(mine)
+    logger.addHandler(mine)
     try:
-        Net.make(torchinit, init_cfg).init_weights()
+        Net.make(ours, init_cfg).init_weights()
     finally:
-        ours.removeHandler(mine)
+        logger.removeHandler(mine)
         mine.close()
     assert (tmp_path / "ours.log").read_text() == (tmp_path / "theirs.log").read_text()
     assert "Initialized by user-defined `init_weights` in ToyConv" in (tmp_path / "ours.log").read_text()
@@ -179,7 +179,7 @@ def test_the_log_is_the_same_where_mmengine_is_right(init_cfg: Any, tmp_path: Pa
 def test_a_training_run_of_mmengines_runner_calls_our_init_weights(tmp_path: Path) -> None:
     from mmengine.runner import Runner
 
-    class Toy(torchinit.BaseModule):
+    class Toy(ours.BaseModule):
         def __init__(self) -> None:
             super().__init__({"type": "Constant", "val": 0.5, "bias": 0.25, "layer": "Linear"})
             self.fc = nn.Linear(2, 1)
@@ -209,14 +209,14 @@ def test_a_training_run_of_mmengines_runner_calls_our_init_weights(tmp_path: Pat
 def test_the_bridge_makes_each_sides_initializers_known_to_the_other() -> None:
     from mmengine.registry import WEIGHT_INITIALIZERS as THEIRS
 
-    from torchinit.integrations.mmengine import bridge
+    from torchinit.mmengine import bridge
 
     @THEIRS.register_module(name="PeerTheirs")
     class Theirs:
         def __call__(self, module: Any) -> None:
             nn.init.constant_(module.weight, 2.0)
 
-    @torchinit.WEIGHT_INITIALIZERS.register_module(name="PeerOurs")
+    @ours.WEIGHT_INITIALIZERS.register_module(name="PeerOurs")
     class Ours:
         def __call__(self, module: Any) -> None:
             nn.init.constant_(module.weight, 3.0)
@@ -224,7 +224,7 @@ def test_the_bridge_makes_each_sides_initializers_known_to_the_other() -> None:
     bridge()
     bridge()
     layer = nn.Linear(2, 2)
-    torchinit.modules.initialize_module(layer, {"type": "PeerTheirs"})
+    ours.initialize(layer, {"type": "PeerTheirs"})
     assert layer.weight.unique().tolist() == [2.0]
     mmengine.model.initialize(layer, {"type": "PeerOurs"})
     assert layer.weight.unique().tolist() == [3.0]

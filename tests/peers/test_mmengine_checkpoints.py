@@ -13,8 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-import torchinit
-from torchinit import checkpoints as ours
+from torchinit import mmengine as ours
 
 with warnings.catch_warnings():  # importing it uses deprecated parts of torch
     warnings.simplefilter("ignore")
@@ -134,7 +133,7 @@ def test_augmented_models_are_looked_through() -> None:
             return data_samples_list
 
     net = Augmented(model())
-    assert torchinit.load_state_dict(net, trained()).complete
+    assert ours.load_state_dict(net, trained()).complete
     assert torch.equal(net.state_dict()["module.fc.bias"], trained()["fc.bias"])
 
 

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-import torchinit
+from torchinit import mmengine as ours
 
 with warnings.catch_warnings():  # importing it uses deprecated parts of torch
     warnings.simplefilter("ignore")
     import mmengine.model as mmengine
     from mmengine.logging import MMLogger
 
-LIBRARIES: Any = (mmengine, torchinit)
+LIBRARIES: Any = (mmengine, ours)
 
 
 class Reader(nn.Module):
@@ -300,7 +300,7 @@ def family(parent: Any, child: Any, *, own: bool) -> Any:
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["rules", "code"])
-@pytest.mark.parametrize(("parent", "child"), [(mmengine, torchinit), (torchinit, mmengine), (torchinit, torchinit)])
+@pytest.mark.parametrize(("parent", "child"), [(mmengine, ours), (ours, mmengine), (ours, ours)])
 def test_trees_of_both_kinds(parent: Any, child: Any, own: bool, tmp_path: Path) -> None:
     theirs = outcome(lambda: family(mmengine, mmengine, own=own))
     log = (tmp_path / "init.log").read_text()

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 import torchinit
 from tests.checkpoints.hooked import Node, cases, loaded
 from torchinit import CheckpointError, Name, Pretrained, Rule
-from torchinit.checkpoints import load_checkpoint, load_state_dict
+from torchinit.mmengine import load_checkpoint, load_state_dict
+from torchinit.mmengine.checkpoints import load_pretrained
 
 with warnings.catch_warnings():  # importing it uses deprecated parts of torch
     warnings.simplefilter("ignore")
@@ -101,7 +102,7 @@ def test_models_that_resize_what_they_are_given(case: str, prefix: str | None, t
         else:
             part = theirs._load_checkpoint_with_prefix(prefix, str(path), "cpu")
             theirs.load_state_dict(made[0], part, logger="silent")
-        account = torchinit.checkpoints.load_pretrained(made[1], str(path), prefix)
+        account = load_pretrained(made[1], str(path), prefix)
     first, second = (model.state_dict() for model in made)
     assert all(torch.equal(second[key], value) for key, value in first.items())
     tables = [key for key in account.loaded if resized in key]

@@ -12,8 +12,7 @@ from mmengine.registry import WEIGHT_INITIALIZERS as THEIRS
 from mmengine.registry import DefaultScope, Registry
 from torch import nn
 
-import torchinit
-from torchinit.integrations.mmengine import bridge
+from torchinit import mmengine as ours
 
 with warnings.catch_warnings():  # importing it uses deprecated parts of torch
     warnings.simplefilter("ignore")
@@ -27,7 +26,7 @@ def filling(value: float, base: Any) -> Any:
         def __call__(self, module: nn.Module) -> None:
             nn.init.constant_(module.get_parameter("0.weight"), value)
             if hasattr(module, "_params_init_info"):
-                info = torchinit.update_init_info if base is torchinit.BaseInit else mmengine.model.update_init_info
+                info = ours.update_init_info if base is ours.BaseInit else mmengine.model.update_init_info
                 info(module, f"Filling with {value}")
 
     return Filling
@@ -37,14 +36,14 @@ def filling(value: float, base: Any) -> Any:
 def downstream() -> Iterator[None]:
     child = Registry("weight initializer", parent=THEIRS, scope="peerpackage")
     child.register_module(name="PeerFilling", module=filling(2.0, mmengine.model.BaseInit))
-    child.register_module(name="PeerOwn", module=filling(3.0, torchinit.BaseInit))
+    child.register_module(name="PeerOwn", module=filling(3.0, ours.BaseInit))
     THEIRS.register_module(name="PeerRoot", module=filling(4.0, mmengine.model.BaseInit))
     yield
     THEIRS.children.pop("peerpackage")
     THEIRS.module_dict.pop("PeerRoot")
 
 
-def value_after(init_cfg: dict[str, Any], base: Any = torchinit.Sequential) -> tuple[float, str]:
+def value_after(init_cfg: dict[str, Any], base: Any = ours.Sequential) -> tuple[float, str]:
     model = base(nn.Linear(2, 2), init_cfg=init_cfg)
     report = model.init_weights()
     told = "" if report is None else report["0.weight"].rule
@@ -90,8 +89,28 @@ def test_a_name_makes_nothing_be_imported(name: str) -> None:
 
 def test_the_bridge_registers_with_mmengine_what_is_free_there() -> None:
     normal = THEIRS.get("Normal")
-    torchinit.WEIGHT_INITIALIZERS.register_module(name="PeerBridged", module=filling(5.0, torchinit.BaseInit))
-    bridge()
-    bridge()
+    ours.WEIGHT_INITIALIZERS.register_module(name="PeerBridged", module=filling(5.0, ours.BaseInit))
+    ours.bridge()
+    ours.bridge()
     assert THEIRS.get("Normal") is normal
     assert value_after({"type": "PeerBridged"}, mmengine.model.Sequential)[0] == 5.0
+
+
+@pytest.mark.parametrize("how", ["default scope", "_scope_", "force"])
+def test_what_a_user_has_registered_wins_over_what_is_built_in(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Mine(mmengine.model.ConstantInit):
+        def __call__(self, module: Any) -> None:
+            nn.init.constant_(module[0].weight, 42.0)
+
+    entry = {"type": "Constant", "val": 1, "layer": "Linear"}
+    if how == "force":
+        monkeypatch.setitem(THEIRS.module_dict, "Constant", Mine)
+        found = [value_after(entry, base)[0] for base in (mmengine.model.Sequential, ours.Sequential)]
+    else:
+        package = THEIRS.children["peerpackage"]
+        monkeypatch.setitem(package.module_dict, "Constant", Mine)
+        scoped = {"_scope_": "peerpackage"} if how == "_scope_" else {}
+        with DefaultScope.overwrite_default_scope(None if scoped else "peerpackage"):
+            bases = (mmengine.model.Sequential, ours.Sequential)
+            found = [value_after({**entry, **scoped}, base)[0] for base in bases]
+    assert found == [42.0, 42.0]

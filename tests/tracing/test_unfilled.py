@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils.parametrizations import weight_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from torchinit.modules import BaseModule
+from torchinit.mmengine import BaseModule
 from torchinit.tracing import is_unfilled, unfilled
 from torchinit.tracing.unfilled import looks_unfilled
 

@@ -6,15 +6,6 @@ from torchinit.checkpoints import hubs as _hubs  # noqa: F401  # registers torch
 from torchinit.checkpoints import huggingface as _huggingface  # noqa: F401  # registers hf://
 from torchinit.checkpoints.limits import Limits
 from torchinit.checkpoints.loaded import Loaded
-from torchinit.checkpoints.loaders import CheckpointLoader
-from torchinit.checkpoints.loading import (
-    _load_checkpoint,
-    _load_checkpoint_with_prefix,
-    load_checkpoint,
-    load_pretrained,
-    load_state_dict,
-    read_checkpoint,
-)
 from torchinit.checkpoints.members import member_of
 from torchinit.checkpoints.pretrained import Pretrained
 from torchinit.checkpoints.readers import Checkpoint, Info, RefusedPickleError, open_checkpoint
@@ -23,21 +14,14 @@ from torchinit.core.vocabulary import INITIALIZERS
 
 __all__ = [
     "Checkpoint",
-    "CheckpointLoader",
     "Info",
     "Limits",
     "Loaded",
     "Pretrained",
     "RefusedPickleError",
-    "_load_checkpoint",
-    "_load_checkpoint_with_prefix",
     "fetch",
-    "load_checkpoint",
-    "load_pretrained",
-    "load_state_dict",
     "member_of",
     "open_checkpoint",
-    "read_checkpoint",
     "register_source",
 ]
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from itertools import product
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, Final, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from torchinit.core.meshes import ASCEND, check_order, cut_dimensions, piece_here
 from torchinit.core.shards import Shard
@@ -27,6 +28,20 @@ def is_distributed(tensor: Tensor) -> TypeGuard[Any]:
     """
     module = sys.modules.get("torch.distributed.tensor")  # who has not imported it has no such tensor
     return module is not None and isinstance(tensor, module.DTensor)
+
+
+BEHIND: Final[MutableMapping[Tensor, Tensor]] = WeakIdKeyDictionary()
+"""The DTensors behind plain tensors that stand for them while code works on a model that knows nothing of parts."""
+
+
+def behind(tensor: Tensor) -> Tensor:
+    """The DTensor that a plain tensor stands for at the time; any other tensor itself.
+
+    >>> tensor = torch.zeros(2)
+    >>> behind(tensor) is tensor
+    True
+    """
+    return BEHIND.get(tensor, tensor)
 
 
 def local_part(tensor: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torchinit.core.loaders import Loader
 from torchinit.core.measures import measure
 from torchinit.core.moments import Moments
 from torchinit.core.opaque import Opaque
-from torchinit.core.placements import blank_shards, shards_of
+from torchinit.core.placements import behind, blank_shards, shards_of
 from torchinit.core.places import Held, held
 from torchinit.core.plans import Plan, Step
 from torchinit.core.reports import Record, Report
@@ -294,5 +294,5 @@ def shards_held(one: Held, name: str) -> tuple[Shard, ...]:
     ['0.weight', '0.bias']
     """
     if one.way is None:
-        return shards_of(name, one.tensor)
+        return shards_of(name, behind(one.tensor))
     return blank_shards(name, one.tensor, one.way.assign) if one.way.assign else ()

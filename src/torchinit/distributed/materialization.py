@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import nn
@@ -59,6 +59,40 @@ class Start(Protocol):
     def why_left(self, one: Tenant, tried: Sequence[str]) -> str:
         """Why a tensor has no values, and the way out; ``tried`` is what came of the own code that might make it."""
 
+    def undo(self) -> None:
+        """Let the modules forget that they were initialized, as their values are taken away again."""
+
+
+class OwnStarts(Protocol):
+    """Makes the starts of models whose own modules say how they start."""
+
+    def __call__(
+        self,
+        model: nn.Module,
+        noise: Noise,
+        *,
+        strict: bool,
+        stats: bool,
+        progress: Progress | None,
+        group: ProcessGroup | None,
+    ) -> Start: ...
+
+    def call_for(self, model: nn.Module) -> str:
+        """What to call instead for such a model where it has memory; nothing for a model of other modules."""
+
+
+OWN_STARTS: Final[list[OwnStarts]] = []
+"""Filled by the packages of such modules, as ``torchinit.mmengine``, when they are imported."""
+
+
+def own_starts(model: nn.Module) -> OwnStarts | None:
+    """Return what makes the start of a model that says itself how it starts; None of any other model.
+
+    >>> own_starts(nn.Linear(1, 1)) is None
+    True
+    """
+    return next((own for own in OWN_STARTS if own.call_for(model)), None)
+
 
 Resets: TypeAlias = Callable[[Sequence[Tenant]], Made]
 """Lets layers reset those of their parameters that are given."""
@@ -105,6 +139,9 @@ class PlannedStart:
             return text
         reset = f"{type(one.module).__name__} has no reset_parameters() that does"
         return f"{text}, and {'; '.join(self.made.failed.get(one.name, ())) or reset}"
+
+    def undo(self) -> None:
+        pass
 
 
 def with_resets(report: Report, blank: Sequence[Tenant], made: Made, *, stats: bool) -> Report:
@@ -161,6 +198,7 @@ class Materialization:
             return report
         except BaseException:
             allocation.undo()
+            start.undo()
             raise
 
     @property

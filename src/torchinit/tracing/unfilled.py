@@ -123,7 +123,7 @@ def watching() -> Iterator[Remember]:
 def is_unfilled(tensor: Tensor) -> bool:
     """Whether the tensor was made without values, and nothing has been written to it since.
 
-    >>> from torchinit.modules import BaseModule
+    >>> from torchinit.mmengine import BaseModule
     >>> class Layer(BaseModule):
     ...     def __init__(self):
     ...         super().__init__()

@@ -1,0 +1,73 @@
+"""Resets: layers write what nothing else does, by their own ``reset_parameters``, whole or spread over ranks."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from torchinit.core.places import places
+from torchinit.distributed.allocation import Tenant
+from torchinit.distributed.owncode import Made, needs
+from torchinit.distributed.together import exchanged, is_shared
+from torchinit.distributed.wholes import Exchange, Wholes, is_spread
+from torchinit.noise import Keyed, Noise
+from torchinit.tracing.observe import Watch
+from torchinit.tracing.recorder import Recorder
+from torchinit.tracing.seeded import Seeded
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+_RESETTING = ("reset_parameters", "_reset_parameters")
+
+
+def own_resets(model: nn.Module, noise: Noise, blank: Sequence[Tenant], *, group: ProcessGroup | None = None) -> Made:
+    """Let each layer that has parameters without values reset them, with draws that belong to names under a seed."""
+    seed = noise.seed if isinstance(noise, Keyed) else None
+    wholes = Wholes(model, exchange_in(group)) if seed is not None and is_spread(model) else None
+    with wholes or nullcontext():
+        return reset_layers(model, seed, blank, wholes)
+
+
+def exchange_in(group: ProcessGroup | None) -> Exchange | None:
+    """How the ranks of a group give each other the parts of a tensor; None where there is one process."""
+
+    def exchange(tensor: Any, value: Any) -> list[Any]:
+        del tensor  # all ranks of the group have it
+        return exchanged(value, group)
+
+    return exchange if is_shared(group) else None
+
+
+def reset_layers(top: nn.Module, seed: int | None, blank: Sequence[Tenant], wholes: Wholes | None = None) -> Made:
+    """Let each layer that has parameters without values reset them; what it does not write is left to others."""
+    wanted: dict[nn.Module, list[Tenant]] = defaultdict(list)
+    for one in blank:
+        if one.kind == "parameter":
+            wanted[one.module].append(one)
+    ran: dict[nn.Module, str] = {}
+    failed: dict[str, tuple[str, ...]] = {}
+    drawing = Recorder(top) if seed is None else Seeded(top, seed)
+    with torch.no_grad(), drawing as seen, _working(wholes, drawing.watch):
+        for module in dict.fromkeys(place.module for place in places(top) if place.module in wanted):
+            method = next((name for name in _RESETTING if needs(getattr(module, name, None)) == 0), None)
+            if method is None:
+                continue
+            ran[module] = f"{type(module).__name__}.{method}()"
+            try:
+                getattr(module, method)()
+            except Exception as error:  # noqa: BLE001  # other people's code; told if nothing else writes these
+                text = f"{ran[module]} raised {type(error).__name__}: {error}"
+                failed.update({one.name: (text,) for one in wanted[module]})
+    written = {write.site for write in seen.writes}
+    by = {one.name: text for module, text in ran.items() for one in wanted[module] if one.name in written}
+    return Made(by, failed)
+
+
+def _working(wholes: Wholes | None, watch: Watch) -> AbstractContextManager[None]:
+    return nullcontext() if wholes is None else wholes.working(watch)

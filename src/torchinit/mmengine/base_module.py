@@ -1,0 +1,324 @@
+"""Base modules: modules whose initialization is part of their config, MMEngine's ``BaseModule`` and its containers."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from abc import ABCMeta
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from functools import wraps
+from inspect import signature
+from types import FunctionType
+from typing import Any, Final, cast
+from weakref import WeakSet
+
+from torch import nn
+
+from torchinit.core.reports import Report
+from torchinit.mmengine.bridge import is_model_wrapper
+from torchinit.mmengine.init_cfg import amend, carry_out, changes_of
+from torchinit.mmengine.initializers import PretrainedInit
+from torchinit.mmengine.log import log
+from torchinit.mmengine.registry import InitCfgAssertionError, InitCfgKeyError
+from torchinit.mmengine.session import Session, session_of
+from torchinit.tracing.unfilled import watching
+
+_BUILDING: ContextVar[tuple[nn.Module, ...]] = ContextVar("torchinit_building", default=())
+_WATCHED: Final[WeakSet[Callable[..., Any]]] = WeakSet()
+"""The constructors and ``init_weights`` of classes that run inside a watch."""
+
+
+class BaseModule(nn.Module, metaclass=ABCMeta):
+    """A module that knows how its weights start: ``init_cfg``, a dict or a list of dicts.
+
+    ``init_weights()`` carries out the ``init_cfg``, then calls ``init_weights`` of each direct child, then
+    loads what a ``Pretrained`` entry names. ``init_cfg=dict(amend=...)``, given as a keyword, changes entries of
+    the class's own instead of taking its place: :func:`amend`. A subclass may override ``init_weights``; what
+    its code writes is seen and recorded.
+
+    >>> class Head(BaseModule):
+    ...     def __init__(self, init_cfg=dict(type="Normal", layer="Linear", std=0.01, bias=0.5)):
+    ...         super().__init__(init_cfg)
+    ...         self.fc = nn.Linear(4, 2)
+    >>> report = Head().init_weights()
+    >>> report["fc.bias"].rule
+    'NormalInit: mean=0, std=0.01, bias=0.5'
+    """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        _watch_class(cls)
+        make = super().__new__
+        return make(cls) if make is object.__new__ else make(cls, *args, **kwargs)
+
+    def __init__(self, init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None) -> None:
+        super().__init__()
+        self._is_init = False
+        self.init_cfg = copy.deepcopy(init_cfg)
+
+    __new__.__signature__ = signature(__init__)  # type: ignore[attr-defined]  # which is looked at where both are
+
+    @property
+    def is_init(self) -> bool:
+        """Whether ``init_weights`` has run; set it to keep a module from being initialized."""
+        return self._is_init
+
+    @is_init.setter
+    def is_init(self, value: bool) -> None:
+        self._is_init = value
+
+    def init_weights(self, *, containers: bool = False, seed: int | None = None, stats: bool = False) -> Report | None:
+        """Initialize the module and what is below it, once; a second call warns and does nothing.
+
+        ``containers=True`` also reaches modules below plain containers, which MMEngine does not. With a
+        ``seed`` values belong to names, also those that code of your own draws, and torch's generator is left
+        alone; the model may then be sharded. ``stats=True`` measures what was written. The outermost call returns
+        the report, the others None.
+
+        Raises RunError for a model on the meta device: :func:`torchinit.materialize` carries this out for it.
+        """
+        told = self._is_init
+        report = _in_session(self, lambda session: _initialize(self, session), told, containers, seed, stats)
+        return cast("Report | None", report)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        """``to_empty`` and what else gives tensors other memory, with an eye on memory that holds no values."""
+        with watching() as remember:
+            result = super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+            remember(self)
+        return result
+
+    def __repr__(self) -> str:
+        text = super().__repr__()
+        return f"{text}\ninit_cfg={self.init_cfg}" if self.init_cfg else text
+
+
+_WATCHED.add(BaseModule.init_weights)
+
+# --- what runs inside a watch ------------------------------------------------------------------------------
+#
+# Constructors are watched for memory that is handed out unfilled, and init_weights for what it writes. A metaclass
+# would see both, but a class can have only one: a base module could not be a Protocol or have a metaclass of a user's
+# own. A wrapper made in __init_subclass__ misses what comes later (the __init__ of a dataclass, a patched method) and
+# what a mixin brings. So a class is looked at whenever it makes an object: a method that is not watched yet is wrapped
+# where it stands or, where that is no BaseModule, in the class itself. A wrapper has the signature of what it wraps,
+# and only calls a function of this module, so that a class that is pickled by value takes nothing of ours along. Missed
+# is what is patched onto a class after its last object was made, for a call from outside of any other init_weights.
+
+
+def _watch_class(cls: type[BaseModule]) -> None:
+    for name, watched in (("__init__", _with_construction_watched), ("init_weights", _with_writes_watched)):
+        for base in cls.__mro__:
+            method = vars(base).get(name)
+            if method is not None and method.__module__ not in ("typing", "typing_extensions"):  # of a Protocol
+                if isinstance(method, FunctionType) and method not in _WATCHED:
+                    wrapper = watched(method)
+                    _WATCHED.add(wrapper)
+                    setattr(base if issubclass(base, BaseModule) else cls, name, wrapper)
+                break
+
+
+def _with_construction_watched(init: Callable[..., None]) -> Callable[..., None]:
+    @wraps(init)
+    def construct(self: BaseModule, *args: Any, **kwargs: Any) -> None:
+        _construct(self, init, args, kwargs)
+
+    return construct
+
+
+def _construct(module: BaseModule, init: Callable[..., None], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Build a module, unless this is a constructor that is called by another; with its own init_cfg amended."""
+    building = _BUILDING.get()
+    if any(one is module for one in building):
+        init(module, *args, **kwargs)
+        return
+    changes = changes_of(kwargs.get("init_cfg"))
+    if changes is not None:
+        # Not handed on, so that the class takes its own, be it in the signature or made in the constructor.
+        kwargs = {key: value for key, value in kwargs.items() if key != "init_cfg"}
+    token = _BUILDING.set((*building, module))
+    try:
+        with watching() as remember:
+            init(module, *args, **kwargs)
+            remember(module)
+    finally:
+        _BUILDING.reset(token)
+    if changes is not None:
+        module.init_cfg = amend(module.init_cfg, *changes)
+
+
+def _with_writes_watched(method: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(method)
+    def init_weights(
+        self: BaseModule,
+        *args: Any,
+        containers: bool = False,
+        seed: int | None = None,
+        stats: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        return _run_watched(self, lambda: method(self, *args, **kwargs), containers, seed, stats)
+
+    return init_weights
+
+
+def _run_watched(module: BaseModule, call: Callable[[], Any], containers: bool, seed: int | None, stats: bool) -> Any:
+    """Run an overriding ``init_weights``; one that a constructor calls for itself has no log, as in MMEngine."""
+
+    def work(session: Session) -> Any:
+        with session.foreign(module):
+            return call()
+
+    return _in_session(module, work, bool(_BUILDING.get()), containers, seed, stats)
+
+
+def _in_session(
+    module: BaseModule,
+    work: Callable[[Session], Any],
+    quiet: bool,
+    containers: bool,
+    seed: int | None,
+    stats: bool,
+) -> Any:
+    """What the work returns, in the outermost session a report if it returns None; with a log unless ``quiet``."""
+    with session_of(module, lambda: Session(module, seed, containers=containers)) as (session, outermost):
+        result = work(session)
+        if not outermost:
+            return result
+        if not quiet:
+            session.finish(unreached(module) if not session.containers else [])
+        return session.report(stats=stats) if result is None else result
+
+
+# --- the chain of init_weights -----------------------------------------------------------------------------
+
+
+def _initialize(module: BaseModule, session: Session) -> None:
+    """The module's own entries, its children, its checkpoints."""
+    name = type(module).__name__
+    if module._is_init:
+        log(logging.WARNING, "init_weights of %s has been called more than once.", name)
+        return
+    entries, pretrained = _parted(module.init_cfg)
+    if module.init_cfg:
+        log(logging.DEBUG, "initialize %s with init_cfg %s", name, module.init_cfg)
+        carry_out(module, entries, session)
+    for child in _children(module, session.containers):
+        initialize_child(child, session)
+    if pretrained:
+        carry_out(module, pretrained, session)
+    module._is_init = True
+
+
+def _parted(init_cfg: Any) -> tuple[list[Any], list[Any]]:
+    """The entries, and those that load a checkpoint, which are done last."""
+    entries: list[Any] = []
+    pretrained: list[Any] = []
+    for entry in [init_cfg] if isinstance(init_cfg, dict) else init_cfg or []:
+        if not isinstance(entry, dict):
+            raise InitCfgAssertionError(f"an init_cfg is a dict or a list of dicts, but holds {entry!r}")
+        if "type" not in entry:
+            raise InitCfgKeyError(f'`init_cfg` must contain the key "type", but got {entry}')
+        last = entry["type"] == "Pretrained" or entry["type"] is PretrainedInit
+        (pretrained if last else entries).append(entry)
+    return entries, pretrained
+
+
+def _children(module: nn.Module, containers: bool) -> Iterator[nn.Module]:
+    """The children with an ``init_weights`` to call; those of wrappers and, if asked, of plain containers."""
+    for child in module.children():
+        inner = unwrapped(child)
+        if hasattr(inner, "init_weights"):
+            if not getattr(inner, "is_init", False):
+                yield inner
+        elif containers:
+            yield from _children(inner, containers)
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """What a wrapper wraps, unless it has an ``init_weights`` of its own.
+
+    >>> unwrapped(nn.DataParallel(nn.Linear(1, 1)))
+    Linear(in_features=1, out_features=1, bias=True)
+    """
+    wraps_another = is_model_wrapper(module) and not hasattr(module, "init_weights")
+    return cast("nn.Module", module.module) if wraps_another else module
+
+
+def initialize_child(child: nn.Module, session: Session) -> None:
+    """Call ``init_weights`` of a module below the one that is being initialized."""
+    call: Any = child.init_weights
+    if getattr(call, "__func__", None) in _WATCHED:
+        call()
+    else:
+        with session.foreign(child):
+            call()
+    if getattr(type(child), "init_weights", None) is not BaseModule.init_weights:
+        session.provenance.check_parameters(child)
+
+
+def unreached(module: nn.Module, prefix: str = "", *, reached: bool = True) -> list[str]:
+    """The base modules that the chain of ``init_weights`` does not come to, because of a plain container.
+
+    >>> unreached(Sequential(nn.Sequential(Sequential(init_cfg=dict(type="Normal", layer="Linear")))))
+    ['0.0']
+    """
+    found = []
+    for name, child in module.named_children():
+        path = f"{prefix}{name}"
+        inner = unwrapped(child)
+        linked = hasattr(inner, "init_weights")
+        if isinstance(inner, BaseModule) and not reached and not inner.is_init and _has_something_to_do(inner):
+            found.append(path)
+        else:
+            found += unreached(inner, f"{path}.", reached=linked)
+    return found
+
+
+def _has_something_to_do(module: BaseModule) -> bool:
+    own = type(module).init_weights is not BaseModule.init_weights
+    return own or bool(module.init_cfg) or any(isinstance(child, BaseModule) for child in module.children())
+
+
+class Sequential(BaseModule, nn.Sequential):
+    """``torch.nn.Sequential`` with an ``init_cfg``.
+
+    >>> Sequential(nn.Linear(2, 2), init_cfg=dict(type="Constant", val=1, layer="Linear")).init_weights()["0.bias"].fill
+    'Constant(0)'
+    """
+
+    def __init__(self, *args: Any, init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None) -> None:
+        BaseModule.__init__(self, init_cfg)
+        nn.Sequential.__init__(self, *args)
+
+
+class ModuleList(BaseModule, nn.ModuleList):
+    """``torch.nn.ModuleList`` with an ``init_cfg``.
+
+    >>> len(ModuleList([nn.Linear(2, 2)], init_cfg=dict(type="Xavier", layer="Linear")))
+    1
+    """
+
+    def __init__(
+        self,
+        modules: Iterable[nn.Module] | None = None,
+        init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None,
+    ) -> None:
+        BaseModule.__init__(self, init_cfg)
+        nn.ModuleList.__init__(self, modules)
+
+
+class ModuleDict(BaseModule, nn.ModuleDict):
+    """``torch.nn.ModuleDict`` with an ``init_cfg``.
+
+    >>> list(ModuleDict({"head": nn.Linear(2, 2)}))
+    ['head']
+    """
+
+    def __init__(
+        self,
+        modules: Any = None,
+        init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None,
+    ) -> None:
+        BaseModule.__init__(self, init_cfg)
+        nn.ModuleDict.__init__(self, modules)

@@ -1,0 +1,383 @@
+"""Checkpoints as MMEngine loads them: what fits is copied into a module, what does not is logged."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, ClassVar, Final, Literal, NamedTuple, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import _IncompatibleKeys
+
+from torchinit.checkpoints.fits import kind_of, short
+from torchinit.checkpoints.guesses import beginning, guess, splits
+from torchinit.checkpoints.keymaps import Renames, revised
+from torchinit.checkpoints.prefixes import Prefixes
+from torchinit.checkpoints.quantized import Companions, quantized
+from torchinit.checkpoints.readers import open_file
+from torchinit.checkpoints.readers.sniff import sniff
+from torchinit.checkpoints.readers.torch_file import load_file
+from torchinit.checkpoints.sources import fetch
+from torchinit.core.accounts import Account, Guess
+from torchinit.core.hooks import has_load_hooks
+from torchinit.core.names import WRAPPERS as WRAPPING
+from torchinit.core.names import normalize
+from torchinit.core.tables import some
+from torchinit.core.transfers import magnitude
+from torchinit.errors import CheckpointError, did_you_mean, masked
+from torchinit.mmengine.bridge import is_loaded_through
+from torchinit.mmengine.log import log, log_to
+
+LoadFunction: TypeAlias = Callable[[str, Any], Any]
+"""Gives what a file holds, from its name and ``map_location``."""
+
+_Load = TypeVar("_Load", bound=LoadFunction)
+_MODULE: Final[Renames] = ((r"^module\.", ""),)
+_MISFIT: Final = re.compile(r'(?:size mismatch for|While \w+ the parameter named) "?([^\s":]+)"?[:,] (.*)', re.DOTALL)
+"""How torch begins the text of what it could not copy, and what of."""
+
+
+class CheckpointLoader:
+    """Loads checkpoints by how their names begin; what nobody registered a function for is :func:`fetch`-ed.
+
+    >>> @CheckpointLoader.register_scheme("shelf://")
+    ... def load_from_shelf(filename, map_location):
+    ...     return {"weight": torch.ones(1)}
+    >>> CheckpointLoader.load_checkpoint("shelf://three")
+    {'weight': tensor([1.])}
+    """
+
+    _schemes: ClassVar[Prefixes[LoadFunction]] = Prefixes()
+
+    @classmethod
+    def register_scheme(
+        cls, prefixes: str | Iterable[str], loader: LoadFunction | None = None, force: bool = False
+    ) -> Callable[[_Load], _Load]:
+        """Let a function ``(filename, map_location)`` load what begins so; a decorator without ``loader``.
+
+        Prefixes are regular expressions. Raises KeyError for one that is taken, unless ``force`` replaces it.
+        """
+
+        def register(function: Any) -> Any:
+            cls._schemes.register(prefixes, function, force=force)
+            return function
+
+        if loader is not None:
+            register(loader)
+        return register
+
+    @classmethod
+    def load_checkpoint(cls, filename: str, map_location: Any = None, logger: Any = "current") -> Any:
+        """What a file holds, whatever it is; of formats without structure a dict of tensors.
+
+        No code in it is run, unless a registered function does. Raises CheckpointError, FileNotFoundError.
+        """
+        return load(str(filename), map_location, logger)
+
+
+def load(filename: str, map_location: Any, logger: Any, *, mapped: bool = False) -> Any:
+    """What a file holds. ``mapped`` tensors are the file's own memory: for those who copy them and let them go."""
+    function = CheckpointLoader._schemes.find(filename)
+    name = _scheme(filename) if function is None else getattr(function, "__name__", "a").removeprefix("load_from_")
+    log_to(logger, logging.INFO, f"Loads checkpoint by {name} backend from path: {masked(filename)}")
+    if function is not None:
+        return function(filename, map_location)
+    return read(fetch(filename), filename, map_location, mapped=mapped)
+
+
+def read(path: Path, source: str, map_location: Any = "cpu", *, mapped: bool = False) -> Any:
+    """What a local file holds: all of a file of ``torch.save``, of another format its tensors by name."""
+    _check_place(map_location)
+    if sniff(path) in ("zip", "pickle"):
+        return load_file(path, map_location, mapped=mapped)
+    checkpoint = open_file(path, source)
+    device = map_location if isinstance(map_location, (str, torch.device)) else "cpu"
+    tensors = {key: checkpoint.read(key) for key in checkpoint}
+    return {key: tensor.to(device) if mapped else tensor.to(device, copy=True) for key, tensor in tensors.items()}
+
+
+def _check_place(place: object) -> None:
+    """Raises TypeError for what cannot be a ``map_location``, ValueError for text that names no device."""
+    if not (place is None or isinstance(place, (str, torch.device, Mapping)) or callable(place)):
+        raise TypeError(f"map_location must be a device, a dict of devices, a function or None, but got {place!r}")
+    if isinstance(place, str):
+        try:
+            torch.device(place)
+        except RuntimeError:
+            raise ValueError(f"map_location must be the name of a device such as 'cpu', but got {place!r}") from None
+
+
+def _scheme(filename: str) -> str:
+    found = re.match(r"([\w+.-]+)://", filename)
+    scheme = found[1] if found else "file"
+    return {"file": "local", "https": "http"}.get(scheme, scheme)
+
+
+def _load_checkpoint(filename: str, map_location: Any = None, logger: Any = None) -> Any:
+    """What a file holds, as MMEngine's function of that name gives it."""
+    return CheckpointLoader.load_checkpoint(filename, map_location, logger)
+
+
+def _load_checkpoint_with_prefix(prefix: str, filename: str, map_location: Any = None) -> dict[str, Any]:
+    """The part of a checkpoint below a prefix, without it; raises AssertionError where there is none."""
+    return _below(_weights(_load_checkpoint(filename, map_location), filename), prefix)
+
+
+def load_checkpoint(
+    model: nn.Module,
+    filename: str,
+    map_location: Any = None,
+    strict: bool = False,
+    logger: Any = None,
+    revise_keys: Sequence[tuple[str, str]] = _MODULE,
+) -> Any:
+    """Load what fits of a checkpoint into a model, as MMEngine does, and return what the file holds.
+
+    ``revise_keys`` are applied to each key in turn by ``re.sub``. What does not fit is one warning, with
+    ``strict`` a RuntimeError. Where nothing fits there is another warning, with what would fit. Raises
+    CheckpointError, a RuntimeError, for a file without weights or with quantized ones.
+
+    >>> import tempfile
+    >>> path = tempfile.NamedTemporaryFile(suffix=".pth").name
+    >>> torch.save({"state_dict": {"module.weight": torch.ones(1, 1), "module.bias": torch.ones(1)}}, path)
+    >>> model = nn.Linear(1, 1)
+    >>> list(load_checkpoint(model, path)), model.bias.item()
+    (['state_dict'], 1.0)
+    """
+    held = _load_checkpoint(filename, map_location, logger)
+    state = _weights(held, filename)
+    account = _loaded(model, _revised(state, revise_keys), filename, strict, logger)
+    _warn_of_nothing(account, model, state, logger, by="revise_keys")
+    return held
+
+
+def load_pretrained(
+    module: nn.Module, source: str | os.PathLike[str], prefix: str | None = None, map_location: Any = "cpu"
+) -> Account:
+    """Load what fits of a checkpoint, or of its part below ``prefix``, and log what does not.
+
+    Raises AssertionError where nothing lies below the prefix, CheckpointError for a file without weights.
+    """
+    source = os.fspath(source)
+    log(logging.INFO, "load %s from: %s", f"{prefix} in model" if prefix else "model", source)
+    state = _weights(load(source, map_location, None, mapped=True), source)
+    chosen = _revised(state, _MODULE) if prefix is None else _below(state, prefix)
+    account = _loaded(module, chosen, source, False, None)
+    _warn_of_nothing(account, module, state, None, by="prefix")
+    return account
+
+
+def load_state_dict(
+    module: nn.Module, state_dict: Mapping[str, Any], strict: bool = False, logger: Any = None
+) -> Account:
+    """Load the entries that fit by name and shape; the others are logged in one warning and counted.
+
+    Wrappers are entered on every level, and the hooks that modules have for loading are run. Raises RuntimeError
+    where something does not fit and ``strict`` is set, CheckpointError, which is one, for a model on meta and for
+    values in quantized form.
+
+    >>> model = nn.Linear(1, 1)
+    >>> load_state_dict(model, {"weight": torch.ones(1, 1), "bias": torch.zeros(1)}).found
+    2
+    """
+    return _loaded(module, state_dict, "state_dict", strict, logger)
+
+
+def _weights(held: Any, source: str) -> Mapping[str, Any]:
+    if not isinstance(held, Mapping):
+        raise CheckpointError(f"No state_dict found in checkpoint file {source}")
+    inner = held.get("state_dict", held)
+    return inner if isinstance(inner, Mapping) else held
+
+
+def _revised(state: Mapping[str, Any], keys: Sequence[tuple[str, str]]) -> OrderedDict[str, Any]:
+    made = OrderedDict(revised(state, keys))
+    made._metadata = getattr(state, "_metadata", OrderedDict())  # type: ignore[attr-defined]  # as torch keeps it
+    return made
+
+
+def _below(state: Mapping[str, Any], prefix: str) -> OrderedDict[str, Any]:
+    dotted = prefix if prefix.endswith(".") else f"{prefix}."
+    chosen = OrderedDict((key[len(dotted) :], value) for key, value in state.items() if key.startswith(dotted))
+    if not chosen:
+        starts = {start for key in state for start, _ in splits(str(key)) if start}
+        raise AssertionError(f"{dotted} is not in the pretrained model{did_you_mean(dotted, starts)}")
+    return chosen
+
+
+class _Copied(NamedTuple):
+    """What became of a state dict: torch's lists, and the entries that were looked at."""
+
+    missing: list[str]
+    unexpected: list[str]
+    mismatched: list[str]
+    seen: dict[str, Any]
+
+    @property
+    def text(self) -> str:
+        """What MMEngine says of it; nothing where all fits."""
+        parts = list(self.mismatched)
+        if self.unexpected:
+            parts.append(f"unexpected key in source state_dict: {', '.join(self.unexpected)}\n")
+        if self.missing:
+            parts.append(f"missing keys in source state_dict: {', '.join(self.missing)}\n")
+        return "\n".join(["The model and loaded state dict do not match exactly\n", *parts]) if parts else ""
+
+
+def _loaded(module: nn.Module, state: Mapping[str, Any], source: str, strict: bool, logger: Any) -> Account:
+    """Copy what fits, tell what does not, and what is odd about the values."""
+    if meta := [key for key, tensor in _own(module).items() if tensor.is_meta]:
+        raise CheckpointError(
+            f"{source}: the model is on the meta device ({some(meta, 3)}), so there is nothing to load into; call"
+            " torchinit.materialize with a rule that loads it, Rule(Name('**'), Pretrained(...)), or"
+            " model.to_empty(device=...) first"
+        )
+    hooked = any(map(has_load_hooks, module.modules()))
+    if not hooked:
+        _refuse_quantized(module, state, str(source))
+    copied = _copy(module, state)
+    if hooked:  # they may have made weights of what was quantized, so what is left of it tells
+        _refuse_quantized(module, copied.seen, str(source))
+    if copied.text and strict:
+        raise CheckpointError(copied.text)
+    account = _account(module, copied, str(source))
+    texts = [f"{account.source}: {text}" for text in (*account.doubts, *_odd_values(account, copied.seen))]
+    for text in filter(None, [copied.text, *texts]):
+        log_to(logger, logging.WARNING, text)
+    return account
+
+
+def _refuse_quantized(module: nn.Module, state: Mapping[str, Any], source: str) -> None:
+    """Raises CheckpointError where some of the entries are values of the module in quantized form."""
+    held = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
+    dtypes = {normalize(name): tensor.dtype for name, tensor in held}  # without what a state_dict has beside them
+    if wrong := quantized(state, dtypes):
+        rest = tuple(name for name in _own(module) if name not in wrong)
+        why = tuple((name, one.why) for name, one in wrong.items())
+        ways = tuple(dict.fromkeys(one.way for one in wrong.values()))
+        raise CheckpointError(Account(source, loaded=rest, mismatched=why, hints=ways).problems[0])
+
+
+def _copy(module: nn.Module, state: Mapping[str, Any]) -> _Copied:
+    """Load what fits, wherever the modules below have it.
+
+    As ``Module.load_state_dict`` does it, a module's hooks may change the dict that they get, and what they leave is
+    what its children find. So the dict is copied once, at the top, and the parts of children are cut from it after
+    their parent has been loaded. What is looked at is therefore not ``state``, but what the hooks have made of it.
+    """
+    metadata = getattr(state, "_metadata", None)
+    versions = metadata if isinstance(metadata, Mapping) else {}  # a file can hold anything under that name
+    lists: tuple[list[str], list[str], list[str]] = ([], [], [])
+    seen: dict[str, Any] = {}
+    start = OrderedDict(state)
+    if metadata is not None:
+        start._metadata = metadata  # type: ignore[attr-defined]  # as torch keeps it
+
+    def walk(part: nn.Module, local: dict[str, Any], prefix: str) -> None:
+        while is_loaded_through(part):
+            part = part.module  # type: ignore[assignment]  # it is what a wrapper has
+        known, before = versions.get(prefix[:-1]), len(lists[1])
+        part._load_from_state_dict(local, prefix, known if isinstance(known, dict) else {}, True, *lists)
+        looked = (*(f"{prefix}{name}" for name in (*part._parameters, *part._buffers)), *lists[1][before:])
+        seen.update({normalize(key): local[key] for key in looked if key in local})
+        for name, child in part._modules.items():
+            if child is not None:
+                below = f"{prefix}{name}."
+                walk(child, {key: value for key, value in local.items() if key.startswith(below)}, below)
+        for hook in part._load_state_dict_post_hooks.values():
+            if hook(part, _IncompatibleKeys(*lists[:2])) is not None:
+                raise AssertionError(
+                    "Hooks registered with `register_load_state_dict_post_hook` must not return anything; they change"
+                    " missing_keys and unexpected_keys in place"
+                )
+
+    walk(module, start, "")
+    missing, unexpected, mismatched = lists
+    return _Copied([key for key in missing if "num_batches_tracked" not in key], unexpected, mismatched, seen)
+
+
+def _own(module: nn.Module) -> dict[str, Tensor]:
+    """What a checkpoint should hold. The counter of a BatchNorm may be missing, so nothing is said of it."""
+    tensors = {normalize(key): value for key, value in module.state_dict().items() if isinstance(value, Tensor)}
+    return {key: value for key, value in tensors.items() if "num_batches_tracked" not in key}
+
+
+def _account(module: nn.Module, copied: _Copied, source: str) -> Account:
+    own, seen = _own(module), copied.seen
+    wrong = [(found[1], found[2]) for text in copied.mismatched if (found := _MISFIT.match(text))]
+    lost = {normalize(name) for name in (*copied.missing, *copied.unexpected, *dict(wrong))}
+    loaded = [key for key in own if key in seen and key not in lost]
+    pairs = [(key, seen[key].dtype, own[key].dtype) for key in loaded if isinstance(seen[key], Tensor)]
+    companions, doubts = Companions.among(seen, own), dict[str, list[str]]()
+    for key, _, dtype in pairs:
+        for doubt in companions.doubts([key], [companions.info(key)], dtype):
+            doubts.setdefault(doubt, []).append(key)
+    return Account(
+        source,
+        loaded=tuple(loaded),
+        expected=tuple(key for key in own if key not in seen and key not in lost),
+        missing=tuple(copied.missing),
+        mismatched=tuple(wrong),
+        unexpected=tuple(copied.unexpected),
+        casts=tuple((key, f"{short(has)} -> {short(wants)}") for key, has, wants in pairs if has != wants),
+        elements=(sum(own[key].numel() for key in loaded), sum(tensor.numel() for tensor in own.values())),
+        doubts=tuple(f"{some(names)}: {doubt}" for doubt, names in doubts.items()),
+    )
+
+
+def _odd_values(account: Account, seen: Mapping[str, Any]) -> Iterator[str]:
+    """What to say of tensors that were loaded and are not finite, or whole numbers for floats."""
+    tensors = {key: seen[key] for key in account.loaded if isinstance(seen.get(key), Tensor)}
+    if endless := [key for key, tensor in tensors.items() if not _is_finite(tensor)]:
+        yield f"NaN or infinity in {some(endless)}"
+    casts = {key: how for key, how in account.casts if len({kind_of(getattr(torch, d)) for d in how.split(" -> ")}) > 1}
+    if casts:
+        yield f"numbers of another kind, {next(iter(casts.values()))}, for {some([*casts])}"
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if not tensor.numel() or not (tensor.is_floating_point() or tensor.is_complex()) or tensor.layout != torch.strided:
+        return True
+    return magnitude(tensor.detach()) < float("inf")
+
+
+def _warn_of_nothing(
+    account: Account, module: nn.Module, state: Mapping[str, Any], logger: Any, *, by: Literal["prefix", "revise_keys"]
+) -> None:
+    """Says loudly where nothing was loaded, and what would change that; ``by`` is the caller's argument for it."""
+    if not account.found and account.wanted:
+        text = f"{account.source}: 0 of {account.wanted} tensors match the model."
+        log_to(logger, logging.WARNING, text + _remedy(module, state, by))
+
+
+def _remedy(module: nn.Module, state: Mapping[str, Any], by: str) -> str:
+    """The part, or the beginning of names, with which most of the model would be found."""
+    own = {key: tuple(tensor.shape) for key, tensor in _own(module).items()}
+    for key, value in state.items():
+        if isinstance(value, Mapping) and own.keys() & set(map(str, value)):
+            return f" Its weights are under the key {key!r}: save that part as a file of its own."
+    keys = {str(key): tuple(value.shape) for key, value in state.items() if isinstance(value, Tensor)}
+    found = guess(own, keys, 0) or Guess()
+    start = _wrapping([*keys]) + found.prefix
+    pairs = [[beginning(start), ""]] * bool(start) + [list(pair) for pair in found.rename]
+    number = sum(own.get(key) == shape for key, shape in revised(keys, pairs).items())
+    if not number:
+        return f" The file has {some([*keys], 3)}; the model has {some([*own], 3)}."
+    if by == "prefix" and not found.rename:
+        how = f"prefix={start!r}"
+    else:
+        how = f"revise_keys={pairs}" if by == "revise_keys" else f"load_checkpoint(..., revise_keys={pairs})"
+    return f" With {how} {number} of {len(own)} match."
+
+
+def _wrapping(keys: Sequence[str]) -> str:
+    """The parts of wrappers with which all keys begin."""
+    parts = takewhile(WRAPPING.__contains__, keys[0].split(".")) if keys else ()
+    start = "".join(f"{part}." for part in parts)
+    return start if all(key.startswith(start) for key in keys) else ""

@@ -1,0 +1,372 @@
+"""Initializers as MMEngine has them: objects that are called on a module and fill the layers that they name."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from contextlib import nullcontext
+from string import Formatter
+from typing import Any, ClassVar
+
+from torch import nn
+
+from torchinit.checkpoints import Pretrained
+from torchinit.core.fills import Initializer
+from torchinit.core.plans import Rule
+from torchinit.errors import CheckpointError
+from torchinit.mmengine.biases import BIAS_WORDS, Bias, bias_number, bias_of, by_site
+from torchinit.mmengine.bridge import WEIGHT_INITIALIZERS
+from torchinit.mmengine.checkpoints import load_pretrained
+from torchinit.mmengine.extensions import Extension, take_extension
+from torchinit.mmengine.functional import constant, kaiming, normal, trunc_normal, uniform, xavier
+from torchinit.mmengine.log import log
+from torchinit.mmengine.registry import InitCfgAssertionError, InitCfgTypeError
+from torchinit.mmengine.session import MARK, Session, current
+
+
+class BaseInit:
+    """What initializers have in common: the value of biases, and the layers that they are for.
+
+    ``bias_prob`` gives the bias with which a sigmoid starts at that probability, and wins over ``bias``.
+    ``layer`` is the name of a class, or of a direct base, or a list of them. Raises TypeError for
+    arguments of other types, ValueError for a probability outside (0, 1).
+
+    >>> BaseInit(layer="Conv2d").layer
+    ['Conv2d']
+    """
+
+    def __init__(
+        self, *, bias: float = 0, bias_prob: float | None = None, layer: str | list[str] | None = None
+    ) -> None:
+        self.wholemodule = False
+        self.bias: Bias = bias_number(bias, bias_prob)
+        if layer is not None and not isinstance(layer, (str, list)):
+            raise InitCfgTypeError(f"layer must be a str or a list of str, but got a {type(layer)}")
+        self.layer = [layer] if isinstance(layer, str) else layer or []
+
+    def _get_init_info(self) -> str:
+        return f"{type(self).__name__}, bias={self.bias}"
+
+
+class FormulaInit(BaseInit):
+    """An initializer whose weights a formula gives; calling it writes, once everything has been checked.
+
+    A class names its ``_formula`` and, in ``_says``, the arguments of that as the log shows them, each the name of an
+    attribute. ``bias`` may also be an initializer, as a dict or an object, or ``"keep"``, which leaves biases alone.
+    The other ``words`` are those of :class:`Extension`.
+
+    >>> layer = nn.Linear(2, 2)
+    >>> NormalInit(std=0.1, param="bias", layer="Linear")(layer)
+    >>> KaimingInit(fans="true", bias="keep", label="mine", layer="Linear").rules()[0].label
+    'mine'
+    """
+
+    takes_also = (Extension,)
+    _formula: ClassVar[Callable[..., Initializer]]
+    _says: ClassVar[str]
+
+    def __init__(self, **words: Any) -> None:
+        self.extension = take_extension(words, self._kind)
+        said = {word: words.pop(word) for word in BIAS_WORDS & words.keys()}
+        bias = bias_of(**said)
+        super().__init__(**words)
+        self.bias, self.says_bias = bias, bool(said)
+        if self.extension.param and self.says_bias:
+            raise InitCfgTypeError("param names what is written; a bias needs an entry of its own")
+
+    @property
+    def _kind(self) -> str:
+        return type(self).__name__
+
+    def formula(self) -> Initializer:
+        """The formula of the weights."""
+        names = [name for _, name, _, _ in Formatter().parse(self._says) if name]
+        return self._formula(**{name: getattr(self, name) for name in names})
+
+    def rules(self, origin: str = "") -> tuple[Rule, ...]:
+        """The rules that this is: one for weights, and one for biases unless they are left alone."""
+        more = self.extension
+        layers = [] if self.wholemodule else self._names()
+        by_name = more.by_name(layers)
+        found = by_site(
+            more.where(layers, whole=self.wholemodule),
+            more.shaped(self.formula(), self._kind),
+            self.bias,
+            by_name=by_name,
+            says_bias=self.says_bias,
+        )
+        text = more.label or self._text()
+        alone = more.optional or not (self.wholemodule or layers or more.selects)
+        return tuple(
+            Rule(
+                where,
+                init,
+                text,
+                optional=alone or number > 0,
+                padding=more.padding,
+                buffers=more.buffers or not by_name,
+                origin=origin,
+            )
+            for number, (where, init) in enumerate(found)
+        )
+
+    @property
+    def through(self) -> bool:
+        """Whether a tensor that its module computes gets the values; MMEngine writes to what is then lost."""
+        return self.extension.by_name(self.layer)
+
+    def _get_init_info(self) -> str:
+        return f"{type(self).__name__}: {self._says.format(**vars(self))}, bias={self.bias}"
+
+    def _text(self) -> str:
+        fans = "" if self.extension.fans == "torch" else f", fans={self.extension.fans}"
+        return f"{self._get_init_info()}{fans}"
+
+    def _names(self) -> list[str]:
+        """The bare names among the layers; MMEngine compares names, and takes no notice of anything else."""
+        named = [layer for layer in self.layer if isinstance(layer, str) and layer and "." not in layer]
+        for layer in self.layer if len(named) < len(self.layer) else ():
+            if layer not in named:
+                bare = getattr(layer, "__name__", str(layer).rpartition(".")[2])
+                log(logging.WARNING, "layer %r matches nothing: give the bare name of a class, %r", layer, bare)
+        return named
+
+    def __call__(self, module: nn.Module) -> None:
+        """Fill the module, and all below it, where the class is one of ``layer``."""
+        session = current(module) or Session(module)
+        session.carry_out(session.prepare(module, self.rules(type(self).__name__), through=self.through))
+
+
+class CoreInit(FormulaInit):
+    """An initializer that MMEngine does not have, for the weights of layers as MMEngine finds them.
+
+    >>> from torchinit import Constant
+    >>> layer = nn.Linear(2, 2)
+    >>> CoreInit(Constant(2.0), layer="Linear")(layer)
+    >>> layer.weight[0, 0].item(), layer.bias[0].item()
+    (2.0, 0.0)
+    """
+
+    through = True
+
+    def __init__(self, init: Initializer, **words: Any) -> None:
+        self.init = init
+        super().__init__(**words)
+
+    @property
+    def _kind(self) -> str:
+        return type(self.init).__name__
+
+    def formula(self) -> Initializer:
+        return self.init
+
+    def _get_init_info(self) -> str:
+        return f"{self.init}, bias={self.bias}"
+
+
+@WEIGHT_INITIALIZERS.register_module(name="Constant")
+class ConstantInit(FormulaInit):
+    """Weights of one value.
+
+    >>> layer = nn.Linear(2, 2)
+    >>> ConstantInit(0.5, bias=1, layer="Linear")(layer)
+    >>> layer.weight[0, 0].item(), layer.bias[0].item()
+    (0.5, 1.0)
+    """
+
+    _formula, _says = staticmethod(constant), "val={val}"
+
+    def __init__(self, val: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.val = val
+
+
+@WEIGHT_INITIALIZERS.register_module(name="Xavier")
+class XavierInit(FormulaInit):
+    """Weights of variance gain² · 2 / (fan_in + fan_out), normal or uniform.
+
+    >>> XavierInit(gain=2, distribution="uniform", layer="Linear")(nn.Linear(2, 2))
+    """
+
+    _formula, _says = staticmethod(xavier), "gain={gain}, distribution={distribution}"
+
+    def __init__(self, gain: float = 1, distribution: str = "normal", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.gain, self.distribution = gain, distribution
+
+
+@WEIGHT_INITIALIZERS.register_module(name="Normal")
+class NormalInit(FormulaInit):
+    """Weights of N(mean, std²).
+
+    >>> NormalInit(std=0.01, layer=["Conv2d", "Linear"])(nn.Linear(2, 2))
+    """
+
+    _formula, _says = staticmethod(normal), "mean={mean}, std={std}"
+
+    def __init__(self, mean: float = 0, std: float = 1, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.mean, self.std = mean, std
+
+
+@WEIGHT_INITIALIZERS.register_module(name="TruncNormal")
+class TruncNormalInit(FormulaInit):
+    """Weights of N(mean, std²) cut to [a, b], which are values and no multiples of ``std``.
+
+    >>> TruncNormalInit(std=0.02, layer="Linear")(nn.Linear(2, 2))
+    """
+
+    _formula, _says = staticmethod(trunc_normal), "a={a}, b={b}, mean={mean}, std={std}"
+
+    def __init__(self, mean: float = 0, std: float = 1, a: float = -2, b: float = 2, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.mean, self.std, self.a, self.b = mean, std, a, b
+
+
+@WEIGHT_INITIALIZERS.register_module(name="Uniform")
+class UniformInit(FormulaInit):
+    """Weights of U(a, b).
+
+    >>> UniformInit(a=-1, b=1, layer="Linear")(nn.Linear(2, 2))
+    """
+
+    _formula, _says = staticmethod(uniform), "a={a}, b={b}"
+
+    def __init__(self, a: float = 0, b: float = 1, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.a, self.b = a, b
+
+
+@WEIGHT_INITIALIZERS.register_module(name="Kaiming")
+class KaimingInit(FormulaInit):
+    """Weights of variance gain² / fan. The defaults are MMEngine's: fan_out, relu, normal.
+
+    >>> KaimingInit(layer="Conv2d")(nn.Conv2d(3, 8, 3))
+    """
+
+    _formula = staticmethod(kaiming)
+    _says = "a={a}, mode={mode}, nonlinearity={nonlinearity}, distribution ={distribution}"  # the blank is MMEngine's
+
+    def __init__(
+        self,
+        a: float = 0,
+        mode: str = "fan_out",
+        nonlinearity: str = "relu",
+        distribution: str = "normal",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.a, self.mode, self.nonlinearity, self.distribution = a, mode, nonlinearity, distribution
+
+
+@WEIGHT_INITIALIZERS.register_module(name="Caffe2Xavier")
+class Caffe2XavierInit(KaimingInit):
+    """Caffe2's XavierFill: uniform weights of variance 1 / fan_in.
+
+    >>> Caffe2XavierInit(layer="Linear")(nn.Linear(2, 2))
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(a=1, mode="fan_in", nonlinearity="leaky_relu", distribution="uniform", **kwargs)
+
+
+@WEIGHT_INITIALIZERS.register_module(name="Pretrained")
+class PretrainedInit:
+    """Values from a checkpoint: a path, a URL, or what is registered with :class:`CheckpointLoader`.
+
+    ``prefix`` takes the part of the checkpoint below that name. Files are read without running any code
+    in them. Raises FileNotFoundError, CheckpointError for what is no checkpoint, and AssertionError where nothing
+    lies below the prefix; warns where nothing fits; TypeError for arguments of other types. In a recipe
+    :class:`torchinit.Pretrained` does more.
+
+    >>> PretrainedInit("resnet50.pth", prefix="backbone.").checkpoint
+    'resnet50.pth'
+    """
+
+    takes_also = (Extension,)
+    through = True
+
+    def __init__(
+        self, checkpoint: str | os.PathLike[str], prefix: str | None = None, map_location: Any = "cpu", **words: Any
+    ) -> None:
+        self.extension = take_extension(words, type(self).__name__)
+        if words:
+            raise TypeError(f"{type(self).__name__}.__init__() got an unexpected keyword argument {min(words)!r}")
+        if not isinstance(checkpoint, (str, os.PathLike)):
+            raise InitCfgTypeError(f"checkpoint must be a path or an address, but got {checkpoint!r}")
+        if prefix is not None and not isinstance(prefix, str):
+            raise InitCfgTypeError(f"prefix must be text such as 'backbone.', but got {prefix!r}")
+        for word in ("fans", "subclasses", "blocks", "batch_axes", "padding"):
+            if getattr(self.extension, word) != getattr(Extension(), word):
+                raise InitCfgTypeError(f"{word} means nothing beside Pretrained, which loads a tensor as it is")
+        self.checkpoint = checkpoint
+        self.prefix = prefix
+        self.map_location = map_location
+
+    def rules(self, origin: str = "") -> tuple[Rule, ...]:
+        """The rule of a recipe for an entry that says which sites are loaded; none for any other."""
+        where = self.extension.where(whole=True)
+        if where is None:
+            return ()
+        init = Pretrained(
+            self.checkpoint,
+            prefix=self.prefix,
+            map_location=self.map_location,
+            # As MMEngine loads: what is there and fits, whatever it holds, and later entries may write over it.
+            expect_missing="**",
+            on_shape="skip",
+            finite=False,
+            lock=False,
+        )
+        return (Rule(where, init, self._get_init_info(), self.extension.optional, origin=origin),)
+
+    def __call__(self, module: nn.Module) -> None:
+        """Load what fits into the module."""
+        self.load(module, current(module))
+
+    def load(self, module: nn.Module, session: Session | None) -> None:
+        """Load what fits, within a session if there is one; CheckpointError where that is strict and nothing does."""
+        if rules := self.rules(type(self).__name__):
+            session = session or Session(module)
+            session.carry_out(session.prepare(module, rules, through=True))
+            return
+        with nullcontext() if session is None else session.foreign(module, self._get_init_info()):
+            account = load_pretrained(module, self.checkpoint, self.prefix, self.map_location)
+        if session is not None:
+            session.loads.append(account)
+            if session.strict and account.wanted and not account.found and not self.extension.optional:
+                raise CheckpointError(f"{account.source}: 0 of {account.wanted} tensors match the model")
+
+    def _get_init_info(self) -> str:
+        return f"{self.extension.label or type(self).__name__}: load from {self.checkpoint}"
+
+
+def update_init_info(module: nn.Module, init_info: str) -> None:
+    """Tell who wrote the parameters of a module that have been written since they were last told of.
+
+    An initializer of your own calls it where its module has ``_params_init_info``, that is, while
+    ``init_weights`` runs. Raises AssertionError for a module outside of that, and for one with a new parameter.
+
+    >>> update_init_info(nn.Linear(1, 1), "by nobody")
+    Traceback (most recent call last):
+    AssertionError: Can not find `_params_init_info` in Linear(in_features=1, out_features=1, bias=True)
+    """
+    session = current(module)
+    if session is not None:
+        session.provenance.check_parameters(module)
+        session.provenance.claim_written(module, init_info)
+    elif MARK in vars(module):
+        _tell_mmengine(vars(module)[MARK], module, init_info)
+    else:
+        raise AssertionError(f"Can not find `_params_init_info` in {module}")
+
+
+def _tell_mmengine(theirs: Any, module: nn.Module, init_info: str) -> None:
+    """What the function of that name does in a tree that MMEngine initializes: its own record goes by means."""
+    for name, parameter in module.named_parameters():
+        if parameter not in theirs:
+            raise InitCfgAssertionError(f"Find a new :obj:`Parameter` named `{name}`: parameters must not be added")
+        mean = parameter.data.mean().cpu()
+        if theirs[parameter]["tmp_mean_value"] != mean:
+            theirs[parameter].update(init_info=init_info, tmp_mean_value=mean)

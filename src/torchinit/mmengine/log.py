@@ -1,0 +1,205 @@
+"""The log of an initialization: a line a parameter, in MMEngine's format, and what a reader must know.
+
+It goes to mmengine's own logger where one is in use, else to the logger ``torchinit.mmengine``. As long as nobody has
+configured logging, it is shown on standard output, as MMEngine shows it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from typing import Any, Final, TextIO, cast
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from torchinit.core.plans import Rule
+from torchinit.core.selectors import Layer, Leaf
+from torchinit.core.sites import layer_class
+from torchinit.errors import count, did_you_mean
+from torchinit.mmengine.biases import LEAVES
+from torchinit.mmengine.bridge import mm_logger
+from torchinit.mmengine.tree import ModuleIndex
+
+Line = tuple[str, nn.Parameter, str]
+"""The name of a parameter, the parameter, and how it was set."""
+
+LOGGER: Final = logging.getLogger("torchinit.mmengine")
+_PACKAGE: Final = logging.getLogger("torchinit")
+_FORMAT: Final = logging.Formatter("%(asctime)s - mmengine - %(levelname)s - %(message)s", "%m/%d %H:%M:%S")
+_LEVELS: Final = {"off": logging.CRITICAL + 1, "warning": logging.WARNING, "info": logging.INFO}
+"""What the environment variable TORCHINIT_LOG may say."""
+
+
+def log(level: int, text: str, *args: object) -> None:
+    """Log a message: with mmengine's logger, or with torchinit's."""
+    for logger in _loggers():
+        _emit(logger, level, text % args if args else text)
+
+
+def log_to(logger: Any, level: int, text: str) -> None:
+    """Log a message as MMEngine's argument ``logger`` says: with that one, not at all if ``"silent"``, else as ever."""
+    if isinstance(logger, logging.Logger):
+        logger.log(level, "%s", text)
+    elif logger != "silent":
+        log(level, "%s", text)
+
+
+def dump(lines: Iterable[Line]) -> None:
+    """Log how each parameter was set, on the first rank alone.
+
+    The text goes straight into the files of a logger's file handlers, or, where it has none, to the
+    logger at INFO, a record a parameter.
+    """
+    if not _is_first_rank():
+        return
+    texts = [
+        f"\n{name} - {'no shape yet' if is_lazy(parameter) else parameter.shape}: \n{text} \n"
+        for name, parameter, text in lines
+    ]
+    for logger in _loggers():
+        files = [handler for handler in _handlers(logger) if isinstance(handler, logging.FileHandler)]
+        for handler in files:
+            _write(handler, texts)
+        for text in () if files else texts:
+            _emit(logger, logging.INFO, f"{text} ")
+
+
+def _loggers() -> list[logging.Logger]:
+    """Mmengine's logger where one is in use, so that nobody reads a text twice; ours as well if it has handlers."""
+    theirs = mm_logger()
+    return [LOGGER] if theirs is None else [theirs, *([LOGGER] if _handlers(LOGGER) else ())]
+
+
+def _handlers(logger: logging.Logger) -> list[logging.Handler]:
+    """The handlers that are meant for the log of a logger: its own, and those of the package."""
+    named = [logger, _PACKAGE] if logger is LOGGER else [logger]
+    return [handler for one in named for handler in one.handlers if not isinstance(handler, logging.NullHandler)]
+
+
+def _emit(logger: logging.Logger, level: int, text: str) -> None:
+    # Configured is looked at each time, since it may come later; so no handler of ours hangs on the logger, which
+    # others could take for a configuration. The text has no arguments left: mmengine drops warnings by the text before
+    # those are put in.
+    root_handlers = [handler for handler in logging.root.handlers if not isinstance(handler, logging.NullHandler)]
+    if logger is not LOGGER or root_handlers or _handlers(LOGGER):
+        logger.log(level, text)
+    elif level >= _threshold() and not LOGGER.disabled:
+        _show(level, text)
+
+
+def _show(level: int, text: str) -> None:
+    record = LOGGER.makeRecord(LOGGER.name, level, __file__, 0, text, (), None)
+    if LOGGER.filter(record):
+        handler = logging.StreamHandler(sys.stdout)  # as it is now: users and tests redirect it
+        handler.setFormatter(_FORMAT)
+        handler.handle(record)
+
+
+def _threshold() -> int:
+    """The level from which on the log is shown, where nobody has configured logging."""
+    variable = os.environ.get("TORCHINIT_LOG", "")
+    level = _level_of(variable) if variable else LOGGER.level or _PACKAGE.level or logging.INFO
+    return max(level, logging.root.manager.disable + 1, 0 if _is_first_rank() else logging.ERROR)
+
+
+@cache
+def _level_of(variable: str) -> int:
+    """The level that the variable stands for; what stands for none is told of once."""
+    name = variable.strip().lower()
+    if name not in _LEVELS:
+        _show(logging.WARNING, f"TORCHINIT_LOG={variable} is none of {', '.join(_LEVELS)}{did_you_mean(name, _LEVELS)}")
+    return _LEVELS.get(name, logging.INFO)
+
+
+def _is_first_rank() -> bool:
+    dist = torch.distributed
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+
+
+def _write(handler: logging.FileHandler, texts: Iterable[str]) -> None:
+    handler.acquire()
+    try:
+        stream = _stream(handler)
+        stream.write("Name of parameter - Initialization information\n")
+        stream.writelines(texts)
+        stream.flush()
+    finally:
+        handler.release()
+
+
+def _stream(handler: logging.FileHandler) -> TextIO:
+    # A handler made with delay=True opens its file at the first record, and this is none.
+    if handler.stream is None:
+        handler.stream = handler._open()
+    return handler.stream
+
+
+# --- layers by name ----------------------------------------------------------------------------------------
+
+
+def in_vain(index: ModuleIndex, module: nn.Module, rules: Sequence[Rule]) -> Iterator[str]:
+    """What to tell of the names of a list of layers, some of which match: of the others the planner tells.
+
+    A name is in vain if no class is called so, here or anywhere, or if the modules that it matches have
+    parameters, and neither a weight nor a bias.
+    """
+    names = _names(rules[0]) if rules else None
+    whose = f"{type(module).__name__}'s init_cfg"
+    if names is None or (names and rules[0].optional):
+        return
+    if not names:
+        yield f"an entry of {whose} has neither a layer nor an override: it initializes nothing"
+    by_name = _modules_by_name(index, module) if names else {}
+    for name in names:
+        if name not in by_name:
+            near = did_you_mean(name, by_name) if len(names) > 1 and name not in _known_classes() else ""
+            if near:
+                yield f"layer {name!r} of {whose} matches no module{near}"
+        elif not any(map(_has_something, by_name[name])):
+            others = sorted({leaf for one in by_name[name] for leaf, _ in one.named_parameters(recurse=False)})
+            if others:
+                yield (
+                    f"layer {name!r} of {whose} matches {count(len(by_name[name]), 'module')}"
+                    f" without weight or bias; name its parameters instead: name='**.{others[0]}'"
+                )
+
+
+def _names(rule: Rule) -> tuple[str, ...] | None:
+    """The layers of a rule; None of one that is for a whole module, or for parameters of other names."""
+    parts = getattr(rule.where, "of", ())
+    layers = (part for part in parts if isinstance(part, Layer) and not part.subclasses)
+    return next((layer.names for layer in layers if Leaf("weight") in parts), None)
+
+
+def _modules_by_name(index: ModuleIndex, module: nn.Module) -> dict[str, list[nn.Module]]:
+    found: dict[str, dict[int, nn.Module]] = {}
+    for turn in index.turns(module):
+        one = index.modules[turn]
+        cls = layer_class(cast("Any", type(one)))
+        for name in {cls.name, *cls.bases}:
+            found.setdefault(name, {})[id(one)] = one
+    return {name: list(modules.values()) for name, modules in found.items()}
+
+
+def _has_something(module: nn.Module) -> bool:
+    return any(
+        leaf in vars(module) or hasattr(type(module), leaf) or leaf in module._parameters or leaf in module._buffers
+        for leaf in LEAVES
+        if not isinstance(vars(module).get(leaf), bool)
+    )
+
+
+def _known_classes() -> set[str]:
+    """The names of all module classes that are imported: a list may name layers that this model does not have."""
+    found: set[str] = set()
+    waiting: list[type] = [nn.Module]
+    while waiting:
+        cls = waiting.pop()
+        found.add(cls.__name__)
+        waiting += cls.__subclasses__()
+    return found

@@ -1,0 +1,208 @@
+"""Provenance: who wrote which parameter of a tree, what was written before, and what nobody wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, MutableMapping
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from torchinit.core.fills import Fill, is_elementwise
+from torchinit.core.measures import measure
+from torchinit.core.names import normalize
+from torchinit.core.placements import behind, local_part
+from torchinit.core.reports import Record, Report
+from torchinit.core.sites import find, sites
+from torchinit.core.tables import some
+from torchinit.errors import count
+from torchinit.mmengine.registry import InitCfgAssertionError
+from torchinit.tracing import holds_no_values
+
+
+@dataclass(slots=True)
+class _Write:
+    """The last write to a tensor, and who wrote before."""
+
+    by: str
+    fill: Fill | None = None
+    line: str = ""
+    operation: str = ""
+    over: tuple[str, ...] = ()
+    is_claimed: bool = True
+
+
+class Provenance:
+    """For each parameter below ``top`` its last writer, the writers before, and the fill where it is known.
+
+    With ``buffers`` for each buffer, too. ``marks`` answers those who ask in MMEngine's way, parameter by parameter.
+    """
+
+    def __init__(self, top: nn.Module, *, buffers: bool = False) -> None:
+        self.top = top
+        self.known: dict[int, Tensor] = {}
+        self.marks: dict[nn.Parameter, InitInfoProxy] = {}
+        self._buffers = buffers
+        for parameter in top.parameters():
+            self.add(parameter)
+        self.known.update({id(buffer): buffer for buffer in top.buffers()} if buffers else {})
+        self._begun = frozenset(self.known)
+        self._writes: dict[int, _Write] = {}
+
+    def add(self, parameter: nn.Parameter) -> None:
+        """Open an entry for a parameter."""
+        self.known[id(parameter)] = parameter
+        self.marks[parameter] = InitInfoProxy(self, parameter)
+
+    def claim(self, key: int, text: str, fill: Fill | None = None) -> None:
+        """Note that a parameter has been written, by whom and with what; or, without a fill, by whom it was seen to."""
+        if key in self.known:
+            before = self._writes.get(key)
+            over = () if before is None else before.over
+            if before is not None and before.by != text:
+                over = (*over, before.by.strip())
+            line, operation = (before.line, before.operation) if before is not None and fill is None else ("", "")
+            self._writes[key] = _Write(text, fill, line, operation, over)
+
+    def observed(self, key: int, text: str, line: str = "", operation: str = "") -> None:
+        """Note that foreign code has written a parameter, which it may still give a text of its own."""
+        self.claim(key, text)
+        if write := self._writes.get(key):
+            write.line, write.operation, write.is_claimed = line, operation, False
+
+    def over(self, key: int) -> tuple[str, ...]:
+        """Who has written a parameter before its last writer did."""
+        return self._writes[key].over if key in self._writes else ()
+
+    def is_unclaimed(self, parameter: nn.Parameter) -> bool:
+        """Whether foreign code has written the parameter and nobody has given that a text."""
+        return id(parameter) in self._writes and not self._writes[id(parameter)].is_claimed
+
+    def claim_written(self, module: nn.Module, text: str) -> None:
+        """Give a text to what foreign code wrote in a module and nobody has given a text to yet."""
+        for parameter in filter(self.is_unclaimed, list(module.parameters())):
+            self.claim(id(parameter), text)
+
+    def check_parameters(self, module: nn.Module) -> None:
+        """Raise AssertionError for a parameter that the module did not have when the session began."""
+        for name, parameter in module.named_parameters():
+            if id(parameter) not in self._begun:
+                raise InitCfgAssertionError(
+                    f"Find a new :obj:`Parameter` named `{name}` during executing the `init_weights` of"
+                    f" `{type(module).__name__}`. Change its values instead: parameters must not be added or replaced"
+                )
+
+    # --- the end -------------------------------------------------------------------------------------------
+
+    def written(self) -> Iterator[tuple[nn.Parameter, str]]:
+        """What was written, and by whom."""
+        for key, write in self._writes.items():
+            if isinstance(tensor := self.known[key], nn.Parameter):
+                yield tensor, write.by
+
+    def info(self, parameter: nn.Parameter) -> str:
+        """How a parameter was set, as the log says it."""
+        write = self._writes.get(id(parameter))
+        if write is None:
+            return f"The value is the same before and after calling `init_weights` of {type(self.top).__name__} "
+        return write.by
+
+    def findings(self) -> Iterator[str]:
+        """What a user should hear of: memory that nobody filled, checkpoints that were loaded in vain."""
+        left = self.unfilled()
+        if left:
+            them = "it holds whatever its" if len(left) == 1 else "they hold whatever their"
+            yield f"nobody has written {some(left)}: {them} memory held before"
+        undone = [name for name, parameter in self.top.named_parameters() if self._was_loaded_in_vain(id(parameter))]
+        if undone:
+            yield (
+                f"{count(len(undone), 'parameter')} loaded from a checkpoint and then initialized after all:"
+                f" {some(undone)}; only an entry with type='Pretrained' itself, in no override, is carried out last"
+            )
+
+    def unfilled(self) -> tuple[str, ...]:
+        """The parameters and buffers that hold no values of anybody."""
+        named = (*self.top.named_parameters(), *self.top.named_buffers())
+        here = {name: local_part(behind(each)) if behind(each) is not each else each for name, each in named}
+        written = {name for name, each in named if id(each) in self._writes}
+        return tuple(name for name, each in here.items() if holds_no_values(each, written=name in written))
+
+    def _was_loaded_in_vain(self, key: int) -> bool:
+        # Code of the user's that writes after a checkpoint was loaded means to; a rule comes to it by its turn.
+        write = self._writes.get(key)
+        return write is not None and write.fill is not None and any(": load from " in text for text in write.over)
+
+    def report(self, *, stats: bool = False, unused: tuple[str, ...] = (), noise: str = "") -> Report:
+        """What happened, a record a parameter."""
+        named = [*self.top.named_parameters(), *(self.top.named_buffers() if self._buffers else ())]
+        left = [(name, tensor) for name, tensor in named if id(tensor) not in self._writes]
+        parameters = [(name, tensor) for name, tensor in left if isinstance(tensor, nn.Parameter)]
+        known = sites(self.top) if any(_is_odd(parameter) for _, parameter in parameters) else ()
+        odd = {name: site for name, _ in parameters if (site := find(known, normalize(name)))}
+        return Report(
+            tuple(self._record(name, tensor, stats) for name, tensor in named if id(tensor) in self._writes),
+            tuple(name for name, _ in parameters if name not in odd or odd[name].lack or odd[name].numel),
+            unused=unused,
+            noise=noise,
+            buffers=tuple(name for name, tensor in left if not isinstance(tensor, nn.Parameter)),
+            lacking=tuple((name, site.lack) for name, site in odd.items() if site.lack),
+            unfilled=self.unfilled(),
+        )
+
+    def _record(self, name: str, tensor: Tensor, stats: bool) -> Record:
+        write, shape, local = self._writes[id(tensor)], tuple(tensor.shape), local_part(behind(tensor))
+        fill = write.fill
+        foreseen = fill is not None and not tensor.is_complex() and (local.shape == shape or is_elementwise(fill))
+        return Record(
+            name,
+            shape,
+            str(tensor.dtype).removeprefix("torch."),
+            fill="" if fill is None else str(fill),
+            rule=write.by.strip(),
+            expected=fill.moments(shape) if fill is not None and foreseen else None,
+            measured=measure(local.detach()) if stats else None,
+            over=write.over,
+            bytes=local.numel() * local.element_size(),
+            line=write.line,
+            operation=write.operation,
+        )
+
+
+def _is_odd(parameter: nn.Parameter) -> bool:
+    """Whether a parameter may be one that no rule can give values."""
+    floats = parameter.is_floating_point() or parameter.is_complex()
+    return not is_lazy(parameter) and (not floats or parameter.layout != torch.strided or not parameter.numel())
+
+
+@final
+class InitInfoProxy(MutableMapping[str, Any]):
+    """What MMEngine's own ``update_init_info`` reads and writes of a parameter, answered by what has been seen.
+
+    It compares ``tmp_mean_value`` with the mean as it is, and sets ``init_info`` where they differ.
+    """
+
+    def __init__(self, provenance: Provenance, parameter: nn.Parameter) -> None:
+        self.provenance = provenance
+        self.parameter = parameter
+
+    def __getitem__(self, key: str) -> Any:
+        if key == "init_info":
+            return self.provenance.info(self.parameter)
+        if key == "tmp_mean_value":
+            return None if self.provenance.is_unclaimed(self.parameter) else self.parameter.data.mean().cpu()
+        raise KeyError(key)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if key == "init_info":
+            self.provenance.claim(id(self.parameter), value)
+
+    def __delitem__(self, key: str) -> None:
+        raise KeyError(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(("init_info", "tmp_mean_value"))
+
+    def __len__(self) -> int:
+        return 2

@@ -1,0 +1,197 @@
+"""Starting: a model's own start, on many ranks or on one: what its layers reset, and what its init_cfgs say over it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from torchinit.api import noise_of
+from torchinit.core.reports import Report
+from torchinit.core.runs import Progress
+from torchinit.core.sites import sites
+from torchinit.core.tables import some
+from torchinit.distributed import OWN_STARTS, Materialization
+from torchinit.distributed.allocation import Tenant, check_device
+from torchinit.distributed.materialization import with_resets
+from torchinit.distributed.owncode import Made, needs
+from torchinit.distributed.resets import exchange_in, reset_layers
+from torchinit.distributed.wholes import bare_class
+from torchinit.errors import ConfigError
+from torchinit.mmengine.base_module import BaseModule, initialize_child, unreached, unwrapped
+from torchinit.mmengine.init_cfg import carry_out
+from torchinit.mmengine.session import Session, session_of
+from torchinit.noise import Keyed, Noise
+from torchinit.tracing import unfilled
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+InitCfg = dict[str, Any] | list[dict[str, Any]]
+
+
+@dataclass(slots=True)
+class OwnStart:
+    """What a model itself says: its ``init_cfg``s and ``init_weights``, or one ``init_cfg`` given for it.
+
+    Before those, each layer resets its own parameters, as its constructor does: what nothing else writes then has the
+    layer's default. Its draws belong to names, as under :func:`torchinit.seeded`.
+
+    Raises ConfigError for a model all of which counts as initialized.
+    """
+
+    model: nn.Module
+    noise: Noise
+    init_cfg: InitCfg | None = None
+    strict: bool = False
+    stats: bool = True
+    progress: Progress | None = None
+    group: ProcessGroup | None = None
+    resets: Made = field(default_factory=Made)
+    were: tuple[tuple[BaseModule, bool], ...] = ()
+    """What each module has noted of being initialized."""
+
+    def __post_init__(self) -> None:
+        self.were = tuple((module, module.is_init) for module in self.model.modules() if isinstance(module, BaseModule))
+        if self.init_cfg is None and all(getattr(root, "is_init", False) for _, root in _roots(self.model)):
+            raise ConfigError(
+                f"{type(self.model).__name__} counts as initialized, though it has no memory: set is_init = False on"
+                " its modules"
+            )
+
+    @staticmethod
+    def call_for(model: nn.Module) -> str:
+        """What to call for a model that has memory, to have what it says of itself carried out; nothing for others.
+
+        >>> from torchinit.mmengine import Sequential
+        >>> OwnStart.call_for(nn.ModuleDict({"head": Sequential()})), OwnStart.call_for(Sequential())
+        ('init_weights(seed=...) of head', 'its init_weights(seed=...)')
+        """
+        if isinstance(unwrapped(model), BaseModule):
+            return "its init_weights(seed=...)"
+        if names := [prefix.rstrip(".") for prefix, root in _roots(model) if isinstance(root, BaseModule)]:
+            return f"init_weights(seed=...) of {some(names)}"
+        is_any = any(isinstance(module, BaseModule) for module in model.modules())
+        return "torchinit.initialize with a recipe" if is_any else ""
+
+    @property
+    def intent(self) -> Mapping[str, str]:
+        configs: dict[str, Any] = {"the init_cfg": self.init_cfg}
+        if self.init_cfg is None:
+            modules = [(name, one) for name, one in self.model.named_modules() if isinstance(one, BaseModule)]
+            configs = {f"init_cfg of {name or 'the model'}": one.init_cfg for name, one in modules if one.init_cfg}
+        shapes = {site.name: f"{list(site.shape)} {site.dtype}" for site in sites(self.model)}
+        # Where an object lies in memory is no part of what it says.
+        return {**shapes, **{name: re.sub(r" at 0x[0-9a-f]+", "", repr(cfg)) for name, cfg in configs.items()}}
+
+    @property
+    def certain(self) -> Collection[str]:
+        return ()
+
+    def initializes(self, module: nn.Module) -> bool:
+        return self.init_cfg is None and isinstance(module, BaseModule)
+
+    def undo(self) -> None:
+        for module, is_init in self.were:
+            module.is_init = is_init
+
+    def write(self, blank: Sequence[Tenant]) -> Report:
+        with session_of(self.model, self._session) as (session, _):
+            self.resets = reset_layers(self.model, session.seed, blank, session.wholes)
+            if self.init_cfg is None:
+                _initialize_tree(self.model, session)
+            else:
+                carry_out(self.model, self.init_cfg, session)
+            return with_resets(session.report(stats=self.stats), blank, self.resets, stats=self.stats)
+
+    def _session(self) -> Session:
+        return Session(
+            self.model,
+            self.noise.seed if isinstance(self.noise, Keyed) else None,
+            buffers=True,
+            strict=self.strict,
+            progress=self.progress,
+            exchange=exchange_in(self.group),
+        )
+
+    def why_left(self, one: Tenant, tried: Sequence[str]) -> str:
+        cls = bare_class(type(one.module)).__name__
+        if one.kind == "buffer":
+            code = f"its modules' own code does not make it ({'; '.join(tried) or 'there is none'})"
+            way = "Let an init_weights() or a reset_parameters() write it, or build it outside of torch.device('meta')"
+            return f"a buffer of {cls} that nothing writes, and {code}. {way}"
+        reset = "; ".join(self.resets.failed.get(one.name, ())) or f"{cls} has no reset_parameters() that does"
+        leaf = one.name.rpartition(".")[2]
+        entry = f"dict(type='Constant', val=1, param={leaf!r})"
+        return (
+            f"a parameter of {cls} that no init_cfg and no init_weights() writes ({reset}). Name it in an entry of an"
+            f" init_cfg, for example {entry}, or let an init_weights() or a reset_parameters() write it"
+        )
+
+
+def _initialize_tree(top: nn.Module, session: Session) -> None:
+    """Initialize a model that is a base module, or that holds some.
+
+    Where it is none itself, ``init_weights`` of the first modules below that have one is called, as a base module
+    does with its children; plain modules are entered to find them.
+    """
+    roots = list(_roots(top))
+    for _, root in roots:
+        initialize_child(root, session)
+    session.finish(
+        [f"{prefix}{name}" for prefix, root in roots for name in unreached(root)],
+        "it would reach it through a torchinit.mmengine.Sequential, ModuleList or ModuleDict",
+    )
+
+
+def _roots(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The first modules with an ``init_weights``, and how the names below each begin."""
+    inner = unwrapped(module)
+    if isinstance(inner, BaseModule) or needs(getattr(inner, "init_weights", None)) == 0:
+        yield prefix, inner
+        return
+    for name, child in inner.named_children():
+        if not getattr(child, "is_init", False):
+            yield from _roots(child, f"{prefix}{name}.")
+
+
+OWN_STARTS.append(OwnStart)
+
+
+def materialize(
+    module: nn.Module,
+    init_cfg: InitCfg,
+    *,
+    device: torch.device | str = "cpu",
+    seed: int | torch.Generator | None = None,
+    strict: bool = False,
+    verify: bool = True,
+    stats: bool = True,
+    group: ProcessGroup | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Give any module on the meta device memory and carry out an ``init_cfg`` on it; layers reset what that leaves.
+
+    Arguments and errors are those of :func:`torchinit.materialize`, which carries out what base modules say themselves.
+
+    >>> with torch.device("meta"):
+    ...     layer = nn.Linear(2, 2)
+    >>> [record.fill for record in materialize(layer, dict(type="Constant", val=2, param="weight"), seed=0)]
+    ['Constant(2)', 'Linear.reset_parameters()']
+    """
+    with noise_of(seed, map(check_device, [device])) as noise:
+        report = Materialization(
+            module,
+            lambda: OwnStart(module, noise, init_cfg, strict, stats, progress, group),
+            noise,
+            device=device,
+            group=group,
+            verify=verify,
+            stats=stats,
+            with_memory="torchinit.mmengine.initialize",
+        ).carry_out()
+    return replace(report, unfilled=unfilled(module, frozenset(record.name for record in report)))

@@ -1,0 +1,170 @@
+"""MMEngine's functions for checkpoints, over the readers that run no code."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.checkpoints.files import state, write
+from torchinit import CheckpointError
+from torchinit.mmengine import (
+    BaseModule,
+    CheckpointLoader,
+    _load_checkpoint,
+    _load_checkpoint_with_prefix,
+    load_checkpoint,
+    load_state_dict,
+)
+from torchinit.mmengine.checkpoints import load_pretrained
+
+
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    """What a test registers is gone after it."""
+    before = dict(CheckpointLoader._schemes._values)
+    yield
+    CheckpointLoader._schemes._values.clear()
+    CheckpointLoader._schemes._values.update(before)
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy", "safetensors", "sharded-safetensors"])
+def test_what_a_file_holds(form: str, tmp_path: Path) -> None:
+    held = _load_checkpoint(str(write(form, tmp_path, state())))
+    assert held.keys() == state().keys()
+    assert all(torch.equal(held[key], tensor) for key, tensor in state().items())
+
+
+def test_what_is_given_back_does_not_depend_on_the_file(tmp_path: Path) -> None:
+    for form in ("zip", "safetensors"):
+        path = write(form, tmp_path, state())
+        held = _load_checkpoint(str(path))
+        path.write_bytes(b"")  # a mapped tensor would now crash the process
+        assert all(torch.equal(held[key], tensor) for key, tensor in state().items())
+
+
+@pytest.mark.parametrize(
+    ("place", "error", "text"),
+    [
+        ("gpu", ValueError, "map_location must be the name of a device such as 'cpu', but got 'gpu'"),
+        (3.5, TypeError, "map_location must be a device, a dict of devices, a function or None, but got 3.5"),
+    ],
+)
+def test_places_that_are_none(place: Any, error: type[Exception], text: str, tmp_path: Path) -> None:
+    path = str(write("zip", tmp_path, state()))
+    with pytest.raises(error, match=text):
+        _load_checkpoint(path, place)
+    for good in (None, torch.device("cpu"), {"cuda:0": "cpu"}, lambda storage, _: storage):
+        assert _load_checkpoint(path, good).keys() == state().keys()
+
+
+def test_everything_else_in_it_comes_along(tmp_path: Path) -> None:
+    torch.save({"state_dict": nn.Linear(1, 1).state_dict(), "meta": {"epoch": 3}}, tmp_path / "a.pth")
+    held = load_checkpoint(nn.Linear(1, 1), str(tmp_path / "a.pth"))
+    assert held["meta"] == {"epoch": 3}
+    assert held["state_dict"]._metadata == {"": {"version": 1}}
+
+
+def test_below_a_prefix(tmp_path: Path) -> None:
+    torch.save({"state_dict": {"net.a": torch.ones(1), "b": torch.ones(1)}}, tmp_path / "a.pth")
+    assert list(_load_checkpoint_with_prefix("net", str(tmp_path / "a.pth"))) == ["a"]
+    with pytest.raises(AssertionError, match=r"^trunk\. is not in the pretrained model$"):
+        _load_checkpoint_with_prefix("trunk", str(tmp_path / "a.pth"))
+
+
+def test_keys_are_revised_in_turn(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    torch.save({"encoder.fc.weight": torch.ones(1, 1), "encoder.fc.bias": torch.ones(1)}, tmp_path / "a.pth")
+    model = nn.Sequential(nn.Linear(1, 1))
+    load_checkpoint(model, str(tmp_path / "a.pth"), revise_keys=[("^encoder[.]", ""), ("^fc[.]", "0.")], strict=True)
+    assert model.state_dict()["0.weight"].item() == 1.0
+    load_checkpoint(model, str(tmp_path / "a.pth"))
+    assert "0 of 2 tensors match the model. With revise_keys=[['^encoder[.]fc[.]', '0.']] 2 of 2" in caplog.text
+
+
+def test_strict(tmp_path: Path) -> None:
+    torch.save({"weight": torch.ones(2, 1), "other": torch.ones(1)}, tmp_path / "a.pth")
+    with pytest.raises(RuntimeError, match=r"(?s)do not match exactly.*size mismatch for weight.*key.*: other.*: bias"):
+        load_checkpoint(nn.Linear(1, 1), str(tmp_path / "a.pth"), strict=True)
+    with pytest.raises(RuntimeError, match=r"missing keys in source state_dict: bias"):
+        load_state_dict(nn.Linear(1, 1), {"weight": torch.ones(1, 1)}, strict=True)
+
+
+def test_wrappers_are_looked_through_on_both_sides(tmp_path: Path) -> None:
+    torch.save({"module.0.weight": torch.ones(1, 1), "module.0.bias": torch.ones(1)}, tmp_path / "a.pth")
+    model = nn.DataParallel(nn.Sequential(nn.DataParallel(nn.Linear(1, 1))))
+    load_checkpoint(model, str(tmp_path / "a.pth"), strict=True)
+    account = load_pretrained(model, str(tmp_path / "a.pth"))
+    assert (account.loaded, account.complete) == (("0.weight", "0.bias"), True)
+
+
+def test_loggers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    torch.save({"weight": torch.ones(1, 1)}, tmp_path / "a.pth")
+    path, mine = str(tmp_path / "a.pth"), logging.getLogger("mine")
+    with caplog.at_level(logging.INFO):
+        load_checkpoint(nn.Linear(1, 1), path, logger="silent")
+        assert not caplog.records
+        load_checkpoint(nn.Linear(1, 1), path, logger=mine)
+    assert [record.name for record in caplog.records] == ["mine", "mine"]
+    assert caplog.messages == [
+        f"Loads checkpoint by local backend from path: {path}",
+        "The model and loaded state dict do not match exactly\n\nmissing keys in source state_dict: bias\n",
+    ]
+
+
+def test_values_that_are_odd_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    torch.save({"weight": torch.tensor([[float("nan")]]), "bias": torch.ones(1, dtype=torch.int64)}, tmp_path / "a.pth")
+    account = load_pretrained(nn.Linear(1, 1), str(tmp_path / "a.pth"))
+    assert account.casts == (("bias", "int64 -> float32"),)
+    assert f"{tmp_path / 'a.pth'}: NaN or infinity in weight" in caplog.messages
+    assert f"{tmp_path / 'a.pth'}: numbers of another kind, int64 -> float32, for bias" in caplog.messages
+
+
+def test_schemes_of_ones_own(caplog: pytest.LogCaptureFixture) -> None:
+    @CheckpointLoader.register_scheme(prefixes=["shop://", r"(\S+\:)?shelf://"])
+    def load_from_shop(filename: str, map_location: Any) -> Any:
+        return {"state_dict": {"weight": torch.full((1, 1), 4.0), "bias": torch.ones(1)}, "from": filename}
+
+    model = nn.Linear(1, 1)
+    with caplog.at_level(logging.INFO):
+        assert load_checkpoint(model, "shop://a")["from"] == "shop://a"
+    assert caplog.messages == ["Loads checkpoint by shop backend from path: shop://a"]
+    assert CheckpointLoader.load_checkpoint("lab:shelf://b")["from"] == "lab:shelf://b"
+    assert model.weight.item() == 4.0
+    with pytest.raises(KeyError, match=r"shop://: registered already; force=True replaces it"):
+        CheckpointLoader.register_scheme("shop://", lambda *_: None)
+    CheckpointLoader.register_scheme("shop://", lambda *_: {"x": 1}, force=True)
+    assert CheckpointLoader.load_checkpoint("shop://a") == {"x": 1}
+    with pytest.raises(CheckpointError, match=r"nobody registered this kind of source"):
+        CheckpointLoader.load_checkpoint("shed://a")
+
+
+def test_a_pickle_is_refused_by_name_and_as_torch_refuses_it(tmp_path: Path) -> None:
+    from argparse import Namespace
+
+    torch.save({"state_dict": {}, "args": Namespace(lr=1)}, tmp_path / "a.pth")
+    with pytest.raises(pickle.UnpicklingError, match=r"is refused: its pickle asks for argparse.Namespace, and only"):
+        _load_checkpoint(str(tmp_path / "a.pth"))
+    torch.save([1], tmp_path / "b.pth")
+    with pytest.raises(RuntimeError, match=r"No state_dict found in checkpoint file"):
+        load_checkpoint(nn.Linear(1, 1), str(tmp_path / "b.pth"))
+
+
+def test_the_report_of_init_weights_has_the_account(tmp_path: Path) -> None:
+    class Net(BaseModule):
+        """One layer."""
+
+        def __init__(self) -> None:
+            super().__init__({"type": "Pretrained", "checkpoint": str(tmp_path / "a.pth")})
+            self.fc = nn.Linear(2, 2)
+
+    torch.save({"fc.weight": torch.ones(2, 2), "old": torch.ones(1)}, tmp_path / "a.pth")
+    report: Any = Net().init_weights()
+    (account,) = report.loads
+    assert (account.loaded, account.missing, account.unexpected) == (("fc.weight",), ("fc.bias",), ("old",))
+    assert "66.6 % of the elements loaded, 1 of 2 sites, 1 missing, 1 unexpected" in report.table()
