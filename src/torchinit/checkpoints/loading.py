@@ -16,10 +16,10 @@ from torch.nn.modules.module import _IncompatibleKeys
 
 from torchinit.checkpoints.fits import kind_of, short
 from torchinit.checkpoints.guesses import beginning, guess, splits
+from torchinit.checkpoints.hub.schemes import fetch
 from torchinit.checkpoints.keymaps import Renames, revised
 from torchinit.checkpoints.loaders import CheckpointLoader, load, logger_of, read
 from torchinit.checkpoints.quantized import Companions, quantized
-from torchinit.checkpoints.sources import fetch
 from torchinit.core.accounts import Account, Guess
 from torchinit.core.hooks import has_load_hooks
 from torchinit.core.names import WRAPPERS as WRAPPING

@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torchinit.checkpoints.addresses import address_of
-from torchinit.checkpoints.cache import Cache, Entry, default_folder
+from torchinit.checkpoints.hub.cache import Cache, Entry, default_folder
+from torchinit.checkpoints.hub.urls import address_of
 from torchinit.cli import options
 from torchinit.cli.errors import UsageError
 from torchinit.core.tables import columns

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Final, TypeAlias
 from urllib.parse import unquote
 
-from torchinit.checkpoints import meters
-from torchinit.checkpoints.cache import Cache, default_folder, hash_of
-from torchinit.checkpoints.download import Progress
-from torchinit.checkpoints.limits import Limits, from_environment
-from torchinit.checkpoints.lockfile import Pin, lock_of
-from torchinit.checkpoints.prefixes import Prefixes
-from torchinit.checkpoints.refusals import check_hash
+from torchinit.checkpoints.hub import progress as meters
+from torchinit.checkpoints.hub.cache import Cache, default_folder, hash_of
+from torchinit.checkpoints.hub.config import Limits, from_environment
+from torchinit.checkpoints.hub.download import Progress
+from torchinit.checkpoints.hub.lockfile import Pin, lock_of
+from torchinit.checkpoints.hub.prefixes import Prefixes
+from torchinit.checkpoints.hub.refusals import check_hash
 from torchinit.errors import FetchError, did_you_mean, masked
 
 _SCHEME: Final = re.compile(r"([A-Za-z][\w+.-]*)://")

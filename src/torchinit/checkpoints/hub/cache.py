@@ -16,9 +16,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-from torchinit.checkpoints.addresses import address_of, check_allowed, name_of
-from torchinit.checkpoints.download import Download, Part, Progress
-from torchinit.checkpoints.limits import Limits
+from torchinit.checkpoints.hub.config import Limits
+from torchinit.checkpoints.hub.download import Download, Part, Progress
+from torchinit.checkpoints.hub.urls import address_of, check_allowed, name_of
 from torchinit.errors import FetchError, masked
 
 _log = logging.getLogger("torchinit")

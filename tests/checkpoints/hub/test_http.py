@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests import servers
-from tests.checkpoints.downloads import BODY, HASTY, QUICK, SHA, got
+from tests.checkpoints.hub.downloads import BODY, HASTY, QUICK, SHA, got
 from tests.servers import Host, Visit, redirect, whole
 from torchinit.errors import FetchError
 

@@ -10,8 +10,8 @@ import pytest
 
 from tests.servers import Host, whole
 from torchinit.checkpoints import Limits, fetch, register_source
-from torchinit.checkpoints.prefixes import Prefixes
-from torchinit.checkpoints.sources import RESOLVERS, Found, Request
+from torchinit.checkpoints.hub.prefixes import Prefixes
+from torchinit.checkpoints.hub.schemes import RESOLVERS, Found, Request
 from torchinit.errors import FetchError
 
 

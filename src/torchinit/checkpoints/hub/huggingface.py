@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
-from torchinit.checkpoints.addresses import address_of, check_allowed
-from torchinit.checkpoints.cache import hash_of
-from torchinit.checkpoints.sources import Found, Request, register_source
+from torchinit.checkpoints.hub.cache import hash_of
+from torchinit.checkpoints.hub.schemes import Found, Request, register_source
+from torchinit.checkpoints.hub.urls import address_of, check_allowed
 from torchinit.core.tables import some
 from torchinit.errors import FetchError, MissingExtraError, did_you_mean
 

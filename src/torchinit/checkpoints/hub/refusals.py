@@ -107,7 +107,7 @@ def check_hash(source: str, found: str, wanted: str | None) -> None:
 
     >>> check_hash("a.pth", "00ff", "00fe")
     Traceback (most recent call last):
-    torchinit.checkpoints.refusals.OtherFileError: a.pth is not the file that was asked for
+    torchinit.checkpoints.hub.refusals.OtherFileError: a.pth is not the file that was asked for
       wanted sha256 00fe
       found  sha256 00ff
     """

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from torchinit.checkpoints.sources import Found, Request, register_source, resolve
+from torchinit.checkpoints.hub.schemes import Found, Request, register_source, resolve
 from torchinit.errors import FetchError, did_you_mean
 
 _HASH_IN_NAME: Final = re.compile(r"-([0-9a-f]{8,64})\.\w+$")

@@ -26,9 +26,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
-from torchinit.checkpoints.cache import Cache, default_folder, stamp_of, write_whole
-from torchinit.checkpoints.limits import switch
-from torchinit.checkpoints.refusals import OtherFileError, check_hash
+from torchinit.checkpoints.hub.cache import Cache, default_folder, stamp_of, write_whole
+from torchinit.checkpoints.hub.config import switch
+from torchinit.checkpoints.hub.refusals import OtherFileError, check_hash
 from torchinit.core.maps import TwiceError, unique
 from torchinit.errors import FetchError, masked
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol
 
-from torchinit.checkpoints import refusals
-from torchinit.checkpoints.limits import Limits
-from torchinit.checkpoints.transport import Answer, PassingError, answer
+from torchinit.checkpoints.hub import refusals
+from torchinit.checkpoints.hub.config import Limits
+from torchinit.checkpoints.hub.http import Answer, PassingError, answer
 from torchinit.errors import FetchError, masked
 
 _log = logging.getLogger("torchinit")

@@ -15,10 +15,10 @@ from pathlib import Path
 import filelock
 import pytest
 
-from tests.checkpoints import workers
+from tests.checkpoints.hub import workers
 from tests.servers import Handler, Host, Visit, in_turn, ranged, status, whole
 from torchinit.checkpoints import Limits, fetch
-from torchinit.checkpoints.cache import Cache, Entry, Failure, default_folder, write_whole
+from torchinit.checkpoints.hub.cache import Cache, Entry, Failure, default_folder, write_whole
 from torchinit.errors import FetchError
 
 BODY = random.Random(1).randbytes(2_000_000)

@@ -7,7 +7,7 @@ import importlib.util
 import sys
 from collections.abc import Iterator
 
-from torchinit.checkpoints.download import Progress
+from torchinit.checkpoints.hub.download import Progress
 
 
 @contextlib.contextmanager

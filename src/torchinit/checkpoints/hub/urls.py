@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from typing import Final, Literal, TypeAlias, cast
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
-from torchinit.checkpoints.limits import Limits
+from torchinit.checkpoints.hub.config import Limits
 from torchinit.errors import FetchError
 
 Scheme: TypeAlias = Literal["http", "https"]

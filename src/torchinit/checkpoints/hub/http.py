@@ -17,8 +17,8 @@ from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from torchinit.checkpoints.addresses import Address, address_of, check_allowed, check_public, redirected
-from torchinit.checkpoints.limits import Limits
+from torchinit.checkpoints.hub.config import Limits
+from torchinit.checkpoints.hub.urls import Address, address_of, check_allowed, check_public, redirected
 from torchinit.errors import FetchError
 
 Check: TypeAlias = Callable[[Iterable[str]], None]
