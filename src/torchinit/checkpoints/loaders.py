@@ -10,8 +10,7 @@ from typing import Any, ClassVar, TypeAlias, TypeVar, overload
 
 import torch
 
-from torchinit.checkpoints.hub.prefixes import Prefixes
-from torchinit.checkpoints.hub.schemes import fetch
+from torchinit.checkpoints.hub.schemes import Prefixes, fetch
 from torchinit.checkpoints.readers import open_file
 from torchinit.checkpoints.readers.sniff import sniff
 from torchinit.checkpoints.readers.torch_file import load_file

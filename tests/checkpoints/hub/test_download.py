@@ -111,8 +111,8 @@ REFUSED: dict[str, tuple[Handler, str]] = {
     "a pointer": (whole(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"), "is a pointer of Git LFS"),
     "an empty body": (whole(b""), r"a\.pth is empty"),
     "packed": (whole(gzip.compress(bytes(10_000_000)), Content_Encoding="gzip"), r"is packed \(gzip\)"),
-    "a length that is none": (whole(BODY, Content_Length="12x"), "the length '12x' is no number"),
-    "a length below zero": (whole(BODY, Content_Length="-1"), "the length '-1' is no number"),
+    "a length that is none": (whole(BODY, Content_Length="12x"), "the length '12x' is not a number"),
+    "a length below zero": (whole(BODY, Content_Length="-1"), "the length '-1' is not a number"),
     "larger than allowed": (whole(b"x", Content_Length=str(10**12)), "is larger than 100,000,000,000 bytes"),
     "neither length nor end": (whole(BODY, Content_Length=None), "the answer has no length"),
     "not found": (status(404), "the server says 404: there is no such file"),
@@ -122,9 +122,9 @@ REFUSED: dict[str, tuple[Handler, str]] = {
     "a part nobody asked for": (status(206), "the server says 206$"),
     "a redirect to nowhere": (unlocated, "the server says 302$"),
     "to http": (redirect("http://localhost/a.pth"), "refused: it leaves https"),
-    "to a file": (redirect("file:///etc/passwd"), "refused: file:///etc/passwd is no http or https URL"),
-    "to ftp": (redirect("ftp://localhost/a.pth"), "refused: ftp://localhost/a.pth is no http or https URL"),
-    "to a port that is none": (redirect("https://localhost:99999/"), "refused: https://localhost:99999/ is no URL"),
+    "to a file": (redirect("file:///etc/passwd"), "refused: file:///etc/passwd is not an http or https URL"),
+    "to ftp": (redirect("ftp://localhost/a.pth"), "refused: ftp://localhost/a.pth is not an http or https URL"),
+    "to a port that is none": (redirect("https://localhost:99999/"), "refused: https://localhost:99999/ is not a URL"),
     "to itself": (redirect("/a.pth"), "is redirected more than 5 times"),
 }
 
@@ -147,8 +147,8 @@ PASSING: dict[str, tuple[Handler, str]] = {
     "no answer": (lambda visit: visit.connection.close(), "."),
     "no HTTP": (babble, "hello"),
     "a slow drip": (servers.dripping(BODY, 0.01), r"\d+ bytes came in 0\.4 s"),
-    "a slow drip of headers": (servers.dripping(BODY, 0.01, headers=True), "0 bytes came in 0.4 s"),
-    "silence": (lambda visit: time.sleep(2), "timed out|0 bytes came in 0.4 s"),
+    "a slow drip of headers": (servers.dripping(BODY, 0.01, headers=True), r"\d+ bytes came in 0\.4 s"),
+    "silence": (lambda visit: time.sleep(2), r"0 bytes came in 0\.4 s"),
 }
 
 
@@ -279,7 +279,7 @@ def test_names_from_headers_do_not_count(host: Host, cache: Path) -> None:
     url = host.serve("/a.pth", whole(BODY, Content_Disposition='attachment; filename="../../evil.pth"'))
     got(url)
     assert left_in(cache) == [".entry.json", "a.pth"]
-    path = fetch(host.serve("/x/..%2f..%2f..%2fevil%00.pth", whole(BODY)), limits=QUICK)
+    path = fetch(host.serve("/x/..%2F..%2F..%2Fevil%00.pth", whole(BODY)), limits=QUICK)
     assert path.name == "evil_.pth"
     assert path.resolve().is_relative_to(cache.resolve())
 

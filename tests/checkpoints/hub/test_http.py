@@ -142,8 +142,8 @@ def test_through_a_proxy(host: Host, plain_host: Host, monkeypatch: pytest.Monke
     assert got(url) == BODY
     tunnel, headers = plain_host.seen[0]
     assert f"https://{tunnel}/a.pth" == url
-    assert headers["Proxy-Authorization"] == "Basic bWU6cEBzcw=="
-    assert "Proxy-Authorization" not in host.seen[0][1]
+    assert headers["proxy-authorization"] == "Basic bWU6cEBzcw=="
+    assert "proxy-authorization" not in {name.lower() for name in host.seen[0][1]}
     monkeypatch.setenv("no_proxy", "localhost")
     assert got(url + "?again") == BODY
     assert len(plain_host.seen) == 1
@@ -154,7 +154,7 @@ def test_plain_http_through_a_proxy(plain_host: Host, monkeypatch: pytest.Monkey
     monkeypatch.setenv("http_proxy", plain_host.url.replace("//", "//me:pass@"))
     assert got("http://example.org/a.pth", sha256=SHA) == BODY
     headers = plain_host.seen[0][1]
-    assert (headers["Host"], headers["Proxy-Authorization"]) == ("example.org", "Basic bWU6cGFzcw==")
+    assert (headers["Host"], headers["proxy-authorization"]) == ("example.org", "Basic bWU6cGFzcw==")
 
 
 def test_a_proxy_that_is_not_spoken_to_by_http(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +167,7 @@ def test_a_proxy_that_drips(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     with servers.served() as proxy:
         monkeypatch.setattr(Visit, "do_CONNECT", servers.dripping(BODY, 0.01, headers=True))
         monkeypatch.setenv("https_proxy", proxy.url)
-        with pytest.raises(FetchError, match=r"example\.org/a\.pth cannot be fetched: 0 bytes came in 0\.4 s"):
+        with pytest.raises(FetchError, match=r"example\.org/a\.pth cannot be fetched: \d+ bytes came in 0\.4 s"):
             got("https://example.org/a.pth", limits=HASTY)
 
 

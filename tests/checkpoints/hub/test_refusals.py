@@ -7,7 +7,7 @@ from email.utils import formatdate
 
 import pytest
 
-from torchinit.checkpoints.hub.refusals import length_of, retry_after, validator_of
+from torchinit.checkpoints.hub.download import length_of, retry_after, validator_of
 
 
 @pytest.mark.parametrize(

@@ -12,25 +12,24 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
 from torchinit.checkpoints.hub.config import Limits
-from torchinit.checkpoints.hub.download import Download, Part, Progress
+from torchinit.checkpoints.hub.files import hash_of, write_whole
+from torchinit.checkpoints.hub.progress import Progress
 from torchinit.checkpoints.hub.urls import address_of, check_allowed, name_of
 from torchinit.errors import FetchError, masked
 
 _log = logging.getLogger("torchinit")
 
 _NOTE: Final = ".entry.json"
-_PART: Final = ".part"
-_DIGEST: Final = re.compile(r"[0-9a-f]{32}")
+_FOLDER: Final = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """One file of the cache: where it came from, what it is, where it lies, and when it came (seconds since 1970).
+class CacheEntry:
+    """One file of the cache: where it came from, its hash, where it lies, and when it came (seconds since 1970).
 
     The URL is masked: what is kept for long holds no secret.
     """
@@ -41,16 +40,32 @@ class Entry:
     path: Path
     fetched: float
 
+    @classmethod
+    def read(cls, folder: Path) -> CacheEntry | None:
+        """The entry in a folder, if there is one."""
+        try:
+            data = json.loads((folder / _NOTE).read_text("utf-8"))
+            url, sha256 = str(data["url"]), str(data["sha256"])
+            entry = cls(url, sha256, int(data["size"]), folder / name_of(url), float(data["fetched"]))
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+        return entry if entry.path.is_file() else None
+
+    def write(self) -> None:
+        """Write the note beside the file that tells all this."""
+        note = {key: value for key, value in asdict(self).items() if key != "path"}
+        write_whole(self.path.parent / _NOTE, json.dumps(note, indent=2))
+
     def problem(self) -> str:
         """What is wrong with the file; empty if it is the one that was fetched."""
         try:
             size = self.path.stat().st_size
             if size != self.size:
                 return f"has {size:,} bytes instead of {self.size:,}"
-            found = hash_of(self.path)
+            sha256 = hash_of(self.path)
         except OSError as error:
             return f"cannot be read: {error}"
-        return "" if found == self.sha256 else f"has the sha256 {found} instead of {self.sha256}"
+        return "" if sha256 == self.sha256 else f"has the sha256 {sha256} instead of {self.sha256}"
 
 
 def default_folder(environment: Mapping[str, str] = os.environ) -> Path:
@@ -63,49 +78,25 @@ def default_folder(environment: Mapping[str, str] = os.environ) -> Path:
     return Path(own).expanduser() if own else Path(everyone or "~/.cache").expanduser() / "torchinit"
 
 
-def stamp_of(path: Path | str) -> tuple[int, int, int] | None:
-    """What differs once a file was touched or replaced; None where there is none."""
+@contextlib.contextmanager
+def shared_failure(path: Path, since: float, sha256: str | None) -> Iterator[None]:
+    """Raise the FetchError that another process had with the same file since a time, or record one's own.
+
+    Of many ranks that wait for one download none tries again, in turn, what has just failed for the first.
+    """
     try:
-        seen = os.stat(path)  # noqa: PTH116  # of text it takes half the time, and every tensor asks for it
-    except OSError:
-        return None
-    return seen.st_ino, seen.st_size, seen.st_mtime_ns
-
-
-def hash_of(path: Path) -> str:
-    """The sha256 of a file; read once a process as long as the file is not touched."""
-    return _hash_of(path, stamp_of(path))
-
-
-@lru_cache(maxsize=4096)
-def _hash_of(path: Path, _: object) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """How a download ended that others waited for since a time (in seconds since 1970): they need not try it, too."""
-
-    path: Path
-    since: float
-
-    @contextlib.contextmanager
-    def shared(self, sha256: str | None) -> Iterator[None]:
-        """Raises the error that another process had with the same file while this one waited, or records its own."""
-        try:
-            said = json.loads(self.path.read_text("utf-8"))
-            if said["at"] >= self.since and said["sha256"] == sha256:
-                raise FetchError(said["headline"], said["problems"])
-        except (OSError, ValueError, TypeError, KeyError):
-            pass  # nothing was said
-        try:
-            yield
-        except FetchError as error:
-            said = {"headline": error.headline, "problems": error.problems, "sha256": sha256, "at": time.time()}
-            with contextlib.suppress(OSError):
-                write_whole(self.path, json.dumps(said))
-            raise
+        failure = json.loads(path.read_text("utf-8"))
+        if failure["at"] >= since and failure["sha256"] == sha256:
+            raise FetchError(failure["headline"], failure["problems"])
+    except (OSError, ValueError, TypeError, KeyError):
+        pass  # there was none
+    try:
+        yield
+    except FetchError as error:
+        failure = {"headline": error.headline, "problems": error.problems, "sha256": sha256, "at": time.time()}
+        with contextlib.suppress(OSError):
+            write_whole(path, json.dumps(failure))
+        raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,80 +114,82 @@ class Cache:
         """Where the entry of a URL lies, or would lie."""
         return self.folder / hashlib.sha256(url.encode()).hexdigest()[:32]
 
-    def find(self, url: str) -> Entry | None:
+    def find(self, url: str) -> CacheEntry | None:
         """The entry of a URL, if there is one, whole or damaged."""
         url = address_of(url).url
-        entry = _read(self.folder_of(url))
+        entry = CacheEntry.read(self.folder_of(url))
         return entry if entry and entry.url == masked(url) else None
 
     def folders(self) -> tuple[Path, ...]:
         """The folder of every entry and of every unfinished download."""
-        found = self.folder.iterdir() if self.folder.is_dir() else ()
-        return tuple(sorted(path for path in found if _DIGEST.fullmatch(path.name) and path.is_dir()))
+        paths = self.folder.iterdir() if self.folder.is_dir() else ()
+        return tuple(sorted(path for path in paths if _FOLDER.fullmatch(path.name) and path.is_dir()))
 
-    def entries(self) -> tuple[Entry, ...]:
+    def entries(self) -> tuple[CacheEntry, ...]:
         """Every entry, by URL."""
-        found = (entry for entry in map(_read, self.folders()) if entry)
-        return tuple(sorted(found, key=lambda entry: entry.url))
+        entries = (entry for entry in map(CacheEntry.read, self.folders()) if entry)
+        return tuple(sorted(entries, key=lambda entry: entry.url))
 
-    def get(self, url: str, limits: Limits, *, sha256: str | None, progress: Progress) -> Entry:
+    def get(self, url: str, limits: Limits, *, sha256: str | None, progress: Progress) -> CacheEntry:
         """The entry of a URL, fetched if it is not here or is damaged. Raises FetchError."""
-        url = address_of(url).url
-        entry = self._sound(url, sha256)
+        address, since = address_of(url), time.time()
+        entry = self._valid(address.url, sha256)
         if entry is None:
-            check_allowed(address_of(url), limits)
-            failure = Failure(self.folder / ".locks" / f"{self.folder_of(url).name}.failed", time.time())
-            with self.locked(self.folder_of(url).name, limits.total + 60), failure.shared(sha256):
-                entry = self._sound(url, sha256) or self._fetch(url, limits, sha256, progress)
+            check_allowed(address, limits)
+            name = self.folder_of(address.url).name
+            failed = self.folder / ".locks" / f"{name}.failed"
+            with self.locked(name, limits.total + 60), shared_failure(failed, since, sha256):
+                entry = self._valid(address.url, sha256) or self._fetch(address.url, limits, sha256, progress)
         return entry
 
-    def _sound(self, url: str, sha256: str | None) -> Entry | None:
-        """The entry if its file is what it was, and what is asked for."""
+    def _valid(self, url: str, sha256: str | None) -> CacheEntry | None:
+        """The entry if its file is as it was fetched, and the one asked for."""
         entry = self.find(url)
         return entry if entry and entry.sha256.startswith(sha256 or "") and not entry.problem() else None
 
-    def _fetch(self, url: str, limits: Limits, sha256: str | None, progress: Progress) -> Entry:
+    def _fetch(self, url: str, limits: Limits, sha256: str | None, progress: Progress) -> CacheEntry:
+        from torchinit.checkpoints.hub.download import Download, PartialFile  # and urllib3, for the first time
+
         folder, old = self.folder_of(url), self.find(url)
         if old and (problem := old.problem()):
             _log.warning("%s %s; it is fetched again from %s", old.path, problem, old.url)
         with self._writable():
             folder.mkdir(parents=True, exist_ok=True)
-        part = Part(folder / _PART)
+        part = PartialFile(folder / ".part")
         try:
-            receipt = Download(url, part, limits, sha256, progress).run()
+            digest, size = Download(url, part, limits, sha256, progress).run()
         except FetchError:
             with contextlib.suppress(OSError):
                 folder.rmdir()  # if nothing is in it
             raise
-        entry = Entry(masked(url), receipt.sha256, receipt.size, folder / name_of(url), time.time())
+        entry = CacheEntry(masked(url), digest, size, folder / name_of(url), time.time())
         with self._writable():
-            _write_note(entry)  # first, so that a file never stands beside a note of another one unnoticed
+            entry.write()  # first, so that a file never stands beside a note of another one unnoticed
             part.path.replace(entry.path)
             part.drop()
-            _sync(folder)
         return entry
 
     def remove(self, folder: Path) -> None:
-        """Removes an entry's folder, with what is left of a download of it."""
+        """Remove an entry's folder, with what is left of a download of it."""
         with self.locked(folder.name), self._writable():
             shutil.rmtree(folder, ignore_errors=not folder.exists())
 
     @contextlib.contextmanager
     def locked(self, name: str, patience: float = 600.0) -> Iterator[None]:
-        """Holds the lock of this name; FetchError if another process does not let it go for so many seconds.
+        """Hold the lock of this name. Raises FetchError if another process does not let it go for so many seconds.
 
         Its file stays: who removed it would let in a second one.
         """
         from filelock import FileLock, Timeout  # torch brings it
 
-        locks = self.folder / ".locks"
+        path = self.folder / ".locks" / name
         with self._writable():
-            locks.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(str(locks / name))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(str(path))
             try:
                 lock.acquire(timeout=patience)
             except Timeout as error:
-                raise FetchError(f"another process has held {locks / name} for {patience:g} s") from error
+                raise FetchError(f"another process has held {path} for {patience:g} s") from error
             except NotImplementedError as error:  # what filelock says of a file system that has no locks
                 raise OSError(str(error)) from error
         try:
@@ -210,41 +203,3 @@ class Cache:
             yield
         except OSError as error:
             raise FetchError(f"the cache {self.folder} cannot be written: {error}; TORCHINIT_CACHE moves it") from error
-
-
-def _read(folder: Path) -> Entry | None:
-    try:
-        data = json.loads((folder / _NOTE).read_text("utf-8"))
-        url, sha256 = str(data["url"]), str(data["sha256"])
-        entry = Entry(url, sha256, int(data["size"]), folder / name_of(url), float(data["fetched"]))
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-    return entry if entry.path.is_file() else None
-
-
-def _write_note(entry: Entry) -> None:
-    data = {key: value for key, value in asdict(entry).items() if key != "path"}
-    write_whole(entry.path.parent / _NOTE, json.dumps(data, indent=2))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a small file so that it is always the old one or the new one."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.new")
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _sync(folder: Path) -> None:
-    """Makes the renames in a folder last, where the system has that."""
-    if hasattr(os, "O_DIRECTORY"):
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

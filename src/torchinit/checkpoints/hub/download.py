@@ -1,4 +1,4 @@
-"""Downloads: one URL into one file, whole or not at all, taken up again where it broke off."""
+"""Downloads: one URL into one file, whole or not at all, resumed where it broke off."""
 
 from __future__ import annotations
 
@@ -9,41 +9,41 @@ import logging
 import os
 import random
 import re
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Protocol
+from typing import Any, Final
 
-from torchinit.checkpoints.hub import refusals
+from urllib3 import Retry
+from urllib3.exceptions import InvalidHeader
+
 from torchinit.checkpoints.hub.config import Limits
-from torchinit.checkpoints.hub.http import Answer, PassingError, answer
+from torchinit.checkpoints.hub.files import check_content, check_hash
+from torchinit.checkpoints.hub.http import Answer, TransientError, get
+from torchinit.checkpoints.hub.progress import Progress
 from torchinit.errors import FetchError, masked
 
 _log = logging.getLogger("torchinit")
 
+_LONGEST_PAUSE: Final = 60.0
 _BLOCK: Final = 1 << 18
 _BUSY: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _RANGE: Final = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
-
-
-class Progress(Protocol):
-    """Is told how many bytes there are now, and of how many where that is known."""
-
-    def __call__(self, done: int, total: int | None, /) -> object: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Receipt:
-    """What was downloaded."""
-
-    sha256: str
-    size: int
+_MEANING: Final = {
+    401: ": it wants to know who asks",
+    403: ": it is not open to everyone",
+    404: ": there is no such file",
+    410: ": the file is gone",
+}
+# Weights are asked for as they are: a packed answer could grow without end.
+_HEADERS: Final = {"User-Agent": "torchinit", "Accept": "*/*", "Accept-Encoding": "identity"}
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """A download that is not whole yet: its bytes, and beside them what tells whether the source is still the same."""
+class PartialFile:
+    """A download that is not whole yet, and beside it a note that tells whether the source is still the same."""
 
     path: Path
 
@@ -59,42 +59,44 @@ class Part:
             return ""
 
     def size(self) -> int:
-        """How many bytes are here that can be gone on with."""
+        """The number of bytes that can be resumed from."""
         return self.path.stat().st_size if self.validator() and self.path.is_file() else 0
 
     def begin(self, validator: str) -> None:
-        """Forgets the bytes of before."""
+        """Forget the bytes of before."""
         self.drop()
         self.note.write_text(json.dumps({"validator": validator}), "utf-8")
 
     def drop(self) -> None:
-        """Removes everything; the note first, for bytes without one are never gone on with."""
+        """Remove everything; the note first, for bytes without one are never resumed from."""
         self.note.unlink(missing_ok=True)
         self.path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """One URL on its way into a file; with ``sha256`` no other file is taken."""
+    """One URL on its way into a file; with ``sha256``, or its beginning, no other file is taken."""
 
     url: str
-    part: Part
+    part: PartialFile
     limits: Limits
     sha256: str | None
     progress: Progress
 
-    def run(self) -> Receipt:
-        """Makes ``part.path`` the file that the URL leads to, and says what it is.
+    def run(self) -> tuple[str, int]:
+        """Make ``part.path`` the file behind the URL, and return its SHA-256 and size.
 
         Raises FetchError. What has come by then is removed if it was refused; if the connection broke off, it is
-        kept, and the next call goes on from there.
+        kept, and the next call resumes from it.
         """
         deadline, attempt = time.monotonic() + self.limits.total, 1
         while True:
             try:
                 return self._attempt(deadline)
-            except PassingError as error:
-                pause = max(error.wait, self._pause(attempt))
+            except TransientError as error:
+                # It doubles, and differs between processes, so that they do not all come back at once.
+                longest = min(self.limits.pause * 2.0 ** (attempt - 1), _LONGEST_PAUSE)
+                pause = max(error.wait, longest * random.Random().uniform(0.5, 1.0))
                 if attempt >= self.limits.attempts or time.monotonic() + pause > deadline:
                     tries = f" (attempt {attempt})" if attempt > 1 else ""
                     raise FetchError(f"{self.url} cannot be fetched: {error}{tries}") from error
@@ -102,108 +104,136 @@ class Download:
                 time.sleep(pause)
                 attempt += 1
 
-    def _pause(self, attempt: int) -> float:
-        """Doubles, and differs between processes, so that they do not all come back at once."""
-        longest = min(self.limits.pause * 2.0 ** (attempt - 1), refusals.LONGEST_PAUSE)
-        return longest * random.Random().uniform(0.5, 1.0)
-
-    def _attempt(self, deadline: float) -> Receipt:
-        held = self.part.size()
-        digest = self._digest(held)  # before anybody is kept waiting
-        with answer(self.url, self._headers(held), self.limits, deadline) as said:
-            start, total = self._agreed(said, held)
-            with self._refusing():
-                self._check(said, total)
-            refusals.check_disk(self.url, (total or 0) - start, self.part.path.parent)
-            with self._refusing():
+    def _attempt(self, deadline: float) -> tuple[str, int]:
+        size, digest, headers = self.part.size(), hashlib.sha256(), _HEADERS
+        if size:  # hashed before anybody is kept waiting
+            headers = {**headers, "Range": f"bytes={size}-", "If-Range": self.part.validator()}
+            with self.part.path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256")
+        with get(self.url, headers, self.limits, deadline) as answer:
+            start, total = self._range(answer, size)
+            with self._discarding():
+                self._check_headers(answer, total)
+            self._check_disk((total or 0) - start)
+            with self._discarding():
                 if not start:
-                    self.part.begin(refusals.validator_of(said.headers))
+                    self.part.begin(validator_of(answer.response.headers))
                     digest = hashlib.sha256()
-                return self._whole(self._written(said, digest, total), resumed=bool(start))
+                size = self._write(answer, digest, total)
+                self._check_file(digest.hexdigest(), resumed=bool(start))
+                return digest.hexdigest(), size
 
-    def _digest(self, held: int) -> Any:
-        """The running hash of what is here already."""
-        if not held:
-            return hashlib.sha256()
-        with self.part.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256")
+    def _range(self, answer: Answer, size: int) -> tuple[int, int | None]:
+        """Where the body begins, and the length of the whole file."""
+        status, headers = answer.response.status, answer.response.headers
+        if status == 200:
+            return 0, length_of(self.url, headers)
+        if size and status in (206, 416):
+            span = _RANGE.fullmatch(headers.get("content-range", ""))
+            if status == 206 and span and validator_of(headers) in ("", self.part.validator()):
+                first, last, length = map(int, span.groups())
+                if first == size and last + 1 == length:
+                    return size, length
+            self.part.drop()
+            raise TransientError("the server does not go on where the last attempt broke off")
+        if status in _BUSY:
+            raise TransientError(f"the server says {status}", retry_after(headers))
+        raise FetchError(f"{answer.url}: the server says {status}{_MEANING.get(status, '')}")
 
-    def _headers(self, held: int) -> dict[str, str]:
-        """A file of weights is asked for as it is: a packed answer could grow without end."""
-        headers = {"User-Agent": "torchinit", "Accept": "*/*", "Accept-Encoding": "identity"}
-        return {**headers, "Range": f"bytes={held}-", "If-Range": self.part.validator()} if held else headers
-
-    def _agreed(self, said: Answer, held: int) -> tuple[int, int | None]:
-        """Where the body begins, and how long the whole file is."""
-        if said.status == 200:
-            return 0, refusals.length_of(self.url, said.headers)
-        if held and said.status in (206, 416):
-            return held, self._whole_length(said, held)
-        if said.status in _BUSY:
-            raise PassingError(f"the server says {said.status}", refusals.retry_after(said.headers))
-        raise refusals.refuse_status(said.url, said.status)
-
-    def _whole_length(self, said: Answer, held: int) -> int:
-        """The length that a range is part of; begins anew where it is not the range that was asked for."""
-        found = _RANGE.fullmatch(said.headers.get("content-range", ""))
-        same = refusals.validator_of(said.headers) in ("", self.part.validator())
-        if said.status == 206 and found and same:
-            first, last, length = map(int, found.groups())
-            if first == held and last + 1 == length:
-                return length
-        self.part.drop()
-        raise PassingError("the server does not go on where the last attempt broke off")
-
-    def _check(self, said: Answer, total: int | None) -> None:
-        """Refuses an answer before any of its body is taken."""
-        refusals.check_headers(self.url, said.headers)
-        if not said.marks_its_end and self.sha256 is None:
+    def _check_headers(self, answer: Answer, total: int | None) -> None:
+        """Refuse an answer that is not a file as it lies on the server, before any of its body is taken."""
+        headers, response = answer.response.headers, answer.response
+        coding = headers.get("content-encoding", "")
+        if coding.lower() not in ("", "identity"):
+            raise FetchError(f"{self.url}: the answer is packed ({coding}), though it was asked for as it is")
+        if headers.get("content-type", "").lower().startswith("text/html"):
+            raise FetchError(f"{self.url} is a web page, not a file of weights")
+        if response.length_remaining is None and not response.chunked and self.sha256 is None:
             raise FetchError(
                 f"{self.url}: the answer has no length, so half of it would pass for the whole; give its sha256"
             )
-        refusals.check_size(self.url, total or 0, self.limits.size)
+        self._check_size(total or 0)
 
-    def _written(self, said: Answer, digest: Any, total: int | None) -> Receipt:
-        """Takes the body, block by block, behind what is here already."""
+    def _check_size(self, size: int) -> None:
+        if size > self.limits.size:
+            bound = f"{self.limits.size:,} bytes; TORCHINIT_MAX_DOWNLOAD sets the bound"
+            raise FetchError(f"{self.url} is larger than {bound}")
+
+    def _check_disk(self, needed: int) -> None:
+        folder = self.part.path.parent
+        free = shutil.disk_usage(folder).free
+        if free < needed:
+            room = f"needs {needed:,} bytes, and {folder} has {free:,} free"
+            raise FetchError(f"{self.url} {room}; TORCHINIT_CACHE moves the cache")
+
+    def _write(self, answer: Answer, digest: Any, total: int | None) -> int:
+        """Write the body, block by block, behind the bytes that are here; the size of the whole."""
         with self.part.path.open("ab") as file:
-            size = self._copy(said, file, digest, total)
+            size = file.tell()
+            self.progress(size, total)
+            for block in answer.blocks(_BLOCK):
+                size += len(block)
+                self._check_size(size)
+                file.write(block)
+                digest.update(block)
+                self.progress(size, total)
+            if total is not None and size != total:
+                raise TransientError(f"the answer ended after {size:,} of {total:,} bytes")
             file.flush()
             os.fsync(file.fileno())
-        return Receipt(digest.hexdigest(), size)
-
-    def _copy(self, said: Answer, file: BinaryIO, digest: Any, total: int | None) -> int:
-        size = file.tell()
-        self.progress(size, total)
-        while block := said.read(_BLOCK):
-            size += len(block)
-            refusals.check_size(self.url, size, self.limits.size)
-            file.write(block)
-            digest.update(block)
-            self.progress(size, total)
-        if total is not None and size != total:
-            raise PassingError(f"the answer ended after {size:,} of {total:,} bytes")
         return size
 
-    def _whole(self, receipt: Receipt, *, resumed: bool) -> Receipt:
-        """Refuses a file that is whole, but not what was asked for; two halves that do not fit are tried anew."""
+    def _check_file(self, sha256: str, *, resumed: bool) -> None:
+        """Refuse a file that is whole, but not the one asked for; two halves that do not fit are tried anew."""
         try:
-            refusals.check_content(self.url, self.part.path)
-            refusals.check_hash(self.url, receipt.sha256, self.sha256)
+            check_content(self.url, self.part.path)
+            check_hash(self.url, sha256, self.sha256)
         except FetchError as error:
-            if resumed:
-                self.part.drop()
-                raise PassingError(str(error)) from error
-            raise
-        return receipt
+            if not resumed:
+                raise
+            self.part.drop()
+            raise TransientError(str(error)) from error
 
     @contextlib.contextmanager
-    def _refusing(self) -> Iterator[None]:
-        """Removes what was refused, and what the disk could not hold."""
+    def _discarding(self) -> Iterator[None]:
+        """Remove what was refused, and what the disk could not hold."""
         try:
             yield
         except FetchError:
             self.part.drop()
             raise
-        except OSError as error:  # the disk's; the network's have become PassingError before
+        except OSError as error:  # the disk's; the network's have become TransientError before
             self.part.drop()
             raise FetchError(f"{self.url} cannot be written to {self.part.path}: {error}") from error
+
+
+def length_of(url: str, headers: Mapping[str, str]) -> int | None:
+    """The bytes of the body, where the headers tell. Raises FetchError for a length that is not a number."""
+    text = headers.get("content-length")
+    if text is None or "transfer-encoding" in headers:
+        return None
+    if not re.fullmatch(r"[0-9]{1,18}", text):
+        raise FetchError(f"{url}: the length {text!r} is not a number")
+    return int(text)
+
+
+def validator_of(headers: Mapping[str, str]) -> str:
+    """What If-Range takes to tell whether a file is still the same: a strong ETag, or else a date; may be empty.
+
+    >>> validator_of({"etag": '"v1"'}), validator_of({"etag": 'W/"v1"'})
+    ('"v1"', '')
+    """
+    tag = headers.get("etag", "")
+    return tag if tag and not tag.startswith("W/") else headers.get("last-modified", "")
+
+
+def retry_after(headers: Mapping[str, str]) -> float:
+    """The seconds that a busy server asks us to stay away, within bounds.
+
+    >>> retry_after({"retry-after": "7"}), retry_after({"retry-after": "soon"}), retry_after({})
+    (7.0, 0.0, 0.0)
+    """
+    try:
+        return min(float(Retry().parse_retry_after(headers.get("retry-after", "0"))), _LONGEST_PAUSE)
+    except (InvalidHeader, ValueError, OverflowError):
+        return 0.0

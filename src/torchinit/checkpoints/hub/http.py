@@ -1,272 +1,235 @@
-"""Transport: one answer from one URL, over connections that cannot stand still."""
+"""HTTP: the answer to a GET, behind its redirects, by urllib3, which is imported where a URL is opened.
+
+urllib3 brings connections, TLS, proxies and their tunnels. What it has no setting for is here: which IP addresses a
+connection may lead to, and how slowly bytes may come.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import http.client
+import io
+import logging
+import math
 import socket
 import ssl
-import threading
 import time
 import urllib.request
-from base64 import b64encode
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
-from types import MappingProxyType
-from typing import Any, Final, TypeAlias
-from urllib.parse import SplitResult, unquote, urlsplit
+from typing import Any, Final, cast
+from urllib.parse import unquote, urlsplit
+
+import urllib3
 
 from torchinit.checkpoints.hub.config import Limits
 from torchinit.checkpoints.hub.urls import Address, address_of, check_allowed, check_public, redirected
-from torchinit.errors import FetchError
+from torchinit.errors import FetchError, masked
 
-Check: TypeAlias = Callable[[Iterable[str]], None]
-"""Raises FetchError where one of some IP addresses must not be asked."""
-
-_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+_RAW: Final = {"redirect": False, "retries": False, "preload_content": False, "enforce_content_length": False}
 
 
-class PassingError(Exception):
-    """What may pass by itself: no connection, a server that is busy, an answer that broke off.
-
-    ``wait`` is how many seconds the server asked us to stay away.
-    """
+class TransientError(Exception):
+    """A failure that may pass; ``wait`` is how many seconds the server asks us to stay away."""
 
     def __init__(self, text: str, wait: float = 0.0) -> None:
         self.wait = wait
         super().__init__(text)
 
 
-class Watch:
-    """Ends a connection that stands still or drips, by shutting its socket: whoever waits on it wakes up.
+@dataclass(slots=True)
+class _Guard:
+    """The conditions of a connection: where it may lead to, and how fast its bytes must come.
 
-    A socket's own timeout starts anew with each byte, so one byte a second would keep it open for years.
+    A socket's own timeout starts anew with each byte, so one byte a second would keep it open for years. In each
+    ``idle`` seconds of waiting (what the disk and the hash take in between does not count) ``least`` bytes must come.
+    Headers have no length, so no number of them is enough: they must be whole after ``idle`` seconds.
     """
 
-    def __init__(self, limits: Limits, deadline: float) -> None:
-        self.reason = ""
-        self.connection: http.client.HTTPConnection | None = None
-        self.socket: socket.socket | None = None
-        self._limits = limits
-        self._deadline = deadline
-        self._since, self._received = time.monotonic(), 0
-        self._away: float | None = None
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._look, name="torchinit-watch", daemon=True)
+    address: Address
+    limits: Limits
+    deadline: float
+    proxied: bool = False
+    least: float = math.inf
+    received: int = 0
+    waited: float = 0.0
 
-    def __enter__(self) -> Watch:
-        self._thread.start()
-        return self
+    def connect(self, host: str, port: int) -> socket.socket:
+        """A socket to the host, or to the proxy. Raises FetchError where it must not be asked, TransientError.
 
-    def __exit__(self, *error: object) -> None:
-        self._over.set()
-        self._thread.join()
+        The DNS is asked once, and the addresses it names are compared and then connected to. Comparing them and
+        letting urllib3 connect by name would ask again, and the second answer could lead elsewhere (rebinding);
+        comparing the other end of a connection would have knocked at a door inside the network by then.
+        """
+        try:
+            ips = [str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+            if not self.proxied:  # a proxy may lie anywhere
+                check_public(self.address, ips, self.limits)
+            for ip in ips[:-1]:
+                with contextlib.suppress(OSError):
+                    return socket.create_connection((ip, port), self.patience())
+            return socket.create_connection((ips[-1], port), self.patience())
+        except OSError as error:
+            no_name = "is there a network? A path needs none, nor what is in the cache (TORCHINIT_CACHE)"
+            hint = f": {no_name}" if isinstance(error, socket.gaierror) else ""
+            raise TransientError(f"{error}{hint}") from error
 
-    def begin(self) -> None:
-        """Gives the other side its time anew: a connection begins, or an answer has."""
-        self._since, self._received, self._away = time.monotonic(), 0, None
+    def patience(self) -> float:
+        """The seconds to wait for the next bytes."""
+        return max(min(self.limits.idle, self.deadline - time.monotonic()), 0.001)
 
-    def leave(self, received: int = 0) -> None:
-        """Counts bytes of the answer; until :meth:`back` the time is our own, for the disk and for the hash."""
-        self._received += received
-        self._away = time.monotonic()
+    def count(self, size: int, seconds: float) -> None:
+        """Count bytes and the seconds of waiting for them. Raises TransientError if that is too slow."""
+        self.received += size
+        self.waited += seconds
+        if time.monotonic() >= self.deadline:
+            raise TransientError(f"it took longer than {self.limits.total:g} s")
+        if self.waited > self.limits.idle:
+            if self.received < self.least:
+                raise TransientError(f"{self.received} bytes came in {self.limits.idle:g} s")
+            self.expect_body()
 
-    def back(self) -> None:
-        """Lets the time count again."""
-        self._since += time.monotonic() - (self._away or time.monotonic())
-        self._away = None
+    def expect_body(self) -> None:
+        """Begin to count anew."""
+        self.least, self.received, self.waited = self.limits.slowest * self.limits.idle, 0, 0.0
 
-    def _look(self) -> None:
-        pause = min(1.0, self._limits.idle / 10)
-        while not self._over.wait(pause):
-            self.reason = self.reason or self._complaint()
-            if self.reason:
-                self._cut()
 
-    def _cut(self) -> None:
-        wire: socket.socket | None = self.socket or getattr(self.connection, "sock", None)
-        # Again until it is over, for there may be no socket yet. By the plain socket's method: TLS would want to
-        # say good-bye to somebody who does not answer.
-        if wire is not None:
-            with contextlib.suppress(OSError):
-                socket.socket.shutdown(wire, socket.SHUT_RDWR)
+class _CountedReader(io.RawIOBase):
+    """The bytes of a socket, each of them counted by a guard.
 
-    def _complaint(self) -> str:
-        now, limits = time.monotonic(), self._limits
-        if now > self._deadline:
-            return f"it took longer than {limits.total:g} s"
-        if self._away is not None or now - self._since <= limits.idle:
-            return ""
-        if self._received < limits.slowest * limits.idle:
-            return f"{self._received} bytes came in {limits.idle:g} s"
-        self.begin()
-        return ""
+    It lies below http.client's buffer and all parsers, so status lines, headers, sizes of chunks, trailers and a
+    proxy's answer to CONNECT count like a body. A clock in the loop that writes the body would not hear of a server
+    that drips before it; a thread that shuts the socket from outside would, but must be told of each socket, also
+    while TLS takes it over. The handshake is not seen here: the socket's timeout is a deadline for the whole of it.
+    """
+
+    def __init__(self, sock: socket.socket, guard: _Guard) -> None:
+        self._socket, self._guard = sock, guard
+        self._stream = sock.makefile("rb", buffering=0)  # holds the socket open until it is closed itself
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        """A buffer around this: http.client takes it for the socket."""
+        return io.BufferedReader(self)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        started = time.monotonic()
+        self._socket.settimeout(self._guard.patience())
+        try:
+            size = self._stream.readinto(buffer) or 0
+        except TimeoutError:
+            self._guard.count(0, time.monotonic() - started)
+            raise TransientError(f"0 bytes came in {self._guard.limits.idle:g} s") from None
+        self._guard.count(size, time.monotonic() - started)
+        return size
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a server says: its status, its headers (names in small letters), and what of the body has come."""
+    """The answer to a request, whose body is still to come; ``url`` is where the redirects led to."""
 
     url: str
-    status: int
-    headers: Mapping[str, str]
-    _response: http.client.HTTPResponse
-    _watch: Watch
+    response: urllib3.HTTPResponse
 
-    @property
-    def marks_its_end(self) -> bool:
-        """Whether a body that broke off can be told from a whole one."""
-        return self._response.length is not None or self._response.chunked
-
-    def read(self, size: int) -> bytes:
-        """What has come by now, at most ``size`` bytes; nothing at the end. Raises PassingError."""
-        with _passing(self._watch, self.url):
-            self._watch.back()
-            block = self._response.read1(size)
-            self._watch.leave(len(block))
-            if not block and self._watch.reason:
-                raise PassingError(self._watch.reason)
-            return block
+    def blocks(self, size: int) -> Iterator[bytes]:
+        """The body as it comes, at most ``size`` bytes at a time. Raises TransientError."""
+        with _explained(self.url):
+            while block := self.response.read1(size, decode_content=False):
+                yield block
 
 
 @contextlib.contextmanager
-def answer(url: str, headers: Mapping[str, str], limits: Limits, deadline: float) -> Iterator[Answer]:
-    """The answer to a GET, behind its redirects.
+def get(url: str, headers: Mapping[str, str], limits: Limits, deadline: float) -> Iterator[Answer]:
+    """The answer to a GET, behind its redirects, each of which is checked like the first address.
 
-    Raises FetchError for a place that must not be asked and for a certificate that is not trusted, PassingError
-    for what a later attempt may mend.
+    Raises FetchError for an address that must not be asked and for a certificate that is not trusted, and
+    TransientError for what a later attempt may mend.
     """
     address = address_of(url)
-    with Watch(limits, deadline) as watch:
-        for _ in range(limits.redirects + 1):
-            check_allowed(address, limits)
-            with (
-                contextlib.closing(_connection(address, limits, watch)) as connection,
-                contextlib.closing(_asked(connection, address, headers, watch)) as response,
-            ):
-                if response.status not in _REDIRECTS or not response.headers.get("Location"):
-                    named = {name.lower(): value.strip() for name, value in response.headers.items()}
-                    yield Answer(address.url, response.status, named, response, watch)
+    for _ in range(limits.redirects + 1):
+        check_allowed(address, limits)
+        guard = _Guard(address, limits, deadline)
+        with _manager(guard) as manager:
+            with _explained(address.url):
+                response = manager.urlopen("GET", address.url, headers=headers, **_RAW)
+            with contextlib.closing(response):
+                location = response.get_redirect_location()
+                if not location:
+                    guard.expect_body()
+                    yield Answer(address.url, cast("urllib3.HTTPResponse", response))
                     return
-                address = redirected(address, response.headers["Location"])
+        address = redirected(address, location)
     raise FetchError(f"{url} is redirected more than {limits.redirects} times")
 
 
-def _asked(connection: Any, address: Address, headers: Mapping[str, str], watch: Watch) -> http.client.HTTPResponse:
-    with _passing(watch, address.url):
-        watch.begin()
-        said = {**connection.extra, **headers}
-        connection.request("GET", connection.prefix + address.target, headers=said)
-        response: http.client.HTTPResponse = connection.getresponse()
-        if watch.reason:  # headers that end in the middle pass for headers
-            response.close()  # which may have the socket for its own by now
-            raise PassingError(watch.reason)
-        watch.begin()
-        watch.leave()
-        return response
-
-
-@contextlib.contextmanager
-def _passing(watch: Watch, url: str) -> Iterator[None]:
-    """Tells what may pass by itself from what will not."""
-    try:
-        yield
-    except ssl.SSLCertVerificationError as error:
-        raise FetchError(
-            f"{url}: the certificate of the host is not trusted: {error.verify_message}. If it is your own authority's,"
-            " SSL_CERT_FILE names the file of certificates to trust"
-        ) from error
-    except (OSError, http.client.HTTPException) as error:
-        said = " ".join(str(error).split())[:200]  # it may hold what the server said
-        if isinstance(error, socket.gaierror):
-            said += ": is there a network? A path needs none, nor what is in the cache (TORCHINIT_CACHE)"
-        raise PassingError(watch.reason or said or type(error).__name__) from error
-
-
-class _Plain(http.client.HTTPConnection):
-    """A connection to an address that was looked at, which shows its socket to the watch as soon as there is one."""
-
-    prefix = ""
-    extra: Mapping[str, str] = MappingProxyType({})
-
-    def __init__(self, place: tuple[str, int], limits: Limits, watch: Watch, check: Check) -> None:
-        super().__init__(*place, timeout=limits.idle)
-        self._create_connection = self._dial  # which http.client calls
-        self.check = check
-        self.watch, watch.connection, watch.socket = watch, self, None
-
-    def _dial(self, place: tuple[str, int], timeout: float, source: object) -> socket.socket:
-        """Asks the DNS once: a second answer could lead elsewhere than the one that was looked at."""
-        found = [str(where[0]) for *_, where in socket.getaddrinfo(*place, type=socket.SOCK_STREAM)]
-        self.check(found)
-        for ip in found[:-1]:
-            with contextlib.suppress(OSError):
-                return socket.create_connection((ip, place[1]), timeout)
-        return socket.create_connection((found[-1], place[1]), timeout)
-
-    def connect(self) -> None:
-        super().connect()
-        self.watch.socket = self.sock
-
-
-class _Secure(_Plain):
-    """A connection by TLS, inside a proxy's tunnel if there is one.
+def _manager(guard: _Guard) -> urllib3.PoolManager:
+    """Guarded connections to an address: direct, or by the proxy that the environment or the system names.
 
     The system's certificates are trusted, or those that SSL_CERT_FILE and SSL_CERT_DIR name.
     """
+    address = guard.address
+    options: dict[str, Any] = {"timeout": guard.limits.idle, "ssl_context": ssl.create_default_context()}
+    proxy = urllib.request.getproxies().get(address.scheme)
+    guard.proxied = bool(proxy) and not urllib.request.proxy_bypass(urlsplit(address.url).netloc)
+    if guard.proxied:  # it asks the DNS by itself, so only an IP address that is written as such can be compared
+        check_public(address, _written_ip(address.host), guard.limits)
+        manager: urllib3.PoolManager = _proxy_manager(str(proxy), options)
+    else:
+        manager = urllib3.PoolManager(**options)
+    pool = manager.connection_from_url(address.url)
+    methods = {
+        "_new_conn": lambda self: guard.connect(self._dns_host, self.port),
+        "response_class": lambda _, sock, **kind: http.client.HTTPResponse(_CountedReader(sock, guard), **kind),  # type: ignore[arg-type]
+    }
+    pool.ConnectionCls = type("GuardedConnection", (pool.ConnectionCls,), methods)
+    return manager
 
-    default_port = http.client.HTTPS_PORT
 
-    def connect(self) -> None:
-        super().connect()
-        name, context = getattr(self, "_tunnel_host", None) or self.host, ssl.create_default_context()
-        # A socket that was shut or reset by now raises here: ssl would lose it, unclosed.
-        self.sock.getpeername()
-        # The handshake comes after the watch knows the socket, so that it cannot stand still either.
-        self.sock = context.wrap_socket(self.sock, server_hostname=name, do_handshake_on_connect=False)
-        self.watch.socket = self.sock
-        self.sock.do_handshake()
-
-
-def _connection(address: Address, limits: Limits, watch: Watch) -> http.client.HTTPConnection:
-    proxy, secure = _proxy(address), address.scheme == "https"
-    place = (proxy.hostname or "", proxy.port or 80) if proxy else (address.host, address.port)
-    if proxy:  # which asks the DNS by itself, and lies inside the network
-        check_public(address, _written_ip(address.host), limits)
-    check = _anywhere if proxy else partial(check_public, address, limits=limits)
-    made = (_Secure if secure else _Plain)(place, limits, watch, check)
-    if proxy and secure:
-        made.set_tunnel(address.host, address.port, headers=_credentials(proxy))
-    elif proxy:
-        made.prefix, made.extra = f"http://{address.place}", _credentials(proxy)
-    return made
+def _proxy_manager(url: str, options: Mapping[str, Any]) -> urllib3.ProxyManager:
+    proxy = urlsplit(url if "://" in url else f"http://{url}")
+    if proxy.scheme != "http" or not proxy.hostname:
+        raise FetchError(f"the proxy {proxy.scheme}://{proxy.hostname} is not one that is spoken to by http")
+    login = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}" if proxy.username is not None else ""
+    # urllib3 writes it as Latin-1: read as that, the bytes are those of UTF-8 again.
+    headers = urllib3.make_headers(proxy_basic_auth=login.encode().decode("latin-1") or None)
+    return urllib3.ProxyManager(f"http://{proxy.netloc.rpartition('@')[2]}", proxy_headers=headers, **options)
 
 
 def _written_ip(host: str) -> tuple[str, ...]:
-    """The IP address that a host is written as, in each way that resolvers read: ``127.1``, ``2130706433``."""
+    """The IP address that a host is written as, in each spelling that resolvers read: ``127.1``, ``2130706433``."""
     with contextlib.suppress(OSError):
         return (socket.inet_ntoa(socket.inet_aton(host)),)
     return (host,) if ":" in host else ()
 
 
-def _anywhere(found: Iterable[str]) -> None:
-    """A proxy may lie anywhere."""
+@contextlib.contextmanager
+def _explained(url: str) -> Iterator[None]:
+    """Tell what may pass from what will not, by the error at the bottom of urllib3's."""
+    try:
+        yield
+    except urllib3.exceptions.HTTPError as error:
+        cause: BaseException = error
+        while inner := next((part for part in cause.args if isinstance(part, BaseException)), None):
+            cause = inner
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            raise FetchError(
+                f"{url}: the certificate of the host is not trusted: {cause.verify_message}. If it is your own"
+                " authority's, SSL_CERT_FILE names the file of certificates to trust"
+            ) from error
+        text = " ".join(str(cause).split())[:200]  # it may hold what the server said
+        raise TransientError(text or type(cause).__name__) from error
 
 
-def _proxy(address: Address) -> SplitResult | None:
-    """The proxy that the environment (HTTPS_PROXY, HTTP_PROXY, NO_PROXY) or the system names."""
-    url = urllib.request.getproxies().get(address.scheme)
-    if not url or urllib.request.proxy_bypass(address.place):
-        return None
-    parts = urlsplit(url if "://" in url else f"http://{url}")
-    if parts.scheme != "http" or not parts.hostname:
-        raise FetchError(f"the proxy {parts.scheme}://{parts.hostname} is not one that is spoken to by http")
-    return parts
+def _mask(record: logging.LogRecord) -> bool:
+    record.msg, record.args = masked(record.getMessage()), ()
+    return True
 
 
-def _credentials(proxy: SplitResult) -> dict[str, str]:
-    if proxy.username is None:
-        return {}
-    pair = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
-    return {"Proxy-Authorization": f"Basic {b64encode(pair.encode()).decode()}"}
+for _name in ("urllib3.connection", "urllib3.connectionpool"):  # which log each URL with the secrets in it
+    logging.getLogger(_name).addFilter(_mask)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
-from torchinit.checkpoints.hub.cache import hash_of
-from torchinit.checkpoints.hub.schemes import Found, Request, register_source
+from torchinit.checkpoints.hub.files import hash_of
+from torchinit.checkpoints.hub.schemes import LocalFile, Request, register_source
 from torchinit.checkpoints.hub.urls import address_of, check_allowed
 from torchinit.core.tables import some
 from torchinit.errors import FetchError, MissingExtraError, did_you_mean
@@ -20,7 +20,7 @@ _BLOB: Final = re.compile(r"[0-9a-f]{64}")
 _LOG_IN: Final = "log in with `hf auth login`, or set HF_TOKEN"
 
 
-def hugging_face(source: str, request: Request) -> Found:
+def hugging_face(source: str, request: Request) -> LocalFile:
     """A file of a repository, ``hf://org/repo/folder/file@revision``.
 
     What is locked is fetched at the commit that was locked, whatever the revision has become since. A file that
@@ -45,7 +45,7 @@ def hugging_face(source: str, request: Request) -> Found:
         raise FetchError(f"{source} cannot be fetched{' (TORCHINIT_OFFLINE is set)' * offline}: {why}") from error
     _check_blob(source, path)
     commit = _commit(path, file)
-    return Found(path, f"{endpoint}/{repo}/resolve/{commit}/{quote(file)}" if commit else "", commit)
+    return LocalFile(path, f"{endpoint}/{repo}/resolve/{commit}/{quote(file)}" if commit else "", commit)
 
 
 def _why_not(hub: Any, error: BaseException, repo: str, file: str, revision: str) -> str:

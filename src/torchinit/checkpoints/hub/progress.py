@@ -1,4 +1,4 @@
-"""Meters: how far a download is, in a terminal."""
+"""Progress: how far a download is, told to a function or shown in a terminal."""
 
 from __future__ import annotations
 
@@ -6,38 +6,36 @@ import contextlib
 import importlib.util
 import sys
 from collections.abc import Iterator
+from typing import Protocol
 
-from torchinit.checkpoints.hub.download import Progress
+
+class Progress(Protocol):
+    """A function that is told how many bytes have come, and of how many, where that is known."""
+
+    def __call__(self, done: int, total: int | None, /) -> object: ...
 
 
 @contextlib.contextmanager
-def shown(source: str, progress: Progress | None) -> Iterator[Progress]:
-    """What is told of a download: the function given, else a bar in a terminal, else nobody."""
+def show_progress(source: str, progress: Progress | None) -> Iterator[Progress]:
+    """The function to tell: the one given, else a bar on standard error where that is a terminal, else nobody."""
     if progress is not None:
         yield progress
-    elif sys.stderr.isatty() and importlib.util.find_spec("rich"):
-        with _bar(source) as bar:
-            yield bar
-    else:
+    elif not (sys.stderr.isatty() and importlib.util.find_spec("rich")):
         yield lambda done, total: None
+    else:
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+        from rich.progress import Progress as Bar
 
+        columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
+        bar = Bar(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+        task = bar.add_task(source.rpartition("/")[2], total=None)
 
-@contextlib.contextmanager
-def _bar(source: str) -> Iterator[Progress]:
-    """A bar on standard error from the first byte on, gone after the last."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-    from rich.progress import Progress as Bar
+        def update(done: int, total: int | None) -> None:
+            bar.start()  # at the first byte, not before; does nothing if it has started
+            bar.update(task, completed=done, total=total)
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-    bar = Bar(*columns, TransferSpeedColumn(), TimeRemainingColumn(), console=Console(stderr=True), transient=True)
-    task = bar.add_task(source.rpartition("/")[2], total=None)
-
-    def tell(done: int, total: int | None) -> None:
-        bar.start()  # does nothing if it has started
-        bar.update(task, completed=done, total=total)
-
-    try:
-        yield tell
-    finally:
-        bar.stop()
+        try:
+            yield update
+        finally:
+            bar.stop()

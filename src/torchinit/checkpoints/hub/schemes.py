@@ -1,34 +1,65 @@
-"""Sources: where a checkpoint comes from, and the local file that it becomes."""
+"""Schemes: the local file that a source leads to, by how the source begins."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final, Generic, TypeAlias, TypeVar
 from urllib.parse import unquote
 
-from torchinit.checkpoints.hub import progress as meters
-from torchinit.checkpoints.hub.cache import Cache, default_folder, hash_of
+from torchinit.checkpoints.hub.cache import Cache, default_folder
 from torchinit.checkpoints.hub.config import Limits, from_environment
-from torchinit.checkpoints.hub.download import Progress
+from torchinit.checkpoints.hub.files import check_hash, hash_of
 from torchinit.checkpoints.hub.lockfile import Pin, lock_of
-from torchinit.checkpoints.hub.prefixes import Prefixes
-from torchinit.checkpoints.hub.refusals import check_hash
+from torchinit.checkpoints.hub.progress import Progress, show_progress
 from torchinit.errors import FetchError, did_you_mean, masked
 
+T = TypeVar("T")
+
 _SCHEME: Final = re.compile(r"([A-Za-z][\w+.-]*)://")
-_SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _MOST_HOPS: Final = 8
 _MORE: Final = "torchinit.checkpoints.register_source adds others, for an init_cfg CheckpointLoader.register_scheme"
 
 
+class Prefixes(Generic[T]):
+    """Values by how a source begins.
+
+    A prefix is a regular expression that is matched at the start, as MMEngine's schemes are. They are tried in
+    reverse alphabetical order, so the longer one comes before the shorter, and ``""``, which takes all, comes last.
+
+    >>> kinds = Prefixes[str]()
+    >>> kinds.register(["http://", "https://"], "web")
+    >>> kinds.register("", "file")
+    >>> kinds.find("https://example.org/a.pth"), kinds.find("a.pth"), list(kinds)
+    ('web', 'file', ['https://', 'http://', ''])
+    """
+
+    def __init__(self) -> None:
+        self._values: dict[str, T] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._values, reverse=True))
+
+    def register(self, prefixes: str | Iterable[str], value: T, *, force: bool = False) -> None:
+        """Let prefixes stand for a value. Raises KeyError for one that is taken, unless ``force`` replaces it."""
+        names = [prefixes] if isinstance(prefixes, str) else list(prefixes)
+        taken = sorted(self._values.keys() & set(names))
+        if taken and not force:
+            raise KeyError(f"{', '.join(taken)}: registered already; force=True replaces it")
+        self._values.update(dict.fromkeys(names, value))
+
+    def find(self, source: str) -> T | None:
+        """The value for the beginning of a source; None if nobody registered it."""
+        return next((self._values[prefix] for prefix in self if re.match(prefix, source)), None)
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
-    """With what a source is resolved: the hash that its file must have, the revision that is locked, the bounds."""
+    """The conditions of a fetch: bounds, the hash that the file must have, the revision that is locked."""
 
     limits: Limits
     progress: Progress
@@ -38,19 +69,18 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """A local file, and where it was found as far as that is known."""
+class LocalFile:
+    """A local file, and the URL and the revision that it came from, as far as they are known."""
 
     path: Path
     url: str = ""
     revision: str = ""
 
 
-Resolver: TypeAlias = Callable[[str, Request], Found | Path | str]
-"""Makes of a source a local file, or another source that leads to it."""
+Resolver: TypeAlias = Callable[[str, Request], LocalFile | Path | str]
+"""A function from a source to a local file, or to another source that leads to it."""
 
 RESOLVERS: Final[Prefixes[Resolver]] = Prefixes()
-"""How each kind of source is resolved."""
 
 
 def fetch(
@@ -80,72 +110,55 @@ def fetch(
     Traceback (most recent call last):
     torchinit.errors.FetchError: http://example.org/a.pth: anyone on the way can change what comes by http; ...
     """
-    text, wanted, locked = os.fspath(source), _hash(sha256), lock_of(lock, frozen)
-    pin = locked.pin(text, wanted)
-    with meters.shown(text, progress) as told, locked.named() if pin else nullcontext():
-        found = resolve(text, _request(pin, wanted, limits, told))
-    if locked.path and pin is None:
-        locked.add(text, _pin(text, found))
-    return found.path
+    text, wanted, lockfile = os.fspath(source), _checked_hash(sha256), lock_of(lock, frozen)
+    pin = lockfile.pin(text, wanted)
+    wanted, revision = (pin.sha256, pin.revision) if pin else (wanted, "")
+    with show_progress(text, progress) as shown, lockfile.named() if pin else nullcontext():
+        request = Request(limits or from_environment(), shown, Cache(default_folder()), wanted, revision)
+        file = resolve(text, request)
+    if lockfile.path and pin is None:
+        if not file.path.is_file():
+            raise FetchError(f"{text} is not a file, so it cannot be recorded in a lock file")
+        url = masked(file.url) if file.url not in (text, masked(text)) else ""
+        lockfile.add(text, Pin(hash_of(file.path), file.path.stat().st_size, url, file.revision))
+    return file.path
 
 
-def _pin(source: str, found: Found) -> Pin:
-    """What the lock file records of a source."""
-    if not found.path.is_file():
-        raise FetchError(f"{source} is no file, so it cannot be recorded in a lock file")
-    url = masked(found.url) if found.url not in (source, masked(source)) else ""
-    return Pin(hash_of(found.path), found.path.stat().st_size, url, found.revision)
-
-
-def _request(pin: Pin | None, sha256: str | None, limits: Limits | None, progress: Progress) -> Request:
-    cache, bounds = Cache(default_folder()), limits or from_environment()
-    return (
-        Request(bounds, progress, cache, pin.sha256, pin.revision) if pin else Request(bounds, progress, cache, sha256)
-    )
-
-
-def _hash(sha256: str | None) -> str | None:
-    if sha256 is None:
-        return None
-    text = sha256.strip().lower().removeprefix("sha256:")
-    if not _SHA256.fullmatch(text):
+def _checked_hash(sha256: str | None) -> str | None:
+    text = sha256 and sha256.strip().lower().removeprefix("sha256:")
+    if text is not None and not re.fullmatch(r"[0-9a-f]{64}", text):
         raise FetchError(f"a sha256 has 64 hexadecimal digits, but got {sha256!r}")
     return text
 
 
-def resolve(source: str, request: Request) -> Found:
+def resolve(source: str, request: Request) -> LocalFile:
     """The local file of a source, checked by its hash; follows sources that lead to other sources."""
-    made: Found | Path | str = source
+    target: LocalFile | Path | str = source
     for _ in range(_MOST_HOPS):
-        if isinstance(made, str):
-            made = _resolver(made)(made, request)
-        else:
-            found = made if isinstance(made, Found) else Found(made)
-            _check_file(source, found.path, request.sha256)
-            return found
+        if isinstance(target, str):
+            target = _resolver(target)(target, request)
+            continue
+        file = target if isinstance(target, LocalFile) else LocalFile(target)
+        if request.sha256 is not None:
+            if not file.path.is_file():
+                raise FetchError(f"{source} is not a file, so it has no sha256")
+            check_hash(source, hash_of(file.path), request.sha256)
+        return file
     raise FetchError(f"{source} leads from source to source, {_MOST_HOPS} times and on")
 
 
 def _resolver(source: str) -> Resolver:
-    found, scheme = RESOLVERS.find(source), _SCHEME.match(source)
-    if found is None or (scheme and found is _local):
+    resolver, scheme = RESOLVERS.find(source), _SCHEME.match(source)
+    if resolver is None or (scheme and resolver is _local):
         known = [prefix.removesuffix("://") for prefix in RESOLVERS if prefix]
         near = did_you_mean(scheme[1], known) if scheme else ""
-        raise FetchError(
-            f"{source}: nobody registered this kind of source{near}", [f"known are {', '.join(known)}; {_MORE}"]
-        )
-    return found
-
-
-def _check_file(source: str, path: Path, sha256: str | None) -> None:
-    if sha256 is not None:
-        if not path.is_file():
-            raise FetchError(f"{source} is no file, so it has no sha256")
-        check_hash(source, hash_of(path), sha256)
+        problems = [f"known are {', '.join(known)}; {_MORE}"]
+        raise FetchError(f"{source}: nobody registered this kind of source{near}", problems)
+    return resolver
 
 
 def register_source(prefixes: str | Iterable[str], resolver: Resolver, *, force: bool = False) -> None:
-    """Lets sources that begin so be resolved by a function of the source and the :class:`Request`.
+    """Let sources that begin so be resolved by a function of the source and the :class:`Request`.
 
     The function returns a local path, or another source that leads to it. Raises KeyError for a prefix that is
     taken, unless ``force`` replaces it.
@@ -171,17 +184,15 @@ def _local(source: str, request: Request) -> Path:
     return path
 
 
-def _file(source: str, request: Request) -> Path:
-    return _local(unquote(source.removeprefix("file://").removeprefix("localhost")), request)
-
-
-def _web(source: str, request: Request) -> Found:
+def _web(source: str, request: Request) -> LocalFile:
     if source.startswith("http://") and request.sha256 is None:
         raise FetchError(f"{source}: anyone on the way can change what comes by http; give its sha256, or use https://")
     entry = request.cache.get(source, request.limits, sha256=request.sha256, progress=request.progress)
-    return Found(entry.path, entry.url)
+    return LocalFile(entry.path, entry.url)
 
 
 register_source("", _local)
-register_source("file://", _file)
+register_source(
+    "file://", lambda source, _: _local(unquote(source.removeprefix("file://").removeprefix("localhost")), _)
+)
 register_source(("http://", "https://"), _web)
