@@ -60,6 +60,32 @@ def chunked(body: bytes, *, end: bool = True) -> Handler:
     return answer
 
 
+def dripping_chunks(size: bytes, data: bytes, after: bytes = b"") -> Handler:
+    """Chunks, and then some bytes of a chunk's size, of its data or of what comes after the last, again and again."""
+
+    def answer(visit: Visit) -> None:
+        visit.say(200, Transfer_Encoding="chunked", Content_Length=None)
+        visit.wfile.write(after)
+        while True:
+            visit.wfile.write(size + data)
+            time.sleep(0.02)
+
+    return answer
+
+
+def continuing(visit: Visit) -> None:
+    """Says again and again that there is more to come, as fast as it can."""
+    while True:
+        visit.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n" * 1000)
+
+
+def unending_size(visit: Visit) -> None:
+    """A chunk whose size has no end."""
+    visit.say(200, Transfer_Encoding="chunked", Content_Length=None)
+    while True:
+        visit.wfile.write(b"1;" + b"x" * 100_000)
+
+
 def endless(visit: Visit) -> None:
     """No length, no end."""
     visit.say(200, Content_Length=None)
@@ -124,6 +150,7 @@ REFUSED: dict[str, tuple[Handler, str]] = {
     "to http": (redirect("http://localhost/a.pth"), "refused: it leaves https"),
     "to a file": (redirect("file:///etc/passwd"), "refused: file:///etc/passwd is not an http or https URL"),
     "to ftp": (redirect("ftp://localhost/a.pth"), "refused: ftp://localhost/a.pth is not an http or https URL"),
+    "to what parsers read in two ways": (redirect("https://good.org\\.localhost/"), "is not the name of a host"),
     "to a port that is none": (redirect("https://localhost:99999/"), "refused: https://localhost:99999/ is not a URL"),
     "to itself": (redirect("/a.pth"), "is redirected more than 5 times"),
 }
@@ -148,6 +175,11 @@ PASSING: dict[str, tuple[Handler, str]] = {
     "no HTTP": (babble, "hello"),
     "a slow drip": (servers.dripping(BODY, 0.01), r"\d+ bytes came in 0\.4 s"),
     "a slow drip of headers": (servers.dripping(BODY, 0.01, headers=True), r"\d+ bytes came in 0\.4 s"),
+    "chunks of one byte that drip": (dripping_chunks(b"1\r\n", b"x\r\n"), r"\d+ bytes came in 0\.4 s"),
+    "a size of a chunk that drips": (dripping_chunks(b"0", b""), r"\d+ bytes came in 0\.4 s"),
+    "trailers that drip": (dripping_chunks(b"A: b\r\n", b"", b"1\r\nx\r\n0\r\n"), r"\d+ bytes came in 0\.4 s"),
+    "headers to come": (continuing, r"\d+ bytes came in 0\.4 s"),
+    "a size of a chunk without end": (unending_size, "got more than 65536 bytes when reading chunk size"),
     "silence": (lambda visit: time.sleep(2), r"0 bytes came in 0\.4 s"),
 }
 

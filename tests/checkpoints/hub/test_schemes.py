@@ -61,6 +61,9 @@ def test_a_path_where_nothing_is(tmp_path: Path) -> None:
         ("https://[::1/a.pth", "is not a URL: "),
         ("https://example.org/a\r\nX: y", "holds a control character"),
         ("https://good.org\\@evil.org/a.pth", "a URL with a user or a password"),
+        ("https://good.org\\.evil.org/a.pth", r"'good\.org\\\\\.evil\.org' is not the name of a host"),
+        ("https://good.org;evil.org/a.pth", "is not the name of a host"),
+        ("https://a b.org/a.pth", "'a b.org' is not the name of a host"),
         (f"https://{'a' * 70}.org/a.pth", "is not a URL: "),
     ],
 )

@@ -148,8 +148,11 @@ class Cache:
         return entry if entry and entry.sha256.startswith(sha256 or "") and not entry.problem() else None
 
     def _fetch(self, url: str, limits: Limits, sha256: str | None, progress: Progress) -> CacheEntry:
-        from torchinit.checkpoints.hub.download import Download, PartialFile  # and urllib3, for the first time
-
+        try:  # not before, for it imports urllib3
+            from torchinit.checkpoints.hub.download import Download, PartialFile
+        except ModuleNotFoundError as error:
+            remedy = f"{error.name} is not installed: pip install {error.name}"
+            raise FetchError(f"{url} cannot be fetched: {remedy}") from error
         folder, old = self.folder_of(url), self.find(url)
         if old and (problem := old.problem()):
             _log.warning("%s %s; it is fetched again from %s", old.path, problem, old.url)

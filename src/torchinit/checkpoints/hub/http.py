@@ -41,9 +41,9 @@ class TransientError(Exception):
 class _Guard:
     """The conditions of a connection: where it may lead to, and how fast its bytes must come.
 
-    A socket's own timeout starts anew with each byte, so one byte a second would keep it open for years. In each
-    ``idle`` seconds of waiting (what the disk and the hash take in between does not count) ``least`` bytes must come.
-    Headers have no length, so no number of them is enough: they must be whole after ``idle`` seconds.
+    A socket's own timeout starts anew with each byte, so one byte a second would keep it open for years. So in each
+    ``idle`` seconds ``least`` bytes must come. Headers have no length, so no number of them is enough: they must be
+    whole after ``idle`` seconds.
     """
 
     address: Address
@@ -52,7 +52,7 @@ class _Guard:
     proxied: bool = False
     least: float = math.inf
     received: int = 0
-    waited: float = 0.0
+    since: float = 0.0
 
     def connect(self, host: str, port: int) -> socket.socket:
         """A socket to the host, or to the proxy. Raises FetchError where it must not be asked, TransientError.
@@ -78,20 +78,20 @@ class _Guard:
         """The seconds to wait for the next bytes."""
         return max(min(self.limits.idle, self.deadline - time.monotonic()), 0.001)
 
-    def count(self, size: int, seconds: float) -> None:
-        """Count bytes and the seconds of waiting for them. Raises TransientError if that is too slow."""
+    def count(self, size: int) -> None:
+        """Count bytes. Raises TransientError if they come too slowly, or none has come within :meth:`patience`."""
         self.received += size
-        self.waited += seconds
-        if time.monotonic() >= self.deadline:
+        now = time.monotonic()
+        if now >= self.deadline:
             raise TransientError(f"it took longer than {self.limits.total:g} s")
-        if self.waited > self.limits.idle:
+        if now - self.since > self.limits.idle:
             if self.received < self.least:
                 raise TransientError(f"{self.received} bytes came in {self.limits.idle:g} s")
             self.expect_body()
 
     def expect_body(self) -> None:
         """Begin to count anew."""
-        self.least, self.received, self.waited = self.limits.slowest * self.limits.idle, 0, 0.0
+        self.least, self.received, self.since = self.limits.slowest * self.limits.idle, 0, time.monotonic()
 
 
 class _CountedReader(io.RawIOBase):
@@ -106,6 +106,7 @@ class _CountedReader(io.RawIOBase):
     def __init__(self, sock: socket.socket, guard: _Guard) -> None:
         self._socket, self._guard = sock, guard
         self._stream = sock.makefile("rb", buffering=0)  # holds the socket open until it is closed itself
+        guard.since = time.monotonic()
 
     def makefile(self, mode: str) -> io.BufferedReader:
         """A buffer around this: http.client takes it for the socket."""
@@ -115,14 +116,13 @@ class _CountedReader(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        started = time.monotonic()
         self._socket.settimeout(self._guard.patience())
         try:
             size = self._stream.readinto(buffer) or 0
         except TimeoutError:
-            self._guard.count(0, time.monotonic() - started)
+            self._guard.count(0)
             raise TransientError(f"0 bytes came in {self._guard.limits.idle:g} s") from None
-        self._guard.count(size, time.monotonic() - started)
+        self._guard.count(size)
         return size
 
     def close(self) -> None:
@@ -136,12 +136,16 @@ class Answer:
 
     url: str
     response: urllib3.HTTPResponse
+    guard: _Guard
 
     def blocks(self, size: int) -> Iterator[bytes]:
         """The body as it comes, at most ``size`` bytes at a time. Raises TransientError."""
+        self.guard.expect_body()
         with _explained(self.url):
             while block := self.response.read1(size, decode_content=False):
+                left = time.monotonic()
                 yield block
+                self.guard.since += time.monotonic() - left  # what the disk and the hash take does not count
 
 
 @contextlib.contextmanager
@@ -161,8 +165,7 @@ def get(url: str, headers: Mapping[str, str], limits: Limits, deadline: float) -
             with contextlib.closing(response):
                 location = response.get_redirect_location()
                 if not location:
-                    guard.expect_body()
-                    yield Answer(address.url, cast("urllib3.HTTPResponse", response))
+                    yield Answer(address.url, cast("urllib3.HTTPResponse", response), guard)
                     return
         address = redirected(address, location)
     raise FetchError(f"{url} is redirected more than {limits.redirects} times")
