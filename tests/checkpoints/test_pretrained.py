@@ -646,7 +646,7 @@ BAD: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: Pretrained("a", map_location="meta"), ValueError, "map_location: adapters need values"),
     (lambda: Pretrained(""), ValueError, "a checkpoint needs a path or an address, but got ''"),
     (lambda: Pretrained("a", sha256="abc"), ValueError, "sha256 must be 64 hexadecimal digits"),
-    (lambda: Pretrained("a", rename=(("(", ""),)), ConfigError, "is no rename"),
+    (lambda: Pretrained("a", rename=(("(", ""),)), ConfigError, "is not a rename"),
     (lambda: Pretrained("a", map_location="here"), ValueError, "map_location: "),
     (lambda: Pretrained({}), CheckpointError, "dict in memory: is empty"),
     (lambda: Loaded("a", ()), ValueError, "Loaded needs a key of the checkpoint"),

@@ -232,9 +232,12 @@ def test_without_urllib3_a_url_says_so(cache: Path, tmp_path: Path) -> None:
 
 def test_what_urllib3_logs_holds_no_secret(host: Host, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG")
-    host.serve(
-        "/a.pth", lambda visit: visit.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nodd\r\nA: b\r\n\r\nx")
-    )
+    odd = b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nodd\r\nA: b\r\n\r\nx"
+
+    def answer(visit: Visit) -> None:
+        visit.wfile.write(odd)
+
+    host.serve("/a.pth", answer)
     assert got(f"{host.url}/a.pth?v=1&token=s3cr3t") == b"x"
     logged = [record.getMessage() for record in caplog.records if record.name.startswith("urllib3")]
     assert any("Failed to parse headers" in text for text in logged)
