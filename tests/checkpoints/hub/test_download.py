@@ -137,6 +137,10 @@ REFUSED: dict[str, tuple[Handler, str]] = {
     "a pointer": (whole(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"), "is a pointer of Git LFS"),
     "an empty body": (whole(b""), r"a\.pth is empty"),
     "packed": (whole(gzip.compress(bytes(10_000_000)), Content_Encoding="gzip"), r"is packed \(gzip\)"),
+    "packed on the way": (
+        whole(gzip.compress(bytes(1000)), Transfer_Encoding="gzip, chunked", Content_Length=None),
+        r"is packed \(gzip, chunked\)",
+    ),
     "a length that is none": (whole(BODY, Content_Length="12x"), "the length '12x' is not a number"),
     "a length below zero": (whole(BODY, Content_Length="-1"), "the length '-1' is not a number"),
     "larger than allowed": (whole(b"x", Content_Length=str(10**12)), "is larger than 100,000,000,000 bytes"),
@@ -253,6 +257,16 @@ def test_a_download_goes_on_in_the_next_call(host: Host, cache: Path) -> None:
     assert got(url) == BODY
     assert host.seen[-1][1]["Range"] == "bytes=2000000-"
     assert left_in(cache) == [".entry.json", "a.pth"]
+
+
+def test_a_page_in_between_leaves_what_has_come(host: Host, cache: Path) -> None:
+    url = host.serve("/a.pth", in_turn(broken(BODY, 2_000_000), whole(b"<p>log in</p>", Content_Type="text/html")))
+    with pytest.raises(FetchError, match="is a web page, not a file of weights"):
+        got(url)
+    assert left_in(cache) == [".part", ".part.json"]
+    host.serve("/a.pth", ranged(BODY))
+    assert got(url) == BODY
+    assert host.seen[-1][1]["Range"] == "bytes=2000000-"
 
 
 OTHER = BODY[::-1]

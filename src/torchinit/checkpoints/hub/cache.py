@@ -103,7 +103,7 @@ def shared_failure(path: Path, since: float, sha256: str | None) -> Iterator[Non
 class Cache:
     """A folder of files from URLs. An entry is a folder of its own, named by the hash of the whole URL.
 
-    Entries appear whole, by a rename, so they are read without a lock. Who has to fetch one takes the entry's
+    Entries appear whole, by a rename, so they are read without a lock. The process that fetches one takes its
     lock first; the others wait for it and find the file. The lock is the operating system's: it is gone with the
     process that holds it.
     """

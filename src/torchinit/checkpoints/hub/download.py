@@ -86,15 +86,15 @@ class Download:
     def run(self) -> tuple[str, int]:
         """Make ``part.path`` the file behind the URL, and return its SHA-256 and size.
 
-        Raises FetchError. What has come by then is removed if it was refused; if the connection broke off, it is
-        kept, and the next call resumes from it.
+        Raises FetchError. What has come by then is removed if it is not what was asked for; if the connection broke
+        off, or the server says something else meanwhile, it is kept, and the next call resumes from it.
         """
         deadline, attempt = time.monotonic() + self.limits.total, 1
         while True:
             try:
                 return self._attempt(deadline)
             except TransientError as error:
-                # It doubles, and differs between processes, so that they do not all come back at once.
+                # The pause doubles, and differs between processes, so that they do not all come back at once.
                 longest = min(self.limits.pause * 2.0 ** (attempt - 1), _LONGEST_PAUSE)
                 pause = max(error.wait, longest * random.Random().uniform(0.5, 1.0))
                 if attempt >= self.limits.attempts or time.monotonic() + pause > deadline:
@@ -112,9 +112,7 @@ class Download:
                 digest = hashlib.file_digest(file, "sha256")
         with get(self.url, headers, self.limits, deadline) as answer:
             start, total = self._range(answer, size)
-            with self._discarding():
-                self._check_headers(answer, total)
-            self._check_disk((total or 0) - start)
+            self._check_answer(answer, start, total)  # which leaves the bytes of before as they are
             with self._discarding():
                 if not start:
                     self.part.begin(validator_of(answer.response.headers))
@@ -140,11 +138,12 @@ class Download:
             raise TransientError(f"the server says {status}", retry_after(headers))
         raise FetchError(f"{answer.url}: the server says {status}{_MEANING.get(status, '')}")
 
-    def _check_headers(self, answer: Answer, total: int | None) -> None:
-        """Refuse an answer that is not a file as it lies on the server, before any of its body is taken."""
-        headers, response = answer.response.headers, answer.response
-        coding = headers.get("content-encoding", "")
-        if coding.lower() not in ("", "identity"):
+    def _check_answer(self, answer: Answer, start: int, total: int | None) -> None:
+        """Refuse an answer that is not a file as it lies on the server, or too large, before its body is taken."""
+        headers, response, folder = answer.response.headers, answer.response, self.part.path.parent
+        coding, transfer = headers.get("content-encoding", ""), headers.get("transfer-encoding", "")
+        if coding.lower() not in ("", "identity") or transfer.lower() not in ("", "chunked"):
+            coding = ", ".join(filter(None, (coding, transfer)))
             raise FetchError(f"{self.url}: the answer is packed ({coding}), though it was asked for as it is")
         if headers.get("content-type", "").lower().startswith("text/html"):
             raise FetchError(f"{self.url} is a web page, not a file of weights")
@@ -153,18 +152,15 @@ class Download:
                 f"{self.url}: the answer has no length, so half of it would pass for the whole; give its sha256"
             )
         self._check_size(total or 0)
+        needed, free = (total or 0) - start, shutil.disk_usage(folder).free
+        if free < needed:
+            room = f"needs {needed:,} bytes, and {folder} has {free:,} free"
+            raise FetchError(f"{self.url} {room}; TORCHINIT_CACHE moves the cache")
 
     def _check_size(self, size: int) -> None:
         if size > self.limits.size:
             bound = f"{self.limits.size:,} bytes; TORCHINIT_MAX_DOWNLOAD sets the bound"
             raise FetchError(f"{self.url} is larger than {bound}")
-
-    def _check_disk(self, needed: int) -> None:
-        folder = self.part.path.parent
-        free = shutil.disk_usage(folder).free
-        if free < needed:
-            room = f"needs {needed:,} bytes, and {folder} has {free:,} free"
-            raise FetchError(f"{self.url} {room}; TORCHINIT_CACHE moves the cache")
 
     def _write(self, answer: Answer, digest: Any, total: int | None) -> int:
         """Write the body, block by block, behind the bytes that are here; the size of the whole."""

@@ -1,17 +1,4 @@
-"""The lock file: which file each source was, so that it stays the same one.
-
-A JSON file, sorted, an entry a source::
-
-    {
-      "version": 1,
-      "sources": {
-        "https://example.org/resnet50.pth": {
-          "sha256": "0676ba61b6795bbe1773cffd859882e5e297624d384b6993f7c9e683e722fb8a",
-          "size": 102530333
-        }
-      }
-    }
-"""
+"""The lock file: which file each source was, so that it stays the same one; docs/guides/sources.md shows one."""
 
 from __future__ import annotations
 

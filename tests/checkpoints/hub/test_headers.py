@@ -1,4 +1,4 @@
-"""Refusals: what a server asks for is kept to, within bounds."""
+"""Headers of answers: what a server asks for is kept to, within bounds."""
 
 from __future__ import annotations
 
