@@ -534,7 +534,7 @@ def test_files_that_are_replaced_while_they_are_loaded(form: str, tmp_path: Path
 
 
 def test_a_hash_is_asked_for_at_plan_and_at_run(tmp_path: Path) -> None:
-    from torchinit.checkpoints.hub.files import hash_of
+    from torchinit.checkpoints.hub.cache import hash_of
 
     path, model = write("zip", tmp_path, trained()), Net()
     made = plan(model, whole(str(path), sha256=hash_of(path).upper()))

@@ -6,7 +6,8 @@ counted too low hangs, and what is counted too high refuses what people write. T
 syntax and a limit of time, so it matches, while `re` says what an expression is and how a replacement is read.
 
 Where the two are known to differ: beyond ASCII, ``\w``, ``\s`` and ignored case follow another table of Unicode, and
-``(?a:...)`` does not turn to ASCII; a condition on a group within that group, ``((?(1)a|b))``, may be told otherwise.
+``(?a:...)`` does not turn to ASCII; a condition on a group within that group, ``((?(1)a|b))``, may be told otherwise;
+brackets within brackets end at about a hundred, where Python takes some hundreds.
 """
 
 from __future__ import annotations
@@ -127,7 +128,7 @@ def _replacement(pattern: str, new: str) -> tuple[str | int, ...]:
     an expression of as many groups of the same names. The marks in what it makes of that are the groups.
     """
     compiled = re.compile(pattern)
-    mark = next(letter for letter in map(chr, range(0xE000, 0xF900)) if letter not in new)
+    mark = next(letter for letter in map(chr, range(0xE000, 0x110000)) if letter not in new)
     names = {number: f"?P<{name}>" for name, number in compiled.groupindex.items()}
     marks = [f"{mark}{number}{mark}" for number in range(compiled.groups + 1)]
     groups = (f"({names.get(number, '')}{text})" for number, text in enumerate(marks[1:], 1))

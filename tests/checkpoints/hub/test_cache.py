@@ -18,8 +18,8 @@ import pytest
 from tests.checkpoints.hub import workers
 from tests.servers import Handler, Host, Visit, in_turn, ranged, status, whole
 from torchinit.checkpoints import Limits, fetch
-from torchinit.checkpoints.hub.cache import Cache, CacheEntry, default_folder, shared_failure
-from torchinit.checkpoints.hub.files import write_whole
+from torchinit.checkpoints.hub.cache import Cache, CacheEntry, default_folder, write_whole
+from torchinit.checkpoints.hub.download import sharing_failure
 from torchinit.errors import FetchError
 
 BODY = random.Random(1).randbytes(2_000_000)
@@ -277,9 +277,9 @@ def test_a_file_system_without_locks(
 
 def test_a_failure_with_another_hash_is_not_shared(tmp_path: Path) -> None:
     path = tmp_path / "failed"
-    with pytest.raises(FetchError, match="no"), shared_failure(path, time.time(), "00"):
+    with pytest.raises(FetchError, match="no"), sharing_failure(path, time.time(), "00"):
         raise FetchError("no", ["and why"])
-    with shared_failure(path, 0.0, "11"), shared_failure(path, time.time() + 1, "00"):
+    with sharing_failure(path, 0.0, "11"), sharing_failure(path, time.time() + 1, "00"):
         pass
-    with pytest.raises(FetchError, match="no\n  and why"), shared_failure(path, 0.0, "00"):
+    with pytest.raises(FetchError, match="no\n  and why"), sharing_failure(path, 0.0, "00"):
         pass

@@ -5,26 +5,71 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import logging
 import os
 import re
 import shutil
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-from torchinit.checkpoints.hub.config import Limits
-from torchinit.checkpoints.hub.files import hash_of, write_whole
-from torchinit.checkpoints.hub.progress import Progress
-from torchinit.checkpoints.hub.urls import address_of, check_allowed, name_of
+from torchinit.checkpoints.hub.urls import address_of, name_of
 from torchinit.errors import FetchError, masked
-
-_log = logging.getLogger("torchinit")
 
 _NOTE: Final = ".entry.json"
 _FOLDER: Final = re.compile(r"[0-9a-f]{32}")
+
+
+class HashMismatchError(FetchError):
+    """A file that is whole, but not the one that was asked for."""
+
+
+def check_hash(source: str, found: str, wanted: str | None) -> None:
+    """Refuse a file that is not the one that was asked for; the beginning of a hash may be asked for.
+
+    >>> check_hash("a.pth", "00ff", "00fe")
+    Traceback (most recent call last):
+    torchinit.checkpoints.hub.cache.HashMismatchError: a.pth is not the file that was asked for
+      wanted sha256 00fe
+      found  sha256 00ff
+    """
+    if not found.startswith(wanted or ""):
+        both = [f"wanted sha256 {wanted}", f"found  sha256 {found}"]
+        raise HashMismatchError(f"{source} is not the file that was asked for", both)
+
+
+def hash_of(path: Path) -> str:
+    """The SHA-256 of a file; read once a process as long as the file is not touched."""
+    return _hash_of(path, stamp_of(path))
+
+
+@lru_cache(maxsize=4096)
+def _hash_of(path: Path, _: object) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def stamp_of(path: Path | str) -> tuple[int, int, int] | None:
+    """A value that differs once a file was touched or replaced; None where there is no file."""
+    try:
+        seen = os.stat(path)  # noqa: PTH116  # of text it takes half the time, and every tensor asks for it
+    except OSError:
+        return None
+    return seen.st_ino, seen.st_size, seen.st_mtime_ns
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a small file so that it is always the old one or the new one."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,27 +123,6 @@ def default_folder(environment: Mapping[str, str] = os.environ) -> Path:
     return Path(own).expanduser() if own else Path(everyone or "~/.cache").expanduser() / "torchinit"
 
 
-@contextlib.contextmanager
-def shared_failure(path: Path, since: float, sha256: str | None) -> Iterator[None]:
-    """Raise the FetchError that another process had with the same file since a time, or record one's own.
-
-    Of many ranks that wait for one download none tries again, in turn, what has just failed for the first.
-    """
-    try:
-        failure = json.loads(path.read_text("utf-8"))
-        if failure["at"] >= since and failure["sha256"] == sha256:
-            raise FetchError(failure["headline"], failure["problems"])
-    except (OSError, ValueError, TypeError, KeyError):
-        pass  # there was none
-    try:
-        yield
-    except FetchError as error:
-        failure = {"headline": error.headline, "problems": error.problems, "sha256": sha256, "at": time.time()}
-        with contextlib.suppress(OSError):
-            write_whole(path, json.dumps(failure))
-        raise
-
-
 @dataclass(frozen=True, slots=True)
 class Cache:
     """A folder of files from URLs. An entry is a folder of its own, named by the hash of the whole URL.
@@ -130,51 +154,14 @@ class Cache:
         entries = (entry for entry in map(CacheEntry.read, self.folders()) if entry)
         return tuple(sorted(entries, key=lambda entry: entry.url))
 
-    def get(self, url: str, limits: Limits, *, sha256: str | None, progress: Progress) -> CacheEntry:
-        """The entry of a URL, fetched if it is not here or is damaged. Raises FetchError."""
-        address, since = address_of(url), time.time()
-        entry = self._valid(address.url, sha256)
-        if entry is None:
-            check_allowed(address, limits)
-            name = self.folder_of(address.url).name
-            failed = self.folder / ".locks" / f"{name}.failed"
-            with self.locked(name, limits.total + 60), shared_failure(failed, since, sha256):
-                entry = self._valid(address.url, sha256) or self._fetch(address.url, limits, sha256, progress)
-        return entry
-
-    def _valid(self, url: str, sha256: str | None) -> CacheEntry | None:
-        """The entry if its file is as it was fetched, and the one asked for."""
+    def valid(self, url: str, sha256: str | None) -> CacheEntry | None:
+        """The entry of a URL if its file is as it was fetched, and the one asked for."""
         entry = self.find(url)
         return entry if entry and entry.sha256.startswith(sha256 or "") and not entry.problem() else None
 
-    def _fetch(self, url: str, limits: Limits, sha256: str | None, progress: Progress) -> CacheEntry:
-        try:  # not before, for it imports urllib3
-            from torchinit.checkpoints.hub.download import Download, PartialFile
-        except ModuleNotFoundError as error:
-            remedy = f"{error.name} is not installed: pip install {error.name}"
-            raise FetchError(f"{url} cannot be fetched: {remedy}") from error
-        folder, old = self.folder_of(url), self.find(url)
-        if old and (problem := old.problem()):
-            _log.warning("%s %s; it is fetched again from %s", old.path, problem, old.url)
-        with self._writable():
-            folder.mkdir(parents=True, exist_ok=True)
-        part = PartialFile(folder / ".part")
-        try:
-            digest, size = Download(url, part, limits, sha256, progress).run()
-        except FetchError:
-            with contextlib.suppress(OSError):
-                folder.rmdir()  # if nothing is in it
-            raise
-        entry = CacheEntry(masked(url), digest, size, folder / name_of(url), time.time())
-        with self._writable():
-            entry.write()  # first, so that a file never stands beside a note of another one unnoticed
-            part.path.replace(entry.path)
-            part.drop()
-        return entry
-
     def remove(self, folder: Path) -> None:
         """Remove an entry's folder, with what is left of a download of it."""
-        with self.locked(folder.name), self._writable():
+        with self.locked(folder.name), self.writable():
             shutil.rmtree(folder, ignore_errors=not folder.exists())
 
     @contextlib.contextmanager
@@ -186,7 +173,7 @@ class Cache:
         from filelock import FileLock, Timeout  # torch brings it
 
         path = self.folder / ".locks" / name
-        with self._writable():
+        with self.writable():
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = FileLock(str(path))
             try:
@@ -201,7 +188,8 @@ class Cache:
             lock.release()
 
     @contextlib.contextmanager
-    def _writable(self) -> Iterator[None]:
+    def writable(self) -> Iterator[None]:
+        """Turn an error of the disk into one that says how to move the cache."""
         try:
             yield
         except OSError as error:

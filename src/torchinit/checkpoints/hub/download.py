@@ -1,4 +1,4 @@
-"""Downloads: one URL into one file, whole or not at all, resumed where it broke off."""
+"""Downloads: the file behind a URL into the cache, whole or not at all, resumed where it broke off."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import random
 import re
 import shutil
 import time
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +20,18 @@ from typing import Any, Final
 from urllib3 import Retry
 from urllib3.exceptions import InvalidHeader
 
+from torchinit.checkpoints.hub.cache import Cache, CacheEntry, check_hash, write_whole
 from torchinit.checkpoints.hub.config import Limits
-from torchinit.checkpoints.hub.files import check_content, check_hash
 from torchinit.checkpoints.hub.http import Answer, TransientError, get
 from torchinit.checkpoints.hub.progress import Progress
+from torchinit.checkpoints.hub.urls import address_of, name_of
 from torchinit.errors import FetchError, masked
 
 _log = logging.getLogger("torchinit")
 
 _LONGEST_PAUSE: Final = 60.0
+_LARGEST_HEADER: Final = 100_000_000
+_MARKUP: Final = re.compile(rb"\s*<(!doctype|!--|html|head|body|\?xml)", re.IGNORECASE)
 _BLOCK: Final = 1 << 18
 _BUSY: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _RANGE: Final = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
@@ -39,6 +43,57 @@ _MEANING: Final = {
 }
 # Weights are asked for as they are: a packed answer could grow without end.
 _HEADERS: Final = {"User-Agent": "torchinit", "Accept": "*/*", "Accept-Encoding": "identity"}
+
+
+def download(url: str, cache: Cache, limits: Limits, sha256: str | None, progress: Progress) -> CacheEntry:
+    """The entry of a URL in the cache, fetched now if no other process has fetched it meanwhile. Raises FetchError."""
+    url, since = address_of(url).url, time.time()
+    name = cache.folder_of(url).name
+    failure = cache.folder / ".locks" / f"{name}.failed"
+    with cache.locked(name, limits.total + 60), sharing_failure(failure, since, sha256):
+        return cache.valid(url, sha256) or _download(url, cache, limits, sha256, progress)
+
+
+def _download(url: str, cache: Cache, limits: Limits, sha256: str | None, progress: Progress) -> CacheEntry:
+    folder, old = cache.folder_of(url), cache.find(url)
+    if old and (problem := old.problem()):
+        _log.warning("%s %s; it is fetched again from %s", old.path, problem, old.url)
+    with cache.writable():
+        folder.mkdir(parents=True, exist_ok=True)
+    part = PartialFile(folder / ".part")
+    try:
+        digest, size = Download(url, part, limits, sha256, progress).run()
+    except FetchError:
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # if nothing is in it
+        raise
+    entry = CacheEntry(masked(url), digest, size, folder / name_of(url), time.time())
+    with cache.writable():
+        entry.write()  # first, so that a file never stands beside a note of another one unnoticed
+        part.path.replace(entry.path)
+        part.drop()
+    return entry
+
+
+@contextlib.contextmanager
+def sharing_failure(path: Path, since: float, sha256: str | None) -> Iterator[None]:
+    """Raise the FetchError that another process had with the same file since a time, or record one's own.
+
+    Of many ranks that wait for one download none tries again, in turn, what has just failed for the first.
+    """
+    try:
+        failure = json.loads(path.read_text("utf-8"))
+        if failure["at"] >= since and failure["sha256"] == sha256:
+            raise FetchError(failure["headline"], failure["problems"])
+    except (OSError, ValueError, TypeError, KeyError):
+        pass  # there was none
+    try:
+        yield
+    except FetchError as error:
+        failure = {"headline": error.headline, "problems": error.problems, "sha256": sha256, "at": time.time()}
+        with contextlib.suppress(OSError):
+            write_whole(path, json.dumps(failure))
+        raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,3 +288,31 @@ def retry_after(headers: Mapping[str, str]) -> float:
         return min(float(Retry().parse_retry_after(headers.get("retry-after", "0"))), _LONGEST_PAUSE)
     except (InvalidHeader, ValueError, OverflowError):
         return 0.0
+
+
+def check_content(url: str, path: Path) -> None:
+    """Refuse a file that cannot be weights: empty, a web page, a pointer of Git LFS, one that is cut short."""
+    with path.open("rb") as file:
+        head = file.read(512)
+    if not head:
+        raise FetchError(f"{url} is empty")
+    if _MARKUP.match(head.removeprefix(b"\xef\xbb\xbf")):
+        raise FetchError(f"{url} is a web page, not a file of weights")
+    if head.startswith(b"version https://git-lfs"):
+        raise FetchError(f"{url} is a pointer of Git LFS, not the file itself; take the URL of the raw file")
+    if not zipfile.is_zipfile(path) if head.startswith(b"PK\x03\x04") else path.stat().st_size < _least_size(path):
+        raise FetchError(f"{url} ends before its own table of contents does, whatever length the server says")
+
+
+def _least_size(path: Path) -> int:
+    """The size that the header of a safetensors file implies; 0 for others, which are left to their readers."""
+    with path.open("rb") as file:
+        length, header = int.from_bytes(file.read(8), "little"), file.read(1)
+        if header != b"{" or length > _LARGEST_HEADER:
+            return 0
+        header += file.read(max(length - 1, 0))
+    try:
+        end = max(int(entry.get("data_offsets", (0, 0))[1]) for entry in json.loads(header).values())
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError):
+        end = 0
+    return 8 + length + end

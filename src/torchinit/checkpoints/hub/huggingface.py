@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
-from torchinit.checkpoints.hub.files import hash_of
+from torchinit.checkpoints.hub.cache import hash_of
 from torchinit.checkpoints.hub.schemes import LocalFile, Request, register_source
 from torchinit.checkpoints.hub.urls import address_of, check_allowed
 from torchinit.core.tables import some

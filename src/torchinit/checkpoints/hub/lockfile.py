@@ -13,9 +13,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-from torchinit.checkpoints.hub.cache import Cache, default_folder
+from torchinit.checkpoints.hub.cache import (
+    Cache,
+    HashMismatchError,
+    check_hash,
+    default_folder,
+    stamp_of,
+    write_whole,
+)
 from torchinit.checkpoints.hub.config import switch
-from torchinit.checkpoints.hub.files import HashMismatchError, check_hash, stamp_of, write_whole
 from torchinit.core.maps import TwiceError, unique
 from torchinit.errors import FetchError, masked
 

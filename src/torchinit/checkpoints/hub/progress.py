@@ -24,11 +24,11 @@ def show_progress(source: str, progress: Progress | None) -> Iterator[Progress]:
         yield lambda done, total: None
     else:
         from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+        from rich.progress import DownloadColumn, TransferSpeedColumn
         from rich.progress import Progress as Bar
 
-        columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
-        bar = Bar(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+        columns = *Bar.get_default_columns(), DownloadColumn(), TransferSpeedColumn()
+        bar = Bar(*columns, console=Console(stderr=True), transient=True)
         task = bar.add_task(source.rpartition("/")[2], total=None)
 
         def update(done: int, total: int | None) -> None:

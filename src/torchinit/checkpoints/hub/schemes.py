@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Final, Generic, TypeAlias, TypeVar
 from urllib.parse import unquote
 
-from torchinit.checkpoints.hub.cache import Cache, default_folder
+from torchinit.checkpoints.hub.cache import Cache, check_hash, default_folder, hash_of
 from torchinit.checkpoints.hub.config import Limits, from_environment
-from torchinit.checkpoints.hub.files import check_hash, hash_of
 from torchinit.checkpoints.hub.lockfile import Pin, lock_of
 from torchinit.checkpoints.hub.progress import Progress, show_progress
+from torchinit.checkpoints.hub.urls import address_of, check_allowed
 from torchinit.errors import FetchError, did_you_mean, masked
 
 T = TypeVar("T")
@@ -187,7 +187,15 @@ def _local(source: str, request: Request) -> Path:
 def _web(source: str, request: Request) -> LocalFile:
     if source.startswith("http://") and request.sha256 is None:
         raise FetchError(f"{source}: anyone on the way can change what comes by http; give its sha256, or use https://")
-    entry = request.cache.get(source, request.limits, sha256=request.sha256, progress=request.progress)
+    entry = request.cache.valid(source, request.sha256)
+    if entry is None:
+        check_allowed(address_of(source), request.limits)
+        try:  # not before, for it imports urllib3
+            from torchinit.checkpoints.hub.download import download
+        except ModuleNotFoundError as error:
+            remedy = f"{error.name} is not installed: pip install {error.name}"
+            raise FetchError(f"{source} cannot be fetched: {remedy}") from error
+        entry = download(source, request.cache, request.limits, request.sha256, request.progress)
     return LocalFile(entry.path, entry.url)
 
 
