@@ -92,6 +92,8 @@ def _translated(pattern: str, verbose: bool) -> str:
     `regex` copies what has to occur: ``x{9}`` is nine copies and ``(x+)+`` four, so short texts can fill the memory.
     Raises re.error for more than 50,000 copies.
     """
+    # `sizes` holds the sizes of the groups that are open, `last` that of the item which a count would repeat. What the
+    # expression has to hold is clear, for `re` has compiled it; a count's suffix `+` is taken for a count of its own.
     texts, sizes, last = [], [0], 0
     for found in re.finditer(_TOKEN + (r"\#[^\n]*|" if verbose else "") + _TOKEN_END, pattern, re.DOTALL):
         token = found[0]

@@ -47,6 +47,8 @@ _HEADERS: Final = {"User-Agent": "torchinit", "Accept": "*/*", "Accept-Encoding"
 
 def download(url: str, cache: Cache, limits: Limits, sha256: str | None, progress: Progress) -> CacheEntry:
     """The entry of a URL in the cache, fetched now if no other process has fetched it meanwhile. Raises FetchError."""
+    # Each process fetches for itself, behind one file lock an entry. No collectives: a source may be
+    # fetched without a process group, and with one a rank would wait for another one's failure.
     url, since = address_of(url).url, time.time()
     name = cache.folder_of(url).name
     failure = cache.folder / ".locks" / f"{name}.failed"
@@ -182,6 +184,7 @@ class Download:
         if status == 200:
             return 0, length_of(self.url, headers)
         if size and status in (206, 416):
+            # Only the rest that was asked for, of the file that it was asked of, goes behind the bytes that are here.
             span = _RANGE.fullmatch(headers.get("content-range", ""))
             if status == 206 and span and validator_of(headers) in ("", self.part.validator()):
                 first, last, length = map(int, span.groups())
@@ -222,7 +225,7 @@ class Download:
         with self.part.path.open("ab") as file:
             size = file.tell()
             self.progress(size, total)
-            for block in answer.blocks(_BLOCK):
+            for block in answer.blocks(_BLOCK):  # as they come, so that what is here when it breaks off is on disk
                 size += len(block)
                 self._check_size(size)
                 file.write(block)

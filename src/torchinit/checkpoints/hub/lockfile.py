@@ -106,6 +106,7 @@ class LockFile:
     def add(self, source: str, pin: Pin) -> None:
         """Record a source. Raises FetchError if another process has meanwhile recorded another file for it."""
         if self.path is not None:
+            # One lock a lock file, in the cache: beside it would be one more file in somebody's repository.
             path = self.path.absolute()
             with Cache(default_folder()).locked(f"lock-{hashlib.sha256(str(path).encode()).hexdigest()[:32]}"):
                 pins = read_pins(path)
@@ -125,5 +126,7 @@ class LockFile:
 
 def lock_of(path: str | os.PathLike[str] | None, frozen: bool | None) -> LockFile:
     """The lock file that is given, or else that of the variables TORCHINIT_LOCK and TORCHINIT_FROZEN."""
+    # The environment turns it on, not a file beside a recipe: that covers every source of a program, and nothing is
+    # written that was not asked for.
     chosen = path or os.environ.get("TORCHINIT_LOCK")
     return LockFile(Path(chosen) if chosen else None, switch("TORCHINIT_FROZEN") if frozen is None else frozen)

@@ -97,6 +97,8 @@ def check_public(address: Address, ips: Iterable[str], limits: Limits) -> None:
 
     Such addresses can be asked from here alone: other machines of the network, this machine, a cloud's metadata.
     """
+    # A recipe may be a stranger's. Comparing addresses where a connection is made is one rule for names, redirects
+    # and rebinding; a mirror of one's own costs one variable, once.
     private = [ip for ip in ips if not is_public(ip)]
     if private and not limits.allows_private(address.host):
         raise FetchError(
