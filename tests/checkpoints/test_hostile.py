@@ -17,7 +17,7 @@ from torch import nn
 from tests.checkpoints import hostile, hostile_more
 from tests.checkpoints.files import raw_safetensors
 from torchinit import CheckpointError, Name, Pretrained, Rule, initialize, open_checkpoint
-from torchinit.checkpoints.cache import hash_of
+from torchinit.checkpoints.hub.cache import hash_of
 
 ROOT = Path(__file__).parents[2]
 

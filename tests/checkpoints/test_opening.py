@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from torchinit.checkpoints import opening
-from torchinit.checkpoints.lockfile import read_pins
+from torchinit.checkpoints.hub.lockfile import read_pins
 from torchinit.checkpoints.opening import opened
 from torchinit.errors import CheckpointError, FetchError
 

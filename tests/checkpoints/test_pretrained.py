@@ -534,7 +534,7 @@ def test_files_that_are_replaced_while_they_are_loaded(form: str, tmp_path: Path
 
 
 def test_a_hash_is_asked_for_at_plan_and_at_run(tmp_path: Path) -> None:
-    from torchinit.checkpoints.cache import hash_of
+    from torchinit.checkpoints.hub.cache import hash_of
 
     path, model = write("zip", tmp_path, trained()), Net()
     made = plan(model, whole(str(path), sha256=hash_of(path).upper()))
@@ -646,7 +646,7 @@ BAD: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: Pretrained("a", map_location="meta"), ValueError, "map_location: adapters need values"),
     (lambda: Pretrained(""), ValueError, "a checkpoint needs a path or an address, but got ''"),
     (lambda: Pretrained("a", sha256="abc"), ValueError, "sha256 must be 64 hexadecimal digits"),
-    (lambda: Pretrained("a", rename=(("(", ""),)), ConfigError, "is no rename"),
+    (lambda: Pretrained("a", rename=(("(", ""),)), ConfigError, "is not a rename"),
     (lambda: Pretrained("a", map_location="here"), ValueError, "map_location: "),
     (lambda: Pretrained({}), CheckpointError, "dict in memory: is empty"),
     (lambda: Loaded("a", ()), ValueError, "Loaded needs a key of the checkpoint"),

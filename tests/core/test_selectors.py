@@ -202,7 +202,7 @@ def test_within(module: str, taken: list[str]) -> None:
         (lambda: WRONG.Name(3), TypeError, "a name is text, but got 3"),
         (lambda: WRONG.Leaf(3), TypeError, "a name is text, but got 3"),
         (lambda: Leaf("a.weight"), ValueError, r"a leaf is the last part of a name, without dots, but got 'a\.weight'"),
-        (lambda: Regex("("), ValueError, r"'\(' is no regular expression: missing \)"),
+        (lambda: Regex("("), ValueError, r"'\(' is not a regular expression: missing \)"),
         (lambda: Layer(""), TypeError, "a layer is a class or the name of one, but got ''"),
         (lambda: WRONG.Layer(nn.Linear(1, 1)), TypeError, "a layer is a class or the name of one"),
         (lambda: WRONG.Kinds("scale"), ValueError, "a kind is one of weight, bias, other, but got 'scale'"),

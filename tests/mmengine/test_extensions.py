@@ -323,7 +323,7 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"fans": "all"}, ConfigError, "fans: must be one of 'torch', 'true', but got 'all'"),
     ({"fans": "true"}, TypeError, "ConstantInit counts no connections, so that it has no use for fans='true'"),
     ({"name": 3}, ConfigError, "name: must be text or"),
-    ({"regex": "("}, ValueError, "is no regular expression"),
+    ({"regex": "("}, ValueError, "is not a regular expression"),
     ({"blocks": 0}, ConfigError, "ConstantInit: parts must be a whole number"),
     ({"batch_axes": [0, 1]}, ConfigError, "ConstantInit: a stack has one batch axis"),
     ({"bias": {"type": "Nrmal"}}, ConfigError, r"unknown initializer 'Nrmal'; did you mean 'Normal'\?"),

@@ -18,6 +18,7 @@ import torchinit
 from tests.peers.trees import Node, build, trees
 from torchinit import (
     BaseModule,
+    ConfigError,
     Name,
     Normal,
     PlanError,

@@ -22,7 +22,7 @@ from tests.servers import served, whole
 from torchinit import Account, CheckpointError, Name, Pretrained, Rule, initialize, plan
 from torchinit.checkpoints import fetch
 from torchinit.checkpoints.adapters import Fuse
-from torchinit.checkpoints.cache import Cache, default_folder
+from torchinit.checkpoints.hub.cache import Cache, default_folder
 
 with standing_in("librosa", "requests", "resampy", "torchaudio", "webrtcvad"), warnings.catch_warnings():
     warnings.simplefilter("ignore")  # resemblyzer asks SciPy for a name of its past

@@ -64,7 +64,7 @@ EXPECTED = (
     "rules[5].std: ",
     "rules[6]: Constant needs 'val', a number",
     "rules[7]: selects nothing: give layer, name, regex, within or param; name = '**' selects every parameter",
-    "rules[8].regex: '(' is no regular expression",
+    "rules[8].regex: '(' is not a regular expression",
 )
 
 

@@ -10,9 +10,9 @@ from typing import Any, Final, final
 
 from torch import nn
 
-from torchinit.checkpoints.lockfile import lock_of
+from torchinit.checkpoints.hub.lockfile import lock_of
+from torchinit.checkpoints.hub.schemes import fetch
 from torchinit.checkpoints.readers import Checkpoint, open_checkpoint, open_file
-from torchinit.checkpoints.sources import fetch
 from torchinit.errors import CheckpointError
 
 

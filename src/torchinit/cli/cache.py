@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torchinit.checkpoints.addresses import address_of
-from torchinit.checkpoints.cache import Cache, Entry, default_folder
+from torchinit.checkpoints.hub.cache import Cache, CacheEntry, default_folder
+from torchinit.checkpoints.hub.urls import address_of
 from torchinit.cli import options
 from torchinit.cli.errors import UsageError
 from torchinit.core.tables import columns
@@ -54,12 +54,12 @@ def _list(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _row(entry: Entry) -> tuple[str, ...]:
+def _row(entry: CacheEntry) -> tuple[str, ...]:
     when = datetime.fromtimestamp(entry.fetched, UTC).strftime("%Y-%m-%d %H:%M")
     return entry.path.name, f"{entry.size:,}", when, entry.sha256[:12], entry.url
 
 
-def _plain(entries: Iterable[Entry]) -> list[dict[str, object]]:
+def _plain(entries: Iterable[CacheEntry]) -> list[dict[str, object]]:
     return [{**asdict(entry), "path": str(entry.path)} for entry in entries]
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torchinit.checkpoints import fetch
-from torchinit.checkpoints.cache import hash_of
-from torchinit.checkpoints.members import member_of
+from torchinit.checkpoints.hub.cache import hash_of
+from torchinit.checkpoints.hub.index import member_of
 from torchinit.checkpoints.readers.sharded import read_index
 from torchinit.cli import options
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from torchinit import Checkpoint, CheckpointError, open_checkpoint
 from torchinit.checkpoints import fetch
-from torchinit.checkpoints.cache import hash_of
+from torchinit.checkpoints.hub.cache import hash_of
 from torchinit.cli import options
 from torchinit.core.tables import columns, one_line, shape_text
 from torchinit.errors import count, plain

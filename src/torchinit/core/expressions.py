@@ -25,12 +25,6 @@ DEEPEST: Final = 50
 
 CONSTANTS: Final = {"pi": math.pi, "e": math.e, "inf": math.inf}
 
-
-def _power(base: float, exponent: float) -> float:
-    # As floats, so that 9**9**9 is an error at once and not a number of 370 million digits.
-    return math.pow(base, exponent)
-
-
 _OPERATORS: Final[dict[type[ast.AST], Callable[..., float]]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -38,7 +32,7 @@ _OPERATORS: Final[dict[type[ast.AST], Callable[..., float]]] = {
     ast.Div: operator.truediv,
     ast.FloorDiv: operator.floordiv,
     ast.Mod: operator.mod,
-    ast.Pow: _power,
+    ast.Pow: math.pow,  # of floats, so that 9**9**9 is an error at once and not a number of 370 million digits
     ast.USub: operator.neg,
     ast.UAdd: operator.pos,
 }
@@ -76,7 +70,7 @@ FACTS: Final[dict[str, Callable[[Site, Convention], float]]] = {
     "columns": lambda site, _: _dimension(site, 1),
     "groups": lambda site, _: (site.layout or Layout()).groups,
 }
-"""What an expression may ask of a site: number of blocks around it and its own place among them (from 0),
+"""The facts that an expression may ask of a site: number of blocks around it and its own place among them (from 0),
 fans, number of elements and of dimensions, sizes of the first two dimensions, groups of a convolution."""
 
 
@@ -84,7 +78,8 @@ fans, number of elements and of dimensions, sizes of the first two dimensions, g
 def parse(text: str) -> ast.expr:
     """The expression as a tree that holds nothing but arithmetic.
 
-    Raises ValueError for anything else: other names, attributes, comparisons, text, calls of other functions.
+    A recipe may come from a stranger, so `eval` is out, and what is not in the tables above is refused before
+    anything is computed. Raises ValueError for other names, attributes, comparisons, text, calls of other functions.
 
     >>> parse("0.02 / sqrt(2 * deep)")
     Traceback (most recent call last):
@@ -95,17 +90,17 @@ def parse(text: str) -> ast.expr:
     try:
         tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise ValueError(f"{text!r} is no arithmetic expression") from None
+        raise ValueError(f"{text!r} is not an arithmetic expression") from None
     _check(tree, text)
     return tree
 
 
 def _check(node: ast.expr, text: str, depth: int = 0) -> None:
-    """Nothing but arithmetic, all the way down."""
+    """Raise ValueError for anything but arithmetic, all the way down."""
     if depth > DEEPEST:
         raise ValueError(f"an expression has at most {DEEPEST} levels, but {text[:20]!r}... has more")
-    for child in _operands(node, text):
-        _check(child, text, depth + 1)
+    for operand in _operands(node, text):
+        _check(operand, text, depth + 1)
 
 
 def _operands(node: ast.expr, text: str) -> list[ast.expr]:
@@ -114,22 +109,22 @@ def _operands(node: ast.expr, text: str) -> list[ast.expr]:
     if isinstance(node, ast.UnaryOp) and type(node.op) in _OPERATORS:
         return [node.operand]
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
-        return _known("function", node.func.id, _FUNCTIONS, text) or node.args
+        _check_known("function", node.func.id, _FUNCTIONS, text)
+        return node.args
     if isinstance(node, ast.Name):
-        return _known("name", node.id, [*FACTS, *CONSTANTS], text)
-    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
-        return []
-    raise ValueError(f"{text!r}: {ast.get_source_segment(text.strip(), node)!r} is no arithmetic")
-
-
-def _known(what: str, name: str, known: Collection[str], text: str) -> list[ast.expr]:
-    if name not in known:
-        raise ValueError(f"{text!r}: unknown {what} {name!r}{did_you_mean(name, known)}")
+        _check_known("name", node.id, [*FACTS, *CONSTANTS], text)
+    elif not isinstance(node, ast.Constant) or type(node.value) not in (int, float):
+        raise ValueError(f"{text!r}: {ast.get_source_segment(text.strip(), node)!r} is not arithmetic")
     return []
 
 
+def _check_known(kind: str, name: str, known: Collection[str], text: str) -> None:
+    if name not in known:
+        raise ValueError(f"{text!r}: unknown {kind} {name!r}{did_you_mean(name, known)}")
+
+
 def facts_in(text: str) -> frozenset[str]:
-    """Which facts of a site an expression asks for.
+    """The facts of a site that an expression asks for.
 
     >>> sorted(facts_in("0.02 / sqrt(2 * depth * fan_in)"))
     ['depth', 'fan_in']
@@ -137,7 +132,7 @@ def facts_in(text: str) -> frozenset[str]:
     return frozenset(node.id for node in ast.walk(parse(text)) if isinstance(node, ast.Name)) & FACTS.keys()
 
 
-def evaluate(text: str, facts: Callable[[str], float] | None = None) -> float:
+def evaluate(text: str, facts: Callable[[str], float] = CONSTANTS.__getitem__) -> float:
     """The value of an expression; ``facts`` gives the facts that it asks for.
 
     Raises ValueError where it has none: a root of a negative number, a division by zero, a fact that a
@@ -146,13 +141,18 @@ def evaluate(text: str, facts: Callable[[str], float] | None = None) -> float:
     >>> evaluate("0.02 / sqrt(2 * depth)", {"depth": 8}.__getitem__)
     0.005
     """
-    from simpleeval import SimpleEval
 
-    def name(node: ast.Name) -> float:
-        return CONSTANTS[node.id] if node.id in CONSTANTS or facts is None else facts(node.id)
+    def value(node: Any) -> float:
+        if isinstance(node, ast.Constant):
+            return node.value  # type: ignore[return-value]  # a number, parse has looked
+        if isinstance(node, ast.Name):
+            return CONSTANTS[node.id] if node.id in CONSTANTS else facts(node.id)
+        called = isinstance(node, ast.Call)
+        function = _FUNCTIONS[node.func.id] if called else _OPERATORS[type(node.op)]
+        return function(*map(value, _operands(node, text)))
 
     try:
-        return float(SimpleEval(_OPERATORS, _FUNCTIONS, name).eval(text, parse(text)))
+        return float(value(parse(text)))
     except (ArithmeticError, TypeError, ValueError) as error:
         raise ValueError(f"{text!r}: {error}") from None
 
@@ -203,12 +203,12 @@ class Computed(Unfinished):
         object.__setattr__(self, "fans", fans or ("torch" if matters else None))
 
     def __repr__(self) -> str:
-        said = [f"{name}={value!r}" for name, value in self.target_and_arguments()[1].items()]
-        return f"Computed({', '.join([self.target.__name__, *said])})"
+        arguments = [f"{name}={value!r}" for name, value in self.target_and_arguments()[1].items()]
+        return f"Computed({', '.join([self.target.__name__, *arguments])})"
 
     def __str__(self) -> str:
-        said = [f"{name}={value}" for name, value in self.target_and_arguments()[1].items()]
-        return f"{self.target.__name__}({', '.join(said)})"
+        arguments = [f"{name}={value}" for name, value in self.target_and_arguments()[1].items()]
+        return f"{self.target.__name__}({', '.join(arguments)})"
 
     def target_and_arguments(self) -> tuple[type, Mapping[str, object]]:
         fans = {"fans": self.fans} if self.fans == "true" else {}
@@ -221,8 +221,8 @@ class Computed(Unfinished):
             values[name] = _whole(name, text, number) if is_whole(known[name]) else number
         if "fans" in known:
             values["fans"] = self.fans
-        made: Fill | None = construct(self.target, values).resolve(site)
-        return made
+        fill: Fill | None = construct(self.target, values).resolve(site)
+        return fill
 
 
 def _fact(name: str, site: Site, fans: Convention) -> float:

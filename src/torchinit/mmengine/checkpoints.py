@@ -17,13 +17,12 @@ from torch.nn.modules.module import _IncompatibleKeys
 
 from torchinit.checkpoints.fits import kind_of, short
 from torchinit.checkpoints.guesses import beginning, guess, splits
+from torchinit.checkpoints.hub.schemes import Prefixes, fetch
 from torchinit.checkpoints.keymaps import Renames, revised
-from torchinit.checkpoints.prefixes import Prefixes
 from torchinit.checkpoints.quantized import Companions, quantized
 from torchinit.checkpoints.readers import open_file
 from torchinit.checkpoints.readers.sniff import sniff
 from torchinit.checkpoints.readers.torch_file import load_file
-from torchinit.checkpoints.sources import fetch
 from torchinit.core.accounts import Account, Guess
 from torchinit.core.hooks import has_load_hooks
 from torchinit.core.names import WRAPPERS as WRAPPING

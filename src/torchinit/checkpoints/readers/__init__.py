@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from torchinit.checkpoints.hub.schemes import fetch
 from torchinit.checkpoints.readers.base import Checkpoint, Info
 from torchinit.checkpoints.readers.calls import RefusedPickleError
 from torchinit.checkpoints.readers.dcp import DistributedCheckpoint
@@ -19,7 +20,6 @@ from torchinit.checkpoints.readers.sharded import ShardedCheckpoint
 from torchinit.checkpoints.readers.sniff import sniff
 from torchinit.checkpoints.readers.states import find_state
 from torchinit.checkpoints.readers.torch_file import TorchCheckpoint
-from torchinit.checkpoints.sources import fetch
 from torchinit.errors import CheckpointError
 
 __all__ = ["Checkpoint", "Info", "RefusedPickleError", "open_checkpoint", "open_file"]

@@ -12,7 +12,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from torchinit.checkpoints.cache import stamp_of
+from torchinit.checkpoints.hub.cache import stamp_of
 from torchinit.core.shards import Box
 from torchinit.errors import CheckpointError, did_you_mean
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from torchinit.checkpoints.members import member_of
+from torchinit.checkpoints.hub.index import member_of
 from torchinit.checkpoints.readers.base import Checkpoint, Info, Stamp
 from torchinit.checkpoints.readers.headers import unique_json
 from torchinit.core.shards import Box

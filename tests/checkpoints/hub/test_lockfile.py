@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from tests.servers import Host, in_turn, redirect, whole
 from torchinit.checkpoints import fetch
-from torchinit.checkpoints.cache import Cache
-from torchinit.checkpoints.lockfile import Lock, Pin, read_pins, write_pins
+from torchinit.checkpoints.hub.cache import Cache
+from torchinit.checkpoints.hub.lockfile import LockFile, Pin, read_pins, write_pins
 from torchinit.errors import FetchError
 
 OLD, NEW = (hashlib.sha256(body).hexdigest() for body in (b"old", b"new!"))
@@ -113,13 +113,13 @@ def test_many_at_once(lock: Path, tmp_path: Path) -> None:
 
 
 def test_two_that_record_two_files(lock: Path) -> None:
-    Lock(lock).add("a", Pin(OLD, 3))
+    LockFile(lock).add("a", Pin(OLD, 3))
     with pytest.raises(FetchError, match="a, fetched just now, is not the file"):
-        Lock(lock).add("a", Pin(NEW, 4))
+        LockFile(lock).add("a", Pin(NEW, 4))
 
 
 def test_a_folder_cannot_be_locked(lock: Path, tmp_path: Path) -> None:
-    with pytest.raises(FetchError, match="is no file, so it cannot be recorded"):
+    with pytest.raises(FetchError, match="is not a file, so it cannot be recorded"):
         fetch(tmp_path, lock=lock)
 
 
@@ -132,9 +132,9 @@ ENTRY = {"sha256": OLD, "size": 3}
         ("{", "the lock file .*init.lock cannot be read: "),
         ("[" * 100_000, "cannot be read: "),
         ('{"version": 1, "version": 1}', "cannot be read: version stands there twice"),
-        ("[]", "is no lock file of version 1"),
-        (json.dumps({"version": 2, "sources": {}}), "is no lock file of version 1"),
-        (json.dumps({"version": 1}), "is no lock file of version 1"),
+        ("[]", "is not a lock file of version 1"),
+        (json.dumps({"version": 2, "sources": {}}), "is not a lock file of version 1"),
+        (json.dumps({"version": 1}), "is not a lock file of version 1"),
         (
             json.dumps({"version": 1, "sources": {"a": {**ENTRY, "sha256": "x"}, "b": {"size": 1}, "c": [1]}}),
             r"(?s)entries that cannot be read\n  a: sha256 is 64 hexadecimal digits .*'x'\n  b: .*\n  c: ",

@@ -1,4 +1,4 @@
-"""Hubs: sources that a library knows the way to, by its own tables: torchvision's, timm's, MMEngine's."""
+"""Model zoos: sources that a library knows by its own tables: torchvision's, timm's, MMEngine's."""
 
 from __future__ import annotations
 
@@ -8,26 +8,22 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
 
-from torchinit.checkpoints.sources import Found, Request, register_source, resolve
+from torchinit.checkpoints.hub.schemes import LocalFile, Request, register_source, resolve
 from torchinit.errors import FetchError, did_you_mean
 
-_HASH_IN_NAME: Final = re.compile(r"-([0-9a-f]{8,64})\.\w+$")
 
-
-def torchvision(source: str, request: Request) -> Found:
+def torchvision(source: str, request: Request) -> LocalFile:
     """Weights by the table of torchvision: ``torchvision://resnet50``, ``torchvision://resnet50.imagenet1k_v2``.
 
     The bare name is the first of the model's weights. The file must have the hash that torchvision puts into
-    the names of its files.
+    the names of its files, unless a whole hash is given.
     """
-    name = source.removeprefix("torchvision://")
     try:
         from torchvision import models
     except ImportError:
-        raise _unknown_way(source, "torchvision") from None
-    builder, _, member = name.lower().partition(".")
+        raise _missing(source, "torchvision") from None
+    builder, _, member = source.removeprefix("torchvision://").lower().partition(".")
     builder = builder.removesuffix("_weights")
     if builder not in models.list_models():
         raise FetchError(f"{source}: torchvision has no model {builder!r}{did_you_mean(builder, models.list_models())}")
@@ -35,13 +31,9 @@ def torchvision(source: str, request: Request) -> Found:
     chosen = member or next(iter(weights), "")
     if chosen not in weights:
         raise FetchError(f"{source}: {builder} has no weights {chosen!r}, but {', '.join(weights) or 'none'}")
-    return _hashed(weights[chosen].url, request)
-
-
-def _hashed(url: str, request: Request) -> Found:
-    """What a URL leads to, with the hash in its name unless there is a whole one to go by."""
-    found = _HASH_IN_NAME.search(url)
-    return resolve(url, replace(request, sha256=request.sha256 or (found[1] if found else None)))
+    url = weights[chosen].url
+    in_name = re.search(r"-([0-9a-f]{8,64})\.\w+$", url)
+    return resolve(url, replace(request, sha256=request.sha256 or (in_name[1] if in_name else None)))
 
 
 def timm(source: str, request: Request) -> str:
@@ -50,7 +42,7 @@ def timm(source: str, request: Request) -> str:
     try:
         from timm import models
     except ImportError:
-        raise _unknown_way(source, "timm") from None
+        raise _missing(source, "timm") from None
     config = models.get_pretrained_cfg(name)
     if config is None or not (config.hf_hub_id or config.url):
         near = did_you_mean(name, models.list_pretrained())
@@ -67,10 +59,12 @@ def open_mmlab(source: str, request: Request) -> str:
     A table of one's own, ``open_mmlab.json`` in ``$MMENGINE_HOME``, comes before it; a file that it names without
     a URL lies beside it.
     """
-    found = importlib.util.find_spec("mmengine")  # which does not import it
-    if found is None or not found.submodule_search_locations:
-        raise _unknown_way(source, "mmengine")
-    tables, home = Path(found.submodule_search_locations[0], "hub"), _mmengine_home()
+    package = importlib.util.find_spec("mmengine")  # which does not import it
+    if package is None or not package.submodule_search_locations:
+        raise _missing(source, "mmengine")
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    home = Path(os.environ.get("MMENGINE_HOME") or caches / "mmengine").expanduser()
+    tables = Path(package.submodule_search_locations[0], "hub")
     urls = {**_table(tables / "openmmlab.json"), **_table(home / "open_mmlab.json")}
     name = source.partition("://")[2]
     name = _table(tables / "deprecated.json").get(name, name)
@@ -79,13 +73,8 @@ def open_mmlab(source: str, request: Request) -> str:
     return urls[name] if "://" in urls[name] else str(home / urls[name])
 
 
-def _mmengine_home() -> Path:
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-    return Path(os.environ.get("MMENGINE_HOME") or caches / "mmengine").expanduser()
-
-
 def _table(path: Path) -> dict[str, str]:
-    """Which name stands for which text; nothing where there is no file."""
+    """A mapping from names to URLs; empty where there is no file."""
     try:
         data = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
@@ -95,10 +84,9 @@ def _table(path: Path) -> dict[str, str]:
     return {str(key): str(value) for key, value in dict(data).items()}
 
 
-def _unknown_way(source: str, library: str) -> FetchError:
-    return FetchError(
-        f"{source}: only {library} knows where its weights are: pip install {library}, or give the URL of the file"
-    )
+def _missing(source: str, library: str) -> FetchError:
+    remedy = f"pip install {library}, or give the URL of the file"
+    return FetchError(f"{source}: only {library} knows where its weights are: {remedy}")
 
 
 register_source("torchvision://", torchvision)

@@ -1,4 +1,4 @@
-"""Refusals: what a server asks for is kept to, within bounds."""
+"""Headers of answers: what a server asks for is kept to, within bounds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from email.utils import formatdate
 
 import pytest
 
-from torchinit.checkpoints.refusals import length_of, retry_after, validator_of
+from torchinit.checkpoints.hub.download import length_of, retry_after, validator_of
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,11 @@ from pathlib import Path
 import filelock
 import pytest
 
-from tests.checkpoints import workers
+from tests.checkpoints.hub import workers
 from tests.servers import Handler, Host, Visit, in_turn, ranged, status, whole
 from torchinit.checkpoints import Limits, fetch
-from torchinit.checkpoints.cache import Cache, Entry, Failure, default_folder, write_whole
+from torchinit.checkpoints.hub.cache import Cache, CacheEntry, default_folder, write_whole
+from torchinit.checkpoints.hub.download import sharing_failure
 from torchinit.errors import FetchError
 
 BODY = random.Random(1).randbytes(2_000_000)
@@ -185,7 +186,7 @@ def test_entries_and_removal(host: Host, cache: Path) -> None:
 
 
 def test_problems_of_an_entry(tmp_path: Path) -> None:
-    entry = Entry("https://e.org/a", 64 * "0", 1, tmp_path / "a", 0.0)
+    entry = CacheEntry("https://e.org/a", 64 * "0", 1, tmp_path / "a", 0.0)
     assert entry.problem().startswith("cannot be read: ")
     entry.path.write_bytes(b"ab")
     assert entry.problem() == "has 2 bytes instead of 1"
@@ -276,9 +277,9 @@ def test_a_file_system_without_locks(
 
 def test_a_failure_with_another_hash_is_not_shared(tmp_path: Path) -> None:
     path = tmp_path / "failed"
-    with pytest.raises(FetchError, match="no"), Failure(path, time.time()).shared("00"):
+    with pytest.raises(FetchError, match="no"), sharing_failure(path, time.time(), "00"):
         raise FetchError("no", ["and why"])
-    with Failure(path, 0.0).shared("11"), Failure(path, time.time() + 1).shared("00"):
+    with sharing_failure(path, 0.0, "11"), sharing_failure(path, time.time() + 1, "00"):
         pass
-    with pytest.raises(FetchError, match="no\n  and why"), Failure(path, 0.0).shared("00"):
+    with pytest.raises(FetchError, match="no\n  and why"), sharing_failure(path, 0.0, "00"):
         pass

@@ -1,4 +1,4 @@
-"""Members: the files that an index names, which lie beside it and nowhere else."""
+"""Index: the sources of the files that an index names, which lie beside it and nowhere else."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def member_of(source: str | os.PathLike[str], name: str) -> str:
     """The source of a file that an index names, in the folder of the index or below it.
 
     Raises FetchError for a name that leads anywhere else: absolute, with ``..``, a backslash, a drive, a URL.
-    What an ``hf://`` source says of the revision, and what a URL asks after ``?``, stays.
+    The revision of an ``hf://`` source, and the query of a URL, stay.
 
     >>> member_of("https://example.org/m/model.safetensors.index.json?download=1", "model-00001.safetensors")
     'https://example.org/m/model-00001.safetensors?download=1'
@@ -36,13 +36,8 @@ def member_of(source: str | os.PathLike[str], name: str) -> str:
     if not _URL.match(index):
         return str(Path(index).parent / name)
     if index.startswith(("http://", "https://")):
-        return _beside_url(index, name)
+        parts = urlsplit(index)
+        return parts._replace(path=f"{parts.path.rpartition('/')[0]}/{quote(name)}", fragment="").geturl()
     folder, _, last = index.rpartition("/")
-    _, at, revision = last.partition("@")
-    return f"{folder}/{name}{at}{revision}" if index.startswith("hf://") else f"{folder}/{name}"
-
-
-def _beside_url(index: str, name: str) -> str:
-    parts = urlsplit(index)
-    path = f"{parts.path.rpartition('/')[0]}/{quote(name)}"
-    return parts._replace(path=path, fragment="").geturl()
+    revision = "".join(last.partition("@")[1:]) if index.startswith("hf://") else ""
+    return f"{folder}/{name}{revision}"

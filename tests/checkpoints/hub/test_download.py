@@ -18,11 +18,11 @@ import torch
 from safetensors.torch import save
 
 from tests import servers
-from tests.checkpoints.downloads import BODY, HASTY, QUICK, SHA, got, left_in
+from tests.checkpoints.hub.downloads import BODY, HASTY, QUICK, SHA, got, left_in
 from tests.servers import Handler, Host, Visit, broken, in_turn, ranged, redirect, status, whole
 from torchinit.checkpoints import fetch
-from torchinit.checkpoints.cache import Cache
-from torchinit.checkpoints.lockfile import read_pins
+from torchinit.checkpoints.hub.cache import Cache
+from torchinit.checkpoints.hub.lockfile import read_pins
 from torchinit.errors import FetchError
 
 
@@ -58,6 +58,32 @@ def chunked(body: bytes, *, end: bool = True) -> Handler:
         visit.wfile.write(b"0\r\n\r\n" * end)
 
     return answer
+
+
+def dripping_chunks(size: bytes, data: bytes, after: bytes = b"") -> Handler:
+    """Chunks, and then some bytes of a chunk's size, of its data or of what comes after the last, again and again."""
+
+    def answer(visit: Visit) -> None:
+        visit.say(200, Transfer_Encoding="chunked", Content_Length=None)
+        visit.wfile.write(after)
+        while True:
+            visit.wfile.write(size + data)
+            time.sleep(0.02)
+
+    return answer
+
+
+def continuing(visit: Visit) -> None:
+    """Says again and again that there is more to come, as fast as it can."""
+    while True:
+        visit.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n" * 1000)
+
+
+def unending_size(visit: Visit) -> None:
+    """A chunk whose size has no end."""
+    visit.say(200, Transfer_Encoding="chunked", Content_Length=None)
+    while True:
+        visit.wfile.write(b"1;" + b"x" * 100_000)
 
 
 def endless(visit: Visit) -> None:
@@ -111,8 +137,12 @@ REFUSED: dict[str, tuple[Handler, str]] = {
     "a pointer": (whole(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"), "is a pointer of Git LFS"),
     "an empty body": (whole(b""), r"a\.pth is empty"),
     "packed": (whole(gzip.compress(bytes(10_000_000)), Content_Encoding="gzip"), r"is packed \(gzip\)"),
-    "a length that is none": (whole(BODY, Content_Length="12x"), "the length '12x' is no number"),
-    "a length below zero": (whole(BODY, Content_Length="-1"), "the length '-1' is no number"),
+    "packed on the way": (
+        whole(gzip.compress(bytes(1000)), Transfer_Encoding="gzip, chunked", Content_Length=None),
+        r"is packed \(gzip, chunked\)",
+    ),
+    "a length that is none": (whole(BODY, Content_Length="12x"), "the length '12x' is not a number"),
+    "a length below zero": (whole(BODY, Content_Length="-1"), "the length '-1' is not a number"),
     "larger than allowed": (whole(b"x", Content_Length=str(10**12)), "is larger than 100,000,000,000 bytes"),
     "neither length nor end": (whole(BODY, Content_Length=None), "the answer has no length"),
     "not found": (status(404), "the server says 404: there is no such file"),
@@ -122,9 +152,10 @@ REFUSED: dict[str, tuple[Handler, str]] = {
     "a part nobody asked for": (status(206), "the server says 206$"),
     "a redirect to nowhere": (unlocated, "the server says 302$"),
     "to http": (redirect("http://localhost/a.pth"), "refused: it leaves https"),
-    "to a file": (redirect("file:///etc/passwd"), "refused: file:///etc/passwd is no http or https URL"),
-    "to ftp": (redirect("ftp://localhost/a.pth"), "refused: ftp://localhost/a.pth is no http or https URL"),
-    "to a port that is none": (redirect("https://localhost:99999/"), "refused: https://localhost:99999/ is no URL"),
+    "to a file": (redirect("file:///etc/passwd"), "refused: file:///etc/passwd is not an http or https URL"),
+    "to ftp": (redirect("ftp://localhost/a.pth"), "refused: ftp://localhost/a.pth is not an http or https URL"),
+    "to what parsers read in two ways": (redirect("https://good.org\\.localhost/"), "is not the name of a host"),
+    "to a port that is none": (redirect("https://localhost:99999/"), "refused: https://localhost:99999/ is not a URL"),
     "to itself": (redirect("/a.pth"), "is redirected more than 5 times"),
 }
 
@@ -147,8 +178,13 @@ PASSING: dict[str, tuple[Handler, str]] = {
     "no answer": (lambda visit: visit.connection.close(), "."),
     "no HTTP": (babble, "hello"),
     "a slow drip": (servers.dripping(BODY, 0.01), r"\d+ bytes came in 0\.4 s"),
-    "a slow drip of headers": (servers.dripping(BODY, 0.01, headers=True), "0 bytes came in 0.4 s"),
-    "silence": (lambda visit: time.sleep(2), "timed out|0 bytes came in 0.4 s"),
+    "a slow drip of headers": (servers.dripping(BODY, 0.01, headers=True), r"\d+ bytes came in 0\.4 s"),
+    "chunks of one byte that drip": (dripping_chunks(b"1\r\n", b"x\r\n"), r"\d+ bytes came in 0\.4 s"),
+    "a size of a chunk that drips": (dripping_chunks(b"0", b""), r"\d+ bytes came in 0\.4 s"),
+    "trailers that drip": (dripping_chunks(b"A: b\r\n", b"", b"1\r\nx\r\n0\r\n"), r"\d+ bytes came in 0\.4 s"),
+    "headers to come": (continuing, r"\d+ bytes came in 0\.4 s"),
+    "a size of a chunk without end": (unending_size, "got more than 65536 bytes when reading chunk size"),
+    "silence": (lambda visit: time.sleep(2), r"0 bytes came in 0\.4 s"),
 }
 
 
@@ -223,6 +259,16 @@ def test_a_download_goes_on_in_the_next_call(host: Host, cache: Path) -> None:
     assert left_in(cache) == [".entry.json", "a.pth"]
 
 
+def test_a_page_in_between_leaves_what_has_come(host: Host, cache: Path) -> None:
+    url = host.serve("/a.pth", in_turn(broken(BODY, 2_000_000), whole(b"<p>log in</p>", Content_Type="text/html")))
+    with pytest.raises(FetchError, match="is a web page, not a file of weights"):
+        got(url)
+    assert left_in(cache) == [".part", ".part.json"]
+    host.serve("/a.pth", ranged(BODY))
+    assert got(url) == BODY
+    assert host.seen[-1][1]["Range"] == "bytes=2000000-"
+
+
 OTHER = BODY[::-1]
 CHANGED: dict[str, Handler] = {
     "by If-Range": ranged(OTHER, '"v2"'),
@@ -279,7 +325,7 @@ def test_names_from_headers_do_not_count(host: Host, cache: Path) -> None:
     url = host.serve("/a.pth", whole(BODY, Content_Disposition='attachment; filename="../../evil.pth"'))
     got(url)
     assert left_in(cache) == [".entry.json", "a.pth"]
-    path = fetch(host.serve("/x/..%2f..%2f..%2fevil%00.pth", whole(BODY)), limits=QUICK)
+    path = fetch(host.serve("/x/..%2F..%2F..%2Fevil%00.pth", whole(BODY)), limits=QUICK)
     assert path.name == "evil_.pth"
     assert path.resolve().is_relative_to(cache.resolve())
 

@@ -10,8 +10,7 @@ import pytest
 
 from tests.servers import Host, whole
 from torchinit.checkpoints import Limits, fetch, register_source
-from torchinit.checkpoints.prefixes import Prefixes
-from torchinit.checkpoints.sources import RESOLVERS, Found, Request
+from torchinit.checkpoints.hub.schemes import RESOLVERS, LocalFile, Prefixes, Request
 from torchinit.errors import FetchError
 
 
@@ -39,7 +38,7 @@ def test_local_files(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_a_folder_is_left_to_who_reads_it(tmp_path: Path) -> None:
     assert fetch(tmp_path) == tmp_path
-    with pytest.raises(FetchError, match="is no file, so it has no sha256"):
+    with pytest.raises(FetchError, match="is not a file, so it has no sha256"):
         fetch(tmp_path, sha256=64 * "0")
 
 
@@ -56,13 +55,16 @@ def test_a_path_where_nothing_is(tmp_path: Path) -> None:
     [
         ("s3://bucket/a.pth", r"s3://bucket/a\.pth: nobody registered this kind of source\n  known are "),
         ("HTTPS://example.org/a.pth", "nobody registered this kind of source; did you mean 'https'\\?"),
-        ("https:///a.pth", "is no http or https URL with a host"),
+        ("https:///a.pth", "is not an http or https URL with a host"),
         ("https://user:secret@example.org/a.pth", "^https://example.org/a.pth: a URL with a user or a password"),
-        ("https://example.org:x/a.pth", "is no URL: "),
-        ("https://[::1/a.pth", "is no URL: "),
+        ("https://example.org:x/a.pth", "is not a URL: "),
+        ("https://[::1/a.pth", "is not a URL: "),
         ("https://example.org/a\r\nX: y", "holds a control character"),
         ("https://good.org\\@evil.org/a.pth", "a URL with a user or a password"),
-        (f"https://{'a' * 70}.org/a.pth", "is no URL: "),
+        ("https://good.org\\.evil.org/a.pth", r"'good\.org\\\\\.evil\.org' is not the name of a host"),
+        ("https://good.org;evil.org/a.pth", "is not the name of a host"),
+        ("https://a b.org/a.pth", "'a b.org' is not the name of a host"),
+        (f"https://{'a' * 70}.org/a.pth", "is not a URL: "),
     ],
 )
 def test_what_is_no_source(source: str, text: str, cache: Path) -> None:
@@ -76,13 +78,13 @@ def test_a_kind_of_ones_own(tmp_path: Path, host: Host) -> None:
     url = host.serve("/b.pth", whole(b"remote"))
     asked: list[str | None] = []
 
-    def resolve(source: str, request: Request) -> Path | str | Found:
+    def resolve(source: str, request: Request) -> Path | str | LocalFile:
         asked.append(request.sha256)
         name = source.removeprefix("own://")
-        made: dict[str, Path | str | Found] = {
+        made: dict[str, Path | str | LocalFile] = {
             "path": tmp_path / "a.pth",
             "url": url,
-            "found": Found(tmp_path / "a.pth"),
+            "found": LocalFile(tmp_path / "a.pth"),
         }
         return made[name]
 

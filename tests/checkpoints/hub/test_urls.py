@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from torchinit.checkpoints.addresses import address_of, is_public, name_of, redirected
+from torchinit.checkpoints.hub.urls import address_of, is_public, name_of, redirected
 from torchinit.errors import FetchError
 
 

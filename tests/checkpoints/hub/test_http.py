@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gc
+import os
 import re
 import socket
 import ssl
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests import servers
-from tests.checkpoints.downloads import BODY, HASTY, QUICK, SHA, got
+from tests.checkpoints.hub.downloads import BODY, HASTY, QUICK, SHA, got
 from tests.servers import Host, Visit, redirect, whole
 from torchinit.errors import FetchError
 
@@ -41,7 +44,7 @@ def test_no_network(host: str, cache: Path) -> None:
 
 def test_headers_that_break_off_leave_no_socket_open(host: Host) -> None:
     url = host.serve("/a.pth", servers.dripping(BODY, 0.01, headers=True))
-    with pytest.raises(FetchError, match="0 bytes came in") as caught:  # which keeps alive what was open
+    with pytest.raises(FetchError, match=r"\d+ bytes came in") as caught:  # which keeps alive what was open
         got(url, limits=replace(HASTY, attempts=1))
     ours = [each for each in gc.get_objects() if type(each) is ssl.SSLSocket and not each.server_side]
     assert [each for each in ours if each.fileno() >= 0] == []
@@ -142,8 +145,8 @@ def test_through_a_proxy(host: Host, plain_host: Host, monkeypatch: pytest.Monke
     assert got(url) == BODY
     tunnel, headers = plain_host.seen[0]
     assert f"https://{tunnel}/a.pth" == url
-    assert headers["Proxy-Authorization"] == "Basic bWU6cEBzcw=="
-    assert "Proxy-Authorization" not in host.seen[0][1]
+    assert headers["proxy-authorization"] == "Basic bWU6cEBzcw=="
+    assert "proxy-authorization" not in {name.lower() for name in host.seen[0][1]}
     monkeypatch.setenv("no_proxy", "localhost")
     assert got(url + "?again") == BODY
     assert len(plain_host.seen) == 1
@@ -154,7 +157,22 @@ def test_plain_http_through_a_proxy(plain_host: Host, monkeypatch: pytest.Monkey
     monkeypatch.setenv("http_proxy", plain_host.url.replace("//", "//me:pass@"))
     assert got("http://example.org/a.pth", sha256=SHA) == BODY
     headers = plain_host.seen[0][1]
-    assert (headers["Host"], headers["Proxy-Authorization"]) == ("example.org", "Basic bWU6cGFzcw==")
+    assert (headers["Host"], headers["proxy-authorization"]) == ("example.org", "Basic bWU6cGFzcw==")
+
+
+@pytest.mark.parametrize(("login", "sent"), [("m%C3%BC:%E5%8D%97", "bcO8OuWNlw=="), (":", "Og==")])
+def test_a_login_is_sent_as_utf_8(login: str, sent: str, plain_host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain_host.serve("http://example.org/a.pth", whole(BODY))
+    monkeypatch.setenv("http_proxy", plain_host.url.replace("//", f"//{login}@"))
+    assert got("http://example.org/a.pth", sha256=SHA) == BODY
+    assert plain_host.seen[0][1]["proxy-authorization"] == f"Basic {sent}"
+
+
+def test_a_proxy_that_refuses(plain_host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Visit, "do_CONNECT", lambda visit: visit.say(407))
+    monkeypatch.setenv("https_proxy", plain_host.url)
+    with pytest.raises(FetchError, match=r"example\.org/a\.pth cannot be fetched: Tunnel connection failed: 407 Proxy"):
+        got("https://example.org/a.pth")
 
 
 def test_a_proxy_that_is_not_spoken_to_by_http(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +185,7 @@ def test_a_proxy_that_drips(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     with servers.served() as proxy:
         monkeypatch.setattr(Visit, "do_CONNECT", servers.dripping(BODY, 0.01, headers=True))
         monkeypatch.setenv("https_proxy", proxy.url)
-        with pytest.raises(FetchError, match=r"example\.org/a\.pth cannot be fetched: 0 bytes came in 0\.4 s"):
+        with pytest.raises(FetchError, match=r"example\.org/a\.pth cannot be fetched: \d+ bytes came in 0\.4 s"):
             got("https://example.org/a.pth", limits=HASTY)
 
 
@@ -180,3 +198,48 @@ def test_without_a_network_the_ways_out_are_said(cache: Path, monkeypatch: pytes
         FetchError, match=r"a\.pth cannot be fetched: .*name resolution: is there a network\? A path needs"
     ):
         got("https://example.org/a.pth", limits=NOBODY)
+
+
+ALONE = """
+import sys
+from torchinit.checkpoints import fetch
+from torchinit.errors import FetchError
+fetch(sys.argv[1])
+try:
+    fetch("https://127.0.0.1/a.pth")
+except FetchError as error:
+    print("urllib3" in sys.modules, error)
+"""
+
+
+def run_alone(code: str, path: Path, **environment: str) -> str:
+    path.write_bytes(b"weights")
+    process = [sys.executable, "-c", code, str(path)]
+    return subprocess.run(process, env={**os.environ, **environment}, capture_output=True, text=True, check=True).stdout
+
+
+def test_urllib3_is_imported_where_a_url_is_opened(cache: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    assert run_alone(ALONE, path).startswith("True https://127.0.0.1/a.pth: the host is at 127.0.0.1, inside")
+    assert run_alone(ALONE, path, TORCHINIT_OFFLINE="1").startswith("False https://127.0.0.1/a.pth is not in the cache")
+
+
+def test_without_urllib3_a_url_says_so(cache: Path, tmp_path: Path) -> None:
+    code = ALONE.replace("import sys\n", "import sys\nsys.modules['urllib3'] = None\n", 1)
+    told = run_alone(code, tmp_path / "a.pth")
+    assert told == "True https://127.0.0.1/a.pth cannot be fetched: urllib3 is not installed: pip install urllib3\n"
+
+
+def test_what_urllib3_logs_holds_no_secret(host: Host, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG")
+    odd = b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nodd\r\nA: b\r\n\r\nx"
+
+    def answer(visit: Visit) -> None:
+        visit.wfile.write(odd)
+
+    host.serve("/a.pth", answer)
+    assert got(f"{host.url}/a.pth?v=1&token=s3cr3t") == b"x"
+    logged = [record.getMessage() for record in caplog.records if record.name.startswith("urllib3")]
+    assert any("Failed to parse headers" in text for text in logged)
+    assert any('"GET /a.pth?v=1&token=*** HTTP/1.1" 200' in text for text in logged)
+    assert "s3cr3t" not in caplog.text

@@ -1,17 +1,4 @@
-"""The lock file: which file each source was, so that it stays the same one.
-
-A JSON file, sorted, an entry a source::
-
-    {
-      "version": 1,
-      "sources": {
-        "https://example.org/resnet50.pth": {
-          "sha256": "0676ba61b6795bbe1773cffd859882e5e297624d384b6993f7c9e683e722fb8a",
-          "size": 102530333
-        }
-      }
-    }
-"""
+"""The lock file: which file each source was, so that it stays the same one; docs/guides/sources.md shows one."""
 
 from __future__ import annotations
 
@@ -24,16 +11,21 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from torchinit.checkpoints.cache import Cache, default_folder, stamp_of, write_whole
-from torchinit.checkpoints.limits import switch
-from torchinit.checkpoints.refusals import OtherFileError, check_hash
+from torchinit.checkpoints.hub.cache import (
+    Cache,
+    HashMismatchError,
+    check_hash,
+    default_folder,
+    stamp_of,
+    write_whole,
+)
+from torchinit.checkpoints.hub.config import switch
 from torchinit.core.maps import TwiceError, unique
 from torchinit.errors import FetchError, masked
 
 VERSION: Final = 1
-_SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +38,7 @@ class Pin:
     revision: str = ""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.sha256, str) or not _SHA256.fullmatch(self.sha256):
+        if not isinstance(self.sha256, str) or not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
             raise ValueError(f"sha256 is 64 hexadecimal digits in small letters, but got {self.sha256!r}")
         if not isinstance(self.size, int) or isinstance(self.size, bool) or self.size < 0:
             raise ValueError(f"size is a number of bytes, but got {self.size!r}")
@@ -55,7 +47,7 @@ class Pin:
 
 
 def read_pins(path: Path) -> dict[str, Pin]:
-    """What a lock file says, source by source; nothing if there is no file. Raises FetchError with every mistake."""
+    """The pins of a lock file by source; none if there is no file. Raises FetchError with every mistake."""
     return dict(_read_pins(path, stamp_of(path)))
 
 
@@ -72,41 +64,37 @@ def _read_pins(path: Path, _: object) -> dict[str, Pin]:
         raise FetchError(f"the lock file {path} cannot be read: {error}") from None
     sources = data.get("sources") if isinstance(data, dict) else None
     if not isinstance(sources, dict) or data.get("version") != VERSION:
-        raise FetchError(f"{path} is no lock file of version {VERSION}")
-    return _pins(path, sources)
-
-
-def _pins(path: Path, sources: Mapping[str, Any]) -> dict[str, Pin]:
-    found, problems = {}, []
+        raise FetchError(f"{path} is not a lock file of version {VERSION}")
+    pins, problems = {}, []
     for source, entry in sources.items():
         try:
-            found[source] = Pin(**entry)
+            pins[source] = Pin(**entry)
         except (TypeError, ValueError) as error:
             problems.append(f"{source}: {error}")
     if problems:
         raise FetchError(f"the lock file {path} has entries that cannot be read", problems)
-    return found
+    return pins
 
 
 def write_pins(path: Path, pins: Mapping[str, Pin]) -> None:
-    """Writes a lock file, sorted, so that a change of one source is a change of its lines."""
-    entries = {source: {key: value for key, value in asdict(pins[source]).items() if value != ""} for source in pins}
-    data = {"version": VERSION, "sources": dict(sorted(entries.items()))}
+    """Write a lock file, sorted, so that a change of one source is a change of its lines."""
+    sources = {name: {key: value for key, value in asdict(pins[name]).items() if value != ""} for name in sorted(pins)}
+    text = json.dumps({"version": VERSION, "sources": sources}, indent=2, ensure_ascii=False)
     try:
-        write_whole(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+        write_whole(path, text + "\n")
     except OSError as error:
         raise FetchError(f"the lock file {path} cannot be written: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
-class Lock:
+class LockFile:
     """A lock file in use, or none; ``frozen`` refuses sources that are not in it."""
 
     path: Path | None
     frozen: bool = False
 
     def pin(self, source: str, sha256: str | None) -> Pin | None:
-        """What is locked of a source, if anything. Raises FetchError where frozen, and for two hashes that differ."""
+        """The pin of a source, if there is one. Raises FetchError where frozen, and for two hashes that differ."""
         pin = read_pins(self.path).get(masked(source)) if self.path else None
         if self.frozen and pin is None:
             where = f"not in the lock file {self.path}" if self.path else "in no lock file, for none is given"
@@ -116,26 +104,29 @@ class Lock:
         return pin
 
     def add(self, source: str, pin: Pin) -> None:
-        """Records a source; raises FetchError if another process has meanwhile recorded another file for it."""
+        """Record a source. Raises FetchError if another process has meanwhile recorded another file for it."""
         if self.path is not None:
-            whole = self.path.absolute()
-            with Cache(default_folder()).locked(f"lock-{hashlib.sha256(str(whole).encode()).hexdigest()[:32]}"):
-                pins = read_pins(whole)
+            # One lock a lock file, in the cache: beside it would be one more file in somebody's repository.
+            path = self.path.absolute()
+            with Cache(default_folder()).locked(f"lock-{hashlib.sha256(str(path).encode()).hexdigest()[:32]}"):
+                pins = read_pins(path)
                 known = pins.setdefault(masked(source), pin)
                 check_hash(f"{source}, fetched just now,", pin.sha256, known.sha256)
-                write_pins(whole, pins)
+                write_pins(path, pins)
 
     @contextlib.contextmanager
     def named(self) -> Iterator[None]:
-        """Tells, where a file is not the one that is locked, where it is locked."""
+        """Say of a file that is not the one that is locked where it is locked."""
         try:
             yield
-        except OtherFileError as error:
-            way = f"{self.path} has the wanted one; if the change is right, remove the source there"
-            raise OtherFileError(error.headline, [*error.problems, way]) from error
+        except HashMismatchError as error:
+            remedy = f"{self.path} has the wanted one; if the change is right, remove the source there"
+            raise HashMismatchError(error.headline, [*error.problems, remedy]) from error
 
 
-def lock_of(path: str | os.PathLike[str] | None, frozen: bool | None) -> Lock:
+def lock_of(path: str | os.PathLike[str] | None, frozen: bool | None) -> LockFile:
     """The lock file that is given, or else that of the variables TORCHINIT_LOCK and TORCHINIT_FROZEN."""
+    # The environment turns it on, not a file beside a recipe: that covers every source of a program, and nothing is
+    # written that was not asked for.
     chosen = path or os.environ.get("TORCHINIT_LOCK")
-    return Lock(Path(chosen) if chosen else None, switch("TORCHINIT_FROZEN") if frozen is None else frozen)
+    return LockFile(Path(chosen) if chosen else None, switch("TORCHINIT_FROZEN") if frozen is None else frozen)

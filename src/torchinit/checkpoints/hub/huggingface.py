@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
-from torchinit.checkpoints.addresses import address_of, check_allowed
-from torchinit.checkpoints.cache import hash_of
-from torchinit.checkpoints.sources import Found, Request, register_source
+from torchinit.checkpoints.hub.cache import hash_of
+from torchinit.checkpoints.hub.schemes import LocalFile, Request, register_source
+from torchinit.checkpoints.hub.urls import address_of, check_allowed
 from torchinit.core.tables import some
 from torchinit.errors import FetchError, MissingExtraError, did_you_mean
 
@@ -20,7 +20,7 @@ _BLOB: Final = re.compile(r"[0-9a-f]{64}")
 _LOG_IN: Final = "log in with `hf auth login`, or set HF_TOKEN"
 
 
-def hugging_face(source: str, request: Request) -> Found:
+def hugging_face(source: str, request: Request) -> LocalFile:
     """A file of a repository, ``hf://org/repo/folder/file@revision``.
 
     What is locked is fetched at the commit that was locked, whatever the revision has become since. A file that
@@ -43,13 +43,16 @@ def hugging_face(source: str, request: Request) -> Found:
     except Exception as error:  # its own errors, and those of the HTTP library below it
         why = _why_not(hub, error, repo, file, revision)
         raise FetchError(f"{source} cannot be fetched{' (TORCHINIT_OFFLINE is set)' * offline}: {why}") from error
-    _check_blob(source, path)
-    commit = _commit(path, file)
-    return Found(path, f"{endpoint}/{repo}/resolve/{commit}/{quote(file)}" if commit else "", commit)
+    blob = path.resolve()
+    if _BLOB.fullmatch(blob.name) and (sha256 := hash_of(blob)) != blob.name:
+        raise FetchError(f"{source}: {blob} is damaged, its sha256 is {sha256}; delete it, and it is fetched anew")
+    commit = path.parents[file.count("/")].name  # the folder of a snapshot in that cache
+    commit = commit if _COMMIT.fullmatch(commit) else ""
+    return LocalFile(path, f"{endpoint}/{repo}/resolve/{commit}/{quote(file)}" if commit else "", commit)
 
 
 def _why_not(hub: Any, error: BaseException, repo: str, file: str, revision: str) -> str:
-    """What an error of huggingface_hub means, and the way out where there is one."""
+    """The meaning of an error of huggingface_hub, and the way out where there is one."""
     kinds = [kind.__name__ for kind in type(error).__mro__]
     if "LocalEntryNotFoundError" in kinds:
         if error.__cause__ is None:
@@ -60,16 +63,13 @@ def _why_not(hub: Any, error: BaseException, repo: str, file: str, revision: str
     if "RepositoryNotFoundError" in kinds:
         return f"there is no {repo}, or it is not open to everyone; if it is yours, {_LOG_IN}"
     if "RevisionNotFoundError" in kinds:
-        return f"{repo} has no revision {revision!r}{_names(revision, lambda: _revisions(hub, repo))}"
+        refs = hub.list_repo_refs
+        known = _names(revision, lambda: [ref.name for ref in (*refs(repo).branches, *refs(repo).tags)])
+        return f"{repo} has no revision {revision!r}{known}"
     if "RemoteEntryNotFoundError" in kinds or "EntryNotFoundError" in kinds[:1]:
         return f"{repo} has no {file} at {revision}{_names(file, lambda: hub.list_repo_files(repo, revision=revision))}"
     status = getattr(getattr(error, "response", None), "status_code", None)
     return " ".join(str(error).split()) + (f"; {_LOG_IN}" if status in (401, 403) else "")
-
-
-def _revisions(hub: Any, repo: str) -> list[str]:
-    refs = hub.list_repo_refs(repo)
-    return [ref.name for ref in (*refs.branches, *refs.tags)]
 
 
 def _names(wanted: str, known: Callable[[], list[str]]) -> str:
@@ -79,19 +79,6 @@ def _names(wanted: str, known: Callable[[], list[str]]) -> str:
     except Exception:  # noqa: BLE001  # an error is being told already
         return ""
     return did_you_mean(wanted, names) or (f", but {some(names)}" if names else "")
-
-
-def _check_blob(source: str, path: Path) -> None:
-    """Raises FetchError for a damaged file, where the cache keeps it under its SHA-256, as it does with large ones."""
-    blob = path.resolve()
-    if _BLOB.fullmatch(blob.name) and (found := hash_of(blob)) != blob.name:
-        raise FetchError(f"{source}: {blob} is damaged, its sha256 is {found}; delete it, and it is fetched anew")
-
-
-def _commit(path: Path, file: str) -> str:
-    """The commit that a file in that cache belongs to, which is the folder of its snapshot."""
-    folder = path.parents[file.count("/")].name
-    return folder if _COMMIT.fullmatch(folder) else ""
 
 
 register_source("hf://", hugging_face)

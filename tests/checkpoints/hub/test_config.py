@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from torchinit.checkpoints.limits import Limits, from_environment
+from torchinit.checkpoints.hub.config import Limits, from_environment
 from torchinit.errors import FetchError
 
 
@@ -31,10 +31,10 @@ def test_what_it_sets() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "text"),
     [
-        ("TORCHINIT_MAX_DOWNLOAD", "much", "TORCHINIT_MAX_DOWNLOAD='much' is no size; write 500MB or 20GB"),
-        ("TORCHINIT_MAX_DOWNLOAD", "-1", "is no size"),
-        ("TORCHINIT_TIMEOUT", "0", "TORCHINIT_TIMEOUT='0' is no number of seconds above 0"),
-        ("TORCHINIT_TIMEOUT", "inf", "is no number of seconds above 0"),
+        ("TORCHINIT_MAX_DOWNLOAD", "much", "TORCHINIT_MAX_DOWNLOAD='much' is not a size; write 500MB or 20GB"),
+        ("TORCHINIT_MAX_DOWNLOAD", "-1", "is not a size"),
+        ("TORCHINIT_TIMEOUT", "0", "TORCHINIT_TIMEOUT='0' is not a number of seconds above 0"),
+        ("TORCHINIT_TIMEOUT", "inf", "is not a number of seconds above 0"),
         ("TORCHINIT_OFFLINE", "maybe", "TORCHINIT_OFFLINE='maybe' is neither yes nor no; set it to 1 or 0"),
     ],
 )

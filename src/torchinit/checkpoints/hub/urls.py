@@ -1,0 +1,135 @@
+"""URLs: where an address leads, checked before anybody is asked."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
+from typing import Final, Literal, cast
+from urllib.parse import quote, unquote, urljoin, urlsplit
+
+from torchinit.checkpoints.hub.config import Limits
+from torchinit.errors import FetchError
+
+_PORTS: Final = {"http": 80, "https": 443}
+_HOST: Final = re.compile(r"[\w.-]+|[0-9a-f:.]*:[0-9a-f:.]*(%[\w.-]+)?", re.ASCII)
+# Local proxies that answer for the DNS let names stand at these addresses, whatever the network.
+_STAND_INS: Final = ipaddress.IPv4Network("198.18.0.0/15")
+_UNICAST: Final = ipaddress.IPv6Network("2000::/3")
+_EMBEDDING: Final = tuple(map(ipaddress.IPv6Network, ("::/96", "64:ff9b::/96", "64:ff9b:1::/48")))
+_SAFE: Final = "/%:@!$&'()*+,;=~"
+_LONGEST_NAME: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A URL without its fragment, in one spelling, and its parts; ``via`` is the URL that redirects here, if any."""
+
+    url: str
+    scheme: Literal["http", "https"]
+    host: str
+    port: int
+    via: str = field(default="", compare=False)
+
+    def __str__(self) -> str:
+        return f"{self.url}, to which {self.via} redirects" if self.via else self.url
+
+
+def address_of(url: str) -> Address:
+    """The address that an http or https URL names. Raises FetchError for any other text.
+
+    >>> address = address_of("https://Example.org:8000/a b.pth?x=1#part")
+    >>> address.url, address.host, address.port
+    ('https://example.org:8000/a%20b.pth?x=1', 'example.org', 8000)
+    """
+    # urlsplit would drop line breaks without a word.
+    if any(unicodedata.category(character) == "Cc" for character in url):
+        raise FetchError(f"{url!r} holds a control character")
+    try:
+        parts = urlsplit(url)
+        host, port = (parts.hostname or "").encode("idna").decode(), parts.port
+    except ValueError as error:
+        raise FetchError(f"{url} is not a URL: {error}") from None
+    if parts.scheme not in _PORTS or not host:
+        raise FetchError(f"{url} is not an http or https URL with a host")
+    if parts.username is not None or parts.password is not None:
+        bare = re.sub(r"//[^/?#]*@", "//", url, count=1)
+        raise FetchError(f"{bare}: a URL with a user or a password would be recorded with them; leave them out")
+    # Parsers disagree about other letters (a backslash ends the host for some), so checked and asked could differ.
+    if not _HOST.fullmatch(host):
+        raise FetchError(f"{url} is not a URL: {host!r} is not the name of a host")
+    scheme = cast("Literal['http', 'https']", parts.scheme)
+    place = f"[{host}]" if ":" in host else host
+    place += f":{port}" if port not in (None, 0, _PORTS[scheme]) else ""
+    query = f"?{quote(parts.query, safe=_SAFE + '?')}" if parts.query else ""
+    url = f"{scheme}://{place}{quote(parts.path or '/', safe=_SAFE)}{query}"
+    return Address(url, scheme, host, port or _PORTS[scheme])
+
+
+def redirected(address: Address, location: str) -> Address:
+    """The address that a redirect leads to: never off https, to no other scheme. Raises FetchError."""
+    try:
+        target = address_of(urljoin(address.url, location))
+    except (FetchError, ValueError) as error:
+        raise FetchError(f"{address.url} redirects to {location!r}, which is refused: {error}") from None
+    if address.scheme == "https" and target.scheme != "https":
+        raise FetchError(f"{address.url} redirects to {target.url}, which is refused: it leaves https")
+    return replace(target, via=address.via or address.url)
+
+
+def check_allowed(address: Address, limits: Limits) -> None:
+    """Raise FetchError where the limits do not let this host be asked."""
+    if limits.offline:
+        raise FetchError(
+            f"{address} is not in the cache, and TORCHINIT_OFFLINE is set; fetch it once while online"
+            " (torchinit fetch URL)"
+        )
+    if not limits.allows(address.host):
+        names = ", ".join(limits.hosts)
+        raise FetchError(f"{address}: the host {address.host!r} is not allowed; TORCHINIT_ALLOWED_HOSTS names {names}")
+
+
+def check_public(address: Address, ips: Iterable[str], limits: Limits) -> None:
+    """Raise FetchError where an IP address of a host is not on the internet, and the limits do not name the host.
+
+    Such addresses can be asked from here alone: other machines of the network, this machine, a cloud's metadata.
+    """
+    # A recipe may be a stranger's. Comparing addresses where a connection is made is one rule for names, redirects
+    # and rebinding; a mirror of one's own costs one variable, once.
+    private = [ip for ip in ips if not is_public(ip)]
+    if private and not limits.allows_private(address.host):
+        raise FetchError(
+            f"{address}: the host is at {private[0]}, inside this network; if it is meant to be,"
+            f" TORCHINIT_PRIVATE_HOSTS={address.host} lets it be asked"
+        )
+
+
+def is_public(text: str) -> bool:
+    """Whether an IP address is on the internet; one that embeds another, as IPv6 can, counts as that.
+
+    >>> is_public("1.1.1.1"), is_public("10.0.0.1"), is_public("::ffff:127.0.0.1"), is_public("169.254.169.254")
+    (True, False, False, False)
+    """
+    ip = ipaddress.ip_address(text.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        last = ipaddress.IPv4Address(int(ip) & 0xFFFF_FFFF)
+        ip = ip.ipv4_mapped or ip.sixtofour or (last if any(ip in net for net in _EMBEDDING) else ip)
+    if isinstance(ip, ipaddress.IPv4Address):
+        return ip in _STAND_INS or (ip.is_global and not ip.is_multicast)
+    return ip in _UNICAST and ip.is_global
+
+
+def name_of(url: str) -> str:
+    """A name for the file behind a URL: its last part, safe for any file system and never hidden.
+
+    >>> name_of("https://example.org/weights/resnet50.pth?download=1")
+    'resnet50.pth'
+    >>> name_of("https://example.org/..%2f..%2fetc%2fpasswd"), name_of("https://example.org/")
+    ('passwd', 'file')
+    """
+    last = PurePosixPath(unquote(urlsplit(url).path).replace("\\", "/")).name
+    safe = re.sub(r"[^A-Za-z0-9._-]", "_", last).strip(".")
+    return safe[-_LONGEST_NAME:].lstrip(".") or "file"  # cut at its front: the suffix tells what is in the file

@@ -1,0 +1,138 @@
+r"""Regular expressions that a stranger may write: they match what `re` matches, in bounded time.
+
+`re` tries the ways in which an expression can match one after the other, and ``(a+)+b`` has 2**n of them on n times
+``a``. It cannot be stopped, for it holds the interpreter's lock. Counting the ways beforehand was tried: what is
+counted too low hangs, and what is counted too high refuses what people write. The package `regex` takes Python's
+syntax and a limit of time, so it matches, while `re` says what an expression is and how a replacement is read.
+
+Where the two are known to differ: beyond ASCII, ``\w``, ``\s`` and ignored case follow another table of Unicode, and
+``(?a:...)`` does not turn to ASCII; a condition on a group within that group, ``((?(1)a|b))``, may be told otherwise;
+brackets within brackets end at about a hundred, where Python takes some hundreds.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import Any, Final
+
+from torchinit.errors import ConfigError
+
+SECONDS: Final = 1.0
+"""The processor time that an expression may take for one text."""
+
+_ESCAPED: Final = {"{": r"\{", "{}": r"\{}"} | ({} if re.search(r"\B", "") else {r"\B": r"(?:(?!\A\Z)\B)"})
+_MOST_COPIES: Final = 50_000
+_TOKEN: Final = r"\\.|(?P<set>\[\^?\]?(?:\\.|[^\]\\])*\])|(?P<count>[*+?]|\{(?P<least>\d*)(?P<to>,?)(?P<most>\d*)\})|"
+_TOKEN_END: Final = r"\(\?#(?:\\.|[^)\\])*\)|."
+
+
+def check_pattern(pattern: str, new: str = "") -> None:
+    """Raise re.error or IndexError, as `re` does, for what is not an expression, or not a replacement for it."""
+    try:
+        _replacement(pattern, new)
+        _compiled(pattern)
+    except (RecursionError, OverflowError) as error:
+        raise re.error(f"more than Python can take: {error}") from None
+
+
+def matches_whole(pattern: str, text: str) -> bool:
+    """Whether :func:`re.fullmatch` matches. Raises ConfigError if that takes too long.
+
+    >>> matches_whole(r"layers[.](0|1)[.].*", "layers.1.weight")
+    True
+    >>> matches_whole("(a|aa)+", "a" * 99 + "b")
+    Traceback (most recent call last):
+    torchinit.errors.ConfigError: '(a|aa)+' takes more than 1 s to match 'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa...
+    """
+    return _bounded("fullmatch", pattern, text, text) is not None
+
+
+def substitute(pattern: str, new: str, text: str) -> str:
+    r"""The text that :func:`re.sub` gives. Raises ConfigError if that takes too long.
+
+    >>> substitute(r"^layers[.](\d+)", r"blocks.\1.body", "layers.1.weight")
+    'blocks.1.body.weight'
+    """
+    parts = _replacement(pattern, new)
+
+    def expand(found: Any) -> str:
+        return "".join(part if isinstance(part, str) else found[part] or "" for part in parts)
+
+    changed: str = _bounded("sub", pattern, text, expand, text)
+    return changed
+
+
+def _bounded(method: str, pattern: str, text: str, *arguments: object) -> Any:
+    try:
+        return getattr(_compiled(pattern), method)(*arguments, timeout=SECONDS)
+    except TimeoutError:
+        shown = repr(text if len(text) <= 60 else text[:40]) + "..." * (len(text) > 60)
+        remedy = "say what ends a part, as in [^.]+[.], or let it keep what it has, as in [^.]++"
+        raise ConfigError(f"{pattern!r} takes more than {SECONDS:g} s to match {shown}; {remedy}") from None
+
+
+@lru_cache(maxsize=1024)
+def _compiled(pattern: str) -> Any:
+    verbose = bool(re.compile(pattern).flags & re.VERBOSE)
+    try:
+        import regex
+    except ModuleNotFoundError:
+        raise ConfigError(f"{pattern!r} needs the package regex: pip install regex") from None
+    try:
+        return regex.compile(_translated(pattern, verbose), regex.VERSION0)
+    except regex.error as error:
+        raise re.error(f"it cannot be matched in bounded time: {error}") from None
+
+
+def _translated(pattern: str, verbose: bool) -> str:
+    """The expression with what `regex` alone has a meaning for escaped: other braces, and brackets within a set.
+
+    ``block{i}`` would be a fuzzy match there, and ``[[:alpha:]]`` a class. On the way its size is counted, since
+    `regex` copies what has to occur: ``x{9}`` is nine copies and ``(x+)+`` four, so short texts can fill the memory.
+    Raises re.error for more than 50,000 copies.
+    """
+    # `sizes` holds the sizes of the groups that are open, `last` that of the item which a count would repeat. What the
+    # expression has to hold is clear, for `re` has compiled it; a count's suffix `+` is taken for a count of its own.
+    texts, sizes, last = [], [0], 0
+    for found in re.finditer(_TOKEN + (r"\#[^\n]*|" if verbose else "") + _TOKEN_END, pattern, re.DOTALL):
+        token = found[0]
+        if found["count"] and token != "{}":
+            least = {"*": 0, "?": 0, "+": 1}.get(token, int(found["least"] or 0))
+            copies = max(1, least + (token == "+" or (found["to"] == "," and found["most"] != found["least"])))
+            sizes[-1] += last * (copies - 1)
+            last *= copies
+        elif token == "(":
+            sizes.append(0)
+        elif token == ")" and len(sizes) > 1:
+            last = sizes.pop()
+            sizes[-1] += last
+        else:
+            last = 1
+            sizes[-1] += last
+        if sizes[-1] > _MOST_COPIES + len(pattern):
+            raise re.error(f"what has to occur in it is repeated more than {_MOST_COPIES:,} times")
+        texts.append(_escaped(found))
+    return "".join(texts)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    if found["set"]:
+        return "[" + re.sub(r"(\\.)|\[", lambda inner: inner[1] or r"\[", found[0][1:], flags=re.DOTALL)
+    return _ESCAPED.get(found[0], found[0])
+
+
+@lru_cache(maxsize=1024)
+def _replacement(pattern: str, new: str) -> tuple[str | int, ...]:
+    """The literal texts of a replacement, and between them the numbers of the groups, as `re` reads it.
+
+    `re` does not tell how it reads one, but shows it: it is asked to replace a text of marks, one a group, found by
+    an expression of as many groups of the same names. The marks in what it makes of that are the groups.
+    """
+    compiled = re.compile(pattern)
+    mark = next(letter for letter in map(chr, range(0xE000, 0x110000)) if letter not in new)
+    names = {number: f"?P<{name}>" for name, number in compiled.groupindex.items()}
+    marks = [f"{mark}{number}{mark}" for number in range(compiled.groups + 1)]
+    groups = (f"({names.get(number, '')}{text})" for number, text in enumerate(marks[1:], 1))
+    shown = re.sub(marks[0] + "".join(groups), new, "".join(marks)).replace("".join(marks), marks[0])
+    return tuple(int(part) if at % 2 else part for at, part in enumerate(re.split(f"{mark}([0-9]+){mark}", shown)))
