@@ -24,7 +24,7 @@ from torchinit.core.sites import sites as bare_sites
 from torchinit.core.tables import some
 from torchinit.distributed import Materialization, PlannedStart, Start, among, check_styles, own_resets, own_starts
 from torchinit.distributed.allocation import check_device
-from torchinit.errors import ConfigError, RunError, count
+from torchinit.errors import ConfigError, PlanError, RunError, count
 from torchinit.noise import Global, Keyed, Noise
 from torchinit.noise.sequential import drawing_from
 from torchinit.recipes import RecipeLike, to_rules
@@ -239,6 +239,9 @@ def materialize(
                 " as Rule(Name('**'), Normal(std=0.02)) or the name of a scheme (torchinit list)"
             )
         made = _checked(model, recipe, seed, complete=complete, strict=strict, trainable=trainable)
+        # What has no elements, and should have some, looks written when it has memory; no layer can reset it either.
+        if empty := [f"{site.name} {site.lack}" for site in made.without_values if site.lack and not site.numel]:
+            raise PlanError(f"{count(len(empty), 'problem')} in the plan; nothing was written", empty)
         resets = None if complete else partial(own_resets, model, noise, group=group)
         return PlannedStart(model, made, noise, stats=stats, progress=progress, resets=resets)
 

@@ -33,6 +33,7 @@ from torchinit.core.constructors import intent
 from torchinit.integrations.fsdp import param_init_fn
 
 NORMAL = Rule(Name("**"), Normal(std=0.02))
+NOTHING = Rule(Name("nothing"), Normal(), optional=True)
 
 LAYERS: list[Callable[[], nn.Module]] = [
     lambda: nn.Linear(2, 3),
@@ -172,7 +173,7 @@ def text(name: str, *, marked: bool) -> str:
 
 
 @pytest.mark.parametrize("marked", [True, False])
-@pytest.mark.parametrize("rules", [[NORMAL], [Rule(Leaf("bias"), Normal())], []])
+@pytest.mark.parametrize("rules", [[NORMAL], [Rule(Leaf("bias"), Normal())], [NOTHING]])
 def test_nothing_that_is_complete_lets_a_partitioned_parameter_pass(rules: list[Rule], marked: bool) -> None:
     model = partitioned(marked=marked)
 
@@ -200,14 +201,15 @@ def test_nothing_that_is_complete_lets_a_partitioned_parameter_pass(rules: list[
             assert_initialized(model, recipe=rules, select=["no-values"])
 
 
-def test_materialize() -> None:
+@pytest.mark.parametrize("rule", [NORMAL, Rule(Leaf("bias"), Normal())])
+def test_materialize(rule: Rule) -> None:
     with torch.device("meta"):
         model: Any = nn.Sequential(nn.Linear(4, 8))
         model[0].weight = nn.Parameter(torch.empty(0))
     with pytest.raises(
         PlanError, match=r"0\.weight has no elements, but its Linear\(4, 8\) has 32: is it partitioned\?"
     ):
-        materialize(model, [NORMAL], seed=0)
+        materialize(model, [rule], seed=0)
     assert model[0].bias.is_meta
 
 
@@ -236,7 +238,7 @@ def test_empty_parameters_that_share_their_nothing_are_not_tied() -> None:
     model, nothing = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), torch.empty(0)
     for parameter in model.parameters():
         parameter.data = nothing
-    assert [site.name for site in plan(model, []).without_values] == ["0.weight", "0.bias", "1.weight", "1.bias"]
+    assert [site.name for site in plan(model, NOTHING).without_values] == ["0.weight", "0.bias", "1.weight", "1.bias"]
 
 
 # -- other parameters that no fill can be written to ---------------------------------------------------------------
