@@ -102,23 +102,15 @@ class OwnStart:
             module.is_init = is_init
 
     def write(self, blank: Sequence[Tenant]) -> Report:
-        with session_of(self.model, self._session) as (session, _):
+        exchange = self._exchange if is_shared(self.group) else None
+        options: dict[str, Any] = {"strict": self.strict, "progress": self.progress, "exchange": exchange}
+        with session_of(self.model, self.seed, buffers=True, **options) as (session, _):
             self.resets = reset_layers(session, self.seed, blank)
             if self.init_cfg is None:
                 _initialize_tree(self.model, session)
             else:
                 carry_out(self.model, self.init_cfg, session)
             return self._with_resets(session.report(stats=self.stats), blank)
-
-    def _session(self) -> Session:
-        return Session(
-            self.model,
-            self.seed,
-            buffers=True,
-            strict=self.strict,
-            progress=self.progress,
-            exchange=self._exchange if is_shared(self.group) else None,
-        )
 
     def _exchange(self, tensor: Any, value: Any) -> list[Any]:
         del tensor  # all ranks of the group have it
