@@ -77,8 +77,8 @@ class BaseModule(nn.Module, metaclass=ABCMeta):
 
         Raises RunError for a model on the meta device: :func:`torchinit.materialize` carries this out for it.
         """
-        told = self._is_init
-        report = _in_session(self, lambda session: _initialize(self, session), told, containers, seed, stats)
+        options: dict[str, Any] = {"containers": containers, "seed": seed, "stats": stats}
+        report = _in_session(self, lambda session: _initialize(self, session), options, quiet=self._is_init)
         return cast("Report | None", report)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
@@ -107,26 +107,25 @@ _WATCHED.add(BaseModule.init_weights)
 
 
 def _watch_class(cls: type[BaseModule]) -> None:
-    for name, watched in (("__init__", _with_construction_watched), ("init_weights", _with_writes_watched)):
+    for name, run in (("__init__", _construct), ("init_weights", _initialize_by_code)):
         for base in cls.__mro__:
             method = vars(base).get(name)
             if method is not None and method.__module__ not in ("typing", "typing_extensions"):  # of a Protocol
                 if isinstance(method, FunctionType) and method not in _WATCHED:
-                    wrapper = watched(method)
-                    _WATCHED.add(wrapper)
-                    setattr(base if issubclass(base, BaseModule) else cls, name, wrapper)
+                    setattr(base if issubclass(base, BaseModule) else cls, name, _watched(method, run))
                 break
 
 
-def _with_construction_watched(init: Callable[..., None]) -> Callable[..., None]:
-    @wraps(init)
-    def construct(self: BaseModule, *args: Any, **kwargs: Any) -> None:
-        _construct(self, init, args, kwargs)
+def _watched(method: Callable[..., Any], run: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(method)
+    def watched(self: BaseModule, *args: Any, **kwargs: Any) -> Any:
+        return run(self, method, args, kwargs)
 
-    return construct
+    _WATCHED.add(watched)
+    return watched
 
 
-def _construct(module: BaseModule, init: Callable[..., None], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+def _construct(module: BaseModule, init: Callable[..., None], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
     """Build a module, unless this is a constructor that is called by another; with its own init_cfg amended."""
     building = _BUILDING.get()
     if any(one is module for one in building):
@@ -134,8 +133,7 @@ def _construct(module: BaseModule, init: Callable[..., None], args: Sequence[Any
         return
     changes = changes_of(kwargs.get("init_cfg"))
     if changes is not None:
-        # Not handed on, so that the class takes its own, be it in the signature or made in the constructor.
-        kwargs = {key: value for key, value in kwargs.items() if key != "init_cfg"}
+        del kwargs["init_cfg"]  # so that the class takes its own, be it in the signature or made in the constructor
     token = _BUILDING.set((*building, module))
     try:
         with watching() as remember:
@@ -147,47 +145,29 @@ def _construct(module: BaseModule, init: Callable[..., None], args: Sequence[Any
         module.init_cfg = amend(module.init_cfg, *changes)
 
 
-def _with_writes_watched(method: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(method)
-    def init_weights(
-        self: BaseModule,
-        *args: Any,
-        containers: bool = False,
-        seed: int | None = None,
-        stats: bool = False,
-        **kwargs: Any,
-    ) -> Any:
-        return _run_watched(self, lambda: method(self, *args, **kwargs), containers, seed, stats)
-
-    return init_weights
-
-
-def _run_watched(module: BaseModule, call: Callable[[], Any], containers: bool, seed: int | None, stats: bool) -> Any:
+def _initialize_by_code(
+    module: BaseModule, method: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
+) -> Any:
     """Run an overriding ``init_weights``; one that a constructor calls for itself has no log, as in MMEngine."""
 
     def work(session: Session) -> Any:
         with session.foreign(module):
-            return call()
+            return method(module, *args, **kwargs)
 
-    return _in_session(module, work, bool(_BUILDING.get()), containers, seed, stats)
+    options = {name: kwargs.pop(name) for name in ("containers", "seed", "stats") if name in kwargs}
+    return _in_session(module, work, options, quiet=bool(_BUILDING.get()))
 
 
-def _in_session(
-    module: BaseModule,
-    work: Callable[[Session], Any],
-    quiet: bool,
-    containers: bool,
-    seed: int | None,
-    stats: bool,
-) -> Any:
-    """What the work returns, in the outermost session a report if it returns None; with a log unless ``quiet``."""
-    with session_of(module, lambda: Session(module, seed, containers=containers)) as (session, outermost):
+def _in_session(module: BaseModule, work: Callable[[Session], Any], options: Mapping[str, Any], *, quiet: bool) -> Any:
+    """What the work returns; of the outermost call a report if that is nothing, after a log unless it is ``quiet``."""
+    containers = options.get("containers", False)
+    with session_of(module, options.get("seed"), containers=containers) as (session, outermost):
         result = work(session)
         if not outermost:
             return result
         if not quiet:
-            session.finish(unreached(module) if not session.containers else [])
-        return session.report(stats=stats) if result is None else result
+            session.finish([] if containers else unreached(module))
+        return session.report(stats=options.get("stats", False)) if result is None else result
 
 
 # --- the chain of init_weights -----------------------------------------------------------------------------

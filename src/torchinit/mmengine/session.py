@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -104,7 +104,7 @@ class Session:
     # --- whose turn it is ----------------------------------------------------------------------------------
 
     def attach_markers(self) -> None:
-        """Lets the modules of the tree be known as this session's."""
+        """Let the modules of the tree be known as this session's."""
         self.host = vars(self.top).get(MARK)
         self._marked = [] if self.hosted else list(self.top.modules())
         for module in self._marked:
@@ -134,7 +134,7 @@ class Session:
         return self.host is not None
 
     def remove_markers(self) -> None:
-        """Leaves nothing on the modules."""
+        """Leave nothing on the modules."""
         for module in self._marked:
             module.__dict__.pop(MARK, None)
 
@@ -193,7 +193,6 @@ class Session:
                 self.warn(account.headline())
         for rule, hint in plan.unused:
             self.warn(f"{rule}: {hint}")
-        self._put_back()
         with unobserved(watched=bool(self._labels)):
             shards = {step.site.name: known[step.site.name][0].shards for step in plan.steps}
             report = run(plan, shards, self.noise, stats=self.stats, progress=self.progress)
@@ -222,11 +221,6 @@ class Session:
             aliases=tuple(f"{prepared.prefix}{alias}" for alias in record.aliases),
             over=tuple(dict.fromkeys([*before, *record.over])),
         )
-
-    def _put_back(self) -> None:
-        """Lets what foreign code has written of distributed tensors be seen in their parts."""
-        if self.wholes is not None:
-            self.wholes.put_back()
 
     def _index_of(self, module: nn.Module) -> ModuleIndex:
         if self._index is None or module not in self._index:
@@ -264,7 +258,7 @@ class Session:
             self._labels.pop()
 
     def working(self, watch: Watch) -> AbstractContextManager[None]:
-        """Lets code work on distributed tensors that stand whole in the model: :meth:`Wholes.working`."""
+        """Let code work on distributed tensors that stand whole in the model: :meth:`Wholes.working`."""
         return nullcontext() if self.wholes is None else self.wholes.working(watch)
 
     def _watched(self) -> Watching | Drawing:
@@ -278,7 +272,7 @@ class Session:
         return self._watching
 
     def _follow(self, spots: Iterable[Spot]) -> None:
-        """Looks again where the parameters behind computed weights are: writing those may give them other memory."""
+        """Look again where the parameters behind computed weights are: writing those may give them other memory."""
         if self._watching is None:
             return
         for key in {key for spot in spots for key in spot.holders} & self.provenance.known.keys():
@@ -303,7 +297,7 @@ class Session:
             self.provenance.claim(key, str(step.rule), step.fill)
 
     def warn(self, text: str) -> None:
-        """Logs a warning, once."""
+        """Log a warning, once."""
         if text not in self.warned:
             self.warned[text] = None
             log(logging.WARNING, "%s", text)
@@ -311,7 +305,7 @@ class Session:
     # --- the end -------------------------------------------------------------------------------------------
 
     def finish(self, unreached: Sequence[str], way: str = "init_weights(containers=True) does") -> None:
-        """Logs how each parameter was set, and warns of those that nobody set; ``way`` leads to modules unreached."""
+        """Log how each parameter was set, and warn of those that nobody set; ``way`` leads to modules unreached."""
         for name in unreached:
             self.warn(
                 f"init_weights of {type(self.top).__name__} does not reach {name}, which stands below a plain"
@@ -326,14 +320,13 @@ class Session:
             dump((name, p, self.provenance.info(p)) for name, p in self.top.named_parameters())
 
     def _tell_host(self) -> None:
-        """Enters into MMEngine's own record who wrote what, with the mean by which it would find that out."""
+        """Enter into MMEngine's own record who wrote what, with the mean by which it would find that out."""
         for parameter, text in self.provenance.written():
             if parameter in self.host:
                 self.host[parameter].update(init_info=text, tmp_mean_value=parameter.data.mean().cpu())
 
     def report(self, *, stats: bool = False) -> Report:
         """What happened, a record a parameter."""
-        self._put_back()
         made = self.provenance.report(stats=stats, unused=tuple(self.warned), noise=str(self.noise))
         return replace(made, loads=tuple(self.loads))
 
@@ -362,13 +355,13 @@ def current(module: nn.Module) -> Session | None:
 
 
 @contextmanager
-def session_of(top: nn.Module, make: Callable[[], Session]) -> Iterator[tuple[Session, bool]]:
-    """The session that a module is part of, or a new one; and whether it is new."""
+def session_of(top: nn.Module, seed: int | None, **options: Any) -> Iterator[tuple[Session, bool]]:
+    """The session that a module is part of, or a new one with these options; and whether it is new."""
     session = current(top)
     if session is not None:
         yield session, False
         return
-    with make() as session:
+    with Session(top, seed, **options) as session:
         token = _OPEN.set((*_OPEN.get(), session))
         try:
             session.check_memory()

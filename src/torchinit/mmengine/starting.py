@@ -100,23 +100,15 @@ class OwnStart:
             module.is_init = is_init
 
     def write(self, blank: Sequence[Tenant]) -> Report:
-        with session_of(self.model, self._session) as (session, _):
-            self.resets = reset_layers(self.model, session.seed, blank, session.wholes)
+        seed = self.noise.seed if isinstance(self.noise, Keyed) else None
+        options: dict[str, Any] = {"strict": self.strict, "progress": self.progress}
+        with session_of(self.model, seed, buffers=True, exchange=exchange_in(self.group), **options) as (session, _):
+            self.resets = reset_layers(self.model, seed, blank, session.wholes)
             if self.init_cfg is None:
                 _initialize_tree(self.model, session)
             else:
                 carry_out(self.model, self.init_cfg, session)
             return with_resets(session.report(stats=self.stats), blank, self.resets, stats=self.stats)
-
-    def _session(self) -> Session:
-        return Session(
-            self.model,
-            self.noise.seed if isinstance(self.noise, Keyed) else None,
-            buffers=True,
-            strict=self.strict,
-            progress=self.progress,
-            exchange=exchange_in(self.group),
-        )
 
     def why_left(self, one: Tenant, tried: Sequence[str]) -> str:
         cls = bare_class(type(one.module)).__name__
