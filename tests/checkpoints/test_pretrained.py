@@ -143,7 +143,7 @@ def test_a_plan_on_meta_reads_no_tensor_and_goes_to_json_and_back(
     with torch.device("meta"):
         sketch = Net()
     with monkeypatch.context() as patched:
-        patched.setattr("torchinit.checkpoints.readers.base.Checkpoint.read", None)
+        patched.setattr("torchinit.checkpoints.formats.base.Checkpoint.read", None)
         made = plan(sketch, [Rule(Name("**"), Normal()), whole(str(path), adapt={"stem.weight": InputChannels()})])
         again = Plan.from_json(made.to_json())
     assert again == made
@@ -482,7 +482,7 @@ def test_a_shard_gets_its_slice_of_what_an_adapter_makes(data: st.DataObject) ->
 
 
 def test_a_shard_reads_no_more_than_its_slice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from torchinit.checkpoints.readers.base import Checkpoint
+    from torchinit.checkpoints.formats.base import Checkpoint
 
     path, asked = write("safetensors", tmp_path, {"w": torch.ones(8, 4)}), []
     read = Checkpoint.read

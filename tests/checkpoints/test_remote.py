@@ -20,7 +20,7 @@ from torchinit import CheckpointError, Name, Pretrained, Rule, initialize
 from torchinit.checkpoints import open_checkpoint
 from torchinit.checkpoints.loading import load_checkpoint
 from torchinit.checkpoints.lockfile import Pin, read_pins
-from torchinit.checkpoints.opening import forget
+from torchinit.checkpoints.open import forget
 
 
 def weights(value: float) -> dict[str, Tensor]:

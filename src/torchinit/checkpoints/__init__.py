@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torchinit.checkpoints import hubs as _hubs  # noqa: F401  # registers torchvision://, timm:// and so on
 from torchinit.checkpoints import huggingface as _huggingface  # noqa: F401  # registers hf://
+from torchinit.checkpoints.formats import Checkpoint, Info, RefusedPickleError
 from torchinit.checkpoints.limits import Limits
-from torchinit.checkpoints.loaded import Loaded
 from torchinit.checkpoints.loaders import CheckpointLoader
 from torchinit.checkpoints.loading import (
     _load_checkpoint,
@@ -16,9 +16,10 @@ from torchinit.checkpoints.loading import (
     read_checkpoint,
 )
 from torchinit.checkpoints.members import member_of
+from torchinit.checkpoints.open import open_checkpoint
 from torchinit.checkpoints.pretrained import Pretrained
-from torchinit.checkpoints.readers import Checkpoint, Info, RefusedPickleError, open_checkpoint
 from torchinit.checkpoints.sources import fetch, register_source
+from torchinit.checkpoints.tensor_fill import Loaded
 from torchinit.core.vocabulary import INITIALIZERS
 
 __all__ = [

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from torchinit.checkpoints.adapters import Adapter
-from torchinit.checkpoints.readers import Info
+from torchinit.checkpoints.formats import Info
 from torchinit.core.accounts import KIND, SHAPE
 from torchinit.core.sites import Site
 

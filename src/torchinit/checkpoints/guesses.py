@@ -6,7 +6,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
-from torchinit.checkpoints.keymaps import KeyMap, Renames, unwrapped
+from torchinit.checkpoints.key_mapping import KeyMap, Renames, unwrapped
 from torchinit.core.accounts import Guess
 from torchinit.errors import ConfigError
 

@@ -10,10 +10,10 @@ from typing import Any, ClassVar, TypeAlias, TypeVar, overload
 
 import torch
 
+from torchinit.checkpoints.formats.detect import detect_format
+from torchinit.checkpoints.formats.torch_save import load_file
+from torchinit.checkpoints.open import open_file
 from torchinit.checkpoints.prefixes import Prefixes
-from torchinit.checkpoints.readers import open_file
-from torchinit.checkpoints.readers.sniff import sniff
-from torchinit.checkpoints.readers.torch_file import load_file
 from torchinit.checkpoints.sources import fetch
 from torchinit.errors import masked
 
@@ -85,7 +85,7 @@ def load(filename: str, map_location: Any, logger: logging.Logger, *, mapped: bo
 def read(path: Path, source: str, map_location: Any = "cpu", *, mapped: bool = False) -> Any:
     """What a local file holds: all of a file of ``torch.save``, of another format its tensors by name."""
     _check_place(map_location)
-    if sniff(path) in ("zip", "pickle"):
+    if detect_format(path) in ("zip", "pickle"):
         return load_file(path, map_location, mapped=mapped)
     checkpoint = open_file(path, source)
     device = map_location if isinstance(map_location, (str, torch.device)) else "cpu"

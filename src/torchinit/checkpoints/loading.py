@@ -16,7 +16,7 @@ from torch.nn.modules.module import _IncompatibleKeys
 
 from torchinit.checkpoints.fits import kind_of, short
 from torchinit.checkpoints.guesses import beginning, guess, splits
-from torchinit.checkpoints.keymaps import Renames, revised
+from torchinit.checkpoints.key_mapping import Renames, revised
 from torchinit.checkpoints.loaders import CheckpointLoader, load, logger_of, read
 from torchinit.checkpoints.quantized import Companions, quantized
 from torchinit.checkpoints.sources import fetch

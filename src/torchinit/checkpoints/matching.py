@@ -11,13 +11,13 @@ from torchinit.checkpoints.adapters import Adapter
 from torchinit.checkpoints.adapters.offers import offer
 from torchinit.checkpoints.adapters.pieces import pieces
 from torchinit.checkpoints.fits import check_kinds, misfit, short
+from torchinit.checkpoints.formats import Info
 from torchinit.checkpoints.guesses import by_case, guess
-from torchinit.checkpoints.keymaps import KeyMap, unwrapped
-from torchinit.checkpoints.loaded import Loaded
-from torchinit.checkpoints.opening import opened
+from torchinit.checkpoints.key_mapping import KeyMap, unwrapped
+from torchinit.checkpoints.open import open_cached
 from torchinit.checkpoints.quantized import Companions
-from torchinit.checkpoints.readers import Info
 from torchinit.checkpoints.remakes import parametrized, tied
+from torchinit.checkpoints.tensor_fill import Loaded
 from torchinit.core.accounts import Account, Guess
 from torchinit.core.fills import Fill
 from torchinit.core.globs import glob_matches
@@ -68,7 +68,7 @@ class Search:
         self.groups: dict[str, list[Site]] = {}
         for view, site in matched:
             self.groups.setdefault(site.name, []).append(view)
-        self.checkpoint = opened(rule.checkpoint, part=rule.part, sha256=rule.sha256)
+        self.checkpoint = open_cached(rule.checkpoint, part=rule.part, sha256=rule.sha256)
         self.names = rule.keymap().names(self.checkpoint.keys())
         self.there = {view.name for site in known for view in site.views}
         called = ((key, self.names.names.get(key, key)) for key in self.checkpoint)

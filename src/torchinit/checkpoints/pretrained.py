@@ -10,10 +10,10 @@ from typing import Literal, TypeAlias, final
 import torch
 
 from torchinit.checkpoints.adapters import Adapter
-from torchinit.checkpoints.keymaps import KeyMap, Renames
-from torchinit.checkpoints.loaded import Source
+from torchinit.checkpoints.key_mapping import KeyMap, Renames
 from torchinit.checkpoints.matching import Search
-from torchinit.checkpoints.opening import InMemory
+from torchinit.checkpoints.open import InMemory
+from torchinit.checkpoints.tensor_fill import Source
 from torchinit.core.accounts import Account
 from torchinit.core.arguments import choice, text, truth
 from torchinit.core.globs import check_globs

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from torchinit.checkpoints.fits import short
-from torchinit.checkpoints.readers import Info
+from torchinit.checkpoints.formats import Info
 from torchinit.core.names import normalize
 from torchinit.core.tables import some
 from torchinit.errors import CheckpointError

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from torchinit.checkpoints import fetch
 from torchinit.checkpoints.cache import hash_of
+from torchinit.checkpoints.formats.sharded import read_index
 from torchinit.checkpoints.members import member_of
-from torchinit.checkpoints.readers.sharded import read_index
 from torchinit.cli import options
 
 if TYPE_CHECKING:

@@ -34,7 +34,7 @@ from torchinit.checkpoints.adapters import (
     Stack,
     Transpose,
 )
-from torchinit.checkpoints.loaded import Loaded
+from torchinit.checkpoints.tensor_fill import Loaded
 
 
 class Attention(nn.Module):

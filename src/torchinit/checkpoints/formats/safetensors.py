@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from torchinit.checkpoints.readers.base import Checkpoint, Info, Stamp, cut, is_shape
-from torchinit.checkpoints.readers.headers import unique_json
+from torchinit.checkpoints.formats.base import Checkpoint, Info, Stamp, cut, is_shape
+from torchinit.core.maps import unique_json
 from torchinit.core.shards import Box
 from torchinit.errors import CheckpointError
 from torchinit.noise.boxes import strides
@@ -48,7 +47,7 @@ TIED = "torchinit.tied"
 """The metadata under which torchinit keeps the other names of tied tensors: a JSON object of names."""
 
 _LARGEST_HEADER = 100_000_000
-"""So many bytes the library allows, too."""
+"""In bytes; the library has the same bound."""
 
 
 class SafetensorsCheckpoint(Checkpoint):
@@ -58,58 +57,33 @@ class SafetensorsCheckpoint(Checkpoint):
     """
 
     format = "safetensors"
-    _stamp: Stamp
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)
         self._stamp = Stamp(path)
-        self._texts, self._entries = read_header(path)
-        self.tied = _tied_names(path, self._texts, self._entries)
-        self._entries |= {name: self._entries[first] for name, first in self.tied.items()}
-        self._storage = _mapped(path)
+        self.metadata, entries = read_header(path)
+        self.tied = _tied_names(path, self.metadata, entries)
+        self._entries = entries | {name: entries[first] for name, first in self.tied.items()}
         self._views: dict[str, Tensor] = {}
-
-    def keys(self) -> tuple[str, ...]:
-        return tuple(self._entries)
+        try:  # nothing is read before it is looked at; what would be written to the memory goes nowhere
+            self._storage = torch.UntypedStorage.from_file(str(path), False, path.stat().st_size)
+        except (RuntimeError, OSError) as error:
+            raise CheckpointError(f"{path}: cannot be mapped: {error}") from error
 
     def _info(self, key: str) -> Info:
-        info = self._entries[key].info
+        info: Info | str = self._entries[key][1]
         if isinstance(info, str):
             raise CheckpointError(f"{self.name}: {key} is of dtype {info}, which torch does not have")
         return info
 
     def _read(self, key: str, box: Box | None) -> Tensor:
-        self._stamp.check()
         if key not in self._views:
-            self._views[key] = _view(self._storage, self._entries[key].begin, self._info(key))
+            begin, _ = self._entries[key]
+            self._views[key] = _view(self._storage, begin, self._info(key))
         return cut(self._views[key], box)
 
-    def _known(self) -> Mapping[str, object]:
-        return self._entries
 
-    @property
-    def metadata(self) -> Mapping[str, str]:
-        return self._texts
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """Where the bytes of a tensor begin in the file, and what it is; of a dtype that torch lacks its name."""
-
-    begin: int
-    info: Info | str
-
-
-def _mapped(path: Path) -> torch.UntypedStorage:
-    """The bytes of the file, none read before it is looked at; what would be written to them goes nowhere."""
-    try:
-        storage = torch.UntypedStorage.from_file(str(path), False, path.stat().st_size)
-    except (RuntimeError, OSError) as error:
-        raise CheckpointError(f"{path}: cannot be mapped: {error}") from error
-    return cast("torch.UntypedStorage", storage)
-
-
-def _view(storage: torch.UntypedStorage, begin: int, info: Info) -> Tensor:
+def _view(storage: Any, begin: int, info: Info) -> Tensor:
     """The tensor whose bytes begin there."""
     at, odd = divmod(begin, info.dtype.itemsize)
     if odd:  # a header may have any length; a storage of its own may begin anywhere, but takes longer to make
@@ -117,10 +91,14 @@ def _view(storage: torch.UntypedStorage, begin: int, info: Info) -> Tensor:
     return torch.empty(0, dtype=info.dtype).set_(storage, at, info.shape, strides(info.shape))
 
 
-def read_header(path: Path) -> tuple[dict[str, str], dict[str, Entry]]:
-    """The text and the tensors that a header tells of.
+Entry: TypeAlias = tuple[int, Info | str]
+"""Where the bytes of a tensor begin in the file, and what it is: of a dtype that torch lacks its name."""
 
-    Raises CheckpointError for a header that is too long, no JSON, has a key twice, or does not account for
+
+def read_header(path: Path) -> tuple[dict[str, str], dict[str, Entry]]:
+    """The text and the tensors of a header.
+
+    Raises CheckpointError for a header that is too long, not JSON, has a key twice, or does not account for
     every byte of the file once.
     """
     size = path.stat().st_size
@@ -128,39 +106,34 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, Entry]]:
         length = int.from_bytes(file.read(8), "little")
         if length > min(_LARGEST_HEADER, size - 8):
             raise _bad(path, f"its header would have {length:,} bytes, the file has {size:,}: cut short?")
-        data = _parsed(path, file.read(length))
+        data = _table(path, "header", file.read(length))
     texts = data.pop("__metadata__", {})
     if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
         raise _bad(path, "its metadata are not text")
     spans = {key: _span(path, key, entry) for key, entry in data.items()}
-    _check_spans(path, [span for span, _ in spans.values()], size - 8 - length)
-    return texts, {key: Entry(8 + length + begin, info) for key, ((begin, _), info) in spans.items()}
+    _check_spans(path, [(begin, end) for begin, end, _ in spans.values()], size - 8 - length)
+    return texts, {key: (8 + length + begin, info) for key, (begin, _, info) in spans.items()}
 
 
-def _tied_names(path: Path, texts: Mapping[str, str], infos: Mapping[str, object]) -> dict[str, str]:
+def _tied_names(path: Path, texts: Mapping[str, str], entries: Mapping[str, Entry]) -> dict[str, str]:
     """The names that stand for another tensor of the file, and for which."""
-    if TIED not in texts:
-        return {}
-    try:
-        names = unique_json(texts[TIED].encode(errors="surrogatepass"))
-    except ValueError as error:
-        raise _bad(path, f"its {TIED} {error}") from error
-    if not isinstance(names, dict) or not all(isinstance(first, str) and first in infos for first in names.values()):
-        raise _bad(path, f"its {TIED} are no names of its tensors")
-    return {name: first for name, first in names.items() if name not in infos}
+    names = _table(path, TIED, texts.get(TIED, "{}").encode(errors="surrogatepass"))
+    if not all(isinstance(first, str) and first in entries for first in names.values()):
+        raise _bad(path, f"its {TIED} are not names of its tensors")
+    return {name: first for name, first in names.items() if name not in entries}
 
 
-def _parsed(path: Path, raw: bytes) -> dict[str, Any]:
+def _table(path: Path, what: str, raw: bytes) -> dict[str, Any]:
     try:
         data = unique_json(raw)
     except ValueError as error:
-        raise _bad(path, f"its header {error}") from error
+        raise _bad(path, f"its {what} {error}") from error
     if not isinstance(data, dict):
-        raise _bad(path, "its header is no table")
+        raise _bad(path, f"its {what} is not a table")
     return data
 
 
-def _span(path: Path, key: str, entry: Any) -> tuple[tuple[int, int], Info | str]:
+def _span(path: Path, key: str, entry: Any) -> tuple[int, int, Info | str]:
     """The bytes of a tensor, and what it is; raises CheckpointError where the two do not agree."""
     if not isinstance(entry, dict) or {*entry} != {"dtype", "shape", "data_offsets"}:
         raise _bad(path, f"{key!r} needs dtype, shape and data_offsets")
@@ -172,7 +145,7 @@ def _span(path: Path, key: str, entry: Any) -> tuple[tuple[int, int], Info | str
     dtype = DTYPES.get(name)
     if begin > end or (dtype is not None and end - begin != math.prod(shape) * dtype.itemsize):
         raise _bad(path, f"{key!r} of shape {shape} in {name} does not fill its bytes {begin} to {end}")
-    return (begin, end), name if dtype is None else Info(tuple(shape), dtype)
+    return begin, end, name if dtype is None else Info(tuple(shape), dtype)
 
 
 def _check_spans(path: Path, spans: list[tuple[int, int]], size: int) -> None:
@@ -186,4 +159,4 @@ def _check_spans(path: Path, spans: list[tuple[int, int]], size: int) -> None:
 
 
 def _bad(path: Path, why: str) -> CheckpointError:
-    return CheckpointError(f"{path}: is no sound safetensors file: {why}")
+    return CheckpointError(f"{path}: is not a valid safetensors file: {why}")

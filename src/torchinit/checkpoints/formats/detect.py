@@ -1,18 +1,17 @@
-"""Sniffing: which format a file is of, by what it holds and not by what it is called."""
+"""Which format a file is of, by what it holds and not by what it is called."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
-from torchinit.checkpoints.readers.zips import zip_entries
+from torchinit.checkpoints.formats.zip_audit import zip_entries
 from torchinit.errors import CheckpointError
 
 Format: TypeAlias = Literal["safetensors", "index", "zip", "npz", "npy", "pickle"]
 
-_HEAD = 1024
-_OTHERS = {
+_HEAD: Final = 1024
+_OTHERS: Final = {
     b"\x1f\x8b": "is compressed with gzip: unpack it first",
     b"BZh": "is compressed with bzip2: unpack it first",
     b"\xfd7zXZ": "is compressed with xz: unpack it first",
@@ -25,42 +24,46 @@ _OTHERS = {
     ),
     b"\x08\x00\x00\x00": "looks like an ONNX or TensorFlow file: convert it first",
 }
+"""The first bytes of files that are sent instead of weights, and what to do with each."""
 
 
-def sniff(path: Path) -> Format:
-    """The format of a file; raises CheckpointError that says what it is, where it is none of a checkpoint."""
+def detect_format(path: Path) -> Format:
+    """The format of a file: JSON counts as an index. Raises CheckpointError that says what it is instead, if it is
+    of no such format.
+    """
     if path.is_dir():
-        raise CheckpointError(f"{path}: is a folder{_inside(path)}")
+        raise CheckpointError(f"{path}: is a folder{_what_is_inside(path)}")
     if not path.is_file():
-        raise CheckpointError(f"{path} " + ("is a device or a pipe, no file" if path.exists() else "can not be found."))
+        why = "is a device or a pipe, not a file" if path.exists() else "can not be found."
+        raise CheckpointError(f"{path} {why}")
     with path.open("rb") as file:
         head = file.read(_HEAD)
     if head.startswith(b"PK\x03\x04"):
-        return _zip(path)
+        return _zip_format(path)
     if head.startswith(b"\x93NUMPY"):
         return "npy"
-    if head[8:9] == b"{" and head[5:8] == b"\0\0\0":
+    if head[8:9] == b"{" and head[5:8] == b"\0\0\0":  # behind the length of the header, as eight bytes
         return "safetensors"
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     if text.startswith(b"{"):
-        return _json(path)
+        return "index"
     if head.startswith(b"\x80"):
         return "pickle"
-    raise CheckpointError(f"{path}: {_what(head, text)}")
+    raise CheckpointError(f"{path}: {_describe(head, text[:256].lower())}")
 
 
-def _what(head: bytes, text: bytes) -> str:
-    lower = text[:256].lower()
+def _describe(head: bytes, text: bytes) -> str:
+    """What a file is that begins so, and what to do."""
     if not head:
         return "is empty: it was not written, or not fetched, to its end; save or fetch it again"
-    if lower.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         return "is a web page, not weights: the address gave a page (a login? an error?) instead of the file"
-    if lower.startswith(b"version https://git-lfs"):
+    if text.startswith(b"version https://git-lfs"):
         return "is a git-lfs pointer, not the file itself: run git lfs pull"
-    for magic, what in _OTHERS.items():
+    for magic, description in _OTHERS.items():
         if head.startswith(magic):
-            return what
-    if head[257:262] == b"ustar" or b"ustar" in head:
+            return description
+    if b"ustar" in head:
         return "is a tar archive, perhaps of a very old torch.save: unpack or save it again with a newer torch"
     if not any(head):
         return "begins with zeros: it was made but never filled (a download that broke off?)"
@@ -69,28 +72,16 @@ def _what(head: bytes, text: bytes) -> str:
     return f"is of no known format: it begins with {head[:8]!r}"
 
 
-def _zip(path: Path) -> Format:
+def _zip_format(path: Path) -> Format:
     names = [entry.filename for entry in zip_entries(path)]
-    is_numpy = any(name.endswith(".npy") for name in names) and not any(name.endswith("data.pkl") for name in names)
-    return "npz" if is_numpy else "zip"
+    has_arrays = any(name.endswith(".npy") for name in names)
+    return "npz" if has_arrays and not any(name.endswith("data.pkl") for name in names) else "zip"
 
 
-def _json(path: Path) -> Format:
-    if path.stat().st_size > 1 << 28:
-        raise CheckpointError(f"{path}: is JSON of more than 256 MiB")
-    try:
-        data = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: begins like JSON and is none: {error}") from error
-    if isinstance(data, dict) and "weight_map" in data:
-        return "index"
-    raise CheckpointError(f"{path}: is JSON without a 'weight_map', so neither weights nor an index of them")
-
-
-def _inside(path: Path) -> str:
+def _what_is_inside(path: Path) -> str:
     """What in a folder may have been meant."""
     if (path / ".metadata").is_file():
         return " of torch.distributed.checkpoint, which pickles: open_checkpoint(path, trust=True) reads it"
     kinds = ("*.index.json", "*.safetensors", "*.pth", "*.pt", "*.bin", "*.npz")
-    found = sorted(file.name for kind in kinds for file in path.glob(kind))
-    return f"; did you mean {str(path / found[0])!r}?" if found else ", and there are no weights in it"
+    names = sorted(file.name for kind in kinds for file in path.glob(kind))
+    return f"; did you mean {str(path / names[0])!r}?" if names else ", and there are no weights in it"

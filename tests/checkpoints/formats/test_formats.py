@@ -21,7 +21,7 @@ from torch import nn
 
 from tests.checkpoints.files import state, write
 from torchinit import Box, CheckpointError, MissingExtraError, open_checkpoint
-from torchinit.checkpoints.readers import safetensors_file
+from torchinit.checkpoints.formats import safetensors
 
 FORMATS = ["safetensors", "zip", "legacy", "sharded-safetensors", "sharded-zip"]
 NUMPY = {key: value for key, value in state().items() if value.dtype != torch.bfloat16}
@@ -129,8 +129,8 @@ EMPTY: dict[str, tuple[Any, str]] = {
     "settings": ({"lr": 0.1, "epochs": 3}, "holds no tensors, only 2 entries: lr, epochs"),
     "nothing": ({}, "is empty"),
     "numbers for names": ({0: torch.ones(1)}, "its tensors have no names"),
-    "a list": ([torch.ones(1)], "holds a list, no named tensors"),
-    "a tensor": (torch.ones(1), "holds a Tensor, no named tensors"),
+    "a list": ([torch.ones(1)], "holds a list, not named tensors"),
+    "a tensor": (torch.ones(1), "holds a Tensor, not named tensors"),
 }
 
 
@@ -152,8 +152,8 @@ FOREIGN = {
     "zeros": (b"\0" * 100, "begins with zeros"),
     "text": (b"hello", "is of no known format: it begins with b'hello'"),
     "settings": (b'{"a": 1}', "is JSON without a 'weight_map'"),
-    "half of an index": (b'{"weight_map": {', "begins like JSON and is none"),
-    "half of a zip": (b"PK\x03\x04" + b"\0" * 50, "is no whole zip file"),
+    "half of an index": (b'{"weight_map": {', "is not JSON: Expecting property name"),
+    "half of a zip": (b"PK\x03\x04" + b"\0" * 50, "is not a complete zip file"),
     "a huge header": (b"\xff" * 8 + b"{", "its header would be larger than any"),
 }
 
@@ -174,7 +174,7 @@ def test_folders(tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"missing.pth can not be found"):
         open_checkpoint(tmp_path / "missing.pth")
-    with pytest.raises(CheckpointError, match=r"is no nested checkpoint, so it has no part 'ema'"):
+    with pytest.raises(CheckpointError, match=r"is not a nested checkpoint, so it has no part 'ema'"):
         open_checkpoint(tmp_path / "a.safetensors", part="ema")
 
 
@@ -238,7 +238,7 @@ def test_arrays_that_are_refused(tmp_path: Path) -> None:
     numpy.savez(tmp_path / "c.npz", a=numpy.zeros(3))
     with zipfile.ZipFile(tmp_path / "c.npz", "a") as archive:
         archive.writestr("code.py", "x")
-    with pytest.raises(CheckpointError, match=r"code.py is no array"):
+    with pytest.raises(CheckpointError, match=r"code.py is not an array"):
         open_checkpoint(tmp_path / "c.npz")
     numpy.save(tmp_path / "d.npy", numpy.zeros(30))
     (tmp_path / "d.npy").write_bytes((tmp_path / "d.npy").read_bytes()[:-8])
@@ -306,8 +306,8 @@ def test_what_is_written_to_a_tensor_that_was_read_is_not_in_the_file(tmp_path: 
 
 def test_a_file_that_goes_away_cannot_be_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write("safetensors", tmp_path, state())
-    header = safetensors_file.read_header(path)
-    monkeypatch.setattr(safetensors_file, "read_header", lambda path: (path.unlink(), header)[1])
+    header = safetensors.read_header(path)
+    monkeypatch.setattr(safetensors, "read_header", lambda path: (path.unlink(), header)[1])
     with pytest.raises(CheckpointError, match=r"a.safetensors: cannot be mapped: "):
         open_checkpoint(path)
 

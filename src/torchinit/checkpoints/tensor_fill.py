@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from torchinit.checkpoints.adapters import Adapter, Part
-from torchinit.checkpoints.opening import InMemory, opened
-from torchinit.checkpoints.readers import Checkpoint
+from torchinit.checkpoints.formats import Checkpoint
+from torchinit.checkpoints.open import InMemory, open_cached
 from torchinit.core.fills import Fill
 from torchinit.core.shards import Box, Shard
 from torchinit.core.transfers import magnitude, transfer
@@ -80,7 +80,7 @@ class Loaded(Fill):
 
     def _checkpoint(self, *, again: bool = True) -> Checkpoint:
         keys = (*self.keys, *self.like)
-        return opened(self.source, part=self.part, sha256=self.sha256, again=again, keys=keys)
+        return open_cached(self.source, part=self.part, sha256=self.sha256, again=again, keys=keys)
 
     def prepare(self, shard: Shard) -> None:
         """Raises CheckpointError where what will be read is not finite, or does not fit into the shard's dtype."""

@@ -1,16 +1,25 @@
-"""Zips: what a zip file of ``torch.save`` holds, in which Python and torch cannot but read the same."""
+"""Audit of zip files: Python and torch must not be able to read one of ``torch.save`` in two ways."""
 
 from __future__ import annotations
 
+import struct
 import zipfile
 from pathlib import Path
 from typing import Final
 
-from torchinit.checkpoints.readers.pickles import Memory, check_pickle
+from torchinit.checkpoints.formats.pickle_audit import check_pickle
 from torchinit.errors import CheckpointError
 
 _LARGEST_PICKLE: Final = 1 << 28
 _BEGIN: Final = b"PK\x03\x04"
+_HEADER: Final = struct.Struct("<26xHH")
+"""Before each entry; the lengths of its name and of its extra field, which come next."""
+_END: Final = struct.Struct("<4s8xIIH")
+"""The last record: its signature, the size and offset of the table of entries, the length of a comment."""
+_LOCATOR: Final = struct.Struct("<4s4xQ4x")
+"""Before it in a large file: a signature, and where the wide record begins."""
+_WIDE_END: Final = struct.Struct("<4s36xQQ")
+"""The wide record: its signature, and size and offset of the table in eight bytes each."""
 
 
 def is_zip(path: Path) -> bool:
@@ -20,12 +29,12 @@ def is_zip(path: Path) -> bool:
 
 
 def zip_entries(path: Path) -> list[zipfile.ZipInfo]:
-    """The entries of a zip file; raises CheckpointError for one that is no whole one."""
+    """The entries of a zip file; raises CheckpointError for one that is not complete."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, OverflowError) as error:
-        raise CheckpointError(f"{path}: is no whole zip file (cut short?): {error}") from error
+        raise CheckpointError(f"{path}: is not a complete zip file (cut short?): {error}") from error
 
 
 def check_zip(path: Path) -> None:
@@ -35,34 +44,30 @@ def check_zip(path: Path) -> None:
     pickle asks for what is not there.
     """
     entries = zip_entries(path)
-    _check_names(path, [entry.filename for entry in entries])
+    root = _check_names(path, [entry.filename for entry in entries])
     _check_entries(path, entries)
     _check_end(path)
-    root = entries[0].filename.partition("/")[0]
     sizes = {entry.filename.removeprefix(f"{root}/data/"): entry.file_size for entry in entries}
     pickle = next(entry for entry in entries if entry.filename == f"{root}/data.pkl")
     for key, memory in check_pickle(str(path), _content(path, pickle)).items():
-        _check_memory(path, key, memory, sizes.get(key))
-
-
-def _check_memory(path: Path, key: str, memory: Memory, there: int | None) -> None:
-    if memory.nbytes != there:
-        held = "no such piece is" if there is None else f"{there:,} are"
-        raise CheckpointError(
-            f"{path}: a tensor lies in the {memory.nbytes:,} bytes of {key!r}, but {held} in the file"
-        )
+        if memory.nbytes != (there := sizes.get(key)):
+            why = "no such piece is" if there is None else f"{there:,} are"
+            raise CheckpointError(
+                f"{path}: a tensor lies in the {memory.nbytes:,} bytes of {key!r}, but {why} in the file"
+            )
 
 
 def _content(path: Path, entry: zipfile.ZipInfo) -> bytes:
-    """The bytes of an entry that is stored as it is, behind the header before it."""
+    """The bytes of an entry that is stored as it is, behind its own header, as torch finds them."""
     with path.open("rb") as file:
         file.seek(entry.header_offset)
-        head = file.read(30)
-        file.seek(int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little"), 1)
+        name, extra = _HEADER.unpack(file.read(_HEADER.size).ljust(_HEADER.size, b"\0"))
+        file.seek(name + extra, 1)
         return file.read(entry.file_size)
 
 
-def _check_names(path: Path, names: list[str]) -> None:
+def _check_names(path: Path, names: list[str]) -> str:
+    """Returns the one folder that all entries lie in."""
     parts = {name.split("/")[1] for name in names if name.count("/") > 1} | {name.rpartition("/")[2] for name in names}
     if "code" in parts or "constants.pkl" in parts:
         raise CheckpointError(
@@ -72,10 +77,11 @@ def _check_names(path: Path, names: list[str]) -> None:
     root = names[0].partition("/")[0] if names else ""
     if f"{root}/data.pkl" not in names or not all(name.startswith(f"{root}/") for name in names):
         raise CheckpointError(
-            f"{path}: is a zip file without data.pkl in its one folder, so none that torch.save wrote"
+            f"{path}: is a zip file without data.pkl in its one folder, so not one that torch.save wrote"
         )
     if len({name.casefold() for name in names}) < len(names):  # torch's reader does not tell upper and lower case
         raise CheckpointError(f"{path}: has two entries of one name")
+    return root
 
 
 def _check_entries(path: Path, entries: list[zipfile.ZipInfo]) -> None:
@@ -95,18 +101,23 @@ def _check_entries(path: Path, entries: list[zipfile.ZipInfo]) -> None:
 def _check_end(path: Path) -> None:
     """Raises CheckpointError unless the table of entries ends where the file's last records begin, at the very end.
 
-    Otherwise two readers may find two different tables.
+    A zip file is read from its end, and readers differ in how far they look for the last record and in which of two
+    tables they take. With something appended, or a second table in a comment, the one that Python audits need not be
+    the one that torch reads. So there is one place for each record: the end record fills the last 22 bytes; in a large
+    file the locator lies right before it, and the wide record right before that.
     """
-    size = path.stat().st_size
+    size, records = path.stat().st_size, _WIDE_END.size + _LOCATOR.size + _END.size
     with path.open("rb") as file:
-        file.seek(max(0, size - 98))
-        wide, locator, last = (tail := file.read().rjust(98, b"\0"))[:56], tail[56:76], tail[76:]
-    length, begin, ends = last[12:16], last[16:20], size - 22
-    sound = last.startswith(b"PK\x05\x06") and last.endswith(b"\0\0")
-    if locator.startswith(b"PK\x06\x07"):
-        length, begin, ends = wide[40:48], wide[48:56], size - 98
-        sound &= wide.startswith(b"PK\x06\x06") and int.from_bytes(locator[8:16], "little") == ends
-    if not sound or int.from_bytes(begin, "little") + int.from_bytes(length, "little") != ends:
+        file.seek(max(0, size - records))
+        tail = file.read().rjust(records, b"\0")
+    signature, length, begin, comment = _END.unpack_from(tail, records - _END.size)
+    sound, ends = signature == b"PK\x05\x06" and not comment, size - _END.size
+    mark, wide_at = _LOCATOR.unpack_from(tail, _WIDE_END.size)
+    if mark == b"PK\x06\x07":
+        signature, length, begin = _WIDE_END.unpack_from(tail)
+        ends = size - records
+        sound = sound and signature == b"PK\x06\x06" and wide_at == ends
+    if not sound or begin + length != ends:
         raise CheckpointError(
             f"{path}: does not end as a zip file of torch.save does (is something appended?); refused"
         )

@@ -11,17 +11,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from torchinit.checkpoints import opening
 from torchinit.checkpoints.lockfile import read_pins
-from torchinit.checkpoints.opening import opened
+from torchinit.checkpoints.open import forget, open_cached
 from torchinit.errors import CheckpointError, FetchError
 
 
 @pytest.fixture(autouse=True)
 def nothing_open(cache: Path) -> Iterator[None]:
-    opening.forget()
+    forget()
     yield
-    opening.forget()
+    forget()
 
 
 def a_file(path: Path, value: float = 1.0, key: str = "a") -> str:
@@ -44,28 +43,28 @@ def sha256_of(path: str | Path) -> str:
 
 
 def value(source: str, key: str = "a") -> float:
-    return opened(source).read(key).item()
+    return open_cached(source).read(key).item()
 
 
 def test_one_reader_until_the_file_changes(tmp_path: Path) -> None:
     path = a_file(tmp_path / "a.safetensors")
-    first = opened(path)
-    assert opened(path) is first
+    first = open_cached(path)
+    assert open_cached(path) is first
     a_file(tmp_path / "a.safetensors", 2.0)
     assert value(path) == 2.0
     with pytest.raises(CheckpointError, match="can not be found"):
-        opened(path + "x")
+        open_cached(path + "x")
 
 
 def test_a_part_of_an_index_that_changes(tmp_path: Path) -> None:
     index = an_index(tmp_path)
     assert (value(index, "a"), value(index, "b")) == (1.0, 2.0)
-    held = opened(index)
+    held = open_cached(index)
     a_file(tmp_path / "2.safetensors", 3.0, "b")
-    assert opened(index, again=False) is held
-    assert opened(index, keys=["a", "gone"]) is held
+    assert open_cached(index, again=False) is held
+    assert open_cached(index, keys=["a", "gone"]) is held
     assert value(index, "b") == 3.0
-    assert opened(index) is not held
+    assert open_cached(index) is not held
 
 
 def test_a_lock_that_is_named_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +75,7 @@ def test_a_lock_that_is_named_later(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("TORCHINIT_LOCK", str(lock))
     for source in (path, index):
         assert value(source) == 1.0
-        assert opened(source) is opened(source)
+        assert open_cached(source) is open_cached(source)
     assert set(read_pins(lock)) == {path, index, str(tmp_path / "1.safetensors")}
     monkeypatch.setenv("TORCHINIT_FROZEN", "1")
     assert value(index) == 1.0
@@ -97,10 +96,10 @@ def test_a_lock_that_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert lock.read_text("utf-8") == text
     lock.write_text(text.replace(sha256_of(path), 64 * "0"), "utf-8")
     with pytest.raises(FetchError, match=rf"is not the file that was asked for\n  wanted sha256 {64 * '0'}"):
-        opened(path)
+        open_cached(path)
 
 
-@pytest.mark.parametrize("again", [False, True], ids=["held open", "opened anew"])
+@pytest.mark.parametrize("again", [False, True], ids=["kept open", "opened anew"])
 def test_a_part_that_changes_under_a_lock(again: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINIT_LOCK", str(tmp_path / "init.lock"))
     index, part = an_index(tmp_path), tmp_path / "2.safetensors"
@@ -109,7 +108,7 @@ def test_a_part_that_changes_under_a_lock(again: bool, tmp_path: Path, monkeypat
     assert (pin.sha256, pin.size) == (sha256_of(part), part.stat().st_size)
     a_file(part, 3.0, "b")
     if again:
-        opening.forget()
+        forget()
     with pytest.raises(FetchError, match=rf"2\.safetensors is not the file .*\n  wanted sha256 {pin.sha256}"):
         value(index, "b")
 
@@ -117,8 +116,8 @@ def test_a_part_that_changes_under_a_lock(again: bool, tmp_path: Path, monkeypat
 def test_the_hash_of_an_index_is_not_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     index = an_index(tmp_path)
     with pytest.raises(CheckpointError, match=r"index\.json is an index: its sha256 .*TORCHINIT_LOCK"):
-        opened(index, sha256=sha256_of(index))
+        open_cached(index, sha256=sha256_of(index))
     monkeypatch.setenv("TORCHINIT_LOCK", str(tmp_path / "init.lock"))
-    assert opened(index, sha256=sha256_of(index).upper()).read("b") == 2.0
+    assert open_cached(index, sha256=sha256_of(index).upper()).read("b") == 2.0
     with pytest.raises(FetchError, match="is not the file that was asked for"):
-        opened(index, sha256=64 * "0")
+        open_cached(index, sha256=64 * "0")

@@ -18,8 +18,8 @@ from torch import nn
 from tests.checkpoints.files import raw_safetensors, state, write
 from tests.checkpoints.hostile_more import deceivers
 from torchinit import CheckpointError, Name, Pretrained, Rule, initialize, open_checkpoint
-from torchinit.checkpoints.readers.headers import unique_json
 from torchinit.cli import main
+from torchinit.core.maps import unique_json
 
 
 def test_arrays_of_like_names(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_what_is_no_file(tmp_path: Path) -> None:
     (tmp_path / "zero").symlink_to("/dev/zero")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for name in ("pipe", "zero"):
-        with pytest.raises(CheckpointError, match=r"is a device or a pipe, no file"):
+        with pytest.raises(CheckpointError, match=r"is a device or a pipe, not a file"):
             open_checkpoint(tmp_path / name)
     with pytest.raises(FileNotFoundError, match=r"loop can not be found"):
         open_checkpoint(tmp_path / "loop")
@@ -158,7 +158,7 @@ def test_what_is_no_file(tmp_path: Path) -> None:
         open_checkpoint("x" * 5000)
     index = tmp_path / "index.json"
     cases = {
-        "pipe": "no file",
+        "pipe": "not a file",
         "x" * 5000: "File name too long",
         "loop": "can not be found",
         "\ud800": "not in its folder",
@@ -182,7 +182,7 @@ def test_json_that_says_things_once() -> None:
     with pytest.raises(ValueError, match=r"has the key 'b' twice"):
         unique_json(b'{"a": {"b": 1, "b": 1}}')
     for text in (b"{", b"\xff\xfe", b'{"a": Infinity}', b"[" * 100_000, b"9" * 10_000):
-        with pytest.raises(ValueError, match=r"is no JSON"):
+        with pytest.raises(ValueError, match=r"is not JSON"):
             unique_json(text)
 
 

@@ -7,22 +7,23 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from torchinit.checkpoints.cache import stamp_of
+from torchinit.core.maps import FrozenMap
 from torchinit.core.shards import Box
 from torchinit.errors import CheckpointError, did_you_mean
 
 _MOST_DIMENSIONS: Final = 64
-"""torch and NumPy know no tensors of more."""
+"""torch and NumPy allow no more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Info:
-    """What is known of a tensor before it is read.
+    """Shape and dtype of a tensor that was not read yet.
 
     >>> Info((2, 3), torch.float32).nbytes
     24
@@ -40,22 +41,13 @@ class Info:
         return self.numel * self.dtype.itemsize
 
 
-def is_shape(values: Sequence[object]) -> bool:
-    """Whether these are sizes that a tensor can have.
-
-    >>> is_shape([2, 3]), is_shape([]), is_shape([2, -1]), is_shape([True]), is_shape([1] * 65)
-    (True, True, False, False, False)
-    """
-    return len(values) <= _MOST_DIMENSIONS and all(type(size) is int and 0 <= size < 1 << 63 for size in values)
-
-
 class Stamp:
-    """What a file was when it was opened."""
+    """The identity, size and time of a file when it was opened."""
 
     __slots__ = ("_path", "_seen")
 
     def __init__(self, path: Path) -> None:
-        self._path = str(path)  # which is asked for in half the time
+        self._path = str(path)  # a stat of a str takes half the time of that of a Path
         self._seen = stamp_of(path)
 
     def is_same(self) -> bool:
@@ -63,9 +55,11 @@ class Stamp:
         return stamp_of(self._path) == self._seen
 
     def check(self) -> None:
-        """Raises CheckpointError where the file itself has changed: what is cut off would end the process if touched.
+        """Raises CheckpointError where the file itself was written to.
 
-        Not for a file that is gone or another one by now: what was opened is the old one, and stays.
+        A mapped file must not change: to touch a page that was cut off ends the process (SIGBUS), which nothing in
+        Python can catch. A file that is gone, or has another in its place, is no danger: what is mapped is the old
+        one, and stays until it is unmapped. So only the same inode with another size or time is refused.
         """
         now = stamp_of(self._path)
         if now and self._seen and now != self._seen and now[0] == self._seen[0]:
@@ -76,7 +70,8 @@ class Checkpoint(ABC):
     """Named tensors, each with its shape and dtype known, none read before it is asked for.
 
     ``name`` is what messages call it, ``format`` how it is kept, ``part`` which part of a nested one this is,
-    ``notes`` what its reader should know. What ``read`` gives may be the file's own memory: do not write to it.
+    ``notes`` what its reader should know, ``metadata`` the text that the file holds beside its tensors. What ``read``
+    gives may be the file's own memory: do not write to it.
 
     >>> from torchinit import open_checkpoint
     >>> checkpoint = open_checkpoint({"fc.weight": torch.zeros(2, 3)})
@@ -88,15 +83,20 @@ class Checkpoint(ABC):
     format: str = ""
     part: str = ""
     notes: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = FrozenMap()
+    _entries: Mapping[str, Any]
+    """What the format knows of each tensor, by name; an ``Info`` unless it says otherwise."""
     _stamp: Stamp | None = None
+    """That of the file that is mapped, if there is one."""
 
-    @abstractmethod
     def keys(self) -> tuple[str, ...]:
         """The names of all tensors, in the order of the file."""
+        return tuple(self._entries)
 
-    @abstractmethod
     def _info(self, key: str) -> Info:
         """Shape and dtype of a tensor that is there."""
+        info: Info = self._entries[key]
+        return info
 
     @abstractmethod
     def _read(self, key: str, box: Box | None) -> Tensor:
@@ -104,7 +104,7 @@ class Checkpoint(ABC):
 
     def info(self, key: str) -> Info:
         """Shape and dtype of a tensor; raises CheckpointError where there is none, or one of an odd kind."""
-        self._look(key)
+        self._check_key(key)
         return self._info(key)
 
     def read(self, key: str, box: Box | None = None) -> Tensor:
@@ -114,7 +114,9 @@ class Checkpoint(ABC):
         >>> open_checkpoint({"w": torch.arange(4)}).read("w", Box((1,), (2,)))
         tensor([1, 2])
         """
-        self._look(key)
+        self._check_key(key)
+        if self._stamp is not None:
+            self._stamp.check()
         return self._read(key, box)
 
     def is_current(self, keys: Iterable[str] | None = None) -> bool:
@@ -122,16 +124,11 @@ class Checkpoint(ABC):
         del keys
         return self._stamp is None or self._stamp.is_same()
 
-    @property
-    def metadata(self) -> Mapping[str, str]:
-        """Text that the file holds beside its tensors."""
-        return {}
-
     def __contains__(self, key: object) -> bool:
-        return key in self._known()
+        return key in self._entries
 
     def __len__(self) -> int:
-        return len(self.keys())
+        return len(self._entries)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.keys())
@@ -139,12 +136,18 @@ class Checkpoint(ABC):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}: {len(self)} tensors>"
 
-    def _known(self) -> Mapping[str, object] | frozenset[str]:
-        return frozenset(self.keys())
-
-    def _look(self, key: str) -> None:
+    def _check_key(self, key: str) -> None:
         if key not in self:
             raise CheckpointError(f"{self.name}: holds no {key!r}{did_you_mean(key, self.keys())}")
+
+
+def is_shape(values: Sequence[object]) -> bool:
+    """Whether these are sizes that a tensor can have.
+
+    >>> is_shape([2, 3]), is_shape([]), is_shape([2, -1]), is_shape([True]), is_shape([1] * 65)
+    (True, True, False, False, False)
+    """
+    return len(values) <= _MOST_DIMENSIONS and all(type(size) is int and 0 <= size < 1 << 63 for size in values)
 
 
 def cut(tensor: Tensor, box: Box | None) -> Tensor:
