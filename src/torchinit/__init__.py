@@ -14,7 +14,7 @@ from torchinit.checkpoints import (
 )
 from torchinit.checkpoints import adapters as adapters
 from torchinit.checkpoints.adapters import ADAPTERS, Adapter
-from torchinit.core.accounts import Account
+from torchinit.core.accounts import LoadReport
 from torchinit.core.composites import Blockwise, Padded
 from torchinit.core.compositions import Blocks, DepthScaled, Scaled, Stacked
 from torchinit.core.expressions import Computed
@@ -108,7 +108,6 @@ from torchinit.tracing import Lock, Trace, Write, capture, lock, seeded, trace
 
 __all__ = [
     "ADAPTERS",
-    "Account",
     "Adapter",
     "All",
     "Any",
@@ -150,6 +149,7 @@ __all__ = [
     "Layout",
     "LeCun",
     "Leaf",
+    "LoadReport",
     "Loaded",
     "Lock",
     "LockError",

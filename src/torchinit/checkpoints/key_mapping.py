@@ -1,4 +1,4 @@
-"""Key maps: what the tensors of a checkpoint are called in the model."""
+"""Key mapping: what the tensors of a checkpoint are called in the model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Renames = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """What the keys of a file are called: ``keys`` by name, ``names`` by key, ``clashes`` the keys of one name."""
+    """The names of a file's keys: ``keys`` by name, ``names`` by key, ``clashes`` the several keys of one name."""
 
     keys: Mapping[str, str]
     names: Mapping[str, str]
@@ -56,12 +56,12 @@ class KeyMap:
         return self.prefix if not self.prefix or self.prefix.endswith(".") else f"{self.prefix}."
 
     def name(self, key: str) -> str | None:
-        """What the key is called in the model; None where it lies outside of the prefix."""
+        """The name of the key in the model; None where it lies outside of the prefix."""
         found = self._found(key)
         return found and found[0]
 
     def names(self, keys: Iterable[str]) -> Names:
-        """What all keys are called. A key that is called so as it stands comes before one that is after unwrapping.
+        """The names of all keys. A key that is called so as it stands comes before one that is after unwrapping.
 
         >>> KeyMap().names(["module.fc.weight", "fc.weight"]).keys
         {'fc.weight': 'fc.weight'}
@@ -70,14 +70,14 @@ class KeyMap:
         groups: tuple[dict[str, list[str]], dict[str, list[str]]] = ({}, {})
         for key in keys:
             if found := self._found(key):
-                names[key], own = found
-                groups[own].setdefault(names[key], []).append(key)
-        held = groups[False] | groups[True]
-        clashes = {name: several for name, several in held.items() if len(several) > 1}
-        return Names({name: several[0] for name, several in held.items()}, names, clashes)
+                names[key], as_it_stands = found
+                groups[as_it_stands].setdefault(names[key], []).append(key)
+        keys_of = groups[False] | groups[True]
+        clashes = {name: several for name, several in keys_of.items() if len(several) > 1}
+        return Names({name: several[0] for name, several in keys_of.items()}, names, clashes)
 
     def _found(self, key: str) -> tuple[str, bool] | None:
-        """What the key is called, and whether it is so without a wrapper dropped."""
+        """The name of the key, and whether no wrapper had to be dropped for it."""
         plain = unwrapped(key)
         start, own = self.start, True
         if not key.startswith(start):
@@ -111,12 +111,12 @@ def unwrapped(key: str) -> str:
 def revised(state: Mapping[str, _T], keys: Iterable[Sequence[str]]) -> dict[str, _T]:
     """The entries under keys to which MMEngine's ``revise_keys`` have been applied, one after the other.
 
-    Raises TypeError for what is no list of pairs, ConfigError for a pattern that is none.
+    Raises TypeError for anything but a list of pairs, ConfigError for a pattern that cannot be compiled.
 
     >>> revised({"module.fc.weight": 1}, [("^module[.]", "")])
     {'fc.weight': 1}
     """
-    made, pairs = dict(state), [tuple(pair) if isinstance(pair, (list, tuple)) else (pair,) for pair in keys]
+    renamed, pairs = dict(state), [tuple(pair) if isinstance(pair, (list, tuple)) else (pair,) for pair in keys]
     if odd := [pair for pair in pairs if len(pair) != 2 or not isinstance(pair[0], (str, re.Pattern))]:
         raise TypeError(f"revise_keys is a list of (pattern, replacement), but got {odd[0]!r} in it")
     if wrong := [
@@ -124,17 +124,17 @@ def revised(state: Mapping[str, _T], keys: Iterable[Sequence[str]]) -> dict[str,
     ]:
         raise ConfigError(f"revise_keys: {'; '.join(wrong)}")
     for pattern, new in pairs:
-        made = {re.sub(pattern, new, key): value for key, value in made.items()}
-    return made
+        renamed = {re.sub(pattern, new, key): value for key, value in renamed.items()}
+    return renamed
 
 
 def _fault(pattern: str, new: str) -> str:
-    """What is wrong with a rename."""
+    """The mistake in a rename; empty for a sound one."""
     try:
         if why := slow(pattern):
             return why
         re.sub(pattern, new, "")
         re.sub(pattern, new, "a.b.c.weight")
     except (re.error, IndexError, RecursionError, OverflowError) as error:
-        return f"{pattern!r} to {new!r} is no rename: {error}"
+        return f"{pattern!r} to {new!r} is not a rename: {error}"
     return ""

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 
-from torchinit.checkpoints.fits import kind_of, short
-from torchinit.checkpoints.guesses import beginning, guess, splits
 from torchinit.checkpoints.key_mapping import Renames, revised
 from torchinit.checkpoints.loaders import CheckpointLoader, load, logger_of, read
+from torchinit.checkpoints.matching import kind_of
 from torchinit.checkpoints.quantized import Companions, quantized
 from torchinit.checkpoints.sources import fetch
-from torchinit.core.accounts import Account, Guess
+from torchinit.checkpoints.suggestions import beginning, guess, splits
+from torchinit.core.accounts import Cast, Guess, LoadReport, Mismatch
 from torchinit.core.hooks import has_load_hooks
 from torchinit.core.names import WRAPPERS as WRAPPING
 from torchinit.core.names import normalize
@@ -84,7 +84,7 @@ def load_checkpoint(
 
 def load_pretrained(
     module: nn.Module, source: str | os.PathLike[str], prefix: str | None = None, map_location: Any = "cpu"
-) -> Account:
+) -> LoadReport:
     """Loads what fits of a checkpoint, or of its part below ``prefix``, and logs what does not.
 
     Raises AssertionError where nothing lies below the prefix, CheckpointError for a file without weights.
@@ -100,7 +100,7 @@ def load_pretrained(
 
 def load_state_dict(
     module: nn.Module, state_dict: Mapping[str, Any], strict: bool = False, logger: Any = None
-) -> Account:
+) -> LoadReport:
     """Loads the entries that fit by name and shape; the others are logged in one warning and counted.
 
     Wrappers are entered on every level, and the hooks that modules have for loading are run. Raises RuntimeError
@@ -136,7 +136,7 @@ def _below(state: Mapping[str, Any], prefix: str) -> OrderedDict[str, Any]:
     return chosen
 
 
-def _loaded(module: nn.Module, state: Mapping[str, Any], source: str, strict: bool, logger: Any) -> Account:
+def _loaded(module: nn.Module, state: Mapping[str, Any], source: str, strict: bool, logger: Any) -> LoadReport:
     """Copies what fits, tells what does not, and what is odd about the values."""
     if meta := [key for key, tensor in _own(module).items() if tensor.is_meta]:
         raise CheckpointError(
@@ -169,9 +169,9 @@ def _refuse_quantized(module: nn.Module, state: Mapping[str, Any], source: str) 
     dtypes = {normalize(name): tensor.dtype for name, tensor in held}  # without what a state_dict has beside them
     if wrong := quantized(state, dtypes):
         rest = tuple(name for name in _own(module) if name not in wrong)
-        why = tuple((name, one.why) for name, one in wrong.items())
-        ways = tuple(dict.fromkeys(one.way for one in wrong.values()))
-        raise CheckpointError(Account(source, loaded=rest, mismatched=why, hints=ways).problems[0])
+        why = tuple(Mismatch(name, site.why) for name, site in wrong.items())
+        ways = tuple(dict.fromkeys(site.remedy for site in wrong.values()))
+        raise CheckpointError(LoadReport(source, loaded=rest, mismatched=why, hints=ways).problems[0])
 
 
 def _copy(module: nn.Module, state: Mapping[str, Any]) -> tuple[list[str], list[str], list[str], dict[str, Any]]:
@@ -233,7 +233,7 @@ def _account(
     missing: Sequence[str],
     unexpected: Sequence[str],
     mismatched: Sequence[str],
-) -> Account:
+) -> LoadReport:
     own = _own(module)
     wrong = [(found[1], found[2]) for text in mismatched if (found := _MISFIT.match(text))]
     lost = {normalize(name) for name in (*missing, *unexpected, *dict(wrong))}
@@ -243,29 +243,29 @@ def _account(
     for key, _, dtype in pairs:
         for doubt in companions.doubts([key], [companions.info(key)], dtype):
             doubts.setdefault(doubt, []).append(key)
-    return Account(
+    return LoadReport(
         source,
         loaded=tuple(loaded),
         expected=tuple(key for key in own if key not in seen and key not in lost),
         missing=tuple(missing),
-        mismatched=tuple(wrong),
+        mismatched=tuple(Mismatch(*pair) for pair in wrong),
         unexpected=tuple(unexpected),
-        casts=tuple((key, f"{short(seen)} -> {short(held)}") for key, seen, held in pairs if seen != held),
+        casts=tuple(Cast(key, (seen, dtype)) for key, seen, dtype in pairs if seen != dtype),
         elements=(sum(own[key].numel() for key in loaded), sum(tensor.numel() for tensor in own.values())),
         doubts=tuple(f"{some(names)}: {doubt}" for doubt, names in doubts.items()),
     )
 
 
-def _warn_of_values(account: Account, seen: Mapping[str, Any], logger: Any) -> None:
+def _warn_of_values(account: LoadReport, seen: Mapping[str, Any], logger: Any) -> None:
     """Says which tensors that were loaded are not finite, or whole numbers for floats."""
     tensors = {key: seen[key] for key in account.loaded if isinstance(seen.get(key), Tensor)}
     endless = [key for key, tensor in tensors.items() if not _is_finite(tensor)]
     if endless:
         logger_of(logger).warning("%s: NaN or infinity in %s", account.source, some(endless))
-    other = [key for key, how in account.casts if len({kind_of(getattr(torch, one)) for one in how.split(" -> ")}) > 1]
+    other = [cast for cast in account.casts if len({*map(kind_of, cast.dtypes)}) > 1]
     if other:
-        how = dict(account.casts)[other[0]]
-        logger_of(logger).warning("%s: numbers of another kind, %s, for %s", account.source, how, some(other))
+        names = some([cast.site for cast in other])
+        logger_of(logger).warning("%s: numbers of another kind, %s, for %s", account.source, other[0], names)
 
 
 def _is_finite(tensor: Tensor) -> bool:
@@ -275,7 +275,12 @@ def _is_finite(tensor: Tensor) -> bool:
 
 
 def _warn_of_nothing(
-    account: Account, module: nn.Module, state: Mapping[str, Any], logger: Any, *, by: Literal["prefix", "revise_keys"]
+    account: LoadReport,
+    module: nn.Module,
+    state: Mapping[str, Any],
+    logger: Any,
+    *,
+    by: Literal["prefix", "revise_keys"],
 ) -> None:
     """Says loudly where nothing was loaded, and what would change that; ``by`` is the caller's argument for it."""
     if not account.found and account.wanted:

@@ -1,4 +1,4 @@
-"""Loaded: the fill that copies from a checkpoint, no more of it than the shard at hand needs."""
+"""The fill of tensors from a checkpoint: it copies no more of them than the shard at hand needs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, final
 import torch
 from torch import Tensor, nn
 
-from torchinit.checkpoints.adapters import Adapter, Part
+from torchinit.checkpoints.adapters import Adapter, ReadPlan
 from torchinit.checkpoints.formats import Checkpoint
 from torchinit.checkpoints.open import InMemory, open_cached
 from torchinit.core.fills import Fill
@@ -64,10 +64,8 @@ class Loaded(Fill):
 
     def __repr__(self) -> str:
         """The source without its secrets, the keys, and what is not as usual."""
-        said = (
-            (one.name, getattr(self, one.name)) for one in fields(self)[2:] if getattr(self, one.name) != one.default
-        )
-        more = "".join(f", {name}={value!r}" for name, value in said)
+        values = ((field, getattr(self, field.name)) for field in fields(self)[2:])
+        more = "".join(f", {field.name}={value!r}" for field, value in values if value != field.default)
         return f"Loaded({masked(str(self.source))!r}, {self.keys!r}{more})"
 
     def __str__(self) -> str:
@@ -85,67 +83,61 @@ class Loaded(Fill):
     def prepare(self, shard: Shard) -> None:
         """Raises CheckpointError where what will be read is not finite, or does not fit into the shard's dtype."""
         checkpoint = self._checkpoint()
-        for key, box in zip(self.keys, self._part(checkpoint, shard).boxes, strict=True):
+        for key, box in zip(self.keys, self._read_plan(checkpoint, shard).boxes, strict=True):
             if self.finite or not self._widens(checkpoint.info(key).dtype, shard.local.dtype):
                 self._check_range(key, checkpoint.read(key, box), shard.local.dtype)
         for other in self.like:
-            if not _same(checkpoint.read(self.keys[0]), checkpoint.read(other)):
+            first, second = checkpoint.read(self.keys[0]), checkpoint.read(other)
+            if first.shape != second.shape or not torch.equal(first, second):
                 raise CheckpointError(
                     f"is one tensor in the model, but {checkpoint.name} holds other values as {other!r} than as"
                     f" {self.keys[0]!r}; let the rule match one of the names, or untie the two"
                 )
 
-    def _part(self, checkpoint: Checkpoint, shard: Shard) -> Part:
-        """What of each key the shard is made of, and how."""
+    def write(self, shard: Shard, noise: Noise) -> None:
+        del noise
+        checkpoint = self._checkpoint(again=False)
+        plan = self._read_plan(checkpoint, shard)
+        read = (checkpoint.read(key, box) for key, box in zip(self.keys, plan.boxes, strict=True))
+        device = self.map_location
+        values = plan.combine([tensor if device == "cpu" else tensor.to(device) for tensor in read])
+        transfer(values if self.dtype is None else values.to(self.dtype), shard.local)
+
+    def _read_plan(self, checkpoint: Checkpoint, shard: Shard) -> ReadPlan:
         box = Box(shard.start, tuple(shard.local.shape))
         shapes, key = [checkpoint.info(key).shape for key in self.keys], self.key or self.keys[0]
         if self.adapter is not None:
             self.adapter.check(shapes, shard.shape, key)
-            return self.adapter.part(shapes, shard.shape, box, key)
+            return self.adapter.read_plan(shapes, shard.shape, box, key)
         if shapes[0] != shard.shape:
             raise CheckpointError(f"{key} has another shape by now: {list(shapes[0])}")
-        return Part((box,), lambda tensors: tensors[0])
+        return ReadPlan((box,), lambda tensors: tensors[0])
 
-    def _widens(self, seen: torch.dtype, held: torch.dtype) -> bool:
-        """Whether every number of a dtype that is a float's fits into the dtypes that it goes through."""
-        return seen.is_floating_point and all(_most(dtype) >= _most(seen) for dtype in (self.dtype or seen, held))
+    def _widens(self, source: torch.dtype, target: torch.dtype) -> bool:
+        """Whether every number of a floating dtype fits into the dtypes that it goes through."""
+        return source.is_floating_point and all(_most(to) >= _most(source) for to in (self.dtype or source, target))
 
-    def _check_range(self, key: str, seen: Tensor, dtype: torch.dtype) -> None:
-        if not seen.numel() or seen.dtype == torch.bool:
+    def _check_range(self, key: str, values: Tensor, target: torch.dtype) -> None:
+        if not values.numel() or values.dtype == torch.bool:
             return
-        if not (seen.is_floating_point() or seen.is_complex()):
-            _check_whole(key, seen, dtype)
+        if not (values.is_floating_point() or values.is_complex()):
+            _check_whole(key, values, target)
             return
-        largest, endless = magnitude(seen), float("inf")
+        largest, endless = magnitude(values), float("inf")
         if self.finite and not largest < endless:
             raise CheckpointError(f"{key} holds NaN or infinity in {self.source}; finite = false loads it all the same")
-        if min(_most(dtype), _most(self.dtype or seen.dtype)) < largest < endless:
-            raise CheckpointError(f"{key} goes up to {largest:.6g}, beyond the largest number of {dtype}")
-
-    def write(self, shard: Shard, noise: Noise) -> None:
-        del noise
-        checkpoint = self._checkpoint(again=False)  # what was looked through is what is written, whatever came since
-        part = self._part(checkpoint, shard)
-        read = (checkpoint.read(key, box) for key, box in zip(self.keys, part.boxes, strict=True))
-        values = part.make([self._moved(tensor) for tensor in read])
-        transfer(values if self.dtype is None else values.to(self.dtype), shard.local)
-
-    def _moved(self, tensor: Tensor) -> Tensor:
-        return tensor if self.map_location == "cpu" else tensor.to(self.map_location)
+        if min(_most(target), _most(self.dtype or values.dtype)) < largest < endless:
+            raise CheckpointError(f"{key} goes up to {largest:.6g}, beyond the largest number of {target}")
 
 
 def _most(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).max if dtype.is_floating_point or dtype.is_complex else float("inf")
 
 
-def _check_whole(key: str, seen: Tensor, dtype: torch.dtype) -> None:
-    if dtype in (seen.dtype, torch.bool) or dtype.is_floating_point:
+def _check_whole(key: str, values: Tensor, target: torch.dtype) -> None:
+    if target in (values.dtype, torch.bool) or target.is_floating_point:
         return
-    low, high = map(int, torch.aminmax(seen))
-    info = torch.iinfo(dtype)
+    low, high = map(int, torch.aminmax(values))
+    info = torch.iinfo(target)
     if low < info.min or high > info.max:
-        raise CheckpointError(f"{key} holds whole numbers from {low} to {high}, which {dtype} cannot")
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and torch.equal(one, other)
+        raise CheckpointError(f"{key} holds whole numbers from {low} to {high}, which {target} cannot")

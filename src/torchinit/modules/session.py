@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchinit.core.accounts import Account as Loads
+from torchinit.core.accounts import LoadReport
 from torchinit.core.following import with_activations
 from torchinit.core.formulas import asks_for_neutral, asks_what_follows
 from torchinit.core.neutral import with_neutral
@@ -83,7 +83,7 @@ class Session:
         self.wholes = Wholes(top, exchange) if seed is not None and is_spread(top) else None
         self.account = Account(top, buffers=buffers, local=self.wholes.local if self.wholes else local_part)
         self.warned: dict[str, None] = {}
-        self.loads: list[Loads] = []
+        self.loads: list[LoadReport] = []
         self.host: Any = None
         self._marked: list[nn.Module] = []
         self._watching: Watching | Drawing | None = None

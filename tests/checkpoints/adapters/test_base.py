@@ -1,4 +1,4 @@
-"""Adapter: what all adapters have in common: plain data, exact reprs, near names."""
+"""Adapter: plain data, exact reprs, near names; dotted parts of keys."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from torchinit.checkpoints.adapters import (
     Unstack,
     WeightNorm,
 )
+from torchinit.checkpoints.adapters.base import numbered, replace_parts
 from torchinit.core.vocabulary import SCHEMA
 
 EVERY: tuple[Adapter, ...] = (
@@ -60,7 +61,7 @@ EVERY: tuple[Adapter, ...] = (
 
 
 def test_every_registered_adapter_is_here() -> None:
-    public = set(adapters.__all__) - {"ADAPTERS", "Adapter", "Part"}
+    public = set(adapters.__all__) - {"ADAPTERS", "Adapter", "ReadPlan"}
     assert {type(adapter).__name__ for adapter in EVERY} == set(ADAPTERS) == public
 
 
@@ -115,3 +116,31 @@ def test_every_mistake_in_a_table_of_adapters() -> None:
         "['b'].axes: InputChannels has no argument 'axes'; did you mean 'axis'?",
         "['c']: must be an adapter, but got 'Drop'",
     )
+
+
+@pytest.mark.parametrize(
+    ("key", "old", "new", "made"),
+    [
+        ("a.b.c", "b", "x", "a.x.c"),
+        ("a.b.c", "b.c", "x", "a.x"),
+        ("a.b.c", "a", "x.y", "x.y.b.c"),
+        ("a.b.a", "a", "x", "a.b.x"),
+        ("ab.b", "b", "x", "ab.x"),
+        ("a", "a", "x", "x"),
+    ],
+)
+def test_swapped(key: str, old: str, new: str, made: str) -> None:
+    assert replace_parts(key, old, new) == made
+
+
+@pytest.mark.parametrize(("key", "old"), [("a.b", "c"), ("abcd", "a"), ("a.b", "a.b.c"), ("b.a", "a.b")])
+def test_parts_that_are_not_there(key: str, old: str) -> None:
+    with pytest.raises(ValueError, match=rf"^'{key}' has no part '{old}'$"):
+        replace_parts(key, old, "x")
+
+
+def test_numbered() -> None:
+    assert numbered("h.1.e.3.w", "e.*.w") == (3, "e.3.w")
+    assert numbered("h.1.2", "*") == (2, "2")
+    with pytest.raises(ValueError, match=r"^'h.e.w' has no part 'e.\*'$"):
+        numbered("h.e.w", "e.*")

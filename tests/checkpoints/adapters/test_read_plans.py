@@ -101,10 +101,10 @@ def boxes(draw: st.DrawFn, shape: Size) -> Box:
 
 def read(case: Case, box: Box) -> tuple[torch.Tensor, int]:
     """The box as it is made of parts of the tensors, and how many elements those have."""
-    part = case.adapter.part(case.shapes, case.shape, box, case.key)
-    held = [one.of(tensor) for one, tensor in zip(part.boxes, tensors(case), strict=True)]
-    assert [tuple(tensor.shape) for tensor in held] == [one.shape for one in part.boxes]
-    return part.make(held), sum(one.numel for one in part.boxes)
+    plan = case.adapter.read_plan(case.shapes, case.shape, box, case.key)
+    held = [one.of(tensor) for one, tensor in zip(plan.boxes, tensors(case), strict=True)]
+    assert [tuple(tensor.shape) for tensor in held] == [one.shape for one in plan.boxes]
+    return plan.combine(held), sum(one.numel for one in plan.boxes)
 
 
 def test_every_adapter_is_here() -> None:
@@ -141,13 +141,13 @@ def test_a_box_is_that_of_the_whole(case: Case, data: st.DataObject) -> None:
     ],
 )
 def test_what_is_read(adapter: Adapter, seen: Size, shape: Size, box: Box, wanted: Box) -> None:
-    assert adapter.part([seen], shape, box, "w").boxes == (wanted,)
+    assert adapter.read_plan([seen], shape, box, "w").boxes == (wanted,)
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.bfloat16, torch.int64, torch.bool, torch.complex64])
 def test_rows_of_any_dtype_change_places(dtype: torch.dtype) -> None:
     q, k = (torch.arange(2 * rows).view(rows, 2).to(dtype) for rows in (6, 2))
-    part = Fuse("qk", ("q", "k"), groups=2).part([(6, 2), (2, 2)], (8, 2), Box((2, 1), (4, 1)), "qk")
-    made = part.make([one.of(tensor) for one, tensor in zip(part.boxes, (q, k), strict=True)])
+    plan = Fuse("qk", ("q", "k"), groups=2).read_plan([(6, 2), (2, 2)], (8, 2), Box((2, 1), (4, 1)), "qk")
+    made = plan.combine([one.of(tensor) for one, tensor in zip(plan.boxes, (q, k), strict=True)])
     assert made.dtype == dtype
     assert made.tolist() == [q[2, 1:].tolist(), k[0, 1:].tolist(), q[3, 1:].tolist(), q[4, 1:].tolist()]

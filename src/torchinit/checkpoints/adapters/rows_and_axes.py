@@ -1,4 +1,4 @@
-"""Heads: a classifier for other classes than the file's."""
+"""Rows and axes: some rows of a tensor, those of other classes, none at all; dimensions in another order."""
 
 from __future__ import annotations
 
@@ -9,8 +9,16 @@ from typing import Literal, TypeAlias, final
 import torch
 from torch import Tensor
 
-from torchinit.checkpoints.adapters.adapter import Adapter, Part, Size, check_same, computed, take_lists
-from torchinit.checkpoints.adapters.moves import moved
+from torchinit.checkpoints.adapters.base import (
+    ADAPTERS,
+    Adapter,
+    ReadPlan,
+    Size,
+    check_same,
+    check_whole,
+    take_lists,
+    upcast,
+)
 from torchinit.core.arguments import choice, is_whole
 from torchinit.core.shards import Box
 from torchinit.errors import did_you_mean
@@ -18,6 +26,7 @@ from torchinit.errors import did_you_mean
 Missing: TypeAlias = Literal["error", "mean", "zero"]
 
 
+@ADAPTERS.register
 @final
 @dataclass(frozen=True, slots=True)
 class Drop(Adapter):
@@ -34,6 +43,42 @@ class Drop(Adapter):
         raise ValueError(f"{self} makes nothing, so not {key!r}")
 
 
+@ADAPTERS.register
+@final
+@dataclass(frozen=True, slots=True)
+class Transpose(Adapter):
+    """Dimension i of the site is dimension ``axes[i]`` of the file: GPT-2's ``Conv1D`` and a Linear, either way.
+
+    ``(3, 2, 0, 1)`` makes the convolution of TensorFlow, (h, w, in, out), one of PyTorch; ``(0, 2, 1)``
+    transposes each expert of a stack. A square weight fits transposed or not: only its glob tells.
+
+    >>> Transpose().makes([(768, 3072)], "mlp.c_fc.weight")
+    (3072, 768)
+    """
+
+    axes: tuple[int, ...] = (1, 0)
+
+    def __post_init__(self) -> None:
+        take_lists(self, int, "axes")
+        if sorted(self.axes) != list(range(len(self.axes))):
+            raise ValueError(f"axes must be 0, 1, ... in some order, but got {self.axes}")
+
+    def makes(self, shapes: Sequence[Size], key: str) -> Size:
+        (seen,) = shapes
+        if len(seen) != len(self.axes):
+            raise ValueError(f"{self} needs {len(self.axes)} dimensions, but got {list(seen)}")
+        return tuple(seen[axis] for axis in self.axes)
+
+    def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
+        return tensors[0].permute(self.axes)
+
+    def read_plan(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> ReadPlan:
+        places = [self.axes.index(axis) for axis in range(len(shape))]
+        start, size = (tuple(values[place] for place in places) for values in (box.start, box.shape))
+        return ReadPlan((Box(start, size),), lambda tensors: tensors[0].permute(self.axes))
+
+
+@ADAPTERS.register
 @final
 @dataclass(frozen=True, slots=True)
 class Rows(Adapter):
@@ -51,22 +96,20 @@ class Rows(Adapter):
     axis: int = 0
 
     def __post_init__(self) -> None:
-        if not is_whole(self.axis, 0):
-            raise ValueError(f"axis must be a whole number from 0, but got {self.axis!r}")
+        check_whole(self, "axis")
         if self.indices is not None:
             take_lists(self, int, "indices")
             if not all(is_whole(index, 0) for index in self.indices):
                 raise ValueError(f"indices must be whole numbers from 0, but got {self.indices!r}")
 
     def check(self, shapes: Sequence[Size], shape: Size, key: str) -> None:
-        (seen,) = shapes
-        check_same(self, seen, shape, free={self.axis})
-        have, want = seen[self.axis], shape[self.axis]
-        if self.indices is not None and len(self.indices) != want:
-            raise ValueError(f"{self} has {len(self.indices)} indices for the {want} rows of {list(shape)}")
-        most = max(self.indices, default=0) + 1 if self.indices is not None else want
-        if most > have:
-            raise ValueError(f"{self} needs at least {most} rows for a site of {list(shape)}, but got {list(seen)}")
+        seen = check_same(self, shapes, shape, {self.axis}, least=self.axis + 1)
+        rows = shape[self.axis]
+        if self.indices is not None and len(self.indices) != rows:
+            raise ValueError(f"{self} has {len(self.indices)} indices for the {rows} rows of {list(shape)}")
+        least = rows if self.indices is None else max(self.indices, default=-1) + 1
+        if least > seen[self.axis]:
+            raise ValueError(f"{self} needs at least {least} rows for a site of {list(shape)}, but got {list(seen)}")
 
     def changes(self, shapes: Sequence[Size], shape: Size) -> bool:
         return self.indices is not None or shapes[0] != shape
@@ -77,10 +120,11 @@ class Rows(Adapter):
             return tensor.narrow(self.axis, 0, shape[self.axis])
         return tensor.index_select(self.axis, torch.tensor(self.indices, dtype=torch.int64, device=tensor.device))
 
-    def part(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> Part:
-        return moved(self, self.axis, shapes, shape, box, key)
+    def slices_along(self) -> int:
+        return self.axis
 
 
+@ADAPTERS.register
 @final
 @dataclass(frozen=True, slots=True)
 class Labels(Adapter):
@@ -102,18 +146,15 @@ class Labels(Adapter):
     def __post_init__(self) -> None:
         choice("missing", self.missing, Missing)
         take_lists(self, str, "file", "site")
-        for name in ("file", "site"):
-            labels = getattr(self, name)
+        for name, labels in (("file", self.file), ("site", self.site)):
             if len(set(labels)) < len(labels):
                 raise ValueError(f"{name} names {next(label for label in labels if labels.count(label) > 1)!r} twice")
-        lacking = [label for label in self.site if label not in self.file]
+        lacking = [f"{label!r}{did_you_mean(label, self.file)}" for label in self.site if label not in self.file]
         if lacking and self.missing == "error":
-            told = "; ".join(f"{label!r}{did_you_mean(label, self.file)}" for label in lacking)
-            raise ValueError(f"the file has no label {told}: missing='mean' or 'zero' fills them in")
+            raise ValueError(f"the file has no label {'; '.join(lacking)}: missing='mean' or 'zero' fills them in")
 
     def check(self, shapes: Sequence[Size], shape: Size, key: str) -> None:
-        (seen,) = shapes
-        check_same(self, seen, shape, free={0})
+        seen = check_same(self, shapes, shape, {0})
         for what, labels, size in (("file", self.file, seen), ("site", self.site, shape)):
             if size[0] != len(labels):
                 raise ValueError(f"Labels has {len(labels)} labels for the {what}, whose shape is {list(size)}")
@@ -123,13 +164,11 @@ class Labels(Adapter):
         places = {label: place for place, label in enumerate(self.file)}
         other = len(self.file)  # the row below all others, for labels that the file does not have
         chosen = torch.tensor([places.get(label, other) for label in self.site], device=tensor.device)
-        if set(self.site) <= places.keys():
+        if self.slices_along() is not None:
             return tensor.index_select(0, chosen)
-        rows = computed(tensor)
+        rows = upcast(tensor)
         extra = rows.mean(0, keepdim=True) if self.missing == "mean" else torch.zeros_like(rows[:1])
         return torch.cat([rows, extra]).index_select(0, chosen)
 
-    def part(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> Part:
-        if set(self.site) <= set(self.file):
-            return moved(self, 0, shapes, shape, box, key)
-        return Adapter.part(self, shapes, shape, box, key)
+    def slices_along(self) -> int | None:
+        return 0 if {*self.site} <= {*self.file} else None

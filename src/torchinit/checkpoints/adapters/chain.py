@@ -1,4 +1,4 @@
-"""Chains: several adapters, one after the other."""
+"""Chain: several adapters, one after the other."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import TypeVar, final
 
 from torch import Tensor
 
-from torchinit.checkpoints.adapters.adapter import Adapter, Part, Size, take_lists
+from torchinit.checkpoints.adapters.base import ADAPTERS, Adapter, ReadPlan, Size, take_lists
 from torchinit.core.shards import Box
 
 _Value = TypeVar("_Value")
 
 
+@ADAPTERS.register
 @final
 @dataclass(frozen=True, slots=True)
 class Chain(Adapter):
@@ -22,8 +23,7 @@ class Chain(Adapter):
     The last gives the site what it asks for; those before it must make a shape of their own, whatever the
     site's, as ``Transpose``, ``Fuse``, ``Split``, ``Stack`` do and the ones that resize do not.
 
-    >>> from torchinit.checkpoints.adapters.axes import Transpose
-    >>> from torchinit.checkpoints.adapters.fusion import Split
+    >>> from torchinit.checkpoints.adapters import Split, Transpose
     >>> chain = Chain((Transpose(), Split("c_attn", ("q", "k", "v"))))
     >>> chain.wants("h.0.k.weight"), chain.makes([(16, 48)], "h.0.k.weight")
     (('h.0.c_attn.weight',), (16, 16))
@@ -69,28 +69,28 @@ class Chain(Adapter):
         self._last.check(self._made(shapes, key), shape, key)
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
-        part = self.part([tuple(tensor.shape) for tensor in tensors], shape, Box.whole(shape), key)
-        return part.make([box.of(tensor) for box, tensor in zip(part.boxes, tensors, strict=True)])
+        plan = self.read_plan([tuple(tensor.shape) for tensor in tensors], shape, Box.whole(shape), key)
+        return plan.combine([box.of(tensor) for box, tensor in zip(plan.boxes, tensors, strict=True)])
 
-    def part(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> Part:
+    def read_plan(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> ReadPlan:
         made = self._made(shapes, key)
-        last = self._last.part(made, shape, box, key)
-        parts = [
-            self._before.part(seen, size, wanted, part)
+        last = self._last.read_plan(made, shape, box, key)
+        plans = [
+            self._before.read_plan(seen, size, wanted, part)
             for (part, seen), size, wanted in zip(self._inputs(shapes, key), made, last.boxes, strict=True)
         ]
 
-        def make(tensors: Sequence[Tensor]) -> Tensor:
+        def combine(tensors: Sequence[Tensor]) -> Tensor:
             left = iter(tensors)
-            return last.make([one.make([next(left) for _ in one.boxes]) for one in parts])
+            return last.combine([plan.combine([next(left) for _ in plan.boxes]) for plan in plans])
 
-        return Part(tuple(wanted for one in parts for wanted in one.boxes), make)
+        return ReadPlan(tuple(wanted for plan in plans for wanted in plan.boxes), combine)
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class _Nothing(Adapter):
-    """What comes before the first step: each tensor as the file has it."""
+    """The steps before the first: each tensor as the file has it."""
 
     def makes(self, shapes: Sequence[Size], key: str) -> Size:
         return shapes[0]
@@ -98,5 +98,5 @@ class _Nothing(Adapter):
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
         return tensors[0]
 
-    def part(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> Part:
-        return Part((box,), lambda tensors: tensors[0])
+    def read_plan(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> ReadPlan:
+        return ReadPlan((box,), lambda tensors: tensors[0])
