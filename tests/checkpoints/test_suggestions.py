@@ -12,7 +12,6 @@ from torch import nn
 
 from tests.strategies import names
 from torchinit import CheckpointError, Name, Normal, Pretrained, Rule, adapters, initialize, plan
-from torchinit.checkpoints import suggestions
 from torchinit.checkpoints.key_mapping import KeyMap
 from torchinit.checkpoints.suggestions import Shapes, by_case, guess, suggest_for_missing, suggest_for_shape
 
@@ -104,13 +103,13 @@ def test_what_is_not_sure_is_not_offered(missing: Mapping[str, Size], spare: Map
 
 
 def test_names_in_their_thousands_are_looked_through_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[adapters.Unstack] = []
+    real, made = adapters.Unstack, list[adapters.Adapter]()
 
-    def unstack(whole: str, parts: str) -> adapters.Unstack:
-        made.append(adapters.Unstack(whole, parts))
+    def unstack(whole: str, parts: str) -> adapters.Adapter:
+        made.append(real(whole, parts))
         return made[-1]
 
-    monkeypatch.setattr(suggestions, "Unstack", unstack)
+    monkeypatch.setattr(adapters, "Unstack", unstack)
     missing = {f"h.{n}.experts.{m}.w": (4,) for n in range(20) for m in range(20)}
     assert suggest_for_missing(missing, {f"h.{n}.mlp.{m}.w": (20, 4) for n in range(20) for m in range(20)}) == []
     assert len(made) == 2 * len(missing)  # and not one for each pair of names

@@ -109,7 +109,8 @@ class Search:
             self._note_missing(views, key, adapter)
             return None
         mismatch = self._quantized(site, keys, infos) or misfit(site, infos, key, adapter)
-        self.turned |= isinstance(adapter, Transpose) or (mismatch is not None and infos[0].shape == site.shape[::-1])
+        turns = any(isinstance(step, Transpose) for step in getattr(adapter, "steps", (adapter,)))
+        self.turned |= turns or (mismatch is not None and infos[0].shape == site.shape[::-1])
         if mismatch is None:
             self._note_found(site, keys, infos, adapter)
             return self.rule.fill(keys, key, adapter, () if adapter else own[1:])
@@ -196,17 +197,13 @@ class Search:
         outside = len(self.checkpoint) - len(self.names.names)
         start = f"{count(outside, 'key')} outside of prefix {self.rule.keymap().start!r}"
         unexpected = (key for key, name in self.names.names.items() if key not in self.used and name not in self.there)
+        names = ("loaded", "adapted", "declined", "expected", "missing", "mismatched", "casts")
+        lists: dict[str, Any] = {name: tuple(getattr(self, name)) for name in names}
         return LoadReport(
             source=masked(str(self.rule.checkpoint)),
             part=self.checkpoint.part,
-            loaded=tuple(self.loaded),
-            adapted=tuple(self.adapted),
-            declined=tuple(self.declined),
-            expected=tuple(self.expected),
-            missing=tuple(self.missing),
-            mismatched=tuple(self.mismatched),
+            **lists,
             unexpected=tuple(unexpected),
-            casts=tuple(self.casts),
             unused_patterns=self._unused_patterns(),
             elements=elements,
             notes=(*self.checkpoint.notes, *([start] if outside else []), *self._square()),

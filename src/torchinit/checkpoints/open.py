@@ -85,10 +85,9 @@ def _open_shard(source: str) -> Checkpoint:
 class InMemory:
     """A dict, a model or an open checkpoint as the source of values, equal to itself alone."""
 
-    __slots__ = ("checkpoint", "source")
+    __slots__ = ("checkpoint",)
 
     def __init__(self, source: Mapping[str, Any] | nn.Module | Checkpoint) -> None:
-        self.source = source
         self.checkpoint = open_checkpoint(source)
 
     @classmethod

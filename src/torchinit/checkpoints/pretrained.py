@@ -71,22 +71,25 @@ class Pretrained(Loader):
     lock: bool = True
 
     def __post_init__(self) -> None:
-        _set(self, "checkpoint", InMemory.wrap(self.checkpoint))
         for name in ("prefix", "part", "sha256"):
             text(name, getattr(self, name))
         for name in ("finite", "lock"):
             truth(name, getattr(self, name))
-        _set(self, "map_location", _device(self.map_location))
-        _set(self, "rename", _pairs(self.rename))
-        _set(self, "dtype", _dtype(self.dtype))
         _check_adapt(self.adapt)
-        _set(self, "adapt", FrozenMap(self.adapt))
-        if isinstance(self.expect_missing, list):
-            _set(self, "expect_missing", tuple(self.expect_missing))
-        if isinstance(self.on_shape, Mapping):
-            _set(self, "on_shape", FrozenMap(self.on_shape))
-        for on_shape in self.shape_globs.values():
-            choice("on_shape", on_shape, OnShape)
+        missing, on_shape = self.expect_missing, self.on_shape
+        values = {
+            "checkpoint": InMemory.wrap(self.checkpoint),
+            "map_location": _device(self.map_location),
+            "rename": _pairs(self.rename),
+            "dtype": _dtype(self.dtype),
+            "adapt": FrozenMap(self.adapt),
+            "expect_missing": tuple(missing) if isinstance(missing, list) else missing,
+            "on_shape": FrozenMap(on_shape) if isinstance(on_shape, Mapping) else on_shape,
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+        for what in self.shape_globs.values():
+            choice("on_shape", what, OnShape)
         check_globs("expect_missing", self.missing_globs)
         check_globs("on_shape", self.shape_globs)
         check_globs("adapt", self.adapt)
@@ -120,10 +123,6 @@ class Pretrained(Loader):
             self.checkpoint, keys, key, adapter, like, self.part, self.dtype, self.map_location, self.finite, self.lock,
             self.sha256,
         )  # fmt: skip
-
-
-def _set(value: object, name: str, item: object) -> None:
-    object.__setattr__(value, name, item)
 
 
 def _device(place: object) -> str:

@@ -8,31 +8,14 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Final, TypeAlias
 
-from torchinit.checkpoints.adapters import (
-    Adapter,
-    Chain,
-    Fuse,
-    Inflate,
-    InputChannels,
-    PoolHeads,
-    ResizePatches,
-    ResizePositions,
-    ResizeRelativeBias,
-    ResizeVocabulary,
-    Rows,
-    Split,
-    Stack,
-    Transpose,
-    Unstack,
-    WeightNorm,
-)
+from torchinit.checkpoints import adapters
+from torchinit.checkpoints.adapters.base import Adapter, Size, place, replace_parts
 from torchinit.checkpoints.key_mapping import KeyMap, Renames, unwrapped
 from torchinit.core.accounts import Guess
 from torchinit.core.globs import glob_matches
 from torchinit.core.sites import Site
 from torchinit.errors import ConfigError
 
-Size: TypeAlias = tuple[int, ...]
 Shapes: TypeAlias = Mapping[str, Size]
 
 # --- names: a prefix or renames --------------------------------------------------------------------------------------
@@ -160,36 +143,40 @@ def suggest_for_shape(seen: Size, shape: Size, name: str = "") -> str:
 def _for_shape(seen: Size, shape: Size, name: str) -> Iterator[str]:
     """The adapters as they would be written, without those of their arguments that shapes do not tell."""
     positions = "pos" in name.lower() or (len(seen) == 3 and seen[0] == 1)
-    if positions and (prefixed := _first(map(ResizePositions, (1, 0, *range(2, 10))), seen, shape)):
+    if positions and (prefixed := _first(map(adapters.ResizePositions, (1, 0, *range(2, 10))), seen, shape)):
         yield prefixed
         return
     fewer = seen and shape and 0 < shape[0] < seen[0]
-    if fewer and _KEYS.fullmatch(name) and _first([PoolHeads(seen[0] // shape[0])], seen, shape):
+    if fewer and _KEYS.fullmatch(name) and _first([adapters.PoolHeads(seen[0] // shape[0])], seen, shape):
         yield "PoolHeads"
         return
     kinds: Iterable[Iterable[Adapter]] = (
-        [ResizePatches()] if len(shape) > 3 else [],
-        [InputChannels()] if len(shape) > 2 else [],
-        [Inflate()],
-        map(ResizeRelativeBias, (0, 3)),
-        map(Transpose, ((1, 0), (2, 1, 0), (3, 2, 0, 1), (0, 2, 1))),
-        [ResizeVocabulary()],
-        [Rows()],
+        [adapters.ResizePatches()] if len(shape) > 3 else [],
+        [adapters.InputChannels()] if len(shape) > 2 else [],
+        [adapters.Inflate()],
+        map(adapters.ResizeRelativeBias, (0, 3)),
+        map(adapters.Transpose, ((1, 0), (2, 1, 0), (3, 2, 0, 1), (0, 2, 1))),
+        [adapters.ResizeVocabulary()],
+        [adapters.Rows()],
     )
     yield from filter(None, (_first(kind, seen, shape) for kind in kinds))
     if seen and len(seen) == len(shape) and seen[1:] == shape[1:]:  # other classes, most likely
         yield from ("Labels", "Drop")
 
 
-def _first(adapters: Iterable[Adapter], seen: Size, shape: Size) -> str:
-    """The first that makes the shape."""
-    for adapter in adapters:
-        try:
-            adapter.check([seen], shape, "")
-        except ValueError:
-            continue
-        return str(adapter).removesuffix("()")
-    return ""
+def _first(candidates: Iterable[Adapter], seen: Size, shape: Size) -> str:
+    """The first that makes the shape, as it is written; empty if none does."""
+    fitting = (adapter for adapter in candidates if _makes(adapter, {"": seen}, shape, ""))
+    return next((str(adapter).removesuffix("()") for adapter in fitting), "")
+
+
+def _makes(adapter: Adapter, shapes: Shapes, shape: Size, name: str) -> bool:
+    """Whether an adapter makes a site of what there is."""
+    try:
+        adapter.check([shapes[key] for key in adapter.wants(name)], shape, name)
+    except (KeyError, ValueError):
+        return False
+    return True
 
 
 # --- divisions: adapters for sites that a file keeps as other tensors ------------------------------------------------
@@ -219,7 +206,7 @@ def suggest_for_missing(missing: Shapes, spare: Shapes, names: Collection[str] =
     divisions, offers, globs, computed = _Divisions(missing, spare), Counter[str](), dict[str, str](), list[str]()
     parametrized = {name.replace("parametrizations.", "").removesuffix(".original0") for name in spare}
     for name, shape in missing.items():
-        fitting = {str(adapter) for adapter in divisions.adapters(name, shape) if _makes(adapter, name, shape, spare)}
+        fitting = {str(adapter) for adapter in divisions.candidates(name, shape) if _makes(adapter, spare, shape, name)}
         if len(fitting) == 1:
             wide = re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
             if wide not in globs:
@@ -228,13 +215,6 @@ def suggest_for_missing(missing: Shapes, spare: Shapes, names: Collection[str] =
         elif name in parametrized:
             computed.append(f"{name} is computed by a parametrization in the file; remove it there before saving")
     return [f"with adapt={offer} {number} more would be found" for offer, number in offers.most_common()] + computed[:1]
-
-
-def _makes(adapter: Adapter, name: str, shape: Size, spare: Shapes) -> bool:
-    try:
-        return adapter.makes([spare[key] for key in adapter.wants(name)], name) == shape
-    except (KeyError, ValueError):
-        return False
 
 
 class _Divisions:
@@ -247,46 +227,39 @@ class _Divisions:
     def __init__(self, missing: Shapes, spare: Shapes) -> None:
         parts = {part for key in spare for part in key.split(".")}
         self.families = [family for family in _FAMILIES if parts.issuperset(family)]
-        self.missing = missing
-        self.series = _series(missing)
-        self.spare_series = _series(spare)
-        self.owners: dict[tuple[str, str], list[str]] = defaultdict(list)
-        self.stacks: dict[tuple[str, Size], list[str]] = defaultdict(list)
+        self.missing, self.series, self.spare_series = missing, _series(missing), _series(spare)
+        self.below: dict[tuple[str, Size], list[str]] = defaultdict(list)
         for key, shape in spare.items():
-            path, _, leaf = key.rpartition(".")
-            parent, _, owner = path.rpartition(".")
-            self.owners[parent, leaf].append(owner)
-            for at in (at for at, letter in enumerate(key) if letter == "."):
-                self.stacks[key[:at], shape].append(key[at + 1 :])
+            for at in (-1, *(at for at, letter in enumerate(key) if letter == ".")):
+                self.below[key[: max(at, 0)], shape].append(key[at + 1 :])
 
-    def adapters(self, name: str, shape: Size) -> Iterator[Adapter]:
+    def candidates(self, name: str, shape: Size) -> Iterator[Adapter]:
         """Every candidate for a site."""
         path, _, leaf = name.rpartition(".")
         parent, _, owner = path.rpartition(".")
-        yield from (WeightNorm(), WeightNorm(parametrized=True))
+        yield from map(adapters.WeightNorm, (False, True))
         for family in self.families:
-            yield Fuse(owner, family)
+            yield adapters.Fuse(owner, family)
             if leaf.startswith("in_proj_"):  # of nn.MultiheadAttention
-                yield Fuse(leaf, tuple(f"{part}.{leaf.removeprefix('in_proj_')}" for part in family))
-        for family in (family for family in _FAMILIES if owner in family):
-            prefix = f"{parent}." if parent else ""
-            shapes = [self.missing.get(f"{prefix}{part}.{leaf}", ()) for part in family]
-            if all(size and size[0] for size in shapes):
-                rows = [size[0] for size in shapes]
-                sizes = None if len({*rows}) == 1 else tuple(row // math.gcd(*rows) for row in rows)
-                yield from (Split(whole, family, sizes) for whole in self.owners[parent, leaf])
+                yield adapters.Fuse(leaf, tuple(f"{part}.{leaf.removeprefix('in_proj_')}" for part in family))
+        for family in (family for family in _FAMILIES if owner in family and shape):
+            siblings = (f"{parent}.{part}.{leaf}".removeprefix(".") for part in family)
+            rows = [(self.missing.get(sibling) or (0,))[0] for sibling in siblings]
+            sizes = None if len({*rows}) == 1 else tuple(row // math.gcd(*rows) for row in rows)
+            wholes = (rest.split(".") for rest in self.below.get((parent, (sum(rows), *shape[1:])), ()) if all(rows))
+            yield from (adapters.Split(whole[0], family, sizes) for whole in wholes if whole[1:] == [leaf])
         into = f"{owner}.{leaf}"
         for tail, count in self.spare_series.get(path, {}).items():
-            yield Stack(into, f"{owner}.*.{tail}", count)
-            parts = tail.split(".")
-            for family in (family for family in _FAMILIES if family[0] in parts):
-                fused = ".".join("fused" if part == family[0] else part for part in parts)
-                yield Chain((Fuse("fused", family), Stack(into, f"{owner}.*.{fused}", count)))
+            yield adapters.Stack(into, f"{owner}.*.{tail}", count)
+            for family in (family for family in _FAMILIES if place(tail, family[0]) is not None):
+                fused = replace_parts(tail, family[0], "fused")
+                stack = adapters.Stack(into, f"{owner}.*.{fused}", count)
+                yield adapters.Chain((adapters.Fuse("fused", family), stack))
         for start, tail in _numbered(name):
             last = start.rpartition(".")[2]
             # As many as are missing. Of two such stacks nobody can tell which is meant, and of more neither.
-            for rest in self.stacks.get((start, (self.series[start][tail], *shape)), [])[:2]:
-                yield Unstack(f"{last}.{rest}", f"{last}.*.{tail}")
+            for rest in self.below.get((start, (self.series[start][tail], *shape)), [])[:2]:
+                yield adapters.Unstack(f"{last}.{rest}", f"{last}.*.{tail}")
 
 
 def _series(names: Iterable[str]) -> Mapping[str, Counter[str]]:

@@ -154,11 +154,7 @@ def upcast(tensor: Tensor) -> Tensor:
 
 
 def listed(shapes: Sequence[Size]) -> str:
-    """Shapes as a message has them.
-
-    >>> listed([(2, 3), ()])
-    '[2, 3], []'
-    """
+    """Shapes as a message has them: ``[2, 3], []``."""
     return ", ".join(str(list(size)) for size in shapes)
 
 

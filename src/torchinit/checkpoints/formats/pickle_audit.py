@@ -37,18 +37,12 @@ PLAIN: Final[Mapping[str, str]] = {
     "torch.serialization._get_layout": "name",
 }
 """The functions that make plain data out of plain data, and of which kind that is."""
+_REBUILD = "parameter parameter_with_state tensor tensor_v2 tensor_v3 sparse_tensor qtensor meta_tensor_no_storage"
 TENSORS: Final = frozenset(
     {
         "torch._tensor._rebuild_from_type_v2",
-        "torch._utils._rebuild_meta_tensor_no_storage",
-        "torch._utils._rebuild_parameter",
-        "torch._utils._rebuild_parameter_with_state",
-        "torch._utils._rebuild_qtensor",
-        "torch._utils._rebuild_sparse_tensor",
-        "torch._utils._rebuild_tensor",
-        "torch._utils._rebuild_tensor_v2",
-        "torch._utils._rebuild_tensor_v3",
         "torch.nn.parameter.Parameter",
+        *(f"torch._utils._rebuild_{name}" for name in _REBUILD.split()),
     }
 )
 """The functions that make tensors of memory in the file. torch allows more, which make them of nothing or copy them."""
@@ -115,16 +109,14 @@ class _Global(str):
     __slots__ = ()
 
 
+@dataclass(slots=True)
 class _Value:
     """What is known of an object without making it: its kind, how much it holds, how deep; a tuple's items."""
 
-    __slots__ = ("depth", "items", "kind", "weight")
-
-    def __init__(self, kind: str, weight: int = 1, items: Sequence[Any] = (), depth: int = 0) -> None:
-        self.kind = kind
-        self.weight = weight
-        self.items = items
-        self.depth = depth
+    kind: str
+    weight: int = 1
+    items: Sequence[Any] = ()
+    depth: int = 0
 
 
 class _Audit:
