@@ -78,6 +78,8 @@ class KeyMap:
 
     def _found(self, key: str) -> tuple[str, bool] | None:
         """The name of the key, and whether no wrapper had to be dropped for it."""
+        # A prefix or pattern may be meant for the key as the file has it, wrappers and all, or for the name without
+        # them. The first is tried first, so that what is written exactly means exactly that.
         plain = unwrapped(key)
         start, own = self.start, True
         if not key.startswith(start):

@@ -26,11 +26,11 @@ from torchinit.errors import CheckpointError, count, did_you_mean, masked
 _T = TypeVar("_T")
 
 _COUNTER: Final = "num_batches_tracked"
-"""How often a BatchNorm has run. Old checkpoints lack it, and nobody misses it."""
+"""The counter of a BatchNorm's runs. Old checkpoints lack it, and nothing depends on it."""
 
 
 class Terms(Protocol):
-    """How a rule wants sites to be found and taken; :class:`torchinit.Pretrained` tells what each is."""
+    """The options of a rule by which sites are found and taken; :class:`torchinit.Pretrained` explains each."""
 
     @property
     def checkpoint(self) -> Any: ...
@@ -47,7 +47,7 @@ class Terms(Protocol):
     @property
     def dtype(self) -> torch.dtype | None: ...
     def keymap(self) -> KeyMap:
-        """How keys of the file become names of the model."""
+        """The map from keys of the file to names of the model."""
 
     def fill(self, keys: tuple[str, ...], key: str, adapter: Adapter | None, like: tuple[str, ...]) -> Loaded:
         """The fill of a site that is made of ``keys``."""
@@ -55,6 +55,11 @@ class Terms(Protocol):
 
 class Search:
     """One look at a checkpoint for the sites that a rule matches; what it finds is gathered here."""
+
+    # What the file lacks is left to the other rules of a site, with a warning; without one, and where nothing matches
+    # at all, it is an error. Suggestions are offered with their proof and never applied: a model that trains from the
+    # wrong weights is worse than one that does not start. Hooks of modules for loading are not run, since a plan is
+    # made of names and shapes before any value is read; the account says where a model has some and something is lost.
 
     def __init__(self, rule: Terms, matched: Sequence[tuple[Site, Site]], known: Sequence[Site]) -> None:
         self.rule = rule
@@ -241,7 +246,7 @@ class Search:
         return [f"{lost_to} not run: load_checkpoint(model, file) runs them; or say the same by rename and adapt"]
 
     def _advice(self) -> tuple[Guess | None, list[str]]:
-        """How more of the model would be found, as arguments and in words; nothing of it is done unasked."""
+        """Suggestions by which more of the model would be found, as arguments and in words."""
         wanted = {views[0].name: views[0].shape for views in self.groups.values()}
         shapes = {key: self._shape(key) for key in self.checkpoint}
         found = guess(wanted, shapes, len(self.loaded) + len(self.adapted))

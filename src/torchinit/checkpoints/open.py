@@ -120,16 +120,16 @@ def open_cached(
 ) -> Checkpoint:
     """The checkpoint that a source names, opened once while its files and the lock file stay as they are.
 
-    Three visits of one load come here: the plan reads shapes, the check before the run reads values, and the run
-    copies them. Between the first two a file may change, so it is looked at again (of an index only the files that
-    hold ``keys``, if these are given). The last has ``again=False``: it must copy the very bytes that were checked,
-    which stay mapped even where another file has taken the name since.
+    ``again`` looks whether they do: of an index only at the files that hold ``keys``, if these are given.
 
     Raises CheckpointError where it cannot be had, is refused, or has another SHA-256; and for the SHA-256 of an
     index without a lock file, since the files that an index names would go unchecked.
     """
     if isinstance(source, InMemory):
         return source.checkpoint
+    # Three visits of one load come here: the plan reads shapes, the check before the run reads values, and the run
+    # copies them. Between the first two a file may change, so it is looked at again. The last has again=False: it must
+    # copy the very bytes that were checked, which stay mapped even where another file has taken the name since.
     name, sha256 = str(source), sha256.lower() if sha256 else None
     entry = name, part, sha256
     try:

@@ -88,8 +88,8 @@ class Pretrained(Loader):
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
-        for what in self.shape_globs.values():
-            choice("on_shape", what, OnShape)
+        for choices in self.shape_globs.values():
+            choice("on_shape", choices, OnShape)
         check_globs("expect_missing", self.missing_globs)
         check_globs("on_shape", self.shape_globs)
         check_globs("adapt", self.adapt)
@@ -98,7 +98,7 @@ class Pretrained(Loader):
         self.keymap()
 
     def keymap(self) -> KeyMap:
-        """How keys of the file become names of the model."""
+        """The map from keys of the file to names of the model."""
         return KeyMap(self.prefix or "", self.rename)
 
     @property
@@ -107,7 +107,7 @@ class Pretrained(Loader):
 
     @property
     def shape_globs(self) -> Mapping[str, OnShape]:
-        """What to do where shapes differ, by glob."""
+        """``on_shape`` by glob."""
         return self.on_shape if isinstance(self.on_shape, Mapping) else {"**": self.on_shape}
 
     def look_up(self, matched: Sequence[tuple[Site, Site]], known: Sequence[Site]) -> Lookup:

@@ -6,9 +6,9 @@ takes such a tensor for numbers like any other, so it loads, and is wrong by tha
 Nobody has a list of all such names. So a companion is told by three things together: the model has no site for it; it
 is called as the weight is, or lies in its module; and the rest of its name is made of the words of quantization. Only
 a weight in fewer bits than its site needs one: a scale beside a weight in bfloat16 is a doubt, and so is a float of
-eight bits with no scale beside it, which is a plain cast, or has its scale where nobody looks.
+eight bits with no scale beside it, which is a plain cast, or has its scale elsewhere.
 
-How it can fail: a word that is not in the tables below lets a scale pass for a tensor that nobody asked for, and a
+How it can fail: a word that is not in the tables below lets a scale pass for an unexpected tensor, and a
 plain cast to integers beside a tensor called ``scale`` that the model lacks is refused. A list of whole names would
 miss each format that comes after it; new formats make their names of the same few words.
 """
@@ -32,14 +32,14 @@ from torchinit.errors import CheckpointError
 _SCALE: Final = re.compile(r".*scales?|.*quant.*|absmax|amax|centroids|codebooks?|scaled|scaling|scb|q?zeros?|zp")
 """The words for scales, zero points and tables of values."""
 _PACKED: Final = re.compile(".*packed.*|qdata|qidxs|qweight|trellis")
-"""What the few bits are called, where no other tensor is called so."""
+"""The words for values of few bits, where no other tensor is called so."""
 _BITS: Final = re.compile(f"{_PACKED.pattern}|blocks|codes|data|indices|u?int[48]|point|q")
-"""What else they are called, where they are not called as the weight is."""
+"""More words for them, where they are not called as the weight is."""
 _MORE: Final = re.compile(
     "act|activation|axis|biases|bitsandbytes|block|channel|comfy|double|format|fp4|fp8|g|global|groups?|idx|input|inv|"
     "invperm|map|max|meta|nested|nf4|output|perm|points|pre|shape|shift|state|suh?|svh?|w"
 )
-"""What else the names of companions are made of."""
+"""More words that the names of companions are made of."""
 _ELSEWHERE: Final = frozenset({"act", "activation", "amax", "input", "output", "quantizer"})
 """The words of scales for what comes into a layer or out of it, or of a rounding that is still to come."""
 
@@ -150,7 +150,7 @@ class Companions:
         return Quantized(f"is in the file in quantized form only: {some(keys)}", keys, _remedy(near, None))
 
     def doubts(self, keys: Sequence[str], infos: Sequence[Info], dtype: torch.dtype) -> Iterator[str]:
-        """What speaks against values of ``dtype`` that are taken from these keys, but does not settle it."""
+        """Doubts about values of ``dtype`` that are taken from these keys, which may be right all the same."""
         near = (other for key in keys for other in self._near(key))
         scales = {other.key for other in near if other.named and other.is_scale and not other.words & _ELSEWHERE}
         if not scales and dtype.itemsize > 1 and any(_is_float8(info.dtype) for info in infos):

@@ -25,7 +25,7 @@ _SAMPLE: Final = 256
 _MANY: Final = 32
 _BEST: Final = 4
 _OLD_NAMES: Final[Renames] = (("[.]gamma$", ".weight"), ("[.]beta$", ".bias"))
-"""What BERT's first checkpoints called the parameters of a LayerNorm."""
+"""The names of a LayerNorm's parameters in BERT's first checkpoints."""
 
 
 def guess(wanted: Shapes, keys: Shapes, matching: int) -> Guess | None:
@@ -58,14 +58,12 @@ def _guesses(wanted: Shapes, keys: Shapes) -> Iterator[Guess]:
 
 
 def _starts(wanted: Shapes, keys: Shapes) -> Iterator[tuple[str, str]]:
-    """The beginnings of keys that seem to stand for beginnings of names, those with the most votes first.
-
-    A name votes for each pair of beginnings with which a key of its shape has the same rest: ``net.fc.weight`` in the
-    file and ``head.fc.weight`` in the model for ("net.", "head."), and for ("net.fc.", "head.fc."). Every pair of a
-    name and a key would be quadratic, so keys are looked up by rest and shape. Two bounds keep a mixture of experts
-    from the same: its thousands of names end alike, so a sample of names votes, and of keys with one rest and shape
-    the first few count. It can fail where the sample misses the one part that has moved; the rest still matches.
-    """
+    """The beginnings of keys that seem to stand for beginnings of names, those with the most votes first."""
+    # A name votes for each pair of beginnings with which a key of its shape has the same rest: "net.fc.weight" in the
+    # file and "head.fc.weight" in the model for ("net.", "head."), and for ("net.fc.", "head.fc."). Every pair of a
+    # name and a key would be quadratic, so keys are looked up by rest and shape. Two bounds keep a mixture of experts
+    # from the same: its thousands of names end alike, so a sample of names votes, and of keys with one rest and shape
+    # the first few count. It can fail where the sample misses the one part that has moved; the rest still matches.
     yield "", ""
     names = [*wanted][:: max(1, len(wanted) // _SAMPLE)]
     cuts = {name: [*splits(name)] for name in names}
@@ -191,7 +189,7 @@ _FAMILIES: Final = (
     ("gate_proj", "up_proj"),
     ("w1", "w3"),
 )
-"""What is one weight in some models and several in others, in the order in which it is fused."""
+"""Weights that are one in some models and several in others, in the order in which they are fused."""
 
 
 def suggest_for_missing(missing: Shapes, spare: Shapes, names: Collection[str] = ()) -> list[str]:
@@ -218,11 +216,10 @@ def suggest_for_missing(missing: Shapes, spare: Shapes, names: Collection[str] =
 
 
 class _Divisions:
-    """The adapters that names suggest; whether their shapes fit is not looked at.
+    """The adapters that names suggest; whether their shapes fit is not looked at."""
 
-    Each kind of division has an index by what a missing name tells of it, so that thousands of experts are looked
-    through once and not once for each other.
-    """
+    # Each kind of division has an index by what a missing name tells of it, so that thousands of experts are looked
+    # through once and not once for each other.
 
     def __init__(self, missing: Shapes, spare: Shapes) -> None:
         parts = {part for key in spare for part in key.split(".")}
@@ -272,7 +269,7 @@ def _series(names: Iterable[str]) -> Mapping[str, Counter[str]]:
 
 
 def _numbered(name: str) -> Iterator[tuple[str, str]]:
-    """What comes before a number in the name, and what after it."""
+    """The beginning of a name before each number in it, and the end behind it."""
     parts = name.split(".")
     for at, part in enumerate(parts[:-1]):
         if at and part.isdigit():

@@ -82,6 +82,8 @@ class Loaded(Fill):
 
     def prepare(self, shard: Shard) -> None:
         """Raises CheckpointError where what will be read is not finite, or does not fit into the shard's dtype."""
+        # A pass over the values before the one that copies them, so that NaN in the last tensor of the last rank is
+        # found before anything is written. The copy pays for it: it goes past the caches.
         checkpoint = self._checkpoint()
         for key, box in zip(self.keys, self._read_plan(checkpoint, shard).boxes, strict=True):
             if self.finite or not self._widens(checkpoint.info(key).dtype, shard.local.dtype):

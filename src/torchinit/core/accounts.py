@@ -1,4 +1,4 @@
-"""Load reports: the account of a checkpoint: what was taken from it, what not and why, and what nobody asked for."""
+"""Load reports: the account of a checkpoint: what was taken from it, what was not and why, and what is left over."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Cast:
 
 @dataclass(frozen=True, slots=True)
 class LoadReport:
-    """What a rule takes from a checkpoint, name by name.
+    """The account of what a rule takes from a checkpoint, name by name.
 
     ``loaded`` are the sites whose values are taken as they are, ``adapted`` those that an adapter makes,
     ``declined`` those that are in the file and left to other rules on purpose, ``expected`` those that are not in the
@@ -127,12 +127,12 @@ class LoadReport:
 
     @property
     def found(self) -> int:
-        """How many sites get their values from the file."""
+        """The number of sites that get their values from the file."""
         return len(self.loaded) + len(self.adapted)
 
     @property
     def wanted(self) -> int:
-        """How many sites were looked for."""
+        """The number of sites that were looked for."""
         return self.found + sum(map(len, (self.declined, self.expected, self.missing, self.mismatched)))
 
     @property
@@ -183,7 +183,7 @@ class LoadReport:
 
     @property
     def lapses(self) -> tuple[str, ...]:
-        """What is not there and stays with its other rules, which strictness does not allow."""
+        """The sites that are not there and stay with their other rules, which ``strict`` does not allow."""
         left = [] if self.failure else [name for name in self.missing if name not in set(self.uninitialized)]
         text = f"{count(len(left), 'site')} not in the file, left to other rules: {some(left)}."
         advice = " ".join([f"{text} Say so with expect_missing if that is intended.", *self.hints])
@@ -240,10 +240,10 @@ class LoadReport:
             return
         yield from self.notes
         lost = _pairs(self.mismatched)
-        for what, pairs in (("adapted", self.adapted), ("declined", self.declined), ("mismatched", lost)):
-            yield from (f"{what} {line}" for line in _listed(pairs, 10, ": "))
-        for what, names in (("missing", self.missing), ("unexpected", self.unexpected)):
-            yield from [f"{what}: {some(names, 10)}"] if names else []
+        for fate, pairs in (("adapted", self.adapted), ("declined", self.declined), ("mismatched", lost)):
+            yield from (f"{fate} {line}" for line in _listed(pairs, 10, ": "))
+        for fate, names in (("missing", self.missing), ("unexpected", self.unexpected)):
+            yield from [f"{fate}: {some(names, 10)}"] if names else []
         casts = Counter(map(str, self.casts))
         yield from (f"cast {how}: {count(number, 'site')}" for how, number in casts.items())
         yield from (*self.unused_patterns, *self.doubts, *self.hints)
@@ -283,7 +283,7 @@ _ROWS: Final[Mapping[str, Callable[..., dict[str, Any]]]] = {
     "mismatched": lambda site, why, reason="other": {"site": site, "why": why, "reason": reason},
     "casts": lambda site, dtypes: {"site": site, "dtypes": dtypes.split(" -> ")},
 }
-"""How the rows of saved data become tables of fields; a mismatch had no reason at first."""
+"""The table of fields for a row of saved data; a mismatch had no reason at first."""
 
 
 def _read(read: Callable[..., dict[str, Any]], row: Any) -> Any:

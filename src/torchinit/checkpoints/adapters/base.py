@@ -24,7 +24,7 @@ Size: TypeAlias = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class ReadPlan:
-    """How a box of a site is made: the boxes to read, one of each tensor, and what combines them.
+    """The boxes to read, one of each tensor, and what combines them to a box of a site.
 
     >>> import torch
     >>> plan = ReadPlan((Box((2,), (1,)),), lambda tensors: tensors[0])
@@ -37,7 +37,7 @@ class ReadPlan:
 
 
 class Adapter(Spelled, ABC):
-    """What is done to tensors of a checkpoint so that they fit a site.
+    """A change of tensors of a checkpoint so that they fit a site.
 
     A frozen value and a pure function: the same tensors, shape and key give the same result. ``key`` is
     always the site's own, after prefix and renames. Where only a part of a site is here, the whole is
@@ -54,6 +54,10 @@ class Adapter(Spelled, ABC):
     """
 
     __slots__ = ()
+
+    # Adapters are declared for each glob and never guessed: what would fit by shape alone may be another layer. They
+    # see names as the model has them, shapes when a plan is made, tensors when it is run. Each makes one site, of one
+    # tensor or several, so that every site still has one fill, and a plan one line for it.
 
     only_resizes: ClassVar[bool] = False
     """Whether a tensor that has the site's shape already is left alone."""
@@ -75,9 +79,9 @@ class Adapter(Spelled, ABC):
 
     def check(self, shapes: Sequence[Size], shape: Size, key: str) -> None:
         """Raises ValueError, and says why, where a site of ``shape`` cannot be made of tensors of ``shapes``."""
-        made = self.makes(shapes, key)
-        if made is not None and made != shape:
-            raise ValueError(f"{self} makes {list(made)} of {listed(shapes)}, but the site has {list(shape)}")
+        result = self.makes(shapes, key)
+        if result is not None and result != shape:
+            raise ValueError(f"{self} makes {list(result)} of {listed(shapes)}, but the site has {list(shape)}")
 
     def changes(self, shapes: Sequence[Size], shape: Size) -> bool:
         """Whether there is anything to do."""
@@ -92,7 +96,7 @@ class Adapter(Spelled, ABC):
         return None
 
     def read_plan(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> ReadPlan:
-        """How a box of the site's value is made of tensors of ``shapes``; it must give the values of ``adapt``.
+        """The plan for a box of the site's value, made of tensors of ``shapes``; it must give the values of ``adapt``.
 
         Of slices that are moved those that come into the box are read. Else all is read, and the box cut out of the
         whole value, which is computed on one thread so that every rank has the same.
@@ -113,14 +117,12 @@ ADAPTERS: Final = Registry("adapter", method="adapt", group="torchinit.adapters"
 
 
 def _plan_slices(adapter: Adapter, axis: int, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> ReadPlan:
-    """The plan of an adapter that moves slices along one axis.
-
-    The adapter itself tells which slices those are: all slices of all tensors are numbered, and a line of these
-    numbers, one element thick in the other dimensions, is put through ``adapt``. What comes out at the place of the
-    box are the slices that it is made of. So no adapter says a second time, as arithmetic on offsets, what ``adapt``
-    says already. Of each tensor the stretch from its first to its last such slice is read: a box that needs rows
-    far apart (``groups``) reads what lies between them, too.
-    """
+    """The plan of an adapter that moves slices along one axis."""
+    # The adapter itself tells which slices those are: all slices of all tensors are numbered, and a line of these
+    # numbers, one element thick in the other dimensions, is put through `adapt`. What comes out at the place of the
+    # box are the slices that it is made of. So no adapter says a second time, as arithmetic on offsets, what `adapt`
+    # says already. Of each tensor the stretch from its first to its last such slice is read: a box that needs rows
+    # far apart (groups) reads what lies between them, too.
     counts = [seen[axis] for seen in shapes]
     line = replaced((1,) * len(shape), axis, shape[axis])
     numbers = torch.arange(sum(counts)).view(replaced(line, axis, -1)).split(counts, axis)
@@ -172,11 +174,11 @@ def take_lists(adapter: Adapter, kind: type, *names: str) -> None:
     >>> Rows([2, 0]).indices
     (2, 0)
     """
-    what = {str: "names", int: "whole numbers"}.get(kind, "adapters")
+    items = {str: "names", int: "whole numbers"}.get(kind, "adapters")
     for name in names:
         given = getattr(adapter, name)
         if not isinstance(given, (list, tuple)) or not all(isinstance(item, kind) for item in given):
-            raise TypeError(f"{name} must be a list of {what}, but got {given!r}")
+            raise TypeError(f"{name} must be a list of {items}, but got {given!r}")
         object.__setattr__(adapter, name, tuple(given))
 
 

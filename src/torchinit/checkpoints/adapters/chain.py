@@ -50,34 +50,36 @@ class Chain(Adapter):
         """All steps but the last, as one."""
         return Chain(self.steps[:-1]) if len(self.steps) > 1 else _Nothing()
 
+    # Shapes, keys and tensors come in the order of `wants`: for each tensor that the last step takes, all those of the
+    # file that the steps before it make that one of. So the same walk sorts each of the three.
     def _inputs(self, values: Sequence[_Value], key: str) -> list[tuple[str, list[_Value]]]:
         """The name of each tensor that the last step takes, and those of the values that it is made of."""
         left = iter(values)
         return [(part, [next(left) for _ in self._before.wants(part)]) for part in self._last.wants(key)]
 
-    def _made(self, shapes: Sequence[Size], key: str) -> list[Size]:
+    def _input_shapes(self, shapes: Sequence[Size], key: str) -> list[Size]:
         """The shapes that the last step takes."""
-        made = [self._before.makes(seen, part) for part, seen in self._inputs(shapes, key)]
-        if None in made:
+        inputs = [self._before.makes(seen, part) for part, seen in self._inputs(shapes, key)]
+        if None in inputs:
             raise ValueError(f"{self.steps[-2]} makes whatever shape is asked for, so it must be the last of {self}")
-        return [size for size in made if size is not None]
+        return [size for size in inputs if size is not None]
 
     def makes(self, shapes: Sequence[Size], key: str) -> Size | None:
-        return self._last.makes(self._made(shapes, key), key)
+        return self._last.makes(self._input_shapes(shapes, key), key)
 
     def check(self, shapes: Sequence[Size], shape: Size, key: str) -> None:
-        self._last.check(self._made(shapes, key), shape, key)
+        self._last.check(self._input_shapes(shapes, key), shape, key)
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
         plan = self.read_plan([tuple(tensor.shape) for tensor in tensors], shape, Box.whole(shape), key)
         return plan.combine([box.of(tensor) for box, tensor in zip(plan.boxes, tensors, strict=True)])
 
     def read_plan(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> ReadPlan:
-        made = self._made(shapes, key)
-        last = self._last.read_plan(made, shape, box, key)
+        inputs = self._input_shapes(shapes, key)
+        last = self._last.read_plan(inputs, shape, box, key)
         plans = [
             self._before.read_plan(seen, size, wanted, part)
-            for (part, seen), size, wanted in zip(self._inputs(shapes, key), made, last.boxes, strict=True)
+            for (part, seen), size, wanted in zip(self._inputs(shapes, key), inputs, last.boxes, strict=True)
         ]
 
         def combine(tensors: Sequence[Tensor]) -> Tensor:

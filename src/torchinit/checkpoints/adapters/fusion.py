@@ -69,6 +69,7 @@ class Fuse(Adapter):
         return replaced(shapes[0], self.axis, sum(seen[self.axis] for seen in shapes))
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
+        # A new dimension counts the groups; then what belongs to one group lies side by side in the next.
         grouped = [tensor.unflatten(self.axis, (self.groups, -1)) for tensor in tensors]
         return torch.cat(grouped, self.axis + 1).flatten(self.axis, self.axis + 1)
 
@@ -121,6 +122,7 @@ class Split(Adapter):
 
     def _span(self, size: int, key: str) -> tuple[int, int]:
         """Where in each group the part begins, and how long it is."""
+        # Sizes are proportions: (8, 2, 2) cuts as (4, 1, 1) does, so they are taken without their common divisor.
         sizes = self.sizes or (1,) * len(self.parts)
         unit, rest = divmod(size * math.gcd(*sizes), self.groups * sum(sizes))
         if rest:
@@ -201,8 +203,8 @@ class Stack(Adapter):
 class Unstack(Adapter):
     """One of a stack: the reverse of :class:`Stack`. The site's own key says which, at the ``*`` of ``parts``.
 
-    >>> one = Unstack("experts.w1", "experts.*.w1.weight")
-    >>> one.wants("layers.0.experts.5.w1.weight"), one.makes([(8, 64, 16)], "layers.0.experts.5.w1.weight")
+    >>> expert = Unstack("experts.w1", "experts.*.w1.weight")
+    >>> expert.wants("layers.0.experts.5.w1.weight"), expert.makes([(8, 64, 16)], "layers.0.experts.5.w1.weight")
     (('layers.0.experts.w1',), (64, 16))
     """
 

@@ -141,8 +141,9 @@ class ResizePatches(Adapter):
         old, new = tuple(weight.shape[-2:]), shape[-2:]
         if old == new:
             return weight
+        # The patches of unit vectors, resized, are the rows of B transposed. In float64, to be rounded once.
         unit = torch.eye(old[0] * old[1], dtype=torch.float64).view(-1, 1, *old)
-        resize = F.interpolate(unit, new, mode="bicubic", antialias=self.antialias).flatten(1)  # B transposed
+        resize = F.interpolate(unit, new, mode="bicubic", antialias=self.antialias).flatten(1)
         inverse = torch.linalg.pinv(resize).to(weight.device)
         resized: Tensor = weight.double().flatten(-2) @ inverse.T
         return resized.view(shape).to(upcast(weight).dtype)

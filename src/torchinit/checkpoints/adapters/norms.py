@@ -1,4 +1,4 @@
-"""Norms: a BatchNorm that is no longer trained as a factor and an offset a channel; weights saved under weight norm."""
+"""Norms: a BatchNorm in evaluation as a factor and an offset a channel; weights that were saved under weight norm."""
 
 from __future__ import annotations
 
@@ -133,6 +133,8 @@ class WeightNorm(Adapter):
 
     def makes(self, shapes: Sequence[Size], key: str) -> Size:
         length, direction = shapes
+        # torch takes the norm over all dimensions but one, or over all of them: so the length has one size besides
+        # ones, or none, or no dimensions.
         same_rank = not length or len(length) == len(direction)
         kept = [(size, whole) for size, whole in zip(length, direction, strict=False) if size != 1]
         if not same_rank or len(kept) > 1 or any(size != whole for size, whole in kept):

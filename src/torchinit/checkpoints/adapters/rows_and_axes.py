@@ -155,9 +155,9 @@ class Labels(Adapter):
 
     def check(self, shapes: Sequence[Size], shape: Size, key: str) -> None:
         seen = check_same(self, shapes, shape, {0})
-        for what, labels, size in (("file", self.file, seen), ("site", self.site, shape)):
+        for name, labels, size in (("file", self.file, seen), ("site", self.site, shape)):
             if size[0] != len(labels):
-                raise ValueError(f"Labels has {len(labels)} labels for the {what}, whose shape is {list(size)}")
+                raise ValueError(f"Labels has {len(labels)} labels for the {name}, whose shape is {list(size)}")
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
         (tensor,) = tensors

@@ -61,6 +61,8 @@ class RopeOrder(Adapter):
         (weight,) = tensors
         heads = weight.unflatten(0, (self.heads, -1))
         turned = self.rotary or heads.shape[1]
+        # As (pairs, 2) the rows of a pair follow each other, as (2, pairs) they are half a head apart: the one is the
+        # other transposed. Rows that are not turned lie behind, and stay.
         pairs = (turned // 2, 2) if self.to == "half" else (2, turned // 2)
         ordered = heads[:, :turned].unflatten(1, pairs).transpose(1, 2).flatten(1, 2)
         return torch.cat([ordered, heads[:, turned:]], 1).flatten(0, 1)

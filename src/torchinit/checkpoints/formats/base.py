@@ -55,12 +55,11 @@ class Stamp:
         return stamp_of(self._path) == self._seen
 
     def check(self) -> None:
-        """Raises CheckpointError where the file itself was written to.
-
-        A mapped file must not change: to touch a page that was cut off ends the process (SIGBUS), which nothing in
-        Python can catch. A file that is gone, or has another in its place, is no danger: what is mapped is the old
-        one, and stays until it is unmapped. So only the same inode with another size or time is refused.
-        """
+        """Raises CheckpointError where the file itself was written to."""
+        # A mapped file must not change: to touch a page that was cut off ends the process (SIGBUS), which nothing in
+        # Python can catch. A file that is gone, or has another in its place, does no harm: what is mapped is the old
+        # one, and stays until it is unmapped. So only the same inode with another size or time is refused. It can
+        # fail in the moment between this look and the copy.
         now = stamp_of(self._path)
         if now and self._seen and now != self._seen and now[0] == self._seen[0]:
             raise CheckpointError(f"{self._path}: has been written to since it was opened; open it again")
@@ -85,7 +84,7 @@ class Checkpoint(ABC):
     notes: tuple[str, ...] = ()
     metadata: Mapping[str, str] = FrozenMap()
     _entries: Mapping[str, Any]
-    """What the format knows of each tensor, by name; an ``Info`` unless it says otherwise."""
+    """An ``Info`` for each tensor, by name, or whatever else a format keeps of it."""
     _stamp: Stamp | None = None
     """That of the file that is mapped, if there is one."""
 

@@ -53,7 +53,7 @@ def detect_format(path: Path) -> Format:
 
 
 def _describe(head: bytes, text: bytes) -> str:
-    """What a file is that begins so, and what to do."""
+    """The kind of file that begins so, and the way out."""
     if not head:
         return "is empty: it was not written, or not fetched, to its end; save or fetch it again"
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
@@ -79,7 +79,7 @@ def _zip_format(path: Path) -> Format:
 
 
 def _what_is_inside(path: Path) -> str:
-    """What in a folder may have been meant."""
+    """The file in a folder that may have been meant."""
     if (path / ".metadata").is_file():
         return " of torch.distributed.checkpoint, which pickles: open_checkpoint(path, trust=True) reads it"
     kinds = ("*.index.json", "*.safetensors", "*.pth", "*.pt", "*.bin", "*.npz")

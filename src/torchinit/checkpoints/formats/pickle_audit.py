@@ -47,7 +47,7 @@ TENSORS: Final = frozenset(
 )
 """The functions that make tensors of memory in the file. torch allows more, which make them of nothing or copy them."""
 _CODINGS: Final = ("latin1", "latin-1")
-"""How Python writes bytes as text; others make much out of little, or take long over it."""
+"""The codings in which Python writes bytes as text; others make much out of little, or take long over it."""
 _DEEPEST: Final = 100
 """Python hashes a tuple by a recursion that nothing bounds."""
 _WORK: Final = 1 << 20
@@ -65,11 +65,11 @@ class RefusedPickleError(CheckpointError, pickle.UnpicklingError):
 
 def refused(name: str, what: str) -> RefusedPickleError:
     """The error for a pickle that does what it may not; ``what`` says what."""
-    way = "Get the weights as .safetensors, or save their state_dict alone"
+    how = "Get the weights as .safetensors, or save their state_dict alone"
     if re.search(r"_rebuild_wrapper_subclass|torchao|quanto|bitsandbytes|hqq", what):
-        way = "Its tensors are of a library's own class (quantized?): load it there, dequantize() them and save those"
+        how = "Its tensors are of a library's own class (quantized?): load it there, dequantize() them and save those"
     return RefusedPickleError(
-        f"{name}: is refused: its pickle {what}, and only tensors and plain data are read. Nothing in it was run. {way}"
+        f"{name}: is refused: its pickle {what}, and only tensors and plain data are read. Nothing in it was run. {how}"
     )
 
 
@@ -111,7 +111,7 @@ class _Global(str):
 
 @dataclass(slots=True)
 class _Value:
-    """What is known of an object without making it: its kind, how much it holds, how deep; a tuple's items."""
+    """An object that is not made: its kind, how much it holds, how deep it is nested; the items of a tuple."""
 
     kind: str
     weight: int = 1
@@ -123,13 +123,13 @@ class _Audit:
     """A pickle's operations, followed as torch's unpickler follows them.
 
     On the stack are texts and whole numbers as they are, ``_Global`` and ``_Value``, and None for any other value.
-
-    Work is counted where Python would do it: a tuple is hashed as a key, with all that is in it, each time that it
-    is used; a call copies what it is given; attributes are copied into an object. An object that lies in many places
-    was made once, so fetching it from the memo costs nothing, but for a tuple, which may be hashed there. A weight is
-    what an object held when it was put into another, so a cycle ends; what is put into it later is counted by the
-    call that copies it (``_cost``).
     """
+
+    # Work is counted where Python would do it: a tuple is hashed as a key, with all that is in it, each time that it
+    # is used; a call copies what it is given; attributes are copied into an object. An object that lies in many places
+    # was made once, so fetching it from the memo costs nothing, but for a tuple, which may be hashed there. A weight
+    # is what an object held when it was put into another, so a cycle ends; what is put into it later is counted by
+    # the call that copies it (_cost).
 
     def __init__(self, name: str, file: IO[bytes]) -> None:
         self.name = name
@@ -257,12 +257,12 @@ class _Audit:
 
 
 def _weight(item: Any) -> int:
-    """How much an object holds, as far as it was filled when it was taken up."""
+    """The size of an object, as far as it was filled when it was taken up."""
     return item.weight if type(item) is _Value else len(item) + 1 if isinstance(item, str) else 1
 
 
 def _cost(item: Any) -> int:
-    """How much an object holds by now, what is in a tuple with it."""
+    """The size of an object by now, with all that is in a tuple."""
     is_tuple = isinstance(item, _Value) and item.kind == "tuple"
     return sum(map(_cost, item.items)) + 1 if is_tuple else _weight(item)
 

@@ -63,8 +63,8 @@ class MemoryCheckpoint(Checkpoint):
     def _plain(self, key: str) -> Tensor:
         tensor: Tensor = self._entries[key]
         if odd := _oddity(tensor):
-            way = ": dequantize() it first" if odd.startswith(("quantized", "wrapped")) else ""
-            raise CheckpointError(f"{self.name}: {key} is a {odd} tensor; only plain ones can be loaded{way}")
+            remedy = ": dequantize() it first" if odd.startswith(("quantized", "wrapped")) else ""
+            raise CheckpointError(f"{self.name}: {key} is a {odd} tensor; only plain ones can be loaded{remedy}")
         return tensor
 
 
@@ -136,11 +136,9 @@ def check_legacy(path: Path) -> None:
 
 
 def _check_methods(path: Path, content: object) -> None:
-    """Raises CheckpointError where a table or tensor has an attribute in place of one of its methods.
-
-    A pickle may set attributes of the OrderedDicts and tensors that it makes. One that sets ``values`` or ``numel``
-    would show one thing to the checks here and another to whoever reads it afterwards.
-    """
+    """Raises CheckpointError where a table or tensor has an attribute in place of one of its methods."""
+    # A pickle may set attributes of the OrderedDicts and tensors that it makes. One that sets `values` or `numel`
+    # would show one thing to the checks here and another to whoever reads it afterwards.
     left, seen = [content], set[int]()
     while left:
         value = left.pop()
@@ -172,10 +170,12 @@ def _first_line(error: Exception) -> str:
 def find_state_dict(content: object, name: str, part: str | None) -> tuple[dict[str, Tensor], str, tuple[str, ...]]:
     """The named tensors in what a file holds, the path to them, and what else there was to choose from.
 
-    ``part`` says where they are: ``"ema.state_dict"``. Without it the search goes down, table by table: into the
-    first of ``PARTS`` that holds no fewer named tensors than lie beside it, or into the only table with tensors that
-    is not an optimizer's. It stops where neither is so. Raises CheckpointError where there are none.
+    ``part`` says where they are: ``"ema.state_dict"``. Raises CheckpointError where there are none.
     """
+    # The search goes down, table by table: into the first of PARTS that holds no fewer named tensors than lie beside
+    # it (beside flat weights a small table may be called "model"), or into the only table with tensors that is not an
+    # optimizer's. It stops where neither is so, with all that is below. It can fail where a file keeps two
+    # models under names of its own: then the tensors of both are taken, and their names tell.
     nest = _Nest(name)
     if part is not None:
         return nest.part(content, part), part, ()
@@ -221,7 +221,7 @@ class _Nest:
         return [key for key, value in _named(state) if self.count(value)]
 
     def count(self, state: object, depth: int = _DEEPEST) -> int:
-        """How many named tensors there are here and below."""
+        """The number of named tensors here and below."""
         if not isinstance(state, Mapping) or not depth:
             return 0
         if (known := self.counts.get((id(state), depth))) is None:

@@ -99,13 +99,11 @@ def _check_entries(path: Path, entries: list[zipfile.ZipInfo]) -> None:
 
 
 def _check_end(path: Path) -> None:
-    """Raises CheckpointError unless the table of entries ends where the file's last records begin, at the very end.
-
-    A zip file is read from its end, and readers differ in how far they look for the last record and in which of two
-    tables they take. With something appended, or a second table in a comment, the one that Python audits need not be
-    the one that torch reads. So there is one place for each record: the end record fills the last 22 bytes; in a large
-    file the locator lies right before it, and the wide record right before that.
-    """
+    """Raises CheckpointError unless the table of entries ends where the file's last records begin, at the very end."""
+    # A zip file is read from its end, and readers differ in how far they look for the last record and in which of two
+    # tables they take. With something appended, or a second table in a comment, the one that Python audits need not
+    # be the one that torch reads. So there is one place for each record: the end record fills the last 22 bytes; in a
+    # large file the locator lies right before it, and the wide record right before that.
     size, records = path.stat().st_size, _WIDE_END.size + _LOCATOR.size + _END.size
     with path.open("rb") as file:
         file.seek(max(0, size - records))
