@@ -100,7 +100,9 @@ class Search:
     def _search(self, views: list[Site]) -> Loaded | None:
         """The fill of a site, None where the checkpoint has none for it."""
         site, known = views[0], self.names.keys
-        key, adapter = self._adapter(views)
+        # A tied site may be matched under any of its names; an adapter knows it by the one that its glob fits.
+        globs = ((view.name, last_match(self.rule.adapt, view.name)) for view in views)
+        key, adapter = next((pair for pair in globs if pair[1] is not None), ("", None))
         own = tuple(known[view.name] for view in views if view.name in known)
         try:
             keys = self._sources(key, adapter) if adapter else self._unique(views, own)
@@ -127,11 +129,6 @@ class Search:
         else:
             self.mismatched.append(mismatch)
         return None
-
-    def _adapter(self, views: list[Site]) -> tuple[str, Adapter | None]:
-        """The name by which an adapter knows a site, and the adapter; of a tied site under any of its names."""
-        found = ((view.name, last_match(self.rule.adapt, view.name)) for view in views)
-        return next((pair for pair in found if pair[1] is not None), ("", None))
 
     def _unique(self, views: list[Site], own: tuple[str, ...]) -> tuple[str, ...]:
         """The key that a site is loaded from; none if there is none, CheckpointError if there are several."""
@@ -200,7 +197,7 @@ class Search:
             found, hints = self._advice()
         hooked = self._hooked() if not found or found.matching < found.wanted else []
         outside = len(self.checkpoint) - len(self.names.names)
-        start = f"{count(outside, 'key')} outside of prefix {self.rule.keymap().start!r}"
+        start = [f"{count(outside, 'key')} outside of prefix {self.rule.keymap().start!r}"] if outside else []
         unexpected = (key for key, name in self.names.names.items() if key not in self.used and name not in self.there)
         names = ("loaded", "adapted", "declined", "expected", "missing", "mismatched", "casts")
         lists: dict[str, Any] = {name: tuple(getattr(self, name)) for name in names}
@@ -211,7 +208,7 @@ class Search:
             unexpected=tuple(unexpected),
             unused_patterns=self._unused_patterns(),
             elements=elements,
-            notes=(*self.checkpoint.notes, *([start] if outside else []), *self._square()),
+            notes=(*self.checkpoint.notes, *start, *self._square()),
             doubts=tuple(f"{some(names)}: {doubt}" for doubt, names in self.doubts.items()),
             hints=(*self.remedies, *hints, *hooked),
             guess=found,
@@ -254,11 +251,10 @@ class Search:
             hints = [self._starts() + str(found)]
         else:
             spare = {name: shapes[key] for name, key in self.names.keys.items() if key not in self.used}
-            hints = self._look() + suggest_for_missing(
-                {name: wanted[name] for name in self.missing}, spare, self.names.keys
-            )
-        missing, loaded = ([self.groups[name][0] for name in names] for names in (self.missing, self.loaded))
-        return found, [*hints, *self.lacking.values(), *tied(missing, loaded)]
+            missing = {name: wanted[name] for name in self.missing}
+            hints = self._look() + suggest_for_missing(missing, spare, self.names.keys)
+        sides = ([self.groups[name][0] for name in names] for names in (self.missing, self.loaded))
+        return found, [*hints, *self.lacking.values(), *tied(*sides)]
 
     def _shape(self, key: str) -> tuple[int, ...]:
         try:

@@ -40,6 +40,7 @@ _MORE: Final = re.compile(
     "invperm|map|max|meta|nested|nf4|output|perm|points|pre|shape|shift|state|suh?|svh?|w"
 )
 """More words that the names of companions are made of."""
+_WORDS: Final = re.compile("|".join(words.pattern for words in (_SCALE, _BITS, _MORE)))
 _ELSEWHERE: Final = frozenset({"act", "activation", "amax", "input", "output", "quantizer"})
 """The words of scales for what comes into a layer or out of it, or of a rounding that is still to come."""
 
@@ -133,9 +134,8 @@ class Companions:
             near += map(_Companion, (*scales, *markers))
         if not any(self._belongs(other, info, dtype) for other in near):
             return None
-        keys = tuple(dict.fromkeys(other.key for other in near))
-        why = f"is {dtype_name(info.dtype)} in the file, and its values are meaningless without {some(keys)}"
-        return Quantized(why, keys, _remedy(near, info.dtype))
+        why = f"is {dtype_name(info.dtype)} in the file, and its values are meaningless without"
+        return _refused(why, near, info.dtype)
 
     def instead(self, name: str) -> Quantized | None:
         """Why a site of which the file has no tensor is in it all the same, in quantized form; None where it is not."""
@@ -145,9 +145,7 @@ class Companions:
         bits = [key for key, seen in self._extensions(name) if _is_narrow(seen.dtype, torch.float32)]
         if not bits and not any(map(self._has_bits, near)):
             return None
-        near += map(_Companion, bits)
-        keys = tuple(dict.fromkeys(other.key for other in near))
-        return Quantized(f"is in the file in quantized form only: {some(keys)}", keys, _remedy(near, None))
+        return _refused("is in the file in quantized form only:", [*near, *map(_Companion, bits)])
 
     def doubts(self, keys: Sequence[str], infos: Sequence[Info], dtype: torch.dtype) -> Iterator[str]:
         """Doubts about values of ``dtype`` that are taken from these keys, which may be right all the same."""
@@ -227,10 +225,6 @@ def _is_narrow(seen: torch.dtype, dtype: torch.dtype) -> bool:
     return (whole and dtype.is_floating_point) or (seen.itemsize == 1 and seen != torch.bool)
 
 
-def _is_word(word: str) -> bool:
-    return any(words.fullmatch(word) for words in (_SCALE, _BITS, _MORE))
-
-
 def _bases(key: str) -> Iterator[tuple[str, frozenset[str]]]:
     """The names of a key without the words of quantization at its end, one, two and so on, or before its leaf.
 
@@ -241,13 +235,13 @@ def _bases(key: str) -> Iterator[tuple[str, frozenset[str]]]:
     """
     words = set[str]()
     for found in reversed([*re.finditer(r"([^._:]+)(?:_\d+)?(?=[._:]|$)", key)][-8:]):
-        if not _is_word(found[1].lower()):
+        if not _WORDS.fullmatch(found[1].lower()):
             break
         words.add(found[1].lower())
         yield _bare(key[: found.start()]), frozenset(words)
     module, dot, leaf = key.rpartition(".")
     first, _, rest = leaf.lower().partition("_")
-    if rest and _is_word(first) and not words:
+    if rest and _WORDS.fullmatch(first) and not words:
         yield module + dot + leaf[len(first) + 1 :], frozenset({first})
 
 
@@ -257,8 +251,9 @@ def _bare(name: str) -> str:
     return module + dot + leaf.lstrip("_")
 
 
-def _remedy(companions: Iterable[_Companion], dtype: torch.dtype | None) -> str:
-    """The advice by the words of the companions, and by the dtype of the values where they are there."""
+def _refused(why: str, companions: Sequence[_Companion], dtype: torch.dtype | None = None) -> Quantized:
+    """The refusal, with advice by the words of the companions, and by the dtype of the values where they are there."""
+    keys = tuple(dict.fromkeys(companion.key for companion in companions))
     words = frozenset[str]().union(*(companion.words for companion in companions))
     for tells, name, library in _WRITERS:
         if any({*alternative.split()} <= words for alternative in tells.split("|")):
@@ -269,4 +264,4 @@ def _remedy(companions: Iterable[_Companion], dtype: torch.dtype | None) -> str:
         if dtype is not None and _is_float8(dtype):
             how = "scaled float8: multiply each tensor by its scale, or each block by its own, and load the products,"
             how += " from a dict or a file of them"
-    return f"{how}; or take a file that is not quantized"
+    return Quantized(f"{why} {some(keys)}", keys, f"{how}; or take a file that is not quantized")

@@ -179,16 +179,11 @@ def _makes(adapter: Adapter, shapes: Shapes, shape: Size, name: str) -> bool:
 
 # --- divisions: adapters for sites that a file keeps as other tensors ------------------------------------------------
 
-_FAMILIES: Final = (
-    ("q", "k", "v"),
-    ("query", "key", "value"),
-    ("q_proj", "k_proj", "v_proj"),
-    ("q_lin", "k_lin", "v_lin"),
-    ("to_q", "to_k", "to_v"),
-    ("wq", "wk", "wv"),
-    ("gate_proj", "up_proj"),
-    ("w1", "w3"),
-)
+_NAMES: Final = (
+    "q k v", "query key value", "q_proj k_proj v_proj", "q_lin k_lin v_lin", "to_q to_k to_v", "wq wk wv",
+    "gate_proj up_proj", "w1 w3",
+)  # fmt: skip
+_FAMILIES: Final = tuple(tuple(names.split()) for names in _NAMES)
 """Weights that are one in some models and several in others, in the order in which they are fused."""
 
 

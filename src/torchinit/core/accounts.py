@@ -145,24 +145,21 @@ class LoadReport:
         """Whatever keeps a plan from being carried out."""
         if self.failure:
             return (self.failure,)
-        reasons, lost = {site.reason for site in self.mismatched}, _pairs(self.mismatched)
+        lost, reasons = _pairs(self.mismatched), {site.reason for site in self.mismatched}
         reasons -= set() if self.found else {"shape"}  # to skip them all would leave nothing
         remedies = [text for reason, text in _REMEDIES.items() if reason in reasons]
         found: list[list[str]] = []
         if not self.found:
-            lines = [*_listed([*lost, *self.declined], 3), *remedies]
-            found = [[f"0 of {self.wanted} tensors match the model.", *lines]]
+            lines = _listed([*lost, *self.declined], 3)
+            found = [[f"0 of {self.wanted} tensors match the model.", *lines, *remedies]]
         elif lost:
             verb = "does" if len(lost) == 1 else "do"
             found = [[f"{count(len(lost), 'site')} of {self.wanted} {verb} not fit.", *_listed(lost, 5), *remedies]]
-        if self.found and self.uninitialized:
-            verb, them = ("is", "it") if len(self.uninitialized) == 1 else ("are", "them")
-            text = (
-                f"{count(len(self.uninitialized), 'site')} of {self.wanted} {verb} not in the file, and no other rule"
-                f" writes {them}: {some(self.uninitialized)}. Give such a rule, narrow this one, or name what may be"
-                " missing in expect_missing"
-            )
-            found.append([text])
+        if self.found and (bare := self.uninitialized):
+            verb, them = ("is", "it") if len(bare) == 1 else ("are", "them")
+            start = f"{count(len(bare), 'site')} of {self.wanted} {verb} not in the file, and no other rule writes"
+            advice = "Give such a rule, narrow this one, or name what may be missing in expect_missing"
+            found.append([f"{start} {them}: {some(bare)}. {advice}"])
         if not found:
             return ()
         found[-1] += self.hints

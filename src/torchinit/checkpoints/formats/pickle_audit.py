@@ -38,13 +38,9 @@ PLAIN: Final[Mapping[str, str]] = {
 }
 """The functions that make plain data out of plain data, and of which kind that is."""
 _REBUILD = "parameter parameter_with_state tensor tensor_v2 tensor_v3 sparse_tensor qtensor meta_tensor_no_storage"
-TENSORS: Final = frozenset(
-    {
-        "torch._tensor._rebuild_from_type_v2",
-        "torch.nn.parameter.Parameter",
-        *(f"torch._utils._rebuild_{name}" for name in _REBUILD.split()),
-    }
-)
+TENSORS: Final = frozenset({"torch._tensor._rebuild_from_type_v2", "torch.nn.parameter.Parameter"}) | {
+    f"torch._utils._rebuild_{name}" for name in _REBUILD.split()
+}
 """The functions that make tensors of memory in the file. torch allows more, which make them of nothing or copy them."""
 _CODINGS: Final = ("latin1", "latin-1")
 """The codings in which Python writes bytes as text; others make much out of little, or take long over it."""
