@@ -121,9 +121,8 @@ def revised(state: Mapping[str, _T], keys: Iterable[Sequence[str]]) -> dict[str,
     renamed, pairs = dict(state), [tuple(pair) if isinstance(pair, (list, tuple)) else (pair,) for pair in keys]
     if odd := [pair for pair in pairs if len(pair) != 2 or not isinstance(pair[0], (str, re.Pattern))]:
         raise TypeError(f"revise_keys is a list of (pattern, replacement), but got {odd[0]!r} in it")
-    if wrong := [
-        why for old, new in pairs if isinstance(old, str) and isinstance(new, str) and (why := _fault(old, new))
-    ]:
+    wrong = [why for old, new in pairs if isinstance(old, str) and isinstance(new, str) and (why := _fault(old, new))]
+    if wrong:
         raise ConfigError(f"revise_keys: {'; '.join(wrong)}")
     for pattern, new in pairs:
         renamed = {re.sub(pattern, new, key): value for key, value in renamed.items()}

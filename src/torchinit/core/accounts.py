@@ -142,7 +142,7 @@ class LoadReport:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """Whatever keeps a plan from being carried out."""
+        """The reasons why a plan cannot be carried out."""
         if self.failure:
             return (self.failure,)
         lost, reasons = _pairs(self.mismatched), {site.reason for site in self.mismatched}

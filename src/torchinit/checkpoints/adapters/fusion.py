@@ -59,14 +59,13 @@ class Fuse(Adapter):
         return tuple(replace_parts(key, self.into, part) for part in self.parts)
 
     def makes(self, shapes: Sequence[Size], key: str) -> Size:
+        axis = self.axis
         for part, seen in zip(self.parts, shapes, strict=True):
-            if len(seen) <= self.axis or replaced(seen, self.axis, 0) != replaced(shapes[0], self.axis, 0):
-                raise ValueError(
-                    f"{self} needs parts that differ in dimension {self.axis} alone, but got {listed(shapes)}"
-                )
-            if seen[self.axis] % self.groups:
+            if len(seen) <= axis or replaced(seen, axis, 0) != replaced(shapes[0], axis, 0):
+                raise ValueError(f"{self} needs parts that differ in dimension {axis} alone, but got {listed(shapes)}")
+            if seen[axis] % self.groups:
                 raise ValueError(f"{self} needs {part!r} in {self.groups} equal groups, but got {list(seen)}")
-        return replaced(shapes[0], self.axis, sum(seen[self.axis] for seen in shapes))
+        return replaced(shapes[0], axis, sum(seen[axis] for seen in shapes))
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
         # A new dimension counts the groups; then what belongs to one group lies side by side in the next.
@@ -170,9 +169,7 @@ class Stack(Adapter):
         check_whole(self, "axis")
 
     def wants(self, key: str) -> tuple[str, ...]:
-        return tuple(
-            replace_parts(key, self.into, self.parts.replace("*", str(number))) for number in range(self.count)
-        )
+        return tuple(replace_parts(key, self.into, self.parts.replace("*", str(index))) for index in range(self.count))
 
     def makes(self, shapes: Sequence[Size], key: str) -> Size:
         different = [*dict.fromkeys(shapes)]

@@ -53,7 +53,7 @@ class NumpyCheckpoint(Checkpoint):
 
     @contextmanager
     def _reading(self, what: str) -> Iterator[None]:
-        """Whatever NumPy and zipfile raise as CheckpointError; a header written by Python 2 is fine."""
+        """Raises whatever NumPy and zipfile raise as CheckpointError; a header written by Python 2 is fine."""
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", r"Reading `\.npy` or `\.npz` file", UserWarning)

@@ -104,7 +104,7 @@ def _check_memory(name: str, key: str, tensor: Tensor) -> None:
 
 
 def load_file(path: Path, map_location: Any = "cpu", *, mapped: bool = True) -> Any:
-    """Whatever a file of ``torch.save`` holds, without running any code in it; ``mapped`` reads nothing before its use.
+    """The content of a file of ``torch.save``; no code in it is run, and with ``mapped`` nothing read before its use.
 
     Raises CheckpointError for a file that is damaged or compressed, and RefusedPickleError, which is one, for
     other objects than tensors and plain data.

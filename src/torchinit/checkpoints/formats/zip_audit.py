@@ -76,9 +76,7 @@ def _check_names(path: Path, names: list[str]) -> str:
         )
     root = names[0].partition("/")[0] if names else ""
     if f"{root}/data.pkl" not in names or not all(name.startswith(f"{root}/") for name in names):
-        raise CheckpointError(
-            f"{path}: is a zip file without data.pkl in its one folder, so not one that torch.save wrote"
-        )
+        raise CheckpointError(f"{path}: is a zip file without data.pkl in its one folder, so torch.save never wrote it")
     if len({name.casefold() for name in names}) < len(names):  # torch's reader does not tell upper and lower case
         raise CheckpointError(f"{path}: has two entries of one name")
     return root
@@ -116,6 +114,4 @@ def _check_end(path: Path) -> None:
         ends = size - records
         sound = sound and signature == b"PK\x06\x06" and wide_at == ends
     if not sound or begin + length != ends:
-        raise CheckpointError(
-            f"{path}: does not end as a zip file of torch.save does (is something appended?); refused"
-        )
+        raise CheckpointError(f"{path}: does not end as a zip file of torch.save does (something appended?); refused")
