@@ -21,7 +21,7 @@ from torch import nn
 from benchmarks.networks import gpt2, resnet50
 from benchmarks.timing import Spread, side_by_side
 from torchinit import Name, Pretrained, Rule, initialize
-from torchinit.checkpoints.opening import forget
+from torchinit.checkpoints.open import forget
 
 MiB = 1 << 20
 LARGE = 4096 * MiB

@@ -6,7 +6,7 @@ from torchinit.api import initialize, materialize, plan, sites
 from torchinit.checkpoints import Checkpoint, Loaded, Pretrained, open_checkpoint
 from torchinit.checkpoints import adapters as adapters
 from torchinit.checkpoints.adapters import ADAPTERS, Adapter
-from torchinit.core.accounts import Account
+from torchinit.core.accounts import LoadReport
 from torchinit.core.composites import Blockwise, Padded
 from torchinit.core.compositions import Blocks, DepthScaled, Scaled, Stacked
 from torchinit.core.expressions import Computed
@@ -103,7 +103,6 @@ from torchinit.tracing import Lock, Trace, Write, capture, lock, seeded, trace
 
 __all__ = [
     "ADAPTERS",
-    "Account",
     "Adapter",
     "All",
     "AnyOf",
@@ -146,6 +145,7 @@ __all__ = [
     "Layout",
     "LeCun",
     "Leaf",
+    "LoadReport",
     "Loaded",
     "Lock",
     "LockError",

@@ -18,8 +18,8 @@ from tests.checkpoints.fuzz import fuzz
 from tests.checkpoints.fuzz_reader import complaint
 from tests.checkpoints.mutations import FORMS, changed
 from torchinit import CheckpointError, ConfigError, Plan, decode_recipe, load_recipe, open_checkpoint
-from torchinit.checkpoints.readers.memory import MemoryCheckpoint
-from torchinit.checkpoints.readers.pickles import check_pickle
+from torchinit.checkpoints.formats.pickle_audit import check_pickle
+from torchinit.checkpoints.formats.torch_save import MemoryCheckpoint
 
 
 def test_files_that_are_changed_by_their_structure(tmp_path: Path) -> None:

@@ -19,9 +19,9 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from tests.checkpoints.hooked import Node, cases, loaded
 from tests.ranks import fake_rank
-from torchinit import Account, BaseModule, CheckpointError, Name, Normal, Pretrained, Rule, initialize, load_state_dict
+from torchinit import CheckpointError, LoadReport, Name, Normal, Pretrained, Rule, initialize
 from torchinit.core.places import places
-from torchinit.mmengine import load_checkpoint
+from torchinit.mmengine import BaseModule, load_checkpoint, load_state_dict
 
 
 def by_torch(module: nn.Module, state: Any) -> Any:
@@ -38,11 +38,11 @@ def test_any_hooks_do_what_they_do_in_torch(case: tuple[Node, OrderedDict[str, T
     values, seen, result = loaded(node, state, by_torch)
     our_values, our_seen, ours = loaded(node, state, load_state_dict)
     assert our_seen == seen
-    assert isinstance(ours, Account)
+    assert isinstance(ours, LoadReport)
     for name, tensor in values.items():
         assert torch.equal(our_values[name], tensor), name
     if isinstance(result, RuntimeError):
-        wrong = [f"size mismatch for {name}: {why}" for name, why in ours.mismatched]
+        wrong = [f"size mismatch for {site.site}: {site.why}" for site in ours.mismatched]
         assert wrong == texts_of(result)
     else:
         counters = [key for key in result.missing_keys if "num_batches_tracked" in key]
@@ -106,7 +106,10 @@ def test_two_levels_deep_with_others_beside(way: str, tmp_path: Path) -> None:
 def test_what_a_hook_has_made_is_what_the_account_tells_of(caplog: pytest.LogCaptureFixture) -> None:
     state = {key: value.half() * float("nan") for key, value in old().items()}
     account = load_state_dict(Old(), state)
-    assert account.casts == (("new.weight", "float16 -> float32"), ("new.bias", "float16 -> float32"))
+    assert [(cast.site, str(cast)) for cast in account.casts] == [
+        ("new.weight", "float16 -> float32"),
+        ("new.bias", "float16 -> float32"),
+    ]
     assert "state_dict: NaN or infinity in new.weight, new.bias" in caplog.messages
 
 
@@ -164,7 +167,7 @@ def test_what_a_hook_forgives_was_not_loaded() -> None:
 def test_what_torch_could_not_copy_was_not_loaded(caplog: pytest.LogCaptureFixture) -> None:
     account = load_state_dict(nn.Linear(2, 2), {"weight": torch.ones(2, 2), "bias": [0.0, 0.0]})
     assert account.loaded == ("weight",)
-    assert account.mismatched[0][0] == "bias"
+    assert account.mismatched[0].site == "bias"
     assert 'While copying the parameter named "bias", expected torch.Tensor' in caplog.text
 
 

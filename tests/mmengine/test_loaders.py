@@ -14,6 +14,7 @@ from torch import nn
 
 from tests.checkpoints.files import state, write
 from torchinit import CheckpointError
+from torchinit.core.accounts import Cast
 from torchinit.mmengine import (
     BaseModule,
     CheckpointLoader,
@@ -120,7 +121,7 @@ def test_loggers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
 def test_values_that_are_odd_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     torch.save({"weight": torch.tensor([[float("nan")]]), "bias": torch.ones(1, dtype=torch.int64)}, tmp_path / "a.pth")
     account = load_pretrained(nn.Linear(1, 1), str(tmp_path / "a.pth"))
-    assert account.casts == (("bias", "int64 -> float32"),)
+    assert account.casts == (Cast("bias", (torch.int64, torch.float32)),)
     assert f"{tmp_path / 'a.pth'}: NaN or infinity in weight" in caplog.messages
     assert f"{tmp_path / 'a.pth'}: numbers of another kind, int64 -> float32, for bias" in caplog.messages
 

@@ -19,7 +19,7 @@ from transformers import BertConfig, BertForMaskedLM, BertModel
 
 from tests.peers.stubs.peer_stubs import standing_in
 from tests.servers import served, whole
-from torchinit import Account, CheckpointError, Name, Pretrained, Rule, initialize, plan
+from torchinit import CheckpointError, LoadReport, Name, Pretrained, Rule, initialize, plan
 from torchinit.checkpoints import fetch
 from torchinit.checkpoints.adapters import Fuse
 from torchinit.checkpoints.hub.cache import Cache, default_folder
@@ -45,7 +45,7 @@ def rule(checkpoint: object, **arguments: Any) -> Rule:
     return Rule(Name("**"), Pretrained(str(checkpoint), **arguments))
 
 
-def load(make: Callable[[], nn.Module], checkpoint: object, **arguments: Any) -> tuple[nn.Module, Account]:
+def load(make: Callable[[], nn.Module], checkpoint: object, **arguments: Any) -> tuple[nn.Module, LoadReport]:
     """A model that is planned on meta, then loaded, and the account, the same in plan and report."""
     sketch = make().to("meta")
     (planned,) = plan(sketch, rule(checkpoint, **arguments), complete=True, strict=True).loads

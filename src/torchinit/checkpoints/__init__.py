@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from torchinit.checkpoints.formats import Checkpoint, Info, RefusedPickleError
 from torchinit.checkpoints.hub import Limits, fetch, member_of, register_source
-from torchinit.checkpoints.loaded import Loaded
+from torchinit.checkpoints.open import open_checkpoint
 from torchinit.checkpoints.pretrained import Pretrained
-from torchinit.checkpoints.readers import Checkpoint, Info, RefusedPickleError, open_checkpoint
+from torchinit.checkpoints.tensor_fill import Loaded
 from torchinit.core.vocabulary import INITIALIZERS
 
 __all__ = [

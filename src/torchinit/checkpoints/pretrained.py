@@ -10,11 +10,11 @@ from typing import Literal, TypeAlias, final
 import torch
 
 from torchinit.checkpoints.adapters import Adapter
-from torchinit.checkpoints.keymaps import KeyMap, Renames
-from torchinit.checkpoints.loaded import Source
+from torchinit.checkpoints.key_mapping import KeyMap, Renames
 from torchinit.checkpoints.matching import Search
-from torchinit.checkpoints.opening import InMemory
-from torchinit.core.accounts import Account
+from torchinit.checkpoints.open import InMemory
+from torchinit.checkpoints.tensor_fill import Loaded, Source
+from torchinit.core.accounts import LoadReport
 from torchinit.core.arguments import choice, text, truth
 from torchinit.core.globs import check_globs
 from torchinit.core.loaders import Loader, Lookup
@@ -71,22 +71,25 @@ class Pretrained(Loader):
     lock: bool = True
 
     def __post_init__(self) -> None:
-        _set(self, "checkpoint", InMemory.wrap(self.checkpoint))
         for name in ("prefix", "part", "sha256"):
             text(name, getattr(self, name))
         for name in ("finite", "lock"):
             truth(name, getattr(self, name))
-        _set(self, "map_location", _device(self.map_location))
-        _set(self, "rename", _pairs(self.rename))
-        _set(self, "dtype", _dtype(self.dtype))
         _check_adapt(self.adapt)
-        _set(self, "adapt", FrozenMap(self.adapt))
-        if isinstance(self.expect_missing, list):
-            _set(self, "expect_missing", tuple(self.expect_missing))
-        if isinstance(self.on_shape, Mapping):
-            _set(self, "on_shape", FrozenMap(self.on_shape))
-        for what in self.shape_globs.values():
-            choice("on_shape", what, OnShape)
+        missing, on_shape = self.expect_missing, self.on_shape
+        values = {
+            "checkpoint": InMemory.wrap(self.checkpoint),
+            "map_location": _device(self.map_location),
+            "rename": _pairs(self.rename),
+            "dtype": _dtype(self.dtype),
+            "adapt": FrozenMap(self.adapt),
+            "expect_missing": tuple(missing) if isinstance(missing, list) else missing,
+            "on_shape": FrozenMap(on_shape) if isinstance(on_shape, Mapping) else on_shape,
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+        for choices in self.shape_globs.values():
+            choice("on_shape", choices, OnShape)
         check_globs("expect_missing", self.missing_globs)
         check_globs("on_shape", self.shape_globs)
         check_globs("adapt", self.adapt)
@@ -95,7 +98,7 @@ class Pretrained(Loader):
         self.keymap()
 
     def keymap(self) -> KeyMap:
-        """How keys of the file become names of the model."""
+        """The map from keys of the file to names of the model."""
         return KeyMap(self.prefix or "", self.rename)
 
     @property
@@ -104,7 +107,7 @@ class Pretrained(Loader):
 
     @property
     def shape_globs(self) -> Mapping[str, OnShape]:
-        """What to do where shapes differ, by glob."""
+        """``on_shape`` by glob."""
         return self.on_shape if isinstance(self.on_shape, Mapping) else {"**": self.on_shape}
 
     def look_up(self, matched: Sequence[tuple[Site, Site]], known: Sequence[Site]) -> Lookup:
@@ -112,15 +115,18 @@ class Pretrained(Loader):
             return Search(self, matched, known).lookup()
         except (CheckpointError, MissingExtraError) as error:
             names = dict.fromkeys(site.name for _, site in matched)
-            return Lookup({}, Account(masked(str(self.checkpoint)), missing=tuple(names), failure=str(error)))
+            return Lookup({}, LoadReport(masked(str(self.checkpoint)), missing=tuple(names), failure=str(error)))
 
-
-def _set(value: object, name: str, item: object) -> None:
-    object.__setattr__(value, name, item)
+    def fill(self, keys: tuple[str, ...], key: str, adapter: Adapter | None, like: tuple[str, ...]) -> Loaded:
+        """The fill of a site that is made of ``keys``."""
+        return Loaded(
+            self.checkpoint, keys, key, adapter, like, self.part, self.dtype, self.map_location, self.finite, self.lock,
+            self.sha256,
+        )  # fmt: skip
 
 
 def _device(place: object) -> str:
-    """The device as text. Raises TypeError for what names none, ValueError where there is no such device."""
+    """The device as text. Raises TypeError for anything else, ValueError where there is no such device."""
     if not isinstance(place, (str, torch.device)):
         raise TypeError(f"map_location must be the name of a device, but got {place!r}")
     try:
@@ -132,13 +138,13 @@ def _device(place: object) -> str:
     return str(place)
 
 
-def _dtype(said: object) -> torch.dtype | None:
-    """The dtype of that name. Raises TypeError for what is no dtype, ValueError for one that does not hold floats."""
-    if said is None:
+def _dtype(given: object) -> torch.dtype | None:
+    """The dtype of that name. Raises TypeError for anything else, ValueError for one that does not hold floats."""
+    if given is None:
         return None
-    dtype = getattr(torch, said, None) if isinstance(said, str) else said
+    dtype = getattr(torch, given, None) if isinstance(given, str) else given
     if not isinstance(dtype, torch.dtype):
-        raise TypeError(f"dtype must be a torch.dtype or the name of one, but got {said!r}")
+        raise TypeError(f"dtype must be a torch.dtype or the name of one, but got {given!r}")
     if not (dtype.is_floating_point or dtype.is_complex):
         raise ValueError(f"dtype rounds floats, so it must hold floats, but got {dtype}")
     return dtype
@@ -153,11 +159,11 @@ def _pairs(rename: object) -> Renames:
 
 
 def _is_pair(item: object) -> bool:
-    return isinstance(item, (list, tuple)) and len(item) == 2 and all(isinstance(one, str) for one in item)
+    return isinstance(item, (list, tuple)) and len(item) == 2 and all(isinstance(text, str) for text in item)
 
 
 def _check_adapt(adapt: object) -> None:
-    """Raises TypeError for what gives no adapter to each glob."""
+    """Raises TypeError unless each glob has an adapter."""
     if not isinstance(adapt, Mapping):
         raise TypeError(f"adapt gives an adapter to each glob, {{'conv1.weight': InputChannels()}}, but got {adapt!r}")
     for glob, adapter in adapt.items():

@@ -6,7 +6,11 @@ takes such a tensor for numbers like any other, so it loads, and is wrong by tha
 Nobody has a list of all such names. So a companion is told by three things together: the model has no site for it; it
 is called as the weight is, or lies in its module; and the rest of its name is made of the words of quantization. Only
 a weight in fewer bits than its site needs one: a scale beside a weight in bfloat16 is a doubt, and so is a float of
-eight bits with no scale beside it, which is a plain cast, or has its scale where nobody looks.
+eight bits with no scale beside it, which is a plain cast, or has its scale elsewhere.
+
+How it can fail: a word that is not in the tables below lets a scale pass for an unexpected tensor, and a
+plain cast to integers beside a tensor called ``scale`` that the model lacks is refused. A list of whole names would
+miss each format that comes after it; new formats make their names of the same few words.
 """
 
 from __future__ import annotations
@@ -20,23 +24,23 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from torchinit.checkpoints.fits import short
-from torchinit.checkpoints.readers import Info
+from torchinit.checkpoints.formats import Info
 from torchinit.core.names import normalize
-from torchinit.core.tables import some
+from torchinit.core.tables import dtype_name, some
 from torchinit.errors import CheckpointError
 
 _SCALE: Final = re.compile(r".*scales?|.*quant.*|absmax|amax|centroids|codebooks?|scaled|scaling|scb|q?zeros?|zp")
 """The words for scales, zero points and tables of values."""
 _PACKED: Final = re.compile(".*packed.*|qdata|qidxs|qweight|trellis")
-"""What the few bits are called, where no other tensor is called so."""
+"""The words for values of few bits, where no other tensor is called so."""
 _BITS: Final = re.compile(f"{_PACKED.pattern}|blocks|codes|data|indices|u?int[48]|point|q")
-"""What else they are called, where they are not called as the weight is."""
+"""More words for them, where they are not called as the weight is."""
 _MORE: Final = re.compile(
     "act|activation|axis|biases|bitsandbytes|block|channel|comfy|double|format|fp4|fp8|g|global|groups?|idx|input|inv|"
     "invperm|map|max|meta|nested|nf4|output|perm|points|pre|shape|shift|state|suh?|svh?|w"
 )
-"""What else the names of companions are made of."""
+"""More words that the names of companions are made of."""
+_WORDS: Final = re.compile("|".join(words.pattern for words in (_SCALE, _BITS, _MORE)))
 _ELSEWHERE: Final = frozenset({"act", "activation", "amax", "input", "output", "quantizer"})
 """The words of scales for what comes into a layer or out of it, or of a rounding that is still to come."""
 
@@ -60,35 +64,31 @@ UNREAD: Final = "a scale of that name is in the file, and nothing reads it: wron
 
 @dataclass(frozen=True, slots=True)
 class Quantized:
-    """Why a site cannot be loaded, what lies beside its values in the file, and the way out."""
+    """Why a site cannot be loaded, the keys that its values need, and the way out."""
 
     why: str
     companions: tuple[str, ...]
-    way: str
+    remedy: str
 
 
 @dataclass(frozen=True, slots=True)
-class _Near:
+class _Companion:
     """A key near another: whether it is ``named`` after that or lies in its module, and the rest of its name."""
 
     key: str
-    named: bool
+    named: bool = True
     words: frozenset[str] = frozenset()
 
     @property
     def is_scale(self) -> bool:
         return any(map(_SCALE.fullmatch, self.words))
 
-    @property
-    def is_packed(self) -> bool:
-        return any(map(_PACKED.fullmatch, self.words))
-
 
 class Companions:
     """The tensors of a checkpoint that belong to no site of a model, and so may be needed to read another.
 
-    ``names`` are pairs of a key and what it is called in the model, ``known`` is what the model has, ``info`` tells of
-    a tensor.
+    ``names`` are pairs of a key and what it is called in the model, ``known`` is what the model has, ``info`` gives
+    shape and dtype of a key.
 
     >>> infos = {"fc.weight": Info((4, 4), torch.float8_e4m3fn), "fc.weight_scale": Info((), torch.float32)}
     >>> found = Companions(zip(infos, infos), {"fc.weight"}, infos.__getitem__)
@@ -97,14 +97,14 @@ class Companions:
     """
 
     def __init__(self, names: Iterable[tuple[str, str]], known: Container[str], info: Callable[[str], Info]) -> None:
-        # By key and by name, since a rename may be said of the weights alone.
-        self._keys = {one: key for key, name in names if name not in known for one in (key, name)}
+        # By key and by name, since a rename may be meant for the weights alone.
+        self._keys = {alias: key for key, name in names if name not in known for alias in (key, name)}
         self._sorted = sorted(self._keys)
         self._markers = {key for key in self._keys.values() if key.rpartition(".")[2] == "scaled_fp8"}
         self.info = info
         self._by_base: dict[str, dict[str, frozenset[str]]] = {}
-        for one, key in self._keys.items():
-            for base, words in _bases(one):
+        for alias, key in self._keys.items():
+            for base, words in _bases(alias):
                 self._by_base.setdefault(base, {})[key] = words
 
     @classmethod
@@ -125,47 +125,44 @@ class Companions:
         """
         if not self._keys or not _is_narrow(info.dtype, dtype):
             return None
-        found = self._near(key)
-        if any(one.is_scale and one.key in used for one in found):
+        near = self._near(key)
+        if any(other.is_scale and other.key in used for other in near):
             return None
         if _is_float8(info.dtype):
-            markers = (one for one in self._markers if key.startswith(one.removesuffix("scaled_fp8")))
-            scales = (one for one, seen in self._extensions(key) if seen.numel < info.numel)
-            found += [_Near(one, named=True) for one in (*scales, *markers)]
-        if not any(self._belongs(one, info, dtype) for one in found):
+            markers = (marker for marker in self._markers if key.startswith(marker.removesuffix("scaled_fp8")))
+            scales = (other for other, seen in self._extensions(key) if seen.numel < info.numel)
+            near += map(_Companion, (*scales, *markers))
+        if not any(self._belongs(other, info, dtype) for other in near):
             return None
-        keys = tuple(dict.fromkeys(one.key for one in found))
-        why = f"is {short(info.dtype)} in the file, and its values are meaningless without {some(keys)}"
-        return Quantized(why, keys, _way(found, info.dtype))
+        why = f"is {dtype_name(info.dtype)} in the file, and its values are meaningless without"
+        return _refused(why, near, info.dtype)
 
     def instead(self, name: str) -> Quantized | None:
         """Why a site of which the file has no tensor is in it all the same, in quantized form; None where it is not."""
-        found = [one for one in self._near(name) if one.named or name.endswith("weight")]
-        if not any(one.is_scale or one.is_packed for one in found):
+        near = [other for other in self._near(name) if other.named or name.endswith("weight")]
+        if not any(other.is_scale or any(map(_PACKED.fullmatch, other.words)) for other in near):
             return None
-        bits = [one for one, seen in self._extensions(name) if _is_narrow(seen.dtype, torch.float32)]
-        if not bits and not any(map(self._has_bits, found)):
+        bits = [key for key, seen in self._extensions(name) if _is_narrow(seen.dtype, torch.float32)]
+        if not bits and not any(map(self._has_bits, near)):
             return None
-        found += [_Near(one, named=True) for one in bits]
-        keys = tuple(dict.fromkeys(one.key for one in found))
-        return Quantized(f"is in the file in quantized form only: {some(keys)}", keys, _way(found, None))
+        return _refused("is in the file in quantized form only:", [*near, *map(_Companion, bits)])
 
     def doubts(self, keys: Sequence[str], infos: Sequence[Info], dtype: torch.dtype) -> Iterator[str]:
-        """What speaks against values of ``dtype`` that are taken from these keys, but does not settle it."""
-        near = (one for key in keys for one in self._near(key))
-        scales = {one.key for one in near if one.named and one.is_scale and not one.words & _ELSEWHERE}
+        """Doubts about values of ``dtype`` that are taken from these keys, which may be right all the same."""
+        near = (other for key in keys for other in self._near(key))
+        scales = {other.key for other in near if other.named and other.is_scale and not other.words & _ELSEWHERE}
         if not scales and dtype.itemsize > 1 and any(_is_float8(info.dtype) for info in infos):
             yield UNSCALED
         elif scales and scales.isdisjoint(keys):  # an adapter that takes a scale knows what it is
             yield UNREAD
 
-    def _near(self, key: str) -> list[_Near]:
+    def _near(self, key: str) -> list[_Companion]:
         """The loose keys that are called as a key is but for words of quantization, and those of its module alone."""
         if not self._by_base:
             return []
         of_key, of_module = (self._by_base.get(base, {}) for base in (_bare(key), key.rpartition(".")[0]))
-        near = [_Near(one, named=True, words=words) for one, words in of_key.items()]
-        return near + [_Near(one, named=False, words=words) for one, words in of_module.items() if one not in of_key]
+        near = [_Companion(other, words=words) for other, words in of_key.items()]
+        return near + [_Companion(other, False, words) for other, words in of_module.items() if other not in of_key]
 
     def _extensions(self, key: str) -> Iterator[tuple[str, Info]]:
         """The loose tensors whose names go on where that of a key ends, in whatever words, but no values of their own.
@@ -173,24 +170,24 @@ class Companions:
         In a plain cast of a whole file, tensors that the model lacks are float8, too; scales never are.
         """
         for at in range(bisect_left(self._sorted, key), len(self._sorted)):
-            one = self._sorted[at]
-            if not one.startswith(key):
+            alias = self._sorted[at]
+            if not alias.startswith(key):
                 return
-            seen = self._look(self._keys[one]) if one[len(key) :].startswith((".", "_", ":")) else None
+            seen = self._look(self._keys[alias]) if alias[len(key) :].startswith((".", "_", ":")) else None
             if seen is not None and not _is_float8(seen.dtype):
-                yield self._keys[one], seen
+                yield self._keys[alias], seen
 
-    def _belongs(self, one: _Near, info: Info, dtype: torch.dtype) -> bool:
+    def _belongs(self, other: _Companion, info: Info, dtype: torch.dtype) -> bool:
         """Whether a tensor of few bits means nothing without that one."""
-        if one.named:
-            return one.is_scale or not one.words
-        seen = self._look(one.key)
+        if other.named:
+            return other.is_scale or not other.words
+        seen = self._look(other.key)
         cast = seen is not None and _is_float8(seen.dtype) and _is_float8(info.dtype)  # and so is what the model lacks
-        return dtype.is_floating_point and one.is_scale and not cast
+        return dtype.is_floating_point and other.is_scale and not cast
 
-    def _has_bits(self, one: _Near) -> bool:
-        seen = self._look(one.key)
-        return any(map(_BITS.fullmatch, one.words)) and (seen is None or _is_narrow(seen.dtype, torch.float32))
+    def _has_bits(self, other: _Companion) -> bool:
+        seen = self._look(other.key)
+        return any(map(_BITS.fullmatch, other.words)) and (seen is None or _is_narrow(seen.dtype, torch.float32))
 
     def _look(self, key: str) -> Info | None:
         try:
@@ -214,7 +211,7 @@ def quantized(tensors: Mapping[str, Any], sites: Mapping[str, torch.dtype]) -> d
         else companions.instead(name)
         for name, dtype in sites.items()
     }
-    return {name: one for name, one in found.items() if one is not None}
+    return {name: reason for name, reason in found.items() if reason is not None}
 
 
 def _is_float8(dtype: torch.dtype) -> bool:
@@ -228,12 +225,8 @@ def _is_narrow(seen: torch.dtype, dtype: torch.dtype) -> bool:
     return (whole and dtype.is_floating_point) or (seen.itemsize == 1 and seen != torch.bool)
 
 
-def _is_word(word: str) -> bool:
-    return any(words.fullmatch(word) for words in (_SCALE, _BITS, _MORE))
-
-
 def _bases(key: str) -> Iterator[tuple[str, frozenset[str]]]:
-    """What a key is called without the words of quantization at its end, one, two and so on, or before its leaf.
+    """The names of a key without the words of quantization at its end, one, two and so on, or before its leaf.
 
     >>> [(base, sorted(words)) for base, words in _bases("fc.weight_quantizer._scale")]
     [('fc.weight_quantizer', ['scale']), ('fc.weight', ['quantizer', 'scale'])]
@@ -242,13 +235,13 @@ def _bases(key: str) -> Iterator[tuple[str, frozenset[str]]]:
     """
     words = set[str]()
     for found in reversed([*re.finditer(r"([^._:]+)(?:_\d+)?(?=[._:]|$)", key)][-8:]):
-        if not _is_word(found[1].lower()):
+        if not _WORDS.fullmatch(found[1].lower()):
             break
         words.add(found[1].lower())
         yield _bare(key[: found.start()]), frozenset(words)
     module, dot, leaf = key.rpartition(".")
     first, _, rest = leaf.lower().partition("_")
-    if rest and _is_word(first) and not words:
+    if rest and _WORDS.fullmatch(first) and not words:
         yield module + dot + leaf[len(first) + 1 :], frozenset({first})
 
 
@@ -258,17 +251,17 @@ def _bare(name: str) -> str:
     return module + dot + leaf.lstrip("_")
 
 
-def _way(found: Iterable[_Near], dtype: torch.dtype | None) -> str:
-    """What to do, by the words of the companions, and by the dtype of the values where they are there."""
-    words = frozenset[str]().union(*(one.words for one in found))
+def _refused(why: str, companions: Sequence[_Companion], dtype: torch.dtype | None = None) -> Quantized:
+    """The refusal, with advice by the words of the companions, and by the dtype of the values where they are there."""
+    keys = tuple(dict.fromkeys(companion.key for companion in companions))
+    words = frozenset[str]().union(*(companion.words for companion in companions))
     for tells, name, library in _WRITERS:
         if any({*alternative.split()} <= words for alternative in tells.split("|")):
             how = f"{name}: load the model with {library}, dequantize it there and save its state_dict"
             break
     else:
+        how = "quantized: load the model with the library that wrote the file, and save its dequantized state_dict"
         if dtype is not None and _is_float8(dtype):
             how = "scaled float8: multiply each tensor by its scale, or each block by its own, and load the products,"
             how += " from a dict or a file of them"
-        else:
-            how = "quantized: load the model with the library that wrote the file, and save its dequantized state_dict"
-    return f"{how}; or take a file that is not quantized"
+    return Quantized(f"{why} {some(keys)}", keys, f"{how}; or take a file that is not quantized")

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from torchinit import (
-    Account,
     CheckpointError,
     Loaded,
+    LoadReport,
     Name,
     Plan,
     Pretrained,
@@ -25,7 +25,6 @@ from torchinit import (
 )
 from torchinit.cli import options
 from torchinit.cli.errors import UsageError
-from torchinit.core.accounts import SHAPE
 
 if TYPE_CHECKING:
     from torchinit.cli.options import Commands
@@ -97,11 +96,11 @@ def _rule(arguments: argparse.Namespace) -> Pretrained:
         raise UsageError(str(error)) from None
 
 
-def _wrong(account: Account) -> tuple[str, ...]:
+def _wrong(account: LoadReport) -> tuple[str, ...]:
     return (*account.problems, *account.lapses)
 
 
-def _held(account: Account, faults: Mapping[str, str]) -> list[str]:
+def _held(account: LoadReport, faults: Mapping[str, str]) -> list[str]:
     return [faults[name] for name in (*account.loaded, *dict(account.adapted)) if name in faults]
 
 
@@ -115,7 +114,7 @@ def _faults(plan: Plan) -> Iterator[tuple[str, str]]:
                 yield site.name, f"{site.name}: {error}"
 
 
-def _shown(account: Account) -> str:
+def _shown(account: LoadReport) -> str:
     """The account, and what to write to be rid of what is wrong with it."""
     way, remedies = account.guess, list[tuple[str, str]]()
     if way is not None and way.options:
@@ -123,12 +122,12 @@ def _shown(account: Account) -> str:
     elif globs := _globs(account):
         flags = shlex.join(word for glob in globs for word in ("--expect-missing", glob))
         remedies.append((flags, f"expect_missing={globs}"))
-    if any(why.startswith(SHAPE) for _, why in account.mismatched):
+    if any(site.reason == "shape" for site in account.mismatched):
         remedies.append(("--skip-shapes", "on_shape='skip'"))
     return "\n  ".join([account.table(), *(f"try {here}, in a rule {there}" for here, there in remedies)])
 
 
-def _globs(account: Account) -> list[str]:
+def _globs(account: LoadReport) -> list[str]:
     """Globs of what is missing, where the file lacks whole parts of the model and has others."""
     found = {name.partition(".")[0] for name in (*account.loaded, *dict(account.adapted))}
     parts = dict.fromkeys(name.partition(".")[0] for name in account.missing)

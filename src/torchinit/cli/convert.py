@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torchinit import open_checkpoint
-from torchinit.checkpoints.readers.safetensors_file import TIED
+from torchinit.checkpoints.formats.safetensors import TIED
 from torchinit.cli import options, weights
 from torchinit.core.tables import one_line
 from torchinit.errors import count

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from torchinit import Change, Fingerprint, fingerprint
-from torchinit.checkpoints.readers.safetensors_file import DTYPES, TIED, SafetensorsCheckpoint
+from torchinit.checkpoints.formats.safetensors import DTYPES, TIED, SafetensorsCheckpoint
 from torchinit.cli.errors import UsageError
 from torchinit.core.names import normalize
 from torchinit.errors import count

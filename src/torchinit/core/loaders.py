@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from torchinit.core.accounts import Account
+from torchinit.core.accounts import LoadReport
 from torchinit.core.fills import Fill
 from torchinit.core.sites import Site
 from torchinit.core.spelling import Spelled
@@ -18,7 +18,7 @@ class Lookup:
     """What a loader found: a fill for each view of a site that it has values for, by name, and the account."""
 
     fills: Mapping[str, Fill]
-    account: Account
+    account: LoadReport
 
 
 class Loader(Spelled, ABC):

@@ -1,9 +1,10 @@
-"""Maps: mappings that are frozen and in order, so that a frozen value can hold one; those in which no key is twice."""
+"""Maps: mappings that are frozen and in order, so that a frozen value can hold one; JSON without duplicate keys."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TypeVar, final
+from typing import Any, TypeVar, final
 
 _Value = TypeVar("_Value")
 
@@ -67,3 +68,21 @@ def unique(pairs: Iterable[tuple[str, _Value]]) -> dict[str, _Value]:
     if twice:
         raise TwiceError(twice)
     return found
+
+
+def unique_json(raw: bytes) -> Any:
+    """JSON from strangers; raises ValueError for a key that is twice in one table, for NaN, for anything else.
+
+    >>> unique_json(b'{"a": [1, 2]}')
+    {'a': [1, 2]}
+    """
+    try:
+        return json.loads(raw.decode("utf-8-sig"), object_pairs_hook=unique, parse_constant=_refuse_constant)
+    except TwiceError as error:
+        raise ValueError(f"has the key {error.keys[0]!r} twice") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"is not JSON: {error}") from error
+
+
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"{text} is not JSON")

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 
 import torch
 
-from torchinit.core.accounts import Account
+from torchinit.core.accounts import LoadReport
 from torchinit.core.composites import Padded
 from torchinit.core.fills import Constant, Fill
 from torchinit.core.formulas import asks_for_neutral, asks_what_follows
@@ -66,7 +66,7 @@ class _Planner:
             text = f"trainable=True leaves frozen parameters alone, and all {len(frozen)} are (requires_grad is false)"
             self.problems.append(text)
         self.declined: dict[str, Skipped] = {}
-        self.loads: list[Account] = []
+        self.loads: list[LoadReport] = []
         self.turn = 0
 
     def plan(self) -> Plan:
@@ -87,7 +87,7 @@ class _Planner:
             skipped=tuple(skip for name, skip in self.skipped.items() if name not in self.writes),
             unused=tuple((rule, f"{rule.origin} {nothing(rule, self.known)}") for rule in unused),
             problems=tuple(self.problems),
-            loads=tuple(map(self._with_bare, self.loads)),
+            loads=tuple(map(self._with_uninitialized, self.loads)),
             reach=tuple(self._reach()),
         )
 
@@ -136,10 +136,10 @@ class _Planner:
             ]
             yield Reach(scheme, (len(reached), len(learning)), (sum(reached), elements))
 
-    def _with_bare(self, account: Account) -> Account:
+    def _with_uninitialized(self, account: LoadReport) -> LoadReport:
         """The account with what is missing and gets no values from another rule."""
         names = {view.name for site in self.known if site.name in self.writes for view in site.views}
-        return replace(account, bare=tuple(name for name in account.missing if name not in names))
+        return replace(account, uninitialized=tuple(name for name in account.missing if name not in names))
 
     def _resolve(self, rule: Rule, view: Site, site: Site) -> Fill | None:
         if view.state in ("integer", "quantized", "sparse") or not view.numel:

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 from torch import nn
 
-from torchinit.core.accounts import Account, shortened
+from torchinit.core.accounts import LoadReport, by_field
 from torchinit.core.code import Function, as_initializer
 from torchinit.core.fills import Fill, Initializer
 from torchinit.core.loaders import Loader
@@ -18,7 +18,7 @@ from torchinit.core.neutral import is_scale
 from torchinit.core.reach import Reach
 from torchinit.core.selectors import Selector, as_selector
 from torchinit.core.sites import Site
-from torchinit.core.tables import by_reason, columns, shape_text, some
+from torchinit.core.tables import by_reason, columns, shape_text, shorten_paths, some
 from torchinit.core.vocabulary import SCHEMA
 from torchinit.errors import CheckpointError, ConfigError, PlanError, count, did_you_mean
 
@@ -171,7 +171,7 @@ class Plan:
     skipped: tuple[Skipped, ...] = ()
     unused: tuple[tuple[Rule, str], ...] = ()
     problems: tuple[str, ...] = ()
-    loads: tuple[Account, ...] = ()
+    loads: tuple[LoadReport, ...] = ()
     declined: tuple[Skipped, ...] = ()
     reach: tuple[Reach, ...] = ()
 
@@ -195,7 +195,8 @@ class Plan:
     def table(self) -> str:
         """The plan as plain text, a line a site, then what is left out."""
         head = ("name", "shape", "dtype", "fill", "mean", "std", "rule", "over", "notes")
-        return "\n".join([columns(head, shortened(map(_row, self.steps), self.loads)), self.summary()])
+        rows = shorten_paths(map(_row, self.steps), [load.source for load in self.loads])
+        return "\n".join([columns(head, rows), self.summary()])
 
     def summary(self) -> str:
         """What will be written and what will not, in a few lines."""
@@ -249,7 +250,7 @@ class Plan:
 
         Raises ConfigError for a rule whose initializer is of a class that is not registered.
         """
-        return {"format": _FORMAT, **SCHEMA.encode(self, Plan)}
+        return {"format": _FORMAT, **SCHEMA.encode(self, Plan), "loads": [load.to_dict() for load in self.loads]}
 
     def to_json(self, *, indent: int | None = 2) -> str:
         """The plan as JSON; :meth:`from_json` reads it back."""
@@ -272,6 +273,8 @@ class Plan:
             raise ConfigError(f"this is no plan: {error}") from None
         if not isinstance(data, dict) or data.pop("format", None) != _FORMAT:
             raise ConfigError(f"this is no plan: it does not say 'format': {_FORMAT!r}")
+        if isinstance(data.get("loads"), list):
+            data["loads"] = [*map(by_field, data["loads"])]
         plan: Plan = SCHEMA.decode(data, Plan, "the plan")
         return plan
 
@@ -289,12 +292,12 @@ class Plan:
         if strict:
             found += [f"{hint}\n    If that is intended, set optional = true." for _, hint in self.unused]
         if complete:
-            blamed = {name for account in self.loads for name in account.blamed}
+            failed = {name for account in self.loads for name in account.failed_sites}
             why = {one.site.name: f": {one.why}" for one in self.declined}
             found += [
                 f"{site.name} {site.lack}" if site.lack else f"no rule for {site.name}{why.get(site.name, '')}"
                 for site in self.without_values
-                if blamed.isdisjoint(view.name for view in site.views)
+                if failed.isdisjoint(view.name for view in site.views)
             ]
         if found and len(found) == len(loading):
             raise CheckpointError(*_headed(found))

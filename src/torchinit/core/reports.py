@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from torchinit.core.accounts import Account, shortened
+from torchinit.core.accounts import LoadReport
 from torchinit.core.fingerprints import Fingerprint
 from torchinit.core.measures import deviations
 from torchinit.core.moments import Moments
 from torchinit.core.plans import FROZEN
 from torchinit.core.reach import Reach
-from torchinit.core.tables import by_reason, columns, shape_text, some
+from torchinit.core.tables import by_reason, columns, shape_text, shorten_paths, some
 from torchinit.errors import ReportError, count, did_you_mean
 
 
@@ -83,7 +83,7 @@ class Report:
     noise: str = ""
     seconds: float = 0.0
     buffers: tuple[str, ...] = ()
-    loads: tuple[Account, ...] = ()
+    loads: tuple[LoadReport, ...] = ()
     fingerprint: Fingerprint | None = None
     reach: tuple[Reach, ...] = ()
     lacking: tuple[tuple[str, str], ...] = ()
@@ -130,7 +130,8 @@ class Report:
     def table(self) -> str:
         """The report as plain text, a line a site."""
         head = ("name", "shape", "dtype", "fill", "mean", "std", "planned std", "rule")
-        return columns(head, shortened(map(_row, self.records), self.loads)) + "\n" + self.summary()
+        rows = shorten_paths(map(_row, self.records), [load.source for load in self.loads])
+        return columns(head, rows) + "\n" + self.summary()
 
     def summary(self) -> str:
         """What was written and what was not, in a few lines."""
@@ -156,7 +157,11 @@ class Report:
 
     def to_dict(self) -> dict[str, object]:
         """The report as plain data."""
-        return {**asdict(self), "fingerprint": self.fingerprint and self.fingerprint.to_dict()}
+        return {
+            **asdict(self),
+            "fingerprint": self.fingerprint and self.fingerprint.to_dict(),
+            "loads": [load.to_dict() for load in self.loads],
+        }
 
     def to_json(self, *, indent: int | None = 2) -> str:
         """The report as JSON; :meth:`from_json` reads it back."""
@@ -179,7 +184,7 @@ class Report:
             noise=data["noise"],
             seconds=data["seconds"],
             buffers=tuple(data["buffers"]),
-            loads=tuple(map(Account.from_dict, data.get("loads", ()))),
+            loads=tuple(map(LoadReport.from_dict, data.get("loads", ()))),
             fingerprint=Fingerprint.from_dict(data["fingerprint"]) if data.get("fingerprint") else None,
             reach=tuple(map(Reach.from_dict, data.get("reach", ()))),
             lacking=tuple((name, why) for name, why in data.get("lacking", ())),

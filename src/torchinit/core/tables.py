@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Final
+
+import torch
 
 from torchinit.errors import plain
 
@@ -31,6 +33,15 @@ def shape_text(shape: Sequence[int]) -> str:
     ('64x3x7x7', 'scalar')
     """
     return "x".join(map(str, shape)) or "scalar"
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name of a dtype as people say it.
+
+    >>> dtype_name(torch.float32)
+    'float32'
+    """
+    return str(dtype).removeprefix("torch.")
 
 
 def some(names: Sequence[str], most: int = 5) -> str:
@@ -72,3 +83,28 @@ def one_line(text: str) -> str:
     """
     shown = text if text.isprintable() else plain(text).replace("\n", "\\n").replace("\t", "\\t")
     return shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}..."
+
+
+def shorten_paths(rows: Iterable[Sequence[str]], paths: Collection[str]) -> list[Sequence[str]]:
+    """The rows with each path called by its end, as much of it as tells it apart from the others.
+
+    >>> shorten_paths([("w", "w of /a/b/net.pth")], ["/a/b/net.pth"])
+    [['w', 'w of net.pth']]
+    """
+    names = {path: _end(path, {*paths}) for path in sorted({*paths}, key=len, reverse=True) if "/" in path}
+    if not names:
+        return [*rows]
+
+    def short(cell: str) -> str:
+        for path, end in names.items():
+            cell = cell.replace(path, end)
+        return cell
+
+    return [[*map(short, row)] for row in rows]
+
+
+def _end(path: str, others: Collection[str]) -> str:
+    parts = path.split("/")
+    ends = ("/".join(parts[at:]) for at in range(len(parts) - 1, 0, -1))
+    alone = (end for end in ends if end and sum(other.endswith(f"/{end}") or other == end for other in others) == 1)
+    return next(alone, path)

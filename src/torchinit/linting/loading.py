@@ -37,7 +37,7 @@ def loaded_nowhere(subject: Subject) -> Iterator[Evidence]:
     """
     keys = list(subject.given)
     packed = quantized(subject.given, {v.name: v.dtype for part in subject.parts for v in part.site.views})
-    yield from (Evidence(name, one.why, one.way, "error") for name, one in packed.items())
+    yield from (Evidence(name, one.why, one.remedy, "error") for name, one in packed.items())
     told = {key for one in packed.values() for key in one.companions}
     left = [key for key in keys if key not in told and subject.find(normalize(key)) is None]
     if left:

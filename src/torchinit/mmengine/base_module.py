@@ -154,7 +154,7 @@ def _initialize_by_code(
         with session.foreign(module):
             return method(module, *args, **kwargs)
 
-    options = {name: kwargs.pop(name) for name in ("containers", "seed", "stats") if name in kwargs}
+    options: dict[str, Any] = {name: kwargs.pop(name) for name in ("containers", "seed", "stats") if name in kwargs}
     return _in_session(module, work, options, quiet=bool(_BUILDING.get()))
 
 

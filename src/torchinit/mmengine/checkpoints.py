@@ -15,15 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 
-from torchinit.checkpoints.fits import kind_of, short
-from torchinit.checkpoints.guesses import beginning, guess, splits
+from torchinit.checkpoints.formats.detect import detect_format
+from torchinit.checkpoints.formats.torch_save import load_file
 from torchinit.checkpoints.hub.schemes import Prefixes, fetch
-from torchinit.checkpoints.keymaps import Renames, revised
+from torchinit.checkpoints.key_mapping import Renames, revised
+from torchinit.checkpoints.matching import kind_of
+from torchinit.checkpoints.open import open_file
 from torchinit.checkpoints.quantized import Companions, quantized
-from torchinit.checkpoints.readers import open_file
-from torchinit.checkpoints.readers.sniff import sniff
-from torchinit.checkpoints.readers.torch_file import load_file
-from torchinit.core.accounts import Account, Guess
+from torchinit.checkpoints.suggestions import beginning, guess, splits
+from torchinit.core.accounts import Cast, Guess, LoadReport, Mismatch
 from torchinit.core.hooks import has_load_hooks
 from torchinit.core.names import WRAPPERS as WRAPPING
 from torchinit.core.names import normalize
@@ -93,7 +93,7 @@ def load(filename: str, map_location: Any, logger: Any, *, mapped: bool = False)
 def read(path: Path, source: str, map_location: Any = "cpu", *, mapped: bool = False) -> Any:
     """What a local file holds: all of a file of ``torch.save``, of another format its tensors by name."""
     _check_place(map_location)
-    if sniff(path) in ("zip", "pickle"):
+    if detect_format(path) in ("zip", "pickle"):
         return load_file(path, map_location, mapped=mapped)
     checkpoint = open_file(path, source)
     device = map_location if isinstance(map_location, (str, torch.device)) else "cpu"
@@ -158,7 +158,7 @@ def load_checkpoint(
 
 def load_pretrained(
     module: nn.Module, source: str | os.PathLike[str], prefix: str | None = None, map_location: Any = "cpu"
-) -> Account:
+) -> LoadReport:
     """Load what fits of a checkpoint, or of its part below ``prefix``, and log what does not.
 
     Raises AssertionError where nothing lies below the prefix, CheckpointError for a file without weights.
@@ -174,7 +174,7 @@ def load_pretrained(
 
 def load_state_dict(
     module: nn.Module, state_dict: Mapping[str, Any], strict: bool = False, logger: Any = None
-) -> Account:
+) -> LoadReport:
     """Load the entries that fit by name and shape; the others are logged in one warning and counted.
 
     Wrappers are entered on every level, and the hooks that modules have for loading are run. Raises RuntimeError
@@ -229,7 +229,7 @@ class _Copied(NamedTuple):
         return "\n".join(["The model and loaded state dict do not match exactly\n", *parts]) if parts else ""
 
 
-def _loaded(module: nn.Module, state: Mapping[str, Any], source: str, strict: bool, logger: Any) -> Account:
+def _loaded(module: nn.Module, state: Mapping[str, Any], source: str, strict: bool, logger: Any) -> LoadReport:
     """Copy what fits, tell what does not, and what is odd about the values."""
     if meta := [key for key, tensor in _own(module).items() if tensor.is_meta]:
         raise CheckpointError(
@@ -258,9 +258,9 @@ def _refuse_quantized(module: nn.Module, state: Mapping[str, Any], source: str) 
     dtypes = {normalize(name): tensor.dtype for name, tensor in held}  # without what a state_dict has beside them
     if wrong := quantized(state, dtypes):
         rest = tuple(name for name in _own(module) if name not in wrong)
-        why = tuple((name, one.why) for name, one in wrong.items())
-        ways = tuple(dict.fromkeys(one.way for one in wrong.values()))
-        raise CheckpointError(Account(source, loaded=rest, mismatched=why, hints=ways).problems[0])
+        why = tuple(Mismatch(name, site.why) for name, site in wrong.items())
+        ways = tuple(dict.fromkeys(site.remedy for site in wrong.values()))
+        raise CheckpointError(LoadReport(source, loaded=rest, mismatched=why, hints=ways).problems[0])
 
 
 def _copy(module: nn.Module, state: Mapping[str, Any]) -> _Copied:
@@ -307,7 +307,7 @@ def _own(module: nn.Module) -> dict[str, Tensor]:
     return {key: value for key, value in tensors.items() if "num_batches_tracked" not in key}
 
 
-def _account(module: nn.Module, copied: _Copied, source: str) -> Account:
+def _account(module: nn.Module, copied: _Copied, source: str) -> LoadReport:
     own, seen = _own(module), copied.seen
     wrong = [(found[1], found[2]) for text in copied.mismatched if (found := _MISFIT.match(text))]
     lost = {normalize(name) for name in (*copied.missing, *copied.unexpected, *dict(wrong))}
@@ -317,27 +317,27 @@ def _account(module: nn.Module, copied: _Copied, source: str) -> Account:
     for key, _, dtype in pairs:
         for doubt in companions.doubts([key], [companions.info(key)], dtype):
             doubts.setdefault(doubt, []).append(key)
-    return Account(
+    return LoadReport(
         source,
         loaded=tuple(loaded),
         expected=tuple(key for key in own if key not in seen and key not in lost),
         missing=tuple(copied.missing),
-        mismatched=tuple(wrong),
+        mismatched=tuple(Mismatch(*pair) for pair in wrong),
         unexpected=tuple(copied.unexpected),
-        casts=tuple((key, f"{short(has)} -> {short(wants)}") for key, has, wants in pairs if has != wants),
+        casts=tuple(Cast(key, (has, wants)) for key, has, wants in pairs if has != wants),
         elements=(sum(own[key].numel() for key in loaded), sum(tensor.numel() for tensor in own.values())),
         doubts=tuple(f"{some(names)}: {doubt}" for doubt, names in doubts.items()),
     )
 
 
-def _odd_values(account: Account, seen: Mapping[str, Any]) -> Iterator[str]:
+def _odd_values(account: LoadReport, seen: Mapping[str, Any]) -> Iterator[str]:
     """What to say of tensors that were loaded and are not finite, or whole numbers for floats."""
     tensors = {key: seen[key] for key in account.loaded if isinstance(seen.get(key), Tensor)}
     if endless := [key for key, tensor in tensors.items() if not _is_finite(tensor)]:
         yield f"NaN or infinity in {some(endless)}"
-    casts = {key: how for key, how in account.casts if len({kind_of(getattr(torch, d)) for d in how.split(" -> ")}) > 1}
-    if casts:
-        yield f"numbers of another kind, {next(iter(casts.values()))}, for {some([*casts])}"
+    other = [cast for cast in account.casts if len({*map(kind_of, cast.dtypes)}) > 1]
+    if other:
+        yield f"numbers of another kind, {other[0]}, for {some([cast.site for cast in other])}"
 
 
 def _is_finite(tensor: Tensor) -> bool:
@@ -347,7 +347,12 @@ def _is_finite(tensor: Tensor) -> bool:
 
 
 def _warn_of_nothing(
-    account: Account, module: nn.Module, state: Mapping[str, Any], logger: Any, *, by: Literal["prefix", "revise_keys"]
+    account: LoadReport,
+    module: nn.Module,
+    state: Mapping[str, Any],
+    logger: Any,
+    *,
+    by: Literal["prefix", "revise_keys"],
 ) -> None:
     """Says loudly where nothing was loaded, and what would change that; ``by`` is the caller's argument for it."""
     if not account.found and account.wanted:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchinit.core.accounts import Account
+from torchinit.core.accounts import LoadReport
 from torchinit.core.following import with_activations
 from torchinit.core.formulas import asks_for_neutral, asks_what_follows
 from torchinit.core.neutral import with_neutral
@@ -85,7 +85,7 @@ class Session:
         self.wholes = Wholes(top, exchange) if seed is not None and is_spread(top) else None
         self.provenance = Provenance(top, buffers=buffers)
         self.warned: dict[str, None] = {}
-        self.loads: list[Account] = []
+        self.loads: list[LoadReport] = []
         self.host: Any = None
         self._marked: list[nn.Module] = []
         self._watching: Watching | Drawing | None = None

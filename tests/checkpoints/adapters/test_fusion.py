@@ -1,4 +1,4 @@
-"""Fusion: attention and gates compute the same from one weight as from several."""
+"""Fusion: several weights as one and one as several, stacks of experts among them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from torchinit.checkpoints.adapters import Fuse, Split
+from torchinit.checkpoints.adapters import Fuse, Split, Stack, Unstack
 
 QKV = ("q_proj", "k_proj", "v_proj")
 
@@ -132,11 +132,62 @@ def test_keys_that_are_nearly_meant() -> None:
 def test_arguments() -> None:
     with pytest.raises(ValueError, match=r"^parts must be two or more different names, but got \('a', 'a'\)$"):
         Fuse("ab", ("a", "a"))
-    with pytest.raises(
-        ValueError, match=r"^axis must be a whole number from 0 and groups one from 1, but got -1 and 0$"
-    ):
-        Split("ab", ("a", "b"), axis=-1, groups=0)
+    with pytest.raises(ValueError, match=r"^axis must be a whole number from 0, but got -1$"):
+        Split("ab", ("a", "b"), axis=-1)
+    with pytest.raises(ValueError, match=r"^groups must be a whole number from 1, but got 0$"):
+        Fuse("ab", ("a", "b"), groups=0)
     with pytest.raises(
         ValueError, match=r"^sizes must be a whole number from 1 for each of \('a', 'b'\), but got \(1,\)$"
     ):
         Split("ab", ("a", "b"), sizes=(1,))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_stack_and_its_experts(axis: int) -> None:
+    experts, tokens = [nn.Linear(4, 6, bias=False) for _ in range(3)], torch.randn(3, 5, 4)
+    stack = Stack("w1", "*.w1.weight", 3, axis)
+    weights = [expert.weight.detach() for expert in experts]
+    shape = stack.makes([(6, 4)] * 3, "moe.w1")
+    made = stack.adapt(weights, shape, "moe.w1")
+    assert tuple(made.shape) == shape
+    together = torch.einsum("eti,eoi->eto", tokens, made.movedim(axis, 0))
+    torch.testing.assert_close(together, torch.stack([f(x) for f, x in zip(experts, tokens, strict=True)]))
+    one = Unstack("w1", "*.w1.weight", axis)
+    for number, weight in enumerate(weights):
+        key = f"moe.{number}.w1.weight"
+        assert one.wants(key) == ("moe.w1",)
+        one.check([shape], (6, 4), key)
+        assert torch.equal(one.adapt([made], (6, 4), key), weight)
+
+
+def test_keys() -> None:
+    assert Stack("experts.up", "experts.*.up.weight", 11).wants("h.7.experts.up")[10] == "h.7.experts.10.up.weight"
+    assert Unstack("experts.up", "experts.*.up.weight").wants("h.7.experts.10.up.weight") == ("h.7.experts.up",)
+    with pytest.raises(ValueError, match=r"^'h.7.up' has no part 'experts.\*.up'$"):
+        Unstack("experts.up", "experts.*.up").wants("h.7.up")
+    with pytest.raises(ValueError, match=r"^'h.7.experts.one.up' has no part 'experts.\*.up'$"):
+        Unstack("experts.up", "experts.*.up").wants("h.7.experts.one.up")
+
+
+def test_shapes_that_do_not_fit() -> None:
+    with pytest.raises(
+        ValueError, match=r"needs tensors of one shape, to be stacked at 0, but got \[6, 4\], \[6, 5\]$"
+    ):
+        Stack("w", "*.w", 2).check([(6, 4), (6, 5)], (2, 6, 4), "w")
+    with pytest.raises(ValueError, match=r"needs tensors of one shape, to be stacked at 2, but got \[6\]$"):
+        Stack("w", "*.w", 2, axis=2).check([(6,), (6,)], (2, 6), "w")
+    with pytest.raises(ValueError, match=r"makes \[2, 6\] of \[6\], \[6\], but the site has \[3, 6\]$"):
+        Stack("w", "*.w", 2).check([(6,), (6,)], (3, 6), "w")
+    with pytest.raises(ValueError, match=r"needs more than 5 along dimension 0, but got \[5, 6\]$"):
+        Unstack("w", "*.w").check([(5, 6)], (6,), "5.w")
+
+
+def test_arguments_of_stacks() -> None:
+    with pytest.raises(ValueError, match=r"^parts must have one part '\*', the number of each, but got 'experts.w'$"):
+        Stack("w", "experts.w", 2)
+    with pytest.raises(ValueError, match=r"^count must be a whole number from 1, but got 0$"):
+        Stack("w", "*.w", 0)
+    with pytest.raises(ValueError, match=r"^axis must be a whole number from 0, but got -1$"):
+        Stack("w", "*.w", 2, -1)
+    with pytest.raises(ValueError, match=r"^axis must be a whole number from 0, but got -1$"):
+        Unstack("w", "*.w", -1)

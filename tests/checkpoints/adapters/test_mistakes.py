@@ -34,7 +34,7 @@ from torchinit.checkpoints.adapters import (
     Stack,
     Transpose,
 )
-from torchinit.checkpoints.loaded import Loaded
+from torchinit.checkpoints.tensor_fill import Loaded
 
 
 class Attention(nn.Module):
@@ -97,7 +97,7 @@ def test_what_an_adapter_looked_for_is_said_where_other_rules_take_the_site() ->
     made = plan(Attention(), [Rule(Name("**"), Normal(std=1.0)), rule])
     assert made["experts.up"].fill == Normal(std=1.0)
     offer, hint = made.loads[0].hints
-    assert offer == f"with adapt={{'**.experts.up': {STACK}}} 1 more would be found"
+    assert offer == f"with adapt={{'experts.up': {STACK}}} 1 more would be found"
     assert hint.startswith("experts.up needs experts.0.out, experts.1.out for Stack('up', '*.out', 2), which the file")
 
 

@@ -19,7 +19,7 @@ from tests.servers import Host, in_turn, status, whole
 from torchinit import CheckpointError, Name, Pretrained, Rule, initialize
 from torchinit.checkpoints import open_checkpoint
 from torchinit.checkpoints.hub.lockfile import Pin, read_pins
-from torchinit.checkpoints.opening import forget
+from torchinit.checkpoints.open import forget
 from torchinit.mmengine.checkpoints import load_checkpoint
 
 

@@ -1,4 +1,4 @@
-"""Fusion: several weights of the file as one, and one as several: q, k, v, gate, up."""
+"""Fusion: several weights of the file as one, and one as several: q, k, v, gate, up; the experts of a mixture."""
 
 from __future__ import annotations
 
@@ -10,14 +10,25 @@ from typing import final
 import torch
 from torch import Tensor
 
-from torchinit.checkpoints.adapters.adapter import Adapter, Part, Size, take_lists
-from torchinit.checkpoints.adapters.keys import place, swapped
-from torchinit.checkpoints.adapters.moves import moved
+from torchinit.checkpoints.adapters.base import (
+    ADAPTERS,
+    Adapter,
+    ReadPlan,
+    Size,
+    check_pattern,
+    check_whole,
+    listed,
+    numbered,
+    place,
+    replace_parts,
+    take_lists,
+)
 from torchinit.core.arguments import is_whole
-from torchinit.core.shards import Box, replaced
+from torchinit.core.shards import Box, inserted, replaced, without
 from torchinit.errors import did_you_mean
 
 
+@ADAPTERS.register
 @final
 @dataclass(frozen=True, slots=True)
 class Fuse(Adapter):
@@ -42,32 +53,30 @@ class Fuse(Adapter):
     groups: int = 1
 
     def __post_init__(self) -> None:
-        take_lists(self, str, "parts")
-        _check_arguments(self.parts, self.axis, self.groups)
+        _check_arguments(self)
 
     def wants(self, key: str) -> tuple[str, ...]:
-        return tuple(swapped(key, self.into, part) for part in self.parts)
+        return tuple(replace_parts(key, self.into, part) for part in self.parts)
 
     def makes(self, shapes: Sequence[Size], key: str) -> Size:
+        axis = self.axis
         for part, seen in zip(self.parts, shapes, strict=True):
-            if len(seen) <= self.axis or replaced(seen, self.axis, 0) != replaced(shapes[0], self.axis, 0):
-                raise ValueError(
-                    f"{self} needs parts that differ in dimension {self.axis} alone, "
-                    f"but got {', '.join(str(list(size)) for size in shapes)}"
-                )
-            if seen[self.axis] % self.groups:
+            if len(seen) <= axis or replaced(seen, axis, 0) != replaced(shapes[0], axis, 0):
+                raise ValueError(f"{self} needs parts that differ in dimension {axis} alone, but got {listed(shapes)}")
+            if seen[axis] % self.groups:
                 raise ValueError(f"{self} needs {part!r} in {self.groups} equal groups, but got {list(seen)}")
-        return replaced(shapes[0], self.axis, sum(seen[self.axis] for seen in shapes))
+        return replaced(shapes[0], axis, sum(seen[axis] for seen in shapes))
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
-        axis = self.axis
-        grouped = [tensor.unflatten(axis, (self.groups, -1)) for tensor in tensors]
-        return torch.cat(grouped, axis + 1).flatten(axis, axis + 1)
+        # A new dimension counts the groups; then what belongs to one group lies side by side in the next.
+        grouped = [tensor.unflatten(self.axis, (self.groups, -1)) for tensor in tensors]
+        return torch.cat(grouped, self.axis + 1).flatten(self.axis, self.axis + 1)
 
-    def part(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> Part:
-        return moved(self, self.axis, shapes, shape, box, key)
+    def slices_along(self) -> int:
+        return self.axis
 
 
+@ADAPTERS.register
 @final
 @dataclass(frozen=True, slots=True)
 class Split(Adapter):
@@ -92,8 +101,7 @@ class Split(Adapter):
     groups: int = 1
 
     def __post_init__(self) -> None:
-        take_lists(self, str, "parts")
-        _check_arguments(self.parts, self.axis, self.groups)
+        _check_arguments(self)
         if self.sizes is None:
             return
         take_lists(self, int, "sizes")
@@ -101,7 +109,7 @@ class Split(Adapter):
             raise ValueError(f"sizes must be a whole number from 1 for each of {self.parts}, but got {self.sizes!r}")
 
     def wants(self, key: str) -> tuple[str, ...]:
-        return (swapped(key, self.parts[self._number(key)], self.whole),)
+        return (replace_parts(key, self.parts[self._number(key)], self.whole),)
 
     def _number(self, key: str) -> int:
         """Which part the key asks for: the one that stands last in it."""
@@ -113,6 +121,7 @@ class Split(Adapter):
 
     def _span(self, size: int, key: str) -> tuple[int, int]:
         """Where in each group the part begins, and how long it is."""
+        # Sizes are proportions: (8, 2, 2) cuts as (4, 1, 1) does, so they are taken without their common divisor.
         sizes = self.sizes or (1,) * len(self.parts)
         unit, rest = divmod(size * math.gcd(*sizes), self.groups * sum(sizes))
         if rest:
@@ -129,17 +138,104 @@ class Split(Adapter):
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
         (whole,) = tensors
-        axis = self.axis
-        start, length = self._span(whole.shape[axis], key)
-        groups: Tensor = whole.unflatten(axis, (self.groups, -1))
-        return groups.narrow(axis + 1, start, length).flatten(axis, axis + 1)
+        start, length = self._span(whole.shape[self.axis], key)
+        groups: Tensor = whole.unflatten(self.axis, (self.groups, -1))
+        return groups.narrow(self.axis + 1, start, length).flatten(self.axis, self.axis + 1)
 
-    def part(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> Part:
-        return moved(self, self.axis, shapes, shape, box, key)
+    def slices_along(self) -> int:
+        return self.axis
 
 
-def _check_arguments(parts: tuple[str, ...], axis: int, groups: int) -> None:
-    if len(parts) < 2 or len(set(parts)) < len(parts):
-        raise ValueError(f"parts must be two or more different names, but got {parts!r}")
-    if not is_whole(axis, 0) or not is_whole(groups):
-        raise ValueError(f"axis must be a whole number from 0 and groups one from 1, but got {axis!r} and {groups!r}")
+@ADAPTERS.register
+@final
+@dataclass(frozen=True, slots=True)
+class Stack(Adapter):
+    """Weights of the same shape, stacked along a new dimension ``axis``: the experts of a mixture.
+
+    A key is the site's own with ``into`` replaced by ``parts``, whose ``*`` is 0, 1, ... to ``count``.
+
+    >>> Stack("experts.w1", "experts.*.w1.weight", count=2).wants("layers.0.experts.w1")
+    ('layers.0.experts.0.w1.weight', 'layers.0.experts.1.w1.weight')
+    """
+
+    into: str
+    parts: str
+    count: int
+    axis: int = 0
+
+    def __post_init__(self) -> None:
+        check_pattern("parts", self.parts)
+        check_whole(self, "count", least=1)
+        check_whole(self, "axis")
+
+    def wants(self, key: str) -> tuple[str, ...]:
+        return tuple(replace_parts(key, self.into, self.parts.replace("*", str(index))) for index in range(self.count))
+
+    def makes(self, shapes: Sequence[Size], key: str) -> Size:
+        different = [*dict.fromkeys(shapes)]
+        if len(different) > 1 or len(shapes[0]) < self.axis:
+            raise ValueError(
+                f"{self} needs tensors of one shape, to be stacked at {self.axis}, but got {listed(different[:2])}"
+            )
+        return inserted(shapes[0], self.axis, len(shapes))
+
+    def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
+        return torch.stack(tuple(tensors), self.axis)
+
+    def read_plan(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> ReadPlan:
+        start, size = without(box.start, self.axis), without(box.shape, self.axis)
+        here = range(box.start[self.axis], box.start[self.axis] + box.shape[self.axis])
+        boxes = (Box(start, size if number in here else (0,) * len(size)) for number in range(len(shapes)))
+
+        def combine(tensors: Sequence[Tensor]) -> Tensor:
+            slices = tuple(tensors[here.start : here.stop])
+            return torch.stack(slices, self.axis) if slices else tensors[0].new_empty(box.shape)
+
+        return ReadPlan(tuple(boxes), combine)
+
+
+@ADAPTERS.register
+@final
+@dataclass(frozen=True, slots=True)
+class Unstack(Adapter):
+    """One of a stack: the reverse of :class:`Stack`. The site's own key says which, at the ``*`` of ``parts``.
+
+    >>> expert = Unstack("experts.w1", "experts.*.w1.weight")
+    >>> expert.wants("layers.0.experts.5.w1.weight"), expert.makes([(8, 64, 16)], "layers.0.experts.5.w1.weight")
+    (('layers.0.experts.w1',), (64, 16))
+    """
+
+    whole: str
+    parts: str
+    axis: int = 0
+
+    def __post_init__(self) -> None:
+        check_pattern("parts", self.parts)
+        check_whole(self, "axis")
+
+    def wants(self, key: str) -> tuple[str, ...]:
+        _, part = numbered(key, self.parts)
+        return (replace_parts(key, part, self.whole),)
+
+    def makes(self, shapes: Sequence[Size], key: str) -> Size:
+        (seen,) = shapes
+        number, _ = numbered(key, self.parts)
+        if len(seen) <= self.axis or seen[self.axis] <= number:
+            raise ValueError(f"{self} needs more than {number} along dimension {self.axis}, but got {list(seen)}")
+        return without(seen, self.axis)
+
+    def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
+        return tensors[0].select(self.axis, numbered(key, self.parts)[0])
+
+    def read_plan(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> ReadPlan:
+        number, _ = numbered(key, self.parts)
+        slab = Box(inserted(box.start, self.axis, number), inserted(box.shape, self.axis, 1))
+        return ReadPlan((slab,), lambda tensors: tensors[0].squeeze(self.axis))
+
+
+def _check_arguments(adapter: Fuse | Split) -> None:
+    take_lists(adapter, str, "parts")
+    if len(adapter.parts) < 2 or len({*adapter.parts}) < len(adapter.parts):
+        raise ValueError(f"parts must be two or more different names, but got {adapter.parts!r}")
+    check_whole(adapter, "axis")
+    check_whole(adapter, "groups", least=1)

@@ -1,4 +1,4 @@
-"""Norms: a BatchNorm that is no longer trained, as what it computes: a factor and an offset a channel."""
+"""Norms: a BatchNorm in evaluation as a factor and an offset a channel; weights that were saved under weight norm."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
+import torch
 from torch import Tensor
 
-from torchinit.checkpoints.adapters.adapter import Adapter, Size, computed
-from torchinit.checkpoints.adapters.keys import swapped
-from torchinit.core.arguments import is_whole, number
+from torchinit.checkpoints.adapters.base import ADAPTERS, Adapter, Size, check_whole, listed, replace_parts, upcast
+from torchinit.core.arguments import number
 
 _WEIGHT, _BIAS = ("weight", "running_var"), ("weight", "running_var", "bias", "running_mean")
 
 
+@ADAPTERS.register
 @final
 @dataclass(frozen=True, slots=True)
 class BatchNormAffine(Adapter):
@@ -48,6 +49,7 @@ class BatchNormAffine(Adapter):
         return factor if len(tensors) == 2 else _offset(tensors, factor)
 
 
+@ADAPTERS.register
 @final
 @dataclass(frozen=True, slots=True)
 class FoldBatchNorm(Adapter):
@@ -73,12 +75,11 @@ class FoldBatchNorm(Adapter):
 
     def __post_init__(self) -> None:
         number("eps", self.eps, least=0)
-        if not is_whole(self.axis, 0):
-            raise ValueError(f"axis must be a whole number from 0, but got {self.axis!r}")
+        check_whole(self, "axis")
 
     def wants(self, key: str) -> tuple[str, ...]:
         _, leaf = _leaf(self, key)
-        norm, _ = _leaf(self, swapped(key, self.layer, self.norm))
+        norm, _ = _leaf(self, replace_parts(key, self.layer, self.norm))
         own = (key,) if leaf == "weight" or self.bias else ()
         return (*(f"{norm}{name}" for name in (_WEIGHT if leaf == "weight" else _BIAS)), *own)
 
@@ -98,12 +99,59 @@ class FoldBatchNorm(Adapter):
         if key.endswith("bias"):
             own = tensors[4] * factor if self.bias else 0
             return _offset(tensors, factor) + own
-        weight = computed(tensors[2])
+        weight = upcast(tensors[2])
         return weight * factor.view(-1, *(1,) * (weight.dim() - self.axis - 1))
 
 
+@ADAPTERS.register
+@final
+@dataclass(frozen=True, slots=True)
+class WeightNorm(Adapter):
+    r"""The weight of a layer that was saved under weight norm, its length times its direction: wav2vec2, HiFi-GAN.
+
+    .. math:: w = g \cdot v / \lVert v \rVert
+
+    The norm is taken over the dimensions in which the length has one element. The file has ``weight_g`` and
+    ``weight_v``, as ``torch.nn.utils.weight_norm`` calls them; with ``parametrized=True`` it has the names of the
+    newer ``torch.nn.utils.parametrizations.weight_norm``, ``parametrizations.weight.original0`` and ``original1``.
+    https://arxiv.org/abs/1602.07868
+
+    The model may have no weight norm, or either of torch's: its site is the weight, and is written through it.
+
+    >>> WeightNorm().wants("ups.0.weight"), WeightNorm(parametrized=True).wants("ups.0.weight")[0]
+    (('ups.0.weight_g', 'ups.0.weight_v'), 'ups.0.parametrizations.weight.original0')
+    >>> WeightNorm().adapt([torch.tensor([[10.0]]), torch.tensor([[3.0, 4.0]])], (1, 2), "fc.weight")
+    tensor([[6., 8.]])
+    """
+
+    parametrized: bool = False
+
+    def wants(self, key: str) -> tuple[str, ...]:
+        owner, dot, leaf = key.rpartition(".")
+        new = tuple(f"{owner}{dot}parametrizations.{leaf}.original{number}" for number in (0, 1))
+        return new if self.parametrized else (f"{key}_g", f"{key}_v")
+
+    def makes(self, shapes: Sequence[Size], key: str) -> Size:
+        length, direction = shapes
+        # torch takes the norm over all dimensions but one, or over all of them: so the length has one size besides
+        # ones, or none, or no dimensions.
+        same_rank = not length or len(length) == len(direction)
+        kept = [(size, whole) for size, whole in zip(length, direction, strict=False) if size != 1]
+        if not same_rank or len(kept) > 1 or any(size != whole for size, whole in kept):
+            raise ValueError(
+                f"{self} needs one length, or one for each channel, of {list(direction)}, got {list(length)}"
+            )
+        return direction
+
+    def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
+        length, direction = map(upcast, tensors)
+        axes = [axis for axis in range(direction.dim()) if not length.dim() or length.shape[axis] == 1]
+        norm: Tensor = torch.linalg.vector_norm(direction, dim=axes, keepdim=length.dim() > 0)
+        return direction * (length / norm)
+
+
 def _leaf(adapter: Adapter, key: str) -> tuple[str, str]:
-    """What comes before the name of a weight or bias, and which of both it is."""
+    """Splits the name of a weight or bias into what comes before it, and which of both it is."""
     owner, dot, leaf = key.rpartition(".")
     if leaf not in ("weight", "bias"):
         raise ValueError(f"{adapter} makes weights and biases, but {key!r} is neither")
@@ -113,16 +161,15 @@ def _leaf(adapter: Adapter, key: str) -> tuple[str, str]:
 def _check_norm(adapter: Adapter, shapes: Sequence[Size]) -> Size:
     first = shapes[0]
     if len(first) != 1 or any(size != first for size in shapes):
-        told = ", ".join(str(list(size)) for size in shapes)
-        raise ValueError(f"{adapter} needs numbers for each channel, all of one shape, but got {told}")
+        raise ValueError(f"{adapter} needs numbers for each channel, all of one shape, but got {listed(shapes)}")
     return first
 
 
 def _factor(tensors: Sequence[Tensor], eps: float) -> Tensor:
     gamma, variance = tensors[:2]
-    return computed(gamma) / (computed(variance) + eps).sqrt()
+    return upcast(gamma) / (upcast(variance) + eps).sqrt()
 
 
 def _offset(tensors: Sequence[Tensor], factor: Tensor) -> Tensor:
     beta, mean = tensors[2:4]
-    return computed(beta) - computed(mean) * factor
+    return upcast(beta) - upcast(mean) * factor

@@ -1,0 +1,265 @@
+"""Adapter: how tensors of a checkpoint become the one that a site needs; what all adapters share."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Final, TypeAlias
+
+import torch
+from torch import Tensor
+
+from torchinit.core.arguments import is_whole
+from torchinit.core.shards import Box, replaced
+from torchinit.core.spelling import Spelled
+from torchinit.core.threads import one_thread
+from torchinit.errors import did_you_mean
+from torchinit.registry import Registry
+
+Size: TypeAlias = tuple[int, ...]
+"""The shape of a tensor."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadPlan:
+    """The boxes to read, one of each tensor, and what combines them to a box of a site.
+
+    >>> import torch
+    >>> plan = ReadPlan((Box((2,), (1,)),), lambda tensors: tensors[0])
+    >>> plan.combine([box.of(torch.arange(4)) for box in plan.boxes])
+    tensor([2])
+    """
+
+    boxes: tuple[Box, ...]
+    combine: Callable[[Sequence[Tensor]], Tensor]
+
+
+class Adapter(Spelled, ABC):
+    """A change of tensors of a checkpoint so that they fit a site.
+
+    A frozen value and a pure function: the same tensors, shape and key give the same result. ``key`` is
+    always the site's own, after prefix and renames. Where only a part of a site is here, the whole is
+    computed and that part kept, unless :meth:`slices_along` or :meth:`read_plan` knows better.
+
+    One that moves elements keeps their dtype; one that computes does so in float32 at least, and leaves it
+    to the loader to round once to the site's dtype.
+
+    >>> import torch
+    >>> from torchinit.checkpoints.adapters import Transpose
+    >>> Transpose().check([(2, 3)], (3, 2), "c_fc.weight")
+    >>> Transpose().adapt([torch.zeros(2, 3)], (3, 2), "c_fc.weight").shape
+    torch.Size([3, 2])
+    """
+
+    __slots__ = ()
+
+    # Adapters are declared for each glob and never guessed: what would fit by shape alone may be another layer. They
+    # see names as the model has them, shapes when a plan is made, tensors when it is run. Each makes one site, of one
+    # tensor or several, so that every site still has one fill, and a plan one line for it.
+
+    only_resizes: ClassVar[bool] = False
+    """Whether a tensor that has the site's shape already is left alone."""
+
+    def wants(self, key: str) -> tuple[str, ...]:
+        """The keys of the checkpoint that the site needs; none of them leaves the site to its other rules.
+
+        Raises ValueError for a key that the adapter is not made for.
+        """
+        return (key,)
+
+    def makes(self, shapes: Sequence[Size], key: str) -> Size | None:
+        """The shape of what is made of tensors of these shapes; None where it is whatever the site asks for.
+
+        Raises ValueError for shapes that nothing can be made of.
+        """
+        del shapes, key
+        return None
+
+    def check(self, shapes: Sequence[Size], shape: Size, key: str) -> None:
+        """Raises ValueError, and says why, where a site of ``shape`` cannot be made of tensors of ``shapes``."""
+        result = self.makes(shapes, key)
+        if result is not None and result != shape:
+            raise ValueError(f"{self} makes {list(result)} of {listed(shapes)}, but the site has {list(shape)}")
+
+    def changes(self, shapes: Sequence[Size], shape: Size) -> bool:
+        """Whether there is anything to do."""
+        return not self.only_resizes or shapes[0] != shape
+
+    @abstractmethod
+    def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
+        """The site's whole value, of ``shape``, from the tensors that it ``wants``, in that order."""
+
+    def slices_along(self) -> int | None:
+        """The axis along which whole slices of the tensors are moved, unchanged; None where values are computed."""
+        return None
+
+    def read_plan(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> ReadPlan:
+        """The plan for a box of the site's value, made of tensors of ``shapes``; it must give the values of ``adapt``.
+
+        Of slices that are moved those that come into the box are read. Else all is read, and the box cut out of the
+        whole value, which is computed on one thread so that every rank has the same.
+        """
+        axis = self.slices_along()
+        if axis is not None:
+            return _plan_slices(self, axis, shapes, shape, box, key)
+
+        def combine(tensors: Sequence[Tensor]) -> Tensor:
+            with one_thread():
+                return box.of(self.adapt(tensors, shape, key))
+
+        return ReadPlan(tuple(map(Box.whole, shapes)), combine)
+
+
+ADAPTERS: Final = Registry("adapter", method="adapt", group="torchinit.adapters")
+"""Every adapter that a recipe can name."""
+
+
+def _plan_slices(adapter: Adapter, axis: int, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> ReadPlan:
+    """The plan of an adapter that moves slices along one axis."""
+    # The adapter itself tells which slices those are: all slices of all tensors are numbered, and a line of these
+    # numbers, one element thick in the other dimensions, is put through `adapt`. What comes out at the place of the
+    # box are the slices that it is made of. So no adapter says a second time, as arithmetic on offsets, what `adapt`
+    # says already. Of each tensor the stretch from its first to its last such slice is read: a box that needs rows
+    # far apart (groups) reads what lies between them, too.
+    counts = [seen[axis] for seen in shapes]
+    line = replaced((1,) * len(shape), axis, shape[axis])
+    numbers = torch.arange(sum(counts)).view(replaced(line, axis, -1)).split(counts, axis)
+    wanted = adapter.adapt(numbers, line, key).flatten().narrow(0, box.start[axis], box.shape[axis])
+    boxes, read, first = [], [], 0
+    for count in counts:
+        mine = wanted[(wanted >= first) & (wanted < first + count)]
+        low, end = (int(mine.min()), int(mine.max()) + 1) if len(mine) else (first, first)
+        boxes.append(Box(replaced(box.start, axis, low - first), replaced(box.shape, axis, end - low)))
+        read.append(torch.arange(low, end))
+        first += count
+    order = torch.searchsorted(torch.cat(read), wanted)
+    return ReadPlan(tuple(boxes), lambda tensors: _in_order(tensors, axis, order))
+
+
+def _in_order(tensors: Sequence[Tensor], axis: int, order: Tensor) -> Tensor:
+    """The slices of all tensors, one after the other, in another order."""
+    parts = [tensor for tensor in tensors if tensor.shape[axis]] or [tensors[0]]
+    joined = torch.cat(parts, axis) if len(parts) > 1 else parts[0]
+    if torch.equal(order, torch.arange(joined.shape[axis])):
+        return joined
+    return joined.index_select(axis, order.to(joined.device))
+
+
+# --- values and arguments --------------------------------------------------------------------------------------------
+
+
+def upcast(tensor: Tensor) -> Tensor:
+    """The tensor in a dtype to compute in: its own, but float32 at least."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def listed(shapes: Sequence[Size]) -> str:
+    """Shapes as a message has them: ``[2, 3], []``."""
+    return ", ".join(str(list(size)) for size in shapes)
+
+
+def check_whole(adapter: Adapter, *names: str, least: int = 0) -> None:
+    """Raises ValueError for arguments that are not whole numbers from ``least``."""
+    for name in names:
+        if not is_whole(value := getattr(adapter, name), least):
+            raise ValueError(f"{name} must be a whole number from {least}, but got {value!r}")
+
+
+def take_lists(adapter: Adapter, kind: type, *names: str) -> None:
+    """Makes tuples of arguments that may be lists. Raises TypeError for anything else, text above all.
+
+    >>> from torchinit.checkpoints.adapters import Rows
+    >>> Rows([2, 0]).indices
+    (2, 0)
+    """
+    items = {str: "names", int: "whole numbers"}.get(kind, "adapters")
+    for name in names:
+        given = getattr(adapter, name)
+        if not isinstance(given, (list, tuple)) or not all(isinstance(item, kind) for item in given):
+            raise TypeError(f"{name} must be a list of {items}, but got {given!r}")
+        object.__setattr__(adapter, name, tuple(given))
+
+
+def check_same(
+    adapter: Adapter, shapes: Sequence[Size], shape: Size, free: Collection[int], *, least: int = 1, most: int = 0
+) -> Size:
+    """Returns the one shape of the file, once it agrees with the site's in every dimension but the ``free`` ones.
+
+    Raises ValueError where it does not, where a free dimension is empty, and where the site has fewer than ``least``
+    dimensions, or more than ``most``, if that is given.
+
+    >>> from torchinit.checkpoints.adapters import Transpose
+    >>> check_same(Transpose(), [(8, 3)], (8, 4), free={-1})
+    (8, 3)
+    """
+    (seen,) = shapes
+    if not least <= len(shape) <= (most or len(shape)):
+        dims = f"at least {least}" if not most else " or ".join(map(str, range(least, most + 1)))
+        raise ValueError(f"{adapter} needs a site of {dims} dimensions, but it has {list(shape)}")
+    open_axes = {axis % len(shape) for axis in free}
+    expected = ["*" if axis in open_axes else str(size) for axis, size in enumerate(shape)]
+    if ["*" if axis in open_axes else str(size) for axis, size in enumerate(seen)] != expected:
+        raise ValueError(f"{adapter} needs [{', '.join(expected)}] for a site of {list(shape)}, but got {list(seen)}")
+    if any(seen[axis] == 0 for axis in open_axes):
+        raise ValueError(f"{adapter} can make nothing of {list(seen)}, which is empty")
+    return seen
+
+
+# --- dotted parts of a key -------------------------------------------------------------------------------------------
+
+
+def replace_parts(key: str, old: str, new: str) -> str:
+    """The key with the last ``old``, one or several whole parts of it, replaced.
+
+    Raises ValueError for a key without it.
+
+    >>> replace_parts("h.0.attn.qkv.weight", "qkv", "q_proj")
+    'h.0.attn.q_proj.weight'
+    """
+    at, parts = _find(key, old), key.split(".")
+    return ".".join([*parts[:at], *new.split("."), *parts[at + len(old.split(".")) :]])
+
+
+def place(key: str, wanted: str) -> int | None:
+    """At which of the key's parts the last ``wanted`` begins; ``*`` in it stands for one part that is a number.
+
+    >>> place("h.0.attn.qkv.weight", "attn.qkv"), place("h.0.attn.qkv.weight", "tn"), place("h.0", "*")
+    (2, None, 1)
+    """
+    parts, run = key.split("."), wanted.split(".")
+    places = range(len(parts) - len(run), -1, -1)
+    return next((at for at in places if all(map(_fits, parts[at : at + len(run)], run))), None)
+
+
+def numbered(key: str, pattern: str) -> tuple[int, str]:
+    """The number at the ``*`` of the pattern, and the part of the key that the pattern stands for.
+
+    Raises ValueError for a key without it.
+
+    >>> numbered("layers.1.experts.12.w1.weight", "experts.*.w1")
+    (12, 'experts.12.w1')
+    """
+    at, run = _find(key, pattern), pattern.split(".")
+    parts = key.split(".")[at : at + len(run)]
+    return int(parts[run.index("*")]), ".".join(parts)
+
+
+def check_pattern(name: str, pattern: str) -> None:
+    """Raises ValueError unless the pattern has exactly one part ``*``."""
+    if pattern.split(".").count("*") != 1:
+        raise ValueError(f"{name} must have one part '*', the number of each, but got {pattern!r}")
+
+
+def _find(key: str, wanted: str) -> int:
+    at = place(key, wanted)
+    if at is None:
+        parts, length = key.split("."), len(wanted.split("."))
+        runs = [".".join(parts[start : start + length]) for start in range(len(parts) - length + 1)]
+        raise ValueError(f"{key!r} has no part {wanted!r}{did_you_mean(wanted, [] if '*' in wanted else runs)}")
+    return at
+
+
+def _fits(part: str, wanted: str) -> bool:
+    return part == wanted or (wanted == "*" and re.fullmatch(r"[0-9]+", part) is not None)

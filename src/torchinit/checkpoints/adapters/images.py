@@ -1,0 +1,286 @@
+"""Images: first layers for other channels, patches and videos; positions on a grid of another size."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, TypeAlias, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from torchinit.checkpoints.adapters.base import ADAPTERS, Adapter, ReadPlan, Size, check_same, check_whole, upcast
+from torchinit.core.arguments import choice, is_whole
+from torchinit.core.shards import Box, replaced, without
+
+Channels: TypeAlias = Literal["sum", "repeat"]
+Frames: TypeAlias = Literal["repeat", "centre"]
+Grid: TypeAlias = tuple[int, int]
+"""Height and width."""
+
+
+@ADAPTERS.register
+@final
+@dataclass(frozen=True, slots=True)
+class InputChannels(Adapter):
+    """The input channels of a convolution, made fewer or more: RGB to grey, to infrared and so on.
+
+    The n channels of the file are repeated in turn until there are m. With ``how="sum"`` they are scaled by
+    n/m, and for m = 1 summed, so that the layer answers to an image whose channels are all alike as before:
+    exactly so for m = 1 and for multiples of n. With ``how="repeat"`` they stay as they are.
+
+    ``axis`` is the dimension of the input channels: 1 for a convolution and a Linear, 0 for a transposed one.
+
+    >>> import torch
+    >>> rgb = torch.tensor([[[[1.0]], [[2.0]], [[4.0]]]])
+    >>> InputChannels().adapt([rgb], (1, 1, 1, 1), "conv1.weight").item()
+    7.0
+    >>> InputChannels("repeat").adapt([rgb], (1, 4, 1, 1), "conv1.weight").flatten().tolist()
+    [1.0, 2.0, 4.0, 1.0]
+    """
+
+    only_resizes: ClassVar[bool] = True
+    how: Channels = "sum"
+    axis: int = 1
+
+    def __post_init__(self) -> None:
+        choice("how", self.how, Channels)
+        check_whole(self, "axis")
+
+    def check(self, shapes: Sequence[Size], shape: Size, key: str) -> None:
+        check_same(self, shapes, shape, {self.axis}, least=self.axis + 1)
+
+    def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
+        (weight,) = tensors
+        have, want = weight.shape[self.axis], shape[self.axis]
+        if have == want:
+            return weight
+        if self.how == "sum" and want == 1:
+            return upcast(weight).sum(self.axis, keepdim=True)
+        repeated = weight.index_select(self.axis, torch.arange(want, device=weight.device) % have)
+        return upcast(repeated) * (have / want) if self.how == "sum" else repeated
+
+    def slices_along(self) -> int | None:
+        return self.axis if self.how == "repeat" else None
+
+
+@ADAPTERS.register
+@final
+@dataclass(frozen=True, slots=True)
+class Inflate(Adapter):
+    """A kernel for images made one for video: ``[out, in, h, w]`` becomes ``[out, in, t, h, w]``.
+
+    ``how="repeat"`` gives every frame the kernel divided by t (I3D, https://arxiv.org/abs/1705.07750): a
+    video that stands still is seen as its image was. ``how="centre"`` gives it to the middle frame, t // 2,
+    and zeros to the others (ViViT, https://arxiv.org/abs/2103.15691). ``axis`` is where time comes in.
+
+    >>> import torch
+    >>> Inflate().adapt([torch.ones(1, 1, 1, 1)], (1, 1, 4, 1, 1), "conv1.weight").flatten()
+    tensor([0.2500, 0.2500, 0.2500, 0.2500])
+    """
+
+    how: Frames = "repeat"
+    axis: int = 2
+
+    def __post_init__(self) -> None:
+        choice("how", self.how, Frames)
+        check_whole(self, "axis")
+
+    def check(self, shapes: Sequence[Size], shape: Size, key: str) -> None:
+        (seen,) = shapes
+        if len(shape) <= self.axis or seen != without(shape, self.axis):
+            raise ValueError(
+                f"{self} needs the site's shape without dimension {self.axis}, but got {list(seen)} "
+                f"for a site of {list(shape)}"
+            )
+
+    def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
+        (weight,) = tensors
+        frames = shape[self.axis]
+        if self.how == "repeat":
+            return (upcast(weight) / frames).unsqueeze(self.axis).expand(shape)
+        video = weight.new_zeros(shape)
+        video.select(self.axis, frames // 2).copy_(weight)
+        return video
+
+    def read_plan(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> ReadPlan:
+        axis = self.axis
+        image = Box(without(box.start, axis), without(box.shape, axis))
+        video = replaced(box.shape, axis, shape[axis])
+        frames = box.start[axis], box.shape[axis]
+        return ReadPlan((image,), lambda tensors: self.adapt(tensors, video, key).narrow(axis, *frames))
+
+
+@ADAPTERS.register
+@final
+@dataclass(frozen=True, slots=True)
+class ResizePatches(Adapter):
+    r"""A patch embedding ``[out, in, h, w]`` for patches of another size (FlexiViT, https://arxiv.org/abs/2212.08013).
+
+    With B the matrix that resizes a patch of the file's size to the site's, bicubically, the new weight is
+
+    .. math:: w' = (B^\top)^+ w
+
+    so that the embedding of an enlarged patch is that of the patch itself; for smaller patches it is as near
+    as least squares can make it.
+
+    >>> ResizePatches().check([(768, 3, 16, 16)], (768, 3, 32, 32), "patch_embed.proj.weight")
+    """
+
+    only_resizes: ClassVar[bool] = True
+    antialias: bool = True
+
+    def check(self, shapes: Sequence[Size], shape: Size, key: str) -> None:
+        check_same(self, shapes, shape, {-2, -1}, least=3)
+
+    def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
+        (weight,) = tensors
+        old, new = tuple(weight.shape[-2:]), shape[-2:]
+        if old == new:
+            return weight
+        # The patches of unit vectors, resized, are the rows of B transposed. In float64, to be rounded once.
+        unit = torch.eye(old[0] * old[1], dtype=torch.float64).view(-1, 1, *old)
+        resize = F.interpolate(unit, new, mode="bicubic", antialias=self.antialias).flatten(1)
+        inverse = torch.linalg.pinv(resize).to(weight.device)
+        resized: Tensor = weight.double().flatten(-2) @ inverse.T
+        return resized.view(shape).to(upcast(weight).dtype)
+
+
+class _ResizeGrid(Adapter):
+    """A table ``[..., rows, width]`` some of whose rows lie on a grid, row by row, and are resampled bicubically.
+
+    Those before ``_first`` and those behind the grid stay. Grids are square unless ``file`` and ``site`` say more.
+    """
+
+    __slots__ = ()
+
+    file: Grid | None
+    site: Grid | None
+    antialias: bool
+
+    @property
+    def _first(self) -> int:
+        return 0
+
+    @abstractmethod
+    def _grid(self, name: str, given: Grid | None, rows: int) -> Grid:
+        """The grid of so many rows; raises ValueError where they cannot be one."""
+
+    def _grids(self, seen: Size, shape: Size) -> tuple[Grid, Grid]:
+        return self._grid("file", self.file, seen[-2]), self._grid("site", self.site, shape[-2])
+
+    def changes(self, shapes: Sequence[Size], shape: Size) -> bool:
+        old, new = self._grids(shapes[0], shape)
+        return old != new
+
+    def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
+        (table,) = tensors
+        old, new = self._grids(tuple(table.shape), shape)
+        if old == new:
+            return table
+        before, grid, behind = upcast(table).tensor_split([self._first, self._first + math.prod(old)], -2)
+        places = grid.reshape(-1, *old, shape[-1]).permute(0, 3, 1, 2)
+        resized = F.interpolate(places, new, mode="bicubic", antialias=self.antialias).permute(0, 2, 3, 1)
+        return torch.cat([before, resized.reshape(*shape[:-2], -1, shape[-1]), behind], -2)
+
+    def _check_grids(self) -> None:
+        for name in ("file", "site"):
+            grid = getattr(self, name)
+            if grid is None:
+                continue
+            if not (isinstance(grid, (list, tuple)) and len(grid) == 2 and all(map(is_whole, grid))):
+                raise ValueError(f"{name} must be (height, width) in whole numbers from 1, but got {grid!r}")
+            object.__setattr__(self, name, tuple(grid))
+
+
+@ADAPTERS.register
+@final
+@dataclass(frozen=True, slots=True)
+class ResizePositions(_ResizeGrid):
+    """Absolute position embeddings ``[..., tokens, width]`` for another number of patches, resampled bicubically.
+
+    The first ``prefix`` tokens (class, distillation, registers) have no place and stay; the others lie row by
+    row on a grid. Grids are square unless given as (height, width): ``file`` and ``site``. With
+    ``antialias=True`` a smaller grid averages, as timm's ``resample_abs_pos_embed`` does. The same grid stays
+    as it is.
+
+    >>> ResizePositions().check([(1, 197, 768)], (1, 577, 768), "pos_embed")
+    >>> ResizePositions(prefix=0).check([(1, 197, 768)], (1, 576, 768), "pos_embed")
+    Traceback (most recent call last):
+    ValueError: 197 tokens with prefix=0 are not a square grid; with prefix=1 they are 14x14, else give file=(h, w)
+    """
+
+    prefix: int = 1
+    file: Grid | None = None
+    site: Grid | None = None
+    antialias: bool = True
+
+    def __post_init__(self) -> None:
+        check_whole(self, "prefix")
+        self._check_grids()
+
+    @property
+    def _first(self) -> int:
+        return self.prefix
+
+    def check(self, shapes: Sequence[Size], shape: Size, key: str) -> None:
+        self._grids(check_same(self, shapes, shape, {-2}, least=2), shape)
+
+    def _grid(self, name: str, given: Grid | None, rows: int) -> Grid:
+        rest = rows - self.prefix
+        if given is not None and math.prod(given) != rest:
+            raise ValueError(
+                f"{name}={given} has {math.prod(given)} places, but there are {rest} tokens besides the prefix"
+            )
+        side = math.isqrt(max(rest, 0))
+        if given is None and (rest < 1 or side * side != rest):
+            squares = (rows - prefix for prefix in range(min(rows, 9)))
+            near = next((square for square in squares if math.isqrt(square) ** 2 == square), 0)
+            hint = f"with prefix={rows - near} they are {math.isqrt(near)}x{math.isqrt(near)}, else " if near else ""
+            raise ValueError(f"{rows} tokens with prefix={self.prefix} are not a square grid; {hint}give {name}=(h, w)")
+        return given or (side, side)
+
+
+@ADAPTERS.register
+@final
+@dataclass(frozen=True, slots=True)
+class ResizeRelativeBias(_ResizeGrid):
+    """Tables of relative position biases ``[(2h-1)(2w-1) + extra, heads]`` for another window, resampled bicubically.
+
+    Swin has ``extra=0``, BEiT ``extra=3`` rows for its class token, which stay. Windows are square unless
+    given as (height, width): ``file`` and ``site``. The same window stays as it is.
+
+    >>> ResizeRelativeBias().check([(169, 4)], (529, 4), "relative_position_bias_table")
+    """
+
+    extra: int = 0
+    file: Grid | None = None
+    site: Grid | None = None
+    antialias: bool = False
+
+    def __post_init__(self) -> None:
+        check_whole(self, "extra")
+        self._check_grids()
+
+    def check(self, shapes: Sequence[Size], shape: Size, key: str) -> None:
+        self._grids(check_same(self, shapes, shape, {0}, least=2, most=2), shape)
+
+    def _grid(self, name: str, given: Grid | None, rows: int) -> Grid:
+        """The differences of rows and of columns in a window."""
+        rest = rows - self.extra
+        if given is not None:
+            grid = 2 * given[0] - 1, 2 * given[1] - 1
+            if math.prod(grid) != rest:
+                raise ValueError(
+                    f"{name}={given} makes {math.prod(grid)} biases, but there are {rest} besides {self.extra} extra"
+                )
+            return grid
+        side = math.isqrt(max(rest, 0))
+        if side % 2 == 0 or side * side != rest:
+            raise ValueError(
+                f"{rows} rows with extra={self.extra} are not a square window; give {name}=(h, w) or another extra"
+            )
+        return side, side

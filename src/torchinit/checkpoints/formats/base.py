@@ -1,0 +1,159 @@
+"""Checkpoint: named tensors that can be looked at and read piece by piece, wherever they are kept."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from torchinit.checkpoints.hub.cache import stamp_of
+from torchinit.core.maps import FrozenMap
+from torchinit.core.shards import Box
+from torchinit.errors import CheckpointError, did_you_mean
+
+_MOST_DIMENSIONS: Final = 64
+"""torch and NumPy allow no more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Info:
+    """Shape and dtype of a tensor that was not read yet.
+
+    >>> Info((2, 3), torch.float32).nbytes
+    24
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * self.dtype.itemsize
+
+
+class Stamp:
+    """The identity, size and time of a file when it was opened."""
+
+    __slots__ = ("_path", "_seen")
+
+    def __init__(self, path: Path) -> None:
+        self._path = str(path)  # a stat of a str takes half the time of that of a Path
+        self._seen = stamp_of(path)
+
+    def is_same(self) -> bool:
+        """Whether the file is still there, and as it was."""
+        return stamp_of(self._path) == self._seen
+
+    def check(self) -> None:
+        """Raises CheckpointError where the file itself was written to."""
+        # A mapped file must not change: to touch a page that was cut off ends the process (SIGBUS), which nothing in
+        # Python can catch. A file that is gone, or has another in its place, does no harm: what is mapped is the old
+        # one, and stays until it is unmapped. So only the same inode with another size or time is refused. It can
+        # fail in the moment between this look and the copy.
+        now = stamp_of(self._path)
+        if now and self._seen and now != self._seen and now[0] == self._seen[0]:
+            raise CheckpointError(f"{self._path}: has been written to since it was opened; open it again")
+
+
+class Checkpoint(ABC):
+    """Named tensors, each with its shape and dtype known, none read before it is asked for.
+
+    ``name`` is what messages call it, ``format`` how it is kept, ``part`` which part of a nested one this is,
+    ``notes`` what its reader should know, ``metadata`` the text that the file holds beside its tensors. What ``read``
+    gives may be the file's own memory: do not write to it.
+
+    >>> from torchinit import open_checkpoint
+    >>> checkpoint = open_checkpoint({"fc.weight": torch.zeros(2, 3)})
+    >>> list(checkpoint), checkpoint.info("fc.weight"), "fc.bias" in checkpoint
+    (['fc.weight'], Info(shape=(2, 3), dtype=torch.float32), False)
+    """
+
+    name: str
+    format: str = ""
+    part: str = ""
+    notes: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = FrozenMap()
+    _entries: Mapping[str, Any]
+    """An ``Info`` for each tensor, by name, or whatever else a format keeps of it."""
+    _stamp: Stamp | None = None
+    """That of the file that is mapped, if there is one."""
+
+    def keys(self) -> tuple[str, ...]:
+        """The names of all tensors, in the order of the file."""
+        return tuple(self._entries)
+
+    def _info(self, key: str) -> Info:
+        """Shape and dtype of a tensor that is there."""
+        info: Info = self._entries[key]
+        return info
+
+    @abstractmethod
+    def _read(self, key: str, box: Box | None) -> Tensor:
+        """The tensor, or a box of it, of one that is there."""
+
+    def info(self, key: str) -> Info:
+        """Shape and dtype of a tensor; raises CheckpointError where there is none, or one of an odd kind."""
+        self._check_key(key)
+        return self._info(key)
+
+    def read(self, key: str, box: Box | None = None) -> Tensor:
+        """The tensor, or a box of it, on the CPU; raises CheckpointError where there is none.
+
+        >>> from torchinit.checkpoints import open_checkpoint
+        >>> open_checkpoint({"w": torch.arange(4)}).read("w", Box((1,), (2,)))
+        tensor([1, 2])
+        """
+        self._check_key(key)
+        if self._stamp is not None:
+            self._stamp.check()
+        return self._read(key, box)
+
+    def is_current(self, keys: Iterable[str] | None = None) -> bool:
+        """Whether its files are still the same; of several only those are looked at that hold ``keys``, if given."""
+        del keys
+        return self._stamp is None or self._stamp.is_same()
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._entries
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}: {len(self)} tensors>"
+
+    def _check_key(self, key: str) -> None:
+        if key not in self:
+            raise CheckpointError(f"{self.name}: holds no {key!r}{did_you_mean(key, self.keys())}")
+
+
+def is_shape(values: Sequence[object]) -> bool:
+    """Whether these are sizes that a tensor can have.
+
+    >>> is_shape([2, 3]), is_shape([]), is_shape([2, -1]), is_shape([True]), is_shape([1] * 65)
+    (True, True, False, False, False)
+    """
+    return len(values) <= _MOST_DIMENSIONS and all(type(size) is int and 0 <= size < 1 << 63 for size in values)
+
+
+def cut(tensor: Tensor, box: Box | None) -> Tensor:
+    """The box of a tensor, as a view.
+
+    >>> cut(torch.arange(6).view(2, 3), Box((0, 1), (2, 2)))
+    tensor([[1, 2],
+            [4, 5]])
+    """
+    return tensor if box is None or box.shape == tensor.shape else box.of(tensor)

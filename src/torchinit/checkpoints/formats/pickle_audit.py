@@ -1,0 +1,320 @@
+"""Audit of pickles: what they would make and ask for, told without unpickling anything.
+
+torch's restricted unpickler runs no foreign code. What it does allow can still end the process or keep it busy for
+good: a tuple that is nested too deep to be hashed, one that holds twice a tuple that holds twice a tuple, a text
+written as hexadecimal time and again. So the operations are followed here first, on sizes instead of objects.
+
+How it can fail: an operation that torch's unpickler learns is refused until it is added to ``_OPERATIONS``, as is a
+function that ``torch.save`` begins to write until it is in ``TENSORS``. Neither opens a hole, since torch's own list
+of what may be called stands behind this one. Cheaper ways do not do: a bound on the length of a pickle misses bombs of
+three hundred bytes, and a child process under limits would import torch for each file.
+"""
+
+from __future__ import annotations
+
+import _compat_pickle
+import io
+import pickle
+import pickletools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO, Any, Final, TypeAlias
+
+import torch
+
+from torchinit.errors import CheckpointError
+
+PLAIN: Final[Mapping[str, str]] = {
+    "_codecs.encode": "bytes",
+    "builtins.bytearray": "bytes",
+    "builtins.complex": "number",
+    "builtins.set": "table",
+    "collections.Counter": "table",
+    "collections.OrderedDict": "table",
+    "torch.Size": "tuple",
+    "torch.device": "name",
+    "torch.serialization._get_layout": "name",
+}
+"""The functions that make plain data out of plain data, and of which kind that is."""
+_REBUILD = "parameter parameter_with_state tensor tensor_v2 tensor_v3 sparse_tensor qtensor meta_tensor_no_storage"
+TENSORS: Final = frozenset({"torch._tensor._rebuild_from_type_v2", "torch.nn.parameter.Parameter"}) | {
+    f"torch._utils._rebuild_{name}" for name in _REBUILD.split()
+}
+"""The functions that make tensors of memory in the file. torch allows more, which make them of nothing or copy them."""
+_CODINGS: Final = ("latin1", "latin-1")
+"""The codings in which Python writes bytes as text; others make much out of little, or take long over it."""
+_DEEPEST: Final = 100
+"""Python hashes a tuple by a recursion that nothing bounds."""
+_WORK: Final = 1 << 20
+"""So much is done for nothing, and 64 times as much as the pickle is long."""
+_SIZES: Final = {
+    "Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2, "ComplexDouble": 16,
+    "ComplexFloat": 8, "QInt32": 4,
+}  # fmt: skip
+"""The bytes of an element in what torch calls memory of a type; the others' are 1."""
+
+
+class RefusedPickleError(CheckpointError, pickle.UnpicklingError):
+    """A pickle that asks for more than tensors and plain data; nothing of it was run."""
+
+
+def refused(name: str, what: str) -> RefusedPickleError:
+    """The error for a pickle that does what it may not; ``what`` says what."""
+    how = "Get the weights as .safetensors, or save their state_dict alone"
+    if re.search(r"_rebuild_wrapper_subclass|torchao|quanto|bitsandbytes|hqq", what):
+        how = "Its tensors are of a library's own class (quantized?): load it there, dequantize() them and save those"
+    return RefusedPickleError(
+        f"{name}: is refused: its pickle {what}, and only tensors and plain data are read. Nothing in it was run. {how}"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """A piece of memory that tensors lie in: how many elements of how many bytes."""
+
+    numel: int
+    itemsize: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * self.itemsize
+
+
+def check_pickle(name: str, data: bytes) -> dict[str, Memory]:
+    """The memory that a pickle asks for, by its keys.
+
+    Raises CheckpointError for one that is damaged, and RefusedPickleError, which is one, where it does what
+    ``torch.save`` does not, or would take more memory or time than its length explains.
+    """
+    return _Audit(name, io.BytesIO(data)).run().memory
+
+
+def check_pickles(name: str, file: IO[bytes]) -> tuple[dict[str, Memory], list[str]]:
+    """The same for the five pickles that begin one of torch's older files: the memory, and its keys in order.
+
+    The file is then at the beginning of the memory.
+    """
+    audits = [_Audit(name, file).run() for _ in range(5)]
+    return audits[3].memory, audits[4].texts
+
+
+class _Global(str):
+    """The full name of a function or class."""
+
+    __slots__ = ()
+
+
+@dataclass(slots=True)
+class _Value:
+    """An object that is not made: its kind, how much it holds, how deep it is nested; the items of a tuple."""
+
+    kind: str
+    weight: int = 1
+    items: Sequence[Any] = ()
+    depth: int = 0
+
+
+class _Audit:
+    """A pickle's operations, followed as torch's unpickler follows them.
+
+    On the stack are texts and whole numbers as they are, ``_Global`` and ``_Value``, and None for any other value.
+    """
+
+    # Work is counted where Python would do it: a tuple is hashed as a key, with all that is in it, each time that it
+    # is used; a call copies what it is given; attributes are copied into an object. An object that lies in many places
+    # was made once, so fetching it from the memo costs nothing, but for a tuple, which may be hashed there. A weight
+    # is what an object held when it was put into another, so a cycle ends; what is put into it later is counted by
+    # the call that copies it (_cost).
+
+    def __init__(self, name: str, file: IO[bytes]) -> None:
+        self.name = name
+        self.file = file
+        self.stack: list[Any] = []
+        self.marks: list[list[Any]] = []
+        self.memo: dict[int, Any] = {}
+        self.memory: dict[str, Memory] = {}
+        self.texts: list[str] = []
+        self.work = 0
+
+    def run(self) -> _Audit:
+        """Follows the pickle to its end."""
+        try:
+            while (code := self.file.read(1)) != pickle.STOP:
+                if code not in _OPERATIONS:
+                    raise self._unknown(code)  # before its argument is read, which may claim any length
+                argument, action = _OPERATIONS[code]
+                action(self, argument and argument.reader(self.file))
+        except (IndexError, KeyError, ValueError) as error:
+            raise CheckpointError(f"{self.name}: its pickle is damaged: {type(error).__name__}: {error}") from error
+        return self
+
+    def _unknown(self, code: bytes) -> CheckpointError:
+        if not code:
+            return CheckpointError(f"{self.name}: its pickle is damaged: it has no end")
+        how = ", as of a later protocol than 2" if code >= b"\x8c" else ""
+        return refused(self.name, f"does what torch.save does not (operation {code!r}{how})")
+
+    def push(self, value: Any) -> None:
+        self.stack.append(value)
+
+    def push_text(self, text: str) -> None:
+        self.texts.append(text)
+        self.stack.append(text)
+
+    def push_global(self, names: str) -> None:
+        """Pushes the full name of a module and what is in it, as Python 3 has them."""
+        module, _, last = names.partition(" ")
+        module, last = _compat_pickle.NAME_MAPPING.get((module, last), (module, last))
+        self.stack.append(_Global(f"{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{last}"))
+
+    def mark(self) -> None:
+        self.marks.append(self.stack)
+        self.stack = []
+
+    def since_mark(self) -> list[Any]:
+        """Takes what was put on the stack since the last mark."""
+        taken, self.stack = self.stack, self.marks.pop()
+        return taken
+
+    def take(self, number: int) -> list[Any]:
+        """Takes the last few of the stack."""
+        if len(self.stack) < number:
+            raise IndexError("nothing is left on its stack")
+        taken = self.stack[len(self.stack) - number :]
+        del self.stack[len(self.stack) - number :]
+        return taken
+
+    def put(self, key: int) -> None:
+        self.memo[key] = self.stack[-1]
+
+    def get(self, key: int) -> None:
+        value = self.memo[key]
+        if type(value) is _Value and value.kind == "tuple":
+            self.spend(value.weight)
+        self.stack.append(value)
+
+    def push_tuple(self, items: Sequence[Any]) -> None:
+        depth, weight = 1, 1 + len(items)
+        for item in items:
+            if type(item) is _Value:
+                depth = max(depth, 1 + item.depth)
+                weight += item.weight - 1
+        if depth > _DEEPEST:
+            raise refused(self.name, f"nests tuples more than {_DEEPEST} deep")
+        self.spend(weight)
+        self.stack.append(_Value("tuple", weight, items, depth))
+
+    def fill(self, items: Sequence[Any]) -> None:
+        """Puts items into the table on the stack."""
+        if type(table := self.stack[-1]) is _Value:
+            table.weight += sum(map(_weight, items))
+
+    def call(self) -> None:
+        function, arguments = self.take(2)
+        if not isinstance(function, _Global) or not isinstance(arguments, _Value) or arguments.kind != "tuple":
+            raise refused(self.name, "calls what is not a function")
+        self._check_call(function, arguments)
+        self.spend(cost := _cost(arguments))
+        self.stack.append(_Value(PLAIN.get(function, "tensor"), cost, arguments.items, arguments.depth))
+
+    def _check_call(self, function: str, arguments: _Value) -> None:
+        has_tensor = any(isinstance(item, _Value) and item.kind == "tensor" for item in arguments.items)
+        if why := refusal_of_call(function, arguments.items, has_tensor=has_tensor):
+            raise refused(self.name, why)
+        if function.endswith("._rebuild_from_type_v2"):  # which calls what it is given
+            inner, _, given = (*arguments.items, None, None, None)[:3]
+            if not isinstance(inner, _Global) or not isinstance(given, _Value):
+                raise refused(self.name, "calls what is not a function")
+            self._check_call(inner, given)
+
+    def build(self) -> None:
+        """Gives the object on the stack its attributes."""
+        self.spend(_cost(self.stack.pop()))
+
+    def ask(self) -> None:
+        """Asks for memory: ``("storage", kind, key, device, number of elements, ...)``."""
+        wanted = self.stack.pop()
+        items = wanted.items if isinstance(wanted, _Value) else ()
+        kinds = (str, _Global, str, str, int)
+        if len(items) < 5 or not all(map(isinstance, items, kinds)) or items[0] != "storage" or items[4] < 0:
+            raise refused(self.name, "asks for memory as torch.save does not")
+        kind = items[1].rpartition(".")[2].removesuffix("Storage")
+        asked = Memory(items[4], _SIZES.get(kind, 1))
+        if self.memory.setdefault(items[2], asked) != asked:
+            raise refused(self.name, f"asks for the memory {items[2]!r} in two sizes")
+        self.stack.append(_Value("memory"))
+
+    def spend(self, work: int) -> None:
+        """Counts what is hashed and copied."""
+        self.work += work
+        if self.work > _WORK and self.work > _WORK + 64 * self.file.tell():
+            raise refused(self.name, "would make far more than it holds")
+
+
+def _weight(item: Any) -> int:
+    """The size of an object, as far as it was filled when it was taken up."""
+    return item.weight if type(item) is _Value else len(item) + 1 if isinstance(item, str) else 1
+
+
+def _cost(item: Any) -> int:
+    """The size of an object by now, with all that is in a tuple."""
+    is_tuple = isinstance(item, _Value) and item.kind == "tuple"
+    return sum(map(_cost, item.items)) + 1 if is_tuple else _weight(item)
+
+
+def refusal_of_call(function: str, arguments: Sequence[Any], *, has_tensor: bool) -> str:
+    """Why a call is refused; empty for one that ``torch.save`` writes.
+
+    What the program has registered with ``torch.serialization.add_safe_globals`` may be called, too.
+
+    >>> refusal_of_call("os.system", ("true",), has_tensor=False)
+    'asks for os.system'
+    >>> refusal_of_call("_codecs.encode", ("00", "hex"), has_tensor=False)
+    'calls _codecs.encode with odd arguments'
+    """
+    if function in TENSORS:
+        return ""
+    if function not in PLAIN:
+        return "" if function in _registered() else f"asks for {function}"
+    sizes = function == "builtins.bytearray" and any(isinstance(item, int) for item in arguments)
+    coding = function in ("builtins.bytearray", "_codecs.encode") and any(c not in _CODINGS for c in arguments[1:])
+    return f"calls {function} with odd arguments" if sizes or coding or has_tensor else ""
+
+
+def _registered() -> set[str]:
+    known = torch.serialization.get_safe_globals()
+    names = {item[1] if isinstance(item, tuple) else f"{item.__module__}.{item.__qualname__}" for item in known}
+    return {name for name in names if not name.startswith("torch.")}
+
+
+_Action: TypeAlias = Callable[[_Audit, Any], Any]
+_ACTIONS: Final[Mapping[str, _Action]] = {
+    "PROTO": lambda audit, _: None,
+    "NONE NEWTRUE NEWFALSE BINFLOAT": lambda audit, _: audit.push(None),
+    "BININT BININT1 BININT2 LONG1": _Audit.push,
+    "BINUNICODE SHORT_BINSTRING": _Audit.push_text,
+    "EMPTY_LIST EMPTY_DICT EMPTY_SET": lambda audit, _: audit.push(_Value("table")),
+    "MARK": lambda audit, _: audit.mark(),
+    "EMPTY_TUPLE": lambda audit, _: audit.push_tuple(()),
+    "TUPLE1": lambda audit, _: audit.push_tuple(audit.take(1)),
+    "TUPLE2": lambda audit, _: audit.push_tuple(audit.take(2)),
+    "TUPLE3": lambda audit, _: audit.push_tuple(audit.take(3)),
+    "TUPLE": lambda audit, _: audit.push_tuple(audit.since_mark()),
+    "APPEND": lambda audit, _: audit.fill(audit.take(1)),
+    "SETITEM": lambda audit, _: audit.fill(audit.take(2)),
+    "APPENDS SETITEMS": lambda audit, _: audit.fill(audit.since_mark()),
+    "BINPUT LONG_BINPUT": _Audit.put,
+    "BINGET LONG_BINGET": _Audit.get,
+    "GLOBAL": _Audit.push_global,
+    "REDUCE NEWOBJ": lambda audit, _: audit.call(),
+    "BUILD": lambda audit, _: audit.build(),
+    "BINPERSID": lambda audit, _: audit.ask(),
+}
+_OPERATIONS: Final[Mapping[bytes, tuple[pickletools.ArgumentDescriptor | None, _Action]]] = {
+    opcode.code.encode("latin-1"): (opcode.arg, action)
+    for names, action in _ACTIONS.items()
+    for opcode in pickletools.opcodes
+    if opcode.name in names.split()
+}
+"""All that torch's unpickler knows: by its code, how the argument of an operation is read, and what it does."""

@@ -1,0 +1,104 @@
+"""Checkpoints of several files: an index that says in which of them each tensor is; folders of torch.distributed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from torchinit.checkpoints.formats.base import Checkpoint, Info, Stamp, cut
+from torchinit.checkpoints.hub.index import member_of
+from torchinit.core.maps import unique_json
+from torchinit.core.shards import Box
+from torchinit.errors import CheckpointError
+
+_LARGEST_INDEX: Final = 1 << 28
+
+
+class ShardedCheckpoint(Checkpoint):
+    """The files of an ``*.index.json``, each opened when one of its tensors is asked for.
+
+    Raises CheckpointError for an index that points out of its folder.
+    """
+
+    format = "sharded"
+
+    def __init__(self, path: Path, source: str, open_file: Callable[[str], Checkpoint]) -> None:
+        self.name = str(path)
+        self._index = Stamp(path)
+        self._entries = read_index(path)
+        self._open_file = open_file
+        self._sources = {file: member_of(source, file) for file in sorted(set(self._entries.values()))}
+        self._files: dict[str, Checkpoint] = {}
+
+    def _info(self, key: str) -> Info:
+        return self._file(key).info(key)
+
+    def _read(self, key: str, box: Box | None) -> Tensor:
+        return self._file(key).read(key, box)
+
+    def is_current(self, keys: Iterable[str] | None = None) -> bool:
+        files = self._files if keys is None else self._files.keys() & {self._entries.get(key, "") for key in keys}
+        return self._index.is_same() and all(self._files[file].is_current() for file in files)
+
+    def _file(self, key: str) -> Checkpoint:
+        file = self._entries[key]
+        if file not in self._files:
+            try:
+                self._files[file] = self._open_file(self._sources[file])
+            except OSError as error:
+                raise CheckpointError(f"{self.name}: names {file!r}, but {error}") from error
+        return self._files[file]
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """The file of each tensor; raises CheckpointError for JSON that is not such a table."""
+    if path.stat().st_size > _LARGEST_INDEX:
+        raise CheckpointError(f"{path}: is JSON of more than 256 MiB")
+    try:
+        data = unique_json(path.read_bytes())
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    if not isinstance(data, dict) or "weight_map" not in data:
+        raise CheckpointError(f"{path}: is JSON without a 'weight_map', so neither weights nor an index of them")
+    files = data["weight_map"]
+    if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
+        raise CheckpointError(f"{path}: has no table 'weight_map' of file names")
+    return files
+
+
+class DistributedCheckpoint(Checkpoint):
+    """A folder that ``torch.distributed.checkpoint.save`` wrote. Opening it unpickles: a file can run code.
+
+    A tensor is read whole, also for a box of it. Raises CheckpointError where there is no such metadata.
+    """
+
+    format = "torch.distributed.checkpoint"
+
+    def __init__(self, path: Path) -> None:
+        from torch.distributed.checkpoint.filesystem import FileSystemReader
+        from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+        self.name = str(path)
+        self._reader = FileSystemReader(path)
+        if not (path / ".metadata").is_file():
+            raise CheckpointError(f"{path}: is a folder without .metadata, so none of torch.distributed.checkpoint")
+        self._entries = {
+            key: Info(tuple(entry.size), entry.properties.dtype)
+            for key, entry in self._reader.read_metadata().state_dict_metadata.items()
+            if isinstance(entry, TensorStorageMetadata)
+        }
+
+    def _read(self, key: str, box: Box | None) -> Tensor:
+        from torch.distributed.checkpoint.state_dict_loader import load
+
+        info = self._entries[key]
+        into = {key: torch.empty(info.shape, dtype=info.dtype)}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is", UserWarning)  # that it reads by itself is meant
+            load(into, storage_reader=self._reader, no_dist=True)
+        return cut(into[key], box)

@@ -1,0 +1,280 @@
+"""Files of ``torch.save``, and the tensors in memory that they become; where in nested ones the weights are."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchinit.checkpoints.formats.base import Checkpoint, Info, Stamp, cut
+from torchinit.checkpoints.formats.pickle_audit import RefusedPickleError, check_pickles, refused
+from torchinit.checkpoints.formats.zip_audit import check_zip, is_zip
+from torchinit.core.placements import is_distributed
+from torchinit.core.shards import Box
+from torchinit.core.tables import some
+from torchinit.errors import CheckpointError, count, did_you_mean
+
+PARTS = (
+    "state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights", "params",
+    "generator", "student", "teacher", "params_ema", "model_ema", "ema_state_dict", "state_dict_ema", "ema",
+)  # fmt: skip
+"""The keys under which training code keeps weights, the trained ones before their averages."""
+_OPTIMIZER = ("optimizer", "optim", "optimizer_state", "optimizer_state_dict", "param_groups", "lr_scheduler")
+_DEEPEST = 4
+_MOST_NAMES = 1 << 22
+"""No checkpoint has as many; a few kilobytes can, where one table lies in another many times."""
+
+
+class MemoryCheckpoint(Checkpoint):
+    """A checkpoint of tensors that are there already.
+
+    Raises CheckpointError for a tensor whose shape claims more elements than its memory holds. Sparse, quantized
+    and other odd tensors are refused by themselves, when they are asked for.
+    """
+
+    def __init__(
+        self, name: str, tensors: Mapping[str, Tensor], form: str, part: str = "", notes: tuple[str, ...] = ()
+    ) -> None:
+        self.name, self.format, self.part, self.notes = name, form, part, notes
+        self._entries = dict(tensors)
+        for key, tensor in self._entries.items():
+            if not _oddity(tensor):
+                _check_memory(name, key, tensor)
+
+    @classmethod
+    def of_model(cls, model: nn.Module) -> MemoryCheckpoint:
+        """The parameters and persistent buffers of a model."""
+        tensors = {key: value for key, value in model.state_dict().items() if isinstance(value, Tensor)}
+        return cls(f"{type(model).__name__} in memory", tensors, "model")
+
+    def _info(self, key: str) -> Info:
+        tensor = self._plain(key)
+        return Info(tuple(tensor.shape), tensor.dtype)
+
+    def _read(self, key: str, box: Box | None) -> Tensor:
+        # The memory of a tensor that is marked as conjugated or negated has other bits than its values.
+        return cut(self._plain(key).detach(), box).resolve_conj().resolve_neg()
+
+    def _plain(self, key: str) -> Tensor:
+        tensor: Tensor = self._entries[key]
+        if odd := _oddity(tensor):
+            remedy = ": dequantize() it first" if odd.startswith(("quantized", "wrapped")) else ""
+            raise CheckpointError(f"{self.name}: {key} is a {odd} tensor; only plain ones can be loaded{remedy}")
+        return tensor
+
+
+class TorchCheckpoint(MemoryCheckpoint):
+    """A file of ``torch.save``: of the zip format nothing is read before it is used, of the older one everything."""
+
+    def __init__(self, path: Path, part: str | None = None) -> None:
+        self._stamp = Stamp(path)
+        tensors, where, notes = find_state_dict(load_file(path), str(path), part)
+        super().__init__(str(path), tensors, "torch" if is_zip(path) else "torch, legacy", where, notes)
+
+
+def _oddity(tensor: Tensor) -> str:
+    """The odd kind that a tensor is of; empty for a plain one."""
+    if tensor.layout != torch.strided:
+        return str(tensor.layout)
+    kinds = {
+        "meta": tensor.is_meta,
+        "quantized": tensor.is_quantized,
+        "nested": tensor.is_nested,
+        f"wrapped ({type(tensor).__name__})": hasattr(tensor, "__tensor_flatten__") and not is_distributed(tensor),
+    }
+    return next((kind for kind, is_so in kinds.items() if is_so), "")
+
+
+def _check_memory(name: str, key: str, tensor: Tensor) -> None:
+    there = tensor.untyped_storage().nbytes()
+    claimed = tensor.numel() * tensor.element_size()
+    if claimed > there and type(tensor) in (Tensor, nn.Parameter):
+        raise CheckpointError(
+            f"{name}: {key} of shape {tuple(tensor.shape)} claims {claimed:,} bytes, but only {there:,} are there:"
+            " its elements share memory"
+        )
+
+
+# --- reading the file ------------------------------------------------------------------------------------------------
+
+
+def load_file(path: Path, map_location: Any = "cpu", *, mapped: bool = True) -> Any:
+    """The content of a file of ``torch.save``; no code in it is run, and with ``mapped`` nothing read before its use.
+
+    Raises CheckpointError for a file that is damaged or compressed, and RefusedPickleError, which is one, for
+    other objects than tensors and plain data.
+    """
+    zipped = is_zip(path)
+    check_zip(path) if zipped else check_legacy(path)
+    try:
+        content = torch.load(path, map_location=map_location, weights_only=True, mmap=zipped and mapped)
+    except pickle.UnpicklingError as error:
+        raise _refusal(path, error) from None
+    except Exception as error:
+        # What a damaged pickle raises depends on where it is damaged.
+        raise CheckpointError(f"{path}: cannot be read, it is damaged: {_first_line(error)}") from error
+    _check_methods(path, content)
+    return content
+
+
+def check_legacy(path: Path) -> None:
+    """Raises CheckpointError for a file of torch's older format that is damaged, or whose memory is not all there."""
+    with path.open("rb") as file:
+        memory, keys = check_pickles(str(path), file)
+        if memory.keys() != {*keys} or len(keys) > len(memory):
+            raise CheckpointError(f"{path}: the memory of its tensors is not in the file")
+        size = path.stat().st_size
+        for key in keys:  # a piece is its number of elements, then these
+            numel = int.from_bytes(file.read(8), "little")
+            if numel != memory[key].numel or file.seek(memory[key].nbytes, 1) > size:
+                raise CheckpointError(f"{path}: the memory {key!r} of its tensors is not whole in the file")
+
+
+def _check_methods(path: Path, content: object) -> None:
+    """Raises CheckpointError where a table or tensor has an attribute in place of one of its methods."""
+    # A pickle may set attributes of the OrderedDicts and tensors that it makes. One that sets `values` or `numel`
+    # would show one thing to the checks here and another to whoever reads it afterwards.
+    left, seen = [content], set[int]()
+    while left:
+        value = left.pop()
+        if id(value) in seen or not isinstance(value, (Tensor, dict, list, tuple, set)):
+            continue
+        seen.add(id(value))
+        if hidden := [name for name in getattr(value, "__dict__", ()) if hasattr(type(value), name)]:
+            raise refused(str(path), f"gives a {type(value).__name__} its own {hidden[0]!r}")
+        if not isinstance(value, Tensor):
+            left += value.values() if isinstance(value, Mapping) else value
+
+
+def _refusal(path: Path, error: Exception) -> RefusedPickleError:
+    text = str(error)
+    named = re.search(r"GLOBAL ([\w.]+)", text) or re.search(r"(?:class|function|global) ([\w.]+)", text)
+    what = f"asks for {named[1]}" if named else f"does what torch.save does not ({_first_line(error).rstrip('.')})"
+    return refused(str(path), what)
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    _, _, reason = text.rpartition("WeightsUnpickler error:")
+    return (reason.strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+# --- where the weights are -------------------------------------------------------------------------------------------
+
+
+def find_state_dict(content: object, name: str, part: str | None) -> tuple[dict[str, Tensor], str, tuple[str, ...]]:
+    """The named tensors in what a file holds, the path to them, and what else there was to choose from.
+
+    ``part`` says where they are: ``"ema.state_dict"``. Raises CheckpointError where there are none.
+    """
+    # The search goes down, table by table: into the first of PARTS that holds no fewer named tensors than lie beside
+    # it (beside flat weights a small table may be called "model"), or into the only table with tensors that is not an
+    # optimizer's. It stops where neither is so, with all that is below. It can fail where a file keeps two
+    # models under names of its own: then the tensors of both are taken, and their names tell.
+    nest = _Nest(name)
+    if part is not None:
+        return nest.part(content, part), part, ()
+    state, path, seen = content, "", set[int]()
+    notes: list[str] = []
+    while (key := nest.next(state)) is not None:
+        if id(state) in seen:
+            raise CheckpointError(f"{name}: its part {path!r} holds itself")
+        seen.add(id(state))
+        path = _join(path, key)
+        if others := [other for other in nest.holders(state) if other != key]:
+            notes.append(f"taken from {path!r}; there are also {some(sorted(others))}: choose with part")
+        state = state[key]  # type: ignore[index]  # only a mapping has a next
+    if not isinstance(state, Mapping):
+        raise CheckpointError(f"{name}: holds a {type(state).__name__}, not named tensors")
+    if tensors := nest.tensors(state):
+        return tensors, path, tuple(notes)
+    raise CheckpointError(f"{name}: {_why_empty(state)}")
+
+
+class _Nest:
+    """Tables in tables, of which one may lie in many places, or in itself; so what was counted is not counted again."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.counts: dict[tuple[int, int], int] = {}
+        self.steps = 0
+
+    def next(self, state: object) -> str | None:
+        """The key below which the weights are; None if they are here."""
+        if not isinstance(state, Mapping):
+            return None
+        here = sum(isinstance(value, Tensor) for value in state.values())
+        holders = self.holders(state)
+        for key in PARTS:
+            if key in holders and self.count(state[key]) >= here:
+                return key
+        weighty = [key for key in holders if not _is_optimizer(key, state[key])]
+        return weighty[0] if len(weighty) == 1 and not here else None
+
+    def holders(self, state: object) -> list[str]:
+        """The keys below which there are named tensors."""
+        return [key for key, value in _named(state) if self.count(value)]
+
+    def count(self, state: object, depth: int = _DEEPEST) -> int:
+        """The number of named tensors here and below."""
+        if not isinstance(state, Mapping) or not depth:
+            return 0
+        if (known := self.counts.get((id(state), depth))) is None:
+            known = sum(1 if isinstance(value, Tensor) else self.count(value, depth - 1) for _, value in _named(state))
+            self.counts[id(state), depth] = known
+        return known
+
+    def tensors(self, state: object, prefix: str = "", depth: int = _DEEPEST) -> dict[str, Tensor]:
+        """The named tensors here and in the tables below, whose names are joined with dots; optimizers are left out."""
+        tensors: dict[str, Tensor] = {}
+        for key, value in _named(state) if depth else ():
+            self.steps += 1
+            if isinstance(value, Tensor):
+                tensors[prefix + key] = value
+            elif self.count(value, depth - 1) and not _is_optimizer(key, value):
+                tensors.update(self.tensors(value, f"{prefix}{key}.", depth - 1))
+        if self.steps > _MOST_NAMES:
+            raise CheckpointError(f"{self.name}: has more than {_MOST_NAMES:,} names; refused")
+        return tensors
+
+    def part(self, state: Any, part: str) -> dict[str, Tensor]:
+        """The named tensors at a path."""
+        path = ""
+        while part:
+            keys = [key for key, _ in _named(state)]
+            key = next((key for key in keys if part == key or part.startswith(f"{key}.")), None)
+            if key is None:
+                near = did_you_mean(part.split(".", maxsplit=1)[0], keys)
+                raise CheckpointError(f"{self.name}: has no part {_join(path, part)!r}{near}")
+            state, path, part = state[key], _join(path, key), part[len(key) + 1 :]
+        if tensors := self.tensors(state):
+            return tensors
+        raise CheckpointError(f"{self.name}: its part {path!r} holds no named tensors")
+
+
+def _named(state: object) -> list[tuple[str, Any]]:
+    """The items of a table whose keys are text."""
+    return [(key, value) for key, value in state.items() if isinstance(key, str)] if isinstance(state, Mapping) else []
+
+
+def _is_optimizer(key: str, value: object) -> bool:
+    inner = isinstance(value, Mapping) and {"state", "param_groups"} <= value.keys()
+    return inner or key in _OPTIMIZER or key.startswith(("optimizer", "optim_"))
+
+
+def _why_empty(state: Mapping[Any, Any]) -> str:
+    keys = [key for key, _ in _named(state)]
+    if _is_optimizer("", state) or any(_is_optimizer(key, value) for key, value in _named(state)):
+        return "holds the state of an optimizer only, no weights; give the file in which its training saved the model"
+    if any(isinstance(value, Tensor) for value in state.values()):
+        return "its tensors have no names: their keys are not text"
+    return f"holds no tensors, only {count(len(keys), 'entry', 'entries')}: {some(keys)}" if keys else "is empty"
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key

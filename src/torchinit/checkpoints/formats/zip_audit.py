@@ -1,0 +1,117 @@
+"""Audit of zip files: Python and torch must not be able to read one of ``torch.save`` in two ways."""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+from pathlib import Path
+from typing import Final
+
+from torchinit.checkpoints.formats.pickle_audit import check_pickle
+from torchinit.errors import CheckpointError
+
+_LARGEST_PICKLE: Final = 1 << 28
+_BEGIN: Final = b"PK\x03\x04"
+_HEADER: Final = struct.Struct("<26xHH")
+"""Before each entry; the lengths of its name and of its extra field, which come next."""
+_END: Final = struct.Struct("<4s8xIIH")
+"""The last record: its signature, the size and offset of the table of entries, the length of a comment."""
+_LOCATOR: Final = struct.Struct("<4s4xQ4x")
+"""Before it in a large file: a signature, and where the wide record begins."""
+_WIDE_END: Final = struct.Struct("<4s36xQQ")
+"""The wide record: its signature, and size and offset of the table in eight bytes each."""
+
+
+def is_zip(path: Path) -> bool:
+    """Whether the file is of the zip format, as torch tells it."""
+    with path.open("rb") as file:
+        return file.read(4) == _BEGIN
+
+
+def zip_entries(path: Path) -> list[zipfile.ZipInfo]:
+    """The entries of a zip file; raises CheckpointError for one that is not complete."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, OverflowError) as error:
+        raise CheckpointError(f"{path}: is not a complete zip file (cut short?): {error}") from error
+
+
+def check_zip(path: Path) -> None:
+    """Raises CheckpointError for a zip that ``torch.save`` did not write.
+
+    That is one with code in it, compressed, overlapping, with names that can be taken for one another, or whose
+    pickle asks for what is not there.
+    """
+    entries = zip_entries(path)
+    root = _check_names(path, [entry.filename for entry in entries])
+    _check_entries(path, entries)
+    _check_end(path)
+    sizes = {entry.filename.removeprefix(f"{root}/data/"): entry.file_size for entry in entries}
+    pickle = next(entry for entry in entries if entry.filename == f"{root}/data.pkl")
+    for key, memory in check_pickle(str(path), _content(path, pickle)).items():
+        if memory.nbytes != (there := sizes.get(key)):
+            why = "no such piece is" if there is None else f"{there:,} are"
+            raise CheckpointError(
+                f"{path}: a tensor lies in the {memory.nbytes:,} bytes of {key!r}, but {why} in the file"
+            )
+
+
+def _content(path: Path, entry: zipfile.ZipInfo) -> bytes:
+    """The bytes of an entry that is stored as it is, behind its own header, as torch finds them."""
+    with path.open("rb") as file:
+        file.seek(entry.header_offset)
+        name, extra = _HEADER.unpack(file.read(_HEADER.size).ljust(_HEADER.size, b"\0"))
+        file.seek(name + extra, 1)
+        return file.read(entry.file_size)
+
+
+def _check_names(path: Path, names: list[str]) -> str:
+    """Returns the one folder that all entries lie in."""
+    parts = {name.split("/")[1] for name in names if name.count("/") > 1} | {name.rpartition("/")[2] for name in names}
+    if "code" in parts or "constants.pkl" in parts:
+        raise CheckpointError(
+            f"{path}: is a TorchScript program, code and weights in one. It is not opened; load it with torch.jit.load"
+            " where you trust it, and save its state_dict() alone"
+        )
+    root = names[0].partition("/")[0] if names else ""
+    if f"{root}/data.pkl" not in names or not all(name.startswith(f"{root}/") for name in names):
+        raise CheckpointError(f"{path}: is a zip file without data.pkl in its one folder, so torch.save never wrote it")
+    if len({name.casefold() for name in names}) < len(names):  # torch's reader does not tell upper and lower case
+        raise CheckpointError(f"{path}: has two entries of one name")
+    return root
+
+
+def _check_entries(path: Path, entries: list[zipfile.ZipInfo]) -> None:
+    at, size = 0, path.stat().st_size
+    for entry in sorted(entries, key=lambda entry: entry.header_offset):
+        if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
+            raise CheckpointError(f"{path}: {entry.filename} is compressed, which torch.save never does; refused")
+        if entry.flag_bits & 1:
+            raise CheckpointError(f"{path}: {entry.filename} is encrypted; refused")
+        if entry.header_offset < at or entry.header_offset + entry.file_size > size:
+            raise CheckpointError(f"{path}: {entry.filename} overlaps another entry or the end of the file; refused")
+        if entry.filename.endswith("data.pkl") and (entry.file_size > _LARGEST_PICKLE or entry.extra):
+            raise CheckpointError(f"{path}: its pickle has {entry.file_size:,} bytes, or an odd entry; refused")
+        at = entry.header_offset + entry.file_size
+
+
+def _check_end(path: Path) -> None:
+    """Raises CheckpointError unless the table of entries ends where the file's last records begin, at the very end."""
+    # A zip file is read from its end, and readers differ in how far they look for the last record and in which of two
+    # tables they take. With something appended, or a second table in a comment, the one that Python audits need not
+    # be the one that torch reads. So there is one place for each record: the end record fills the last 22 bytes; in a
+    # large file the locator lies right before it, and the wide record right before that.
+    size, records = path.stat().st_size, _WIDE_END.size + _LOCATOR.size + _END.size
+    with path.open("rb") as file:
+        file.seek(max(0, size - records))
+        tail = file.read().rjust(records, b"\0")
+    signature, length, begin, comment = _END.unpack_from(tail, records - _END.size)
+    sound, ends = signature == b"PK\x05\x06" and not comment, size - _END.size
+    mark, wide_at = _LOCATOR.unpack_from(tail, _WIDE_END.size)
+    if mark == b"PK\x06\x07":
+        signature, length, begin = _WIDE_END.unpack_from(tail)
+        ends = size - records
+        sound = sound and signature == b"PK\x06\x06" and wide_at == ends
+    if not sound or begin + length != ends:
+        raise CheckpointError(f"{path}: does not end as a zip file of torch.save does (something appended?); refused")

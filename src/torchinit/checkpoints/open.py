@@ -1,0 +1,166 @@
+"""Open: a checkpoint from wherever it is; from a file once for all the rules and sites that read it."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final, final
+
+from torch import nn
+
+from torchinit.checkpoints.formats.base import Checkpoint
+from torchinit.checkpoints.formats.detect import detect_format
+from torchinit.checkpoints.formats.numpy import NumpyCheckpoint
+from torchinit.checkpoints.formats.safetensors import SafetensorsCheckpoint
+from torchinit.checkpoints.formats.sharded import DistributedCheckpoint, ShardedCheckpoint
+from torchinit.checkpoints.formats.torch_save import MemoryCheckpoint, TorchCheckpoint, find_state_dict
+from torchinit.checkpoints.hub.lockfile import lock_of
+from torchinit.checkpoints.hub.schemes import fetch
+from torchinit.errors import CheckpointError
+
+_MOST: Final = 16
+_OPEN: Final[OrderedDict[tuple[str, str | None, str | None], tuple[Checkpoint, object]]] = OrderedDict()
+"""The checkpoints that were opened last, each with what the lock file said of its source."""
+
+
+def open_checkpoint(
+    source: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | Checkpoint,
+    *,
+    part: str | None = None,
+    trust: bool = False,
+) -> Checkpoint:
+    """The named tensors of a file, a dict or a model; the format of a file is told by its content, not by its name.
+
+    Read are safetensors, files of ``torch.save``, the indices of sharded ones, and NumPy's. Of nested training
+    checkpoints the weights are found; ``part`` says where they are instead. No code in a file is run, unless
+    ``trust`` allows it for a folder of torch.distributed.checkpoint. Sources are those of :func:`fetch`. Raises
+    CheckpointError, and FileNotFoundError for a path where nothing is.
+
+    >>> import torch
+    >>> checkpoint = open_checkpoint({"epoch": 3, "state_dict": {"fc.weight": torch.zeros(2, 3)}})
+    >>> checkpoint.part, checkpoint.keys(), checkpoint.info("fc.weight").shape
+    ('state_dict', ('fc.weight',), (2, 3))
+    """
+    if isinstance(source, Checkpoint):
+        return source
+    if isinstance(source, nn.Module):
+        return MemoryCheckpoint.of_model(source)
+    if isinstance(source, Mapping):
+        name = "dict in memory"
+        tensors, where, notes = find_state_dict(source, name, part)
+        return MemoryCheckpoint(name, tensors, "dict", where, notes)
+    try:
+        path = fetch(source)
+        if trust and path.is_dir():
+            return DistributedCheckpoint(path)
+        return open_file(path, os.fspath(source), part)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise CheckpointError(f"{os.fspath(source)}: cannot be read: {error}") from error
+
+
+def open_file(path: Path, source: str, part: str | None = None) -> Checkpoint:
+    """A local file, which is what ``source`` stands for; the files of an index are had from beside the source."""
+    form = detect_format(path)
+    if form in ("zip", "pickle"):
+        return TorchCheckpoint(path, part)
+    if part is not None:
+        raise CheckpointError(f"{path}: is not a nested checkpoint, so it has no part {part!r}")
+    if form == "index":
+        return ShardedCheckpoint(path, source, _open_shard)
+    return SafetensorsCheckpoint(path) if form == "safetensors" else NumpyCheckpoint(path)
+
+
+def _open_shard(source: str) -> Checkpoint:
+    path = fetch(source)
+    if detect_format(path) == "index":
+        raise CheckpointError(f"{path}: is an index again, where an index named a file of weights")
+    return open_file(path, source)
+
+
+@final
+class InMemory:
+    """A dict, a model or an open checkpoint as the source of values, equal to itself alone."""
+
+    __slots__ = ("checkpoint",)
+
+    def __init__(self, source: Mapping[str, Any] | nn.Module | Checkpoint) -> None:
+        self.checkpoint = open_checkpoint(source)
+
+    @classmethod
+    def wrap(cls, source: object) -> str | InMemory:
+        """A source as a rule can hold it: text as it is, anything else in here.
+
+        Raises TypeError for anything that is not a source, ValueError for empty text.
+        """
+        if source == "":
+            raise ValueError("a checkpoint needs a path or an address, but got ''")
+        if isinstance(source, (str, os.PathLike)):
+            return os.fspath(source)
+        if isinstance(source, (Mapping, nn.Module, Checkpoint)):
+            return cls(source)
+        if isinstance(source, InMemory):
+            return source
+        raise TypeError(f"a checkpoint is a path, an address, a dict or a model, but got {source!r}")
+
+    def __repr__(self) -> str:
+        return self.checkpoint.name
+
+
+def open_cached(
+    source: object,
+    *,
+    part: str | None = None,
+    sha256: str | None = None,
+    again: bool = True,
+    keys: Iterable[str] | None = None,
+) -> Checkpoint:
+    """The checkpoint that a source names, opened once while its files and the lock file stay as they are.
+
+    ``again`` looks whether they do: of an index only at the files that hold ``keys``, if these are given.
+
+    Raises CheckpointError where it cannot be had, is refused, or has another SHA-256; and for the SHA-256 of an
+    index without a lock file, since the files that an index names would go unchecked.
+    """
+    if isinstance(source, InMemory):
+        return source.checkpoint
+    # Three visits of one load come here: the plan reads shapes, the check before the run reads values, and the run
+    # copies them. Between the first two a file may change, so it is looked at again. The last has again=False: it must
+    # copy the very bytes that were checked, which stay mapped even where another file has taken the name since.
+    name, sha256 = str(source), sha256.lower() if sha256 else None
+    entry = name, part, sha256
+    try:
+        checkpoint, pin = _OPEN.get(entry, (None, None))
+        if checkpoint is None or (again and not (checkpoint.is_current(keys) and _pinned(name, sha256) == pin)):
+            checkpoint = _open(name, part, sha256)
+            _OPEN[entry] = checkpoint, _pinned(name, sha256)
+            while len(_OPEN) > _MOST:
+                _OPEN.popitem(last=False)
+        _OPEN.move_to_end(entry)
+    except OSError as error:
+        raise CheckpointError(str(error)) from error
+    return checkpoint
+
+
+def _open(source: str, part: str | None, sha256: str | None) -> Checkpoint:
+    checkpoint = open_file(fetch(source, sha256=sha256), source, part)
+    if sha256 and checkpoint.format == "sharded" and lock_of(None, None).path is None:
+        raise CheckpointError(
+            f"{source} is an index: its sha256 says nothing of the files that it names. Let a lock file have the"
+            " hash of each: TORCHINIT_LOCK=init.lock"
+        )
+    return checkpoint
+
+
+def _pinned(source: str, sha256: str | None) -> object:
+    """The lock file that is in use, and what it has of a source."""
+    locked = lock_of(None, None)
+    return locked, locked.pin(source, sha256)
+
+
+def forget() -> None:
+    """Closes what is kept open."""
+    _OPEN.clear()

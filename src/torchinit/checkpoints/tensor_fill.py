@@ -1,0 +1,145 @@
+"""The fill of tensors from a checkpoint: it copies no more of them than the shard at hand needs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, TypeAlias, final
+
+import torch
+from torch import Tensor, nn
+
+from torchinit.checkpoints.adapters import Adapter, ReadPlan
+from torchinit.checkpoints.formats import Checkpoint
+from torchinit.checkpoints.open import InMemory, open_cached
+from torchinit.core.fills import Fill
+from torchinit.core.shards import Box, Shard
+from torchinit.core.transfers import magnitude, transfer
+from torchinit.errors import CheckpointError, masked
+from torchinit.noise import Noise
+
+if TYPE_CHECKING:
+    Source: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | nn.Module | Checkpoint | InMemory
+else:
+    Source = str | InMemory  # what any of these becomes, and what plain data can hold of it
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Loaded(Fill):
+    """The values that a checkpoint has under ``keys``, through an ``adapter`` if there is one.
+
+    ``key`` is what the site is called in the checkpoint once prefix and renames are done; an adapter wants to
+    know. ``like`` are keys of the same tensor under its other names, which must hold the same. ``dtype`` rounds
+    the values before they come into the site's own dtype. ``finite`` refuses NaN and infinities, ``lock`` lets no
+    later rule write over them. The file is looked for again where the plan is carried out, and must have the
+    same ``sha256``, if that is known.
+
+    >>> import torch
+    >>> from torchinit.core.runs import write
+    >>> from torchinit.noise import Global
+    >>> tensor = torch.empty(2)
+    >>> write(Loaded({"b": torch.ones(2)}, ("b",)), Shard.whole("b", tensor), Global())
+    >>> tensor
+    tensor([1., 1.])
+    """
+
+    source: Source
+    keys: tuple[str, ...]
+    key: str = ""
+    adapter: Adapter | None = None
+    like: tuple[str, ...] = ()
+    part: str | None = None
+    dtype: torch.dtype | None = None
+    map_location: str = "cpu"
+    finite: bool = True
+    lock: bool = True
+    sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "source", InMemory.wrap(self.source))
+        if not self.keys:
+            raise ValueError("Loaded needs a key of the checkpoint")
+
+    def __repr__(self) -> str:
+        """The source without its secrets, the keys, and what is not as usual."""
+        values = ((field, getattr(self, field.name)) for field in fields(self)[2:])
+        more = "".join(f", {field.name}={value!r}" for field, value in values if value != field.default)
+        return f"Loaded({masked(str(self.source))!r}, {self.keys!r}{more})"
+
+    def __str__(self) -> str:
+        through = f" through {self.adapter}" if self.adapter else ""
+        return f"{' + '.join(self.keys)} of {masked(str(self.source))}{through}"
+
+    @property
+    def locked(self) -> bool:
+        return self.lock
+
+    def _checkpoint(self, *, again: bool = True) -> Checkpoint:
+        keys = (*self.keys, *self.like)
+        return open_cached(self.source, part=self.part, sha256=self.sha256, again=again, keys=keys)
+
+    def prepare(self, shard: Shard) -> None:
+        """Raises CheckpointError where what will be read is not finite, or does not fit into the shard's dtype."""
+        # A pass over the values before the one that copies them, so that NaN in the last tensor of the last rank is
+        # found before anything is written. The copy pays for it: it goes past the caches.
+        checkpoint = self._checkpoint()
+        for key, box in zip(self.keys, self._read_plan(checkpoint, shard).boxes, strict=True):
+            if self.finite or not self._widens(checkpoint.info(key).dtype, shard.local.dtype):
+                self._check_range(key, checkpoint.read(key, box), shard.local.dtype)
+        for other in self.like:
+            first, second = checkpoint.read(self.keys[0]), checkpoint.read(other)
+            if first.shape != second.shape or not torch.equal(first, second):
+                raise CheckpointError(
+                    f"is one tensor in the model, but {checkpoint.name} holds other values as {other!r} than as"
+                    f" {self.keys[0]!r}; let the rule match one of the names, or untie the two"
+                )
+
+    def write(self, shard: Shard, noise: Noise) -> None:
+        del noise
+        checkpoint = self._checkpoint(again=False)
+        plan = self._read_plan(checkpoint, shard)
+        read = (checkpoint.read(key, box) for key, box in zip(self.keys, plan.boxes, strict=True))
+        device = self.map_location
+        values = plan.combine([tensor if device == "cpu" else tensor.to(device) for tensor in read])
+        transfer(values if self.dtype is None else values.to(self.dtype), shard.local)
+
+    def _read_plan(self, checkpoint: Checkpoint, shard: Shard) -> ReadPlan:
+        box = Box(shard.start, tuple(shard.local.shape))
+        shapes, key = [checkpoint.info(key).shape for key in self.keys], self.key or self.keys[0]
+        if self.adapter is not None:
+            self.adapter.check(shapes, shard.shape, key)
+            return self.adapter.read_plan(shapes, shard.shape, box, key)
+        if shapes[0] != shard.shape:
+            raise CheckpointError(f"{key} has another shape by now: {list(shapes[0])}")
+        return ReadPlan((box,), lambda tensors: tensors[0])
+
+    def _widens(self, source: torch.dtype, target: torch.dtype) -> bool:
+        """Whether every number of a floating dtype fits into the dtypes that it goes through."""
+        return source.is_floating_point and all(_most(to) >= _most(source) for to in (self.dtype or source, target))
+
+    def _check_range(self, key: str, values: Tensor, target: torch.dtype) -> None:
+        if not values.numel() or values.dtype == torch.bool:
+            return
+        if not (values.is_floating_point() or values.is_complex()):
+            _check_whole(key, values, target)
+            return
+        largest, endless = magnitude(values), float("inf")
+        if self.finite and not largest < endless:
+            raise CheckpointError(f"{key} holds NaN or infinity in {self.source}; finite = false loads it all the same")
+        if min(_most(target), _most(self.dtype or values.dtype)) < largest < endless:
+            raise CheckpointError(f"{key} goes up to {largest:.6g}, beyond the largest number of {target}")
+
+
+def _most(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).max if dtype.is_floating_point or dtype.is_complex else float("inf")
+
+
+def _check_whole(key: str, values: Tensor, target: torch.dtype) -> None:
+    if target in (values.dtype, torch.bool) or target.is_floating_point:
+        return
+    low, high = map(int, torch.aminmax(values))
+    info = torch.iinfo(target)
+    if low < info.min or high > info.max:
+        raise CheckpointError(f"{key} holds whole numbers from {low} to {high}, which {target} cannot")

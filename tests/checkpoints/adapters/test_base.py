@@ -1,0 +1,146 @@
+"""Adapter: plain data, exact reprs, near names; dotted parts of keys."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+
+import pytest
+
+from torchinit import ADAPTERS, Adapter, ConfigError, adapters
+from torchinit.checkpoints.adapters import (
+    BatchNormAffine,
+    Chain,
+    Drop,
+    FoldBatchNorm,
+    Fuse,
+    Inflate,
+    InputChannels,
+    Labels,
+    PoolHeads,
+    ResizePatches,
+    ResizePositions,
+    ResizeRelativeBias,
+    ResizeVocabulary,
+    RopeOrder,
+    Rows,
+    Split,
+    Stack,
+    Transpose,
+    Unstack,
+    WeightNorm,
+)
+from torchinit.checkpoints.adapters.base import numbered, replace_parts
+from torchinit.core.vocabulary import SCHEMA
+
+EVERY: tuple[Adapter, ...] = (
+    BatchNormAffine(1e-3),
+    Chain((Transpose(), Split("c_attn", ("q", "k", "v")))),
+    Drop(),
+    FoldBatchNorm("conv1", "bn1", bias=True),
+    Fuse("qkv", ("q", "k", "v"), groups=12),
+    Inflate("centre"),
+    InputChannels(),
+    InputChannels("repeat", 0),
+    Labels(("cat", "dog"), ("dog", "cow"), "mean"),
+    PoolHeads(32),
+    ResizePatches(antialias=False),
+    ResizePositions(file=(14, 14)),
+    ResizeRelativeBias(3, site=(12, 12)),
+    ResizeVocabulary(spread=1e-9, seed=7),
+    RopeOrder(32, "interleaved", 64),
+    Rows(),
+    Rows((3, 1)),
+    Split("qkv", ("q", "k", "v"), (4, 1, 1)),
+    Stack("w1", "*.w1", 8),
+    Transpose(),
+    Transpose((0, 2, 1)),
+    Unstack("w1", "*.w1"),
+    WeightNorm(parametrized=True),
+)
+
+
+def test_every_registered_adapter_is_here() -> None:
+    public = set(adapters.__all__) - {"ADAPTERS", "Adapter", "ReadPlan"}
+    assert {type(adapter).__name__ for adapter in EVERY} == set(ADAPTERS) == public
+
+
+@pytest.mark.parametrize("adapter", EVERY, ids=repr)
+def test_there_and_back(adapter: Adapter) -> None:
+    data = json.loads(json.dumps(SCHEMA.encode(adapter, Adapter, defaults=False)))
+    assert SCHEMA.decode(data, Adapter, "it") == adapter
+    assert eval(repr(adapter), vars(adapters)) == adapter
+    assert eval(str(adapter), vars(adapters)) == adapter
+    assert hash(adapter) == hash(eval(repr(adapter), vars(adapters)))
+
+
+@pytest.mark.parametrize(
+    ("lists", "adapter"),
+    [
+        (lambda: Fuse("qkv", ["q", "k"]), Fuse("qkv", ("q", "k"))),  # type: ignore[arg-type]  # as users type them
+        (lambda: Split("qkv", ["q", "k"], [2, 1]), Split("qkv", ("q", "k"), (2, 1))),  # type: ignore[arg-type]
+        (lambda: Rows([3, 1]), Rows((3, 1))),  # type: ignore[arg-type]
+        (lambda: Labels(["a", "b"], ["b"]), Labels(("a", "b"), ("b",))),  # type: ignore[arg-type]
+        (lambda: Transpose([0, 2, 1]), Transpose((0, 2, 1))),  # type: ignore[arg-type]
+        (lambda: Chain([Transpose(), Rows()]), Chain((Transpose(), Rows()))),  # type: ignore[arg-type]
+        (lambda: ResizePositions(site=[4, 6]), ResizePositions(site=(4, 6))),  # type: ignore[arg-type]
+    ],
+)
+def test_lists_are_tuples(lists: Callable[[], Adapter], adapter: Adapter) -> None:
+    assert lists() == adapter
+    assert hash(lists()) == hash(adapter)
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: Fuse("qkv", "qkv"), r"^parts must be a list of names, but got 'qkv'$"),  # type: ignore[arg-type]
+        (lambda: Split("a", ("b", "c"), 2), r"^sizes must be a list of whole numbers, but got 2$"),  # type: ignore[arg-type]
+        (lambda: Labels("cat", "dog"), r"^file must be a list of names, but got 'cat'$"),  # type: ignore[arg-type]
+        (lambda: Rows((1.0,)), r"^indices must be a list of whole numbers, but got \(1\.0,\)$"),  # type: ignore[arg-type]
+        (lambda: Chain(Rows()), r"^steps must be a list of adapters, but got Rows\("),  # type: ignore[arg-type]
+    ],
+)
+def test_what_is_no_list(make: Callable[[], Adapter], text: str) -> None:
+    with pytest.raises(TypeError, match=text):
+        make()
+
+
+def test_every_mistake_in_a_table_of_adapters() -> None:
+    data = {"a.*": {"type": "InputChanels"}, "b": {"type": "InputChannels", "how": "summ", "axes": 1}, "c": "Drop"}
+    with pytest.raises(ConfigError) as caught:
+        SCHEMA.decode(data, Mapping[str, Adapter], "adapt")
+    assert caught.value.problems == (
+        "['a.*'].type: unknown adapter 'InputChanels'; did you mean 'InputChannels'?",
+        "['b'].how: must be one of 'sum', 'repeat', but got 'summ'; did you mean 'sum'?",
+        "['b'].axes: InputChannels has no argument 'axes'; did you mean 'axis'?",
+        "['c']: must be an adapter, but got 'Drop'",
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "old", "new", "made"),
+    [
+        ("a.b.c", "b", "x", "a.x.c"),
+        ("a.b.c", "b.c", "x", "a.x"),
+        ("a.b.c", "a", "x.y", "x.y.b.c"),
+        ("a.b.a", "a", "x", "a.b.x"),
+        ("ab.b", "b", "x", "ab.x"),
+        ("a", "a", "x", "x"),
+    ],
+)
+def test_swapped(key: str, old: str, new: str, made: str) -> None:
+    assert replace_parts(key, old, new) == made
+
+
+@pytest.mark.parametrize(("key", "old"), [("a.b", "c"), ("abcd", "a"), ("a.b", "a.b.c"), ("b.a", "a.b")])
+def test_parts_that_are_not_there(key: str, old: str) -> None:
+    with pytest.raises(ValueError, match=rf"^'{key}' has no part '{old}'$"):
+        replace_parts(key, old, "x")
+
+
+def test_numbered() -> None:
+    assert numbered("h.1.e.3.w", "e.*.w") == (3, "e.3.w")
+    assert numbered("h.1.2", "*") == (2, "2")
+    with pytest.raises(ValueError, match=r"^'h.e.w' has no part 'e.\*'$"):
+        numbered("h.e.w", "e.*")
