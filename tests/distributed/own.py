@@ -16,7 +16,6 @@ from torchinit.mmengine import (
     ModuleList,
     caffe2_xavier_init,
     constant_init,
-    initialize,
     kaiming_init,
     normal_init,
     trunc_normal_,
@@ -25,6 +24,7 @@ from torchinit.mmengine import (
     update_init_info,
     xavier_init,
 )
+from torchinit.modules import initialize_module
 
 Code = Callable[[Any], object]
 
@@ -73,9 +73,9 @@ def twice(layer: Any) -> None:
 
 def by_turning(layer: Any) -> None:
     turned = layer.weight.t()
-    initialize(layer, {"type": "Constant", "val": 1, "layer": "Linear"})
+    initialize_module(layer, {"type": "Constant", "val": 1, "layer": "Linear"})
     turned.normal_()
-    initialize(layer, {"type": "Uniform", "layer": "Linear", "param": "bias"}, seed=9)
+    initialize_module(layer, {"type": "Uniform", "layer": "Linear", "param": "bias"}, seed=9)
 
 
 def by_a_recipe(layer: Any) -> None:
