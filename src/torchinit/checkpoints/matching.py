@@ -21,7 +21,7 @@ from torchinit.checkpoints.remakes import parametrized, tied
 from torchinit.core.accounts import Account, Guess
 from torchinit.core.fills import Fill
 from torchinit.core.globs import glob_matches
-from torchinit.core.loaders import Lookup
+from torchinit.core.loaders import Resolution
 from torchinit.core.sites import Site
 from torchinit.core.tables import some
 from torchinit.errors import CheckpointError, count, did_you_mean, masked
@@ -85,7 +85,7 @@ class Search:
         self.ways: dict[str, None] = {}
         self.lacking: dict[str, str] = {}
 
-    def lookup(self) -> Lookup:
+    def lookup(self) -> Resolution:
         fills: dict[str, Fill] = {}
         taken = wanted = 0
         for views in self.groups.values():
@@ -94,7 +94,7 @@ class Search:
             if fill is not None:
                 taken += views[0].numel
                 fills |= {view.name: fill for view in views}
-        return Lookup(fills, self._account((taken, wanted)))
+        return Resolution(fills, account=self._account((taken, wanted)))
 
     # --- one site ------------------------------------------------------------------------------------------
 

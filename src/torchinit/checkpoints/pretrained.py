@@ -17,7 +17,7 @@ from torchinit.checkpoints.opening import InMemory
 from torchinit.core.accounts import Account
 from torchinit.core.arguments import choice, text, truth
 from torchinit.core.globs import check_globs
-from torchinit.core.loaders import Loader, Lookup
+from torchinit.core.loaders import Resolution, SourceInitializer
 from torchinit.core.maps import FrozenMap
 from torchinit.core.sites import Site
 from torchinit.errors import CheckpointError, MissingExtraError, masked
@@ -27,7 +27,7 @@ OnShape: TypeAlias = Literal["error", "skip"]
 
 @final
 @dataclass(frozen=True, slots=True)
-class Pretrained(Loader):
+class Pretrained(SourceInitializer):
     r"""The values of a checkpoint: a file, an address, a dict of tensors or a model.
 
     A site that the checkpoint has is loaded, any other stays with its other rules; what became of everything
@@ -107,12 +107,12 @@ class Pretrained(Loader):
         """What to do where shapes differ, by glob."""
         return self.on_shape if isinstance(self.on_shape, Mapping) else {"**": self.on_shape}
 
-    def look_up(self, matched: Sequence[tuple[Site, Site]], known: Sequence[Site]) -> Lookup:
+    def resolve_all(self, pairs: Sequence[tuple[Site, Site]], known: Sequence[Site]) -> Resolution:
         try:
-            return Search(self, matched, known).lookup()
+            return Search(self, pairs, known).lookup()
         except (CheckpointError, MissingExtraError) as error:
-            names = dict.fromkeys(site.name for _, site in matched)
-            return Lookup({}, Account(masked(str(self.checkpoint)), missing=tuple(names), failure=str(error)))
+            names = tuple(dict.fromkeys(site.name for _, site in pairs))
+            return Resolution({}, account=Account(masked(str(self.checkpoint)), missing=names, failure=str(error)))
 
 
 def _set(value: object, name: str, item: object) -> None:

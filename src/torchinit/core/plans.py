@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, TypeAlias
-
-from torch import nn
+from typing import Final, Literal, TypeAlias
 
 from torchinit.core.accounts import Account, shortened
 from torchinit.core.fills import Fill, Initializer
-from torchinit.core.loaders import Loader
+from torchinit.core.loaders import is_verbatim
 from torchinit.core.moments import Moments
 from torchinit.core.reach import Reach
 from torchinit.core.selectors import Selector
@@ -49,7 +47,7 @@ class Rule:
 
     def matches(self, site: Site) -> bool:
         """Whether the rule is for the site."""
-        if isinstance(self.init, Loader):
+        if is_verbatim(self.init):
             return site.persistent and self.where.matches(site)
         return (site.kind == "parameter" or self.buffers) and self.where.matches(site)
 
@@ -272,11 +270,6 @@ class Plan:
             raise PlanError(f"{count(len(found), 'problem')} in the plan; nothing was written", found)
         return self
 
-    @staticmethod
-    def capture(model: nn.Module, code: Callable[[Any], object]) -> Plan:
-        """The plan of what somebody's code does to a model: :func:`torchinit.capture`."""
-        return _CAPTURE[0](model, code)
-
     def diff(self, other: Plan) -> tuple[Change, ...]:
         """What ``other`` does differently: sites added, removed, changed."""
         mine = {step.site.name: step for step in self.steps}
@@ -294,18 +287,6 @@ class Plan:
 def _headed(found: list[str]) -> tuple[str, list[str]]:
     """One problem as the headline itself, several below one."""
     return (found[0], []) if len(found) == 1 else (f"{count(len(found), 'problem')} with checkpoints", found)
-
-
-Capture: TypeAlias = Callable[[nn.Module, Callable[[Any], object]], Plan]
-"""Makes a plan of a model and the code that initializes it."""
-
-_CAPTURE: list[Capture] = []
-
-
-def provide_capture(capture: Capture) -> Capture:
-    """Gives :meth:`Plan.capture` its function: plans lie below the tracing that it takes."""
-    _CAPTURE[:] = [capture]
-    return capture
 
 
 _WORTH_A_LINE = 1 << 20

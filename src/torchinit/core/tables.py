@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+import torch
+
 from torchinit.errors import plain
 
 _LONGEST: Final = 2000
@@ -31,6 +33,15 @@ def shape_text(shape: Sequence[int]) -> str:
     ('64x3x7x7', 'scalar')
     """
     return "x".join(map(str, shape)) or "scalar"
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """A dtype without the name of torch.
+
+    >>> dtype_name(torch.bfloat16)
+    'bfloat16'
+    """
+    return str(dtype).removeprefix("torch.")
 
 
 def some(names: Sequence[str], most: int = 5) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import torch
 
-from torchinit.core.fills import is_elementwise
 from torchinit.core.measures import deviations, measure
 from torchinit.core.moments import Moments
 from torchinit.core.planner import fan_notes
@@ -80,7 +79,7 @@ def _deviations(step: Step, part: Part) -> list[str]:
     if site.shape != step.site.shape:
         return [f"has shape {site.shape}, planned {step.site.shape}"]
     shape, numel = site.shape, facts.numel
-    if not (part.is_whole or is_elementwise(step.fill)):
+    if not (part.is_whole or step.fill.elementwise):
         return []
     if site.dtype.is_complex:
         return deviations(step.fill.parts(shape), _seen(part), numel, site.dtype)

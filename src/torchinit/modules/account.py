@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from torchinit.core.fills import Fill, is_elementwise
+from torchinit.core.fills import Fill
 from torchinit.core.measures import measure
 from torchinit.core.names import normalize
 from torchinit.core.placements import local_part
@@ -144,7 +144,7 @@ class Account:
         key, shape = id(tensor), tuple(tensor.shape)
         fill, (line, operation) = self._fills.get(key), self._lines.get(key, ("", ""))
         local = self.local(tensor)
-        foreseen = fill is not None and not tensor.is_complex() and (local.shape == shape or is_elementwise(fill))
+        foreseen = fill is not None and not tensor.is_complex() and (local.shape == shape or fill.elementwise)
         return Record(
             name,
             shape,

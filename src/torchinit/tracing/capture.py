@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchinit.core.composites import Opaque
 from torchinit.core.fills import Fill
-from torchinit.core.opaque import Opaque
 from torchinit.core.planner import make_plan
-from torchinit.core.plans import Plan, Rule, Skipped, Step, provide_capture
+from torchinit.core.plans import Plan, Rule, Skipped, Step
 from torchinit.core.selectors import Layer, Leaf, Name, Selector
 from torchinit.core.sites import WHY, Site, sites
 from torchinit.tracing.observe import Event
@@ -44,7 +44,6 @@ class _Capturer(Recorder):
         self.last[entry.name] = write
 
 
-@provide_capture
 def capture(model: nn.Module, code: Code) -> Plan:
     """The plan of what somebody's code does: it is run on a copy of the model that has no memory.
 

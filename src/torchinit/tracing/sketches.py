@@ -11,10 +11,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from torchinit.core.composites import Blockwise, Padded
-from torchinit.core.fills import Constant, Fill, Normal, TruncNormal, Uniform, is_elementwise
+from torchinit.core.composites import Blockwise, Opaque, Padded
+from torchinit.core.fills import Constant, Fill, Normal, TruncNormal, Uniform
 from torchinit.core.matrices import Dirac, Identity, Orthogonal, Sparse
-from torchinit.core.opaque import Opaque
 from torchinit.core.shards import Box
 
 State = Fill | None
@@ -111,7 +110,7 @@ class Sketch:
             inside = sorted(place for place in places if at < place < at + piece.size)
             ends = [at, *inside, at + piece.size]
             state = piece.state
-            if inside and state is not None and not is_elementwise(state):
+            if inside and state is not None and not state.elementwise:
                 state = Opaque(tuple(self.done))
             found += [Piece(end - begin, state) for begin, end in pairwise(ends)]
             at += piece.size
