@@ -16,7 +16,8 @@ from torchinit.core.selectors import Selector
 from torchinit.core.sites import Site
 from torchinit.core.tables import by_reason, columns, shape_text, some
 from torchinit.core.vocabulary import SCHEMA
-from torchinit.errors import CheckpointError, ConfigError, PlanError, count, did_you_mean
+from torchinit.errors import CheckpointError, PlanError, count, did_you_mean
+from torchinit.schema import parse
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,13 +235,7 @@ class Plan:
         >>> Plan.from_json(plan.to_json()) == plan
         True
         """
-        try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"this is no plan: {error}") from None
-        if not isinstance(data, dict) or data.pop("format", None) != _FORMAT:
-            raise ConfigError(f"this is no plan: it does not say 'format': {_FORMAT!r}")
-        plan: Plan = SCHEMA.decode(data, Plan, "the plan")
+        plan: Plan = SCHEMA.decode(parse(text, "a plan", _FORMAT), Plan, "the plan")
         return plan
 
     def check(self, *, complete: bool = False, strict: bool = False) -> Plan:

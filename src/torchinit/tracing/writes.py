@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypeAlias, final
 
 from torchinit.core.shards import Box
 from torchinit.core.tables import columns, some
 from torchinit.errors import count, did_you_mean
+from torchinit.schema import Schema, parse
 
 Region: TypeAlias = Box | Literal["part"] | None
 """Which elements: None for all of them, a box, or ``"part"`` for some that make no box."""
@@ -166,9 +167,7 @@ class Trace:
 
     def to_dict(self) -> dict[str, Any]:
         """The trace as plain data."""
-        others = {key: list(getattr(self, key)) for key in ("parameters", "buffers", "added", "removed")}
-        writes = [asdict(write) for write in self.writes]
-        return {"format": _FORMAT, **others, "aliases": self.aliases, "error": self.error, "writes": writes}
+        return {"format": _FORMAT, **Schema({}).encode(_Stored.of(self), _Stored)}
 
     def to_json(self, *, indent: int | None = 2) -> str:
         """The trace as JSON; :meth:`from_json` reads it back."""
@@ -176,16 +175,14 @@ class Trace:
 
     @classmethod
     def from_json(cls, text: str) -> Trace:
-        """The trace that :meth:`to_json` wrote; raises ValueError for any other text.
+        """The trace that :meth:`to_json` wrote; raises ConfigError with every mistake for any other text.
 
         >>> trace = Trace([Write("a", "zero_", line="model.py:3")], parameters=("a", "b"))
         >>> Trace.from_json(trace.to_json()) == trace
         True
         """
-        data = json.loads(text)
-        if not isinstance(data, dict) or data.pop("format", None) != _FORMAT:
-            raise ValueError(f"this is no trace: it does not say 'format': {_FORMAT!r}")
-        return cls([_write(item) for item in data.pop("writes")], **data)
+        stored: _Stored = Schema({}).decode(parse(text, "a trace", _FORMAT), _Stored, "the trace")
+        return cls(**{each.name: getattr(stored, each.name) for each in fields(stored)})
 
     # --- writing -------------------------------------------------------------------------------------------
 
@@ -202,6 +199,23 @@ class Trace:
             record.arguments = "various"
         if record.region is not None:
             record.region = _union(record.region, write.region, shape)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """A trace as plain data."""
+
+    parameters: tuple[str, ...]
+    buffers: tuple[str, ...]
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    aliases: Mapping[str, str]
+    error: str
+    writes: tuple[Write, ...]
+
+    @classmethod
+    def of(cls, trace: Trace) -> _Stored:
+        return cls(**{each.name: getattr(trace, each.name) for each in fields(cls)})
 
 
 @dataclass(slots=True)
@@ -256,10 +270,3 @@ def _row(write: Write) -> tuple[str, ...]:
         write.call or "-",
         module,
     )
-
-
-def _write(data: dict[str, Any]) -> Write:
-    region = data["region"]
-    if isinstance(region, dict):
-        data["region"] = Box(tuple(region["start"]), tuple(region["shape"]))
-    return Write(**data)
