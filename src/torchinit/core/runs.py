@@ -23,7 +23,7 @@ from torchinit.core.shards import Shard
 from torchinit.core.threads import one_thread
 from torchinit.core.witnesses import unobserved, witnesses
 from torchinit.errors import CheckpointError, RunError, count
-from torchinit.noise import Job, Noise
+from torchinit.noise import Job, Noise, seeded_generators
 
 Shards: TypeAlias = Mapping[str, Shard | Sequence[Shard]]
 """What of each site is here, by name: one part of it or several."""
@@ -274,8 +274,7 @@ def _seeded(shard: Shard, noise: Noise) -> Iterator[None]:
         return
     word = torch.empty(1)
     noise.fill(Shard.whole(shard.name, word), "integer", (0, 1 << 24), _BASIS)
-    with one_thread(), torch.random.fork_rng(devices=[shard.local.device] if shard.local.is_cuda else []):
-        torch.default_generator.manual_seed(int(word))
+    with one_thread(), seeded_generators(int(word), shard.local.device):
         yield
 
 

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchinit.core.placements import is_distributed, local_part
 from torchinit.distributed.allocation import Tenant
+from torchinit.noise import seeded_generators
 
 Values = Mapping[tuple[nn.Module, str], Tensor]
 """Buffers, by the module that holds them and the name that it has for them."""
@@ -96,12 +97,7 @@ def _copy(buffer: Tensor) -> Tensor:
 @contextmanager
 def drawing(seed: int, device: torch.device) -> Iterator[None]:
     """Torch's generators in a state that belongs to the seed, afterwards as they were; new tensors on the device."""
-    devices = [device] if device.type != "cpu" else []
-    kind = {"device_type": device.type} if devices else {}
-    with torch.random.fork_rng(devices=devices, **kind), torch.no_grad(), device:
-        torch.default_generator.manual_seed(seed)
-        if devices:
-            getattr(torch, device.type).manual_seed(seed)
+    with seeded_generators(seed, device), torch.no_grad(), device:
         yield
 
 

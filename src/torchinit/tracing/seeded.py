@@ -19,7 +19,7 @@ from torchinit.core.placements import is_distributed, shards_of
 from torchinit.core.runs import write
 from torchinit.core.shards import Box, Shard
 from torchinit.errors import RunError
-from torchinit.noise import Distribution, Keyed, Noise
+from torchinit.noise import Distribution, Keyed, Noise, seeded_generators
 from torchinit.tracing.draws import IN_PLACE, INDICES, MADE, Target
 from torchinit.tracing.lines import frame_of_caller, subject
 from torchinit.tracing.observe import memory_of
@@ -152,11 +152,8 @@ class Seeded(Recorder):
         own = kwargs.get("generator")
         if own is not None:
             return func(*args, **{**kwargs, "generator": torch.Generator(own.device).manual_seed(state)})
-        devices = {item.device.index for item in args if isinstance(item, Tensor) and item.is_cuda}
-        with torch.random.fork_rng(devices=sorted(devices)):
-            torch.default_generator.manual_seed(state)
-            for device in devices:
-                torch.cuda.default_generators[device].manual_seed(state)
+        devices = [item.device for item in args if isinstance(item, Tensor)]
+        with seeded_generators(state, *devices, *filter(None, [kwargs.get("device")])):
             return func(*args, **kwargs)
 
     def _steps(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
