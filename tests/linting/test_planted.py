@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations
 
 import torchinit
 from torchinit import BaseModule, Constant, Finding, Findings, Kaiming, Layer, Leaf, Name, Normal, Prior, Rule, lint
-from torchinit.linting import poisoned
+from torchinit.core.sandbox import poisoned_memory
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +77,7 @@ def test_buffer_forgotten_after_to_empty() -> None:
 def test_buffer_forgotten_in_poisoned_memory() -> None:
     with torch.device("meta"):
         model = Net()
-    with poisoned():
+    with poisoned_memory():
         model.to_empty(device="cpu")
     model.load_state_dict(Net().state_dict())
     found = only(lint(model), "TI103")

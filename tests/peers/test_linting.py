@@ -15,7 +15,8 @@ from torch import nn
 
 from tests.peers.foreign import MODELS
 from torchinit import Findings, lint
-from torchinit.linting import Building, poisoned
+from torchinit.core.sandbox import poisoned_memory
+from torchinit.linting import Building
 
 PAGE = Path(__file__).parents[2] / "docs/guides/lint.md"
 TABLE = re.compile(r"<!-- table: models -->\n(.*?)<!-- table ends -->", re.DOTALL)
@@ -27,7 +28,7 @@ def findings(name: str) -> Findings:
     building = Building()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        with poisoned(), building:
+        with poisoned_memory(), building:
             model = MODELS[name]()
     return lint(model, trace=building.of(model))
 
@@ -66,7 +67,7 @@ def test_a_tie_that_transformers_declares_and_that_is_broken() -> None:
 def test_a_buffer_that_to_empty_left_behind() -> None:
     with torch.device("meta"):
         model = MODELS["llama"]()
-    with poisoned():
+    with poisoned_memory():
         model.to_empty(device="cpu")
     model.load_state_dict(MODELS["llama"]().state_dict())
     found = lint(model, select=["TI1"])

@@ -10,7 +10,8 @@ from torchinit import ConfigError, Findings, Keyed, Plan, Report, lint, local_sh
 from torchinit import run as carry_out
 from torchinit.cli import options, weights
 from torchinit.cli.errors import UsageError
-from torchinit.linting import SEVERITIES, Building, about, chosen, poisoned
+from torchinit.core.sandbox import poisoned_memory
+from torchinit.linting import SEVERITIES, Building, about, chosen
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("--as-built compares with a recipe: give one")
     loaded = weights.File(arguments.weights) if arguments.weights else None
     building = Building()
-    with poisoned(), building:
+    with poisoned_memory(), building:
         model = options.model_of(arguments, arguments.device, arguments.seed)
     plan = make_plan(sites(model), rules) if rules is not None else None
     report = _applied(arguments, plan, model)

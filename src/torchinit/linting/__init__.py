@@ -8,7 +8,6 @@ from torchinit.linting.building import Building
 from torchinit.linting.checks import CHECKS, Check, about, chosen
 from torchinit.linting.findings import SEVERITIES, Finding, Findings, Severity
 from torchinit.linting.lint import assert_initialized, lint
-from torchinit.linting.poison import poisoned
 
 __all__ = [
     "Building",
@@ -26,7 +25,6 @@ __all__ = [
     "intents",
     "lint",
     "loading",
-    "poisoned",
     "sameness",
     "scales",
     "ties",

@@ -15,13 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils.weak import WeakIdKeyDictionary
 
 from torchinit.core.places import held
+from torchinit.core.sandbox import ALLOCATING
 from torchinit.tracing.marks import Mark, mark
 from torchinit.tracing.observe import memory_of, storage_of, written
 
-_ALLOCATING = frozenset(
-    getattr(torch.ops.aten, name)
-    for name in ("empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided")
-)
 _COPYING = frozenset((torch.ops.aten.clone, torch.ops.aten._to_copy))
 
 # Whether memory has been written to cannot be read off a tensor: fresh memory is often all zeros, so its content does
@@ -68,7 +65,7 @@ class _Allocations(TorchDispatchMode):
         for tensor in written(func, args, kwargs or {}) if self.empty else ():
             self.empty.pop(storage_of(tensor), None)
         packet = func.overloadpacket
-        if packet in _ALLOCATING or (packet in _COPYING and self._is_blank(args[0])):
+        if packet in ALLOCATING or (packet in _COPYING and self._is_blank(args[0])):
             self._hand_out(result)
         return result
 
