@@ -14,7 +14,7 @@ from torch import nn
 
 from torchinit import Report, ReportError, Sequential, initialize, lint, materialize
 from torchinit.modules import BaseModule
-from torchinit.tracing.unfilled import _KNOWN, _STAMP
+from torchinit.tracing.uninitialized import _KNOWN, _STAMP
 
 CFG = {"type": "Normal", "layer": "Linear", "std": 0.02}
 UNFILLED = ("norm.weight", "norm.bias", "norm.running_mean", "norm.running_var", "norm.num_batches_tracked")

@@ -22,7 +22,7 @@ from torchinit.modules.initializers import PretrainedInit
 from torchinit.modules.log import log
 from torchinit.modules.session import Session, session_of
 from torchinit.modules.wrappers import is_model_wrapper
-from torchinit.tracing.unfilled import watching
+from torchinit.tracing.uninitialized import watching
 
 
 class _BaseModuleMeta(ABCMeta):

@@ -135,7 +135,7 @@ def reset_layers(session: Session, seed: int, blank: Sequence[Tenant]) -> Made:
     ran: dict[nn.Module, str] = {}
     failed: dict[str, tuple[str, ...]] = {}
     drawing = Seeded(session.top, seed)
-    with torch.no_grad(), drawing as seen, session.working(drawing.watch):
+    with torch.no_grad(), drawing as seen, session.working(drawing.index):
         for module in dict.fromkeys(place.module for place in places(session.top) if place.module in wanted):
             method = next((name for name in _RESETTING if needs(getattr(module, name, None)) == 0), None)
             if method is None:

@@ -1,10 +1,10 @@
-"""Lines: whose code is running: the line of the user's, and the module that it works on."""
+"""Source lines: whose code is running: the user's line, and the module that it works on."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from types import CodeType, FrameType
@@ -25,9 +25,6 @@ _STANDING_FOR_TORCH = {
 _MACHINERY = tuple(_TORCH + name for name in ("utils" + os.sep, "overrides.py", "_", "autograd"))
 
 
-_BELOW = (_OURS, *_MACHINERY)
-
-
 class Caller(NamedTuple):
     """Who made a write: the line, the function of torch's that it called, the module whose code ran."""
 
@@ -37,100 +34,84 @@ class Caller(NamedTuple):
 
 
 class _Code(NamedTuple):
-    """What is known of all frames of one piece of code."""
+    """What all frames of one piece of code have in common."""
 
-    theirs: bool
-    call: str
-    arguments: tuple[str, ...]
+    is_users: bool
+    call: str = ""
+    arguments: tuple[str, ...] = ()
 
 
 _KNOWN: dict[int, tuple[CodeType, _Code]] = {}
 """By the id of the code, which is kept so that its id is not given to another: to hash code takes longer."""
 
+_MOST_KNOWN = 8192
 
-def _look(code: CodeType) -> _Code:
+
+def _look_up(code: CodeType) -> _Code:
     known = _KNOWN.get(id(code))
     if known is None:
-        if len(_KNOWN) >= _MOST:
+        if len(_KNOWN) >= _MOST_KNOWN:
             _KNOWN.clear()
-        known = _KNOWN[id(code)] = code, _described(code)
+        known = _KNOWN[id(code)] = code, _describe(code)
     return known[1]
 
 
-_MOST = 8192
-
-
-def _described(code: CodeType) -> _Code:
+def _describe(code: CodeType) -> _Code:
     file = code.co_filename
     arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
     if file.startswith(_OURS):
-        return _Code(False, "", ())
+        return _Code(is_users=False)
+    if file == torch.nn.init.__file__:
+        return _Code(False, "nn.init." + code.co_qualname)  # which is never given a module
     if file.startswith(_TORCH):
-        init = file == torch.nn.init.__file__
-        call = (
-            ""
-            if file.startswith(_MACHINERY) or code.co_name.endswith("call_impl")
-            else ("nn.init." if init else "") + code.co_qualname
-        )
-        return _Code(False, call, () if init else arguments)  # which never gets a module
+        machinery = file.startswith(_MACHINERY) or code.co_name.endswith("call_impl")
+        return _Code(False, "" if machinery else code.co_qualname, arguments)
     for others, package in _STANDING_FOR_TORCH.items():
         if file.endswith(os.sep + others):
             return _Code(False, package + code.co_qualname, arguments)
     return _Code(not file.endswith(_CONTEXTS), "", arguments)
 
 
-def caller(modules: Mapping[int, str], depth: int, until: int = 0) -> Caller:
-    """Who runs, seen from ``depth`` frames above: by the line, and by the modules (ids and names) it was given.
+def find_caller(modules: Mapping[int, str], until: int = 0) -> Caller:
+    """Who runs: by the line, and by the modules (ids and names) that it was given.
 
     The search for a module ends at the frame whose id is ``until``.
     """
-    frame: FrameType | None = sys._getframe(depth)
+    frame: FrameType | None = sys._getframe(1)
     line, call, module = "", "", None
     searching = True
     while frame is not None and (searching or not line):
-        code = _look(frame.f_code)
+        code = _look_up(frame.f_code)
         if not line:
             call = code.call or call
-            line = _line(frame) if code.theirs else ""
+            line = _line(frame) if code.is_users else ""
         if searching and code.arguments:
-            module = _deepest(frame, code.arguments, modules)
+            # Of a model and its part, both given to one function, the part is worked on.
+            values = frame.f_locals
+            given = [modules[id(value)] for name in code.arguments if id(value := values.get(name)) in modules]
+            module = max(given, key=depth_of) if given else None
             searching = module is None
         searching = searching and id(frame) != until
         frame = frame.f_back
     return Caller(line, call, module)
 
 
-def _deepest(frame: FrameType, names: tuple[str, ...], modules: Mapping[int, str]) -> str | None:
-    """The deepest of the modules that a function was given: of a model and its part, the part is worked on."""
-    held = frame.f_locals
-    found = [modules[id(value)] for name in names if id(value := held.get(name)) in modules]
-    return max(found, key=depth_of) if found else None
-
-
-def subject(modules: Mapping[int, str], site_of: Callable[[object], str | None], depth: int, until: int = 0) -> str:
-    """What code is initializing: the site, else the deepest module, that the nearest function has in its hands.
+def find_subject(modules: Mapping[int, str], site_of: Callable[[object], str | None], until: int = 0) -> str:
+    """The name of what code is initializing: the site, else the deepest module, that the nearest function works with.
 
     Its local variables count, so that a loop over the modules of a model works on each in turn. Where no
     function up to the frame whose id is ``until`` has any, it is the whole model: the empty name.
     """
-    frame: FrameType | None = sys._getframe(depth)
-    while frame is not None:
+    for frame in _frames():
         if not frame.f_code.co_filename.startswith(_OURS):
             values = list(frame.f_locals.values())
             sites = [site for value in values if (site := site_of(value)) is not None]
             found = sites or [modules[id(value)] for value in values if id(value) in modules]
             if found:
                 return max(found, key=depth_of)
-        frame = None if id(frame) == until else frame.f_back
+        if id(frame) == until:
+            break
     return ""
-
-
-def frame_of_caller(depth: int) -> FrameType | None:
-    """The function that called torch's operation, be it torch's own or anybody's."""
-    frame: FrameType | None = sys._getframe(depth)
-    while frame is not None and frame.f_code.co_filename.startswith(_BELOW):
-        frame = frame.f_back
-    return frame
 
 
 def depth_of(name: str) -> int:
@@ -142,26 +123,35 @@ def depth_of(name: str) -> int:
     return name.count(".") + 1 if name else 0
 
 
-def frame_of_user(depth: int = 1) -> FrameType | None:
-    """The first frame of code that is neither torch's nor torchinit's."""
-    frame: FrameType | None = sys._getframe(depth)
-    while frame is not None and not _look(frame.f_code).theirs:
+def _frames() -> Iterator[FrameType]:
+    """The frames from here outwards."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        yield frame
         frame = frame.f_back
-    return frame
 
 
-def line_of_user(depth: int = 1) -> str:
-    """The line of the user's that runs, as :attr:`Write.line` has it."""
-    frame = frame_of_user(depth + 1)
+def frame_of_caller() -> FrameType | None:
+    """The function that called torch's operation, whether it is torch's or the user's."""
+    below = (_OURS, *_MACHINERY)
+    return next((frame for frame in _frames() if not frame.f_code.co_filename.startswith(below)), None)
+
+
+def frame_of_user() -> FrameType | None:
+    """The first frame of code that is neither torch's nor torchinit's."""
+    return next((frame for frame in _frames() if _look_up(frame.f_code).is_users), None)
+
+
+def line_of_user() -> str:
+    """The user's line that runs, as :attr:`Write.line` has it."""
+    frame = frame_of_user()
     return "" if frame is None else _line(frame)
 
 
-def is_within(code: CodeType, depth: int) -> bool:
+def is_within(code: CodeType) -> bool:
     """Whether a function of this code runs between here and the user's own code."""
-    frame: FrameType | None = sys._getframe(depth)
-    while frame is not None and frame.f_code is not code and not _look(frame.f_code).theirs:
-        frame = frame.f_back
-    return frame is not None and frame.f_code is code
+    inner = (frame.f_code for frame in _frames())
+    return next((each for each in inner if each is code or _look_up(each).is_users), None) is code
 
 
 def _line(frame: FrameType) -> str:

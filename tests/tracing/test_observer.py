@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils import vector_to_parameters
 
-from torchinit.tracing import Observer, Watch
-from torchinit.tracing.observe import storage_of
-from torchinit.tracing.regions import extent
+from torchinit.tracing import MemoryIndex, Observer
+from torchinit.tracing.regions import extent, storage_of
 
 
 def flat(layer: nn.Linear) -> Tensor:
@@ -58,15 +57,15 @@ WAYS: dict[str, Callable[[nn.Linear], object]] = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_what_is_seen_is_what_has_changed(way: str) -> None:
+def test_what_is_told_is_what_has_changed(way: str) -> None:
     layer = nn.Linear(3, 3)
     seen: set[int] = set()
-    watch = Watch()
+    index = MemoryIndex()
     before = {}
     for key, tensor in enumerate(layer.parameters()):
-        watch.add(key, tensor)
+        index.add(key, tensor)
         before[key] = (tensor.detach().clone(), tensor.data_ptr())
-    with torch.no_grad(), Observer(watch, lambda event: seen.add(event.key)):
+    with torch.no_grad(), Observer(index, lambda event: seen.add(event.key)):
         WAYS[way](layer)
     changed = {
         key
@@ -78,30 +77,30 @@ def test_what_is_seen_is_what_has_changed(way: str) -> None:
 
 
 def test_equal_values_written_again_are_a_write() -> None:
-    layer, watch = nn.BatchNorm1d(3), Watch()
+    layer, index = nn.BatchNorm1d(3), MemoryIndex()
     seen: list[int] = []
-    watch.add(1, layer.weight)
-    with Observer(watch, lambda event: seen.append(event.key)):
+    index.add(1, layer.weight)
+    with Observer(index, lambda event: seen.append(event.key)):
         nn.init.ones_(layer.weight)
     assert seen == [1]
 
 
 @given(st.integers(0, 5), st.integers(1, 6), st.integers(0, 5), st.integers(1, 6))
 def test_parts_of_one_memory_are_told_apart(start: int, size: int, at: int, count: int) -> None:
-    memory, watch = torch.zeros(12), Watch()
+    memory, index = torch.zeros(12), MemoryIndex()
     seen: list[int] = []
-    watch.add(1, memory[start : start + size])
-    with Observer(watch, lambda event: seen.append(event.key)):
+    index.add(1, memory[start : start + size])
+    with Observer(index, lambda event: seen.append(event.key)):
         memory[at : at + count] = 1
     assert bool(seen) == bool(memory[start : start + size].any())
 
 
 def test_memory_that_is_left_is_no_longer_watched() -> None:
-    layer, watch = nn.Linear(2, 2), Watch()
+    layer, index = nn.Linear(2, 2), MemoryIndex()
     seen: list[int] = []
-    watch.add(1, layer.weight)
+    index.add(1, layer.weight)
     old = layer.weight.data
-    with Observer(watch, lambda event: seen.append(event.key)):
+    with Observer(index, lambda event: seen.append(event.key)):
         layer.weight.data = torch.ones(2, 2)
         seen.clear()
         old.zero_()
@@ -109,46 +108,46 @@ def test_memory_that_is_left_is_no_longer_watched() -> None:
 
 
 def test_set_on_the_parameter_itself_is_followed() -> None:
-    layer, watch = nn.Linear(2, 2), Watch()
+    layer, index = nn.Linear(2, 2), MemoryIndex()
     seen: list[int] = []
-    watch.add(1, layer.weight)
-    with torch.no_grad(), Observer(watch, lambda event: seen.append(event.key)):
+    index.add(1, layer.weight)
+    with torch.no_grad(), Observer(index, lambda event: seen.append(event.key)):
         cast("Any", layer.weight).set_(torch.ones(2, 2))
         layer.weight.data.add_(1)
     assert seen == [1, 1]
 
 
 def test_sparse_tensors_are_known_by_identity() -> None:
-    sparse, watch = torch.eye(2).to_sparse(), Watch()
+    sparse, index = torch.eye(2).to_sparse(), MemoryIndex()
     seen: list[int] = []
-    watch.add(1, sparse)
+    index.add(1, sparse)
     assert storage_of(sparse) is None
-    with Observer(watch, lambda event: seen.append(event.key)):
+    with Observer(index, lambda event: seen.append(event.key)):
         sparse.mul_(2)
     assert seen == [1]
 
 
 def test_registrations_are_told_while_the_observer_is_entered_and_no_longer() -> None:
     layer = nn.Linear(2, 2)
-    told: list[tuple[object, str, type]] = []
+    seen: list[tuple[object, str, type]] = []
 
     def registered(module: nn.Module, name: str, value: object) -> None:
-        told.append((module, name, type(value)))
+        seen.append((module, name, type(value)))
 
-    with Observer(Watch(), lambda event: None, registered):
+    with Observer(MemoryIndex(), lambda event: None, registered):
         layer.weight = nn.Parameter(torch.ones(2, 2))
         layer.register_buffer("mask", torch.ones(2))
         layer.child = nn.Identity()
         cast("Any", layer).bias = None
     layer.after = nn.Parameter(torch.ones(1))
-    assert told == [(layer, "weight", nn.Parameter), (layer, "mask", Tensor), (layer, "child", nn.Identity)]
+    assert seen == [(layer, "weight", nn.Parameter), (layer, "mask", Tensor), (layer, "child", nn.Identity)]
 
 
 def test_nothing_is_left_entered_after_an_exception() -> None:
-    layer, watch = nn.Linear(2, 2), Watch()
+    layer, index = nn.Linear(2, 2), MemoryIndex()
     seen: list[int] = []
-    watch.add(1, layer.weight)
-    with pytest.raises(ZeroDivisionError), Observer(watch, lambda event: seen.append(event.key), lambda *_: None):
+    index.add(1, layer.weight)
+    with pytest.raises(ZeroDivisionError), Observer(index, lambda event: seen.append(event.key), lambda *_: None):
         _ = 1 / 0
     nn.init.zeros_(layer.weight)
     layer.weight = nn.Parameter(torch.ones(2, 2))

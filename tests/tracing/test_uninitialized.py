@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchinit.modules import BaseModule
 from torchinit.tracing import is_unfilled, unfilled
-from torchinit.tracing.unfilled import looks_unfilled
+from torchinit.tracing.uninitialized import looks_unfilled
 
 
 class One(BaseModule):

@@ -1,4 +1,4 @@
-"""Unfilled memory: tensors that were handed memory without values and have got none since."""
+"""Uninitialized memory: tensors that were handed memory without values and have got none since."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -16,22 +16,23 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from torchinit.core.places import held
 from torchinit.core.sandbox import ALLOCATING
-from torchinit.tracing.marks import Mark, mark
-from torchinit.tracing.observe import memory_of, storage_of, written
+from torchinit.tracing.locks import Snapshot, snapshot
+from torchinit.tracing.observer import written_by
+from torchinit.tracing.regions import memory_of, storage_of
 
 _COPYING = frozenset((torch.ops.aten.clone, torch.ops.aten._to_copy))
 
-# Whether memory has been written to cannot be read off a tensor: fresh memory is often all zeros, so its content does
-# not differ from zeros that were written, and torch's version counters see neither `.data.zero_()` nor what NumPy and
-# other libraries write. So memory that is handed out while somebody watches is stamped: its first bytes get a pattern
-# that nothing means to write, and as long as they hold it nobody has filled the tensor. The pattern is put there the
-# moment the memory is handed out, when it cannot hurt values that anybody has written, and is below the smallest
-# normal number of the formats of 16 and more bits, which is as harmless as what may stand in such memory anyway. After
-# init_weights() what stood there before is put back, so that a tensor that nobody writes holds what it would have held.
-# What can go wrong: a copy that is made while nobody watches is not known; neither is a write that torch does not count
-# (through `.data`, by other libraries) and that leaves the first bytes alone, or, where there is no stamp, writes what
-# is there already: on other devices than the CPU, after init_weights(), and in a tensor that does not begin where its
-# memory does. Nothing is watched within other people's dispatch modes, where memory may not be what it seems.
+# Whether memory has been written to cannot be read off a tensor: fresh memory is often all zeros, like zeros that were
+# written, and torch's version counters see neither `.data.zero_()` nor what NumPy and other libraries write. So memory
+# that is handed out while somebody watches is stamped: its first bytes get a pattern that nothing means to write, and
+# as long as they hold it nobody has filled the tensor. The stamp comes the moment the memory is handed out, when there
+# are no values that it could hurt, and is below the smallest normal number of the formats of 16 and more bits, as
+# harmless as what may stand there anyway. After init_weights() what stood there before is put back, so that a tensor
+# that nobody writes holds what it would have held. What can go wrong: a copy that is made while nobody watches is not
+# known; neither is a write that torch does not count and that leaves the first bytes alone, or, where there is no
+# stamp, writes what is there already: on other devices than the CPU, after init_weights(), and in a tensor that does
+# not begin where its memory does. Nothing is watched within other people's dispatch modes, where memory may not be what
+# it seems.
 _STAMP: Final = bytes((0x17, 0, 0x2B, 0, 0x05, 0, 0x0B, 0)) * 2
 _SAMPLE: Final = 4096
 
@@ -39,14 +40,14 @@ _SAMPLE: Final = 4096
 class _Blank(NamedTuple):
     """A tensor as it was when it had been handed unfilled memory, and what the stamp in that has replaced."""
 
-    mark: Mark
+    snapshot: Snapshot
     before: bytes
 
 
 _KNOWN: WeakIdKeyDictionary = WeakIdKeyDictionary()
 _WATCHING: ContextVar[bool] = ContextVar("torchinit_watching_allocations", default=False)
 
-Remember = Callable[[nn.Module], None]
+Remember: TypeAlias = Callable[[nn.Module], None]
 """Keeps in mind which tensors of a module hold memory that was handed out while it was watched, and not filled."""
 
 
@@ -62,7 +63,7 @@ class _Allocations(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        for tensor in written(func, args, kwargs or {}) if self.empty else ():
+        for tensor in written_by(func, args, kwargs or {}) if self.empty else ():
             self.empty.pop(storage_of(tensor), None)
         packet = func.overloadpacket
         if packet in ALLOCATING or (packet in _COPYING and self._is_blank(args[0])):
@@ -84,7 +85,7 @@ class _Allocations(TorchDispatchMode):
             for tensor in _tensors(module) if self.empty else ():
                 storage, before = self.empty.get(storage_of(tensor), (None, b""))
                 if storage is not None and _head(storage) == _STAMP[: len(before)]:
-                    _KNOWN[tensor] = _Blank(mark(tensor), before)
+                    _KNOWN[tensor] = _Blank(snapshot(tensor), before)
 
 
 def _head(storage: torch.UntypedStorage) -> bytes:
@@ -105,7 +106,7 @@ def _tensors(module: nn.Module) -> Iterator[Tensor]:
 
 @contextmanager
 def watching() -> Iterator[Remember]:
-    """Watches the memory that a module is given; the outermost of nested calls does."""
+    """Watch the memory that a module is given; the outermost of nested calls does."""
     if _WATCHING.get() or _get_current_dispatch_mode_stack():
         yield lambda _: None
         return
@@ -131,27 +132,26 @@ def is_unfilled(tensor: Tensor) -> bool:
     (True, False)
     """
     known = _KNOWN.get(tensor)
-    return known is not None and known.mark == mark(tensor)
+    return known is not None and known.snapshot == snapshot(tensor)
 
 
 def unstamp(module: nn.Module) -> None:
-    """Gives the memory that nobody has filled its own first bytes back."""
+    """Give the memory that nobody has filled its own first bytes back."""
     left = [tensor for tensor in _tensors(module) if is_unfilled(tensor)]
     for tensor in left:
         memory = memory_of(tensor)
         if memory is not None:
             _put(memory.untyped_storage(), _KNOWN[tensor].before)
     for tensor in left:
-        _KNOWN[tensor] = _Blank(mark(tensor), b"")
+        _KNOWN[tensor] = _Blank(snapshot(tensor), b"")
 
 
 def looks_unfilled(tensor: Tensor) -> bool:
-    """Whether values tell that nobody has written them: all are NaN, or many lie below the smallest normal number.
+    """Whether values show that nobody has written them: all are NaN, or many lie below the smallest normal number.
 
-    Whole numbers and addresses that memory held before look so when they are read as floats. Looked at are no more
-    than some thousand values, evenly spread; formats of 16 bits whose numbers end early (float16) and of 8 bits tell
-    nothing by small numbers. A quarter of those that are not zero have to be so small: tails of exponentials have
-    fewer.
+    Integers and addresses that memory held before look so when they are read as floats. A sample of some thousand
+    values is enough, a quarter of which, zeros aside, have to be so small: tails of exponentials have fewer. The small
+    numbers of float16 and of formats of 8 bits show nothing.
 
     >>> looks_unfilled(torch.full((3,), 1e-40)), looks_unfilled(torch.zeros(3))
     (True, False)
@@ -175,10 +175,9 @@ def unfilled(model: nn.Module, written: frozenset[str] = frozenset()) -> tuple[s
     ('weight',)
     """
     found: dict[object, str] = {}
-    for one in held(model):
-        tensors = one.way.sources if one.way else (one.tensor,)
-        if any(holds_no_values(tensor, written=one.name in written) for tensor in tensors):
-            found.setdefault(one.key, one.name)
+    for holder in held(model):
+        if any(holds_no_values(tensor, written=holder.name in written) for tensor in holder.sources):
+            found.setdefault(holder.key, holder.name)
     return tuple(found.values())
 
 

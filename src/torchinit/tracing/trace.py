@@ -1,4 +1,4 @@
-"""Writes: what one line of somebody's code did to a tensor; and the trace, which holds all of a model's."""
+"""The trace of a model: its writes, each of which tells what one line of code did to one tensor."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypeAlias, final
 
-from torchinit.core.shards import Box
+from torchinit.core.sandbox import ALLOCATING
+from torchinit.core.shards import Box, replaced
 from torchinit.core.tables import columns, some
 from torchinit.errors import count, did_you_mean
 from torchinit.schema import Schema, parse
@@ -19,6 +20,11 @@ UNSEEN = "unseen"
 """The operation of a write that no operation of torch's made: only its outcome was found."""
 
 _FORMAT = "torchinit-trace-1"
+
+_ALLOCATING = frozenset(operation.__name__ for operation in ALLOCATING)
+_OVERWRITING = frozenset(
+    {"zero_", "fill_", "normal_", "uniform_", "exponential_", "cauchy_", "geometric_", "log_normal_"}
+)
 
 
 @final
@@ -53,6 +59,21 @@ class Write:
     def what(self) -> str:
         """The operation with its arguments."""
         return f"{self.operation}({self.arguments})" if self.arguments else self.operation
+
+    @property
+    def allocates(self) -> bool:
+        """Whether it gave the site memory without values."""
+        return self.operation in _ALLOCATING
+
+    @property
+    def overwrites(self) -> bool:
+        """Whether it left nothing of what was there: it filled or drew the whole."""
+        return self.operation in _OVERWRITING and self.region is None
+
+    @property
+    def is_default(self) -> bool:
+        """Whether it is a layer's own initialization, as it was constructed or by ``reset_parameters``."""
+        return self.call.endswith((".__init__", ".reset_parameters", "._reset_parameters"))
 
     def __str__(self) -> str:
         times = f" {self.count} times" if self.count > 1 else ""
@@ -95,21 +116,21 @@ class Trace:
         removed: Iterable[str] = (),
         error: str = "",
     ) -> None:
-        self._kept: dict[object, _Record] = {n: _Record.of(write) for n, write in enumerate(writes)}
+        self._writes: dict[object, Write] = dict(enumerate(writes))
         self.parameters = tuple(parameters)
         self.buffers = tuple(buffers)
         self.aliases = dict(aliases or {})
         self.added = tuple(added)
         self.removed = tuple(removed)
         self.error = error
-        self._turn = max((record.last + 1 for record in self._kept.values()), default=0)
+        self._turn = max((write.last + 1 for write in self._writes.values()), default=0)
 
     # --- reading -------------------------------------------------------------------------------------------
 
     @property
     def writes(self) -> tuple[Write, ...]:
         """All writes, by the order of the first that each stands for."""
-        return tuple(sorted((record.whole() for record in self._kept.values()), key=lambda write: write.order))
+        return tuple(sorted(self._writes.values(), key=lambda write: write.order))
 
     def of(self, site: str) -> tuple[Write, ...]:
         """The writes to a site, by any of its names; raises KeyError for a name that no site has."""
@@ -130,11 +151,11 @@ class Trace:
         return self._without_write(self.buffers)
 
     def _without_write(self, names: tuple[str, ...]) -> tuple[str, ...]:
-        written = {record.write.site for record in self._kept.values()}
+        written = {write.site for write in self._writes.values()}
         return tuple(name for name in names if name not in written)
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._writes)
 
     def __iter__(self) -> Iterator[Write]:
         return iter(self.writes)
@@ -155,12 +176,12 @@ class Trace:
 
     def summary(self) -> str:
         """What was written and what was not, in a few lines."""
-        times = sum(record.count for record in self._kept.values())
-        sites = {record.write.site for record in self._kept.values()}
+        times = sum(write.count for write in self._writes.values())
+        sites = {write.site for write in self._writes.values()}
         lines = [f"{count(times, 'write')} to {count(len(sites), 'site')}"]
-        for what, names in (("parameter", self.unwritten), ("buffer", self.unwritten_buffers)):
-            lines += [f"{count(len(names), what)} not written: {some(names)}"] if names else []
-        lines += [f"{what}: {some(names)}" for what in ("added", "removed") if (names := getattr(self, what))]
+        for kind, names in (("parameter", self.unwritten), ("buffer", self.unwritten_buffers)):
+            lines += [f"{count(len(names), kind)} not written: {some(names)}"] if names else []
+        lines += [f"{change}: {some(names)}" for change in ("added", "removed") if (names := getattr(self, change))]
         return "\n".join([*lines, *([f"ended early: {self.error}"] if self.error else [])])
 
     # --- plain data ----------------------------------------------------------------------------------------
@@ -187,18 +208,19 @@ class Trace:
     # --- writing -------------------------------------------------------------------------------------------
 
     def add(self, key: object, write: Write, shape: tuple[int, ...] = ()) -> None:
-        """Takes in a write to a site of a shape; one with the same key as an earlier one becomes part of its record."""
+        """Take in a write to a site of this shape; it becomes part of an earlier one with the same key."""
         turn, self._turn = self._turn, self._turn + 1
-        record = self._kept.get(key)
-        if record is None:
-            self._kept[key] = _Record(write, turn, turn, 1, write.arguments, write.region)
+        before = self._writes.get(key)
+        if before is None:
+            self._writes[key] = replace(write, order=turn, last=turn)
             return
-        record.last = turn
-        record.count += 1
-        if record.arguments != write.arguments:
-            record.arguments = "various"
-        if record.region is not None:
-            record.region = _union(record.region, write.region, shape)
+        self._writes[key] = replace(
+            before,
+            last=turn,
+            count=before.count + 1,
+            arguments=write.arguments if before.arguments == write.arguments else "various",
+            region=_union(before.region, write.region, shape),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,29 +240,8 @@ class _Stored:
         return cls(**{each.name: getattr(trace, each.name) for each in fields(cls)})
 
 
-@dataclass(slots=True)
-class _Record:
-    """A write while others may still become part of it."""
-
-    write: Write
-    order: int
-    last: int
-    count: int
-    arguments: str
-    region: Region
-
-    @classmethod
-    def of(cls, write: Write) -> _Record:
-        return cls(write, write.order, write.last, write.count, write.arguments, write.region)
-
-    def whole(self) -> Write:
-        """The write as it is by now."""
-        changed = {key: getattr(self, key) for key in ("order", "last", "count", "arguments", "region")}
-        return replace(self.write, **changed)
-
-
-def _union(one: Region, other: Region, whole: tuple[int, ...]) -> Region:
-    """The region of two writes: a box where they lie side by side."""
+def _union(one: Region, other: Region, shape: tuple[int, ...]) -> Region:
+    """The region of two writes to a tensor of this shape: a box where they lie side by side."""
     if one is None or other is None:
         return None
     if one == "part" or other == "part":
@@ -251,9 +252,8 @@ def _union(one: Region, other: Region, whole: tuple[int, ...]) -> Region:
     (low, end), (begin, high) = sorted([_span(one, axis), _span(other, axis)])
     if more or begin > end:
         return "part"
-    start, shape = list(one.start), list(one.shape)
-    start[axis], shape[axis] = low, max(end, high) - low
-    return None if tuple(shape) == whole else Box(tuple(start), tuple(shape))
+    joined = Box(replaced(one.start, axis, low), replaced(one.shape, axis, max(end, high) - low))
+    return None if joined.shape == shape else joined
 
 
 def _span(box: Box, axis: int) -> tuple[int, int]:
@@ -262,11 +262,5 @@ def _span(box: Box, axis: int) -> tuple[int, int]:
 
 def _row(write: Write) -> tuple[str, ...]:
     module = "-" if write.module is None else write.module or "the model"
-    return (
-        f"{write.site}{region_text(write.region)}",
-        write.what,
-        str(write.count),
-        write.line or "-",
-        write.call or "-",
-        module,
-    )
+    site = f"{write.site}{region_text(write.region)}"
+    return site, write.what, str(write.count), write.line or "-", write.call or "-", module

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from torchinit import ConfigError
-from torchinit.linting import CHECKS, SEVERITIES, chosen
+from torchinit.linting import CHECKS, SEVERITIES, select_checks
 
 
 @pytest.mark.parametrize("code", CHECKS)
@@ -27,18 +27,18 @@ def test_names_are_different() -> None:
     assert len({one.name for one in CHECKS.values()}) == len(CHECKS)
 
 
-def test_choosing() -> None:
-    assert [one.code for one in chosen((), ())] == sorted(CHECKS)
-    assert {one.code for one in chosen(("TI3",), ("TI302",))} == {"TI301", "TI303"}
-    assert [one.code for one in chosen(("meta", "TI103"), ())] == ["TI102", "TI103"]
-    assert "TI102" not in {one.code for one in chosen((), ("meta",))}
+def test_selecting() -> None:
+    assert [one.code for one in select_checks((), ())] == sorted(CHECKS)
+    assert {one.code for one in select_checks(("TI3",), ("TI302",))} == {"TI301", "TI303"}
+    assert [one.code for one in select_checks(("meta", "TI103"), ())] == ["TI102", "TI103"]
+    assert "TI102" not in {one.code for one in select_checks((), ("meta",))}
 
 
-def test_what_is_no_check() -> None:
+def test_a_word_that_is_not_a_check() -> None:
     with pytest.raises(ConfigError, match="a check goes by its code") as caught:
-        chosen(("TI9", "same-in-layer"), ("T",))
+        select_checks(("TI9", "same-in-layer"), ("T",))
     assert caught.value.problems == (
-        "'TI9' is no check",
-        "'same-in-layer' is no check; did you mean 'same-in-layers'?",
-        "'T' is no check",
+        "'TI9' is not a check",
+        "'same-in-layer' is not a check; did you mean 'same-in-layers'?",
+        "'T' is not a check",
     )

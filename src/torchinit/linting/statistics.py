@@ -1,4 +1,4 @@
-"""Facts: what one pass over the values of a tensor finds, in memory that does not grow with it."""
+"""Statistics of a tensor's values, in one pass and in memory that does not grow with it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor
 _CHUNK = 1 << 16
 _SAMPLE = 4096
 _FEWEST = 20
-"""With fewer values than this nothing can be said about their order."""
+"""The order of fewer values than this says nothing."""
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class Statistics:
     """Counts, moments and digests of a tensor's values.
 
     ``tiny`` counts values that are not zero and below the smallest normal number of the dtype. ``rows`` and
@@ -26,8 +26,8 @@ class Facts:
     of them are zero throughout; all four are empty below two dimensions. ``shuffled`` says whether the
     values come in no order, as drawn ones do.
 
-    >>> facts = look(torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
-    >>> facts.zeros, facts.zero_columns.tolist(), bool(facts.rows[0] == facts.rows[1])
+    >>> stats = compute_statistics(torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
+    >>> stats.zeros, stats.zero_columns.tolist(), bool(stats.rows[0] == stats.rows[1])
     (2, [False, True], True)
     """
 
@@ -53,12 +53,12 @@ class Facts:
 
     @property
     def constant(self) -> bool:
-        """Whether all values are one; never of a single value, of which nobody could tell."""
+        """Whether there are several values, and all are equal."""
         return self.numel > 1 and self.finite and self.min == self.max
 
     @property
     def varied(self) -> bool:
-        """Whether there are values, all finite, and more than one of them."""
+        """Whether there are several values, all finite, and not all are equal."""
         return self.numel > 1 and self.finite and self.min != self.max
 
     @property
@@ -67,31 +67,39 @@ class Facts:
         return max(abs(self.min), abs(self.max))
 
 
-def look(tensor: Tensor) -> Facts:
-    """The facts of a tensor; of a complex one those of its parts, with one more dimension.
+def compute_statistics(tensor: Tensor) -> Statistics:
+    """The statistics of a tensor; of a complex one those of its real and imaginary parts, with one more dimension.
 
-    The tensor is read chunk by chunk. Of one with more than two dimensions the columns run along the second.
+    It is read chunk by chunk. The columns of more than two dimensions run along the second.
     """
     values = tensor.detach()
     values = torch.view_as_real(values) if values.is_complex() else values
     if not values.numel():
-        return Facts()
-    sums = _Sums(values)
-    for start, piece in _pieces(values if values.dim() else values.view(1)):
-        sums.add(start, piece)
-    return sums.facts(is_shuffled(values))
+        return Statistics()
+    sums = _Accumulator(values)
+    for start, rows in _chunks(values if values.dim() else values.view(1)):
+        sums.add(start, rows)
+    return sums.statistics(is_shuffled(values))
 
 
-def _pieces(values: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Parts of about a chunk along the first dimension, each as a matrix, with where it starts."""
+def _chunks(values: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Parts along the first dimension, each as a matrix with the number of its first row."""
     size = max(1, _CHUNK * len(values) // values.numel())
     for start in range(0, len(values), size):
-        piece = values[start : start + size]
-        yield start, piece.reshape(len(piece), -1).contiguous()
+        rows = values[start : start + size]
+        yield start, rows.reshape(len(rows), -1).contiguous()
 
 
-class _Sums:
-    """What is summed up over the pieces of a tensor, which is read as a matrix: the first dimension by the others."""
+class _Accumulator:
+    """The sums over the chunks of a tensor, which is read as a matrix: the first dimension by all the others."""
+
+    # A digest is a linear hash modulo 2^64: the digest of a row is the sum of its elements' bits, each times the key of
+    # its column, and that of the tensor the sum of those of the rows, each times the key of the row; columns go the
+    # other way round. So the order of the chunks does not matter, and one pass gives all three without a copy. How it
+    # can fail: where all differences of two rows are multiples of 2^k, only 64 - k bits of the keys tell them apart.
+    # For numbers of 4 bytes k is at most 31, the sign; of 8 bytes it would be 63, so that rows of 1 and -1 would differ
+    # by the parity of their signs alone, and `_bits` folds their upper half into the lower one first. What is taken for
+    # equal tensors is compared bit by bit afterwards; equal rows and columns are not.
 
     def __init__(self, values: Tensor) -> None:
         self.flat = values.dim() < 2
@@ -104,51 +112,52 @@ class _Sums:
         self.nan = self.infinite = self.tiny = self.digest = 0
         self.least, self.most = math.inf, -math.inf
         rows, width = self.shape
-        self.within = _keys(0, width, values.device)
-        self.rows, self.row_zeros = (_zeros(0 if self.flat else rows, values) for _ in range(2))
-        self.below, self.zeros_below = (_zeros(width, values) for _ in range(2))
+        self.column_keys = _keys(0, width, values.device)
+        rows = 0 if self.flat else rows
+        self.row_digests, self.row_zeros = torch.zeros(2, rows, dtype=torch.int64, device=values.device)
+        self.column_digests, self.column_zeros = torch.zeros(2, width, dtype=torch.int64, device=values.device)
 
-    def add(self, start: int, piece: Tensor) -> None:
-        wide = piece.to(torch.float64, copy=True)  # it is shifted in place, and must not be the tensor itself
+    def add(self, start: int, chunk: Tensor) -> None:
+        wide = chunk.to(torch.float64, copy=True)  # it is shifted in place, and must not be the tensor itself
         low, high = (float(end) for end in torch.aminmax(wide))
         if not (math.isfinite(low) and math.isfinite(high)):
             self.nan += int(wide.isnan().sum())
             self.infinite += int(wide.isinf().sum())
         self.least, self.most = min(self.least, low), max(self.most, high)
-        size = wide.abs()
-        if not float(size.amin()) >= max(self.smallest, 5e-324):  # "not", since a comparison with NaN is false
-            self._count(start, size)
+        sizes = wide.abs()
+        if not float(sizes.amin()) >= max(self.smallest, 5e-324):  # "not", since a comparison with NaN is false
+            self._count(start, sizes)
         wide -= self.shift
         self.total += float(wide.sum())
         flat = wide.view(-1)
         self.square += float(flat.dot(flat))
-        self._digest(start, _bits(piece))
+        self._digest(start, _bits(chunk))
 
-    def _count(self, start: int, size: Tensor) -> None:
-        zero = size == 0
-        self.tiny += int(torch.count_nonzero(size < self.smallest)) - int(torch.count_nonzero(zero))
-        self.zeros_below += zero.sum(0)
+    def _count(self, start: int, sizes: Tensor) -> None:
+        zero = sizes == 0
+        self.tiny += int(torch.count_nonzero(sizes < self.smallest)) - int(torch.count_nonzero(zero))
+        self.column_zeros += zero.sum(0)
         if not self.flat:
-            self.row_zeros[start : start + len(size)] = zero.sum(1)
+            self.row_zeros[start : start + len(sizes)] = zero.sum(1)
 
     def _digest(self, start: int, bits: Tensor) -> None:
         keys = _keys(start, len(bits), bits.device)
-        digests = torch.mv(bits, self.within)
+        digests = torch.mv(bits, self.column_keys)
         self.digest = (self.digest + int((digests * keys).sum())) % (1 << 64)
-        self.below += torch.mv(bits.T, keys)
+        self.column_digests += torch.mv(bits.T, keys)
         if not self.flat:
-            self.rows[start : start + len(bits)] = digests
+            self.row_digests[start : start + len(bits)] = digests
 
-    def facts(self, shuffled: bool) -> Facts:
+    def statistics(self, shuffled: bool) -> Statistics:
         rows, width = self.shape
         number = rows * width
         finite = not self.nan and not self.infinite
         mean = self.total / number
-        facts = Facts(
+        whole = Statistics(
             numel=number,
             nan=self.nan,
             infinite=self.infinite,
-            zeros=int(self.zeros_below.sum()),
+            zeros=int(self.column_zeros.sum()),
             tiny=self.tiny if self.smallest else 0,
             min=self.least,
             max=self.most,
@@ -158,34 +167,30 @@ class _Sums:
             shuffled=shuffled,
         )
         if self.flat:
-            return facts
+            return whole
         each = width // self.columns
+        digests = self.column_digests.view(-1, each) * _keys(0, each, self.column_digests.device)
         return replace(
-            facts,
-            rows=self.rows.cpu(),
-            columns=(self.below.view(-1, each) * _keys(0, each, self.below.device)).sum(1).cpu(),
+            whole,
+            rows=self.row_digests.cpu(),
+            columns=digests.sum(1).cpu(),
             zero_rows=self.row_zeros.cpu() == width,
-            zero_columns=self.zeros_below.view(-1, each).sum(1).cpu() == rows * each,
+            zero_columns=self.column_zeros.view(-1, each).sum(1).cpu() == rows * each,
         )
 
 
-def _zeros(size: int, like: Tensor) -> Tensor:
-    return torch.zeros(size, dtype=torch.int64, device=like.device)
-
-
 def _keys(start: int, size: int, device: torch.device) -> Tensor:
-    """An odd number for each place, the same for the same place and without order: the finisher of SplitMix64."""
+    """An odd number for each place, as good as random: the finisher of SplitMix64."""
     key = torch.arange(start + 1, start + size + 1, device=device) * -0x61C8864680B583EB
     for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
         key = (key ^ (key >> shift)) * factor
     return (key ^ (key >> 31)) | 1
 
 
-def _bits(piece: Tensor) -> Tensor:
-    """The bits of each value as a whole number."""
-    if piece.dtype == torch.bool:
-        return piece.to(torch.int64)
-    return piece.view(_BITS[piece.element_size()]).to(torch.int64)
+def _bits(chunk: Tensor) -> Tensor:
+    """The bits of each value as an int64."""
+    chunk = chunk if chunk.dtype == torch.bool else chunk.view(_BITS[chunk.element_size()])
+    return chunk ^ (chunk >> 32) if chunk.element_size() == 8 else chunk.to(torch.int64)
 
 
 def is_shuffled(values: Tensor) -> bool:

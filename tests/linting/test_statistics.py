@@ -1,4 +1,4 @@
-"""Facts: counts and moments as torch gives them on the whole tensor, digests that tell values apart, order."""
+"""Statistics: counts and moments as torch gives them on the whole tensor, digests that tell values apart, order."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from torchinit.linting import facts as module
-from torchinit.linting.facts import Facts, is_shuffled, look
+from torchinit.linting import statistics as module
+from torchinit.linting.statistics import Statistics, compute_statistics, is_shuffled
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -35,31 +35,31 @@ def test_chunks_give_what_the_whole_gives(
     values = values.mT if turned and len(shape) > 1 else values
     before, module._CHUNK = module._CHUNK, chunk
     try:
-        facts = look(values)
+        stats = compute_statistics(values)
     finally:
         module._CHUNK = before
     wide = values.double()
-    assert (facts.numel, facts.zeros) == (values.numel(), int((values == 0).sum()))
-    assert (facts.min, facts.max) == (float(values.min()), float(values.max()))
-    assert facts.mean == pytest.approx(float(wide.mean()), abs=1e-12)
-    assert facts.std == pytest.approx(float(wide.std(correction=0)), abs=1e-7)
-    assert facts.digest == look(values.clone()).digest
+    assert (stats.numel, stats.zeros) == (values.numel(), int((values == 0).sum()))
+    assert (stats.min, stats.max) == (float(values.min()), float(values.max()))
+    assert stats.mean == pytest.approx(float(wide.mean()), abs=1e-12)
+    assert stats.std == pytest.approx(float(wide.std(correction=0)), abs=1e-7)
+    assert stats.digest == compute_statistics(values.clone()).digest
     if values.dim() > 1:
-        assert facts.zero_rows.tolist() == [bool((row == 0).all()) for row in values]
-        assert facts.zero_columns.tolist() == [bool((column == 0).all()) for column in values.unbind(1)]
-        assert len(facts.rows) == values.shape[0]
-        assert len(facts.columns) == values.shape[1]
+        assert stats.zero_rows.tolist() == [bool((row == 0).all()) for row in values]
+        assert stats.zero_columns.tolist() == [bool((column == 0).all()) for column in values.unbind(1)]
+        assert len(stats.rows) == values.shape[0]
+        assert len(stats.columns) == values.shape[1]
 
 
 @given(st.lists(st.floats(width=32, allow_subnormal=True), min_size=1, max_size=50))
 def test_counts_of_any_floats(numbers: list[float]) -> None:
     values = torch.tensor(numbers, dtype=torch.float32)
-    facts = look(values)
+    stats = compute_statistics(values)
     small = torch.finfo(torch.float32).smallest_normal
-    assert facts.nan == sum(map(math.isnan, numbers))
-    assert facts.infinite == sum(map(math.isinf, numbers))
-    assert facts.tiny == sum(0 < abs(number) < small for number in numbers)
-    assert facts.finite == all(map(math.isfinite, numbers))
+    assert stats.nan == sum(map(math.isnan, numbers))
+    assert stats.infinite == sum(map(math.isinf, numbers))
+    assert stats.tiny == sum(0 < abs(number) < small for number in numbers)
+    assert stats.finite == all(map(math.isfinite, numbers))
 
 
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=12), st.data())
@@ -68,34 +68,34 @@ def test_the_digest_tells_any_change(numbers: list[int], data: st.DataObject) ->
     other = values.clone()
     at = data.draw(st.integers(0, len(numbers) - 1))
     other[at] += 1
-    assert look(values).digest != look(other).digest
+    assert compute_statistics(values).digest != compute_statistics(other).digest
     turned = values.flip(0)
-    assert (look(values).digest == look(turned).digest) == torch.equal(values, turned)
+    assert (compute_statistics(values).digest == compute_statistics(turned).digest) == torch.equal(values, turned)
 
 
 @pytest.mark.parametrize(
     "dtype", [torch.int64, torch.int8, torch.uint8, torch.bool, torch.complex64, torch.float8_e4m3fn, *DTYPES]
 )
 def test_every_dtype_can_be_looked_at(dtype: torch.dtype) -> None:
-    facts = look(torch.tensor([[0, 1, 1], [0, 1, 1]]).to(dtype))
-    assert (facts.max, facts.nan) == (1.0, 0)
-    assert bool(facts.rows[0] == facts.rows[1])
+    stats = compute_statistics(torch.tensor([[0, 1, 1], [0, 1, 1]]).to(dtype))
+    assert (stats.max, stats.nan) == (1.0, 0)
+    assert bool(stats.rows[0] == stats.rows[1])
 
 
 def test_rows_and_columns_have_one_digest_where_they_are_equal() -> None:
     values = drawn(6, 4, 3)
     values[4] = values[1]
     values[:, 3] = values[:, 0]
-    facts = look(values)
-    assert (facts.rows.unsqueeze(0) == facts.rows.unsqueeze(1)).sum() == 6 + 2
-    assert (facts.columns.unsqueeze(0) == facts.columns.unsqueeze(1)).sum() == 4 + 2
+    stats = compute_statistics(values)
+    assert (stats.rows.unsqueeze(0) == stats.rows.unsqueeze(1)).sum() == 6 + 2
+    assert (stats.columns.unsqueeze(0) == stats.columns.unsqueeze(1)).sum() == 4 + 2
 
 
 def test_empty_and_scalar() -> None:
-    assert look(torch.empty(0, 3)).numel == Facts().numel == 0
-    assert not Facts().constant
-    assert not look(torch.tensor(2.0)).constant
-    assert look(torch.full((2,), 2.0)).constant
+    assert compute_statistics(torch.empty(0, 3)).numel == Statistics().numel == 0
+    assert not Statistics().constant
+    assert not compute_statistics(torch.tensor(2.0)).constant
+    assert compute_statistics(torch.full((2,), 2.0)).constant
 
 
 # --- order -----------------------------------------------------------------------------------------------------------
