@@ -102,18 +102,13 @@ def _plan(found: Sequence[Site], fills: Mapping[str, Fill], last: Mapping[str, W
     steps, problems = [], []
     for turn, name in enumerate(name for name in last if name in known):
         site, fill, write = known[name], fills[name], last[name]
-        problems += _misfit(site, fill)
+        try:
+            fill.check(site.shape, site.dtype)
+        except ValueError as error:
+            problems.append(f"{name}: {error}")
         steps.append(Step(site, fill, rules[name], turn=turn, notes=(write.call,) if write.call else ()))
     left = tuple(site for site in found if site.name not in fills)
     return Plan(tuple(steps), untouched=left, skipped=skipped, problems=tuple(problems))
-
-
-def _misfit(site: Site, fill: Fill) -> list[str]:
-    try:
-        fill.check(site.shape, site.dtype)
-    except ValueError as error:
-        return [f"{site.name}: {error}"]
-    return []
 
 
 def _rules(

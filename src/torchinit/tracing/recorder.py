@@ -20,7 +20,7 @@ from torchinit.core.witnesses import present
 from torchinit.tracing.locks import Snapshot, is_locked, refusal, snapshot
 from torchinit.tracing.observer import Event, Observer
 from torchinit.tracing.operations import is_scattered, name_of
-from torchinit.tracing.regions import MemoryIndex, memory_of, region_of, region_of_shards, storage_of
+from torchinit.tracing.regions import MemoryIndex, region_of_shards, region_within, storage_of
 from torchinit.tracing.source_lines import find_caller, frame_of_user, is_within
 from torchinit.tracing.trace import UNSEEN, Region, Trace, Write
 
@@ -294,21 +294,8 @@ def _region(site: TracedTensor, event: Event) -> Region:
     """Which part of the site a write reached."""
     if event.operation == "data =" or name_of(event.operation) == "set_":
         return None
-    found = _within(event.target, site.tensors[0]) if len(site.tensors) == 1 else "part"
+    found = region_within(event.target, site.tensors[0]) if len(site.tensors) == 1 else "part"
     return "part" if found is None and is_scattered(event.operation) else found
-
-
-def _within(target: Tensor, base: Tensor) -> Region:
-    """The region of a site's tensor that a written tensor is."""
-    if target is base:
-        return None
-    view, memory = memory_of(target), memory_of(base)
-    if view is None or memory is None:
-        return "part"
-    found = region_of(view, memory)
-    if memory is base or found == "part":
-        return found
-    return None if found is None and type(target) is type(base) else "part"
 
 
 def trace(model: nn.Module, *, exact: bool = False) -> AbstractContextManager[Trace]:

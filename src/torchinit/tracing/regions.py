@@ -97,6 +97,15 @@ class MemoryIndex:
         return {known[0]}
 
 
+def region_within(target: Tensor, site: Tensor) -> Region:
+    """The region of a site's tensor that a written tensor covers; of a ``DTensor`` only all or ``"part"``."""
+    view, memory = memory_of(target), memory_of(site)
+    if target is site or view is None or memory is None:
+        return None if target is site else "part"
+    found = region_of(view, memory)
+    return found if memory is site or (found is None and type(target) is type(site)) else "part"
+
+
 def region_of(view: Tensor, base: Tensor) -> Region:
     """The region of ``base`` that a view of the same memory covers.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -52,31 +52,24 @@ def loaded_nowhere(target: LintTarget) -> Iterator[Hit]:
         linted = target.find(normalize(key))
         if linted is not None and linted.name not in packed and target.loaded[key].shape != linted.tensor.shape:
             shapes = shape_text(linted.tensor.shape), shape_text(target.loaded[key].shape)
-            yield Hit(
-                linted.name,
-                "has shape {}, and was loaded as {}".format(*shapes),
-                "error",
-                "give it the model's shape first",
-            )
+            text = "has shape {}, and was loaded as {}".format(*shapes)
+            yield Hit(linted.name, text, "error", "give it the model's shape first")
 
 
 def _hint(keys: list[str], names: set[str]) -> str:
     """Which prefix to drop or to add so that most keys match; else the near name."""
     matching: Counter[str] = Counter()
     for key in keys:
-        parts = key.split(".")
-        matching.update(
-            f"without {'.'.join(parts[:at])!r}" for at in range(1, len(parts)) if ".".join(parts[at:]) in names
-        )
-    for prefix in _prefixes(names):
+        matching.update(f"without {start!r}" for start, rest in _splits(key) if rest in names)
+    for prefix in sorted({start for name in names for start, _ in _splits(name)[:3]}):
         matching[f"with {prefix!r} before them"] = sum(f"{prefix}.{key}" in names for key in keys)
     change, number = max(matching.items(), key=lambda pair: pair[1], default=("", 0))
     return f"; {change} {number} would match" if number else did_you_mean(keys[0], names)
 
 
-def _prefixes(names: Iterable[str]) -> list[str]:
-    paths = (name.split(".") for name in names)
-    return sorted({".".join(path[:at]) for path in paths for at in range(1, min(len(path), 4))})
+def _splits(name: str) -> list[tuple[str, str]]:
+    """The name cut in two at each of its dots."""
+    return [(name[:at], name[at + 1 :]) for at, char in enumerate(name) if char == "."]
 
 
 @check("TI202", "not-loaded", "warning", "loaded", "name it among what is initialized on purpose, or find its key")

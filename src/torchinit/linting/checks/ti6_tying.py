@@ -23,7 +23,8 @@ def broken_tie(target: LintTarget) -> Iterator[Hit]:
     aliases in a plan that was made of the model's sketch. Decided by memory, so never wrong where the declaration
     is right.
     """
-    for name, other in dict.fromkeys([*_declared(target.model), *_planned(target)]):
+    planned = ((step.site.name, view.name) for step in target.plan for view in step.site.aliases)
+    for name, other in dict.fromkeys([*_declared(target.model), *planned]):
         first, second = target.find(name), target.find(other)
         if first and second and first is not second:
             yield Hit(first.name, f"should be one tensor with {second.name}, and is not")
@@ -34,7 +35,7 @@ def _declared(model: nn.Module) -> Iterator[tuple[str, str]]:
         keys = getattr(module, "_tied_weights_keys", None)
         if keys and getattr(getattr(module, "config", None), "tie_word_embeddings", False):
             for name, source in _pairs(module, keys):
-                yield normalize(_under(path, name)), normalize(_under(path, source))
+                yield normalize(f"{path}.{name}".lstrip(".")), normalize(f"{path}.{source}".lstrip("."))
 
 
 def _pairs(module: Any, keys: object) -> Iterator[tuple[str, str]]:
@@ -46,15 +47,6 @@ def _pairs(module: Any, keys: object) -> Iterator[tuple[str, str]]:
     names = [name for name, tensor in module.named_parameters(remove_duplicate=False) if tensor is table]
     outputs = [key for key in keys if key.endswith("weight")] if isinstance(keys, (list, tuple, set)) else []
     yield from ((key, names[0]) for key in outputs if names)
-
-
-def _under(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
-
-
-def _planned(target: LintTarget) -> Iterator[tuple[str, str]]:
-    for step in target.plan:
-        yield from ((step.site.name, view.name) for view in step.site.aliases)
 
 
 @check("TI602", "equal-not-tied", "warning", "values", "tie them (head.weight = embedding.weight), or draw them apart")

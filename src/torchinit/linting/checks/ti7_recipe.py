@@ -78,17 +78,10 @@ def _deviations(step: Step, linted: LintedTensor) -> list[str]:
     site, stats = linted.site, linted.statistics
     if site.shape != step.site.shape:
         return [f"has shape {site.shape}, planned {step.site.shape}"]
-    shape, numel = site.shape, stats.numel
     if not (linted.is_whole or step.fill.elementwise):
         return []
-    if site.dtype.is_complex:
-        return deviations(step.fill.parts(shape), _seen(linted), numel, site.dtype)
-    return deviations(step.fill.moments(shape), _seen(linted), numel, site.dtype)
-
-
-def _seen(linted: LintedTensor) -> Moments:
-    stats = linted.statistics
-    return Moments(stats.mean, stats.std, stats.min, stats.max)
+    expected = step.fill.parts(site.shape) if site.dtype.is_complex else step.fill.moments(site.shape)
+    return deviations(expected, Moments(stats.mean, stats.std, stats.min, stats.max), stats.numel, site.dtype)
 
 
 @check("TI705", "impossible-plan", "error", "plan", "correct the recipe")
