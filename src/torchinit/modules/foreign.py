@@ -48,7 +48,7 @@ class Drawing(Seeded):
     def __init__(self, model: nn.Module, seed: int, wrote: Wrote, registered: Registered) -> None:
         super().__init__(model, seed)
         self._wrote, self._other_registered = wrote, registered
-        self.observer.before_write = None
+        self.observer.before_write = lambda _: None
         self.begin(frame_of_user())
 
     def recorded(self, site: TracedTensor, event: Event, write: Write) -> None:

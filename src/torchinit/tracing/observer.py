@@ -163,7 +163,7 @@ class Observer:
         on_write: Listener,
         on_registration: RegistrationListener | None = None,
         *,
-        before_write: Listener | None = None,
+        before_write: Listener = lambda _: None,
         on_copy: CopyListener | None = None,
         execute: Execute | None = None,
     ) -> None:
@@ -197,8 +197,8 @@ class Observer:
         # Before the call: set_ gives the tensor another memory.
         call = (func, args, kwargs) if self._number is None else self._fill_call(func, args, kwargs)
         events = [Event(key, call[0], target, *call[1:]) for target in targets for key in self.index.find(target)]
-        for event in events if self.before_write is not None else ():
-            self.before_write(event)  # type: ignore[misc]  # not None, by the line above
+        for event in events:
+            self.before_write(event)
         result = func(*args, **kwargs) if self.execute is None else self.execute(func, args, kwargs)
         if targets and func.overloadpacket is torch.ops.aten.set_:
             events = events or [Event(key, func, targets[0], args, kwargs) for key in self.index.follow(targets[0])]
@@ -227,8 +227,8 @@ class Observer:
     def set_data(self, args: Sequence[Any]) -> Any:
         """Do ``tensor.data = other``, and tell of it."""
         event = Event(-1, "data =", args[0], args, {})
-        for key in self.index.find(args[0]) if self.before_write is not None else ():
-            self.before_write(event._replace(key=key))  # type: ignore[misc]  # not None, by the line above
+        for key in self.index.find(args[0]):
+            self.before_write(event._replace(key=key))
         result = _SET_DATA(*args)
         for key in self.index.follow(args[0]):
             self.on_write(event._replace(key=key))
@@ -240,8 +240,7 @@ class Observer:
         for key in self.index.find(tensor) if name else ():
             values = frame.f_locals
             event = Event(key, name, tensor, (), {argument: values[argument] for argument in given})
-            if self.before_write is not None:
-                self.before_write(event)
+            self.before_write(event)
             self.on_write(event)
 
     def _register(self, module: nn.Module, name: str, value: object) -> None:
