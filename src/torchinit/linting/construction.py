@@ -1,4 +1,4 @@
-"""What is written to a model while it is constructed, before any of its tensors has a name."""
+"""The writes to a model while it is constructed, before any of its tensors has a name."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class ConstructionRecorder(Recorder):
                     self.observe(TracedTensor(f"{name}#{len(self.sites)}", kind, [value]))
 
     def of(self, model: nn.Module) -> Trace:
-        """What was written to the tensors of a model; what was constructed besides is left out.
+        """The writes to the tensors of a model; other modules that were constructed are left out.
 
         All its sites count as added, since values may have been made before they were put into a module.
         """

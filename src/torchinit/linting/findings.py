@@ -46,7 +46,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What :func:`torchinit.lint` found, the worst first; a sequence of :class:`Finding`.
+    """The findings of :func:`torchinit.lint`, the worst first; a sequence of :class:`Finding`.
 
     ``skipped`` holds the codes of the checks that had nothing to work on, each with what they would need.
 
@@ -103,7 +103,7 @@ class Findings:
         return "\n".join([*head, *remedies, self.summary()])
 
     def summary(self) -> str:
-        """How many findings there are, and which checks could not run."""
+        """The number of findings, and which checks could not run."""
         numbers = Counter(finding.severity for finding in self)
         lines = [", ".join(count(numbers[each], each) for each in SEVERITIES if numbers[each]) or "no findings"]
         needs: dict[str, list[str]] = {}

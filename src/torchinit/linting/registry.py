@@ -23,11 +23,11 @@ NEEDS: Final[dict[Need, str]] = {
     "loaded": "loaded weights",
     "history": "loaded weights or a trace",
 }
-"""What a check may need, in words."""
+"""The needs of checks, in words."""
 
 
 class Hit(NamedTuple):
-    """What a check saw; it becomes a :class:`Finding`. ``remedy`` and ``severity`` replace those of the check."""
+    """A hit of a check, which becomes a :class:`Finding`. ``remedy`` and ``severity`` replace those of the check."""
 
     site: str
     message: str
@@ -52,7 +52,7 @@ class Check:
 
     @property
     def text(self) -> str:
-        """What is looked for, why, how it is decided, and when it may be wrong: the function's docstring."""
+        """The function's docstring: what is looked for, why, how it is decided, and when it may be wrong."""
         return inspect.cleandoc(self.search.__doc__ or "")
 
     @property
@@ -61,7 +61,7 @@ class Check:
         return " ".join(re.split(r"(?<=\.)\s", self.text, maxsplit=1)[0].split())
 
     def findings(self, target: LintTarget) -> Iterator[Finding]:
-        """What the check finds in a model."""
+        """The findings of the check in a model."""
         for hit in self.search(target):
             severity, remedy = hit.severity or self.severity, hit.remedy or self.remedy
             yield Finding(self.code, severity, hit.site, hit.message, remedy, hit.line or target.line(hit.site))

@@ -47,7 +47,7 @@ class LintedTensor:
 
     @property
     def values(self) -> Tensor | None:
-        """What of the values is here; None where there are none to look at."""
+        """The part of the values that is here; None where there are none to look at."""
         if self.site.state in _UNREADABLE or _is_partial(self.tensor):
             return None
         values = local_part(self.tensor)
@@ -150,7 +150,7 @@ class LintTarget:
         return {view.name: each for each in self.tensors for view in each.site.views}
 
     def writes(self, linted: LintedTensor) -> tuple[Write, ...]:
-        """What was written to a tensor, in order; nothing where it was not traced."""
+        """The writes to a tensor, in order; none where it was not traced."""
         return self._writes.get(self.trace.aliases.get(linted.name, linted.name), ())
 
     @cached_property

@@ -34,7 +34,7 @@ class DrawTarget:
     whole: Box | None = None
 
     def shards(self, like: Tensor) -> tuple[Shard, ...]:
-        """What is here of a tensor that lies as the target does."""
+        """The shards that are here of a tensor that lies as the target does."""
         if self.whole is not None:
             return (Shard(self.name, like, self.whole.shape, self.whole.start),)
         return shards_of(self.name, like)
@@ -115,7 +115,7 @@ IN_PLACE_DRAWS: Final[Mapping[str, Draw]] = {
     "cauchy_": _cauchy,
     "log_normal_": _log_normal,
 }
-"""How each of torch's in-place operations draws."""
+"""The draw of each of torch's in-place operations."""
 
 MOST_INDICES: Final = 3
 """No operation uses more draw indices than this."""
@@ -136,4 +136,4 @@ NEW_DRAWS: Final[Mapping[str, Draw]] = {
     "randn_like": lambda target, **_: target.fill("normal", 0.0, 1.0),
     "normal": _normal,
 }
-"""How each of torch's operations that return a new tensor draws it."""
+"""The draw of each of torch's operations that return a new tensor."""

@@ -91,11 +91,11 @@ def is_locked(tensors: Iterable[Tensor]) -> bool:
     return bool(_LOCKED) and any(tensor in _LOCKED for tensor in tensors)
 
 
-def refusal(name: str, what: str, line: str) -> LockError:
+def refusal(name: str, operation: str, line: str) -> LockError:
     """The error of a write to a locked site; an empty line is one that nobody saw."""
     if not line:
-        return LockError(f"{name} is locked, and was changed by something that the trace did not see ({what})")
-    return LockError(f"{name} is locked, and {line} would write it: {what}")
+        return LockError(f"{name} is locked, and was changed by something that the trace did not see ({operation})")
+    return LockError(f"{name} is locked, and {line} would write it: {operation}")
 
 
 # --- snapshots ---------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ class Event(NamedTuple):
 
     @property
     def arguments(self) -> str:
-        """What the operation was given, as text."""
+        """The arguments of the operation, as text."""
         return arguments_text(self.operation, self.args, self.kwargs)
 
     @property
@@ -95,7 +95,7 @@ class _Operations(TorchDispatchMode):
 
 
 class _Functions(TorchFunctionMode):
-    """What no dispatcher sees: ``tensor.data = other``, and initializers that do nothing on the meta device."""
+    """The writes that no dispatcher sees: ``tensor.data = other``, and initializers that leave meta tensors alone."""
 
     def __init__(self, observer: Observer) -> None:
         super().__init__()

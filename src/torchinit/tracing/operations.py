@@ -55,7 +55,7 @@ def _read_slots(func: torch._ops.OpOverload, *, shown: bool = False) -> tuple[tu
 def arguments_of(
     func: Operation, args: Sequence[Any], kwargs: Mapping[str, Any], *, shown: bool = False
 ) -> dict[str, Any]:
-    """What an operation was given besides the tensors that it writes, defaults included.
+    """The arguments of an operation besides the tensors that it writes, defaults included.
 
     >>> arguments_of(torch.ops.aten.normal_.default, (torch.zeros(2), 0.5), {})
     {'mean': 0.5, 'std': 1.0, 'generator': None}

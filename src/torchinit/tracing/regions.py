@@ -20,7 +20,7 @@ def memory_of(tensor: Tensor) -> Tensor | None:
 
 
 def storage_of(tensor: Tensor) -> int | None:
-    """What identifies the memory of a tensor while it lives; None where it has none of its own."""
+    """The address that identifies the memory of a tensor while it lives; None where it has none of its own."""
     memory = memory_of(tensor)
     return None if memory is None else memory.untyped_storage()._cdata
 

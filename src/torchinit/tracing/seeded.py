@@ -28,7 +28,7 @@ from torchinit.tracing.source_lines import find_subject, frame_of_caller
 from torchinit.tracing.trace import Trace
 
 TRUNCATED: CodeType = nn.init._no_grad_trunc_normal_.__code__
-"""What draws within ``nn.init.trunc_normal_``, and looks at what it has drawn."""
+"""The function that draws within ``nn.init.trunc_normal_``, and looks at what it has drawn."""
 
 _ORTHOGONAL: CodeType = nn.init.orthogonal_.__code__
 
@@ -184,7 +184,7 @@ class _OffsetNoise(Noise):
 
 @lru_cache(maxsize=4096)
 def _method(func: torch._ops.OpOverload) -> Callable[[Seeded, Any, Sequence[Any], Mapping[str, Any]], Any] | None:
-    """What does an operation in torch's place; None where torch does it, since it draws nothing."""
+    """The method that does an operation in torch's place; None where torch does it, since it draws nothing."""
     name = name_of(func)
     if torch.Tag.nondeterministic_seeded in func.tags:
         return Seeded._in_place if name in IN_PLACE_DRAWS else Seeded._new if name in NEW_DRAWS else Seeded._other

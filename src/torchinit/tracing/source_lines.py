@@ -34,7 +34,7 @@ class Caller(NamedTuple):
 
 
 class _Code(NamedTuple):
-    """What all frames of one piece of code have in common."""
+    """The facts that all frames of one piece of code share."""
 
     is_users: bool
     call: str = ""
@@ -115,7 +115,7 @@ def find_subject(modules: Mapping[int, str], site_of: Callable[[object], str | N
 
 
 def depth_of(name: str) -> int:
-    """How many modules lead to the one of this name.
+    """The number of modules that lead to the one of this name.
 
     >>> depth_of(""), depth_of("layers.0")
     (0, 2)

@@ -18,7 +18,7 @@ from torchinit.core.shards import Box
 from torchinit.noise.draws import MAX_SIGMAS
 
 Content: TypeAlias = Fill | None
-"""What a tensor, or a part of it, holds; None as long as nothing has been written."""
+"""The content of a tensor, or of a part of it; None as long as nothing has been written."""
 
 _Arguments: TypeAlias = Mapping[str, Any]
 
@@ -32,7 +32,7 @@ class _Piece(NamedTuple):
 
 @dataclass(slots=True)
 class SymbolicTensor:
-    """What a tensor holds so far, in pieces along ``axis``; ``history`` is what has been done to it, as text."""
+    """The content of a tensor so far, in pieces along ``axis``; ``history`` is what has been done to it, as text."""
 
     # Each piece holds a fill, and each operation on it gives another: numbers are drawn or set (CREATING), or changed
     # in a way that a fill of the same kind describes (CHANGING). What no fill describes is opaque from then on, until
@@ -94,7 +94,7 @@ class SymbolicTensor:
         self.axis, self.pieces = 0, [_Piece(self.shape[0] if self.shape else 1, content)]
 
     def _span(self, region: object) -> tuple[int, int, int] | None:
-        """The axis that a region is a part along, and from where to where; None for one that is no such part."""
+        """The axis that a region is a part along, and from where to where; None for one that is not such a part."""
         if region is None:
             return self.axis, 0, self.shape[self.axis] if self.shape else 1
         if not isinstance(region, Box):
@@ -117,7 +117,7 @@ class SymbolicTensor:
         self.pieces = found
 
     def _after(self, content: Content, name: str, arguments: _Arguments) -> Fill:
-        """What is held after an operation; what no fill describes is opaque."""
+        """The content after an operation; what no fill describes is opaque."""
         create, change = CREATING.get(name), CHANGING.get(name)
         if create is not None:
             found = create(arguments)
@@ -256,4 +256,4 @@ CHANGING: Final[Mapping[str, Callable[[Fill, _Arguments], Fill | None]]] = {
     "erfinv_": _quantiles,
     "clamp_": _clamped,
 }
-"""What each operation makes of what a tensor held."""
+"""The content that each operation makes of the one before."""

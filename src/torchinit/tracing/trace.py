@@ -30,7 +30,7 @@ _OVERWRITING = frozenset(
 @final
 @dataclass(frozen=True, slots=True)
 class Write:
-    """What one line of code did to one site, in one operation.
+    """The writes of one line of code to one site, by one operation.
 
     ``operation`` is torch's (``"normal_"``), with its ``arguments`` as text; ``call`` is the function of
     torch's that the line called for it, where that is another (``"nn.init.kaiming_normal_"``). Besides
@@ -94,7 +94,7 @@ def region_text(region: Region) -> str:
 
 @final
 class Trace:
-    """What was written to the parameters and buffers of a model, in order; while the code runs, so far.
+    """The writes to the parameters and buffers of a model, in order; while the code runs, so far.
 
     ``parameters`` and ``buffers`` are the names of the sites, those that came during the trace included;
     ``added`` and ``removed`` say which came and which went. ``aliases`` leads the other names of tied tensors
@@ -175,7 +175,7 @@ class Trace:
         return "\n".join([columns(head, [_row(write) for write in self.writes]), self.summary()])
 
     def summary(self) -> str:
-        """What was written and what was not, in a few lines."""
+        """A few lines: what was written and what was not."""
         times = sum(write.count for write in self._writes.values())
         sites = {write.site for write in self._writes.values()}
         lines = [f"{count(times, 'write')} to {count(len(sites), 'site')}"]
@@ -240,19 +240,19 @@ class _Stored:
         return cls(**{each.name: getattr(trace, each.name) for each in fields(cls)})
 
 
-def _union(one: Region, other: Region, shape: tuple[int, ...]) -> Region:
+def _union(region: Region, other: Region, shape: tuple[int, ...]) -> Region:
     """The region of two writes to a tensor of this shape: a box where they lie side by side."""
-    if one is None or other is None:
+    if region is None or other is None:
         return None
-    if one == "part" or other == "part":
+    if region == "part" or other == "part":
         return "part"
-    if one == other:
-        return one
-    (axis, *more) = [a for a in range(len(one.start)) if _span(one, a) != _span(other, a)]
-    (low, end), (begin, high) = sorted([_span(one, axis), _span(other, axis)])
+    if region == other:
+        return region
+    (axis, *more) = [a for a in range(len(region.start)) if _span(region, a) != _span(other, a)]
+    (low, end), (begin, high) = sorted([_span(region, axis), _span(other, axis)])
     if more or begin > end:
         return "part"
-    joined = Box(replaced(one.start, axis, low), replaced(one.shape, axis, max(end, high) - low))
+    joined = Box(replaced(region.start, axis, low), replaced(region.shape, axis, max(end, high) - low))
     return None if joined.shape == shape else joined
 
 

@@ -127,7 +127,8 @@ def test_buffers(name: str, values: list[float], text: str | None) -> None:
 def test_buffer_that_to_empty_left_behind() -> None:
     with torch.device("meta"):
         model = Branched()
-    findings = traced(model, lambda one: one.to_empty(device="cpu"), apply(draw), ignore=["TI104", "TI107"])
+    # TI103 and TI104 look at values, and unfilled memory holds any.
+    findings = traced(model, lambda one: one.to_empty(device="cpu"), apply(draw), ignore=["TI103", "TI104", "TI107"])
     (found,) = findings
     assert (found.code, found.severity, found.site) == ("TI101", "error", "freqs")
     assert found.message == "8 values of memory that was never filled"

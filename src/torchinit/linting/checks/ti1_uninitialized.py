@@ -115,7 +115,7 @@ def forgotten_buffer(target: LintTarget) -> Iterator[Hit]:
 
 
 def _impossible_values(linted: LintedTensor) -> str:
-    """What about the values of a buffer its layer cannot have made; empty if nothing is known against them."""
+    """The fact about the values of a buffer that its layer cannot have caused; empty if there is none."""
     stats, leaf = linted.statistics, linted.site.leaf
     zero = stats.zeros == stats.numel
     if leaf == "running_var" and stats.min <= 0:

@@ -118,7 +118,7 @@ def _drawn_after_loading(writes: Sequence[Write]) -> Write | None:
 
 
 def _count_unequal(linted: LintedTensor, loaded: Tensor) -> int:
-    """How many of the values that are here differ; NaN is equal to itself."""
+    """The number of values that are here and differ; NaN is equal to itself."""
     if linted.values is None or loaded.shape != linted.tensor.shape:
         return 0
     number = 0
@@ -134,13 +134,13 @@ def _count_unequal(linted: LintedTensor, loaded: Tensor) -> int:
 
 @check("TI204", "undone", "warning", "trace", "let the special case run after the general one")
 def undone(target: LintTarget) -> Iterator[Hit]:
-    """What one line wrote and another line then filled or drew anew.
+    """A value that one line wrote and another line then filled or drew anew.
 
     ``self.apply(init_weights)`` at the end of a constructor undoes what its layers did before: the last layer of a
     branch that was zeroed, a bias with its prior, the forget gate of an LSTM. It is a warning where the later line
     writes more sites than the one it undoes and begins when that one is through, since the general case came after the
     special one; else a note, unless the later line writes fewer sites, which is the way it should be. What replaces
-    a layer's own initialization, or fills in the same number again, is no finding. Exact, where the trace is; one
+    a layer's own initialization, or fills in the same number again, is not a finding. Exact, where the trace is; one
     finding for each two lines.
     """
     lines = _line_spans(target)
@@ -160,7 +160,7 @@ def undone(target: LintTarget) -> Iterator[Hit]:
 
 
 class _LineSpan(NamedTuple):
-    """What a line of code wrote: so many sites, from its first write to its last."""
+    """The writes of a line of code: to how many sites, from its first write to its last."""
 
     sites: int
     first: int

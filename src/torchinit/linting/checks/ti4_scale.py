@@ -161,7 +161,7 @@ def off_neutral(target: LintTarget) -> Iterator[Hit]:
 
 
 def _off(linted: LintedTensor) -> float:
-    """How far the one value of a norm's parameter is from neutral."""
+    """The distance of the one value of a norm's parameter from neutral."""
     return linted.statistics.max - (linted.site.neutral or 0.0)
 
 
