@@ -7,7 +7,7 @@ from torchinit.checkpoints import Checkpoint, Loaded, Pretrained, open_checkpoin
 from torchinit.checkpoints import adapters as adapters
 from torchinit.checkpoints.adapters import ADAPTERS, Adapter
 from torchinit.core.accounts import LoadReport
-from torchinit.core.composites import Blockwise, Padded
+from torchinit.core.composites import Blockwise, Opaque, Padded
 from torchinit.core.compositions import Blocks, DepthScaled, Scaled, Stacked
 from torchinit.core.expressions import Computed
 from torchinit.core.fills import Constant, Fill, Initializer, Normal, TruncNormal, Uniform
@@ -27,7 +27,6 @@ from torchinit.core.gains import gain
 from torchinit.core.layouts import Layout, Slot, register_layout
 from torchinit.core.matrices import DeltaOrthogonal, Dirac, Identity, Orthogonal, Sparse
 from torchinit.core.moments import Moments
-from torchinit.core.opaque import Opaque
 from torchinit.core.planner import make_plan
 from torchinit.core.plans import Change, Plan, Recipe, Rule, Skipped, Step
 from torchinit.core.reports import Record, Report

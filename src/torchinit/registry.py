@@ -84,6 +84,8 @@ class Registry:
     def _check(self, cls: type) -> None:
         if not (isinstance(cls, type) and is_dataclass(cls) and hasattr(cls, self.method)):
             raise TypeError(f"{cls!r} is no {self.kind}: it must be a dataclass with a method {self.method!r}")
+        for method in sorted(getattr(cls, "__abstractmethods__", ())):
+            raise TypeError(f"{_full(cls)} is not finished: it has no method {method!r}")
         taken = self.reserved & set(cls.__dataclass_fields__)
         if taken:
             raise TypeError(f"{_full(cls)} has an argument {min(taken)!r}, which is a word of every recipe entry")

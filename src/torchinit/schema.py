@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import reprlib
 from abc import ABC, abstractmethod
@@ -24,6 +25,25 @@ INVALID: Final = object()
 
 DEEPEST: Final = 64
 """How many levels data may have."""
+
+
+def parse(
+    text: str, noun: str, version: str = "", *, object_hook: Callable[[dict[str, Any]], Any] | None = None
+) -> dict[str, Data]:
+    """The table that JSON holds, without its ``format``; raises ConfigError if it holds none, or one of another format.
+
+    >>> parse('{"format": "points-1", "x": 1}', "a point", "points-1")
+    {'x': 1}
+    """
+    try:
+        data = json.loads(text, object_hook=object_hook)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"this is not {noun}: {error}") from None
+    if version and not (isinstance(data, dict) and data.pop("format", None) == version):
+        raise ConfigError(f"this is not {noun}: it does not say 'format': {version!r}")
+    if not isinstance(data, dict):
+        raise ConfigError(f"this is not {noun}: it must be a table, but is {reprlib.repr(data)}")
+    return data
 
 
 class Unfinished(ABC):

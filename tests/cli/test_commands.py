@@ -303,11 +303,11 @@ def test_what_cannot_be_compared(write: Write, capsys: pytest.CaptureFixture[str
     bare = write("bare.json", Report().to_json())
     for pair, text in (
         ([broken, broken], "is no JSON"),
-        ([damaged, damaged], "is no report"),
-        ([plan, plan], "this is no plan"),
+        ([damaged, damaged], "is not a report"),
+        ([plan, plan], "this is not a plan"),
         (
             [changed, changed],
-            "is no fingerprint that `torchinit fingerprint --json` wrote: the fingerprint",
+            "is not a fingerprint that `torchinit fingerprint --json` wrote: the fingerprint",
         ),
         ([bare, changed], "is a report without a fingerprint"),
         (["no.toml", "no.toml", "--model", MLP], "no file 'no.toml'"),

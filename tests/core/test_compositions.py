@@ -21,7 +21,6 @@ from torchinit import (
     Constant,
     DeltaOrthogonal,
     DepthScaled,
-    Dirac,
     Fill,
     Initializer,
     Kaiming,
@@ -40,7 +39,6 @@ from torchinit import (
     Zeros,
     sites,
 )
-from torchinit.core.scaling import scaled
 
 WRONG: Any = torchinit  # without types, to say what is wrong
 
@@ -52,7 +50,7 @@ class Declines:
 
 @given(elementwise_fills(), st.floats(-8, 8))
 def test_a_scaled_fill_has_scaled_moments(fill: Fill, factor: float) -> None:
-    before, after = fill.moments(), scaled(fill, factor).moments()
+    before, after = fill.moments(), fill.scaled(factor).moments()
     assert before is not None
     assert after is not None
     assert before.mean is not None
@@ -66,25 +64,20 @@ def test_a_scaled_fill_has_scaled_moments(fill: Fill, factor: float) -> None:
 
 @pytest.mark.parametrize("fill", [Orthogonal(2.0), Orthogonal(axis=1), Sparse(0.3, 0.1), Padded(Normal(std=0.1), 1)])
 def test_scaled_values(fill: Fill) -> None:
-    torch.testing.assert_close(drawn(scaled(fill, 0.5), (4, 4)), drawn(fill, (4, 4)) * 0.5)
+    torch.testing.assert_close(drawn(fill.scaled(0.5), (4, 4)), drawn(fill, (4, 4)) * 0.5)
 
 
 def test_scaled_kernels_and_blocks() -> None:
     kernel = DeltaOrthogonal(2.0)
-    torch.testing.assert_close(drawn(scaled(kernel, -3.0), (4, 4, 3)), drawn(kernel, (4, 4, 3)) * -3)
-    assert scaled(Blockwise((Normal(), Constant(1.0)), (1, 3)), 2.0) == Blockwise(
+    torch.testing.assert_close(drawn(kernel.scaled(-3.0), (4, 4, 3)), drawn(kernel, (4, 4, 3)) * -3)
+    assert Blockwise((Normal(), Constant(1.0)), (1, 3)).scaled(2.0) == Blockwise(
         (Normal(std=2.0), Constant(2.0)), (1, 3)
     )
 
 
-def test_what_cannot_be_scaled() -> None:
-    with pytest.raises(ValueError, match=r"Dirac\(\) cannot be scaled"):
-        scaled(Dirac(), 0.5)
-
-
 def test_scaled_formula() -> None:
     site = Site("w", (4, 8))
-    assert Scaled(Xavier(), 0.5).resolve(site) == scaled(Xavier().resolve(site), 0.5)
+    assert Scaled(Xavier(), 0.5).resolve(site) == Xavier().resolve(site).scaled(0.5)
     assert Scaled(Declines(), 0.5).resolve(site) is None
 
 
@@ -199,8 +192,6 @@ def test_stacked_orthogonal(axis: int, in_axis: int, out_axis: int) -> None:
             r"'w' of shape \(4,\) has no output axis to cut into blocks",
         ),
         (Stacked(Normal()), Site("w", (8, 4)), r"Stacked needs 3 dimensions, but 'w' has shape \(8, 4\)"),
-        (Stacked(Sparse(0.5)), Site("w", (2, 4, 4)), "Stacked takes elementwise fills and Orthogonal"),
-        (DepthScaled(Dirac()), Site("w", (4, 4, 3), block=(0, 2)), r"Dirac\(\) cannot be scaled"),
     ],
 )
 def test_sites_that_do_not_fit(init: Initializer, site: Site, message: str) -> None:
@@ -236,6 +227,6 @@ def test_text_for_tables() -> None:
 
 
 def test_a_scaled_truncation_keeps_its_side() -> None:
-    assert scaled(TruncNormal(1.0, 1.0, -1.0, 3.0), -2.0) == TruncNormal(-2.0, 2.0, -6.0, 2.0)
-    assert scaled(TruncNormal(1.0, 1.0, -1.0, 3.0, "sigma"), -2.0) == TruncNormal(-2.0, 2.0, -3.0, 1.0, "sigma")
-    assert scaled(Uniform(-1.0, 3.0), -1.0) == Uniform(-3.0, 1.0)
+    assert TruncNormal(1.0, 1.0, -1.0, 3.0).scaled(-2.0) == TruncNormal(-2.0, 2.0, -6.0, 2.0)
+    assert TruncNormal(1.0, 1.0, -1.0, 3.0, "sigma").scaled(-2.0) == TruncNormal(-2.0, 2.0, -3.0, 1.0, "sigma")
+    assert Uniform(-1.0, 3.0).scaled(-1.0) == Uniform(-3.0, 1.0)

@@ -129,7 +129,7 @@ def test_a_slice_drawn_alone_is_the_slice_of_the_whole(
 )
 def test_every_dtype(fill: Fill, dtype: torch.dtype) -> None:
     if dtype.is_complex and not isinstance(fill, (Constant, Normal)):
-        with pytest.raises(ValueError, match=r"a complex tensor can hold no .*; use a normal distribution"):
+        with pytest.raises(ValueError, match=r"a complex tensor cannot hold .*; use a normal distribution"):
             fill.check((2, 2), dtype)
         return
     fill.check(LARGE, dtype)

@@ -131,11 +131,14 @@ def test_json_goes_there_and_back() -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("[]", "this is no fingerprint"),
-        ('{"sites": []}', "this is no fingerprint"),
-        ('{"sites": {}, "fingerprint": "torchinit-fingerprint-9"}', "of version 'torchinit-fingerprint-9', not"),
+        ("[]", r"this is not a fingerprint: it must be a table, but is \[\]"),
+        ('{"sites": []}', r"3 mistakes in the fingerprint\n  sites: must be a table, but got \[\]"),
+        (
+            '{"sites": {}, "fingerprint": "torchinit-fingerprint-9"}',
+            "fingerprint: must be 'torchinit-fingerprint-1', but got 'torchinit-fingerprint-9'",
+        ),
         ('{"sites": {}, "fingerprint": "torchinit-fingerprint-1", "total": "00"}', "the fingerprint was changed"),
-        ("{", "Expecting property name"),
+        ("{", "this is not a fingerprint: Expecting property name"),
     ],
 )
 def test_json_that_is_no_fingerprint(text: str, why: str) -> None:

@@ -105,10 +105,10 @@ def test_a_rule_of_many_steps_is_made_data_once() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{", "this is no plan: Expecting"),
-        ("[" * 100_000, "this is no plan: maximum recursion"),
-        ("[]", "this is no plan: it does not say 'format': 'torchinit-plan-1'"),
-        ('{"format": "torchinit-plan-2"}', "this is no plan: it does not say 'format'"),
+        ("{", "this is not a plan: Expecting"),
+        ("[" * 100_000, "this is not a plan: maximum recursion"),
+        ("[]", "this is not a plan: it does not say 'format': 'torchinit-plan-1'"),
+        ('{"format": "torchinit-plan-2"}', "this is not a plan: it does not say 'format'"),
         ('{"format": "torchinit-plan-1", "stops": []}', "1 mistake in the plan\n  stops: .*did you mean 'steps'?"),
         ('{"format": "torchinit-plan-1", "steps": [{"fill": 3}]}', "3 mistakes in the plan"),
     ],

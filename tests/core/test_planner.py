@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -28,6 +30,7 @@ from torchinit import (
     Padded,
     Plan,
     PlanError,
+    Pretrained,
     Regex,
     Rule,
     Site,
@@ -37,6 +40,7 @@ from torchinit import (
     make_plan,
     sites,
 )
+from torchinit.core.loaders import Resolution, is_verbatim, resolve_all
 
 ONE, TWO, THREE = Constant(1.0), Constant(2.0), Constant(3.0)
 
@@ -327,3 +331,34 @@ def test_an_optional_rule_may_match_nothing() -> None:
 def test_names_are_those_of_the_bare_model() -> None:
     wrapped = Wrapper("module", Wrapper("_orig_mod", nn.Linear(2, 2)))
     assert named(make_plan(sites(wrapped), [Rule(Name("weight"), ONE)])) == {"weight": "Constant(1)"}
+
+
+@dataclass(frozen=True)
+class Together:
+    """A plug-in that looks at all of its sites at once and shares a budget among them."""
+
+    budget: float = 1.0
+
+    def resolve(self, site: Site) -> Fill | None:
+        raise AssertionError("asked for one site alone")
+
+    def resolve_all(self, pairs: Sequence[tuple[Site, Site]], known: Sequence[Site]) -> Resolution:
+        fills = {view.name: Constant(self.budget / len(pairs)) for view, _ in pairs if view.name != "b"}
+        return Resolution(fills, {"b": ValueError(f"nothing left of {len(known)} sites")})
+
+
+def test_an_initializer_that_looks_at_all_its_sites_at_once() -> None:
+    plan = make_plan([Site(name, (2,)) for name in "abcd"], [Rule(Name("a", "b", "c"), Together())])
+    assert {step.site.name: step.fill for step in plan} == {"a": Constant(1 / 3), "c": Constant(1 / 3)}
+    assert plan.problems == ("rules[0] at 'b': nothing left of 4 sites",)
+    assert plan.loads == ()
+
+
+def test_one_without_that_is_asked_site_by_site() -> None:
+    pairs = [(site, site) for site in (Site("a", (2, 3)), Site("b", (3,)))]
+    found = resolve_all(Xavier(), pairs, [])
+    assert set(found.fills) == {"a"}
+    assert "fans need at least 2 dimensions" in str(found.errors["b"])
+    assert found.account is None
+    assert not is_verbatim(Xavier())
+    assert is_verbatim(Pretrained("a.pth"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from tests.ranks import fake_rank
 from torchinit import materialize, plan, sites
 from torchinit.core import sandbox
 from torchinit.core.neutral import with_neutral
-from torchinit.core.sandbox import Refused, Sandbox, answer
+from torchinit.core.sandbox import Poison, Refused, Sandbox, answer, poisoned_memory
 from torchinit.core.sites import sites as bare_sites
 
 
@@ -181,3 +182,39 @@ def test_questions_from_several_threads_leave_standard_output_as_it_was(capsys: 
     assert found == [{"weight": 0.0}] * 8
     print("still here")
     assert capsys.readouterr().out == "still here\n"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.complex64])
+def test_memory_without_values_is_not_a_number(dtype: torch.dtype) -> None:
+    with poisoned_memory():
+        made = [
+            torch.empty(3, dtype=dtype),
+            torch.empty_strided((2, 2), (1, 2), dtype=dtype),
+            torch.empty_permuted((2, 2), (1, 0), dtype=dtype),
+            torch.empty_like(torch.zeros(2, dtype=dtype)),
+            torch.zeros(2, dtype=dtype).new_empty(2),
+        ]
+        kept = torch.zeros(2, dtype=dtype)
+    assert all(torch.view_as_real(one).isnan().any() if one.is_complex() else one.isnan().all() for one in made)
+    assert not torch.view_as_real(kept).isnan().any() if kept.is_complex() else not kept.isnan().any()
+
+
+def test_memory_of_whole_numbers_and_of_a_tensor_that_grows() -> None:
+    with poisoned_memory():
+        assert torch.empty(2, dtype=torch.int16).tolist() == [32767, 32767]
+        assert torch.empty(2, dtype=torch.bool).tolist() == [True, True]
+        assert torch.Tensor(2).isnan().all()
+        assert torch.ones(2).resize_(4)[:2].tolist() == [1.0, 1.0]
+        assert torch.ones(2).resize_(4)[2:].isnan().all()
+        assert torch.ones(4).resize_(2).tolist() == [1.0, 1.0]
+        assert torch.empty(2, device="meta").is_meta
+    with poisoned_memory(Poison(1.5, 0)):
+        assert torch.empty(1).tolist() == [1.5]
+        assert torch.empty(1, dtype=torch.int64).tolist() == [0]
+
+
+def test_only_this_threads_code_gets_poison() -> None:
+    with poisoned_memory(), ThreadPoolExecutor(1) as pool:
+        memory = pool.submit(lambda: torch.empty(1 << 20)).result()
+    assert not memory.isnan().all()
+    assert not torch.are_deterministic_algorithms_enabled()

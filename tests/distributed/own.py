@@ -24,7 +24,6 @@ from torchinit.mmengine import (
     update_init_info,
     xavier_init,
 )
-from torchinit.modules import initialize_module
 
 Code = Callable[[Any], object]
 
@@ -73,9 +72,9 @@ def twice(layer: Any) -> None:
 
 def by_turning(layer: Any) -> None:
     turned = layer.weight.t()
-    initialize_module(layer, {"type": "Constant", "val": 1, "layer": "Linear"})
+    initialize(layer, {"type": "Constant", "val": 1, "layer": "Linear"})
     turned.normal_()
-    initialize_module(layer, {"type": "Uniform", "layer": "Linear", "param": "bias"}, seed=9)
+    initialize(layer, {"type": "Uniform", "layer": "Linear", "param": "bias"}, seed=9)
 
 
 def by_a_recipe(layer: Any) -> None:

@@ -134,7 +134,7 @@ def test_a_rate_is_measured_for_each_kind() -> None:
     assert all(rate > 0 for rate in rates.nanoseconds.values())
     assert rates.call > 0
     assert rates.source.startswith("measured here and now on the CPU, ")
-    assert kind_of(Padded(Normal(), row=3), torch.float16) == "Normal float16"
+    assert kind_of(Padded(Normal(), row=3), Site("table", (8, 2), torch.float16)) == "Normal float16"
 
 
 @pytest.mark.parametrize(
@@ -199,5 +199,5 @@ def test_the_memory_of_fills_that_are_computed_whole() -> None:
 
 
 def test_composites_are_looked_into() -> None:
-    assert [part.shape for part in wholes(Padded(Orthogonal(), row=0), (4, 3))] == [(4, 3)]
-    assert list(wholes(Normal(), (4, 3))) == []
+    assert [box.shape for box, _ in wholes(Padded(Orthogonal(), row=0), (4, 3))] == [(4, 3)]
+    assert wholes(Normal(), (4, 3)) == []

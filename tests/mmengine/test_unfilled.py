@@ -15,7 +15,7 @@ from torch import nn
 import torchinit
 from torchinit import Report, ReportError, Rule, Zeros, lint, materialize
 from torchinit.mmengine import BaseModule, Sequential, initialize
-from torchinit.tracing.unfilled import _KNOWN, _STAMP
+from torchinit.tracing.uninitialized import _KNOWN, _STAMP
 
 CFG = {"type": "Normal", "layer": "Linear", "std": 0.02}
 UNFILLED = ("norm.weight", "norm.bias", "norm.running_mean", "norm.running_var", "norm.num_batches_tracked")

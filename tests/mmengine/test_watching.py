@@ -15,7 +15,7 @@ from tests.stats import assert_std
 from torchinit import Name, Normal, Rule, Uniform
 from torchinit.core.reports import Report
 from torchinit.mmengine import WEIGHT_INITIALIZERS, BaseModule, ModuleDict, Sequential, initialize
-from torchinit.tracing import Watch
+from torchinit.tracing import MemoryIndex
 
 
 class Own(BaseModule):
@@ -35,13 +35,13 @@ class Own(BaseModule):
 
 def test_each_parameter_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
     added: list[int] = []
-    add = Watch.add
+    add = MemoryIndex.add
 
-    def counted(self: Watch, key: int, tensor: torch.Tensor) -> None:
+    def counted(self: MemoryIndex, key: int, tensor: torch.Tensor) -> None:
         added.append(key)
         add(self, key, tensor)
 
-    monkeypatch.setattr(Watch, "add", counted)
+    monkeypatch.setattr(MemoryIndex, "add", counted)
     model = Sequential(*(Own() for _ in range(20)))
     report = model.init_weights()
     assert report is not None

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from torchinit.core.shards import Shard
 from torchinit.errors import RunError
-from torchinit.noise import Distribution, Global
+from torchinit.noise import Distribution, Global, seeded_generators
 
 CALLS: list[tuple[Distribution, tuple[float, ...], Callable[[Tensor], Any]]] = [
     ("normal", (0.1, 0.5), lambda t: nn.init.normal_(t, 0.1, 0.5)),
@@ -140,3 +140,28 @@ def test_gradients_do_not_see_the_write() -> None:
     assert weight.grad_fn is None
     assert bool(weight.any())
     assert bool(weight.detach().isfinite().all())
+
+
+def test_a_state_for_a_while() -> None:
+    """Inside it is the state of that seed, also within another one; afterwards, or after an error, the old one."""
+    before = torch.get_rng_state()
+    expected = torch.rand(5, generator=torch.Generator().manual_seed(7))
+    with seeded_generators(7, torch.device("cpu"), torch.device("meta")):
+        with seeded_generators(8):
+            assert not torch.equal(torch.rand(5), expected)
+        assert torch.equal(torch.rand(5), expected)
+    assert torch.equal(torch.get_rng_state(), before)
+    with pytest.raises(ZeroDivisionError), seeded_generators(7):
+        _ = torch.rand(1) / (1 // int(torch.zeros(1)))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_state_of_a_gpu_for_a_while() -> None:
+    device = torch.device("cuda")
+    before = torch.cuda.get_rng_state()
+    expected = torch.rand(5, device=device, generator=torch.Generator(device).manual_seed(7))
+    for place in (device, torch.device("cuda", 0)):
+        with seeded_generators(7, place, torch.device("cpu")):
+            assert torch.equal(torch.rand(5, device=device), expected)
+    assert torch.equal(torch.cuda.get_rng_state(), before)

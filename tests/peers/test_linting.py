@@ -15,7 +15,8 @@ from torch import nn
 
 from tests.peers.foreign import MODELS
 from torchinit import Findings, lint
-from torchinit.linting import Building, poisoned
+from torchinit.core.sandbox import poisoned_memory
+from torchinit.linting import ConstructionRecorder
 
 PAGE = Path(__file__).parents[2] / "docs/guides/lint.md"
 TABLE = re.compile(r"<!-- table: models -->\n(.*?)<!-- table ends -->", re.DOTALL)
@@ -24,12 +25,12 @@ TABLE = re.compile(r"<!-- table: models -->\n(.*?)<!-- table ends -->", re.DOTAL
 @cache
 def findings(name: str) -> Findings:
     """What is found in a model as its own code makes it, traced and in poisoned memory."""
-    building = Building()
+    recorder = ConstructionRecorder()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        with poisoned(), building:
+        with poisoned_memory(), recorder:
             model = MODELS[name]()
-    return lint(model, trace=building.of(model))
+    return lint(model, trace=recorder.of(model))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -66,7 +67,7 @@ def test_a_tie_that_transformers_declares_and_that_is_broken() -> None:
 def test_a_buffer_that_to_empty_left_behind() -> None:
     with torch.device("meta"):
         model = MODELS["llama"]()
-    with poisoned():
+    with poisoned_memory():
         model.to_empty(device="cpu")
     model.load_state_dict(MODELS["llama"]().state_dict())
     found = lint(model, select=["TI1"])
@@ -87,10 +88,10 @@ def test_a_loaded_value_that_is_drawn_again(tmp_path: Path, monkeypatch: pytest.
     state = {name: value for name, value in model.state_dict().items() if name != "transformer.h.0.mlp.c_fc.bias"}
     model.save_pretrained(tmp_path, state_dict=dict(state))
     monkeypatch.setattr(transformers.GPT2PreTrainedModel, "_init_weights", careless)
-    building = Building()
-    with building:
+    recorder = ConstructionRecorder()
+    with recorder:
         loaded = transformers.GPT2LMHeadModel.from_pretrained(tmp_path)
-    found = lint(loaded, loaded=state, trace=building.of(loaded), select=["TI203"])
+    found = lint(loaded, loaded=state, trace=recorder.of(loaded), select=["TI203"])
     lost = {one.site for one in found}
     assert "transformer.h.0.mlp.c_fc.weight" in lost  # the neighbour of what was missing
     assert lost == {name for name in state if not torch.equal(loaded.state_dict()[name], state[name])}

@@ -17,7 +17,7 @@ from timm.models._manipulate import named_apply
 from torch import nn
 
 from tests.peers.foreign import MODELS
-from torchinit import LockError, Opaque, Plan, Write, capture, lock, plan, seeded, trace
+from torchinit import LockError, Opaque, Write, capture, lock, plan, seeded, trace
 
 Code = Callable[[Any], object]
 
@@ -93,7 +93,7 @@ def test_timm_in_reverse_order(name: str) -> None:
 def test_the_plan_of_gpt2_is_that_of_the_recipe() -> None:
     with torch.device("meta"):
         model = MODELS["gpt2"]()
-    captured = Plan.capture(model, transformers_init)
+    captured = capture(model, transformers_init)
     assert plan(model, "gpt2").diff(captured) == ()
     assert len(captured) > 20
 

@@ -29,6 +29,7 @@ from torchinit import (
     Sparse,
     TruncNormal,
     Uniform,
+    capture,
     initialize,
     local_shards,
     recipe_to_data,
@@ -88,7 +89,7 @@ def model() -> nn.ParameterDict:
 @pytest.mark.parametrize("number", range(len(WAYS)))
 def test_a_fill_is_recognised(number: int) -> None:
     way, fill = WAYS[number]
-    plan = Plan.capture(model(), lambda copy: torch.no_grad()(way)(copy["w"]))
+    plan = capture(model(), lambda copy: torch.no_grad()(way)(copy["w"]))
     assert plan["w"].fill == fill
     assert [site.name for site in plan.untouched] == ["left"]
     assert plan.check() is plan
@@ -117,7 +118,7 @@ def test_dirac_and_a_vector_and_a_scalar() -> None:
         nn.init.constant_(copy["scalar"], 2.5)
         copy["vector"].data[1] = 1
 
-    plan = Plan.capture(one, code)
+    plan = capture(one, code)
     assert plan["kernel"].fill == Dirac(2)
     assert plan["scalar"].fill == Constant(2.5)
     assert isinstance(plan["vector"].fill, Opaque)
@@ -147,7 +148,7 @@ OPAQUE: list[Way] = [
 @pytest.mark.parametrize("number", range(len(OPAQUE)))
 def test_what_no_fill_says_is_opaque(number: int) -> None:
     way = OPAQUE[number]
-    plan = Plan.capture(model(), lambda copy: torch.no_grad()(way)(copy["w"]))
+    plan = capture(model(), lambda copy: torch.no_grad()(way)(copy["w"]))
     fill = plan["w"].fill
     assert isinstance(fill, Opaque)
     assert all("test_capture.py:" in text for text in fill.done)
@@ -160,7 +161,7 @@ def test_an_opaque_step_is_read_but_not_run() -> None:
         nn.init.ones_(copy["left"])
         copy["w"].data.mul_(2).add_(torch.ones(6, 4, device="meta"))
 
-    plan = Plan.capture(one, code)
+    plan = capture(one, code)
     assert "Opaque: add_(other=tensor of 6x4, alpha=1) at tests/tracing/test_capture.py:" in str(plan)
     assert Plan.from_json(plan.to_json()) == plan
     with pytest.raises(RunError, match=r"w: only its own code can write it \(mul_\(other=2\) at .*run that code"):
@@ -188,7 +189,7 @@ def reset(module: nn.Module) -> None:
 
 def test_rules_by_layer_where_all_agree() -> None:
     one = network()
-    plan = Plan.capture(one, lambda copy: copy.apply(reset))
+    plan = capture(one, lambda copy: copy.apply(reset))
     assert plan["0.bias"].rule is plan["2.bias"].rule
     assert plan["2.weight"].rule is not plan["0.weight"].rule
     assert plan["4.weight"].fill == Padded(Normal(), 1)
@@ -200,7 +201,7 @@ def test_rules_by_layer_where_all_agree() -> None:
 
 def test_the_rules_are_a_recipe_that_brings_the_plan_back() -> None:
     one = network()
-    plan = Plan.capture(one, lambda copy: copy.apply(reset))
+    plan = capture(one, lambda copy: copy.apply(reset))
     data = recipe_to_data(tuple(dict.fromkeys(step.rule for step in plan)))
     assert torchinit.plan(one, data).diff(plan) == ()
     ours, theirs = network(), network()
@@ -220,7 +221,7 @@ def test_a_subclass_that_starts_otherwise_gets_rules_by_name() -> None:
         for module in copy:
             nn.init.constant_(module.bias, 1.0 if isinstance(module, Special) else 0.0)
 
-    plan = Plan.capture(one, code)
+    plan = capture(one, code)
     again = torchinit.plan(one, tuple(dict.fromkeys(step.rule for step in plan)))
     assert again.diff(plan) == ()
 
@@ -228,7 +229,7 @@ def test_a_subclass_that_starts_otherwise_gets_rules_by_name() -> None:
 def test_a_diff_with_a_recipe() -> None:
     one = network()
     rules = [Rule(Name("0.weight"), Normal(std=1)), Rule(Name("0.bias"), Constant(0))]
-    captured = Plan.capture(one, lambda copy: reset(copy[0]))
+    captured = capture(one, lambda copy: reset(copy[0]))
     (change,) = torchinit.plan(one, rules).diff(captured)
     assert str(change).startswith(
         "changed 0.weight: Normal(mean=0.0, std=1) in [6, 4] float32 -> Normal(mean=0.0, std=0.70"
@@ -241,7 +242,7 @@ def test_the_model_itself_is_left_alone() -> None:
     one[0].weight.mark = "kept"
     before = {name: (value, value.clone()) for name, value in one.state_dict(keep_vars=True).items()}
     seen: list[Any] = []
-    Plan.capture(one, lambda copy: seen.extend([copy.apply(reset)]))
+    capture(one, lambda copy: seen.extend([copy.apply(reset)]))
     (copy,) = seen
     assert {value.device.type for value in copy.state_dict().values()} == {"meta"}
     assert copy[0].weight.mark == "kept"
@@ -253,22 +254,22 @@ def test_the_model_itself_is_left_alone() -> None:
 def test_tied_weights_are_one_step() -> None:
     one: Any = nn.Sequential(nn.Embedding(4, 3), nn.Linear(3, 4, bias=False))
     one[1].weight = one[0].weight
-    plan = Plan.capture(one, lambda copy: [nn.init.ones_(copy[0].weight), nn.init.normal_(copy[1].weight)])
+    plan = capture(one, lambda copy: [nn.init.ones_(copy[0].weight), nn.init.normal_(copy[1].weight)])
     assert [(step.site.name, step.fill) for step in plan] == [("0.weight", Normal())]
 
 
 def test_a_parametrized_weight_is_opaque() -> None:
     one: Any = nn.utils.parametrizations.weight_norm(nn.Linear(3, 4))
-    plan = Plan.capture(one, lambda copy: nn.init.ones_(copy.parametrizations.weight.original0))
+    plan = capture(one, lambda copy: nn.init.ones_(copy.parametrizations.weight.original0))
     assert isinstance(plan["weight"].fill, Opaque)
 
 
 def test_a_fill_that_does_not_fit_is_a_problem() -> None:
-    plan = Plan.capture(model().half(), lambda copy: nn.init.normal_(copy["w"], std=1e5))
+    plan = capture(model().half(), lambda copy: nn.init.normal_(copy["w"], std=1e5))
     assert plan.problems == ("w: Normal(std=100000) goes beyond 65504, the largest number of float16",)
 
 
 def test_code_that_looks_at_values() -> None:
     with pytest.raises(RuntimeError) as caught:
-        Plan.capture(model(), lambda copy: copy["w"].sum().item())
+        capture(model(), lambda copy: copy["w"].sum().item())
     assert "runs the code on the meta device" in caught.value.__notes__[0]

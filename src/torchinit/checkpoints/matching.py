@@ -18,7 +18,7 @@ from torchinit.checkpoints.tensor_fill import Loaded
 from torchinit.core.accounts import Cast, Guess, LoadReport, Mismatch
 from torchinit.core.fills import Fill
 from torchinit.core.globs import glob_matches
-from torchinit.core.loaders import Lookup
+from torchinit.core.loaders import Resolution
 from torchinit.core.sites import Site
 from torchinit.core.tables import dtype_name, some
 from torchinit.errors import CheckpointError, count, did_you_mean, masked
@@ -84,7 +84,7 @@ class Search:
         self.remedies: dict[str, None] = {}
         self.lacking: dict[str, str] = {}
 
-    def lookup(self) -> Lookup:
+    def lookup(self) -> Resolution:
         fills: dict[str, Fill] = {}
         taken = wanted = 0
         for views in self.groups.values():
@@ -93,7 +93,7 @@ class Search:
             if fill is not None:
                 taken += views[0].numel
                 fills |= {view.name: fill for view in views}
-        return Lookup(fills, self._report((taken, wanted)))
+        return Resolution(fills, account=self._report((taken, wanted)))
 
     # --- one site ------------------------------------------------------------------------------------------
 

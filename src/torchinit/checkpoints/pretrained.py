@@ -17,7 +17,7 @@ from torchinit.checkpoints.tensor_fill import Loaded, Source
 from torchinit.core.accounts import LoadReport
 from torchinit.core.arguments import choice, text, truth
 from torchinit.core.globs import check_globs
-from torchinit.core.loaders import Loader, Lookup
+from torchinit.core.loaders import Resolution, SourceInitializer
 from torchinit.core.maps import FrozenMap
 from torchinit.core.sites import Site
 from torchinit.errors import CheckpointError, MissingExtraError, masked
@@ -27,7 +27,7 @@ OnShape: TypeAlias = Literal["error", "skip"]
 
 @final
 @dataclass(frozen=True, slots=True)
-class Pretrained(Loader):
+class Pretrained(SourceInitializer):
     r"""The values of a checkpoint: a file, an address, a dict of tensors or a model.
 
     A site that the checkpoint has is loaded, any other stays with its other rules; what became of everything
@@ -110,12 +110,12 @@ class Pretrained(Loader):
         """``on_shape`` by glob."""
         return self.on_shape if isinstance(self.on_shape, Mapping) else {"**": self.on_shape}
 
-    def look_up(self, matched: Sequence[tuple[Site, Site]], known: Sequence[Site]) -> Lookup:
+    def resolve_all(self, pairs: Sequence[tuple[Site, Site]], known: Sequence[Site]) -> Resolution:
         try:
-            return Search(self, matched, known).lookup()
+            return Search(self, pairs, known).lookup()
         except (CheckpointError, MissingExtraError) as error:
-            names = dict.fromkeys(site.name for _, site in matched)
-            return Lookup({}, LoadReport(masked(str(self.checkpoint)), missing=tuple(names), failure=str(error)))
+            names = tuple(dict.fromkeys(site.name for _, site in pairs))
+            return Resolution({}, account=LoadReport(masked(str(self.checkpoint)), missing=names, failure=str(error)))
 
     def fill(self, keys: tuple[str, ...], key: str, adapter: Adapter | None, like: tuple[str, ...]) -> Loaded:
         """The fill of a site that is made of ``keys``."""

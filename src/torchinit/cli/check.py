@@ -10,7 +10,8 @@ from torchinit import ConfigError, Findings, Keyed, Plan, Report, lint, local_sh
 from torchinit import run as carry_out
 from torchinit.cli import options, weights
 from torchinit.cli.errors import UsageError
-from torchinit.linting import SEVERITIES, Building, about, chosen, poisoned
+from torchinit.core.sandbox import poisoned_memory
+from torchinit.linting import CHECKS, SEVERITIES, ConstructionRecorder, select_checks
 
 if TYPE_CHECKING:
     from torch import nn
@@ -51,8 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.as_built and rules is None:
         raise UsageError("--as-built compares with a recipe: give one")
     loaded = weights.File(arguments.weights) if arguments.weights else None
-    building = Building()
-    with poisoned(), building:
+    construction = ConstructionRecorder()
+    with poisoned_memory(), construction:
         model = options.model_of(arguments, arguments.device, arguments.seed)
     plan = make_plan(sites(model), rules) if rules is not None else None
     report = _applied(arguments, plan, model)
@@ -60,7 +61,9 @@ def run(arguments: argparse.Namespace) -> int:
         weights.load(loaded, model)
     if loaded is not None:  # what was loaded later is not what the report tells of
         report = None
-    trace = building.of(model) if plan is None or arguments.as_built else None  # what a recipe writes later is its own
+    trace = (
+        construction.of(model) if plan is None or arguments.as_built else None
+    )  # what a recipe writes later is its own
     findings = lint(model, recipe=plan, trace=trace, report=report, loaded=loaded, select=select, ignore=ignore)
     print(_shown(findings, arguments))
     return 1 if findings.at_least(arguments.fail_on) else 0
@@ -69,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _checks(texts: list[str]) -> list[str]:
     words = [word for text in texts for word in text.split(",") if word]
     try:
-        chosen(words, ())
+        select_checks(words, ())
     except ConfigError as error:
         raise UsageError(str(error)) from None
     return words
@@ -85,7 +88,7 @@ def _shown(findings: Findings, arguments: argparse.Namespace) -> str:
     if arguments.json:
         return findings.to_json()
     if arguments.sarif:
-        return findings.to_sarif(about=about(), artifact=_artifact(arguments))
+        return findings.to_sarif(checks=CHECKS, artifact=_artifact(arguments))
     return findings.table()
 
 

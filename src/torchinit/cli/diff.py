@@ -103,8 +103,8 @@ def _reports(arguments: argparse.Namespace) -> Changes:
 def _report(path: str) -> Report:
     try:
         return Report.from_json(_text(path))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UsageError(f"{path} is no report that `torchinit apply --json` wrote: {error!r}") from error
+    except ValueError as error:
+        raise UsageError(f"{path} is not a report that `torchinit apply --json` wrote: {error}") from error
 
 
 def _fingerprints(arguments: argparse.Namespace) -> Changes:
@@ -123,8 +123,8 @@ def _print_of(path: str, kind: Kind) -> Fingerprint:
         return found
     try:
         return Fingerprint.from_json(_text(path))
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"{path} is no fingerprint that `torchinit fingerprint --json` wrote: {error}") from error
+    except ValueError as error:
+        raise UsageError(f"{path} is not a fingerprint that `torchinit fingerprint --json` wrote: {error}") from error
 
 
 def _gist(record: Record) -> str:

@@ -25,6 +25,7 @@ from torch import nn
 from torchinit.cli import configs
 from torchinit.cli.errors import ModelError, UsageError
 from torchinit.errors import TorchinitError, did_you_mean
+from torchinit.noise import seeded_generators
 
 Device = Literal["meta", "cpu"]
 
@@ -38,7 +39,7 @@ def build(text: str, arguments: Mapping[str, Any], device: Device, seed: int | N
     >>> build("torch.nn:Linear", {"in_features": 2, "out_features": 3}, "meta").weight.device
     device(type='meta')
     """
-    with _seeded(seed):  # around `find`, too: a module may build models while it is imported
+    with nullcontext() if seed is None else seeded_generators(seed):  # around `find`, which may build models, too
         model = _called(find(text), text, arguments, device)
     if not isinstance(model, nn.Module):
         raise ModelError(f"{text} returned a {type(model).__name__}, not a torch.nn.Module")
@@ -154,14 +155,6 @@ def _attribute(module: ModuleType, name: str, text: str) -> Callable[..., object
     if not callable(found):
         raise ModelError(f"{text} is a {type(found).__name__}, which cannot be called; name a function or a class")
     return found
-
-
-@contextmanager
-def _seeded(seed: int | None) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[], enabled=seed is not None):
-        if seed is not None:
-            torch.default_generator.manual_seed(seed)
-        yield
 
 
 def _raised(what: str, error: BaseException, device: Device = "cpu") -> str:

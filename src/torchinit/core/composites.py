@@ -1,18 +1,20 @@
-"""Composites: fills made of other fills, each for its part of a tensor."""
+"""Composites: fills made of other fills, each for its part of a tensor; and one for what no fill can say."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from dataclasses import dataclass, replace
+from itertools import accumulate, groupby
 from typing import final
 
 import torch
 
 from torchinit.core.arguments import is_whole
-from torchinit.core.fills import Fill, is_elementwise
+from torchinit.core.fill_base import Fill, Wrapper
+from torchinit.core.fills import Constant
 from torchinit.core.moments import Moments, mixture, point
-from torchinit.core.shards import Shard, replaced
+from torchinit.core.shards import Box, Shard, replaced
+from torchinit.errors import RunError
 from torchinit.noise import Noise
 
 
@@ -55,6 +57,16 @@ class Blockwise(Fill):
             fill.write_parts([part.cut(self.axis, low, low + size) for part in parts], noise)
             low += size
 
+    def scaled(self, factor: float) -> Fill:
+        return replace(self, fills=tuple(fill.scaled(factor) for fill in self.fills))
+
+    def regions(self, shape: tuple[int, ...]) -> tuple[tuple[Box, Fill], ...]:
+        found: list[tuple[Box, Fill]] = []
+        for at, (fill, block) in zip(accumulate(self.sizes, initial=0), self._blocks(shape), strict=False):
+            for box, inner in fill.regions(block):
+                found.append((Box(replaced(box.start, self.axis, box.start[self.axis] + at), box.shape), inner))
+        return tuple(found)
+
     def moments(self, shape: tuple[int, ...] = ()) -> Moments | None:
         return mixture([fill.moments(block) for fill, block in self._blocks(shape)], self.sizes)
 
@@ -71,7 +83,7 @@ class Blockwise(Fill):
 
 @final
 @dataclass(frozen=True, slots=True)
-class Padded(Fill):
+class Padded(Wrapper):
     """A fill whose row ``row`` is zero: the padding entry of an embedding.
 
     >>> from torchinit.core.fills import Constant
@@ -94,9 +106,6 @@ class Padded(Fill):
             raise ValueError(f"there is no row {self.row} in the shape {shape}")
         self.fill.check(shape, dtype)
 
-    def write(self, shard: Shard, noise: Noise) -> None:
-        self.write_parts((shard,), noise)
-
     def write_parts(self, parts: Sequence[Shard], noise: Noise) -> None:
         self.fill.write_parts(parts, noise)
         for part in parts:
@@ -104,15 +113,35 @@ class Padded(Fill):
             if 0 <= row < part.local.shape[0]:
                 part.local[row].zero_()
 
-    def moments(self, shape: tuple[int, ...] = ()) -> Moments | None:
-        return self._mixed(self.fill.moments(shape), shape)
+    def regions(self, shape: tuple[int, ...]) -> tuple[tuple[Box, Fill], ...]:
+        start, row = (0,) * len(shape), replaced(shape, 0, 1)
+        return (*self.fill.regions(shape), (Box(replaced(start, 0, self.row), row), Constant(0.0)))
 
-    def parts(self, shape: tuple[int, ...] = ()) -> Moments | None:
-        return self._mixed(self.fill.parts(shape), shape)
-
-    def scratch(self, shape: tuple[int, ...]) -> int:
-        return self.fill.scratch(shape)
-
-    def _mixed(self, inner: Moments | None, shape: tuple[int, ...]) -> Moments | None:
+    def expected(self, inner: Moments, shape: tuple[int, ...]) -> Moments | None:
         # What the row takes away is known only where all rows are alike.
-        return mixture([inner, point(0.0)], (shape[0] - 1, 1)) if is_elementwise(self.fill) else None
+        return mixture([inner, point(0.0)], (shape[0] - 1, 1)) if self.fill.elementwise else None
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Opaque(Fill):
+    """Values that only the code of a model itself can make; ``done`` is what it did, in order.
+
+    A plan with an opaque step can be read, compared and kept; running it is a RunError before anything is written.
+
+    >>> print(Opaque(("copy_(src=tensor of 4) at model.py:3",)))
+    Opaque: copy_(src=tensor of 4) at model.py:3
+    """
+
+    done: tuple[str, ...]
+
+    def __str__(self) -> str:
+        before = f", the last of {len(self.done)}" if len(self.done) > 1 else ""
+        return f"Opaque: {self.done[-1] if self.done else 'unknown code'}{before}"
+
+    @property
+    def obstacle(self) -> str:
+        return f"only its own code can write it ({', '.join(self.done)}); run that code, or give a rule for it"
+
+    def write(self, shard: Shard, noise: Noise) -> None:
+        raise RunError(f"{shard.name}: {self.obstacle}")

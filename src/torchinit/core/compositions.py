@@ -9,10 +9,8 @@ from typing import Literal, final
 from torchinit.core.arguments import choice, is_whole, number
 from torchinit.core.code import as_initializer
 from torchinit.core.composites import Blockwise
-from torchinit.core.fills import Fill, Initializer, is_elementwise
+from torchinit.core.fill_base import Fill, Initializer, fill_of
 from torchinit.core.layouts import Layout
-from torchinit.core.matrices import Orthogonal
-from torchinit.core.scaling import scaled
 from torchinit.core.shards import replaced
 from torchinit.core.sites import Site
 from torchinit.core.spelling import Spelled
@@ -36,8 +34,8 @@ class Scaled(Spelled):
         number("factor", self.factor)
 
     def resolve(self, site: Site) -> Fill | None:
-        fill = self.init.resolve(site)
-        return None if fill is None else scaled(fill, self.factor)
+        fill = fill_of(self.init, site)
+        return None if fill is None else fill.scaled(self.factor)
 
 
 @final
@@ -112,16 +110,15 @@ class Blocks(Spelled):
         axis = layout.out_axes[0]
         sizes = self._sizes(site, axis)
         each = self.init if isinstance(self.init, tuple) else (self.init,) * len(sizes)
+        block = replace(site, layout=replace(layout, blocks=1), aliases=())
         fills = [
-            init.resolve(
-                replace(site, shape=replaced(site.shape, axis, size), layout=replace(layout, blocks=1), aliases=())
-            )
+            fill_of(init, replace(block, shape=replaced(site.shape, axis, size)))
             for init, size in zip(each, sizes, strict=True)
         ]
         known = tuple(fill for fill in fills if fill is not None)
         if len(known) < len(fills):
             return None
-        return known[0] if len(set(known)) == 1 and is_elementwise(known[0]) else Blockwise(known, sizes, axis)
+        return known[0] if len(set(known)) == 1 and known[0].elementwise else Blockwise(known, sizes, axis)
 
     def _sizes(self, site: Site, axis: int) -> tuple[int, ...]:
         extent = site.shape[axis]
@@ -157,11 +154,5 @@ class Stacked(Spelled):
         if len(site.shape) != 3:
             raise ValueError(f"Stacked needs 3 dimensions, but {site.name!r} has shape {site.shape}")
         shape = (site.shape[self.out_axis], site.shape[self.in_axis])
-        fill = self.init.resolve(replace(site, shape=shape, layout=Layout(), aliases=()))
-        if fill is None or is_elementwise(fill):
-            return fill
-        if not isinstance(fill, Orthogonal):
-            raise ValueError(f"Stacked takes elementwise fills and Orthogonal, but got {fill}")
-        fill = replace(fill, axis=(self.out_axis, self.in_axis)[fill.axis])
-        count = site.shape[self.axis]
-        return Blockwise((fill,) * count, (1,) * count, self.axis)
+        fill = fill_of(self.init, replace(site, shape=shape, layout=Layout(), aliases=()))
+        return fill and fill.stacked(self.axis, self.out_axis, self.in_axis, site.shape[self.axis])

@@ -1,102 +1,31 @@
-"""Fills: numbers known, ready to be written into a shard."""
+"""Fills whose every element stands for itself: one number, or one distribution."""
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from abc import abstractmethod
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, Protocol, final, runtime_checkable
+from typing import Literal, final
 
 import torch
 
 from torchinit.core.arguments import number
-from torchinit.core.moments import Moments, mixture, point, truncated
+from torchinit.core.fill_base import Fill, Initializer, check_fit, fill_of
+from torchinit.core.moments import Moments, point, truncated
 from torchinit.core.shards import Shard
-from torchinit.core.spelling import Spelled
 from torchinit.noise import Distribution, Job, Noise
-from torchinit.noise.draws import resolve
+from torchinit.noise.draws import MAX_SIGMAS, resolve
 
-if TYPE_CHECKING:
-    from torchinit.core.sites import Site
-
-
-@runtime_checkable
-class Initializer(Protocol):
-    """A formula: what a site starts with, once its shape is known.
-
-    >>> isinstance(Normal(), Initializer)
-    True
-    """
-
-    def resolve(self, site: Site) -> Fill | None:
-        """The fill for this site; None declines, and the site stays with its other rules.
-
-        Raises ValueError (for example FanError) when the formula has no answer for such a site.
-        """
-
-
-class Fill(Spelled, ABC):
-    """Numbers known. A fill resolves to itself, writes itself into a shard, and says what to expect.
-
-    >>> Constant(2.0).moments((3,)).mean
-    2.0
-    """
-
-    __slots__ = ()
-
-    def resolve(self, site: Site) -> Fill | None:
-        """The fill itself, once it has looked at the site."""
-        self.check(site.shape, site.dtype)
-        return self
-
-    def check(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-        """Raises ValueError where a tensor of this shape and dtype cannot hold the fill."""
-        del shape, dtype
-
-    @property
-    def locked(self) -> bool:
-        """Whether no later rule may write over it."""
-        return False
-
-    def prepare(self, shard: Shard) -> None:
-        """Looks at what can be known only now; raises ValueError or CheckpointError, while nothing is written yet."""
-        del shard
-
-    @abstractmethod
-    def write(self, shard: Shard, noise: Noise) -> None:
-        """Writes ``shard.local``. Only :func:`torchinit.core.runs.run` calls this."""
-
-    def write_parts(self, parts: Sequence[Shard], noise: Noise) -> None:
-        """Writes several parts of one tensor; a fill that must compute the whole does so once."""
-        for part in parts:
-            self.write(part, noise)
-
-    def job(self, shard: Shard) -> Job | None:
-        """The one draw that writes the shard; None where :meth:`write` does something else as well."""
-        del shard
-        return None
-
-    def moments(self, shape: tuple[int, ...] = ()) -> Moments | None:
-        """What to expect of a tensor of this shape; None where it is not known."""
-        del shape
-        return None
-
-    def parts(self, shape: tuple[int, ...] = ()) -> Moments | None:
-        """What to expect of the real and imaginary parts of a complex tensor, taken together."""
-        return mixture([self.moments(shape), point(0.0)], (1, 1))
-
-    def scratch(self, shape: tuple[int, ...]) -> int:
-        """The bytes of memory that it takes beside the tensor's own while it writes any part of one of this shape."""
-        del shape
-        return 0
+__all__ = ["Constant", "Drawn", "Fill", "Initializer", "Normal", "TruncNormal", "Uniform", "check_fit", "fill_of"]
 
 
 class Drawn(Fill):
     """A fill that draws every element by itself, so that any slice costs its own elements."""
 
     __slots__ = ()
+
+    elementwise = True
 
     @property
     @abstractmethod
@@ -106,31 +35,20 @@ class Drawn(Fill):
     def check(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         distribution, params = self.draw
         if dtype.is_complex and distribution != "normal":
-            raise ValueError(f"a complex tensor can hold no {self}; use a normal distribution")
+            raise ValueError(f"a complex tensor cannot hold {self}; use a normal distribution")
         resolve(distribution, params, dtype.to_real())
-        self._check_range(dtype)
+        check_fit(self, *self.ends, dtype)
 
+    @property
     @abstractmethod
-    def _check_range(self, dtype: torch.dtype) -> None:
-        """Raises ValueError where the values do not fit into the dtype."""
+    def ends(self) -> tuple[float, float]:
+        """The numbers between which all draws lie."""
 
     def write(self, shard: Shard, noise: Noise) -> None:
         noise.fill(shard, *self.draw)
 
     def job(self, shard: Shard) -> Job | None:
         return Job(shard, *self.draw)
-
-
-def check_fit(fill: Fill, low: float, high: float, dtype: torch.dtype) -> None:
-    """Raises ValueError where a fill whose values lie between these does not fit into the dtype."""
-    most = torch.finfo(dtype).max
-    if max(-low, high) > most:
-        name = str(dtype).removeprefix("torch.")
-        raise ValueError(f"{fill} goes beyond {most:.6g}, the largest number of {name}")
-
-
-_REACH = 6.5
-"""So many standard deviations from its mean a draw of a normal may be."""
 
 
 @final
@@ -144,6 +62,8 @@ class Constant(Fill):
 
     val: float
 
+    elementwise = True
+
     def __post_init__(self) -> None:
         number("val", self.val, finite=False)
 
@@ -154,8 +74,11 @@ class Constant(Fill):
     def write(self, shard: Shard, noise: Noise) -> None:
         shard.local.fill_(self.val)
 
+    def scaled(self, factor: float) -> Fill:
+        return Constant(self.val * factor)
+
     def moments(self, shape: tuple[int, ...] = ()) -> Moments:
-        return Moments(self.val, 0.0, self.val, self.val)
+        return point(self.val)
 
 
 @final
@@ -178,8 +101,12 @@ class Normal(Drawn):
     def draw(self) -> tuple[Distribution, tuple[float, ...]]:
         return "normal", (self.mean, self.std)
 
-    def _check_range(self, dtype: torch.dtype) -> None:
-        check_fit(self, self.mean - _REACH * self.std, self.mean + _REACH * self.std, dtype)
+    @property
+    def ends(self) -> tuple[float, float]:
+        return self.mean - MAX_SIGMAS * self.std, self.mean + MAX_SIGMAS * self.std
+
+    def scaled(self, factor: float) -> Fill:
+        return Normal(self.mean * factor, self.std * abs(factor))
 
     def moments(self, shape: tuple[int, ...] = ()) -> Moments:
         return Moments(float(self.mean), float(self.std))
@@ -210,8 +137,12 @@ class Uniform(Drawn):
     def draw(self) -> tuple[Distribution, tuple[float, ...]]:
         return "uniform", (self.a, self.b)
 
-    def _check_range(self, dtype: torch.dtype) -> None:
-        check_fit(self, self.a, self.b, dtype)
+    @property
+    def ends(self) -> tuple[float, float]:
+        return self.a, self.b
+
+    def scaled(self, factor: float) -> Fill:
+        return Uniform(*sorted((self.a * factor, self.b * factor)))
 
     def moments(self, shape: tuple[int, ...] = ()) -> Moments:
         width = float(self.b) - float(self.a)
@@ -274,11 +205,17 @@ class TruncNormal(Drawn):
     def draw(self) -> tuple[Distribution, tuple[float, ...]]:
         return "truncated", (self.mean, self.sigma, self.low, self.high)
 
-    def _check_range(self, dtype: torch.dtype) -> None:
-        reach = _REACH * self.sigma
-        low = max(self.low, min(self.mean, self.high) - reach)
-        high = min(self.high, max(self.mean, self.low) + reach)
-        check_fit(self, low, high, dtype)
+    @property
+    def ends(self) -> tuple[float, float]:
+        reach = MAX_SIGMAS * self.sigma
+        return max(self.low, min(self.mean, self.high) - reach), min(self.high, max(self.mean, self.low) + reach)
+
+    def scaled(self, factor: float) -> Fill:
+        unit = abs(factor) if self.unit == "value" else 1.0
+        low, high = (self.a, self.b) if factor >= 0 else (-self.b, -self.a)
+        if not low * unit < high * unit:  # by a factor of 0, or one so small that the interval is gone
+            return Constant(self.mean * factor)
+        return replace(self, mean=self.mean * factor, std=self.std * abs(factor), a=low * unit, b=high * unit)
 
     def write(self, shard: Shard, noise: Noise) -> None:
         if self.std == 0:  # torch's algorithm divides by it
@@ -297,12 +234,3 @@ class TruncNormal(Drawn):
         kurtosis = 4.0 if self.low <= self.mean <= self.high else 9.0
         low, high = (end if math.isfinite(end) else None for end in (self.low, self.high))
         return Moments(self.mean + self.sigma * mean, self.sigma * std, low, high, kurtosis)
-
-
-def is_elementwise(fill: Fill) -> bool:
-    """Whether every element stands for itself, so that a fill for a part is a fill for the whole.
-
-    >>> is_elementwise(Normal())
-    True
-    """
-    return isinstance(fill, (Constant, Drawn))

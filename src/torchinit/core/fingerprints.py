@@ -6,15 +6,17 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from typing import Final, Literal
 
 from torch import Tensor, nn
 
 from torchinit.core.plans import Change
 from torchinit.core.reductions import reduced
 from torchinit.core.sources import look_at, sources_in, sources_of
-from torchinit.errors import RunError, count
+from torchinit.errors import ConfigError, RunError, count
+from torchinit.schema import Schema, parse
 
-VERSION = "torchinit-fingerprint-1"
+VERSION: Final = "torchinit-fingerprint-1"
 """What stands in a fingerprint's JSON, and goes into each digest."""
 
 
@@ -84,24 +86,36 @@ class Fingerprint:
 
     @classmethod
     def from_dict(cls, data: object) -> Fingerprint:
-        """The fingerprint that :meth:`to_dict` wrote; raises ValueError for anything else.
+        """The fingerprint that :meth:`to_dict` wrote; raises ConfigError with every mistake for anything else.
 
         >>> Fingerprint.from_dict(Fingerprint({"w": "9f"}).to_dict()) == Fingerprint({"w": "9f"})
         True
         """
-        if not isinstance(data, Mapping) or not isinstance(data.get("sites"), Mapping):
-            raise ValueError("this is no fingerprint: it has no table of sites")
-        if data.get("fingerprint") != VERSION:
-            raise ValueError(f"this is a fingerprint of version {data.get('fingerprint')!r}, not {VERSION!r}")
-        read = cls(dict(data["sites"]), dict(data.get("aliases", {})), tuple(data.get("transient", ())))
-        if read.total != data.get("total"):
-            raise ValueError("the fingerprint was changed: its total does not belong to its sites")
-        return read
+        stored: StoredFingerprint = Schema({}).decode(data, StoredFingerprint, "the fingerprint")
+        return stored.checked()
 
     @classmethod
     def from_json(cls, text: str) -> Fingerprint:
-        """The fingerprint that :meth:`to_json` wrote; raises ValueError for anything else."""
-        return cls.from_dict(json.loads(text))
+        """The fingerprint that :meth:`to_json` wrote; raises ConfigError with every mistake for anything else."""
+        return cls.from_dict(parse(text, "a fingerprint"))
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFingerprint:
+    """A fingerprint as plain data: with its version, and the total that shows whether somebody changed it."""
+
+    fingerprint: Literal["torchinit-fingerprint-1"]
+    total: str
+    sites: Mapping[str, str]
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    transient: tuple[str, ...] = ()
+
+    def checked(self) -> Fingerprint:
+        """The fingerprint; raises ConfigError if the total is not that of its sites."""
+        read = Fingerprint(self.sites, self.aliases, self.transient)
+        if read.total != self.total:
+            raise ConfigError("the fingerprint was changed: its total does not belong to its sites")
+        return read
 
 
 def fingerprint(model: nn.Module | Mapping[str, Tensor]) -> Fingerprint:

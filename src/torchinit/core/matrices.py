@@ -1,17 +1,18 @@
-"""Matrices: fills that need the whole tensor before they can write a part of it."""
+"""Fills of matrices and kernels, most of which need the whole tensor before they can write a part of it."""
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, final
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self, final
 
 import torch
 from torch import Tensor
 
 from torchinit.core.arguments import is_whole, number
+from torchinit.core.composites import Blockwise
 from torchinit.core.fills import Fill, Normal, check_fit
 from torchinit.core.moments import Moments
 from torchinit.core.shards import Shard
@@ -45,6 +46,23 @@ class Whole(Fill):
 
     def scratch(self, shape: tuple[int, ...]) -> int:
         return math.prod(shape) * self.bytes_an_element
+
+
+class _Gained(Fill):
+    """A fill of zeros and of entries that go up to its ``gain``."""
+
+    __slots__ = ()
+
+    gain: float
+
+    def __post_init__(self) -> None:
+        number("gain", self.gain)
+
+    def check(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        check_fit(self, -abs(self.gain), abs(self.gain), dtype)
+
+    def scaled(self, factor: float) -> Self:
+        return replace(self, gain=self.gain * factor)  # type: ignore[type-var]  # all of them are dataclasses
 
 
 class FromGaussian(Whole):
@@ -82,7 +100,7 @@ def _orthonormal(gaussian: Tensor, noise: Noise) -> Tensor:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Orthogonal(FromGaussian):
+class Orthogonal(_Gained, FromGaussian):
     """A matrix with orthonormal rows or columns, whichever are fewer, times ``gain``.
 
     ``axis`` runs over the rows; the other dimensions are flattened into the columns. Drawn uniformly
@@ -98,7 +116,7 @@ class Orthogonal(FromGaussian):
     bytes_an_element: ClassVar[int] = 34
 
     def __post_init__(self) -> None:
-        number("gain", self.gain)
+        _Gained.__post_init__(self)
         if not is_whole(self.axis, least=0):
             raise ValueError(f"axis must be a whole number of at least 0, but got {self.axis!r}")
 
@@ -107,12 +125,21 @@ class Orthogonal(FromGaussian):
             raise ValueError(f"Orthogonal needs at least 2 dimensions, but the shape is {shape}")
         if self.axis >= len(shape):
             raise ValueError(f"Orthogonal has axis={self.axis}, but the shape is {shape}")
-        check_fit(self, -abs(self.gain), abs(self.gain), dtype)
+        _Gained.check(self, shape, dtype)
 
     def compute(self, shard: Shard, noise: Noise) -> Tensor:
         gaussian = _gaussian(shard, noise).movedim(self.axis, 0)
         matrix = _orthonormal(gaussian.reshape(gaussian.shape[0], -1), noise).mul_(self.gain)
         return matrix.reshape(gaussian.shape).movedim(0, self.axis)
+
+    def stacked(self, axis: int, rows: int, columns: int, count: int) -> Fill:
+        # The draws are those at the matrices' own places in the stack.
+        each = replace(self, axis=(rows, columns)[self.axis])
+        return Blockwise((each,) * count, (1,) * count, axis)
+
+    def work(self, shape: tuple[int, ...]) -> int:
+        numel = math.prod(shape)
+        return numel * min(shape[self.axis], numel // shape[self.axis])
 
     def moments(self, shape: tuple[int, ...] = ()) -> Moments | None:
         # Haar matrices have mean 0 and, because their rows or columns have length 1, mean square 1 / longer side.
@@ -124,7 +151,7 @@ class Orthogonal(FromGaussian):
 
 @final
 @dataclass(frozen=True, slots=True)
-class DeltaOrthogonal(FromGaussian):
+class DeltaOrthogonal(_Gained, FromGaussian):
     """A convolution kernel that is orthogonal at its centre and zero elsewhere.
 
     Needs at least as many outputs (``axis``) as inputs (the other of the first two dimensions).
@@ -139,7 +166,7 @@ class DeltaOrthogonal(FromGaussian):
     bytes_an_element: ClassVar[int] = 20
 
     def __post_init__(self) -> None:
-        number("gain", self.gain)
+        _Gained.__post_init__(self)
         if self.axis not in (0, 1):
             raise ValueError(f"axis must be 0 or 1, but got {self.axis!r}")
 
@@ -148,7 +175,7 @@ class DeltaOrthogonal(FromGaussian):
             raise ValueError(f"DeltaOrthogonal needs a kernel of 3 to 5 dimensions, but the shape is {shape}")
         if shape[self.axis] < shape[1 - self.axis]:
             raise ValueError(f"DeltaOrthogonal needs at least as many outputs as inputs, but the shape is {shape}")
-        check_fit(self, -abs(self.gain), abs(self.gain), dtype)
+        _Gained.check(self, shape, dtype)
 
     def compute(self, shard: Shard, noise: Noise) -> Tensor:
         gaussian = _gaussian(shard, noise)
@@ -158,6 +185,9 @@ class DeltaOrthogonal(FromGaussian):
         _tap(whole, [(size - 1) // 2 for size in gaussian.shape[2:]]).copy_(matrix)
         return whole
 
+    def work(self, shape: tuple[int, ...]) -> int:
+        return math.prod(shape) + shape[0] * shape[1] * min(shape[:2])
+
     def moments(self, shape: tuple[int, ...] = ()) -> Moments:
         energy = shape[1 - self.axis] * self.gain**2 / max(1, math.prod(shape))
         return Moments(0.0, math.sqrt(energy), -abs(self.gain), abs(self.gain))
@@ -165,7 +195,7 @@ class DeltaOrthogonal(FromGaussian):
 
 @final
 @dataclass(frozen=True, slots=True)
-class Identity(Fill):
+class Identity(_Gained):
     """``gain`` on the main diagonal of a matrix, zero elsewhere.
 
     Le et al. (2015) start recurrent weights so, https://arxiv.org/abs/1504.00941
@@ -176,13 +206,10 @@ class Identity(Fill):
 
     gain: float = 1.0
 
-    def __post_init__(self) -> None:
-        number("gain", self.gain)
-
     def check(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         if len(shape) != 2:
             raise ValueError(f"Identity needs 2 dimensions, but the shape is {shape}")
-        check_fit(self, -abs(self.gain), abs(self.gain), dtype)
+        _Gained.check(self, shape, dtype)
 
     def write(self, shard: Shard, noise: Noise) -> None:
         # Unlike its siblings it needs no other element to know one, nor their memory.
@@ -197,19 +224,21 @@ class Identity(Fill):
 
 @final
 @dataclass(frozen=True, slots=True)
-class Dirac(Whole):
-    """A convolution kernel that passes its inputs on: 1 at the centre where output and input agree.
+class Dirac(_Gained, Whole):
+    """A convolution kernel that passes its inputs on: ``gain`` at the centre where output and input agree.
 
     ``groups`` parts of the outputs each pass on the same inputs, as ``torch.nn.init.dirac_``.
 
-    >>> Dirac(groups=2)
-    Dirac(groups=2)
+    >>> Dirac(groups=2).scaled(0.5)
+    Dirac(groups=2, gain=0.5)
     """
 
     groups: int = 1
+    gain: float = 1.0
     bytes_an_element: ClassVar[int] = 4
 
     def __post_init__(self) -> None:
+        _Gained.__post_init__(self)
         if not is_whole(self.groups):
             raise ValueError(f"groups must be a whole number of at least 1, but got {self.groups!r}")
 
@@ -218,6 +247,7 @@ class Dirac(Whole):
             raise ValueError(f"Dirac needs a kernel of 3 to 5 dimensions, but the shape is {shape}")
         if shape[0] % self.groups:
             raise ValueError(f"Dirac has groups={self.groups}, which does not divide dimension 0 of {shape}")
+        _Gained.check(self, shape, dtype)
 
     def compute(self, shard: Shard, noise: Noise) -> Tensor:
         shape = shard.region.shape
@@ -225,12 +255,12 @@ class Dirac(Whole):
         per_group = shape[0] // self.groups
         tap = _tap(whole, [size // 2 for size in shape[2:]])
         for group in range(self.groups):
-            tap[group * per_group : (group + 1) * per_group].fill_diagonal_(1)
+            tap[group * per_group : (group + 1) * per_group].fill_diagonal_(self.gain)
         return whole
 
     def moments(self, shape: tuple[int, ...] = ()) -> Moments:
         ones = self.groups * min(shape[0] // self.groups, shape[1])
-        return _sprinkled(1.0, ones, math.prod(shape))
+        return _sprinkled(self.gain, ones, math.prod(shape))
 
 
 @final
@@ -262,6 +292,9 @@ class Sparse(FromGaussian):
         whole = _gaussian(shard, noise).mul_(self.std)
         zeros = self._zeros(whole.shape[0])
         return whole.scatter_(0, noise.order(shard, 1)[:zeros], 0.0)
+
+    def scaled(self, factor: float) -> Fill:
+        return replace(self, std=self.std * abs(factor))
 
     def _zeros(self, rows: int) -> int:
         return math.ceil(self.sparsity * rows)

@@ -31,6 +31,16 @@ class Moments:
         """
         return replace(self, std=None if self.std is None else self.std * factor)
 
+    def scaled(self, factor: float) -> Moments:
+        """The same distribution with all its values times ``factor``.
+
+        >>> Moments(1.0, 2.0, max=3.0).scaled(-2.0)
+        Moments(mean=-2.0, std=4.0, min=-6.0, max=None, kurtosis=3.0)
+        """
+        mean, low, high = (None if end is None else end * factor for end in (self.mean, self.min, self.max))
+        ends = (low, high) if factor >= 0 else (high, low)
+        return replace(self.shrunk(abs(factor)), mean=mean, min=ends[0], max=ends[1])
+
 
 def point(value: float) -> Moments:
     """The moments of one value.
@@ -60,7 +70,7 @@ def mixture(parts: Sequence[Moments | None], weights: Sequence[float]) -> Moment
         math.sqrt(variance),
         None if None in lows else min(low for low in lows if low is not None),
         None if None in highs else max(high for high in highs if high is not None),
-        fourth / variance**2 if variance else 3.0,
+        fourth / variance**2 if variance**2 else 3.0,
     )
 
 

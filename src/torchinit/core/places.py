@@ -82,6 +82,11 @@ class Held:
     key: object
     flat: bool = False
 
+    @property
+    def sources(self) -> tuple[Tensor, ...]:
+        """The tensors that hold the values: itself, or those that it is computed from."""
+        return self.way.sources if self.way else (self.tensor,)
+
 
 def held(model: nn.Module) -> Iterator[Held]:
     """Every tensor of a model, once for each of its names, in the order of ``Module.apply``."""

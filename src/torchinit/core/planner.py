@@ -12,7 +12,7 @@ from torchinit.core.accounts import LoadReport
 from torchinit.core.composites import Padded
 from torchinit.core.fills import Constant, Fill
 from torchinit.core.formulas import asks_for_neutral, asks_what_follows
-from torchinit.core.loaders import Loader, Lookup
+from torchinit.core.loaders import is_verbatim, resolve_all
 from torchinit.core.misses import nothing
 from torchinit.core.neutral import looks_like_norm, neutrality
 from torchinit.core.plans import FROZEN, UNKNOWN, Plan, Rule, Skipped, Step
@@ -107,22 +107,32 @@ class _Planner:
         # Two names that one parent has for a module share one turn.
         matched = {(site.name, view.position): (view, site) for view, site in reversed(pairs) if rule.matches(view)}
         turns = [(view, site) for view, site in reversed(matched.values()) if site.name not in self.frozen]
+        ready = [pair for pair in turns if is_verbatim(rule.init) or self._can_be_drawn(rule, *pair)]
         before = self.turn, len(self.problems)
-        found = self._look_up(rule.init, turns) if isinstance(rule.init, Loader) and turns else None
-        for view, site in turns:
-            fill = self._resolve(rule, view, site) if found is None else found.fills.get(view.name)
-            if fill is not None:
-                step = Step(site, fill, rule, turn=self.turn)
-                self.writes.setdefault(site.name, []).append(_Write(view, step))
-                self.turn += 1
+        for view, site, fill in self._resolved(rule, ready) if ready else ():
+            step = Step(site, _padded(rule, view, fill), rule, turn=self.turn)
+            self.writes.setdefault(site.name, []).append(_Write(view, step))
+            self.turn += 1
         if rule.fitting and turns and before == (self.turn, len(self.problems)):
             self.problems.append(f"{rule.origin}: {rule.init} fits none of {count(len(turns), 'weight')}")
         return bool(matched)
 
-    def _look_up(self, loader: Loader, pairs: list[tuple[Site, Site]]) -> Lookup:
-        lookup = loader.look_up(pairs, self.known)
-        self.loads.append(lookup.account)
-        return lookup
+    def _resolved(self, rule: Rule, pairs: list[tuple[Site, Site]]) -> Iterator[tuple[Site, Site, Fill]]:
+        """The pairs that the rule has a fill for, with the fill."""
+        found = resolve_all(rule.init, pairs, self.known)
+        if found.account is not None:
+            self.loads.append(found.account)
+        for view, site in pairs:
+            error, fill = found.errors.get(view.name), found.fills.get(view.name)
+            if error is not None and rule.fitting and not _fits(rule, view):
+                self.declined[site.name] = Skipped(site, f"{rule.init} does not fit its shape")
+            elif error is not None:
+                place = rule.origin if isinstance(error, FanError) else f"{rule.origin} at {view.name!r}"
+                self.problems.append(f"{place}: {error}")
+            elif fill is not None:
+                yield view, site, fill
+            elif asks_for_neutral(rule.init) and looks_like_norm(view):
+                self.declined[site.name] = Skipped(site, _NOT_KNOWN)
 
     def _reach(self) -> Iterator[Reach]:
         """How much of the model the rules of each scheme are for."""
@@ -141,29 +151,22 @@ class _Planner:
         names = {view.name for site in self.known if site.name in self.writes for view in site.views}
         return replace(account, uninitialized=tuple(name for name in account.missing if name not in names))
 
-    def _resolve(self, rule: Rule, view: Site, site: Site) -> Fill | None:
+    def _can_be_drawn(self, rule: Rule, view: Site, site: Site) -> bool:
+        """Whether a fill can be written to a site; one that takes none is skipped, or a problem."""
         if view.state in ("integer", "quantized", "sparse") or not view.numel:
             self.skipped[site.name] = Skipped(site, view.why)
-            return None
-        if view.state != "ready":
+        elif view.state != "ready":
             self.problems.append(f"{rule.origin} matches {view.name!r}, which {view.why}")
-            return None
-        try:
-            fill = rule.init.resolve(view)
-            if fill is not None:
-                fill.check(view.shape, view.dtype)
-        except ValueError as error:
-            if rule.fitting and not _fits(rule, view):
-                self.declined[site.name] = Skipped(site, f"{rule.init} does not fit its shape")
-                return None
-            place = rule.origin if isinstance(error, FanError) else f"{rule.origin} at {view.name!r}"
-            self.problems.append(f"{place}: {error}")
-            return None
-        if fill is None and asks_for_neutral(rule.init) and looks_like_norm(view):
-            self.declined[site.name] = Skipped(site, _NOT_KNOWN)
-        if fill is None or view.zero_row is None or not rule.padding:
-            return fill
-        return Padded(fill, view.zero_row)
+        else:
+            return True
+        return False
+
+
+def _padded(rule: Rule, view: Site, fill: Fill) -> Fill:
+    """The fill with the padding row zero, unless the rule says otherwise or takes the tensor as it is."""
+    if view.zero_row is None or not rule.padding or is_verbatim(rule.init):
+        return fill
+    return Padded(fill, view.zero_row)
 
 
 def _fits(rule: Rule, view: Site) -> bool:

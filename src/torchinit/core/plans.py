@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Final, Literal, TypeAlias
-
-from torch import nn
 
 from torchinit.core.accounts import LoadReport, by_field
 from torchinit.core.code import Function, as_initializer
 from torchinit.core.fills import Fill, Initializer
-from torchinit.core.loaders import Loader
+from torchinit.core.loaders import is_verbatim
 from torchinit.core.moments import Moments
 from torchinit.core.neutral import is_scale
 from torchinit.core.reach import Reach
@@ -20,7 +18,8 @@ from torchinit.core.selectors import Selector, as_selector
 from torchinit.core.sites import Site
 from torchinit.core.tables import by_reason, columns, shape_text, shorten_paths, some
 from torchinit.core.vocabulary import SCHEMA
-from torchinit.errors import CheckpointError, ConfigError, PlanError, count, did_you_mean
+from torchinit.errors import CheckpointError, PlanError, count, did_you_mean
+from torchinit.schema import parse
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -72,7 +71,7 @@ class Rule:
 
     def matches(self, site: Site) -> bool:
         """Whether the rule is for the site."""
-        if isinstance(self.init, Loader):
+        if is_verbatim(self.init):
             return site.persistent and self.where.matches(site)
         if self.fitting and is_scale(site):
             return False
@@ -267,12 +266,7 @@ class Plan:
         >>> Plan.from_json(plan.to_json()) == plan
         True
         """
-        try:
-            data = json.loads(text, object_hook=_renamed)
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"this is no plan: {error}") from None
-        if not isinstance(data, dict) or data.pop("format", None) != _FORMAT:
-            raise ConfigError(f"this is no plan: it does not say 'format': {_FORMAT!r}")
+        data = parse(text, "a plan", _FORMAT, object_hook=_renamed)
         if isinstance(data.get("loads"), list):
             data["loads"] = [*map(by_field, data["loads"])]
         plan: Plan = SCHEMA.decode(data, Plan, "the plan")
@@ -305,11 +299,6 @@ class Plan:
             raise PlanError(f"{count(len(found), 'problem')} in the plan; nothing was written", found)
         return self
 
-    @staticmethod
-    def capture(model: nn.Module, code: Callable[[Any], object]) -> Plan:
-        """The plan of what somebody's code does to a model: :func:`torchinit.capture`."""
-        return _CAPTURE[0](model, code)
-
     def diff(self, other: Plan) -> tuple[Change, ...]:
         """What ``other`` does differently: sites added, removed, changed."""
         mine = {step.site.name: step for step in self.steps}
@@ -339,18 +328,6 @@ def _renamed(data: dict[str, Any]) -> dict[str, Any]:
         case {"owner": _, "role": kind, **rest}:
             return {**rest, "owner": data["owner"], "parameter_kind": kind}
     return data
-
-
-Capture: TypeAlias = Callable[[nn.Module, Callable[[Any], object]], Plan]
-"""Makes a plan of a model and the code that initializes it."""
-
-_CAPTURE: list[Capture] = []
-
-
-def provide_capture(capture: Capture) -> Capture:
-    """Gives :meth:`Plan.capture` its function: plans lie below the tracing that it takes."""
-    _CAPTURE[:] = [capture]
-    return capture
 
 
 _WORTH_A_LINE = 1 << 20

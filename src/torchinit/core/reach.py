@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torchinit.core.tables import percentage
 from torchinit.errors import count
@@ -49,9 +47,3 @@ class Reach:
         more = ", ".join("{!r} ({} of {})".format(other.scheme, *other.parameters) for other in self.better[:3])
         none = "No scheme that comes with torchinit reaches more of it: give the rest rules of their own"
         return f"{self}, less than a half of the model. {f'Schemes that reach more of it: {more}' if more else none}"
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Reach:
-        """The reach that :func:`dataclasses.asdict` made, also after a way through JSON."""
-        better = tuple(map(cls.from_dict, data["better"]))
-        return cls(data["scheme"], tuple(data["parameters"]), tuple(data["elements"]), better)

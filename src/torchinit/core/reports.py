@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 
-from torchinit.core.accounts import LoadReport
-from torchinit.core.fingerprints import Fingerprint
+from torchinit.core.accounts import LoadReport, by_field
+from torchinit.core.fingerprints import Fingerprint, StoredFingerprint
 from torchinit.core.measures import deviations
 from torchinit.core.moments import Moments
 from torchinit.core.plans import FROZEN
 from torchinit.core.reach import Reach
 from torchinit.core.tables import by_reason, columns, shape_text, shorten_paths, some
 from torchinit.errors import ReportError, count, did_you_mean
+from torchinit.schema import Reader, Schema, parse
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,10 @@ class Record:
     bytes: int = 0
     line: str = ""
     operation: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
+            raise ValueError(f"dtype must be the name of a dtype, but got {self.dtype!r}")
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -158,67 +162,42 @@ class Report:
     def to_dict(self) -> dict[str, object]:
         """The report as plain data."""
         return {
-            **asdict(self),
+            **Schema({}).encode(replace(self, loads=()), Report),
             "fingerprint": self.fingerprint and self.fingerprint.to_dict(),
             "loads": [load.to_dict() for load in self.loads],
         }
 
     def to_json(self, *, indent: int | None = 2) -> str:
         """The report as JSON; :meth:`from_json` reads it back."""
-        return json.dumps(_finite(self.to_dict()), indent=indent, allow_nan=False)
+        return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> Report:
-        """The report that :meth:`to_json` wrote.
+        """The report that :meth:`to_json` wrote, now or before there were all the fields; else ConfigError.
 
         >>> report = Report((Record("w", (2,), "float32", "Constant(val=1.0)", "all"),), untouched=("b",))
         >>> Report.from_json(report.to_json()) == report
         True
         """
-        data = json.loads(text)
-        return cls(
-            records=tuple(_record(item) for item in data["records"]),
-            untouched=tuple(data["untouched"]),
-            skipped=tuple((name, why) for name, why in data["skipped"]),
-            unused=tuple(data["unused"]),
-            noise=data["noise"],
-            seconds=data["seconds"],
-            buffers=tuple(data["buffers"]),
-            loads=tuple(map(LoadReport.from_dict, data.get("loads", ()))),
-            fingerprint=Fingerprint.from_dict(data["fingerprint"]) if data.get("fingerprint") else None,
-            reach=tuple(map(Reach.from_dict, data.get("reach", ()))),
-            lacking=tuple((name, why) for name, why in data.get("lacking", ())),
-            unfilled=tuple(data.get("unfilled", ())),
-        )
+        data = parse(text, "a report")
+        if isinstance(data.get("loads"), list):
+            data["loads"] = [*map(by_field, data["loads"])]
+        reader = Reader({})
+        for key in [key for key in _ALWAYS if key not in data]:
+            reader.mistake("", f"a report has {key!r}")
+        printed = reader.read(data.pop("fingerprint", None), StoredFingerprint | None, "fingerprint")
+        report: Report = reader.record(cls, data, "")
+        reader.finish("the report")
+        return report if printed is None else replace(report, fingerprint=printed.checked())
 
+
+_ALWAYS = ("records", "untouched", "skipped", "unused", "noise", "seconds", "buffers")
+"""The keys that every report has had from the first on."""
 
 _UNFILLED = (
     "never filled, it holds what its memory held before: cover it with a rule (a buffer: buffers = true), or call"
     " reset_parameters() of its module first"
 )
-
-
-def _record(data: dict[str, object]) -> Record:
-    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
-    for key in ("expected", "measured"):
-        value = fields[key]
-        fields[key] = (
-            Moments(**{name: _number(item) for name, item in value.items()}) if isinstance(value, dict) else None
-        )
-    return Record(**fields)  # type: ignore[arg-type]  # the keys are those that asdict wrote
-
-
-def _finite(data: object) -> object:
-    """The data with text for NaN and infinities, for which JSON has no numbers."""
-    if isinstance(data, dict):
-        return {key: _finite(value) for key, value in data.items()}
-    if isinstance(data, (list, tuple)):
-        return [_finite(value) for value in data]
-    return str(data) if isinstance(data, float) and not math.isfinite(data) else data
-
-
-def _number(data: Any) -> Any:
-    return float(data) if isinstance(data, str) else data
 
 
 def _row(record: Record) -> tuple[str, ...]:

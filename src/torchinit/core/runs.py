@@ -10,11 +10,10 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from torchinit.core.fills import Fill, is_elementwise
-from torchinit.core.loaders import Loader
+from torchinit.core.fills import Fill
+from torchinit.core.loaders import is_verbatim
 from torchinit.core.measures import measure
 from torchinit.core.moments import Moments
-from torchinit.core.opaque import Opaque
 from torchinit.core.placements import behind, blank_shards, shards_of
 from torchinit.core.places import Held, held
 from torchinit.core.plans import Plan, Step
@@ -198,9 +197,9 @@ def _hindrance(step: Step, parts: Parts | None, noise: Noise) -> str | None:
     """Why the step cannot be written."""
     if parts is None:
         return "not in the model"
-    if isinstance(step.fill, Opaque):
+    if step.fill.obstacle:
         return step.fill.obstacle
-    drawn = noise.sequential and not isinstance(step.rule.init, Loader)
+    drawn = noise.sequential and not is_verbatim(step.rule.init)
     for part in parts:
         if part.shape != step.site.shape:
             return f"planned for shape {step.site.shape}, but it has {part.shape}"
@@ -249,7 +248,7 @@ def _record(step: Step, parts: Parts, noise: Noise, rule: str, seconds: float, s
 
 def _expected(step: Step, parts: Parts, dtype: torch.dtype) -> Moments | None:
     """The moments of what is here; None for a part of a tensor whose parts differ."""
-    if not all(part.is_whole for part in parts) and not is_elementwise(step.fill):
+    if not all(part.is_whole for part in parts) and not step.fill.elementwise:
         return None
     shape = step.site.shape
     return step.fill.parts(shape) if dtype.is_complex else step.fill.moments(shape)

@@ -1,4 +1,4 @@
-"""Sandbox: a copy of one layer, with numbers of our own in place of its tensors, run on made-up inputs."""
+"""Sandbox: a copy of one layer, run on made-up inputs; and memory that is handed out full of what no model means."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MethodType
-from typing import Any, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -181,3 +181,58 @@ def _end(thread: threading.Thread) -> None:
     ident = ctypes.c_ulong(thread.ident or 0)
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, ctypes.py_object(SystemExit))
     thread.join(0.1)
+
+
+# --- memory without values -----------------------------------------------------------------------------------
+
+ALLOCATING: Final = frozenset(
+    getattr(torch.ops.aten, name)
+    for name in ("empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided")
+)
+"""The operations that hand out memory without values."""
+
+
+class Poison(NamedTuple):
+    """What stands in memory that nobody has filled: in that of floats, and in any other (None: the largest number)."""
+
+    floating: float = torch.nan
+    whole: int | None = None
+
+    def of(self, dtype: torch.dtype) -> float:
+        """The poison of memory of this dtype."""
+        if dtype.is_floating_point or dtype.is_complex:
+            return self.floating
+        return self.whole if self.whole is not None else 1 if dtype == torch.bool else torch.iinfo(dtype).max
+
+
+class poisoned_memory(TorchDispatchMode):  # noqa: N801  # a context manager, as all others are named
+    """Within it memory that this thread's code gets without values holds poison, so that forgotten memory shows.
+
+    >>> with poisoned_memory():
+    ...     torch.empty(2)
+    tensor([nan, nan])
+    """
+
+    def __init__(self, poison: Poison | None = None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.poison = poison or Poison()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """See above."""
+        return False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        before = args[0].numel() if func is torch.ops.aten.resize_.default else 0
+        result = func(*args, **(kwargs or {}))
+        fresh = result
+        if func is torch.ops.aten.resize_.default:  # what it has more than before
+            more = max(0, result.numel() - before)
+            fresh = result.as_strided((more,), (1,), result.storage_offset() + before)
+        elif func.overloadpacket not in ALLOCATING:
+            return result
+        if not fresh.is_meta and fresh.layout == torch.strided:
+            fresh.fill_(self.poison.of(fresh.dtype))
+        return result

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from torchinit.core import composites, compositions, fills, formulas, matrices, opaque, selectors
+from torchinit.core import composites, compositions, fill_base, fills, formulas, matrices, selectors
 from torchinit.core.expressions import Computed, constant
 from torchinit.core.fills import Constant, Fill, Initializer
 from torchinit.core.selectors import Selector
@@ -30,8 +30,10 @@ for _initializer in (
     composites.Blockwise,
     fills.Constant,
     fills.Normal,
-    opaque.Opaque,
+    composites.Opaque,
     composites.Padded,
+    fill_base.ScaledFill,
+    fill_base.StackedFill,
     fills.TruncNormal,
     fills.Uniform,
     compositions.Blocks,

@@ -8,11 +8,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
-from torchinit.core.composites import Blockwise, Padded
 from torchinit.core.fills import Fill
-from torchinit.core.matrices import Whole
 from torchinit.core.plans import Plan
-from torchinit.core.shards import replaced
+from torchinit.core.shards import Box
 from torchinit.core.sites import Site
 from torchinit.core.tables import columns, shape_text
 from torchinit.distributed.partitions import Partition
@@ -119,17 +117,15 @@ def cost_of(plan: Plan, partition: Partition, rates: Rates) -> Cost:
     held = [_Held(site, partition.local_shape(site, first), partition.local_shape(site, last)) for site in sites]
     written = [(one, fills[one.site.name]) for one in held if one.site.name in fills]
     whole = [
-        WholeFill(
-            one.site.name, str(fill), math.prod(part.shape), part.scratch, rates.seconds_of(part.fill, part.shape)
-        )
+        WholeFill(one.site.name, str(fill), box.numel, part.scratch(box.shape), rates.seconds_of(part, box.shape))
         for one, fill in written
         if math.prod(one.local)
-        for part in wholes(fill, one.site.shape)
+        for box, part in wholes(fill, one.site.shape)
     ]
     spent: dict[str, int] = {}
     for one, fill in written:
-        if not any(wholes(fill, one.site.shape)):
-            kind = kind_of(fill, one.site.dtype)
+        if not wholes(fill, one.site.shape):
+            kind = kind_of(fill, one.site)
             spent[kind] = spent.get(kind, 0) + math.prod(one.local)
     return Cost(
         mesh=str(partition),
@@ -157,31 +153,14 @@ class _Held(NamedTuple):
     last: tuple[int, ...]
 
 
-class Part(NamedTuple):
-    """A fill that computes its whole region, and the region's shape."""
+def wholes(fill: Fill, shape: tuple[int, ...]) -> list[tuple[Box, Fill]]:
+    """The regions of a tensor that a fill computes whole wherever a part of them is.
 
-    fill: Whole
-    shape: tuple[int, ...]
-
-    @property
-    def scratch(self) -> int:
-        return self.fill.scratch(self.shape)
-
-
-def wholes(fill: Fill, shape: tuple[int, ...]) -> Iterator[Part]:
-    """The fills within a fill that compute a region whole.
-
-    >>> from torchinit.core.matrices import Orthogonal
-    >>> [part.shape for part in wholes(Blockwise((Orthogonal(), Orthogonal()), sizes=(2, 4)), (6, 3))]
+    >>> from torchinit import Blockwise, Orthogonal
+    >>> [box.shape for box, _ in wholes(Blockwise((Orthogonal(), Orthogonal()), sizes=(2, 4)), (6, 3))]
     [(2, 3), (4, 3)]
     """
-    if isinstance(fill, Whole):
-        yield Part(fill, shape)
-    elif isinstance(fill, Padded):
-        yield from wholes(fill.fill, shape)
-    elif isinstance(fill, Blockwise):
-        for each, size in zip(fill.fills, fill.sizes, strict=True):
-            yield from wholes(each, replaced(shape, fill.axis, size))
+    return [(box, part) for box, part in fill.regions(shape) if part.scratch(box.shape)]
 
 
 def _groups(held: list[_Held], fills: Mapping[str, Fill], partition: Partition) -> Iterator[Group]:

@@ -18,16 +18,10 @@ from torch.nn.utils.parametrize import is_parametrized
 from torchinit.core.constructors import kept_arguments
 from torchinit.core.names import normalize
 from torchinit.core.placements import shards_of
+from torchinit.core.sandbox import Poison, poisoned_memory
 from torchinit.core.threads import one_thread
 from torchinit.distributed.allocation import Tenant
-from torchinit.distributed.standins import (
-    Poison,
-    Values,
-    light_parameters,
-    poisoned_memory,
-    standing_in,
-    twice,
-)
+from torchinit.distributed.standins import Values, light_parameters, standing_in, twice
 from torchinit.noise import Keyed
 
 METHODS = (

@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 
 import torch
 
-from torchinit.core.composites import Blockwise, Padded
 from torchinit.core.fills import Constant, Fill
-from torchinit.core.matrices import DeltaOrthogonal, Orthogonal, Whole
 from torchinit.core.plans import Plan, Step
 from torchinit.core.runs import write
 from torchinit.core.shards import Shard
 from torchinit.core.sites import Site
+from torchinit.core.tables import dtype_name
 from torchinit.errors import count
 from torchinit.noise import Keyed, engines
 
@@ -46,21 +45,19 @@ class Rates:
             return 0.0
         small = tuple(min(size, _SIDE) for size in shape)
         if fill not in self._whole:
-            self._whole[fill] = _time(fill, Shard.whole("sample", torch.empty(small))) / _work(fill, small)
-        return self._whole[fill] * _work(fill, shape)
+            self._whole[fill] = _time(fill, Shard.whole("sample", torch.empty(small))) / fill.work(small)
+        return self._whole[fill] * fill.work(shape)
 
 
-def kind_of(fill: Fill, dtype: torch.dtype) -> str:
-    """What fills of one rate have in common.
+def kind_of(fill: Fill, site: Site) -> str:
+    """What fills of one rate have in common: the class of the first that they are made of, and the dtype.
 
-    >>> from torchinit import Normal
-    >>> kind_of(Padded(Normal(std=0.02), row=0), torch.bfloat16)
+    >>> from torchinit import Normal, Padded
+    >>> kind_of(Padded(Normal(std=0.02), row=0), Site("table", (4, 2), torch.bfloat16))
     'Normal bfloat16'
     """
-    inner = fill
-    while isinstance(inner, (Padded, Blockwise)):
-        inner = inner.fill if isinstance(inner, Padded) else inner.fills[0]
-    return f"{type(inner).__name__} {str(dtype).removeprefix('torch.')}"
+    _, first = fill.regions(site.shape)[0]
+    return f"{type(first).__name__} {dtype_name(site.dtype)}"
 
 
 def measured(plan: Plan) -> Rates:
@@ -70,20 +67,19 @@ def measured(plan: Plan) -> Rates:
 
     >>> from torchinit import Constant, Leaf, Rule, make_plan
     >>> from torchinit.core.sites import Site
+    from torchinit.core.tables import dtype_name
     >>> rates = measured(make_plan([Site("weight", (64, 32))], [Rule(Leaf("weight"), Constant(0.0))]))
     >>> list(rates.nanoseconds)
     ['Constant float32']
     """
     largest: dict[str, Step] = {}
     for step in plan.steps:
-        kind = kind_of(step.fill, step.site.dtype)
+        if not step.site.numel or step.fill.scratch(step.site.shape):  # the latter's time is scaled up from a small one
+            continue
+        kind = kind_of(step.fill, step.site)
         if kind not in largest or step.site.numel > largest[kind].site.numel:
             largest[kind] = step
-    nanoseconds = {
-        kind: _rate(step.fill, step.site)
-        for kind, step in largest.items()
-        if step.site.numel and not isinstance(step.fill, Whole)
-    }
+    nanoseconds = {kind: _rate(step.fill, step.site) for kind, step in largest.items()}
     call = _time(Constant(0.0), Shard.whole("sample", torch.empty(1)))
     chosen = engines.chosen_kernel()
     where = f"{count(torch.get_num_threads(), 'thread')}, {f'kernel {chosen.name}' if chosen else 'no compiled kernel'}"
@@ -111,12 +107,3 @@ def _time(fill: Fill, shard: Shard) -> float:
         write(fill, shard, noise)
         times.append(time.perf_counter() - begun)
     return min(times)
-
-
-def _work(fill: Fill, shape: tuple[int, ...]) -> float:
-    """What the time of a fill that is computed whole grows with: a factorization's with the shorter side, too."""
-    numel = math.prod(shape)
-    if isinstance(fill, Orthogonal):
-        rows = shape[fill.axis]
-        return numel * min(rows, numel // rows)
-    return numel + shape[0] * shape[1] * min(shape[:2]) if isinstance(fill, DeltaOrthogonal) else numel

@@ -16,7 +16,7 @@ from torchinit.distributed.owncode import Made, needs
 from torchinit.distributed.together import exchanged, is_shared
 from torchinit.distributed.wholes import Exchange, Wholes, is_spread
 from torchinit.noise import Keyed, Noise
-from torchinit.tracing.observe import Watch
+from torchinit.tracing import MemoryIndex
 from torchinit.tracing.recorder import Recorder
 from torchinit.tracing.seeded import Seeded
 
@@ -53,7 +53,7 @@ def reset_layers(top: nn.Module, seed: int | None, blank: Sequence[Tenant], whol
     ran: dict[nn.Module, str] = {}
     failed: dict[str, tuple[str, ...]] = {}
     drawing = Recorder(top) if seed is None else Seeded(top, seed)
-    with torch.no_grad(), drawing as seen, _working(wholes, drawing.watch):
+    with torch.no_grad(), drawing as seen, _working(wholes, drawing.index):
         for module in dict.fromkeys(place.module for place in places(top) if place.module in wanted):
             method = next((name for name in _RESETTING if needs(getattr(module, name, None)) == 0), None)
             if method is None:
@@ -69,5 +69,5 @@ def reset_layers(top: nn.Module, seed: int | None, blank: Sequence[Tenant], whol
     return Made(by, failed)
 
 
-def _working(wholes: Wholes | None, watch: Watch) -> AbstractContextManager[None]:
-    return nullcontext() if wholes is None else wholes.working(watch)
+def _working(wholes: Wholes | None, index: MemoryIndex) -> AbstractContextManager[None]:
+    return nullcontext() if wholes is None else wholes.working(index)

@@ -10,17 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchinit.core.placements import is_distributed, local_part
+from torchinit.core.sandbox import Poison
 from torchinit.distributed.allocation import Tenant
 
 Values = Mapping[tuple[nn.Module, str], Tensor]
 """Buffers, by the module that holds them and the name that it has for them."""
 
-Poison = tuple[float, int]
-
-POISONS: tuple[Poison, ...] = ((torch.nan, 1), (1.5, 0))
+POISONS: tuple[Poison, ...] = (Poison(torch.nan, 1), Poison(1.5, 0))
 """What buffers hold before: for floats, and for integers. What other code left alone differs after two runs."""
 
 
@@ -79,11 +77,7 @@ def _sketch(tensor: Tensor) -> Tensor:
 
 
 def _poisoned(buffer: Tensor, poison: Poison, device: torch.device) -> Tensor:
-    return torch.full(buffer.shape, _value(poison, buffer), dtype=buffer.dtype, device=device)
-
-
-def _value(poison: Poison, tensor: Tensor) -> float:
-    return poison[0] if tensor.is_floating_point() or tensor.is_complex() else poison[1]
+    return torch.full(buffer.shape, poison.of(buffer.dtype), dtype=buffer.dtype, device=device)
 
 
 def _copy(buffer: Tensor) -> Tensor:
@@ -107,28 +101,6 @@ def light_parameters() -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-class poisoned_memory(TorchDispatchMode):  # noqa: N801  # used as a context manager, like those above
-    """Memory that is handed out empty inside holds poison, so that nothing depends on what was there before."""
-
-    def __init__(self, poison: Poison) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.poison = poison
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func.overloadpacket in _ALLOCATING and not result.is_meta and result.layout == torch.strided:
-            result.fill_(_value(self.poison, result))
-        return result
-
-
-_ALLOCATING = frozenset(
-    getattr(torch.ops.aten, name)
-    for name in ("empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided")
-)
 
 
 def twice(work: Callable[[Poison], Values]) -> dict[tuple[nn.Module, str], Tensor]:

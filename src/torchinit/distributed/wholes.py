@@ -30,10 +30,11 @@ from torchinit.core.tables import some
 from torchinit.core.witnesses import present, unobserved
 from torchinit.distributed.together import gathered
 from torchinit.errors import RunError
-from torchinit.tracing.lines import frame_of_caller
-from torchinit.tracing.observe import Watch, storage_of, written
+from torchinit.tracing.observer import written_by
 from torchinit.tracing.operations import name_of
+from torchinit.tracing.regions import MemoryIndex, storage_of
 from torchinit.tracing.seeded import TRUNCATED
+from torchinit.tracing.source_lines import frame_of_caller
 
 Exchange: TypeAlias = Callable[[Any, Any], list[Any]]
 """Called with a DTensor and what this rank has of it; gives what the ranks have that hold it."""
@@ -162,7 +163,7 @@ class Wholes:
         self._by_tensor = {id(whole.tensor): whole for whole in made.values()}
         self._by_home = {whole.home: whole for whole in made.values()}
         self._touched: dict[Whole, None] = {}
-        self._watch = Watch()
+        self._index = MemoryIndex()
 
     def __enter__(self) -> Wholes:
         return self
@@ -191,16 +192,16 @@ class Wholes:
             raise RunError(f"code put new tensors in the places of distributed ones, which cannot be: {some(replaced)}")
 
     @contextmanager
-    def working(self, watch: Watch) -> Iterator[None]:
+    def working(self, index: MemoryIndex) -> Iterator[None]:
         """Let code work on the tensors: they have memory and values when it wants those.
 
-        ``watch`` watches the tensors, and from now on also the DTensors behind them.
+        ``index`` has the tensors, and from now on also the DTensors behind them.
         """
-        if watch is not self._watch:
-            self._watch = watch
+        if index is not self._index:
+            self._index = index
             for whole in self._by_tensor.values():
-                for key in watch.hit(whole.tensor):
-                    watch.add(key, whole.spread)
+                for key in index.find(whole.tensor):
+                    index.add(key, whole.spread)
         try:
             with _Functions(self), _Operations(self), present(self):
                 yield
@@ -225,7 +226,7 @@ class Wholes:
         if whole.put_back():
             del self._by_home[home]
             self._by_home[whole.home] = whole
-            self._watch.follow(whole.tensor)
+            self._index.follow(whole.tensor)
         del self._touched[whole]
 
     # --- while code works ------------------------------------------------------------------------------------
@@ -245,7 +246,7 @@ class Wholes:
         result = func(*args, **kwargs)
         if overwritten:
             used[0].is_valid = True
-        for tensor in written(func, args, kwargs) if used else ():
+        for tensor in written_by(func, args, kwargs) if used else ():
             self.moved(tensor)
             if whole := self._of(tensor):
                 whole.is_changed = True
@@ -255,7 +256,7 @@ class Wholes:
         """Whether an operation need not have the whole in memory. Within ``trunc_normal_`` it is looked at next."""
         if name not in _BY_PARTS or len(used) > 1 or used[0] in self._touched or kwargs.get("generator") is not None:
             return False
-        target, base, frame = args[0], used[0].base, frame_of_caller(3)
+        target, base, frame = args[0], used[0].base, frame_of_caller()
         if any(isinstance(one, Tensor) for one in args[1:]) or (frame is not None and frame.f_code is TRUNCATED):
             return False
         return (target.shape, target.stride(), target.storage_offset()) == (base.shape, base.stride(), 0)

@@ -31,7 +31,7 @@ from torchinit.errors import RunError, count
 from torchinit.noise import Keyed
 from torchinit.recipes import RecipeLike
 from torchinit.tracing import holds_no_values
-from torchinit.tracing.marks import Mark, mark
+from torchinit.tracing.locks import Snapshot, snapshot
 
 LOADED: Final = "was loaded, as transformers marks it (_is_hf_initialized)"
 _ANEW: Final = (
@@ -103,7 +103,7 @@ class ParamInit:
     device: torch.device
     records: dict[str, Record] = field(default_factory=dict)
     made: Made = field(default_factory=Made)
-    marks: dict[str, set[Mark]] = field(default_factory=dict)
+    marks: dict[str, set[Snapshot]] = field(default_factory=dict)
 
     @property
     def report(self) -> Report:
@@ -226,10 +226,10 @@ class ParamInit:
         )
 
     def _is_news(self, name: str, *tensors: Tensor) -> bool:
-        return any(mark(tensor) not in self.marks.get(name, ()) for tensor in tensors)
+        return any(snapshot(tensor) not in self.marks.get(name, ()) for tensor in tensors)
 
     def _remember(self, name: str, *tensors: Tensor) -> None:
-        self.marks.setdefault(name, set()).update(map(mark, tensors))
+        self.marks.setdefault(name, set()).update(map(snapshot, tensors))
 
     def _site(self, one: Held) -> str:
         return self.names[one.place.module][one.leaf]

@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-# Importing them registers their checks.
-from torchinit.linting import filling, formats, intents, loading, sameness, scales, ties, writing
-from torchinit.linting.building import Building
-from torchinit.linting.checks import CHECKS, Check, about, chosen
+from torchinit.linting import checks
+from torchinit.linting.construction import ConstructionRecorder
 from torchinit.linting.findings import SEVERITIES, Finding, Findings, Severity
 from torchinit.linting.lint import assert_initialized, lint
-from torchinit.linting.poison import poisoned
+from torchinit.linting.registry import CHECKS, Check, select_checks
 
 __all__ = [
-    "Building",
     "CHECKS",
     "SEVERITIES",
     "Check",
+    "ConstructionRecorder",
     "Finding",
     "Findings",
     "Severity",
-    "about",
     "assert_initialized",
-    "chosen",
-    "filling",
-    "formats",
-    "intents",
+    "checks",
     "lint",
-    "loading",
-    "poisoned",
-    "sameness",
-    "scales",
-    "ties",
-    "writing",
+    "select_checks",
 ]

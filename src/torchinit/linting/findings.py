@@ -46,7 +46,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What :func:`torchinit.lint` found, the worst first; a sequence of :class:`Finding`.
+    """The findings of :func:`torchinit.lint`, the worst first; a sequence of :class:`Finding`.
 
     ``skipped`` holds the codes of the checks that had nothing to work on, each with what they would need.
 
@@ -90,28 +90,26 @@ class Findings:
 
         Of one code and severity the first ``most`` are shown.
         """
-        kinds = {(one.code, one.severity): None for one in self}
-        rows = [row for kind in kinds for row in self._rows(*kind, most)]
-        ways = dict.fromkeys(f"{one.code}: {one.remedy}" for one in self if one.remedy)
-        head = [columns(("code", "severity", "site", "finding"), rows)] if rows else []
-        return "\n".join([*head, *ways, self.summary()])
-
-    def _rows(self, code: str, severity: Severity, most: int) -> list[tuple[str, ...]]:
-        """The rows of one code and severity."""
-        rows: list[tuple[str, ...]] = []
-        for one in self:
-            if (one.code, one.severity) == (code, severity):
-                rows.append((code, severity, one.site or "-", " ".join(filter(None, (one.message, one.line)))))
-        return rows[:most] + ([(code, severity, "...", f"and {len(rows) - most} more")] if len(rows) > most else [])
+        groups: dict[tuple[str, str], list[tuple[str, ...]]] = {}
+        for each in self:
+            row = (each.code, each.severity, each.site or "-", " ".join(filter(None, (each.message, each.line))))
+            groups.setdefault(row[:2], []).append(row)
+        table: list[tuple[str, ...]] = []
+        for kind, rows in groups.items():
+            more = [(*kind, "...", f"and {len(rows) - most} more")] if len(rows) > most else []
+            table += [*rows[:most], *more]
+        remedies = dict.fromkeys(f"{each.code}: {each.remedy}" for each in self if each.remedy)
+        head = [columns(("code", "severity", "site", "finding"), table)] if table else []
+        return "\n".join([*head, *remedies, self.summary()])
 
     def summary(self) -> str:
-        """How many findings there are, and which checks could not run."""
-        seen = Counter(finding.severity for finding in self)
-        lines = [", ".join(count(seen[kind], kind) for kind in SEVERITIES if seen[kind]) or "no findings"]
+        """The number of findings, and which checks could not run."""
+        numbers = Counter(finding.severity for finding in self)
+        lines = [", ".join(count(numbers[each], each) for each in SEVERITIES if numbers[each]) or "no findings"]
         needs: dict[str, list[str]] = {}
-        for code, what in self.skipped:
-            needs.setdefault(what, []).append(code)
-        lines += [f"not run for want of {what}: {', '.join(codes)}" for what, codes in needs.items()]
+        for code, need in self.skipped:
+            needs.setdefault(need, []).append(code)
+        lines += [f"not run for want of {need}: {', '.join(codes)}" for need, codes in needs.items()]
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, object]:
@@ -126,9 +124,9 @@ class Findings:
         """The findings as JSON."""
         return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
 
-    def to_sarif(self, *, about: Mapping[str, sarif.About] | None = None, artifact: str = "") -> str:
+    def to_sarif(self, *, checks: Mapping[str, sarif.Described] | None = None, artifact: str = "") -> str:
         """The findings as SARIF 2.1.0, which services for code review read.
 
-        ``about`` tells of the checks by code; ``artifact`` is the file that a finding without a line points to.
+        ``checks`` by their codes are described in it; ``artifact`` is the file that a finding without a line points to.
         """
-        return sarif.to_sarif([asdict(finding) for finding in self], about or {}, artifact)
+        return sarif.to_sarif([asdict(finding) for finding in self], checks or {}, artifact)

@@ -10,9 +10,9 @@ from torchinit.api import draft
 from torchinit.core.plans import Plan
 from torchinit.core.reports import Report
 from torchinit.errors import ReportError, count
-from torchinit.linting.checks import NEEDS, Check, Need, chosen
-from torchinit.linting.findings import SEVERITIES, Finding, Findings, Severity
-from torchinit.linting.subjects import Subject
+from torchinit.linting.findings import SEVERITIES, Findings, Severity
+from torchinit.linting.registry import NEEDS, Need, select_checks
+from torchinit.linting.target import LintTarget
 from torchinit.recipes import RecipeLike
 from torchinit.tracing import Trace
 
@@ -27,7 +27,7 @@ def lint(
     select: Iterable[str] = (),
     ignore: Iterable[str] = (),
 ) -> Findings:
-    """What is wrong with the initial values of a model: forgotten, copied, lost, out of scale, not as intended.
+    """Find what is wrong with the initial values of a model: forgotten, copied, lost, out of scale, not as intended.
 
     The model's values alone show much; more is found with what is known of their past. ``recipe``, or a plan, says
     how the model was meant to be initialized; ``trace`` what :func:`torchinit.trace` saw; ``report`` what
@@ -43,30 +43,29 @@ def lint(
     >>> findings.codes, findings[0].site, findings[0].message[:48]
     (('TI301',), 'layers.0', 'holds the same drawn values as layers.1: ...
     """
-    checks = chosen(select, ignore)
+    checks = select_checks(select, ignore)
     plan = recipe if isinstance(recipe, Plan) or recipe is None else draft(model, recipe)
-    subject = Subject(model, plan, report, loaded, trace)
-    lacks = {one.code: lack for one in checks if (lack := _lack(one, subject))}
-    found = [finding for one in checks if one.code not in lacks for finding in one.findings(subject)]
-    return Findings(tuple(sorted(found, key=_rank)), tuple((code, NEEDS[lack]) for code, lack in lacks.items()))
-
-
-def _lack(one: Check, subject: Subject) -> Need | None:
-    """What the check needs and does not get."""
-    there: dict[Need, bool] = {
+    target = LintTarget(
+        model,
+        plan=Plan() if plan is None else plan,
+        report=Report() if report is None else report,
+        loaded={} if loaded is None else loaded,
+        trace=Trace() if trace is None else trace,
+    )
+    given: dict[Need, bool] = {
         "sites": True,
-        "values": not subject.all_meta,
-        "plan": subject.plan is not None,
-        "report": subject.report is not None,
-        "loaded": subject.loaded is not None,
-        "trace": subject.trace is not None,
-        "history": subject.loaded is not None or subject.trace is not None,
+        "values": not target.is_sketch,
+        "plan": plan is not None,
+        "report": report is not None,
+        "loaded": loaded is not None,
+        "trace": trace is not None,
+        "history": loaded is not None or trace is not None,
     }
-    return None if there[one.needs] else one.needs
-
-
-def _rank(finding: Finding) -> tuple[int, str]:
-    return SEVERITIES.index(finding.severity), finding.code
+    found = [finding for check in checks if given[check.needs] for finding in check.findings(target)]
+    return Findings(
+        tuple(sorted(found, key=lambda finding: (SEVERITIES.index(finding.severity), finding.code))),
+        tuple((check.code, NEEDS[check.needs]) for check in checks if not given[check.needs]),
+    )
 
 
 def assert_initialized(
@@ -80,7 +79,7 @@ def assert_initialized(
     ignore: Iterable[str] = (),
     fail_on: Severity = "error",
 ) -> None:
-    """Raises ReportError, an AssertionError, with everything that :func:`lint` finds from this severity on.
+    """Raise ReportError, an AssertionError, with everything that :func:`lint` finds from this severity on.
 
     For tests of a model: one line that fails when a layer is forgotten, copied or overwritten.
 

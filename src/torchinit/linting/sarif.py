@@ -7,22 +7,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 from urllib.parse import quote
 
 SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 
 
-class About(NamedTuple):
-    """What a tool tells of one of its checks: its name, a sentence, and all of it."""
+class Described(Protocol):
+    """A check: its name, what it finds in a sentence and in full, and how bad that is."""
 
-    name: str
-    summary: str
-    text: str
-    severity: str
+    @property
+    def name(self) -> str: ...
+    @property
+    def summary(self) -> str: ...
+    @property
+    def text(self) -> str: ...
+    @property
+    def severity(self) -> str: ...
 
 
-def to_sarif(findings: Sequence[Mapping[str, Any]], about: Mapping[str, About], artifact: str) -> str:
+def to_sarif(findings: Sequence[Mapping[str, Any]], checks: Mapping[str, Described], artifact: str) -> str:
     """The findings, as plain data, as one run of a tool.
 
     >>> finding = {"code": "TI103", "severity": "error", "site": "w", "message": "NaN", "line": "a.py:3"}
@@ -30,37 +34,37 @@ def to_sarif(findings: Sequence[Mapping[str, Any]], about: Mapping[str, About], 
     >>> json.loads(text)["runs"][0]["results"][0]["locations"][0]["physicalLocation"]
     {'artifactLocation': {'uri': 'a.py'}, 'region': {'startLine': 3}}
     """
-    codes = sorted({*about, *(finding["code"] for finding in findings)})
-    driver = {"name": "torchinit", "rules": [_rule(code, about.get(code)) for code in codes]}
+    codes = sorted({*checks, *(finding["code"] for finding in findings)})
+    driver = {"name": "torchinit", "rules": [_rule(code, checks.get(code)) for code in codes]}
     results = [_result(finding, codes.index(finding["code"]), artifact) for finding in findings]
     log = {"$schema": SCHEMA, "version": "2.1.0", "runs": [{"tool": {"driver": driver}, "results": results}]}
     return json.dumps(log, indent=2)
 
 
-def _rule(code: str, about: About | None) -> dict[str, object]:
-    if about is None:
+def _rule(code: str, check: Described | None) -> dict[str, object]:
+    if check is None:
         return {"id": code}
     return {
         "id": code,
-        "name": about.name,
-        "shortDescription": {"text": about.summary},
-        "fullDescription": {"text": about.text},
-        "defaultConfiguration": {"level": about.severity},
+        "name": check.name,
+        "shortDescription": {"text": check.summary},
+        "fullDescription": {"text": check.text},
+        "defaultConfiguration": {"level": check.severity},
     }
 
 
 def _result(finding: Mapping[str, Any], rule: int, artifact: str) -> dict[str, object]:
     text = "; ".join(filter(None, [finding["message"], finding.get("remedy")]))
-    where = finding["site"]
+    site = finding["site"]
     result = {
         "ruleId": finding["code"],
         "ruleIndex": rule,
         "level": finding["severity"],
-        "message": {"text": f"{where}: {text}" if where else text},
+        "message": {"text": f"{site}: {text}" if site else text},
         # What makes a finding the same one in the next run, whatever its numbers.
-        "partialFingerprints": {"torchinit/v1": f"{finding['code']}:{where}"},
+        "partialFingerprints": {"torchinit/v1": f"{finding['code']}:{site}"},
     }
-    location = _location(where, finding["line"], artifact)
+    location = _location(site, finding["line"], artifact)
     return {**result, "locations": [location]} if location else result
 
 

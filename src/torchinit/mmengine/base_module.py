@@ -22,7 +22,7 @@ from torchinit.mmengine.initializers import PretrainedInit
 from torchinit.mmengine.log import log
 from torchinit.mmengine.registry import InitCfgAssertionError, InitCfgKeyError
 from torchinit.mmengine.session import Session, session_of
-from torchinit.tracing.unfilled import watching
+from torchinit.tracing.uninitialized import watching
 
 _BUILDING: ContextVar[tuple[nn.Module, ...]] = ContextVar("torchinit_building", default=())
 _WATCHED: Final[WeakSet[Callable[..., Any]]] = WeakSet()

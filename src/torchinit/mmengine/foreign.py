@@ -8,11 +8,11 @@ from typing import TypeAlias
 from torch import Tensor, nn
 
 from torchinit.core.shards import Shard
-from torchinit.tracing import Event, Observer, Watch, Write, line_of_user
-from torchinit.tracing.lines import frame_of_user
-from torchinit.tracing.observe import storage_of
-from torchinit.tracing.recorder import Entry
+from torchinit.tracing import Event, MemoryIndex, Observer, Write, line_of_user
+from torchinit.tracing.recorder import TracedTensor
+from torchinit.tracing.regions import storage_of
 from torchinit.tracing.seeded import Seeded
+from torchinit.tracing.source_lines import frame_of_user
 
 Wrote: TypeAlias = Callable[[int, str, str], None]
 """Called with each write: the id of the tensor, the user's line, the operation."""
@@ -26,21 +26,21 @@ class Watching:
 
     def __init__(self, known: Mapping[int, Tensor], wrote: Wrote, registered: Registered) -> None:
         self._wrote = wrote
-        self.watch = Watch()
+        self.index = MemoryIndex()
         for tensor in known.values():
             self.follow(tensor)
-        self.observer = Observer(self.watch, self._told, registered)
+        self.observer = Observer(self.index, self._on_write, registered)
 
-    def _told(self, event: Event) -> None:
-        self._wrote(event.key, line_of_user(2), event.what)
+    def _on_write(self, event: Event) -> None:
+        self._wrote(event.key, line_of_user(), event.what)
 
     def follow(self, tensor: Tensor) -> None:
         """Look for a tensor that is new, or has other memory, where it is now."""
-        self.watch.add(id(tensor), tensor)
+        self.index.add(id(tensor), tensor)
 
     def lying_in(self, parts: Sequence[Shard]) -> set[int]:
         """The tensors in the memory of shards, by id."""
-        return {key for part in parts for key in self.watch.hit(part.local)}
+        return {key for part in parts for key in self.index.find(part.local)}
 
 
 class Drawing(Seeded):
@@ -53,22 +53,22 @@ class Drawing(Seeded):
     def __init__(self, model: nn.Module, seed: int, wrote: Wrote, registered: Registered) -> None:
         super().__init__(model, seed)
         self._wrote, self._other_registered = wrote, registered
-        self.observer.asked = None
-        self.begin(frame_of_user(2))
+        self.observer.before_write = lambda _: None
+        self.begin(frame_of_user())
 
-    def heard(self, entry: Entry, event: Event, write: Write) -> None:
+    def recorded(self, site: TracedTensor, event: Event, write: Write) -> None:
         home = storage_of(event.target)
-        for tensor in entry.tensors:  # several where the site is computed from them
-            if len(entry.tensors) == 1 or storage_of(tensor) == home:
+        for tensor in site.tensors:  # several where the site is computed from them
+            if len(site.tensors) == 1 or storage_of(tensor) == home:
                 self._wrote(id(tensor), write.line, write.what)
 
-    def _registered(self, module: nn.Module, name: str, value: object) -> None:
-        super()._registered(module, name, value)
+    def _on_registration(self, module: nn.Module, name: str, value: object) -> None:
+        super()._on_registration(module, name, value)
         self._other_registered(module, name, value)
 
     def follow(self, tensor: Tensor) -> None:
         """Look for a tensor that has other memory where it is now."""
-        self.watch.follow(tensor)
+        self.index.follow(tensor)
 
     def lying_in(self, parts: Sequence[Shard]) -> set[int]:
         """The tensors in the memory of shards, by id."""

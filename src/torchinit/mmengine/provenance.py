@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from torchinit.core.fills import Fill, is_elementwise
+from torchinit.core.fills import Fill
 from torchinit.core.measures import measure
 from torchinit.core.names import normalize
 from torchinit.core.placements import behind, local_part
@@ -154,7 +154,7 @@ class Provenance:
     def _record(self, name: str, tensor: Tensor, stats: bool) -> Record:
         write, shape, local = self._writes[id(tensor)], tuple(tensor.shape), local_part(behind(tensor))
         fill = write.fill
-        foreseen = fill is not None and not tensor.is_complex() and (local.shape == shape or is_elementwise(fill))
+        foreseen = fill is not None and not tensor.is_complex() and (local.shape == shape or fill.elementwise)
         return Record(
             name,
             shape,

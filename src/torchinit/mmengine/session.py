@@ -34,8 +34,8 @@ from torchinit.mmengine.log import dump, in_vain, log
 from torchinit.mmengine.provenance import Provenance
 from torchinit.mmengine.tree import ModuleIndex, Spot
 from torchinit.noise import Global, Keyed, Noise
-from torchinit.tracing import Watch
-from torchinit.tracing.unfilled import unstamp, watching
+from torchinit.tracing import MemoryIndex
+from torchinit.tracing.uninitialized import unstamp, watching
 
 MARK = "_params_init_info"
 """The attribute that MMEngine's initializers look for; modules have it while their session is open, and no longer."""
@@ -251,15 +251,15 @@ class Session:
                     stack.enter_context(watched.observer)
                     if self.seed is not None:  # which the code may seed, too
                         stack.enter_context(torch.random.fork_rng(devices=[]))
-                    stack.enter_context(self.working(watched.watch))
+                    stack.enter_context(self.working(watched.index))
                     stack.enter_context(present(self))
                 yield
         finally:
             self._labels.pop()
 
-    def working(self, watch: Watch) -> AbstractContextManager[None]:
+    def working(self, index: MemoryIndex) -> AbstractContextManager[None]:
         """Let code work on distributed tensors that stand whole in the model: :meth:`Wholes.working`."""
-        return nullcontext() if self.wholes is None else self.wholes.working(watch)
+        return nullcontext() if self.wholes is None else self.wholes.working(index)
 
     def _watched(self) -> Watching | Drawing:
         """Who watches foreign code; made once, since what comes or moves later is followed as it does."""

@@ -27,8 +27,9 @@ FARTHEST = 38.0
 PACKED = struct.Struct("<iIII7fi")
 """How the kernel has a draw in its memory."""
 
-# No word gives a normal further out than 6.34.
-_REACH = 6.5
+MAX_SIGMAS = 6.5
+"""No draw of a normal is further from its mean than this, in standard deviations: no word gives more than 6.34."""
+
 _MAX32 = float(torch.finfo(torch.float32).max)
 _WHOLE = 1 << 24
 _WORDS = 1 << 32
@@ -99,7 +100,7 @@ def resolve(distribution: str, params: tuple[float, ...], dtype: torch.dtype) ->
     if distribution in ("normal", "bernoulli", "sign"):
         return draw
     low, high = _bounds(distribution, params, dtype)
-    reach = _REACH * draw.scale
+    reach = MAX_SIGMAS * draw.scale
     if draw.kind is Kind.NORMAL and low <= draw.shift - reach and draw.shift + reach <= high:
         return draw
     return replace(draw, low=low, high=high)

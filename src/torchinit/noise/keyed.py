@@ -21,6 +21,7 @@ from torchinit.errors import RunError
 from torchinit.noise import engines, reference
 from torchinit.noise.boxes import Task, is_simple
 from torchinit.noise.draws import Draw, Kind, resolve
+from torchinit.noise.sequential import seeded_generators
 from torchinit.noise.streams import Distribution, Job, Noise
 
 STREAM = "torchinit-stream-1"
@@ -87,11 +88,7 @@ class Keyed(Noise):
     def lending(self, name: str, index: int, device: torch.device) -> Iterator[None]:
         """Torch's generators in a state that belongs to seed, name and index; and one thread, on which sums depend."""
         state = int.from_bytes(derive(self.seed, name, index)[:8], "little")
-        devices, kind = ([], "cuda") if device.type == "cpu" else ([device], device.type)
-        with one_thread(), torch.random.fork_rng(devices, device_type=kind):
-            torch.default_generator.manual_seed(state)
-            if devices:
-                getattr(torch, kind).manual_seed(state)
+        with one_thread(), seeded_generators(state, device):
             yield
 
     def _task(self, job: Job) -> Task:

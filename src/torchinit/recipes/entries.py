@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, TypeAlias
 from torchinit.core.compositions import Blocks, Stacked
 from torchinit.core.fills import Initializer
 from torchinit.core.formulas import Prior
-from torchinit.core.loaders import Loader
+from torchinit.core.loaders import is_verbatim
 from torchinit.core.plans import Rule
 from torchinit.core.selectors import Kinds, Layer, Leaf, Name, Regex, Selector, Within
 from torchinit.core.vocabulary import TEXT
@@ -114,7 +114,7 @@ class _EntryReader:
         """The initializer of the biases; None leaves them alone."""
         if "bias" in self.data and "bias_prob" in self.data:
             return self._mistake("", "takes 'bias' or 'bias_prob', not both")
-        if self._says_bias and isinstance(init, Loader):
+        if self._says_bias and is_verbatim(init):
             return self._mistake("bias", f"is loaded with the rest by {self.data['type']}; give it a rule of its own")
         if "param" in self.data and self._says_bias:
             return self._mistake("param", "names what is written; a bias needs an entry of its own")
@@ -130,7 +130,7 @@ class _EntryReader:
     def _parted(self, entry: Entry, init: Any) -> Any:
         """The initializer as it applies to each block of a fused weight, to each weight of a stack."""
         parts, axes = entry.blocks, several(entry.batch_axes)
-        if isinstance(init, Loader):
+        if is_verbatim(init):
             for key in self.data.keys() & {"blocks", "batch_axes"}:
                 self._mistake(key, f"means nothing beside {self.data['type']}, which loads a tensor as it is")
             return init
@@ -169,7 +169,7 @@ class _EntryReader:
     def _own_rules(self, entry: Entry, where: Selector, init: Initializer, bias: Initializer | None) -> list[Rule]:
         rule = Rule(where, init, entry.label, entry.optional, entry.padding, entry.buffers, self.path)
         by_name = bool(entry.name or entry.regex) and not entry.layer
-        if isinstance(init, Loader):
+        if is_verbatim(init):
             return [rule]
         if entry.param or (by_name and not self._says_bias):
             return [rule]

@@ -1,4 +1,4 @@
-"""Capture: somebody's initialization code, as a plan."""
+"""Capture: initialization code of anybody's, as a plan."""
 
 from __future__ import annotations
 
@@ -11,45 +11,43 @@ import torch
 from torch import Tensor, nn
 
 from torchinit.core.fills import Fill
-from torchinit.core.opaque import Opaque
 from torchinit.core.planner import make_plan
-from torchinit.core.plans import Plan, Rule, Skipped, Step, provide_capture
+from torchinit.core.plans import Plan, Rule, Skipped, Step
 from torchinit.core.selectors import Layer, Leaf, Name, Selector
 from torchinit.core.sites import WHY, Site, sites
-from torchinit.tracing.observe import Event
+from torchinit.tracing.observer import Event
 from torchinit.tracing.operations import arguments_of, name_of
-from torchinit.tracing.recorder import Entry, Recorder
-from torchinit.tracing.sketches import SHAPED, Sketch
-from torchinit.tracing.writes import Write
+from torchinit.tracing.recorder import Recorder, TracedTensor
+from torchinit.tracing.symbolic import OF_WHOLE_SHAPES, SymbolicTensor
+from torchinit.tracing.trace import Write
 
 Code = Callable[[Any], object]
 """Code that initializes the model that it is given."""
 
 
-class _Capturer(Recorder):
-    """A tracing that keeps a sketch of each site, and where it was written last."""
+class _SymbolicRecorder(Recorder):
+    """A recorder that keeps a symbolic tensor for each site, and where it was written last."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
-        self.sketches: dict[str, Sketch] = {}
+        self.symbolic: dict[str, SymbolicTensor] = {}
         self.last: dict[str, Write] = {}
 
-    def heard(self, entry: Entry, event: Event, write: Write) -> None:
-        sketch = self.sketches.setdefault(entry.name, Sketch.blank(entry.shape))
-        said = {} if event.operation == "data =" else arguments_of(event.operation, event.args, event.kwargs)
+    def recorded(self, site: TracedTensor, event: Event, write: Write) -> None:
+        tensor = self.symbolic.setdefault(site.name, SymbolicTensor.blank(site.shape))
+        arguments = {} if event.operation == "data =" else arguments_of(event.operation, event.args, event.kwargs)
         name = name_of(event.operation)
-        whole = len(entry.tensors) == 1 and (name not in SHAPED or event.target.shape == entry.shape)
-        sketch.take(name, said, write.region if whole else "part", f"{write.what} at {write.line}")
-        self.last.pop(entry.name, None)
-        self.last[entry.name] = write
+        whole = len(site.tensors) == 1 and (name not in OF_WHOLE_SHAPES or event.target.shape == site.shape)
+        tensor.apply(name, arguments, write.region if whole else "part", f"{write.what} at {write.line}")
+        self.last.pop(site.name, None)
+        self.last[site.name] = write
 
 
-@provide_capture
 def capture(model: nn.Module, code: Code) -> Plan:
-    """The plan of what somebody's code does: it is run on a copy of the model that has no memory.
+    """The plan of what code does: it is run on a copy of the model that has no memory.
 
-    ``code`` is called with the copy. What it fills in a way that a fill says is a step with that fill, Kaiming
-    and Xavier with their numbers resolved; what it does otherwise is a step with :class:`torchinit.Opaque`,
+    ``code`` is called with the copy. What it writes that a fill describes is a step with that fill, Kaiming
+    and Xavier with their numbers resolved; anything else is a step with :class:`torchinit.Opaque`,
     which cannot be run. Rules are by layer and last part of the name where all such sites agree, else by name.
 
     >>> from torchinit import Normal, capture
@@ -58,29 +56,28 @@ def capture(model: nn.Module, code: Code) -> Plan:
     >>> plan["0.weight"].fill, [site.name for site in plan.untouched]
     (Normal(mean=0.0, std=0.2), ['0.bias', '1.weight', '1.bias'])
     """
-    sketch = without_memory(model)
-    recorder = _Capturer(sketch)
+    copied = without_memory(model)
+    recorder = _SymbolicRecorder(copied)
     try:
         with recorder:
-            code(sketch)
+            code(copied)
     except Exception as error:
         error.add_note("torchinit.capture runs the code on the meta device, where tensors have no values to look at")
         raise
-    fills = {name: fill for name in recorder.last if (fill := recorder.sketches[name].fill) is not None}
-    return _plan(sites(sketch), fills, recorder.last)
+    fills = {name: fill for name in recorder.last if (fill := recorder.symbolic[name].fill) is not None}
+    return _plan(sites(copied), fills, recorder.last)
 
 
 def without_memory(model: nn.Module) -> nn.Module:
     """A copy of the model on the meta device; no memory of the model is copied on the way.
 
-    >>> sketch = without_memory(nn.Linear(2, 3))
-    >>> sketch.weight.is_meta, sketch.weight.shape
+    >>> copied = without_memory(nn.Linear(2, 3))
+    >>> copied.weight.is_meta, copied.weight.shape
     (True, torch.Size([3, 2]))
     """
     memo: dict[int, object] = {}
     for module in model.modules():
-        held = (*module._parameters.values(), *module._buffers.values(), *vars(module).values())
-        for tensor in held:
+        for tensor in (*module._parameters.values(), *module._buffers.values(), *vars(module).values()):
             if isinstance(tensor, Tensor) and id(tensor) not in memo:
                 memo[id(tensor)] = _empty(tensor)
     return copy.deepcopy(model, memo)
@@ -95,7 +92,7 @@ def _empty(tensor: Tensor) -> Tensor:
     return blank
 
 
-# --- from sketches to a plan -------------------------------------------------------------------------------
+# --- from fills to a plan ----------------------------------------------------------------------------------
 
 
 def _plan(found: Sequence[Site], fills: Mapping[str, Fill], last: Mapping[str, Write]) -> Plan:
@@ -105,19 +102,13 @@ def _plan(found: Sequence[Site], fills: Mapping[str, Fill], last: Mapping[str, W
     steps, problems = [], []
     for turn, name in enumerate(name for name in last if name in known):
         site, fill, write = known[name], fills[name], last[name]
-        if not isinstance(fill, Opaque):
-            problems += _misfit(site, fill)
+        try:
+            fill.check(site.shape, site.dtype)
+        except ValueError as error:
+            problems.append(f"{name}: {error}")
         steps.append(Step(site, fill, rules[name], turn=turn, notes=(write.call,) if write.call else ()))
     left = tuple(site for site in found if site.name not in fills)
     return Plan(tuple(steps), untouched=left, skipped=skipped, problems=tuple(problems))
-
-
-def _misfit(site: Site, fill: Fill) -> list[str]:
-    try:
-        fill.check(site.shape, site.dtype)
-    except ValueError as error:
-        return [f"{site.name}: {error}"]
-    return []
 
 
 def _rules(

@@ -1,4 +1,4 @@
-"""Draws: torch's random in-place operations, made from keyed noise."""
+"""Torch's random operations, made from keyed noise."""
 
 from __future__ import annotations
 
@@ -20,64 +20,64 @@ _HALF_CELL: Final = 2.0**-25
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class DrawTarget:
     """A tensor that is to be drawn: under which name, with which draw index, from which noise.
 
-    ``place`` is set for a plain tensor that is the local part of a distributed one: where it begins in the
-    whole, and the whole's shape.
+    ``whole`` is set for a plain tensor that is the local part of a distributed one: where it begins in the whole, and
+    the whole's shape.
     """
 
     noise: Noise
     name: str
     index: int
     tensor: Tensor
-    place: Box | None = None
+    whole: Box | None = None
 
     def shards(self, like: Tensor) -> tuple[Shard, ...]:
-        """What is here of a tensor that lies as the target does."""
-        if self.place is not None:
-            return (Shard(self.name, like, self.place.shape, self.place.start),)
+        """The shards that are here of a tensor that lies as the target does."""
+        if self.whole is not None:
+            return (Shard(self.name, like, self.whole.shape, self.whole.start),)
         return shards_of(self.name, like)
 
-    def fill(self, distribution: Distribution, *params: float, like: Tensor | None = None, after: int = 0) -> Tensor:
-        """Draws the target, or a tensor that lies as it does."""
+    def fill(self, distribution: Distribution, *params: float, like: Tensor | None = None, offset: int = 0) -> Tensor:
+        """Draw the target, or a tensor that lies as it does."""
         tensor = self.tensor.detach() if like is None else like
         shards = [shard for shard in self.shards(tensor) if shard.local.numel()]
-        self.noise.fill_many(Job(shard, distribution, params, self.index + after) for shard in shards)
+        self.noise.fill_many(Job(shard, distribution, params, self.index + offset) for shard in shards)
         return tensor
 
-    def drawn(self, distribution: Distribution, *params: float, after: int = 0) -> Tensor:
+    def draw(self, distribution: Distribution, *params: float, offset: int = 0) -> Tensor:
         """New numbers in double precision, in the shape and the placement of the target."""
         like = torch.empty_like(self.tensor.detach(), dtype=torch.float64)
-        return self.fill(distribution, *params, like=like, after=after)
+        return self.fill(distribution, *params, like=like, offset=offset)
 
 
 Draw = Callable[..., object]
 """Draws a target, given an operation's arguments by name."""
 
 
-def _bernoulli(target: Target, p: Tensor | float) -> None:
+def _bernoulli(target: DrawTarget, p: Tensor | float) -> None:
     if isinstance(p, Tensor):
-        target.tensor.copy_(target.drawn("uniform", 0.0, 1.0) < p)
+        target.tensor.copy_(target.draw("uniform", 0.0, 1.0) < p)
     elif target.tensor.dtype.is_floating_point:
         target.fill("bernoulli", p)
     else:
-        target.tensor.copy_(target.drawn("bernoulli", p))
+        target.tensor.copy_(target.draw("bernoulli", p))
 
 
-def _random(target: Target, **bounds: int | None) -> None:
+def _random(target: DrawTarget, **bounds: int | None) -> None:
     low, end = _bounds(target.tensor.dtype, **bounds)
     if end - low <= _WORD:
-        values = target.drawn("integer", 0.0, float(end - low)).long()
+        values = target.draw("integer", 0.0, float(end - low)).long()
     else:
-        first, second, third = (target.drawn("integer", 0.0, float(_WORD), after=n).long() for n in range(3))
+        first, second, third = (target.draw("integer", 0.0, float(_WORD), offset=n).long() for n in range(3))
         # No shifts: those of a DTensor give other numbers.
         values = (first * (1 << 39) + second * (1 << 15) + third // (1 << 9)) % (end - low)
     target.tensor.copy_(values + low)
 
 
 def _bounds(dtype: torch.dtype, **given: int | None) -> tuple[int, int]:
-    """The whole numbers that ``random_`` draws from: the least, and the one after the greatest."""
+    """The integers that ``random_`` draws from: the least, and the one after the greatest."""
     low, high = given.get("from") or 0, given.get("to")
     if high is not None:
         return low, high
@@ -87,25 +87,25 @@ def _bounds(dtype: torch.dtype, **given: int | None) -> tuple[int, int]:
     return low, min(top, (1 << 63) - 2) + 1
 
 
-def _exponential(target: Target, lambd: float) -> None:
-    target.tensor.copy_(torch.log1p(-target.drawn("uniform", 0.0, 1.0)) / -lambd)
+def _exponential(target: DrawTarget, lambd: float) -> None:
+    target.tensor.copy_(torch.log1p(-target.draw("uniform", 0.0, 1.0)) / -lambd)
 
 
-def _geometric(target: Target, p: float) -> None:
+def _geometric(target: DrawTarget, p: float) -> None:
     bottom = math.log1p(-p) if p < 1 else -math.inf
-    target.tensor.copy_(torch.log1p(-target.drawn("uniform", 0.0, 1.0)).div(bottom).floor() + 1)
+    target.tensor.copy_(torch.log1p(-target.draw("uniform", 0.0, 1.0)).div(bottom).floor() + 1)
 
 
-def _cauchy(target: Target, median: float, sigma: float) -> None:
-    middle = target.drawn("uniform", 0.0, 1.0) + _HALF_CELL - 0.5
+def _cauchy(target: DrawTarget, median: float, sigma: float) -> None:
+    middle = target.draw("uniform", 0.0, 1.0) + _HALF_CELL - 0.5
     target.tensor.copy_(torch.tan(math.pi * middle) * sigma + median)
 
 
-def _log_normal(target: Target, mean: float, std: float) -> None:
-    target.tensor.copy_(target.drawn("normal", mean, std).exp())
+def _log_normal(target: DrawTarget, mean: float, std: float) -> None:
+    target.tensor.copy_(target.draw("normal", mean, std).exp())
 
 
-IN_PLACE: Final[Mapping[str, Draw]] = {
+IN_PLACE_DRAWS: Final[Mapping[str, Draw]] = {
     "normal_": lambda target, mean, std: target.fill("normal", mean, std),
     "uniform_": lambda target, **ends: target.fill("uniform", ends["from"], ends["to"]),
     "bernoulli_": _bernoulli,
@@ -115,25 +115,25 @@ IN_PLACE: Final[Mapping[str, Draw]] = {
     "cauchy_": _cauchy,
     "log_normal_": _log_normal,
 }
-"""How each of torch's operations draws in place."""
+"""The draw of each of torch's in-place operations."""
 
-INDICES: Final = 3
-"""So many draw indices an operation may use."""
+MOST_INDICES: Final = 3
+"""No operation uses more draw indices than this."""
 
 
-def _new(target: Target, mean: Any = 0.0, std: Any = 1.0, **_: object) -> Tensor:
+def _normal(target: DrawTarget, mean: Any = 0.0, std: Any = 1.0, **_: object) -> Tensor:
     """A normal whose mean and standard deviation may be tensors."""
     if isinstance(mean, Tensor) or isinstance(std, Tensor):
-        target.tensor.copy_(target.drawn("normal", 0.0, 1.0) * std + mean)
+        target.tensor.copy_(target.draw("normal", 0.0, 1.0) * std + mean)
         return target.tensor
     return target.fill("normal", mean, std)
 
 
-MADE: Final[Mapping[str, Draw]] = {
+NEW_DRAWS: Final[Mapping[str, Draw]] = {
     "rand": lambda target, **_: target.fill("uniform", 0.0, 1.0),
     "rand_like": lambda target, **_: target.fill("uniform", 0.0, 1.0),
     "randn": lambda target, **_: target.fill("normal", 0.0, 1.0),
     "randn_like": lambda target, **_: target.fill("normal", 0.0, 1.0),
-    "normal": _new,
+    "normal": _normal,
 }
-"""How each of torch's operations draws the tensor that it makes."""
+"""The draw of each of torch's operations that return a new tensor."""

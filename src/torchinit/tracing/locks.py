@@ -1,20 +1,26 @@
-"""Locks: values that no code may write while it is traced."""
+"""Locks: values that no code may write while it is traced; snapshots, which show what was written unseen."""
 
 from __future__ import annotations
 
+import ctypes
+import hashlib
 from collections.abc import Iterable
 from types import TracebackType
-from typing import final
+from typing import NamedTuple, final
 
+import torch  # noqa: F401 # for a doctest
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils.weak import WeakIdKeyDictionary
 
 from torchinit.core.globs import check_glob, glob_matches
 from torchinit.core.places import held
 from torchinit.core.sites import grouped
 from torchinit.errors import LockError, RunError, count, did_you_mean
+from torchinit.tracing.regions import memory_of
 
 _LOCKED: WeakIdKeyDictionary = WeakIdKeyDictionary()
+"""The locked tensors, each with the number of its locks."""
 
 
 @final
@@ -26,14 +32,14 @@ class Lock:
     ('weight',)
     """
 
-    def __init__(self, tensors: dict[str, list[Tensor]]) -> None:
-        self.names = tuple(tensors)
-        self._tensors = [tensor for held in tensors.values() for tensor in held]
+    def __init__(self, sites: dict[str, tuple[Tensor, ...]]) -> None:
+        self.names = tuple(sites)
+        self._tensors = [tensor for tensors in sites.values() for tensor in tensors]
         for tensor in self._tensors:
             _LOCKED[tensor] = _LOCKED.get(tensor, 0) + 1
 
     def release(self) -> None:
-        """Lets the sites be written again; a second call does nothing."""
+        """Let the sites be written again; a second call does nothing."""
         for tensor in self._tensors:
             _LOCKED[tensor] -= 1
             if not _LOCKED[tensor]:
@@ -50,12 +56,12 @@ class Lock:
 
 
 def lock(model: nn.Module, names: str | Iterable[str]) -> Lock:
-    """Locks sites of a model, by globs of their names: a write to them inside a trace is a LockError.
+    """Lock sites of a model, by globs of their names: a write to them inside a trace is a LockError.
 
     The error names the line, and is raised in it, before anything is written. What a trace sees only afterwards
     (:func:`trace`) is an error at the end of the trace. A lock belongs to the tensor: one that is put in its place
     while no trace looks is not locked. Raises RunError for names that no site has, and locks nothing then;
-    TypeError and ValueError for what is no name.
+    TypeError and ValueError for what is not a name.
 
     >>> model = nn.Linear(2, 2)
     >>> from torchinit import trace
@@ -68,21 +74,16 @@ def lock(model: nn.Module, names: str | Iterable[str]) -> Lock:
     globs = [names] if isinstance(names, str) else list(names)
     for glob in globs:
         check_glob(glob)
-    found: dict[str, list[Tensor]] = {}
-    known: set[str] = set()
-    unused = dict.fromkeys(globs)
-    for site, group in grouped(held(model)):
-        views = [view.name for view in site.views]
-        known.update(views)
-        matched = [glob for glob in globs if any(glob_matches(glob, name) for name in views)]
-        for glob in matched:
-            unused.pop(glob, None)
-        if matched:
-            found[site.name] = list(group[0].way.sources) if group[0].way else [group[0].tensor]
-    if unused:
-        missing = [f"no site is called {glob!r}{did_you_mean(glob, known)}" for glob in unused]
+    sites = [(site, holders[0]) for site, holders in grouped(held(model))]
+    matching = {
+        glob: [site for site, _ in sites if any(glob_matches(glob, view.name) for view in site.views)] for glob in globs
+    }
+    known = [view.name for site, _ in sites for view in site.views]
+    missing = [f"no site is called {glob!r}{did_you_mean(glob, known)}" for glob in globs if not matching[glob]]
+    if missing:
         raise RunError(f"{count(len(missing), 'name')} cannot be locked; nothing is", missing)
-    return Lock(found)
+    matched = {site.name for found in matching.values() for site in found}
+    return Lock({site.name: holder.sources for site, holder in sites if site.name in matched})
 
 
 def is_locked(tensors: Iterable[Tensor]) -> bool:
@@ -90,8 +91,62 @@ def is_locked(tensors: Iterable[Tensor]) -> bool:
     return bool(_LOCKED) and any(tensor in _LOCKED for tensor in tensors)
 
 
-def refuse(name: str, what: str, line: str) -> LockError:
+def refusal(name: str, operation: str, line: str) -> LockError:
     """The error of a write to a locked site; an empty line is one that nobody saw."""
     if not line:
-        return LockError(f"{name} is locked, and was changed by something that the trace did not see ({what})")
-    return LockError(f"{name} is locked, and {line} would write it: {what}")
+        return LockError(f"{name} is locked, and was changed by something that the trace did not see ({operation})")
+    return LockError(f"{name} is locked, and {line} would write it: {operation}")
+
+
+# --- snapshots ---------------------------------------------------------------------------------------------
+
+SMALL = 2048
+"""A tensor with no more elements than this is looked at whole: that is cheaper than to take a sample."""
+
+SAMPLE = 256
+"""Of any other so many elements are looked at, evenly spread."""
+
+
+class Snapshot(NamedTuple):
+    """A tensor at one moment: its memory, its version, its content (None where there is none to look at)."""
+
+    storage: int | None
+    version: int
+    content: bytes | None
+
+
+def snapshot(tensor: Tensor, *, exact: bool = False) -> Snapshot:
+    """The tensor as it is now; ``exact`` looks at every element, else a sample must do.
+
+    >>> x = torch.zeros(3)
+    >>> before = snapshot(x)
+    >>> _ = x.numpy().fill(1.0)
+    >>> snapshot(x) == before
+    False
+    """
+    if is_lazy(tensor):
+        return Snapshot(None, 0, None)
+    memory = memory_of(tensor)
+    storage = None if memory is None else memory.untyped_storage()._cdata
+    version = 0 if tensor.is_inference() else tensor._version
+    return Snapshot(storage, version, None if memory is None else _content(memory, exact=exact))
+
+
+def _content(tensor: Tensor, *, exact: bool) -> bytes | None:
+    """The bytes of a sample of a plain tensor's elements, or the digest of all; None where it has no memory."""
+    if tensor.is_meta or not tensor.untyped_storage().nbytes():
+        return None
+    numel = tensor.numel()
+    if exact or not tensor.is_contiguous():
+        flat = tensor.detach().flatten()
+        return _digest((flat if exact else flat[:: max(1, numel // SAMPLE)]).contiguous().cpu())
+    # A model has hundreds of small tensors: no more operations than it takes.
+    sample = tensor if numel <= SMALL else tensor.as_strided((SAMPLE,), (numel // SAMPLE,)).contiguous()
+    sample = sample if sample.is_cpu else sample.detach().cpu()
+    return ctypes.string_at(sample.data_ptr(), sample.numel() * sample.element_size()) if numel else b""
+
+
+def _digest(flat: Tensor) -> bytes:
+    size = flat.numel() * flat.element_size()
+    raw = (ctypes.c_char * size).from_address(flat.data_ptr()) if size else b""
+    return hashlib.blake2b(raw, digest_size=16).digest()

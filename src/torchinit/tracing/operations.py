@@ -1,10 +1,10 @@
-"""Operations: what a call of torch's is named and was given, as a reader would write it."""
+"""Operations: the name and the arguments of a call of torch's, as a reader would write them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,7 +13,10 @@ from torchinit.core.spelling import spell
 from torchinit.core.tables import shape_text
 from torchinit.errors import count
 
-_UNSAID = frozenset({"generator", "dtype", "layout", "device", "pin_memory", "memory_format", "non_blocking", "out"})
+Operation: TypeAlias = torch._ops.OpOverload | str
+"""An operation of torch's, or the word that stands for what is not one."""
+
+_OMITTED = frozenset({"generator", "dtype", "layout", "device", "pin_memory", "memory_format", "non_blocking", "out"})
 
 _SCATTERED = frozenset(
     {
@@ -24,7 +27,7 @@ _SCATTERED = frozenset(
 
 
 @lru_cache(maxsize=4096)
-def name_of(func: torch._ops.OpOverload | str) -> str:
+def name_of(func: Operation) -> str:
     """The name of an operation, or the word that stands for one.
 
     >>> name_of(torch.ops.aten.normal_.default)
@@ -33,52 +36,44 @@ def name_of(func: torch._ops.OpOverload | str) -> str:
     return func if isinstance(func, str) else func.overloadpacket.__name__
 
 
-def is_scattered(func: torch._ops.OpOverload | str) -> bool:
+def is_scattered(func: Operation) -> bool:
     """Whether an operation writes only some elements of the tensor that it is called on."""
     return name_of(func) in _SCATTERED
 
 
 @lru_cache(maxsize=4096)
-def _read_slots(func: torch._ops.OpOverload) -> tuple[tuple[int, str, Any], ...]:
-    """The arguments that an operation reads: position, name, default."""
+def _read_slots(func: torch._ops.OpOverload, *, shown: bool = False) -> tuple[tuple[int, str, Any], ...]:
+    """The arguments that an operation reads: position, name, default; ``shown`` are those that a reader cares for."""
     return tuple(
         (at, argument.name, argument.default_value)
         for at, argument in enumerate(func._schema.arguments)
         if not (argument.alias_info is not None and argument.alias_info.is_write)
+        and not (shown and argument.name in _OMITTED)
     )
 
 
-def arguments_of(func: torch._ops.OpOverload | str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """What an operation was given besides the tensors that it writes, defaults included.
+def arguments_of(
+    func: Operation, args: Sequence[Any], kwargs: Mapping[str, Any], *, shown: bool = False
+) -> dict[str, Any]:
+    """The arguments of an operation besides the tensors that it writes, defaults included.
 
     >>> arguments_of(torch.ops.aten.normal_.default, (torch.zeros(2), 0.5), {})
     {'mean': 0.5, 'std': 1.0, 'generator': None}
     """
     if isinstance(func, str):
-        return dict(kwargs)
-    return {name: args[at] if at < len(args) else kwargs.get(name, default) for at, name, default in _read_slots(func)}
+        return {"": args[1]} if func == "data =" else dict(kwargs)
+    slots = _read_slots(func, shown=shown)
+    return {name: args[at] if at < len(args) else kwargs.get(name, default) for at, name, default in slots}
 
 
-def arguments_text(func: torch._ops.OpOverload | str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+def arguments_text(func: Operation, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
     """The same, as text; tensors by their shapes, one number by itself.
 
     >>> arguments_text(torch.ops.aten.normal_.default, (torch.zeros(2), 0.5), {})
     'mean=0.5, std=1'
     """
-    if isinstance(func, str):
-        said = {"": args[1]} if func == "data =" else kwargs
-    elif not _told(func):
-        return ""
-    else:
-        said = {name: args[at] if at < len(args) else kwargs.get(name, usual) for at, name, usual in _told(func)}
-    given = [(name, value) for name, value in said.items() if value is not None]
-    return ", ".join([f"{name}={_text(value)}" if name else _text(value) for name, value in given])
-
-
-@lru_cache(maxsize=4096)
-def _told(func: torch._ops.OpOverload) -> tuple[tuple[int, str, Any], ...]:
-    """The arguments that a reader wants to know."""
-    return tuple(slot for slot in _read_slots(func) if slot[1] not in _UNSAID)
+    given = arguments_of(func, args, kwargs, shown=True).items()
+    return ", ".join([f"{name}={_text(value)}" if name else _text(value) for name, value in given if value is not None])
 
 
 def _text(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Recorders: what turns the writes that are observed on a model into a trace."""
+"""The recorder: what turns the writes that are observed on a model into a trace."""
 
 from __future__ import annotations
 
@@ -17,24 +17,22 @@ from torchinit.core.places import Held, Kind, held
 from torchinit.core.plans import Step
 from torchinit.core.shards import Shard
 from torchinit.core.witnesses import present
-from torchinit.tracing.lines import caller, frame_of_user, is_within
-from torchinit.tracing.locks import is_locked, refuse
-from torchinit.tracing.marks import Mark, mark
-from torchinit.tracing.observe import Event, Observer, Watch, memory_of, storage_of
-from torchinit.tracing.operations import arguments_text, is_scattered, name_of
-from torchinit.tracing.planned import region, said
-from torchinit.tracing.regions import region_of
-from torchinit.tracing.writes import UNSEEN, Region, Trace, Write
+from torchinit.tracing.locks import Snapshot, is_locked, refusal, snapshot
+from torchinit.tracing.observer import Event, Observer
+from torchinit.tracing.operations import is_scattered, name_of
+from torchinit.tracing.regions import MemoryIndex, region_of_shards, region_within, storage_of
+from torchinit.tracing.source_lines import find_caller, frame_of_user, is_within
+from torchinit.tracing.trace import UNSEEN, Region, Trace, Write
 
 
 @dataclass(slots=True)
-class Entry:
-    """A site while it is traced: the tensors that hold it, each with its mark of when it was last looked at."""
+class TracedTensor:
+    """A site while it is traced: the tensors that hold it, each as it was when it was last looked at."""
 
     name: str
     kind: Kind
     tensors: list[Tensor]
-    marks: list[Mark] = field(default_factory=list)
+    snapshots: list[Snapshot] = field(default_factory=list)
     written: bool = False
     unseen: bool = False
 
@@ -50,19 +48,15 @@ class Recorder:
         self.model = model
         self.exact = exact
         self.trace = Trace()
-        self.watch = Watch()
-        self.entries: list[Entry] = []
+        self.index = MemoryIndex()
+        self.sites: list[TracedTensor] = []
         self.modules: dict[int, str] = {}
+        self.until = 0
         self._keys: dict[str, int] = {}
         self._moved: set[int | None] = set()
-        self.until = 0
-        self._held: list[nn.Module] = []
+        self._kept: list[nn.Module] = []
         self.observer = Observer(
-            self.watch,
-            self._told,
-            self._registered,
-            asked=self._asked,
-            copied=self._copied,
+            self.index, self._on_write, self._on_registration, before_write=self._before_write, on_copy=self._on_copy
         )
 
     # --- beginning and end ---------------------------------------------------------------------------------
@@ -71,13 +65,13 @@ class Recorder:
         """Learn the model's sites and modules; no frame beyond the caller's is asked what is being initialized."""
         self.until = 0 if caller is None else id(caller)
         with _disable_current_modes(), torch.no_grad():
-            for entry, aliases in _entries(self.model):
-                self._take(entry, aliases)
+            for site, aliases in _traced(self.model):
+                self.observe(site, aliases)
             self._learn(self.model, "")
 
     def __enter__(self) -> Trace:
-        self.begin(frame_of_user(2))
-        self._began, self._began_as = set(self._keys), _layout(self.model)
+        self.begin(frame_of_user())
+        self._names_before, self._parts_before = set(self._keys), _part_ids(self.model)
         self._name_sites()
         with ExitStack() as stack:
             stack.enter_context(present(self))
@@ -94,189 +88,192 @@ class Recorder:
         with _disable_current_modes(), torch.no_grad():
             self._look_again()
         self._name_sites()
-        broken = [entry for entry in self.entries if entry.unseen and is_locked(entry.tensors)]
+        broken = [site for site in self.sites if site.unseen and is_locked(site.tensors)]
         if broken and error is None:
-            raise refuse(broken[0].name, UNSEEN, "")
+            raise refusal(broken[0].name, UNSEEN, "")
 
     def _name_sites(self) -> None:
-        """Brings the names in the trace up to date."""
-        trace, gone = self.trace, set(self.trace.removed)
-        for kind in ("parameter", "buffer"):
-            names = [one.name for one in self.entries if one.kind == kind and one.name not in gone]
-            setattr(trace, f"{kind}s", tuple(names))
-        trace.added = tuple(name for name in self._keys if name not in self._began)
+        """Bring the names in the trace up to date."""
+        left = [site for site in self.sites if site.name not in self.trace.removed]
+        self.trace.parameters = tuple(site.name for site in left if site.kind == "parameter")
+        self.trace.buffers = tuple(site.name for site in left if site.kind == "buffer")
+        self.trace.added = tuple(name for name in self._keys if name not in self._names_before)
 
     # --- what is known of the model ------------------------------------------------------------------------
 
-    def _take(self, entry: Entry, aliases: tuple[str, ...] = ()) -> int:
-        """Watches a site."""
-        key = self._keys.setdefault(entry.name, len(self.entries))
-        if key == len(self.entries):
-            self.entries.append(entry)
-        self.trace.aliases.update(dict.fromkeys(aliases, entry.name))
-        for tensor in entry.tensors:
-            self.watch.add(key, tensor)
-        entry.marks = [mark(tensor, exact=self.exact) for tensor in entry.tensors]
-        return key
+    def observe(self, site: TracedTensor, aliases: tuple[str, ...] = ()) -> None:
+        """Observe a site from now on."""
+        key = self._keys.setdefault(site.name, len(self.sites))
+        if key == len(self.sites):
+            self.sites.append(site)
+        self.trace.aliases.update(dict.fromkeys(aliases, site.name))
+        for tensor in site.tensors:
+            self.index.add(key, tensor)
+        site.snapshots = self._snapshots(site)
+
+    def _snapshots(self, site: TracedTensor) -> list[Snapshot]:
+        return [snapshot(tensor, exact=self.exact) for tensor in site.tensors]
 
     def _learn(self, module: nn.Module, name: str) -> None:
-        """Learns the names of a module and of all below it."""
+        """Learn the names of a module and of all below it."""
         for below, child in module.named_modules():
             if id(child) not in self.modules:
-                self._held.append(child)  # so that its id is not given to another
+                self._kept.append(child)  # so that its id is not given to another
                 self.modules[id(child)] = normalize(f"{name}.{below}".strip(".") + ".x")[: -len(".x")]
 
     # --- while code runs -----------------------------------------------------------------------------------
 
-    def _asked(self, event: Event) -> None:
-        """Before a write: whether it may be, and whether anything has happened since the tensor was last looked at."""
-        entry = self.entries[event.key]
-        if is_locked(entry.tensors):
-            self._refuse(entry, name_of(event.operation), arguments_text(event.operation, event.args, event.kwargs))
+    def _before_write(self, event: Event) -> None:
+        """Refuse a write to a locked site; look whether anything has happened since the site was last looked at."""
+        site = self.sites[event.key]
+        if is_locked(site.tensors):
+            self._refuse(site, name_of(event.operation), event.arguments)
         if self.exact:
             with _disable_current_modes():
-                self._compare(entry)
+                self._compare(site)
 
-    def _refuse(self, entry: Entry, operation: str, arguments: str = "") -> None:
-        who = caller(self.modules, 3, self.until)
-        raise refuse(entry.name, Write(entry.name, operation, arguments).what, who.line)
+    def _refuse(self, site: TracedTensor, operation: str, arguments: str = "") -> None:
+        caller = find_caller(self.modules, self.until)
+        raise refusal(site.name, Write(site.name, operation, arguments).what, caller.line)
 
-    def _told(self, event: Event) -> None:
-        entry = self.entries[event.key]
+    def _on_write(self, event: Event) -> None:
+        site = self.sites[event.key]
         if event.operation == "data =" and storage_of(event.args[1]) in self._moved:
             return  # noted when the other tensor was made
-        said = arguments_text(event.operation, event.args, event.kwargs)
-        self.heard(entry, event, self._note(entry, name_of(event.operation), said, _region(entry, event)))
+        write = self._note(site, name_of(event.operation), event.arguments, _region(site, event))
+        self.recorded(site, event, write)
 
-    def heard(self, entry: Entry, event: Event, write: Write) -> None:
+    def recorded(self, site: TracedTensor, event: Event, write: Write) -> None:
         """Called with each write by an operation, for those who want to know more than the trace keeps."""
 
     def announced(self, step: Step, parts: Sequence[Shard]) -> None:
         """Before a run of torchinit's own writes anything: whether this step of it may be."""
-        for entry in self._lying_in(parts):
-            if is_locked(entry.tensors):
-                self._refuse(entry, *said(step))
+        for site in self._lying_in(parts):
+            if is_locked(site.tensors):
+                self._refuse(site, *_described(step))
 
     def written(self, step: Step, parts: Sequence[Shard]) -> None:
         """A run has written a step."""
-        for entry in self._lying_in(parts):
-            self._note(entry, *said(step), region(parts))
+        for site in self._lying_in(parts):
+            self._note(site, *_described(step), region_of_shards(parts))
 
-    def _lying_in(self, parts: Sequence[Shard]) -> list[Entry]:
+    def _lying_in(self, parts: Sequence[Shard]) -> list[TracedTensor]:
         """The sites in the memory of shards; none where a parametrization is to be given the values."""
-        return [self.entries[key] for key in sorted({key for part in parts for key in self.watch.hit(part.local)})]
+        return [self.sites[key] for key in sorted({key for part in parts for key in self.index.find(part.local)})]
 
-    def _copied(self, event: Event, result: Tensor) -> None:
+    def _on_copy(self, event: Event, copy: Tensor) -> None:
         """A module moves its tensors: ``to_empty``, ``to`` and the like put others in their places untold."""
-        if not is_within(nn.Module._apply.__code__, 2):
+        if not is_within(nn.Module._apply.__code__):
             return
-        entry = self.entries[event.key]
-        if is_locked(entry.tensors) and name_of(event.operation) == "empty_like":
-            self._refuse(entry, "to_empty")
-        self.watch.add(event.key, result)
+        site = self.sites[event.key]
+        if is_locked(site.tensors) and name_of(event.operation) == "empty_like":
+            self._refuse(site, "to_empty")
+        self.index.add(event.key, copy)
         old = storage_of(event.target)
-        self._moved.add(storage_of(result))
-        entry.tensors = [result if storage_of(tensor) == old else tensor for tensor in entry.tensors]
-        self._note(entry, name_of(event.operation))
+        self._moved.add(storage_of(copy))
+        site.tensors = [copy if storage_of(tensor) == old else tensor for tensor in site.tensors]
+        self._note(site, name_of(event.operation))
 
-    def _note(self, entry: Entry, operation: str, arguments: str = "", region: Region = None) -> Write:
-        who = caller(self.modules, 2, self.until)
-        write = Write(entry.name, operation, arguments, region, who.line, who.module, who.call)
-        self._add(entry, write)
-        entry.written = True
+    def _note(self, site: TracedTensor, operation: str, arguments: str = "", region: Region = None) -> Write:
+        caller = find_caller(self.modules, self.until)
+        write = Write(site.name, operation, arguments, region, caller.line, caller.module, caller.call)
+        self._add(site, write)
+        site.written = True
         if self.exact:
             with _disable_current_modes():
-                entry.marks = [mark(tensor, exact=True) for tensor in entry.tensors]
+                site.snapshots = self._snapshots(site)
         return write
 
-    def _add(self, entry: Entry, write: Write) -> None:
-        shape = () if write.region is None else entry.shape
+    def _add(self, site: TracedTensor, write: Write) -> None:
+        shape = () if write.region is None else site.shape
         self.trace.add((write.site, write.operation, write.line, write.module, write.call), write, shape)
 
-    def _registered(self, module: nn.Module, name: str, value: object) -> None:
+    def _on_registration(self, module: nn.Module, name: str, value: object) -> None:
         """Something is put into a module: a tensor in the place of another, or a new one, or a module."""
         if id(module) not in self.modules:
             return
-        place = f"{self.modules[id(module)]}.{name}".strip(".")
+        path = f"{self.modules[id(module)]}.{name}".strip(".")
         with _disable_current_modes():
             if isinstance(value, nn.Module):
-                self._learn(value, place)
-                for entry, aliases in _entries(value, place):
-                    self._replace(entry, aliases)
+                self._learn(value, path)
+                for site, aliases in _traced(value, path):
+                    self._replace(site, aliases)
             elif isinstance(value, Tensor):
                 kind: Kind = "parameter" if isinstance(value, nn.Parameter) else "buffer"
-                self._replace(Entry(normalize(place), kind, [value]), ())
+                self._replace(TracedTensor(normalize(path), kind, [value]), ())
 
-    def _replace(self, entry: Entry, aliases: tuple[str, ...]) -> None:
+    def _replace(self, site: TracedTensor, aliases: tuple[str, ...]) -> None:
         """A site gets another tensor, which may be another site's: then they are tied from now on."""
-        others = {key for tensor in entry.tensors for key in self.watch.hit(tensor)}
-        owner = next((self.entries[key] for key in others if self.entries[key].name != entry.name), None)
+        others = {key for tensor in site.tensors for key in self.index.find(tensor)}
+        owner = next((self.sites[key] for key in others if self.sites[key].name != site.name), None)
         if owner is not None:
-            self.trace.aliases[entry.name] = owner.name
-            self._note(entry, "assigned", owner.name)
+            self.trace.aliases[site.name] = owner.name
+            self._note(site, "assigned", owner.name)
             return
-        known = self._keys.get(entry.name)
-        if known is not None:
-            before = self.entries[known].tensors
-            if is_locked(before) and set(map(id, before)) != set(map(id, entry.tensors)):
-                self._refuse(entry, "assigned")
-            for tensor in before:
-                self.watch.drop(tensor)
-            self.entries[known].tensors = entry.tensors
-        self.trace.aliases.pop(entry.name, None)
-        self._take(entry if known is None else self.entries[known], aliases)
-        self._note(self.entries[self._keys[entry.name]], "assigned")
+        if site.name in self._keys:
+            known = self.sites[self._keys[site.name]]
+            if is_locked(known.tensors) and set(map(id, known.tensors)) != set(map(id, site.tensors)):
+                self._refuse(known, "assigned")
+            for tensor in known.tensors:
+                self.index.drop(tensor)
+            known.tensors, site = site.tensors, known
+        self.trace.aliases.pop(site.name, None)
+        self.observe(site, aliases)
+        self._note(site, "assigned")
 
     # --- the second net ------------------------------------------------------------------------------------
 
+    # Not every write is an operation: NumPy and other libraries write through a pointer, other threads lack our modes,
+    # and `module._parameters[name] = tensor` calls no hook. So at the end, and with `exact` before each write, the
+    # sites are compared with snapshots of before. To make that cheap, a snapshot is the version that torch counts, the
+    # memory and a sample of the content, and a site that somebody was seen to write is not looked at again: what else
+    # was done to it would be one more write among others. What can fail: without `exact`, a write that torch does not
+    # count and that leaves the sample alone; a tensor that was replaced and put back. Where the model still consists of
+    # the same tensors and modules, which is nearly always, the walk over it that would find replaced ones is spared.
+
     def _look_again(self) -> None:
-        """Finds what no observer saw: values, memory or tensors that are others than they were."""
-        if _layout(self.model) == self._began_as:
-            for entry in self.entries:
-                if self.exact or not entry.written:
-                    self._compare(entry)
+        """Find what no observer saw: values, memory or tensors that are others than they were."""
+        if _part_ids(self.model) == self._parts_before:
+            for site in self.sites:
+                self._look_at(site)
             return
-        now = {name: entry for entry, aliases in _entries(self.model) for name in (entry.name, *aliases)}
+        now = {name: site for site, aliases in _traced(self.model) for name in (site.name, *aliases)}
         self.trace.removed = tuple(name for name in self._keys if name not in now)
-        for key, entry in enumerate(self.entries):
-            current = now.get(entry.name)
-            if current is not None and not all(key in self.watch.hit(tensor) for tensor in current.tensors):
-                entry.unseen = True
-                self._add(entry, Write(entry.name, "assigned"))
-            elif current is not None and (self.exact or not entry.written):
-                self._compare(entry)
-        for entry in now.values():
-            if entry.name not in self._keys and entry.name not in self.trace.aliases:
-                self._take(entry)
-                self._add(entry, Write(entry.name, "assigned"))
+        for key, site in enumerate(self.sites):
+            current = now.get(site.name)
+            if current is not None and not all(key in self.index.find(tensor) for tensor in current.tensors):
+                site.unseen = True
+                self._add(site, Write(site.name, "assigned"))
+            elif current is not None:
+                self._look_at(site)
+        for site in now.values():
+            if site.name not in self._keys and site.name not in self.trace.aliases:
+                self.observe(site)
+                self._add(site, Write(site.name, "assigned"))
 
-    def _compare(self, entry: Entry) -> None:
-        """Notes a write that nobody saw, if there was one."""
-        marks = [mark(tensor, exact=self.exact) for tensor in entry.tensors]
-        if marks != entry.marks:
-            entry.marks, entry.unseen = marks, True
-            self._add(entry, Write(entry.name, UNSEEN))
+    def _look_at(self, site: TracedTensor) -> None:
+        if self.exact or not site.written:
+            self._compare(site)
+
+    def _compare(self, site: TracedTensor) -> None:
+        """Note a write that nobody saw, if there was one."""
+        now = self._snapshots(site)
+        if now != site.snapshots:
+            site.snapshots, site.unseen = now, True
+            self._add(site, Write(site.name, UNSEEN))
 
 
-def _entries(model: nn.Module, prefix: str = "") -> Iterator[tuple[Entry, tuple[str, ...]]]:
+def _traced(model: nn.Module, prefix: str = "") -> Iterator[tuple[TracedTensor, tuple[str, ...]]]:
     """The sites of a model with the tensors behind them, and their other names."""
     groups: dict[object, list[Held]] = {}
-    for one in held(model):
-        groups.setdefault(one.key, []).append(one)
+    for holder in held(model):
+        groups.setdefault(holder.key, []).append(holder)
     for first, *others in groups.values():
-        aliases = tuple(_named(prefix, one.name) for one in others)
-        yield Entry(_named(prefix, first.name), first.kind, _behind(first)), aliases
+        name, *aliases = [normalize(f"{prefix}.{each.name}") if prefix else each.name for each in (first, *others)]
+        yield TracedTensor(name, first.kind, list(first.sources)), tuple(aliases)
 
 
-def _named(prefix: str, name: str) -> str:
-    return normalize(f"{prefix}.{name}") if prefix else name
-
-
-def _behind(one: Held) -> list[Tensor]:
-    return list(one.way.sources) if one.way else [one.tensor]
-
-
-def _layout(model: nn.Module) -> list[int]:
+def _part_ids(model: nn.Module) -> list[int]:
     """Which tensors and modules a model is made of: if it is the same later, nothing was put into it."""
     return [
         id(item)
@@ -286,29 +283,23 @@ def _layout(model: nn.Module) -> list[int]:
     ]
 
 
-def _region(entry: Entry, event: Event) -> Region:
+def _described(step: Step) -> tuple[str, str]:
+    """The operation and the arguments of a step: the name of its fill, and the rest of how that is spelled."""
+    name, text = type(step.fill).__name__, str(step.fill)
+    plain = text.startswith(f"{name}(") and text.endswith(")")
+    return name, text[len(name) + 1 : -1] if plain else text
+
+
+def _region(site: TracedTensor, event: Event) -> Region:
     """Which part of the site a write reached."""
     if event.operation == "data =" or name_of(event.operation) == "set_":
         return None
-    found = _within(event.target, entry.tensors[0]) if len(entry.tensors) == 1 else "part"
+    found = region_within(event.target, site.tensors[0]) if len(site.tensors) == 1 else "part"
     return "part" if found is None and is_scattered(event.operation) else found
 
 
-def _within(target: Tensor, base: Tensor) -> Region:
-    """The region of a site's tensor that a written tensor is."""
-    if target is base:
-        return None
-    view, memory = memory_of(target), memory_of(base)
-    if view is None or memory is None:
-        return "part"
-    found = region_of(view, memory)
-    if memory is base or found == "part":
-        return found
-    return None if found is None and type(target) is type(base) else "part"
-
-
 def trace(model: nn.Module, *, exact: bool = False) -> AbstractContextManager[Trace]:
-    """Observes every write to the parameters and buffers of a model while the ``with`` block runs.
+    """Observe every write to the parameters and buffers of a model while the ``with`` block runs.
 
     >>> model = nn.Sequential(nn.Linear(2, 2))
     >>> with trace(model) as seen:

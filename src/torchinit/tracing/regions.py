@@ -1,43 +1,139 @@
-"""Regions: which elements of a tensor a view of its memory reaches."""
+"""Memory and regions: which tensors share memory, and which elements of one another one reaches."""
 
 from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Sequence
 
-from torchinit.core.shards import Box
-from torchinit.tracing.writes import Region
+import torch
+from torch import Tensor, nn
+
+from torchinit.core.placements import is_distributed
+from torchinit.core.shards import Box, Shard
+from torchinit.tracing.trace import Region
+
+
+def memory_of(tensor: Tensor) -> Tensor | None:
+    """The plain tensor whose memory holds the values: itself, or what of a ``DTensor`` is here; None for others."""
+    if type(tensor) in (Tensor, nn.Parameter):
+        return tensor if tensor.layout == torch.strided else None
+    return memory_of(tensor._local_tensor) if is_distributed(tensor) else None
+
+
+def storage_of(tensor: Tensor) -> int | None:
+    """The address that identifies the memory of a tensor while it lives; None where it has none of its own."""
+    memory = memory_of(tensor)
+    return None if memory is None else memory.untyped_storage()._cdata
 
 
 def extent(tensor: Tensor) -> tuple[int, int]:
     """The first byte of its storage that a tensor reaches, and the one after the last."""
     if not tensor.numel():
         return 0, 0
-    if tensor.is_contiguous():
-        begin = int(tensor.storage_offset())
-        return begin * tensor.element_size(), (begin + tensor.numel()) * tensor.element_size()
-    reach = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     first, size = int(tensor.storage_offset()), tensor.element_size()
+    if tensor.is_contiguous():
+        return first * size, (first + tensor.numel()) * size
+    reach = 1 + sum((length - 1) * stride for length, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return first * size, (first + reach) * size
+
+
+class MemoryIndex:
+    """Tensors by the memory that they cover, so that a write through any view of it is known as theirs.
+
+    Tensors without memory of their own (sparse ones, subclasses that wrap others) are known by identity; a ``DTensor``
+    by the memory of its local part.
+
+    >>> index, tensor = MemoryIndex(), torch.zeros(4)
+    >>> index.add(7, tensor[:2])
+    >>> index.find(tensor), index.find(tensor[2:])
+    ({7}, set())
+    """
+
+    # An operation nearly always writes another tensor than the watched one: a view, `.data` or `.detach()`, with
+    # an identity of its own and the same storage. So tensors are found by storage, which is one look-up in a dict for
+    # all that nobody watches. Where several watched tensors lie in one storage, as slices of a flattened parameter do,
+    # the bytes between the first and the last that each reaches are compared. That is two comparisons, and takes
+    # interleaved views (every second column) for overlapping ones: a write to one is then told for both. A storage is
+    # known by the address of its C++ object, which is not given away while its tensors, kept here, live; a tensor that
+    # gets other memory without `follow` being called is lost.
+
+    def __init__(self) -> None:
+        self._tensors: dict[int, tuple[int, Tensor]] = {}
+        self._spans: dict[int, list[tuple[int, int, int, int]]] = {}
+        self._homes: dict[int, int] = {}
+
+    def add(self, key: int, tensor: Tensor) -> None:
+        """Watch a tensor under a key; a second call with the same tensor follows it to new memory."""
+        self.drop(tensor)
+        self._tensors[id(tensor)] = (key, tensor)  # which is kept so that its id is not given to another one
+        memory = memory_of(tensor)
+        if memory is not None:
+            storage = self._homes[id(tensor)] = memory.untyped_storage()._cdata
+            self._spans.setdefault(storage, []).append((*extent(memory), key, id(tensor)))
+
+    def drop(self, tensor: Tensor) -> None:
+        """Watch a tensor no longer."""
+        self._tensors.pop(id(tensor), None)
+        old = self._homes.pop(id(tensor), None)
+        if old is not None:
+            self._spans[old] = [span for span in self._spans[old] if span[3] != id(tensor)]
+
+    def find(self, tensor: Tensor) -> set[int]:
+        """The keys of the watched tensors that share elements with this one."""
+        memory = memory_of(tensor)
+        spans = None if memory is None else self._spans.get(memory.untyped_storage()._cdata)
+        known = self._tensors.get(id(tensor))
+        own = {known[0]} if known else set()
+        if memory is None or not spans or (known and len(spans) == 1):
+            return own
+        low, high = extent(memory)
+        return own | {key for start, end, key, _ in spans if start < high and low < end}
+
+    def follow(self, tensor: Tensor) -> set[int]:
+        """The key of a watched tensor that has just been given other memory."""
+        known = self._tensors.get(id(tensor))
+        if known is None:
+            return set()
+        self.add(known[0], tensor)
+        return {known[0]}
+
+
+def region_within(target: Tensor, site: Tensor) -> Region:
+    """The region of a site's tensor that a written tensor covers; of a ``DTensor`` only all or ``"part"``."""
+    view, memory = memory_of(target), memory_of(site)
+    if target is site or view is None or memory is None:
+        return None if target is site else "part"
+    found = region_of(view, memory)
+    return found if memory is site or (found is None and type(target) is type(site)) else "part"
 
 
 def region_of(view: Tensor, base: Tensor) -> Region:
     """The region of ``base`` that a view of the same memory covers.
 
-    >>> import torch
     >>> base = torch.zeros(4, 6)
     >>> region_of(base[1:3, 2], base), region_of(base.t(), base), region_of(base[:, ::2], base)
     (Box(start=(1, 2), shape=(2, 1)), None, 'part')
     """
+    # A view is a first element and pairs of size and stride. Where each of its strides is that of an axis of the base,
+    # the view is a box, and its size along that axis is the box's. A dimension of the view may also run along several
+    # axes at once, as after `flatten()`: it has the stride of the innermost, covers that one whole and goes on along
+    # the next. All else makes no box and is "part": every second column, a diagonal, another dtype.
     if view is base or _covers(view, base):
         return None
-    place = _start(view, base) if view.dtype == base.dtype else None
-    if place is None:
+    start = _start(view, base) if view.dtype == base.dtype else None
+    if start is None:
         return "part"
     shape: dict[int, int] = {}
     for size, stride in zip(view.shape, view.stride(), strict=True):
-        if size != 1 and not _lay(size, stride, base, place, shape):
+        if size != 1 and not _fit_axes(size, stride, base, start, shape):
             return "part"
-    return Box(place, tuple(shape.get(axis, 1) for axis in range(base.dim())))
+    return Box(start, tuple(shape.get(axis, 1) for axis in range(base.dim())))
+
+
+def region_of_shards(parts: Sequence[Shard]) -> Region:
+    """The region of a site that its shards hold."""
+    if all(part.is_whole for part in parts):
+        return None
+    return Box(parts[0].start, tuple(parts[0].local.shape)) if len(parts) == 1 else "part"
 
 
 def _covers(view: Tensor, base: Tensor) -> bool:
@@ -52,27 +148,27 @@ def _covers(view: Tensor, base: Tensor) -> bool:
 def _start(view: Tensor, base: Tensor) -> tuple[int, ...] | None:
     """The index of the view's first element."""
     left = int(view.storage_offset()) - int(base.storage_offset())
-    place = [0] * base.dim()
+    start = [0] * base.dim()
     if left < 0:
         return None
     for stride, axis in sorted(((base.stride(axis), axis) for axis in range(base.dim())), reverse=True):
         if base.shape[axis] > 1:
-            place[axis], left = divmod(left, stride)
-    inside = all(at < size for at, size in zip(place, base.shape, strict=True))
-    return tuple(place) if inside and not left else None
+            start[axis], left = divmod(left, stride)
+    inside = all(at < size for at, size in zip(start, base.shape, strict=True))
+    return tuple(start) if inside and not left else None
 
 
-def _lay(size: int, stride: int, base: Tensor, place: tuple[int, ...], shape: dict[int, int]) -> bool:
-    """Lays a dimension of the view along the axes of the tensor that it runs along; False where it fits none."""
+def _fit_axes(size: int, stride: int, base: Tensor, start: tuple[int, ...], shape: dict[int, int]) -> bool:
+    """Put a dimension of the view into the shape, along the axes of the tensor that it runs along, if it fits any."""
     while size > 1:
         axis = next((a for a in range(base.dim()) if base.stride(a) == stride and base.shape[a] > 1), None)
         if axis is None or axis in shape:
             return False
         here = base.shape[axis]
-        if place[axis] + size <= here:
+        if start[axis] + size <= here:
             shape[axis] = size
             return True
-        if place[axis] or size % here:
+        if start[axis] or size % here:
             return False
         shape[axis], size, stride = here, size // here, stride * here
     return True

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from functools import lru_cache
 from types import CodeType, FrameType, TracebackType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,35 +19,23 @@ from torchinit.core.placements import is_distributed, shards_of
 from torchinit.core.runs import write
 from torchinit.core.shards import Box, Shard
 from torchinit.errors import RunError
-from torchinit.noise import Distribution, Keyed, Noise
-from torchinit.tracing.draws import IN_PLACE, INDICES, MADE, Target
-from torchinit.tracing.lines import frame_of_caller, subject
-from torchinit.tracing.observe import memory_of
+from torchinit.noise import Distribution, Keyed, Noise, seeded_generators
+from torchinit.tracing.draws import IN_PLACE_DRAWS, MOST_INDICES, NEW_DRAWS, DrawTarget
 from torchinit.tracing.operations import arguments_of, name_of
 from torchinit.tracing.recorder import Recorder
-from torchinit.tracing.writes import Trace
+from torchinit.tracing.regions import memory_of
+from torchinit.tracing.source_lines import find_subject, frame_of_caller
+from torchinit.tracing.trace import Trace
 
 TRUNCATED: CodeType = nn.init._no_grad_trunc_normal_.__code__
-"""What draws within ``nn.init.trunc_normal_``, and looks at what it has drawn."""
+"""The function that draws within ``nn.init.trunc_normal_``, and looks at what it has drawn."""
 
 _ORTHOGONAL: CodeType = nn.init.orthogonal_.__code__
 
 _REJECTS = "erfinv_" not in TRUNCATED.co_names
 """Whether torch draws truncated normals by rejection. Before, it did by one uniform draw, which can stay as it is."""
 
-Role = Literal["in place", "made", "other", "steps"]
-
-
-@lru_cache(maxsize=4096)
-def _role(func: torch._ops.OpOverload) -> Role | None:
-    """What an operation is to a seed; None where it draws nothing."""
-    name = name_of(func)
-    if torch.Tag.nondeterministic_seeded in func.tags:
-        return "in place" if name in IN_PLACE else "made" if name in MADE else "other"
-    return "steps" if func in _STEPS else None
-
-
-_STEPS = frozenset({torch.ops.aten.copy_.default, torch.ops.aten.mul_.Tensor})
+_NO_TENSOR = torch.empty(0)
 
 
 class Seeded(Recorder):
@@ -57,7 +45,7 @@ class Seeded(Recorder):
         super().__init__(model)
         self.noise = Keyed(seed)
         self.indices: Counter[str] = Counter()
-        self.observer.carry_out = self._carry_out
+        self.observer.execute = self._execute
         self._generator = torch.empty(0)
 
     def __enter__(self) -> Trace:
@@ -71,37 +59,37 @@ class Seeded(Recorder):
             stack.callback(torch.default_generator.set_state, self._generator)
             super().__exit__(kind, error, trace)
 
-    def _carry_out(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        role = _role(func)
-        if role is None:
+    def _execute(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        method = _method(func)
+        if method is None:
             return func(*args, **kwargs)
         with torch.no_grad():
-            return getattr(self, "_" + role.replace(" ", "_"))(func, args, kwargs)
+            return method(self, func, args, kwargs)
 
     # --- names and indices ---------------------------------------------------------------------------------
 
-    def _target(self, tensor: Tensor, indices: int = 1) -> Target:
-        """A tensor to draw: a site, or a part of one, or one that is nobody's yet."""
-        keys = self.watch.hit(tensor)
+    def _target(self, tensor: Tensor, indices: int = 1) -> DrawTarget:
+        """A tensor to draw: a site, or a part of one, or one that is not in the model, or not yet."""
+        keys = self.index.find(tensor)
         if not keys:
-            name = f"{subject(self.modules, self._site_of, 3, self.until)}\0temporary"
-            return Target(self.noise, name, self._next(name, indices), tensor)
-        entry = self.entries[min(keys)]
-        index = self._next(entry.name, indices)
-        place = None if is_distributed(tensor) else self._place(entry.name, entry.tensors, tensor)
-        return Target(self.noise, entry.name, index, tensor, place)
+            name = f"{find_subject(self.modules, self._site_of, self.until)}\0temporary"
+            return DrawTarget(self.noise, name, self._next(name, indices), tensor)
+        site = self.sites[min(keys)]
+        index = self._next(site.name, indices)
+        whole = None if is_distributed(tensor) else self._whole(site.name, site.tensors, tensor)
+        return DrawTarget(self.noise, site.name, index, tensor, whole)
 
     def _site_of(self, value: object) -> str | None:
         """The site that a value is, or a part of."""
-        keys = self.watch.hit(value) if isinstance(value, Tensor) else None
-        return self.entries[min(keys)].name if keys else None
+        keys = self.index.find(value) if isinstance(value, Tensor) else None
+        return self.sites[min(keys)].name if keys else None
 
     def _next(self, name: str, indices: int) -> int:
         self.indices[name] += indices
         return self.indices[name] - indices
 
-    def _place(self, name: str, tensors: Sequence[Tensor], local: Tensor) -> Box | None:
-        """Where a plain tensor lies that is this rank's part of a distributed site."""
+    def _whole(self, name: str, tensors: Sequence[Tensor], local: Tensor) -> Box | None:
+        """Where a plain tensor that is this rank's part of a distributed site begins, and the shape of the whole."""
         whole = next((tensor for tensor in tensors if is_distributed(tensor)), None)
         if whole is None or local.is_meta:
             return None
@@ -117,51 +105,51 @@ class Seeded(Recorder):
     # --- operations ----------------------------------------------------------------------------------------
 
     def _in_place(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        said = arguments_of(func, args, kwargs)
-        said.pop("generator", None)
+        arguments = arguments_of(func, args, kwargs)
+        arguments.pop("generator", None)
         name = name_of(func)
-        target = self._target(args[0], INDICES if name == "random_" else 1)
+        target = self._target(args[0], MOST_INDICES if name == "random_" else 1)
         if target.tensor.is_meta:
             return args[0]
-        frame = frame_of_caller(3)
+        frame = frame_of_caller()
         with _disable_current_modes():
             if _REJECTS and frame is not None and frame.f_code is TRUNCATED:
                 _draw_truncated(target, frame)
             else:
-                IN_PLACE[name](target, **said)
+                IN_PLACE_DRAWS[name](target, **arguments)
         return args[0]
 
-    def _made(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        said = arguments_of(func, args, kwargs)
+    def _new(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        arguments = arguments_of(func, args, kwargs)
         tensor = kwargs.get("out")
         if tensor is None:
-            tensor = _blank(said)
-        elif (size := said.get("size")) is not None and tuple(size) != tuple(tensor.shape):
+            tensor = _empty_result(arguments)
+        elif (size := arguments.get("size")) is not None and tuple(size) != tuple(tensor.shape):
             tensor.resize_(size)
         target = self._target(tensor)
         if not tensor.is_meta:
             with _disable_current_modes():
-                MADE[name_of(func)](target, **{key: said[key] for key in ("mean", "std") if key in said})
+                NEW_DRAWS[name_of(func)](target, **{k: arguments[k] for k in ("mean", "std") if k in arguments})
         return tensor
 
     def _other(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """An operation with a way of its own to draw: on torch's generator, in a state that belongs to the name."""
-        target = self._target(kwargs.get("out", _NOBODYS))
+        """Any other operation that draws: on torch's generator, in a state that belongs to the name."""
+        target = self._target(kwargs.get("out", _NO_TENSOR))
         message = f"{self.noise.seed}\0{target.index}\0{target.name}".encode("utf-8", "surrogatepass")
         state = int.from_bytes(hashlib.blake2b(message, digest_size=7).digest(), "little")
         own = kwargs.get("generator")
         if own is not None:
             return func(*args, **{**kwargs, "generator": torch.Generator(own.device).manual_seed(state)})
-        devices = {item.device.index for item in args if isinstance(item, Tensor) and item.is_cuda}
-        with torch.random.fork_rng(devices=sorted(devices)):
-            torch.default_generator.manual_seed(state)
-            for device in devices:
-                torch.cuda.default_generators[device].manual_seed(state)
+        devices = [item.device for item in args if isinstance(item, Tensor)]
+        with seeded_generators(state, *devices, *filter(None, [kwargs.get("device")])):
             return func(*args, **kwargs)
 
-    def _steps(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """The last steps of ``nn.init.orthogonal_``: the matrix that has been computed, and its gain."""
-        frame = frame_of_caller(3)
+    def _orthogonal(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """The last steps of ``nn.init.orthogonal_``: the copy of the matrix that it has computed, and its gain.
+
+        The copy draws the fill instead, under the site's own name, and the product with the gain is left out.
+        """
+        frame = frame_of_caller()
         if frame is None or frame.f_code is not _ORTHOGONAL:
             return func(*args, **kwargs)
         if func is torch.ops.aten.mul_.Tensor and args[0] is not frame.f_locals["tensor"]:
@@ -171,55 +159,65 @@ class Seeded(Recorder):
             fill = Orthogonal(gain=float(frame.f_locals["gain"]))
             with _disable_current_modes():
                 for shard in target.shards(target.tensor.detach()):
-                    write(fill, shard, _Later(self.noise, target.index))
+                    write(fill, shard, _OffsetNoise(self.noise, target.index))
         return args[0]
 
 
-class _Later(Noise):
-    """A noise whose draw indices begin later, for a fill that begins at 0."""
+class _OffsetNoise(Noise):
+    """A noise whose draw indices begin at an offset, for a fill that begins at 0."""
 
     sequential = False
 
-    def __init__(self, noise: Noise, by: int) -> None:
+    def __init__(self, noise: Noise, offset: int) -> None:
         self.noise = noise
-        self.by = by
+        self.offset = offset
 
     def fill(self, shard: Shard, distribution: Distribution, params: tuple[float, ...], index: int = 0) -> None:
-        self.noise.fill(shard, distribution, params, index + self.by)
+        self.noise.fill(shard, distribution, params, index + self.offset)
 
     def order(self, shard: Shard, index: int = 0) -> Tensor:
-        return self.noise.order(shard, index + self.by)
+        return self.noise.order(shard, index + self.offset)
 
     def factor_dtype(self, dtype: torch.dtype) -> torch.dtype:
         return self.noise.factor_dtype(dtype)
 
 
-_NOBODYS = torch.empty(0)
+@lru_cache(maxsize=4096)
+def _method(func: torch._ops.OpOverload) -> Callable[[Seeded, Any, Sequence[Any], Mapping[str, Any]], Any] | None:
+    """The method that does an operation in torch's place; None where torch does it, since it draws nothing."""
+    name = name_of(func)
+    if torch.Tag.nondeterministic_seeded in func.tags:
+        return Seeded._in_place if name in IN_PLACE_DRAWS else Seeded._new if name in NEW_DRAWS else Seeded._other
+    return Seeded._orthogonal if func in _LAST_OF_ORTHOGONAL else None
 
 
-def _draw_truncated(target: Target, frame: FrameType) -> None:
+_LAST_OF_ORTHOGONAL = frozenset({torch.ops.aten.copy_.default, torch.ops.aten.mul_.Tensor})
+
+
+def _draw_truncated(target: DrawTarget, frame: FrameType) -> None:
     """A draw within ``nn.init.trunc_normal_``: the tensor gets its final values, all of which are then accepted."""
-    held = frame.f_locals
-    if target.tensor is held["tensor"]:
-        target.fill("truncated", *(float(held[name]) for name in ("mean", "std", "a", "b")))
+    values = frame.f_locals
+    if target.tensor is values["tensor"]:
+        target.fill("truncated", *(float(values[name]) for name in ("mean", "std", "a", "b")))
     else:
         target.tensor.zero_()
 
 
-def _blank(said: Mapping[str, Any]) -> Tensor:
+def _empty_result(arguments: Mapping[str, Any]) -> Tensor:
     """An empty tensor like the one that an operation makes."""
-    options = {key: said[key] for key in ("dtype", "layout", "device", "pin_memory", "memory_format") if said.get(key)}
-    if said.get("size") is not None:
-        return torch.empty(said["size"], **options)
-    if isinstance(said.get("self"), Tensor):
-        return torch.empty_like(said["self"], **options)
-    given = [said[key] for key in ("mean", "std") if isinstance(said.get(key), Tensor)]
+    named = ("dtype", "layout", "device", "pin_memory", "memory_format")
+    options = {key: arguments[key] for key in named if arguments.get(key)}
+    if arguments.get("size") is not None:
+        return torch.empty(arguments["size"], **options)
+    if isinstance(arguments.get("self"), Tensor):
+        return torch.empty_like(arguments["self"], **options)
+    given = [arguments[key] for key in ("mean", "std") if isinstance(arguments.get(key), Tensor)]
     shape = torch.broadcast_shapes(*(tensor.shape for tensor in given))
     return torch.empty_like(given[0].expand(shape), memory_format=torch.contiguous_format)
 
 
 def seeded(model: nn.Module, seed: int) -> AbstractContextManager[Trace]:
-    """Gives every random number that code draws for a model to a name, while the ``with`` block runs.
+    """Give every random number that code draws for a model to a name, while the ``with`` block runs.
 
     >>> model = nn.Sequential(nn.Linear(3, 3))
     >>> with seeded(model, 0) as seen:

@@ -1,0 +1,191 @@
+"""TI2: whether what was loaded is in the model, all of it, and still is; what one line wrote and another one undid."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchinit.checkpoints.quantized import quantized
+from torchinit.core.names import normalize
+from torchinit.core.placements import shards_of
+from torchinit.core.shards import Box
+from torchinit.core.tables import shape_text, some
+from torchinit.errors import count, did_you_mean
+from torchinit.linting.registry import Hit, check
+from torchinit.linting.target import LintedTensor, LintTarget
+from torchinit.tracing import Write
+
+_SETTING = frozenset({"zero_", "fill_"})
+_MOVING = frozenset({"_to_copy", "clone", "assigned", "unseen", "data ="})
+
+
+@check(
+    "TI201",
+    "loaded-nowhere",
+    "error",
+    "loaded",
+    "rename the keys so that they are the model's names, and load strictly",
+)
+def loaded_nowhere(target: LintTarget) -> Iterator[Hit]:
+    """Loaded values that the model has no place for, or none of their shape.
+
+    ``load_state_dict(strict=False)`` passes over them; a prefix too many, and nothing at all is loaded. No match at
+    all is an error, and so is another shape; some keys too many are a warning, unless they are what quantized weights
+    mean nothing without. Names are compared without what wrappers put into them. Where a prefix would make more keys
+    match, the finding names it.
+    """
+    keys = list(target.loaded)
+    packed = quantized(target.loaded, {view.name: view.dtype for each in target.tensors for view in each.site.views})
+    yield from (Hit(name, each.why, "error", each.remedy) for name, each in packed.items())
+    explained = {key for each in packed.values() for key in each.companions}
+    left = [key for key in keys if key not in explained and target.find(normalize(key)) is None]
+    if left:
+        none_matches = len(left) == len(keys)
+        hint = _hint(left, {view.name for each in target.tensors for view in each.site.views})
+        text = f"none of {len(keys)} keys is" if none_matches else f"{len(left)} of {count(len(keys), 'key')} are not"
+        yield Hit("", f"{text} in the model: {some(left)}{hint}", "error" if none_matches else "warning")
+    for key in keys:
+        linted = target.find(normalize(key))
+        if linted is not None and linted.name not in packed and target.loaded[key].shape != linted.tensor.shape:
+            shapes = shape_text(linted.tensor.shape), shape_text(target.loaded[key].shape)
+            text = "has shape {}, and was loaded as {}".format(*shapes)
+            yield Hit(linted.name, text, "error", "give it the model's shape first")
+
+
+def _hint(keys: list[str], names: set[str]) -> str:
+    """Which prefix to drop or to add so that most keys match; else the near name."""
+    matching: Counter[str] = Counter()
+    for key in keys:
+        matching.update(f"without {start!r}" for start, rest in _splits(key) if rest in names)
+    for prefix in sorted({start for name in names for start, _ in _splits(name)[:3]}):
+        matching[f"with {prefix!r} before them"] = sum(f"{prefix}.{key}" in names for key in keys)
+    change, number = max(matching.items(), key=lambda pair: pair[1], default=("", 0))
+    return f"; {change} {number} would match" if number else did_you_mean(keys[0], names)
+
+
+def _splits(name: str) -> list[tuple[str, str]]:
+    """The name cut in two at each of its dots."""
+    return [(name[:at], name[at + 1 :]) for at, char in enumerate(name) if char == "."]
+
+
+@check("TI202", "not-loaded", "warning", "loaded", "name it among what is initialized on purpose, or find its key")
+def not_loaded(target: LintTarget) -> Iterator[Hit]:
+    """Parameters that no loaded value was for, so that they hold what the model was built with.
+
+    A new head is meant so; a layer that was renamed is not. One finding for all of them. Compared by name, tied
+    names included.
+    """
+    left = [linted.name for linted in target.tensors if linted.is_parameter and not linted.loaded]
+    if left and any(linted.loaded for linted in target.tensors):
+        yield Hit("", f"nothing was loaded for {count(len(left), 'parameter')}: {some(left)}")
+
+
+@check(
+    "TI203",
+    "loaded-overwritten",
+    "error",
+    "history",
+    "load last, or keep the initialization from what was loaded",
+)
+def loaded_overwritten(target: LintTarget) -> Iterator[Hit]:
+    """A tensor that does not hold the values that were loaded into it.
+
+    An initialization that runs after the loading draws them again: ``init_weights`` called by a trainer, or a
+    model's own code for a module of which another tensor was missing. Values that are given are compared one by one
+    after conversion to the model's dtype; a trace knows what ``load_state_dict`` wrote, and which line filled or
+    drew it anew. Wrong only for weights that were trained meanwhile.
+    """
+    keys = {normalize(key): key for key in target.loaded}
+    for linted in target.tensors:
+        key = next((keys[view.name] for view in linted.site.views if view.name in keys), None)
+        number = _count_unequal(linted, target.loaded[key]) if key is not None else 0
+        if number:
+            values = count(linted.statistics.numel, "value")
+            yield Hit(linted.name, f"{number:,} of {values} are not those that were loaded")
+        elif key is None and (later := _drawn_after_loading(target.writes(linted))):
+            yield Hit(linted.name, f"was loaded, and then written by {later.what}", line=later.line)
+
+
+def _drawn_after_loading(writes: Sequence[Write]) -> Write | None:
+    """The last write that filled or drew anew what ``load_state_dict`` had loaded."""
+    loads = [write.order for write in writes if write.call.endswith(".load_state_dict")]
+    later = [write for write in writes if loads and write.overwrites and write.last > loads[-1]]
+    return later[-1] if later else None
+
+
+def _count_unequal(linted: LintedTensor, loaded: Tensor) -> int:
+    """The number of values that are here and differ; NaN is equal to itself."""
+    if linted.values is None or loaded.shape != linted.tensor.shape:
+        return 0
+    number = 0
+    for shard in shards_of(linted.name, linted.tensor):
+        values = shard.local.detach()
+        wanted = Box(shard.start, tuple(values.shape)).of(loaded).detach().to(values.device, values.dtype)
+        if not torch.equal(values, wanted):
+            unequal = values != wanted
+            both_nan = values.isnan() & wanted.isnan() if values.is_floating_point() else torch.zeros_like(unequal)
+            number += int((unequal & ~both_nan).sum())
+    return number
+
+
+@check("TI204", "undone", "warning", "trace", "let the special case run after the general one")
+def undone(target: LintTarget) -> Iterator[Hit]:
+    """A value that one line wrote and another line then filled or drew anew.
+
+    ``self.apply(init_weights)`` at the end of a constructor undoes what its layers did before: the last layer of a
+    branch that was zeroed, a bias with its prior, the forget gate of an LSTM. It is a warning where the later line
+    writes more sites than the one it undoes and begins when that one is through, since the general case came after the
+    special one; else a note, unless the later line writes fewer sites, which is the way it should be. What replaces
+    a layer's own initialization, or fills in the same number again, is not a finding. Exact, where the trace is; one
+    finding for each two lines.
+    """
+    lines = _line_spans(target)
+    found: dict[tuple[str, str], list[tuple[str, Write, Write]]] = defaultdict(list)
+    for linted in target.tensors:
+        for before, after in _undone_writes(target.writes(linted)):
+            if lines[after.line].sites >= lines[before.line].sites:
+                found[before.line, after.line].append((linted.name, before, after))
+    for (line_before, line_after), cases in found.items():
+        name, before, after = cases[0]
+        others = [other for other, _, _ in cases[1:]]
+        earlier, later = lines[line_before], lines[line_after]
+        text = f"{after.what} undoes {before.what} of {line_before or 'an unknown line'}"
+        tail = f", as in {count(len(others), 'other')}: {some(others)}" if others else ""
+        general = later.sites > earlier.sites and later.first > earlier.last
+        yield Hit(name, text + tail, "warning" if general else "note", line=line_after)
+
+
+class _LineSpan(NamedTuple):
+    """The writes of a line of code: to how many sites, from its first write to its last."""
+
+    sites: int
+    first: int
+    last: int
+
+
+def _line_spans(target: LintTarget) -> dict[str, _LineSpan]:
+    by_line: dict[str, list[Write]] = defaultdict(list)
+    for write in target.trace:
+        by_line[write.line].append(write)
+    return {
+        line: _LineSpan(len({w.site for w in writes}), min(w.order for w in writes), max(w.last for w in writes))
+        for line, writes in by_line.items()
+    }
+
+
+def _undone_writes(writes: tuple[Write, ...]) -> Iterator[tuple[Write, Write]]:
+    """Each write that the last one that left nothing of what was there undid, with that one; one a line."""
+    last = next((write for write in reversed(writes) if write.overwrites), None)
+    if last is None:
+        return
+    lines = {last.line}
+    for write in writes[: writes.index(last)]:
+        repeated = write.what == last.what and last.operation in _SETTING and write.region is None
+        moved = write.operation in _MOVING or write.allocates
+        if write.line not in lines and not (moved or write.is_default or repeated):
+            lines.add(write.line)
+            yield write, last

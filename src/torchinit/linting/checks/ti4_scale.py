@@ -1,0 +1,176 @@
+"""TI4: how values are spread: not where they should be, where they should not be, too far."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from torchinit.core.neutral import is_shift, neutrality
+from torchinit.core.tables import some
+from torchinit.errors import count
+from torchinit.linting.registry import Hit, check
+from torchinit.linting.target import LintedTensor, LintTarget
+
+_GAIN = 10.0
+
+
+@check("TI401", "constant-weight", "error", "values", "draw it, or zero it if it is the last of a residual branch")
+def constant_weight(target: LintTarget) -> Iterator[Hit]:
+    """A weight whose values are all one number, where units can only tell themselves apart by chance.
+
+    Equal units get equal gradients and stay equal. Another number than zero in the weight of a layer whose outputs
+    share their inputs is an error; in a weight that does not learn it is a note, as a filter may be meant so. Zero
+    is a note, since the last layer of a residual branch, a gate or an adapter starts so on purpose; it is a warning
+    where the model has no other weights than zero ones. Tables, single units, depthwise convolutions and loaded
+    values are left out.
+    """
+    matrices = [linted for linted in target.drawn if _mixes(linted)]
+    constant = [linted for linted in matrices if linted.statistics.constant]
+    dead = len(matrices) == len(constant) > 1 and not any(linted.statistics.max for linted in constant)
+    for linted in constant:
+        stats = linted.statistics
+        text = f"all {stats.numel:,} values are {stats.max:.6g}"
+        if dead:
+            yield Hit(linted.name, f"{text}, and so are all weights of the model", "warning")
+        else:
+            learns = linted.tensor.requires_grad and stats.max != 0
+            yield Hit(linted.name, text, "error" if learns else "note")
+
+
+def _mixes(linted: LintedTensor) -> bool:
+    """Whether several outputs of the weight have the same inputs, and several of them."""
+    layout, shape = linted.site.layout, linted.site.shape
+    if not linted.is_matrix or layout is None or layout.lookup:
+        return False
+    outputs = math.prod(shape[axis] for axis in layout.out_axes)
+    return linted.site.fans("true")[0] > 1 and outputs > (layout.groups if 0 in layout.out_axes else 1)
+
+
+@check(
+    "TI402",
+    "drawn-norm",
+    "error",
+    "values",
+    'start it neutral (type = "Neutral"): select weights by layer, not by name alone',
+)
+def drawn_norm(target: LintTarget) -> Iterator[Hit]:
+    """The scale or shift of a normalization layer that holds drawn values.
+
+    A rule for every ``weight``, or a loop over all parameters, reaches norms, too, and a scale of N(0, 0.02²) makes
+    the layer's output fifty times too small. A scale whose mean is zero within three standard errors is an error,
+    unless the norm computes 1 + weight; anything else that comes in no order is a warning: it may have been trained,
+    and RepVGG draws it. Needs 20 values; loaded ones are left out.
+    """
+    for linted in target.drawn:
+        stats = linted.statistics
+        if linted.is_norm and stats.varied and stats.shuffled:
+            scale = not is_shift(linted.site)
+            around_zero = linted.site.neutral != 0 and abs(stats.mean) <= 3 * stats.std / math.sqrt(stats.numel)
+            role, values = "scale" if scale else "shift", f"mean {stats.mean:.3g}, std {stats.std:.3g}"
+            severe = scale and around_zero
+            yield Hit(linted.name, f"is the {role} of a norm, and holds {values}", "error" if severe else "warning")
+
+
+@check(
+    "TI403",
+    "outliers",
+    "warning",
+    "values",
+    "look at how it is drawn: torch before 2.12 drew wide truncated normals wrongly",
+)
+def outliers(target: LintTarget) -> Iterator[Hit]:
+    """A drawn weight with a value too far from the others.
+
+    Inverting the normal distribution in float32 or bfloat16 gives values a hundred standard deviations out. Allowed
+    is sqrt(2 ln(2n) + 2 ln 1e9) standard deviations: among n normal values one lies beyond with a chance below
+    1e-9. Values that are zero are left out of the measure, and so are weights that do not come in no order. Weights
+    that were trained have outliers; loaded ones are left out.
+    """
+    for linted in target.drawn:
+        stats = linted.statistics
+        if not linted.is_matrix or not stats.varied or not stats.shuffled or stats.std == 0:
+            continue
+        drawn = stats.numel - stats.zeros
+        spread = math.sqrt((stats.std**2 + stats.mean**2) * stats.numel / drawn)
+        allowed = math.sqrt(2 * math.log(2 * drawn) + 2 * math.log(1e9))
+        if stats.reach > allowed * spread:
+            text = f"a value of {stats.reach:.4g} is {stats.reach / spread:.0f} standard deviations out"
+            yield Hit(linted.name, f"{text}; {allowed:.1f} are possible")
+
+
+@check("TI404", "loud-weight", "warning", "values", "scale it by its fan: LeCun, Kaiming or Xavier, or a smaller std")
+def loud_weight(target: LintTarget) -> Iterator[Hit]:
+    """A weight that makes what passes through its layer more than ten times as large.
+
+    ``normal_(weight)`` without a std does. The factor is std · sqrt(fan_in) for inputs that are independent, with
+    the connections that the layer makes as its fan. Ten is a convention; a layer that is followed by a norm may
+    have it on purpose. Tables, and weights tied to one, are left out, and so are loaded values.
+    """
+    for linted in target.drawn:
+        stats = linted.statistics
+        table = any(view.layout and view.layout.lookup for view in linted.site.views)
+        if table or not (stats.varied and linted.is_matrix):
+            continue
+        fan = linted.site.fans("true")[0]
+        factor = math.sqrt(max(fan, 0.0)) * math.hypot(stats.std, stats.mean)
+        if factor > _GAIN:
+            text = f"std {stats.std:.3g} with {fan:g} inputs makes what passes {factor:.3g} times as large"
+            yield Hit(linted.name, text)
+
+
+@check("TI405", "padding-row", "warning", "values", "zero it after drawing the table")
+def padding_row(target: LintTarget) -> Iterator[Hit]:
+    """The padding row of an embedding that is not zero.
+
+    ``nn.Embedding(padding_idx=...)`` zeroes the row once, and every initialization after that wipes it out; its
+    gradient is zero, so it stays as it is. Compared with zero, so never wrong, unless the model means padding to be
+    seen. Loaded values are left out.
+    """
+    for linted in target.drawn:
+        row, values = linted.site.zero_row, linted.values
+        if row is not None and values is not None and linted.is_whole and not bool(linted.statistics.zero_rows[row]):
+            reach = float(values[row].abs().max())
+            yield Hit(linted.name, f"row {row} pads, and holds values up to {reach:.3g}")
+
+
+@check("TI406", "off-neutral", "error", "values", 'start it neutral (type = "Neutral"), or leave it so on purpose')
+def off_neutral(target: LintTarget) -> Iterator[Hit]:
+    """A norm that does not start at its neutral value, where it normalizes and does nothing else.
+
+    A scale of 1 in a norm that computes 1 + weight makes what passes twice as large, norm by norm. What a norm computes
+    is known by its class, or found by running a copy of it; compared are scales and shifts that are one number
+    throughout. Half or more off is a warning, less a note. A scale that lets nothing pass is a note in a block, or in a
+    part of the model with another norm, since the last norm of a residual branch starts so on purpose; else a warning,
+    and an error where no norm of the model lets anything pass. Loaded values are left out.
+    """
+    norms = [linted for linted in target.drawn if linted.site.neutral is not None]
+    scales = [linted for linted in norms if not is_shift(linted.site)]
+    shut = [linted for linted in scales if linted.statistics.constant and _off(linted) == -1]
+    passing = [linted for linted in scales if linted not in shut]
+    meant = [linted for linted in shut if passing and (linted.site.block or _in_a_branch(linted, passing, scales))]
+    for linted in norms:
+        if linted.statistics.constant and _off(linted) and linted not in meant:
+            text = f"is {linted.statistics.max:.6g}, but {neutrality(linted.site)}"
+            if linted in shut:
+                yield Hit(linted.name, f"{text}; it lets nothing pass", "warning" if passing else "error")
+            else:
+                yield Hit(linted.name, text, "warning" if abs(_off(linted)) >= 0.5 else "note")
+    if meant:
+        names = some([linted.name for linted in meant])
+        yield Hit("", f"{len(meant)} of {count(len(scales), 'norm')} let nothing pass: {names}", "note")
+
+
+def _off(linted: LintedTensor) -> float:
+    """The distance of the one value of a norm's parameter from neutral."""
+    return linted.statistics.max - (linted.site.neutral or 0.0)
+
+
+def _in_a_branch(linted: LintedTensor, passing: list[LintedTensor], norms: list[LintedTensor]) -> bool:
+    """Whether the smallest module that holds the norm and one that lets something pass is only a part of the model."""
+    around = linted.site.owner_name
+    while around:
+        around = around.rpartition(".")[0]
+        start = f"{around}." if around else ""
+        if any(other.name.startswith(start) for other in passing):
+            return not all(other.name.startswith(start) for other in norms)
+    return False

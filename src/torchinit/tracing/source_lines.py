@@ -1,0 +1,166 @@
+"""Source lines: whose code is running: the user's line, and the module that it works on."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import NamedTuple
+
+import torch
+
+_TORCH = str(Path(torch.__file__).parent) + os.sep
+_OURS = str(Path(__file__).parents[1]) + os.sep
+_CONTEXTS = os.sep + "contextlib.py"
+
+_STANDING_FOR_TORCH = {
+    f"transformers{os.sep}initialization.py": "transformers.initialization.",
+    f"timm{os.sep}layers{os.sep}weight_init.py": "timm.layers.",
+}
+"""Files of others that stand for ``torch.nn.init``, so that a line in them says nothing."""
+
+_MACHINERY = tuple(_TORCH + name for name in ("utils" + os.sep, "overrides.py", "_", "autograd"))
+
+
+class Caller(NamedTuple):
+    """Who made a write: the line, the function of torch's that it called, the module whose code ran."""
+
+    line: str
+    call: str
+    module: str | None
+
+
+class _Code(NamedTuple):
+    """The facts that all frames of one piece of code share."""
+
+    is_users: bool
+    call: str = ""
+    arguments: tuple[str, ...] = ()
+
+
+_KNOWN: dict[int, tuple[CodeType, _Code]] = {}
+"""By the id of the code, which is kept so that its id is not given to another: to hash code takes longer."""
+
+_MOST_KNOWN = 8192
+
+
+def _look_up(code: CodeType) -> _Code:
+    known = _KNOWN.get(id(code))
+    if known is None:
+        if len(_KNOWN) >= _MOST_KNOWN:
+            _KNOWN.clear()
+        known = _KNOWN[id(code)] = code, _describe(code)
+    return known[1]
+
+
+def _describe(code: CodeType) -> _Code:
+    file = code.co_filename
+    arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    if file.startswith(_OURS):
+        return _Code(is_users=False)
+    if file == torch.nn.init.__file__:
+        return _Code(False, "nn.init." + code.co_qualname)  # which is never given a module
+    if file.startswith(_TORCH):
+        machinery = file.startswith(_MACHINERY) or code.co_name.endswith("call_impl")
+        return _Code(False, "" if machinery else code.co_qualname, arguments)
+    for others, package in _STANDING_FOR_TORCH.items():
+        if file.endswith(os.sep + others):
+            return _Code(False, package + code.co_qualname, arguments)
+    return _Code(not file.endswith(_CONTEXTS), "", arguments)
+
+
+def find_caller(modules: Mapping[int, str], until: int = 0) -> Caller:
+    """Who runs: by the line, and by the modules (ids and names) that it was given.
+
+    The search for a module ends at the frame whose id is ``until``.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    line, call, module = "", "", None
+    searching = True
+    while frame is not None and (searching or not line):
+        code = _look_up(frame.f_code)
+        if not line:
+            call = code.call or call
+            line = _line(frame) if code.is_users else ""
+        if searching and code.arguments:
+            # Of a model and its part, both given to one function, the part is worked on.
+            values = frame.f_locals
+            given = [modules[id(value)] for name in code.arguments if id(value := values.get(name)) in modules]
+            module = max(given, key=depth_of) if given else None
+            searching = module is None
+        searching = searching and id(frame) != until
+        frame = frame.f_back
+    return Caller(line, call, module)
+
+
+def find_subject(modules: Mapping[int, str], site_of: Callable[[object], str | None], until: int = 0) -> str:
+    """The name of what code is initializing: the site, else the deepest module, that the nearest function works with.
+
+    Its local variables count, so that a loop over the modules of a model works on each in turn. Where no
+    function up to the frame whose id is ``until`` has any, it is the whole model: the empty name.
+    """
+    for frame in _frames():
+        if not frame.f_code.co_filename.startswith(_OURS):
+            values = list(frame.f_locals.values())
+            sites = [site for value in values if (site := site_of(value)) is not None]
+            found = sites or [modules[id(value)] for value in values if id(value) in modules]
+            if found:
+                return max(found, key=depth_of)
+        if id(frame) == until:
+            break
+    return ""
+
+
+def depth_of(name: str) -> int:
+    """The number of modules that lead to the one of this name.
+
+    >>> depth_of(""), depth_of("layers.0")
+    (0, 2)
+    """
+    return name.count(".") + 1 if name else 0
+
+
+def _frames() -> Iterator[FrameType]:
+    """The frames from here outwards."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def frame_of_caller() -> FrameType | None:
+    """The function that called torch's operation, whether it is torch's or the user's."""
+    below = (_OURS, *_MACHINERY)
+    return next((frame for frame in _frames() if not frame.f_code.co_filename.startswith(below)), None)
+
+
+def frame_of_user() -> FrameType | None:
+    """The first frame of code that is neither torch's nor torchinit's."""
+    return next((frame for frame in _frames() if _look_up(frame.f_code).is_users), None)
+
+
+def line_of_user() -> str:
+    """The user's line that runs, as :attr:`Write.line` has it."""
+    frame = frame_of_user()
+    return "" if frame is None else _line(frame)
+
+
+def is_within(code: CodeType) -> bool:
+    """Whether a function of this code runs between here and the user's own code."""
+    inner = (frame.f_code for frame in _frames())
+    return next((each for each in inner if each is code or _look_up(each).is_users), None) is code
+
+
+def _line(frame: FrameType) -> str:
+    return f"{_short(frame.f_code.co_filename)}:{frame.f_lineno}"
+
+
+@lru_cache(maxsize=1024)
+def _short(file: str) -> str:
+    """The file as a reader would call it: from where they stand, else from where Python found it."""
+    roots = [os.getcwd(), *(path for path in sys.path if path)]  # noqa: PTH109 # text, as sys.path has it
+    inside = [root for root in roots if file.startswith(root.rstrip(os.sep) + os.sep)]
+    return os.path.relpath(file, inside[0] if roots[0] in inside else max(inside, key=len)) if inside else file

@@ -1,0 +1,259 @@
+"""Symbolic tensors: the fill that a row of operations amounts to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from itertools import accumulate, pairwise
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from torchinit.core.composites import Blockwise, Opaque, Padded
+from torchinit.core.fills import Constant, Fill, Normal, TruncNormal, Uniform
+from torchinit.core.matrices import Dirac, Identity, Orthogonal, Sparse
+from torchinit.core.shards import Box
+from torchinit.noise.draws import MAX_SIGMAS
+
+Content: TypeAlias = Fill | None
+"""The content of a tensor, or of a part of it; None as long as nothing has been written."""
+
+_Arguments: TypeAlias = Mapping[str, Any]
+
+
+class _Piece(NamedTuple):
+    """A part of a tensor along one axis: how long it is, and what it holds."""
+
+    size: int
+    content: Content = None
+
+
+@dataclass(slots=True)
+class SymbolicTensor:
+    """The content of a tensor so far, in pieces along ``axis``; ``history`` is what has been done to it, as text."""
+
+    # Each piece holds a fill, and each operation on it gives another: numbers are drawn or set (CREATING), or changed
+    # in a way that a fill of the same kind describes (CHANGING). What no fill describes is opaque from then on, until
+    # something creates it anew. One axis is cut at a time, as code does it for the gates of an LSTM, the rows of a
+    # table, q, k and v: an operation on a part along another axis makes the whole opaque, and so does one on a part of
+    # a piece whose elements depend on each other. When all pieces are alike they become one again, along any axis.
+
+    shape: tuple[int, ...]
+    axis: int
+    pieces: list[_Piece]
+    history: list[str]
+
+    @classmethod
+    def blank(cls, shape: tuple[int, ...]) -> SymbolicTensor:
+        """A tensor of this shape to which nothing was written."""
+        return cls(shape, 0, [_Piece(shape[0] if shape else 1)], [])
+
+    def apply(self, name: str, arguments: _Arguments, region: object, text: str) -> None:
+        """Do an operation on a region."""
+        self.history.append(text)
+        span = self._span(region)
+        if span is None or (span[0] != self.axis and len(self.pieces) > 1):
+            self._become(Opaque(tuple(self.history)))
+            return
+        axis, low, high = span
+        if axis != self.axis:
+            self.axis, self.pieces = axis, [_Piece(self.shape[axis], self.pieces[0].content)]
+        self._cut(low, high)
+        starts = accumulate((piece.size for piece in self.pieces), initial=0)
+        self.pieces = [
+            _Piece(piece.size, self._after(piece.content, name, arguments)) if low <= start < high else piece
+            for start, piece in zip(starts, self.pieces, strict=False)
+        ]
+        if len({piece.content for piece in self.pieces}) == 1:
+            self._become(self.pieces[0].content)
+
+    @property
+    def fill(self) -> Content:
+        """The fill that all of it amounts to; None where nothing was written."""
+        contents = [piece.content for piece in self.pieces]
+        if len(contents) == 1:
+            return contents[0]
+        known = tuple(content for content in contents if content is not None and not content.obstacle)
+        if len(known) < len(contents):
+            return Opaque(tuple(self.history))
+        return self._padded() or Blockwise(known, tuple(piece.size for piece in self.pieces), self.axis)
+
+    def _padded(self) -> Fill | None:
+        """A fill with one row of zeros, if it is that."""
+        zero = _Piece(1, Constant(0.0))
+        rows = [number for number, piece in enumerate(self.pieces) if piece == zero]
+        others = {piece.content for piece in self.pieces if piece != zero}
+        if self.axis or len(rows) != 1 or len(others) != 1:
+            return None
+        (fill,) = others
+        return fill and Padded(fill, sum(piece.size for piece in self.pieces[: rows[0]]))
+
+    def _become(self, content: Content) -> None:
+        self.axis, self.pieces = 0, [_Piece(self.shape[0] if self.shape else 1, content)]
+
+    def _span(self, region: object) -> tuple[int, int, int] | None:
+        """The axis that a region is a part along, and from where to where; None for one that is not such a part."""
+        if region is None:
+            return self.axis, 0, self.shape[self.axis] if self.shape else 1
+        if not isinstance(region, Box):
+            return None
+        axes = [axis for axis, size in enumerate(self.shape) if region.shape[axis] != size]
+        if len(axes) != 1:
+            return None
+        (axis,) = axes
+        return axis, region.start[axis], region.start[axis] + region.shape[axis]
+
+    def _cut(self, *places: int) -> None:
+        """Cut the pieces so that one begins at each place."""
+        found, start = [], 0
+        for size, content in self.pieces:
+            inside = sorted(place for place in places if start < place < start + size)
+            whole = inside and content is not None and not content.elementwise
+            part = Opaque(tuple(self.history)) if whole else content
+            found += [_Piece(end - begin, part) for begin, end in pairwise([start, *inside, start + size])]
+            start += size
+        self.pieces = found
+
+    def _after(self, content: Content, name: str, arguments: _Arguments) -> Fill:
+        """The content after an operation; what no fill describes is opaque."""
+        create, change = CREATING.get(name), CHANGING.get(name)
+        if create is not None:
+            found = create(arguments)
+        else:
+            found = change(content, arguments) if change and content is not None and not content.obstacle else None
+        return found or Opaque(tuple(self.history))
+
+
+# --- operations that give new values -----------------------------------------------------------------------
+
+
+def _number(value: object) -> float | None:
+    """A number, or a tensor of one that is here."""
+    if isinstance(value, Tensor):
+        here = value.dim() == 0 and value.device.type == "cpu" and not value.is_complex()
+        return float(value) if here else None
+    return float(value) if isinstance(value, (bool, int, float)) else None
+
+
+def _constant(value: object) -> Fill | None:
+    number = _number(value)
+    return None if number is None else Constant(number)
+
+
+def _truncated(given: _Arguments) -> Fill:
+    mean, std, low, high = (float(given[name]) for name in ("mean", "std", "a", "b"))
+    return TruncNormal(mean, std, low, high)
+
+
+CREATING: Final[Mapping[str, Callable[[_Arguments], Fill | None]]] = {
+    "zero_": lambda given: Constant(0.0),
+    "fill_": lambda given: _constant(given["value"]),
+    "copy_": lambda given: _constant(given["src"]),
+    "normal_": lambda given: Normal(float(given["mean"]), float(given["std"])),
+    "uniform_": lambda given: Uniform(float(given["from"]), float(given["to"])),
+    "trunc_normal_": _truncated,
+    "eye": lambda given: Identity(),
+    "orthogonal_": lambda given: Orthogonal(float(given["gain"])),
+    "dirac_": lambda given: Dirac(given["groups"]),
+    "sparse_": lambda given: Sparse(float(given["sparsity"]), float(given["std"])),
+}
+"""The fill that each operation writes to a tensor, whatever it held."""
+
+OF_WHOLE_SHAPES: Final = frozenset({"eye", "orthogonal_", "dirac_", "sparse_"})
+"""Those of them that go by the shape of the tensor."""
+
+
+# --- operations that change what is there ------------------------------------------------------------------
+
+
+def _scaled(content: Fill, factor: float | None) -> Fill | None:
+    if factor is None:
+        return None
+    try:
+        return _neat(content.scaled(factor), content)
+    except ValueError:  # a factor that is infinite
+        return None
+
+
+def _shifted(content: Fill, by: float | None) -> Fill | None:
+    match content:
+        case _ if by is None:
+            return None
+        case _ if by == 0:
+            return content
+        case Constant(val):
+            return _neat(Constant(val + by), content)
+        case Normal(mean, std):
+            return _neat(Normal(mean + by, std), content)
+        case Uniform(a, b):
+            return _neat(Uniform(a + by, b + by), content)
+        case TruncNormal(mean, std, a, b, "value"):
+            return _neat(TruncNormal(mean + by, std, a + by, b + by), content)
+        case _:
+            return None
+
+
+def _neat(fill: Fill, before: Fill) -> Fill:
+    """The fill without the rounding errors that a few operations leave in the numbers that they changed."""
+    values = {field.name: getattr(fill, field.name) for field in fields(fill)}  # type: ignore[arg-type]  # all are
+    rounded = {
+        name: float(f"{value:.15g}")
+        for name, value in values.items()
+        if isinstance(value, float) and value != getattr(before, name, None)
+    }
+    return replace(fill, **rounded)  # type: ignore[type-var]  # dataclasses
+
+
+def _quantiles(content: Fill, _: _Arguments) -> Fill | None:
+    """The inverse error function of uniform numbers: a normal that is cut."""
+    if not isinstance(content, Uniform) or not -1 <= content.a < content.b <= 1:
+        return None
+    low, high = torch.erfinv(torch.tensor([content.a, content.b], dtype=torch.float64)).tolist()
+    return TruncNormal(0.0, math.sqrt(0.5), low, high)
+
+
+_SLACK = 1e-6
+"""So far from its bounds, in standard deviations, may a cut be that only repeats them."""
+
+
+def _clamped(content: Fill, given: _Arguments) -> Fill | None:
+    low = -math.inf if given["min"] is None else float(given["min"])
+    high = math.inf if given["max"] is None else float(given["max"])
+    match content:
+        case TruncNormal(mean, std, a, b, "value") if _agree(a, low, mean, std) and _agree(-b, -high, -mean, std):
+            return TruncNormal(mean, std, low, high)
+        case Uniform(a, b) if low <= a and b <= high:
+            return content
+        case Constant(val):
+            return Constant(min(max(val, low), high))
+        case _:
+            return None
+
+
+def _agree(bound: float, cut: float, mean: float, std: float) -> bool:
+    """Whether a cut from below is where the values end, or where none are."""
+    return abs(bound - cut) <= _SLACK * std or cut <= mean - MAX_SIGMAS * std
+
+
+def _inverse(value: object) -> float | None:
+    number = _number(value)
+    return 1 / number if number else None
+
+
+def _added(content: Fill, given: _Arguments, sign: float = 1.0) -> Fill | None:
+    other = _number(given["other"])
+    return None if other is None else _shifted(content, sign * other * float(given.get("alpha", 1)))
+
+
+CHANGING: Final[Mapping[str, Callable[[Fill, _Arguments], Fill | None]]] = {
+    "mul_": lambda content, given: _scaled(content, _number(given["other"])),
+    "div_": lambda content, given: None if given.get("rounding_mode") else _scaled(content, _inverse(given["other"])),
+    "neg_": lambda content, given: _scaled(content, -1.0),
+    "add_": _added,
+    "sub_": lambda content, given: _added(content, given, -1.0),
+    "erfinv_": _quantiles,
+    "clamp_": _clamped,
+}
+"""The content that each operation makes of the one before."""
