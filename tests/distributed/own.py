@@ -16,6 +16,7 @@ from torchinit.mmengine import (
     ModuleList,
     caffe2_xavier_init,
     constant_init,
+    initialize,
     kaiming_init,
     normal_init,
     trunc_normal_,
