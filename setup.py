@@ -12,8 +12,8 @@ from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
-NOISE = Path(__file__).parent / "src" / "torchinit" / "noise"
-build = runpy.run_path(str(NOISE / "build.py"))
+KERNEL = Path(__file__).parent / "src" / "torchinit" / "noise" / "csrc"
+build = runpy.run_path(str(KERNEL / "build.py"))
 
 
 class BuildKernel(build_ext):
@@ -35,7 +35,7 @@ class BuildKernel(build_ext):
         for ext in self.extensions:
             built = Path(self.build_lib) / self.get_ext_filename(ext.name)
             if built.exists():
-                self.copy_file(str(built), str(NOISE / build["LIBRARY"]), level=self.verbose)
+                self.copy_file(str(built), str(KERNEL / build["LIBRARY"]), level=self.verbose)
 
 
 class AnyPythonWheel(bdist_wheel):
@@ -46,6 +46,6 @@ class AnyPythonWheel(bdist_wheel):
 
 
 setup(
-    ext_modules=[Extension("torchinit.noise._kernel", [], optional=True)],
+    ext_modules=[Extension("torchinit.noise.csrc._kernel", [], optional=True)],
     cmdclass={"build_ext": BuildKernel, "bdist_wheel": AnyPythonWheel},
 )

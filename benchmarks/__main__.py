@@ -18,7 +18,7 @@ from typing import TypeVar
 import torch
 
 from benchmarks import checkpoints, draws, models
-from torchinit.noise.engines import chosen_kernel
+from torchinit.noise.engines.dispatch import chosen_kernel
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "explanation" / "performance.md"

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.timing import Spread, side_by_side
-from torchinit.core.matrices import Orthogonal
-from torchinit.core.measures import measure
-from torchinit.core.shards import Shard
+from torchinit.initializers.matrices import Orthogonal
+from torchinit.initializers.statistics import measure
+from torchinit.model.shards import Shard
 from torchinit.noise import Distribution, Job, Keyed
-from torchinit.noise.boxes import Task
-from torchinit.noise.draws import resolve
-from torchinit.noise.engines import chosen_kernel
+from torchinit.noise.distributions import resolve
+from torchinit.noise.engines.dispatch import chosen_kernel
+from torchinit.noise.engines.tasks import Task
 from torchinit.noise.keyed import derive
 
 NOISE = Keyed(0)

@@ -19,7 +19,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 import torchinit
-from torchinit.core.placements import local_part
+from torchinit.model.dtensor import local_part
 
 RULES = {"rules": [{"type": "Normal", "std": 0.02, "name": "**"}]}
 

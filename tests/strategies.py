@@ -54,7 +54,7 @@ from torchinit import (
     Xavier,
     Zeros,
 )
-from torchinit.core.layouts import ParameterKind
+from torchinit.model.layouts import ParameterKind
 
 PARTS = st.sampled_from(["conv1", "conv2", "layers", "0", "1", "12", "attn", "proj", "weight", "bias"])
 NUMBERS = st.floats(-1e3, 1e3)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-KERNEL = "torchinit/noise/_kernel.so"
+KERNEL = "torchinit/noise/csrc/_kernel.so"
 SOURCES = ROOT / "src"
 
 needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="no compiler here")
@@ -22,11 +22,12 @@ needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "cla
 GOLDEN = """
 import json, sys
 from tests.noise.golden import FILE, Case
-from torchinit.noise import engines, keyed
+from torchinit.noise import keyed
+from torchinit.noise.engines import dispatch
 for row in json.loads(FILE.read_text("utf-8"))["cases"][::10]:
     expected = row.pop("digest")
     assert Case(**row).digest() == expected, row
-print(keyed.__file__, engines.chosen_kernel() is not None)
+print(keyed.__file__, dispatch.chosen_kernel() is not None)
 """
 
 

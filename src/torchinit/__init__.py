@@ -6,48 +6,6 @@ from torchinit.api import initialize, materialize, plan, sites
 from torchinit.checkpoints import Checkpoint, Loaded, Pretrained, open_checkpoint
 from torchinit.checkpoints import adapters as adapters
 from torchinit.checkpoints.adapters import ADAPTERS, Adapter
-from torchinit.core.accounts import LoadReport
-from torchinit.core.composites import Blockwise, Opaque, Padded
-from torchinit.core.compositions import Blocks, DepthScaled, Scaled, Stacked
-from torchinit.core.expressions import Computed
-from torchinit.core.fills import Constant, Fill, Initializer, Normal, TruncNormal, Uniform
-from torchinit.core.fingerprints import Fingerprint, fingerprint
-from torchinit.core.formulas import (
-    Caffe2Xavier,
-    Kaiming,
-    LeCun,
-    Neutral,
-    Ones,
-    Prior,
-    VarianceScaling,
-    Xavier,
-    Zeros,
-)
-from torchinit.core.gains import gain
-from torchinit.core.layouts import Layout, Slot, register_layout
-from torchinit.core.matrices import DeltaOrthogonal, Dirac, Identity, Orthogonal, Sparse
-from torchinit.core.moments import Moments
-from torchinit.core.planner import make_plan
-from torchinit.core.plans import Change, Plan, Recipe, Rule, Skipped, Step
-from torchinit.core.reports import Record, Report
-from torchinit.core.runs import local_shards, run
-from torchinit.core.selectors import (
-    All,
-    AnyOf,
-    Block,
-    Is,
-    Kinds,
-    Layer,
-    Leaf,
-    Name,
-    Not,
-    Regex,
-    Selector,
-    Shape,
-    Within,
-)
-from torchinit.core.shards import Box, Shard
-from torchinit.core.sites import LayerClass, Site
 from torchinit.distributed import verify_replicas
 from torchinit.errors import (
     CheckpointError,
@@ -61,6 +19,25 @@ from torchinit.errors import (
     RunError,
     TorchinitError,
 )
+from torchinit.initializers.composed import Blocks, DepthScaled, Scaled, Stacked
+from torchinit.initializers.composites import Blockwise, Opaque, Padded
+from torchinit.initializers.elementwise import Constant, Fill, Initializer, Normal, TruncNormal, Uniform
+from torchinit.initializers.expressions import Computed
+from torchinit.initializers.load_report import LoadReport
+from torchinit.initializers.matrices import DeltaOrthogonal, Dirac, Identity, Orthogonal, Sparse
+from torchinit.initializers.moments import Moments
+from torchinit.initializers.variance_scaling import (
+    Caffe2Xavier,
+    Kaiming,
+    LeCun,
+    Neutral,
+    Ones,
+    Prior,
+    VarianceScaling,
+    Xavier,
+    Zeros,
+)
+from torchinit.knowledge.gains import gain
 from torchinit.linting import Finding, Findings, assert_initialized, lint
 from torchinit.mmengine import (
     MODEL_WRAPPERS,
@@ -96,8 +73,32 @@ from torchinit.mmengine import (
     update_init_info,
     xavier_init,
 )
+from torchinit.model.layouts import Layout, Slot, register_layout
+from torchinit.model.shards import Box, Shard
+from torchinit.model.sites import LayerClass, Site
 from torchinit.noise import Global, Keyed, Noise
+from torchinit.plans.fingerprint import Fingerprint, fingerprint
+from torchinit.plans.plan import Change, Plan, Skipped, Step
+from torchinit.plans.planner import make_plan
+from torchinit.plans.report import Record, Report
+from torchinit.plans.run import local_shards, run
 from torchinit.recipes import INITIALIZERS, RecipeLike, decode_recipe, load_recipe, recipe_to_data, schemes
+from torchinit.rules.rule import Recipe, Rule
+from torchinit.rules.selectors import (
+    All,
+    AnyOf,
+    Block,
+    Is,
+    Kinds,
+    Layer,
+    Leaf,
+    Name,
+    Not,
+    Regex,
+    Selector,
+    Shape,
+    Within,
+)
 from torchinit.tracing import Lock, Trace, Write, capture, lock, seeded, trace
 
 __all__ = [

@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from torchinit.core.fingerprints import fingerprint as fingerprint_of
-from torchinit.core.following import with_activations
-from torchinit.core.neutral import with_neutral
-from torchinit.core.planner import make_plan
-from torchinit.core.plans import Plan
-from torchinit.core.reports import Report
-from torchinit.core.runs import Agree, Progress, Shards, local_shards, run
-from torchinit.core.sites import Site
-from torchinit.core.sites import sites as bare_sites
-from torchinit.core.tables import some
+from torchinit._text import some
 from torchinit.distributed import Materialization, PlannedStart, Start, among, check_styles, own_resets, own_starts
 from torchinit.distributed.allocation import check_device
 from torchinit.errors import ConfigError, PlanError, RunError, count
+from torchinit.knowledge.following import with_activations
+from torchinit.knowledge.neutral import with_neutral
+from torchinit.model.sites import Site
+from torchinit.model.sites import sites as bare_sites
 from torchinit.noise import Global, Keyed, Noise
-from torchinit.noise.sequential import drawing_from
+from torchinit.noise.torch_generator import drawing_from
+from torchinit.plans.fingerprint import fingerprint as fingerprint_of
+from torchinit.plans.plan import Plan
+from torchinit.plans.planner import make_plan
+from torchinit.plans.report import Report
+from torchinit.plans.run import Agree, Progress, Shards, local_shards, run
 from torchinit.recipes import RecipeLike, to_rules
 from torchinit.recipes.alternatives import with_better
 from torchinit.recipes.forms import check_model, is_like_init_cfg, read_otherwise

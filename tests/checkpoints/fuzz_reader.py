@@ -9,10 +9,10 @@ from torch import nn
 
 from torchinit import CheckpointError, ConfigError, RunError, initialize, load_recipe, open_checkpoint
 from torchinit.checkpoints.pretrained import Pretrained
-from torchinit.cli import inspect
-from torchinit.core.plans import Rule
-from torchinit.core.selectors import Name
+from torchinit.cli.commands import inspect
 from torchinit.errors import plain
+from torchinit.rules.rule import Rule
+from torchinit.rules.selectors import Name
 
 RECIPES = (".json", ".toml", ".yaml")
 

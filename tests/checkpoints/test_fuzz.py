@@ -53,7 +53,7 @@ def test_what_the_fuzzer_looks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         patch.setattr(MemoryCheckpoint, "_read", lambda self, key, box: torch.zeros(3))
         assert "is not what was said of it" in complaint(path)
     with monkeypatch.context() as patch:
-        patch.setattr("torchinit.core.tables.plain", lambda text: text)
+        patch.setattr("torchinit._text.plain", lambda text: text)
         torch.save({"a\x1b": torch.ones(2)}, path)
         assert complaint(path).startswith("shows what a terminal would obey: ")
 

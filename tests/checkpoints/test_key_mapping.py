@@ -14,7 +14,7 @@ from torch import nn
 from tests.strategies import names
 from torchinit import CheckpointError, ConfigError, Name, Pretrained, Rule, initialize
 from torchinit.checkpoints.key_mapping import KeyMap, revised
-from torchinit.core.names import WRAPPERS
+from torchinit.model.names import WRAPPERS
 
 CASES = [
     (KeyMap(), "fc.weight", "fc.weight"),

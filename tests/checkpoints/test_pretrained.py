@@ -44,7 +44,7 @@ from torchinit import (
     sites,
 )
 from torchinit.checkpoints.adapters import Drop, InputChannels, Transpose, WeightNorm
-from torchinit.core.accounts import Cast
+from torchinit.initializers.load_report import Cast
 
 
 class Net(nn.Module):

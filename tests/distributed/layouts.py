@@ -20,7 +20,7 @@ from torch.distributed.tensor.parallel import (
 )
 
 from torchinit import DeltaOrthogonal, Layer, Leaf, Name, Normal, Orthogonal, Rule, Shape, Uniform
-from torchinit.core.placements import shards_of
+from torchinit.model.dtensor import shards_of
 
 
 class Experts(nn.Module):

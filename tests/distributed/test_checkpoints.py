@@ -22,7 +22,7 @@ from torchinit import Name, Pretrained, Rule, fingerprint, initialize, materiali
 from torchinit.checkpoints.adapters import Adapter, Fuse, Rows, Stack, Transpose
 from torchinit.checkpoints.formats.base import Checkpoint
 from torchinit.checkpoints.matching import last_match
-from torchinit.core.placements import local_part
+from torchinit.model.dtensor import local_part
 
 
 def model() -> nn.Module:

@@ -16,7 +16,7 @@ from torch.distributed.fsdp import fully_shard
 
 from tests.processes import on_ranks, results
 from torchinit import Name, Normal, Pretrained, Report, Rule, Uniform, initialize, materialize, run
-from torchinit.core.placements import local_part
+from torchinit.model.dtensor import local_part
 
 WORLD = 3
 ALL = Rule(Name("**"), Normal())
@@ -56,7 +56,7 @@ def behind_the_back(made: nn.Module, change: Callable[[Any], None]) -> tuple[str
         return report
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("torchinit.distributed.materialization.run", corrupted)
+        patch.setattr("torchinit.distributed.materialize.run", corrupted)
         return tried(made)
 
 

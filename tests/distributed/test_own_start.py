@@ -19,8 +19,8 @@ from tests.distributed.layouts import cut, whole
 from tests.distributed.own import CODES, Coded, Model, save_teacher
 from tests.processes import on_ranks, results
 from torchinit import WEIGHT_INITIALIZERS, BaseModule, Sequential, fingerprint, materialize, seeded
-from torchinit.core.placements import shards_of
 from torchinit.distributed.wholes import Whole, Wholes
+from torchinit.model.dtensor import shards_of
 
 
 def meta(checkpoint: str) -> Model:

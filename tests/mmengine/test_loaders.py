@@ -14,7 +14,7 @@ from torch import nn
 
 from tests.checkpoints.files import state, write
 from torchinit import CheckpointError
-from torchinit.core.accounts import Cast
+from torchinit.initializers.load_report import Cast
 from torchinit.mmengine import (
     BaseModule,
     CheckpointLoader,

@@ -13,8 +13,8 @@ from torch.nn.utils.parametrizations import weight_norm
 import torchinit
 from tests.stats import assert_std
 from torchinit import Name, Normal, Rule, Uniform
-from torchinit.core.reports import Report
 from torchinit.mmengine import WEIGHT_INITIALIZERS, BaseModule, ModuleDict, Sequential, initialize
+from torchinit.plans.report import Report
 from torchinit.tracing import MemoryIndex
 
 

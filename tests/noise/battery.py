@@ -18,7 +18,7 @@ import torch
 from scipy import special, stats
 
 from tests.noise.feed import words
-from torchinit.core.shards import Shard
+from torchinit.model.shards import Shard
 from torchinit.noise import Distribution, Job, Keyed
 from torchinit.noise.keyed import derive
 

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from torchinit.noise import build
+from torchinit.noise.csrc import build
 
 HARNESS = Path(__file__).with_name("harness.c")
 SOURCES = Path(build.__file__).parent

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from torchinit.core.shards import Shard
+from torchinit.model.shards import Shard
 from torchinit.noise import STREAM, Distribution, Keyed
 
 FOLDER = Path(__file__).parent.parent / "golden"

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.noise.strategies import DISTRIBUTIONS, DTYPES, Boxed, boxes, destinations
-from torchinit.core.names import normalize
-from torchinit.core.shards import Shard
 from torchinit.errors import RunError
+from torchinit.model.names import normalize
+from torchinit.model.shards import Shard
 from torchinit.noise import Distribution, Job, Keyed
+from torchinit.noise.engines.philox import key_of
 from torchinit.noise.keyed import derive
-from torchinit.noise.philox import key_of
 
 
 def drawn(

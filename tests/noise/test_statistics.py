@@ -11,10 +11,10 @@ import pytest
 import torch
 from scipy import stats
 
-from torchinit.core.shards import Shard
+from torchinit.model.shards import Shard
 from torchinit.noise import Distribution, Keyed
+from torchinit.noise.engines.philox import key_of, words_between
 from torchinit.noise.keyed import derive
-from torchinit.noise.philox import key_of, words_between
 
 N = 1 << 20
 SIGMAS = 5.5

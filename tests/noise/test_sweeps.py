@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from torchinit.noise import kernel
-from torchinit.noise.boxes import COMMON
+from torchinit.noise.engines import kernel
+from torchinit.noise.engines.tasks import COMMON
 
 LOADED = kernel.load()
 KERNELS = LOADED.instruction_sets() if LOADED else {}

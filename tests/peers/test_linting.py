@@ -15,8 +15,8 @@ from torch import nn
 
 from tests.peers.foreign import MODELS
 from torchinit import Findings, lint
-from torchinit.core.sandbox import poisoned_memory
 from torchinit.linting import ConstructionRecorder
+from torchinit.model.sandbox import poisoned_memory
 
 PAGE = Path(__file__).parents[2] / "docs/guides/lint.md"
 TABLE = re.compile(r"<!-- table: models -->\n(.*?)<!-- table ends -->", re.DOTALL)

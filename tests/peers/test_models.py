@@ -23,7 +23,7 @@ from torchinit import (
     plan,
     sites,
 )
-from torchinit.core.names import normalize
+from torchinit.model.names import normalize
 
 RECIPES: Mapping[str, Recipe] = {
     "general": load_recipe("general"),

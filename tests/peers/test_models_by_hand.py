@@ -25,7 +25,7 @@ from torchinit import (
     Xavier,
     initialize,
 )
-from torchinit.core.sites import sites
+from torchinit.model.sites import sites
 
 
 def test_gpt2_recipe_is_what_one_would_write_by_hand() -> None:

@@ -35,10 +35,10 @@ from torchinit import (
     make_plan,
     sites,
 )
-from torchinit.core.expressions import Computed
-from torchinit.core.fills import Initializer
-from torchinit.core.vocabulary import RESERVED
+from torchinit.initializers.elementwise import Initializer
+from torchinit.initializers.expressions import Computed
 from torchinit.recipes.entries import ENTRY_WORDS, OTHER_WORDS
+from torchinit.rules.catalog import RESERVED
 
 WEIGHT, BIAS = Kinds("weight"), Kinds("bias")
 

@@ -36,7 +36,7 @@ from torchinit import (
     run,
     seeded,
 )
-from torchinit.core.shards import Shard
+from torchinit.model.shards import Shard
 
 Way = Callable[[Any], object]
 

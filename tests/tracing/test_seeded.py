@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from tests.ranks import each_rank
 from tests.stats import assert_distribution, assert_mean
 from torchinit import Fill, Name, Normal, Orthogonal, Rule, RunError, TruncNormal, Uniform, initialize, seeded
-from torchinit.core.placements import shards_of
+from torchinit.model.dtensor import shards_of
 
 Write = Callable[[Any], object]
 

@@ -7,7 +7,7 @@ from torchinit.checkpoints.hub import Limits, fetch, member_of, register_source
 from torchinit.checkpoints.open import open_checkpoint
 from torchinit.checkpoints.pretrained import Pretrained
 from torchinit.checkpoints.tensor_fill import Loaded
-from torchinit.core.vocabulary import INITIALIZERS
+from torchinit.rules.catalog import INITIALIZERS
 
 __all__ = [
     "Checkpoint",

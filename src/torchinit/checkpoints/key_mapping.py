@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from torchinit.core.names import normalize
-from torchinit.core.regex import check_pattern, substitute
 from torchinit.errors import CheckpointError, ConfigError
+from torchinit.model.names import normalize
+from torchinit.rules.regex import check_pattern, substitute
 
 _LONGEST: Final = 1000
 

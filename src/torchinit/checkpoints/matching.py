@@ -8,6 +8,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 import torch
 
+from torchinit._text import dtype_name, some
 from torchinit.checkpoints.adapters import Adapter, Transpose
 from torchinit.checkpoints.formats import Info
 from torchinit.checkpoints.key_mapping import KeyMap, unwrapped
@@ -15,13 +16,12 @@ from torchinit.checkpoints.open import open_cached
 from torchinit.checkpoints.quantized import Companions
 from torchinit.checkpoints.suggestions import by_case, guess, suggest_for_missing, suggest_for_shape, tied
 from torchinit.checkpoints.tensor_fill import Loaded
-from torchinit.core.accounts import Cast, Guess, LoadReport, Mismatch
-from torchinit.core.fills import Fill
-from torchinit.core.globs import glob_matches
-from torchinit.core.loaders import Resolution
-from torchinit.core.sites import Site
-from torchinit.core.tables import dtype_name, some
 from torchinit.errors import CheckpointError, count, did_you_mean, masked
+from torchinit.initializers.elementwise import Fill
+from torchinit.initializers.load_report import Cast, Guess, LoadReport, Mismatch
+from torchinit.initializers.source import Resolution
+from torchinit.model.globs import glob_matches
+from torchinit.model.sites import Site
 
 _T = TypeVar("_T")
 

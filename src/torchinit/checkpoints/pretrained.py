@@ -14,13 +14,13 @@ from torchinit.checkpoints.key_mapping import KeyMap, Renames
 from torchinit.checkpoints.matching import Search
 from torchinit.checkpoints.open import InMemory
 from torchinit.checkpoints.tensor_fill import Loaded, Source
-from torchinit.core.accounts import LoadReport
-from torchinit.core.arguments import choice, text, truth
-from torchinit.core.globs import check_globs
-from torchinit.core.loaders import Resolution, SourceInitializer
-from torchinit.core.maps import FrozenMap
-from torchinit.core.sites import Site
 from torchinit.errors import CheckpointError, MissingExtraError, masked
+from torchinit.initializers.load_report import LoadReport
+from torchinit.initializers.source import Resolution, SourceInitializer
+from torchinit.model.globs import check_globs
+from torchinit.model.sites import Site
+from torchinit.serialization.json import FrozenMap
+from torchinit.serialization.validation import choice, text, truth
 
 OnShape: TypeAlias = Literal["error", "skip"]
 

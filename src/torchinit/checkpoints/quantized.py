@@ -24,10 +24,10 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from torchinit._text import dtype_name, some
 from torchinit.checkpoints.formats import Info
-from torchinit.core.names import normalize
-from torchinit.core.tables import dtype_name, some
 from torchinit.errors import CheckpointError
+from torchinit.model.names import normalize
 
 _SCALE: Final = re.compile(r".*scales?|.*quant.*|absmax|amax|centroids|codebooks?|scaled|scaling|scb|q?zeros?|zp")
 """The words for scales, zero points and tables of values."""

@@ -11,10 +11,10 @@ from typing import Final, TypeAlias
 from torchinit.checkpoints import adapters
 from torchinit.checkpoints.adapters.base import Adapter, Size, place, replace_parts
 from torchinit.checkpoints.key_mapping import KeyMap, Renames, unwrapped
-from torchinit.core.accounts import Guess
-from torchinit.core.globs import glob_matches
-from torchinit.core.sites import Site
 from torchinit.errors import ConfigError
+from torchinit.initializers.load_report import Guess
+from torchinit.model.globs import glob_matches
+from torchinit.model.sites import Site
 
 Shapes: TypeAlias = Mapping[str, Size]
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torchinit.checkpoints.adapters import Adapter, ReadPlan
 from torchinit.checkpoints.formats import Checkpoint
 from torchinit.checkpoints.open import InMemory, open_cached
-from torchinit.core.fills import Fill
-from torchinit.core.shards import Box, Shard
-from torchinit.core.transfers import magnitude, transfer
 from torchinit.errors import CheckpointError, masked
+from torchinit.initializers.elementwise import Fill
+from torchinit.initializers.transfers import magnitude, transfer
+from torchinit.model.shards import Box, Shard
 from torchinit.noise import Noise
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Loaded(Fill):
     same ``sha256``, if that is known.
 
     >>> import torch
-    >>> from torchinit.core.runs import write
+    >>> from torchinit.plans.run import write
     >>> from torchinit.noise import Global
     >>> tensor = torch.empty(2)
     >>> write(Loaded({"b": torch.ones(2)}, ("b",)), Shard.whole("b", tensor), Global())

@@ -4,6 +4,6 @@ inspect, check-ckpt, convert, fetch, cache.
 
 from __future__ import annotations
 
-from torchinit.cli.entry import main
+from torchinit.cli.main import main
 
 __all__ = ["main"]

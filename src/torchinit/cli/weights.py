@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torchinit import Change, Fingerprint, fingerprint
 from torchinit.checkpoints.formats.safetensors import DTYPES, TIED, SafetensorsCheckpoint
 from torchinit.cli.errors import UsageError
-from torchinit.core.names import normalize
 from torchinit.errors import count
+from torchinit.model.names import normalize
 
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 """The format's names of dtypes."""

@@ -7,12 +7,12 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from torchinit.core.plans import Plan
-from torchinit.core.tables import some
-from torchinit.distributed.together import gathered, ranks_of
+from torchinit._text import some
+from torchinit.distributed.collectives import gathered, ranks_of
 from torchinit.errors import RunError, count
 from torchinit.noise import Keyed
 from torchinit.noise.keyed import STREAM
+from torchinit.plans.plan import Plan
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from torchinit.core.names import normalize
-from torchinit.core.placements import is_distributed, local_part, shards_of
-from torchinit.core.places import Kind
-from torchinit.core.tables import some
+from torchinit._text import some
 from torchinit.errors import RunError, count
+from torchinit.model.dtensor import is_distributed, local_part, shards_of
+from torchinit.model.names import normalize
+from torchinit.model.traversal import Kind
 
 _CHUNK = 1 << 22
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import nn
 
-from torchinit.core.fingerprints import hashed
-from torchinit.core.meshes import cut_dimensions, piece_here
-from torchinit.core.sources import look_at, sources_of
-from torchinit.core.tables import some
-from torchinit.distributed.together import gathered, ranks_of, together
+from torchinit._text import some
+from torchinit.distributed.collectives import gathered, ranks_of, together
 from torchinit.errors import ReportError, RunError, count
+from torchinit.model.meshes import cut_dimensions, piece_here
+from torchinit.plans.fingerprint import hashed
+from torchinit.plans.sources import look_at, sources_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

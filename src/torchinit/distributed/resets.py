@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from torchinit.core.places import places
 from torchinit.distributed.allocation import Tenant
-from torchinit.distributed.owncode import Made, needs
-from torchinit.distributed.together import exchanged, is_shared
+from torchinit.distributed.buffers import Made, needs
+from torchinit.distributed.collectives import exchanged, is_shared
 from torchinit.distributed.wholes import Exchange, Wholes, is_spread
+from torchinit.model.traversal import places
 from torchinit.noise import Keyed, Noise
 from torchinit.tracing import MemoryIndex
 from torchinit.tracing.recorder import Recorder

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from torchinit.core.placements import is_distributed, local_part
-from torchinit.core.sandbox import Poison
 from torchinit.distributed.allocation import Tenant
+from torchinit.model.dtensor import is_distributed, local_part
+from torchinit.model.sandbox import Poison
 
 Values = Mapping[tuple[nn.Module, str], Tensor]
 """Buffers, by the module that holds them and the name that it has for them."""

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from torchinit.core.meshes import ASCEND, is_in_order
 from torchinit.errors import RunError, count
+from torchinit.model.meshes import ASCEND, is_in_order
 
 
 def check_styles(model: nn.Module) -> None:

@@ -21,15 +21,15 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from torchinit.core.memory import overlaps
-from torchinit.core.parametrized import parametrized
-from torchinit.core.placements import BEHIND, is_distributed, local_part, shards_of
-from torchinit.core.plans import Step
-from torchinit.core.shards import Shard
-from torchinit.core.tables import some
-from torchinit.core.witnesses import present, unobserved
-from torchinit.distributed.together import gathered
+from torchinit._text import some
+from torchinit.distributed.collectives import gathered
 from torchinit.errors import RunError
+from torchinit.model.dtensor import BEHIND, is_distributed, local_part, shards_of
+from torchinit.model.parametrizations import parametrized
+from torchinit.model.shards import Shard
+from torchinit.model.storage import overlaps
+from torchinit.plans.observers import present, unobserved
+from torchinit.plans.plan import Step
 from torchinit.tracing.observer import written_by
 from torchinit.tracing.operations import name_of
 from torchinit.tracing.regions import MemoryIndex, storage_of

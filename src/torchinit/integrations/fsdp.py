@@ -17,18 +17,18 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from torchinit.api import plan
-from torchinit.core.names import normalize
-from torchinit.core.places import Held, held, places
-from torchinit.core.plans import Plan, Step
-from torchinit.core.reports import Record, Report
-from torchinit.core.runs import run, shards_held
-from torchinit.core.sites import grouped
 from torchinit.distributed import among
 from torchinit.distributed.allocation import Tenant, allocate, check_device, tenants, unwritten
-from torchinit.distributed.materialization import why_unwritten
-from torchinit.distributed.owncode import Made, is_tried, make_buffers
+from torchinit.distributed.buffers import Made, is_tried, make_buffers
+from torchinit.distributed.materialize import why_unwritten
 from torchinit.errors import RunError, count
+from torchinit.model.names import normalize
+from torchinit.model.sites import grouped
+from torchinit.model.traversal import Held, held, places
 from torchinit.noise import Keyed
+from torchinit.plans.plan import Plan, Step
+from torchinit.plans.report import Record, Report
+from torchinit.plans.run import run, shards_held
 from torchinit.recipes import RecipeLike
 from torchinit.tracing import holds_no_values
 from torchinit.tracing.locks import Snapshot, snapshot

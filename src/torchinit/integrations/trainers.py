@@ -10,16 +10,16 @@ import torch
 from torch import nn
 
 from torchinit.api import initialize, materialize, plan
-from torchinit.core.places import held
-from torchinit.core.plans import Recipe
-from torchinit.core.reports import Report
-from torchinit.core.selectors import Name
-from torchinit.core.sites import grouped, layer_class
 from torchinit.distributed.allocation import tenants
-from torchinit.distributed.owncode import make_buffers
+from torchinit.distributed.buffers import make_buffers
 from torchinit.errors import RunError, count
 from torchinit.integrations.fsdp import LOADED, is_loaded
+from torchinit.model.sites import grouped, layer_class
+from torchinit.model.traversal import held
+from torchinit.plans.report import Report
 from torchinit.recipes import RecipeLike, to_rules
+from torchinit.rules.rule import Recipe
+from torchinit.rules.selectors import Name
 
 
 def init_weights(recipe: RecipeLike, *, seed: int, strict: bool = True) -> Callable[..., Report]:

@@ -7,8 +7,8 @@ from dataclasses import replace
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from torchinit.core.places import Kind, held
-from torchinit.core.sites import grouped
+from torchinit.model.sites import grouped
+from torchinit.model.traversal import Kind, held
 from torchinit.tracing import Trace
 from torchinit.tracing.recorder import Recorder, TracedTensor
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal, TypeAlias
 
-from torchinit.core.tables import columns
+from torchinit._text import columns
 from torchinit.errors import count
 from torchinit.linting import sarif
 

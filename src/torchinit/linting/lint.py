@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor, nn
 
 from torchinit.api import draft
-from torchinit.core.plans import Plan
-from torchinit.core.reports import Report
 from torchinit.errors import ReportError, count
 from torchinit.linting.findings import SEVERITIES, Findings, Severity
 from torchinit.linting.registry import NEEDS, Need, select_checks
 from torchinit.linting.target import LintTarget
+from torchinit.plans.plan import Plan
+from torchinit.plans.report import Report
 from torchinit.recipes import RecipeLike
 from torchinit.tracing import Trace
 

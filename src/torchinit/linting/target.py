@@ -11,14 +11,14 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from torchinit.core.names import normalize
-from torchinit.core.neutral import is_named_norm, with_neutral
-from torchinit.core.placements import is_distributed, local_part
-from torchinit.core.places import Held, held
-from torchinit.core.plans import Plan
-from torchinit.core.reports import Report
-from torchinit.core.sites import Site, grouped
+from torchinit.knowledge.neutral import is_named_norm, with_neutral
 from torchinit.linting.statistics import Statistics, compute_statistics
+from torchinit.model.dtensor import is_distributed, local_part
+from torchinit.model.names import normalize
+from torchinit.model.sites import Site, grouped
+from torchinit.model.traversal import Held, held
+from torchinit.plans.plan import Plan
+from torchinit.plans.report import Report
 from torchinit.tracing import Trace, Write
 
 _UNREADABLE = frozenset({"quantized", "sparse", "lazy"})

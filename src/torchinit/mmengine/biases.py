@@ -12,10 +12,10 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final, Literal, TypeAlias, cast
 
-from torchinit.core.fills import Constant, Initializer
-from torchinit.core.selectors import Kinds, Leaf, Selector
-from torchinit.core.vocabulary import SCHEMA
+from torchinit.initializers.elementwise import Constant, Initializer
 from torchinit.mmengine.registry import InitCfgTypeError
+from torchinit.rules.catalog import SCHEMA
+from torchinit.rules.selectors import Kinds, Leaf, Selector
 
 Bias: TypeAlias = float | Literal["keep"] | Initializer
 

@@ -8,15 +8,15 @@ from functools import reduce
 from operator import and_
 from typing import Any, Final
 
-from torchinit.core.compositions import Blocks
-from torchinit.core.fills import Initializer
-from torchinit.core.selectors import Layer, Leaf, Name, Regex, Selector
-from torchinit.core.sites import Convention
-from torchinit.core.vocabulary import SCHEMA
 from torchinit.errors import ConfigError
-from torchinit.hints import hints_of
+from torchinit.initializers.composed import Blocks
+from torchinit.initializers.elementwise import Initializer
 from torchinit.mmengine.registry import InitCfgTypeError
+from torchinit.model.sites import Convention
 from torchinit.recipes.entries import Sizes, Words, any_within, several, stacked
+from torchinit.rules.catalog import SCHEMA
+from torchinit.rules.selectors import Layer, Leaf, Name, Regex, Selector
+from torchinit.serialization.hints import hints_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from torch import Tensor, nn
 
-from torchinit.core.shards import Shard
+from torchinit.model.shards import Shard
 from torchinit.tracing import Event, MemoryIndex, Observer, Write, line_of_user
 from torchinit.tracing.recorder import TracedTensor
 from torchinit.tracing.regions import storage_of

@@ -9,16 +9,16 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from torchinit.core.fills import Constant, Initializer, Normal, TruncNormal, Uniform
-from torchinit.core.formulas import FanMode, Kaiming, Xavier
-from torchinit.core.gains import nonlinearities
-from torchinit.core.runs import write
-from torchinit.core.shards import Shard
-from torchinit.core.sites import Site
 from torchinit.errors import did_you_mean
+from torchinit.initializers.elementwise import Constant, Initializer, Normal, TruncNormal, Uniform
+from torchinit.initializers.variance_scaling import FanMode, Kaiming, Xavier
+from torchinit.knowledge.gains import nonlinearities
 from torchinit.mmengine.biases import by_attribute, number
 from torchinit.mmengine.registry import InitCfgAssertionError, InitCfgRangeError, InitCfgValueError
+from torchinit.model.shards import Shard
+from torchinit.model.sites import Site
 from torchinit.noise import Global
+from torchinit.plans.run import write
 
 NOISE = Global(truncation="inverse_cdf")
 """Torch's generator, drawn from as MMEngine draws."""

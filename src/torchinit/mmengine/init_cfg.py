@@ -13,12 +13,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from torchinit.core.plans import Rule
-from torchinit.core.reports import Record, Report
-from torchinit.core.runs import Progress
-from torchinit.core.vocabulary import INITIALIZERS, SCHEMA, TEXT
 from torchinit.errors import did_you_mean
-from torchinit.hints import hints_of
 from torchinit.mmengine.biases import BIAS_WORDS
 from torchinit.mmengine.bridge import WEIGHT_INITIALIZERS
 from torchinit.mmengine.extensions import WORDS
@@ -31,7 +26,12 @@ from torchinit.mmengine.registry import (
     build_from_cfg,
 )
 from torchinit.mmengine.session import Prepared, Session, current
-from torchinit.schema import Reader
+from torchinit.plans.report import Record, Report
+from torchinit.plans.run import Progress
+from torchinit.rules.catalog import INITIALIZERS, SCHEMA, TEXT
+from torchinit.rules.rule import Rule
+from torchinit.serialization.hints import hints_of
+from torchinit.serialization.schema import Reader
 from torchinit.tracing import unfilled
 
 Entry = dict[str, Any]

@@ -12,9 +12,8 @@ from typing import Any, ClassVar
 from torch import nn
 
 from torchinit.checkpoints import Pretrained
-from torchinit.core.fills import Initializer
-from torchinit.core.plans import Rule
 from torchinit.errors import CheckpointError
+from torchinit.initializers.elementwise import Initializer
 from torchinit.mmengine.biases import BIAS_WORDS, Bias, bias_number, bias_of, by_site
 from torchinit.mmengine.bridge import WEIGHT_INITIALIZERS
 from torchinit.mmengine.checkpoints import load_pretrained
@@ -23,6 +22,7 @@ from torchinit.mmengine.functional import constant, kaiming, normal, trunc_norma
 from torchinit.mmengine.log import log
 from torchinit.mmengine.registry import InitCfgAssertionError, InitCfgTypeError
 from torchinit.mmengine.session import MARK, Session, current
+from torchinit.rules.rule import Rule
 
 
 class BaseInit:

@@ -17,13 +17,13 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from torchinit.core.plans import Rule
-from torchinit.core.selectors import Layer, Leaf
-from torchinit.core.sites import layer_class
 from torchinit.errors import count, did_you_mean
 from torchinit.mmengine.biases import LEAVES
 from torchinit.mmengine.bridge import mm_logger
 from torchinit.mmengine.tree import ModuleIndex
+from torchinit.model.sites import layer_class
+from torchinit.rules.rule import Rule
+from torchinit.rules.selectors import Layer, Leaf
 
 Line = tuple[str, nn.Parameter, str]
 """The name of a parameter, the parameter, and how it was set."""

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from torchinit.core.fills import Fill
-from torchinit.core.measures import measure
-from torchinit.core.names import normalize
-from torchinit.core.placements import behind, local_part
-from torchinit.core.reports import Record, Report
-from torchinit.core.sites import find, sites
-from torchinit.core.tables import some
+from torchinit._text import some
 from torchinit.errors import count
+from torchinit.initializers.elementwise import Fill
+from torchinit.initializers.statistics import measure
 from torchinit.mmengine.registry import InitCfgAssertionError
+from torchinit.model.dtensor import behind, local_part
+from torchinit.model.names import normalize
+from torchinit.model.sites import find, sites
+from torchinit.plans.report import Record, Report
 from torchinit.tracing import holds_no_values
 
 

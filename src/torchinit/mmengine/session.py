@@ -14,26 +14,27 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchinit.core.accounts import LoadReport
-from torchinit.core.following import with_activations
-from torchinit.core.formulas import asks_for_neutral, asks_what_follows
-from torchinit.core.neutral import with_neutral
-from torchinit.core.planner import make_plan
-from torchinit.core.plans import Plan, Rule, Step
-from torchinit.core.reports import Record, Report
-from torchinit.core.runs import Progress, run
-from torchinit.core.shards import Shard
-from torchinit.core.sites import Site
-from torchinit.core.tables import some
-from torchinit.core.witnesses import present, unobserved, witnesses
+from torchinit._text import some
 from torchinit.distributed.standins import is_standing_in
 from torchinit.distributed.wholes import Exchange, Wholes, is_spread
 from torchinit.errors import PlanError, RunError
+from torchinit.initializers.load_report import LoadReport
+from torchinit.initializers.variance_scaling import asks_for_neutral, asks_what_follows
+from torchinit.knowledge.following import with_activations
+from torchinit.knowledge.neutral import with_neutral
 from torchinit.mmengine.foreign import Drawing, Watching
 from torchinit.mmengine.log import dump, in_vain, log
 from torchinit.mmengine.provenance import Provenance
 from torchinit.mmengine.tree import ModuleIndex, Spot
+from torchinit.model.shards import Shard
+from torchinit.model.sites import Site
 from torchinit.noise import Global, Keyed, Noise
+from torchinit.plans.observers import present, unobserved, witnesses
+from torchinit.plans.plan import Plan, Step
+from torchinit.plans.planner import make_plan
+from torchinit.plans.report import Record, Report
+from torchinit.plans.run import Progress, run
+from torchinit.rules.rule import Rule
 from torchinit.tracing import MemoryIndex
 from torchinit.tracing.uninitialized import unstamp, watching
 

@@ -10,22 +10,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from torchinit._text import some
 from torchinit.api import noise_of
-from torchinit.core.reports import Report
-from torchinit.core.runs import Progress
-from torchinit.core.sites import sites
-from torchinit.core.tables import some
 from torchinit.distributed import OWN_STARTS, Materialization
 from torchinit.distributed.allocation import Tenant, check_device
-from torchinit.distributed.materialization import with_resets
-from torchinit.distributed.owncode import Made, needs
+from torchinit.distributed.buffers import Made, needs
+from torchinit.distributed.materialize import with_resets
 from torchinit.distributed.resets import exchange_in, reset_layers
 from torchinit.distributed.wholes import bare_class
 from torchinit.errors import ConfigError
 from torchinit.mmengine.base_module import BaseModule, initialize_child, unreached, unwrapped
 from torchinit.mmengine.init_cfg import carry_out
 from torchinit.mmengine.session import Session, session_of
+from torchinit.model.sites import sites
 from torchinit.noise import Keyed, Noise
+from torchinit.plans.report import Report
+from torchinit.plans.run import Progress
 from torchinit.tracing import unfilled
 
 if TYPE_CHECKING:

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from torchinit.core.parametrized import parametrized
-from torchinit.core.placements import behind, blank_shards, shards_of
-from torchinit.core.places import Held, held
-from torchinit.core.plans import Rule
-from torchinit.core.shards import Shard
-from torchinit.core.sites import LayerClass, Site, grouped, layer_class
 from torchinit.mmengine.biases import LEAVES
+from torchinit.model.dtensor import behind, blank_shards, shards_of
+from torchinit.model.parametrizations import parametrized
+from torchinit.model.shards import Shard
+from torchinit.model.sites import LayerClass, Site, grouped, layer_class
+from torchinit.model.traversal import Held, held
+from torchinit.rules.rule import Rule
 
 
 @dataclass(frozen=True, slots=True)

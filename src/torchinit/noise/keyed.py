@@ -15,14 +15,14 @@ from typing import ClassVar, Literal, final
 import torch
 from torch import Tensor
 
-from torchinit.core.shards import Shard
-from torchinit.core.threads import one_thread
 from torchinit.errors import RunError
-from torchinit.noise import engines, reference
-from torchinit.noise.boxes import Task, is_simple
-from torchinit.noise.draws import Draw, Kind, resolve
-from torchinit.noise.sequential import seeded_generators
-from torchinit.noise.streams import Distribution, Job, Noise
+from torchinit.model.shards import Shard
+from torchinit.noise.base import Distribution, Job, Noise
+from torchinit.noise.distributions import Draw, Kind, resolve
+from torchinit.noise.engines import dispatch, torch_engine
+from torchinit.noise.engines.tasks import Task, is_simple
+from torchinit.noise.threads import one_thread
+from torchinit.noise.torch_generator import seeded_generators
 
 STREAM = "torchinit-stream-1"
 """The version of the stream; it changes if any value ever does."""
@@ -41,7 +41,7 @@ class Keyed(Noise):
     Raises TypeError for a seed that is no integer, ValueError for one outside of [0, 2**64).
 
     >>> import torch
-    >>> from torchinit.core.shards import Shard
+    >>> from torchinit.model.shards import Shard
     >>> whole, row = torch.empty(4, 3), torch.empty(1, 3)
     >>> Keyed(7).fill(Shard.whole("weight", whole), "normal", (0.0, 1.0))
     >>> Keyed(7).fill(Shard("weight", row, shape=(4, 3), start=(2, 0)), "normal", (0.0, 1.0))
@@ -62,7 +62,7 @@ class Keyed(Noise):
     def fill_many(self, jobs: Iterable[Job]) -> None:
         """Draws all shards; nothing is written if one of the jobs cannot be done."""
         batch = list(jobs)
-        compiled = engines.chosen_kernel()
+        compiled = dispatch.chosen_kernel()
         if compiled and all(map(_is_simple, batch)):
             # A model has hundreds of small tensors that are wholly here; they skip what cannot be wrong with them.
             keys = [derive(self.seed, job.shard.name, job.index) for job in batch]
@@ -70,14 +70,14 @@ class Keyed(Noise):
             draws = [resolve(job.distribution, job.params, out.dtype) for job, out in zip(batch, outs, strict=True)]
             compiled.fill_whole(outs, keys, draws, torch.get_num_threads())
         else:
-            engines.fill([self._task(job) for job in batch])
+            dispatch.fill([self._task(job) for job in batch])
 
     def order(self, shard: Shard, index: int = 0) -> Tensor:
         """The stable argsort of one word an element down each column of the region."""
         box = torch.empty(shard.region.shape, dtype=torch.float32, device=shard.local.device)
         key = derive(self.seed, shard.name, index, "order")
         task = Task(box, shard.shape, shard.region.start, key, Draw(Kind.WORDS))
-        words = reference.words(task, 0, box.numel())
+        words = torch_engine.words(task, 0, box.numel())
         return words.view(box.shape).argsort(dim=0, stable=True)
 
     def factor_dtype(self, dtype: torch.dtype) -> torch.dtype:
@@ -122,7 +122,7 @@ def derive(seed: int, name: str, index: int = 0, purpose: Literal["fill", "order
     """The 128-bit key of a draw: BLAKE2b over stream version, purpose, seed, draw index and name.
 
     Numbers have a fixed width and the name comes last, so no two draws share a message. The name is taken as
-    it is: sites have bare names already (``core.names``), and only they know where two would be the same.
+    it is: sites have bare names already (``model.names``), and only they know where two would be the same.
     """
     message = _head(seed, index, purpose) + name.encode("utf-8", "surrogatepass")
     return blake2b(message, digest_size=16).digest()

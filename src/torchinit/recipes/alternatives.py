@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from torchinit.core.planner import make_plan
-from torchinit.core.plans import Plan
-from torchinit.core.reach import Reach
-from torchinit.core.sites import Site
+from torchinit.model.sites import Site
+from torchinit.plans.plan import Plan
+from torchinit.plans.planner import make_plan
+from torchinit.plans.reach import Reach
 from torchinit.recipes.files import schemes
 from torchinit.recipes.forms import load_scheme
 

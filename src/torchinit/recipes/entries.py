@@ -9,15 +9,15 @@ from operator import and_, or_
 from reprlib import repr as short
 from typing import Any, Final, Literal, TypeAlias
 
-from torchinit.core.compositions import Blocks, Stacked
-from torchinit.core.fills import Initializer
-from torchinit.core.formulas import Prior
-from torchinit.core.loaders import is_verbatim
-from torchinit.core.plans import Rule
-from torchinit.core.selectors import Kinds, Layer, Leaf, Name, Regex, Selector, Within
-from torchinit.core.vocabulary import TEXT
-from torchinit.hints import is_sequence
-from torchinit.schema import INVALID, Data, Reader, join
+from torchinit.initializers.composed import Blocks, Stacked
+from torchinit.initializers.elementwise import Initializer
+from torchinit.initializers.source import is_verbatim
+from torchinit.initializers.variance_scaling import Prior
+from torchinit.rules.catalog import TEXT
+from torchinit.rules.rule import Rule
+from torchinit.rules.selectors import Kinds, Layer, Leaf, Name, Regex, Selector, Within
+from torchinit.serialization.hints import is_sequence
+from torchinit.serialization.schema import INVALID, Data, Reader, join
 
 Words: TypeAlias = str | tuple[str, ...]
 Sizes: TypeAlias = int | tuple[int, ...]

@@ -11,9 +11,9 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Final
 
-from torchinit.core.maps import unique
 from torchinit.errors import ConfigError, MissingExtraError, did_you_mean
-from torchinit.schema import Data
+from torchinit.serialization.json import unique
+from torchinit.serialization.schema import Data
 
 LARGEST: Final = 1 << 20
 """How many bytes a recipe may have."""

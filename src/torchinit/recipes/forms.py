@@ -12,17 +12,18 @@ from typing import Any, Final, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from torchinit.core.code import Function
-from torchinit.core.composites import Padded
-from torchinit.core.fills import Constant, Initializer, TruncNormal
-from torchinit.core.plans import Plan, Recipe, Rule
-from torchinit.core.selectors import Kinds, Selector
-from torchinit.core.vocabulary import INITIALIZERS, SCHEMA
 from torchinit.errors import ConfigError, did_you_mean
-from torchinit.hints import is_sequence
+from torchinit.initializers.composites import Padded
+from torchinit.initializers.elementwise import Constant, Initializer, TruncNormal
+from torchinit.initializers.functions import Function
+from torchinit.plans.plan import Plan
 from torchinit.recipes.entries import ENTRY_WORDS, SELECTING, entry_rules
 from torchinit.recipes.files import read_data, read_scheme, schemes
-from torchinit.schema import DEEPEST, Data, Reader, join
+from torchinit.rules.catalog import INITIALIZERS, SCHEMA
+from torchinit.rules.rule import Recipe, Rule
+from torchinit.rules.selectors import Kinds, Selector
+from torchinit.serialization.hints import is_sequence
+from torchinit.serialization.schema import DEEPEST, Data, Reader, join
 
 RecipeLike: TypeAlias = str | os.PathLike[str] | Rule | Initializer | Function | Mapping[Any, Any] | Iterable[Any]
 """What stands for a recipe, as :func:`to_rules` reads it."""
@@ -195,8 +196,8 @@ def recipe_to_data(recipe: Recipe) -> Data:
 
     Raises ConfigError for a rule whose initializer or selector is of a class that is not registered.
 
-    >>> from torchinit.core.fills import Normal
-    >>> from torchinit.core.selectors import Leaf
+    >>> from torchinit.initializers.elementwise import Normal
+    >>> from torchinit.rules.selectors import Leaf
     >>> recipe_to_data((Rule(Leaf("weight"), Normal(std=0.02)),))
     {'rules': [{'where': {'type': 'Leaf', 'names': ['weight']}, 'init': {'type': 'Normal', 'std': 0.02}}]}
     """

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchinit.core.fills import Fill
-from torchinit.core.planner import make_plan
-from torchinit.core.plans import Plan, Rule, Skipped, Step
-from torchinit.core.selectors import Layer, Leaf, Name, Selector
-from torchinit.core.sites import WHY, Site, sites
+from torchinit.initializers.elementwise import Fill
+from torchinit.model.sites import WHY, Site, sites
+from torchinit.plans.plan import Plan, Skipped, Step
+from torchinit.plans.planner import make_plan
+from torchinit.rules.rule import Rule
+from torchinit.rules.selectors import Layer, Leaf, Name, Selector
 from torchinit.tracing.observer import Event
 from torchinit.tracing.operations import arguments_of, name_of
 from torchinit.tracing.recorder import Recorder, TracedTensor

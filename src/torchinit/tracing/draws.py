@@ -10,10 +10,10 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from torchinit.core.placements import shards_of
-from torchinit.core.shards import Box, Shard
+from torchinit.model.dtensor import shards_of
+from torchinit.model.shards import Box, Shard
 from torchinit.noise import Distribution, Noise
-from torchinit.noise.streams import Job
+from torchinit.noise.base import Job
 
 _WORD: Final = 1 << 24
 _HALF_CELL: Final = 2.0**-25

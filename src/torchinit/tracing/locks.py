@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.weak import WeakIdKeyDictionary
 
-from torchinit.core.globs import check_glob, glob_matches
-from torchinit.core.places import held
-from torchinit.core.sites import grouped
 from torchinit.errors import LockError, RunError, count, did_you_mean
+from torchinit.model.globs import check_glob, glob_matches
+from torchinit.model.sites import grouped
+from torchinit.model.traversal import held
 from torchinit.tracing.regions import memory_of
 
 _LOCKED: WeakIdKeyDictionary = WeakIdKeyDictionary()

@@ -9,8 +9,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from torchinit.core.spelling import spell
-from torchinit.core.tables import shape_text
+from torchinit._spelling import spell
+from torchinit._text import shape_text
 from torchinit.errors import count
 
 Operation: TypeAlias = torch._ops.OpOverload | str

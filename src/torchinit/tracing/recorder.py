@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import _disable_current_modes
 
-from torchinit.core.names import normalize
-from torchinit.core.places import Held, Kind, held
-from torchinit.core.plans import Step
-from torchinit.core.shards import Shard
-from torchinit.core.witnesses import present
+from torchinit.model.names import normalize
+from torchinit.model.shards import Shard
+from torchinit.model.traversal import Held, Kind, held
+from torchinit.plans.observers import present
+from torchinit.plans.plan import Step
 from torchinit.tracing.locks import Snapshot, is_locked, refusal, snapshot
 from torchinit.tracing.observer import Event, Observer
 from torchinit.tracing.operations import is_scattered, name_of

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from torchinit.core.placements import is_distributed
-from torchinit.core.shards import Box, Shard
+from torchinit.model.dtensor import is_distributed
+from torchinit.model.shards import Box, Shard
 from torchinit.tracing.trace import Region
 
 

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from torchinit.core.matrices import Orthogonal
-from torchinit.core.placements import is_distributed, shards_of
-from torchinit.core.runs import write
-from torchinit.core.shards import Box, Shard
 from torchinit.errors import RunError
+from torchinit.initializers.matrices import Orthogonal
+from torchinit.model.dtensor import is_distributed, shards_of
+from torchinit.model.shards import Box, Shard
 from torchinit.noise import Distribution, Keyed, Noise, seeded_generators
+from torchinit.plans.run import write
 from torchinit.tracing.draws import IN_PLACE_DRAWS, MOST_INDICES, NEW_DRAWS, DrawTarget
 from torchinit.tracing.operations import arguments_of, name_of
 from torchinit.tracing.recorder import Recorder

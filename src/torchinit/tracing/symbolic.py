@@ -11,11 +11,11 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from torchinit.core.composites import Blockwise, Opaque, Padded
-from torchinit.core.fills import Constant, Fill, Normal, TruncNormal, Uniform
-from torchinit.core.matrices import Dirac, Identity, Orthogonal, Sparse
-from torchinit.core.shards import Box
-from torchinit.noise.draws import MAX_SIGMAS
+from torchinit.initializers.composites import Blockwise, Opaque, Padded
+from torchinit.initializers.elementwise import Constant, Fill, Normal, TruncNormal, Uniform
+from torchinit.initializers.matrices import Dirac, Identity, Orthogonal, Sparse
+from torchinit.model.shards import Box
+from torchinit.noise.distributions import MAX_SIGMAS
 
 Content: TypeAlias = Fill | None
 """The content of a tensor, or of a part of it; None as long as nothing has been written."""

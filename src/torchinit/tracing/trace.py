@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypeAlias, final
 
-from torchinit.core.sandbox import ALLOCATING
-from torchinit.core.shards import Box, replaced
-from torchinit.core.tables import columns, some
+from torchinit._text import columns, some
 from torchinit.errors import count, did_you_mean
-from torchinit.schema import Schema, parse
+from torchinit.model.sandbox import ALLOCATING
+from torchinit.model.shards import Box, replaced
+from torchinit.serialization.schema import Schema, parse
 
 Region: TypeAlias = Box | Literal["part"] | None
 """Which elements: None for all of them, a box, or ``"part"`` for some that make no box."""

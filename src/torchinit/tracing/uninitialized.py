@@ -14,8 +14,8 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes, _get_current_dispatch_mode_stack
 from torch.utils.weak import WeakIdKeyDictionary
 
-from torchinit.core.places import held
-from torchinit.core.sandbox import ALLOCATING
+from torchinit.model.sandbox import ALLOCATING
+from torchinit.model.traversal import held
 from torchinit.tracing.locks import Snapshot, snapshot
 from torchinit.tracing.observer import written_by
 from torchinit.tracing.regions import memory_of, storage_of

@@ -31,7 +31,7 @@ from torchinit.checkpoints.adapters import (
     WeightNorm,
 )
 from torchinit.checkpoints.adapters.base import numbered, replace_parts
-from torchinit.core.vocabulary import SCHEMA
+from torchinit.rules.catalog import SCHEMA
 
 EVERY: tuple[Adapter, ...] = (
     BatchNormAffine(1e-3),

@@ -9,7 +9,7 @@ from torch.nn.utils import parametrizations
 
 from tests.linting.models import Branched, Net, apply, draw, found, only, traced
 from torchinit import BaseModule, lint
-from torchinit.core.sandbox import poisoned_memory
+from torchinit.model.sandbox import poisoned_memory
 
 
 def test_buffer_forgotten_after_to_empty() -> None:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import torchinit
-from tests.core.norms import Annotated, Gemma, OnePlus
-from tests.core.not_norms import LayerScale
+from tests.knowledge.norms import Annotated, Gemma, OnePlus
+from tests.knowledge.not_norms import LayerScale
 from torchinit import lint
 
 WIDTH = 24

@@ -15,8 +15,8 @@ from torchinit.checkpoints.adapters.images import (
 from torchinit.checkpoints.adapters.norms import BatchNormAffine, FoldBatchNorm, WeightNorm
 from torchinit.checkpoints.adapters.rows_and_axes import Drop, Labels, Rows, Transpose
 from torchinit.checkpoints.adapters.transformers import PoolHeads, ResizeVocabulary, RopeOrder
-from torchinit.core.vocabulary import SCHEMA
-from torchinit.schema import Vocabulary
+from torchinit.rules.catalog import SCHEMA
+from torchinit.serialization.schema import Vocabulary
 
 __all__ = [
     "ADAPTERS",

@@ -11,12 +11,12 @@ from typing import ClassVar, Final, TypeAlias
 import torch
 from torch import Tensor
 
-from torchinit.core.arguments import is_whole
-from torchinit.core.shards import Box, replaced
-from torchinit.core.spelling import Spelled
-from torchinit.core.threads import one_thread
+from torchinit._spelling import Spelled
 from torchinit.errors import did_you_mean
-from torchinit.registry import Registry
+from torchinit.model.shards import Box, replaced
+from torchinit.noise.threads import one_thread
+from torchinit.serialization.registry import Registry
+from torchinit.serialization.validation import is_whole
 
 Size: TypeAlias = tuple[int, ...]
 """The shape of a tensor."""

@@ -9,7 +9,7 @@ from typing import TypeVar, final
 from torch import Tensor
 
 from torchinit.checkpoints.adapters.base import ADAPTERS, Adapter, ReadPlan, Size, take_lists
-from torchinit.core.shards import Box
+from torchinit.model.shards import Box
 
 _Value = TypeVar("_Value")
 

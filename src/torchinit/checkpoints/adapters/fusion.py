@@ -23,9 +23,9 @@ from torchinit.checkpoints.adapters.base import (
     replace_parts,
     take_lists,
 )
-from torchinit.core.arguments import is_whole
-from torchinit.core.shards import Box, inserted, replaced, without
 from torchinit.errors import did_you_mean
+from torchinit.model.shards import Box, inserted, replaced, without
+from torchinit.serialization.validation import is_whole
 
 
 @ADAPTERS.register

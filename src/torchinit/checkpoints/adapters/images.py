@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torchinit.checkpoints.adapters.base import ADAPTERS, Adapter, ReadPlan, Size, check_same, check_whole, upcast
-from torchinit.core.arguments import choice, is_whole
-from torchinit.core.shards import Box, replaced, without
+from torchinit.model.shards import Box, replaced, without
+from torchinit.serialization.validation import choice, is_whole
 
 Channels: TypeAlias = Literal["sum", "repeat"]
 Frames: TypeAlias = Literal["repeat", "centre"]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchinit.checkpoints.adapters.base import ADAPTERS, Adapter, Size, check_whole, listed, replace_parts, upcast
-from torchinit.core.arguments import number
+from torchinit.serialization.validation import number
 
 _WEIGHT, _BIAS = ("weight", "running_var"), ("weight", "running_var", "bias", "running_mean")
 

@@ -19,9 +19,9 @@ from torchinit.checkpoints.adapters.base import (
     take_lists,
     upcast,
 )
-from torchinit.core.arguments import choice, is_whole
-from torchinit.core.shards import Box
 from torchinit.errors import did_you_mean
+from torchinit.model.shards import Box
+from torchinit.serialization.validation import choice, is_whole
 
 Missing: TypeAlias = Literal["error", "mean", "zero"]
 

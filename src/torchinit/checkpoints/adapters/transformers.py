@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from torchinit.checkpoints.adapters.base import ADAPTERS, Adapter, ReadPlan, Size, check_same, check_whole, upcast
-from torchinit.core.arguments import choice, is_whole, number
-from torchinit.core.shards import Box, Shard
+from torchinit.model.shards import Box, Shard
 from torchinit.noise import Keyed
+from torchinit.serialization.validation import choice, is_whole, number
 
 Order: TypeAlias = Literal["half", "interleaved"]
 

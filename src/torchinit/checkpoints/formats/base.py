@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from torchinit.checkpoints.hub.cache import stamp_of
-from torchinit.core.maps import FrozenMap
-from torchinit.core.shards import Box
 from torchinit.errors import CheckpointError, did_you_mean
+from torchinit.model.shards import Box
+from torchinit.serialization.json import FrozenMap
 
 _MOST_DIMENSIONS: Final = 64
 """torch and NumPy allow no more."""

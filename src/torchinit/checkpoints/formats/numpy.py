@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from torchinit.checkpoints.formats.base import Checkpoint, Info, Stamp, cut, is_shape
-from torchinit.core.shards import Box
 from torchinit.errors import CheckpointError, MissingExtraError
+from torchinit.model.shards import Box
 
 
 class NumpyCheckpoint(Checkpoint):

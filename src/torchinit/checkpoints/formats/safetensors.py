@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from torchinit.checkpoints.formats.base import Checkpoint, Info, Stamp, cut, is_shape
-from torchinit.core.maps import unique_json
-from torchinit.core.shards import Box
 from torchinit.errors import CheckpointError
-from torchinit.noise.boxes import strides
+from torchinit.model.shards import Box
+from torchinit.noise.engines.tasks import strides
+from torchinit.serialization.json import unique_json
 
 DTYPES: Final[Mapping[str, torch.dtype]] = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "U16": torch.uint16, "I16": torch.int16,

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from torchinit.checkpoints.formats.base import Checkpoint, Info, Stamp, cut
 from torchinit.checkpoints.hub.index import member_of
-from torchinit.core.maps import unique_json
-from torchinit.core.shards import Box
 from torchinit.errors import CheckpointError
+from torchinit.model.shards import Box
+from torchinit.serialization.json import unique_json
 
 _LARGEST_INDEX: Final = 1 << 28
 

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchinit._text import some
 from torchinit.checkpoints.formats.base import Checkpoint, Info, Stamp, cut
 from torchinit.checkpoints.formats.pickle_audit import RefusedPickleError, check_pickles, refused
 from torchinit.checkpoints.formats.zip_audit import check_zip, is_zip
-from torchinit.core.placements import is_distributed
-from torchinit.core.shards import Box
-from torchinit.core.tables import some
 from torchinit.errors import CheckpointError, count, did_you_mean
+from torchinit.model.dtensor import is_distributed
+from torchinit.model.shards import Box
 
 PARTS = (
     "state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights", "params",

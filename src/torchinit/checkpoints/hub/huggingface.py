@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
+from torchinit._text import some
 from torchinit.checkpoints.hub.cache import hash_of
 from torchinit.checkpoints.hub.schemes import LocalFile, Request, register_source
 from torchinit.checkpoints.hub.urls import address_of, check_allowed
-from torchinit.core.tables import some
 from torchinit.errors import FetchError, MissingExtraError, did_you_mean
 
 _FORM: Final = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)/(?P<file>[^@\\]+)(@(?P<revision>[\w./-]+))?")

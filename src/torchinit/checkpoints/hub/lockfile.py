@@ -22,8 +22,8 @@ from torchinit.checkpoints.hub.cache import (
     write_whole,
 )
 from torchinit.checkpoints.hub.config import switch
-from torchinit.core.maps import TwiceError, unique
 from torchinit.errors import FetchError, masked
+from torchinit.serialization.json import TwiceError, unique
 
 VERSION: Final = 1
 

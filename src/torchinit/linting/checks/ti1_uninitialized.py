@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import torch
 
-from torchinit.core.sites import EMPTY
-from torchinit.core.tables import some
+from torchinit._text import some
 from torchinit.errors import count
 from torchinit.linting.registry import Hit, check
 from torchinit.linting.target import LintedTensor, LintTarget
+from torchinit.model.sites import EMPTY
 from torchinit.tracing import is_unfilled
 
 _HUGE = 1e30

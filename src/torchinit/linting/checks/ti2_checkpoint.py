@@ -9,14 +9,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from torchinit._text import shape_text, some
 from torchinit.checkpoints.quantized import quantized
-from torchinit.core.names import normalize
-from torchinit.core.placements import shards_of
-from torchinit.core.shards import Box
-from torchinit.core.tables import shape_text, some
 from torchinit.errors import count, did_you_mean
 from torchinit.linting.registry import Hit, check
 from torchinit.linting.target import LintedTensor, LintTarget
+from torchinit.model.dtensor import shards_of
+from torchinit.model.names import normalize
+from torchinit.model.shards import Box
 from torchinit.tracing import Write
 
 _SETTING = frozenset({"zero_", "fill_"})

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from torchinit.core.tables import some
+from torchinit._text import some
 from torchinit.errors import count
 from torchinit.linting.registry import Hit, check
 from torchinit.linting.statistics import is_shuffled

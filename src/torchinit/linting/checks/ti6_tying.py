@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils.weight_norm import WeightNorm
 
-from torchinit.core.names import normalize
-from torchinit.core.tables import some
+from torchinit._text import some
 from torchinit.linting.registry import Hit, check
 from torchinit.linting.target import LintTarget, is_pair_to_tie
+from torchinit.model.names import normalize
 
 
 @check("TI601", "broken-tie", "error", "sites", "tie them again: to_empty(), and a copy of one of them, break ties")

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 import torch
 
-from torchinit.core.measures import deviations, measure
-from torchinit.core.moments import Moments
-from torchinit.core.planner import fan_notes
-from torchinit.core.plans import Step
-from torchinit.core.tables import some
+from torchinit._text import some
 from torchinit.errors import count
+from torchinit.initializers.moments import Moments
+from torchinit.initializers.statistics import deviations, measure
 from torchinit.linting.registry import Hit, check
 from torchinit.linting.target import LintedTensor, LintTarget
+from torchinit.plans.plan import Step
+from torchinit.plans.planner import fan_notes
 
 
 @check("TI701", "unused-rule", "error", "plan", "correct what it selects, or set optional = true")

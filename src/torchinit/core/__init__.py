@@ -1,1 +1,0 @@
-"""The model of the world: layouts, sites, fills, formulas, selectors, plans, runs and reports."""

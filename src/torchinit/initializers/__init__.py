@@ -1,0 +1,3 @@
+"""Initializers: what is written: fills that know their numbers, the formulas and compositions that make them."""
+
+from __future__ import annotations

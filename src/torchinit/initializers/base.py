@@ -1,0 +1,286 @@
+"""Fills, in general: what every fill can do, a multiple of any fill, a stack of matrices that each get one."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol, final, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from torchinit._spelling import Spelled
+from torchinit._text import dtype_name
+from torchinit.initializers.moments import Moments, mixture, point
+from torchinit.model.shards import Box, Shard, replaced, without
+from torchinit.noise import Job, Noise
+from torchinit.serialization.validation import number
+
+if TYPE_CHECKING:
+    from torchinit.model.sites import Site
+
+
+@runtime_checkable
+class Initializer(Protocol):
+    """A formula: what a site starts with, once its shape is known.
+
+    >>> from torchinit import Normal
+    >>> isinstance(Normal(), Initializer)
+    True
+    """
+
+    def resolve(self, site: Site) -> Fill | None:
+        """The fill for this site; None declines, and the site stays with its other rules.
+
+        Raises ValueError (for example FanError) when the formula has no answer for such a site.
+        """
+
+
+def fill_of(init: Initializer, site: Site) -> Fill | None:
+    """What an initializer gives a site; raises ValueError, with what is missing, if that is not a :class:`Fill`."""
+    fill = init.resolve(site)
+    if fill is None or isinstance(fill, Fill):
+        return fill
+    missing = [name for name in vars(Fill) if not (name.startswith("_") or hasattr(fill, name))]
+    lacks = f": it has no {', no '.join(missing)}" if missing else ""
+    raise ValueError(f"{type(init).__name__} gives a {type(fill).__name__}, which is not a torchinit.Fill{lacks}")
+
+
+class Fill(Spelled, ABC):
+    """Known numbers. A fill resolves to itself, writes itself into a shard, and says what to expect.
+
+    A subclass has to define :meth:`write`; the defaults of all other methods hold for any fill.
+
+    >>> from torchinit import Constant
+    >>> Constant(2.0).moments((3,)).mean
+    2.0
+    """
+
+    __slots__ = ()
+
+    def resolve(self, site: Site) -> Fill | None:
+        """The fill itself, once it has looked at the site."""
+        self.check(site.shape, site.dtype)
+        return self
+
+    def check(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        """Raise ValueError where a tensor of this shape and dtype cannot hold the fill."""
+        del shape, dtype
+
+    @property
+    def obstacle(self) -> str:
+        """Why no run can write it; empty for a fill that can be written."""
+        return ""
+
+    @property
+    def locked(self) -> bool:
+        """Whether no later rule may write over it."""
+        return False
+
+    def prepare(self, shard: Shard) -> None:
+        """Look at what can be known only now; raises ValueError or CheckpointError, while nothing is written yet."""
+        del shard
+
+    @abstractmethod
+    def write(self, shard: Shard, noise: Noise) -> None:
+        """Write ``shard.local``. Only :func:`torchinit.plans.run.run` calls this."""
+
+    def write_parts(self, parts: Sequence[Shard], noise: Noise) -> None:
+        """Write several parts of one tensor; a fill that must compute the whole does so once."""
+        for part in parts:
+            self.write(part, noise)
+
+    def job(self, shard: Shard) -> Job | None:
+        """The one draw that writes the shard; None where :meth:`write` does something else as well."""
+        del shard
+        return None
+
+    @property
+    def elementwise(self) -> bool:
+        """Whether every element stands for itself, so that a fill for a part is a fill for the whole."""
+        return False
+
+    def scaled(self, factor: float) -> Fill:
+        """The fill that writes these values times ``factor``."""
+        return ScaledFill(self, factor)
+
+    def stacked(self, axis: int, rows: int, columns: int, count: int) -> Fill:
+        """The fill for a stack of ``count`` matrices along ``axis``, whose own axes are ``rows`` and ``columns``."""
+        del count
+        return self if self.elementwise else StackedFill(self, axis, transposed=columns < rows)
+
+    def regions(self, shape: tuple[int, ...]) -> tuple[tuple[Box, Fill], ...]:
+        """The boxes that a tensor of this shape is made of, each with its fill; a later one lies over earlier ones."""
+        return ((Box.whole(shape), self),)
+
+    def moments(self, shape: tuple[int, ...] = ()) -> Moments | None:
+        """What to expect of a tensor of this shape; None where it is not known."""
+        del shape
+        return None
+
+    def parts(self, shape: tuple[int, ...] = ()) -> Moments | None:
+        """What to expect of the real and imaginary parts of a complex tensor, taken together."""
+        return mixture([self.moments(shape), point(0.0)], (1, 1))
+
+    def scratch(self, shape: tuple[int, ...]) -> int:
+        """The bytes of memory beside the tensor's own, if any part of it needs the whole computed; else 0."""
+        del shape
+        return 0
+
+    def work(self, shape: tuple[int, ...]) -> int:
+        """A number that the time for a tensor of this shape is proportional to: here its elements."""
+        return math.prod(shape)
+
+
+def check_fit(fill: Fill, low: float, high: float, dtype: torch.dtype) -> None:
+    """Raise ValueError where a fill whose values lie between these does not fit into the dtype."""
+    most = torch.finfo(dtype).max
+    if max(-low, high) > most:
+        raise ValueError(f"{fill} goes beyond {most:.6g}, the largest number of {dtype_name(dtype)}")
+
+
+class Wrapper(Fill):
+    """A fill around another one, :attr:`fill`, to which it leaves what it does not do itself."""
+
+    __slots__ = ()
+
+    fill: Fill
+
+    def inner_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of what the inner fill writes at a time, in a tensor of this shape."""
+        return shape
+
+    def expected(self, inner: Moments, shape: tuple[int, ...]) -> Moments | None:
+        """The moments of a tensor, out of those that the inner fill gives it."""
+        del shape
+        return inner
+
+    @property
+    def obstacle(self) -> str:
+        return self.fill.obstacle
+
+    @property
+    def locked(self) -> bool:
+        return self.fill.locked
+
+    def prepare(self, shard: Shard) -> None:
+        self.fill.prepare(shard)
+
+    def write(self, shard: Shard, noise: Noise) -> None:
+        self.write_parts((shard,), noise)
+
+    def scaled(self, factor: float) -> Fill:
+        return replace(self, fill=self.fill.scaled(factor))  # type: ignore[type-var]  # a subclass is a dataclass
+
+    def moments(self, shape: tuple[int, ...] = ()) -> Moments | None:
+        inner = self.fill.moments(self.inner_shape(shape))
+        return inner and self.expected(inner, shape)
+
+    def parts(self, shape: tuple[int, ...] = ()) -> Moments | None:
+        inner = self.fill.parts(self.inner_shape(shape))
+        return inner and self.expected(inner, shape)
+
+    def scratch(self, shape: tuple[int, ...]) -> int:
+        return self.fill.scratch(self.inner_shape(shape))
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ScaledFill(Wrapper):
+    """The values of any other fill times ``factor``.
+
+    >>> from torchinit import Uniform
+    >>> fill = ScaledFill(Uniform(0.0, 1.0), -2.0)
+    >>> print(fill, fill.moments().mean)
+    -2 * Uniform() -1.0
+    """
+
+    fill: Fill
+    factor: float
+
+    def __post_init__(self) -> None:
+        number("factor", self.factor)
+
+    def __str__(self) -> str:
+        return f"{self.factor:.6g} * {self.fill}"
+
+    @property
+    def elementwise(self) -> bool:
+        return self.fill.elementwise
+
+    def check(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        if not (dtype.is_floating_point or dtype.is_complex):
+            raise ValueError(f"{self} needs a floating dtype, but got {dtype_name(dtype)}")
+        self.fill.check(shape, dtype)
+        ends = self.moments(shape) or Moments()
+        check_fit(self, ends.min or 0.0, ends.max or 0.0, dtype)
+
+    def write_parts(self, parts: Sequence[Shard], noise: Noise) -> None:
+        # Keyed values are rounded to the dtype once, after the product; torch's generator gives what `mul_` would.
+        drawn = parts if noise.sequential else [replace(part, local=_widened(part.local)) for part in parts]
+        self.fill.write_parts(drawn, noise)
+        for part, wide in zip(parts, drawn, strict=True):
+            wide.local.mul_(self.factor)
+            if wide.local is not part.local:
+                part.local.copy_(wide.local)
+
+    def scaled(self, factor: float) -> Fill:
+        return ScaledFill(self.fill, self.factor * factor)
+
+    def expected(self, inner: Moments, shape: tuple[int, ...]) -> Moments:
+        return inner.scaled(self.factor)
+
+
+def _widened(local: Tensor) -> Tensor:
+    """The tensor itself, or an empty one in single precision for one whose dtype has less."""
+    full = torch.complex64 if local.is_complex() else torch.float32
+    return local if local.dtype.itemsize >= full.itemsize else torch.empty_like(local, dtype=full)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class StackedFill(Wrapper):
+    """A fill for each matrix of a stack along ``axis``: matrix i of ``experts`` gets what a site ``experts[i]`` would.
+
+    ``transposed`` says that the columns of the matrices come before their rows in the stack.
+
+    >>> from torchinit import Identity
+    >>> StackedFill(Identity(), axis=0).moments((8, 2, 2)).mean
+    0.5
+    """
+
+    fill: Fill
+    axis: int
+    transposed: bool = False
+
+    def inner_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return without(shape, self.axis)[:: -1 if self.transposed else 1]
+
+    def check(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        if len(shape) != 3 or not 0 <= self.axis < 3:
+            raise ValueError(f"a stack of matrices along axis {self.axis} needs 3 dimensions, but the shape is {shape}")
+        self.fill.check(self.inner_shape(shape), dtype)
+
+    def write_parts(self, parts: Sequence[Shard], noise: Noise) -> None:
+        spans = [range(part.start[self.axis], part.start[self.axis] + part.local.shape[self.axis]) for part in parts]
+        for index in sorted({index for span in spans for index in span}):
+            here = [part for part, span in zip(parts, spans, strict=True) if index in span]
+            self.fill.write_parts([self._matrix(part, index) for part in here], noise)
+
+    def _matrix(self, part: Shard, index: int) -> Shard:
+        """What a part has of one matrix, as a shard of a tensor of its own."""
+        local = part.local.select(self.axis, index - part.start[self.axis])
+        return replace(
+            part,
+            name=f"{part.name}[{index}]",
+            local=local.mT if self.transposed else local,
+            shape=self.inner_shape(part.shape),
+            start=self.inner_shape(part.start),
+            matrix=Box(self.inner_shape(part.region.start), self.inner_shape(part.region.shape)),
+        )
+
+    def regions(self, shape: tuple[int, ...]) -> tuple[tuple[Box, Fill], ...]:
+        each = replaced(shape, self.axis, 1)
+        return tuple((Box(replaced((0, 0, 0), self.axis, at), each), self) for at in range(shape[self.axis]))

@@ -1,0 +1,236 @@
+"""Fills whose every element stands for itself: one number, or one distribution."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal, final
+
+import torch
+
+from torchinit.initializers.base import Fill, Initializer, check_fit, fill_of
+from torchinit.initializers.moments import Moments, point, truncated
+from torchinit.model.shards import Shard
+from torchinit.noise import Distribution, Job, Noise
+from torchinit.noise.distributions import MAX_SIGMAS, resolve
+from torchinit.serialization.validation import number
+
+__all__ = ["Constant", "Drawn", "Fill", "Initializer", "Normal", "TruncNormal", "Uniform", "check_fit", "fill_of"]
+
+
+class Drawn(Fill):
+    """A fill that draws every element by itself, so that any slice costs its own elements."""
+
+    __slots__ = ()
+
+    elementwise = True
+
+    @property
+    @abstractmethod
+    def draw(self) -> tuple[Distribution, tuple[float, ...]]:
+        """The distribution and its parameters."""
+
+    def check(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        distribution, params = self.draw
+        if dtype.is_complex and distribution != "normal":
+            raise ValueError(f"a complex tensor cannot hold {self}; use a normal distribution")
+        resolve(distribution, params, dtype.to_real())
+        check_fit(self, *self.ends, dtype)
+
+    @property
+    @abstractmethod
+    def ends(self) -> tuple[float, float]:
+        """The numbers between which all draws lie."""
+
+    def write(self, shard: Shard, noise: Noise) -> None:
+        noise.fill(shard, *self.draw)
+
+    def job(self, shard: Shard) -> Job | None:
+        return Job(shard, *self.draw)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Constant(Fill):
+    """Every element is ``val``.
+
+    >>> Constant(0.5)
+    Constant(val=0.5)
+    """
+
+    val: float
+
+    elementwise = True
+
+    def __post_init__(self) -> None:
+        number("val", self.val, finite=False)
+
+    def check(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        if math.isfinite(self.val):
+            check_fit(self, self.val, self.val, dtype)
+
+    def write(self, shard: Shard, noise: Noise) -> None:
+        shard.local.fill_(self.val)
+
+    def scaled(self, factor: float) -> Fill:
+        return Constant(self.val * factor)
+
+    def moments(self, shape: tuple[int, ...] = ()) -> Moments:
+        return point(self.val)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Normal(Drawn):
+    """The normal distribution N(mean, std²).
+
+    >>> Normal(std=0.02).moments()
+    Moments(mean=0.0, std=0.02, min=None, max=None, kurtosis=3.0)
+    """
+
+    mean: float = 0.0
+    std: float = 1.0
+
+    def __post_init__(self) -> None:
+        number("mean", self.mean)
+        number("std", self.std, least=0)
+
+    @property
+    def draw(self) -> tuple[Distribution, tuple[float, ...]]:
+        return "normal", (self.mean, self.std)
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        return self.mean - MAX_SIGMAS * self.std, self.mean + MAX_SIGMAS * self.std
+
+    def scaled(self, factor: float) -> Fill:
+        return Normal(self.mean * factor, self.std * abs(factor))
+
+    def moments(self, shape: tuple[int, ...] = ()) -> Moments:
+        return Moments(float(self.mean), float(self.std))
+
+    def parts(self, shape: tuple[int, ...] = ()) -> Moments:
+        return self.moments().shrunk(math.sqrt(0.5))
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Uniform(Drawn):
+    """The uniform distribution on [a, b).
+
+    >>> Uniform(-1, 1).moments()
+    Moments(mean=0.0, std=0.5773502691896258, min=-1.0, max=1.0, kurtosis=1.8)
+    """
+
+    a: float = 0.0
+    b: float = 1.0
+
+    def __post_init__(self) -> None:
+        number("a", self.a)
+        number("b", self.b)
+        if self.a > self.b:
+            raise ValueError(f"Uniform needs a <= b, but got a={self.a}, b={self.b}")
+
+    @property
+    def draw(self) -> tuple[Distribution, tuple[float, ...]]:
+        return "uniform", (self.a, self.b)
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        return self.a, self.b
+
+    def scaled(self, factor: float) -> Fill:
+        return Uniform(*sorted((self.a * factor, self.b * factor)))
+
+    def moments(self, shape: tuple[int, ...] = ()) -> Moments:
+        width = float(self.b) - float(self.a)
+        return Moments((self.a + self.b) / 2, width / math.sqrt(12), float(self.a), float(self.b), 1.8)
+
+
+@final
+@dataclass(frozen=True)
+class TruncNormal(Drawn):
+    r"""The normal distribution, given that the value lies in an interval.
+
+    With ``unit="value"`` the interval is [a, b], as in ``torch.nn.init.trunc_normal_``; with
+    ``unit="sigma"`` it is [mean + a·std, mean + b·std]. Truncation makes the standard deviation smaller:
+    with ``corrected=True`` the parent's is raised so that the result's is ``std`` (then ``unit`` must be
+    ``"sigma"`` and the interval symmetric), as JAX and Keras do.
+
+    .. math:: \sigma^2 = \mathrm{std}^2 \Big/ \Big(1 - \frac{2 b \varphi(b)}{2\Phi(b) - 1}\Big)
+
+    >>> TruncNormal(std=1, a=-2, b=2, unit="sigma").moments().std
+    0.8796256610342398
+    >>> TruncNormal(std=1, a=-2, b=2, unit="sigma", corrected=True).sigma
+    1.1368472343385565
+    """
+
+    mean: float = 0.0
+    std: float = 1.0
+    a: float = -2.0
+    b: float = 2.0
+    unit: Literal["value", "sigma"] = "value"
+    corrected: bool = False
+
+    def __post_init__(self) -> None:
+        number("mean", self.mean)
+        number("std", self.std, least=0)
+        for name in ("a", "b"):
+            number(name, getattr(self, name), finite=False)
+        if self.unit not in ("value", "sigma"):
+            raise ValueError(f"unit must be 'value' or 'sigma', but got {self.unit!r}")
+        if self.a >= self.b:
+            raise ValueError(f"TruncNormal needs a < b, but got a={self.a}, b={self.b}")
+        if self.corrected and (self.unit != "sigma" or self.a != -self.b):
+            raise ValueError("corrected=True needs unit='sigma' and a == -b")
+        if self.std == 0 and not self.low <= self.mean <= self.high:
+            raise ValueError(f"with std=0 the mean must lie in [a, b], but got {self}")
+
+    @cached_property
+    def sigma(self) -> float:
+        """The standard deviation of the normal that is cut."""
+        return self.std / truncated(self.a, self.b)[1] if self.corrected else float(self.std)
+
+    @property
+    def low(self) -> float:
+        return float(self.a) if self.unit == "value" else self.mean + self.a * self.sigma
+
+    @property
+    def high(self) -> float:
+        return float(self.b) if self.unit == "value" else self.mean + self.b * self.sigma
+
+    @property
+    def draw(self) -> tuple[Distribution, tuple[float, ...]]:
+        return "truncated", (self.mean, self.sigma, self.low, self.high)
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        reach = MAX_SIGMAS * self.sigma
+        return max(self.low, min(self.mean, self.high) - reach), min(self.high, max(self.mean, self.low) + reach)
+
+    def scaled(self, factor: float) -> Fill:
+        unit = abs(factor) if self.unit == "value" else 1.0
+        low, high = (self.a, self.b) if factor >= 0 else (-self.b, -self.a)
+        if not low * unit < high * unit:  # by a factor of 0, or one so small that the interval is gone
+            return Constant(self.mean * factor)
+        return replace(self, mean=self.mean * factor, std=self.std * abs(factor), a=low * unit, b=high * unit)
+
+    def write(self, shard: Shard, noise: Noise) -> None:
+        if self.std == 0:  # torch's algorithm divides by it
+            shard.local.fill_(self.mean)
+        else:
+            noise.fill(shard, *self.draw)
+
+    def job(self, shard: Shard) -> Job | None:
+        return Job(shard, *self.draw) if self.std else None
+
+    def moments(self, shape: tuple[int, ...] = ()) -> Moments:
+        if self.std == 0:
+            return point(float(self.mean))
+        mean, std = truncated((self.low - self.mean) / self.sigma, (self.high - self.mean) / self.sigma)
+        # Cut in its tail, a normal is close to an exponential, whose kurtosis is 9; a half normal has 3.87.
+        kurtosis = 4.0 if self.low <= self.mean <= self.high else 9.0
+        low, high = (end if math.isfinite(end) else None for end in (self.low, self.high))
+        return Moments(self.mean + self.sigma * mean, self.sigma * std, low, high, kurtosis)

@@ -1,0 +1,191 @@
+"""Code: functions of a tensor as initializers: torch.nn.init's, which have twins here, and anybody's own."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from reprlib import repr as short
+from typing import Any, ClassVar, Final, TypeAlias, final
+
+import torch
+from torch import Tensor, nn
+
+from torchinit._spelling import spell
+from torchinit.errors import RunError
+from torchinit.initializers.elementwise import Constant, Initializer, Normal, TruncNormal, Uniform
+from torchinit.initializers.matrices import Dirac, Identity, Orthogonal, Sparse, Whole
+from torchinit.initializers.transfers import magnitude
+from torchinit.initializers.variance_scaling import Kaiming, Ones, Xavier, Zeros
+from torchinit.model.shards import Shard
+from torchinit.noise import Noise
+
+Function: TypeAlias = Callable[[Tensor], object]
+"""What fills the tensor that it is given, or returns another one in its place."""
+
+_DRAW: Final = 4
+"""The draw index of functions: fills use 0 and 1, parametrizations 2, what makes buffers 3."""
+
+
+@final
+@dataclass(frozen=True, slots=True, repr=False)
+class Code(Whole):
+    """The values that a function gives to a tensor: it fills the one that it gets, or returns another.
+
+    With a seed it gets a tensor of the whole shape on the CPU, in float32 unless the site is wider, while torch's
+    generator is in a state that belongs to the name; so a part of the result is the same on however many ranks. Without
+    one it gets a tensor like the site, and draws as if it were called by hand. What it makes is looked at before any of
+    it is written: RunError where it raises, or makes another shape, NaN, or numbers too large for the site, or leaves
+    elements as they were.
+
+    >>> Code(torch.Tensor.zero_), Code(partial(torch.Tensor.fill_, value=0.5))
+    (code: TensorBase.zero_, code: partial(TensorBase.fill_, value=0.5))
+    """
+
+    function: Function
+    bytes_an_element: ClassVar[int] = 12
+
+    def __post_init__(self) -> None:
+        try:
+            inspect.signature(self.function).bind(None)
+        except TypeError as error:
+            raise TypeError(f"{self} cannot be called with one tensor: {error}") from None
+        except ValueError as error:
+            if "incorrect arguments" in str(error):  # those of a partial; others do not tell what they take
+                raise TypeError(f"{self}: its function has no such argument") from None
+
+    def __str__(self) -> str:
+        return f"code: {_called(self.function)}"
+
+    def __repr__(self) -> str:  # without places in memory, so that it is the same on all ranks
+        return str(self)
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+    def compute(self, shard: Shard, noise: Noise) -> Tensor:
+        local, region = shard.local, shard.region
+        whole = torch.empty_like(local) if noise.sequential else torch.empty(region.shape, dtype=_wide(local.dtype))
+        whole.fill_(torch.nan)
+        # The blocks of a fused weight are tensors of their own, under one name.
+        name = f"{shard.name}\0{region.start}" if any(region.start) else shard.name
+        try:
+            with noise.lending(name, _DRAW, local.device):
+                made = self.function(whole)
+            return _checked(whole if made is None else made, region.shape, local.dtype).to(whole.dtype)
+        except Exception as error:
+            fault = str(error) if isinstance(error, _FaultError) else f"raised {type(error).__name__}: {error}"
+            raise RunError(f"{shard.name}: {self} {fault}; nothing of it was written") from error
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    real = dtype.to_real()
+    real = real if real.itemsize >= 4 else torch.float32
+    return real.to_complex() if dtype.is_complex else real
+
+
+class _FaultError(ValueError):
+    """What is wrong with the result of a function."""
+
+
+def _checked(made: object, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    if not isinstance(made, Tensor):
+        raise _FaultError(f"returned {short(made)}, where it should fill the tensor or return one")
+    if tuple(made.shape) != shape or made.is_meta:
+        raise _FaultError(
+            f"made a tensor of shape {tuple(made.shape)} on {made.device}, not one of {shape} with values"
+        )
+    if made.is_complex() and not dtype.is_complex:
+        raise _FaultError("made complex numbers, and the site holds real ones")
+    if left := int(made.isnan().sum()):
+        raise _FaultError(f"left {left} of {made.numel()} elements as they were, or made them NaN")
+    values = made.detach() if made.is_floating_point() or made.is_complex() else made.double()
+    if torch.finfo(dtype).max < (largest := magnitude(values)) < math.inf:
+        raise _FaultError(f"made numbers up to {largest:.6g}, beyond the largest of {dtype}")
+    return values
+
+
+def _called(function: Any) -> str:
+    """The name of a function, as a reader finds it again."""
+    if isinstance(function, partial):
+        said = [*map(spell, function.args), *(f"{key}={spell(value)}" for key, value in function.keywords.items())]
+        return re.sub(r" at 0x[0-9a-f]+", "", f"partial({', '.join([_called(function.func), *said])})")
+    if getattr(function, "__name__", "") == "<lambda>":
+        return f"lambda at {Path(function.__code__.co_filename).name}:{function.__code__.co_firstlineno}"
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return ".".join(filter(None, (getattr(named, "__module__", None), named.__qualname__)))
+
+
+_TWINS: Final[Mapping[str, Callable[..., Initializer]]] = {
+    "constant": Constant,
+    "dirac": Dirac,
+    "eye": Identity,
+    "kaiming_normal": partial(Kaiming, mode="fan_in", nonlinearity="leaky_relu"),
+    "kaiming_uniform": partial(Kaiming, mode="fan_in", nonlinearity="leaky_relu", distribution="uniform"),
+    "normal": Normal,
+    "ones": Ones,
+    "orthogonal": Orthogonal,
+    "sparse": Sparse,
+    "trunc_normal": TruncNormal,
+    "uniform": Uniform,
+    "xavier_normal": Xavier,
+    "xavier_uniform": partial(Xavier, distribution="uniform"),
+    "zeros": Zeros,
+}
+"""What draws the bits of a function of torch.nn.init from the same arguments; deprecated ones have no ``_`` behind."""
+
+
+def _twin(function: Any) -> Initializer | None:
+    said: dict[str, Any] = {}
+    if isinstance(function, partial) and not function.args:
+        function, said = function.func, function.keywords
+    for name, make in _TWINS.items():
+        known = getattr(nn.init, f"{name}_")
+        if function is known or function is getattr(nn.init, name, None):
+            try:
+                inspect.signature(known).bind(None, **said)
+            except TypeError as error:
+                way = f"arguments are given by functools.partial(torch.nn.init.{name}_, ...)"
+                raise TypeError(f"torch.nn.init.{name}_{inspect.signature(known)}: {error}; {way}") from None
+            if said.get("generator") is not None:
+                raise TypeError(f"torch.nn.init.{name}_: leave out generator, and give it as the seed of the call")
+            return make(**{key: value for key, value in said.items() if key != "generator"})
+    return None
+
+
+def as_initializer(value: Any) -> Initializer:
+    """The value, if it is an initializer; the one that a function of a tensor stands for.
+
+    Functions of ``torch.nn.init``, and partials of them with keywords, become the initializers that draw the same bits
+    without a seed; any other function is :class:`Code`. Raises TypeError for anything else, with what to write.
+
+    >>> as_initializer(nn.init.xavier_uniform_), as_initializer(partial(nn.init.normal_, std=0.02))
+    (Xavier(gain=1.0, distribution='uniform', fans='torch'), Normal(mean=0.0, std=0.02))
+    """
+    # Classes and paths have a method resolve, as initializers do, and some mappings every attribute.
+    if isinstance(value, Initializer) and not isinstance(value, (type, os.PathLike, Mapping)):
+        return value
+    if callable(value) and not isinstance(value, (type, nn.Module)):
+        return _twin(value) or Code(value)
+    what, way = "", "one such as Normal(std=0.02), or a function of a tensor"
+    match value:
+        case type():
+            raise TypeError(f"{value.__name__} is a class; write {value.__name__}()")
+        case nn.Module():
+            what, way = f"a {type(value).__name__}", "Pretrained(module) to load its values"
+        case Tensor():
+            what, way = "a tensor", "a function that copies it: lambda weight: weight.copy_(tensor)"
+        case os.PathLike():
+            what = repr(str(value))
+            way = f"Pretrained({what})"
+        case str():
+            called = value if value.isidentifier() else "Kaiming"
+            way = f"{called}(), or {{'type': {called!r}}} as data"
+        case int() | float() if not isinstance(value, bool):
+            way = f"Constant({value!r}), or {{'type': 'Constant', 'val': {value!r}}} as data"
+    raise TypeError(f"{what or short(value)} is not an initializer; write {way}")

@@ -1,0 +1,300 @@
+"""Load reports: the account of a checkpoint: what was taken from it, what was not and why, and what is left over."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Final, Literal
+
+import torch
+
+from torchinit._text import columns, dtype_name, percentage, some
+from torchinit.errors import count
+from torchinit.serialization.schema import Schema
+
+_SAVED: Final = {"uninitialized": "bare", "unused_patterns": "idle"}
+"""The keys of fields in saved plans and reports, where they are not the names of today."""
+_REMEDIES: Final = {
+    "shape": "on_shape='skip' leaves what has another shape to its other rules",
+    "kind": "numbers of another kind are not cast: exclude these sites, or give a dict of what you cast",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """Arguments of a checkpoint rule, and how many tensors match with them, in name and shape.
+
+    ``arguments`` is written so that Python and TOML read it alike, ``options`` as a command line takes it.
+
+    >>> guess = Guess("backbone.", (("^norm[.]", "ln."),), 320, 320)
+    >>> print(guess)
+    with prefix='backbone.', rename=[['^norm[.]', 'ln.']] 320 of 320 match
+    >>> guess.options
+    "--prefix backbone. --rename '^norm[.]' ln."
+    """
+
+    prefix: str = ""
+    rename: tuple[tuple[str, str], ...] = ()
+    matching: int = 0
+    wanted: int = 0
+
+    def __str__(self) -> str:
+        return f"with {self.arguments} {self.matching} of {self.wanted} match"
+
+    @property
+    def arguments(self) -> str:
+        given = [f"prefix={self.prefix!r}"] if self.prefix else []
+        given += [f"rename={[list(pair) for pair in self.rename]}"] if self.rename else []
+        return ", ".join(given) or "neither prefix nor rename"
+
+    @property
+    def options(self) -> str:
+        words = ["--prefix", self.prefix] if self.prefix else []
+        return shlex.join([*words, *(word for pair in self.rename for word in ("--rename", *pair))])
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """A site that is not loaded although the file has it: ``why`` in words, and the reason that remedies go by.
+
+    ``"shape"``: the two differ in shape, and no adapter was given. ``"kind"``: one has whole numbers, for example,
+    and the other floats.
+    """
+
+    site: str
+    why: str
+    reason: Literal["shape", "kind", "other"] = "other"
+
+
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """A site whose values change their dtype: the file's, that to which a rule rounds them, the site's.
+
+    >>> print(Cast("fc.weight", (torch.float64, torch.bfloat16, torch.float32)))
+    float64 -> bfloat16 -> float32
+    """
+
+    site: str
+    dtypes: tuple[torch.dtype, ...]
+
+    def __str__(self) -> str:
+        return " -> ".join(map(dtype_name, self.dtypes))
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """The account of what a rule takes from a checkpoint, name by name.
+
+    ``loaded`` are the sites whose values are taken as they are, ``adapted`` those that an adapter makes,
+    ``declined`` those that are in the file and left to other rules on purpose, ``expected`` those that are not in the
+    file and need not be, ``missing`` those that should be, ``uninitialized`` those of them that no other rule
+    writes. ``mismatched`` do not fit. ``unexpected`` are keys of the file that nothing in the model is
+    called, ``casts`` the changes of dtype, ``unused_patterns`` the globs of the rule that match no site.
+    ``elements`` counts those of ``loaded`` and ``adapted``, and of all sites that were looked for. ``doubts`` says
+    which of them may mean something else than their numbers, ``notes`` how names were found, ``hints`` how more of
+    them would be, ``guess`` the same as arguments; ``failure`` why the file could not be read.
+
+    >>> account = LoadReport("resnet50.pth", loaded=("conv1.weight",), missing=("fc.weight",), elements=(90, 100))
+    >>> print(account)
+    resnet50.pth: 90.0 % of the elements loaded, 1 of 2 sites, 1 missing
+      ...
+      missing: fc.weight
+    """
+
+    source: str
+    part: str = ""
+    loaded: tuple[str, ...] = ()
+    adapted: tuple[tuple[str, str], ...] = ()
+    declined: tuple[tuple[str, str], ...] = ()
+    expected: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    uninitialized: tuple[str, ...] = ()
+    mismatched: tuple[Mismatch, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    casts: tuple[Cast, ...] = ()
+    unused_patterns: tuple[str, ...] = ()
+    elements: tuple[int, int] = (0, 0)
+    doubts: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    hints: tuple[str, ...] = ()
+    guess: Guess | None = None
+    failure: str = ""
+
+    def __str__(self) -> str:
+        return self.table()
+
+    @property
+    def found(self) -> int:
+        """The number of sites that get their values from the file."""
+        return len(self.loaded) + len(self.adapted)
+
+    @property
+    def wanted(self) -> int:
+        """The number of sites that were looked for."""
+        return self.found + sum(map(len, (self.declined, self.expected, self.missing, self.mismatched)))
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything that was looked for is there and fits."""
+        return not (self.failure or self.missing or self.mismatched) and self.found > 0
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """The reasons why a plan cannot be carried out."""
+        if self.failure:
+            return (self.failure,)
+        lost, reasons = _pairs(self.mismatched), {site.reason for site in self.mismatched}
+        reasons -= set() if self.found else {"shape"}  # to skip them all would leave nothing
+        remedies = [text for reason, text in _REMEDIES.items() if reason in reasons]
+        found: list[list[str]] = []
+        if not self.found:
+            lines = _listed([*lost, *self.declined], 3)
+            found = [[f"0 of {self.wanted} tensors match the model.", *lines, *remedies]]
+        elif lost:
+            verb = "does" if len(lost) == 1 else "do"
+            found = [[f"{count(len(lost), 'site')} of {self.wanted} {verb} not fit.", *_listed(lost, 5), *remedies]]
+        if self.found and (bare := self.uninitialized):
+            verb, them = ("is", "it") if len(bare) == 1 else ("are", "them")
+            start = f"{count(len(bare), 'site')} of {self.wanted} {verb} not in the file, and no other rule writes"
+            advice = "Give such a rule, narrow this one, or name what may be missing in expect_missing"
+            found.append([f"{start} {them}: {some(bare)}. {advice}"])
+        if not found:
+            return ()
+        found[-1] += self.hints
+        return self._headed(*map("\n    ".join, found), *(self.unused_patterns if self.found else ()))
+
+    @property
+    def failed_sites(self) -> frozenset[str]:
+        """The sites that no rule writes because of the problems."""
+        if not self.problems:
+            return frozenset()
+        lost = {*self.uninitialized, *(site.site for site in self.mismatched)}
+        return frozenset(lost if self.found else lost | {*self.expected, *(name for name, _ in self.declined)})
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Lapses and doubts: what ought to be looked at though the plan can be carried out."""
+        return (*self.lapses, *(() if self.failure else self._headed(*self.doubts)))
+
+    @property
+    def lapses(self) -> tuple[str, ...]:
+        """The sites that are not there and stay with their other rules, which ``strict`` does not allow."""
+        left = [] if self.failure else [name for name in self.missing if name not in set(self.uninitialized)]
+        text = f"{count(len(left), 'site')} not in the file, left to other rules: {some(left)}."
+        advice = " ".join([f"{text} Say so with expect_missing if that is intended.", *self.hints])
+        return self._headed(*([advice] if left else []), *self.unused_patterns)
+
+    def _headed(self, *texts: str) -> tuple[str, ...]:
+        return tuple(f"{self.source}: {text}" for text in texts)
+
+    def headline(self) -> str:
+        """The account in one line, what counts most first."""
+        if self.failure:
+            return self.failure
+        fates = {**self._fates(), "unexpected": self.unexpected, "loaded": ()}
+        names = {"expected": "missing as expected"}
+        counts = [f"{len(sites)} {names.get(fate, fate)}" for fate, sites in fates.items() if sites]
+        where = f"{self.source}, part {self.part!r}" if self.part else self.source
+        loaded = f"{percentage(*self.elements)} % of the elements loaded"
+        return ", ".join([f"{where}: {loaded}, {self.found} of {count(self.wanted, 'site')}", *counts])
+
+    def table(self) -> str:
+        """The account as plain text: the percentages, a line a part of the model, then the names."""
+        lines, fates = [self.headline()], self._fates()
+        paths = [name.split(".")[:-1] for names in fates.values() for name in names]
+        depth = 1  # one part of the names tells the parts of a model apart, or more where all begin alike
+        while len({tuple(path[:depth]) for path in paths}) == 1 and all(len(path) > depth for path in paths):
+            depth += 1
+        parts: dict[str, Counter[str]] = {}
+        for fate, names in fates.items():
+            for name in names:
+                part = ".".join(name.split(".")[:-1][:depth]) or "(top)"
+                parts.setdefault(part, Counter())[fate] += 1
+        if not self.failure and (len(parts) > 1 or (parts and self.found < self.wanted)):
+            rows = [(part, *(str(counts[fate] or "-") for fate in fates)) for part, counts in parts.items()]
+            lines += columns(("part", *fates), rows).splitlines()
+        return "\n  ".join(line.rstrip() for line in (*lines, *self._details()))
+
+    def summary(self) -> str:
+        """The account without its table."""
+        return "\n  ".join([self.headline(), *self._details()])
+
+    def _fates(self) -> dict[str, Sequence[str]]:
+        """The sites by what became of them."""
+        return {
+            "loaded": self.loaded,
+            "adapted": [name for name, _ in self.adapted],
+            "declined": [name for name, _ in self.declined],
+            "expected": self.expected,
+            "missing": self.missing,
+            "mismatched": [site.site for site in self.mismatched],
+        }
+
+    def _details(self) -> Iterator[str]:
+        if self.failure:
+            return
+        yield from self.notes
+        lost = _pairs(self.mismatched)
+        for fate, pairs in (("adapted", self.adapted), ("declined", self.declined), ("mismatched", lost)):
+            yield from (f"{fate} {line}" for line in _listed(pairs, 10, ": "))
+        for fate, names in (("missing", self.missing), ("unexpected", self.unexpected)):
+            yield from [f"{fate}: {some(names, 10)}"] if names else []
+        casts = Counter(map(str, self.casts))
+        yield from (f"cast {how}: {count(number, 'site')}" for how, number in casts.items())
+        yield from (*self.unused_patterns, *self.doubts, *self.hints)
+
+    def to_dict(self) -> dict[str, object]:
+        """The account as plain data, as plans and reports save it."""
+        data = {_SAVED.get(field.name, field.name): getattr(self, field.name) for field in fields(self)}
+        data["mismatched"] = [[site.site, site.why, site.reason] for site in self.mismatched]
+        data["casts"] = [[cast.site, str(cast)] for cast in self.casts]
+        return {**data, "guess": self.guess and asdict(self.guess)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> LoadReport:
+        """The account that :meth:`to_dict` made, also by way of JSON; raises ConfigError with every mistake.
+
+        >>> account = LoadReport("a.pth", adapted=(("w", "InputChannels"),), elements=(1, 2))
+        >>> LoadReport.from_dict(account.to_dict()) == account
+        True
+        """
+        account: LoadReport = Schema({}).decode(by_field(data), cls, "the account of a checkpoint")
+        return account
+
+
+def by_field(data: Any) -> Any:
+    """Saved data by the fields of today; whatever is not as it should be is left for the schema to complain of."""
+    if not isinstance(data, Mapping):
+        return data
+    names = {saved: name for name, saved in _SAVED.items()}
+    renamed = {names.get(key, key): value for key, value in data.items()}
+    for key, read in _ROWS.items():
+        if isinstance(rows := renamed.get(key), (list, tuple)):
+            renamed[key] = [_read(read, row) for row in rows]
+    return renamed
+
+
+_ROWS: Final[Mapping[str, Callable[..., dict[str, Any]]]] = {
+    "mismatched": lambda site, why, reason="other": {"site": site, "why": why, "reason": reason},
+    "casts": lambda site, dtypes: {"site": site, "dtypes": dtypes.split(" -> ")},
+}
+"""The table of fields for a row of saved data; a mismatch had no reason at first."""
+
+
+def _read(read: Callable[..., dict[str, Any]], row: Any) -> Any:
+    try:
+        return read(*row) if isinstance(row, (list, tuple)) else row
+    except (TypeError, AttributeError):
+        return row
+
+
+def _pairs(mismatched: Iterable[Mismatch]) -> list[tuple[str, str]]:
+    return [(site.site, site.why) for site in mismatched]
+
+
+def _listed(pairs: Sequence[tuple[str, str]], most: int, between: str = " ") -> list[str]:
+    """The first of many sites, a line each with its reason, and how many more there are."""
+    more = [f"and {len(pairs) - most} more"] if len(pairs) > most else []
+    return [f"{name}{between}{why}" for name, why in pairs[:most]] + more

@@ -1,0 +1,318 @@
+"""Fills of matrices and kernels, most of which need the whole tensor before they can write a part of it."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self, final
+
+import torch
+from torch import Tensor
+
+from torchinit.initializers.composites import Blockwise
+from torchinit.initializers.elementwise import Fill, Normal, check_fit
+from torchinit.initializers.moments import Moments
+from torchinit.model.shards import Shard
+from torchinit.noise import Noise
+from torchinit.noise.threads import on_one_thread
+from torchinit.serialization.validation import is_whole, number
+
+
+class Whole(Fill):
+    """A fill that computes its whole region, then keeps the part that is here."""
+
+    __slots__ = ()
+
+    #: Peak memory an element of the region, in bytes: some float64 copies, as measured on a CPU.
+    bytes_an_element: ClassVar[int] = 48
+
+    @abstractmethod
+    def compute(self, shard: Shard, noise: Noise) -> Tensor:
+        """The values of ``shard.region``, in its shape, in any floating dtype."""
+
+    def write(self, shard: Shard, noise: Noise) -> None:
+        self.write_parts((shard,), noise)
+
+    def write_parts(self, parts: Sequence[Shard], noise: Noise) -> None:
+        here = [part for part in parts if part.local.numel()]
+        if not here:
+            return
+        whole = self.compute(here[0], noise)
+        for part in here:
+            offsets = zip(part.start, part.region.start, part.local.shape, strict=True)
+            part.local.copy_(whole[tuple(slice(at - low, at - low + size) for at, low, size in offsets)])
+
+    def scratch(self, shape: tuple[int, ...]) -> int:
+        return math.prod(shape) * self.bytes_an_element
+
+
+class _Gained(Fill):
+    """A fill of zeros and of entries that go up to its ``gain``."""
+
+    __slots__ = ()
+
+    gain: float
+
+    def __post_init__(self) -> None:
+        number("gain", self.gain)
+
+    def check(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        check_fit(self, -abs(self.gain), abs(self.gain), dtype)
+
+    def scaled(self, factor: float) -> Self:
+        return replace(self, gain=self.gain * factor)  # type: ignore[type-var]  # all of them are dataclasses
+
+
+class FromGaussian(Whole):
+    """A fill that is computed from a Gaussian matrix; of a complex one each part has half of the variance."""
+
+    __slots__ = ()
+
+    def parts(self, shape: tuple[int, ...] = ()) -> Moments | None:
+        whole = self.moments(shape)
+        return whole and whole.shrunk(math.sqrt(0.5))
+
+
+def _gaussian(shard: Shard, noise: Noise, index: int = 0) -> Tensor:
+    """A standard normal tensor in the shape of the shard's region, from the same noise as its elements."""
+    box = shard.region
+    local = torch.empty(box.shape, dtype=noise.factor_dtype(shard.local.dtype), device=shard.local.device)
+    noise.fill(Shard(shard.name, local, shard.shape, box.start, box), "normal", (0.0, 1.0), index)
+    return local
+
+
+def _orthonormal(gaussian: Tensor, noise: Noise) -> Tensor:
+    """The orthonormal factor of a Gaussian matrix, uniform over all of them (Mezzadri, math-ph/0609050).
+
+    LAPACK leaves the signs of R's diagonal open; taking them into Q makes the draw uniform and the
+    answer unique. With a seed the bits are those of one thread; without one, those of ``torch.nn.init`` called here.
+    """
+    wide = gaussian.shape[0] < gaussian.shape[1]
+    matrix = gaussian.mT if wide else gaussian
+    q: Tensor
+    alone = not noise.sequential and matrix.device.type == "cpu"
+    q, r = on_one_thread(torch.linalg.qr, matrix) if alone else torch.linalg.qr(matrix)
+    q = q * r.diagonal().sgn()
+    return q.mT if wide else q
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Orthogonal(_Gained, FromGaussian):
+    """A matrix with orthonormal rows or columns, whichever are fewer, times ``gain``.
+
+    ``axis`` runs over the rows; the other dimensions are flattened into the columns. Drawn uniformly
+    (Haar measure) by the QR factorization of a Gaussian. On the global stream it has the bits of
+    ``torch.nn.init.orthogonal_``. Saxe et al. (2013), https://arxiv.org/abs/1312.6120
+
+    >>> Orthogonal(gain=2.0).moments((3, 3)).std
+    1.1547005383792517
+    """
+
+    gain: float = 1.0
+    axis: int = 0
+    bytes_an_element: ClassVar[int] = 34
+
+    def __post_init__(self) -> None:
+        _Gained.__post_init__(self)
+        if not is_whole(self.axis, least=0):
+            raise ValueError(f"axis must be a whole number of at least 0, but got {self.axis!r}")
+
+    def check(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        if len(shape) < 2:
+            raise ValueError(f"Orthogonal needs at least 2 dimensions, but the shape is {shape}")
+        if self.axis >= len(shape):
+            raise ValueError(f"Orthogonal has axis={self.axis}, but the shape is {shape}")
+        _Gained.check(self, shape, dtype)
+
+    def compute(self, shard: Shard, noise: Noise) -> Tensor:
+        gaussian = _gaussian(shard, noise).movedim(self.axis, 0)
+        matrix = _orthonormal(gaussian.reshape(gaussian.shape[0], -1), noise).mul_(self.gain)
+        return matrix.reshape(gaussian.shape).movedim(0, self.axis)
+
+    def stacked(self, axis: int, rows: int, columns: int, count: int) -> Fill:
+        # The draws are those at the matrices' own places in the stack.
+        each = replace(self, axis=(rows, columns)[self.axis])
+        return Blockwise((each,) * count, (1,) * count, axis)
+
+    def work(self, shape: tuple[int, ...]) -> int:
+        numel = math.prod(shape)
+        return numel * min(shape[self.axis], numel // shape[self.axis])
+
+    def moments(self, shape: tuple[int, ...] = ()) -> Moments | None:
+        # Haar matrices have mean 0 and, because their rows or columns have length 1, mean square 1 / longer side.
+        rows = shape[self.axis]
+        longer = max(rows, math.prod(shape) // rows if rows else 0)
+        bound = abs(self.gain)
+        return Moments(0.0, bound / math.sqrt(longer), -bound, bound) if longer else None
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class DeltaOrthogonal(_Gained, FromGaussian):
+    """A convolution kernel that is orthogonal at its centre and zero elsewhere.
+
+    Needs at least as many outputs (``axis``) as inputs (the other of the first two dimensions).
+    Xiao et al. (2018), https://arxiv.org/abs/1806.05393
+
+    >>> DeltaOrthogonal(gain=1.0, axis=0)
+    DeltaOrthogonal(gain=1.0, axis=0)
+    """
+
+    gain: float = 1.0
+    axis: int = 0
+    bytes_an_element: ClassVar[int] = 20
+
+    def __post_init__(self) -> None:
+        _Gained.__post_init__(self)
+        if self.axis not in (0, 1):
+            raise ValueError(f"axis must be 0 or 1, but got {self.axis!r}")
+
+    def check(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        if not 3 <= len(shape) <= 5:
+            raise ValueError(f"DeltaOrthogonal needs a kernel of 3 to 5 dimensions, but the shape is {shape}")
+        if shape[self.axis] < shape[1 - self.axis]:
+            raise ValueError(f"DeltaOrthogonal needs at least as many outputs as inputs, but the shape is {shape}")
+        _Gained.check(self, shape, dtype)
+
+    def compute(self, shard: Shard, noise: Noise) -> Tensor:
+        gaussian = _gaussian(shard, noise)
+        tap = _tap(gaussian, [(size - 1) // 2 for size in gaussian.shape[2:]])
+        whole = torch.zeros_like(gaussian)
+        matrix = _orthonormal(tap.movedim(self.axis, 0), noise).mul_(self.gain).movedim(0, self.axis)
+        _tap(whole, [(size - 1) // 2 for size in gaussian.shape[2:]]).copy_(matrix)
+        return whole
+
+    def work(self, shape: tuple[int, ...]) -> int:
+        return math.prod(shape) + shape[0] * shape[1] * min(shape[:2])
+
+    def moments(self, shape: tuple[int, ...] = ()) -> Moments:
+        energy = shape[1 - self.axis] * self.gain**2 / max(1, math.prod(shape))
+        return Moments(0.0, math.sqrt(energy), -abs(self.gain), abs(self.gain))
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Identity(_Gained):
+    """``gain`` on the main diagonal of a matrix, zero elsewhere.
+
+    Le et al. (2015) start recurrent weights so, https://arxiv.org/abs/1504.00941
+
+    >>> Identity().moments((2, 2)).mean
+    0.5
+    """
+
+    gain: float = 1.0
+
+    def check(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        if len(shape) != 2:
+            raise ValueError(f"Identity needs 2 dimensions, but the shape is {shape}")
+        _Gained.check(self, shape, dtype)
+
+    def write(self, shard: Shard, noise: Noise) -> None:
+        # Unlike its siblings it needs no other element to know one, nor their memory.
+        row, column = (at - low for at, low in zip(shard.start, shard.region.start, strict=True))
+        shard.local.zero_()
+        if -shard.local.shape[0] < row - column < shard.local.shape[1]:
+            shard.local.diagonal(row - column).fill_(self.gain)
+
+    def moments(self, shape: tuple[int, ...] = ()) -> Moments:
+        return _sprinkled(self.gain, min(shape), math.prod(shape))
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Dirac(_Gained, Whole):
+    """A convolution kernel that passes its inputs on: ``gain`` at the centre where output and input agree.
+
+    ``groups`` parts of the outputs each pass on the same inputs, as ``torch.nn.init.dirac_``.
+
+    >>> Dirac(groups=2).scaled(0.5)
+    Dirac(groups=2, gain=0.5)
+    """
+
+    groups: int = 1
+    gain: float = 1.0
+    bytes_an_element: ClassVar[int] = 4
+
+    def __post_init__(self) -> None:
+        _Gained.__post_init__(self)
+        if not is_whole(self.groups):
+            raise ValueError(f"groups must be a whole number of at least 1, but got {self.groups!r}")
+
+    def check(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        if not 3 <= len(shape) <= 5:
+            raise ValueError(f"Dirac needs a kernel of 3 to 5 dimensions, but the shape is {shape}")
+        if shape[0] % self.groups:
+            raise ValueError(f"Dirac has groups={self.groups}, which does not divide dimension 0 of {shape}")
+        _Gained.check(self, shape, dtype)
+
+    def compute(self, shard: Shard, noise: Noise) -> Tensor:
+        shape = shard.region.shape
+        whole = torch.zeros(shape, device=shard.local.device)
+        per_group = shape[0] // self.groups
+        tap = _tap(whole, [size // 2 for size in shape[2:]])
+        for group in range(self.groups):
+            tap[group * per_group : (group + 1) * per_group].fill_diagonal_(self.gain)
+        return whole
+
+    def moments(self, shape: tuple[int, ...] = ()) -> Moments:
+        ones = self.groups * min(shape[0] // self.groups, shape[1])
+        return _sprinkled(self.gain, ones, math.prod(shape))
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Sparse(FromGaussian):
+    """N(0, std²) with the share ``sparsity`` of each column zero, the places drawn at random.
+
+    Martens (2010), "Deep learning via Hessian-free optimization". On the global stream it has the bits of
+    ``torch.nn.init.sparse_``.
+
+    >>> Sparse(0.5, std=1.0).moments((10, 4)).std
+    0.7071067811865476
+    """
+
+    sparsity: float
+    std: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not 0 <= number("sparsity", self.sparsity) <= 1:
+            raise ValueError(f"sparsity must lie in [0, 1], but got {self.sparsity!r}")
+        number("std", self.std, least=0)
+
+    def check(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        if len(shape) != 2:
+            raise ValueError(f"Sparse needs 2 dimensions, but the shape is {shape}")
+        Normal(0.0, self.std).check(shape, dtype)
+
+    def compute(self, shard: Shard, noise: Noise) -> Tensor:
+        whole = _gaussian(shard, noise).mul_(self.std)
+        zeros = self._zeros(whole.shape[0])
+        return whole.scatter_(0, noise.order(shard, 1)[:zeros], 0.0)
+
+    def scaled(self, factor: float) -> Fill:
+        return replace(self, std=self.std * abs(factor))
+
+    def _zeros(self, rows: int) -> int:
+        return math.ceil(self.sparsity * rows)
+
+    def moments(self, shape: tuple[int, ...] = ()) -> Moments:
+        share = 1 - self._zeros(shape[0]) / shape[0] if shape[0] else 0.0
+        return Moments(0.0, self.std * math.sqrt(share), kurtosis=3 / share if share else 3.0)
+
+
+def _tap(kernel: Tensor, at: Sequence[int]) -> Tensor:
+    """The matrix of a convolution kernel at one place of its receptive field."""
+    for index in at:
+        kernel = kernel.select(2, index)
+    return kernel
+
+
+def _sprinkled(value: float, times: int, among: int) -> Moments:
+    """``value`` so many times among zeros."""
+    share = times / among if among else 0.0
+    spread = abs(value) * math.sqrt(share * (1 - share))
+    return Moments(value * share, spread, min(0.0, value), max(0.0, value))

@@ -1,0 +1,77 @@
+"""Sites resolved together: by any initializer, and by those that take values from a source."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torchinit._spelling import Spelled
+from torchinit.errors import CheckpointError
+from torchinit.initializers.base import Fill, Initializer, fill_of
+from torchinit.initializers.load_report import LoadReport
+from torchinit.model.sites import Site
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """What an initializer gives the views of sites that a rule matches, by their names.
+
+    ``fills`` leaves out the views that it declines and those of ``errors``, for which it has no answer; ``account``
+    tells what became of a source.
+    """
+
+    fills: Mapping[str, Fill]
+    errors: Mapping[str, ValueError] = field(default_factory=dict)
+    account: LoadReport | None = None
+
+
+def resolve_all(init: Initializer, pairs: Sequence[tuple[Site, Site]], known: Sequence[Site]) -> Resolution:
+    """What an initializer gives pairs of (view, site) in a model whose sites are ``known``.
+
+    It is asked for all of them at once if it has a method of this name, else view by view.
+    """
+    own = getattr(init, "resolve_all", None)
+    if own is not None:
+        resolution: Resolution = own(pairs, known)
+        return resolution
+    fills: dict[str, Fill] = {}
+    errors: dict[str, ValueError] = {}
+    for view, _ in pairs:
+        try:
+            fill = fill_of(init, view)
+            if fill is not None:
+                fill.check(view.shape, view.dtype)
+                fills[view.name] = fill
+        except ValueError as error:
+            errors[view.name] = error
+    return Resolution(fills, errors)
+
+
+def is_verbatim(init: object) -> bool:
+    """Whether an initializer copies what is there: see :class:`SourceInitializer`."""
+    return bool(getattr(init, "verbatim", False))
+
+
+class SourceInitializer(Spelled, ABC):
+    """An initializer that copies what is there, and so takes sites as they are: it is ``verbatim``.
+
+    A rule with one matches buffers as well as parameters, biases as well as weights, whole numbers as well as floats,
+    and leaves padding rows as they come. Buffers that are no part of a ``state_dict`` are not its business.
+    """
+
+    __slots__ = ()
+
+    verbatim: ClassVar[bool] = True
+
+    @abstractmethod
+    def resolve_all(self, pairs: Sequence[tuple[Site, Site]], known: Sequence[Site]) -> Resolution:
+        """The fills for what a rule matches. Raises nothing: what is wrong is in the account, which there always is."""
+
+    def resolve(self, site: Site) -> Fill | None:
+        """The fill for one site alone; None where there is nothing for it, CheckpointError where it does not fit."""
+        found = self.resolve_all([(site, site)], [site])
+        if found.account and (found.account.failure or found.account.mismatched):
+            raise CheckpointError(*found.account.problems[:1])
+        return found.fills.get(site.name)

@@ -1,0 +1,272 @@
+"""Formulas: initializers that look at a site before they know their numbers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, final
+
+from torchinit._spelling import Spelled
+from torchinit.initializers.elementwise import Constant, Fill, Normal, TruncNormal, Uniform
+from torchinit.knowledge.gains import gain, gain_before
+from torchinit.model.sites import Convention, Site
+from torchinit.serialization.schema import Unfinished
+from torchinit.serialization.validation import choice, number
+
+FanMode: TypeAlias = Literal["fan_in", "fan_out", "fan_avg", "fan_geo_avg"]
+Shape: TypeAlias = Literal["normal", "uniform", "truncated_normal"]
+
+
+def fan_std(gain: float, fan_in: float, fan_out: float, mode: FanMode) -> float:
+    r"""The standard deviation that keeps the variance of a signal through a layer.
+
+    .. math:: \mathrm{std} = \mathrm{gain} / \sqrt{\mathrm{fan}}
+
+    where fan is the fan-in, the fan-out, their arithmetic or their geometric mean. The arithmetic is that
+    of ``torch.nn.init``, operation by operation, so that the last bit agrees, too.
+
+    >>> fan_std(1.0, 100, 300, "fan_avg")
+    0.07071067811865475
+    """
+    if mode == "fan_avg":
+        return gain * math.sqrt(2.0 / (fan_in + fan_out))
+    fan = {"fan_in": fan_in, "fan_out": fan_out, "fan_geo_avg": math.sqrt(fan_in * fan_out)}[mode]
+    return gain / math.sqrt(fan)
+
+
+def _spread(std: float, distribution: Shape) -> Fill:
+    """A fill of mean 0 and this standard deviation."""
+    if distribution == "normal":
+        return Normal(0.0, std)
+    if distribution == "uniform":
+        bound = math.sqrt(3.0) * std
+        return Uniform(-bound, bound)
+    return TruncNormal(0.0, std, -2.0, 2.0, unit="sigma", corrected=True)
+
+
+def _by_fans(site: Site, gain: float, mode: FanMode, distribution: Shape, fans: Convention) -> Fill:
+    fan_in, fan_out = site.fans(fans)
+    if not site.numel:  # nothing to write, and a fan of 0 has no root
+        return Constant(0.0)
+    return _spread(fan_std(gain, fan_in, fan_out, mode), distribution)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class VarianceScaling(Spelled):
+    r"""Variance ``scale`` / fan: the general formula behind Xavier, Kaiming and LeCun.
+
+    .. math:: \mathrm{Var}(w) = \mathrm{scale} / n, \quad n = \text{fan-in, fan-out or one of their means}
+
+    The truncated normal is cut at two standard deviations and corrected, as in ``jax.nn.initializers``.
+    ``fans`` chooses how connections are counted: :meth:`torchinit.Site.fans`. Raises FanError (in a plan:
+    PlanError) for a tensor with fewer than two dimensions.
+
+    >>> VarianceScaling(2.0, "fan_in", "normal").resolve(Site("w", (10, 50)))
+    Normal(mean=0.0, std=0.2)
+    """
+
+    scale: float = 1.0
+    mode: FanMode = "fan_in"
+    distribution: Shape = "truncated_normal"
+    fans: Convention = "torch"
+
+    def __post_init__(self) -> None:
+        number("scale", self.scale, least=0)
+        choice("mode", self.mode, FanMode)
+        choice("distribution", self.distribution, Shape)
+        choice("fans", self.fans, Convention)
+
+    def resolve(self, site: Site) -> Fill:
+        return _by_fans(site, math.sqrt(self.scale), self.mode, self.distribution, self.fans)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Xavier(Spelled):
+    """Glorot & Bengio (2010): variance gain² · 2 / (fan_in + fan_out).
+
+    https://proceedings.mlr.press/v9/glorot10a.html
+
+    >>> Xavier().resolve(Site("w", (150, 50)))
+    Normal(mean=0.0, std=0.1)
+    """
+
+    gain: float = 1.0
+    distribution: Shape = "normal"
+    fans: Convention = "torch"
+
+    def __post_init__(self) -> None:
+        number("gain", self.gain, least=0)
+        choice("distribution", self.distribution, Shape)
+        choice("fans", self.fans, Convention)
+
+    def resolve(self, site: Site) -> Fill:
+        return _by_fans(site, self.gain, "fan_avg", self.distribution, self.fans)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Kaiming(Spelled):
+    """He et al. (2015): variance gain² / fan, the gain that of the layer's nonlinearity.
+
+    ``a`` is the negative slope of ``leaky_relu`` (and of ``prelu``). ``nonlinearity`` is one of :func:`gain`'s
+    names, or ``"auto"``: what follows the layer, with its slope, where the structure of the model shows it. Where it
+    does not, and before a norm, the gain is 1, and the plan notes what is not known. https://arxiv.org/abs/1502.01852
+
+    >>> Kaiming().resolve(Site("w", (50, 10)))
+    Normal(mean=0.0, std=0.2)
+    >>> Kaiming(mode="fan_in", nonlinearity="linear", distribution="uniform").resolve(Site("w", (8, 3)))
+    Uniform(a=-1.0, b=1.0)
+    >>> Kaiming(mode="fan_in", nonlinearity="auto").resolve(Site("w", (10, 50), activation="relu"))
+    Normal(mean=0.0, std=0.2)
+    """
+
+    a: float = 0.0
+    mode: FanMode = "fan_out"
+    nonlinearity: str = "relu"
+    distribution: Shape = "normal"
+    fans: Convention = "torch"
+
+    def __post_init__(self) -> None:
+        number("a", self.a)
+        choice("mode", self.mode, FanMode)
+        choice("distribution", self.distribution, Shape)
+        choice("fans", self.fans, Convention)
+        if self.nonlinearity != "auto":
+            gain(self.nonlinearity, self.a)
+        elif self.a:
+            raise ValueError(f"a is found with nonlinearity='auto', so it cannot be {self.a!r}, too")
+
+    def resolve(self, site: Site) -> Fill:
+        follows = self.nonlinearity == "auto"
+        factor = gain_before(site.activation) if follows else gain(self.nonlinearity, self.a)
+        return _by_fans(site, factor, self.mode, self.distribution, self.fans)
+
+
+def asks_what_follows(init: object) -> bool:
+    """Whether an initializer, or one that it is made of, takes the gain of what follows the layer.
+
+    >>> asks_what_follows(Kaiming(nonlinearity="auto")), asks_what_follows(Kaiming())
+    (True, False)
+    """
+    if isinstance(init, Unfinished):
+        return init.target_and_arguments()[1].get("nonlinearity") == "auto"
+    return getattr(init, "nonlinearity", None) == "auto" or any(map(asks_what_follows, _made_of(init)))
+
+
+def asks_for_neutral(init: object) -> bool:
+    """Whether an initializer, or one that it is made of, is :class:`Neutral`.
+
+    >>> asks_for_neutral(Neutral()), asks_for_neutral(Ones())
+    (True, False)
+    """
+    return isinstance(init, Neutral) or any(map(asks_for_neutral, _made_of(init)))
+
+
+def _made_of(init: object) -> tuple[object, ...]:
+    inner = getattr(init, "init", ())
+    return inner if isinstance(inner, tuple) else (inner,)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class LeCun(Spelled):
+    """LeCun et al. (1998), "Efficient BackProp": variance 1 / fan_in.
+
+    >>> LeCun("uniform").resolve(Site("w", (7, 3)))
+    Uniform(a=-1.0, b=1.0)
+    """
+
+    distribution: Shape = "truncated_normal"
+    fans: Convention = "torch"
+
+    def __post_init__(self) -> None:
+        choice("distribution", self.distribution, Shape)
+        choice("fans", self.fans, Convention)
+
+    def resolve(self, site: Site) -> Fill:
+        return _by_fans(site, 1.0, "fan_in", self.distribution, self.fans)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Caffe2Xavier(Spelled):
+    """Caffe2's XavierFill: uniform with variance 1 / fan_in.
+
+    >>> Caffe2Xavier().resolve(Site("w", (7, 3)))
+    Uniform(a=-1.0, b=1.0)
+    """
+
+    fans: Convention = "torch"
+
+    def __post_init__(self) -> None:
+        choice("fans", self.fans, Convention)
+
+    def resolve(self, site: Site) -> Fill:
+        return _by_fans(site, gain("leaky_relu", 1.0), "fan_in", "uniform", self.fans)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Zeros(Spelled):
+    """Every element is 0.
+
+    >>> Zeros().resolve(Site("w", (7, 3)))
+    Constant(val=0.0)
+    """
+
+    def resolve(self, site: Site) -> Fill:
+        return Constant(0.0)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Ones(Spelled):
+    """Every element is 1.
+
+    >>> Ones().resolve(Site("w", (7, 3)))
+    Constant(val=1.0)
+    """
+
+    def resolve(self, site: Site) -> Fill:
+        return Constant(1.0)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Neutral(Spelled):
+    """The value at which the scale or the shift of a norm does nothing, and the norm only normalizes.
+
+    Most norms multiply by their weight: it is neutral at 1. Those of Gemma and Qwen3-Next multiply by 1 + weight: it is
+    neutral at 0, as are shifts. The layer tells which, not its name: ``Site.neutral``. Declines what is not a norm's,
+    and what could not be found; the plan says so of a layer that is called a norm.
+
+    >>> Neutral().resolve(Site("norm.weight", (8,), neutral=0.0)), Neutral().resolve(Site("fc.weight", (8, 8)))
+    (Constant(val=0.0), None)
+    """
+
+    def resolve(self, site: Site) -> Fill | None:
+        return None if site.neutral is None else Constant(site.neutral)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Prior(Spelled):
+    """The bias with which a sigmoid starts at the probability ``prob``: -log((1 - prob) / prob).
+
+    Lin et al. (2017) start detection heads so, https://arxiv.org/abs/1708.02002. Raises ValueError for a
+    probability outside (0, 1).
+
+    >>> Prior(0.01).resolve(Site("bias", (80,)))
+    Constant(val=-4.59511985013459)
+    """
+
+    prob: float
+
+    def __post_init__(self) -> None:
+        if not 0 < number("prob", self.prob) < 1:
+            raise ValueError(f"prob must lie in (0, 1), but got {self.prob!r}")
+
+    def resolve(self, site: Site) -> Fill:
+        return Constant(-math.log((1 - self.prob) / self.prob))

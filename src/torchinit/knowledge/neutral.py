@@ -1,0 +1,388 @@
+"""Neutral values: at which value a norm's scale or shift does nothing, known by class or found by asking the layer."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from itertools import count, islice
+from types import MethodType
+from typing import TypeAlias, cast
+
+import torch
+from torch import Tensor, nn
+
+from torchinit.model.sandbox import INTERNAL, Sandbox, answer
+from torchinit.model.sites import Site, full_name
+from torchinit.model.traversal import held
+
+_TORCH_NORMS = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.SyncBatchNorm,
+    nn.modules.instancenorm._InstanceNorm,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+)
+_FORWARDS = frozenset(cls.forward for cls in _TORCH_NORMS)
+_USUAL = {"weight": 1.0, "bias": 0.0}
+
+KNOWN: dict[str, Mapping[str, float]] = {
+    # It stands where a norm would, and only multiplies and adds.
+    "transformers.models.mobilebert.modeling_mobilebert.NoNorm": _USUAL,
+    **{full_name(cls): _USUAL for cls in vars(nn).values() if isinstance(cls, type) and issubclass(cls, _TORCH_NORMS)},
+}
+"""The neutral values of norms that are not asked, by class and by the names of their parameters."""
+
+_Shape: TypeAlias = tuple[int, ...]
+
+_LONG = 64
+_NORM = re.compile(r"norm(?!al(?!i[sz]))")  # LayerNorm and BatchNormalization, but not NormalHead
+_SHIFTS = frozenset({"bias", "beta", "shift"})
+
+
+def is_named_norm(site: Site) -> bool:
+    """Whether the class of the layer, or one above it, is called a norm.
+
+    >>> from torchinit.model.sites import layer_class
+    >>> is_named_norm(Site("a.weight", (4,), owner=layer_class(nn.LayerNorm)))
+    True
+    """
+    return any(_NORM.search(full.rpartition(".")[2].lower()) for full in site.owner.lineage)
+
+
+def looks_like_norm(site: Site) -> bool:
+    """Whether the class, the layer or the parameter is called a norm, and torch does not say that it is another layer.
+
+    >>> looks_like_norm(Site("input_layernorm.weight", (4,), owner_name="input_layernorm"))
+    True
+    """
+    names = f"{site.owner_name.rpartition('.')[2]}.{site.leaf}".lower()
+    return not _is_torch_layer(site) and (is_named_norm(site) or bool(_NORM.search(names)))
+
+
+def is_scale(site: Site) -> bool:
+    """Whether the parameter multiplies or shifts element by element: that of a norm, the slopes of a PReLU.
+
+    >>> is_scale(Site("norm.weight", (4,), neutral=1.0)), is_scale(Site("fc.weight", (4, 4)))
+    (True, False)
+    """
+    apart = site.layout is not None and not (site.layout.in_axes or site.layout.out_axes)
+    return apart or site.neutral is not None or (len(site.shape) < 2 and looks_like_norm(site))
+
+
+def is_shift(site: Site) -> bool:
+    """Whether the name says that the parameter is added."""
+    return site.parameter_kind == "bias" or site.leaf in _SHIFTS
+
+
+def neutrality(site: Site) -> str:
+    """What a norm does with the parameter, and where it is neutral, in words.
+
+    >>> neutrality(Site("norm.weight", (4,), neutral=0.0))
+    'this norm computes 1 + weight: it is neutral at 0'
+    """
+    what = "multiplies by" if site.neutral else "adds" if is_shift(site) else "computes 1 +"
+    return f"this norm {what} {site.leaf}: it is neutral at {site.neutral:g}"
+
+
+def with_neutral(model: nn.Module, sites: Iterable[Site]) -> tuple[Site, ...]:
+    """The sites of a model with the neutral values of its norms.
+
+    Torch's own norms are known. Any other layer whose parameters are vectors, or that is called a norm, is asked: a
+    copy of it is run, once for each distinct kind of layer, on the CPU and bounded in every way (``model.sandbox``).
+    What is no norm, or cannot be asked, has no neutral value: layer scales, gates, slopes of activations.
+
+    >>> from torchinit.model.sites import sites
+    >>> model = nn.Sequential(nn.Linear(2, 4), nn.LayerNorm(4))
+    >>> {site.name: site.neutral for site in with_neutral(model, sites(model))}
+    {'0.weight': None, '0.bias': None, '1.weight': 1.0, '1.bias': 0.0}
+    """
+    every = tuple(sites)
+    layers: dict[str, list[Site]] = defaultdict(list)
+    for site in every:
+        for view in site.views:
+            if view.kind == "parameter" and not _is_torch_layer(view):
+                layers[view.owner_name].append(view)
+    unknown = {view.name for views in layers.values() if _may_be_norm(views) for view in views}
+    asked = _asked(model, unknown) if unknown else {}
+
+    def with_value(site: Site) -> Site:
+        aliases = tuple(map(with_value, site.aliases))
+        known = KNOWN.get(site.owner.lineage[0], {}) if site.owner.lineage and site.kind == "parameter" else {}
+        value = known.get(site.leaf, asked.get(site.name))
+        return site if value is None and not aliases else replace(site, neutral=value, aliases=aliases)
+
+    return tuple(map(with_value, every))
+
+
+def _is_torch_layer(site: Site) -> bool:
+    return bool(site.owner.lineage) and site.owner.lineage[0].startswith("torch.nn.")
+
+
+def _may_be_norm(views: Sequence[Site]) -> bool:
+    """Whether a layer is worth asking: it holds vectors, or is called a norm (some hold a matrix, heads by sizes)."""
+    if not all(view.state == "ready" and view.dtype.is_floating_point for view in views):
+        return False
+    return all(max(view.shape, default=1) == view.numel for view in views) or any(map(looks_like_norm, views))
+
+
+def _asked(model: nn.Module, names: set[str]) -> dict[str, float]:
+    """The neutral values of these parameters, by their names; each distinct kind of layer is asked once."""
+    leaves: dict[nn.Module, dict[str, str]] = defaultdict(dict)
+    shapes: dict[nn.Module, dict[str, _Shape]] = defaultdict(dict)
+    for holding in held(model):
+        if holding.name in names and holding.kind == "parameter":
+            module = holding.place.module
+            leaves[module][holding.name] = holding.leaf
+            shapes[module][holding.leaf] = tuple(holding.tensor.shape)
+    answers: dict[object, Mapping[str, float]] = {}
+    values: dict[str, float] = {}
+    for module, names_of in leaves.items():
+        key = _kind(module), tuple(shapes[module].items())
+        if key not in answers:
+            answers[key] = _answer_of(module, shapes[module])
+        values.update({name: answers[key][leaf] for name, leaf in names_of.items() if leaf in answers[key]})
+    return values
+
+
+def _answer_of(module: nn.Module, shapes: Mapping[str, _Shape]) -> Mapping[str, float]:
+    """The neutral values of a layer by the method that it inherits, or else by asking it."""
+    if getattr(type(module), "forward", None) in _FORWARDS:
+        return _USUAL
+    # With parameters below it is a block, whose own scale is that of a branch; slopes of its activation are let pass.
+    children = [child for name, child in module.named_children() if name != "parametrizations"]
+    below = (layer for child in children for layer in child.modules() if not isinstance(layer, nn.PReLU))
+    if any(True for layer in below for _ in layer.parameters(recurse=False)):
+        return {}
+    return neutral_values(module, shapes)
+
+
+def _kind(module: nn.Module) -> object:
+    """A key that is equal only for layers that compute the same from the same numbers.
+
+    The answer may depend on any attribute (``add_unit_offset=True``), so all of them count: plain values by themselves,
+    all other objects by their identity, which holds as long as the model does. So two layers that answer alike may
+    both be asked, and no layer is answered for by an unlike one.
+    """
+    attributes = {key: value for key, value in vars(module).items() if key not in INTERNAL}
+    tensors = {**dict(module._parameters), **dict(module._buffers)}
+    children = tuple((key, _kind(child)) for key, child in module.named_children())
+    return type(module), _frozen(attributes, module), _frozen(tensors, module), children
+
+
+def _frozen(value: object, module: nn.Module) -> object:
+    if value is None or isinstance(value, (bool, int, float, complex, str, bytes, torch.dtype, torch.device)):
+        return type(value), value
+    if isinstance(value, Tensor):
+        return Tensor, tuple(value.shape), value.dtype
+    if isinstance(value, MethodType) and value.__self__ is module:
+        return MethodType, value.__func__
+    if isinstance(value, (list, tuple, dict)) and len(value) > _LONG:
+        return id(value)
+    if type(value) in (list, tuple, torch.Size):
+        return type(value), *(_frozen(item, module) for item in cast("list[object]", value))
+    if type(value) is dict:
+        return dict, *((key, _frozen(item, module)) for key, item in cast("dict[object, object]", value).items())
+    return id(value)
+
+
+# --- asking ----------------------------------------------------------------------------------------------------------
+
+_Run: TypeAlias = Callable[[Mapping[str, float], Tensor], Tensor]
+"""Runs a layer with a number for each of its parameters on an input."""
+
+_WIDE = 1 << 16
+"""A layer wider than this is asked with the most usual input alone."""
+
+_CLOSE = 0.02
+_MARKED = 0.25
+"""Relative differences up to the first are none, and those beyond the second are no chance."""
+
+_LOUD = 2.5
+"""How many times 1 the size of a norm's output may be where it is neutral: gates and activations change it."""
+
+
+def neutral_values(module: nn.Module, shapes: Mapping[str, _Shape]) -> Mapping[str, float]:
+    """The neutral values of a layer's own parameters, found by running a copy of it; empty for what is not a norm.
+
+    **Is it a norm?** A norm forgets the size of its input: f(7x) = f(x). Layer scales, gates, slopes and all else that
+    only multiplies, adds or bends fail this.
+
+    **Where is it neutral?** Where the scale leaves nothing of the input tells how it is counted: f vanishes at w = 0 if
+    the norm computes ``w * n(x)``, at w = -1 if it computes ``(1 + w) * n(x)``. That holds behind gates and
+    activations, and for ``n(w * x)``, where the same number everywhere has no other effect. A norm that lets its input
+    pass at w = 0 (``x + w * g(x)``, the GRN of ConvNeXt V2) is neutral there. So is any other whose output has the
+    size 1 at w = 0, and another size at w = 1.
+
+    The size of the output alone is wrong for one norm in twenty, those with gates and activations; whether f is linear
+    in w says nothing where the scale comes first. What fails are norms that want inputs that are not guessed here, run
+    on another device only, or hold their scale in a layer below: their value is then not known.
+
+    >>> neutral_values(nn.RMSNorm(8), {"weight": (8,)})
+    {'weight': 1.0}
+    """
+    return answer(partial(_search, module, shapes)) or {}
+
+
+def _search(module: nn.Module, shapes: Mapping[str, _Shape]) -> Mapping[str, float]:
+    """The answer for the first input on which the layer acts as a norm."""
+    for shape in _input_shapes(module, max(shapes.values(), key=math.prod)):
+        x = 3 * torch.randn(shape, generator=torch.Generator().manual_seed(0), device="cpu", dtype=torch.float32)
+        for training in (True, False):
+            values = _answer_on(module, shapes, training, x)
+            if values:
+                return values
+            if values is not None:
+                break
+    return {}
+
+
+def _answer_on(
+    module: nn.Module, shapes: Mapping[str, _Shape], training: bool, x: Tensor
+) -> Mapping[str, float] | None:
+    """The answer for one input; empty if the layer does not act as a norm there, None if it does not run."""
+    # The values of buffers are not looked at: they are 1 and then 0, and where that matters the two answers differ.
+    plain = [value for value in vars(module).values() if isinstance(value, Tensor)]
+    more = len([*module.parameters(), *module.buffers(), *plain]) > len(shapes)
+    boxes = [Sandbox(module, shapes, training, rest) for rest in ((1.0, 0.0) if more else (1.0,))]
+    values: dict[str, float] | None = None
+    for others in _other_inputs(module):
+        read = [found for box in boxes if (found := _read(box, x, others, tuple(shapes))) is not None]
+        first, *again = [found for found in read if found] or [{}]
+        if any(found != first for found in again):
+            return {}
+        if read:
+            values = {**first, **(values or {})}
+        if values and len(values) == len(shapes):
+            break
+    return values
+
+
+def _input_shapes(module: nn.Module, shape: _Shape) -> Iterator[_Shape]:
+    """Shapes of inputs for a layer whose scale has this shape, the most usual first."""
+    # Few, so that torch does not start threads for them, and unlike the sizes of the scale, so that a wrong one shows.
+    batch, time = islice((size for size in count(2) if size not in shape), 2)
+    height, width = batch, time
+    if 1 in shape and max(shape) > 1:  # it is laid out to be broadcast
+        laid = tuple(time if size == 1 else size for size in shape)
+        yield laid if len(shape) > 3 else (batch, *laid)
+    core = tuple(size for size in shape if size > 1) or (24,)
+    yield (batch, time, *core)
+    if math.prod(core) > _WIDE:
+        return
+    yield (batch, *core)
+    if len(core) > 1:
+        return
+    (channels,) = core
+    yield (batch, channels, height, width)
+    yield (batch, height, width, channels)
+    yield (batch, channels, time)
+    yield (batch, channels, time, height, width)
+    attributes = [value for key, value in vars(module).items() if key not in INTERNAL]
+    for heads in dict.fromkeys(value for value in attributes if type(value) is int and 1 < value < channels):
+        if channels % heads == 0:
+            yield (batch, time, heads, channels // heads)
+    for sizes in attributes:
+        if isinstance(sizes, tuple) and sizes and all(type(size) is int for size in sizes):
+            yield (batch, time, *sizes, channels)
+
+
+def _other_inputs(module: nn.Module) -> Iterator[tuple[Callable[[Tensor], Tensor], ...]]:
+    """Inputs besides the first, made from it: none if that will do, else gates that let all pass, sums, or its like."""
+    parameters = inspect.signature(type(module).forward).parameters.values()
+    more = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)][2:]
+    needed = sum(one.default is one.empty for one in more)
+    for number in range(needed, min(len(more), needed + 1) + 1):
+        for make in (torch.ones_like, torch.zeros_like, torch.clone) if number else (torch.clone,):
+            yield (make,) * number
+
+
+def _read(
+    box: Sandbox, x: Tensor, others: Sequence[Callable[[Tensor], Tensor]], leaves: Sequence[str]
+) -> dict[str, float] | None:
+    """The neutral values that a layer shows on these inputs, in any of its outputs; None if it raises."""
+
+    def run(output: int, values: Mapping[str, float], x: Tensor) -> Tensor:
+        return box(values, x, *(make(x) for make in others))[output].float().reshape(x.shape)
+
+    try:
+        outputs = len(box(dict.fromkeys(leaves, 1.0), x, *(make(x) for make in others)))
+    except Exception:  # noqa: BLE001  # other people's code, on inputs that it may not have been made for
+        return None
+    values: dict[str, float] = {}
+    for output in range(outputs):
+        with suppress(Exception):
+            values = {**_values(partial(run, output), x, leaves), **values}
+    return values
+
+
+def _values(run: _Run, x: Tensor, leaves: Sequence[str]) -> dict[str, float]:
+    zeros = dict.fromkeys(leaves, 0.0)
+    shifts = {leaf: 0.0 for leaf in leaves if leaf in _SHIFTS or _adds(run, x, zeros, leaf)}
+    scales = [leaf for leaf in leaves if leaf not in shifts]
+    if not scales:
+        return shifts if _forgets_size(partial(run, zeros), x) else {}
+    found: dict[str, float] = {}
+    for leaf in scales:
+        # Beside a second scale at 0 there may be nothing to see, beside a slope at 1 no norm.
+        for rest in (0.0, 1.0) if len(scales) > 1 else (0.0,):
+            around = {**dict.fromkeys(scales, rest), **shifts}
+            value = _of_scale(partial(_varied, run, around, leaf), x)
+            if value is not None:
+                found[leaf] = value
+                break
+    return {**found, **shifts} if found else {}
+
+
+def _varied(run: _Run, around: Mapping[str, float], leaf: str, value: float, x: Tensor) -> Tensor:
+    return run({**around, leaf: value}, x)
+
+
+def _of_scale(f: Callable[[float, Tensor], Tensor], x: Tensor) -> float | None:
+    at = 1.0 if _vanishes(f(0.0, x)) else 0.0
+    y = f(at, x)
+    if at == 0.0 and _same(y, x):
+        return at if _weighs(lambda x: f(1.0, x) - x, x) else None
+    if not _forgets_size(partial(f, at), x):
+        return None
+    if at == 1.0 or _vanishes(f(-1.0, x)):
+        return at
+    return at if abs(_size(y) - 1) < _CLOSE and abs(_size(f(1.0, x)) - 1) > _MARKED else None
+
+
+def _adds(run: _Run, x: Tensor, zeros: Mapping[str, float], leaf: str) -> bool:
+    """Whether a parameter, the others at zero, adds the same to whatever comes in."""
+    added, again = (run({**zeros, leaf: 1.0}, x) - run(zeros, x) for x in (x, x.roll(1)))
+    return not _vanishes(added) and _same(added, again)
+
+
+def _forgets_size(f: Callable[[Tensor], Tensor], x: Tensor) -> bool:
+    """Whether the output depends on the input, but not on its size, and is not much larger or smaller than 1."""
+    y = f(x)
+    return 1 / _LOUD < _size(y) < _LOUD and _same(f(7 * x), y) and not _same(f(x.roll(1)), y)
+
+
+def _weighs(g: Callable[[Tensor], Tensor], x: Tensor) -> bool:
+    """Whether one half of the output depends on the other half of the input, and not by a sum: by statistics."""
+    half, other = x.shape[-1] // 2, x.roll(1)
+    louder = torch.cat([x[..., :half], 7 * x[..., half:]], -1)
+    return not (_same(g(louder)[..., :half], g(x)[..., :half]) or _same(g(x + other), g(x) + g(other)))
+
+
+def _size(y: Tensor) -> float:
+    return float(y.square().mean().sqrt())
+
+
+def _vanishes(y: Tensor) -> bool:
+    """Whether nothing is left: zeros, or 0/0 where a norm divides by the size of nothing."""
+    return not _size(y) > 1e-3
+
+
+def _same(y: Tensor, other: Tensor) -> bool:
+    return _size(y - other) <= _CLOSE * _size(other)

@@ -1,0 +1,140 @@
+"""Places: the modules of a model where they stand, and the tensors that each holds."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias
+
+from torch import Tensor, nn
+
+from torchinit.model.hooks import has_load_hooks
+from torchinit.model.names import normalize
+from torchinit.model.parametrizations import Parametrized, parametrized
+from torchinit.model.storage import identity
+
+Kind: TypeAlias = Literal["parameter", "buffer"]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A module where it stands in a model: its name, the module, its block, its turn in ``Module.apply``.
+
+    ``hooks`` is the class of the nearest module, this one or one above, that has hooks for loading; it may be empty.
+    """
+
+    name: str
+    module: nn.Module
+    block: tuple[int, int] | None = None
+    turn: int = 0
+    hooks: str = ""
+
+
+def places(model: nn.Module) -> list[Place]:
+    """Every module in the order of ``Module.apply``: children first; a shared module once a parent.
+
+    A child that one parent holds under two names has two places, and one turn.
+    """
+    found: list[Place] = []
+
+    def walk(module: nn.Module, name: str, block: tuple[int, int] | None, turn: int, above: str) -> int:
+        hooks = type(module).__name__ if has_load_hooks(module) else above
+        children = {key: child for key, child in module._modules.items() if child is not None}
+        several = len(set(map(id, children.values()))) if _is_block_list(module) else 0
+        begun: dict[int, tuple[int, int]] = {}
+        for key, child in children.items():
+            again = id(child) in begun
+            index, start = begun.setdefault(id(child), (len(begun), turn))
+            end = walk(child, _join(name, key), (index, several) if several else block, start, hooks)
+            turn = turn if again else end
+        found.append(Place(name, module, block, turn, hooks))
+        return turn + 1
+
+    walk(model, "", None, 0, "")
+    return found
+
+
+def _is_block_list(module: nn.Module) -> bool:
+    """Whether the children are the like blocks of a deep model: one class, made of layers themselves."""
+    if not isinstance(module, (nn.ModuleList, nn.Sequential)) or not len(module):
+        return False
+    if isinstance(module, nn.Sequential) and len(module) < 2:
+        return False
+    classes = {type(child) for child in module}
+    return len(classes) == 1 and all(child._modules for child in module)
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A tensor as one module holds it; ``way`` says how it is computed, if it is.
+
+    ``key`` is the same for all names of one tensor. ``flat`` marks a piece of a flattened parameter, of which
+    neither shape nor place can be seen.
+    """
+
+    name: str
+    place: Place
+    leaf: str
+    tensor: Tensor
+    kind: Kind
+    way: Parametrized | None
+    key: object
+    flat: bool = False
+
+    @property
+    def sources(self) -> tuple[Tensor, ...]:
+        """The tensors that hold the values: itself, or those that it is computed from."""
+        return self.way.sources if self.way else (self.tensor,)
+
+
+def held(model: nn.Module) -> Iterator[Held]:
+    """Every tensor of a model, once for each of its names, in the order of ``Module.apply``."""
+    found = []
+    owners: dict[str, object] = {}
+    flat = _flattened(model)
+    for place in places(model):
+        for leaf, tensor, kind, way in _tensors(place.module):
+            key = tuple(map(identity, way.sources)) if way else identity(tensor)
+            found.append(Held(_join(place.name, leaf), place, leaf, tensor, kind, way, key, id(tensor) in flat))
+            owners[found[-1].name] = key
+    for one in found:
+        # Where a model has a module of its own called "module", the bare name may be another's.
+        bare = normalize(one.name)
+        free = bare != one.name and owners.setdefault(bare, one.key) == one.key
+        yield replace(one, name=bare) if free else one
+
+
+def _flattened(model: nn.Module) -> set[int]:
+    """The parameters that FSDP1 has laid one behind the other and cut without regard to them, by id."""
+    fsdp: Any = sys.modules.get("torch.distributed.fsdp")
+    # A module does not know what wraps it, but holds what has been made of its parameters.
+    found = {id(one) for one in model.parameters() if getattr(one, "_is_flat_param", False)}
+    for module in model.modules() if fsdp else ():  # who has not imported it has no such model
+        handle = module._handle if isinstance(module, fsdp.FullyShardedDataParallel) else None
+        if handle is not None:
+            whole = handle.flat_param
+            pieces = whole._params or ()
+            if not pieces or any(piece.shape != shape for piece, shape in zip(pieces, whole._shapes, strict=True)):
+                found |= {id(whole), *map(id, pieces)}
+    return found
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor, Kind, Parametrized | None]]:
+    """The module's own tensors, those that it computes first and not those that stand behind them."""
+    computed = parametrized(module)
+    for one in computed:
+        yield one.leaf, one.value, "parameter", one
+    behind = {name for one in computed for name in one.hidden}
+    if isinstance(module, nn.utils.parametrize.ParametrizationList):
+        behind |= {name for name in (*module._parameters, *module._buffers) if name.startswith("original")}
+    for leaf, parameter in module._parameters.items():
+        if parameter is not None and leaf not in behind:
+            yield leaf, parameter, "parameter", None
+    for leaf, buffer in module._buffers.items():
+        if buffer is not None and leaf not in behind:
+            yield leaf, buffer, "buffer", None
+
+
+def _join(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name

@@ -1,0 +1,3 @@
+"""Engines: three ways to draw the same bits."""
+
+from __future__ import annotations

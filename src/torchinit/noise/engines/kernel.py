@@ -1,0 +1,178 @@
+"""Kernel: the compiled engine: found, checked, and handed its jobs."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from torchinit.errors import RunError
+from torchinit.noise.distributions import PACKED, Draw
+from torchinit.noise.engines.tasks import COMMON, Sums, Task, is_plain, is_stretch, ravel, strides
+
+ABI = "torchinit-stream-1/abi-3"
+LIBRARY = Path(__file__).parents[1] / "csrc" / "_kernel.so"
+"""Where ``build.py`` puts it."""
+
+AXES = 6
+"""The most axes that a job has, after neighbouring ones were merged."""
+
+_DTYPES = {dtype: number for number, dtype in enumerate(COMMON)}
+
+_JOB = struct.Struct(f"<QQQ16sii{PACKED.size}s{AXES}Q{AXES}Q{AXES}q")
+# A contiguous box that is one stretch of its tensor: one axis, the others left empty.
+_REST = 8 * (AXES - 1)
+_STRETCH = struct.Struct(f"<QQQ16sii{PACKED.size}sQ{_REST}xq{_REST}xq{_REST}x")
+
+_FEW = 4
+
+_log = logging.getLogger("torchinit")
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A loaded kernel, and the instruction set that it is to use."""
+
+    library: ctypes.CDLL
+    instruction_set: int
+
+    @property
+    def name(self) -> str:
+        """The name of the instruction set: plain, sse4, avx2 or avx512."""
+        name: bytes = self.library.torchinit_set_name(self.instruction_set)
+        return name.decode()
+
+    def instruction_sets(self) -> dict[str, Kernel]:
+        """This kernel with each instruction set that the machine has."""
+        numbers = [n for n in range(16) if self.library.torchinit_can_run(n)]
+        kernels = [Kernel(self.library, n) for n in numbers]
+        return {kernel.name: kernel for kernel in kernels}
+
+    def fill(self, tasks: Sequence[Task], threads: int) -> None:
+        """Draws the tasks, which ``takes`` has to hold for; raises RunError for memory that is read-only."""
+        tasks = [task for task in tasks if task.out.numel()]
+        self._run(b"".join([_pack(task) for task in tasks]), [task.out for task in tasks], threads)
+
+    def fill_whole(self, outs: Sequence[Tensor], keys: Sequence[bytes], draws: Sequence[Draw], threads: int) -> None:
+        """The same for whole tensors that are simple, without tasks: a loop for each step is twice as fast."""
+        jobs = [
+            _STRETCH.pack(out.data_ptr(), 0, count, key, _DTYPES[out.dtype], 1, draw.packed, count, 1, 1)
+            for out, key, draw in zip(outs, keys, draws, strict=True)
+            if (count := out.numel())
+        ]
+        self._run(b"".join(jobs), outs, threads)
+
+    def _run(self, jobs: bytes, outs: Sequence[Tensor], threads: int) -> None:
+        count = len(jobs) // _JOB.size
+        # Whatever torch allocates can be written. Asking the system costs more than asking a few tensors.
+        check = len(outs) > _FEW or not all(out.untyped_storage().resizable() for out in outs)
+        done = self.library.torchinit_fill(jobs, count, threads, self.instruction_set, check)
+        if done < count:
+            bad = [out for out in outs if out.numel()][done]
+            raise RunError(f"a tensor of shape {list(bad.shape)} lies in memory that cannot be written")
+        torch.autograd.graph.increment_version(outs)
+
+    def sums(self, values: Tensor, threads: int) -> Sums | None:
+        """The sums of a simple tensor that is not empty; None where there is no memory to work in."""
+        shift, found = ctypes.c_double(), (ctypes.c_double * 4)()
+        place = (values.data_ptr(), _DTYPES[values.dtype], values.numel())
+        made = self.library.torchinit_sums(*place, threads, self.instruction_set, shift, found)
+        return Sums(shift.value, *found) if made else None
+
+    def largest(self, values: Tensor, threads: int) -> int:
+        """The bits of the largest magnitude among floating-point numbers that lie behind each other on the host.
+
+        Those of a NaN are larger than infinity's.
+        """
+        place = (values.data_ptr(), values.dtype.itemsize, values.numel())
+        found: int = self.library.torchinit_largest(*place, threads, self.instruction_set)
+        return found
+
+    def copy(self, out: Tensor, values: Tensor, threads: int) -> None:
+        """Copies between tensors of one dtype and size that each lie in one stretch on the host, apart from the other.
+
+        The target is not in the caches afterwards. It must be memory that can be written.
+        """
+        self.library.torchinit_copy(out.data_ptr(), values.data_ptr(), out.nbytes, threads, self.instruction_set)
+        torch.autograd.graph.increment_version(out)
+
+
+def takes(out: Tensor) -> bool:
+    """Whether the kernel can write this tensor."""
+    return is_plain(out) and out.dim() < AXES
+
+
+@lru_cache(maxsize=1)
+def load(path: Path = LIBRARY) -> Kernel | None:
+    """The kernel with the best instruction set here; None, and one line in the log, where there is none."""
+    try:
+        library = ctypes.CDLL(str(path))
+        found = _version(library)
+        if found == (ABI, _JOB.size):
+            _declare(library)
+    except (OSError, AttributeError) as error:
+        _log.info("no compiled kernel (%s): the same values are drawn more slowly", error)
+        return None
+    if found != (ABI, _JOB.size):
+        _log.warning("the compiled kernel is of another version, %s, not %s: not used", found[0], ABI)
+        return None
+    return list(Kernel(library, 0).instruction_sets().values())[-1]
+
+
+def _version(library: ctypes.CDLL) -> tuple[str, int]:
+    library.torchinit_abi.restype = ctypes.c_char_p
+    library.torchinit_job_size.restype = ctypes.c_uint
+    return library.torchinit_abi().decode(), library.torchinit_job_size()
+
+
+def _declare(library: ctypes.CDLL) -> None:
+    library.torchinit_set_name.restype = ctypes.c_char_p
+    number = ctypes.c_int
+    library.torchinit_fill.argtypes = [ctypes.c_char_p, ctypes.c_uint64, number, number, number]
+    library.torchinit_fill.restype = ctypes.c_uint64
+    double = ctypes.POINTER(ctypes.c_double)
+    library.torchinit_sums.argtypes = [ctypes.c_void_p, number, ctypes.c_uint64, number, number, double, double]
+    library.torchinit_largest.argtypes = [ctypes.c_void_p, number, ctypes.c_uint64, number, number]
+    library.torchinit_largest.restype = ctypes.c_uint64
+    library.torchinit_copy.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64, number, number]
+    library.torchinit_copy.restype = None
+
+
+def _pack(task: Task) -> bytes:
+    """The job as the kernel reads it."""
+    out, shape, start, key, draw = task
+    box, count = tuple(out.shape), out.numel()
+    head = (out.data_ptr(), ravel(start, shape), count, key, _DTYPES[out.dtype])
+    if out.is_contiguous() and is_stretch(box, shape):
+        return _STRETCH.pack(*head, 1, draw.packed, count, 1, 1)
+    axes = merge(box, strides(shape), out.stride())
+    padding = (0,) * (AXES - len(axes))
+    sizes, steps, leaps = zip(*axes, strict=True)
+    return _JOB.pack(*head, len(axes), draw.packed, *sizes, *padding, *steps, *padding, *leaps, *padding)
+
+
+def merge(box: tuple[int, ...], steps: tuple[int, ...], leaps: tuple[int, ...]) -> list[tuple[int, int, int]]:
+    """The axes of a box, innermost first, each as (size, stride in the whole, stride in memory).
+
+    Axes that are walked through as one are made one. The first has stride 1 in the whole.
+
+    >>> merge((4, 2, 3), (24, 3, 1), (6, 3, 1)), merge((5, 1), (7, 1), (1, 1))
+    ([(6, 1, 1), (4, 24, 6)], [(1, 1, 1), (5, 7, 1)])
+    """
+    merged: list[tuple[int, int, int]] = []
+    for size, step, leap in zip(reversed(box), reversed(steps), reversed(leaps), strict=True):
+        if size == 1:
+            continue
+        inner = merged[-1] if merged else (1, 0, 0)
+        if merged and (step, leap) == (inner[0] * inner[1], inner[0] * inner[2]):
+            merged[-1] = (inner[0] * size, inner[1], inner[2])
+        else:
+            merged.append((size, step, leap))
+    return merged if merged and merged[0][1] == 1 else [(1, 1, 1), *merged]

@@ -1,0 +1,85 @@
+"""Tasks: boxes of logical tensors that are to be filled from the stream, and what is known of tensors to be filled."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchinit.noise.distributions import Draw
+
+
+class Task(NamedTuple):
+    """A real-valued tensor, and which box of the logical tensor goes into it.
+
+    A tuple, since a dataclass costs three times as much to make, and a model has hundreds of small tensors.
+    """
+
+    out: Tensor
+    shape: tuple[int, ...]
+    start: tuple[int, ...]
+    key: bytes
+    draw: Draw
+
+
+COMMON = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+"""The dtypes that the kernel knows."""
+
+# Of other subclasses nobody knows where they keep their values.
+_PLAIN = frozenset((Tensor, torch.nn.Parameter))
+_COMMON = frozenset(COMMON)
+
+
+def is_simple(out: Tensor) -> bool:
+    """Whether a tensor has its values behind each other in the memory of the host, in a common dtype.
+
+    A lazily negated view means other bits than it holds.
+
+    >>> is_simple(torch.zeros(2, 3)), is_simple(torch.zeros(2, 3).T)
+    (True, False)
+    """
+    return type(out) in _PLAIN and out.dtype in _COMMON and out.is_cpu and out.is_contiguous() and not out.is_neg()
+
+
+def is_plain(out: Tensor) -> bool:
+    """The same, wherever in the memory of the host each value is."""
+    return type(out) in _PLAIN and out.dtype in _COMMON and out.is_cpu and not out.is_neg()
+
+
+class Sums(NamedTuple):
+    """What values add up to: the sum of their distances from ``shift``, that of these squared, and the extremes.
+
+    ``low`` and ``high`` are NaN if any value is.
+    """
+
+    shift: float
+    total: float
+    square: float
+    low: float
+    high: float
+
+
+def is_stretch(box: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether a box of a row-major tensor is one stretch of it.
+
+    >>> is_stretch((2, 5), (4, 5)), is_stretch((1, 3), (4, 5)), is_stretch((2, 3), (4, 5))
+    (True, True, False)
+    """
+    first = next((axis for axis, size in enumerate(box) if size != 1), len(box))
+    return box[first + 1 :] == shape[first + 1 :]
+
+
+def strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """How many elements apart neighbours along each axis are in a row-major tensor.
+
+    >>> strides((2, 3, 4))
+    (12, 4, 1)
+    """
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+def ravel(start: tuple[int, ...], shape: tuple[int, ...]) -> int:
+    """The flat index of an element in a row-major tensor."""
+    return sum(at * stride for at, stride in zip(start, strides(shape), strict=True))

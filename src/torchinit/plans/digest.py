@@ -1,0 +1,157 @@
+"""Digests: the elements of a shard as two sums, which add up to those of the whole tensor."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from torchinit.model.shards import Shard
+from torchinit.noise.engines import dispatch, kernel
+from torchinit.noise.engines.tasks import ravel, strides
+
+_BLOCK = {"cpu": 1 << 15}
+_BLOCK_ELSEWHERE = 1 << 22
+_ELEMENTS_A_THREAD = 1 << 20
+_BOX = struct.Struct(f"<QQQQ{kernel.AXES}Q{kernel.AXES}Q{kernel.AXES}q")
+_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+_STEP = 0x9E3779B97F4A7C15
+"""2**64 over the golden ratio: its multiples lie far apart."""
+_FIRST = ((33, 0xFF51AFD7ED558CCD), (33, 0xC4CEB9FE1A85EC53), 33)
+"""The finalizer of MurmurHash3. https://github.com/aappleby/smhasher"""
+_SECOND = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), 31)
+"""The finalizer of SplitMix64, variant 13 of https://zimbry.blogspot.com/2011/09/better-bit-mixing-improving-on.html"""
+
+_Place: TypeAlias = tuple[int, ...]
+_Mix: TypeAlias = tuple[tuple[int, int], tuple[int, int], int]
+
+
+class Sums(NamedTuple):
+    """Two sums modulo 2**64, one a lane, over the elements of a box.
+
+    >>> Sums(1, 2) + Sums(2**64 - 1, 1)
+    Sums(first=0, second=3)
+    """
+
+    first: int = 0
+    second: int = 0
+
+    def __add__(self, other: object) -> Sums:
+        if not isinstance(other, Sums):
+            return NotImplemented
+        return Sums(self.first + other.first & _ALL, self.second + other.second & _ALL)
+
+
+_ALL = (1 << 64) - 1
+
+
+def digest(shard: Shard) -> Sums:
+    """The sums of a shard's elements; those of a tensor's parts add up to those of the whole.
+
+    An element's bits ``w``, read as one unsigned number, at place ``p`` of the whole, counted in row-major
+    order, add ``x = f(w ^ (p + 1) * c)`` to the first sum and ``g(x + (p + 1) * c)`` to the second; ``f`` and
+    ``g`` are finalizers of hash functions, permutations of the 64-bit numbers. A complex number is two elements.
+
+    >>> values = torch.arange(6.0).reshape(2, 3)
+    >>> rows = [Shard("w", values[i : i + 1], (2, 3), (i, 0)) for i in range(2)]
+    >>> digest(rows[0]) + digest(rows[1]) == digest(Shard.whole("w", values))
+    True
+    """
+    local, shape, start = shard.local.detach(), shard.shape, shard.start
+    if local.is_complex():
+        local, shape, start = torch.view_as_real(local.resolve_conj()), (*shape, 2), (*start, 0)
+    if not local.numel():
+        return Sums()
+    compiled = _compiled()
+    if compiled and local.is_cpu and not local.is_neg() and type(local) is Tensor and local.dim() < kernel.AXES:
+        return _by_kernel(compiled, local, shape, start)
+    return _by_torch(local, shape, start)
+
+
+def _by_torch(local: Tensor, shape: tuple[int, ...], start: tuple[int, ...]) -> Sums:
+    """The definition, in torch operations, on any device, in bounded memory."""
+    total, steps = Sums(), strides(shape)
+    for block, at in _blocks(local, start, _BLOCK.get(local.device.type, _BLOCK_ELSEWHERE)):
+        place = torch.full((), ravel(at, shape) + 1, dtype=torch.int64, device=local.device)
+        for axis, size in enumerate(block.shape):
+            along = torch.arange(size, dtype=torch.int64, device=local.device) * steps[axis]
+            place = place + along.reshape(-1, *(1,) * (block.dim() - axis - 1))
+        place *= _signed(_STEP)
+        first = _mix(_words(block) ^ place, _FIRST)
+        second = _mix(first + place, _SECOND)
+        total += Sums(*(int(lane.sum()) & _ALL for lane in (first, second)))
+    return total
+
+
+def _blocks(
+    local: Tensor, start: tuple[int, ...], most: int, axis: int = 0
+) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
+    """Views of at most so many elements that make up the tensor, each with its place in the whole."""
+    if local.numel() <= most:
+        yield local, start
+        return
+    size = local.shape[axis]
+    rows = max(1, most * size // local.numel())
+    for low in range(0, size, rows):
+        part = local.narrow(axis, low, min(rows, size - low))
+        moved = (*start[:axis], start[axis] + low, *start[axis + 1 :])
+        yield from _blocks(part, moved, most, axis + 1)
+
+
+def _words(block: Tensor) -> Tensor:
+    """The bits of each element as a whole number from 0 to 2**64, read as signed."""
+    size = block.dtype.itemsize
+    bits = block.resolve_neg().view(_WORDS[size]).to(torch.int64)
+    return bits if size == 8 else bits & ((1 << 8 * size) - 1)
+
+
+def _mix(x: Tensor, finalizer: _Mix) -> Tensor:
+    *rounds, last = finalizer
+    for shift, factor in rounds:
+        x = (x ^ _shifted(x, shift)) * _signed(factor)
+    return x ^ _shifted(x, last)
+
+
+def _shifted(x: Tensor, shift: int) -> Tensor:
+    """The shift of an unsigned number, where torch's would draw the sign in."""
+    return (x >> shift) & ((1 << 64 - shift) - 1)
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _compiled() -> Callable[..., None] | None:
+    """The kernel's function, where there is a kernel, it is not ruled out, and it has this digest."""
+    chosen = dispatch.chosen_kernel()
+    function: Any = getattr(chosen.library, "torchinit_digest_1", None) if chosen else None
+    if function is not None:
+        function.restype = None
+        function.argtypes = [ctypes.c_char_p, ctypes.c_uint64, ctypes.c_uint64, ctypes.POINTER(ctypes.c_uint64)]
+    return function  # type: ignore[no-any-return]  # ctypes makes functions of unknown type
+
+
+def _by_kernel(function: Callable[..., None], local: Tensor, shape: tuple[int, ...], start: tuple[int, ...]) -> Sums:
+    axes = kernel.merge(tuple(local.shape), strides(shape), local.stride())
+    padded = [*axes, *[(0, 0, 0)] * (kernel.AXES - len(axes))]
+    head = (local.data_ptr(), ravel(start, shape), local.dtype.itemsize, len(axes))
+    box = _BOX.pack(*head, *(number for column in zip(*padded, strict=True) for number in column))
+
+    def part(begin: int, end: int) -> Sums:
+        sums = (ctypes.c_uint64 * 2)()
+        function(box, begin, end, sums)
+        return Sums(*sums)
+
+    count = local.numel()
+    threads = min(torch.get_num_threads(), count // _ELEMENTS_A_THREAD)
+    if threads < 2:
+        return part(0, count)
+    cuts = [count * i // threads for i in range(threads + 1)]
+    with ThreadPoolExecutor(threads) as pool:  # ctypes lets go of the interpreter's lock
+        return sum(pool.map(part, cuts, cuts[1:]), Sums())

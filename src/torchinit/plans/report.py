@@ -1,0 +1,218 @@
+"""Reports: what happened: one record a site, and whether it is what was planned."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+from torchinit._text import by_reason, columns, shape_text, shorten_paths, some
+from torchinit.errors import ReportError, count, did_you_mean
+from torchinit.initializers.load_report import LoadReport, by_field
+from torchinit.initializers.moments import Moments
+from torchinit.initializers.statistics import deviations
+from torchinit.plans.fingerprint import Fingerprint, StoredFingerprint
+from torchinit.plans.plan import FROZEN
+from torchinit.plans.reach import Reach
+from torchinit.serialization.schema import Reader, Schema, parse
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What happened to one site: who wrote what, what was expected, what was measured.
+
+    ``seconds`` is the time of the write, ``bytes`` the memory that it filled. ``expected`` or ``measured``
+    is None where it is not known or was not asked for. Where other people's code wrote, ``line`` and
+    ``operation`` are those of its last write.
+
+    >>> Record("w", (2,), "float32", "Constant(val=1.0)", "all").problems
+    ()
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    fill: str
+    rule: str
+    origin: str = ""
+    expected: Moments | None = None
+    measured: Moments | None = None
+    over: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0
+    bytes: int = 0
+    line: str = ""
+    operation: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
+            raise ValueError(f"dtype must be the name of a dtype, but got {self.dtype!r}")
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """In what the values differ from what was expected of them, by more than chance and rounding."""
+        if self.measured is None:
+            return ()
+        dtype = getattr(torch, self.dtype)
+        here = self.bytes // dtype.itemsize if self.bytes else math.prod(self.shape)
+        numel = here * (2 if dtype.is_complex else 1)
+        return tuple(f"{self.name}: {text}" for text in deviations(self.expected, self.measured, numel, dtype))
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What happened: ``records`` of the sites written, and what was left out and why.
+
+    ``untouched`` are the parameters that no rule wrote, ``buffers`` the buffers; ``loads`` tell what was taken
+    from checkpoints, ``reach`` how much of the model the rules of each scheme are for; ``fingerprint`` is that of the
+    whole model afterwards, where it was asked for. ``lacking`` are the parameters that no fill can be written to
+    although they should have values, each with the reason and the way out; ``unfilled`` the parameters and buffers
+    that nobody has filled: they hold what their memory held before.
+
+    ``report["layers.0.weight"]`` is the record of a site, by any of its names.
+
+    >>> report = Report((Record("w", (2,), "float32", "Constant(val=1.0)", "all"),), untouched=("b",))
+    >>> report["w"].fill, report.untouched
+    ('Constant(val=1.0)', ('b',))
+    """
+
+    records: tuple[Record, ...] = ()
+    untouched: tuple[str, ...] = ()
+    skipped: tuple[tuple[str, str], ...] = ()
+    unused: tuple[str, ...] = ()
+    noise: str = ""
+    seconds: float = 0.0
+    buffers: tuple[str, ...] = ()
+    loads: tuple[LoadReport, ...] = ()
+    fingerprint: Fingerprint | None = None
+    reach: tuple[Reach, ...] = ()
+    lacking: tuple[tuple[str, str], ...] = ()
+    unfilled: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(self.records)
+
+    def __getitem__(self, name: str) -> Record:
+        for record in self.records:
+            if name == record.name or name in record.aliases:
+                return record
+        names = [name for record in self.records for name in (record.name, *record.aliases)]
+        raise KeyError(f"no record of {name!r}{did_you_mean(name, names)}")
+
+    def __str__(self) -> str:
+        return self.table()
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Every difference between the values and what was expected of them."""
+        return tuple(problem for record in self.records for problem in record.problems)
+
+    def assert_ok(self, *, complete: bool = False) -> Report:
+        """The report itself, if every value is as planned; else ReportError with all that is not.
+
+        Means and standard deviations may be off by six standard errors, bounds by the rounding of the
+        dtype. Memory that nobody has filled is always a problem; ``complete`` makes a parameter that was not written
+        one, too, be it untouched or lacking.
+        """
+        found = [*self.problems, *(f"{name}: {_UNFILLED}" for name in self.unfilled)]
+        if complete:
+            known = dict(self.lacking)
+            told = {*known, *self.unfilled}
+            found += [f"{name}: not written" for name in self.untouched if name not in told]
+            found += [f"{name}: {why}" for name, why in known.items()]
+        if found:
+            raise ReportError(f"{count(len(found), 'finding')}: the values are not as planned", found)
+        return self
+
+    def table(self) -> str:
+        """The report as plain text, a line a site."""
+        head = ("name", "shape", "dtype", "fill", "mean", "std", "planned std", "rule")
+        rows = shorten_paths(map(_row, self.records), [load.source for load in self.loads])
+        return columns(head, rows) + "\n" + self.summary()
+
+    def summary(self) -> str:
+        """What was written and what was not, in a few lines."""
+        elements = sum(math.prod(record.shape) for record in self.records)
+        size = sum(record.bytes for record in self.records)
+        written = f"{count(len(self.records), 'site')} written: {elements:,} elements, {size / 2**20:.1f} MiB"
+        lines = [f"{written}, {self.seconds:.2f} s, {self.noise or 'no noise'}"]
+        if self.untouched:
+            lines.append(f"{count(len(self.untouched), 'parameter')} untouched: {some(self.untouched)}")
+        if self.buffers:
+            lines.append(f"{count(len(self.buffers), 'buffer')} untouched: {some(self.buffers)}")
+        if self.unfilled:
+            lines.append(f"{count(len(self.unfilled), 'tensor')} never filled: {some(self.unfilled)}")
+        if frozen := [record.name for record in self.records if FROZEN in record.notes]:
+            lines.append(f"{count(len(frozen), 'frozen parameter')} written: {some(frozen)}")
+        lines += by_reason("skipped", self.skipped)
+        lines += [f"unused: {hint}" for hint in self.unused]
+        lines += [reach.summary() for reach in self.reach]
+        lines += [account.summary() for account in self.loads]
+        if self.fingerprint:
+            lines.append(f"fingerprint {self.fingerprint.total}")
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, object]:
+        """The report as plain data."""
+        return {
+            **Schema({}).encode(replace(self, loads=()), Report),
+            "fingerprint": self.fingerprint and self.fingerprint.to_dict(),
+            "loads": [load.to_dict() for load in self.loads],
+        }
+
+    def to_json(self, *, indent: int | None = 2) -> str:
+        """The report as JSON; :meth:`from_json` reads it back."""
+        return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Report:
+        """The report that :meth:`to_json` wrote, now or before there were all the fields; else ConfigError.
+
+        >>> report = Report((Record("w", (2,), "float32", "Constant(val=1.0)", "all"),), untouched=("b",))
+        >>> Report.from_json(report.to_json()) == report
+        True
+        """
+        data = parse(text, "a report")
+        if isinstance(data.get("loads"), list):
+            data["loads"] = [*map(by_field, data["loads"])]
+        reader = Reader({})
+        for key in [key for key in _ALWAYS if key not in data]:
+            reader.mistake("", f"a report has {key!r}")
+        printed = reader.read(data.pop("fingerprint", None), StoredFingerprint | None, "fingerprint")
+        report: Report = reader.record(cls, data, "")
+        reader.finish("the report")
+        return report if printed is None else replace(report, fingerprint=printed.checked())
+
+
+_ALWAYS = ("records", "untouched", "skipped", "unused", "noise", "seconds", "buffers")
+"""The keys that every report has had from the first on."""
+
+_UNFILLED = (
+    "never filled, it holds what its memory held before: cover it with a rule (a buffer: buffers = true), or call"
+    " reset_parameters() of its module first"
+)
+
+
+def _row(record: Record) -> tuple[str, ...]:
+    measured, expected = record.measured or Moments(), record.expected or Moments()
+    return (
+        record.name,
+        shape_text(record.shape),
+        record.dtype,
+        record.fill,
+        _figure(measured.mean),
+        _figure(measured.std),
+        _figure(expected.std),
+        " ".join(filter(None, (record.origin, record.rule, record.line and f"at {record.line}: {record.operation}"))),
+    )
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"

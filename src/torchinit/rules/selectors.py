@@ -1,0 +1,364 @@
+"""Selectors: which sites; frozen predicates that combine with ``&``, ``|`` and ``~``."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from typing import final, get_args
+
+from torch import nn
+
+from torchinit.model.globs import check_glob, glob_matches
+from torchinit.model.layouts import ParameterKind
+from torchinit.model.sites import Site, full_name
+from torchinit.model.traversal import Kind
+from torchinit.rules.regex import check_pattern, matches_whole
+
+
+class Selector(ABC):
+    """Which sites. ``a & b``, ``a | b`` and ``~a`` are selectors, too; the repr rebuilds them.
+
+    >>> (Leaf("weight") & ~Name("head.**")).matches(Site("body.weight", (2, 2)))
+    True
+    """
+
+    __slots__ = ()
+
+    @abstractmethod
+    def matches(self, site: Site) -> bool:
+        """Whether the site is one of them."""
+
+    def __and__(self, other: Selector) -> Selector:
+        return All(*_flat(All, self), *_flat(All, other))
+
+    def __or__(self, other: Selector) -> Selector:
+        return AnyOf(*_flat(AnyOf, self), *_flat(AnyOf, other))
+
+    def __invert__(self) -> Selector:
+        return Not(self)
+
+
+def _flat(kind: type[All | AnyOf], where: Selector) -> tuple[Selector, ...]:
+    return where.of if isinstance(where, kind) else (where,)
+
+
+class _Several(Selector):
+    """Selectors of one list of values, which read ``Name('a', 'b')``."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        values, *_ = (getattr(self, field.name) for field in fields(self))  # type: ignore[arg-type]  # all dataclasses
+        return f"{type(self).__name__}({', '.join(map(repr, values))})"
+
+
+def _check_parts(selector: _Several, of: tuple[object, ...]) -> None:
+    for where in of:
+        if not isinstance(where, Selector):
+            raise TypeError(f"{type(selector).__name__} combines selectors, but got {where!r}")
+
+
+@final
+@dataclass(frozen=True, init=False, repr=False, slots=True)
+class All(_Several):
+    """The sites that every one of these selects.
+
+    >>> Name("head.**") & ~Leaf("bias")
+    All(Name('head.**'), Not(Leaf('bias')))
+    """
+
+    of: tuple[Selector, ...]
+
+    def __init__(self, *of: Selector) -> None:
+        _check_parts(self, of)
+        object.__setattr__(self, "of", of)
+
+    def matches(self, site: Site) -> bool:
+        return all(where.matches(site) for where in self.of)
+
+
+@final
+@dataclass(frozen=True, init=False, repr=False, slots=True)
+class AnyOf(_Several):
+    """The sites that at least one of these selects.
+
+    >>> Name("head.**") | Leaf("bias")
+    AnyOf(Name('head.**'), Leaf('bias'))
+    """
+
+    of: tuple[Selector, ...]
+
+    def __init__(self, *of: Selector) -> None:
+        _check_parts(self, of)
+        object.__setattr__(self, "of", of)
+
+    def matches(self, site: Site) -> bool:
+        return any(where.matches(site) for where in self.of)
+
+
+@final
+@dataclass(frozen=True, slots=True, repr=False)
+class Not(Selector):
+    """The sites that this does not select.
+
+    >>> ~~Leaf("bias")
+    Leaf('bias')
+    """
+
+    where: Selector
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.where, Selector):
+            raise TypeError(f"Not turns a selector around, but got {self.where!r}")
+
+    def __repr__(self) -> str:
+        return f"Not({self.where!r})"
+
+    def __invert__(self) -> Selector:
+        return self.where
+
+    def matches(self, site: Site) -> bool:
+        return not self.where.matches(site)
+
+
+@final
+@dataclass(frozen=True, init=False, repr=False, slots=True)
+class Name(_Several):
+    """Sites by qualified name. ``*`` stands for any text within one part, ``**`` for any number of parts.
+
+    >>> Name("layers.*.attn.**").matches(Site("layers.3.attn.q.weight", (1,)))
+    True
+    >>> Name("**.weight").matches(Site("weight", (1,))), Name("*.weight").matches(Site("a.b.weight", (1,)))
+    (True, False)
+    """
+
+    globs: tuple[str, ...]
+
+    def __init__(self, *globs: str) -> None:
+        for glob in globs:
+            check_glob(glob)
+        object.__setattr__(self, "globs", globs)
+
+    def matches(self, site: Site) -> bool:
+        return any(glob_matches(glob, site.name) for glob in self.globs)
+
+
+@final
+@dataclass(frozen=True, slots=True, repr=False)
+class Regex(Selector):
+    """Sites whose whole qualified name matches a regular expression of Python's.
+
+    Raises ValueError for text that is not one; ConfigError in a plan, where it takes more than a second for a name.
+
+    >>> Regex(r"layers[.](0|1)[.].*").matches(Site("layers.1.weight", (1,)))
+    True
+    """
+
+    pattern: str
+
+    def __post_init__(self) -> None:
+        try:
+            check_pattern(self.pattern)
+        except re.error as error:
+            raise ValueError(f"{self.pattern!r} is not a regular expression: {error}") from None
+
+    def __repr__(self) -> str:
+        return f"Regex({self.pattern!r})"
+
+    def matches(self, site: Site) -> bool:
+        return matches_whole(self.pattern, site.name)
+
+
+@final
+@dataclass(frozen=True, init=False, repr=False, slots=True)
+class Layer(_Several):
+    """Sites by the class of the module that holds them.
+
+    A text is the name of the class or of one of its *direct* bases, as in MMEngine; with
+    ``subclasses=True`` of any class above it. A class takes its subclasses in.
+
+    >>> from torchinit.model.sites import layer_class
+    >>> conv = Site("0.weight", (1, 1), owner=layer_class(nn.Conv2d))
+    >>> Layer("Conv2d").matches(conv), Layer("_ConvNd").matches(conv), Layer("Linear").matches(conv)
+    (True, True, False)
+    """
+
+    names: tuple[str, ...]
+    subclasses: bool
+
+    def __init__(self, *names: str | type[nn.Module], subclasses: bool = False) -> None:
+        for name in names:
+            if not name or not isinstance(name, (str, type)):
+                raise TypeError(f"a layer is a class or the name of one, but got {name!r}")
+        texts = tuple(full_name(name) if isinstance(name, type) else name for name in names)
+        object.__setattr__(self, "names", texts)
+        object.__setattr__(self, "subclasses", subclasses)
+
+    def __repr__(self) -> str:
+        flag = ", subclasses=True" if self.subclasses else ""
+        return f"Layer({', '.join(map(repr, self.names))}{flag})"
+
+    def matches(self, site: Site) -> bool:
+        owner = site.owner
+        for name in self.names:
+            if "." in name or self.subclasses:
+                if owner.is_a(name):
+                    return True
+            elif name == owner.name or name in owner.bases:
+                return True
+        return False
+
+
+@final
+@dataclass(frozen=True, init=False, repr=False, slots=True)
+class Leaf(_Several):
+    """Sites by the last part of their name.
+
+    >>> Leaf("weight", "bias").matches(Site("a.b.bias", (1,)))
+    True
+    """
+
+    names: tuple[str, ...]
+
+    def __init__(self, *names: str) -> None:
+        for name in names:
+            check_glob(name)
+            if "." in name:
+                raise ValueError(f"a leaf is the last part of a name, without dots, but got {name!r}")
+        object.__setattr__(self, "names", names)
+
+    def matches(self, site: Site) -> bool:
+        return site.leaf in self.names
+
+
+@final
+@dataclass(frozen=True, init=False, repr=False, slots=True)
+class Kinds(_Several):
+    """Sites by what they are to their layer: ``"weight"``, ``"bias"`` or ``"other"``.
+
+    The weights of an LSTM (``weight_ih_l0`` ...) and of attention (``in_proj_weight``) are weights, too.
+
+    >>> Kinds("weight").matches(Site("rnn.weight_ih_l0", (8, 2), parameter_kind="weight"))
+    True
+    """
+
+    kinds: tuple[ParameterKind, ...]
+
+    def __init__(self, *kinds: ParameterKind) -> None:
+        for kind in kinds:
+            if kind not in get_args(ParameterKind):
+                raise ValueError(f"a kind is one of {', '.join(get_args(ParameterKind))}, but got {kind!r}")
+        object.__setattr__(self, "kinds", kinds)
+
+    def matches(self, site: Site) -> bool:
+        return site.parameter_kind in self.kinds
+
+
+@final
+@dataclass(frozen=True, slots=True, repr=False)
+class Within(Selector):
+    """Sites of the module with this name, or of a module below it; the name may be a glob.
+
+    >>> Within("backbone.layer*").matches(Site("backbone.layer1.0.conv.weight", (1,)))
+    True
+    """
+
+    module: str
+
+    def __post_init__(self) -> None:
+        if self.module:
+            check_glob(self.module)
+
+    def __repr__(self) -> str:
+        return f"Within({self.module!r})"
+
+    def matches(self, site: Site) -> bool:
+        return not self.module or glob_matches(f"{self.module}.**", site.name)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Shape(Selector):
+    """Sites by their shape (None stands for any size) or by their number of dimensions.
+
+    >>> Shape((None, 768)).matches(Site("w", (50257, 768))), Shape(ndim=1).matches(Site("b", (768,)))
+    (True, True)
+    """
+
+    sizes: tuple[int | None, ...] | None = None
+    ndim: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.sizes is None) == (self.ndim is None):
+            raise ValueError("Shape takes either sizes or ndim")
+
+    def matches(self, site: Site) -> bool:
+        if self.sizes is None:
+            return len(site.shape) == self.ndim
+        return len(site.shape) == len(self.sizes) and all(
+            want in (None, size) for want, size in zip(self.sizes, site.shape, strict=True)
+        )
+
+
+@final
+@dataclass(frozen=True, slots=True, repr=False)
+class Is(Selector):
+    """Parameters, or buffers.
+
+    >>> Is("buffer").matches(Site("bn.running_mean", (4,), kind="buffer"))
+    True
+    """
+
+    kind: Kind
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"a site is one of {', '.join(get_args(Kind))}, but got {self.kind!r}")
+
+    def __repr__(self) -> str:
+        return f"Is({self.kind!r})"
+
+    def matches(self, site: Site) -> bool:
+        return site.kind == self.kind
+
+
+@final
+@dataclass(frozen=True, init=False, repr=False, slots=True)
+class Block(_Several):
+    """Sites in the blocks with these numbers; negative ones count from the last.
+
+    >>> Block(-1).matches(Site("h.11.proj.weight", (4, 4), block=(11, 12)))
+    True
+    """
+
+    numbers: tuple[int, ...]
+
+    def __init__(self, *numbers: int) -> None:
+        for number in numbers:
+            if isinstance(number, bool) or not isinstance(number, int):
+                raise TypeError(f"a block is a whole number, but got {number!r}")
+        object.__setattr__(self, "numbers", numbers)
+
+    def matches(self, site: Site) -> bool:
+        if site.block is None:
+            return False
+        index, count = site.block
+        return any(index == (number if number >= 0 else count + number) for number in self.numbers)
+
+
+def as_selector(where: object) -> Selector:
+    """The selector, or that of the names which fit a glob or any of several. Raises TypeError for anything else.
+
+    >>> as_selector("fc.*"), as_selector(["a.weight", "b.weight"])
+    (Name('fc.*'), Name('a.weight', 'b.weight'))
+    """
+    if isinstance(where, Selector):
+        return where
+    if isinstance(where, type):
+        way = f"Layer({where.__name__})" if issubclass(where, nn.Module) else f"{where.__name__}(...)"
+        raise TypeError(f"{where.__name__} is a class, not a selector; write {way}")
+    globs = (where,) if isinstance(where, str) else where
+    if not (isinstance(globs, (list, tuple)) and globs and all(isinstance(glob, str) for glob in globs)):
+        raise TypeError(f"a selector is Name('head.**') and the like, or globs of names as text, but got {where!r}")
+    return Name(*globs)

@@ -1,0 +1,3 @@
+"""Serialization: plain data and JSON in, objects out, with every mistake named."""
+
+from __future__ import annotations

@@ -1,0 +1,88 @@
+"""Maps: mappings that are frozen and in order, so that a frozen value can hold one; JSON without duplicate keys."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeVar, final
+
+_Value = TypeVar("_Value")
+
+
+@final
+class FrozenMap(Mapping[str, _Value]):
+    """A mapping from text that cannot change, can be hashed, and prints as the dict that it was made of.
+
+    Two are equal if they have the same items in the same order: where two keys match, the later one wins.
+
+    >>> FrozenMap({"a": 1}), {FrozenMap({"a": 1}): "found"}[FrozenMap({"a": 1})]
+    ({'a': 1}, 'found')
+    """
+
+    __slots__ = ("_items",)
+
+    def __init__(self, items: Mapping[str, _Value] | None = None) -> None:
+        self._items = dict(items or {})
+
+    def __getitem__(self, key: str) -> _Value:
+        return self._items[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __repr__(self) -> str:
+        return repr(self._items)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Mapping) and tuple(self.items()) == tuple(other.items())
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.items()))
+
+
+class TwiceError(ValueError):
+    """Keys that are twice in one table; ``keys`` has them in the order in which they came again."""
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        self.keys = tuple(keys)
+        super().__init__(f"the key {self.keys[0]!r} stands twice in one table")
+
+
+def unique(pairs: Iterable[tuple[str, _Value]]) -> dict[str, _Value]:
+    """The dict of pairs, as a hook for ``json``, which would let the last of two win; raises TwiceError.
+
+    >>> import json
+    >>> json.loads('{"a": 1, "a": 2}', object_pairs_hook=unique)
+    Traceback (most recent call last):
+    torchinit.serialization.json.TwiceError: the key 'a' stands twice in one table
+    """
+    found: dict[str, _Value] = {}
+    twice: dict[str, None] = {}
+    for key, value in pairs:
+        if key in found:
+            twice[key] = None
+        found[key] = value
+    if twice:
+        raise TwiceError(twice)
+    return found
+
+
+def unique_json(raw: bytes) -> Any:
+    """JSON from strangers; raises ValueError for a key that is twice in one table, for NaN, for anything else.
+
+    >>> unique_json(b'{"a": [1, 2]}')
+    {'a': [1, 2]}
+    """
+    try:
+        return json.loads(raw.decode("utf-8-sig"), object_pairs_hook=unique, parse_constant=_refuse_constant)
+    except TwiceError as error:
+        raise ValueError(f"has the key {error.keys[0]!r} twice") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"is not JSON: {error}") from error
+
+
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"{text} is not JSON")

@@ -1,0 +1,351 @@
+"""Schemas: dataclasses as plain data and back, with every mistake in the data at once."""
+
+from __future__ import annotations
+
+import json
+import math
+import reprlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, is_dataclass
+from typing import Any, Final, TypeAlias, get_args
+
+import torch
+
+from torchinit.errors import ConfigError, count, did_you_mean
+from torchinit.serialization import hints
+from torchinit.serialization.hints import Hint, hints_of
+from torchinit.serialization.registry import Registry
+
+Data: TypeAlias = Any
+"""What JSON, TOML and YAML can say: dict, list, str, int, float, bool, None."""
+
+INVALID: Final = object()
+"""What a reader gives for data that hold a mistake."""
+
+DEEPEST: Final = 64
+"""How many levels data may have."""
+
+
+def parse(
+    text: str, noun: str, version: str = "", *, object_hook: Callable[[dict[str, Any]], Any] | None = None
+) -> dict[str, Data]:
+    """The table that JSON holds, without its ``format``; raises ConfigError if it holds none, or one of another format.
+
+    >>> parse('{"format": "points-1", "x": 1}', "a point", "points-1")
+    {'x': 1}
+    """
+    try:
+        data = json.loads(text, object_hook=object_hook)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"this is not {noun}: {error}") from None
+    if version and not (isinstance(data, dict) and data.pop("format", None) == version):
+        raise ConfigError(f"this is not {noun}: it does not say 'format': {version!r}")
+    if not isinstance(data, dict):
+        raise ConfigError(f"this is not {noun}: it must be a table, but is {reprlib.repr(data)}")
+    return data
+
+
+class Unfinished(ABC):
+    """An object that stands for one of another class, some of whose numbers are still text."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def target_and_arguments(self) -> tuple[type, Mapping[str, object]]:
+        """The class that it stands for, and its arguments."""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """How numbers may be given as text.
+
+    ``parse`` makes a number of it, or gives it back if it must wait; it raises ValueError for what is
+    neither. ``build`` makes the object whose numbers must wait; it takes ``arguments`` besides those of
+    the class.
+    """
+
+    parse: Callable[[str], float | str]
+    build: Callable[[type, dict[str, Any]], Unfinished]
+    arguments: Mapping[str, Hint] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """What a field of an abstract type may hold: an object of a class in ``registry``, chosen by ``"type"``.
+
+    A bare number stands for the class and argument in ``bare``. ``text`` allows numbers as text.
+    """
+
+    registry: Registry
+    bare: tuple[type, str] | None = None
+    text: Text | None = None
+
+
+class Schema:
+    """How objects and plain data correspond: by the types of dataclass fields, and a vocabulary for abstract ones.
+
+    >>> @dataclass(frozen=True)
+    ... class Point:
+    ...     x: float
+    ...     labels: tuple[str, ...] = ()
+    >>> schema = Schema({})
+    >>> schema.encode(Point(1.5, ("a",)), Point)
+    {'x': 1.5, 'labels': ['a']}
+    >>> schema.decode({"x": 1.5, "labels": ["a"]}, Point, "point")
+    Point(x=1.5, labels=('a',))
+    >>> schema.decode({"x": True, "label": "a"}, Point, "point")
+    Traceback (most recent call last):
+    torchinit.errors.ConfigError: 2 mistakes in point
+      x: must be a number, but got True
+      label: Point has no argument 'label'; did you mean 'labels'?
+    """
+
+    def __init__(self, vocabularies: Mapping[Any, Vocabulary]) -> None:
+        self.vocabularies = dict(vocabularies)
+
+    def add(self, hint: Hint, vocabulary: Vocabulary) -> None:
+        """From now on fields of this abstract type hold what the vocabulary names."""
+        self.vocabularies[hint] = vocabulary
+
+    def decode(self, data: Data, hint: Hint, source: str) -> Any:
+        """The object of this type that the data describe; raises ConfigError with every mistake."""
+        reader = Reader(self.vocabularies)
+        value = reader.read(data, hint, "")
+        reader.finish(source)
+        return value
+
+    def encode(self, value: Any, hint: Hint, *, defaults: bool = True) -> Data:
+        """The object as plain data; ``defaults=False`` leaves out what the class would fill in anyway.
+
+        What is one object is one in the data, too. Raises ConfigError for an object whose class has no registered name.
+        """
+        return _Writer(self.vocabularies, defaults).write(value, hint)
+
+
+class _Writer:
+    """One pass over objects: each is made data once, however often it is met."""
+
+    def __init__(self, vocabularies: Mapping[Any, Vocabulary], defaults: bool) -> None:
+        self.vocabularies = vocabularies
+        self.defaults = defaults
+        self.made: dict[tuple[int, Hint], tuple[object, Data]] = {}
+
+    def write(self, value: Any, hint: Hint) -> Data:
+        """The data of a value that is of this type."""
+        if value is None or type(value) in (str, int, bool):
+            return value
+        if isinstance(value, torch.dtype):
+            return str(value).removeprefix("torch.")
+        if isinstance(value, float):
+            return value if math.isfinite(value) else str(value)
+        if isinstance(value, tuple):
+            kinds = hints.item_types(hints.member(hint, hints.is_list))
+            return [self.write(item, kind) for item, kind in zip(value, kinds, strict=False)]
+        if isinstance(value, Mapping):
+            _, kind = get_args(hints.member(hint, hints.is_table)) or (str, None)
+            return {key: self.write(item, kind) for key, item in value.items()}
+        key = id(value), hint
+        if key not in self.made:
+            self.made[key] = value, self._object(value, hint)  # the value, too, so that no other one gets its id
+        return self.made[key][1]
+
+    def _object(self, value: Any, hint: Hint) -> Data:
+        abstract = hints.member(hint, lambda kind: kind in self.vocabularies)
+        if abstract is not None:
+            return self._word(value, self.vocabularies[abstract].registry)
+        if is_dataclass(value) and not isinstance(value, type):
+            return self._each(type(value), hints.arguments(value, defaults=self.defaults))
+        if not isinstance(value, (str, int)):
+            raise ConfigError(f"{value!r} cannot be written as data: it is there in memory only")
+        return value
+
+    def _word(self, value: object, registry: Registry) -> Data:
+        if isinstance(value, Unfinished):
+            cls, said = value.target_and_arguments()
+        else:
+            cls, said = type(value), {}
+        try:
+            name = registry.name_of(cls)
+        except KeyError as error:
+            what = value if is_dataclass(value) else cls.__name__
+            raise ConfigError(f"{what} cannot be written as data: {error.args[0]}") from None
+        said = said or hints.arguments(value, defaults=self.defaults)
+        return {"type": name, **self._each(cls, said)}
+
+    def _each(self, cls: type, values: Mapping[str, object]) -> dict[str, Data]:
+        kinds = hints_of(cls)
+        return {key: self.write(value, kinds.get(key)) for key, value in values.items()}
+
+
+class Reader:
+    """One pass over plain data: what is wrong is noted in ``mistakes``, each with its path, and reading goes on."""
+
+    def __init__(self, vocabularies: Mapping[Any, Vocabulary]) -> None:
+        self.vocabularies = vocabularies
+        self.mistakes: list[str] = []
+
+    def mistake(self, path: str, text: str) -> Any:
+        """Notes a mistake."""
+        self.mistakes.append(f"{path}: {text}" if path else text)
+        return INVALID
+
+    def finish(self, source: str) -> None:
+        """Raises ConfigError if there was any mistake."""
+        if self.mistakes:
+            raise ConfigError(f"{count(len(self.mistakes), 'mistake')} in {source}", self.mistakes)
+
+    def read(self, data: Data, hint: Hint, path: str) -> Any:
+        """The value of this type that the data describe, or INVALID."""
+        if not self._fits(data, hint):
+            return self._wrong(data, hint, path)
+        if hints.is_union(hint):
+            return self.read(data, hints.member(hint, lambda kind: self._fits(data, kind)), path)
+        if hint in self.vocabularies:
+            return self._word(data, hint, path)
+        if is_dataclass(hint) and isinstance(hint, type):
+            return self.record(hint, data, path)
+        if hints.is_table(hint):
+            return self._table(data, hint, path)
+        return self._list(data, hint, path) if hints.is_list(hint) else hints.plain(data, hint)
+
+    def _fits(self, data: Data, hint: Hint) -> bool:
+        """Whether the data have the outward form of this type."""
+        if hints.is_union(hint):
+            return any(self._fits(data, kind) for kind in get_args(hint))
+        if hint in self.vocabularies:
+            bare = self.vocabularies[hint].bare is not None and hints.is_scalar(data)
+            return bare or isinstance(data, (Mapping, hint))
+        if is_dataclass(hint) or hints.is_table(hint):
+            return isinstance(data, Mapping)
+        return hints.is_sequence(data) if hints.is_list(hint) else hints.fits(data, hint)
+
+    def _wrong(self, data: Data, hint: Hint, path: str) -> Any:
+        choices = map(str, get_args(hints.member(hint, hints.is_choice)))
+        near = did_you_mean(data, choices) if isinstance(data, str) else ""
+        return self.mistake(path, f"must be {self._describe(hint)}, but got {reprlib.repr(data)}{near}")
+
+    def _describe(self, hint: Hint) -> str:
+        if hints.is_union(hint):
+            return " or ".join(map(self._describe, get_args(hint)))
+        if hint in self.vocabularies:
+            vocabulary = self.vocabularies[hint]
+            return ("a number or " if vocabulary.bare else "") + _an(vocabulary.registry.kind)
+        return hints.words(hint)
+
+    def _list(self, data: Sequence[Data], hint: Hint, path: str) -> Any:
+        kinds = get_args(hint)
+        if Ellipsis not in kinds and len(kinds) != len(data):
+            return self.mistake(path, f"must have {count(len(kinds), 'item')}, but has {len(data)}")
+        pairs = enumerate(zip(data, hints.item_types(hint), strict=False))
+        items = [self.read(item, kind, f"{path}[{number}]") for number, (item, kind) in pairs]
+        return INVALID if _has_invalid(items) else tuple(items)
+
+    def _table(self, data: Mapping[str, Data], hint: Hint, path: str) -> Any:
+        """A table whose keys are anybody's: globs, for example."""
+        for key in [key for key in data if not isinstance(key, str)]:
+            self.mistake(path, f"has the key {reprlib.repr(key)}, which must be text")
+        _, kind = get_args(hint)
+        items = {key: self.read(item, kind, f"{path}[{key!r}]") for key, item in data.items() if isinstance(key, str)}
+        return INVALID if len(items) < len(data) or _has_invalid(items.values()) else items
+
+    def _word(self, data: Data, hint: Hint, path: str) -> Any:
+        """An object whose class the data name, or that a bare number stands for."""
+        vocabulary = self.vocabularies[hint]
+        if vocabulary.bare is not None and hints.is_scalar(data):
+            return self.bare(*vocabulary.bare, data, path, vocabulary.text)
+        if not isinstance(data, Mapping):
+            return data
+        cls = self.word(data, hint, path)
+        if cls is INVALID:
+            return INVALID
+        value = self.record(cls, {key: data[key] for key in data if key != "type"}, path, vocabulary.text)
+        if value is INVALID or isinstance(value, hint):
+            return value
+        return self.mistake(join(path, "type"), f"{data['type']} is not {_an(hint.__name__)}, which this must be")
+
+    def word(self, data: Mapping[str, Data], hint: Hint, path: str) -> Any:
+        """The class that ``data["type"]`` names, or INVALID."""
+        kind = data.get("type")
+        if path.count(".") + path.count("[") > DEEPEST:
+            return self.mistake(path, "is nested too deeply")
+        if "type" not in data:
+            return self.mistake(path, f"needs 'type', the name of {_an(self.vocabularies[hint].registry.kind)}")
+        if not isinstance(kind, (str, type)):
+            return self.mistake(join(path, "type"), f"must be text, but got {reprlib.repr(kind)}")
+        registry = self.vocabularies[hint].registry
+        try:  # configs in Python may name the class itself
+            return registry.get(kind if isinstance(kind, str) else registry.name_of(kind))
+        except KeyError as error:
+            return self.mistake(join(path, "type"), error.args[0])
+
+    def bare(self, cls: type, argument: str, data: Data, path: str, text: Text | None = None) -> Any:
+        """An object of one argument, whose mistakes are at the path itself."""
+        return self.record(cls, {argument: data}, path, text, at=lambda _: path)
+
+    def record(
+        self,
+        cls: type,
+        data: Mapping[str, Data],
+        path: str,
+        text: Text | None = None,
+        *,
+        at: Callable[[str], str] | None = None,
+        also: Iterable[str] = (),
+    ) -> Any:
+        """An object of this class, or INVALID; a misspelt argument may also have meant one of ``also``."""
+        values = self._arguments(cls, data, at or (lambda key: join(path, key)), path, text, also)
+        if values is INVALID:
+            return INVALID
+        waits = text is not None and any(self._is_text(item, hints_of(cls).get(key)) for key, item in values.items())
+        try:
+            return text.build(cls, values) if text and waits else hints.construct(cls, values)
+        except (TypeError, ValueError) as error:
+            return self.mistake(path, f"{cls.__name__}: {error}")
+
+    def _arguments(
+        self,
+        cls: type,
+        data: Mapping[str, Data],
+        where: Callable[[str], str],
+        path: str,
+        text: Text | None,
+        also: Iterable[str],
+    ) -> Any:
+        """The arguments that the data give, or INVALID if any is wrong, unknown or missing."""
+        kinds = hints_of(cls)
+        if text is not None and any(self._is_text(item, kinds.get(key)) for key, item in data.items()):
+            kinds = {**text.arguments, **kinds}
+        before = len(self.mistakes)
+        values = {key: self._argument(item, kinds[key], where(key), text) for key, item in data.items() if key in kinds}
+        for key in [key for key in data if key not in kinds]:
+            self.mistake(where(key), f"{cls.__name__} has no argument {key!r}{did_you_mean(key, [*kinds, *also])}")
+        for key in [key for key in hints.required(cls) if key not in data]:
+            self.mistake(path, f"{cls.__name__} needs {key!r}, {self._describe(kinds[key])}")
+        return values if len(self.mistakes) == before else INVALID
+
+    def _is_text(self, data: Data, hint: Hint) -> bool:
+        """Whether this is text in the place of a number."""
+        return isinstance(data, str) and hints.is_number(hint) and not self._fits(data, hint)
+
+    def _argument(self, data: Data, hint: Hint, path: str, text: Text | None) -> Any:
+        if text is None or not self._is_text(data, hint):
+            return self.read(data, hint, path)
+        try:
+            number = text.parse(data)
+        except ValueError as error:
+            return self.mistake(path, str(error))
+        return number if isinstance(number, str) else self.read(number, hint, path)
+
+
+def join(path: str, key: object) -> str:
+    """The path of a key below a path."""
+    return f"{path}.{key}" if path else f"{key}"
+
+
+def _has_invalid(items: Iterable[object]) -> bool:
+    return any(item is INVALID for item in items)
+
+
+def _an(noun: str) -> str:
+    return f"{'an' if noun[0].lower() in 'aeiou' else 'a'} {noun}"

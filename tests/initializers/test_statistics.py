@@ -1,0 +1,186 @@
+"""Measures: against NumPy in float64, and tolerances that see 5 % without false alarms."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.initializers.test_elementwise import drawn
+from tests.strategies import elementwise_fills, matrix_fills, shapes
+from torchinit import Constant, Fill, Keyed, Moments, Normal, Orthogonal, Shard, Sparse, TruncNormal, Uniform
+from torchinit.initializers import statistics
+from torchinit.initializers.statistics import deviations, measure
+from torchinit.noise.engines.dispatch import chosen_kernel
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.float8_e5m2, torch.complex64]
+
+
+def oracle(tensor: Tensor) -> tuple[float, ...]:
+    values = (torch.view_as_real(tensor) if tensor.is_complex() else tensor).detach().double().numpy()
+    return tuple(map(float, (np.mean(values), np.std(values), np.min(values), np.max(values))))
+
+
+def measured(tensor: Tensor) -> tuple[float | None, ...]:
+    moments = measure(tensor)
+    assert moments is not None
+    return moments.mean, moments.std, moments.min, moments.max
+
+
+@given(shapes(0, 4), st.sampled_from(DTYPES), st.integers(0, 1000), st.floats(-100, 100))
+def test_measure_is_numpys(shape: tuple[int, ...], dtype: torch.dtype, seed: int, shift: float) -> None:
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) + shift
+    assert measured(values.to(dtype)) == pytest.approx(oracle(values.to(dtype)), rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        torch.randn(300, 400).T,
+        torch.randn(300, 400)[::3, 1::2],
+        torch.randn(8, 16, 9, 9).to(memory_format=torch.channels_last),
+        torch.randn(100_000, 2)[:, 0],
+        torch.randn(2, 100_000).T,
+        torch.randn(5).expand(4, 5),
+        torch.randn(3, 200_000),
+        torch.tensor(3.0),
+        torch.nn.Parameter(torch.randn(4, 4)),
+    ],
+    ids=lambda view: f"{tuple(view.shape)} {view.stride()}",
+)
+def test_any_strides_and_more_than_one_chunk(view: Tensor) -> None:
+    assert measured(view) == pytest.approx(oracle(view), rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_measuring_changes_nothing(dtype: torch.dtype) -> None:
+    values = torch.randn(10, 10).to(dtype)
+    before = values.clone()
+    measure(values)
+    measure(values.T)
+    assert torch.equal(values, before)
+
+
+@given(shapes(0, 4), st.sampled_from(DTYPES[:4]), st.integers(0, 1000), st.floats(-100, 100))
+def test_measuring_without_a_kernel(shape: tuple[int, ...], dtype: torch.dtype, seed: int, shift: float) -> None:
+    values = (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) + shift).to(dtype)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(statistics, "chosen_kernel", lambda: None)
+        alone = measured(values)
+    assert alone == pytest.approx(oracle(values), rel=1e-9, abs=1e-9)
+    if chosen_kernel():
+        # The mean distance from the first value is below 10 + 100 here.
+        assert alone == pytest.approx(measured(values), rel=0, abs=2e-12 * 110)
+
+
+def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "chosen_kernel", lambda: None)
+    values = torch.randn(7, 11)
+    expected = oracle(values)
+    for chunk in (1, 2, 10, 76, 77, 1000):
+        monkeypatch.setattr(statistics, "_CHUNK", chunk)
+        assert measured(values) == pytest.approx(expected, rel=1e-12, abs=1e-12)
+        assert measured(values.T) == pytest.approx(expected, rel=1e-12, abs=1e-12)
+
+
+def test_a_small_spread_around_a_large_mean() -> None:
+    values = 1e8 + torch.randn(10_000, dtype=torch.float64)
+    assert measured(values) == pytest.approx(oracle(values), rel=1e-9)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("at", [0, 5, 99_999])
+def test_what_is_not_finite_is_found_anywhere(bad: float, at: int) -> None:
+    values = torch.randn(100_000)
+    values[at] = bad
+    moments = measure(values)
+    assert moments is not None
+    assert deviations(Moments(0.0, 1.0), moments, 100_000, torch.float32) == ["holds NaN or Inf"]
+
+
+def test_nothing_to_measure() -> None:
+    assert measure(torch.empty(0, 3)) is None
+    assert measure(torch.empty(3, device="meta")) is None
+
+
+def alarms(fill: Fill, values: Tensor) -> list[str]:
+    expected, found = fill.moments(tuple(values.shape)), measure(values)
+    assert expected is not None
+    assert found is not None
+    return deviations(expected, found, values.numel(), values.dtype)
+
+
+FILLS = [
+    Normal(0.0, 0.02),
+    Normal(5.0, 0.02),
+    Uniform(-0.1, 0.1),
+    TruncNormal(0.0, 0.02, -0.04, 0.04),
+    TruncNormal(0.0, 1.0, 4.0, 9.0),
+    TruncNormal(0.0, 1.0, 0.0, 9.0),
+]
+
+
+@pytest.mark.parametrize("fill", FILLS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_no_false_alarm_over_many_seeds_and_sizes(fill: Fill, dtype: torch.dtype) -> None:
+    for seed in range(60):
+        for shape in ((1,), (2,), (5, 3), (16, 16), (40, 50)):
+            assert alarms(fill, drawn(fill, shape, dtype, seed)) == []
+
+
+@given(elementwise_fills() | matrix_fills(), st.integers(1, 12), st.integers(1, 12), st.sampled_from(DTYPES[:4]))
+def test_no_false_alarm_for_any_fill(fill: Fill, rows: int, columns: int, dtype: torch.dtype) -> None:
+    assert alarms(fill, drawn(fill, (rows, columns), dtype)) == []
+
+
+@pytest.mark.parametrize("fill", [Orthogonal(), Orthogonal(2.0, 1), Sparse(0.9), Constant(0.1), Constant(-math.inf)])
+def test_no_false_alarm_for_matrices(fill: Fill) -> None:
+    for seed in range(40):
+        assert alarms(fill, drawn(fill, (20, 30), seed=seed)) == []
+
+
+@pytest.mark.parametrize("fill", FILLS, ids=str)
+def test_an_error_of_five_percent_is_seen(fill: Fill) -> None:
+    """At the size at which 5 % are nine standard errors: six of the tolerance, three of the sample."""
+    moments = fill.moments()
+    assert moments is not None
+    assert moments.mean is not None
+    numel = math.ceil((9 / 0.05) ** 2 * (moments.kurtosis - 1) / 4)
+    for seed in range(10):
+        good = drawn(fill, (numel,), seed=seed)
+        assert alarms(fill, good) == []
+        bad = moments.mean + 1.05 * (good - moments.mean)
+        assert any(text.startswith("std is") for text in alarms(fill, bad)), seed
+
+
+def test_a_shift_is_seen() -> None:
+    values = drawn(Normal(0.0, 0.02), (100, 100))
+    (text,) = alarms(Normal(0.0, 0.02), values + 0.002)
+    assert text.startswith("mean is 0.00")
+    assert text.endswith("planned 0 ± 0.0012")
+
+
+def test_values_outside_of_the_bounds_are_seen() -> None:
+    fill = TruncNormal(0.0, 1.0, -2.0, 2.0)
+    values = drawn(fill, (1000,))
+    values[3], values[5] = -2.001, 2.001
+    assert alarms(fill, values) == ["smallest value is -2.001, planned -2", "largest value is 2.001, planned 2"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float8_e4m3fn])
+def test_rounding_is_no_error(dtype: torch.dtype) -> None:
+    """A constant that the dtype cannot hold exactly."""
+    tensor = torch.empty(5, dtype=dtype)
+    Constant(0.1).write(Shard.whole("w", tensor), Keyed(0))
+    assert alarms(Constant(0.1), tensor) == []
+    assert alarms(Constant(0.2), tensor) != []
+
+
+def test_nothing_expected_nothing_found() -> None:
+    assert deviations(None, Moments(0.0, 1.0, -1.0, 1.0), 10, torch.float32) == []
+    assert deviations(Moments(), Moments(0.0, 1.0, -1.0, 1.0), 10, torch.float32) == []

@@ -1,0 +1,93 @@
+"""Gains: torch's table, and the second moments that SciPy's quadrature finds for torch's own functions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from scipy import integrate, stats
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from torchinit import gain
+from torchinit.knowledge.gains import gain_before, nonlinearities
+
+TORCHS = ["linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "sigmoid"]
+
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "elu": F.elu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "hardswish": F.hardswish,
+    "hardtanh": F.hardtanh,
+    "mish": F.mish,
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "relu_squared": lambda x: F.relu(x) ** 2,
+    "silu": F.silu,
+    "sin": torch.sin,
+    "softplus": F.softplus,
+    "softsign": F.softsign,
+    "swish": F.silu,
+}
+
+
+@pytest.mark.parametrize("name", [*TORCHS, "tanh", "relu", "selu"])
+def test_torchs_table(name: str) -> None:
+    assert gain(name) == nn.init.calculate_gain(name)  # type: ignore[arg-type]  # a str is checked at run time
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.01, 0.5, 1.0, math.sqrt(5)])
+@pytest.mark.parametrize("name", ["leaky_relu", "prelu"])
+def test_leaky(name: str, slope: float) -> None:
+    assert gain(name, slope) == nn.init.calculate_gain("leaky_relu", slope)
+
+
+@pytest.mark.parametrize("name", sorted(FUNCTIONS))
+def test_gain_keeps_the_second_moment_of_a_normal_input(name: str) -> None:
+    def integrand(x: float) -> float:
+        value = float(FUNCTIONS[name](torch.tensor(x, dtype=torch.float64)))
+        return float(value**2 * stats.norm.pdf(x))
+
+    moment, error = integrate.quad(integrand, -15, 15, points=[-3.0, -1.0, 0.0, 1.0, 3.0, 6.0], limit=400)
+    assert error < 1e-6
+    assert gain(name) == pytest.approx(1 / math.sqrt(moment), rel=1e-7)
+
+
+def test_every_name_has_an_oracle() -> None:
+    assert {*nonlinearities()} == {*FUNCTIONS, *TORCHS, "identity", "tanh", "selu", "leaky_relu", "prelu"}
+    assert gain("identity") == 1
+
+
+def test_an_unknown_name() -> None:
+    with pytest.raises(ValueError, match=r"unknown nonlinearity 'gleu'; did you mean 'gelu'\?"):
+        gain("gleu")
+    with pytest.raises(ValueError, match=r"unknown nonlinearity 'foo'$"):
+        gain("foo")
+
+
+def test_what_follows_needs_a_model() -> None:
+    with pytest.raises(ValueError, match=r"'auto' is the nonlinearity that follows a layer, and without a model"):
+        gain("auto")
+    assert "auto" not in nonlinearities()
+    with pytest.raises(ValueError, match=r"unknown nonlinearity 'atuo'; did you mean 'auto'\?"):
+        gain("atuo")
+
+
+@pytest.mark.parametrize(
+    ("activation", "expected"),
+    [
+        (None, 1.0), ("norm", 1.0), ("linear", 1.0), ("relu", math.sqrt(2)), ("leaky_relu(0.2)", math.sqrt(2 / 1.04)),
+        ("prelu(-0.5)", math.sqrt(2 / 1.25)), ("leaky_relu(1e-05)", math.sqrt(2)), ("tanh", 5 / 3),
+    ],
+)  # fmt: skip
+def test_the_gain_of_what_follows(activation: str | None, expected: float) -> None:
+    assert gain_before(activation) == pytest.approx(expected, rel=1e-9)
+
+
+def test_what_follows_by_a_name_that_is_not_known() -> None:
+    with pytest.raises(ValueError, match="unknown nonlinearity 'reul'"):
+        gain_before("reul")

@@ -1,0 +1,100 @@
+"""Type hints: what they say about plain data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pytest
+import torch
+
+from torchinit import Layer, Name, Normal, Sparse
+from torchinit.serialization.hints import (
+    arguments,
+    construct,
+    fits,
+    hints_of,
+    is_number,
+    is_whole,
+    plain,
+    required,
+    words,
+)
+
+
+@pytest.mark.parametrize(
+    ("data", "hint", "answer"),
+    [
+        (1, int, True),
+        (1.0, int, False),
+        (True, int, False),
+        (1, float, True),
+        (0.5, float, True),
+        (False, float, False),
+        ("0.5", float, False),
+        ("-inf", float, True),
+        (10**400, float, False),
+        (True, bool, True),
+        (1, bool, False),
+        ("a", str, True),
+        (None, type(None), True),
+        ("float32", torch.dtype, True),
+        ("compile", torch.dtype, False),
+        (3, torch.dtype, False),
+        ("a", Literal["a", "b"], True),
+        ("c", Literal["a", "b"], False),
+        (True, Literal[1], False),
+    ],
+)
+def test_fits(data: object, hint: Any, answer: bool) -> None:
+    assert fits(data, hint) is answer
+
+
+def test_plain_values() -> None:
+    assert plain("bfloat16", torch.dtype) is torch.bfloat16
+    assert plain("-inf", float) == -math.inf
+    assert isinstance(plain(1, float), float)
+    assert isinstance(plain(1, int), int)
+
+
+def test_where_numbers_stand() -> None:
+    assert is_number(float | None)
+    assert not is_number(float.__class__)
+    assert is_whole(int)
+    assert is_whole(int | tuple[int, ...])
+    assert not is_whole(float)
+    assert not is_whole(str)
+
+
+def test_words() -> None:
+    said = [
+        words(hint) for hint in (float, int, str, bool, type(None), torch.dtype, tuple[int, ...], Literal["a"], Normal)
+    ]
+    assert said == [
+        "a number", "a whole number", "text", "true or false", "nothing", "the name of a dtype", "a list", "'a'",
+        "a table",
+    ]  # fmt: skip
+
+
+def test_arguments_build_the_object_again() -> None:
+    for value in (Normal(std=0.02), Name("a.*", "b"), Layer("Linear", subclasses=True), Name()):
+        assert construct(type(value), arguments(value)) == value
+    assert arguments(Normal(std=0.02), defaults=False) == {"std": 0.02}
+    assert arguments(Layer("Linear"), defaults=False) == {"names": ("Linear",)}
+
+
+def test_required_arguments() -> None:
+    assert required(Normal) == ()
+    assert required(Sparse) == ("sparsity",)
+    assert required(Layer) == ("names",)
+
+
+def test_hints_follow_the_signature() -> None:
+    @dataclass
+    class Odd:
+        first: int
+        second: str = ""
+
+    Odd.__annotations__ = {"first": int, "second": str}
+    assert list(hints_of(Odd)) == ["first", "second"]
