@@ -292,7 +292,7 @@ def test_a_plug_in_in_a_recipe_a_plan_and_its_json(monkeypatch: pytest.MonkeyPat
         plan = make_plan([Site("w", (3, 4, 4))], [Rule(Name("w"), Scaled(Stacked(Ramp()), 0.5))])
         assert plan["w"].fill == StackedFill(ScaledFill(Ramp(), 0.5), 0)
         assert Plan.from_json(plan.to_json()) == plan
-    with pytest.raises(ConfigError, match="Ramp cannot be written as data"):
+    with pytest.raises(ConfigError, match=r"Ramp\(\) cannot be written as data"):
         plan.to_json()
 
 

@@ -197,10 +197,10 @@ class Ramp:
 CODE: dict[str, tuple[Any, str]] = {
     "a function": (triangular, "code: tests.initializers.test_functions.triangular"),
     "a partial": (partial(triangular, std=0.5), "code: partial(tests.initializers.test_functions.triangular, std=0.5)"),
-    "a lambda": (lambda tensor: tensor.normal_(0, 0.1), "code: lambda at test_code.py:"),
+    "a lambda": (lambda tensor: tensor.normal_(0, 0.1), "code: lambda at test_functions.py:"),
     "a method": (torch.Tensor.normal_, "code: TensorBase.normal_"),
     "an object": (Ramp(), "code: tests.initializers.test_functions.Ramp"),
-    "what returns another tensor": (lambda tensor: torch.randn(tensor.shape) * 3, "code: lambda at test_code.py:"),
+    "what returns another tensor": (lambda tensor: torch.randn(tensor.shape) * 3, "code: lambda at test_functions.py:"),
     "what returns integers": (lambda tensor: torch.arange(tensor.numel()).view(tensor.shape), "code: lambda at"),
 }
 
@@ -399,9 +399,9 @@ def test_numbers_that_the_site_cannot_hold() -> None:
 
 def test_code_is_not_data() -> None:
     made = plan(nn.Linear(3, 4), Rule("weight", triangular))
-    with pytest.raises(ConfigError, match=r"code: tests\.core\.test_code\.triangular cannot be written as data"):
+    with pytest.raises(ConfigError, match=r"code: tests\.\S+\.triangular cannot be written as data"):
         made.to_json()
-    with pytest.raises(ConfigError, match=r"code: lambda at test_code\.py:\d+ cannot be written as data"):
+    with pytest.raises(ConfigError, match=r"code: lambda at test_functions\.py:\d+ cannot be written as data"):
         recipe_to_data((Rule("weight", lambda tensor: tensor.zero_()),))
     twin = plan(nn.Linear(3, 4), Rule("weight", init.xavier_normal_))
     assert Plan.from_json(twin.to_json()) == twin

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+import torchinit.plans.digest as module
 from tests.strategies import shapes, slices
 from torchinit import Shard
 from torchinit.plans.digest import Sums, digest

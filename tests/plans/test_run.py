@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, TypeAlias
@@ -288,7 +289,7 @@ class Counting(Noise):
 
 
 def test_neighbours_that_draw_share_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "_ELEMENTS", 200)
+    monkeypatch.setattr(sys.modules["torchinit.plans.run"], "_ELEMENTS", 200)
     rules = [
         Rule(Name("*.weight"), Normal()),  # 80, 80, 800, 80, 80 elements
         Rule(Name("1.bias"), Constant(1.0)),

@@ -68,7 +68,6 @@ def measured(plan: Plan) -> Rates:
 
     >>> from torchinit import Constant, Leaf, Rule, make_plan
     >>> from torchinit.model.sites import Site
-    from torchinit._text import dtype_name
     >>> rates = measured(make_plan([Site("weight", (64, 32))], [Rule(Leaf("weight"), Constant(0.0))]))
     >>> list(rates.nanoseconds)
     ['Constant float32']
