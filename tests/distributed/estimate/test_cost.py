@@ -39,7 +39,7 @@ from torchinit.distributed.estimate.rates import Rates, kind_of, measured
 from torchinit.initializers.composites import Padded
 from torchinit.initializers.matrices import DeltaOrthogonal, Dirac, Whole
 
-LARGE = Path(__file__).parents[2] / "examples/large.toml"
+LARGE = Path(__file__).parents[3] / "examples/large.toml"
 
 
 def given(nanoseconds: Mapping[str, float], call: float = 0.0) -> Rates:

@@ -33,7 +33,7 @@ Engine = Callable[[Task], None]
 LOADED = kernel.load()
 needs_kernel = pytest.mark.skipif(LOADED is None, reason="no compiled kernel here")
 KERNELS = LOADED.instruction_sets() if LOADED else {}
-HERE = Path(kernel.__file__).parent
+HERE = Path(build.__file__).parent
 
 
 def of(compiled: kernel.Kernel, threads: int = 1) -> Engine:
