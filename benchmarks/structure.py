@@ -1,8 +1,8 @@
 """Structure: how large the package is, and how far a reader has to walk: ``python -m benchmarks.structure [ROOT]``.
 
-Counts what a reviewer would count by hand: files, lines, comments, rooms, names that two classes share. A *trip* is one
-job, run under a profiler that sees every call within the package: how many files and functions take part, and how often a
-call goes into another file (a switch) or another room.
+Counts what a reviewer would count by hand: files, lines, comments, rooms, names that two classes share. A *trip* is
+one job, run under a profiler that sees every call within the package: how many files and functions take part, and how
+often a call goes into another file (a switch) or another room.
 """
 
 from __future__ import annotations

@@ -29,4 +29,5 @@ def sentence(name: str) -> str:
 
 def test_the_table_has_every_adapter_as_it_is() -> None:
     rows = re.findall(r"^\| `(\w+\(.*?\))` \| (.*?) \|", PAGE.read_text("utf-8"), re.MULTILINE)
-    assert rows == [(signature(name), sentence(name)) for name in ADAPTERS]
+    own = [name for name in ADAPTERS if ADAPTERS.get(name).__module__.startswith("torchinit.")]  # pages register others
+    assert rows == [(signature(name), sentence(name)) for name in own]

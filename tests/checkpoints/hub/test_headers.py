@@ -21,6 +21,15 @@ from torchinit.checkpoints.hub.download import length_of, retry_after, validator
         ("-5", 0, 0),
         ("", 0, 0),
     ],
+    ids=[
+        "7",
+        "86400",
+        "tomorrow",
+        "yesterday",
+        "soon",
+        "-5",
+        "nothing",
+    ],  # the same in every process
 )
 def test_how_long_a_busy_server_is_left_alone(text: str, least: float, most: float) -> None:
     assert least <= retry_after({"retry-after": text}) <= most
