@@ -19,6 +19,7 @@ from torchinit.initializers.load_report import LoadReport
 from torchinit.initializers.source import Resolution, SourceInitializer
 from torchinit.model.globs import check_globs
 from torchinit.model.sites import Site
+from torchinit.rules.catalog import INITIALIZERS
 from torchinit.serialization.json import FrozenMap
 from torchinit.serialization.validation import choice, text, truth
 
@@ -169,3 +170,7 @@ def _check_adapt(adapt: object) -> None:
     for glob, adapter in adapt.items():
         if not isinstance(adapter, Adapter):
             raise TypeError(f"adapt[{glob!r}] must be an adapter such as InputChannels(), but got {adapter!r}")
+
+
+INITIALIZERS.register(Loaded)
+INITIALIZERS.register(Pretrained)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from torchinit import Keyed, Plan, Step, fingerprint, local_shards
+from torchinit import __version__, Keyed, Plan, Step, fingerprint, local_shards
 from torchinit import run as carry_out
 from torchinit.api import draft
 from torchinit.cli import options, weights
@@ -39,7 +39,7 @@ DTYPES = {
 
 def add(commands: Commands) -> None:
     """Describes the command to the parser."""
-    parser = commands.add_parser("apply", help="initialize a model, write it to a file, print the report")
+    parser = commands.add_parser("apply")
     options.add_model(parser)
     options.add_recipe(parser)
     options.add_json(parser)
@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     report = replace(report, fingerprint=fingerprint(model))
     print(report.to_json() if arguments.json else report.table())
     report.assert_ok()
-    origin = {"torchinit.version": options.version(), "torchinit.stream": STREAM, "torchinit.seed": str(noise.seed)}
+    origin = {"torchinit.version": __version__, "torchinit.stream": STREAM, "torchinit.seed": str(noise.seed)}
     weights.write_model(arguments.output, model, origin)
     return 0
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def add(commands: Commands) -> None:
     """Describes the command to the parser."""
-    parser = commands.add_parser("check", help="build a model and find what is wrong with its initial values")
+    parser = commands.add_parser("check")
     options.add_model(parser)
     parser.add_argument(
         "recipe", metavar="RECIPE", nargs="?", help="a file, or the name of a scheme: applied, and checked"

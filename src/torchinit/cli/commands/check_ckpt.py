@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 def add(commands: Commands) -> None:
     """Describes the command to the parser."""
-    parser = commands.add_parser("check-ckpt", help="compare a file of weights with a model; nothing is loaded")
+    parser = commands.add_parser("check-ckpt")
     parser.add_argument("file", metavar="FILE", nargs="?", help="a path, a URL or another source of weights")
     options.add_model(parser, "--model")
     parser.add_argument(

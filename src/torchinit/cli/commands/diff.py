@@ -24,7 +24,7 @@ _PRINTED: set[Kind] = {"report", "fingerprint", "weights"}
 
 def add(commands: Commands) -> None:
     """Describes the command to the parser."""
-    parser = commands.add_parser("diff", help="compare two recipes, plans, reports, fingerprints or weight files")
+    parser = commands.add_parser("diff")
     parser.add_argument("a", metavar="A", help="a recipe; a plan, report or fingerprint (JSON); a .safetensors file")
     parser.add_argument("b", metavar="B", help="another one of the same kind, or of one with a fingerprint")
     options.add_model(parser, "--model")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def add(commands: Commands) -> None:
     """Describes the command to the parser."""
-    parser = commands.add_parser("explain", help="tell what an initializer, an adapter, a check or a scheme does")
+    parser = commands.add_parser("explain")
     parser.add_argument(
         "name", metavar="NAME", help="an initializer, adapter, check or scheme; `torchinit list` names them"
     )

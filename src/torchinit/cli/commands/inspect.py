@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def add(commands: Commands) -> None:
     """Describes the command to the parser."""
-    parser = commands.add_parser("inspect", help="show what a file of weights holds; nothing in it is run")
+    parser = commands.add_parser("inspect")
     parser.add_argument("file", metavar="FILE", help="a path, a URL or another source of weights")
     options.add_part(parser)
     parser.add_argument("--hashes", action="store_true", help="also the SHA-256 of each tensor's bytes; reads them all")

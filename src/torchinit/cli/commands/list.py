@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def add(commands: Commands) -> None:
     """Describes the command to the parser."""
-    parser = commands.add_parser("list", help="list initializers, adapters, layers, schemes, checks or nonlinearities")
+    parser = commands.add_parser("list")
     parser.add_argument("what", nargs="?", choices=KINDS, default="initializers", help="default: initializers")
     options.add_json(parser)
     parser.set_defaults(run=run)
