@@ -134,14 +134,14 @@ else:
         "api": "initialize materialize plan sites",
         "checkpoints": "Pretrained open_checkpoint",
         "distributed": "verify_replicas",
-        "errors": "CheckpointError ConfigError FanError FetchError LockError MissingExtraError PlanError ReportError RunError"
-        " TorchinitError",
+        "errors": "CheckpointError ConfigError FanError FetchError LockError MissingExtraError PlanError ReportError"
+        " RunError TorchinitError",
         "initializers": "Constant Kaiming LeCun Neutral Normal Ones Orthogonal TruncNormal Uniform Xavier Zeros",
         "linting": "assert_initialized lint",
         # MMEngine's page on initialization; BaseModule alone is in __all__
-        "mmengine": "BaseModule Caffe2XavierInit ConstantInit KaimingInit NormalInit PretrainedInit TruncNormalInit UniformInit"
-        " WEIGHT_INITIALIZERS XavierInit bias_init_with_prob caffe2_xavier_init constant_init kaiming_init normal_init"
-        " trunc_normal_init uniform_init xavier_init",
+        "mmengine": "BaseModule Caffe2XavierInit ConstantInit KaimingInit NormalInit PretrainedInit TruncNormalInit"
+        " UniformInit WEIGHT_INITIALIZERS XavierInit bias_init_with_prob caffe2_xavier_init constant_init kaiming_init"
+        " normal_init trunc_normal_init uniform_init xavier_init",
         "plans": "Plan Report",
         "plans.fingerprint": "fingerprint",
         "recipes": "load_recipe",
@@ -150,9 +150,7 @@ else:
         "_version": "__version__",
     }
     _NAMESPACES = (
-        "api", "checkpoints", "distributed", "errors", "initializers", "integrations", "knowledge", "linting", "mmengine",
-        "model", "noise", "plans", "recipes", "rules", "tracing",
-    )  # fmt: skip
-    __getattr__, __dir__ = _attach(
-        __name__, {name: home for home, names in _NAMES.items() for name in names.split()}, _NAMESPACES
+        "api checkpoints distributed errors initializers integrations knowledge linting mmengine model noise plans"
+        " recipes rules tracing"
     )
+    __getattr__, __dir__ = _attach(__name__, _NAMES, _NAMESPACES)

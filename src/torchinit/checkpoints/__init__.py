@@ -39,8 +39,4 @@ else:
         "pretrained": "Pretrained",
         "tensor_fill": "Loaded",
     }
-    __getattr__, __dir__ = _attach(
-        __name__,
-        {name: home for home, names in _NAMES.items() for name in names.split()},
-        ("adapters", "formats", "hub"),
-    )
+    __getattr__, __dir__ = _attach(__name__, _NAMES, "adapters formats hub")

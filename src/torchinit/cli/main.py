@@ -35,7 +35,7 @@ COMMANDS: Final = {
     "fetch": "fetch a checkpoint and print where it lies",
     "cache": "list, verify or remove what was fetched",
 }
-"""Each command with its line of help. Its module, of the same name, is imported where it is called, and torch with it."""
+"""Each command with its line of help. Its module, of the same name, is imported where it is called."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
-    """The parser of these words: it knows the options of the one command that is called, and of the others the names."""
+    """The parser of these words: it knows the options of the command that is called, and the names of the others."""
     parser = argparse.ArgumentParser(
         prog="torchinit",
         description="Plans, writes, checks, compares and explains the initial weights of PyTorch models.",

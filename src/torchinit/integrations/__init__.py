@@ -11,4 +11,4 @@ if TYPE_CHECKING:
 else:
     from torchinit._lazy import attach as _attach
 
-    __getattr__, __dir__ = _attach(__name__, {}, ("fsdp", "trainers"))
+    __getattr__, __dir__ = _attach(__name__, {}, "fsdp trainers")
