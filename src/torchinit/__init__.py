@@ -149,8 +149,8 @@ else:
         "tracing": "capture lock seeded trace",  # `import *` leaves torch.trace alone: not in __all__
         "_version": "__version__",
     }
-    _NAMESPACES = (
+    _MODULES = (
         "api checkpoints distributed errors initializers integrations knowledge linting mmengine model noise plans"
         " recipes rules tracing"
     )
-    __getattr__, __dir__ = _attach(__name__, _NAMES, _NAMESPACES)
+    __getattr__, __dir__ = _attach(__name__, _NAMES, _MODULES)

@@ -35,4 +35,5 @@ def attach(
         setattr(sys.modules[package], name, value)  # so that the next use finds it without asking here
         return value
 
-    return load, lambda: sorted({*vars(sys.modules[package]), *homes, *namespaces})
+    special = [name for name in vars(sys.modules[package]) if name.startswith("__")]
+    return load, lambda: sorted({*special, *homes, *namespaces})

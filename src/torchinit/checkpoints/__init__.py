@@ -39,4 +39,5 @@ else:
         "pretrained": "Pretrained",
         "tensor_fill": "Loaded",
     }
-    __getattr__, __dir__ = _attach(__name__, _NAMES, "adapters formats hub")
+    _MODULES = "adapters formats hub"
+    __getattr__, __dir__ = _attach(__name__, _NAMES, _MODULES)

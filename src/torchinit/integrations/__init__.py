@@ -11,4 +11,6 @@ if TYPE_CHECKING:
 else:
     from torchinit._lazy import attach as _attach
 
-    __getattr__, __dir__ = _attach(__name__, {}, "fsdp trainers")
+    _NAMES: dict[str, str] = {}
+    _MODULES = "fsdp trainers"
+    __getattr__, __dir__ = _attach(__name__, _NAMES, _MODULES)

@@ -21,7 +21,6 @@ from torchinit.rules.selectors import (
 )
 
 __all__ = [
-    "SELECTORS",
     "All",
     "AnyOf",
     "Block",
@@ -34,6 +33,7 @@ __all__ = [
     "Recipe",
     "Regex",
     "Rule",
+    "SELECTORS",
     "Selector",
     "Shape",
     "Within",
