@@ -30,7 +30,7 @@ from torchinit.initializers import (
 )
 from torchinit.model import Layout, Site
 
-WRONG: Any = torchinit  # without types, to say what is wrong
+WRONG: Any = torchinit.initializers  # without types, to say what is wrong
 
 
 class Declines:

@@ -236,7 +236,7 @@ def test_a_padding_row_of_unlike_rows_has_no_known_moments() -> None:
     assert Padded(Blockwise((Normal(), Constant(4.0)), (2, 1)), 2).moments((3, 4)) is None
 
 
-WRONG: Any = torchinit  # without types, to say what is wrong
+WRONG: Any = torchinit.initializers  # without types, to say what is wrong
 
 
 @pytest.mark.parametrize(

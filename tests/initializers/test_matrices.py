@@ -22,7 +22,7 @@ from torchinit.initializers import Blockwise, DeltaOrthogonal, Dirac, Fill, Iden
 from torchinit.model import Shard
 from torchinit.noise import Global, Keyed
 
-WRONG: Any = torchinit  # without types, to say what is wrong
+WRONG: Any = torchinit.initializers  # without types, to say what is wrong
 
 
 @pytest.mark.parametrize("shape", [(5, 5), (4, 7), (7, 4), (3, 4, 2), (8, 2, 3, 1), (1, 6), (6, 1)])

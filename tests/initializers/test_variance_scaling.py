@@ -20,7 +20,7 @@ from torchinit.initializers import Caffe2Xavier, Fill, Initializer, Prior, Varia
 from torchinit.initializers.variance_scaling import asks_what_follows
 from torchinit.model import Layout, Site
 
-WRONG: Any = torchinit  # without types, to say what is wrong
+WRONG: Any = torchinit.initializers  # without types, to say what is wrong
 SHAPES = [(5, 7), (64, 3, 7, 7), (12, 8, 3), (4, 4), (3, 1, 2, 2, 2)]
 
 

@@ -21,7 +21,7 @@ from torchinit.model.globs import glob_matches
 from torchinit.model.sites import layer_class
 from torchinit.rules import All, AnyOf, Block, Is, Not, Selector
 
-WRONG: Any = torchinit  # without types, to say what is wrong
+WRONG: Any = torchinit.rules  # without types, to say what is wrong
 
 
 @given(selectors())
