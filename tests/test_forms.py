@@ -350,7 +350,7 @@ WRONG: dict[str, tuple[Any, type[Exception], str]] = {
         TypeError,
         r"^Layer\('Linear'\) says where, and not what; write Rule\(Layer\('Linear'\), Normal\(std=0\.02\)\)$",
     ),
-    "a plan": (make_plan([], []), TypeError, r"^this is a plan, not a recipe; torchinit\.run\(plan, "),
+    "a plan": (make_plan([], []), TypeError, r"^this is a plan, not a recipe; torchinit\.plans\.run\(plan, "),
     "a set": ({ALL}, TypeError, "has no order, and later rules win; write a list$"),
     "an empty list": ([], ConfigError, "the recipe is empty, so nothing would be written: give it a rule"),
     "an empty dict": ({}, ConfigError, "the recipe is empty"),

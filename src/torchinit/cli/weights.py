@@ -134,7 +134,7 @@ class File(Mapping[str, Tensor]):
         if not path.is_file():
             raise UsageError(f"there is no file {str(path)!r}")
         self._file = SafetensorsCheckpoint(path)
-        self.tied = self._file.tied
+        self.tied: Mapping[str, str] = self._file.tied
 
     def __len__(self) -> int:
         return len(self._file) - len(self.tied)

@@ -36,7 +36,7 @@ class Registry:
         self.kind = kind
         self.method = method
         self.group = group
-        self.reserved = frozenset(reserved)
+        self.reserved: frozenset[str] = frozenset(reserved)
         self._classes: dict[str, type] = {}
         self._deferred: list[str] = []
 
