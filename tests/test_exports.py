@@ -1,54 +1,201 @@
-"""The public face: one sorted list of names, each documented by example, behind an import that loads only torch."""
+"""The public face: names by namespace, pinned here, each documented by example, and imported when it is used."""
 
 from __future__ import annotations
 
+import ast
+import builtins
 import inspect
 import subprocess
 import sys
+import typing
+from collections.abc import Collection
+from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
+from torch import nn
 
 import torchinit
+from torchinit import checkpoints, integrations
 
-# Aliases of types have no docstring of their own.
-DOCUMENTED = [
-    n for n in torchinit.__all__ if inspect.isclass(getattr(torchinit, n)) or inspect.isfunction(getattr(torchinit, n))
-]
+NAMESPACES = {
+    "torchinit": """
+        BaseModule CheckpointError ConfigError Constant FanError FetchError Kaiming Kinds Layer LeCun Leaf
+        LockError MissingExtraError Name Neutral Normal Ones Orthogonal Plan PlanError Pretrained Regex Report
+        ReportError Rule RunError Shape TorchinitError TruncNormal Uniform Within Xavier Zeros
+        assert_initialized capture fingerprint initialize lint load_recipe lock materialize open_checkpoint plan
+        seeded sites verify_replicas""",
+    "torchinit.checkpoints": """
+        Checkpoint Info Limits Loaded Pretrained RefusedPickleError fetch member_of open_checkpoint
+        register_source""",
+    "torchinit.checkpoints.adapters": """
+        ADAPTERS Adapter BatchNormAffine Chain Drop FoldBatchNorm Fuse Inflate InputChannels Labels PoolHeads
+        ReadPlan ResizePatches ResizePositions ResizeRelativeBias ResizeVocabulary RopeOrder Rows Split Stack
+        Transpose Unstack WeightNorm""",
+    "torchinit.distributed": "verify_replicas",
+    "torchinit.initializers": """
+        Blocks Blockwise Caffe2Xavier Computed Constant DeltaOrthogonal DepthScaled Dirac Fill Identity
+        Initializer Kaiming LeCun LoadReport Moments Neutral Normal Ones Opaque Orthogonal Padded Prior Scaled
+        ScaledFill Sparse Stacked StackedFill TruncNormal Uniform VarianceScaling Xavier Zeros""",
+    "torchinit.integrations": "fsdp trainers",
+    "torchinit.knowledge": "gain",
+    "torchinit.linting": "CHECKS Finding Findings SEVERITIES Severity assert_initialized lint",
+    "torchinit.mmengine": """
+        BaseInit BaseModule Caffe2XavierInit CheckpointLoader ConstantInit KaimingInit MODEL_WRAPPERS ModuleDict
+        ModuleList NormalInit PretrainedInit Registry Sequential TruncNormalInit UniformInit WEIGHT_INITIALIZERS
+        XavierInit _load_checkpoint _load_checkpoint_with_prefix amend bias_init_with_prob bridge build_from_cfg
+        caffe2_xavier_init constant_init initialize is_model_wrapper kaiming_init load_checkpoint
+        load_state_dict materialize normal_init trunc_normal_ trunc_normal_init uniform_init update_init_info
+        xavier_init""",
+    "torchinit.model": "Box LayerClass Layout Shard Site Slot register_layout",
+    "torchinit.noise": "Global Keyed Noise STREAM",
+    "torchinit.plans": "Change Fingerprint Plan Record Report Skipped Step local_shards make_plan run",
+    "torchinit.recipes": "INITIALIZERS RecipeLike decode_recipe load_recipe recipe_to_data schemes",
+    "torchinit.rules": """
+        All AnyOf Block Is Kinds Layer Leaf Name Not Recipe Regex Rule SELECTORS Selector Shape Within""",
+    "torchinit.tracing": "Lock Trace Write capture lock seeded trace",
+}
+"""What each namespace offers."""
 
-# What `import torchinit` loads beyond what `import torch` had loaded already.
-LOADED = """
-import sys, torch
-before = set(sys.modules)
-import torchinit
-print(*sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
+# What the top level has besides, imported when it is used: namespaces, the names of MMEngine's page on initialization,
+# and `trace`, which would hide torch's.
+BESIDES = """
+    Caffe2XavierInit ConstantInit KaimingInit NormalInit PretrainedInit TruncNormalInit UniformInit
+    WEIGHT_INITIALIZERS XavierInit __version__ api bias_init_with_prob caffe2_xavier_init checkpoints
+    constant_init distributed errors initializers integrations kaiming_init knowledge linting mmengine model
+    noise normal_init plans recipes rules trace tracing trunc_normal_init uniform_init xavier_init"""
+
+ROOT = Path(torchinit.__file__).parent
+LAZY = [torchinit, checkpoints, integrations]
+UNDOCUMENTED = {"_load_checkpoint", "_load_checkpoint_with_prefix", "bridge"}
+
+
+def changes(pinned: str, names: Collection[str]) -> list[str]:
+    """What came and what went, a name each."""
+    before = set(pinned.split())
+    return sorted([f"+{name}" for name in names if name not in before] + [f"-{name}" for name in before - set(names)])
+
+
+def lazy_homes(module: ModuleType) -> dict[str, str]:
+    """Each name that the package imports when it is used, with the module that it is taken from."""
+    table: dict[str, str] = vars(module)["_NAMES"]
+    return {name: f"{module.__name__}.{home}" for home, names in table.items() for name in names.split()}
+
+
+def lazy_modules(module: ModuleType) -> dict[str, str]:
+    """Each module that is an attribute of the package without being imported, with the package."""
+    return dict.fromkeys(vars(module)["_MODULES"].split(), module.__name__)
+
+
+def typed_homes(path: Path) -> dict[str, str]:
+    """Each name that the file imports for type checkers alone, with the module that it is taken from."""
+    (block,) = (node for node in ast.parse(path.read_text("utf-8")).body if isinstance(node, ast.If))
+    return {
+        alias.asname or alias.name: str(node.module)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+
+
+@pytest.mark.parametrize("namespace", NAMESPACES)
+def test_names_are_pinned(namespace: str) -> None:
+    names = import_module(namespace).__all__
+    assert list(names) == sorted(set(names))
+    assert changes(NAMESPACES[namespace], names) == []
+    assert changes(NAMESPACES[namespace], [*names[1:], "new"]) == sorted(["+new", f"-{names[0]}"])
+    assert all(hasattr(import_module(namespace), name) for name in names)
+
+
+def test_every_package_is_pinned_or_private() -> None:
+    packages = {f"torchinit.{path.parent.name}" for path in ROOT.glob("*/__init__.py")}
+    assert packages - set(NAMESPACES) == {"torchinit.cli", "torchinit.serialization"}
+
+
+def test_lazy_names_are_pinned() -> None:
+    names = {*lazy_homes(torchinit), *lazy_modules(torchinit)}
+    assert set(torchinit.__all__) <= names <= set(dir(torchinit))
+    assert changes(BESIDES, names - set(torchinit.__all__)) == []
+    assert changes(BESIDES, {*BESIDES.split(), "new"} - {"noise"}) == ["+new", "-noise"]
+
+
+@pytest.mark.parametrize("module", LAZY)
+def test_type_checkers_see_what_is_imported(module: ModuleType) -> None:
+    homes = {name: home for name, home in lazy_homes(module).items() if name != "__version__"}
+    assert typed_homes(Path(str(module.__file__))) == {**homes, **lazy_modules(module)}
+    assert all(isinstance(getattr(module, name), ModuleType) for name in lazy_modules(module))
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'torchinit' has no attribute 'Xaver'"):
+        _ = torchinit.Xaver  # type: ignore[attr-defined]
+    with pytest.raises(ImportError, match="cannot import name 'Adam' from 'torchinit'"):
+        from torchinit import Adam  # type: ignore[attr-defined]  # noqa: F401
+
+
+def test_import_star_shadows_nothing() -> None:
+    taken = {name for place in (builtins, typing, torch, nn, nn.init, nn.functional) for name in dir(place)}
+    assert set(torchinit.__all__) & taken == set()
+    assert {"trace", "Identity"} <= taken
+
+
+@pytest.mark.parametrize("namespace", NAMESPACES)
+def test_public_names_are_documented_by_example(namespace: str) -> None:
+    module = import_module(namespace)
+    for name in set(module.__all__) - UNDOCUMENTED:
+        value = getattr(module, name)
+        if not (inspect.isclass(value) or inspect.isfunction(value)):
+            continue  # aliases of types have no docstring of their own
+        document = inspect.getdoc(value) or ""
+        assert document, f"{name} has no docstring"
+        if not (isinstance(value, type) and issubclass(value, BaseException)):
+            assert ">>>" in document, f"the docstring of {name} has no example"
+
+
+@pytest.mark.parametrize("namespace", NAMESPACES)
+def test_every_namespace_is_on_the_page(namespace: str) -> None:
+    page = (Path(__file__).parents[1] / "docs/reference/api.md").read_text("utf-8")
+    assert f".. automodule:: {namespace}\n" in page
+
+
+def loaded(code: str) -> set[str]:
+    """The packages that this code loads, in a process of its own."""
+    printing = "import sys; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    command = [sys.executable, "-W", "error:::torchinit", "-c", f"{code}\n{printing}"]
+    return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1].split())
+
+
+def test_all_names_load_torch_and_the_standard_library_alone() -> None:
+    found = loaded("from torchinit import *") - loaded("import torch")
+    assert "torchinit" in found
+    assert found - {"torchinit"} <= sys.stdlib_module_names
+
+
+COMMAND = """
+from torchinit.cli import main
+try:
+    main({words})
+except SystemExit:
+    pass
 """
 
 
-def test_all_is_sorted_and_has_no_name_twice() -> None:
-    assert list(torchinit.__all__) == sorted(set(torchinit.__all__))
+@pytest.mark.parametrize(
+    "code",
+    ["import torchinit", "from torchinit import ConfigError", "from torchinit.checkpoints import Limits"]
+    + [
+        COMMAND.format(words=words)
+        for words in (["--help"], ["--version"], ["cache", "--help"], ["cache", "ls"], ["no"])
+    ],
+)
+def test_torch_is_not_loaded(code: str) -> None:
+    found = loaded(code)
+    assert "torchinit" in found
+    assert not {"torch", "numpy"} & found
 
 
-def test_all_is_exactly_what_is_public() -> None:
-    public = {
-        name
-        for name, value in vars(torchinit).items()
-        if not name.startswith("_") and not isinstance(value, ModuleType) and name != "annotations"
-    }
-    assert public == set(torchinit.__all__) - {"__version__"}
-
-
-@pytest.mark.parametrize("name", DOCUMENTED)
-def test_public_name_is_documented_by_example(name: str) -> None:
-    value = getattr(torchinit, name)
-    document = inspect.getdoc(value) or ""
-    assert document, f"{name} has no docstring"
-    if not (isinstance(value, type) and issubclass(value, BaseException)):
-        assert ">>>" in document, f"the docstring of {name} has no example"
-
-
-def test_import_loads_torch_and_the_standard_library_alone() -> None:
-    command = [sys.executable, "-W", "error:::torchinit", "-c", LOADED]
-    loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    assert "torchinit" in loaded
-    assert set(loaded) - {"torchinit"} <= sys.stdlib_module_names
+def test_torch_is_loaded_by_what_needs_it() -> None:
+    assert "torch" in loaded("from torchinit import plan")
+    assert "torch" in loaded(COMMAND.format(words=["list"]))

@@ -1,242 +1,156 @@
-"""torchinit says how the weights of a PyTorch model start: as data, before anything is written, with proof after."""
+"""torchinit says how the weights of a PyTorch model start: as data, before anything is written, with proof after.
+
+Everything here is imported when it is used; what is not here stands in its namespace, as :mod:`torchinit.noise`.
+"""
 
 from __future__ import annotations
 
-from torchinit.api import initialize, materialize, plan, sites
-from torchinit.checkpoints import Checkpoint, Loaded, Pretrained, open_checkpoint
-from torchinit.checkpoints import adapters as adapters
-from torchinit.checkpoints.adapters import ADAPTERS, Adapter
-from torchinit.distributed import verify_replicas
-from torchinit.errors import (
-    CheckpointError,
-    ConfigError,
-    FanError,
-    FetchError,
-    LockError,
-    MissingExtraError,
-    PlanError,
-    ReportError,
-    RunError,
-    TorchinitError,
-)
-from torchinit.initializers.composed import Blocks, DepthScaled, Scaled, Stacked
-from torchinit.initializers.composites import Blockwise, Opaque, Padded
-from torchinit.initializers.elementwise import Constant, Fill, Initializer, Normal, TruncNormal, Uniform
-from torchinit.initializers.expressions import Computed
-from torchinit.initializers.load_report import LoadReport
-from torchinit.initializers.matrices import DeltaOrthogonal, Dirac, Identity, Orthogonal, Sparse
-from torchinit.initializers.moments import Moments
-from torchinit.initializers.variance_scaling import (
-    Caffe2Xavier,
-    Kaiming,
-    LeCun,
-    Neutral,
-    Ones,
-    Prior,
-    VarianceScaling,
-    Xavier,
-    Zeros,
-)
-from torchinit.knowledge.gains import gain
-from torchinit.linting import Finding, Findings, assert_initialized, lint
-from torchinit.mmengine import (
-    MODEL_WRAPPERS,
-    WEIGHT_INITIALIZERS,
-    BaseInit,
-    BaseModule,
-    Caffe2XavierInit,
-    CheckpointLoader,
-    ConstantInit,
-    KaimingInit,
-    ModuleDict,
-    ModuleList,
-    NormalInit,
-    PretrainedInit,
-    Registry,
-    Sequential,
-    TruncNormalInit,
-    UniformInit,
-    XavierInit,
-    amend,
-    bias_init_with_prob,
-    build_from_cfg,
-    caffe2_xavier_init,
-    constant_init,
-    is_model_wrapper,
-    kaiming_init,
-    load_checkpoint,
-    load_state_dict,
-    normal_init,
-    trunc_normal_,
-    trunc_normal_init,
-    uniform_init,
-    update_init_info,
-    xavier_init,
-)
-from torchinit.model.layouts import Layout, Slot, register_layout
-from torchinit.model.shards import Box, Shard
-from torchinit.model.sites import LayerClass, Site
-from torchinit.noise import Global, Keyed, Noise
-from torchinit.plans.fingerprint import Fingerprint, fingerprint
-from torchinit.plans.plan import Change, Plan, Skipped, Step
-from torchinit.plans.planner import make_plan
-from torchinit.plans.report import Record, Report
-from torchinit.plans.run import local_shards, run
-from torchinit.recipes import INITIALIZERS, RecipeLike, decode_recipe, load_recipe, recipe_to_data, schemes
-from torchinit.rules.rule import Recipe, Rule
-from torchinit.rules.selectors import (
-    All,
-    AnyOf,
-    Block,
-    Is,
-    Kinds,
-    Layer,
-    Leaf,
-    Name,
-    Not,
-    Regex,
-    Selector,
-    Shape,
-    Within,
-)
-from torchinit.tracing import Lock, Trace, Write, capture, lock, seeded, trace
+from typing import TYPE_CHECKING
 
 __all__ = [
-    "ADAPTERS",
-    "Adapter",
-    "All",
-    "AnyOf",
-    "BaseInit",
     "BaseModule",
-    "Block",
-    "Blocks",
-    "Blockwise",
-    "Box",
-    "Caffe2Xavier",
-    "Caffe2XavierInit",
-    "Change",
-    "Checkpoint",
     "CheckpointError",
-    "CheckpointLoader",
-    "Computed",
     "ConfigError",
     "Constant",
-    "ConstantInit",
-    "DeltaOrthogonal",
-    "DepthScaled",
-    "Dirac",
     "FanError",
     "FetchError",
-    "Fill",
-    "Finding",
-    "Findings",
-    "Fingerprint",
-    "Global",
-    "INITIALIZERS",
-    "Identity",
-    "Initializer",
-    "Is",
     "Kaiming",
-    "KaimingInit",
-    "Keyed",
     "Kinds",
     "Layer",
-    "LayerClass",
-    "Layout",
     "LeCun",
     "Leaf",
-    "LoadReport",
-    "Loaded",
-    "Lock",
     "LockError",
-    "MODEL_WRAPPERS",
     "MissingExtraError",
-    "ModuleDict",
-    "ModuleList",
-    "Moments",
     "Name",
     "Neutral",
-    "Noise",
     "Normal",
-    "NormalInit",
-    "Not",
     "Ones",
-    "Opaque",
     "Orthogonal",
-    "Padded",
     "Plan",
     "PlanError",
     "Pretrained",
-    "PretrainedInit",
-    "Prior",
-    "Recipe",
-    "RecipeLike",
-    "Record",
     "Regex",
-    "Registry",
     "Report",
     "ReportError",
     "Rule",
     "RunError",
-    "Scaled",
-    "Selector",
-    "Sequential",
     "Shape",
-    "Shard",
-    "Site",
-    "Skipped",
-    "Slot",
-    "Sparse",
-    "Stacked",
-    "Step",
     "TorchinitError",
-    "Trace",
     "TruncNormal",
-    "TruncNormalInit",
     "Uniform",
-    "UniformInit",
-    "VarianceScaling",
-    "WEIGHT_INITIALIZERS",
     "Within",
-    "Write",
     "Xavier",
-    "XavierInit",
     "Zeros",
-    "amend",
     "assert_initialized",
-    "bias_init_with_prob",
-    "build_from_cfg",
-    "caffe2_xavier_init",
     "capture",
-    "constant_init",
-    "decode_recipe",
     "fingerprint",
-    "gain",
     "initialize",
-    "is_model_wrapper",
-    "kaiming_init",
     "lint",
-    "load_checkpoint",
     "load_recipe",
-    "load_state_dict",
-    "local_shards",
     "lock",
-    "make_plan",
     "materialize",
-    "normal_init",
     "open_checkpoint",
     "plan",
-    "recipe_to_data",
-    "register_layout",
-    "run",
-    "schemes",
     "seeded",
     "sites",
-    "trace",
-    "trunc_normal_",
-    "trunc_normal_init",
-    "uniform_init",
-    "update_init_info",
     "verify_replicas",
-    "xavier_init",
 ]
+
+if TYPE_CHECKING:
+    from torchinit import api as api
+    from torchinit import checkpoints as checkpoints
+    from torchinit import distributed as distributed
+    from torchinit import errors as errors
+    from torchinit import initializers as initializers
+    from torchinit import integrations as integrations
+    from torchinit import knowledge as knowledge
+    from torchinit import linting as linting
+    from torchinit import mmengine as mmengine
+    from torchinit import model as model
+    from torchinit import noise as noise
+    from torchinit import plans as plans
+    from torchinit import recipes as recipes
+    from torchinit import rules as rules
+    from torchinit import tracing as tracing
+    from torchinit.api import initialize, materialize, plan, sites
+    from torchinit.checkpoints import Pretrained, open_checkpoint
+    from torchinit.distributed import verify_replicas
+    from torchinit.errors import (
+        CheckpointError,
+        ConfigError,
+        FanError,
+        FetchError,
+        LockError,
+        MissingExtraError,
+        PlanError,
+        ReportError,
+        RunError,
+        TorchinitError,
+    )
+    from torchinit.initializers import (
+        Constant,
+        Kaiming,
+        LeCun,
+        Neutral,
+        Normal,
+        Ones,
+        Orthogonal,
+        TruncNormal,
+        Uniform,
+        Xavier,
+        Zeros,
+    )
+    from torchinit.linting import assert_initialized, lint
+    from torchinit.mmengine import WEIGHT_INITIALIZERS as WEIGHT_INITIALIZERS
+    from torchinit.mmengine import BaseModule
+    from torchinit.mmengine import Caffe2XavierInit as Caffe2XavierInit
+    from torchinit.mmengine import ConstantInit as ConstantInit
+    from torchinit.mmengine import KaimingInit as KaimingInit
+    from torchinit.mmengine import NormalInit as NormalInit
+    from torchinit.mmengine import PretrainedInit as PretrainedInit
+    from torchinit.mmengine import TruncNormalInit as TruncNormalInit
+    from torchinit.mmengine import UniformInit as UniformInit
+    from torchinit.mmengine import XavierInit as XavierInit
+    from torchinit.mmengine import bias_init_with_prob as bias_init_with_prob
+    from torchinit.mmengine import caffe2_xavier_init as caffe2_xavier_init
+    from torchinit.mmengine import constant_init as constant_init
+    from torchinit.mmengine import kaiming_init as kaiming_init
+    from torchinit.mmengine import normal_init as normal_init
+    from torchinit.mmengine import trunc_normal_init as trunc_normal_init
+    from torchinit.mmengine import uniform_init as uniform_init
+    from torchinit.mmengine import xavier_init as xavier_init
+    from torchinit.plans import Plan, Report
+    from torchinit.plans.fingerprint import fingerprint
+    from torchinit.recipes import load_recipe
+    from torchinit.rules import Kinds, Layer, Leaf, Name, Regex, Rule, Shape, Within
+    from torchinit.tracing import capture, lock, seeded
+    from torchinit.tracing import trace as trace
+
+    __version__: str
+else:
+    from torchinit._lazy import attach as _attach
+
+    _NAMES = {
+        "api": "initialize materialize plan sites",
+        "checkpoints": "Pretrained open_checkpoint",
+        "distributed": "verify_replicas",
+        "errors": "CheckpointError ConfigError FanError FetchError LockError MissingExtraError PlanError ReportError"
+        " RunError TorchinitError",
+        "initializers": "Constant Kaiming LeCun Neutral Normal Ones Orthogonal TruncNormal Uniform Xavier Zeros",
+        "linting": "assert_initialized lint",
+        # MMEngine's page on initialization; BaseModule alone is in __all__
+        "mmengine": "BaseModule Caffe2XavierInit ConstantInit KaimingInit NormalInit PretrainedInit TruncNormalInit"
+        " UniformInit WEIGHT_INITIALIZERS XavierInit bias_init_with_prob caffe2_xavier_init constant_init kaiming_init"
+        " normal_init trunc_normal_init uniform_init xavier_init",
+        "plans": "Plan Report",
+        "plans.fingerprint": "fingerprint",
+        "recipes": "load_recipe",
+        "rules": "Kinds Layer Leaf Name Regex Rule Shape Within",
+        "tracing": "capture lock seeded trace",  # `import *` leaves torch.trace alone: not in __all__
+        "_version": "__version__",
+    }
+    _MODULES = (
+        "api checkpoints distributed errors initializers integrations knowledge linting mmengine model noise plans"
+        " recipes rules tracing"
+    )
+    __getattr__, __dir__ = _attach(__name__, _NAMES, _MODULES)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from typing import Final
-
-import torch
+from typing import TYPE_CHECKING, Final
 
 from torchinit.errors import plain
+
+if TYPE_CHECKING:
+    import torch
 
 _LONGEST: Final = 2000
 
@@ -38,6 +39,7 @@ def shape_text(shape: Sequence[int]) -> str:
 def dtype_name(dtype: torch.dtype) -> str:
     """The name of a dtype as people say it.
 
+    >>> import torch
     >>> dtype_name(torch.float32)
     'float32'
     """

@@ -39,8 +39,8 @@ class _ManyProblemsError(TorchinitError):
     """An error that lists every problem found, one a line, under one headline."""
 
     def __init__(self, headline: str, problems: Iterable[str] = ()) -> None:
-        self.headline = plain(headline)
-        self.problems = tuple(map(plain, problems))
+        self.headline: str = plain(headline)
+        self.problems: tuple[str, ...] = tuple(map(plain, problems))
         super().__init__("\n  ".join([self.headline, *self.problems]))
 
     # Exceptions pickle by their `args`, which hold the joined text; ours are built from two parts.

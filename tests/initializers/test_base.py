@@ -14,39 +14,27 @@ from torch import Tensor
 
 from tests.initializers.test_elementwise import assert_same_bits, drawn
 from tests.strategies import elementwise_fills, kernel_fills, matrix_fills, part, slices
-from torchinit import (
-    INITIALIZERS,
+from torchinit import ConfigError, Constant, Name, Normal, Orthogonal, Plan, PlanError, Rule, RunError, Uniform
+from torchinit.initializers import (
     Blocks,
     Blockwise,
-    ConfigError,
-    Constant,
     DeltaOrthogonal,
     DepthScaled,
     Dirac,
     Fill,
     Identity,
     Initializer,
-    Keyed,
-    Name,
-    Normal,
     Opaque,
-    Orthogonal,
     Padded,
-    Plan,
-    PlanError,
-    Rule,
-    RunError,
     Scaled,
-    Shard,
-    Site,
     Sparse,
     Stacked,
-    Uniform,
-    make_plan,
-    run,
 )
 from torchinit.initializers.base import ScaledFill, StackedFill
-from torchinit.noise import Noise
+from torchinit.model import Shard, Site
+from torchinit.noise import Keyed, Noise
+from torchinit.plans import make_plan, run
+from torchinit.recipes import INITIALIZERS
 
 FACTORS = st.floats(0.01, 8)
 
@@ -262,7 +250,9 @@ class Odd:
 )
 def test_what_is_not_a_fill_is_refused_by_name(init: Initializer) -> None:
     plan = make_plan([Site("w", (2, 2, 2))], [Rule(Name("w"), init)])
-    with pytest.raises(PlanError, match=r"rules\[0\] at 'w': Odd gives a Lookalike, which is not a torchinit.Fill"):
+    with pytest.raises(
+        PlanError, match=r"rules\[0\] at 'w': Odd gives a Lookalike, which is not a torchinit.initializers.Fill"
+    ):
         plan.check()
     assert "it has no resolve, no obstacle, no locked, no prepare" in plan.problems[0]
     assert "no scaled, no stacked, no regions" in plan.problems[0]
@@ -272,7 +262,7 @@ def test_what_is_not_a_fill_is_refused_by_name(init: Initializer) -> None:
 @pytest.mark.parametrize("gives", [0.5, torch.zeros(2), "zeros"])
 def test_numbers_and_tensors_are_not_fills(gives: Any) -> None:
     plan = make_plan([Site("w", (2,))], [Rule(Name("w"), Odd(gives))])
-    assert f"Odd gives a {type(gives).__name__}, which is not a torchinit.Fill" in plan.problems[0]
+    assert f"Odd gives a {type(gives).__name__}, which is not a torchinit.initializers.Fill" in plan.problems[0]
 
 
 def test_a_fill_that_cannot_write_is_refused_where_it_is_registered() -> None:

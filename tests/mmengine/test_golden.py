@@ -18,7 +18,7 @@ def test_every_case_has_values() -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_values_are_mmengines(name: str) -> None:
-    ours = values(torchinit, name)
+    ours = values(torchinit.mmengine, name)
     assert ours.keys() == GOLDEN[name].keys()
     for key, expected in GOLDEN[name].items():
         assert ours[key] == pytest.approx(expected, rel=1e-5, abs=1e-7), key

@@ -24,7 +24,6 @@ from torchinit import (
     PlanError,
     Rule,
     RunError,
-    Sequential,
     fingerprint,
     initialize,
     materialize,
@@ -33,6 +32,7 @@ from torchinit import (
     trace,
 )
 from torchinit.distributed.standins import light_parameters
+from torchinit.mmengine import Sequential
 
 ENTRY = {"type": "Normal", "std": 0.5, "layer": "Linear"}
 
@@ -57,9 +57,9 @@ class Net(BaseModule):
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(trees(), st.integers(0, 2**31))
 def test_a_tree_starts_as_init_weights_starts_it(node: Node, seed: int) -> None:
-    one: Any = build(node, torchinit)
+    one: Any = build(node, torchinit.mmengine)
     with light_parameters():  # losses keep buffers that only their callers could make
-        model: Any = build(node, torchinit)
+        model: Any = build(node, torchinit.mmengine)
     with trace(one) as seen:
         try:
             one.init_weights(seed=seed)

@@ -10,23 +10,10 @@ from torch import nn
 import torchinit
 from tests.model.test_sites import Decoder
 from tests.strategies import rules
-from torchinit import (
-    Blocks,
-    Change,
-    Constant,
-    Kaiming,
-    Layer,
-    Leaf,
-    Name,
-    Normal,
-    Orthogonal,
-    Plan,
-    PlanError,
-    Rule,
-    Site,
-    make_plan,
-    sites,
-)
+from torchinit import Constant, Kaiming, Layer, Leaf, Name, Normal, Orthogonal, Plan, PlanError, Rule, sites
+from torchinit.initializers import Blocks
+from torchinit.model import Site
+from torchinit.plans import Change, make_plan
 
 MODEL = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
 
@@ -37,7 +24,7 @@ def planned(*given_rules: Rule, model: nn.Module = MODEL) -> Plan:
 
 @given(rules())
 def test_a_rule_is_a_value(rule: Rule) -> None:
-    assert eval(repr(rule), vars(torchinit)) == rule
+    assert eval(repr(rule), {**vars(torchinit.initializers), **vars(torchinit.rules)}) == rule
 
 
 def test_the_origin_of_a_rule_is_no_part_of_its_value() -> None:

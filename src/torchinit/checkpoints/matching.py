@@ -10,8 +10,8 @@ import torch
 
 from torchinit._text import dtype_name, some
 from torchinit.checkpoints.adapters import Adapter, Transpose
-from torchinit.checkpoints.formats import Info
-from torchinit.checkpoints.key_mapping import KeyMap, unwrapped
+from torchinit.checkpoints.formats import Checkpoint, Info
+from torchinit.checkpoints.key_mapping import KeyMap, Names, unwrapped
 from torchinit.checkpoints.open import open_cached
 from torchinit.checkpoints.quantized import Companions
 from torchinit.checkpoints.suggestions import by_case, guess, suggest_for_missing, suggest_for_shape, tied
@@ -66,11 +66,11 @@ class Search:
         self.groups: dict[str, list[Site]] = {}
         for view, site in matched:
             self.groups.setdefault(site.name, []).append(view)
-        self.checkpoint = open_cached(rule.checkpoint, part=rule.part, sha256=rule.sha256)
-        self.names = rule.keymap().names(self.checkpoint.keys())
-        self.there = {view.name for site in known for view in site.views}
+        self.checkpoint: Checkpoint = open_cached(rule.checkpoint, part=rule.part, sha256=rule.sha256)
+        self.names: Names = rule.keymap().names(self.checkpoint.keys())
+        self.there: set[str] = {view.name for site in known for view in site.views}
         called = ((key, self.names.names.get(key, key)) for key in self.checkpoint)
-        self.companions = Companions(called, self.there, self.checkpoint.info)
+        self.companions: Companions = Companions(called, self.there, self.checkpoint.info)
         self.used: set[str] = set()
         self.loaded: list[str] = []
         self.adapted: list[tuple[str, str]] = []
@@ -80,7 +80,7 @@ class Search:
         self.mismatched: list[Mismatch] = []
         self.casts: list[Cast] = []
         self.doubts: dict[str, list[str]] = {}
-        self.turned = False
+        self.turned: bool = False
         self.remedies: dict[str, None] = {}
         self.lacking: dict[str, str] = {}
 

@@ -88,7 +88,7 @@ class InMemory:
     __slots__ = ("checkpoint",)
 
     def __init__(self, source: Mapping[str, Any] | nn.Module | Checkpoint) -> None:
-        self.checkpoint = open_checkpoint(source)
+        self.checkpoint: Checkpoint = open_checkpoint(source)
 
     @classmethod
     def wrap(cls, source: object) -> str | InMemory:

@@ -19,6 +19,7 @@ from torchinit.initializers.load_report import LoadReport
 from torchinit.initializers.source import Resolution, SourceInitializer
 from torchinit.model.globs import check_globs
 from torchinit.model.sites import Site
+from torchinit.rules.catalog import INITIALIZERS
 from torchinit.serialization.json import FrozenMap
 from torchinit.serialization.validation import choice, text, truth
 
@@ -51,7 +52,8 @@ class Pretrained(SourceInitializer):
     Raises TypeError or ValueError for arguments that cannot be; what is wrong with the file shows when a plan is
     made.
 
-    >>> from torchinit import Name, Rule, make_plan
+    >>> from torchinit import Name, Rule
+    >>> from torchinit.plans import make_plan
     >>> rule = Rule(Name("**"), Pretrained({"net.weight": torch.ones(2)}, prefix="net"))
     >>> print(make_plan([Site("weight", (2,))], [rule])["weight"].fill)
     net.weight of dict in memory
@@ -169,3 +171,7 @@ def _check_adapt(adapt: object) -> None:
     for glob, adapter in adapt.items():
         if not isinstance(adapter, Adapter):
             raise TypeError(f"adapt[{glob!r}] must be an adapter such as InputChannels(), but got {adapter!r}")
+
+
+INITIALIZERS.register(Loaded)
+INITIALIZERS.register(Pretrained)

@@ -8,23 +8,11 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from importlib import import_module
+from typing import Final
 
-from torchinit.cli.commands import (
-    apply,
-    cache,
-    check,
-    check_ckpt,
-    convert,
-    diff,
-    explain,
-    fetch,
-    fingerprint,
-    inspect,
-    plan,
-)  # fmt: skip
-from torchinit.cli.commands import list as listing
+from torchinit._version import __version__
 from torchinit.cli.errors import UsageError
-from torchinit.cli.options import version
 from torchinit.errors import MissingExtraError, TorchinitError
 
 EPILOG = """\
@@ -33,10 +21,21 @@ RECIPE is a file (.toml, .json, .yaml) or the name of a scheme that comes with t
 Exit code: 0 all is well, 1 there are findings, 2 the command cannot be carried out as it was written.
 """
 
-
-_COMMANDS = (
-    plan, apply, check, diff, fingerprint, listing, explain, inspect, check_ckpt, convert, fetch, cache,
-)  # fmt: skip
+COMMANDS: Final = {
+    "plan": "show what a recipe will write where; nothing is written",
+    "apply": "initialize a model, write it to a file, print the report",
+    "check": "build a model and find what is wrong with its initial values",
+    "diff": "compare two recipes, plans, reports, fingerprints or weight files",
+    "fingerprint": "print a digest of each tensor of a model or a weight file",
+    "list": "list initializers, adapters, layers, schemes, checks or nonlinearities",
+    "explain": "tell what an initializer, an adapter, a check or a scheme does",
+    "inspect": "show what a file of weights holds; nothing in it is run",
+    "check-ckpt": "compare a file of weights with a model; nothing is loaded",
+    "convert": "write the weights of a checkpoint as .safetensors",
+    "fetch": "fetch a checkpoint and print where it lies",
+    "cache": "list, verify or remove what was fetched",
+}
+"""Each command with its line of help. Its module, of the same name, is imported where it is called."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     ...
     0
     """
-    arguments = _parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    arguments = _parser(words).parse_args(words)
     with _logging(arguments.verbose):
         try:
             code: int = arguments.run(arguments)
@@ -64,19 +64,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser of these words: it knows the options of the command that is called, and the names of the others."""
     parser = argparse.ArgumentParser(
         prog="torchinit",
         description="Plans, writes, checks, compares and explains the initial weights of PyTorch models.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=version())
+    parser.add_argument("--version", action="version", version=__version__)
     parser.add_argument("-v", "--verbose", action="store_true", help="log what happens, on standard error")
     parser.set_defaults(on_error=1)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in _COMMANDS:
-        command.add(commands)
+    called = next((word for word in words if word in COMMANDS or word in ("-h", "--help")), None)
+    for name, text in COMMANDS.items():
+        if name == called:
+            import_module(f"torchinit.cli.commands.{name.replace('-', '_')}").add(commands)
+        else:
+            commands.add_parser(name, help=text)
     return parser
 
 

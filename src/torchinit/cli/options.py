@@ -1,26 +1,21 @@
-"""Options: what several commands take, and what they make of it."""
+"""Options: what several commands take, and what they make of it. Imported without torch: it comes with a model."""
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torchinit import ConfigError, Recipe, load_recipe
-from torchinit.cli import models
 from torchinit.cli.errors import UsageError
-from torchinit.recipes import schemes
+from torchinit.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from torchinit.cli.models import Device
+    from torchinit.rules import Recipe
+
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
-
-
-def version() -> str:
-    """The version of torchinit that is installed."""
-    return importlib.metadata.version("torchinit")
 
 
 def add_model(parser: argparse.ArgumentParser, flag: str = "model") -> None:
@@ -51,13 +46,17 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
-def model_of(arguments: argparse.Namespace, device: models.Device, seed: int | None = None) -> nn.Module:
+def model_of(arguments: argparse.Namespace, device: Device, seed: int | None = None) -> nn.Module:
     """The model that the command line names."""
+    from torchinit.cli import models
+
     return models.build(arguments.model, models.parse_arguments(arguments.arg), device, seed)
 
 
 def recipe_of(text: str) -> Recipe:
     """The recipe that the command line names; one that is not there is a mistake of usage, not of the recipe."""
+    from torchinit.recipes import load_recipe, schemes
+
     try:
         return load_recipe(text)
     except ConfigError as error:

@@ -17,11 +17,12 @@ from typing import BinaryIO
 import torch
 from torch import Tensor, nn
 
-from torchinit import Change, Fingerprint, fingerprint
+from torchinit import fingerprint
 from torchinit.checkpoints.formats.safetensors import DTYPES, TIED, SafetensorsCheckpoint
 from torchinit.cli.errors import UsageError
 from torchinit.errors import count
 from torchinit.model.names import normalize
+from torchinit.plans import Change, Fingerprint
 
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 """The format's names of dtypes."""
@@ -133,7 +134,7 @@ class File(Mapping[str, Tensor]):
         if not path.is_file():
             raise UsageError(f"there is no file {str(path)!r}")
         self._file = SafetensorsCheckpoint(path)
-        self.tied = self._file.tied
+        self.tied: Mapping[str, str] = self._file.tied
 
     def __len__(self) -> int:
         return len(self._file) - len(self.tied)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, TypeVar
 
 import torch
@@ -82,7 +83,7 @@ class OwnStarts(Protocol):
 
 
 OWN_STARTS: Final[list[OwnStarts]] = []
-"""Filled by the packages of such modules, as ``torchinit.mmengine``, when they are imported."""
+"""Filled by ``torchinit.mmengine``, and by other packages of such modules, when they are imported."""
 
 
 def own_starts(model: nn.Module) -> OwnStarts | None:
@@ -91,6 +92,7 @@ def own_starts(model: nn.Module) -> OwnStarts | None:
     >>> own_starts(nn.Linear(1, 1)) is None
     True
     """
+    import_module("torchinit.mmengine")  # by name: it stands above, and may not have been used yet
     return next((own for own in OWN_STARTS if own.call_for(model)), None)
 
 

@@ -60,19 +60,21 @@ class Whole:
         self.name = name
         self.spread = spread
         self._renew()
-        self.tensor = self.base.data  # which counts its own versions: gathering is no write
+        self.tensor: Tensor = self.base.data  # which counts its own versions: gathering is no write
         if isinstance(spread, nn.Parameter):
             self.tensor = nn.Parameter(self.tensor, requires_grad=spread.requires_grad)
         vars(self.tensor).update(_noted(spread))
-        self.is_valid = self.is_changed = self.is_handed_out = False
+        self.is_valid: bool = False
+        self.is_changed: bool = False
+        self.is_handed_out: bool = False
 
     def _renew(self) -> None:
         spread = self.spread
         device = local_part(spread).device
-        self.base = torch.empty_strided(spread.shape, spread.stride(), dtype=spread.dtype, device=device)
-        self.bytes = self.base.untyped_storage().nbytes()
+        self.base: Tensor = torch.empty_strided(spread.shape, spread.stride(), dtype=spread.dtype, device=device)
+        self.bytes: int = self.base.untyped_storage().nbytes()
         self.base.untyped_storage().resize_(0)
-        self.home = storage_of(self.base)
+        self.home: int | None = storage_of(self.base)
 
     def allocate(self) -> None:
         """Get memory, if there is none."""

@@ -54,7 +54,7 @@ class BaseModule(nn.Module, metaclass=ABCMeta):
     def __init__(self, init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None) -> None:
         super().__init__()
         self._is_init = False
-        self.init_cfg = copy.deepcopy(init_cfg)
+        self.init_cfg: dict[str, Any] | list[dict[str, Any]] | None = copy.deepcopy(init_cfg)
 
     __new__.__signature__ = signature(__init__)  # type: ignore[attr-defined]  # which is looked at where both are
 

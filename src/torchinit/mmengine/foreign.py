@@ -26,10 +26,10 @@ class Watching:
 
     def __init__(self, known: Mapping[int, Tensor], wrote: Wrote, registered: Registered) -> None:
         self._wrote = wrote
-        self.index = MemoryIndex()
+        self.index: MemoryIndex = MemoryIndex()
         for tensor in known.values():
             self.follow(tensor)
-        self.observer = Observer(self.index, self._on_write, registered)
+        self.observer: Observer = Observer(self.index, self._on_write, registered)
 
     def _on_write(self, event: Event) -> None:
         self._wrote(event.key, line_of_user(), event.what)

@@ -43,7 +43,7 @@ class BaseInit:
         self.bias: Bias = bias_number(bias, bias_prob)
         if layer is not None and not isinstance(layer, (str, list)):
             raise InitCfgTypeError(f"layer must be a str or a list of str, but got a {type(layer)}")
-        self.layer = [layer] if isinstance(layer, str) else layer or []
+        self.layer: list[str] = [layer] if isinstance(layer, str) else layer or []
 
     def _get_init_info(self) -> str:
         return f"{type(self).__name__}, bias={self.bias}"
@@ -62,16 +62,17 @@ class FormulaInit(BaseInit):
     'mine'
     """
 
-    takes_also = (Extension,)
+    takes_also: tuple[type[Extension], ...] = (Extension,)
     _formula: ClassVar[Callable[..., Initializer]]
     _says: ClassVar[str]
 
     def __init__(self, **words: Any) -> None:
-        self.extension = take_extension(words, self._kind)
+        self.extension: Extension = take_extension(words, self._kind)
         said = {word: words.pop(word) for word in BIAS_WORDS & words.keys()}
         bias = bias_of(**said)
         super().__init__(**words)
-        self.bias, self.says_bias = bias, bool(said)
+        self.bias: Bias = bias
+        self.says_bias: bool = bool(said)
         if self.extension.param and self.says_bias:
             raise InitCfgTypeError("param names what is written; a bias needs an entry of its own")
 

@@ -79,12 +79,12 @@ class Session:
         self.noise: Noise = Global(truncation="inverse_cdf") if seed is None else Keyed(seed)
         self.seed = seed
         self.containers = containers
-        self.strict = strict
-        self.stats = stats
-        self.progress = progress
+        self.strict: bool = strict
+        self.stats: bool = stats
+        self.progress: Progress | None = progress
         # Seen from here on, by everybody, until the session ends.
-        self.wholes = Wholes(top, exchange) if seed is not None and is_spread(top) else None
-        self.provenance = Provenance(top, buffers=buffers)
+        self.wholes: Wholes | None = Wholes(top, exchange) if seed is not None and is_spread(top) else None
+        self.provenance: Provenance = Provenance(top, buffers=buffers)
         self.warned: dict[str, None] = {}
         self.loads: list[LoadReport] = []
         self.host: Any = None

@@ -70,9 +70,9 @@ class ModuleIndex:
         self._turns: dict[int, int] = {}
         for turn, module in enumerate(self.modules):
             self._turns.setdefault(id(module), turn)
-        self.spots = sorted(self._spots(), key=lambda spot: spot.turn)
+        self.spots: list[Spot] = sorted(self._spots(), key=lambda spot: spot.turn)
         self._spot_turns = [spot.turn for spot in self.spots]
-        self.keys = {id(spot.tensor): spot.key for spot in self.spots if spot.computed is None}
+        self.keys: dict[int, int] = {id(spot.tensor): spot.key for spot in self.spots if spot.computed is None}
         for parameter in top.parameters():
             self.keys.setdefault(id(parameter), id(parameter))
 

@@ -1,3 +1,9 @@
 """Model: what a model holds: names, tensors and the parts of them that are here, and what a site of it is."""
 
 from __future__ import annotations
+
+from torchinit.model.layouts import Layout, Slot, register_layout
+from torchinit.model.shards import Box, Shard
+from torchinit.model.sites import LayerClass, Site
+
+__all__ = ["Box", "LayerClass", "Layout", "Shard", "Site", "Slot", "register_layout"]

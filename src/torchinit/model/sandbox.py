@@ -215,7 +215,7 @@ class poisoned_memory(TorchDispatchMode):  # noqa: N801  # a context manager, as
 
     def __init__(self, poison: Poison | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.poison = poison or Poison()
+        self.poison: Poison = poison or Poison()
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from torchinit.noise.base import Distribution, Job, Noise
+from torchinit.noise.base import Distribution as Distribution
+from torchinit.noise.base import Job as Job
+from torchinit.noise.base import Noise
 from torchinit.noise.keyed import STREAM, Keyed
-from torchinit.noise.torch_generator import Global, seeded_generators
+from torchinit.noise.torch_generator import Global
+from torchinit.noise.torch_generator import seeded_generators as seeded_generators
 
-__all__ = ["STREAM", "Distribution", "Global", "Job", "Keyed", "Noise", "seeded_generators"]
+__all__ = ["Global", "Keyed", "Noise", "STREAM"]

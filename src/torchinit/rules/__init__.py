@@ -1,3 +1,40 @@
 """Rules: where: selectors, the names that recipes can say, and why a rule matched nothing."""
 
 from __future__ import annotations
+
+from torchinit.rules.catalog import SELECTORS
+from torchinit.rules.rule import Recipe, Rule
+from torchinit.rules.selectors import (
+    All,
+    AnyOf,
+    Block,
+    Is,
+    Kinds,
+    Layer,
+    Leaf,
+    Name,
+    Not,
+    Regex,
+    Selector,
+    Shape,
+    Within,
+)
+
+__all__ = [
+    "All",
+    "AnyOf",
+    "Block",
+    "Is",
+    "Kinds",
+    "Layer",
+    "Leaf",
+    "Name",
+    "Not",
+    "Recipe",
+    "Regex",
+    "Rule",
+    "SELECTORS",
+    "Selector",
+    "Shape",
+    "Within",
+]

@@ -58,6 +58,8 @@ for _initializer in (
 ):
     INITIALIZERS.register(_initializer)
 
+INITIALIZERS.defer("torchinit.checkpoints.pretrained")  # and Loaded
+
 for _selector in (
     selectors.All,
     selectors.AnyOf,

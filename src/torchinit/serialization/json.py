@@ -47,7 +47,7 @@ class TwiceError(ValueError):
     """Keys that are twice in one table; ``keys`` has them in the order in which they came again."""
 
     def __init__(self, keys: Iterable[str]) -> None:
-        self.keys = tuple(keys)
+        self.keys: tuple[str, ...] = tuple(keys)
         super().__init__(f"the key {self.keys[0]!r} stands twice in one table")
 
 

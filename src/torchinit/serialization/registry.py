@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import is_dataclass
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import TypeVar, overload
 
@@ -35,23 +36,27 @@ class Registry:
         self.kind = kind
         self.method = method
         self.group = group
-        self.reserved = frozenset(reserved)
+        self.reserved: frozenset[str] = frozenset(reserved)
         self._classes: dict[str, type] = {}
+        self._deferred: list[str] = []
 
     def __repr__(self) -> str:
         return f"<Registry of {len(self)} {self.kind}s>"
 
     def __contains__(self, name: object) -> bool:
+        self._import_deferred()
         return name in self._classes or any(point.name == name for point in self._plugins())
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names())
 
     def __len__(self) -> int:
+        self._import_deferred()
         return len(self._classes)
 
     def names(self) -> tuple[str, ...]:
         """Every registered name, sorted. Plug-ins are among them once they were used."""
+        self._import_deferred()
         return tuple(sorted(self._classes))
 
     @overload
@@ -67,6 +72,7 @@ class Registry:
         """
 
         def add(cls: _Class) -> _Class:
+            self._import_deferred()
             self._check(cls)
             called = [name for name in names if isinstance(name, str)] or [cls.__name__]
             for name in called:
@@ -80,6 +86,17 @@ class Registry:
 
         first = names[0] if names else None
         return add(first) if isinstance(first, type) else add
+
+    def defer(self, *modules: str) -> None:
+        """Import these modules, which register classes, before the registry is next used.
+
+        So a layer above can own classes that data below can name, whichever of the two was imported.
+        """
+        self._deferred += modules
+
+    def _import_deferred(self) -> None:
+        while self._deferred:  # each is off the list before it registers anything itself
+            import_module(self._deferred.pop())
 
     def _check(self, cls: type) -> None:
         if not (isinstance(cls, type) and is_dataclass(cls) and hasattr(cls, self.method)):
@@ -96,6 +113,7 @@ class Registry:
         Raises KeyError with the near name if there is none, and ConfigError if the package that offers it
         cannot be loaded.
         """
+        self._import_deferred()
         if name not in self._classes:
             self._load(name)
         if name not in self._classes:
@@ -105,6 +123,7 @@ class Registry:
 
     def name_of(self, cls: type) -> str:
         """The first name of a class; raises KeyError if it has none."""
+        self._import_deferred()
         for name, known in self._classes.items():
             if known is cls:
                 return name

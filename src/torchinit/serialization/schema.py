@@ -102,7 +102,7 @@ class Schema:
     """
 
     def __init__(self, vocabularies: Mapping[Any, Vocabulary]) -> None:
-        self.vocabularies = dict(vocabularies)
+        self.vocabularies: dict[Any, Vocabulary] = dict(vocabularies)
 
     def add(self, hint: Hint, vocabulary: Vocabulary) -> None:
         """From now on fields of this abstract type hold what the vocabulary names."""

@@ -33,7 +33,7 @@ class Lock:
     """
 
     def __init__(self, sites: dict[str, tuple[Tensor, ...]]) -> None:
-        self.names = tuple(sites)
+        self.names: tuple[str, ...] = tuple(sites)
         self._tensors = [tensor for tensors in sites.values() for tensor in tensors]
         for tensor in self._tensors:
             _LOCKED[tensor] = _LOCKED.get(tensor, 0) + 1

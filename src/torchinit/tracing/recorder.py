@@ -47,15 +47,15 @@ class Recorder:
     def __init__(self, model: nn.Module, *, exact: bool = False) -> None:
         self.model = model
         self.exact = exact
-        self.trace = Trace()
-        self.index = MemoryIndex()
+        self.trace: Trace = Trace()
+        self.index: MemoryIndex = MemoryIndex()
         self.sites: list[TracedTensor] = []
         self.modules: dict[int, str] = {}
-        self.until = 0
+        self.until: int = 0
         self._keys: dict[str, int] = {}
         self._moved: set[int | None] = set()
         self._kept: list[nn.Module] = []
-        self.observer = Observer(
+        self.observer: Observer = Observer(
             self.index, self._on_write, self._on_registration, before_write=self._before_write, on_copy=self._on_copy
         )
 

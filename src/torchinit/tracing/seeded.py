@@ -43,7 +43,7 @@ class Seeded(Recorder):
 
     def __init__(self, model: nn.Module, seed: int) -> None:
         super().__init__(model)
-        self.noise = Keyed(seed)
+        self.noise: Keyed = Keyed(seed)
         self.indices: Counter[str] = Counter()
         self.observer.execute = self._execute
         self._generator = torch.empty(0)

@@ -117,11 +117,11 @@ class Trace:
         error: str = "",
     ) -> None:
         self._writes: dict[object, Write] = dict(enumerate(writes))
-        self.parameters = tuple(parameters)
-        self.buffers = tuple(buffers)
-        self.aliases = dict(aliases or {})
-        self.added = tuple(added)
-        self.removed = tuple(removed)
+        self.parameters: tuple[str, ...] = tuple(parameters)
+        self.buffers: tuple[str, ...] = tuple(buffers)
+        self.aliases: dict[str, str] = dict(aliases or {})
+        self.added: tuple[str, ...] = tuple(added)
+        self.removed: tuple[str, ...] = tuple(removed)
         self.error = error
         self._turn = max((write.last + 1 for write in self._writes.values()), default=0)
 

@@ -28,7 +28,7 @@ class ShardedCheckpoint(Checkpoint):
     format = "sharded"
 
     def __init__(self, path: Path, source: str, open_file: Callable[[str], Checkpoint]) -> None:
-        self.name = str(path)
+        self.name: str = str(path)
         self._index = Stamp(path)
         self._entries = read_index(path)
         self._open_file = open_file
@@ -83,7 +83,7 @@ class DistributedCheckpoint(Checkpoint):
         from torch.distributed.checkpoint.filesystem import FileSystemReader
         from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-        self.name = str(path)
+        self.name: str = str(path)
         self._reader = FileSystemReader(path)
         if not (path / ".metadata").is_file():
             raise CheckpointError(f"{path}: is a folder without .metadata, so none of torch.distributed.checkpoint")

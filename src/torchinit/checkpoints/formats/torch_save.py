@@ -40,7 +40,10 @@ class MemoryCheckpoint(Checkpoint):
     def __init__(
         self, name: str, tensors: Mapping[str, Tensor], form: str, part: str = "", notes: tuple[str, ...] = ()
     ) -> None:
-        self.name, self.format, self.part, self.notes = name, form, part, notes
+        self.name: str = name
+        self.format: str = form
+        self.part: str = part
+        self.notes: tuple[str, ...] = notes
         self._entries = dict(tensors)
         for key, tensor in self._entries.items():
             if not _oddity(tensor):

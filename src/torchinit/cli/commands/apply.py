@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from torchinit import Keyed, Plan, Step, fingerprint, local_shards
-from torchinit import run as carry_out
+from torchinit import Plan, __version__, fingerprint
 from torchinit.api import draft
 from torchinit.cli import options, weights
 from torchinit.cli.errors import UsageError
-from torchinit.noise import STREAM
+from torchinit.noise import STREAM, Keyed
+from torchinit.plans import Step, local_shards
+from torchinit.plans import run as carry_out
 from torchinit.plans.run import Progress
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ DTYPES = {
 
 def add(commands: Commands) -> None:
     """Describes the command to the parser."""
-    parser = commands.add_parser("apply", help="initialize a model, write it to a file, print the report")
+    parser = commands.add_parser("apply")
     options.add_model(parser)
     options.add_recipe(parser)
     options.add_json(parser)
@@ -65,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     report = replace(report, fingerprint=fingerprint(model))
     print(report.to_json() if arguments.json else report.table())
     report.assert_ok()
-    origin = {"torchinit.version": options.version(), "torchinit.stream": STREAM, "torchinit.seed": str(noise.seed)}
+    origin = {"torchinit.version": __version__, "torchinit.stream": STREAM, "torchinit.seed": str(noise.seed)}
     weights.write_model(arguments.output, model, origin)
     return 0
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def add(commands: Commands) -> None:
     """Describes the command to the parser."""
-    parser = commands.add_parser("cache", help="list, verify or remove what was fetched")
+    parser = commands.add_parser("cache")
     parts = parser.add_subparsers(dest="part", metavar="ls|verify|rm", required=True)
     listing = parts.add_parser("ls", help="list what is in the cache")
     listing.set_defaults(run=_list)

@@ -10,21 +10,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from torchinit import (
-    CheckpointError,
-    Loaded,
-    LoadReport,
-    Name,
-    Plan,
-    Pretrained,
-    Rule,
-    Shard,
-    make_plan,
-    open_checkpoint,
-    sites,
-)
+from torchinit import CheckpointError, Name, Plan, Pretrained, Rule, open_checkpoint, sites
+from torchinit.checkpoints import Loaded
 from torchinit.cli import options
 from torchinit.cli.errors import UsageError
+from torchinit.initializers import LoadReport
+from torchinit.model import Shard
+from torchinit.plans import make_plan
 
 if TYPE_CHECKING:
     from torchinit.cli.options import Commands
@@ -32,7 +24,7 @@ if TYPE_CHECKING:
 
 def add(commands: Commands) -> None:
     """Describes the command to the parser."""
-    parser = commands.add_parser("check-ckpt", help="compare a file of weights with a model; nothing is loaded")
+    parser = commands.add_parser("check-ckpt")
     parser.add_argument("file", metavar="FILE", nargs="?", help="a path, a URL or another source of weights")
     options.add_model(parser, "--model")
     parser.add_argument(

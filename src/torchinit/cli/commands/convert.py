@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def add(commands: Commands) -> None:
     """Describes the command to the parser."""
-    parser = commands.add_parser("convert", help="write the weights of a checkpoint as .safetensors")
+    parser = commands.add_parser("convert")
     parser.add_argument("file", metavar="IN", help="a path, a URL or another source of weights")
     parser.add_argument("output", type=Path, metavar="OUT", help="the .safetensors to write")
     options.add_part(parser)

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from torchinit import Change, Fingerprint, Plan, Record, Report, make_plan, sites
+from torchinit import Plan, Report, sites
 from torchinit.cli import options, weights
 from torchinit.cli.errors import UsageError
+from torchinit.plans import Change, Fingerprint, Record, make_plan
 
 if TYPE_CHECKING:
     from torchinit.cli.options import Commands
@@ -24,7 +25,7 @@ _PRINTED: set[Kind] = {"report", "fingerprint", "weights"}
 
 def add(commands: Commands) -> None:
     """Describes the command to the parser."""
-    parser = commands.add_parser("diff", help="compare two recipes, plans, reports, fingerprints or weight files")
+    parser = commands.add_parser("diff")
     parser.add_argument("a", metavar="A", help="a recipe; a plan, report or fingerprint (JSON); a .safetensors file")
     parser.add_argument("b", metavar="B", help="another one of the same kind, or of one with a fingerprint")
     options.add_model(parser, "--model")

@@ -10,8 +10,9 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
-from torchinit import ADAPTERS, load_recipe
+from torchinit import load_recipe
 from torchinit._text import columns
+from torchinit.checkpoints.adapters import ADAPTERS
 from torchinit.cli import options
 from torchinit.cli.errors import UsageError
 from torchinit.errors import did_you_mean
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 def add(commands: Commands) -> None:
     """Describes the command to the parser."""
-    parser = commands.add_parser("explain", help="tell what an initializer, an adapter, a check or a scheme does")
+    parser = commands.add_parser("explain")
     parser.add_argument(
         "name", metavar="NAME", help="an initializer, adapter, check or scheme; `torchinit list` names them"
     )

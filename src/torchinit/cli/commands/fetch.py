@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def add(commands: Commands) -> None:
     """Describes the command to the parser."""
-    parser = commands.add_parser("fetch", help="fetch a checkpoint and print where it lies")
+    parser = commands.add_parser("fetch")
     parser.add_argument("source", metavar="SOURCE", help="a path, https://, hf://, torchvision:// or timm://")
     parser.add_argument("--sha256", metavar="HASH", help="the hash that the file must have")
     parser.add_argument("--lock", type=Path, metavar="FILE", help="the lock file (default: $TORCHINIT_LOCK)")

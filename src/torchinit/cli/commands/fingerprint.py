@@ -6,11 +6,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torchinit import Fingerprint
 from torchinit import fingerprint as take
 from torchinit._text import columns
 from torchinit.cli import options, weights
 from torchinit.errors import count
+from torchinit.plans import Fingerprint
 
 if TYPE_CHECKING:
     from torchinit.cli.options import Commands
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def add(commands: Commands) -> None:
     """Describes the command to the parser."""
-    parser = commands.add_parser("fingerprint", help="print a digest of each tensor of a model or a weight file")
+    parser = commands.add_parser("fingerprint")
     options.add_model(parser)
     options.add_json(parser)
     parser.add_argument("--seed", type=int, default=0, help="where the factory's own draws start (default: 0)")

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from torchinit import Checkpoint, CheckpointError, open_checkpoint
+from torchinit import CheckpointError, open_checkpoint
 from torchinit._text import columns, one_line, shape_text
-from torchinit.checkpoints import fetch
+from torchinit.checkpoints import Checkpoint, fetch
 from torchinit.checkpoints.hub.cache import hash_of
 from torchinit.cli import options
 from torchinit.errors import count, plain
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def add(commands: Commands) -> None:
     """Describes the command to the parser."""
-    parser = commands.add_parser("inspect", help="show what a file of weights holds; nothing in it is run")
+    parser = commands.add_parser("inspect")
     parser.add_argument("file", metavar="FILE", help="a path, a URL or another source of weights")
     options.add_part(parser)
     parser.add_argument("--hashes", action="store_true", help="also the SHA-256 of each tensor's bytes; reads them all")

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from torchinit import ADAPTERS, gain
 from torchinit._text import columns
+from torchinit.checkpoints.adapters import ADAPTERS
 from torchinit.cli import options
 from torchinit.cli.commands import explain
+from torchinit.knowledge import gain
 from torchinit.knowledge.gains import nonlinearities
 from torchinit.linting import CHECKS
 from torchinit.model.layouts import known_layers
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 def add(commands: Commands) -> None:
     """Describes the command to the parser."""
-    parser = commands.add_parser("list", help="list initializers, adapters, layers, schemes, checks or nonlinearities")
+    parser = commands.add_parser("list")
     parser.add_argument("what", nargs="?", choices=KINDS, default="initializers", help="default: initializers")
     options.add_json(parser)
     parser.set_defaults(run=run)

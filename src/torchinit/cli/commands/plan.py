@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def add(commands: Commands) -> None:
     """Describes the command to the parser."""
-    parser = commands.add_parser("plan", help="show what a recipe will write where; nothing is written")
+    parser = commands.add_parser("plan")
     options.add_model(parser)
     options.add_recipe(parser)
     options.add_json(parser)

@@ -8,6 +8,8 @@ rounded everywhere. ``docs/reference/stream.md`` says the same in words.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +19,7 @@ from torchinit.noise.distributions import Draw, Kind
 Key = tuple[int, int, int, int]
 """Four 32-bit words: two are Philox's key, two the upper half of its counter."""
 
-key_of = struct.Struct("<4I").unpack
+key_of: Callable[[bytes], Any] = struct.Struct("<4I").unpack
 """The key that 16 bytes spell."""
 
 GROUP = 32

@@ -1,0 +1,39 @@
+"""Lazy: names of a package that are imported when they are used."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+
+def attach(
+    package: str, names: Mapping[str, str], modules: str = ""
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Return the ``__getattr__`` and ``__dir__`` of a package (PEP 562).
+
+    ``names`` are those of each module of the package, with blanks between them; ``modules`` are attributes themselves.
+    Type checkers see neither, so the package imports the same under ``TYPE_CHECKING``; tests/test_exports.py compares.
+
+    >>> load, _ = attach("torchinit", {"errors": "ConfigError PlanError"}, "errors")
+    >>> load("ConfigError"), load("errors").__name__
+    (<class 'torchinit.errors.ConfigError'>, 'torchinit.errors')
+    >>> load("Config")
+    Traceback (most recent call last):
+    AttributeError: module 'torchinit' has no attribute 'Config'
+    """
+    homes = {name: module for module, some in names.items() for name in some.split()}
+    namespaces = modules.split()
+
+    def load(name: str) -> Any:
+        if name in namespaces:
+            return import_module(f"{package}.{name}")
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}", name=name, obj=sys.modules[package])
+        value = getattr(import_module(f"{package}.{homes[name]}"), name)
+        setattr(sys.modules[package], name, value)  # so that the next use finds it without asking here
+        return value
+
+    special = [name for name in vars(sys.modules[package]) if name.startswith("__")]
+    return load, lambda: sorted({*special, *homes, *namespaces})
