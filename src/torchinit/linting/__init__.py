@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from torchinit.linting import checks
-from torchinit.linting.construction import ConstructionRecorder
-from torchinit.linting.findings import SEVERITIES, Finding, Findings, Severity
+from torchinit.linting.findings import Finding, Findings
 from torchinit.linting.lint import assert_initialized, lint
-from torchinit.linting.registry import CHECKS, Check, select_checks
+from torchinit.linting.registry import CHECKS, SEVERITIES, Check, Severity, select_checks
+from torchinit.linting.target import ConstructionRecorder
 
 __all__ = [
     "CHECKS",

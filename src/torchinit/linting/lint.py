@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from torchinit.api import draft
 from torchinit.errors import ReportError, count
-from torchinit.linting.findings import SEVERITIES, Findings, Severity
-from torchinit.linting.registry import NEEDS, Need, select_checks
+from torchinit.linting.findings import Finding, Findings
+from torchinit.linting.registry import NEEDS, SEVERITIES, Check, Need, Severity, select_checks
 from torchinit.linting.target import LintTarget
 from torchinit.plans.plan import Plan
 from torchinit.plans.report import Report
@@ -30,10 +30,9 @@ def lint(
     """Find what is wrong with the initial values of a model: forgotten, copied, lost, out of scale, not as intended.
 
     The model's values alone show much; more is found with what is known of their past. ``recipe``, or a plan, says
-    how the model was meant to be initialized; ``trace`` what :func:`torchinit.trace` saw; ``report`` what
-    :func:`torchinit.initialize` returned; ``loaded`` which values it should hold because they were loaded. Nothing
-    is written, no memory beyond a chunk is taken, and a model on the meta device is checked for what needs no
-    values.
+    how the model was meant to be initialized; ``trace`` is what :func:`torchinit.trace` saw, ``report`` what
+    :func:`torchinit.initialize` returned, ``loaded`` the values that were loaded into the model. Nothing is written,
+    no memory beyond a chunk is taken, and a model on the meta device is checked for what needs no values.
 
     ``select`` and ``ignore`` take codes (``"TI301"``), beginnings of codes (``"TI3"``) and names
     (``"same-in-layers"``). Raises ConfigError for what is none of these, and for a recipe that cannot be read.
@@ -61,11 +60,18 @@ def lint(
         "trace": trace is not None,
         "history": loaded is not None or trace is not None,
     }
-    found = [finding for check in checks if given[check.needs] for finding in check.findings(target)]
+    findings = [finding for check in checks if given[check.needs] for finding in _findings(check, target)]
     return Findings(
-        tuple(sorted(found, key=lambda finding: (SEVERITIES.index(finding.severity), finding.code))),
+        tuple(sorted(findings, key=lambda finding: (SEVERITIES.index(finding.severity), finding.code))),
         tuple((check.code, NEEDS[check.needs]) for check in checks if not given[check.needs]),
     )
+
+
+def _findings(check: Check, target: LintTarget) -> Iterable[Finding]:
+    for site, message, severity, remedy, line in check.search(target):
+        yield Finding(
+            check.code, severity or check.severity, site, message, remedy or check.remedy, line or target.line(site)
+        )
 
 
 def assert_initialized(
@@ -86,6 +92,7 @@ def assert_initialized(
     >>> assert_initialized(nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)))
     """
     findings = lint(model, recipe=recipe, trace=trace, report=report, loaded=loaded, select=select, ignore=ignore)
-    bad = findings.at_least(fail_on)
-    if bad:
-        raise ReportError(f"{count(len(bad), 'finding')}: the model is not initialized as it should be", map(str, bad))
+    severe = findings.at_least(fail_on)
+    if severe:
+        headline = f"{count(len(severe), 'finding')}: the model is not initialized as it should be"
+        raise ReportError(headline, map(str, severe))
