@@ -1,6 +1,4 @@
-"""The command line, `torchinit`: plan, apply, check, diff, fingerprint, list, explain,
-inspect, check-ckpt, convert, fetch, cache.
-"""
+"""The command line, `torchinit`: the commands are the files of :mod:`torchinit.cli.commands`."""
 
 from __future__ import annotations
 

@@ -8,23 +8,11 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 
-from torchinit.cli.commands import (
-    apply,
-    cache,
-    check,
-    check_ckpt,
-    convert,
-    diff,
-    explain,
-    fetch,
-    fingerprint,
-    inspect,
-    plan,
-)  # fmt: skip
-from torchinit.cli.commands import list as listing
+from torchinit._version import __version__
+from torchinit.cli.commands import COMMANDS
 from torchinit.cli.errors import UsageError
-from torchinit.cli.options import version
 from torchinit.errors import MissingExtraError, TorchinitError
 
 EPILOG = """\
@@ -34,13 +22,8 @@ Exit code: 0 all is well, 1 there are findings, 2 the command cannot be carried 
 """
 
 
-_COMMANDS = (
-    plan, apply, check, diff, fingerprint, listing, explain, inspect, check_ckpt, convert, fetch, cache,
-)  # fmt: skip
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Carries out one command, `torchinit plan ...`, and returns its exit code.
+    """Carry out one command, `torchinit plan ...`, and return its exit code.
 
     Errors are one block of text on standard error; TORCHINIT_DEBUG=1 lets them pass with their traceback.
 
@@ -49,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     ...
     0
     """
-    arguments = _parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    arguments = _parser(words).parse_args(words)
     with _logging(arguments.verbose):
         try:
             code: int = arguments.run(arguments)
@@ -64,19 +48,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser of these words: it knows the options of the command that is called, and the names of the others."""
     parser = argparse.ArgumentParser(
         prog="torchinit",
         description="Plans, writes, checks, compares and explains the initial weights of PyTorch models.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=version())
+    parser.add_argument("--version", action="version", version=__version__)
     parser.add_argument("-v", "--verbose", action="store_true", help="log what happens, on standard error")
     parser.set_defaults(on_error=1)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in _COMMANDS:
-        command.add(commands)
+    called = next((word for word in words if word in COMMANDS or word in ("-h", "--help")), None)
+    for name, text in COMMANDS.items():
+        command = commands.add_parser(name, help=text)
+        if name == called:
+            module = import_module(f"torchinit.cli.commands.{name.replace('-', '_')}")
+            command.set_defaults(run=module.run)
+            module.add(command)
     return parser
 
 

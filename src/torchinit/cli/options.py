@@ -1,26 +1,20 @@
-"""Options: what several commands take, and what they make of it."""
+"""Options: what several commands take, and what they make of it. Imported without torch: it comes with a model."""
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torchinit import ConfigError, Recipe, load_recipe
-from torchinit.cli import models
 from torchinit.cli.errors import UsageError
-from torchinit.recipes import schemes
+from torchinit.errors import ConfigError, plain
 
 if TYPE_CHECKING:
     from torch import nn
 
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
-
-
-def version() -> str:
-    """The version of torchinit that is installed."""
-    return importlib.metadata.version("torchinit")
+    from torchinit.cli.models import Device
+    from torchinit.rules.rule import Recipe
 
 
 def add_model(parser: argparse.ArgumentParser, flag: str = "model") -> None:
@@ -51,13 +45,23 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
-def model_of(arguments: argparse.Namespace, device: models.Device, seed: int | None = None) -> nn.Module:
+def show(arguments: argparse.Namespace, data: object, text: object) -> int:
+    """Print the data as JSON if that is asked for, else the text; return the exit code of success."""
+    print(plain(json.dumps(data, indent=2, ensure_ascii=False) if arguments.json else str(text)))
+    return 0
+
+
+def model_of(arguments: argparse.Namespace, device: Device, seed: int | None = None) -> nn.Module:
     """The model that the command line names."""
+    from torchinit.cli import models
+
     return models.build(arguments.model, models.parse_arguments(arguments.arg), device, seed)
 
 
 def recipe_of(text: str) -> Recipe:
     """The recipe that the command line names; one that is not there is a mistake of usage, not of the recipe."""
+    from torchinit.recipes import load_recipe, schemes
+
     try:
         return load_recipe(text)
     except ConfigError as error:
