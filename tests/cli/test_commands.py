@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 import torchinit
 from torchinit import Plan, Report
 from torchinit.cli import main
+from torchinit.cli.models import build
 
 ROOT = Path(__file__).parents[2]
 MLP = f"{ROOT}/examples/models.py:mlp"
@@ -344,7 +345,7 @@ def test_fingerprint_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["digest", "name"]
     assert "lm_head.weight is wte.weight" in lines
-    model = torchinit.cli.models.build(TRANSFORMER, {}, "cpu", 0)
+    model = build(TRANSFORMER, {}, "cpu", 0)
     assert lines[-1] == f"{torchinit.fingerprint(model).total}  total of {len(lines) - 3} sites"
 
 

@@ -21,9 +21,8 @@ def add_model(parser: argparse.ArgumentParser, flag: str = "model") -> None:
     """The MODEL of a command, as an argument or as an option, and the arguments of its factory."""
     shown = {"metavar": "MODEL", "help": "package.module:factory, file.py:factory or transformers:config.json"}
     parser.add_argument(flag, **shown)  # type: ignore[arg-type]  # the keys are two of its text options
-    parser.add_argument(
-        "--arg", action="append", default=[], metavar="KEY=VALUE", help="an argument of the factory; JSON or text"
-    )
+    text = "an argument of the factory; JSON or text"
+    parser.add_argument("--arg", action="append", default=[], metavar="KEY=VALUE", help=text)
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:

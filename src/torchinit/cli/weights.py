@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,7 @@ def feed(tensor: Tensor, function: Callable[[Any], object]) -> None:
 
 def compare(a: Path, b: Path) -> tuple[Change, ...]:
     """The tensors in which two safetensors files differ, bit for bit; the files are mapped, not read into memory."""
-    first, second = File(a), File(b)
+    (first, _), (second, _) = open_file(a), open_file(b)
     changes = [Change(name, "removed", before=_shown(first[name])) for name in first.keys() - second.keys()]
     changes += [Change(name, "added", after=_shown(second[name])) for name in second.keys() - first.keys()]
     for name in first.keys() & second.keys():
@@ -128,40 +128,27 @@ def same_bits(first: Tensor, second: Tensor) -> bool:
     return torch.equal(first.reshape(-1).view(torch.uint8), second.reshape(-1).view(torch.uint8))
 
 
-class File(Mapping[str, Tensor]):
-    """The tensors of a safetensors file, by name; ``tied`` are the other names of its tensors.
+def open_file(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
+    """The tensors of a safetensors file, by name, in mapped memory; and the other names of tied ones.
 
     Raises UsageError where there is no file, CheckpointError for one that is not sound.
     """
-
-    def __init__(self, path: Path) -> None:
-        if not path.is_file():
-            raise UsageError(f"there is no file {str(path)!r}")
-        self._file = SafetensorsCheckpoint(path)
-        self.tied = self._file.tied
-
-    def __len__(self) -> int:
-        return len(self._file) - len(self.tied)
-
-    def __iter__(self) -> Iterator[str]:
-        return (key for key in self._file if key not in self.tied)
-
-    def __getitem__(self, key: str) -> Tensor:
-        if key not in self._file:
-            raise KeyError(key)
-        return self._file.read(key)
+    if not path.is_file():
+        raise UsageError(f"there is no file {str(path)!r}")
+    file = SafetensorsCheckpoint(path)
+    return {key: file.read(key) for key in file if key not in file.tied}, file.tied
 
 
 def fingerprint_of(path: Path) -> Fingerprint:
-    """The fingerprint of the tensors of a safetensors file; one at a time is in memory."""
-    file = File(path)
-    return replace(fingerprint(file), aliases=file.tied)
+    """The fingerprint of the tensors of a safetensors file."""
+    tensors, tied = open_file(path)
+    return replace(fingerprint(tensors), aliases=tied)
 
 
-def load(file: Mapping[str, Tensor], model: nn.Module) -> None:
-    """Give a model what a file holds under its names, wrappers left out of them, and in its shapes; no more."""
+def load(tensors: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Give a model what stands under its names, wrappers left out of them, and in its shapes; no more."""
     state = {normalize(name): tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
-    for key, value in file.items():
+    for key, value in tensors.items():
         target = state.get(normalize(key))
         if target is not None and target.shape == value.shape:
             target.copy_(value)

@@ -29,10 +29,10 @@ def lint(
 ) -> Findings:
     """Find what is wrong with the initial values of a model: forgotten, copied, lost, out of scale, not as intended.
 
-    The model's values alone show much; more is found with what is known of their past. ``recipe``, or a plan, says
-    how the model was meant to be initialized; ``trace`` is what :func:`torchinit.trace` saw, ``report`` what
-    :func:`torchinit.initialize` returned, ``loaded`` the values that were loaded into the model. Nothing is written,
-    no memory beyond a chunk is taken, and a model on the meta device is checked for what needs no values.
+    The values alone show much; more is found with ``recipe``, or a plan: how the model was meant to be initialized;
+    ``trace``: what :func:`torchinit.trace` saw; ``report``: what :func:`torchinit.initialize` returned; ``loaded``: the
+    values that were loaded into it. Nothing is written, no memory beyond a chunk is taken, and a model on the meta
+    device is checked for what needs no values.
 
     ``select`` and ``ignore`` take codes (``"TI301"``), beginnings of codes (``"TI3"``) and names
     (``"same-in-layers"``). Raises ConfigError for what is none of these, and for a recipe that cannot be read.

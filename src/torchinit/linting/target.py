@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +30,7 @@ class LintedTensor:
     site: Site
     holders: list[Held]
     loaded: bool
+    writes: tuple[Write, ...]
 
     @property
     def name(self) -> str:
@@ -84,17 +84,18 @@ class LintedTensor:
         named = is_named_norm(self.site) and self.site.leaf in {"weight", "bias"} and len(self.site.shape) == 1
         return self.is_parameter and (self.site.neutral is not None or named)
 
+    @property
+    def last_write(self) -> Write | None:
+        """The last of the writes that a trace knows."""
+        return max(self.writes, key=lambda write: write.last, default=None)
+
     def equals(self, other: LintedTensor) -> bool:
         """Whether both hold the same values, bit for bit."""
         mine, theirs = self.values, other.values
         return self is other or (mine is not None and theirs is not None and torch.equal(mine, theirs.to(mine.device)))
 
 
-Twins: TypeAlias = tuple[LintedTensor, ...]
-"""Parameters that hold the same drawn values in memory of their own."""
-
-
-def is_pair_to_tie(twins: Twins) -> bool:
+def is_pair_to_tie(twins: Collection[LintedTensor]) -> bool:
     """Whether one of them is a table that is looked up, and another the weight of a layer."""
     return len({bool(twin.site.layout and twin.site.layout.lookup) for twin in twins}) == 2
 
@@ -113,10 +114,18 @@ class LintTarget:
     def tensors(self) -> tuple[LintedTensor, ...]:
         """The parameters and buffers of the model, in the order of ``Module.apply``."""
         loaded = {normalize(name) for name in self.loaded}
+        writes: dict[str, list[Write]] = defaultdict(list)
+        for write in self.trace:
+            writes[write.site].append(write)
         groups = grouped(held(self.model))
         sites = with_neutral(self.model, (site for site, _ in groups))
         return tuple(
-            LintedTensor(site, holders, loaded=any(view.name in loaded for view in site.views))
+            LintedTensor(
+                site,
+                holders,
+                any(view.name in loaded for view in site.views),
+                tuple(writes[self.trace.aliases.get(site.name, site.name)]),
+            )
             for site, (_, holders) in zip(sites, groups, strict=True)
         )
 
@@ -126,8 +135,8 @@ class LintTarget:
         return (each for each in self.tensors if each.is_parameter and not each.loaded and each.statistics.finite)
 
     @cached_property
-    def twins(self) -> tuple[Twins, ...]:
-        """The groups of parameters that hold the same drawn values."""
+    def twins(self) -> tuple[tuple[LintedTensor, ...], ...]:
+        """The groups of parameters that hold the same drawn values in memory of their own."""
         alike: dict[object, list[LintedTensor]] = defaultdict(list)
         for each in self.drawn:
             if each.is_drawn:
@@ -145,24 +154,10 @@ class LintTarget:
         """The tensors by their names, all names of tied tensors included."""
         return {view.name: each for each in self.tensors for view in each.site.views}
 
-    def writes(self, linted: LintedTensor) -> tuple[Write, ...]:
-        """The writes to a tensor, in order; none where it was not traced."""
-        return tuple(self._writes.get(self.trace.aliases.get(linted.name, linted.name), ()))
-
-    @cached_property
-    def _writes(self) -> dict[str, list[Write]]:
-        writes: dict[str, list[Write]] = defaultdict(list)
-        for write in self.trace:
-            writes[write.site].append(write)
-        return writes
-
-    def last_write(self, linted: LintedTensor) -> Write | None:
-        return max(self.writes(linted), key=lambda write: write.last, default=None)
-
     def line(self, name: str) -> str:
         """The line that wrote a site last, where a trace knows it."""
-        last = self.last_write(self.by_name[name]) if name in self.by_name else None
-        return last.line if last else ""
+        linted = self.by_name.get(name)
+        return linted.last_write.line if linted and linted.last_write else ""
 
 
 class ConstructionRecorder(Recorder):

@@ -33,11 +33,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the .safetensors to write")
     parser.add_argument("--force", action="store_true", help="overwrite the output if it exists")
     parser.add_argument("--seed", type=int, default=0, help="where the values come from (default: 0)")
-    parser.add_argument(
-        "--dtype",
-        choices=(*_SHORT, *_SHORT.values()),
-        help="convert the model first (default: as its factory makes it)",
-    )
+    text = "convert the model first (default: as its factory makes it)"
+    parser.add_argument("--dtype", choices=(*_SHORT, *_SHORT.values()), help=text)
     parser.add_argument("--no-stats", action="store_false", dest="stats", help="write without measuring")
 
 

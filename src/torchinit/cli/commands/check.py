@@ -20,22 +20,15 @@ from torchinit.plans.run import run as carry_out
 def add(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments."""
     options.add_model(parser)
-    parser.add_argument(
-        "recipe", metavar="RECIPE", nargs="?", help="a file, or the name of a scheme: applied, and checked"
-    )
-    parser.add_argument(
-        "--as-built", action="store_true", help="do not apply the recipe: compare the model's own init with it"
-    )
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="a .safetensors file to load last")
-    parser.add_argument("--seed", type=int, default=0, help="of the model's own draws and of the recipe's (default: 0)")
-    parser.add_argument("--device", choices=("cpu", "meta"), default="cpu", help="meta checks what needs no values")
+    option = parser.add_argument
+    option("recipe", metavar="RECIPE", nargs="?", help="a file, or the name of a scheme: applied, and checked")
+    option("--as-built", action="store_true", help="do not apply the recipe: compare the model's own init with it")
+    option("--weights", type=Path, metavar="FILE", help="a .safetensors file to load last")
+    option("--seed", type=int, default=0, help="of the model's own draws and of the recipe's (default: 0)")
+    option("--device", choices=("cpu", "meta"), default="cpu", help="meta checks what needs no values")
     for name, verb in (("select", "run only"), ("ignore", "leave out")):
-        parser.add_argument(
-            f"--{name}", action="append", default=[], metavar="CHECKS", help=f"{verb} these: TI301,TI4,meta"
-        )
-    parser.add_argument(
-        "--fail-on", choices=SEVERITIES, default="error", help="from which severity on the exit code is 1"
-    )
+        option(f"--{name}", action="append", default=[], metavar="CHECKS", help=f"{verb} these: TI301,TI4,meta")
+    option("--fail-on", choices=SEVERITIES, default="error", help="from which severity on the exit code is 1")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON instead of a table")
     form.add_argument("--sarif", action="store_true", help="print SARIF 2.1.0, for code review")
@@ -47,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     rules = options.recipe_of(arguments.recipe) if arguments.recipe else None
     if arguments.as_built and rules is None:
         raise UsageError("--as-built compares with a recipe: give one")
-    loaded = weights.File(arguments.weights) if arguments.weights else None
+    loaded = weights.open_file(arguments.weights)[0] if arguments.weights else None
     construction = ConstructionRecorder()
     with poisoned_memory(), construction:
         model = options.model_of(arguments, arguments.device, arguments.seed)

@@ -23,23 +23,18 @@ from torchinit.rules.selectors import Name
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments."""
-    parser.add_argument("file", metavar="FILE", nargs="?", help="a path, a URL or another source of weights")
+    option = parser.add_argument
+    option("file", metavar="FILE", nargs="?", help="a path, a URL or another source of weights")
     options.add_model(parser, "--model")
-    parser.add_argument(
-        "--recipe", metavar="RECIPE", help="compare the checkpoints of a recipe's rules, in place of FILE"
-    )
+    option("--recipe", metavar="RECIPE", help="compare the checkpoints of a recipe's rules, in place of FILE")
     options.add_part(parser)
-    parser.add_argument("--prefix", help="take the keys that begin with this, without it")
-    parser.add_argument(
-        "--rename", nargs=2, action="append", default=[], metavar=("PATTERN", "NEW"), help="as re.sub; may be repeated"
-    )
-    parser.add_argument(
-        "--expect-missing", action="append", default=[], metavar="GLOB", help="what the file need not have"
-    )
-    parser.add_argument("--skip-shapes", action="store_true", help="what differs in shape is left out, no finding")
-    parser.add_argument("--sha256", help="the hash that the file must have")
-    parser.add_argument("--header-only", action="store_true", help="do not read the values, which may be NaN")
-    parser.add_argument("--device", choices=("meta", "cpu"), default="meta", help="where the model is built")
+    option("--prefix", help="take the keys that begin with this, without it")
+    option("--rename", nargs=2, action="append", default=[], metavar=("PATTERN", "NEW"), help="as re.sub; repeatable")
+    option("--expect-missing", action="append", default=[], metavar="GLOB", help="what the file need not have")
+    option("--skip-shapes", action="store_true", help="what differs in shape is left out, no finding")
+    option("--sha256", help="the hash that the file must have")
+    option("--header-only", action="store_true", help="do not read the values, which may be NaN")
+    option("--device", choices=("meta", "cpu"), default="meta", help="where the model is built")
     options.add_json(parser)
 
 

@@ -21,9 +21,7 @@ from torchinit.rules.catalog import INITIALIZERS
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments."""
-    parser.add_argument(
-        "name", metavar="NAME", help="an initializer, adapter, check or scheme; `torchinit list` names them"
-    )
+    parser.add_argument("name", metavar="NAME", help="an initializer, adapter, check or scheme, see `torchinit list`")
     options.add_json(parser)
 
 

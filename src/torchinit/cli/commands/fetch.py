@@ -16,9 +16,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SOURCE", help="a path, https://, hf://, torchvision:// or timm://")
     parser.add_argument("--sha256", metavar="HASH", help="the hash that the file must have")
     parser.add_argument("--lock", type=Path, metavar="FILE", help="the lock file (default: $TORCHINIT_LOCK)")
-    parser.add_argument(
-        "--frozen", action="store_true", default=None, help="refuse a source that is not in the lock file"
-    )
+    parser.add_argument("--frozen", action="store_true", default=None, help="refuse what is not in the lock file")
     options.add_json(parser)
 
 

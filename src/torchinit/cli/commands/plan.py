@@ -19,15 +19,13 @@ def add(parser: argparse.ArgumentParser) -> None:
     options.add_model(parser)
     options.add_recipe(parser)
     options.add_json(parser)
-    parser.add_argument(
-        "--device", choices=("meta", "cpu"), default="meta", help="where the model is built; cpu for code that needs it"
-    )
+    text = "where the model is built; cpu for code that needs it"
+    parser.add_argument("--device", choices=("meta", "cpu"), default="meta", help=text)
     mesh = parser.add_argument_group("on a mesh of ranks", "what each rank holds and how long it takes, by arithmetic")
     mesh.add_argument("--mesh", metavar="512x8", help="the sizes of its dimensions")
     mesh.add_argument("--parallel", metavar="WAYS", default="", help="what each dimension does: replicate,fsdp,tp,ep")
-    mesh.add_argument(
-        "--place", action="append", default=[], metavar="WAY:NAME=AXIS", help="cut these sites otherwise than usual"
-    )
+    text = "cut these sites otherwise than usual"
+    mesh.add_argument("--place", action="append", default=[], metavar="WAY:NAME=AXIS", help=text)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -22,12 +22,11 @@ def unfilled(target: LintTarget) -> Iterator[Hit]:
     """Memory that was handed out empty and that nothing has been written to since.
 
     ``torch.empty`` and ``to_empty`` hand out whatever the memory held before: zeros today, NaN tomorrow. Seen are
-    parameters and buffers whose last write in a trace is the allocation, and those of a ``BaseModule``, which is
-    watched as it is built and as ``to_empty`` gives it other memory. Decided by what was observed; in a trace wrong
-    if the values were written from outside torch.
+    tensors whose last write in a trace is the allocation, and those of a ``BaseModule``, which is watched as it is
+    built and as ``to_empty`` gives it other memory. Wrong if a trace missed values from outside torch.
     """
     for linted in target.tensors:
-        last = target.last_write(linted)
+        last = linted.last_write
         allocated = last is not None and last.allocates
         if linted.values is not None and (allocated or any(map(is_unfilled, linted.holders[0].sources))):
             yield Hit(linted.name, f"{count(linted.tensor.numel(), 'value')} of memory that was never filled")
@@ -37,8 +36,7 @@ def unfilled(target: LintTarget) -> Iterator[Hit]:
 def meta(target: LintTarget) -> Iterator[Hit]:
     """A tensor that is left on the meta device, where it has no values.
 
-    Writing to it does nothing and says nothing. A model that is on the meta device as a whole is a sketch: one note
-    then says that only what needs no values was checked.
+    Writing to it does nothing, silently. Of a model that is on the meta device as a whole one note says so.
     """
     left = [linted for linted in target.tensors if linted.tensor.is_meta]
     if target.is_sketch:
@@ -52,9 +50,9 @@ def meta(target: LintTarget) -> Iterator[Hit]:
 def not_finite(target: LintTarget) -> Iterator[Hit]:
     """A parameter that holds NaN or an infinity, or a buffer that holds NaN.
 
-    One NaN spreads over all outputs. Memory that torch fills with NaN to be found
-    (``torch.use_deterministic_algorithms``) and nobody has written shows here, too. Counted, so never wrong; an
-    infinity in a buffer is let pass, since attention masks are made of it.
+    One NaN spreads over all outputs. Unwritten memory that torch filled with NaN to be found
+    (``torch.use_deterministic_algorithms``) shows here, too. Counted, so never wrong; attention masks are made of
+    infinities, so these may be in buffers.
     """
     for linted in target.tensors:
         stats = linted.statistics
@@ -91,10 +89,9 @@ def forgotten_buffer(target: LintTarget) -> Iterator[Hit]:
     """A buffer whose values its layer cannot have made.
 
     Parameters are initialized or loaded after ``to_empty``; buffers are forgotten, those above all that are in no
-    state dict. Known are the running statistics of normalization (a variance is above zero, a count not negative
-    and below 2^40), frequencies of rotary embeddings (``inv_freq``: not all zero, none negative), position indices
-    (``position_ids``: not all the same), and whole numbers beyond 2^40 anywhere. Rules of values, so wrong only for
-    a layer that means something else by such a name.
+    state dict. Known are the running statistics of normalization (a variance is above zero, a count not negative),
+    frequencies of rotary embeddings (``inv_freq``: not all zero, none negative), position indices (``position_ids``:
+    not all the same), and whole numbers beyond 2^40. Wrong only for a layer that means something else by such a name.
     """
     for linted in target.tensors:
         stats = linted.statistics
@@ -164,10 +161,9 @@ def no_values(target: LintTarget) -> Iterator[Hit]:
     """A parameter that has no values although it should have some, because no fill can be written to it.
 
     Partitioned parameters (DeepSpeed's ZeRO-3) have no elements until they are gathered: seen by ``ds_shape``, or by
-    what the layer's own numbers say it should have. Whole numbers, quantized and sparse parameters, and those without
-    elements of which nothing is known, count where a rule of the recipe matches them, or a report says so, since that
-    skips them. Wrong only where the numbers that a layer keeps are not those of its weights; a layer that means to be
-    empty, and what was loaded, is left out.
+    what the layer's own numbers say it should have. Whole numbers, quantized and sparse parameters, and empty ones
+    of which nothing is known count where a recipe or a report skips them. Wrong only where the numbers that a layer
+    keeps are not those of its weights; a layer that means to be empty, and what was loaded, is left out.
     """
     skipped = {skip.site.name for skip in target.plan.skipped} | {name for name, _ in target.report.lacking}
     for linted in target.tensors:

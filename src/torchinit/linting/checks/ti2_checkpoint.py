@@ -29,8 +29,7 @@ def loaded_nowhere(target: LintTarget) -> Iterator[Hit]:
 
     ``load_state_dict(strict=False)`` passes over them; a prefix too many, and nothing at all is loaded. No match at
     all is an error, and so is another shape; some keys too many are a warning, unless they are what quantized weights
-    mean nothing without. Names are compared without what wrappers put into them. Where a prefix would make more keys
-    match, the finding names it.
+    mean nothing without. Names are compared without those of wrappers; a prefix that would help is named.
     """
     dtypes = {name: linted.site.dtype for name, linted in target.by_name.items()}
     packed = quantized(target.loaded, dtypes)
@@ -70,8 +69,7 @@ def _splits(name: str) -> list[tuple[str, str]]:
 def not_loaded(target: LintTarget) -> Iterator[Hit]:
     """Parameters that no loaded value was for, so that they hold what the model was built with.
 
-    A new head is meant so; a layer that was renamed is not. One finding for all. Compared by name, tied names
-    included.
+    A new head is meant so; a layer that was renamed is not. Compared by all names of a tensor.
     """
     left = [linted.name for linted in target.tensors if linted.is_parameter and not linted.loaded]
     if left and any(linted.loaded for linted in target.tensors):
@@ -93,7 +91,7 @@ def loaded_overwritten(target: LintTarget) -> Iterator[Hit]:
         if values is not None and (number := _count_unequal(linted, values)):
             numel = count(linted.statistics.numel, "value")
             yield Hit(linted.name, f"{number:,} of {numel} are not those that were loaded")
-        elif values is None and (later := _drawn_after_loading(target.writes(linted))):
+        elif values is None and (later := _drawn_after_loading(linted.writes)):
             yield Hit(linted.name, f"was loaded, and then written by {later.what}", line=later.line)
 
 
@@ -126,13 +124,12 @@ def undone(target: LintTarget) -> Iterator[Hit]:
     branch that was zeroed, a bias with its prior, the forget gate of an LSTM. It is a warning where the later line
     writes more sites than the one it undoes and begins when that one is through, since the general case came after the
     special one; else a note, unless the later line writes fewer sites, which is the way it should be. What replaces
-    a layer's own initialization, or fills in the same number again, is not a finding. Exact, where the trace is; one
-    finding for each two lines.
+    a layer's own initialization, or fills in the same number again, is not a finding. Exact, where the trace is.
     """
     lines = _line_spans(target)
     cases: dict[tuple[str, str], list[tuple[str, Write, Write]]] = defaultdict(list)
     for linted in target.tensors:
-        for before, after in _undone_writes(target.writes(linted)):
+        for before, after in _undone_writes(linted.writes):
             if lines[after.line].sites >= lines[before.line].sites:
                 cases[before.line, after.line].append((linted.name, before, after))
     for (line_before, line_after), ((name, before, after), *others) in cases.items():

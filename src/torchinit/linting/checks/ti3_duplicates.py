@@ -23,9 +23,8 @@ def same_in_layers(target: LintTarget) -> Iterator[Hit]:
     ``copy.deepcopy`` of an initialized layer makes them (``nn.TransformerEncoder`` clones its layer), or a
     generator that is seeded anew for each. Layers that start equal get different gradients only from their inputs.
     Decided bit by bit among tensors of one shape whose 20 or more values come in no order (turning points, six
-    standard errors): chance does not make two of those. Between the blocks of one stack and between the layers of
-    one module it is an error. Elsewhere it is a warning: the teacher of a student starts as its copy. Loaded values
-    are left out.
+    standard errors): chance does not make two of those. An error between the blocks of one stack and the layers of
+    one module, elsewhere a warning: the teacher of a student starts as its copy. Loaded values are left out.
     """
     leaves: dict[tuple[str, ...], list[str]] = defaultdict(list)
     alike: dict[tuple[str, ...], bool] = {}
@@ -98,9 +97,8 @@ def dead_rows(target: LintTarget) -> Iterator[Hit]:
     """Units of a weight that are zero throughout, while others are not.
 
     Such a unit gives out its bias alone, and behind a ReLU it may never learn. Units are counted along the output
-    axis of the layer, entries of a table along its rows, the padding row left out. Where so many values are zero
-    that chance makes such rows (n · z^length > 1e-6, for sparse initialization) nothing is said. Loaded values are
-    left out.
+    axis of the layer, entries of a table along its rows. Left out are padding rows, loaded values, and weights with
+    so many zeros that chance makes such rows (n · z^length > 1e-6, for sparse initialization).
     """
     for linted in target.drawn:
         stats, site = linted.statistics, linted.site

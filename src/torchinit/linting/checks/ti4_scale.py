@@ -20,9 +20,8 @@ def constant_weight(target: LintTarget) -> Iterator[Hit]:
 
     Equal units get equal gradients and stay equal. Another number than zero in the weight of a layer whose outputs
     share their inputs is an error; in a weight that does not learn it is a note, as a filter may be meant so. Zero
-    is a note, since the last layer of a residual branch, a gate or an adapter starts so on purpose; it is a warning
-    where the model has no other weights than zero ones. Tables, single units, depthwise convolutions and loaded
-    values are left out.
+    is a note, since the last layer of a residual branch, a gate or an adapter starts so on purpose; a warning where
+    all weights are zero. Tables, single units, depthwise convolutions and loaded values are left out.
     """
     matrices = [linted for linted in target.drawn if _mixes(linted)]
     constant = [linted for linted in matrices if linted.statistics.constant]
@@ -107,8 +106,7 @@ def padding_row(target: LintTarget) -> Iterator[Hit]:
     """The padding row of an embedding that is not zero.
 
     ``nn.Embedding(padding_idx=...)`` zeroes the row once, and every initialization after that wipes it out; its
-    gradient is zero, so it stays as it is. Compared with zero, so never wrong, unless the model means padding to be
-    seen. Loaded values are left out.
+    gradient is zero, so it stays. Wrong only if the model means padding to be seen. Loaded values are left out.
     """
     for linted in target.drawn:
         row, values = linted.site.zero_row, linted.values

@@ -32,8 +32,7 @@ def subnormal(target: LintTarget) -> Iterator[Hit]:
 def overflow(target: LintTarget) -> Iterator[Hit]:
     """A float16 parameter with a value above 256, whose square float16 does not hold.
 
-    Sums of products overflow there, and an infinity turns into NaN. Compared, so never wrong; harmless where the
-    layer computes in float32. Loaded values are left out.
+    Sums of products overflow there. Harmless where the layer computes in float32. Loaded values are left out.
     """
     for linted in target.drawn:
         if linted.site.dtype == torch.float16 and linted.statistics.numel and linted.statistics.reach > 256:

@@ -20,8 +20,7 @@ def broken_tie(target: LintTarget) -> Iterator[Hit]:
 
     What is written, or loaded, into one does not reach the other, and they drift apart in training. Known are the
     ties that a transformers model declares (``_tied_weights_keys`` with ``config.tie_word_embeddings``) and the
-    aliases in a plan that was made of the model's sketch. Decided by memory, so never wrong where the declaration
-    is right.
+    aliases in a plan of the model's sketch. Never wrong where the declaration is right.
     """
     planned = ((step.site.name, view.name) for step in target.plan for view in step.site.aliases)
     for name, other in dict.fromkeys([*_declared(target.model), *planned]):
@@ -54,9 +53,8 @@ def _pairs(module: Any, keys: object) -> Iterator[tuple[str, str]]:
 def equal_not_tied(target: LintTarget) -> Iterator[Hit]:
     """An embedding and a layer that hold the same drawn values in memory of their own.
 
-    They were one, or were meant to be: a copy of the model's parts, ``to_empty`` or a state dict that was loaded
-    into both breaks the tie and leaves the values. Decided bit by bit among 20 or more values that come in no
-    order. Loaded values are left out.
+    They were one, or were meant to be: a copy of the model's parts or ``to_empty`` breaks the tie and leaves the
+    values. Decided bit by bit among 20 or more values that come in no order. Loaded values are left out.
     """
     declared = set(map(frozenset, _declared(target.model)))
     for twins in target.twins:
@@ -71,8 +69,7 @@ def lost_in_parametrization(target: LintTarget) -> Iterator[Hit]:
 
     The hook computes ``weight`` from ``weight_g`` and ``weight_v`` before each call, so what is written to
     ``weight`` is lost. Decided by comparing it with what the hook would compute, within a thousandth of its largest
-    value. Under the newer ``parametrizations.weight_norm`` such a write leaves no trace to find afterwards: a plan
-    or a trace shows it.
+    value. Under the newer ``parametrizations.weight_norm`` only a plan or a trace shows such a write.
     """
     for linted in target.tensors:
         holder = linted.holders[0]
@@ -95,7 +92,7 @@ def tie_drawn_twice(target: LintTarget) -> Iterator[Hit]:
     where the trace is; a layer's own initialization does not count.
     """
     for linted in target.tensors:
-        writes = [write for write in target.writes(linted) if write.overwrites and not write.is_default]
+        writes = [write for write in linted.writes if write.overwrites and not write.is_default]
         times = sum(write.count for write in writes)
         if linted.site.aliases and times > 1:
             kinds = list(dict.fromkeys(write.what for write in writes))

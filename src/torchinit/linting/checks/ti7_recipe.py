@@ -20,8 +20,7 @@ from torchinit.plans.planner import fan_notes
 def unused_rule(target: LintTarget) -> Iterator[Hit]:
     """A rule of the recipe that matches nothing.
 
-    A misspelt layer or name leaves everything as it was, silently. Read off the plan, so never wrong; ``optional =
-    true`` says that it is intended.
+    A misspelt layer or name leaves everything as it was, silently. ``optional = true`` says that it is intended.
     """
     for _, hint in target.plan.unused:
         yield Hit("", hint)
@@ -62,9 +61,8 @@ def not_as_planned(target: LintTarget) -> Iterator[Hit]:
     """A parameter whose values are not as the recipe says.
 
     Mean and standard deviation may stray by six standard errors, which follow from the number of values and the
-    kurtosis of the fill; bounds by the rounding of the dtype. A bias that lost its prior, a weight that kept a
-    layer's own initialization and a standard deviation that a format rounded to zero show here. Loaded values are
-    left out.
+    kurtosis of the fill; bounds by the rounding of the dtype. A bias that lost its prior, a weight that kept its
+    layer's initialization and a deviation that a format rounded to zero show here. Loaded values are left out.
     """
     for step in target.plan:
         linted = target.by_name.get(step.site.name)
@@ -98,9 +96,8 @@ def impossible_plan(target: LintTarget) -> Iterator[Hit]:
 def changed_since_report(target: LintTarget) -> Iterator[Hit]:
     """A parameter that holds other values than when the report was made.
 
-    Something wrote after the initialization: an ``apply`` with a function of one's own, a checkpoint, a training
-    step. Decided by the four moments that the report measured, within the rounding of the dtype; a write that keeps
-    all four is not seen.
+    Something wrote after the initialization: an ``apply``, a checkpoint, a training step. Decided by the four moments
+    that the report measured, within the rounding of the dtype; a write that keeps all four is not seen.
     """
     for record in target.report:
         linted = target.by_name.get(record.name)
