@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from urllib.parse import quote
 
 from torchinit._text import columns
@@ -117,14 +118,11 @@ class Findings:
 
         Of one code and severity the first ``most`` are shown.
         """
-        groups: dict[tuple[str, str], list[tuple[str, ...]]] = {}
-        for each in self:
-            row = (each.code, each.severity, each.site or "-", f"{each.message} {each.line}".rstrip())
-            groups.setdefault(row[:2], []).append(row)
         rows: list[tuple[str, ...]] = []
-        for kind, group in groups.items():
-            more = [(*kind, "...", f"and {len(group) - most} more")] if len(group) > most else []
-            rows += [*group[:most], *more]
+        for kind, group in groupby(self, key=lambda finding: (finding.code, finding.severity)):
+            all_rows = [(*kind, each.site or "-", f"{each.message} {each.line}".rstrip()) for each in group]
+            more = [(*kind, "...", f"and {len(all_rows) - most} more")] if len(all_rows) > most else []
+            rows += [*all_rows[:most], *more]
         remedies = dict.fromkeys(f"{each.code}: {each.remedy}" for each in self if each.remedy)
         head = [columns(("code", "severity", "site", "finding"), rows)] if rows else []
         return "\n".join([*head, *remedies, self.summary()])

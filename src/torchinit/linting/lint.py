@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchinit.api import draft
 from torchinit.errors import ReportError, count
 from torchinit.linting.findings import Finding, Findings
-from torchinit.linting.registry import NEEDS, SEVERITIES, Check, Need, Severity, select_checks
+from torchinit.linting.registry import NEEDS, SEVERITIES, Check, Severity, select_checks
 from torchinit.linting.target import LintTarget
 from torchinit.plans.plan import Plan
 from torchinit.plans.report import Report
@@ -51,19 +51,14 @@ def lint(
         loaded={} if loaded is None else loaded,
         trace=Trace() if trace is None else trace,
     )
-    given: dict[Need, bool] = {
-        "sites": True,
-        "values": not target.is_sketch,
-        "plan": plan is not None,
-        "report": report is not None,
-        "loaded": loaded is not None,
-        "trace": trace is not None,
-        "history": loaded is not None or trace is not None,
-    }
-    findings = [finding for check in checks if given[check.needs] for finding in _findings(check, target)]
+    history = loaded if trace is None else trace
+    past = {"plan": plan, "report": report, "loaded": loaded, "trace": trace, "history": history}
+    given = {"sites", *(need for need, value in past.items() if value is not None)}
+    given |= set() if target.is_sketch else {"values"}
+    findings = [finding for check in checks if check.needs in given for finding in _findings(check, target)]
     return Findings(
         tuple(sorted(findings, key=lambda finding: (SEVERITIES.index(finding.severity), finding.code))),
-        tuple((check.code, NEEDS[check.needs]) for check in checks if not given[check.needs]),
+        tuple((check.code, NEEDS[check.needs]) for check in checks if check.needs not in given),
     )
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from torchinit.knowledge.neutral import is_named_norm, with_neutral
+from torchinit.knowledge.neutral import with_neutral
 from torchinit.linting.statistics import Statistics, compute_statistics
 from torchinit.model.dtensor import is_distributed, local_part
 from torchinit.model.names import normalize
@@ -77,12 +77,6 @@ class LintedTensor:
         """Whether the site is the weight of a layer that mixes its inputs, or a table that is looked up."""
         layout = self.site.layout
         return self.is_parameter and layout is not None and bool(layout.out_axes) and len(self.site.shape) > 1
-
-    @property
-    def is_norm(self) -> bool:
-        """Whether a normalization layer holds the site, as a scale or a shift."""
-        named = is_named_norm(self.site) and self.site.leaf in {"weight", "bias"} and len(self.site.shape) == 1
-        return self.is_parameter and (self.site.neutral is not None or named)
 
     @property
     def last_write(self) -> Write | None:

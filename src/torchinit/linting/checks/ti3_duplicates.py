@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -48,12 +49,9 @@ def _are_siblings(owners: Sequence[str], leaf: str) -> bool:
 
 def _split(names: Sequence[str]) -> tuple[tuple[str, ...], str]:
     """The names without the parts that all of them end with, and those parts."""
-    paths = [name.split(".") for name in names]
-    shared = 0
-    while shared < min(map(len, paths)) - 1 and len({path[-1 - shared] for path in paths}) == 1:
-        shared += 1
-    owners = tuple(".".join(path[: len(path) - shared]) for path in paths)
-    return owners, ".".join(paths[0][len(paths[0]) - shared :]) or names[0]
+    ends = zip(*(name.split(".")[:0:-1] for name in names), strict=False)  # the last parts come first
+    leaf = ".".join([parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, ends)][::-1])
+    return tuple(name.removesuffix(f".{leaf}") if leaf else name for name in names), leaf or names[0]
 
 
 @check("TI302", "error", "values", "draw the whole tensor at once, or each part under a name of its own")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from torchinit._text import some
 from torchinit.errors import count
-from torchinit.knowledge.neutral import is_shift, neutrality
+from torchinit.knowledge.neutral import is_named_norm, is_shift, neutrality
 from torchinit.linting.registry import Hit, Severity, check
 from torchinit.linting.target import LintedTensor, LintTarget
 
@@ -54,9 +54,11 @@ def drawn_norm(target: LintTarget) -> Iterator[Hit]:
     and RepVGG draws it. Needs 20 values; loaded ones are left out.
     """
     for linted in target.drawn:
-        if linted.is_norm and linted.is_drawn:
-            stats, shift = linted.statistics, is_shift(linted.site)
-            around_zero = linted.site.neutral != 0 and abs(stats.mean) <= 3 * stats.std / math.sqrt(stats.numel)
+        site, stats = linted.site, linted.statistics
+        named = is_named_norm(site) and site.leaf in ("weight", "bias") and len(site.shape) == 1
+        if linted.is_drawn and (named or site.neutral is not None):
+            shift = is_shift(site)
+            around_zero = site.neutral != 0 and abs(stats.mean) <= 3 * stats.std / math.sqrt(stats.numel)
             text = f"is the {'shift' if shift else 'scale'} of a norm, and holds mean {stats.mean:.3g}"
             severity: Severity = "error" if around_zero and not shift else "warning"
             yield Hit(linted.name, f"{text}, std {stats.std:.3g}", severity)

@@ -102,9 +102,10 @@ def changed_since_report(target: LintTarget) -> Iterator[Hit]:
     for record in target.report:
         linted = target.by_name.get(record.name)
         if linted is not None and linted.values is not None and record.measured is not None:
-            now, before = measure(linted.values), record.measured
+            now, before, dtype = measure(linted.values), record.measured, linted.site.dtype
+            kinds = (torch.float32, dtype if dtype.is_floating_point else torch.float32)
             moments = [(name, getattr(before, name), getattr(now, name)) for name in ("mean", "std", "min", "max")]
-            slack = _rounding(linted.site.dtype) * linted.statistics.reach
+            slack = max(torch.finfo(kind).eps for kind in kinds) * linted.statistics.reach
             apart = [
                 f"{name} was {was:.6g} and is {new:.6g}"
                 for name, was, new in moments
@@ -112,7 +113,3 @@ def changed_since_report(target: LintTarget) -> Iterator[Hit]:
             ]
             if apart:
                 yield Hit(linted.name, "; ".join(apart))
-
-
-def _rounding(dtype: torch.dtype) -> float:
-    return max(torch.finfo(torch.float32).eps, torch.finfo(dtype).eps if dtype.is_floating_point else 0.0)
