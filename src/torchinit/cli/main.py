@@ -73,6 +73,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
 @contextlib.contextmanager
 def _logging(verbose: bool) -> Iterator[None]:
     """The library's log on standard error, for as long as the command runs."""
+    # The library leaves logging to its user, and here the command line is that.
     logger, handler = logging.getLogger("torchinit"), logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     before = logger.level

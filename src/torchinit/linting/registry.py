@@ -72,6 +72,10 @@ class Check:
         return word == self.name or (word.startswith("TI") and self.code.startswith(word))
 
 
+# A check is one function and nothing beside it: its docstring is the row in the guide's table of codes, what `explain`
+# prints and the text in SARIF, so that these cannot differ. Its severity is the worst that it reports: an error is
+# certain, by a count, a comparison of bits or a bound that follows from the number of values; what a model may have on
+# purpose is a warning or a note. A check that has nothing to work on is listed as skipped, never passed over silently.
 CHECKS: Final[dict[str, Check]] = {}
 """All checks by their codes."""
 

@@ -144,6 +144,10 @@ def is_shuffled(values: Tensor) -> bool:
     >>> is_shuffled(torch.randn(100)), is_shuffled(torch.arange(100.0).log())
     (True, False)
     """
+    # Equal values in two layers mean nothing where a formula made them: position tables, decay rates, identity matrices
+    # and constants are equal on purpose. A test of the distribution would need to know it, and a scaled normal is as
+    # good a draw as any; the order is free of it. How it can fail: noise with a pattern laid over it passes, and drawn
+    # values that were sorted, or rounded to a handful of numbers, do not, so that copies of those are not found.
     sample = _sample(values)
     number = len(sample)
     if number < _FEWEST:

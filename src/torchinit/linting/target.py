@@ -169,6 +169,10 @@ class ConstructionRecorder(Recorder):
     def __init__(self) -> None:
         super().__init__(nn.Module())
 
+    # A constructor writes to tensors that have no name in the model yet, so they are followed by their memory, from the
+    # moment when they are put into any module; `of` gives them the names that the finished model has for that memory.
+    # Tensors that are replaced before the end are in no model, and their writes are dropped.
+
     def _on_registration(self, module: nn.Module, name: str, value: object) -> None:
         if isinstance(value, Tensor):
             with _disable_current_modes():

@@ -15,7 +15,7 @@ from torchinit.plans.plan import Change, Plan
 from torchinit.plans.planner import make_plan
 from torchinit.plans.report import Record, Report
 
-Kind: TypeAlias = Literal["recipe", "plan", "report", "fingerprint", "weights"]
+FileKind: TypeAlias = Literal["recipe", "plan", "report", "fingerprint", "weights"]
 Changes: TypeAlias = tuple[Change, ...]
 Saved = TypeVar("Saved", Plan, Report, Fingerprint)
 
@@ -62,8 +62,8 @@ def _changes(arguments: argparse.Namespace, a: str, b: str) -> Changes:
             return weights.compare(Path(a), Path(b))
 
 
-def kind_of(text: str) -> Kind:
-    """What a file is, by its suffix and, for JSON, by what it holds; the name of a scheme is a recipe."""
+def kind_of(text: str) -> FileKind:
+    """The kind of a file, by its suffix and, for JSON, by what it holds; the name of a scheme is a recipe."""
     path = Path(text)
     if path.suffix == ".safetensors":
         return "weights"
@@ -72,7 +72,7 @@ def kind_of(text: str) -> Kind:
             data = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise UsageError(f"{text} is not JSON: {error}") from None
-        keys: dict[str, Kind] = {"steps": "plan", "records": "report", "sites": "fingerprint"}
+        keys: dict[str, FileKind] = {"steps": "plan", "records": "report", "sites": "fingerprint"}
         return next((kind for key, kind in keys.items() if isinstance(data, dict) and key in data), "recipe")
     return "recipe"
 
@@ -86,7 +86,7 @@ def _read(cls: type[Saved], path: str) -> Saved:
         raise UsageError(f"{path} is not a {noun} that `torchinit {command} --json` wrote: {error}") from error
 
 
-def _fingerprint(path: str, kind: Kind) -> Fingerprint:
+def _fingerprint(path: str, kind: FileKind) -> Fingerprint:
     """The fingerprint that a file is, has, or that its tensors have."""
     if kind != "report":
         return weights.fingerprint_of(Path(path)) if kind == "weights" else _read(Fingerprint, path)
@@ -109,7 +109,7 @@ def _report_changes(first: Report, second: Report) -> Changes:
 
 
 def _gist(record: Record) -> str:
-    """What counts in a record: everything but the time it took."""
+    """All of a record but the time it took."""
     seen = record.measured
     values = f": mean {seen.mean:.9g}, std {seen.std:.9g}, min {seen.min:.9g}, max {seen.max:.9g}" if seen else ""
     return f"{record.fill} in {list(record.shape)} {record.dtype} by {record.rule}{values}"

@@ -126,6 +126,9 @@ def undone(target: LintTarget) -> Iterator[Hit]:
     special one; else a note, unless the later line writes fewer sites, which is the way it should be. What replaces
     a layer's own initialization, or fills in the same number again, is not a finding. Exact, where the trace is.
     """
+    # Nobody says which of two writes was meant, so it is read off the lines that wrote: a loop over all layers writes
+    # many sites from one line, a special case few. The number of sites alone would blame a loop that handles both cases
+    # layer by layer; there the special line begins before the general one is through, which makes it a note.
     lines = _line_spans(target)
     cases: dict[tuple[str, str], list[tuple[str, Write, Write]]] = defaultdict(list)
     for linted in target.tensors:

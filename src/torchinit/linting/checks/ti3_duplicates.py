@@ -71,6 +71,9 @@ def same_in_blocks(target: LintTarget) -> Iterator[Hit]:
 
 
 def _repeats(linted: LintedTensor, axis: int, noun: str, digests: Tensor) -> Iterator[Hit]:
+    # The first row that has an equal one, and the next equal to it, give the length of the block between them; the
+    # whole tensor is made of such blocks if its digests, shifted by that length, are the same. A block that does not
+    # begin at the first repeated row, or blocks that are mixed with others, are told of as single rows, a warning.
     number = len(digests)
     kinds, which, counts = torch.unique(digests, return_inverse=True, return_counts=True)
     repeated = (counts[which] > 1) & (digests != 0)

@@ -151,6 +151,8 @@ def _off(linted: LintedTensor) -> float:
 
 def _in_a_branch(linted: LintedTensor, passing: list[LintedTensor], norms: list[LintedTensor]) -> bool:
     """Whether the smallest module that holds the norm and one that lets something pass is only a part of the model."""
+    # A norm that ends a residual branch stands beside others in its branch, the last norm of a model beside all of
+    # them; so the smallest part that also has a norm that lets something pass decides: a branch is not the whole model.
     around = linted.site.owner_name
     while around:
         around = around.rpartition(".")[0]
