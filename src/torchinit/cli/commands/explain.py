@@ -122,7 +122,7 @@ _SYMBOLS = {
 
 def _without_markup(paragraph: str) -> str:
     """A paragraph of a docstring as a terminal can show it; TeX that is not known here stays as it is."""
-    # Not a parser: groups are innermost braces, so roots within fractions come out right, fractions within roots do not.
+    # Not a parser: a group is the innermost braces, so a root within a fraction comes out right, and not the reverse.
     if not paragraph.startswith(".. math::"):
         return re.sub(r":\w+:`([^`]*)`|``([^`]*)``", lambda match: match[1] or match[2], paragraph)
     text = re.sub(r"\\(?:mathrm|text)\{([^{}]*)\}", r"\1", paragraph.removeprefix(".. math::").strip())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from torchinit._text import shape_text, some
 from torchinit.checkpoints.quantized import quantized
+from torchinit.checkpoints.suggestions import guess
 from torchinit.errors import count, did_you_mean
 from torchinit.linting.registry import Hit, check
 from torchinit.linting.target import LintedTensor, LintTarget
@@ -29,7 +30,7 @@ def loaded_nowhere(target: LintTarget) -> Iterator[Hit]:
 
     ``load_state_dict(strict=False)`` passes over them; a prefix too many, and nothing at all is loaded. No match at
     all is an error, and so is another shape; some keys too many are a warning, unless they are what quantized weights
-    mean nothing without. Names are compared without those of wrappers; a prefix that would help is named.
+    mean nothing without. Names are compared without those of wrappers; a prefix or renaming that would help is named.
     """
     dtypes = {name: linted.site.dtype for name, linted in target.by_name.items()}
     packed = quantized(target.loaded, dtypes)
@@ -40,29 +41,15 @@ def loaded_nowhere(target: LintTarget) -> Iterator[Hit]:
         number = len(target.loaded)
         none_matches = len(left) == number
         text = f"none of {number} keys is" if none_matches else f"{len(left)} of {count(number, 'key')} are not"
-        hint = _hint(left, set(dtypes))
+        shapes = {name: each.site.shape for name, each in target.by_name.items() if each.site.persistent}
+        better = guess(shapes, {key: tuple(value.shape) for key, value in target.loaded.items()}, number - len(left))
+        hint = f"; {better}" if better else did_you_mean(left[0], dtypes)
         yield Hit("", f"{text} in the model: {some(left)}{hint}", "error" if none_matches else "warning")
     for key, value in target.loaded.items():
         linted = target.by_name.get(normalize(key))
         if linted is not None and linted.name not in packed and value.shape != linted.tensor.shape:
             text = f"has shape {shape_text(linted.tensor.shape)}, and was loaded as {shape_text(value.shape)}"
             yield Hit(linted.name, text, "error", "give it the model's shape first")
-
-
-def _hint(keys: list[str], names: set[str]) -> str:
-    """The prefix to drop or to add so that most keys match; else the near name."""
-    matching: Counter[str] = Counter()
-    for key in keys:
-        matching.update(f"without {start!r}" for start, rest in _splits(key) if rest in names)
-    for prefix in sorted({start for name in names for start, _ in _splits(name)[:3]}):
-        matching[f"with {prefix!r} before them"] = sum(f"{prefix}.{key}" in names for key in keys)
-    change, number = max(matching.items(), key=lambda pair: pair[1], default=("", 0))
-    return f"; {change} {number} would match" if number else did_you_mean(keys[0], names)
-
-
-def _splits(name: str) -> list[tuple[str, str]]:
-    """The name cut in two at each of its dots."""
-    return [(name[:at], name[at + 1 :]) for at, char in enumerate(name) if char == "."]
 
 
 @check("TI202", "warning", "loaded", "name it among what is initialized on purpose, or find its key")
