@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from torchinit.linting import checks
+from torchinit.linting import checks as checks
 from torchinit.linting.findings import Finding, Findings
 from torchinit.linting.lint import assert_initialized, lint
-from torchinit.linting.registry import CHECKS, SEVERITIES, Check, Severity, select_checks
-from torchinit.linting.target import ConstructionRecorder
+from torchinit.linting.registry import CHECKS, SEVERITIES, Severity
+from torchinit.linting.registry import Check as Check
+from torchinit.linting.registry import select_checks as select_checks
+from torchinit.linting.target import ConstructionRecorder as ConstructionRecorder
 
-__all__ = [
-    "CHECKS",
-    "SEVERITIES",
-    "Check",
-    "ConstructionRecorder",
-    "Finding",
-    "Findings",
-    "Severity",
-    "assert_initialized",
-    "checks",
-    "lint",
-    "select_checks",
-]
+__all__ = ["CHECKS", "Finding", "Findings", "SEVERITIES", "Severity", "assert_initialized", "lint"]
