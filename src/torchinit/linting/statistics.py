@@ -90,7 +90,8 @@ def compute_statistics(tensor: Tensor) -> Statistics:
     column_keys = _keys(0, matrix[0].numel(), values.device)
     columns, digest, rows = torch.zeros_like(column_keys), 0, []
     for start, chunk in _chunks(matrix):
-        bits, sizes = _bits(chunk), chunk.to(torch.float64).abs()
+        bits = _bits(chunk)
+        sizes = chunk.to(torch.float64, copy=True).abs_()  # a copy, since a chunk may be the tensor itself
         low, high = map(float, torch.aminmax(sizes))
         if not (low >= max(smallest, 5e-324) and high < math.inf):  # "not", since a comparison with NaN is false
             zero = sizes == 0
