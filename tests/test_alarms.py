@@ -19,7 +19,7 @@ from torch import Tensor
 import torchinit
 from torchinit.checkpoints.adapters import ADAPTERS, Adapter
 from torchinit.cli import commands
-from torchinit.cli.main import COMMANDS
+from torchinit.cli.commands import COMMANDS
 from torchinit.initializers import Constant, Fill
 from torchinit.initializers.base import Wrapper
 from torchinit.linting import CHECKS, checks

@@ -303,7 +303,7 @@ def test_what_cannot_be_compared(write: Write, capsys: pytest.CaptureFixture[str
     changed = write("changed.json", '{"sites": {}, "fingerprint": "torchinit-fingerprint-1", "total": "0"}')
     bare = write("bare.json", Report().to_json())
     for pair, text in (
-        ([broken, broken], "is no JSON"),
+        ([broken, broken], "is not JSON"),
         ([damaged, damaged], "is not a report"),
         ([plan, plan], "this is not a plan"),
         (

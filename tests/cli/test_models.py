@@ -151,7 +151,7 @@ def test_config_files_that_hold_no_settings(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     with pytest.raises(ModelError, match="there is no file"):
         build(f"transformers:{tmp_path}", {}, "meta")
-    for text, message in (("{", r"config.json is no JSON: Expecting property name"), ("[]", "holds a list, not")):
+    for text, message in (("{", r"config.json is not JSON: Expecting property name"), ("[]", "holds a list, not")):
         path.write_text(text)
         with pytest.raises(ModelError, match=message):
             build(f"transformers:{path}", {}, "meta")

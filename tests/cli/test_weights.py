@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from torchinit import CheckpointError
 from torchinit.cli.errors import UsageError
-from torchinit.cli.weights import CODES, File, compare, distinct, fingerprint_of, same_bits, write, write_model
+from torchinit.cli.weights import CODES, compare, distinct, fingerprint_of, open_file, same_bits, write, write_state
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=8)
 SHAPES = st.lists(st.integers(0, 4), max_size=3).map(tuple)
@@ -61,7 +61,7 @@ class Tied(nn.Module):
 
 def test_tied_tensor_is_written_once_and_its_other_name_told(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
-    write_model(path, Tied(), {"torchinit.seed": "0"})
+    write_state(path, Tied().state_dict(), {"torchinit.seed": "0"})
     assert load_file(path).keys() == {
         "embed.weight", "norm.weight", "norm.bias", "norm.running_mean", "norm.running_var",
         "norm.num_batches_tracked", "empty", "empty_too",
@@ -98,7 +98,7 @@ def test_old_file_survives_a_failed_write(tmp_path: Path, monkeypatch: pytest.Mo
     def full(*_: object) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr("torchinit.cli.weights._write_tensor", full)
+    monkeypatch.setattr("torchinit.cli.weights.feed", full)
     with pytest.raises(OSError, match="no space left"):
         write(path, {"x": torch.zeros(2)}, {})
     assert path.read_bytes() == before
@@ -147,15 +147,13 @@ def test_metadata_of_ours_that_a_stranger_wrote_are_refused(tmp_path: Path, tied
 
 def test_a_file_knows_the_names_of_a_tied_tensor(tmp_path: Path) -> None:
     model, path = Tied(), tmp_path / "w.safetensors"
-    write_model(path, model, {})
+    write_state(path, model.state_dict(), {})
     found = fingerprint_of(path)
     assert found.aliases
     assert all(found.of(name) is not None for name in model.state_dict())
 
 
-def test_a_file_is_read_tensor_by_tensor(tmp_path: Path) -> None:
+def test_tensors_of_a_file_by_name(tmp_path: Path) -> None:
     save_file({"a": torch.ones(2), "b": torch.zeros(3)}, tmp_path / "w.safetensors")
-    file = File(tmp_path / "w.safetensors")
-    assert (len(file), sorted(file), file["a"].tolist()) == (2, ["a", "b"], [1.0, 1.0])
-    with pytest.raises(KeyError, match="'c'"):
-        file["c"]
+    tensors, tied = open_file(tmp_path / "w.safetensors")
+    assert (sorted(tensors), tensors["a"].tolist(), tied) == (["a", "b"], [1.0, 1.0], {})

@@ -45,8 +45,8 @@ def test_chunks_give_what_the_whole_gives(
     assert stats.std == pytest.approx(float(wide.std(correction=0)), abs=1e-7)
     assert stats.digest == compute_statistics(values.clone()).digest
     if values.dim() > 1:
-        assert stats.zero_rows.tolist() == [bool((row == 0).all()) for row in values]
-        assert stats.zero_columns.tolist() == [bool((column == 0).all()) for column in values.unbind(1)]
+        assert (stats.rows == 0).tolist() == [bool((row == 0).all()) for row in values]
+        assert (stats.columns == 0).tolist() == [bool((column == 0).all()) for column in values.unbind(1)]
         assert len(stats.rows) == values.shape[0]
         assert len(stats.columns) == values.shape[1]
 

@@ -1,4 +1,4 @@
-"""The command line, `torchinit`: the commands of :data:`torchinit.cli.main.COMMANDS`."""
+"""The command line, `torchinit`: the commands are the files of :mod:`torchinit.cli.commands`."""
 
 from __future__ import annotations
 

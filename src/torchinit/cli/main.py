@@ -9,9 +9,9 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from importlib import import_module
-from typing import Final
 
 from torchinit._version import __version__
+from torchinit.cli.commands import COMMANDS
 from torchinit.cli.errors import UsageError
 from torchinit.errors import MissingExtraError, TorchinitError
 
@@ -21,25 +21,9 @@ RECIPE is a file (.toml, .json, .yaml) or the name of a scheme that comes with t
 Exit code: 0 all is well, 1 there are findings, 2 the command cannot be carried out as it was written.
 """
 
-COMMANDS: Final = {
-    "plan": "show what a recipe will write where; nothing is written",
-    "apply": "initialize a model, write it to a file, print the report",
-    "check": "build a model and find what is wrong with its initial values",
-    "diff": "compare two recipes, plans, reports, fingerprints or weight files",
-    "fingerprint": "print a digest of each tensor of a model or a weight file",
-    "list": "list initializers, adapters, layers, schemes, checks or nonlinearities",
-    "explain": "tell what an initializer, an adapter, a check or a scheme does",
-    "inspect": "show what a file of weights holds; nothing in it is run",
-    "check-ckpt": "compare a file of weights with a model; nothing is loaded",
-    "convert": "write the weights of a checkpoint as .safetensors",
-    "fetch": "fetch a checkpoint and print where it lies",
-    "cache": "list, verify or remove what was fetched",
-}
-"""Each command with its line of help. Its module, of the same name, is imported where it is called."""
-
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Carries out one command, `torchinit plan ...`, and returns its exit code.
+    """Carry out one command, `torchinit plan ...`, and return its exit code.
 
     Errors are one block of text on standard error; TORCHINIT_DEBUG=1 lets them pass with their traceback.
 
@@ -78,16 +62,18 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     called = next((word for word in words if word in COMMANDS or word in ("-h", "--help")), None)
     for name, text in COMMANDS.items():
+        command = commands.add_parser(name, help=text)
         if name == called:
-            import_module(f"torchinit.cli.commands.{name.replace('-', '_')}").add(commands)
-        else:
-            commands.add_parser(name, help=text)
+            module = import_module(f"torchinit.cli.commands.{name.replace('-', '_')}")
+            command.set_defaults(run=module.run)
+            module.add(command)
     return parser
 
 
 @contextlib.contextmanager
 def _logging(verbose: bool) -> Iterator[None]:
     """The library's log on standard error, for as long as the command runs."""
+    # The library leaves logging to its user, and here the command line is that.
     logger, handler = logging.getLogger("torchinit"), logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     before = logger.level

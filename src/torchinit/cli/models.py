@@ -10,19 +10,19 @@ import functools
 import importlib
 import importlib.util
 import json
+import os
 import pkgutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from torchinit.cli import configs
 from torchinit.cli.errors import ModelError, UsageError
 from torchinit.errors import TorchinitError, did_you_mean
 from torchinit.noise import seeded_generators
@@ -40,66 +40,62 @@ def build(text: str, arguments: Mapping[str, Any], device: Device, seed: int | N
     device(type='meta')
     """
     with nullcontext() if seed is None else seeded_generators(seed):  # around `find`, which may build models, too
-        model = _called(find(text), text, arguments, device)
+        factory = find(text)
+        try:
+            with torch.device("meta") if device == "meta" else nullcontext():
+                model = factory(**arguments)
+        except TorchinitError:
+            raise
+        except (Exception, SystemExit) as error:  # whatever a stranger's code raises
+            hint = "\n  It was called for the meta device; with --device cpu it is built in memory."
+            raise ModelError(_raised(f"{text} raised", error) + (hint if device == "meta" else "")) from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"{text} returned a {type(model).__name__}, not a torch.nn.Module")
     return model
 
 
-def _called(factory: Callable[..., object], text: str, arguments: Mapping[str, Any], device: Device) -> object:
-    place: AbstractContextManager[object] = torch.device("meta") if device == "meta" else nullcontext()
-    try:
-        with place:
-            return factory(**arguments)
-    except TorchinitError:
-        raise
-    except (Exception, SystemExit) as error:  # whatever a stranger's code raises
-        raise ModelError(_raised(f"{text} raised", error, device)) from error
-
-
 def find(text: str) -> Callable[..., object]:
     """The factory that ``text`` names; nothing is called yet. Raises ModelError."""
-    where, colon, name = text.rpartition(":")
+    source, colon, name = text.rpartition(":")
     if text.startswith("transformers:"):
-        return functools.partial(configs.build, Path(text.removeprefix("transformers:")))
-    if not (colon and where and name):
+        return functools.partial(_build_from_config, Path(text.removeprefix("transformers:")))
+    if not (colon and source and name):
         raise ModelError(
             f"{text!r} names no model; it is package.module:factory, path/to/file.py:factory"
             " or transformers:path/to/config.json"
         )
-    module = _from_file(Path(where)) if where.endswith(".py") else _from_package(where)
+    module = _from_file(Path(source)) if source.endswith(".py") else _from_package(source)
     return _attribute(module, name, text)
 
 
 def parse_arguments(texts: Sequence[str]) -> dict[str, Any]:
-    """Keyword arguments from ``key=value``; a value that is no JSON is text.
+    """Keyword arguments from ``key=value``; a value that is not JSON is text.
 
     >>> parse_arguments(["depth=2", "bias=false", "act=gelu"])
     {'depth': 2, 'bias': False, 'act': 'gelu'}
     """
-    found: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not (equals and key.isidentifier()):
             raise UsageError(f"--arg takes key=value, but got {text!r}")
-        if key in found:
+        if key in arguments:
             raise UsageError(f"--arg {key} is given twice")
         try:
-            found[key] = json.loads(value)
+            arguments[key] = json.loads(value)
         except ValueError:
-            found[key] = value
-    return found
+            arguments[key] = value
+    return arguments
 
 
 def _from_package(name: str) -> ModuleType:
     with _importable(Path.cwd()):
         try:
             return importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-                raise ModelError(_raised(f"importing {name} raised", error)) from error
-            raise ModelError(f"there is no module {error.name!r}{_near_module(error.name)}") from error
         except (Exception, SystemExit) as error:
+            missing = error.name if isinstance(error, ModuleNotFoundError) else None
+            if missing is not None and f"{name}.".startswith(f"{missing}."):  # not one that the module itself imports
+                raise ModelError(f"there is no module {missing!r}{_near_module(missing)}") from error
             raise ModelError(_raised(f"importing {name} raised", error)) from error
 
 
@@ -107,15 +103,13 @@ def _near_module(name: str) -> str:
     """The near name among a module's siblings."""
     parent, _, last = name.rpartition(".")
     path = getattr(sys.modules.get(parent), "__path__", []) if parent else [str(Path.cwd())]
-    hint = did_you_mean(last, [found.name for found in pkgutil.iter_modules(path)])
+    hint = did_you_mean(last, [module.name for module in pkgutil.iter_modules(path)])
     file = name.replace(".", "/") + ".py"
     return hint or (f"; for a file, write {file}:factory" if Path(file).exists() else "")
 
 
 def _from_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        near = [str(found) for found in path.parent.glob("*.py")] if path.parent.is_dir() else []
-        raise ModelError(f"there is no file {str(path)!r}{did_you_mean(str(path), near)}")
+    _check_file(path)
     name = f"torchinit_model_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path.resolve())
     if spec is None or spec.loader is None:
@@ -131,9 +125,15 @@ def _from_file(path: Path) -> ModuleType:
     return module
 
 
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        near = map(str, path.parent.glob(f"*{path.suffix}")) if path.parent.is_dir() else ()
+        raise ModelError(f"there is no file {str(path)!r}{did_you_mean(str(path), near)}")
+
+
 @contextmanager
 def _importable(folder: Path) -> Iterator[None]:
-    """Lets ``import`` look into a folder; a script that is started by its own name does not see the current one."""
+    """Let ``import`` look into a folder; a script that is started by its own name does not see the current one."""
     text = str(folder)
     sys.path.insert(0, text)
     try:
@@ -144,23 +144,96 @@ def _importable(folder: Path) -> Iterator[None]:
 
 
 def _attribute(module: ModuleType, name: str, text: str) -> Callable[..., object]:
-    found: object = module
+    value: object = module
     for part in name.split("."):
-        if not hasattr(found, part):
-            near = [key for key in dir(found) if callable(getattr(found, key, None))]
+        if not hasattr(value, part):
+            near = [key for key in dir(value) if callable(getattr(value, key, None))]
             raise ModelError(f"{text.rpartition(':')[0]} has no {name!r}{did_you_mean(part, near)}")
-        found = getattr(found, part)
-    if isinstance(found, nn.Module):
+        value = getattr(value, part)
+    if isinstance(value, nn.Module):
         raise ModelError(f"{text} is a model already; name a function or a class that makes one when it is called")
-    if not callable(found):
-        raise ModelError(f"{text} is a {type(found).__name__}, which cannot be called; name a function or a class")
-    return found
+    if not callable(value):
+        raise ModelError(f"{text} is a {type(value).__name__}, which cannot be called; name a function or a class")
+    return value
 
 
-def _raised(what: str, error: BaseException, device: Device = "cpu") -> str:
+def _raised(event: str, error: BaseException) -> str:
+    """The error with the last line of other people's code."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = str(Path(__file__).parent)
     last = next((frame for frame in reversed(frames) if not frame.filename.startswith(("<", ours))), None)
-    where = f"\n  at {last.filename}:{last.lineno}" if last else ""
-    way = "\n  It was called for the meta device; with --device cpu it is built in memory." if device == "meta" else ""
-    return f"{what} {type(error).__name__}: {error}{where}{way}"
+    line = f"\n  at {last.filename}:{last.lineno}" if last else ""
+    return f"{event} {type(error).__name__}: {error}{line}"
+
+
+def _build_from_config(path: Path, **overrides: Any) -> object:
+    """The model of a transformers config file (or of the folder that holds ``config.json``), untrained and offline.
+
+    Its class is the first of ``architectures``, or else the bare model of its ``model_type``. ``overrides``
+    replace settings of the config. No code runs but that of transformers.
+    """
+    path = path / "config.json" if path.is_dir() else path
+    _check_file(path)
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path} is not JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise ModelError(f"{path} holds a {type(data).__name__}, not the settings of a model")
+    with _offline():
+        try:
+            import transformers
+        except ImportError as error:
+            raise ModelError(f"a transformers: model needs transformers: pip install transformers ({error})") from error
+        config = _config(transformers, data, overrides, path)
+        return _model_class(transformers, data, config, path)(config)
+
+
+def _config(transformers: Any, data: dict[str, Any], overrides: Mapping[str, Any], path: Path) -> Any:
+    kind = data.get("model_type")
+    if kind is None:
+        raise ModelError(f"{path} has no 'model_type', so its settings have no meaning")
+    if kind not in transformers.CONFIG_MAPPING:
+        near = did_you_mean(str(kind), transformers.CONFIG_MAPPING.keys())
+        raise ModelError(f"{path}: this transformers has no model_type {kind!r}{near}")
+    cls = transformers.CONFIG_MAPPING[kind]
+    known = {*cls().to_dict(), *data, *getattr(cls, "attribute_map", {})} if overrides else ()
+    for key in overrides:
+        if key not in known:  # transformers itself would take it and never look at it
+            raise ModelError(f"{cls.__name__} has no setting {key!r}{did_you_mean(key, known)}")
+    return cls.from_dict({**data, **overrides})
+
+
+def _model_class(transformers: Any, data: dict[str, Any], config: Any, path: Path) -> Any:
+    names = data.get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ModelError(f"{path}: 'architectures' is a list of names, but got {names!r}")
+    if not names:
+        bare = transformers.MODEL_MAPPING.get(type(config), None)
+        if bare is None:
+            raise ModelError(f"{path} names no architecture, and {data['model_type']!r} has no bare model")
+        return bare[0] if isinstance(bare, (list, tuple)) else bare
+    cls = getattr(transformers, names[0], None)
+    # The name comes from a file: nothing but a model class may be called for it.
+    if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
+        models = [name for name in dir(transformers) if name.endswith(("Model", "PreTrainedModel")) or "For" in name]
+        raise ModelError(f"{path}: transformers has no model {names[0]!r}{did_you_mean(names[0], models)}")
+    return cls
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Keep the Hugging Face libraries from the network, whether they are imported already or not."""
+    before = os.environ.get("HF_HUB_OFFLINE")
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    try:  # the environment is read once, when this is imported
+        constants: Any = importlib.import_module("huggingface_hub.constants")
+    except ImportError:
+        constants = SimpleNamespace(HF_HUB_OFFLINE=None)
+    constant_before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = constant_before
+        del os.environ["HF_HUB_OFFLINE"]
+        os.environ.update({} if before is None else {"HF_HUB_OFFLINE": before})

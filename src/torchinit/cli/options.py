@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torchinit.cli.errors import UsageError
-from torchinit.errors import ConfigError
+from torchinit.errors import ConfigError, plain
 
 if TYPE_CHECKING:
     from torch import nn
 
     from torchinit.cli.models import Device
-    from torchinit.rules import Recipe
-
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+    from torchinit.rules.rule import Recipe
 
 
 def add_model(parser: argparse.ArgumentParser, flag: str = "model") -> None:
     """The MODEL of a command, as an argument or as an option, and the arguments of its factory."""
     shown = {"metavar": "MODEL", "help": "package.module:factory, file.py:factory or transformers:config.json"}
     parser.add_argument(flag, **shown)  # type: ignore[arg-type]  # the keys are two of its text options
-    parser.add_argument(
-        "--arg", action="append", default=[], metavar="KEY=VALUE", help="an argument of the factory; JSON or text"
-    )
+    text = "an argument of the factory; JSON or text"
+    parser.add_argument("--arg", action="append", default=[], metavar="KEY=VALUE", help=text)
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +42,12 @@ def add_part(parser: argparse.ArgumentParser) -> None:
 def add_json(parser: argparse.ArgumentParser) -> None:
     """The choice between a table and JSON."""
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def show(arguments: argparse.Namespace, data: object, text: object) -> int:
+    """Print the data as JSON if that is asked for, else the text; return the exit code of success."""
+    print(plain(json.dumps(data, indent=2, ensure_ascii=False) if arguments.json else str(text)))
+    return 0
 
 
 def model_of(arguments: argparse.Namespace, device: Device, seed: int | None = None) -> nn.Module:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from torchinit.linting import checks as checks
-from torchinit.linting.construction import ConstructionRecorder as ConstructionRecorder
-from torchinit.linting.findings import SEVERITIES, Finding, Findings, Severity
+from torchinit.linting.findings import Finding, Findings
 from torchinit.linting.lint import assert_initialized, lint
-from torchinit.linting.registry import CHECKS
+from torchinit.linting.registry import CHECKS, SEVERITIES, Severity
 from torchinit.linting.registry import Check as Check
 from torchinit.linting.registry import select_checks as select_checks
+from torchinit.linting.target import ConstructionRecorder as ConstructionRecorder
 
 __all__ = ["CHECKS", "Finding", "Findings", "SEVERITIES", "Severity", "assert_initialized", "lint"]

@@ -6,18 +6,15 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Literal, TypeAlias
+from itertools import groupby
+from urllib.parse import quote
 
 from torchinit._text import columns
 from torchinit.errors import count
-from torchinit.linting import sarif
-
-Severity: TypeAlias = Literal["error", "warning", "note"]
-
-SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
-"""From the worst to the least."""
+from torchinit.linting.registry import SEVERITIES, Check, Severity
 
 _FORMAT = "torchinit-findings-1"
+_SARIF = "https://json.schemastore.org/sarif-2.1.0.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +36,40 @@ class Finding:
     line: str = ""
 
     def __str__(self) -> str:
-        where = f"{self.site}: " if self.site else ""
-        tail = "".join([f"; {self.remedy}" if self.remedy else "", f" ({self.line})" if self.line else ""])
-        return f"{where}{self.code} {self.severity}: {self.message}{tail}"
+        line = f" ({self.line})" if self.line else ""
+        return self._at_site(f"{self.code} {self.severity}: {self._text}{line}")
+
+    @property
+    def _text(self) -> str:
+        return f"{self.message}; {self.remedy}" if self.remedy else self.message
+
+    def _at_site(self, text: str) -> str:
+        return f"{self.site}: {text}" if self.site else text
+
+    def to_sarif(self, rule: int, artifact: str) -> dict[str, object]:
+        """The finding as a result of SARIF, by the check at this place among its rules."""
+        path, _, number = self.line.rpartition(":")
+        location: dict[str, object] = {}
+        if path and number.isdigit():
+            location["physicalLocation"] = _physical(path, int(number))
+        elif artifact:
+            location["physicalLocation"] = _physical(artifact, 1)
+        if self.site:
+            location["logicalLocations"] = [{"fullyQualifiedName": self.site, "kind": "member"}]
+        return {
+            "ruleId": self.code,
+            "ruleIndex": rule,
+            "level": self.severity,
+            "message": {"text": self._at_site(self._text)},
+            # What makes a finding the same one in the next run, whatever its numbers.
+            "partialFingerprints": {"torchinit/v1": f"{self.code}:{self.site}"},
+            **({"locations": [location]} if location else {}),
+        }
+
+
+def _physical(path: str, line: int) -> dict[str, object]:
+    uri = quote(path.replace("\\", "/"))
+    return {"artifactLocation": {"uri": f"file://{uri}" if uri.startswith("/") else uri}, "region": {"startLine": line}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +100,7 @@ class Findings:
 
     @property
     def codes(self) -> tuple[str, ...]:
-        """The codes of what was found, each once, in order."""
+        """The codes of the findings, each once, in order."""
         return tuple(sorted({finding.code for finding in self}))
 
     @property
@@ -82,24 +110,21 @@ class Findings:
 
     def at_least(self, severity: Severity) -> tuple[Finding, ...]:
         """The findings that are as severe as this, or worse."""
-        worst = SEVERITIES.index(severity)
-        return tuple(finding for finding in self if SEVERITIES.index(finding.severity) <= worst)
+        severe = SEVERITIES[: SEVERITIES.index(severity) + 1]
+        return tuple(finding for finding in self if finding.severity in severe)
 
     def table(self, most: int = 10) -> str:
         """The findings as plain text, a line each, then the ways out, and how many there are of each severity.
 
         Of one code and severity the first ``most`` are shown.
         """
-        groups: dict[tuple[str, str], list[tuple[str, ...]]] = {}
-        for each in self:
-            row = (each.code, each.severity, each.site or "-", " ".join(filter(None, (each.message, each.line))))
-            groups.setdefault(row[:2], []).append(row)
-        table: list[tuple[str, ...]] = []
-        for kind, rows in groups.items():
-            more = [(*kind, "...", f"and {len(rows) - most} more")] if len(rows) > most else []
-            table += [*rows[:most], *more]
+        rows: list[tuple[str, ...]] = []
+        for kind, group in groupby(self, key=lambda finding: (finding.code, finding.severity)):
+            all_rows = [(*kind, each.site or "-", f"{each.message} {each.line}".rstrip()) for each in group]
+            more = [(*kind, "...", f"and {len(all_rows) - most} more")] if len(all_rows) > most else []
+            rows += [*all_rows[:most], *more]
         remedies = dict.fromkeys(f"{each.code}: {each.remedy}" for each in self if each.remedy)
-        head = [columns(("code", "severity", "site", "finding"), table)] if table else []
+        head = [columns(("code", "severity", "site", "finding"), rows)] if rows else []
         return "\n".join([*head, *remedies, self.summary()])
 
     def summary(self) -> str:
@@ -114,19 +139,33 @@ class Findings:
 
     def to_dict(self) -> dict[str, object]:
         """The findings as plain data."""
-        return {
-            "format": _FORMAT,
-            "findings": [asdict(finding) for finding in self],
-            "skipped": [list(pair) for pair in self.skipped],
-        }
+        findings = [asdict(finding) for finding in self]
+        return {"format": _FORMAT, "findings": findings, "skipped": [list(pair) for pair in self.skipped]}
 
     def to_json(self, *, indent: int | None = 2) -> str:
         """The findings as JSON."""
         return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
 
-    def to_sarif(self, *, checks: Mapping[str, sarif.Described] | None = None, artifact: str = "") -> str:
+    def to_sarif(self, *, checks: Mapping[str, Check] | None = None, artifact: str = "") -> str:
         """The findings as SARIF 2.1.0, which services for code review read.
 
         ``checks`` by their codes are described in it; ``artifact`` is the file that a finding without a line points to.
+        The standard: https://docs.oasis-open.org/sarif/sarif/v2.1.0/sarif-v2.1.0.html
         """
-        return sarif.to_sarif([asdict(finding) for finding in self], checks or {}, artifact)
+        codes = sorted({*(checks or {}), *self.codes})
+        driver = {"name": "torchinit", "rules": [_sarif_rule(code, (checks or {}).get(code)) for code in codes]}
+        results = [finding.to_sarif(codes.index(finding.code), artifact) for finding in self]
+        log = {"$schema": _SARIF, "version": "2.1.0", "runs": [{"tool": {"driver": driver}, "results": results}]}
+        return json.dumps(log, indent=2)
+
+
+def _sarif_rule(code: str, check: Check | None) -> dict[str, object]:
+    if check is None:
+        return {"id": code}
+    return {
+        "id": code,
+        "name": check.name,
+        "shortDescription": {"text": check.summary},
+        "fullDescription": {"text": check.text},
+        "defaultConfiguration": {"level": check.severity},
+    }

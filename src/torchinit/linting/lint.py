@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from torchinit.api import draft
 from torchinit.errors import ReportError, count
-from torchinit.linting.findings import SEVERITIES, Findings, Severity
-from torchinit.linting.registry import NEEDS, Need, select_checks
+from torchinit.linting.findings import Finding, Findings
+from torchinit.linting.registry import NEEDS, SEVERITIES, Check, Severity, select_checks
 from torchinit.linting.target import LintTarget
 from torchinit.plans.plan import Plan
 from torchinit.plans.report import Report
@@ -29,11 +29,10 @@ def lint(
 ) -> Findings:
     """Find what is wrong with the initial values of a model: forgotten, copied, lost, out of scale, not as intended.
 
-    The model's values alone show much; more is found with what is known of their past. ``recipe``, or a plan, says
-    how the model was meant to be initialized; ``trace`` what :func:`torchinit.trace` saw; ``report`` what
-    :func:`torchinit.initialize` returned; ``loaded`` which values it should hold because they were loaded. Nothing
-    is written, no memory beyond a chunk is taken, and a model on the meta device is checked for what needs no
-    values.
+    The values alone show much; more is found with ``recipe``, or a plan: how the model was meant to be initialized;
+    ``trace``: what :func:`torchinit.trace` saw; ``report``: what :func:`torchinit.initialize` returned; ``loaded``: the
+    values that were loaded into it. Nothing is written, no memory beyond a chunk is taken, and a model on the meta
+    device is checked for what needs no values.
 
     ``select`` and ``ignore`` take codes (``"TI301"``), beginnings of codes (``"TI3"``) and names
     (``"same-in-layers"``). Raises ConfigError for what is none of these, and for a recipe that cannot be read.
@@ -52,20 +51,22 @@ def lint(
         loaded={} if loaded is None else loaded,
         trace=Trace() if trace is None else trace,
     )
-    given: dict[Need, bool] = {
-        "sites": True,
-        "values": not target.is_sketch,
-        "plan": plan is not None,
-        "report": report is not None,
-        "loaded": loaded is not None,
-        "trace": trace is not None,
-        "history": loaded is not None or trace is not None,
-    }
-    found = [finding for check in checks if given[check.needs] for finding in check.findings(target)]
+    history = loaded if trace is None else trace
+    past = {"plan": plan, "report": report, "loaded": loaded, "trace": trace, "history": history}
+    given = {"sites", *(need for need, value in past.items() if value is not None)}
+    given |= set() if target.is_sketch else {"values"}
+    findings = [finding for check in checks if check.needs in given for finding in _findings(check, target)]
     return Findings(
-        tuple(sorted(found, key=lambda finding: (SEVERITIES.index(finding.severity), finding.code))),
-        tuple((check.code, NEEDS[check.needs]) for check in checks if not given[check.needs]),
+        tuple(sorted(findings, key=lambda finding: (SEVERITIES.index(finding.severity), finding.code))),
+        tuple((check.code, NEEDS[check.needs]) for check in checks if check.needs not in given),
     )
+
+
+def _findings(check: Check, target: LintTarget) -> Iterable[Finding]:
+    for site, message, severity, remedy, line in check.search(target):
+        yield Finding(
+            check.code, severity or check.severity, site, message, remedy or check.remedy, line or target.line(site)
+        )
 
 
 def assert_initialized(
@@ -86,6 +87,7 @@ def assert_initialized(
     >>> assert_initialized(nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)))
     """
     findings = lint(model, recipe=recipe, trace=trace, report=report, loaded=loaded, select=select, ignore=ignore)
-    bad = findings.at_least(fail_on)
-    if bad:
-        raise ReportError(f"{count(len(bad), 'finding')}: the model is not initialized as it should be", map(str, bad))
+    severe = findings.at_least(fail_on)
+    if severe:
+        headline = f"{count(len(severe), 'finding')}: the model is not initialized as it should be"
+        raise ReportError(headline, map(str, severe))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import inspect
-import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 from torchinit.errors import ConfigError, did_you_mean
-from torchinit.linting.findings import Finding, Severity
 from torchinit.linting.target import LintTarget
+
+Severity: TypeAlias = Literal["error", "warning", "note"]
+
+SEVERITIES: Final[tuple[Severity, ...]] = ("error", "warning", "note")
+"""From the worst to the least."""
 
 Need: TypeAlias = Literal["sites", "values", "plan", "trace", "report", "loaded", "history"]
 
@@ -27,7 +30,7 @@ NEEDS: Final[dict[Need, str]] = {
 
 
 class Hit(NamedTuple):
-    """A hit of a check, which becomes a :class:`Finding`. ``remedy`` and ``severity`` replace those of the check."""
+    """A hit of a check, which becomes a finding. ``severity`` and ``remedy`` replace those of the check."""
 
     site: str
     message: str
@@ -41,45 +44,47 @@ Search: TypeAlias = Callable[[LintTarget], Iterable[Hit]]
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A check: its stable code, its name, how bad a finding is at worst, what it needs, the way out, the function."""
+    """A check: its stable code, how bad a finding is at worst, what it needs, the way out, and its function."""
 
     code: str
-    name: str
     severity: Severity
     needs: Need
     remedy: str
     search: Search
 
     @property
+    def name(self) -> str:
+        """The name of the function, with hyphens."""
+        return self.search.__name__.replace("_", "-")
+
+    @property
     def text(self) -> str:
         """The function's docstring: what is looked for, why, how it is decided, and when it may be wrong."""
-        return inspect.cleandoc(self.search.__doc__ or "")
+        return inspect.getdoc(self.search) or ""
 
     @property
     def summary(self) -> str:
         """The first sentence of the text."""
-        return " ".join(re.split(r"(?<=\.)\s", self.text, maxsplit=1)[0].split())
+        return " ".join(self.text.partition("\n\n")[0].split())
 
-    def findings(self, target: LintTarget) -> Iterator[Finding]:
-        """The findings of the check in a model."""
-        for hit in self.search(target):
-            severity, remedy = hit.severity or self.severity, hit.remedy or self.remedy
-            yield Finding(self.code, severity, hit.site, hit.message, remedy, hit.line or target.line(hit.site))
-
-    def is_called(self, word: str) -> bool:
-        """Whether a word is its name, its code, or the beginning of its code."""
+    def matches(self, word: str) -> bool:
+        """Whether a word is the check's name, its code, or the beginning of its code."""
         return word == self.name or (word.startswith("TI") and self.code.startswith(word))
 
 
+# A check is one function and nothing beside it: its docstring is the row in the guide's table of codes, what `explain`
+# prints and the text in SARIF, so that these cannot differ. Its severity is the worst that it reports: an error is
+# certain, by a count, a comparison of bits or a bound that follows from the number of values; what a model may have on
+# purpose is a warning or a note. A check that has nothing to work on is listed as skipped, never passed over silently.
 CHECKS: Final[dict[str, Check]] = {}
 """All checks by their codes."""
 
 
-def check(code: str, name: str, severity: Severity, needs: Need, remedy: str) -> Callable[[Search], Search]:
-    """Register a function as a check."""
+def check(code: str, severity: Severity, needs: Need, remedy: str) -> Callable[[Search], Search]:
+    """Register a function as a check, under its own name."""
 
     def register(search: Search) -> Search:
-        CHECKS[code] = Check(code, name, severity, needs, remedy, search)
+        CHECKS[code] = Check(code, severity, needs, remedy, search)
         return search
 
     return register
@@ -91,14 +96,14 @@ def select_checks(select: Iterable[str], ignore: Iterable[str]) -> tuple[Check, 
     Raises ConfigError for what is neither a name, a code nor the beginning of one.
     """
     wanted, unwanted = tuple(select), tuple(ignore)
-    checks = [each for _, each in sorted(CHECKS.items())]
+    checks = [CHECKS[code] for code in sorted(CHECKS)]
     names = [name for each in checks for name in (each.code, each.name)]
     problems = [
         f"{word!r} is not a check{did_you_mean(word, names)}"
         for word in dict.fromkeys([*wanted, *unwanted])
-        if not any(each.is_called(word) for each in checks)
+        if not any(each.matches(word) for each in checks)
     ]
     if problems:
         raise ConfigError("a check goes by its code, the beginning of codes, or its name", problems)
-    selected = [each for each in checks if not wanted or any(map(each.is_called, wanted))]
-    return tuple(each for each in selected if not any(map(each.is_called, unwanted)))
+    selected = [each for each in checks if not wanted or any(map(each.matches, wanted))]
+    return tuple(each for each in selected if not any(map(each.matches, unwanted)))

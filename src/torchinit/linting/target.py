@@ -3,34 +3,34 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
-from torchinit.knowledge.neutral import is_named_norm, with_neutral
+from torchinit.knowledge.neutral import with_neutral
 from torchinit.linting.statistics import Statistics, compute_statistics
 from torchinit.model.dtensor import is_distributed, local_part
 from torchinit.model.names import normalize
 from torchinit.model.sites import Site, grouped
-from torchinit.model.traversal import Held, held
+from torchinit.model.traversal import Held, Kind, held
 from torchinit.plans.plan import Plan
 from torchinit.plans.report import Report
 from torchinit.tracing import Trace, Write
+from torchinit.tracing.recorder import Recorder, TracedTensor
 
-_UNREADABLE = frozenset({"quantized", "sparse", "lazy"})
 
-
+@dataclass(frozen=True, eq=False)
 class LintedTensor:
     """A parameter or buffer of the model under test; its values are read once, when they are asked for."""
 
-    def __init__(self, site: Site, holders: list[Held], *, loaded: bool) -> None:
-        self.site = site
-        self.holders = holders
-        self.loaded = loaded
+    site: Site
+    holders: list[Held]
+    loaded: bool
+    writes: tuple[Write, ...]
 
     @property
     def name(self) -> str:
@@ -41,20 +41,19 @@ class LintedTensor:
         return self.holders[0].tensor
 
     @property
-    def sources(self) -> tuple[Tensor, ...]:
-        """The tensors that hold the values: itself, or what a parametrization computes it from."""
-        return self.holders[0].sources
-
-    @property
     def values(self) -> Tensor | None:
-        """The part of the values that is here; None where there are none to look at."""
-        if self.site.state in _UNREADABLE or _is_partial(self.tensor):
+        """The part of the values that is here; None where there are none to look at.
+
+        A partial sum of several ranks is not the values.
+        """
+        partial = is_distributed(self.tensor) and any(each.is_partial() for each in self.tensor.placements)
+        if partial or self.site.state in ("quantized", "sparse", "lazy"):
             return None
         values = local_part(self.tensor)
         return None if values.is_meta or not values.numel() else values.detach()
 
     @property
-    def is_whole(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether all of the values are here."""
         return local_part(self.tensor).shape == self.tensor.shape
 
@@ -62,11 +61,16 @@ class LintedTensor:
     def statistics(self) -> Statistics:
         """The statistics of the values; those of no values where there are none."""
         values = self.values
-        return compute_statistics(values) if values is not None else Statistics()
+        return Statistics() if values is None else compute_statistics(values)
 
     @property
     def is_parameter(self) -> bool:
         return self.site.kind == "parameter"
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether the values are of several kinds and in no order, as a draw leaves them."""
+        return self.statistics.varied and self.statistics.shuffled
 
     @property
     def is_matrix(self) -> bool:
@@ -75,10 +79,9 @@ class LintedTensor:
         return self.is_parameter and layout is not None and bool(layout.out_axes) and len(self.site.shape) > 1
 
     @property
-    def is_norm(self) -> bool:
-        """Whether a normalization layer holds the site, as a scale or a shift."""
-        named = is_named_norm(self.site) and self.site.leaf in {"weight", "bias"} and len(self.site.shape) == 1
-        return self.is_parameter and (self.site.neutral is not None or named)
+    def last_write(self) -> Write | None:
+        """The last of the writes that a trace knows."""
+        return max(self.writes, key=lambda write: write.last, default=None)
 
     def equals(self, other: LintedTensor) -> bool:
         """Whether both hold the same values, bit for bit."""
@@ -86,18 +89,9 @@ class LintedTensor:
         return self is other or (mine is not None and theirs is not None and torch.equal(mine, theirs.to(mine.device)))
 
 
-Twins: TypeAlias = tuple[LintedTensor, ...]
-"""Parameters that hold the same drawn values in memory of their own."""
-
-
-def is_pair_to_tie(twins: Twins) -> bool:
+def is_pair_to_tie(twins: Collection[LintedTensor]) -> bool:
     """Whether one of them is a table that is looked up, and another the weight of a layer."""
     return len({bool(twin.site.layout and twin.site.layout.lookup) for twin in twins}) == 2
-
-
-def _is_partial(tensor: Tensor) -> bool:
-    """Whether the tensor is the sum of what lies on several ranks, so that nothing here is its values."""
-    return is_distributed(tensor) and any(placement.is_partial() for placement in tensor.placements)
 
 
 @dataclass(frozen=True)
@@ -114,10 +108,18 @@ class LintTarget:
     def tensors(self) -> tuple[LintedTensor, ...]:
         """The parameters and buffers of the model, in the order of ``Module.apply``."""
         loaded = {normalize(name) for name in self.loaded}
+        writes: dict[str, list[Write]] = defaultdict(list)
+        for write in self.trace:
+            writes[write.site].append(write)
         groups = grouped(held(self.model))
         sites = with_neutral(self.model, (site for site, _ in groups))
         return tuple(
-            LintedTensor(site, holders, loaded=any(view.name in loaded for view in site.views))
+            LintedTensor(
+                site,
+                holders,
+                any(view.name in loaded for view in site.views),
+                tuple(writes[self.trace.aliases.get(site.name, site.name)]),
+            )
             for site, (_, holders) in zip(sites, groups, strict=True)
         )
 
@@ -127,41 +129,74 @@ class LintTarget:
         return (each for each in self.tensors if each.is_parameter and not each.loaded and each.statistics.finite)
 
     @cached_property
-    def twins(self) -> tuple[Twins, ...]:
-        """The groups of parameters that hold the same drawn values."""
-        found: dict[object, list[LintedTensor]] = defaultdict(list)
+    def twins(self) -> tuple[tuple[LintedTensor, ...], ...]:
+        """The groups of parameters that hold the same drawn values in memory of their own."""
+        alike: dict[object, list[LintedTensor]] = defaultdict(list)
         for each in self.drawn:
-            if each.statistics.varied and each.statistics.shuffled:
-                found[each.statistics.digest, local_part(each.tensor).shape, each.site.dtype].append(each)
-        groups = (tuple(twin for twin in group if twin.equals(group[0])) for group in found.values())
+            if each.is_drawn:
+                alike[each.statistics.digest, local_part(each.tensor).shape, each.site.dtype].append(each)
+        groups = (tuple(twin for twin in group if twin.equals(group[0])) for group in alike.values())
         return tuple(group for group in groups if len(group) > 1)
 
-    @cached_property
+    @property
     def is_sketch(self) -> bool:
         """Whether nothing of the model has memory."""
         return bool(self.tensors) and all(each.tensor.is_meta for each in self.tensors)
 
-    def find(self, name: str) -> LintedTensor | None:
-        """The tensor of this name, names of tied tensors included."""
-        return self._by_name.get(name)
-
     @cached_property
-    def _by_name(self) -> dict[str, LintedTensor]:
+    def by_name(self) -> dict[str, LintedTensor]:
+        """The tensors by their names, all names of tied tensors included."""
         return {view.name: each for each in self.tensors for view in each.site.views}
-
-    def writes(self, linted: LintedTensor) -> tuple[Write, ...]:
-        """The writes to a tensor, in order; none where it was not traced."""
-        return self._writes.get(self.trace.aliases.get(linted.name, linted.name), ())
-
-    @cached_property
-    def _writes(self) -> dict[str, tuple[Write, ...]]:
-        found: dict[str, list[Write]] = defaultdict(list)
-        for write in self.trace:
-            found[write.site].append(write)
-        return {name: tuple(writes) for name, writes in found.items()}
 
     def line(self, name: str) -> str:
         """The line that wrote a site last, where a trace knows it."""
-        linted = self.find(name)
-        writes = self.writes(linted) if linted is not None else ()
-        return max(writes, key=lambda write: write.last).line if writes else ""
+        linted = self.by_name.get(name)
+        return linted.last_write.line if linted and linted.last_write else ""
+
+
+class ConstructionRecorder(Recorder):
+    """A recorder of the writes to a model while it is constructed, before any of its tensors has a name.
+
+    It records whatever is put into modules; :meth:`of` has it under the names that a model gives it.
+
+    >>> recorder = ConstructionRecorder()
+    >>> with recorder:
+    ...     layer = nn.Linear(2, 3)
+    >>> recorder.of(layer).of("weight")[0].call
+    'Linear.__init__'
+    """
+
+    def __init__(self) -> None:
+        super().__init__(nn.Module())
+
+    # A constructor writes to tensors that have no name in the model yet, so they are followed by their memory, from the
+    # moment when they are put into any module; `of` gives them the names that the finished model has for that memory.
+    # Tensors that are replaced before the end are in no model, and their writes are dropped.
+
+    def _on_registration(self, module: nn.Module, name: str, value: object) -> None:
+        if isinstance(value, Tensor):
+            with _disable_current_modes():
+                if not self.index.find(value):
+                    kind: Kind = "parameter" if isinstance(value, nn.Parameter) else "buffer"
+                    self.observe(TracedTensor(f"{name}#{len(self.sites)}", kind, [value]))
+
+    def of(self, model: nn.Module) -> Trace:
+        """The writes to the tensors of a model; other modules that were constructed are left out.
+
+        All its sites count as added, since values may have been made before they were put into a module.
+        """
+        groups = grouped(held(model))
+        sites = [site for site, _ in groups]
+        names = {
+            self.sites[key].name: site.name
+            for site, holders in groups
+            for tensor in holders[0].sources
+            for key in self.index.find(tensor)
+        }
+        return Trace(
+            [replace(write, site=names[write.site], module=None) for write in self.trace if write.site in names],
+            parameters=[site.name for site in sites if site.kind == "parameter"],
+            buffers=[site.name for site in sites if site.kind == "buffer"],
+            aliases={view.name: site.name for site in sites for view in site.aliases},
+            added=[site.name for site in sites],
+        )

@@ -17,7 +17,7 @@ def test_checkpoint_that_matches_nothing() -> None:
     found = only(lint(model, loaded=state), "TI201")
     assert found.severity == "error"
     assert "none of 19 keys is in the model" in found.message
-    assert "without 'backbone' 19 would match" in found.message
+    assert "with prefix='backbone.' 19 of 19 match" in found.message
 
 
 def test_checkpoint_with_a_layer_renamed() -> None:
@@ -44,7 +44,7 @@ def test_init_after_loading() -> None:
 def test_a_state_of_another_shape_or_with_a_prefix_too_few() -> None:
     model = nn.Sequential(nn.Sequential(nn.Linear(4, 4)))
     findings = lint(model, loaded={"0.weight": torch.zeros(4, 4)})
-    assert "with '0' before them 1 would match" in findings[0].message
+    assert "with rename=[['^', '0.']] 1 of 2 match" in findings[0].message
     findings = lint(model, loaded={"0.0.weight": torch.zeros(4, 5), "0.0.bias": model.get_parameter("0.0.bias")})
     assert [(one.site, one.message) for one in findings] == [
         ("0.0.weight", "has shape 4x4, and was loaded as 4x5")

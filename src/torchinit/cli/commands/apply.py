@@ -1,4 +1,4 @@
-"""`torchinit apply`: a model built, initialized, written to a file, and the report of it."""
+"""apply: initialize a model, write it to a file, print the report."""
 
 from __future__ import annotations
 
@@ -6,60 +6,49 @@ import argparse
 import importlib.util
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
-from torchinit import Plan, __version__, fingerprint
+from torchinit._version import __version__
 from torchinit.api import draft
 from torchinit.cli import options, weights
 from torchinit.cli.errors import UsageError
 from torchinit.noise import STREAM, Keyed
-from torchinit.plans import Step, local_shards
-from torchinit.plans import run as carry_out
-from torchinit.plans.run import Progress
+from torchinit.plans.fingerprint import fingerprint
+from torchinit.plans.plan import Plan
+from torchinit.plans.run import Progress, local_shards
+from torchinit.plans.run import run as carry_out
 
-if TYPE_CHECKING:
-    from torchinit.cli.options import Commands
-
-DTYPES = {
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-    "fp32": torch.float32,
-    "fp64": torch.float64,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float32": torch.float32,
-    "float64": torch.float64,
-}
-"""What --dtype takes."""
+_SHORT = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp64": "float64"}
 
 
-def add(commands: Commands) -> None:
-    """Describes the command to the parser."""
-    parser = commands.add_parser("apply")
+def add(parser: argparse.ArgumentParser) -> None:
+    """Describe the arguments."""
     options.add_model(parser)
     options.add_recipe(parser)
     options.add_json(parser)
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the .safetensors to write")
     parser.add_argument("--force", action="store_true", help="overwrite the output if it exists")
     parser.add_argument("--seed", type=int, default=0, help="where the values come from (default: 0)")
-    parser.add_argument("--dtype", choices=DTYPES, help="convert the model first (default: as its factory makes it)")
+    text = "convert the model first (default: as its factory makes it)"
+    parser.add_argument("--dtype", choices=(*_SHORT, *_SHORT.values()), help=text)
     parser.add_argument("--no-stats", action="store_false", dest="stats", help="write without measuring")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Writes the file and prints the report; where the values are not as planned there is no file."""
+    """Write the file and print the report; where the values are not as planned there is no file."""
     weights.check_output(arguments.output, force=arguments.force)
-    noise = _noise(arguments.seed)
+    try:
+        noise = Keyed(arguments.seed)
+    except ValueError as error:
+        raise UsageError(f"--seed: {error}") from None
     rules = options.recipe_of(arguments.recipe)
     model = options.model_of(arguments, "cpu", arguments.seed)
     if arguments.dtype:
-        model.to(DTYPES[arguments.dtype])
+        model.to(getattr(torch, _SHORT.get(arguments.dtype, arguments.dtype)))
     plan = draft(model, rules).check(complete=arguments.complete, strict=arguments.strict)
     with _progress(plan) as progress:
         report = carry_out(plan, local_shards(model), noise, stats=arguments.stats, progress=progress)
@@ -67,34 +56,19 @@ def run(arguments: argparse.Namespace) -> int:
     print(report.to_json() if arguments.json else report.table())
     report.assert_ok()
     origin = {"torchinit.version": __version__, "torchinit.stream": STREAM, "torchinit.seed": str(noise.seed)}
-    weights.write_model(arguments.output, model, origin)
+    weights.write_state(arguments.output, model.state_dict(), origin)
     return 0
 
 
-def _noise(seed: int) -> Keyed:
-    try:
-        return Keyed(seed)
-    except ValueError as error:
-        raise UsageError(f"--seed: {error}") from None
-
-
-def _progress(plan: Plan) -> AbstractContextManager[Progress | None]:
-    """A bar on standard error; nothing where there is no terminal or no rich."""
-    if sys.stderr.isatty() and importlib.util.find_spec("rich"):
-        return _bar(plan)
-    return nullcontext()
-
-
 @contextmanager
-def _bar(plan: Plan) -> Iterator[Progress]:
-    """The bar, counted in elements; it is gone when the last of them is written."""
+def _progress(plan: Plan) -> Iterator[Progress | None]:
+    """A bar on standard error, counted in elements and gone at the end; None where no terminal or no rich is."""
+    if not (sys.stderr.isatty() and importlib.util.find_spec("rich")):
+        yield None
+        return
     from rich.console import Console
     from rich.progress import Progress as Bar
 
     with Bar(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("writing", total=sum(step.site.numel for step in plan))
-
-        def advance(step: Step) -> None:
-            bar.advance(task, step.site.numel)
-
-        yield advance
+        yield lambda step: bar.advance(task, step.site.numel)

@@ -1,15 +1,12 @@
-"""`torchinit cache`: what was fetched, whether it is whole, and its removal."""
+"""cache: list, verify or remove what was fetched."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
-from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from torchinit._text import columns
 from torchinit.checkpoints.hub.cache import Cache, CacheEntry, default_folder
@@ -18,40 +15,39 @@ from torchinit.cli import options
 from torchinit.cli.errors import UsageError
 from torchinit.errors import FetchError, count, did_you_mean
 
-if TYPE_CHECKING:
-    from torchinit.cli.options import Commands
 
-
-def add(commands: Commands) -> None:
-    """Describes the command to the parser."""
-    parser = commands.add_parser("cache")
+def add(parser: argparse.ArgumentParser) -> None:
+    """Describe the arguments."""
     parts = parser.add_subparsers(dest="part", metavar="ls|verify|rm", required=True)
-    listing = parts.add_parser("ls", help="list what is in the cache")
-    listing.set_defaults(run=_list)
-    verify = parts.add_parser("verify", help="compare every file with its hash")
-    verify.set_defaults(run=_verify)
+    parts.add_parser("ls", help="list what is in the cache")
+    parts.add_parser("verify", help="compare every file with its hash")
     remove = parts.add_parser("rm", help="remove files, by URL or by name")
     remove.add_argument("which", nargs="*", metavar="URL|NAME", help="what `cache ls` shows")
     remove.add_argument("--all", action="store_true", help="remove everything, unfinished downloads too")
-    remove.set_defaults(run=_remove)
-    for part in (listing, verify, remove):
+    for part in parts.choices.values():
         options.add_json(part)
 
 
-def _list(arguments: argparse.Namespace) -> int:
-    """Prints a row an entry, and what lies there unfinished."""
-    cache = Cache(default_folder())
-    entries, folders = cache.entries(), cache.folders()
-    unfinished = len(folders) - len(entries)
-    if arguments.json:
-        print(json.dumps({"folder": str(cache.folder), "entries": _plain(entries), "unfinished": unfinished}, indent=2))
-        return 0
-    if entries:
-        print(columns(("name", "bytes", "fetched (UTC)", "sha256", "url"), [_row(entry) for entry in entries]))
-    total = sum(entry.size for entry in entries)
-    print(f"{count(len(entries), 'file')}, {total:,} bytes in {cache.folder}", end="")
-    print(f"; {count(unfinished, 'unfinished download')}" if unfinished else "")
-    return 0
+def run(arguments: argparse.Namespace) -> int:
+    """List, verify or remove entries."""
+    parts = {"ls": _list, "verify": _verify, "rm": _remove}
+    return parts[arguments.part](Cache(default_folder()), arguments)
+
+
+def _list(cache: Cache, arguments: argparse.Namespace) -> int:
+    """Print a row for each entry, and how much lies there unfinished."""
+    entries = cache.entries()
+    unfinished = len(cache.folders()) - len(entries)
+    rows = [_row(entry) for entry in entries]
+    table = [columns(("name", "bytes", "fetched (UTC)", "sha256", "url"), rows)] if rows else []
+    total = f"{count(len(entries), 'file')}, {sum(entry.size for entry in entries):,} bytes in {cache.folder}"
+    tail = f"; {count(unfinished, 'unfinished download')}" if unfinished else ""
+    data = [{**asdict(entry), "path": str(entry.path)} for entry in entries]
+    return options.show(
+        arguments,
+        {"folder": str(cache.folder), "entries": data, "unfinished": unfinished},
+        "\n".join([*table, total + tail]),
+    )
 
 
 def _row(entry: CacheEntry) -> tuple[str, ...]:
@@ -59,35 +55,27 @@ def _row(entry: CacheEntry) -> tuple[str, ...]:
     return entry.path.name, f"{entry.size:,}", when, entry.sha256[:12], entry.url
 
 
-def _plain(entries: Iterable[CacheEntry]) -> list[dict[str, object]]:
-    return [{**asdict(entry), "path": str(entry.path)} for entry in entries]
+def _verify(cache: Cache, arguments: argparse.Namespace) -> int:
+    """Print what is not as it was fetched; 1 if there is anything."""
+    problems = [(entry, entry.problem()) for entry in cache.entries()]
+    lines = [
+        f"{entry.path} {problem}\n  from {entry.url}; it is fetched again when it is needed"
+        for entry, problem in problems
+        if problem
+    ]
+    data = [{"url": entry.url, "path": str(entry.path), "problem": problem} for entry, problem in problems]
+    options.show(arguments, data, "\n".join([*lines, f"{count(len(problems), 'file')}, {len(lines)} damaged"]))
+    return 1 if lines else 0
 
 
-def _verify(arguments: argparse.Namespace) -> int:
-    """Prints what is not as it was fetched; 1 if there is anything."""
-    entries = Cache(default_folder()).entries()
-    found = [(entry, entry.problem()) for entry in entries]
-    damaged = [(entry, problem) for entry, problem in found if problem]
-    if arguments.json:
-        shown = [{"url": entry.url, "path": str(entry.path), "problem": problem} for entry, problem in found]
-        print(json.dumps(shown, indent=2))
-    else:
-        for entry, problem in damaged:
-            print(f"{entry.path} {problem}\n  from {entry.url}; it is fetched again when it is needed")
-        print(f"{count(len(entries), 'file')}, {len(damaged)} damaged")
-    return 1 if damaged else 0
-
-
-def _remove(arguments: argparse.Namespace) -> int:
-    """Removes what is named, or nothing if one of the names is wrong."""
+def _remove(cache: Cache, arguments: argparse.Namespace) -> int:
+    """Remove what is named, or nothing if one of the names is wrong."""
     if bool(arguments.which) == arguments.all:
         raise UsageError("name what is to be removed by URL or name, or say --all")
-    cache = Cache(default_folder())
     chosen = cache.folders() if arguments.all else tuple(_folder(cache, text) for text in arguments.which)
     for folder in chosen:
         cache.remove(folder)
-    print(json.dumps([str(folder) for folder in chosen]) if arguments.json else f"{count(len(chosen), 'file')} removed")
-    return 0
+    return options.show(arguments, list(map(str, chosen)), f"{count(len(chosen), 'file')} removed")
 
 
 def _folder(cache: Cache, text: str) -> Path:

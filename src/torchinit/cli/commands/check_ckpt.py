@@ -1,78 +1,65 @@
-"""`torchinit check-ckpt`: what of a model a file of weights holds, and whether it can be loaded; nothing is."""
+"""check-ckpt: compare a file of weights with a model; nothing is loaded."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 import torch
 
-from torchinit import CheckpointError, Name, Plan, Pretrained, Rule, open_checkpoint, sites
-from torchinit.checkpoints import Loaded
+from torchinit.api import sites
+from torchinit.checkpoints import Loaded, Pretrained, open_checkpoint
 from torchinit.cli import options
 from torchinit.cli.errors import UsageError
-from torchinit.initializers import LoadReport
-from torchinit.model import Shard
-from torchinit.plans import make_plan
+from torchinit.errors import CheckpointError
+from torchinit.initializers.load_report import LoadReport
+from torchinit.model.shards import Shard
+from torchinit.plans.plan import Plan
+from torchinit.plans.planner import make_plan
+from torchinit.rules.rule import Rule
+from torchinit.rules.selectors import Name
 
-if TYPE_CHECKING:
-    from torchinit.cli.options import Commands
 
-
-def add(commands: Commands) -> None:
-    """Describes the command to the parser."""
-    parser = commands.add_parser("check-ckpt")
-    parser.add_argument("file", metavar="FILE", nargs="?", help="a path, a URL or another source of weights")
+def add(parser: argparse.ArgumentParser) -> None:
+    """Describe the arguments."""
+    option = parser.add_argument
+    option("file", metavar="FILE", nargs="?", help="a path, a URL or another source of weights")
     options.add_model(parser, "--model")
-    parser.add_argument(
-        "--recipe", metavar="RECIPE", help="compare the checkpoints of a recipe's rules, in place of FILE"
-    )
+    option("--recipe", metavar="RECIPE", help="compare the checkpoints of a recipe's rules, in place of FILE")
     options.add_part(parser)
-    parser.add_argument("--prefix", help="take the keys that begin with this, without it")
-    parser.add_argument(
-        "--rename", nargs=2, action="append", default=[], metavar=("PATTERN", "NEW"), help="as re.sub; may be repeated"
-    )
-    parser.add_argument(
-        "--expect-missing", action="append", default=[], metavar="GLOB", help="what the file need not have"
-    )
-    parser.add_argument("--skip-shapes", action="store_true", help="what differs in shape is left out, no finding")
-    parser.add_argument("--sha256", help="the hash that the file must have")
-    parser.add_argument("--header-only", action="store_true", help="do not read the values, which may be NaN")
-    parser.add_argument("--device", choices=("meta", "cpu"), default="meta", help="where the model is built")
+    option("--prefix", help="take the keys that begin with this, without it")
+    option("--rename", nargs=2, action="append", default=[], metavar=("PATTERN", "NEW"), help="as re.sub; repeatable")
+    option("--expect-missing", action="append", default=[], metavar="GLOB", help="what the file need not have")
+    option("--skip-shapes", action="store_true", help="what differs in shape is left out, no finding")
+    option("--sha256", help="the hash that the file must have")
+    option("--header-only", action="store_true", help="do not read the values, which may be NaN")
+    option("--device", choices=("meta", "cpu"), default="meta", help="where the model is built")
     options.add_json(parser)
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints the accounts; 1 if a plan with them would fail, or its run."""
+    """Print the accounts; 1 if a plan with them would fail, or its run."""
     if arguments.model is None:
         raise UsageError("what is missing shows on a model: give --model")
     if (arguments.file is None) == (arguments.recipe is None):
         raise UsageError("give either a FILE or a --recipe that loads from one")
-    plan = _plan(arguments)
-    faults = {} if arguments.header_only else dict(_faults(plan))
-    if arguments.json:
-        data = [
-            {**account.to_dict(), "problems": [*_wrong(account), *_held(account, faults)]} for account in plan.loads
-        ]
-        print(json.dumps(data if arguments.recipe else data[0], indent=2))
-    else:
-        print("\n".join([*map(_shown, plan.loads), *faults.values(), *plan.problems]))
-    return 1 if faults or plan.problems or any(map(_wrong, plan.loads)) else 0
-
-
-def _plan(arguments: argparse.Namespace) -> Plan:
-    rules = options.recipe_of(arguments.recipe) if arguments.recipe else (Rule(Name("**"), _rule(arguments)),)
+    rules = options.recipe_of(arguments.recipe) if arguments.recipe else (Rule(Name("**"), _pretrained(arguments)),)
     plan = make_plan(sites(options.model_of(arguments, arguments.device)), rules)
     if not plan.loads:
         raise UsageError(f"{arguments.recipe}: no rule of it loads from a checkpoint")
-    return plan
+    faults = {} if arguments.header_only else dict(_faults(plan))
+    data = []
+    for account in plan.loads:
+        taken = (*account.loaded, *dict(account.adapted))
+        values = [faults[name] for name in taken if name in faults]
+        data.append({**account.to_dict(), "problems": [*account.problems, *account.lapses, *values]})
+    text = "\n".join([*map(_shown, plan.loads), *faults.values(), *plan.problems])
+    options.show(arguments, data if arguments.recipe else data[0], text)
+    return 1 if faults or plan.problems or any(each["problems"] for each in data) else 0
 
 
-def _rule(arguments: argparse.Namespace) -> Pretrained:
+def _pretrained(arguments: argparse.Namespace) -> Pretrained:
     open_checkpoint(arguments.file, part=arguments.part)  # a file that is not there is a mistake of usage
     try:
         return Pretrained(
@@ -88,16 +75,8 @@ def _rule(arguments: argparse.Namespace) -> Pretrained:
         raise UsageError(str(error)) from None
 
 
-def _wrong(account: LoadReport) -> tuple[str, ...]:
-    return (*account.problems, *account.lapses)
-
-
-def _held(account: LoadReport, faults: Mapping[str, str]) -> list[str]:
-    return [faults[name] for name in (*account.loaded, *dict(account.adapted)) if name in faults]
-
-
 def _faults(plan: Plan) -> Iterator[tuple[str, str]]:
-    """What the values of sites would be refused for when they are loaded."""
+    """The reasons for which the values of sites would be refused when they are loaded."""
     for site, fill in ((step.site, step.fill) for step in plan.steps):
         if isinstance(fill, Loaded):
             try:
@@ -108,9 +87,9 @@ def _faults(plan: Plan) -> Iterator[tuple[str, str]]:
 
 def _shown(account: LoadReport) -> str:
     """The account, and what to write to be rid of what is wrong with it."""
-    way, remedies = account.guess, list[tuple[str, str]]()
-    if way is not None and way.options:
-        remedies.append((way.options, way.arguments))
+    guess, remedies = account.guess, list[tuple[str, str]]()
+    if guess is not None and guess.options:
+        remedies.append((guess.options, guess.arguments))
     elif globs := _globs(account):
         flags = shlex.join(word for glob in globs for word in ("--expect-missing", glob))
         remedies.append((flags, f"expect_missing={globs}"))
@@ -121,6 +100,6 @@ def _shown(account: LoadReport) -> str:
 
 def _globs(account: LoadReport) -> list[str]:
     """Globs of what is missing, where the file lacks whole parts of the model and has others."""
-    found = {name.partition(".")[0] for name in (*account.loaded, *dict(account.adapted))}
+    known = {name.partition(".")[0] for name in (*account.loaded, *dict(account.adapted))}
     parts = dict.fromkeys(name.partition(".")[0] for name in account.missing)
-    return [f"{part}.**" for part in parts] if found and not found & {*parts} and len(parts) < 6 else []
+    return [f"{part}.**" for part in parts] if known and not known & {*parts} and len(parts) < 6 else []

@@ -1,59 +1,34 @@
-"""`torchinit explain`: what an initializer or adapter does (formula, arguments), a check finds, a scheme holds."""
+"""explain: tell what an initializer, an adapter, a check or a scheme does."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import inspect
-import json
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from torchinit import load_recipe
 from torchinit._text import columns
 from torchinit.checkpoints.adapters import ADAPTERS
 from torchinit.cli import options
 from torchinit.cli.errors import UsageError
 from torchinit.errors import did_you_mean
-from torchinit.linting import CHECKS, Check
-from torchinit.recipes import schemes
+from torchinit.linting import CHECKS
+from torchinit.recipes import load_recipe, schemes
 from torchinit.rules.catalog import INITIALIZERS
 
-if TYPE_CHECKING:
-    from torchinit.cli.options import Commands
 
-
-def add(commands: Commands) -> None:
-    """Describes the command to the parser."""
-    parser = commands.add_parser("explain")
-    parser.add_argument(
-        "name", metavar="NAME", help="an initializer, adapter, check or scheme; `torchinit list` names them"
-    )
+def add(parser: argparse.ArgumentParser) -> None:
+    """Describe the arguments."""
+    parser.add_argument("name", metavar="NAME", help="an initializer, adapter, check or scheme, see `torchinit list`")
     options.add_json(parser)
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints what the class's docstring and its fields tell."""
-    found = _found(arguments.name)
-    print(json.dumps(dataclasses.asdict(found), indent=2, ensure_ascii=False) if arguments.json else found)
-    return 0
-
-
-def _found(name: str) -> Explanation:
-    shipped, checks = schemes(), {word: one for one in CHECKS.values() for word in (one.code, one.name)}
-    if name in shipped:
-        return _scheme(name, shipped[name])
-    if name in checks:
-        return _check(checks[name])
-    words = {known.casefold(): (known, registry) for registry in (ADAPTERS, INITIALIZERS) for known in registry}
-    known, registry = words.get(name.casefold(), (name, INITIALIZERS))
-    try:
-        return describe(known, registry.get(known))
-    except KeyError:
-        near = did_you_mean(name, [*INITIALIZERS, *ADAPTERS, *shipped, *checks])
-        raise UsageError(f"there is no initializer, adapter, check or scheme {name!r}{near}") from None
+    """Print what the class's docstring and its fields tell."""
+    explanation = _explain(arguments.name)
+    return options.show(arguments, dataclasses.asdict(explanation), explanation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +42,7 @@ class Argument:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What is known of a name: what it does, in paragraphs, what it takes, and an example that runs."""
+    """The explanation of a name: what it does, in paragraphs, what it takes, and an example that runs."""
 
     name: str
     text: tuple[str, ...]
@@ -75,53 +50,62 @@ class Explanation:
     example: str = ""
 
     def __str__(self) -> str:
-        parts = [f"{self.name}: {self.text[0]}" if self.text else self.name, *self.text[1:]]
+        parts = [": ".join([self.name, *self.text[:1]]), *self.text[1:]]
         if self.arguments:
-            parts.append(self._arguments())
+            rows = [(each.name, each.default or "(required)", ", ".join(each.choices)) for each in self.arguments]
+            parts.append(_indented("Arguments", columns(("name", "default", "choices"), rows)))
         if self.example:
-            parts.append(f"Example\n{_indented(self.example)}")
+            parts.append(_indented("Example", self.example))
         return "\n\n".join(parts)
 
-    def _arguments(self) -> str:
-        rows = [(item.name, item.default or "(required)", ", ".join(item.choices)) for item in self.arguments]
-        return f"Arguments\n{_indented(columns(('name', 'default', 'choices'), rows))}"
+
+def _indented(title: str, text: str) -> str:
+    return "\n".join([title, *(f"  {line}".rstrip() for line in text.splitlines())])
+
+
+def _explain(name: str) -> Explanation:
+    shipped, checks = schemes(), {word: check for check in CHECKS.values() for word in (check.code, check.name)}
+    if name in shipped:
+        rules = [(rule.label, str(rule.where), str(rule.init)) for rule in load_recipe(name)]
+        return Explanation(name, (shipped[name], columns(("rule", "where", "what"), rules)))
+    if name in checks:
+        check = checks[name]
+        text = [_without_markup(part) for part in check.text.split("\n\n")]
+        tail = f"At worst: {check.severity}. Way out: {check.remedy}."
+        return Explanation(f"{check.code} {check.name}", (*text, tail))
+    words = {known.casefold(): (known, registry) for registry in (ADAPTERS, INITIALIZERS) for known in registry}
+    known, registry = words.get(name.casefold(), (name, INITIALIZERS))
+    try:
+        return describe(known, registry.get(known))
+    except KeyError:
+        near = did_you_mean(name, [*INITIALIZERS, *ADAPTERS, *shipped, *checks])
+        raise UsageError(f"there is no initializer, adapter, check or scheme {name!r}{near}") from None
 
 
 def describe(name: str, cls: type[Any]) -> Explanation:
-    """What a class tells about itself.
+    """The explanation that a class's docstring and fields give.
 
     >>> from torchinit import Normal
-    >>> found = describe("Normal", Normal)
-    >>> found.text[0], found.arguments[1]
+    >>> explanation = describe("Normal", Normal)
+    >>> explanation.text[0], explanation.arguments[1]
     ('The normal distribution N(mean, std²).', Argument(name='std', default='1.0', choices=()))
     """
     paragraphs = [part for part in re.split(r"\n\s*\n", inspect.getdoc(cls) or "") if part.strip()]
     examples = [part for part in paragraphs if part.startswith(">>>")]
-    text = tuple(plain(part) for part in paragraphs if part not in examples)
-    return Explanation(name, text, _arguments_of(cls), "\n".join(examples).rstrip())
+    text = tuple(_without_markup(part) for part in paragraphs if part not in examples)
+    return Explanation(name, text, tuple(_arguments(cls)), "\n".join(examples).rstrip())
 
 
-def _check(one: Check) -> Explanation:
-    text = tuple(plain(part) for part in one.text.split("\n\n"))
-    return Explanation(f"{one.code} {one.name}", (*text, f"At worst: {one.severity}. Way out: {one.remedy}."))
-
-
-def _scheme(name: str, about: str) -> Explanation:
-    rules = columns(
-        ("rule", "where", "what"), [(rule.label, str(rule.where), str(rule.init)) for rule in load_recipe(name)]
-    )
-    return Explanation(name, (about, rules))
-
-
-def _arguments_of(cls: type[Any]) -> tuple[Argument, ...]:
+def _arguments(cls: type[Any]) -> list[Argument]:
     if not dataclasses.is_dataclass(cls):
-        return ()
+        return []
     try:
         hints = get_type_hints(cls)
     except NameError:  # a plug-in that names its types for type checkers only
         hints = {}
+    choices = {name: tuple(map(str, get_args(hint))) for name, hint in hints.items() if get_origin(hint) is Literal}
     fields = [field for field in dataclasses.fields(cls) if field.init]
-    return tuple(Argument(field.name, _default(field), _choices(hints.get(field.name))) for field in fields)
+    return [Argument(field.name, _default(field), choices.get(field.name, ())) for field in fields]
 
 
 def _default(field: dataclasses.Field[Any]) -> str:
@@ -130,37 +114,19 @@ def _default(field: dataclasses.Field[Any]) -> str:
     return "" if field.default_factory is dataclasses.MISSING else repr(field.default_factory())
 
 
-def _choices(hint: object) -> tuple[str, ...]:
-    return tuple(map(str, get_args(hint))) if get_origin(hint) is Literal else ()
-
-
-def plain(paragraph: str) -> str:
-    r"""A paragraph of a docstring without its markup.
-
-    >>> plain("``std`` is :func:`gain`'s")
-    "std is gain's"
-    >>> plain(r".. math:: \mathrm{std} = 1 / \sqrt{\mathrm{fan}}")
-    '  std = 1 / sqrt(fan)'
-    """
-    if paragraph.startswith(".. math::"):
-        return f"  {_formula(paragraph.removeprefix('.. math::').strip())}"
-    return re.sub(r":\w+:`([^`]*)`|``([^`]*)``", lambda found: found[1] or found[2], paragraph)
-
-
 _SYMBOLS = {
     "beta": "β", "gamma": "γ", "sigma": "σ", "varphi": "φ", "phi": "φ", "Phi": "Φ",
     "cdot": "·", "sim": "~", "quad": " ", "top": "T", "mathbb{E}": "E",
 }  # fmt: skip
 
 
-def _formula(tex: str) -> str:
-    """TeX as a terminal can show it; what is not known here stays as it is."""
-    text = re.sub(r"\\(?:mathrm|text)\{([^{}]*)\}", r"\1", tex)
+def _without_markup(paragraph: str) -> str:
+    """A paragraph of a docstring as a terminal can show it; TeX that is not known here stays as it is."""
+    # Not a parser: a group is the innermost braces, so a root within a fraction comes out right, and not the reverse.
+    if not paragraph.startswith(".. math::"):
+        return re.sub(r":\w+:`([^`]*)`|``([^`]*)``", lambda match: match[1] or match[2], paragraph)
+    text = re.sub(r"\\(?:mathrm|text)\{([^{}]*)\}", r"\1", paragraph.removeprefix(".. math::").strip())
     text = re.sub(r"\\([bB]ig+|left|right)\b", "", text)
     text = re.sub(r"\\sqrt\{([^{}]*)\}", r"sqrt(\1)", text)
     text = re.sub(r"\\frac\{([^{}]*)\}\{([^{}]*)\}", r"(\1) / (\2)", text)
-    return re.sub(r"\\(mathbb\{E\}|[a-zA-Z]+)", lambda found: _SYMBOLS.get(found[1], found[0]), text)
-
-
-def _indented(text: str) -> str:
-    return "\n".join(f"  {line}".rstrip() for line in text.splitlines())
+    return "  " + re.sub(r"\\(mathbb\{E\}|[a-zA-Z]+)", lambda match: _SYMBOLS.get(match[1], match[0]), text)

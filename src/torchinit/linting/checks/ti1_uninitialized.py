@@ -17,28 +17,26 @@ _HUGE = 1e30
 _HUGE_INTEGER = 1 << 40
 
 
-@check("TI101", "unfilled", "error", "sites", "initialize it, or cover it with a rule")
+@check("TI101", "error", "sites", "initialize it, or cover it with a rule")
 def unfilled(target: LintTarget) -> Iterator[Hit]:
     """Memory that was handed out empty and that nothing has been written to since.
 
     ``torch.empty`` and ``to_empty`` hand out whatever the memory held before: zeros today, NaN tomorrow. Seen are
-    parameters and buffers whose last write in a trace is the allocation, so that a buffer that is forgotten after
-    ``to_empty`` shows, and those of a ``BaseModule``, which is watched as it is built and as ``to_empty`` gives it
-    other memory. Decided by what was observed; in a trace wrong if the values were written from outside torch.
+    tensors whose last write in a trace is the allocation, and those of a ``BaseModule``, which is watched as it is
+    built and as ``to_empty`` gives it other memory. Wrong if a trace missed values from outside torch.
     """
     for linted in target.tensors:
-        writes = target.writes(linted)
-        allocated = bool(writes) and max(writes, key=lambda write: write.last).allocates
-        if linted.values is not None and (allocated or any(map(is_unfilled, linted.sources))):
+        last = linted.last_write
+        allocated = last is not None and last.allocates
+        if linted.values is not None and (allocated or any(map(is_unfilled, linted.holders[0].sources))):
             yield Hit(linted.name, f"{count(linted.tensor.numel(), 'value')} of memory that was never filled")
 
 
-@check("TI102", "meta", "error", "sites", "give the model memory (model.to_empty(device=...)) and initialize it")
+@check("TI102", "error", "sites", "give the model memory (model.to_empty(device=...)) and initialize it")
 def meta(target: LintTarget) -> Iterator[Hit]:
     """A tensor that is left on the meta device, where it has no values.
 
-    Writing to it does nothing and says nothing. A model that is on the meta device as a whole is a sketch: one note
-    then says that only what needs no values was checked.
+    Writing to it does nothing, silently. Of a model that is on the meta device as a whole one note says so.
     """
     left = [linted for linted in target.tensors if linted.tensor.is_meta]
     if target.is_sketch:
@@ -48,19 +46,13 @@ def meta(target: LintTarget) -> Iterator[Hit]:
         yield Hit(linted.name, f"is on the meta device, unlike {len(target.tensors) - len(left)} others")
 
 
-@check(
-    "TI103",
-    "not-finite",
-    "error",
-    "values",
-    "initialize it; if a formula made it, look for 0/0, a log of 0 or an overflow",
-)
+@check("TI103", "error", "values", "initialize it; if a formula made it, look for 0/0, a log of 0 or an overflow")
 def not_finite(target: LintTarget) -> Iterator[Hit]:
     """A parameter that holds NaN or an infinity, or a buffer that holds NaN.
 
-    One NaN spreads over all outputs. Memory that torch fills with NaN to be found
-    (``torch.use_deterministic_algorithms``) and nobody has written shows here, too. Counted, so never wrong; an
-    infinity in a buffer is let pass, since attention masks are made of it.
+    One NaN spreads over all outputs. Unwritten memory that torch filled with NaN to be found
+    (``torch.use_deterministic_algorithms``) shows here, too. Counted, so never wrong; attention masks are made of
+    infinities, so these may be in buffers.
     """
     for linted in target.tensors:
         stats = linted.statistics
@@ -71,14 +63,14 @@ def not_finite(target: LintTarget) -> Iterator[Hit]:
                 yield Hit(linted.name, f"{share} {count(stats.numel, 'value')} {verb} {kind}")
 
 
-@check("TI104", "leftovers", "error", "values", "initialize it: it looks like memory that was never filled")
+@check("TI104", "error", "values", "initialize it: it looks like memory that was never filled")
 def leftovers(target: LintTarget) -> Iterator[Hit]:
     """Values that no initialization draws: below the smallest normal number of the dtype, or beyond 1e30.
 
-    Addresses and whole numbers that memory held before look so when they are read as floats. The chance that a draw
-    of any use falls below 1e-38 is nil. Of a parameter both ends count, of a buffer the lower one, since masks hold
-    huge numbers. Below 1 % of the values it is a warning: weights that were trained with decay may hold a few.
-    Formats of 16 bits whose numbers end early (float16) and 8 bits have a check of their own.
+    Addresses and whole numbers that memory held before look so when they are read as floats; the chance that a
+    draw of any use falls below 1e-38 is nil. Of a parameter both ends count, of a buffer the lower one, since masks
+    hold huge numbers. Below 1 % of the values it is a warning: weights that were trained with decay may hold a few.
+    Formats whose numbers end early (float16, 8 bits) are left out.
     """
     for linted in target.tensors:
         stats, dtype = linted.statistics, linted.site.dtype
@@ -92,21 +84,14 @@ def leftovers(target: LintTarget) -> Iterator[Hit]:
             yield Hit(linted.name, f"holds {stats.reach:.3g}")
 
 
-@check(
-    "TI105",
-    "forgotten-buffer",
-    "error",
-    "values",
-    "compute it again: to_empty() leaves a buffer unfilled, and no checkpoint holds it",
-)
+@check("TI105", "error", "values", "compute it again: to_empty() leaves a buffer unfilled, and no checkpoint holds it")
 def forgotten_buffer(target: LintTarget) -> Iterator[Hit]:
     """A buffer whose values its layer cannot have made.
 
     Parameters are initialized or loaded after ``to_empty``; buffers are forgotten, those above all that are in no
-    state dict. Known are the running statistics of normalization (a variance is above zero, a count not negative
-    and below 2^40), frequencies of rotary embeddings (``inv_freq``: not all zero, none negative), position indices
-    (``position_ids``: not all the same), and whole numbers beyond 2^40 anywhere. Rules of values, so wrong only for
-    a layer that means something else by such a name.
+    state dict. Known are the running statistics of normalization (a variance is above zero, a count not negative),
+    frequencies of rotary embeddings (``inv_freq``: not all zero, none negative), position indices (``position_ids``:
+    not all the same), and whole numbers beyond 2^40. Wrong only for a layer that means something else by such a name.
     """
     for linted in target.tensors:
         stats = linted.statistics
@@ -131,7 +116,7 @@ def _impossible_values(linted: LintedTensor) -> str:
     return ""
 
 
-@check("TI106", "uncovered", "note", "plan", "cover it with a rule, or leave it on purpose")
+@check("TI106", "note", "plan", "cover it with a rule, or leave it on purpose")
 def uncovered(target: LintTarget) -> Iterator[Hit]:
     """Parameters that the recipe has no rule for, so that they stay as the layers' own code made them.
 
@@ -142,14 +127,13 @@ def uncovered(target: LintTarget) -> Iterator[Hit]:
         yield Hit("", f"no rule covers {count(len(names), 'parameter')}: {some(names)}")
 
 
-@check("TI107", "unwritten", "warning", "trace", "cover it in the initialization, or leave it to its layer on purpose")
+@check("TI107", "warning", "trace", "cover it in the initialization, or leave it to its layer on purpose")
 def unwritten(target: LintTarget) -> Iterator[Hit]:
     """A parameter that nothing wrote to while the initialization was traced.
 
     It keeps what its layer was built with. A warning where the same parameter of other layers of its class was
     written, so that this one was forgotten, and where a parametrization computes it, so that what was written to it
-    is lost; else one note for all. Exact, where the trace is: what is built inside the trace, or loaded, is left
-    out.
+    is lost; else one note for all. Exact, where the trace is; what is built inside it, or loaded, is left out.
     """
     trace = target.trace
     if not len(trace):
@@ -159,31 +143,31 @@ def unwritten(target: LintTarget) -> Iterator[Hit]:
     written = {(linted.site.owner.name, linted.site.leaf) for linted in traced if linted.name not in left}
     rest = []
     for linted in traced:
-        if linted.name in left and not linted.loaded:
-            owner, leaf = linted.site.owner.name, linted.site.leaf
-            if linted.site.parametrized:
-                yield Hit(linted.name, "nothing wrote to the tensors that a parametrization computes it from")
-            elif (owner, leaf) in written:
-                yield Hit(linted.name, f"nothing wrote to it, unlike the {leaf} of other {owner} layers")
-            else:
-                rest.append(linted.name)
+        owner, leaf = linted.site.owner.name, linted.site.leaf
+        if linted.name not in left or linted.loaded:
+            continue
+        if linted.site.parametrized:
+            yield Hit(linted.name, "nothing wrote to the tensors that a parametrization computes it from")
+        elif (owner, leaf) in written:
+            yield Hit(linted.name, f"nothing wrote to it, unlike the {leaf} of other {owner} layers")
+        else:
+            rest.append(linted.name)
     if rest:
         yield Hit("", f"nothing wrote to {count(len(rest), 'parameter')}: {some(rest)}", "note")
 
 
-@check("TI108", "no-values", "error", "sites", "make it one that can be written")
+@check("TI108", "error", "sites", "make it one that can be written")
 def no_values(target: LintTarget) -> Iterator[Hit]:
     """A parameter that has no values although it should have some, because no fill can be written to it.
 
     Partitioned parameters (DeepSpeed's ZeRO-3) have no elements until they are gathered: seen by ``ds_shape``, or by
-    what the layer's own numbers say it should have. Whole numbers, quantized and sparse parameters, and those without
-    elements of which nothing is known, count where a rule of the recipe matches them, or a report says so, since that
-    skips them. Wrong only where the numbers that a layer keeps are not those of its weights; a layer that means to be
-    empty, and what was loaded, is left out.
+    what the layer's own numbers say it should have. Whole numbers, quantized and sparse parameters, and empty ones
+    of which nothing is known count where a recipe or a report skips them. Wrong only where the numbers that a layer
+    keeps are not those of its weights; a layer that means to be empty, and what was loaded, is left out.
     """
     skipped = {skip.site.name for skip in target.plan.skipped} | {name for name, _ in target.report.lacking}
     for linted in target.tensors:
         site = linted.site
-        why, _, way_out = site.lack.rpartition(": ")
+        why, _, remedy = site.lack.rpartition(": ")
         if why and not linted.loaded and (site.name in skipped or (site.missing and why != EMPTY)):
-            yield Hit(linted.name, why, remedy=way_out)
+            yield Hit(linted.name, why, remedy=remedy)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from torchinit._text import shape_text, some
 from torchinit.checkpoints.quantized import quantized
+from torchinit.checkpoints.suggestions import guess
 from torchinit.errors import count, did_you_mean
 from torchinit.linting.registry import Hit, check
 from torchinit.linting.target import LintedTensor, LintTarget
@@ -23,74 +24,46 @@ _SETTING = frozenset({"zero_", "fill_"})
 _MOVING = frozenset({"_to_copy", "clone", "assigned", "unseen", "data ="})
 
 
-@check(
-    "TI201",
-    "loaded-nowhere",
-    "error",
-    "loaded",
-    "rename the keys so that they are the model's names, and load strictly",
-)
+@check("TI201", "error", "loaded", "rename the keys so that they are the model's names, and load strictly")
 def loaded_nowhere(target: LintTarget) -> Iterator[Hit]:
     """Loaded values that the model has no place for, or none of their shape.
 
     ``load_state_dict(strict=False)`` passes over them; a prefix too many, and nothing at all is loaded. No match at
     all is an error, and so is another shape; some keys too many are a warning, unless they are what quantized weights
-    mean nothing without. Names are compared without what wrappers put into them. Where a prefix would make more keys
-    match, the finding names it.
+    mean nothing without. Names are compared without those of wrappers; a prefix or renaming that would help is named.
     """
-    keys = list(target.loaded)
-    packed = quantized(target.loaded, {view.name: view.dtype for each in target.tensors for view in each.site.views})
+    dtypes = {name: linted.site.dtype for name, linted in target.by_name.items()}
+    packed = quantized(target.loaded, dtypes)
     yield from (Hit(name, each.why, "error", each.remedy) for name, each in packed.items())
     explained = {key for each in packed.values() for key in each.companions}
-    left = [key for key in keys if key not in explained and target.find(normalize(key)) is None]
+    left = [key for key in target.loaded if key not in explained and normalize(key) not in dtypes]
     if left:
-        none_matches = len(left) == len(keys)
-        hint = _hint(left, {view.name for each in target.tensors for view in each.site.views})
-        text = f"none of {len(keys)} keys is" if none_matches else f"{len(left)} of {count(len(keys), 'key')} are not"
+        number = len(target.loaded)
+        none_matches = len(left) == number
+        text = f"none of {number} keys is" if none_matches else f"{len(left)} of {count(number, 'key')} are not"
+        shapes = {name: each.site.shape for name, each in target.by_name.items() if each.site.persistent}
+        better = guess(shapes, {key: tuple(value.shape) for key, value in target.loaded.items()}, number - len(left))
+        hint = f"; {better}" if better else did_you_mean(left[0], dtypes)
         yield Hit("", f"{text} in the model: {some(left)}{hint}", "error" if none_matches else "warning")
-    for key in keys:
-        linted = target.find(normalize(key))
-        if linted is not None and linted.name not in packed and target.loaded[key].shape != linted.tensor.shape:
-            shapes = shape_text(linted.tensor.shape), shape_text(target.loaded[key].shape)
-            text = "has shape {}, and was loaded as {}".format(*shapes)
+    for key, value in target.loaded.items():
+        linted = target.by_name.get(normalize(key))
+        if linted is not None and linted.name not in packed and value.shape != linted.tensor.shape:
+            text = f"has shape {shape_text(linted.tensor.shape)}, and was loaded as {shape_text(value.shape)}"
             yield Hit(linted.name, text, "error", "give it the model's shape first")
 
 
-def _hint(keys: list[str], names: set[str]) -> str:
-    """Which prefix to drop or to add so that most keys match; else the near name."""
-    matching: Counter[str] = Counter()
-    for key in keys:
-        matching.update(f"without {start!r}" for start, rest in _splits(key) if rest in names)
-    for prefix in sorted({start for name in names for start, _ in _splits(name)[:3]}):
-        matching[f"with {prefix!r} before them"] = sum(f"{prefix}.{key}" in names for key in keys)
-    change, number = max(matching.items(), key=lambda pair: pair[1], default=("", 0))
-    return f"; {change} {number} would match" if number else did_you_mean(keys[0], names)
-
-
-def _splits(name: str) -> list[tuple[str, str]]:
-    """The name cut in two at each of its dots."""
-    return [(name[:at], name[at + 1 :]) for at, char in enumerate(name) if char == "."]
-
-
-@check("TI202", "not-loaded", "warning", "loaded", "name it among what is initialized on purpose, or find its key")
+@check("TI202", "warning", "loaded", "name it among what is initialized on purpose, or find its key")
 def not_loaded(target: LintTarget) -> Iterator[Hit]:
     """Parameters that no loaded value was for, so that they hold what the model was built with.
 
-    A new head is meant so; a layer that was renamed is not. One finding for all of them. Compared by name, tied
-    names included.
+    A new head is meant so; a layer that was renamed is not. Compared by all names of a tensor.
     """
     left = [linted.name for linted in target.tensors if linted.is_parameter and not linted.loaded]
     if left and any(linted.loaded for linted in target.tensors):
         yield Hit("", f"nothing was loaded for {count(len(left), 'parameter')}: {some(left)}")
 
 
-@check(
-    "TI203",
-    "loaded-overwritten",
-    "error",
-    "history",
-    "load last, or keep the initialization from what was loaded",
-)
+@check("TI203", "error", "history", "load last, or keep the initialization from what was loaded")
 def loaded_overwritten(target: LintTarget) -> Iterator[Hit]:
     """A tensor that does not hold the values that were loaded into it.
 
@@ -99,14 +72,13 @@ def loaded_overwritten(target: LintTarget) -> Iterator[Hit]:
     after conversion to the model's dtype; a trace knows what ``load_state_dict`` wrote, and which line filled or
     drew it anew. Wrong only for weights that were trained meanwhile.
     """
-    keys = {normalize(key): key for key in target.loaded}
+    loaded = {normalize(key): value for key, value in target.loaded.items()}
     for linted in target.tensors:
-        key = next((keys[view.name] for view in linted.site.views if view.name in keys), None)
-        number = _count_unequal(linted, target.loaded[key]) if key is not None else 0
-        if number:
-            values = count(linted.statistics.numel, "value")
-            yield Hit(linted.name, f"{number:,} of {values} are not those that were loaded")
-        elif key is None and (later := _drawn_after_loading(target.writes(linted))):
+        values = next((loaded[view.name] for view in linted.site.views if view.name in loaded), None)
+        if values is not None and (number := _count_unequal(linted, values)):
+            numel = count(linted.statistics.numel, "value")
+            yield Hit(linted.name, f"{number:,} of {numel} are not those that were loaded")
+        elif values is None and (later := _drawn_after_loading(linted.writes)):
             yield Hit(linted.name, f"was loaded, and then written by {later.what}", line=later.line)
 
 
@@ -127,12 +99,11 @@ def _count_unequal(linted: LintedTensor, loaded: Tensor) -> int:
         wanted = Box(shard.start, tuple(values.shape)).of(loaded).detach().to(values.device, values.dtype)
         if not torch.equal(values, wanted):
             unequal = values != wanted
-            both_nan = values.isnan() & wanted.isnan() if values.is_floating_point() else torch.zeros_like(unequal)
-            number += int((unequal & ~both_nan).sum())
+            number += int((unequal & ~(values.isnan() & wanted.isnan())).sum())
     return number
 
 
-@check("TI204", "undone", "warning", "trace", "let the special case run after the general one")
+@check("TI204", "warning", "trace", "let the special case run after the general one")
 def undone(target: LintTarget) -> Iterator[Hit]:
     """A value that one line wrote and another line then filled or drew anew.
 
@@ -140,21 +111,21 @@ def undone(target: LintTarget) -> Iterator[Hit]:
     branch that was zeroed, a bias with its prior, the forget gate of an LSTM. It is a warning where the later line
     writes more sites than the one it undoes and begins when that one is through, since the general case came after the
     special one; else a note, unless the later line writes fewer sites, which is the way it should be. What replaces
-    a layer's own initialization, or fills in the same number again, is not a finding. Exact, where the trace is; one
-    finding for each two lines.
+    a layer's own initialization, or fills in the same number again, is not a finding. Exact, where the trace is.
     """
+    # Nobody says which of two writes was meant, so it is read off the lines that wrote: a loop over all layers writes
+    # many sites from one line, a special case few. The number of sites alone would blame a loop that handles both cases
+    # layer by layer; there the special line begins before the general one is through, which makes it a note.
     lines = _line_spans(target)
-    found: dict[tuple[str, str], list[tuple[str, Write, Write]]] = defaultdict(list)
+    cases: dict[tuple[str, str], list[tuple[str, Write, Write]]] = defaultdict(list)
     for linted in target.tensors:
-        for before, after in _undone_writes(target.writes(linted)):
+        for before, after in _undone_writes(linted.writes):
             if lines[after.line].sites >= lines[before.line].sites:
-                found[before.line, after.line].append((linted.name, before, after))
-    for (line_before, line_after), cases in found.items():
-        name, before, after = cases[0]
-        others = [other for other, _, _ in cases[1:]]
+                cases[before.line, after.line].append((linted.name, before, after))
+    for (line_before, line_after), ((name, before, after), *others) in cases.items():
         earlier, later = lines[line_before], lines[line_after]
         text = f"{after.what} undoes {before.what} of {line_before or 'an unknown line'}"
-        tail = f", as in {count(len(others), 'other')}: {some(others)}" if others else ""
+        tail = f", as in {count(len(others), 'other')}: {some([other for other, *_ in others])}" if others else ""
         general = later.sites > earlier.sites and later.first > earlier.last
         yield Hit(name, text + tail, "warning" if general else "note", line=line_after)
 
@@ -177,7 +148,7 @@ def _line_spans(target: LintTarget) -> dict[str, _LineSpan]:
     }
 
 
-def _undone_writes(writes: tuple[Write, ...]) -> Iterator[tuple[Write, Write]]:
+def _undone_writes(writes: Sequence[Write]) -> Iterator[tuple[Write, Write]]:
     """Each write that the last one that left nothing of what was there undid, with that one; one a line."""
     last = next((write for write in reversed(writes) if write.overwrites), None)
     if last is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -13,25 +14,18 @@ from torchinit._text import some
 from torchinit.errors import count
 from torchinit.linting.registry import Hit, check
 from torchinit.linting.statistics import is_shuffled
-from torchinit.linting.target import LintedTensor, LintTarget, Twins, is_pair_to_tie
+from torchinit.linting.target import LintedTensor, LintTarget, is_pair_to_tie
 
 
-@check(
-    "TI301",
-    "same-in-layers",
-    "error",
-    "values",
-    "draw each layer anew: a copy of a layer, or one seed for all, made them equal",
-)
+@check("TI301", "error", "values", "draw each layer anew: a copy of a layer, or one seed for all, made them equal")
 def same_in_layers(target: LintTarget) -> Iterator[Hit]:
     """Parameters of different layers that hold the same drawn values.
 
     ``copy.deepcopy`` of an initialized layer makes them (``nn.TransformerEncoder`` clones its layer), or a
     generator that is seeded anew for each. Layers that start equal get different gradients only from their inputs.
     Decided bit by bit among tensors of one shape whose 20 or more values come in no order (turning points, six
-    standard errors): chance does not make two of those. Between the blocks of one stack and between the layers of
-    one module it is an error. Elsewhere it is a warning: the teacher of a student starts as its copy. Loaded values
-    are left out.
+    standard errors): chance does not make two of those. An error between the blocks of one stack and the layers of
+    one module, elsewhere a warning: the teacher of a student starts as its copy. Loaded values are left out.
     """
     leaves: dict[tuple[str, ...], list[str]] = defaultdict(list)
     alike: dict[tuple[str, ...], bool] = {}
@@ -39,7 +33,8 @@ def same_in_layers(target: LintTarget) -> Iterator[Hit]:
         if not is_pair_to_tie(twins):
             owners, leaf = _split([twin.name for twin in twins])
             leaves[owners].append(leaf)
-            alike[owners] = _are_siblings(owners, leaf) or _are_blocks(twins)
+            blocks = {twin.site.block and twin.site.block[0] for twin in twins}
+            alike[owners] = _are_siblings(owners, leaf) or len(blocks) == len(twins)
     for owners, same in leaves.items():
         text = f"holds the same drawn values as {some(owners[1:])}: {some(same)}"
         yield Hit(owners[0], text, "error" if alike[owners] else "warning")
@@ -52,23 +47,14 @@ def _are_siblings(owners: Sequence[str], leaf: str) -> bool:
     return len(parents) == 1 and (numbered or "." not in leaf)
 
 
-def _are_blocks(twins: Twins) -> bool:
-    return len({twin.site.block and twin.site.block[0] for twin in twins}) == len(twins)
-
-
 def _split(names: Sequence[str]) -> tuple[tuple[str, ...], str]:
     """The names without the parts that all of them end with, and those parts."""
-    paths = [name.split(".") for name in names]
-    shared = 0
-    while shared < min(map(len, paths)) - 1 and len({path[-1 - shared] for path in paths}) == 1:
-        shared += 1
-    owners = tuple(".".join(path[: len(path) - shared]) for path in paths)
-    return owners, ".".join(paths[0][len(paths[0]) - shared :]) or names[0]
+    ends = zip(*(name.split(".")[:0:-1] for name in names), strict=False)  # the last parts come first
+    leaf = ".".join([parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, ends)][::-1])
+    return tuple(name.removesuffix(f".{leaf}") if leaf else name for name in names), leaf or names[0]
 
 
-@check(
-    "TI302", "same-in-blocks", "error", "values", "draw the whole tensor at once, or each part under a name of its own"
-)
+@check("TI302", "error", "values", "draw the whole tensor at once, or each part under a name of its own")
 def same_in_blocks(target: LintTarget) -> Iterator[Hit]:
     """Blocks, or single rows, of one tensor that hold the same drawn values.
 
@@ -79,23 +65,26 @@ def same_in_blocks(target: LintTarget) -> Iterator[Hit]:
     so on purpose (ICNR). Loaded values are left out.
     """
     for linted in target.drawn:
-        stats = linted.statistics
-        if stats.varied and stats.shuffled and len(linted.site.shape) > 1:
-            yield from _repeats(linted, 0, "row", stats.rows, stats.zero_rows)
-            yield from _repeats(linted, 1, "column", stats.columns, stats.zero_columns)
+        if linted.is_drawn and len(linted.site.shape) > 1:
+            yield from _repeats(linted, 0, "row", linted.statistics.rows)
+            yield from _repeats(linted, 1, "column", linted.statistics.columns)
 
 
-def _repeats(linted: LintedTensor, axis: int, noun: str, digests: Tensor, zero: Tensor) -> Iterator[Hit]:
+def _repeats(linted: LintedTensor, axis: int, noun: str, digests: Tensor) -> Iterator[Hit]:
+    # The first row that has an equal one, and the next equal to it, give the length of the block between them; the
+    # whole tensor is made of such blocks if its digests, shifted by that length, are the same. A block that does not
+    # begin at the first repeated row, or blocks that are mixed with others, are told of as single rows, a warning.
     number = len(digests)
     kinds, which, counts = torch.unique(digests, return_inverse=True, return_counts=True)
-    repeated = (counts[which] > 1) & ~zero
+    repeated = (counts[which] > 1) & (digests != 0)
     if linted.values is None or not bool(repeated.any()):
         return
     first = int(repeated.nonzero()[0])
     second = int((which == which[first]).nonzero()[1])
     step = second - first
     block = linted.values.narrow(axis, first, step)
-    if not is_shuffled(block.movedim(axis, 0)) or not _has_many_digits(block, step, number):
+    digits = block.numel() // step * (-math.log2(torch.finfo(block.dtype).eps) if block.is_floating_point() else 23)
+    if not is_shuffled(block.movedim(axis, 0)) or digits <= 2 * math.log2(number) + 30:
         return
     if number % step == 0 and torch.equal(digests[:-step], digests[step:]):
         yield Hit(linted.name, f"the {number} {noun}s are {number // step} equal blocks of {step}")
@@ -104,20 +93,13 @@ def _repeats(linted: LintedTensor, axis: int, noun: str, digests: Tensor, zero: 
         yield Hit(linted.name, f"{count(copies, noun)} of {number} repeat others: {second} is {first}", "warning")
 
 
-def _has_many_digits(block: Tensor, rows: int, number: int) -> bool:
-    """Whether a row holds so many binary digits that among this number of rows chance makes no two alike."""
-    digits = -math.log2(torch.finfo(block.dtype).eps) if block.is_floating_point() else 23
-    return block.numel() // rows * digits > 2 * math.log2(number) + 30
-
-
-@check("TI303", "dead-rows", "warning", "values", "draw them, or leave them at zero on purpose")
+@check("TI303", "warning", "values", "draw them, or leave them at zero on purpose")
 def dead_rows(target: LintTarget) -> Iterator[Hit]:
     """Units of a weight that are zero throughout, while others are not.
 
     Such a unit gives out its bias alone, and behind a ReLU it may never learn. Units are counted along the output
-    axis of the layer, entries of a table along its rows, the padding row left out. Where so many values are zero
-    that chance makes such rows (n · z^length > 1e-6, for sparse initialization) nothing is said. Loaded values are
-    left out.
+    axis of the layer, entries of a table along its rows. Left out are padding rows, loaded values, and weights with
+    so many zeros that chance makes such rows (n · z^length > 1e-6, for sparse initialization).
     """
     for linted in target.drawn:
         stats, site = linted.statistics, linted.site
@@ -125,9 +107,9 @@ def dead_rows(target: LintTarget) -> Iterator[Hit]:
             continue
         axis = 0 if site.layout.lookup else site.layout.out_axes[0]
         pads = site.zero_row is not None and axis == 0
-        if axis > 1 or (pads and not linted.is_whole):
+        if axis > 1 or (pads and not linted.is_complete):
             continue
-        dead = (stats.zero_rows if axis == 0 else stats.zero_columns).clone()
+        dead = (stats.columns if axis else stats.rows) == 0
         if pads:
             dead[site.zero_row] = False
         number, units = int(dead.sum()), len(dead)

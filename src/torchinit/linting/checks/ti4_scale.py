@@ -7,22 +7,21 @@ from collections.abc import Iterator
 
 from torchinit._text import some
 from torchinit.errors import count
-from torchinit.knowledge.neutral import is_shift, neutrality
-from torchinit.linting.registry import Hit, check
+from torchinit.knowledge.neutral import is_named_norm, is_shift, neutrality
+from torchinit.linting.registry import Hit, Severity, check
 from torchinit.linting.target import LintedTensor, LintTarget
 
 _GAIN = 10.0
 
 
-@check("TI401", "constant-weight", "error", "values", "draw it, or zero it if it is the last of a residual branch")
+@check("TI401", "error", "values", "draw it, or zero it if it is the last of a residual branch")
 def constant_weight(target: LintTarget) -> Iterator[Hit]:
     """A weight whose values are all one number, where units can only tell themselves apart by chance.
 
     Equal units get equal gradients and stay equal. Another number than zero in the weight of a layer whose outputs
     share their inputs is an error; in a weight that does not learn it is a note, as a filter may be meant so. Zero
-    is a note, since the last layer of a residual branch, a gate or an adapter starts so on purpose; it is a warning
-    where the model has no other weights than zero ones. Tables, single units, depthwise convolutions and loaded
-    values are left out.
+    is a note, since the last layer of a residual branch, a gate or an adapter starts so on purpose; a warning where
+    all weights are zero. Tables, single units, depthwise convolutions and loaded values are left out.
     """
     matrices = [linted for linted in target.drawn if _mixes(linted)]
     constant = [linted for linted in matrices if linted.statistics.constant]
@@ -33,8 +32,7 @@ def constant_weight(target: LintTarget) -> Iterator[Hit]:
         if dead:
             yield Hit(linted.name, f"{text}, and so are all weights of the model", "warning")
         else:
-            learns = linted.tensor.requires_grad and stats.max != 0
-            yield Hit(linted.name, text, "error" if learns else "note")
+            yield Hit(linted.name, text, "error" if linted.tensor.requires_grad and stats.max else "note")
 
 
 def _mixes(linted: LintedTensor) -> bool:
@@ -46,13 +44,7 @@ def _mixes(linted: LintedTensor) -> bool:
     return linted.site.fans("true")[0] > 1 and outputs > (layout.groups if 0 in layout.out_axes else 1)
 
 
-@check(
-    "TI402",
-    "drawn-norm",
-    "error",
-    "values",
-    'start it neutral (type = "Neutral"): select weights by layer, not by name alone',
-)
+@check("TI402", "error", "values", 'start it neutral (type = "Neutral"): select weights by layer, not by name alone')
 def drawn_norm(target: LintTarget) -> Iterator[Hit]:
     """The scale or shift of a normalization layer that holds drawn values.
 
@@ -62,22 +54,17 @@ def drawn_norm(target: LintTarget) -> Iterator[Hit]:
     and RepVGG draws it. Needs 20 values; loaded ones are left out.
     """
     for linted in target.drawn:
-        stats = linted.statistics
-        if linted.is_norm and stats.varied and stats.shuffled:
-            scale = not is_shift(linted.site)
-            around_zero = linted.site.neutral != 0 and abs(stats.mean) <= 3 * stats.std / math.sqrt(stats.numel)
-            role, values = "scale" if scale else "shift", f"mean {stats.mean:.3g}, std {stats.std:.3g}"
-            severe = scale and around_zero
-            yield Hit(linted.name, f"is the {role} of a norm, and holds {values}", "error" if severe else "warning")
+        site, stats = linted.site, linted.statistics
+        named = is_named_norm(site) and site.leaf in ("weight", "bias") and len(site.shape) == 1
+        if linted.is_drawn and (named or site.neutral is not None):
+            shift = is_shift(site)
+            around_zero = site.neutral != 0 and abs(stats.mean) <= 3 * stats.std / math.sqrt(stats.numel)
+            text = f"is the {'shift' if shift else 'scale'} of a norm, and holds mean {stats.mean:.3g}"
+            severity: Severity = "error" if around_zero and not shift else "warning"
+            yield Hit(linted.name, f"{text}, std {stats.std:.3g}", severity)
 
 
-@check(
-    "TI403",
-    "outliers",
-    "warning",
-    "values",
-    "look at how it is drawn: torch before 2.12 drew wide truncated normals wrongly",
-)
+@check("TI403", "warning", "values", "look at how it is drawn: torch before 2.12 drew wide truncated normals wrongly")
 def outliers(target: LintTarget) -> Iterator[Hit]:
     """A drawn weight with a value too far from the others.
 
@@ -88,17 +75,16 @@ def outliers(target: LintTarget) -> Iterator[Hit]:
     """
     for linted in target.drawn:
         stats = linted.statistics
-        if not linted.is_matrix or not stats.varied or not stats.shuffled or stats.std == 0:
-            continue
-        drawn = stats.numel - stats.zeros
-        spread = math.sqrt((stats.std**2 + stats.mean**2) * stats.numel / drawn)
-        allowed = math.sqrt(2 * math.log(2 * drawn) + 2 * math.log(1e9))
-        if stats.reach > allowed * spread:
-            text = f"a value of {stats.reach:.4g} is {stats.reach / spread:.0f} standard deviations out"
-            yield Hit(linted.name, f"{text}; {allowed:.1f} are possible")
+        if linted.is_matrix and linted.is_drawn and stats.std:
+            drawn = stats.numel - stats.zeros
+            spread = math.sqrt((stats.std**2 + stats.mean**2) * stats.numel / drawn)
+            allowed = math.sqrt(2 * math.log(2 * drawn) + 2 * math.log(1e9))
+            if stats.reach > allowed * spread:
+                text = f"a value of {stats.reach:.4g} is {stats.reach / spread:.0f} standard deviations out"
+                yield Hit(linted.name, f"{text}; {allowed:.1f} are possible")
 
 
-@check("TI404", "loud-weight", "warning", "values", "scale it by its fan: LeCun, Kaiming or Xavier, or a smaller std")
+@check("TI404", "warning", "values", "scale it by its fan: LeCun, Kaiming or Xavier, or a smaller std")
 def loud_weight(target: LintTarget) -> Iterator[Hit]:
     """A weight that makes what passes through its layer more than ten times as large.
 
@@ -109,31 +95,29 @@ def loud_weight(target: LintTarget) -> Iterator[Hit]:
     for linted in target.drawn:
         stats = linted.statistics
         table = any(view.layout and view.layout.lookup for view in linted.site.views)
-        if table or not (stats.varied and linted.is_matrix):
-            continue
-        fan = linted.site.fans("true")[0]
-        factor = math.sqrt(max(fan, 0.0)) * math.hypot(stats.std, stats.mean)
-        if factor > _GAIN:
-            text = f"std {stats.std:.3g} with {fan:g} inputs makes what passes {factor:.3g} times as large"
-            yield Hit(linted.name, text)
+        if stats.varied and linted.is_matrix and not table:
+            fan = linted.site.fans("true")[0]
+            factor = math.sqrt(max(fan, 0.0)) * math.hypot(stats.std, stats.mean)
+            if factor > _GAIN:
+                text = f"std {stats.std:.3g} with {fan:g} inputs makes what passes {factor:.3g} times as large"
+                yield Hit(linted.name, text)
 
 
-@check("TI405", "padding-row", "warning", "values", "zero it after drawing the table")
+@check("TI405", "warning", "values", "zero it after drawing the table")
 def padding_row(target: LintTarget) -> Iterator[Hit]:
     """The padding row of an embedding that is not zero.
 
     ``nn.Embedding(padding_idx=...)`` zeroes the row once, and every initialization after that wipes it out; its
-    gradient is zero, so it stays as it is. Compared with zero, so never wrong, unless the model means padding to be
-    seen. Loaded values are left out.
+    gradient is zero, so it stays. Wrong only if the model means padding to be seen. Loaded values are left out.
     """
     for linted in target.drawn:
         row, values = linted.site.zero_row, linted.values
-        if row is not None and values is not None and linted.is_whole and not bool(linted.statistics.zero_rows[row]):
+        if row is not None and values is not None and linted.is_complete and bool(values[row].any()):
             reach = float(values[row].abs().max())
             yield Hit(linted.name, f"row {row} pads, and holds values up to {reach:.3g}")
 
 
-@check("TI406", "off-neutral", "error", "values", 'start it neutral (type = "Neutral"), or leave it so on purpose')
+@check("TI406", "error", "values", 'start it neutral (type = "Neutral"), or leave it so on purpose')
 def off_neutral(target: LintTarget) -> Iterator[Hit]:
     """A norm that does not start at its neutral value, where it normalizes and does nothing else.
 
@@ -167,6 +151,8 @@ def _off(linted: LintedTensor) -> float:
 
 def _in_a_branch(linted: LintedTensor, passing: list[LintedTensor], norms: list[LintedTensor]) -> bool:
     """Whether the smallest module that holds the norm and one that lets something pass is only a part of the model."""
+    # A norm that ends a residual branch stands beside others in its branch, the last norm of a model beside all of
+    # them; so the smallest part that also has a norm that lets something pass decides: a branch is not the whole model.
     around = linted.site.owner_name
     while around:
         around = around.rpartition(".")[0]

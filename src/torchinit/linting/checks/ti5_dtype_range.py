@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 
+from torchinit._text import dtype_name
 from torchinit.linting.registry import Hit, check
-from torchinit.linting.target import LintedTensor, LintTarget
+from torchinit.linting.target import LintTarget
+from torchinit.model.sites import Site
 
 
-@check("TI501", "subnormal", "warning", "values", "initialize in float32 and convert, or scale the weight up")
+@check("TI501", "warning", "values", "initialize in float32 and convert, or scale the weight up")
 def subnormal(target: LintTarget) -> Iterator[Hit]:
     """A float16 parameter more than a tenth of whose values lie below 6.1e-5, where the format loses its digits.
 
@@ -26,52 +28,44 @@ def subnormal(target: LintTarget) -> Iterator[Hit]:
             yield Hit(linted.name, f"{text}, where float16 has few digits")
 
 
-@check("TI502", "overflow", "warning", "values", "scale it down, or keep it in bfloat16 or float32")
+@check("TI502", "warning", "values", "scale it down, or keep it in bfloat16 or float32")
 def overflow(target: LintTarget) -> Iterator[Hit]:
     """A float16 parameter with a value above 256, whose square float16 does not hold.
 
-    Sums of products overflow there, and an infinity turns into NaN. Compared, so never wrong; harmless where the
-    layer computes in float32. Loaded values are left out.
+    Sums of products overflow there. Harmless where the layer computes in float32. Loaded values are left out.
     """
     for linted in target.drawn:
         if linted.site.dtype == torch.float16 and linted.statistics.numel and linted.statistics.reach > 256:
             yield Hit(linted.name, f"holds {linted.statistics.reach:.6g}, and float16 ends at 65504")
 
 
-def _mixed(
-    target: LintTarget, wanted: Callable[[LintedTensor], bool], of: Callable[[LintedTensor], object]
-) -> Iterator[Hit]:
-    """The modules whose own tensors are of several kinds."""
-    kinds: dict[str, dict[object, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for linted in filter(wanted, target.tensors):
-        kinds[linted.site.owner_name][of(linted)].append(linted.site.leaf)
-    for owner, leaves_by_kind in kinds.items():
-        texts = [
-            f"{' and '.join(leaves)} {str(kind).removeprefix('torch.')}" for kind, leaves in leaves_by_kind.items()
-        ]
-        if len(texts) > 1:
-            yield Hit(owner, " but ".join(texts))
-
-
-@check("TI503", "mixed-dtypes", "warning", "sites", "convert the module as a whole: module.to(dtype)")
+@check("TI503", "warning", "sites", "convert the module as a whole: module.to(dtype)")
 def mixed_dtypes(target: LintTarget) -> Iterator[Hit]:
     """A module whose weight and bias have different dtypes.
 
     Most layers refuse to compute so; it comes from a tensor that was made or assigned without a dtype. Parameters
     of other names are left alone (state spaces keep their decay in float32), and formats of 8 bits.
     """
-
-    def wanted(linted: LintedTensor) -> bool:
-        floating = linted.site.dtype.is_floating_point and linted.site.dtype.itemsize > 1
-        return linted.is_parameter and floating and linted.site.parameter_kind in ("weight", "bias")
-
-    return _mixed(target, wanted, lambda linted: linted.site.dtype)
+    sites = [linted.site for linted in target.tensors if linted.is_parameter]
+    roles = [site for site in sites if site.parameter_kind in ("weight", "bias")]
+    floating = [site for site in roles if site.dtype.is_floating_point and site.dtype.itemsize > 1]
+    return _mixed((site, dtype_name(site.dtype)) for site in floating)
 
 
-@check("TI504", "mixed-devices", "error", "sites", "move the module as a whole: module.to(device)")
+@check("TI504", "error", "sites", "move the module as a whole: module.to(device)")
 def mixed_devices(target: LintTarget) -> Iterator[Hit]:
     """A module whose own tensors are on different devices.
 
     It cannot compute. A tensor that is assigned after ``to`` makes it. The meta device has a check of its own.
     """
-    return _mixed(target, lambda linted: not linted.tensor.is_meta, lambda linted: linted.tensor.device)
+    return _mixed((each.site, str(each.tensor.device)) for each in target.tensors if not each.tensor.is_meta)
+
+
+def _mixed(kinds: Iterable[tuple[Site, str]]) -> Iterator[Hit]:
+    """The modules whose own tensors are of several kinds."""
+    leaves: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for site, kind in kinds:
+        leaves[site.owner_name][kind].append(site.leaf)
+    for owner, by_kind in leaves.items():
+        if len(by_kind) > 1:
+            yield Hit(owner, " but ".join(f"{' and '.join(names)} {kind}" for kind, names in by_kind.items()))

@@ -14,18 +14,17 @@ from torchinit.linting.target import LintTarget, is_pair_to_tie
 from torchinit.model.names import normalize
 
 
-@check("TI601", "broken-tie", "error", "sites", "tie them again: to_empty(), and a copy of one of them, break ties")
+@check("TI601", "error", "sites", "tie them again: to_empty(), and a copy of one of them, break ties")
 def broken_tie(target: LintTarget) -> Iterator[Hit]:
     """Two weights that the model says are one, and that have memory of their own.
 
     What is written, or loaded, into one does not reach the other, and they drift apart in training. Known are the
     ties that a transformers model declares (``_tied_weights_keys`` with ``config.tie_word_embeddings``) and the
-    aliases in a plan that was made of the model's sketch. Decided by memory, so never wrong where the declaration
-    is right.
+    aliases in a plan of the model's sketch. Never wrong where the declaration is right.
     """
     planned = ((step.site.name, view.name) for step in target.plan for view in step.site.aliases)
     for name, other in dict.fromkeys([*_declared(target.model), *planned]):
-        first, second = target.find(name), target.find(other)
+        first, second = target.by_name.get(name), target.by_name.get(other)
         if first and second and first is not second:
             yield Hit(first.name, f"should be one tensor with {second.name}, and is not")
 
@@ -34,8 +33,9 @@ def _declared(model: nn.Module) -> Iterator[tuple[str, str]]:
     for path, module in model.named_modules():
         keys = getattr(module, "_tied_weights_keys", None)
         if keys and getattr(getattr(module, "config", None), "tie_word_embeddings", False):
-            for name, source in _pairs(module, keys):
-                yield normalize(f"{path}.{name}".lstrip(".")), normalize(f"{path}.{source}".lstrip("."))
+            for pair in _pairs(module, keys):
+                name, source = (normalize(f"{path}.{end}".lstrip(".")) for end in pair)
+                yield name, source
 
 
 def _pairs(module: Any, keys: object) -> Iterator[tuple[str, str]]:
@@ -49,52 +49,42 @@ def _pairs(module: Any, keys: object) -> Iterator[tuple[str, str]]:
     yield from ((key, names[0]) for key in outputs if names)
 
 
-@check("TI602", "equal-not-tied", "warning", "values", "tie them (head.weight = embedding.weight), or draw them apart")
+@check("TI602", "warning", "values", "tie them (head.weight = embedding.weight), or draw them apart")
 def equal_not_tied(target: LintTarget) -> Iterator[Hit]:
     """An embedding and a layer that hold the same drawn values in memory of their own.
 
-    They were one, or were meant to be: a copy of the model's parts, ``to_empty`` or a state dict that was loaded
-    into both breaks the tie and leaves the values. Decided bit by bit among 20 or more values that come in no
-    order. Loaded values are left out.
+    They were one, or were meant to be: a copy of the model's parts or ``to_empty`` breaks the tie and leaves the
+    values. Decided bit by bit among 20 or more values that come in no order. Loaded values are left out.
     """
-    declared = {pair for name, other in _declared(target.model) for pair in ((name, other), (other, name))}
-    for group in target.twins:
-        names = [linted.name for linted in group]
-        if is_pair_to_tie(group) and (names[0], names[1]) not in declared:
+    declared = set(map(frozenset, _declared(target.model)))
+    for twins in target.twins:
+        names = [twin.name for twin in twins]
+        if is_pair_to_tie(twins) and frozenset(names[:2]) not in declared:
             yield Hit(names[0], f"holds the same values as {', '.join(names[1:])}, in memory of its own")
 
 
-@check(
-    "TI603",
-    "lost-in-parametrization",
-    "error",
-    "values",
-    "write through the parametrization: remove it first, or use a torchinit rule",
-)
+@check("TI603", "error", "values", "write through the parametrization: remove it first, or use a torchinit rule")
 def lost_in_parametrization(target: LintTarget) -> Iterator[Hit]:
     """A weight under ``torch.nn.utils.weight_norm`` that was written where the next call computes it anew.
 
     The hook computes ``weight`` from ``weight_g`` and ``weight_v`` before each call, so what is written to
     ``weight`` is lost. Decided by comparing it with what the hook would compute, within a thousandth of its largest
-    value. Under the newer ``parametrizations.weight_norm`` such a write leaves no trace to find afterwards: a plan
-    or a trace shows it.
+    value. Under the newer ``parametrizations.weight_norm`` only a plan or a trace shows such a write.
     """
     for linted in target.tensors:
         holder = linted.holders[0]
         module, leaf = holder.place.module, holder.leaf
         hooked = any(isinstance(hook, WeightNorm) and hook.name == leaf for hook in module._forward_pre_hooks.values())
         stale = module.__dict__.get(leaf)
-        if not (hooked and isinstance(stale, Tensor) and holder.way):
-            continue
-        computed = holder.way.value
-        apart = float((stale.detach() - computed).abs().max())
-        if apart > 1e-6 + 1e-3 * float(computed.abs().max()):
-            yield Hit(
-                linted.name, f"will be computed from {leaf}_g and {leaf}_v, which are up to {apart:.3g} apart from it"
-            )
+        if hooked and isinstance(stale, Tensor) and holder.way:
+            computed = holder.way.value
+            apart = float((stale.detach() - computed).abs().max())
+            if apart > 1e-6 + 1e-3 * float(computed.abs().max()):
+                text = f"will be computed from {leaf}_g and {leaf}_v, which are up to {apart:.3g} apart from it"
+                yield Hit(linted.name, text)
 
 
-@check("TI604", "tie-drawn-twice", "warning", "trace", "initialize it through one of its layers")
+@check("TI604", "warning", "trace", "initialize it through one of its layers")
 def tie_drawn_twice(target: LintTarget) -> Iterator[Hit]:
     """A tied weight that was filled or drawn more than once, through the layers that share it.
 
@@ -102,7 +92,7 @@ def tie_drawn_twice(target: LintTarget) -> Iterator[Hit]:
     where the trace is; a layer's own initialization does not count.
     """
     for linted in target.tensors:
-        writes = [write for write in target.writes(linted) if write.overwrites and not write.is_default]
+        writes = [write for write in linted.writes if write.overwrites and not write.is_default]
         times = sum(write.count for write in writes)
         if linted.site.aliases and times > 1:
             kinds = list(dict.fromkeys(write.what for write in writes))

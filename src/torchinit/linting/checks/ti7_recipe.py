@@ -16,18 +16,17 @@ from torchinit.plans.plan import Step
 from torchinit.plans.planner import fan_notes
 
 
-@check("TI701", "unused-rule", "error", "plan", "correct what it selects, or set optional = true")
+@check("TI701", "error", "plan", "correct what it selects, or set optional = true")
 def unused_rule(target: LintTarget) -> Iterator[Hit]:
     """A rule of the recipe that matches nothing.
 
-    A misspelt layer or name leaves everything as it was, silently. Read off the plan, so never wrong; ``optional =
-    true`` says that it is intended.
+    A misspelt layer or name leaves everything as it was, silently. ``optional = true`` says that it is intended.
     """
     for _, hint in target.plan.unused:
         yield Hit("", hint)
 
 
-@check("TI702", "shadowed-rule", "warning", "plan", "move it behind the others, make it narrower, or drop it")
+@check("TI702", "warning", "plan", "move it behind the others, make it narrower, or drop it")
 def shadowed_rule(target: LintTarget) -> Iterator[Hit]:
     """A rule all of whose sites later rules take over, so that it has no effect.
 
@@ -43,7 +42,7 @@ def shadowed_rule(target: LintTarget) -> Iterator[Hit]:
         yield Hit("", f"{text}, later in the recipe")
 
 
-@check("TI703", "fan-convention", "warning", "plan", 'set fans = "true", or fans = "torch" knowingly')
+@check("TI703", "warning", "plan", 'set fans = "true", or fans = "torch" knowingly')
 def fan_convention(target: LintTarget) -> Iterator[Hit]:
     """A weight whose fans depend on how they are counted, filled by torch's count.
 
@@ -57,34 +56,33 @@ def fan_convention(target: LintTarget) -> Iterator[Hit]:
                 yield Hit(step.site.name, note)
 
 
-@check("TI704", "not-as-planned", "error", "plan", "run the recipe last, or find what wrote after it")
+@check("TI704", "error", "plan", "run the recipe last, or find what wrote after it")
 def not_as_planned(target: LintTarget) -> Iterator[Hit]:
     """A parameter whose values are not as the recipe says.
 
     Mean and standard deviation may stray by six standard errors, which follow from the number of values and the
-    kurtosis of the fill; bounds by the rounding of the dtype. A bias that lost its prior, a weight that kept a
-    layer's own initialization and a standard deviation that a format rounded to zero show here. Loaded values are
-    left out.
+    kurtosis of the fill; bounds by the rounding of the dtype. A bias that lost its prior, a weight that kept its
+    layer's initialization and a deviation that a format rounded to zero show here. Loaded values are left out.
     """
     for step in target.plan:
-        linted = target.find(step.site.name)
+        linted = target.by_name.get(step.site.name)
         if linted is not None and linted.values is not None and not linted.loaded and linted.statistics.finite:
-            found = _deviations(step, linted)
-            if found:
-                yield Hit(linted.name, f"{'; '.join(found)}: {step.rule.origin} {step.fill}")
+            reasons = _deviations(step, linted)
+            if reasons:
+                yield Hit(linted.name, f"{'; '.join(reasons)}: {step.rule.origin} {step.fill}")
 
 
 def _deviations(step: Step, linted: LintedTensor) -> list[str]:
     site, stats = linted.site, linted.statistics
     if site.shape != step.site.shape:
         return [f"has shape {site.shape}, planned {step.site.shape}"]
-    if not (linted.is_whole or step.fill.elementwise):
+    if not (linted.is_complete or step.fill.elementwise):
         return []
     expected = step.fill.parts(site.shape) if site.dtype.is_complex else step.fill.moments(site.shape)
     return deviations(expected, Moments(stats.mean, stats.std, stats.min, stats.max), stats.numel, site.dtype)
 
 
-@check("TI705", "impossible-plan", "error", "plan", "correct the recipe")
+@check("TI705", "error", "plan", "correct the recipe")
 def impossible_plan(target: LintTarget) -> Iterator[Hit]:
     """A problem of the plan: it would not run.
 
@@ -94,26 +92,24 @@ def impossible_plan(target: LintTarget) -> Iterator[Hit]:
         yield Hit("", problem)
 
 
-@check("TI706", "changed-since-report", "error", "report", "initialize last, or find what wrote after it")
+@check("TI706", "error", "report", "initialize last, or find what wrote after it")
 def changed_since_report(target: LintTarget) -> Iterator[Hit]:
     """A parameter that holds other values than when the report was made.
 
-    Something wrote after the initialization: an ``apply`` with a function of one's own, a checkpoint, a training
-    step. Decided by the four moments that the report measured, within the rounding of the dtype; a write that keeps
-    all four is not seen.
+    Something wrote after the initialization: an ``apply``, a checkpoint, a training step. Decided by the four moments
+    that the report measured, within the rounding of the dtype; a write that keeps all four is not seen.
     """
     for record in target.report:
-        linted = target.find(record.name)
-        if linted is None or linted.values is None or record.measured is None:
-            continue
-        now, then = measure(linted.values), record.measured
-        pairs = [(name, getattr(then, name), getattr(now, name)) for name in ("mean", "std", "min", "max")]
-        apart = [f"{name} was {was:.6g} and is {now:.6g}" for name, was, now in pairs if not _close(was, now, linted)]
-        if apart:
-            yield Hit(linted.name, "; ".join(apart))
-
-
-def _close(was: float, now: float, linted: LintedTensor) -> bool:
-    dtype = linted.site.dtype
-    slack = max(torch.finfo(torch.float32).eps, torch.finfo(dtype).eps if dtype.is_floating_point else 0.0)
-    return was == now or abs(was - now) <= slack * linted.statistics.reach
+        linted = target.by_name.get(record.name)
+        if linted is not None and linted.values is not None and record.measured is not None:
+            now, before, dtype = measure(linted.values), record.measured, linted.site.dtype
+            kinds = (torch.float32, dtype if dtype.is_floating_point else torch.float32)
+            moments = [(name, getattr(before, name), getattr(now, name)) for name in ("mean", "std", "min", "max")]
+            slack = max(torch.finfo(kind).eps for kind in kinds) * linted.statistics.reach
+            apart = [
+                f"{name} was {was:.6g} and is {new:.6g}"
+                for name, was, new in moments
+                if was != new and not abs(was - new) <= slack  # "not", since a comparison with NaN is false
+            ]
+            if apart:
+                yield Hit(linted.name, "; ".join(apart))
