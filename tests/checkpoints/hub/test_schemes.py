@@ -10,7 +10,8 @@ import pytest
 
 from tests.servers import Host, whole
 from torchinit.checkpoints import Limits, fetch, register_source
-from torchinit.checkpoints.hub.schemes import RESOLVERS, LocalFile, Prefixes, Request
+from torchinit.checkpoints.hub.cache import Request
+from torchinit.checkpoints.hub.schemes import RESOLVERS, LocalFile, Prefixes
 from torchinit.errors import FetchError
 
 

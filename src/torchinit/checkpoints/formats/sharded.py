@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from torchinit.checkpoints.formats.base import Checkpoint, Info, Stamp, cut
-from torchinit.checkpoints.hub.index import member_of
+from torchinit.checkpoints.hub.urls import member_of
 from torchinit.errors import CheckpointError
 from torchinit.model.shards import Box
 from torchinit.serialization.json import unique_json

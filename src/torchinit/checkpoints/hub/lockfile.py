@@ -13,15 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-from torchinit.checkpoints.hub.cache import (
-    Cache,
-    HashMismatchError,
-    check_hash,
-    default_folder,
-    stamp_of,
-    write_whole,
-)
-from torchinit.checkpoints.hub.config import switch
+from torchinit.checkpoints.hub.cache import Cache, HashMismatchError, check_hash, default_folder, stamp_of, write_whole
+from torchinit.checkpoints.hub.config import is_on
 from torchinit.errors import FetchError, masked
 from torchinit.serialization.json import TwiceError, unique
 
@@ -57,11 +50,9 @@ def _read_pins(path: Path, _: object) -> dict[str, Pin]:
         data = json.loads(path.read_text("utf-8"), object_pairs_hook=unique)
     except FileNotFoundError:
         return {}
-    except TwiceError as error:
-        keys = ", ".join(sorted(error.keys))
-        raise FetchError(f"the lock file {path} cannot be read: {keys} stands there twice") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise FetchError(f"the lock file {path} cannot be read: {error}") from None
+        twice = f"{', '.join(sorted(error.keys))} stands there twice" if isinstance(error, TwiceError) else ""
+        raise FetchError(f"the lock file {path} cannot be read: {twice or error}") from None
     sources = data.get("sources") if isinstance(data, dict) else None
     if not isinstance(sources, dict) or data.get("version") != VERSION:
         raise FetchError(f"{path} is not a lock file of version {VERSION}")
@@ -126,7 +117,6 @@ class LockFile:
 
 def lock_of(path: str | os.PathLike[str] | None, frozen: bool | None) -> LockFile:
     """The lock file that is given, or else that of the variables TORCHINIT_LOCK and TORCHINIT_FROZEN."""
-    # The environment turns it on, not a file beside a recipe: that covers every source of a program, and nothing is
-    # written that was not asked for.
+    # The environment turns it on, not a file beside a recipe: that covers every source of a program, unasked for none.
     chosen = path or os.environ.get("TORCHINIT_LOCK")
-    return LockFile(Path(chosen) if chosen else None, switch("TORCHINIT_FROZEN") if frozen is None else frozen)
+    return LockFile(Path(chosen) if chosen else None, is_on("TORCHINIT_FROZEN") if frozen is None else frozen)

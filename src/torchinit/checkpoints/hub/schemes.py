@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Final, Generic, TypeAlias, TypeVar
 from urllib.parse import unquote
 
-from torchinit.checkpoints.hub.cache import Cache, check_hash, default_folder, hash_of
-from torchinit.checkpoints.hub.config import Limits, from_environment
+from torchinit.checkpoints.hub.cache import Cache, Request, check_hash, default_folder, hash_of
+from torchinit.checkpoints.hub.config import Limits, Progress, from_environment, show_progress
 from torchinit.checkpoints.hub.lockfile import Pin, lock_of
-from torchinit.checkpoints.hub.progress import Progress, show_progress
 from torchinit.checkpoints.hub.urls import address_of, check_allowed
 from torchinit.errors import FetchError, did_you_mean, masked
 
@@ -55,17 +54,6 @@ class Prefixes(Generic[T]):
     def find(self, source: str) -> T | None:
         """The value for the beginning of a source; None if nobody registered it."""
         return next((self._values[prefix] for prefix in self if re.match(prefix, source)), None)
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """The conditions of a fetch: bounds, the hash that the file must have, the revision that is locked."""
-
-    limits: Limits
-    progress: Progress
-    cache: Cache
-    sha256: str | None = None
-    revision: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +98,10 @@ def fetch(
     Traceback (most recent call last):
     torchinit.errors.FetchError: http://example.org/a.pth: anyone on the way can change what comes by http; ...
     """
-    text, wanted, lockfile = os.fspath(source), _checked_hash(sha256), lock_of(lock, frozen)
+    text, lockfile = os.fspath(source), lock_of(lock, frozen)
+    wanted = sha256 and sha256.strip().lower().removeprefix("sha256:")
+    if wanted is not None and not re.fullmatch(r"[0-9a-f]{64}", wanted):
+        raise FetchError(f"a sha256 has 64 hexadecimal digits, but got {sha256!r}")
     pin = lockfile.pin(text, wanted)
     wanted, revision = (pin.sha256, pin.revision) if pin else (wanted, "")
     with show_progress(text, progress) as shown, lockfile.named() if pin else nullcontext():
@@ -122,13 +113,6 @@ def fetch(
         url = masked(file.url) if file.url not in (text, masked(text)) else ""
         lockfile.add(text, Pin(hash_of(file.path), file.path.stat().st_size, url, file.revision))
     return file.path
-
-
-def _checked_hash(sha256: str | None) -> str | None:
-    text = sha256 and sha256.strip().lower().removeprefix("sha256:")
-    if text is not None and not re.fullmatch(r"[0-9a-f]{64}", text):
-        raise FetchError(f"a sha256 has 64 hexadecimal digits, but got {sha256!r}")
-    return text
 
 
 def resolve(source: str, request: Request) -> LocalFile:
@@ -184,6 +168,10 @@ def _local(source: str, request: Request) -> Path:
     return path
 
 
+def _file_url(source: str, request: Request) -> Path:
+    return _local(unquote(source.removeprefix("file://").removeprefix("localhost")), request)
+
+
 def _web(source: str, request: Request) -> LocalFile:
     if source.startswith("http://") and request.sha256 is None:
         raise FetchError(f"{source}: anyone on the way can change what comes by http; give its sha256, or use https://")
@@ -195,12 +183,10 @@ def _web(source: str, request: Request) -> LocalFile:
         except ModuleNotFoundError as error:
             remedy = f"{error.name} is not installed: pip install {error.name}"
             raise FetchError(f"{source} cannot be fetched: {remedy}") from error
-        entry = download(source, request.cache, request.limits, request.sha256, request.progress)
+        entry = download(source, request)
     return LocalFile(entry.path, entry.url)
 
 
 register_source("", _local)
-register_source(
-    "file://", lambda source, _: _local(unquote(source.removeprefix("file://").removeprefix("localhost")), _)
-)
+register_source("file://", _file_url)
 register_source(("http://", "https://"), _web)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from torchinit.checkpoints import fetch
 from torchinit.checkpoints.formats.sharded import read_index
 from torchinit.checkpoints.hub.cache import hash_of
-from torchinit.checkpoints.hub.index import member_of
+from torchinit.checkpoints.hub.urls import member_of
 from torchinit.cli import options
 
 if TYPE_CHECKING:
