@@ -681,7 +681,7 @@ def test_arguments_are_kept_as_plain_data() -> None:
     }
     init = Pretrained("a", **said)
     assert (init.rename, init.dtype, init.map_location) == ((("a", "b"),), torch.bfloat16, "cpu")
-    assert init.missing_globs == ("a",)
+    assert init.expect_missing == ("a",)
     assert Pretrained("a", rename=[]) == Pretrained("a")  # type: ignore[arg-type]
 
 

@@ -61,11 +61,7 @@ class KeyMap:
         return found and found[0]
 
     def names(self, keys: Iterable[str]) -> Names:
-        """The names of all keys. A key that is called so as it stands comes before one that is after unwrapping.
-
-        >>> KeyMap().names(["module.fc.weight", "fc.weight"]).keys
-        {'fc.weight': 'fc.weight'}
-        """
+        """The names of all keys. A key that is called so as it stands comes before one that is after unwrapping."""
         names: dict[str, str] = {}
         groups: tuple[dict[str, list[str]], dict[str, list[str]]] = ({}, {})
         for key in keys:
@@ -101,11 +97,7 @@ class KeyMap:
 
 
 def unwrapped(key: str) -> str:
-    """A key without the parts that wrappers put in; what a parametrization is computed from keeps its name.
-
-    >>> unwrapped("module._orig_mod.fc.weight"), unwrapped("fc.parametrizations.weight.original0")
-    ('fc.weight', 'fc.parametrizations.weight.original0')
-    """
+    """A key without the parts that wrappers put in; what a parametrization is computed from keeps its name."""
     before, mark, rest = key.partition("parametrizations.")
     return normalize(before + "x")[:-1] + mark + rest if mark else normalize(key)
 
@@ -114,9 +106,6 @@ def revised(state: Mapping[str, _T], keys: Iterable[Sequence[str]]) -> dict[str,
     """The entries under keys to which MMEngine's ``revise_keys`` have been applied, one after the other.
 
     Raises TypeError for anything but a list of pairs, ConfigError for a pattern that cannot be compiled.
-
-    >>> revised({"module.fc.weight": 1}, [("^module[.]", "")])
-    {'fc.weight': 1}
     """
     renamed, pairs = dict(state), [tuple(pair) if isinstance(pair, (list, tuple)) else (pair,) for pair in keys]
     if odd := [pair for pair in pairs if len(pair) != 2 or not isinstance(pair[0], (str, re.Pattern))]:

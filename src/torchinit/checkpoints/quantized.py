@@ -89,11 +89,6 @@ class Companions:
 
     ``names`` are pairs of a key and what it is called in the model, ``known`` is what the model has, ``info`` gives
     shape and dtype of a key.
-
-    >>> infos = {"fc.weight": Info((4, 4), torch.float8_e4m3fn), "fc.weight_scale": Info((), torch.float32)}
-    >>> found = Companions(zip(infos, infos), {"fc.weight"}, infos.__getitem__)
-    >>> print(found.of("fc.weight", infos["fc.weight"], torch.float32).why)
-    is float8_e4m3fn in the file, and its values are meaningless without fc.weight_scale
     """
 
     def __init__(self, names: Iterable[tuple[str, str]], known: Container[str], info: Callable[[str], Info]) -> None:
@@ -197,12 +192,7 @@ class Companions:
 
 
 def quantized(tensors: Mapping[str, Any], sites: Mapping[str, torch.dtype]) -> dict[str, Quantized]:
-    """The sites, given by name and dtype, that these tensors hold in quantized form.
-
-    >>> tensors = {"fc.qweight": torch.zeros(2, 8, dtype=torch.int32), "fc.scales": torch.ones(1, 8)}
-    >>> quantized(tensors, {"fc.weight": torch.float32})["fc.weight"].why
-    'is in the file in quantized form only: fc.qweight, fc.scales'
-    """
+    """The sites, given by name and dtype, that these tensors hold in quantized form."""
     companions = Companions.among(tensors, sites)
     keys = {normalize(key): key for key, value in tensors.items() if isinstance(value, Tensor)}
     found = {
@@ -226,13 +216,7 @@ def _is_narrow(seen: torch.dtype, dtype: torch.dtype) -> bool:
 
 
 def _bases(key: str) -> Iterator[tuple[str, frozenset[str]]]:
-    """The names of a key without the words of quantization at its end, one, two and so on, or before its leaf.
-
-    >>> [(base, sorted(words)) for base, words in _bases("fc.weight_quantizer._scale")]
-    [('fc.weight_quantizer', ['scale']), ('fc.weight', ['quantizer', 'scale'])]
-    >>> [(base, sorted(words)) for base, words in _bases("fc.scale_weight")]
-    [('fc.weight', ['scale'])]
-    """
+    """The names of a key without the words of quantization at its end, one, two and so on, or before its leaf."""
     words = set[str]()
     for found in reversed([*re.finditer(r"([^._:]+)(?:_\d+)?(?=[._:]|$)", key)][-8:]):
         if not _WORDS.fullmatch(found[1].lower()):

@@ -8,15 +8,44 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Final, TypeAlias
 
+from torchinit._text import some
 from torchinit.checkpoints import adapters
 from torchinit.checkpoints.adapters.base import Adapter, Size, place, replace_parts
-from torchinit.checkpoints.key_mapping import KeyMap, Renames, unwrapped
-from torchinit.errors import ConfigError
+from torchinit.checkpoints.formats import Checkpoint
+from torchinit.checkpoints.key_mapping import KeyMap, Names, Renames, unwrapped
+from torchinit.errors import CheckpointError, ConfigError
 from torchinit.initializers.load_report import Guess
 from torchinit.model.globs import glob_matches
 from torchinit.model.sites import Site
 
 Shapes: TypeAlias = Mapping[str, Size]
+
+
+def advise(
+    checkpoint: Checkpoint, names: Names, used: Collection[str], wanted: Shapes, missing: Sequence[str], found: int
+) -> tuple[Guess | None, list[str]]:
+    """Suggestions by which more than ``found`` sites would be had, as arguments and in words."""
+    shapes = {key: _shape(checkpoint, key) for key in checkpoint}
+    if best := guess(wanted, shapes, found):
+        firsts = {unwrapped(key).partition(".")[0] for key in checkpoint if "." in key}
+        shared = len(firsts) == 1 and all("." in key for key in checkpoint)
+        return best, [(f"Every key of the file starts with {min(firsts) + '.'!r}; " if shared else "") + str(best)]
+    hints = []
+    if missing and (differing := by_case(wanted, names.keys)):
+        hints = ["The model has {!r} and the file {!r}, which differ by case: give a rename".format(*differing)]
+    elif missing and not found:
+        keys = tuple(names.names) or checkpoint.keys()
+        hints = [f"The file has {some(keys, 3)}; the model has {some(missing, 3)}"]
+    spare = {name: shapes[key] for name, key in names.keys.items() if key not in used}
+    return None, hints + suggest_for_missing({name: wanted[name] for name in missing}, spare, names.keys)
+
+
+def _shape(checkpoint: Checkpoint, key: str) -> Size:
+    try:
+        return checkpoint.info(key).shape
+    except CheckpointError:
+        return ()
+
 
 # --- names: a prefix or renames --------------------------------------------------------------------------------------
 
@@ -33,10 +62,6 @@ def guess(wanted: Shapes, keys: Shapes, matching: int) -> Guess | None:
 
     Each candidate is tried on all of the file; the one that counts most is taken, the shorter one of equals. One
     that finds next to nothing is dropped: any two models have a bias of one length somewhere.
-
-    >>> model, file = {"fc.weight": (2, 2)}, {"module.net.fc.weight": (2, 2)}
-    >>> print(guess(model, file, 0))
-    with prefix='net.' 1 of 1 match
     """
     best = max(_guesses(wanted, keys), key=lambda guess: guess.matching, default=None)
     if best is None or best.matching <= matching or 20 * best.matching < min(len(wanted), len(keys)):
@@ -90,31 +115,19 @@ def _keymaps(old: str, new: str) -> Iterable[KeyMap]:
 
 
 def beginning(text: str) -> str:
-    """The pattern of what begins so.
-
-    >>> beginning("net.")
-    '^net[.]'
-    """
+    """The pattern of what begins so."""
     return "^" + re.sub(r"(\W)", r"[\1]", text)
 
 
 def splits(name: str) -> Iterator[tuple[str, str]]:
-    """A name cut after none of its parts, after the first, and so on.
-
-    >>> [*splits("net.fc.bias")]
-    [('', 'net.fc.bias'), ('net.', 'fc.bias'), ('net.fc.', 'bias')]
-    """
+    """A name cut after none of its parts, after the first, and so on."""
     parts = name.split(".")
     for at in range(min(_DEPTH, len(parts))):
         yield "".join(f"{part}." for part in parts[:at]), ".".join(parts[at:])
 
 
 def by_case(wanted: Iterable[str], keys: Collection[str]) -> tuple[str, str] | None:
-    """A name of the model, and a key of the file that differs from it in upper and lower case only.
-
-    >>> by_case({"Conv.weight": (1,)}, {"conv.weight": (1,)})
-    ('Conv.weight', 'conv.weight')
-    """
+    """A name of the model, and a key of the file that differs from it in upper and lower case only."""
     folded = {key.casefold(): key for key in keys}
     missing = (name for name in wanted if name not in keys)
     return next(((name, folded[name.casefold()]) for name in missing if name.casefold() in folded), None)
@@ -127,13 +140,7 @@ _KEYS: Final = re.compile(r"(.*[._])?w?(k|v|kv|key|value)s?(_proj|_lin|_linear)?
 
 
 def suggest_for_shape(seen: Size, shape: Size, name: str = "") -> str:
-    """The tail of a message on shapes that differ: the adapters that would do, as far as shapes and name can tell.
-
-    >>> suggest_for_shape((64, 3, 7, 7), (64, 1, 7, 7)), suggest_for_shape((5, 7), (3, 9))
-    ('; InputChannels can adapt it', '')
-    >>> suggest_for_shape((512, 512), (128, 512), "layers.0.k_proj.weight")
-    '; PoolHeads can adapt it'
-    """
+    """The tail of a message on shapes that differ: the adapters that would do, as far as shapes and name can tell."""
     names = [*_for_shape(seen, shape, name)]
     return f"; {' or '.join(filter(None, [', '.join(names[:-1]), names[-1]]))} can adapt it" if names else ""
 
@@ -192,9 +199,6 @@ def suggest_for_missing(missing: Shapes, spare: Shapes, names: Collection[str] =
 
     ``names`` are all that the file has. Where several adapters would do for a site nothing is said of it. What a
     parametrization of torch computes, other than weight norm, no adapter makes.
-
-    >>> suggest_for_missing({"h.0.qkv.weight": (6, 2)}, {f"h.0.{part}.weight": (2, 2) for part in "qkv"})
-    ["with adapt={'h.*.qkv.weight': Fuse('qkv', ('q', 'k', 'v'))} 1 more would be found"]
     """
     divisions, offers, globs, computed = _Divisions(missing, spare), Counter[str](), dict[str, str](), list[str]()
     parametrized = {name.replace("parametrizations.", "").removesuffix(".original0") for name in spare}
@@ -272,14 +276,7 @@ def _numbered(name: str) -> Iterator[tuple[str, str]]:
 
 
 def tied(missing: Sequence[Site], loaded: Sequence[Site]) -> list[str]:
-    """A word on a last layer that the file's model shares with its embedding, and this one does not.
-
-    >>> from torchinit import sites
-    >>> from torch import nn
-    >>> table, head = sites(nn.ModuleDict({"embed": nn.Embedding(9, 4), "head": nn.Linear(4, 9, bias=False)}))
-    >>> print(*tied([head], [table]))
-    head.weight may be tied to embed.weight in the file's model: another rule, for Name('head.weight'), ...
-    """
+    """A word on a last layer that the file's model shares with its embedding, and this one does not."""
     found = []
     for head in (site for site in missing if (site.owner.name, site.leaf) == ("Linear", "weight")):
         tables = [site for site in loaded if site.owner.name == "Embedding" and site.shape == head.shape]

@@ -27,14 +27,7 @@ class HashMismatchError(FetchError):
 
 
 def check_hash(source: str, found: str, wanted: str | None) -> None:
-    """Refuse a file that is not the one that was asked for; the beginning of a hash may be asked for.
-
-    >>> check_hash("a.pth", "00ff", "00fe")
-    Traceback (most recent call last):
-    torchinit.checkpoints.hub.cache.HashMismatchError: a.pth is not the file that was asked for
-      wanted sha256 00fe
-      found  sha256 00ff
-    """
+    """Refuse a file that is not the one that was asked for; the beginning of a hash may be asked for."""
     if not found.startswith(wanted or ""):
         both = [f"wanted sha256 {wanted}", f"found  sha256 {found}"]
         raise HashMismatchError(f"{source} is not the file that was asked for", both)
@@ -110,11 +103,7 @@ class CacheEntry:
 
 
 def default_folder(environment: Mapping[str, str] = os.environ) -> Path:
-    """``$TORCHINIT_CACHE``, or ``$XDG_CACHE_HOME/torchinit``, or ``~/.cache/torchinit``.
-
-    >>> default_folder({"XDG_CACHE_HOME": "/var/cache"}).as_posix()
-    '/var/cache/torchinit'
-    """
+    """``$TORCHINIT_CACHE``, or ``$XDG_CACHE_HOME/torchinit``, or ``~/.cache/torchinit``."""
     shared = environment.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(environment.get("TORCHINIT_CACHE") or f"{shared}/torchinit").expanduser()
 

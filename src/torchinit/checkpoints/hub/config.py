@@ -64,12 +64,7 @@ def _covers(patterns: tuple[str, ...], host: str) -> bool:
 
 
 def from_environment(environment: Mapping[str, str] = os.environ) -> Limits:
-    """The limits that the environment sets, and the defaults for the rest. Raises FetchError for unclear values.
-
-    >>> limits = from_environment({"TORCHINIT_MAX_DOWNLOAD": "2GB", "TORCHINIT_ALLOWED_HOSTS": "a.org, b.org"})
-    >>> limits.size, limits.hosts
-    (2000000000, ('a.org', 'b.org'))
-    """
+    """The limits that the environment sets, and the defaults for the rest. Raises FetchError for unclear values."""
     bounds: dict[str, Any] = {}
     if text := environment.get("TORCHINIT_MAX_DOWNLOAD"):
         if not (size := _SIZE.fullmatch(text.strip())):

@@ -98,7 +98,7 @@ def sharing_failure(path: Path, since: float, sha256: str | None) -> Iterator[No
 
 @dataclass(frozen=True, slots=True)
 class _Transfer:
-    """A URL on its way into the file ``path``, with a note beside it that tells whether the source is still the same."""
+    """A URL on its way into the file ``path``, and the note beside it that tells if the source is still the same."""
 
     url: str
     path: Path
@@ -239,21 +239,13 @@ def length_of(url: str, headers: Mapping[str, str]) -> int | None:
 
 
 def validator_of(headers: Mapping[str, str]) -> str:
-    """The text by which If-Range tells that a file is still the same: a strong ETag, or else a date; may be empty.
-
-    >>> validator_of({"etag": '"v1"'}), validator_of({"etag": 'W/"v1"'})
-    ('"v1"', '')
-    """
+    """The text by which If-Range tells that a file is still the same: a strong ETag, or else a date; may be empty."""
     tag = headers.get("etag", "")
     return tag if tag and not tag.startswith("W/") else headers.get("last-modified", "")
 
 
 def retry_after(headers: Mapping[str, str]) -> float:
-    """The seconds that a busy server asks us to stay away, within bounds.
-
-    >>> retry_after({"retry-after": "7"}), retry_after({"retry-after": "soon"}), retry_after({})
-    (7.0, 0.0, 0.0)
-    """
+    """The seconds that a busy server asks us to stay away, within bounds."""
     try:
         return min(float(Retry().parse_retry_after(headers.get("retry-after", "0"))), _LONGEST_PAUSE)
     except (InvalidHeader, ValueError, OverflowError):

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-from torchinit.checkpoints.hub.cache import Cache, HashMismatchError, check_hash, default_folder, stamp_of, write_whole
+from torchinit.checkpoints.hub.cache import Cache, check_hash, default_folder, stamp_of, write_whole
 from torchinit.checkpoints.hub.config import is_on
 from torchinit.errors import FetchError, masked
 from torchinit.serialization.json import TwiceError, unique
@@ -69,8 +68,8 @@ def _read_pins(path: Path, _: object) -> dict[str, Pin]:
 
 def write_pins(path: Path, pins: Mapping[str, Pin]) -> None:
     """Write a lock file, sorted, so that a change of one source is a change of its lines."""
-    sources = {name: {key: value for key, value in asdict(pins[name]).items() if value != ""} for name in sorted(pins)}
-    text = json.dumps({"version": VERSION, "sources": sources}, indent=2, ensure_ascii=False)
+    sources = {name: {key: value for key, value in asdict(pin).items() if value != ""} for name, pin in pins.items()}
+    text = json.dumps({"version": VERSION, "sources": dict(sorted(sources.items()))}, indent=2, ensure_ascii=False)
     try:
         write_whole(path, text + "\n")
     except OSError as error:
@@ -105,18 +104,10 @@ class LockFile:
                 check_hash(f"{source}, fetched just now,", pin.sha256, known.sha256)
                 write_pins(path, pins)
 
-    @contextlib.contextmanager
-    def named(self) -> Iterator[None]:
-        """Say of a file that is not the one that is locked where it is locked."""
-        try:
-            yield
-        except HashMismatchError as error:
-            remedy = f"{self.path} has the wanted one; if the change is right, remove the source there"
-            raise HashMismatchError(error.headline, [*error.problems, remedy]) from error
-
 
 def lock_of(path: str | os.PathLike[str] | None, frozen: bool | None) -> LockFile:
     """The lock file that is given, or else that of the variables TORCHINIT_LOCK and TORCHINIT_FROZEN."""
-    # The environment turns it on, not a file beside a recipe: that covers every source of a program, unasked for none.
+    # The environment turns it on, not a file beside a recipe: that covers every source of a program, and nothing is
+    # written that was not asked for.
     chosen = path or os.environ.get("TORCHINIT_LOCK")
     return LockFile(Path(chosen) if chosen else None, is_on("TORCHINIT_FROZEN") if frozen is None else frozen)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Generic, TypeAlias, TypeVar
 from urllib.parse import unquote
 
-from torchinit.checkpoints.hub.cache import Cache, Request, check_hash, default_folder, hash_of
+from torchinit.checkpoints.hub.cache import Cache, HashMismatchError, Request, check_hash, default_folder, hash_of
 from torchinit.checkpoints.hub.config import Limits, Progress, from_environment, show_progress
 from torchinit.checkpoints.hub.lockfile import Pin, lock_of
 from torchinit.checkpoints.hub.urls import address_of, check_allowed
@@ -29,12 +28,6 @@ class Prefixes(Generic[T]):
 
     A prefix is a regular expression that is matched at the start, as MMEngine's schemes are. They are tried in
     reverse alphabetical order, so the longer one comes before the shorter, and ``""``, which takes all, comes last.
-
-    >>> kinds = Prefixes[str]()
-    >>> kinds.register(["http://", "https://"], "web")
-    >>> kinds.register("", "file")
-    >>> kinds.find("https://example.org/a.pth"), kinds.find("a.pth"), list(kinds)
-    ('web', 'file', ['https://', 'http://', ''])
     """
 
     def __init__(self) -> None:
@@ -58,7 +51,7 @@ class Prefixes(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class LocalFile:
-    """A local file, and the URL and the revision that it came from, as far as they are known."""
+    """A local file, and where it came from, as far as that is known."""
 
     path: Path
     url: str = ""
@@ -104,9 +97,13 @@ def fetch(
         raise FetchError(f"a sha256 has 64 hexadecimal digits, but got {sha256!r}")
     pin = lockfile.pin(text, wanted)
     wanted, revision = (pin.sha256, pin.revision) if pin else (wanted, "")
-    with show_progress(text, progress) as shown, lockfile.named() if pin else nullcontext():
-        request = Request(limits or from_environment(), shown, Cache(default_folder()), wanted, revision)
-        file = resolve(text, request)
+    try:
+        with show_progress(text, progress) as shown:
+            request = Request(limits or from_environment(), shown, Cache(default_folder()), wanted, revision)
+            file = resolve(text, request)
+    except HashMismatchError as error:
+        remedy = f"{lockfile.path} has the wanted one; if the change is right, remove the source there"
+        raise HashMismatchError(error.headline, [*error.problems, *[remedy] * bool(pin)]) from error
     if lockfile.path and pin is None:
         if not file.path.is_file():
             raise FetchError(f"{text} is not a file, so it cannot be recorded in a lock file")
