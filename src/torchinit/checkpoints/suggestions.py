@@ -10,7 +10,7 @@ from typing import Final, TypeAlias
 
 from torchinit._text import some
 from torchinit.checkpoints import adapters
-from torchinit.checkpoints.adapters.base import Adapter, Size, place, replace_parts
+from torchinit.checkpoints.adapters.base import Adapter, Size, find_parts, replace_parts
 from torchinit.checkpoints.formats import Checkpoint
 from torchinit.checkpoints.key_mapping import KeyMap, Names, Renames, unwrapped
 from torchinit.errors import CheckpointError, ConfigError
@@ -247,7 +247,7 @@ class _Divisions:
         into = f"{owner}.{leaf}"
         for tail, count in self.spare_series.get(path, {}).items():
             yield adapters.Stack(into, f"{owner}.*.{tail}", count)
-            for family in (family for family in _FAMILIES if place(tail, family[0]) is not None):
+            for family in (family for family in _FAMILIES if find_parts(tail, family[0])):
                 fused = replace_parts(tail, family[0], "fused")
                 stack = adapters.Stack(into, f"{owner}.*.{fused}", count)
                 yield adapters.Chain((adapters.Fuse("fused", family), stack))

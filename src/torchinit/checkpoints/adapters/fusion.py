@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import final
 
 import torch
 from torch import Tensor
 
 from torchinit.checkpoints.adapters.base import (
-    ADAPTERS,
     Adapter,
     ReadPlan,
     Size,
     check_pattern,
     check_whole,
+    find_parts,
     listed,
     numbered,
-    place,
+    register,
     replace_parts,
     take_lists,
 )
@@ -28,9 +26,7 @@ from torchinit.model.shards import Box, inserted, replaced, without
 from torchinit.serialization.validation import is_whole
 
 
-@ADAPTERS.register
-@final
-@dataclass(frozen=True, slots=True)
+@register
 class Fuse(Adapter):
     """Several weights of the file one after the other: q, k and v as one, gate and up as one.
 
@@ -76,9 +72,7 @@ class Fuse(Adapter):
         return self.axis
 
 
-@ADAPTERS.register
-@final
-@dataclass(frozen=True, slots=True)
+@register
 class Split(Adapter):
     """A part of a fused weight of the file: the reverse of :class:`Fuse`.
 
@@ -113,7 +107,7 @@ class Split(Adapter):
 
     def _number(self, key: str) -> int:
         """Which part the key asks for: the one that stands last in it."""
-        places = [-1 if (at := place(key, part)) is None else at for part in self.parts]
+        places = [-1 if (found := find_parts(key, part)) is None else found.start(2) for part in self.parts]
         if max(places) < 0:
             near = next(filter(None, (did_you_mean(part, key.split(".")) for part in self.parts)), "")
             raise ValueError(f"{key!r} has none of the parts {', '.join(map(repr, self.parts))}{near}")
@@ -146,9 +140,7 @@ class Split(Adapter):
         return self.axis
 
 
-@ADAPTERS.register
-@final
-@dataclass(frozen=True, slots=True)
+@register
 class Stack(Adapter):
     """Weights of the same shape, stacked along a new dimension ``axis``: the experts of a mixture.
 
@@ -194,9 +186,7 @@ class Stack(Adapter):
         return ReadPlan(tuple(boxes), combine)
 
 
-@ADAPTERS.register
-@final
-@dataclass(frozen=True, slots=True)
+@register
 class Unstack(Adapter):
     """One of a stack: the reverse of :class:`Stack`. The site's own key says which, at the ``*`` of ``parts``.
 

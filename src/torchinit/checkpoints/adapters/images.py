@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeAlias, final
+from typing import ClassVar, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchinit.checkpoints.adapters.base import ADAPTERS, Adapter, ReadPlan, Size, check_same, check_whole, upcast
+from torchinit.checkpoints.adapters.base import Adapter, ReadPlan, Size, check_same, check_whole, register, upcast
 from torchinit.model.shards import Box, replaced, without
 from torchinit.serialization.validation import choice, is_whole
 
@@ -22,9 +21,7 @@ Grid: TypeAlias = tuple[int, int]
 """Height and width."""
 
 
-@ADAPTERS.register
-@final
-@dataclass(frozen=True, slots=True)
+@register
 class InputChannels(Adapter):
     """The input channels of a convolution, made fewer or more: RGB to grey, to infrared and so on.
 
@@ -67,9 +64,7 @@ class InputChannels(Adapter):
         return self.axis if self.how == "repeat" else None
 
 
-@ADAPTERS.register
-@final
-@dataclass(frozen=True, slots=True)
+@register
 class Inflate(Adapter):
     """A kernel for images made one for video: ``[out, in, h, w]`` becomes ``[out, in, t, h, w]``.
 
@@ -114,9 +109,7 @@ class Inflate(Adapter):
         return ReadPlan((image,), lambda tensors: self.adapt(tensors, video, key).narrow(axis, *frames))
 
 
-@ADAPTERS.register
-@final
-@dataclass(frozen=True, slots=True)
+@register
 class ResizePatches(Adapter):
     r"""A patch embedding ``[out, in, h, w]`` for patches of another size (FlexiViT, https://arxiv.org/abs/2212.08013).
 
@@ -196,9 +189,7 @@ class _ResizeGrid(Adapter):
             object.__setattr__(self, name, tuple(grid))
 
 
-@ADAPTERS.register
-@final
-@dataclass(frozen=True, slots=True)
+@register
 class ResizePositions(_ResizeGrid):
     """Absolute position embeddings ``[..., tokens, width]`` for another number of patches, resampled bicubically.
 
@@ -244,9 +235,7 @@ class ResizePositions(_ResizeGrid):
         return given or (side, side)
 
 
-@ADAPTERS.register
-@final
-@dataclass(frozen=True, slots=True)
+@register
 class ResizeRelativeBias(_ResizeGrid):
     """Tables of relative position biases ``[(2h-1)(2w-1) + extra, heads]`` for another window, resampled bicubically.
 

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import final
 
 import torch
 from torch import Tensor
 
-from torchinit.checkpoints.adapters.base import ADAPTERS, Adapter, Size, check_whole, listed, replace_parts, upcast
+from torchinit.checkpoints.adapters.base import Adapter, Size, check_whole, listed, register, replace_parts, upcast
 from torchinit.serialization.validation import number
 
 _WEIGHT, _BIAS = ("weight", "running_var"), ("weight", "running_var", "bias", "running_mean")
 
 
-@ADAPTERS.register
-@final
-@dataclass(frozen=True, slots=True)
+@register
 class BatchNormAffine(Adapter):
     r"""The weight and bias with which a layer computes what a BatchNorm does in evaluation.
 
@@ -49,9 +45,7 @@ class BatchNormAffine(Adapter):
         return factor if len(tensors) == 2 else _offset(tensors, factor)
 
 
-@ADAPTERS.register
-@final
-@dataclass(frozen=True, slots=True)
+@register
 class FoldBatchNorm(Adapter):
     r"""A convolution or Linear that does the work of the BatchNorm after it, too.
 
@@ -103,9 +97,7 @@ class FoldBatchNorm(Adapter):
         return weight * factor.view(-1, *(1,) * (weight.dim() - self.axis - 1))
 
 
-@ADAPTERS.register
-@final
-@dataclass(frozen=True, slots=True)
+@register
 class WeightNorm(Adapter):
     r"""The weight of a layer that was saved under weight norm, its length times its direction: wav2vec2, HiFi-GAN.
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, TypeAlias, final
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from torchinit.checkpoints.adapters.base import (
-    ADAPTERS,
     Adapter,
     ReadPlan,
     Size,
     check_same,
     check_whole,
+    register,
     take_lists,
     upcast,
 )
@@ -26,9 +25,7 @@ from torchinit.serialization.validation import choice, is_whole
 Missing: TypeAlias = Literal["error", "mean", "zero"]
 
 
-@ADAPTERS.register
-@final
-@dataclass(frozen=True, slots=True)
+@register
 class Drop(Adapter):
     """Nothing of the file: the site stays with its other rules, and the account calls it declined.
 
@@ -43,9 +40,7 @@ class Drop(Adapter):
         raise ValueError(f"{self} makes nothing, so not {key!r}")
 
 
-@ADAPTERS.register
-@final
-@dataclass(frozen=True, slots=True)
+@register
 class Transpose(Adapter):
     """Dimension i of the site is dimension ``axes[i]`` of the file: GPT-2's ``Conv1D`` and a Linear, either way.
 
@@ -78,9 +73,7 @@ class Transpose(Adapter):
         return ReadPlan((Box(start, size),), lambda tensors: tensors[0].permute(self.axes))
 
 
-@ADAPTERS.register
-@final
-@dataclass(frozen=True, slots=True)
+@register
 class Rows(Adapter):
     """Some rows of the file's: those of ``indices`` in this order, by default the first ones.
 
@@ -124,9 +117,7 @@ class Rows(Adapter):
         return self.axis
 
 
-@ADAPTERS.register
-@final
-@dataclass(frozen=True, slots=True)
+@register
 class Labels(Adapter):
     """The rows of a classifier by the names of their classes: those of the file, and those of the site, in order.
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Final, Literal, TypeAlias, final
+from typing import ClassVar, Final, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
-from torchinit.checkpoints.adapters.base import ADAPTERS, Adapter, ReadPlan, Size, check_same, check_whole, upcast
+from torchinit.checkpoints.adapters.base import Adapter, ReadPlan, Size, check_same, check_whole, register, upcast
 from torchinit.model.shards import Box, Shard
 from torchinit.noise import Keyed
 from torchinit.serialization.validation import choice, is_whole, number
@@ -20,9 +19,7 @@ _MOST_DRAWS: Final = 1 << 24
 """So many random numbers are kept at a time."""
 
 
-@ADAPTERS.register
-@final
-@dataclass(frozen=True, slots=True)
+@register
 class RopeOrder(Adapter):
     """The rows of a query or key weight for the other way of writing rotary embeddings, head by head.
 
@@ -71,9 +68,7 @@ class RopeOrder(Adapter):
         return 0
 
 
-@ADAPTERS.register
-@final
-@dataclass(frozen=True, slots=True)
+@register
 class PoolHeads(Adapter):
     """A key or value weight for fewer heads, each the mean of a group (https://arxiv.org/abs/2305.13245).
 
@@ -105,9 +100,7 @@ class PoolHeads(Adapter):
         return groups.mean(1).flatten(0, 1)
 
 
-@ADAPTERS.register
-@final
-@dataclass(frozen=True, slots=True)
+@register
 class ResizeVocabulary(Adapter):
     r"""An embedding or output layer, ``[tokens, width]`` or ``[tokens]``, for more tokens or fewer.
 
