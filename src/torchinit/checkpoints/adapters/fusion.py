@@ -96,11 +96,11 @@ class Split(Adapter):
 
     def __post_init__(self) -> None:
         _check_arguments(self)
-        if self.sizes is None:
-            return
-        take_lists(self, int, "sizes")
-        if not (len(self.sizes) == len(self.parts) and all(map(is_whole, self.sizes))):
-            raise ValueError(f"sizes must be a whole number from 1 for each of {self.parts}, but got {self.sizes!r}")
+        if self.sizes is not None:
+            take_lists(self, int, "sizes")
+            if len(self.sizes) != len(self.parts) or not all(map(is_whole, self.sizes)):
+                wanted = f"a whole number from 1 for each of {self.parts}"
+                raise ValueError(f"sizes must be {wanted}, but got {self.sizes!r}")
 
     def wants(self, key: str) -> tuple[str, ...]:
         return (replace_parts(key, self.parts[self._number(key)], self.whole),)
@@ -125,15 +125,14 @@ class Split(Adapter):
         return sum(scaled[:number]), scaled[number]
 
     def makes(self, shapes: Sequence[Size], key: str) -> Size:
-        (seen,) = shapes
+        seen = shapes[0]
         if len(seen) <= self.axis:
             raise ValueError(f"{self} needs at least {self.axis + 1} dimensions, but got {list(seen)}")
         return replaced(seen, self.axis, self.groups * self._span(seen[self.axis], key)[1])
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
-        (whole,) = tensors
-        start, length = self._span(whole.shape[self.axis], key)
-        groups: Tensor = whole.unflatten(self.axis, (self.groups, -1))
+        start, length = self._span(tensors[0].shape[self.axis], key)
+        groups: Tensor = tensors[0].unflatten(self.axis, (self.groups, -1))
         return groups.narrow(self.axis + 1, start, length).flatten(self.axis, self.axis + 1)
 
     def slices_along(self) -> int:
@@ -166,9 +165,8 @@ class Stack(Adapter):
     def makes(self, shapes: Sequence[Size], key: str) -> Size:
         different = [*dict.fromkeys(shapes)]
         if len(different) > 1 or len(shapes[0]) < self.axis:
-            raise ValueError(
-                f"{self} needs tensors of one shape, to be stacked at {self.axis}, but got {listed(different[:2])}"
-            )
+            wanted = f"tensors of one shape, to be stacked at {self.axis}"
+            raise ValueError(f"{self} needs {wanted}, but got {listed(different[:2])}")
         return inserted(shapes[0], self.axis, len(shapes))
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
@@ -208,8 +206,7 @@ class Unstack(Adapter):
         return (replace_parts(key, part, self.whole),)
 
     def makes(self, shapes: Sequence[Size], key: str) -> Size:
-        (seen,) = shapes
-        number, _ = numbered(key, self.parts)
+        seen, (number, _) = shapes[0], numbered(key, self.parts)
         if len(seen) <= self.axis or seen[self.axis] <= number:
             raise ValueError(f"{self} needs more than {number} along dimension {self.axis}, but got {list(seen)}")
         return without(seen, self.axis)

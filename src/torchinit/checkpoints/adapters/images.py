@@ -27,9 +27,8 @@ class InputChannels(Adapter):
 
     The n channels of the file are repeated in turn until there are m. With ``how="sum"`` they are scaled by
     n/m, and for m = 1 summed, so that the layer answers to an image whose channels are all alike as before:
-    exactly so for m = 1 and for multiples of n. With ``how="repeat"`` they stay as they are.
-
-    ``axis`` is the dimension of the input channels: 1 for a convolution and a Linear, 0 for a transposed one.
+    exactly so for m = 1 and for multiples of n. With ``how="repeat"`` they stay as they are. ``axis`` is the
+    dimension of the input channels: 1 for a convolution and a Linear, 0 for a transposed one.
 
     >>> import torch
     >>> rgb = torch.tensor([[[[1.0]], [[2.0]], [[4.0]]]])
@@ -51,7 +50,7 @@ class InputChannels(Adapter):
         check_same(self, shapes, shape, {self.axis}, least=self.axis + 1)
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
-        (weight,) = tensors
+        weight = tensors[0]
         have, want = weight.shape[self.axis], shape[self.axis]
         if have == want:
             return weight
@@ -85,27 +84,22 @@ class Inflate(Adapter):
         check_whole(self, "axis")
 
     def check(self, shapes: Sequence[Size], shape: Size, key: str) -> None:
-        (seen,) = shapes
-        if len(shape) <= self.axis or seen != without(shape, self.axis):
-            raise ValueError(
-                f"{self} needs the site's shape without dimension {self.axis}, but got {list(seen)} "
-                f"for a site of {list(shape)}"
-            )
+        if len(shape) <= self.axis or shapes[0] != without(shape, self.axis):
+            wanted = f"the site's shape without dimension {self.axis}"
+            raise ValueError(f"{self} needs {wanted}, but got {list(shapes[0])} for a site of {list(shape)}")
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
-        (weight,) = tensors
         frames = shape[self.axis]
         if self.how == "repeat":
-            return (upcast(weight) / frames).unsqueeze(self.axis).expand(shape)
-        video = weight.new_zeros(shape)
-        video.select(self.axis, frames // 2).copy_(weight)
+            return (upcast(tensors[0]) / frames).unsqueeze(self.axis).expand(shape)
+        video = tensors[0].new_zeros(shape)
+        video.select(self.axis, frames // 2).copy_(tensors[0])
         return video
 
     def read_plan(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> ReadPlan:
-        axis = self.axis
+        axis, frames = self.axis, (box.start[self.axis], box.shape[self.axis])
         image = Box(without(box.start, axis), without(box.shape, axis))
         video = replaced(box.shape, axis, shape[axis])
-        frames = box.start[axis], box.shape[axis]
         return ReadPlan((image,), lambda tensors: self.adapt(tensors, video, key).narrow(axis, *frames))
 
 
@@ -130,7 +124,7 @@ class ResizePatches(Adapter):
         check_same(self, shapes, shape, {-2, -1}, least=3)
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
-        (weight,) = tensors
+        weight = tensors[0]
         old, new = tuple(weight.shape[-2:]), shape[-2:]
         if old == new:
             return weight
@@ -170,7 +164,7 @@ class _ResizeGrid(Adapter):
         return old != new
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
-        (table,) = tensors
+        table = tensors[0]
         old, new = self._grids(tuple(table.shape), shape)
         if old == new:
             return table
@@ -181,12 +175,10 @@ class _ResizeGrid(Adapter):
 
     def _check_grids(self) -> None:
         for name in ("file", "site"):
-            grid = getattr(self, name)
-            if grid is None:
-                continue
-            if not (isinstance(grid, (list, tuple)) and len(grid) == 2 and all(map(is_whole, grid))):
-                raise ValueError(f"{name} must be (height, width) in whole numbers from 1, but got {grid!r}")
-            object.__setattr__(self, name, tuple(grid))
+            if (grid := getattr(self, name)) is not None:
+                if not (isinstance(grid, (list, tuple)) and len(grid) == 2 and all(map(is_whole, grid))):
+                    raise ValueError(f"{name} must be (height, width) in whole numbers from 1, but got {grid!r}")
+                object.__setattr__(self, name, tuple(grid))
 
 
 @register
@@ -194,9 +186,8 @@ class ResizePositions(_ResizeGrid):
     """Absolute position embeddings ``[..., tokens, width]`` for another number of patches, resampled bicubically.
 
     The first ``prefix`` tokens (class, distillation, registers) have no place and stay; the others lie row by
-    row on a grid. Grids are square unless given as (height, width): ``file`` and ``site``. With
-    ``antialias=True`` a smaller grid averages, as timm's ``resample_abs_pos_embed`` does. The same grid stays
-    as it is.
+    row on a grid. Grids are square unless given as (height, width): ``file`` and ``site``. With ``antialias=True``
+    a smaller grid averages, as timm's ``resample_abs_pos_embed`` does. The same grid stays as it is.
 
     >>> ResizePositions().check([(1, 197, 768)], (1, 577, 768), "pos_embed")
     >>> ResizePositions(prefix=0).check([(1, 197, 768)], (1, 576, 768), "pos_embed")
@@ -222,11 +213,10 @@ class ResizePositions(_ResizeGrid):
 
     def _grid(self, name: str, given: Grid | None, rows: int) -> Grid:
         rest = rows - self.prefix
-        if given is not None and math.prod(given) != rest:
-            raise ValueError(
-                f"{name}={given} has {math.prod(given)} places, but there are {rest} tokens besides the prefix"
-            )
         side = math.isqrt(max(rest, 0))
+        if given is not None and math.prod(given) != rest:
+            places = f"{name}={given} has {math.prod(given)} places"
+            raise ValueError(f"{places}, but there are {rest} tokens besides the prefix")
         if given is None and (rest < 1 or side * side != rest):
             squares = (rows - prefix for prefix in range(min(rows, 9)))
             near = next((square for square in squares if math.isqrt(square) ** 2 == square), 0)
@@ -260,16 +250,12 @@ class ResizeRelativeBias(_ResizeGrid):
     def _grid(self, name: str, given: Grid | None, rows: int) -> Grid:
         """The differences of rows and of columns in a window."""
         rest = rows - self.extra
-        if given is not None:
-            grid = 2 * given[0] - 1, 2 * given[1] - 1
-            if math.prod(grid) != rest:
-                raise ValueError(
-                    f"{name}={given} makes {math.prod(grid)} biases, but there are {rest} besides {self.extra} extra"
-                )
-            return grid
         side = math.isqrt(max(rest, 0))
-        if side % 2 == 0 or side * side != rest:
-            raise ValueError(
-                f"{rows} rows with extra={self.extra} are not a square window; give {name}=(h, w) or another extra"
-            )
-        return side, side
+        grid = (2 * given[0] - 1, 2 * given[1] - 1) if given else (side, side)
+        if given and math.prod(grid) != rest:
+            biases = f"{name}={given} makes {math.prod(grid)} biases"
+            raise ValueError(f"{biases}, but there are {rest} besides {self.extra} extra")
+        if not given and (side % 2 == 0 or side * side != rest):
+            remedy = f"give {name}=(h, w) or another extra"
+            raise ValueError(f"{rows} rows with extra={self.extra} are not a square window; {remedy}")
+        return grid

@@ -83,16 +83,14 @@ class FoldBatchNorm(Adapter):
             return _check_norm(self, shapes)
         channels, weight = _check_norm(self, shapes[:-1]), shapes[-1]
         if len(weight) <= self.axis or weight[self.axis] != channels[0]:
-            raise ValueError(
-                f"{self} needs a weight with {channels[0]} channels in dimension {self.axis}, but got {list(weight)}"
-            )
+            wanted = f"a weight with {channels[0]} channels in dimension {self.axis}"
+            raise ValueError(f"{self} needs {wanted}, but got {list(weight)}")
         return weight
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
         factor = _factor(tensors, self.eps)
         if key.endswith("bias"):
-            own = tensors[4] * factor if self.bias else 0
-            return _offset(tensors, factor) + own
+            return _offset(tensors, factor) + (tensors[4] * factor if self.bias else 0)
         weight = upcast(tensors[2])
         return weight * factor.view(-1, *(1,) * (weight.dim() - self.axis - 1))
 
@@ -130,9 +128,8 @@ class WeightNorm(Adapter):
         same_rank = not length or len(length) == len(direction)
         kept = [(size, whole) for size, whole in zip(length, direction, strict=False) if size != 1]
         if not same_rank or len(kept) > 1 or any(size != whole for size, whole in kept):
-            raise ValueError(
-                f"{self} needs one length, or one for each channel, of {list(direction)}, got {list(length)}"
-            )
+            wanted = f"one length, or one for each channel, of {list(direction)}"
+            raise ValueError(f"{self} needs {wanted}, got {list(length)}")
         return direction
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
@@ -143,7 +140,7 @@ class WeightNorm(Adapter):
 
 
 def _leaf(adapter: Adapter, key: str) -> tuple[str, str]:
-    """Splits the name of a weight or bias into what comes before it, and which of both it is."""
+    """The name of a weight or bias, split before its last part."""
     owner, dot, leaf = key.rpartition(".")
     if leaf not in ("weight", "bias"):
         raise ValueError(f"{adapter} makes weights and biases, but {key!r} is neither")

@@ -59,10 +59,9 @@ class Transpose(Adapter):
             raise ValueError(f"axes must be 0, 1, ... in some order, but got {self.axes}")
 
     def makes(self, shapes: Sequence[Size], key: str) -> Size:
-        (seen,) = shapes
-        if len(seen) != len(self.axes):
-            raise ValueError(f"{self} needs {len(self.axes)} dimensions, but got {list(seen)}")
-        return tuple(seen[axis] for axis in self.axes)
+        if len(shapes[0]) != len(self.axes):
+            raise ValueError(f"{self} needs {len(self.axes)} dimensions, but got {list(shapes[0])}")
+        return tuple(shapes[0][axis] for axis in self.axes)
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
         return tensors[0].permute(self.axes)
@@ -108,7 +107,7 @@ class Rows(Adapter):
         return self.indices is not None or shapes[0] != shape
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
-        (tensor,) = tensors
+        tensor = tensors[0]
         if self.indices is None:
             return tensor.narrow(self.axis, 0, shape[self.axis])
         return tensor.index_select(self.axis, torch.tensor(self.indices, dtype=torch.int64, device=tensor.device))
@@ -151,7 +150,7 @@ class Labels(Adapter):
                 raise ValueError(f"Labels has {len(labels)} labels for the {name}, whose shape is {list(size)}")
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
-        (tensor,) = tensors
+        tensor = tensors[0]
         places = {label: place for place, label in enumerate(self.file)}
         other = len(self.file)  # the row below all others, for labels that the file does not have
         chosen = torch.tensor([places.get(label, other) for label in self.site], device=tensor.device)

@@ -24,7 +24,7 @@ class RopeOrder(Adapter):
     """The rows of a query or key weight for the other way of writing rotary embeddings, head by head.
 
     Rotary embeddings turn pairs of rows. In Meta's Llama the rows of a pair follow each other
-    (``interleaved``); in transformers' they are half a head apart (``half``). ``to`` is the site's way, the
+    (``interleaved``); in transformers' they are half a head apart (``half``). ``to`` is the site's order, the
     file's is the other. ``heads`` is the number of heads of this weight: for keys that of the key heads.
     ``rotary`` is how many rows of each head are turned, all of them if it is left out. Queries and keys need
     it both; values and outputs stay.
@@ -45,7 +45,7 @@ class RopeOrder(Adapter):
             raise ValueError(f"rotary must be an even whole number from 2, but got {self.rotary!r}")
 
     def makes(self, shapes: Sequence[Size], key: str) -> Size:
-        (seen,) = shapes
+        seen = shapes[0]
         if not seen or seen[0] % self.heads:
             raise ValueError(f"{self} needs rows for {self.heads} heads, but got {list(seen)}")
         size = seen[0] // self.heads
@@ -55,8 +55,7 @@ class RopeOrder(Adapter):
         return seen
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
-        (weight,) = tensors
-        heads = weight.unflatten(0, (self.heads, -1))
+        heads = tensors[0].unflatten(0, (self.heads, -1))
         turned = self.rotary or heads.shape[1]
         # As (pairs, 2) the rows of a pair follow each other, as (2, pairs) they are half a head apart: the one is the
         # other transposed. Rows that are not turned lie behind, and stay.
@@ -89,14 +88,12 @@ class PoolHeads(Adapter):
         seen = check_same(self, shapes, shape, {0})
         size, rest = divmod(seen[0], self.heads)
         if rest or shape[0] == 0 or shape[0] % size or self.heads % (shape[0] // size):
-            raise ValueError(
-                f"{self} cannot pool {self.heads} heads of {list(seen)} in equal groups for a site of {list(shape)}"
-            )
+            groups = f"{self.heads} heads of {list(seen)} in equal groups"
+            raise ValueError(f"{self} cannot pool {groups} for a site of {list(shape)}")
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
-        (weight,) = tensors
-        size = weight.shape[0] // self.heads
-        groups: Tensor = upcast(weight).unflatten(0, (shape[0] // size, -1, size))
+        size = tensors[0].shape[0] // self.heads
+        groups: Tensor = upcast(tensors[0]).unflatten(0, (shape[0] // size, -1, size))
         return groups.mean(1).flatten(0, 1)
 
 
@@ -132,7 +129,7 @@ class ResizeVocabulary(Adapter):
         check_same(self, shapes, shape, {0}, most=2)
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
-        (table,) = tensors
+        table = tensors[0]
         have, want = table.shape[0], shape[0]
         if want <= have:
             return table[:want]
