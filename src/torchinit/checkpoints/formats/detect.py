@@ -1,4 +1,4 @@
-"""Which format a file is of, by what it holds and not by what it is called."""
+"""Detection of the format of a file, by what it holds and not by what it is called."""
 
 from __future__ import annotations
 
@@ -28,11 +28,9 @@ _OTHERS: Final = {
 
 
 def detect_format(path: Path) -> Format:
-    """The format of a file: JSON counts as an index. Raises CheckpointError that says what it is instead, if it is
-    of no such format.
-    """
+    """The format of a file; JSON counts as an index. Raises CheckpointError that tells anything else."""
     if path.is_dir():
-        raise CheckpointError(f"{path}: is a folder{_what_is_inside(path)}")
+        raise CheckpointError(f"{path}: is a folder{_inside(path)}")
     if not path.is_file():
         why = "is a device or a pipe, not a file" if path.exists() else "can not be found."
         raise CheckpointError(f"{path} {why}")
@@ -53,7 +51,6 @@ def detect_format(path: Path) -> Format:
 
 
 def _describe(head: bytes, text: bytes) -> str:
-    """The kind of file that begins so, and the way out."""
     if not head:
         return "is empty: it was not written, or not fetched, to its end; save or fetch it again"
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
@@ -78,7 +75,7 @@ def _zip_format(path: Path) -> Format:
     return "npz" if has_arrays and not any(name.endswith("data.pkl") for name in names) else "zip"
 
 
-def _what_is_inside(path: Path) -> str:
+def _inside(path: Path) -> str:
     """The file in a folder that may have been meant."""
     if (path / ".metadata").is_file():
         return " of torch.distributed.checkpoint, which pickles: open_checkpoint(path, trust=True) reads it"

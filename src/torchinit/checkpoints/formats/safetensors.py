@@ -32,8 +32,7 @@ DTYPES: Final[Mapping[str, torch.dtype]] = {
 TIED: Final = "torchinit.tied"
 """The metadata under which torchinit keeps the other names of tied tensors: a JSON object of names."""
 
-_LARGEST_HEADER: Final = 100_000_000
-"""In bytes; the library has the same bound."""
+_LARGEST_HEADER: Final = 100_000_000  # bytes; the library has the same bound
 
 
 class SafetensorsCheckpoint(Checkpoint):
@@ -45,8 +44,7 @@ class SafetensorsCheckpoint(Checkpoint):
     format = "safetensors"
 
     def __init__(self, path: Path) -> None:
-        self.name = str(path)
-        self._stamp = Stamp(path)
+        self.name, self._stamp = str(path), Stamp(path)
         self.metadata, entries = read_header(path)
         self.tied = _tied_names(path, self.metadata, entries)
         self._entries = entries | {name: entries[first] for name, first in self.tied.items()}
@@ -70,7 +68,6 @@ class SafetensorsCheckpoint(Checkpoint):
 
 
 def _view(storage: Any, begin: int, info: Info) -> Tensor:
-    """The tensor whose bytes begin there."""
     at, odd = divmod(begin, info.dtype.itemsize)
     if odd:  # a header may have any length; a storage of its own may begin anywhere, but takes longer to make
         storage, at = storage[begin : begin + info.nbytes], 0
@@ -102,20 +99,19 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, Entry]]:
 
 
 def _tied_names(path: Path, texts: Mapping[str, str], entries: Mapping[str, Entry]) -> dict[str, str]:
-    """The names that stand for another tensor of the file, and for which."""
     names = _table(path, TIED, texts.get(TIED, "{}").encode(errors="surrogatepass"))
     if not all(isinstance(first, str) and first in entries for first in names.values()):
         raise _bad(path, f"its {TIED} are not names of its tensors")
     return {name: first for name, first in names.items() if name not in entries}
 
 
-def _table(path: Path, what: str, raw: bytes) -> dict[str, Any]:
+def _table(path: Path, name: str, raw: bytes) -> dict[str, Any]:
     try:
         data = unique_json(raw)
     except ValueError as error:
-        raise _bad(path, f"its {what} {error}") from error
+        raise _bad(path, f"its {name} {error}") from error
     if not isinstance(data, dict):
-        raise _bad(path, f"its {what} is not a table")
+        raise _bad(path, f"its {name} is not a table")
     return data
 
 

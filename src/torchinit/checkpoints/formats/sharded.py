@@ -28,10 +28,8 @@ class ShardedCheckpoint(Checkpoint):
     format = "sharded"
 
     def __init__(self, path: Path, source: str, open_file: Callable[[str], Checkpoint]) -> None:
-        self.name = str(path)
-        self._index = Stamp(path)
+        self.name, self._index, self._open_file = str(path), Stamp(path), open_file
         self._entries = read_index(path)
-        self._open_file = open_file
         self._sources = {file: member_of(source, file) for file in sorted(set(self._entries.values()))}
         self._files: dict[str, Checkpoint] = {}
 

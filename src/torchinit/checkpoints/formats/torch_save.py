@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from torchinit._text import some
 from torchinit.checkpoints.formats.base import Checkpoint, Info, Stamp, cut
-from torchinit.checkpoints.formats.pickle_audit import RefusedPickleError, check_pickles, refused
+from torchinit.checkpoints.formats.pickle_audit import check_pickles, refused
 from torchinit.checkpoints.formats.zip_audit import check_zip, is_zip
 from torchinit.errors import CheckpointError, count, did_you_mean
 from torchinit.model.dtensor import is_distributed
@@ -26,8 +26,7 @@ PARTS = (
 """The keys under which training code keeps weights, the trained ones before their averages."""
 _OPTIMIZER = ("optimizer", "optim", "optimizer_state", "optimizer_state_dict", "param_groups", "lr_scheduler")
 _DEEPEST = 4
-_MOST_NAMES = 1 << 22
-"""No checkpoint has as many; a few kilobytes can, where one table lies in another many times."""
+_MOST_NAMES = 1 << 22  # no checkpoint has as many; a few kilobytes can, where one table lies in another many times
 
 
 class MemoryCheckpoint(Checkpoint):
@@ -40,11 +39,14 @@ class MemoryCheckpoint(Checkpoint):
     def __init__(
         self, name: str, tensors: Mapping[str, Tensor], form: str, part: str = "", notes: tuple[str, ...] = ()
     ) -> None:
-        self.name, self.format, self.part, self.notes = name, form, part, notes
-        self._entries = dict(tensors)
-        for key, tensor in self._entries.items():
-            if not _oddity(tensor):
-                _check_memory(name, key, tensor)
+        self.name, self.format, self.part, self.notes, self._entries = name, form, part, notes, dict(tensors)
+        for key, tensor in tensors.items():
+            claimed = tensor.numel() * tensor.element_size()
+            if type(tensor) not in (Tensor, nn.Parameter) or _oddity(tensor):
+                continue
+            if claimed > (there := tensor.untyped_storage().nbytes()):
+                only = f"claims {claimed:,} bytes, but only {there:,} are there: its elements share memory"
+                raise CheckpointError(f"{name}: {key} of shape {tuple(tensor.shape)} {only}")
 
     @classmethod
     def of_model(cls, model: nn.Module) -> MemoryCheckpoint:
@@ -90,16 +92,6 @@ def _oddity(tensor: Tensor) -> str:
     return next((kind for kind, is_so in kinds.items() if is_so), "")
 
 
-def _check_memory(name: str, key: str, tensor: Tensor) -> None:
-    there = tensor.untyped_storage().nbytes()
-    claimed = tensor.numel() * tensor.element_size()
-    if claimed > there and type(tensor) in (Tensor, nn.Parameter):
-        raise CheckpointError(
-            f"{name}: {key} of shape {tuple(tensor.shape)} claims {claimed:,} bytes, but only {there:,} are there:"
-            " its elements share memory"
-        )
-
-
 # --- reading the file ------------------------------------------------------------------------------------------------
 
 
@@ -114,16 +106,18 @@ def load_file(path: Path, map_location: Any = "cpu", *, mapped: bool = True) -> 
     try:
         content = torch.load(path, map_location=map_location, weights_only=True, mmap=zipped and mapped)
     except pickle.UnpicklingError as error:
-        raise _refusal(path, error) from None
-    except Exception as error:
-        # What a damaged pickle raises depends on where it is damaged.
+        text = str(error)
+        asked = re.search(r"GLOBAL ([\w.]+)", text) or re.search(r"(?:class|function|global) ([\w.]+)", text)
+        odd = f"does what torch.save does not ({_first_line(error).rstrip('.')})"
+        raise refused(str(path), f"asks for {asked[1]}" if asked else odd) from None
+    except Exception as error:  # of any kind: it depends on where the pickle is damaged
         raise CheckpointError(f"{path}: cannot be read, it is damaged: {_first_line(error)}") from error
     _check_methods(path, content)
     return content
 
 
 def check_legacy(path: Path) -> None:
-    """Raises CheckpointError for a file of torch's older format that is damaged, or whose memory is not all there."""
+    """Raise CheckpointError for a file of torch's older format that is damaged, or whose memory is not all there."""
     with path.open("rb") as file:
         memory, keys = check_pickles(str(path), file)
         if memory.keys() != {*keys} or len(keys) > len(memory):
@@ -136,7 +130,7 @@ def check_legacy(path: Path) -> None:
 
 
 def _check_methods(path: Path, content: object) -> None:
-    """Raises CheckpointError where a table or tensor has an attribute in place of one of its methods."""
+    """Raise CheckpointError where a table or tensor has an attribute in place of one of its methods."""
     # A pickle may set attributes of the OrderedDicts and tensors that it makes. One that sets `values` or `numel`
     # would show one thing to the checks here and another to whoever reads it afterwards.
     left, seen = [content], set[int]()
@@ -151,16 +145,8 @@ def _check_methods(path: Path, content: object) -> None:
             left += value.values() if isinstance(value, Mapping) else value
 
 
-def _refusal(path: Path, error: Exception) -> RefusedPickleError:
-    text = str(error)
-    named = re.search(r"GLOBAL ([\w.]+)", text) or re.search(r"(?:class|function|global) ([\w.]+)", text)
-    what = f"asks for {named[1]}" if named else f"does what torch.save does not ({_first_line(error).rstrip('.')})"
-    return refused(str(path), what)
-
-
 def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    _, _, reason = text.rpartition("WeightsUnpickler error:")
+    reason = str(error).rpartition("WeightsUnpickler error:")[2]
     return (reason.strip().splitlines() or [type(error).__name__])[0][:200]
 
 
@@ -217,11 +203,9 @@ class _Nest:
         return weighty[0] if len(weighty) == 1 and not here else None
 
     def holders(self, state: object) -> list[str]:
-        """The keys below which there are named tensors."""
         return [key for key, value in _named(state) if self.count(value)]
 
     def count(self, state: object, depth: int = _DEEPEST) -> int:
-        """The number of named tensors here and below."""
         if not isinstance(state, Mapping) or not depth:
             return 0
         if (known := self.counts.get((id(state), depth))) is None:
@@ -243,7 +227,6 @@ class _Nest:
         return tensors
 
     def part(self, state: Any, part: str) -> dict[str, Tensor]:
-        """The named tensors at a path."""
         path = ""
         while part:
             keys = [key for key, _ in _named(state)]
