@@ -38,7 +38,7 @@ CASES = [
 
 @pytest.mark.parametrize(("keymap", "key", "name"), CASES)
 def test_names(keymap: KeyMap, key: str, name: str | None) -> None:
-    assert keymap.name(key) == name
+    assert keymap.names([key]).names.get(key) == name
 
 
 @given(names(), st.lists(st.sampled_from(sorted(WRAPPERS)), max_size=4), st.data())
@@ -46,7 +46,7 @@ def test_wrappers_never_matter(name: str, wrappers: list[str], data: st.DataObje
     parts = name.split(".")
     for wrapper in wrappers:
         parts.insert(data.draw(st.integers(0, len(parts) - 1)), wrapper)
-    assert KeyMap().name(".".join(parts)) == name
+    assert KeyMap().names([key := ".".join(parts)]).names[key] == name
 
 
 def test_a_key_of_its_own_comes_before_an_unwrapped_one() -> None:
@@ -69,13 +69,13 @@ def test_renames_that_are_none(pair: tuple[str, str]) -> None:
 
 def test_renames_that_would_take_forever() -> None:
     with pytest.raises(ConfigError, match=r"'\(a\|aa\)\+b' takes more than 1 s to match 'a{40}'\.\.\."):
-        KeyMap(rename=(("(a|aa)+b", ""),)).name("a" * 99)
+        KeyMap(rename=(("(a|aa)+b", ""),)).names(["a" * 99])
     with pytest.raises(ConfigError, match=r"is not a rename: more than Python can take"):
         KeyMap(rename=(("(" * 5000 + ")" * 5000, ""),))
     with pytest.raises(CheckpointError, match=r"a name of 1,000,000 letters is too long for a rename: 'aaa"):
-        KeyMap(rename=((".*b", ""),)).name("a" * 1_000_000)
+        KeyMap(rename=((".*b", ""),)).names(["a" * 1_000_000])
     with pytest.raises(CheckpointError, match=r"a name of 1,024 letters is too long for a rename"):
-        KeyMap(rename=(("^(.+)$", r"\1\1"),) * 30).name("a")
+        KeyMap(rename=(("^(.+)$", r"\1\1"),) * 30).names(["a"])
     net = nn.Module()
     net.register_parameter("w", nn.Parameter(torch.zeros(1)))
     rule = Rule(Name("**"), Pretrained({"a" * 2000: torch.ones(1)}, rename=(("b", "c"),)))

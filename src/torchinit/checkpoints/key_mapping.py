@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -36,10 +36,8 @@ class KeyMap:
     so ``("^", "backbone.")`` adds a prefix and ``("^model[.]", "net.")`` replaces one. Each is tried on the key as
     it stands, and if that changes nothing, on the key without what wrappers put in.
 
-    >>> KeyMap("backbone", (("gamma$", "weight"),)).name("backbone.module.norm.gamma")
-    'norm.weight'
-    >>> KeyMap("backbone").name("module.backbone.fc.weight"), KeyMap("backbone").name("head.weight")
-    ('fc.weight', None)
+    >>> KeyMap("backbone", (("gamma$", "weight"),)).names(["backbone.module.norm.gamma", "head.weight"]).keys
+    {'norm.weight': 'backbone.module.norm.gamma'}
     """
 
     prefix: str = ""
@@ -55,25 +53,20 @@ class KeyMap:
         """The prefix with the dot behind it."""
         return self.prefix if not self.prefix or self.prefix.endswith(".") else f"{self.prefix}."
 
-    def name(self, key: str) -> str | None:
-        """The name of the key in the model; None where it lies outside of the prefix."""
-        found = self._found(key)
-        return found and found[0]
-
     def names(self, keys: Iterable[str]) -> Names:
         """The names of all keys. A key that is called so as it stands comes before one that is after unwrapping."""
         names: dict[str, str] = {}
         groups: tuple[dict[str, list[str]], dict[str, list[str]]] = ({}, {})
         for key in keys:
-            if found := self._found(key):
-                names[key], as_it_stands = found
+            if named := self._named(key):
+                names[key], as_it_stands = named
                 groups[as_it_stands].setdefault(names[key], []).append(key)
         keys_of = groups[False] | groups[True]
         clashes = {name: several for name, several in keys_of.items() if len(several) > 1}
         return Names({name: several[0] for name, several in keys_of.items()}, names, clashes)
 
-    def _found(self, key: str) -> tuple[str, bool] | None:
-        """The name of the key, and whether no wrapper had to be dropped for it."""
+    def _named(self, key: str) -> tuple[str, bool] | None:
+        """The name of the key, and whether no wrapper had to be dropped for it; None outside of the prefix."""
         # A prefix or pattern may be meant for the key as the file has it, wrappers and all, or for the name without
         # them. The first is tried first, so that what is written exactly means exactly that.
         plain = unwrapped(key)
@@ -113,15 +106,10 @@ def revised(state: Mapping[str, _T], keys: Iterable[Sequence[str]]) -> dict[str,
     wrong = [why for old, new in pairs if isinstance(old, str) and isinstance(new, str) and (why := _fault(old, new))]
     if wrong:
         raise ConfigError(f"revise_keys: {'; '.join(wrong)}")
-    for pattern, new in pairs:
-        renamed = {_revised(pattern, new, key): value for key, value in renamed.items()}
+    for pattern, new in pairs:  # what is compiled, or called, comes from a program and not from a stranger
+        change = substitute if isinstance(pattern, str) and isinstance(new, str) else re.sub
+        renamed = {change(pattern, new, key): value for key, value in renamed.items()}
     return renamed
-
-
-def _revised(pattern: str | re.Pattern[str], new: str | Callable[[re.Match[str]], str], key: str) -> str:
-    if isinstance(pattern, str) and isinstance(new, str):
-        return substitute(pattern, new, key)
-    return re.sub(pattern, new, key)  # what is compiled, or called, comes from a program and not from a stranger
 
 
 def _fault(pattern: str, new: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, TypeAlias, TypeVar, final
 
@@ -15,7 +15,7 @@ from torchinit.checkpoints.adapters import Adapter, Transpose
 from torchinit.checkpoints.formats import Info
 from torchinit.checkpoints.key_mapping import KeyMap, Renames
 from torchinit.checkpoints.open import InMemory, open_cached
-from torchinit.checkpoints.quantized import Companions
+from torchinit.checkpoints.quantized import Companions, Quantized
 from torchinit.checkpoints.suggestions import advise, suggest_for_shape, tied
 from torchinit.checkpoints.tensor_fill import Loaded, Source
 from torchinit.errors import CheckpointError, MissingExtraError, count, did_you_mean, masked
@@ -33,6 +33,8 @@ OnShape: TypeAlias = Literal["error", "skip"]
 
 _COUNTER: Final = "num_batches_tracked"
 """The counter of a BatchNorm's runs. Old checkpoints lack it, and nothing depends on it."""
+_PASSED_ON: Final = ("part", "dtype", "map_location", "finite", "lock", "sha256")
+"""The options that a fill has under the same names."""
 
 
 @final
@@ -126,13 +128,6 @@ class Pretrained(SourceInitializer):
             names = tuple(dict.fromkeys(site.name for _, site in pairs))
             return Resolution({}, account=LoadReport(masked(str(self.checkpoint)), missing=names, failure=str(error)))
 
-    def fill(self, keys: tuple[str, ...], key: str, adapter: Adapter | None, like: tuple[str, ...]) -> Loaded:
-        """The fill of a site that is made of ``keys``."""
-        return Loaded(
-            self.checkpoint, keys, key, adapter, like, self.part, self.dtype, self.map_location, self.finite, self.lock,
-            self.sha256,
-        )  # fmt: skip
-
 
 def _device(place: object) -> str:
     if not isinstance(place, (str, torch.device)):
@@ -208,14 +203,10 @@ class _Search:
 
     def run(self) -> Resolution:
         fills: dict[str, Fill] = {}
-        taken = wanted = 0
         for views in self.groups.values():
-            fill = self._search(views)
-            wanted += views[0].numel
-            if fill is not None:
-                taken += views[0].numel
+            if (fill := self._search(views)) is not None:
                 fills |= {view.name: fill for view in views}
-        return Resolution(fills, account=self._report((taken, wanted)))
+        return Resolution(fills, account=self._report(fills))
 
     def _search(self, views: list[Site]) -> Loaded | None:
         """The fill of a site, None where the checkpoint has none for it."""
@@ -235,12 +226,15 @@ class _Search:
         if not keys:
             self._note_missing(views, key, adapter)
             return None
-        mismatch = self._quantized(site, keys, infos) or misfit(site, infos, key, adapter)
+        needed = (self.companions.of(*pair, site.dtype, keys) for pair in zip(keys, infos, strict=True))
+        quantized = next(filter(None, needed), None)
+        mismatch = self._refused(site, quantized) if quantized else misfit(site, infos, key, adapter)
         transposed = any(isinstance(step, Transpose) for step in getattr(adapter, "steps", (adapter,)))
         self.transposes |= transposed or (mismatch is not None and infos[0].shape == site.shape[::-1])
         if mismatch is None:
             self._note_found(site, keys, infos, adapter)
-            return self.rule.fill(keys, key, adapter, () if adapter else own[1:])
+            like, options = () if adapter else own[1:], {name: getattr(self.rule, name) for name in _PASSED_ON}
+            return Loaded(self.rule.checkpoint, keys, key, adapter, like, **options)
         if mismatch.reason == "shape" and last_match(self.globs["on_shape"], site.name) == "skip":
             self.lists["declined"].append((site.name, mismatch.why))
             return None
@@ -275,13 +269,9 @@ class _Search:
         self.lacking.setdefault(str(adapter), f"{name} {lacks}")
         return ()
 
-    def _quantized(self, site: Site, keys: Sequence[str], infos: Sequence[Info]) -> Mismatch | None:
-        """The mismatch of a tensor that means nothing without others, which the site is not made of."""
-        for key, info in zip(keys, infos, strict=True):
-            if quantized := self.companions.of(key, info, site.dtype, keys):
-                self.remedies[quantized.remedy] = None
-                return Mismatch(site.name, quantized.why)
-        return None
+    def _refused(self, site: Site, quantized: Quantized) -> Mismatch:
+        self.remedies[quantized.remedy] = None
+        return Mismatch(site.name, quantized.why)
 
     def _note_found(self, site: Site, keys: Sequence[str], infos: Sequence[Info], adapter: Adapter | None) -> None:
         if adapter is None:
@@ -303,12 +293,11 @@ class _Search:
         elif site.leaf == _COUNTER or any(glob_matches(glob, site.name) for glob in self.globs["expect_missing"]):
             self.lists["expected"].append(site.name)
         elif quantized := next(filter(None, map(self.companions.instead, names)), None):
-            self.remedies[quantized.remedy] = None
-            self.lists["mismatched"].append(Mismatch(site.name, quantized.why))
+            self.lists["mismatched"].append(self._refused(site, quantized))
         else:
             self.lists["missing"].append(site.name)
 
-    def _report(self, elements: tuple[int, int]) -> LoadReport:
+    def _report(self, fills: Collection[str]) -> LoadReport:
         names, missing, loaded = self.names, self.lists["missing"], self.lists["loaded"]
         sites, found = {name: views[0] for name, views in self.groups.items()}, len(loaded) + len(self.lists["adapted"])
         guess, hints = None, list[str]()
@@ -322,27 +311,25 @@ class _Search:
         notes = [f"{count(outside, 'key')} outside of prefix {self.rule.keymap().start!r}"] if outside else []
         if self.transposes:
             notes += _square([sites[name] for name in loaded])
+        every = [view.name for views in self.groups.values() for view in views]
+        unused = (
+            f"{option}: {glob!r} matches no site{did_you_mean(glob, every)}"
+            for option, globs in self.globs.items()
+            for glob in globs
+            if not any(glob_matches(glob, name) for name in every)
+        )
         lists: dict[str, Any] = {name: tuple(items) for name, items in self.lists.items()}
         return LoadReport(
             source=masked(str(self.rule.checkpoint)),
             part=self.checkpoint.part,
             **lists,
             unexpected=tuple(k for k, name in names.names.items() if k not in self.used and name not in self.there),
-            unused_patterns=self._unused_patterns(),
-            elements=elements,
+            unused_patterns=tuple(unused),
+            elements=(sum(sites[name].numel for name in sites if name in fills), sum(s.numel for s in sites.values())),
             notes=(*self.checkpoint.notes, *notes),
             doubts=tuple(f"{some(sites)}: {doubt}" for doubt, sites in self.doubts.items()),
             hints=(*self.remedies, *hints),
             guess=guess,
-        )
-
-    def _unused_patterns(self) -> tuple[str, ...]:
-        names = [view.name for views in self.groups.values() for view in views]
-        return tuple(
-            f"{option}: {glob!r} matches no site{did_you_mean(glob, names)}"
-            for option, globs in self.globs.items()
-            for glob in globs
-            if not any(glob_matches(glob, name) for name in names)
         )
 
 

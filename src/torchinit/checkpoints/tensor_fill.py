@@ -30,11 +30,10 @@ else:
 class Loaded(Fill):
     """The values that a checkpoint has under ``keys``, through an ``adapter`` if there is one.
 
-    ``key`` is what the site is called in the checkpoint once prefix and renames are done; an adapter wants to
-    know. ``like`` are keys of the same tensor under its other names, which must hold the same. ``dtype`` rounds
-    the values before they come into the site's own dtype. ``finite`` refuses NaN and infinities, ``lock`` lets no
-    later rule write over them. The file is looked for again where the plan is carried out, and must have the
-    same ``sha256``, if that is known.
+    ``key`` is the site's name once prefix and renames are done, for the adapter. ``like`` are keys of the same tensor
+    under its other names, which must hold the same. ``dtype`` rounds the values before they come into the site's own
+    dtype. ``finite`` refuses NaN and infinities, ``lock`` lets no later rule write over them. The file is looked for
+    again where the plan is carried out, and must have the same ``sha256``, if that is known.
 
     >>> import torch
     >>> from torchinit.plans.run import write
@@ -63,7 +62,6 @@ class Loaded(Fill):
             raise ValueError("Loaded needs a key of the checkpoint")
 
     def __repr__(self) -> str:
-        """The source without its secrets, the keys, and what is not as usual."""
         values = ((field, getattr(self, field.name)) for field in fields(self)[2:])
         more = "".join(f", {field.name}={value!r}" for field, value in values if value != field.default)
         return f"Loaded({masked(str(self.source))!r}, {self.keys!r}{more})"
@@ -120,26 +118,18 @@ class Loaded(Fill):
         return source.is_floating_point and all(_most(to) >= _most(source) for to in (self.dtype or source, target))
 
     def _check_range(self, key: str, values: Tensor, target: torch.dtype) -> None:
-        if not values.numel() or values.dtype == torch.bool:
-            return
-        if not (values.is_floating_point() or values.is_complex()):
-            _check_whole(key, values, target)
-            return
-        largest, endless = magnitude(values), float("inf")
-        if self.finite and not largest < endless:
-            raise CheckpointError(f"{key} holds NaN or infinity in {self.source}; finite = false loads it all the same")
-        if min(_most(target), _most(self.dtype or values.dtype)) < largest < endless:
-            raise CheckpointError(f"{key} goes up to {largest:.6g}, beyond the largest number of {target}")
+        if values.is_floating_point() or values.is_complex():
+            largest, endless = magnitude(values) if values.numel() else 0.0, float("inf")
+            if self.finite and not largest < endless:
+                remedy = "finite = false loads it all the same"
+                raise CheckpointError(f"{key} holds NaN or infinity in {self.source}; {remedy}")
+            if min(_most(target), _most(self.dtype or values.dtype)) < largest < endless:
+                raise CheckpointError(f"{key} goes up to {largest:.6g}, beyond the largest number of {target}")
+        elif values.numel() and target not in (values.dtype, torch.bool) and not target.is_floating_point:
+            low, high = map(int, torch.aminmax(values))
+            if low < torch.iinfo(target).min or high > torch.iinfo(target).max:
+                raise CheckpointError(f"{key} holds whole numbers from {low} to {high}, which {target} cannot")
 
 
 def _most(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).max if dtype.is_floating_point or dtype.is_complex else float("inf")
-
-
-def _check_whole(key: str, values: Tensor, target: torch.dtype) -> None:
-    if target in (values.dtype, torch.bool) or target.is_floating_point:
-        return
-    low, high = map(int, torch.aminmax(values))
-    info = torch.iinfo(target)
-    if low < info.min or high > info.max:
-        raise CheckpointError(f"{key} holds whole numbers from {low} to {high}, which {target} cannot")
