@@ -35,16 +35,15 @@ _PACKED: Final = re.compile(".*packed.*|qdata|qidxs|qweight|trellis")
 """The words for values of few bits, where no other tensor is called so."""
 _BITS: Final = re.compile(f"{_PACKED.pattern}|blocks|codes|data|indices|u?int[48]|point|q")
 """More words for them, where they are not called as the weight is."""
-_MORE: Final = re.compile(
+_MORE: Final = re.compile(  # more words that the names of companions are made of
     "act|activation|axis|biases|bitsandbytes|block|channel|comfy|double|format|fp4|fp8|g|global|groups?|idx|input|inv|"
     "invperm|map|max|meta|nested|nf4|output|perm|points|pre|shape|shift|state|suh?|svh?|w"
 )
-"""More words that the names of companions are made of."""
 _WORDS: Final = re.compile("|".join(words.pattern for words in (_SCALE, _BITS, _MORE)))
 _ELSEWHERE: Final = frozenset({"act", "activation", "amax", "input", "output", "quantizer"})
 """The words of scales for what comes into a layer or out of it, or of a rounding that is still to come."""
 
-_WRITERS: Final = (
+_WRITERS: Final = (  # words that tell a format, what it is called, and the library that dequantizes it
     ("absmax|bitsandbytes|scb", "bitsandbytes", "transformers and bitsandbytes"),
     ("w q", "HQQ", "hqq"),
     ("q perm|q groups|trellis", "EXL2 or EXL3", "ExLlama"),
@@ -56,7 +55,6 @@ _WRITERS: Final = (
     ("quantizer", "ModelOpt", "NVIDIA's modelopt"),
     ("biases", "MLX", "mlx"),
 )
-"""Words that tell a format, what it is called, and the library that dequantizes it."""
 
 UNSCALED: Final = "float8 in the file and no scale beside it: right for a plain cast, wrong if a scale was divided out"
 UNREAD: Final = "a scale of that name is in the file, and nothing reads it: wrong if it was divided out"

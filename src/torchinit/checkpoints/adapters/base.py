@@ -21,8 +21,7 @@ from torchinit.serialization.validation import is_whole
 _Adapter = TypeVar("_Adapter", bound="Adapter")
 _Value = TypeVar("_Value")
 
-Size: TypeAlias = tuple[int, ...]
-"""The shape of a tensor."""
+Size: TypeAlias = tuple[int, ...]  # the shape of a tensor
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,7 @@ from torchinit.serialization.validation import choice, is_whole
 
 Channels: TypeAlias = Literal["sum", "repeat"]
 Frames: TypeAlias = Literal["repeat", "centre"]
-Grid: TypeAlias = tuple[int, int]
-"""Height and width."""
+Grid: TypeAlias = tuple[int, int]  # height and width
 
 
 @register

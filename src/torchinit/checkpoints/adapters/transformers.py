@@ -15,8 +15,7 @@ from torchinit.serialization.validation import choice, is_whole, number
 
 Order: TypeAlias = Literal["half", "interleaved"]
 
-_MOST_DRAWS: Final = 1 << 24
-"""So many random numbers are kept at a time."""
+_MOST_DRAWS: Final = 1 << 24  # so many random numbers are kept at a time
 
 
 @register

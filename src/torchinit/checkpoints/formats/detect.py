@@ -11,7 +11,7 @@ from torchinit.errors import CheckpointError
 Format: TypeAlias = Literal["safetensors", "index", "zip", "npz", "npy", "pickle"]
 
 _HEAD: Final = 1024
-_OTHERS: Final = {
+_OTHERS: Final = {  # the first bytes of files that are sent instead of weights, and what to do with each
     b"\x1f\x8b": "is compressed with gzip: unpack it first",
     b"BZh": "is compressed with bzip2: unpack it first",
     b"\xfd7zXZ": "is compressed with xz: unpack it first",
@@ -24,7 +24,6 @@ _OTHERS: Final = {
     ),
     b"\x08\x00\x00\x00": "looks like an ONNX or TensorFlow file: convert it first",
 }
-"""The first bytes of files that are sent instead of weights, and what to do with each."""
 
 
 def detect_format(path: Path) -> Format:

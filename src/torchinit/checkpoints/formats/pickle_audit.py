@@ -25,7 +25,7 @@ import torch
 
 from torchinit.errors import CheckpointError
 
-PLAIN: Final[Mapping[str, str]] = {
+PLAIN: Final[Mapping[str, str]] = {  # the functions that make plain data out of plain data, and of which kind that is
     "_codecs.encode": "bytes",
     "builtins.bytearray": "bytes",
     "builtins.complex": "number",
@@ -36,7 +36,6 @@ PLAIN: Final[Mapping[str, str]] = {
     "torch.device": "name",
     "torch.serialization._get_layout": "name",
 }
-"""The functions that make plain data out of plain data, and of which kind that is."""
 _REBUILD = "parameter parameter_with_state tensor tensor_v2 tensor_v3 sparse_tensor qtensor meta_tensor_no_storage"
 TENSORS: Final = frozenset({"torch._tensor._rebuild_from_type_v2", "torch.nn.parameter.Parameter"}) | {
     f"torch._utils._rebuild_{name}" for name in _REBUILD.split()
@@ -44,15 +43,12 @@ TENSORS: Final = frozenset({"torch._tensor._rebuild_from_type_v2", "torch.nn.par
 """The functions that make tensors of memory in the file. torch allows more, which make them of nothing or copy them."""
 _CODINGS: Final = ("latin1", "latin-1")
 """The codings in which Python writes bytes as text; others make much out of little, or take long over it."""
-_DEEPEST: Final = 100
-"""Python hashes a tuple by a recursion that nothing bounds."""
-_WORK: Final = 1 << 20
-"""So much is done for nothing, and 64 times as much as the pickle is long."""
-_SIZES: Final = {
+_DEEPEST: Final = 100  # Python hashes a tuple by a recursion that nothing bounds
+_WORK: Final = 1 << 20  # so much is done for nothing, and 64 times as much as the pickle is long
+_SIZES: Final = {  # the bytes of an element in what torch calls memory of a type; the others' are 1
     "Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2, "ComplexDouble": 16,
     "ComplexFloat": 8, "QInt32": 4,
 }  # fmt: skip
-"""The bytes of an element in what torch calls memory of a type; the others' are 1."""
 
 
 class RefusedPickleError(CheckpointError, pickle.UnpicklingError):

@@ -19,11 +19,10 @@ from torchinit.errors import CheckpointError, count, did_you_mean
 from torchinit.model.dtensor import is_distributed
 from torchinit.model.shards import Box
 
-PARTS = (
+PARTS = (  # the keys under which training code keeps weights, the trained ones before their averages
     "state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights", "params",
     "generator", "student", "teacher", "params_ema", "model_ema", "ema_state_dict", "state_dict_ema", "ema",
 )  # fmt: skip
-"""The keys under which training code keeps weights, the trained ones before their averages."""
 _OPTIMIZER = ("optimizer", "optim", "optimizer_state", "optimizer_state_dict", "param_groups", "lr_scheduler")
 _DEEPEST = 4
 _MOST_NAMES = 1 << 22  # no checkpoint has as many; a few kilobytes can, where one table lies in another many times

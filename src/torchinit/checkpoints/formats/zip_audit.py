@@ -16,8 +16,7 @@ _HEADER: Final = struct.Struct("<26xHH")
 """Before each entry; the lengths of its name and of its extra field, which come next."""
 _END: Final = struct.Struct("<4s8xIIH")
 """The last record: its signature, the size and offset of the table of entries, the length of a comment."""
-_LOCATOR: Final = struct.Struct("<4s4xQ4x")
-"""Before it in a large file: a signature, and where the wide record begins."""
+_LOCATOR: Final = struct.Struct("<4s4xQ4x")  # before it in a large file: a signature, and where the wide record begins
 _WIDE_END: Final = struct.Struct("<4s36xQQ")
 """The wide record: its signature, and size and offset of the table in eight bytes each."""
 
