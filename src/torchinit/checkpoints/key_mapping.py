@@ -20,11 +20,11 @@ Renames = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Names:
-    """The names of a file's keys: ``keys`` by name, ``names`` by key, ``clashes`` the several keys of one name."""
+class NamedKeys:
+    """A file's keys with their names in the model, either by the other, and the several keys of a name that clash."""
 
-    keys: Mapping[str, str]
-    names: Mapping[str, str]
+    key_of: Mapping[str, str]
+    name_of: Mapping[str, str]
     clashes: Mapping[str, list[str]]
 
 
@@ -36,7 +36,7 @@ class KeyMap:
     so ``("^", "backbone.")`` adds a prefix and ``("^model[.]", "net.")`` replaces one. Each is tried on the key as
     it stands, and if that changes nothing, on the key without what wrappers put in.
 
-    >>> KeyMap("backbone", (("gamma$", "weight"),)).names(["backbone.module.norm.gamma", "head.weight"]).keys
+    >>> KeyMap("backbone", (("gamma$", "weight"),)).apply(["backbone.module.norm.gamma", "head.weight"]).key_of
     {'norm.weight': 'backbone.module.norm.gamma'}
     """
 
@@ -53,7 +53,7 @@ class KeyMap:
         """The prefix with the dot behind it."""
         return self.prefix if not self.prefix or self.prefix.endswith(".") else f"{self.prefix}."
 
-    def names(self, keys: Iterable[str]) -> Names:
+    def apply(self, keys: Iterable[str]) -> NamedKeys:
         """The names of all keys. A key that is called so as it stands comes before one that is after unwrapping."""
         names: dict[str, str] = {}
         groups: tuple[dict[str, list[str]], dict[str, list[str]]] = ({}, {})
@@ -63,7 +63,7 @@ class KeyMap:
                 groups[as_it_stands].setdefault(names[key], []).append(key)
         keys_of = groups[False] | groups[True]
         clashes = {name: several for name, several in keys_of.items() if len(several) > 1}
-        return Names({name: several[0] for name, several in keys_of.items()}, names, clashes)
+        return NamedKeys({name: several[0] for name, several in keys_of.items()}, names, clashes)
 
     def _named(self, key: str) -> tuple[str, bool] | None:
         """The name of the key, and whether no wrapper had to be dropped for it; None outside of the prefix."""

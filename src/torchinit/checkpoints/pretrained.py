@@ -189,10 +189,10 @@ class _Search:
         for view, site in matched:
             self.groups.setdefault(site.name, []).append(view)
         self.checkpoint = open_cached(rule.checkpoint, part=rule.part, sha256=rule.sha256)
-        self.names = rule.keymap().names(self.checkpoint.keys())
-        self.there = {view.name for site in known for view in site.views}
-        called = ((key, self.names.names.get(key, key)) for key in self.checkpoint)
-        self.companions = Companions(called, self.there, self.checkpoint.info)
+        self.names = rule.keymap().apply(self.checkpoint.keys())
+        self.model_names = {view.name for site in known for view in site.views}
+        aliases = ((key, self.names.name_of.get(key, key)) for key in self.checkpoint)
+        self.companions = Companions(aliases, self.model_names, self.checkpoint.info)
         self.used: set[str] = set()
         self.lists: dict[str, list[Any]] = defaultdict(list)
         """The lists of the report, by the names of its fields."""
@@ -210,11 +210,11 @@ class _Search:
 
     def _search(self, views: list[Site]) -> Loaded | None:
         """The fill of a site, None where the checkpoint has none for it."""
-        site, known = views[0], self.names.keys
+        site, key_of = views[0], self.names.key_of
         # A tied site may be matched under any of its names; an adapter knows it by the one that its glob fits.
         globs = ((view.name, last_match(self.rule.adapt, view.name)) for view in views)
         key, adapter = next((pair for pair in globs if pair[1] is not None), ("", None))
-        own = tuple(known[view.name] for view in views if view.name in known)
+        own = tuple(key_of[view.name] for view in views if view.name in key_of)
         try:
             keys = self._sources(key, adapter) if adapter else self._unique(views, own)
             infos = [self.checkpoint.info(key) for key in keys]
@@ -256,14 +256,14 @@ class _Search:
             wanted = adapter.wants(name)
         except ValueError as error:
             raise CheckpointError(f"cannot be made by {adapter}: {error}") from error
-        known = self.names.keys
-        gone = [key for key in wanted if key not in known]
+        key_of = self.names.key_of
+        gone = [key for key in wanted if key not in key_of]
         if not gone:
-            return tuple(known[key] for key in wanted)
+            return tuple(key_of[key] for key in wanted)
         lacks = f"needs {some(gone)} for {adapter}, which the file lacks"
-        if name in known and name not in wanted:
+        if name in key_of and name not in wanted:
             raise CheckpointError(f"{lacks}; it has {name!r} itself")
-        lacks += did_you_mean(gone[0], known)
+        lacks += did_you_mean(gone[0], key_of)
         if len(gone) < len(wanted):
             raise CheckpointError(lacks)
         self.lacking.setdefault(str(adapter), f"{name} {lacks}")
@@ -307,7 +307,7 @@ class _Search:
             hints += [*self.lacking.values(), *tied(*([sites[name] for name in side] for side in (missing, loaded)))]
         if guess is None or guess.matching < guess.wanted:
             hints += _hooked([sites[name] for name in (*missing, *(site.site for site in self.lists["mismatched"]))])
-        outside = len(self.checkpoint) - len(names.names)
+        outside = len(self.checkpoint) - len(names.name_of)
         notes = [f"{count(outside, 'key')} outside of prefix {self.rule.keymap().start!r}"] if outside else []
         if self.transposes:
             notes += _square([sites[name] for name in loaded])
@@ -323,7 +323,9 @@ class _Search:
             source=masked(str(self.rule.checkpoint)),
             part=self.checkpoint.part,
             **lists,
-            unexpected=tuple(k for k, name in names.names.items() if k not in self.used and name not in self.there),
+            unexpected=tuple(
+                key for key, name in names.name_of.items() if key not in self.used and name not in self.model_names
+            ),
             unused_patterns=tuple(unused),
             elements=(sum(sites[name].numel for name in sites if name in fills), sum(s.numel for s in sites.values())),
             notes=(*self.checkpoint.notes, *notes),
@@ -356,8 +358,8 @@ def misfit(site: Site, infos: Sequence[Info], key: str, adapter: Adapter | None)
     for info in infos:
         kinds = [kind_of(info.dtype), kind_of(site.dtype)]
         if len(set(kinds)) > 1 and kinds != ["truth values", "whole numbers"]:
-            seen = f"{kinds[0]} ({dtype_name(info.dtype)})"
-            return Mismatch(site.name, f"is {dtype_name(site.dtype)}, but the file holds {seen}", "kind")
+            stored = f"{kinds[0]} ({dtype_name(info.dtype)})"
+            return Mismatch(site.name, f"is {dtype_name(site.dtype)}, but the file holds {stored}", "kind")
     shapes = [info.shape for info in infos]
     if adapter is None:
         why = f"has shape {list(site.shape)}, but the file {list(shapes[0])}"

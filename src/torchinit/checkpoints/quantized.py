@@ -16,7 +16,6 @@ miss each format that comes after it; new formats make their names of the same f
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -62,7 +61,7 @@ UNREAD: Final = "a scale of that name is in the file, and nothing reads it: wron
 
 @dataclass(frozen=True, slots=True)
 class Quantized:
-    """Why a site cannot be loaded, the keys that its values need, and the way out."""
+    """The reason why a site cannot be loaded, the keys that its values need, and the way out."""
 
     why: str
     companions: tuple[str, ...]
@@ -92,11 +91,13 @@ class Companions:
     def __init__(self, names: Iterable[tuple[str, str]], known: Container[str], info: Callable[[str], Info]) -> None:
         # By key and by name, since a rename may be meant for the weights alone.
         self._keys = {alias: key for key, name in names if name not in known for alias in (key, name)}
-        self._sorted = sorted(self._keys)
         self._markers = {key for key in self._keys.values() if key.rpartition(".")[2] == "scaled_fp8"}
         self.info = info
         self._by_base: dict[str, dict[str, frozenset[str]]] = {}
+        self._by_start: dict[str, dict[str, None]] = {}
         for alias, key in self._keys.items():
+            for separator in re.finditer("[._:]", alias):
+                self._by_start.setdefault(alias[: separator.start()], {})[key] = None
             for base, words in _bases(alias):
                 self._by_base.setdefault(base, {})[key] = words
 
@@ -112,7 +113,7 @@ class Companions:
         return cls(((key, normalize(key)) for key in tensors if isinstance(key, str)), known, info)
 
     def of(self, key: str, info: Info, dtype: torch.dtype, used: Collection[str] = ()) -> Quantized | None:
-        """Why the tensor ``key`` is not the values of a site of ``dtype``; None where nothing speaks against it.
+        """The reason why the tensor ``key`` is not the values of a site of ``dtype``; None where there is none.
 
         ``used`` are all keys of which the site is made: an adapter may know what to do with a scale.
         """
@@ -123,7 +124,7 @@ class Companions:
             return None
         if _is_float8(info.dtype):
             markers = (marker for marker in self._markers if key.startswith(marker.removesuffix("scaled_fp8")))
-            scales = (other for other, seen in self._extensions(key) if seen.numel < info.numel)
+            scales = (other for other, stored in self._extensions(key) if stored.numel < info.numel)
             near += map(_Companion, (*scales, *markers))
         if not any(self._belongs(other, info, dtype) for other in near):
             return None
@@ -131,11 +132,11 @@ class Companions:
         return _refused(why, near, info.dtype)
 
     def instead(self, name: str) -> Quantized | None:
-        """Why a site of which the file has no tensor is in it all the same, in quantized form; None where it is not."""
+        """The reason why a site that the file lacks is in it all the same, in quantized form; None where it is not."""
         near = [other for other in self._near(name) if other.named or name.endswith("weight")]
         if not any(other.is_scale or any(map(_PACKED.fullmatch, other.words)) for other in near):
             return None
-        bits = [key for key, seen in self._extensions(name) if _is_narrow(seen.dtype, torch.float32)]
+        bits = [key for key, stored in self._extensions(name) if _is_narrow(stored.dtype, torch.float32)]
         if not bits and not any(map(self._has_bits, near)):
             return None
         return _refused("is in the file in quantized form only:", [*near, *map(_Companion, bits)])
@@ -162,25 +163,24 @@ class Companions:
 
         In a plain cast of a whole file, tensors that the model lacks are float8, too; scales never are.
         """
-        for at in range(bisect_left(self._sorted, key), len(self._sorted)):
-            alias = self._sorted[at]
-            if not alias.startswith(key):
-                return
-            seen = self._look(self._keys[alias]) if alias[len(key) :].startswith((".", "_", ":")) else None
-            if seen is not None and not _is_float8(seen.dtype):
-                yield self._keys[alias], seen
+        for other in self._by_start.get(key, ()):
+            stored = self._look(other)
+            if stored is not None and not _is_float8(stored.dtype):
+                yield other, stored
 
     def _belongs(self, other: _Companion, info: Info, dtype: torch.dtype) -> bool:
         """Whether a tensor of few bits means nothing without that one."""
         if other.named:
             return other.is_scale or not other.words
-        seen = self._look(other.key)
-        cast = seen is not None and _is_float8(seen.dtype) and _is_float8(info.dtype)  # and so is what the model lacks
+        stored = self._look(other.key)
+        cast = (
+            stored is not None and _is_float8(stored.dtype) and _is_float8(info.dtype)
+        )  # and so is what the model lacks
         return dtype.is_floating_point and other.is_scale and not cast
 
     def _has_bits(self, other: _Companion) -> bool:
-        seen = self._look(other.key)
-        return any(map(_BITS.fullmatch, other.words)) and (seen is None or _is_narrow(seen.dtype, torch.float32))
+        stored = self._look(other.key)
+        return any(map(_BITS.fullmatch, other.words)) and (stored is None or _is_narrow(stored.dtype, torch.float32))
 
     def _look(self, key: str) -> Info | None:
         try:
@@ -193,13 +193,13 @@ def quantized(tensors: Mapping[str, Any], sites: Mapping[str, torch.dtype]) -> d
     """The sites, given by name and dtype, that these tensors hold in quantized form."""
     companions = Companions.among(tensors, sites)
     keys = {normalize(key): key for key, value in tensors.items() if isinstance(value, Tensor)}
-    found = {
+    refusals = {
         name: companions.of(keys[name], companions.info(keys[name]), dtype)
         if name in keys
         else companions.instead(name)
         for name, dtype in sites.items()
     }
-    return {name: reason for name, reason in found.items() if reason is not None}
+    return {name: reason for name, reason in refusals.items() if reason is not None}
 
 
 def _is_float8(dtype: torch.dtype) -> bool:
@@ -207,20 +207,20 @@ def _is_float8(dtype: torch.dtype) -> bool:
     return dtype.is_floating_point and dtype.itemsize == 1 and dtype != torch.float8_e8m0fnu
 
 
-def _is_narrow(seen: torch.dtype, dtype: torch.dtype) -> bool:
+def _is_narrow(stored: torch.dtype, dtype: torch.dtype) -> bool:
     """Whether a tensor may stand for values of ``dtype`` in fewer bits."""
-    whole = not (seen.is_floating_point or seen.is_complex or seen == torch.bool)
-    return (whole and dtype.is_floating_point) or (seen.itemsize == 1 and seen != torch.bool)
+    whole = not (stored.is_floating_point or stored.is_complex or stored == torch.bool)
+    return (whole and dtype.is_floating_point) or (stored.itemsize == 1 and stored != torch.bool)
 
 
 def _bases(key: str) -> Iterator[tuple[str, frozenset[str]]]:
     """The names of a key without the words of quantization at its end, one, two and so on, or before its leaf."""
     words = set[str]()
-    for found in reversed([*re.finditer(r"([^._:]+)(?:_\d+)?(?=[._:]|$)", key)][-8:]):
-        if not _WORDS.fullmatch(found[1].lower()):
+    for word in reversed([*re.finditer(r"([^._:]+)(?:_\d+)?(?=[._:]|$)", key)][-8:]):
+        if not _WORDS.fullmatch(word[1].lower()):
             break
-        words.add(found[1].lower())
-        yield _bare(key[: found.start()]), frozenset(words)
+        words.add(word[1].lower())
+        yield _bare(key[: word.start()]), frozenset(words)
     module, dot, leaf = key.rpartition(".")
     first, _, rest = leaf.lower().partition("_")
     if rest and _WORDS.fullmatch(first) and not words:

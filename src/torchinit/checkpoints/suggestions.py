@@ -12,7 +12,7 @@ from torchinit._text import some
 from torchinit.checkpoints import adapters
 from torchinit.checkpoints.adapters.base import Adapter, Size, find_parts, replace_parts
 from torchinit.checkpoints.formats import Checkpoint
-from torchinit.checkpoints.key_mapping import KeyMap, Names, Renames, unwrapped
+from torchinit.checkpoints.key_mapping import KeyMap, NamedKeys, Renames, unwrapped
 from torchinit.errors import CheckpointError, ConfigError
 from torchinit.initializers.load_report import Guess
 from torchinit.model.globs import glob_matches
@@ -22,7 +22,7 @@ Shapes: TypeAlias = Mapping[str, Size]
 
 
 def advise(
-    checkpoint: Checkpoint, names: Names, used: Collection[str], wanted: Shapes, missing: Sequence[str], found: int
+    checkpoint: Checkpoint, names: NamedKeys, used: Collection[str], wanted: Shapes, missing: Sequence[str], found: int
 ) -> tuple[Guess | None, list[str]]:
     """Suggestions by which more than ``found`` sites would be had, as arguments and in words."""
     shapes = {key: _shape(checkpoint, key) for key in checkpoint}
@@ -31,13 +31,13 @@ def advise(
         shared = len(firsts) == 1 and all("." in key for key in checkpoint)
         return best, [(f"Every key of the file starts with {min(firsts) + '.'!r}; " if shared else "") + str(best)]
     hints = []
-    if missing and (differing := by_case(wanted, names.keys)):
+    if missing and (differing := by_case(wanted, names.key_of)):
         hints = ["The model has {!r} and the file {!r}, which differ by case: give a rename".format(*differing)]
     elif missing and not found:
-        keys = tuple(names.names) or checkpoint.keys()
+        keys = tuple(names.name_of) or checkpoint.keys()
         hints = [f"The file has {some(keys, 3)}; the model has {some(missing, 3)}"]
-    spare = {name: shapes[key] for name, key in names.keys.items() if key not in used}
-    return None, hints + suggest_for_missing({name: wanted[name] for name in missing}, spare, names.keys)
+    spare = {name: shapes[key] for name, key in names.key_of.items() if key not in used}
+    return None, hints + suggest_for_missing({name: wanted[name] for name in missing}, spare, names.key_of)
 
 
 def _shape(checkpoint: Checkpoint, key: str) -> Size:
@@ -76,8 +76,8 @@ def _guesses(wanted: Shapes, keys: Shapes) -> Iterator[Guess]:
     for keymap in sorted(maps, key=lambda keymap: (len(keymap.rename), bool(keymap.prefix))):
         renames = [keymap.rename, (*keymap.rename, *_OLD_NAMES)][: 1 + has_old_names]
         for candidate in (KeyMap(keymap.prefix, rename) for rename in renames):
-            names = candidate.names(keys)
-            found = sum(wanted.get(name) == keys[key] for name, key in names.keys.items())
+            names = candidate.apply(keys)
+            found = sum(wanted.get(name) == keys[key] for name, key in names.key_of.items())
             clashing = sum(name in wanted for name in names.clashes)
             yield Guess(candidate.prefix, candidate.rename, found - clashing, len(wanted))
 
@@ -115,7 +115,7 @@ def _keymaps(old: str, new: str) -> Iterable[KeyMap]:
 
 
 def beginning(text: str) -> str:
-    """The pattern of what begins so."""
+    """The pattern of names that begin so."""
     return "^" + re.sub(r"(\W)", r"[\1]", text)
 
 
@@ -139,20 +139,20 @@ _KEYS: Final = re.compile(r"(.*[._])?w?(k|v|kv|key|value)s?(_proj|_lin|_linear)?
 """Names of key and value projections, whose heads may be fewer than they were."""
 
 
-def suggest_for_shape(seen: Size, shape: Size, name: str = "") -> str:
+def suggest_for_shape(stored: Size, shape: Size, name: str = "") -> str:
     """The tail of a message on shapes that differ: the adapters that would do, as far as shapes and name can tell."""
-    names = [*_for_shape(seen, shape, name)]
+    names = [*_for_shape(stored, shape, name)]
     return f"; {' or '.join(filter(None, [', '.join(names[:-1]), names[-1]]))} can adapt it" if names else ""
 
 
-def _for_shape(seen: Size, shape: Size, name: str) -> Iterator[str]:
+def _for_shape(stored: Size, shape: Size, name: str) -> Iterator[str]:
     """The adapters as they would be written, without those of their arguments that shapes do not tell."""
-    positions = "pos" in name.lower() or (len(seen) == 3 and seen[0] == 1)
-    if positions and (prefixed := _first(map(adapters.ResizePositions, (1, 0, *range(2, 10))), seen, shape)):
+    positions = "pos" in name.lower() or (len(stored) == 3 and stored[0] == 1)
+    if positions and (prefixed := _first(map(adapters.ResizePositions, (1, 0, *range(2, 10))), stored, shape)):
         yield prefixed
         return
-    fewer = seen and shape and 0 < shape[0] < seen[0]
-    if fewer and _KEYS.fullmatch(name) and _first([adapters.PoolHeads(seen[0] // shape[0])], seen, shape):
+    fewer = stored and shape and 0 < shape[0] < stored[0]
+    if fewer and _KEYS.fullmatch(name) and _first([adapters.PoolHeads(stored[0] // shape[0])], stored, shape):
         yield "PoolHeads"
         return
     kinds: Iterable[Iterable[Adapter]] = (
@@ -164,14 +164,14 @@ def _for_shape(seen: Size, shape: Size, name: str) -> Iterator[str]:
         [adapters.ResizeVocabulary()],
         [adapters.Rows()],
     )
-    yield from filter(None, (_first(kind, seen, shape) for kind in kinds))
-    if seen and len(seen) == len(shape) and seen[1:] == shape[1:]:  # other classes, most likely
+    yield from filter(None, (_first(kind, stored, shape) for kind in kinds))
+    if stored and len(stored) == len(shape) and stored[1:] == shape[1:]:  # other classes, most likely
         yield from ("Labels", "Drop")
 
 
-def _first(candidates: Iterable[Adapter], seen: Size, shape: Size) -> str:
+def _first(candidates: Iterable[Adapter], stored: Size, shape: Size) -> str:
     """The first that makes the shape, as it is written; empty if none does."""
-    fitting = (adapter for adapter in candidates if _makes(adapter, {"": seen}, shape, ""))
+    fitting = (adapter for adapter in candidates if _makes(adapter, {"": stored}, shape, ""))
     return next((str(adapter).removesuffix("()") for adapter in fitting), "")
 
 
@@ -259,7 +259,7 @@ class _Divisions:
 
 
 def _series(names: Iterable[str]) -> Mapping[str, Counter[str]]:
-    """By what stands before a number in names: what stands after it, and for how many numbers."""
+    """The ends of names behind a number, each with the count of its numbers, by the beginning before it."""
     series: dict[str, Counter[str]] = defaultdict(Counter)
     for name in names:
         for start, tail in _numbered(name):
@@ -276,14 +276,14 @@ def _numbered(name: str) -> Iterator[tuple[str, str]]:
 
 
 def tied(missing: Sequence[Site], loaded: Sequence[Site]) -> list[str]:
-    """A word on a last layer that the file's model shares with its embedding, and this one does not."""
-    found = []
+    """A hint on a last layer that the file's model shares with its embedding, and this one does not."""
+    hints = []
     for head in (site for site in missing if (site.owner.name, site.leaf) == ("Linear", "weight")):
         tables = [site for site in loaded if site.owner.name == "Embedding" and site.shape == head.shape]
         if len(tables) == 1:
             old, new = tables[0].name.removesuffix("weight"), head.name.removesuffix("weight")
-            found.append(
+            hints.append(
                 f"{head.name} may be tied to {tables[0].name} in the file's model: another rule, for"
                 f" Name({head.name!r}), with rename={[[beginning(old), new]]} takes a copy"
             )
-    return found
+    return hints

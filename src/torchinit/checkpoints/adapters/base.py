@@ -41,12 +41,6 @@ class Adapter(Spelled, ABC):
 
     One that moves elements keeps their dtype; one that computes does so in float32 at least, and leaves it
     to the loader to round once to the site's dtype.
-
-    >>> import torch
-    >>> from torchinit.checkpoints.adapters import Transpose
-    >>> Transpose().check([(2, 3)], (3, 2), "c_fc.weight")
-    >>> Transpose().adapt([torch.zeros(2, 3)], (3, 2), "c_fc.weight").shape
-    torch.Size([3, 2])
     """
 
     __slots__ = ()
@@ -55,8 +49,7 @@ class Adapter(Spelled, ABC):
     # see names as the model has them, shapes when a plan is made, tensors when it is run. Each makes one site, of one
     # tensor or several, so that every site still has one fill, and a plan one line for it.
 
-    only_resizes: ClassVar[bool] = False
-    """Whether a tensor that has the site's shape already is left alone."""
+    only_resizes: ClassVar[bool] = False  # a tensor that has the site's shape already is left alone
 
     def wants(self, key: str) -> tuple[str, ...]:
         """The keys of the checkpoint that the site needs; none of them leaves the site to its other rules.
@@ -109,7 +102,6 @@ class Adapter(Spelled, ABC):
 
 
 ADAPTERS: Final = Registry("adapter", method="adapt", group="torchinit.adapters")
-"""Every adapter that a recipe can name."""
 
 
 @dataclass_transform(frozen_default=True)
@@ -125,7 +117,7 @@ def _plan_slices(adapter: Adapter, axis: int, shapes: Sequence[Size], shape: Siz
     # box are the slices that it is made of. So no adapter says a second time, as arithmetic on offsets, what `adapt`
     # says already. Of each tensor the stretch from its first to its last such slice is read: a box that needs rows
     # far apart (groups) reads what lies between them, too.
-    counts = [seen[axis] for seen in shapes]
+    counts = [stored[axis] for stored in shapes]
     line = replaced((1,) * len(shape), axis, shape[axis])
     numbers = torch.arange(sum(counts)).view(replaced(line, axis, -1)).split(counts, axis)
     wanted = adapter.adapt(numbers, line, key).flatten().narrow(0, box.start[axis], box.shape[axis])
@@ -137,16 +129,14 @@ def _plan_slices(adapter: Adapter, axis: int, shapes: Sequence[Size], shape: Siz
         read.append(torch.arange(low, end))
         first += count
     order = torch.searchsorted(torch.cat(read), wanted)
-    return ReadPlan(tuple(boxes), lambda tensors: _in_order(tensors, axis, order))
 
+    def combine(tensors: Sequence[Tensor]) -> Tensor:
+        parts = [tensor for tensor in tensors if tensor.shape[axis]] or [tensors[0]]
+        joined = torch.cat(parts, axis) if len(parts) > 1 else parts[0]
+        in_order = torch.equal(order, torch.arange(joined.shape[axis]))
+        return joined if in_order else joined.index_select(axis, order.to(joined.device))
 
-def _in_order(tensors: Sequence[Tensor], axis: int, order: Tensor) -> Tensor:
-    """The slices of all tensors, one after the other, in another order."""
-    parts = [tensor for tensor in tensors if tensor.shape[axis]] or [tensors[0]]
-    joined = torch.cat(parts, axis) if len(parts) > 1 else parts[0]
-    if torch.equal(order, torch.arange(joined.shape[axis])):
-        return joined
-    return joined.index_select(axis, order.to(joined.device))
+    return ReadPlan(tuple(boxes), combine)
 
 
 # --- several adapters ------------------------------------------------------------------------------------------------
@@ -191,7 +181,7 @@ class Chain(Adapter):
 
     def _input_shapes(self, shapes: Sequence[Size], key: str) -> list[Size]:
         """The shapes that the last step takes."""
-        inputs = [self._before.makes(seen, part) for part, seen in self._inputs(shapes, key)]
+        inputs = [self._before.makes(stored, part) for part, stored in self._inputs(shapes, key)]
         if None in inputs:
             raise ValueError(f"{self.steps[-2]} makes whatever shape is asked for, so it must be the last of {self}")
         return [size for size in inputs if size is not None]
@@ -210,8 +200,8 @@ class Chain(Adapter):
         inputs = self._input_shapes(shapes, key)
         last = self.steps[-1].read_plan(inputs, shape, box, key)
         plans = [
-            self._before.read_plan(seen, size, wanted, part)
-            for (part, seen), size, wanted in zip(self._inputs(shapes, key), inputs, last.boxes, strict=True)
+            self._before.read_plan(stored, size, wanted, part)
+            for (part, stored), size, wanted in zip(self._inputs(shapes, key), inputs, last.boxes, strict=True)
         ]
 
         def combine(tensors: Sequence[Tensor]) -> Tensor:
@@ -273,17 +263,17 @@ def check_same(
     Raises ValueError where it does not, where a free dimension is empty, and where the site has fewer than ``least``
     dimensions, or more than ``most``, if that is given.
     """
-    (seen,) = shapes
+    (stored,) = shapes
     if not least <= len(shape) <= (most or len(shape)):
         dims = f"at least {least}" if not most else " or ".join(map(str, range(least, most + 1)))
         raise ValueError(f"{adapter} needs a site of {dims} dimensions, but it has {list(shape)}")
     open_axes = {axis % len(shape) for axis in free}
     expected = ["*" if axis in open_axes else str(size) for axis, size in enumerate(shape)]
-    if ["*" if axis in open_axes else str(size) for axis, size in enumerate(seen)] != expected:
-        raise ValueError(f"{adapter} needs [{', '.join(expected)}] for a site of {list(shape)}, but got {list(seen)}")
-    if any(seen[axis] == 0 for axis in open_axes):
-        raise ValueError(f"{adapter} can make nothing of {list(seen)}, which is empty")
-    return seen
+    if ["*" if axis in open_axes else str(size) for axis, size in enumerate(stored)] != expected:
+        raise ValueError(f"{adapter} needs [{', '.join(expected)}] for a site of {list(shape)}, but got {list(stored)}")
+    if any(stored[axis] == 0 for axis in open_axes):
+        raise ValueError(f"{adapter} can make nothing of {list(stored)}, which is empty")
+    return stored
 
 
 # --- dotted parts of a key -------------------------------------------------------------------------------------------
@@ -314,7 +304,6 @@ def numbered(key: str, pattern: str) -> tuple[int, str]:
 
 
 def check_pattern(name: str, pattern: str) -> None:
-    """Raise ValueError unless the pattern has exactly one part ``*``."""
     if pattern.split(".").count("*") != 1:
         raise ValueError(f"{name} must have one part '*', the number of each, but got {pattern!r}")
 

@@ -37,10 +37,6 @@ class Fuse(Adapter):
 
     >>> Fuse("qkv", ("q_proj", "k_proj", "v_proj")).wants("layers.0.qkv.weight")
     ('layers.0.q_proj.weight', 'layers.0.k_proj.weight', 'layers.0.v_proj.weight')
-    >>> import torch
-    >>> first, second = torch.tensor([1, 1, 2, 2]), torch.tensor([3, 4])
-    >>> Fuse("up", ("a", "b"), groups=2).adapt([first, second], (6,), "up")
-    tensor([1, 1, 3, 2, 2, 4])
     """
 
     into: str
@@ -56,12 +52,12 @@ class Fuse(Adapter):
 
     def makes(self, shapes: Sequence[Size], key: str) -> Size:
         axis = self.axis
-        for part, seen in zip(self.parts, shapes, strict=True):
-            if len(seen) <= axis or replaced(seen, axis, 0) != replaced(shapes[0], axis, 0):
+        for part, stored in zip(self.parts, shapes, strict=True):
+            if len(stored) <= axis or replaced(stored, axis, 0) != replaced(shapes[0], axis, 0):
                 raise ValueError(f"{self} needs parts that differ in dimension {axis} alone, but got {listed(shapes)}")
-            if seen[axis] % self.groups:
-                raise ValueError(f"{self} needs {part!r} in {self.groups} equal groups, but got {list(seen)}")
-        return replaced(shapes[0], axis, sum(seen[axis] for seen in shapes))
+            if stored[axis] % self.groups:
+                raise ValueError(f"{self} needs {part!r} in {self.groups} equal groups, but got {list(stored)}")
+        return replaced(shapes[0], axis, sum(stored[axis] for stored in shapes))
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
         # A new dimension counts the groups; then what belongs to one group lies side by side in the next.
@@ -80,11 +76,8 @@ class Split(Adapter):
     equal sizes unless ``sizes`` says in which proportion they stand: ``(4, 1, 1)`` where four queries share a
     key. ``axis`` and ``groups`` are as for :class:`Fuse`.
 
-    >>> thirds = Split("qkv", ("q_proj", "k_proj", "v_proj"))
-    >>> thirds.wants("layers.0.k_proj.bias")
-    ('layers.0.qkv.bias',)
     >>> import torch
-    >>> thirds.adapt([torch.arange(6)], (2,), "layers.0.k_proj.bias")
+    >>> Split("qkv", ("q_proj", "k_proj", "v_proj")).adapt([torch.arange(6)], (2,), "layers.0.k_proj.bias")
     tensor([2, 3])
     """
 
@@ -106,7 +99,7 @@ class Split(Adapter):
         return (replace_parts(key, self.parts[self._number(key)], self.whole),)
 
     def _number(self, key: str) -> int:
-        """Which part the key asks for: the one that stands last in it."""
+        """The number of the part that the key asks for: the last one in it."""
         places = [-1 if (found := find_parts(key, part)) is None else found.start(2) for part in self.parts]
         if max(places) < 0:
             near = next(filter(None, (did_you_mean(part, key.split(".")) for part in self.parts)), "")
@@ -114,7 +107,7 @@ class Split(Adapter):
         return places.index(max(places))
 
     def _span(self, size: int, key: str) -> tuple[int, int]:
-        """Where in each group the part begins, and how long it is."""
+        """The start and the length of the part in each group."""
         # Sizes are proportions: (8, 2, 2) cuts as (4, 1, 1) does, so they are taken without their common divisor.
         sizes = self.sizes or (1,) * len(self.parts)
         unit, rest = divmod(size * math.gcd(*sizes), self.groups * sum(sizes))
@@ -125,10 +118,10 @@ class Split(Adapter):
         return sum(scaled[:number]), scaled[number]
 
     def makes(self, shapes: Sequence[Size], key: str) -> Size:
-        seen = shapes[0]
-        if len(seen) <= self.axis:
-            raise ValueError(f"{self} needs at least {self.axis + 1} dimensions, but got {list(seen)}")
-        return replaced(seen, self.axis, self.groups * self._span(seen[self.axis], key)[1])
+        stored = shapes[0]
+        if len(stored) <= self.axis:
+            raise ValueError(f"{self} needs at least {self.axis + 1} dimensions, but got {list(stored)}")
+        return replaced(stored, self.axis, self.groups * self._span(stored[self.axis], key)[1])
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
         start, length = self._span(tensors[0].shape[self.axis], key)
@@ -206,10 +199,10 @@ class Unstack(Adapter):
         return (replace_parts(key, part, self.whole),)
 
     def makes(self, shapes: Sequence[Size], key: str) -> Size:
-        seen, (number, _) = shapes[0], numbered(key, self.parts)
-        if len(seen) <= self.axis or seen[self.axis] <= number:
-            raise ValueError(f"{self} needs more than {number} along dimension {self.axis}, but got {list(seen)}")
-        return without(seen, self.axis)
+        stored, (number, _) = shapes[0], numbered(key, self.parts)
+        if len(stored) <= self.axis or stored[self.axis] <= number:
+            raise ValueError(f"{self} needs more than {number} along dimension {self.axis}, but got {list(stored)}")
+        return without(stored, self.axis)
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
         return tensors[0].select(self.axis, numbered(key, self.parts)[0])

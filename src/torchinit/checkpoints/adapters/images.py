@@ -33,8 +33,6 @@ class InputChannels(Adapter):
     >>> rgb = torch.tensor([[[[1.0]], [[2.0]], [[4.0]]]])
     >>> InputChannels().adapt([rgb], (1, 1, 1, 1), "conv1.weight").item()
     7.0
-    >>> InputChannels("repeat").adapt([rgb], (1, 4, 1, 1), "conv1.weight").flatten().tolist()
-    [1.0, 2.0, 4.0, 1.0]
     """
 
     only_resizes: ClassVar[bool] = True
@@ -67,7 +65,7 @@ class Inflate(Adapter):
     """A kernel for images made one for video: ``[out, in, h, w]`` becomes ``[out, in, t, h, w]``.
 
     ``how="repeat"`` gives every frame the kernel divided by t (I3D, https://arxiv.org/abs/1705.07750): a
-    video that stands still is seen as its image was. ``how="centre"`` gives it to the middle frame, t // 2,
+    video that stands still is stored as its image was. ``how="centre"`` gives it to the middle frame, t // 2,
     and zeros to the others (ViViT, https://arxiv.org/abs/2103.15691). ``axis`` is where time comes in.
 
     >>> import torch
@@ -155,8 +153,8 @@ class _ResizeGrid(Adapter):
     def _grid(self, name: str, given: Grid | None, rows: int) -> Grid:
         """The grid of so many rows; raises ValueError where they cannot be one."""
 
-    def _grids(self, seen: Size, shape: Size) -> tuple[Grid, Grid]:
-        return self._grid("file", self.file, seen[-2]), self._grid("site", self.site, shape[-2])
+    def _grids(self, stored: Size, shape: Size) -> tuple[Grid, Grid]:
+        return self._grid("file", self.file, stored[-2]), self._grid("site", self.site, shape[-2])
 
     def changes(self, shapes: Sequence[Size], shape: Size) -> bool:
         old, new = self._grids(shapes[0], shape)
@@ -188,7 +186,6 @@ class ResizePositions(_ResizeGrid):
     row on a grid. Grids are square unless given as (height, width): ``file`` and ``site``. With ``antialias=True``
     a smaller grid averages, as timm's ``resample_abs_pos_embed`` does. The same grid stays as it is.
 
-    >>> ResizePositions().check([(1, 197, 768)], (1, 577, 768), "pos_embed")
     >>> ResizePositions(prefix=0).check([(1, 197, 768)], (1, 576, 768), "pos_embed")
     Traceback (most recent call last):
     ValueError: 197 tokens with prefix=0 are not a square grid; with prefix=1 they are 14x14, else give file=(h, w)

@@ -95,13 +95,13 @@ class Rows(Adapter):
                 raise ValueError(f"indices must be whole numbers from 0, but got {self.indices!r}")
 
     def check(self, shapes: Sequence[Size], shape: Size, key: str) -> None:
-        seen = check_same(self, shapes, shape, {self.axis}, least=self.axis + 1)
+        stored = check_same(self, shapes, shape, {self.axis}, least=self.axis + 1)
         rows = shape[self.axis]
         if self.indices is not None and len(self.indices) != rows:
             raise ValueError(f"{self} has {len(self.indices)} indices for the {rows} rows of {list(shape)}")
         least = rows if self.indices is None else max(self.indices, default=-1) + 1
-        if least > seen[self.axis]:
-            raise ValueError(f"{self} needs at least {least} rows for a site of {list(shape)}, but got {list(seen)}")
+        if least > stored[self.axis]:
+            raise ValueError(f"{self} needs at least {least} rows for a site of {list(shape)}, but got {list(stored)}")
 
     def changes(self, shapes: Sequence[Size], shape: Size) -> bool:
         return self.indices is not None or shapes[0] != shape
@@ -144,8 +144,8 @@ class Labels(Adapter):
             raise ValueError(f"the file has no label {'; '.join(lacking)}: missing='mean' or 'zero' fills them in")
 
     def check(self, shapes: Sequence[Size], shape: Size, key: str) -> None:
-        seen = check_same(self, shapes, shape, {0})
-        for name, labels, size in (("file", self.file, seen), ("site", self.site, shape)):
+        stored = check_same(self, shapes, shape, {0})
+        for name, labels, size in (("file", self.file, stored), ("site", self.site, shape)):
             if size[0] != len(labels):
                 raise ValueError(f"Labels has {len(labels)} labels for the {name}, whose shape is {list(size)}")
 

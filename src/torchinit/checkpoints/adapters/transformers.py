@@ -44,14 +44,14 @@ class RopeOrder(Adapter):
             raise ValueError(f"rotary must be an even whole number from 2, but got {self.rotary!r}")
 
     def makes(self, shapes: Sequence[Size], key: str) -> Size:
-        seen = shapes[0]
-        if not seen or seen[0] % self.heads:
-            raise ValueError(f"{self} needs rows for {self.heads} heads, but got {list(seen)}")
-        size = seen[0] // self.heads
+        stored = shapes[0]
+        if not stored or stored[0] % self.heads:
+            raise ValueError(f"{self} needs rows for {self.heads} heads, but got {list(stored)}")
+        size = stored[0] // self.heads
         turned = size if self.rotary is None else self.rotary
         if turned % 2 or turned > size:
-            raise ValueError(f"{self} cannot turn {turned} of the {size} rows of each head of {list(seen)}")
-        return seen
+            raise ValueError(f"{self} cannot turn {turned} of the {size} rows of each head of {list(stored)}")
+        return stored
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
         heads = tensors[0].unflatten(0, (self.heads, -1))
@@ -84,10 +84,10 @@ class PoolHeads(Adapter):
         check_whole(self, "heads", least=1)
 
     def check(self, shapes: Sequence[Size], shape: Size, key: str) -> None:
-        seen = check_same(self, shapes, shape, {0})
-        size, rest = divmod(seen[0], self.heads)
+        stored = check_same(self, shapes, shape, {0})
+        size, rest = divmod(stored[0], self.heads)
         if rest or shape[0] == 0 or shape[0] % size or self.heads % (shape[0] // size):
-            groups = f"{self.heads} heads of {list(seen)} in equal groups"
+            groups = f"{self.heads} heads of {list(stored)} in equal groups"
             raise ValueError(f"{self} cannot pool {groups} for a site of {list(shape)}")
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:

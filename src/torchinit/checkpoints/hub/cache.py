@@ -35,6 +35,8 @@ def check_hash(source: str, found: str, wanted: str | None) -> None:
 
 def hash_of(path: Path) -> str:
     """The SHA-256 of a file; read once a process as long as the file is not touched."""
+    # That costs a pass over the file, whose pages are then in memory for the load, and finds the bit that no format
+    # finds. A hash that is only looked up beside the file would show nothing of what the disk did to it since.
     return _hash_of(path, stamp_of(path))
 
 

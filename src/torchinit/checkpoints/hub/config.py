@@ -30,7 +30,7 @@ class Limits:
     a transient failure is tried, with a pause that starts at ``pause`` seconds and doubles; ``redirects`` that
     are followed. ``hosts`` are the only ones that are asked, ``"*.example.org"`` is any below it, ``"*"`` any; none
     means all. ``private`` are those that may lie at an address which is not on the internet, as those in ``hosts``
-    may. ``offline`` asks nobody.
+    may. ``offline`` asks no host.
 
     >>> Limits(hosts=("example.org", "*.example.org")).allows("cdn.example.org")
     True
@@ -89,7 +89,7 @@ def is_on(name: str, environment: Mapping[str, str] = os.environ) -> bool:
 
 @contextlib.contextmanager
 def show_progress(source: str, progress: Progress | None) -> Iterator[Progress]:
-    """The function to tell: the given one, else a bar on standard error where that is a terminal, else nobody."""
+    """The function to tell: the given one, else a bar on standard error where that is a terminal, else none."""
     if progress is not None or not (sys.stderr.isatty() and importlib.util.find_spec("rich")):
         yield progress or (lambda done, total: None)
         return

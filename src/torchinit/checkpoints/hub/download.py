@@ -145,7 +145,7 @@ class _Transfer:
     def _attempt(self, deadline: float) -> tuple[str, int]:
         digest, headers, validator = hashlib.sha256(), _HEADERS, self.validator()
         size = self.path.stat().st_size if validator and self.path.is_file() else 0
-        if size:  # hashed before anybody is kept waiting
+        if size:  # hashed before the server is kept waiting
             headers = {**headers, "Range": f"bytes={size}-", "If-Range": validator}
             with self.path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256")
@@ -171,7 +171,7 @@ class _Transfer:
             return digest.hexdigest(), size
 
     def _range(self, answer: Answer, size: int, validator: str) -> tuple[int, int | None]:
-        """Where the body begins, and the length of the whole file."""
+        """The offset at which the body begins, and the length of the whole file."""
         status, headers = answer.response.status, answer.response.headers
         if status == 200:
             return 0, length_of(self.url, headers)

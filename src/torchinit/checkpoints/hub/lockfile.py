@@ -22,7 +22,7 @@ VERSION: Final = 1
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """Which file a source was: its hash and size; ``revision`` is the commit it came from, ``url`` where it led to."""
+    """The file that a source was: hash and size; ``revision`` is the commit it came from, ``url`` where it led to."""
 
     sha256: str
     size: int
@@ -50,7 +50,7 @@ def _read_pins(path: Path, _: object) -> dict[str, Pin]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
-        twice = f"{', '.join(sorted(error.keys))} stands there twice" if isinstance(error, TwiceError) else ""
+        twice = f"{', '.join(sorted(error.keys))} is there twice" if isinstance(error, TwiceError) else ""
         raise FetchError(f"the lock file {path} cannot be read: {twice or error}") from None
     sources = data.get("sources") if isinstance(data, dict) else None
     if not isinstance(sources, dict) or data.get("version") != VERSION:
@@ -96,7 +96,7 @@ class LockFile:
     def add(self, source: str, pin: Pin) -> None:
         """Record a source. Raises FetchError if another process has meanwhile recorded another file for it."""
         if self.path is not None:
-            # One lock a lock file, in the cache: beside it would be one more file in somebody's repository.
+            # One lock a lock file, in the cache: beside it would be one more file in a user's repository.
             path = self.path.absolute()
             with Cache(default_folder()).locked(f"lock-{hashlib.sha256(str(path).encode()).hexdigest()[:32]}"):
                 pins = read_pins(path)

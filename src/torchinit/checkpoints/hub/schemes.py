@@ -45,7 +45,7 @@ class Prefixes(Generic[T]):
         self._values.update(dict.fromkeys(names, value))
 
     def find(self, source: str) -> T | None:
-        """The value for the beginning of a source; None if nobody registered it."""
+        """The value for the beginning of a source; None if none is registered."""
         return next((self._values[prefix] for prefix in self if re.match(prefix, source)), None)
 
 
@@ -134,7 +134,7 @@ def _resolver(source: str) -> Resolver:
         known = [prefix.removesuffix("://") for prefix in RESOLVERS if prefix]
         near = did_you_mean(scheme[1], known) if scheme else ""
         problems = [f"known are {', '.join(known)}; {_MORE}"]
-        raise FetchError(f"{source}: nobody registered this kind of source{near}", problems)
+        raise FetchError(f"{source}: this kind of source is not registered{near}", problems)
     return resolver
 
 
@@ -150,7 +150,7 @@ def register_source(prefixes: str | Iterable[str], resolver: Resolver, *, force:
     FileNotFoundError: /nfs/models/a.pth can not be found.
     >>> fetch("model://a.pth")
     Traceback (most recent call last):
-    torchinit.errors.FetchError: model://a.pth: nobody registered this kind of source; did you mean 'models'?
+    torchinit.errors.FetchError: model://a.pth: this kind of source is not registered; did you mean 'models'?
       known are ...
     """
     RESOLVERS.register(prefixes, resolver, force=force)

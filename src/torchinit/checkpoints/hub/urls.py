@@ -1,4 +1,4 @@
-"""URLs: where an address leads, checked before anybody is asked; the files that an index names."""
+"""URLs: where an address leads, checked before any host is asked; the files that an index names."""
 
 from __future__ import annotations
 
