@@ -79,13 +79,15 @@ class Loaded(Fill):
         return open_cached(self.source, part=self.part, sha256=self.sha256, again=again, keys=keys)
 
     def prepare(self, shard: Shard) -> None:
-        """Raises CheckpointError where what will be read is not finite, or does not fit into the shard's dtype."""
+        """Raise CheckpointError for values that are not finite, or do not fit into the shard's dtype."""
         # A pass over the values before the one that copies them, so that NaN in the last tensor of the last rank is
         # found before anything is written. The copy pays for it: it goes past the caches.
         checkpoint = self._checkpoint()
         for key, box in zip(self.keys, self._read_plan(checkpoint, shard).boxes, strict=True):
-            if self.finite or not self._widens(checkpoint.info(key).dtype, shard.local.dtype):
-                self._check_range(key, checkpoint.read(key, box), shard.local.dtype)
+            dtype, target = checkpoint.info(key).dtype, shard.local.dtype
+            widens = dtype.is_floating_point and all(_most(to) >= _most(dtype) for to in (self.dtype or dtype, target))
+            if self.finite or not widens:
+                self._check_range(key, checkpoint.read(key, box), target)
         for other in self.like:
             first, second = checkpoint.read(self.keys[0]), checkpoint.read(other)
             if first.shape != second.shape or not torch.equal(first, second):
@@ -112,10 +114,6 @@ class Loaded(Fill):
         if shapes[0] != shard.shape:
             raise CheckpointError(f"{key} has another shape by now: {list(shapes[0])}")
         return ReadPlan((box,), lambda tensors: tensors[0])
-
-    def _widens(self, source: torch.dtype, target: torch.dtype) -> bool:
-        """Whether every number of a floating dtype fits into the dtypes that it goes through."""
-        return source.is_floating_point and all(_most(to) >= _most(source) for to in (self.dtype or source, target))
 
     def _check_range(self, key: str, values: Tensor, target: torch.dtype) -> None:
         if values.is_floating_point() or values.is_complex():

@@ -303,11 +303,6 @@ def numbered(key: str, pattern: str) -> tuple[int, str]:
     return int(found[3]), found[2]
 
 
-def check_pattern(name: str, pattern: str) -> None:
-    if pattern.split(".").count("*") != 1:
-        raise ValueError(f"{name} must have one part '*', the number of each, but got {pattern!r}")
-
-
 def _found(key: str, wanted: str) -> re.Match[str]:
     found = find_parts(key, wanted)
     if found is None:

@@ -12,7 +12,6 @@ from torchinit.checkpoints.adapters.base import (
     Adapter,
     ReadPlan,
     Size,
-    check_pattern,
     check_whole,
     find_parts,
     listed,
@@ -148,7 +147,7 @@ class Stack(Adapter):
     axis: int = 0
 
     def __post_init__(self) -> None:
-        check_pattern("parts", self.parts)
+        _check_pattern("parts", self.parts)
         check_whole(self, "count", least=1)
         check_whole(self, "axis")
 
@@ -191,7 +190,7 @@ class Unstack(Adapter):
     axis: int = 0
 
     def __post_init__(self) -> None:
-        check_pattern("parts", self.parts)
+        _check_pattern("parts", self.parts)
         check_whole(self, "axis")
 
     def wants(self, key: str) -> tuple[str, ...]:
@@ -219,3 +218,8 @@ def _check_arguments(adapter: Fuse | Split) -> None:
         raise ValueError(f"parts must be two or more different names, but got {adapter.parts!r}")
     check_whole(adapter, "axis")
     check_whole(adapter, "groups", least=1)
+
+
+def _check_pattern(name: str, pattern: str) -> None:
+    if pattern.split(".").count("*") != 1:
+        raise ValueError(f"{name} must have one part '*', the number of each, but got {pattern!r}")

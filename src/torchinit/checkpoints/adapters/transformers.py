@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import ClassVar, Final, Literal, TypeAlias
 
 import torch
@@ -138,7 +138,10 @@ class ResizeVocabulary(Adapter):
         larger[have:] = mean
         if self.spread:
             centred = (larger[:have] - mean).to(larger.dtype)
-            for first, draws in self._draws(key, larger, have):
+            rows = max(1, _MOST_DRAWS // have)
+            for first in range(have, want, rows):
+                draws = larger.new_empty(min(rows, want - first), have)
+                Keyed(self.seed).fill(Shard(key, draws, (want, have), (first, 0)), "normal", (0.0, 1.0))
                 # A sum of the old rows with normal weights has their covariance. A Cholesky factor of the covariance
                 # would do as well, and fails where a table has fewer rows than columns or two columns alike.
                 larger[first : first + len(draws)] += (draws @ centred) * (self.spread / have) ** 0.5
@@ -148,11 +151,3 @@ class ResizeVocabulary(Adapter):
         if box.start[0] + box.shape[0] <= shapes[0][0]:
             return ReadPlan((box,), lambda tensors: tensors[0])
         return Adapter.read_plan(self, shapes, shape, box, key)
-
-    def _draws(self, key: str, table: Tensor, have: int) -> Iterator[tuple[int, Tensor]]:
-        """For some new rows at a time, the first's place and a number for each old row."""
-        rows = max(1, _MOST_DRAWS // have)
-        for first in range(have, len(table), rows):
-            draws = table.new_empty(min(rows, len(table) - first), have)
-            Keyed(self.seed).fill(Shard(key, draws, (len(table), have), (first, 0)), "normal", (0.0, 1.0))
-            yield first, draws

@@ -36,7 +36,9 @@ def detect_format(path: Path) -> Format:
     with path.open("rb") as file:
         head = file.read(_HEAD)
     if head.startswith(b"PK\x03\x04"):
-        return _zip_format(path)
+        names = [entry.filename for entry in zip_entries(path)]
+        has_arrays = any(name.endswith(".npy") for name in names)
+        return "npz" if has_arrays and not any(name.endswith("data.pkl") for name in names) else "zip"
     if head.startswith(b"\x93NUMPY"):
         return "npy"
     if head[8:9] == b"{" and head[5:8] == b"\0\0\0":  # behind the length of the header, as eight bytes
@@ -66,12 +68,6 @@ def _describe(head: bytes, text: bytes) -> str:
     if head[8:9] == b"{":
         return "looks like safetensors, but its header would be larger than any"
     return f"is of no known format: it begins with {head[:8]!r}"
-
-
-def _zip_format(path: Path) -> Format:
-    names = [entry.filename for entry in zip_entries(path)]
-    has_arrays = any(name.endswith(".npy") for name in names)
-    return "npz" if has_arrays and not any(name.endswith("data.pkl") for name in names) else "zip"
 
 
 def _inside(path: Path) -> str:

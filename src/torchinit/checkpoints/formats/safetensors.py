@@ -61,16 +61,13 @@ class SafetensorsCheckpoint(Checkpoint):
 
     def _read(self, key: str, box: Box | None) -> Tensor:
         if key not in self._views:
-            begin, _ = self._entries[key]
-            self._views[key] = _view(self._storage, begin, self._info(key))
+            begin, info = self._entries[key][0], self._info(key)
+            storage: Any = self._storage
+            at, odd = divmod(begin, info.dtype.itemsize)
+            if odd:  # a header may have any length; a storage of its own may begin anywhere, but takes longer to make
+                storage, at = storage[begin : begin + info.nbytes], 0
+            self._views[key] = torch.empty(0, dtype=info.dtype).set_(storage, at, info.shape, strides(info.shape))
         return cut(self._views[key], box)
-
-
-def _view(storage: Any, begin: int, info: Info) -> Tensor:
-    at, odd = divmod(begin, info.dtype.itemsize)
-    if odd:  # a header may have any length; a storage of its own may begin anywhere, but takes longer to make
-        storage, at = storage[begin : begin + info.nbytes], 0
-    return torch.empty(0, dtype=info.dtype).set_(storage, at, info.shape, strides(info.shape))
 
 
 Entry: TypeAlias = tuple[int, Info | str]
