@@ -159,11 +159,8 @@ class Companions:
         return near + [_Companion(other, False, words) for other, words in of_module.items() if other not in of_key]
 
     def _extensions(self, key: str) -> Iterator[tuple[str, Info]]:
-        """The loose tensors whose names go on where that of a key ends, in whatever words, but no values of their own.
-
-        In a plain cast of a whole file, tensors that the model lacks are float8, too; scales never are.
-        """
-        for other in self._by_start.get(key, ()):
+        """The loose tensors whose names go on where that of a key ends, in whatever words; scales are never float8."""
+        for other in sorted(self._by_start.get(key, ())):
             stored = self._look(other)
             if stored is not None and not _is_float8(stored.dtype):
                 yield other, stored
@@ -172,10 +169,8 @@ class Companions:
         """Whether a tensor of few bits means nothing without that one."""
         if other.named:
             return other.is_scale or not other.words
-        stored = self._look(other.key)
-        cast = (
-            stored is not None and _is_float8(stored.dtype) and _is_float8(info.dtype)
-        )  # and so is what the model lacks
+        stored = self._look(other.key)  # of a plain cast of the whole file what the model lacks is float8, too
+        cast = stored is not None and _is_float8(stored.dtype) and _is_float8(info.dtype)
         return dtype.is_floating_point and other.is_scale and not cast
 
     def _has_bits(self, other: _Companion) -> bool:
@@ -193,12 +188,10 @@ def quantized(tensors: Mapping[str, Any], sites: Mapping[str, torch.dtype]) -> d
     """The sites, given by name and dtype, that these tensors hold in quantized form."""
     companions = Companions.among(tensors, sites)
     keys = {normalize(key): key for key, value in tensors.items() if isinstance(value, Tensor)}
-    refusals = {
-        name: companions.of(keys[name], companions.info(keys[name]), dtype)
-        if name in keys
-        else companions.instead(name)
-        for name, dtype in sites.items()
-    }
+    refusals = {}
+    for name, dtype in sites.items():
+        key = keys.get(name)
+        refusals[name] = companions.of(key, companions.info(key), dtype) if key else companions.instead(name)
     return {name: reason for name, reason in refusals.items() if reason is not None}
 
 

@@ -176,9 +176,9 @@ def find_state_dict(content: object, name: str, part: str | None) -> tuple[dict[
         state = state[key]  # type: ignore[index]  # only a mapping has a next
     if not isinstance(state, Mapping):
         raise CheckpointError(f"{name}: holds a {type(state).__name__}, not named tensors")
-    if tensors := nest.tensors(state):
-        return tensors, path, tuple(notes)
-    raise CheckpointError(f"{name}: {_why_empty(state)}")
+    if not (tensors := nest.tensors(state)):
+        raise CheckpointError(f"{name}: {_why_empty(state)}")
+    return tensors, path, tuple(notes)
 
 
 class _Nest:
@@ -207,10 +207,10 @@ class _Nest:
     def count(self, state: object, depth: int = _DEEPEST) -> int:
         if not isinstance(state, Mapping) or not depth:
             return 0
-        if (known := self.counts.get((id(state), depth))) is None:
-            known = sum(1 if isinstance(value, Tensor) else self.count(value, depth - 1) for _, value in _named(state))
-            self.counts[id(state), depth] = known
-        return known
+        if (id(state), depth) not in self.counts:
+            counts = (isinstance(value, Tensor) or self.count(value, depth - 1) for _, value in _named(state))
+            self.counts[id(state), depth] = sum(counts)
+        return self.counts[id(state), depth]
 
     def tensors(self, state: object, prefix: str = "", depth: int = _DEEPEST) -> dict[str, Tensor]:
         """The named tensors here and in the tables below, whose names are joined with dots; optimizers are left out."""
