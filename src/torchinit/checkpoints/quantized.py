@@ -190,8 +190,10 @@ def quantized(tensors: Mapping[str, Any], sites: Mapping[str, torch.dtype]) -> d
     keys = {normalize(key): key for key, value in tensors.items() if isinstance(value, Tensor)}
     refusals = {}
     for name, dtype in sites.items():
-        key = keys.get(name)
-        refusals[name] = companions.of(key, companions.info(key), dtype) if key else companions.instead(name)
+        if (key := keys.get(name)) is None:
+            refusals[name] = companions.instead(name)
+        else:
+            refusals[name] = companions.of(key, companions.info(key), dtype)
     return {name: reason for name, reason in refusals.items() if reason is not None}
 
 

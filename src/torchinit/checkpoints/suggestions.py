@@ -63,10 +63,8 @@ def guess(wanted: Shapes, keys: Shapes, matching: int) -> Guess | None:
     Each candidate is tried on all of the file; the one that counts most is taken, the shorter one of equals. One
     that finds next to nothing is dropped: any two models have a bias of one length somewhere.
     """
-    best = max(_guesses(wanted, keys), key=lambda guess: guess.matching, default=None)
-    if best is None or best.matching <= matching or 20 * best.matching < min(len(wanted), len(keys)):
-        return None
-    return best
+    best = max(_guesses(wanted, keys), key=lambda guess: guess.matching)
+    return best if best.matching > matching and 20 * best.matching >= min(len(wanted), len(keys)) else None
 
 
 def _guesses(wanted: Shapes, keys: Shapes) -> Iterator[Guess]:
@@ -186,19 +184,17 @@ def _makes(adapter: Adapter, shapes: Shapes, shape: Size, name: str) -> bool:
 
 # --- divisions: adapters for sites that a file keeps as other tensors ------------------------------------------------
 
-_NAMES: Final = (
-    "q k v", "query key value", "q_proj k_proj v_proj", "q_lin k_lin v_lin", "to_q to_k to_v", "wq wk wv",
-    "gate_proj up_proj", "w1 w3",
+# Weights that are one in some models and several in others, in the order in which they are fused.
+_FAMILIES: Final[tuple[tuple[str, ...], ...]] = (
+    ("q", "k", "v"), ("query", "key", "value"), ("q_proj", "k_proj", "v_proj"), ("q_lin", "k_lin", "v_lin"),
+    ("to_q", "to_k", "to_v"), ("wq", "wk", "wv"), ("gate_proj", "up_proj"), ("w1", "w3"),
 )  # fmt: skip
-_FAMILIES: Final = tuple(tuple(names.split()) for names in _NAMES)
-"""Weights that are one in some models and several in others, in the order in which they are fused."""
 
 
 def suggest_for_missing(missing: Shapes, spare: Shapes, names: Collection[str] = ()) -> list[str]:
-    """The adapters that would make missing sites of keys that no site is called, each with how many.
+    """The adapters that would make missing sites of spare keys, each with how many; none where several would do.
 
-    ``names`` are all that the file has. Where several adapters would do for a site nothing is said of it. What a
-    parametrization of torch computes, other than weight norm, no adapter makes.
+    ``names`` are all that the file has. What a parametrization of torch computes, but weight norm, no adapter makes.
     """
     divisions, offers, globs, computed = _Divisions(missing, spare), Counter[str](), dict[str, str](), list[str]()
     parametrized = {name.replace("parametrizations.", "").removesuffix(".original0") for name in spare}
@@ -253,7 +249,7 @@ class _Divisions:
                 yield adapters.Chain((adapters.Fuse("fused", family), stack))
         for start, tail in _numbered(name):
             last = start.rpartition(".")[2]
-            # As many as are missing. Of two such stacks nobody can tell which is meant, and of more neither.
+            # As many as are missing. Of two such stacks none can be told to be the one, so more need not be tried.
             for rest in self.below.get((start, (self.series[start][tail], *shape)), [])[:2]:
                 yield adapters.Unstack(f"{last}.{rest}", f"{last}.*.{tail}")
 
@@ -282,8 +278,6 @@ def tied(missing: Sequence[Site], loaded: Sequence[Site]) -> list[str]:
         tables = [site for site in loaded if site.owner.name == "Embedding" and site.shape == head.shape]
         if len(tables) == 1:
             old, new = tables[0].name.removesuffix("weight"), head.name.removesuffix("weight")
-            hints.append(
-                f"{head.name} may be tied to {tables[0].name} in the file's model: another rule, for"
-                f" Name({head.name!r}), with rename={[[beginning(old), new]]} takes a copy"
-            )
+            remedy = f"another rule, for Name({head.name!r}), with rename={[[beginning(old), new]]} takes a copy"
+            hints.append(f"{head.name} may be tied to {tables[0].name} in the file's model: {remedy}")
     return hints

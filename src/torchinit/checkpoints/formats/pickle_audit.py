@@ -65,14 +65,10 @@ def refused(name: str, deed: str) -> RefusedPickleError:
 
 
 class Memory(NamedTuple):
-    """A piece of memory that tensors lie in: how many elements of how many bytes."""
+    """The size of a piece of memory that tensors lie in, in elements and in bytes."""
 
     numel: int
-    itemsize: int
-
-    @property
-    def nbytes(self) -> int:
-        return self.numel * self.itemsize
+    nbytes: int
 
 
 def check_pickle(name: str, data: bytes) -> dict[str, Memory]:
@@ -226,8 +222,8 @@ class _Audit:
         kinds = (str, _Global, str, str, int)
         if len(items) < 5 or not all(map(isinstance, items, kinds)) or items[0] != "storage" or items[4] < 0:
             raise refused(self.name, "asks for memory as torch.save does not")
-        kind = items[1].rpartition(".")[2].removesuffix("Storage")
-        asked = Memory(items[4], _SIZES.get(kind, 1))
+        kind, numel = items[1].rpartition(".")[2].removesuffix("Storage"), items[4]
+        asked = Memory(numel, numel * _SIZES.get(kind, 1))
         if self.memory.setdefault(items[2], asked) != asked:
             raise refused(self.name, f"asks for the memory {items[2]!r} in two sizes")
         self.stack.append(_Value("memory"))
@@ -252,8 +248,8 @@ def _cost(item: Any) -> int:
 
 def _allowed() -> set[str]:
     """The functions that the program has registered with ``torch.serialization.add_safe_globals``."""
-    known = torch.serialization.get_safe_globals()
-    names = {item[1] if isinstance(item, tuple) else f"{item.__module__}.{item.__qualname__}" for item in known}
+    safe = torch.serialization.get_safe_globals()
+    names = {item[1] if isinstance(item, tuple) else f"{item.__module__}.{item.__qualname__}" for item in safe}
     return {name for name in names if not name.startswith("torch.")}
 
 

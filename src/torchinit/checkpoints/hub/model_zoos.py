@@ -74,7 +74,6 @@ def _why_not(hub: Any, error: BaseException, repo: str, file: str, revision: str
 
 
 def _names(wanted: str, known: Callable[[], list[str]]) -> str:
-    """The near name, or a few of those that there are, as far as the hub tells."""
     try:
         names = known()
     except Exception:  # noqa: BLE001  # an error is being told already
