@@ -1,4 +1,4 @@
-"""Key mapping: what the tensors of a checkpoint are called in the model."""
+"""Key mapping: the names that the tensors of a checkpoint have in the model."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from torchinit.checkpoints.key_mapping import KeyMap, Renames
 from torchinit.checkpoints.open import InMemory, open_cached
 from torchinit.checkpoints.quantized import Companions, Quantized
 from torchinit.checkpoints.suggestions import advise, suggest_for_shape, tied
-from torchinit.checkpoints.tensor_fill import Loaded, Source
+from torchinit.checkpoints.tensor_fill import CheckpointSource, Loaded
 from torchinit.errors import CheckpointError, MissingExtraError, count, did_you_mean, masked
 from torchinit.initializers.elementwise import Fill
 from torchinit.initializers.load_report import Cast, LoadReport, Mismatch
@@ -69,7 +69,7 @@ class Pretrained(SourceInitializer):
     net.weight of dict in memory
     """
 
-    checkpoint: Source
+    checkpoint: CheckpointSource
     prefix: str | None = None
     map_location: str = "cpu"
     rename: tuple[tuple[str, str], ...] = ()

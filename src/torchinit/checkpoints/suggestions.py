@@ -1,4 +1,4 @@
-"""Suggestions: what would let a rule find more of a model in a file, as it is written. None is applied unasked."""
+"""Suggestions: arguments by which a rule would find more of a model in a file. None is applied unasked."""
 
 from __future__ import annotations
 

@@ -20,9 +20,9 @@ from torchinit.model.shards import Box, Shard
 from torchinit.noise import Noise
 
 if TYPE_CHECKING:
-    Source: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | nn.Module | Checkpoint | InMemory
+    CheckpointSource: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | nn.Module | Checkpoint | InMemory
 else:
-    Source = str | InMemory  # what any of these becomes, and what plain data can hold of it
+    CheckpointSource = str | InMemory  # what any of these becomes, and what plain data can hold of it
 
 
 @final
@@ -44,7 +44,7 @@ class Loaded(Fill):
     tensor([1., 1.])
     """
 
-    source: Source
+    source: CheckpointSource
     keys: tuple[str, ...]
     key: str = ""
     adapter: Adapter | None = None

@@ -1,4 +1,4 @@
-"""Adapters: what a checkpoint holds, made into what a model needs."""
+"""Adapters: the tensors of a checkpoint made into those that a model needs."""
 
 from __future__ import annotations
 

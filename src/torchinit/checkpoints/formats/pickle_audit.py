@@ -1,4 +1,4 @@
-"""Audit of pickles: what they would make and ask for, told without unpickling anything.
+"""Audit of pickles: the objects and the calls that they ask for, followed without unpickling anything.
 
 torch's restricted unpickler runs no foreign code. What it does allow can still end the process or keep it busy for
 good: a tuple that is nested too deep to be hashed, one that holds twice a tuple that holds twice a tuple, a text
@@ -93,7 +93,7 @@ class _Global(str):
 
 
 @dataclass(slots=True)
-class _Value:
+class _Object:
     """An object that is not made: its kind, how much it holds, how deep it is nested; the items of a tuple."""
 
     kind: str
@@ -105,7 +105,7 @@ class _Value:
 class _Audit:
     """A pickle's operations, followed as torch's unpickler follows them."""
 
-    # On the stack are texts and whole numbers as they are, _Global and _Value, and None for any other value.
+    # On the stack are texts and whole numbers as they are, _Global and _Object, and None for any other value.
     # Work is counted where Python would do it: a tuple is hashed as a key, with all that is in it, each time that it
     # is used; a call copies what it is given; attributes are copied into an object. An object that lies in many places
     # was made once, so fetching it from the memo costs nothing, but for a tuple, which may be hashed there. A weight
@@ -170,45 +170,45 @@ class _Audit:
 
     def get(self, key: int) -> None:
         value = self.memo[key]
-        if type(value) is _Value and value.kind == "tuple":
+        if type(value) is _Object and value.kind == "tuple":
             self.spend(value.weight)
         self.stack.append(value)
 
     def push_tuple(self, items: Sequence[Any]) -> None:
         depth, weight = 1, 1 + len(items)
         for item in items:
-            if type(item) is _Value:
+            if type(item) is _Object:
                 depth = max(depth, 1 + item.depth)
                 weight += item.weight - 1
         if depth > _DEEPEST:
             raise refused(self.name, f"nests tuples more than {_DEEPEST} deep")
         self.spend(weight)
-        self.stack.append(_Value("tuple", weight, items, depth))
+        self.stack.append(_Object("tuple", weight, items, depth))
 
     def fill(self, items: Sequence[Any]) -> None:
-        if type(table := self.stack[-1]) is _Value:
+        if type(table := self.stack[-1]) is _Object:
             table.weight += sum(map(_weight, items))
 
     def call(self) -> None:
         function, arguments = self.take(2)
-        if not isinstance(function, _Global) or not isinstance(arguments, _Value) or arguments.kind != "tuple":
+        if not isinstance(function, _Global) or not isinstance(arguments, _Object) or arguments.kind != "tuple":
             raise refused(self.name, "calls what is not a function")
         self._check_call(function, arguments.items)
         self.spend(cost := _cost(arguments))
-        self.stack.append(_Value(PLAIN.get(function, "tensor"), cost, arguments.items, arguments.depth))
+        self.stack.append(_Object(PLAIN.get(function, "tensor"), cost, arguments.items, arguments.depth))
 
     def _check_call(self, function: str, items: Sequence[Any]) -> None:
         """Refuse a call that ``torch.save`` does not write, and that of a function that the program has not allowed."""
         if function in PLAIN:
             sizes = function == "builtins.bytearray" and any(isinstance(item, int) for item in items)
             coded = function in ("builtins.bytearray", "_codecs.encode") and any(c not in _CODINGS for c in items[1:])
-            if sizes or coded or any(isinstance(item, _Value) and item.kind == "tensor" for item in items):
+            if sizes or coded or any(isinstance(item, _Object) and item.kind == "tensor" for item in items):
                 raise refused(self.name, f"calls {function} with odd arguments")
         elif function not in TENSORS and function not in _allowed():
             raise refused(self.name, f"asks for {function}")
         if function.endswith("._rebuild_from_type_v2"):  # which calls what it is given
             inner, _, given = (*items, None, None, None)[:3]
-            if not isinstance(inner, _Global) or not isinstance(given, _Value):
+            if not isinstance(inner, _Global) or not isinstance(given, _Object):
                 raise refused(self.name, "calls what is not a function")
             self._check_call(inner, given.items)
 
@@ -218,7 +218,7 @@ class _Audit:
     def ask(self) -> None:
         """Ask for memory: ``("storage", kind, key, device, number of elements, ...)``."""
         wanted = self.stack.pop()
-        items = wanted.items if isinstance(wanted, _Value) else ()
+        items = wanted.items if isinstance(wanted, _Object) else ()
         kinds = (str, _Global, str, str, int)
         if len(items) < 5 or not all(map(isinstance, items, kinds)) or items[0] != "storage" or items[4] < 0:
             raise refused(self.name, "asks for memory as torch.save does not")
@@ -226,7 +226,7 @@ class _Audit:
         asked = Memory(numel, numel * _SIZES.get(kind, 1))
         if self.memory.setdefault(items[2], asked) != asked:
             raise refused(self.name, f"asks for the memory {items[2]!r} in two sizes")
-        self.stack.append(_Value("memory"))
+        self.stack.append(_Object("memory"))
 
     def spend(self, work: int) -> None:
         """Count what is hashed and copied."""
@@ -237,12 +237,12 @@ class _Audit:
 
 def _weight(item: Any) -> int:
     """The size of an object, as far as it was filled when it was taken up."""
-    return item.weight if type(item) is _Value else len(item) + 1 if isinstance(item, str) else 1
+    return item.weight if type(item) is _Object else len(item) + 1 if isinstance(item, str) else 1
 
 
 def _cost(item: Any) -> int:
     """The size of an object by now, with all that is in a tuple."""
-    is_tuple = isinstance(item, _Value) and item.kind == "tuple"
+    is_tuple = isinstance(item, _Object) and item.kind == "tuple"
     return sum(map(_cost, item.items)) + 1 if is_tuple else _weight(item)
 
 
@@ -259,7 +259,7 @@ _ACTIONS: Final[Mapping[str, _Action]] = {
     "NONE NEWTRUE NEWFALSE BINFLOAT": lambda audit, _: audit.push(),
     "BININT BININT1 BININT2 LONG1": _Audit.push,
     "BINUNICODE SHORT_BINSTRING": _Audit.push_text,
-    "EMPTY_LIST EMPTY_DICT EMPTY_SET": lambda audit, _: audit.push(_Value("table")),
+    "EMPTY_LIST EMPTY_DICT EMPTY_SET": lambda audit, _: audit.push(_Object("table")),
     "MARK": lambda audit, _: audit.mark(),
     "EMPTY_TUPLE": lambda audit, _: audit.push_tuple(()),
     "TUPLE1": lambda audit, _: audit.push_tuple(audit.take(1)),

@@ -70,11 +70,11 @@ class SafetensorsCheckpoint(Checkpoint):
         return cut(self._views[key], box)
 
 
-Entry: TypeAlias = tuple[int, Info | str]
+TensorEntry: TypeAlias = tuple[int, Info | str]
 """Where the bytes of a tensor begin in the file, and what it is: of a dtype that torch lacks its name."""
 
 
-def read_header(path: Path) -> tuple[dict[str, str], dict[str, Entry]]:
+def read_header(path: Path) -> tuple[dict[str, str], dict[str, TensorEntry]]:
     """The text and the tensors of a header.
 
     Raises CheckpointError for a header that is too long, not JSON, has a key twice, or does not account for
@@ -94,7 +94,7 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, Entry]]:
     return texts, {key: (8 + length + begin, info) for key, (begin, _, info) in spans.items()}
 
 
-def _tied_names(path: Path, texts: Mapping[str, str], entries: Mapping[str, Entry]) -> dict[str, str]:
+def _tied_names(path: Path, texts: Mapping[str, str], entries: Mapping[str, TensorEntry]) -> dict[str, str]:
     names = _table(path, TIED, texts.get(TIED, "{}").encode(errors="surrogatepass"))
     if not all(isinstance(first, str) and first in entries for first in names.values()):
         raise _bad(path, f"its {TIED} are not names of its tensors")

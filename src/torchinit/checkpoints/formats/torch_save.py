@@ -1,4 +1,4 @@
-"""Files of ``torch.save``, and the tensors in memory that they become; where in nested ones the weights are."""
+"""Files of ``torch.save``, the tensors in memory that they become, and the search for the weights in nested ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Config: what a download may take, where it may come from, and who is told how far it is."""
+"""Config: the limits of downloads, by arguments or by the environment, and the report of their progress."""
 
 from __future__ import annotations
 

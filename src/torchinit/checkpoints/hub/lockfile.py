@@ -1,4 +1,4 @@
-"""The lock file: which file each source was, so that it stays the same one; docs/guides/sources.md shows one."""
+"""The lock file: the hash of each source, so that it stays the same file; docs/guides/sources.md shows one."""
 
 from __future__ import annotations
 
