@@ -299,7 +299,8 @@ class _Search:
 
     def _report(self, fills: Collection[str]) -> LoadReport:
         names, missing, loaded = self.names, self.lists["missing"], self.lists["loaded"]
-        sites, found = {name: views[0] for name, views in self.groups.items()}, len(loaded) + len(self.lists["adapted"])
+        found = len(loaded) + len(self.lists["adapted"])
+        sites = {views[0].name: views[0] for views in self.groups.values()}  # an alias may be all that is matched
         guess, hints = None, list[str]()
         if missing or not found:
             wanted = {name: site.shape for name, site in sites.items()}
