@@ -429,7 +429,7 @@ def test_a_tied_tensor_with_two_values_is_an_error_before_anything_is_written() 
     [
         (
             {"other": torch.ones(3)},
-            r"0 of 1 tensors match the model\.\n    The file has other; the model has head\.weight",
+            r"0 of 1 tensors match .*\n    The file has other; the model has head\.weight",
         ),
         ({"head.weight": torch.ones(5, 3)}, r"head\.weight has shape \[4, 3\], but the file \[5, 3\]"),
     ],
