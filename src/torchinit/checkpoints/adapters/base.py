@@ -41,6 +41,10 @@ class Adapter(Spelled, ABC):
 
     One that moves elements keeps their dtype; one that computes does so in float32 at least, and leaves it
     to the loader to round once to the site's dtype.
+
+    >>> from torchinit.checkpoints.adapters import Transpose
+    >>> Transpose().adapt([torch.zeros(2, 3)], (3, 2), "c_fc.weight").shape
+    torch.Size([3, 2])
     """
 
     __slots__ = ()
