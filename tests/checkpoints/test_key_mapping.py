@@ -38,7 +38,7 @@ CASES = [
 
 @pytest.mark.parametrize(("keymap", "key", "name"), CASES)
 def test_names(keymap: KeyMap, key: str, name: str | None) -> None:
-    assert keymap.name(key) == name
+    assert keymap.apply([key]).name_of.get(key) == name
 
 
 @given(names(), st.lists(st.sampled_from(sorted(WRAPPERS)), max_size=4), st.data())
@@ -46,18 +46,18 @@ def test_wrappers_never_matter(name: str, wrappers: list[str], data: st.DataObje
     parts = name.split(".")
     for wrapper in wrappers:
         parts.insert(data.draw(st.integers(0, len(parts) - 1)), wrapper)
-    assert KeyMap().name(".".join(parts)) == name
+    assert KeyMap().apply([key := ".".join(parts)]).name_of[key] == name
 
 
 def test_a_key_of_its_own_comes_before_an_unwrapped_one() -> None:
-    found = KeyMap().names(["module.fc.weight", "fc.weight"])
-    assert (found.keys, found.clashes) == ({"fc.weight": "fc.weight"}, {})
-    found = KeyMap("net").names(["module.net.fc.weight", "net.fc.weight", "head.weight"])
-    assert (found.keys, found.clashes) == ({"fc.weight": "net.fc.weight"}, {})
-    assert found.names == {"module.net.fc.weight": "fc.weight", "net.fc.weight": "fc.weight"}
-    found = KeyMap().names(["module.fc.weight", "_orig_mod.fc.weight"])
+    found = KeyMap().apply(["module.fc.weight", "fc.weight"])
+    assert (found.key_of, found.clashes) == ({"fc.weight": "fc.weight"}, {})
+    found = KeyMap("net").apply(["module.net.fc.weight", "net.fc.weight", "head.weight"])
+    assert (found.key_of, found.clashes) == ({"fc.weight": "net.fc.weight"}, {})
+    assert found.name_of == {"module.net.fc.weight": "fc.weight", "net.fc.weight": "fc.weight"}
+    found = KeyMap().apply(["module.fc.weight", "_orig_mod.fc.weight"])
     assert found.clashes == {"fc.weight": ["module.fc.weight", "_orig_mod.fc.weight"]}
-    found = KeyMap(rename=(("[ab]", "c"),)).names(["a.weight", "b.weight"])
+    found = KeyMap(rename=(("[ab]", "c"),)).apply(["a.weight", "b.weight"])
     assert found.clashes == {"c.weight": ["a.weight", "b.weight"]}
 
 
@@ -69,13 +69,13 @@ def test_renames_that_are_none(pair: tuple[str, str]) -> None:
 
 def test_renames_that_would_take_forever() -> None:
     with pytest.raises(ConfigError, match=r"'\(a\|aa\)\+b' takes more than 1 s to match 'a{40}'\.\.\."):
-        KeyMap(rename=(("(a|aa)+b", ""),)).name("a" * 99)
+        KeyMap(rename=(("(a|aa)+b", ""),)).apply(["a" * 99])
     with pytest.raises(ConfigError, match=r"is not a rename: more than Python can take"):
         KeyMap(rename=(("(" * 5000 + ")" * 5000, ""),))
     with pytest.raises(CheckpointError, match=r"a name of 1,000,000 letters is too long for a rename: 'aaa"):
-        KeyMap(rename=((".*b", ""),)).name("a" * 1_000_000)
+        KeyMap(rename=((".*b", ""),)).apply(["a" * 1_000_000])
     with pytest.raises(CheckpointError, match=r"a name of 1,024 letters is too long for a rename"):
-        KeyMap(rename=(("^(.+)$", r"\1\1"),) * 30).name("a")
+        KeyMap(rename=(("^(.+)$", r"\1\1"),) * 30).apply(["a"])
     net = nn.Module()
     net.register_parameter("w", nn.Parameter(torch.zeros(1)))
     rule = Rule(Name("**"), Pretrained({"a" * 2000: torch.ones(1)}, rename=(("b", "c"),)))

@@ -420,6 +420,21 @@ def test_a_tied_tensor_with_two_values_is_an_error_before_anything_is_written() 
     assert torch.equal(model.head.weight, before)
 
 
+@pytest.mark.parametrize(
+    ("state", "text"),
+    [
+        (
+            {"other": torch.ones(3)},
+            r"0 of 1 tensors match .*\n    The file has other; the model has head\.weight",
+        ),
+        ({"head.weight": torch.ones(5, 3)}, r"head\.weight has shape \[4, 3\], but the file \[5, 3\]"),
+    ],
+)
+def test_a_tied_tensor_that_is_matched_under_its_second_name_alone(state: dict[str, torch.Tensor], text: str) -> None:
+    with pytest.raises(CheckpointError, match=text):
+        plan(Tied(), Rule(Name("head.weight"), Pretrained(state)))
+
+
 # --- what is read --------------------------------------------------------------------------------------------------
 
 
@@ -677,7 +692,7 @@ def test_arguments_are_kept_as_plain_data() -> None:
     }
     init = Pretrained("a", **said)
     assert (init.rename, init.dtype, init.map_location) == ((("a", "b"),), torch.bfloat16, "cpu")
-    assert init.missing_globs == ("a",)
+    assert init.expect_missing == ("a",)
     assert Pretrained("a", rename=[]) == Pretrained("a")  # type: ignore[arg-type]
 
 

@@ -215,8 +215,10 @@ def test_a_guess_keeps_its_promise(model: Shapes, other: Shapes, old: str, new: 
     keys = {**other, **{f"{old}{name.removeprefix(new)}": shape for name, shape in model.items()}}
     found = guess(model, keys, 0)
     if found is not None:
-        held = KeyMap(found.prefix, found.rename).names(keys)
-        fitting = [name for name, key in held.keys.items() if model.get(name) == keys[key] and name not in held.clashes]
+        held = KeyMap(found.prefix, found.rename).apply(keys)
+        fitting = [
+            name for name, key in held.key_of.items() if model.get(name) == keys[key] and name not in held.clashes
+        ]
         assert len(fitting) == found.matching > 0
         assert found.wanted == len(model)
 

@@ -21,7 +21,7 @@ from tests.processes import on_ranks, results
 from torchinit import Name, Pretrained, Rule, fingerprint, initialize, materialize
 from torchinit.checkpoints.adapters import Adapter, Fuse, Rows, Stack, Transpose
 from torchinit.checkpoints.formats.base import Checkpoint
-from torchinit.checkpoints.matching import last_match
+from torchinit.checkpoints.pretrained import last_match
 from torchinit.model.dtensor import local_part
 
 

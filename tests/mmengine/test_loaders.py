@@ -141,7 +141,7 @@ def test_schemes_of_ones_own(caplog: pytest.LogCaptureFixture) -> None:
         CheckpointLoader.register_scheme("shop://", lambda *_: None)
     CheckpointLoader.register_scheme("shop://", lambda *_: {"x": 1}, force=True)
     assert CheckpointLoader.load_checkpoint("shop://a") == {"x": 1}
-    with pytest.raises(CheckpointError, match=r"nobody registered this kind of source"):
+    with pytest.raises(CheckpointError, match=r"this kind of source is not registered"):
         CheckpointLoader.load_checkpoint("shed://a")
 
 

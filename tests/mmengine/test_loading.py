@@ -149,7 +149,7 @@ def test_code_in_a_file_does_not_run(tmp_path: Path) -> None:
     ("source", "error", "text"),
     [
         ("missing.pth", FileNotFoundError, "missing.pth can not be found."),
-        ("s3://bucket/a.pth", CheckpointError, "nobody registered this kind of source"),
+        ("s3://bucket/a.pth", CheckpointError, "this kind of source is not registered"),
         ("http://example.org/a.pth", CheckpointError, "anyone on the way can change what comes by http"),
     ],
 )

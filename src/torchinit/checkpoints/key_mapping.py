@@ -1,9 +1,9 @@
-"""Key mapping: what the tensors of a checkpoint are called in the model."""
+"""Key mapping: the names that the tensors of a checkpoint have in the model."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -20,11 +20,11 @@ Renames = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Names:
-    """The names of a file's keys: ``keys`` by name, ``names`` by key, ``clashes`` the several keys of one name."""
+class NamedKeys:
+    """A file's keys with their names in the model, either by the other, and the several keys of a name that clash."""
 
-    keys: Mapping[str, str]
-    names: Mapping[str, str]
+    key_of: Mapping[str, str]
+    name_of: Mapping[str, str]
     clashes: Mapping[str, list[str]]
 
 
@@ -36,10 +36,8 @@ class KeyMap:
     so ``("^", "backbone.")`` adds a prefix and ``("^model[.]", "net.")`` replaces one. Each is tried on the key as
     it stands, and if that changes nothing, on the key without what wrappers put in.
 
-    >>> KeyMap("backbone", (("gamma$", "weight"),)).name("backbone.module.norm.gamma")
-    'norm.weight'
-    >>> KeyMap("backbone").name("module.backbone.fc.weight"), KeyMap("backbone").name("head.weight")
-    ('fc.weight', None)
+    >>> KeyMap("backbone", (("gamma$", "weight"),)).apply(["backbone.module.norm.gamma", "head.weight"]).key_of
+    {'norm.weight': 'backbone.module.norm.gamma'}
     """
 
     prefix: str = ""
@@ -55,29 +53,20 @@ class KeyMap:
         """The prefix with the dot behind it."""
         return self.prefix if not self.prefix or self.prefix.endswith(".") else f"{self.prefix}."
 
-    def name(self, key: str) -> str | None:
-        """The name of the key in the model; None where it lies outside of the prefix."""
-        found = self._found(key)
-        return found and found[0]
-
-    def names(self, keys: Iterable[str]) -> Names:
-        """The names of all keys. A key that is called so as it stands comes before one that is after unwrapping.
-
-        >>> KeyMap().names(["module.fc.weight", "fc.weight"]).keys
-        {'fc.weight': 'fc.weight'}
-        """
+    def apply(self, keys: Iterable[str]) -> NamedKeys:
+        """The names of all keys. A key that is called so as it stands comes before one that is after unwrapping."""
         names: dict[str, str] = {}
         groups: tuple[dict[str, list[str]], dict[str, list[str]]] = ({}, {})
         for key in keys:
-            if found := self._found(key):
-                names[key], as_it_stands = found
+            if named := self._named(key):
+                names[key], as_it_stands = named
                 groups[as_it_stands].setdefault(names[key], []).append(key)
         keys_of = groups[False] | groups[True]
         clashes = {name: several for name, several in keys_of.items() if len(several) > 1}
-        return Names({name: several[0] for name, several in keys_of.items()}, names, clashes)
+        return NamedKeys({name: several[0] for name, several in keys_of.items()}, names, clashes)
 
-    def _found(self, key: str) -> tuple[str, bool] | None:
-        """The name of the key, and whether no wrapper had to be dropped for it."""
+    def _named(self, key: str) -> tuple[str, bool] | None:
+        """The name of the key, and whether no wrapper had to be dropped for it; None outside of the prefix."""
         # A prefix or pattern may be meant for the key as the file has it, wrappers and all, or for the name without
         # them. The first is tried first, so that what is written exactly means exactly that.
         plain = unwrapped(key)
@@ -101,11 +90,7 @@ class KeyMap:
 
 
 def unwrapped(key: str) -> str:
-    """A key without the parts that wrappers put in; what a parametrization is computed from keeps its name.
-
-    >>> unwrapped("module._orig_mod.fc.weight"), unwrapped("fc.parametrizations.weight.original0")
-    ('fc.weight', 'fc.parametrizations.weight.original0')
-    """
+    """A key without the parts that wrappers put in; what a parametrization is computed from keeps its name."""
     before, mark, rest = key.partition("parametrizations.")
     return normalize(before + "x")[:-1] + mark + rest if mark else normalize(key)
 
@@ -114,9 +99,6 @@ def revised(state: Mapping[str, _T], keys: Iterable[Sequence[str]]) -> dict[str,
     """The entries under keys to which MMEngine's ``revise_keys`` have been applied, one after the other.
 
     Raises TypeError for anything but a list of pairs, ConfigError for a pattern that cannot be compiled.
-
-    >>> revised({"module.fc.weight": 1}, [("^module[.]", "")])
-    {'fc.weight': 1}
     """
     renamed, pairs = dict(state), [tuple(pair) if isinstance(pair, (list, tuple)) else (pair,) for pair in keys]
     if odd := [pair for pair in pairs if len(pair) != 2 or not isinstance(pair[0], (str, re.Pattern))]:
@@ -124,15 +106,10 @@ def revised(state: Mapping[str, _T], keys: Iterable[Sequence[str]]) -> dict[str,
     wrong = [why for old, new in pairs if isinstance(old, str) and isinstance(new, str) and (why := _fault(old, new))]
     if wrong:
         raise ConfigError(f"revise_keys: {'; '.join(wrong)}")
-    for pattern, new in pairs:
-        renamed = {_revised(pattern, new, key): value for key, value in renamed.items()}
+    for pattern, new in pairs:  # what is compiled, or called, comes from a program and not from a stranger
+        change = substitute if isinstance(pattern, str) and isinstance(new, str) else re.sub
+        renamed = {change(pattern, new, key): value for key, value in renamed.items()}
     return renamed
-
-
-def _revised(pattern: str | re.Pattern[str], new: str | Callable[[re.Match[str]], str], key: str) -> str:
-    if isinstance(pattern, str) and isinstance(new, str):
-        return substitute(pattern, new, key)
-    return re.sub(pattern, new, key)  # what is compiled, or called, comes from a program and not from a stranger
 
 
 def _fault(pattern: str, new: str) -> str:

@@ -22,7 +22,7 @@ from torchinit.errors import CheckpointError
 
 _MOST: Final = 16
 _OPEN: Final[OrderedDict[tuple[str, str | None, str | None], tuple[Checkpoint, object]]] = OrderedDict()
-"""The checkpoints that were opened last, each with what the lock file said of its source."""
+"""The checkpoints that were opened last, each with its pin."""
 
 
 def open_checkpoint(
@@ -75,17 +75,15 @@ def open_file(path: Path, source: str, part: str | None = None) -> Checkpoint:
 
 
 def _open_shard(source: str) -> Checkpoint:
-    path = fetch(source)
-    if detect_format(path) == "index":
+    checkpoint = open_file(path := fetch(source), source)
+    if isinstance(checkpoint, ShardedCheckpoint):
         raise CheckpointError(f"{path}: is an index again, where an index named a file of weights")
-    return open_file(path, source)
+    return checkpoint
 
 
 @final
 class InMemory:
     """A dict, a model or an open checkpoint as the source of values, equal to itself alone."""
-
-    __slots__ = ("checkpoint",)
 
     def __init__(self, source: Mapping[str, Any] | nn.Module | Checkpoint) -> None:
         self.checkpoint: Checkpoint = open_checkpoint(source)
@@ -148,19 +146,17 @@ def open_cached(
 def _open(source: str, part: str | None, sha256: str | None) -> Checkpoint:
     checkpoint = open_file(fetch(source, sha256=sha256), source, part)
     if sha256 and checkpoint.format == "sharded" and lock_of(None, None).path is None:
-        raise CheckpointError(
-            f"{source} is an index: its sha256 says nothing of the files that it names. Let a lock file have the"
-            " hash of each: TORCHINIT_LOCK=init.lock"
-        )
+        remedy = "Let a lock file have the hash of each: TORCHINIT_LOCK=init.lock"
+        raise CheckpointError(f"{source} is an index: its sha256 says nothing of the files that it names. {remedy}")
     return checkpoint
 
 
 def _pinned(source: str, sha256: str | None) -> object:
-    """The lock file that is in use, and what it has of a source."""
-    locked = lock_of(None, None)
-    return locked, locked.pin(source, sha256)
+    """The lock file that is in use, and the pin that it has of a source."""
+    lockfile = lock_of(None, None)
+    return lockfile, lockfile.pin(source, sha256)
 
 
 def forget() -> None:
-    """Closes what is kept open."""
+    """Close the checkpoints that are kept open."""
     _OPEN.clear()

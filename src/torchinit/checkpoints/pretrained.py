@@ -1,29 +1,40 @@
-"""Pretrained: the initializer that takes values from a checkpoint, and how it finds them."""
+"""Pretrained: the initializer that takes values from a checkpoint, and its search for each site's keys."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, TypeAlias, final
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal, TypeAlias, TypeVar, final
 
 import torch
 
-from torchinit.checkpoints.adapters import Adapter
+from torchinit._text import dtype_name, some
+from torchinit.checkpoints.adapters import Adapter, Transpose
+from torchinit.checkpoints.formats import Info
 from torchinit.checkpoints.key_mapping import KeyMap, Renames
-from torchinit.checkpoints.matching import Search
-from torchinit.checkpoints.open import InMemory
-from torchinit.checkpoints.tensor_fill import Loaded, Source
-from torchinit.errors import CheckpointError, MissingExtraError, masked
-from torchinit.initializers.load_report import LoadReport
+from torchinit.checkpoints.open import InMemory, open_cached
+from torchinit.checkpoints.quantized import Companions, Quantized
+from torchinit.checkpoints.suggestions import advise, suggest_for_shape, tied
+from torchinit.checkpoints.tensor_fill import CheckpointSource, Loaded
+from torchinit.errors import CheckpointError, MissingExtraError, count, did_you_mean, masked
+from torchinit.initializers.elementwise import Fill
+from torchinit.initializers.load_report import Cast, LoadReport, Mismatch
 from torchinit.initializers.source import Resolution, SourceInitializer
-from torchinit.model.globs import check_globs
+from torchinit.model.globs import check_globs, glob_matches
 from torchinit.model.sites import Site
-from torchinit.rules.catalog import INITIALIZERS
 from torchinit.serialization.json import FrozenMap
 from torchinit.serialization.validation import choice, text, truth
 
+_T = TypeVar("_T")
+
 OnShape: TypeAlias = Literal["error", "skip"]
+
+_COUNTER: Final = "num_batches_tracked"
+"""The counter of a BatchNorm's runs. Old checkpoints lack it, and nothing depends on it."""
+_PASSED_ON: Final = ("part", "dtype", "map_location", "finite", "lock", "sha256")
+"""The options that a fill has under the same names."""
 
 
 @final
@@ -59,7 +70,7 @@ class Pretrained(SourceInitializer):
     net.weight of dict in memory
     """
 
-    checkpoint: Source
+    checkpoint: CheckpointSource
     prefix: str | None = None
     map_location: str = "cpu"
     rename: tuple[tuple[str, str], ...] = ()
@@ -77,24 +88,22 @@ class Pretrained(SourceInitializer):
             text(name, getattr(self, name))
         for name in ("finite", "lock"):
             truth(name, getattr(self, name))
-        _check_adapt(self.adapt)
         missing, on_shape = self.expect_missing, self.on_shape
         values = {
             "checkpoint": InMemory.wrap(self.checkpoint),
             "map_location": _device(self.map_location),
             "rename": _pairs(self.rename),
             "dtype": _dtype(self.dtype),
-            "adapt": FrozenMap(self.adapt),
+            "adapt": _adapters(self.adapt),
             "expect_missing": tuple(missing) if isinstance(missing, list) else missing,
             "on_shape": FrozenMap(on_shape) if isinstance(on_shape, Mapping) else on_shape,
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
-        for choices in self.shape_globs.values():
+        for choices in self.globs["on_shape"].values():
             choice("on_shape", choices, OnShape)
-        check_globs("expect_missing", self.missing_globs)
-        check_globs("on_shape", self.shape_globs)
-        check_globs("adapt", self.adapt)
+        for name, globs in self.globs.items():
+            check_globs(name, globs)
         if self.sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", self.sha256):
             raise ValueError(f"sha256 must be 64 hexadecimal digits, but got {self.sha256!r}")
         self.keymap()
@@ -104,31 +113,24 @@ class Pretrained(SourceInitializer):
         return KeyMap(self.prefix or "", self.rename)
 
     @property
-    def missing_globs(self) -> tuple[str, ...]:
-        return (self.expect_missing,) if isinstance(self.expect_missing, str) else self.expect_missing
-
-    @property
-    def shape_globs(self) -> Mapping[str, OnShape]:
-        """``on_shape`` by glob."""
-        return self.on_shape if isinstance(self.on_shape, Mapping) else {"**": self.on_shape}
+    def globs(self) -> dict[str, Any]:
+        """The options that go by glob."""
+        missing, on_shape = self.expect_missing, self.on_shape
+        return {
+            "adapt": self.adapt,
+            "on_shape": on_shape if isinstance(on_shape, Mapping) else {"**": on_shape},
+            "expect_missing": (missing,) if isinstance(missing, str) else missing,
+        }
 
     def resolve_all(self, pairs: Sequence[tuple[Site, Site]], known: Sequence[Site]) -> Resolution:
         try:
-            return Search(self, pairs, known).lookup()
+            return _Search(self, pairs, known).run()
         except (CheckpointError, MissingExtraError) as error:
             names = tuple(dict.fromkeys(site.name for _, site in pairs))
             return Resolution({}, account=LoadReport(masked(str(self.checkpoint)), missing=names, failure=str(error)))
 
-    def fill(self, keys: tuple[str, ...], key: str, adapter: Adapter | None, like: tuple[str, ...]) -> Loaded:
-        """The fill of a site that is made of ``keys``."""
-        return Loaded(
-            self.checkpoint, keys, key, adapter, like, self.part, self.dtype, self.map_location, self.finite, self.lock,
-            self.sha256,
-        )  # fmt: skip
-
 
 def _device(place: object) -> str:
-    """The device as text. Raises TypeError for anything else, ValueError where there is no such device."""
     if not isinstance(place, (str, torch.device)):
         raise TypeError(f"map_location must be the name of a device, but got {place!r}")
     try:
@@ -141,7 +143,6 @@ def _device(place: object) -> str:
 
 
 def _dtype(given: object) -> torch.dtype | None:
-    """The dtype of that name. Raises TypeError for anything else, ValueError for one that does not hold floats."""
     if given is None:
         return None
     dtype = getattr(torch, given, None) if isinstance(given, str) else given
@@ -153,7 +154,6 @@ def _dtype(given: object) -> torch.dtype | None:
 
 
 def _pairs(rename: object) -> Renames:
-    """Renames of a list of pairs, or of a dict. Raises TypeError for anything else."""
     pairs = [*rename.items()] if isinstance(rename, Mapping) else rename
     if not (isinstance(pairs, (list, tuple)) and all(map(_is_pair, pairs))):
         raise TypeError(f"rename is a list of (pattern, replacement), but got {rename!r}")
@@ -164,14 +164,224 @@ def _is_pair(item: object) -> bool:
     return isinstance(item, (list, tuple)) and len(item) == 2 and all(isinstance(text, str) for text in item)
 
 
-def _check_adapt(adapt: object) -> None:
-    """Raises TypeError unless each glob has an adapter."""
+def _adapters(adapt: object) -> FrozenMap[Adapter]:
     if not isinstance(adapt, Mapping):
         raise TypeError(f"adapt gives an adapter to each glob, {{'conv1.weight': InputChannels()}}, but got {adapt!r}")
     for glob, adapter in adapt.items():
         if not isinstance(adapter, Adapter):
             raise TypeError(f"adapt[{glob!r}] must be an adapter such as InputChannels(), but got {adapter!r}")
+    return FrozenMap(adapt)
 
 
-INITIALIZERS.register(Loaded)
-INITIALIZERS.register(Pretrained)
+# --- the search ------------------------------------------------------------------------------------------------------
+
+
+class _Search:
+    """One look at a checkpoint for the sites that a rule matches; what it finds is gathered here."""
+
+    # What the file lacks is left to the other rules of a site, with a warning; without one, and where nothing matches
+    # at all, it is an error. Suggestions are offered with their proof and never applied: a model that trains from the
+    # wrong weights is worse than one that does not start. Hooks of modules for loading are not run, since a plan is
+    # made of names and shapes before any value is read; the account says where a model has some and something is lost.
+
+    def __init__(self, rule: Pretrained, matched: Sequence[tuple[Site, Site]], known: Sequence[Site]) -> None:
+        self.rule, self.globs = rule, rule.globs
+        self.groups: dict[str, list[Site]] = {}
+        for view, site in matched:
+            self.groups.setdefault(site.name, []).append(view)
+        self.checkpoint = open_cached(rule.checkpoint, part=rule.part, sha256=rule.sha256)
+        self.names = rule.keymap().apply(self.checkpoint.keys())
+        self.model_names = {view.name for site in known for view in site.views}
+        aliases = ((key, self.names.name_of.get(key, key)) for key in self.checkpoint)
+        self.companions = Companions(aliases, self.model_names, self.checkpoint.info)
+        self.used: set[str] = set()
+        self.lists: dict[str, list[Any]] = defaultdict(list)
+        """The lists of the report, by the names of its fields."""
+        self.doubts: dict[str, list[str]] = {}
+        self.transposes = False
+        self.remedies: dict[str, None] = {}
+        self.lacking: dict[str, str] = {}
+
+    def run(self) -> Resolution:
+        fills: dict[str, Fill] = {}
+        for views in self.groups.values():
+            if (fill := self._search(views)) is not None:
+                fills |= {view.name: fill for view in views}
+        return Resolution(fills, account=self._report(fills))
+
+    def _search(self, views: list[Site]) -> Loaded | None:
+        """The fill of a site, None where the checkpoint has none for it."""
+        site, key_of = views[0], self.names.key_of
+        # A tied site may be matched under any of its names; an adapter knows it by the one that its glob fits.
+        globs = ((view.name, last_match(self.rule.adapt, view.name)) for view in views)
+        key, adapter = next((pair for pair in globs if pair[1] is not None), ("", None))
+        own = tuple(key_of[view.name] for view in views if view.name in key_of)
+        try:
+            keys = self._sources(key, adapter) if adapter else self._unique(views, own)
+            infos = [self.checkpoint.info(key) for key in keys]
+        except CheckpointError as error:
+            self.used.update(own)
+            self.lists["mismatched"].append(Mismatch(site.name, str(error)))
+            return None
+        self.used.update((*own, *keys))
+        if not keys:
+            self._note_missing(views, key, adapter)
+            return None
+        needed = (self.companions.of(*pair, site.dtype, keys) for pair in zip(keys, infos, strict=True))
+        quantized = next(filter(None, needed), None)
+        mismatch = self._refused(site, quantized) if quantized else misfit(site, infos, key, adapter)
+        transposed = any(isinstance(step, Transpose) for step in getattr(adapter, "steps", (adapter,)))
+        self.transposes |= transposed or (mismatch is not None and infos[0].shape == site.shape[::-1])
+        if mismatch is None:
+            self._note_found(site, keys, infos, adapter)
+            like, options = () if adapter else own[1:], {name: getattr(self.rule, name) for name in _PASSED_ON}
+            return Loaded(self.rule.checkpoint, keys, key, adapter, like, **options)
+        if mismatch.reason == "shape" and last_match(self.globs["on_shape"], site.name) == "skip":
+            self.lists["declined"].append((site.name, mismatch.why))
+            return None
+        if mismatch.reason == "shape" and not adapter:
+            mismatch = replace(mismatch, why=mismatch.why + suggest_for_shape(infos[0].shape, site.shape, site.name))
+        self.lists["mismatched"].append(mismatch)
+        return None
+
+    def _unique(self, views: list[Site], own: tuple[str, ...]) -> tuple[str, ...]:
+        """The key that a site is loaded from; none if there is none, CheckpointError if there are several."""
+        for view in views:
+            if clash := self.names.clashes.get(view.name):
+                raise CheckpointError(f"may be any of {some(clash)} in the file: give a prefix")
+        return own[:1]
+
+    def _sources(self, name: str, adapter: Adapter) -> tuple[str, ...]:
+        """The keys of the file that an adapter makes a site of; none if it is to have none."""
+        try:
+            wanted = adapter.wants(name)
+        except ValueError as error:
+            raise CheckpointError(f"cannot be made by {adapter}: {error}") from error
+        key_of = self.names.key_of
+        gone = [key for key in wanted if key not in key_of]
+        if not gone:
+            return tuple(key_of[key] for key in wanted)
+        lacks = f"needs {some(gone)} for {adapter}, which the file lacks"
+        if name in key_of and name not in wanted:
+            raise CheckpointError(f"{lacks}; it has {name!r} itself")
+        lacks += did_you_mean(gone[0], key_of)
+        if len(gone) < len(wanted):
+            raise CheckpointError(lacks)
+        self.lacking.setdefault(str(adapter), f"{name} {lacks}")
+        return ()
+
+    def _refused(self, site: Site, quantized: Quantized) -> Mismatch:
+        self.remedies[quantized.remedy] = None
+        return Mismatch(site.name, quantized.why)
+
+    def _note_found(self, site: Site, keys: Sequence[str], infos: Sequence[Info], adapter: Adapter | None) -> None:
+        if adapter is None:
+            self.lists["loaded"].append(site.name)
+        else:
+            changes = adapter.changes([info.shape for info in infos], site.shape)
+            self.lists["adapted"].append((site.name, f"{adapter}{'' if changes else ', which has nothing to change'}"))
+        for doubt in self.companions.doubts(keys, infos, site.dtype):
+            self.doubts.setdefault(doubt, []).append(site.name)
+        rounded = (self.rule.dtype,) if self.rule.dtype else ()
+        cast = Cast(site.name, (infos[0].dtype, *rounded, site.dtype))
+        if len(set(cast.dtypes)) > 1:
+            self.lists["casts"].append(cast)
+
+    def _note_missing(self, views: list[Site], key: str, adapter: Adapter | None) -> None:
+        site, names = views[0], adapter.wants(key) if adapter else [view.name for view in views]
+        if not names:
+            self.lists["declined"].append((site.name, str(adapter)))
+        elif site.leaf == _COUNTER or any(glob_matches(glob, site.name) for glob in self.globs["expect_missing"]):
+            self.lists["expected"].append(site.name)
+        elif quantized := next(filter(None, map(self.companions.instead, names)), None):
+            self.lists["mismatched"].append(self._refused(site, quantized))
+        else:
+            self.lists["missing"].append(site.name)
+
+    def _report(self, fills: Collection[str]) -> LoadReport:
+        names, missing, loaded = self.names, self.lists["missing"], self.lists["loaded"]
+        found = len(loaded) + len(self.lists["adapted"])
+        sites = {views[0].name: views[0] for views in self.groups.values()}  # an alias may be all that is matched
+        guess, hints = None, list[str]()
+        if missing or not found:
+            wanted = {name: site.shape for name, site in sites.items()}
+            guess, hints = advise(self.checkpoint, names, self.used, wanted, missing, found)
+            hints += [*self.lacking.values(), *tied(*([sites[name] for name in side] for side in (missing, loaded)))]
+        if guess is None or guess.matching < guess.wanted:
+            hints += _hooked([sites[name] for name in (*missing, *(site.site for site in self.lists["mismatched"]))])
+        outside = len(self.checkpoint) - len(names.name_of)
+        notes = [f"{count(outside, 'key')} outside of prefix {self.rule.keymap().start!r}"] if outside else []
+        if self.transposes:
+            notes += _square([sites[name] for name in loaded])
+        every = [view.name for views in self.groups.values() for view in views]
+        unused = (
+            f"{option}: {glob!r} matches no site{did_you_mean(glob, every)}"
+            for option, globs in self.globs.items()
+            for glob in globs
+            if not any(glob_matches(glob, name) for name in every)
+        )
+        lists: dict[str, Any] = {name: tuple(items) for name, items in self.lists.items()}
+        return LoadReport(
+            source=masked(str(self.rule.checkpoint)),
+            part=self.checkpoint.part,
+            **lists,
+            unexpected=tuple(
+                key for key, name in names.name_of.items() if key not in self.used and name not in self.model_names
+            ),
+            unused_patterns=tuple(unused),
+            elements=(sum(sites[name].numel for name in sites if name in fills), sum(s.numel for s in sites.values())),
+            notes=(*self.checkpoint.notes, *notes),
+            doubts=tuple(f"{some(sites)}: {doubt}" for doubt, sites in self.doubts.items()),
+            hints=(*self.remedies, *hints),
+            guess=guess,
+        )
+
+
+def _square(loaded: Sequence[Site]) -> list[str]:
+    """A note on square weights that are taken as they are, though others are transposed."""
+    square = [site.name for site in loaded if site.owner.name == "Linear" and site.shape == site.shape[:1] * 2]
+    return [f"square, so they fit transposed or not, and are taken as they are: {some(square)}"] if square else []
+
+
+def _hooked(lost: Sequence[Site]) -> list[str]:
+    """A hint on sites that may be lost because hooks are not run here: a plan is made of the header alone."""
+    hooked = {site.name: site.hooks for site in lost if site.hooks}
+    if not hooked:
+        return []
+    which = some([*dict.fromkeys(hooked.values())], 3)
+    lost_to = f"{which} may change what load_state_dict gives to {some([*hooked], 3)}, by hooks that a rule does"
+    return [f"{lost_to} not run: load_checkpoint(model, file) runs them; or say the same by rename and adapt"]
+
+
+def misfit(site: Site, infos: Sequence[Info], key: str, adapter: Adapter | None) -> Mismatch | None:
+    """The reason for which tensors cannot become those of a site, by their kinds and shapes; None if they can."""
+    if site.state not in ("ready", "integer") or site.missing:
+        return Mismatch(site.name, site.why)
+    for info in infos:
+        kinds = [kind_of(info.dtype), kind_of(site.dtype)]
+        if len(set(kinds)) > 1 and kinds != ["truth values", "whole numbers"]:
+            stored = f"{kinds[0]} ({dtype_name(info.dtype)})"
+            return Mismatch(site.name, f"is {dtype_name(site.dtype)}, but the file holds {stored}", "kind")
+    shapes = [info.shape for info in infos]
+    if adapter is None:
+        why = f"has shape {list(site.shape)}, but the file {list(shapes[0])}"
+        return Mismatch(site.name, why, "shape") if shapes[0] != site.shape else None
+    try:
+        adapter.check(shapes, site.shape, key)
+    except ValueError as error:
+        return Mismatch(site.name, str(error), "shape")
+    return None
+
+
+def kind_of(dtype: torch.dtype) -> str:
+    """The kind of numbers that a dtype holds; from one kind to another nothing is cast."""
+    if dtype == torch.bool:
+        return "truth values"
+    if dtype.is_complex:
+        return "complex numbers"
+    return "floats" if dtype.is_floating_point else "whole numbers"
+
+
+def last_match(globs: Mapping[str, _T], name: str) -> _T | None:
+    """The value of the last glob that matches a name; None if none does."""
+    return next((globs[glob] for glob in reversed([*globs]) if glob_matches(glob, name)), None)

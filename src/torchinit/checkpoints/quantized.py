@@ -16,7 +16,6 @@ miss each format that comes after it; new formats make their names of the same f
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -35,16 +34,15 @@ _PACKED: Final = re.compile(".*packed.*|qdata|qidxs|qweight|trellis")
 """The words for values of few bits, where no other tensor is called so."""
 _BITS: Final = re.compile(f"{_PACKED.pattern}|blocks|codes|data|indices|u?int[48]|point|q")
 """More words for them, where they are not called as the weight is."""
-_MORE: Final = re.compile(
+_MORE: Final = re.compile(  # more words that the names of companions are made of
     "act|activation|axis|biases|bitsandbytes|block|channel|comfy|double|format|fp4|fp8|g|global|groups?|idx|input|inv|"
     "invperm|map|max|meta|nested|nf4|output|perm|points|pre|shape|shift|state|suh?|svh?|w"
 )
-"""More words that the names of companions are made of."""
 _WORDS: Final = re.compile("|".join(words.pattern for words in (_SCALE, _BITS, _MORE)))
 _ELSEWHERE: Final = frozenset({"act", "activation", "amax", "input", "output", "quantizer"})
 """The words of scales for what comes into a layer or out of it, or of a rounding that is still to come."""
 
-_WRITERS: Final = (
+_WRITERS: Final = (  # words that tell a format, what it is called, and the library that dequantizes it
     ("absmax|bitsandbytes|scb", "bitsandbytes", "transformers and bitsandbytes"),
     ("w q", "HQQ", "hqq"),
     ("q perm|q groups|trellis", "EXL2 or EXL3", "ExLlama"),
@@ -56,7 +54,6 @@ _WRITERS: Final = (
     ("quantizer", "ModelOpt", "NVIDIA's modelopt"),
     ("biases", "MLX", "mlx"),
 )
-"""Words that tell a format, what it is called, and the library that dequantizes it."""
 
 UNSCALED: Final = "float8 in the file and no scale beside it: right for a plain cast, wrong if a scale was divided out"
 UNREAD: Final = "a scale of that name is in the file, and nothing reads it: wrong if it was divided out"
@@ -64,7 +61,7 @@ UNREAD: Final = "a scale of that name is in the file, and nothing reads it: wron
 
 @dataclass(frozen=True, slots=True)
 class Quantized:
-    """Why a site cannot be loaded, the keys that its values need, and the way out."""
+    """The reason why a site cannot be loaded, the keys that its values need, and the way out."""
 
     why: str
     companions: tuple[str, ...]
@@ -89,21 +86,18 @@ class Companions:
 
     ``names`` are pairs of a key and what it is called in the model, ``known`` is what the model has, ``info`` gives
     shape and dtype of a key.
-
-    >>> infos = {"fc.weight": Info((4, 4), torch.float8_e4m3fn), "fc.weight_scale": Info((), torch.float32)}
-    >>> found = Companions(zip(infos, infos), {"fc.weight"}, infos.__getitem__)
-    >>> print(found.of("fc.weight", infos["fc.weight"], torch.float32).why)
-    is float8_e4m3fn in the file, and its values are meaningless without fc.weight_scale
     """
 
     def __init__(self, names: Iterable[tuple[str, str]], known: Container[str], info: Callable[[str], Info]) -> None:
         # By key and by name, since a rename may be meant for the weights alone.
         self._keys = {alias: key for key, name in names if name not in known for alias in (key, name)}
-        self._sorted = sorted(self._keys)
         self._markers = {key for key in self._keys.values() if key.rpartition(".")[2] == "scaled_fp8"}
         self.info = info
         self._by_base: dict[str, dict[str, frozenset[str]]] = {}
+        self._by_start: dict[str, dict[str, None]] = {}
         for alias, key in self._keys.items():
+            for separator in re.finditer("[._:]", alias):
+                self._by_start.setdefault(alias[: separator.start()], {})[key] = None
             for base, words in _bases(alias):
                 self._by_base.setdefault(base, {})[key] = words
 
@@ -119,7 +113,7 @@ class Companions:
         return cls(((key, normalize(key)) for key in tensors if isinstance(key, str)), known, info)
 
     def of(self, key: str, info: Info, dtype: torch.dtype, used: Collection[str] = ()) -> Quantized | None:
-        """Why the tensor ``key`` is not the values of a site of ``dtype``; None where nothing speaks against it.
+        """The reason why the tensor ``key`` is not the values of a site of ``dtype``; None where there is none.
 
         ``used`` are all keys of which the site is made: an adapter may know what to do with a scale.
         """
@@ -130,7 +124,7 @@ class Companions:
             return None
         if _is_float8(info.dtype):
             markers = (marker for marker in self._markers if key.startswith(marker.removesuffix("scaled_fp8")))
-            scales = (other for other, seen in self._extensions(key) if seen.numel < info.numel)
+            scales = (other for other, stored in self._extensions(key) if stored.numel < info.numel)
             near += map(_Companion, (*scales, *markers))
         if not any(self._belongs(other, info, dtype) for other in near):
             return None
@@ -138,11 +132,11 @@ class Companions:
         return _refused(why, near, info.dtype)
 
     def instead(self, name: str) -> Quantized | None:
-        """Why a site of which the file has no tensor is in it all the same, in quantized form; None where it is not."""
+        """The reason why a site that the file lacks is in it all the same, in quantized form; None where it is not."""
         near = [other for other in self._near(name) if other.named or name.endswith("weight")]
         if not any(other.is_scale or any(map(_PACKED.fullmatch, other.words)) for other in near):
             return None
-        bits = [key for key, seen in self._extensions(name) if _is_narrow(seen.dtype, torch.float32)]
+        bits = [key for key, stored in self._extensions(name) if _is_narrow(stored.dtype, torch.float32)]
         if not bits and not any(map(self._has_bits, near)):
             return None
         return _refused("is in the file in quantized form only:", [*near, *map(_Companion, bits)])
@@ -165,29 +159,23 @@ class Companions:
         return near + [_Companion(other, False, words) for other, words in of_module.items() if other not in of_key]
 
     def _extensions(self, key: str) -> Iterator[tuple[str, Info]]:
-        """The loose tensors whose names go on where that of a key ends, in whatever words, but no values of their own.
-
-        In a plain cast of a whole file, tensors that the model lacks are float8, too; scales never are.
-        """
-        for at in range(bisect_left(self._sorted, key), len(self._sorted)):
-            alias = self._sorted[at]
-            if not alias.startswith(key):
-                return
-            seen = self._look(self._keys[alias]) if alias[len(key) :].startswith((".", "_", ":")) else None
-            if seen is not None and not _is_float8(seen.dtype):
-                yield self._keys[alias], seen
+        """The loose tensors whose names go on where that of a key ends, in whatever words; scales are never float8."""
+        for other in sorted(self._by_start.get(key, ())):
+            stored = self._look(other)
+            if stored is not None and not _is_float8(stored.dtype):
+                yield other, stored
 
     def _belongs(self, other: _Companion, info: Info, dtype: torch.dtype) -> bool:
         """Whether a tensor of few bits means nothing without that one."""
         if other.named:
             return other.is_scale or not other.words
-        seen = self._look(other.key)
-        cast = seen is not None and _is_float8(seen.dtype) and _is_float8(info.dtype)  # and so is what the model lacks
+        stored = self._look(other.key)  # of a plain cast of the whole file what the model lacks is float8, too
+        cast = stored is not None and _is_float8(stored.dtype) and _is_float8(info.dtype)
         return dtype.is_floating_point and other.is_scale and not cast
 
     def _has_bits(self, other: _Companion) -> bool:
-        seen = self._look(other.key)
-        return any(map(_BITS.fullmatch, other.words)) and (seen is None or _is_narrow(seen.dtype, torch.float32))
+        stored = self._look(other.key)
+        return any(map(_BITS.fullmatch, other.words)) and (stored is None or _is_narrow(stored.dtype, torch.float32))
 
     def _look(self, key: str) -> Info | None:
         try:
@@ -197,21 +185,16 @@ class Companions:
 
 
 def quantized(tensors: Mapping[str, Any], sites: Mapping[str, torch.dtype]) -> dict[str, Quantized]:
-    """The sites, given by name and dtype, that these tensors hold in quantized form.
-
-    >>> tensors = {"fc.qweight": torch.zeros(2, 8, dtype=torch.int32), "fc.scales": torch.ones(1, 8)}
-    >>> quantized(tensors, {"fc.weight": torch.float32})["fc.weight"].why
-    'is in the file in quantized form only: fc.qweight, fc.scales'
-    """
+    """The sites, given by name and dtype, that these tensors hold in quantized form."""
     companions = Companions.among(tensors, sites)
     keys = {normalize(key): key for key, value in tensors.items() if isinstance(value, Tensor)}
-    found = {
-        name: companions.of(keys[name], companions.info(keys[name]), dtype)
-        if name in keys
-        else companions.instead(name)
-        for name, dtype in sites.items()
-    }
-    return {name: reason for name, reason in found.items() if reason is not None}
+    refusals = {}
+    for name, dtype in sites.items():
+        if (key := keys.get(name)) is None:
+            refusals[name] = companions.instead(name)
+        else:
+            refusals[name] = companions.of(key, companions.info(key), dtype)
+    return {name: reason for name, reason in refusals.items() if reason is not None}
 
 
 def _is_float8(dtype: torch.dtype) -> bool:
@@ -219,26 +202,20 @@ def _is_float8(dtype: torch.dtype) -> bool:
     return dtype.is_floating_point and dtype.itemsize == 1 and dtype != torch.float8_e8m0fnu
 
 
-def _is_narrow(seen: torch.dtype, dtype: torch.dtype) -> bool:
+def _is_narrow(stored: torch.dtype, dtype: torch.dtype) -> bool:
     """Whether a tensor may stand for values of ``dtype`` in fewer bits."""
-    whole = not (seen.is_floating_point or seen.is_complex or seen == torch.bool)
-    return (whole and dtype.is_floating_point) or (seen.itemsize == 1 and seen != torch.bool)
+    whole = not (stored.is_floating_point or stored.is_complex or stored == torch.bool)
+    return (whole and dtype.is_floating_point) or (stored.itemsize == 1 and stored != torch.bool)
 
 
 def _bases(key: str) -> Iterator[tuple[str, frozenset[str]]]:
-    """The names of a key without the words of quantization at its end, one, two and so on, or before its leaf.
-
-    >>> [(base, sorted(words)) for base, words in _bases("fc.weight_quantizer._scale")]
-    [('fc.weight_quantizer', ['scale']), ('fc.weight', ['quantizer', 'scale'])]
-    >>> [(base, sorted(words)) for base, words in _bases("fc.scale_weight")]
-    [('fc.weight', ['scale'])]
-    """
+    """The names of a key without the words of quantization at its end, one, two and so on, or before its leaf."""
     words = set[str]()
-    for found in reversed([*re.finditer(r"([^._:]+)(?:_\d+)?(?=[._:]|$)", key)][-8:]):
-        if not _WORDS.fullmatch(found[1].lower()):
+    for word in reversed([*re.finditer(r"([^._:]+)(?:_\d+)?(?=[._:]|$)", key)][-8:]):
+        if not _WORDS.fullmatch(word[1].lower()):
             break
-        words.add(found[1].lower())
-        yield _bare(key[: found.start()]), frozenset(words)
+        words.add(word[1].lower())
+        yield _bare(key[: word.start()]), frozenset(words)
     module, dot, leaf = key.rpartition(".")
     first, _, rest = leaf.lower().partition("_")
     if rest and _WORDS.fullmatch(first) and not words:

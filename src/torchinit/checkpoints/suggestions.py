@@ -1,4 +1,4 @@
-"""Suggestions: what would let a rule find more of a model in a file, as it is written. None is applied unasked."""
+"""Suggestions: arguments by which a rule would find more of a model in a file. None is applied unasked."""
 
 from __future__ import annotations
 
@@ -8,15 +8,44 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Final, TypeAlias
 
+from torchinit._text import some
 from torchinit.checkpoints import adapters
-from torchinit.checkpoints.adapters.base import Adapter, Size, place, replace_parts
-from torchinit.checkpoints.key_mapping import KeyMap, Renames, unwrapped
-from torchinit.errors import ConfigError
+from torchinit.checkpoints.adapters.base import Adapter, Size, find_parts, replace_parts
+from torchinit.checkpoints.formats import Checkpoint
+from torchinit.checkpoints.key_mapping import KeyMap, NamedKeys, Renames, unwrapped
+from torchinit.errors import CheckpointError, ConfigError
 from torchinit.initializers.load_report import Guess
 from torchinit.model.globs import glob_matches
 from torchinit.model.sites import Site
 
 Shapes: TypeAlias = Mapping[str, Size]
+
+
+def advise(
+    checkpoint: Checkpoint, names: NamedKeys, used: Collection[str], wanted: Shapes, missing: Sequence[str], found: int
+) -> tuple[Guess | None, list[str]]:
+    """Suggestions by which more than ``found`` sites would be had, as arguments and in words."""
+    shapes = {key: _shape(checkpoint, key) for key in checkpoint}
+    if best := guess(wanted, shapes, found):
+        firsts = {unwrapped(key).partition(".")[0] for key in checkpoint if "." in key}
+        shared = len(firsts) == 1 and all("." in key for key in checkpoint)
+        return best, [(f"Every key of the file starts with {min(firsts) + '.'!r}; " if shared else "") + str(best)]
+    hints = []
+    if missing and (differing := by_case(wanted, names.key_of)):
+        hints = ["The model has {!r} and the file {!r}, which differ by case: give a rename".format(*differing)]
+    elif missing and not found:
+        keys = tuple(names.name_of) or checkpoint.keys()
+        hints = [f"The file has {some(keys, 3)}; the model has {some(missing, 3)}"]
+    spare = {name: shapes[key] for name, key in names.key_of.items() if key not in used}
+    return None, hints + suggest_for_missing({name: wanted[name] for name in missing}, spare, names.key_of)
+
+
+def _shape(checkpoint: Checkpoint, key: str) -> Size:
+    try:
+        return checkpoint.info(key).shape
+    except CheckpointError:
+        return ()
+
 
 # --- names: a prefix or renames --------------------------------------------------------------------------------------
 
@@ -33,15 +62,9 @@ def guess(wanted: Shapes, keys: Shapes, matching: int) -> Guess | None:
 
     Each candidate is tried on all of the file; the one that counts most is taken, the shorter one of equals. One
     that finds next to nothing is dropped: any two models have a bias of one length somewhere.
-
-    >>> model, file = {"fc.weight": (2, 2)}, {"module.net.fc.weight": (2, 2)}
-    >>> print(guess(model, file, 0))
-    with prefix='net.' 1 of 1 match
     """
-    best = max(_guesses(wanted, keys), key=lambda guess: guess.matching, default=None)
-    if best is None or best.matching <= matching or 20 * best.matching < min(len(wanted), len(keys)):
-        return None
-    return best
+    best = max(_guesses(wanted, keys), key=lambda guess: guess.matching)
+    return best if best.matching > matching and 20 * best.matching >= min(len(wanted), len(keys)) else None
 
 
 def _guesses(wanted: Shapes, keys: Shapes) -> Iterator[Guess]:
@@ -51,8 +74,8 @@ def _guesses(wanted: Shapes, keys: Shapes) -> Iterator[Guess]:
     for keymap in sorted(maps, key=lambda keymap: (len(keymap.rename), bool(keymap.prefix))):
         renames = [keymap.rename, (*keymap.rename, *_OLD_NAMES)][: 1 + has_old_names]
         for candidate in (KeyMap(keymap.prefix, rename) for rename in renames):
-            names = candidate.names(keys)
-            found = sum(wanted.get(name) == keys[key] for name, key in names.keys.items())
+            names = candidate.apply(keys)
+            found = sum(wanted.get(name) == keys[key] for name, key in names.key_of.items())
             clashing = sum(name in wanted for name in names.clashes)
             yield Guess(candidate.prefix, candidate.rename, found - clashing, len(wanted))
 
@@ -90,31 +113,19 @@ def _keymaps(old: str, new: str) -> Iterable[KeyMap]:
 
 
 def beginning(text: str) -> str:
-    """The pattern of what begins so.
-
-    >>> beginning("net.")
-    '^net[.]'
-    """
+    """The pattern of names that begin so."""
     return "^" + re.sub(r"(\W)", r"[\1]", text)
 
 
 def splits(name: str) -> Iterator[tuple[str, str]]:
-    """A name cut after none of its parts, after the first, and so on.
-
-    >>> [*splits("net.fc.bias")]
-    [('', 'net.fc.bias'), ('net.', 'fc.bias'), ('net.fc.', 'bias')]
-    """
+    """A name cut after none of its parts, after the first, and so on."""
     parts = name.split(".")
     for at in range(min(_DEPTH, len(parts))):
         yield "".join(f"{part}." for part in parts[:at]), ".".join(parts[at:])
 
 
 def by_case(wanted: Iterable[str], keys: Collection[str]) -> tuple[str, str] | None:
-    """A name of the model, and a key of the file that differs from it in upper and lower case only.
-
-    >>> by_case({"Conv.weight": (1,)}, {"conv.weight": (1,)})
-    ('Conv.weight', 'conv.weight')
-    """
+    """A name of the model, and a key of the file that differs from it in upper and lower case only."""
     folded = {key.casefold(): key for key in keys}
     missing = (name for name in wanted if name not in keys)
     return next(((name, folded[name.casefold()]) for name in missing if name.casefold() in folded), None)
@@ -126,26 +137,20 @@ _KEYS: Final = re.compile(r"(.*[._])?w?(k|v|kv|key|value)s?(_proj|_lin|_linear)?
 """Names of key and value projections, whose heads may be fewer than they were."""
 
 
-def suggest_for_shape(seen: Size, shape: Size, name: str = "") -> str:
-    """The tail of a message on shapes that differ: the adapters that would do, as far as shapes and name can tell.
-
-    >>> suggest_for_shape((64, 3, 7, 7), (64, 1, 7, 7)), suggest_for_shape((5, 7), (3, 9))
-    ('; InputChannels can adapt it', '')
-    >>> suggest_for_shape((512, 512), (128, 512), "layers.0.k_proj.weight")
-    '; PoolHeads can adapt it'
-    """
-    names = [*_for_shape(seen, shape, name)]
+def suggest_for_shape(stored: Size, shape: Size, name: str = "") -> str:
+    """The tail of a message on shapes that differ: the adapters that would do, as far as shapes and name can tell."""
+    names = [*_for_shape(stored, shape, name)]
     return f"; {' or '.join(filter(None, [', '.join(names[:-1]), names[-1]]))} can adapt it" if names else ""
 
 
-def _for_shape(seen: Size, shape: Size, name: str) -> Iterator[str]:
+def _for_shape(stored: Size, shape: Size, name: str) -> Iterator[str]:
     """The adapters as they would be written, without those of their arguments that shapes do not tell."""
-    positions = "pos" in name.lower() or (len(seen) == 3 and seen[0] == 1)
-    if positions and (prefixed := _first(map(adapters.ResizePositions, (1, 0, *range(2, 10))), seen, shape)):
+    positions = "pos" in name.lower() or (len(stored) == 3 and stored[0] == 1)
+    if positions and (prefixed := _first(map(adapters.ResizePositions, (1, 0, *range(2, 10))), stored, shape)):
         yield prefixed
         return
-    fewer = seen and shape and 0 < shape[0] < seen[0]
-    if fewer and _KEYS.fullmatch(name) and _first([adapters.PoolHeads(seen[0] // shape[0])], seen, shape):
+    fewer = stored and shape and 0 < shape[0] < stored[0]
+    if fewer and _KEYS.fullmatch(name) and _first([adapters.PoolHeads(stored[0] // shape[0])], stored, shape):
         yield "PoolHeads"
         return
     kinds: Iterable[Iterable[Adapter]] = (
@@ -157,14 +162,14 @@ def _for_shape(seen: Size, shape: Size, name: str) -> Iterator[str]:
         [adapters.ResizeVocabulary()],
         [adapters.Rows()],
     )
-    yield from filter(None, (_first(kind, seen, shape) for kind in kinds))
-    if seen and len(seen) == len(shape) and seen[1:] == shape[1:]:  # other classes, most likely
+    yield from filter(None, (_first(kind, stored, shape) for kind in kinds))
+    if stored and len(stored) == len(shape) and stored[1:] == shape[1:]:  # other classes, most likely
         yield from ("Labels", "Drop")
 
 
-def _first(candidates: Iterable[Adapter], seen: Size, shape: Size) -> str:
+def _first(candidates: Iterable[Adapter], stored: Size, shape: Size) -> str:
     """The first that makes the shape, as it is written; empty if none does."""
-    fitting = (adapter for adapter in candidates if _makes(adapter, {"": seen}, shape, ""))
+    fitting = (adapter for adapter in candidates if _makes(adapter, {"": stored}, shape, ""))
     return next((str(adapter).removesuffix("()") for adapter in fitting), "")
 
 
@@ -179,22 +184,17 @@ def _makes(adapter: Adapter, shapes: Shapes, shape: Size, name: str) -> bool:
 
 # --- divisions: adapters for sites that a file keeps as other tensors ------------------------------------------------
 
-_NAMES: Final = (
-    "q k v", "query key value", "q_proj k_proj v_proj", "q_lin k_lin v_lin", "to_q to_k to_v", "wq wk wv",
-    "gate_proj up_proj", "w1 w3",
+# Weights that are one in some models and several in others, in the order in which they are fused.
+_FAMILIES: Final[tuple[tuple[str, ...], ...]] = (
+    ("q", "k", "v"), ("query", "key", "value"), ("q_proj", "k_proj", "v_proj"), ("q_lin", "k_lin", "v_lin"),
+    ("to_q", "to_k", "to_v"), ("wq", "wk", "wv"), ("gate_proj", "up_proj"), ("w1", "w3"),
 )  # fmt: skip
-_FAMILIES: Final = tuple(tuple(names.split()) for names in _NAMES)
-"""Weights that are one in some models and several in others, in the order in which they are fused."""
 
 
 def suggest_for_missing(missing: Shapes, spare: Shapes, names: Collection[str] = ()) -> list[str]:
-    """The adapters that would make missing sites of keys that no site is called, each with how many.
+    """The adapters that would make missing sites of spare keys, each with how many; none where several would do.
 
-    ``names`` are all that the file has. Where several adapters would do for a site nothing is said of it. What a
-    parametrization of torch computes, other than weight norm, no adapter makes.
-
-    >>> suggest_for_missing({"h.0.qkv.weight": (6, 2)}, {f"h.0.{part}.weight": (2, 2) for part in "qkv"})
-    ["with adapt={'h.*.qkv.weight': Fuse('qkv', ('q', 'k', 'v'))} 1 more would be found"]
+    ``names`` are all that the file has. What a parametrization of torch computes, but weight norm, no adapter makes.
     """
     divisions, offers, globs, computed = _Divisions(missing, spare), Counter[str](), dict[str, str](), list[str]()
     parametrized = {name.replace("parametrizations.", "").removesuffix(".original0") for name in spare}
@@ -243,19 +243,19 @@ class _Divisions:
         into = f"{owner}.{leaf}"
         for tail, count in self.spare_series.get(path, {}).items():
             yield adapters.Stack(into, f"{owner}.*.{tail}", count)
-            for family in (family for family in _FAMILIES if place(tail, family[0]) is not None):
+            for family in (family for family in _FAMILIES if find_parts(tail, family[0])):
                 fused = replace_parts(tail, family[0], "fused")
                 stack = adapters.Stack(into, f"{owner}.*.{fused}", count)
                 yield adapters.Chain((adapters.Fuse("fused", family), stack))
         for start, tail in _numbered(name):
             last = start.rpartition(".")[2]
-            # As many as are missing. Of two such stacks nobody can tell which is meant, and of more neither.
+            # As many as are missing. Of two such stacks none can be told to be the one, so more need not be tried.
             for rest in self.below.get((start, (self.series[start][tail], *shape)), [])[:2]:
                 yield adapters.Unstack(f"{last}.{rest}", f"{last}.*.{tail}")
 
 
 def _series(names: Iterable[str]) -> Mapping[str, Counter[str]]:
-    """By what stands before a number in names: what stands after it, and for how many numbers."""
+    """The ends of names behind a number, each with the count of its numbers, by the beginning before it."""
     series: dict[str, Counter[str]] = defaultdict(Counter)
     for name in names:
         for start, tail in _numbered(name):
@@ -272,21 +272,12 @@ def _numbered(name: str) -> Iterator[tuple[str, str]]:
 
 
 def tied(missing: Sequence[Site], loaded: Sequence[Site]) -> list[str]:
-    """A word on a last layer that the file's model shares with its embedding, and this one does not.
-
-    >>> from torchinit import sites
-    >>> from torch import nn
-    >>> table, head = sites(nn.ModuleDict({"embed": nn.Embedding(9, 4), "head": nn.Linear(4, 9, bias=False)}))
-    >>> print(*tied([head], [table]))
-    head.weight may be tied to embed.weight in the file's model: another rule, for Name('head.weight'), ...
-    """
-    found = []
+    """A hint on a last layer that the file's model shares with its embedding, and this one does not."""
+    hints = []
     for head in (site for site in missing if (site.owner.name, site.leaf) == ("Linear", "weight")):
         tables = [site for site in loaded if site.owner.name == "Embedding" and site.shape == head.shape]
         if len(tables) == 1:
             old, new = tables[0].name.removesuffix("weight"), head.name.removesuffix("weight")
-            found.append(
-                f"{head.name} may be tied to {tables[0].name} in the file's model: another rule, for"
-                f" Name({head.name!r}), with rename={[[beginning(old), new]]} takes a copy"
-            )
-    return found
+            remedy = f"another rule, for Name({head.name!r}), with rename={[[beginning(old), new]]} takes a copy"
+            hints.append(f"{head.name} may be tied to {tables[0].name} in the file's model: {remedy}")
+    return hints

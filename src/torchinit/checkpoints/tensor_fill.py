@@ -20,9 +20,9 @@ from torchinit.model.shards import Box, Shard
 from torchinit.noise import Noise
 
 if TYPE_CHECKING:
-    Source: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | nn.Module | Checkpoint | InMemory
+    CheckpointSource: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | nn.Module | Checkpoint | InMemory
 else:
-    Source = str | InMemory  # what any of these becomes, and what plain data can hold of it
+    CheckpointSource = str | InMemory  # what any of these becomes, and what plain data can hold of it
 
 
 @final
@@ -30,11 +30,10 @@ else:
 class Loaded(Fill):
     """The values that a checkpoint has under ``keys``, through an ``adapter`` if there is one.
 
-    ``key`` is what the site is called in the checkpoint once prefix and renames are done; an adapter wants to
-    know. ``like`` are keys of the same tensor under its other names, which must hold the same. ``dtype`` rounds
-    the values before they come into the site's own dtype. ``finite`` refuses NaN and infinities, ``lock`` lets no
-    later rule write over them. The file is looked for again where the plan is carried out, and must have the
-    same ``sha256``, if that is known.
+    ``key`` is the site's name once prefix and renames are done, for the adapter. ``like`` are keys of the same tensor
+    under its other names, which must hold the same. ``dtype`` rounds the values before they come into the site's own
+    dtype. ``finite`` refuses NaN and infinities, ``lock`` lets no later rule write over them. The file is looked for
+    again where the plan is carried out, and must have the same ``sha256``, if that is known.
 
     >>> import torch
     >>> from torchinit.plans.run import write
@@ -45,7 +44,7 @@ class Loaded(Fill):
     tensor([1., 1.])
     """
 
-    source: Source
+    source: CheckpointSource
     keys: tuple[str, ...]
     key: str = ""
     adapter: Adapter | None = None
@@ -63,7 +62,6 @@ class Loaded(Fill):
             raise ValueError("Loaded needs a key of the checkpoint")
 
     def __repr__(self) -> str:
-        """The source without its secrets, the keys, and what is not as usual."""
         values = ((field, getattr(self, field.name)) for field in fields(self)[2:])
         more = "".join(f", {field.name}={value!r}" for field, value in values if value != field.default)
         return f"Loaded({masked(str(self.source))!r}, {self.keys!r}{more})"
@@ -81,13 +79,15 @@ class Loaded(Fill):
         return open_cached(self.source, part=self.part, sha256=self.sha256, again=again, keys=keys)
 
     def prepare(self, shard: Shard) -> None:
-        """Raises CheckpointError where what will be read is not finite, or does not fit into the shard's dtype."""
+        """Raise CheckpointError for values that are not finite, or do not fit into the shard's dtype."""
         # A pass over the values before the one that copies them, so that NaN in the last tensor of the last rank is
         # found before anything is written. The copy pays for it: it goes past the caches.
         checkpoint = self._checkpoint()
         for key, box in zip(self.keys, self._read_plan(checkpoint, shard).boxes, strict=True):
-            if self.finite or not self._widens(checkpoint.info(key).dtype, shard.local.dtype):
-                self._check_range(key, checkpoint.read(key, box), shard.local.dtype)
+            dtype, target = checkpoint.info(key).dtype, shard.local.dtype
+            widens = dtype.is_floating_point and all(_most(to) >= _most(dtype) for to in (self.dtype or dtype, target))
+            if self.finite or not widens:
+                self._check_range(key, checkpoint.read(key, box), target)
         for other in self.like:
             first, second = checkpoint.read(self.keys[0]), checkpoint.read(other)
             if first.shape != second.shape or not torch.equal(first, second):
@@ -115,31 +115,19 @@ class Loaded(Fill):
             raise CheckpointError(f"{key} has another shape by now: {list(shapes[0])}")
         return ReadPlan((box,), lambda tensors: tensors[0])
 
-    def _widens(self, source: torch.dtype, target: torch.dtype) -> bool:
-        """Whether every number of a floating dtype fits into the dtypes that it goes through."""
-        return source.is_floating_point and all(_most(to) >= _most(source) for to in (self.dtype or source, target))
-
     def _check_range(self, key: str, values: Tensor, target: torch.dtype) -> None:
-        if not values.numel() or values.dtype == torch.bool:
-            return
-        if not (values.is_floating_point() or values.is_complex()):
-            _check_whole(key, values, target)
-            return
-        largest, endless = magnitude(values), float("inf")
-        if self.finite and not largest < endless:
-            raise CheckpointError(f"{key} holds NaN or infinity in {self.source}; finite = false loads it all the same")
-        if min(_most(target), _most(self.dtype or values.dtype)) < largest < endless:
-            raise CheckpointError(f"{key} goes up to {largest:.6g}, beyond the largest number of {target}")
+        if values.is_floating_point() or values.is_complex():
+            largest, endless = magnitude(values) if values.numel() else 0.0, float("inf")
+            if self.finite and not largest < endless:
+                remedy = "finite = false loads it all the same"
+                raise CheckpointError(f"{key} holds NaN or infinity in {self.source}; {remedy}")
+            if min(_most(target), _most(self.dtype or values.dtype)) < largest < endless:
+                raise CheckpointError(f"{key} goes up to {largest:.6g}, beyond the largest number of {target}")
+        elif values.numel() and target not in (values.dtype, torch.bool) and not target.is_floating_point:
+            low, high = map(int, torch.aminmax(values))
+            if low < torch.iinfo(target).min or high > torch.iinfo(target).max:
+                raise CheckpointError(f"{key} holds whole numbers from {low} to {high}, which {target} cannot")
 
 
 def _most(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).max if dtype.is_floating_point or dtype.is_complex else float("inf")
-
-
-def _check_whole(key: str, values: Tensor, target: torch.dtype) -> None:
-    if target in (values.dtype, torch.bool) or target.is_floating_point:
-        return
-    low, high = map(int, torch.aminmax(values))
-    info = torch.iinfo(target)
-    if low < info.min or high > info.max:
-        raise CheckpointError(f"{key} holds whole numbers from {low} to {high}, which {target} cannot")

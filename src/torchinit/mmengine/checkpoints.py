@@ -20,8 +20,8 @@ from torchinit.checkpoints.formats.detect import detect_format
 from torchinit.checkpoints.formats.torch_save import load_file
 from torchinit.checkpoints.hub.schemes import Prefixes, fetch
 from torchinit.checkpoints.key_mapping import Renames, revised
-from torchinit.checkpoints.matching import kind_of
 from torchinit.checkpoints.open import open_file
+from torchinit.checkpoints.pretrained import kind_of
 from torchinit.checkpoints.quantized import Companions, quantized
 from torchinit.checkpoints.suggestions import beginning, guess, splits
 from torchinit.errors import CheckpointError, did_you_mean, masked

@@ -131,7 +131,7 @@ ENTRY = {"sha256": OLD, "size": 3}
     [
         ("{", "the lock file .*init.lock cannot be read: "),
         ("[" * 100_000, "cannot be read: "),
-        ('{"version": 1, "version": 1}', "cannot be read: version stands there twice"),
+        ('{"version": 1, "version": 1}', "cannot be read: version is there twice"),
         ("[]", "is not a lock file of version 1"),
         (json.dumps({"version": 2, "sources": {}}), "is not a lock file of version 1"),
         (json.dumps({"version": 1}), "is not a lock file of version 1"),

@@ -10,7 +10,8 @@ import pytest
 
 from tests.servers import Host, whole
 from torchinit.checkpoints import Limits, fetch, register_source
-from torchinit.checkpoints.hub.schemes import RESOLVERS, LocalFile, Prefixes, Request
+from torchinit.checkpoints.hub.cache import Request
+from torchinit.checkpoints.hub.schemes import RESOLVERS, LocalFile, Prefixes
 from torchinit.errors import FetchError
 
 
@@ -53,8 +54,8 @@ def test_a_path_where_nothing_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "text"),
     [
-        ("s3://bucket/a.pth", r"s3://bucket/a\.pth: nobody registered this kind of source\n  known are "),
-        ("HTTPS://example.org/a.pth", "nobody registered this kind of source; did you mean 'https'\\?"),
+        ("s3://bucket/a.pth", r"s3://bucket/a\.pth: this kind of source is not registered\n  known are "),
+        ("HTTPS://example.org/a.pth", "this kind of source is not registered; did you mean 'https'\\?"),
         ("https:///a.pth", "is not an http or https URL with a host"),
         ("https://user:secret@example.org/a.pth", "^https://example.org/a.pth: a URL with a user or a password"),
         ("https://example.org:x/a.pth", "is not a URL: "),

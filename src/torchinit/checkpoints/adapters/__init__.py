@@ -1,9 +1,8 @@
-"""Adapters: what a checkpoint holds, made into what a model needs."""
+"""Adapters: the tensors of a checkpoint made into those that a model needs."""
 
 from __future__ import annotations
 
-from torchinit.checkpoints.adapters.base import ADAPTERS, Adapter, ReadPlan
-from torchinit.checkpoints.adapters.chain import Chain
+from torchinit.checkpoints.adapters.base import ADAPTERS, Adapter, Chain, ReadPlan
 from torchinit.checkpoints.adapters.fusion import Fuse, Split, Stack, Unstack
 from torchinit.checkpoints.adapters.images import (
     Inflate,
@@ -19,29 +18,9 @@ from torchinit.rules.catalog import SCHEMA
 from torchinit.serialization.schema import Vocabulary
 
 __all__ = [
-    "ADAPTERS",
-    "Adapter",
-    "BatchNormAffine",
-    "Chain",
-    "Drop",
-    "FoldBatchNorm",
-    "Fuse",
-    "Inflate",
-    "InputChannels",
-    "Labels",
-    "PoolHeads",
-    "ReadPlan",
-    "ResizePatches",
-    "ResizePositions",
-    "ResizeRelativeBias",
-    "ResizeVocabulary",
-    "RopeOrder",
-    "Rows",
-    "Split",
-    "Stack",
-    "Transpose",
-    "Unstack",
-    "WeightNorm",
-]
+    "ADAPTERS", "Adapter", "BatchNormAffine", "Chain", "Drop", "FoldBatchNorm", "Fuse", "Inflate", "InputChannels",
+    "Labels", "PoolHeads", "ReadPlan", "ResizePatches", "ResizePositions", "ResizeRelativeBias", "ResizeVocabulary",
+    "RopeOrder", "Rows", "Split", "Stack", "Transpose", "Unstack", "WeightNorm",
+]  # fmt: skip
 
 SCHEMA.add(Adapter, Vocabulary(ADAPTERS))

@@ -1,4 +1,4 @@
-"""Adapter: how tensors of a checkpoint become the one that a site needs; what all adapters share."""
+"""Adapter: how tensors of a checkpoint become the one that a site needs; one after the other in a Chain."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Final, TypeAlias
+from typing import ClassVar, Final, TypeAlias, TypeVar, dataclass_transform, final
 
 import torch
 from torch import Tensor
@@ -18,19 +18,15 @@ from torchinit.noise.threads import one_thread
 from torchinit.serialization.registry import Registry
 from torchinit.serialization.validation import is_whole
 
-Size: TypeAlias = tuple[int, ...]
-"""The shape of a tensor."""
+_Adapter = TypeVar("_Adapter", bound="Adapter")
+_Value = TypeVar("_Value")
+
+Size: TypeAlias = tuple[int, ...]  # the shape of a tensor
 
 
 @dataclass(frozen=True, slots=True)
 class ReadPlan:
-    """The boxes to read, one of each tensor, and what combines them to a box of a site.
-
-    >>> import torch
-    >>> plan = ReadPlan((Box((2,), (1,)),), lambda tensors: tensors[0])
-    >>> plan.combine([box.of(torch.arange(4)) for box in plan.boxes])
-    tensor([2])
-    """
+    """The boxes to read, one of each tensor, and the function that combines them to a box of a site."""
 
     boxes: tuple[Box, ...]
     combine: Callable[[Sequence[Tensor]], Tensor]
@@ -46,9 +42,7 @@ class Adapter(Spelled, ABC):
     One that moves elements keeps their dtype; one that computes does so in float32 at least, and leaves it
     to the loader to round once to the site's dtype.
 
-    >>> import torch
     >>> from torchinit.checkpoints.adapters import Transpose
-    >>> Transpose().check([(2, 3)], (3, 2), "c_fc.weight")
     >>> Transpose().adapt([torch.zeros(2, 3)], (3, 2), "c_fc.weight").shape
     torch.Size([3, 2])
     """
@@ -59,8 +53,7 @@ class Adapter(Spelled, ABC):
     # see names as the model has them, shapes when a plan is made, tensors when it is run. Each makes one site, of one
     # tensor or several, so that every site still has one fill, and a plan one line for it.
 
-    only_resizes: ClassVar[bool] = False
-    """Whether a tensor that has the site's shape already is left alone."""
+    only_resizes: ClassVar[bool] = False  # a tensor that has the site's shape already is left alone
 
     def wants(self, key: str) -> tuple[str, ...]:
         """The keys of the checkpoint that the site needs; none of them leaves the site to its other rules.
@@ -78,7 +71,7 @@ class Adapter(Spelled, ABC):
         return None
 
     def check(self, shapes: Sequence[Size], shape: Size, key: str) -> None:
-        """Raises ValueError, and says why, where a site of ``shape`` cannot be made of tensors of ``shapes``."""
+        """Raise ValueError, and say why, where a site of ``shape`` cannot be made of tensors of ``shapes``."""
         result = self.makes(shapes, key)
         if result is not None and result != shape:
             raise ValueError(f"{self} makes {list(result)} of {listed(shapes)}, but the site has {list(shape)}")
@@ -113,7 +106,12 @@ class Adapter(Spelled, ABC):
 
 
 ADAPTERS: Final = Registry("adapter", method="adapt", group="torchinit.adapters")
-"""Every adapter that a recipe can name."""
+
+
+@dataclass_transform(frozen_default=True)
+def register(cls: type[_Adapter]) -> type[_Adapter]:
+    """Make an adapter a frozen dataclass that recipes can name."""
+    return ADAPTERS.register(final(dataclass(frozen=True, slots=True)(cls)))
 
 
 def _plan_slices(adapter: Adapter, axis: int, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> ReadPlan:
@@ -123,7 +121,7 @@ def _plan_slices(adapter: Adapter, axis: int, shapes: Sequence[Size], shape: Siz
     # box are the slices that it is made of. So no adapter says a second time, as arithmetic on offsets, what `adapt`
     # says already. Of each tensor the stretch from its first to its last such slice is read: a box that needs rows
     # far apart (groups) reads what lies between them, too.
-    counts = [seen[axis] for seen in shapes]
+    counts = [stored[axis] for stored in shapes]
     line = replaced((1,) * len(shape), axis, shape[axis])
     numbers = torch.arange(sum(counts)).view(replaced(line, axis, -1)).split(counts, axis)
     wanted = adapter.adapt(numbers, line, key).flatten().narrow(0, box.start[axis], box.shape[axis])
@@ -135,16 +133,100 @@ def _plan_slices(adapter: Adapter, axis: int, shapes: Sequence[Size], shape: Siz
         read.append(torch.arange(low, end))
         first += count
     order = torch.searchsorted(torch.cat(read), wanted)
-    return ReadPlan(tuple(boxes), lambda tensors: _in_order(tensors, axis, order))
+
+    def combine(tensors: Sequence[Tensor]) -> Tensor:
+        parts = [tensor for tensor in tensors if tensor.shape[axis]] or [tensors[0]]
+        joined = torch.cat(parts, axis) if len(parts) > 1 else parts[0]
+        in_order = torch.equal(order, torch.arange(joined.shape[axis]))
+        return joined if in_order else joined.index_select(axis, order.to(joined.device))
+
+    return ReadPlan(tuple(boxes), combine)
 
 
-def _in_order(tensors: Sequence[Tensor], axis: int, order: Tensor) -> Tensor:
-    """The slices of all tensors, one after the other, in another order."""
-    parts = [tensor for tensor in tensors if tensor.shape[axis]] or [tensors[0]]
-    joined = torch.cat(parts, axis) if len(parts) > 1 else parts[0]
-    if torch.equal(order, torch.arange(joined.shape[axis])):
-        return joined
-    return joined.index_select(axis, order.to(joined.device))
+# --- several adapters ------------------------------------------------------------------------------------------------
+
+
+@register
+class Chain(Adapter):
+    """Several adapters, from the file to the site: each takes what the one before it makes.
+
+    The last gives the site what it asks for; those before it must make a shape of their own, whatever the
+    site's, as ``Transpose``, ``Fuse``, ``Split``, ``Stack`` do and the ones that resize do not.
+
+    >>> from torchinit.checkpoints.adapters import Split, Transpose
+    >>> chain = Chain((Transpose(), Split("c_attn", ("q", "k", "v"))))
+    >>> chain.wants("h.0.k.weight"), chain.makes([(16, 48)], "h.0.k.weight")
+    (('h.0.c_attn.weight',), (16, 16))
+    """
+
+    steps: tuple[Adapter, ...]
+
+    def __post_init__(self) -> None:
+        take_lists(self, Adapter, "steps")
+        if not self.steps:
+            raise ValueError("a chain needs at least one step")
+        if any(isinstance(step, Chain) for step in self.steps):
+            raise ValueError("a chain holds no other chain; write its steps out")
+
+    def wants(self, key: str) -> tuple[str, ...]:
+        return tuple(wanted for part in self.steps[-1].wants(key) for wanted in self._before.wants(part))
+
+    @property
+    def _before(self) -> Adapter:
+        """All steps but the last, as one."""
+        return Chain(self.steps[:-1]) if len(self.steps) > 1 else _Nothing()
+
+    # Shapes, keys and tensors come in the order of `wants`: for each tensor that the last step takes, all those of the
+    # file that the steps before it make that one of. So the same walk sorts each of the three.
+    def _inputs(self, values: Sequence[_Value], key: str) -> list[tuple[str, list[_Value]]]:
+        """The name of each tensor that the last step takes, and those of the values that it is made of."""
+        left = iter(values)
+        return [(part, [next(left) for _ in self._before.wants(part)]) for part in self.steps[-1].wants(key)]
+
+    def _input_shapes(self, shapes: Sequence[Size], key: str) -> list[Size]:
+        """The shapes that the last step takes."""
+        inputs = [self._before.makes(stored, part) for part, stored in self._inputs(shapes, key)]
+        if None in inputs:
+            raise ValueError(f"{self.steps[-2]} makes whatever shape is asked for, so it must be the last of {self}")
+        return [size for size in inputs if size is not None]
+
+    def makes(self, shapes: Sequence[Size], key: str) -> Size | None:
+        return self.steps[-1].makes(self._input_shapes(shapes, key), key)
+
+    def check(self, shapes: Sequence[Size], shape: Size, key: str) -> None:
+        self.steps[-1].check(self._input_shapes(shapes, key), shape, key)
+
+    def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
+        plan = self.read_plan([tuple(tensor.shape) for tensor in tensors], shape, Box.whole(shape), key)
+        return plan.combine([box.of(tensor) for box, tensor in zip(plan.boxes, tensors, strict=True)])
+
+    def read_plan(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> ReadPlan:
+        inputs = self._input_shapes(shapes, key)
+        last = self.steps[-1].read_plan(inputs, shape, box, key)
+        plans = [
+            self._before.read_plan(stored, size, wanted, part)
+            for (part, stored), size, wanted in zip(self._inputs(shapes, key), inputs, last.boxes, strict=True)
+        ]
+
+        def combine(tensors: Sequence[Tensor]) -> Tensor:
+            left = iter(tensors)
+            return last.combine([plan.combine([next(left) for _ in plan.boxes]) for plan in plans])
+
+        return ReadPlan(tuple(wanted for plan in plans for wanted in plan.boxes), combine)
+
+
+@dataclass(frozen=True, slots=True)
+class _Nothing(Adapter):
+    """The steps before the first: each tensor as the file has it."""
+
+    def makes(self, shapes: Sequence[Size], key: str) -> Size:
+        return shapes[0]
+
+    def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
+        return tensors[0]
+
+    def read_plan(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> ReadPlan:
+        return ReadPlan((box,), lambda tensors: tensors[0])
 
 
 # --- values and arguments --------------------------------------------------------------------------------------------
@@ -161,19 +243,14 @@ def listed(shapes: Sequence[Size]) -> str:
 
 
 def check_whole(adapter: Adapter, *names: str, least: int = 0) -> None:
-    """Raises ValueError for arguments that are not whole numbers from ``least``."""
+    """Raise ValueError for arguments that are not whole numbers from ``least``."""
     for name in names:
         if not is_whole(value := getattr(adapter, name), least):
             raise ValueError(f"{name} must be a whole number from {least}, but got {value!r}")
 
 
 def take_lists(adapter: Adapter, kind: type, *names: str) -> None:
-    """Makes tuples of arguments that may be lists. Raises TypeError for anything else, text above all.
-
-    >>> from torchinit.checkpoints.adapters import Rows
-    >>> Rows([2, 0]).indices
-    (2, 0)
-    """
+    """Make tuples of arguments that may be lists. Raises TypeError for anything else, text above all."""
     items = {str: "names", int: "whole numbers"}.get(kind, "adapters")
     for name in names:
         given = getattr(adapter, name)
@@ -185,81 +262,55 @@ def take_lists(adapter: Adapter, kind: type, *names: str) -> None:
 def check_same(
     adapter: Adapter, shapes: Sequence[Size], shape: Size, free: Collection[int], *, least: int = 1, most: int = 0
 ) -> Size:
-    """Returns the one shape of the file, once it agrees with the site's in every dimension but the ``free`` ones.
+    """Return the one shape of the file, once it agrees with the site's in every dimension but the ``free`` ones.
 
     Raises ValueError where it does not, where a free dimension is empty, and where the site has fewer than ``least``
     dimensions, or more than ``most``, if that is given.
-
-    >>> from torchinit.checkpoints.adapters import Transpose
-    >>> check_same(Transpose(), [(8, 3)], (8, 4), free={-1})
-    (8, 3)
     """
-    (seen,) = shapes
+    (stored,) = shapes
     if not least <= len(shape) <= (most or len(shape)):
         dims = f"at least {least}" if not most else " or ".join(map(str, range(least, most + 1)))
         raise ValueError(f"{adapter} needs a site of {dims} dimensions, but it has {list(shape)}")
     open_axes = {axis % len(shape) for axis in free}
     expected = ["*" if axis in open_axes else str(size) for axis, size in enumerate(shape)]
-    if ["*" if axis in open_axes else str(size) for axis, size in enumerate(seen)] != expected:
-        raise ValueError(f"{adapter} needs [{', '.join(expected)}] for a site of {list(shape)}, but got {list(seen)}")
-    if any(seen[axis] == 0 for axis in open_axes):
-        raise ValueError(f"{adapter} can make nothing of {list(seen)}, which is empty")
-    return seen
+    if ["*" if axis in open_axes else str(size) for axis, size in enumerate(stored)] != expected:
+        raise ValueError(f"{adapter} needs [{', '.join(expected)}] for a site of {list(shape)}, but got {list(stored)}")
+    if any(stored[axis] == 0 for axis in open_axes):
+        raise ValueError(f"{adapter} can make nothing of {list(stored)}, which is empty")
+    return stored
 
 
 # --- dotted parts of a key -------------------------------------------------------------------------------------------
 
 
+def find_parts(key: str, wanted: str) -> re.Match[str] | None:
+    """The last ``wanted`` among the dotted parts of a key: what is before it, it, each number in it, what is behind.
+
+    ``*`` in it stands for one part that is a number.
+
+    >>> find_parts("h.0.attn.qkv.weight", "attn.qkv").groups(), find_parts("h.0.attn", "tn")
+    (('h.0.', 'attn.qkv', '.weight'), None)
+    """
+    run = r"\.".join("([0-9]+)" if part == "*" else re.escape(part) for part in wanted.split("."))
+    return re.fullmatch(rf"(.*\.|)({run})(\..*|)", key, re.DOTALL)
+
+
 def replace_parts(key: str, old: str, new: str) -> str:
-    """The key with the last ``old``, one or several whole parts of it, replaced.
-
-    Raises ValueError for a key without it.
-
-    >>> replace_parts("h.0.attn.qkv.weight", "qkv", "q_proj")
-    'h.0.attn.q_proj.weight'
-    """
-    at, parts = _find(key, old), key.split(".")
-    return ".".join([*parts[:at], *new.split("."), *parts[at + len(old.split(".")) :]])
-
-
-def place(key: str, wanted: str) -> int | None:
-    """At which of the key's parts the last ``wanted`` begins; ``*`` in it stands for one part that is a number.
-
-    >>> place("h.0.attn.qkv.weight", "attn.qkv"), place("h.0.attn.qkv.weight", "tn"), place("h.0", "*")
-    (2, None, 1)
-    """
-    parts, run = key.split("."), wanted.split(".")
-    places = range(len(parts) - len(run), -1, -1)
-    return next((at for at in places if all(map(_fits, parts[at : at + len(run)], run))), None)
+    """The key with the last ``old``, one or several whole parts of it, replaced. Raises ValueError for none."""
+    before, *_, behind = _found(key, old).groups()
+    return f"{before}{new}{behind}"
 
 
 def numbered(key: str, pattern: str) -> tuple[int, str]:
-    """The number at the ``*`` of the pattern, and the part of the key that the pattern stands for.
-
-    Raises ValueError for a key without it.
-
-    >>> numbered("layers.1.experts.12.w1.weight", "experts.*.w1")
-    (12, 'experts.12.w1')
-    """
-    at, run = _find(key, pattern), pattern.split(".")
-    parts = key.split(".")[at : at + len(run)]
-    return int(parts[run.index("*")]), ".".join(parts)
+    """The number at the ``*`` of the pattern, and the parts that it stands for. Raises ValueError for a key without."""
+    found = _found(key, pattern)
+    return int(found[3]), found[2]
 
 
-def check_pattern(name: str, pattern: str) -> None:
-    """Raises ValueError unless the pattern has exactly one part ``*``."""
-    if pattern.split(".").count("*") != 1:
-        raise ValueError(f"{name} must have one part '*', the number of each, but got {pattern!r}")
-
-
-def _find(key: str, wanted: str) -> int:
-    at = place(key, wanted)
-    if at is None:
+def _found(key: str, wanted: str) -> re.Match[str]:
+    found = find_parts(key, wanted)
+    if found is None:
         parts, length = key.split("."), len(wanted.split("."))
         runs = [".".join(parts[start : start + length]) for start in range(len(parts) - length + 1)]
         raise ValueError(f"{key!r} has no part {wanted!r}{did_you_mean(wanted, [] if '*' in wanted else runs)}")
-    return at
-
-
-def _fits(part: str, wanted: str) -> bool:
-    return part == wanted or (wanted == "*" and re.fullmatch(r"[0-9]+", part) is not None)
+    return found

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import final
 
 import torch
 from torch import Tensor
 
 from torchinit.checkpoints.adapters.base import (
-    ADAPTERS,
     Adapter,
     ReadPlan,
     Size,
-    check_pattern,
     check_whole,
+    find_parts,
     listed,
     numbered,
-    place,
+    register,
     replace_parts,
     take_lists,
 )
@@ -28,9 +25,7 @@ from torchinit.model.shards import Box, inserted, replaced, without
 from torchinit.serialization.validation import is_whole
 
 
-@ADAPTERS.register
-@final
-@dataclass(frozen=True, slots=True)
+@register
 class Fuse(Adapter):
     """Several weights of the file one after the other: q, k and v as one, gate and up as one.
 
@@ -41,10 +36,6 @@ class Fuse(Adapter):
 
     >>> Fuse("qkv", ("q_proj", "k_proj", "v_proj")).wants("layers.0.qkv.weight")
     ('layers.0.q_proj.weight', 'layers.0.k_proj.weight', 'layers.0.v_proj.weight')
-    >>> import torch
-    >>> first, second = torch.tensor([1, 1, 2, 2]), torch.tensor([3, 4])
-    >>> Fuse("up", ("a", "b"), groups=2).adapt([first, second], (6,), "up")
-    tensor([1, 1, 3, 2, 2, 4])
     """
 
     into: str
@@ -60,12 +51,12 @@ class Fuse(Adapter):
 
     def makes(self, shapes: Sequence[Size], key: str) -> Size:
         axis = self.axis
-        for part, seen in zip(self.parts, shapes, strict=True):
-            if len(seen) <= axis or replaced(seen, axis, 0) != replaced(shapes[0], axis, 0):
+        for part, stored in zip(self.parts, shapes, strict=True):
+            if len(stored) <= axis or replaced(stored, axis, 0) != replaced(shapes[0], axis, 0):
                 raise ValueError(f"{self} needs parts that differ in dimension {axis} alone, but got {listed(shapes)}")
-            if seen[axis] % self.groups:
-                raise ValueError(f"{self} needs {part!r} in {self.groups} equal groups, but got {list(seen)}")
-        return replaced(shapes[0], axis, sum(seen[axis] for seen in shapes))
+            if stored[axis] % self.groups:
+                raise ValueError(f"{self} needs {part!r} in {self.groups} equal groups, but got {list(stored)}")
+        return replaced(shapes[0], axis, sum(stored[axis] for stored in shapes))
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
         # A new dimension counts the groups; then what belongs to one group lies side by side in the next.
@@ -76,9 +67,7 @@ class Fuse(Adapter):
         return self.axis
 
 
-@ADAPTERS.register
-@final
-@dataclass(frozen=True, slots=True)
+@register
 class Split(Adapter):
     """A part of a fused weight of the file: the reverse of :class:`Fuse`.
 
@@ -86,11 +75,8 @@ class Split(Adapter):
     equal sizes unless ``sizes`` says in which proportion they stand: ``(4, 1, 1)`` where four queries share a
     key. ``axis`` and ``groups`` are as for :class:`Fuse`.
 
-    >>> thirds = Split("qkv", ("q_proj", "k_proj", "v_proj"))
-    >>> thirds.wants("layers.0.k_proj.bias")
-    ('layers.0.qkv.bias',)
     >>> import torch
-    >>> thirds.adapt([torch.arange(6)], (2,), "layers.0.k_proj.bias")
+    >>> Split("qkv", ("q_proj", "k_proj", "v_proj")).adapt([torch.arange(6)], (2,), "layers.0.k_proj.bias")
     tensor([2, 3])
     """
 
@@ -102,25 +88,25 @@ class Split(Adapter):
 
     def __post_init__(self) -> None:
         _check_arguments(self)
-        if self.sizes is None:
-            return
-        take_lists(self, int, "sizes")
-        if not (len(self.sizes) == len(self.parts) and all(map(is_whole, self.sizes))):
-            raise ValueError(f"sizes must be a whole number from 1 for each of {self.parts}, but got {self.sizes!r}")
+        if self.sizes is not None:
+            take_lists(self, int, "sizes")
+            if len(self.sizes) != len(self.parts) or not all(map(is_whole, self.sizes)):
+                wanted = f"a whole number from 1 for each of {self.parts}"
+                raise ValueError(f"sizes must be {wanted}, but got {self.sizes!r}")
 
     def wants(self, key: str) -> tuple[str, ...]:
         return (replace_parts(key, self.parts[self._number(key)], self.whole),)
 
     def _number(self, key: str) -> int:
-        """Which part the key asks for: the one that stands last in it."""
-        places = [-1 if (at := place(key, part)) is None else at for part in self.parts]
+        """The number of the part that the key asks for: the last one in it."""
+        places = [-1 if (found := find_parts(key, part)) is None else found.start(2) for part in self.parts]
         if max(places) < 0:
             near = next(filter(None, (did_you_mean(part, key.split(".")) for part in self.parts)), "")
             raise ValueError(f"{key!r} has none of the parts {', '.join(map(repr, self.parts))}{near}")
         return places.index(max(places))
 
     def _span(self, size: int, key: str) -> tuple[int, int]:
-        """Where in each group the part begins, and how long it is."""
+        """The start and the length of the part in each group."""
         # Sizes are proportions: (8, 2, 2) cuts as (4, 1, 1) does, so they are taken without their common divisor.
         sizes = self.sizes or (1,) * len(self.parts)
         unit, rest = divmod(size * math.gcd(*sizes), self.groups * sum(sizes))
@@ -131,24 +117,21 @@ class Split(Adapter):
         return sum(scaled[:number]), scaled[number]
 
     def makes(self, shapes: Sequence[Size], key: str) -> Size:
-        (seen,) = shapes
-        if len(seen) <= self.axis:
-            raise ValueError(f"{self} needs at least {self.axis + 1} dimensions, but got {list(seen)}")
-        return replaced(seen, self.axis, self.groups * self._span(seen[self.axis], key)[1])
+        stored = shapes[0]
+        if len(stored) <= self.axis:
+            raise ValueError(f"{self} needs at least {self.axis + 1} dimensions, but got {list(stored)}")
+        return replaced(stored, self.axis, self.groups * self._span(stored[self.axis], key)[1])
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
-        (whole,) = tensors
-        start, length = self._span(whole.shape[self.axis], key)
-        groups: Tensor = whole.unflatten(self.axis, (self.groups, -1))
+        start, length = self._span(tensors[0].shape[self.axis], key)
+        groups: Tensor = tensors[0].unflatten(self.axis, (self.groups, -1))
         return groups.narrow(self.axis + 1, start, length).flatten(self.axis, self.axis + 1)
 
     def slices_along(self) -> int:
         return self.axis
 
 
-@ADAPTERS.register
-@final
-@dataclass(frozen=True, slots=True)
+@register
 class Stack(Adapter):
     """Weights of the same shape, stacked along a new dimension ``axis``: the experts of a mixture.
 
@@ -164,7 +147,7 @@ class Stack(Adapter):
     axis: int = 0
 
     def __post_init__(self) -> None:
-        check_pattern("parts", self.parts)
+        _check_pattern("parts", self.parts)
         check_whole(self, "count", least=1)
         check_whole(self, "axis")
 
@@ -174,9 +157,8 @@ class Stack(Adapter):
     def makes(self, shapes: Sequence[Size], key: str) -> Size:
         different = [*dict.fromkeys(shapes)]
         if len(different) > 1 or len(shapes[0]) < self.axis:
-            raise ValueError(
-                f"{self} needs tensors of one shape, to be stacked at {self.axis}, but got {listed(different[:2])}"
-            )
+            wanted = f"tensors of one shape, to be stacked at {self.axis}"
+            raise ValueError(f"{self} needs {wanted}, but got {listed(different[:2])}")
         return inserted(shapes[0], self.axis, len(shapes))
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
@@ -194,9 +176,7 @@ class Stack(Adapter):
         return ReadPlan(tuple(boxes), combine)
 
 
-@ADAPTERS.register
-@final
-@dataclass(frozen=True, slots=True)
+@register
 class Unstack(Adapter):
     """One of a stack: the reverse of :class:`Stack`. The site's own key says which, at the ``*`` of ``parts``.
 
@@ -210,7 +190,7 @@ class Unstack(Adapter):
     axis: int = 0
 
     def __post_init__(self) -> None:
-        check_pattern("parts", self.parts)
+        _check_pattern("parts", self.parts)
         check_whole(self, "axis")
 
     def wants(self, key: str) -> tuple[str, ...]:
@@ -218,11 +198,10 @@ class Unstack(Adapter):
         return (replace_parts(key, part, self.whole),)
 
     def makes(self, shapes: Sequence[Size], key: str) -> Size:
-        (seen,) = shapes
-        number, _ = numbered(key, self.parts)
-        if len(seen) <= self.axis or seen[self.axis] <= number:
-            raise ValueError(f"{self} needs more than {number} along dimension {self.axis}, but got {list(seen)}")
-        return without(seen, self.axis)
+        stored, (number, _) = shapes[0], numbered(key, self.parts)
+        if len(stored) <= self.axis or stored[self.axis] <= number:
+            raise ValueError(f"{self} needs more than {number} along dimension {self.axis}, but got {list(stored)}")
+        return without(stored, self.axis)
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
         return tensors[0].select(self.axis, numbered(key, self.parts)[0])
@@ -239,3 +218,8 @@ def _check_arguments(adapter: Fuse | Split) -> None:
         raise ValueError(f"parts must be two or more different names, but got {adapter.parts!r}")
     check_whole(adapter, "axis")
     check_whole(adapter, "groups", least=1)
+
+
+def _check_pattern(name: str, pattern: str) -> None:
+    if pattern.split(".").count("*") != 1:
+        raise ValueError(f"{name} must have one part '*', the number of each, but got {pattern!r}")

@@ -5,41 +5,34 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeAlias, final
+from typing import ClassVar, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchinit.checkpoints.adapters.base import ADAPTERS, Adapter, ReadPlan, Size, check_same, check_whole, upcast
+from torchinit.checkpoints.adapters.base import Adapter, ReadPlan, Size, check_same, check_whole, register, upcast
 from torchinit.model.shards import Box, replaced, without
 from torchinit.serialization.validation import choice, is_whole
 
 Channels: TypeAlias = Literal["sum", "repeat"]
 Frames: TypeAlias = Literal["repeat", "centre"]
-Grid: TypeAlias = tuple[int, int]
-"""Height and width."""
+Grid: TypeAlias = tuple[int, int]  # height and width
 
 
-@ADAPTERS.register
-@final
-@dataclass(frozen=True, slots=True)
+@register
 class InputChannels(Adapter):
     """The input channels of a convolution, made fewer or more: RGB to grey, to infrared and so on.
 
     The n channels of the file are repeated in turn until there are m. With ``how="sum"`` they are scaled by
     n/m, and for m = 1 summed, so that the layer answers to an image whose channels are all alike as before:
-    exactly so for m = 1 and for multiples of n. With ``how="repeat"`` they stay as they are.
-
-    ``axis`` is the dimension of the input channels: 1 for a convolution and a Linear, 0 for a transposed one.
+    exactly so for m = 1 and for multiples of n. With ``how="repeat"`` they stay as they are. ``axis`` is the
+    dimension of the input channels: 1 for a convolution and a Linear, 0 for a transposed one.
 
     >>> import torch
     >>> rgb = torch.tensor([[[[1.0]], [[2.0]], [[4.0]]]])
     >>> InputChannels().adapt([rgb], (1, 1, 1, 1), "conv1.weight").item()
     7.0
-    >>> InputChannels("repeat").adapt([rgb], (1, 4, 1, 1), "conv1.weight").flatten().tolist()
-    [1.0, 2.0, 4.0, 1.0]
     """
 
     only_resizes: ClassVar[bool] = True
@@ -54,7 +47,7 @@ class InputChannels(Adapter):
         check_same(self, shapes, shape, {self.axis}, least=self.axis + 1)
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
-        (weight,) = tensors
+        weight = tensors[0]
         have, want = weight.shape[self.axis], shape[self.axis]
         if have == want:
             return weight
@@ -67,14 +60,12 @@ class InputChannels(Adapter):
         return self.axis if self.how == "repeat" else None
 
 
-@ADAPTERS.register
-@final
-@dataclass(frozen=True, slots=True)
+@register
 class Inflate(Adapter):
     """A kernel for images made one for video: ``[out, in, h, w]`` becomes ``[out, in, t, h, w]``.
 
     ``how="repeat"`` gives every frame the kernel divided by t (I3D, https://arxiv.org/abs/1705.07750): a
-    video that stands still is seen as its image was. ``how="centre"`` gives it to the middle frame, t // 2,
+    video that stands still is stored as its image was. ``how="centre"`` gives it to the middle frame, t // 2,
     and zeros to the others (ViViT, https://arxiv.org/abs/2103.15691). ``axis`` is where time comes in.
 
     >>> import torch
@@ -90,33 +81,26 @@ class Inflate(Adapter):
         check_whole(self, "axis")
 
     def check(self, shapes: Sequence[Size], shape: Size, key: str) -> None:
-        (seen,) = shapes
-        if len(shape) <= self.axis or seen != without(shape, self.axis):
-            raise ValueError(
-                f"{self} needs the site's shape without dimension {self.axis}, but got {list(seen)} "
-                f"for a site of {list(shape)}"
-            )
+        if len(shape) <= self.axis or shapes[0] != without(shape, self.axis):
+            wanted = f"the site's shape without dimension {self.axis}"
+            raise ValueError(f"{self} needs {wanted}, but got {list(shapes[0])} for a site of {list(shape)}")
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
-        (weight,) = tensors
         frames = shape[self.axis]
         if self.how == "repeat":
-            return (upcast(weight) / frames).unsqueeze(self.axis).expand(shape)
-        video = weight.new_zeros(shape)
-        video.select(self.axis, frames // 2).copy_(weight)
+            return (upcast(tensors[0]) / frames).unsqueeze(self.axis).expand(shape)
+        video = tensors[0].new_zeros(shape)
+        video.select(self.axis, frames // 2).copy_(tensors[0])
         return video
 
     def read_plan(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> ReadPlan:
-        axis = self.axis
+        axis, frames = self.axis, (box.start[self.axis], box.shape[self.axis])
         image = Box(without(box.start, axis), without(box.shape, axis))
         video = replaced(box.shape, axis, shape[axis])
-        frames = box.start[axis], box.shape[axis]
         return ReadPlan((image,), lambda tensors: self.adapt(tensors, video, key).narrow(axis, *frames))
 
 
-@ADAPTERS.register
-@final
-@dataclass(frozen=True, slots=True)
+@register
 class ResizePatches(Adapter):
     r"""A patch embedding ``[out, in, h, w]`` for patches of another size (FlexiViT, https://arxiv.org/abs/2212.08013).
 
@@ -137,7 +121,7 @@ class ResizePatches(Adapter):
         check_same(self, shapes, shape, {-2, -1}, least=3)
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
-        (weight,) = tensors
+        weight = tensors[0]
         old, new = tuple(weight.shape[-2:]), shape[-2:]
         if old == new:
             return weight
@@ -169,15 +153,15 @@ class _ResizeGrid(Adapter):
     def _grid(self, name: str, given: Grid | None, rows: int) -> Grid:
         """The grid of so many rows; raises ValueError where they cannot be one."""
 
-    def _grids(self, seen: Size, shape: Size) -> tuple[Grid, Grid]:
-        return self._grid("file", self.file, seen[-2]), self._grid("site", self.site, shape[-2])
+    def _grids(self, stored: Size, shape: Size) -> tuple[Grid, Grid]:
+        return self._grid("file", self.file, stored[-2]), self._grid("site", self.site, shape[-2])
 
     def changes(self, shapes: Sequence[Size], shape: Size) -> bool:
         old, new = self._grids(shapes[0], shape)
         return old != new
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
-        (table,) = tensors
+        table = tensors[0]
         old, new = self._grids(tuple(table.shape), shape)
         if old == new:
             return table
@@ -188,26 +172,20 @@ class _ResizeGrid(Adapter):
 
     def _check_grids(self) -> None:
         for name in ("file", "site"):
-            grid = getattr(self, name)
-            if grid is None:
-                continue
-            if not (isinstance(grid, (list, tuple)) and len(grid) == 2 and all(map(is_whole, grid))):
-                raise ValueError(f"{name} must be (height, width) in whole numbers from 1, but got {grid!r}")
-            object.__setattr__(self, name, tuple(grid))
+            if (grid := getattr(self, name)) is not None:
+                if not (isinstance(grid, (list, tuple)) and len(grid) == 2 and all(map(is_whole, grid))):
+                    raise ValueError(f"{name} must be (height, width) in whole numbers from 1, but got {grid!r}")
+                object.__setattr__(self, name, tuple(grid))
 
 
-@ADAPTERS.register
-@final
-@dataclass(frozen=True, slots=True)
+@register
 class ResizePositions(_ResizeGrid):
     """Absolute position embeddings ``[..., tokens, width]`` for another number of patches, resampled bicubically.
 
     The first ``prefix`` tokens (class, distillation, registers) have no place and stay; the others lie row by
-    row on a grid. Grids are square unless given as (height, width): ``file`` and ``site``. With
-    ``antialias=True`` a smaller grid averages, as timm's ``resample_abs_pos_embed`` does. The same grid stays
-    as it is.
+    row on a grid. Grids are square unless given as (height, width): ``file`` and ``site``. With ``antialias=True``
+    a smaller grid averages, as timm's ``resample_abs_pos_embed`` does. The same grid stays as it is.
 
-    >>> ResizePositions().check([(1, 197, 768)], (1, 577, 768), "pos_embed")
     >>> ResizePositions(prefix=0).check([(1, 197, 768)], (1, 576, 768), "pos_embed")
     Traceback (most recent call last):
     ValueError: 197 tokens with prefix=0 are not a square grid; with prefix=1 they are 14x14, else give file=(h, w)
@@ -231,11 +209,10 @@ class ResizePositions(_ResizeGrid):
 
     def _grid(self, name: str, given: Grid | None, rows: int) -> Grid:
         rest = rows - self.prefix
-        if given is not None and math.prod(given) != rest:
-            raise ValueError(
-                f"{name}={given} has {math.prod(given)} places, but there are {rest} tokens besides the prefix"
-            )
         side = math.isqrt(max(rest, 0))
+        if given is not None and math.prod(given) != rest:
+            places = f"{name}={given} has {math.prod(given)} places"
+            raise ValueError(f"{places}, but there are {rest} tokens besides the prefix")
         if given is None and (rest < 1 or side * side != rest):
             squares = (rows - prefix for prefix in range(min(rows, 9)))
             near = next((square for square in squares if math.isqrt(square) ** 2 == square), 0)
@@ -244,9 +221,7 @@ class ResizePositions(_ResizeGrid):
         return given or (side, side)
 
 
-@ADAPTERS.register
-@final
-@dataclass(frozen=True, slots=True)
+@register
 class ResizeRelativeBias(_ResizeGrid):
     """Tables of relative position biases ``[(2h-1)(2w-1) + extra, heads]`` for another window, resampled bicubically.
 
@@ -271,16 +246,12 @@ class ResizeRelativeBias(_ResizeGrid):
     def _grid(self, name: str, given: Grid | None, rows: int) -> Grid:
         """The differences of rows and of columns in a window."""
         rest = rows - self.extra
-        if given is not None:
-            grid = 2 * given[0] - 1, 2 * given[1] - 1
-            if math.prod(grid) != rest:
-                raise ValueError(
-                    f"{name}={given} makes {math.prod(grid)} biases, but there are {rest} besides {self.extra} extra"
-                )
-            return grid
         side = math.isqrt(max(rest, 0))
-        if side % 2 == 0 or side * side != rest:
-            raise ValueError(
-                f"{rows} rows with extra={self.extra} are not a square window; give {name}=(h, w) or another extra"
-            )
-        return side, side
+        grid = (2 * given[0] - 1, 2 * given[1] - 1) if given else (side, side)
+        if given and math.prod(grid) != rest:
+            biases = f"{name}={given} makes {math.prod(grid)} biases"
+            raise ValueError(f"{biases}, but there are {rest} besides {self.extra} extra")
+        if not given and (side % 2 == 0 or side * side != rest):
+            remedy = f"give {name}=(h, w) or another extra"
+            raise ValueError(f"{rows} rows with extra={self.extra} are not a square window; {remedy}")
+        return grid

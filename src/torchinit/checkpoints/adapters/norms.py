@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import final
 
 import torch
 from torch import Tensor
 
-from torchinit.checkpoints.adapters.base import ADAPTERS, Adapter, Size, check_whole, listed, replace_parts, upcast
+from torchinit.checkpoints.adapters.base import Adapter, Size, check_whole, listed, register, replace_parts, upcast
 from torchinit.serialization.validation import number
 
 _WEIGHT, _BIAS = ("weight", "running_var"), ("weight", "running_var", "bias", "running_mean")
 
 
-@ADAPTERS.register
-@final
-@dataclass(frozen=True, slots=True)
+@register
 class BatchNormAffine(Adapter):
     r"""The weight and bias with which a layer computes what a BatchNorm does in evaluation.
 
@@ -49,9 +45,7 @@ class BatchNormAffine(Adapter):
         return factor if len(tensors) == 2 else _offset(tensors, factor)
 
 
-@ADAPTERS.register
-@final
-@dataclass(frozen=True, slots=True)
+@register
 class FoldBatchNorm(Adapter):
     r"""A convolution or Linear that does the work of the BatchNorm after it, too.
 
@@ -89,23 +83,19 @@ class FoldBatchNorm(Adapter):
             return _check_norm(self, shapes)
         channels, weight = _check_norm(self, shapes[:-1]), shapes[-1]
         if len(weight) <= self.axis or weight[self.axis] != channels[0]:
-            raise ValueError(
-                f"{self} needs a weight with {channels[0]} channels in dimension {self.axis}, but got {list(weight)}"
-            )
+            wanted = f"a weight with {channels[0]} channels in dimension {self.axis}"
+            raise ValueError(f"{self} needs {wanted}, but got {list(weight)}")
         return weight
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
         factor = _factor(tensors, self.eps)
         if key.endswith("bias"):
-            own = tensors[4] * factor if self.bias else 0
-            return _offset(tensors, factor) + own
+            return _offset(tensors, factor) + (tensors[4] * factor if self.bias else 0)
         weight = upcast(tensors[2])
         return weight * factor.view(-1, *(1,) * (weight.dim() - self.axis - 1))
 
 
-@ADAPTERS.register
-@final
-@dataclass(frozen=True, slots=True)
+@register
 class WeightNorm(Adapter):
     r"""The weight of a layer that was saved under weight norm, its length times its direction: wav2vec2, HiFi-GAN.
 
@@ -138,9 +128,8 @@ class WeightNorm(Adapter):
         same_rank = not length or len(length) == len(direction)
         kept = [(size, whole) for size, whole in zip(length, direction, strict=False) if size != 1]
         if not same_rank or len(kept) > 1 or any(size != whole for size, whole in kept):
-            raise ValueError(
-                f"{self} needs one length, or one for each channel, of {list(direction)}, got {list(length)}"
-            )
+            wanted = f"one length, or one for each channel, of {list(direction)}"
+            raise ValueError(f"{self} needs {wanted}, got {list(length)}")
         return direction
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
@@ -151,7 +140,7 @@ class WeightNorm(Adapter):
 
 
 def _leaf(adapter: Adapter, key: str) -> tuple[str, str]:
-    """Splits the name of a weight or bias into what comes before it, and which of both it is."""
+    """The name of a weight or bias, split before its last part."""
     owner, dot, leaf = key.rpartition(".")
     if leaf not in ("weight", "bias"):
         raise ValueError(f"{adapter} makes weights and biases, but {key!r} is neither")

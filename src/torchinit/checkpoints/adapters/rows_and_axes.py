@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, TypeAlias, final
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from torchinit.checkpoints.adapters.base import (
-    ADAPTERS,
     Adapter,
     ReadPlan,
     Size,
     check_same,
     check_whole,
+    register,
     take_lists,
     upcast,
 )
@@ -26,9 +25,7 @@ from torchinit.serialization.validation import choice, is_whole
 Missing: TypeAlias = Literal["error", "mean", "zero"]
 
 
-@ADAPTERS.register
-@final
-@dataclass(frozen=True, slots=True)
+@register
 class Drop(Adapter):
     """Nothing of the file: the site stays with its other rules, and the account calls it declined.
 
@@ -43,9 +40,7 @@ class Drop(Adapter):
         raise ValueError(f"{self} makes nothing, so not {key!r}")
 
 
-@ADAPTERS.register
-@final
-@dataclass(frozen=True, slots=True)
+@register
 class Transpose(Adapter):
     """Dimension i of the site is dimension ``axes[i]`` of the file: GPT-2's ``Conv1D`` and a Linear, either way.
 
@@ -64,10 +59,9 @@ class Transpose(Adapter):
             raise ValueError(f"axes must be 0, 1, ... in some order, but got {self.axes}")
 
     def makes(self, shapes: Sequence[Size], key: str) -> Size:
-        (seen,) = shapes
-        if len(seen) != len(self.axes):
-            raise ValueError(f"{self} needs {len(self.axes)} dimensions, but got {list(seen)}")
-        return tuple(seen[axis] for axis in self.axes)
+        if len(shapes[0]) != len(self.axes):
+            raise ValueError(f"{self} needs {len(self.axes)} dimensions, but got {list(shapes[0])}")
+        return tuple(shapes[0][axis] for axis in self.axes)
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
         return tensors[0].permute(self.axes)
@@ -78,9 +72,7 @@ class Transpose(Adapter):
         return ReadPlan((Box(start, size),), lambda tensors: tensors[0].permute(self.axes))
 
 
-@ADAPTERS.register
-@final
-@dataclass(frozen=True, slots=True)
+@register
 class Rows(Adapter):
     """Some rows of the file's: those of ``indices`` in this order, by default the first ones.
 
@@ -103,19 +95,19 @@ class Rows(Adapter):
                 raise ValueError(f"indices must be whole numbers from 0, but got {self.indices!r}")
 
     def check(self, shapes: Sequence[Size], shape: Size, key: str) -> None:
-        seen = check_same(self, shapes, shape, {self.axis}, least=self.axis + 1)
+        stored = check_same(self, shapes, shape, {self.axis}, least=self.axis + 1)
         rows = shape[self.axis]
         if self.indices is not None and len(self.indices) != rows:
             raise ValueError(f"{self} has {len(self.indices)} indices for the {rows} rows of {list(shape)}")
         least = rows if self.indices is None else max(self.indices, default=-1) + 1
-        if least > seen[self.axis]:
-            raise ValueError(f"{self} needs at least {least} rows for a site of {list(shape)}, but got {list(seen)}")
+        if least > stored[self.axis]:
+            raise ValueError(f"{self} needs at least {least} rows for a site of {list(shape)}, but got {list(stored)}")
 
     def changes(self, shapes: Sequence[Size], shape: Size) -> bool:
         return self.indices is not None or shapes[0] != shape
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
-        (tensor,) = tensors
+        tensor = tensors[0]
         if self.indices is None:
             return tensor.narrow(self.axis, 0, shape[self.axis])
         return tensor.index_select(self.axis, torch.tensor(self.indices, dtype=torch.int64, device=tensor.device))
@@ -124,9 +116,7 @@ class Rows(Adapter):
         return self.axis
 
 
-@ADAPTERS.register
-@final
-@dataclass(frozen=True, slots=True)
+@register
 class Labels(Adapter):
     """The rows of a classifier by the names of their classes: those of the file, and those of the site, in order.
 
@@ -154,13 +144,13 @@ class Labels(Adapter):
             raise ValueError(f"the file has no label {'; '.join(lacking)}: missing='mean' or 'zero' fills them in")
 
     def check(self, shapes: Sequence[Size], shape: Size, key: str) -> None:
-        seen = check_same(self, shapes, shape, {0})
-        for name, labels, size in (("file", self.file, seen), ("site", self.site, shape)):
+        stored = check_same(self, shapes, shape, {0})
+        for name, labels, size in (("file", self.file, stored), ("site", self.site, shape)):
             if size[0] != len(labels):
                 raise ValueError(f"Labels has {len(labels)} labels for the {name}, whose shape is {list(size)}")
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
-        (tensor,) = tensors
+        tensor = tensors[0]
         places = {label: place for place, label in enumerate(self.file)}
         other = len(self.file)  # the row below all others, for labels that the file does not have
         chosen = torch.tensor([places.get(label, other) for label in self.site], device=tensor.device)

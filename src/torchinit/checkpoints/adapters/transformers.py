@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Final, Literal, TypeAlias, final
+from collections.abc import Sequence
+from typing import ClassVar, Final, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
-from torchinit.checkpoints.adapters.base import ADAPTERS, Adapter, ReadPlan, Size, check_same, check_whole, upcast
+from torchinit.checkpoints.adapters.base import Adapter, ReadPlan, Size, check_same, check_whole, register, upcast
 from torchinit.model.shards import Box, Shard
 from torchinit.noise import Keyed
 from torchinit.serialization.validation import choice, is_whole, number
 
 Order: TypeAlias = Literal["half", "interleaved"]
 
-_MOST_DRAWS: Final = 1 << 24
-"""So many random numbers are kept at a time."""
+_MOST_DRAWS: Final = 1 << 24  # so many random numbers are kept at a time
 
 
-@ADAPTERS.register
-@final
-@dataclass(frozen=True, slots=True)
+@register
 class RopeOrder(Adapter):
     """The rows of a query or key weight for the other way of writing rotary embeddings, head by head.
 
     Rotary embeddings turn pairs of rows. In Meta's Llama the rows of a pair follow each other
-    (``interleaved``); in transformers' they are half a head apart (``half``). ``to`` is the site's way, the
+    (``interleaved``); in transformers' they are half a head apart (``half``). ``to`` is the site's order, the
     file's is the other. ``heads`` is the number of heads of this weight: for keys that of the key heads.
     ``rotary`` is how many rows of each head are turned, all of them if it is left out. Queries and keys need
     it both; values and outputs stay.
@@ -48,18 +44,17 @@ class RopeOrder(Adapter):
             raise ValueError(f"rotary must be an even whole number from 2, but got {self.rotary!r}")
 
     def makes(self, shapes: Sequence[Size], key: str) -> Size:
-        (seen,) = shapes
-        if not seen or seen[0] % self.heads:
-            raise ValueError(f"{self} needs rows for {self.heads} heads, but got {list(seen)}")
-        size = seen[0] // self.heads
+        stored = shapes[0]
+        if not stored or stored[0] % self.heads:
+            raise ValueError(f"{self} needs rows for {self.heads} heads, but got {list(stored)}")
+        size = stored[0] // self.heads
         turned = size if self.rotary is None else self.rotary
         if turned % 2 or turned > size:
-            raise ValueError(f"{self} cannot turn {turned} of the {size} rows of each head of {list(seen)}")
-        return seen
+            raise ValueError(f"{self} cannot turn {turned} of the {size} rows of each head of {list(stored)}")
+        return stored
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
-        (weight,) = tensors
-        heads = weight.unflatten(0, (self.heads, -1))
+        heads = tensors[0].unflatten(0, (self.heads, -1))
         turned = self.rotary or heads.shape[1]
         # As (pairs, 2) the rows of a pair follow each other, as (2, pairs) they are half a head apart: the one is the
         # other transposed. Rows that are not turned lie behind, and stay.
@@ -71,9 +66,7 @@ class RopeOrder(Adapter):
         return 0
 
 
-@ADAPTERS.register
-@final
-@dataclass(frozen=True, slots=True)
+@register
 class PoolHeads(Adapter):
     """A key or value weight for fewer heads, each the mean of a group (https://arxiv.org/abs/2305.13245).
 
@@ -91,23 +84,19 @@ class PoolHeads(Adapter):
         check_whole(self, "heads", least=1)
 
     def check(self, shapes: Sequence[Size], shape: Size, key: str) -> None:
-        seen = check_same(self, shapes, shape, {0})
-        size, rest = divmod(seen[0], self.heads)
+        stored = check_same(self, shapes, shape, {0})
+        size, rest = divmod(stored[0], self.heads)
         if rest or shape[0] == 0 or shape[0] % size or self.heads % (shape[0] // size):
-            raise ValueError(
-                f"{self} cannot pool {self.heads} heads of {list(seen)} in equal groups for a site of {list(shape)}"
-            )
+            groups = f"{self.heads} heads of {list(stored)} in equal groups"
+            raise ValueError(f"{self} cannot pool {groups} for a site of {list(shape)}")
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
-        (weight,) = tensors
-        size = weight.shape[0] // self.heads
-        groups: Tensor = upcast(weight).unflatten(0, (shape[0] // size, -1, size))
+        size = tensors[0].shape[0] // self.heads
+        groups: Tensor = upcast(tensors[0]).unflatten(0, (shape[0] // size, -1, size))
         return groups.mean(1).flatten(0, 1)
 
 
-@ADAPTERS.register
-@final
-@dataclass(frozen=True, slots=True)
+@register
 class ResizeVocabulary(Adapter):
     r"""An embedding or output layer, ``[tokens, width]`` or ``[tokens]``, for more tokens or fewer.
 
@@ -139,7 +128,7 @@ class ResizeVocabulary(Adapter):
         check_same(self, shapes, shape, {0}, most=2)
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
-        (table,) = tensors
+        table = tensors[0]
         have, want = table.shape[0], shape[0]
         if want <= have:
             return table[:want]
@@ -149,7 +138,10 @@ class ResizeVocabulary(Adapter):
         larger[have:] = mean
         if self.spread:
             centred = (larger[:have] - mean).to(larger.dtype)
-            for first, draws in self._draws(key, larger, have):
+            rows = max(1, _MOST_DRAWS // have)
+            for first in range(have, want, rows):
+                draws = larger.new_empty(min(rows, want - first), have)
+                Keyed(self.seed).fill(Shard(key, draws, (want, have), (first, 0)), "normal", (0.0, 1.0))
                 # A sum of the old rows with normal weights has their covariance. A Cholesky factor of the covariance
                 # would do as well, and fails where a table has fewer rows than columns or two columns alike.
                 larger[first : first + len(draws)] += (draws @ centred) * (self.spread / have) ** 0.5
@@ -159,11 +151,3 @@ class ResizeVocabulary(Adapter):
         if box.start[0] + box.shape[0] <= shapes[0][0]:
             return ReadPlan((box,), lambda tensors: tensors[0])
         return Adapter.read_plan(self, shapes, shape, box, key)
-
-    def _draws(self, key: str, table: Tensor, have: int) -> Iterator[tuple[int, Tensor]]:
-        """For some new rows at a time, the first's place and a number for each old row."""
-        rows = max(1, _MOST_DRAWS // have)
-        for first in range(have, len(table), rows):
-            draws = table.new_empty(min(rows, len(table) - first), have)
-            Keyed(self.seed).fill(Shard(key, draws, (len(table), have), (first, 0)), "normal", (0.0, 1.0))
-            yield first, draws

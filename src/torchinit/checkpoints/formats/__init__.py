@@ -1,4 +1,4 @@
-"""Formats: what a file of weights is, whether it is sound, and how its tensors are read."""
+"""Formats: files of weights detected, audited and read."""
 
 from __future__ import annotations
 

@@ -17,8 +17,7 @@ from torchinit.errors import CheckpointError, did_you_mean
 from torchinit.model.shards import Box
 from torchinit.serialization.json import FrozenMap
 
-_MOST_DIMENSIONS: Final = 64
-"""torch and NumPy allow no more."""
+_MOST_DIMENSIONS: Final = 64  # torch and NumPy allow no more
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +43,6 @@ class Info:
 class Stamp:
     """The identity, size and time of a file when it was opened."""
 
-    __slots__ = ("_path", "_seen")
-
     def __init__(self, path: Path) -> None:
         self._path = str(path)  # a stat of a str takes half the time of that of a Path
         self._seen = stamp_of(path)
@@ -55,7 +52,7 @@ class Stamp:
         return stamp_of(self._path) == self._seen
 
     def check(self) -> None:
-        """Raises CheckpointError where the file itself was written to."""
+        """Raise CheckpointError where the file itself was written to."""
         # A mapped file must not change: to touch a page that was cut off ends the process (SIGBUS), which nothing in
         # Python can catch. A file that is gone, or has another in its place, does no harm: what is mapped is the old
         # one, and stays until it is unmapped. So only the same inode with another size or time is refused. It can
@@ -69,8 +66,7 @@ class Checkpoint(ABC):
     """Named tensors, each with its shape and dtype known, none read before it is asked for.
 
     ``name`` is what messages call it, ``format`` how it is kept, ``part`` which part of a nested one this is,
-    ``notes`` what its reader should know, ``metadata`` the text that the file holds beside its tensors. What ``read``
-    gives may be the file's own memory: do not write to it.
+    ``notes`` what its reader should know, ``metadata`` the text that the file holds beside its tensors.
 
     >>> from torchinit import open_checkpoint
     >>> checkpoint = open_checkpoint({"fc.weight": torch.zeros(2, 3)})
@@ -83,23 +79,20 @@ class Checkpoint(ABC):
     part: str = ""
     notes: tuple[str, ...] = ()
     metadata: Mapping[str, str] = FrozenMap()
-    _entries: Mapping[str, Any]
-    """An ``Info`` for each tensor, by name, or whatever else a format keeps of it."""
-    _stamp: Stamp | None = None
-    """That of the file that is mapped, if there is one."""
+    _entries: Mapping[str, Any]  # an Info for each tensor, by name, or whatever else a format keeps of it
+    _stamp: Stamp | None = None  # of the file that is mapped, if there is one
 
     def keys(self) -> tuple[str, ...]:
         """The names of all tensors, in the order of the file."""
         return tuple(self._entries)
 
     def _info(self, key: str) -> Info:
-        """Shape and dtype of a tensor that is there."""
         info: Info = self._entries[key]
         return info
 
     @abstractmethod
     def _read(self, key: str, box: Box | None) -> Tensor:
-        """The tensor, or a box of it, of one that is there."""
+        """The tensor, or a box of it; the key is there."""
 
     def info(self, key: str) -> Info:
         """Shape and dtype of a tensor; raises CheckpointError where there is none, or one of an odd kind."""
@@ -109,9 +102,7 @@ class Checkpoint(ABC):
     def read(self, key: str, box: Box | None = None) -> Tensor:
         """The tensor, or a box of it, on the CPU; raises CheckpointError where there is none.
 
-        >>> from torchinit.checkpoints import open_checkpoint
-        >>> open_checkpoint({"w": torch.arange(4)}).read("w", Box((1,), (2,)))
-        tensor([1, 2])
+        It may be the file's own memory: do not write to it.
         """
         self._check_key(key)
         if self._stamp is not None:
@@ -141,19 +132,10 @@ class Checkpoint(ABC):
 
 
 def is_shape(values: Sequence[object]) -> bool:
-    """Whether these are sizes that a tensor can have.
-
-    >>> is_shape([2, 3]), is_shape([]), is_shape([2, -1]), is_shape([True]), is_shape([1] * 65)
-    (True, True, False, False, False)
-    """
+    """Whether these are sizes that a tensor can have."""
     return len(values) <= _MOST_DIMENSIONS and all(type(size) is int and 0 <= size < 1 << 63 for size in values)
 
 
 def cut(tensor: Tensor, box: Box | None) -> Tensor:
-    """The box of a tensor, as a view.
-
-    >>> cut(torch.arange(6).view(2, 3), Box((0, 1), (2, 2)))
-    tensor([[1, 2],
-            [4, 5]])
-    """
+    """The box of a tensor, as a view."""
     return tensor if box is None or box.shape == tensor.shape else box.of(tensor)

@@ -1,4 +1,4 @@
-"""Which format a file is of, by what it holds and not by what it is called."""
+"""Detection of the format of a file, by what it holds and not by what it is called."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torchinit.errors import CheckpointError
 Format: TypeAlias = Literal["safetensors", "index", "zip", "npz", "npy", "pickle"]
 
 _HEAD: Final = 1024
-_OTHERS: Final = {
+_OTHERS: Final = {  # the first bytes of files that are sent instead of weights, and what to do with each
     b"\x1f\x8b": "is compressed with gzip: unpack it first",
     b"BZh": "is compressed with bzip2: unpack it first",
     b"\xfd7zXZ": "is compressed with xz: unpack it first",
@@ -24,22 +24,21 @@ _OTHERS: Final = {
     ),
     b"\x08\x00\x00\x00": "looks like an ONNX or TensorFlow file: convert it first",
 }
-"""The first bytes of files that are sent instead of weights, and what to do with each."""
 
 
 def detect_format(path: Path) -> Format:
-    """The format of a file: JSON counts as an index. Raises CheckpointError that says what it is instead, if it is
-    of no such format.
-    """
+    """The format of a file; JSON counts as an index. Raises CheckpointError that tells anything else."""
     if path.is_dir():
-        raise CheckpointError(f"{path}: is a folder{_what_is_inside(path)}")
+        raise CheckpointError(f"{path}: is a folder{_inside(path)}")
     if not path.is_file():
         why = "is a device or a pipe, not a file" if path.exists() else "can not be found."
         raise CheckpointError(f"{path} {why}")
     with path.open("rb") as file:
         head = file.read(_HEAD)
     if head.startswith(b"PK\x03\x04"):
-        return _zip_format(path)
+        names = [entry.filename for entry in zip_entries(path)]
+        has_arrays = any(name.endswith(".npy") for name in names)
+        return "npz" if has_arrays and not any(name.endswith("data.pkl") for name in names) else "zip"
     if head.startswith(b"\x93NUMPY"):
         return "npy"
     if head[8:9] == b"{" and head[5:8] == b"\0\0\0":  # behind the length of the header, as eight bytes
@@ -53,7 +52,6 @@ def detect_format(path: Path) -> Format:
 
 
 def _describe(head: bytes, text: bytes) -> str:
-    """The kind of file that begins so, and the way out."""
     if not head:
         return "is empty: it was not written, or not fetched, to its end; save or fetch it again"
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
@@ -72,13 +70,7 @@ def _describe(head: bytes, text: bytes) -> str:
     return f"is of no known format: it begins with {head[:8]!r}"
 
 
-def _zip_format(path: Path) -> Format:
-    names = [entry.filename for entry in zip_entries(path)]
-    has_arrays = any(name.endswith(".npy") for name in names)
-    return "npz" if has_arrays and not any(name.endswith("data.pkl") for name in names) else "zip"
-
-
-def _what_is_inside(path: Path) -> str:
+def _inside(path: Path) -> str:
     """The file in a folder that may have been meant."""
     if (path / ".metadata").is_file():
         return " of torch.distributed.checkpoint, which pickles: open_checkpoint(path, trust=True) reads it"

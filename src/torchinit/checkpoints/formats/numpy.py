@@ -30,8 +30,7 @@ class NumpyCheckpoint(Checkpoint):
         except ImportError:
             raise MissingExtraError("reading a NumPy file", "numpy") from None
         self._numpy: Any = numpy
-        self.name: str = str(path)
-        self._stamp = Stamp(path)
+        self.name, self._stamp = str(path), Stamp(path)
         self._archive: zipfile.ZipFile | None = None
         self._members: dict[str, zipfile.ZipInfo] = {}
         with self._reading(""):
@@ -39,7 +38,7 @@ class NumpyCheckpoint(Checkpoint):
                 self.format, self._archive = "npz", zipfile.ZipFile(path)
                 self._entries = self._zip_infos(self._archive)
             else:
-                self.format: str = "npy"
+                self.format = "npy"
                 with path.open("rb") as file:
                     self._entries = {path.stem: self._header(file, path.stem, path.stat().st_size)}
                 self._array = numpy.load(path, mmap_mode="c", allow_pickle=False)
@@ -52,8 +51,8 @@ class NumpyCheckpoint(Checkpoint):
                 return cut(torch.from_numpy(self._numpy.lib.format.read_array(file, allow_pickle=False)), box)
 
     @contextmanager
-    def _reading(self, what: str) -> Iterator[None]:
-        """Raises whatever NumPy and zipfile raise as CheckpointError; a header written by Python 2 is fine."""
+    def _reading(self, subject: str) -> Iterator[None]:
+        """Raise whatever NumPy and zipfile raise as CheckpointError; a header written by Python 2 is fine."""
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", r"Reading `\.npy` or `\.npz` file", UserWarning)
@@ -62,7 +61,7 @@ class NumpyCheckpoint(Checkpoint):
             raise
         except Exception as error:
             why = (str(error).splitlines() or [type(error).__name__])[0][:200]
-            raise self._error(f"{what}cannot be read: {why}") from error
+            raise self._error(f"{subject}cannot be read: {why}") from error
 
     def _error(self, text: str) -> CheckpointError:
         return CheckpointError(f"{self.name}: {text}")

@@ -1,4 +1,4 @@
-"""Audit of pickles: what they would make and ask for, told without unpickling anything.
+"""Audit of pickles: the objects and the calls that they ask for, followed without unpickling anything.
 
 torch's restricted unpickler runs no foreign code. What it does allow can still end the process or keep it busy for
 good: a tuple that is nested too deep to be hashed, one that holds twice a tuple that holds twice a tuple, a text
@@ -19,13 +19,13 @@ import pickletools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, Any, Final, TypeAlias
+from typing import IO, Any, Final, NamedTuple, TypeAlias
 
 import torch
 
 from torchinit.errors import CheckpointError
 
-PLAIN: Final[Mapping[str, str]] = {
+PLAIN: Final[Mapping[str, str]] = {  # the functions that make plain data out of plain data, and of which kind that is
     "_codecs.encode": "bytes",
     "builtins.bytearray": "bytes",
     "builtins.complex": "number",
@@ -36,7 +36,6 @@ PLAIN: Final[Mapping[str, str]] = {
     "torch.device": "name",
     "torch.serialization._get_layout": "name",
 }
-"""The functions that make plain data out of plain data, and of which kind that is."""
 _REBUILD = "parameter parameter_with_state tensor tensor_v2 tensor_v3 sparse_tensor qtensor meta_tensor_no_storage"
 TENSORS: Final = frozenset({"torch._tensor._rebuild_from_type_v2", "torch.nn.parameter.Parameter"}) | {
     f"torch._utils._rebuild_{name}" for name in _REBUILD.split()
@@ -44,41 +43,32 @@ TENSORS: Final = frozenset({"torch._tensor._rebuild_from_type_v2", "torch.nn.par
 """The functions that make tensors of memory in the file. torch allows more, which make them of nothing or copy them."""
 _CODINGS: Final = ("latin1", "latin-1")
 """The codings in which Python writes bytes as text; others make much out of little, or take long over it."""
-_DEEPEST: Final = 100
-"""Python hashes a tuple by a recursion that nothing bounds."""
-_WORK: Final = 1 << 20
-"""So much is done for nothing, and 64 times as much as the pickle is long."""
-_SIZES: Final = {
+_DEEPEST: Final = 100  # Python hashes a tuple by a recursion that nothing bounds
+_WORK: Final = 1 << 20  # so much is done for nothing, and 64 times as much as the pickle is long
+_SIZES: Final = {  # the bytes of an element in what torch calls memory of a type; the others' are 1
     "Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2, "ComplexDouble": 16,
     "ComplexFloat": 8, "QInt32": 4,
 }  # fmt: skip
-"""The bytes of an element in what torch calls memory of a type; the others' are 1."""
 
 
 class RefusedPickleError(CheckpointError, pickle.UnpicklingError):
     """A pickle that asks for more than tensors and plain data; nothing of it was run."""
 
 
-def refused(name: str, what: str) -> RefusedPickleError:
-    """The error for a pickle that does what it may not; ``what`` says what."""
+def refused(name: str, deed: str) -> RefusedPickleError:
+    """The error for a pickle that does what it may not."""
     how = "Get the weights as .safetensors, or save their state_dict alone"
-    if re.search(r"_rebuild_wrapper_subclass|torchao|quanto|bitsandbytes|hqq", what):
+    if re.search(r"_rebuild_wrapper_subclass|torchao|quanto|bitsandbytes|hqq", deed):
         how = "Its tensors are of a library's own class (quantized?): load it there, dequantize() them and save those"
-    return RefusedPickleError(
-        f"{name}: is refused: its pickle {what}, and only tensors and plain data are read. Nothing in it was run. {how}"
-    )
+    only = "and only tensors and plain data are read. Nothing in it was run"
+    return RefusedPickleError(f"{name}: is refused: its pickle {deed}, {only}. {how}")
 
 
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """A piece of memory that tensors lie in: how many elements of how many bytes."""
+class Memory(NamedTuple):
+    """The size of a piece of memory that tensors lie in, in elements and in bytes."""
 
     numel: int
-    itemsize: int
-
-    @property
-    def nbytes(self) -> int:
-        return self.numel * self.itemsize
+    nbytes: int
 
 
 def check_pickle(name: str, data: bytes) -> dict[str, Memory]:
@@ -91,10 +81,7 @@ def check_pickle(name: str, data: bytes) -> dict[str, Memory]:
 
 
 def check_pickles(name: str, file: IO[bytes]) -> tuple[dict[str, Memory], list[str]]:
-    """The same for the five pickles that begin one of torch's older files: the memory, and its keys in order.
-
-    The file is then at the beginning of the memory.
-    """
+    """The same for the five pickles before the memory in a file of torch's older format; and its keys, in order."""
     audits = [_Audit(name, file).run() for _ in range(5)]
     return audits[3].memory, audits[4].texts
 
@@ -106,7 +93,7 @@ class _Global(str):
 
 
 @dataclass(slots=True)
-class _Value:
+class _Object:
     """An object that is not made: its kind, how much it holds, how deep it is nested; the items of a tuple."""
 
     kind: str
@@ -116,11 +103,9 @@ class _Value:
 
 
 class _Audit:
-    """A pickle's operations, followed as torch's unpickler follows them.
+    """A pickle's operations, followed as torch's unpickler follows them."""
 
-    On the stack are texts and whole numbers as they are, ``_Global`` and ``_Value``, and None for any other value.
-    """
-
+    # On the stack are texts and whole numbers as they are, _Global and _Object, and None for any other value.
     # Work is counted where Python would do it: a tuple is hashed as a key, with all that is in it, each time that it
     # is used; a call copies what it is given; attributes are copied into an object. An object that lies in many places
     # was made once, so fetching it from the memo costs nothing, but for a tuple, which may be hashed there. A weight
@@ -128,17 +113,14 @@ class _Audit:
     # the call that copies it (_cost).
 
     def __init__(self, name: str, file: IO[bytes]) -> None:
-        self.name = name
-        self.file = file
+        self.name, self.file, self.work = name, file, 0
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
         self.memory: dict[str, Memory] = {}
         self.texts: list[str] = []
-        self.work = 0
 
     def run(self) -> _Audit:
-        """Follows the pickle to its end."""
         try:
             while (code := self.file.read(1)) != pickle.STOP:
                 if code not in _OPERATIONS:
@@ -155,7 +137,7 @@ class _Audit:
         how = ", as of a later protocol than 2" if code >= b"\x8c" else ""
         return refused(self.name, f"does what torch.save does not (operation {code!r}{how})")
 
-    def push(self, value: Any) -> None:
+    def push(self, value: Any = None) -> None:
         self.stack.append(value)
 
     def push_text(self, text: str) -> None:
@@ -163,7 +145,7 @@ class _Audit:
         self.stack.append(text)
 
     def push_global(self, names: str) -> None:
-        """Pushes the full name of a module and what is in it, as Python 3 has them."""
+        """Push the full name of a function or class, as Python 3 has it."""
         module, _, last = names.partition(" ")
         module, last = _compat_pickle.NAME_MAPPING.get((module, last), (module, last))
         self.stack.append(_Global(f"{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{last}"))
@@ -173,12 +155,10 @@ class _Audit:
         self.stack = []
 
     def since_mark(self) -> list[Any]:
-        """Takes what was put on the stack since the last mark."""
         taken, self.stack = self.stack, self.marks.pop()
         return taken
 
     def take(self, number: int) -> list[Any]:
-        """Takes the last few of the stack."""
         if len(self.stack) < number:
             raise IndexError("nothing is left on its stack")
         taken = self.stack[len(self.stack) - number :]
@@ -190,63 +170,66 @@ class _Audit:
 
     def get(self, key: int) -> None:
         value = self.memo[key]
-        if type(value) is _Value and value.kind == "tuple":
+        if type(value) is _Object and value.kind == "tuple":
             self.spend(value.weight)
         self.stack.append(value)
 
     def push_tuple(self, items: Sequence[Any]) -> None:
         depth, weight = 1, 1 + len(items)
         for item in items:
-            if type(item) is _Value:
+            if type(item) is _Object:
                 depth = max(depth, 1 + item.depth)
                 weight += item.weight - 1
         if depth > _DEEPEST:
             raise refused(self.name, f"nests tuples more than {_DEEPEST} deep")
         self.spend(weight)
-        self.stack.append(_Value("tuple", weight, items, depth))
+        self.stack.append(_Object("tuple", weight, items, depth))
 
     def fill(self, items: Sequence[Any]) -> None:
-        """Puts items into the table on the stack."""
-        if type(table := self.stack[-1]) is _Value:
+        if type(table := self.stack[-1]) is _Object:
             table.weight += sum(map(_weight, items))
 
     def call(self) -> None:
         function, arguments = self.take(2)
-        if not isinstance(function, _Global) or not isinstance(arguments, _Value) or arguments.kind != "tuple":
+        if not isinstance(function, _Global) or not isinstance(arguments, _Object) or arguments.kind != "tuple":
             raise refused(self.name, "calls what is not a function")
-        self._check_call(function, arguments)
+        self._check_call(function, arguments.items)
         self.spend(cost := _cost(arguments))
-        self.stack.append(_Value(PLAIN.get(function, "tensor"), cost, arguments.items, arguments.depth))
+        self.stack.append(_Object(PLAIN.get(function, "tensor"), cost, arguments.items, arguments.depth))
 
-    def _check_call(self, function: str, arguments: _Value) -> None:
-        has_tensor = any(isinstance(item, _Value) and item.kind == "tensor" for item in arguments.items)
-        if why := refusal_of_call(function, arguments.items, has_tensor=has_tensor):
-            raise refused(self.name, why)
+    def _check_call(self, function: str, items: Sequence[Any]) -> None:
+        """Refuse a call that ``torch.save`` does not write, and that of a function that the program has not allowed."""
+        if function in PLAIN:
+            sizes = function == "builtins.bytearray" and any(isinstance(item, int) for item in items)
+            coded = function in ("builtins.bytearray", "_codecs.encode") and any(c not in _CODINGS for c in items[1:])
+            if sizes or coded or any(isinstance(item, _Object) and item.kind == "tensor" for item in items):
+                raise refused(self.name, f"calls {function} with odd arguments")
+        elif function not in TENSORS and function not in _allowed():
+            raise refused(self.name, f"asks for {function}")
         if function.endswith("._rebuild_from_type_v2"):  # which calls what it is given
-            inner, _, given = (*arguments.items, None, None, None)[:3]
-            if not isinstance(inner, _Global) or not isinstance(given, _Value):
+            inner, _, given = (*items, None, None, None)[:3]
+            if not isinstance(inner, _Global) or not isinstance(given, _Object):
                 raise refused(self.name, "calls what is not a function")
-            self._check_call(inner, given)
+            self._check_call(inner, given.items)
 
     def build(self) -> None:
-        """Gives the object on the stack its attributes."""
         self.spend(_cost(self.stack.pop()))
 
     def ask(self) -> None:
-        """Asks for memory: ``("storage", kind, key, device, number of elements, ...)``."""
+        """Ask for memory: ``("storage", kind, key, device, number of elements, ...)``."""
         wanted = self.stack.pop()
-        items = wanted.items if isinstance(wanted, _Value) else ()
+        items = wanted.items if isinstance(wanted, _Object) else ()
         kinds = (str, _Global, str, str, int)
         if len(items) < 5 or not all(map(isinstance, items, kinds)) or items[0] != "storage" or items[4] < 0:
             raise refused(self.name, "asks for memory as torch.save does not")
-        kind = items[1].rpartition(".")[2].removesuffix("Storage")
-        asked = Memory(items[4], _SIZES.get(kind, 1))
+        kind, numel = items[1].rpartition(".")[2].removesuffix("Storage"), items[4]
+        asked = Memory(numel, numel * _SIZES.get(kind, 1))
         if self.memory.setdefault(items[2], asked) != asked:
             raise refused(self.name, f"asks for the memory {items[2]!r} in two sizes")
-        self.stack.append(_Value("memory"))
+        self.stack.append(_Object("memory"))
 
     def spend(self, work: int) -> None:
-        """Counts what is hashed and copied."""
+        """Count what is hashed and copied."""
         self.work += work
         if self.work > _WORK and self.work > _WORK + 64 * self.file.tell():
             raise refused(self.name, "would make far more than it holds")
@@ -254,47 +237,29 @@ class _Audit:
 
 def _weight(item: Any) -> int:
     """The size of an object, as far as it was filled when it was taken up."""
-    return item.weight if type(item) is _Value else len(item) + 1 if isinstance(item, str) else 1
+    return item.weight if type(item) is _Object else len(item) + 1 if isinstance(item, str) else 1
 
 
 def _cost(item: Any) -> int:
     """The size of an object by now, with all that is in a tuple."""
-    is_tuple = isinstance(item, _Value) and item.kind == "tuple"
+    is_tuple = isinstance(item, _Object) and item.kind == "tuple"
     return sum(map(_cost, item.items)) + 1 if is_tuple else _weight(item)
 
 
-def refusal_of_call(function: str, arguments: Sequence[Any], *, has_tensor: bool) -> str:
-    """Why a call is refused; empty for one that ``torch.save`` writes.
-
-    What the program has registered with ``torch.serialization.add_safe_globals`` may be called, too.
-
-    >>> refusal_of_call("os.system", ("true",), has_tensor=False)
-    'asks for os.system'
-    >>> refusal_of_call("_codecs.encode", ("00", "hex"), has_tensor=False)
-    'calls _codecs.encode with odd arguments'
-    """
-    if function in TENSORS:
-        return ""
-    if function not in PLAIN:
-        return "" if function in _registered() else f"asks for {function}"
-    sizes = function == "builtins.bytearray" and any(isinstance(item, int) for item in arguments)
-    coding = function in ("builtins.bytearray", "_codecs.encode") and any(c not in _CODINGS for c in arguments[1:])
-    return f"calls {function} with odd arguments" if sizes or coding or has_tensor else ""
-
-
-def _registered() -> set[str]:
-    known = torch.serialization.get_safe_globals()
-    names = {item[1] if isinstance(item, tuple) else f"{item.__module__}.{item.__qualname__}" for item in known}
+def _allowed() -> set[str]:
+    """The functions that the program has registered with ``torch.serialization.add_safe_globals``."""
+    safe = torch.serialization.get_safe_globals()
+    names = {item[1] if isinstance(item, tuple) else f"{item.__module__}.{item.__qualname__}" for item in safe}
     return {name for name in names if not name.startswith("torch.")}
 
 
 _Action: TypeAlias = Callable[[_Audit, Any], Any]
 _ACTIONS: Final[Mapping[str, _Action]] = {
     "PROTO": lambda audit, _: None,
-    "NONE NEWTRUE NEWFALSE BINFLOAT": lambda audit, _: audit.push(None),
+    "NONE NEWTRUE NEWFALSE BINFLOAT": lambda audit, _: audit.push(),
     "BININT BININT1 BININT2 LONG1": _Audit.push,
     "BINUNICODE SHORT_BINSTRING": _Audit.push_text,
-    "EMPTY_LIST EMPTY_DICT EMPTY_SET": lambda audit, _: audit.push(_Value("table")),
+    "EMPTY_LIST EMPTY_DICT EMPTY_SET": lambda audit, _: audit.push(_Object("table")),
     "MARK": lambda audit, _: audit.mark(),
     "EMPTY_TUPLE": lambda audit, _: audit.push_tuple(()),
     "TUPLE1": lambda audit, _: audit.push_tuple(audit.take(1)),

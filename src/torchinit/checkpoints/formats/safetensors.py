@@ -20,20 +20,18 @@ from torchinit.model.shards import Box
 from torchinit.noise.engines.tasks import strides
 from torchinit.serialization.json import unique_json
 
-DTYPES: Final[Mapping[str, torch.dtype]] = {
+DTYPES: Final[Mapping[str, torch.dtype]] = {  # the format's names of dtypes
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "U16": torch.uint16, "I16": torch.int16,
     "U32": torch.uint32, "I32": torch.int32, "U64": torch.uint64, "I64": torch.int64, "F16": torch.float16,
     "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64, "C64": torch.complex64,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu,
     "F8_E4M3FNUZ": torch.float8_e4m3fnuz, "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
 }  # fmt: skip
-"""The format's names of dtypes."""
 
 TIED: Final = "torchinit.tied"
 """The metadata under which torchinit keeps the other names of tied tensors: a JSON object of names."""
 
-_LARGEST_HEADER: Final = 100_000_000
-"""In bytes; the library has the same bound."""
+_LARGEST_HEADER: Final = 100_000_000  # bytes; the library has the same bound
 
 
 class SafetensorsCheckpoint(Checkpoint):
@@ -45,11 +43,9 @@ class SafetensorsCheckpoint(Checkpoint):
     format = "safetensors"
 
     def __init__(self, path: Path) -> None:
-        self.name: str = str(path)
-        self._stamp = Stamp(path)
-        metadata, entries = read_header(path)
-        self.metadata: Mapping[str, str] = metadata
-        self.tied: Mapping[str, str] = _tied_names(path, metadata, entries)
+        self.name, self._stamp = str(path), Stamp(path)
+        self.metadata, entries = read_header(path)
+        self.tied = _tied_names(path, self.metadata, entries)
         self._entries = entries | {name: entries[first] for name, first in self.tied.items()}
         self._views: dict[str, Tensor] = {}
         try:  # nothing is read before it is looked at; what would be written to the memory goes nowhere
@@ -65,24 +61,20 @@ class SafetensorsCheckpoint(Checkpoint):
 
     def _read(self, key: str, box: Box | None) -> Tensor:
         if key not in self._views:
-            begin, _ = self._entries[key]
-            self._views[key] = _view(self._storage, begin, self._info(key))
+            begin, info = self._entries[key][0], self._info(key)
+            storage: Any = self._storage
+            at, odd = divmod(begin, info.dtype.itemsize)
+            if odd:  # a header may have any length; a storage of its own may begin anywhere, but takes longer to make
+                storage, at = storage[begin : begin + info.nbytes], 0
+            self._views[key] = torch.empty(0, dtype=info.dtype).set_(storage, at, info.shape, strides(info.shape))
         return cut(self._views[key], box)
 
 
-def _view(storage: Any, begin: int, info: Info) -> Tensor:
-    """The tensor whose bytes begin there."""
-    at, odd = divmod(begin, info.dtype.itemsize)
-    if odd:  # a header may have any length; a storage of its own may begin anywhere, but takes longer to make
-        storage, at = storage[begin : begin + info.nbytes], 0
-    return torch.empty(0, dtype=info.dtype).set_(storage, at, info.shape, strides(info.shape))
-
-
-Entry: TypeAlias = tuple[int, Info | str]
+TensorEntry: TypeAlias = tuple[int, Info | str]
 """Where the bytes of a tensor begin in the file, and what it is: of a dtype that torch lacks its name."""
 
 
-def read_header(path: Path) -> tuple[dict[str, str], dict[str, Entry]]:
+def read_header(path: Path) -> tuple[dict[str, str], dict[str, TensorEntry]]:
     """The text and the tensors of a header.
 
     Raises CheckpointError for a header that is too long, not JSON, has a key twice, or does not account for
@@ -102,21 +94,20 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, Entry]]:
     return texts, {key: (8 + length + begin, info) for key, (begin, _, info) in spans.items()}
 
 
-def _tied_names(path: Path, texts: Mapping[str, str], entries: Mapping[str, Entry]) -> dict[str, str]:
-    """The names that stand for another tensor of the file, and for which."""
+def _tied_names(path: Path, texts: Mapping[str, str], entries: Mapping[str, TensorEntry]) -> dict[str, str]:
     names = _table(path, TIED, texts.get(TIED, "{}").encode(errors="surrogatepass"))
     if not all(isinstance(first, str) and first in entries for first in names.values()):
         raise _bad(path, f"its {TIED} are not names of its tensors")
     return {name: first for name, first in names.items() if name not in entries}
 
 
-def _table(path: Path, what: str, raw: bytes) -> dict[str, Any]:
+def _table(path: Path, name: str, raw: bytes) -> dict[str, Any]:
     try:
         data = unique_json(raw)
     except ValueError as error:
-        raise _bad(path, f"its {what} {error}") from error
+        raise _bad(path, f"its {name} {error}") from error
     if not isinstance(data, dict):
-        raise _bad(path, f"its {what} is not a table")
+        raise _bad(path, f"its {name} is not a table")
     return data
 
 

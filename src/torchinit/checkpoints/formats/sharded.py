@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from torchinit.checkpoints.formats.base import Checkpoint, Info, Stamp, cut
-from torchinit.checkpoints.hub.index import member_of
+from torchinit.checkpoints.hub.urls import member_of
 from torchinit.errors import CheckpointError
 from torchinit.model.shards import Box
 from torchinit.serialization.json import unique_json
@@ -28,10 +28,8 @@ class ShardedCheckpoint(Checkpoint):
     format = "sharded"
 
     def __init__(self, path: Path, source: str, open_file: Callable[[str], Checkpoint]) -> None:
-        self.name: str = str(path)
-        self._index = Stamp(path)
+        self.name, self._index, self._open_file = str(path), Stamp(path), open_file
         self._entries = read_index(path)
-        self._open_file = open_file
         self._sources = {file: member_of(source, file) for file in sorted(set(self._entries.values()))}
         self._files: dict[str, Checkpoint] = {}
 
@@ -83,7 +81,7 @@ class DistributedCheckpoint(Checkpoint):
         from torch.distributed.checkpoint.filesystem import FileSystemReader
         from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-        self.name: str = str(path)
+        self.name = str(path)
         self._reader = FileSystemReader(path)
         if not (path / ".metadata").is_file():
             raise CheckpointError(f"{path}: is a folder without .metadata, so none of torch.distributed.checkpoint")

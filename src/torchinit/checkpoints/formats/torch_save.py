@@ -1,4 +1,4 @@
-"""Files of ``torch.save``, and the tensors in memory that they become; where in nested ones the weights are."""
+"""Files of ``torch.save``, the tensors in memory that they become, and the search for the weights in nested ones."""
 
 from __future__ import annotations
 
@@ -13,21 +13,19 @@ from torch import Tensor, nn
 
 from torchinit._text import some
 from torchinit.checkpoints.formats.base import Checkpoint, Info, Stamp, cut
-from torchinit.checkpoints.formats.pickle_audit import RefusedPickleError, check_pickles, refused
+from torchinit.checkpoints.formats.pickle_audit import check_pickles, refused
 from torchinit.checkpoints.formats.zip_audit import check_zip, is_zip
 from torchinit.errors import CheckpointError, count, did_you_mean
 from torchinit.model.dtensor import is_distributed
 from torchinit.model.shards import Box
 
-PARTS = (
+PARTS = (  # the keys under which training code keeps weights, the trained ones before their averages
     "state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights", "params",
     "generator", "student", "teacher", "params_ema", "model_ema", "ema_state_dict", "state_dict_ema", "ema",
 )  # fmt: skip
-"""The keys under which training code keeps weights, the trained ones before their averages."""
 _OPTIMIZER = ("optimizer", "optim", "optimizer_state", "optimizer_state_dict", "param_groups", "lr_scheduler")
 _DEEPEST = 4
-_MOST_NAMES = 1 << 22
-"""No checkpoint has as many; a few kilobytes can, where one table lies in another many times."""
+_MOST_NAMES = 1 << 22  # no checkpoint has as many; a few kilobytes can, where one table lies in another many times
 
 
 class MemoryCheckpoint(Checkpoint):
@@ -40,14 +38,14 @@ class MemoryCheckpoint(Checkpoint):
     def __init__(
         self, name: str, tensors: Mapping[str, Tensor], form: str, part: str = "", notes: tuple[str, ...] = ()
     ) -> None:
-        self.name: str = name
-        self.format: str = form
-        self.part: str = part
-        self.notes: tuple[str, ...] = notes
-        self._entries = dict(tensors)
-        for key, tensor in self._entries.items():
-            if not _oddity(tensor):
-                _check_memory(name, key, tensor)
+        self.name, self.format, self.part, self.notes, self._entries = name, form, part, notes, dict(tensors)
+        for key, tensor in tensors.items():
+            claimed = tensor.numel() * tensor.element_size()
+            if type(tensor) not in (Tensor, nn.Parameter) or _oddity(tensor):
+                continue
+            if claimed > (there := tensor.untyped_storage().nbytes()):
+                only = f"claims {claimed:,} bytes, but only {there:,} are there: its elements share memory"
+                raise CheckpointError(f"{name}: {key} of shape {tuple(tensor.shape)} {only}")
 
     @classmethod
     def of_model(cls, model: nn.Module) -> MemoryCheckpoint:
@@ -93,16 +91,6 @@ def _oddity(tensor: Tensor) -> str:
     return next((kind for kind, is_so in kinds.items() if is_so), "")
 
 
-def _check_memory(name: str, key: str, tensor: Tensor) -> None:
-    there = tensor.untyped_storage().nbytes()
-    claimed = tensor.numel() * tensor.element_size()
-    if claimed > there and type(tensor) in (Tensor, nn.Parameter):
-        raise CheckpointError(
-            f"{name}: {key} of shape {tuple(tensor.shape)} claims {claimed:,} bytes, but only {there:,} are there:"
-            " its elements share memory"
-        )
-
-
 # --- reading the file ------------------------------------------------------------------------------------------------
 
 
@@ -117,16 +105,18 @@ def load_file(path: Path, map_location: Any = "cpu", *, mapped: bool = True) -> 
     try:
         content = torch.load(path, map_location=map_location, weights_only=True, mmap=zipped and mapped)
     except pickle.UnpicklingError as error:
-        raise _refusal(path, error) from None
-    except Exception as error:
-        # What a damaged pickle raises depends on where it is damaged.
+        text = str(error)
+        asked = re.search(r"GLOBAL ([\w.]+)", text) or re.search(r"(?:class|function|global) ([\w.]+)", text)
+        odd = f"does what torch.save does not ({_first_line(error).rstrip('.')})"
+        raise refused(str(path), f"asks for {asked[1]}" if asked else odd) from None
+    except Exception as error:  # of any kind: it depends on where the pickle is damaged
         raise CheckpointError(f"{path}: cannot be read, it is damaged: {_first_line(error)}") from error
     _check_methods(path, content)
     return content
 
 
 def check_legacy(path: Path) -> None:
-    """Raises CheckpointError for a file of torch's older format that is damaged, or whose memory is not all there."""
+    """Raise CheckpointError for a file of torch's older format that is damaged, or whose memory is not all there."""
     with path.open("rb") as file:
         memory, keys = check_pickles(str(path), file)
         if memory.keys() != {*keys} or len(keys) > len(memory):
@@ -139,7 +129,7 @@ def check_legacy(path: Path) -> None:
 
 
 def _check_methods(path: Path, content: object) -> None:
-    """Raises CheckpointError where a table or tensor has an attribute in place of one of its methods."""
+    """Raise CheckpointError where a table or tensor has an attribute in place of one of its methods."""
     # A pickle may set attributes of the OrderedDicts and tensors that it makes. One that sets `values` or `numel`
     # would show one thing to the checks here and another to whoever reads it afterwards.
     left, seen = [content], set[int]()
@@ -154,16 +144,8 @@ def _check_methods(path: Path, content: object) -> None:
             left += value.values() if isinstance(value, Mapping) else value
 
 
-def _refusal(path: Path, error: Exception) -> RefusedPickleError:
-    text = str(error)
-    named = re.search(r"GLOBAL ([\w.]+)", text) or re.search(r"(?:class|function|global) ([\w.]+)", text)
-    what = f"asks for {named[1]}" if named else f"does what torch.save does not ({_first_line(error).rstrip('.')})"
-    return refused(str(path), what)
-
-
 def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    _, _, reason = text.rpartition("WeightsUnpickler error:")
+    reason = str(error).rpartition("WeightsUnpickler error:")[2]
     return (reason.strip().splitlines() or [type(error).__name__])[0][:200]
 
 
@@ -194,9 +176,9 @@ def find_state_dict(content: object, name: str, part: str | None) -> tuple[dict[
         state = state[key]  # type: ignore[index]  # only a mapping has a next
     if not isinstance(state, Mapping):
         raise CheckpointError(f"{name}: holds a {type(state).__name__}, not named tensors")
-    if tensors := nest.tensors(state):
-        return tensors, path, tuple(notes)
-    raise CheckpointError(f"{name}: {_why_empty(state)}")
+    if not (tensors := nest.tensors(state)):
+        raise CheckpointError(f"{name}: {_why_empty(state)}")
+    return tensors, path, tuple(notes)
 
 
 class _Nest:
@@ -220,17 +202,15 @@ class _Nest:
         return weighty[0] if len(weighty) == 1 and not here else None
 
     def holders(self, state: object) -> list[str]:
-        """The keys below which there are named tensors."""
         return [key for key, value in _named(state) if self.count(value)]
 
     def count(self, state: object, depth: int = _DEEPEST) -> int:
-        """The number of named tensors here and below."""
         if not isinstance(state, Mapping) or not depth:
             return 0
-        if (known := self.counts.get((id(state), depth))) is None:
-            known = sum(1 if isinstance(value, Tensor) else self.count(value, depth - 1) for _, value in _named(state))
-            self.counts[id(state), depth] = known
-        return known
+        if (id(state), depth) not in self.counts:
+            counts = (isinstance(value, Tensor) or self.count(value, depth - 1) for _, value in _named(state))
+            self.counts[id(state), depth] = sum(counts)
+        return self.counts[id(state), depth]
 
     def tensors(self, state: object, prefix: str = "", depth: int = _DEEPEST) -> dict[str, Tensor]:
         """The named tensors here and in the tables below, whose names are joined with dots; optimizers are left out."""
@@ -246,7 +226,6 @@ class _Nest:
         return tensors
 
     def part(self, state: Any, part: str) -> dict[str, Tensor]:
-        """The named tensors at a path."""
         path = ""
         while part:
             keys = [key for key, _ in _named(state)]

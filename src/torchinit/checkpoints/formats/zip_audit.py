@@ -16,8 +16,7 @@ _HEADER: Final = struct.Struct("<26xHH")
 """Before each entry; the lengths of its name and of its extra field, which come next."""
 _END: Final = struct.Struct("<4s8xIIH")
 """The last record: its signature, the size and offset of the table of entries, the length of a comment."""
-_LOCATOR: Final = struct.Struct("<4s4xQ4x")
-"""Before it in a large file: a signature, and where the wide record begins."""
+_LOCATOR: Final = struct.Struct("<4s4xQ4x")  # before it in a large file: a signature, and where the wide record begins
 _WIDE_END: Final = struct.Struct("<4s36xQQ")
 """The wide record: its signature, and size and offset of the table in eight bytes each."""
 
@@ -38,7 +37,7 @@ def zip_entries(path: Path) -> list[zipfile.ZipInfo]:
 
 
 def check_zip(path: Path) -> None:
-    """Raises CheckpointError for a zip that ``torch.save`` did not write.
+    """Raise CheckpointError for a zip that ``torch.save`` did not write.
 
     That is one with code in it, compressed, overlapping, with names that can be taken for one another, or whose
     pickle asks for what is not there.
@@ -51,10 +50,9 @@ def check_zip(path: Path) -> None:
     pickle = next(entry for entry in entries if entry.filename == f"{root}/data.pkl")
     for key, memory in check_pickle(str(path), _content(path, pickle)).items():
         if memory.nbytes != (there := sizes.get(key)):
+            lies = f"a tensor lies in the {memory.nbytes:,} bytes of {key!r}"
             why = "no such piece is" if there is None else f"{there:,} are"
-            raise CheckpointError(
-                f"{path}: a tensor lies in the {memory.nbytes:,} bytes of {key!r}, but {why} in the file"
-            )
+            raise CheckpointError(f"{path}: {lies}, but {why} in the file")
 
 
 def _content(path: Path, entry: zipfile.ZipInfo) -> bytes:
@@ -67,13 +65,11 @@ def _content(path: Path, entry: zipfile.ZipInfo) -> bytes:
 
 
 def _check_names(path: Path, names: list[str]) -> str:
-    """Returns the one folder that all entries lie in."""
+    """Return the one folder that all entries lie in."""
     parts = {name.split("/")[1] for name in names if name.count("/") > 1} | {name.rpartition("/")[2] for name in names}
     if "code" in parts or "constants.pkl" in parts:
-        raise CheckpointError(
-            f"{path}: is a TorchScript program, code and weights in one. It is not opened; load it with torch.jit.load"
-            " where you trust it, and save its state_dict() alone"
-        )
+        remedy = "load it with torch.jit.load where you trust it, and save its state_dict() alone"
+        raise CheckpointError(f"{path}: is a TorchScript program, code and weights in one. It is not opened; {remedy}")
     root = names[0].partition("/")[0] if names else ""
     if f"{root}/data.pkl" not in names or not all(name.startswith(f"{root}/") for name in names):
         raise CheckpointError(f"{path}: is a zip file without data.pkl in its one folder, so torch.save never wrote it")
@@ -97,7 +93,7 @@ def _check_entries(path: Path, entries: list[zipfile.ZipInfo]) -> None:
 
 
 def _check_end(path: Path) -> None:
-    """Raises CheckpointError unless the table of entries ends where the file's last records begin, at the very end."""
+    """Raise CheckpointError unless the table of entries ends where the file's last records begin, at the very end."""
     # A zip file is read from its end, and readers differ in how far they look for the last record and in which of two
     # tables they take. With something appended, or a second table in a comment, the one that Python audits need not
     # be the one that torch reads. So there is one place for each record: the end record fills the last 22 bytes; in a

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from torchinit.checkpoints.hub import huggingface as _huggingface  # noqa: F401  # registers hf://
-from torchinit.checkpoints.hub import model_zoos as _model_zoos  # noqa: F401  # registers torchvision:// and so on
+from torchinit.checkpoints.hub import model_zoos as _model_zoos  # noqa: F401  # registers hf://, timm:// and so on
 from torchinit.checkpoints.hub.config import Limits
-from torchinit.checkpoints.hub.index import member_of
 from torchinit.checkpoints.hub.schemes import fetch, register_source
+from torchinit.checkpoints.hub.urls import member_of
 
 __all__ = ["Limits", "fetch", "member_of", "register_source"]

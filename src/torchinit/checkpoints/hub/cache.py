@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
+from torchinit.checkpoints.hub.config import Limits, Progress
 from torchinit.checkpoints.hub.urls import address_of, name_of
 from torchinit.errors import FetchError, masked
 
@@ -26,14 +27,7 @@ class HashMismatchError(FetchError):
 
 
 def check_hash(source: str, found: str, wanted: str | None) -> None:
-    """Refuse a file that is not the one that was asked for; the beginning of a hash may be asked for.
-
-    >>> check_hash("a.pth", "00ff", "00fe")
-    Traceback (most recent call last):
-    torchinit.checkpoints.hub.cache.HashMismatchError: a.pth is not the file that was asked for
-      wanted sha256 00fe
-      found  sha256 00ff
-    """
+    """Refuse a file that is not the one that was asked for; the beginning of a hash may be asked for."""
     if not found.startswith(wanted or ""):
         both = [f"wanted sha256 {wanted}", f"found  sha256 {found}"]
         raise HashMismatchError(f"{source} is not the file that was asked for", both)
@@ -41,6 +35,8 @@ def check_hash(source: str, found: str, wanted: str | None) -> None:
 
 def hash_of(path: Path) -> str:
     """The SHA-256 of a file; read once a process as long as the file is not touched."""
+    # That costs a pass over the file, whose pages are then in memory for the load, and finds the bit that no format
+    # finds. A hash that is only looked up beside the file would show nothing of what the disk did to it since.
     return _hash_of(path, stamp_of(path))
 
 
@@ -74,10 +70,7 @@ def write_whole(path: Path, text: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class CacheEntry:
-    """One file of the cache: where it came from, its hash, where it lies, and when it came (seconds since 1970).
-
-    The URL is masked: what is kept for long holds no secret.
-    """
+    """One file of the cache, and the note beside it: its masked URL, its hash, when it came (seconds since 1970)."""
 
     url: str
     sha256: str
@@ -87,7 +80,6 @@ class CacheEntry:
 
     @classmethod
     def read(cls, folder: Path) -> CacheEntry | None:
-        """The entry in a folder, if there is one."""
         try:
             data = json.loads((folder / _NOTE).read_text("utf-8"))
             url, sha256 = str(data["url"]), str(data["sha256"])
@@ -97,12 +89,11 @@ class CacheEntry:
         return entry if entry.path.is_file() else None
 
     def write(self) -> None:
-        """Write the note beside the file that tells all this."""
         note = {key: value for key, value in asdict(self).items() if key != "path"}
         write_whole(self.path.parent / _NOTE, json.dumps(note, indent=2))
 
     def problem(self) -> str:
-        """What is wrong with the file; empty if it is the one that was fetched."""
+        """The damage of the file, in words; empty if it is the one that was fetched."""
         try:
             size = self.path.stat().st_size
             if size != self.size:
@@ -114,13 +105,9 @@ class CacheEntry:
 
 
 def default_folder(environment: Mapping[str, str] = os.environ) -> Path:
-    """``$TORCHINIT_CACHE``, or ``$XDG_CACHE_HOME/torchinit``, or ``~/.cache/torchinit``.
-
-    >>> default_folder({"XDG_CACHE_HOME": "/var/cache"}).as_posix()
-    '/var/cache/torchinit'
-    """
-    own, everyone = environment.get("TORCHINIT_CACHE"), environment.get("XDG_CACHE_HOME")
-    return Path(own).expanduser() if own else Path(everyone or "~/.cache").expanduser() / "torchinit"
+    """``$TORCHINIT_CACHE``, or ``$XDG_CACHE_HOME/torchinit``, or ``~/.cache/torchinit``."""
+    shared = environment.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(environment.get("TORCHINIT_CACHE") or f"{shared}/torchinit").expanduser()
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +122,6 @@ class Cache:
     folder: Path
 
     def folder_of(self, url: str) -> Path:
-        """Where the entry of a URL lies, or would lie."""
         return self.folder / hashlib.sha256(url.encode()).hexdigest()[:32]
 
     def find(self, url: str) -> CacheEntry | None:
@@ -151,8 +137,7 @@ class Cache:
 
     def entries(self) -> tuple[CacheEntry, ...]:
         """Every entry, by URL."""
-        entries = (entry for entry in map(CacheEntry.read, self.folders()) if entry)
-        return tuple(sorted(entries, key=lambda entry: entry.url))
+        return tuple(sorted(filter(None, map(CacheEntry.read, self.folders())), key=lambda entry: entry.url))
 
     def valid(self, url: str, sha256: str | None) -> CacheEntry | None:
         """The entry of a URL if its file is as it was fetched, and the one asked for."""
@@ -173,9 +158,9 @@ class Cache:
         from filelock import FileLock, Timeout  # torch brings it
 
         path = self.folder / ".locks" / name
+        lock = FileLock(str(path))
         with self.writable():
             path.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(str(path))
             try:
                 lock.acquire(timeout=patience)
             except Timeout as error:
@@ -194,3 +179,14 @@ class Cache:
             yield
         except OSError as error:
             raise FetchError(f"the cache {self.folder} cannot be written: {error}; TORCHINIT_CACHE moves it") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The conditions of a fetch: bounds, the hash that the file must have, the revision that is locked."""
+
+    limits: Limits
+    progress: Progress
+    cache: Cache
+    sha256: str | None = None
+    revision: str = ""

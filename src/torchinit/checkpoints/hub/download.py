@@ -20,10 +20,8 @@ from typing import Any, Final
 from urllib3 import Retry
 from urllib3.exceptions import InvalidHeader
 
-from torchinit.checkpoints.hub.cache import Cache, CacheEntry, check_hash, write_whole
-from torchinit.checkpoints.hub.config import Limits
+from torchinit.checkpoints.hub.cache import CacheEntry, Request, check_hash, write_whole
 from torchinit.checkpoints.hub.http import Answer, TransientError, get
-from torchinit.checkpoints.hub.progress import Progress
 from torchinit.checkpoints.hub.urls import address_of, name_of
 from torchinit.errors import FetchError, masked
 
@@ -45,26 +43,26 @@ _MEANING: Final = {
 _HEADERS: Final = {"User-Agent": "torchinit", "Accept": "*/*", "Accept-Encoding": "identity"}
 
 
-def download(url: str, cache: Cache, limits: Limits, sha256: str | None, progress: Progress) -> CacheEntry:
+def download(url: str, request: Request) -> CacheEntry:
     """The entry of a URL in the cache, fetched now if no other process has fetched it meanwhile. Raises FetchError."""
     # Each process fetches for itself, behind one file lock an entry. No collectives: a source may be
     # fetched without a process group, and with one a rank would wait for another one's failure.
-    url, since = address_of(url).url, time.time()
-    name = cache.folder_of(url).name
-    failure = cache.folder / ".locks" / f"{name}.failed"
-    with cache.locked(name, limits.total + 60), sharing_failure(failure, since, sha256):
-        return cache.valid(url, sha256) or _download(url, cache, limits, sha256, progress)
+    url, since, cache = address_of(url).url, time.time(), request.cache
+    folder = cache.folder_of(url)
+    failure = cache.folder / ".locks" / f"{folder.name}.failed"
+    with cache.locked(folder.name, request.limits.total + 60), sharing_failure(failure, since, request.sha256):
+        return cache.valid(url, request.sha256) or _download(url, folder, request)
 
 
-def _download(url: str, cache: Cache, limits: Limits, sha256: str | None, progress: Progress) -> CacheEntry:
-    folder, old = cache.folder_of(url), cache.find(url)
-    if old and (problem := old.problem()):
+def _download(url: str, folder: Path, request: Request) -> CacheEntry:
+    cache = request.cache
+    if (old := cache.find(url)) and (problem := old.problem()):
         _log.warning("%s %s; it is fetched again from %s", old.path, problem, old.url)
     with cache.writable():
         folder.mkdir(parents=True, exist_ok=True)
-    part = PartialFile(folder / ".part")
+    transfer = _Transfer(url, folder / ".part", request)
     try:
-        digest, size = Download(url, part, limits, sha256, progress).run()
+        digest, size = transfer.run()
     except FetchError:
         with contextlib.suppress(OSError):
             folder.rmdir()  # if nothing is in it
@@ -72,8 +70,8 @@ def _download(url: str, cache: Cache, limits: Limits, sha256: str | None, progre
     entry = CacheEntry(masked(url), digest, size, folder / name_of(url), time.time())
     with cache.writable():
         entry.write()  # first, so that a file never stands beside a note of another one unnoticed
-        part.path.replace(entry.path)
-        part.drop()
+        transfer.path.replace(entry.path)
+        transfer.drop()
     return entry
 
 
@@ -99,10 +97,12 @@ def sharing_failure(path: Path, since: float, sha256: str | None) -> Iterator[No
 
 
 @dataclass(frozen=True, slots=True)
-class PartialFile:
-    """A download that is not whole yet, and beside it a note that tells whether the source is still the same."""
+class _Transfer:
+    """A URL on its way into the file ``path``, and the note beside it that tells if the source is still the same."""
 
+    url: str
     path: Path
+    request: Request
 
     @property
     def note(self) -> Path:
@@ -115,46 +115,27 @@ class PartialFile:
         except (OSError, ValueError, TypeError, KeyError):
             return ""
 
-    def size(self) -> int:
-        """The number of bytes that can be resumed from."""
-        return self.path.stat().st_size if self.validator() and self.path.is_file() else 0
-
-    def begin(self, validator: str) -> None:
-        """Forget the bytes of before."""
-        self.drop()
-        self.note.write_text(json.dumps({"validator": validator}), "utf-8")
-
     def drop(self) -> None:
         """Remove everything; the note first, for bytes without one are never resumed from."""
         self.note.unlink(missing_ok=True)
         self.path.unlink(missing_ok=True)
 
-
-@dataclass(frozen=True, slots=True)
-class Download:
-    """One URL on its way into a file; with ``sha256``, or its beginning, no other file is taken."""
-
-    url: str
-    part: PartialFile
-    limits: Limits
-    sha256: str | None
-    progress: Progress
-
     def run(self) -> tuple[str, int]:
-        """Make ``part.path`` the file behind the URL, and return its SHA-256 and size.
+        """Make ``path`` the file behind the URL, and return its SHA-256 and size.
 
         Raises FetchError. What has come by then is removed if it is not what was asked for; if the connection broke
         off, or the server says something else meanwhile, it is kept, and the next call resumes from it.
         """
-        deadline, attempt = time.monotonic() + self.limits.total, 1
+        limits = self.request.limits
+        deadline, attempt = time.monotonic() + limits.total, 1
         while True:
             try:
                 return self._attempt(deadline)
             except TransientError as error:
                 # The pause doubles, and differs between processes, so that they do not all come back at once.
-                longest = min(self.limits.pause * 2.0 ** (attempt - 1), _LONGEST_PAUSE)
+                longest = min(limits.pause * 2.0 ** (attempt - 1), _LONGEST_PAUSE)
                 pause = max(error.wait, longest * random.Random().uniform(0.5, 1.0))
-                if attempt >= self.limits.attempts or time.monotonic() + pause > deadline:
+                if attempt >= limits.attempts or time.monotonic() + pause > deadline:
                     tries = f" (attempt {attempt})" if attempt > 1 else ""
                     raise FetchError(f"{self.url} cannot be fetched: {error}{tries}") from error
                 _log.info("%s: %s; trying again in %.1f s", masked(self.url), error, pause)
@@ -162,35 +143,46 @@ class Download:
                 attempt += 1
 
     def _attempt(self, deadline: float) -> tuple[str, int]:
-        size, digest, headers = self.part.size(), hashlib.sha256(), _HEADERS
-        if size:  # hashed before anybody is kept waiting
-            headers = {**headers, "Range": f"bytes={size}-", "If-Range": self.part.validator()}
-            with self.part.path.open("rb") as file:
+        digest, headers, validator = hashlib.sha256(), _HEADERS, self.validator()
+        size = self.path.stat().st_size if validator and self.path.is_file() else 0
+        if size:  # hashed before the server is kept waiting
+            headers = {**headers, "Range": f"bytes={size}-", "If-Range": validator}
+            with self.path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256")
-        with get(self.url, headers, self.limits, deadline) as answer:
-            start, total = self._range(answer, size)
+        with get(self.url, headers, self.request.limits, deadline) as answer:
+            start, total = self._range(answer, size, validator)
             self._check_answer(answer, start, total)  # which leaves the bytes of before as they are
-            with self._discarding():
+            try:
                 if not start:
-                    self.part.begin(validator_of(answer.response.headers))
+                    self.drop()
+                    self.note.write_text(json.dumps({"validator": validator_of(answer.response.headers)}), "utf-8")
                     digest = hashlib.sha256()
                 size = self._write(answer, digest, total)
-                self._check_file(digest.hexdigest(), resumed=bool(start))
-                return digest.hexdigest(), size
+                check_content(self.url, self.path)
+                check_hash(self.url, digest.hexdigest(), self.request.sha256)
+            except FetchError as error:
+                self.drop()
+                if start:  # two halves that do not fit are tried anew
+                    raise TransientError(str(error)) from error
+                raise
+            except OSError as error:  # the disk's; the network's have become TransientError before
+                self.drop()
+                raise FetchError(f"{self.url} cannot be written to {self.path}: {error}") from error
+            return digest.hexdigest(), size
 
-    def _range(self, answer: Answer, size: int) -> tuple[int, int | None]:
-        """Where the body begins, and the length of the whole file."""
+    def _range(self, answer: Answer, size: int, validator: str) -> tuple[int, int | None]:
+        """The offset at which the body begins, and the length of the whole file."""
         status, headers = answer.response.status, answer.response.headers
         if status == 200:
             return 0, length_of(self.url, headers)
         if size and status in (206, 416):
             # Only the rest that was asked for, of the file that it was asked of, goes behind the bytes that are here.
             span = _RANGE.fullmatch(headers.get("content-range", ""))
-            if status == 206 and span and validator_of(headers) in ("", self.part.validator()):
+            if status == 206 and span and validator_of(headers) in ("", validator):
                 first, last, length = map(int, span.groups())
                 if first == size and last + 1 == length:
                     return size, length
-            self.part.drop()
+            self.drop()
             raise TransientError("the server does not go on where the last attempt broke off")
         if status in _BUSY:
             raise TransientError(f"the server says {status}", retry_after(headers))
@@ -198,17 +190,16 @@ class Download:
 
     def _check_answer(self, answer: Answer, start: int, total: int | None) -> None:
         """Refuse an answer that is not a file as it lies on the server, or too large, before its body is taken."""
-        headers, response, folder = answer.response.headers, answer.response, self.part.path.parent
+        headers, response, folder = answer.response.headers, answer.response, self.path.parent
         coding, transfer = headers.get("content-encoding", ""), headers.get("transfer-encoding", "")
         if coding.lower() not in ("", "identity") or transfer.lower() not in ("", "chunked"):
             coding = ", ".join(filter(None, (coding, transfer)))
             raise FetchError(f"{self.url}: the answer is packed ({coding}), though it was asked for as it is")
         if headers.get("content-type", "").lower().startswith("text/html"):
             raise FetchError(f"{self.url} is a web page, not a file of weights")
-        if response.length_remaining is None and not response.chunked and self.sha256 is None:
-            raise FetchError(
-                f"{self.url}: the answer has no length, so half of it would pass for the whole; give its sha256"
-            )
+        if response.length_remaining is None and not response.chunked and self.request.sha256 is None:
+            why = "has no length, so half of it would pass for the whole; give its sha256"
+            raise FetchError(f"{self.url}: the answer {why}")
         self._check_size(total or 0)
         needed, free = (total or 0) - start, shutil.disk_usage(folder).free
         if free < needed:
@@ -216,49 +207,25 @@ class Download:
             raise FetchError(f"{self.url} {room}; TORCHINIT_CACHE moves the cache")
 
     def _check_size(self, size: int) -> None:
-        if size > self.limits.size:
-            bound = f"{self.limits.size:,} bytes; TORCHINIT_MAX_DOWNLOAD sets the bound"
-            raise FetchError(f"{self.url} is larger than {bound}")
+        if size > (most := self.request.limits.size):
+            raise FetchError(f"{self.url} is larger than {most:,} bytes; TORCHINIT_MAX_DOWNLOAD sets the bound")
 
     def _write(self, answer: Answer, digest: Any, total: int | None) -> int:
         """Write the body, block by block, behind the bytes that are here; the size of the whole."""
-        with self.part.path.open("ab") as file:
+        with self.path.open("ab") as file:
             size = file.tell()
-            self.progress(size, total)
+            self.request.progress(size, total)
             for block in answer.blocks(_BLOCK):  # as they come, so that what is here when it breaks off is on disk
                 size += len(block)
                 self._check_size(size)
                 file.write(block)
                 digest.update(block)
-                self.progress(size, total)
+                self.request.progress(size, total)
             if total is not None and size != total:
                 raise TransientError(f"the answer ended after {size:,} of {total:,} bytes")
             file.flush()
             os.fsync(file.fileno())
         return size
-
-    def _check_file(self, sha256: str, *, resumed: bool) -> None:
-        """Refuse a file that is whole, but not the one asked for; two halves that do not fit are tried anew."""
-        try:
-            check_content(self.url, self.part.path)
-            check_hash(self.url, sha256, self.sha256)
-        except FetchError as error:
-            if not resumed:
-                raise
-            self.part.drop()
-            raise TransientError(str(error)) from error
-
-    @contextlib.contextmanager
-    def _discarding(self) -> Iterator[None]:
-        """Remove what was refused, and what the disk could not hold."""
-        try:
-            yield
-        except FetchError:
-            self.part.drop()
-            raise
-        except OSError as error:  # the disk's; the network's have become TransientError before
-            self.part.drop()
-            raise FetchError(f"{self.url} cannot be written to {self.part.path}: {error}") from error
 
 
 def length_of(url: str, headers: Mapping[str, str]) -> int | None:
@@ -272,21 +239,13 @@ def length_of(url: str, headers: Mapping[str, str]) -> int | None:
 
 
 def validator_of(headers: Mapping[str, str]) -> str:
-    """What If-Range takes to tell whether a file is still the same: a strong ETag, or else a date; may be empty.
-
-    >>> validator_of({"etag": '"v1"'}), validator_of({"etag": 'W/"v1"'})
-    ('"v1"', '')
-    """
+    """The text by which If-Range tells that a file is still the same: a strong ETag, or else a date; may be empty."""
     tag = headers.get("etag", "")
     return tag if tag and not tag.startswith("W/") else headers.get("last-modified", "")
 
 
 def retry_after(headers: Mapping[str, str]) -> float:
-    """The seconds that a busy server asks us to stay away, within bounds.
-
-    >>> retry_after({"retry-after": "7"}), retry_after({"retry-after": "soon"}), retry_after({})
-    (7.0, 0.0, 0.0)
-    """
+    """The seconds that a busy server asks us to stay away, within bounds."""
     try:
         return min(float(Retry().parse_retry_after(headers.get("retry-after", "0"))), _LONGEST_PAUSE)
     except (InvalidHeader, ValueError, OverflowError):

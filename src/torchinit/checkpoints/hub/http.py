@@ -39,12 +39,11 @@ class TransientError(Exception):
 
 @dataclass(slots=True)
 class _Guard:
-    """The conditions of a connection: where it may lead to, and how fast its bytes must come.
+    """The conditions of a connection: where it may lead to, and how fast its bytes must come."""
 
-    A socket's own timeout starts anew with each byte, so one byte a second would keep it open for years. So in each
-    ``idle`` seconds ``least`` bytes must come. Headers have no length, so no number of them is enough: they must be
-    whole after ``idle`` seconds.
-    """
+    # A socket's own timeout starts anew with each byte, so one byte a second would keep it open for years. So in each
+    # `idle` seconds `least` bytes must come. Headers have no length, so no number of them is enough: they must be
+    # whole after `idle` seconds.
 
     address: Address
     limits: Limits
@@ -55,12 +54,10 @@ class _Guard:
     since: float = 0.0
 
     def connect(self, host: str, port: int) -> socket.socket:
-        """A socket to the host, or to the proxy. Raises FetchError where it must not be asked, TransientError.
-
-        The DNS is asked once, and the addresses it names are compared and then connected to. Comparing them and
-        letting urllib3 connect by name would ask again, and the second answer could lead elsewhere (rebinding);
-        comparing the other end of a connection would have knocked at a door inside the network by then.
-        """
+        """A socket to the host, or to the proxy. Raises FetchError where it must not be asked, TransientError."""
+        # The DNS is asked once, and the addresses it names are compared and then connected to. Comparing them and
+        # letting urllib3 connect by name would ask again, and the second answer could lead elsewhere (rebinding);
+        # comparing the other end of a connection would have knocked at a door inside the network by then.
         try:
             ips = [str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
             if not self.proxied:  # a proxy may lie anywhere
@@ -95,21 +92,19 @@ class _Guard:
 
 
 class _CountedReader(io.RawIOBase):
-    """The bytes of a socket, each of them counted by a guard.
+    """The bytes of a socket, each of them counted by a guard."""
 
-    It lies below http.client's buffer and all parsers, so status lines, headers, sizes of chunks, trailers and a
-    proxy's answer to CONNECT count like a body. A clock in the loop that writes the body would not hear of a server
-    that drips before it; a thread that shuts the socket from outside would, but must be told of each socket, also
-    while TLS takes it over. The handshake is not seen here: the socket's timeout is a deadline for the whole of it.
-    """
+    # It lies below http.client's buffer and all parsers, so status lines, headers, sizes of chunks, trailers and a
+    # proxy's answer to CONNECT count like a body. A clock in the loop that writes the body would not hear of a server
+    # that drips before it; a thread that shuts the socket from outside would, but must be told of each socket, also
+    # while TLS takes it over. The handshake is not seen here: the socket's timeout is a deadline for the whole of it.
 
     def __init__(self, sock: socket.socket, guard: _Guard) -> None:
         self._socket, self._guard = sock, guard
         self._stream = sock.makefile("rb", buffering=0)  # holds the socket open until it is closed itself
         guard.since = time.monotonic()
 
-    def makefile(self, mode: str) -> io.BufferedReader:
-        """A buffer around this: http.client takes it for the socket."""
+    def makefile(self, mode: str) -> io.BufferedReader:  # by which http.client takes this for the socket
         return io.BufferedReader(self)
 
     def readable(self) -> bool:
@@ -172,11 +167,9 @@ def get(url: str, headers: Mapping[str, str], limits: Limits, deadline: float) -
 
 
 def _manager(guard: _Guard) -> urllib3.PoolManager:
-    """Guarded connections to an address: direct, or by the proxy that the environment or the system names.
-
-    The system's certificates are trusted, or those that SSL_CERT_FILE and SSL_CERT_DIR name.
-    """
+    """Guarded connections to an address: direct, or by the proxy that the environment or the system names."""
     address = guard.address
+    # The system's certificates are trusted, or those that SSL_CERT_FILE and SSL_CERT_DIR name.
     options: dict[str, Any] = {"timeout": guard.limits.idle, "ssl_context": ssl.create_default_context()}
     proxy = urllib.request.getproxies().get(address.scheme)
     guard.proxied = bool(proxy) and not urllib.request.proxy_bypass(urlsplit(address.url).netloc)
@@ -213,7 +206,7 @@ def _written_ip(host: str) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def _explained(url: str) -> Iterator[None]:
-    """Tell what may pass from what will not, by the error at the bottom of urllib3's."""
+    """Raise TransientError for what may pass, else FetchError, by the error at the bottom of urllib3's."""
     try:
         yield
     except urllib3.exceptions.HTTPError as error:
@@ -221,10 +214,9 @@ def _explained(url: str) -> Iterator[None]:
         while inner := next((part for part in cause.args if isinstance(part, BaseException)), None):
             cause = inner
         if isinstance(cause, ssl.SSLCertVerificationError):
-            raise FetchError(
-                f"{url}: the certificate of the host is not trusted: {cause.verify_message}. If it is your own"
-                " authority's, SSL_CERT_FILE names the file of certificates to trust"
-            ) from error
+            remedy = "If it is your own authority's, SSL_CERT_FILE names the file of certificates to trust"
+            text = f"{url}: the certificate of the host is not trusted: {cause.verify_message}. {remedy}"
+            raise FetchError(text) from error
         text = " ".join(str(cause).split())[:200]  # it may hold what the server said
         raise TransientError(text or type(cause).__name__) from error
 

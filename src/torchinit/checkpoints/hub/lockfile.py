@@ -1,27 +1,19 @@
-"""The lock file: which file each source was, so that it stays the same one; docs/guides/sources.md shows one."""
+"""The lock file: the hash of each source, so that it stays the same file; docs/guides/sources.md shows one."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-from torchinit.checkpoints.hub.cache import (
-    Cache,
-    HashMismatchError,
-    check_hash,
-    default_folder,
-    stamp_of,
-    write_whole,
-)
-from torchinit.checkpoints.hub.config import switch
+from torchinit.checkpoints.hub.cache import Cache, check_hash, default_folder, stamp_of, write_whole
+from torchinit.checkpoints.hub.config import is_on
 from torchinit.errors import FetchError, masked
 from torchinit.serialization.json import TwiceError, unique
 
@@ -30,7 +22,7 @@ VERSION: Final = 1
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """Which file a source was: its hash and size; ``revision`` is the commit it came from, ``url`` where it led to."""
+    """The file that a source was: hash and size; ``revision`` is the commit it came from, ``url`` where it led to."""
 
     sha256: str
     size: int
@@ -57,11 +49,9 @@ def _read_pins(path: Path, _: object) -> dict[str, Pin]:
         data = json.loads(path.read_text("utf-8"), object_pairs_hook=unique)
     except FileNotFoundError:
         return {}
-    except TwiceError as error:
-        keys = ", ".join(sorted(error.keys))
-        raise FetchError(f"the lock file {path} cannot be read: {keys} stands there twice") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise FetchError(f"the lock file {path} cannot be read: {error}") from None
+        twice = f"{', '.join(sorted(error.keys))} is there twice" if isinstance(error, TwiceError) else ""
+        raise FetchError(f"the lock file {path} cannot be read: {twice or error}") from None
     sources = data.get("sources") if isinstance(data, dict) else None
     if not isinstance(sources, dict) or data.get("version") != VERSION:
         raise FetchError(f"{path} is not a lock file of version {VERSION}")
@@ -78,8 +68,8 @@ def _read_pins(path: Path, _: object) -> dict[str, Pin]:
 
 def write_pins(path: Path, pins: Mapping[str, Pin]) -> None:
     """Write a lock file, sorted, so that a change of one source is a change of its lines."""
-    sources = {name: {key: value for key, value in asdict(pins[name]).items() if value != ""} for name in sorted(pins)}
-    text = json.dumps({"version": VERSION, "sources": sources}, indent=2, ensure_ascii=False)
+    sources = {name: {key: value for key, value in asdict(pin).items() if value != ""} for name, pin in pins.items()}
+    text = json.dumps({"version": VERSION, "sources": dict(sorted(sources.items()))}, indent=2, ensure_ascii=False)
     try:
         write_whole(path, text + "\n")
     except OSError as error:
@@ -106,7 +96,7 @@ class LockFile:
     def add(self, source: str, pin: Pin) -> None:
         """Record a source. Raises FetchError if another process has meanwhile recorded another file for it."""
         if self.path is not None:
-            # One lock a lock file, in the cache: beside it would be one more file in somebody's repository.
+            # One lock a lock file, in the cache: beside it would be one more file in a user's repository.
             path = self.path.absolute()
             with Cache(default_folder()).locked(f"lock-{hashlib.sha256(str(path).encode()).hexdigest()[:32]}"):
                 pins = read_pins(path)
@@ -114,19 +104,10 @@ class LockFile:
                 check_hash(f"{source}, fetched just now,", pin.sha256, known.sha256)
                 write_pins(path, pins)
 
-    @contextlib.contextmanager
-    def named(self) -> Iterator[None]:
-        """Say of a file that is not the one that is locked where it is locked."""
-        try:
-            yield
-        except HashMismatchError as error:
-            remedy = f"{self.path} has the wanted one; if the change is right, remove the source there"
-            raise HashMismatchError(error.headline, [*error.problems, remedy]) from error
-
 
 def lock_of(path: str | os.PathLike[str] | None, frozen: bool | None) -> LockFile:
     """The lock file that is given, or else that of the variables TORCHINIT_LOCK and TORCHINIT_FROZEN."""
     # The environment turns it on, not a file beside a recipe: that covers every source of a program, and nothing is
     # written that was not asked for.
     chosen = path or os.environ.get("TORCHINIT_LOCK")
-    return LockFile(Path(chosen) if chosen else None, switch("TORCHINIT_FROZEN") if frozen is None else frozen)
+    return LockFile(Path(chosen) if chosen else None, is_on("TORCHINIT_FROZEN") if frozen is None else frozen)

@@ -1,4 +1,4 @@
-"""Model zoos: sources that a library knows by its own tables: torchvision's, timm's, MMEngine's."""
+"""Model zoos: sources whose files a library finds: Hugging Face's hub, torchvision's, timm's and MMEngine's tables."""
 
 from __future__ import annotations
 
@@ -6,11 +6,79 @@ import importlib.util
 import json
 import os
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
 
-from torchinit.checkpoints.hub.schemes import LocalFile, Request, register_source, resolve
-from torchinit.errors import FetchError, did_you_mean
+from torchinit._text import some
+from torchinit.checkpoints.hub.cache import Request, hash_of
+from torchinit.checkpoints.hub.schemes import LocalFile, register_source, resolve
+from torchinit.checkpoints.hub.urls import address_of, check_allowed
+from torchinit.errors import FetchError, MissingExtraError, did_you_mean
+
+_FORM: Final = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)/(?P<file>[^@\\]+)(@(?P<revision>[\w./-]+))?")
+_LOG_IN: Final = "log in with `hf auth login`, or set HF_TOKEN"
+
+
+def hugging_face(source: str, request: Request) -> LocalFile:
+    """A file of a repository, ``hf://org/repo/folder/file@revision``.
+
+    What is locked is fetched at the commit that was locked, whatever the revision has become since. A file that
+    is kept in the cache by its hash is compared with it.
+    """
+    parts = _FORM.fullmatch(source)
+    if not parts or {"", ".", ".."} & set(parts["file"].split("/")):
+        raise FetchError(f"{source} is not of the form hf://org/repo/file@revision")
+    try:
+        import huggingface_hub as hub
+        from huggingface_hub import constants  # which the package does not import by itself
+    except ImportError:
+        raise MissingExtraError(source, "hf") from None
+    repo, file, revision = parts["repo"], parts["file"], request.revision or parts["revision"] or "main"
+    offline, endpoint = request.limits.offline, str(constants.ENDPOINT)
+    if not offline:
+        check_allowed(address_of(endpoint), request.limits)
+    try:
+        path = Path(hub.hf_hub_download(repo, file, revision=revision, local_files_only=offline))
+    except Exception as error:  # its own errors, and those of the HTTP library below it
+        why = _why_not(hub, error, repo, file, revision)
+        raise FetchError(f"{source} cannot be fetched{' (TORCHINIT_OFFLINE is set)' * offline}: {why}") from error
+    blob = path.resolve()
+    if re.fullmatch("[0-9a-f]{64}", blob.name) and (sha256 := hash_of(blob)) != blob.name:
+        raise FetchError(f"{source}: {blob} is damaged, its sha256 is {sha256}; delete it, and it is fetched anew")
+    commit = path.parents[file.count("/")].name  # the folder of a snapshot in that cache
+    commit = commit if re.fullmatch("[0-9a-f]{40}", commit) else ""
+    return LocalFile(path, f"{endpoint}/{repo}/resolve/{commit}/{quote(file)}" if commit else "", commit)
+
+
+def _why_not(hub: Any, error: BaseException, repo: str, file: str, revision: str) -> str:
+    kinds = [kind.__name__ for kind in type(error).__mro__]
+    if "LocalEntryNotFoundError" in kinds:
+        if error.__cause__ is None:
+            return "it is not in the cache of huggingface_hub; fetch it once while online (torchinit fetch SOURCE)"
+        return _why_not(hub, error.__cause__, repo, file, revision)  # the hub could not be asked, for this reason
+    if "GatedRepoError" in kinds:
+        return f"{repo} is open to those whom its owner lets in; ask on its page, and then {_LOG_IN}"
+    if "RepositoryNotFoundError" in kinds:
+        return f"there is no {repo}, or it is not open to everyone; if it is yours, {_LOG_IN}"
+    if "RevisionNotFoundError" in kinds:
+        refs = hub.list_repo_refs
+        known = _names(revision, lambda: [ref.name for ref in (*refs(repo).branches, *refs(repo).tags)])
+        return f"{repo} has no revision {revision!r}{known}"
+    if "RemoteEntryNotFoundError" in kinds or "EntryNotFoundError" in kinds[:1]:
+        return f"{repo} has no {file} at {revision}{_names(file, lambda: hub.list_repo_files(repo, revision=revision))}"
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return " ".join(str(error).split()) + (f"; {_LOG_IN}" if status in (401, 403) else "")
+
+
+def _names(wanted: str, known: Callable[[], list[str]]) -> str:
+    try:
+        names = known()
+    except Exception:  # noqa: BLE001  # an error is being told already
+        return ""
+    return did_you_mean(wanted, names) or (f", but {some(names)}" if names else "")
 
 
 def torchvision(source: str, request: Request) -> LocalFile:
@@ -74,7 +142,6 @@ def open_mmlab(source: str, request: Request) -> str:
 
 
 def _table(path: Path) -> dict[str, str]:
-    """A mapping from names to URLs; empty where there is no file."""
     try:
         data = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
@@ -89,6 +156,7 @@ def _missing(source: str, library: str) -> FetchError:
     return FetchError(f"{source}: only {library} knows where its weights are: {remedy}")
 
 
+register_source("hf://", hugging_face)
 register_source("torchvision://", torchvision)
 register_source("timm://", timm)
 register_source(("open-mmlab://", "openmmlab://"), open_mmlab)

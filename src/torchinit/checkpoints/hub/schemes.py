@@ -5,16 +5,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Generic, TypeAlias, TypeVar
 from urllib.parse import unquote
 
-from torchinit.checkpoints.hub.cache import Cache, check_hash, default_folder, hash_of
-from torchinit.checkpoints.hub.config import Limits, from_environment
+from torchinit.checkpoints.hub.cache import Cache, HashMismatchError, Request, check_hash, default_folder, hash_of
+from torchinit.checkpoints.hub.config import Limits, Progress, from_environment, show_progress
 from torchinit.checkpoints.hub.lockfile import Pin, lock_of
-from torchinit.checkpoints.hub.progress import Progress, show_progress
 from torchinit.checkpoints.hub.urls import address_of, check_allowed
 from torchinit.errors import FetchError, did_you_mean, masked
 
@@ -30,12 +28,6 @@ class Prefixes(Generic[T]):
 
     A prefix is a regular expression that is matched at the start, as MMEngine's schemes are. They are tried in
     reverse alphabetical order, so the longer one comes before the shorter, and ``""``, which takes all, comes last.
-
-    >>> kinds = Prefixes[str]()
-    >>> kinds.register(["http://", "https://"], "web")
-    >>> kinds.register("", "file")
-    >>> kinds.find("https://example.org/a.pth"), kinds.find("a.pth"), list(kinds)
-    ('web', 'file', ['https://', 'http://', ''])
     """
 
     def __init__(self) -> None:
@@ -53,24 +45,13 @@ class Prefixes(Generic[T]):
         self._values.update(dict.fromkeys(names, value))
 
     def find(self, source: str) -> T | None:
-        """The value for the beginning of a source; None if nobody registered it."""
+        """The value for the beginning of a source; None if none is registered."""
         return next((self._values[prefix] for prefix in self if re.match(prefix, source)), None)
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """The conditions of a fetch: bounds, the hash that the file must have, the revision that is locked."""
-
-    limits: Limits
-    progress: Progress
-    cache: Cache
-    sha256: str | None = None
-    revision: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class LocalFile:
-    """A local file, and the URL and the revision that it came from, as far as they are known."""
+    """A local file, and where it came from, as far as that is known."""
 
     path: Path
     url: str = ""
@@ -110,25 +91,25 @@ def fetch(
     Traceback (most recent call last):
     torchinit.errors.FetchError: http://example.org/a.pth: anyone on the way can change what comes by http; ...
     """
-    text, wanted, lockfile = os.fspath(source), _checked_hash(sha256), lock_of(lock, frozen)
+    text, lockfile = os.fspath(source), lock_of(lock, frozen)
+    wanted = sha256 and sha256.strip().lower().removeprefix("sha256:")
+    if wanted is not None and not re.fullmatch(r"[0-9a-f]{64}", wanted):
+        raise FetchError(f"a sha256 has 64 hexadecimal digits, but got {sha256!r}")
     pin = lockfile.pin(text, wanted)
     wanted, revision = (pin.sha256, pin.revision) if pin else (wanted, "")
-    with show_progress(text, progress) as shown, lockfile.named() if pin else nullcontext():
-        request = Request(limits or from_environment(), shown, Cache(default_folder()), wanted, revision)
-        file = resolve(text, request)
+    try:
+        with show_progress(text, progress) as shown:
+            request = Request(limits or from_environment(), shown, Cache(default_folder()), wanted, revision)
+            file = resolve(text, request)
+    except HashMismatchError as error:
+        remedy = f"{lockfile.path} has the wanted one; if the change is right, remove the source there"
+        raise HashMismatchError(error.headline, [*error.problems, *[remedy] * bool(pin)]) from error
     if lockfile.path and pin is None:
         if not file.path.is_file():
             raise FetchError(f"{text} is not a file, so it cannot be recorded in a lock file")
         url = masked(file.url) if file.url not in (text, masked(text)) else ""
         lockfile.add(text, Pin(hash_of(file.path), file.path.stat().st_size, url, file.revision))
     return file.path
-
-
-def _checked_hash(sha256: str | None) -> str | None:
-    text = sha256 and sha256.strip().lower().removeprefix("sha256:")
-    if text is not None and not re.fullmatch(r"[0-9a-f]{64}", text):
-        raise FetchError(f"a sha256 has 64 hexadecimal digits, but got {sha256!r}")
-    return text
 
 
 def resolve(source: str, request: Request) -> LocalFile:
@@ -153,7 +134,7 @@ def _resolver(source: str) -> Resolver:
         known = [prefix.removesuffix("://") for prefix in RESOLVERS if prefix]
         near = did_you_mean(scheme[1], known) if scheme else ""
         problems = [f"known are {', '.join(known)}; {_MORE}"]
-        raise FetchError(f"{source}: nobody registered this kind of source{near}", problems)
+        raise FetchError(f"{source}: this kind of source is not registered{near}", problems)
     return resolver
 
 
@@ -169,7 +150,7 @@ def register_source(prefixes: str | Iterable[str], resolver: Resolver, *, force:
     FileNotFoundError: /nfs/models/a.pth can not be found.
     >>> fetch("model://a.pth")
     Traceback (most recent call last):
-    torchinit.errors.FetchError: model://a.pth: nobody registered this kind of source; did you mean 'models'?
+    torchinit.errors.FetchError: model://a.pth: this kind of source is not registered; did you mean 'models'?
       known are ...
     """
     RESOLVERS.register(prefixes, resolver, force=force)
@@ -184,6 +165,10 @@ def _local(source: str, request: Request) -> Path:
     return path
 
 
+def _file_url(source: str, request: Request) -> Path:
+    return _local(unquote(source.removeprefix("file://").removeprefix("localhost")), request)
+
+
 def _web(source: str, request: Request) -> LocalFile:
     if source.startswith("http://") and request.sha256 is None:
         raise FetchError(f"{source}: anyone on the way can change what comes by http; give its sha256, or use https://")
@@ -195,12 +180,10 @@ def _web(source: str, request: Request) -> LocalFile:
         except ModuleNotFoundError as error:
             remedy = f"{error.name} is not installed: pip install {error.name}"
             raise FetchError(f"{source} cannot be fetched: {remedy}") from error
-        entry = download(source, request.cache, request.limits, request.sha256, request.progress)
+        entry = download(source, request)
     return LocalFile(entry.path, entry.url)
 
 
 register_source("", _local)
-register_source(
-    "file://", lambda source, _: _local(unquote(source.removeprefix("file://").removeprefix("localhost")), _)
-)
+register_source("file://", _file_url)
 register_source(("http://", "https://"), _web)

@@ -1,13 +1,14 @@
-"""URLs: where an address leads, checked before anybody is asked."""
+"""URLs: where an address leads, checked before any host is asked; the files that an index names."""
 
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Final, Literal, cast
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
@@ -22,6 +23,8 @@ _UNICAST: Final = ipaddress.IPv6Network("2000::/3")
 _EMBEDDING: Final = tuple(map(ipaddress.IPv6Network, ("::/96", "64:ff9b::/96", "64:ff9b:1::/48")))
 _SAFE: Final = "/%:@!$&'()*+,;=~"
 _LONGEST_NAME: Final = 100
+_URL: Final = re.compile(r"[A-Za-z][\w+.-]*://")
+_OUTSIDE: Final = re.compile(r"[\\:?#%]|^/|(^|/)\.{1,2}(/|$)|//|/$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +42,8 @@ class Address:
 
 
 def address_of(url: str) -> Address:
-    """The address that an http or https URL names. Raises FetchError for any other text.
-
-    >>> address = address_of("https://Example.org:8000/a b.pth?x=1#part")
-    >>> address.url, address.host, address.port
-    ('https://example.org:8000/a%20b.pth?x=1', 'example.org', 8000)
-    """
-    # urlsplit would drop line breaks without a word.
-    if any(unicodedata.category(character) == "Cc" for character in url):
+    """The address that an http or https URL names. Raises FetchError for any other text."""
+    if _has_category(url, "Cc"):  # urlsplit would drop line breaks without a word
         raise FetchError(f"{url!r} holds a control character")
     try:
         parts = urlsplit(url)
@@ -69,6 +66,10 @@ def address_of(url: str) -> Address:
     return Address(url, scheme, host, port or _PORTS[scheme])
 
 
+def _has_category(text: str, *categories: str) -> bool:
+    return any(unicodedata.category(character) in categories for character in text)
+
+
 def redirected(address: Address, location: str) -> Address:
     """The address that a redirect leads to: never off https, to no other scheme. Raises FetchError."""
     try:
@@ -83,21 +84,17 @@ def redirected(address: Address, location: str) -> Address:
 def check_allowed(address: Address, limits: Limits) -> None:
     """Raise FetchError where the limits do not let this host be asked."""
     if limits.offline:
-        raise FetchError(
-            f"{address} is not in the cache, and TORCHINIT_OFFLINE is set; fetch it once while online"
-            " (torchinit fetch URL)"
-        )
+        remedy = "fetch it once while online (torchinit fetch URL)"
+        raise FetchError(f"{address} is not in the cache, and TORCHINIT_OFFLINE is set; {remedy}")
     if not limits.allows(address.host):
         names = ", ".join(limits.hosts)
         raise FetchError(f"{address}: the host {address.host!r} is not allowed; TORCHINIT_ALLOWED_HOSTS names {names}")
 
 
 def check_public(address: Address, ips: Iterable[str], limits: Limits) -> None:
-    """Raise FetchError where an IP address of a host is not on the internet, and the limits do not name the host.
-
-    Such addresses can be asked from here alone: other machines of the network, this machine, a cloud's metadata.
-    """
-    # A recipe may be a stranger's. Comparing addresses where a connection is made is one rule for names, redirects
+    """Raise FetchError where an IP address of a host is not on the internet, and the limits do not name the host."""
+    # A recipe may be a stranger's, and such addresses can be asked from here alone: other machines of the network,
+    # this machine, a cloud's metadata. Comparing addresses where a connection is made is one rule for names, redirects
     # and rebinding; a mirror of one's own costs one variable, once.
     private = [ip for ip in ips if not is_public(ip)]
     if private and not limits.allows_private(address.host):
@@ -108,11 +105,7 @@ def check_public(address: Address, ips: Iterable[str], limits: Limits) -> None:
 
 
 def is_public(text: str) -> bool:
-    """Whether an IP address is on the internet; one that embeds another, as IPv6 can, counts as that.
-
-    >>> is_public("1.1.1.1"), is_public("10.0.0.1"), is_public("::ffff:127.0.0.1"), is_public("169.254.169.254")
-    (True, False, False, False)
-    """
+    """Whether an IP address is on the internet; one that embeds another, as IPv6 can, counts as that."""
     ip = ipaddress.ip_address(text.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         last = ipaddress.IPv4Address(int(ip) & 0xFFFF_FFFF)
@@ -123,13 +116,34 @@ def is_public(text: str) -> bool:
 
 
 def name_of(url: str) -> str:
-    """A name for the file behind a URL: its last part, safe for any file system and never hidden.
-
-    >>> name_of("https://example.org/weights/resnet50.pth?download=1")
-    'resnet50.pth'
-    >>> name_of("https://example.org/..%2f..%2fetc%2fpasswd"), name_of("https://example.org/")
-    ('passwd', 'file')
-    """
+    """A name for the file behind a URL: its last part, safe for any file system and never hidden."""
     last = PurePosixPath(unquote(urlsplit(url).path).replace("\\", "/")).name
     safe = re.sub(r"[^A-Za-z0-9._-]", "_", last).strip(".")
     return safe[-_LONGEST_NAME:].lstrip(".") or "file"  # cut at its front: the suffix tells what is in the file
+
+
+def member_of(source: str | os.PathLike[str], name: str) -> str:
+    """The source of a file that an index names, in the folder of the index or below it.
+
+    Raises FetchError for a name that leads anywhere else: absolute, with ``..``, a backslash, a drive, a URL.
+    The revision of an ``hf://`` source, and the query of a URL, stay.
+
+    >>> member_of("https://example.org/m/model.safetensors.index.json?download=1", "model-00001.safetensors")
+    'https://example.org/m/model-00001.safetensors?download=1'
+    >>> member_of("hf://org/repo/model.safetensors.index.json@v1", "part-1.safetensors")
+    'hf://org/repo/part-1.safetensors@v1'
+    >>> member_of("https://example.org/m/index.json", "../secret")
+    Traceback (most recent call last):
+    torchinit.errors.FetchError: https://example.org/m/index.json names '../secret', which is not in its folder
+    """
+    index = os.fspath(source)
+    if not name or _has_category(name, "Cc", "Cs") or _OUTSIDE.search(name):
+        raise FetchError(f"{index} names {name!r}, which is not in its folder")
+    if not _URL.match(index):
+        return str(Path(index).parent / name)
+    if index.startswith(("http://", "https://")):
+        parts = urlsplit(index)
+        return parts._replace(path=f"{parts.path.rpartition('/')[0]}/{quote(name)}", fragment="").geturl()
+    folder, _, last = index.rpartition("/")
+    revision = "".join(last.partition("@")[1:]) if index.startswith("hf://") else ""
+    return f"{folder}/{name}{revision}"
