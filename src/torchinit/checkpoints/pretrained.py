@@ -24,6 +24,7 @@ from torchinit.initializers.load_report import Cast, LoadReport, Mismatch
 from torchinit.initializers.source import Resolution, SourceInitializer
 from torchinit.model.globs import check_globs, glob_matches
 from torchinit.model.sites import Site
+from torchinit.rules.catalog import INITIALIZERS
 from torchinit.serialization.json import FrozenMap
 from torchinit.serialization.validation import choice, text, truth
 
@@ -385,3 +386,7 @@ def kind_of(dtype: torch.dtype) -> str:
 def last_match(globs: Mapping[str, _T], name: str) -> _T | None:
     """The value of the last glob that matches a name; None if none does."""
     return next((globs[glob] for glob in reversed([*globs]) if glob_matches(glob, name)), None)
+
+
+INITIALIZERS.register(Loaded)
+INITIALIZERS.register(Pretrained)

@@ -26,7 +26,13 @@ Size: TypeAlias = tuple[int, ...]  # the shape of a tensor
 
 @dataclass(frozen=True, slots=True)
 class ReadPlan:
-    """The boxes to read, one of each tensor, and the function that combines them to a box of a site."""
+    """The boxes to read, one of each tensor, and the function that combines them to a box of a site.
+
+    >>> import torch
+    >>> plan = ReadPlan((Box((2,), (1,)),), lambda tensors: tensors[0])
+    >>> plan.combine([box.of(torch.arange(4)) for box in plan.boxes])
+    tensor([2])
+    """
 
     boxes: tuple[Box, ...]
     combine: Callable[[Sequence[Tensor]], Tensor]
