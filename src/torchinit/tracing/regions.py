@@ -1,4 +1,4 @@
-"""Memory and regions: which tensors share memory, and which elements of one another one reaches."""
+"""Regions: which tensors share memory, and which elements of one tensor another reaches."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torchinit.tracing.trace import Region
 
 
 def memory_of(tensor: Tensor) -> Tensor | None:
-    """The plain tensor whose memory holds the values: itself, or what of a ``DTensor`` is here; None for others."""
+    """The plain tensor whose memory holds the values: itself, or the local part of a ``DTensor``; None for others."""
     if type(tensor) in (Tensor, nn.Parameter):
         return tensor if tensor.layout == torch.strided else None
     return memory_of(tensor._local_tensor) if is_distributed(tensor) else None
 
 
 def storage_of(tensor: Tensor) -> int | None:
-    """The address that identifies the memory of a tensor while it lives; None where it has none of its own."""
+    """The address that identifies the memory of a tensor while it lives; None where it has no memory of its own."""
     memory = memory_of(tensor)
     return None if memory is None else memory.untyped_storage()._cdata
 
@@ -37,7 +37,7 @@ def extent(tensor: Tensor) -> tuple[int, int]:
 
 
 class MemoryIndex:
-    """Tensors by the memory that they cover, so that a write through any view of it is known as theirs.
+    """Tensors by the memory that they cover, so that a write through any view of it is found to be theirs.
 
     Tensors without memory of their own (sparse ones, subclasses that wrap others) are known by identity; a ``DTensor``
     by the memory of its local part.
@@ -50,7 +50,7 @@ class MemoryIndex:
 
     # An operation nearly always writes another tensor than the watched one: a view, `.data` or `.detach()`, with
     # an identity of its own and the same storage. So tensors are found by storage, which is one look-up in a dict for
-    # all that nobody watches. Where several watched tensors lie in one storage, as slices of a flattened parameter do,
+    # all that is not watched. Where several watched tensors lie in one storage, as slices of a flattened parameter do,
     # the bytes between the first and the last that each reaches are compared. That is two comparisons, and takes
     # interleaved views (every second column) for overlapping ones: a write to one is then told for both. A storage is
     # known by the address of its C++ object, which is not given away while its tensors, kept here, live; a tensor that
@@ -71,7 +71,7 @@ class MemoryIndex:
             self._spans.setdefault(storage, []).append((*extent(memory), key, id(tensor)))
 
     def drop(self, tensor: Tensor) -> None:
-        """Watch a tensor no longer."""
+        """Stop watching a tensor."""
         self._tensors.pop(id(tensor), None)
         old = self._homes.pop(id(tensor), None)
         if old is not None:
@@ -130,7 +130,7 @@ def region_of(view: Tensor, base: Tensor) -> Region:
 
 
 def region_of_shards(parts: Sequence[Shard]) -> Region:
-    """The region of a site that its shards hold."""
+    """The region of a site that the shards hold."""
     if all(part.is_whole for part in parts):
         return None
     return Box(parts[0].start, tuple(parts[0].local.shape)) if len(parts) == 1 else "part"

@@ -17,7 +17,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from torchinit.model.sandbox import ALLOCATING
 from torchinit.model.traversal import held
 from torchinit.tracing.locks import Snapshot, snapshot
-from torchinit.tracing.observer import written_by
+from torchinit.tracing.operations import written_by
 from torchinit.tracing.regions import memory_of, storage_of
 
 _COPYING = frozenset((torch.ops.aten.clone, torch.ops.aten._to_copy))
