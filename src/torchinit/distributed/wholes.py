@@ -30,8 +30,7 @@ from torchinit.model.shards import Shard
 from torchinit.model.storage import overlaps
 from torchinit.plans.observers import present, unobserved
 from torchinit.plans.plan import Step
-from torchinit.tracing.observer import written_by
-from torchinit.tracing.operations import name_of
+from torchinit.tracing.observer import name_of, written_by
 from torchinit.tracing.regions import MemoryIndex, storage_of
 from torchinit.tracing.seeded import TRUNCATED
 from torchinit.tracing.source_lines import frame_of_caller

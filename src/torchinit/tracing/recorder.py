@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
-from types import FrameType, TracebackType
+from types import FrameType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +19,7 @@ from torchinit.model.traversal import Held, Kind, held
 from torchinit.plans.observers import present
 from torchinit.plans.plan import Step
 from torchinit.tracing.locks import Snapshot, is_locked, refusal, snapshot
-from torchinit.tracing.observer import Event, Observer
-from torchinit.tracing.operations import name_of
+from torchinit.tracing.observer import Event, Observer, name_of
 from torchinit.tracing.regions import MemoryIndex, region_of_shards, region_within, storage_of
 from torchinit.tracing.source_lines import find_caller, frame_of_user, is_within
 from torchinit.tracing.trace import UNSEEN, Region, Trace, Write
@@ -79,15 +79,12 @@ class Recorder:
         self.begin(frame_of_user())
         self._names_before, self._parts_before = set(self._keys), _part_ids(self.model)
         self._name_sites()
-        with ExitStack() as stack:
-            stack.enter_context(present(self))
-            stack.enter_context(self.observer)
-            self._open = stack.pop_all()
+        self._open = ExitStack()
+        self._open.enter_context(present(self))
+        self._open.enter_context(self.observer)
         return self.trace
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         self._open.__exit__(kind, error, trace)
         if error is not None:
             self.trace.error = f"{type(error).__name__}: {error}"
