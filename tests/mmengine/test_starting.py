@@ -32,7 +32,7 @@ from torchinit import (
     seeded,
     trace,
 )
-from torchinit.distributed.standins import light_parameters
+from torchinit.distributed.buffers import light_parameters
 
 ENTRY = {"type": "Normal", "std": 0.5, "layer": "Linear"}
 

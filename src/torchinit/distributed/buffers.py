@@ -1,26 +1,27 @@
-"""Own code: how the modules of a model themselves make the buffers that no rule writes."""
+"""Buffers: those that no rule writes, made by the code of their own modules on a stand-in."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.nn.utils.parametrize import is_parametrized
 
 from torchinit.distributed.allocation import Tenant
-from torchinit.distributed.standins import Values, light_parameters, standing_in, twice
 from torchinit.model.constructors import kept_arguments
-from torchinit.model.dtensor import shards_of
+from torchinit.model.dtensor import is_distributed, local_part, shards_of
 from torchinit.model.names import normalize
 from torchinit.model.sandbox import Poison, poisoned_memory
+from torchinit.model.shards import Box
 from torchinit.noise import Keyed
 from torchinit.noise.threads import one_thread
 
@@ -35,19 +36,23 @@ METHODS = (
     "init_weights",
     "_init_weights",
 )
-"""What modules call the code that sets them up anew, in the order in which it is tried."""
+"""The usual names of methods that set a module up anew, in the order in which they are tried."""
 
 _DRAW = 3
 """The draw index of what own code draws: fills use 0 and 1, parametrizations 2."""
 
+_POISONS: tuple[Poison, ...] = (Poison(torch.nan, 1), Poison(1.5, 0))
+"""The content of buffers before a run: for floats, and for integers."""
+
 _TRIED: ContextVar[bool] = ContextVar("torchinit_own_code_is_tried", default=False)
 
-Place = tuple[nn.Module, str]
-Lent = Callable[[], AbstractContextManager[None]]
+_Place: TypeAlias = tuple[nn.Module, str]
+_Values: TypeAlias = dict[_Place, Tensor]
+_Lending: TypeAlias = Callable[[], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class _OwnCode:
     """Code that may make buffers of ``scope``: a method to call, or a constructor that builds the scope anew."""
 
     text: str
@@ -58,10 +63,19 @@ class Way:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What came of it: by the names of the buffers, who made each of them, and why nobody did."""
+    """The result of own code: by the names of the tensors, the code that made each, and why none did."""
 
     by: dict[str, str] = field(default_factory=dict)
     failed: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+# A module's own code knows how to make its buffers, but nothing says which of it does, and it may do more: write to
+# parameters, count its calls, assign attributes. So it is run on a stand-in: the module itself with parameters on the
+# meta device, buffers that hold poison, and all its attributes put back afterwards. It is run twice, from different
+# poisons: what comes out the same was written whole, which works without NaN, for integers and booleans, too. A
+# constructor builds another module instead, which has to have the same names and shapes. What can fail: code that
+# copies the poison from one buffer to another in a way that makes both runs equal, and code with effects outside of
+# the module, as files that it writes.
 
 
 @one_thread()
@@ -92,25 +106,24 @@ def make_buffers(
     made = Made()
     above = _parents(model)
     paths = {**{module: normalize(path) for path, module in model.named_modules()}, **(paths or {})}
-    missing = {(one.module, one.leaf): one for one in wanted}
-    tried: dict[tuple[nn.Module, str], str] = {}  # whatever a way makes, it has made when it was first tried
-    for module in dict.fromkeys(one.module for one in wanted):
+    missing = {(entry.module, entry.leaf): entry for entry in wanted}
+    tried: dict[_Place, str] = {}  # by scope and text: whatever code makes, it has made when it was first tried
+    for module in dict.fromkeys(entry.module for entry in wanted):
         reasons: list[str] = []
-        for way in _ways([module, *above[module]], initialized_later):
-            here = [one for one in missing.values() if one.module is module]
-            if not here:
+        for code in _candidates([module, *above[module]], initialized_later):
+            if all(entry.module is not module for entry in missing.values()):
                 break
-            found: dict[Place, Tensor] = {}
-            if (way.scope, way.text) not in tried:
-                lent = partial(Keyed(seed).lending, paths[way.scope], _DRAW, device)
-                found, reason = _tried(way, list(missing.values()), device, lent)
-                tried[way.scope, way.text] = reason
-            reasons += filter(None, [tried[way.scope, way.text]])
+            found: _Values = {}
+            if (code.scope, code.text) not in tried:
+                lending = partial(Keyed(seed).lending, paths[code.scope], _DRAW, device)
+                found, reason = _try(code, list(missing.values()), device, lending)
+                tried[code.scope, code.text] = reason
+            reasons += filter(None, [tried[code.scope, code.text]])
             for place, value in found.items():
-                one = missing.pop(place)
-                _store(one, value)
-                made.by[one.name] = way.text
-        made.failed.update({one.name: tuple(reasons) for one in missing.values() if one.module is module})
+                entry = missing.pop(place)
+                _store(entry, value)
+                made.by[entry.name] = code.text
+        made.failed.update({entry.name: tuple(reasons) for entry in missing.values() if entry.module is module})
     return made
 
 
@@ -123,32 +136,36 @@ def _parents(model: nn.Module) -> dict[nn.Module, list[nn.Module]]:
     return found
 
 
-def _ways(chain: Sequence[nn.Module], initialized_later: Callable[[nn.Module], bool]) -> Iterator[Way]:
-    module, *above = chain
-    yield from _methods(module, initialized_later)
-    for one in chain:
-        method: Any = getattr(one, "_init_weights", None)
+def _candidates(modules: Sequence[nn.Module], initialized_later: Callable[[nn.Module], bool]) -> Iterator[_OwnCode]:
+    """The code that may make buffers of the first module, which the others are above."""
+    first, *above = modules
+    yield from _methods(first, initialized_later)
+    for module in modules:
+        method: Any = getattr(module, "_init_weights", None)
         if needs(method) == 1:
-            yield Way(f"{_name(one)}._init_weights({_name(module)})", module, partial(method, module))
-    for one in above:
-        yield from _methods(one, initialized_later)
-    for one in chain:
-        build = _constructor(one)
-        if build is not None:
-            yield Way(f"{_name(one)}(...)", one, build, builds=True)
+            yield _OwnCode(f"{_name(module)}._init_weights({_name(first)})", first, partial(method, first))
+    for module in above:
+        yield from _methods(module, initialized_later)
+    for module in modules:
+        cls = type(module)
+        if is_parametrized(module) or cls.__init__ is nn.Module.__init__:
+            continue
+        arguments = kept_arguments(module, cls)
+        if arguments is not None:
+            yield _OwnCode(f"{_name(module)}(...)", module, partial(cls, **arguments), builds=True)
 
 
-def _methods(module: nn.Module, initialized_later: Callable[[nn.Module], bool]) -> Iterator[Way]:
+def _methods(module: nn.Module, initialized_later: Callable[[nn.Module], bool]) -> Iterator[_OwnCode]:
     for name in METHODS:
         if name == "init_weights" and initialized_later(module):
             continue
         method: Any = getattr(module, name, None)
         if needs(method) == 0:
-            yield Way(f"{_name(module)}.{name}()", module, method)
+            yield _OwnCode(f"{_name(module)}.{name}()", module, method)
 
 
 def needs(method: Any) -> int | None:
-    """How many arguments a method has to be given; None for what cannot be called, and where nobody can tell."""
+    """The number of arguments that a method has to be given; None for what cannot be called, or has no signature."""
     try:
         parameters = inspect.signature(method).parameters.values()
     except (TypeError, ValueError):
@@ -160,23 +177,19 @@ def _name(module: nn.Module) -> str:
     return type(module).__name__
 
 
-def _constructor(module: nn.Module) -> Callable[[], nn.Module] | None:
-    """Builds a module of this class anew, if it keeps all that it was made with."""
-    if is_parametrized(module) or type(module).__init__ is nn.Module.__init__:
-        return None
-    arguments = kept_arguments(module, type(module))
-    return None if arguments is None else partial(type(module), **arguments)
-
-
-def _tried(way: Way, missing: Sequence[Tenant], device: torch.device, lent: Lent) -> tuple[dict[Place, Tensor], str]:
-    """The missing buffers that the code makes, and what went wrong."""
-    inside = set(map(id, way.scope.modules()))
-    wanted = [one for one in missing if id(one.module) in inside]
+def _try(code: _OwnCode, missing: Sequence[Tenant], device: torch.device, lending: _Lending) -> tuple[_Values, str]:
+    """The missing buffers that the code makes, and the reason why there are not more."""
+    inside = set(code.scope.modules())
+    wanted = [entry for entry in missing if entry.module in inside]
+    token = _TRIED.set(True)
     try:
-        found = twice(lambda poison: _run(way, wanted, poison, device, lent))
-    except Exception as error:  # noqa: BLE001  # other people's code; it is told if all fails
-        return {}, f"{way.text} raised {type(error).__name__}: {error}"
-    return found, "" if len(found) == len(wanted) else f"{way.text} does not write all of it"
+        first, second = (_run(code, wanted, poison, device, lending) for poison in _POISONS)
+    except Exception as error:  # noqa: BLE001  # foreign code; it is reported if all fails
+        return {}, f"{code.text} raised {type(error).__name__}: {error}"
+    finally:
+        _TRIED.reset(token)
+    found = {place: value for place, value in first.items() if place in second and _is_same(value, second[place])}
+    return found, "" if len(found) == len(wanted) else f"{code.text} does not write all of it"
 
 
 def is_tried() -> bool:
@@ -188,31 +201,23 @@ def is_tried() -> bool:
     return _TRIED.get()
 
 
-def _run(way: Way, wanted: list[Tenant], poison: Poison, device: torch.device, lent: Lent) -> Values:
-    token = _TRIED.set(True)
-    try:
-        return _made(way, wanted, poison, device, lent)
-    finally:
-        _TRIED.reset(token)
-
-
-def _made(way: Way, wanted: list[Tenant], poison: Poison, device: torch.device, lent: Lent) -> Values:
-    with lent(), torch.no_grad(), device:
-        if way.builds:
+def _run(code: _OwnCode, wanted: list[Tenant], poison: Poison, device: torch.device, lending: _Lending) -> _Values:
+    """The wanted buffers after one run of the code, or of the module that it builds."""
+    with lending(), torch.no_grad(), device:
+        if code.builds:
             with light_parameters(), poisoned_memory(poison):
-                return _of_twin(way.scope, way.call(), wanted)
-        with standing_in(way.scope, wanted, poison, device):
-            way.call()
-            found = {(one.module, one.leaf): one.module._buffers.get(one.leaf) for one in wanted}
-            return {place: value.detach().clone() for place, value in found.items() if value is not None}
+                twin = code.call()
+            if _outline(code.scope) != _outline(twin):
+                raise ValueError("it builds another module than this one")
+            paths = {module: path for path, module in code.scope.named_modules()}
+            return _buffers(wanted, lambda module: twin.get_submodule(paths[module]))
+        with _standing_in(code.scope, wanted, poison, device):
+            code.call()
+            return {place: value.detach().clone() for place, value in _buffers(wanted).items()}
 
 
-def _of_twin(scope: nn.Module, twin: nn.Module, wanted: Sequence[Tenant]) -> Values:
-    """The buffers of a module that was built anew, if it is like the one that it stands for."""
-    if _outline(scope) != _outline(twin):
-        raise ValueError("it builds another module than this one")
-    paths = {module: path for path, module in scope.named_modules()}
-    found = {(one.module, one.leaf): twin.get_submodule(paths[one.module])._buffers[one.leaf] for one in wanted}
+def _buffers(wanted: Sequence[Tenant], owner: Callable[[nn.Module], nn.Module] = lambda module: module) -> _Values:
+    found = {(entry.module, entry.leaf): owner(entry.module)._buffers.get(entry.leaf) for entry in wanted}
     return {place: value for place, value in found.items() if value is not None}
 
 
@@ -221,8 +226,71 @@ def _outline(module: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in every}
 
 
-def _store(one: Tenant, value: Tensor) -> None:
+def _is_same(value: Tensor, other: Tensor) -> bool:
+    return value.shape == other.shape and not (value.is_meta or other.is_meta) and torch.equal(value, other)
+
+
+def _store(entry: Tenant, value: Tensor) -> None:
     with torch.no_grad():
-        for part in shards_of(one.name, one.tensor):
-            box = tuple(slice(at, at + size) for at, size in zip(part.start, part.local.shape, strict=True))
-            part.local.copy_(value[box])
+        for shard in shards_of(entry.name, entry.tensor):
+            shard.local.copy_(Box(shard.start, tuple(shard.local.shape)).of(value))
+
+
+# --- stand-ins ---------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _standing_in(scope: nn.Module, wanted: list[Tenant], poison: Poison, device: torch.device) -> Iterator[None]:
+    """Lets code run on a module: its parameters are on the meta device, and the wanted buffers hold poison.
+
+    After it the modules have their attributes and tensors back.
+    """
+    poisoned = {(entry.module, entry.leaf) for entry in wanted}
+    before = [(vars(module), dict(vars(module)), [dict(vars(module)[h]) for h in _HOMES]) for module in scope.modules()]
+    try:
+        for module in list(scope.modules()):
+            for leaf, parameter in module._parameters.items():
+                if parameter is not None:
+                    module._parameters[leaf] = _light(parameter)
+            for leaf, buffer in module._buffers.items():
+                if buffer is not None and (module, leaf) in poisoned:
+                    value = poison.of(buffer.dtype)
+                    module._buffers[leaf] = torch.full(buffer.shape, value, dtype=buffer.dtype, device=device)
+                elif buffer is not None:
+                    # One that has its values already; a part of one is of no use to code that knows nothing of parts.
+                    local = local_part(buffer)
+                    whole = not is_distributed(buffer) or local.shape == buffer.shape
+                    module._buffers[leaf] = local.clone() if whole else _on_meta(buffer)
+        yield
+    finally:
+        for attributes, kept, contents in before:
+            attributes.clear()
+            attributes.update(kept)
+            for home, content in zip(_HOMES, contents, strict=True):
+                kept[home].clear()
+                kept[home].update(content)
+
+
+_HOMES = ("_parameters", "_buffers", "_modules")
+
+
+def _on_meta(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+
+
+def _light(parameter: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(_on_meta(parameter), requires_grad=parameter.requires_grad)
+
+
+@contextmanager
+def light_parameters() -> Iterator[None]:
+    """Constructors that run inside keep no parameter's memory, only its description."""
+
+    def lighter(_: nn.Module, __: str, parameter: Any) -> Any:
+        return None if parameter is None or parameter.is_meta else _light(parameter)  # a tied one comes by twice
+
+    handle = register_module_parameter_registration_hook(lighter)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,14 +16,11 @@ from torchinit.distributed.collectives import exchanged, is_shared
 from torchinit.distributed.wholes import Exchange, Wholes, is_spread
 from torchinit.model.traversal import places
 from torchinit.noise import Keyed, Noise
-from torchinit.tracing import MemoryIndex
 from torchinit.tracing.recorder import Recorder
 from torchinit.tracing.seeded import Seeded
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-_RESETTING = ("reset_parameters", "_reset_parameters")
 
 
 def own_resets(model: nn.Module, noise: Noise, blank: Sequence[Tenant], *, group: ProcessGroup | None = None) -> Made:
@@ -35,7 +32,7 @@ def own_resets(model: nn.Module, noise: Noise, blank: Sequence[Tenant], *, group
 
 
 def exchange_in(group: ProcessGroup | None) -> Exchange | None:
-    """How the ranks of a group give each other the parts of a tensor; None where there is one process."""
+    """The exchange by which the ranks of a group give each other the parts of a tensor; None for one process."""
 
     def exchange(tensor: Any, value: Any) -> list[Any]:
         del tensor  # all ranks of the group have it
@@ -47,27 +44,24 @@ def exchange_in(group: ProcessGroup | None) -> Exchange | None:
 def reset_layers(top: nn.Module, seed: int | None, blank: Sequence[Tenant], wholes: Wholes | None = None) -> Made:
     """Let each layer that has parameters without values reset them; what it does not write is left to others."""
     wanted: dict[nn.Module, list[Tenant]] = defaultdict(list)
-    for one in blank:
-        if one.kind == "parameter":
-            wanted[one.module].append(one)
+    for entry in blank:
+        if entry.kind == "parameter":
+            wanted[entry.module].append(entry)
     ran: dict[nn.Module, str] = {}
     failed: dict[str, tuple[str, ...]] = {}
-    drawing = Recorder(top) if seed is None else Seeded(top, seed)
-    with torch.no_grad(), drawing as seen, _working(wholes, drawing.index):
+    recorder = Recorder(top) if seed is None else Seeded(top, seed)
+    with torch.no_grad(), recorder as seen, wholes.working(recorder.index) if wholes else nullcontext():
         for module in dict.fromkeys(place.module for place in places(top) if place.module in wanted):
-            method = next((name for name in _RESETTING if needs(getattr(module, name, None)) == 0), None)
+            names = ("reset_parameters", "_reset_parameters")
+            method = next((name for name in names if needs(getattr(module, name, None)) == 0), None)
             if method is None:
                 continue
             ran[module] = f"{type(module).__name__}.{method}()"
             try:
                 getattr(module, method)()
-            except Exception as error:  # noqa: BLE001  # other people's code; told if nothing else writes these
+            except Exception as error:  # noqa: BLE001  # foreign code; reported if nothing else writes these
                 text = f"{ran[module]} raised {type(error).__name__}: {error}"
-                failed.update({one.name: (text,) for one in wanted[module]})
+                failed.update({entry.name: (text,) for entry in wanted[module]})
     written = {write.site for write in seen.writes}
-    by = {one.name: text for module, text in ran.items() for one in wanted[module] if one.name in written}
+    by = {entry.name: text for module, text in ran.items() for entry in wanted[module] if entry.name in written}
     return Made(by, failed)
-
-
-def _working(wholes: Wholes | None, index: MemoryIndex) -> AbstractContextManager[None]:
-    return nullcontext() if wholes is None else wholes.working(index)

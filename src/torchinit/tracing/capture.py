@@ -255,13 +255,18 @@ def _constant(value: object) -> Fill | None:
     return None if number is None else Constant(number)
 
 
+def _truncated(given: _Arguments) -> Fill:
+    mean, std, low, high = (float(given[name]) for name in ("mean", "std", "a", "b"))
+    return TruncNormal(mean, std, low, high)
+
+
 _CREATING: Final[Mapping[str, Callable[[_Arguments], Fill | None]]] = {
     "zero_": lambda given: Constant(0.0),
     "fill_": lambda given: _constant(given["value"]),
     "copy_": lambda given: _constant(given["src"]),
     "normal_": lambda given: Normal(float(given["mean"]), float(given["std"])),
     "uniform_": lambda given: Uniform(float(given["from"]), float(given["to"])),
-    "trunc_normal_": lambda given: TruncNormal(*(float(given[name]) for name in ("mean", "std", "a", "b"))),
+    "trunc_normal_": _truncated,
     "eye": lambda given: Identity(),
     "orthogonal_": lambda given: Orthogonal(float(given["gain"])),
     "dirac_": lambda given: Dirac(given["groups"]),

@@ -33,9 +33,8 @@ from torchinit import (
     make_plan,
     sites,
 )
-from torchinit.distributed.estimate.cost import cost_of, wholes
+from torchinit.distributed.estimate.cost import Rates, cost_of, kind_of, measured, wholes
 from torchinit.distributed.estimate.partition import Partition, parse_mesh, parse_placing
-from torchinit.distributed.estimate.rates import Rates, kind_of, measured
 from torchinit.initializers.composites import Padded
 from torchinit.initializers.matrices import DeltaOrthogonal, Dirac, Whole
 

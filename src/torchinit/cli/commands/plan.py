@@ -11,9 +11,8 @@ from torchinit import Plan
 from torchinit.api import draft
 from torchinit.cli import options
 from torchinit.cli.errors import UsageError
-from torchinit.distributed.estimate.cost import Cost, cost_of
+from torchinit.distributed.estimate.cost import Cost, cost_of, measured
 from torchinit.distributed.estimate.partition import parse_mesh, parse_placing
-from torchinit.distributed.estimate.rates import measured
 
 if TYPE_CHECKING:
     from torchinit.cli.options import Commands
