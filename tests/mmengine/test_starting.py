@@ -32,7 +32,7 @@ from torchinit import (
     seeded,
     trace,
 )
-from torchinit.distributed.buffers import light_parameters
+from torchinit.distributed.own_code import light_parameters
 
 ENTRY = {"type": "Normal", "std": 0.5, "layer": "Linear"}
 

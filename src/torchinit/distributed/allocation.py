@@ -41,11 +41,7 @@ class Tenant:
 
 
 def tenants(model: nn.Module) -> Iterator[Tenant]:
-    """Every tensor of a model, once for each module that keeps it.
-
-    >>> [entry.name for entry in tenants(nn.BatchNorm1d(2, affine=False))]
-    ['running_mean', 'running_var', 'num_batches_tracked']
-    """
+    """Every tensor of a model, once for each module that keeps it."""
     for path, module in model.named_modules():
         kinds: tuple[tuple[Kind, Any], ...] = (("parameter", module._parameters), ("buffer", module._buffers))
         for kind, home in kinds:
@@ -58,11 +54,7 @@ def tenants(model: nn.Module) -> Iterator[Tenant]:
 
 
 def check_device(device: torch.device | str) -> torch.device:
-    """The device, if there is memory on it; else RunError.
-
-    >>> check_device("cpu")
-    device(type='cpu')
-    """
+    """The device, if there is memory on it; else RunError."""
     try:
         found = torch.device(device)
         torch.empty(1, device=found)
@@ -120,8 +112,6 @@ def check_styles(model: nn.Module) -> None:
     mesh; the weight is cut by the rank in the group. On a mesh whose ranks do not ascend these are different parts.
     ``ColwiseParallel`` is right, and so is ``RowwiseParallel`` for inputs that are cut already, as a column-wise layer
     leaves them.
-
-    >>> check_styles(nn.Linear(2, 3))
     """
     problems = [
         f"{path}: RowwiseParallel over ranks {mesh.mesh.tolist()} finds"
@@ -260,13 +250,7 @@ def _memory(tensor: Tensor, device: torch.device, memories: dict[int, Tensor | N
 
 
 def unwritten(blank: Iterable[Tenant], known: Collection[str]) -> list[str]:
-    """The names of the tensors that still hold NaN, or that can hold none and are not among the known.
-
-    >>> layer = nn.Linear(2, 2)
-    >>> _ = layer.weight.data[1].fill_(torch.nan)
-    >>> unwritten(tenants(layer), [])
-    ['weight']
-    """
+    """The names of the tensors that still hold NaN, or that can hold none and are not among the known."""
     return list(dict.fromkeys(entry.name for entry in blank if not _is_written(entry, known)))
 
 

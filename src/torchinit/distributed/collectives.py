@@ -57,11 +57,7 @@ def ranks_of(group: ProcessGroup | None = None) -> list[int]:
 
 
 def ranks_text(ranks: Sequence[int], most: int = 5) -> str:
-    """Ranks as a reader would write them.
-
-    >>> ranks_text([2]), ranks_text([0, 1, 3])
-    ('rank 2', 'ranks 0, 1, 3')
-    """
+    """Ranks as a reader would write them."""
     return f"{'rank' if len(ranks) == 1 else 'ranks'} {some([str(rank) for rank in ranks], most)}"
 
 

@@ -12,8 +12,8 @@ from torch import nn
 from torchinit._text import dtype_name
 from torchinit.distributed import allocation
 from torchinit.distributed.allocation import Allocation, Tenant, allocate, tenants, unwritten
-from torchinit.distributed.buffers import Made, make_buffers
 from torchinit.distributed.collectives import check_consensus, intent_of, is_shared, run_collectively
+from torchinit.distributed.own_code import Made, make_buffers
 from torchinit.distributed.replicas import verify_replicas
 from torchinit.errors import RunError, count
 from torchinit.initializers.statistics import measure
@@ -142,12 +142,7 @@ def with_resets(report: Report, blank: Sequence[Tenant], made: Made, *, stats: b
 
 
 def why_unwritten(one: Tenant, tried: Sequence[str]) -> str:
-    """Why no rule gives a tensor values, and the way out.
-
-    >>> norm = nn.BatchNorm1d(2)
-    >>> why_unwritten(Tenant("weight", norm, "weight", norm.weight, "parameter"), ())
-    'a parameter of BatchNorm1d that no rule writes'
-    """
+    """Why no rule gives a tensor values, and the way out."""
     left = f"a {one.kind} of {type(one.module).__name__} that no rule writes"
     if one.kind == "parameter":
         return left

@@ -133,11 +133,6 @@ class Wholes:
 
     Tensors that a parametrization computes others from stay as they are. ``exchange`` gives what the ranks hold of a
     tensor; by default they tell each other along the dimensions of its mesh.
-
-    >>> model = nn.Linear(2, 2)
-    >>> wholes = Wholes(model)  # nothing is spread here
-    >>> is_spread(model), wholes.take_out()
-    (False, None)
     """
 
     def __init__(self, model: nn.Module, exchange: Exchange | None = None) -> None:
@@ -305,11 +300,7 @@ def _covers(target: Any, whole: Whole) -> bool:
 
 
 def is_spread(model: nn.Module) -> bool:
-    """Whether a model holds a DTensor with memory.
-
-    >>> is_spread(nn.Linear(2, 2))
-    False
-    """
+    """Whether a model holds a DTensor with memory."""
     return next(_spread(model), None) is not None
 
 
@@ -323,11 +314,7 @@ def _spread(model: nn.Module) -> Iterator[Tenant]:
 
 
 def bare_class(cls: type) -> type:
-    """The class of a module before ``fully_shard`` put one of its own in front.
-
-    >>> bare_class(nn.Linear).__name__
-    'Linear'
-    """
+    """The class of a module before ``fully_shard`` put one of its own in front."""
     bases = cls.__bases__
     return bases[1] if len(bases) == 2 and bases[0].__name__ in ("FSDPModule", "ReplicateModule") else cls
 

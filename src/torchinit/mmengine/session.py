@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from torchinit._text import some
-from torchinit.distributed.buffers import is_tried
+from torchinit.distributed.own_code import is_tried
 from torchinit.distributed.wholes import Exchange, Wholes, is_spread
 from torchinit.errors import PlanError, RunError
 from torchinit.initializers.load_report import LoadReport

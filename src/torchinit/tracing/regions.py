@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -113,27 +114,34 @@ def region_of(view: Tensor, base: Tensor) -> Region:
     >>> region_of(base[1:3, 2], base), region_of(base.t(), base), region_of(base[:, ::2], base)
     (Box(start=(1, 2), shape=(2, 1)), None, 'part')
     """
-    # A view is a first element and pairs of size and stride. Where each of its strides is that of an axis of the base,
-    # the view is a box, and its size along that axis is the box's. A dimension of the view may also run along several
-    # axes at once, as after `flatten()`: it has the stride of the innermost, covers that one whole and goes on along
-    # the next. All else makes no box and is "part": every second column, a diagonal, another dtype.
+    # A view is a first element and pairs of size and stride. It makes a box where its strides are those of the base's
+    # axes and the box between its first and its last element has as many elements as the view. So a dimension may also
+    # run along several axes, as after `flatten()`: it has the stride of the innermost, covers that one whole and goes
+    # on along the next. All else is "part": every second column, a diagonal, a row and a half, another dtype.
     if view is base or _covers(view, base):
         return None
-    start = _start(view, base) if view.dtype == base.dtype else None
-    if start is None:
+    strides = {stride for size, stride in zip(base.shape, base.stride(), strict=True) if size > 1}
+    steps = [(size, stride) for size, stride in zip(view.shape, view.stride(), strict=True) if size != 1]
+    if view.dtype != base.dtype or any(stride not in strides for _, stride in steps):
         return "part"
-    shape: dict[int, int] = {}
-    for size, stride in zip(view.shape, view.stride(), strict=True):
-        if size != 1 and not _fit_axes(size, stride, base, start, shape):
-            return "part"
-    return Box(start, tuple(shape.get(axis, 1) for axis in range(base.dim())))
+    offset = int(view.storage_offset()) - int(base.storage_offset())
+    first, last = _index(base, offset), _index(base, offset + sum((size - 1) * stride for size, stride in steps))
+    if first is None or last is None:
+        return "part"
+    shape = tuple(high - low + 1 for low, high in zip(first, last, strict=True))
+    return Box(first, shape) if min(shape) > 0 and math.prod(shape) == view.numel() else "part"
 
 
-def region_of_shards(parts: Sequence[Shard]) -> Region:
-    """The region of a site that the shards hold."""
-    if all(part.is_whole for part in parts):
+def _index(base: Tensor, offset: int) -> tuple[int, ...] | None:
+    """The index of the element of a tensor that lies so far behind the first, if there is one."""
+    index = [0] * base.dim()
+    if offset < 0:
         return None
-    return Box(parts[0].start, tuple(parts[0].local.shape)) if len(parts) == 1 else "part"
+    for stride, axis in sorted(((base.stride(axis), axis) for axis in range(base.dim())), reverse=True):
+        if base.shape[axis] > 1:
+            index[axis], offset = divmod(offset, stride)
+    inside = all(at < size for at, size in zip(index, base.shape, strict=True))
+    return tuple(index) if inside and not offset else None
 
 
 def _covers(view: Tensor, base: Tensor) -> bool:
@@ -145,30 +153,8 @@ def _covers(view: Tensor, base: Tensor) -> bool:
     return same or view.numel() * view.element_size() == high - low
 
 
-def _start(view: Tensor, base: Tensor) -> tuple[int, ...] | None:
-    """The index of the view's first element."""
-    left = int(view.storage_offset()) - int(base.storage_offset())
-    start = [0] * base.dim()
-    if left < 0:
+def region_of_shards(parts: Sequence[Shard]) -> Region:
+    """The region of a site that the shards hold."""
+    if all(part.is_whole for part in parts):
         return None
-    for stride, axis in sorted(((base.stride(axis), axis) for axis in range(base.dim())), reverse=True):
-        if base.shape[axis] > 1:
-            start[axis], left = divmod(left, stride)
-    inside = all(at < size for at, size in zip(start, base.shape, strict=True))
-    return tuple(start) if inside and not left else None
-
-
-def _fit_axes(size: int, stride: int, base: Tensor, start: tuple[int, ...], shape: dict[int, int]) -> bool:
-    """Put a dimension of the view into the shape, along the axes of the tensor that it runs along, if it fits any."""
-    while size > 1:
-        axis = next((a for a in range(base.dim()) if base.stride(a) == stride and base.shape[a] > 1), None)
-        if axis is None or axis in shape:
-            return False
-        here = base.shape[axis]
-        if start[axis] + size <= here:
-            shape[axis] = size
-            return True
-        if start[axis] or size % here:
-            return False
-        shape[axis], size, stride = here, size // here, stride * here
-    return True
+    return Box(parts[0].start, tuple(parts[0].local.shape)) if len(parts) == 1 else "part"

@@ -213,11 +213,7 @@ _SIDE = 256
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Nanoseconds an element, by kind of fill and dtype, seconds a site, and where they come from.
-
-    >>> Rates({"Constant float32": 0.5}, "given").nanoseconds["Constant float32"]
-    0.5
-    """
+    """Nanoseconds an element, by kind of fill and dtype, seconds a site, and where they come from."""
 
     nanoseconds: Mapping[str, float]
     source: str

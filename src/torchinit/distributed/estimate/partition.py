@@ -35,11 +35,7 @@ _ROWS = frozenset(("o_proj", "out_proj", "wo", "down_proj", "w2", "c_proj", "fc2
 
 @dataclass(frozen=True, slots=True)
 class Placing:
-    """An axis that a site is cut along in one dimension of the mesh, by name; None: it is not cut.
-
-    >>> Placing("tp", "**.router.weight", None).matches("layers.0.router.weight")
-    True
-    """
+    """An axis that a site is cut along in one dimension of the mesh, by name; None: it is not cut."""
 
     way: Way
     name: str
@@ -128,11 +124,7 @@ def _matches(placing: Placing, site: Site) -> bool:
 
 
 def piece(size: int, pieces: int, at: int) -> int:
-    """The length of one piece, as ``torch.chunk`` cuts: all of one size, the last ones shorter or empty.
-
-    >>> [piece(10, 4, at) for at in range(4)], [piece(3, 4, at) for at in range(4)]
-    ([3, 3, 3, 1], [1, 1, 1, 0])
-    """
+    """The length of one piece, as ``torch.chunk`` cuts: all of one size, the last ones shorter or empty."""
     each = -(-size // pieces)
     return max(0, min(each, size - at * each))
 
@@ -186,9 +178,6 @@ def parse_placing(text: str) -> Placing:
     """The placing that ``tp:**.router.weight=0`` stands for; ``=replicate`` cuts nothing.
 
     Raises ValueError for anything else.
-
-    >>> parse_placing("tp:**.norm.weight=replicate")
-    Placing(way='tp', name='**.norm.weight', axis=None)
     """
     way, colon, rest = text.partition(":")
     name, equals, axis = rest.rpartition("=")
