@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -179,14 +178,13 @@ def allocate(model: nn.Module, device: torch.device, leave: Callable[[Tensor], b
     >>> layer.weight.item(), allocation.undo(), layer.weight.is_meta
     (nan, None, True)
     """
-    places = [
-        (entry.module, entry.leaf) for entry in tenants(model) if entry.tensor.is_meta and not leave(entry.tensor)
-    ]
-    memories = _shared_memories(model)
+    without = [entry for entry in tenants(model) if entry.tensor.is_meta and not leave(entry.tensor)]
+    places = {(entry.module, entry.leaf) for entry in without}
+    memories: dict[int, Tensor] = {}
     swaps: list[tuple[Tensor, Tensor]] = []
     try:
-        for tensor in {id(entry.tensor): entry.tensor for entry in tenants(model)}.values():
-            if tensor.is_meta and not is_lazy(tensor) and not leave(tensor):
+        for tensor in {id(entry.tensor): entry.tensor for entry in without}.values():
+            if not is_lazy(tensor):
                 swaps.append(_swap(model, tensor, _like(tensor, device, memories)))
         for module in model.modules():
             if hasattr(module, "_get_fsdp_state"):
@@ -210,20 +208,7 @@ def _swap(model: nn.Module, old: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
     return new, old
 
 
-def _shared_memories(model: nn.Module) -> dict[int, Tensor | None]:
-    """The memories on the meta device that several tensors share; the bytes that stand for each come when needed."""
-    users: dict[int, set[int]] = defaultdict(set)
-    for entry in tenants(model):
-        if _is_simple(entry.tensor):
-            users[entry.tensor.untyped_storage()._cdata].add(id(entry.tensor))
-    return {memory: None for memory, those in users.items() if len(those) > 1}
-
-
-def _is_simple(tensor: Tensor) -> bool:
-    return tensor.layout == torch.strided and not (is_distributed(tensor) or is_lazy(tensor))
-
-
-def _like(tensor: Tensor, device: torch.device, memories: dict[int, Tensor | None]) -> Tensor:
+def _like(tensor: Tensor, device: torch.device, memories: dict[int, Tensor]) -> Tensor:
     with torch.no_grad():
         new = _memory(tensor.detach(), device, memories)
         local = local_part(new)
@@ -236,17 +221,15 @@ def _like(tensor: Tensor, device: torch.device, memories: dict[int, Tensor | Non
     return new
 
 
-def _memory(tensor: Tensor, device: torch.device, memories: dict[int, Tensor | None]) -> Tensor:
-    if not _is_simple(tensor):
+def _memory(tensor: Tensor, device: torch.device, memories: dict[int, Tensor]) -> Tensor:
+    """Memory laid out as a tensor is; one for all tensors that share theirs on the meta device."""
+    if type(tensor) is not Tensor or tensor.layout != torch.strided:
         return torch.empty_like(tensor, device=device)
     storage = tensor.untyped_storage()
     if storage._cdata not in memories:
-        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
-    memory = memories[storage._cdata]
-    if memory is None:
-        memory = memories[storage._cdata] = torch.empty(storage.nbytes(), dtype=torch.uint8, device=device)
+        memories[storage._cdata] = torch.empty(storage.nbytes(), dtype=torch.uint8, device=device)
     new = torch.empty(0, dtype=tensor.dtype, device=device)
-    return new.set_(memory.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
+    return new.set_(memories[storage._cdata].untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
 
 
 def unwritten(blank: Iterable[Tenant], known: Collection[str]) -> list[str]:

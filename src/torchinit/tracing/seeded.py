@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
 from types import CodeType, FrameType
@@ -58,16 +58,12 @@ class Seeded(Recorder):
         self.noise = Keyed(seed)
         self.indices: Counter[str] = Counter()
         self.observer.execute = self._execute
-        self._generator = torch.empty(0)
 
     def __enter__(self) -> Trace:
-        self._generator = torch.default_generator.get_state()
-        return super().__enter__()
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        with ExitStack() as stack:
-            stack.callback(torch.default_generator.set_state, self._generator)
-            super().__exit__(kind, error, trace)
+        state = torch.default_generator.get_state()
+        seen = super().__enter__()
+        self._open.callback(torch.default_generator.set_state, state)
+        return seen
 
     def _execute(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         method = _method(func)

@@ -41,8 +41,8 @@ class Placing:
     name: str
     axis: int | None
 
-    def matches(self, name: str) -> bool:
-        return glob_matches(self.name, name)
+    def matches(self, site: Site) -> bool:
+        return any(glob_matches(self.name, view.name) for view in site.views)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class Partition:
 
     def _axis(self, way: Way, site: Site) -> int | None:
         for placing in reversed(self.placings):
-            if placing.way == way and _matches(placing, site):
+            if placing.way == way and placing.matches(site):
                 return placing.axis
         experts = _expert_axis(site)
         if way == "tp" and experts is not None:
@@ -104,7 +104,7 @@ class Partition:
         """Raises RunError where a placing matches no site, or names an axis that a site does not have."""
         known, problems = list(sites), []
         for placing in self.placings:
-            text, matched = f"{placing.way}:{placing.name}", [site for site in known if _matches(placing, site)]
+            text, matched = f"{placing.way}:{placing.name}", [site for site in known if placing.matches(site)]
             if placing.way not in self.ways:
                 problems.append(f"{text}: the mesh has no dimension {placing.way!r}: it is {self}")
             if not matched:
@@ -117,10 +117,6 @@ class Partition:
             ]
         if problems:
             raise RunError(f"{count(len(problems), 'mistake')} in the placements", problems)
-
-
-def _matches(placing: Placing, site: Site) -> bool:
-    return any(placing.matches(view.name) for view in site.views)
 
 
 def piece(size: int, pieces: int, at: int) -> int:
