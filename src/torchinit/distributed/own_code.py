@@ -314,12 +314,7 @@ def own_resets(model: nn.Module, noise: Noise, blank: Sequence[Tenant], *, group
 
 def exchange_in(group: ProcessGroup | None) -> Exchange | None:
     """The exchange by which the ranks of a group give each other the parts of a tensor; None for one process."""
-
-    def exchange(tensor: Any, value: Any) -> list[Any]:
-        del tensor  # all ranks of the group have it
-        return exchanged(value, group)
-
-    return exchange if is_shared(group) else None
+    return (lambda _, value: exchanged(value, group)) if is_shared(group) else None  # all ranks have each tensor
 
 
 def reset_layers(top: nn.Module, seed: int | None, blank: Sequence[Tenant], wholes: Wholes | None = None) -> Made:

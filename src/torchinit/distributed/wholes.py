@@ -79,11 +79,6 @@ class Whole:
         self.base.untyped_storage().resize_(0)
         self.home = storage_of(self.base)
 
-    def allocate(self) -> None:
-        """Get memory, if there is none."""
-        if not self.base.untyped_storage().nbytes():
-            self.base.untyped_storage().resize_(self.bytes)
-
     def fill(self, exchange: Exchange) -> None:
         """Take the values that the ranks hold."""
         shards = shards_of(self.name, self.spread)
@@ -289,7 +284,8 @@ class Wholes:
                     self._put_back(whole)
             for whole in used:
                 self._touched[whole] = None
-                whole.allocate()
+                if not whole.base.untyped_storage().nbytes():
+                    whole.base.untyped_storage().resize_(whole.bytes)
                 if values and not whole.is_valid:
                     whole.fill(self._exchange)
 

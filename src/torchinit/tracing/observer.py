@@ -94,13 +94,6 @@ def arguments_of(func: Operation, args: Sequence[Any], kwargs: Mapping[str, Any]
     return {name: args[at] if at < len(args) else kwargs.get(name, default) for at, name, default in slots}
 
 
-def arguments_text(func: Operation, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
-    """The arguments that a reader cares for, as text; tensors by their shapes, one number by itself."""
-    values = arguments_of(func, args, kwargs).items()
-    given = [(name, _text(value)) for name, value in values if value is not None and name not in _OMITTED]
-    return ", ".join([f"{name}={text}" if name else text for name, text in given])
-
-
 def _text(value: Any) -> str:
     if isinstance(value, Tensor):
         single = type(value) is Tensor and value.dim() == 0 and value.device.type == "cpu" and not value.is_complex()
@@ -128,8 +121,10 @@ class Event(NamedTuple):
 
     @property
     def arguments(self) -> str:
-        """The arguments of the operation, as text."""
-        return arguments_text(self.operation, self.args, self.kwargs)
+        """The arguments that a reader cares for, as text; tensors by their shapes, one number by itself."""
+        values = arguments_of(self.operation, self.args, self.kwargs).items()
+        given = [(name, _text(value)) for name, value in values if value is not None and name not in _OMITTED]
+        return ", ".join([f"{name}={text}" if name else text for name, text in given])
 
     @property
     def what(self) -> str:
@@ -139,8 +134,6 @@ class Event(NamedTuple):
 
 
 Listener: TypeAlias = Callable[[Event], None]
-CopyListener: TypeAlias = Callable[[Event, Tensor], None]
-RegistrationListener: TypeAlias = Callable[[nn.Module, str, object], None]
 
 _SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]  # a descriptor, which the stubs call a tensor
 _SET_ITEM = Tensor.__setitem__
@@ -191,10 +184,10 @@ class Observer:
         self,
         index: MemoryIndex,
         on_write: Listener,
-        on_registration: RegistrationListener | None = None,
+        on_registration: Callable[[nn.Module, str, object], None] | None = None,
         *,
         before_write: Listener = lambda _: None,
-        on_copy: CopyListener | None = None,
+        on_copy: Callable[[Event, Tensor], None] | None = None,
         execute: Execute | None = None,
     ) -> None:
         self.index = index

@@ -240,7 +240,7 @@ class Recorder:
         """Find what no observer saw: values, memory or tensors that are others than they were."""
         if _part_ids(self.model) == self._parts_before:
             for site in self.sites:
-                self._look_at(site)
+                self._compare(site)
             return
         now = {name: site for site, aliases in _traced(self.model) for name in (site.name, *aliases)}
         self.trace.removed = tuple(name for name in self._keys if name not in now)
@@ -250,20 +250,15 @@ class Recorder:
                 site.unseen = True
                 self._add(site, Write(site.name, "assigned"))
             elif current is not None:
-                self._look_at(site)
+                self._compare(site)
         for site in now.values():
             if site.name not in self._keys and site.name not in self.trace.aliases:
                 self.observe(site)
                 self._add(site, Write(site.name, "assigned"))
 
-    def _look_at(self, site: TracedTensor) -> None:
-        if self.exact or not site.written:
-            self._compare(site)
-
     def _compare(self, site: TracedTensor) -> None:
         """Note a write that no observer saw, if there was one."""
-        now = self._snapshots(site)
-        if now != site.snapshots:
+        if (self.exact or not site.written) and (now := self._snapshots(site)) != site.snapshots:
             site.snapshots, site.unseen = now, True
             self._add(site, Write(site.name, UNSEEN))
 
