@@ -54,7 +54,7 @@ _HANDING_OUT = frozenset({"numpy", "tolist", "__array__", "__dlpack__"})
 """Functions that hand memory to NumPy and others, where no dispatcher sees what is read and written."""
 
 
-class Whole:
+class WholeTensor:
     """One parameter or buffer: the DTensor, and the plain tensor that stands in its place.
 
     ``is_valid`` says that the memory holds the values, ``is_changed`` that code has written to it, ``is_handed_out``
@@ -133,10 +133,10 @@ class Wholes:
     def __init__(self, model: nn.Module, exchange: Exchange | None = None) -> None:
         self._exchange = exchange or _along_the_mesh
         self._classes = [(module, cls) for module in model.modules() if bare_class(cls := type(module)) is not cls]
-        self._places: list[tuple[dict[str, Any], str, Whole]] = []
-        wholes: dict[int, Whole] = {}  # by the id of the DTensor: tied ones stay tied
+        self._places: list[tuple[dict[str, Any], str, WholeTensor]] = []
+        wholes: dict[int, WholeTensor] = {}  # by the id of the DTensor: tied ones stay tied
         for entry in list(_spread(model)):
-            whole = wholes.get(id(entry.tensor)) or Whole(entry.name, entry.tensor)
+            whole = wholes.get(id(entry.tensor)) or WholeTensor(entry.name, entry.tensor)
             wholes[id(entry.tensor)] = whole
             self._places.append((entry.home, entry.leaf, whole))
             entry.home[entry.leaf] = whole.tensor
@@ -151,7 +151,7 @@ class Wholes:
                     del hooks[key]  # after each load it looks for its DTensors, which stay where they are
         self._by_tensor = {id(whole.tensor): whole for whole in wholes.values()}
         self._by_home = {whole.home: whole for whole in wholes.values()}
-        self._touched: dict[Whole, None] = {}
+        self._touched: dict[WholeTensor, None] = {}
         self._index = MemoryIndex()
 
     def __enter__(self) -> Wholes:
@@ -210,7 +210,7 @@ class Wholes:
             for whole in list(self._touched):
                 self._put_back(whole)
 
-    def _put_back(self, whole: Whole) -> None:
+    def _put_back(self, whole: WholeTensor) -> None:
         home = whole.home
         if whole.put_back():
             del self._by_home[home]
@@ -258,7 +258,9 @@ class Wholes:
             self._moved(args[0])
         return result
 
-    def _is_by_parts(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], used: Sequence[Whole]) -> bool:
+    def _is_by_parts(
+        self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], used: Sequence[WholeTensor]
+    ) -> bool:
         """Whether an operation need not have the whole in memory. Within ``trunc_normal_`` it is looked at next."""
         if name not in _BY_PARTS or len(used) > 1 or used[0] in self._touched or kwargs.get("generator") is not None:
             return False
@@ -272,10 +274,10 @@ class Wholes:
         if whole := self._by_tensor.get(id(tensor)):
             self._touched[whole] = None
 
-    def _of(self, tensor: Tensor) -> Whole | None:
+    def _of(self, tensor: Tensor) -> WholeTensor | None:
         return self._by_home.get(storage_of(tensor))
 
-    def _bring(self, used: Sequence[Whole], *, values: bool) -> None:
+    def _bring(self, used: Sequence[WholeTensor], *, values: bool) -> None:
         """Give wholes memory, and their values if these are wanted; others lose theirs where there are too many."""
         others = [whole for whole in self._touched if whole not in used]
         with unobserved(watched=True), torch.no_grad():
@@ -290,7 +292,7 @@ class Wholes:
                     whole.fill(self._exchange)
 
 
-def _covers(target: Any, whole: Whole) -> bool:
+def _covers(target: Any, whole: WholeTensor) -> bool:
     """Whether a view of a whole reaches every element of it."""
     return isinstance(target, Tensor) and target.numel() == whole.base.numel() and not overlaps(target)
 

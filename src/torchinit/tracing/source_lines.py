@@ -33,7 +33,7 @@ class Caller(NamedTuple):
     module: str | None
 
 
-class _Code(NamedTuple):
+class _CodeFacts(NamedTuple):
     """The facts that all frames of one piece of code share."""
 
     is_users: bool
@@ -41,13 +41,13 @@ class _Code(NamedTuple):
     arguments: tuple[str, ...] = ()
 
 
-_KNOWN: dict[int, tuple[CodeType, _Code]] = {}
+_KNOWN: dict[int, tuple[CodeType, _CodeFacts]] = {}
 """By the id of the code, which is kept so that its id is not given to another: to hash code takes longer."""
 
 _MOST_KNOWN = 8192
 
 
-def _look_up(code: CodeType) -> _Code:
+def _look_up(code: CodeType) -> _CodeFacts:
     known = _KNOWN.get(id(code))
     if known is None:
         if len(_KNOWN) >= _MOST_KNOWN:
@@ -56,20 +56,20 @@ def _look_up(code: CodeType) -> _Code:
     return known[1]
 
 
-def _describe(code: CodeType) -> _Code:
+def _describe(code: CodeType) -> _CodeFacts:
     file = code.co_filename
     arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
     if file.startswith(_OURS):
-        return _Code(is_users=False)
+        return _CodeFacts(is_users=False)
     if file == torch.nn.init.__file__:
-        return _Code(False, "nn.init." + code.co_qualname)  # which is never given a module
+        return _CodeFacts(False, "nn.init." + code.co_qualname)  # which is never given a module
     if file.startswith(_TORCH):
         machinery = file.startswith(_MACHINERY) or code.co_name.endswith("call_impl")
-        return _Code(False, "" if machinery else code.co_qualname, arguments)
+        return _CodeFacts(False, "" if machinery else code.co_qualname, arguments)
     package = next((package for end, package in _STANDING_FOR_TORCH.items() if file.endswith(end)), None)
     if package is not None:
-        return _Code(False, package + code.co_qualname, arguments)
-    return _Code(not file.endswith(_CONTEXTS), "", arguments)
+        return _CodeFacts(False, package + code.co_qualname, arguments)
+    return _CodeFacts(not file.endswith(_CONTEXTS), "", arguments)
 
 
 # A write is made at the bottom of a stack: torch's machinery, perhaps a function of nn.init, a function of the user's

@@ -160,11 +160,11 @@ def cost_of(plan: Plan, partition: Partition, rates: Rates) -> Cost:
         WholeFill(local.site.name, str(fill), box.numel, part.scratch(box.shape), rates.seconds_of(part, box.shape))
         for local, fill in written
         if local.elements
-        for box, part in wholes(fill, local.site.shape)
+        for box, part in whole_regions(fill, local.site.shape)
     ]
     elements: Counter[str] = Counter()
     for local, fill in written:
-        if local.elements and not wholes(fill, local.site.shape):
+        if local.elements and not whole_regions(fill, local.site.shape):
             elements[kind_of(fill, local.site)] += local.elements
     drawing = sum(rates.nanoseconds[kind] * number * 1e-9 for kind, number in elements.items())
     return Cost(
@@ -185,7 +185,7 @@ def cost_of(plan: Plan, partition: Partition, rates: Rates) -> Cost:
     )
 
 
-def wholes(fill: Fill, shape: tuple[int, ...]) -> list[tuple[Box, Fill]]:
+def whole_regions(fill: Fill, shape: tuple[int, ...]) -> list[tuple[Box, Fill]]:
     """The regions of a tensor that a fill computes whole wherever a part of them is."""
     return [(box, part) for box, part in fill.regions(shape) if part.scratch(box.shape)]
 
