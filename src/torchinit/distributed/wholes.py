@@ -232,7 +232,7 @@ class Wholes:
         used = [whole for leaf in leaves if isinstance(leaf, Tensor) and (whole := self._of(leaf))]
         if not used:
             return func(*args, **kwargs)
-        if self._is_by_parts(name, args, kwargs, used):
+        if len(used) == 1 and self._is_by_parts(name, args, kwargs, used[0]):
             func(used[0].spread, *args[1:], **kwargs)
             return args[0]
         overwritten = name in _OVERWRITING and len(used) == 1 and _covers(args[0], used[0])
@@ -258,13 +258,11 @@ class Wholes:
             self._moved(args[0])
         return result
 
-    def _is_by_parts(
-        self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], used: Sequence[WholeTensor]
-    ) -> bool:
+    def _is_by_parts(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], whole: WholeTensor) -> bool:
         """Whether an operation need not have the whole in memory. Within ``trunc_normal_`` it is looked at next."""
-        if name not in _BY_PARTS or len(used) > 1 or used[0] in self._touched or kwargs.get("generator") is not None:
+        if name not in _BY_PARTS or whole in self._touched or kwargs.get("generator") is not None:
             return False
-        target, base, frame = args[0], used[0].base, frame_of_caller()
+        target, base, frame = args[0], whole.base, frame_of_caller()
         if any(isinstance(value, Tensor) for value in args[1:]) or (frame is not None and frame.f_code is TRUNCATED):
             return False
         return (target.shape, target.stride(), target.storage_offset()) == (base.shape, base.stride(), 0)
