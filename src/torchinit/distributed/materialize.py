@@ -43,6 +43,7 @@ class Start(Protocol):
 
     def initializes(self, module: nn.Module) -> bool:
         """Whether it calls the module's ``init_weights``."""
+        return False
 
     def write(self, blank: Sequence[Tenant]) -> Report:
         """Write the values; ``blank`` are the tensors that have just got memory, filled with NaN."""
@@ -86,7 +87,7 @@ Resets: TypeAlias = Callable[[Sequence[Tenant]], Made]
 
 
 @dataclass(frozen=True, slots=True)
-class PlannedStart:
+class PlannedStart(Start):
     """The steps of a plan; before them, what they do not cover is reset by its layers, where ``resets`` is given."""
 
     model: nn.Module
@@ -104,9 +105,6 @@ class PlannedStart:
     @property
     def certain(self) -> Collection[str]:
         return {view.name for step in self.plan.steps for view in step.site.views}
-
-    def initializes(self, module: nn.Module) -> bool:
-        return False
 
     def write(self, blank: Sequence[Tenant]) -> Report:
         sites = [*self.plan.untouched, *(skip.site for skip in self.plan.skipped if skip.why == FROZEN)]

@@ -35,15 +35,8 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 METHODS = (
-    "reset_running_stats",
-    "reset_buffers",
-    "_reset_buffers",
-    "init_buffers",
-    "_init_buffers",
-    "reset_parameters",
-    "_reset_parameters",
-    "init_weights",
-    "_init_weights",
+    *("reset_running_stats", "reset_buffers", "_reset_buffers", "init_buffers", "_init_buffers"),
+    *("reset_parameters", "_reset_parameters", "init_weights", "_init_weights"),
 )
 """The usual names of methods that set a module up anew, in the order in which they are tried."""
 
@@ -101,9 +94,8 @@ def make_buffers(
 
     Tried are, in this order: the module's methods that set it up anew (``reset_parameters`` and its like), an
     ``_init_weights(module)`` of a module above it, the methods of those above it, and the constructors, where a
-    module keeps all the arguments that it was made with under their own names. A buffer counts as made when all of its
-    elements come out the same whatever it held before. What the code draws depends on the seed and its module alone,
-    by the name that ``paths`` has for it, else by that in the model, and what it computes not on the number of threads.
+    module keeps all the arguments that it was made with under their own names. What the code draws depends on the seed
+    and its module alone, by the name that ``paths`` has for it, else by that in the model.
     The ``init_weights`` of a module that is ``initialized_later`` is not tried: it will be called in any case.
 
     >>> norm = nn.BatchNorm1d(2)
@@ -152,7 +144,9 @@ def _candidates(modules: Sequence[nn.Module], initialized_later: Callable[[nn.Mo
     for module in modules:
         method: Any = getattr(module, "_init_weights", None)
         if needs(method) == 1:
-            yield _OwnCode(f"{_name(module)}._init_weights({_name(first)})", first, partial(method, first))
+            yield _OwnCode(
+                f"{type(module).__name__}._init_weights({type(first).__name__})", first, partial(method, first)
+            )
     for module in above:
         yield from _methods(module, initialized_later)
     for module in modules:
@@ -161,7 +155,7 @@ def _candidates(modules: Sequence[nn.Module], initialized_later: Callable[[nn.Mo
             continue
         arguments = kept_arguments(module, cls)
         if arguments is not None:
-            yield _OwnCode(f"{_name(module)}(...)", module, partial(cls, **arguments), builds=True)
+            yield _OwnCode(f"{cls.__name__}(...)", module, partial(cls, **arguments), builds=True)
 
 
 def _methods(module: nn.Module, initialized_later: Callable[[nn.Module], bool]) -> Iterator[_OwnCode]:
@@ -170,7 +164,7 @@ def _methods(module: nn.Module, initialized_later: Callable[[nn.Module], bool]) 
             continue
         method: Any = getattr(module, name, None)
         if needs(method) == 0:
-            yield _OwnCode(f"{_name(module)}.{name}()", module, method)
+            yield _OwnCode(f"{type(module).__name__}.{name}()", module, method)
 
 
 def needs(method: Any) -> int | None:
@@ -180,10 +174,6 @@ def needs(method: Any) -> int | None:
     except (TypeError, ValueError):
         return None
     return sum(one.default is one.empty and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD) for one in parameters)
-
-
-def _name(module: nn.Module) -> str:
-    return type(module).__name__
 
 
 def _try(code: _OwnCode, missing: Sequence[Tenant], device: torch.device, lending: _Lending) -> tuple[_Values, str]:

@@ -159,9 +159,7 @@ _HOOKS: tuple[Callable[..., Any], ...] = (
 class Observer:
     """Reports, while it is entered, each write to a watched tensor and what is put into modules.
 
-    Seen are in-place operations, ``out=``, foreach operations, writes through views and ``.data``,
-    ``tensor.data = other``, ``set_``, and parameters, buffers and children assigned to any module. Not
-    seen: memory written behind torch's back, for example through ``tensor.numpy()``, and what other threads
+    Not seen: memory written behind torch's back, for example through ``tensor.numpy()``, and what other threads
     write. ``before_write`` may raise instead of a write; ``on_copy`` is told when a watched tensor has been copied, or
     another made like it, with the copy; ``execute`` does the operations in torch's place.
 
