@@ -148,6 +148,13 @@ def why_unwritten(one: Tenant, tried: Sequence[str]) -> str:
     return f"{left}, and {code}. Give it a rule with buffers = true, or a reset_parameters()"
 
 
+# Nothing has memory before the start is known, all ranks agree on it and the device is there; each of these steps is
+# taken by all ranks together, so that one error ends them all. NaN in fresh memory proves what was written: all that
+# still holds it, and whole numbers that nothing was seen to write, is an error. Then the tensors change places with
+# those of before, which takes the memory away. Buffers come first, own resets next, and what the start says over
+# them, since code may read what it changes. Replicas are compared at the very end, as nothing writes after that.
+
+
 @dataclass(frozen=True, slots=True)
 class Materialization:
     """The way in which a model gets memory and values: on which device, from which start, by which ranks together.

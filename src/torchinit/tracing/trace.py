@@ -142,6 +142,7 @@ class Trace:
 
     def add(self, key: object, write: Write, shape: tuple[int, ...] = ()) -> None:
         """Add a write to a site of this shape; it becomes part of an earlier one with the same key."""
+        # A loop may write a site a hundred thousand times: a record a line keeps the trace readable, and small.
         turn, self._turn = self._turn, self._turn + 1
         before = self._writes.get(key)
         if before is None:
