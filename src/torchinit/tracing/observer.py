@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from functools import lru_cache
 from types import FrameType
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -156,6 +157,7 @@ _HOOKS: tuple[Callable[..., Any], ...] = (
 )
 
 
+@dataclass(eq=False, slots=True)
 class Observer:
     """Reports, while it is entered, each write to a watched tensor and what is put into modules.
 
@@ -178,24 +180,14 @@ class Observer:
     # nn.init that return early on the meta device: torch's function mode sees the first, and sees the others ask
     # `tensor.is_meta`, with their code in the frame that asks. What is put into modules comes by registration hooks.
 
-    def __init__(
-        self,
-        index: MemoryIndex,
-        on_write: Listener,
-        on_registration: Callable[[nn.Module, str, object], None] | None = None,
-        *,
-        before_write: Listener = lambda _: None,
-        on_copy: Callable[[Event, Tensor], None] | None = None,
-        execute: Execute | None = None,
-    ) -> None:
-        self.index = index
-        self.on_write = on_write
-        self.on_registration = on_registration
-        self.before_write = before_write
-        self.on_copy = on_copy
-        self.execute = execute
-        self._open = ExitStack()
-        self._number: float | None = None
+    index: MemoryIndex
+    on_write: Listener
+    on_registration: Callable[[nn.Module, str, object], None] | None = None
+    before_write: Listener = lambda _: None
+    on_copy: Callable[[Event, Tensor], None] | None = None
+    execute: Execute | None = None
+    _open: ExitStack = field(default_factory=ExitStack, init=False)
+    _number: float | None = field(default=None, init=False)
 
     def __enter__(self) -> Observer:
         self._open.enter_context(FunctionMode(self._function))

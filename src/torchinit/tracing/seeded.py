@@ -178,14 +178,13 @@ def _method(func: torch._ops.OpOverload) -> Callable[[Seeded, Any, Sequence[Any]
     return Seeded._orthogonal if func in _LAST_OF_ORTHOGONAL else None
 
 
+@dataclass(frozen=True)
 class _OffsetNoise(Noise):
     """A noise whose draw indices begin at an offset, for a fill that begins at 0."""
 
+    noise: Noise
+    offset: int
     sequential = False
-
-    def __init__(self, noise: Noise, offset: int) -> None:
-        self.noise = noise
-        self.offset = offset
 
     def fill(self, shard: Shard, distribution: Distribution, params: tuple[float, ...], index: int = 0) -> None:
         self.noise.fill(shard, distribution, params, index + self.offset)
