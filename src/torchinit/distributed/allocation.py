@@ -65,7 +65,7 @@ def check_device(device: torch.device | str) -> torch.device:
 
 
 def check_meta(model: nn.Module, *, with_memory: str = "torchinit.initialize") -> None:
-    """Raises RunError unless all parameters of a model are on the meta device. Buffers may have memory already.
+    """Raise RunError unless all parameters of a model are on the meta device. Buffers may have memory already.
 
     ``with_memory`` is the function to call for a model that has memory.
     """
@@ -83,7 +83,7 @@ def check_meta(model: nn.Module, *, with_memory: str = "torchinit.initialize") -
 
 
 def check_ranks(model: nn.Module) -> None:
-    """Raises RunError where this rank cannot hold its part of a model.
+    """Raise RunError where this rank cannot hold its part of a model.
 
     That is where a DTensor lies on a mesh that the rank does not belong to, is placed as ``Partial``, or there is no
     process group that could tell the other ranks of it.
@@ -156,7 +156,7 @@ class Allocation:
     blank: tuple[Tenant, ...]
 
     def undo(self) -> None:
-        """Takes the memory away again."""
+        """Take the memory away again."""
         for tensor, before in self.swaps:
             _swap(self.model, tensor, before)
 
@@ -167,7 +167,7 @@ class Allocation:
 
 
 def allocate(model: nn.Module, device: torch.device, leave: Callable[[Tensor], bool] = is_lazy) -> Allocation:
-    """Gives memory to each tensor of a model that has none, filled with NaN, but for those to ``leave``.
+    """Give memory to each tensor of a model that has none, filled with NaN, but for those to ``leave``.
 
     Kept are the tensor objects, and so ties, class, attributes, ``requires_grad`` and every reference to them; dtype
     and strides; tensors that were views of one memory are so again. Of a DTensor only the local part gets memory.
@@ -198,7 +198,7 @@ def allocate(model: nn.Module, device: torch.device, leave: Callable[[Tensor], b
 
 
 def _swap(model: nn.Module, old: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
-    """Puts one tensor in the place of the other; returns the one that is there now, and the one that was."""
+    """Put one tensor in the place of the other; return the one that is there now, and the one that was."""
     with suppress(RuntimeError):
         torch.utils.swap_tensors(old, new)
         return old, new

@@ -159,7 +159,7 @@ def among(model: nn.Module) -> Callable[[Sequence[str]], list[str]]:
 
 
 def check_consensus(intent: Mapping[str, str], noise: Keyed, group: ProcessGroup | None = None) -> None:
-    """Raises RunError on every rank unless all ranks of the group have one stream, one seed and one intent.
+    """Raise RunError on every rank unless all ranks of the group have one stream, one seed and one intent.
 
     The intent tells by name what will happen. All ranks of the group have to call this. Digests are sent, and intents
     only where they differ.

@@ -173,7 +173,7 @@ class Materialization:
     with_memory: str = "torchinit.initialize"
 
     def carry_out(self) -> Report:
-        """Gives memory, writes, proves that nothing was left; after an error the model has no memory again."""
+        """Give memory, write, and prove that nothing was left; after an error the model has no memory again."""
         start, device = self._together(self._ready, "the plan")
         if is_shared(self.group) and isinstance(self.noise, Keyed):
             check_consensus(start.intent, self.noise, self.group)

@@ -21,7 +21,7 @@ _Digests: TypeAlias = dict[str, str]
 
 
 def verify_replicas(model: nn.Module, *, group: ProcessGroup | None = None) -> None:
-    """Compares what is here of a model, bit for bit, with the other ranks that should hold the same.
+    """Compare the local parts of a model, bit for bit, with those of other ranks that should hold the same.
 
     A plain tensor, as in DistributedDataParallel, should be equal on all ranks of the ``group`` (None: all there are)
     that have one of its name; a part of a DTensor on all that have the same part of a tensor of its name. A rank

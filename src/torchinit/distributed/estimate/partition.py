@@ -101,7 +101,7 @@ class Partition:
         return tuple(shape)
 
     def check(self, sites: Iterable[Site]) -> None:
-        """Raises RunError where a placing matches no site, or names an axis that a site does not have."""
+        """Raise RunError where a placing matches no site, or names an axis that a site does not have."""
         known, problems = list(sites), []
         for placing in self.placings:
             text, matched = f"{placing.way}:{placing.name}", [site for site in known if placing.matches(site)]
