@@ -90,7 +90,7 @@ def make_buffers(
     paths: Mapping[nn.Module, str] | None = None,
     initialized_later: Callable[[nn.Module], bool] = lambda _: False,
 ) -> Made:
-    """Give buffers the values that their modules' own code gives them, and leaves everything else as it is.
+    """Give buffers the values that their modules' own code gives them, and leave everything else as it is.
 
     Tried are, in this order: the module's methods that set it up anew (``reset_parameters`` and its like), an
     ``_init_weights(module)`` of a module above it, the methods of those above it, and the constructors, where a
