@@ -141,7 +141,8 @@ class _LocalSite(NamedTuple):
 def cost_of(plan: Plan, partition: Partition, rates: Rates) -> Cost:
     """The cost of a plan; raises RunError where the partition does not go with the plan's sites.
 
-    >>> from torchinit import Constant, Leaf, Rule, make_plan
+    >>> from torchinit import Constant, Leaf, Rule
+    >>> from torchinit.plans import make_plan
     >>> plan = make_plan([Site("q_proj.weight", (64, 32))], [Rule(Leaf("weight"), Constant(0.0))])
     >>> cost = cost_of(plan, Partition((4, 2), ("fsdp", "tp")), Rates({"Constant float32": 0.5}, "given"))
     >>> cost.bytes, cost.most, cost.written
@@ -241,7 +242,8 @@ def measured(plan: Plan) -> Rates:
 
     It takes some milliseconds a kind.
 
-    >>> from torchinit import Constant, Leaf, Rule, make_plan
+    >>> from torchinit import Constant, Leaf, Rule
+    >>> from torchinit.plans import make_plan
     >>> rates = measured(make_plan([Site("weight", (64, 32))], [Rule(Leaf("weight"), Constant(0.0))]))
     >>> list(rates.nanoseconds)
     ['Constant float32']
