@@ -244,14 +244,14 @@ def test_no_process_group() -> None:
 
 def test_an_allocation_that_fails_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
     model = meta(lambda: nn.Sequential(nn.Linear(2, 2), nn.Linear(3, 3)))
-    full = torch.empty_strided
+    full = torch.empty
 
-    def empty_strided(shape: Any, *args: Any, **kwargs: Any) -> Tensor:
-        if tuple(shape) == (3, 3):
+    def empty(shape: Any, *args: Any, **kwargs: Any) -> Tensor:
+        if shape == 3 * 3 * 4:
             raise MemoryError("no more memory")
         return full(shape, *args, **kwargs)
 
-    monkeypatch.setattr(torch, "empty_strided", empty_strided)
+    monkeypatch.setattr(torch, "empty", empty)
     with pytest.raises(MemoryError, match="no more memory"):
         materialize(model, ALL, seed=0)
     assert all(each.is_meta for each in model.parameters())

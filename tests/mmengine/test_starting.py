@@ -31,7 +31,7 @@ from torchinit import (
     seeded,
     trace,
 )
-from torchinit.distributed.standins import light_parameters
+from torchinit.distributed.own_code import light_parameters
 from torchinit.mmengine import Sequential
 
 ENTRY = {"type": "Normal", "std": 0.5, "layer": "Linear"}

@@ -30,7 +30,7 @@ from tests.peers.openmmlab_sides import prepare  # noqa: E402
 def started(case: Any, folder: Path) -> dict[str, Any]:
     """What of a model's tensors, of those that init_weights writes, differs between the two ways."""
     import torchinit
-    from torchinit.distributed.standins import light_parameters
+    from torchinit.distributed.own_code import light_parameters
 
     config = _one_after_the_other(lambda: _with_checkpoint(case, folder))
     one = build(case.package, config)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from torchinit.distributed.allocation import check_styles as check_styles
 from torchinit.distributed.collectives import among as among
 from torchinit.distributed.materialize import OWN_STARTS as OWN_STARTS
 from torchinit.distributed.materialize import Materialization as Materialization
 from torchinit.distributed.materialize import PlannedStart as PlannedStart
 from torchinit.distributed.materialize import Start as Start
 from torchinit.distributed.materialize import own_starts as own_starts
+from torchinit.distributed.own_code import own_resets as own_resets
 from torchinit.distributed.replicas import verify_replicas
-from torchinit.distributed.resets import own_resets as own_resets
-from torchinit.distributed.styles import check_styles as check_styles
 
 __all__ = ["verify_replicas"]

@@ -1,11 +1,12 @@
-"""Allocations: memory for what is here of a model on the meta device, and what of it was left unwritten."""
+"""Allocations: memory for a model on the meta device, what keeps it from getting some, and what was left unwritten."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.nn.parameter import is_lazy
 from torchinit._text import some
 from torchinit.errors import RunError, count
 from torchinit.model.dtensor import is_distributed, local_part, shards_of
+from torchinit.model.meshes import ASCEND, is_in_order
 from torchinit.model.names import normalize
 from torchinit.model.traversal import Kind
 
@@ -23,7 +25,7 @@ _CHUNK = 1 << 22
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """A tensor where a module keeps it, those behind parametrizations included."""
+    """A tensor where a module keeps it, including those behind parametrizations."""
 
     name: str
     module: nn.Module
@@ -31,27 +33,27 @@ class Tenant:
     tensor: Tensor
     kind: Kind
 
+    @property
+    def home(self) -> dict[str, Any]:
+        """The dictionary of the module that the tensor is in."""
+        return self.module._parameters if self.kind == "parameter" else self.module._buffers
+
 
 def tenants(model: nn.Module) -> Iterator[Tenant]:
-    """Every tensor of a model, once for each module that keeps it.
-
-    >>> [one.name for one in tenants(nn.BatchNorm1d(2, affine=False))]
-    ['running_mean', 'running_var', 'num_batches_tracked']
-    """
-    kinds: tuple[tuple[Kind, str], ...] = (("parameter", "_parameters"), ("buffer", "_buffers"))
+    """Every tensor of a model, once for each module that keeps it."""
     for path, module in model.named_modules():
+        kinds: tuple[tuple[Kind, Any], ...] = (("parameter", module._parameters), ("buffer", module._buffers))
         for kind, home in kinds:
-            for leaf, tensor in getattr(module, home).items():
+            for leaf, tensor in home.items():
                 if tensor is not None:
                     yield Tenant(normalize(f"{path}.{leaf}" if path else leaf), module, leaf, tensor, kind)
 
 
-def check_device(device: torch.device | str) -> torch.device:
-    """The device, if there is memory on it; else RunError.
+# --- what keeps a model from getting memory ----------------------------------------------------------------
 
-    >>> check_device("cpu")
-    device(type='cpu')
-    """
+
+def check_device(device: torch.device | str) -> torch.device:
+    """The device, if there is memory on it; else RunError."""
     try:
         found = torch.device(device)
         torch.empty(1, device=found)
@@ -63,15 +65,13 @@ def check_device(device: torch.device | str) -> torch.device:
 
 
 def check_meta(model: nn.Module, *, with_memory: str = "torchinit.initialize") -> None:
-    """Raises RunError unless all parameters of a model are on the meta device. Buffers may have memory already.
+    """Raise RunError unless all parameters of a model are on the meta device. Buffers may have memory already.
 
-    ``with_memory`` is what to call for a model that has memory.
+    ``with_memory`` is the function to call for a model that has memory.
     """
-    places: dict[bool, list[str]] = {True: [], False: []}
-    for one in tenants(model):
-        if one.kind == "parameter" and not is_lazy(one.tensor):
-            places[one.tensor.is_meta].append(one.name)
-    here, there = places[False], places[True]
+    parameters = [entry for entry in tenants(model) if entry.kind == "parameter" and not is_lazy(entry.tensor)]
+    there = [entry.name for entry in parameters if entry.tensor.is_meta]
+    here = [entry.name for entry in parameters if not entry.tensor.is_meta]
     if here and there:
         raise RunError(
             f"the model is half on the meta device: {some(there)} {'is' if len(there) == 1 else 'are'}, but"
@@ -83,13 +83,13 @@ def check_meta(model: nn.Module, *, with_memory: str = "torchinit.initialize") -
 
 
 def check_ranks(model: nn.Module) -> None:
-    """Raises RunError where this rank cannot hold its part of a model.
+    """Raise RunError where this rank cannot hold its part of a model.
 
     That is where a DTensor lies on a mesh that the rank does not belong to, is placed as ``Partial``, or there is no
     process group that could tell the other ranks of it.
     """
     dist = torch.distributed
-    spread: dict[str, Any] = {one.name: one.tensor for one in tenants(model) if is_distributed(one.tensor)}
+    spread: dict[str, Any] = {entry.name: entry.tensor for entry in tenants(model) if is_distributed(entry.tensor)}
     if spread and not dist.is_initialized():
         raise RunError(
             f"there is no process group, but {some(list(spread))} {'is' if len(spread) == 1 else 'are'} distributed:"
@@ -104,6 +104,49 @@ def check_ranks(model: nn.Module) -> None:
         raise RunError(f"the mesh does not cover the model: {count(len(problems), 'tensor')} outside of it", problems)
 
 
+def check_styles(model: nn.Module) -> None:
+    """Raise RunError for layers whose outputs will not be those of their weights, whatever the weights are.
+
+    ``RowwiseParallel`` finds the rows of an embedding, and its part of inputs that are replicated, by the place in the
+    mesh; the weight is cut by the rank in the group. On a mesh whose ranks do not ascend these are different parts.
+    ``ColwiseParallel`` is right, and so is ``RowwiseParallel`` for inputs that are cut already, as a column-wise layer
+    leaves them.
+    """
+    problems = [
+        f"{path}: RowwiseParallel over ranks {mesh.mesh.tolist()} finds"
+        f" {'the rows that it looks up' if isinstance(module, nn.Embedding) else 'its part of the inputs'} by the"
+        " place in the mesh"
+        for path, module in model.named_modules()
+        for mesh in _meshes_of_rowwise(module)
+        if not is_in_order(mesh)
+    ]
+    if problems:
+        raise RunError(
+            f"{count(len(problems), 'layer')} that torch would not compute from its weight: {ASCEND}", problems
+        )
+
+
+def _meshes_of_rowwise(module: nn.Module) -> Iterator[Any]:
+    """The mesh of each RowwiseParallel style of a module that splits what all ranks have.
+
+    A style leaves no more than a hook, so its closure is what there is to look at. Where another torch builds it
+    otherwise nothing is found, and nothing refused.
+    """
+    for hook in module._forward_pre_hooks.values():
+        if not isinstance(hook, FunctionType) or hook.__code__.co_freevars != ("device_mesh", "input_fn"):
+            continue
+        mesh, prepare = (cell.cell_contents for cell in hook.__closure__ or ())
+        name = getattr(prepare.func, "__qualname__", "") if isinstance(prepare, partial) else ""
+        if name == "RowwiseParallel._prepare_input_fn":
+            given, wanted = prepare.args
+            splits = any(one.is_replicate() and other.is_shard() for one, other in zip(given, wanted, strict=True))
+            if splits or isinstance(module, nn.Embedding):
+                yield mesh
+
+
+# --- memory ------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True, slots=True)
 class Allocation:
     """The tensors of a model that were given memory, each with what it was before."""
@@ -113,13 +156,18 @@ class Allocation:
     blank: tuple[Tenant, ...]
 
     def undo(self) -> None:
-        """Takes the memory away again."""
+        """Take the memory away again."""
         for tensor, before in self.swaps:
-            swap(self.model, tensor, before)
+            _swap(self.model, tensor, before)
+
+
+# A tensor gets memory by changing places with a new one, so that ties, references of users' own and what an optimizer
+# holds stay. `swap_tensors` refuses where something has a weak reference to the tensor or a gradient is being
+# recorded; then the new tensor is put wherever a module of the model keeps the old one, and other references are lost.
 
 
 def allocate(model: nn.Module, device: torch.device, leave: Callable[[Tensor], bool] = is_lazy) -> Allocation:
-    """Gives memory to each tensor of a model that has none, filled with NaN, but for those to ``leave``.
+    """Give memory to each tensor of a model that has none, filled with NaN, but for those to ``leave``.
 
     Kept are the tensor objects, and so ties, class, attributes, ``requires_grad`` and every reference to them; dtype
     and strides; tensors that were views of one memory are so again. Of a DTensor only the local part gets memory.
@@ -130,111 +178,72 @@ def allocate(model: nn.Module, device: torch.device, leave: Callable[[Tensor], b
     >>> layer.weight.item(), allocation.undo(), layer.weight.is_meta
     (nan, None, True)
     """
-    places = [(one.module, one.leaf) for one in tenants(model) if one.tensor.is_meta and not leave(one.tensor)]
-    homes = _shared(model)
+    without = [entry for entry in tenants(model) if entry.tensor.is_meta and not leave(entry.tensor)]
+    places = {(entry.module, entry.leaf) for entry in without}
+    memories: dict[int, Tensor] = {}
     swaps: list[tuple[Tensor, Tensor]] = []
     try:
-        for tensor in {id(one.tensor): one.tensor for one in tenants(model)}.values():
-            if tensor.is_meta and not is_lazy(tensor) and not leave(tensor):
-                swaps.append(swap(model, tensor, _like(tensor, device, homes)))
-        _tell_engine(model)
+        for tensor in {id(entry.tensor): entry.tensor for entry in without}.values():
+            if not is_lazy(tensor):
+                swaps.append(_swap(model, tensor, _like(tensor, device, memories)))
+        for module in model.modules():
+            if hasattr(module, "_get_fsdp_state"):
+                # FSDP2 keeps the memory of its shards a second time, and looks for it anew when told of a move.
+                module._apply(lambda tensor: tensor, recurse=False)
     except BaseException:
         Allocation(model, tuple(swaps), ()).undo()
         raise
-    blank = tuple(one for one in tenants(model) if (one.module, one.leaf) in places)
+    blank = tuple(entry for entry in tenants(model) if (entry.module, entry.leaf) in places)
     return Allocation(model, tuple(swaps), blank)
 
 
-def swap(model: nn.Module, old: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
-    """Puts one tensor in the place of the other; gives back the one that is there now, and the one that was."""
-    with suppress(RuntimeError):  # where something holds a weak reference or a gradient
+def _swap(model: nn.Module, old: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
+    """Put one tensor in the place of the other; return the one that is there now, and the one that was."""
+    with suppress(RuntimeError):
         torch.utils.swap_tensors(old, new)
         return old, new
-    for one in list(tenants(model)):
-        if one.tensor is old:
-            home: dict[str, Any] = one.module._parameters if one.kind == "parameter" else one.module._buffers
-            home[one.leaf] = new
+    for entry in list(tenants(model)):
+        if entry.tensor is old:
+            entry.home[entry.leaf] = new
     return new, old
 
 
-def _shared(model: nn.Module) -> dict[int, dict[torch.device, Tensor]]:
-    """The memories on the meta device that several tensors share; what stands for each is made when first asked for."""
-    users: dict[int, set[int]] = defaultdict(set)
-    for one in tenants(model):
-        if _is_simple(one.tensor):
-            users[one.tensor.untyped_storage()._cdata].add(id(one.tensor))
-    return {home: {} for home, those in users.items() if len(those) > 1}
-
-
-def _is_simple(tensor: Tensor) -> bool:
-    return (
-        isinstance(tensor, Tensor)
-        and tensor.layout == torch.strided
-        and not (is_distributed(tensor) or is_lazy(tensor))
-    )
-
-
-def _like(tensor: Tensor, device: torch.device, homes: dict[int, dict[torch.device, Tensor]]) -> Tensor:
+def _like(tensor: Tensor, device: torch.device, memories: dict[int, Tensor]) -> Tensor:
     with torch.no_grad():
-        made = _memory(tensor.detach(), device, homes)
-        local = local_part(made)
-        if local.is_floating_point() or local.is_complex():
-            local.fill_(torch.nan)
-        else:
-            local.zero_()
+        new = _memory(tensor.detach(), device, memories)
+        local = local_part(new)
+        local.fill_(torch.nan if local.is_floating_point() or local.is_complex() else 0)
     if isinstance(tensor, nn.Parameter):
-        made = nn.Parameter(made, requires_grad=tensor.requires_grad)
-    if type(made) is not type(tensor):
-        made.__class__ = type(tensor)
-    made.__dict__.update({key: value for key, value in tensor.__dict__.items() if key not in made.__dict__})
-    return made
+        new = nn.Parameter(new, requires_grad=tensor.requires_grad)
+    if type(new) is not type(tensor):
+        new.__class__ = type(tensor)
+    new.__dict__.update({key: value for key, value in tensor.__dict__.items() if key not in new.__dict__})
+    return new
 
 
-def _memory(tensor: Tensor, device: torch.device, homes: dict[int, dict[torch.device, Tensor]]) -> Tensor:
-    if not _is_simple(tensor):
+def _memory(tensor: Tensor, device: torch.device, memories: dict[int, Tensor]) -> Tensor:
+    """Memory laid out as a tensor is; one for all tensors that share theirs on the meta device."""
+    if type(tensor) is not Tensor or tensor.layout != torch.strided:
         return torch.empty_like(tensor, device=device)
     storage = tensor.untyped_storage()
-    if storage._cdata not in homes:
-        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
-    home = homes[storage._cdata]
-    if device not in home:
-        home[device] = torch.empty(storage.nbytes(), dtype=torch.uint8, device=device)
-    made = torch.empty(0, dtype=tensor.dtype, device=device)
-    return made.set_(home[device].untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
-
-
-def _tell_engine(model: nn.Module) -> None:
-    """FSDP2 keeps the memory of its shards a second time, and looks for it anew when told that something has moved."""
-    for module in model.modules():
-        if hasattr(module, "_get_fsdp_state"):
-            module._apply(lambda tensor: tensor, recurse=False)
+    if storage._cdata not in memories:
+        memories[storage._cdata] = torch.empty(storage.nbytes(), dtype=torch.uint8, device=device)
+    new = torch.empty(0, dtype=tensor.dtype, device=device)
+    return new.set_(memories[storage._cdata].untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
 
 
 def unwritten(blank: Iterable[Tenant], known: Collection[str]) -> list[str]:
-    """The names of the tensors that still hold NaN, or that can hold none and are not among the known.
-
-    >>> layer = nn.Linear(2, 2)
-    >>> _ = layer.weight.data[1].fill_(torch.nan)
-    >>> unwritten(tenants(layer), [])
-    ['weight']
-    """
-    return list(dict.fromkeys(one.name for one in blank if not _is_written(one, known)))
+    """The names of the tensors that still hold NaN, or that can hold none and are not among the known."""
+    return list(dict.fromkeys(entry.name for entry in blank if not _is_written(entry, known)))
 
 
-def _is_written(one: Tenant, known: Collection[str]) -> bool:
-    local = local_part(one.tensor).detach()
-    if is_lazy(one.tensor) or not local.numel():
+def _is_written(entry: Tenant, known: Collection[str]) -> bool:
+    local = local_part(entry.tensor).detach()
+    if is_lazy(entry.tensor) or not local.numel():
         return True
     if not (local.is_floating_point() or local.is_complex()):
-        return one.name in known
+        return entry.name in known
     values = torch.view_as_real(local) if local.is_complex() else local
-    return (
-        not any(_has_nan(part) for part in values.reshape(-1).split(_CHUNK))
-        if values.is_contiguous()
-        else not _has_nan(values)
-    )
-
-
-def _has_nan(values: Tensor) -> bool:
+    parts = values.reshape(-1).split(_CHUNK) if values.is_contiguous() else (values,)
     # The smallest value is NaN if any is, which takes no memory; 8-bit floats have no order of their own.
-    return bool((values.float() if values.dtype.itemsize == 1 else values).amin().isnan())
+    return not any((part.float() if part.dtype.itemsize == 1 else part).amin().isnan() for part in parts)

@@ -1,30 +1,20 @@
-"""Materializations: a model that had no memory, given it and its first values, on one rank or on many."""
+"""Materialization: memory and first values for a model that has neither, on one rank or on many."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import import_module
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import nn
 
-from torchinit.distributed.agreement import check_agreement, intent_of
-from torchinit.distributed.allocation import (
-    Allocation,
-    Tenant,
-    allocate,
-    check_device,
-    check_meta,
-    check_ranks,
-    tenants,
-    unwritten,
-)
-from torchinit.distributed.buffers import Made, make_buffers
-from torchinit.distributed.collectives import is_shared, together
+from torchinit._text import dtype_name
+from torchinit.distributed import allocation
+from torchinit.distributed.allocation import Allocation, Tenant, allocate, tenants, unwritten
+from torchinit.distributed.collectives import check_consensus, intent_of, is_shared, run_collectively
+from torchinit.distributed.own_code import Made, make_buffers
 from torchinit.distributed.replicas import verify_replicas
-from torchinit.distributed.styles import check_styles
 from torchinit.errors import RunError, count
 from torchinit.initializers.statistics import measure
 from torchinit.model.dtensor import is_distributed, local_part
@@ -40,7 +30,7 @@ _T = TypeVar("_T")
 
 
 class Start(Protocol):
-    """What gives a model its first values. Nothing of it touches the model before :meth:`write`.
+    """The source of a model's first values. Nothing of it touches the model before :meth:`write`.
 
     ``intent`` is what the ranks compare before anything has memory; ``certain`` the names that are sure to be
     written, so that nothing else need make them.
@@ -53,12 +43,13 @@ class Start(Protocol):
 
     def initializes(self, module: nn.Module) -> bool:
         """Whether it calls the module's ``init_weights``."""
+        return False
 
     def write(self, blank: Sequence[Tenant]) -> Report:
         """Write the values; ``blank`` are the tensors that have just got memory, filled with NaN."""
 
     def why_left(self, one: Tenant, tried: Sequence[str]) -> str:
-        """Why a tensor has no values, and the way out; ``tried`` is what came of the own code that might make it."""
+        """Why a tensor has no values, and the way out; ``tried`` has the result of the own code that might make it."""
 
     def undo(self) -> None:
         """Let the modules forget that they were initialized, as their values are taken away again."""
@@ -79,20 +70,15 @@ class OwnStarts(Protocol):
     ) -> Start: ...
 
     def call_for(self, model: nn.Module) -> str:
-        """What to call instead for such a model where it has memory; nothing for a model of other modules."""
+        """The call to make instead for such a model where it has memory; empty for a model of other modules."""
 
 
 OWN_STARTS: Final[list[OwnStarts]] = []
-"""Filled by ``torchinit.mmengine``, and by other packages of such modules, when they are imported."""
+"""Filled by the packages of such modules, as ``torchinit.mmengine``, when they are imported."""
 
 
 def own_starts(model: nn.Module) -> OwnStarts | None:
-    """Return what makes the start of a model that says itself how it starts; None of any other model.
-
-    >>> own_starts(nn.Linear(1, 1)) is None
-    True
-    """
-    import_module("torchinit.mmengine")  # by name: it stands above, and may not have been used yet
+    """The factory of starts for a model that says itself how it starts; None for any other model."""
     return next((own for own in OWN_STARTS if own.call_for(model)), None)
 
 
@@ -101,7 +87,7 @@ Resets: TypeAlias = Callable[[Sequence[Tenant]], Made]
 
 
 @dataclass(frozen=True, slots=True)
-class PlannedStart:
+class PlannedStart(Start):
     """The steps of a plan; before them, what they do not cover is reset by its layers, where ``resets`` is given."""
 
     model: nn.Module
@@ -120,13 +106,10 @@ class PlannedStart:
     def certain(self) -> Collection[str]:
         return {view.name for step in self.plan.steps for view in step.site.views}
 
-    def initializes(self, module: nn.Module) -> bool:
-        return False
-
     def write(self, blank: Sequence[Tenant]) -> Report:
         sites = [*self.plan.untouched, *(skip.site for skip in self.plan.skipped if skip.why == FROZEN)]
         names = {view.name for site in sites for view in site.views}
-        left = [one for one in blank if one.kind == "parameter" and one.name in names]
+        left = [entry for entry in blank if entry.kind == "parameter" and entry.name in names]
         if self.resets is not None and left:
             made = self.resets(left)
             self.made.by.update(made.by)
@@ -148,21 +131,16 @@ class PlannedStart:
 
 def with_resets(report: Report, blank: Sequence[Tenant], made: Made, *, stats: bool) -> Report:
     """A report with the parameters that layers have reset and nothing else has written."""
-    tenants = {one.name: one for one in blank if one.kind == "parameter"}
+    parameters = {entry.name: entry for entry in blank if entry.kind == "parameter"}
     frozen = [name for name, why in report.skipped if why == FROZEN]
-    reset = [name for name in (*report.untouched, *frozen) if name in made.by and name in tenants]
-    records = [own_record(tenants[name], made.by[name], stats=stats) for name in reset]
+    reset = [name for name in (*report.untouched, *frozen) if name in made.by and name in parameters]
+    records = [_own_record(parameters[name], made.by[name], stats=stats) for name in reset]
     left = tuple(name for name in report.untouched if name not in reset)
     return replace(report, records=(*report.records, *records), untouched=left)
 
 
 def why_unwritten(one: Tenant, tried: Sequence[str]) -> str:
-    """Why no rule gives a tensor values, and the way out.
-
-    >>> norm = nn.BatchNorm1d(2)
-    >>> why_unwritten(Tenant("weight", norm, "weight", norm.weight, "parameter"), ())
-    'a parameter of BatchNorm1d that no rule writes'
-    """
+    """Why no rule gives a tensor values, and the way out."""
     left = f"a {one.kind} of {type(one.module).__name__} that no rule writes"
     if one.kind == "parameter":
         return left
@@ -170,12 +148,19 @@ def why_unwritten(one: Tenant, tried: Sequence[str]) -> str:
     return f"{left}, and {code}. Give it a rule with buffers = true, or a reset_parameters()"
 
 
+# Nothing has memory before the start is known, all ranks agree on it and the device is there; each of these steps is
+# taken by all ranks together, so that one error ends them all. NaN in fresh memory proves what was written: all that
+# still holds it, and whole numbers that nothing was seen to write, is an error. Then the tensors change places with
+# those of before, which takes the memory away. Buffers come first, own resets next, and what the start says over
+# them, since code may read what it changes. Replicas are compared at the very end, as nothing writes after that.
+
+
 @dataclass(frozen=True, slots=True)
 class Materialization:
-    """How a model is to get memory and values: where, from which start, by which ranks together.
+    """The way in which a model gets memory and values: on which device, from which start, by which ranks together.
 
-    ``ready`` makes the start; what it raises, all ranks hear of. ``with_memory`` is what to call for a model that has
-    memory already.
+    ``ready`` makes the start; what it raises, all ranks hear of. ``with_memory`` is the function to call for a model
+    that has memory already.
     """
 
     model: nn.Module
@@ -188,70 +173,58 @@ class Materialization:
     with_memory: str = "torchinit.initialize"
 
     def carry_out(self) -> Report:
-        """Gives memory, writes, proves that nothing was left; after an error the model has no memory again."""
+        """Give memory, write, and prove that nothing was left; after an error the model has no memory again."""
         start, device = self._together(self._ready, "the plan")
-        if self._is_shared and isinstance(self.noise, Keyed):
-            check_agreement(start.intent, self.noise, self.group)
-        allocation = self._together(lambda: allocate(self.model, device), "the allocation of memory")
+        if is_shared(self.group) and isinstance(self.noise, Keyed):
+            check_consensus(start.intent, self.noise, self.group)
+        memory = self._together(lambda: allocate(self.model, device), "the allocation of memory")
         try:
-            report = self._together(lambda: self._written(start, allocation, device), "the initialization")
-            if self.verify and self._is_shared:
+            report = self._together(lambda: self._written(start, memory, device), "the initialization")
+            if self.verify and is_shared(self.group):
                 verify_replicas(self.model, group=self.group)
             return report
         except BaseException:
-            allocation.undo()
+            memory.undo()
             start.undo()
             raise
 
-    @property
-    def _is_shared(self) -> bool:
-        return is_shared(self.group)
-
-    def _together(self, work: Callable[[], _T], what: str) -> _T:
-        return together(work, what, self.group) if self._is_shared else work()
+    def _together(self, work: Callable[[], _T], noun: str) -> _T:
+        return run_collectively(work, noun, self.group) if is_shared(self.group) else work()
 
     def _ready(self) -> tuple[Start, torch.device]:
-        check_ranks(self.model)
-        check_styles(self.model)
-        check_meta(self.model, with_memory=self.with_memory)
-        spread = self._is_shared or any(is_distributed(one.tensor) for one in tenants(self.model))
+        allocation.check_ranks(self.model)
+        allocation.check_styles(self.model)
+        allocation.check_meta(self.model, with_memory=self.with_memory)
+        spread = is_shared(self.group) or any(is_distributed(entry.tensor) for entry in tenants(self.model))
         if spread and not isinstance(self.noise, Keyed):
             raise RunError("a model on several ranks needs a seed: give seed=, an int that is the same on all of them")
-        return self.ready(), check_device(self.device)
+        return self.ready(), allocation.check_device(self.device)
 
-    def _written(self, start: Start, allocation: Allocation, device: torch.device) -> Report:
+    def _written(self, start: Start, memory: Allocation, device: torch.device) -> Report:
         certain = start.certain
         # Before the values of parameters: a parametrization may need its buffers to take one.
-        wanted = [one for one in allocation.blank if one.kind == "buffer" and one.name not in certain]
+        wanted = [entry for entry in memory.blank if entry.kind == "buffer" and entry.name not in certain]
         seed = self.noise.seed if isinstance(self.noise, Keyed) else torch.initial_seed()
         made = make_buffers(self.model, wanted, device, seed, initialized_later=start.initializes)
-        report = start.write(allocation.blank)
-        blank = {one.name: one for one in allocation.blank}
-        known = {*certain, *made.by, *(record.name for record in report)}
-        _prove(start, blank, unwritten(allocation.blank, known), made)
-        return _with_buffers(report, blank, made, stats=self.stats)
+        report = start.write(memory.blank)
+        blank = {entry.name: entry for entry in memory.blank}
+        written = {record.name for record in report}  # some of it over what own code had made
+        if left := unwritten(memory.blank, {*certain, *made.by, *written}):
+            problems = [f"{name}: {start.why_left(blank[name], made.failed.get(name, ()))}" for name in left]
+            raise RunError(f"{count(len(left), 'tensor')} left unwritten", problems)
+        texts = {name: text for name, text in made.by.items() if name not in written}
+        records = [_own_record(blank[name], text, stats=self.stats) for name, text in texts.items()]
+        buffers = tuple(name for name in report.buffers if name not in made.by)
+        return replace(report, records=(*report.records, *records), buffers=buffers)
 
 
-def _prove(start: Start, blank: Mapping[str, Tenant], left: Sequence[str], made: Made) -> None:
-    if left:
-        problems = [f"{name}: {start.why_left(blank[name], made.failed.get(name, ()))}" for name in left]
-        raise RunError(f"{count(len(left), 'tensor')} left unwritten", problems)
-
-
-def _with_buffers(report: Report, blank: Mapping[str, Tenant], made: Made, *, stats: bool) -> Report:
-    written = {record.name for record in report}  # and so over what own code had made
-    records = [own_record(blank[name], text, stats=stats) for name, text in made.by.items() if name not in written]
-    left = tuple(name for name in report.buffers if name not in made.by)
-    return replace(report, records=(*report.records, *records), buffers=left)
-
-
-def own_record(one: Tenant, text: str, *, stats: bool) -> Record:
+def _own_record(entry: Tenant, text: str, *, stats: bool) -> Record:
     """The record of a tensor that its module's own code has made."""
-    local = local_part(one.tensor)
+    local = local_part(entry.tensor)
     return Record(
-        name=one.name,
-        shape=tuple(one.tensor.shape),
-        dtype=str(one.tensor.dtype).removeprefix("torch."),
+        name=entry.name,
+        shape=tuple(entry.tensor.shape),
+        dtype=dtype_name(entry.tensor.dtype),
         fill=text,
         rule="own code",
         measured=measure(local) if stats else None,

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import nn
 
-from torchinit._text import some
-from torchinit.distributed.collectives import gathered, ranks_of, together
+from torchinit.distributed.collectives import abridged, gathered, ranks_of, ranks_text, run_collectively
 from torchinit.errors import ReportError, RunError, count
 from torchinit.model.meshes import cut_dimensions, piece_here
 from torchinit.plans.fingerprint import hashed
@@ -19,11 +18,10 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 _Digests: TypeAlias = dict[str, str]
-_MOST = 10
 
 
 def verify_replicas(model: nn.Module, *, group: ProcessGroup | None = None) -> None:
-    """Compares what is here of a model, bit for bit, with the other ranks that should hold the same.
+    """Compare the local parts of a model, bit for bit, with those of other ranks that should hold the same.
 
     A plain tensor, as in DistributedDataParallel, should be equal on all ranks of the ``group`` (None: all there are)
     that have one of its name; a part of a DTensor on all that have the same part of a tensor of its name. A rank
@@ -38,10 +36,15 @@ def verify_replicas(model: nn.Module, *, group: ProcessGroup | None = None) -> N
     >>> verify_replicas(nn.Linear(2, 3))
     >>> dist.destroy_process_group()
     """
-    parts = together(lambda: _parts(model), "the comparison of replicas", group)
+    # Parts are compared by name and part, not by mesh: data parallelism holds meshes side by side that know nothing
+    # of each other.
+    parts = run_collectively(lambda: _parts(model), "the comparison of replicas", group)
     totals = gathered({place: hashed(*map(str, sites.items())) for place, sites in parts.items()}, group)
-    doubtful = _places_that_differ(totals)
-    if doubtful:
+    seen: dict[str, set[str]] = defaultdict(set)
+    for each in totals:
+        for place, total in each.items():
+            seen[place].add(total)
+    if doubtful := {place for place, found in seen.items() if len(found) > 1}:
         details = gathered({place: sites for place, sites in parts.items() if place in doubtful}, group)
         _raise_for(list(_differences(dict(zip(ranks_of(group), details, strict=True)))))
 
@@ -58,19 +61,11 @@ def _parts(model: nn.Module) -> dict[str, _Digests]:
 
 
 def _place(tensor: Any) -> str:
-    """Which part of a tensor is here; a text that is the same on meshes side by side, as data parallelism has them."""
+    """Which part of a tensor is here; a text that is the same on meshes side by side."""
     if tensor is None:
         return ""
     mesh = tensor.device_mesh
     return " ".join(f"{tensor.placements[i]} {piece_here(mesh, i)}/{mesh.shape[i]}" for i in cut_dimensions(tensor))
-
-
-def _places_that_differ(totals: Sequence[Mapping[str, str]]) -> set[str]:
-    seen: dict[str, set[str]] = defaultdict(set)
-    for each in totals:
-        for place, total in each.items():
-            seen[place].add(total)
-    return {place for place, found in seen.items() if len(found) > 1}
 
 
 def _differences(details: Mapping[int, Mapping[str, _Digests]]) -> Iterator[str]:
@@ -82,22 +77,13 @@ def _differences(details: Mapping[int, Mapping[str, _Digests]]) -> Iterator[str]
             if name in here.get(place, {}):
                 holders[here[place][name]].append(rank)
         if len(holders) > 1:
-            yield f"{name}: {_against(list(holders.values()))}"
-
-
-def _against(groups: Sequence[Sequence[int]]) -> str:
-    """Who holds other bits than most, or than the first rank where there is no majority."""
-    most = max(groups, key=lambda ranks: (len(ranks), -ranks[0]))
-    odd = sorted(rank for ranks in groups if ranks is not most for rank in ranks)
-    return f"{_ranks(odd)} {'holds' if len(odd) == 1 else 'hold'} other bits than {_ranks(most)}"
-
-
-def _ranks(ranks: Sequence[int]) -> str:
-    return f"{'rank' if len(ranks) == 1 else 'ranks'} {some([str(rank) for rank in ranks], 16)}"
+            # Blamed are those that hold other bits than most, or than the first rank where there is no majority.
+            most = max(holders.values(), key=lambda ranks: (len(ranks), -ranks[0]))
+            odd = sorted(rank for ranks in holders.values() if ranks is not most for rank in ranks)
+            verb = "holds" if len(odd) == 1 else "hold"
+            yield f"{name}: {ranks_text(odd, 16)} {verb} other bits than {ranks_text(most, 16)}"
 
 
 def _raise_for(problems: Sequence[str]) -> None:
     if problems:
-        rest = len(problems) - _MOST
-        shown = [*problems[:_MOST], *([f"and {count(rest, 'more site')}"] if rest > 0 else [])]
-        raise ReportError(f"{count(len(problems), 'site')} not the same on all replicas", shown)
+        raise ReportError(f"{count(len(problems), 'site')} not the same on all replicas", abridged(problems))

@@ -17,30 +17,28 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from torchinit._text import some
+from torchinit.distributed.allocation import Tenant, tenants
 from torchinit.distributed.collectives import gathered
 from torchinit.errors import RunError
 from torchinit.model.dtensor import BEHIND, is_distributed, local_part, shards_of
 from torchinit.model.parametrizations import parametrized
-from torchinit.model.shards import Shard
+from torchinit.model.shards import Box, Shard
 from torchinit.model.storage import overlaps
 from torchinit.plans.observers import present, unobserved
 from torchinit.plans.plan import Step
-from torchinit.tracing.observer import written_by
-from torchinit.tracing.operations import name_of
+from torchinit.tracing.observer import FunctionMode, OperationMode, name_of, written_by
 from torchinit.tracing.regions import MemoryIndex, storage_of
 from torchinit.tracing.seeded import TRUNCATED
 from torchinit.tracing.source_lines import frame_of_caller
 
 Exchange: TypeAlias = Callable[[Any, Any], list[Any]]
-"""Called with a DTensor and what this rank has of it; gives what the ranks have that hold it."""
+"""Called with a DTensor and what this rank has of it; returns what the ranks have that hold it."""
 
 _BUDGET = 1 << 28
-"""Bytes of wholes that may have memory at one time, unless a single one has more."""
+"""The most bytes of wholes that have memory at one time, unless a single one has more."""
 
 _BY_PARTS = frozenset({"fill_", "zero_", "normal_", "uniform_"})
 """Operations that write a DTensor's parts as they write the whole, the draws under their names."""
@@ -52,57 +50,57 @@ _OVERWRITING = _BY_PARTS | _DRAWING | {"copy_"}
 _LOOKING = frozenset({"detach", "alias", "view", "lift_fresh"})
 """Operations that make a view, and work on a storage without memory."""
 
+_HANDING_OUT = frozenset({"numpy", "tolist", "__array__", "__dlpack__"})
+"""Functions that hand memory to NumPy and others, where no dispatcher sees what is read and written."""
 
-class Whole:
-    """One parameter or buffer: the DTensor, and the plain tensor that stands in its place."""
+
+class WholeTensor:
+    """One parameter or buffer: the DTensor, and the plain tensor that stands in its place.
+
+    ``is_valid`` says that the memory holds the values, ``is_changed`` that code has written to it, ``is_handed_out``
+    that something outside of torch has it.
+    """
 
     def __init__(self, name: str, spread: Any) -> None:
         self.name = name
         self.spread = spread
         self._renew()
-        self.tensor: Tensor = self.base.data  # which counts its own versions: gathering is no write
+        self.tensor = self.base.data  # which counts its own versions: gathering is not a write
         if isinstance(spread, nn.Parameter):
             self.tensor = nn.Parameter(self.tensor, requires_grad=spread.requires_grad)
         vars(self.tensor).update(_noted(spread))
-        self.is_valid: bool = False
-        self.is_changed: bool = False
-        self.is_handed_out: bool = False
+        self.is_valid = self.is_changed = self.is_handed_out = False
 
     def _renew(self) -> None:
         spread = self.spread
         device = local_part(spread).device
-        self.base: Tensor = torch.empty_strided(spread.shape, spread.stride(), dtype=spread.dtype, device=device)
-        self.bytes: int = self.base.untyped_storage().nbytes()
+        self.base = torch.empty_strided(spread.shape, spread.stride(), dtype=spread.dtype, device=device)
+        self.bytes = self.base.untyped_storage().nbytes()
         self.base.untyped_storage().resize_(0)
-        self.home: int | None = storage_of(self.base)
-
-    def allocate(self) -> None:
-        """Get memory, if there is none."""
-        if not self.base.untyped_storage().nbytes():
-            self.base.untyped_storage().resize_(self.bytes)
+        self.home = storage_of(self.base)
 
     def fill(self, exchange: Exchange) -> None:
         """Take the values that the ranks hold."""
         shards = shards_of(self.name, self.spread)
         parts = [(shard.start, shard.local) for shard in shards]
         if not all(shard.is_whole for shard in shards):
-            said = exchange(self.spread, (self.name, [(at, part.cpu()) for at, part in parts]))
-            if len({name for name, _ in said}) > 1:
-                raise RunError(f"{self.name}: code on other ranks works on {some(sorted({name for name, _ in said}))}")
-            parts = [part for _, each in said for part in each]
+            answers = exchange(self.spread, (self.name, [(start, part.cpu()) for start, part in parts]))
+            if len(names := {name for name, _ in answers}) > 1:
+                raise RunError(f"{self.name}: code on other ranks works on {some(sorted(names))}")
+            parts = [part for _, theirs in answers for part in theirs]
         for start, part in parts:
-            self.base[_box(start, part)].copy_(part)
+            Box(start, tuple(part.shape)).of(self.base).copy_(part)
         self.is_valid = True
 
     def put_back(self) -> bool:
-        """Write what code has written into the parts that are here, and let the memory go; whether the tensor moved."""
+        """Write what code has written into the local parts, and free the memory; whether the tensor moved."""
         elsewhere = storage_of(self.tensor) != self.home  # after `tensor.data = other`
         if elsewhere or self.is_changed:
             values = self.tensor.detach() if elsewhere else self.base
             if values.shape != self.spread.shape:
                 raise RunError(f"{self.name}: code gave it shape {list(values.shape)}, not {list(self.spread.shape)}")
             for shard in shards_of(self.name, self.spread):
-                shard.local.copy_(values[_box(shard.start, shard.local)])
+                shard.local.copy_(Box(shard.start, tuple(shard.local.shape)).of(values))
         moves = elsewhere or self.is_handed_out
         if self.is_handed_out:
             self._renew()  # what has the memory keeps it
@@ -121,12 +119,8 @@ class Whole:
 
 
 def _noted(tensor: Tensor) -> dict[str, Any]:
-    """What users have noted on a tensor, and not what makes it a DTensor."""
+    """The attributes that users have set on a tensor, without those that make it a DTensor."""
     return {key: value for key, value in vars(tensor).items() if key not in ("_local_tensor", "_spec", "_is_param")}
-
-
-def _box(start: Sequence[int], part: Tensor) -> tuple[slice, ...]:
-    return tuple(slice(at, at + size) for at, size in zip(start, part.shape, strict=True))
 
 
 class Wholes:
@@ -134,25 +128,18 @@ class Wholes:
 
     Tensors that a parametrization computes others from stay as they are. ``exchange`` gives what the ranks hold of a
     tensor; by default they tell each other along the dimensions of its mesh.
-
-    >>> model = nn.Linear(2, 2)
-    >>> wholes = Wholes(model)  # nothing is spread here
-    >>> is_spread(model), wholes.take_out()
-    (False, None)
     """
 
     def __init__(self, model: nn.Module, exchange: Exchange | None = None) -> None:
         self._exchange = exchange or _along_the_mesh
-        self._classes = [
-            (module, type(module)) for module in model.modules() if bare_class(type(module)) is not type(module)
-        ]
-        self._places: list[tuple[dict[str, Any], str, Whole]] = []
-        made: dict[int, Whole] = {}  # by the id of the DTensor: tied ones stay tied
-        for name, home, leaf in list(_spread(model)):
-            whole = made.get(id(home[leaf])) or Whole(name, home[leaf])
-            made[id(home[leaf])] = whole
-            self._places.append((home, leaf, whole))
-            home[leaf] = whole.tensor
+        self._classes = [(module, cls) for module in model.modules() if bare_class(cls := type(module)) is not cls]
+        self._places: list[tuple[dict[str, Any], str, WholeTensor]] = []
+        wholes: dict[int, WholeTensor] = {}  # by the id of the DTensor: tied ones stay tied
+        for entry in list(_spread(model)):
+            whole = wholes.get(id(entry.tensor)) or WholeTensor(entry.name, entry.tensor)
+            wholes[id(entry.tensor)] = whole
+            self._places.append((entry.home, entry.leaf, whole))
+            entry.home[entry.leaf] = whole.tensor
             BEHIND[whole.tensor] = whole.spread
         for module, cls in self._classes:
             module.__class__ = bare_class(cls)
@@ -162,9 +149,9 @@ class Wholes:
             for key, hook in self._hooks[-1][1].items():
                 if getattr(hook, "__module__", "").startswith("torch.distributed.fsdp"):
                     del hooks[key]  # after each load it looks for its DTensors, which stay where they are
-        self._by_tensor = {id(whole.tensor): whole for whole in made.values()}
-        self._by_home = {whole.home: whole for whole in made.values()}
-        self._touched: dict[Whole, None] = {}
+        self._by_tensor = {id(whole.tensor): whole for whole in wholes.values()}
+        self._by_home = {whole.home: whole for whole in wholes.values()}
+        self._touched: dict[WholeTensor, None] = {}
         self._index = MemoryIndex()
 
     def __enter__(self) -> Wholes:
@@ -176,7 +163,7 @@ class Wholes:
     def take_out(self, *, failed: bool = False) -> None:
         """Give the model its DTensors and classes back; RunError where code has put others in their places.
 
-        Where that code has ``failed`` with an error of its own there is none of this one.
+        Where that code has ``failed`` with an error of its own this one is not raised.
         """
         replaced = [leaf for home, leaf, _ in self._places if id(home.get(leaf)) not in self._by_tensor]
         try:
@@ -187,9 +174,9 @@ class Wholes:
                 BEHIND.pop(whole.tensor, None)  # a tied one comes by a second time
             for module, cls in self._classes:
                 module.__class__ = cls
-            for hooks, those in self._hooks:
+            for hooks, before in self._hooks:
                 hooks.clear()
-                hooks.update(those)
+                hooks.update(before)
         if replaced and not failed:
             raise RunError(f"code put new tensors in the places of distributed ones, which cannot be: {some(replaced)}")
 
@@ -205,7 +192,7 @@ class Wholes:
                 for key in index.find(whole.tensor):
                     index.add(key, whole.spread)
         try:
-            with _Functions(self), _Operations(self), present(self):
+            with FunctionMode(self._function), OperationMode(self._operation), present(self):
                 yield
         finally:
             self.put_back()
@@ -218,12 +205,12 @@ class Wholes:
         """Nothing: no whole has memory now."""
 
     def put_back(self) -> None:
-        """Write all that code has written into the parts that are here; nothing has memory any more."""
+        """Write all that code has written into the local parts; nothing has memory any more."""
         with unobserved(watched=True), torch.no_grad():
             for whole in list(self._touched):
                 self._put_back(whole)
 
-    def _put_back(self, whole: Whole) -> None:
+    def _put_back(self, whole: WholeTensor) -> None:
         home = whole.home
         if whole.put_back():
             del self._by_home[home]
@@ -233,51 +220,63 @@ class Wholes:
 
     # --- while code works ------------------------------------------------------------------------------------
 
-    def carry_out(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Do an operation, with memory for what it works on."""
+    # Each operation is looked at before it runs. One that writes a whole over from end to end goes to the parts
+    # instead, if it is one that draws or sets the same there. Any other needs memory; it needs the values as well
+    # unless it only makes a view or overwrites all. All ranks run the same code and come to the same decision, so that
+    # they gather together; where they do not, the names that they exchange tell.
+
+    def _operation(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Do an operation, with memory for the wholes that it works on."""
         name = name_of(func)
-        used = [whole for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor) and (whole := self._of(one))]
-        if used and self._is_by_parts(name, args, kwargs, used):
+        leaves = tree_leaves((args, kwargs))
+        used = [whole for leaf in leaves if isinstance(leaf, Tensor) and (whole := self._of(leaf))]
+        if not used:
+            return func(*args, **kwargs)
+        if len(used) == 1 and self._is_by_parts(name, args, kwargs, used[0]):
             func(used[0].spread, *args[1:], **kwargs)
             return args[0]
-        if used and name not in _LOOKING and not name.startswith("new_") and not name.endswith("_like"):
-            overwritten = name in _OVERWRITING and len(used) == 1 and _covers(args[0], used[0])
+        overwritten = name in _OVERWRITING and len(used) == 1 and _covers(args[0], used[0])
+        if name not in _LOOKING and not name.startswith("new_") and not name.endswith("_like"):
             self._bring(used, values=not (func.is_view or overwritten))
-        else:
-            overwritten = False
         result = func(*args, **kwargs)
         if overwritten:
             used[0].is_valid = True
-        for tensor in written_by(func, args, kwargs) if used else ():
-            self.moved(tensor)
+        for tensor in written_by(func, args, kwargs):
+            self._moved(tensor)
             if whole := self._of(tensor):
                 whole.is_changed = True
         return result
 
-    def _is_by_parts(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], used: Sequence[Whole]) -> bool:
+    def _function(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Do a function of torch, and see to ``tensor.data = other`` and to memory that is handed out."""
+        name = getattr(func, "__name__", "")
+        if name in _HANDING_OUT and (whole := self._of(args[0])):
+            self._bring([whole], values=True)
+            whole.is_changed = whole.is_handed_out = True
+        result = func(*args, **kwargs)
+        if name == "__set__":
+            self._moved(args[0])
+        return result
+
+    def _is_by_parts(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], whole: WholeTensor) -> bool:
         """Whether an operation need not have the whole in memory. Within ``trunc_normal_`` it is looked at next."""
-        if name not in _BY_PARTS or len(used) > 1 or used[0] in self._touched or kwargs.get("generator") is not None:
+        if name not in _BY_PARTS or whole in self._touched or kwargs.get("generator") is not None:
             return False
-        target, base, frame = args[0], used[0].base, frame_of_caller()
-        if any(isinstance(one, Tensor) for one in args[1:]) or (frame is not None and frame.f_code is TRUNCATED):
+        target, base, frame = args[0], whole.base, frame_of_caller()
+        if any(isinstance(value, Tensor) for value in args[1:]) or (frame is not None and frame.f_code is TRUNCATED):
             return False
         return (target.shape, target.stride(), target.storage_offset()) == (base.shape, base.stride(), 0)
 
-    def hand_out(self, tensor: Tensor) -> None:
-        """Bring a tensor whose memory is going to be read and written behind torch's back."""
-        if whole := self._of(tensor):
-            self._bring([whole], values=True)
-            whole.is_changed = whole.is_handed_out = True
-
-    def moved(self, tensor: Tensor) -> None:
+    def _moved(self, tensor: Tensor) -> None:
         """Keep in mind that a tensor may have other memory now."""
         if whole := self._by_tensor.get(id(tensor)):
             self._touched[whole] = None
 
-    def _of(self, tensor: Tensor) -> Whole | None:
+    def _of(self, tensor: Tensor) -> WholeTensor | None:
         return self._by_home.get(storage_of(tensor))
 
-    def _bring(self, used: Sequence[Whole], *, values: bool) -> None:
+    def _bring(self, used: Sequence[WholeTensor], *, values: bool) -> None:
+        """Give wholes memory, and their values if these are wanted; others lose theirs where there are too many."""
         others = [whole for whole in self._touched if whole not in used]
         with unobserved(watched=True), torch.no_grad():
             if sum(whole.bytes for whole in {*used, *others}) > _BUDGET:
@@ -285,82 +284,33 @@ class Wholes:
                     self._put_back(whole)
             for whole in used:
                 self._touched[whole] = None
-                whole.allocate()
+                if not whole.base.untyped_storage().nbytes():
+                    whole.base.untyped_storage().resize_(whole.bytes)
                 if values and not whole.is_valid:
                     whole.fill(self._exchange)
 
 
-def _covers(target: Any, whole: Whole) -> bool:
+def _covers(target: Any, whole: WholeTensor) -> bool:
     """Whether a view of a whole reaches every element of it."""
     return isinstance(target, Tensor) and target.numel() == whole.base.numel() and not overlaps(target)
 
 
-class _Operations(TorchDispatchMode):
-    """Every operation that reaches the dispatcher."""
-
-    def __init__(self, wholes: Wholes) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.wholes = wholes
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # as the observer's: to keep torch's compiler away costs more than the call
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        return self.wholes.carry_out(func, args, kwargs or {})
-
-
-class _Functions(TorchFunctionMode):
-    """What no dispatcher sees: ``tensor.data = other``, and memory that is handed to NumPy and others."""
-
-    def __init__(self, wholes: Wholes) -> None:
-        super().__init__()
-        self.wholes = wholes
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        name = getattr(func, "__name__", "")
-        if name in _HANDING_OUT:
-            self.wholes.hand_out(args[0])
-        result = func(*args, **(kwargs or {}))
-        if name == "__set__":
-            self.wholes.moved(args[0])
-        return result
-
-
-_HANDING_OUT = frozenset({"numpy", "tolist", "__array__", "__dlpack__"})
-
-
 def is_spread(model: nn.Module) -> bool:
-    """Whether a model holds a DTensor with memory.
-
-    >>> is_spread(nn.Linear(2, 2))
-    False
-    """
+    """Whether a model holds a DTensor with memory."""
     return next(_spread(model), None) is not None
 
 
-def _spread(model: nn.Module) -> Iterator[tuple[str, dict[str, Any], str]]:
-    """Where a model keeps DTensors that no other tensor is computed from: name, home, leaf."""
-    for path, module in model.named_modules():
-        if isinstance(module, ParametrizationList):
-            continue
-        hidden = {name for one in parametrized(module) for name in one.hidden} if module._forward_pre_hooks else ()
-        for home in (module._parameters, module._buffers):
-            for leaf, tensor in home.items():
-                if tensor is not None and is_distributed(tensor) and leaf not in hidden and not tensor.is_meta:
-                    yield f"{path}.{leaf}".lstrip("."), home, leaf
+def _spread(model: nn.Module) -> Iterator[Tenant]:
+    """The DTensors with memory of a model that no other tensor is computed from."""
+    for entry in tenants(model):
+        if is_distributed(entry.tensor) and not (entry.tensor.is_meta or isinstance(entry.module, ParametrizationList)):
+            computed = parametrized(entry.module) if entry.module._forward_pre_hooks else ()
+            if all(entry.leaf not in each.hidden for each in computed):
+                yield entry
 
 
 def bare_class(cls: type) -> type:
-    """The class of a module before ``fully_shard`` put one of its own in front.
-
-    >>> bare_class(nn.Linear).__name__
-    'Linear'
-    """
+    """The class of a module before ``fully_shard`` put one of its own in front."""
     bases = cls.__bases__
     return bases[1] if len(bases) == 2 and bases[0].__name__ in ("FSDPModule", "ReplicateModule") else cls
 
@@ -369,5 +319,5 @@ def _along_the_mesh(tensor: Any, value: Any) -> list[Any]:
     known, mesh = [value], tensor.device_mesh
     for axis, placement in enumerate(tensor.placements):
         if mesh.size(axis) > 1 and not placement.is_replicate():
-            known = [one for each in gathered(known, mesh.get_group(axis)) for one in each]
+            known = [answer for each in gathered(known, mesh.get_group(axis)) for answer in each]
     return known

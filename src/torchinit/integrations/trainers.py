@@ -11,7 +11,7 @@ from torch import nn
 
 from torchinit.api import initialize, materialize, plan
 from torchinit.distributed.allocation import tenants
-from torchinit.distributed.buffers import make_buffers
+from torchinit.distributed.own_code import make_buffers
 from torchinit.errors import RunError, count
 from torchinit.integrations.fsdp import LOADED, is_loaded
 from torchinit.model.sites import grouped, layer_class

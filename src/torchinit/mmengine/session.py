@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from torchinit._text import some
-from torchinit.distributed.standins import is_standing_in
+from torchinit.distributed.own_code import is_tried
 from torchinit.distributed.wholes import Exchange, Wholes, is_spread
 from torchinit.errors import PlanError, RunError
 from torchinit.initializers.load_report import LoadReport
@@ -119,7 +119,7 @@ class Session:
         named = list(self.top.named_parameters())
         meta = [name for name, parameter in named if parameter.is_meta]
         is_all = len(meta) == len(named)
-        is_looked_at = is_standing_in() or any(not isinstance(one, (Session, Wholes)) for one in witnesses())
+        is_looked_at = is_tried() or any(not isinstance(one, (Session, Wholes)) for one in witnesses())
         if not meta or is_looked_at or not (is_all or init_cfg is None):
             return
         whole = "" if is_all else "move all of it there, model.to('meta'), and "

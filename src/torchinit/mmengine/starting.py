@@ -14,9 +14,8 @@ from torchinit._text import some
 from torchinit.api import noise_of
 from torchinit.distributed import OWN_STARTS, Materialization
 from torchinit.distributed.allocation import Tenant, check_device
-from torchinit.distributed.buffers import Made, needs
 from torchinit.distributed.materialize import with_resets
-from torchinit.distributed.resets import exchange_in, reset_layers
+from torchinit.distributed.own_code import Made, exchange_in, needs, reset_layers
 from torchinit.distributed.wholes import bare_class
 from torchinit.errors import ConfigError
 from torchinit.mmengine.base_module import BaseModule, initialize_child, unreached, unwrapped

@@ -1,4 +1,4 @@
-"""Tracing: what code that we do not control writes."""
+"""Tracing: what foreign code writes and draws."""
 
 from __future__ import annotations
 

@@ -1,14 +1,12 @@
-"""Locks: values that no code may write while it is traced; snapshots, which show what was written unseen."""
+"""Locks: values that no code may write while it is traced. Snapshots: what a tensor was, to find unseen writes."""
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
 from collections.abc import Iterable
-from types import TracebackType
 from typing import NamedTuple, final
 
-import torch  # noqa: F401 # for a doctest
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.weak import WeakIdKeyDictionary
@@ -17,8 +15,10 @@ from torchinit.errors import LockError, RunError, count, did_you_mean
 from torchinit.model.globs import check_glob, glob_matches
 from torchinit.model.sites import grouped
 from torchinit.model.traversal import held
-from torchinit.tracing.regions import memory_of
+from torchinit.tracing.regions import memory_of, storage_of
 
+# A lock belongs to tensors, not to names, and holds in traces alone: code that is not traced runs as ever, and
+# init_weights() switches locks off, since MMEngine lets user code write after a checkpoint.
 _LOCKED: WeakIdKeyDictionary = WeakIdKeyDictionary()
 """The locked tensors, each with the number of its locks."""
 
@@ -49,19 +49,16 @@ class Lock:
     def __enter__(self) -> Lock:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.release()
 
 
 def lock(model: nn.Module, names: str | Iterable[str]) -> Lock:
     """Lock sites of a model, by globs of their names: a write to them inside a trace is a LockError.
 
-    The error names the line, and is raised in it, before anything is written. What a trace sees only afterwards
-    (:func:`trace`) is an error at the end of the trace. A lock belongs to the tensor: one that is put in its place
-    while no trace looks is not locked. Raises RunError for names that no site has, and locks nothing then;
-    TypeError and ValueError for what is not a name.
+    The error names the line, and is raised in it, before anything is written; what a trace sees only afterwards is an
+    error at its end. A lock belongs to the tensor: one that is put in its place while no trace looks is not locked.
+    Raises RunError for names that no site has, and locks nothing then; TypeError and ValueError for what is not a name.
 
     >>> model = nn.Linear(2, 2)
     >>> from torchinit import trace
@@ -74,16 +71,14 @@ def lock(model: nn.Module, names: str | Iterable[str]) -> Lock:
     globs = [names] if isinstance(names, str) else list(names)
     for glob in globs:
         check_glob(glob)
-    sites = [(site, holders[0]) for site, holders in grouped(held(model))]
-    matching = {
-        glob: [site for site, _ in sites if any(glob_matches(glob, view.name) for view in site.views)] for glob in globs
-    }
-    known = [view.name for site, _ in sites for view in site.views]
-    missing = [f"no site is called {glob!r}{did_you_mean(glob, known)}" for glob in globs if not matching[glob]]
+    sites = {tuple(view.name for view in site.views): holders[0] for site, holders in grouped(held(model))}
+    known = [name for views in sites for name in views]
+    missing = [glob for glob in globs if not any(glob_matches(glob, name) for name in known)]
     if missing:
-        raise RunError(f"{count(len(missing), 'name')} cannot be locked; nothing is", missing)
-    matched = {site.name for found in matching.values() for site in found}
-    return Lock({site.name: holder.sources for site, holder in sites if site.name in matched})
+        problems = [f"no site is called {glob!r}{did_you_mean(glob, known)}" for glob in missing]
+        raise RunError(f"{count(len(missing), 'name')} cannot be locked; nothing is", problems)
+    matched = {name for name in known if any(glob_matches(glob, name) for glob in globs)}
+    return Lock({views[0]: holder.sources for views, holder in sites.items() if not matched.isdisjoint(views)})
 
 
 def is_locked(tensors: Iterable[Tensor]) -> bool:
@@ -92,7 +87,7 @@ def is_locked(tensors: Iterable[Tensor]) -> bool:
 
 
 def refusal(name: str, operation: str, line: str) -> LockError:
-    """The error of a write to a locked site; an empty line is one that nobody saw."""
+    """The error of a write to a locked site; the line is empty where the write was not seen."""
     if not line:
         return LockError(f"{name} is locked, and was changed by something that the trace did not see ({operation})")
     return LockError(f"{name} is locked, and {line} would write it: {operation}")
@@ -100,15 +95,15 @@ def refusal(name: str, operation: str, line: str) -> LockError:
 
 # --- snapshots ---------------------------------------------------------------------------------------------
 
-SMALL = 2048
-"""A tensor with no more elements than this is looked at whole: that is cheaper than to take a sample."""
+_SMALL = 2048
+"""A tensor with no more elements than this is looked at whole, which is cheaper than to take a sample."""
 
-SAMPLE = 256
-"""Of any other so many elements are looked at, evenly spread."""
+_SAMPLE = 256
+"""The number of elements of any other that are looked at, evenly spread."""
 
 
 class Snapshot(NamedTuple):
-    """A tensor at one moment: its memory, its version, its content (None where there is none to look at)."""
+    """A tensor at one moment: its memory, its version, its content (None where it has none here)."""
 
     storage: int | None
     version: int
@@ -116,20 +111,12 @@ class Snapshot(NamedTuple):
 
 
 def snapshot(tensor: Tensor, *, exact: bool = False) -> Snapshot:
-    """The tensor as it is now; ``exact`` looks at every element, else a sample must do.
-
-    >>> x = torch.zeros(3)
-    >>> before = snapshot(x)
-    >>> _ = x.numpy().fill(1.0)
-    >>> snapshot(x) == before
-    False
-    """
+    """The tensor as it is now, by a sample of its elements, or with ``exact`` by every element."""
     if is_lazy(tensor):
         return Snapshot(None, 0, None)
     memory = memory_of(tensor)
-    storage = None if memory is None else memory.untyped_storage()._cdata
     version = 0 if tensor.is_inference() else tensor._version
-    return Snapshot(storage, version, None if memory is None else _content(memory, exact=exact))
+    return Snapshot(storage_of(tensor), version, None if memory is None else _content(memory, exact=exact))
 
 
 def _content(tensor: Tensor, *, exact: bool) -> bytes | None:
@@ -139,14 +126,10 @@ def _content(tensor: Tensor, *, exact: bool) -> bytes | None:
     numel = tensor.numel()
     if exact or not tensor.is_contiguous():
         flat = tensor.detach().flatten()
-        return _digest((flat if exact else flat[:: max(1, numel // SAMPLE)]).contiguous().cpu())
+        flat = (flat if exact else flat[:: max(1, numel // _SAMPLE)]).contiguous().cpu()
+        raw = (ctypes.c_char * flat.nbytes).from_address(flat.data_ptr()) if numel else b""
+        return hashlib.blake2b(raw, digest_size=16).digest()
     # A model has hundreds of small tensors: no more operations than it takes.
-    sample = tensor if numel <= SMALL else tensor.as_strided((SAMPLE,), (numel // SAMPLE,)).contiguous()
+    sample = tensor if numel <= _SMALL else tensor.as_strided((_SAMPLE,), (numel // _SAMPLE,)).contiguous()
     sample = sample if sample.is_cpu else sample.detach().cpu()
     return ctypes.string_at(sample.data_ptr(), sample.numel() * sample.element_size()) if numel else b""
-
-
-def _digest(flat: Tensor) -> bytes:
-    size = flat.numel() * flat.element_size()
-    raw = (ctypes.c_char * size).from_address(flat.data_ptr()) if size else b""
-    return hashlib.blake2b(raw, digest_size=16).digest()

@@ -1,12 +1,13 @@
-"""The observer: which watched tensors other people's code writes, seen while it runs."""
+"""The observer: which watched tensors foreign code writes, seen while it runs."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from functools import lru_cache
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import torch
@@ -15,14 +16,101 @@ from torch.nn.modules import module as hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from torchinit.tracing.operations import Operation, arguments_text, name_of
+from torchinit._spelling import spell
+from torchinit._text import shape_text
+from torchinit.errors import count
 from torchinit.tracing.regions import MemoryIndex
+
+Operation: TypeAlias = torch._ops.OpOverload | str
+"""An operation of torch, or the word that stands for something else that writes."""
+
+Execute: TypeAlias = Callable[[Any, Sequence[Any], Mapping[str, Any]], Any]
+"""Called with an operation or function of torch and its arguments, in its place."""
+
+_OMITTED = frozenset({"generator", "dtype", "layout", "device", "pin_memory", "memory_format", "non_blocking", "out"})
+
+
+class OperationMode(TorchDispatchMode):
+    """Hands over every operation that reaches the dispatcher: in place, out=, foreach, through views and ``.data``."""
+
+    def __init__(self, execute: Execute) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.execute = execute
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Torch would wrap each call in what keeps its compiler away: twice the cost, and seconds to import it.
+        return False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return self.execute(func, args, kwargs or {})
+
+
+class FunctionMode(TorchFunctionMode):
+    """Hands over every function of torch that takes a tensor; some of them never reach the dispatcher."""
+
+    def __init__(self, execute: Execute) -> None:
+        super().__init__()
+        self.execute = execute
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return self.execute(func, args, kwargs or {})
+
+
+@lru_cache(maxsize=4096)
+def name_of(func: Operation) -> str:
+    """The name of an operation, or the word that stands for one."""
+    return func if isinstance(func, str) else func.overloadpacket.__name__
+
+
+@lru_cache(maxsize=4096)
+def _slots(func: torch._ops.OpOverload, *, written: bool) -> tuple[tuple[int, str, Any], ...]:
+    """The arguments that an operation writes, or those that it reads: position, name, default."""
+    return tuple(
+        (at, argument.name, argument.default_value)
+        for at, argument in enumerate(func._schema.arguments)
+        if (argument.alias_info is not None and argument.alias_info.is_write) == written
+    )
+
+
+def written_by(func: torch._ops.OpOverload, args: Sequence[object], kwargs: Mapping[str, object]) -> list[Tensor]:
+    """The tensors that a call of an operation writes."""
+    found: list[Tensor] = []
+    for at, name, _ in _slots(func, written=True):
+        value = args[at] if at < len(args) else kwargs.get(name)
+        values = value if isinstance(value, (list, tuple)) else (value,)
+        found += [item for item in values if isinstance(item, Tensor)]
+    return found
+
+
+def arguments_of(func: Operation, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of an operation besides the tensors that it writes, defaults included."""
+    if isinstance(func, str):
+        return {"": args[1]} if func == "data =" else dict(kwargs)
+    slots = _slots(func, written=False)
+    return {name: args[at] if at < len(args) else kwargs.get(name, default) for at, name, default in slots}
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Tensor):
+        single = type(value) is Tensor and value.dim() == 0 and value.device.type == "cpu" and not value.is_complex()
+        return spell(value.item()) if single else f"tensor of {shape_text(tuple(value.shape))}"
+    if isinstance(value, (list, tuple)) and any(isinstance(item, Tensor) for item in value):
+        return count(len(value), "tensor")
+    return spell(tuple(value)) if isinstance(value, list) else spell(value)
+
+
+# --- the observer --------------------------------------------------------------------------------------
 
 
 class Event(NamedTuple):
     """A write to a watched tensor: its key, the operation, the tensor that was written (it, or a view of its memory).
 
-    Where no operation of torch's is called, ``operation`` is a word: ``"data ="``, or the name of the function
+    Where no operation of torch is called, ``operation`` is a word: ``"data ="``, or the name of the function
     of ``torch.nn.init`` that leaves a tensor on the meta device alone, with ``kwargs`` of what it was given.
     """
 
@@ -34,8 +122,10 @@ class Event(NamedTuple):
 
     @property
     def arguments(self) -> str:
-        """The arguments of the operation, as text."""
-        return arguments_text(self.operation, self.args, self.kwargs)
+        """The arguments that a reader cares for, as text; tensors by their shapes, one number by itself."""
+        values = arguments_of(self.operation, self.args, self.kwargs).items()
+        given = [(name, _text(value)) for name, value in values if value is not None and name not in _OMITTED]
+        return ", ".join([f"{name}={text}" if name else text for name, text in given])
 
     @property
     def what(self) -> str:
@@ -45,87 +135,16 @@ class Event(NamedTuple):
 
 
 Listener: TypeAlias = Callable[[Event], None]
-CopyListener: TypeAlias = Callable[[Event, Tensor], None]
-RegistrationListener: TypeAlias = Callable[[nn.Module, str, object], None]
-Execute: TypeAlias = Callable[[Any, Sequence[Any], Mapping[str, Any]], Any]
-
-
-@lru_cache(maxsize=4096)
-def _write_slots(func: torch._ops.OpOverload) -> tuple[tuple[int, str], ...]:
-    """Where an operation takes the tensors that it writes: position and name."""
-    arguments = func._schema.arguments
-    return tuple(
-        (at, argument.name)
-        for at, argument in enumerate(arguments)
-        if argument.alias_info is not None and argument.alias_info.is_write
-    )
-
-
-def written_by(func: torch._ops.OpOverload, args: Sequence[object], kwargs: Mapping[str, object]) -> list[Tensor]:
-    """The tensors that a call of an operation writes.
-
-    >>> x = torch.zeros(2)
-    >>> written_by(torch.ops.aten.fill_.Scalar, (x, 1.0), {})[0] is x
-    True
-    """
-    found: list[Tensor] = []
-    for at, name in _write_slots(func):
-        value = args[at] if at < len(args) else kwargs.get(name)
-        values = value if isinstance(value, (list, tuple)) else (value,)
-        found += [item for item in values if isinstance(item, Tensor)]
-    return found
-
-
-class _Operations(TorchDispatchMode):
-    """Every operation that reaches the dispatcher: in place, out=, foreach, through views and ``.data``."""
-
-    def __init__(self, observer: Observer) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.observer = observer
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        # Torch would wrap each call in what keeps its compiler away: twice the cost, and seconds to import it.
-        return False
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        return self.observer.operation(func, args, kwargs or {})
-
-
-class _Functions(TorchFunctionMode):
-    """The writes that no dispatcher sees: ``tensor.data = other``, and initializers that leave meta tensors alone."""
-
-    def __init__(self, observer: Observer) -> None:
-        super().__init__()
-        self.observer = observer
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func == _SET_DATA:
-            return self.observer.set_data(args)
-        if func == _SET_ITEM and isinstance(args[2], (int, float)):
-            return self.observer.set_item(args)
-        result = func(*args, **(kwargs or {}))
-        if func == _IS_META and result:
-            self.observer.skip_meta(args[0], sys._getframe(1))
-        return result
-
 
 _SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]  # a descriptor, which the stubs call a tensor
 _SET_ITEM = Tensor.__setitem__
 _IS_META = Tensor.is_meta.__get__  # type: ignore[attr-defined]  # as above
 
 _SKIPPING_META: Final = {
-    function.__code__: (name, given)
-    for name, function, given in (
-        ("trunc_normal_", nn.init._no_grad_trunc_normal_, ("mean", "std", "a", "b")),
-        ("dirac_", nn.init.dirac_, ("groups",)),
-        ("orthogonal_", nn.init.orthogonal_, ("gain",)),
-        ("sparse_", nn.init.sparse_, ("sparsity", "std")),
-    )
+    nn.init._no_grad_trunc_normal_.__code__: ("trunc_normal_", ("mean", "std", "a", "b")),
+    nn.init.dirac_.__code__: ("dirac_", ("groups",)),
+    nn.init.orthogonal_.__code__: ("orthogonal_", ("gain",)),
+    nn.init.sparse_.__code__: ("sparse_", ("sparsity", "std")),
 }
 """The functions that look whether a tensor is on the meta device, and return if it is; what they are given."""
 
@@ -138,12 +157,11 @@ _HOOKS: tuple[Callable[..., Any], ...] = (
 )
 
 
+@dataclass(eq=False, slots=True)
 class Observer:
-    """Tells, while it is entered, of each write to a watched tensor and of what is put into modules.
+    """Reports, while it is entered, each write to a watched tensor and what is put into modules.
 
-    Seen are in-place operations, ``out=``, foreach operations, writes through views and ``.data``,
-    ``tensor.data = other``, ``set_``, and parameters, buffers and children assigned to any module. Not
-    seen: memory written behind torch's back, for example through ``tensor.numpy()``, and what other threads
+    Not seen: memory written behind torch's back, for example through ``tensor.numpy()``, and what other threads
     write. ``before_write`` may raise instead of a write; ``on_copy`` is told when a watched tensor has been copied, or
     another made like it, with the copy; ``execute`` does the operations in torch's place.
 
@@ -157,52 +175,45 @@ class Observer:
     [(7, 'aten.fill_.Scalar')]
     """
 
-    def __init__(
-        self,
-        index: MemoryIndex,
-        on_write: Listener,
-        on_registration: RegistrationListener | None = None,
-        *,
-        before_write: Listener = lambda _: None,
-        on_copy: CopyListener | None = None,
-        execute: Execute | None = None,
-    ) -> None:
-        self.index = index
-        self.on_write = on_write
-        self.on_registration = on_registration
-        self.before_write = before_write
-        self.on_copy = on_copy
-        self.execute = execute
-        self._open: ExitStack | None = None
-        self._number: float | None = None
+    # Three nets, none of which patches torch. Nearly every write is an operation, and the dispatcher tells of those,
+    # whatever view or optimizer they come through. `tensor.data = other` never gets there, nor do the functions of
+    # nn.init that return early on the meta device: torch's function mode sees the first, and sees the others ask
+    # `tensor.is_meta`, with their code in the frame that asks. What is put into modules comes by registration hooks.
+
+    index: MemoryIndex
+    on_write: Listener
+    on_registration: Callable[[nn.Module, str, object], None] | None = None
+    before_write: Listener = lambda _: None
+    on_copy: Callable[[Event, Tensor], None] | None = None
+    execute: Execute | None = None
+    _open: ExitStack = field(default_factory=ExitStack, init=False)
+    _number: float | None = field(default=None, init=False)
 
     def __enter__(self) -> Observer:
-        with ExitStack() as stack:
-            stack.enter_context(_Functions(self))
-            stack.enter_context(_Operations(self))
-            for hook in _HOOKS if self.on_registration else ():
-                stack.callback(hook(self._register).remove)
-            self._open = stack.pop_all()
+        self._open.enter_context(FunctionMode(self._function))
+        self._open.enter_context(OperationMode(self._operation))
+        for hook in _HOOKS if self.on_registration else ():
+            self._open.callback(hook(self._register).remove)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._open is not None:
-            self._open.__exit__(kind, error, trace)
+    def __exit__(self, *error: Any) -> None:
+        self._open.__exit__(*error)
 
-    def operation(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Do one operation, and tell of what it wrote."""
-        targets = written_by(func, args, kwargs) if _write_slots(func) else ()
+    def _operation(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Do one operation, and report what it wrote."""
+        targets = written_by(func, args, kwargs)
+        call = (func, args, kwargs)
+        if self._number is not None and func is torch.ops.aten.copy_.default:
+            # Within `tensor[index] = number`: on meta a tensor is copied from which the number cannot be told.
+            call = torch.ops.aten.fill_.Scalar, (args[0], self._number), {}
         # Before the call: set_ gives the tensor another memory.
-        call = (func, args, kwargs) if self._number is None else self._fill_call(func, args, kwargs)
         events = [Event(key, call[0], target, *call[1:]) for target in targets for key in self.index.find(target)]
         for event in events:
             self.before_write(event)
         result = func(*args, **kwargs) if self.execute is None else self.execute(func, args, kwargs)
         if targets and func.overloadpacket is torch.ops.aten.set_:
-            events = events or [Event(key, func, targets[0], args, kwargs) for key in self.index.follow(targets[0])]
-            self.index.follow(targets[0])
+            followed = self.index.follow(targets[0])
+            events = events or [Event(key, func, targets[0], args, kwargs) for key in followed]
         for event in events:
             self.on_write(event)
         if self.on_copy is not None and func in _COPYING:
@@ -210,22 +221,18 @@ class Observer:
                 self.on_copy(Event(key, func, args[0], args, kwargs), result)
         return result
 
-    def set_item(self, args: Sequence[Any]) -> Any:
-        """Do ``tensor[index] = number``, and keep the number in mind."""
-        self._number = args[2]
-        try:
-            return _SET_ITEM(*args)
-        finally:
-            self._number = None
+    def _function(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Do a function of torch, and report the writes that no dispatcher sees."""
+        if func == _SET_DATA:
+            return self._set_data(args)
+        if func == _SET_ITEM and isinstance(args[2], (int, float)):
+            return self._set_item(args)
+        result = func(*args, **kwargs)
+        if func == _IS_META and result:
+            self._skip_meta(args[0], sys._getframe(2))  # the one that asks: this one and torch's mode are nearer
+        return result
 
-    def _fill_call(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
-        """The call within ``tensor[index] = number``: on meta a tensor is copied that does not tell the number."""
-        if func is not torch.ops.aten.copy_.default:
-            return func, args, kwargs
-        return torch.ops.aten.fill_.Scalar, (args[0], self._number), {}
-
-    def set_data(self, args: Sequence[Any]) -> Any:
-        """Do ``tensor.data = other``, and tell of it."""
+    def _set_data(self, args: Sequence[Any]) -> Any:
         event = Event(-1, "data =", args[0], args, {})
         for key in self.index.find(args[0]):
             self.before_write(event._replace(key=key))
@@ -234,12 +241,18 @@ class Observer:
             self.on_write(event._replace(key=key))
         return result
 
-    def skip_meta(self, tensor: Tensor, frame: FrameType) -> None:
-        """Tell of an initializer that looks at the device of a tensor and is going to leave it alone."""
+    def _set_item(self, args: Sequence[Any]) -> Any:
+        self._number = args[2]
+        try:
+            return _SET_ITEM(*args)
+        finally:
+            self._number = None
+
+    def _skip_meta(self, tensor: Tensor, frame: FrameType) -> None:
+        """Report an initializer that looks at the device of a tensor and is going to leave it alone."""
         name, given = _SKIPPING_META.get(frame.f_code, ("", ()))
         for key in self.index.find(tensor) if name else ():
-            values = frame.f_locals
-            event = Event(key, name, tensor, (), {argument: values[argument] for argument in given})
+            event = Event(key, name, tensor, (), {argument: frame.f_locals[argument] for argument in given})
             self.before_write(event)
             self.on_write(event)
 

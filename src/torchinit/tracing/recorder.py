@@ -1,11 +1,12 @@
-"""The recorder: what turns the writes that are observed on a model into a trace."""
+"""The recorder: turns the writes that are observed on a model into a trace."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
-from types import FrameType, TracebackType
+from types import FrameType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +19,18 @@ from torchinit.model.traversal import Held, Kind, held
 from torchinit.plans.observers import present
 from torchinit.plans.plan import Step
 from torchinit.tracing.locks import Snapshot, is_locked, refusal, snapshot
-from torchinit.tracing.observer import Event, Observer
-from torchinit.tracing.operations import is_scattered, name_of
+from torchinit.tracing.observer import Event, Observer, name_of
 from torchinit.tracing.regions import MemoryIndex, region_of_shards, region_within, storage_of
 from torchinit.tracing.source_lines import find_caller, frame_of_user, is_within
 from torchinit.tracing.trace import UNSEEN, Region, Trace, Write
+
+_SCATTERED = frozenset(
+    {
+        "index_put_", "_index_put_impl_", "index_fill_", "index_copy_", "index_add_", "index_reduce_", "masked_fill_",
+        "masked_scatter_", "scatter_", "scatter_add_", "scatter_reduce_", "put_", "fill_diagonal_",
+    }
+)  # fmt: skip
+"""Operations that write only some elements of the tensor that they are called on."""
 
 
 @dataclass(slots=True)
@@ -59,10 +67,8 @@ class Recorder:
             self.index, self._on_write, self._on_registration, before_write=self._before_write, on_copy=self._on_copy
         )
 
-    # --- beginning and end ---------------------------------------------------------------------------------
-
     def begin(self, caller: FrameType | None) -> None:
-        """Learn the model's sites and modules; no frame beyond the caller's is asked what is being initialized."""
+        """Learn the model's sites and modules; the search for what is being initialized ends at the caller's frame."""
         self.until = 0 if caller is None else id(caller)
         with _disable_current_modes(), torch.no_grad():
             for site, aliases in _traced(self.model):
@@ -73,15 +79,12 @@ class Recorder:
         self.begin(frame_of_user())
         self._names_before, self._parts_before = set(self._keys), _part_ids(self.model)
         self._name_sites()
-        with ExitStack() as stack:
-            stack.enter_context(present(self))
-            stack.enter_context(self.observer)
-            self._open = stack.pop_all()
+        self._open = ExitStack()
+        self._open.enter_context(present(self))
+        self._open.enter_context(self.observer)
         return self.trace
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         self._open.__exit__(kind, error, trace)
         if error is not None:
             self.trace.error = f"{type(error).__name__}: {error}"
@@ -146,14 +149,16 @@ class Recorder:
     def recorded(self, site: TracedTensor, event: Event, write: Write) -> None:
         """Called with each write by an operation, for those who want to know more than the trace keeps."""
 
+    # A run of torchinit's own is reported step by step, with torch's modes off: a step is one write, whatever draws it.
+
     def announced(self, step: Step, parts: Sequence[Shard]) -> None:
-        """Before a run of torchinit's own writes anything: whether this step of it may be."""
+        """Refuse, before a run writes anything, a step that would write a locked site."""
         for site in self._lying_in(parts):
             if is_locked(site.tensors):
                 self._refuse(site, *_described(step))
 
     def written(self, step: Step, parts: Sequence[Shard]) -> None:
-        """A run has written a step."""
+        """Note a step that a run has written."""
         for site in self._lying_in(parts):
             self._note(site, *_described(step), region_of_shards(parts))
 
@@ -162,7 +167,7 @@ class Recorder:
         return [self.sites[key] for key in sorted({key for part in parts for key in self.index.find(part.local)})]
 
     def _on_copy(self, event: Event, copy: Tensor) -> None:
-        """A module moves its tensors: ``to_empty``, ``to`` and the like put others in their places untold."""
+        """A module moves its tensors: ``to_empty``, ``to`` and the like put others in their places unreported."""
         if not is_within(nn.Module._apply.__code__):
             return
         site = self.sites[event.key]
@@ -226,7 +231,7 @@ class Recorder:
     # Not every write is an operation: NumPy and other libraries write through a pointer, other threads lack our modes,
     # and `module._parameters[name] = tensor` calls no hook. So at the end, and with `exact` before each write, the
     # sites are compared with snapshots of before. To make that cheap, a snapshot is the version that torch counts, the
-    # memory and a sample of the content, and a site that somebody was seen to write is not looked at again: what else
+    # memory and a sample of the content, and a site that was seen to be written is not looked at again: what else
     # was done to it would be one more write among others. What can fail: without `exact`, a write that torch does not
     # count and that leaves the sample alone; a tensor that was replaced and put back. Where the model still consists of
     # the same tensors and modules, which is nearly always, the walk over it that would find replaced ones is spared.
@@ -235,7 +240,7 @@ class Recorder:
         """Find what no observer saw: values, memory or tensors that are others than they were."""
         if _part_ids(self.model) == self._parts_before:
             for site in self.sites:
-                self._look_at(site)
+                self._compare(site)
             return
         now = {name: site for site, aliases in _traced(self.model) for name in (site.name, *aliases)}
         self.trace.removed = tuple(name for name in self._keys if name not in now)
@@ -245,20 +250,15 @@ class Recorder:
                 site.unseen = True
                 self._add(site, Write(site.name, "assigned"))
             elif current is not None:
-                self._look_at(site)
+                self._compare(site)
         for site in now.values():
             if site.name not in self._keys and site.name not in self.trace.aliases:
                 self.observe(site)
                 self._add(site, Write(site.name, "assigned"))
 
-    def _look_at(self, site: TracedTensor) -> None:
-        if self.exact or not site.written:
-            self._compare(site)
-
     def _compare(self, site: TracedTensor) -> None:
-        """Note a write that nobody saw, if there was one."""
-        now = self._snapshots(site)
-        if now != site.snapshots:
+        """Note a write that no observer saw, if there was one."""
+        if (self.exact or not site.written) and (now := self._snapshots(site)) != site.snapshots:
             site.snapshots, site.unseen = now, True
             self._add(site, Write(site.name, UNSEEN))
 
@@ -274,7 +274,7 @@ def _traced(model: nn.Module, prefix: str = "") -> Iterator[tuple[TracedTensor, 
 
 
 def _part_ids(model: nn.Module) -> list[int]:
-    """Which tensors and modules a model is made of: if it is the same later, nothing was put into it."""
+    """Which tensors and modules a model consists of: if it is the same later, nothing was put into it."""
     return [
         id(item)
         for module in model.modules()
@@ -292,10 +292,11 @@ def _described(step: Step) -> tuple[str, str]:
 
 def _region(site: TracedTensor, event: Event) -> Region:
     """Which part of the site a write reached."""
-    if event.operation == "data =" or name_of(event.operation) == "set_":
+    name = name_of(event.operation)
+    if name in ("data =", "set_"):
         return None
     found = region_within(event.target, site.tensors[0]) if len(site.tensors) == 1 else "part"
-    return "part" if found is None and is_scattered(event.operation) else found
+    return "part" if found is None and name in _SCATTERED else found
 
 
 def trace(model: nn.Module, *, exact: bool = False) -> AbstractContextManager[Trace]:

@@ -1,7 +1,8 @@
-"""Memory and regions: which tensors share memory, and which elements of one another one reaches."""
+"""Regions: which tensors share memory, and which elements of one tensor another reaches."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -13,14 +14,14 @@ from torchinit.tracing.trace import Region
 
 
 def memory_of(tensor: Tensor) -> Tensor | None:
-    """The plain tensor whose memory holds the values: itself, or what of a ``DTensor`` is here; None for others."""
+    """The plain tensor whose memory holds the values: itself, or the local part of a ``DTensor``; None for others."""
     if type(tensor) in (Tensor, nn.Parameter):
         return tensor if tensor.layout == torch.strided else None
     return memory_of(tensor._local_tensor) if is_distributed(tensor) else None
 
 
 def storage_of(tensor: Tensor) -> int | None:
-    """The address that identifies the memory of a tensor while it lives; None where it has none of its own."""
+    """The address that identifies the memory of a tensor while it lives; None where it has no memory of its own."""
     memory = memory_of(tensor)
     return None if memory is None else memory.untyped_storage()._cdata
 
@@ -37,7 +38,7 @@ def extent(tensor: Tensor) -> tuple[int, int]:
 
 
 class MemoryIndex:
-    """Tensors by the memory that they cover, so that a write through any view of it is known as theirs.
+    """Tensors by the memory that they cover, so that a write through any view of it is found to be theirs.
 
     Tensors without memory of their own (sparse ones, subclasses that wrap others) are known by identity; a ``DTensor``
     by the memory of its local part.
@@ -50,7 +51,7 @@ class MemoryIndex:
 
     # An operation nearly always writes another tensor than the watched one: a view, `.data` or `.detach()`, with
     # an identity of its own and the same storage. So tensors are found by storage, which is one look-up in a dict for
-    # all that nobody watches. Where several watched tensors lie in one storage, as slices of a flattened parameter do,
+    # all that is not watched. Where several watched tensors lie in one storage, as slices of a flattened parameter do,
     # the bytes between the first and the last that each reaches are compared. That is two comparisons, and takes
     # interleaved views (every second column) for overlapping ones: a write to one is then told for both. A storage is
     # known by the address of its C++ object, which is not given away while its tensors, kept here, live; a tensor that
@@ -71,7 +72,7 @@ class MemoryIndex:
             self._spans.setdefault(storage, []).append((*extent(memory), key, id(tensor)))
 
     def drop(self, tensor: Tensor) -> None:
-        """Watch a tensor no longer."""
+        """Stop watching a tensor."""
         self._tensors.pop(id(tensor), None)
         old = self._homes.pop(id(tensor), None)
         if old is not None:
@@ -113,27 +114,34 @@ def region_of(view: Tensor, base: Tensor) -> Region:
     >>> region_of(base[1:3, 2], base), region_of(base.t(), base), region_of(base[:, ::2], base)
     (Box(start=(1, 2), shape=(2, 1)), None, 'part')
     """
-    # A view is a first element and pairs of size and stride. Where each of its strides is that of an axis of the base,
-    # the view is a box, and its size along that axis is the box's. A dimension of the view may also run along several
-    # axes at once, as after `flatten()`: it has the stride of the innermost, covers that one whole and goes on along
-    # the next. All else makes no box and is "part": every second column, a diagonal, another dtype.
+    # A view is a first element and pairs of size and stride. It makes a box where its strides are those of the base's
+    # axes and the box between its first and its last element has as many elements as the view. So a dimension may also
+    # run along several axes, as after `flatten()`: it has the stride of the innermost, covers that one whole and goes
+    # on along the next. All else is "part": every second column, a diagonal, a row and a half, another dtype.
     if view is base or _covers(view, base):
         return None
-    start = _start(view, base) if view.dtype == base.dtype else None
-    if start is None:
+    strides = {stride for size, stride in zip(base.shape, base.stride(), strict=True) if size > 1}
+    steps = [(size, stride) for size, stride in zip(view.shape, view.stride(), strict=True) if size != 1]
+    if view.dtype != base.dtype or any(stride not in strides for _, stride in steps):
         return "part"
-    shape: dict[int, int] = {}
-    for size, stride in zip(view.shape, view.stride(), strict=True):
-        if size != 1 and not _fit_axes(size, stride, base, start, shape):
-            return "part"
-    return Box(start, tuple(shape.get(axis, 1) for axis in range(base.dim())))
+    offset = int(view.storage_offset()) - int(base.storage_offset())
+    first, last = _index(base, offset), _index(base, offset + sum((size - 1) * stride for size, stride in steps))
+    if first is None or last is None:
+        return "part"
+    shape = tuple(high - low + 1 for low, high in zip(first, last, strict=True))
+    return Box(first, shape) if min(shape) > 0 and math.prod(shape) == view.numel() else "part"
 
 
-def region_of_shards(parts: Sequence[Shard]) -> Region:
-    """The region of a site that its shards hold."""
-    if all(part.is_whole for part in parts):
+def _index(base: Tensor, offset: int) -> tuple[int, ...] | None:
+    """The index of the element of a tensor that lies so far behind the first, if there is one."""
+    index = [0] * base.dim()
+    if offset < 0:
         return None
-    return Box(parts[0].start, tuple(parts[0].local.shape)) if len(parts) == 1 else "part"
+    for stride, axis in sorted(((base.stride(axis), axis) for axis in range(base.dim())), reverse=True):
+        if base.shape[axis] > 1:
+            index[axis], offset = divmod(offset, stride)
+    inside = all(at < size for at, size in zip(index, base.shape, strict=True))
+    return tuple(index) if inside and not offset else None
 
 
 def _covers(view: Tensor, base: Tensor) -> bool:
@@ -145,30 +153,8 @@ def _covers(view: Tensor, base: Tensor) -> bool:
     return same or view.numel() * view.element_size() == high - low
 
 
-def _start(view: Tensor, base: Tensor) -> tuple[int, ...] | None:
-    """The index of the view's first element."""
-    left = int(view.storage_offset()) - int(base.storage_offset())
-    start = [0] * base.dim()
-    if left < 0:
+def region_of_shards(parts: Sequence[Shard]) -> Region:
+    """The region of a site that the shards hold."""
+    if all(part.is_whole for part in parts):
         return None
-    for stride, axis in sorted(((base.stride(axis), axis) for axis in range(base.dim())), reverse=True):
-        if base.shape[axis] > 1:
-            start[axis], left = divmod(left, stride)
-    inside = all(at < size for at, size in zip(start, base.shape, strict=True))
-    return tuple(start) if inside and not left else None
-
-
-def _fit_axes(size: int, stride: int, base: Tensor, start: tuple[int, ...], shape: dict[int, int]) -> bool:
-    """Put a dimension of the view into the shape, along the axes of the tensor that it runs along, if it fits any."""
-    while size > 1:
-        axis = next((a for a in range(base.dim()) if base.stride(a) == stride and base.shape[a] > 1), None)
-        if axis is None or axis in shape:
-            return False
-        here = base.shape[axis]
-        if start[axis] + size <= here:
-            shape[axis] = size
-            return True
-        if start[axis] or size % here:
-            return False
-        shape[axis], size, stride = here, size // here, stride * here
-    return True
+    return Box(parts[0].start, tuple(parts[0].local.shape)) if len(parts) == 1 else "part"

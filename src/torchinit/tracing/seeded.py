@@ -1,14 +1,16 @@
-"""Seeded: other people's code, every random number of which belongs to a name."""
+"""Seeded: foreign code, every random number of which belongs to a name."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import lru_cache
-from types import CodeType, FrameType, TracebackType
-from typing import Any
+from types import CodeType, FrameType
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -19,18 +21,28 @@ from torchinit.initializers.matrices import Orthogonal
 from torchinit.model.dtensor import is_distributed, shards_of
 from torchinit.model.shards import Box, Shard
 from torchinit.noise import Distribution, Keyed, Noise, seeded_generators
+from torchinit.noise.base import Job
 from torchinit.plans.run import write
-from torchinit.tracing.draws import IN_PLACE_DRAWS, MOST_INDICES, NEW_DRAWS, DrawTarget
-from torchinit.tracing.operations import arguments_of, name_of
+from torchinit.tracing.observer import arguments_of, name_of
 from torchinit.tracing.recorder import Recorder
 from torchinit.tracing.regions import memory_of
 from torchinit.tracing.source_lines import find_subject, frame_of_caller
 from torchinit.tracing.trace import Trace
 
+# Each operation that draws is caught at the dispatcher and done from keyed noise under a name and a draw index. The
+# name is the site's where the operation writes one; what code draws into a temporary belongs to the site, or the
+# deepest module, among the local variables of the nearest function, which is what code works on in a loop as in
+# `_init_weights(self, module)`. The index counts the draws under a name, so that code that draws twice gets two sets.
+# A draw into a part of a site is that of a tensor with the part's shape, not a part of the whole's draw: so a part of a
+# distributed tensor needs no more than its own placement. Two functions of nn.init look at what they have drawn and
+# are known by their code: trunc_normal_ rejects and draws again, as often as the values say; orthogonal_ factorizes.
+# What can fail: a kernel that draws without an operation of torch, and code whose order of draws depends on values.
+
 TRUNCATED: CodeType = nn.init._no_grad_trunc_normal_.__code__
 """The function that draws within ``nn.init.trunc_normal_``, and looks at what it has drawn."""
 
 _ORTHOGONAL: CodeType = nn.init.orthogonal_.__code__
+_LAST_OF_ORTHOGONAL = frozenset({torch.ops.aten.copy_.default, torch.ops.aten.mul_.Tensor})
 
 _REJECTS = "erfinv_" not in TRUNCATED.co_names
 """Whether torch draws truncated normals by rejection. Before, it did by one uniform draw, which can stay as it is."""
@@ -46,18 +58,12 @@ class Seeded(Recorder):
         self.noise: Keyed = Keyed(seed)
         self.indices: Counter[str] = Counter()
         self.observer.execute = self._execute
-        self._generator = torch.empty(0)
 
     def __enter__(self) -> Trace:
-        self._generator = torch.default_generator.get_state()
-        return super().__enter__()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with ExitStack() as stack:
-            stack.callback(torch.default_generator.set_state, self._generator)
-            super().__exit__(kind, error, trace)
+        state = torch.default_generator.get_state()
+        seen = super().__enter__()
+        self._open.callback(torch.default_generator.set_state, state)
+        return seen
 
     def _execute(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         method = _method(func)
@@ -108,7 +114,7 @@ class Seeded(Recorder):
         arguments = arguments_of(func, args, kwargs)
         arguments.pop("generator", None)
         name = name_of(func)
-        target = self._target(args[0], MOST_INDICES if name == "random_" else 1)
+        target = self._target(args[0], _MOST_INDICES if name == "random_" else 1)
         if target.tensor.is_meta:
             return args[0]
         frame = frame_of_caller()
@@ -116,7 +122,7 @@ class Seeded(Recorder):
             if _REJECTS and frame is not None and frame.f_code is TRUNCATED:
                 _draw_truncated(target, frame)
             else:
-                IN_PLACE_DRAWS[name](target, **arguments)
+                _IN_PLACE_DRAWS[name](target, **arguments)
         return args[0]
 
     def _new(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -129,7 +135,7 @@ class Seeded(Recorder):
         target = self._target(tensor)
         if not tensor.is_meta:
             with _disable_current_modes():
-                NEW_DRAWS[name_of(func)](target, **{k: arguments[k] for k in ("mean", "std") if k in arguments})
+                _NEW_DRAWS[name_of(func)](target, **{k: arguments[k] for k in ("mean", "std") if k in arguments})
         return tensor
 
     def _other(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -163,14 +169,22 @@ class Seeded(Recorder):
         return args[0]
 
 
+@lru_cache(maxsize=4096)
+def _method(func: torch._ops.OpOverload) -> Callable[[Seeded, Any, Sequence[Any], Mapping[str, Any]], Any] | None:
+    """The method that does an operation in torch's place; None where torch does it, since it draws nothing."""
+    name = name_of(func)
+    if torch.Tag.nondeterministic_seeded in func.tags:
+        return Seeded._in_place if name in _IN_PLACE_DRAWS else Seeded._new if name in _NEW_DRAWS else Seeded._other
+    return Seeded._orthogonal if func in _LAST_OF_ORTHOGONAL else None
+
+
+@dataclass(frozen=True)
 class _OffsetNoise(Noise):
     """A noise whose draw indices begin at an offset, for a fill that begins at 0."""
 
+    noise: Noise
+    offset: int
     sequential = False
-
-    def __init__(self, noise: Noise, offset: int) -> None:
-        self.noise = noise
-        self.offset = offset
 
     def fill(self, shard: Shard, distribution: Distribution, params: tuple[float, ...], index: int = 0) -> None:
         self.noise.fill(shard, distribution, params, index + self.offset)
@@ -180,18 +194,6 @@ class _OffsetNoise(Noise):
 
     def factor_dtype(self, dtype: torch.dtype) -> torch.dtype:
         return self.noise.factor_dtype(dtype)
-
-
-@lru_cache(maxsize=4096)
-def _method(func: torch._ops.OpOverload) -> Callable[[Seeded, Any, Sequence[Any], Mapping[str, Any]], Any] | None:
-    """The method that does an operation in torch's place; None where torch does it, since it draws nothing."""
-    name = name_of(func)
-    if torch.Tag.nondeterministic_seeded in func.tags:
-        return Seeded._in_place if name in IN_PLACE_DRAWS else Seeded._new if name in NEW_DRAWS else Seeded._other
-    return Seeded._orthogonal if func in _LAST_OF_ORTHOGONAL else None
-
-
-_LAST_OF_ORTHOGONAL = frozenset({torch.ops.aten.copy_.default, torch.ops.aten.mul_.Tensor})
 
 
 def _draw_truncated(target: DrawTarget, frame: FrameType) -> None:
@@ -214,6 +216,128 @@ def _empty_result(arguments: Mapping[str, Any]) -> Tensor:
     given = [arguments[key] for key in ("mean", "std") if isinstance(arguments.get(key), Tensor)]
     shape = torch.broadcast_shapes(*(tensor.shape for tensor in given))
     return torch.empty_like(given[0].expand(shape), memory_format=torch.contiguous_format)
+
+
+# --- draws -------------------------------------------------------------------------------------------------
+
+_WORD: Final = 1 << 24
+_HALF_CELL: Final = 2.0**-25
+
+
+@dataclass(frozen=True, slots=True)
+class DrawTarget:
+    """A tensor to draw: under which name, with which draw index, from which noise.
+
+    ``whole`` is set for a plain tensor that is the local part of a distributed one: where it begins in the whole, and
+    the whole's shape.
+    """
+
+    noise: Noise
+    name: str
+    index: int
+    tensor: Tensor
+    whole: Box | None = None
+
+    def shards(self, like: Tensor) -> tuple[Shard, ...]:
+        """The local shards of a tensor that lies as the target does."""
+        if self.whole is not None:
+            return (Shard(self.name, like, self.whole.shape, self.whole.start),)
+        return shards_of(self.name, like)
+
+    def fill(self, distribution: Distribution, *params: float, like: Tensor | None = None, offset: int = 0) -> Tensor:
+        """Draw the target, or a tensor that lies as it does."""
+        tensor = self.tensor.detach() if like is None else like
+        shards = [shard for shard in self.shards(tensor) if shard.local.numel()]
+        self.noise.fill_many(Job(shard, distribution, params, self.index + offset) for shard in shards)
+        return tensor
+
+    def draw(self, distribution: Distribution, *params: float, offset: int = 0) -> Tensor:
+        """New numbers in double precision, in the shape and the placement of the target."""
+        like = torch.empty_like(self.tensor.detach(), dtype=torch.float64)
+        return self.fill(distribution, *params, like=like, offset=offset)
+
+
+def _bernoulli(target: DrawTarget, p: Tensor | float) -> None:
+    if isinstance(p, Tensor):
+        target.tensor.copy_(target.draw("uniform", 0.0, 1.0) < p)
+    elif target.tensor.dtype.is_floating_point:
+        target.fill("bernoulli", p)
+    else:
+        target.tensor.copy_(target.draw("bernoulli", p))
+
+
+def _random(target: DrawTarget, **bounds: int | None) -> None:
+    low, end = _bounds(target.tensor.dtype, **bounds)
+    if end - low <= _WORD:
+        values = target.draw("integer", 0.0, float(end - low)).long()
+    else:
+        first, second, third = (target.draw("integer", 0.0, float(_WORD), offset=n).long() for n in range(3))
+        # No shifts: those of a DTensor give other numbers.
+        values = (first * (1 << 39) + second * (1 << 15) + third // (1 << 9)) % (end - low)
+    target.tensor.copy_(values + low)
+
+
+def _bounds(dtype: torch.dtype, **given: int | None) -> tuple[int, int]:
+    """The integers that ``random_`` draws from: the least, and the one after the greatest."""
+    low, high = given.get("from") or 0, given.get("to")
+    if high is not None:
+        return low, high
+    if dtype.is_floating_point:  # all up to the first that has no neighbour
+        return low, round(2 / torch.finfo(dtype).eps) + 1
+    top = 1 if dtype == torch.bool else torch.iinfo(dtype).max
+    return low, min(top, (1 << 63) - 2) + 1
+
+
+def _log_uniform(target: DrawTarget) -> Tensor:
+    """The logarithm of uniform numbers in (0, 1]."""
+    return torch.log1p(-target.draw("uniform", 0.0, 1.0))
+
+
+def _geometric(target: DrawTarget, p: float) -> None:
+    bottom = math.log1p(-p) if p < 1 else -math.inf
+    target.tensor.copy_(_log_uniform(target).div(bottom).floor() + 1)
+
+
+def _cauchy(target: DrawTarget, median: float, sigma: float) -> None:
+    middle = target.draw("uniform", 0.0, 1.0) + _HALF_CELL - 0.5
+    target.tensor.copy_(torch.tan(math.pi * middle) * sigma + median)
+
+
+_IN_PLACE_DRAWS: Final[Mapping[str, Callable[..., object]]] = {
+    "normal_": lambda target, mean, std: target.fill("normal", mean, std),
+    "uniform_": lambda target, **ends: target.fill("uniform", ends["from"], ends["to"]),
+    "bernoulli_": _bernoulli,
+    "random_": _random,
+    "exponential_": lambda target, lambd: target.tensor.copy_(_log_uniform(target) / -lambd),
+    "geometric_": _geometric,
+    "cauchy_": _cauchy,
+    "log_normal_": lambda target, mean, std: target.tensor.copy_(target.draw("normal", mean, std).exp()),
+}
+"""The draw of each of torch's in-place operations, given its arguments by name."""
+
+_MOST_INDICES: Final = 3
+"""The draw indices that ``random_`` may use; all others use one."""
+
+
+def _normal(target: DrawTarget, mean: Any = 0.0, std: Any = 1.0) -> Tensor:
+    """A normal whose mean and standard deviation may be tensors."""
+    if isinstance(mean, Tensor) or isinstance(std, Tensor):
+        return target.tensor.copy_(target.draw("normal", 0.0, 1.0) * std + mean)
+    return target.fill("normal", mean, std)
+
+
+def _uniform(target: DrawTarget) -> Tensor:
+    return target.fill("uniform", 0.0, 1.0)
+
+
+_NEW_DRAWS: Final[Mapping[str, Callable[..., object]]] = {
+    "rand": _uniform,
+    "rand_like": _uniform,
+    "randn": _normal,
+    "randn_like": _normal,
+    "normal": _normal,
+}
+"""The draw of each of torch's operations that return a new tensor."""
 
 
 def seeded(model: nn.Module, seed: int) -> AbstractContextManager[Trace]:

@@ -1,4 +1,4 @@
-"""Source lines: whose code is running: the user's line, and the module that it works on."""
+"""Source lines: whose code is running, by the user's line, and the module that it works on."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _OURS = str(Path(__file__).parents[1]) + os.sep
 _CONTEXTS = os.sep + "contextlib.py"
 
 _STANDING_FOR_TORCH = {
-    f"transformers{os.sep}initialization.py": "transformers.initialization.",
-    f"timm{os.sep}layers{os.sep}weight_init.py": "timm.layers.",
+    f"{os.sep}transformers{os.sep}initialization.py": "transformers.initialization.",
+    f"{os.sep}timm{os.sep}layers{os.sep}weight_init.py": "timm.layers.",
 }
 """Files of others that stand for ``torch.nn.init``, so that a line in them says nothing."""
 
@@ -26,14 +26,14 @@ _MACHINERY = tuple(_TORCH + name for name in ("utils" + os.sep, "overrides.py", 
 
 
 class Caller(NamedTuple):
-    """Who made a write: the line, the function of torch's that it called, the module whose code ran."""
+    """The author of a write: the line, the torch function that it called, the module whose code ran."""
 
     line: str
     call: str
     module: str | None
 
 
-class _Code(NamedTuple):
+class _CodeFacts(NamedTuple):
     """The facts that all frames of one piece of code share."""
 
     is_users: bool
@@ -41,13 +41,13 @@ class _Code(NamedTuple):
     arguments: tuple[str, ...] = ()
 
 
-_KNOWN: dict[int, tuple[CodeType, _Code]] = {}
+_KNOWN: dict[int, tuple[CodeType, _CodeFacts]] = {}
 """By the id of the code, which is kept so that its id is not given to another: to hash code takes longer."""
 
 _MOST_KNOWN = 8192
 
 
-def _look_up(code: CodeType) -> _Code:
+def _look_up(code: CodeType) -> _CodeFacts:
     known = _KNOWN.get(id(code))
     if known is None:
         if len(_KNOWN) >= _MOST_KNOWN:
@@ -56,31 +56,39 @@ def _look_up(code: CodeType) -> _Code:
     return known[1]
 
 
-def _describe(code: CodeType) -> _Code:
+def _describe(code: CodeType) -> _CodeFacts:
     file = code.co_filename
     arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
     if file.startswith(_OURS):
-        return _Code(is_users=False)
+        return _CodeFacts(is_users=False)
     if file == torch.nn.init.__file__:
-        return _Code(False, "nn.init." + code.co_qualname)  # which is never given a module
+        return _CodeFacts(False, "nn.init." + code.co_qualname)  # which is never given a module
     if file.startswith(_TORCH):
         machinery = file.startswith(_MACHINERY) or code.co_name.endswith("call_impl")
-        return _Code(False, "" if machinery else code.co_qualname, arguments)
-    for others, package in _STANDING_FOR_TORCH.items():
-        if file.endswith(os.sep + others):
-            return _Code(False, package + code.co_qualname, arguments)
-    return _Code(not file.endswith(_CONTEXTS), "", arguments)
+        return _CodeFacts(False, "" if machinery else code.co_qualname, arguments)
+    package = next((package for end, package in _STANDING_FOR_TORCH.items() if file.endswith(end)), None)
+    if package is not None:
+        return _CodeFacts(False, package + code.co_qualname, arguments)
+    return _CodeFacts(not file.endswith(_CONTEXTS), "", arguments)
+
+
+# A write is made at the bottom of a stack: torch's machinery, perhaps a function of nn.init, a function of the user's
+# or of a layer of torch, and above it whatever called that. The line is the first that is the user's. The call is
+# the last function of torch before that line, which is what a reader would look for. The module is the one that the
+# nearest function was given, by any argument, as `self` of a method or `m` of `_init_weights(self, m)`; functions of
+# nn.init are given tensors alone. It may be wrong where a function works on other modules than those that it is given.
 
 
 def find_caller(modules: Mapping[int, str], until: int = 0) -> Caller:
-    """Who runs: by the line, and by the modules (ids and names) that it was given.
+    """The line that runs, and the module, of these ids and names, that the nearest function was given.
 
     The search for a module ends at the frame whose id is ``until``.
     """
-    frame: FrameType | None = sys._getframe(1)
     line, call, module = "", "", None
     searching = True
-    while frame is not None and (searching or not line):
+    for frame in _frames():
+        if line and not searching:
+            break
         code = _look_up(frame.f_code)
         if not line:
             call = code.call or call
@@ -89,10 +97,9 @@ def find_caller(modules: Mapping[int, str], until: int = 0) -> Caller:
             # Of a model and its part, both given to one function, the part is worked on.
             values = frame.f_locals
             given = [modules[id(value)] for name in code.arguments if id(value := values.get(name)) in modules]
-            module = max(given, key=depth_of) if given else None
+            module = max(given, key=_depth) if given else None
             searching = module is None
         searching = searching and id(frame) != until
-        frame = frame.f_back
     return Caller(line, call, module)
 
 
@@ -108,18 +115,14 @@ def find_subject(modules: Mapping[int, str], site_of: Callable[[object], str | N
             sites = [site for value in values if (site := site_of(value)) is not None]
             found = sites or [modules[id(value)] for value in values if id(value) in modules]
             if found:
-                return max(found, key=depth_of)
+                return max(found, key=_depth)
         if id(frame) == until:
             break
     return ""
 
 
-def depth_of(name: str) -> int:
-    """The number of modules that lead to the one of this name.
-
-    >>> depth_of(""), depth_of("layers.0")
-    (0, 2)
-    """
+def _depth(name: str) -> int:
+    """The number of modules that lead to the one of this name."""
     return name.count(".") + 1 if name else 0
 
 
@@ -160,7 +163,7 @@ def _line(frame: FrameType) -> str:
 
 @lru_cache(maxsize=1024)
 def _short(file: str) -> str:
-    """The file as a reader would call it: from where they stand, else from where Python found it."""
+    """The file as a reader would call it: from the working directory, else from where Python found it."""
     roots = [os.getcwd(), *(path for path in sys.path if path)]  # noqa: PTH109 # text, as sys.path has it
     inside = [root for root in roots if file.startswith(root.rstrip(os.sep) + os.sep)]
     return os.path.relpath(file, inside[0] if roots[0] in inside else max(inside, key=len)) if inside else file

@@ -1,4 +1,4 @@
-"""The trace of a model: its writes, each of which tells what one line of code did to one tensor."""
+"""Traces: the writes to a model, each of which tells what one line of code did to one tensor."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torchinit.model.shards import Box, replaced
 from torchinit.serialization.schema import Schema, parse
 
 Region: TypeAlias = Box | Literal["part"] | None
-"""Which elements: None for all of them, a box, or ``"part"`` for some that make no box."""
+"""Which elements: None for all of them, a box, or ``"part"`` for some that do not make a box."""
 
 UNSEEN = "unseen"
-"""The operation of a write that no operation of torch's made: only its outcome was found."""
+"""The operation of a write that no operation of torch made: only its outcome was found."""
 
 _FORMAT = "torchinit-trace-1"
 
@@ -32,16 +32,16 @@ _OVERWRITING = frozenset(
 class Write:
     """The writes of one line of code to one site, by one operation.
 
-    ``operation`` is torch's (``"normal_"``), with its ``arguments`` as text; ``call`` is the function of
-    torch's that the line called for it, where that is another (``"nn.init.kaiming_normal_"``). Besides
-    operations there are ``"data ="`` (the tensor was given other memory), ``"assigned"`` (another tensor was
-    put in its place) and ``"unseen"`` (the values changed, and no operation of torch's did it). ``line`` is
-    the first line outside of torch and torchinit, ``module`` the name of the module whose code ran, None
-    where no module's did. A line that writes a site again is one record with a ``count``; ``order`` is the
-    turn of the first, ``last`` that of the last among all writes.
+    ``operation`` is torch's (``"normal_"``), with its ``arguments`` as text; ``call`` is the torch function that the
+    line called for it, where that is another (``"nn.init.kaiming_normal_"``). Besides operations there are
+    ``"data ="`` (the tensor was given other memory), ``"assigned"`` (another tensor was put in its place) and
+    ``"unseen"`` (the values changed, and no operation of torch did it). ``line`` is the first line outside of torch
+    and torchinit, ``module`` the name of the module whose code ran, None where there was none. A line that writes a
+    site again is one record with a ``count``; ``order`` is the turn of the first, ``last`` that of the last among all
+    writes.
 
-    >>> print(Write("fc.weight", "normal_", "mean=0, std=0.02", line="model.py:12"))
-    fc.weight: normal_(mean=0, std=0.02) at model.py:12
+    >>> print(Write("fc.weight", "normal_", "mean=0, std=0.02", region=Box((0, 2), (4, 1)), line="model.py:12"))
+    fc.weight[0:4, 2:3]: normal_(mean=0, std=0.02) at model.py:12
     """
 
     site: str
@@ -77,28 +77,16 @@ class Write:
 
     def __str__(self) -> str:
         times = f" {self.count} times" if self.count > 1 else ""
-        return f"{self.site}{region_text(self.region)}: {self.what}{times} at {self.line or 'no known line'}"
-
-
-def region_text(region: Region) -> str:
-    """A region as an index.
-
-    >>> region_text(Box((0, 2), (4, 1))), region_text("part"), region_text(None)
-    ('[0:4, 2:3]', '[part]', '')
-    """
-    if region is None or region == "part":
-        return "[part]" if region else ""
-    spans = (f"{start}:{start + size}" for start, size in zip(region.start, region.shape, strict=True))
-    return f"[{', '.join(spans)}]"
+        return f"{_where(self)}: {self.what}{times} at {self.line or 'no known line'}"
 
 
 @final
 class Trace:
     """The writes to the parameters and buffers of a model, in order; while the code runs, so far.
 
-    ``parameters`` and ``buffers`` are the names of the sites, those that came during the trace included;
-    ``added`` and ``removed`` say which came and which went. ``aliases`` leads the other names of tied tensors
-    to the site's. ``error`` is what ended the traced code early, if anything did.
+    ``parameters`` and ``buffers`` are the names of the sites, including those that came during the trace; ``added``
+    and ``removed`` say which came and which went. ``aliases`` leads from the other names of tied tensors to the
+    site's. ``error`` is the error that ended the traced code early, if any.
 
     >>> trace = Trace([Write("a", "zero_", line="model.py:3")], parameters=("a", "b"))
     >>> trace.of("a")[0].line, trace.unwritten
@@ -125,8 +113,6 @@ class Trace:
         self.error = error
         self._turn = max((write.last + 1 for write in self._writes.values()), default=0)
 
-    # --- reading -------------------------------------------------------------------------------------------
-
     @property
     def writes(self) -> tuple[Write, ...]:
         """All writes, by the order of the first that each stands for."""
@@ -142,73 +128,21 @@ class Trace:
 
     @property
     def unwritten(self) -> tuple[str, ...]:
-        """The parameters that nothing was written to."""
+        """The parameters that were not written."""
         return self._without_write(self.parameters)
 
     @property
     def unwritten_buffers(self) -> tuple[str, ...]:
-        """The buffers that nothing was written to."""
+        """The buffers that were not written."""
         return self._without_write(self.buffers)
 
     def _without_write(self, names: tuple[str, ...]) -> tuple[str, ...]:
         written = {write.site for write in self._writes.values()}
         return tuple(name for name in names if name not in written)
 
-    def __len__(self) -> int:
-        return len(self._writes)
-
-    def __iter__(self) -> Iterator[Write]:
-        return iter(self.writes)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Trace) and self.to_dict() == other.to_dict()
-
-    def __hash__(self) -> int:
-        return id(self)  # a trace grows while it runs
-
-    def __str__(self) -> str:
-        return self.table()
-
-    def table(self) -> str:
-        """The writes as plain text, a line each, then what was not written."""
-        head = ("site", "operation", "times", "line", "call", "module")
-        return "\n".join([columns(head, [_row(write) for write in self.writes]), self.summary()])
-
-    def summary(self) -> str:
-        """A few lines: what was written and what was not."""
-        times = sum(write.count for write in self._writes.values())
-        sites = {write.site for write in self._writes.values()}
-        lines = [f"{count(times, 'write')} to {count(len(sites), 'site')}"]
-        for kind, names in (("parameter", self.unwritten), ("buffer", self.unwritten_buffers)):
-            lines += [f"{count(len(names), kind)} not written: {some(names)}"] if names else []
-        lines += [f"{change}: {some(names)}" for change in ("added", "removed") if (names := getattr(self, change))]
-        return "\n".join([*lines, *([f"ended early: {self.error}"] if self.error else [])])
-
-    # --- plain data ----------------------------------------------------------------------------------------
-
-    def to_dict(self) -> dict[str, Any]:
-        """The trace as plain data."""
-        return {"format": _FORMAT, **Schema({}).encode(_Stored.of(self), _Stored)}
-
-    def to_json(self, *, indent: int | None = 2) -> str:
-        """The trace as JSON; :meth:`from_json` reads it back."""
-        return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
-
-    @classmethod
-    def from_json(cls, text: str) -> Trace:
-        """The trace that :meth:`to_json` wrote; raises ConfigError with every mistake for any other text.
-
-        >>> trace = Trace([Write("a", "zero_", line="model.py:3")], parameters=("a", "b"))
-        >>> Trace.from_json(trace.to_json()) == trace
-        True
-        """
-        stored: _Stored = Schema({}).decode(parse(text, "a trace", _FORMAT), _Stored, "the trace")
-        return cls(**{each.name: getattr(stored, each.name) for each in fields(stored)})
-
-    # --- writing -------------------------------------------------------------------------------------------
-
     def add(self, key: object, write: Write, shape: tuple[int, ...] = ()) -> None:
-        """Take in a write to a site of this shape; it becomes part of an earlier one with the same key."""
+        """Add a write to a site of this shape; it becomes part of an earlier one with the same key."""
+        # A loop may write a site a hundred thousand times: a record a line keeps the trace readable, and small.
         turn, self._turn = self._turn, self._turn + 1
         before = self._writes.get(key)
         if before is None:
@@ -221,6 +155,54 @@ class Trace:
             arguments=write.arguments if before.arguments == write.arguments else "various",
             region=_union(before.region, write.region, shape),
         )
+
+    def __len__(self) -> int:
+        return len(self._writes)
+
+    def __iter__(self) -> Iterator[Write]:
+        return iter(self.writes)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Trace) and _data_of(self) == _data_of(other)
+
+    def __hash__(self) -> int:
+        return id(self)  # a trace grows while it runs
+
+    def __str__(self) -> str:
+        return self.table()
+
+    def table(self) -> str:
+        """The writes as plain text, a line each, then the summary."""
+        head = ("site", "operation", "times", "line", "call", "module")
+        return "\n".join([columns(head, [_row(write) for write in self.writes]), self.summary()])
+
+    def summary(self) -> str:
+        """A few lines on how much was written, and what was not."""
+        times = sum(write.count for write in self._writes.values())
+        sites = {write.site for write in self._writes.values()}
+        lines = [f"{count(times, 'write')} to {count(len(sites), 'site')}"]
+        for kind, names in (("parameter", self.unwritten), ("buffer", self.unwritten_buffers)):
+            lines += [f"{count(len(names), kind)} not written: {some(names)}"] if names else []
+        lines += [f"{change}: {some(names)}" for change in ("added", "removed") if (names := getattr(self, change))]
+        return "\n".join([*lines, *([f"ended early: {self.error}"] if self.error else [])])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The trace as plain data."""
+        return {"format": _FORMAT, **Schema({}).encode(_Stored(**_data_of(self)), _Stored)}
+
+    def to_json(self, *, indent: int | None = 2) -> str:
+        """The trace as JSON; :meth:`from_json` reads it back."""
+        return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Trace:
+        """Read a trace that :meth:`to_json` wrote; raises ConfigError with every mistake for any other text.
+
+        >>> trace = Trace([Write("a", "zero_", line="model.py:3")], parameters=("a", "b"))
+        >>> Trace.from_json(trace.to_json()) == trace
+        True
+        """
+        return cls(**_data_of(Schema({}).decode(parse(text, "a trace", _FORMAT), _Stored, "the trace")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,9 +217,9 @@ class _Stored:
     error: str
     writes: tuple[Write, ...]
 
-    @classmethod
-    def of(cls, trace: Trace) -> _Stored:
-        return cls(**{each.name: getattr(trace, each.name) for each in fields(cls)})
+
+def _data_of(trace: Trace | _Stored) -> dict[str, Any]:
+    return {each.name: getattr(trace, each.name) for each in fields(_Stored)}
 
 
 def _union(region: Region, other: Region, shape: tuple[int, ...]) -> Region:
@@ -260,7 +242,14 @@ def _span(box: Box, axis: int) -> tuple[int, int]:
     return box.start[axis], box.start[axis] + box.shape[axis]
 
 
+def _where(write: Write) -> str:
+    """The site, with the region as an index."""
+    if not isinstance(write.region, Box):
+        return f"{write.site}[{write.region}]" if write.region else write.site
+    spans = (f"{start}:{start + size}" for start, size in zip(write.region.start, write.region.shape, strict=True))
+    return f"{write.site}[{', '.join(spans)}]"
+
+
 def _row(write: Write) -> tuple[str, ...]:
     module = "-" if write.module is None else write.module or "the model"
-    site = f"{write.site}{region_text(write.region)}"
-    return site, write.what, str(write.count), write.line or "-", write.call or "-", module
+    return _where(write), write.what, str(write.count), write.line or "-", write.call or "-", module

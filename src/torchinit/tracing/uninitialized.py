@@ -1,44 +1,45 @@
-"""Uninitialized memory: tensors that were handed memory without values and have got none since."""
+"""Uninitialized memory: tensors that were handed memory without values and have not been written since."""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from itertools import chain
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes, _get_current_dispatch_mode_stack
+from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode_stack
 from torch.utils.weak import WeakIdKeyDictionary
 
 from torchinit.model.sandbox import ALLOCATING
 from torchinit.model.traversal import held
 from torchinit.tracing.locks import Snapshot, snapshot
-from torchinit.tracing.observer import written_by
+from torchinit.tracing.observer import OperationMode, written_by
 from torchinit.tracing.regions import memory_of, storage_of
 
 _COPYING = frozenset((torch.ops.aten.clone, torch.ops.aten._to_copy))
 
 # Whether memory has been written to cannot be read off a tensor: fresh memory is often all zeros, like zeros that were
 # written, and torch's version counters see neither `.data.zero_()` nor what NumPy and other libraries write. So memory
-# that is handed out while somebody watches is stamped: its first bytes get a pattern that nothing means to write, and
-# as long as they hold it nobody has filled the tensor. The stamp comes the moment the memory is handed out, when there
-# are no values that it could hurt, and is below the smallest normal number of the formats of 16 and more bits, as
+# that is handed out while a module is watched is stamped: its first bytes get a pattern that nothing means to write,
+# and as long as they hold it the tensor has not been filled. The stamp comes the moment the memory is handed out, when
+# there are no values that it could hurt, and is below the smallest normal number of the formats of 16 and more bits, as
 # harmless as what may stand there anyway. After init_weights() what stood there before is put back, so that a tensor
-# that nobody writes holds what it would have held. What can go wrong: a copy that is made while nobody watches is not
-# known; neither is a write that torch does not count and that leaves the first bytes alone, or, where there is no
-# stamp, writes what is there already: on other devices than the CPU, after init_weights(), and in a tensor that does
-# not begin where its memory does. Nothing is watched within other people's dispatch modes, where memory may not be what
-# it seems.
+# that is never written holds what it would have held, and MMEngine's bits stay. What can go wrong: a copy that is made
+# while nothing is watched is not known; neither is a write that torch does not count and that leaves the first bytes
+# alone, or, where there is no stamp, writes what is there already: on other devices than the CPU, after init_weights(),
+# and in a tensor that does not begin where its memory does. Nothing is watched within other people's dispatch modes,
+# where memory may not be what it seems.
 _STAMP: Final = bytes((0x17, 0, 0x2B, 0, 0x05, 0, 0x0B, 0)) * 2
 _SAMPLE: Final = 4096
 
 
 class _Blank(NamedTuple):
-    """A tensor as it was when it had been handed unfilled memory, and what the stamp in that has replaced."""
+    """A tensor as it was when it had been handed unfilled memory, and the bytes that the stamp in it replaced."""
 
     snapshot: Snapshot
     before: bytes
@@ -51,19 +52,16 @@ Remember: TypeAlias = Callable[[nn.Module], None]
 """Keeps in mind which tensors of a module hold memory that was handed out while it was watched, and not filled."""
 
 
-class _Allocations(TorchDispatchMode):
+class _Allocations:
     """The memory that was handed out empty and that no operation has written since."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        # The storages are held, so that the address of a freed one does not stand for another.
+        # The storages are kept, so that the address of a freed one does not stand for another.
         self.empty: dict[int | None, tuple[torch.UntypedStorage, bytes]] = {}
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in written_by(func, args, kwargs or {}) if self.empty else ():
+    def carry_out(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        result = func(*args, **kwargs)
+        for tensor in written_by(func, args, kwargs) if self.empty else ():
             self.empty.pop(storage_of(tensor), None)
         packet = func.overloadpacket
         if packet in ALLOCATING or (packet in _COPYING and self._is_blank(args[0])):
@@ -71,7 +69,7 @@ class _Allocations(TorchDispatchMode):
         return result
 
     def _is_blank(self, tensor: Tensor) -> bool:
-        return (bool(self.empty) and storage_of(tensor) in self.empty) or is_unfilled(tensor)
+        return storage_of(tensor) in self.empty or is_unfilled(tensor)
 
     def _hand_out(self, tensor: Tensor) -> None:
         memory = memory_of(tensor)
@@ -82,7 +80,7 @@ class _Allocations(TorchDispatchMode):
 
     def remember(self, module: nn.Module) -> None:
         with _disable_current_modes():  # which would take what is looked at here for the user's
-            for tensor in _tensors(module) if self.empty else ():
+            for tensor in chain(module.parameters(), module.buffers()) if self.empty else ():
                 storage, before = self.empty.get(storage_of(tensor), (None, b""))
                 if storage is not None and _head(storage) == _STAMP[: len(before)]:
                     _KNOWN[tensor] = _Blank(snapshot(tensor), before)
@@ -99,11 +97,6 @@ def _put(storage: torch.UntypedStorage, head: bytes) -> None:
         ctypes.memmove(storage.data_ptr(), head, min(storage.nbytes(), len(head)))
 
 
-def _tensors(module: nn.Module) -> Iterator[Tensor]:
-    yield from module.parameters()
-    yield from module.buffers()
-
-
 @contextmanager
 def watching() -> Iterator[Remember]:
     """Watch the memory that a module is given; the outermost of nested calls does."""
@@ -112,32 +105,22 @@ def watching() -> Iterator[Remember]:
         return
     token = _WATCHING.set(True)
     try:
-        with _Allocations() as seen:
-            yield seen.remember
+        allocations = _Allocations()
+        with OperationMode(allocations.carry_out):
+            yield allocations.remember
     finally:
         _WATCHING.reset(token)
 
 
 def is_unfilled(tensor: Tensor) -> bool:
-    """Whether the tensor was made without values, and nothing has been written to it since.
-
-    >>> from torchinit.mmengine import BaseModule
-    >>> class Layer(BaseModule):
-    ...     def __init__(self):
-    ...         super().__init__()
-    ...         self.weight = nn.Parameter(torch.empty(2, 2))
-    ...         self.bias = nn.Parameter(torch.zeros(2))
-    >>> layer = Layer()
-    >>> is_unfilled(layer.weight), is_unfilled(layer.bias)
-    (True, False)
-    """
+    """Whether the tensor was made without values, and has not been written since."""
     known = _KNOWN.get(tensor)
     return known is not None and known.snapshot == snapshot(tensor)
 
 
 def unstamp(module: nn.Module) -> None:
-    """Give the memory that nobody has filled its own first bytes back."""
-    left = [tensor for tensor in _tensors(module) if is_unfilled(tensor)]
+    """Give memory that has not been filled its own first bytes back."""
+    left = [tensor for tensor in chain(module.parameters(), module.buffers()) if is_unfilled(tensor)]
     for tensor in left:
         memory = memory_of(tensor)
         if memory is not None:
@@ -147,14 +130,11 @@ def unstamp(module: nn.Module) -> None:
 
 
 def looks_unfilled(tensor: Tensor) -> bool:
-    """Whether values show that nobody has written them: all are NaN, or many lie below the smallest normal number.
+    """Whether the values look as if never written: all are NaN, or many lie below the smallest normal number.
 
     Integers and addresses that memory held before look so when they are read as floats. A sample of some thousand
     values is enough, a quarter of which, zeros aside, have to be so small: tails of exponentials have fewer. The small
     numbers of float16 and of formats of 8 bits show nothing.
-
-    >>> looks_unfilled(torch.full((3,), 1e-40)), looks_unfilled(torch.zeros(3))
-    (True, False)
     """
     memory = memory_of(tensor)
     if memory is None or memory.is_meta or not memory.numel() or not memory.is_floating_point():
@@ -166,14 +146,7 @@ def looks_unfilled(tensor: Tensor) -> bool:
 
 
 def unfilled(model: nn.Module, written: frozenset[str] = frozenset()) -> tuple[str, ...]:
-    """The parameters and buffers that hold what their memory held before; ``written`` are known to have values.
-
-    >>> with torch.device("meta"):
-    ...     layer = nn.Linear(2, 2)
-    >>> _ = layer.to_empty(device="cpu").weight.data.fill_(1e-40)
-    >>> unfilled(layer, frozenset(["bias"]))
-    ('weight',)
-    """
+    """The parameters and buffers that hold what their memory held before; ``written`` are known to have values."""
     found: dict[object, str] = {}
     for holder in held(model):
         if any(holds_no_values(tensor, written=holder.name in written) for tensor in holder.sources):
@@ -182,9 +155,5 @@ def unfilled(model: nn.Module, written: frozenset[str] = frozenset()) -> tuple[s
 
 
 def holds_no_values(tensor: Tensor, *, written: bool) -> bool:
-    """Whether a tensor is known to be unfilled, or looks so and is not known to be written.
-
-    >>> holds_no_values(torch.full((3,), torch.nan), written=False), holds_no_values(torch.ones(3), written=False)
-    (True, False)
-    """
+    """Whether a tensor is known to be unfilled, or looks so and is not known to be written."""
     return not is_lazy(tensor) and (is_unfilled(tensor) or (not written and looks_unfilled(tensor)))

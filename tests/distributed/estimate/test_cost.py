@@ -16,9 +16,8 @@ from torch import nn
 
 from examples.large import llama_405b, moe_1t
 from torchinit import Constant, Layer, Leaf, Name, Normal, Orthogonal, Plan, Rule, Uniform, load_recipe, sites
-from torchinit.distributed.estimate.cost import cost_of, wholes
+from torchinit.distributed.estimate.cost import Rates, cost_of, kind_of, measured, whole_regions
 from torchinit.distributed.estimate.partition import Partition, parse_mesh, parse_placing
-from torchinit.distributed.estimate.rates import Rates, kind_of, measured
 from torchinit.initializers import Blocks, Identity, Sparse
 from torchinit.initializers.composites import Padded
 from torchinit.initializers.matrices import DeltaOrthogonal, Dirac, Whole
@@ -185,5 +184,5 @@ def test_the_memory_of_fills_that_are_computed_whole() -> None:
 
 
 def test_composites_are_looked_into() -> None:
-    assert [box.shape for box, _ in wholes(Padded(Orthogonal(), row=0), (4, 3))] == [(4, 3)]
-    assert wholes(Normal(), (4, 3)) == []
+    assert [box.shape for box, _ in whole_regions(Padded(Orthogonal(), row=0), (4, 3))] == [(4, 3)]
+    assert whole_regions(Normal(), (4, 3)) == []

@@ -164,7 +164,7 @@ def test_a_mesh_has_ranks() -> None:
         ("tp", "a placement is way:name=axis"),
         ("tp:a.weight", "a placement is way:name=axis"),
         ("tp:a.weight=-1", "a placement is way:name=axis"),
-        ("tq:a.weight=1", "for one of replicate, fsdp, tp, ep, but got 'tq'"),
+        ("tq:a.weight=1", "a dimension of a mesh does one of replicate, fsdp, tp, ep, but got 'tq'"),
         ("tp:a..weight=1", "a name is dotted text"),
     ],
 )

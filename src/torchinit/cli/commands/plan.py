@@ -9,9 +9,8 @@ from dataclasses import replace
 from torchinit.api import draft
 from torchinit.cli import options
 from torchinit.cli.errors import UsageError
-from torchinit.distributed.estimate.cost import cost_of
+from torchinit.distributed.estimate.cost import cost_of, measured
 from torchinit.distributed.estimate.partition import parse_mesh, parse_placing
-from torchinit.distributed.estimate.rates import measured
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -1,26 +1,32 @@
-"""Costs: the memory and the time that a plan takes on each rank of a mesh, before there is any."""
+"""Cost: the memory and the time that a plan takes on each rank of a mesh, before there is any."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import NamedTuple
 
-from torchinit._text import columns, shape_text
+import torch
+
+from torchinit._text import columns, dtype_name, shape_text
 from torchinit.distributed.estimate.partition import Partition
-from torchinit.distributed.estimate.rates import Rates, kind_of
 from torchinit.errors import count
-from torchinit.initializers.elementwise import Fill
-from torchinit.model.shards import Box
+from torchinit.initializers.elementwise import Constant, Fill
+from torchinit.model.shards import Box, Shard
 from torchinit.model.sites import Site
-from torchinit.plans.plan import Plan
+from torchinit.noise import Keyed
+from torchinit.noise.engines import dispatch
+from torchinit.plans.plan import Plan, Step
+from torchinit.plans.run import write
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Sites that differ in nothing but the numbers in their names, and what the first rank holds of each."""
+    """Sites that differ in nothing but the numbers in their names, and the part of each that the first rank holds."""
 
     name: str
     sites: int
@@ -45,11 +51,11 @@ class WholeFill:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a plan takes on a mesh: of the first rank, which holds the most, unless it says otherwise.
+    """The cost of a plan on a mesh: of the first rank, which holds the most, unless it says otherwise.
 
     ``bytes`` and ``elements`` are those of the model, ``most`` and ``least`` the bytes that a rank holds, ``written``
     the elements that it draws. ``seconds`` is the elements times the ``rates``, nanoseconds an element by kind of fill,
-    ``call`` seconds a site, and the time of the ``whole`` fills; where the rates come from is in ``source``. Measured
+    ``call`` seconds a site, and the time of the ``whole`` fills; ``source`` tells where the rates come from. Measured
     moments, start-up and communication are not in it.
     """
 
@@ -70,7 +76,7 @@ class Cost:
 
     @property
     def peak(self) -> int:
-        """The most memory that a rank takes at a time: what it holds, and the largest fill computed whole."""
+        """The most memory that a rank takes at a time: its parts, and the largest fill computed whole."""
         return self.most + max((fill.bytes for fill in self.whole), default=0)
 
     def to_dict(self) -> dict[str, object]:
@@ -101,6 +107,37 @@ class Cost:
         return "\n".join(lines)
 
 
+def _row(group: Group) -> tuple[str, ...]:
+    axes = " ".join("-" if axis is None else str(axis) for axis in group.axes)
+    shapes = shape_text(group.shape), group.dtype, axes, shape_text(group.local)
+    return group.name, str(group.sites), *shapes, f"{group.bytes / 2**20:.3f}", group.fill
+
+
+def _size(number: float) -> str:
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if number < 1024:
+            return f"{number:.4g} {unit}"
+        number /= 1024
+    return f"{number:.4g} TiB"
+
+
+class _LocalSite(NamedTuple):
+    """A site with its fill, and the shapes of its parts on the first and on the last rank."""
+
+    site: Site
+    fill: Fill | None
+    first: tuple[int, ...]
+    last: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.first)
+
+    @property
+    def bytes(self) -> int:
+        return self.elements * self.site.dtype.itemsize
+
+
 def cost_of(plan: Plan, partition: Partition, rates: Rates) -> Cost:
     """The cost of a plan; raises RunError where the partition does not go with the plan's sites.
 
@@ -115,77 +152,128 @@ def cost_of(plan: Plan, partition: Partition, rates: Rates) -> Cost:
     sites = [*(step.site for step in plan.steps), *plan.untouched, *(skip.site for skip in plan.skipped)]
     partition.check(sites)
     first, last = (0,) * len(partition.sizes), tuple(size - 1 for size in partition.sizes)
-    held = [_Held(site, partition.local_shape(site, first), partition.local_shape(site, last)) for site in sites]
-    written = [(one, fills[one.site.name]) for one in held if one.site.name in fills]
-    whole = [
-        WholeFill(one.site.name, str(fill), box.numel, part.scratch(box.shape), rates.seconds_of(part, box.shape))
-        for one, fill in written
-        if math.prod(one.local)
-        for box, part in wholes(fill, one.site.shape)
+    every = [
+        _LocalSite(site, fills.get(site.name), partition.local_shape(site, first), partition.local_shape(site, last))
+        for site in sites
     ]
-    spent: dict[str, int] = {}
-    for one, fill in written:
-        if not wholes(fill, one.site.shape):
-            kind = kind_of(fill, one.site)
-            spent[kind] = spent.get(kind, 0) + math.prod(one.local)
+    written = [(local, local.fill) for local in every if local.fill is not None]
+    whole = [
+        WholeFill(local.site.name, str(fill), box.numel, part.scratch(box.shape), rates.seconds_of(part, box.shape))
+        for local, fill in written
+        if local.elements
+        for box, part in whole_regions(fill, local.site.shape)
+    ]
+    elements: Counter[str] = Counter()
+    for local, fill in written:
+        if local.elements and not whole_regions(fill, local.site.shape):
+            elements[kind_of(fill, local.site)] += local.elements
+    drawing = sum(rates.nanoseconds[kind] * number * 1e-9 for kind, number in elements.items())
     return Cost(
         mesh=str(partition),
         ranks=partition.ranks,
         sites=len(sites),
         elements=sum(site.numel for site in sites),
         bytes=sum(site.numel * site.dtype.itemsize for site in sites),
-        most=sum(math.prod(one.local) * one.site.dtype.itemsize for one in held),
-        least=sum(math.prod(one.last) * one.site.dtype.itemsize for one in held),
-        written=sum(math.prod(one.local) for one, _ in written),
-        seconds=sum(rates.nanoseconds[kind] * number * 1e-9 for kind, number in spent.items() if number)
-        + rates.call * len(written)
-        + sum(fill.seconds for fill in whole),
-        rates={kind: rates.nanoseconds[kind] for kind, number in spent.items() if number},
+        most=sum(local.bytes for local in every),
+        least=sum(math.prod(local.last) * local.site.dtype.itemsize for local in every),
+        written=sum(local.elements for local, _ in written),
+        seconds=drawing + rates.call * len(written) + sum(fill.seconds for fill in whole),
+        rates={kind: rates.nanoseconds[kind] for kind in elements},
         call=rates.call,
         source=rates.source,
-        groups=tuple(_groups(held, fills, partition)),
+        groups=tuple(_groups(every, partition)),
         whole=tuple(whole),
     )
 
 
-class _Held(NamedTuple):
-    site: Site
-    local: tuple[int, ...]
-    last: tuple[int, ...]
-
-
-def wholes(fill: Fill, shape: tuple[int, ...]) -> list[tuple[Box, Fill]]:
-    """The regions of a tensor that a fill computes whole wherever a part of them is.
-
-    >>> from torchinit import Orthogonal
-    >>> from torchinit.initializers import Blockwise
-    >>> [box.shape for box, _ in wholes(Blockwise((Orthogonal(), Orthogonal()), sizes=(2, 4)), (6, 3))]
-    [(2, 3), (4, 3)]
-    """
+def whole_regions(fill: Fill, shape: tuple[int, ...]) -> list[tuple[Box, Fill]]:
+    """The regions of a tensor that a fill computes whole wherever a part of them is."""
     return [(box, part) for box, part in fill.regions(shape) if part.scratch(box.shape)]
 
 
-def _groups(held: list[_Held], fills: Mapping[str, Fill], partition: Partition) -> Iterator[Group]:
-    found: dict[tuple[str, str, object], list[_Held]] = {}
-    for one in held:
-        site, fill = one.site, str(fills.get(one.site.name, "-"))
+def _groups(every: Sequence[_LocalSite], partition: Partition) -> Iterator[Group]:
+    alike: dict[Group, int] = {}
+    for local in every:
+        site = local.site
         name = re.sub(r"(?<![^.])\d+(?![^.])", "*", site.name)
-        found.setdefault((name, fill, (site.shape, site.dtype, partition.axes(site))), []).append(one)
-    for (name, fill, _), group in found.items():
-        site, local, _ = group[0]
-        dtype, size = str(site.dtype).removeprefix("torch."), math.prod(local) * site.dtype.itemsize
-        yield Group(name, len(group), site.shape, dtype, fill, partition.axes(site), local, len(group) * size)
+        fill, axes = str(local.fill or "-"), partition.axes(site)
+        group = Group(name, 1, site.shape, dtype_name(site.dtype), fill, axes, local.first, local.bytes)
+        alike[group] = alike.get(group, 0) + 1
+    return (replace(group, sites=number, bytes=number * group.bytes) for group, number in alike.items())
 
 
-def _row(group: Group) -> tuple[str, ...]:
-    axes = " ".join("-" if axis is None else str(axis) for axis in group.axes)
-    shapes = shape_text(group.shape), group.dtype, axes, shape_text(group.local)
-    return group.name, str(group.sites), *shapes, f"{group.bytes / 2**20:.3f}", group.fill
+# --- rates -------------------------------------------------------------------------------------------------
+
+_ELEMENTS = 1 << 18
+"""The most elements of a sample."""
+
+_TIMES = 5
+_SIDE = 256
+"""Matrices that are computed whole are measured at this size."""
 
 
-def _size(number: float) -> str:
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if number < 1024:
-            return f"{number:.4g} {unit}"
-        number /= 1024
-    return f"{number:.4g} TiB"
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Nanoseconds an element, by kind of fill and dtype, seconds a site, and where they come from."""
+
+    nanoseconds: Mapping[str, float]
+    source: str
+    call: float = 0.0
+    _whole: dict[Fill, float] = field(default_factory=dict, repr=False, compare=False)
+
+    def seconds_of(self, fill: Fill, shape: tuple[int, ...]) -> float:
+        """The time that a fill takes for a whole tensor of this shape, scaled up from a small one, which it draws."""
+        if not math.prod(shape):
+            return 0.0
+        small = tuple(min(size, _SIDE) for size in shape)
+        if fill not in self._whole:
+            self._whole[fill] = _time(fill, Shard.whole("sample", torch.empty(small))) / fill.work(small)
+        return self._whole[fill] * fill.work(shape)
+
+
+def kind_of(fill: Fill, site: Site) -> str:
+    """The kind of fills of one rate: the class of the first that they consist of, and the dtype."""
+    _, first = fill.regions(site.shape)[0]
+    return f"{type(first).__name__} {dtype_name(site.dtype)}"
+
+
+def measured(plan: Plan) -> Rates:
+    """The rates of the fills in a plan, each measured on a corner of the largest site that it writes.
+
+    It takes some milliseconds a kind.
+
+    >>> from torchinit import Constant, Leaf, Rule
+    >>> from torchinit.plans import make_plan
+    >>> rates = measured(make_plan([Site("weight", (64, 32))], [Rule(Leaf("weight"), Constant(0.0))]))
+    >>> list(rates.nanoseconds)
+    ['Constant float32']
+    """
+    largest: dict[str, Step] = {}
+    for step in plan.steps:
+        if step.site.numel and not step.fill.scratch(step.site.shape):  # else its time is scaled up from a small one
+            kind = kind_of(step.fill, step.site)
+            largest[kind] = max(largest.get(kind, step), step, key=lambda each: each.site.numel)
+    nanoseconds = {kind: _rate(step.fill, step.site) for kind, step in largest.items()}
+    call = _time(Constant(0.0), Shard.whole("sample", torch.empty(1)))
+    chosen = dispatch.chosen_kernel()
+    where = f"{count(torch.get_num_threads(), 'thread')}, {f'kernel {chosen.name}' if chosen else 'no compiled kernel'}"
+    return Rates(nanoseconds, f"measured here and now on the CPU, {where}", call)
+
+
+def _rate(fill: Fill, site: Site) -> float:
+    """Nanoseconds an element, on a corner of the site: cut from its first axis on until it is small enough."""
+    corner = list(site.shape)
+    for axis, size in enumerate(site.shape):
+        corner[axis] = min(size, max(1, _ELEMENTS // math.prod(corner[axis + 1 :])))
+    local = torch.empty(corner, dtype=site.dtype)
+    return 1e9 * _time(fill, Shard(site.name, local, site.shape, (0,) * local.dim())) / local.numel()
+
+
+def _time(fill: Fill, shard: Shard) -> float:
+    """The shortest of a few: what disturbs a measurement makes it longer."""
+    noise, times = Keyed(0), []
+    for _ in range(_TIMES):
+        begin = time.perf_counter()
+        write(fill, shard, noise)
+        times.append(time.perf_counter() - begin)
+    return min(times)

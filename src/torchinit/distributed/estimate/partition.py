@@ -1,4 +1,4 @@
-"""Partitions: what each rank of a mesh will hold of each site, by arithmetic on shapes alone.
+"""Partitions: the part of each site that each rank of a mesh will hold, by arithmetic on shapes alone.
 
 Nothing of torch.distributed is needed, so a mesh of thousands of ranks costs nothing.
 """
@@ -15,11 +15,12 @@ from torchinit.model.globs import check_glob, glob_matches
 from torchinit.model.sites import Site
 
 Way: TypeAlias = Literal["replicate", "fsdp", "tp", "ep"]
-"""What a dimension of a mesh does: whole copies, FSDP2, tensor parallelism, experts apart."""
+"""The use of a dimension of a mesh: whole copies, FSDP2, tensor parallelism, experts apart."""
 
 WAYS: tuple[Way, ...] = get_args(Way)
+_USUAL: dict[int, tuple[Way, ...]] = {1: ("fsdp",), 2: ("fsdp", "tp"), 3: ("replicate", "fsdp", "tp")}
 
-COLUMNS = frozenset(
+_COLUMNS = frozenset(
     (
         *("q_proj", "k_proj", "v_proj", "qkv_proj", "wq", "wk", "wv", "wqkv", "c_attn", "query", "key", "value"),
         *("gate_proj", "up_proj", "gate_up_proj", "w1", "w3", "c_fc", "fc1"),
@@ -28,33 +29,29 @@ COLUMNS = frozenset(
 )
 """Layers whose outputs, or whose rows of a table, tensor parallelism divides, by the last part of their name."""
 
-ROWS = frozenset(("o_proj", "out_proj", "wo", "down_proj", "w2", "c_proj", "fc2"))
+_ROWS = frozenset(("o_proj", "out_proj", "wo", "down_proj", "w2", "c_proj", "fc2"))
 """Layers whose inputs it divides."""
 
 
 @dataclass(frozen=True, slots=True)
 class Placing:
-    """An axis that a site is cut along in one dimension of the mesh, by name; None: it is not cut.
-
-    >>> Placing("tp", "**.router.weight", None).matches("layers.0.router.weight")
-    True
-    """
+    """An axis that a site is cut along in one dimension of the mesh, by name; None: it is not cut."""
 
     way: Way
     name: str
     axis: int | None
 
-    def matches(self, name: str) -> bool:
-        return glob_matches(self.name, name)
+    def matches(self, site: Site) -> bool:
+        return any(glob_matches(self.name, view.name) for view in site.views)
 
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """A mesh, what each of its dimensions does, and the sites for which that is something else than usual.
+    """A mesh, the use of each of its dimensions, and the sites for which that is something else than usual.
 
     FSDP2 cuts parameters along axis 0, after tensor parallelism has cut them; buffers stay whole. Tensor parallelism
-    cuts the layers that ``COLUMNS`` and ``ROWS`` name as Megatron does, and a stack of experts by experts, as ``ep``
-    does. A later placing wins.
+    cuts layers with the usual names (``q_proj``, ``wo``, ...) as Megatron does, and a stack of experts by experts, as
+    ``ep`` does. A later placing wins.
 
     >>> halves = Partition((4, 2), ("fsdp", "tp"))
     >>> site = Site("layers.0.q_proj.weight", (30, 16))
@@ -86,15 +83,16 @@ class Partition:
         return tuple(self._axis(way, site) for way in self.ways)
 
     def _axis(self, way: Way, site: Site) -> int | None:
-        names = [view.name for view in site.views]
         for placing in reversed(self.placings):
-            if placing.way == way and any(map(placing.matches, names)):
+            if placing.way == way and placing.matches(site):
                 return placing.axis
-        usual = {"replicate": None, "fsdp": 0, "ep": _experts(site), "tp": _tensor(site)}
-        return None if way == "tp" and "ep" in self.ways and _experts(site) is not None else usual[way]
+        experts = _expert_axis(site)
+        if way == "tp" and experts is not None:
+            return None if "ep" in self.ways else experts
+        return {"replicate": None, "fsdp": 0, "ep": experts, "tp": _tensor_axis(site)}[way]
 
     def local_shape(self, site: Site, coordinate: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of what the rank at this place of the mesh holds."""
+        """The shape of the part that the rank at this place of the mesh holds."""
         shape = list(site.shape)
         cuts = list(zip(self.ways, self.axes(site), self.sizes, coordinate, strict=True))
         for _, axis, pieces, at in sorted(cuts, key=lambda cut: cut[0] == "fsdp"):  # FSDP2 cuts what the others left
@@ -103,35 +101,31 @@ class Partition:
         return tuple(shape)
 
     def check(self, sites: Iterable[Site]) -> None:
-        """Raises RunError where a placing matches no site, or names an axis that a site has not."""
-        known, found = list(sites), []
+        """Raise RunError where a placing matches no site, or names an axis that a site does not have."""
+        known, problems = list(sites), []
         for placing in self.placings:
-            hit = [site for site in known if any(placing.matches(view.name) for view in site.views)]
+            text, matched = f"{placing.way}:{placing.name}", [site for site in known if placing.matches(site)]
             if placing.way not in self.ways:
-                found.append(f"{placing.way}:{placing.name}: the mesh has no dimension {placing.way!r}: it is {self}")
-            if not hit:
+                problems.append(f"{text}: the mesh has no dimension {placing.way!r}: it is {self}")
+            if not matched:
                 near = did_you_mean(placing.name, [site.name for site in known])
-                found.append(f"{placing.way}:{placing.name} matches none of {count(len(known), 'site')}{near}")
-            found += [
-                f"{placing.way}:{placing.name}: {site.name} has no axis {placing.axis}: its shape is {site.shape}"
-                for site in hit
+                problems.append(f"{text} matches none of {count(len(known), 'site')}{near}")
+            problems += [
+                f"{text}: {site.name} has no axis {placing.axis}: its shape is {site.shape}"
+                for site in matched
                 if placing.axis is not None and placing.axis >= len(site.shape)
             ]
-        if found:
-            raise RunError(f"{count(len(found), 'mistake')} in the placements", found)
+        if problems:
+            raise RunError(f"{count(len(problems), 'mistake')} in the placements", problems)
 
 
 def piece(size: int, pieces: int, at: int) -> int:
-    """The length of one piece, as ``torch.chunk`` cuts: all of one size, the last ones shorter or empty.
-
-    >>> [piece(10, 4, at) for at in range(4)], [piece(3, 4, at) for at in range(4)]
-    ([3, 3, 3, 1], [1, 1, 1, 0])
-    """
+    """The length of one piece, as ``torch.chunk`` cuts: all of one size, the last ones shorter or empty."""
     each = -(-size // pieces)
     return max(0, min(each, size - at * each))
 
 
-def _experts(site: Site) -> int | None:
+def _expert_axis(site: Site) -> int | None:
     """The axis over the experts of a stack."""
     layout = site.layout
     if len(site.shape) < 3:
@@ -141,16 +135,15 @@ def _experts(site: Site) -> int | None:
     return 0 if "experts" in site.name.split(".") else None
 
 
-def _tensor(site: Site) -> int | None:
-    if _experts(site) is not None:
-        return _experts(site)
+def _tensor_axis(site: Site) -> int | None:
+    """The axis that tensor parallelism cuts, as Megatron does: outputs of some layers, inputs of others."""
     layer, layout = site.name.rpartition(".")[0].rpartition(".")[2], site.layout
     table = layout is not None and layout.lookup
     outputs = layout.out_axes[0] if layout and layout.out_axes and not table else 0
     inputs = layout.in_axes[0] if layout and layout.in_axes else 1
-    if layer in COLUMNS:
+    if layer in _COLUMNS:
         return 0 if len(site.shape) == 1 or table else outputs
-    return inputs if layer in ROWS and len(site.shape) > 1 else None
+    return inputs if layer in _ROWS and len(site.shape) > 1 else None
 
 
 def parse_mesh(text: str, ways: str = "") -> Partition:
@@ -165,32 +158,26 @@ def parse_mesh(text: str, ways: str = "") -> Partition:
     if not all(part.isdecimal() and int(part) for part in parts):
         raise ValueError(f"a mesh is numbers of ranks such as 512x8, but got {text!r}")
     sizes = tuple(map(int, parts))
-    named = [way.strip() for way in ways.split(",")] if ways else list(_USUAL.get(len(sizes), ()))
-    if not named:
+    if not ways and len(sizes) not in _USUAL:
         raise ValueError(f"what do the {len(sizes)} dimensions of {text} do? Name them, as in replicate,fsdp,tp,ep")
-    for way in named:
-        if way not in WAYS:
-            raise ValueError(f"a dimension of a mesh does one of {', '.join(WAYS)}, but got {way!r}")
-    return Partition(sizes, tuple(way for name in named for way in WAYS if way == name))
+    return Partition(sizes, tuple(map(_way, ways.split(","))) if ways else _USUAL[len(sizes)])
 
 
-_USUAL: dict[int, tuple[Way, ...]] = {1: ("fsdp",), 2: ("fsdp", "tp"), 3: ("replicate", "fsdp", "tp")}
+def _way(text: str) -> Way:
+    for way in WAYS:
+        if way == text.strip():
+            return way
+    raise ValueError(f"a dimension of a mesh does one of {', '.join(WAYS)}, but got {text.strip()!r}")
 
 
 def parse_placing(text: str) -> Placing:
     """The placing that ``tp:**.router.weight=0`` stands for; ``=replicate`` cuts nothing.
 
     Raises ValueError for anything else.
-
-    >>> parse_placing("tp:**.norm.weight=replicate")
-    Placing(way='tp', name='**.norm.weight', axis=None)
     """
     way, colon, rest = text.partition(":")
     name, equals, axis = rest.rpartition("=")
     if not (colon and equals and (axis == "replicate" or axis.isdecimal())):
         raise ValueError(f"a placement is way:name=axis, as in tp:**.router.weight=0, or =replicate, but got {text!r}")
     check_glob(name)
-    for known in WAYS:
-        if way == known:
-            return Placing(known, name, None if axis == "replicate" else int(axis))
-    raise ValueError(f"a placement is for one of {', '.join(WAYS)}, but got {way!r}")
+    return Placing(_way(way), name, None if axis == "replicate" else int(axis))
