@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from torchinit import errors
+from torchinit._text import count, did_you_mean, masked
 from torchinit.errors import (
     CheckpointError,
     ConfigError,
@@ -19,9 +20,6 @@ from torchinit.errors import (
     ReportError,
     RunError,
     TorchinitError,
-    count,
-    did_you_mean,
-    masked,
 )
 
 TREE = {

@@ -1,15 +1,24 @@
-"""Tables: rows of text in columns."""
+"""Text: names, counts, tables and values as messages show them."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+import difflib
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Final
 
 import torch
 
-from torchinit.errors import plain
-
 _LONGEST: Final = 2000
+_LOGIN: Final = re.compile(r"(?<=:)//[^/?#\s@]*@")
+_SECRET: Final = re.compile(
+    r"([?&;](?:(?:key|sig|pwd)|[\w.-]*(?:token|secret|passw|signature|credential|api-?_?key|auth)[\w.-]*)=)[^&;#\s'\"]*[^&;#\s'\":,]",
+    re.IGNORECASE,
+)
+_UNSEEN: Final = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
+)
 
 
 def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -108,3 +117,78 @@ def _end(path: str, others: Collection[str]) -> str:
     ends = ("/".join(parts[at:]) for at in range(len(parts) - 1, 0, -1))
     alone = (end for end in ends if end and sum(other.endswith(f"/{end}") or other == end for other in others) == 1)
     return next(alone, path)
+
+
+def plain(text: str) -> str:
+    r"""The text with what a terminal would obey, or nobody sees, spelled out; lines and tabs stay.
+
+    >>> print(plain("a\x1b[31mb\u202ec"))
+    a\u001b[31mb\u202ec
+    """
+    return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def count(number: int, noun: str, plural: str = "") -> str:
+    """The number with its noun.
+
+    >>> count(1, "mistake"), count(2, "mistake"), count(2, "entry", "entries")
+    ('1 mistake', '2 mistakes', '2 entries')
+    """
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
+def masked(text: str) -> str:
+    """The text without the secrets of URLs in it: logins, and parameters whose names speak of a secret.
+
+    >>> masked("https://me:pass@example.org/a.pth?version=2&private_token=1234")
+    'https://example.org/a.pth?version=2&private_token=***'
+    """
+    return _SECRET.sub(r"\1***", _LOGIN.sub("//", text))
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The tail of an error text: the near name if there is one, else nothing.
+
+    >>> did_you_mean("Kaimng", ["Kaiming", "Xavier"])
+    "; did you mean 'Kaiming'?"
+    >>> did_you_mean("Foo", ["Kaiming", "Xavier"])
+    ''
+    """
+    folded = {candidate.casefold(): candidate for candidate in known}
+    near = difflib.get_close_matches(str(name).casefold(), folded, n=1, cutoff=0.6)
+    return f"; did you mean {folded[near[0]]!r}?" if near else ""
+
+
+class Spelled:
+    """A dataclass whose ``str`` is short, where its ``repr`` is exact."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return spell(self)
+
+
+def spell(value: object) -> str:
+    """The value as a call without its defaults, numbers to six digits, arguments that must be given first.
+
+    >>> from torchinit.initializers.elementwise import Constant, Normal
+    >>> spell(Normal(std=0.1 + 0.2)), spell(Constant(1.0)), spell({"a": Constant(1.0)})
+    ('Normal(std=0.3)', 'Constant(1)', "{'a': Constant(1)}")
+    """
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(spell, value))})"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key!r}: {spell(item)}' for key, item in value.items())}}}"
+    if isinstance(value, type) or not is_dataclass(value):
+        return repr(value)
+    if type(value).__str__ is not Spelled.__str__ and isinstance(value, Spelled):
+        return str(value)
+    said = [(field, getattr(value, field.name)) for field in fields(value)]
+    given = [
+        spell(item) if field.default is MISSING else f"{field.name}={spell(item)}"
+        for field, item in said
+        if item != field.default
+    ]
+    return f"{type(value).__name__}({', '.join(given)})"

@@ -9,8 +9,7 @@ from typing import Literal
 import pytest
 
 from torchinit import Normal, Padded
-from torchinit._spelling import spell
-from torchinit._text import columns, some
+from torchinit._text import columns, some, spell
 from torchinit.serialization.validation import choice, is_whole, number
 
 

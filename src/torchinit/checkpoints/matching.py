@@ -8,7 +8,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 import torch
 
-from torchinit._text import dtype_name, some
+from torchinit._text import count, did_you_mean, dtype_name, masked, some
 from torchinit.checkpoints.adapters import Adapter, Transpose
 from torchinit.checkpoints.formats import Info
 from torchinit.checkpoints.key_mapping import KeyMap, unwrapped
@@ -16,7 +16,7 @@ from torchinit.checkpoints.open import open_cached
 from torchinit.checkpoints.quantized import Companions
 from torchinit.checkpoints.suggestions import by_case, guess, suggest_for_missing, suggest_for_shape, tied
 from torchinit.checkpoints.tensor_fill import Loaded
-from torchinit.errors import CheckpointError, count, did_you_mean, masked
+from torchinit.errors import CheckpointError
 from torchinit.initializers.elementwise import Fill
 from torchinit.initializers.load_report import Cast, Guess, LoadReport, Mismatch
 from torchinit.initializers.source import Resolution

@@ -9,12 +9,13 @@ from typing import Literal, TypeAlias, final
 
 import torch
 
+from torchinit._text import masked
 from torchinit.checkpoints.adapters import Adapter
 from torchinit.checkpoints.key_mapping import KeyMap, Renames
 from torchinit.checkpoints.matching import Search
 from torchinit.checkpoints.open import InMemory
 from torchinit.checkpoints.tensor_fill import Loaded, Source
-from torchinit.errors import CheckpointError, MissingExtraError, masked
+from torchinit.errors import CheckpointError, MissingExtraError
 from torchinit.initializers.load_report import LoadReport
 from torchinit.initializers.source import Resolution, SourceInitializer
 from torchinit.model.globs import check_globs

@@ -10,8 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from torchinit._text import did_you_mean
 from torchinit.cli.errors import ModelError
-from torchinit.errors import did_you_mean
 
 
 def build(path: Path, **overrides: Any) -> object:

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from torchinit import Change, Fingerprint, fingerprint
+from torchinit._text import count
 from torchinit.checkpoints.formats.safetensors import DTYPES, TIED, SafetensorsCheckpoint
 from torchinit.cli.errors import UsageError
-from torchinit.errors import count
 from torchinit.model.names import normalize
 
 CODES = {dtype: code for code, dtype in DTYPES.items()}

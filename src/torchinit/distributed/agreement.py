@@ -7,9 +7,9 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from torchinit._text import some
+from torchinit._text import count, some
 from torchinit.distributed.collectives import gathered, ranks_of
-from torchinit.errors import RunError, count
+from torchinit.errors import RunError
 from torchinit.noise import Keyed
 from torchinit.noise.keyed import STREAM
 from torchinit.plans.plan import Plan

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, TypeVar
 import torch
 from torch import nn
 
+from torchinit._text import count
 from torchinit.distributed.agreement import check_agreement, intent_of
 from torchinit.distributed.allocation import (
     Allocation,
@@ -24,7 +25,7 @@ from torchinit.distributed.buffers import Made, make_buffers
 from torchinit.distributed.collectives import is_shared, together
 from torchinit.distributed.replicas import verify_replicas
 from torchinit.distributed.styles import check_styles
-from torchinit.errors import RunError, count
+from torchinit.errors import RunError
 from torchinit.initializers.statistics import measure
 from torchinit.model.dtensor import is_distributed, local_part
 from torchinit.noise import Keyed, Noise

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from torchinit.errors import RunError, count
+from torchinit._text import count
+from torchinit.errors import RunError
 from torchinit.model.meshes import ASCEND, is_in_order
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, final, get_args
 
-from torchinit.errors import did_you_mean
+from torchinit._text import did_you_mean
 from torchinit.initializers.elementwise import Fill
 from torchinit.model.layouts import Layout
 from torchinit.model.sites import Convention, Site

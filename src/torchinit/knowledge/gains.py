@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from functools import cache
 
-from torchinit.errors import did_you_mean
+from torchinit._text import did_you_mean
 
 FREE = "norm"
 """What stands for a normalization among the nonlinearities: it undoes any gain."""

@@ -8,8 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal, TypeAlias
 
-from torchinit._text import columns
-from torchinit.errors import count
+from torchinit._text import columns, count
 from torchinit.linting import sarif
 
 Severity: TypeAlias = Literal["error", "warning", "note"]

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 
+from torchinit._text import count
 from torchinit.api import draft
-from torchinit.errors import ReportError, count
+from torchinit.errors import ReportError
 from torchinit.linting.findings import SEVERITIES, Findings, Severity
 from torchinit.linting.registry import NEEDS, Need, select_checks
 from torchinit.linting.target import LintTarget

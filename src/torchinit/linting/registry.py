@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, TypeAlias
 
-from torchinit.errors import ConfigError, did_you_mean
+from torchinit._text import did_you_mean
+from torchinit.errors import ConfigError
 from torchinit.linting.findings import Finding, Severity
 from torchinit.linting.target import LintTarget
 

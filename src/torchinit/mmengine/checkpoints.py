@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 
-from torchinit._text import some
+from torchinit._text import did_you_mean, masked, some
 from torchinit.checkpoints.formats.detect import detect_format
 from torchinit.checkpoints.formats.torch_save import load_file
 from torchinit.checkpoints.hub.schemes import Prefixes, fetch
@@ -24,7 +24,7 @@ from torchinit.checkpoints.matching import kind_of
 from torchinit.checkpoints.open import open_file
 from torchinit.checkpoints.quantized import Companions, quantized
 from torchinit.checkpoints.suggestions import beginning, guess, splits
-from torchinit.errors import CheckpointError, did_you_mean, masked
+from torchinit.errors import CheckpointError
 from torchinit.initializers.load_report import Cast, Guess, LoadReport, Mismatch
 from torchinit.initializers.transfers import magnitude
 from torchinit.mmengine.bridge import is_loaded_through

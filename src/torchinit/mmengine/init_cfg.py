@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from torchinit.errors import did_you_mean
+from torchinit._text import did_you_mean
 from torchinit.mmengine.biases import BIAS_WORDS
 from torchinit.mmengine.bridge import WEIGHT_INITIALIZERS
 from torchinit.mmengine.extensions import WORDS

@@ -12,7 +12,8 @@ from typing import Any, Final, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from torchinit.errors import ConfigError, did_you_mean
+from torchinit._text import did_you_mean
+from torchinit.errors import ConfigError
 from torchinit.initializers.composites import Padded
 from torchinit.initializers.elementwise import Constant, Initializer, TruncNormal
 from torchinit.initializers.functions import Function

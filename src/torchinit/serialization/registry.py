@@ -7,7 +7,8 @@ from dataclasses import is_dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import TypeVar, overload
 
-from torchinit.errors import ConfigError, did_you_mean
+from torchinit._text import did_you_mean
+from torchinit.errors import ConfigError
 
 _Class = TypeVar("_Class", bound=type)
 

@@ -12,7 +12,8 @@ from typing import Any, Final, TypeAlias, get_args
 
 import torch
 
-from torchinit.errors import ConfigError, count, did_you_mean
+from torchinit._text import count, did_you_mean
+from torchinit.errors import ConfigError
 from torchinit.serialization import hints
 from torchinit.serialization.hints import Hint, hints_of
 from torchinit.serialization.registry import Registry

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.weak import WeakIdKeyDictionary
 
-from torchinit.errors import LockError, RunError, count, did_you_mean
+from torchinit._text import count, did_you_mean
+from torchinit.errors import LockError, RunError
 from torchinit.model.globs import check_glob, glob_matches
 from torchinit.model.sites import grouped
 from torchinit.model.traversal import held

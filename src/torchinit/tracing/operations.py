@@ -9,9 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from torchinit._spelling import spell
-from torchinit._text import shape_text
-from torchinit.errors import count
+from torchinit._text import count, shape_text, spell
 
 Operation: TypeAlias = torch._ops.OpOverload | str
 """An operation of torch's, or the word that stands for what is not one."""

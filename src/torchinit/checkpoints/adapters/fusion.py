@@ -10,6 +10,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from torchinit._text import did_you_mean
 from torchinit.checkpoints.adapters.base import (
     ADAPTERS,
     Adapter,
@@ -23,7 +24,6 @@ from torchinit.checkpoints.adapters.base import (
     replace_parts,
     take_lists,
 )
-from torchinit.errors import did_you_mean
 from torchinit.model.shards import Box, inserted, replaced, without
 from torchinit.serialization.validation import is_whole
 

@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias, final
 import torch
 from torch import Tensor
 
+from torchinit._text import did_you_mean
 from torchinit.checkpoints.adapters.base import (
     ADAPTERS,
     Adapter,
@@ -19,7 +20,6 @@ from torchinit.checkpoints.adapters.base import (
     take_lists,
     upcast,
 )
-from torchinit.errors import did_you_mean
 from torchinit.model.shards import Box
 from torchinit.serialization.validation import choice, is_whole
 

@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
+from torchinit._text import masked
 from torchinit.checkpoints.hub.cache import (
     Cache,
     HashMismatchError,
@@ -22,7 +23,7 @@ from torchinit.checkpoints.hub.cache import (
     write_whole,
 )
 from torchinit.checkpoints.hub.config import switch
-from torchinit.errors import FetchError, masked
+from torchinit.errors import FetchError
 from torchinit.serialization.json import TwiceError, unique
 
 VERSION: Final = 1

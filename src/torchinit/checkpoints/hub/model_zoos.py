@@ -9,8 +9,9 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+from torchinit._text import did_you_mean
 from torchinit.checkpoints.hub.schemes import LocalFile, Request, register_source, resolve
-from torchinit.errors import FetchError, did_you_mean
+from torchinit.errors import FetchError
 
 
 def torchvision(source: str, request: Request) -> LocalFile:

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Final, Generic, TypeAlias, TypeVar
 from urllib.parse import unquote
 
+from torchinit._text import did_you_mean, masked
 from torchinit.checkpoints.hub.cache import Cache, check_hash, default_folder, hash_of
 from torchinit.checkpoints.hub.config import Limits, from_environment
 from torchinit.checkpoints.hub.lockfile import Pin, lock_of
 from torchinit.checkpoints.hub.progress import Progress, show_progress
 from torchinit.checkpoints.hub.urls import address_of, check_allowed
-from torchinit.errors import FetchError, did_you_mean, masked
+from torchinit.errors import FetchError
 
 T = TypeVar("T")
 

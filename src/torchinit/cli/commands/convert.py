@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torchinit import open_checkpoint
-from torchinit._text import one_line
+from torchinit._text import count, one_line
 from torchinit.checkpoints.formats.safetensors import TIED
 from torchinit.cli import options, weights
-from torchinit.errors import count
 
 if TYPE_CHECKING:
     from torchinit.cli.options import Commands

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from torchinit import ADAPTERS, load_recipe
-from torchinit._text import columns
+from torchinit._text import columns, did_you_mean
 from torchinit.cli import options
 from torchinit.cli.errors import UsageError
-from torchinit.errors import did_you_mean
 from torchinit.linting import CHECKS, Check
 from torchinit.recipes import schemes
 from torchinit.rules.catalog import INITIALIZERS

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 from torchinit import Fingerprint
 from torchinit import fingerprint as take
-from torchinit._text import columns
+from torchinit._text import columns, count
 from torchinit.cli import options, weights
-from torchinit.errors import count
 
 if TYPE_CHECKING:
     from torchinit.cli.options import Commands

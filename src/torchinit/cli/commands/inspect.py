@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from torchinit import Checkpoint, CheckpointError, open_checkpoint
-from torchinit._text import columns, one_line, shape_text
+from torchinit._text import columns, count, one_line, plain, shape_text
 from torchinit.checkpoints import fetch
 from torchinit.checkpoints.hub.cache import hash_of
 from torchinit.cli import options
-from torchinit.errors import count, plain
 
 if TYPE_CHECKING:
     from torchinit.cli.options import Commands

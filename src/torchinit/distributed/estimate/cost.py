@@ -8,10 +8,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
-from torchinit._text import columns, shape_text
+from torchinit._text import columns, count, shape_text
 from torchinit.distributed.estimate.partition import Partition
 from torchinit.distributed.estimate.rates import Rates, kind_of
-from torchinit.errors import count
 from torchinit.initializers.elementwise import Fill
 from torchinit.model.shards import Box
 from torchinit.model.sites import Site

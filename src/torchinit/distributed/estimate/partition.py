@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
-from torchinit.errors import RunError, count, did_you_mean
+from torchinit._text import count, did_you_mean
+from torchinit.errors import RunError
 from torchinit.model.globs import check_glob, glob_matches
 from torchinit.model.sites import Site
 

@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from torchinit._text import dtype_name
-from torchinit.errors import count
+from torchinit._text import count, dtype_name
 from torchinit.initializers.elementwise import Constant, Fill
 from torchinit.model.shards import Shard
 from torchinit.model.sites import Site

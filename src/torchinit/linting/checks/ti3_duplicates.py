@@ -9,8 +9,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from torchinit._text import some
-from torchinit.errors import count
+from torchinit._text import count, some
 from torchinit.linting.registry import Hit, check
 from torchinit.linting.statistics import is_shuffled
 from torchinit.linting.target import LintedTensor, LintTarget, Twins, is_pair_to_tie
