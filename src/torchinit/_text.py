@@ -53,6 +53,11 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def full_name(cls: type) -> str:
+    """Module and name of a class: ``torch.nn.modules.linear.Linear``."""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
 def some(names: Sequence[str], most: int = 5) -> str:
     """The first few of many names.
 

@@ -31,7 +31,7 @@ from torchinit import (
     Site,
     Within,
 )
-from torchinit.model.globs import glob_matches
+from torchinit.model.names import glob_matches
 from torchinit.model.sites import layer_class
 
 WRONG: Any = torchinit  # without types, to say what is wrong

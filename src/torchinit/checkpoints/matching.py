@@ -20,7 +20,7 @@ from torchinit.errors import CheckpointError
 from torchinit.initializers.elementwise import Fill
 from torchinit.initializers.load_report import Cast, Guess, LoadReport, Mismatch
 from torchinit.initializers.source import Resolution
-from torchinit.model.globs import glob_matches
+from torchinit.model.names import glob_matches
 from torchinit.model.sites import Site
 
 _T = TypeVar("_T")

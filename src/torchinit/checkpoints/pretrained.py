@@ -18,7 +18,7 @@ from torchinit.checkpoints.tensor_fill import Loaded, Source
 from torchinit.errors import CheckpointError, MissingExtraError
 from torchinit.initializers.load_report import LoadReport
 from torchinit.initializers.source import Resolution, SourceInitializer
-from torchinit.model.globs import check_globs
+from torchinit.model.names import check_globs
 from torchinit.model.sites import Site
 from torchinit.serialization.json import FrozenMap
 from torchinit.serialization.validation import choice, text, truth

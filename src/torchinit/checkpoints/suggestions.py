@@ -13,7 +13,7 @@ from torchinit.checkpoints.adapters.base import Adapter, Size, place, replace_pa
 from torchinit.checkpoints.key_mapping import KeyMap, Renames, unwrapped
 from torchinit.errors import ConfigError
 from torchinit.initializers.load_report import Guess
-from torchinit.model.globs import glob_matches
+from torchinit.model.names import glob_matches
 from torchinit.model.sites import Site
 
 Shapes: TypeAlias = Mapping[str, Size]

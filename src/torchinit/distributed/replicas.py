@@ -11,7 +11,7 @@ from torch import nn
 from torchinit._text import count, some
 from torchinit.distributed.collectives import gathered, ranks_of, together
 from torchinit.errors import ReportError, RunError
-from torchinit.model.meshes import cut_dimensions, piece_here
+from torchinit.model.dtensor import cut_dimensions, piece_here
 from torchinit.plans.fingerprint import hashed
 from torchinit.plans.sources import look_at, sources_of
 

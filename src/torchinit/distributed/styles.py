@@ -11,7 +11,7 @@ from torch import nn
 
 from torchinit._text import count
 from torchinit.errors import RunError
-from torchinit.model.meshes import ASCEND, is_in_order
+from torchinit.model.dtensor import ASCEND, is_in_order
 
 
 def check_styles(model: nn.Module) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from torchinit.model.sites import full_name
+from torchinit._text import full_name
 
 _LIBRARIES: Final = ("torch.nn.", "timm.layers.", "transformers.", "torchvision.ops.", "einops.layers.")
 """Where classes compute what their names say."""

@@ -17,8 +17,9 @@ from typing import TypeAlias, cast
 import torch
 from torch import Tensor, nn
 
+from torchinit._text import full_name
 from torchinit.model.sandbox import INTERNAL, Sandbox, answer
-from torchinit.model.sites import Site, full_name
+from torchinit.model.sites import Site
 from torchinit.model.traversal import held
 
 _TORCH_NORMS = (

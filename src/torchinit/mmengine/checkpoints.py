@@ -29,9 +29,9 @@ from torchinit.initializers.load_report import Cast, Guess, LoadReport, Mismatch
 from torchinit.initializers.transfers import magnitude
 from torchinit.mmengine.bridge import is_loaded_through
 from torchinit.mmengine.log import log, log_to
-from torchinit.model.hooks import has_load_hooks
 from torchinit.model.names import WRAPPERS as WRAPPING
 from torchinit.model.names import normalize
+from torchinit.model.traversal import has_load_hooks
 
 LoadFunction: TypeAlias = Callable[[str, Any], Any]
 """Gives what a file holds, from its name and ``map_location``."""

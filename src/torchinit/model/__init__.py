@@ -1,3 +1,1 @@
 """Model: what a model holds: names, tensors and the parts of them that are here, and what a site of it is."""
-
-from __future__ import annotations

@@ -15,7 +15,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from torchinit._text import count, did_you_mean
 from torchinit.errors import LockError, RunError
-from torchinit.model.globs import check_glob, glob_matches
+from torchinit.model.names import check_glob, glob_matches
 from torchinit.model.sites import grouped
 from torchinit.model.traversal import held
 from torchinit.tracing.regions import memory_of
