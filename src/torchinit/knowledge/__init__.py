@@ -1,3 +1,1 @@
 """Knowledge: what is known of layers: at which values they do nothing, and what follows them."""
-
-from __future__ import annotations
