@@ -142,6 +142,11 @@ def count(number: int, noun: str, plural: str = "") -> str:
     return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
+def with_article(noun: str) -> str:
+    """The noun with its indefinite article: ``an initializer``."""
+    return f"{'an' if noun[0].lower() in 'aeiou' else 'a'} {noun}"
+
+
 def masked(text: str) -> str:
     """The text without the secrets of URLs in it: logins, and parameters whose names speak of a secret.
 

@@ -14,7 +14,7 @@ from torchinit._text import did_you_mean
 from torchinit.initializers.elementwise import Fill
 from torchinit.model.layouts import Layout
 from torchinit.model.sites import Convention, Site
-from torchinit.serialization.hints import construct, hints_of, is_number, is_whole
+from torchinit.serialization.annotations import construct, hints_of, is_number, is_whole
 from torchinit.serialization.schema import Unfinished
 
 LONGEST: Final = 400

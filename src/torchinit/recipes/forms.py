@@ -23,7 +23,7 @@ from torchinit.recipes.files import read_data, read_scheme, schemes
 from torchinit.rules.catalog import INITIALIZERS, SCHEMA
 from torchinit.rules.rule import Recipe, Rule
 from torchinit.rules.selectors import Kinds, Selector
-from torchinit.serialization.hints import is_sequence
+from torchinit.serialization.annotations import is_sequence
 from torchinit.serialization.schema import DEEPEST, Data, Reader, join
 
 RecipeLike: TypeAlias = str | os.PathLike[str] | Rule | Initializer | Function | Mapping[Any, Any] | Iterable[Any]
