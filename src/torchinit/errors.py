@@ -1,4 +1,4 @@
-"""Errors: what went wrong, where, what was seen, and the way out.
+"""Errors: the tree of exceptions; their texts say where, what was seen, and the way out.
 
 ::
 
@@ -22,7 +22,7 @@ from torchinit._text import masked, plain
 
 
 class TorchinitError(Exception):
-    """Whatever torchinit raises on purpose."""
+    """The base of all that torchinit raises on purpose."""
 
 
 class _ManyProblemsError(TorchinitError):
@@ -63,10 +63,7 @@ class ReportError(_ManyProblemsError, AssertionError):
 
 
 class CheckpointError(_ManyProblemsError, RuntimeError):
-    """A checkpoint that cannot be had, is refused, or does not fit; ``problems`` holds every finding.
-
-    What it says is :func:`masked`.
-    """
+    """A checkpoint that cannot be had, is refused, or does not fit; ``problems`` holds every finding, secrets masked."""
 
     def __init__(self, headline: str, problems: Iterable[str] = ()) -> None:
         super().__init__(masked(headline), map(masked, problems))
