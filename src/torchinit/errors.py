@@ -63,7 +63,7 @@ class ReportError(_ManyProblemsError, AssertionError):
 
 
 class CheckpointError(_ManyProblemsError, RuntimeError):
-    """A checkpoint that cannot be had, is refused, or does not fit; ``problems`` holds every finding, secrets masked."""
+    """A checkpoint that cannot be had, is refused, or does not fit; ``problems`` has every finding, secrets masked."""
 
     def __init__(self, headline: str, problems: Iterable[str] = ()) -> None:
         super().__init__(masked(headline), map(masked, problems))
