@@ -1,1 +1,1 @@
-"""Knowledge: what is known of layers: at which values they do nothing, and what follows them."""
+"""Knowledge of layers: the values at which norms do nothing, the nonlinearities that follow, and their gains."""

@@ -1,4 +1,4 @@
-"""Following: which nonlinearity follows each layer of a model, where its structure shows it."""
+"""Following: the nonlinearity that follows each layer of a model, where its structure shows it."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ _HOLDERS: Final = ("act_fn", "activation_fn", "activation", "act", "act1")
 """The names by which blocks call the activation inside them where they hold another one as well: a gate's, say."""
 
 
-def with_activations(model: nn.Module, found: Iterable[Site]) -> tuple[Site, ...]:
+def with_activations(model: nn.Module, sites: Iterable[Site]) -> tuple[Site, ...]:
     """The sites of a model, its layers' weights with what follows each: ``Site.activation``.
 
     It is read off the structure; the model is not run, and its values are not looked at:
@@ -90,7 +90,7 @@ def with_activations(model: nn.Module, found: Iterable[Site]) -> tuple[Site, ...
     _visit(*_unwrapped(model), _LINEAR, followers)
     bare = {normalize(f"{name}.weight").rpartition(".")[0]: follower for name, follower in followers.items()}
     known = {**bare, **followers}
-    return tuple(_with_activation(site, known) for site in found)
+    return tuple(_with_activation(site, known) for site in sites)
 
 
 def _with_activation(site: Site, known: Mapping[str, Follower]) -> Site:

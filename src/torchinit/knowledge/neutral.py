@@ -1,4 +1,4 @@
-"""Neutral values: at which value a norm's scale or shift does nothing, known by class or found by asking the layer."""
+"""Neutral values, at which a norm's scale or shift does nothing: known by class or found by asking the layer."""
 
 from __future__ import annotations
 
@@ -181,10 +181,10 @@ _WIDE = 1 << 16
 
 _CLOSE = 0.02
 _MARKED = 0.25
-"""Relative differences up to the first are none, and those beyond the second are no chance."""
+"""Relative differences up to the first count as none; those beyond the second do not come by chance."""
 
 _LOUD = 2.5
-"""How many times 1 the size of a norm's output may be where it is neutral: gates and activations change it."""
+"""The factor by which the size of a neutral norm's output may differ from 1: gates and activations change it."""
 
 
 def neutral_values(module: nn.Module, shapes: Mapping[str, _Shape]) -> Mapping[str, float]:
@@ -232,9 +232,9 @@ def _answer_on(
     boxes = [Sandbox(module, shapes, training, rest) for rest in ((1.0, 0.0) if has_others else (1.0,))]
     values: dict[str, float] | None = None
     for others in _other_inputs(module):
-        answers = [found for box in boxes if (found := _read(box, x, others, tuple(shapes))) is not None]
-        first, *again = [found for found in answers if found] or [{}]
-        if any(found != first for found in again):
+        answers = [shown for box in boxes if (shown := _read(box, x, others, tuple(shapes))) is not None]
+        first, *again = [shown for shown in answers if shown] or [{}]
+        if any(shown != first for shown in again):
             return {}
         if answers:
             values = {**first, **(values or {})}
@@ -247,7 +247,7 @@ def _input_shapes(module: nn.Module, shape: _Shape) -> Iterator[_Shape]:
     """Shapes of inputs for a layer whose scale has this shape, the most usual first."""
     # Few, so that torch does not start threads for them, and unlike the sizes of the scale, so that a wrong one shows.
     batch, time = islice((size for size in count(2) if size not in shape), 2)
-    height, width = batch, time
+    image = (batch, time)
     if 1 in shape and max(shape) > 1:  # it is laid out to be broadcast
         laid = tuple(time if size == 1 else size for size in shape)
         yield laid if len(shape) > 3 else (batch, *laid)
@@ -259,10 +259,8 @@ def _input_shapes(module: nn.Module, shape: _Shape) -> Iterator[_Shape]:
     if len(core) > 1:
         return
     (channels,) = core
-    yield (batch, channels, height, width)
-    yield (batch, height, width, channels)
-    yield (batch, channels, time)
-    yield (batch, channels, time, height, width)
+    yield from ((batch, channels, *image), (batch, *image, channels), (batch, channels, time))
+    yield (batch, channels, time, *image)
     attributes = [value for key, value in vars(module).items() if key not in INTERNAL]
     for heads in dict.fromkeys(value for value in attributes if type(value) is int and 1 < value < channels):
         if channels % heads == 0:
@@ -275,8 +273,8 @@ def _input_shapes(module: nn.Module, shape: _Shape) -> Iterator[_Shape]:
 def _other_inputs(module: nn.Module) -> Iterator[_Makers]:
     """Inputs besides the first, made from it: none if that will do, else gates that let all pass, sums, or its like."""
     parameters = inspect.signature(type(module).forward).parameters.values()
-    more = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)][2:]
-    needed = sum(one.default is one.empty for one in more)
+    more = [each for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)][2:]
+    needed = sum(parameter.default is parameter.empty for parameter in more)
     for number in range(needed, min(len(more), needed + 1) + 1):
         for make in (torch.ones_like, torch.zeros_like, torch.clone) if number else (torch.clone,):
             yield (make,) * number
@@ -307,11 +305,11 @@ def _values(run: _Run, x: Tensor, leaves: Sequence[str]) -> dict[str, float]:
         return shifts if _forgets_size(partial(run, zeros), x) else {}
     # Beside a second scale at 0 there may be nothing to see, beside a slope at 1 no norm.
     settings = [dict.fromkeys(leaves, rest) | shifts for rest in ((0.0, 1.0) if len(scales) > 1 else (0.0,))]
-    found: dict[str, float] = {}
+    values: dict[str, float] = {}
     for leaf, setting in product(scales, settings):
-        value = None if leaf in found else _of_scale(run, x, leaf, setting)
-        found.update({} if value is None else {leaf: value})
-    return {**found, **shifts} if found else {}
+        if leaf not in values and (value := _of_scale(run, x, leaf, setting)) is not None:
+            values[leaf] = value
+    return {**values, **shifts} if values else {}
 
 
 def _of_scale(run: _Run, x: Tensor, leaf: str, setting: Mapping[str, float]) -> float | None:

@@ -1,4 +1,4 @@
-"""Layouts: which axes of a weight run over inputs, which over outputs, and which layer keeps its weights how."""
+"""Layouts: the axes of weights that run over inputs and outputs, for each class of layer."""
 
 from __future__ import annotations
 
@@ -46,7 +46,10 @@ class Layout:
             raise ValueError(f"groups, stride and blocks are at least 1, but got {self}")
 
     def fans(self, shape: tuple[int, ...]) -> tuple[float, float]:
-        """Fan-in and fan-out: the inputs that feed one output, and the outputs that one input feeds."""
+        """Fan-in and fan-out: the inputs that feed one output, and the outputs that one input feeds.
+
+        They are floats, since a stride divides them: a 3x3 kernel with stride 2 has a fan-out of 2.25 a channel.
+        """
         inputs = math.prod(shape[axis] for axis in self.in_axes)
         outputs = math.prod(shape[axis] for axis in self.out_axes) / self.blocks
         named = {*self.in_axes, *self.out_axes, *self.batch_axes}

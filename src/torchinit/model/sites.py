@@ -39,14 +39,14 @@ WHY: dict[State, str] = {
     ),
     "fixed": "is computed by a parametrization without right_inverse, so no value can be given to it",
 }
-"""What each state that a fill cannot work on means, and the way out where there is one."""
+"""The meaning of each state that a fill cannot work on, and the way out where there is one."""
 
 _WAYS_OUT: dict[State, str] = {
     "integer": "load it (Pretrained), or make it a buffer",
     "quantized": "initialize the model before it is quantized",
     "sparse": "initialize it while it is dense",
 }
-"""What helps where a parameter should have values and no rule can give it any."""
+"""The ways to give a parameter values where no rule can."""
 
 EMPTY = "has no elements"
 _REGISTER_NONE = ": gather it first if it is partitioned, or register None in its place if it is to have none"
@@ -55,6 +55,8 @@ _REGISTER_NONE = ": gather it first if it is partitioned, or register None in it
 @dataclass(frozen=True, slots=True)
 class LayerClass:
     """The class of a module, as plain data: its name, its direct bases' names, the full names of all above it.
+
+    Data, so that a plan goes to JSON and comes back without an import, and a selector compares names.
 
     >>> layer_class(nn.Conv2d).name, layer_class(nn.Conv2d).bases
     ('Conv2d', ('_ConvNd',))

@@ -1,4 +1,4 @@
-"""Storage: which tensors are one, and which lie in part of each other's memory."""
+"""Storage: tensors that are one, and tensors that share part of their memory."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def places(model: nn.Module) -> list[Place]:
 
     A child that one parent holds under two names has two places, and one turn.
     """
-    found: list[Place] = []
+    visited: list[Place] = []
 
     def walk(module: nn.Module, name: str, block: tuple[int, int] | None, turn: int, hooks: str) -> int:
         hooks = type(module).__name__ if has_load_hooks(module) else hooks
@@ -48,11 +48,11 @@ def places(model: nn.Module) -> list[Place]:
             index, start = begun.setdefault(id(child), (len(begun), turn))
             end = walk(child, _join(name, key), (index, several) if several else block, start, hooks)
             turn = turn if again else end
-        found.append(Place(name, module, block, turn, hooks))
+        visited.append(Place(name, module, block, turn, hooks))
         return turn + 1
 
     walk(model, "", None, 0, "")
-    return found
+    return visited
 
 
 def _is_block_list(module: nn.Module) -> bool:
@@ -125,7 +125,10 @@ def held(model: nn.Module) -> Iterator[Held]:
 
 
 def _flattened(model: nn.Module) -> set[int]:
-    """The parameters that FSDP1 has laid one behind the other and cut without regard to them, by id."""
+    """The parameters that FSDP1 has laid one behind the other and cut without regard to them, by id.
+
+    They are refused, since neither shape nor place of a piece can be seen.
+    """
     fsdp: Any = sys.modules.get("torch.distributed.fsdp")
     # A module does not know what wraps it, but holds what has been made of its parameters.
     flat = {id(parameter) for parameter in model.parameters() if getattr(parameter, "_is_flat_param", False)}

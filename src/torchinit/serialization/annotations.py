@@ -74,17 +74,17 @@ def is_union(hint: Hint) -> bool:
     return _origin(hint) in (Union, UnionType)
 
 
-def is_list(hint: Hint) -> bool:
+def is_tuple(hint: Hint) -> bool:
     """Whether the type is a tuple, a list in plain data."""
     return _origin(hint) is tuple
 
 
-def is_table(hint: Hint) -> bool:
+def is_mapping(hint: Hint) -> bool:
     """Whether the type is a mapping, a table in plain data: ``Mapping[str, float]``."""
     return _origin(hint) is Mapping
 
 
-def is_choice(hint: Hint) -> bool:
+def is_literal(hint: Hint) -> bool:
     """Whether the type is one of some given values."""
     return _origin(hint) is Literal
 
@@ -99,7 +99,7 @@ def is_whole(hint: Hint) -> bool:
     return is_number(hint) and float not in (hint, *get_args(hint))
 
 
-def member(hint: Hint, test: Callable[[Hint], bool]) -> Hint | None:
+def select_member(hint: Hint, test: Callable[[Hint], bool]) -> Hint | None:
     """The type itself, or the first of its alternatives, that passes the test."""
     kinds = get_args(hint) if is_union(hint) else (hint,)
     return next((kind for kind in kinds if test(kind)), None)
@@ -117,10 +117,10 @@ def describe_type(hint: Hint) -> str:
     >>> describe_type(float), describe_type(Literal["a", "b"]), describe_type(tuple[int, ...])
     ('a number', "one of 'a', 'b'", 'a list')
     """
-    if is_choice(hint):
+    if is_literal(hint):
         choices = ", ".join(map(repr, get_args(hint)))
         return f"one of {choices}" if len(get_args(hint)) > 1 else choices
-    return "a list" if is_list(hint) else _DESCRIPTIONS.get(hint, "a table")
+    return "a list" if is_tuple(hint) else _DESCRIPTIONS.get(hint, "a table")
 
 
 # --- data ------------------------------------------------------------------------------------------------------------
@@ -142,7 +142,7 @@ def fits(data: object, hint: Hint) -> bool:
     >>> fits(1, float), fits(True, float), fits("0.02", float), fits("inf", float), fits(1.0, int)
     (True, False, False, True, False)
     """
-    if is_choice(hint):
+    if is_literal(hint):
         return any(data == choice and type(data) is type(choice) for choice in get_args(hint))
     if hint is torch.dtype:
         return isinstance(data, str) and data in _DTYPES

@@ -142,10 +142,10 @@ class _Writer:
         if isinstance(value, float):
             return value if math.isfinite(value) else str(value)
         if isinstance(value, tuple):
-            kinds = types.item_types(types.member(hint, types.is_list))
+            kinds = types.item_types(types.select_member(hint, types.is_tuple))
             return [self.write(item, kind) for item, kind in zip(value, kinds, strict=False)]
         if isinstance(value, Mapping):
-            _, kind = get_args(types.member(hint, types.is_table)) or (str, None)
+            _, kind = get_args(types.select_member(hint, types.is_mapping)) or (str, None)
             return {key: self.write(item, kind) for key, item in value.items()}
         key = id(value), hint
         if key not in self.written:
@@ -153,7 +153,7 @@ class _Writer:
         return self.written[key][1]
 
     def _object(self, value: Any, hint: Hint) -> Data:
-        abstract = types.member(hint, lambda kind: kind in self.vocabularies)
+        abstract = types.select_member(hint, lambda kind: kind in self.vocabularies)
         if abstract is not None:
             return self._word(value, self.vocabularies[abstract].registry)
         if is_dataclass(value) and not isinstance(value, type):
@@ -197,18 +197,18 @@ class Reader:
     def read(self, data: Data, hint: Hint, path: str) -> Any:
         """The value of this type that the data describe, or INVALID."""
         if not self._fits(data, hint):
-            choices = map(str, get_args(types.member(hint, types.is_choice)))
+            choices = map(str, get_args(types.select_member(hint, types.is_literal)))
             near = did_you_mean(data, choices) if isinstance(data, str) else ""
             return self.mistake(path, f"must be {self._describe(hint)}, but got {reprlib.repr(data)}{near}")
         if types.is_union(hint):
-            return self.read(data, types.member(hint, lambda kind: self._fits(data, kind)), path)
+            return self.read(data, types.select_member(hint, lambda kind: self._fits(data, kind)), path)
         if hint in self.vocabularies:
             return self._word(data, hint, path)
         if is_dataclass(hint) and isinstance(hint, type):
             return self.record(hint, data, path)
-        if types.is_table(hint):
+        if types.is_mapping(hint):
             return self._table(data, hint, path)
-        return self._list(data, hint, path) if types.is_list(hint) else types.to_python(data, hint)
+        return self._list(data, hint, path) if types.is_tuple(hint) else types.to_python(data, hint)
 
     def _fits(self, data: Data, hint: Hint) -> bool:
         """Whether the data have the outward form of this type."""
@@ -217,9 +217,9 @@ class Reader:
         if hint in self.vocabularies:
             is_bare = self.vocabularies[hint].bare is not None and types.is_scalar(data)
             return is_bare or isinstance(data, (Mapping, hint))
-        if is_dataclass(hint) or types.is_table(hint):
+        if is_dataclass(hint) or types.is_mapping(hint):
             return isinstance(data, Mapping)
-        return types.is_sequence(data) if types.is_list(hint) else types.fits(data, hint)
+        return types.is_sequence(data) if types.is_tuple(hint) else types.fits(data, hint)
 
     def _describe(self, hint: Hint) -> str:
         if types.is_union(hint):
