@@ -31,13 +31,14 @@ def kept_arguments(module: nn.Module, cls: type) -> dict[str, Any] | None:
     kept = {}
     has_defaults = cls.__module__.startswith("torch.")
     for parameter in _parameters(cls):
+        is_optional = parameter.name in ("device", "dtype") or (
+            has_defaults and parameter.default is not Parameter.empty
+        )
         if parameter.kind in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD):
             return None
         if parameter.name in vars(module):
             kept[parameter.name] = vars(module)[parameter.name]
-        elif parameter.name not in ("device", "dtype") and not (
-            has_defaults and parameter.default is not Parameter.empty
-        ):
+        elif not is_optional:
             return None
     return kept
 

@@ -56,10 +56,9 @@ def parametrized(module: nn.Module) -> tuple[Parametrized, ...]:
 def _chain(module: nn.Module, leaf: str, chain: ParametrizationList) -> Parametrized:
     def assign(values: Tensor) -> Tensor:
         setattr(module, leaf, values)
-        if any(isinstance(step, parametrizations._SpectralNorm) for step in chain):
-            with _mode(chain, training=True):
-                for _ in range(_SETTLE):
-                    getattr(module, leaf)
+        with _mode(chain, training=True):
+            for _ in range(_SETTLE if any(isinstance(step, parametrizations._SpectralNorm) for step in chain) else 0):
+                getattr(module, leaf)
         return _look(module, leaf, chain)
 
     tensors = {**chain._parameters, **chain._buffers}
@@ -94,15 +93,15 @@ def _is_one_way(step: nn.Module) -> bool:
 
 
 def _weight_norm(module: nn.Module, hook: WeightNorm) -> Parametrized:
-    length, direction = (module.get_parameter(hook.name + end) for end in ("_g", "_v"))
+    hidden = hook.name + "_g", hook.name + "_v"
+    length, direction = map(module.get_parameter, hidden)
 
     def assign(values: Tensor) -> Tensor:
         length.copy_(torch.norm_except_dim(values, 2, hook.dim))
         direction.copy_(values)
         return _refresh(module, hook.name, hook.compute_weight(module))
 
-    hidden = frozenset({hook.name + "_g", hook.name + "_v"})
-    return Parametrized(hook.name, direction.detach(), (length, direction), assign, hidden)
+    return Parametrized(hook.name, direction.detach(), (length, direction), assign, frozenset(hidden))
 
 
 def _spectral_norm(module: nn.Module, hook: SpectralNorm) -> Parametrized:

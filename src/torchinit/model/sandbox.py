@@ -147,8 +147,8 @@ def answer(question: Callable[[], _Answer]) -> _Answer | None:
 
     It is asked in a thread of its own. Torch keeps its modes by thread, so a default device, autocast, inference mode,
     a fake tensor mode or a trace of the caller's do not reach it; and a thread can be left behind, which is the only
-    way out of code that waits for what never comes. Before that its Python code is ended from outside. What it prints
-    and warns of is not shown.
+    way out of code that waits for what never comes. Before that its Python code is ended from outside. Its prints and
+    warnings are not shown.
 
     >>> answer(lambda: print("hello") or 1), answer(lambda: 1 / 0)
     (1, None)
@@ -178,7 +178,7 @@ def _end(thread: threading.Thread) -> None:
     thread.join(0.1)
 
 
-# --- memory without values -----------------------------------------------------------------------------------
+# --- memory without values -------------------------------------------------------------------------------------------
 
 ALLOCATING: Final = frozenset(
     getattr(torch.ops.aten, name)
@@ -214,8 +214,7 @@ def poisoned_memory(poison: Poison | None = None) -> OperationMode:
         before = args[0].numel() if is_resize else 0
         result = fresh = func(*args, **kwargs)
         if is_resize:
-            more = max(0, result.numel() - before)
-            fresh = result.as_strided((more,), (1,), result.storage_offset() + before)
+            fresh = result.flatten()[before:]  # a view, since a tensor that has grown is contiguous
         elif func.overloadpacket not in ALLOCATING:
             return result
         if not fresh.is_meta and fresh.layout == torch.strided:

@@ -214,8 +214,8 @@ def grouped(every: Iterable[Held]) -> list[tuple[Site, list[Held]]]:
 
 
 def _site(entry: Held, position: int) -> Site:
-    module, way = entry.place.module, entry.way
-    state: State = "flat" if entry.flat else "fixed" if way and not way.assign else _state(entry.tensor)
+    module, computed = entry.place.module, entry.way
+    state: State = "flat" if entry.flat else "fixed" if computed and not computed.assign else _state(entry.tensor)
     slot = describe(module, entry.leaf) if state != "lazy" else Slot("other")
     is_parameter = entry.kind == "parameter"
     return Site(
@@ -230,7 +230,7 @@ def _site(entry: Held, position: int) -> Site:
         block=entry.place.block,
         zero_row=slot.zero_row,
         state=state,
-        parametrized=way is not None,
+        parametrized=computed is not None,
         position=position,
         persistent=entry.leaf not in module._non_persistent_buffers_set,
         hooks=entry.place.hooks,

@@ -113,10 +113,10 @@ def held(model: nn.Module) -> Iterator[Held]:
     owners: dict[str, object] = {}
     flat = _flattened(model)
     for place in places(model):
-        for leaf, tensor, kind, way in _tensors(place.module):
-            key = tuple(map(identity, way.sources)) if way else identity(tensor)
-            entries.append(Held(_join(place.name, leaf), place, leaf, tensor, kind, way, key, id(tensor) in flat))
-            owners[entries[-1].name] = key
+        for leaf, tensor, kind, computed in _tensors(place.module):
+            name = _join(place.name, leaf)
+            key = owners[name] = tuple(map(identity, computed.sources)) if computed else identity(tensor)
+            entries.append(Held(name, place, leaf, tensor, kind, computed, key, id(tensor) in flat))
     for entry in entries:
         # Where a model has a module of its own called "module", the bare name may be another's.
         bare = normalize(entry.name)
@@ -145,9 +145,9 @@ def _flattened(model: nn.Module) -> set[int]:
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor, Kind, Parametrized | None]]:
     """The module's own tensors, those that it computes first and not those that stand behind them."""
     computed = parametrized(module)
-    for way in computed:
-        yield way.leaf, way.value, "parameter", way
-    hidden = {name for way in computed for name in way.hidden}
+    for parameter in computed:
+        yield parameter.leaf, parameter.value, "parameter", parameter
+    hidden = {name for parameter in computed for name in parameter.hidden}
     if isinstance(module, nn.utils.parametrize.ParametrizationList):
         hidden |= {name for name in (*module._parameters, *module._buffers) if name.startswith("original")}
     kinds: tuple[tuple[Kind, Any], ...] = (("parameter", module._parameters), ("buffer", module._buffers))

@@ -1,4 +1,4 @@
-"""Meshes: whose piece is whose, against what FSDP2 leaves on each rank of a mesh in any order."""
+"""Orders of ranks in a mesh: whose piece is whose, against what FSDP2 leaves on each rank of a mesh in any order."""
 
 from __future__ import annotations
 
