@@ -28,9 +28,6 @@ _DESCRIPTIONS: Final[dict[object, str]] = {
 }
 
 
-# --- arguments of a class --------------------------------------------------------------------------------------------
-
-
 @cache
 def _parameters(cls: type) -> Mapping[str, Parameter]:
     return inspect.signature(cls).parameters
@@ -60,9 +57,6 @@ def arguments(value: object, *, defaults: bool = True) -> dict[str, Any]:
     parameters = _parameters(cast("Any", type(value)))
     values = {name: getattr(value, name) for name in parameters}
     return {name: item for name, item in values.items() if defaults or item != parameters[name].default}
-
-
-# --- types -----------------------------------------------------------------------------------------------------------
 
 
 def _origin(hint: Hint) -> object:
@@ -121,9 +115,6 @@ def describe_type(hint: Hint) -> str:
         choices = ", ".join(map(repr, get_args(hint)))
         return f"one of {choices}" if len(get_args(hint)) > 1 else choices
     return "a list" if is_tuple(hint) else _DESCRIPTIONS.get(hint, "a table")
-
-
-# --- data ------------------------------------------------------------------------------------------------------------
 
 
 def is_sequence(data: object) -> bool:
