@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from torchinit import Normal, Padded
+from torchinit import Normal
 from torchinit._text import columns, count, did_you_mean, dtype_name, shorten_paths, some, spell, with_article
+from torchinit.initializers import Padded
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torchinit import Fingerprint
 from torchinit import fingerprint as take
 from torchinit._text import columns, count
 from torchinit.cli import options, weights
+from torchinit.plans import Fingerprint
 
 if TYPE_CHECKING:
     from torchinit.cli.options import Commands
