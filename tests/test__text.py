@@ -1,10 +1,61 @@
-"""Tables: what stands in their cells."""
+"""Text: short values, near names, counts, tables and what stands in their cells."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import pytest
 import torch
 
-from torchinit._text import dtype_name, shorten_paths
+from torchinit import Normal
+from torchinit._text import columns, count, did_you_mean, dtype_name, shorten_paths, some, spell, with_article
+from torchinit.initializers import Padded
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "hint"),
+    [
+        ("Kaimng", ["Kaiming", "Xavier"], "; did you mean 'Kaiming'?"),
+        ("kaiming", ["Kaiming", "Xavier"], "; did you mean 'Kaiming'?"),
+        ("Conv2D", ["Conv1d", "Conv2d"], "; did you mean 'Conv2d'?"),
+        ("Foo", ["Kaiming"], ""),
+        ("Foo", [], ""),
+    ],
+)
+def test_did_you_mean(name: str, known: list[str], hint: str) -> None:
+    assert did_you_mean(name, known) == hint
+
+
+def test_count() -> None:
+    assert [count(number, "entry", "entries") for number in (0, 1, 2)] == ["0 entries", "1 entry", "2 entries"]
+
+
+def test_articles() -> None:
+    assert [with_article(noun) for noun in ("initializer", "selector")] == ["an initializer", "a selector"]
+
+
+@dataclass
+class Custom:
+    """A dataclass of a user's own, which knows nothing of short text."""
+
+    inner: object
+    name: str = "x"
+    rate: float = 0.5
+
+
+def test_spelling() -> None:
+    assert spell(Custom(Normal(), rate=1 / 3)) == "Custom(Normal(), rate=0.333333)"
+    assert spell(Custom((1, 2.0, "a"), name="it's")) == "Custom((1, 2, 'a'), name=\"it's\")"
+    assert spell(Custom(Padded(Normal(), 1))) == "Custom(Normal(), row 1 zero)"
+    assert spell(Custom) == repr(Custom)
+    assert spell(None) == "None"
+
+
+def test_columns_and_lists() -> None:
+    assert columns(["a", "b"], []) == "a  b"
+    assert columns(["a", "b"], [["xx", ""], ["", "y"]]).splitlines() == ["a   b", "xx", "    y"]
+    assert some(["a"]) == "a"
+    assert some(["a", "b", "c"], most=1) == "a and 2 more"
 
 
 def test_rows_call_a_checkpoint_by_as_much_of_its_path_as_tells_it_apart() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from torchinit import errors
+from torchinit._text import masked
 from torchinit.errors import (
     CheckpointError,
     ConfigError,
@@ -19,9 +20,6 @@ from torchinit.errors import (
     ReportError,
     RunError,
     TorchinitError,
-    count,
-    did_you_mean,
-    masked,
 )
 
 TREE = {
@@ -71,20 +69,6 @@ def test_a_missing_extra_says_what_to_install() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "known", "hint"),
-    [
-        ("Kaimng", ["Kaiming", "Xavier"], "; did you mean 'Kaiming'?"),
-        ("kaiming", ["Kaiming", "Xavier"], "; did you mean 'Kaiming'?"),
-        ("Conv2D", ["Conv1d", "Conv2d"], "; did you mean 'Conv2d'?"),
-        ("Foo", ["Kaiming"], ""),
-        ("Foo", [], ""),
-    ],
-)
-def test_did_you_mean(said: str, known: list[str], hint: str) -> None:
-    assert did_you_mean(said, known) == hint
-
-
-@pytest.mark.parametrize(
     ("text", "shown"),
     [
         ("https://me:pass@e.org/a and s3://key:pass@b/c", "https://e.org/a and s3://b/c"),
@@ -106,7 +90,3 @@ def test_secrets_are_masked(text: str, shown: str) -> None:
 def test_what_a_terminal_would_obey_is_spelled_out() -> None:
     error = CheckpointError("a\x1b[31m", ["b\x9b2J\nc", "\u202e\ud800"])
     assert str(error) == "a\\u001b[31m\n  b\\u009b2J\nc\n  \\u202e\\ud800"
-
-
-def test_count() -> None:
-    assert [count(number, "entry", "entries") for number in (0, 1, 2)] == ["0 entries", "1 entry", "2 entries"]

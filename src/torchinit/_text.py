@@ -1,63 +1,51 @@
-"""Tables: rows of text in columns."""
+"""Text: names, counts, tables and values as messages show them."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
-from typing import TYPE_CHECKING, Final
+import difflib
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Final
 
-from torchinit.errors import plain
-
-if TYPE_CHECKING:
-    import torch
+import torch
 
 _LONGEST: Final = 2000
+_LOGIN: Final = re.compile(r"(?<=:)//[^/?#\s@]*@")
+_SECRET: Final = re.compile(
+    r"([?&;](?:(?:key|sig|pwd)|[\w.-]*(?:token|secret|passw|signature|credential|api-?_?key|auth)[\w.-]*)=)[^&;#\s'\"]*[^&;#\s'\":,]",
+    re.IGNORECASE,
+)
+_UNSEEN: Final = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
+)
+
+# --- words -----------------------------------------------------------------------------------------------------------
 
 
-def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The rows under their heads, each column as wide as its longest cell.
+def count(number: int, noun: str, plural: str = "") -> str:
+    """The number with its noun: ``1 mistake``, ``2 mistakes``."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
-    >>> print(columns(["name", "std"], [["layers.0.weight", "0.02"]]))
-    name             std
-    layers.0.weight  0.02
+
+def with_article(noun: str) -> str:
+    """The noun with its indefinite article: ``an initializer``."""
+    return f"{'an' if noun[0].lower() in 'aeiou' else 'a'} {noun}"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The tail of an error text that offers the near name; empty if there is none.
+
+    >>> did_you_mean("Kaimng", ["Kaiming", "Xavier"])
+    "; did you mean 'Kaiming'?"
     """
-    every = [head, *(tuple(map(one_line, row)) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*every, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in every
-    )
-
-
-def shape_text(shape: Sequence[int]) -> str:
-    """A shape as it is spoken.
-
-    >>> shape_text((64, 3, 7, 7)), shape_text(())
-    ('64x3x7x7', 'scalar')
-    """
-    return "x".join(map(str, shape)) or "scalar"
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """The name of a dtype as people say it.
-
-    >>> import torch
-    >>> dtype_name(torch.float32)
-    'float32'
-    """
-    return str(dtype).removeprefix("torch.")
-
-
-def some(names: Sequence[str], most: int = 5) -> str:
-    """The first few of many names.
-
-    >>> some(["a", "b", "c"], most=2)
-    'a, b and 1 more'
-    """
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(map(one_line, names[:most])) + more
+    folded = {candidate.casefold(): candidate for candidate in known}
+    near = difflib.get_close_matches(str(name).casefold(), folded, n=1, cutoff=0.6)
+    return f"; did you mean {folded[near[0]]!r}?" if near else ""
 
 
 def percentage(part: int, whole: int) -> str:
-    """How many percent one number is of another: 100 only where nothing is left out, and 0.0 of nothing.
+    """The share of one number in another, in percent: 100 only where nothing is left out, and 0.0 of nothing.
 
     >>> percentage(2, 3), percentage(99_999, 100_000), percentage(5, 5)
     ('66.6', '99.9', '100')
@@ -65,16 +53,31 @@ def percentage(part: int, whole: int) -> str:
     return "100" if part == whole > 0 else f"{1000 * part // whole / 10 if whole else 0:.1f}"
 
 
-def by_reason(verb: str, pairs: Iterable[tuple[str, str]]) -> list[str]:
-    """A line for each reason, with the first few of the names that it holds for.
+def shape_text(shape: Sequence[int]) -> str:
+    """A shape in words: ``64x3x7x7``, and ``scalar`` for none."""
+    return "x".join(map(str, shape)) or "scalar"
 
-    >>> by_reason("skipped", [("a", "is full"), ("b", "is wet"), ("c", "is full")])
-    ['skipped a, c: is full', 'skipped b: is wet']
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name of a dtype without its module: ``float32``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def full_name(cls: type) -> str:
+    """Module and name of a class: ``torch.nn.modules.linear.Linear``."""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+# --- strangers' text -------------------------------------------------------------------------------------------------
+
+
+def plain(text: str) -> str:
+    r"""The text with what a terminal would obey, or nobody sees, spelled out; lines and tabs stay.
+
+    >>> print(plain("a\x1b[31mb\u202ec"))
+    a\u001b[31mb\u202ec
     """
-    found: dict[str, list[str]] = {}
-    for name, why in pairs:
-        found.setdefault(why, []).append(name)
-    return [f"{verb} {some(names)}: {why}" for why, names in found.items()]
+    return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def one_line(text: str) -> str:
@@ -87,26 +90,111 @@ def one_line(text: str) -> str:
     return shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}..."
 
 
+def masked(text: str) -> str:
+    """The text without the secrets of URLs in it: logins, and parameters whose names suggest a secret.
+
+    >>> masked("https://me:pass@example.org/a.pth?version=2&private_token=1234")
+    'https://example.org/a.pth?version=2&private_token=***'
+    """
+    return _SECRET.sub(r"\1***", _LOGIN.sub("//", text))
+
+
+# --- many at once ----------------------------------------------------------------------------------------------------
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first few of many names.
+
+    >>> some(["a", "b", "c"], most=2)
+    'a, b and 1 more'
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(one_line, names[:most])) + more
+
+
+def by_reason(verb: str, pairs: Iterable[tuple[str, str]]) -> list[str]:
+    """A line for each reason, with the first few of the names that it holds for.
+
+    >>> by_reason("skipped", [("a", "is full"), ("b", "is wet"), ("c", "is full")])
+    ['skipped a, c: is full', 'skipped b: is wet']
+    """
+    names_by_reason: dict[str, list[str]] = {}
+    for name, reason in pairs:
+        names_by_reason.setdefault(reason, []).append(name)
+    return [f"{verb} {some(names)}: {reason}" for reason, names in names_by_reason.items()]
+
+
+def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The rows under their heads, each column as wide as its longest cell.
+
+    >>> print(columns(["name", "std"], [["layers.0.weight", "0.02"]]))
+    name             std
+    layers.0.weight  0.02
+    """
+    table = [head, *(tuple(map(one_line, row)) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in table)
+    return "\n".join(line.rstrip() for line in lines)
+
+
 def shorten_paths(rows: Iterable[Sequence[str]], paths: Collection[str]) -> list[Sequence[str]]:
     """The rows with each path called by its end, as much of it as tells it apart from the others.
 
     >>> shorten_paths([("w", "w of /a/b/net.pth")], ["/a/b/net.pth"])
     [['w', 'w of net.pth']]
     """
-    names = {path: _end(path, {*paths}) for path in sorted({*paths}, key=len, reverse=True) if "/" in path}
-    if not names:
+    ends = {path: _end(path, {*paths}) for path in sorted({*paths}, key=len, reverse=True) if "/" in path}
+    if not ends:
         return [*rows]
 
-    def short(cell: str) -> str:
-        for path, end in names.items():
+    def shorten(cell: str) -> str:
+        for path, end in ends.items():
             cell = cell.replace(path, end)
         return cell
 
-    return [[*map(short, row)] for row in rows]
+    return [[*map(shorten, row)] for row in rows]
 
 
 def _end(path: str, others: Collection[str]) -> str:
     parts = path.split("/")
     ends = ("/".join(parts[at:]) for at in range(len(parts) - 1, 0, -1))
-    alone = (end for end in ends if end and sum(other.endswith(f"/{end}") or other == end for other in others) == 1)
-    return next(alone, path)
+    unique = (end for end in ends if end and sum(other.endswith(f"/{end}") or other == end for other in others) == 1)
+    return next(unique, path)
+
+
+# --- values ----------------------------------------------------------------------------------------------------------
+
+
+class Spelled:
+    """A dataclass whose ``str`` is short, where its ``repr`` is exact."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return spell(self)
+
+
+def spell(value: object) -> str:
+    """The value as a call without its defaults, numbers to six digits, required arguments by position.
+
+    >>> from torchinit.initializers.elementwise import Constant, Normal
+    >>> spell(Normal(std=0.1 + 0.2)), spell(Constant(1.0)), spell({"a": Constant(1.0)})
+    ('Normal(std=0.3)', 'Constant(1)', "{'a': Constant(1)}")
+    """
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(spell, value))})"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key!r}: {spell(item)}' for key, item in value.items())}}}"
+    if isinstance(value, type) or not is_dataclass(value):
+        return repr(value)
+    if type(value).__str__ is not Spelled.__str__ and isinstance(value, Spelled):
+        return str(value)
+    arguments = [(field, getattr(value, field.name)) for field in fields(value)]
+    spelled = [
+        spell(item) if field.default is MISSING else f"{field.name}={spell(item)}"
+        for field, item in arguments
+        if item != field.default
+    ]
+    return f"{type(value).__name__}({', '.join(spelled)})"

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from torchinit._text import some
+from torchinit._text import count, some
 from torchinit.distributed import Materialization, PlannedStart, Start, among, check_styles, own_resets, own_starts
 from torchinit.distributed.allocation import check_device
-from torchinit.errors import ConfigError, PlanError, RunError, count
+from torchinit.errors import ConfigError, PlanError, RunError
 from torchinit.knowledge.following import with_activations
 from torchinit.knowledge.neutral import with_neutral
 from torchinit.model.sites import Site

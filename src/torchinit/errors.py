@@ -1,4 +1,4 @@
-"""Errors: what went wrong, where, what was seen, and the way out.
+"""Errors: the tree of exceptions; their texts say where, what was seen, and the way out.
 
 ::
 
@@ -16,23 +16,13 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Iterable
-from typing import Final
 
-_LOGIN: Final = re.compile(r"(?<=:)//[^/?#\s@]*@")
-_SECRET: Final = re.compile(
-    r"([?&;](?:(?:key|sig|pwd)|[\w.-]*(?:token|secret|passw|signature|credential|api-?_?key|auth)[\w.-]*)=)[^&;#\s'\"]*[^&;#\s'\":,]",
-    re.IGNORECASE,
-)
-_UNSEEN: Final = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
-)
+from torchinit._text import masked, plain
 
 
 class TorchinitError(Exception):
-    """Whatever torchinit raises on purpose."""
+    """The base of all that torchinit raises on purpose."""
 
 
 class _ManyProblemsError(TorchinitError):
@@ -73,10 +63,7 @@ class ReportError(_ManyProblemsError, AssertionError):
 
 
 class CheckpointError(_ManyProblemsError, RuntimeError):
-    """A checkpoint that cannot be had, is refused, or does not fit; ``problems`` holds every finding.
-
-    What it says is :func:`masked`.
-    """
+    """A checkpoint that cannot be had, is refused, or does not fit; ``problems`` has every finding, secrets masked."""
 
     def __init__(self, headline: str, problems: Iterable[str] = ()) -> None:
         super().__init__(masked(headline), map(masked, problems))
@@ -96,43 +83,3 @@ class MissingExtraError(TorchinitError, ImportError):
 
     def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str]]:
         return type(self), (self.what, self.extra)
-
-
-def plain(text: str) -> str:
-    r"""The text with what a terminal would obey, or nobody sees, spelled out; lines and tabs stay.
-
-    >>> print(plain("a\x1b[31mb\u202ec"))
-    a\u001b[31mb\u202ec
-    """
-    return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
-
-
-def count(number: int, noun: str, plural: str = "") -> str:
-    """The number with its noun.
-
-    >>> count(1, "mistake"), count(2, "mistake"), count(2, "entry", "entries")
-    ('1 mistake', '2 mistakes', '2 entries')
-    """
-    return f"{number} {noun if number == 1 else plural or noun + 's'}"
-
-
-def masked(text: str) -> str:
-    """The text without the secrets of URLs in it: logins, and parameters whose names speak of a secret.
-
-    >>> masked("https://me:pass@example.org/a.pth?version=2&private_token=1234")
-    'https://example.org/a.pth?version=2&private_token=***'
-    """
-    return _SECRET.sub(r"\1***", _LOGIN.sub("//", text))
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The tail of an error text: the near name if there is one, else nothing.
-
-    >>> did_you_mean("Kaimng", ["Kaiming", "Xavier"])
-    "; did you mean 'Kaiming'?"
-    >>> did_you_mean("Foo", ["Kaiming", "Xavier"])
-    ''
-    """
-    folded = {candidate.casefold(): candidate for candidate in known}
-    near = difflib.get_close_matches(str(name).casefold(), folded, n=1, cutoff=0.6)
-    return f"; did you mean {folded[near[0]]!r}?" if near else ""

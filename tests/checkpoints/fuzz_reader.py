@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from torchinit import CheckpointError, ConfigError, RunError, initialize, load_recipe, open_checkpoint
+from torchinit._text import plain
 from torchinit.checkpoints.pretrained import Pretrained
 from torchinit.cli.commands import inspect
-from torchinit.errors import plain
 from torchinit.rules.rule import Rule
 from torchinit.rules.selectors import Name
 

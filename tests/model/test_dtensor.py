@@ -1,4 +1,4 @@
-"""Placements: which elements are here, against what torch itself puts here."""
+"""DTensors: which elements are here, against what torch itself puts here."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from torchinit import Regex
 from torchinit.errors import ConfigError
-from torchinit.model.globs import check_glob
+from torchinit.model.names import check_glob
 from torchinit.rules import regex
 from torchinit.rules.regex import check_pattern, matches_whole, substitute
 

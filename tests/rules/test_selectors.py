@@ -17,7 +17,7 @@ import torchinit
 from tests.strategies import PARTS, names, selectors, sites
 from torchinit import Kinds, Layer, Leaf, Name, Regex, Shape, Within
 from torchinit.model import Site
-from torchinit.model.globs import glob_matches
+from torchinit.model.names import glob_matches
 from torchinit.model.sites import layer_class
 from torchinit.rules import All, AnyOf, Block, Is, Not, Selector
 

@@ -1,17 +1,12 @@
-"""Arguments, short text and columns: what everything else in the core leans on."""
+"""Validation of arguments: numbers, whole numbers, choices."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Literal
 
 import pytest
 
-from torchinit import Normal
-from torchinit._spelling import spell
-from torchinit._text import columns, some
-from torchinit.initializers import Padded
 from torchinit.serialization.validation import choice, is_whole, number
 
 
@@ -58,27 +53,3 @@ def test_choices() -> None:
     choice("by", "a", Literal["a", "b"])
     with pytest.raises(ValueError, match="by must be one of a, b, but got 'c'"):
         choice("by", "c", Literal["a", "b"])
-
-
-@dataclass
-class Custom:
-    """A dataclass of a user's own, which knows nothing of short text."""
-
-    inner: object
-    name: str = "x"
-    rate: float = 0.5
-
-
-def test_spelling() -> None:
-    assert spell(Custom(Normal(), rate=1 / 3)) == "Custom(Normal(), rate=0.333333)"
-    assert spell(Custom((1, 2.0, "a"), name="it's")) == "Custom((1, 2, 'a'), name=\"it's\")"
-    assert spell(Custom(Padded(Normal(), 1))) == "Custom(Normal(), row 1 zero)"
-    assert spell(Custom) == repr(Custom)
-    assert spell(None) == "None"
-
-
-def test_columns_and_lists() -> None:
-    assert columns(["a", "b"], []) == "a  b"
-    assert columns(["a", "b"], [["xx", ""], ["", "y"]]).splitlines() == ["a   b", "xx", "    y"]
-    assert some(["a"]) == "a"
-    assert some(["a", "b", "c"], most=1) == "a and 2 more"

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, TypeAlias, TypeVar, final
 
 import torch
 
-from torchinit._text import dtype_name, some
+from torchinit._text import count, did_you_mean, dtype_name, masked, some
 from torchinit.checkpoints.adapters import Adapter, Transpose
 from torchinit.checkpoints.formats import Info
 from torchinit.checkpoints.key_mapping import KeyMap, Renames
@@ -18,11 +18,11 @@ from torchinit.checkpoints.open import InMemory, open_cached
 from torchinit.checkpoints.quantized import Companions, Quantized
 from torchinit.checkpoints.suggestions import advise, suggest_for_shape, tied
 from torchinit.checkpoints.tensor_fill import CheckpointSource, Loaded
-from torchinit.errors import CheckpointError, MissingExtraError, count, did_you_mean, masked
+from torchinit.errors import CheckpointError, MissingExtraError
 from torchinit.initializers.elementwise import Fill
 from torchinit.initializers.load_report import Cast, LoadReport, Mismatch
 from torchinit.initializers.source import Resolution, SourceInitializer
-from torchinit.model.globs import check_globs, glob_matches
+from torchinit.model.names import check_globs, glob_matches
 from torchinit.model.sites import Site
 from torchinit.rules.catalog import INITIALIZERS
 from torchinit.serialization.json import FrozenMap

@@ -15,7 +15,7 @@ from torchinit.checkpoints.formats import Checkpoint
 from torchinit.checkpoints.key_mapping import KeyMap, NamedKeys, Renames, unwrapped
 from torchinit.errors import CheckpointError, ConfigError
 from torchinit.initializers.load_report import Guess
-from torchinit.model.globs import glob_matches
+from torchinit.model.names import glob_matches
 from torchinit.model.sites import Site
 
 Shapes: TypeAlias = Mapping[str, Size]

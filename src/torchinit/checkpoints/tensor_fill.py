@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias, final
 import torch
 from torch import Tensor, nn
 
+from torchinit._text import masked
 from torchinit.checkpoints.adapters import Adapter, ReadPlan
 from torchinit.checkpoints.formats import Checkpoint
 from torchinit.checkpoints.open import InMemory, open_cached
-from torchinit.errors import CheckpointError, masked
+from torchinit.errors import CheckpointError
 from torchinit.initializers.elementwise import Fill
 from torchinit.initializers.transfers import magnitude, transfer
 from torchinit.model.shards import Box, Shard

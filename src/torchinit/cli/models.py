@@ -23,8 +23,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from torchinit._text import did_you_mean
 from torchinit.cli.errors import ModelError, UsageError
-from torchinit.errors import TorchinitError, did_you_mean
+from torchinit.errors import TorchinitError
 from torchinit.noise import seeded_generators
 
 Device = Literal["meta", "cpu"]

@@ -7,8 +7,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torchinit._text import plain
 from torchinit.cli.errors import UsageError
-from torchinit.errors import ConfigError, plain
+from torchinit.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import nn

@@ -17,10 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchinit._text import dtype_name
+from torchinit._text import count, dtype_name
 from torchinit.checkpoints.formats.safetensors import DTYPES, TIED, SafetensorsCheckpoint
 from torchinit.cli.errors import UsageError
-from torchinit.errors import count
 from torchinit.model.names import normalize
 from torchinit.plans.fingerprint import Fingerprint, fingerprint
 from torchinit.plans.plan import Change

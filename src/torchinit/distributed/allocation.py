@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from torchinit._text import some
-from torchinit.errors import RunError, count
-from torchinit.model.dtensor import is_distributed, local_part, shards_of
-from torchinit.model.meshes import ASCEND, is_in_order
+from torchinit._text import count, some
+from torchinit.errors import RunError
+from torchinit.model.dtensor import ASCEND, is_distributed, is_in_order, local_part, shards_of
 from torchinit.model.names import normalize
 from torchinit.model.traversal import Kind
 

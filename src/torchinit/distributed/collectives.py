@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 import torch
 from torch import nn
 
-from torchinit._text import some
-from torchinit.errors import RunError, count
+from torchinit._text import count, some
+from torchinit.errors import RunError
 from torchinit.model.dtensor import is_distributed
 from torchinit.noise import Keyed
 from torchinit.noise.keyed import STREAM

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, TypeVar
 import torch
 from torch import nn
 
-from torchinit._text import dtype_name
+from torchinit._text import count, dtype_name
 from torchinit.distributed import allocation
 from torchinit.distributed.allocation import Allocation, Tenant, allocate, tenants, unwritten
 from torchinit.distributed.collectives import check_consensus, intent_of, is_shared, run_collectively
 from torchinit.distributed.own_code import Made, make_buffers
 from torchinit.distributed.replicas import verify_replicas
-from torchinit.errors import RunError, count
+from torchinit.errors import RunError
 from torchinit.initializers.statistics import measure
 from torchinit.model.dtensor import is_distributed, local_part
 from torchinit.noise import Keyed, Noise

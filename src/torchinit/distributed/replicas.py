@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import nn
 
+from torchinit._text import count
 from torchinit.distributed.collectives import abridged, gathered, ranks_of, ranks_text, run_collectively
-from torchinit.errors import ReportError, RunError, count
-from torchinit.model.meshes import cut_dimensions, piece_here
+from torchinit.errors import ReportError, RunError
+from torchinit.model.dtensor import cut_dimensions, piece_here
 from torchinit.plans.fingerprint import hashed
 from torchinit.plans.sources import look_at, sources_of
 

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Protocol, final, runtime_checkable
 import torch
 from torch import Tensor
 
-from torchinit._spelling import Spelled
-from torchinit._text import dtype_name
+from torchinit._text import Spelled, dtype_name
 from torchinit.initializers.moments import Moments, mixture, point
 from torchinit.model.shards import Box, Shard, replaced, without
 from torchinit.noise import Job, Noise

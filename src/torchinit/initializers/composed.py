@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal, final
 
-from torchinit._spelling import Spelled
+from torchinit._text import Spelled
 from torchinit.initializers.base import Fill, Initializer, fill_of
 from torchinit.initializers.composites import Blockwise
 from torchinit.initializers.functions import as_initializer

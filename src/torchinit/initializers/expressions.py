@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, final, get_args
 
-from torchinit.errors import did_you_mean
+from torchinit._text import did_you_mean
 from torchinit.initializers.elementwise import Fill
 from torchinit.model.layouts import Layout
 from torchinit.model.sites import Convention, Site
-from torchinit.serialization.hints import construct, hints_of, is_number, is_whole
+from torchinit.serialization.annotations import construct, hints_of, is_number, is_whole
 from torchinit.serialization.schema import Unfinished
 
 LONGEST: Final = 400

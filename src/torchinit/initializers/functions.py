@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Final, TypeAlias, final
 import torch
 from torch import Tensor, nn
 
-from torchinit._spelling import spell
+from torchinit._text import spell
 from torchinit.errors import RunError
 from torchinit.initializers.elementwise import Constant, Initializer, Normal, TruncNormal, Uniform
 from torchinit.initializers.matrices import Dirac, Identity, Orthogonal, Sparse, Whole

@@ -10,8 +10,7 @@ from typing import Any, Final, Literal
 
 import torch
 
-from torchinit._text import columns, dtype_name, percentage, some
-from torchinit.errors import count
+from torchinit._text import columns, count, dtype_name, percentage, some
 from torchinit.serialization.schema import Schema
 
 _SAVED: Final = {"uninitialized": "bare", "unused_patterns": "idle"}

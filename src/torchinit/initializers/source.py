@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from torchinit._spelling import Spelled
+from torchinit._text import Spelled
 from torchinit.errors import CheckpointError
 from torchinit.initializers.base import Fill, Initializer, fill_of
 from torchinit.initializers.load_report import LoadReport

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, final
 
-from torchinit._spelling import Spelled
+from torchinit._text import Spelled
 from torchinit.initializers.elementwise import Constant, Fill, Normal, TruncNormal, Uniform
 from torchinit.knowledge.gains import gain, gain_before
 from torchinit.model.sites import Convention, Site

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from torchinit._text import count
 from torchinit.api import plan
 from torchinit.distributed import among
 from torchinit.distributed.allocation import Tenant, allocate, check_device, tenants, unwritten
 from torchinit.distributed.materialize import why_unwritten
 from torchinit.distributed.own_code import Made, is_tried, make_buffers
-from torchinit.errors import RunError, count
+from torchinit.errors import RunError
 from torchinit.model.names import normalize
 from torchinit.model.sites import grouped
 from torchinit.model.traversal import Held, held, places

@@ -9,10 +9,11 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from torchinit._text import count
 from torchinit.api import initialize, materialize, plan
 from torchinit.distributed.allocation import tenants
 from torchinit.distributed.own_code import make_buffers
-from torchinit.errors import RunError, count
+from torchinit.errors import RunError
 from torchinit.integrations.fsdp import LOADED, is_loaded
 from torchinit.model.sites import grouped, layer_class
 from torchinit.model.traversal import held

@@ -1,4 +1,4 @@
-"""Knowledge: what is known of layers: at which values they do nothing, and what follows them."""
+"""Knowledge of layers: the values at which norms do nothing, the nonlinearities that follow, and their gains."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from torchinit.model.sites import full_name
+from torchinit._text import full_name
 
 _LIBRARIES: Final = ("torch.nn.", "timm.layers.", "transformers.", "torchvision.ops.", "einops.layers.")
 """Where classes compute what their names say."""
@@ -35,25 +35,20 @@ _BY_CLASS: Final[dict[type[nn.Module], str | Callable[[Any], str | None]]] = {
     nn.Tanh: "tanh",
 }
 
+_NAMES_BY_MODULE: Final = {
+    "timm.layers.activations": {
+        "GELU": "gelu", "GELUTanh": "gelu_tanh", "HardSwish": "hardswish", "Mish": "mish", "QuickGELU": "quick_gelu",
+        "Sigmoid": "sigmoid", "Swish": "silu", "Tanh": "tanh",
+    },
+    "transformers.activations": {
+        "AccurateGELUActivation": "gelu_tanh", "FastGELUActivation": "gelu_tanh", "GELUActivation": "gelu",
+        "GELUTanh": "gelu_tanh", "LinearActivation": "linear", "MishActivation": "mish",
+        "NewGELUActivation": "gelu_tanh", "QuickGELUActivation": "quick_gelu",
+        "ReLUSquaredActivation": "relu_squared", "SiLUActivation": "silu",
+    },
+}  # fmt: skip
 _BY_NAME: Final = {
-    "timm.layers.activations.GELU": "gelu",
-    "timm.layers.activations.GELUTanh": "gelu_tanh",
-    "timm.layers.activations.HardSwish": "hardswish",
-    "timm.layers.activations.Mish": "mish",
-    "timm.layers.activations.QuickGELU": "quick_gelu",
-    "timm.layers.activations.Sigmoid": "sigmoid",
-    "timm.layers.activations.Swish": "silu",
-    "timm.layers.activations.Tanh": "tanh",
-    "transformers.activations.AccurateGELUActivation": "gelu_tanh",
-    "transformers.activations.FastGELUActivation": "gelu_tanh",
-    "transformers.activations.GELUActivation": "gelu",
-    "transformers.activations.GELUTanh": "gelu_tanh",
-    "transformers.activations.LinearActivation": "linear",
-    "transformers.activations.MishActivation": "mish",
-    "transformers.activations.NewGELUActivation": "gelu_tanh",
-    "transformers.activations.QuickGELUActivation": "quick_gelu",
-    "transformers.activations.ReLUSquaredActivation": "relu_squared",
-    "transformers.activations.SiLUActivation": "silu",
+    f"{module}.{name}": known for module, names in _NAMES_BY_MODULE.items() for name, known in names.items()
 }
 
 _FUNCTIONS: Final[dict[object, str]] = {
@@ -78,10 +73,10 @@ def activation_of(value: object) -> str | None:
         return _FUNCTIONS.get(value)
     if not isinstance(value, nn.Module) or not is_stock(value):
         return None
-    found = next((_BY_CLASS[cls] for cls in type(value).__mro__ if cls in _BY_CLASS), None)
-    if found is None:
+    known = next((_BY_CLASS[cls] for cls in type(value).__mro__ if cls in _BY_CLASS), None)
+    if known is None:
         return _BY_NAME.get(known_as(value, _BY_NAME))
-    return found if isinstance(found, str) else found(value)
+    return known if isinstance(known, str) else known(value)
 
 
 def is_stock(module: nn.Module) -> bool:
@@ -91,5 +86,5 @@ def is_stock(module: nn.Module) -> bool:
 
 
 def known_as(module: nn.Module, names: Container[str]) -> str:
-    """Which of these qualified class names is that of the module's class or of one above it; else nothing."""
+    """The one of these qualified class names that the module's class or one above it has; empty if there is none."""
     return next((name for name in map(full_name, type(module).__mro__) if name in names), "")

@@ -1,4 +1,4 @@
-"""Following: which nonlinearity follows each layer of a model, where its structure shows it."""
+"""Following: the nonlinearity that follows each layer of a model, where its structure shows it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,13 @@ from torchinit.model.names import WRAPPERS, normalize
 from torchinit.model.sites import Site
 
 Follower: TypeAlias = str | None
-"""What follows a layer, as :attr:`torchinit.model.Site.activation` has it."""
-
+"""The nonlinearity behind a layer, as :attr:`torchinit.model.Site.activation` has it."""
 Children: TypeAlias = Mapping[str, nn.Module]
 
 _LINEAR: Final = "linear"
 
 _LAYERS: Final = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)
 _LAYERS_BY_NAME: Final = frozenset({"transformers.pytorch_utils.Conv1D"})
-
 _NORMS: Final = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
 
 _TRANSPARENT: Final = (
@@ -32,59 +30,45 @@ _TRANSPARENT: Final = (
     nn.modules.padding._ConstantPadNd, nn.modules.padding._ReflectionPadNd, nn.modules.padding._ReplicationPadNd,
     nn.modules.padding._CircularPadNd, nn.Upsample, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle,
 )  # fmt: skip
-_TRANSPARENT_BY_NAME: Final = frozenset(
-    {
-        "einops.layers.torch.Rearrange", "timm.layers.drop.DropBlock2d", "timm.layers.drop.DropPath",
-        "torchvision.ops.misc.Permute", "torchvision.ops.stochastic_depth.StochasticDepth",
-    }
-)  # fmt: skip
+_TRANSPARENT_BY_NAME: Final = frozenset((
+    "einops.layers.torch.Rearrange", "timm.layers.drop.DropBlock2d", "timm.layers.drop.DropPath",
+    "torchvision.ops.misc.Permute", "torchvision.ops.stochastic_depth.StochasticDepth",
+))  # fmt: skip
 
 _ACTIVATED: Final = "the activation that the block holds"
 _LAST: Final = "whatever the output of the block is for"
 
 # Which layer of a block has what part, by the names of all its layers: a module with others besides them does something
 # else. Those of transformers are the sets that three of its families or more have beside an activation.
+_PAIRS: Final = (
+    "Wi Wo", "c_fc c_proj", "conv_reduce conv_expand", "dense1 dense2", "dense_h_to_4h dense_4h_to_h", "fc1 fc2",
+    "fc_in fc_out", "gate_up_proj down_proj", "intermediate_dense output_dense", "lin1 lin2", "linear1 linear2",
+    "linear_1 linear_2", "linear_fc1 linear_fc2", "up_proj down_proj", "w1 w2", "wi wo",
+)  # fmt: skip
+_GATED: Final = ("fc1_g fc1_x fc2", "gate_proj up_proj down_proj", "w1 w3 w2", "wi_0 wi_1 wo")
 _BLOCKS: Final[tuple[Mapping[str, str], ...]] = (
-    *(
-        {into: _ACTIVATED, out: _LAST}
-        for into, out in (
-            ("Wi", "Wo"), ("c_fc", "c_proj"), ("conv_reduce", "conv_expand"), ("dense1", "dense2"),
-            ("dense_h_to_4h", "dense_4h_to_h"),
-            ("fc1", "fc2"), ("fc_in", "fc_out"), ("gate_up_proj", "down_proj"), ("intermediate_dense", "output_dense"),
-            ("lin1", "lin2"), ("linear1", "linear2"), ("linear_1", "linear_2"), ("linear_fc1", "linear_fc2"),
-            ("up_proj", "down_proj"), ("w1", "w2"), ("wi", "wo"),
-        )
-    ),
-    *(
-        {gate: _ACTIVATED, up: _LINEAR, out: _LAST}
-        for gate, up, out in (
-            ("fc1_g", "fc1_x", "fc2"), ("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"),
-            ("wi_0", "wi_1", "wo"),
-        )
-    ),
+    *(dict(zip(names.split(), (_ACTIVATED, _LAST), strict=True)) for names in _PAIRS),
+    *(dict(zip(names.split(), (_ACTIVATED, _LINEAR, _LAST), strict=True)) for names in _GATED),
     {"dwconv": FREE, "pwconv1": _ACTIVATED, "pwconv2": _LAST},
     {"dense": _ACTIVATED},
-)  # fmt: skip
+)
 _BLOCK_BY_LAYERS: Final = {frozenset(block): block for block in _BLOCKS}
 
 # Queries, keys and values are multiplied, and the output is added to what passes by.
 _ATTENTIONS: Final = frozenset(
-    map(
-        frozenset,
-        (
-            ("Wqkv", "Wo"), ("c_attn", "c_proj"), ("k", "o", "q", "v"), ("k_lin", "out_lin", "q_lin", "v_lin"),
-            ("k_proj", "o_proj", "q_proj", "v_proj"), ("k_proj", "out_proj", "q_proj", "v_proj"),
-            ("key", "query", "value"), ("kv_a_proj_with_mqa", "kv_b_proj", "o_proj", "q_a_proj", "q_b_proj"),
-            ("proj", "qkv"), ("query_key_value", "dense"), ("to_k", "to_q", "to_v"), ("wk", "wo", "wq", "wv"),
-        ),
+    frozenset(names.split())
+    for names in (
+        "Wqkv Wo", "c_attn c_proj", "k o q v", "k_lin out_lin q_lin v_lin", "k_proj o_proj q_proj v_proj",
+        "k_proj out_proj q_proj v_proj", "key query value", "kv_a_proj_with_mqa kv_b_proj o_proj q_a_proj q_b_proj",
+        "proj qkv", "query_key_value dense", "to_k to_q to_v", "wk wo wq wv",
     )
 )  # fmt: skip
 
 _HOLDERS: Final = ("act_fn", "activation_fn", "activation", "act", "act1")
-"""What blocks call the activation inside them, where they hold another one as well: a gate's, say."""
+"""The names by which blocks call the activation inside them where they hold another one as well: a gate's, say."""
 
 
-def with_activations(model: nn.Module, found: Iterable[Site]) -> tuple[Site, ...]:
+def with_activations(model: nn.Module, sites: Iterable[Site]) -> tuple[Site, ...]:
     """The sites of a model, its layers' weights with what follows each: ``Site.activation``.
 
     It is read off the structure; the model is not run, and its values are not looked at:
@@ -106,13 +90,13 @@ def with_activations(model: nn.Module, found: Iterable[Site]) -> tuple[Site, ...
     _visit(*_unwrapped(model), _LINEAR, followers)
     bare = {normalize(f"{name}.weight").rpartition(".")[0]: follower for name, follower in followers.items()}
     known = {**bare, **followers}
-    return tuple(_told(site, known) for site in found)
+    return tuple(_with_activation(site, known) for site in sites)
 
 
-def _told(site: Site, known: Mapping[str, Follower]) -> Site:
+def _with_activation(site: Site, known: Mapping[str, Follower]) -> Site:
     views = [view for view in site.views if not (view.layout and view.layout.lookup)]
-    said = {known.get(view.owner_name) if view.parameter_kind == "weight" else None for view in views}
-    activation = said.pop() if len(said) == 1 else None
+    opinions = {known.get(view.owner_name) if view.parameter_kind == "weight" else None for view in views}
+    activation = opinions.pop() if len(opinions) == 1 else None
     if activation == site.activation:
         return site
     aliases = tuple(replace(alias, activation=activation) for alias in site.aliases)
@@ -120,7 +104,7 @@ def _told(site: Site, known: Mapping[str, Follower]) -> Site:
 
 
 def _unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
-    """The model inside of what it is wrapped in as a whole, be it by a class that nobody knows, and where it stands."""
+    """The model inside of the wrappers around it, also those of unknown classes, and its name in them."""
     path = []
     while len(model._modules) == 1 and not WRAPPERS.isdisjoint(model._modules) and not model._parameters:
         ((key, inner),) = model._modules.items()
@@ -132,7 +116,7 @@ def _unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
 
 
 def _visit(module: nn.Module, name: str, then: Follower, followers: dict[str, Follower]) -> Follower:
-    """Notes what follows each layer in a module; returns what a signal that enters the module meets first.
+    """Note what follows each layer in a module; return the nonlinearity that a signal into the module meets first.
 
     ``then`` is what follows the module. The children of a Sequential are visited from the last to the first, and
     each tells the one before it what it meets, so that one pass sees through any nesting of them.
@@ -165,8 +149,8 @@ def _is_wrapper(module: nn.Module, children: Children) -> bool:
 
 
 def _runs_in_order(module: nn.Module) -> bool:
-    stock = isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
-    return stock and "forward" not in vars(module)
+    is_stock_class = isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+    return is_stock_class and "forward" not in vars(module)
 
 
 def _is_layer(module: nn.Module) -> bool:
@@ -181,9 +165,9 @@ def _is_norm(module: nn.Module) -> bool:
     """Whether the module normalizes: by its class, or by a name that nothing else in it speaks against."""
     if isinstance(module, _NORMS):
         return True
-    called = type(module).__name__.lower()
-    vectors = all(parameter is None or parameter.dim() <= 1 for parameter in module._parameters.values())
-    return "norm" in called and "frozen" not in called and not module._modules and vectors
+    name = type(module).__name__.lower()
+    has_vectors = all(parameter is None or parameter.dim() <= 1 for parameter in module._parameters.values())
+    return "norm" in name and "frozen" not in name and not module._modules and has_vectors
 
 
 # --- modules with a forward of their own -----------------------------------------------------------------------------
@@ -199,36 +183,40 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def _inside(module: nn.Module, children: Children, then: Follower) -> dict[str, Follower]:
-    """What follows the children of a module of which nothing is known but what it holds."""
+    """The followers of the children of a module of which nothing is known but the children."""
     layers = {key: child for key, child in children.items() if _is_layer(child)}
     if not layers:
         return {}
-    found = _block(module, children, layers, then)
+    followers = _block(module, children, layers, then)
     # Two layers one after the other are registered in the order of their kind, not of their calls.
     for before, key, after in zip(["", *children], children, [*children][1:], strict=False):
         if key in layers and before not in layers and _normalizes(children[after], children[key]):
-            found[key] = FREE
-        elif found.get(key) != _LINEAR and _is_norm(children[after]):  # between the layer and its activation, or not
-            found.pop(key, None)
-    return found
+            followers[key] = FREE
+        elif followers.get(key) != _LINEAR and _is_norm(
+            children[after]
+        ):  # between the layer and its activation, or not
+            followers.pop(key, None)
+    return followers
 
 
 def _block(module: nn.Module, children: Children, layers: Children, then: Follower) -> dict[str, Follower]:
     """The layers of a known block, each with its part; nothing if it is not one."""
     if isinstance(module, nn.MultiheadAttention):
         return {"out_proj": _LINEAR}
-    held = {key: name for key, value in (*vars(module).items(), *children.items()) if (name := activation_of(value))}
-    names, different = frozenset(layers), set(held.values())
-    if names in _ATTENTIONS and different <= {_LINEAR}:  # a softmax, if any
+    activations = {
+        key: known for key, value in (*vars(module).items(), *children.items()) if (known := activation_of(value))
+    }
+    names, distinct = frozenset(layers), set(activations.values())
+    if names in _ATTENTIONS and distinct <= {_LINEAR}:  # a softmax, if any
         return dict.fromkeys(layers, _LINEAR)
     block = _BLOCK_BY_LAYERS.get(names)
-    named = [held[key] for key in _HOLDERS if key in held]
-    activation = named[0] if named else different.pop() if len(different) == 1 else None
+    named = [activations[key] for key in _HOLDERS if key in activations]
+    activation = named[0] if named else distinct.pop() if len(distinct) == 1 else None
     if block is None or activation is None or not _is_whole(block, children) or not _fit(block, layers):
         return {}
     # A second activation may follow the last layer. So may one that comes after the block, unless the block adds
     # something to the layer's output, which does not show.
-    last = held.get("gate") if len(held) > 1 else _LINEAR if then in (None, _LINEAR, FREE) else None
+    last = activations.get("gate") if len(activations) > 1 else _LINEAR if then in (None, _LINEAR, FREE) else None
     parts = {_ACTIVATED: activation, _LAST: last, _LINEAR: _LINEAR, FREE: FREE}
     return {key: parts[part] for key, part in block.items()}
 
@@ -242,15 +230,14 @@ def _is_whole(block: Mapping[str, str], children: Children) -> bool:
 
 def _fit(block: Mapping[str, str], layers: Children) -> bool:
     """Whether the last layer of a block takes what the activated one gives, all of it or a half of a fused pair."""
-    gives = [_width(layers[key], "out") for key, part in block.items() if part == _ACTIVATED]
-    takes = [_width(layers[key], "in") for key, part in block.items() if part == _LAST]
-    return all(given in (taken, 2 * taken) for given in gives for taken in takes)
+    outputs = [_width(layers[key], "out") for key, part in block.items() if part == _ACTIVATED]
+    inputs = [_width(layers[key], "in") for key, part in block.items() if part == _LAST]
+    return all(output in (size, 2 * size) for output in outputs for size in inputs)
 
 
 def _width(layer: nn.Module, side: str) -> int:
     """The number of features that a layer takes (``in``) or gives (``out``)."""
-    other = {"in": "nx", "out": "nf"}[side]  # those of transformers' Conv1D
-    names = (f"{side}_features", f"{side}_channels", other)
+    names = (f"{side}_features", f"{side}_channels", {"in": "nx", "out": "nf"}[side])  # the last are those of Conv1D
     return next((int(getattr(layer, name)) for name in names if hasattr(layer, name)), 0)
 
 
@@ -261,6 +248,5 @@ def _normalizes(module: nn.Module, layer: nn.Module) -> bool:
         return False
     widths = [getattr(module, name, None) for name in ("num_features", "num_channels", "normalized_shape")]
     widths += [parameter.shape for parameter in module._parameters.values() if parameter is not None]
-    said = next((width for width in widths if width is not None), None)
-    channels = said[0] if isinstance(said, tuple) else said
-    return channels == _width(layer, "out")
+    width = next((width for width in widths if width is not None), None)
+    return (width[0] if isinstance(width, tuple) else width) == _width(layer, "out")

@@ -1,4 +1,4 @@
-"""Gains: how much larger a weight must be when a nonlinearity takes part of the signal away."""
+"""Gains: the factors of weights that make up for what a nonlinearity takes away of the signal."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import math
 from collections.abc import Callable
 from functools import cache
 
-from torchinit.errors import did_you_mean
+from torchinit._text import did_you_mean
 
 FREE = "norm"
-"""What stands for a normalization among the nonlinearities: it undoes any gain."""
+"""The name of a normalization among the nonlinearities: it undoes any gain."""
 
 _LINEAR = ("linear", "identity", *(f"conv{d}d" for d in (1, 2, 3)), *(f"conv_transpose{d}d" for d in (1, 2, 3)))
+_TORCH = {
+    **dict.fromkeys(_LINEAR, 1.0),
+    "sigmoid": 1.0, "tanh": 5.0 / 3, "relu": math.sqrt(2.0), "selu": 3.0 / 4,
+}  # fmt: skip
 
 
 def gain(nonlinearity: str, a: float = 0.0) -> float:
@@ -31,14 +35,10 @@ def gain(nonlinearity: str, a: float = 0.0) -> float:
     >>> round(gain("gelu"), 4), round(gain("silu"), 4)
     (1.5335, 1.6765)
     """
-    if nonlinearity in _LINEAR or nonlinearity == "sigmoid":
-        return 1.0
-    if nonlinearity == "relu":
-        return math.sqrt(2.0)
     if nonlinearity in {"leaky_relu", "prelu"}:
         return math.sqrt(2.0 / (1 + a**2))
-    if nonlinearity in _BY_EXPERIMENT:
-        return _BY_EXPERIMENT[nonlinearity]
+    if nonlinearity in _TORCH:
+        return _TORCH[nonlinearity]
     if nonlinearity == "auto":
         raise ValueError(
             "'auto' is the nonlinearity that follows a layer, and without a model there is none: name it, or give"
@@ -48,7 +48,7 @@ def gain(nonlinearity: str, a: float = 0.0) -> float:
 
 
 def gain_before(activation: str | None) -> float:
-    """The gain of a layer that this follows, as :attr:`torchinit.model.Site.activation` has it; 1 where not known.
+    """The gain of a layer that this follows, as :attr:`Site.activation` has it; 1 where that is not known.
 
     >>> gain_before("leaky_relu(0.5)") == gain("leaky_relu", 0.5), gain_before("norm"), gain_before(None)
     (True, 1.0, 1.0)
@@ -60,15 +60,8 @@ def gain_before(activation: str | None) -> float:
 
 
 def nonlinearities() -> tuple[str, ...]:
-    """Every name that :func:`gain` knows.
-
-    >>> "gelu" in nonlinearities()
-    True
-    """
-    return tuple(sorted({*_LINEAR, "sigmoid", "relu", "leaky_relu", "prelu", *_BY_EXPERIMENT, *_FUNCTIONS}))
-
-
-_BY_EXPERIMENT = {"tanh": 5.0 / 3, "selu": 3.0 / 4}
+    """Every name that :func:`gain` knows."""
+    return tuple(sorted({*_TORCH, "leaky_relu", "prelu", *_FUNCTIONS}))
 
 
 def _sigmoid(x: float) -> float:

@@ -1,4 +1,4 @@
-"""Neutral values: at which value a norm's scale or shift does nothing, known by class or found by asking the layer."""
+"""Neutral values, at which a norm's scale or shift does nothing: known by class or found by asking the layer."""
 
 from __future__ import annotations
 
@@ -10,25 +10,22 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from itertools import count, islice
+from itertools import count, islice, product
 from types import MethodType
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from torchinit._text import full_name
 from torchinit.model.sandbox import INTERNAL, Sandbox, answer
-from torchinit.model.sites import Site, full_name
-from torchinit.model.traversal import held
+from torchinit.model.sites import Site
+from torchinit.model.traversal import Held, held
 
 _TORCH_NORMS = (
-    nn.modules.batchnorm._BatchNorm,
-    nn.SyncBatchNorm,
-    nn.modules.instancenorm._InstanceNorm,
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.RMSNorm,
-)
+    nn.modules.batchnorm._BatchNorm, nn.SyncBatchNorm, nn.modules.instancenorm._InstanceNorm,
+    nn.LayerNorm, nn.GroupNorm, nn.RMSNorm,
+)  # fmt: skip
 _FORWARDS = frozenset(cls.forward for cls in _TORCH_NORMS)
 _USUAL = {"weight": 1.0, "bias": 0.0}
 
@@ -42,38 +39,26 @@ KNOWN: dict[str, Mapping[str, float]] = {
 _Shape: TypeAlias = tuple[int, ...]
 
 _LONG = 64
+_PLAIN = (bool, int, float, complex, str, bytes, torch.dtype, torch.device)
 _NORM = re.compile(r"norm(?!al(?!i[sz]))")  # LayerNorm and BatchNormalization, but not NormalHead
 _SHIFTS = frozenset({"bias", "beta", "shift"})
 
 
 def is_named_norm(site: Site) -> bool:
-    """Whether the class of the layer, or one above it, is called a norm.
-
-    >>> from torchinit.model.sites import layer_class
-    >>> is_named_norm(Site("a.weight", (4,), owner=layer_class(nn.LayerNorm)))
-    True
-    """
+    """Whether the class of the layer, or one above it, is called a norm."""
     return any(_NORM.search(full.rpartition(".")[2].lower()) for full in site.owner.lineage)
 
 
 def looks_like_norm(site: Site) -> bool:
-    """Whether the class, the layer or the parameter is called a norm, and torch does not say that it is another layer.
-
-    >>> looks_like_norm(Site("input_layernorm.weight", (4,), owner_name="input_layernorm"))
-    True
-    """
+    """Whether the class, the layer or the parameter is called a norm, and it is not of another layer of torch."""
     names = f"{site.owner_name.rpartition('.')[2]}.{site.leaf}".lower()
     return not _is_torch_layer(site) and (is_named_norm(site) or bool(_NORM.search(names)))
 
 
 def is_scale(site: Site) -> bool:
-    """Whether the parameter multiplies or shifts element by element: that of a norm, the slopes of a PReLU.
-
-    >>> is_scale(Site("norm.weight", (4,), neutral=1.0)), is_scale(Site("fc.weight", (4, 4)))
-    (True, False)
-    """
-    apart = site.layout is not None and not (site.layout.in_axes or site.layout.out_axes)
-    return apart or site.neutral is not None or (len(site.shape) < 2 and looks_like_norm(site))
+    """Whether the parameter multiplies or shifts element by element: that of a norm, the slopes of a PReLU."""
+    is_elementwise = site.layout is not None and not (site.layout.in_axes or site.layout.out_axes)
+    return is_elementwise or site.neutral is not None or (len(site.shape) < 2 and looks_like_norm(site))
 
 
 def is_shift(site: Site) -> bool:
@@ -82,13 +67,13 @@ def is_shift(site: Site) -> bool:
 
 
 def neutrality(site: Site) -> str:
-    """What a norm does with the parameter, and where it is neutral, in words.
+    """A sentence on a norm's parameter: the operation, and the value at which it is neutral.
 
     >>> neutrality(Site("norm.weight", (4,), neutral=0.0))
     'this norm computes 1 + weight: it is neutral at 0'
     """
-    what = "multiplies by" if site.neutral else "adds" if is_shift(site) else "computes 1 +"
-    return f"this norm {what} {site.leaf}: it is neutral at {site.neutral:g}"
+    operation = "multiplies by" if site.neutral else "adds" if is_shift(site) else "computes 1 +"
+    return f"this norm {operation} {site.leaf}: it is neutral at {site.neutral:g}"
 
 
 def with_neutral(model: nn.Module, sites: Iterable[Site]) -> tuple[Site, ...]:
@@ -96,7 +81,7 @@ def with_neutral(model: nn.Module, sites: Iterable[Site]) -> tuple[Site, ...]:
 
     Torch's own norms are known. Any other layer whose parameters are vectors, or that is called a norm, is asked: a
     copy of it is run, once for each distinct kind of layer, on the CPU and bounded in every way (``model.sandbox``).
-    What is no norm, or cannot be asked, has no neutral value: layer scales, gates, slopes of activations.
+    All others have no neutral value: layer scales, gates, slopes of activations, norms that cannot be asked.
 
     >>> from torchinit.model.sites import sites
     >>> model = nn.Sequential(nn.Linear(2, 4), nn.LayerNorm(4))
@@ -105,10 +90,9 @@ def with_neutral(model: nn.Module, sites: Iterable[Site]) -> tuple[Site, ...]:
     """
     every = tuple(sites)
     layers: dict[str, list[Site]] = defaultdict(list)
-    for site in every:
-        for view in site.views:
-            if view.kind == "parameter" and not _is_torch_layer(view):
-                layers[view.owner_name].append(view)
+    for view in (view for site in every for view in site.views):
+        if view.kind == "parameter" and not _is_torch_layer(view):
+            layers[view.owner_name].append(view)
     unknown = {view.name for views in layers.values() if _may_be_norm(views) for view in views}
     asked = _asked(model, unknown) if unknown else {}
 
@@ -134,20 +118,18 @@ def _may_be_norm(views: Sequence[Site]) -> bool:
 
 def _asked(model: nn.Module, names: set[str]) -> dict[str, float]:
     """The neutral values of these parameters, by their names; each distinct kind of layer is asked once."""
-    leaves: dict[nn.Module, dict[str, str]] = defaultdict(dict)
-    shapes: dict[nn.Module, dict[str, _Shape]] = defaultdict(dict)
-    for holding in held(model):
-        if holding.name in names and holding.kind == "parameter":
-            module = holding.place.module
-            leaves[module][holding.name] = holding.leaf
-            shapes[module][holding.leaf] = tuple(holding.tensor.shape)
+    parameters: dict[nn.Module, list[Held]] = defaultdict(list)
+    for entry in held(model):
+        if entry.name in names and entry.kind == "parameter":
+            parameters[entry.place.module].append(entry)
     answers: dict[object, Mapping[str, float]] = {}
     values: dict[str, float] = {}
-    for module, names_of in leaves.items():
-        key = _kind(module), tuple(shapes[module].items())
+    for module, entries in parameters.items():
+        shapes = {entry.leaf: tuple(entry.tensor.shape) for entry in entries}
+        key = _kind(module), *shapes.items()
         if key not in answers:
-            answers[key] = _answer_of(module, shapes[module])
-        values.update({name: answers[key][leaf] for name, leaf in names_of.items() if leaf in answers[key]})
+            answers[key] = _answer_of(module, shapes)
+        values.update({entry.name: answers[key][entry.leaf] for entry in entries if entry.leaf in answers[key]})
     return values
 
 
@@ -158,9 +140,8 @@ def _answer_of(module: nn.Module, shapes: Mapping[str, _Shape]) -> Mapping[str, 
     # With parameters below it is a block, whose own scale is that of a branch; slopes of its activation are let pass.
     children = [child for name, child in module.named_children() if name != "parametrizations"]
     below = (layer for child in children for layer in child.modules() if not isinstance(layer, nn.PReLU))
-    if any(True for layer in below for _ in layer.parameters(recurse=False)):
-        return {}
-    return neutral_values(module, shapes)
+    is_block = any(True for layer in below for _ in layer.parameters(recurse=False))
+    return {} if is_block else neutral_values(module, shapes)
 
 
 def _kind(module: nn.Module) -> object:
@@ -176,20 +157,15 @@ def _kind(module: nn.Module) -> object:
     return type(module), _frozen(attributes, module), _frozen(tensors, module), children
 
 
-def _frozen(value: object, module: nn.Module) -> object:
-    if value is None or isinstance(value, (bool, int, float, complex, str, bytes, torch.dtype, torch.device)):
-        return type(value), value
+def _frozen(value: Any, module: nn.Module) -> object:
     if isinstance(value, Tensor):
         return Tensor, tuple(value.shape), value.dtype
     if isinstance(value, MethodType) and value.__self__ is module:
         return MethodType, value.__func__
-    if isinstance(value, (list, tuple, dict)) and len(value) > _LONG:
-        return id(value)
-    if type(value) in (list, tuple, torch.Size):
-        return type(value), *(_frozen(item, module) for item in cast("list[object]", value))
-    if type(value) is dict:
-        return dict, *((key, _frozen(item, module)) for key, item in cast("dict[object, object]", value).items())
-    return id(value)
+    if type(value) in (list, tuple, dict, torch.Size) and len(value) <= _LONG:
+        items = value.items() if isinstance(value, dict) else value
+        return type(value), *(_frozen(item, module) for item in items)
+    return (type(value), value) if value is None or isinstance(value, _PLAIN) else id(value)
 
 
 # --- asking ----------------------------------------------------------------------------------------------------------
@@ -197,15 +173,18 @@ def _frozen(value: object, module: nn.Module) -> object:
 _Run: TypeAlias = Callable[[Mapping[str, float], Tensor], Tensor]
 """Runs a layer with a number for each of its parameters on an input."""
 
+_Makers: TypeAlias = tuple[Callable[[Tensor], Tensor], ...]
+"""Functions that make the inputs after the first from the first."""
+
 _WIDE = 1 << 16
 """A layer wider than this is asked with the most usual input alone."""
 
 _CLOSE = 0.02
 _MARKED = 0.25
-"""Relative differences up to the first are none, and those beyond the second are no chance."""
+"""Relative differences up to the first count as none; those beyond the second do not come by chance."""
 
 _LOUD = 2.5
-"""How many times 1 the size of a norm's output may be where it is neutral: gates and activations change it."""
+"""The factor by which the size of a neutral norm's output may differ from 1: gates and activations change it."""
 
 
 def neutral_values(module: nn.Module, shapes: Mapping[str, _Shape]) -> Mapping[str, float]:
@@ -248,16 +227,16 @@ def _answer_on(
 ) -> Mapping[str, float] | None:
     """The answer for one input; empty if the layer does not act as a norm there, None if it does not run."""
     # The values of buffers are not looked at: they are 1 and then 0, and where that matters the two answers differ.
-    plain = [value for value in vars(module).values() if isinstance(value, Tensor)]
-    more = len([*module.parameters(), *module.buffers(), *plain]) > len(shapes)
-    boxes = [Sandbox(module, shapes, training, rest) for rest in ((1.0, 0.0) if more else (1.0,))]
+    attributes = [value for value in vars(module).values() if isinstance(value, Tensor)]
+    has_others = len([*module.parameters(), *module.buffers(), *attributes]) > len(shapes)
+    boxes = [Sandbox(module, shapes, training, rest) for rest in ((1.0, 0.0) if has_others else (1.0,))]
     values: dict[str, float] | None = None
     for others in _other_inputs(module):
-        read = [found for box in boxes if (found := _read(box, x, others, tuple(shapes))) is not None]
-        first, *again = [found for found in read if found] or [{}]
-        if any(found != first for found in again):
+        answers = [shown for box in boxes if (shown := _read(box, x, others, tuple(shapes))) is not None]
+        first, *again = [shown for shown in answers if shown] or [{}]
+        if any(shown != first for shown in again):
             return {}
-        if read:
+        if answers:
             values = {**first, **(values or {})}
         if values and len(values) == len(shapes):
             break
@@ -268,7 +247,7 @@ def _input_shapes(module: nn.Module, shape: _Shape) -> Iterator[_Shape]:
     """Shapes of inputs for a layer whose scale has this shape, the most usual first."""
     # Few, so that torch does not start threads for them, and unlike the sizes of the scale, so that a wrong one shows.
     batch, time = islice((size for size in count(2) if size not in shape), 2)
-    height, width = batch, time
+    image = (batch, time)
     if 1 in shape and max(shape) > 1:  # it is laid out to be broadcast
         laid = tuple(time if size == 1 else size for size in shape)
         yield laid if len(shape) > 3 else (batch, *laid)
@@ -280,10 +259,8 @@ def _input_shapes(module: nn.Module, shape: _Shape) -> Iterator[_Shape]:
     if len(core) > 1:
         return
     (channels,) = core
-    yield (batch, channels, height, width)
-    yield (batch, height, width, channels)
-    yield (batch, channels, time)
-    yield (batch, channels, time, height, width)
+    yield from ((batch, channels, *image), (batch, *image, channels), (batch, channels, time))
+    yield (batch, channels, time, *image)
     attributes = [value for key, value in vars(module).items() if key not in INTERNAL]
     for heads in dict.fromkeys(value for value in attributes if type(value) is int and 1 < value < channels):
         if channels % heads == 0:
@@ -293,19 +270,17 @@ def _input_shapes(module: nn.Module, shape: _Shape) -> Iterator[_Shape]:
             yield (batch, time, *sizes, channels)
 
 
-def _other_inputs(module: nn.Module) -> Iterator[tuple[Callable[[Tensor], Tensor], ...]]:
+def _other_inputs(module: nn.Module) -> Iterator[_Makers]:
     """Inputs besides the first, made from it: none if that will do, else gates that let all pass, sums, or its like."""
     parameters = inspect.signature(type(module).forward).parameters.values()
-    more = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)][2:]
-    needed = sum(one.default is one.empty for one in more)
+    more = [each for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)][2:]
+    needed = sum(parameter.default is parameter.empty for parameter in more)
     for number in range(needed, min(len(more), needed + 1) + 1):
         for make in (torch.ones_like, torch.zeros_like, torch.clone) if number else (torch.clone,):
             yield (make,) * number
 
 
-def _read(
-    box: Sandbox, x: Tensor, others: Sequence[Callable[[Tensor], Tensor]], leaves: Sequence[str]
-) -> dict[str, float] | None:
+def _read(box: Sandbox, x: Tensor, others: _Makers, leaves: Sequence[str]) -> dict[str, float] | None:
     """The neutral values that a layer shows on these inputs, in any of its outputs; None if it raises."""
 
     def run(output: int, values: Mapping[str, float], x: Tensor) -> Tensor:
@@ -328,23 +303,21 @@ def _values(run: _Run, x: Tensor, leaves: Sequence[str]) -> dict[str, float]:
     scales = [leaf for leaf in leaves if leaf not in shifts]
     if not scales:
         return shifts if _forgets_size(partial(run, zeros), x) else {}
-    found: dict[str, float] = {}
-    for leaf in scales:
-        # Beside a second scale at 0 there may be nothing to see, beside a slope at 1 no norm.
-        for rest in (0.0, 1.0) if len(scales) > 1 else (0.0,):
-            around = {**dict.fromkeys(scales, rest), **shifts}
-            value = _of_scale(partial(_varied, run, around, leaf), x)
-            if value is not None:
-                found[leaf] = value
-                break
-    return {**found, **shifts} if found else {}
+    # Beside a second scale at 0 there may be nothing to see, beside a slope at 1 no norm.
+    settings = [dict.fromkeys(leaves, rest) | shifts for rest in ((0.0, 1.0) if len(scales) > 1 else (0.0,))]
+    values: dict[str, float] = {}
+    for leaf, setting in product(scales, settings):
+        if leaf not in values and (value := _of_scale(run, x, leaf, setting)) is not None:
+            values[leaf] = value
+    return {**values, **shifts} if values else {}
 
 
-def _varied(run: _Run, around: Mapping[str, float], leaf: str, value: float, x: Tensor) -> Tensor:
-    return run({**around, leaf: value}, x)
+def _of_scale(run: _Run, x: Tensor, leaf: str, setting: Mapping[str, float]) -> float | None:
+    """The neutral value of one scale, the other parameters being set to these numbers."""
 
+    def f(value: float, x: Tensor) -> Tensor:
+        return run({**setting, leaf: value}, x)
 
-def _of_scale(f: Callable[[float, Tensor], Tensor], x: Tensor) -> float | None:
     at = 1.0 if _vanishes(f(0.0, x)) else 0.0
     y = f(at, x)
     if at == 0.0 and _same(y, x):

@@ -9,8 +9,7 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from urllib.parse import quote
 
-from torchinit._text import columns
-from torchinit.errors import count
+from torchinit._text import columns, count
 from torchinit.linting.registry import SEVERITIES, Check, Severity
 
 _FORMAT = "torchinit-findings-1"

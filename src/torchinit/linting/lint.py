@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 
+from torchinit._text import count
 from torchinit.api import draft
-from torchinit.errors import ReportError, count
+from torchinit.errors import ReportError
 from torchinit.linting.findings import Finding, Findings
 from torchinit.linting.registry import NEEDS, SEVERITIES, Check, Severity, select_checks
 from torchinit.linting.target import LintTarget

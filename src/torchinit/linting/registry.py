@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, TypeAlias
 
-from torchinit.errors import ConfigError, did_you_mean
+from torchinit._text import did_you_mean
+from torchinit.errors import ConfigError
 from torchinit.linting.target import LintTarget
 
 Severity: TypeAlias = Literal["error", "warning", "note"]

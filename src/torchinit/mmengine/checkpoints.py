@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 
-from torchinit._text import some
+from torchinit._text import did_you_mean, masked, some
 from torchinit.checkpoints.formats.detect import detect_format
 from torchinit.checkpoints.formats.torch_save import load_file
 from torchinit.checkpoints.hub.schemes import Prefixes, fetch
@@ -24,14 +24,14 @@ from torchinit.checkpoints.open import open_file
 from torchinit.checkpoints.pretrained import kind_of
 from torchinit.checkpoints.quantized import Companions, quantized
 from torchinit.checkpoints.suggestions import beginning, guess, splits
-from torchinit.errors import CheckpointError, did_you_mean, masked
+from torchinit.errors import CheckpointError
 from torchinit.initializers.load_report import Cast, Guess, LoadReport, Mismatch
 from torchinit.initializers.transfers import magnitude
 from torchinit.mmengine.bridge import is_loaded_through
 from torchinit.mmengine.log import log, log_to
-from torchinit.model.hooks import has_load_hooks
 from torchinit.model.names import WRAPPERS as WRAPPING
 from torchinit.model.names import normalize
+from torchinit.model.traversal import has_load_hooks
 
 LoadFunction: TypeAlias = Callable[[str, Any], Any]
 """Gives what a file holds, from its name and ``map_location``."""

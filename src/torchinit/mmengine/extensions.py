@@ -16,7 +16,7 @@ from torchinit.model.sites import Convention
 from torchinit.recipes.entries import Sizes, Words, any_within, several, stacked
 from torchinit.rules.catalog import SCHEMA
 from torchinit.rules.selectors import Layer, Leaf, Name, Regex, Selector
-from torchinit.serialization.hints import hints_of
+from torchinit.serialization.annotations import hints_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from torchinit.errors import did_you_mean
+from torchinit._text import did_you_mean
 from torchinit.initializers.elementwise import Constant, Initializer, Normal, TruncNormal, Uniform
 from torchinit.initializers.variance_scaling import FanMode, Kaiming, Xavier
 from torchinit.knowledge.gains import nonlinearities

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from torchinit.errors import did_you_mean
+from torchinit._text import did_you_mean
 from torchinit.mmengine.biases import BIAS_WORDS
 from torchinit.mmengine.bridge import WEIGHT_INITIALIZERS
 from torchinit.mmengine.extensions import WORDS
@@ -30,7 +30,7 @@ from torchinit.plans.report import Record, Report
 from torchinit.plans.run import Progress
 from torchinit.rules.catalog import INITIALIZERS, SCHEMA, TEXT
 from torchinit.rules.rule import Rule
-from torchinit.serialization.hints import hints_of
+from torchinit.serialization.annotations import hints_of
 from torchinit.serialization.schema import Reader
 from torchinit.tracing import unfilled
 

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from torchinit.errors import count, did_you_mean
+from torchinit._text import count, did_you_mean
 from torchinit.mmengine.biases import LEAVES
 from torchinit.mmengine.bridge import mm_logger
 from torchinit.mmengine.tree import ModuleIndex

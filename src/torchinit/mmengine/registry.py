@@ -23,7 +23,8 @@ from importlib import import_module
 from inspect import signature
 from typing import Any, Final, TypeVar
 
-from torchinit.errors import TorchinitError, did_you_mean
+from torchinit._text import did_you_mean
+from torchinit.errors import TorchinitError
 
 _Registered = TypeVar("_Registered", bound=Callable[..., Any])
 

@@ -1,4 +1,4 @@
-"""Model: what a model holds: names, tensors and the parts of them that are here, and what a site of it is."""
+"""Model: the tensors of a model by name, the parts of them that are here, and their description as sites."""
 
 from __future__ import annotations
 

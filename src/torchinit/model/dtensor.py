@@ -1,11 +1,10 @@
-"""Placements: which part of a distributed tensor is here, as boxes of the whole."""
+"""DTensors: which part of a distributed tensor is on this rank, as boxes of the whole."""
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
-from itertools import product
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from typing import Any, Final, NamedTuple, TypeGuard
 
 import torch
@@ -13,44 +12,31 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from torchinit.errors import RunError
-from torchinit.model.meshes import ASCEND, check_order, cut_dimensions, piece_here
 from torchinit.model.shards import Shard
 
-Stretch = tuple[int, int]
-"""First index and the one after the last, along one dimension of the whole."""
-
-
-def is_distributed(tensor: Tensor) -> TypeGuard[Any]:
-    """Whether the tensor is a DTensor: a part here, the others on other ranks.
-
-    >>> is_distributed(torch.zeros(2))
-    False
-    """
-    module = sys.modules.get("torch.distributed.tensor")  # who has not imported it has no such tensor
-    return module is not None and isinstance(tensor, module.DTensor)
-
+ASCEND: Final = (
+    "torch cuts by the place in the mesh, but gathers by the rank in the group; make the mesh of ascending ranks,"
+    " as init_device_mesh does"
+)
+"""Why a mesh whose ranks do not ascend may be refused, and the way out."""
 
 BEHIND: Final[MutableMapping[Tensor, Tensor]] = WeakIdKeyDictionary()
 """The DTensors behind plain tensors that stand for them while code works on a model that knows nothing of parts."""
 
 
-def behind(tensor: Tensor) -> Tensor:
-    """The DTensor that a plain tensor stands for at the time; any other tensor itself.
+def is_distributed(tensor: Tensor) -> TypeGuard[Any]:
+    """Whether the tensor is a DTensor: a part here, the others on other ranks."""
+    module = sys.modules.get("torch.distributed.tensor")  # who has not imported it has no such tensor
+    return module is not None and isinstance(tensor, module.DTensor)
 
-    >>> tensor = torch.zeros(2)
-    >>> behind(tensor) is tensor
-    True
-    """
+
+def behind(tensor: Tensor) -> Tensor:
+    """The DTensor that a plain tensor stands for at the time; any other tensor itself."""
     return BEHIND.get(tensor, tensor)
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """The memory of a tensor on this rank: of a DTensor its local part, of any other the tensor itself.
-
-    >>> tensor = torch.zeros(2)
-    >>> local_part(tensor) is tensor
-    True
-    """
+    """The memory of a tensor on this rank: of a DTensor its local part, of any other the tensor itself."""
     if not is_distributed(tensor):
         return tensor
     with torch.no_grad():
@@ -59,26 +45,24 @@ def local_part(tensor: Tensor) -> Tensor:
 
 
 def shards_of(name: str, tensor: Tensor, store: Callable[[Tensor], Tensor] | None = None) -> tuple[Shard, ...]:
-    """What of a tensor is here: a plain tensor whole, of a DTensor its local part, cut into boxes of the whole.
+    """The parts of a tensor that are here: a plain tensor whole, of a DTensor its local part, cut into boxes.
 
     One box is enough but where several dimensions of a mesh cut one axis of the tensor in another order than
-    the mesh's own; the shards are then views of the local part. Of a tensor on a mesh that this rank does not
-    belong to nothing is here, and the answer is empty. Raises RunError for a sum whose terms lie on several ranks
-    (``Partial``), which has no values of its own, and for a layout that torch's own collectives would put together
-    otherwise than it was cut (some meshes whose ranks do not ascend).
+    the mesh's own; the shards are then views of the local part. On a rank outside of the mesh there are none.
+    Raises RunError for a sum whose terms lie on several ranks (``Partial``), which has no values of its own, and for
+    a layout that torch's own collectives would put together otherwise than it was cut (:func:`check_order`).
 
     >>> [shard.is_whole for shard in shards_of("weight", torch.zeros(2, 3))]
     [True]
     """
     if not is_distributed(tensor):
         return (Shard.whole(name, tensor, store),)
-    local, shape = local_part(tensor), tuple(tensor.shape)
+    local, shape, mesh = local_part(tensor), tuple(tensor.shape), tensor.device_mesh
     cuts = _cuts(name, tensor)
-    if cuts is None:
+    if mesh.get_coordinate() is None:
         return ()
     axes = [_stretches(size, cuts[axis], local.shape[axis]) for axis, size in enumerate(shape)]
-    mesh = tensor.device_mesh
-    if tuple(sum(high - low for low, high in axis) for axis in axes) != tuple(local.shape):
+    if tuple(map(_length, axes)) != tuple(local.shape):
         moved = any(piece_here(mesh, i) != mesh.get_coordinate()[i] for i in cut_dimensions(tensor))
         disorder = f". The mesh's ranks {mesh.mesh.tolist()} do not ascend: {ASCEND}" if moved else ""
         raise RunError(
@@ -91,17 +75,94 @@ def shards_of(name: str, tensor: Tensor, store: Callable[[Tensor], Tensor] | Non
 
 
 def blank_shards(name: str, like: Tensor, store: Callable[[Tensor], Tensor]) -> tuple[Shard, ...]:
-    """Shards in new memory that is laid out like a tensor; ``store`` takes the whole of it once it is written.
-
-    >>> [shard.local.shape for shard in blank_shards("weight", torch.zeros(2, 3), lambda values: values)]
-    [torch.Size([2, 3])]
-    """
+    """Shards in new memory that is laid out like a tensor; ``store`` takes the whole of it once it is written."""
     blank = torch.empty_like(like)
     return shards_of(name, blank, (lambda _: store(blank)) if is_distributed(blank) else store)
 
 
+# --- meshes ----------------------------------------------------------------------------------------------------------
+
+
+def piece_here(mesh: Any, dimension: int) -> int:
+    """Which piece this rank of a mesh has along one of its dimensions, as collectives count.
+
+    ``DeviceMesh.get_coordinate()`` is the place in the mesh's array of ranks. FSDP2, ``full_tensor()`` and
+    ``distribute_tensor`` go by the rank in the dimension's process group, whose ranks torch sorts: on a mesh of ranks
+    ``[1, 0]`` rank 0 has the first piece, though its place is the second. Nothing is sent to find this out.
+    """
+    try:
+        return int(mesh.get_local_rank(dimension))
+    except RuntimeError:  # the group was never made, or is gone: nothing will gather the pieces
+        return int(mesh.get_coordinate()[dimension])
+
+
+def is_in_order(mesh: Any) -> bool:
+    """Whether the places in a mesh of one dimension are the ranks in its group, on this rank and all others of it."""
+    try:
+        ranks: list[int] = torch.distributed.get_process_group_ranks(mesh.get_group())
+    except (RuntimeError, IndexError):  # no group, or not this rank's
+        return True
+    return bool(ranks == mesh.mesh.tolist())
+
+
+def cut_dimensions(tensor: Any) -> tuple[int, ...]:
+    """The dimensions of a DTensor's mesh along which its ranks hold different parts."""
+    return tuple(i for i, placement in enumerate(tensor.placements) if getattr(placement, "dim", None) is not None)
+
+
+def check_order(name: str, tensor: Any) -> None:
+    """Raise RunError where the ranks of a DTensor's mesh are in an order that torch's collectives mix up.
+
+    A rank's piece is told by its place in one group for each dimension that cuts the tensor. That makes a whole of the
+    pieces only if each group along a dimension has its ranks in the same order: in ``[[0, 1], [3, 2]]`` the first
+    ranks of the rows, 0 and 3, count as replicas of each other, but hold the first and the second piece. And where
+    several dimensions cut one axis and have been flattened into one, torch gathers along that one, rank by rank.
+    """
+    mesh, cut = tensor.device_mesh, cut_dimensions(tensor)
+    if mesh.ndim == 1 or (mesh.mesh.flatten().diff() > 0).all():
+        return
+    ranks = mesh.mesh
+    for dimension in cut:
+        groups = ranks.movedim(dimension, -1).reshape(-1, ranks.shape[dimension])
+        orders = groups.argsort(-1)
+        for group, order in zip(groups.tolist(), orders, strict=True):
+            if not order.equal(orders[0]):
+                raise RunError(
+                    f"{name}: dimension {dimension} of its mesh has its ranks in different orders, as"
+                    f" {groups[0].tolist()} and {group}: {ASCEND}"
+                )
+        ranks = ranks.index_select(dimension, orders[0])  # in the order of the groups
+    for axis in {tensor.placements[dimension].dim for dimension in cut}:
+        joint = [dimension for dimension in cut if tensor.placements[dimension].dim == axis]
+        rows = ranks.movedim(joint, tuple(range(len(joint)))).flatten(0, len(joint) - 1)
+        if (rows.diff(dim=0) < 0).any() and _is_flattened(mesh, len(rows)):
+            raise RunError(
+                f"{name}: dimensions {joint} of its mesh are flattened into one, over ranks"
+                f" {rows.reshape(len(rows), -1)[:, 0].tolist()}: {ASCEND}"
+            )
+
+
+def _is_flattened(mesh: Any, size: int) -> bool:
+    """Whether some dimensions of a mesh, or of the one that it is a slice of, were made one of so many ranks."""
+    root = mesh._get_root_mesh() if hasattr(mesh, "_get_root_mesh") else mesh  # torch has no public list of them
+    return any(flat.size() == size for flat in getattr(root, "_flatten_mapping", {}).values())
+
+
+# --- cuts ------------------------------------------------------------------------------------------------------------
+#
+# The indices of one axis that are here are a list of stretches, each a range: one stretch after any number of plain
+# cuts, several after a strided one, which first splits the axis into `factor` pieces and then cuts each of them. Such
+# placements come about in two ways, which differ where the pieces are uneven, and a placement does not say which it
+# was. FSDP2 cuts what tensor parallelism has left, though its dimension comes first in the mesh: the axis is cut by the
+# inner dimension, then by the outer one (_inner_first). `distribute_tensor` works the placements off in the order of
+# the mesh (_in_order). The local size tells them apart; where it fits both, the pieces are even or it is FSDP2, which
+# is what such placements are made for. Reading all of them in the mesh's order was wrong for 7 rows on 3 x 2 ranks. It
+# would fail if torch cut otherwise than in chunks of one size, the last one smaller: the sizes then do not match, and
+# shards_of refuses.
+
+
 class Cut(NamedTuple):
-    """What one dimension of a mesh does to one axis: so many pieces, the one that is here, the split factor.
+    """A cut of one axis by one dimension of a mesh: the number of pieces, the one that is here, the split factor.
 
     ``factor`` is 0 for a plain cut; else the axis is first split into so many pieces, and each piece is cut.
     """
@@ -111,11 +172,11 @@ class Cut(NamedTuple):
     factor: int = 0
 
 
-def _cuts(name: str, tensor: Any) -> list[list[Cut]] | None:
-    """The cuts of each axis in the order of the mesh's dimensions; None on a rank outside of the mesh."""
+def _cuts(name: str, tensor: Any) -> list[list[Cut]]:
+    """The cuts of each axis in the order of the mesh's dimensions; on a rank outside of the mesh without meaning."""
     mesh = tensor.device_mesh
-    outside = mesh.get_coordinate() is None
-    found: list[list[Cut]] = [[] for _ in tensor.shape]
+    is_outside = mesh.get_coordinate() is None
+    cuts: list[list[Cut]] = [[] for _ in tensor.shape]
     for dimension, (pieces, placement) in enumerate(zip(mesh.shape, tensor.placements, strict=True)):
         if placement.is_partial():
             raise RunError(
@@ -124,95 +185,78 @@ def _cuts(name: str, tensor: Any) -> list[list[Cut]] | None:
             )
         axis = getattr(placement, "dim", None)
         if axis is not None:
-            at = 0 if outside else piece_here(mesh, dimension)
-            found[axis].append(Cut(pieces, at, getattr(placement, "split_factor", 0)))
-    return None if outside else found
+            here = 0 if is_outside else piece_here(mesh, dimension)
+            cuts[axis].append(Cut(pieces, here, getattr(placement, "split_factor", 0)))
+    return cuts
 
 
-def _stretches(size: int, cuts: Sequence[Cut], here: int) -> list[Stretch]:
-    """The indices of an axis that are here, as stretches in order.
-
-    A strided cut can be read in two ways, which differ where the pieces are uneven. FSDP2 cuts what tensor
-    parallelism left (``_inner_first``); torch's own placements are worked off in the order of the mesh, with
-    a shuffle (``_in_order``), which is what ``distribute_tensor`` does. The local size tells which it was; where
-    it fits both it is FSDP2, which is what such placements are made for.
-    """
+def _stretches(size: int, cuts: Sequence[Cut], local_size: int) -> list[range]:
     order = _inner_first(cuts)
     if order is not None:
-        found = [(0, size)]
+        stretches = [range(size)]
         for cut in order:
-            found = _piece(found, cut.pieces, cut.here)
-        if _length(found) == here:
-            return found
+            stretches = _piece(stretches, cut.pieces, cut.here)
+        if _length(stretches) == local_size:
+            return stretches
     return _in_order(size, cuts)
 
 
-def _in_order(size: int, cuts: Sequence[Cut]) -> list[Stretch]:
-    found = [(0, size)]
+def _in_order(size: int, cuts: Sequence[Cut]) -> list[range]:
+    stretches = [range(size)]
     for cut in cuts:
-        pieces = [_piece(found, cut.factor, at) for at in range(cut.factor)] if cut.factor else [found]
-        found = _joined(stretch for piece in pieces for stretch in _piece(piece, cut.pieces, cut.here))
-    return found
+        split = [_piece(stretches, cut.factor, at) for at in range(cut.factor)] if cut.factor else [stretches]
+        stretches = _joined(stretch for each in split for stretch in _piece(each, cut.pieces, cut.here))
+    return stretches
 
 
 def _inner_first(cuts: Sequence[Cut]) -> list[Cut] | None:
     """The cuts in the order in which they were made: a strided one after ``factor`` pieces were there already."""
     order: list[Cut] = []
     for cut in reversed(cuts):
-        after = next((n for n in range(len(order) + 1) if _pieces(order[:n]) == max(1, cut.factor)), None)
+        pieces = (math.prod(earlier.pieces for earlier in order[:n]) for n in range(len(order) + 1))
+        after = next((n for n, number in enumerate(pieces) if number == max(1, cut.factor)), None)
         if after is None:
             return None
         order.insert(after, cut)
     return order
 
 
-def _pieces(cuts: Sequence[Cut]) -> int:
-    return math.prod(cut.pieces for cut in cuts)
-
-
-def _piece(stretches: Sequence[Stretch], pieces: int, at: int) -> list[Stretch]:
+def _piece(stretches: Sequence[range], pieces: int, at: int) -> list[range]:
     """One of so many pieces, as ``torch.chunk`` cuts them: all of one size but the last; there may be too few."""
     each = -(-_length(stretches) // pieces)
     low, high = at * each, (at + 1) * each
-    found = []
-    for first, last in stretches:
-        begin, end = first + max(low, 0), min(first + high, last)
-        if begin < end:
-            found.append((begin, end))
-        low, high = low - (last - first), high - (last - first)
-    return found
+    piece = []
+    for stretch in stretches:
+        piece.append(stretch[max(low, 0) : max(high, 0)])
+        low, high = low - len(stretch), high - len(stretch)
+    return [part for part in piece if part]
 
 
-def _length(stretches: Sequence[Stretch]) -> int:
-    return sum(last - first for first, last in stretches)
+def _length(stretches: Iterable[range]) -> int:
+    return sum(map(len, stretches))
 
 
-def _joined(stretches: Iterator[Stretch]) -> list[Stretch]:
+def _joined(stretches: Iterable[range]) -> list[range]:
     """Neighbours that touch made one."""
-    found: list[Stretch] = []
-    for first, last in stretches:
-        if found and found[-1][1] == first:
-            found[-1] = found[-1][0], last
+    joined: list[range] = []
+    for stretch in stretches:
+        if joined and joined[-1].stop == stretch.start:
+            joined[-1] = range(joined[-1].start, stretch.stop)
         else:
-            found.append((first, last))
-    return found
+            joined.append(stretch)
+    return joined
 
 
-def _boxes(local: Tensor, axes: Sequence[list[Stretch]]) -> Iterator[tuple[tuple[int, ...], Tensor]]:
+def _boxes(local: Tensor, axes: Sequence[list[range]]) -> list[tuple[tuple[int, ...], Tensor]]:
     """Where each box of the local part starts in the whole, and the view of it."""
     if not local.numel():
-        yield (0,) * local.dim(), local
-        return
-    for box in product(*map(_placed, axes)):
-        part = local
-        for axis, (_, at, size) in enumerate(box):
-            part = part if size == part.shape[axis] else part.narrow(axis, at, size)
-        yield tuple(first for first, _, _ in box), part
-
-
-def _placed(stretches: Sequence[Stretch]) -> Iterator[tuple[int, int, int]]:
-    """First index in the whole, first index in the local part, length."""
-    at = 0
-    for first, last in stretches:
-        yield first, at, last - first
-        at += last - first
+        return [((0,) * local.dim(), local)]
+    boxes: list[tuple[tuple[int, ...], Tensor]] = [((), local)]
+    for axis, stretches in enumerate(axes):
+        sizes = [len(stretch) for stretch in stretches]
+        boxes = [
+            ((*start, stretch.start), view)
+            for start, part in boxes
+            for stretch, view in zip(stretches, part.split(sizes, axis) if len(sizes) > 1 else [part], strict=True)
+        ]
+    return boxes

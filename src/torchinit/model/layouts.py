@@ -1,13 +1,15 @@
-"""Layouts: which axes of a weight run over inputs, which over outputs, and which layer keeps its weights how."""
+"""Layouts: the axes of weights that run over inputs and outputs, for each class of layer."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from torch import nn
+
+from torchinit._text import full_name
 
 ParameterKind = Literal["weight", "bias", "other"]
 
@@ -44,7 +46,10 @@ class Layout:
             raise ValueError(f"groups, stride and blocks are at least 1, but got {self}")
 
     def fans(self, shape: tuple[int, ...]) -> tuple[float, float]:
-        """How many inputs feed one output, and how many outputs one input feeds."""
+        """Fan-in and fan-out: the inputs that feed one output, and the outputs that one input feeds.
+
+        They are floats, since a stride divides them: a 3x3 kernel with stride 2 has a fan-out of 2.25 a channel.
+        """
         inputs = math.prod(shape[axis] for axis in self.in_axes)
         outputs = math.prod(shape[axis] for axis in self.out_axes) / self.blocks
         named = {*self.in_axes, *self.out_axes, *self.batch_axes}
@@ -57,7 +62,7 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """What one parameter is to its layer: its kind, its layout, and the row that stays zero.
+    """The part that one parameter has in its layer: its kind, its layout, and the row that stays zero.
 
     >>> describe(nn.Embedding(10, 4, padding_idx=0), "weight").zero_row
     0
@@ -71,12 +76,12 @@ class Slot:
 Describe = Callable[[nn.Module, str], Slot | Layout | None]
 _Described = TypeVar("_Described", bound=Describe)
 
-_BY_CLASS: dict[type[nn.Module], Describe] = {}
-_BY_NAME: dict[str, Describe] = {}
+_KNOWN: dict[type | str, Describe] = {}
+"""The layers that are described, by class or qualified name."""
 
 
 def register_layout(layer: type[nn.Module] | str) -> Callable[[_Described], _Described]:
-    """Teaches torchinit the weights of a layer class, its subclasses included.
+    """Register a function that describes the weights of a layer class, its subclasses included.
 
     ``layer`` is the class, or its qualified name where importing it would cost too much. The decorated
     function gets the module and the name of one of its parameters; it returns a :class:`Layout` for a
@@ -95,60 +100,50 @@ def register_layout(layer: type[nn.Module] | str) -> Callable[[_Described], _Des
     """
 
     def remember(function: _Described) -> _Described:
-        if isinstance(layer, str):
-            _BY_NAME[layer] = function
-        else:
-            _BY_CLASS[layer] = function
+        _KNOWN[layer] = function
         return function
 
     return remember
 
 
 def describe(module: nn.Module, leaf: str) -> Slot:
-    """What the parameter ``leaf`` is to ``module``: by its class, else by its name."""
+    """The part that the parameter ``leaf`` has in ``module``: by the module's class, else by its own name."""
     for layer in type(module).__mro__:
-        function = _BY_CLASS.get(layer) or _BY_NAME.get(f"{layer.__module__}.{layer.__qualname__}")
-        said = function(module, leaf) if function else None
-        if said is not None:
-            return Slot("weight", said) if isinstance(said, Layout) else said
+        function = _KNOWN.get(layer) or _KNOWN.get(full_name(layer))
+        description = function(module, leaf) if function else None
+        if description is not None:
+            return Slot("weight", description) if isinstance(description, Layout) else description
     return _BY_LEAF.get(leaf, _OTHER)
 
 
 def known_layers() -> tuple[str, ...]:
-    """The qualified names of the layer classes whose weights are described here or by registration.
-
-    >>> "torch.nn.modules.linear.Linear" in known_layers()
-    True
-    """
-    return tuple(sorted([*(f"{layer.__module__}.{layer.__qualname__}" for layer in _BY_CLASS), *_BY_NAME]))
+    """The qualified names of the layer classes whose weights are described here or by registration."""
+    return tuple(sorted(layer if isinstance(layer, str) else full_name(layer) for layer in _KNOWN))
 
 
 _OTHER = Slot("other")
 _BY_LEAF = {"weight": Slot("weight"), "bias": Slot("bias")}
 
 
-@register_layout(nn.Linear)
-@register_layout(nn.Bilinear)
-def _linear(module: nn.Module, leaf: str) -> Layout | None:
-    if leaf != "weight":
-        return None
-    return Layout(in_axes=(1, 2)) if isinstance(module, nn.Bilinear) else Layout()
+def _weight(layout: Layout) -> Describe:
+    return lambda _, leaf: layout if leaf == "weight" else None
+
+
+register_layout(nn.Linear)(_weight(Layout()))
+register_layout(nn.Bilinear)(_weight(Layout(in_axes=(1, 2))))
+register_layout("transformers.pytorch_utils.Conv1D")(_weight(Layout((0,), (1,))))  # of GPT-2: it computes x @ W
 
 
 @register_layout(nn.modules.conv._ConvNd)
-def _convolution(module: nn.Module, leaf: str) -> Layout | None:
-    if leaf != "weight" or not isinstance(module, nn.modules.conv._ConvNd):
-        return None
+def _convolution(module: Any, leaf: str) -> Layout | None:
     axes = ((0,), (1,)) if module.transposed else ((1,), (0,))
-    return Layout(*axes, groups=module.groups, stride=math.prod(module.stride))
+    return Layout(*axes, groups=module.groups, stride=math.prod(module.stride)) if leaf == "weight" else None
 
 
 @register_layout(nn.Embedding)
 @register_layout(nn.EmbeddingBag)
-def _embedding(module: nn.Module, leaf: str) -> Slot | None:
-    if leaf != "weight" or not isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
-        return None
-    return Slot("weight", Layout(in_axes=(0,), out_axes=(1,), lookup=True), module.padding_idx)
+def _embedding(module: Any, leaf: str) -> Slot | None:
+    return Slot("weight", Layout((0,), (1,), lookup=True), module.padding_idx) if leaf == "weight" else None
 
 
 @register_layout(nn.modules.batchnorm._NormBase)
@@ -156,46 +151,33 @@ def _embedding(module: nn.Module, leaf: str) -> Slot | None:
 @register_layout(nn.GroupNorm)
 @register_layout(nn.RMSNorm)
 @register_layout(nn.PReLU)
-def _elementwise(module: nn.Module, leaf: str) -> Slot | None:
+def _elementwise(module: nn.Module, leaf: str) -> Layout | None:
     """Scales that connect each input with one output, so that every axis counts whole weights."""
-    if leaf != "weight":
-        return None
-    return Slot("weight", Layout((), (), batch_axes=tuple(range(getattr(module, leaf).dim()))))
+    return Layout((), (), batch_axes=tuple(range(getattr(module, leaf).dim()))) if leaf == "weight" else None
 
 
 @register_layout(nn.RNNBase)
-def _recurrent(module: nn.Module, leaf: str) -> Slot | None:
+def _recurrent(module: Any, leaf: str) -> Slot | None:
     if leaf.startswith("weight_hr"):  # the projection of an LSTM with proj_size has no gates
         return Slot("weight", Layout())
-    gates = {"LSTM": 4, "GRU": 3}.get(str(getattr(module, "mode", "")), 1)
-    return _gated(leaf, gates)
+    return _gated(leaf, {"LSTM": 4, "GRU": 3}.get(module.mode, 1))
 
 
 @register_layout(nn.RNNCellBase)
-def _cell(module: nn.Module, leaf: str) -> Slot | None:
-    hidden = int(getattr(module, "hidden_size", 0))
+def _cell(module: Any, leaf: str) -> Slot | None:
     tensor = getattr(module, leaf, None)
-    return _gated(leaf, max(1, tensor.shape[0] // hidden) if tensor is not None and hidden else 1)
+    return _gated(leaf, 1 if tensor is None else max(1, tensor.shape[0] // max(1, module.hidden_size)))
 
 
 def _gated(leaf: str, gates: int) -> Slot | None:
     if leaf.startswith("weight_"):
         return Slot("weight", Layout(blocks=gates))
-    if leaf.startswith("bias_"):
-        return Slot("bias", Layout((), (0,), blocks=gates))
-    return None
+    return Slot("bias", Layout((), (0,), blocks=gates)) if leaf.startswith("bias_") else None
 
 
 @register_layout(nn.MultiheadAttention)
 def _attention(module: nn.Module, leaf: str) -> Slot | None:
-    if leaf == "in_proj_weight":
-        return Slot("weight", Layout(blocks=3))
     if leaf in {"q_proj_weight", "k_proj_weight", "v_proj_weight"}:
         return Slot("weight", Layout())
-    return Slot("bias", Layout((), (0,), blocks=3)) if leaf == "in_proj_bias" else None
-
-
-@register_layout("transformers.pytorch_utils.Conv1D")
-def _transformers_conv1d(module: nn.Module, leaf: str) -> Layout | None:
-    """The layer of GPT-2: ``x @ W``, so inputs run along dimension 0."""
-    return Layout(in_axes=(0,), out_axes=(1,)) if leaf == "weight" else None
+    fused = {"in_proj_weight": Layout(blocks=3), "in_proj_bias": Layout((), (0,), blocks=3)}
+    return Slot("weight" if "weight" in leaf else "bias", fused[leaf]) if leaf in fused else None

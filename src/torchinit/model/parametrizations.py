@@ -15,7 +15,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 Assign: TypeAlias = Callable[[Tensor], Tensor]
-"""Takes values to the tensors behind, and gives back what the module now makes of them."""
+"""Take values to the tensors behind, and return the tensor that the module now computes."""
 
 _SETTLE = 15
 """Power iterations after which torch's spectral norm, when it is made, takes its estimate for good."""
@@ -38,38 +38,33 @@ class Parametrized:
 def parametrized(module: nn.Module) -> tuple[Parametrized, ...]:
     """The tensors that a module computes: by ``torch.nn.utils.parametrize``, or by the older hooks.
 
-    >>> [one.leaf for one in parametrized(parametrizations.weight_norm(nn.Linear(2, 3)))]
+    >>> [tensor.leaf for tensor in parametrized(parametrizations.weight_norm(nn.Linear(2, 3)))]
     ['weight']
-    >>> parametrized(nn.Linear(2, 3))
-    ()
     """
-    found = []
+    computed = []
     if "parametrizations" in module._modules and is_parametrized(module):  # the first spares a failing look-up
-        chains = cast("dict[str, ParametrizationList]", cast("nn.ModuleDict", module.parametrizations)._modules)
-        found += [_chain(module, leaf, chain) for leaf, chain in chains.items()]
+        chains: Any = module.parametrizations
+        computed += [_chain(module, leaf, chain) for leaf, chain in chains.items()]
     for hook in module._forward_pre_hooks.values():
         if isinstance(hook, WeightNorm):
-            found.append(_weight_norm(module, hook))
+            computed.append(_weight_norm(module, hook))
         elif isinstance(hook, SpectralNorm):
-            found.append(_spectral_norm(module, hook))
-    return tuple(found)
+            computed.append(_spectral_norm(module, hook))
+    return tuple(computed)
 
 
 def _chain(module: nn.Module, leaf: str, chain: ParametrizationList) -> Parametrized:
     def assign(values: Tensor) -> Tensor:
         setattr(module, leaf, values)
-        if any(isinstance(step, parametrizations._SpectralNorm) for step in chain):
-            with _mode(chain, training=True):
-                for _ in range(_SETTLE):
-                    getattr(module, leaf)
+        with _mode(chain, training=True):
+            for _ in range(_SETTLE if any(isinstance(step, parametrizations._SpectralNorm) for step in chain) else 0):
+                getattr(module, leaf)
         return _look(module, leaf, chain)
 
-    sources = tuple(tensor for name, tensor in _own(chain).items() if name.startswith("original"))
-    return Parametrized(leaf, _look(module, leaf, chain), sources, assign if _takes_values(chain) else None)
-
-
-def _own(module: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in {**module._parameters, **module._buffers}.items() if tensor is not None}
+    tensors = {**chain._parameters, **chain._buffers}
+    sources = tuple(tensor for name, tensor in tensors.items() if tensor is not None and name.startswith("original"))
+    takes_values = all(hasattr(step, "right_inverse") and not _is_one_way(step) for step in chain)
+    return Parametrized(leaf, _look(module, leaf, chain), sources, assign if takes_values else None)
 
 
 def _look(module: nn.Module, leaf: str, chain: ParametrizationList) -> Tensor:
@@ -90,28 +85,23 @@ def _mode(chain: nn.Module, *, training: bool) -> Iterator[None]:
             module.training = mode
 
 
-def _takes_values(chain: ParametrizationList) -> bool:
-    return all(hasattr(step, "right_inverse") and not _is_one_way(step) for step in chain)
-
-
 def _is_one_way(step: nn.Module) -> bool:
     """Torch's orthogonal map has a right_inverse that always raises, unless it has a base to move."""
-    maps = parametrizations._OrthMaps
-    return isinstance(step, parametrizations._Orthogonal) and not (
-        hasattr(step, "base") or step.orthogonal_map == maps.householder
-    )
+    householder = parametrizations._OrthMaps.householder
+    is_orthogonal = isinstance(step, parametrizations._Orthogonal)
+    return is_orthogonal and not (hasattr(step, "base") or step.orthogonal_map == householder)
 
 
 def _weight_norm(module: nn.Module, hook: WeightNorm) -> Parametrized:
-    length, direction = (module.get_parameter(hook.name + end) for end in ("_g", "_v"))
+    hidden = hook.name + "_g", hook.name + "_v"
+    length, direction = map(module.get_parameter, hidden)
 
     def assign(values: Tensor) -> Tensor:
         length.copy_(torch.norm_except_dim(values, 2, hook.dim))
         direction.copy_(values)
         return _refresh(module, hook.name, hook.compute_weight(module))
 
-    hidden = frozenset({hook.name + "_g", hook.name + "_v"})
-    return Parametrized(hook.name, direction.detach(), (length, direction), assign, hidden)
+    return Parametrized(hook.name, direction.detach(), (length, direction), assign, frozenset(hidden))
 
 
 def _spectral_norm(module: nn.Module, hook: SpectralNorm) -> Parametrized:
@@ -127,6 +117,6 @@ def _spectral_norm(module: nn.Module, hook: SpectralNorm) -> Parametrized:
 
 
 def _refresh(module: nn.Module, leaf: str, value: Any) -> Tensor:
-    """Replaces the plain attribute that the hook would renew only before the next forward."""
+    """Replace the plain attribute, which the hook would renew only before the next forward."""
     setattr(module, leaf, value)
     return cast("Tensor", value)

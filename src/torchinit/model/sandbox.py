@@ -1,4 +1,4 @@
-"""Sandbox: a copy of one layer, run on made-up inputs; and memory that is handed out full of what no model means."""
+"""Sandbox: a copy of one layer, run on made-up inputs in a thread of its own; and new memory full of poison."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import ctypes
 import io
 import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import count
 from types import MethodType
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -21,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 _Answer = TypeVar("_Answer")
 
 SECONDS = 10.0
-"""How long a question may take. Layers answer within milliseconds; only one that hangs takes longer."""
+"""The time that a question may take. Layers answer within milliseconds; only one that hangs takes longer."""
 
 _OPERATIONS = 1000
 _LARGEST = 1 << 20
@@ -62,8 +63,9 @@ class Sandbox:
         copy = self._copy(self.module)
         for leaf, value in values.items():
             vars(copy).pop(leaf, None)  # the older hooks of torch.nn.utils keep what they compute as an attribute
-            copy._parameters[leaf] = nn.Parameter(_full(self.shapes[leaf], value), requires_grad=False)
-        with torch.no_grad(), _Watched(model):
+            full = torch.full(self.shapes[leaf], value, dtype=torch.float32, device="cpu")
+            copy._parameters[leaf] = nn.Parameter(full, requires_grad=False)
+        with torch.no_grad(), _watched(model):
             result: Any = copy._compiled_call_impl(*inputs)  # type: ignore[misc]
         results = result if isinstance(result, (tuple, list)) else (result,)
         tensors = tuple(tensor for tensor in results if isinstance(tensor, Tensor))
@@ -89,7 +91,8 @@ class Sandbox:
     def _own(self, value: Any, module: nn.Module, copy: nn.Module) -> Any:
         """An attribute for the copy: its own container or method, numbers for a tensor, any other object as it is."""
         if isinstance(value, Tensor):
-            return torch.full(tuple(value.shape), self.rest, dtype=_dtype(value), device="cpu")
+            dtype = torch.float32 if value.is_floating_point() else value.dtype
+            return torch.full(tuple(value.shape), self.rest, dtype=dtype, device="cpu")
         if isinstance(value, MethodType) and value.__self__ is module:
             return MethodType(value.__func__, copy)
         if type(value) in (list, tuple, set):
@@ -99,43 +102,40 @@ class Sandbox:
         return value
 
 
-def _full(shape: tuple[int, ...], value: float) -> Tensor:
-    return torch.full(shape, value, dtype=torch.float32, device="cpu")
-
-
-def _dtype(tensor: Tensor) -> torch.dtype:
-    return torch.float32 if tensor.is_floating_point() else tensor.dtype
-
-
 _TALKS = frozenset({"c10d", "_c10d_functional", "c10d_functional", "_dtensor"})
 
 
-class _Watched(TorchDispatchMode):
-    """Operations that a copy may do: no random numbers, no talk with other ranks, nothing of the model, an end."""
+class OperationMode(TorchDispatchMode):
+    """Within it a function carries out each operation of torch: it gets the operation and its arguments."""
 
-    def __init__(self, model: tuple[Tensor, ...]) -> None:
+    def __init__(self, carry_out: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.model = frozenset(map(id, model))
-        self.left = _OPERATIONS
+        self.carry_out = carry_out
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Torch would import its compiler for the first operation, which takes a second."""
-        return False
+        return False  # torch would import its compiler for the first operation, only to keep it away: a second
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        self.left -= 1
-        if self.left < 0:
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        return self.carry_out(func, args, kwargs or {})
+
+
+def _watched(model: Iterable[Tensor]) -> OperationMode:
+    """The operations that a copy may do: no random numbers, no talk with other ranks, nothing of the model, an end."""
+    tensors, numbers = frozenset(map(id, model)), count()
+
+    def carry_out(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if next(numbers) >= _OPERATIONS:
             raise Refused("it does not come to an end")
         if getattr(func, "namespace", "") in _TALKS:
             raise Refused("it talks with other ranks")
         if torch.Tag.nondeterministic_seeded in getattr(func, "tags", ()):
             raise Refused("it draws random numbers")
-        if not self.model.isdisjoint(map(id, tree_leaves((args, kwargs)))):
+        if not tensors.isdisjoint(map(id, tree_leaves((args, kwargs)))):
             raise Refused("it holds on to the model's own tensors")
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
+
+    return OperationMode(carry_out)
 
 
 _ALONE = threading.Lock()
@@ -147,8 +147,8 @@ def answer(question: Callable[[], _Answer]) -> _Answer | None:
 
     It is asked in a thread of its own. Torch keeps its modes by thread, so a default device, autocast, inference mode,
     a fake tensor mode or a trace of the caller's do not reach it; and a thread can be left behind, which is the only
-    way out of code that waits for what never comes. Before that its Python code is ended from outside. What it prints
-    and warns of is not shown.
+    way out of code that waits for what never comes. Before that its Python code is ended from outside. Its prints and
+    warnings are not shown.
 
     >>> answer(lambda: print("hello") or 1), answer(lambda: 1 / 0)
     (1, None)
@@ -160,13 +160,8 @@ def answer(question: Callable[[], _Answer]) -> _Answer | None:
             answers.append(question())
 
     thread = threading.Thread(target=work, name="torchinit.sandbox", daemon=True)
-    quiet = io.StringIO()
-    with (
-        _ALONE,
-        warnings.catch_warnings(action="ignore"),
-        contextlib.redirect_stdout(quiet),
-        contextlib.redirect_stderr(quiet),
-    ):
+    out, err = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
+    with _ALONE, warnings.catch_warnings(action="ignore"), out, err:
         thread.start()
         try:
             thread.join(SECONDS)
@@ -177,13 +172,13 @@ def answer(question: Callable[[], _Answer]) -> _Answer | None:
 
 
 def _end(thread: threading.Thread) -> None:
-    """Lets SystemExit be raised where the thread's Python code is; it takes effect when that code runs again."""
+    """Raise SystemExit where the thread's Python code is; it takes effect when that code runs again."""
     ident = ctypes.c_ulong(thread.ident or 0)
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, ctypes.py_object(SystemExit))
     thread.join(0.1)
 
 
-# --- memory without values -----------------------------------------------------------------------------------
+# --- memory without values -------------------------------------------------------------------------------------------
 
 ALLOCATING: Final = frozenset(
     getattr(torch.ops.aten, name)
@@ -193,7 +188,7 @@ ALLOCATING: Final = frozenset(
 
 
 class Poison(NamedTuple):
-    """What stands in memory that nobody has filled: in that of floats, and in any other (None: the largest number)."""
+    """The content of memory that nobody has filled: of floats, and of any other dtype (None: the largest number)."""
 
     floating: float = torch.nan
     whole: int | None = None
@@ -205,34 +200,25 @@ class Poison(NamedTuple):
         return self.whole if self.whole is not None else 1 if dtype == torch.bool else torch.iinfo(dtype).max
 
 
-class poisoned_memory(TorchDispatchMode):  # noqa: N801  # a context manager, as all others are named
-    """Within it memory that this thread's code gets without values holds poison, so that forgotten memory shows.
+def poisoned_memory(poison: Poison | None = None) -> OperationMode:
+    """A context in which memory that this thread allocates without values holds poison, so that it shows.
 
     >>> with poisoned_memory():
     ...     torch.empty(2)
     tensor([nan, nan])
     """
+    content = poison or Poison()
 
-    def __init__(self, poison: Poison | None = None) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.poison: Poison = poison or Poison()
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """See above."""
-        return False
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        before = args[0].numel() if func is torch.ops.aten.resize_.default else 0
-        result = func(*args, **(kwargs or {}))
-        fresh = result
-        if func is torch.ops.aten.resize_.default:  # what it has more than before
-            more = max(0, result.numel() - before)
-            fresh = result.as_strided((more,), (1,), result.storage_offset() + before)
+    def carry_out(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        is_resize = func is torch.ops.aten.resize_.default
+        before = args[0].numel() if is_resize else 0
+        result = fresh = func(*args, **kwargs)
+        if is_resize:
+            fresh = result.flatten()[before:]  # a view, since a tensor that has grown is contiguous
         elif func.overloadpacket not in ALLOCATING:
             return result
         if not fresh.is_meta and fresh.layout == torch.strided:
-            fresh.fill_(self.poison.of(fresh.dtype))
+            fresh.fill_(content.of(fresh.dtype))
         return result
+
+    return OperationMode(carry_out)

@@ -13,8 +13,9 @@ from torch import Tensor
 class Box:
     """A box of a tensor: where it starts and how far it reaches, an entry a dimension.
 
-    >>> Box((0, 2), (4, 3)).numel
-    12
+    >>> import torch
+    >>> Box.whole((4, 3)), Box((0, 1), (2, 2)).of(torch.arange(6).view(2, 3)).tolist()
+    (Box(start=(0, 0), shape=(4, 3)), [[1, 2], [4, 5]])
     """
 
     start: tuple[int, ...]
@@ -22,11 +23,7 @@ class Box:
 
     @classmethod
     def whole(cls, shape: tuple[int, ...]) -> Box:
-        """All of a tensor.
-
-        >>> Box.whole((4, 3))
-        Box(start=(0, 0), shape=(4, 3))
-        """
+        """The box that holds all of a tensor of this shape."""
         return cls((0,) * len(shape), shape)
 
     @property
@@ -34,13 +31,7 @@ class Box:
         return math.prod(self.shape)
 
     def of(self, tensor: Tensor) -> Tensor:
-        """What a tensor has in the box, as a view.
-
-        >>> import torch
-        >>> Box((0, 1), (2, 2)).of(torch.arange(6).view(2, 3))
-        tensor([[1, 2],
-                [4, 5]])
-        """
+        """The part of a tensor in the box, as a view."""
         return tensor[tuple(slice(low, low + size) for low, size in zip(self.start, self.shape, strict=True))]
 
 
@@ -55,7 +46,7 @@ class Shard:
     by element (orthogonal, identity): one gate of an LSTM, one expert of a stack. None: the whole.
 
     ``store`` takes the finished values to where the model keeps them, when ``local`` is not itself the
-    model's memory (a parametrized weight), and gives back what the model now makes of them.
+    model's memory (a parametrized weight), and returns what the model now makes of them.
 
     ``spread`` says that other ranks hold parts or copies of the same tensor, so that values must not come from
     a generator that each rank has for itself.
@@ -75,12 +66,7 @@ class Shard:
 
     @classmethod
     def whole(cls, name: str, local: Tensor, store: Callable[[Tensor], Tensor] | None = None) -> Shard:
-        """The shard of a tensor that is wholly here.
-
-        >>> import torch
-        >>> Shard.whole("weight", torch.empty(2, 3)).start
-        (0, 0)
-        """
+        """The shard of a tensor that is wholly here."""
         return cls(name, local, tuple(local.shape), (0,) * local.dim(), store=store)
 
     @property
@@ -96,46 +82,29 @@ class Shard:
         """The part of this shard whose index along ``axis`` lies in ``[low, high)`` of the whole.
 
         That part becomes the ``matrix``; ``local`` may come out empty when none of it is here.
-
-        >>> import torch
-        >>> part = Shard.whole("weight", torch.empty(6, 2)).cut(0, 2, 4)
-        >>> part.start, tuple(part.local.shape), part.region
-        ((2, 0), (2, 2), Box(start=(2, 0), shape=(2, 2)))
         """
-        begin = self.start[axis]
-        first, last = max(low, begin), min(high, begin + self.local.shape[axis])
-        last = max(first, last)
+        begin, size = self.start[axis], self.local.shape[axis]
+        first = max(low, begin)
+        last = max(first, min(high, begin + size))
         box = self.region
         return replace(
             self,
-            local=self.local.narrow(axis, min(first - begin, self.local.shape[axis]), last - first),
+            local=self.local.narrow(axis, min(first - begin, size), last - first),
             start=replaced(self.start, axis, first),
             matrix=Box(replaced(box.start, axis, low), replaced(box.shape, axis, high - low)),
         )
 
 
 def replaced(values: tuple[int, ...], at: int, value: int) -> tuple[int, ...]:
-    """The values with another one in one place.
-
-    >>> replaced((4, 8), 0, 2)
-    (2, 8)
-    """
+    """The values with another one in place of one: ``replaced((4, 8), 0, 2) == (2, 8)``."""
     return (*values[:at], value, *values[at + 1 :])
 
 
 def without(values: tuple[int, ...], at: int) -> tuple[int, ...]:
-    """The values but for the one in one place.
-
-    >>> without((4, 8), 0)
-    (8,)
-    """
+    """The values without one: ``without((4, 8), 0) == (8,)``."""
     return (*values[:at], *values[at + 1 :])
 
 
 def inserted(values: tuple[int, ...], at: int, value: int) -> tuple[int, ...]:
-    """The values with one more, which comes to one place.
-
-    >>> inserted((4, 8), 1, 2)
-    (4, 2, 8)
-    """
+    """The values with one more: ``inserted((4, 8), 1, 2) == (4, 2, 8)``."""
     return (*values[:at], value, *values[at:])

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import type_before_parametrizations
 
+from torchinit._text import full_name
 from torchinit.errors import FanError
 from torchinit.model.constructors import intent
 from torchinit.model.dtensor import local_part
@@ -38,14 +39,14 @@ WHY: dict[State, str] = {
     ),
     "fixed": "is computed by a parametrization without right_inverse, so no value can be given to it",
 }
-"""What each state that a fill cannot work on means, and the way out where there is one."""
+"""The meaning of each state that a fill cannot work on, and the way out where there is one."""
 
 _WAYS_OUT: dict[State, str] = {
     "integer": "load it (Pretrained), or make it a buffer",
     "quantized": "initialize the model before it is quantized",
     "sparse": "initialize it while it is dense",
 }
-"""What helps where a parameter should have values and no rule can give it any."""
+"""The ways to give a parameter values where no rule can."""
 
 EMPTY = "has no elements"
 _REGISTER_NONE = ": gather it first if it is partitioned, or register None in its place if it is to have none"
@@ -53,7 +54,9 @@ _REGISTER_NONE = ": gather it first if it is partitioned, or register None in it
 
 @dataclass(frozen=True, slots=True)
 class LayerClass:
-    """The class of a module, as plain data: its name, its direct bases' names, its whole lineage.
+    """The class of a module, as plain data: its name, its direct bases' names, the full names of all above it.
+
+    Data, so that a plan goes to JSON and comes back without an import, and a selector compares names.
 
     >>> layer_class(nn.Conv2d).name, layer_class(nn.Conv2d).bases
     ('Conv2d', ('_ConvNd',))
@@ -81,11 +84,6 @@ def layer_class(cls: type) -> LayerClass:
     return LayerClass(cls.__name__, tuple(base.__name__ for base in cls.__bases__), tuple(map(full_name, above)))
 
 
-def full_name(cls: type) -> str:
-    """Module and name of a class, as they stand in :attr:`LayerClass.lineage`."""
-    return f"{cls.__module__}.{cls.__qualname__}"
-
-
 @dataclass(frozen=True, slots=True)
 class Site:
     """One parameter or buffer, described without its values.
@@ -103,11 +101,10 @@ class Site:
     describes it as the other modules that hold it see it. ``shares`` names other sites that lie in part of its memory
     (a view of another shape). ``neutral`` is the value at which it does nothing to the norm that holds it; None where
     it is not a norm's, or nobody could tell. ``frozen`` tells that it does not learn (``requires_grad`` is false).
-    ``missing`` says what is known of a parameter without elements that should have some.
-
-    ``activation`` is what follows the layer of a weight: a nonlinearity, as :func:`torchinit.knowledge.gain` knows it,
-    with its slope (``"relu"``, ``"leaky_relu(0.2)"``), ``"linear"`` for none, ``"norm"`` for a normalization; None
-    where the model's structure does not show it.
+    ``activation`` is what follows a weight's layer: a nonlinearity as :func:`~torchinit.knowledge.gain` has it, with its
+    slope (``"relu"``, ``"leaky_relu(0.2)"``), ``"linear"`` for none, ``"norm"`` for a normalization; None where the
+    model's structure does not show it. ``missing`` says what is known of a parameter without elements that should have
+    some.
     """
 
     name: str
@@ -148,16 +145,12 @@ class Site:
 
     @property
     def why(self) -> str:
-        """Why no fill can be written to the site; nothing where one can.
-
-        >>> Site("ids", (4,), state="integer").why
-        'holds whole numbers'
-        """
+        """The reason why no fill can be written to the site; empty where one can."""
         return WHY.get(self.state) or self.missing.removesuffix(_REGISTER_NONE) or ("" if self.numel else EMPTY)
 
     @property
     def lack(self) -> str:
-        """Why a parameter has no values although it should have some, with the way out; nothing of any other site.
+        """The reason why a parameter lacks the values that it should have, and the way out; empty for other sites.
 
         >>> Site("ids", (4,), state="integer").lack, Site("ids", (4,), state="integer", kind="buffer").lack
         ('holds whole numbers: load it (Pretrained), or make it a buffer', '')
@@ -202,73 +195,62 @@ def sites(model: nn.Module) -> tuple[Site, ...]:
 
 def grouped(every: Iterable[Held]) -> list[tuple[Site, list[Held]]]:
     """The sites of what the modules of a model hold, each with all of its tensor's holdings."""
-    found: dict[object, list[Held]] = {}
+    groups: dict[object, list[Held]] = {}
     turns: dict[tuple[int, str], int] = {}
-    for one in every:
-        turns.setdefault((one.place.turn, one.leaf), len(turns))
-        found.setdefault(one.key, []).append(one)
-    names = {key: group[0].name for key, group in found.items()}
-    shared = entangled({key: group[0].tensor for key, group in found.items() if group[0].way is None})
-    return [
-        (
-            _tie(
-                [_site(one, turns[one.place.turn, one.leaf]) for one in group],
-                shares=tuple(names[other] for other in shared.get(key, ())),
-            ),
-            group,
-        )
-        for key, group in found.items()
-    ]
+    for entry in every:
+        turns.setdefault((entry.place.turn, entry.leaf), len(turns))
+        groups.setdefault(entry.key, []).append(entry)
+    shared = entangled({key: group[0].tensor for key, group in groups.items() if group[0].way is None})
+    pairs = []
+    for key, group in groups.items():
+        views = [_site(entry, turns[entry.place.turn, entry.leaf]) for entry in group]
+        # The padding row of an embedding is zero under whatever other name the table is used.
+        zero_row = next((view.zero_row for view in views if view.zero_row is not None), None)
+        first, *others = views if zero_row is None else [replace(view, zero_row=zero_row) for view in views]
+        shares = tuple(groups[other][0].name for other in shared.get(key, ()))
+        site = replace(first, aliases=tuple(others), shares=shares) if others or shares else first
+        pairs.append((site, group))
+    return pairs
 
 
-def _tie(group: list[Site], shares: tuple[str, ...]) -> Site:
-    # The padding row of an embedding is zero under whatever other name the table is used.
-    row = next((site.zero_row for site in group if site.zero_row is not None), None)
-    if row is not None:
-        group = [replace(site, zero_row=row) for site in group]
-    first, *others = group
-    return replace(first, aliases=tuple(others), shares=shares) if others or shares else first
-
-
-def _site(one: Held, position: int) -> Site:
-    module = one.place.module
-    state: State = "flat" if one.flat else "fixed" if one.way and not one.way.assign else _state(one.tensor)
-    is_empty = state == "ready" and one.kind == "parameter" and not one.tensor.numel()
-    slot = describe(module, one.leaf) if state != "lazy" else Slot("other")
-    sources = one.way.sources if one.way else (one.tensor,)
+def _site(entry: Held, position: int) -> Site:
+    module, computed = entry.place.module, entry.way
+    state: State = "flat" if entry.flat else "fixed" if computed and not computed.assign else _state(entry.tensor)
+    slot = describe(module, entry.leaf) if state != "lazy" else Slot("other")
+    is_parameter = entry.kind == "parameter"
     return Site(
-        name=one.name,
-        shape=() if state == "lazy" else tuple(one.tensor.shape),
-        dtype=one.tensor.dtype,
+        name=entry.name,
+        shape=() if state == "lazy" else tuple(entry.tensor.shape),
+        dtype=entry.tensor.dtype,
         owner=layer_class(type_before_parametrizations(module)),
-        owner_name=one.name.rpartition(".")[0],
-        kind=one.kind,
+        owner_name=entry.name.rpartition(".")[0],
+        kind=entry.kind,
         parameter_kind=slot.kind,
         layout=slot.layout,
-        block=one.place.block,
+        block=entry.place.block,
         zero_row=slot.zero_row,
         state=state,
-        parametrized=one.way is not None,
+        parametrized=computed is not None,
         position=position,
-        persistent=one.leaf not in module._non_persistent_buffers_set,
-        hooks=one.place.hooks,
-        frozen=one.kind == "parameter" and not any(tensor.requires_grad for tensor in sources),
-        missing=_missing(one) if is_empty else "",
+        persistent=entry.leaf not in module._non_persistent_buffers_set,
+        hooks=entry.place.hooks,
+        frozen=is_parameter and not any(tensor.requires_grad for tensor in entry.sources),
+        missing=_missing(entry) if state == "ready" and is_parameter and not entry.tensor.numel() else "",
     )
 
 
-def _missing(one: Held) -> str:
-    """What is known of a parameter without elements; nothing where its layer gives it none.
+def _missing(entry: Held) -> str:
+    """All that is known of a parameter without elements; nothing where its layer gives it none.
 
     DeepSpeed leaves an empty tensor where it has partitioned a parameter, and notes its shape in ``ds_shape``.
     """
-    whole, made = getattr(one.tensor, "ds_shape", None), intent(one.place.module, one.leaf)
-    shape = made.shape if whole is None and made else whole
+    whole, intended = getattr(entry.tensor, "ds_shape", None), intent(entry.place.module, entry.leaf)
+    shape = intended.shape if whole is None and intended else whole
     if shape is None:
         return EMPTY + _REGISTER_NONE
     if not math.prod(shape):
         return ""
-    layer = f", but its {made.layer} has {math.prod(made.shape):,}" if made else ""
+    layer = f", but its {intended.layer} has {math.prod(intended.shape):,}" if intended else ""
     known = f" (ds_shape {tuple(whole)})" if whole is not None else ""
     return f"{EMPTY}{layer}: is it partitioned{known}? gather it first"
 

@@ -1,9 +1,9 @@
-"""Memory: which tensors are one, and which lie in part of each other."""
+"""Storage: tensors that are one, and tensors that share part of their memory."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from itertools import combinations
 from typing import TypeVar
 
@@ -20,7 +20,7 @@ _LARGEST = 1 << 28
 
 
 def identity(tensor: Tensor) -> object:
-    """What two names of one tensor have in common: place, shape and strides in one memory, also on the meta device.
+    """A key that all names of one tensor share: place, shape and strides in one memory, also on the meta device.
 
     >>> linear = nn.Linear(2, 2)
     >>> identity(linear.weight) == identity(linear.weight.data), identity(linear.weight) == identity(linear.weight.T)
@@ -36,12 +36,12 @@ def identity(tensor: Tensor) -> object:
 def _place(tensor: Tensor) -> object:
     if not _is_plain(tensor):
         return id(tensor)
-    home = tensor.untyped_storage()._cdata, tensor.storage_offset()
-    return home, tuple(tensor.shape), tensor.stride(), tensor.dtype
+    storage = tensor.untyped_storage()._cdata
+    return storage, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Whether the tensor has memory that can be compared: it is no subclass with rules of its own."""
+    """Whether the tensor has memory that can be compared: it is not of a subclass with rules of its own."""
     return type(tensor) in (Tensor, nn.Parameter) and not is_lazy(tensor) and tensor.layout == torch.strided
 
 
@@ -64,40 +64,36 @@ def overlaps(tensor: Tensor) -> bool:
 
 
 def entangled(tensors: Mapping[_Key, Tensor]) -> dict[_Key, tuple[_Key, ...]]:
-    """For each tensor that lies in part of another's memory the others' keys. The tensors must not be one.
+    """The keys of all others in whose memory a tensor lies in part, for each that does. No two may be one tensor.
 
     >>> memory = torch.zeros(4, 4)
     >>> entangled({"table": memory, "head": memory.T, "other": torch.zeros(4, 4)})
     {'table': ('head',), 'head': ('table',)}
     """
-    found: dict[_Key, tuple[_Key, ...]] = {}
-    for group in _by_memory(tensors.items()):
-        for (name, tensor), (other, theirs) in combinations(group, 2):
-            if _meet(tensor, theirs):
-                found[name] = (*found.get(name, ()), other)
-                found[other] = (*found.get(other, ()), name)
-    return found
+    by_memory: dict[int, list[tuple[_Key, Tensor]]] = defaultdict(list)
+    for key, tensor in tensors.items():
+        local = local_part(tensor)
+        if _is_plain(local) and local.numel():
+            by_memory[local.untyped_storage()._cdata].append((key, local))
+    others: dict[_Key, tuple[_Key, ...]] = {}
+    for group in by_memory.values():
+        for (key, tensor), (other_key, other) in combinations(group, 2):
+            if _meet(tensor, other):
+                others[key] = (*others.get(key, ()), other_key)
+                others[other_key] = (*others.get(other_key, ()), key)
+    return others
 
 
-def _by_memory(items: Iterable[tuple[_Key, Tensor]]) -> Iterator[list[tuple[_Key, Tensor]]]:
-    groups: dict[int, list[tuple[_Key, Tensor]]] = defaultdict(list)
-    for name, tensor in ((name, local_part(tensor)) for name, tensor in items):
-        if _is_plain(tensor) and tensor.numel():
-            groups[tensor.untyped_storage()._cdata].append((name, tensor))
-    return (group for group in groups.values() if len(group) > 1)
-
-
-def _meet(one: Tensor, other: Tensor) -> bool:
-    """Whether an element of one lies in the memory of the other."""
-    (low, high), (begin, end) = _extent(one), _extent(other)
+def _meet(tensor: Tensor, other: Tensor) -> bool:
+    """Whether an element of one lies in the memory of the other: one marks its elements, the other looks for marks."""
+    (low, high), (begin, end) = _extent(tensor), _extent(other)
     if high <= begin or end <= low:
         return False
-    base, top = min(low, begin), max(high, end)
-    if one.dtype.itemsize != other.dtype.itemsize or top - base > _LARGEST:
+    base, top, size = min(low, begin), max(high, end), tensor.dtype.itemsize
+    if size != other.dtype.itemsize or top - base > _LARGEST:
         return True
-    size = one.dtype.itemsize
     marks = torch.zeros((top - base) // size, dtype=torch.bool)
-    marks.as_strided(one.shape, one.stride(), (low - base) // size).fill_(True)
+    marks.as_strided(tensor.shape, tensor.stride(), (low - base) // size).fill_(True)
     return bool(marks.as_strided(other.shape, other.stride(), (begin - base) // size).any())
 
 

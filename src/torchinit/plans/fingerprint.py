@@ -10,7 +10,8 @@ from typing import Final, Literal
 
 from torch import Tensor, nn
 
-from torchinit.errors import ConfigError, RunError, count
+from torchinit._text import count
+from torchinit.errors import ConfigError, RunError
 from torchinit.plans.plan import Change
 from torchinit.plans.reductions import reduced
 from torchinit.plans.sources import look_at, sources_in, sources_of

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
-from torchinit._text import by_reason, columns, shape_text, shorten_paths, some
-from torchinit.errors import CheckpointError, PlanError, count, did_you_mean
+from torchinit._text import by_reason, columns, count, did_you_mean, shape_text, shorten_paths, some
+from torchinit.errors import CheckpointError, PlanError
 from torchinit.initializers.elementwise import Fill
 from torchinit.initializers.load_report import LoadReport, by_field
 from torchinit.initializers.moments import Moments

@@ -8,8 +8,8 @@ from typing import Literal, TypeAlias
 
 import torch
 
-from torchinit._text import some
-from torchinit.errors import FanError, count
+from torchinit._text import count, some
+from torchinit.errors import FanError
 from torchinit.initializers.composites import Padded
 from torchinit.initializers.elementwise import Constant, Fill
 from torchinit.initializers.load_report import LoadReport

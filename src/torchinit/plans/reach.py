@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torchinit._text import percentage
-from torchinit.errors import count
+from torchinit._text import count, percentage
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from torchinit.model.meshes import cut_dimensions
+from torchinit.model.dtensor import cut_dimensions
 from torchinit.plans.digest import Sums
 from torchinit.plans.sources import Look
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from torchinit._text import by_reason, columns, shape_text, shorten_paths, some
-from torchinit.errors import ReportError, count, did_you_mean
+from torchinit._text import by_reason, columns, count, did_you_mean, shape_text, shorten_paths, some
+from torchinit.errors import ReportError
 from torchinit.initializers.load_report import LoadReport, by_field
 from torchinit.initializers.moments import Moments
 from torchinit.initializers.statistics import deviations

@@ -10,7 +10,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from torchinit.errors import CheckpointError, RunError, count
+from torchinit._text import count
+from torchinit.errors import CheckpointError, RunError
 from torchinit.initializers.elementwise import Fill
 from torchinit.initializers.moments import Moments
 from torchinit.initializers.source import is_verbatim

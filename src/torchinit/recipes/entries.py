@@ -16,7 +16,7 @@ from torchinit.initializers.variance_scaling import Prior
 from torchinit.rules.catalog import TEXT
 from torchinit.rules.rule import Rule
 from torchinit.rules.selectors import Kinds, Layer, Leaf, Name, Regex, Selector, Within
-from torchinit.serialization.hints import is_sequence
+from torchinit.serialization.annotations import is_sequence
 from torchinit.serialization.schema import INVALID, Data, Reader, join
 
 Words: TypeAlias = str | tuple[str, ...]

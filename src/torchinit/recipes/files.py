@@ -11,7 +11,8 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Final
 
-from torchinit.errors import ConfigError, MissingExtraError, did_you_mean
+from torchinit._text import did_you_mean
+from torchinit.errors import ConfigError, MissingExtraError
 from torchinit.serialization.json import unique
 from torchinit.serialization.schema import Data
 

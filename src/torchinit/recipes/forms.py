@@ -12,7 +12,8 @@ from typing import Any, Final, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from torchinit.errors import ConfigError, did_you_mean
+from torchinit._text import did_you_mean
+from torchinit.errors import ConfigError
 from torchinit.initializers.composites import Padded
 from torchinit.initializers.elementwise import Constant, Initializer, TruncNormal
 from torchinit.initializers.functions import Function
@@ -22,7 +23,7 @@ from torchinit.recipes.files import read_data, read_scheme, schemes
 from torchinit.rules.catalog import INITIALIZERS, SCHEMA
 from torchinit.rules.rule import Recipe, Rule
 from torchinit.rules.selectors import Kinds, Selector
-from torchinit.serialization.hints import is_sequence
+from torchinit.serialization.annotations import is_sequence
 from torchinit.serialization.schema import DEEPEST, Data, Reader, join
 
 RecipeLike: TypeAlias = str | os.PathLike[str] | Rule | Initializer | Function | Mapping[Any, Any] | Iterable[Any]

@@ -9,9 +9,10 @@ from typing import final, get_args
 
 from torch import nn
 
-from torchinit.model.globs import check_glob, glob_matches
+from torchinit._text import full_name
 from torchinit.model.layouts import ParameterKind
-from torchinit.model.sites import Site, full_name
+from torchinit.model.names import check_glob, glob_matches
+from torchinit.model.sites import Site
 from torchinit.model.traversal import Kind
 from torchinit.rules.regex import check_pattern, matches_whole
 

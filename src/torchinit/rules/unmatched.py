@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from torchinit.errors import count, did_you_mean
+from torchinit._text import count, did_you_mean
 from torchinit.model.sites import LayerClass, Site
 from torchinit.rules.rule import Rule
 from torchinit.rules.selectors import Layer, Leaf, Name, Selector, Within

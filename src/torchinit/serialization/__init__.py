@@ -1,3 +1,1 @@
-"""Serialization: plain data and JSON in, objects out, with every mistake named."""
-
-from __future__ import annotations
+"""Serialization: dataclasses as plain data and back, with every mistake in the data at once."""

@@ -1,4 +1,4 @@
-"""Maps: mappings that are frozen and in order, so that a frozen value can hold one; JSON without duplicate keys."""
+"""JSON without duplicate keys, and mappings that a frozen value can hold."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _Value = TypeVar("_Value")
 
 @final
 class FrozenMap(Mapping[str, _Value]):
-    """A mapping from text that cannot change, can be hashed, and prints as the dict that it was made of.
+    """A mapping from ``str`` that cannot change, can be hashed, and prints as the dict that it was made of.
 
     Two are equal if they have the same items in the same order: where two keys match, the later one wins.
 
@@ -44,7 +44,7 @@ class FrozenMap(Mapping[str, _Value]):
 
 
 class TwiceError(ValueError):
-    """Keys that are twice in one table; ``keys`` has them in the order in which they came again."""
+    """Duplicate keys in one table; ``keys`` has them in the order in which they came again."""
 
     def __init__(self, keys: Iterable[str]) -> None:
         self.keys: tuple[str, ...] = tuple(keys)
@@ -52,30 +52,20 @@ class TwiceError(ValueError):
 
 
 def unique(pairs: Iterable[tuple[str, _Value]]) -> dict[str, _Value]:
-    """The dict of pairs, as a hook for ``json``, which would let the last of two win; raises TwiceError.
-
-    >>> import json
-    >>> json.loads('{"a": 1, "a": 2}', object_pairs_hook=unique)
-    Traceback (most recent call last):
-    torchinit.serialization.json.TwiceError: the key 'a' stands twice in one table
-    """
-    found: dict[str, _Value] = {}
-    twice: dict[str, None] = {}
+    """The dict of pairs, as a hook for ``json``, which would let the last of two win; raises TwiceError."""
+    items: dict[str, _Value] = {}
+    duplicates: dict[str, None] = {}
     for key, value in pairs:
-        if key in found:
-            twice[key] = None
-        found[key] = value
-    if twice:
-        raise TwiceError(twice)
-    return found
+        if key in items:
+            duplicates[key] = None
+        items[key] = value
+    if duplicates:
+        raise TwiceError(duplicates)
+    return items
 
 
 def unique_json(raw: bytes) -> Any:
-    """JSON from strangers; raises ValueError for a key that is twice in one table, for NaN, for anything else.
-
-    >>> unique_json(b'{"a": [1, 2]}')
-    {'a': [1, 2]}
-    """
+    """The data of JSON from strangers; raises ValueError for duplicate keys, for NaN and for what is not JSON."""
     try:
         return json.loads(raw.decode("utf-8-sig"), object_pairs_hook=unique, parse_constant=_refuse_constant)
     except TwiceError as error:

@@ -1,4 +1,4 @@
-"""Registries: which name stands for which class."""
+"""Registries: the names by which plain data call classes."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import TypeVar, overload
 
-from torchinit.errors import ConfigError, did_you_mean
+from torchinit._text import did_you_mean, full_name, with_article
+from torchinit.errors import ConfigError
 
 _Class = TypeVar("_Class", bound=type)
 
 
 class Registry:
-    """The classes that plain data can name, all of one kind.
+    """The classes that plain data can name, all of one kind; iterates over the names, sorted.
 
-    ``kind`` says in messages what they are, ``method`` is what each of them must have. Packages offer
+    ``kind`` is their noun in messages, ``method`` one that each of them must have. Packages offer
     more of them under the entry points ``group``; those are looked up only when a name is not known
-    otherwise. ``reserved`` are words that no argument of a class may be called.
+    otherwise, and are among the names once they were used. ``reserved`` are words that no argument of a class may be
+    called.
 
     >>> from dataclasses import dataclass
     >>> shapes = Registry("shape")
@@ -26,10 +28,8 @@ class Registry:
     ... @dataclass(frozen=True)
     ... class Circle:
     ...     radius: float
-    >>> shapes.get("Circular"), shapes.name_of(Circle)
-    (<class '...Circle'>, 'Round')
-    >>> list(shapes), len(shapes), "Square" in shapes
-    (['Circular', 'Round'], 2, False)
+    >>> shapes.get("Circular"), shapes.name_of(Circle), list(shapes)
+    (<class '...Circle'>, 'Round', ['Circular', 'Round'])
     """
 
     def __init__(self, kind: str, *, method: str = "__init__", group: str = "", reserved: Collection[str] = ()) -> None:
@@ -37,27 +37,20 @@ class Registry:
         self.method = method
         self.group = group
         self.reserved: frozenset[str] = frozenset(reserved)
-        self._classes: dict[str, type] = {}
+        self._registered: dict[str, type] = {}
         self._deferred: list[str] = []
 
     def __repr__(self) -> str:
         return f"<Registry of {len(self)} {self.kind}s>"
 
     def __contains__(self, name: object) -> bool:
-        self._import_deferred()
         return name in self._classes or any(point.name == name for point in self._plugins())
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.names())
+        return iter(sorted(self._classes))
 
     def __len__(self) -> int:
-        self._import_deferred()
         return len(self._classes)
-
-    def names(self) -> tuple[str, ...]:
-        """Every registered name, sorted. Plug-ins are among them once they were used."""
-        self._import_deferred()
-        return tuple(sorted(self._classes))
 
     @overload
     def register(self, name: _Class, /) -> _Class: ...
@@ -65,23 +58,22 @@ class Registry:
     def register(self, *names: str, force: bool = False) -> Callable[[_Class], _Class]: ...
 
     def register(self, *names: str | _Class, force: bool = False) -> _Class | Callable[[_Class], _Class]:
-        """Makes a dataclass known, under its own name or under the names given; a decorator.
+        """Register a dataclass under its own name or under the names given; a decorator.
 
         Raises ValueError for a name that is taken (``force=True`` replaces the class instead), and
         TypeError for a class that cannot be built from plain data.
         """
 
         def add(cls: _Class) -> _Class:
-            self._import_deferred()
             self._check(cls)
-            called = [name for name in names if isinstance(name, str)] or [cls.__name__]
-            for name in called:
+            own = [name for name in names if isinstance(name, str)] or [cls.__name__]
+            for name in own:
                 if not force and self._classes.get(name, cls) is not cls:
                     raise ValueError(
-                        f"{name!r} stands for {_full(self._classes[name])} already, so not for {_full(cls)};"
+                        f"{name!r} stands for {full_name(self._classes[name])} already, so not for {full_name(cls)};"
                         " force=True replaces it"
                     )
-            self._classes.update(dict.fromkeys(called, cls))
+            self._classes.update(dict.fromkeys(own, cls))
             return cls
 
         first = names[0] if names else None
@@ -94,18 +86,21 @@ class Registry:
         """
         self._deferred += modules
 
-    def _import_deferred(self) -> None:
+    @property
+    def _classes(self) -> dict[str, type]:
         while self._deferred:  # each is off the list before it registers anything itself
             import_module(self._deferred.pop())
+        return self._registered
 
     def _check(self, cls: type) -> None:
         if not (isinstance(cls, type) and is_dataclass(cls) and hasattr(cls, self.method)):
-            raise TypeError(f"{cls!r} is no {self.kind}: it must be a dataclass with a method {self.method!r}")
+            kind = with_article(self.kind)
+            raise TypeError(f"{cls!r} is not {kind}: it must be a dataclass with a method {self.method!r}")
         for method in sorted(getattr(cls, "__abstractmethods__", ())):
-            raise TypeError(f"{_full(cls)} is not finished: it has no method {method!r}")
+            raise TypeError(f"{full_name(cls)} is not finished: it has no method {method!r}")
         taken = self.reserved & set(cls.__dataclass_fields__)
         if taken:
-            raise TypeError(f"{_full(cls)} has an argument {min(taken)!r}, which is a word of every recipe entry")
+            raise TypeError(f"{full_name(cls)} has an argument {min(taken)!r}, which is a word of every recipe entry")
 
     def get(self, name: str) -> type:
         """The class that a name stands for.
@@ -113,7 +108,6 @@ class Registry:
         Raises KeyError with the near name if there is none, and ConfigError if the package that offers it
         cannot be loaded.
         """
-        self._import_deferred()
         if name not in self._classes:
             self._load(name)
         if name not in self._classes:
@@ -123,27 +117,20 @@ class Registry:
 
     def name_of(self, cls: type) -> str:
         """The first name of a class; raises KeyError if it has none."""
-        self._import_deferred()
-        for name, known in self._classes.items():
-            if known is cls:
-                return name
-        raise KeyError(f"{_full(cls)} is not registered as {self.kind}")
+        name = next((name for name, known in self._classes.items() if known is cls), None)
+        if name is None:
+            raise KeyError(f"{full_name(cls)} is not registered as {self.kind}")
+        return name
 
     def _plugins(self) -> Collection[EntryPoint]:
         return entry_points(group=self.group) if self.group else ()
 
     def _load(self, name: str) -> None:
-        for point in self._plugins():
-            if point.name == name:
-                try:
-                    self.register(name)(point.load())
-                except Exception as error:
-                    raise ConfigError(
-                        f"the plug-in for {self.kind} {name!r} ({point.value}) cannot be loaded: "
-                        f"{type(error).__name__}: {error}"
-                    ) from error
-                return
-
-
-def _full(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
+        for point in [point for point in self._plugins() if point.name == name][:1]:
+            try:
+                self.register(name)(point.load())
+            except Exception as error:
+                why = f"{type(error).__name__}: {error}"
+                raise ConfigError(
+                    f"the plug-in for {self.kind} {name!r} ({point.value}) cannot be loaded: {why}"
+                ) from error

@@ -12,19 +12,20 @@ from typing import Any, Final, TypeAlias, get_args
 
 import torch
 
-from torchinit.errors import ConfigError, count, did_you_mean
-from torchinit.serialization import hints
-from torchinit.serialization.hints import Hint, hints_of
+from torchinit._text import count, did_you_mean, dtype_name, with_article
+from torchinit.errors import ConfigError
+from torchinit.serialization import annotations as types
+from torchinit.serialization.annotations import Hint, hints_of
 from torchinit.serialization.registry import Registry
 
 Data: TypeAlias = Any
-"""What JSON, TOML and YAML can say: dict, list, str, int, float, bool, None."""
+"""The values of JSON, TOML and YAML: dict, list, str, int, float, bool, None."""
 
 INVALID: Final = object()
-"""What a reader gives for data that hold a mistake."""
+"""The result of reading data that hold a mistake."""
 
 DEEPEST: Final = 64
-"""How many levels data may have."""
+"""The number of levels that data may have."""
 
 
 def parse(
@@ -58,9 +59,9 @@ class Unfinished(ABC):
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """How numbers may be given as text.
+    """The rules by which numbers may be given as text.
 
-    ``parse`` makes a number of it, or gives it back if it must wait; it raises ValueError for what is
+    ``parse`` makes a number of it, or returns it if it must wait; it raises ValueError for what is
     neither. ``build`` makes the object whose numbers must wait; it takes ``arguments`` besides those of
     the class.
     """
@@ -72,7 +73,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """What a field of an abstract type may hold: an object of a class in ``registry``, chosen by ``"type"``.
+    """The content of a field of an abstract type: an object of a class in ``registry``, chosen by ``"type"``.
 
     A bare number stands for the class and argument in ``bare``. ``text`` allows numbers as text.
     """
@@ -83,7 +84,7 @@ class Vocabulary:
 
 
 class Schema:
-    """How objects and plain data correspond: by the types of dataclass fields, and a vocabulary for abstract ones.
+    """A mapping between objects and plain data: by the types of dataclass fields, and a vocabulary for abstract ones.
 
     >>> @dataclass(frozen=True)
     ... class Point:
@@ -118,141 +119,137 @@ class Schema:
     def encode(self, value: Any, hint: Hint, *, defaults: bool = True) -> Data:
         """The object as plain data; ``defaults=False`` leaves out what the class would fill in anyway.
 
-        What is one object is one in the data, too. Raises ConfigError for an object whose class has no registered name.
+        One object becomes one piece of data, however often it is met. Raises ConfigError for an object whose class
+        has no registered name.
         """
         return _Writer(self.vocabularies, defaults).write(value, hint)
 
 
 class _Writer:
-    """One pass over objects: each is made data once, however often it is met."""
+    """One pass over objects, in which each becomes data once."""
 
     def __init__(self, vocabularies: Mapping[Any, Vocabulary], defaults: bool) -> None:
         self.vocabularies = vocabularies
         self.defaults = defaults
-        self.made: dict[tuple[int, Hint], tuple[object, Data]] = {}
+        self.written: dict[tuple[int, Hint], tuple[object, Data]] = {}
 
     def write(self, value: Any, hint: Hint) -> Data:
         """The data of a value that is of this type."""
         if value is None or type(value) in (str, int, bool):
             return value
         if isinstance(value, torch.dtype):
-            return str(value).removeprefix("torch.")
+            return dtype_name(value)
         if isinstance(value, float):
             return value if math.isfinite(value) else str(value)
         if isinstance(value, tuple):
-            kinds = hints.item_types(hints.member(hint, hints.is_list))
+            kinds = types.item_types(types.select_member(hint, types.is_tuple))
             return [self.write(item, kind) for item, kind in zip(value, kinds, strict=False)]
         if isinstance(value, Mapping):
-            _, kind = get_args(hints.member(hint, hints.is_table)) or (str, None)
+            _, kind = get_args(types.select_member(hint, types.is_mapping)) or (str, None)
             return {key: self.write(item, kind) for key, item in value.items()}
         key = id(value), hint
-        if key not in self.made:
-            self.made[key] = value, self._object(value, hint)  # the value, too, so that no other one gets its id
-        return self.made[key][1]
+        if key not in self.written:
+            self.written[key] = value, self._object(value, hint)  # the value, too, so that no other one gets its id
+        return self.written[key][1]
 
     def _object(self, value: Any, hint: Hint) -> Data:
-        abstract = hints.member(hint, lambda kind: kind in self.vocabularies)
+        abstract = types.select_member(hint, lambda kind: kind in self.vocabularies)
         if abstract is not None:
             return self._word(value, self.vocabularies[abstract].registry)
         if is_dataclass(value) and not isinstance(value, type):
-            return self._each(type(value), hints.arguments(value, defaults=self.defaults))
+            return self._arguments(type(value), types.arguments(value, defaults=self.defaults))
         if not isinstance(value, (str, int)):
             raise ConfigError(f"{value!r} cannot be written as data: it is there in memory only")
         return value
 
     def _word(self, value: object, registry: Registry) -> Data:
-        if isinstance(value, Unfinished):
-            cls, said = value.target_and_arguments()
-        else:
-            cls, said = type(value), {}
+        cls, values = value.target_and_arguments() if isinstance(value, Unfinished) else (type(value), {})
         try:
             name = registry.name_of(cls)
         except KeyError as error:
-            what = value if is_dataclass(value) else cls.__name__
-            raise ConfigError(f"{what} cannot be written as data: {error.args[0]}") from None
-        said = said or hints.arguments(value, defaults=self.defaults)
-        return {"type": name, **self._each(cls, said)}
+            shown = value if is_dataclass(value) else cls.__name__
+            raise ConfigError(f"{shown} cannot be written as data: {error.args[0]}") from None
+        values = values or types.arguments(value, defaults=self.defaults)
+        return {"type": name, **self._arguments(cls, values)}
 
-    def _each(self, cls: type, values: Mapping[str, object]) -> dict[str, Data]:
+    def _arguments(self, cls: type, values: Mapping[str, object]) -> dict[str, Data]:
         kinds = hints_of(cls)
         return {key: self.write(value, kinds.get(key)) for key, value in values.items()}
 
 
 class Reader:
-    """One pass over plain data: what is wrong is noted in ``mistakes``, each with its path, and reading goes on."""
+    """One pass over plain data, which goes on after a mistake: ``mistakes`` has them all, each with its path."""
 
     def __init__(self, vocabularies: Mapping[Any, Vocabulary]) -> None:
         self.vocabularies = vocabularies
         self.mistakes: list[str] = []
 
     def mistake(self, path: str, text: str) -> Any:
-        """Notes a mistake."""
+        """Note a mistake; returns INVALID."""
         self.mistakes.append(f"{path}: {text}" if path else text)
         return INVALID
 
     def finish(self, source: str) -> None:
-        """Raises ConfigError if there was any mistake."""
+        """Raise ConfigError if there was any mistake."""
         if self.mistakes:
             raise ConfigError(f"{count(len(self.mistakes), 'mistake')} in {source}", self.mistakes)
 
     def read(self, data: Data, hint: Hint, path: str) -> Any:
         """The value of this type that the data describe, or INVALID."""
         if not self._fits(data, hint):
-            return self._wrong(data, hint, path)
-        if hints.is_union(hint):
-            return self.read(data, hints.member(hint, lambda kind: self._fits(data, kind)), path)
+            choices = map(str, get_args(types.select_member(hint, types.is_literal)))
+            near = did_you_mean(data, choices) if isinstance(data, str) else ""
+            return self.mistake(path, f"must be {self._describe(hint)}, but got {reprlib.repr(data)}{near}")
+        if types.is_union(hint):
+            return self.read(data, types.select_member(hint, lambda kind: self._fits(data, kind)), path)
         if hint in self.vocabularies:
             return self._word(data, hint, path)
         if is_dataclass(hint) and isinstance(hint, type):
             return self.record(hint, data, path)
-        if hints.is_table(hint):
+        if types.is_mapping(hint):
             return self._table(data, hint, path)
-        return self._list(data, hint, path) if hints.is_list(hint) else hints.plain(data, hint)
+        return self._list(data, hint, path) if types.is_tuple(hint) else types.to_python(data, hint)
 
     def _fits(self, data: Data, hint: Hint) -> bool:
         """Whether the data have the outward form of this type."""
-        if hints.is_union(hint):
+        if types.is_union(hint):
             return any(self._fits(data, kind) for kind in get_args(hint))
         if hint in self.vocabularies:
-            bare = self.vocabularies[hint].bare is not None and hints.is_scalar(data)
-            return bare or isinstance(data, (Mapping, hint))
-        if is_dataclass(hint) or hints.is_table(hint):
+            is_bare = self.vocabularies[hint].bare is not None and types.is_scalar(data)
+            return is_bare or isinstance(data, (Mapping, hint))
+        if is_dataclass(hint) or types.is_mapping(hint):
             return isinstance(data, Mapping)
-        return hints.is_sequence(data) if hints.is_list(hint) else hints.fits(data, hint)
-
-    def _wrong(self, data: Data, hint: Hint, path: str) -> Any:
-        choices = map(str, get_args(hints.member(hint, hints.is_choice)))
-        near = did_you_mean(data, choices) if isinstance(data, str) else ""
-        return self.mistake(path, f"must be {self._describe(hint)}, but got {reprlib.repr(data)}{near}")
+        return types.is_sequence(data) if types.is_tuple(hint) else types.fits(data, hint)
 
     def _describe(self, hint: Hint) -> str:
-        if hints.is_union(hint):
+        if types.is_union(hint):
             return " or ".join(map(self._describe, get_args(hint)))
         if hint in self.vocabularies:
             vocabulary = self.vocabularies[hint]
-            return ("a number or " if vocabulary.bare else "") + _an(vocabulary.registry.kind)
-        return hints.words(hint)
+            return ("a number or " if vocabulary.bare else "") + with_article(vocabulary.registry.kind)
+        return types.describe_type(hint)
 
     def _list(self, data: Sequence[Data], hint: Hint, path: str) -> Any:
         kinds = get_args(hint)
         if Ellipsis not in kinds and len(kinds) != len(data):
             return self.mistake(path, f"must have {count(len(kinds), 'item')}, but has {len(data)}")
-        pairs = enumerate(zip(data, hints.item_types(hint), strict=False))
-        items = [self.read(item, kind, f"{path}[{number}]") for number, (item, kind) in pairs]
-        return INVALID if _has_invalid(items) else tuple(items)
+        pairs = zip(data, types.item_types(hint), strict=False)
+        items = tuple(self.read(item, kind, f"{path}[{at}]") for at, (item, kind) in enumerate(pairs))
+        return INVALID if any(item is INVALID for item in items) else items
 
     def _table(self, data: Mapping[str, Data], hint: Hint, path: str) -> Any:
-        """A table whose keys are anybody's: globs, for example."""
+        """A table with arbitrary keys: globs, for example."""
+        before = len(self.mistakes)
         for key in [key for key in data if not isinstance(key, str)]:
             self.mistake(path, f"has the key {reprlib.repr(key)}, which must be text")
         _, kind = get_args(hint)
         items = {key: self.read(item, kind, f"{path}[{key!r}]") for key, item in data.items() if isinstance(key, str)}
-        return INVALID if len(items) < len(data) or _has_invalid(items.values()) else items
+        return INVALID if len(self.mistakes) > before else items
 
     def _word(self, data: Data, hint: Hint, path: str) -> Any:
         """An object whose class the data name, or that a bare number stands for."""
         vocabulary = self.vocabularies[hint]
-        if vocabulary.bare is not None and hints.is_scalar(data):
+        if vocabulary.bare is not None and types.is_scalar(data):
             return self.bare(*vocabulary.bare, data, path, vocabulary.text)
         if not isinstance(data, Mapping):
             return data
@@ -262,20 +259,20 @@ class Reader:
         value = self.record(cls, {key: data[key] for key in data if key != "type"}, path, vocabulary.text)
         if value is INVALID or isinstance(value, hint):
             return value
-        return self.mistake(join(path, "type"), f"{data['type']} is not {_an(hint.__name__)}, which this must be")
+        wanted = with_article(hint.__name__)
+        return self.mistake(join(path, "type"), f"{data['type']} is not {wanted}, which this must be")
 
     def word(self, data: Mapping[str, Data], hint: Hint, path: str) -> Any:
         """The class that ``data["type"]`` names, or INVALID."""
-        kind = data.get("type")
+        name, registry = data.get("type"), self.vocabularies[hint].registry
         if path.count(".") + path.count("[") > DEEPEST:
             return self.mistake(path, "is nested too deeply")
         if "type" not in data:
-            return self.mistake(path, f"needs 'type', the name of {_an(self.vocabularies[hint].registry.kind)}")
-        if not isinstance(kind, (str, type)):
-            return self.mistake(join(path, "type"), f"must be text, but got {reprlib.repr(kind)}")
-        registry = self.vocabularies[hint].registry
+            return self.mistake(path, f"needs 'type', the name of {with_article(registry.kind)}")
+        if not isinstance(name, (str, type)):
+            return self.mistake(join(path, "type"), f"must be text, but got {reprlib.repr(name)}")
         try:  # configs in Python may name the class itself
-            return registry.get(kind if isinstance(kind, str) else registry.name_of(kind))
+            return registry.get(name if isinstance(name, str) else registry.name_of(name))
         except KeyError as error:
             return self.mistake(join(path, "type"), error.args[0])
 
@@ -294,39 +291,28 @@ class Reader:
         also: Iterable[str] = (),
     ) -> Any:
         """An object of this class, or INVALID; a misspelt argument may also have meant one of ``also``."""
-        values = self._arguments(cls, data, at or (lambda key: join(path, key)), path, text, also)
-        if values is INVALID:
+        at = at or (lambda key: join(path, key))
+        kinds = own = hints_of(cls)
+        if text is not None and any(self._is_text(item, own.get(key)) for key, item in data.items()):
+            kinds = {**text.arguments, **own}
+        before = len(self.mistakes)
+        values = {key: self._argument(item, kinds[key], at(key), text) for key, item in data.items() if key in kinds}
+        for key in [key for key in data if key not in kinds]:
+            self.mistake(at(key), f"{cls.__name__} has no argument {key!r}{did_you_mean(key, [*kinds, *also])}")
+        for key in [key for key in types.required(cls) if key not in data]:
+            self.mistake(path, f"{cls.__name__} needs {key!r}, {self._describe(kinds[key])}")
+        if len(self.mistakes) > before:
             return INVALID
-        waits = text is not None and any(self._is_text(item, hints_of(cls).get(key)) for key, item in values.items())
         try:
-            return text.build(cls, values) if text and waits else hints.construct(cls, values)
+            if text is not None and any(self._is_text(item, own.get(key)) for key, item in values.items()):
+                return text.build(cls, values)
+            return types.construct(cls, values)
         except (TypeError, ValueError) as error:
             return self.mistake(path, f"{cls.__name__}: {error}")
 
-    def _arguments(
-        self,
-        cls: type,
-        data: Mapping[str, Data],
-        where: Callable[[str], str],
-        path: str,
-        text: Text | None,
-        also: Iterable[str],
-    ) -> Any:
-        """The arguments that the data give, or INVALID if any is wrong, unknown or missing."""
-        kinds = hints_of(cls)
-        if text is not None and any(self._is_text(item, kinds.get(key)) for key, item in data.items()):
-            kinds = {**text.arguments, **kinds}
-        before = len(self.mistakes)
-        values = {key: self._argument(item, kinds[key], where(key), text) for key, item in data.items() if key in kinds}
-        for key in [key for key in data if key not in kinds]:
-            self.mistake(where(key), f"{cls.__name__} has no argument {key!r}{did_you_mean(key, [*kinds, *also])}")
-        for key in [key for key in hints.required(cls) if key not in data]:
-            self.mistake(path, f"{cls.__name__} needs {key!r}, {self._describe(kinds[key])}")
-        return values if len(self.mistakes) == before else INVALID
-
     def _is_text(self, data: Data, hint: Hint) -> bool:
         """Whether this is text in the place of a number."""
-        return isinstance(data, str) and hints.is_number(hint) and not self._fits(data, hint)
+        return isinstance(data, str) and types.is_number(hint) and not self._fits(data, hint)
 
     def _argument(self, data: Data, hint: Hint, path: str, text: Text | None) -> Any:
         if text is None or not self._is_text(data, hint):
@@ -341,11 +327,3 @@ class Reader:
 def join(path: str, key: object) -> str:
     """The path of a key below a path."""
     return f"{path}.{key}" if path else f"{key}"
-
-
-def _has_invalid(items: Iterable[object]) -> bool:
-    return any(item is INVALID for item in items)
-
-
-def _an(noun: str) -> str:
-    return f"{'an' if noun[0].lower() in 'aeiou' else 'a'} {noun}"

@@ -1,4 +1,4 @@
-"""Arguments: what they must be, looked at when an object is made."""
+"""Validation: checks of arguments when an object is made."""
 
 from __future__ import annotations
 
@@ -7,13 +7,7 @@ from typing import get_args
 
 
 def number(name: str, value: object, *, least: float = -math.inf, finite: bool = True) -> float:
-    """The value as a float.
-
-    Raises TypeError where it is no number, ValueError where it is NaN, not finite or too small.
-
-    >>> number("std", 1)
-    1.0
-    """
+    """The value as a float; raises TypeError if it is not a number, ValueError if it is NaN, infinite or too small."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, but got {value!r}")
     if math.isnan(value):
@@ -26,38 +20,24 @@ def number(name: str, value: object, *, least: float = -math.inf, finite: bool =
 
 
 def is_whole(value: object, least: int = 1) -> bool:
-    """Whether the value is a whole number that is not below ``least``.
-
-    >>> is_whole(3), is_whole(True), is_whole(2.0)
-    (True, False, False)
-    """
+    """Whether the value is an ``int``, not a ``bool``, that is not below ``least``."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def text(name: str, value: object) -> None:
-    """Raises TypeError unless the value is text, or None.
-
-    >>> text("prefix", "backbone")
-    """
+    """Raise TypeError unless the value is a ``str`` or None."""
     if value is not None and not isinstance(value, str):
         raise TypeError(f"{name} must be text, but got {value!r}")
 
 
 def truth(name: str, value: object) -> None:
-    """Raises TypeError unless the value is true or false.
-
-    >>> truth("lock", value=False)
-    """
+    """Raise TypeError unless the value is a ``bool``."""
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be true or false, but got {value!r}")
 
 
 def choice(name: str, value: object, choices: object) -> None:
-    """Raises ValueError unless the value is one of a Literal's.
-
-    >>> from typing import Literal
-    >>> choice("by", "depth", Literal["depth", "index"])
-    """
+    """Raise ValueError unless the value is one of a Literal's."""
     allowed = get_args(choices)
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}, but got {value!r}")

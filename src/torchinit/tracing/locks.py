@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.weak import WeakIdKeyDictionary
 
-from torchinit.errors import LockError, RunError, count, did_you_mean
-from torchinit.model.globs import check_glob, glob_matches
+from torchinit._text import count, did_you_mean
+from torchinit.errors import LockError, RunError
+from torchinit.model.names import check_glob, glob_matches
 from torchinit.model.sites import grouped
 from torchinit.model.traversal import held
 from torchinit.tracing.regions import memory_of, storage_of

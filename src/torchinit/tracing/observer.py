@@ -16,9 +16,7 @@ from torch.nn.modules import module as hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from torchinit._spelling import spell
-from torchinit._text import shape_text
-from torchinit.errors import count
+from torchinit._text import count, shape_text, spell
 from torchinit.tracing.regions import MemoryIndex
 
 Operation: TypeAlias = torch._ops.OpOverload | str

@@ -7,8 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypeAlias, final
 
-from torchinit._text import columns, some
-from torchinit.errors import count, did_you_mean
+from torchinit._text import columns, count, did_you_mean, some
 from torchinit.model.sandbox import ALLOCATING
 from torchinit.model.shards import Box, replaced
 from torchinit.serialization.schema import Schema, parse

@@ -11,8 +11,7 @@ from typing import ClassVar, Final, TypeAlias, TypeVar, dataclass_transform, fin
 import torch
 from torch import Tensor
 
-from torchinit._spelling import Spelled
-from torchinit.errors import did_you_mean
+from torchinit._text import Spelled, did_you_mean
 from torchinit.model.shards import Box, replaced
 from torchinit.noise.threads import one_thread
 from torchinit.serialization.registry import Registry

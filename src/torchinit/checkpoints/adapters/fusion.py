@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from torchinit._text import did_you_mean
 from torchinit.checkpoints.adapters.base import (
     Adapter,
     ReadPlan,
@@ -20,7 +21,6 @@ from torchinit.checkpoints.adapters.base import (
     replace_parts,
     take_lists,
 )
-from torchinit.errors import did_you_mean
 from torchinit.model.shards import Box, inserted, replaced, without
 from torchinit.serialization.validation import is_whole
 

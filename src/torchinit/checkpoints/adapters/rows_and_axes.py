@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from torchinit._text import did_you_mean
 from torchinit.checkpoints.adapters.base import (
     Adapter,
     ReadPlan,
@@ -18,7 +19,6 @@ from torchinit.checkpoints.adapters.base import (
     take_lists,
     upcast,
 )
-from torchinit.errors import did_you_mean
 from torchinit.model.shards import Box
 from torchinit.serialization.validation import choice, is_whole
 

@@ -12,8 +12,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from torchinit._text import did_you_mean
 from torchinit.checkpoints.hub.cache import stamp_of
-from torchinit.errors import CheckpointError, did_you_mean
+from torchinit.errors import CheckpointError
 from torchinit.model.shards import Box
 from torchinit.serialization.json import FrozenMap
 

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchinit._text import some
+from torchinit._text import count, did_you_mean, some
 from torchinit.checkpoints.formats.base import Checkpoint, Info, Stamp, cut
 from torchinit.checkpoints.formats.pickle_audit import check_pickles, refused
 from torchinit.checkpoints.formats.zip_audit import check_zip, is_zip
-from torchinit.errors import CheckpointError, count, did_you_mean
+from torchinit.errors import CheckpointError
 from torchinit.model.dtensor import is_distributed
 from torchinit.model.shards import Box
 

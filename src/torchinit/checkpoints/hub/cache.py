@@ -14,9 +14,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
+from torchinit._text import masked
 from torchinit.checkpoints.hub.config import Limits, Progress
 from torchinit.checkpoints.hub.urls import address_of, name_of
-from torchinit.errors import FetchError, masked
+from torchinit.errors import FetchError
 
 _NOTE: Final = ".entry.json"
 _FOLDER: Final = re.compile(r"[0-9a-f]{32}")

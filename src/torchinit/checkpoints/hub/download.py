@@ -20,10 +20,11 @@ from typing import Any, Final
 from urllib3 import Retry
 from urllib3.exceptions import InvalidHeader
 
+from torchinit._text import masked
 from torchinit.checkpoints.hub.cache import CacheEntry, Request, check_hash, write_whole
 from torchinit.checkpoints.hub.http import Answer, TransientError, get
 from torchinit.checkpoints.hub.urls import address_of, name_of
-from torchinit.errors import FetchError, masked
+from torchinit.errors import FetchError
 
 _log = logging.getLogger("torchinit")
 

@@ -22,9 +22,10 @@ from urllib.parse import unquote, urlsplit
 
 import urllib3
 
+from torchinit._text import masked
 from torchinit.checkpoints.hub.config import Limits
 from torchinit.checkpoints.hub.urls import Address, address_of, check_allowed, check_public, redirected
-from torchinit.errors import FetchError, masked
+from torchinit.errors import FetchError
 
 _RAW: Final = {"redirect": False, "retries": False, "preload_content": False, "enforce_content_length": False}
 

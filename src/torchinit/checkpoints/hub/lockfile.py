@@ -12,9 +12,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
+from torchinit._text import masked
 from torchinit.checkpoints.hub.cache import Cache, check_hash, default_folder, stamp_of, write_whole
 from torchinit.checkpoints.hub.config import is_on
-from torchinit.errors import FetchError, masked
+from torchinit.errors import FetchError
 from torchinit.serialization.json import TwiceError, unique
 
 VERSION: Final = 1

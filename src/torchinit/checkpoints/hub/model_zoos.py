@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
-from torchinit._text import some
+from torchinit._text import did_you_mean, some
 from torchinit.checkpoints.hub.cache import Request, hash_of
 from torchinit.checkpoints.hub.schemes import LocalFile, register_source, resolve
 from torchinit.checkpoints.hub.urls import address_of, check_allowed
-from torchinit.errors import FetchError, MissingExtraError, did_you_mean
+from torchinit.errors import FetchError, MissingExtraError
 
 _FORM: Final = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)/(?P<file>[^@\\]+)(@(?P<revision>[\w./-]+))?")
 _LOG_IN: Final = "log in with `hf auth login`, or set HF_TOKEN"

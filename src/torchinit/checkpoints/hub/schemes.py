@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Final, Generic, TypeAlias, TypeVar
 from urllib.parse import unquote
 
+from torchinit._text import did_you_mean, masked
 from torchinit.checkpoints.hub.cache import Cache, HashMismatchError, Request, check_hash, default_folder, hash_of
 from torchinit.checkpoints.hub.config import Limits, Progress, from_environment, show_progress
 from torchinit.checkpoints.hub.lockfile import Pin, lock_of
 from torchinit.checkpoints.hub.urls import address_of, check_allowed
-from torchinit.errors import FetchError, did_you_mean, masked
+from torchinit.errors import FetchError
 
 T = TypeVar("T")
 

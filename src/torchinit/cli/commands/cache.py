@@ -8,12 +8,12 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from torchinit._text import columns
+from torchinit._text import columns, count, did_you_mean
 from torchinit.checkpoints.hub.cache import Cache, CacheEntry, default_folder
 from torchinit.checkpoints.hub.urls import address_of
 from torchinit.cli import options
 from torchinit.cli.errors import UsageError
-from torchinit.errors import FetchError, count, did_you_mean
+from torchinit.errors import FetchError
 
 
 def add(parser: argparse.ArgumentParser) -> None:

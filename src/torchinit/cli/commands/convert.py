@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from torchinit._text import one_line
+from torchinit._text import count, one_line
 from torchinit.checkpoints import open_checkpoint
 from torchinit.cli import options, weights
-from torchinit.errors import count
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -9,11 +9,10 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from torchinit._text import columns
+from torchinit._text import columns, did_you_mean
 from torchinit.checkpoints.adapters import ADAPTERS
 from torchinit.cli import options
 from torchinit.cli.errors import UsageError
-from torchinit.errors import did_you_mean
 from torchinit.linting import CHECKS
 from torchinit.recipes import load_recipe, schemes
 from torchinit.rules.catalog import INITIALIZERS

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from torchinit._text import columns
+from torchinit._text import columns, count
 from torchinit.cli import options, weights
-from torchinit.errors import count
 from torchinit.plans.fingerprint import fingerprint
 
 

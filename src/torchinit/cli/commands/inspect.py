@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
-from torchinit._text import columns, dtype_name, one_line, shape_text
+from torchinit._text import columns, count, dtype_name, one_line, shape_text
 from torchinit.checkpoints import Checkpoint, fetch, open_checkpoint
 from torchinit.checkpoints.hub.cache import hash_of
 from torchinit.cli import options, weights
-from torchinit.errors import CheckpointError, count
+from torchinit.errors import CheckpointError
 
 
 def add(parser: argparse.ArgumentParser) -> None:

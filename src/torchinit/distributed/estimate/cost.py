@@ -12,9 +12,8 @@ from typing import NamedTuple
 
 import torch
 
-from torchinit._text import columns, dtype_name, shape_text
+from torchinit._text import columns, count, dtype_name, shape_text
 from torchinit.distributed.estimate.partition import Partition
-from torchinit.errors import count
 from torchinit.initializers.elementwise import Constant, Fill
 from torchinit.model.shards import Box, Shard
 from torchinit.model.sites import Site

@@ -10,8 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
-from torchinit.errors import RunError, count, did_you_mean
-from torchinit.model.globs import check_glob, glob_matches
+from torchinit._text import count, did_you_mean
+from torchinit.errors import RunError
+from torchinit.model.names import check_glob, glob_matches
 from torchinit.model.sites import Site
 
 Way: TypeAlias = Literal["replicate", "fsdp", "tp", "ep"]

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from torchinit._text import some
-from torchinit.errors import count
+from torchinit._text import count, some
 from torchinit.linting.registry import Hit, check
 from torchinit.linting.target import LintedTensor, LintTarget
 from torchinit.model.sites import EMPTY

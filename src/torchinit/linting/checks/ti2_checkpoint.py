@@ -9,10 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchinit._text import shape_text, some
+from torchinit._text import count, did_you_mean, shape_text, some
 from torchinit.checkpoints.quantized import quantized
 from torchinit.checkpoints.suggestions import guess
-from torchinit.errors import count, did_you_mean
 from torchinit.linting.registry import Hit, check
 from torchinit.linting.target import LintedTensor, LintTarget
 from torchinit.model.dtensor import shards_of

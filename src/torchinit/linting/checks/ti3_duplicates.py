@@ -10,8 +10,7 @@ from itertools import takewhile
 import torch
 from torch import Tensor
 
-from torchinit._text import some
-from torchinit.errors import count
+from torchinit._text import count, some
 from torchinit.linting.registry import Hit, check
 from torchinit.linting.statistics import is_shuffled
 from torchinit.linting.target import LintedTensor, LintTarget, is_pair_to_tie

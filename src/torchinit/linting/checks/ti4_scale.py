@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from torchinit._text import some
-from torchinit.errors import count
+from torchinit._text import count, some
 from torchinit.knowledge.neutral import is_named_norm, is_shift, neutrality
 from torchinit.linting.registry import Hit, Severity, check
 from torchinit.linting.target import LintedTensor, LintTarget

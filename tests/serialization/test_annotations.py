@@ -1,4 +1,4 @@
-"""Type hints: what they say about plain data."""
+"""Type annotations: the plain data that they stand for."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import torch
 
 from torchinit import Layer, Name, Normal
 from torchinit.initializers import Sparse
-from torchinit.serialization.hints import (
+from torchinit.serialization.annotations import (
     arguments,
     construct,
+    describe_type,
     fits,
     hints_of,
     is_number,
     is_whole,
-    plain,
     required,
-    words,
+    to_python,
 )
 
 
@@ -53,10 +53,10 @@ def test_fits(data: object, hint: Any, answer: bool) -> None:
 
 
 def test_plain_values() -> None:
-    assert plain("bfloat16", torch.dtype) is torch.bfloat16
-    assert plain("-inf", float) == -math.inf
-    assert isinstance(plain(1, float), float)
-    assert isinstance(plain(1, int), int)
+    assert to_python("bfloat16", torch.dtype) is torch.bfloat16
+    assert to_python("-inf", float) == -math.inf
+    assert isinstance(to_python(1, float), float)
+    assert isinstance(to_python(1, int), int)
 
 
 def test_where_numbers_stand() -> None:
@@ -68,11 +68,9 @@ def test_where_numbers_stand() -> None:
     assert not is_whole(str)
 
 
-def test_words() -> None:
-    said = [
-        words(hint) for hint in (float, int, str, bool, type(None), torch.dtype, tuple[int, ...], Literal["a"], Normal)
-    ]
-    assert said == [
+def test_descriptions() -> None:
+    hints = (float, int, str, bool, type(None), torch.dtype, tuple[int, ...], Literal["a"], Normal)
+    assert list(map(describe_type, hints)) == [
         "a number", "a whole number", "text", "true or false", "nothing", "the name of a dtype", "a list", "'a'",
         "a table",
     ]  # fmt: skip

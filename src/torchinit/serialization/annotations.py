@@ -1,4 +1,4 @@
-"""Hints: what the type annotations of a class say about plain data."""
+"""Annotations: the types of a dataclass's arguments, and the plain data that each of them stands for."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Hint: TypeAlias = Any
 
 _NOT_FINITE: Final = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 _DTYPES: Final = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
-_WORDS: Final[dict[object, str]] = {
+_DESCRIPTIONS: Final[dict[object, str]] = {
     float: "a number",
     int: "a whole number",
     str: "text",
@@ -35,12 +35,7 @@ def _parameters(cls: type) -> Mapping[str, Parameter]:
 
 @cache
 def hints_of(cls: type) -> dict[str, Hint]:
-    """The arguments of a dataclass and their types; of ``*names`` the type of the field ``names``.
-
-    >>> from torchinit.initializers.elementwise import Normal
-    >>> hints_of(Normal)
-    {'mean': <class 'float'>, 'std': <class 'float'>}
-    """
+    """The arguments of a dataclass and their types; of ``*names`` the type of the field ``names``."""
     hints = get_type_hints(cls)
     return {name: hints[name] for name in _parameters(cls)}
 
@@ -52,50 +47,44 @@ def required(cls: type) -> tuple[str, ...]:
 
 def construct(cls: type, values: Mapping[str, Any]) -> Any:
     """The object with these arguments, those of a ``*names`` included."""
-    kinds = _parameters(cls)
-    star = [value for name, value in values.items() if kinds[name].kind is Parameter.VAR_POSITIONAL]
-    rest = {name: value for name, value in values.items() if kinds[name].kind is not Parameter.VAR_POSITIONAL}
-    return cls(*(star[0] if star else ()), **rest)
+    star = [name for name in values if _parameters(cls)[name].kind is Parameter.VAR_POSITIONAL]
+    rest = {name: value for name, value in values.items() if name not in star}
+    return cls(*(values[star[0]] if star else ()), **rest)
 
 
 def arguments(value: object, *, defaults: bool = True) -> dict[str, Any]:
-    """With which arguments the object can be built again; without ``defaults``, those that differ from them."""
-    said = {name: getattr(value, name) for name in _parameters(cast("Any", type(value)))}
-    if defaults:
-        return said
-    return {name: item for name, item in said.items() if item != _parameters(cast("Any", type(value)))[name].default}
+    """The arguments that build the object again; without ``defaults``, those that differ from them."""
+    parameters = _parameters(cast("Any", type(value)))
+    values = {name: getattr(value, name) for name in parameters}
+    return {name: item for name, item in values.items() if defaults or item != parameters[name].default}
+
+
+def _origin(hint: Hint) -> object:
+    return get_origin(hint)
 
 
 def is_union(hint: Hint) -> bool:
     """Whether the type has alternatives: ``int | None``."""
-    origin: object = get_origin(hint)
-    return origin in (Union, UnionType)
+    return _origin(hint) in (Union, UnionType)
 
 
-def is_list(hint: Hint) -> bool:
+def is_tuple(hint: Hint) -> bool:
     """Whether the type is a tuple, a list in plain data."""
-    origin: object = get_origin(hint)
-    return origin is tuple
+    return _origin(hint) is tuple
 
 
-def is_table(hint: Hint) -> bool:
+def is_mapping(hint: Hint) -> bool:
     """Whether the type is a mapping, a table in plain data: ``Mapping[str, float]``."""
-    origin: object = get_origin(hint)
-    return origin is Mapping
+    return _origin(hint) is Mapping
 
 
-def is_choice(hint: Hint) -> bool:
+def is_literal(hint: Hint) -> bool:
     """Whether the type is one of some given values."""
-    origin: object = get_origin(hint)
-    return origin is Literal
+    return _origin(hint) is Literal
 
 
 def is_number(hint: Hint) -> bool:
-    """Whether a number may stand here.
-
-    >>> is_number(int | tuple[int, ...]), is_number(str)
-    (True, False)
-    """
+    """Whether a number may stand here: ``int | tuple[int, ...]``."""
     return hint in (int, float) or (is_union(hint) and any(map(is_number, get_args(hint))))
 
 
@@ -104,7 +93,7 @@ def is_whole(hint: Hint) -> bool:
     return is_number(hint) and float not in (hint, *get_args(hint))
 
 
-def member(hint: Hint, test: Callable[[Hint], bool]) -> Hint | None:
+def select_member(hint: Hint, test: Callable[[Hint], bool]) -> Hint | None:
     """The type itself, or the first of its alternatives, that passes the test."""
     kinds = get_args(hint) if is_union(hint) else (hint,)
     return next((kind for kind in kinds if test(kind)), None)
@@ -114,6 +103,18 @@ def item_types(hint: Hint) -> Iterator[Hint]:
     """The types of the items of a tuple; without end where it may have any length."""
     kinds = get_args(hint)
     return repeat(kinds[0]) if Ellipsis in kinds else iter(kinds)
+
+
+def describe_type(hint: Hint) -> str:
+    """A phrase for data of this type.
+
+    >>> describe_type(float), describe_type(Literal["a", "b"]), describe_type(tuple[int, ...])
+    ('a number', "one of 'a', 'b'", 'a list')
+    """
+    if is_literal(hint):
+        choices = ", ".join(map(repr, get_args(hint)))
+        return f"one of {choices}" if len(get_args(hint)) > 1 else choices
+    return "a list" if is_tuple(hint) else _DESCRIPTIONS.get(hint, "a table")
 
 
 def is_sequence(data: object) -> bool:
@@ -127,41 +128,24 @@ def is_scalar(data: object) -> bool:
 
 
 def fits(data: object, hint: Hint) -> bool:
-    """Whether the data can be read as this plain type or choice. A bool is no number, text is none, inf excepted.
+    """Whether the data can be read as this plain type or choice. A bool is not a number, nor is text but for "inf".
 
     >>> fits(1, float), fits(True, float), fits("0.02", float), fits("inf", float), fits(1.0, int)
     (True, False, False, True, False)
     """
-    if is_choice(hint):
+    if is_literal(hint):
         return any(data == choice and type(data) is type(choice) for choice in get_args(hint))
-    if hint is float:
-        return data in _NOT_FINITE if isinstance(data, str) else _is_float(data)
     if hint is torch.dtype:
         return isinstance(data, str) and data in _DTYPES
-    return isinstance(data, hint) and (hint is bool or not isinstance(data, bool))
+    if hint is not float:
+        return isinstance(data, hint) and (hint is bool or not isinstance(data, bool))
+    if isinstance(data, str):
+        return data in _NOT_FINITE
+    return is_scalar(data) and not (isinstance(data, int) and data.bit_length() >= 1024)  # no float is so large
 
 
-def _is_float(data: object) -> bool:
-    small = not isinstance(data, int) or data.bit_length() < 1024
-    return isinstance(data, (int, float)) and not isinstance(data, bool) and small
-
-
-def plain(data: Any, hint: Hint) -> Any:
+def to_python(data: Any, hint: Hint) -> Any:
     """The value that data of this plain type describe."""
     if hint is float:
         return _NOT_FINITE[data] if isinstance(data, str) else float(data)
     return _DTYPES[data] if hint is torch.dtype else data
-
-
-def words(hint: Hint) -> str:
-    """What data of this type are, in words.
-
-    >>> words(float), words(Literal["a", "b"]), words(tuple[int, ...])
-    ('a number', "one of 'a', 'b'", 'a list')
-    """
-    if is_choice(hint):
-        choices = ", ".join(map(repr, get_args(hint)))
-        return f"one of {choices}" if len(get_args(hint)) > 1 else choices
-    if is_list(hint):
-        return "a list"
-    return _WORDS.get(hint, "a table")

@@ -1,4 +1,4 @@
-"""Meshes: whose piece is whose, against what FSDP2 leaves on each rank of a mesh in any order."""
+"""Orders of ranks in a mesh: whose piece is whose, against what FSDP2 leaves on each rank of a mesh in any order."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from torch.distributed.tensor.placement_types import Placement
 
 from tests.ranks import fake_rank
 from torchinit import RunError
-from torchinit.model.dtensor import shards_of
-from torchinit.model.meshes import check_order, is_in_order, piece_here
+from torchinit.model.dtensor import check_order, is_in_order, piece_here, shards_of
 
 NAMES = count()
 
