@@ -6,9 +6,11 @@ import difflib
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import torch
+if TYPE_CHECKING:
+    import torch
+
 
 _LONGEST: Final = 2000
 _LOGIN: Final = re.compile(r"(?<=:)//[^/?#\s@]*@")

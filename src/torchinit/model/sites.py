@@ -101,7 +101,7 @@ class Site:
     describes it as the other modules that hold it see it. ``shares`` names other sites that lie in part of its memory
     (a view of another shape). ``neutral`` is the value at which it does nothing to the norm that holds it; None where
     it is not a norm's, or nobody could tell. ``frozen`` tells that it does not learn (``requires_grad`` is false).
-    ``activation`` is what follows a weight's layer: a nonlinearity as :func:`~torchinit.knowledge.gain` has it, with its
+    ``activation`` is what follows a weight's layer: a nonlinearity of :func:`~torchinit.knowledge.gain`, with its
     slope (``"relu"``, ``"leaky_relu(0.2)"``), ``"linear"`` for none, ``"norm"`` for a normalization; None where the
     model's structure does not show it. ``missing`` says what is known of a parameter without elements that should have
     some.
