@@ -213,7 +213,7 @@ def test_within(module: str, taken: list[str]) -> None:
         (lambda: WRONG.Within("a..b"), ValueError, "a name is dotted text"),
         (lambda: WRONG.All(Name("a"), "b"), TypeError, "All combines selectors, but got 'b'"),
         (lambda: WRONG.AnyOf("b"), TypeError, "AnyOf combines selectors, but got 'b'"),
-        (lambda: WRONG.Not("b"), TypeError, "Not turns a selector around, but got 'b'"),
+        (lambda: WRONG.Not("b"), TypeError, "Not combines selectors, but got 'b'"),
     ],
 )
 def test_bad_arguments(make: Callable[[], Any], error: type[Exception], message: str) -> None:

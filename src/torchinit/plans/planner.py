@@ -19,8 +19,7 @@ from torchinit.knowledge.neutral import looks_like_norm, neutrality
 from torchinit.model.sites import Site
 from torchinit.plans.plan import FROZEN, UNKNOWN, Plan, Skipped, Step
 from torchinit.plans.reach import Reach
-from torchinit.rules.rule import Rule
-from torchinit.rules.unmatched import nothing
+from torchinit.rules.rule import Rule, explain_unmatched
 
 Ties: TypeAlias = Literal["agree", "last"]
 
@@ -86,7 +85,7 @@ class _Planner:
             untouched=tuple(left),
             declined=tuple(self.declined[site.name] for site in left if site.name in self.declined),
             skipped=tuple(skip for name, skip in self.skipped.items() if name not in self.writes),
-            unused=tuple((rule, f"{rule.origin} {nothing(rule, self.known)}") for rule in unused),
+            unused=tuple((rule, f"{rule.origin} {explain_unmatched(rule, self.known)}") for rule in unused),
             problems=tuple(self.problems),
             loads=tuple(map(self._with_uninitialized, self.loads)),
             reach=tuple(self._reach()),

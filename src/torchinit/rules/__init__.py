@@ -1,3 +1,1 @@
-"""Rules: where: selectors, the names that recipes can say, and why a rule matched nothing."""
-
-from __future__ import annotations
+"""Rules: which sites get what: selectors, the names that recipes can say, and why a rule matches nothing."""

@@ -1,4 +1,4 @@
-r"""Regular expressions that a stranger may write: they match what `re` matches, in bounded time.
+r"""Regular expressions of a stranger's: they match what `re` matches, in bounded time.
 
 `re` tries the ways in which an expression can match one after the other, and ``(a+)+b`` has 2**n of them on n times
 ``a``. It cannot be stopped, for it holds the interpreter's lock. Counting the ways beforehand was tried: what is
@@ -6,8 +6,8 @@ counted too low hangs, and what is counted too high refuses what people write. T
 syntax and a limit of time, so it matches, while `re` says what an expression is and how a replacement is read.
 
 Where the two are known to differ: beyond ASCII, ``\w``, ``\s`` and ignored case follow another table of Unicode, and
-``(?a:...)`` does not turn to ASCII; a condition on a group within that group, ``((?(1)a|b))``, may be told otherwise;
-brackets within brackets end at about a hundred, where Python takes some hundreds.
+``(?a:...)`` does not turn to ASCII; a condition on a group within that group, ``((?(1)a|b))``, may differ; brackets
+within brackets end at about a hundred, where Python takes some hundreds.
 """
 
 from __future__ import annotations
@@ -49,15 +49,15 @@ def matches_whole(pattern: str, text: str) -> bool:
 
 
 def substitute(pattern: str, new: str, text: str) -> str:
-    r"""The text that :func:`re.sub` gives. Raises ConfigError if that takes too long.
+    r"""Return what :func:`re.sub` returns. Raises ConfigError if that takes too long.
 
     >>> substitute(r"^layers[.](\d+)", r"blocks.\1.body", "layers.1.weight")
     'blocks.1.body.weight'
     """
     parts = _replacement(pattern, new)
 
-    def expand(found: Any) -> str:
-        return "".join(part if isinstance(part, str) else found[part] or "" for part in parts)
+    def expand(match: Any) -> str:
+        return "".join(part if isinstance(part, str) else match[part] or "" for part in parts)
 
     changed: str = _bounded("sub", pattern, text, expand, text)
     return changed
