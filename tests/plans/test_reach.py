@@ -33,7 +33,7 @@ from torchinit import (
     schemes,
     sites,
 )
-from torchinit.plans.reach import Reach
+from torchinit.plans.plan import Reach
 
 
 def cnn() -> nn.Sequential:

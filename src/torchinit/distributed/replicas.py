@@ -12,8 +12,7 @@ from torchinit._text import some
 from torchinit.distributed.collectives import gathered, ranks_of, together
 from torchinit.errors import ReportError, RunError, count
 from torchinit.model.meshes import cut_dimensions, piece_here
-from torchinit.plans.fingerprint import hashed
-from torchinit.plans.sources import look_at, sources_of
+from torchinit.plans.fingerprint import hashed, look_at, sources_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

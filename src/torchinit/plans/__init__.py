@@ -1,3 +1,1 @@
-"""Plans: what will be written, worked out, carried out and reported."""
-
-from __future__ import annotations
+"""Plans: what will be written, worked out, carried out, reported and compared."""

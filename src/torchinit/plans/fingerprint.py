@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from torchinit.errors import ConfigError, RunError, count
-from torchinit.plans.plan import Change
-from torchinit.plans.reductions import reduced
-from torchinit.plans.sources import look_at, sources_in, sources_of
+from torchinit.model.dtensor import is_distributed, shards_of
+from torchinit.model.meshes import cut_dimensions
+from torchinit.model.names import normalize
+from torchinit.model.traversal import held
+from torchinit.plans.digest import LaneSums, digest
+from torchinit.plans.plan import Diff
 from torchinit.serialization.schema import Schema, parse
 
 VERSION: Final = "torchinit-fingerprint-1"
-"""What stands in a fingerprint's JSON, and goes into each digest."""
+"""The mark of a fingerprint in its JSON, and a part of each digest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +33,8 @@ class Fingerprint:
     ``sites`` goes by site name; ``aliases`` tells which of them each other name of a tied tensor means;
     ``transient`` names the buffers that are not in a state dict.
 
-    >>> one = Fingerprint({"weight": "9f", "bias": "02"})
-    >>> print(*one.diff(Fingerprint({"weight": "9f", "bias": "03"})))
+    >>> before = Fingerprint({"weight": "9f", "bias": "02"})
+    >>> print(before.diff(Fingerprint({"weight": "9f", "bias": "03"})))
     changed bias: 02 -> 03
     """
 
@@ -48,7 +54,7 @@ class Fingerprint:
         >>> Fingerprint({"weight": "9f", "mask": "02"}, transient=("mask",)).persistent.sites
         {'weight': '9f'}
         """
-        kept = {name: one for name, one in self.sites.items() if name not in self.transient}
+        kept = {name: text for name, text in self.sites.items() if name not in self.transient}
         return Fingerprint(kept, {name: first for name, first in self.aliases.items() if first in kept})
 
     def of(self, name: str) -> str | None:
@@ -59,26 +65,22 @@ class Fingerprint:
         """
         return self.sites.get(self.aliases.get(name, name))
 
-    def diff(self, other: Fingerprint) -> tuple[Change, ...]:
-        """What differs in the other: sites changed, added and removed, by name.
+    def diff(self, other: Fingerprint) -> Diff:
+        """The sites that are added, removed or have other bits in the other.
 
-        A tensor that is tied in one and held twice in the other is no difference if its bits are the same.
+        A tensor that is tied in one and held twice in the other is not a difference if its bits are the same.
         """
-        found = []
-        for name in sorted({*self.sites, *other.sites}):
-            before, after = self.of(name), other.of(name)
-            if after is None:
-                found.append(Change(name, "removed", before=before or ""))
-            elif before is None:
-                found.append(Change(name, "added", after=after))
-            elif before != after:
-                found.append(Change(name, "changed", before, after))
-        return tuple(found)
+        names = sorted({*self.sites, *other.sites})
+        before, after = (
+            {name: text for name in names if (text := each.of(name)) is not None} for each in (self, other)
+        )
+        return Diff.between(before, after)
 
     def to_dict(self) -> dict[str, object]:
         """The fingerprint as plain data."""
-        known = {"fingerprint": VERSION, "total": self.total, "sites": dict(self.sites)}
-        return {**known, "aliases": dict(self.aliases), "transient": list(self.transient)}
+        stored = StoredFingerprint(VERSION, self.total, self.sites, self.aliases, self.transient)
+        data: dict[str, object] = Schema({}).encode(stored, StoredFingerprint)
+        return data
 
     def to_json(self, *, indent: int | None = 2) -> str:
         """The fingerprint as JSON; :meth:`from_json` reads it back."""
@@ -135,7 +137,6 @@ def fingerprint(model: nn.Module | Mapping[str, Tensor]) -> Fingerprint:
     Raises RunError for tensors without elements to look at: on the meta device, lazy, sparse, quantized, a sum
     whose terms lie on several ranks, on a mesh without this rank.
 
-    >>> import torch
     >>> model = nn.Linear(2, 3)
     >>> before = fingerprint(model)
     >>> with torch.no_grad():
@@ -143,17 +144,18 @@ def fingerprint(model: nn.Module | Mapping[str, Tensor]) -> Fingerprint:
     >>> [change.name for change in before.diff(fingerprint(model))]
     ['bias']
     """
-    each, aliases, transient = sources_of(model) if isinstance(model, nn.Module) else sources_in(model)
-    looks, problems = look_at(each)
-    whole, failed = reduced(looks, failed=bool(problems))
+    sources = sources_of(model) if isinstance(model, nn.Module) else Sources(_in_state_dict(model), {}, ())
+    looks, problems = look_at(sources.each)
+    totals, failed = _added_over_ranks(looks, failed=bool(problems))
     if problems:
         raise RunError(f"{count(len(problems), 'site')} without elements to look at", problems)
     if failed:
         raise RunError("no fingerprint: another rank has sites without elements to look at")
     texts: dict[str, list[str]] = {}
-    for look, sums in zip(looks, whole, strict=True):
+    for look, sums in zip(looks, totals, strict=True):
         texts.setdefault(look.name, []).append(look.text(sums))
-    return Fingerprint({name: hashed(VERSION, *lines) for name, lines in texts.items()}, aliases, transient)
+    digests = {name: hashed(VERSION, *lines) for name, lines in texts.items()}
+    return Fingerprint(digests, sources.aliases, sources.transient)
 
 
 def hashed(*texts: str) -> str:
@@ -163,3 +165,119 @@ def hashed(*texts: str) -> str:
     False
     """
     return blake2b("\0".join(texts).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+# --- the tensors that a site stands for ------------------------------------------------------------------------
+
+
+class Sources(NamedTuple):
+    """Each site with the tensors that it stands for: one, or those that a parametrization computes it from.
+
+    A tied tensor is there once, ``aliases`` are its other names; ``transient`` are the buffers not in a state dict.
+    """
+
+    each: Iterable[tuple[str, tuple[Tensor, ...]]]
+    aliases: dict[str, str]
+    transient: tuple[str, ...]
+
+
+def sources_of(model: nn.Module) -> Sources:
+    """The tensors of a model's sites, in the order of ``Module.apply``."""
+    sources: dict[object, tuple[str, tuple[Tensor, ...]]] = {}
+    aliases: dict[str, str] = {}
+    transient = []
+    for entry in held(model):
+        first, _ = sources.setdefault(entry.key, (entry.name, entry.way.sources if entry.way else (entry.tensor,)))
+        if first != entry.name:
+            aliases[entry.name] = first
+        elif entry.kind == "buffer" and entry.leaf in entry.place.module._non_persistent_buffers_set:
+            transient.append(entry.name)
+    return Sources(sources.values(), aliases, tuple(transient))
+
+
+def _in_state_dict(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, tuple[Tensor, ...]]]:
+    """The sites of a state dict, those behind one parametrized tensor together, read one site at a time.
+
+    Anything else that a state dict may hold (``get_extra_state``) is not a site.
+    """
+    keys: dict[str, list[str]] = {}
+    for key in tensors:
+        keys.setdefault(normalize(key), []).append(key)
+    for name, group in keys.items():
+        if read := tuple(value for value in (tensors[key] for key in sorted(group)) if isinstance(value, Tensor)):
+            yield name, read
+
+
+class Look(NamedTuple):
+    """The dtype and shape of a tensor, and the sums of the part that is here.
+
+    ``distributed`` is the tensor itself if it is a DTensor: its other parts are elsewhere.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    sums: LaneSums
+    distributed: Any = None
+
+    def text(self, sums: LaneSums) -> str:
+        """The tensor in one line, with sums that may be those of more than is here."""
+        return f"{self.dtype} {self.shape} {sums.first:016x} {sums.second:016x}"
+
+
+def look_at(sources: Iterable[tuple[str, tuple[Tensor, ...]]]) -> tuple[list[Look], list[str]]:
+    """The look of each tensor, and for each that cannot be looked at the reason."""
+    looks, problems = [], []
+    for name, tensors in sources:
+        for tensor in tensors:
+            sums = LaneSums()
+            if why := _unreadable(tensor):
+                problems.append(f"{name}: {why}")
+            else:
+                try:
+                    sums = sum(map(digest, shards_of(name, tensor)), sums)
+                except RunError as error:
+                    problems.append(str(error))
+            shape = () if is_lazy(tensor) else tuple(tensor.shape)
+            looks.append(Look(name, str(tensor.dtype), shape, sums, tensor if is_distributed(tensor) else None))
+    return looks, problems
+
+
+def _unreadable(tensor: Tensor) -> str:
+    if is_lazy(tensor):
+        return "has no shape yet: run the model once on an example"
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        return "is a sparse or a quantized tensor"
+    if is_distributed(tensor) and tensor.device_mesh.get_coordinate() is None:
+        return "is on a mesh that this rank does not belong to"
+    return "is on the meta device" if tensor.is_meta else ""
+
+
+# --- sums over ranks -------------------------------------------------------------------------------------------
+
+
+def _added_over_ranks(looks: Sequence[Look], *, failed: bool) -> tuple[list[LaneSums], bool]:
+    """The sums of whole tensors, and whether any rank failed.
+
+    A DTensor's are added up along those dimensions of its mesh that cut it, so that each replica counts for itself;
+    a plain tensor's stay as they are. Every rank of the meshes has to come here with the same tensors, also one that
+    ``failed`` to get its sums: the others would wait for it for ever.
+    """
+    sums = [look.sums for look in looks]
+    groups: dict[tuple[Any, int], list[int]] = defaultdict(list)
+    for index, look in enumerate(looks):
+        tensor = look.distributed
+        if tensor is not None and tensor.device_mesh.get_coordinate() is not None:
+            for dimension in cut_dimensions(tensor):
+                groups[tensor.device_mesh, dimension].append(index)
+    for (mesh, dimension), indices in groups.items():
+        # The lanes go as halves of 32 bits: torch adds signed 64-bit numbers, which 2**31 halves do not overflow.
+        halves = [half for index in indices for lane in sums[index] for half in (lane & 0xFFFFFFFF, lane >> 32)]
+        buffer = torch.tensor([*halves, int(failed)], dtype=torch.int64, device=mesh.device_type)
+        torch.distributed.all_reduce(buffer, group=mesh.get_group(dimension))
+        *halves, failures = buffer.tolist()
+        failed = failures > 0
+        lanes = (low + (high << 32) & (1 << 64) - 1 for low, high in zip(halves[::2], halves[1::2], strict=True))
+        for index in indices:
+            sums[index] = LaneSums(next(lanes), next(lanes))
+    return sums, failed

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from torchinit.model.sites import Site
-from torchinit.plans.plan import Plan
+from torchinit.plans.plan import Plan, Reach
 from torchinit.plans.planner import make_plan
-from torchinit.plans.reach import Reach
 from torchinit.recipes.files import schemes
 from torchinit.recipes.forms import load_scheme
 
