@@ -28,8 +28,7 @@ from torchinit.plans.planner import make_plan
 from torchinit.plans.report import Report
 from torchinit.plans.run import Agree, Progress, Shards, local_shards, run
 from torchinit.recipes import RecipeLike, to_rules
-from torchinit.recipes.alternatives import with_better
-from torchinit.recipes.forms import check_model, is_like_init_cfg, read_otherwise
+from torchinit.recipes.forms import check_model, is_like_init_cfg, read_otherwise, with_better
 from torchinit.tracing import unfilled
 
 if TYPE_CHECKING:

@@ -1,8 +1,8 @@
-"""Entries: one table of a recipe, and the rules that it stands for."""
+"""Entries: reads one table of a recipe as the rules that it stands for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import reduce
 from operator import and_, or_
@@ -25,7 +25,7 @@ Sizes: TypeAlias = int | tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What an entry of a recipe says besides its initializer: which sites, and how to treat them.
+    """The keys of an entry besides its initializer: which sites, and how to treat them.
 
     ``layer`` holds class names (also of a direct base; with ``subclasses`` of any), ``name`` globs of
     qualified names, ``regex`` a pattern for the whole name, ``param`` last parts of names, ``within``
@@ -61,7 +61,7 @@ def entry_rules(data: Mapping[Any, Data], path: str, reader: Reader) -> tuple[Ru
     """The rules of one entry; what is wrong with it is noted in the reader.
 
     An entry with ``where`` and ``init`` is one rule. Any other has a ``type``, the initializer's arguments,
-    and the words of :class:`Entry`. Its rules come in the order in which they are written: the
+    and the keys of :class:`Entry`. Its rules come in the order in which they are written: the
     initializer's, the biases', the overrides'. The ``origin`` of each is its path.
     """
     if "where" in data:
@@ -70,35 +70,35 @@ def entry_rules(data: Mapping[Any, Data], path: str, reader: Reader) -> tuple[Ru
     return _EntryReader(data, path, reader).rules()
 
 
+@dataclass(frozen=True, slots=True)
 class _EntryReader:
     """One entry on its way to rules."""
 
-    def __init__(self, data: Mapping[str, Data], path: str, reader: Reader) -> None:
-        self.data = data
-        self.path = path
-        self.reader = reader
+    data: Mapping[str, Data]
+    path: str
+    reader: Reader
 
     def rules(self) -> tuple[Rule, ...]:
         before = len(self.reader.mistakes)
-        said = {key: value for key, value in self.data.items() if key in ENTRY_WORDS}
-        entry: Entry = self.reader.record(Entry, said, self.path)
+        options = {key: value for key, value in self.data.items() if key in ENTRY_WORDS}
+        entry: Entry = self.reader.record(Entry, options, self.path)
         init = self._initializer()
         bias = self._bias(init)
         if entry is INVALID:
             return ()
         init, where = self._parted(entry, init), self._where(entry)
-        sound = len(self.reader.mistakes) == before
-        overrides = self._overrides(entry, sound)
-        own = self._own_rules(entry, where, init, bias) if sound and where is not None else []
+        is_sound = len(self.reader.mistakes) == before
+        overrides = tuple(self._overrides(entry, is_sound))
+        own = self._own_rules(entry, where, init, bias) if is_sound and where is not None else []
         return (*own, *overrides)
 
     def _mistake(self, key: str, text: str) -> Any:
         return self.reader.mistake(f"{self.path}.{key}" if key else self.path, text)
 
-    def _try(self, key: str, make: Callable[[], Any]) -> Any:
-        """What ``make`` makes; a mistake at this word of the entry if it raises."""
+    def _try(self, key: str, build: Callable[[], Any]) -> Any:
+        """Build something; a mistake at this key of the entry if that raises."""
         try:
-            return make()
+            return build()
         except (TypeError, ValueError) as error:
             return self._mistake(key, str(error))
 
@@ -106,9 +106,9 @@ class _EntryReader:
         cls = self.reader.word(self.data, Initializer, self.path)
         if cls is INVALID:
             return INVALID
-        words = ENTRY_WORDS | OTHER_WORDS
-        arguments = {key: value for key, value in self.data.items() if key not in words}
-        return self.reader.record(cls, arguments, self.path, TEXT, also=words)
+        keys = ENTRY_WORDS | OTHER_WORDS
+        arguments = {key: value for key, value in self.data.items() if key not in keys}
+        return self.reader.record(cls, arguments, self.path, TEXT, also=keys)
 
     def _bias(self, init: Any) -> Any:
         """The initializer of the biases; None leaves them alone."""
@@ -129,49 +129,46 @@ class _EntryReader:
 
     def _parted(self, entry: Entry, init: Any) -> Any:
         """The initializer as it applies to each block of a fused weight, to each weight of a stack."""
-        parts, axes = entry.blocks, several(entry.batch_axes)
         if is_verbatim(init):
             for key in self.data.keys() & {"blocks", "batch_axes"}:
                 self._mistake(key, f"means nothing beside {self.data['type']}, which loads a tensor as it is")
             return init
-        if init is not INVALID and parts is not None:
-            init = self._try("blocks", lambda: Blocks(init, parts))
-        if init is not INVALID and entry.batch_axes is not None:
-            part = init
-            init = self._try("batch_axes", lambda: stacked(part, axes))
-        return init
+        block = init
+        if block is not INVALID and (sizes := entry.blocks) is not None:
+            block = self._try("blocks", lambda: Blocks(init, sizes))
+        if block is INVALID or entry.batch_axes is None:
+            return block
+        return self._try("batch_axes", lambda: stacked(block, several(entry.batch_axes)))
 
     def _where(self, entry: Entry) -> Selector | None:
-        """What the entry selects; None where only its overrides select something."""
-        found = [
+        """The selector of the entry's own sites; None where only its overrides select something."""
+        selectors = [
             *self._selector("layer", lambda: Layer(*several(entry.layer), subclasses=entry.subclasses)),
             *self._selector("within", lambda: any_within(several(entry.within))),
             *self._selector("name", lambda: Name(*several(entry.name))),
             *self._selector("regex", lambda: Regex(entry.regex)),
             *self._selector("param", lambda: Leaf(*several(entry.param))),
         ]
-        besides = self._selector("exclude", lambda: ~Name(*several(entry.exclude)))
+        others = self._selector("exclude", lambda: ~Name(*several(entry.exclude)))
         if entry.subclasses and "layer" not in self.data:
             self._mistake("subclasses", "means something only beside 'layer'")
-        if not self.data.keys() & SELECTING and (besides or "override" not in self.data):
-            how = "give layer, name, regex, within or param; name = '**' selects every parameter"
-            self._mistake("", f"selects nothing: {how}")
-        return reduce(and_, [*found, *besides]) if found else None
+        if not self.data.keys() & SELECTING and (others or "override" not in self.data):
+            remedy = "give layer, name, regex, within or param; name = '**' selects every parameter"
+            self._mistake("", f"selects nothing: {remedy}")
+        return reduce(and_, [*selectors, *others]) if selectors else None
 
-    def _selector(self, key: str, make: Callable[[], Selector]) -> list[Selector]:
-        """The selector that a word of the entry stands for, if the entry has the word."""
+    def _selector(self, key: str, build: Callable[[], Selector]) -> list[Selector]:
+        """The selector that a key of the entry stands for, if the entry has the key."""
         if key not in self.data:
             return []
         texts = several(self.data[key])
-        selector = self._try(key, make) if texts and all(texts) else self._mistake(key, "must not be empty")
+        selector = self._try(key, build) if texts and all(texts) else self._mistake(key, "must not be empty")
         return [] if selector is INVALID else [selector]
 
     def _own_rules(self, entry: Entry, where: Selector, init: Initializer, bias: Initializer | None) -> list[Rule]:
         rule = Rule(where, init, entry.label, entry.optional, entry.padding, entry.buffers, self.path)
         by_name = bool(entry.name or entry.regex) and not entry.layer
-        if is_verbatim(init):
-            return [rule]
-        if entry.param or (by_name and not self._says_bias):
+        if is_verbatim(init) or entry.param or (by_name and not self._says_bias):
             return [rule]
         weights = ~Kinds("bias") if by_name else Kinds("weight")
         rules = [replace(rule, where=where & weights)]
@@ -179,46 +176,39 @@ class _EntryReader:
             rules.append(replace(rule, where=where & Kinds("bias"), init=bias, optional=True))
         return rules
 
-    def _overrides(self, entry: Entry, sound: bool) -> list[Rule]:
+    def _overrides(self, entry: Entry, is_sound: bool) -> Iterator[Rule]:
         """The rules of all overrides."""
-        said = self.data.get("override", ())
-        path = f"{self.path}.override"
-        listed = is_sequence(said)
-        items = {f"{path}[{number}]": item for number, item in enumerate(said)} if listed else {path: said}
-        # What is inherited from an entry with mistakes would only repeat them.
-        inheriting = {path for path, item in items.items() if isinstance(item, Mapping) and "type" not in item}
-        readers = [self._override(item, entry, path) for path, item in items.items() if sound or path not in inheriting]
-        return [rule for reader in readers if reader for rule in reader.rules()]
+        data, path = self.data.get("override", ()), f"{self.path}.override"
+        items = {f"{path}[{n}]": item for n, item in enumerate(data)} if is_sequence(data) else {path: data}
+        for place, item in items.items():
+            # What is inherited from an entry with mistakes would only repeat them.
+            if is_sound or not isinstance(item, Mapping) or "type" in item:
+                yield from self._override(item, entry, place)
 
-    def _override(self, said: Data, entry: Entry, path: str) -> _EntryReader | None:
-        """An override as an entry of its own: for one submodule, with the initializer that it does not name itself."""
-        found = len(self.reader.mistakes)
-        own = _override_words(said, path, self.reader)
-        names = several(self.reader.read(own.pop("name", ""), Words, f"{path}.name"))
-        if len(self.reader.mistakes) > found:
-            return None
+    def _override(self, data: Data, entry: Entry, path: str) -> tuple[Rule, ...]:
+        """The rules of an override: an entry of one submodule, which may inherit the initializer."""
+        if not isinstance(data, Mapping):
+            self.reader.mistake(path, f"must be a table or a list of tables, but got {short(data)}")
+            return ()
+        before = len(self.reader.mistakes)
+        for key in sorted((ENTRY_WORDS | OTHER_WORDS).difference(_OVERRIDE_WORDS) & data.keys()):
+            self.reader.mistake(f"{path}.{key}", f"an override has no {key!r}; it is for the whole submodule 'name'")
+        if "name" not in data:
+            self.reader.mistake(path, "an override needs 'name', the submodule that it is for")
+        names = several(self.reader.read(data.get("name", ""), Words, f"{path}.name"))
+        if len(self.reader.mistakes) > before:
+            return ()
+        own = {key: value for key, value in data.items() if key != "name"}
         if "type" not in own:
             biases = {"bias", "bias_prob"} if own.keys() & {"bias", "bias_prob"} else set()
             inherited = {key: value for key, value in self.data.items() if key not in _NOT_INHERITED | biases}
             own = {**inherited, **own}
         own["within"] = [join(outer, name) for outer in several(entry.within) or [""] for name in names]
-        return _EntryReader(own, path, self.reader)
-
-
-def _override_words(said: Data, path: str, reader: Reader) -> dict[str, Data]:
-    """What an override says, once it is known to say nothing that an override cannot."""
-    if not isinstance(said, Mapping):
-        reader.mistake(path, f"must be a table or a list of tables, but got {short(said)}")
-        return {}
-    for key in sorted((ENTRY_WORDS | OTHER_WORDS).difference(_OVERRIDE_WORDS) & said.keys()):
-        reader.mistake(f"{path}.{key}", f"an override has no {key!r}; it is for the whole submodule 'name'")
-    if "name" not in said:
-        reader.mistake(path, "an override needs 'name', the submodule that it is for")
-    return dict(said)
+        return _EntryReader(own, path, self.reader).rules()
 
 
 def any_within(modules: Iterable[str]) -> Selector:
-    """The sites within any of several modules."""
+    """The selector of the sites within any of several modules."""
     return reduce(or_, [Within(module) for module in modules])
 
 
@@ -231,5 +221,5 @@ def stacked(init: Initializer, axes: tuple[int, ...]) -> Stacked:
 
 
 def several(value: Any) -> tuple[Any, ...]:
-    """One or several, as several."""
+    """A tuple of one value or of several."""
     return tuple(value) if is_sequence(value) else () if value is None else (value,)
