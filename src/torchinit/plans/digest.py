@@ -34,11 +34,7 @@ _Mix: TypeAlias = tuple[tuple[int, int], tuple[int, int], int]
 
 
 class LaneSums(NamedTuple):
-    """Two sums modulo 2**64, one a lane, over the elements of a box.
-
-    >>> LaneSums(1, 2) + LaneSums(2**64 - 1, 1)
-    LaneSums(first=0, second=3)
-    """
+    """Two sums modulo 2**64, one a lane, over the elements of a box."""
 
     first: int = 0
     second: int = 0

@@ -33,9 +33,11 @@ class Fingerprint:
     ``sites`` goes by site name; ``aliases`` tells which of them each other name of a tied tensor means;
     ``transient`` names the buffers that are not in a state dict.
 
-    >>> before = Fingerprint({"weight": "9f", "bias": "02"})
-    >>> print(before.diff(Fingerprint({"weight": "9f", "bias": "03"})))
-    changed bias: 02 -> 03
+    >>> before = Fingerprint({"weight": "9f", "mask": "02"}, {"head.weight": "weight"}, transient=("mask",))
+    >>> before.of("head.weight"), before.persistent.sites
+    ('9f', {'weight': '9f'})
+    >>> print(before.diff(Fingerprint({"weight": "9f", "mask": "03"})))
+    changed mask: 02 -> 03
     """
 
     sites: Mapping[str, str]
@@ -49,20 +51,12 @@ class Fingerprint:
 
     @property
     def persistent(self) -> Fingerprint:
-        """The fingerprint without the buffers that no file of weights holds.
-
-        >>> Fingerprint({"weight": "9f", "mask": "02"}, transient=("mask",)).persistent.sites
-        {'weight': '9f'}
-        """
+        """The fingerprint without the buffers that no file of weights holds."""
         kept = {name: text for name, text in self.sites.items() if name not in self.transient}
         return Fingerprint(kept, {name: first for name, first in self.aliases.items() if first in kept})
 
     def of(self, name: str) -> str | None:
-        """The digest of a site, by any of its names; None where there is no such site.
-
-        >>> Fingerprint({"embed.weight": "9f"}, {"head.weight": "embed.weight"}).of("head.weight")
-        '9f'
-        """
+        """The digest of a site, by any of its names; None where there is no such site."""
         return self.sites.get(self.aliases.get(name, name))
 
     def diff(self, other: Fingerprint) -> Diff:
@@ -71,9 +65,8 @@ class Fingerprint:
         A tensor that is tied in one and held twice in the other is not a difference if its bits are the same.
         """
         names = sorted({*self.sites, *other.sites})
-        before, after = (
-            {name: text for name in names if (text := each.of(name)) is not None} for each in (self, other)
-        )
+        digests = ({name: prints.of(name) for name in names} for prints in (self, other))
+        before, after = ({name: text for name, text in each.items() if text is not None} for each in digests)
         return Diff.between(before, after)
 
     def to_dict(self) -> dict[str, object]:
@@ -88,11 +81,7 @@ class Fingerprint:
 
     @classmethod
     def from_dict(cls, data: object) -> Fingerprint:
-        """The fingerprint that :meth:`to_dict` wrote; raises ConfigError with every mistake for anything else.
-
-        >>> Fingerprint.from_dict(Fingerprint({"w": "9f"}).to_dict()) == Fingerprint({"w": "9f"})
-        True
-        """
+        """The fingerprint that :meth:`to_dict` wrote; raises ConfigError with every mistake for anything else."""
         stored: StoredFingerprint = Schema({}).decode(data, StoredFingerprint, "the fingerprint")
         return stored.checked()
 
@@ -124,15 +113,13 @@ def fingerprint(model: nn.Module | Mapping[str, Tensor]) -> Fingerprint:
     """The digest of every parameter and buffer: of its shape, its dtype and each of its bits at its place.
 
     A site's elements are summed up with their places mixed in (:func:`torchinit.plans.digest.digest`), so that
-    neither the order of the work nor a sharding shows; the sums, shape and dtype are hashed with BLAKE2b. A
-    parametrized tensor stands for the tensors that it is computed from. A state dict has the fingerprint that
-    the model's sites have, buffers that are not persistent aside. Memory is bounded, wherever the tensors are.
+    neither the order of the work nor a sharding shows; the sums, shape and dtype are hashed with BLAKE2b. A change of
+    one element always shows; any other two models have a site of the same digest with probability 2**-128. This is a
+    checksum, not a protection against a forger. A parametrized tensor stands for the tensors that it is computed from.
+    A state dict has the fingerprint of the model's sites, buffers that are not persistent aside. Memory is bounded.
 
     The parts of a DTensor are added up over the ranks that hold them, so all ranks of its mesh have to call this;
     each gets the fingerprint of the replica that it belongs to (:func:`torchinit.verify_replicas` compares them).
-
-    A change of one element always shows. Any other two models have a site of the same digest with probability
-    2**-128, as for random functions; this is a checksum, no protection against a forger.
 
     Raises RunError for tensors without elements to look at: on the meta device, lazy, sparse, quantized, a sum
     whose terms lie on several ranks, on a mesh without this rank.
@@ -159,11 +146,7 @@ def fingerprint(model: nn.Module | Mapping[str, Tensor]) -> Fingerprint:
 
 
 def hashed(*texts: str) -> str:
-    """The digest of some texts, 128 bits in hexadecimal.
-
-    >>> hashed("a", "b") == hashed("ab")
-    False
-    """
+    """The digest of some texts, 128 bits in hexadecimal."""
     return blake2b("\0".join(texts).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 

@@ -35,13 +35,10 @@ _Item = TypeVar("_Item")
 class Step:
     """One site and the fill it gets; ``rule`` says why, ``over`` which earlier rules it beat.
 
-    ``turn`` is the step's place among all writes, the overwritten ones included. ``notes`` holds what the
-    reader of a plan should know about it.
+    ``turn`` is the step's place among all writes, the overwritten ones included; ``notes`` are for readers of the plan.
 
     >>> from torchinit.initializers.elementwise import Constant
-    >>> from torchinit.rules.selectors import Name
-    >>> rule = Rule(Name("a.weight"), Constant(1.0))
-    >>> Step(Site("a.weight", (2, 2)), Constant(1.0), rule).over
+    >>> Step(Site("a.weight", (2, 2)), Constant(1.0), Rule("a.weight", Constant(1.0))).over
     ()
     """
 
@@ -65,11 +62,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A site that a rule matches and no fill can be written to, and why.
-
-    >>> Skipped(Site("ids", (4,)), "holds whole numbers").why
-    'holds whole numbers'
-    """
+    """A site that a rule matches and no fill can be written to, and why: ``"holds whole numbers"``."""
 
     site: Site
     why: str
@@ -130,11 +123,10 @@ class Diff(tuple[Change, ...]):
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """How many of a model's parameters, and of their elements, the rules of a scheme reach, each beside their number.
+    """How many of a model's parameters, and of their elements, the rules of a scheme reach, each beside the total.
 
-    Counted are the parameters that learn (``requires_grad``), a tied one once. A parameter is reached if a rule of the
-    scheme gives it a value, even if a later rule gives it another one. ``better`` are the schemes that reach more of
-    the model, where this one reaches less than a half of it.
+    Counted are the parameters that learn (``requires_grad``), a tied one once, whether or not a later rule gives them
+    other values. ``better`` are the schemes that reach more, where this one reaches less than a half of the model.
 
     >>> print(Reach("llama", parameters=(2, 28), elements=(40, 10_000)))
     scheme 'llama' reached 2 of 28 parameters, 0.4 % of the elements
@@ -173,12 +165,11 @@ class Reach:
 class Plan:
     """The resolved steps of a recipe on a model, and what was left out.
 
-    ``steps`` has one step a site, in the order in which they are written. ``overwritten`` has the writes
-    that a later rule replaces; they are made only where they must draw (torch's global generator).
-    ``untouched`` are the sites without a step, ``skipped`` those that cannot be written, ``unused`` the
-    rules that matched nothing, with a hint each. ``declined`` are those of the untouched sites that a rule
-    matches, and why it has no values for them. ``loads`` tell what is taken from checkpoints, ``reach`` how much of
-    the model the rules of each scheme are for. ``problems`` make :meth:`check` fail.
+    ``steps`` has one step a site, in the order in which they are written. ``overwritten`` has the writes that a later
+    rule replaces; they are made only where they must draw (torch's global generator). ``untouched`` are the sites
+    without a step, ``skipped`` those that cannot be written, ``unused`` the rules that matched nothing, with a hint
+    each, ``declined`` the untouched sites that a rule matches and has no values for. ``loads`` tell what is taken from
+    checkpoints, ``reach`` how much of the model each scheme's rules are for. ``problems`` make :meth:`check` fail.
 
     >>> from torchinit.initializers.elementwise import Constant
     >>> from torchinit.plans.planner import make_plan
@@ -230,9 +221,8 @@ class Plan:
             lines += counted([site.name for site in self.untouched if site.kind == kind], kind, "untouched")
         lines += self.left_alone
         lines += by_reason("skipped", ((skip.site.name, skip.why) for skip in self.skipped))
-        lines += counted(
-            [step.site.name for step in self.steps if FROZEN in step.notes], "frozen parameter", "to write"
-        )
+        frozen = [step.site.name for step in self.steps if FROZEN in step.notes]
+        lines += counted(frozen, "frozen parameter", "to write")
         lines += [f"unused: {hint}" for _, hint in self.unused]
         lines += [reach.summary() for reach in self.reach]
         if unknown := [step.site.name for step in self.steps if UNKNOWN in step.notes]:
@@ -253,10 +243,7 @@ class Plan:
 
     @property
     def without_values(self) -> tuple[Site, ...]:
-        """The parameters that get no values: no rule matches them, or no fill can be written to them.
-
-        One whose layer gives it no elements needs none.
-        """
+        """The parameters that should have values and get none: no rule matches them, or no fill can be written."""
         left = [site for site in self.untouched if site.kind == "parameter" and (site.lack or site.numel)]
         return (*left, *(skip.site for skip in self.skipped if skip.site.lack and skip.why != FROZEN))
 
@@ -286,9 +273,8 @@ class Plan:
     def check(self, *, complete: bool = False, strict: bool = False) -> Plan:
         """The plan itself, if nothing is wrong with it; else PlanError with every problem.
 
-        ``complete`` makes a parameter without a step a problem, whether no rule matches it or no fill can be
-        written to it; ``strict`` a rule that matches nothing and a site that a checkpoint lacks. Where all that is
-        wrong is with checkpoints it is a CheckpointError.
+        ``complete`` makes a parameter without a step a problem; ``strict`` a rule that matches nothing and a site
+        that a checkpoint lacks. Where all problems are with checkpoints it is a CheckpointError.
         """
         loading = [text for load in self.loads for text in (*load.problems, *(load.lapses if strict else ()))]
         problems = [*loading, *self.problems]
@@ -345,9 +331,5 @@ def figure(value: float | None) -> str:
 
 
 def counted(names: Sequence[str], noun: str, verb: str) -> list[str]:
-    """A line with the number of names and the first few of them; no line for none.
-
-    >>> counted(["0.bias", "1.bias"], "parameter", "untouched")
-    ['2 parameters untouched: 0.bias, 1.bias']
-    """
+    """A line with the number of names and the first few of them; no line for none."""
     return [f"{count(len(names), noun)} {verb}: {some(names)}"] if names else []

@@ -168,9 +168,9 @@ def _write_all(
 def _batches(
     steps: Iterable[Step], shards: Mapping[str, Parts], noise: Noise
 ) -> Iterator[tuple[list[tuple[Step, Parts]], list[Job]]]:
-    """All steps in their order, several that draw at once, with their draws, or one that writes itself, without any.
+    """All steps in order: several that draw, with their draws, or one that writes itself.
 
-    Neighbours share a batch where the noise has no order of its own: a call costs more than a small tensor's numbers.
+    Neighbours share a batch where the noise has no order of its own: a model has hundreds of small tensors.
     """
     batch: list[tuple[Step, Parts]] = []
     jobs: list[Job] = []
@@ -202,15 +202,7 @@ def _jobs(fill: Fill, parts: Parts) -> list[Job]:
 
 
 def write(fill: Fill, shard: Shard, noise: Noise) -> None:
-    """Write one fill into one shard, without a plan and a report.
-
-    >>> from torchinit.initializers.elementwise import Constant
-    >>> from torchinit.noise import Keyed
-    >>> tensor = torch.empty(2)
-    >>> write(Constant(1.0), Shard.whole("weight", tensor), Keyed(0))
-    >>> tensor
-    tensor([1., 1.])
-    """
+    """Write one fill into one shard, without a plan and a report."""
     with torch.no_grad():
         _write(fill, (shard,), noise)
 
