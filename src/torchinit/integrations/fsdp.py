@@ -66,8 +66,8 @@ def param_init_fn(
     >>> model[0].bias.tolist(), [record.name for record in init.report]
     ([1.0, 1.0, 1.0], ['0.weight', '0.bias'])
     """
-    made = Plan() if is_tried() else plan(model, recipe, complete=True, strict=strict)
-    return ParamInit(model, made, Keyed(seed), check_device(device))
+    planned = Plan() if is_tried() else plan(model, recipe, complete=True, strict=strict)
+    return ParamInit(model, planned, Keyed(seed), check_device(device))
 
 
 def is_loaded(tensor: Tensor) -> bool:

@@ -132,17 +132,17 @@ def fingerprint(model: nn.Module | Mapping[str, Tensor]) -> Fingerprint:
     ['bias']
     """
     sources = sources_of(model) if isinstance(model, nn.Module) else Sources(_in_state_dict(model), {}, ())
-    looks, problems = look_at(sources.each)
-    totals, failed = _added_over_ranks(looks, failed=bool(problems))
+    digests, problems = look_at(sources.each)
+    totals, failed = _added_over_ranks(digests, failed=bool(problems))
     if problems:
         raise RunError(f"{count(len(problems), 'site')} without elements to look at", problems)
     if failed:
         raise RunError("no fingerprint: another rank has sites without elements to look at")
     texts: dict[str, list[str]] = {}
-    for look, sums in zip(looks, totals, strict=True):
-        texts.setdefault(look.name, []).append(look.text(sums))
-    digests = {name: hashed(VERSION, *lines) for name, lines in texts.items()}
-    return Fingerprint(digests, sources.aliases, sources.transient)
+    for each, sums in zip(digests, totals, strict=True):
+        texts.setdefault(each.name, []).append(each.text(sums))
+    sites = {name: hashed(VERSION, *lines) for name, lines in texts.items()}
+    return Fingerprint(sites, sources.aliases, sources.transient)
 
 
 def hashed(*texts: str) -> str:
@@ -191,7 +191,7 @@ def _in_state_dict(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, tuple[T
             yield name, read
 
 
-class Look(NamedTuple):
+class TensorDigest(NamedTuple):
     """The dtype and shape of a tensor, and the sums of the part that is here.
 
     ``distributed`` is the tensor itself if it is a DTensor: its other parts are elsewhere.
@@ -208,9 +208,9 @@ class Look(NamedTuple):
         return f"{self.dtype} {self.shape} {sums.first:016x} {sums.second:016x}"
 
 
-def look_at(sources: Iterable[tuple[str, tuple[Tensor, ...]]]) -> tuple[list[Look], list[str]]:
-    """The look of each tensor, and for each that cannot be looked at the reason."""
-    looks, problems = [], []
+def look_at(sources: Iterable[tuple[str, tuple[Tensor, ...]]]) -> tuple[list[TensorDigest], list[str]]:
+    """The digest of what is here of each tensor, and for each that cannot be read the reason."""
+    digests, problems = [], []
     for name, tensors in sources:
         for tensor in tensors:
             sums = LaneSums()
@@ -222,8 +222,10 @@ def look_at(sources: Iterable[tuple[str, tuple[Tensor, ...]]]) -> tuple[list[Loo
                 except RunError as error:
                     problems.append(str(error))
             shape = () if is_lazy(tensor) else tuple(tensor.shape)
-            looks.append(Look(name, str(tensor.dtype), shape, sums, tensor if is_distributed(tensor) else None))
-    return looks, problems
+            digests.append(
+                TensorDigest(name, str(tensor.dtype), shape, sums, tensor if is_distributed(tensor) else None)
+            )
+    return digests, problems
 
 
 def _unreadable(tensor: Tensor) -> str:
@@ -239,17 +241,17 @@ def _unreadable(tensor: Tensor) -> str:
 # --- sums over ranks -------------------------------------------------------------------------------------------
 
 
-def _added_over_ranks(looks: Sequence[Look], *, failed: bool) -> tuple[list[LaneSums], bool]:
+def _added_over_ranks(digests: Sequence[TensorDigest], *, failed: bool) -> tuple[list[LaneSums], bool]:
     """The sums of whole tensors, and whether any rank failed.
 
     A DTensor's are added up along those dimensions of its mesh that cut it, so that each replica counts for itself;
     a plain tensor's stay as they are. Every rank of the meshes has to come here with the same tensors, also one that
     ``failed`` to get its sums: the others would wait for it for ever.
     """
-    sums = [look.sums for look in looks]
+    sums = [each.sums for each in digests]
     groups: dict[tuple[Any, int], list[int]] = defaultdict(list)
-    for index, look in enumerate(looks):
-        tensor = look.distributed
+    for index, each in enumerate(digests):
+        tensor = each.distributed
         if tensor is not None and tensor.device_mesh.get_coordinate() is not None:
             for dimension in cut_dimensions(tensor):
                 groups[tensor.device_mesh, dimension].append(index)

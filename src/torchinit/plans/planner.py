@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple, TypeAlias
 
 import torch
@@ -11,7 +11,7 @@ import torch
 from torchinit._text import some
 from torchinit.errors import FanError, count
 from torchinit.initializers.composites import Padded
-from torchinit.initializers.elementwise import Constant, Fill
+from torchinit.initializers.elementwise import Constant
 from torchinit.initializers.load_report import LoadReport
 from torchinit.initializers.source import is_verbatim, resolve_all
 from torchinit.initializers.variance_scaling import asks_for_neutral, asks_what_follows
@@ -30,7 +30,7 @@ _NOT_KNOWN = (
 )
 
 
-def make_plan(found: Iterable[Site], rules: Sequence[Rule], *, ties: Ties = "agree", trainable: bool = False) -> Plan:
+def make_plan(sites: Iterable[Site], rules: Sequence[Rule], *, ties: Ties = "agree", trainable: bool = False) -> Plan:
     """The plan of rules on sites. Nothing is raised: what is wrong is in ``plan.problems``.
 
     Writes are ordered rule by rule, and within a rule as ``Module.apply`` visits the modules, which is the
@@ -43,8 +43,14 @@ def make_plan(found: Iterable[Site], rules: Sequence[Rule], *, ties: Ties = "agr
     >>> plan["a.weight"].fill
     Constant(val=1.0)
     """
+    known = tuple(sites)
     named = tuple(replace(rule, origin=rule.origin or f"rules[{n}]") for n, rule in enumerate(rules))
-    return _Planner(tuple(found), named, ties, trainable).plan()
+    skipped = {site.name: Skipped(site, FROZEN) for site in known if trainable and site.frozen}
+    problems = []
+    if trainable and all(site.frozen for site in known if site.kind == "parameter"):
+        all_frozen = f"all {len(skipped)} are (requires_grad is false)"
+        problems.append(f"trainable=True leaves frozen parameters alone, and {all_frozen}")
+    return _Planner(known, named, frozenset(skipped), skipped, problems).plan(ties)
 
 
 class _Write(NamedTuple):
@@ -54,30 +60,26 @@ class _Write(NamedTuple):
     step: Step
 
 
+@dataclass(slots=True)
 class _Planner:
-    """One pass over rules and sites; what it finds is gathered here until the plan is whole."""
+    """One pass over rules and sites; its findings are gathered here until the plan is whole."""
 
-    def __init__(self, known: tuple[Site, ...], rules: tuple[Rule, ...], ties: Ties, trainable: bool) -> None:
-        self.known = known
-        self.rules = rules
-        self.ties = ties
-        self.problems: list[str] = []
-        self.writes: dict[str, list[_Write]] = {}
-        self.declined: dict[str, Skipped] = {}
-        self.loads: list[LoadReport] = []
-        self.turn = 0
-        self.skipped = {site.name: Skipped(site, FROZEN) for site in known if trainable and site.frozen}
-        self.frozen = frozenset(self.skipped)
-        if trainable and all(site.frozen for site in known if site.kind == "parameter"):
-            all_frozen = f"all {len(self.frozen)} are (requires_grad is false)"
-            self.problems.append(f"trainable=True leaves frozen parameters alone, and {all_frozen}")
+    known: tuple[Site, ...]
+    rules: tuple[Rule, ...]
+    frozen: frozenset[str]
+    skipped: dict[str, Skipped]
+    problems: list[str]
+    writes: dict[str, list[_Write]] = field(default_factory=dict)
+    declined: dict[str, Skipped] = field(default_factory=dict)
+    loads: list[LoadReport] = field(default_factory=list)
+    turn: int = 0
 
-    def plan(self) -> Plan:
+    def plan(self, ties: Ties) -> Plan:
         # Each site as each of its modules sees it, in the order of their turns.
         pairs = [(view, site) for site in self.known for view in site.views]
         pairs.sort(key=lambda pair: pair[0].position)
         unused = [rule for rule in self.rules if not self._apply(rule, pairs) and not rule.optional]
-        if self.ties == "agree":
+        if ties == "agree":
             self.problems += [text for writes in self.writes.values() if (text := _disagreement(writes))]
             self.problems += _collisions([writes[0].step.site for writes in self.writes.values()])
         self.problems += _unlocked(self.writes.values())
@@ -112,16 +114,14 @@ class _Planner:
         turns = [(view, site) for view, site in matched.values() if site.name not in self.frozen]
         ready = [pair for pair in turns if is_verbatim(rule.init) or self._can_be_drawn(rule, *pair)]
         before = self.turn, len(self.problems)
-        for view, site, fill in self._resolved(rule, ready) if ready else ():
-            step = Step(site, _padded(rule, view, fill), rule, turn=self.turn)
-            self.writes.setdefault(site.name, []).append(_Write(view, step))
-            self.turn += 1
+        if ready:
+            self._resolve(rule, ready)
         if rule.fitting and turns and before == (self.turn, len(self.problems)):
             self.problems.append(f"{rule.origin}: {rule.init} fits none of {count(len(turns), 'weight')}")
         return bool(matched)
 
-    def _resolved(self, rule: Rule, pairs: _Views) -> Iterator[tuple[Site, Site, Fill]]:
-        """The pairs that the rule has a fill for, with the fill."""
+    def _resolve(self, rule: Rule, pairs: _Views) -> None:
+        """Add the writes of the sites that the rule has a fill for; note why it has none for the others."""
         resolution = resolve_all(rule.init, pairs, self.known)
         if resolution.account is not None:
             self.loads.append(resolution.account)
@@ -133,7 +133,11 @@ class _Planner:
                 place = rule.origin if isinstance(error, FanError) else f"{rule.origin} at {view.name!r}"
                 self.problems.append(f"{place}: {error}")
             elif fill is not None:
-                yield view, site, fill
+                if view.zero_row is not None and rule.padding and not is_verbatim(rule.init):
+                    fill = Padded(fill, view.zero_row)
+                step = Step(site, fill, rule, turn=self.turn)
+                self.writes.setdefault(site.name, []).append(_Write(view, step))
+                self.turn += 1
             elif asks_for_neutral(rule.init) and looks_like_norm(view):
                 self.declined[site.name] = Skipped(site, _NOT_KNOWN)
 
@@ -165,15 +169,8 @@ class _Planner:
         return False
 
 
-def _padded(rule: Rule, view: Site, fill: Fill) -> Fill:
-    """The fill with the padding row zero, unless the rule says otherwise or takes the tensor as it is."""
-    if view.zero_row is None or not rule.padding or is_verbatim(rule.init):
-        return fill
-    return Padded(fill, view.zero_row)
-
-
 def _fits(rule: Rule, view: Site) -> bool:
-    """Whether the rule has values for this shape, were they of a dtype that holds all of them."""
+    """Whether the rule has values for this shape, in a dtype that holds all of them."""
     try:
         rule.init.resolve(replace(view, dtype=torch.float64))
     except ValueError:

@@ -154,7 +154,7 @@ def _write_all(
             if jobs:
                 noise.fill_many(jobs)
             else:
-                _write(batch[0][0].fill, batch[0][1], noise)
+                write(batch[0][0].fill, batch[0][1], noise)
         spent, elements = time.perf_counter() - begun, sum(_elements(parts) for _, parts in batch)
         for step, parts in batch:
             seconds[step.site.name] += spent * (_elements(parts) / elements if elements else 1 / len(batch))
@@ -201,13 +201,10 @@ def _jobs(fill: Fill, parts: Parts) -> list[Job]:
     return jobs if len(jobs) == len(parts) else []
 
 
-def write(fill: Fill, shard: Shard, noise: Noise) -> None:
-    """Write one fill into one shard, without a plan and a report."""
-    with torch.no_grad():
-        _write(fill, (shard,), noise)
-
-
-def _write(fill: Fill, parts: Parts, noise: Noise) -> None:
+@torch.no_grad()
+def write(fill: Fill, parts: Shard | Parts, noise: Noise) -> None:
+    """Write one fill into the parts of one site, without a plan and a report."""
+    parts = (parts,) if isinstance(parts, Shard) else parts
     if noise.sequential and any(part.local.dtype.itemsize == 1 for part in parts):  # torch draws no 8-bit floats
         wide = [replace(part, local=torch.empty_like(part.local, dtype=torch.float32)) for part in parts]
         fill.write_parts(wide, noise)

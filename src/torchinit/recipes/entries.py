@@ -24,7 +24,7 @@ Sizes: TypeAlias = int | tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class EntryOptions:
     """The keys of an entry besides its initializer: which sites, and how to treat them.
 
     ``layer`` holds class names (also of a direct base; with ``subclasses`` of any), ``name`` globs of
@@ -49,11 +49,11 @@ class Entry:
     buffers: bool = False
 
 
-ENTRY_WORDS: Final = frozenset(field.name for field in fields(Entry))
-OTHER_WORDS: Final = frozenset({"type", "bias", "bias_prob", "override"})
+ENTRY_KEYS: Final = frozenset(field.name for field in fields(EntryOptions))
+OTHER_KEYS: Final = frozenset({"type", "bias", "bias_prob", "override"})
 SELECTING: Final = frozenset({"layer", "within", "name", "regex", "param"})
-_OVERRIDE_WORDS: Final = ("name", "blocks", "batch_axes", "label", "optional", "padding", "type", "bias", "bias_prob")
-_NOT_INHERITED: Final = ENTRY_WORDS - {"blocks", "batch_axes", "label"} | {"override"}
+_OVERRIDE_KEYS: Final = ("name", "blocks", "batch_axes", "label", "optional", "padding", "type", "bias", "bias_prob")
+_NOT_INHERITED: Final = ENTRY_KEYS - {"blocks", "batch_axes", "label"} | {"override"}
 _BIAS: Final = Literal["keep"] | Initializer | None
 
 
@@ -61,7 +61,7 @@ def entry_rules(data: Mapping[Any, Data], path: str, reader: Reader) -> tuple[Ru
     """The rules of one entry; what is wrong with it is noted in the reader.
 
     An entry with ``where`` and ``init`` is one rule. Any other has a ``type``, the initializer's arguments,
-    and the keys of :class:`Entry`. Its rules come in the order in which they are written: the
+    and the keys of :class:`EntryOptions`. Its rules come in the order in which they are written: the
     initializer's, the biases', the overrides'. The ``origin`` of each is its path.
     """
     if "where" in data:
@@ -80,16 +80,16 @@ class _EntryReader:
 
     def rules(self) -> tuple[Rule, ...]:
         before = len(self.reader.mistakes)
-        options = {key: value for key, value in self.data.items() if key in ENTRY_WORDS}
-        entry: Entry = self.reader.record(Entry, options, self.path)
+        values = {key: value for key, value in self.data.items() if key in ENTRY_KEYS}
+        options: EntryOptions = self.reader.record(EntryOptions, values, self.path)
         init = self._initializer()
         bias = self._bias(init)
-        if entry is INVALID:
+        if options is INVALID:
             return ()
-        init, where = self._parted(entry, init), self._where(entry)
+        init, where = self._parted(options, init), self._where(options)
         is_sound = len(self.reader.mistakes) == before
-        overrides = tuple(self._overrides(entry, is_sound))
-        own = self._own_rules(entry, where, init, bias) if is_sound and where is not None else []
+        overrides = tuple(self._overrides(options, is_sound))
+        own = self._own_rules(options, where, init, bias) if is_sound and where is not None else []
         return (*own, *overrides)
 
     def _mistake(self, key: str, text: str) -> Any:
@@ -106,7 +106,7 @@ class _EntryReader:
         cls = self.reader.word(self.data, Initializer, self.path)
         if cls is INVALID:
             return INVALID
-        keys = ENTRY_WORDS | OTHER_WORDS
+        keys = ENTRY_KEYS | OTHER_KEYS
         arguments = {key: value for key, value in self.data.items() if key not in keys}
         return self.reader.record(cls, arguments, self.path, TEXT, also=keys)
 
@@ -127,30 +127,30 @@ class _EntryReader:
     def _says_bias(self) -> bool:
         return "bias" in self.data or "bias_prob" in self.data
 
-    def _parted(self, entry: Entry, init: Any) -> Any:
+    def _parted(self, options: EntryOptions, init: Any) -> Any:
         """The initializer as it applies to each block of a fused weight, to each weight of a stack."""
         if is_verbatim(init):
             for key in self.data.keys() & {"blocks", "batch_axes"}:
                 self._mistake(key, f"means nothing beside {self.data['type']}, which loads a tensor as it is")
             return init
         block = init
-        if block is not INVALID and (sizes := entry.blocks) is not None:
+        if block is not INVALID and (sizes := options.blocks) is not None:
             block = self._try("blocks", lambda: Blocks(init, sizes))
-        if block is INVALID or entry.batch_axes is None:
+        if block is INVALID or options.batch_axes is None:
             return block
-        return self._try("batch_axes", lambda: stacked(block, several(entry.batch_axes)))
+        return self._try("batch_axes", lambda: stacked(block, several(options.batch_axes)))
 
-    def _where(self, entry: Entry) -> Selector | None:
+    def _where(self, options: EntryOptions) -> Selector | None:
         """The selector of the entry's own sites; None where only its overrides select something."""
         selectors = [
-            *self._selector("layer", lambda: Layer(*several(entry.layer), subclasses=entry.subclasses)),
-            *self._selector("within", lambda: any_within(several(entry.within))),
-            *self._selector("name", lambda: Name(*several(entry.name))),
-            *self._selector("regex", lambda: Regex(entry.regex)),
-            *self._selector("param", lambda: Leaf(*several(entry.param))),
+            *self._selector("layer", lambda: Layer(*several(options.layer), subclasses=options.subclasses)),
+            *self._selector("within", lambda: any_within(several(options.within))),
+            *self._selector("name", lambda: Name(*several(options.name))),
+            *self._selector("regex", lambda: Regex(options.regex)),
+            *self._selector("param", lambda: Leaf(*several(options.param))),
         ]
-        others = self._selector("exclude", lambda: ~Name(*several(entry.exclude)))
-        if entry.subclasses and "layer" not in self.data:
+        others = self._selector("exclude", lambda: ~Name(*several(options.exclude)))
+        if options.subclasses and "layer" not in self.data:
             self._mistake("subclasses", "means something only beside 'layer'")
         if not self.data.keys() & SELECTING and (others or "override" not in self.data):
             remedy = "give layer, name, regex, within or param; name = '**' selects every parameter"
@@ -165,10 +165,12 @@ class _EntryReader:
         selector = self._try(key, build) if texts and all(texts) else self._mistake(key, "must not be empty")
         return [] if selector is INVALID else [selector]
 
-    def _own_rules(self, entry: Entry, where: Selector, init: Initializer, bias: Initializer | None) -> list[Rule]:
-        rule = Rule(where, init, entry.label, entry.optional, entry.padding, entry.buffers, self.path)
-        by_name = bool(entry.name or entry.regex) and not entry.layer
-        if is_verbatim(init) or entry.param or (by_name and not self._says_bias):
+    def _own_rules(
+        self, options: EntryOptions, where: Selector, init: Initializer, bias: Initializer | None
+    ) -> list[Rule]:
+        rule = Rule(where, init, options.label, options.optional, options.padding, options.buffers, self.path)
+        by_name = bool(options.name or options.regex) and not options.layer
+        if is_verbatim(init) or options.param or (by_name and not self._says_bias):
             return [rule]
         weights = ~Kinds("bias") if by_name else Kinds("weight")
         rules = [replace(rule, where=where & weights)]
@@ -176,22 +178,22 @@ class _EntryReader:
             rules.append(replace(rule, where=where & Kinds("bias"), init=bias, optional=True))
         return rules
 
-    def _overrides(self, entry: Entry, is_sound: bool) -> Iterator[Rule]:
+    def _overrides(self, options: EntryOptions, is_sound: bool) -> Iterator[Rule]:
         """The rules of all overrides."""
         data, path = self.data.get("override", ()), f"{self.path}.override"
         items = {f"{path}[{n}]": item for n, item in enumerate(data)} if is_sequence(data) else {path: data}
         for place, item in items.items():
             # What is inherited from an entry with mistakes would only repeat them.
             if is_sound or not isinstance(item, Mapping) or "type" in item:
-                yield from self._override(item, entry, place)
+                yield from self._override(item, options, place)
 
-    def _override(self, data: Data, entry: Entry, path: str) -> tuple[Rule, ...]:
+    def _override(self, data: Data, options: EntryOptions, path: str) -> tuple[Rule, ...]:
         """The rules of an override: an entry of one submodule, which may inherit the initializer."""
         if not isinstance(data, Mapping):
             self.reader.mistake(path, f"must be a table or a list of tables, but got {short(data)}")
             return ()
         before = len(self.reader.mistakes)
-        for key in sorted((ENTRY_WORDS | OTHER_WORDS).difference(_OVERRIDE_WORDS) & data.keys()):
+        for key in sorted((ENTRY_KEYS | OTHER_KEYS).difference(_OVERRIDE_KEYS) & data.keys()):
             self.reader.mistake(f"{path}.{key}", f"an override has no {key!r}; it is for the whole submodule 'name'")
         if "name" not in data:
             self.reader.mistake(path, "an override needs 'name', the submodule that it is for")
@@ -203,7 +205,7 @@ class _EntryReader:
             biases = {"bias", "bias_prob"} if own.keys() & {"bias", "bias_prob"} else set()
             inherited = {key: value for key, value in self.data.items() if key not in _NOT_INHERITED | biases}
             own = {**inherited, **own}
-        own["within"] = [join(outer, name) for outer in several(entry.within) or [""] for name in names]
+        own["within"] = [join(outer, name) for outer in several(options.within) or [""] for name in names]
         return _EntryReader(own, path, self.reader).rules()
 
 

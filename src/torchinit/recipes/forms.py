@@ -19,7 +19,7 @@ from torchinit.initializers.functions import Function
 from torchinit.model.sites import Site
 from torchinit.plans.plan import Plan, Reach
 from torchinit.plans.planner import make_plan
-from torchinit.recipes.entries import ENTRY_WORDS, SELECTING, entry_rules
+from torchinit.recipes.entries import ENTRY_KEYS, SELECTING, entry_rules
 from torchinit.recipes.files import read_data, read_scheme, schemes
 from torchinit.rules.catalog import INITIALIZERS, SCHEMA
 from torchinit.rules.rule import Recipe, Rule
@@ -107,7 +107,7 @@ def decode_recipe(data: Data, source: str = "recipe") -> Recipe:
 
     These are ``{"rules": [entry, ...]}``, a list of entries, one entry, and ``{glob: entry without a name, ...}``.
     Raises ConfigError with every mistake, each with its path and the near name; ``source`` is the recipe's name in the
-    message. :class:`torchinit.recipes.entries.Entry` has the keys of an entry.
+    message. :class:`torchinit.recipes.entries.EntryOptions` has the keys of an entry.
 
     >>> decode_recipe({"rules": [{"type": "Normal", "std": 0.02, "name": "**.weight"}]})
     (Rule(where=Name('**.weight'), init=Normal(mean=0.0, std=0.02), ...),)
@@ -269,7 +269,7 @@ def is_like_init_cfg(recipe: object) -> bool:
     (True, False)
     """
     entries = [recipe] if isinstance(recipe, dict) else recipe if isinstance(recipe, (list, tuple)) else []
-    others = ENTRY_WORDS - {"layer"}
+    others = ENTRY_KEYS - {"layer"}
     return bool(entries) and all(isinstance(e, dict) and "type" in e and not others & e.keys() for e in entries)
 
 

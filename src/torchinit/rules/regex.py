@@ -95,11 +95,11 @@ def _translated(pattern: str, verbose: bool) -> str:
     # `sizes` holds the sizes of the groups that are open, `last` that of the item which a count would repeat. What the
     # expression has to hold is clear, for `re` has compiled it; a count's suffix `+` is taken for a count of its own.
     texts, sizes, last = [], [0], 0
-    for found in re.finditer(_TOKEN + (r"\#[^\n]*|" if verbose else "") + _TOKEN_END, pattern, re.DOTALL):
-        token = found[0]
-        if found["count"] and token != "{}":
-            least = {"*": 0, "?": 0, "+": 1}.get(token, int(found["least"] or 0))
-            copies = max(1, least + (token == "+" or (found["to"] == "," and found["most"] != found["least"])))
+    for match in re.finditer(_TOKEN + (r"\#[^\n]*|" if verbose else "") + _TOKEN_END, pattern, re.DOTALL):
+        token = match[0]
+        if match["count"] and token != "{}":
+            least = {"*": 0, "?": 0, "+": 1}.get(token, int(match["least"] or 0))
+            copies = max(1, least + (token == "+" or (match["to"] == "," and match["most"] != match["least"])))
             sizes[-1] += last * (copies - 1)
             last *= copies
         elif token == "(":
@@ -112,14 +112,14 @@ def _translated(pattern: str, verbose: bool) -> str:
             sizes[-1] += last
         if sizes[-1] > _MOST_COPIES + len(pattern):
             raise re.error(f"what has to occur in it is repeated more than {_MOST_COPIES:,} times")
-        texts.append(_escaped(found))
+        texts.append(_escaped(match))
     return "".join(texts)
 
 
-def _escaped(found: re.Match[str]) -> str:
-    if found["set"]:
-        return "[" + re.sub(r"(\\.)|\[", lambda inner: inner[1] or r"\[", found[0][1:], flags=re.DOTALL)
-    return _ESCAPED.get(found[0], found[0])
+def _escaped(match: re.Match[str]) -> str:
+    if match["set"]:
+        return "[" + re.sub(r"(\\.)|\[", lambda inner: inner[1] or r"\[", match[0][1:], flags=re.DOTALL)
+    return _ESCAPED.get(match[0], match[0])
 
 
 @lru_cache(maxsize=1024)

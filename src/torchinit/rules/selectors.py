@@ -18,7 +18,7 @@ from torchinit.rules.regex import check_pattern, matches_whole
 
 
 class Selector(ABC):
-    """Which sites. ``a & b``, ``a | b`` and ``~a`` are selectors, too; the repr rebuilds them.
+    """A predicate of sites. ``a & b``, ``a | b`` and ``~a`` are selectors, too; the repr rebuilds them.
 
     >>> (Leaf("weight") & ~Name("head.**")).matches(Site("body.weight", (2, 2)))
     True
@@ -76,8 +76,8 @@ class _Combination(_Positional):
 class All(_Combination):
     """The sites that every one of these selects.
 
-    >>> Name("head.**") & ~Leaf("bias")
-    All(Name('head.**'), Not(Leaf('bias')))
+    >>> Name("head.**") & ~~Leaf("bias") & ~Leaf("weight")
+    All(Name('head.**'), Leaf('bias'), Not(Leaf('weight')))
     """
 
     __slots__ = ()
@@ -103,11 +103,7 @@ class AnyOf(_Combination):
 @final
 @dataclass(frozen=True, slots=True, repr=False)
 class Not(_Positional):
-    """The sites that this does not select.
-
-    >>> ~~Leaf("bias")
-    Leaf('bias')
-    """
+    """The sites that this does not select."""
 
     where: Selector
 
@@ -182,9 +178,8 @@ class Layer(_Positional):
     subclasses: bool
 
     def __init__(self, *names: str | type[nn.Module], subclasses: bool = False) -> None:
-        for name in names:
-            if not name or not isinstance(name, (str, type)):
-                raise TypeError(f"a layer is a class or the name of one, but got {name!r}")
+        if wrong := [name for name in names if not (name and isinstance(name, (str, type)))]:
+            raise TypeError(f"a layer is a class or the name of one, but got {wrong[0]!r}")
         object.__setattr__(self, "names", tuple(full_name(name) if isinstance(name, type) else name for name in names))
         object.__setattr__(self, "subclasses", subclasses)
 
@@ -213,9 +208,8 @@ class Leaf(_Positional):
 
     def __init__(self, *names: str) -> None:
         self._set(names, check_glob)
-        for name in names:
-            if "." in name:
-                raise ValueError(f"a leaf is the last part of a name, without dots, but got {name!r}")
+        if dotted := [name for name in names if "." in name]:
+            raise ValueError(f"a leaf is the last part of a name, without dots, but got {dotted[0]!r}")
 
     def matches(self, site: Site) -> bool:
         return site.leaf in self.names
