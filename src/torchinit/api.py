@@ -161,6 +161,8 @@ def _checked(
             _log.warning("%s", reach.summary())
     drafted.check(complete=complete, strict=strict)
     hints = [hint for _, hint in drafted.unused]
+    # A bare dict is an entry of a recipe. Where it could be an init_cfg and MMEngine would write other values, the user
+    # hears of it. To choose the dialect by the shape of the data was tried: an added default then changed the values.
     if is_like_init_cfg(recipe) and (others := read_otherwise(drafted, seed)):
         hints.append(
             f"{count(len(others), 'tensor')} would get other values from an init_cfg of these words: {some(others)}."

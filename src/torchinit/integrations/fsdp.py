@@ -130,6 +130,9 @@ class ParamInit:
         """
         if is_tried():  # by code of the model's own, which is to show what it makes without a recipe
             return
+        # FSDP1 calls this for each part that it wraps, the innermost first, transformers for each module, and a module
+        # comes again with those around it: a site that is as it was left is not written again (``snapshots``). Names
+        # are those from before the wrapping, which changes them.
         module = self._owner(module)
         self._check(module)
         blank = [self._named(tenant) for tenant in allocate(module, self.device, leave=is_loaded).blank]

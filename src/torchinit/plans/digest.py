@@ -45,6 +45,10 @@ class LaneSums(NamedTuple):
         return LaneSums(*(mine + theirs & _ALL for mine, theirs in zip(self, other, strict=True)))
 
 
+# A hash of the bytes in order, such as SHA-256, cannot begin in the middle, as a rank of a sharded model would have to.
+# A plain sum of bits would not tell two swapped elements apart. So each element is mixed with its place by a
+# permutation, and the results are added, in any order. Two lanes, since by chance one sum of 64 bits would be the same
+# for two among some 2**32 tensors. Whoever knows the formula can forge it: it is a checksum, not a signature.
 def digest(shard: Shard) -> LaneSums:
     """The sums of a shard's elements; those of a tensor's parts add up to those of the whole.
 

@@ -248,6 +248,8 @@ def _added_over_ranks(digests: Sequence[TensorDigest], *, failed: bool) -> tuple
     a plain tensor's stay as they are. Every rank of the meshes has to come here with the same tensors, also one that
     ``failed`` to get its sums: the others would wait for it for ever.
     """
+    # One collective for each dimension of a mesh, not for each tensor: a model has hundreds. The groups come in the
+    # order of the tensors, that of ``Module.apply`` on every rank; ranks with other models would wait for each other.
     sums = [each.sums for each in digests]
     groups: dict[tuple[Any, int], list[int]] = defaultdict(list)
     for index, each in enumerate(digests):

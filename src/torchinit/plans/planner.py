@@ -143,6 +143,8 @@ class _Planner:
 
     def _reach(self) -> Iterator[Reach]:
         """How much of the model the rules of each scheme are for."""
+        # Beaten rules have reached, too: the question is whether the scheme is for this model. ``Rule.scheme`` takes no
+        # part in what a rule equals, so that a scheme's rules and the same rules written out make equal plans.
         learning = [site for site in self.known if site.kind == "parameter" and site.numel and not site.frozen]
         elements = sum(site.numel for site in learning)
         for scheme in dict.fromkeys(rule.scheme for rule in self.rules if rule.scheme):
@@ -160,6 +162,9 @@ class _Planner:
 
     def _can_be_drawn(self, rule: Rule, view: Site, site: Site) -> bool:
         """Whether a fill can be written to a site; if not it is skipped, or a problem."""
+        # Skipped is what no rule could mean: rules match by name, and a counter or an empty tensor lies among the rest.
+        # A skipped parameter is still without values (``Plan.without_values``), unless its layer's own numbers give it
+        # no elements. A problem is what a rule does mean and cannot have: overlapping, inference and lazy tensors.
         if view.state in ("integer", "quantized", "sparse") or not view.numel:
             self.skipped[site.name] = Skipped(site, view.why)
         elif view.state != "ready":
@@ -183,7 +188,7 @@ def _in_turn(steps: Iterable[Step]) -> tuple[Step, ...]:
 
 
 def _final(writes: list[_Write]) -> Step:
-    """The last write of a site, with the rules that it beats and the notes."""
+    """The last write of a site, with the rules that it beats and the notes: the later rule wins."""
     view, step = writes[-1]
     site, fill = step.site, step.fill
     beaten = dict.fromkeys(write.step.rule for write in writes[:-1] if write.step.rule is not step.rule)
@@ -209,6 +214,7 @@ def fan_notes(step: Step) -> tuple[str, ...]:
 
 def _unlocked(writes: Iterable[list[_Write]]) -> Iterator[str]:
     """The sites that one rule loads from a checkpoint and another one writes after it, a text for each two rules."""
+    # By rules, not by sites: the way out is an edit of the recipe, and a backbone has hundreds of sites.
     overwritten: dict[tuple[str, str], tuple[Rule, list[str]]] = {}
     for several in writes:
         last = several[-1].step.rule
@@ -226,6 +232,8 @@ def _unlocked(writes: Iterable[list[_Write]]) -> Iterator[str]:
 
 def _disagreement(writes: list[_Write]) -> str | None:
     """A tied tensor that gets different values through the different modules that hold it."""
+    # Only the last fill through each module counts: one module's rules may beat each other. The fills are compared as
+    # numbers, so two formulas that come out the same agree.
     last = {write.view.name: write.step for write in writes}
     fills = {step.fill: (name, step) for name, step in reversed(last.items())}
     if len(fills) < 2:

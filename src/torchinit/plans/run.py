@@ -80,6 +80,7 @@ def present(witness: Witness) -> Iterator[None]:
 @contextmanager
 def unobserved(*, watched: bool) -> Iterator[None]:
     """Without torch's modes, which would tell of the same writes once more; nothing changes if nobody is watching."""
+    # A step is one write to the observers, whatever draws it: a kernel that no dispatcher sees, or ten operations.
     if not watched:
         yield
         return
@@ -168,10 +169,10 @@ def _write_all(
 def _batches(
     steps: Iterable[Step], shards: Mapping[str, Parts], noise: Noise
 ) -> Iterator[tuple[list[tuple[Step, Parts]], list[Job]]]:
-    """All steps in order: several that draw, with their draws, or one that writes itself.
-
-    Neighbours share a batch where the noise has no order of its own: a model has hundreds of small tensors.
-    """
+    """All steps in order: several that draw, with their draws, or one that writes itself."""
+    # A keyed draw depends on its name alone, so neighbours can be drawn by one call of the engine: a model has hundreds
+    # of small tensors. Torch's generator is moved by each draw, so there every step is written for itself. A batch ends
+    # at a step that does more than draw, so that all keep their order, and at _ELEMENTS.
     batch: list[tuple[Step, Parts]] = []
     jobs: list[Job] = []
     elements = 0
@@ -249,6 +250,8 @@ def _record(step: Step, parts: Parts, noise: Noise, rule: str, seconds: float, s
     site, notes = step.site, step.notes
     dtype = parts[0].local.dtype if parts else site.dtype
     values, expected = [part.local for part in parts], _expected(step, parts, dtype)
+    # A parametrized tensor was drawn into memory of its own. The module's ``right_inverse`` takes it, and the tensor that
+    # the module then computes is measured: a constraint may change it, as no formula foresees.
     if parts and parts[0].store is not None:
         stored = _stored(parts[0], parts[0].store, noise)
         written, values = values, [part.local for part in shards_of(site.name, stored)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
-from functools import reduce
+from functools import partial, reduce
 from operator import and_, or_
 from reprlib import repr as short
 from typing import Any, Final, Literal, TypeAlias
@@ -143,13 +143,13 @@ class _EntryReader:
     def _where(self, options: EntryOptions) -> Selector | None:
         """The selector of the entry's own sites; None where only its overrides select something."""
         selectors = [
-            *self._selector("layer", lambda: Layer(*several(options.layer), subclasses=options.subclasses)),
-            *self._selector("within", lambda: any_within(several(options.within))),
-            *self._selector("name", lambda: Name(*several(options.name))),
-            *self._selector("regex", lambda: Regex(options.regex)),
-            *self._selector("param", lambda: Leaf(*several(options.param))),
+            *self._selector("layer", partial(Layer, subclasses=options.subclasses)),
+            *self._selector("within", lambda *modules: any_within(modules)),
+            *self._selector("name", Name),
+            *self._selector("regex", Regex),
+            *self._selector("param", Leaf),
         ]
-        others = self._selector("exclude", lambda: ~Name(*several(options.exclude)))
+        others = self._selector("exclude", lambda *globs: ~Name(*globs))
         if options.subclasses and "layer" not in self.data:
             self._mistake("subclasses", "means something only beside 'layer'")
         if not self.data.keys() & SELECTING and (others or "override" not in self.data):
@@ -157,17 +157,16 @@ class _EntryReader:
             self._mistake("", f"selects nothing: {remedy}")
         return reduce(and_, [*selectors, *others]) if selectors else None
 
-    def _selector(self, key: str, build: Callable[[], Selector]) -> list[Selector]:
+    def _selector(self, key: str, build: Callable[..., Selector]) -> list[Selector]:
         """The selector that a key of the entry stands for, if the entry has the key."""
         if key not in self.data:
             return []
         texts = several(self.data[key])
-        selector = self._try(key, build) if texts and all(texts) else self._mistake(key, "must not be empty")
+        is_full = bool(texts) and all(texts)
+        selector = self._try(key, lambda: build(*texts)) if is_full else self._mistake(key, "must not be empty")
         return [] if selector is INVALID else [selector]
 
-    def _own_rules(
-        self, options: EntryOptions, where: Selector, init: Initializer, bias: Initializer | None
-    ) -> list[Rule]:
+    def _own_rules(self, options: EntryOptions, where: Selector, init: Any, bias: Any) -> list[Rule]:
         rule = Rule(where, init, options.label, options.optional, options.padding, options.buffers, self.path)
         by_name = bool(options.name or options.regex) and not options.layer
         if is_verbatim(init) or options.param or (by_name and not self._says_bias):

@@ -53,17 +53,17 @@ def to_rules(recipe: RecipeLike) -> Recipe:
     else:
         data = list(recipe) if isinstance(recipe, Iterable) and not isinstance(recipe, (Mapping, Sequence)) else recipe
         if isinstance(data, (list, tuple)):
-            data = [
-                [replace(rule, origin=f"{item} {rule.origin}") for rule in load_recipe(item)]
-                if isinstance(item, (str, os.PathLike))
-                else item
-                for item in data
-            ]
+            # Only Python names files, in a list of its own: data never name a file to read, or an object to import.
+            data = [_loaded(item) if isinstance(item, (str, os.PathLike)) else item for item in data]
         hint = " (an init_cfg is for torchinit.mmengine.initialize)" if is_like_init_cfg(data) else ""
         rules = decode_recipe(data, f"recipe{hint}")
     if not rules:
         raise ConfigError("the recipe is empty, so nothing would be written: give it a rule")
     return rules
+
+
+def _loaded(source: str | os.PathLike[str]) -> list[Rule]:
+    return [replace(rule, origin=f"{source} {rule.origin}") for rule in load_recipe(source)]
 
 
 def load_recipe(source: str | os.PathLike[str]) -> Recipe:
@@ -130,6 +130,10 @@ def decode_recipe(data: Data, source: str = "recipe") -> Recipe:
 
 def _rules(form: Data, path: str, reader: Reader) -> Iterator[Rule]:
     """The rules of a recipe, or of an item of one; ``path`` is where it stands, nothing for the whole."""
+    # Told apart by their shape alone. A bare dict is an entry of a recipe, whatever it looks like: MMEngine's reading
+    # has a verb of its own, for the two differ in what they write. ``fitting``: an initializer alone is for the weights
+    # that it fits, without norms and elementwise scales. Where somebody names a parameter, the same formula on a shape
+    # that it cannot fill is an error.
     path = _full_key(form) or path
     if path.count("[") > DEEPEST:
         reader.mistake(path, "is nested too deeply")

@@ -66,6 +66,7 @@ class Rule:
 
     def matches(self, site: Site) -> bool:
         """Whether the rule is for the site."""
+        # A checkpoint's rule takes sites as they are, buffers and biases too; a drawing one must ask for buffers.
         if is_verbatim(self.init):
             return site.persistent and self.where.matches(site)
         if self.fitting and is_scale(site):

@@ -188,6 +188,7 @@ class Layer(_Positional):
         return f"{text[:-1]}, subclasses=True)" if self.subclasses else text
 
     def matches(self, site: Site) -> bool:
+        # Classes as text: a site keeps its owner's names, not the class, so that a plan can be read without the model.
         owner = site.owner
         return any(
             owner.is_a(name) if "." in name or self.subclasses else name in (owner.name, *owner.bases)
