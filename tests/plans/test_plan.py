@@ -27,6 +27,7 @@ from torchinit import (
     make_plan,
     sites,
 )
+from torchinit.plans.plan import Diff
 
 MODEL = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
 
@@ -92,6 +93,15 @@ def test_diff() -> None:
         "added 1.bias: Constant(val=1.0) in [3] float32",
         "changed 1.weight: Normal(mean=0.0, std=0.25) in [3] float32 -> Constant(val=1.0) in [3] float32",
     }
+
+
+def test_a_diff_is_a_frozen_sequence_that_prints_a_line_each() -> None:
+    before = [Rule(Leaf("weight"), Normal(std=0.25)), Rule(Name("0.bias"), Constant(0.0))]
+    found = planned(*before).diff(planned(*before[:1]))
+    assert isinstance(found, Diff)
+    assert hash(found) == hash(tuple(found))
+    assert str(found) == "removed 0.bias: Constant(val=0.0) in [3] float32"
+    assert str(planned(*before).diff(planned(*before))) == "no difference"
 
 
 def test_diff_sees_what_the_text_of_tables_rounds_away() -> None:

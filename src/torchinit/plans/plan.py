@@ -51,7 +51,7 @@ class Step:
 
     @property
     def gist(self) -> str:
-        """What is written, exactly: the short text of a fill does not show its tenth digit, which its repr does."""
+        """The step as exact text: the repr of a fill shows the tenth digit, which its short text does not."""
         return f"{self.fill!r} in {list(self.site.shape)} {dtype_name(self.site.dtype)}"
 
     def agrees(self, other: Step) -> bool:
@@ -123,7 +123,7 @@ class Diff(tuple[Change, ...]):
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """How many of a model's parameters, and of their elements, the rules of a scheme reach, each beside the total.
+    """The numbers of a model's parameters and of their elements that the rules of a scheme reach, each of the total.
 
     Counted are the parameters that learn (``requires_grad``), a tied one once, whether or not a later rule gives them
     other values. ``better`` are the schemes that reach more, where this one reaches less than a half of the model.
@@ -211,7 +211,7 @@ class Plan:
         return "\n".join([columns(head, rows), self.summary()])
 
     def summary(self) -> str:
-        """What will be written and what will not, in a few lines."""
+        """The plan in a few lines: the sites that will be written and those that will not."""
         elements = sum(step.site.numel for step in self.steps)
         lines = [f"{count(len(self.steps), 'site')} to write: {elements:,} elements"]
         name, most = self.scratch

@@ -142,7 +142,7 @@ class _Planner:
                 self.declined[site.name] = Skipped(site, _NOT_KNOWN)
 
     def _reach(self) -> Iterator[Reach]:
-        """How much of the model the rules of each scheme are for."""
+        """The share of the model that the rules of each scheme are for."""
         # Beaten rules have reached, too: the question is whether the scheme is for this model. ``Rule.scheme`` takes no
         # part in what a rule equals, so that a scheme's rules and the same rules written out make equal plans.
         learning = [site for site in self.known if site.kind == "parameter" and site.numel and not site.frozen]

@@ -140,7 +140,7 @@ class Report:
         return columns(head, rows) + "\n" + self.summary()
 
     def summary(self) -> str:
-        """What was written and what was not, in a few lines."""
+        """The report in a few lines: the sites that were written and those that were not."""
         elements = sum(math.prod(record.shape) for record in self.records)
         size = sum(record.bytes for record in self.records)
         written = f"{count(len(self.records), 'site')} written: {elements:,} elements, {size / 2**20:.1f} MiB"

@@ -250,8 +250,8 @@ def _record(step: Step, parts: Parts, noise: Noise, rule: str, seconds: float, s
     site, notes = step.site, step.notes
     dtype = parts[0].local.dtype if parts else site.dtype
     values, expected = [part.local for part in parts], _expected(step, parts, dtype)
-    # A parametrized tensor was drawn into memory of its own. The module's ``right_inverse`` takes it, and the tensor that
-    # the module then computes is measured: a constraint may change it, as no formula foresees.
+    # A parametrized tensor was drawn into memory of its own. The module's ``right_inverse`` takes it, and the tensor
+    # that the module then computes is measured: a constraint may change it, as no formula foresees.
     if parts and parts[0].store is not None:
         stored = _stored(parts[0], parts[0].store, noise)
         written, values = values, [part.local for part in shards_of(site.name, stored)]

@@ -72,8 +72,6 @@ def load_recipe(source: str | os.PathLike[str]) -> Recipe:
     Raises ConfigError for a file that is missing, too large or cannot be read, with the line where that is
     known, and for a recipe with mistakes; MissingExtraError for YAML without the extra ``yaml``.
 
-    >>> len(load_recipe("gpt2")) > 0
-    True
     >>> load_recipe("gtp2")
     Traceback (most recent call last):
     torchinit.errors.ConfigError: there is no file 'gtp2' and no scheme of this name; did you mean 'gpt2'?
@@ -267,11 +265,7 @@ def is_state_dict(value: object) -> bool:
 
 
 def is_like_init_cfg(recipe: object) -> bool:
-    """Whether the data could be an ``init_cfg``: each entry names a type, and uses no word that only recipes have.
-
-    >>> is_like_init_cfg([{"type": "Xavier", "layer": "LSTM"}]), is_like_init_cfg({"type": "Xavier", "name": "rnn.*"})
-    (True, False)
-    """
+    """Whether the data could be an ``init_cfg``: each entry names a type, and uses no key that only recipes have."""
     entries = [recipe] if isinstance(recipe, dict) else recipe if isinstance(recipe, (list, tuple)) else []
     others = ENTRY_KEYS - {"layer"}
     return bool(entries) and all(isinstance(e, dict) and "type" in e and not others & e.keys() for e in entries)
@@ -280,8 +274,8 @@ def is_like_init_cfg(recipe: object) -> bool:
 def read_otherwise(plan: Plan, seed: object) -> list[str]:
     """The sites that would not get the same values if the entries of a plan were read as an ``init_cfg``.
 
-    MMEngine writes what a layer calls weight and bias, buffers among them and nothing else, padding rows too; it loses
-    what a parametrization computes anew, and draws truncated normals from torch's generator in a way of its own.
+    MMEngine writes the tensors that a layer calls weight and bias, buffers among them, and no others, padding rows too;
+    it loses a tensor that a parametrization computes anew, and draws truncated normals without a seed in its own way.
     """
     names, is_unseeded = {"weight", "bias"}, seed is None or isinstance(seed, torch.Generator)
     written = [

@@ -54,4 +54,4 @@ SCHEMA: Final = Schema(
         Selector: Vocabulary(SELECTORS),
     }
 )
-"""How rules, plans and all they are made of correspond to plain data."""
+"""The correspondence of rules, plans and their parts to plain data."""

@@ -41,9 +41,6 @@ def matches_whole(pattern: str, text: str) -> bool:
 
     >>> matches_whole(r"layers[.](0|1)[.].*", "layers.1.weight")
     True
-    >>> matches_whole("(a|aa)+", "a" * 99 + "b")
-    Traceback (most recent call last):
-    torchinit.errors.ConfigError: '(a|aa)+' takes more than 1 s to match 'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa...
     """
     return _bounded("fullmatch", pattern, text, text) is not None
 

@@ -79,12 +79,7 @@ Recipe: TypeAlias = tuple[Rule, ...]
 
 
 def explain_unmatched(rule: Rule, known: Sequence[Site]) -> str:
-    """Say why a rule matches none of the sites, with the near name.
-
-    >>> from torchinit.initializers.elementwise import Normal
-    >>> explain_unmatched(Rule(Name("haed.weight"), Normal()), [Site("head.weight", (2, 2))])
-    "Name('haed.weight') matches none of 1 name; did you mean 'head.weight'?"
-    """
+    """Say why a rule matches none of the sites, with the near name."""
     if rule.fitting:
         return f"{rule.init} finds no weight of a layer that mixes its inputs among {count(len(known), 'site')}"
     views = [view for site in known for view in site.views]
@@ -102,7 +97,7 @@ def _parts(where: Selector) -> tuple[Selector, ...]:
 
 
 def _candidates(part: Selector, views: Sequence[Site]) -> str:
-    """How many candidates the selector was tried on, and the near one."""
+    """The number of candidates that the selector was tried on, and the near one."""
     owners = {view.owner_name: view.owner for view in views}
     if isinstance(part, Layer):
         counts = Counter(name for owner in owners.values() for name in {owner.name, *owner.bases})
