@@ -1,4 +1,4 @@
-"""Trainers: makes the method, by a recipe, that a training loop calls for the first weights of a model."""
+"""Trainers: the method that a training loop calls for the first weights of a model, made of a recipe."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def init_weights(recipe: RecipeLike, *, seed: int, strict: bool = True) -> Calla
     >>> model.bias.tolist()
     [1.0, 1.0, 1.0]
     """
-    busy: set[int] = set()
     rules = to_rules(recipe)
+    busy: set[int] = set()
 
     def init_weights(self: nn.Module, buffer_device: torch.device | str | None = None, **_: Any) -> Report:
         """Writes the first weights of the model; the trainer's own arguments but for the device mean nothing here."""

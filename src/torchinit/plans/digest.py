@@ -132,9 +132,7 @@ def _compiled() -> Callable[..., None] | None:
     return function  # type: ignore[no-any-return]  # ctypes makes functions of unknown type
 
 
-def _by_kernel(
-    function: Callable[..., None], local: Tensor, shape: tuple[int, ...], start: tuple[int, ...]
-) -> LaneSums:
+def _by_kernel(function: Callable[..., None], local: Tensor, shape: _Place, start: _Place) -> LaneSums:
     axes = kernel.merge(tuple(local.shape), strides(shape), local.stride())
     padded = [*axes, *[(0, 0, 0)] * (kernel.AXES - len(axes))]
     head = (local.data_ptr(), ravel(start, shape), local.dtype.itemsize, len(axes))
