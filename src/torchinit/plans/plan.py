@@ -49,16 +49,6 @@ class Step:
     turn: int = 0
     notes: tuple[str, ...] = ()
 
-    @property
-    def gist(self) -> str:
-        """The step as exact text: the repr of a fill shows the tenth digit, which its short text does not."""
-        return f"{self.fill!r} in {list(self.site.shape)} {dtype_name(self.site.dtype)}"
-
-    def agrees(self, other: Step) -> bool:
-        """Whether two steps do the same: as values, since 1 is 1.0, or as texts, since NaN is not NaN."""
-        same = self.fill == other.fill and (self.site.shape, self.site.dtype) == (other.site.shape, other.site.dtype)
-        return same or self.gist == other.gist
-
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
@@ -301,7 +291,7 @@ class Plan:
     def diff(self, other: Plan) -> Diff:
         """The steps that ``other`` adds, removes and changes, by site."""
         before, after = ({step.site.name: step for step in plan.steps} for plan in (self, other))
-        return Diff.between(before, after, agree=Step.agrees, text=lambda step: step.gist)
+        return Diff.between(before, after, agree=_agree, text=_gist)
 
 
 def _renamed(data: dict[str, Any]) -> dict[str, Any]:
@@ -314,6 +304,17 @@ def _renamed(data: dict[str, Any]) -> dict[str, Any]:
         case {"owner": _, "role": kind, **rest}:
             return {**rest, "owner": data["owner"], "parameter_kind": kind}
     return data
+
+
+def _agree(step: Step, other: Step) -> bool:
+    """Whether two steps do the same: as values, since 1 is 1.0, or as texts, since NaN is not NaN."""
+    same = step.fill == other.fill and (step.site.shape, step.site.dtype) == (other.site.shape, other.site.dtype)
+    return same or _gist(step) == _gist(other)
+
+
+def _gist(step: Step) -> str:
+    # The repr: two fills that differ in the tenth digit differ, and the short text would not show it.
+    return f"{step.fill!r} in {list(step.site.shape)} {dtype_name(step.site.dtype)}"
 
 
 def _row(step: Step) -> tuple[str, ...]:

@@ -147,12 +147,9 @@ class _Planner:
         # part in what a rule equals, so that a scheme's rules and the same rules written out make equal plans.
         learning = [site for site in self.known if site.kind == "parameter" and site.numel and not site.frozen]
         elements = sum(site.numel for site in learning)
+        schemes = {name: {write.step.rule.scheme for write in writes} for name, writes in self.writes.items()}
         for scheme in dict.fromkeys(rule.scheme for rule in self.rules if rule.scheme):
-            reached = [
-                site.numel
-                for site in learning
-                if any(write.step.rule.scheme == scheme for write in self.writes.get(site.name, ()))
-            ]
+            reached = [site.numel for site in learning if scheme in schemes.get(site.name, ())]
             yield Reach(scheme, (len(reached), len(learning)), (sum(reached), elements))
 
     def _with_uninitialized(self, load: LoadReport) -> LoadReport:
