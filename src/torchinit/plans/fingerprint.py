@@ -72,8 +72,7 @@ class Fingerprint:
     def to_dict(self) -> dict[str, object]:
         """The fingerprint as plain data."""
         stored = StoredFingerprint(VERSION, self.total, self.sites, self.aliases, self.transient)
-        data: dict[str, object] = Schema({}).encode(stored, StoredFingerprint)
-        return data
+        return dict(Schema({}).encode(stored, StoredFingerprint))
 
     def to_json(self, *, indent: int | None = 2) -> str:
         """The fingerprint as JSON; :meth:`from_json` reads it back."""

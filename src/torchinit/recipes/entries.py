@@ -54,6 +54,7 @@ OTHER_KEYS: Final = frozenset({"type", "bias", "bias_prob", "override"})
 SELECTING: Final = frozenset({"layer", "within", "name", "regex", "param"})
 _OVERRIDE_KEYS: Final = ("name", "blocks", "batch_axes", "label", "optional", "padding", "type", "bias", "bias_prob")
 _NOT_INHERITED: Final = ENTRY_KEYS - {"blocks", "batch_axes", "label"} | {"override"}
+_BIAS_KEYS: Final = frozenset({"bias", "bias_prob"})
 _BIAS: Final = Literal["keep"] | Initializer | None
 
 
@@ -112,20 +113,17 @@ class _EntryReader:
 
     def _bias(self, init: Any) -> Any:
         """The initializer of the biases; None leaves them alone."""
-        if "bias" in self.data and "bias_prob" in self.data:
+        given = self.data.keys() & _BIAS_KEYS
+        if len(given) > 1:
             return self._mistake("", "takes 'bias' or 'bias_prob', not both")
-        if self._says_bias and is_verbatim(init):
+        if given and is_verbatim(init):
             return self._mistake("bias", f"is loaded with the rest by {self.data['type']}; give it a rule of its own")
-        if "param" in self.data and self._says_bias:
+        if given and "param" in self.data:
             return self._mistake("param", "names what is written; a bias needs an entry of its own")
         if "bias_prob" in self.data:
             return self.reader.bare(Prior, "prob", self.data["bias_prob"], f"{self.path}.bias_prob", TEXT)
         bias = self.reader.read(self.data.get("bias", 0.0), _BIAS, f"{self.path}.bias")
         return None if bias == "keep" else bias
-
-    @property
-    def _says_bias(self) -> bool:
-        return "bias" in self.data or "bias_prob" in self.data
 
     def _parted(self, options: EntryOptions, init: Any) -> Any:
         """The initializer as it applies to each block of a fused weight, to each weight of a stack."""
@@ -169,7 +167,7 @@ class _EntryReader:
     def _own_rules(self, options: EntryOptions, where: Selector, init: Any, bias: Any) -> list[Rule]:
         rule = Rule(where, init, options.label, options.optional, options.padding, options.buffers, self.path)
         by_name = bool(options.name or options.regex) and not options.layer
-        if is_verbatim(init) or options.param or (by_name and not self._says_bias):
+        if is_verbatim(init) or options.param or (by_name and not self.data.keys() & _BIAS_KEYS):
             return [rule]
         weights = ~Kinds("bias") if by_name else Kinds("weight")
         rules = [replace(rule, where=where & weights)]
@@ -201,9 +199,8 @@ class _EntryReader:
             return ()
         own = {key: value for key, value in data.items() if key != "name"}
         if "type" not in own:
-            biases = {"bias", "bias_prob"} if own.keys() & {"bias", "bias_prob"} else set()
-            inherited = {key: value for key, value in self.data.items() if key not in _NOT_INHERITED | biases}
-            own = {**inherited, **own}
+            others = _NOT_INHERITED | (_BIAS_KEYS if own.keys() & _BIAS_KEYS else set())
+            own = {key: value for key, value in self.data.items() if key not in others} | own
         own["within"] = [join(outer, name) for outer in several(options.within) or [""] for name in names]
         return _EntryReader(own, path, self.reader).rules()
 
