@@ -52,7 +52,11 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A site that a rule matches and no fill can be written to, and why: ``"holds whole numbers"``."""
+    """A site that a rule matches and no fill can be written to, and why.
+
+    >>> Skipped(Site("ids", (4,)), "holds whole numbers").why
+    'holds whole numbers'
+    """
 
     site: Site
     why: str

@@ -76,8 +76,8 @@ class _Combination(_Positional):
 class All(_Combination):
     """The sites that every one of these selects.
 
-    >>> Name("head.**") & ~~Leaf("bias") & ~Leaf("weight")
-    All(Name('head.**'), Leaf('bias'), Not(Leaf('weight')))
+    >>> Name("head.**") & ~Leaf("bias")
+    All(Name('head.**'), Not(Leaf('bias')))
     """
 
     __slots__ = ()
@@ -103,7 +103,11 @@ class AnyOf(_Combination):
 @final
 @dataclass(frozen=True, slots=True, repr=False)
 class Not(_Positional):
-    """The sites that this does not select."""
+    """The sites that this does not select.
+
+    >>> ~~Leaf("bias")
+    Leaf('bias')
+    """
 
     where: Selector
 
