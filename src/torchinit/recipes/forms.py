@@ -220,7 +220,7 @@ _REMEDIES: Final[dict[type, str]] = {
     type: "{0.__name__} is a class; write {0.__name__}()",
     nn.Module: "a {0.__class__.__name__} is a model, not a recipe; to load it, write Rule('**', Pretrained(model))",
     Selector: "{0!r} says where, and not what; write Rule({0!r}, Normal(std=0.02))",
-    Plan: "this is a plan, not a recipe; torchinit.run(plan, torchinit.local_shards(model), noise) carries it out",
+    Plan: "this is a plan, not a recipe; torchinit.plans.run(plan, torchinit.plans.local_shards(model), noise) carries it out",
     Set: "{short} has no order, and later rules win; write a list",
     bool: _NOT_A_RECIPE,
     int: "{0!r} is a number, not a recipe; write Constant({0!r}), for each weight",
