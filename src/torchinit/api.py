@@ -1,4 +1,4 @@
-"""The functions most users need: a plan of a model, and the plan carried out."""
+"""Verbs: the functions most users need: a plan of a model, and the plan carried out."""
 
 from __future__ import annotations
 
@@ -28,8 +28,7 @@ from torchinit.plans.planner import make_plan
 from torchinit.plans.report import Report
 from torchinit.plans.run import Agree, Progress, Shards, local_shards, run
 from torchinit.recipes import RecipeLike, to_rules
-from torchinit.recipes.alternatives import with_better
-from torchinit.recipes.forms import check_model, is_like_init_cfg, read_otherwise
+from torchinit.recipes.forms import check_model, is_like_init_cfg, read_otherwise, with_better
 from torchinit.tracing import unfilled
 
 if TYPE_CHECKING:
@@ -39,11 +38,11 @@ _log = logging.getLogger("torchinit")
 
 
 def sites(model: nn.Module) -> tuple[Site, ...]:
-    """The parameters and buffers of a model, on any device, meta included, and what is known of them.
+    """The parameters and buffers of a model, on any device, meta included, with all that is known of them.
 
     They come in the order of ``Module.apply``: children before their parents. Tensors that share memory
-    are one site with aliases. Of a layer is told what follows it; norms other than torch's are asked for their neutral
-    value: a copy of each kind of layer is run on the CPU, and nothing of the model is touched.
+    are one site with aliases. A layer's site knows what follows the layer; norms other than torch's are asked for their
+    neutral value: a copy of each kind of layer is run on the CPU, and nothing of the model is touched.
 
     >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.RMSNorm(3))
     >>> [(site.name, site.neutral, site.activation) for site in sites(model)]
@@ -53,20 +52,15 @@ def sites(model: nn.Module) -> tuple[Site, ...]:
 
 
 def plan(
-    model: nn.Module,
-    recipe: RecipeLike,
-    *,
-    complete: bool = False,
-    strict: bool = False,
-    trainable: bool = False,
+    model: nn.Module, recipe: RecipeLike, *, complete: bool = False, strict: bool = False, trainable: bool = False
 ) -> Plan:
-    """What a recipe will write where, worked out without touching memory; the meta device is enough.
+    """The plan of a recipe on a model, worked out without touching memory; the meta device is enough.
 
     ``recipe`` is a file, the name of a scheme, rules or entries, initializers by name, or one alone: all the forms of
     :func:`torchinit.recipes.to_rules`. ``complete`` makes a parameter that no rule covers a problem, ``strict`` a rule
     that matches nothing, or a site that a checkpoint lacks; ``trainable`` leaves frozen parameters alone. Raises
-    ConfigError or TypeError for what is no recipe or no model, PlanError when the plan has problems, CheckpointError
-    when they are all with checkpoints.
+    ConfigError or TypeError for anything but a recipe and a model, PlanError when the plan has problems,
+    CheckpointError when they are all with checkpoints.
 
     >>> import torch
     >>> from torchinit import Kaiming, Layer, Leaf, Rule
@@ -83,11 +77,11 @@ def draft(model: nn.Module, recipe: RecipeLike, *, trainable: bool = False) -> P
     check_model(model, recipe)
     rules = to_rules(recipe)
     known = sites(model)
-    made = with_better(make_plan(known, rules, trainable=trainable), known)
+    drafted = with_better(make_plan(known, rules, trainable=trainable), known)
     unshaped = [site.name for site in known if site.state == "lazy" and site.kind == "parameter"]
-    if unshaped and not made.problems:
-        return replace(made, problems=(f"without a shape yet: {some(unshaped)}. Run the model once on an example",))
-    return made
+    if unshaped and not drafted.problems:
+        return replace(drafted, problems=(f"without a shape yet: {some(unshaped)}. Run the model once on an example",))
+    return drafted
 
 
 def initialize(
@@ -114,8 +108,8 @@ def initialize(
     measures nothing; ``progress`` is called after each step; ``fingerprint`` puts the model's into the report
     (:func:`torchinit.fingerprint`).
 
-    Where a recipe loads into a model of DTensors, all ranks that hold parts of it have to call this, and what one finds
-    in its part of the file is an error on all of them.
+    Where a recipe loads into a model of DTensors, all ranks that hold parts of it have to call this; an error that one
+    of them finds in its part of the file is an error on all of them.
 
     Raises ConfigError, TypeError, PlanError, CheckpointError or RunError before anything is written; a function that
     fails as an initializer is a RunError when its turn comes.
@@ -126,11 +120,11 @@ def initialize(
     >>> report.assert_ok()["0.weight"].expected.std
     0.02
     """
-    made = _checked(model, recipe, seed, complete=complete, strict=strict, trainable=trainable)
+    checked = _checked(model, recipe, seed, complete=complete, strict=strict, trainable=trainable)
     check_styles(model)
-    agree = among(model) if made.loads else None
-    with noise_of(seed, {one.device for one in model.parameters()}) as noise:
-        report = run(made, _shards_of(model, agree), noise, stats=stats, progress=progress, agree=agree)
+    agree = among(model) if checked.loads else None
+    with noise_of(seed, {parameter.device for parameter in model.parameters()}) as noise:
+        report = run(checked, _shards(model, agree), noise, stats=stats, progress=progress, agree=agree)
     return _finished(report, model, fingerprint=fingerprint)
 
 
@@ -141,17 +135,17 @@ def noise_of(seed: int | torch.Generator | None, devices: Iterable[torch.device]
     return nullcontext(Global() if seed is None else Keyed(seed))
 
 
-def _shards_of(model: nn.Module, agree: Agree | None) -> Shards:
+def _shards(model: nn.Module, agree: Agree | None) -> Shards:
     try:
         return local_shards(model)
     except RunError as error:
         if agree:
-            agree([str(error)])  # the other ranks ask in ``run`` what this one has found
+            agree([str(error)])  # the other ranks ask for this one's errors in ``run``
         raise
 
 
 def _finished(report: Report, model: nn.Module, *, fingerprint: bool) -> Report:
-    """The report with what has to be looked at in the model itself."""
+    """The report with the findings that only the model itself shows."""
     written = frozenset(name for record in report for name in (record.name, *record.aliases))
     report = replace(report, unfilled=unfilled(model, written))
     return replace(report, fingerprint=fingerprint_of(model)) if fingerprint else report
@@ -160,21 +154,23 @@ def _finished(report: Report, model: nn.Module, *, fingerprint: bool) -> Report:
 def _checked(
     model: nn.Module, recipe: RecipeLike, seed: object, *, complete: bool, strict: bool, trainable: bool
 ) -> Plan:
-    """The plan, with a warning for what may not be meant; that a scheme is for other models explains errors, too."""
-    made = draft(model, recipe, trainable=trainable)
-    for reach in made.reach:
+    """The plan, with warnings; that a scheme is for other models comes before the errors, which it may explain."""
+    drafted = draft(model, recipe, trainable=trainable)
+    for reach in drafted.reach:
         if reach.is_low:
             _log.warning("%s", reach.summary())
-    made.check(complete=complete, strict=strict)
-    hints = [hint for _, hint in made.unused]
-    if is_like_init_cfg(recipe) and (others := read_otherwise(made, seed)):
+    drafted.check(complete=complete, strict=strict)
+    hints = [hint for _, hint in drafted.unused]
+    # A bare dict is an entry of a recipe. Where it could be an init_cfg and MMEngine would write other values, the user
+    # hears of it. To choose the dialect by the shape of the data was tried: an added default then changed the values.
+    if is_like_init_cfg(recipe) and (others := read_otherwise(drafted, seed)):
         hints.append(
             f"{count(len(others), 'tensor')} would get other values from an init_cfg of these words: {some(others)}."
             " If one is meant, call torchinit.mmengine.initialize"
         )
-    for text in (*hints, *made.left_alone, *(text for account in made.loads for text in account.warnings)):
+    for text in (*hints, *drafted.left_alone, *(text for load in drafted.loads for text in load.warnings)):
         _log.warning("%s", text)
-    return made
+    return drafted
 
 
 def materialize(
@@ -202,14 +198,12 @@ def materialize(
     and ``fingerprint`` those of :func:`initialize`; a model on several ranks needs an int as ``seed``. What no rule
     covers is reset by its layer's own ``reset_parameters()``, with draws that belong to names; where there is none,
     and with ``complete``, it is an error. Buffers are written by rules with ``buffers = true`` or by their modules' own
-    code.
+    code. ``verify`` compares replicas, bit for bit, where there are several ranks. ``group`` holds the ranks that have
+    this model; None: all there are.
 
     Without a recipe the model itself says how it starts: ``init_cfg`` and ``init_weights`` of every
     :class:`torchinit.BaseModule` are carried out, with the values of ``init_weights(seed=seed)``, over what the layers
     reset.
-
-    ``verify`` compares replicas, bit for bit, where there are several ranks. ``group`` holds the ranks that have this
-    model; None: all there are.
 
     Raises ConfigError, TypeError or PlanError, and RunError, with several ranks always RunError; the model is then on
     the meta device as before.
@@ -227,7 +221,7 @@ def materialize(
     """
     check_model(model, recipe)
     own = own_starts(model) if recipe is None else None
-    with_memory = own.call_for(model) if own else "torchinit.initialize"
+    instead = "torchinit.initialize with a recipe" if recipe is None else "torchinit.initialize"
 
     def ready() -> Start:
         if recipe is None and trainable:
@@ -239,22 +233,14 @@ def materialize(
                 f"nothing says how {type(model).__name__} starts: it holds no BaseModule, so give a recipe, rules such"
                 " as Rule(Name('**'), Normal(std=0.02)) or the name of a scheme (torchinit list)"
             )
-        made = _checked(model, recipe, seed, complete=complete, strict=strict, trainable=trainable)
+        checked = _checked(model, recipe, seed, complete=complete, strict=strict, trainable=trainable)
         # What has no elements, and should have some, looks written when it has memory; no layer can reset it either.
-        if empty := [f"{site.name} {site.lack}" for site in made.without_values if site.lack and not site.numel]:
+        if empty := [f"{site.name} {site.lack}" for site in checked.without_values if site.lack and not site.numel]:
             raise PlanError(f"{count(len(empty), 'problem')} in the plan; nothing was written", empty)
         resets = None if complete else partial(own_resets, model, noise, group=group)
-        return PlannedStart(model, made, noise, stats=stats, progress=progress, resets=resets)
+        return PlannedStart(model, checked, noise, stats=stats, progress=progress, resets=resets)
 
     with noise_of(seed, map(check_device, [device])) as noise:
-        report = Materialization(
-            model,
-            ready,
-            noise,
-            device=device,
-            group=group,
-            verify=verify,
-            stats=stats,
-            with_memory=with_memory if own or recipe is not None else f"{with_memory} with a recipe",
-        ).carry_out()
+        with_memory = own.call_for(model) if own else instead
+        report = Materialization(model, ready, noise, device, group, verify, stats, with_memory).carry_out()
     return _finished(report, model, fingerprint=fingerprint)

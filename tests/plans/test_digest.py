@@ -15,7 +15,7 @@ from torch import Tensor
 import torchinit.plans.digest as module
 from tests.strategies import shapes, slices
 from torchinit.model import Shard
-from torchinit.plans.digest import Sums, digest
+from torchinit.plans.digest import LaneSums, digest
 
 ALL = (1 << 64) - 1
 DTYPES = [
@@ -36,7 +36,7 @@ DTYPES = [
 ]
 
 
-def plain(words: list[int], places: list[int]) -> Sums:
+def plain(words: list[int], places: list[int]) -> LaneSums:
     """The definition, one element after the other."""
     first = second = 0
     for word, place in zip(words, places, strict=True):
@@ -49,7 +49,7 @@ def plain(words: list[int], places: list[int]) -> Sums:
         y = (y ^ y >> 30) * 0xBF58476D1CE4E5B9 & ALL
         y = (y ^ y >> 27) * 0x94D049BB133111EB & ALL
         first, second = first + x & ALL, second + (y ^ y >> 31) & ALL
-    return Sums(first, second)
+    return LaneSums(first, second)
 
 
 def words_of(tensor: Tensor) -> list[int]:
@@ -69,7 +69,7 @@ def random_bits(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> Te
     return data.view(dtype).reshape(shape)
 
 
-def by_torch(shard: Shard) -> Sums:
+def by_torch(shard: Shard) -> LaneSums:
     """The sums by torch operations, whether there is a kernel or not."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_compiled", lambda: None)
@@ -108,7 +108,7 @@ def test_parts_add_up_to_the_whole(data: st.DataObject, shape: tuple[int, ...], 
     """Cut along every axis, unevenly: all boxes together are the whole."""
     values = random_bits(shape, dtype)
     cuts = [sorted({0, size, *data.draw(st.lists(st.integers(0, size), max_size=2))}) for size in shape]
-    total = Sums()
+    total = LaneSums()
     for box in itertools.product(*([slice(*pair) for pair in itertools.pairwise(each)] for each in cuts)):
         total += digest(Shard("w", values[box], shape, tuple(each.start for each in box)))
     assert total == digest(Shard.whole("w", values))
@@ -180,9 +180,9 @@ def test_many_axes_go_the_slow_way() -> None:
 
 
 def test_the_version_keeps_its_values() -> None:
-    assert digest(Shard.whole("w", torch.arange(100.0))) == Sums(1092430137191179453, 9179826242956336984)
+    assert digest(Shard.whole("w", torch.arange(100.0))) == LaneSums(1092430137191179453, 9179826242956336984)
 
 
 def test_sums_add_up_to_sums_only() -> None:
     with pytest.raises(TypeError, match="unsupported operand"):
-        Sums(1, 2) + 3
+        LaneSums(1, 2) + 3

@@ -14,6 +14,7 @@ from torchinit import Constant, Kaiming, Layer, Leaf, Name, Normal, Orthogonal, 
 from torchinit.initializers import Blocks
 from torchinit.model import Site
 from torchinit.plans import Change, make_plan
+from torchinit.plans.plan import Diff
 
 MODEL = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
 
@@ -24,7 +25,7 @@ def planned(*given_rules: Rule, model: nn.Module = MODEL) -> Plan:
 
 @given(rules())
 def test_a_rule_is_a_value(rule: Rule) -> None:
-    assert eval(repr(rule), {**vars(torchinit.initializers), **vars(torchinit.rules)}) == rule
+    assert eval(repr(rule), vars(torchinit)) == rule
 
 
 def test_the_origin_of_a_rule_is_no_part_of_its_value() -> None:
@@ -79,6 +80,15 @@ def test_diff() -> None:
         "added 1.bias: Constant(val=1.0) in [3] float32",
         "changed 1.weight: Normal(mean=0.0, std=0.25) in [3] float32 -> Constant(val=1.0) in [3] float32",
     }
+
+
+def test_a_diff_is_a_frozen_sequence_that_prints_a_line_each() -> None:
+    before = [Rule(Leaf("weight"), Normal(std=0.25)), Rule(Name("0.bias"), Constant(0.0))]
+    found = planned(*before).diff(planned(*before[:1]))
+    assert isinstance(found, Diff)
+    assert hash(found) == hash(tuple(found))
+    assert str(found) == "removed 0.bias: Constant(val=0.0) in [3] float32"
+    assert str(planned(*before).diff(planned(*before))) == "no difference"
 
 
 def test_diff_sees_what_the_text_of_tables_rounds_away() -> None:

@@ -31,7 +31,7 @@ from torchinit import (
     sites,
 )
 from torchinit.plans import make_plan
-from torchinit.plans.reach import Reach
+from torchinit.plans.plan import Reach
 from torchinit.recipes import recipe_to_data, schemes
 
 

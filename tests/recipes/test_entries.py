@@ -32,7 +32,7 @@ from torchinit.initializers.elementwise import Initializer
 from torchinit.initializers.expressions import Computed
 from torchinit.plans import make_plan
 from torchinit.recipes import decode_recipe
-from torchinit.recipes.entries import ENTRY_WORDS, OTHER_WORDS
+from torchinit.recipes.entries import ENTRY_KEYS, OTHER_KEYS
 from torchinit.rules import All, Not, Selector
 from torchinit.rules.catalog import RESERVED
 
@@ -281,4 +281,4 @@ def test_mistakes_of_all_entries_at_once() -> None:
 
 
 def test_words_of_an_entry_are_kept_free_of_arguments() -> None:
-    assert ENTRY_WORDS | OTHER_WORDS | {"where"} == RESERVED
+    assert ENTRY_KEYS | OTHER_KEYS | {"where"} == RESERVED

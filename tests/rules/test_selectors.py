@@ -21,12 +21,12 @@ from torchinit.model.names import glob_matches
 from torchinit.model.sites import layer_class
 from torchinit.rules import All, AnyOf, Block, Is, Not, Selector
 
-WRONG: Any = torchinit.rules  # without types, to say what is wrong
+WRONG: Any = torchinit  # without types, to say what is wrong
 
 
 @given(selectors())
 def test_the_repr_rebuilds(where: Selector) -> None:
-    rebuilt = eval(repr(where), vars(torchinit.rules))
+    rebuilt = eval(repr(where), vars(torchinit))
     assert rebuilt == where
     assert hash(rebuilt) == hash(where)
     assert pickle.loads(pickle.dumps(where)) == where == copy.deepcopy(where)
@@ -200,7 +200,7 @@ def test_within(module: str, taken: list[str]) -> None:
         (lambda: WRONG.Within("a..b"), ValueError, "a name is dotted text"),
         (lambda: WRONG.All(Name("a"), "b"), TypeError, "All combines selectors, but got 'b'"),
         (lambda: WRONG.AnyOf("b"), TypeError, "AnyOf combines selectors, but got 'b'"),
-        (lambda: WRONG.Not("b"), TypeError, "Not turns a selector around, but got 'b'"),
+        (lambda: WRONG.Not("b"), TypeError, "Not combines selectors, but got 'b'"),
     ],
 )
 def test_bad_arguments(make: Callable[[], Any], error: type[Exception], message: str) -> None:

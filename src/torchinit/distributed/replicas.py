@@ -12,8 +12,7 @@ from torchinit._text import count
 from torchinit.distributed.collectives import abridged, gathered, ranks_of, ranks_text, run_collectively
 from torchinit.errors import ReportError, RunError
 from torchinit.model.dtensor import cut_dimensions, piece_here
-from torchinit.plans.fingerprint import hashed
-from torchinit.plans.sources import look_at, sources_of
+from torchinit.plans.fingerprint import hashed, look_at, sources_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -27,8 +27,8 @@ from torchinit.model.dtensor import BEHIND, is_distributed, local_part, shards_o
 from torchinit.model.parametrizations import parametrized
 from torchinit.model.shards import Box, Shard
 from torchinit.model.storage import overlaps
-from torchinit.plans.observers import present, unobserved
 from torchinit.plans.plan import Step
+from torchinit.plans.run import present, unobserved
 from torchinit.tracing.observer import FunctionMode, OperationMode, name_of, written_by
 from torchinit.tracing.regions import MemoryIndex, storage_of
 from torchinit.tracing.seeded import TRUNCATED

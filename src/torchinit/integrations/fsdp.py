@@ -1,4 +1,4 @@
-"""FSDP: the function by which FullyShardedDataParallel, FSDP1, initializes the parts of a model as it wraps them.
+"""FSDP: the function that FullyShardedDataParallel, FSDP1, calls to initialize the parts of a model as it wraps them.
 
 It takes one module after the other, as ``_init_weights(module)`` of a transformers model does, and serves there, too.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from types import FrameType
 from typing import Any, Final
 
@@ -27,7 +27,7 @@ from torchinit.model.names import normalize
 from torchinit.model.sites import grouped
 from torchinit.model.traversal import Held, held, places
 from torchinit.noise import Keyed
-from torchinit.plans.plan import Plan, Step
+from torchinit.plans.plan import Plan
 from torchinit.plans.report import Record, Report
 from torchinit.plans.run import run, shards_held
 from torchinit.recipes import RecipeLike
@@ -35,6 +35,12 @@ from torchinit.tracing import holds_no_values
 from torchinit.tracing.locks import Snapshot, snapshot
 
 LOADED: Final = "was loaded, as transformers marks it (_is_hf_initialized)"
+_LOADING: Final = ("transformers.modeling_utils", "_initialize_missing_keys")
+"""The function of ``from_pretrained`` that asks for the weights that were not loaded; it has given them bare memory."""
+
+_WRAPPING: Final = ("torch.distributed.fsdp._init_utils", "_materialize_with_param_init_fn")
+"""The function of FSDP1 that asks for the weights of a part without memory; of one with memory it does not ask."""
+
 _ANEW: Final = (
     "this param_init_fn was made for. Make it anew, by param_init_fn(model, recipe, seed=...), of the model as it is"
 )
@@ -43,7 +49,7 @@ _ANEW: Final = (
 def param_init_fn(
     model: nn.Module, recipe: RecipeLike, *, seed: int, device: torch.device | str = "cpu", strict: bool = True
 ) -> ParamInit:
-    """What to pass to ``FullyShardedDataParallel(model, param_init_fn=...)`` for a model on the meta device.
+    """The argument of ``FullyShardedDataParallel(model, param_init_fn=...)`` for a model on the meta device.
 
     FSDP1 has each part whole on every rank for a moment before it keeps its own; the values are those of
     :func:`torchinit.materialize` on one process. Make it before anything wraps the model: it keeps the names.
@@ -61,60 +67,46 @@ def param_init_fn(
     >>> model[0].bias.tolist(), [record.name for record in init.report]
     ([1.0, 1.0, 1.0], ['0.weight', '0.bias'])
     """
-    if is_tried():
-        return ParamInit(model, Plan(), {}, {}, {}, frozenset(), Keyed(seed), check_device(device))
-    made = plan(model, recipe, complete=True, strict=strict)
-    found = grouped(held(model))
-    paths = {place.module: place.name for place in reversed(places(model))}
-    names: dict[nn.Module, dict[str, str]] = {module: {} for module in paths}
-    for site, group in found:
-        for one in group:
-            names[one.place.module][one.leaf] = site.name
-    blank = frozenset(site.name for site, group in found if group[0].tensor.is_meta)
-    steps = {step.site.name: step for step in made}
-    return ParamInit(model, made, steps, names, paths, blank, Keyed(seed), check_device(device))
+    planned = Plan() if is_tried() else plan(model, recipe, complete=True, strict=strict)
+    return ParamInit(model, planned, Keyed(seed), check_device(device))
 
 
 def is_loaded(tensor: Tensor) -> bool:
-    """Whether transformers has marked a tensor as loaded, or as one that will be tied to another.
-
-    >>> is_loaded(torch.ones(2))
-    False
-    """
+    """Whether transformers has marked a tensor as loaded, or as one that will be tied to another."""
     return bool(getattr(tensor, "_is_hf_initialized", False))
 
 
-@dataclass(frozen=True, slots=True)
 class ParamInit:
-    """Gives the modules of a model values by the whole model's plan, and memory where they have none.
+    """Gives the modules of a model values by the whole model's plan, and memory where they have none."""
 
-    ``steps`` are the plan's by site, ``names`` those of the sites, by module and the module's name for the tensor,
-    ``paths`` those of the modules, as they were when it was made, and ``blank`` the sites that were on the meta
-    device. ``records`` tell what was written, ``made`` which buffers the modules' own code made; ``marks`` show
-    whether what has been done is so still.
-    """
-
-    model: nn.Module
-    plan: Plan
-    steps: dict[str, Step]
-    names: dict[nn.Module, dict[str, str]]
-    paths: dict[nn.Module, str]
-    blank: frozenset[str]
-    noise: Keyed
-    device: torch.device
-    records: dict[str, Record] = field(default_factory=dict)
-    made: Made = field(default_factory=Made)
-    marks: dict[str, set[Snapshot]] = field(default_factory=dict)
+    def __init__(self, model: nn.Module, plan: Plan, noise: Keyed, device: torch.device) -> None:
+        sites = grouped(held(model))
+        self.model = model
+        self.plan = plan
+        self.noise = noise
+        self.device = device
+        self.steps = {step.site.name: step for step in plan}
+        self.paths = {place.module: place.name for place in reversed(places(model))}
+        # The names of the sites, by module and the module's name for the tensor: FSDP1 changes both as it wraps.
+        self.names: dict[nn.Module, dict[str, str]] = {module: {} for module in self.paths}
+        for site, group in sites:
+            for entry in group:
+                self.names[entry.place.module][entry.leaf] = site.name
+        self.was_on_meta = frozenset(site.name for site, group in sites if group[0].tensor.is_meta)
+        self.records: dict[str, Record] = {}
+        self.made = Made()
+        # What each site was like when it was last seen to: a call that finds it so writes nothing.
+        self.snapshots: dict[str, set[Snapshot]] = defaultdict(set)
 
     @property
     def report(self) -> Report:
-        """What was written so far; ``untouched`` are the parameters that still wait for their call."""
-        now: dict[str, list[Tensor]] = defaultdict(list)
+        """The records so far; ``untouched`` are the parameters that still wait for their call."""
+        tensors: dict[str, list[Tensor]] = defaultdict(list)
         for module, names in self.names.items():
             for leaf, name in names.items():
                 tensor = module._parameters.get(leaf, module._buffers.get(leaf))
-                now[name] += [] if tensor is None else [tensor]
-        loaded = {name: LOADED for name, tensors in now.items() if tensors and all(map(is_loaded, tensors))}
+                tensors[name] += [] if tensor is None else [tensor]
+        loaded = {name: LOADED for name, group in tensors.items() if group and all(map(is_loaded, group))}
         done = {*self.records, *self.made.by, *loaded}
         left = [site for site in (*(step.site for step in self.plan), *self.plan.untouched) if site.name not in done]
         return Report(
@@ -127,8 +119,8 @@ class ParamInit:
             loads=self.plan.loads,
             unfilled=tuple(
                 name
-                for name, tensors in now.items()
-                if any(holds_no_values(tensor, written=name in done) for tensor in tensors)
+                for name, group in tensors.items()
+                if any(holds_no_values(tensor, written=name in done) for tensor in group)
             ),
         )
 
@@ -139,29 +131,33 @@ class ParamInit:
         """
         if is_tried():  # by code of the model's own, which is to show what it makes without a recipe
             return
+        # FSDP1 calls this for each part that it wraps, the innermost first, transformers for each module, and a module
+        # comes again with those around it: a site that is as it was left is not written again (``snapshots``). Names
+        # are those from before the wrapping, which changes them.
         module = self._owner(module)
         self._check(module)
-        blank = [self._named(one) for one in allocate(module, self.device, leave=is_loaded).blank]
-        parts = [one for one in _parts(module) if self._site(one) in self.steps and not _is_loaded(one)]
-        planned = {self._path(one.place.module, one.leaf) for one in parts}
+        blank = [self._named(tenant) for tenant in allocate(module, self.device, leave=is_loaded).blank]
+        parts = [(self._site(entry), entry) for entry in _parts(module)]
+        parts = [(name, entry) for name, entry in parts if name in self.steps]
+        parts = [(name, entry) for name, entry in parts if not all(map(is_loaded, _sources(entry)))]
+        planned = {self._path(entry.place.module, entry.leaf) for _, entry in parts}
         # Before the steps: a parametrization may need its buffers to take a value.
-        left = self._make_buffers(module, planned, {one.name for one in blank})
-        for group in _rounds((self._site(one), one) for one in parts if self._is_news(self._site(one), *_sources(one))):
-            shards = {name: shards_held(one, name) for name, one in group.items()}
+        left = self._make_buffers(module, planned, {tenant.name for tenant in blank})
+        for group in _rounds((name, entry) for name, entry in parts if self._is_news(name, *_sources(entry))):
+            steps = sorted((self.steps[name] for name in group), key=lambda step: step.turn)
+            shards = {name: shards_held(entry, name) for name, entry in group.items()}
             agree = among(module) if self.plan.loads else None
-            some = sorted((self.steps[name] for name in group), key=lambda step: step.turn)
-            for record in run(Plan(tuple(some)), shards, self.noise, agree=agree):
+            for record in run(Plan(tuple(steps)), shards, self.noise, agree=agree):
                 self.records[record.name] = record
         missed = unwritten(blank, {*planned, *self.made.by})
-        left += [one for one in blank if one.name in missed]
+        left += [tenant for tenant in blank if tenant.name in missed]
         if left:
-            texts = {one.name: f"{one.name}: {why_unwritten(one, self.made.failed.get(one.name, ()))}" for one in left}
+            texts = {each.name: why_unwritten(each, self.made.failed.get(each.name, ())) for each in left}
             hint = "; call super()._init_weights(module) first, which may make them" if _is_within(*_LOADING) else ""
-            raise RunError(
-                f"{count(len(texts), 'tensor')} of {type(module).__name__} left unwritten{hint}", texts.values()
-            )
-        for one in parts:
-            self._remember(self._site(one), *_sources(one))
+            headline = f"{count(len(texts), 'tensor')} of {type(module).__name__} left unwritten{hint}"
+            raise RunError(headline, [f"{name}: {why}" for name, why in texts.items()])
+        for name, entry in parts:
+            self._remember(name, *_sources(entry))
 
     def _owner(self, module: nn.Module) -> nn.Module:
         """The module itself, or the one that computes a weight with it: a parametrization has no values of its own."""
@@ -172,20 +168,20 @@ class ParamInit:
     def _check(self, module: nn.Module) -> None:
         """Raises RunError where the module or its tensors are not those that were there when this was made."""
         parts = _parts(module)
-        strange = [one.name for one in parts if one.leaf not in self.names.get(one.place.module, ())]
+        strange = [entry.name for entry in parts if entry.leaf not in self.names.get(entry.place.module, ())]
         if strange or (not parts and module not in self.names):
-            what = f"{count(len(strange), 'tensor')} of " if strange else ""
-            raise RunError(f"{what}{type(module).__name__}: not part of the model that {_ANEW}", strange)
+            tensors = f"{count(len(strange), 'tensor')} of " if strange else ""
+            raise RunError(f"{tensors}{type(module).__name__}: not part of the model that {_ANEW}", strange)
         ties: dict[object, set[str]] = defaultdict(set)
-        for one in parts:
-            ties[one.key] |= {self._site(one)} & self.steps.keys()
+        for entry in parts:
+            ties[entry.key] |= {self._site(entry)} & self.steps.keys()
         tied = [" and ".join(sorted(names)) for names in ties.values() if len(names) > 1]
         if tied:
             raise RunError(f"tensors have become one and were several in the model that {_ANEW}", tied)
-        here = {(one.place.module, one.leaf) for one in parts}
-        spots = ((one, leaf, name) for one in module.modules() for leaf, name in self.names.get(one, {}).items())
-        asked = self.blank if _is_within(*_WRAPPING) else self.steps
-        absent = dict.fromkeys(name for one, leaf, name in spots if (one, leaf) not in here and name in asked)
+        here = {(entry.place.module, entry.leaf) for entry in parts}
+        places = ((part, leaf, name) for part in module.modules() for leaf, name in self.names.get(part, {}).items())
+        asked = self.was_on_meta if _is_within(*_WRAPPING) else self.steps
+        absent = dict.fromkeys(name for part, leaf, name in places if (part, leaf) not in here and name in asked)
         gone = [name for name in absent if name in self.steps and name not in self.records]
         if gone:
             raise RunError(f"{count(len(gone), 'tensor')} gone, or flattened by FSDP1, of the model that {_ANEW}", gone)
@@ -195,85 +191,75 @@ class ParamInit:
 
         One that may hold its values is made anew by the module that it belongs to, or stays: the report names it.
         """
-        every = [self._named(one) for one in tenants(module) if one.kind == "buffer"]
-        other = [one for one in every if one.name not in planned and not (is_loaded(one.tensor) or is_lazy(one.tensor))]
-        wanted = [one for one in other if self._is_news(one.name, one.tensor)]
-        hollow = {one.name for one in wanted if one.name in blank or self._is_hollow(one)}
-        # Code of what stands above would write into the weights that FSDP1 has flattened.
+        buffers = [self._named(tenant) for tenant in tenants(module) if tenant.kind == "buffer"]
+        others = [each for each in buffers if each.name not in planned and not is_loaded(each.tensor)]
+        wanted = [each for each in others if not is_lazy(each.tensor) and self._is_news(each.name, each.tensor)]
+        hollow = {each.name for each in wanted if each.name in blank or self._is_hollow(each)}
+        # Code of the modules above would write into the weights that FSDP1 has flattened.
         top = module if hollow and _has_fsdp(self.model) else self.model
         groups: dict[tuple[nn.Module, torch.device], list[Tenant]] = defaultdict(list)
-        for one in wanted:
-            groups[top if one.name in hollow else one.module, one.tensor.device].append(one)
+        for each in wanted:
+            groups[top if each.name in hollow else each.module, each.tensor.device].append(each)
         failed: set[str] = set()
-        for (scope, device), those in groups.items():
-            made = make_buffers(scope, those, device, self.noise.seed, paths=self.paths)
+        for (scope, device), group in groups.items():
+            made = make_buffers(scope, group, device, self.noise.seed, paths=self.paths)
             self.made.by.update(made.by)
             self.made.failed.update(made.failed)
             failed.update(made.failed)
-        for one in wanted:
-            if one.name not in hollow & failed:
-                self._remember(one.name, one.tensor)
-        return [one for one in wanted if one.name in hollow & failed]
+        for each in wanted:
+            if each.name not in hollow & failed:
+                self._remember(each.name, each.tensor)
+        return [each for each in wanted if each.name in hollow & failed]
 
-    def _is_hollow(self, one: Tenant) -> bool:
+    def _is_hollow(self, buffer: Tenant) -> bool:
         """Whether a buffer holds what its memory held before, so far as that can be told.
 
         One that was on the meta device does until something writes to it, which torch counts, and so does one that
         ``from_pretrained`` has not loaded.
         """
-        fresh = not one.tensor.is_inference() and one.tensor._version == 0
-        return (fresh and (one.name in self.blank or _is_within(*_LOADING))) or holds_no_values(
-            one.tensor, written=False
-        )
+        is_fresh = not buffer.tensor.is_inference() and buffer.tensor._version == 0
+        if is_fresh and (buffer.name in self.was_on_meta or _is_within(*_LOADING)):
+            return True
+        return holds_no_values(buffer.tensor, written=False)
 
     def _is_news(self, name: str, *tensors: Tensor) -> bool:
-        return any(snapshot(tensor) not in self.marks.get(name, ()) for tensor in tensors)
+        return any(snapshot(tensor) not in self.snapshots[name] for tensor in tensors)
 
     def _remember(self, name: str, *tensors: Tensor) -> None:
-        self.marks.setdefault(name, set()).update(map(snapshot, tensors))
+        self.snapshots[name].update(map(snapshot, tensors))
 
-    def _site(self, one: Held) -> str:
-        return self.names[one.place.module][one.leaf]
+    def _site(self, entry: Held) -> str:
+        return self.names[entry.place.module][entry.leaf]
 
     def _path(self, module: nn.Module, leaf: str) -> str:
         return normalize(f"{self.paths[module]}.{leaf}".removeprefix("."))
 
-    def _named(self, one: Tenant) -> Tenant:
+    def _named(self, tenant: Tenant) -> Tenant:
         """The tensor under its name in the whole model."""
-        return replace(one, name=self._path(one.module, one.leaf)) if one.module in self.paths else one
+        known = tenant.module in self.paths
+        return replace(tenant, name=self._path(tenant.module, tenant.leaf)) if known else tenant
 
 
 def _parts(module: nn.Module) -> list[Held]:
-    """The tensors of a module, but for what FSDP1 has flattened, and has had written before."""
-    return [one for one in held(module) if not one.flat]
+    """The tensors of a module, but for those that FSDP1 has flattened, and has had written before."""
+    return [entry for entry in held(module) if not entry.flat]
 
 
-def _sources(one: Held) -> tuple[Tensor, ...]:
-    return one.way.sources if one.way else (one.tensor,)
-
-
-def _is_loaded(one: Held) -> bool:
-    return all(map(is_loaded, _sources(one)))
+def _sources(entry: Held) -> tuple[Tensor, ...]:
+    return entry.way.sources if entry.way else (entry.tensor,)
 
 
 def _rounds(parts: Iterable[tuple[str, Held]]) -> Iterator[dict[str, Held]]:
     """The parts by site, a tensor of each a round: a tie that has been broken since has several."""
     copies: dict[str, dict[object, Held]] = defaultdict(dict)
-    for name, one in parts:
-        copies[name].setdefault(one.key, one)
+    for name, entry in parts:
+        copies[name].setdefault(entry.key, entry)
     for number in range(max(map(len, copies.values()), default=0)):
-        yield {name: [*those.values()][number] for name, those in copies.items() if number < len(those)}
-
-
-_LOADING: Final = ("transformers.modeling_utils", "_initialize_missing_keys")
-"""What of ``from_pretrained`` asks for the weights that were not loaded, and has given them bare memory."""
-
-_WRAPPING: Final = ("torch.distributed.fsdp._init_utils", "_materialize_with_param_init_fn")
-"""What of FSDP1 asks for the weights of a part that has no memory; of one that has it does not ask."""
+        yield {name: [*group.values()][number] for name, group in copies.items() if number < len(group)}
 
 
 def _is_within(module: str, function: str) -> bool:
-    """Whether a function is being called by which this one was called in the end."""
+    """Whether a function is on the stack: this one was called by it in the end."""
     frame: FrameType | None = sys._getframe()
     while frame is not None:
         if frame.f_code.co_name == function and frame.f_globals.get("__name__") == module:
@@ -284,4 +270,4 @@ def _is_within(module: str, function: str) -> bool:
 
 def _has_fsdp(model: nn.Module) -> bool:
     fsdp: Any = sys.modules.get("torch.distributed.fsdp")
-    return fsdp is not None and any(isinstance(one, fsdp.FullyShardedDataParallel) for one in model.modules())
+    return fsdp is not None and any(isinstance(part, fsdp.FullyShardedDataParallel) for part in model.modules())

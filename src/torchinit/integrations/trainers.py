@@ -1,7 +1,8 @@
-"""Trainers: the method by which a training loop has a model make its first weights, given by a recipe instead."""
+"""Trainers: the method that a training loop calls for the first weights of a model, made of a recipe."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
@@ -11,7 +12,7 @@ from torch import nn
 
 from torchinit._text import count
 from torchinit.api import initialize, materialize, plan
-from torchinit.distributed.allocation import tenants
+from torchinit.distributed.allocation import Tenant, tenants
 from torchinit.distributed.own_code import make_buffers
 from torchinit.errors import RunError
 from torchinit.integrations.fsdp import LOADED, is_loaded
@@ -44,8 +45,8 @@ def init_weights(recipe: RecipeLike, *, seed: int, strict: bool = True) -> Calla
     >>> model.bias.tolist()
     [1.0, 1.0, 1.0]
     """
-    busy: set[int] = set()
     rules = to_rules(recipe)
+    busy: set[int] = set()
 
     def init_weights(self: nn.Module, buffer_device: torch.device | str | None = None, **_: Any) -> Report:
         """Writes the first weights of the model; the trainer's own arguments but for the device mean nothing here."""
@@ -54,11 +55,11 @@ def init_weights(recipe: RecipeLike, *, seed: int, strict: bool = True) -> Calla
             raise RunError("a recipe writes this model")
         busy.add(id(self))
         try:
-            if any(one.tensor.is_meta for one in tenants(self)):
+            if any(tenant.tensor.is_meta for tenant in tenants(self)):
                 return materialize(self, rules, device=buffer_device or "cpu", seed=seed, complete=True, strict=strict)
             plan(self, rules, complete=True, strict=strict)
             report = _initialize(self, rules, seed, strict=strict)
-            _make_buffers(self, report, buffer_device, seed)
+            _make_buffers(self, report, torch.device(buffer_device) if buffer_device else None, seed)
             return report
         finally:
             busy.discard(id(self))
@@ -86,7 +87,7 @@ def _check_call(model: nn.Module, device: object) -> None:
 
 def _initialize(model: nn.Module, recipe: Recipe, seed: int, *, strict: bool) -> Report:
     """Carries out a recipe, but for what transformers has loaded."""
-    loaded = [site for site, group in grouped(held(model)) if all(is_loaded(one.tensor) for one in group)]
+    loaded = [site for site, group in grouped(held(model)) if all(is_loaded(entry.tensor) for entry in group)]
     if not loaded:
         return initialize(model, recipe, seed=seed, strict=strict)
     others = ~Name(*(view.name for site in loaded for view in site.views))
@@ -101,13 +102,12 @@ def _initialize(model: nn.Module, recipe: Recipe, seed: int, *, strict: bool) ->
     )
 
 
-def _make_buffers(model: nn.Module, report: Report, device: torch.device | str | None, seed: int) -> None:
+def _make_buffers(model: nn.Module, report: Report, device: torch.device | None, seed: int) -> None:
     written = {name for record in report for name in (record.name, *record.aliases)}
-    buffers = [one for one in tenants(model) if one.kind == "buffer" and not is_loaded(one.tensor)]
-    wanted = [one for one in buffers if one.name not in written]
-    by_device: dict[torch.device, list[Any]] = {}
-    for one in wanted:
-        by_device.setdefault(torch.device(device) if device else one.tensor.device, []).append(one)
-    failed = [name for place, those in by_device.items() for name in make_buffers(model, those, place, seed).failed]
+    groups: dict[torch.device, list[Tenant]] = defaultdict(list)
+    for tenant in tenants(model):
+        if tenant.kind == "buffer" and tenant.name not in written and not is_loaded(tenant.tensor):
+            groups[device or tenant.tensor.device].append(tenant)
+    failed = [name for place, group in groups.items() for name in make_buffers(model, group, place, seed).failed]
     if failed:
         raise RunError(f"{count(len(failed), 'buffer')} that no rule writes and no code of the model makes", failed)

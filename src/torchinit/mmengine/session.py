@@ -29,11 +29,10 @@ from torchinit.mmengine.tree import ModuleIndex, Spot
 from torchinit.model.shards import Shard
 from torchinit.model.sites import Site
 from torchinit.noise import Global, Keyed, Noise
-from torchinit.plans.observers import present, unobserved, witnesses
 from torchinit.plans.plan import Plan, Step
 from torchinit.plans.planner import make_plan
 from torchinit.plans.report import Record, Report
-from torchinit.plans.run import Progress, run
+from torchinit.plans.run import Progress, present, run, unobserved, witnesses
 from torchinit.rules.rule import Rule
 from torchinit.tracing import MemoryIndex
 from torchinit.tracing.uninitialized import unstamp, watching

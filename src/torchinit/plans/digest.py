@@ -1,4 +1,4 @@
-"""Digests: the elements of a shard as two sums, which add up to those of the whole tensor."""
+"""Digests: the bits of a shard in two sums, which add up to those of the whole tensor."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torchinit.model.shards import Shard
 from torchinit.noise.engines import dispatch, kernel
 from torchinit.noise.engines.tasks import ravel, strides
 
+_ALL = (1 << 64) - 1
 _BLOCK = {"cpu": 1 << 15}
 _BLOCK_ELSEWHERE = 1 << 22
 _ELEMENTS_A_THREAD = 1 << 20
@@ -32,26 +33,23 @@ _Place: TypeAlias = tuple[int, ...]
 _Mix: TypeAlias = tuple[tuple[int, int], tuple[int, int], int]
 
 
-class Sums(NamedTuple):
-    """Two sums modulo 2**64, one a lane, over the elements of a box.
-
-    >>> Sums(1, 2) + Sums(2**64 - 1, 1)
-    Sums(first=0, second=3)
-    """
+class LaneSums(NamedTuple):
+    """Two sums modulo 2**64, one a lane, over the elements of a box."""
 
     first: int = 0
     second: int = 0
 
-    def __add__(self, other: object) -> Sums:
-        if not isinstance(other, Sums):
+    def __add__(self, other: object) -> LaneSums:
+        if not isinstance(other, LaneSums):
             return NotImplemented
-        return Sums(self.first + other.first & _ALL, self.second + other.second & _ALL)
+        return LaneSums(*(mine + theirs & _ALL for mine, theirs in zip(self, other, strict=True)))
 
 
-_ALL = (1 << 64) - 1
-
-
-def digest(shard: Shard) -> Sums:
+# A hash of the bytes in order, such as SHA-256, cannot begin in the middle, as a rank of a sharded model would have to.
+# A plain sum of bits would not tell two swapped elements apart. So each element is mixed with its place by a
+# permutation, and the results are added, in any order. Two lanes, since by chance one sum of 64 bits would be the same
+# for two among some 2**32 tensors. Whoever knows the formula can forge it: it is a checksum, not a signature.
+def digest(shard: Shard) -> LaneSums:
     """The sums of a shard's elements; those of a tensor's parts add up to those of the whole.
 
     An element's bits ``w``, read as one unsigned number, at place ``p`` of the whole, counted in row-major
@@ -67,16 +65,18 @@ def digest(shard: Shard) -> Sums:
     if local.is_complex():
         local, shape, start = torch.view_as_real(local.resolve_conj()), (*shape, 2), (*start, 0)
     if not local.numel():
-        return Sums()
+        return LaneSums()
     compiled = _compiled()
     if compiled and local.is_cpu and not local.is_neg() and type(local) is Tensor and local.dim() < kernel.AXES:
         return _by_kernel(compiled, local, shape, start)
     return _by_torch(local, shape, start)
 
 
-def _by_torch(local: Tensor, shape: tuple[int, ...], start: tuple[int, ...]) -> Sums:
+def _by_torch(local: Tensor, shape: _Place, start: _Place) -> LaneSums:
     """The definition, in torch operations, on any device, in bounded memory."""
-    total, steps = Sums(), strides(shape)
+    # torch has no unsigned 64-bit arithmetic. Sums and products of signed numbers have the same bits modulo 2**64, so
+    # only shifts to the right differ, which would draw the sign in, and constants, which must be given as signed.
+    total, steps = LaneSums(), strides(shape)
     for block, at in _blocks(local, start, _BLOCK.get(local.device.type, _BLOCK_ELSEWHERE)):
         place = torch.full((), ravel(at, shape) + 1, dtype=torch.int64, device=local.device)
         for axis, size in enumerate(block.shape):
@@ -84,28 +84,24 @@ def _by_torch(local: Tensor, shape: tuple[int, ...], start: tuple[int, ...]) -> 
             place = place + along.reshape(-1, *(1,) * (block.dim() - axis - 1))
         place *= _signed(_STEP)
         first = _mix(_words(block) ^ place, _FIRST)
-        second = _mix(first + place, _SECOND)
-        total += Sums(*(int(lane.sum()) & _ALL for lane in (first, second)))
+        total += LaneSums(*(int(lane.sum()) & _ALL for lane in (first, _mix(first + place, _SECOND))))
     return total
 
 
-def _blocks(
-    local: Tensor, start: tuple[int, ...], most: int, axis: int = 0
-) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
+def _blocks(local: Tensor, start: _Place, most: int, axis: int = 0) -> Iterator[tuple[Tensor, _Place]]:
     """Views of at most so many elements that make up the tensor, each with its place in the whole."""
     if local.numel() <= most:
         yield local, start
         return
-    size = local.shape[axis]
-    rows = max(1, most * size // local.numel())
-    for low in range(0, size, rows):
-        part = local.narrow(axis, low, min(rows, size - low))
-        moved = (*start[:axis], start[axis] + low, *start[axis + 1 :])
-        yield from _blocks(part, moved, most, axis + 1)
+    rows = max(1, most * local.shape[axis] // local.numel())
+    low = start[axis]
+    for part in local.split(rows, axis):
+        yield from _blocks(part, (*start[:axis], low, *start[axis + 1 :]), most, axis + 1)
+        low += rows
 
 
 def _words(block: Tensor) -> Tensor:
-    """The bits of each element as a whole number from 0 to 2**64, read as signed."""
+    """The bits of each element as an ``int`` from 0 to 2**64, read as signed."""
     size = block.dtype.itemsize
     bits = block.resolve_neg().view(_WORDS[size]).to(torch.int64)
     return bits if size == 8 else bits & ((1 << 8 * size) - 1)
@@ -119,7 +115,6 @@ def _mix(x: Tensor, finalizer: _Mix) -> Tensor:
 
 
 def _shifted(x: Tensor, shift: int) -> Tensor:
-    """The shift of an unsigned number, where torch's would draw the sign in."""
     return (x >> shift) & ((1 << 64 - shift) - 1)
 
 
@@ -137,21 +132,21 @@ def _compiled() -> Callable[..., None] | None:
     return function  # type: ignore[no-any-return]  # ctypes makes functions of unknown type
 
 
-def _by_kernel(function: Callable[..., None], local: Tensor, shape: tuple[int, ...], start: tuple[int, ...]) -> Sums:
+def _by_kernel(function: Callable[..., None], local: Tensor, shape: _Place, start: _Place) -> LaneSums:
     axes = kernel.merge(tuple(local.shape), strides(shape), local.stride())
     padded = [*axes, *[(0, 0, 0)] * (kernel.AXES - len(axes))]
     head = (local.data_ptr(), ravel(start, shape), local.dtype.itemsize, len(axes))
     box = _BOX.pack(*head, *(number for column in zip(*padded, strict=True) for number in column))
 
-    def part(begin: int, end: int) -> Sums:
+    def part(begin: int, end: int) -> LaneSums:
         sums = (ctypes.c_uint64 * 2)()
         function(box, begin, end, sums)
-        return Sums(*sums)
+        return LaneSums(*sums)
 
     count = local.numel()
-    threads = min(torch.get_num_threads(), count // _ELEMENTS_A_THREAD)
-    if threads < 2:
-        return part(0, count)
+    threads = max(1, min(torch.get_num_threads(), count // _ELEMENTS_A_THREAD))
     cuts = [count * i // threads for i in range(threads + 1)]
+    if threads == 1:
+        return part(*cuts)
     with ThreadPoolExecutor(threads) as pool:  # ctypes lets go of the interpreter's lock
-        return sum(pool.map(part, cuts, cuts[1:]), Sums())
+        return sum(pool.map(part, cuts, cuts[1:]), LaneSums())

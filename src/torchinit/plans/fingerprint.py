@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from torchinit._text import count
 from torchinit.errors import ConfigError, RunError
-from torchinit.plans.plan import Change
-from torchinit.plans.reductions import reduced
-from torchinit.plans.sources import look_at, sources_in, sources_of
+from torchinit.model.dtensor import cut_dimensions, is_distributed, shards_of
+from torchinit.model.names import normalize
+from torchinit.model.traversal import held
+from torchinit.plans.digest import LaneSums, digest
+from torchinit.plans.plan import Diff
 from torchinit.serialization.schema import Schema, parse
 
 VERSION: Final = "torchinit-fingerprint-1"
-"""What stands in a fingerprint's JSON, and goes into each digest."""
+"""The mark of a fingerprint in its JSON, and a part of each digest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +33,11 @@ class Fingerprint:
     ``sites`` goes by site name; ``aliases`` tells which of them each other name of a tied tensor means;
     ``transient`` names the buffers that are not in a state dict.
 
-    >>> one = Fingerprint({"weight": "9f", "bias": "02"})
-    >>> print(*one.diff(Fingerprint({"weight": "9f", "bias": "03"})))
-    changed bias: 02 -> 03
+    >>> before = Fingerprint({"weight": "9f", "mask": "02"}, {"head.weight": "weight"}, transient=("mask",))
+    >>> before.of("head.weight"), before.persistent.sites
+    ('9f', {'weight': '9f'})
+    >>> print(before.diff(Fingerprint({"weight": "9f", "mask": "03"})))
+    changed mask: 02 -> 03
     """
 
     sites: Mapping[str, str]
@@ -44,42 +51,28 @@ class Fingerprint:
 
     @property
     def persistent(self) -> Fingerprint:
-        """The fingerprint without the buffers that no file of weights holds.
-
-        >>> Fingerprint({"weight": "9f", "mask": "02"}, transient=("mask",)).persistent.sites
-        {'weight': '9f'}
-        """
-        kept = {name: one for name, one in self.sites.items() if name not in self.transient}
+        """The fingerprint without the buffers that no file of weights holds."""
+        kept = {name: text for name, text in self.sites.items() if name not in self.transient}
         return Fingerprint(kept, {name: first for name, first in self.aliases.items() if first in kept})
 
     def of(self, name: str) -> str | None:
-        """The digest of a site, by any of its names; None where there is no such site.
-
-        >>> Fingerprint({"embed.weight": "9f"}, {"head.weight": "embed.weight"}).of("head.weight")
-        '9f'
-        """
+        """The digest of a site, by any of its names; None where there is no such site."""
         return self.sites.get(self.aliases.get(name, name))
 
-    def diff(self, other: Fingerprint) -> tuple[Change, ...]:
-        """What differs in the other: sites changed, added and removed, by name.
+    def diff(self, other: Fingerprint) -> Diff:
+        """The sites that are added, removed or have other bits in the other.
 
-        A tensor that is tied in one and held twice in the other is no difference if its bits are the same.
+        A tensor that is tied in one and held twice in the other is not a difference if its bits are the same.
         """
-        found = []
-        for name in sorted({*self.sites, *other.sites}):
-            before, after = self.of(name), other.of(name)
-            if after is None:
-                found.append(Change(name, "removed", before=before or ""))
-            elif before is None:
-                found.append(Change(name, "added", after=after))
-            elif before != after:
-                found.append(Change(name, "changed", before, after))
-        return tuple(found)
+        names = sorted({*self.sites, *other.sites})
+        digests = ({name: prints.of(name) for name in names} for prints in (self, other))
+        before, after = ({name: text for name, text in each.items() if text is not None} for each in digests)
+        return Diff.between(before, after)
 
     def to_dict(self) -> dict[str, object]:
         """The fingerprint as plain data."""
-        known = {"fingerprint": VERSION, "total": self.total, "sites": dict(self.sites)}
-        return {**known, "aliases": dict(self.aliases), "transient": list(self.transient)}
+        stored = StoredFingerprint(VERSION, self.total, self.sites, self.aliases, self.transient)
+        return dict(Schema({}).encode(stored, StoredFingerprint))
 
     def to_json(self, *, indent: int | None = 2) -> str:
         """The fingerprint as JSON; :meth:`from_json` reads it back."""
@@ -87,11 +80,7 @@ class Fingerprint:
 
     @classmethod
     def from_dict(cls, data: object) -> Fingerprint:
-        """The fingerprint that :meth:`to_dict` wrote; raises ConfigError with every mistake for anything else.
-
-        >>> Fingerprint.from_dict(Fingerprint({"w": "9f"}).to_dict()) == Fingerprint({"w": "9f"})
-        True
-        """
+        """The fingerprint that :meth:`to_dict` wrote; raises ConfigError with every mistake for anything else."""
         stored: StoredFingerprint = Schema({}).decode(data, StoredFingerprint, "the fingerprint")
         return stored.checked()
 
@@ -123,20 +112,17 @@ def fingerprint(model: nn.Module | Mapping[str, Tensor]) -> Fingerprint:
     """The digest of every parameter and buffer: of its shape, its dtype and each of its bits at its place.
 
     A site's elements are summed up with their places mixed in (:func:`torchinit.plans.digest.digest`), so that
-    neither the order of the work nor a sharding shows; the sums, shape and dtype are hashed with BLAKE2b. A
-    parametrized tensor stands for the tensors that it is computed from. A state dict has the fingerprint that
-    the model's sites have, buffers that are not persistent aside. Memory is bounded, wherever the tensors are.
+    neither the order of the work nor a sharding shows; the sums, shape and dtype are hashed with BLAKE2b. A change of
+    one element always shows; any other two models have a site of the same digest with probability 2**-128. This is a
+    checksum, not a protection against a forger. A parametrized tensor stands for the tensors that it is computed from.
+    A state dict has the fingerprint of the model's sites, buffers that are not persistent aside. Memory is bounded.
 
     The parts of a DTensor are added up over the ranks that hold them, so all ranks of its mesh have to call this;
     each gets the fingerprint of the replica that it belongs to (:func:`torchinit.verify_replicas` compares them).
 
-    A change of one element always shows. Any other two models have a site of the same digest with probability
-    2**-128, as for random functions; this is a checksum, no protection against a forger.
-
     Raises RunError for tensors without elements to look at: on the meta device, lazy, sparse, quantized, a sum
     whose terms lie on several ranks, on a mesh without this rank.
 
-    >>> import torch
     >>> model = nn.Linear(2, 3)
     >>> before = fingerprint(model)
     >>> with torch.no_grad():
@@ -144,23 +130,140 @@ def fingerprint(model: nn.Module | Mapping[str, Tensor]) -> Fingerprint:
     >>> [change.name for change in before.diff(fingerprint(model))]
     ['bias']
     """
-    each, aliases, transient = sources_of(model) if isinstance(model, nn.Module) else sources_in(model)
-    looks, problems = look_at(each)
-    whole, failed = reduced(looks, failed=bool(problems))
+    sources = sources_of(model) if isinstance(model, nn.Module) else Sources(_in_state_dict(model), {}, ())
+    digests, problems = look_at(sources.each)
+    totals, failed = _added_over_ranks(digests, failed=bool(problems))
     if problems:
         raise RunError(f"{count(len(problems), 'site')} without elements to look at", problems)
     if failed:
         raise RunError("no fingerprint: another rank has sites without elements to look at")
     texts: dict[str, list[str]] = {}
-    for look, sums in zip(looks, whole, strict=True):
-        texts.setdefault(look.name, []).append(look.text(sums))
-    return Fingerprint({name: hashed(VERSION, *lines) for name, lines in texts.items()}, aliases, transient)
+    for each, sums in zip(digests, totals, strict=True):
+        texts.setdefault(each.name, []).append(each.text(sums))
+    sites = {name: hashed(VERSION, *lines) for name, lines in texts.items()}
+    return Fingerprint(sites, sources.aliases, sources.transient)
 
 
 def hashed(*texts: str) -> str:
-    """The digest of some texts, 128 bits in hexadecimal.
-
-    >>> hashed("a", "b") == hashed("ab")
-    False
-    """
+    """The digest of some texts, 128 bits in hexadecimal."""
     return blake2b("\0".join(texts).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+# --- the tensors that a site stands for ------------------------------------------------------------------------
+
+
+class Sources(NamedTuple):
+    """Each site with the tensors that it stands for: one, or those that a parametrization computes it from.
+
+    A tied tensor is there once, ``aliases`` are its other names; ``transient`` are the buffers not in a state dict.
+    """
+
+    each: Iterable[tuple[str, tuple[Tensor, ...]]]
+    aliases: dict[str, str]
+    transient: tuple[str, ...]
+
+
+def sources_of(model: nn.Module) -> Sources:
+    """The tensors of a model's sites, in the order of ``Module.apply``."""
+    sources: dict[object, tuple[str, tuple[Tensor, ...]]] = {}
+    aliases: dict[str, str] = {}
+    transient = []
+    for entry in held(model):
+        first, _ = sources.setdefault(entry.key, (entry.name, entry.way.sources if entry.way else (entry.tensor,)))
+        if first != entry.name:
+            aliases[entry.name] = first
+        elif entry.kind == "buffer" and entry.leaf in entry.place.module._non_persistent_buffers_set:
+            transient.append(entry.name)
+    return Sources(sources.values(), aliases, tuple(transient))
+
+
+def _in_state_dict(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, tuple[Tensor, ...]]]:
+    """The sites of a state dict, those behind one parametrized tensor together, read one site at a time.
+
+    Anything else that a state dict may hold (``get_extra_state``) is not a site.
+    """
+    keys: dict[str, list[str]] = {}
+    for key in tensors:
+        keys.setdefault(normalize(key), []).append(key)
+    for name, group in keys.items():
+        if read := tuple(value for value in (tensors[key] for key in sorted(group)) if isinstance(value, Tensor)):
+            yield name, read
+
+
+class TensorDigest(NamedTuple):
+    """The dtype and shape of a tensor, and the sums of the part that is here.
+
+    ``distributed`` is the tensor itself if it is a DTensor: its other parts are elsewhere.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    sums: LaneSums
+    distributed: Any = None
+
+    def text(self, sums: LaneSums) -> str:
+        """The tensor in one line, with sums that may be those of more than is here."""
+        return f"{self.dtype} {self.shape} {sums.first:016x} {sums.second:016x}"
+
+
+def look_at(sources: Iterable[tuple[str, tuple[Tensor, ...]]]) -> tuple[list[TensorDigest], list[str]]:
+    """The digest of what is here of each tensor, and for each that cannot be read the reason."""
+    digests, problems = [], []
+    for name, tensors in sources:
+        for tensor in tensors:
+            sums = LaneSums()
+            if why := _unreadable(tensor):
+                problems.append(f"{name}: {why}")
+            else:
+                try:
+                    sums = sum(map(digest, shards_of(name, tensor)), sums)
+                except RunError as error:
+                    problems.append(str(error))
+            shape = () if is_lazy(tensor) else tuple(tensor.shape)
+            digests.append(
+                TensorDigest(name, str(tensor.dtype), shape, sums, tensor if is_distributed(tensor) else None)
+            )
+    return digests, problems
+
+
+def _unreadable(tensor: Tensor) -> str:
+    if is_lazy(tensor):
+        return "has no shape yet: run the model once on an example"
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        return "is a sparse or a quantized tensor"
+    if is_distributed(tensor) and tensor.device_mesh.get_coordinate() is None:
+        return "is on a mesh that this rank does not belong to"
+    return "is on the meta device" if tensor.is_meta else ""
+
+
+# --- sums over ranks -------------------------------------------------------------------------------------------
+
+
+def _added_over_ranks(digests: Sequence[TensorDigest], *, failed: bool) -> tuple[list[LaneSums], bool]:
+    """The sums of whole tensors, and whether any rank failed.
+
+    A DTensor's are added up along those dimensions of its mesh that cut it, so that each replica counts for itself;
+    a plain tensor's stay as they are. Every rank of the meshes has to come here with the same tensors, also one that
+    ``failed`` to get its sums: the others would wait for it for ever.
+    """
+    # One collective for each dimension of a mesh, not for each tensor: a model has hundreds. The groups come in the
+    # order of the tensors, that of ``Module.apply`` on every rank; ranks with other models would wait for each other.
+    sums = [each.sums for each in digests]
+    groups: dict[tuple[Any, int], list[int]] = defaultdict(list)
+    for index, each in enumerate(digests):
+        tensor = each.distributed
+        if tensor is not None and tensor.device_mesh.get_coordinate() is not None:
+            for dimension in cut_dimensions(tensor):
+                groups[tensor.device_mesh, dimension].append(index)
+    for (mesh, dimension), indices in groups.items():
+        # The lanes go as halves of 32 bits: torch adds signed 64-bit numbers, which 2**31 halves do not overflow.
+        halves = [half for index in indices for lane in sums[index] for half in (lane & 0xFFFFFFFF, lane >> 32)]
+        buffer = torch.tensor([*halves, int(failed)], dtype=torch.int64, device=mesh.device_type)
+        torch.distributed.all_reduce(buffer, group=mesh.get_group(dimension))
+        *halves, failures = buffer.tolist()
+        failed = failures > 0
+        lanes = (low + (high << 32) & (1 << 64) - 1 for low, high in zip(halves[::2], halves[1::2], strict=True))
+        for index in indices:
+            sums[index] = LaneSums(next(lanes), next(lanes))
+    return sums, failed

@@ -1,35 +1,54 @@
-"""Plans: what will be written where, and why, worked out before any memory is touched."""
+"""Plans: what will be written where, and why, worked out before any memory is touched; and how two plans differ."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeVar, final
 
-from torchinit._text import by_reason, columns, count, did_you_mean, shape_text, shorten_paths, some
+from torchinit._text import (
+    by_reason,
+    columns,
+    count,
+    did_you_mean,
+    dtype_name,
+    percentage,
+    shape_text,
+    shorten_paths,
+    some,
+)
 from torchinit.errors import CheckpointError, PlanError
 from torchinit.initializers.elementwise import Fill
 from torchinit.initializers.load_report import LoadReport, by_field
 from torchinit.initializers.moments import Moments
 from torchinit.model.sites import Site
-from torchinit.plans.reach import Reach
 from torchinit.rules.catalog import SCHEMA
 from torchinit.rules.rule import Rule
 from torchinit.serialization.schema import parse
+
+FROZEN: Final = "frozen: requires_grad is false"
+"""The note of a step that writes a parameter which does not learn, and why one is left alone."""
+
+UNKNOWN: Final = "what follows this layer is not known: gain 1"
+"""The note of a step whose gain should be that of the next nonlinearity, where no structure shows one."""
+
+_FORMAT: Final = "torchinit-plan-1"
+_WORTH_A_LINE: Final = 1 << 20
+"""Bytes of working memory from which a plan's summary speaks of them."""
+
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
     """One site and the fill it gets; ``rule`` says why, ``over`` which earlier rules it beat.
 
-    ``turn`` is the step's place among all writes, the overwritten ones included. ``notes`` holds what the
-    reader of a plan should know about it.
+    ``turn`` is the step's place among all writes, the overwritten ones included; ``notes`` are for readers of the plan.
 
     >>> from torchinit.initializers.elementwise import Constant
-    >>> from torchinit.rules.selectors import Name
-    >>> rule = Rule(Name("a.weight"), Constant(1.0))
-    >>> Step(Site("a.weight", (2, 2)), Constant(1.0), rule).over
+    >>> Step(Site("a.weight", (2, 2)), Constant(1.0), Rule("a.weight", Constant(1.0))).over
     ()
     """
 
@@ -53,17 +72,6 @@ class Skipped:
     why: str
 
 
-FROZEN: Final = "frozen: requires_grad is false"
-"""The note of a step that writes a parameter which does not learn, and why one is left alone."""
-
-UNKNOWN: Final = "what follows this layer is not known: gain 1"
-"""The note of a step whose gain should be that of the next nonlinearity, where no structure shows one."""
-
-_FORMAT = "torchinit-plan-1"
-
-Verb: TypeAlias = Literal["added", "removed", "changed"]
-
-
 @dataclass(frozen=True, slots=True)
 class Change:
     """A difference between two plans: what a site got before, and what it gets after.
@@ -73,32 +81,105 @@ class Change:
     """
 
     name: str
-    verb: Verb
+    verb: Literal["added", "removed", "changed"]
     before: str = ""
     after: str = ""
 
     def __str__(self) -> str:
-        what = {"added": self.after, "removed": self.before, "changed": f"{self.before} -> {self.after}"}
-        return f"{self.verb} {self.name}: {what[self.verb]}"
+        arrow = " -> " if self.verb == "changed" else ""
+        return f"{self.verb} {self.name}: {self.before}{arrow}{self.after}"
+
+
+@final
+class Diff(tuple[Change, ...]):
+    """The changes from one plan or fingerprint to another, by site; printed a line each.
+
+    >>> print(Diff.between({"a": 1, "b": 2}, {"b": 3}))
+    removed a: 1
+    changed b: 2 -> 3
+    """
+
+    __slots__ = ()
+
+    @classmethod
+    def between(
+        cls,
+        before: Mapping[str, _Item],
+        after: Mapping[str, _Item],
+        *,
+        agree: Callable[[_Item, _Item], bool] = operator.eq,
+        text: Callable[[_Item], str] = str,
+    ) -> Diff:
+        """The changes from one mapping to another, in their order."""
+        changes: list[Change] = []
+        for name in dict.fromkeys((*before, *after)):
+            if name not in after:
+                changes.append(Change(name, "removed", before=text(before[name])))
+            elif name not in before:
+                changes.append(Change(name, "added", after=text(after[name])))
+            elif not agree(before[name], after[name]):
+                changes.append(Change(name, "changed", text(before[name]), text(after[name])))
+        return cls(changes)
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self)) or "no difference"
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """The numbers of a model's parameters and of their elements that the rules of a scheme reach, each of the total.
+
+    Counted are the parameters that learn (``requires_grad``), a tied one once, whether or not a later rule gives them
+    other values. ``better`` are the schemes that reach more, where this one reaches less than a half of the model.
+
+    >>> print(Reach("llama", parameters=(2, 28), elements=(40, 10_000)))
+    scheme 'llama' reached 2 of 28 parameters, 0.4 % of the elements
+    """
+
+    scheme: str
+    parameters: tuple[int, int]
+    elements: tuple[int, int]
+    better: tuple[Reach, ...] = ()
+
+    def __str__(self) -> str:
+        reached, total = self.parameters
+        elements = percentage(*self.elements)
+        return f"scheme {self.scheme!r} reached {reached} of {count(total, 'parameter')}, {elements} % of the elements"
+
+    @property
+    def share(self) -> float:
+        """The share of the parameters or that of their elements, the smaller one; 1 where there are none."""
+        return min(reached / total if total else 1.0 for reached, total in (self.parameters, self.elements))
+
+    @property
+    def is_low(self) -> bool:
+        """Whether less than a half is reached, of the parameters or of their elements."""
+        return self.share < 0.5
+
+    def summary(self) -> str:
+        """The reach, and if it is low, the schemes that reach more."""
+        if not self.is_low:
+            return str(self)
+        more = ", ".join("{!r} ({} of {})".format(other.scheme, *other.parameters) for other in self.better[:3])
+        none = "No scheme that comes with torchinit reaches more of it: give the rest rules of their own"
+        return f"{self}, less than a half of the model. {f'Schemes that reach more of it: {more}' if more else none}"
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """The resolved steps of a recipe on a model, and what was left out.
 
-    ``steps`` has one step a site, in the order in which they are written. ``overwritten`` has the writes
-    that a later rule replaces; they are made only where they must draw (torch's global generator).
-    ``untouched`` are the sites without a step, ``skipped`` those that cannot be written, ``unused`` the
-    rules that matched nothing, with a hint each. ``declined`` are those of the untouched sites that a rule
-    matches, and why it has no values for them. ``loads`` tell what is taken from checkpoints, ``reach`` how much of
-    the model the rules of each scheme are for. ``problems`` make :meth:`check` fail.
+    ``steps`` has one step a site, in the order in which they are written. ``overwritten`` has the writes that a later
+    rule replaces; they are made only where they must draw (torch's global generator). ``untouched`` are the sites
+    without a step, ``skipped`` those that cannot be written, ``unused`` the rules that matched nothing, with a hint
+    each, ``declined`` the untouched sites that a rule matches and has no values for. ``loads`` tell what is taken from
+    checkpoints, ``reach`` how much of the model each scheme's rules are for. ``problems`` make :meth:`check` fail.
 
     >>> from torchinit.initializers.elementwise import Constant
     >>> from torchinit.plans.planner import make_plan
-    >>> from torchinit.rules.selectors import Name
-    >>> plan = make_plan([Site("a.weight", (2,)), Site("a.bias", (2,))], [Rule(Name("**.weight"), Constant(1.0))])
-    >>> len(plan), [site.name for site in plan.untouched]
-    (1, ['a.bias'])
+    >>> plan = make_plan([Site("a.weight", (2,)), Site("a.bias", (2,))], [Rule("**.weight", Constant(1.0))])
+    >>> len(plan), [site.name for site in plan.untouched], Plan.from_json(plan.to_json()) == plan
+    (1, ['a.bias'], True)
     """
 
     steps: tuple[Step, ...] = ()
@@ -119,11 +200,10 @@ class Plan:
 
     def __getitem__(self, name: str) -> Step:
         """The step of a site, by any of its names."""
-        for step in self.steps:
-            if any(view.name == name for view in step.site.views):
-                return step
-        names = [view.name for step in self.steps for view in step.site.views]
-        raise KeyError(f"no step for {name!r}{did_you_mean(name, names)}")
+        steps = {view.name: step for step in self.steps for view in step.site.views}
+        if name not in steps:
+            raise KeyError(f"no step for {name!r}{did_you_mean(name, steps)}")
+        return steps[name]
 
     def __str__(self) -> str:
         return self.table()
@@ -135,31 +215,30 @@ class Plan:
         return "\n".join([columns(head, rows), self.summary()])
 
     def summary(self) -> str:
-        """What will be written and what will not, in a few lines."""
+        """The plan in a few lines: the sites that will be written and those that will not."""
         elements = sum(step.site.numel for step in self.steps)
         lines = [f"{count(len(self.steps), 'site')} to write: {elements:,} elements"]
         name, most = self.scratch
         if most >= _WORTH_A_LINE:
             lines.append(f"{name} is computed whole, which takes {most / 2**20:,.1f} MiB beside the model for a moment")
         for kind in ("parameter", "buffer"):
-            names = [site.name for site in self.untouched if site.kind == kind]
-            lines += [f"{count(len(names), kind)} untouched: {some(names)}"] if names else []
+            lines += counted([site.name for site in self.untouched if site.kind == kind], kind, "untouched")
         lines += self.left_alone
         lines += by_reason("skipped", ((skip.site.name, skip.why) for skip in self.skipped))
-        if frozen := [step.site.name for step in self.steps if FROZEN in step.notes]:
-            lines.append(f"{count(len(frozen), 'frozen parameter')} to write: {some(frozen)}")
+        frozen = [step.site.name for step in self.steps if FROZEN in step.notes]
+        lines += counted(frozen, "frozen parameter", "to write")
         lines += [f"unused: {hint}" for _, hint in self.unused]
         lines += [reach.summary() for reach in self.reach]
         if unknown := [step.site.name for step in self.steps if UNKNOWN in step.notes]:
             lines.append(f"what follows is not known of {count(len(unknown), 'layer')}, gain 1: {some(unknown)}")
-        lines += [account.summary() for account in self.loads]
+        lines += [load.summary() for load in self.loads]
         lines += [f"problem: {problem}" for problem in self.problems]
         return "\n".join(lines)
 
     @property
     def left_alone(self) -> list[str]:
         """The sites that a rule matches and has no values for, a line for each reason."""
-        return by_reason("left alone", ((one.site.name, one.why) for one in self.declined))
+        return by_reason("left alone", ((skip.site.name, skip.why) for skip in self.declined))
 
     @property
     def writes(self) -> tuple[Step, ...]:
@@ -168,10 +247,7 @@ class Plan:
 
     @property
     def without_values(self) -> tuple[Site, ...]:
-        """The parameters that get no values: no rule matches them, or no fill can be written to them.
-
-        One whose layer gives it no elements needs none.
-        """
+        """The parameters that should have values and get none: no rule matches them, or no fill can be written."""
         left = [site for site in self.untouched if site.kind == "parameter" and (site.lack or site.numel)]
         return (*left, *(skip.site for skip in self.skipped if skip.site.lack and skip.why != FROZEN))
 
@@ -182,10 +258,7 @@ class Plan:
         return max(needs, key=lambda need: need[1], default=("", 0))
 
     def to_dict(self) -> dict[str, object]:
-        """The plan as plain data.
-
-        Raises ConfigError for a rule whose initializer is of a class that is not registered.
-        """
+        """The plan as plain data; raises ConfigError for a rule whose initializer's class is not registered."""
         return {"format": _FORMAT, **SCHEMA.encode(self, Plan), "loads": [load.to_dict() for load in self.loads]}
 
     def to_json(self, *, indent: int | None = 2) -> str:
@@ -194,15 +267,7 @@ class Plan:
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
-        """The plan that :meth:`to_json` wrote; raises ConfigError with every mistake if it did not.
-
-        >>> from torchinit.initializers.elementwise import Normal
-        >>> from torchinit.plans.planner import make_plan
-        >>> from torchinit.rules.selectors import Name
-        >>> plan = make_plan([Site("a.weight", (2, 2))], [Rule(Name("a.*"), Normal(std=0.02))])
-        >>> Plan.from_json(plan.to_json()) == plan
-        True
-        """
+        """The plan that :meth:`to_json` wrote; raises ConfigError with every mistake if it did not."""
         data = parse(text, "a plan", _FORMAT, object_hook=_renamed)
         if isinstance(data.get("loads"), list):
             data["loads"] = [*map(by_field, data["loads"])]
@@ -212,47 +277,35 @@ class Plan:
     def check(self, *, complete: bool = False, strict: bool = False) -> Plan:
         """The plan itself, if nothing is wrong with it; else PlanError with every problem.
 
-        ``complete`` makes a parameter without a step a problem, be it that no rule matches it or that no fill can be
-        written to it; ``strict`` a rule that matches nothing and a site that a checkpoint lacks. Where all that is
-        wrong is with checkpoints it is a CheckpointError.
+        ``complete`` makes a parameter without a step a problem; ``strict`` a rule that matches nothing and a site
+        that a checkpoint lacks. Where all problems are with checkpoints it is a CheckpointError.
         """
-        loading = [text for account in self.loads for text in account.problems]
+        loading = [text for load in self.loads for text in (*load.problems, *(load.lapses if strict else ()))]
+        problems = [*loading, *self.problems]
         if strict:
-            loading += [text for account in self.loads for text in account.lapses]
-        found = [*loading, *self.problems]
-        if strict:
-            found += [f"{hint}\n    If that is intended, set optional = true." for _, hint in self.unused]
+            problems += [f"{hint}\n    If that is intended, set optional = true." for _, hint in self.unused]
         if complete:
-            failed = {name for account in self.loads for name in account.failed_sites}
-            why = {one.site.name: f": {one.why}" for one in self.declined}
-            found += [
-                f"{site.name} {site.lack}" if site.lack else f"no rule for {site.name}{why.get(site.name, '')}"
-                for site in self.without_values
-                if failed.isdisjoint(view.name for view in site.views)
-            ]
-        if found and len(found) == len(loading):
-            raise CheckpointError(*_headed(found))
-        if found:
-            raise PlanError(f"{count(len(found), 'problem')} in the plan; nothing was written", found)
+            problems += self._gaps()
+        if len(problems) > len(loading):
+            raise PlanError(f"{count(len(problems), 'problem')} in the plan; nothing was written", problems)
+        if len(loading) == 1:
+            raise CheckpointError(*loading)
+        if loading:
+            raise CheckpointError(f"{count(len(loading), 'problem')} with checkpoints", loading)
         return self
 
-    def diff(self, other: Plan) -> tuple[Change, ...]:
-        """What ``other`` does differently: sites added, removed, changed."""
-        mine = {step.site.name: step for step in self.steps}
-        theirs = {step.site.name: step for step in other.steps}
-        changes = [Change(name, "removed", before=_gist(step)) for name, step in mine.items() if name not in theirs]
-        changes += [Change(name, "added", after=_gist(step)) for name, step in theirs.items() if name not in mine]
-        changes += [
-            Change(name, "changed", _gist(step), _gist(theirs[name]))
-            for name, step in mine.items()
-            if name in theirs and not _agree(step, theirs[name])
-        ]
-        return tuple(changes)
+    def _gaps(self) -> Iterator[str]:
+        """A text for each parameter without values, but for those that a checkpoint's own failure explains."""
+        failed = {name for load in self.loads for name in load.failed_sites}
+        why = {skip.site.name: f": {skip.why}" for skip in self.declined}
+        for site in self.without_values:
+            if failed.isdisjoint(view.name for view in site.views):
+                yield f"{site.name} {site.lack}" if site.lack else f"no rule for {site.name}{why.get(site.name, '')}"
 
-
-def _headed(found: list[str]) -> tuple[str, list[str]]:
-    """One problem as the headline itself, several below one."""
-    return (found[0], []) if len(found) == 1 else (f"{count(len(found), 'problem')} with checkpoints", found)
+    def diff(self, other: Plan) -> Diff:
+        """The steps that ``other`` adds, removes and changes, by site."""
+        before, after = ({step.site.name: step for step in plan.steps} for plan in (self, other))
+        return Diff.between(before, after, agree=_agree, text=_gist)
 
 
 def _renamed(data: dict[str, Any]) -> dict[str, Any]:
@@ -267,20 +320,6 @@ def _renamed(data: dict[str, Any]) -> dict[str, Any]:
     return data
 
 
-_WORTH_A_LINE = 1 << 20
-"""Bytes of working memory from which a plan's summary speaks of them."""
-
-
-def _row(step: Step) -> tuple[str, ...]:
-    site = step.site
-    moments = step.fill.moments(site.shape) or Moments()
-    mean, std = ("-" if value is None else f"{value:.4g}" for value in (moments.mean, moments.std))
-    over = ", ".join(rule.origin or str(rule) for rule in step.over)
-    dtype = str(site.dtype).removeprefix("torch.")
-    rule = " ".join(filter(None, (step.rule.origin, str(step.rule))))
-    return (site.name, shape_text(site.shape), dtype, str(step.fill), mean, std, rule, over, "; ".join(step.notes))
-
-
 def _agree(step: Step, other: Step) -> bool:
     """Whether two steps do the same: as values, since 1 is 1.0, or as texts, since NaN is not NaN."""
     same = step.fill == other.fill and (step.site.shape, step.site.dtype) == (other.site.shape, other.site.dtype)
@@ -289,4 +328,23 @@ def _agree(step: Step, other: Step) -> bool:
 
 def _gist(step: Step) -> str:
     # The repr: two fills that differ in the tenth digit differ, and the short text would not show it.
-    return f"{step.fill!r} in {list(step.site.shape)} {str(step.site.dtype).removeprefix('torch.')}"
+    return f"{step.fill!r} in {list(step.site.shape)} {dtype_name(step.site.dtype)}"
+
+
+def _row(step: Step) -> tuple[str, ...]:
+    site = step.site
+    moments = step.fill.moments(site.shape) or Moments()
+    over = ", ".join(rule.origin or str(rule) for rule in step.over)
+    rule = " ".join(filter(None, (step.rule.origin, str(step.rule))))
+    values = (str(step.fill), figure(moments.mean), figure(moments.std))
+    return (site.name, shape_text(site.shape), dtype_name(site.dtype), *values, rule, over, "; ".join(step.notes))
+
+
+def figure(value: float | None) -> str:
+    """A number as tables show it."""
+    return "-" if value is None else f"{value:.4g}"
+
+
+def counted(names: Sequence[str], noun: str, verb: str) -> list[str]:
+    """A line with the number of names and the first few of them; no line for none."""
+    return [f"{count(len(names), noun)} {verb}: {some(names)}"] if names else []

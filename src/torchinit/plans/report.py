@@ -1,4 +1,4 @@
-"""Reports: what happened: one record a site, and whether it is what was planned."""
+"""Reports: one record a site of what was written and measured, and whether it is as planned."""
 
 from __future__ import annotations
 
@@ -9,24 +9,31 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from torchinit._text import by_reason, columns, count, did_you_mean, shape_text, shorten_paths, some
+from torchinit._text import by_reason, columns, count, did_you_mean, shape_text, shorten_paths
 from torchinit.errors import ReportError
 from torchinit.initializers.load_report import LoadReport, by_field
 from torchinit.initializers.moments import Moments
 from torchinit.initializers.statistics import deviations
 from torchinit.plans.fingerprint import Fingerprint, StoredFingerprint
-from torchinit.plans.plan import FROZEN
-from torchinit.plans.reach import Reach
+from torchinit.plans.plan import FROZEN, Reach, counted, figure
 from torchinit.serialization.schema import Reader, Schema, parse
+
+_ALWAYS = ("records", "untouched", "skipped", "unused", "noise", "seconds", "buffers")
+"""The keys that every report has had from the first on."""
+
+_UNFILLED = (
+    "never filled, it holds what its memory held before: cover it with a rule (a buffer: buffers = true), or call"
+    " reset_parameters() of its module first"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What happened to one site: who wrote what, what was expected, what was measured.
+    """One written site: who wrote it, with what, over whom; what was expected of the values and what was measured.
 
-    ``seconds`` is the time of the write, ``bytes`` the memory that it filled. ``expected`` or ``measured``
-    is None where it is not known or was not asked for. Where other people's code wrote, ``line`` and
-    ``operation`` are those of its last write.
+    ``seconds`` is the time of the write, ``bytes`` the memory that it filled. ``expected`` or ``measured`` is None
+    where it is not known or was not asked for. Where foreign code wrote, ``line`` and ``operation`` are those of its
+    last write.
 
     >>> Record("w", (2,), "float32", "Constant(val=1.0)", "all").problems
     ()
@@ -54,7 +61,7 @@ class Record:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """In what the values differ from what was expected of them, by more than chance and rounding."""
+        """The differences from what was expected of the values, by more than chance and rounding."""
         if self.measured is None:
             return ()
         dtype = getattr(torch, self.dtype)
@@ -65,7 +72,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What happened: ``records`` of the sites written, and what was left out and why.
+    """The ``records`` of the sites written, by any of their names as ``report["layers.0.weight"]``, and what was not.
 
     ``untouched`` are the parameters that no rule wrote, ``buffers`` the buffers; ``loads`` tell what was taken
     from checkpoints, ``reach`` how much of the model the rules of each scheme are for; ``fingerprint`` is that of the
@@ -73,11 +80,9 @@ class Report:
     although they should have values, each with the reason and the way out; ``unfilled`` the parameters and buffers
     that nobody has filled: they hold what their memory held before.
 
-    ``report["layers.0.weight"]`` is the record of a site, by any of its names.
-
     >>> report = Report((Record("w", (2,), "float32", "Constant(val=1.0)", "all"),), untouched=("b",))
-    >>> report["w"].fill, report.untouched
-    ('Constant(val=1.0)', ('b',))
+    >>> report["w"].fill, report.untouched, Report.from_json(report.to_json()) == report
+    ('Constant(val=1.0)', ('b',), True)
     """
 
     records: tuple[Record, ...] = ()
@@ -100,11 +105,10 @@ class Report:
         return iter(self.records)
 
     def __getitem__(self, name: str) -> Record:
-        for record in self.records:
-            if name == record.name or name in record.aliases:
-                return record
-        names = [name for record in self.records for name in (record.name, *record.aliases)]
-        raise KeyError(f"no record of {name!r}{did_you_mean(name, names)}")
+        records = {name: record for record in self.records for name in (record.name, *record.aliases)}
+        if name not in records:
+            raise KeyError(f"no record of {name!r}{did_you_mean(name, records)}")
+        return records[name]
 
     def __str__(self) -> str:
         return self.table()
@@ -117,18 +121,16 @@ class Report:
     def assert_ok(self, *, complete: bool = False) -> Report:
         """The report itself, if every value is as planned; else ReportError with all that is not.
 
-        Means and standard deviations may be off by six standard errors, bounds by the rounding of the
-        dtype. Memory that nobody has filled is always a problem; ``complete`` makes a parameter that was not written
-        one, too, be it untouched or lacking.
+        Means and standard deviations may be off by six standard errors, bounds by the rounding of the dtype. Memory
+        that nobody has filled is a problem; with ``complete`` a parameter that was not written, too.
         """
-        found = [*self.problems, *(f"{name}: {_UNFILLED}" for name in self.unfilled)]
+        findings = [*self.problems, *(f"{name}: {_UNFILLED}" for name in self.unfilled)]
         if complete:
-            known = dict(self.lacking)
-            told = {*known, *self.unfilled}
-            found += [f"{name}: not written" for name in self.untouched if name not in told]
-            found += [f"{name}: {why}" for name, why in known.items()]
-        if found:
-            raise ReportError(f"{count(len(found), 'finding')}: the values are not as planned", found)
+            listed = {*self.unfilled, *(name for name, _ in self.lacking)}
+            findings += [f"{name}: not written" for name in self.untouched if name not in listed]
+            findings += [f"{name}: {why}" for name, why in self.lacking]
+        if findings:
+            raise ReportError(f"{count(len(findings), 'finding')}: the values are not as planned", findings)
         return self
 
     def table(self) -> str:
@@ -138,23 +140,20 @@ class Report:
         return columns(head, rows) + "\n" + self.summary()
 
     def summary(self) -> str:
-        """What was written and what was not, in a few lines."""
+        """The report in a few lines: the sites that were written and those that were not."""
         elements = sum(math.prod(record.shape) for record in self.records)
         size = sum(record.bytes for record in self.records)
         written = f"{count(len(self.records), 'site')} written: {elements:,} elements, {size / 2**20:.1f} MiB"
         lines = [f"{written}, {self.seconds:.2f} s, {self.noise or 'no noise'}"]
-        if self.untouched:
-            lines.append(f"{count(len(self.untouched), 'parameter')} untouched: {some(self.untouched)}")
-        if self.buffers:
-            lines.append(f"{count(len(self.buffers), 'buffer')} untouched: {some(self.buffers)}")
-        if self.unfilled:
-            lines.append(f"{count(len(self.unfilled), 'tensor')} never filled: {some(self.unfilled)}")
-        if frozen := [record.name for record in self.records if FROZEN in record.notes]:
-            lines.append(f"{count(len(frozen), 'frozen parameter')} written: {some(frozen)}")
+        lines += counted(self.untouched, "parameter", "untouched")
+        lines += counted(self.buffers, "buffer", "untouched")
+        lines += counted(self.unfilled, "tensor", "never filled")
+        frozen = [record.name for record in self.records if FROZEN in record.notes]
+        lines += counted(frozen, "frozen parameter", "written")
         lines += by_reason("skipped", self.skipped)
         lines += [f"unused: {hint}" for hint in self.unused]
         lines += [reach.summary() for reach in self.reach]
-        lines += [account.summary() for account in self.loads]
+        lines += [load.summary() for load in self.loads]
         if self.fingerprint:
             lines.append(f"fingerprint {self.fingerprint.total}")
         return "\n".join(lines)
@@ -173,46 +172,23 @@ class Report:
 
     @classmethod
     def from_json(cls, text: str) -> Report:
-        """The report that :meth:`to_json` wrote, now or before there were all the fields; else ConfigError.
-
-        >>> report = Report((Record("w", (2,), "float32", "Constant(val=1.0)", "all"),), untouched=("b",))
-        >>> Report.from_json(report.to_json()) == report
-        True
-        """
+        """The report that :meth:`to_json` wrote, now or before there were all the fields; else ConfigError."""
         data = parse(text, "a report")
         if isinstance(data.get("loads"), list):
             data["loads"] = [*map(by_field, data["loads"])]
         reader = Reader({})
-        for key in [key for key in _ALWAYS if key not in data]:
-            reader.mistake("", f"a report has {key!r}")
-        printed = reader.read(data.pop("fingerprint", None), StoredFingerprint | None, "fingerprint")
+        for key in _ALWAYS:
+            if key not in data:
+                reader.mistake("", f"a report has {key!r}")
+        stored = reader.read(data.pop("fingerprint", None), StoredFingerprint | None, "fingerprint")
         report: Report = reader.record(cls, data, "")
         reader.finish("the report")
-        return report if printed is None else replace(report, fingerprint=printed.checked())
-
-
-_ALWAYS = ("records", "untouched", "skipped", "unused", "noise", "seconds", "buffers")
-"""The keys that every report has had from the first on."""
-
-_UNFILLED = (
-    "never filled, it holds what its memory held before: cover it with a rule (a buffer: buffers = true), or call"
-    " reset_parameters() of its module first"
-)
+        return report if stored is None else replace(report, fingerprint=stored.checked())
 
 
 def _row(record: Record) -> tuple[str, ...]:
     measured, expected = record.measured or Moments(), record.expected or Moments()
-    return (
-        record.name,
-        shape_text(record.shape),
-        record.dtype,
-        record.fill,
-        _figure(measured.mean),
-        _figure(measured.std),
-        _figure(expected.std),
-        " ".join(filter(None, (record.origin, record.rule, record.line and f"at {record.line}: {record.operation}"))),
-    )
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
+    figures = map(figure, (measured.mean, measured.std, expected.std))
+    code = record.line and f"at {record.line}: {record.operation}"
+    rule = " ".join(filter(None, (record.origin, record.rule, code)))
+    return (record.name, shape_text(record.shape), record.dtype, record.fill, *figures, rule)

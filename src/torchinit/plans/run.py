@@ -1,16 +1,20 @@
-"""Runs: a plan carried out; the only place that writes."""
+"""Runs: a plan carried out; the only place that writes. Observers are told of each write."""
 
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TypeAlias
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import replace
+from typing import Final, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
-from torchinit._text import count
+from torchinit._text import count, dtype_name
 from torchinit.errors import CheckpointError, RunError
 from torchinit.initializers.elementwise import Fill
 from torchinit.initializers.moments import Moments
@@ -20,19 +24,71 @@ from torchinit.model.dtensor import behind, blank_shards, shards_of
 from torchinit.model.shards import Shard
 from torchinit.model.traversal import Held, held
 from torchinit.noise import Job, Noise
-from torchinit.plans.observers import unobserved, witnesses
 from torchinit.plans.plan import Plan, Step
 from torchinit.plans.report import Record, Report
 
-Shards: TypeAlias = Mapping[str, Shard | Sequence[Shard]]
-"""What of each site is here, by name: one part of it or several."""
+Parts: TypeAlias = tuple[Shard, ...]
+"""The parts of one site that are here."""
 
-Progress = Callable[[Step], None]
+Shards: TypeAlias = Mapping[str, Shard | Sequence[Shard]]
+"""The parts of each site that are here, by name: one or several."""
+
+Progress: TypeAlias = Callable[[Step], None]
 """Called with each step once it is written; small ones are written, and told, several at a time."""
 
+Agree: TypeAlias = Callable[[Sequence[str]], list[str]]
+"""Combines the errors of this process with those of all that work on the same model."""
 
-Agree = Callable[[Sequence[str]], list[str]]
-"""Given what keeps this process from writing, says what keeps any that works on the same model from it."""
+_BASIS: Final = 2
+"""The draw index of parametrizations: fills use 0 and 1."""
+
+_ELEMENTS = 1 << 22
+"""A batch has no more elements than this, a few milliseconds' work, unless a single step has: progress stays smooth."""
+
+
+# --- observers -------------------------------------------------------------------------------------------------
+
+
+class Witness(Protocol):
+    """An observer of runs, told of each write, since draws go around torch's dispatcher; it may raise before any."""
+
+    def announced(self, step: Step, parts: Sequence[Shard]) -> None:
+        """Hear of a step that will be written; of all of them, before anything is written."""
+
+    def written(self, step: Step, parts: Sequence[Shard]) -> None:
+        """Hear of a step that has just been written."""
+
+
+_WITNESSES: ContextVar[tuple[Witness, ...]] = ContextVar("torchinit_witnesses", default=())
+
+
+def witnesses() -> tuple[Witness, ...]:
+    """The observers of this thread's runs."""
+    return _WITNESSES.get()
+
+
+@contextmanager
+def present(witness: Witness) -> Iterator[None]:
+    """Tell an observer of all runs of this thread."""
+    token = _WITNESSES.set((*witnesses(), witness))
+    try:
+        yield
+    finally:
+        _WITNESSES.reset(token)
+
+
+@contextmanager
+def unobserved(*, watched: bool) -> Iterator[None]:
+    """Without torch's modes, which would tell of the same writes once more; nothing changes if nobody is watching."""
+    # A step is one write to the observers, whatever draws it: a kernel that no dispatcher sees, or ten operations.
+    if not watched:
+        yield
+        return
+    with _disable_current_modes(), torch._C.DisableTorchFunction():
+        yield
+
+
+# --- runs ------------------------------------------------------------------------------------------------------
 
 
 def run(
@@ -47,7 +103,7 @@ def run(
     """Writes every step of a plan into the shards, by name, and reports what happened.
 
     Where the noise is sequential, overwritten writes are made, too, since they move the generator.
-    ``stats=False`` measures nothing; ``agree`` lets other ranks have a say. Before anything is written, raises
+    ``stats=False`` measures nothing; ``agree`` adds the errors of other ranks. Before anything is written, raises
     PlanError when the plan has problems, RunError when a shard is missing, on the meta device, or part of a tensor
     that the noise must draw whole.
 
@@ -64,19 +120,11 @@ def run(
     steps = plan.writes if noise.sequential else plan.steps
     here = {name: (part,) if isinstance(part, Shard) else tuple(part) for name, part in shards.items()}
     _check(steps, here, noise, agree)
-    seconds: dict[str, float] = {}
     with torch.no_grad():
         for witness in witnesses():
             for step in steps:
                 witness.announced(step, here[step.site.name])
-        for batch in _batches(steps, here, noise):
-            begun = time.perf_counter()
-            with unobserved(watched=bool(witnesses())):
-                batch.write(noise)
-            spent = time.perf_counter() - begun
-            for name, part in batch.shares():
-                seconds[name] = seconds.get(name, 0.0) + part * spent
-            _tell(batch, progress)
+        seconds = _write_all(steps, here, noise, progress)
         rules = {id(step.rule): step.rule for step in plan.steps}
         texts = {key: str(rule) for key, rule in rules.items()}  # one for many steps, and a rule may have much to say
         records = [
@@ -85,73 +133,68 @@ def run(
         ]
     return Report(
         tuple(records),
-        tuple(site.name for site in plan.untouched if site.kind == "parameter" and (site.lack or site.numel)),
-        tuple((skip.site.name, skip.why) for skip in plan.skipped),
-        tuple(hint for _, hint in plan.unused),
-        str(noise),
-        time.perf_counter() - started,
-        tuple(site.name for site in plan.untouched if site.kind == "buffer"),
-        plan.loads,
+        untouched=tuple(site.name for site in plan.untouched if site.kind == "parameter" and (site.lack or site.numel)),
+        skipped=tuple((skip.site.name, skip.why) for skip in plan.skipped),
+        unused=tuple(hint for _, hint in plan.unused),
+        noise=str(noise),
+        seconds=time.perf_counter() - started,
+        buffers=tuple(site.name for site in plan.untouched if site.kind == "buffer"),
+        loads=plan.loads,
         reach=plan.reach,
         lacking=tuple((site.name, site.lack) for site in plan.without_values if site.lack),
     )
 
 
-def _tell(batch: _Batch, progress: Progress | None) -> None:
-    """Lets all who want to know hear of what has been written."""
-    for step, parts in zip(batch.steps, batch.shards, strict=True):
-        for witness in witnesses():
-            witness.written(step, parts)
-        if progress:
-            progress(step)
+def _write_all(
+    steps: Iterable[Step], shards: Mapping[str, Parts], noise: Noise, progress: Progress | None
+) -> Mapping[str, float]:
+    """Write the steps, tell of each, and return the seconds of each site, those of a batch shared by elements."""
+    seconds: dict[str, float] = defaultdict(float)
+    for batch, jobs in _batches(steps, shards, noise):
+        begun = time.perf_counter()
+        with unobserved(watched=bool(witnesses())):
+            if jobs:
+                noise.fill_many(jobs)
+            else:
+                write(batch[0][0].fill, batch[0][1], noise)
+        spent, elements = time.perf_counter() - begun, sum(_elements(parts) for _, parts in batch)
+        for step, parts in batch:
+            seconds[step.site.name] += spent * (_elements(parts) / elements if elements else 1 / len(batch))
+            for witness in witnesses():
+                witness.written(step, parts)
+            if progress:
+                progress(step)
+    return seconds
 
 
-Parts: TypeAlias = tuple[Shard, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Batch:
-    """Steps that are written by one call: several that draw, or one that writes itself."""
-
-    steps: list[Step]
-    shards: list[Parts]
-    jobs: list[Job]
-
-    def write(self, noise: Noise) -> None:
-        if self.jobs:
-            noise.fill_many(self.jobs)
-        else:
-            _write(self.steps[0].fill, self.shards[0], noise)
-
-    def shares(self) -> Iterator[tuple[str, float]]:
-        """Each site's name, and its part of the elements, which is what it is charged of the time."""
-        elements = sum(map(_elements, self.shards))
-        for step, parts in zip(self.steps, self.shards, strict=True):
-            yield step.site.name, _elements(parts) / elements if elements else 1 / len(self.steps)
+def _batches(
+    steps: Iterable[Step], shards: Mapping[str, Parts], noise: Noise
+) -> Iterator[tuple[list[tuple[Step, Parts]], list[Job]]]:
+    """All steps in order: several that draw, with their draws, or one that writes itself."""
+    # A keyed draw depends on its name alone, so neighbours can be drawn by one call of the engine: a model has hundreds
+    # of small tensors. Torch's generator is moved by each draw, so there every step is written for itself. A batch ends
+    # at a step that does more than draw, so that all keep their order, and at _ELEMENTS.
+    batch: list[tuple[Step, Parts]] = []
+    jobs: list[Job] = []
+    elements = 0
+    for step in steps:
+        parts = shards[step.site.name]
+        own = [] if noise.sequential else _jobs(step.fill, parts)
+        if batch and (not own or elements + _elements(parts) > _ELEMENTS):
+            yield batch, jobs
+            batch, jobs, elements = [], [], 0
+        if not own:
+            yield [(step, parts)], []
+            continue
+        batch.append((step, parts))
+        jobs += own
+        elements += _elements(parts)
+    if batch:
+        yield batch, jobs
 
 
 def _elements(parts: Parts) -> int:
     return sum(part.local.numel() for part in parts)
-
-
-def _batches(steps: Iterable[Step], shards: Mapping[str, Parts], noise: Noise) -> Iterator[_Batch]:
-    """All steps in their order; neighbours that draw share a batch where the noise has no order of its own."""
-    batch, elements = _Batch([], [], []), 0
-    for step in steps:
-        parts = shards[step.site.name]
-        jobs = [] if noise.sequential else _jobs(step.fill, parts)
-        if batch.steps and (not jobs or elements + _elements(parts) > _ELEMENTS):
-            yield batch
-            batch, elements = _Batch([], [], []), 0
-        if not jobs:
-            yield _Batch([step], [parts], [])
-            continue
-        batch.steps.append(step)
-        batch.shards.append(parts)
-        batch.jobs.extend(jobs)
-        elements += _elements(parts)
-    if batch.steps:
-        yield batch
 
 
 def _jobs(fill: Fill, parts: Parts) -> list[Job]:
@@ -160,25 +203,10 @@ def _jobs(fill: Fill, parts: Parts) -> list[Job]:
     return jobs if len(jobs) == len(parts) else []
 
 
-_ELEMENTS = 1 << 22
-"""A batch has no more elements than this, a few milliseconds' work, unless a single step has: progress stays smooth."""
-
-
-def write(fill: Fill, shard: Shard, noise: Noise) -> None:
-    """Writes one fill into one shard, without a plan and a report.
-
-    >>> from torchinit.initializers.elementwise import Constant
-    >>> from torchinit.noise import Keyed
-    >>> tensor = torch.empty(2)
-    >>> write(Constant(1.0), Shard.whole("weight", tensor), Keyed(0))
-    >>> tensor
-    tensor([1., 1.])
-    """
-    with torch.no_grad():
-        _write(fill, (shard,), noise)
-
-
-def _write(fill: Fill, parts: Parts, noise: Noise) -> None:
+@torch.no_grad()
+def write(fill: Fill, parts: Shard | Parts, noise: Noise) -> None:
+    """Write one fill into the parts of one site, without a plan and a report."""
+    parts = (parts,) if isinstance(parts, Shard) else parts
     if noise.sequential and any(part.local.dtype.itemsize == 1 for part in parts):  # torch draws no 8-bit floats
         wide = [replace(part, local=torch.empty_like(part.local, dtype=torch.float32)) for part in parts]
         fill.write_parts(wide, noise)
@@ -189,14 +217,14 @@ def _write(fill: Fill, parts: Parts, noise: Noise) -> None:
 
 
 def _check(steps: Iterable[Step], shards: Mapping[str, Parts], noise: Noise, agree: Agree | None) -> None:
-    found = {step.site.name: why for step in steps if (why := _hindrance(step, shards.get(step.site.name), noise))}
-    texts = [f"{name}: {why}" for name, why in found.items()]
+    reasons = {step.site.name: why for step in steps if (why := _obstacle(step, shards.get(step.site.name), noise))}
+    texts = [f"{name}: {why}" for name, why in reasons.items()]
     if texts := agree(texts) if agree else texts:
         raise RunError(f"{count(len(texts), 'site')} cannot be written; nothing was", texts)
 
 
-def _hindrance(step: Step, parts: Parts | None, noise: Noise) -> str | None:
-    """Why the step cannot be written."""
+def _obstacle(step: Step, parts: Parts | None, noise: Noise) -> str | None:
+    """The reason why a step cannot be written, if there is one."""
     if parts is None:
         return "not in the model"
     if step.fill.obstacle:
@@ -206,10 +234,8 @@ def _hindrance(step: Step, parts: Parts | None, noise: Noise) -> str | None:
         if part.shape != step.site.shape:
             return f"planned for shape {step.site.shape}, but it has {part.shape}"
         if part.local.is_meta:
-            return (
-                "is on the meta device, so there is nothing to write to; call torchinit.materialize, or"
-                " model.to_empty(device=...) first"
-            )
+            remedy = "call torchinit.materialize, or model.to_empty(device=...) first"
+            return f"is on the meta device, so there is nothing to write to; {remedy}"
         if drawn and not part.is_whole:
             return "only part of it is here, which needs a seed: give one"
         if drawn and part.spread:
@@ -224,23 +250,25 @@ def _hindrance(step: Step, parts: Parts | None, noise: Noise) -> str | None:
 def _record(step: Step, parts: Parts, noise: Noise, rule: str, seconds: float, stats: bool) -> Record:
     site, notes = step.site, step.notes
     dtype = parts[0].local.dtype if parts else site.dtype
-    held, expected = [part.local for part in parts], _expected(step, parts, dtype)
+    values, expected = [part.local for part in parts], _expected(step, parts, dtype)
+    # A parametrized tensor was drawn into memory of its own. The module's ``right_inverse`` takes it, and the tensor
+    # that the module then computes is measured: a constraint may change it, as no formula foresees.
     if parts and parts[0].store is not None:
-        made = shards_of(site.name, _hand_over(parts[0], parts[0].store, noise))
-        written, held = held, [part.local for part in made]
-        if not all(torch.allclose(*pair, rtol=1e-3, atol=1e-6) for pair in zip(held, written, strict=True)):
+        stored = _stored(parts[0], parts[0].store, noise)
+        written, values = values, [part.local for part in shards_of(site.name, stored)]
+        if not all(torch.allclose(*pair, rtol=1e-3, atol=1e-6) for pair in zip(values, written, strict=True)):
             notes = (*notes, "the parametrization made other values of these")
             expected = None
     return Record(
         name=site.name,
         shape=site.shape,
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=dtype_name(dtype),
         fill=str(step.fill),
         rule=rule,
         origin=step.rule.origin,
         expected=expected,
-        measured=measure(*held) if stats else None,
-        over=tuple(str(rule) for rule in step.over),
+        measured=measure(*values) if stats else None,
+        over=tuple(map(str, step.over)),
         aliases=tuple(view.name for view in site.aliases),
         notes=notes,
         seconds=seconds,
@@ -252,12 +280,11 @@ def _expected(step: Step, parts: Parts, dtype: torch.dtype) -> Moments | None:
     """The moments of what is here; None for a part of a tensor whose parts differ."""
     if not all(part.is_whole for part in parts) and not step.fill.elementwise:
         return None
-    shape = step.site.shape
-    return step.fill.parts(shape) if dtype.is_complex else step.fill.moments(shape)
+    return step.fill.parts(step.site.shape) if dtype.is_complex else step.fill.moments(step.site.shape)
 
 
-def _hand_over(shard: Shard, store: Callable[[Tensor], Tensor], noise: Noise) -> Tensor:
-    """Gives the values to a parametrization, which may draw: torch's orthogonal one completes a basis."""
+def _stored(shard: Shard, store: Callable[[Tensor], Tensor], noise: Noise) -> Tensor:
+    """The tensor that a parametrization computes once it has the values; torch's orthogonal one completes a basis."""
     with noise.lending(shard.name, _BASIS, shard.local.device):
         try:
             return store(shard.local)
@@ -266,12 +293,8 @@ def _hand_over(shard: Shard, store: Callable[[Tensor], Tensor], noise: Noise) ->
             raise
 
 
-_BASIS = 2
-"""The draw index of parametrizations: fills use 0 and 1."""
-
-
 def local_shards(model: nn.Module, names: Iterable[str] | None = None) -> dict[str, tuple[Shard, ...]]:
-    """What of a model is here, by site name; only of ``names``, if given: of a DTensor its local part.
+    """The parts of a model that are here, by site name; only of ``names``, if given: of a DTensor its local part.
 
     Raises RunError for a DTensor that is placed as ``Partial``.
 
@@ -279,21 +302,16 @@ def local_shards(model: nn.Module, names: Iterable[str] | None = None) -> dict[s
     ['bias', 'weight']
     """
     wanted = None if names is None else set(names)
-    found: dict[str, tuple[Shard, ...]] = {}
-    for one in held(model):
-        if one.name in found or (wanted is not None and one.name not in wanted):
-            continue
-        if one.way is None or one.way.assign:
-            found[one.name] = shards_held(one, one.name)
-    return found
+    parts: dict[str, tuple[Shard, ...]] = {}
+    for entry in held(model):
+        is_wanted = wanted is None or entry.name in wanted
+        if is_wanted and entry.name not in parts and (entry.way is None or entry.way.assign):
+            parts[entry.name] = shards_held(entry, entry.name)
+    return parts
 
 
-def shards_held(one: Held, name: str) -> tuple[Shard, ...]:
-    """What of a tensor that a module holds is here, drawn under a name; nothing of one that takes no values.
-
-    >>> [shard.name for one in held(nn.Linear(2, 3)) for shard in shards_held(one, f"0.{one.name}")]
-    ['0.weight', '0.bias']
-    """
-    if one.way is None:
-        return shards_of(name, behind(one.tensor))
-    return blank_shards(name, one.tensor, one.way.assign) if one.way.assign else ()
+def shards_held(entry: Held, name: str) -> tuple[Shard, ...]:
+    """The parts of a module's tensor that are here, drawn under a name; none of one that takes no values."""
+    if entry.way is None:
+        return shards_of(name, behind(entry.tensor))
+    return blank_shards(name, entry.tensor, entry.way.assign) if entry.way.assign else ()

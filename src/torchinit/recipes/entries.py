@@ -1,10 +1,10 @@
-"""Entries: one table of a recipe, and the rules that it stands for."""
+"""Entries: reads one table of a recipe as the rules that it stands for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
-from functools import reduce
+from functools import partial, reduce
 from operator import and_, or_
 from reprlib import repr as short
 from typing import Any, Final, Literal, TypeAlias
@@ -24,8 +24,8 @@ Sizes: TypeAlias = int | tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """What an entry of a recipe says besides its initializer: which sites, and how to treat them.
+class EntryOptions:
+    """The keys of an entry besides its initializer: which sites, and how to treat them.
 
     ``layer`` holds class names (also of a direct base; with ``subclasses`` of any), ``name`` globs of
     qualified names, ``regex`` a pattern for the whole name, ``param`` last parts of names, ``within``
@@ -49,11 +49,12 @@ class Entry:
     buffers: bool = False
 
 
-ENTRY_WORDS: Final = frozenset(field.name for field in fields(Entry))
-OTHER_WORDS: Final = frozenset({"type", "bias", "bias_prob", "override"})
+ENTRY_KEYS: Final = frozenset(field.name for field in fields(EntryOptions))
+OTHER_KEYS: Final = frozenset({"type", "bias", "bias_prob", "override"})
 SELECTING: Final = frozenset({"layer", "within", "name", "regex", "param"})
-_OVERRIDE_WORDS: Final = ("name", "blocks", "batch_axes", "label", "optional", "padding", "type", "bias", "bias_prob")
-_NOT_INHERITED: Final = ENTRY_WORDS - {"blocks", "batch_axes", "label"} | {"override"}
+_OVERRIDE_KEYS: Final = ("name", "blocks", "batch_axes", "label", "optional", "padding", "type", "bias", "bias_prob")
+_NOT_INHERITED: Final = ENTRY_KEYS - {"blocks", "batch_axes", "label"} | {"override"}
+_BIAS_KEYS: Final = frozenset({"bias", "bias_prob"})
 _BIAS: Final = Literal["keep"] | Initializer | None
 
 
@@ -61,7 +62,7 @@ def entry_rules(data: Mapping[Any, Data], path: str, reader: Reader) -> tuple[Ru
     """The rules of one entry; what is wrong with it is noted in the reader.
 
     An entry with ``where`` and ``init`` is one rule. Any other has a ``type``, the initializer's arguments,
-    and the words of :class:`Entry`. Its rules come in the order in which they are written: the
+    and the keys of :class:`EntryOptions`. Its rules come in the order in which they are written: the
     initializer's, the biases', the overrides'. The ``origin`` of each is its path.
     """
     if "where" in data:
@@ -70,35 +71,35 @@ def entry_rules(data: Mapping[Any, Data], path: str, reader: Reader) -> tuple[Ru
     return _EntryReader(data, path, reader).rules()
 
 
+@dataclass(frozen=True, slots=True)
 class _EntryReader:
     """One entry on its way to rules."""
 
-    def __init__(self, data: Mapping[str, Data], path: str, reader: Reader) -> None:
-        self.data = data
-        self.path = path
-        self.reader = reader
+    data: Mapping[str, Data]
+    path: str
+    reader: Reader
 
     def rules(self) -> tuple[Rule, ...]:
         before = len(self.reader.mistakes)
-        said = {key: value for key, value in self.data.items() if key in ENTRY_WORDS}
-        entry: Entry = self.reader.record(Entry, said, self.path)
+        values = {key: value for key, value in self.data.items() if key in ENTRY_KEYS}
+        options: EntryOptions = self.reader.record(EntryOptions, values, self.path)
         init = self._initializer()
         bias = self._bias(init)
-        if entry is INVALID:
+        if options is INVALID:
             return ()
-        init, where = self._parted(entry, init), self._where(entry)
-        sound = len(self.reader.mistakes) == before
-        overrides = self._overrides(entry, sound)
-        own = self._own_rules(entry, where, init, bias) if sound and where is not None else []
+        init, where = self._parted(options, init), self._where(options)
+        is_sound = len(self.reader.mistakes) == before
+        overrides = tuple(self._overrides(options, is_sound))
+        own = self._own_rules(options, where, init, bias) if is_sound and where is not None else []
         return (*own, *overrides)
 
     def _mistake(self, key: str, text: str) -> Any:
         return self.reader.mistake(f"{self.path}.{key}" if key else self.path, text)
 
-    def _try(self, key: str, make: Callable[[], Any]) -> Any:
-        """What ``make`` makes; a mistake at this word of the entry if it raises."""
+    def _try(self, key: str, build: Callable[[], Any]) -> Any:
+        """Build something; a mistake at this key of the entry if that raises."""
         try:
-            return make()
+            return build()
         except (TypeError, ValueError) as error:
             return self._mistake(key, str(error))
 
@@ -106,72 +107,67 @@ class _EntryReader:
         cls = self.reader.word(self.data, Initializer, self.path)
         if cls is INVALID:
             return INVALID
-        words = ENTRY_WORDS | OTHER_WORDS
-        arguments = {key: value for key, value in self.data.items() if key not in words}
-        return self.reader.record(cls, arguments, self.path, TEXT, also=words)
+        keys = ENTRY_KEYS | OTHER_KEYS
+        arguments = {key: value for key, value in self.data.items() if key not in keys}
+        return self.reader.record(cls, arguments, self.path, TEXT, also=keys)
 
     def _bias(self, init: Any) -> Any:
         """The initializer of the biases; None leaves them alone."""
-        if "bias" in self.data and "bias_prob" in self.data:
+        given = self.data.keys() & _BIAS_KEYS
+        if len(given) > 1:
             return self._mistake("", "takes 'bias' or 'bias_prob', not both")
-        if self._says_bias and is_verbatim(init):
+        if given and is_verbatim(init):
             return self._mistake("bias", f"is loaded with the rest by {self.data['type']}; give it a rule of its own")
-        if "param" in self.data and self._says_bias:
+        if given and "param" in self.data:
             return self._mistake("param", "names what is written; a bias needs an entry of its own")
         if "bias_prob" in self.data:
             return self.reader.bare(Prior, "prob", self.data["bias_prob"], f"{self.path}.bias_prob", TEXT)
         bias = self.reader.read(self.data.get("bias", 0.0), _BIAS, f"{self.path}.bias")
         return None if bias == "keep" else bias
 
-    @property
-    def _says_bias(self) -> bool:
-        return "bias" in self.data or "bias_prob" in self.data
-
-    def _parted(self, entry: Entry, init: Any) -> Any:
+    def _parted(self, options: EntryOptions, init: Any) -> Any:
         """The initializer as it applies to each block of a fused weight, to each weight of a stack."""
-        parts, axes = entry.blocks, several(entry.batch_axes)
         if is_verbatim(init):
             for key in self.data.keys() & {"blocks", "batch_axes"}:
                 self._mistake(key, f"means nothing beside {self.data['type']}, which loads a tensor as it is")
             return init
-        if init is not INVALID and parts is not None:
-            init = self._try("blocks", lambda: Blocks(init, parts))
-        if init is not INVALID and entry.batch_axes is not None:
-            part = init
-            init = self._try("batch_axes", lambda: stacked(part, axes))
-        return init
+        block = init
+        if block is not INVALID and (sizes := options.blocks) is not None:
+            block = self._try("blocks", lambda: Blocks(init, sizes))
+        if block is INVALID or options.batch_axes is None:
+            return block
+        return self._try("batch_axes", lambda: stacked(block, several(options.batch_axes)))
 
-    def _where(self, entry: Entry) -> Selector | None:
-        """What the entry selects; None where only its overrides select something."""
-        found = [
-            *self._selector("layer", lambda: Layer(*several(entry.layer), subclasses=entry.subclasses)),
-            *self._selector("within", lambda: any_within(several(entry.within))),
-            *self._selector("name", lambda: Name(*several(entry.name))),
-            *self._selector("regex", lambda: Regex(entry.regex)),
-            *self._selector("param", lambda: Leaf(*several(entry.param))),
+    def _where(self, options: EntryOptions) -> Selector | None:
+        """The selector of the entry's own sites; None where only its overrides select something."""
+        selectors = [
+            *self._selector("layer", partial(Layer, subclasses=options.subclasses)),
+            *self._selector("within", lambda *modules: any_within(modules)),
+            *self._selector("name", Name),
+            *self._selector("regex", Regex),
+            *self._selector("param", Leaf),
         ]
-        besides = self._selector("exclude", lambda: ~Name(*several(entry.exclude)))
-        if entry.subclasses and "layer" not in self.data:
+        others = self._selector("exclude", lambda *globs: ~Name(*globs))
+        if options.subclasses and "layer" not in self.data:
             self._mistake("subclasses", "means something only beside 'layer'")
-        if not self.data.keys() & SELECTING and (besides or "override" not in self.data):
-            how = "give layer, name, regex, within or param; name = '**' selects every parameter"
-            self._mistake("", f"selects nothing: {how}")
-        return reduce(and_, [*found, *besides]) if found else None
+        if not self.data.keys() & SELECTING and (others or "override" not in self.data):
+            remedy = "give layer, name, regex, within or param; name = '**' selects every parameter"
+            self._mistake("", f"selects nothing: {remedy}")
+        return reduce(and_, [*selectors, *others]) if selectors else None
 
-    def _selector(self, key: str, make: Callable[[], Selector]) -> list[Selector]:
-        """The selector that a word of the entry stands for, if the entry has the word."""
+    def _selector(self, key: str, build: Callable[..., Selector]) -> list[Selector]:
+        """The selector that a key of the entry stands for, if the entry has the key."""
         if key not in self.data:
             return []
         texts = several(self.data[key])
-        selector = self._try(key, make) if texts and all(texts) else self._mistake(key, "must not be empty")
+        is_full = bool(texts) and all(texts)
+        selector = self._try(key, lambda: build(*texts)) if is_full else self._mistake(key, "must not be empty")
         return [] if selector is INVALID else [selector]
 
-    def _own_rules(self, entry: Entry, where: Selector, init: Initializer, bias: Initializer | None) -> list[Rule]:
-        rule = Rule(where, init, entry.label, entry.optional, entry.padding, entry.buffers, self.path)
-        by_name = bool(entry.name or entry.regex) and not entry.layer
-        if is_verbatim(init):
-            return [rule]
-        if entry.param or (by_name and not self._says_bias):
+    def _own_rules(self, options: EntryOptions, where: Selector, init: Any, bias: Any) -> list[Rule]:
+        rule = Rule(where, init, options.label, options.optional, options.padding, options.buffers, self.path)
+        by_name = bool(options.name or options.regex) and not options.layer
+        if is_verbatim(init) or options.param or (by_name and not self.data.keys() & _BIAS_KEYS):
             return [rule]
         weights = ~Kinds("bias") if by_name else Kinds("weight")
         rules = [replace(rule, where=where & weights)]
@@ -179,46 +175,38 @@ class _EntryReader:
             rules.append(replace(rule, where=where & Kinds("bias"), init=bias, optional=True))
         return rules
 
-    def _overrides(self, entry: Entry, sound: bool) -> list[Rule]:
+    def _overrides(self, options: EntryOptions, is_sound: bool) -> Iterator[Rule]:
         """The rules of all overrides."""
-        said = self.data.get("override", ())
-        path = f"{self.path}.override"
-        listed = is_sequence(said)
-        items = {f"{path}[{number}]": item for number, item in enumerate(said)} if listed else {path: said}
-        # What is inherited from an entry with mistakes would only repeat them.
-        inheriting = {path for path, item in items.items() if isinstance(item, Mapping) and "type" not in item}
-        readers = [self._override(item, entry, path) for path, item in items.items() if sound or path not in inheriting]
-        return [rule for reader in readers if reader for rule in reader.rules()]
+        data, path = self.data.get("override", ()), f"{self.path}.override"
+        items = {f"{path}[{n}]": item for n, item in enumerate(data)} if is_sequence(data) else {path: data}
+        for place, item in items.items():
+            # What is inherited from an entry with mistakes would only repeat them.
+            if is_sound or not isinstance(item, Mapping) or "type" in item:
+                yield from self._override(item, options, place)
 
-    def _override(self, said: Data, entry: Entry, path: str) -> _EntryReader | None:
-        """An override as an entry of its own: for one submodule, with the initializer that it does not name itself."""
-        found = len(self.reader.mistakes)
-        own = _override_words(said, path, self.reader)
-        names = several(self.reader.read(own.pop("name", ""), Words, f"{path}.name"))
-        if len(self.reader.mistakes) > found:
-            return None
+    def _override(self, data: Data, options: EntryOptions, path: str) -> tuple[Rule, ...]:
+        """The rules of an override: an entry of one submodule, which may inherit the initializer."""
+        if not isinstance(data, Mapping):
+            self.reader.mistake(path, f"must be a table or a list of tables, but got {short(data)}")
+            return ()
+        before = len(self.reader.mistakes)
+        for key in sorted((ENTRY_KEYS | OTHER_KEYS).difference(_OVERRIDE_KEYS) & data.keys()):
+            self.reader.mistake(f"{path}.{key}", f"an override has no {key!r}; it is for the whole submodule 'name'")
+        if "name" not in data:
+            self.reader.mistake(path, "an override needs 'name', the submodule that it is for")
+        names = several(self.reader.read(data.get("name", ""), Words, f"{path}.name"))
+        if len(self.reader.mistakes) > before:
+            return ()
+        own = {key: value for key, value in data.items() if key != "name"}
         if "type" not in own:
-            biases = {"bias", "bias_prob"} if own.keys() & {"bias", "bias_prob"} else set()
-            inherited = {key: value for key, value in self.data.items() if key not in _NOT_INHERITED | biases}
-            own = {**inherited, **own}
-        own["within"] = [join(outer, name) for outer in several(entry.within) or [""] for name in names]
-        return _EntryReader(own, path, self.reader)
-
-
-def _override_words(said: Data, path: str, reader: Reader) -> dict[str, Data]:
-    """What an override says, once it is known to say nothing that an override cannot."""
-    if not isinstance(said, Mapping):
-        reader.mistake(path, f"must be a table or a list of tables, but got {short(said)}")
-        return {}
-    for key in sorted((ENTRY_WORDS | OTHER_WORDS).difference(_OVERRIDE_WORDS) & said.keys()):
-        reader.mistake(f"{path}.{key}", f"an override has no {key!r}; it is for the whole submodule 'name'")
-    if "name" not in said:
-        reader.mistake(path, "an override needs 'name', the submodule that it is for")
-    return dict(said)
+            others = _NOT_INHERITED | (_BIAS_KEYS if own.keys() & _BIAS_KEYS else set())
+            own = {key: value for key, value in self.data.items() if key not in others} | own
+        own["within"] = [join(outer, name) for outer in several(options.within) or [""] for name in names]
+        return _EntryReader(own, path, self.reader).rules()
 
 
 def any_within(modules: Iterable[str]) -> Selector:
-    """The sites within any of several modules."""
+    """The selector of the sites within any of several modules."""
     return reduce(or_, [Within(module) for module in modules])
 
 
@@ -231,5 +219,5 @@ def stacked(init: Initializer, axes: tuple[int, ...]) -> Stacked:
 
 
 def several(value: Any) -> tuple[Any, ...]:
-    """One or several, as several."""
+    """A tuple of one value or of several."""
     return tuple(value) if is_sequence(value) else () if value is None else (value,)

@@ -6,10 +6,11 @@ import json
 import tomllib
 import warnings
 from collections.abc import Callable
+from functools import partial
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from torchinit._text import did_you_mean
 from torchinit.errors import ConfigError, MissingExtraError
@@ -17,14 +18,14 @@ from torchinit.serialization.json import unique
 from torchinit.serialization.schema import Data
 
 LARGEST: Final = 1 << 20
-"""How many bytes a recipe may have."""
+"""The most bytes of a recipe."""
 
 MOST_NODES: Final = 100_000
-"""How many values a recipe may hold once YAML's aliases are followed."""
+"""The most values of a recipe once YAML's aliases are followed."""
 
 
 def schemes() -> dict[str, str]:
-    """The recipes that come with the package, and what each is for.
+    """The recipes that come with the package, each with a line on what it is for.
 
     >>> schemes()["gpt2"]
     'GPT-2: normal weights, residual projections made smaller with depth'
@@ -34,7 +35,7 @@ def schemes() -> dict[str, str]:
 
 def read_scheme(name: str) -> Data:
     """The plain data of a recipe that comes with the package."""
-    return _toml(_schemes()[name].read_text("utf-8"))
+    return tomllib.loads(_schemes()[name].read_text("utf-8"))
 
 
 def _schemes() -> dict[str, Traversable]:
@@ -49,7 +50,8 @@ def read_data(path: Path) -> Data:
     if parse is None:
         raise ConfigError(f"{path}: a recipe is a file of type {', '.join(_PARSERS)}, not {path.suffix or 'none'!r}")
     if not path.is_file():
-        raise ConfigError(f"there is no file '{path}'{did_you_mean(path.name, _neighbours(path))}")
+        neighbours = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise ConfigError(f"there is no file '{path}'{did_you_mean(path.name, neighbours)}")
     with path.open("rb") as file:
         content = file.read(LARGEST + 1)
     if len(content) > LARGEST:
@@ -60,18 +62,6 @@ def read_data(path: Path) -> Data:
         raise ConfigError(f"{path}: is nested too deeply") from None
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from None
-
-
-def _neighbours(path: Path) -> list[str]:
-    return [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-
-
-def _toml(text: str) -> dict[str, Any]:
-    return tomllib.loads(text)
-
-
-def _json(text: str) -> Data:
-    return json.loads(text, object_pairs_hook=unique)
 
 
 def _yaml(text: str) -> Data:
@@ -85,14 +75,17 @@ def _yaml(text: str) -> Data:
             warnings.simplefilter("ignore", ReusedAnchorWarning)  # YAML allows it
             data = YAML(typ="safe", pure=True).load(text)
     except (YAMLError, TypeError, LookupError, ArithmeticError, AttributeError) as error:  # a table as a key, and such
-        mark, said = getattr(error, "problem_mark", None), (getattr(error, key, None) for key in ("context", "problem"))
-        raise ValueError(f"line {mark.line + 1}: {', '.join(filter(None, said))}" if mark else str(error)) from None
+        mark, texts = (
+            getattr(error, "problem_mark", None),
+            (getattr(error, key, None) for key in ("context", "problem")),
+        )
+        raise ValueError(f"line {mark.line + 1}: {', '.join(filter(None, texts))}" if mark else str(error)) from None
     _weigh(data, {})
     return data
 
 
 def _weigh(data: Data, known: dict[int, int]) -> int:
-    """How many values the data hold. An alias counts each time: ten levels of ten are ten thousand million values."""
+    """The number of values. An alias counts each time: ten levels of ten are ten thousand million values."""
     if not isinstance(data, (dict, list)):
         return 1
     if id(data) not in known:
@@ -103,4 +96,9 @@ def _weigh(data: Data, known: dict[int, int]) -> int:
     return known[id(data)]
 
 
-_PARSERS: Final[dict[str, Callable[[str], Data]]] = {".toml": _toml, ".json": _json, ".yaml": _yaml, ".yml": _yaml}
+_PARSERS: Final[dict[str, Callable[[str], Data]]] = {
+    ".toml": tomllib.loads,
+    ".json": partial(json.loads, object_pairs_hook=unique),
+    ".yaml": _yaml,
+    ".yml": _yaml,
+}

@@ -1,4 +1,4 @@
-"""Rules: where: selectors, the names that recipes can say, and why a rule matched nothing."""
+"""Rules: which sites get what: selectors, the names that recipes can say, and why a rule matches nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Vocabulary: the initializers and selectors that plain data can name, and the schema that reads them."""
+"""Catalog: the initializers and selectors that plain data can name, and the schema that reads them."""
 
 from __future__ import annotations
 
@@ -28,52 +28,23 @@ SELECTORS: Final = Registry("selector", method="matches")
 """Every selector that a recipe can name in a ``where``."""
 
 for _initializer in (
-    composites.Blockwise,
-    elementwise.Constant,
-    elementwise.Normal,
-    composites.Opaque,
-    composites.Padded,
-    base.ScaledFill,
-    base.StackedFill,
-    elementwise.TruncNormal,
-    elementwise.Uniform,
-    composed.Blocks,
-    variance_scaling.Caffe2Xavier,
-    composed.DepthScaled,
-    variance_scaling.Kaiming,
-    variance_scaling.LeCun,
-    variance_scaling.Neutral,
-    variance_scaling.Ones,
-    variance_scaling.Prior,
-    composed.Scaled,
-    composed.Stacked,
-    variance_scaling.VarianceScaling,
-    variance_scaling.Xavier,
+    base.ScaledFill, base.StackedFill,
+    composed.Blocks, composed.DepthScaled, composed.Scaled, composed.Stacked,
+    composites.Blockwise, composites.Opaque, composites.Padded,
+    elementwise.Constant, elementwise.Normal, elementwise.TruncNormal, elementwise.Uniform,
+    matrices.DeltaOrthogonal, matrices.Dirac, matrices.Identity, matrices.Orthogonal, matrices.Sparse,
+    variance_scaling.Caffe2Xavier, variance_scaling.Kaiming, variance_scaling.LeCun, variance_scaling.Neutral,
+    variance_scaling.Ones, variance_scaling.Prior, variance_scaling.VarianceScaling, variance_scaling.Xavier,
     variance_scaling.Zeros,
-    matrices.DeltaOrthogonal,
-    matrices.Dirac,
-    matrices.Identity,
-    matrices.Orthogonal,
-    matrices.Sparse,
-):
+):  # fmt: skip
     INITIALIZERS.register(_initializer)
 
 INITIALIZERS.defer("torchinit.checkpoints.pretrained")  # and Loaded
 
 for _selector in (
-    selectors.All,
-    selectors.AnyOf,
-    selectors.Block,
-    selectors.Is,
-    selectors.Layer,
-    selectors.Leaf,
-    selectors.Name,
-    selectors.Not,
-    selectors.Regex,
-    selectors.Kinds,
-    selectors.Shape,
-    selectors.Within,
-):
+    selectors.All, selectors.AnyOf, selectors.Block, selectors.Is, selectors.Kinds, selectors.Layer, selectors.Leaf,
+    selectors.Name, selectors.Not, selectors.Regex, selectors.Shape, selectors.Within,
+):  # fmt: skip
     SELECTORS.register(_selector)
 
 TEXT: Final = Text(constant, lambda cls, values: Computed(cls, **values), {"fans": Convention})
@@ -85,4 +56,4 @@ SCHEMA: Final = Schema(
         Selector: Vocabulary(SELECTORS),
     }
 )
-"""How rules, plans and all they are made of correspond to plain data."""
+"""The correspondence of rules, plans and their parts to plain data."""

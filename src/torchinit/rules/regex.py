@@ -1,4 +1,4 @@
-r"""Regular expressions that a stranger may write: they match what `re` matches, in bounded time.
+r"""Regular expressions of a stranger's: they match what `re` matches, in bounded time.
 
 `re` tries the ways in which an expression can match one after the other, and ``(a+)+b`` has 2**n of them on n times
 ``a``. It cannot be stopped, for it holds the interpreter's lock. Counting the ways beforehand was tried: what is
@@ -6,8 +6,8 @@ counted too low hangs, and what is counted too high refuses what people write. T
 syntax and a limit of time, so it matches, while `re` says what an expression is and how a replacement is read.
 
 Where the two are known to differ: beyond ASCII, ``\w``, ``\s`` and ignored case follow another table of Unicode, and
-``(?a:...)`` does not turn to ASCII; a condition on a group within that group, ``((?(1)a|b))``, may be told otherwise;
-brackets within brackets end at about a hundred, where Python takes some hundreds.
+``(?a:...)`` does not turn to ASCII; a condition on a group within that group, ``((?(1)a|b))``, may differ; brackets
+within brackets end at about a hundred, where Python takes some hundreds.
 """
 
 from __future__ import annotations
@@ -41,23 +41,20 @@ def matches_whole(pattern: str, text: str) -> bool:
 
     >>> matches_whole(r"layers[.](0|1)[.].*", "layers.1.weight")
     True
-    >>> matches_whole("(a|aa)+", "a" * 99 + "b")
-    Traceback (most recent call last):
-    torchinit.errors.ConfigError: '(a|aa)+' takes more than 1 s to match 'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa...
     """
     return _bounded("fullmatch", pattern, text, text) is not None
 
 
 def substitute(pattern: str, new: str, text: str) -> str:
-    r"""The text that :func:`re.sub` gives. Raises ConfigError if that takes too long.
+    r"""Return what :func:`re.sub` returns. Raises ConfigError if that takes too long.
 
     >>> substitute(r"^layers[.](\d+)", r"blocks.\1.body", "layers.1.weight")
     'blocks.1.body.weight'
     """
     parts = _replacement(pattern, new)
 
-    def expand(found: Any) -> str:
-        return "".join(part if isinstance(part, str) else found[part] or "" for part in parts)
+    def expand(match: Any) -> str:
+        return "".join(part if isinstance(part, str) else match[part] or "" for part in parts)
 
     changed: str = _bounded("sub", pattern, text, expand, text)
     return changed
@@ -95,11 +92,11 @@ def _translated(pattern: str, verbose: bool) -> str:
     # `sizes` holds the sizes of the groups that are open, `last` that of the item which a count would repeat. What the
     # expression has to hold is clear, for `re` has compiled it; a count's suffix `+` is taken for a count of its own.
     texts, sizes, last = [], [0], 0
-    for found in re.finditer(_TOKEN + (r"\#[^\n]*|" if verbose else "") + _TOKEN_END, pattern, re.DOTALL):
-        token = found[0]
-        if found["count"] and token != "{}":
-            least = {"*": 0, "?": 0, "+": 1}.get(token, int(found["least"] or 0))
-            copies = max(1, least + (token == "+" or (found["to"] == "," and found["most"] != found["least"])))
+    for match in re.finditer(_TOKEN + (r"\#[^\n]*|" if verbose else "") + _TOKEN_END, pattern, re.DOTALL):
+        token = match[0]
+        if match["count"] and token != "{}":
+            least = {"*": 0, "?": 0, "+": 1}.get(token, int(match["least"] or 0))
+            copies = max(1, least + (token == "+" or (match["to"] == "," and match["most"] != match["least"])))
             sizes[-1] += last * (copies - 1)
             last *= copies
         elif token == "(":
@@ -112,14 +109,14 @@ def _translated(pattern: str, verbose: bool) -> str:
             sizes[-1] += last
         if sizes[-1] > _MOST_COPIES + len(pattern):
             raise re.error(f"what has to occur in it is repeated more than {_MOST_COPIES:,} times")
-        texts.append(_escaped(found))
+        texts.append(_escaped(match))
     return "".join(texts)
 
 
-def _escaped(found: re.Match[str]) -> str:
-    if found["set"]:
-        return "[" + re.sub(r"(\\.)|\[", lambda inner: inner[1] or r"\[", found[0][1:], flags=re.DOTALL)
-    return _ESCAPED.get(found[0], found[0])
+def _escaped(match: re.Match[str]) -> str:
+    if match["set"]:
+        return "[" + re.sub(r"(\\.)|\[", lambda inner: inner[1] or r"\[", match[0][1:], flags=re.DOTALL)
+    return _ESCAPED.get(match[0], match[0])
 
 
 @lru_cache(maxsize=1024)

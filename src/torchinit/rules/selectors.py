@@ -1,11 +1,12 @@
-"""Selectors: which sites; frozen predicates that combine with ``&``, ``|`` and ``~``."""
+"""Selectors: predicates of sites, frozen, that combine with ``&``, ``|`` and ``~``."""
 
 from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import final, get_args
+from typing import Any, final, get_args
 
 from torch import nn
 
@@ -18,7 +19,7 @@ from torchinit.rules.regex import check_pattern, matches_whole
 
 
 class Selector(ABC):
-    """Which sites. ``a & b``, ``a | b`` and ``~a`` are selectors, too; the repr rebuilds them.
+    """A predicate of sites. ``a & b``, ``a | b`` and ``~a`` are selectors, too; the repr rebuilds them.
 
     >>> (Leaf("weight") & ~Name("head.**")).matches(Site("body.weight", (2, 2)))
     True
@@ -44,55 +45,57 @@ def _flat(kind: type[All | AnyOf], where: Selector) -> tuple[Selector, ...]:
     return where.of if isinstance(where, kind) else (where,)
 
 
-class _Several(Selector):
-    """Selectors of one list of values, which read ``Name('a', 'b')``."""
+class _Positional(Selector):
+    """Selectors of one value or of a list of values, which read ``Within('a')`` and ``Name('a', 'b')``."""
 
     __slots__ = ()
 
+    def _set(self, values: tuple[object, ...], check: Callable[[Any], None]) -> None:
+        for value in values:
+            check(value)
+        object.__setattr__(self, fields(self)[0].name, values)  # type: ignore[arg-type]  # all are dataclasses
+
+    def _check_combines(self, where: object) -> None:
+        if not isinstance(where, Selector):
+            raise TypeError(f"{type(self).__name__} combines selectors, but got {where!r}")
+
     def __repr__(self) -> str:
-        values, *_ = (getattr(self, field.name) for field in fields(self))  # type: ignore[arg-type]  # all dataclasses
+        value = getattr(self, fields(self)[0].name)  # type: ignore[arg-type]  # all are dataclasses
+        values = value if isinstance(value, tuple) else (value,)
         return f"{type(self).__name__}({', '.join(map(repr, values))})"
 
 
-def _check_parts(selector: _Several, of: tuple[object, ...]) -> None:
-    for where in of:
-        if not isinstance(where, Selector):
-            raise TypeError(f"{type(selector).__name__} combines selectors, but got {where!r}")
+@dataclass(frozen=True, init=False, repr=False, slots=True)
+class _Combination(_Positional):
+    of: tuple[Selector, ...]
+
+    def __init__(self, *of: Selector) -> None:
+        self._set(of, self._check_combines)
 
 
 @final
-@dataclass(frozen=True, init=False, repr=False, slots=True)
-class All(_Several):
+class All(_Combination):
     """The sites that every one of these selects.
 
     >>> Name("head.**") & ~Leaf("bias")
     All(Name('head.**'), Not(Leaf('bias')))
     """
 
-    of: tuple[Selector, ...]
-
-    def __init__(self, *of: Selector) -> None:
-        _check_parts(self, of)
-        object.__setattr__(self, "of", of)
+    __slots__ = ()
 
     def matches(self, site: Site) -> bool:
         return all(where.matches(site) for where in self.of)
 
 
 @final
-@dataclass(frozen=True, init=False, repr=False, slots=True)
-class AnyOf(_Several):
+class AnyOf(_Combination):
     """The sites that at least one of these selects.
 
     >>> Name("head.**") | Leaf("bias")
     AnyOf(Name('head.**'), Leaf('bias'))
     """
 
-    of: tuple[Selector, ...]
-
-    def __init__(self, *of: Selector) -> None:
-        _check_parts(self, of)
-        object.__setattr__(self, "of", of)
+    __slots__ = ()
 
     def matches(self, site: Site) -> bool:
         return any(where.matches(site) for where in self.of)
@@ -100,7 +103,7 @@ class AnyOf(_Several):
 
 @final
 @dataclass(frozen=True, slots=True, repr=False)
-class Not(Selector):
+class Not(_Positional):
     """The sites that this does not select.
 
     >>> ~~Leaf("bias")
@@ -110,11 +113,7 @@ class Not(Selector):
     where: Selector
 
     def __post_init__(self) -> None:
-        if not isinstance(self.where, Selector):
-            raise TypeError(f"Not turns a selector around, but got {self.where!r}")
-
-    def __repr__(self) -> str:
-        return f"Not({self.where!r})"
+        self._check_combines(self.where)
 
     def __invert__(self) -> Selector:
         return self.where
@@ -125,7 +124,7 @@ class Not(Selector):
 
 @final
 @dataclass(frozen=True, init=False, repr=False, slots=True)
-class Name(_Several):
+class Name(_Positional):
     """Sites by qualified name. ``*`` stands for any text within one part, ``**`` for any number of parts.
 
     >>> Name("layers.*.attn.**").matches(Site("layers.3.attn.q.weight", (1,)))
@@ -137,9 +136,7 @@ class Name(_Several):
     globs: tuple[str, ...]
 
     def __init__(self, *globs: str) -> None:
-        for glob in globs:
-            check_glob(glob)
-        object.__setattr__(self, "globs", globs)
+        self._set(globs, check_glob)
 
     def matches(self, site: Site) -> bool:
         return any(glob_matches(glob, site.name) for glob in self.globs)
@@ -147,7 +144,7 @@ class Name(_Several):
 
 @final
 @dataclass(frozen=True, slots=True, repr=False)
-class Regex(Selector):
+class Regex(_Positional):
     """Sites whose whole qualified name matches a regular expression of Python's.
 
     Raises ValueError for text that is not one; ConfigError in a plan, where it takes more than a second for a name.
@@ -164,20 +161,17 @@ class Regex(Selector):
         except re.error as error:
             raise ValueError(f"{self.pattern!r} is not a regular expression: {error}") from None
 
-    def __repr__(self) -> str:
-        return f"Regex({self.pattern!r})"
-
     def matches(self, site: Site) -> bool:
         return matches_whole(self.pattern, site.name)
 
 
 @final
 @dataclass(frozen=True, init=False, repr=False, slots=True)
-class Layer(_Several):
+class Layer(_Positional):
     """Sites by the class of the module that holds them.
 
-    A text is the name of the class or of one of its *direct* bases, as in MMEngine; with
-    ``subclasses=True`` of any class above it. A class takes its subclasses in.
+    A ``str`` is the name of the class or of one of its *direct* bases, as in MMEngine; with ``subclasses=True``
+    of any class above it. A class includes its subclasses.
 
     >>> from torchinit.model.sites import layer_class
     >>> conv = Site("0.weight", (1, 1), owner=layer_class(nn.Conv2d))
@@ -189,31 +183,27 @@ class Layer(_Several):
     subclasses: bool
 
     def __init__(self, *names: str | type[nn.Module], subclasses: bool = False) -> None:
-        for name in names:
-            if not name or not isinstance(name, (str, type)):
-                raise TypeError(f"a layer is a class or the name of one, but got {name!r}")
-        texts = tuple(full_name(name) if isinstance(name, type) else name for name in names)
-        object.__setattr__(self, "names", texts)
+        if wrong := [name for name in names if not (name and isinstance(name, (str, type)))]:
+            raise TypeError(f"a layer is a class or the name of one, but got {wrong[0]!r}")
+        object.__setattr__(self, "names", tuple(full_name(name) if isinstance(name, type) else name for name in names))
         object.__setattr__(self, "subclasses", subclasses)
 
     def __repr__(self) -> str:
-        flag = ", subclasses=True" if self.subclasses else ""
-        return f"Layer({', '.join(map(repr, self.names))}{flag})"
+        text = _Positional.__repr__(self)  # no super(): with slots=True the class is made a second time
+        return f"{text[:-1]}, subclasses=True)" if self.subclasses else text
 
     def matches(self, site: Site) -> bool:
+        # Classes as text: a site keeps its owner's names, not the class, so that a plan can be read without the model.
         owner = site.owner
-        for name in self.names:
-            if "." in name or self.subclasses:
-                if owner.is_a(name):
-                    return True
-            elif name == owner.name or name in owner.bases:
-                return True
-        return False
+        return any(
+            owner.is_a(name) if "." in name or self.subclasses else name in (owner.name, *owner.bases)
+            for name in self.names
+        )
 
 
 @final
 @dataclass(frozen=True, init=False, repr=False, slots=True)
-class Leaf(_Several):
+class Leaf(_Positional):
     """Sites by the last part of their name.
 
     >>> Leaf("weight", "bias").matches(Site("a.b.bias", (1,)))
@@ -223,11 +213,9 @@ class Leaf(_Several):
     names: tuple[str, ...]
 
     def __init__(self, *names: str) -> None:
-        for name in names:
-            check_glob(name)
-            if "." in name:
-                raise ValueError(f"a leaf is the last part of a name, without dots, but got {name!r}")
-        object.__setattr__(self, "names", names)
+        self._set(names, check_glob)
+        if dotted := [name for name in names if "." in name]:
+            raise ValueError(f"a leaf is the last part of a name, without dots, but got {dotted[0]!r}")
 
     def matches(self, site: Site) -> bool:
         return site.leaf in self.names
@@ -235,7 +223,7 @@ class Leaf(_Several):
 
 @final
 @dataclass(frozen=True, init=False, repr=False, slots=True)
-class Kinds(_Several):
+class Kinds(_Positional):
     """Sites by what they are to their layer: ``"weight"``, ``"bias"`` or ``"other"``.
 
     The weights of an LSTM (``weight_ih_l0`` ...) and of attention (``in_proj_weight``) are weights, too.
@@ -247,10 +235,7 @@ class Kinds(_Several):
     kinds: tuple[ParameterKind, ...]
 
     def __init__(self, *kinds: ParameterKind) -> None:
-        for kind in kinds:
-            if kind not in get_args(ParameterKind):
-                raise ValueError(f"a kind is one of {', '.join(get_args(ParameterKind))}, but got {kind!r}")
-        object.__setattr__(self, "kinds", kinds)
+        self._set(kinds, lambda kind: _check_choice("kind", kind, get_args(ParameterKind)))
 
     def matches(self, site: Site) -> bool:
         return site.parameter_kind in self.kinds
@@ -258,7 +243,7 @@ class Kinds(_Several):
 
 @final
 @dataclass(frozen=True, slots=True, repr=False)
-class Within(Selector):
+class Within(_Positional):
     """Sites of the module with this name, or of a module below it; the name may be a glob.
 
     >>> Within("backbone.layer*").matches(Site("backbone.layer1.0.conv.weight", (1,)))
@@ -270,9 +255,6 @@ class Within(Selector):
     def __post_init__(self) -> None:
         if self.module:
             check_glob(self.module)
-
-    def __repr__(self) -> str:
-        return f"Within({self.module!r})"
 
     def matches(self, site: Site) -> bool:
         return not self.module or glob_matches(f"{self.module}.**", site.name)
@@ -297,14 +279,13 @@ class Shape(Selector):
     def matches(self, site: Site) -> bool:
         if self.sizes is None:
             return len(site.shape) == self.ndim
-        return len(site.shape) == len(self.sizes) and all(
-            want in (None, size) for want, size in zip(self.sizes, site.shape, strict=True)
-        )
+        pairs = zip(self.sizes, site.shape, strict=False)
+        return len(self.sizes) == len(site.shape) and all(wanted in (None, size) for wanted, size in pairs)
 
 
 @final
 @dataclass(frozen=True, slots=True, repr=False)
-class Is(Selector):
+class Is(_Positional):
     """Parameters, or buffers.
 
     >>> Is("buffer").matches(Site("bn.running_mean", (4,), kind="buffer"))
@@ -314,11 +295,7 @@ class Is(Selector):
     kind: Kind
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise ValueError(f"a site is one of {', '.join(get_args(Kind))}, but got {self.kind!r}")
-
-    def __repr__(self) -> str:
-        return f"Is({self.kind!r})"
+        _check_choice("site", self.kind, get_args(Kind))
 
     def matches(self, site: Site) -> bool:
         return site.kind == self.kind
@@ -326,7 +303,7 @@ class Is(Selector):
 
 @final
 @dataclass(frozen=True, init=False, repr=False, slots=True)
-class Block(_Several):
+class Block(_Positional):
     """Sites in the blocks with these numbers; negative ones count from the last.
 
     >>> Block(-1).matches(Site("h.11.proj.weight", (4, 4), block=(11, 12)))
@@ -336,10 +313,7 @@ class Block(_Several):
     numbers: tuple[int, ...]
 
     def __init__(self, *numbers: int) -> None:
-        for number in numbers:
-            if isinstance(number, bool) or not isinstance(number, int):
-                raise TypeError(f"a block is a whole number, but got {number!r}")
-        object.__setattr__(self, "numbers", numbers)
+        self._set(numbers, _check_block)
 
     def matches(self, site: Site) -> bool:
         if site.block is None:
@@ -348,8 +322,18 @@ class Block(_Several):
         return any(index == (number if number >= 0 else count + number) for number in self.numbers)
 
 
+def _check_block(number: object) -> None:
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise TypeError(f"a block is a whole number, but got {number!r}")
+
+
+def _check_choice(noun: str, value: object, choices: Sequence[object]) -> None:
+    if value not in choices:
+        raise ValueError(f"a {noun} is one of {', '.join(map(str, choices))}, but got {value!r}")
+
+
 def as_selector(where: object) -> Selector:
-    """The selector, or that of the names which fit a glob or any of several. Raises TypeError for anything else.
+    """A selector itself; that of the names that fit a glob, or one of several. Raises TypeError for anything else.
 
     >>> as_selector("fc.*"), as_selector(["a.weight", "b.weight"])
     (Name('fc.*'), Name('a.weight', 'b.weight'))
@@ -357,8 +341,8 @@ def as_selector(where: object) -> Selector:
     if isinstance(where, Selector):
         return where
     if isinstance(where, type):
-        way = f"Layer({where.__name__})" if issubclass(where, nn.Module) else f"{where.__name__}(...)"
-        raise TypeError(f"{where.__name__} is a class, not a selector; write {way}")
+        remedy = f"Layer({where.__name__})" if issubclass(where, nn.Module) else f"{where.__name__}(...)"
+        raise TypeError(f"{where.__name__} is a class, not a selector; write {remedy}")
     globs = (where,) if isinstance(where, str) else where
     if not (isinstance(globs, (list, tuple)) and globs and all(isinstance(glob, str) for glob in globs)):
         raise TypeError(f"a selector is Name('head.**') and the like, or globs of names as text, but got {where!r}")

@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torchinit.model.names import normalize
 from torchinit.model.shards import Shard
 from torchinit.model.traversal import Held, Kind, held
-from torchinit.plans.observers import present
 from torchinit.plans.plan import Step
+from torchinit.plans.run import present
 from torchinit.tracing.locks import Snapshot, is_locked, refusal, snapshot
 from torchinit.tracing.observer import Event, Observer, name_of
 from torchinit.tracing.regions import MemoryIndex, region_of_shards, region_within, storage_of
