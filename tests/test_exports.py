@@ -51,7 +51,7 @@ NAMESPACES = {
         xavier_init""",
     "torchinit.model": "Box LayerClass Layout Shard Site Slot register_layout",
     "torchinit.noise": "Global Keyed Noise STREAM",
-    "torchinit.plans": "Change Fingerprint Plan Record Report Skipped Step local_shards make_plan run",
+    "torchinit.plans": "Change Diff Fingerprint Plan Record Report Skipped Step local_shards make_plan run",
     "torchinit.recipes": "INITIALIZERS RecipeLike decode_recipe load_recipe recipe_to_data schemes",
     "torchinit.rules": """
         All AnyOf Block Is Kinds Layer Leaf Name Not Recipe Regex Rule SELECTORS Selector Shape Within""",

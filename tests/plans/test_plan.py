@@ -25,7 +25,7 @@ def planned(*given_rules: Rule, model: nn.Module = MODEL) -> Plan:
 
 @given(rules())
 def test_a_rule_is_a_value(rule: Rule) -> None:
-    assert eval(repr(rule), vars(torchinit)) == rule
+    assert eval(repr(rule), {**vars(torchinit.initializers), **vars(torchinit.rules)}) == rule
 
 
 def test_the_origin_of_a_rule_is_no_part_of_its_value() -> None:
