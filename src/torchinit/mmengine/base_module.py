@@ -15,11 +15,10 @@ from weakref import WeakSet
 
 from torch import nn
 
-from torchinit.mmengine.bridge import is_model_wrapper
 from torchinit.mmengine.init_cfg import amend, carry_out, changes_of
 from torchinit.mmengine.initializers import PretrainedInit
 from torchinit.mmengine.log import log
-from torchinit.mmengine.registry import InitCfgAssertionError, InitCfgKeyError
+from torchinit.mmengine.registry import InitCfgAssertionError, InitCfgKeyError, is_model_wrapper
 from torchinit.mmengine.session import Session, session_of
 from torchinit.plans.report import Report
 from torchinit.tracing.uninitialized import watching

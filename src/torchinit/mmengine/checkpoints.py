@@ -27,8 +27,8 @@ from torchinit.checkpoints.suggestions import beginning, guess, splits
 from torchinit.errors import CheckpointError, did_you_mean, masked
 from torchinit.initializers.load_report import Cast, Guess, LoadReport, Mismatch
 from torchinit.initializers.transfers import magnitude
-from torchinit.mmengine.bridge import is_loaded_through
 from torchinit.mmengine.log import log, log_to
+from torchinit.mmengine.registry import is_loaded_through
 from torchinit.model.hooks import has_load_hooks
 from torchinit.model.names import WRAPPERS as WRAPPING
 from torchinit.model.names import normalize

@@ -31,6 +31,9 @@ class Extension:
     without one they select parameters of any name, buffers as well with ``buffers``.
     """
 
+    # An added word must not change how the others are read: two dialects in one entry, told by which words it has, was
+    # tried, and `fans="torch"`, which is the default, then decided whether an LSTM was written.
+
     label: str = ""
     optional: bool = False
     fans: Convention = "torch"
@@ -45,6 +48,15 @@ class Extension:
     padding: bool = False
     buffers: bool = False
 
+    @classmethod
+    def taken_from(cls, words: dict[str, Any], source: str) -> Extension:
+        """Take the words of an extension out of those of an entry; raises ConfigError with every mistake in them."""
+        own = {key: words.pop(key) for key in WORDS & words.keys()}
+        # An empty list is how plain data say that there are no names.
+        given: Mapping[str, Any] = {key: value for key, value in own.items() if value not in (None, "", [])}
+        extension: Extension = SCHEMA.decode(given, Extension, source)
+        return extension
+
     @property
     def selects(self) -> bool:
         """Whether it says which sites, so that an entry without a ``layer`` is for some."""
@@ -55,8 +67,8 @@ class Extension:
         return bool(self.param or ((self.name or self.regex) and not layers))
 
     def where(self, layers: Sequence[str] = (), *, whole: bool = False) -> Selector | None:
-        """What the entry is for, None for all; ``whole`` is a part of the model with all below it, as in overrides."""
-        found = [
+        """Select the entry's sites, None for all; ``whole`` is a part of a model with all below it, as in overrides."""
+        selectors = [
             *([Layer(*layers, subclasses=self.subclasses)] if layers or not (whole or self.selects) else ()),
             *([Name(*several(self.name))] if self.name else ()),
             *([Regex(self.regex)] if self.regex else ()),
@@ -64,10 +76,10 @@ class Extension:
             *([~Name(*several(self.exclude))] if self.exclude else ()),
             *([Leaf(*several(self.param))] if self.param else ()),
         ]
-        return reduce(and_, found) if found else None
+        return reduce(and_, selectors) if selectors else None
 
     def shaped(self, init: Initializer, kind: str) -> Initializer:
-        """An initializer that counts connections as ``fans`` says, part by part.
+        """Let an initializer count connections as ``fans`` says, part by part.
 
         Raises TypeError where it counts none, ConfigError for parts that cannot be.
         """
@@ -83,17 +95,3 @@ class Extension:
 
 
 WORDS: Final = frozenset(field.name for field in fields(Extension))
-
-
-def take_extension(said: dict[str, Any], source: str) -> Extension:
-    """Take the words of an extension out of what an entry says; raises ConfigError with every mistake in them.
-
-    >>> said = {"std": 0.1, "label": "head", "name": "head.*"}
-    >>> take_extension(said, "Normal").label, said
-    ('head', {'std': 0.1})
-    """
-    words = {key: said.pop(key) for key in WORDS & said.keys()}
-    # An empty list is how plain data say that there are no names.
-    given: Mapping[str, Any] = {key: value for key, value in words.items() if value not in (None, "", [])}
-    found: Extension = SCHEMA.decode(given, Extension, source)
-    return found

@@ -9,21 +9,16 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from functools import cache
-from typing import Any, Final, TextIO, cast
+from typing import Any, Final, TextIO
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from torchinit.errors import count, did_you_mean
-from torchinit.mmengine.biases import LEAVES
-from torchinit.mmengine.bridge import mm_logger
-from torchinit.mmengine.tree import ModuleIndex
-from torchinit.model.sites import layer_class
-from torchinit.rules.rule import Rule
-from torchinit.rules.selectors import Layer, Leaf
+from torchinit.errors import did_you_mean
+from torchinit.mmengine.registry import logger_of_mmengine
 
 Line = tuple[str, nn.Parameter, str]
 """The name of a parameter, the parameter, and how it was set."""
@@ -71,7 +66,7 @@ def dump(lines: Iterable[Line]) -> None:
 
 def _loggers() -> list[logging.Logger]:
     """Mmengine's logger where one is in use, so that nobody reads a text twice; ours as well if it has handlers."""
-    theirs = mm_logger()
+    theirs = logger_of_mmengine()
     return [LOGGER] if theirs is None else [theirs, *([LOGGER] if _handlers(LOGGER) else ())]
 
 
@@ -137,69 +132,3 @@ def _stream(handler: logging.FileHandler) -> TextIO:
     if handler.stream is None:
         handler.stream = handler._open()
     return handler.stream
-
-
-# --- layers by name ----------------------------------------------------------------------------------------
-
-
-def in_vain(index: ModuleIndex, module: nn.Module, rules: Sequence[Rule]) -> Iterator[str]:
-    """What to tell of the names of a list of layers, some of which match: of the others the planner tells.
-
-    A name is in vain if no class is called so, here or anywhere, or if the modules that it matches have
-    parameters, and neither a weight nor a bias.
-    """
-    names = _names(rules[0]) if rules else None
-    whose = f"{type(module).__name__}'s init_cfg"
-    if names is None or (names and rules[0].optional):
-        return
-    if not names:
-        yield f"an entry of {whose} has neither a layer nor an override: it initializes nothing"
-    by_name = _modules_by_name(index, module) if names else {}
-    for name in names:
-        if name not in by_name:
-            near = did_you_mean(name, by_name) if len(names) > 1 and name not in _known_classes() else ""
-            if near:
-                yield f"layer {name!r} of {whose} matches no module{near}"
-        elif not any(map(_has_something, by_name[name])):
-            others = sorted({leaf for one in by_name[name] for leaf, _ in one.named_parameters(recurse=False)})
-            if others:
-                yield (
-                    f"layer {name!r} of {whose} matches {count(len(by_name[name]), 'module')}"
-                    f" without weight or bias; name its parameters instead: name='**.{others[0]}'"
-                )
-
-
-def _names(rule: Rule) -> tuple[str, ...] | None:
-    """The layers of a rule; None of one that is for a whole module, or for parameters of other names."""
-    parts = getattr(rule.where, "of", ())
-    layers = (part for part in parts if isinstance(part, Layer) and not part.subclasses)
-    return next((layer.names for layer in layers if Leaf("weight") in parts), None)
-
-
-def _modules_by_name(index: ModuleIndex, module: nn.Module) -> dict[str, list[nn.Module]]:
-    found: dict[str, dict[int, nn.Module]] = {}
-    for turn in index.turns(module):
-        one = index.modules[turn]
-        cls = layer_class(cast("Any", type(one)))
-        for name in {cls.name, *cls.bases}:
-            found.setdefault(name, {})[id(one)] = one
-    return {name: list(modules.values()) for name, modules in found.items()}
-
-
-def _has_something(module: nn.Module) -> bool:
-    return any(
-        leaf in vars(module) or hasattr(type(module), leaf) or leaf in module._parameters or leaf in module._buffers
-        for leaf in LEAVES
-        if not isinstance(vars(module).get(leaf), bool)
-    )
-
-
-def _known_classes() -> set[str]:
-    """The names of all module classes that are imported: a list may name layers that this model does not have."""
-    found: set[str] = set()
-    waiting: list[type] = [nn.Module]
-    while waiting:
-        cls = waiting.pop()
-        found.add(cls.__name__)
-        waiting += cls.__subclasses__()
-    return found
