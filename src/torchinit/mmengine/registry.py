@@ -115,7 +115,7 @@ class Registry:
     @property
     def root(self) -> Registry:
         """The top of the tree."""
-        return list(_lineage(self))[-1]
+        return self.parent.root if self.parent is not None else self
 
     def __repr__(self) -> str:
         rows = [f"  {name}: {cls.__module__}.{_name_of(cls)}" for name, cls in sorted(self._modules.items())]

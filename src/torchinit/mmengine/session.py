@@ -181,9 +181,8 @@ class Session:
                 self._recorder.index.follow(self.provenance.known[key])
         pairs = zip(plan.steps, report.records, strict=True)
         records = tuple(self._recorded(step, record, prepared) for step, record in pairs)
-        return replace(
-            report, records=records, skipped=tuple((prepared.prefix + name, why) for name, why in report.skipped)
-        )
+        skipped = tuple((f"{prepared.prefix}{name}", why) for name, why in report.skipped)
+        return replace(report, records=records, skipped=skipped)
 
     def _recorded(self, step: Step, record: Record, prepared: Prepared) -> Record:
         """Note who wrote a site, and say in its record what came before."""
@@ -338,12 +337,7 @@ class _SeededForeignCode(_ForeignCode, Seeded):
 
 def _site(group: list[Spot], prefix: str) -> Site:
     """The site of the spots of one tensor, under names that begin at the module."""
-    first, *others = (
-        replace(spot.site, name=spot.site.name.removeprefix(prefix), aliases=())
-        if prefix or spot.site.aliases
-        else spot.site
-        for spot in group
-    )
+    first, *others = (replace(spot.site, name=spot.site.name.removeprefix(prefix), aliases=()) for spot in group)
     return replace(first, aliases=tuple(others)) if others else first
 
 

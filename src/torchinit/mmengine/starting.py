@@ -19,7 +19,7 @@ from torchinit.distributed.materialize import with_resets
 from torchinit.distributed.resets import exchange_in, reset_layers
 from torchinit.distributed.wholes import bare_class
 from torchinit.errors import ConfigError
-from torchinit.mmengine.base_module import BaseModule, initialize_child, unreached, unwrapped
+from torchinit.mmengine.base_module import BaseModule, InitCfg, initialize_child, unreached, unwrapped
 from torchinit.mmengine.init_cfg import carry_out
 from torchinit.mmengine.session import Session, session_of
 from torchinit.model.sites import sites
@@ -30,8 +30,6 @@ from torchinit.tracing import unfilled
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-InitCfg = dict[str, Any] | list[dict[str, Any]]
 
 
 @dataclass(slots=True)
@@ -44,6 +42,9 @@ class OwnStart:
     Raises ConfigError for a model all of which counts as initialized.
     """
 
+    # Resets come first, as constructors do, and init_cfgs and init_weights over them: code may read what it changes. To
+    # reset only what is left afterwards was not possible: who is left is not known before code of users' own has run.
+
     model: nn.Module
     noise: Noise
     init_cfg: InitCfg | None = None
@@ -52,11 +53,11 @@ class OwnStart:
     progress: Progress | None = None
     group: ProcessGroup | None = None
     resets: Made = field(default_factory=Made)
-    were: tuple[tuple[BaseModule, bool], ...] = ()
-    """What each module has noted of being initialized."""
+    states: tuple[tuple[BaseModule, bool], ...] = ()
+    """Which modules counted as initialized before."""
 
     def __post_init__(self) -> None:
-        self.were = tuple((module, module.is_init) for module in self.model.modules() if isinstance(module, BaseModule))
+        self.states = tuple((each, each.is_init) for each in self.model.modules() if isinstance(each, BaseModule))
         if self.init_cfg is None and all(getattr(root, "is_init", False) for _, root in _roots(self.model)):
             raise ConfigError(
                 f"{type(self.model).__name__} counts as initialized, though it has no memory: set is_init = False on"
@@ -82,11 +83,11 @@ class OwnStart:
     def intent(self) -> Mapping[str, str]:
         configs: dict[str, Any] = {"the init_cfg": self.init_cfg}
         if self.init_cfg is None:
-            modules = [(name, one) for name, one in self.model.named_modules() if isinstance(one, BaseModule)]
-            configs = {f"init_cfg of {name or 'the model'}": one.init_cfg for name, one in modules if one.init_cfg}
+            own = {name: getattr(module, "init_cfg", None) for name, module in self.model.named_modules()}
+            configs = {f"init_cfg of {name or 'the model'}": config for name, config in own.items() if config}
         shapes = {site.name: f"{list(site.shape)} {site.dtype}" for site in sites(self.model)}
         # Where an object lies in memory is no part of what it says.
-        return {**shapes, **{name: re.sub(r" at 0x[0-9a-f]+", "", repr(cfg)) for name, cfg in configs.items()}}
+        return {**shapes, **{name: re.sub(r" at 0x[0-9a-f]+", "", repr(config)) for name, config in configs.items()}}
 
     @property
     def certain(self) -> Collection[str]:
@@ -96,7 +97,7 @@ class OwnStart:
         return self.init_cfg is None and isinstance(module, BaseModule)
 
     def undo(self) -> None:
-        for module, is_init in self.were:
+        for module, is_init in self.states:
             module.is_init = is_init
 
     def write(self, blank: Sequence[Tenant]) -> Report:
@@ -114,23 +115,21 @@ class OwnStart:
         cls = bare_class(type(one.module)).__name__
         if one.kind == "buffer":
             code = f"its modules' own code does not make it ({'; '.join(tried) or 'there is none'})"
-            way = "Let an init_weights() or a reset_parameters() write it, or build it outside of torch.device('meta')"
-            return f"a buffer of {cls} that nothing writes, and {code}. {way}"
+            remedy = (
+                "Let an init_weights() or a reset_parameters() write it, or build it outside of torch.device('meta')"
+            )
+            return f"a buffer of {cls} that nothing writes, and {code}. {remedy}"
         reset = "; ".join(self.resets.failed.get(one.name, ())) or f"{cls} has no reset_parameters() that does"
         leaf = one.name.rpartition(".")[2]
-        entry = f"dict(type='Constant', val=1, param={leaf!r})"
         return (
             f"a parameter of {cls} that no init_cfg and no init_weights() writes ({reset}). Name it in an entry of an"
-            f" init_cfg, for example {entry}, or let an init_weights() or a reset_parameters() write it"
+            f" init_cfg, for example dict(type='Constant', val=1, param={leaf!r}), or let an init_weights() or a"
+            " reset_parameters() write it"
         )
 
 
 def _initialize_tree(top: nn.Module, session: Session) -> None:
-    """Initialize a model that is a base module, or that holds some.
-
-    Where it is none itself, ``init_weights`` of the first modules below that have one is called, as a base module
-    does with its children; plain modules are entered to find them.
-    """
+    """Call ``init_weights`` of the first modules that have one, as a base module does with its children."""
     roots = list(_roots(top))
     for _, root in roots:
         initialize_child(root, session)

@@ -89,11 +89,10 @@ class ModuleIndex:
                 # A child that its parent holds under two names is visited once.
                 if (place.turn, holder.leaf) not in seen:
                     seen.add((place.turn, holder.leaf))
-                    if is_parametrized(place.module):  # as MMEngine sees it, by the class that it has now
-                        view = replace(view, owner=_class_of(place.module))
-                    yield Spot(
-                        view, holder.tensor, place.module, place.turn, id(group[0].tensor), group[0].name, computed=way
-                    )
+                    # MMEngine sees a parametrized module by the class that it has now.
+                    here = replace(view, owner=_class_of(place.module)) if is_parametrized(place.module) else view
+                    key, first = id(group[0].tensor), group[0].name
+                    yield Spot(here, holder.tensor, place.module, place.turn, key, first, computed=way)
 
     def __contains__(self, module: nn.Module) -> bool:
         return id(module) in self._turns
