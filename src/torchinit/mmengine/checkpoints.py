@@ -143,8 +143,7 @@ def load_checkpoint(
     """
     content = _load_checkpoint(filename, map_location, logger)
     state = _weights(content, filename)
-    account = _loaded(model, _revised(state, revise_keys), filename, strict, logger)
-    _warn_of_nothing(account, model, state, logger, by="revise_keys")
+    _loaded(model, _revised(state, revise_keys), filename, strict, logger, file=state, by="revise_keys")
     return content
 
 
@@ -159,9 +158,7 @@ def load_pretrained(
     log(logging.INFO, "load %s from: %s", f"{prefix} in model" if prefix else "model", source)
     state = _weights(_content(source, map_location, None, mapped=True), source)
     chosen = _revised(state, _MODULE) if prefix is None else _below(state, prefix)
-    account = _loaded(module, chosen, source, False, None)
-    _warn_of_nothing(account, module, state, None, by="prefix")
-    return account
+    return _loaded(module, chosen, source, file=state, by="prefix")
 
 
 def load_state_dict(
@@ -214,8 +211,20 @@ class _Copied(NamedTuple):
     seen: dict[str, Any]
 
 
-def _loaded(module: nn.Module, state: Mapping[str, Any], source: str, strict: bool, logger: Any) -> LoadReport:
-    """Copy what fits, tell what does not, and what is odd about the values."""
+def _loaded(
+    module: nn.Module,
+    state: Mapping[str, Any],
+    source: str,
+    strict: bool = False,
+    logger: Any = None,
+    *,
+    file: Mapping[str, Any] | None = None,
+    by: str = "",
+) -> LoadReport:
+    """Copy what fits, tell what does not, and what is odd about the values.
+
+    Where nothing fits, say what would of the whole ``file``, as the caller's argument ``by``.
+    """
     source = str(source)
     if meta := [key for key, tensor in _own(module).items() if tensor.is_meta]:
         raise CheckpointError(
@@ -239,6 +248,8 @@ def _loaded(module: nn.Module, state: Mapping[str, Any], source: str, strict: bo
         raise CheckpointError(texts[0])
     account = _account(module, copied, source)
     texts += [f"{source}: {text}" for text in (*account.doubts, *_odd_values(account, copied.seen))]
+    if file is not None and account.wanted and not account.found:
+        texts.append(f"{source}: 0 of {account.wanted} tensors match the model.{_remedy(module, file, by)}")
     for text in texts:
         log_to(logger, logging.WARNING, text)
     return account
@@ -340,15 +351,8 @@ def _is_finite(tensor: Tensor) -> bool:
     return magnitude(tensor.detach()) < float("inf")
 
 
-def _warn_of_nothing(account: LoadReport, module: nn.Module, state: Mapping[str, Any], logger: Any, *, by: str) -> None:
-    """Say loudly where nothing was loaded, and what would change that; ``by`` is the caller's argument for it."""
-    if not account.found and account.wanted:
-        text = f"{account.source}: 0 of {account.wanted} tensors match the model."
-        log_to(logger, logging.WARNING, text + _remedy(module, state, by))
-
-
 def _remedy(module: nn.Module, state: Mapping[str, Any], by: str) -> str:
-    """The part, or the beginning of names, with which most of the model would be found."""
+    """The part, or the beginning of names, with which most of the model would be found, as the argument ``by``."""
     own = {key: tuple(tensor.shape) for key, tensor in _own(module).items()}
     for key, value in state.items():
         if isinstance(value, Mapping) and own.keys() & set(map(str, value)):

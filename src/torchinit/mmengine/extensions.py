@@ -23,12 +23,10 @@ from torchinit.serialization.hints import hints_of
 class Extension:
     """The words of an entry that MMEngine does not have. Each default leaves the entry as MMEngine reads it.
 
-    ``label`` is the text in the log; ``optional`` allows the entry to match nothing; ``fans`` chooses how the
-    connections in a formula are counted (:meth:`torchinit.Site.fans`); ``blocks`` and ``batch_axes`` treat a fused or
-    stacked weight in parts. ``padding`` leaves the padding row of an embedding zero, ``subclasses`` lets ``layer``
-    match every class below. ``within`` (modules) and ``exclude`` (globs) narrow the entry. ``param`` names what is
-    written instead of ``weight`` and ``bias``. ``name`` (globs) and ``regex`` narrow an entry with a ``layer``;
-    without one they select parameters of any name, buffers as well with ``buffers``.
+    ``label`` is the text in the log; ``fans`` chooses how the connections in a formula are counted
+    (:meth:`torchinit.Site.fans`). ``padding`` leaves the padding row of an embedding zero. ``param`` names what is
+    written instead of ``weight`` and ``bias``. ``name`` and ``regex`` narrow an entry with a ``layer``; without one
+    they select parameters of any name, buffers as well with ``buffers``. The others are those of an entry of a recipe.
     """
 
     # An added word must not change how the others are read: two dialects in one entry, told by which words it has, was

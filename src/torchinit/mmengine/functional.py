@@ -16,7 +16,7 @@ from torchinit.initializers.elementwise import Constant, Initializer, Normal, Tr
 from torchinit.initializers.variance_scaling import Kaiming, Xavier
 from torchinit.knowledge.gains import nonlinearities
 from torchinit.mmengine.biases import by_attribute, number
-from torchinit.mmengine.registry import InitCfgAssertionError, InitCfgRangeError, InitCfgValueError
+from torchinit.mmengine.registry import InitCfgAssertionError, InitCfgValueError
 from torchinit.model.shards import Shard
 from torchinit.model.sites import Site
 from torchinit.noise import Global
@@ -27,7 +27,7 @@ NOISE = Global(truncation="inverse_cdf")
 
 
 def constant_init(module: nn.Module, val: float, bias: float = 0) -> None:
-    """Give the module's weight the value ``val`` and its bias the value ``bias``.
+    """Weights of one value and a constant bias.
 
     >>> layer = nn.Linear(2, 2)
     >>> constant_init(layer, 1.5, bias=2)
@@ -40,10 +40,7 @@ def constant_init(module: nn.Module, val: float, bias: float = 0) -> None:
 def xavier_init(module: nn.Module, gain: float = 1, bias: float = 0, distribution: str = "normal") -> None:
     """Xavier weights (Glorot & Bengio 2010) and a constant bias; AssertionError for another distribution.
 
-    >>> layer = nn.Linear(300, 300)
-    >>> xavier_init(layer, gain=2, distribution="uniform")
-    >>> bool(layer.weight.abs().max() <= 0.2)
-    True
+    >>> xavier_init(nn.Linear(300, 300), gain=2, distribution="uniform")
     """
     _init(module, xavier(gain, distribution), bias)
 
@@ -64,10 +61,7 @@ def trunc_normal_init(
 ) -> None:
     """Truncated normal weights and a constant bias; see :func:`trunc_normal_`.
 
-    >>> layer = nn.Linear(40, 40)
-    >>> trunc_normal_init(layer, a=-0.5, b=0.5)
-    >>> bool(layer.weight.abs().max() <= 0.5)
-    True
+    >>> trunc_normal_init(nn.Linear(40, 40), a=-0.5, b=0.5)
     """
     _init(module, trunc_normal(mean=mean, std=std, a=a, b=b), bias)
 
@@ -75,10 +69,7 @@ def trunc_normal_init(
 def uniform_init(module: nn.Module, a: float = 0, b: float = 1, bias: float = 0) -> None:
     """Uniform weights between ``a`` and ``b`` and a constant bias.
 
-    >>> layer = nn.Linear(4, 4)
-    >>> uniform_init(layer, 2, 3)
-    >>> bool(layer.weight.min() >= 2)
-    True
+    >>> uniform_init(nn.Linear(4, 4), 2, 3)
     """
     _init(module, formula(Uniform, a=a, b=b), bias)
 
@@ -95,10 +86,7 @@ def kaiming_init(
 
     ``mode`` and ``nonlinearity`` have other defaults than ``torch.nn.init.kaiming_normal_``.
 
-    >>> layer = nn.Linear(600, 6)
-    >>> kaiming_init(layer, mode="fan_in", distribution="uniform")
-    >>> bool(layer.weight.abs().max() <= 0.1)
-    True
+    >>> kaiming_init(nn.Linear(600, 6), mode="fan_in", distribution="uniform")
     """
     _init(module, kaiming(a, mode, nonlinearity, distribution), bias)
 
@@ -106,10 +94,7 @@ def kaiming_init(
 def caffe2_xavier_init(module: nn.Module, bias: float = 0) -> None:
     """The XavierFill of Caffe2: uniform weights of variance 1 / fan_in, and a constant bias.
 
-    >>> layer = nn.Linear(300, 3)
-    >>> caffe2_xavier_init(layer)
-    >>> bool(layer.weight.abs().max() <= 0.1)
-    True
+    >>> caffe2_xavier_init(nn.Linear(300, 3))
     """
     kaiming_init(module, a=1, mode="fan_in", nonlinearity="leaky_relu", bias=bias, distribution="uniform")
 
@@ -148,7 +133,7 @@ def formula(cls: Callable[..., Initializer], **numbers: Any) -> Initializer:
     try:
         return cls(**values)
     except ValueError as error:
-        raise InitCfgRangeError(str(error)) from None
+        raise InitCfgValueError(str(error)) from None
 
 
 def trunc_normal(**numbers: Any) -> Initializer:

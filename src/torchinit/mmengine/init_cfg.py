@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import chain
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, TypeAlias
 
 from torch import nn
 
@@ -21,12 +21,11 @@ from torchinit.mmengine.initializers import CoreInit, FormulaInit, PretrainedIni
 from torchinit.mmengine.registry import (
     WEIGHT_INITIALIZERS,
     InitCfgKeyError,
-    InitCfgNameError,
     InitCfgTypeError,
     InitCfgValueError,
     build_from_cfg,
 )
-from torchinit.mmengine.session import Prepared, Session, current
+from torchinit.mmengine.session import Session, current
 from torchinit.plans.report import Record, Report
 from torchinit.plans.run import Progress
 from torchinit.rules.catalog import INITIALIZERS, SCHEMA, TEXT
@@ -44,12 +43,8 @@ _NOT_INHERITED: Final = {"layer", "name", "regex", "param", "within", "exclude",
 """What an entry says of where it applies, which an override has its own ``name`` for."""
 
 
-class _Call(NamedTuple):
-    """What an entry or an override comes to: an initializer for a module, and its rules where it is one of ours."""
-
-    module: nn.Module
-    initializer: Any
-    rules: tuple[Rule, ...]
+_Call: TypeAlias = tuple[nn.Module, Any, tuple[Rule, ...]]
+"""What an entry or an override comes to: a module, an initializer for it, and its rules where it is one of ours."""
 
 
 def initialize(
@@ -92,20 +87,20 @@ def carry_out(module: nn.Module, init_cfg: Any, session: Session) -> list[Report
     entries = [init_cfg] if isinstance(init_cfg, dict) else init_cfg
     calls = [call for entry in entries for call in _calls(module, copy.deepcopy(entry))]
     reports: list[Report] = []
-    waiting: list[Prepared] = []
+    waiting: list[Callable[[], Report]] = []
     for target, initializer, rules in calls:
         if rules:
             waiting.append(session.prepare(target, rules, through=initializer.through, above=module))
             continue
         # What it will do is not known before it is called.
-        reports += map(session.carry_out, waiting)
+        reports += [write() for write in waiting]
         waiting.clear()
         if type(initializer).__call__ is PretrainedInit.__call__:
             initializer.load(target, session)
         else:
             with session.foreign(target, f"{type(initializer).__name__} "):
                 initializer(target)
-    return [*reports, *map(session.carry_out, waiting)]
+    return [*reports, *(write() for write in waiting)]
 
 
 def _joined(module: nn.Module, reports: list[Report], session: Session, seen: Iterable[Record] = ()) -> Report:
@@ -113,7 +108,7 @@ def _joined(module: nn.Module, reports: list[Report], session: Session, seen: It
     foreign = [record for record in seen if not record.fill]
     records = {record.name: record for record in (*chain.from_iterable(reports), *foreign)}
     # A plan of no rules knows what there is; others may be for a part of the module.
-    whole = session.carry_out(session.prepare(module, ()))
+    whole = session.prepare(module, ())()
     names = frozenset(name for record in records.values() for name in (record.name, *record.aliases))
     skipped = dict.fromkeys(skip for report in (whole, *reports) for skip in report.skipped)
     left_alone = names.union(name for name, _ in skipped)
@@ -136,9 +131,9 @@ def _calls(module: nn.Module, entry: Any) -> Iterator[_Call]:
     if not isinstance(entry, dict):
         raise InitCfgTypeError(f"cfg must be a dict, but got {type(entry)}")
     override = entry.pop("override", None)
-    main = _call_of(module, entry, module, whole=False)
+    _, initializer, rules = main = _call_of(module, entry, module)
     # An entry without layers that has overrides is there for those alone.
-    if override is None or entry.get("layer") or not main.rules or main.initializer.extension.selects:
+    if override is None or entry.get("layer") or not rules or initializer.extension.selects:
         yield main
     if not (override is None or isinstance(override, (dict, list))):
         raise InitCfgTypeError(f"override must be a dict or a list of dict, but got {type(override)}")
@@ -151,21 +146,20 @@ def _calls(module: nn.Module, entry: Any) -> Iterator[_Call]:
             raise InitCfgValueError(f'`override` must contain the key "name", but got {words}')
         if words and "type" not in words:
             raise InitCfgValueError(f'`override` need "type" key, but got {words}{did_you_mean("type", words)}')
-        call = _call_of(module, words or dict(inherited), _part(module, name, words or inherited), whole=True)
+        part, initializer, rules = _call_of(module, words or dict(inherited), _part(module, name, words or inherited))
         # A container may happen to hold nothing, as that of layers of which a config asks for none.
-        if isinstance(call.module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) and not len(call.module):
-            call = call._replace(rules=tuple(replace(rule, optional=True) for rule in call.rules))
-        yield call
+        is_empty = isinstance(part, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) and not len(part)
+        yield part, initializer, tuple(replace(rule, optional=True) for rule in rules) if is_empty else rules
 
 
-def _call_of(module: nn.Module, entry: Entry, target: nn.Module, *, whole: bool) -> _Call:
-    """The initializer that an entry of a module's ``init_cfg`` describes, for the module or a part of it."""
+def _call_of(module: nn.Module, entry: Entry, target: nn.Module) -> _Call:
+    """The initializer that an entry of a module's ``init_cfg`` describes, for the module or, in overrides, a part."""
     kind = entry.get("type")
     beyond = isinstance(kind, str) and kind in INITIALIZERS and WEIGHT_INITIALIZERS.get(kind) is None
     initializer = _core(dict(entry)) if beyond else build_from_cfg(entry, WEIGHT_INITIALIZERS)
-    initializer.wholemodule = whole
+    initializer.wholemodule = target is not module
     own = type(initializer).__call__ in (FormulaInit.__call__, PretrainedInit.__call__)
-    return _Call(target, initializer, initializer.rules(f"init_cfg of {type(module).__name__}") if own else ())
+    return target, initializer, initializer.rules(f"init_cfg of {type(module).__name__}") if own else ()
 
 
 def _core(entry: Entry) -> CoreInit:
@@ -185,7 +179,7 @@ def _part(module: nn.Module, name: str, cfg: Entry) -> nn.Module:
     for step in name.split("."):
         if not hasattr(part, step):
             near = did_you_mean(name, [path for path, _ in module.named_modules() if path])
-            raise InitCfgNameError(f"module did not have attribute {name}, but init_cfg is {cfg}.{near.lstrip(';')}")
+            raise InitCfgValueError(f"module did not have attribute {name}, but init_cfg is {cfg}.{near.lstrip(';')}")
         part = getattr(part, step)
     if not isinstance(part, nn.Module):
         raise AttributeError(f"an override is for a module, but {name} is a {type(part).__name__}")

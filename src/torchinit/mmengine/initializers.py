@@ -53,13 +53,7 @@ class FormulaInit(BaseInit):
     """An initializer whose weights a formula gives; calling it writes, once everything has been checked.
 
     A class names its ``_formula`` and, in ``_shown``, the arguments of that as the log shows them, each the name of an
-    attribute. ``bias`` may also be an initializer, as a dict or an object, or ``"keep"``, which leaves biases alone.
-    The other ``words`` are those of :class:`Extension`.
-
-    >>> layer = nn.Linear(2, 2)
-    >>> NormalInit(std=0.1, param="bias", layer="Linear")(layer)
-    >>> KaimingInit(fans="true", bias="keep", label="mine", layer="Linear").rules()[0].label
-    'mine'
+    attribute. ``words`` are those of :class:`BaseInit`, :func:`bias_of` and :class:`Extension`.
     """
 
     takes_also = (Extension,)
@@ -105,7 +99,7 @@ class FormulaInit(BaseInit):
     def _bare_names(self) -> list[str]:
         """The bare names among the layers; MMEngine compares names, and takes no notice of anything else."""
         bare = [layer for layer in self.layer if isinstance(layer, str) and layer and "." not in layer]
-        for layer in self.layer if len(bare) < len(self.layer) else ():
+        for layer in self.layer:
             if layer not in bare:
                 name = getattr(layer, "__name__", str(layer).rpartition(".")[2])
                 log(logging.WARNING, "layer %r matches nothing: give the bare name of a class, %r", layer, name)
@@ -114,17 +108,11 @@ class FormulaInit(BaseInit):
     def __call__(self, module: nn.Module) -> None:
         """Fill the module, and all below it, where the class is one of ``layer``."""
         session = current(module) or Session(module)
-        session.carry_out(session.prepare(module, self.rules(type(self).__name__), through=self.through))
+        session.prepare(module, self.rules(type(self).__name__), through=self.through)()
 
 
 class CoreInit(FormulaInit):
-    """An initializer that MMEngine does not have, for the weights of layers as MMEngine finds them.
-
-    >>> layer = nn.Linear(2, 2)
-    >>> CoreInit(Constant(2.0), layer="Linear")(layer)
-    >>> layer.weight[0, 0].item(), layer.bias[0].item()
-    (2.0, 0.0)
-    """
+    """An initializer that MMEngine does not have, for the weights of layers as MMEngine finds them."""
 
     through = True
 
@@ -253,10 +241,9 @@ class Caffe2XavierInit(KaimingInit):
 class PretrainedInit:
     """Values from a checkpoint: a path, a URL, or what is registered with :class:`CheckpointLoader`.
 
-    ``prefix`` takes the part of the checkpoint below that name. Files are read without running any code
-    in them. Raises FileNotFoundError, CheckpointError for a file that is not a checkpoint, AssertionError where nothing
-    lies below the prefix, and TypeError for arguments of other types; warns where nothing fits. In a recipe
-    :class:`torchinit.Pretrained` does more.
+    ``prefix`` takes the part of the checkpoint below that name. Files are read without running code in them. Raises
+    FileNotFoundError, CheckpointError for a file that is not a checkpoint, AssertionError where nothing lies below the
+    prefix; warns where nothing fits. In a recipe :class:`torchinit.Pretrained` does more.
 
     >>> PretrainedInit("resnet50.pth", prefix="backbone.").checkpoint
     'resnet50.pth'
@@ -298,7 +285,7 @@ class PretrainedInit:
         """Load what fits, within a session if there is one; CheckpointError where that is strict and nothing does."""
         if rules := self.rules(type(self).__name__):
             session = session or Session(module)
-            session.carry_out(session.prepare(module, rules, through=True))
+            session.prepare(module, rules, through=True)()
             return
         with nullcontext() if session is None else session.foreign(module, self._get_init_info()):
             account = load_pretrained(module, self.checkpoint, self.prefix, self.map_location)

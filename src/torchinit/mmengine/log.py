@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Iterable
 from functools import cache
-from typing import Any, Final, TextIO
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -19,9 +19,6 @@ from torch.nn.parameter import is_lazy
 
 from torchinit.errors import did_you_mean
 from torchinit.mmengine.registry import logger_of_mmengine
-
-Line = tuple[str, nn.Parameter, str]
-"""The name of a parameter, the parameter, and how it was set."""
 
 LOGGER: Final = logging.getLogger("torchinit.mmengine")
 _PACKAGE: Final = logging.getLogger("torchinit")
@@ -44,8 +41,8 @@ def log_to(logger: Any, level: int, text: str) -> None:
         log(level, "%s", text)
 
 
-def dump(lines: Iterable[Line]) -> None:
-    """Log how each parameter was set, on the first rank alone.
+def dump(lines: Iterable[tuple[str, nn.Parameter, str]]) -> None:
+    """Log how each parameter, given with its name, was set, on the first rank alone.
 
     The text goes straight into the files of a logger's file handlers, or, where it has none, to the
     logger at INFO, a record a parameter.
@@ -72,16 +69,19 @@ def _loggers() -> list[logging.Logger]:
 
 def _handlers(logger: logging.Logger) -> list[logging.Handler]:
     """The handlers that are meant for the log of a logger: its own, and those of the package."""
-    named = [logger, _PACKAGE] if logger is LOGGER else [logger]
-    return [handler for one in named for handler in one.handlers if not isinstance(handler, logging.NullHandler)]
+    named = [*logger.handlers, *(_PACKAGE.handlers if logger is LOGGER else ())]
+    return [handler for handler in named if not isinstance(handler, logging.NullHandler)]
+
+
+# Users of MMEngine expect to see the log, other libraries' users to see none. Configured is looked at with each record,
+# since it may come later, and so no handler of ours hangs on the logger: that was tried, and others took it for a
+# configuration (`logging.basicConfig` then does nothing). What can fail: a program that configures logging between two
+# records sees the first on standard output and the second where it wants it.
 
 
 def _emit(logger: logging.Logger, level: int, text: str) -> None:
-    # Configured is looked at each time, since it may come later; so no handler of ours hangs on the logger, which
-    # others could take for a configuration. The text has no arguments left: mmengine drops warnings by the text before
-    # those are put in.
-    root_handlers = [handler for handler in logging.root.handlers if not isinstance(handler, logging.NullHandler)]
-    if logger is not LOGGER or root_handlers or _handlers(LOGGER):
+    # The text has no arguments left: mmengine drops warnings by the text before those are put in.
+    if logger is not LOGGER or _handlers(logging.root) or _handlers(LOGGER):
         logger.log(level, text)
     elif level >= _threshold() and not LOGGER.disabled:
         _show(level, text)
@@ -119,16 +119,10 @@ def _is_first_rank() -> bool:
 def _write(handler: logging.FileHandler, texts: Iterable[str]) -> None:
     handler.acquire()
     try:
-        stream = _stream(handler)
+        # A handler made with delay=True opens its file at the first record, and this is none.
+        stream = handler.stream = handler.stream or handler._open()
         stream.write("Name of parameter - Initialization information\n")
         stream.writelines(texts)
         stream.flush()
     finally:
         handler.release()
-
-
-def _stream(handler: logging.FileHandler) -> TextIO:
-    # A handler made with delay=True opens its file at the first record, and this is none.
-    if handler.stream is None:
-        handler.stream = handler._open()
-    return handler.stream

@@ -34,12 +34,8 @@ class InitCfgTypeError(InitCfgError, TypeError):
     """A value of the wrong type, or an argument that the initializer does not have."""
 
 
-class InitCfgValueError(InitCfgError, ValueError):
-    """A value that cannot be, or an override that is not complete."""
-
-
-class InitCfgRangeError(InitCfgValueError, RuntimeError):
-    """A spread below 0, or bounds in the wrong order, for which torch raises RuntimeError."""
+class InitCfgValueError(InitCfgError, ValueError, RuntimeError):
+    """A value that cannot be, or an override that is not complete or for no part; MMEngine raises one or the other."""
 
 
 class InitCfgKeyError(InitCfgError, KeyError):
@@ -48,10 +44,6 @@ class InitCfgKeyError(InitCfgError, KeyError):
     # KeyError shows the repr of its argument, quotes and all.
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
-
-
-class InitCfgNameError(InitCfgError, RuntimeError):
-    """An override for a part that the module does not have."""
 
 
 class InitCfgAssertionError(InitCfgError, AssertionError):
@@ -64,8 +56,8 @@ class Registry:
     ``scope`` is the package's name, by default that of the calling module: ``"pkg.Name"`` asks the registry of that
     scope in the tree. ``get`` falls back from a registry to its ancestors, then to ``elsewhere`` of the root, then to
     classes of modules that are imported, by their full name. What users have registered elsewhere wins over what
-    torchinit has of that name. A name never makes anything be imported; ``locations`` are modules that register what
-    is in them, and are imported before the first look.
+    torchinit has of that name. Unlike in MMEngine a name never makes anything be imported; ``locations`` are modules
+    that register what is in them, and are imported before the first look.
 
     >>> shapes = Registry("shape", scope="mine")
     >>> @shapes.register_module()
@@ -223,8 +215,7 @@ def _in_scope(registry: Any, scope: str) -> Any:
 def registered_with_mmengine(key: str) -> Any:
     """Return what a name stands for in mmengine and the packages built on it, None if nothing.
 
-    ``"pkg.Name"`` asks that package's registry, a bare name that of the default scope, if one is set; both
-    then ask mmengine's own. Unlike in MMEngine a name from a config makes no module be imported.
+    ``"pkg.Name"`` asks that package's registry, a bare name that of the default scope; both then ask mmengine's own.
     """
     registries = sys.modules.get("mmengine.registry")
     if registries is None:
@@ -241,9 +232,8 @@ def registered_with_mmengine(key: str) -> Any:
 def build_from_cfg(cfg: dict[str, Any], registry: Registry, default_args: dict[str, Any] | None = None) -> Any:
     """Return the object that a config describes.
 
-    ``type`` is a registered name, a class or a function; ``_scope_`` names the package whose registry is
-    asked. Raises TypeError for a config that is not a dict or has arguments that do not fit, and KeyError
-    where the type is missing or unknown.
+    ``type`` is a registered name, a class or a function; ``_scope_`` the package whose registry is asked. Raises
+    TypeError for a config that is not a dict or has arguments that do not fit, KeyError for an unknown ``type``.
 
     >>> build_from_cfg({"type": dict, "a": 1}, Registry("thing", scope="mine"))
     {'a': 1}
@@ -335,17 +325,16 @@ def is_model_wrapper(model: nn.Module, registry: Registry = MODEL_WRAPPERS) -> b
     """
     if isinstance(model, tuple(registry.module_dict.values())):  # type: ignore[arg-type]  # they are classes
         return True
-    if any(is_model_wrapper(model, child) for child in registry.children.values()):
-        return True
     theirs = getattr(sys.modules.get("mmengine.model.wrappers.utils"), "is_model_wrapper", None)
     # Where torchinit stands in for mmengine's own function, that is this one.
-    return theirs not in (None, is_model_wrapper) and registry is MODEL_WRAPPERS and bool(theirs(model))
+    if theirs is not None and theirs is not is_model_wrapper and registry is MODEL_WRAPPERS and theirs(model):
+        return True
+    return any(is_model_wrapper(model, child) for child in registry.children.values())
 
 
 def is_loaded_through(model: nn.Module) -> bool:
     """Whether a checkpoint is loaded into what the model wraps: wrappers, and MMEngine's test-time augmentation."""
-    augmented = getattr(sys.modules.get("mmengine.model"), "BaseTTAModel", None)
-    return is_model_wrapper(model) or (augmented is not None and isinstance(model, augmented))
+    return is_model_wrapper(model) or isinstance(model, getattr(sys.modules.get("mmengine.model"), "BaseTTAModel", ()))
 
 
 def logger_of_mmengine() -> logging.Logger | None:

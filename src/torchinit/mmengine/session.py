@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from torchinit._text import some
 from torchinit.distributed.standins import is_standing_in
@@ -33,7 +34,7 @@ from torchinit.plans.planner import make_plan
 from torchinit.plans.report import Record, Report
 from torchinit.plans.run import Progress, run
 from torchinit.rules.rule import Rule
-from torchinit.tracing import Event, MemoryIndex, Write
+from torchinit.tracing import Event, Write
 from torchinit.tracing.recorder import Recorder, TracedTensor
 from torchinit.tracing.regions import storage_of
 from torchinit.tracing.seeded import Seeded
@@ -44,18 +45,6 @@ MARK = "_params_init_info"
 """The attribute that MMEngine's initializers look for; modules have it while their session is open, and no longer."""
 
 _OPEN: ContextVar[tuple[Session, ...]] = ContextVar("torchinit_sessions", default=())
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A plan that is ready to be carried out, and where the tensors of its sites are, by site name.
-
-    With ``prefix`` in front the names of its sites are those that its report has.
-    """
-
-    plan: Plan
-    groups: dict[str, list[Spot]]
-    prefix: str
 
 
 class Session:
@@ -88,7 +77,7 @@ class Session:
         self.loads: list[LoadReport] = []
         # Where the tree is part of one that MMEngine itself initializes, the marks and the log are MMEngine's.
         self.host: Any = vars(top).get(MARK)
-        self._recorder: Recorder | None = None
+        self._recorder: _ForeignCode | None = None
         self._index: ModuleIndex | None = None
         self._labels: list[str] = []
 
@@ -100,7 +89,7 @@ class Session:
         named = list(self.top.named_parameters())
         meta = [name for name, parameter in named if parameter.is_meta]
         is_all = len(meta) == len(named)
-        is_looked_at = is_standing_in() or any(not isinstance(each, (Session, Wholes)) for each in witnesses())
+        is_looked_at = is_standing_in() or any(not isinstance(each, (_ForeignCode, Wholes)) for each in witnesses())
         if not meta or is_looked_at or not (is_all or init_cfg is None):
             return
         move = "" if is_all else "move all of it there, model.to('meta'), and "
@@ -139,12 +128,12 @@ class Session:
 
     def prepare(
         self, module: nn.Module, rules: Sequence[Rule], *, through: bool = False, above: nn.Module | None = None
-    ) -> Prepared:
-        """Plan rules on a module and all below it, in which names are counted from the module.
+    ) -> Callable[[], Report]:
+        """Plan rules on a module and all below it, and return a function that carries the plan out.
 
-        In its report they are counted from the one ``above``. A tensor that its module computes is drawn and lost, as
-        in MMEngine, unless ``through``: then what it is computed from gets the values. Raises PlanError with what is
-        wrong with it, in a strict session also for a rule that matches nothing.
+        In rules names are counted from the module, in the report from the one ``above``. A tensor that its module
+        computes is drawn and lost, as in MMEngine, unless ``through``: then what it is computed from gets the values.
+        Raises PlanError with what is wrong, in a strict session also for a rule that matches nothing.
         """
         with unobserved(watched=bool(self._labels)):
             index = self._current_index(module)
@@ -164,11 +153,10 @@ class Session:
             if self.strict and texts and not plan.steps:
                 raise PlanError(texts[0])
             self.warn(*texts)
-            return Prepared(plan, by_name, prefix.removeprefix(above_prefix))
+            return partial(self._carry_out, plan, by_name, prefix.removeprefix(above_prefix))
 
-    def carry_out(self, prepared: Prepared) -> Report:
-        """Write what has been prepared, and record it."""
-        plan, groups = prepared.plan, prepared.groups
+    def _carry_out(self, plan: Plan, groups: Mapping[str, list[Spot]], prefix: str) -> Report:
+        """Write what has been planned, and record it; ``groups`` are the tensors of each site."""
         self.loads += plan.loads
         self.warn(*(account.headline() for account in plan.loads if account.found < account.wanted))
         self.warn(*(f"{rule}: {hint}" for rule, hint in plan.unused))
@@ -180,13 +168,12 @@ class Session:
             for key in {key for spot in computed for key in spot.holders} & self.provenance.known.keys():
                 self._recorder.index.follow(self.provenance.known[key])
         pairs = zip(plan.steps, report.records, strict=True)
-        records = tuple(self._recorded(step, record, prepared) for step, record in pairs)
-        skipped = tuple((f"{prepared.prefix}{name}", why) for name, why in report.skipped)
+        records = tuple(self._recorded(step, record, groups[step.site.name], prefix) for step, record in pairs)
+        skipped = tuple((f"{prefix}{name}", why) for name, why in report.skipped)
         return replace(report, records=records, skipped=skipped)
 
-    def _recorded(self, step: Step, record: Record, prepared: Prepared) -> Record:
+    def _recorded(self, step: Step, record: Record, group: Sequence[Spot], prefix: str) -> Record:
         """Note who wrote a site, and say in its record what came before."""
-        group = prepared.groups[step.site.name]
         holders = frozenset().union(*(spot.holders for spot in group))
         for key in holders:
             self.provenance.claim(key, record.rule, step.fill)
@@ -198,8 +185,8 @@ class Session:
         before = [text for key in holders for text in self.provenance.over(key)]
         return replace(
             record,
-            name=f"{prepared.prefix}{record.name}",
-            aliases=tuple(f"{prepared.prefix}{alias}" for alias in record.aliases),
+            name=f"{prefix}{record.name}",
+            aliases=tuple(f"{prefix}{alias}" for alias in record.aliases),
             over=tuple(dict.fromkeys([*before, *record.over])),
         )
 
@@ -230,45 +217,27 @@ class Session:
                 if len(self._labels) == 1:
                     if self.wholes is None:  # which have memory only while they are worked on
                         stack.callback(stack.enter_context(watching()), self.top)
-                    recorder = self._recording()
+                    # Made once, since what comes or moves later is followed as it does.
+                    recorder = self._recorder = self._recorder or _ForeignCode.of(self)
                     stack.enter_context(recorder.observer)
                     if self.seed is not None:  # which the code may seed, too
                         stack.enter_context(torch.random.fork_rng(devices=[]))
-                    stack.enter_context(self.working(recorder.index))
-                    stack.enter_context(present(self))
+                    if self.wholes is not None:
+                        stack.enter_context(self.wholes.working(recorder.index))
+                    stack.enter_context(present(recorder))
                 yield
         finally:
             self._labels.pop()
 
-    def working(self, index: MemoryIndex) -> AbstractContextManager[None]:
-        """Let code work on distributed tensors that stand whole in the model: :meth:`Wholes.working`."""
-        return nullcontext() if self.wholes is None else self.wholes.working(index)
-
-    def _recording(self) -> Recorder:
-        """Return the recorder of foreign code; made once, since what comes or moves later is followed as it does."""
-        if self._recorder is None:
-            kind = _ForeignCode if self.seed is None else _SeededForeignCode
-            self._recorder = kind(self, self.top, *([] if self.seed is None else [self.seed]))
-        return self._recorder
-
-    def observed(self, tensor: torch.Tensor, write: Write) -> None:
+    def saw_write(self, tensor: Tensor, write: Write) -> None:
         """Note a write by foreign code."""
         self.provenance.observed(id(tensor), self._labels[-1], write.line, write.what)
 
-    def registered(self, value: object) -> None:
-        """Take notice of what has been put into a module."""
+    def saw_registration(self, value: object) -> None:
+        """Note that something has been put into a module."""
         self._index = None
         if isinstance(value, nn.Parameter) and id(value) not in self.provenance.known:
             self.provenance.add(value)
-
-    def announced(self, step: Step, parts: Sequence[Shard]) -> None:
-        """Do nothing: what a recipe will write that foreign code runs, is of no concern before it has."""
-
-    def written(self, step: Step, parts: Sequence[Shard]) -> None:
-        """Note what a recipe has written that foreign code runs."""
-        for site in self._recording()._lying_in(parts):
-            for tensor in site.tensors:
-                self.provenance.claim(id(tensor), str(step.rule), step.fill)
 
     # --- the end -------------------------------------------------------------------------------------------
 
@@ -305,33 +274,40 @@ class Session:
 
 
 class _ForeignCode(Recorder):
-    """Sees what foreign code writes to the tree of a session. Its locks mean nothing here.
+    """Tells a session what foreign code writes. Locks mean nothing here: MMEngine lets it write after a checkpoint."""
 
-    MMEngine lets user code write after a checkpoint.
-    """
+    _session: Session
 
-    def __init__(self, session: Session, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self._session = session
-        self.observer.before_write = lambda _: None
-        self.begin(frame_of_user())
+    @staticmethod
+    def of(session: Session) -> _ForeignCode:
+        recorder = _ForeignCode(session.top) if session.seed is None else _SeededForeignCode(session.top, session.seed)
+        recorder._session = session
+        recorder.observer.before_write = lambda _: None
+        recorder.begin(frame_of_user())
+        return recorder
 
     def recorded(self, site: TracedTensor, event: Event, write: Write) -> None:
         home = storage_of(event.target)
         for tensor in site.tensors:  # several where the site is computed from them
             if len(site.tensors) == 1 or storage_of(tensor) == home:
-                self._session.observed(tensor, write)
+                self._session.saw_write(tensor, write)
+
+    def announced(self, step: Step, parts: Sequence[Shard]) -> None:
+        pass  # a recipe that foreign code runs is of no concern before it has written
+
+    def written(self, step: Step, parts: Sequence[Shard]) -> None:
+        for tensor in [tensor for site in self._lying_in(parts) for tensor in site.tensors]:
+            self._session.provenance.claim(id(tensor), str(step.rule), step.fill)
 
     def _on_registration(self, module: nn.Module, name: str, value: object) -> None:
         super()._on_registration(module, name, value)
-        self._session.registered(value)
+        self._session.saw_registration(value)
 
 
 class _SeededForeignCode(_ForeignCode, Seeded):
     """Draws in its place, too: the same values for any order of modules.
 
-    Draws are counted by name for as long as the session lives, so that code that draws for a site after other code has
-    done so gets other numbers.
+    Draws are counted by name for as long as it lives, so that code that draws for a site after other code gets others.
     """
 
 

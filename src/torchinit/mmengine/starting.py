@@ -66,12 +66,7 @@ class OwnStart:
 
     @staticmethod
     def call_for(model: nn.Module) -> str:
-        """What to call for a model that has memory, to have what it says of itself carried out; nothing for others.
-
-        >>> from torchinit.mmengine import Sequential
-        >>> OwnStart.call_for(nn.ModuleDict({"head": Sequential()})), OwnStart.call_for(Sequential())
-        ('init_weights(seed=...) of head', 'its init_weights(seed=...)')
-        """
+        """Return what to call for a model that has memory, to have its own start carried out; nothing for others."""
         if isinstance(unwrapped(model), BaseModule):
             return "its init_weights(seed=...)"
         if names := [prefix.rstrip(".") for prefix, root in _roots(model) if isinstance(root, BaseModule)]:
@@ -83,8 +78,8 @@ class OwnStart:
     def intent(self) -> Mapping[str, str]:
         configs: dict[str, Any] = {"the init_cfg": self.init_cfg}
         if self.init_cfg is None:
-            own = {name: getattr(module, "init_cfg", None) for name, module in self.model.named_modules()}
-            configs = {f"init_cfg of {name or 'the model'}": config for name, config in own.items() if config}
+            modules = [(name, each) for name, each in self.model.named_modules() if isinstance(each, BaseModule)]
+            configs = {f"init_cfg of {name or 'the model'}": each.init_cfg for name, each in modules if each.init_cfg}
         shapes = {site.name: f"{list(site.shape)} {site.dtype}" for site in sites(self.model)}
         # Where an object lies in memory is no part of what it says.
         return {**shapes, **{name: re.sub(r" at 0x[0-9a-f]+", "", repr(config)) for name, config in configs.items()}}
@@ -115,10 +110,10 @@ class OwnStart:
         cls = bare_class(type(one.module)).__name__
         if one.kind == "buffer":
             code = f"its modules' own code does not make it ({'; '.join(tried) or 'there is none'})"
-            remedy = (
-                "Let an init_weights() or a reset_parameters() write it, or build it outside of torch.device('meta')"
+            return (
+                f"a buffer of {cls} that nothing writes, and {code}. Let an init_weights() or a reset_parameters()"
+                " write it, or build it outside of torch.device('meta')"
             )
-            return f"a buffer of {cls} that nothing writes, and {code}. {remedy}"
         reset = "; ".join(self.resets.failed.get(one.name, ())) or f"{cls} has no reset_parameters() that does"
         leaf = one.name.rpartition(".")[2]
         return (
