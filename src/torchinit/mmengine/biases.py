@@ -1,4 +1,4 @@
-"""Biases: all that an ``init_cfg``, an initializer or a function says of them, and the attributes that MMEngine writes.
+"""Biases: how an ``init_cfg``, an initializer or a function treats them, and the attributes that MMEngine writes.
 
 MMEngine writes the attribute ``weight`` of a layer by a formula and then ``bias`` with a number: 0 unless ``bias``
 says otherwise, or the one that ``bias_prob`` stands for. Beyond MMEngine ``bias`` may be ``"keep"``, which leaves
@@ -66,9 +66,9 @@ def by_attribute(weight: Initializer, bias: Any) -> dict[str, Initializer]:
 def by_site(
     where: Selector | None, weight: Initializer, bias: Bias, *, by_name: bool, says_bias: bool
 ) -> list[tuple[Selector, Initializer]]:
-    """Return the sites that are written, and with what, among those that ``where`` selects (None: all).
+    """Return selectors of the sites to write, among those of ``where`` (None: all), each with its initializer.
 
-    They are found by attribute, as in MMEngine, or ``by_name``: then biases are told by their role.
+    They are found by attribute, as in MMEngine, or ``by_name``: then biases are found by their role.
 
     >>> by_site(None, Constant(2.0), 0, by_name=False, says_bias=False)
     [(Leaf('weight'), Constant(val=2.0)), (Leaf('bias'), Constant(val=0.0))]

@@ -80,7 +80,7 @@ class CheckpointLoader:
 
 
 def _content(filename: str, map_location: Any, logger: Any, *, mapped: bool = False) -> Any:
-    """What a file holds. ``mapped`` tensors are the file's own memory: for those who copy them and let them go."""
+    """Return what a file holds; ``mapped`` tensors are its own memory, for those who copy them and let them go."""
     function = CheckpointLoader._schemes.find(filename)
     if function is not None:
         backend = getattr(function, "__name__", "a").removeprefix("load_from_")
@@ -143,7 +143,7 @@ def load_checkpoint(
     """
     content = _load_checkpoint(filename, map_location, logger)
     state = _weights(content, filename)
-    _loaded(model, _revised(state, revise_keys), filename, strict, logger, file=state, by="revise_keys")
+    _loaded(model, _revised(state, revise_keys), filename, strict, logger, state, "revise_keys")
     return content
 
 
@@ -158,7 +158,7 @@ def load_pretrained(
     log(logging.INFO, "load %s from: %s", f"{prefix} in model" if prefix else "model", source)
     state = _weights(_content(source, map_location, None, mapped=True), source)
     chosen = _revised(state, _MODULE) if prefix is None else _below(state, prefix)
-    return _loaded(module, chosen, source, file=state, by="prefix")
+    return _loaded(module, chosen, source, False, None, state, "prefix")
 
 
 def load_state_dict(
@@ -203,7 +203,7 @@ def _below(state: Mapping[str, Any], prefix: str) -> OrderedDict[str, Any]:
 
 
 class _Copied(NamedTuple):
-    """What became of a state dict: torch's lists, and the entries that were looked at."""
+    """The outcome of a copy: torch's lists, and the entries that were looked at."""
 
     missing: list[str]
     unexpected: list[str]
@@ -212,14 +212,7 @@ class _Copied(NamedTuple):
 
 
 def _loaded(
-    module: nn.Module,
-    state: Mapping[str, Any],
-    source: str,
-    strict: bool = False,
-    logger: Any = None,
-    *,
-    file: Mapping[str, Any] | None = None,
-    by: str = "",
+    module: nn.Module, state: Mapping[str, Any], source: str, strict: bool, logger: Any, file: Any = None, by: str = ""
 ) -> LoadReport:
     """Copy what fits, tell what does not, and what is odd about the values.
 
@@ -284,8 +277,8 @@ def _copy(module: nn.Module, state: Mapping[str, Any]) -> _Copied:
     def walk(part: nn.Module, local: dict[str, Any], prefix: str) -> None:
         while is_loaded_through(part):
             part = part.module  # type: ignore[assignment]  # it is what a wrapper has
-        known, before = versions.get(prefix[:-1]), len(lists[1])
-        part._load_from_state_dict(local, prefix, known if isinstance(known, dict) else {}, True, *lists)
+        version, before = versions.get(prefix[:-1]), len(lists[1])
+        part._load_from_state_dict(local, prefix, version if isinstance(version, dict) else {}, True, *lists)
         looked_at = (*(f"{prefix}{name}" for name in (*part._parameters, *part._buffers)), *lists[1][before:])
         seen.update({normalize(key): local[key] for key in looked_at if key in local})
         for name, child in part._modules.items():
@@ -305,7 +298,7 @@ def _copy(module: nn.Module, state: Mapping[str, Any]) -> _Copied:
 
 
 def _own(module: nn.Module) -> dict[str, Tensor]:
-    """What a checkpoint should hold. The counter of a BatchNorm may be missing, so nothing is said of it."""
+    """The tensors that a checkpoint should hold; MMEngine does not miss the counter of a BatchNorm."""
     tensors = {normalize(key): value for key, value in module.state_dict().items() if isinstance(value, Tensor)}
     return {key: value for key, value in tensors.items() if "num_batches_tracked" not in key}
 

@@ -57,7 +57,7 @@ class Extension:
 
     @property
     def selects(self) -> bool:
-        """Whether it says which sites, so that an entry without a ``layer`` is for some."""
+        """Whether the entry names sites, so that without a ``layer`` it is for some."""
         return any((self.name, self.regex, self.param, self.within))
 
     def by_name(self, layers: Sequence[Any]) -> bool:

@@ -40,11 +40,11 @@ AMEND: Final = "amend"
 """The key of an ``init_cfg`` that changes a class's own instead of taking its place."""
 
 _NOT_INHERITED: Final = {"layer", "name", "regex", "param", "within", "exclude", "subclasses", "optional"}
-"""What an entry says of where it applies, which an override has its own ``name`` for."""
+"""The keys that say where an entry applies, for which an override has its own ``name``."""
 
 
 _Call: TypeAlias = tuple[nn.Module, Any, tuple[Rule, ...]]
-"""What an entry or an override comes to: a module, an initializer for it, and its rules where it is one of ours."""
+"""A module, an initializer for it, and its rules where it is one of ours: an entry or an override."""
 
 
 def initialize(
@@ -104,7 +104,7 @@ def carry_out(module: nn.Module, init_cfg: Any, session: Session) -> list[Report
 
 
 def _joined(module: nn.Module, reports: list[Report], session: Session, seen: Iterable[Record] = ()) -> Report:
-    """Join several reports and what other code was ``seen`` to write; the later record of a site is kept."""
+    """Join reports, and the records of what other code was ``seen`` to write; the later one of a site is kept."""
     foreign = [record for record in seen if not record.fill]
     records = {record.name: record for record in (*chain.from_iterable(reports), *foreign)}
     # A plan of no rules knows what there is; others may be for a part of the module.

@@ -26,7 +26,7 @@ from torchinit.rules.rule import Rule
 
 
 class BaseInit:
-    """What initializers have in common: the value of biases, and the layers that they are for.
+    """The base of initializers: the value of biases, and the layers that they are for.
 
     ``bias_prob`` gives the bias with which a sigmoid starts at that probability, and wins over ``bias``.
     ``layer`` is the name of a class, or of a direct base, or a list of them. Raises TypeError for

@@ -24,7 +24,7 @@ LOGGER: Final = logging.getLogger("torchinit.mmengine")
 _PACKAGE: Final = logging.getLogger("torchinit")
 _FORMAT: Final = logging.Formatter("%(asctime)s - mmengine - %(levelname)s - %(message)s", "%m/%d %H:%M:%S")
 _LEVELS: Final = {"off": logging.CRITICAL + 1, "warning": logging.WARNING, "info": logging.INFO}
-"""What the environment variable TORCHINIT_LOG may say."""
+"""The values of the environment variable TORCHINIT_LOG."""
 
 
 def log(level: int, text: str, *args: object) -> None:

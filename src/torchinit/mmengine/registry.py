@@ -101,7 +101,7 @@ class Registry:
 
     @property
     def module_dict(self) -> Mapping[str, Callable[..., Any]]:
-        """What is registered here, by name."""
+        """The registered classes and functions, by name."""
         return self._modules
 
     @property

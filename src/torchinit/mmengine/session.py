@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import replace
@@ -153,9 +153,9 @@ class Session:
             if self.strict and texts and not plan.steps:
                 raise PlanError(texts[0])
             self.warn(*texts)
-            return partial(self._carry_out, plan, by_name, prefix.removeprefix(above_prefix))
+            return partial(self._carry_out, plan, by_name, prefix.removeprefix(above_prefix), index.keys)
 
-    def _carry_out(self, plan: Plan, groups: Mapping[str, list[Spot]], prefix: str) -> Report:
+    def _carry_out(self, plan: Plan, groups: Mapping[str, list[Spot]], prefix: str, saved: Collection[int]) -> Report:
         """Write what has been planned, and record it; ``groups`` are the tensors of each site."""
         self.loads += plan.loads
         self.warn(*(account.headline() for account in plan.loads if account.found < account.wanted))
@@ -168,16 +168,18 @@ class Session:
             for key in {key for spot in computed for key in spot.holders} & self.provenance.known.keys():
                 self._recorder.index.follow(self.provenance.known[key])
         pairs = zip(plan.steps, report.records, strict=True)
-        records = tuple(self._recorded(step, record, groups[step.site.name], prefix) for step, record in pairs)
+        records = tuple(self._recorded(step, record, groups[step.site.name], prefix, saved) for step, record in pairs)
         skipped = tuple((f"{prefix}{name}", why) for name, why in report.skipped)
         return replace(report, records=records, skipped=skipped)
 
-    def _recorded(self, step: Step, record: Record, group: Sequence[Spot], prefix: str) -> Record:
+    def _recorded(
+        self, step: Step, record: Record, group: Sequence[Spot], prefix: str, saved: Collection[int]
+    ) -> Record:
         """Note who wrote a site, and say in its record what came before."""
         holders = frozenset().union(*(spot.holders for spot in group))
         for key in holders:
             self.provenance.claim(key, record.rule, step.fill)
-        if holders.isdisjoint(self._index_of(group[0].module).keys):
+        if holders.isdisjoint(saved):
             self.warn(
                 f"{group[0].first} is neither a parameter nor a buffer: what {step.rule} draws for it is not"
                 " saved, and lost where its module computes it anew"
@@ -190,18 +192,12 @@ class Session:
             over=tuple(dict.fromkeys([*before, *record.over])),
         )
 
-    def _index_of(self, module: nn.Module) -> ModuleIndex:
-        if self._index is None or module not in self._index:
+    def _current_index(self, module: nn.Module) -> ModuleIndex:
+        """Return the index that a module is in, a new one where other tensors are in place by now."""
+        if self._index is None or not self._index.is_current(module):
             index = ModuleIndex(self.top)
             self._index = index if module in index else ModuleIndex(module)
         return self._index
-
-    def _current_index(self, module: nn.Module) -> ModuleIndex:
-        """The index that a module is in, a new one where other tensors are in place by now."""
-        spots = self._index_of(module).below(module)
-        if any(getattr(spot.module, spot.site.leaf, None) is not spot.tensor for spot in spots if not spot.computed):
-            self._index = None
-        return self._index_of(module)
 
     # --- other people's code -------------------------------------------------------------------------------
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class OwnStart:
-    """What a model itself says: its ``init_cfg``s and ``init_weights``, or one ``init_cfg`` given for it.
+    """The start that a model itself describes: its ``init_cfg``s and ``init_weights``, or one ``init_cfg`` for it.
 
     Before those, each layer resets its own parameters, as its constructor does: what nothing else writes then has the
     layer's default. Its draws belong to names, as under :func:`torchinit.seeded`.
@@ -81,7 +81,7 @@ class OwnStart:
             modules = [(name, each) for name, each in self.model.named_modules() if isinstance(each, BaseModule)]
             configs = {f"init_cfg of {name or 'the model'}": each.init_cfg for name, each in modules if each.init_cfg}
         shapes = {site.name: f"{list(site.shape)} {site.dtype}" for site in sites(self.model)}
-        # Where an object lies in memory is no part of what it says.
+        # Where an object lies in memory is not compared.
         return {**shapes, **{name: re.sub(r" at 0x[0-9a-f]+", "", repr(config)) for name, config in configs.items()}}
 
     @property

@@ -85,20 +85,25 @@ class ModuleIndex:
         for site, group in grouped(held(self.top)):
             seen: set[tuple[int, str]] = set()
             for view, holder in zip(site.views, group, strict=True):
-                place, way = holder.place, holder.way
+                place = holder.place
                 # A child that its parent holds under two names is visited once.
                 if (place.turn, holder.leaf) not in seen:
                     seen.add((place.turn, holder.leaf))
                     # MMEngine sees a parametrized module by the class that it has now.
                     here = replace(view, owner=_class_of(place.module)) if is_parametrized(place.module) else view
                     key, first = id(group[0].tensor), group[0].name
-                    yield Spot(here, holder.tensor, place.module, place.turn, key, first, computed=way)
+                    yield Spot(here, holder.tensor, place.module, place.turn, key, first, holder.way)
 
     def __contains__(self, module: nn.Module) -> bool:
         return id(module) in self._turns
 
+    def is_current(self, module: nn.Module) -> bool:
+        """Whether a module is here, with the tensors that it and those below it have now."""
+        spots = [spot for spot in self.below(module) if not spot.computed] if module in self else []
+        return module in self and all(getattr(spot.module, spot.site.leaf, None) is spot.tensor for spot in spots)
+
     def prefix(self, module: nn.Module) -> str:
-        """How the names below a module begin, where it is met first."""
+        """The beginning of the names below a module, where it is met first."""
         name = self.names[self._turns[id(module)]] if module in self else ""
         return f"{name}." if name else ""
 
@@ -116,7 +121,7 @@ class ModuleIndex:
 
     # MMEngine asks each module for its attributes `weight` and `bias` and writes to whatever tensor that gives: also to
     # a plain tensor that is neither a parameter nor a buffer, and to one that a property or an old weight norm computes
-    # anew at each look, where the values are lost. Those are no sites of a recipe, so they are looked for here, and
+    # anew at each look, where the values are lost. A recipe has no such sites, so they are looked for here, and
     # only where a rule matches: a look may cost a computation, and in training it moves the power iteration of a
     # spectral norm. What was tried: to leave out what is lost. But its draws move torch's generator, and all bits after
     # it would be others. So it is drawn, and Session warns that it is lost.
