@@ -141,7 +141,7 @@ class ConstantInit(FormulaInit):
     (0.5, 1.0)
     """
 
-    _formula, _shown = partial(formula, Constant), "val={val}"
+    _formula, _shown = staticmethod(partial(formula, Constant)), "val={val}"
 
     def __init__(self, val: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -169,7 +169,7 @@ class NormalInit(FormulaInit):
     >>> NormalInit(std=0.01, layer=["Conv2d", "Linear"])(nn.Linear(2, 2))
     """
 
-    _formula, _shown = partial(formula, Normal), "mean={mean}, std={std}"
+    _formula, _shown = staticmethod(partial(formula, Normal)), "mean={mean}, std={std}"
 
     def __init__(self, mean: float = 0, std: float = 1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -197,7 +197,7 @@ class UniformInit(FormulaInit):
     >>> UniformInit(a=-1, b=1, layer="Linear")(nn.Linear(2, 2))
     """
 
-    _formula, _shown = partial(formula, Uniform), "a={a}, b={b}"
+    _formula, _shown = staticmethod(partial(formula, Uniform)), "a={a}, b={b}"
 
     def __init__(self, a: float = 0, b: float = 1, **kwargs: Any) -> None:
         super().__init__(**kwargs)

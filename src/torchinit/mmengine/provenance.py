@@ -111,7 +111,7 @@ class Provenance:
         return write.by if write else f"The value is the same before and after calling `init_weights` of {top} "
 
     def findings(self) -> Iterator[str]:
-        """Yield what a user should hear of: memory that nobody filled, checkpoints that were loaded in vain."""
+        """Yield what a user should hear of: memory that nobody filled, checkpoints that were written over."""
         if left := self.unfilled():
             them = "it holds whatever its" if len(left) == 1 else "they hold whatever their"
             yield f"nobody has written {some(left)}: {them} memory held before"

@@ -24,7 +24,7 @@ from torchinit.knowledge.following import with_activations
 from torchinit.knowledge.neutral import with_neutral
 from torchinit.mmengine.log import dump, log
 from torchinit.mmengine.provenance import Provenance
-from torchinit.mmengine.tree import ModuleIndex, Spot, explain_layers_in_vain
+from torchinit.mmengine.tree import ModuleIndex, Spot, explain_unused_layers
 from torchinit.model.shards import Shard
 from torchinit.model.sites import Site
 from torchinit.noise import Global, Keyed, Noise
@@ -34,8 +34,8 @@ from torchinit.plans.planner import make_plan
 from torchinit.plans.report import Record, Report
 from torchinit.plans.run import Progress, run
 from torchinit.rules.rule import Rule
-from torchinit.tracing import Event, Write
-from torchinit.tracing.recorder import Recorder, TracedTensor
+from torchinit.tracing import Event, line_of_user
+from torchinit.tracing.recorder import Recorder
 from torchinit.tracing.regions import storage_of
 from torchinit.tracing.seeded import Seeded
 from torchinit.tracing.source_lines import frame_of_user
@@ -149,7 +149,7 @@ class Session:
             if any(asks_what_follows(rule.init) for rule in rules):
                 sites = with_activations(module, sites)
             plan = make_plan(sites, rules, ties="last").check(strict=self.strict)
-            texts = list(explain_layers_in_vain(index, module, rules))
+            texts = list(explain_unused_layers(index, module, rules))
             if self.strict and texts and not plan.steps:
                 raise PlanError(texts[0])
             self.warn(*texts)
@@ -225,9 +225,9 @@ class Session:
         finally:
             self._labels.pop()
 
-    def saw_write(self, tensor: Tensor, write: Write) -> None:
+    def saw_write(self, tensor: Tensor, line: str, operation: str) -> None:
         """Note a write by foreign code."""
-        self.provenance.observed(id(tensor), self._labels[-1], write.line, write.what)
+        self.provenance.observed(id(tensor), self._labels[-1], line, operation)
 
     def saw_registration(self, value: object) -> None:
         """Note that something has been put into a module."""
@@ -282,11 +282,13 @@ class _ForeignCode(Recorder):
         recorder.begin(frame_of_user())
         return recorder
 
-    def recorded(self, site: TracedTensor, event: Event, write: Write) -> None:
-        home = storage_of(event.target)
-        for tensor in site.tensors:  # several where the site is computed from them
-            if len(site.tensors) == 1 or storage_of(tensor) == home:
-                self._session.saw_write(tensor, write)
+    def _on_write(self, event: Event) -> None:
+        if event.operation == "data =" and storage_of(event.args[1]) in self._moved:
+            return  # a module moves its tensors
+        tensors, home = self.sites[event.key].tensors, storage_of(event.target)
+        for tensor in tensors:  # several where the site is computed from them
+            if len(tensors) == 1 or storage_of(tensor) == home:
+                self._session.saw_write(tensor, line_of_user(), event.what)
 
     def announced(self, step: Step, parts: Sequence[Shard]) -> None:
         pass  # a recipe that foreign code runs is of no concern before it has written

@@ -175,11 +175,11 @@ def _looked_at(module: nn.Module, leaf: str) -> Tensor:
 # --- layers by name ----------------------------------------------------------------------------------------
 
 
-def explain_layers_in_vain(index: ModuleIndex, module: nn.Module, rules: Sequence[Rule]) -> Iterator[str]:
-    """Tell of the names in a list of layers that are in vain though others match; where none does, the planner tells.
+def explain_unused_layers(index: ModuleIndex, module: nn.Module, rules: Sequence[Rule]) -> Iterator[str]:
+    """Explain the names in a list of layers that do nothing although others match; where none does, the planner does.
 
-    A name is in vain if no class is called so, here or anywhere, or if the modules that it matches have
-    parameters, and neither a weight nor a bias.
+    A name does nothing if no class has it, here or anywhere, or if the modules that it matches have parameters, and
+    neither a weight nor a bias.
     """
     names = _layers_of(rules[0]) if rules else None
     whose = f"{type(module).__name__}'s init_cfg"
