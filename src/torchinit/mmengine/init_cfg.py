@@ -21,6 +21,7 @@ from torchinit.mmengine.initializers import CoreInit, FormulaInit, PretrainedIni
 from torchinit.mmengine.registry import (
     WEIGHT_INITIALIZERS,
     InitCfgKeyError,
+    InitCfgNameError,
     InitCfgTypeError,
     InitCfgValueError,
     build_from_cfg,
@@ -179,7 +180,7 @@ def _part(module: nn.Module, name: str, cfg: Entry) -> nn.Module:
     for step in name.split("."):
         if not hasattr(part, step):
             near = did_you_mean(name, [path for path, _ in module.named_modules() if path])
-            raise InitCfgValueError(f"module did not have attribute {name}, but init_cfg is {cfg}.{near.lstrip(';')}")
+            raise InitCfgNameError(f"module did not have attribute {name}, but init_cfg is {cfg}.{near.lstrip(';')}")
         part = getattr(part, step)
     if not isinstance(part, nn.Module):
         raise AttributeError(f"an override is for a module, but {name} is a {type(part).__name__}")

@@ -35,7 +35,7 @@ class InitCfgTypeError(InitCfgError, TypeError):
 
 
 class InitCfgValueError(InitCfgError, ValueError, RuntimeError):
-    """A value that cannot be, or an override that is not complete or for no part; MMEngine raises one or the other."""
+    """A value that cannot be, or an override that is not complete; RuntimeError is torch's for a spread below 0."""
 
 
 class InitCfgKeyError(InitCfgError, KeyError):
@@ -44,6 +44,10 @@ class InitCfgKeyError(InitCfgError, KeyError):
     # KeyError shows the repr of its argument, quotes and all.
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
+
+
+class InitCfgNameError(InitCfgError, RuntimeError):
+    """An override for a part that the module does not have."""
 
 
 class InitCfgAssertionError(InitCfgError, AssertionError):
