@@ -45,7 +45,9 @@ def fill_of(init: Initializer, site: Site) -> Fill | None:
         return fill
     missing = [name for name in vars(Fill) if not (name.startswith("_") or hasattr(fill, name))]
     lacks = f": it has no {', no '.join(missing)}" if missing else ""
-    raise ValueError(f"{type(init).__name__} gives a {type(fill).__name__}, which is not a torchinit.Fill{lacks}")
+    raise ValueError(
+        f"{type(init).__name__} gives a {type(fill).__name__}, which is not a torchinit.initializers.Fill{lacks}"
+    )
 
 
 class Fill(Spelled, ABC):
@@ -246,7 +248,7 @@ class StackedFill(Wrapper):
 
     ``transposed`` says that the columns of the matrices come before their rows in the stack.
 
-    >>> from torchinit import Identity
+    >>> from torchinit.initializers import Identity
     >>> StackedFill(Identity(), axis=0).moments((8, 2, 2)).mean
     0.5
     """

@@ -24,7 +24,7 @@ class Extension:
     """The words of an entry that MMEngine does not have. Each default leaves the entry as MMEngine reads it.
 
     ``label`` is the text in the log; ``fans`` chooses how the connections in a formula are counted
-    (:meth:`torchinit.Site.fans`). ``padding`` leaves the padding row of an embedding zero. ``param`` names what is
+    (:meth:`torchinit.model.Site.fans`). ``padding`` leaves the padding row of an embedding zero. ``param`` names what is
     written instead of ``weight`` and ``bias``. ``name`` and ``regex`` narrow an entry with a ``layer``; without one
     they select parameters of any name, buffers as well with ``buffers``. The others are those of an entry of a recipe.
     """
