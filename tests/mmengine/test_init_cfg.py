@@ -58,7 +58,7 @@ BAD: list[tuple[Any, type[Exception], str]] = [
     ({"type": "Kaiming", "mode": "fan", "layer": "Conv2d"}, ValueError, "mode must be fan_in or fan_out"),
     ({"type": "Kaiming", "nonlinearity": "rleu", "layer": "Conv2d"}, ValueError, r"did you mean 'relu'\?"),
     ({"type": "Kaiming", "layer": "BatchNorm2d"}, ValueError, "fans need at least 2 dimensions"),
-    ({"type": "Normal", "std": -1, "layer": "Conv2d"}, ValueError, "a normal needs std >= 0"),
+    ({"type": "Normal", "std": -1, "layer": "Conv2d"}, ValueError, "std must be at least 0, but got -1"),
     ({"type": "TruncNormal", "std": 0, "layer": "Conv2d"}, ValueError, "a truncated normal needs std > 0"),
     ({"type": "Normal", "std": "a", "layer": "Conv2d"}, TypeError, "std must be a number"),
     ({"type": "Constant", "val": 1, "override": 3}, TypeError, "override must be a dict or a list of dict"),

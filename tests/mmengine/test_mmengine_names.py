@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from torchinit.mmengine.bridge import registered
+from torchinit.mmengine.registry import registered_with_mmengine
 
 
 class Theirs:
@@ -65,10 +65,10 @@ def mmengine(monkeypatch: pytest.MonkeyPatch, default: dict[str, str]) -> None:
 def test_a_name_is_found_by_scope(default: dict[str, str], scope: str | None, key: str, found: str | None) -> None:
     if scope:
         default["scope"] = scope
-    assert registered(key) == found
+    assert registered_with_mmengine(key) == found
 
 
 def test_nothing_is_found_where_mmengine_is_not_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "mmengine.registry")
-    assert registered("Root") is None
+    assert registered_with_mmengine("Root") is None
     assert "mmengine.registry" not in sys.modules

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from torchinit.mmengine.base_module import BaseModule, ModuleDict, ModuleList, Sequential
 from torchinit.mmengine.biases import bias_init_with_prob
-from torchinit.mmengine.bridge import MODEL_WRAPPERS, WEIGHT_INITIALIZERS, bridge, is_model_wrapper
 from torchinit.mmengine.checkpoints import (
     CheckpointLoader,
     _load_checkpoint,
@@ -43,7 +42,14 @@ from torchinit.mmengine.initializers import (
     XavierInit,
     update_init_info,
 )
-from torchinit.mmengine.registry import Registry, build_from_cfg
+from torchinit.mmengine.registry import (
+    MODEL_WRAPPERS,
+    WEIGHT_INITIALIZERS,
+    Registry,
+    bridge,
+    build_from_cfg,
+    is_model_wrapper,
+)
 from torchinit.mmengine.starting import materialize
 
 __all__ = [

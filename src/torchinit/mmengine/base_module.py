@@ -10,19 +10,20 @@ from contextvars import ContextVar
 from functools import wraps
 from inspect import signature
 from types import FunctionType
-from typing import Any, Final, cast
+from typing import Any, Final, TypeAlias, cast
 from weakref import WeakSet
 
 from torch import nn
 
-from torchinit.mmengine.bridge import is_model_wrapper
 from torchinit.mmengine.init_cfg import amend, carry_out, changes_of
 from torchinit.mmengine.initializers import PretrainedInit
 from torchinit.mmengine.log import log
-from torchinit.mmengine.registry import InitCfgAssertionError, InitCfgKeyError
+from torchinit.mmengine.registry import InitCfgAssertionError, InitCfgKeyError, is_model_wrapper
 from torchinit.mmengine.session import Session, session_of
 from torchinit.plans.report import Report
 from torchinit.tracing.uninitialized import watching
+
+InitCfg: TypeAlias = dict[str, Any] | list[dict[str, Any]]
 
 _BUILDING: ContextVar[tuple[nn.Module, ...]] = ContextVar("torchinit_building", default=())
 _WATCHED: Final[WeakSet[Callable[..., Any]]] = WeakSet()
@@ -51,7 +52,7 @@ class BaseModule(nn.Module, metaclass=ABCMeta):
         make = super().__new__
         return make(cls) if make is object.__new__ else make(cls, *args, **kwargs)
 
-    def __init__(self, init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None) -> None:
+    def __init__(self, init_cfg: InitCfg | None = None) -> None:
         super().__init__()
         self._is_init = False
         self.init_cfg: dict[str, Any] | list[dict[str, Any]] | None = copy.deepcopy(init_cfg)
@@ -128,7 +129,7 @@ def _watched(method: Callable[..., Any], run: Callable[..., Any]) -> Callable[..
 def _construct(module: BaseModule, init: Callable[..., None], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
     """Build a module, unless this is a constructor that is called by another; with its own init_cfg amended."""
     building = _BUILDING.get()
-    if any(one is module for one in building):
+    if any(each is module for each in building):
         init(module, *args, **kwargs)
         return
     changes = changes_of(kwargs.get("init_cfg"))
@@ -159,7 +160,7 @@ def _initialize_by_code(
 
 
 def _in_session(module: BaseModule, work: Callable[[Session], Any], options: Mapping[str, Any], *, quiet: bool) -> Any:
-    """What the work returns; of the outermost call a report if that is nothing, after a log unless it is ``quiet``."""
+    """Return what the work does; of the outermost call a report if that is None, after a log unless it is ``quiet``."""
     containers = options.get("containers", False)
     with session_of(module, options.get("seed"), containers=containers) as (session, outermost):
         result = work(session)
@@ -179,10 +180,16 @@ def _initialize(module: BaseModule, session: Session) -> None:
     if module._is_init:
         log(logging.WARNING, "init_weights of %s has been called more than once.", name)
         return
-    entries, pretrained = _parted(module.init_cfg)
-    if module.init_cfg:
+    entries = [module.init_cfg] if isinstance(module.init_cfg, dict) else module.init_cfg or []
+    for entry in entries:
+        if not isinstance(entry, dict):
+            raise InitCfgAssertionError(f"an init_cfg is a dict or a list of dicts, but holds {entry!r}")
+        if "type" not in entry:
+            raise InitCfgKeyError(f'`init_cfg` must contain the key "type", but got {entry}')
+    pretrained = [entry for entry in entries if _is_pretrained(entry)]
+    if entries:
         log(logging.DEBUG, "initialize %s with init_cfg %s", name, module.init_cfg)
-        carry_out(module, entries, session)
+        carry_out(module, [entry for entry in entries if not _is_pretrained(entry)], session)
     for child in _children(module, session.containers):
         initialize_child(child, session)
     if pretrained:
@@ -190,18 +197,8 @@ def _initialize(module: BaseModule, session: Session) -> None:
     module._is_init = True
 
 
-def _parted(init_cfg: Any) -> tuple[list[Any], list[Any]]:
-    """The entries, and those that load a checkpoint, which are done last."""
-    entries: list[Any] = []
-    pretrained: list[Any] = []
-    for entry in [init_cfg] if isinstance(init_cfg, dict) else init_cfg or []:
-        if not isinstance(entry, dict):
-            raise InitCfgAssertionError(f"an init_cfg is a dict or a list of dicts, but holds {entry!r}")
-        if "type" not in entry:
-            raise InitCfgKeyError(f'`init_cfg` must contain the key "type", but got {entry}')
-        last = entry["type"] == "Pretrained" or entry["type"] is PretrainedInit
-        (pretrained if last else entries).append(entry)
-    return entries, pretrained
+def _is_pretrained(entry: dict[str, Any]) -> bool:
+    return entry["type"] == "Pretrained" or entry["type"] is PretrainedInit
 
 
 def _children(module: nn.Module, containers: bool) -> Iterator[nn.Module]:
@@ -216,11 +213,7 @@ def _children(module: nn.Module, containers: bool) -> Iterator[nn.Module]:
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """What a wrapper wraps, unless it has an ``init_weights`` of its own.
-
-    >>> unwrapped(nn.DataParallel(nn.Linear(1, 1)))
-    Linear(in_features=1, out_features=1, bias=True)
-    """
+    """Return what a wrapper wraps, unless it has an ``init_weights`` of its own."""
     wraps_another = is_model_wrapper(module) and not hasattr(module, "init_weights")
     return cast("nn.Module", module.module) if wraps_another else module
 
@@ -238,21 +231,15 @@ def initialize_child(child: nn.Module, session: Session) -> None:
 
 
 def unreached(module: nn.Module, prefix: str = "", *, reached: bool = True) -> list[str]:
-    """The base modules that the chain of ``init_weights`` does not come to, because of a plain container.
-
-    >>> unreached(Sequential(nn.Sequential(Sequential(init_cfg=dict(type="Normal", layer="Linear")))))
-    ['0.0']
-    """
-    found = []
+    """The base modules that the chain of ``init_weights`` does not come to, because of a plain container."""
+    paths = []
     for name, child in module.named_children():
-        path = f"{prefix}{name}"
         inner = unwrapped(child)
-        linked = hasattr(inner, "init_weights")
         if isinstance(inner, BaseModule) and not reached and not inner.is_init and _has_something_to_do(inner):
-            found.append(path)
+            paths.append(f"{prefix}{name}")
         else:
-            found += unreached(inner, f"{path}.", reached=linked)
-    return found
+            paths += unreached(inner, f"{prefix}{name}.", reached=hasattr(inner, "init_weights"))
+    return paths
 
 
 def _has_something_to_do(module: BaseModule) -> bool:
@@ -267,7 +254,7 @@ class Sequential(BaseModule, nn.Sequential):
     'Constant(0)'
     """
 
-    def __init__(self, *args: Any, init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None) -> None:
+    def __init__(self, *args: Any, init_cfg: InitCfg | None = None) -> None:
         BaseModule.__init__(self, init_cfg)
         nn.Sequential.__init__(self, *args)
 
@@ -279,11 +266,7 @@ class ModuleList(BaseModule, nn.ModuleList):
     1
     """
 
-    def __init__(
-        self,
-        modules: Iterable[nn.Module] | None = None,
-        init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None,
-    ) -> None:
+    def __init__(self, modules: Iterable[nn.Module] | None = None, init_cfg: InitCfg | None = None) -> None:
         BaseModule.__init__(self, init_cfg)
         nn.ModuleList.__init__(self, modules)
 
@@ -295,10 +278,6 @@ class ModuleDict(BaseModule, nn.ModuleDict):
     ['head']
     """
 
-    def __init__(
-        self,
-        modules: Any = None,
-        init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None,
-    ) -> None:
+    def __init__(self, modules: Any = None, init_cfg: InitCfg | None = None) -> None:
         BaseModule.__init__(self, init_cfg)
         nn.ModuleDict.__init__(self, modules)

@@ -1,4 +1,4 @@
-"""Biases: all that an ``init_cfg``, an initializer or a function says of them, and the attributes that MMEngine writes.
+"""Biases: how an ``init_cfg``, an initializer or a function treats them, and the attributes that MMEngine writes.
 
 MMEngine writes the attribute ``weight`` of a layer by a formula and then ``bias`` with a number: 0 unless ``bias``
 says otherwise, or the one that ``bias_prob`` stands for. Beyond MMEngine ``bias`` may be ``"keep"``, which leaves
@@ -26,12 +26,7 @@ BIAS_WORDS: Final = frozenset({"bias", "bias_prob"})
 
 
 def number(name: str, value: Any) -> float:
-    """The number that torch would take this for: numpy's and zero-dimensional tensors are numbers, too.
-
-    >>> number("std", 1), number("std", Leaf("bias"))
-    Traceback (most recent call last):
-    torchinit.mmengine.registry.InitCfgTypeError: std must be a number, but got Leaf('bias')
-    """
+    """Return the number that torch would take this for: numpy's and zero-dimensional tensors are numbers, too."""
     if type(value) in (int, float):
         return cast("float", value)
     if not hasattr(value, "__float__"):
@@ -39,43 +34,31 @@ def number(name: str, value: Any) -> float:
     return float(value)
 
 
-def bias_number(bias: Any, bias_prob: Any = None) -> float:
-    """Return the number that MMEngine gives to biases; ``bias_prob``, where a sigmoid starts, wins over ``bias``.
-
-    Raises TypeError for arguments of other types, ValueError for a probability outside (0, 1).
-
-    >>> bias_number(0.5), round(bias_number(0, bias_prob=0.01), 3)
-    (0.5, -4.595)
-    """
-    if not isinstance(bias, (int, float)):
-        raise InitCfgTypeError(f"bias must be a number, but got a {type(bias)}")
-    if bias_prob is not None and not isinstance(bias_prob, float):
-        raise InitCfgTypeError(f"bias_prob type must be float, but got {type(bias_prob)}")
-    return bias if bias_prob is None else bias_init_with_prob(bias_prob)
-
-
 def bias_of(bias: Any = 0, bias_prob: Any = None) -> Bias:
-    """Return what biases get, beyond MMEngine's numbers also ``"keep"`` and initializers; dicts are read as those.
+    """Return what biases get; ``bias_prob``, where a sigmoid starts, wins over ``bias``, dicts are initializers.
 
-    Raises what :func:`bias_number` does, and ConfigError for a dict that is not an initializer.
+    Raises TypeError for arguments of other types, ValueError for a probability outside (0, 1), and ConfigError for a
+    dict that is not an initializer.
 
     >>> bias_of({"type": "Normal", "std": 0.1}), bias_of("keep"), bias_of("keep", 0.25), bias_of(1)
     (Normal(mean=0.0, std=0.1), 'keep', -1.0986122886681098, 1)
     """
     if isinstance(bias, Mapping):
         bias = SCHEMA.decode(bias, Initializer, "bias")
-    if isinstance(bias, Initializer) or (isinstance(bias, str) and bias == "keep"):
-        return cast("Bias", bias) if bias_prob is None else bias_number(0, bias_prob)
-    return bias_number(bias, bias_prob)
+    if not (isinstance(bias, (int, float, Initializer)) or _is_keep(bias)):
+        raise InitCfgTypeError(f"bias must be a number, but got a {type(bias)}")
+    if bias_prob is not None and not isinstance(bias_prob, float):
+        raise InitCfgTypeError(f"bias_prob type must be float, but got {type(bias_prob)}")
+    return cast("Bias", bias) if bias_prob is None else bias_init_with_prob(bias_prob)
+
+
+def _is_keep(bias: object) -> bool:
+    return isinstance(bias, str) and bias == "keep"
 
 
 def by_attribute(weight: Initializer, bias: Any) -> dict[str, Initializer]:
-    """Return the initializers of the attributes that are written, in the order of the writes.
-
-    >>> by_attribute(Constant(2.0), 1), by_attribute(Constant(2.0), "keep")
-    ({'weight': Constant(val=2.0), 'bias': Constant(val=1.0)}, {'weight': Constant(val=2.0)})
-    """
-    if isinstance(bias, str) and bias == "keep":
+    """Return the initializers of the attributes that are written, in the order of the writes."""
+    if _is_keep(bias):
         return {"weight": weight}
     return {"weight": weight, "bias": bias if isinstance(bias, Initializer) else Constant(float(number("bias", bias)))}
 
@@ -83,9 +66,9 @@ def by_attribute(weight: Initializer, bias: Any) -> dict[str, Initializer]:
 def by_site(
     where: Selector | None, weight: Initializer, bias: Bias, *, by_name: bool, says_bias: bool
 ) -> list[tuple[Selector, Initializer]]:
-    """Return the sites that are written, and with what, among those that ``where`` selects (None: all).
+    """Return selectors of the sites to write, among those of ``where`` (None: all), each with its initializer.
 
-    They are found by attribute, as in MMEngine, or ``by_name``: then biases are told by their role.
+    They are found by attribute, as in MMEngine, or ``by_name``: then biases are found by their role.
 
     >>> by_site(None, Constant(2.0), 0, by_name=False, says_bias=False)
     [(Leaf('weight'), Constant(val=2.0)), (Leaf('bias'), Constant(val=0.0))]

@@ -8,8 +8,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
-from pathlib import Path
-from typing import Any, ClassVar, Final, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import Any, ClassVar, Final, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +26,8 @@ from torchinit.checkpoints.suggestions import beginning, guess, splits
 from torchinit.errors import CheckpointError
 from torchinit.initializers.load_report import Cast, Guess, LoadReport, Mismatch
 from torchinit.initializers.transfers import magnitude
-from torchinit.mmengine.bridge import is_loaded_through
 from torchinit.mmengine.log import log, log_to
+from torchinit.mmengine.registry import is_loaded_through
 from torchinit.model.names import WRAPPERS as WRAPPING
 from torchinit.model.names import normalize
 from torchinit.model.traversal import has_load_hooks
@@ -73,36 +72,35 @@ class CheckpointLoader:
 
     @classmethod
     def load_checkpoint(cls, filename: str, map_location: Any = None, logger: Any = "current") -> Any:
-        """What a file holds, whatever it is; of formats without structure a dict of tensors.
+        """Return what a file holds, whatever it is; of formats without structure a dict of tensors.
 
         No code in it is run, unless a registered function does. Raises CheckpointError, FileNotFoundError.
         """
-        return load(str(filename), map_location, logger)
+        return _content(str(filename), map_location, logger)
 
 
-def load(filename: str, map_location: Any, logger: Any, *, mapped: bool = False) -> Any:
-    """What a file holds. ``mapped`` tensors are the file's own memory: for those who copy them and let them go."""
+def _content(filename: str, map_location: Any, logger: Any, *, mapped: bool = False) -> Any:
+    """Return what a file holds; ``mapped`` tensors are its own memory, for those who copy them and let them go."""
     function = CheckpointLoader._schemes.find(filename)
-    name = _scheme(filename) if function is None else getattr(function, "__name__", "a").removeprefix("load_from_")
-    log_to(logger, logging.INFO, f"Loads checkpoint by {name} backend from path: {masked(filename)}")
+    if function is not None:
+        backend = getattr(function, "__name__", "a").removeprefix("load_from_")
+    else:
+        scheme = re.match(r"([\w+.-]+)://", filename)
+        backend = {"file": "local", "https": "http"}.get(scheme[1], scheme[1]) if scheme else "local"
+    log_to(logger, logging.INFO, f"Loads checkpoint by {backend} backend from path: {masked(filename)}")
     if function is not None:
         return function(filename, map_location)
-    return read(fetch(filename), filename, map_location, mapped=mapped)
-
-
-def read(path: Path, source: str, map_location: Any = "cpu", *, mapped: bool = False) -> Any:
-    """What a local file holds: all of a file of ``torch.save``, of another format its tensors by name."""
+    path = fetch(filename)
     _check_place(map_location)
     if detect_format(path) in ("zip", "pickle"):
         return load_file(path, map_location, mapped=mapped)
-    checkpoint = open_file(path, source)
+    checkpoint = open_file(path, filename)
     device = map_location if isinstance(map_location, (str, torch.device)) else "cpu"
-    tensors = {key: checkpoint.read(key) for key in checkpoint}
-    return {key: tensor.to(device) if mapped else tensor.to(device, copy=True) for key, tensor in tensors.items()}
+    return {key: checkpoint.read(key).to(device, copy=not mapped) for key in checkpoint}
 
 
 def _check_place(place: object) -> None:
-    """Raises TypeError for what cannot be a ``map_location``, ValueError for text that names no device."""
+    """Raise TypeError for what cannot be a ``map_location``, ValueError for text that names no device."""
     if not (place is None or isinstance(place, (str, torch.device, Mapping)) or callable(place)):
         raise TypeError(f"map_location must be a device, a dict of devices, a function or None, but got {place!r}")
     if isinstance(place, str):
@@ -112,19 +110,13 @@ def _check_place(place: object) -> None:
             raise ValueError(f"map_location must be the name of a device such as 'cpu', but got {place!r}") from None
 
 
-def _scheme(filename: str) -> str:
-    found = re.match(r"([\w+.-]+)://", filename)
-    scheme = found[1] if found else "file"
-    return {"file": "local", "https": "http"}.get(scheme, scheme)
-
-
 def _load_checkpoint(filename: str, map_location: Any = None, logger: Any = None) -> Any:
-    """What a file holds, as MMEngine's function of that name gives it."""
+    """Return what a file holds, as MMEngine's function of that name gives it."""
     return CheckpointLoader.load_checkpoint(filename, map_location, logger)
 
 
 def _load_checkpoint_with_prefix(prefix: str, filename: str, map_location: Any = None) -> dict[str, Any]:
-    """The part of a checkpoint below a prefix, without it; raises AssertionError where there is none."""
+    """Return the part of a checkpoint below a prefix, without it; AssertionError where there is none."""
     return _below(_weights(_load_checkpoint(filename, map_location), filename), prefix)
 
 
@@ -149,11 +141,10 @@ def load_checkpoint(
     >>> list(load_checkpoint(model, path)), model.bias.item()
     (['state_dict'], 1.0)
     """
-    held = _load_checkpoint(filename, map_location, logger)
-    state = _weights(held, filename)
-    account = _loaded(model, _revised(state, revise_keys), filename, strict, logger)
-    _warn_of_nothing(account, model, state, logger, by="revise_keys")
-    return held
+    content = _load_checkpoint(filename, map_location, logger)
+    state = _weights(content, filename)
+    _loaded(model, _revised(state, revise_keys), filename, strict, logger, state, "revise_keys")
+    return content
 
 
 def load_pretrained(
@@ -165,11 +156,9 @@ def load_pretrained(
     """
     source = os.fspath(source)
     log(logging.INFO, "load %s from: %s", f"{prefix} in model" if prefix else "model", source)
-    state = _weights(load(source, map_location, None, mapped=True), source)
+    state = _weights(_content(source, map_location, None, mapped=True), source)
     chosen = _revised(state, _MODULE) if prefix is None else _below(state, prefix)
-    account = _loaded(module, chosen, source, False, None)
-    _warn_of_nothing(account, module, state, None, by="prefix")
-    return account
+    return _loaded(module, chosen, source, False, None, state, "prefix")
 
 
 def load_state_dict(
@@ -188,17 +177,17 @@ def load_state_dict(
     return _loaded(module, state_dict, "state_dict", strict, logger)
 
 
-def _weights(held: Any, source: str) -> Mapping[str, Any]:
-    if not isinstance(held, Mapping):
+def _weights(content: Any, source: str) -> Mapping[str, Any]:
+    if not isinstance(content, Mapping):
         raise CheckpointError(f"No state_dict found in checkpoint file {source}")
-    inner = held.get("state_dict", held)
-    return inner if isinstance(inner, Mapping) else held
+    inner = content.get("state_dict", content)
+    return inner if isinstance(inner, Mapping) else content
 
 
 def _revised(state: Mapping[str, Any], keys: Sequence[tuple[str, str]]) -> OrderedDict[str, Any]:
-    made = OrderedDict(revised(state, keys))
-    made._metadata = getattr(state, "_metadata", OrderedDict())  # type: ignore[attr-defined]  # as torch keeps it
-    return made
+    result = OrderedDict(revised(state, keys))
+    result._metadata = getattr(state, "_metadata", OrderedDict())  # type: ignore[attr-defined]  # as torch keeps it
+    return result
 
 
 def _below(state: Mapping[str, Any], prefix: str) -> OrderedDict[str, Any]:
@@ -210,27 +199,26 @@ def _below(state: Mapping[str, Any], prefix: str) -> OrderedDict[str, Any]:
     return chosen
 
 
+# --- copying -----------------------------------------------------------------------------------------------
+
+
 class _Copied(NamedTuple):
-    """What became of a state dict: torch's lists, and the entries that were looked at."""
+    """The outcome of a copy: torch's lists, and the entries that were looked at."""
 
     missing: list[str]
     unexpected: list[str]
     mismatched: list[str]
     seen: dict[str, Any]
 
-    @property
-    def text(self) -> str:
-        """What MMEngine says of it; nothing where all fits."""
-        parts = list(self.mismatched)
-        if self.unexpected:
-            parts.append(f"unexpected key in source state_dict: {', '.join(self.unexpected)}\n")
-        if self.missing:
-            parts.append(f"missing keys in source state_dict: {', '.join(self.missing)}\n")
-        return "\n".join(["The model and loaded state dict do not match exactly\n", *parts]) if parts else ""
 
+def _loaded(
+    module: nn.Module, state: Mapping[str, Any], source: str, strict: bool, logger: Any, file: Any = None, by: str = ""
+) -> LoadReport:
+    """Copy what fits, tell what does not, and what is odd about the values.
 
-def _loaded(module: nn.Module, state: Mapping[str, Any], source: str, strict: bool, logger: Any) -> LoadReport:
-    """Copy what fits, tell what does not, and what is odd about the values."""
+    Where nothing fits, say what would of the whole ``file``, as the caller's argument ``by``.
+    """
+    source = str(source)
     if meta := [key for key, tensor in _own(module).items() if tensor.is_meta]:
         raise CheckpointError(
             f"{source}: the model is on the meta device ({some(meta, 3)}), so there is nothing to load into; call"
@@ -239,37 +227,45 @@ def _loaded(module: nn.Module, state: Mapping[str, Any], source: str, strict: bo
         )
     hooked = any(map(has_load_hooks, module.modules()))
     if not hooked:
-        _refuse_quantized(module, state, str(source))
+        _refuse_quantized(module, state, source)
     copied = _copy(module, state)
     if hooked:  # they may have made weights of what was quantized, so what is left of it tells
-        _refuse_quantized(module, copied.seen, str(source))
-    if copied.text and strict:
-        raise CheckpointError(copied.text)
-    account = _account(module, copied, str(source))
-    texts = [f"{account.source}: {text}" for text in (*account.doubts, *_odd_values(account, copied.seen))]
-    for text in filter(None, [copied.text, *texts]):
+        _refuse_quantized(module, copied.seen, source)
+    lines = list(copied.mismatched)
+    if copied.unexpected:
+        lines.append(f"unexpected key in source state_dict: {', '.join(copied.unexpected)}\n")
+    if copied.missing:
+        lines.append(f"missing keys in source state_dict: {', '.join(copied.missing)}\n")
+    texts = ["\n".join(["The model and loaded state dict do not match exactly\n", *lines])] if lines else []
+    if texts and strict:
+        raise CheckpointError(texts[0])
+    account = _account(module, copied, source)
+    texts += [f"{source}: {text}" for text in (*account.doubts, *_odd_values(account, copied.seen))]
+    if file is not None and account.wanted and not account.found:
+        texts.append(f"{source}: 0 of {account.wanted} tensors match the model.{_remedy(module, file, by)}")
+    for text in texts:
         log_to(logger, logging.WARNING, text)
     return account
 
 
 def _refuse_quantized(module: nn.Module, state: Mapping[str, Any], source: str) -> None:
-    """Raises CheckpointError where some of the entries are values of the module in quantized form."""
-    held = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
-    dtypes = {normalize(name): tensor.dtype for name, tensor in held}  # without what a state_dict has beside them
+    """Raise CheckpointError where some of the entries are values of the module in quantized form."""
+    tensors = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
+    dtypes = {normalize(name): tensor.dtype for name, tensor in tensors}  # without what a state_dict has beside them
     if wrong := quantized(state, dtypes):
         rest = tuple(name for name in _own(module) if name not in wrong)
-        why = tuple(Mismatch(name, site.why) for name, site in wrong.items())
-        ways = tuple(dict.fromkeys(site.remedy for site in wrong.values()))
-        raise CheckpointError(LoadReport(source, loaded=rest, mismatched=why, hints=ways).problems[0])
+        mismatched = tuple(Mismatch(name, site.why) for name, site in wrong.items())
+        remedies = tuple(dict.fromkeys(site.remedy for site in wrong.values()))
+        raise CheckpointError(LoadReport(source, loaded=rest, mismatched=mismatched, hints=remedies).problems[0])
 
 
 def _copy(module: nn.Module, state: Mapping[str, Any]) -> _Copied:
-    """Load what fits, wherever the modules below have it.
-
-    As ``Module.load_state_dict`` does it, a module's hooks may change the dict that they get, and what they leave is
-    what its children find. So the dict is copied once, at the top, and the parts of children are cut from it after
-    their parent has been loaded. What is looked at is therefore not ``state``, but what the hooks have made of it.
-    """
+    """Load what fits, wherever the modules below have it."""
+    # Module.load_state_dict cannot be called: it raises where something does not fit, and does not enter wrappers. As
+    # there, a module's hooks may change the dict that they get, and what they leave is what its children find. So the
+    # dict is copied once, at the top, and the parts of children are cut from it after their parent has been loaded.
+    # What is looked at is therefore not `state`, but what the hooks have made of it. What can fail: torch's private
+    # `_load_from_state_dict` and its lists may change; tests/peers compares them with MMEngine's own.
     metadata = getattr(state, "_metadata", None)
     versions = metadata if isinstance(metadata, Mapping) else {}  # a file can hold anything under that name
     lists: tuple[list[str], list[str], list[str]] = ([], [], [])
@@ -281,10 +277,10 @@ def _copy(module: nn.Module, state: Mapping[str, Any]) -> _Copied:
     def walk(part: nn.Module, local: dict[str, Any], prefix: str) -> None:
         while is_loaded_through(part):
             part = part.module  # type: ignore[assignment]  # it is what a wrapper has
-        known, before = versions.get(prefix[:-1]), len(lists[1])
-        part._load_from_state_dict(local, prefix, known if isinstance(known, dict) else {}, True, *lists)
-        looked = (*(f"{prefix}{name}" for name in (*part._parameters, *part._buffers)), *lists[1][before:])
-        seen.update({normalize(key): local[key] for key in looked if key in local})
+        version, before = versions.get(prefix[:-1]), len(lists[1])
+        part._load_from_state_dict(local, prefix, version if isinstance(version, dict) else {}, True, *lists)
+        looked_at = (*(f"{prefix}{name}" for name in (*part._parameters, *part._buffers)), *lists[1][before:])
+        seen.update({normalize(key): local[key] for key in looked_at if key in local})
         for name, child in part._modules.items():
             if child is not None:
                 below = f"{prefix}{name}."
@@ -302,14 +298,17 @@ def _copy(module: nn.Module, state: Mapping[str, Any]) -> _Copied:
 
 
 def _own(module: nn.Module) -> dict[str, Tensor]:
-    """What a checkpoint should hold. The counter of a BatchNorm may be missing, so nothing is said of it."""
+    """The tensors that a checkpoint should hold; MMEngine does not miss the counter of a BatchNorm."""
     tensors = {normalize(key): value for key, value in module.state_dict().items() if isinstance(value, Tensor)}
     return {key: value for key, value in tensors.items() if "num_batches_tracked" not in key}
 
 
+# --- what is told of it --------------------------------------------------------------------------------------
+
+
 def _account(module: nn.Module, copied: _Copied, source: str) -> LoadReport:
     own, seen = _own(module), copied.seen
-    wrong = [(found[1], found[2]) for text in copied.mismatched if (found := _MISFIT.match(text))]
+    wrong = [(match[1], match[2]) for text in copied.mismatched if (match := _MISFIT.match(text))]
     lost = {normalize(name) for name in (*copied.missing, *copied.unexpected, *dict(wrong))}
     loaded = [key for key in own if key in seen and key not in lost]
     pairs = [(key, seen[key].dtype, own[key].dtype) for key in loaded if isinstance(seen[key], Tensor)]
@@ -324,20 +323,19 @@ def _account(module: nn.Module, copied: _Copied, source: str) -> LoadReport:
         missing=tuple(copied.missing),
         mismatched=tuple(Mismatch(*pair) for pair in wrong),
         unexpected=tuple(copied.unexpected),
-        casts=tuple(Cast(key, (has, wants)) for key, has, wants in pairs if has != wants),
+        casts=tuple(Cast(key, (source_dtype, dtype)) for key, source_dtype, dtype in pairs if source_dtype != dtype),
         elements=(sum(own[key].numel() for key in loaded), sum(tensor.numel() for tensor in own.values())),
         doubts=tuple(f"{some(names)}: {doubt}" for doubt, names in doubts.items()),
     )
 
 
 def _odd_values(account: LoadReport, seen: Mapping[str, Any]) -> Iterator[str]:
-    """What to say of tensors that were loaded and are not finite, or whole numbers for floats."""
+    """Tell of tensors that were loaded and are not finite, or integers for floats."""
     tensors = {key: seen[key] for key in account.loaded if isinstance(seen.get(key), Tensor)}
-    if endless := [key for key, tensor in tensors.items() if not _is_finite(tensor)]:
-        yield f"NaN or infinity in {some(endless)}"
-    other = [cast for cast in account.casts if len({*map(kind_of, cast.dtypes)}) > 1]
-    if other:
-        yield f"numbers of another kind, {other[0]}, for {some([cast.site for cast in other])}"
+    if not_finite := [key for key, tensor in tensors.items() if not _is_finite(tensor)]:
+        yield f"NaN or infinity in {some(not_finite)}"
+    if casts := [cast for cast in account.casts if len({*map(kind_of, cast.dtypes)}) > 1]:
+        yield f"numbers of another kind, {casts[0]}, for {some([cast.site for cast in casts])}"
 
 
 def _is_finite(tensor: Tensor) -> bool:
@@ -346,34 +344,20 @@ def _is_finite(tensor: Tensor) -> bool:
     return magnitude(tensor.detach()) < float("inf")
 
 
-def _warn_of_nothing(
-    account: LoadReport,
-    module: nn.Module,
-    state: Mapping[str, Any],
-    logger: Any,
-    *,
-    by: Literal["prefix", "revise_keys"],
-) -> None:
-    """Says loudly where nothing was loaded, and what would change that; ``by`` is the caller's argument for it."""
-    if not account.found and account.wanted:
-        text = f"{account.source}: 0 of {account.wanted} tensors match the model."
-        log_to(logger, logging.WARNING, text + _remedy(module, state, by))
-
-
 def _remedy(module: nn.Module, state: Mapping[str, Any], by: str) -> str:
-    """The part, or the beginning of names, with which most of the model would be found."""
+    """The part, or the beginning of names, with which most of the model would be found, as the argument ``by``."""
     own = {key: tuple(tensor.shape) for key, tensor in _own(module).items()}
     for key, value in state.items():
         if isinstance(value, Mapping) and own.keys() & set(map(str, value)):
             return f" Its weights are under the key {key!r}: save that part as a file of its own."
     keys = {str(key): tuple(value.shape) for key, value in state.items() if isinstance(value, Tensor)}
-    found = guess(own, keys, 0) or Guess()
-    start = _wrapping([*keys]) + found.prefix
-    pairs = [[beginning(start), ""]] * bool(start) + [list(pair) for pair in found.rename]
+    best = guess(own, keys, 0) or Guess()
+    start = _wrapping([*keys]) + best.prefix
+    pairs = [[beginning(start), ""]] * bool(start) + [list(pair) for pair in best.rename]
     number = sum(own.get(key) == shape for key, shape in revised(keys, pairs).items())
     if not number:
         return f" The file has {some([*keys], 3)}; the model has {some([*own], 3)}."
-    if by == "prefix" and not found.rename:
+    if by == "prefix" and not best.rename:
         how = f"prefix={start!r}"
     else:
         how = f"revise_keys={pairs}" if by == "revise_keys" else f"load_checkpoint(..., revise_keys={pairs})"

@@ -23,13 +23,14 @@ from torchinit.serialization.annotations import hints_of
 class Extension:
     """The words of an entry that MMEngine does not have. Each default leaves the entry as MMEngine reads it.
 
-    ``label`` is the text in the log; ``optional`` allows the entry to match nothing; ``fans`` chooses how the
-    connections in a formula are counted (:meth:`torchinit.model.Site.fans`); ``blocks`` and ``batch_axes`` treat a
-    fused or stacked weight in parts. ``padding`` leaves the padding row of an embedding zero, ``subclasses`` lets
-    ``layer`` match every class below. ``within`` (modules) and ``exclude`` (globs) narrow the entry. ``param`` names
-    what is written instead of ``weight`` and ``bias``. ``name`` (globs) and ``regex`` narrow an entry with a ``layer``;
-    without one they select parameters of any name, buffers as well with ``buffers``.
+    ``label`` is the text in the log; ``fans`` chooses how the connections in a formula are counted
+    (:meth:`torchinit.model.Site.fans`). ``padding`` leaves the padding row of an embedding zero. ``param`` names what
+    is written instead of ``weight`` and ``bias``. ``name`` and ``regex`` narrow an entry with a ``layer``; without one
+    they select parameters of any name, buffers as well with ``buffers``. The others are those of an entry of a recipe.
     """
+
+    # An added word must not change how the others are read: two dialects in one entry, told by which words it has, was
+    # tried, and `fans="torch"`, which is the default, then decided whether an LSTM was written.
 
     label: str = ""
     optional: bool = False
@@ -45,9 +46,18 @@ class Extension:
     padding: bool = False
     buffers: bool = False
 
+    @classmethod
+    def taken_from(cls, words: dict[str, Any], source: str) -> Extension:
+        """Take the words of an extension out of those of an entry; raises ConfigError with every mistake in them."""
+        own = {key: words.pop(key) for key in WORDS & words.keys()}
+        # An empty list is how plain data say that there are no names.
+        given: Mapping[str, Any] = {key: value for key, value in own.items() if value not in (None, "", [])}
+        extension: Extension = SCHEMA.decode(given, Extension, source)
+        return extension
+
     @property
     def selects(self) -> bool:
-        """Whether it says which sites, so that an entry without a ``layer`` is for some."""
+        """Whether the entry names sites, so that without a ``layer`` it is for some."""
         return any((self.name, self.regex, self.param, self.within))
 
     def by_name(self, layers: Sequence[Any]) -> bool:
@@ -55,8 +65,8 @@ class Extension:
         return bool(self.param or ((self.name or self.regex) and not layers))
 
     def where(self, layers: Sequence[str] = (), *, whole: bool = False) -> Selector | None:
-        """What the entry is for, None for all; ``whole`` is a part of the model with all below it, as in overrides."""
-        found = [
+        """Select the entry's sites, None for all; ``whole`` is a part of a model with all below it, as in overrides."""
+        selectors = [
             *([Layer(*layers, subclasses=self.subclasses)] if layers or not (whole or self.selects) else ()),
             *([Name(*several(self.name))] if self.name else ()),
             *([Regex(self.regex)] if self.regex else ()),
@@ -64,10 +74,10 @@ class Extension:
             *([~Name(*several(self.exclude))] if self.exclude else ()),
             *([Leaf(*several(self.param))] if self.param else ()),
         ]
-        return reduce(and_, found) if found else None
+        return reduce(and_, selectors) if selectors else None
 
     def shaped(self, init: Initializer, kind: str) -> Initializer:
-        """An initializer that counts connections as ``fans`` says, part by part.
+        """Let an initializer count connections as ``fans`` says, part by part.
 
         Raises TypeError where it counts none, ConfigError for parts that cannot be.
         """
@@ -83,17 +93,3 @@ class Extension:
 
 
 WORDS: Final = frozenset(field.name for field in fields(Extension))
-
-
-def take_extension(said: dict[str, Any], source: str) -> Extension:
-    """Take the words of an extension out of what an entry says; raises ConfigError with every mistake in them.
-
-    >>> said = {"std": 0.1, "label": "head", "name": "head.*"}
-    >>> take_extension(said, "Normal").label, said
-    ('head', {'std': 0.1})
-    """
-    words = {key: said.pop(key) for key in WORDS & said.keys()}
-    # An empty list is how plain data say that there are no names.
-    given: Mapping[str, Any] = {key: value for key, value in words.items() if value not in (None, "", [])}
-    found: Extension = SCHEMA.decode(given, Extension, source)
-    return found

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from string import Formatter
 from typing import Any, ClassVar
 
@@ -13,20 +14,19 @@ from torch import nn
 
 from torchinit.checkpoints import Pretrained
 from torchinit.errors import CheckpointError
-from torchinit.initializers.elementwise import Initializer
-from torchinit.mmengine.biases import BIAS_WORDS, Bias, bias_number, bias_of, by_site
-from torchinit.mmengine.bridge import WEIGHT_INITIALIZERS
+from torchinit.initializers.elementwise import Constant, Initializer, Normal, Uniform
+from torchinit.mmengine.biases import BIAS_WORDS, Bias, bias_of, by_site
 from torchinit.mmengine.checkpoints import load_pretrained
-from torchinit.mmengine.extensions import Extension, take_extension
-from torchinit.mmengine.functional import constant, kaiming, normal, trunc_normal, uniform, xavier
+from torchinit.mmengine.extensions import Extension
+from torchinit.mmengine.functional import formula, kaiming, trunc_normal, xavier
 from torchinit.mmengine.log import log
-from torchinit.mmengine.registry import InitCfgAssertionError, InitCfgTypeError
+from torchinit.mmengine.registry import WEIGHT_INITIALIZERS, InitCfgAssertionError, InitCfgTypeError
 from torchinit.mmengine.session import MARK, Session, current
 from torchinit.rules.rule import Rule
 
 
 class BaseInit:
-    """What initializers have in common: the value of biases, and the layers that they are for.
+    """The base of initializers: the value of biases, and the layers that they are for.
 
     ``bias_prob`` gives the bias with which a sigmoid starts at that probability, and wins over ``bias``.
     ``layer`` is the name of a class, or of a direct base, or a list of them. Raises TypeError for
@@ -40,10 +40,10 @@ class BaseInit:
         self, *, bias: float = 0, bias_prob: float | None = None, layer: str | list[str] | None = None
     ) -> None:
         self.wholemodule = False
-        self.bias: Bias = bias_number(bias, bias_prob)
+        self.bias: Bias = bias_of(bias, bias_prob)
         if layer is not None and not isinstance(layer, (str, list)):
             raise InitCfgTypeError(f"layer must be a str or a list of str, but got a {type(layer)}")
-        self.layer: list[str] = [layer] if isinstance(layer, str) else layer or []
+        self.layer = [layer] if isinstance(layer, str) else layer or []
 
     def _get_init_info(self) -> str:
         return f"{type(self).__name__}, bias={self.bias}"
@@ -52,27 +52,18 @@ class BaseInit:
 class FormulaInit(BaseInit):
     """An initializer whose weights a formula gives; calling it writes, once everything has been checked.
 
-    A class names its ``_formula`` and, in ``_says``, the arguments of that as the log shows them, each the name of an
-    attribute. ``bias`` may also be an initializer, as a dict or an object, or ``"keep"``, which leaves biases alone.
-    The other ``words`` are those of :class:`Extension`.
-
-    >>> layer = nn.Linear(2, 2)
-    >>> NormalInit(std=0.1, param="bias", layer="Linear")(layer)
-    >>> KaimingInit(fans="true", bias="keep", label="mine", layer="Linear").rules()[0].label
-    'mine'
+    A class names its ``_formula`` and, in ``_shown``, the arguments of that as the log shows them, each the name of an
+    attribute. ``words`` are those of :class:`BaseInit`, :func:`bias_of` and :class:`Extension`.
     """
 
-    takes_also: tuple[type[Extension], ...] = (Extension,)
+    takes_also = (Extension,)
     _formula: ClassVar[Callable[..., Initializer]]
-    _says: ClassVar[str]
+    _shown: ClassVar[str]
 
     def __init__(self, **words: Any) -> None:
-        self.extension: Extension = take_extension(words, self._kind)
-        said = {word: words.pop(word) for word in BIAS_WORDS & words.keys()}
-        bias = bias_of(**said)
+        self.extension = Extension.taken_from(words, self._kind)
+        self.says_bias = not BIAS_WORDS.isdisjoint(words)
         super().__init__(**words)
-        self.bias: Bias = bias
-        self.says_bias: bool = bool(said)
         if self.extension.param and self.says_bias:
             raise InitCfgTypeError("param names what is written; a bias needs an entry of its own")
 
@@ -82,35 +73,20 @@ class FormulaInit(BaseInit):
 
     def formula(self) -> Initializer:
         """The formula of the weights."""
-        names = [name for _, name, _, _ in Formatter().parse(self._says) if name]
+        names = [name for _, name, _, _ in Formatter().parse(self._shown) if name]
         return self._formula(**{name: getattr(self, name) for name in names})
 
     def rules(self, origin: str = "") -> tuple[Rule, ...]:
         """The rules that this is: one for weights, and one for biases unless they are left alone."""
         more = self.extension
-        layers = [] if self.wholemodule else self._names()
+        layers = [] if self.wholemodule else self._bare_names()
         by_name = more.by_name(layers)
-        found = by_site(
-            more.where(layers, whole=self.wholemodule),
-            more.shaped(self.formula(), self._kind),
-            self.bias,
-            by_name=by_name,
-            says_bias=self.says_bias,
-        )
-        text = more.label or self._text()
-        alone = more.optional or not (self.wholemodule or layers or more.selects)
-        return tuple(
-            Rule(
-                where,
-                init,
-                text,
-                optional=alone or number > 0,
-                padding=more.padding,
-                buffers=more.buffers or not by_name,
-                origin=origin,
-            )
-            for number, (where, init) in enumerate(found)
-        )
+        where, init = more.where(layers, whole=self.wholemodule), more.shaped(self.formula(), self._kind)
+        label = more.label or self._get_init_info() + (f", fans={more.fans}" if more.fans != "torch" else "")
+        rule = partial(Rule, label=label, padding=more.padding, buffers=more.buffers or not by_name, origin=origin)
+        optional = more.optional or not (self.wholemodule or layers or more.selects)
+        pairs = by_site(where, init, self.bias, by_name=by_name, says_bias=self.says_bias)
+        return tuple(rule(*pair, optional=optional or number > 0) for number, pair in enumerate(pairs))
 
     @property
     def through(self) -> bool:
@@ -118,36 +94,25 @@ class FormulaInit(BaseInit):
         return self.extension.by_name(self.layer)
 
     def _get_init_info(self) -> str:
-        return f"{type(self).__name__}: {self._says.format(**vars(self))}, bias={self.bias}"
+        return f"{type(self).__name__}: {self._shown.format(**vars(self))}, bias={self.bias}"
 
-    def _text(self) -> str:
-        fans = "" if self.extension.fans == "torch" else f", fans={self.extension.fans}"
-        return f"{self._get_init_info()}{fans}"
-
-    def _names(self) -> list[str]:
+    def _bare_names(self) -> list[str]:
         """The bare names among the layers; MMEngine compares names, and takes no notice of anything else."""
-        named = [layer for layer in self.layer if isinstance(layer, str) and layer and "." not in layer]
-        for layer in self.layer if len(named) < len(self.layer) else ():
-            if layer not in named:
-                bare = getattr(layer, "__name__", str(layer).rpartition(".")[2])
-                log(logging.WARNING, "layer %r matches nothing: give the bare name of a class, %r", layer, bare)
-        return named
+        bare = [layer for layer in self.layer if isinstance(layer, str) and layer and "." not in layer]
+        for layer in self.layer:
+            if layer not in bare:
+                name = getattr(layer, "__name__", str(layer).rpartition(".")[2])
+                log(logging.WARNING, "layer %r matches nothing: give the bare name of a class, %r", layer, name)
+        return bare
 
     def __call__(self, module: nn.Module) -> None:
         """Fill the module, and all below it, where the class is one of ``layer``."""
         session = current(module) or Session(module)
-        session.carry_out(session.prepare(module, self.rules(type(self).__name__), through=self.through))
+        session.prepare(module, self.rules(type(self).__name__), through=self.through)()
 
 
 class CoreInit(FormulaInit):
-    """An initializer that MMEngine does not have, for the weights of layers as MMEngine finds them.
-
-    >>> from torchinit import Constant
-    >>> layer = nn.Linear(2, 2)
-    >>> CoreInit(Constant(2.0), layer="Linear")(layer)
-    >>> layer.weight[0, 0].item(), layer.bias[0].item()
-    (2.0, 0.0)
-    """
+    """An initializer that MMEngine does not have, for the weights of layers as MMEngine finds them."""
 
     through = True
 
@@ -176,7 +141,7 @@ class ConstantInit(FormulaInit):
     (0.5, 1.0)
     """
 
-    _formula, _says = staticmethod(constant), "val={val}"
+    _formula, _shown = staticmethod(partial(formula, Constant)), "val={val}"
 
     def __init__(self, val: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -190,7 +155,7 @@ class XavierInit(FormulaInit):
     >>> XavierInit(gain=2, distribution="uniform", layer="Linear")(nn.Linear(2, 2))
     """
 
-    _formula, _says = staticmethod(xavier), "gain={gain}, distribution={distribution}"
+    _formula, _shown = staticmethod(xavier), "gain={gain}, distribution={distribution}"
 
     def __init__(self, gain: float = 1, distribution: str = "normal", **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -204,7 +169,7 @@ class NormalInit(FormulaInit):
     >>> NormalInit(std=0.01, layer=["Conv2d", "Linear"])(nn.Linear(2, 2))
     """
 
-    _formula, _says = staticmethod(normal), "mean={mean}, std={std}"
+    _formula, _shown = staticmethod(partial(formula, Normal)), "mean={mean}, std={std}"
 
     def __init__(self, mean: float = 0, std: float = 1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -213,12 +178,12 @@ class NormalInit(FormulaInit):
 
 @WEIGHT_INITIALIZERS.register_module(name="TruncNormal")
 class TruncNormalInit(FormulaInit):
-    """Weights of N(mean, std²) cut to [a, b], which are values and no multiples of ``std``.
+    """Weights of N(mean, std²) cut to [a, b], which are values, not multiples of ``std``.
 
     >>> TruncNormalInit(std=0.02, layer="Linear")(nn.Linear(2, 2))
     """
 
-    _formula, _says = staticmethod(trunc_normal), "a={a}, b={b}, mean={mean}, std={std}"
+    _formula, _shown = staticmethod(trunc_normal), "a={a}, b={b}, mean={mean}, std={std}"
 
     def __init__(self, mean: float = 0, std: float = 1, a: float = -2, b: float = 2, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -232,7 +197,7 @@ class UniformInit(FormulaInit):
     >>> UniformInit(a=-1, b=1, layer="Linear")(nn.Linear(2, 2))
     """
 
-    _formula, _says = staticmethod(uniform), "a={a}, b={b}"
+    _formula, _shown = staticmethod(partial(formula, Uniform)), "a={a}, b={b}"
 
     def __init__(self, a: float = 0, b: float = 1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -247,7 +212,7 @@ class KaimingInit(FormulaInit):
     """
 
     _formula = staticmethod(kaiming)
-    _says = "a={a}, mode={mode}, nonlinearity={nonlinearity}, distribution ={distribution}"  # the blank is MMEngine's
+    _shown = "a={a}, mode={mode}, nonlinearity={nonlinearity}, distribution ={distribution}"  # the blank is MMEngine's
 
     def __init__(
         self,
@@ -276,10 +241,9 @@ class Caffe2XavierInit(KaimingInit):
 class PretrainedInit:
     """Values from a checkpoint: a path, a URL, or what is registered with :class:`CheckpointLoader`.
 
-    ``prefix`` takes the part of the checkpoint below that name. Files are read without running any code
-    in them. Raises FileNotFoundError, CheckpointError for what is no checkpoint, and AssertionError where nothing
-    lies below the prefix; warns where nothing fits; TypeError for arguments of other types. In a recipe
-    :class:`torchinit.Pretrained` does more.
+    ``prefix`` takes the part of the checkpoint below that name. Files are read without running code in them. Raises
+    FileNotFoundError, CheckpointError for a file that is not a checkpoint, AssertionError where nothing lies below the
+    prefix; warns where nothing fits. In a recipe :class:`torchinit.Pretrained` does more.
 
     >>> PretrainedInit("resnet50.pth", prefix="backbone.").checkpoint
     'resnet50.pth'
@@ -291,7 +255,7 @@ class PretrainedInit:
     def __init__(
         self, checkpoint: str | os.PathLike[str], prefix: str | None = None, map_location: Any = "cpu", **words: Any
     ) -> None:
-        self.extension = take_extension(words, type(self).__name__)
+        self.extension = Extension.taken_from(words, type(self).__name__)
         if words:
             raise TypeError(f"{type(self).__name__}.__init__() got an unexpected keyword argument {min(words)!r}")
         if not isinstance(checkpoint, (str, os.PathLike)):
@@ -301,25 +265,16 @@ class PretrainedInit:
         for word in ("fans", "subclasses", "blocks", "batch_axes", "padding"):
             if getattr(self.extension, word) != getattr(Extension(), word):
                 raise InitCfgTypeError(f"{word} means nothing beside Pretrained, which loads a tensor as it is")
-        self.checkpoint = checkpoint
-        self.prefix = prefix
-        self.map_location = map_location
+        self.checkpoint, self.prefix, self.map_location = checkpoint, prefix, map_location
 
     def rules(self, origin: str = "") -> tuple[Rule, ...]:
         """The rule of a recipe for an entry that says which sites are loaded; none for any other."""
         where = self.extension.where(whole=True)
         if where is None:
             return ()
-        init = Pretrained(
-            self.checkpoint,
-            prefix=self.prefix,
-            map_location=self.map_location,
-            # As MMEngine loads: what is there and fits, whatever it holds, and later entries may write over it.
-            expect_missing="**",
-            on_shape="skip",
-            finite=False,
-            lock=False,
-        )
+        # As MMEngine loads: what is there and fits, whatever it holds, and later entries may write over it.
+        as_mmengine: dict[str, Any] = {"expect_missing": "**", "on_shape": "skip", "finite": False, "lock": False}
+        init = Pretrained(self.checkpoint, prefix=self.prefix, map_location=self.map_location, **as_mmengine)
         return (Rule(where, init, self._get_init_info(), self.extension.optional, origin=origin),)
 
     def __call__(self, module: nn.Module) -> None:
@@ -330,7 +285,7 @@ class PretrainedInit:
         """Load what fits, within a session if there is one; CheckpointError where that is strict and nothing does."""
         if rules := self.rules(type(self).__name__):
             session = session or Session(module)
-            session.carry_out(session.prepare(module, rules, through=True))
+            session.prepare(module, rules, through=True)()
             return
         with nullcontext() if session is None else session.foreign(module, self._get_init_info()):
             account = load_pretrained(module, self.checkpoint, self.prefix, self.map_location)
@@ -357,14 +312,10 @@ def update_init_info(module: nn.Module, init_info: str) -> None:
     if session is not None:
         session.provenance.check_parameters(module)
         session.provenance.claim_written(module, init_info)
-    elif MARK in vars(module):
-        _tell_mmengine(vars(module)[MARK], module, init_info)
-    else:
+        return
+    if MARK not in vars(module):
         raise AssertionError(f"Can not find `_params_init_info` in {module}")
-
-
-def _tell_mmengine(theirs: Any, module: nn.Module, init_info: str) -> None:
-    """What the function of that name does in a tree that MMEngine initializes: its own record goes by means."""
+    theirs = vars(module)[MARK]  # of a tree that MMEngine initializes, whose record goes by means
     for name, parameter in module.named_parameters():
         if parameter not in theirs:
             raise InitCfgAssertionError(f"Find a new :obj:`Parameter` named `{name}`: parameters must not be added")

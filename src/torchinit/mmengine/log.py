@@ -9,30 +9,22 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from functools import cache
-from typing import Any, Final, TextIO, cast
+from typing import Any, Final
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from torchinit._text import count, did_you_mean
-from torchinit.mmengine.biases import LEAVES
-from torchinit.mmengine.bridge import mm_logger
-from torchinit.mmengine.tree import ModuleIndex
-from torchinit.model.sites import layer_class
-from torchinit.rules.rule import Rule
-from torchinit.rules.selectors import Layer, Leaf
-
-Line = tuple[str, nn.Parameter, str]
-"""The name of a parameter, the parameter, and how it was set."""
+from torchinit._text import did_you_mean
+from torchinit.mmengine.registry import logger_of_mmengine
 
 LOGGER: Final = logging.getLogger("torchinit.mmengine")
 _PACKAGE: Final = logging.getLogger("torchinit")
 _FORMAT: Final = logging.Formatter("%(asctime)s - mmengine - %(levelname)s - %(message)s", "%m/%d %H:%M:%S")
 _LEVELS: Final = {"off": logging.CRITICAL + 1, "warning": logging.WARNING, "info": logging.INFO}
-"""What the environment variable TORCHINIT_LOG may say."""
+"""The values of the environment variable TORCHINIT_LOG."""
 
 
 def log(level: int, text: str, *args: object) -> None:
@@ -49,8 +41,8 @@ def log_to(logger: Any, level: int, text: str) -> None:
         log(level, "%s", text)
 
 
-def dump(lines: Iterable[Line]) -> None:
-    """Log how each parameter was set, on the first rank alone.
+def dump(lines: Iterable[tuple[str, nn.Parameter, str]]) -> None:
+    """Log how each parameter, given with its name, was set, on the first rank alone.
 
     The text goes straight into the files of a logger's file handlers, or, where it has none, to the
     logger at INFO, a record a parameter.
@@ -71,22 +63,25 @@ def dump(lines: Iterable[Line]) -> None:
 
 def _loggers() -> list[logging.Logger]:
     """Mmengine's logger where one is in use, so that nobody reads a text twice; ours as well if it has handlers."""
-    theirs = mm_logger()
+    theirs = logger_of_mmengine()
     return [LOGGER] if theirs is None else [theirs, *([LOGGER] if _handlers(LOGGER) else ())]
 
 
 def _handlers(logger: logging.Logger) -> list[logging.Handler]:
     """The handlers that are meant for the log of a logger: its own, and those of the package."""
-    named = [logger, _PACKAGE] if logger is LOGGER else [logger]
-    return [handler for one in named for handler in one.handlers if not isinstance(handler, logging.NullHandler)]
+    named = [*logger.handlers, *(_PACKAGE.handlers if logger is LOGGER else ())]
+    return [handler for handler in named if not isinstance(handler, logging.NullHandler)]
+
+
+# Users of MMEngine expect to see the log, other libraries' users to see none. Configured is looked at with each record,
+# since it may come later, and so no handler of ours hangs on the logger: that was tried, and others took it for a
+# configuration (`logging.basicConfig` then does nothing). What can fail: a program that configures logging between two
+# records sees the first on standard output and the second where it wants it.
 
 
 def _emit(logger: logging.Logger, level: int, text: str) -> None:
-    # Configured is looked at each time, since it may come later; so no handler of ours hangs on the logger, which
-    # others could take for a configuration. The text has no arguments left: mmengine drops warnings by the text before
-    # those are put in.
-    root_handlers = [handler for handler in logging.root.handlers if not isinstance(handler, logging.NullHandler)]
-    if logger is not LOGGER or root_handlers or _handlers(LOGGER):
+    # The text has no arguments left: mmengine drops warnings by the text before those are put in.
+    if logger is not LOGGER or _handlers(logging.root) or _handlers(LOGGER):
         logger.log(level, text)
     elif level >= _threshold() and not LOGGER.disabled:
         _show(level, text)
@@ -124,82 +119,10 @@ def _is_first_rank() -> bool:
 def _write(handler: logging.FileHandler, texts: Iterable[str]) -> None:
     handler.acquire()
     try:
-        stream = _stream(handler)
+        # A handler made with delay=True opens its file at the first record, and this is none.
+        stream = handler.stream = handler.stream or handler._open()
         stream.write("Name of parameter - Initialization information\n")
         stream.writelines(texts)
         stream.flush()
     finally:
         handler.release()
-
-
-def _stream(handler: logging.FileHandler) -> TextIO:
-    # A handler made with delay=True opens its file at the first record, and this is none.
-    if handler.stream is None:
-        handler.stream = handler._open()
-    return handler.stream
-
-
-# --- layers by name ----------------------------------------------------------------------------------------
-
-
-def in_vain(index: ModuleIndex, module: nn.Module, rules: Sequence[Rule]) -> Iterator[str]:
-    """What to tell of the names of a list of layers, some of which match: of the others the planner tells.
-
-    A name is in vain if no class is called so, here or anywhere, or if the modules that it matches have
-    parameters, and neither a weight nor a bias.
-    """
-    names = _names(rules[0]) if rules else None
-    whose = f"{type(module).__name__}'s init_cfg"
-    if names is None or (names and rules[0].optional):
-        return
-    if not names:
-        yield f"an entry of {whose} has neither a layer nor an override: it initializes nothing"
-    by_name = _modules_by_name(index, module) if names else {}
-    for name in names:
-        if name not in by_name:
-            near = did_you_mean(name, by_name) if len(names) > 1 and name not in _known_classes() else ""
-            if near:
-                yield f"layer {name!r} of {whose} matches no module{near}"
-        elif not any(map(_has_something, by_name[name])):
-            others = sorted({leaf for one in by_name[name] for leaf, _ in one.named_parameters(recurse=False)})
-            if others:
-                yield (
-                    f"layer {name!r} of {whose} matches {count(len(by_name[name]), 'module')}"
-                    f" without weight or bias; name its parameters instead: name='**.{others[0]}'"
-                )
-
-
-def _names(rule: Rule) -> tuple[str, ...] | None:
-    """The layers of a rule; None of one that is for a whole module, or for parameters of other names."""
-    parts = getattr(rule.where, "of", ())
-    layers = (part for part in parts if isinstance(part, Layer) and not part.subclasses)
-    return next((layer.names for layer in layers if Leaf("weight") in parts), None)
-
-
-def _modules_by_name(index: ModuleIndex, module: nn.Module) -> dict[str, list[nn.Module]]:
-    found: dict[str, dict[int, nn.Module]] = {}
-    for turn in index.turns(module):
-        one = index.modules[turn]
-        cls = layer_class(cast("Any", type(one)))
-        for name in {cls.name, *cls.bases}:
-            found.setdefault(name, {})[id(one)] = one
-    return {name: list(modules.values()) for name, modules in found.items()}
-
-
-def _has_something(module: nn.Module) -> bool:
-    return any(
-        leaf in vars(module) or hasattr(type(module), leaf) or leaf in module._parameters or leaf in module._buffers
-        for leaf in LEAVES
-        if not isinstance(vars(module).get(leaf), bool)
-    )
-
-
-def _known_classes() -> set[str]:
-    """The names of all module classes that are imported: a list may name layers that this model does not have."""
-    found: set[str] = set()
-    waiting: list[type] = [nn.Module]
-    while waiting:
-        cls = waiting.pop()
-        found.add(cls.__name__)
-        waiting += cls.__subclasses__()
-    return found

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping
-from dataclasses import dataclass
-from typing import Any, final
+from dataclasses import dataclass, replace
+from typing import Any, Final, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from torchinit._text import count, some
+from torchinit._text import count, dtype_name, some
 from torchinit.initializers.elementwise import Fill
 from torchinit.initializers.statistics import measure
 from torchinit.mmengine.registry import InitCfgAssertionError
@@ -21,16 +21,19 @@ from torchinit.plans.report import Record, Report
 from torchinit.tracing import holds_no_values
 
 
-@dataclass(slots=True)
-class _Write:
-    """The last write to a tensor, and who wrote before."""
+@dataclass(frozen=True, slots=True)
+class _LastWrite:
+    """The last write to a tensor, and who wrote before; one by nobody stands for none."""
 
-    by: str
+    by: str = ""
     fill: Fill | None = None
     line: str = ""
     operation: str = ""
     over: tuple[str, ...] = ()
     is_claimed: bool = True
+
+
+_NONE: Final = _LastWrite()
 
 
 class Provenance:
@@ -48,7 +51,7 @@ class Provenance:
             self.add(parameter)
         self.known.update({id(buffer): buffer for buffer in top.buffers()} if buffers else {})
         self._begun = frozenset(self.known)
-        self._writes: dict[int, _Write] = {}
+        self._writes: dict[int, _LastWrite] = {}
 
     def add(self, parameter: nn.Parameter) -> None:
         """Open an entry for a parameter."""
@@ -57,27 +60,26 @@ class Provenance:
 
     def claim(self, key: int, text: str, fill: Fill | None = None) -> None:
         """Note that a parameter has been written, by whom and with what; or, without a fill, by whom it was seen to."""
-        if key in self.known:
-            before = self._writes.get(key)
-            over = () if before is None else before.over
-            if before is not None and before.by != text:
-                over = (*over, before.by.strip())
-            line, operation = (before.line, before.operation) if before is not None and fill is None else ("", "")
-            self._writes[key] = _Write(text, fill, line, operation, over)
+        if key not in self.known:
+            return
+        last = self._writes.get(key, _NONE)
+        over = last.over if last.by in ("", text) else (*last.over, last.by.strip())
+        seen = replace(last if fill is None else _NONE, by=text, fill=fill, over=over, is_claimed=True)
+        self._writes[key] = seen
 
-    def observed(self, key: int, text: str, line: str = "", operation: str = "") -> None:
+    def observed(self, key: int, text: str, line: str, operation: str) -> None:
         """Note that foreign code has written a parameter, which it may still give a text of its own."""
         self.claim(key, text)
-        if write := self._writes.get(key):
-            write.line, write.operation, write.is_claimed = line, operation, False
+        if key in self.known:
+            self._writes[key] = replace(self._writes[key], line=line, operation=operation, is_claimed=False)
 
     def over(self, key: int) -> tuple[str, ...]:
         """Who has written a parameter before its last writer did."""
-        return self._writes[key].over if key in self._writes else ()
+        return self._writes.get(key, _NONE).over
 
     def is_unclaimed(self, parameter: nn.Parameter) -> bool:
         """Whether foreign code has written the parameter and nobody has given that a text."""
-        return id(parameter) in self._writes and not self._writes[id(parameter)].is_claimed
+        return not self._writes.get(id(parameter), _NONE).is_claimed
 
     def claim_written(self, module: nn.Module, text: str) -> None:
         """Give a text to what foreign code wrote in a module and nobody has given a text to yet."""
@@ -96,7 +98,7 @@ class Provenance:
     # --- the end -------------------------------------------------------------------------------------------
 
     def written(self) -> Iterator[tuple[nn.Parameter, str]]:
-        """What was written, and by whom."""
+        """Yield the parameters that were written, and by whom."""
         for key, write in self._writes.items():
             if isinstance(tensor := self.known[key], nn.Parameter):
                 yield tensor, write.by
@@ -104,18 +106,18 @@ class Provenance:
     def info(self, parameter: nn.Parameter) -> str:
         """How a parameter was set, as the log says it."""
         write = self._writes.get(id(parameter))
-        if write is None:
-            return f"The value is the same before and after calling `init_weights` of {type(self.top).__name__} "
-        return write.by
+        top = type(self.top).__name__
+        return write.by if write else f"The value is the same before and after calling `init_weights` of {top} "
 
     def findings(self) -> Iterator[str]:
-        """What a user should hear of: memory that nobody filled, checkpoints that were loaded in vain."""
-        left = self.unfilled()
-        if left:
+        """Yield what a user should hear of: memory that nobody filled, checkpoints that were written over."""
+        if left := self.unfilled():
             them = "it holds whatever its" if len(left) == 1 else "they hold whatever their"
             yield f"nobody has written {some(left)}: {them} memory held before"
-        undone = [name for name, parameter in self.top.named_parameters() if self._was_loaded_in_vain(id(parameter))]
-        if undone:
+        # Code of the user's that writes after a checkpoint was loaded means to; a rule comes to it by its turn.
+        writes = {name: self._writes.get(id(parameter), _NONE) for name, parameter in self.top.named_parameters()}
+        by_rules = {name: write.over for name, write in writes.items() if write.fill is not None}
+        if undone := [name for name, over in by_rules.items() if any(": load from " in text for text in over)]:
             yield (
                 f"{count(len(undone), 'parameter')} loaded from a checkpoint and then initialized after all:"
                 f" {some(undone)}; only an entry with type='Pretrained' itself, in no override, is carried out last"
@@ -128,13 +130,8 @@ class Provenance:
         written = {name for name, each in named if id(each) in self._writes}
         return tuple(name for name, each in here.items() if holds_no_values(each, written=name in written))
 
-    def _was_loaded_in_vain(self, key: int) -> bool:
-        # Code of the user's that writes after a checkpoint was loaded means to; a rule comes to it by its turn.
-        write = self._writes.get(key)
-        return write is not None and write.fill is not None and any(": load from " in text for text in write.over)
-
     def report(self, *, stats: bool = False, unused: tuple[str, ...] = (), noise: str = "") -> Report:
-        """What happened, a record a parameter."""
+        """Return what happened, a record a parameter."""
         named = [*self.top.named_parameters(), *(self.top.named_buffers() if self._buffers else ())]
         left = [(name, tensor) for name, tensor in named if id(tensor) not in self._writes]
         parameters = [(name, tensor) for name, tensor in left if isinstance(tensor, nn.Parameter)]
@@ -157,7 +154,7 @@ class Provenance:
         return Record(
             name,
             shape,
-            str(tensor.dtype).removeprefix("torch."),
+            dtype_name(tensor.dtype),
             fill="" if fill is None else str(fill),
             rule=write.by.strip(),
             expected=fill.moments(shape) if fill is not None and foreseen else None,
@@ -177,25 +174,25 @@ def _is_odd(parameter: nn.Parameter) -> bool:
 
 @final
 class InitInfoProxy(MutableMapping[str, Any]):
-    """What MMEngine's own ``update_init_info`` reads and writes of a parameter, answered by what has been seen.
+    """A parameter's entry in ``_params_init_info`` as MMEngine's own ``update_init_info`` reads and writes it.
 
     It compares ``tmp_mean_value`` with the mean as it is, and sets ``init_info`` where they differ.
     """
 
     def __init__(self, provenance: Provenance, parameter: nn.Parameter) -> None:
-        self.provenance = provenance
-        self.parameter = parameter
+        self._provenance = provenance
+        self._parameter = parameter
 
     def __getitem__(self, key: str) -> Any:
         if key == "init_info":
-            return self.provenance.info(self.parameter)
+            return self._provenance.info(self._parameter)
         if key == "tmp_mean_value":
-            return None if self.provenance.is_unclaimed(self.parameter) else self.parameter.data.mean().cpu()
+            return None if self._provenance.is_unclaimed(self._parameter) else self._parameter.data.mean().cpu()
         raise KeyError(key)
 
     def __setitem__(self, key: str, value: Any) -> None:
         if key == "init_info":
-            self.provenance.claim(id(self.parameter), value)
+            self._provenance.claim(id(self._parameter), value)
 
     def __delitem__(self, key: str) -> None:
         raise KeyError(key)

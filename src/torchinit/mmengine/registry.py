@@ -1,21 +1,11 @@
-"""Registries: names for classes in a tree of packages, as MMEngine has them, and the errors of an ``init_cfg``.
+"""Registries: names for classes in a tree of packages, as MMEngine has them; those of initializers and of wrappers.
 
-Each error is torchinit's and at the same time of the type that MMEngine raises.
-
-::
-
-    TorchinitError
-    └── InitCfgError
-        ├── InitCfgTypeError (TypeError)            a value of the wrong type, an unknown argument
-        ├── InitCfgValueError (ValueError)          a value that cannot be, an incomplete override
-        │   └── InitCfgRangeError (RuntimeError)    a spread below 0, bounds in the wrong order
-        ├── InitCfgKeyError (KeyError)              no type, or one that nobody registered
-        ├── InitCfgNameError (RuntimeError)         an override for a part that the module does not have
-        └── InitCfgAssertionError (AssertionError)  a choice that there is not, a parameter added on the way
+Where mmengine is in use, what is registered with it is found, too; nothing here imports it unasked.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,13 +13,18 @@ from importlib import import_module
 from inspect import signature
 from typing import Any, Final, TypeVar
 
+from torch import nn
+
 from torchinit._text import did_you_mean
 from torchinit.errors import TorchinitError
 
 _Registered = TypeVar("_Registered", bound=Callable[..., Any])
 
-Lookup = Callable[[str], Any]
-"""Finds what a name stands for somewhere else; None where it is not known there either."""
+_UNEXPECTED: Final = re.compile(r"got an unexpected keyword argument '(\w+)'")
+_MISSING: Final = re.compile(r"missing \d+ required [\w-]+ arguments?: (.*)")
+
+
+# Each error is torchinit's and at the same time of the type that MMEngine raises.
 
 
 class InitCfgError(TorchinitError):
@@ -40,12 +35,8 @@ class InitCfgTypeError(InitCfgError, TypeError):
     """A value of the wrong type, or an argument that the initializer does not have."""
 
 
-class InitCfgValueError(InitCfgError, ValueError):
-    """A value that cannot be, or an override that is not complete."""
-
-
-class InitCfgRangeError(InitCfgValueError, RuntimeError):
-    """A spread below 0, or bounds in the wrong order, for which torch raises RuntimeError."""
+class InitCfgValueError(InitCfgError, ValueError, RuntimeError):
+    """A value that cannot be, or an override that is not complete; RuntimeError is torch's for a spread below 0."""
 
 
 class InitCfgKeyError(InitCfgError, KeyError):
@@ -61,18 +52,17 @@ class InitCfgNameError(InitCfgError, RuntimeError):
 
 
 class InitCfgAssertionError(InitCfgError, AssertionError):
-    """A choice that there is not, or a parameter that was added while weights were initialized."""
+    """A choice that does not exist, or a parameter that was added while weights were initialized."""
 
 
 class Registry:
     """Names for classes and functions, with a parent to ask and children for other packages' scopes.
 
-    ``scope`` is the package's name: ``"pkg.Name"`` asks the registry of that scope in the tree. It is the
-    package of the calling module where it is not given. ``get`` falls back from a registry to its
-    ancestors, then to ``elsewhere`` of the root, then to classes of modules that are imported, by their full name.
-    What users have registered elsewhere wins over what torchinit has of that name.
-    A name never makes anything be imported; ``locations`` are modules that register what is in them, and
-    are imported before the first look.
+    ``scope`` is the package's name, by default that of the calling module: ``"pkg.Name"`` asks the registry of that
+    scope in the tree. ``get`` falls back from a registry to its ancestors, then to ``elsewhere`` of the root, then to
+    classes of modules that are imported, by their full name. What users have registered elsewhere wins over what
+    torchinit has of that name. Unlike in MMEngine a name never makes anything be imported; ``locations`` are modules
+    that register what is in them, and are imported before the first look.
 
     >>> shapes = Registry("shape", scope="mine")
     >>> @shapes.register_module()
@@ -92,10 +82,10 @@ class Registry:
         locations: Sequence[str] = (),
         *,
         aliases: tuple[str, ...] = (),
-        elsewhere: Lookup = lambda _: None,
+        elsewhere: Callable[[str], Any] = lambda _: None,
     ) -> None:
         self.name = name
-        self.scope: str = scope or str(sys._getframe(1).f_globals.get("__name__", "__main__")).partition(".")[0]
+        self.scope = scope or str(sys._getframe(1).f_globals.get("__name__", "__main__")).partition(".")[0]
         self.aliases = aliases
         self.parent = parent
         self.children: dict[str, Registry] = {}
@@ -116,21 +106,17 @@ class Registry:
 
     @property
     def module_dict(self) -> Mapping[str, Callable[..., Any]]:
-        """What is registered here, by name."""
+        """The registered classes and functions, by name."""
         return self._modules
 
     @property
     def root(self) -> Registry:
         """The top of the tree."""
-        return self.parent.root if self.parent else self
+        return self.parent.root if self.parent is not None else self
 
     def __repr__(self) -> str:
-        rows = [(name, f"{what.__module__}.{_name_of(what)}") for name, what in sorted(self._modules.items())]
-        width = max((len(name) for name, _ in rows), default=0)
-        head = f"Registry of {self.name} in {self.scope}: {len(rows)} names"
-        return "\n".join([head, *(f"  {name.ljust(width)}  {what}" for name, what in rows)])
-
-    # --- registering -------------------------------------------------------------------------------------
+        rows = [f"  {name}: {cls.__module__}.{_name_of(cls)}" for name, cls in sorted(self._modules.items())]
+        return "\n".join([f"Registry of {self.name} in {self.scope}: {len(rows)} names", *rows])
 
     def register_module(
         self,
@@ -148,24 +134,22 @@ class Registry:
         if names is not None and not (isinstance(names, (list, tuple)) and all(isinstance(n, str) for n in names)):
             raise InitCfgTypeError(f"name must be None, a str or a sequence of str, but got {type(name)}")
 
-        def register(what: _Registered) -> _Registered:
-            if not callable(what):
-                raise InitCfgTypeError(f"module must be Callable, but got {type(what)}")
-            chosen = [_name_of(what)] if names is None else names
-            for taken in [] if force else [key for key in chosen if key in self._modules]:
-                there = self._modules[taken].__module__
+        def register(cls: _Registered) -> _Registered:
+            if not callable(cls):
+                raise InitCfgTypeError(f"module must be Callable, but got {type(cls)}")
+            chosen = [_name_of(cls)] if names is None else names
+            if taken := [] if force else [key for key in chosen if key in self._modules]:
                 raise InitCfgKeyError(
-                    f"{taken} is already registered in {self.name} at {there}; force=True replaces it"
+                    f"{taken[0]} is already registered in {self.name} at {self._modules[taken[0]].__module__};"
+                    " force=True replaces it"
                 )
-            self._modules.update(dict.fromkeys(chosen, what))
-            return what
+            self._modules.update(dict.fromkeys(chosen, cls))
+            return cls
 
         return register if module is None else register(module)
 
-    # --- finding -----------------------------------------------------------------------------------------
-
     def get(self, key: str) -> Any:
-        """What a name stands for, or None; raises TypeError for what is no str.
+        """Return what a name stands for, or None; raises TypeError for a key that is not a str.
 
         ``"scope.Name"`` looks in the registry of that scope, ``"package.module.Class"`` in imported modules.
         """
@@ -184,52 +168,77 @@ class Registry:
     def _find(self, key: str) -> Any:
         scope, _, name = key.partition(".")
         if not name:
-            return next((at._modules[key] for at in self._chain() if key in at._modules), None)
+            return _inherited(self, key)
         if scope in (self.scope, *self.aliases):
             return self._modules.get(name)
-        there = self.root.search(scope)
-        return there.get(name) if there else None
-
-    def _chain(self) -> Iterator[Registry]:
-        """This registry and those above it."""
-        at: Registry | None = self
-        while at is not None:
-            yield at
-            at = at.parent
-
-    def search(self, scope: str) -> Registry | None:
-        """The registry of a scope, here or below."""
-        if scope in (self.scope, *self.aliases):
-            return self
-        return next((there for child in self.children.values() if (there := child.search(scope))), None)
+        other = _in_scope(self.root, scope)
+        return other.get(name) if other is not None else None
 
     def build(self, cfg: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """The object that a config describes: ``type`` and the arguments."""
+        """Return the object that a config describes: ``type`` and the arguments."""
         build: Callable[..., Any] = self._build
         return build(cfg, *args, **{**kwargs, "registry": self})
 
     def resolve(self, kind: object, scope: str | None = None) -> Callable[..., Any]:
-        """The class or function that ``type`` stands for, in a scope if one is given."""
+        """Return the class or function that ``type`` stands for, in a scope if one is given."""
         if isinstance(kind, str):
-            found = (self.get(f"{scope}.{kind}") if scope else None) or self.get(kind)
-            if found is None:
-                known = sorted({name for at in self._chain() for name in at._modules})
+            cls = (self.get(f"{scope}.{kind}") if scope else None) or self.get(kind)
+            if cls is None:
+                known = sorted({name for registry in _lineage(self) for name in registry.module_dict})
                 raise InitCfgKeyError(
                     f"{kind} is not in the {self.scope}::{self.name} registry{did_you_mean(kind, known)} "
                     f"Known are {', '.join(known)}."
                 )
-            return found  # type: ignore[no-any-return]  # whatever was registered
+            return cls  # type: ignore[no-any-return]  # whatever was registered
         if callable(kind):
             return kind
         raise InitCfgTypeError(f"type must be a str or a callable, but got {type(kind)}")
 
 
-def build_from_cfg(cfg: dict[str, Any], registry: Registry, default_args: dict[str, Any] | None = None) -> Any:
-    """The object that a config describes.
+# Registries of ours and of mmengine's are looked through alike. One without entries is false, hence `is None`.
 
-    ``type`` is a registered name, a class or a function; ``_scope_`` names the package whose registry is
-    asked. Raises TypeError for a config that is no dict or has arguments that do not fit, and KeyError
-    where the type is missing or unknown.
+
+def _lineage(registry: Any) -> Iterator[Any]:
+    while registry is not None:
+        yield registry
+        registry = registry.parent
+
+
+def _inherited(registry: Any, name: str) -> Any:
+    """Return what a registry, or the first of its ancestors to have it, has under a name."""
+    return next((each.module_dict[name] for each in _lineage(registry) if name in each.module_dict), None)
+
+
+def _in_scope(registry: Any, scope: str) -> Any:
+    """Return the registry of a scope, here or below, None if there is none."""
+    if scope in (registry.scope, *getattr(registry, "aliases", ())):
+        return registry
+    below = (_in_scope(child, scope) for child in registry.children.values())
+    return next((child for child in below if child is not None), None)
+
+
+def registered_with_mmengine(key: str) -> Any:
+    """Return what a name stands for in mmengine and the packages built on it, None if nothing.
+
+    ``"pkg.Name"`` asks that package's registry, a bare name that of the default scope; both then ask mmengine's own.
+    """
+    registries = sys.modules.get("mmengine.registry")
+    if registries is None:
+        return None
+    root = registries.WEIGHT_INITIALIZERS
+    scope, dot, name = key.rpartition(".")
+    if not dot:
+        default = registries.DefaultScope.get_current_instance()
+        scope = "" if default is None else str(default.scope_name)
+    registry = _in_scope(root, scope)
+    return _inherited(root if registry is None and not dot else registry, name)
+
+
+def build_from_cfg(cfg: dict[str, Any], registry: Registry, default_args: dict[str, Any] | None = None) -> Any:
+    """Return the object that a config describes.
+
+    ``type`` is a registered name, a class or a function; ``_scope_`` the package whose registry is asked. Raises
+    TypeError for a config that is not a dict or has arguments that do not fit, KeyError for an unknown ``type``.
 
     >>> build_from_cfg({"type": dict, "a": 1}, Registry("thing", scope="mine"))
     {'a': 1}
@@ -244,19 +253,19 @@ def build_from_cfg(cfg: dict[str, Any], registry: Registry, default_args: dict[s
     if "type" not in args:
         raise InitCfgKeyError(f'`cfg` must contain the key "type", but got {cfg}{did_you_mean("type", args)}')
     scope, kind = args.pop("_scope_", None), args.pop("type")
-    found = registry.resolve(kind, scope)
+    cls = registry.resolve(kind, scope)
     try:
-        return found(**args)
+        return cls(**args)
     except TypeError as error:
-        if wrong := _wrong_arguments(str(error), found, args):
+        if wrong := _wrong_arguments(str(error), cls, args):
             raise InitCfgTypeError(f"{kind if isinstance(kind, str) else _name_of(kind)} {wrong}") from error
         raise
 
 
-def _wrong_arguments(text: str, what: Callable[..., Any], args: Mapping[str, Any]) -> str:
-    """What Python means by the text of its TypeError, with the near names; nothing where it is about something else."""
+def _wrong_arguments(text: str, cls: Callable[..., Any], args: Mapping[str, Any]) -> str:
+    """Explain Python's TypeError, with the near names; return nothing where it is about something else."""
     unexpected, missing = _UNEXPECTED.search(text), _MISSING.search(text)
-    known = _arguments(what) if unexpected or missing else set()
+    known = _parameters_of(cls) if unexpected or missing else set()
     lacking = re.findall(r"'(\w+)'", missing[1]) if missing else []
     if not known.issuperset(lacking) or (unexpected and unexpected[1] not in args):
         return ""  # raised by what it calls in turn
@@ -265,24 +274,75 @@ def _wrong_arguments(text: str, what: Callable[..., Any], args: Mapping[str, Any
     return f"needs {' and '.join(map(repr, lacking))}" if lacking else ""
 
 
-_UNEXPECTED: Final = re.compile(r"got an unexpected keyword argument '(\w+)'")
-_MISSING: Final = re.compile(r"missing \d+ required [\w-]+ arguments?: (.*)")
-
-
-def _arguments(what: Callable[..., Any]) -> set[str]:
-    """The names that a class or function takes, and those that it hands on to its bases."""
-    bases = (*getattr(what, "__mro__", ()), *getattr(what, "takes_also", ()))
+def _parameters_of(cls: Callable[..., Any]) -> set[str]:
+    """Return the names that a class or function takes, and those that it hands on to its bases."""
+    bases = (*getattr(cls, "__mro__", ()), *getattr(cls, "takes_also", ()))
     makers = [vars(base)["__init__"] for base in bases if "__init__" in vars(base)]
-    found = [signature(maker).parameters.values() for maker in makers or [what]]
-    return {one.name for each in found for one in each if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)} - {
-        "self"
-    }
+    parameters = [each for maker in makers or [cls] for each in signature(maker).parameters.values()]
+    return {each.name for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)} - {"self"}
 
 
-def _is_built_in(what: object) -> bool:
+def _is_built_in(cls: object) -> bool:
     """Whether something that is registered comes with torchinit or with mmengine, and not from a user."""
-    return str(getattr(what, "__module__", "")).partition(".")[0] in ("torchinit", "mmengine")
+    return str(getattr(cls, "__module__", "")).partition(".")[0] in ("torchinit", "mmengine")
 
 
-def _name_of(what: Callable[..., Any]) -> str:
-    return getattr(what, "__name__", str(what))
+def _name_of(cls: Callable[..., Any]) -> str:
+    return getattr(cls, "__name__", str(cls))
+
+
+# --- mmengine beside torchinit ---------------------------------------------------------------------------------
+
+
+WEIGHT_INITIALIZERS = Registry(
+    "weight initializer", scope="torchinit", aliases=("mmengine",), elsewhere=registered_with_mmengine
+)
+"""The initializers that an ``init_cfg`` can name. Register your own: ``@WEIGHT_INITIALIZERS.register_module()``."""
+
+MODEL_WRAPPERS = Registry("model wrapper", scope="torchinit", aliases=("mmengine",))
+"""The classes of wrappers; a package's own are known once they are registered here."""
+
+MODEL_WRAPPERS.register_module(module=nn.DataParallel)
+MODEL_WRAPPERS.register_module(module=nn.parallel.DistributedDataParallel)
+
+
+def bridge() -> None:
+    """Register torchinit's initializers with mmengine, under the names that are free there.
+
+    The other way needs no call: where mmengine is imported, an ``init_cfg`` finds what is registered with it
+    and with the packages built on it. Calling it twice does no harm. Raises ImportError where mmengine is
+    not installed.
+    """
+    from mmengine.registry import WEIGHT_INITIALIZERS as THEIRS
+
+    for name, initializer in WEIGHT_INITIALIZERS.module_dict.items():
+        if THEIRS.get(name) is None:
+            THEIRS.register_module(name=name, module=initializer)
+
+
+def is_model_wrapper(model: nn.Module, registry: Registry = MODEL_WRAPPERS) -> bool:
+    """Whether the model is a wrapper of another: of a class registered in ``registry`` or below it.
+
+    Where mmengine is imported, its wrappers are known, too.
+
+    >>> is_model_wrapper(nn.DataParallel(nn.Linear(2, 2))), is_model_wrapper(nn.Linear(2, 2))
+    (True, False)
+    """
+    if isinstance(model, tuple(registry.module_dict.values())):  # type: ignore[arg-type]  # they are classes
+        return True
+    theirs = getattr(sys.modules.get("mmengine.model.wrappers.utils"), "is_model_wrapper", None)
+    # Where torchinit stands in for mmengine's own function, that is this one.
+    if theirs is not None and theirs is not is_model_wrapper and registry is MODEL_WRAPPERS and theirs(model):
+        return True
+    return any(is_model_wrapper(model, child) for child in registry.children.values())
+
+
+def is_loaded_through(model: nn.Module) -> bool:
+    """Whether a checkpoint is loaded into what the model wraps: wrappers, and MMEngine's test-time augmentation."""
+    return is_model_wrapper(model) or isinstance(model, getattr(sys.modules.get("mmengine.model"), "BaseTTAModel", ()))
+
+
+def logger_of_mmengine() -> logging.Logger | None:
+    """Return the current logger of mmengine; None where none has been made."""
+    theirs = getattr(sys.modules.get("mmengine.logging"), "MMLogger", None)
+    return theirs.get_current_instance() if theirs is not None and theirs._instance_dict else None

@@ -18,7 +18,7 @@ from torchinit.distributed.materialize import with_resets
 from torchinit.distributed.own_code import Made, exchange_in, needs, reset_layers
 from torchinit.distributed.wholes import bare_class
 from torchinit.errors import ConfigError
-from torchinit.mmengine.base_module import BaseModule, initialize_child, unreached, unwrapped
+from torchinit.mmengine.base_module import BaseModule, InitCfg, initialize_child, unreached, unwrapped
 from torchinit.mmengine.init_cfg import carry_out
 from torchinit.mmengine.session import Session, session_of
 from torchinit.model.sites import sites
@@ -30,18 +30,19 @@ from torchinit.tracing import unfilled
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-InitCfg = dict[str, Any] | list[dict[str, Any]]
-
 
 @dataclass(slots=True)
 class OwnStart:
-    """What a model itself says: its ``init_cfg``s and ``init_weights``, or one ``init_cfg`` given for it.
+    """The start that a model itself describes: its ``init_cfg``s and ``init_weights``, or one ``init_cfg`` for it.
 
     Before those, each layer resets its own parameters, as its constructor does: what nothing else writes then has the
     layer's default. Its draws belong to names, as under :func:`torchinit.seeded`.
 
     Raises ConfigError for a model all of which counts as initialized.
     """
+
+    # Resets come first, as constructors do, and init_cfgs and init_weights over them: code may read what it changes. To
+    # reset only what is left afterwards was not possible: who is left is not known before code of users' own has run.
 
     model: nn.Module
     noise: Noise
@@ -51,11 +52,11 @@ class OwnStart:
     progress: Progress | None = None
     group: ProcessGroup | None = None
     resets: Made = field(default_factory=Made)
-    were: tuple[tuple[BaseModule, bool], ...] = ()
-    """What each module has noted of being initialized."""
+    states: tuple[tuple[BaseModule, bool], ...] = ()
+    """Which modules counted as initialized before."""
 
     def __post_init__(self) -> None:
-        self.were = tuple((module, module.is_init) for module in self.model.modules() if isinstance(module, BaseModule))
+        self.states = tuple((each, each.is_init) for each in self.model.modules() if isinstance(each, BaseModule))
         if self.init_cfg is None and all(getattr(root, "is_init", False) for _, root in _roots(self.model)):
             raise ConfigError(
                 f"{type(self.model).__name__} counts as initialized, though it has no memory: set is_init = False on"
@@ -64,12 +65,7 @@ class OwnStart:
 
     @staticmethod
     def call_for(model: nn.Module) -> str:
-        """What to call for a model that has memory, to have what it says of itself carried out; nothing for others.
-
-        >>> from torchinit.mmengine import Sequential
-        >>> OwnStart.call_for(nn.ModuleDict({"head": Sequential()})), OwnStart.call_for(Sequential())
-        ('init_weights(seed=...) of head', 'its init_weights(seed=...)')
-        """
+        """Return what to call for a model that has memory, to have its own start carried out; nothing for others."""
         if isinstance(unwrapped(model), BaseModule):
             return "its init_weights(seed=...)"
         if names := [prefix.rstrip(".") for prefix, root in _roots(model) if isinstance(root, BaseModule)]:
@@ -81,11 +77,11 @@ class OwnStart:
     def intent(self) -> Mapping[str, str]:
         configs: dict[str, Any] = {"the init_cfg": self.init_cfg}
         if self.init_cfg is None:
-            modules = [(name, one) for name, one in self.model.named_modules() if isinstance(one, BaseModule)]
-            configs = {f"init_cfg of {name or 'the model'}": one.init_cfg for name, one in modules if one.init_cfg}
+            modules = [(name, each) for name, each in self.model.named_modules() if isinstance(each, BaseModule)]
+            configs = {f"init_cfg of {name or 'the model'}": each.init_cfg for name, each in modules if each.init_cfg}
         shapes = {site.name: f"{list(site.shape)} {site.dtype}" for site in sites(self.model)}
-        # Where an object lies in memory is no part of what it says.
-        return {**shapes, **{name: re.sub(r" at 0x[0-9a-f]+", "", repr(cfg)) for name, cfg in configs.items()}}
+        # Where an object lies in memory is not compared.
+        return {**shapes, **{name: re.sub(r" at 0x[0-9a-f]+", "", repr(config)) for name, config in configs.items()}}
 
     @property
     def certain(self) -> Collection[str]:
@@ -95,7 +91,7 @@ class OwnStart:
         return self.init_cfg is None and isinstance(module, BaseModule)
 
     def undo(self) -> None:
-        for module, is_init in self.were:
+        for module, is_init in self.states:
             module.is_init = is_init
 
     def write(self, blank: Sequence[Tenant]) -> Report:
@@ -113,23 +109,21 @@ class OwnStart:
         cls = bare_class(type(one.module)).__name__
         if one.kind == "buffer":
             code = f"its modules' own code does not make it ({'; '.join(tried) or 'there is none'})"
-            way = "Let an init_weights() or a reset_parameters() write it, or build it outside of torch.device('meta')"
-            return f"a buffer of {cls} that nothing writes, and {code}. {way}"
+            return (
+                f"a buffer of {cls} that nothing writes, and {code}. Let an init_weights() or a reset_parameters()"
+                " write it, or build it outside of torch.device('meta')"
+            )
         reset = "; ".join(self.resets.failed.get(one.name, ())) or f"{cls} has no reset_parameters() that does"
         leaf = one.name.rpartition(".")[2]
-        entry = f"dict(type='Constant', val=1, param={leaf!r})"
         return (
             f"a parameter of {cls} that no init_cfg and no init_weights() writes ({reset}). Name it in an entry of an"
-            f" init_cfg, for example {entry}, or let an init_weights() or a reset_parameters() write it"
+            f" init_cfg, for example dict(type='Constant', val=1, param={leaf!r}), or let an init_weights() or a"
+            " reset_parameters() write it"
         )
 
 
 def _initialize_tree(top: nn.Module, session: Session) -> None:
-    """Initialize a model that is a base module, or that holds some.
-
-    Where it is none itself, ``init_weights`` of the first modules below that have one is called, as a base module
-    does with its children; plain modules are entered to find them.
-    """
+    """Call ``init_weights`` of the first modules that have one, as a base module does with its children."""
     roots = list(_roots(top))
     for _, root in roots:
         initialize_child(root, session)

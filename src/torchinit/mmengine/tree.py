@@ -11,13 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from torchinit._text import count, did_you_mean
 from torchinit.mmengine.biases import LEAVES
 from torchinit.model.dtensor import behind, blank_shards, shards_of
-from torchinit.model.parametrizations import parametrized
+from torchinit.model.parametrizations import Parametrized, parametrized
 from torchinit.model.shards import Shard
 from torchinit.model.sites import LayerClass, Site, grouped, layer_class
-from torchinit.model.traversal import Held, held
+from torchinit.model.traversal import held, places
 from torchinit.rules.rule import Rule
+from torchinit.rules.selectors import Layer, Leaf
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,24 +37,24 @@ class Spot:
     turn: int
     key: int
     first: str
-    computed: Held | None = None
+    computed: Parametrized | None = None
     is_temporary: bool = False
 
     @property
     def shards(self) -> tuple[Shard, ...]:
         """The memory to write to, drawn under the first of the tensor's names."""
-        way = self.computed.way if self.computed else None
         if self.is_temporary:
             return shards_of(self.first, _looked_at(self.module, self.site.leaf))
-        if way and way.assign:
-            return blank_shards(self.first, self.tensor, way.assign)
+        if self.computed and self.computed.assign:
+            return blank_shards(self.first, self.tensor, self.computed.assign)
         return shards_of(self.first, behind(self.tensor))
 
     @property
     def holders(self) -> frozenset[int]:
         """The parameters or buffers that keep what is written here, by id."""
-        way = self.computed.way if self.computed else None
-        return frozenset(map(id, () if self.is_temporary else way.sources if way else (self.tensor,)))
+        if self.is_temporary:
+            return frozenset()
+        return frozenset(map(id, self.computed.sources if self.computed else (self.tensor,)))
 
 
 class ModuleIndex:
@@ -66,56 +68,44 @@ class ModuleIndex:
         self.modules: list[nn.Module] = []
         self.names: list[str] = []
         self._sizes: dict[int, int] = {}
-        self._walk(top, "")
         self._turns: dict[int, int] = {}
-        for turn, module in enumerate(self.modules):
-            self._turns.setdefault(id(module), turn)
-        self.spots: list[Spot] = sorted(self._spots(), key=lambda spot: spot.turn)
+        for place in places(top):
+            if place.turn == len(self.modules):  # else it is a child that its parent has under another name, too
+                self._turns.setdefault(id(place.module), place.turn)
+                below = {id(child) for child in place.module._modules.values() if child is not None}
+                self._sizes[id(place.module)] = 1 + sum(self._sizes[key] for key in below)
+                self.modules.append(place.module)
+                self.names.append(place.name)
+        self.spots = sorted(self._spots(), key=lambda spot: spot.turn)
         self._spot_turns = [spot.turn for spot in self.spots]
-        self.keys: dict[int, int] = {id(spot.tensor): spot.key for spot in self.spots if spot.computed is None}
-        for parameter in top.parameters():
-            self.keys.setdefault(id(parameter), id(parameter))
-
-    def _walk(self, module: nn.Module, name: str) -> int:
-        size = 1
-        seen: set[int] = set()
-        for key, child in module._modules.items():
-            if child is not None and id(child) not in seen:
-                seen.add(id(child))
-                size += self._walk(child, f"{name}.{key}" if name else key)
-        self.modules.append(module)
-        self.names.append(name)
-        self._sizes[id(module)] = size
-        return size
+        self.keys = {id(parameter): id(parameter) for parameter in top.parameters()}
+        self.keys |= {id(spot.tensor): spot.key for spot in self.spots if spot.computed is None}
 
     def _spots(self) -> Iterator[Spot]:
         for site, group in grouped(held(self.top)):
             seen: set[tuple[int, str]] = set()
-            for view, one in zip(site.views, group, strict=True):
+            for view, holder in zip(site.views, group, strict=True):
+                place = holder.place
                 # A child that its parent holds under two names is visited once.
-                if (one.place.turn, one.leaf) not in seen:
-                    seen.add((one.place.turn, one.leaf))
-                    yield self._spot(view, one, group[0])
-
-    def _spot(self, view: Site, one: Held, first: Held) -> Spot:
-        if is_parametrized(one.place.module):  # as MMEngine sees it, by the class that it has now
-            view = replace(view, owner=_owner(one.place.module))
-        return Spot(
-            site=view,
-            tensor=one.tensor,
-            module=one.place.module,
-            turn=one.place.turn,
-            key=id(first.tensor),
-            first=first.name,
-            computed=one if one.way else None,
-        )
+                if (place.turn, holder.leaf) not in seen:
+                    seen.add((place.turn, holder.leaf))
+                    # MMEngine sees a parametrized module by the class that it has now.
+                    here = replace(view, owner=_class_of(place.module)) if is_parametrized(place.module) else view
+                    key, first = id(group[0].tensor), group[0].name
+                    yield Spot(here, holder.tensor, place.module, place.turn, key, first, holder.way)
 
     def __contains__(self, module: nn.Module) -> bool:
         return id(module) in self._turns
 
-    def name(self, module: nn.Module) -> str:
-        """The first name of a module in the tree."""
-        return self.names[self._turns[id(module)]]
+    def is_current(self, module: nn.Module) -> bool:
+        """Whether a module is here, with the tensors that it and those below it have now."""
+        spots = [spot for spot in self.below(module) if not spot.computed] if module in self else []
+        return module in self and all(getattr(spot.module, spot.site.leaf, None) is spot.tensor for spot in spots)
+
+    def prefix(self, module: nn.Module) -> str:
+        """The beginning of the names below a module, where it is met first."""
+        name = self.names[self._turns[id(module)]] if module in self else ""
+        return f"{name}." if name else ""
 
     def turns(self, module: nn.Module) -> range:
         """The turns of a module and of all below it, where it is met first."""
@@ -126,6 +116,15 @@ class ModuleIndex:
         """The spots of a module and of all below it."""
         turns = self.turns(module)
         return self.spots[bisect_left(self._spot_turns, turns.start) : bisect_left(self._spot_turns, turns.stop)]
+
+    # --- as MMEngine sees it -------------------------------------------------------------------------------
+
+    # MMEngine asks each module for its attributes `weight` and `bias` and writes to whatever tensor that gives: also to
+    # a plain tensor that is neither a parameter nor a buffer, and to one that a property or an old weight norm computes
+    # anew at each look, where the values are lost. A recipe has no such sites, so they are looked for here, and
+    # only where a rule matches: a look may cost a computation, and in training it moves the power iteration of a
+    # spectral norm. What was tried: to leave out what is lost. But its draws move torch's generator, and all bits after
+    # it would be others. So it is drawn, and Session warns that it is lost.
 
     def mmengine_view(self, module: nn.Module, rules: Sequence[Rule]) -> list[Spot]:
         """The spots of a module as MMEngine sees them: what an attribute ``weight`` or ``bias`` gives, it writes to."""
@@ -138,36 +137,32 @@ class ModuleIndex:
 
     def _loose(self, module: nn.Module, rules: Sequence[Rule]) -> Iterator[Spot]:
         """Tensors that are attributes, and neither parameters nor buffers under that name."""
-        prefix = f"{self.name(module)}.".lstrip(".")
+        prefix = self.prefix(module)
         for turn in self.turns(module):
             owner = self.modules[turn]
             for leaf in LEAVES:
                 if leaf not in vars(owner) and not hasattr(type(owner), leaf):
                     continue
-                site = Site(f"{self.names[turn]}.{leaf}".lstrip("."), (), owner=_owner(owner), kind="buffer")
+                site = Site(f"{self.names[turn]}.{leaf}".lstrip("."), (), owner=_class_of(owner), kind="buffer")
                 as_seen = replace(site, name=site.name.removeprefix(prefix))
-                if any(rule.matches(as_seen) for rule in rules):
-                    yield from self._attribute(site, owner, turn)
-
-    def _attribute(self, site: Site, owner: nn.Module, turn: int) -> Iterator[Spot]:
-        tensor = _value(owner, site.leaf)
-        if isinstance(tensor, Tensor):
-            site = replace(site, shape=tuple(tensor.shape), dtype=tensor.dtype)
-            key = self.keys.get(id(tensor), id(tensor))
-            is_temporary = hasattr(type(owner), site.leaf) and key == id(tensor) and id(tensor) not in self.keys
-            first = next((spot.first for spot in self.spots if spot.key == key), site.name)
-            yield Spot(site, tensor, owner, turn, key, first, is_temporary=is_temporary)
+                if any(rule.matches(as_seen) for rule in rules) and (tensor := _value(owner, leaf)) is not None:
+                    key = self.keys.get(id(tensor), id(tensor))
+                    first = next((spot.first for spot in self.spots if spot.key == key), site.name)
+                    site = replace(site, shape=tuple(tensor.shape), dtype=tensor.dtype)
+                    is_temporary = hasattr(type(owner), leaf) and id(tensor) not in self.keys
+                    yield Spot(site, tensor, owner, turn, key, first, is_temporary=is_temporary)
 
 
-def _owner(module: nn.Module) -> LayerClass:
+def _class_of(module: nn.Module) -> LayerClass:
     return layer_class(cast("Any", type(module)))
 
 
-def _value(module: nn.Module, leaf: str) -> object:
+def _value(module: nn.Module, leaf: str) -> Tensor | None:
     """An attribute; of a parametrized module without the changes that a look makes in training (power iterations)."""
-    found = next((one.value for one in parametrized(module) if one.leaf == leaf), None)
+    computed = {each.leaf: each.value for each in parametrized(module)}
     with torch.no_grad():
-        return getattr(module, leaf, None) if found is None or leaf in vars(module) else found
+        value = computed[leaf] if leaf in computed and leaf not in vars(module) else getattr(module, leaf, None)
+    return value if isinstance(value, Tensor) else None
 
 
 def _looked_at(module: nn.Module, leaf: str) -> Tensor:
@@ -175,3 +170,57 @@ def _looked_at(module: nn.Module, leaf: str) -> Tensor:
     with torch.no_grad():
         *_, tensor = (getattr(module, leaf) for _ in range(3))
     return cast("Tensor", tensor)
+
+
+# --- layers by name ----------------------------------------------------------------------------------------
+
+
+def explain_unused_layers(index: ModuleIndex, module: nn.Module, rules: Sequence[Rule]) -> Iterator[str]:
+    """Explain the names in a list of layers that do nothing although others match; where none does, the planner does.
+
+    A name does nothing if no class has it, here or anywhere, or if the modules that it matches have parameters, and
+    neither a weight nor a bias.
+    """
+    names = _layers_of(rules[0]) if rules else None
+    whose = f"{type(module).__name__}'s init_cfg"
+    if names is None or (names and rules[0].optional):
+        return
+    if not names:
+        yield f"an entry of {whose} has neither a layer nor an override: it initializes nothing"
+    by_name: dict[str, dict[nn.Module, None]] = {}
+    for turn in index.turns(module) if names else ():
+        cls = _class_of(index.modules[turn])
+        for name in (cls.name, *cls.bases):
+            by_name.setdefault(name, {})[index.modules[turn]] = None
+    for name in names:
+        if name not in by_name:
+            near = did_you_mean(name, by_name) if len(names) > 1 and name not in _known_classes() else ""
+            if near:
+                yield f"layer {name!r} of {whose} matches no module{near}"
+        elif not any(map(_has_weight_or_bias, by_name[name])):
+            leaves = sorted({leaf for each in by_name[name] for leaf, _ in each.named_parameters(recurse=False)})
+            if leaves:
+                yield (
+                    f"layer {name!r} of {whose} matches {count(len(by_name[name]), 'module')}"
+                    f" without weight or bias; name its parameters instead: name='**.{leaves[0]}'"
+                )
+
+
+def _layers_of(rule: Rule) -> tuple[str, ...] | None:
+    """The layers of a rule; None of one that is for a whole module, or for parameters of other names."""
+    parts = getattr(rule.where, "of", ())
+    layers = (part for part in parts if isinstance(part, Layer) and not part.subclasses)
+    return next((layer.names for layer in layers if Leaf("weight") in parts), None)
+
+
+def _has_weight_or_bias(module: nn.Module) -> bool:
+    own = {**module._parameters, **module._buffers, **vars(module)}
+    return any((leaf in own or hasattr(type(module), leaf)) and not isinstance(own.get(leaf), bool) for leaf in LEAVES)
+
+
+def _known_classes() -> set[str]:
+    """The names of all module classes that are imported: a list may name layers that this model does not have."""
+    classes: list[type] = [nn.Module]
+    for cls in classes:  # which grows
+        classes += cls.__subclasses__()
+    return {cls.__name__ for cls in classes}
