@@ -19,8 +19,8 @@ from torchinit.errors import (
     RunError,
     TorchinitError,
 )
-from torchinit.initializers.composed import Blocks, DepthScaled, Scaled, Stacked
-from torchinit.initializers.composites import Blockwise, Opaque, Padded
+from torchinit.initializers.base import Blockwise
+from torchinit.initializers.composed import Blocks, DepthScaled, Opaque, Padded, Scaled, Stacked
 from torchinit.initializers.elementwise import Constant, Fill, Initializer, Normal, TruncNormal, Uniform
 from torchinit.initializers.expressions import Computed
 from torchinit.initializers.load_report import LoadReport

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchinit.noise.distributions import Draw, Kind, binary32, floor_to, resolve
+from torchinit.noise.distributions import Draw, DrawKind, binary32, floor_to, resolve
 
 INF = math.inf
 FLOATS = [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2]
@@ -52,22 +52,22 @@ def test_binary32_is_torchs(value: float) -> None:
 @pytest.mark.parametrize(
     ("params", "kind"),
     [
-        ((0, 0.02, -2, 2), Kind.NORMAL),
-        ((0, 1, -INF, INF), Kind.NORMAL),
-        ((0, 1, -2, 2), Kind.SCALED),
-        ((0, 1, 0, INF), Kind.SCALED),
-        ((0, 1, 2.5, INF), Kind.SCALED),
-        ((0, 1, 0, 0.001), Kind.NARROW),
-        ((0, 1, -0.001, 0.001), Kind.NARROW),
-        ((0, 1, 2.1, 2.11), Kind.NARROW),
-        ((0, 1, 2.2, 2.21), Kind.TAIL),
-        ((0, 1, 5, INF), Kind.TAIL),
-        ((0, 1, -INF, -5), Kind.TAIL),
-        ((0, 1, 38, INF), Kind.TAIL),
-        ((1, 0, 0, 2), Kind.UNIFORM),
+        ((0, 0.02, -2, 2), DrawKind.NORMAL),
+        ((0, 1, -INF, INF), DrawKind.NORMAL),
+        ((0, 1, -2, 2), DrawKind.SCALED),
+        ((0, 1, 0, INF), DrawKind.SCALED),
+        ((0, 1, 2.5, INF), DrawKind.SCALED),
+        ((0, 1, 0, 0.001), DrawKind.NARROW),
+        ((0, 1, -0.001, 0.001), DrawKind.NARROW),
+        ((0, 1, 2.1, 2.11), DrawKind.NARROW),
+        ((0, 1, 2.2, 2.21), DrawKind.TAIL),
+        ((0, 1, 5, INF), DrawKind.TAIL),
+        ((0, 1, -INF, -5), DrawKind.TAIL),
+        ((0, 1, 38, INF), DrawKind.TAIL),
+        ((1, 0, 0, 2), DrawKind.UNIFORM),
     ],
 )
-def test_map_of_a_truncation(params: tuple[float, ...], kind: Kind) -> None:
+def test_map_of_a_truncation(params: tuple[float, ...], kind: DrawKind) -> None:
     assert resolve("truncated", params, torch.float32).kind is kind
 
 
@@ -104,7 +104,7 @@ def test_equal_bounds_are_that_number() -> None:
 
 
 def test_impossible_probability_is_never() -> None:
-    assert resolve("bernoulli", (0.0,), torch.float32) == Draw(Kind.INTEGER)
+    assert resolve("bernoulli", (0.0,), torch.float32) == Draw(DrawKind.INTEGER)
     assert resolve("bernoulli", (1.0,), torch.float32).width == 2**32 - 1
 
 

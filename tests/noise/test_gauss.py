@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import special
 
-from torchinit.noise.gauss import upper_tail
+from torchinit.noise.distributions import upper_tail
 
 
 @given(st.floats(-38, 38))

@@ -10,14 +10,14 @@ from typing import Literal, final
 
 import torch
 
-from torchinit.initializers.base import Fill, Initializer, check_fit, fill_of
+from torchinit.initializers.base import Fill, Initializer, check_fit
 from torchinit.initializers.moments import Moments, point, truncated
 from torchinit.model.shards import Shard
 from torchinit.noise import Distribution, Job, Noise
 from torchinit.noise.distributions import MAX_SIGMAS, resolve
 from torchinit.serialization.validation import number
 
-__all__ = ["Constant", "Drawn", "Fill", "Initializer", "Normal", "TruncNormal", "Uniform", "check_fit", "fill_of"]
+__all__ = ["Constant", "Drawn", "Fill", "Initializer", "Normal", "TruncNormal", "Uniform"]
 
 
 class Drawn(Fill):

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from torchinit._spelling import spell
 from torchinit.errors import RunError
-from torchinit.initializers.elementwise import Constant, Initializer, Normal, TruncNormal, Uniform
+from torchinit.initializers.base import Initializer
+from torchinit.initializers.elementwise import Constant, Normal, TruncNormal, Uniform
 from torchinit.initializers.matrices import Dirac, Identity, Orthogonal, Sparse, Whole
-from torchinit.initializers.transfers import magnitude
+from torchinit.initializers.statistics import magnitude
 from torchinit.initializers.variance_scaling import Kaiming, Ones, Xavier, Zeros
 from torchinit.model.shards import Shard
 from torchinit.noise import Noise

@@ -11,8 +11,8 @@ from typing import ClassVar, Self, final
 import torch
 from torch import Tensor
 
-from torchinit.initializers.composites import Blockwise
-from torchinit.initializers.elementwise import Fill, Normal, check_fit
+from torchinit.initializers.base import Blockwise, Fill, check_fit
+from torchinit.initializers.elementwise import Normal
 from torchinit.initializers.moments import Moments
 from torchinit.model.shards import Shard
 from torchinit.noise import Noise

@@ -1,4 +1,4 @@
-"""Formulas: initializers that look at a site before they know their numbers."""
+"""Formulas: initializers that look at a site before they know their numbers: its fans, its layer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torchinit.serialization.schema import Unfinished
 from torchinit.serialization.validation import choice, number
 
 FanMode: TypeAlias = Literal["fan_in", "fan_out", "fan_avg", "fan_geo_avg"]
-Shape: TypeAlias = Literal["normal", "uniform", "truncated_normal"]
+Family: TypeAlias = Literal["normal", "uniform", "truncated_normal"]
 
 
 def fan_std(gain: float, fan_in: float, fan_out: float, mode: FanMode) -> float:
@@ -34,8 +34,26 @@ def fan_std(gain: float, fan_in: float, fan_out: float, mode: FanMode) -> float:
     return gain / math.sqrt(fan)
 
 
-def _spread(std: float, distribution: Shape) -> Fill:
-    """A fill of mean 0 and this standard deviation."""
+class _FanFormula(Spelled):
+    """A formula over the fans of a site."""
+
+    __slots__ = ()
+
+    def __post_init__(self) -> None:
+        for name, options in (("mode", FanMode), ("distribution", Family), ("fans", Convention)):
+            if hasattr(self, name):
+                choice(name, getattr(self, name), options)
+        for name in ("scale", "gain"):
+            if hasattr(self, name):
+                number(name, getattr(self, name), least=0)
+
+
+def _by_fans(site: Site, gain: float, mode: FanMode, distribution: Family, fans: Convention) -> Fill:
+    """The fill of mean 0 and the standard deviation that the fans give."""
+    fan_in, fan_out = site.fans(fans)
+    if not site.numel:  # nothing to write, and a fan of 0 has no root
+        return Constant(0.0)
+    std = fan_std(gain, fan_in, fan_out, mode)
     if distribution == "normal":
         return Normal(0.0, std)
     if distribution == "uniform":
@@ -44,16 +62,9 @@ def _spread(std: float, distribution: Shape) -> Fill:
     return TruncNormal(0.0, std, -2.0, 2.0, unit="sigma", corrected=True)
 
 
-def _by_fans(site: Site, gain: float, mode: FanMode, distribution: Shape, fans: Convention) -> Fill:
-    fan_in, fan_out = site.fans(fans)
-    if not site.numel:  # nothing to write, and a fan of 0 has no root
-        return Constant(0.0)
-    return _spread(fan_std(gain, fan_in, fan_out, mode), distribution)
-
-
 @final
 @dataclass(frozen=True, slots=True)
-class VarianceScaling(Spelled):
+class VarianceScaling(_FanFormula):
     r"""Variance ``scale`` / fan: the general formula behind Xavier, Kaiming and LeCun.
 
     .. math:: \mathrm{Var}(w) = \mathrm{scale} / n, \quad n = \text{fan-in, fan-out or one of their means}
@@ -68,14 +79,8 @@ class VarianceScaling(Spelled):
 
     scale: float = 1.0
     mode: FanMode = "fan_in"
-    distribution: Shape = "truncated_normal"
+    distribution: Family = "truncated_normal"
     fans: Convention = "torch"
-
-    def __post_init__(self) -> None:
-        number("scale", self.scale, least=0)
-        choice("mode", self.mode, FanMode)
-        choice("distribution", self.distribution, Shape)
-        choice("fans", self.fans, Convention)
 
     def resolve(self, site: Site) -> Fill:
         return _by_fans(site, math.sqrt(self.scale), self.mode, self.distribution, self.fans)
@@ -83,7 +88,7 @@ class VarianceScaling(Spelled):
 
 @final
 @dataclass(frozen=True, slots=True)
-class Xavier(Spelled):
+class Xavier(_FanFormula):
     """Glorot & Bengio (2010): variance gain² · 2 / (fan_in + fan_out).
 
     https://proceedings.mlr.press/v9/glorot10a.html
@@ -93,13 +98,8 @@ class Xavier(Spelled):
     """
 
     gain: float = 1.0
-    distribution: Shape = "normal"
+    distribution: Family = "normal"
     fans: Convention = "torch"
-
-    def __post_init__(self) -> None:
-        number("gain", self.gain, least=0)
-        choice("distribution", self.distribution, Shape)
-        choice("fans", self.fans, Convention)
 
     def resolve(self, site: Site) -> Fill:
         return _by_fans(site, self.gain, "fan_avg", self.distribution, self.fans)
@@ -107,7 +107,7 @@ class Xavier(Spelled):
 
 @final
 @dataclass(frozen=True, slots=True)
-class Kaiming(Spelled):
+class Kaiming(_FanFormula):
     """He et al. (2015): variance gain² / fan, the gain that of the layer's nonlinearity.
 
     ``a`` is the negative slope of ``leaky_relu`` (and of ``prelu``). ``nonlinearity`` is one of :func:`gain`'s
@@ -125,22 +125,20 @@ class Kaiming(Spelled):
     a: float = 0.0
     mode: FanMode = "fan_out"
     nonlinearity: str = "relu"
-    distribution: Shape = "normal"
+    distribution: Family = "normal"
     fans: Convention = "torch"
 
     def __post_init__(self) -> None:
+        _FanFormula.__post_init__(self)
         number("a", self.a)
-        choice("mode", self.mode, FanMode)
-        choice("distribution", self.distribution, Shape)
-        choice("fans", self.fans, Convention)
         if self.nonlinearity != "auto":
             gain(self.nonlinearity, self.a)
         elif self.a:
             raise ValueError(f"a is found with nonlinearity='auto', so it cannot be {self.a!r}, too")
 
     def resolve(self, site: Site) -> Fill:
-        follows = self.nonlinearity == "auto"
-        factor = gain_before(site.activation) if follows else gain(self.nonlinearity, self.a)
+        auto = self.nonlinearity == "auto"
+        factor = gain_before(site.activation) if auto else gain(self.nonlinearity, self.a)
         return _by_fans(site, factor, self.mode, self.distribution, self.fans)
 
 
@@ -152,7 +150,7 @@ def asks_what_follows(init: object) -> bool:
     """
     if isinstance(init, Unfinished):
         return init.target_and_arguments()[1].get("nonlinearity") == "auto"
-    return getattr(init, "nonlinearity", None) == "auto" or any(map(asks_what_follows, _made_of(init)))
+    return getattr(init, "nonlinearity", None) == "auto" or any(map(asks_what_follows, _parts(init)))
 
 
 def asks_for_neutral(init: object) -> bool:
@@ -161,29 +159,25 @@ def asks_for_neutral(init: object) -> bool:
     >>> asks_for_neutral(Neutral()), asks_for_neutral(Ones())
     (True, False)
     """
-    return isinstance(init, Neutral) or any(map(asks_for_neutral, _made_of(init)))
+    return isinstance(init, Neutral) or any(map(asks_for_neutral, _parts(init)))
 
 
-def _made_of(init: object) -> tuple[object, ...]:
+def _parts(init: object) -> tuple[object, ...]:
     inner = getattr(init, "init", ())
     return inner if isinstance(inner, tuple) else (inner,)
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class LeCun(Spelled):
+class LeCun(_FanFormula):
     """LeCun et al. (1998), "Efficient BackProp": variance 1 / fan_in.
 
     >>> LeCun("uniform").resolve(Site("w", (7, 3)))
     Uniform(a=-1.0, b=1.0)
     """
 
-    distribution: Shape = "truncated_normal"
+    distribution: Family = "truncated_normal"
     fans: Convention = "torch"
-
-    def __post_init__(self) -> None:
-        choice("distribution", self.distribution, Shape)
-        choice("fans", self.fans, Convention)
 
     def resolve(self, site: Site) -> Fill:
         return _by_fans(site, 1.0, "fan_in", self.distribution, self.fans)
@@ -191,7 +185,7 @@ class LeCun(Spelled):
 
 @final
 @dataclass(frozen=True, slots=True)
-class Caffe2Xavier(Spelled):
+class Caffe2Xavier(_FanFormula):
     """Caffe2's XavierFill: uniform with variance 1 / fan_in.
 
     >>> Caffe2Xavier().resolve(Site("w", (7, 3)))
@@ -199,9 +193,6 @@ class Caffe2Xavier(Spelled):
     """
 
     fans: Convention = "torch"
-
-    def __post_init__(self) -> None:
-        choice("fans", self.fans, Convention)
 
     def resolve(self, site: Site) -> Fill:
         return _by_fans(site, gain("leaky_relu", 1.0), "fan_in", "uniform", self.fans)

@@ -26,7 +26,7 @@ from torchinit.checkpoints.quantized import Companions, quantized
 from torchinit.checkpoints.suggestions import beginning, guess, splits
 from torchinit.errors import CheckpointError, did_you_mean, masked
 from torchinit.initializers.load_report import Cast, Guess, LoadReport, Mismatch
-from torchinit.initializers.transfers import magnitude
+from torchinit.initializers.statistics import magnitude
 from torchinit.mmengine.bridge import is_loaded_through
 from torchinit.mmengine.log import log, log_to
 from torchinit.model.hooks import has_load_hooks

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from torchinit.errors import ConfigError, did_you_mean
-from torchinit.initializers.composites import Padded
+from torchinit.initializers.composed import Padded
 from torchinit.initializers.elementwise import Constant, Initializer, TruncNormal
 from torchinit.initializers.functions import Function
 from torchinit.plans.plan import Plan

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from torchinit.initializers import base, composed, composites, elementwise, matrices, variance_scaling
+from torchinit.initializers import base, composed, elementwise, matrices, variance_scaling
 from torchinit.initializers.elementwise import Constant, Fill, Initializer
 from torchinit.initializers.expressions import Computed, constant
 from torchinit.model.sites import Convention
@@ -28,11 +28,11 @@ SELECTORS: Final = Registry("selector", method="matches")
 """Every selector that a recipe can name in a ``where``."""
 
 for _initializer in (
-    composites.Blockwise,
+    base.Blockwise,
     elementwise.Constant,
     elementwise.Normal,
-    composites.Opaque,
-    composites.Padded,
+    composed.Opaque,
+    composed.Padded,
     base.ScaledFill,
     base.StackedFill,
     elementwise.TruncNormal,

@@ -36,7 +36,7 @@ from torchinit import (
 from torchinit.distributed.estimate.cost import cost_of, wholes
 from torchinit.distributed.estimate.partition import Partition, parse_mesh, parse_placing
 from torchinit.distributed.estimate.rates import Rates, kind_of, measured
-from torchinit.initializers.composites import Padded
+from torchinit.initializers.composed import Padded
 from torchinit.initializers.matrices import DeltaOrthogonal, Dirac, Whole
 
 LARGE = Path(__file__).parents[3] / "examples/large.toml"

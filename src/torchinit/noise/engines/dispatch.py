@@ -1,4 +1,4 @@
-"""Engines: who fills a task: the compiled kernel, NumPy, or torch operations. All give the same bits."""
+"""The choice of the engine that fills a task: the compiled kernel, NumPy, or torch operations, all of the same bits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SMALL = 1 << 16
 
 
 def fill(tasks: Sequence[Task]) -> None:
-    """Draws the tasks as if one after the other, each where it is fastest."""
+    """Draw the tasks as if one after the other, each where it is fastest."""
     compiled, pending = chosen_kernel(), list[Task]()
     for task in tasks:
         if compiled and kernel.takes(task.out):
@@ -63,7 +63,7 @@ def chosen_kernel() -> kernel.Kernel | None:
 
 @lru_cache(maxsize=1)
 def host_engine() -> Callable[[Task], None]:
-    """What fills host tensors that the kernel does not: NumPy where it is installed."""
+    """The engine for host tensors that the kernel does not take: NumPy's where it is installed."""
     if os.environ.get(VARIABLE) == "torch" or importlib.util.find_spec("numpy") is None:
         return torch_engine.fill
     from torchinit.noise.engines import numpy_engine

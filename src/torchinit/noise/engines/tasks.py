@@ -1,4 +1,4 @@
-"""Tasks: boxes of logical tensors that are to be filled from the stream, and what is known of tensors to be filled."""
+"""Tasks of engines: boxes of logical tensors to fill from the stream, and which memory the kernel can work on."""
 
 from __future__ import annotations
 
@@ -35,24 +35,19 @@ _COMMON = frozenset(COMMON)
 def is_simple(out: Tensor) -> bool:
     """Whether a tensor has its values behind each other in the memory of the host, in a common dtype.
 
-    A lazily negated view means other bits than it holds.
-
     >>> is_simple(torch.zeros(2, 3)), is_simple(torch.zeros(2, 3).T)
     (True, False)
     """
-    return type(out) in _PLAIN and out.dtype in _COMMON and out.is_cpu and out.is_contiguous() and not out.is_neg()
+    return is_plain(out) and out.is_contiguous()
 
 
 def is_plain(out: Tensor) -> bool:
-    """The same, wherever in the memory of the host each value is."""
+    """The same, wherever on the host each value is. (A lazily negated view means other bits than it holds.)"""
     return type(out) in _PLAIN and out.dtype in _COMMON and out.is_cpu and not out.is_neg()
 
 
-class Sums(NamedTuple):
-    """What values add up to: the sum of their distances from ``shift``, that of these squared, and the extremes.
-
-    ``low`` and ``high`` are NaN if any value is.
-    """
+class ValueSums(NamedTuple):
+    """The sum of distances from ``shift``, that of their squares, and the extremes, which are NaN if any value is."""
 
     shift: float
     total: float
