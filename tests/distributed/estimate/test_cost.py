@@ -37,7 +37,7 @@ from torchinit.distributed.estimate.cost import cost_of, wholes
 from torchinit.distributed.estimate.partition import Partition, parse_mesh, parse_placing
 from torchinit.distributed.estimate.rates import Rates, kind_of, measured
 from torchinit.initializers.composed import Padded
-from torchinit.initializers.matrices import DeltaOrthogonal, Dirac, Whole
+from torchinit.initializers.matrices import DeltaOrthogonal, Dirac, RegionFill
 
 LARGE = Path(__file__).parents[3] / "examples/large.toml"
 
@@ -179,7 +179,7 @@ for text in sys.argv[1:]:
     print((peak() - before) / math.prod(shape))
 """
 
-SIZES: list[tuple[Whole, tuple[int, ...]]] = [
+SIZES: list[tuple[RegionFill, tuple[int, ...]]] = [
     (Orthogonal(), (1024, 1024)),
     (DeltaOrthogonal(), (512, 512, 3, 3)),
     (Sparse(0.5), (1024, 1024)),
