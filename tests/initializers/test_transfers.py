@@ -120,3 +120,9 @@ def test_a_tensor_onto_itself() -> None:
     values = normals(LARGE)
     transfer(values, values)
     assert torch.equal(values, normals(LARGE))
+
+
+def test_the_default_device_does_not_matter() -> None:
+    values = torch.tensor([1.0, -3.0])
+    with torch.device("meta"):
+        assert magnitude(values) == 3.0

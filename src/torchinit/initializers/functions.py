@@ -165,6 +165,7 @@ def _twin(function: Any) -> Initializer | None:
 def as_initializer(value: Any) -> Initializer:
     """The value, if it is an initializer; the one that a function of a tensor stands for.
 
+    Rules do so when they are made, so that plans can show formulas, and data hold them, wherever there is one.
     Functions of ``torch.nn.init``, and partials of them with keywords, become the initializers that draw the same bits
     without a seed; any other function is :class:`Code`. Raises TypeError for anything else, with what to write.
 

@@ -72,11 +72,7 @@ class Mismatch:
 
 @dataclass(frozen=True, slots=True)
 class Cast:
-    """A site whose values change their dtype: the file's, that to which a rule rounds them, the site's.
-
-    >>> print(Cast("fc.weight", (torch.float64, torch.bfloat16, torch.float32)))
-    float64 -> bfloat16 -> float32
-    """
+    """A site whose values change their dtype: the file's, that to which a rule rounds them, the site's."""
 
     site: str
     dtypes: tuple[torch.dtype, ...]
@@ -258,12 +254,7 @@ class LoadReport:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> LoadReport:
-        """The account that :meth:`to_dict` made, also by way of JSON; raises ConfigError with every mistake.
-
-        >>> account = LoadReport("a.pth", adapted=(("w", "InputChannels"),), elements=(1, 2))
-        >>> LoadReport.from_dict(account.to_dict()) == account
-        True
-        """
+        """The account that :meth:`to_dict` made, also by way of JSON; raises ConfigError with every mistake."""
         account: LoadReport = Schema({}).decode(by_field(data), cls, "the account of a checkpoint")
         return account
 

@@ -39,11 +39,7 @@ class Moments:
 
 
 def point(value: float) -> Moments:
-    """The moments of one value.
-
-    >>> point(2.0)
-    Moments(mean=2.0, std=0.0, min=2.0, max=2.0, kurtosis=3.0)
-    """
+    """The moments of one value."""
     return Moments(value, 0.0, value, value)
 
 
@@ -51,9 +47,6 @@ def mixture(parts: Sequence[Moments | None], weights: Sequence[float]) -> Moment
     """The moments of a tensor made of parts, each with its share of the elements; None if one is not known.
 
     The kurtosis is that of parts which are symmetric, as all distributions here are but for cut-off tails.
-
-    >>> mixture([point(0.0), point(1.0)], [3, 1]).mean
-    0.25
     """
     total = sum(weights)
     present = [(part, weight / total) for part, weight in zip(parts, weights, strict=True) if weight]
@@ -89,9 +82,6 @@ def truncated(low: float, high: float) -> tuple[float, float]:
     By the closed form, where that can be. In a narrow interval it subtracts what is nearly equal: that is integrated;
     in the upper tail 1 - Phi loses its digits: that is turned over; and where doubles hold no mass any more, all of
     it sits at the end nearer to the middle.
-
-    >>> truncated(-2.0, 2.0)
-    (0.0, 0.8796256610342398)
     """
     if (high - low) * max(1.0, -low, high) < 4:
         return _narrow(low, high)

@@ -21,6 +21,7 @@ _SMALL = 1 << 20
 """Fewer bytes than this are copied by torch: whoever reads them next finds them in the caches."""
 
 _SAME_SIZE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""The integers whose bits the kernel gives back, by their bytes."""
 
 
 def measure(*tensors: Tensor) -> Moments | None:
@@ -29,9 +30,6 @@ def measure(*tensors: Tensor) -> Moments | None:
     None of no elements and of the meta device. Sums are carried in float64 without a copy of a tensor, by the compiled
     kernel where that can, else chunk by chunk in torch; the two differ by at most 2e-12 of the values' mean distance
     from the first of them. Of a complex tensor the real and imaginary parts are taken together.
-
-    >>> measure(torch.tensor([1.0, 3.0]))
-    Moments(mean=2.0, std=1.0, min=1.0, max=3.0, kurtosis=3.0)
     """
     numel, mean, around, low, high = 0, 0.0, 0.0, math.inf, -math.inf
     for values in (_real(tensor.detach()) for tensor in tensors if tensor.numel() and not tensor.is_meta):
@@ -80,13 +78,7 @@ def _chunks(values: Tensor) -> Iterator[Tensor]:
 
 
 def deviations(expected: Moments | None, measured: Moments, numel: int, dtype: torch.dtype) -> list[str]:
-    """The moments, measured of so many numbers of a dtype, that leave the tolerance around the expected ones.
-
-    >>> deviations(Moments(0.0, 1.0), Moments(0.0, 1.1, -4.0, 4.0), 100, torch.float32)
-    []
-    >>> deviations(Moments(0.0, 1.0), Moments(0.0, 1.1, -4.0, 4.0), 10_000, torch.float32)
-    ['std is 1.1, planned 1 ± 0.042']
-    """
+    """The moments, measured of so many numbers of a dtype, that leave the tolerance around the expected ones."""
     seen = (measured.mean, measured.std, measured.min, measured.max)
     if expected and expected.min == expected.max == measured.min == measured.max is not None:
         return []
@@ -100,32 +92,28 @@ def deviations(expected: Moments | None, measured: Moments, numel: int, dtype: t
     reach = rounding * max(abs(expected.mean), expected.std) + floor
     # Six standard errors: that of a mean, and that of a standard deviation, which the kurtosis widens.
     error = _SIGMAS * expected.std / math.sqrt(numel)
-    found = []
+    problems = []
     for name, value, planned, sampling in (
         ("mean", mean, expected.mean, error),
         ("std", std, expected.std, error * math.sqrt(max(expected.kurtosis - 1, 0.5)) / 2),
     ):
         if abs(value - planned) > sampling + reach:
-            found.append(f"{name} is {value:.6g}, planned {planned:.6g} ± {sampling + reach:.2g}")
+            problems.append(f"{name} is {value:.6g}, planned {planned:.6g} ± {sampling + reach:.2g}")
     if expected.min is not None and low < expected.min - rounding * abs(expected.min) - floor:
-        found.append(f"smallest value is {low:.6g}, planned {expected.min:.6g}")
+        problems.append(f"smallest value is {low:.6g}, planned {expected.min:.6g}")
     if expected.max is not None and high > expected.max + rounding * abs(expected.max) + floor:
-        found.append(f"largest value is {high:.6g}, planned {expected.max:.6g}")
-    return found
+        problems.append(f"largest value is {high:.6g}, planned {expected.max:.6g}")
+    return problems
 
 
 def magnitude(values: Tensor) -> float:
-    """The largest absolute value of floating-point numbers, NaN if one is, 0 of none; of complex ones of all parts.
-
-    >>> magnitude(torch.tensor([1.0, -3.0])), magnitude(torch.tensor([float("nan"), float("inf")]))
-    (3.0, nan)
-    """
+    """The largest absolute value of floating-point numbers, NaN if one is, 0 of none; of complex ones of all parts."""
     if not values.numel():
         return 0.0
     values = _real(values)
     if kernel := chosen_kernel() if is_simple(values) else None:
         bits = kernel.largest(values, torch.get_num_threads())
-        return float(torch.tensor(bits, dtype=_SAME_SIZE[values.dtype.itemsize]).view(values.dtype))
+        return float(torch.tensor(bits, dtype=_SAME_SIZE[values.dtype.itemsize], device="cpu").view(values.dtype))
     if values.dtype.itemsize == 1:  # torch compares no 8-bit floats
         values = values.float()
     low, high = torch.aminmax(values)
@@ -136,11 +124,6 @@ def transfer(values: Tensor, out: Tensor) -> None:
     """Copy values into a tensor, as ``out.copy_(values)`` does; large ones without a detour through the caches.
 
     That pays for the pass in which :func:`magnitude` looks through the values of a checkpoint before any is written.
-
-    >>> out = torch.zeros(2)
-    >>> transfer(torch.ones(2), out)
-    >>> out
-    tensor([1., 1.])
     """
     kernel = chosen_kernel() if _is_large_twin(values, out) else None
     if kernel:

@@ -17,49 +17,39 @@ FanMode: TypeAlias = Literal["fan_in", "fan_out", "fan_avg", "fan_geo_avg"]
 Family: TypeAlias = Literal["normal", "uniform", "truncated_normal"]
 
 
-def fan_std(gain: float, fan_in: float, fan_out: float, mode: FanMode) -> float:
-    r"""The standard deviation that keeps the variance of a signal through a layer.
-
-    .. math:: \mathrm{std} = \mathrm{gain} / \sqrt{\mathrm{fan}}
-
-    where fan is the fan-in, the fan-out, their arithmetic or their geometric mean. The arithmetic is that
-    of ``torch.nn.init``, operation by operation, so that the last bit agrees, too.
-
-    >>> fan_std(1.0, 100, 300, "fan_avg")
-    0.07071067811865475
-    """
-    if mode == "fan_avg":
-        return gain * math.sqrt(2.0 / (fan_in + fan_out))
-    fan = {"fan_in": fan_in, "fan_out": fan_out, "fan_geo_avg": math.sqrt(fan_in * fan_out)}[mode]
-    return gain / math.sqrt(fan)
-
-
 class _FanFormula(Spelled):
     """A formula over the fans of a site."""
 
     __slots__ = ()
+
+    fans: Convention
 
     def __post_init__(self) -> None:
         for name, options in (("mode", FanMode), ("distribution", Family), ("fans", Convention)):
             if hasattr(self, name):
                 choice(name, getattr(self, name), options)
         for name in ("scale", "gain"):
-            if hasattr(self, name):
-                number(name, getattr(self, name), least=0)
+            number(name, getattr(self, name, 1.0), least=0)
 
+    def spread(self, site: Site, gain: float, mode: FanMode, distribution: Family) -> Fill:
+        """The fill of mean 0 and standard deviation gain / sqrt(fan).
 
-def _by_fans(site: Site, gain: float, mode: FanMode, distribution: Family, fans: Convention) -> Fill:
-    """The fill of mean 0 and the standard deviation that the fans give."""
-    fan_in, fan_out = site.fans(fans)
-    if not site.numel:  # nothing to write, and a fan of 0 has no root
-        return Constant(0.0)
-    std = fan_std(gain, fan_in, fan_out, mode)
-    if distribution == "normal":
-        return Normal(0.0, std)
-    if distribution == "uniform":
+        The arithmetic is that of ``torch.nn.init``, operation by operation, so that the last bit agrees, too.
+        """
+        fan_in, fan_out = site.fans(self.fans)
+        if not site.numel:  # nothing to write, and a fan of 0 has no root
+            return Constant(0.0)
+        if mode == "fan_avg":
+            std = gain * math.sqrt(2.0 / (fan_in + fan_out))
+        else:
+            fan = {"fan_in": fan_in, "fan_out": fan_out, "fan_geo_avg": math.sqrt(fan_in * fan_out)}[mode]
+            std = gain / math.sqrt(fan)
+        if distribution == "normal":
+            return Normal(0.0, std)
         bound = math.sqrt(3.0) * std
-        return Uniform(-bound, bound)
-    return TruncNormal(0.0, std, -2.0, 2.0, unit="sigma", corrected=True)
+        if distribution == "uniform":
+            return Uniform(-bound, bound)
+        return TruncNormal(0.0, std, -2.0, 2.0, unit="sigma", corrected=True)
 
 
 @final
@@ -83,7 +73,7 @@ class VarianceScaling(_FanFormula):
     fans: Convention = "torch"
 
     def resolve(self, site: Site) -> Fill:
-        return _by_fans(site, math.sqrt(self.scale), self.mode, self.distribution, self.fans)
+        return self.spread(site, math.sqrt(self.scale), self.mode, self.distribution)
 
 
 @final
@@ -102,7 +92,7 @@ class Xavier(_FanFormula):
     fans: Convention = "torch"
 
     def resolve(self, site: Site) -> Fill:
-        return _by_fans(site, self.gain, "fan_avg", self.distribution, self.fans)
+        return self.spread(site, self.gain, "fan_avg", self.distribution)
 
 
 @final
@@ -139,26 +129,18 @@ class Kaiming(_FanFormula):
     def resolve(self, site: Site) -> Fill:
         auto = self.nonlinearity == "auto"
         factor = gain_before(site.activation) if auto else gain(self.nonlinearity, self.a)
-        return _by_fans(site, factor, self.mode, self.distribution, self.fans)
+        return self.spread(site, factor, self.mode, self.distribution)
 
 
 def asks_what_follows(init: object) -> bool:
-    """Whether an initializer, or one that it is made of, takes the gain of what follows the layer.
-
-    >>> asks_what_follows(Kaiming(nonlinearity="auto")), asks_what_follows(Kaiming())
-    (True, False)
-    """
+    """Whether an initializer, or one that it is made of, takes the gain of what follows the layer."""
     if isinstance(init, Unfinished):
         return init.target_and_arguments()[1].get("nonlinearity") == "auto"
     return getattr(init, "nonlinearity", None) == "auto" or any(map(asks_what_follows, _parts(init)))
 
 
 def asks_for_neutral(init: object) -> bool:
-    """Whether an initializer, or one that it is made of, is :class:`Neutral`.
-
-    >>> asks_for_neutral(Neutral()), asks_for_neutral(Ones())
-    (True, False)
-    """
+    """Whether an initializer, or one that it is made of, is :class:`Neutral`."""
     return isinstance(init, Neutral) or any(map(asks_for_neutral, _parts(init)))
 
 
@@ -180,7 +162,7 @@ class LeCun(_FanFormula):
     fans: Convention = "torch"
 
     def resolve(self, site: Site) -> Fill:
-        return _by_fans(site, 1.0, "fan_in", self.distribution, self.fans)
+        return self.spread(site, 1.0, "fan_in", self.distribution)
 
 
 @final
@@ -195,7 +177,7 @@ class Caffe2Xavier(_FanFormula):
     fans: Convention = "torch"
 
     def resolve(self, site: Site) -> Fill:
-        return _by_fans(site, gain("leaky_relu", 1.0), "fan_in", "uniform", self.fans)
+        return self.spread(site, gain("leaky_relu", 1.0), "fan_in", "uniform")
 
 
 @final

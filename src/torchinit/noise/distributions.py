@@ -16,11 +16,8 @@ from functools import cached_property, lru_cache, partial
 
 import torch
 
-SIZES = {"normal": 2, "uniform": 2, "truncated": 4, "bernoulli": 1, "integer": 2, "sign": 0}
-"""How many parameters each distribution takes."""
-
 PACKED = struct.Struct("<iIII7fi")
-"""How the kernel has a draw in its memory."""
+"""The layout of a draw in the kernel's memory."""
 
 MAX_SIGMAS = 6.5
 """No draw of a normal is further from its mean than this, in standard deviations: no word gives more than 6.34."""
@@ -85,16 +82,11 @@ def resolve(distribution: str, params: tuple[float, ...], dtype: torch.dtype) ->
     """The draw of a distribution for a real floating dtype.
 
     Raises ValueError for a distribution that is not known or that its parameters do not make.
-
-    >>> resolve("normal", (0.0, 0.5), torch.float32).scale
-    0.5
-    >>> resolve("uniform", (0.0, 1.0), torch.bfloat16).high
-    0.99609375
     """
     check_parameters(distribution, params)
     if any(math.isnan(value) for value in params):
         raise ValueError(f"{distribution}{params} has a parameter that is not a number")
-    draw = _RESOLVERS[distribution](*params)
+    draw = _RESOLVERS[distribution][1](*params)
     if distribution in ("normal", "bernoulli", "sign"):
         return draw
     low, high = _bounds(distribution, params, dtype)
@@ -106,10 +98,11 @@ def resolve(distribution: str, params: tuple[float, ...], dtype: torch.dtype) ->
 
 def check_parameters(distribution: str, params: tuple[float, ...]) -> None:
     """Raise ValueError for a distribution that is not known or the wrong number of parameters."""
-    if distribution not in SIZES:
-        raise ValueError(f"unknown distribution {distribution!r}; known are {', '.join(sorted(SIZES))}")
-    if len(params) != SIZES[distribution]:
-        raise ValueError(f"{distribution} takes {SIZES[distribution]} numbers, got {params}")
+    if distribution not in _RESOLVERS:
+        raise ValueError(f"unknown distribution {distribution!r}; known are {', '.join(sorted(_RESOLVERS))}")
+    count, _ = _RESOLVERS[distribution]
+    if len(params) != count:
+        raise ValueError(f"{distribution} takes {count} numbers, got {params}")
 
 
 def _normal(mean: float, std: float) -> Draw:
@@ -157,14 +150,15 @@ def _integer(low: float, high: float) -> Draw:
     return Draw(DrawKind.INTEGER, shift=float(low), width=int(high) - int(low))
 
 
-_RESOLVERS: dict[str, Callable[..., Draw]] = {
-    "normal": _normal,
-    "uniform": _uniform,
-    "truncated": _truncated,
-    "bernoulli": _bernoulli,
-    "integer": _integer,
-    "sign": partial(Draw, DrawKind.SIGN),
+_RESOLVERS: dict[str, tuple[int, Callable[..., Draw]]] = {
+    "normal": (2, _normal),
+    "uniform": (2, _uniform),
+    "truncated": (4, _truncated),
+    "bernoulli": (1, _bernoulli),
+    "integer": (2, _integer),
+    "sign": (0, partial(Draw, DrawKind.SIGN)),
 }
+"""The number of parameters of each distribution, and its reduction."""
 
 
 @lru_cache(maxsize=4096)
@@ -209,9 +203,6 @@ def upper_tail(z: float) -> Decimal:
     Platforms differ in the last bit of ``erf``; decimal arithmetic, its ``exp`` included, is correctly rounded by its
     definition. Near the middle ``1/2 - phi(z) * sum(z**(2k+1) / (1 * 3 * ... * (2k+1)))``, further out Laplace's
     continued fraction ``phi(z) / (z + 1/(z + 2/(z + 3/(z + ...))))`` (Abramowitz and Stegun 26.2.11, 26.2.14).
-
-    >>> f"{upper_tail(1.0):.12f}", f"{upper_tail(10.0):.12e}"
-    ('0.158655253931', '7.619853024161e-24')
     """
     if math.isinf(z):
         return Decimal(0 if z > 0 else 1)
@@ -252,11 +243,7 @@ def _bounds(distribution: str, params: tuple[float, ...], dtype: torch.dtype) ->
 
 
 def binary32(value: float | Decimal) -> float:
-    """The binary32 number nearest to the value, ties to even, and no negative zero.
-
-    >>> binary32(0.1)
-    0.10000000149011612
-    """
+    """The binary32 number nearest to the value, ties to even, and no negative zero."""
     try:
         (single,) = struct.unpack("<f", struct.pack("<f", value))
     except OverflowError:
@@ -265,11 +252,7 @@ def binary32(value: float | Decimal) -> float:
 
 
 def floor_to(value: float, dtype: torch.dtype) -> float:
-    """The greatest finite number of the dtype that is not above the value; infinities stay.
-
-    >>> floor_to(0.1, torch.bfloat16), floor_to(1e9, torch.float16)
-    (0.099609375, 65504.0)
-    """
+    """The greatest finite number of the dtype that is not above the value; infinities stay."""
     info = torch.finfo(dtype)
     if math.isinf(value):
         return value

@@ -161,7 +161,7 @@ def _shares_memory(local: Tensor) -> bool:
     if any(stride == 0 for stride, _ in axes):
         return True
     # Axes that reach into each other need not meet; only the places themselves can tell.
-    place = torch.zeros(1, dtype=torch.int64)
+    place = torch.zeros(1, dtype=torch.int64, device="cpu")
     for stride, size in axes:
-        place = (place[:, None] + stride * torch.arange(size)).flatten()
+        place = (place[:, None] + stride * torch.arange(size, device="cpu")).flatten()
     return bool((place.sort().values.diff() == 0).any())

@@ -23,12 +23,7 @@ _changing = Lock()
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch run on one thread in this Python thread, as long as the block lasts. Others keep their number.
-
-    >>> with one_thread():
-    ...     torch.get_num_threads()
-    1
-    """
+    """Let torch run on one thread in this Python thread, as long as the block lasts. Others keep their number."""
     threads = torch.get_num_threads()
     if threads == 1:
         yield
@@ -46,9 +41,6 @@ def on_one_thread(work: Callable[[Tensor], _T], matrix: Tensor) -> _T:
     A Python thread is kept for it that has one thread of torch for good. User code does not belong there: it may depend
     on what its own thread has set, such as the default device. Factorizations in tiles of a fixed size, each on one
     thread and several at a time, were tried: faster on two cores from some 4,000 rows up only, and slower below.
-
-    >>> on_one_thread(torch.linalg.det, torch.eye(2))
-    tensor(1.)
     """
     if torch.get_num_threads() == 1:
         return work(matrix)

@@ -367,3 +367,13 @@ def test_merged_axes_walk_through_the_box(box: Boxed) -> None:
         walked = (torch.arange(size)[:, None] * step + walked).flatten()
     assert torch.equal(walked, part.flatten())
     assert is_stretch(box.size, box.shape) == (part.flatten().diff() == 1).all() or part.numel() == 1
+
+
+@pytest.mark.parametrize("fill", [torch_engine.fill, numpy_engine.fill])
+def test_the_default_device_does_not_matter(fill: Engine) -> None:
+    box = Boxed((9, 4), (2, 1), (5, 2))
+    out, expected = torch.empty(5, 2), torch.empty(5, 2)
+    torch_engine.fill(make_task(DISTRIBUTIONS[0], torch.float32, box, expected))
+    with torch.device("meta"):
+        fill(make_task(DISTRIBUTIONS[0], torch.float32, box, out))
+    assert torch.equal(out, expected)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from functools import lru_cache
+from itertools import groupby
 
 import torch
 
@@ -20,22 +21,15 @@ _SMALL = 1 << 16
 """Fewer elements than this are drawn on the host for another device: copying costs less than the operations."""
 
 
-def fill(tasks: Sequence[Task]) -> None:
+def fill(tasks: Iterable[Task]) -> None:
     """Draw the tasks as if one after the other, each where it is fastest."""
-    compiled, pending = chosen_kernel(), list[Task]()
-    for task in tasks:
-        if compiled and kernel.takes(task.out):
-            pending.append(task)
-            continue
-        _flush(compiled, pending)
-        _fill_one(task)
-    _flush(compiled, pending)
-
-
-def _flush(compiled: kernel.Kernel | None, pending: list[Task]) -> None:
-    if compiled and pending:
-        compiled.fill(pending, torch.get_num_threads())
-        pending.clear()
+    compiled = chosen_kernel()
+    for taken, run in groupby(tasks, lambda task: compiled is not None and kernel.takes(task.out)):
+        if compiled and taken:
+            compiled.fill(list(run), torch.get_num_threads())
+        else:
+            for task in run:
+                _fill_one(task)
 
 
 @torch.no_grad()

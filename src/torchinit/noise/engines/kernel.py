@@ -161,9 +161,6 @@ def merge(box: tuple[int, ...], steps: tuple[int, ...], leaps: tuple[int, ...]) 
     """The axes of a box, innermost first, each as (size, stride in the whole, stride in memory).
 
     Axes that are walked through as one are made one. The first has stride 1 in the whole.
-
-    >>> merge((4, 2, 3), (24, 3, 1), (6, 3, 1))
-    [(6, 1, 1), (4, 24, 6)]
     """
     merged: list[tuple[int, int, int]] = []
     for size, step, leap in zip(reversed(box), reversed(steps), reversed(leaps), strict=True):
