@@ -24,7 +24,8 @@ def block(key: Key, counter: Tensor) -> Blocks:
 
     Memory bounds it. So products are taken in place: the low half stays where the product was, the high half goes where
     the next round reads it. Torch could do the same, but multiplies int64 slowly: 11 ns a word were measured, beside 6
-    here and 15 for the plain form. What follows, from words to values, costs torch no more, and so torch does it.
+    here and 15 for the plain form. What follows, from words to values, torch does: a second copy of the arithmetic, in
+    NumPy, drew a normal in 16 ns instead of 25, and had to be kept equal bit by bit to the first.
     """
     k0, k1, third, fourth = key
     counters = counter.numpy().view(np.uint64)

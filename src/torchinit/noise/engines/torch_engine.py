@@ -36,7 +36,7 @@ MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
 ROUNDS = 10
 _LOW = 0xFFFFFFFF
-_CHUNK = {"cpu": 1 << 15}
+_CHUNK = {"cpu": 1 << 16}
 _CHUNK_ELSEWHERE = 1 << 22
 
 # Coefficients, highest power first, of minimax fits whose errors tests/noise measures against SciPy.
@@ -131,8 +131,10 @@ def words_between(key: Key, first: int, count: int, device: torch.device, block:
 
 def values(words: Tensor, draw: Draw) -> Tensor:
     """The float32 values that a draw makes of words."""
-    value = _standard(words, draw) * draw.scale + draw.shift
-    return value.clamp(draw.low, draw.high) if draw.bounded else value
+    value = _standard(words, draw)
+    value *= draw.scale
+    value += draw.shift
+    return value.clamp_(draw.low, draw.high) if draw.bounded else value
 
 
 def _standard(words: Tensor, draw: Draw) -> Tensor:
@@ -169,7 +171,7 @@ def multiply_shift(words: Tensor, width: int) -> Tensor:
 
 def quantile(s: Tensor) -> Tensor:
     """The normal quantile of ``(s + 2**31 + 1/2) / 2**32`` for int32 s."""
-    x = s.to(torch.float32) * 2.0**-31 + 2.0**-32
+    x = s.to(torch.float32).mul_(2.0**-31).add_(2.0**-32)
     z = _central(x)
     outside = x * x > _CENTRAL_AT
     # One word in 32 lies in the tails, and their logarithm is most of the work. On the host the others are spared it,
@@ -204,7 +206,7 @@ def log(x: Tensor) -> Tensor:
 
 
 def _ratio(x: Tensor, above: tuple[float, ...], below: tuple[float, ...]) -> Tensor:
-    return _polynomial(x, above) / _polynomial(x, below)
+    return _polynomial(x, above).div_(_polynomial(x, below))
 
 
 def _polynomial(x: Tensor, coefficients: tuple[float, ...]) -> Tensor:
