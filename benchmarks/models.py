@@ -24,7 +24,8 @@ from torch import nn
 
 from benchmarks.networks import gpt2, init_gpt2, init_resnet, llama, resnet50
 from benchmarks.timing import Spread, spread
-from torchinit import Layer, Normal, RecipeLike, Rule, TruncNormal, initialize
+from torchinit import Layer, Normal, Rule, TruncNormal, initialize
+from torchinit.recipes import RecipeLike
 
 STD = 0.02
 REPEATS = 7

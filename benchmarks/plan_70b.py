@@ -34,7 +34,7 @@ def build() -> nn.Module:
     return model
 
 
-def seconds(model: nn.Module, recipe: torchinit.Recipe) -> list[float]:
+def seconds(model: nn.Module, recipe: torchinit.rules.Recipe) -> list[float]:
     """How long each of several plans takes."""
     found = []
     for _ in range(REPEATS):

@@ -17,22 +17,18 @@ from torchinit import (
     Constant,
     Kaiming,
     Leaf,
-    ModuleList,
     Name,
     Normal,
     Pretrained,
     Rule,
-    Sequential,
     initialize,
     lint,
-    load_checkpoint,
-    load_state_dict,
     materialize,
     mmengine,
     plan,
     verify_replicas,
 )
-from torchinit.mmengine import PretrainedInit
+from torchinit.mmengine import ModuleList, PretrainedInit, Sequential, load_checkpoint, load_state_dict
 
 ALL = [Rule(Name("**"), Normal(std=0.5))]
 PART = Rule(Leaf("weight"), Normal(std=0.5))

@@ -32,16 +32,14 @@ from torchinit import (
     assert_initialized,
     initialize,
     lint,
-    local_shards,
-    make_plan,
     materialize,
     plan,
-    recipe_to_data,
 )
 from torchinit.cli import main
 from torchinit.integrations.fsdp import param_init_fn
 from torchinit.integrations.trainers import init_weights
-from torchinit.recipes import to_rules
+from torchinit.plans import local_shards, make_plan
+from torchinit.recipes import recipe_to_data, to_rules
 
 ALL = Rule(Name("**"), Normal(std=0.5))
 ENTRY: dict[str, Any] = {"type": "Normal", "std": 0.5, "name": "**"}
@@ -135,7 +133,7 @@ def with_materialize(recipe: Any, _: Path) -> dict[str, Tensor]:
 def with_plan(recipe: Any, _: Path) -> dict[str, Tensor]:
     model = net()
     made = plan(meta(), recipe, complete=True, strict=True)
-    torchinit.run(made, local_shards(model), torchinit.Keyed(3))
+    torchinit.plans.run(made, local_shards(model), torchinit.noise.Keyed(3))
     return dict(model.state_dict())
 
 
@@ -291,8 +289,8 @@ def test_an_initializer_alone_in_every_verb(initializer: Any) -> None:
 
 def test_an_initializer_that_fits_nothing() -> None:
     with pytest.raises(PlanError, match=r"rules\[0\]: Dirac\(\) fits none of 2 weights"):
-        plan(net(), torchinit.Dirac())
-    made = plan(nn.ModuleDict({"net": net(), "conv": nn.Conv1d(2, 2, 3)}), torchinit.Dirac())
+        plan(net(), torchinit.initializers.Dirac())
+    made = plan(nn.ModuleDict({"net": net(), "conv": nn.Conv1d(2, 2, 3)}), torchinit.initializers.Dirac())
     assert [step.site.name for step in made] == ["conv.weight"]
     assert made.left_alone == ["left alone net.0.weight, net.2.weight: Dirac() does not fit its shape"]
     with pytest.raises(PlanError, match="goes beyond 65504"):  # the dtype's fault is not the shape's

@@ -31,8 +31,6 @@ from torchinit import (
     ReportError,
     Rule,
     RunError,
-    Sequential,
-    Sparse,
     TruncNormal,
     Zeros,
     initialize,
@@ -40,6 +38,8 @@ from torchinit import (
     plan,
     seeded,
 )
+from torchinit.initializers import Sparse
+from torchinit.mmengine import Sequential
 
 VERBS: dict[str, Callable[..., Any]] = {"plan": plan, "initialize": initialize, "materialize": materialize}
 WEIGHTS = Rule(Leaf("weight"), Normal(std=0.5))

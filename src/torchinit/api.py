@@ -214,7 +214,8 @@ def materialize(
     Raises ConfigError, TypeError or PlanError, and RunError, with several ranks always RunError; the model is then on
     the meta device as before.
 
-    >>> from torchinit import Kaiming, Leaf, Rule, Sequential, Zeros
+    >>> from torchinit import Kaiming, Leaf, Rule, Zeros
+    >>> from torchinit.mmengine import Sequential
     >>> with torch.device("meta"):
     ...     model = nn.Sequential(nn.Linear(64, 64), nn.BatchNorm1d(64, affine=False))
     ...     own = Sequential(nn.Linear(2, 2), init_cfg=dict(type="Constant", val=1, layer="Linear", bias="keep"))

@@ -17,9 +17,10 @@ from tests.checkpoints import hostile
 from tests.checkpoints.fuzz import fuzz
 from tests.checkpoints.fuzz_reader import complaint
 from tests.checkpoints.mutations import FORMS, changed
-from torchinit import CheckpointError, ConfigError, Plan, decode_recipe, load_recipe, open_checkpoint
+from torchinit import CheckpointError, ConfigError, Plan, load_recipe, open_checkpoint
 from torchinit.checkpoints.formats.pickle_audit import check_pickle
 from torchinit.checkpoints.formats.torch_save import MemoryCheckpoint
+from torchinit.recipes import decode_recipe
 
 
 def test_files_that_are_changed_by_their_structure(tmp_path: Path) -> None:

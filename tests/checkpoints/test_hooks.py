@@ -19,7 +19,8 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from tests.checkpoints.hooked import Node, cases, loaded
 from tests.ranks import fake_rank
-from torchinit import CheckpointError, LoadReport, Name, Normal, Pretrained, Rule, initialize
+from torchinit import CheckpointError, Name, Normal, Pretrained, Rule, initialize
+from torchinit.initializers import LoadReport
 from torchinit.mmengine import BaseModule, load_checkpoint, load_state_dict
 from torchinit.model.traversal import places
 

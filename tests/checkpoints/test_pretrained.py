@@ -18,13 +18,10 @@ from torch import Tensor, nn
 from tests import strategies
 from tests.checkpoints.files import write
 from torchinit import (
-    Box,
     CheckpointError,
     ConfigError,
     Constant,
-    Keyed,
     Leaf,
-    Loaded,
     Name,
     Normal,
     Plan,
@@ -33,18 +30,17 @@ from torchinit import (
     Report,
     Rule,
     RunError,
-    Shard,
-    Site,
     initialize,
-    local_shards,
-    make_plan,
     plan,
-    recipe_to_data,
-    run,
     sites,
 )
+from torchinit.checkpoints import Loaded
 from torchinit.checkpoints.adapters import Drop, InputChannels, Transpose, WeightNorm
 from torchinit.initializers.load_report import Cast
+from torchinit.model import Box, Shard, Site
+from torchinit.noise import Keyed
+from torchinit.plans import local_shards, make_plan, run
+from torchinit.recipes import recipe_to_data
 
 
 class Net(nn.Module):
@@ -166,7 +162,7 @@ def test_tables_say_the_path_once_and_json_keeps_it(tmp_path: Path) -> None:
 
 
 def test_recipes_go_to_data_and_back(tmp_path: Path) -> None:
-    from torchinit import decode_recipe
+    from torchinit.recipes import decode_recipe
 
     path = str(write("zip", tmp_path, trained()))
     rule = whole(path, rename={"a": "b"}, on_shape={"x": "skip"}, adapt={"y": InputChannels()}, dtype=torch.float16)
@@ -686,7 +682,7 @@ def test_arguments_are_kept_as_plain_data() -> None:
 
 
 def test_mistakes_in_a_recipe_come_with_their_place() -> None:
-    from torchinit import decode_recipe
+    from torchinit.recipes import decode_recipe
 
     entries = [
         {"type": "Pretrained", "checkpoint": "a", "prefx": "b", "name": "**"},

@@ -26,13 +26,13 @@ from torchinit import (
     Rule,
     initialize,
     lint,
-    load_state_dict,
     materialize,
     open_checkpoint,
     plan,
 )
 from torchinit.checkpoints.adapters import Adapter, Fuse
 from torchinit.cli import main
+from torchinit.mmengine import load_state_dict
 from torchinit.mmengine.checkpoints import load_checkpoint, load_pretrained
 
 WAYS: dict[str, Callable[[Path], object]] = {

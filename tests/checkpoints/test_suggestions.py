@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.strategies import names
-from torchinit import CheckpointError, Name, Normal, Pretrained, Rule, adapters, initialize, plan
+from torchinit import CheckpointError, Name, Normal, Pretrained, Rule, initialize, plan
+from torchinit.checkpoints import adapters
 from torchinit.checkpoints.key_mapping import KeyMap
 from torchinit.checkpoints.suggestions import Shapes, by_case, guess, suggest_for_missing, suggest_for_shape
 

@@ -12,8 +12,9 @@ from torch import nn
 
 from tests import strategies
 from tests.checkpoints.forms import E4M3, E8M0, INT8, INT32, SIZE, Net, file_of, float8, floats, rules
-from torchinit import CheckpointError, initialize, lint, load_state_dict, plan
+from torchinit import CheckpointError, initialize, lint, plan
 from torchinit.checkpoints.quantized import quantized
+from torchinit.mmengine import load_state_dict
 
 E5M2 = torch.float8_e5m2
 

@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tests.checkpoints.files import state, write
-from torchinit import Name, Pretrained, Rule, decode_recipe, open_checkpoint
+from torchinit import Name, Pretrained, Rule, open_checkpoint
 from torchinit.cli import main
+from torchinit.recipes import decode_recipe
 
 MODEL = f"{Path(__file__).parents[2]}/examples/models.py:mlp"
 

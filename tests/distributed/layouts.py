@@ -19,7 +19,8 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from torchinit import DeltaOrthogonal, Layer, Leaf, Name, Normal, Orthogonal, Rule, Shape, Uniform
+from torchinit import Layer, Leaf, Name, Normal, Orthogonal, Rule, Shape, Uniform
+from torchinit.initializers import DeltaOrthogonal
 from torchinit.model.dtensor import shards_of
 
 

@@ -15,8 +15,9 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from tests.processes import on_ranks, results
-from torchinit import Name, Normal, Pretrained, Report, Rule, Uniform, initialize, materialize, run
+from torchinit import Name, Normal, Pretrained, Report, Rule, Uniform, initialize, materialize
 from torchinit.model.dtensor import local_part
+from torchinit.plans import run
 
 WORLD = 3
 ALL = Rule(Name("**"), Normal())

@@ -18,8 +18,9 @@ from torch.distributed.fsdp import fully_shard
 from tests.distributed.layouts import cut, whole
 from tests.distributed.own import CODES, Coded, Model, save_teacher
 from tests.processes import on_ranks, results
-from torchinit import WEIGHT_INITIALIZERS, BaseModule, Sequential, fingerprint, materialize, seeded
+from torchinit import WEIGHT_INITIALIZERS, BaseModule, fingerprint, materialize, seeded
 from torchinit.distributed.wholes import Whole, Wholes
+from torchinit.mmengine import Sequential
 from torchinit.model.dtensor import shards_of
 
 

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tests.initializers.test_elementwise import drawn
-from torchinit import DeltaOrthogonal, Fill, Normal, Orthogonal, Sparse
+from torchinit import Normal, Orthogonal
+from torchinit.initializers import DeltaOrthogonal, Fill, Sparse
 
 FILE = Path(__file__).parent.parent / "golden" / "matrices.json"
 APART = 64

@@ -14,39 +14,27 @@ from torch import Tensor
 
 from tests.initializers.test_elementwise import assert_same_bits, drawn
 from tests.strategies import elementwise_fills, kernel_fills, matrix_fills, part, slices
-from torchinit import (
-    INITIALIZERS,
+from torchinit import ConfigError, Constant, Name, Normal, Orthogonal, Plan, PlanError, Rule, RunError, Uniform
+from torchinit.initializers import (
     Blocks,
     Blockwise,
-    ConfigError,
-    Constant,
     DeltaOrthogonal,
     DepthScaled,
     Dirac,
     Fill,
     Identity,
     Initializer,
-    Keyed,
-    Name,
-    Normal,
     Opaque,
-    Orthogonal,
     Padded,
-    Plan,
-    PlanError,
-    Rule,
-    RunError,
     Scaled,
-    Shard,
-    Site,
     Sparse,
     Stacked,
-    Uniform,
-    make_plan,
-    run,
 )
 from torchinit.initializers.base import ScaledFill, StackedFill
-from torchinit.noise import Noise
+from torchinit.model import Shard, Site
+from torchinit.noise import Keyed, Noise
+from torchinit.plans import make_plan, run
+from torchinit.recipes import INITIALIZERS
 
 FACTORS = st.floats(0.01, 8)
 

@@ -15,30 +15,20 @@ from torch import nn
 import torchinit
 from tests.initializers.test_elementwise import assert_same_bits, drawn
 from tests.strategies import elementwise_fills
-from torchinit import (
+from torchinit import Constant, Kaiming, Normal, Ones, Orthogonal, TruncNormal, Uniform, Xavier, Zeros, sites
+from torchinit.initializers import (
     Blocks,
     Blockwise,
-    Constant,
     DeltaOrthogonal,
     DepthScaled,
     Fill,
     Initializer,
-    Kaiming,
-    Layout,
-    Normal,
-    Ones,
-    Orthogonal,
     Padded,
     Scaled,
-    Site,
     Sparse,
     Stacked,
-    TruncNormal,
-    Uniform,
-    Xavier,
-    Zeros,
-    sites,
 )
+from torchinit.model import Layout, Site
 
 WRONG: Any = torchinit  # without types, to say what is wrong
 

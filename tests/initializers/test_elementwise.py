@@ -18,8 +18,11 @@ from torch import Tensor, nn
 import torchinit
 from tests.stats import Cdf, assert_distribution, assert_mean, assert_std
 from tests.strategies import elementwise_fills, part, shapes, slices
-from torchinit import Blockwise, Constant, Fill, Global, Initializer, Keyed, Normal, Padded, Shard, TruncNormal, Uniform
+from torchinit import Constant, Normal, TruncNormal, Uniform
+from torchinit.initializers import Blockwise, Fill, Initializer, Padded
 from torchinit.initializers.elementwise import Drawn
+from torchinit.model import Shard
+from torchinit.noise import Global, Keyed
 
 FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 DTYPES = [*FLOATS, torch.complex64, torch.float8_e4m3fn, torch.float8_e5m2]
@@ -159,13 +162,13 @@ def test_tensors_that_do_not_lie_row_by_row() -> None:
 
 @pytest.mark.parametrize("shape", [(0,), (3, 0), (0, 4)])
 @pytest.mark.parametrize("noise", [Keyed(0), Global()])
-def test_nothing_to_write(shape: tuple[int, ...], noise: torchinit.Noise) -> None:
+def test_nothing_to_write(shape: tuple[int, ...], noise: torchinit.noise.Noise) -> None:
     for fill in (Constant(1.0), Normal(), Uniform(), TruncNormal()):
         fill.write(Shard.whole("w", torch.empty(shape)), noise)
 
 
 @pytest.mark.parametrize("noise", [Keyed(0), Global()])
-def test_a_truncation_without_spread_is_its_mean(noise: torchinit.Noise) -> None:
+def test_a_truncation_without_spread_is_its_mean(noise: torchinit.noise.Noise) -> None:
     tensor = torch.empty(5)
     fill = TruncNormal(0.5, 0.0, 0.0, 1.0)
     fill.write(Shard.whole("w", tensor), noise)
@@ -336,7 +339,7 @@ def test_a_fill_is_a_value(fill: Fill) -> None:
 
 def test_a_fill_of_ones_own_may_say_nothing_of_its_moments() -> None:
     class Ramp(Fill):
-        def write(self, shard: Shard, noise: torchinit.Noise) -> None:
+        def write(self, shard: Shard, noise: torchinit.noise.Noise) -> None:
             shard.local.copy_(torch.arange(shard.local.numel()).view_as(shard.local))
 
     assert Ramp().moments((3,)) is None

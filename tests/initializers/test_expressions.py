@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchinit import Blocks, Dirac, Kaiming, LayerClass, Layout, Normal, Scaled, Site, Xavier
+from torchinit import Kaiming, Normal, Xavier
+from torchinit.initializers import Blocks, Dirac, Scaled
 from torchinit.initializers.expressions import FACTS, Computed, constant, evaluate, parse
+from torchinit.model import LayerClass, Layout, Site
 
 NAMES = {"pi": math.pi, "e": math.e, "sqrt": math.sqrt, "log": math.log, "exp": math.exp}
 SITE = Site(

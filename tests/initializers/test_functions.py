@@ -14,39 +14,30 @@ from torch import Tensor, nn
 
 from tests.ranks import each_rank, local_of
 from torchinit import (
-    Blocks,
     ConfigError,
     Constant,
-    DepthScaled,
-    Dirac,
-    Identity,
     Kaiming,
-    Keyed,
     Leaf,
     Name,
     Normal,
     Ones,
     Orthogonal,
-    Padded,
     Plan,
     Rule,
     RunError,
-    Scaled,
-    Sparse,
-    Stacked,
     TruncNormal,
     Uniform,
     Xavier,
     Zeros,
     initialize,
-    local_shards,
-    make_plan,
     plan,
-    recipe_to_data,
-    run,
     sites,
 )
+from torchinit.initializers import Blocks, DepthScaled, Dirac, Identity, Padded, Scaled, Sparse, Stacked
 from torchinit.initializers.functions import Code, as_initializer
+from torchinit.noise import Keyed
+from torchinit.plans import local_shards, make_plan, run
+from torchinit.recipes import recipe_to_data
 
 init: Any = nn.init
 FUNCTIONS: dict[str, tuple[Callable[[Tensor], object], Any]] = {

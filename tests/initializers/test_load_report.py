@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.strategies import names
-from torchinit import ConfigError, LoadReport, Plan
+from torchinit import ConfigError, Plan
+from torchinit.initializers import LoadReport
 from torchinit.initializers.load_report import Cast, Guess, Mismatch
 
 FULL = LoadReport("a.pth", loaded=("body.0.weight", "body.0.bias"), elements=(6, 6))

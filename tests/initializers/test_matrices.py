@@ -17,19 +17,10 @@ import torchinit
 from tests.initializers.test_elementwise import assert_same_bits, drawn
 from tests.stats import assert_distribution, assert_std
 from tests.strategies import kernel_fills, matrix_fills, part, slices
-from torchinit import (
-    Blockwise,
-    DeltaOrthogonal,
-    Dirac,
-    Fill,
-    Global,
-    Identity,
-    Keyed,
-    Normal,
-    Orthogonal,
-    Shard,
-    Sparse,
-)
+from torchinit import Normal, Orthogonal
+from torchinit.initializers import Blockwise, DeltaOrthogonal, Dirac, Fill, Identity, Sparse
+from torchinit.model import Shard
+from torchinit.noise import Global, Keyed
 
 WRONG: Any = torchinit  # without types, to say what is wrong
 
@@ -37,7 +28,7 @@ WRONG: Any = torchinit  # without types, to say what is wrong
 @pytest.mark.parametrize("shape", [(5, 5), (4, 7), (7, 4), (3, 4, 2), (8, 2, 3, 1), (1, 6), (6, 1)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64])
 @pytest.mark.parametrize("noise", [Keyed(3), Global(torch.Generator().manual_seed(3))])
-def test_orthogonal_rows_or_columns(shape: tuple[int, ...], dtype: torch.dtype, noise: torchinit.Noise) -> None:
+def test_orthogonal_rows_or_columns(shape: tuple[int, ...], dtype: torch.dtype, noise: torchinit.noise.Noise) -> None:
     tensor = torch.empty(shape, dtype=dtype)
     Orthogonal(gain=2.0).write(Shard.whole("w", tensor), noise)
     matrix = tensor.reshape(shape[0], -1)

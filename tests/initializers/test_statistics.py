@@ -13,9 +13,11 @@ from torch import Tensor
 
 from tests.initializers.test_elementwise import drawn
 from tests.strategies import elementwise_fills, matrix_fills, shapes
-from torchinit import Constant, Fill, Keyed, Moments, Normal, Orthogonal, Shard, Sparse, TruncNormal, Uniform
-from torchinit.initializers import statistics
+from torchinit import Constant, Normal, Orthogonal, TruncNormal, Uniform
+from torchinit.initializers import Fill, Moments, Sparse, statistics
 from torchinit.initializers.statistics import deviations, measure
+from torchinit.model import Shard
+from torchinit.noise import Keyed
 from torchinit.noise.engines.dispatch import chosen_kernel
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.float8_e5m2, torch.complex64]

@@ -15,27 +15,10 @@ from torch import Tensor, nn
 import torchinit
 from tests.initializers.test_elementwise import FLOATS, assert_same_bits
 from tests.strategies import formulas
-from torchinit import (
-    Caffe2Xavier,
-    Constant,
-    FanError,
-    Fill,
-    Initializer,
-    Kaiming,
-    Layout,
-    LeCun,
-    Normal,
-    Ones,
-    Prior,
-    Site,
-    TruncNormal,
-    Uniform,
-    VarianceScaling,
-    Xavier,
-    Zeros,
-    sites,
-)
+from torchinit import Constant, FanError, Kaiming, LeCun, Normal, Ones, TruncNormal, Uniform, Xavier, Zeros, sites
+from torchinit.initializers import Caffe2Xavier, Fill, Initializer, Prior, VarianceScaling
 from torchinit.initializers.variance_scaling import asks_what_follows
+from torchinit.model import Layout, Site
 
 WRONG: Any = torchinit  # without types, to say what is wrong
 SHAPES = [(5, 7), (64, 3, 7, 7), (12, 8, 3), (4, 4), (3, 1, 2, 2, 2)]
@@ -91,7 +74,7 @@ def test_torchs_own_start_of_a_layer(layer: nn.Linear | nn.Conv2d) -> None:
     fill = init.resolve(site)
     torch.manual_seed(4)
     with torch.no_grad():
-        fill.write(torchinit.Shard.whole("weight", layer.weight), torchinit.Global())
+        fill.write(torchinit.model.Shard.whole("weight", layer.weight), torchinit.noise.Global())
     assert torch.equal(layer.weight, theirs)
     assert isinstance(fill, Uniform)
     assert fill.b == pytest.approx(1 / math.sqrt(layer.weight[0].numel()))
@@ -257,11 +240,16 @@ def test_mmengine_does_not_know_what_follows() -> None:
         (Kaiming(nonlinearity="auto"), True),
         (Kaiming(), False),
         (Normal(), False),
-        (torchinit.Blocks((Zeros(), torchinit.Scaled(Kaiming(nonlinearity="auto"), 0.5)), 2), True),
-        (torchinit.Stacked(torchinit.DepthScaled(Kaiming(nonlinearity="auto"))), True),
-        (torchinit.Blocks(Kaiming(), 2), False),
-        (torchinit.Computed(Kaiming, a="1 / depth", nonlinearity="auto"), True),
-        (torchinit.Computed(Kaiming, a="1 / depth"), False),
+        (
+            torchinit.initializers.Blocks(
+                (Zeros(), torchinit.initializers.Scaled(Kaiming(nonlinearity="auto"), 0.5)), 2
+            ),
+            True,
+        ),
+        (torchinit.initializers.Stacked(torchinit.initializers.DepthScaled(Kaiming(nonlinearity="auto"))), True),
+        (torchinit.initializers.Blocks(Kaiming(), 2), False),
+        (torchinit.initializers.Computed(Kaiming, a="1 / depth", nonlinearity="auto"), True),
+        (torchinit.initializers.Computed(Kaiming, a="1 / depth"), False),
     ],
     ids=str,
 )

@@ -11,7 +11,7 @@ from scipy import integrate, stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from torchinit import gain
+from torchinit.knowledge import gain
 from torchinit.knowledge.gains import gain_before, nonlinearities
 
 TORCHS = ["linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "sigmoid"]

@@ -16,8 +16,9 @@ from torch.nn.utils import parametrize
 
 from tests.knowledge.norms import NORMS, Flagged, Gemma, facts, rms
 from tests.knowledge.not_norms import DECLINED
-from torchinit import Name, Neutral, Rule, make_plan, sites
+from torchinit import Name, Neutral, Rule, sites
 from torchinit.knowledge import neutral
+from torchinit.plans import make_plan
 
 
 @pytest.mark.parametrize(("make", "expected"), NORMS.values(), ids=NORMS)

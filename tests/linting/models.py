@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchinit import Finding, Findings, lint, trace
+from torchinit import lint, trace
+from torchinit.linting import Finding, Findings
 
 Loop = Callable[[nn.Module], Any]
 

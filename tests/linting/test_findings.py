@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from torchinit import Finding, Findings
+from torchinit.linting import Finding, Findings
 
 ERROR = Finding("TI103", "error", "0.weight", "3 of 64 values are NaN", "initialize it", "net.py:12")
 NOTE = Finding("TI102", "note", "", "all 2 tensors are on the meta device")

@@ -9,8 +9,8 @@ import pytest
 from torch import nn
 
 from tests.linting.sarif_schema import assert_sarif
-from torchinit import Finding, Findings, lint
-from torchinit.linting import CHECKS
+from torchinit import lint
+from torchinit.linting import CHECKS, Finding, Findings
 
 
 def results(findings: Findings, artifact: str = "") -> list[Any]:

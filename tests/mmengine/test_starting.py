@@ -24,7 +24,6 @@ from torchinit import (
     PlanError,
     Rule,
     RunError,
-    Sequential,
     fingerprint,
     initialize,
     materialize,
@@ -33,6 +32,7 @@ from torchinit import (
     trace,
 )
 from torchinit.distributed.standins import light_parameters
+from torchinit.mmengine import Sequential
 
 ENTRY = {"type": "Normal", "std": 0.5, "layer": "Linear"}
 

@@ -24,13 +24,13 @@ from torchinit import (
     assert_initialized,
     initialize,
     lint,
-    make_plan,
     materialize,
     plan,
     sites,
 )
 from torchinit.integrations.fsdp import param_init_fn
 from torchinit.model.constructors import intent
+from torchinit.plans import make_plan
 
 NORMAL = Rule(Name("**"), Normal(std=0.02))
 NOTHING = Rule(Name("nothing"), Normal(), optional=True)

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from torchinit import Layout, Slot, register_layout, sites
+from torchinit import sites
+from torchinit.model import Layout, Slot, register_layout
 from torchinit.model.layouts import describe
 from torchinit.model.sites import Site
 

@@ -11,21 +11,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, weight_norm
 
 from tests.stats import assert_std
-from torchinit import (
-    Constant,
-    Global,
-    Keyed,
-    Leaf,
-    Normal,
-    Orthogonal,
-    PlanError,
-    Rule,
-    local_shards,
-    make_plan,
-    run,
-    sites,
-)
+from torchinit import Constant, Leaf, Normal, Orthogonal, PlanError, Rule, sites
 from torchinit.model.parametrizations import parametrized
+from torchinit.noise import Global, Keyed
+from torchinit.plans import local_shards, make_plan, run
 
 
 @pytest.fixture(params=["new", "old"])

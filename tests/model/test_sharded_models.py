@@ -13,29 +13,26 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from tests.ranks import each_rank, fake_rank
 from torchinit import (
-    Blocks,
     Constant,
-    Fill,
-    Identity,
     Kaiming,
     Layer,
     Leaf,
     Name,
-    Noise,
     Normal,
     Orthogonal,
     PlanError,
     Rule,
     RunError,
-    Sparse,
     Uniform,
     initialize,
-    local_shards,
     sites,
 )
+from torchinit.initializers import Blocks, Fill, Identity, Sparse
 from torchinit.model.dtensor import shards_of
 from torchinit.model.shards import Shard as Part
 from torchinit.model.storage import entangled, identity, overlaps
+from torchinit.noise import Noise
+from torchinit.plans import local_shards
 
 STRIDED = _StridedShard(0, split_factor=3)
 WAYS: list[list[Placement]] = [[Shard(0)], [Shard(1)], [Replicate()], [STRIDED]]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.strategies import shapes, slices
-from torchinit import Box, Shard
+from torchinit.model import Box, Shard
 
 
 def test_a_tensor_that_is_wholly_here() -> None:

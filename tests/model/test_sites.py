@@ -10,7 +10,8 @@ from hypothesis import given
 from torch import Tensor, nn
 
 from tests.strategies import models
-from torchinit import FanError, LayerClass, Site, sites
+from torchinit import FanError, sites
+from torchinit.model import LayerClass, Site
 from torchinit.model.sites import find, layer_class
 
 

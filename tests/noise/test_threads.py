@@ -23,22 +23,9 @@ from torch.nn.utils.parametrize import register_parametrization
 
 from tests.initializers.test_elementwise import assert_same_bits, drawn
 from tests.processes import on_ranks, results
-from torchinit import (
-    Blockwise,
-    DeltaOrthogonal,
-    Fill,
-    Name,
-    Normal,
-    Orthogonal,
-    Pretrained,
-    Rule,
-    Sparse,
-    adapters,
-    fingerprint,
-    initialize,
-    materialize,
-    seeded,
-)
+from torchinit import Name, Normal, Orthogonal, Pretrained, Rule, fingerprint, initialize, materialize, seeded
+from torchinit.checkpoints import adapters
+from torchinit.initializers import Blockwise, DeltaOrthogonal, Fill, Sparse
 from torchinit.noise.threads import on_one_thread, one_thread
 
 ALL = Name("**")

@@ -19,10 +19,11 @@ from transformers import BertConfig, BertForMaskedLM, BertModel
 
 from tests.peers.stubs.peer_stubs import standing_in
 from tests.servers import served, whole
-from torchinit import CheckpointError, LoadReport, Name, Pretrained, Rule, initialize, plan
+from torchinit import CheckpointError, Name, Pretrained, Rule, initialize, plan
 from torchinit.checkpoints import fetch
 from torchinit.checkpoints.adapters import Fuse
 from torchinit.checkpoints.hub.cache import Cache, default_folder
+from torchinit.initializers import LoadReport
 
 with standing_in("librosa", "requests", "resampy", "torchaudio", "webrtcvad"), warnings.catch_warnings():
     warnings.simplefilter("ignore")  # resemblyzer asks SciPy for a name of its past

@@ -14,8 +14,8 @@ import transformers
 from torch import nn
 
 from tests.peers.foreign import MODELS
-from torchinit import Findings, lint
-from torchinit.linting import ConstructionRecorder
+from torchinit import lint
+from torchinit.linting import ConstructionRecorder, Findings
 from torchinit.model.sandbox import poisoned_memory
 
 PAGE = Path(__file__).parents[2] / "docs/guides/lint.md"

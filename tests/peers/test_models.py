@@ -9,21 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from tests.peers.foreign import MODELS
-from torchinit import (
-    Kinds,
-    Name,
-    Normal,
-    Plan,
-    Recipe,
-    Rule,
-    Zeros,
-    initialize,
-    load_recipe,
-    make_plan,
-    plan,
-    sites,
-)
+from torchinit import Kinds, Name, Normal, Plan, Rule, Zeros, initialize, load_recipe, plan, sites
 from torchinit.model.names import normalize
+from torchinit.plans import make_plan
+from torchinit.rules import Recipe
 
 RECIPES: Mapping[str, Recipe] = {
     "general": load_recipe("general"),

@@ -12,19 +12,8 @@ from torch.nn import init
 from transformers.pytorch_utils import Conv1D
 
 from tests.peers.foreign import MODELS
-from torchinit import (
-    Initializer,
-    Kaiming,
-    Layer,
-    Leaf,
-    Normal,
-    Orthogonal,
-    Rule,
-    TruncNormal,
-    Uniform,
-    Xavier,
-    initialize,
-)
+from torchinit import Kaiming, Layer, Leaf, Normal, Orthogonal, Rule, TruncNormal, Uniform, Xavier, initialize
+from torchinit.initializers import Initializer
 from torchinit.model.sites import sites
 
 

@@ -13,8 +13,9 @@ from transformers.integrations.finegrained_fp8 import FP8Linear
 
 from tests.peers.foreign import MODELS
 from tests.peers.test_checkpoints import shipped
-from torchinit import CheckpointError, Name, Pretrained, Rule, initialize, load_state_dict, plan
+from torchinit import CheckpointError, Name, Pretrained, Rule, initialize, plan
 from torchinit.checkpoints.quantized import quantized
+from torchinit.mmengine import load_state_dict
 
 SCALED = ("swinv2_cr_tiny_ns_224", "swinv2_tiny_window8_256", "cait_xxs24_224", "convnext_atto", "levit_128s")
 """Models of timm whose parameters are called scales."""

@@ -17,7 +17,9 @@ from timm.models._manipulate import named_apply
 from torch import nn
 
 from tests.peers.foreign import MODELS
-from torchinit import LockError, Opaque, Write, capture, lock, plan, seeded, trace
+from torchinit import LockError, capture, lock, plan, seeded, trace
+from torchinit.initializers import Opaque
+from torchinit.tracing import Write
 
 Code = Callable[[Any], object]
 

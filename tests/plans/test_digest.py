@@ -14,7 +14,7 @@ from torch import Tensor
 
 import torchinit.plans.digest as module
 from tests.strategies import shapes, slices
-from torchinit import Shard
+from torchinit.model import Shard
 from torchinit.plans.digest import Sums, digest
 
 ALL = (1 << 64) - 1

@@ -13,7 +13,9 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from tests.strategies import LAYERS
-from torchinit import Change, Fingerprint, RunError, Shard, fingerprint, sites
+from torchinit import RunError, fingerprint, sites
+from torchinit.model import Shard
+from torchinit.plans import Change, Fingerprint
 from torchinit.plans.digest import digest
 
 

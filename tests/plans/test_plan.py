@@ -10,23 +10,10 @@ from torch import nn
 import torchinit
 from tests.model.test_sites import Decoder
 from tests.strategies import rules
-from torchinit import (
-    Blocks,
-    Change,
-    Constant,
-    Kaiming,
-    Layer,
-    Leaf,
-    Name,
-    Normal,
-    Orthogonal,
-    Plan,
-    PlanError,
-    Rule,
-    Site,
-    make_plan,
-    sites,
-)
+from torchinit import Constant, Kaiming, Layer, Leaf, Name, Normal, Orthogonal, Plan, PlanError, Rule, sites
+from torchinit.initializers import Blocks
+from torchinit.model import Site
+from torchinit.plans import Change, make_plan
 
 MODEL = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
 

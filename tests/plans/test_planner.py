@@ -17,30 +17,28 @@ from torch import nn
 from tests.model.test_sites import Decoder, Table, Wrapper, quantized
 from tests.strategies import models, selectors
 from torchinit import (
-    All,
-    Blocks,
     Constant,
-    Fill,
     Kaiming,
     Kinds,
     Layer,
     Leaf,
     Name,
     Normal,
-    Padded,
     Plan,
     PlanError,
     Pretrained,
     Regex,
     Rule,
-    Site,
     Uniform,
     Within,
     Xavier,
-    make_plan,
     sites,
 )
+from torchinit.initializers import Blocks, Fill, Padded
 from torchinit.initializers.source import Resolution, is_verbatim, resolve_all
+from torchinit.model import Site
+from torchinit.plans import make_plan
+from torchinit.rules import All
 
 ONE, TWO, THREE = Constant(1.0), Constant(2.0), Constant(3.0)
 

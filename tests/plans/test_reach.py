@@ -26,14 +26,13 @@ from torchinit import (
     initialize,
     lint,
     load_recipe,
-    make_plan,
     materialize,
     plan,
-    recipe_to_data,
-    schemes,
     sites,
 )
+from torchinit.plans import make_plan
 from torchinit.plans.reach import Reach
+from torchinit.recipes import recipe_to_data, schemes
 
 
 def cnn() -> nn.Sequential:

@@ -14,23 +14,20 @@ from tests.model.test_sites import Decoder, Table
 from torchinit import (
     Constant,
     Kaiming,
-    Keyed,
     Leaf,
-    Moments,
     Name,
     Normal,
-    Record,
     Report,
     ReportError,
     Rule,
     TruncNormal,
     fingerprint,
     initialize,
-    local_shards,
-    make_plan,
-    run,
     sites,
 )
+from torchinit.initializers import Moments
+from torchinit.noise import Keyed
+from torchinit.plans import Record, local_shards, make_plan, run
 
 RULES = (
     Rule(Leaf("weight"), Normal(std=0.02), label="weights"),

@@ -17,17 +17,12 @@ from torch import Tensor, nn
 from tests.model.test_sites import Decoder, Table, Wrapper
 from tests.strategies import LAYERS, build, layer_names
 from torchinit import (
-    Blockwise,
     Constant,
-    Global,
-    Identity,
     Kaiming,
-    Keyed,
     Kinds,
     Layer,
     Leaf,
     Name,
-    Noise,
     Normal,
     Orthogonal,
     Plan,
@@ -36,16 +31,14 @@ from torchinit import (
     Rule,
     RunError,
     Shape,
-    Shard,
-    Step,
     TruncNormal,
     Xavier,
-    local_shards,
-    make_plan,
-    run,
     sites,
 )
-from torchinit.noise import Distribution, Job
+from torchinit.initializers import Blockwise, Identity
+from torchinit.model import Shard
+from torchinit.noise import Distribution, Global, Job, Keyed, Noise
+from torchinit.plans import Step, local_shards, make_plan, run
 from torchinit.plans.run import write
 
 Parts: TypeAlias = Shard | tuple[Shard, ...]

@@ -13,7 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from torchinit import Box, ConfigError, Fingerprint, Moments, Plan, Record, Report, Trace, Write, initialize, trace
+from torchinit import ConfigError, Plan, Report, initialize, trace
+from torchinit.initializers import Moments
+from torchinit.model import Box
+from torchinit.plans import Fingerprint, Record
+from torchinit.tracing import Trace, Write
 
 READERS: Final[list[Callable[[str], object]]] = [
     Plan.from_json,

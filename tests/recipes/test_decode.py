@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import strategies
-from torchinit import ConfigError, Leaf, Normal, Rule, decode_recipe
-from torchinit.recipes import recipe_to_data
+from torchinit import ConfigError, Leaf, Normal, Rule
+from torchinit.recipes import decode_recipe, recipe_to_data
 
 
 @given(st.lists(strategies.rules(), max_size=4))

@@ -8,8 +8,6 @@ import pytest
 from torch import nn
 
 from torchinit import (
-    All,
-    Blocks,
     ConfigError,
     Constant,
     Kaiming,
@@ -19,25 +17,23 @@ from torchinit import (
     LeCun,
     Name,
     Normal,
-    Not,
     Plan,
-    Prior,
     Regex,
     Rule,
-    Selector,
     Shape,
-    Stacked,
     Uniform,
     Within,
     Xavier,
     Zeros,
-    decode_recipe,
-    make_plan,
     sites,
 )
+from torchinit.initializers import Blocks, Prior, Stacked
 from torchinit.initializers.elementwise import Initializer
 from torchinit.initializers.expressions import Computed
+from torchinit.plans import make_plan
+from torchinit.recipes import decode_recipe
 from torchinit.recipes.entries import ENTRY_WORDS, OTHER_WORDS
+from torchinit.rules import All, Not, Selector
 from torchinit.rules.catalog import RESERVED
 
 WEIGHT, BIAS = Kinds("weight"), Kinds("bias")

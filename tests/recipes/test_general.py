@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from torchinit import Kaiming, LeCun, Normal, Recipe, gain, initialize, load_recipe, plan
+from torchinit import Kaiming, LeCun, Normal, initialize, load_recipe, plan
+from torchinit.knowledge import gain
+from torchinit.rules import Recipe
 
 SEEDS = range(5)
 FACTOR = 10.0

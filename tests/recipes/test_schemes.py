@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from torchinit import Constant, Kaiming, LeCun, Normal, Padded, TruncNormal, initialize, load_recipe, plan
+from torchinit import Constant, Kaiming, LeCun, Normal, TruncNormal, initialize, load_recipe, plan
+from torchinit.initializers import Padded
 from torchinit.recipes import schemes
 from torchinit.recipes.files import read_data
 

@@ -15,24 +15,11 @@ from torch import nn
 
 import torchinit
 from tests.strategies import PARTS, names, selectors, sites
-from torchinit import (
-    All,
-    AnyOf,
-    Block,
-    Is,
-    Kinds,
-    Layer,
-    Leaf,
-    Name,
-    Not,
-    Regex,
-    Selector,
-    Shape,
-    Site,
-    Within,
-)
+from torchinit import Kinds, Layer, Leaf, Name, Regex, Shape, Within
+from torchinit.model import Site
 from torchinit.model.globs import glob_matches
 from torchinit.model.sites import layer_class
+from torchinit.rules import All, AnyOf, Block, Is, Not, Selector
 
 WRONG: Any = torchinit  # without types, to say what is wrong
 

@@ -9,7 +9,8 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from torchinit import Layer, Name, Normal, Sparse
+from torchinit import Layer, Name, Normal
+from torchinit.initializers import Sparse
 from torchinit.serialization.hints import (
     arguments,
     construct,

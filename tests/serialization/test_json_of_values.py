@@ -14,23 +14,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests import strategies
-from torchinit import (
-    INITIALIZERS,
-    ConfigError,
-    Fill,
-    Kinds,
-    Layer,
-    Leaf,
-    Name,
-    Normal,
-    Plan,
-    Rule,
-    Site,
-    decode_recipe,
-    make_plan,
-    sites,
-)
+from torchinit import ConfigError, Kinds, Layer, Leaf, Name, Normal, Plan, Rule, sites
+from torchinit.initializers import Fill
 from torchinit.initializers.expressions import Computed
+from torchinit.model import Site
+from torchinit.plans import make_plan
+from torchinit.recipes import INITIALIZERS, decode_recipe
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from torchinit import INITIALIZERS, ConfigError, Fill, Normal, Site
+from torchinit import ConfigError, Normal
+from torchinit.initializers import Fill
+from torchinit.model import Site
+from torchinit.recipes import INITIALIZERS
 from torchinit.serialization.registry import Registry
 
 PLUGIN = """

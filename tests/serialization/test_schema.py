@@ -14,7 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import strategies
-from torchinit import ConfigError, Constant, Fill, Initializer, Kaiming, Rule, Selector, Shape, Site
+from torchinit import ConfigError, Constant, Kaiming, Rule, Shape
+from torchinit.initializers import Fill, Initializer
+from torchinit.model import Site
+from torchinit.rules import Selector
 from torchinit.rules.catalog import SCHEMA
 from torchinit.serialization.json import FrozenMap
 from torchinit.serialization.registry import Registry

@@ -8,9 +8,10 @@ from typing import Literal
 
 import pytest
 
-from torchinit import Normal, Padded
+from torchinit import Normal
 from torchinit._spelling import spell
 from torchinit._text import columns, some
+from torchinit.initializers import Padded
 from torchinit.serialization.validation import choice, is_whole, number
 
 

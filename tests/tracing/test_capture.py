@@ -12,31 +12,24 @@ from torch import nn
 
 import torchinit
 from torchinit import (
-    Blockwise,
     Constant,
-    Dirac,
-    Fill,
-    Identity,
-    Keyed,
     Name,
     Normal,
-    Opaque,
     Orthogonal,
-    Padded,
     Plan,
     Rule,
     RunError,
-    Sparse,
     TruncNormal,
     Uniform,
     capture,
     initialize,
-    local_shards,
-    recipe_to_data,
-    run,
     seeded,
 )
+from torchinit.initializers import Blockwise, Dirac, Fill, Identity, Opaque, Padded, Sparse
 from torchinit.model.shards import Shard
+from torchinit.noise import Keyed
+from torchinit.plans import local_shards, run
+from torchinit.recipes import recipe_to_data
 
 Way = Callable[[Any], object]
 

@@ -15,7 +15,8 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 
 from tests.ranks import each_rank
 from tests.stats import assert_distribution, assert_mean
-from torchinit import Fill, Name, Normal, Orthogonal, Rule, RunError, TruncNormal, Uniform, initialize, seeded
+from torchinit import Name, Normal, Orthogonal, Rule, RunError, TruncNormal, Uniform, initialize, seeded
+from torchinit.initializers import Fill
 from torchinit.model.dtensor import shards_of
 
 Write = Callable[[Any], object]

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from torchinit import Box, Constant, Leaf, Name, Normal, Orthogonal, Rule, Trace, Write, initialize, trace
+from torchinit import Constant, Leaf, Name, Normal, Orthogonal, Rule, initialize, trace
+from torchinit.model import Box
+from torchinit.tracing import Trace, Write
 from torchinit.tracing.regions import region_of
 
 HERE = __file__.rpartition("/")[2]

@@ -51,7 +51,8 @@ class Pretrained(SourceInitializer):
     Raises TypeError or ValueError for arguments that cannot be; what is wrong with the file shows when a plan is
     made.
 
-    >>> from torchinit import Name, Rule, make_plan
+    >>> from torchinit import Name, Rule
+    >>> from torchinit.plans import make_plan
     >>> rule = Rule(Name("**"), Pretrained({"net.weight": torch.ones(2)}, prefix="net"))
     >>> print(make_plan([Site("weight", (2,))], [rule])["weight"].fill)
     net.weight of dict in memory

@@ -7,10 +7,11 @@ import importlib.metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torchinit import ConfigError, Recipe, load_recipe
+from torchinit import ConfigError, load_recipe
 from torchinit.cli import models
 from torchinit.cli.errors import UsageError
 from torchinit.recipes import schemes
+from torchinit.rules import Recipe
 
 if TYPE_CHECKING:
     from torch import nn

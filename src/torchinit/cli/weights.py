@@ -17,11 +17,12 @@ from typing import BinaryIO
 import torch
 from torch import Tensor, nn
 
-from torchinit import Change, Fingerprint, fingerprint
+from torchinit import fingerprint
 from torchinit.checkpoints.formats.safetensors import DTYPES, TIED, SafetensorsCheckpoint
 from torchinit.cli.errors import UsageError
 from torchinit.errors import count
 from torchinit.model.names import normalize
+from torchinit.plans import Change, Fingerprint
 
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 """The format's names of dtypes."""

@@ -46,7 +46,9 @@ def fill_of(init: Initializer, site: Site) -> Fill | None:
         return fill
     missing = [name for name in vars(Fill) if not (name.startswith("_") or hasattr(fill, name))]
     lacks = f": it has no {', no '.join(missing)}" if missing else ""
-    raise ValueError(f"{type(init).__name__} gives a {type(fill).__name__}, which is not a torchinit.Fill{lacks}")
+    raise ValueError(
+        f"{type(init).__name__} gives a {type(fill).__name__}, which is not a torchinit.initializers.Fill{lacks}"
+    )
 
 
 class Fill(Spelled, ABC):

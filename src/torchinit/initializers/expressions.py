@@ -150,7 +150,7 @@ def constant(text: str) -> float | str:
 class Computed(Unfinished):
     """An initializer some of whose numbers are expressions, worked out for each site.
 
-    ``fans`` says how ``fan_in`` and ``fan_out`` count connections: :meth:`torchinit.Site.fans`.
+    ``fans`` says how ``fan_in`` and ``fan_out`` count connections: :meth:`torchinit.model.Site.fans`.
     Raises ValueError (in a plan: PlanError) for a site that lacks a fact.
 
     >>> from torchinit.initializers.elementwise import Normal

@@ -60,7 +60,7 @@ class VarianceScaling(_FanFormula):
     .. math:: \mathrm{Var}(w) = \mathrm{scale} / n, \quad n = \text{fan-in, fan-out or one of their means}
 
     The truncated normal is cut at two standard deviations and corrected, as in ``jax.nn.initializers``.
-    ``fans`` chooses how connections are counted: :meth:`torchinit.Site.fans`. Raises FanError (in a plan:
+    ``fans`` chooses how connections are counted: :meth:`torchinit.model.Site.fans`. Raises FanError (in a plan:
     PlanError) for a tensor with fewer than two dimensions.
 
     >>> VarianceScaling(2.0, "fan_in", "normal").resolve(Site("w", (10, 50)))

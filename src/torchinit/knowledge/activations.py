@@ -66,7 +66,7 @@ _FUNCTIONS: Final[dict[object, str]] = {
 def activation_of(value: object) -> str | None:
     """The nonlinearity of a module, or of a function of torch, with its slope; None if it is not known.
 
-    A name that :func:`torchinit.gain` takes. A subclass computes what its base does, unless it has a ``forward`` of
+    A name that :func:`torchinit.knowledge.gain` takes. A subclass computes what its base does, unless it has a ``forward`` of
     its own: then nobody can tell. The slope of ``nn.PReLU`` is the one that it is made with.
 
     >>> activation_of(nn.LeakyReLU(0.2)), activation_of(nn.GELU("tanh")), activation_of(F.silu)

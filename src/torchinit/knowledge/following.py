@@ -14,7 +14,7 @@ from torchinit.model.names import WRAPPERS, normalize
 from torchinit.model.sites import Site
 
 Follower: TypeAlias = str | None
-"""What follows a layer, as :attr:`torchinit.Site.activation` has it."""
+"""What follows a layer, as :attr:`torchinit.model.Site.activation` has it."""
 
 Children: TypeAlias = Mapping[str, nn.Module]
 

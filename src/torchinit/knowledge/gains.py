@@ -48,7 +48,7 @@ def gain(nonlinearity: str, a: float = 0.0) -> float:
 
 
 def gain_before(activation: str | None) -> float:
-    """The gain of a layer that this follows, as :attr:`torchinit.Site.activation` has it; 1 where that is not known.
+    """The gain of a layer that this follows, as :attr:`torchinit.model.Site.activation` has it; 1 where that is not known.
 
     >>> gain_before("leaky_relu(0.5)") == gain("leaky_relu", 0.5), gain_before("norm"), gain_before(None)
     (True, 1.0, 1.0)

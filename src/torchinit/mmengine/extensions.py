@@ -24,7 +24,7 @@ class Extension:
     """The words of an entry that MMEngine does not have. Each default leaves the entry as MMEngine reads it.
 
     ``label`` is the text in the log; ``optional`` allows the entry to match nothing; ``fans`` chooses how the
-    connections in a formula are counted (:meth:`torchinit.Site.fans`); ``blocks`` and ``batch_axes`` treat a fused or
+    connections in a formula are counted (:meth:`torchinit.model.Site.fans`); ``blocks`` and ``batch_axes`` treat a fused or
     stacked weight in parts. ``padding`` leaves the padding row of an embedding zero, ``subclasses`` lets ``layer``
     match every class below. ``within`` (modules) and ``exclude`` (globs) narrow the entry. ``param`` names what is
     written instead of ``weight`` and ``bias``. ``name`` (globs) and ``regex`` narrow an entry with a ``layer``;

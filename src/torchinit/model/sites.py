@@ -105,7 +105,7 @@ class Site:
     it is not a norm's, or nobody could tell. ``frozen`` tells that it does not learn (``requires_grad`` is false).
     ``missing`` says what is known of a parameter without elements that should have some.
 
-    ``activation`` is what follows the layer of a weight: a nonlinearity, as :func:`torchinit.gain` knows it, with its
+    ``activation`` is what follows the layer of a weight: a nonlinearity, as :func:`torchinit.knowledge.gain` knows it, with its
     slope (``"relu"``, ``"leaky_relu(0.2)"``), ``"linear"`` for none, ``"norm"`` for a normalization; None where the
     model's structure does not show it.
     """

@@ -50,7 +50,8 @@ def run(
     PlanError when the plan has problems, RunError when a shard is missing, on the meta device, or part of a tensor
     that the noise must draw whole.
 
-    >>> from torchinit import Constant, Leaf, Rule, make_plan, sites
+    >>> from torchinit import Constant, Leaf, Rule, sites
+    >>> from torchinit.plans import make_plan
     >>> from torchinit.noise import Keyed
     >>> model = nn.Linear(2, 3)
     >>> plan = make_plan(sites(model), [Rule(Leaf("bias"), Constant(1.0))])

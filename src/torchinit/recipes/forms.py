@@ -218,7 +218,7 @@ def _check(recipe: object) -> None:
     elif isinstance(recipe, Selector):
         text = f"{recipe!r} says where, and not what; write Rule({recipe!r}, Normal(std=0.02))"
     elif isinstance(recipe, Plan):
-        text = "this is a plan, not a recipe; torchinit.run(plan, torchinit.local_shards(model), noise) carries it out"
+        text = "this is a plan, not a recipe; torchinit.plans.run(plan, torchinit.plans.local_shards(model), noise) carries it out"
     elif isinstance(recipe, Set):
         text = f"{short(recipe)} has no order, and later rules win; write a list"
     elif isinstance(recipe, (int, float)) and not isinstance(recipe, bool):

@@ -48,7 +48,7 @@ def capture(model: nn.Module, code: Code) -> Plan:
     """The plan of what code does: it is run on a copy of the model that has no memory.
 
     ``code`` is called with the copy. What it writes that a fill describes is a step with that fill, Kaiming
-    and Xavier with their numbers resolved; anything else is a step with :class:`torchinit.Opaque`,
+    and Xavier with their numbers resolved; anything else is a step with :class:`torchinit.initializers.Opaque`,
     which cannot be run. Rules are by layer and last part of the name where all such sites agree, else by name.
 
     >>> from torchinit import Normal, capture

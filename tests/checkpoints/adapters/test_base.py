@@ -7,8 +7,11 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
-from torchinit import ADAPTERS, Adapter, ConfigError, adapters
+from torchinit import ConfigError
+from torchinit.checkpoints import adapters
 from torchinit.checkpoints.adapters import (
+    ADAPTERS,
+    Adapter,
     BatchNormAffine,
     Chain,
     Drop,

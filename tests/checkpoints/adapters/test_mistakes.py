@@ -8,19 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from torchinit import (
-    CheckpointError,
-    Name,
-    Normal,
-    Pretrained,
-    Rule,
-    RunError,
-    Shard,
-    initialize,
-    make_plan,
-    plan,
-    sites,
-)
+from torchinit import CheckpointError, Name, Normal, Pretrained, Rule, RunError, initialize, plan, sites
 from torchinit.checkpoints.adapters import (
     Adapter,
     Fuse,
@@ -35,6 +23,8 @@ from torchinit.checkpoints.adapters import (
     Transpose,
 )
 from torchinit.checkpoints.tensor_fill import Loaded
+from torchinit.model import Shard
+from torchinit.plans import make_plan
 
 
 class Attention(nn.Module):

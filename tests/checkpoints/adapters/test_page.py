@@ -7,7 +7,7 @@ import inspect
 import re
 from pathlib import Path
 
-from torchinit import ADAPTERS
+from torchinit.checkpoints.adapters import ADAPTERS
 
 PAGE = Path(__file__).parents[3] / "docs/guides/adapters.md"
 

@@ -9,7 +9,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from torchinit import Box
 from torchinit.checkpoints.adapters import (
     ADAPTERS,
     Adapter,
@@ -33,6 +32,7 @@ from torchinit.checkpoints.adapters import (
     Unstack,
     WeightNorm,
 )
+from torchinit.model import Box
 
 Size = tuple[int, ...]
 QKV = ("q", "k", "v")

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from torchinit import Keyed, Shard
 from torchinit.checkpoints.adapters import PoolHeads, ResizeVocabulary, RopeOrder
+from torchinit.model import Shard
+from torchinit.noise import Keyed
 
 HEADS, SIZE, WIDTH = 3, 8, 10
 

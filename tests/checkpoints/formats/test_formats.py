@@ -20,8 +20,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tests.checkpoints.files import state, write
-from torchinit import Box, CheckpointError, MissingExtraError, open_checkpoint
+from torchinit import CheckpointError, MissingExtraError, open_checkpoint
 from torchinit.checkpoints.formats import safetensors
+from torchinit.model import Box
 
 FORMATS = ["safetensors", "zip", "legacy", "sharded-safetensors", "sharded-zip"]
 NUMPY = {key: value for key, value in state().items() if value.dtype != torch.bfloat16}

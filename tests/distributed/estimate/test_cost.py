@@ -15,29 +15,15 @@ import torch
 from torch import nn
 
 from examples.large import llama_405b, moe_1t
-from torchinit import (
-    Blocks,
-    Constant,
-    Identity,
-    Layer,
-    Leaf,
-    Name,
-    Normal,
-    Orthogonal,
-    Plan,
-    Rule,
-    Site,
-    Sparse,
-    Uniform,
-    load_recipe,
-    make_plan,
-    sites,
-)
+from torchinit import Constant, Layer, Leaf, Name, Normal, Orthogonal, Plan, Rule, Uniform, load_recipe, sites
 from torchinit.distributed.estimate.cost import cost_of, wholes
 from torchinit.distributed.estimate.partition import Partition, parse_mesh, parse_placing
 from torchinit.distributed.estimate.rates import Rates, kind_of, measured
+from torchinit.initializers import Blocks, Identity, Sparse
 from torchinit.initializers.composed import Padded
 from torchinit.initializers.matrices import DeltaOrthogonal, Dirac, RegionFill
+from torchinit.model import Site
+from torchinit.plans import make_plan
 
 LARGE = Path(__file__).parents[3] / "examples/large.toml"
 

@@ -16,8 +16,9 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from tests.ranks import fake_rank
-from torchinit import RunError, Site, sites
+from torchinit import RunError, sites
 from torchinit.distributed.estimate.partition import Partition, Placing, parse_mesh, parse_placing, piece
+from torchinit.model import Site
 from torchinit.model.dtensor import local_part
 
 

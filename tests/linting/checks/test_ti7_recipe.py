@@ -10,7 +10,8 @@ from torch.nn.utils import parametrizations
 
 import torchinit
 from tests.linting.models import Net, only
-from torchinit import Constant, Kaiming, Layer, Leaf, Name, Normal, Prior, Rule, lint, plan
+from torchinit import Constant, Kaiming, Layer, Leaf, Name, Normal, Rule, lint, plan
+from torchinit.initializers import Prior
 
 
 def test_init_twice_undoes_the_special_case() -> None:

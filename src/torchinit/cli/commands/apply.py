@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from torchinit import Keyed, Plan, Step, fingerprint, local_shards
-from torchinit import run as carry_out
+from torchinit import Plan, fingerprint
 from torchinit.api import draft
 from torchinit.cli import options, weights
 from torchinit.cli.errors import UsageError
-from torchinit.noise import STREAM
+from torchinit.noise import STREAM, Keyed
+from torchinit.plans import Step, local_shards
+from torchinit.plans import run as carry_out
 from torchinit.plans.run import Progress
 
 if TYPE_CHECKING:

@@ -6,12 +6,14 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torchinit import ConfigError, Findings, Keyed, Plan, Report, lint, local_shards, make_plan, sites
-from torchinit import run as carry_out
+from torchinit import ConfigError, Plan, Report, lint, sites
 from torchinit.cli import options, weights
 from torchinit.cli.errors import UsageError
-from torchinit.linting import CHECKS, SEVERITIES, ConstructionRecorder, select_checks
+from torchinit.linting import CHECKS, SEVERITIES, ConstructionRecorder, Findings, select_checks
 from torchinit.model.sandbox import poisoned_memory
+from torchinit.noise import Keyed
+from torchinit.plans import local_shards, make_plan
+from torchinit.plans import run as carry_out
 
 if TYPE_CHECKING:
     from torch import nn

@@ -10,21 +10,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from torchinit import (
-    CheckpointError,
-    Loaded,
-    LoadReport,
-    Name,
-    Plan,
-    Pretrained,
-    Rule,
-    Shard,
-    make_plan,
-    open_checkpoint,
-    sites,
-)
+from torchinit import CheckpointError, Name, Plan, Pretrained, Rule, open_checkpoint, sites
+from torchinit.checkpoints import Loaded
 from torchinit.cli import options
 from torchinit.cli.errors import UsageError
+from torchinit.initializers import LoadReport
+from torchinit.model import Shard
+from torchinit.plans import make_plan
 
 if TYPE_CHECKING:
     from torchinit.cli.options import Commands

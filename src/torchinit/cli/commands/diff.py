@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from torchinit import Change, Fingerprint, Plan, Record, Report, make_plan, sites
+from torchinit import Plan, Report, sites
 from torchinit.cli import options, weights
 from torchinit.cli.errors import UsageError
+from torchinit.plans import Change, Fingerprint, Record, make_plan
 
 if TYPE_CHECKING:
     from torchinit.cli.options import Commands

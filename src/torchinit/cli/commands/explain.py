@@ -10,8 +10,9 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
-from torchinit import ADAPTERS, load_recipe
+from torchinit import load_recipe
 from torchinit._text import columns
+from torchinit.checkpoints.adapters import ADAPTERS
 from torchinit.cli import options
 from torchinit.cli.errors import UsageError
 from torchinit.errors import did_you_mean

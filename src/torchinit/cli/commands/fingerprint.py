@@ -6,11 +6,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torchinit import Fingerprint
 from torchinit import fingerprint as take
 from torchinit._text import columns
 from torchinit.cli import options, weights
 from torchinit.errors import count
+from torchinit.plans import Fingerprint
 
 if TYPE_CHECKING:
     from torchinit.cli.options import Commands

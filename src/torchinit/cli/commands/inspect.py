@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from torchinit import Checkpoint, CheckpointError, open_checkpoint
+from torchinit import CheckpointError, open_checkpoint
 from torchinit._text import columns, one_line, shape_text
-from torchinit.checkpoints import fetch
+from torchinit.checkpoints import Checkpoint, fetch
 from torchinit.checkpoints.hub.cache import hash_of
 from torchinit.cli import options
 from torchinit.errors import count, plain

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from torchinit import ADAPTERS, gain
 from torchinit._text import columns
+from torchinit.checkpoints.adapters import ADAPTERS
 from torchinit.cli import options
 from torchinit.cli.commands import explain
+from torchinit.knowledge import gain
 from torchinit.knowledge.gains import nonlinearities
 from torchinit.linting import CHECKS
 from torchinit.model.layouts import known_layers

@@ -104,7 +104,8 @@ class Cost:
 def cost_of(plan: Plan, partition: Partition, rates: Rates) -> Cost:
     """The cost of a plan; raises RunError where the partition does not go with the plan's sites.
 
-    >>> from torchinit import Constant, Leaf, Rule, make_plan
+    >>> from torchinit import Constant, Leaf, Rule
+    >>> from torchinit.plans import make_plan
     >>> plan = make_plan([Site("q_proj.weight", (64, 32))], [Rule(Leaf("weight"), Constant(0.0))])
     >>> cost = cost_of(plan, Partition((4, 2), ("fsdp", "tp")), Rates({"Constant float32": 0.5}, "given"))
     >>> cost.bytes, cost.most, cost.written
@@ -156,7 +157,8 @@ class _Held(NamedTuple):
 def wholes(fill: Fill, shape: tuple[int, ...]) -> list[tuple[Box, Fill]]:
     """The regions of a tensor that a fill computes whole wherever a part of them is.
 
-    >>> from torchinit import Blockwise, Orthogonal
+    >>> from torchinit import Orthogonal
+    >>> from torchinit.initializers import Blockwise
     >>> [box.shape for box, _ in wholes(Blockwise((Orthogonal(), Orthogonal()), sizes=(2, 4)), (6, 3))]
     [(2, 3), (4, 3)]
     """

@@ -53,7 +53,8 @@ class Rates:
 def kind_of(fill: Fill, site: Site) -> str:
     """What fills of one rate have in common: the class of the first that they are made of, and the dtype.
 
-    >>> from torchinit import Normal, Padded
+    >>> from torchinit import Normal
+    >>> from torchinit.initializers import Padded
     >>> kind_of(Padded(Normal(std=0.02), row=0), Site("table", (4, 2), torch.bfloat16))
     'Normal bfloat16'
     """
@@ -66,7 +67,8 @@ def measured(plan: Plan) -> Rates:
 
     It takes some milliseconds a kind.
 
-    >>> from torchinit import Constant, Leaf, Rule, make_plan
+    >>> from torchinit import Constant, Leaf, Rule
+    >>> from torchinit.plans import make_plan
     >>> from torchinit.model.sites import Site
     >>> rates = measured(make_plan([Site("weight", (64, 32))], [Rule(Leaf("weight"), Constant(0.0))]))
     >>> list(rates.nanoseconds)
