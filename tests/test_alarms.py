@@ -177,7 +177,7 @@ def ti999(target: LintTarget) -> Iterator[Hit]:
     ("module", "cls", "found", "registry"),
     [
         ("torchinit.initializers.variance_scaling", Siren, initializers, INITIALIZERS),
-        ("torchinit.initializers.composites", Loud, lambda: subclasses(Fill), INITIALIZERS),
+        ("torchinit.initializers.composed", Loud, lambda: subclasses(Fill), INITIALIZERS),
         ("torchinit.rules.selectors", Odd, lambda: subclasses(Selector), SELECTORS),
         ("torchinit.checkpoints.adapters.images", Shuffle, lambda: subclasses(Adapter), ADAPTERS),
     ],

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from torchinit import Kaiming, Normal, Xavier
 from torchinit.initializers import Blocks, Dirac, Scaled
-from torchinit.initializers.expressions import FACTS, Computed, constant, evaluate, facts_in
+from torchinit.initializers.expressions import FACTS, Computed, constant, evaluate, parse
 from torchinit.model import LayerClass, Layout, Site
 
 NAMES = {"pi": math.pi, "e": math.e, "sqrt": math.sqrt, "log": math.log, "exp": math.exp}
@@ -108,7 +108,7 @@ VALUES = {
 @pytest.mark.parametrize("fact", FACTS)
 def test_facts(fact: str) -> None:
     assert Computed(Normal, mean=fact).resolve(SITE) == Normal(mean=VALUES[fact])
-    assert facts_in(f"1 + {fact}") == {fact}
+    assert parse(f"1 + {fact}").facts == {fact}
 
 
 def test_fans_are_counted_as_asked() -> None:

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from torchinit.initializers import transfers
-from torchinit.initializers.transfers import magnitude, transfer
+from torchinit.initializers import statistics
+from torchinit.initializers.statistics import magnitude, transfer
 
 LARGE = 600_011  # floats: more than is left to torch, and no round number
 DTYPES = [
@@ -25,7 +25,7 @@ DTYPES = [
 def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """With the compiled kernel, if there is one, and without."""
     if request.param == "torch":
-        monkeypatch.setattr(transfers, "chosen_kernel", lambda: None)
+        monkeypatch.setattr(statistics, "chosen_kernel", lambda: None)
     return str(request.param)
 
 
@@ -111,7 +111,7 @@ def test_memory_that_is_mapped_is_left_to_torch(tmp_path: Path, monkeypatch: pyt
     path = tmp_path / "raw"
     path.write_bytes(bytes(8 * LARGE))
     out = torch.from_file(str(path), shared=False, size=2 * LARGE)
-    monkeypatch.setattr(transfers, "chosen_kernel", lambda: pytest.fail("the kernel does not ask whether it may"))
+    monkeypatch.setattr(statistics, "chosen_kernel", lambda: pytest.fail("the kernel does not ask whether it may"))
     transfer(normals(LARGE).view(-1), out)
     assert torch.equal(out, normals(LARGE).view(-1))
 
@@ -120,3 +120,9 @@ def test_a_tensor_onto_itself() -> None:
     values = normals(LARGE)
     transfer(values, values)
     assert torch.equal(values, normals(LARGE))
+
+
+def test_the_default_device_does_not_matter() -> None:
+    values = torch.tensor([1.0, -3.0])
+    with torch.device("meta"):
+        assert magnitude(values) == 3.0

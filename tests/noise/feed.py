@@ -18,14 +18,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from torchinit.noise.distributions import Draw, Kind
+from torchinit.noise.distributions import Draw, DrawKind
 from torchinit.noise.engines import dispatch
 from torchinit.noise.engines.tasks import Task
 from torchinit.noise.keyed import derive
 
 Words = npt.NDArray[np.uint32]
 
-_WORDS = Draw(Kind.WORDS)
+_WORDS = Draw(DrawKind.WORDS)
 _PIECE = 1 << 20
 _NAMES, _EACH = 1024, 768
 _SEEDS = 1024

@@ -1,7 +1,8 @@
-"""What a distribution is reduced to: bounds that the dtype can hold, the choice of map, and what is refused."""
+"""Distributions reduced to numbers: bounds that the dtype holds, the choice of map, tail masses, what is refused."""
 
 from __future__ import annotations
 
+import decimal
 import math
 from typing import Any
 
@@ -9,8 +10,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import special
 
-from torchinit.noise.distributions import Draw, Kind, binary32, floor_to, resolve
+from torchinit.noise.distributions import Draw, DrawKind, binary32, floor_to, resolve, upper_tail
 
 INF = math.inf
 FLOATS = [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2]
@@ -52,28 +54,26 @@ def test_binary32_is_torchs(value: float) -> None:
 @pytest.mark.parametrize(
     ("params", "kind"),
     [
-        ((0, 0.02, -2, 2), Kind.NORMAL),
-        ((0, 1, -INF, INF), Kind.NORMAL),
-        ((0, 1, -2, 2), Kind.SCALED),
-        ((0, 1, 0, INF), Kind.SCALED),
-        ((0, 1, 2.5, INF), Kind.SCALED),
-        ((0, 1, 0, 0.001), Kind.NARROW),
-        ((0, 1, -0.001, 0.001), Kind.NARROW),
-        ((0, 1, 2.1, 2.11), Kind.NARROW),
-        ((0, 1, 2.2, 2.21), Kind.TAIL),
-        ((0, 1, 5, INF), Kind.TAIL),
-        ((0, 1, -INF, -5), Kind.TAIL),
-        ((0, 1, 38, INF), Kind.TAIL),
-        ((1, 0, 0, 2), Kind.UNIFORM),
+        ((0, 0.02, -2, 2), DrawKind.NORMAL),
+        ((0, 1, -INF, INF), DrawKind.NORMAL),
+        ((0, 1, -2, 2), DrawKind.SCALED),
+        ((0, 1, 0, INF), DrawKind.SCALED),
+        ((0, 1, 2.5, INF), DrawKind.SCALED),
+        ((0, 1, 0, 0.001), DrawKind.NARROW),
+        ((0, 1, -0.001, 0.001), DrawKind.NARROW),
+        ((0, 1, 2.1, 2.11), DrawKind.NARROW),
+        ((0, 1, 2.2, 2.21), DrawKind.TAIL),
+        ((0, 1, 5, INF), DrawKind.TAIL),
+        ((0, 1, -INF, -5), DrawKind.TAIL),
+        ((0, 1, 38, INF), DrawKind.TAIL),
+        ((1, 0, 0, 2), DrawKind.UNIFORM),
     ],
 )
-def test_map_of_a_truncation(params: tuple[float, ...], kind: Kind) -> None:
+def test_map_of_a_truncation(params: tuple[float, ...], kind: DrawKind) -> None:
     assert resolve("truncated", params, torch.float32).kind is kind
 
 
 def test_cells_of_a_truncation_are_counted_exactly() -> None:
-    from scipy import special
-
     draw = resolve("truncated", (0.0, 1.0, -2.0, 1.0), torch.float32)
     assert draw.width == round((special.ndtr(1) - special.ndtr(-2)) * 2**32)
     assert draw.start == (round(special.ndtr(-2) * 2**32) + 2**31) % 2**32
@@ -104,7 +104,7 @@ def test_equal_bounds_are_that_number() -> None:
 
 
 def test_impossible_probability_is_never() -> None:
-    assert resolve("bernoulli", (0.0,), torch.float32) == Draw(Kind.INTEGER)
+    assert resolve("bernoulli", (0.0,), torch.float32) == Draw(DrawKind.INTEGER)
     assert resolve("bernoulli", (1.0,), torch.float32).width == 2**32 - 1
 
 
@@ -142,3 +142,33 @@ def test_impossible_probability_is_never() -> None:
 def test_what_is_no_distribution(distribution: Any, params: tuple[float, ...], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         resolve(distribution, params, torch.float32)
+
+
+@given(st.floats(-38, 38))
+def test_tail_is_scipys(z: float) -> None:
+    assert float(upper_tail(z)) == pytest.approx(math.exp(special.log_ndtr(-z)), rel=1e-11, abs=1e-307)
+
+
+@given(st.floats(0, 38))
+def test_tails_add_up(z: float) -> None:
+    assert abs(upper_tail(z) + upper_tail(-z) - 1) < decimal.Decimal("1e-27")
+
+
+def test_series_and_fraction_meet() -> None:
+    below, above = upper_tail(6.0), upper_tail(math.nextafter(6.0, 7.0))
+    density = math.exp(-18) / math.sqrt(2 * math.pi)
+    step = float(below - above)
+    assert step == pytest.approx(density * (math.nextafter(6.0, 7.0) - 6.0), rel=1e-9)
+
+
+def test_infinities() -> None:
+    assert upper_tail(math.inf) == decimal.Decimal(0)
+    assert upper_tail(-math.inf) == decimal.Decimal(1)
+
+
+def test_callers_decimal_context_does_not_matter() -> None:
+    upper_tail.cache_clear()
+    with decimal.localcontext(decimal.Context(prec=3, rounding=decimal.ROUND_DOWN)):
+        rough = upper_tail(1.25)
+    upper_tail.cache_clear()
+    assert rough == upper_tail(1.25)

@@ -18,7 +18,7 @@ from torchinit.errors import RunError
 from torchinit.model.names import normalize
 from torchinit.model.shards import Shard
 from torchinit.noise import Distribution, Job, Keyed
-from torchinit.noise.engines.philox import key_of
+from torchinit.noise.engines.torch_engine import key_of
 from torchinit.noise.keyed import derive
 
 

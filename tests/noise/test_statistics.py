@@ -13,7 +13,7 @@ from scipy import stats
 
 from torchinit.model.shards import Shard
 from torchinit.noise import Distribution, Keyed
-from torchinit.noise.engines.philox import key_of, words_between
+from torchinit.noise.engines.torch_engine import key_of, words_between
 from torchinit.noise.keyed import derive
 
 N = 1 << 20

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from torchinit.noise.engines import kernel
-from torchinit.noise.engines.tasks import COMMON, Sums
+from torchinit.noise.engines.tasks import COMMON, ValueSums
 
 LOADED = kernel.load()
 KERNELS = LOADED.instruction_sets() if LOADED else {}
@@ -21,7 +21,7 @@ every_set = pytest.mark.parametrize("compiled", KERNELS.values(), ids=KERNELS.ke
 EPS = 2.0**-53
 
 
-def sums_of(compiled: kernel.Kernel, values: Tensor, threads: int = 1) -> Sums:
+def sums_of(compiled: kernel.Kernel, values: Tensor, threads: int = 1) -> ValueSums:
     found = compiled.sums(values, threads)
     assert found is not None
     return found

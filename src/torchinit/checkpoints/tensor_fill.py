@@ -16,7 +16,7 @@ from torchinit.checkpoints.formats import Checkpoint
 from torchinit.checkpoints.open import InMemory, open_cached
 from torchinit.errors import CheckpointError
 from torchinit.initializers.elementwise import Fill
-from torchinit.initializers.transfers import magnitude, transfer
+from torchinit.initializers.statistics import magnitude, transfer
 from torchinit.model.shards import Box, Shard
 from torchinit.noise import Noise
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from torchinit.initializers.base import Fill, Initializer, ScaledFill, StackedFill
-from torchinit.initializers.composed import Blocks, DepthScaled, Scaled, Stacked
-from torchinit.initializers.composites import Blockwise, Opaque, Padded
+from torchinit.initializers.base import Blockwise, Fill, Initializer, ScaledFill, StackedFill
+from torchinit.initializers.composed import Blocks, DepthScaled, Opaque, Padded, Scaled, Stacked
 from torchinit.initializers.elementwise import Constant, Normal, TruncNormal, Uniform
 from torchinit.initializers.expressions import Computed
 from torchinit.initializers.load_report import LoadReport

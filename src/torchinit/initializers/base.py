@@ -1,11 +1,12 @@
-"""Fills, in general: what every fill can do, a multiple of any fill, a stack of matrices that each get one."""
+"""Initializers and fills in general; a multiple of any fill, a fill for each matrix of a stack, fills side by side."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, groupby
 from typing import TYPE_CHECKING, Protocol, final, runtime_checkable
 
 import torch
@@ -15,7 +16,7 @@ from torchinit._text import Spelled, dtype_name
 from torchinit.initializers.moments import Moments, mixture, point
 from torchinit.model.shards import Box, Shard, replaced, without
 from torchinit.noise import Job, Noise
-from torchinit.serialization.validation import number
+from torchinit.serialization.validation import is_whole, number
 
 if TYPE_CHECKING:
     from torchinit.model.sites import Site
@@ -38,7 +39,7 @@ class Initializer(Protocol):
 
 
 def fill_of(init: Initializer, site: Site) -> Fill | None:
-    """What an initializer gives a site; raises ValueError, with what is missing, if that is not a :class:`Fill`."""
+    """The fill that an initializer gives a site; raises ValueError, with what is missing, for anything else."""
     fill = init.resolve(site)
     if fill is None or isinstance(fill, Fill):
         return fill
@@ -72,7 +73,7 @@ class Fill(Spelled, ABC):
 
     @property
     def obstacle(self) -> str:
-        """Why no run can write it; empty for a fill that can be written."""
+        """The reason why no run can write it; empty for a fill that can be written."""
         return ""
 
     @property
@@ -95,7 +96,6 @@ class Fill(Spelled, ABC):
 
     def job(self, shard: Shard) -> Job | None:
         """The one draw that writes the shard; None where :meth:`write` does something else as well."""
-        del shard
         return None
 
     @property
@@ -109,7 +109,6 @@ class Fill(Spelled, ABC):
 
     def stacked(self, axis: int, rows: int, columns: int, count: int) -> Fill:
         """The fill for a stack of ``count`` matrices along ``axis``, whose own axes are ``rows`` and ``columns``."""
-        del count
         return self if self.elementwise else StackedFill(self, axis, transposed=columns < rows)
 
     def regions(self, shape: tuple[int, ...]) -> tuple[tuple[Box, Fill], ...]:
@@ -117,17 +116,15 @@ class Fill(Spelled, ABC):
         return ((Box.whole(shape), self),)
 
     def moments(self, shape: tuple[int, ...] = ()) -> Moments | None:
-        """What to expect of a tensor of this shape; None where it is not known."""
-        del shape
+        """The moments to expect of a tensor of this shape; None where they are not known."""
         return None
 
     def parts(self, shape: tuple[int, ...] = ()) -> Moments | None:
-        """What to expect of the real and imaginary parts of a complex tensor, taken together."""
+        """The moments to expect of the real and imaginary parts of a complex tensor, taken together."""
         return mixture([self.moments(shape), point(0.0)], (1, 1))
 
     def scratch(self, shape: tuple[int, ...]) -> int:
         """The bytes of memory beside the tensor's own, if any part of it needs the whole computed; else 0."""
-        del shape
         return 0
 
     def work(self, shape: tuple[int, ...]) -> int:
@@ -155,7 +152,6 @@ class Wrapper(Fill):
 
     def expected(self, inner: Moments, shape: tuple[int, ...]) -> Moments | None:
         """The moments of a tensor, out of those that the inner fill gives it."""
-        del shape
         return inner
 
     @property
@@ -190,13 +186,7 @@ class Wrapper(Fill):
 @final
 @dataclass(frozen=True, slots=True)
 class ScaledFill(Wrapper):
-    """The values of any other fill times ``factor``.
-
-    >>> from torchinit import Uniform
-    >>> fill = ScaledFill(Uniform(0.0, 1.0), -2.0)
-    >>> print(fill, fill.moments().mean)
-    -2 * Uniform() -1.0
-    """
+    """The values of any other fill times ``factor``."""
 
     fill: Fill
     factor: float
@@ -246,10 +236,6 @@ class StackedFill(Wrapper):
     """A fill for each matrix of a stack along ``axis``: matrix i of ``experts`` gets what a site ``experts[i]`` would.
 
     ``transposed`` says that the columns of the matrices come before their rows in the stack.
-
-    >>> from torchinit.initializers import Identity
-    >>> StackedFill(Identity(), axis=0).moments((8, 2, 2)).mean
-    0.5
     """
 
     fill: Fill
@@ -271,7 +257,7 @@ class StackedFill(Wrapper):
             self.fill.write_parts([self._matrix(part, index) for part in here], noise)
 
     def _matrix(self, part: Shard, index: int) -> Shard:
-        """What a part has of one matrix, as a shard of a tensor of its own."""
+        """The part's piece of one matrix, as a shard of a tensor of its own."""
         local = part.local.select(self.axis, index - part.start[self.axis])
         return replace(
             part,
@@ -285,3 +271,69 @@ class StackedFill(Wrapper):
     def regions(self, shape: tuple[int, ...]) -> tuple[tuple[Box, Fill], ...]:
         each = replaced(shape, self.axis, 1)
         return tuple((Box(replaced((0, 0, 0), self.axis, at), each), self) for at in range(shape[self.axis]))
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Blockwise(Fill):
+    """Fills side by side along one axis, each for its own block: the q, k and v of a fused projection.
+
+    Blocks draw at their own places in the whole tensor's stream, so that they differ from each other and stay the same
+    under any sharding.
+
+    >>> from torchinit import Constant
+    >>> Blockwise((Constant(0.0), Constant(1.0)), sizes=(2, 2)).moments((4,)).mean
+    0.5
+    """
+
+    fills: tuple[Fill, ...]
+    sizes: tuple[int, ...]
+    axis: int = 0
+
+    def __post_init__(self) -> None:
+        if len(self.fills) != len(self.sizes):
+            raise ValueError(f"{len(self.fills)} fills do not go with {len(self.sizes)} sizes")
+        if not self.fills or not all(map(is_whole, self.sizes)) or not is_whole(self.axis, least=0):
+            raise ValueError(f"sizes and axis of blocks must be whole numbers, but got {self!r}")
+
+    def __str__(self) -> str:
+        runs = [(str(fill), len(list(same))) for fill, same in groupby(self.fills)]
+        return " + ".join(f"{times} x {fill}" if times > 1 else fill for fill, times in runs)
+
+    def check(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        if self.axis >= len(shape) or sum(self.sizes) != shape[self.axis]:
+            raise ValueError(f"blocks of {self.sizes} do not make up dimension {self.axis} of the shape {shape}")
+        for fill, block in self._blocks(shape):
+            fill.check(block, dtype)
+
+    def write(self, shard: Shard, noise: Noise) -> None:
+        self.write_parts((shard,), noise)
+
+    def write_parts(self, parts: Sequence[Shard], noise: Noise) -> None:
+        low = parts[0].region.start[self.axis] if parts else 0
+        for fill, size in zip(self.fills, self.sizes, strict=True):
+            fill.write_parts([part.cut(self.axis, low, low + size) for part in parts], noise)
+            low += size
+
+    def scaled(self, factor: float) -> Fill:
+        return replace(self, fills=tuple(fill.scaled(factor) for fill in self.fills))
+
+    def regions(self, shape: tuple[int, ...]) -> tuple[tuple[Box, Fill], ...]:
+        return tuple(
+            (Box(replaced(box.start, self.axis, box.start[self.axis] + at), box.shape), inner)
+            for at, (fill, block) in zip(accumulate(self.sizes, initial=0), self._blocks(shape), strict=False)
+            for box, inner in fill.regions(block)
+        )
+
+    def moments(self, shape: tuple[int, ...] = ()) -> Moments | None:
+        return mixture([fill.moments(block) for fill, block in self._blocks(shape)], self.sizes)
+
+    def parts(self, shape: tuple[int, ...] = ()) -> Moments | None:
+        return mixture([fill.parts(block) for fill, block in self._blocks(shape)], self.sizes)
+
+    def scratch(self, shape: tuple[int, ...]) -> int:
+        return max(fill.scratch(block) for fill, block in self._blocks(shape))
+
+    def _blocks(self, shape: tuple[int, ...]) -> Iterator[tuple[Fill, tuple[int, ...]]]:
+        for fill, size in zip(self.fills, self.sizes, strict=True):
+            yield fill, replaced(shape, self.axis, size)

@@ -1,18 +1,24 @@
-"""Compositions: initializers made of other initializers."""
+"""Initializers made of other initializers, the fill of an embedding with a padding row, and one for unknown code."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, final
 
+import torch
+
 from torchinit._text import Spelled
-from torchinit.initializers.base import Fill, Initializer, fill_of
-from torchinit.initializers.composites import Blockwise
+from torchinit.errors import RunError
+from torchinit.initializers.base import Blockwise, Fill, Initializer, Wrapper, fill_of
+from torchinit.initializers.elementwise import Constant
 from torchinit.initializers.functions import as_initializer
+from torchinit.initializers.moments import Moments, mixture, point
 from torchinit.model.layouts import Layout
-from torchinit.model.shards import replaced
+from torchinit.model.shards import Box, Shard, replaced
 from torchinit.model.sites import Site
+from torchinit.noise import Noise
 from torchinit.serialization.validation import choice, is_whole, number
 
 
@@ -21,7 +27,7 @@ from torchinit.serialization.validation import choice, is_whole, number
 class Scaled(Spelled):
     """Another initializer with all its values times ``factor``.
 
-    >>> from torchinit.initializers.elementwise import Normal
+    >>> from torchinit import Normal
     >>> Scaled(Normal(std=0.02), 0.5).resolve(Site("w", (4, 4)))
     Normal(mean=0.0, std=0.01)
     """
@@ -35,7 +41,7 @@ class Scaled(Spelled):
 
     def resolve(self, site: Site) -> Fill | None:
         fill = fill_of(self.init, site)
-        return None if fill is None else fill.scaled(self.factor)
+        return fill and fill.scaled(self.factor)
 
 
 @final
@@ -49,7 +55,7 @@ class DepthScaled(Spelled):
     a block); with ``by="index"`` it is the block's own number, counted from 1 (Zhang et al. 2019,
     https://arxiv.org/abs/1908.11365). Raises ValueError (in a plan: PlanError) outside of a block.
 
-    >>> from torchinit.initializers.elementwise import Normal
+    >>> from torchinit import Normal
     >>> site = Site("h.2.proj.weight", (8, 8), block=(2, 8))
     >>> DepthScaled(Normal(std=0.02)).resolve(site)
     Normal(mean=0.0, std=0.005)
@@ -78,12 +84,12 @@ class DepthScaled(Spelled):
 @final
 @dataclass(frozen=True, slots=True)
 class Blocks(Spelled):
-    """An initializer for each block of a fused weight, as if the blocks were tensors of their own.
+    """An initializer for each block of a fused weight, as if the blocks were tensors of their own, with their own fans.
 
     ``parts`` is the number of equal blocks along the output axis, or their sizes. ``init`` is one
     initializer for all, or one for each.
 
-    >>> from torchinit.initializers.variance_scaling import Ones, Xavier, Zeros
+    >>> from torchinit import Ones, Xavier, Zeros
     >>> Blocks(Xavier(), parts=3).resolve(Site("in_proj_weight", (12, 4)))
     Normal(mean=0.0, std=0.5)
     >>> Blocks((Zeros(), Ones(), Zeros(), Zeros()), parts=4).resolve(Site("bias_ih_l0", (8,))).sizes
@@ -99,33 +105,29 @@ class Blocks(Spelled):
         sizes = (self.parts,) if isinstance(self.parts, int) else self.parts
         if not sizes or not all(map(is_whole, sizes)):
             raise ValueError(f"parts must be a whole number of at least 1, or a list of them, but got {self.parts!r}")
-        parts = self.parts if isinstance(self.parts, int) else len(self.parts)
-        if isinstance(self.init, tuple) and len(self.init) != parts:
-            raise ValueError(f"{len(self.init)} initializers do not go with {parts} parts")
+        count = self.parts if isinstance(self.parts, int) else len(self.parts)
+        if isinstance(self.init, tuple) and len(self.init) != count:
+            raise ValueError(f"{len(self.init)} initializers do not go with {count} parts")
 
     def resolve(self, site: Site) -> Fill | None:
         layout = site.layout or Layout()
         if not layout.out_axes or layout.out_axes[0] >= len(site.shape):
             raise ValueError(f"{site.name!r} of shape {site.shape} has no output axis to cut into blocks")
         axis = layout.out_axes[0]
-        sizes = self._sizes(site, axis)
-        each = self.init if isinstance(self.init, tuple) else (self.init,) * len(sizes)
-        block = replace(site, layout=replace(layout, blocks=1), aliases=())
-        fills = [
-            fill_of(init, replace(block, shape=replaced(site.shape, axis, size)))
-            for init, size in zip(each, sizes, strict=True)
-        ]
-        known = tuple(fill for fill in fills if fill is not None)
-        if len(known) < len(fills):
-            return None
-        return known[0] if len(set(known)) == 1 and known[0].elementwise else Blockwise(known, sizes, axis)
-
-    def _sizes(self, site: Site, axis: int) -> tuple[int, ...]:
         extent = site.shape[axis]
         sizes = (extent // self.parts,) * self.parts if isinstance(self.parts, int) else self.parts
         if sum(sizes) != extent:
             raise ValueError(f"parts={self.parts} do not make up the {extent} of dimension {axis} of {site.name!r}")
-        return sizes
+        each = self.init if isinstance(self.init, tuple) else (self.init,) * len(sizes)
+        block = replace(site, layout=replace(layout, blocks=1), aliases=())
+        fills = tuple(
+            fill
+            for init, size in zip(each, sizes, strict=True)
+            if (fill := fill_of(init, replace(block, shape=replaced(site.shape, axis, size)))) is not None
+        )
+        if len(fills) < len(sizes):
+            return None
+        return fills[0] if len(set(fills)) == 1 and fills[0].elementwise else Blockwise(fills, sizes, axis)
 
 
 @final
@@ -135,7 +137,7 @@ class Stacked(Spelled):
 
     ``in_axis`` and ``out_axis`` tell where inputs and outputs run in the stack.
 
-    >>> from torchinit.initializers.variance_scaling import Xavier
+    >>> from torchinit import Xavier
     >>> Stacked(Xavier()).resolve(Site("experts", (8, 150, 50)))
     Normal(mean=0.0, std=0.1)
     """
@@ -156,3 +158,68 @@ class Stacked(Spelled):
         shape = (site.shape[self.out_axis], site.shape[self.in_axis])
         fill = fill_of(self.init, replace(site, shape=shape, layout=Layout(), aliases=()))
         return fill and fill.stacked(self.axis, self.out_axis, self.in_axis, site.shape[self.axis])
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Padded(Wrapper):
+    """A fill whose row ``row`` is zero: the padding entry of an embedding.
+
+    >>> Padded(Constant(1.0), row=0).moments((4, 8)).mean
+    0.75
+    """
+
+    fill: Fill
+    row: int
+
+    def __post_init__(self) -> None:
+        if not is_whole(self.row, least=0):
+            raise ValueError(f"row must be a whole number of at least 0, but got {self.row!r}")
+
+    def __str__(self) -> str:
+        return f"{self.fill}, row {self.row} zero"
+
+    def check(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        if not shape or self.row >= shape[0]:
+            raise ValueError(f"there is no row {self.row} in the shape {shape}")
+        self.fill.check(shape, dtype)
+
+    def write_parts(self, parts: Sequence[Shard], noise: Noise) -> None:
+        self.fill.write_parts(parts, noise)
+        for part in parts:
+            row = self.row - part.start[0]
+            if 0 <= row < part.local.shape[0]:
+                part.local[row].zero_()
+
+    def regions(self, shape: tuple[int, ...]) -> tuple[tuple[Box, Fill], ...]:
+        row = Box(replaced((0,) * len(shape), 0, self.row), replaced(shape, 0, 1))
+        return (*self.fill.regions(shape), (row, Constant(0.0)))
+
+    def expected(self, inner: Moments, shape: tuple[int, ...]) -> Moments | None:
+        # What the row takes away is known only where all rows are alike.
+        return mixture([inner, point(0.0)], (shape[0] - 1, 1)) if self.fill.elementwise else None
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Opaque(Fill):
+    """Values that only the code of a model itself can make; ``done`` is what it did, in order.
+
+    A plan with an opaque step can be read, compared and kept; running it is a RunError before anything is written.
+
+    >>> print(Opaque(("copy_(src=tensor of 4) at model.py:3",)))
+    Opaque: copy_(src=tensor of 4) at model.py:3
+    """
+
+    done: tuple[str, ...]
+
+    def __str__(self) -> str:
+        before = f", the last of {len(self.done)}" if len(self.done) > 1 else ""
+        return f"Opaque: {self.done[-1] if self.done else 'unknown code'}{before}"
+
+    @property
+    def obstacle(self) -> str:
+        return f"only its own code can write it ({', '.join(self.done)}); run that code, or give a rule for it"
+
+    def write(self, shard: Shard, noise: Noise) -> None:
+        raise RunError(f"{shard.name}: {self.obstacle}")

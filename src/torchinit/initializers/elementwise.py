@@ -1,4 +1,4 @@
-"""Fills whose every element stands for itself: one number, or one distribution."""
+"""Fills whose every element stands for itself, be it a number or a draw."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Literal, final
 
 import torch
 
-from torchinit.initializers.base import Fill, Initializer, check_fit, fill_of
+from torchinit.initializers.base import Fill, Initializer, check_fit
 from torchinit.initializers.moments import Moments, point, truncated
 from torchinit.model.shards import Shard
 from torchinit.noise import Distribution, Job, Noise
 from torchinit.noise.distributions import MAX_SIGMAS, resolve
 from torchinit.serialization.validation import number
 
-__all__ = ["Constant", "Drawn", "Fill", "Initializer", "Normal", "TruncNormal", "Uniform", "check_fit", "fill_of"]
+__all__ = ["Constant", "Drawn", "Fill", "Initializer", "Normal", "TruncNormal", "Uniform"]
 
 
 class Drawn(Fill):
@@ -37,12 +37,13 @@ class Drawn(Fill):
         if dtype.is_complex and distribution != "normal":
             raise ValueError(f"a complex tensor cannot hold {self}; use a normal distribution")
         resolve(distribution, params, dtype.to_real())
-        check_fit(self, *self.ends, dtype)
-
-    @property
-    @abstractmethod
-    def ends(self) -> tuple[float, float]:
-        """The numbers between which all draws lie."""
+        if distribution == "uniform":
+            low, high = params
+        else:  # of a normal nothing lies beyond its bounds, nor far from its mean
+            mean, std, low, high = (*params, -math.inf, math.inf)[:4]
+            reach = MAX_SIGMAS * std
+            low, high = max(low, min(mean, high) - reach), min(high, max(mean, low) + reach)
+        check_fit(self, low, high, dtype)
 
     def write(self, shard: Shard, noise: Noise) -> None:
         noise.fill(shard, *self.draw)
@@ -101,10 +102,6 @@ class Normal(Drawn):
     def draw(self) -> tuple[Distribution, tuple[float, ...]]:
         return "normal", (self.mean, self.std)
 
-    @property
-    def ends(self) -> tuple[float, float]:
-        return self.mean - MAX_SIGMAS * self.std, self.mean + MAX_SIGMAS * self.std
-
     def scaled(self, factor: float) -> Fill:
         return Normal(self.mean * factor, self.std * abs(factor))
 
@@ -136,10 +133,6 @@ class Uniform(Drawn):
     @property
     def draw(self) -> tuple[Distribution, tuple[float, ...]]:
         return "uniform", (self.a, self.b)
-
-    @property
-    def ends(self) -> tuple[float, float]:
-        return self.a, self.b
 
     def scaled(self, factor: float) -> Fill:
         return Uniform(*sorted((self.a * factor, self.b * factor)))
@@ -204,11 +197,6 @@ class TruncNormal(Drawn):
     @property
     def draw(self) -> tuple[Distribution, tuple[float, ...]]:
         return "truncated", (self.mean, self.sigma, self.low, self.high)
-
-    @property
-    def ends(self) -> tuple[float, float]:
-        reach = MAX_SIGMAS * self.sigma
-        return max(self.low, min(self.mean, self.high) - reach), min(self.high, max(self.mean, self.low) + reach)
 
     def scaled(self, factor: float) -> Fill:
         unit = abs(factor) if self.unit == "value" else 1.0

@@ -8,20 +8,24 @@ import operator
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final, final, get_args
+from typing import Any, Final, NamedTuple, TypeAlias, final
 
 from torchinit._text import did_you_mean
-from torchinit.initializers.elementwise import Fill
+from torchinit.initializers.base import Fill
 from torchinit.model.layouts import Layout
 from torchinit.model.sites import Convention, Site
 from torchinit.serialization.annotations import construct, hints_of, is_number, is_whole
 from torchinit.serialization.schema import Unfinished
+from torchinit.serialization.validation import choice
+
+Lookup: TypeAlias = Callable[[str], float]
+"""A function that gives the facts of a site by their names."""
 
 LONGEST: Final = 400
-"""How many characters an expression may have."""
+"""The most characters that an expression may have."""
 
 DEEPEST: Final = 50
-"""How many levels of brackets and operators an expression may have."""
+"""The most levels of brackets and operators that an expression may have."""
 
 CONSTANTS: Final = {"pi": math.pi, "e": math.e, "inf": math.inf}
 
@@ -38,12 +42,7 @@ _OPERATORS: Final[dict[type[ast.AST], Callable[..., float]]] = {
 }
 
 _FUNCTIONS: Final[dict[str, Callable[..., float]]] = {
-    "sqrt": math.sqrt,
-    "log": math.log,
-    "exp": math.exp,
-    "min": min,
-    "max": max,
-    "abs": abs,
+    function.__name__: function for function in (math.sqrt, math.log, math.exp, min, max, abs)
 }
 
 
@@ -74,48 +73,51 @@ FACTS: Final[dict[str, Callable[[Site, Convention], float]]] = {
 fans, number of elements and of dimensions, sizes of the first two dimensions, groups of a convolution."""
 
 
+class Expression(NamedTuple):
+    """An expression that has been read: its value, once facts are known, and the facts that it asks for."""
+
+    value: Callable[[Lookup], float]
+    facts: frozenset[str]
+
+
 @lru_cache(maxsize=1024)
-def parse(text: str) -> ast.expr:
-    """The expression as a tree that holds nothing but arithmetic.
-
-    A recipe may come from a stranger, so `eval` is out, and what is not in the tables above is refused before
-    anything is computed. Raises ValueError for other names, attributes, comparisons, text, calls of other functions.
-
-    >>> parse("0.02 / sqrt(2 * deep)")
-    Traceback (most recent call last):
-    ValueError: '0.02 / sqrt(2 * deep)': unknown name 'deep'; did you mean 'depth'?
-    """
+def parse(text: str) -> Expression:
+    """Read an expression. Raises ValueError for whatever is not arithmetic over the tables above."""
     if len(text) > LONGEST:
         raise ValueError(f"an expression has at most {LONGEST} characters, but this one has {len(text)}")
     try:
         tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise ValueError(f"{text!r} is not an arithmetic expression") from None
-    _check(tree, text)
-    return tree
+    names = frozenset(node.id for node in ast.walk(tree) if isinstance(node, ast.Name))
+    return Expression(_compile(tree, text), names & FACTS.keys())
 
 
-def _check(node: ast.expr, text: str, depth: int = 0) -> None:
-    """Raise ValueError for anything but arithmetic, all the way down."""
+def _compile(node: ast.expr, text: str, depth: int = 0) -> Callable[[Lookup], float]:
+    """A tree of arithmetic as a function of the facts.
+
+    A recipe may come from a stranger, so `eval` is out: only what is in the tables becomes code of ours, and all else,
+    attributes and comparisons, text, calls of other functions, is refused here, before anything is computed.
+    """
     if depth > DEEPEST:
         raise ValueError(f"an expression has at most {DEEPEST} levels, but {text[:20]!r}... has more")
-    for operand in _operands(node, text):
-        _check(operand, text, depth + 1)
-
-
-def _operands(node: ast.expr, text: str) -> list[ast.expr]:
-    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
-        return [node.left, node.right]
-    if isinstance(node, ast.UnaryOp) and type(node.op) in _OPERATORS:
-        return [node.operand]
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
-        _check_known("function", node.func.id, _FUNCTIONS, text)
-        return node.args
-    if isinstance(node, ast.Name):
-        _check_known("name", node.id, [*FACTS, *CONSTANTS], text)
-    elif not isinstance(node, ast.Constant) or type(node.value) not in (int, float):
-        raise ValueError(f"{text!r}: {ast.get_source_segment(text.strip(), node)!r} is not arithmetic")
-    return []
+    match node:
+        case ast.Constant(int() | float() as value) if not isinstance(value, bool):
+            return lambda _: value
+        case ast.Name(name):
+            _check_known("name", name, [*FACTS, *CONSTANTS], text)
+            return lambda facts: CONSTANTS[name] if name in CONSTANTS else facts(name)
+        case ast.BinOp(left, symbol, right) if type(symbol) in _OPERATORS:
+            function, operands = _OPERATORS[type(symbol)], [left, right]
+        case ast.UnaryOp(symbol, operand) if type(symbol) in _OPERATORS:
+            function, operands = _OPERATORS[type(symbol)], [operand]
+        case ast.Call(ast.Name(name), operands, []):
+            _check_known("function", name, _FUNCTIONS, text)
+            function = _FUNCTIONS[name]
+        case _:
+            raise ValueError(f"{text!r}: {ast.get_source_segment(text.strip(), node)!r} is not arithmetic")
+    parts = [_compile(operand, text, depth + 1) for operand in operands]
+    return lambda facts: function(*(part(facts) for part in parts))
 
 
 def _check_known(kind: str, name: str, known: Collection[str], text: str) -> None:
@@ -123,47 +125,21 @@ def _check_known(kind: str, name: str, known: Collection[str], text: str) -> Non
         raise ValueError(f"{text!r}: unknown {kind} {name!r}{did_you_mean(name, known)}")
 
 
-def facts_in(text: str) -> frozenset[str]:
-    """The facts of a site that an expression asks for.
-
-    >>> sorted(facts_in("0.02 / sqrt(2 * depth * fan_in)"))
-    ['depth', 'fan_in']
-    """
-    return frozenset(node.id for node in ast.walk(parse(text)) if isinstance(node, ast.Name)) & FACTS.keys()
-
-
-def evaluate(text: str, facts: Callable[[str], float] = CONSTANTS.__getitem__) -> float:
+def evaluate(text: str, facts: Lookup = CONSTANTS.__getitem__) -> float:
     """The value of an expression; ``facts`` gives the facts that it asks for.
 
     Raises ValueError where it has none: a root of a negative number, a division by zero, a fact that a
     site does not have.
-
-    >>> evaluate("0.02 / sqrt(2 * depth)", {"depth": 8}.__getitem__)
-    0.005
     """
-
-    def value(node: Any) -> float:
-        if isinstance(node, ast.Constant):
-            return node.value  # type: ignore[return-value]  # a number, parse has looked
-        if isinstance(node, ast.Name):
-            return CONSTANTS[node.id] if node.id in CONSTANTS else facts(node.id)
-        called = isinstance(node, ast.Call)
-        function = _FUNCTIONS[node.func.id] if called else _OPERATORS[type(node.op)]
-        return function(*map(value, _operands(node, text)))
-
     try:
-        return float(value(parse(text)))
+        return float(parse(text).value(facts))
     except (ArithmeticError, TypeError, ValueError) as error:
         raise ValueError(f"{text!r}: {error}") from None
 
 
 def constant(text: str) -> float | str:
-    """The value of an expression that asks for no fact; other expressions as they are.
-
-    >>> constant("1 / 4"), constant("1 / depth")
-    (0.25, '1 / depth')
-    """
-    if facts_in(text):
+    """The value of an expression that asks for no fact; other expressions as they are."""
+    if parse(text).facts:
         return text
     value = evaluate(text)
     return int(value) if value.is_integer() else value
@@ -191,23 +167,23 @@ class Computed(Unfinished):
 
     def __init__(self, target: type, /, *, fans: Convention | None = None, **arguments: Any) -> None:
         known = hints_of(target)
-        if fans not in (None, *get_args(Convention)):
-            raise ValueError(f"fans must be one of {', '.join(get_args(Convention))}, but got {fans!r}")
+        if fans is not None:
+            choice("fans", fans, Convention)
         for name in arguments:
             if name not in known:
                 raise TypeError(f"{target.__name__} has no argument {name!r}{did_you_mean(name, known)}")
-        asked = frozenset().union(*(facts_in(text) for _, text in _texts(target, arguments)))
+        asked = frozenset().union(*(parse(text).facts for _, text in _texts(target, arguments)))
         matters = "fans" in known or asked & {"fan_in", "fan_out"}
         object.__setattr__(self, "target", target)
         object.__setattr__(self, "arguments", tuple(arguments.items()))
         object.__setattr__(self, "fans", fans or ("torch" if matters else None))
 
     def __repr__(self) -> str:
-        arguments = [f"{name}={value!r}" for name, value in self.target_and_arguments()[1].items()]
-        return f"Computed({', '.join([self.target.__name__, *arguments])})"
+        arguments = (f", {name}={value!r}" for name, value in self.target_and_arguments()[1].items())
+        return f"Computed({self.target.__name__}{''.join(arguments)})"
 
     def __str__(self) -> str:
-        arguments = [f"{name}={value}" for name, value in self.target_and_arguments()[1].items()]
+        arguments = (f"{name}={value}" for name, value in self.target_and_arguments()[1].items())
         return f"{self.target.__name__}({', '.join(arguments)})"
 
     def target_and_arguments(self) -> tuple[type, Mapping[str, object]]:
@@ -218,7 +194,9 @@ class Computed(Unfinished):
         values, known = dict(self.arguments), hints_of(self.target)
         for name, text in _texts(self.target, values):
             number = evaluate(text, lambda fact: _fact(fact, site, self.fans or "torch"))
-            values[name] = _whole(name, text, number) if is_whole(known[name]) else number
+            if is_whole(known[name]) and not number.is_integer():
+                raise ValueError(f"{name} must be a whole number, but {text!r} gives {number:g}")
+            values[name] = int(number) if is_whole(known[name]) else number
         if "fans" in known:
             values["fans"] = self.fans
         fill: Fill | None = construct(self.target, values).resolve(site)
@@ -236,9 +214,3 @@ def _texts(target: type, arguments: Mapping[str, object]) -> list[tuple[str, str
     """The arguments that are expressions."""
     known = hints_of(target)
     return [(name, value) for name, value in arguments.items() if isinstance(value, str) and is_number(known[name])]
-
-
-def _whole(name: str, text: str, number: float) -> int:
-    if not number.is_integer():
-        raise ValueError(f"{name} must be a whole number, but {text!r} gives {number:g}")
-    return int(number)

@@ -1,4 +1,4 @@
-"""Code: functions of a tensor as initializers: torch.nn.init's, which have twins here, and anybody's own."""
+"""Functions of a tensor as initializers: torch.nn.init's, which have twins here, and users' own."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from reprlib import repr as short
+from types import FunctionType
 from typing import Any, ClassVar, Final, TypeAlias, final
 
 import torch
@@ -18,15 +19,16 @@ from torch import Tensor, nn
 
 from torchinit._text import spell
 from torchinit.errors import RunError
-from torchinit.initializers.elementwise import Constant, Initializer, Normal, TruncNormal, Uniform
-from torchinit.initializers.matrices import Dirac, Identity, Orthogonal, Sparse, Whole
-from torchinit.initializers.transfers import magnitude
+from torchinit.initializers.base import Initializer
+from torchinit.initializers.elementwise import Constant, Normal, TruncNormal, Uniform
+from torchinit.initializers.matrices import Dirac, Identity, Orthogonal, RegionFill, Sparse
+from torchinit.initializers.statistics import magnitude
 from torchinit.initializers.variance_scaling import Kaiming, Ones, Xavier, Zeros
 from torchinit.model.shards import Shard
 from torchinit.noise import Noise
 
 Function: TypeAlias = Callable[[Tensor], object]
-"""What fills the tensor that it is given, or returns another one in its place."""
+"""A function that fills the tensor that it is given, or returns another one in its place."""
 
 _DRAW: Final = 4
 """The draw index of functions: fills use 0 and 1, parametrizations 2, what makes buffers 3."""
@@ -34,7 +36,7 @@ _DRAW: Final = 4
 
 @final
 @dataclass(frozen=True, slots=True, repr=False)
-class Code(Whole):
+class Code(RegionFill):
     """The values that a function gives to a tensor: it fills the one that it gets, or returns another.
 
     With a seed it gets a tensor of the whole shape on the CPU, in float32 unless the site is wider, while torch's
@@ -76,8 +78,8 @@ class Code(Whole):
         name = f"{shard.name}\0{region.start}" if any(region.start) else shard.name
         try:
             with noise.lending(name, _DRAW, local.device):
-                made = self.function(whole)
-            return _checked(whole if made is None else made, region.shape, local.dtype).to(whole.dtype)
+                result = self.function(whole)
+            return _checked(whole if result is None else result, region.shape, local.dtype).to(whole.dtype)
         except Exception as error:
             fault = str(error) if isinstance(error, _FaultError) else f"raised {type(error).__name__}: {error}"
             raise RunError(f"{shard.name}: {self} {fault}; nothing of it was written") from error
@@ -90,21 +92,20 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 class _FaultError(ValueError):
-    """What is wrong with the result of a function."""
+    """A fault in the result of a function."""
 
 
-def _checked(made: object, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    if not isinstance(made, Tensor):
-        raise _FaultError(f"returned {short(made)}, where it should fill the tensor or return one")
-    if tuple(made.shape) != shape or made.is_meta:
-        raise _FaultError(
-            f"made a tensor of shape {tuple(made.shape)} on {made.device}, not one of {shape} with values"
-        )
-    if made.is_complex() and not dtype.is_complex:
+def _checked(result: object, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    if not isinstance(result, Tensor):
+        raise _FaultError(f"returned {short(result)}, where it should fill the tensor or return one")
+    if tuple(result.shape) != shape or result.is_meta:
+        place = f"shape {tuple(result.shape)} on {result.device}"
+        raise _FaultError(f"made a tensor of {place}, not one of {shape} with values")
+    if result.is_complex() and not dtype.is_complex:
         raise _FaultError("made complex numbers, and the site holds real ones")
-    if left := int(made.isnan().sum()):
-        raise _FaultError(f"left {left} of {made.numel()} elements as they were, or made them NaN")
-    values = made.detach() if made.is_floating_point() or made.is_complex() else made.double()
+    if left := int(result.isnan().sum()):
+        raise _FaultError(f"left {left} of {result.numel()} elements as they were, or made them NaN")
+    values = result.detach() if result.is_floating_point() or result.is_complex() else result.double()
     if torch.finfo(dtype).max < (largest := magnitude(values)) < math.inf:
         raise _FaultError(f"made numbers up to {largest:.6g}, beyond the largest of {dtype}")
     return values
@@ -113,8 +114,9 @@ def _checked(made: object, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor
 def _called(function: Any) -> str:
     """The name of a function, as a reader finds it again."""
     if isinstance(function, partial):
-        said = [*map(spell, function.args), *(f"{key}={spell(value)}" for key, value in function.keywords.items())]
-        return re.sub(r" at 0x[0-9a-f]+", "", f"partial({', '.join([_called(function.func), *said])})")
+        keywords = (f"{key}={spell(value)}" for key, value in function.keywords.items())
+        arguments = ", ".join([_called(function.func), *map(spell, function.args), *keywords])
+        return re.sub(r" at 0x[0-9a-f]+", "", f"partial({arguments})")
     if getattr(function, "__name__", "") == "<lambda>":
         return f"lambda at {Path(function.__code__.co_filename).name}:{function.__code__.co_firstlineno}"
     named = function if hasattr(function, "__qualname__") else type(function)
@@ -137,30 +139,33 @@ _TWINS: Final[Mapping[str, Callable[..., Initializer]]] = {
     "xavier_uniform": partial(Xavier, distribution="uniform"),
     "zeros": Zeros,
 }
-"""What draws the bits of a function of torch.nn.init from the same arguments; deprecated ones have no ``_`` behind."""
+"""Initializers that draw the bits of a function of torch.nn.init; those of deprecated names have no ``_`` behind."""
 
 
 def _twin(function: Any) -> Initializer | None:
-    said: dict[str, Any] = {}
+    """The initializer that a function of torch.nn.init stands for, or a partial of one with keywords."""
+    keywords: dict[str, Any] = {}
     if isinstance(function, partial) and not function.args:
-        function, said = function.func, function.keywords
-    for name, make in _TWINS.items():
-        known = getattr(nn.init, f"{name}_")
-        if function is known or function is getattr(nn.init, name, None):
-            try:
-                inspect.signature(known).bind(None, **said)
-            except TypeError as error:
-                way = f"arguments are given by functools.partial(torch.nn.init.{name}_, ...)"
-                raise TypeError(f"torch.nn.init.{name}_{inspect.signature(known)}: {error}; {way}") from None
-            if said.get("generator") is not None:
-                raise TypeError(f"torch.nn.init.{name}_: leave out generator, and give it as the seed of the call")
-            return make(**{key: value for key, value in said.items() if key != "generator"})
-    return None
+        function, keywords = function.func, dict(function.keywords)
+    known = {getattr(nn.init, name, None): twin for twin in _TWINS for name in (f"{twin}_", twin)}
+    name = known.get(function) if isinstance(function, FunctionType) else None
+    if name is None:
+        return None
+    signature, called = inspect.signature(getattr(nn.init, f"{name}_")), f"torch.nn.init.{name}_"
+    try:
+        signature.bind(None, **keywords)
+    except TypeError as error:
+        advice = f"arguments are given by functools.partial({called}, ...)"
+        raise TypeError(f"{called}{signature}: {error}; {advice}") from None
+    if keywords.pop("generator", None) is not None:
+        raise TypeError(f"{called}: leave out generator, and give it as the seed of the call")
+    return _TWINS[name](**keywords)
 
 
 def as_initializer(value: Any) -> Initializer:
     """The value, if it is an initializer; the one that a function of a tensor stands for.
 
+    Rules do so when they are made, so that plans can show formulas, and data hold them, wherever there is one.
     Functions of ``torch.nn.init``, and partials of them with keywords, become the initializers that draw the same bits
     without a seed; any other function is :class:`Code`. Raises TypeError for anything else, with what to write.
 
@@ -172,20 +177,20 @@ def as_initializer(value: Any) -> Initializer:
         return value
     if callable(value) and not isinstance(value, (type, nn.Module)):
         return _twin(value) or Code(value)
-    what, way = "", "one such as Normal(std=0.02), or a function of a tensor"
+    given, advice = short(value), "one such as Normal(std=0.02), or a function of a tensor"
     match value:
         case type():
             raise TypeError(f"{value.__name__} is a class; write {value.__name__}()")
         case nn.Module():
-            what, way = f"a {type(value).__name__}", "Pretrained(module) to load its values"
+            given, advice = f"a {type(value).__name__}", "Pretrained(module) to load its values"
         case Tensor():
-            what, way = "a tensor", "a function that copies it: lambda weight: weight.copy_(tensor)"
+            given, advice = "a tensor", "a function that copies it: lambda weight: weight.copy_(tensor)"
         case os.PathLike():
-            what = repr(str(value))
-            way = f"Pretrained({what})"
+            given = repr(str(value))
+            advice = f"Pretrained({given})"
         case str():
-            called = value if value.isidentifier() else "Kaiming"
-            way = f"{called}(), or {{'type': {called!r}}} as data"
+            name = value if value.isidentifier() else "Kaiming"
+            advice = f"{name}(), or {{'type': {name!r}}} as data"
         case int() | float() if not isinstance(value, bool):
-            way = f"Constant({value!r}), or {{'type': 'Constant', 'val': {value!r}}} as data"
-    raise TypeError(f"{what or short(value)} is not an initializer; write {way}")
+            advice = f"Constant({value!r}), or {{'type': 'Constant', 'val': {value!r}}} as data"
+    raise TypeError(f"{given} is not an initializer; write {advice}")

@@ -1,10 +1,10 @@
-"""Load reports: the account of a checkpoint: what was taken from it, what was not and why, and what is left over."""
+"""Load reports: what was taken from a checkpoint, what was not and why, and what is left over."""
 
 from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final, Literal
 
@@ -15,6 +15,8 @@ from torchinit.serialization.schema import Schema
 
 _SAVED: Final = {"uninitialized": "bare", "unused_patterns": "idle"}
 """The keys of fields in saved plans and reports, where they are not the names of today."""
+_ROWS: Final = {"mismatched": ("site", "why", "reason"), "casts": ("site", "dtypes")}
+"""The fields of what is saved as rows; a mismatch had no reason at first."""
 _REMEDIES: Final = {
     "shape": "on_shape='skip' leaves what has another shape to its other rules",
     "kind": "numbers of another kind are not cast: exclude these sites, or give a dict of what you cast",
@@ -69,11 +71,7 @@ class Mismatch:
 
 @dataclass(frozen=True, slots=True)
 class Cast:
-    """A site whose values change their dtype: the file's, that to which a rule rounds them, the site's.
-
-    >>> print(Cast("fc.weight", (torch.float64, torch.bfloat16, torch.float32)))
-    float64 -> bfloat16 -> float32
-    """
+    """A site whose values change their dtype: the file's, that to which a rule rounds them, the site's."""
 
     site: str
     dtypes: tuple[torch.dtype, ...]
@@ -144,33 +142,34 @@ class LoadReport:
         """The reasons why a plan cannot be carried out."""
         if self.failure:
             return (self.failure,)
-        lost, reasons = _pairs(self.mismatched), {site.reason for site in self.mismatched}
+        lost, bare = self._lost, self.uninitialized
+        reasons = {mismatch.reason for mismatch in self.mismatched}
         reasons -= set() if self.found else {"shape"}  # to skip them all would leave nothing
         remedies = [text for reason, text in _REMEDIES.items() if reason in reasons]
-        found: list[list[str]] = []
+        problems: list[list[str]] = []
         if not self.found:
-            lines = _listed([*lost, *self.declined], 3)
-            found = [[f"0 of {self.wanted} tensors match the model.", *lines, *remedies]]
+            matches = f"0 of {self.wanted} tensors match the model."
+            problems = [[matches, *_listed([*lost, *self.declined], 3), *remedies]]
         elif lost:
             verb = "does" if len(lost) == 1 else "do"
-            found = [[f"{count(len(lost), 'site')} of {self.wanted} {verb} not fit.", *_listed(lost, 5), *remedies]]
-        if self.found and (bare := self.uninitialized):
+            problems = [[f"{count(len(lost), 'site')} of {self.wanted} {verb} not fit.", *_listed(lost, 5), *remedies]]
+        if self.found and bare:
             verb, them = ("is", "it") if len(bare) == 1 else ("are", "them")
             start = f"{count(len(bare), 'site')} of {self.wanted} {verb} not in the file, and no other rule writes"
             advice = "Give such a rule, narrow this one, or name what may be missing in expect_missing"
-            found.append([f"{start} {them}: {some(bare)}. {advice}"])
-        if not found:
+            problems.append([f"{start} {them}: {some(bare)}. {advice}"])
+        if not problems:
             return ()
-        found[-1] += self.hints
-        return self._headed(*map("\n    ".join, found), *(self.unused_patterns if self.found else ()))
+        problems[-1] += self.hints
+        return self._headed(*map("\n    ".join, problems), *(self.unused_patterns if self.found else ()))
 
     @property
     def failed_sites(self) -> frozenset[str]:
         """The sites that no rule writes because of the problems."""
         if not self.problems:
             return frozenset()
-        lost = {*self.uninitialized, *(site.site for site in self.mismatched)}
-        return frozenset(lost if self.found else lost | {*self.expected, *(name for name, _ in self.declined)})
+        left = () if self.found else (*self.expected, *(name for name, _ in self.declined))
+        return frozenset((*self.uninitialized, *(name for name, _ in self._lost), *left))
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -181,15 +180,15 @@ class LoadReport:
     def lapses(self) -> tuple[str, ...]:
         """The sites that are not there and stay with their other rules, which ``strict`` does not allow."""
         left = [] if self.failure else [name for name in self.missing if name not in set(self.uninitialized)]
-        text = f"{count(len(left), 'site')} not in the file, left to other rules: {some(left)}."
-        advice = " ".join([f"{text} Say so with expect_missing if that is intended.", *self.hints])
-        return self._headed(*([advice] if left else []), *self.unused_patterns)
+        text = f"{count(len(left), 'site')} not in the file, left to other rules: {some(left)}. "
+        advice = " ".join(["Say so with expect_missing if that is intended.", *self.hints])
+        return self._headed(*([text + advice] if left else []), *self.unused_patterns)
 
     def _headed(self, *texts: str) -> tuple[str, ...]:
         return tuple(f"{self.source}: {text}" for text in texts)
 
     def headline(self) -> str:
-        """The account in one line, what counts most first."""
+        """The account in one line."""
         if self.failure:
             return self.failure
         fates = {**self._fates(), "unexpected": self.unexpected, "loaded": ()}
@@ -202,15 +201,13 @@ class LoadReport:
     def table(self) -> str:
         """The account as plain text: the percentages, a line a part of the model, then the names."""
         lines, fates = [self.headline()], self._fates()
-        paths = [name.split(".")[:-1] for names in fates.values() for name in names]
+        paths = [(fate, name.split(".")[:-1]) for fate, names in fates.items() for name in names]
         depth = 1  # one part of the names tells the parts of a model apart, or more where all begin alike
-        while len({tuple(path[:depth]) for path in paths}) == 1 and all(len(path) > depth for path in paths):
+        while len({tuple(path[:depth]) for _, path in paths}) == 1 and all(len(path) > depth for _, path in paths):
             depth += 1
         parts: dict[str, Counter[str]] = {}
-        for fate, names in fates.items():
-            for name in names:
-                part = ".".join(name.split(".")[:-1][:depth]) or "(top)"
-                parts.setdefault(part, Counter())[fate] += 1
+        for fate, path in paths:
+            parts.setdefault(".".join(path[:depth]) or "(top)", Counter())[fate] += 1
         if not self.failure and (len(parts) > 1 or (parts and self.found < self.wanted)):
             rows = [(part, *(str(counts[fate] or "-") for fate in fates)) for part, counts in parts.items()]
             lines += columns(("part", *fates), rows).splitlines()
@@ -228,15 +225,18 @@ class LoadReport:
             "declined": [name for name, _ in self.declined],
             "expected": self.expected,
             "missing": self.missing,
-            "mismatched": [site.site for site in self.mismatched],
+            "mismatched": [name for name, _ in self._lost],
         }
+
+    @property
+    def _lost(self) -> list[tuple[str, str]]:
+        return [(mismatch.site, mismatch.why) for mismatch in self.mismatched]
 
     def _details(self) -> Iterator[str]:
         if self.failure:
             return
         yield from self.notes
-        lost = _pairs(self.mismatched)
-        for fate, pairs in (("adapted", self.adapted), ("declined", self.declined), ("mismatched", lost)):
+        for fate, pairs in (("adapted", self.adapted), ("declined", self.declined), ("mismatched", self._lost)):
             yield from (f"{fate} {line}" for line in _listed(pairs, 10, ": "))
         for fate, names in (("missing", self.missing), ("unexpected", self.unexpected)):
             yield from [f"{fate}: {some(names, 10)}"] if names else []
@@ -253,12 +253,7 @@ class LoadReport:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> LoadReport:
-        """The account that :meth:`to_dict` made, also by way of JSON; raises ConfigError with every mistake.
-
-        >>> account = LoadReport("a.pth", adapted=(("w", "InputChannels"),), elements=(1, 2))
-        >>> LoadReport.from_dict(account.to_dict()) == account
-        True
-        """
+        """The account that :meth:`to_dict` made, also by way of JSON; raises ConfigError with every mistake."""
         account: LoadReport = Schema({}).decode(by_field(data), cls, "the account of a checkpoint")
         return account
 
@@ -269,28 +264,22 @@ def by_field(data: Any) -> Any:
         return data
     names = {saved: name for name, saved in _SAVED.items()}
     renamed = {names.get(key, key): value for key, value in data.items()}
-    for key, read in _ROWS.items():
+    for key, members in _ROWS.items():
         if isinstance(rows := renamed.get(key), (list, tuple)):
-            renamed[key] = [_read(read, row) for row in rows]
+            renamed[key] = [_named(row, members) for row in rows]
     return renamed
 
 
-_ROWS: Final[Mapping[str, Callable[..., dict[str, Any]]]] = {
-    "mismatched": lambda site, why, reason="other": {"site": site, "why": why, "reason": reason},
-    "casts": lambda site, dtypes: {"site": site, "dtypes": dtypes.split(" -> ")},
-}
-"""The table of fields for a row of saved data; a mismatch had no reason at first."""
-
-
-def _read(read: Callable[..., dict[str, Any]], row: Any) -> Any:
-    try:
-        return read(*row) if isinstance(row, (list, tuple)) else row
-    except (TypeError, AttributeError):
+def _named(row: Any, names: Sequence[str]) -> Any:
+    """A saved row as a table of its fields; anything else as it is."""
+    if not isinstance(row, (list, tuple)) or not 2 <= len(row) <= len(names):
         return row
-
-
-def _pairs(mismatched: Iterable[Mismatch]) -> list[tuple[str, str]]:
-    return [(site.site, site.why) for site in mismatched]
+    table = dict(zip(names, row, strict=False))
+    if "dtypes" in table:
+        if not isinstance(table["dtypes"], str):
+            return row
+        table["dtypes"] = table["dtypes"].split(" -> ")
+    return table
 
 
 def _listed(pairs: Sequence[tuple[str, str]], most: int, between: str = " ") -> list[str]:

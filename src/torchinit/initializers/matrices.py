@@ -6,13 +6,14 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import ClassVar, Self, final
 
 import torch
 from torch import Tensor
 
-from torchinit.initializers.composites import Blockwise
-from torchinit.initializers.elementwise import Fill, Normal, check_fit
+from torchinit.initializers.base import Blockwise, Fill, check_fit
+from torchinit.initializers.elementwise import Normal
 from torchinit.initializers.moments import Moments
 from torchinit.model.shards import Shard
 from torchinit.noise import Noise
@@ -20,12 +21,12 @@ from torchinit.noise.threads import on_one_thread
 from torchinit.serialization.validation import is_whole, number
 
 
-class Whole(Fill):
-    """A fill that computes its whole region, then keeps the part that is here."""
+class RegionFill(Fill):
+    """A fill that computes its whole region, then keeps the parts that are here."""
 
     __slots__ = ()
 
-    #: Peak memory an element of the region, in bytes: some float64 copies, as measured on a CPU.
+    #: Peak memory an element of the region, in bytes: some float64 copies, as measured on the host.
     bytes_an_element: ClassVar[int] = 48
 
     @abstractmethod
@@ -54,18 +55,22 @@ class _Gained(Fill):
     __slots__ = ()
 
     gain: float
+    #: The numbers of dimensions that it takes, and how an error puts it.
+    dimensions: ClassVar[tuple[range, str]] = (range(3, 6), "a kernel of 3 to 5 dimensions")
 
     def __post_init__(self) -> None:
         number("gain", self.gain)
 
     def check(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        if len(shape) not in self.dimensions[0]:
+            raise ValueError(f"{type(self).__name__} needs {self.dimensions[1]}, but the shape is {shape}")
         check_fit(self, -abs(self.gain), abs(self.gain), dtype)
 
     def scaled(self, factor: float) -> Self:
         return replace(self, gain=self.gain * factor)  # type: ignore[type-var]  # all of them are dataclasses
 
 
-class FromGaussian(Whole):
+class FromGaussian(RegionFill):
     """A fill that is computed from a Gaussian matrix; of a complex one each part has half of the variance."""
 
     __slots__ = ()
@@ -75,12 +80,12 @@ class FromGaussian(Whole):
         return whole and whole.shrunk(math.sqrt(0.5))
 
 
-def _gaussian(shard: Shard, noise: Noise, index: int = 0) -> Tensor:
+def _gaussian(shard: Shard, noise: Noise) -> Tensor:
     """A standard normal tensor in the shape of the shard's region, from the same noise as its elements."""
-    box = shard.region
-    local = torch.empty(box.shape, dtype=noise.factor_dtype(shard.local.dtype), device=shard.local.device)
-    noise.fill(Shard(shard.name, local, shard.shape, box.start, box), "normal", (0.0, 1.0), index)
-    return local
+    region = shard.region
+    values = torch.empty(region.shape, dtype=noise.factor_dtype(shard.local.dtype), device=shard.local.device)
+    noise.fill(Shard(shard.name, values, shard.shape, region.start, region), "normal", (0.0, 1.0))
+    return values
 
 
 def _orthonormal(gaussian: Tensor, noise: Noise) -> Tensor:
@@ -91,11 +96,10 @@ def _orthonormal(gaussian: Tensor, noise: Noise) -> Tensor:
     """
     wide = gaussian.shape[0] < gaussian.shape[1]
     matrix = gaussian.mT if wide else gaussian
-    q: Tensor
     alone = not noise.sequential and matrix.device.type == "cpu"
     q, r = on_one_thread(torch.linalg.qr, matrix) if alone else torch.linalg.qr(matrix)
-    q = q * r.diagonal().sgn()
-    return q.mT if wide else q
+    unique: Tensor = q * r.diagonal().sgn()
+    return unique.mT if wide else unique
 
 
 @final
@@ -114,6 +118,7 @@ class Orthogonal(_Gained, FromGaussian):
     gain: float = 1.0
     axis: int = 0
     bytes_an_element: ClassVar[int] = 34
+    dimensions: ClassVar[tuple[range, str]] = (range(2, 65), "at least 2 dimensions")
 
     def __post_init__(self) -> None:
         _Gained.__post_init__(self)
@@ -121,11 +126,9 @@ class Orthogonal(_Gained, FromGaussian):
             raise ValueError(f"axis must be a whole number of at least 0, but got {self.axis!r}")
 
     def check(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-        if len(shape) < 2:
-            raise ValueError(f"Orthogonal needs at least 2 dimensions, but the shape is {shape}")
+        _Gained.check(self, shape, dtype)
         if self.axis >= len(shape):
             raise ValueError(f"Orthogonal has axis={self.axis}, but the shape is {shape}")
-        _Gained.check(self, shape, dtype)
 
     def compute(self, shard: Shard, noise: Noise) -> Tensor:
         gaussian = _gaussian(shard, noise).movedim(self.axis, 0)
@@ -171,18 +174,16 @@ class DeltaOrthogonal(_Gained, FromGaussian):
             raise ValueError(f"axis must be 0 or 1, but got {self.axis!r}")
 
     def check(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-        if not 3 <= len(shape) <= 5:
-            raise ValueError(f"DeltaOrthogonal needs a kernel of 3 to 5 dimensions, but the shape is {shape}")
+        _Gained.check(self, shape, dtype)
         if shape[self.axis] < shape[1 - self.axis]:
             raise ValueError(f"DeltaOrthogonal needs at least as many outputs as inputs, but the shape is {shape}")
-        _Gained.check(self, shape, dtype)
 
     def compute(self, shard: Shard, noise: Noise) -> Tensor:
         gaussian = _gaussian(shard, noise)
-        tap = _tap(gaussian, [(size - 1) // 2 for size in gaussian.shape[2:]])
+        centre = [(size - 1) // 2 for size in gaussian.shape[2:]]
+        matrix = _orthonormal(_tap(gaussian, centre).movedim(self.axis, 0), noise).mul_(self.gain)
         whole = torch.zeros_like(gaussian)
-        matrix = _orthonormal(tap.movedim(self.axis, 0), noise).mul_(self.gain).movedim(0, self.axis)
-        _tap(whole, [(size - 1) // 2 for size in gaussian.shape[2:]]).copy_(matrix)
+        _tap(whole, centre).copy_(matrix.movedim(0, self.axis))
         return whole
 
     def work(self, shape: tuple[int, ...]) -> int:
@@ -205,11 +206,7 @@ class Identity(_Gained):
     """
 
     gain: float = 1.0
-
-    def check(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-        if len(shape) != 2:
-            raise ValueError(f"Identity needs 2 dimensions, but the shape is {shape}")
-        _Gained.check(self, shape, dtype)
+    dimensions: ClassVar[tuple[range, str]] = (range(2, 3), "2 dimensions")
 
     def write(self, shard: Shard, noise: Noise) -> None:
         # Unlike its siblings it needs no other element to know one, nor their memory.
@@ -224,7 +221,7 @@ class Identity(_Gained):
 
 @final
 @dataclass(frozen=True, slots=True)
-class Dirac(_Gained, Whole):
+class Dirac(_Gained, RegionFill):
     """A convolution kernel that passes its inputs on: ``gain`` at the centre where output and input agree.
 
     ``groups`` parts of the outputs each pass on the same inputs, as ``torch.nn.init.dirac_``.
@@ -243,19 +240,15 @@ class Dirac(_Gained, Whole):
             raise ValueError(f"groups must be a whole number of at least 1, but got {self.groups!r}")
 
     def check(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-        if not 3 <= len(shape) <= 5:
-            raise ValueError(f"Dirac needs a kernel of 3 to 5 dimensions, but the shape is {shape}")
+        _Gained.check(self, shape, dtype)
         if shape[0] % self.groups:
             raise ValueError(f"Dirac has groups={self.groups}, which does not divide dimension 0 of {shape}")
-        _Gained.check(self, shape, dtype)
 
     def compute(self, shard: Shard, noise: Noise) -> Tensor:
         shape = shard.region.shape
         whole = torch.zeros(shape, device=shard.local.device)
-        per_group = shape[0] // self.groups
-        tap = _tap(whole, [size // 2 for size in shape[2:]])
-        for group in range(self.groups):
-            tap[group * per_group : (group + 1) * per_group].fill_diagonal_(self.gain)
+        for group in _tap(whole, [size // 2 for size in shape[2:]]).chunk(self.groups):
+            group.fill_diagonal_(self.gain)
         return whole
 
     def moments(self, shape: tuple[int, ...] = ()) -> Moments:
@@ -290,25 +283,20 @@ class Sparse(FromGaussian):
 
     def compute(self, shard: Shard, noise: Noise) -> Tensor:
         whole = _gaussian(shard, noise).mul_(self.std)
-        zeros = self._zeros(whole.shape[0])
+        zeros = math.ceil(self.sparsity * whole.shape[0])
         return whole.scatter_(0, noise.order(shard, 1)[:zeros], 0.0)
 
     def scaled(self, factor: float) -> Fill:
         return replace(self, std=self.std * abs(factor))
 
-    def _zeros(self, rows: int) -> int:
-        return math.ceil(self.sparsity * rows)
-
     def moments(self, shape: tuple[int, ...] = ()) -> Moments:
-        share = 1 - self._zeros(shape[0]) / shape[0] if shape[0] else 0.0
+        share = 1 - math.ceil(self.sparsity * shape[0]) / shape[0] if shape[0] else 0.0
         return Moments(0.0, self.std * math.sqrt(share), kurtosis=3 / share if share else 3.0)
 
 
 def _tap(kernel: Tensor, at: Sequence[int]) -> Tensor:
     """The matrix of a convolution kernel at one place of its receptive field."""
-    for index in at:
-        kernel = kernel.select(2, index)
-    return kernel
+    return reduce(lambda inner, index: inner.select(2, index), at, kernel)
 
 
 def _sprinkled(value: float, times: int, among: int) -> Moments:

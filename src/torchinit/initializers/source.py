@@ -1,4 +1,4 @@
-"""Sites resolved together: by any initializer, and by those that take values from a source."""
+"""Sites resolved together, by any initializer, and by those that take values from a source."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torchinit.model.sites import Site
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
-    """What an initializer gives the views of sites that a rule matches, by their names.
+    """The fills that an initializer gives the views of sites that a rule matches, by their names.
 
     ``fills`` leaves out the views that it declines and those of ``errors``, for which it has no answer; ``account``
     tells what became of a source.
@@ -28,9 +28,9 @@ class Resolution:
 
 
 def resolve_all(init: Initializer, pairs: Sequence[tuple[Site, Site]], known: Sequence[Site]) -> Resolution:
-    """What an initializer gives pairs of (view, site) in a model whose sites are ``known``.
+    """Resolve pairs of (view, site) in a model whose sites are ``known``.
 
-    It is asked for all of them at once if it has a method of this name, else view by view.
+    An initializer is asked for all of them at once if it has a method of this name, else view by view.
     """
     own = getattr(init, "resolve_all", None)
     if own is not None:
@@ -58,7 +58,7 @@ class SourceInitializer(Spelled, ABC):
     """An initializer that copies what is there, and so takes sites as they are: it is ``verbatim``.
 
     A rule with one matches buffers as well as parameters, biases as well as weights, whole numbers as well as floats,
-    and leaves padding rows as they come. Buffers that are no part of a ``state_dict`` are not its business.
+    and leaves padding rows as they come. Buffers that are not part of a ``state_dict`` are not its business.
     """
 
     __slots__ = ()
@@ -71,7 +71,7 @@ class SourceInitializer(Spelled, ABC):
 
     def resolve(self, site: Site) -> Fill | None:
         """The fill for one site alone; None where there is nothing for it, CheckpointError where it does not fit."""
-        found = self.resolve_all([(site, site)], [site])
-        if found.account and (found.account.failure or found.account.mismatched):
-            raise CheckpointError(*found.account.problems[:1])
-        return found.fills.get(site.name)
+        resolution = self.resolve_all([(site, site)], [site])
+        if (account := resolution.account) and (account.failure or account.mismatched):
+            raise CheckpointError(*account.problems[:1])
+        return resolution.fills.get(site.name)

@@ -1,4 +1,4 @@
-"""Measures: the moments of the values that a tensor holds, and how far they may be from what was planned."""
+"""Values measured: their moments, how far these may be from what was planned, the largest of those to load."""
 
 from __future__ import annotations
 
@@ -10,12 +10,18 @@ from torch import Tensor
 
 from torchinit.initializers.moments import Moments
 from torchinit.noise.engines.dispatch import chosen_kernel
-from torchinit.noise.engines.tasks import Sums, is_simple
+from torchinit.noise.engines.tasks import ValueSums, is_simple
 
 # Torch shares nothing smaller than this among threads: waiting for each other costs more than the sums do,
 # most of all on a machine that has other work.
 _CHUNK = 1 << 15
 _SIGMAS = 6.0
+
+_SMALL = 1 << 20
+"""Fewer bytes than this are copied by torch: whoever reads them next finds them in the caches."""
+
+_SAME_SIZE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""The integers whose bits the kernel gives back, by their bytes."""
 
 
 def measure(*tensors: Tensor) -> Moments | None:
@@ -24,13 +30,12 @@ def measure(*tensors: Tensor) -> Moments | None:
     None of no elements and of the meta device. Sums are carried in float64 without a copy of a tensor, by the compiled
     kernel where that can, else chunk by chunk in torch; the two differ by at most 2e-12 of the values' mean distance
     from the first of them. Of a complex tensor the real and imaginary parts are taken together.
-
-    >>> measure(torch.tensor([1.0, 3.0]))
-    Moments(mean=2.0, std=1.0, min=1.0, max=3.0, kurtosis=3.0)
     """
     numel, mean, around, low, high = 0, 0.0, 0.0, math.inf, -math.inf
-    for values in (_real(tensor) for tensor in tensors if tensor.numel() and not tensor.is_meta):
-        here, sums = values.numel(), _compiled_sums(values) or _sums(values)
+    for values in (_real(tensor.detach()) for tensor in tensors if tensor.numel() and not tensor.is_meta):
+        kernel = chosen_kernel() if is_simple(values) else None
+        sums = (kernel.sums(values, torch.get_num_threads()) if kernel else None) or _sums(values)
+        here = values.numel()
         apart = sums.shift + sums.total / here - mean
         # The squares of distances from the mean of all: those from either mean, and of the means from each other.
         around += sums.square - sums.total * sums.total / here + apart * apart * numel * here / (numel + here)
@@ -42,12 +47,7 @@ def measure(*tensors: Tensor) -> Moments | None:
     return Moments(mean, math.sqrt(around / numel), low, high)
 
 
-def _compiled_sums(values: Tensor) -> Sums | None:
-    kernel = chosen_kernel() if is_simple(values) else None
-    return kernel.sums(values, torch.get_num_threads()) if kernel else None
-
-
-def _sums(values: Tensor) -> Sums:
+def _sums(values: Tensor) -> ValueSums:
     total = square = 0.0
     low, high = math.inf, -math.inf
     shift = float(values[(0,) * values.dim()])  # sums of squares around a value of the data cancel less
@@ -58,35 +58,27 @@ def _sums(values: Tensor) -> Sums:
         wide -= shift
         total += float(wide.sum())
         square += float(wide.square_().sum())
-    return Sums(shift, total, square, low, high)
+    return ValueSums(shift, total, square, low, high)
 
 
-def _real(tensor: Tensor) -> Tensor:
-    return torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor.detach()
+def _real(values: Tensor) -> Tensor:
+    return torch.view_as_real(values.resolve_conj()) if values.is_complex() else values
 
 
-def _least(one: float, other: float) -> float:
+def _least(first: float, second: float) -> float:
     """The smaller number; NaN if either is, which ``min`` forgets."""
-    return other if other < one or math.isnan(other) else one
+    return second if second < first or math.isnan(second) else first
 
 
 def _chunks(values: Tensor) -> Iterator[Tensor]:
     if values.is_contiguous():
-        flat = values.view(-1)
-        yield from (flat[at : at + _CHUNK] for at in range(0, len(flat), _CHUNK))
-    else:
-        rows = max(1, _CHUNK * len(values) // values.numel())
-        yield from (part.reshape(-1) for part in values.split(rows))
+        return iter(values.view(-1).split(_CHUNK))
+    rows = max(1, _CHUNK * len(values) // values.numel())
+    return (part.reshape(-1) for part in values.split(rows))
 
 
 def deviations(expected: Moments | None, measured: Moments, numel: int, dtype: torch.dtype) -> list[str]:
-    """Where the measured moments of so many numbers of a dtype leave the tolerance around the expected ones.
-
-    >>> deviations(Moments(0.0, 1.0), Moments(0.0, 1.1, -4.0, 4.0), 100, torch.float32)
-    []
-    >>> deviations(Moments(0.0, 1.0), Moments(0.0, 1.1, -4.0, 4.0), 10_000, torch.float32)
-    ['std is 1.1, planned 1 ± 0.042']
-    """
+    """The moments, measured of so many numbers of a dtype, that leave the tolerance around the expected ones."""
     seen = (measured.mean, measured.std, measured.min, measured.max)
     if expected and expected.min == expected.max == measured.min == measured.max is not None:
         return []
@@ -95,20 +87,58 @@ def deviations(expected: Moments | None, measured: Moments, numel: int, dtype: t
     if expected is None or expected.mean is None or expected.std is None:
         return []
     mean, std, low, high = (value or 0.0 for value in seen)
-    held = torch.finfo(torch.float32 if dtype.itemsize > 2 else dtype)  # wider ones hold numbers drawn in float32
-    rounding, floor = 2 * held.eps, held.smallest_normal * held.eps
-    root = math.sqrt(numel)
-    reach = max(abs(expected.mean), expected.std)
-    error = _SIGMAS * expected.std / root
-    slack_mean = error + rounding * reach + floor
-    slack_std = error * math.sqrt(max(expected.kurtosis - 1, 0.5)) / 2 + rounding * reach + floor
-    found = []
-    if abs(mean - expected.mean) > slack_mean:
-        found.append(f"mean is {mean:.6g}, planned {expected.mean:.6g} ± {slack_mean:.2g}")
-    if abs(std - expected.std) > slack_std:
-        found.append(f"std is {std:.6g}, planned {expected.std:.6g} ± {slack_std:.2g}")
+    info = torch.finfo(torch.float32 if dtype.itemsize > 2 else dtype)  # wider ones hold numbers drawn in float32
+    rounding, floor = 2 * info.eps, info.smallest_normal * info.eps
+    reach = rounding * max(abs(expected.mean), expected.std) + floor
+    # Six standard errors: that of a mean, and that of a standard deviation, which the kurtosis widens.
+    error = _SIGMAS * expected.std / math.sqrt(numel)
+    problems = []
+    for name, value, planned, sampling in (
+        ("mean", mean, expected.mean, error),
+        ("std", std, expected.std, error * math.sqrt(max(expected.kurtosis - 1, 0.5)) / 2),
+    ):
+        if abs(value - planned) > sampling + reach:
+            problems.append(f"{name} is {value:.6g}, planned {planned:.6g} ± {sampling + reach:.2g}")
     if expected.min is not None and low < expected.min - rounding * abs(expected.min) - floor:
-        found.append(f"smallest value is {low:.6g}, planned {expected.min:.6g}")
+        problems.append(f"smallest value is {low:.6g}, planned {expected.min:.6g}")
     if expected.max is not None and high > expected.max + rounding * abs(expected.max) + floor:
-        found.append(f"largest value is {high:.6g}, planned {expected.max:.6g}")
-    return found
+        problems.append(f"largest value is {high:.6g}, planned {expected.max:.6g}")
+    return problems
+
+
+def magnitude(values: Tensor) -> float:
+    """The largest absolute value of floating-point numbers, NaN if one is, 0 of none; of complex ones of all parts."""
+    if not values.numel():
+        return 0.0
+    values = _real(values)
+    if kernel := chosen_kernel() if is_simple(values) else None:
+        bits = kernel.largest(values, torch.get_num_threads())
+        return float(torch.tensor(bits, dtype=_SAME_SIZE[values.dtype.itemsize], device="cpu").view(values.dtype))
+    if values.dtype.itemsize == 1:  # torch compares no 8-bit floats
+        values = values.float()
+    low, high = torch.aminmax(values)
+    return float(torch.maximum(-low, high))
+
+
+def transfer(values: Tensor, out: Tensor) -> None:
+    """Copy values into a tensor, as ``out.copy_(values)`` does; large ones without a detour through the caches.
+
+    That pays for the pass in which :func:`magnitude` looks through the values of a checkpoint before any is written.
+    """
+    kernel = chosen_kernel() if _is_large_twin(values, out) else None
+    if kernel:
+        kernel.copy(out, values, torch.get_num_threads())
+    else:
+        out.copy_(values)
+
+
+def _is_large_twin(values: Tensor, out: Tensor) -> bool:
+    """Whether bytes can be copied as they are, between memory of their own."""
+    return (
+        out.nbytes >= _SMALL
+        and is_simple(values)
+        and is_simple(out)
+        and (values.dtype, values.shape) == (out.dtype, out.shape)
+        and out.untyped_storage().resizable()  # what torch allocated can be written, what is mapped perhaps not
+        and abs(values.data_ptr() - out.data_ptr()) >= out.nbytes
+    )

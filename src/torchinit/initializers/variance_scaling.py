@@ -1,4 +1,4 @@
-"""Formulas: initializers that look at a site before they know their numbers."""
+"""Formulas: initializers that look at a site before they know their numbers: its fans, its layer."""
 
 from __future__ import annotations
 
@@ -14,46 +14,47 @@ from torchinit.serialization.schema import Unfinished
 from torchinit.serialization.validation import choice, number
 
 FanMode: TypeAlias = Literal["fan_in", "fan_out", "fan_avg", "fan_geo_avg"]
-Shape: TypeAlias = Literal["normal", "uniform", "truncated_normal"]
+Family: TypeAlias = Literal["normal", "uniform", "truncated_normal"]
 
 
-def fan_std(gain: float, fan_in: float, fan_out: float, mode: FanMode) -> float:
-    r"""The standard deviation that keeps the variance of a signal through a layer.
+class _FanFormula(Spelled):
+    """A formula over the fans of a site."""
 
-    .. math:: \mathrm{std} = \mathrm{gain} / \sqrt{\mathrm{fan}}
+    __slots__ = ()
 
-    where fan is the fan-in, the fan-out, their arithmetic or their geometric mean. The arithmetic is that
-    of ``torch.nn.init``, operation by operation, so that the last bit agrees, too.
+    fans: Convention
 
-    >>> fan_std(1.0, 100, 300, "fan_avg")
-    0.07071067811865475
-    """
-    if mode == "fan_avg":
-        return gain * math.sqrt(2.0 / (fan_in + fan_out))
-    fan = {"fan_in": fan_in, "fan_out": fan_out, "fan_geo_avg": math.sqrt(fan_in * fan_out)}[mode]
-    return gain / math.sqrt(fan)
+    def __post_init__(self) -> None:
+        for name, options in (("mode", FanMode), ("distribution", Family), ("fans", Convention)):
+            if hasattr(self, name):
+                choice(name, getattr(self, name), options)
+        for name in ("scale", "gain"):
+            number(name, getattr(self, name, 1.0), least=0)
 
+    def spread(self, site: Site, gain: float, mode: FanMode, distribution: Family) -> Fill:
+        """The fill of mean 0 and standard deviation gain / sqrt(fan).
 
-def _spread(std: float, distribution: Shape) -> Fill:
-    """A fill of mean 0 and this standard deviation."""
-    if distribution == "normal":
-        return Normal(0.0, std)
-    if distribution == "uniform":
+        The arithmetic is that of ``torch.nn.init``, operation by operation, so that the last bit agrees, too.
+        """
+        fan_in, fan_out = site.fans(self.fans)
+        if not site.numel:  # nothing to write, and a fan of 0 has no root
+            return Constant(0.0)
+        if mode == "fan_avg":
+            std = gain * math.sqrt(2.0 / (fan_in + fan_out))
+        else:
+            fan = {"fan_in": fan_in, "fan_out": fan_out, "fan_geo_avg": math.sqrt(fan_in * fan_out)}[mode]
+            std = gain / math.sqrt(fan)
+        if distribution == "normal":
+            return Normal(0.0, std)
         bound = math.sqrt(3.0) * std
-        return Uniform(-bound, bound)
-    return TruncNormal(0.0, std, -2.0, 2.0, unit="sigma", corrected=True)
-
-
-def _by_fans(site: Site, gain: float, mode: FanMode, distribution: Shape, fans: Convention) -> Fill:
-    fan_in, fan_out = site.fans(fans)
-    if not site.numel:  # nothing to write, and a fan of 0 has no root
-        return Constant(0.0)
-    return _spread(fan_std(gain, fan_in, fan_out, mode), distribution)
+        if distribution == "uniform":
+            return Uniform(-bound, bound)
+        return TruncNormal(0.0, std, -2.0, 2.0, unit="sigma", corrected=True)
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class VarianceScaling(Spelled):
+class VarianceScaling(_FanFormula):
     r"""Variance ``scale`` / fan: the general formula behind Xavier, Kaiming and LeCun.
 
     .. math:: \mathrm{Var}(w) = \mathrm{scale} / n, \quad n = \text{fan-in, fan-out or one of their means}
@@ -68,22 +69,16 @@ class VarianceScaling(Spelled):
 
     scale: float = 1.0
     mode: FanMode = "fan_in"
-    distribution: Shape = "truncated_normal"
+    distribution: Family = "truncated_normal"
     fans: Convention = "torch"
 
-    def __post_init__(self) -> None:
-        number("scale", self.scale, least=0)
-        choice("mode", self.mode, FanMode)
-        choice("distribution", self.distribution, Shape)
-        choice("fans", self.fans, Convention)
-
     def resolve(self, site: Site) -> Fill:
-        return _by_fans(site, math.sqrt(self.scale), self.mode, self.distribution, self.fans)
+        return self.spread(site, math.sqrt(self.scale), self.mode, self.distribution)
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Xavier(Spelled):
+class Xavier(_FanFormula):
     """Glorot & Bengio (2010): variance gain² · 2 / (fan_in + fan_out).
 
     https://proceedings.mlr.press/v9/glorot10a.html
@@ -93,21 +88,16 @@ class Xavier(Spelled):
     """
 
     gain: float = 1.0
-    distribution: Shape = "normal"
+    distribution: Family = "normal"
     fans: Convention = "torch"
 
-    def __post_init__(self) -> None:
-        number("gain", self.gain, least=0)
-        choice("distribution", self.distribution, Shape)
-        choice("fans", self.fans, Convention)
-
     def resolve(self, site: Site) -> Fill:
-        return _by_fans(site, self.gain, "fan_avg", self.distribution, self.fans)
+        return self.spread(site, self.gain, "fan_avg", self.distribution)
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Kaiming(Spelled):
+class Kaiming(_FanFormula):
     """He et al. (2015): variance gain² / fan, the gain that of the layer's nonlinearity.
 
     ``a`` is the negative slope of ``leaky_relu`` (and of ``prelu``). ``nonlinearity`` is one of :func:`gain`'s
@@ -125,73 +115,59 @@ class Kaiming(Spelled):
     a: float = 0.0
     mode: FanMode = "fan_out"
     nonlinearity: str = "relu"
-    distribution: Shape = "normal"
+    distribution: Family = "normal"
     fans: Convention = "torch"
 
     def __post_init__(self) -> None:
+        _FanFormula.__post_init__(self)
         number("a", self.a)
-        choice("mode", self.mode, FanMode)
-        choice("distribution", self.distribution, Shape)
-        choice("fans", self.fans, Convention)
         if self.nonlinearity != "auto":
             gain(self.nonlinearity, self.a)
         elif self.a:
             raise ValueError(f"a is found with nonlinearity='auto', so it cannot be {self.a!r}, too")
 
     def resolve(self, site: Site) -> Fill:
-        follows = self.nonlinearity == "auto"
-        factor = gain_before(site.activation) if follows else gain(self.nonlinearity, self.a)
-        return _by_fans(site, factor, self.mode, self.distribution, self.fans)
+        auto = self.nonlinearity == "auto"
+        factor = gain_before(site.activation) if auto else gain(self.nonlinearity, self.a)
+        return self.spread(site, factor, self.mode, self.distribution)
 
 
 def asks_what_follows(init: object) -> bool:
-    """Whether an initializer, or one that it is made of, takes the gain of what follows the layer.
-
-    >>> asks_what_follows(Kaiming(nonlinearity="auto")), asks_what_follows(Kaiming())
-    (True, False)
-    """
+    """Whether an initializer, or one that it is made of, takes the gain of what follows the layer."""
     if isinstance(init, Unfinished):
         return init.target_and_arguments()[1].get("nonlinearity") == "auto"
-    return getattr(init, "nonlinearity", None) == "auto" or any(map(asks_what_follows, _made_of(init)))
+    return getattr(init, "nonlinearity", None) == "auto" or any(map(asks_what_follows, _parts(init)))
 
 
 def asks_for_neutral(init: object) -> bool:
-    """Whether an initializer, or one that it is made of, is :class:`Neutral`.
-
-    >>> asks_for_neutral(Neutral()), asks_for_neutral(Ones())
-    (True, False)
-    """
-    return isinstance(init, Neutral) or any(map(asks_for_neutral, _made_of(init)))
+    """Whether an initializer, or one that it is made of, is :class:`Neutral`."""
+    return isinstance(init, Neutral) or any(map(asks_for_neutral, _parts(init)))
 
 
-def _made_of(init: object) -> tuple[object, ...]:
+def _parts(init: object) -> tuple[object, ...]:
     inner = getattr(init, "init", ())
     return inner if isinstance(inner, tuple) else (inner,)
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class LeCun(Spelled):
+class LeCun(_FanFormula):
     """LeCun et al. (1998), "Efficient BackProp": variance 1 / fan_in.
 
     >>> LeCun("uniform").resolve(Site("w", (7, 3)))
     Uniform(a=-1.0, b=1.0)
     """
 
-    distribution: Shape = "truncated_normal"
+    distribution: Family = "truncated_normal"
     fans: Convention = "torch"
 
-    def __post_init__(self) -> None:
-        choice("distribution", self.distribution, Shape)
-        choice("fans", self.fans, Convention)
-
     def resolve(self, site: Site) -> Fill:
-        return _by_fans(site, 1.0, "fan_in", self.distribution, self.fans)
+        return self.spread(site, 1.0, "fan_in", self.distribution)
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Caffe2Xavier(Spelled):
+class Caffe2Xavier(_FanFormula):
     """Caffe2's XavierFill: uniform with variance 1 / fan_in.
 
     >>> Caffe2Xavier().resolve(Site("w", (7, 3)))
@@ -200,11 +176,8 @@ class Caffe2Xavier(Spelled):
 
     fans: Convention = "torch"
 
-    def __post_init__(self) -> None:
-        choice("fans", self.fans, Convention)
-
     def resolve(self, site: Site) -> Fill:
-        return _by_fans(site, gain("leaky_relu", 1.0), "fan_in", "uniform", self.fans)
+        return self.spread(site, gain("leaky_relu", 1.0), "fan_in", "uniform")
 
 
 @final

@@ -25,7 +25,7 @@ from torchinit.checkpoints.quantized import Companions, quantized
 from torchinit.checkpoints.suggestions import beginning, guess, splits
 from torchinit.errors import CheckpointError
 from torchinit.initializers.load_report import Cast, Guess, LoadReport, Mismatch
-from torchinit.initializers.transfers import magnitude
+from torchinit.initializers.statistics import magnitude
 from torchinit.mmengine.log import log, log_to
 from torchinit.mmengine.registry import is_loaded_through
 from torchinit.model.names import WRAPPERS as WRAPPING

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchinit.model.shards import Shard
 
 Distribution = Literal["normal", "uniform", "truncated", "bernoulli", "integer", "sign"]
-"""What can be drawn, with its parameters:
+"""The distributions that can be drawn, with their parameters:
 
 =============  ===========================  ==========================================
 distribution   params                       values
@@ -27,7 +27,8 @@ distribution   params                       values
 =============  ===========================  ==========================================
 
 A complex tensor takes ``normal`` alone: its real and its imaginary part are normals of std / sqrt(2), as
-``torch.Tensor.normal_`` has it.
+``torch.Tensor.normal_`` has it. All are drawn in float32 and rounded once, so that a model has one set of values
+whatever its dtype: bfloat16 holds the rounded numbers, float64 the same ones as float32.
 """
 
 
@@ -44,7 +45,7 @@ class Job(NamedTuple):
 
 
 class Noise(ABC):
-    """Where randomness comes from. Draws go straight into a shard's memory.
+    """A source of randomness. Draws go straight into a shard's memory; the shard knows its name.
 
     >>> from torchinit.noise import Global, Keyed
     >>> Global().sequential, Keyed(0).sequential
@@ -57,7 +58,7 @@ class Noise(ABC):
 
     @abstractmethod
     def fill(self, shard: Shard, distribution: Distribution, params: tuple[float, ...], index: int = 0) -> None:
-        """Draws ``shard.local``; ``index`` tells several draws for one name apart.
+        """Draw ``shard.local``; ``index`` tells several draws for one name apart.
 
         Raises ValueError for parameters that make no distribution, RunError for a shard that cannot be drawn.
         """
@@ -74,10 +75,10 @@ class Noise(ABC):
         """The precision in which fills that need a factorization compute it for a site of ``dtype``."""
 
     def lending(self, name: str, index: int, device: torch.device) -> AbstractContextManager[None]:
-        """Let other people's code draw from this noise, on the CPU and a device, while the block lasts."""
+        """Let user code draw from this noise, on the CPU and a device, while the block lasts."""
         return nullcontext()
 
     def fill_many(self, jobs: Iterable[Job]) -> None:
-        """Does the jobs as if one after the other, with less to pay for each than a call of ``fill``."""
+        """Do the jobs as if one after the other, with less to pay for each than a call of ``fill``."""
         for job in jobs:
             self.fill(job.shard, job.distribution, job.params, job.index)

@@ -1,4 +1,4 @@
-"""Keyed: noise whose every value is a function of seed, name and position, and of nothing else."""
+"""Keyed noise, whose every value is a function of seed, name and position, and of nothing else."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
+from itertools import accumulate
 from typing import ClassVar, Literal, final
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from torchinit.errors import RunError
 from torchinit.model.shards import Shard
 from torchinit.noise.base import Distribution, Job, Noise
-from torchinit.noise.distributions import Draw, Kind, resolve
+from torchinit.noise.distributions import Draw, DrawKind, resolve
 from torchinit.noise.engines import dispatch, torch_engine
 from torchinit.noise.engines.tasks import Task, is_simple
 from torchinit.noise.threads import one_thread
@@ -38,7 +39,7 @@ class Keyed(Noise):
     So they are the same bits for any order of layers, any sharding, thread count, device and torch version,
     and torch's own generators are never touched. ``docs/reference/stream.md`` says how they are made.
 
-    Raises TypeError for a seed that is no integer, ValueError for one outside of [0, 2**64).
+    Raises TypeError for a seed that is not an integer, ValueError for one outside of [0, 2**64).
 
     >>> import torch
     >>> from torchinit.model.shards import Shard
@@ -53,14 +54,19 @@ class Keyed(Noise):
     sequential: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "seed", check_seed(self.seed))
+        if isinstance(self.seed, bool) or not hasattr(self.seed, "__index__"):
+            raise TypeError(f"a seed is an int, got {self.seed!r}")
+        seed = operator.index(self.seed)
+        if not 0 <= seed < _LIMIT:
+            raise ValueError(f"a seed is at least 0 and below 2**64, got {seed}")
+        object.__setattr__(self, "seed", seed)
 
     def fill(self, shard: Shard, distribution: Distribution, params: tuple[float, ...], index: int = 0) -> None:
-        """Draws the shard, whatever part of its tensor it is."""
+        """Draw the shard, whatever part of its tensor it is."""
         self.fill_many((Job(shard, distribution, params, index),))
 
     def fill_many(self, jobs: Iterable[Job]) -> None:
-        """Draws all shards; nothing is written if one of the jobs cannot be done."""
+        """Draw all shards; nothing is written if one of the jobs cannot be done."""
         batch = list(jobs)
         compiled = dispatch.chosen_kernel()
         if compiled and all(map(_is_simple, batch)):
@@ -76,8 +82,9 @@ class Keyed(Noise):
         """The stable argsort of one word an element down each column of the region."""
         box = torch.empty(shard.region.shape, dtype=torch.float32, device=shard.local.device)
         key = derive(self.seed, shard.name, index, "order")
-        task = Task(box, shard.shape, shard.region.start, key, Draw(Kind.WORDS))
-        words = torch_engine.words(task, 0, box.numel())
+        words = torch_engine.words(
+            Task(box, shard.shape, shard.region.start, key, Draw(DrawKind.WORDS)), 0, box.numel()
+        )
         return words.view(box.shape).argsort(dim=0, stable=True)
 
     def factor_dtype(self, dtype: torch.dtype) -> torch.dtype:
@@ -108,16 +115,6 @@ class Keyed(Noise):
         return Task(out, (*shape, 2), (*start, 0), key, draw)
 
 
-def check_seed(seed: object) -> int:
-    """The seed as an int, if it is one that the stream takes."""
-    if isinstance(seed, bool) or not hasattr(seed, "__index__"):
-        raise TypeError(f"a seed is an int, got {seed!r}")
-    number = operator.index(seed)
-    if not 0 <= number < _LIMIT:
-        raise ValueError(f"a seed is at least 0 and below 2**64, got {number}")
-    return number
-
-
 def derive(seed: int, name: str, index: int = 0, purpose: Literal["fill", "order"] = "fill") -> bytes:
     """The 128-bit key of a draw: BLAKE2b over stream version, purpose, seed, draw index and name.
 
@@ -141,38 +138,30 @@ def _is_simple(job: Job) -> bool:
 
 
 def _check_place(shard: Shard) -> None:
-    local = shard.local
+    local, shape, start = shard.local, shard.shape, shard.start
     if local.is_meta:
         raise RunError(f"{shard.name} is on the meta device: there is no memory to write to")
-    inside = len(shard.shape) == len(shard.start) == local.dim() and all(
-        first >= 0 and first + here <= size
-        for first, here, size in zip(shard.start, local.shape, shard.shape, strict=True)
-    )
-    if not inside:
-        raise RunError(
-            f"{shard.name}: the part of shape {list(local.shape)} at {list(shard.start)} does not lie within "
-            f"{list(shard.shape)}"
-        )
+    if not (len(shape) == len(start) == local.dim()) or not all(
+        first >= 0 and first + here <= size for first, here, size in zip(start, local.shape, shape, strict=True)
+    ):
+        part = f"the part of shape {list(local.shape)} at {list(start)}"
+        raise RunError(f"{shard.name}: {part} does not lie within {list(shape)}")
     if not local.is_contiguous() and _shares_memory(local):
         raise RunError(f"{shard.name}: several of its elements share memory, so they cannot all have their values")
-    if math.prod(shard.shape) * (2 if local.is_complex() else 1) > _LIMIT:
-        raise RunError(f"{shard.name}: shape {list(shard.shape)} has more than 2**64 numbers")
+    if math.prod(shape) * (2 if local.is_complex() else 1) > _LIMIT:
+        raise RunError(f"{shard.name}: shape {list(shape)} has more than 2**64 numbers")
 
 
 def _shares_memory(local: Tensor) -> bool:
     """Whether two elements lie in the same place, as those of an expanded tensor do."""
-    reach = 0
-    axes = [(stride, size) for stride, size in zip(local.stride(), local.shape, strict=True) if size > 1]
-    for stride, size in sorted(axes):
-        if stride <= reach:
-            break
-        reach += stride * (size - 1)
-    else:
+    axes = sorted((stride, size) for stride, size in zip(local.stride(), local.shape, strict=True) if size > 1)
+    reaches = accumulate((stride * (size - 1) for stride, size in axes), initial=0)
+    if not local.numel() or all(stride > reach for (stride, _), reach in zip(axes, reaches, strict=False)):
         return False
-    if local.numel() == 0 or any(stride == 0 for stride, _ in axes):
-        return local.numel() > 0
+    if any(stride == 0 for stride, _ in axes):
+        return True
     # Axes that reach into each other need not meet; only the places themselves can tell.
-    place = torch.zeros(1, dtype=torch.int64)
+    place = torch.zeros(1, dtype=torch.int64, device="cpu")
     for stride, size in axes:
-        place = (place[:, None] + stride * torch.arange(size)).flatten()
+        place = (place[:, None] + stride * torch.arange(size, device="cpu")).flatten()
     return bool((place.sort().values.diff() == 0).any())

@@ -1,4 +1,4 @@
-"""Threads: one for computations whose bits must not depend on how many there are.
+"""One thread for computations whose bits must not depend on how many there are.
 
 LAPACK and BLAS divide the work by the number of threads, and so round differently for each. With one thread the bits
 depend on shapes, library and processor alone.
@@ -23,12 +23,7 @@ _changing = Lock()
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch run on one thread in this Python thread, as long as the block lasts. Others keep their number.
-
-    >>> with one_thread():
-    ...     torch.get_num_threads()
-    1
-    """
+    """Let torch run on one thread in this Python thread, as long as the block lasts. Others keep their number."""
     threads = torch.get_num_threads()
     if threads == 1:
         yield
@@ -41,13 +36,11 @@ def one_thread() -> Iterator[None]:
 
 
 def on_one_thread(work: Callable[[Tensor], _T], matrix: Tensor) -> _T:
-    """Return what a function of torch's makes of a matrix in the host's memory, on one thread; for many calls.
+    """Apply a function of torch's to a matrix in the host's memory, on one thread; for many calls.
 
-    A Python thread is kept for it that has one thread of torch for good. Other people's code does not belong there: it
-    may depend on what its own thread has set, such as the default device.
-
-    >>> on_one_thread(torch.linalg.det, torch.eye(2))
-    tensor(1.)
+    A Python thread is kept for it that has one thread of torch for good. User code does not belong there: it may depend
+    on what its own thread has set, such as the default device. Factorizations in tiles of a fixed size, each on one
+    thread and several at a time, were tried: faster on two cores from some 4,000 rows up only, and slower below.
     """
     if torch.get_num_threads() == 1:
         return work(matrix)
@@ -87,6 +80,6 @@ def _set_threads(threads: int) -> None:
         known.acquire()
         with done:
             fresh.start()
-            known.acquire()
+            known.acquire()  # until the fresh thread has looked
             torch.set_num_threads(threads)
         fresh.join()

@@ -1,4 +1,4 @@
-"""Torch's own generator: a noise that draws by the calls that hand-written code makes, and a state for a while."""
+"""Torch's own generator as a noise that makes the calls of hand-written code, and its state for a while."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Global(Noise):
             raise ValueError(f"truncation is 'rejection' or 'inverse_cdf', got {self.truncation!r}")
 
     def fill(self, shard: Shard, distribution: Distribution, params: tuple[float, ...], index: int = 0) -> None:
-        """Draws the shard, which must be all of its region; ``index`` does not matter here."""
+        """Draw the shard, which must be all of its region; ``index`` does not matter here."""
         _refuse_part(shard)
         check_parameters(distribution, params)
         if shard.local.is_complex() and distribution != "normal":
@@ -65,7 +65,7 @@ class Global(Noise):
         return torch.stack(drawn, dim=1) if drawn else torch.empty(rows, 0, dtype=torch.int64)
 
     def factor_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """What torch itself factorizes in; float32 for the dtypes that it cannot factorize."""
+        """The dtype itself where torch can factorize in it, else float32."""
         return dtype if dtype in _FULL else torch.complex64 if dtype.is_complex else torch.float32
 
     def _draw(self, out: Tensor, distribution: Distribution, params: tuple[float, ...]) -> None:
@@ -105,8 +105,7 @@ def _normal_cdf(x: float) -> float:
 
 
 def _refuse_part(shard: Shard) -> None:
-    region = shard.region
-    here = tuple(shard.local.shape)
+    region, here = shard.region, tuple(shard.local.shape)
     if (here, shard.start) != (region.shape, region.start):
         raise RunError(
             f"{shard.name}: only {list(here)} of {list(region.shape)} is here, and torch's generator cannot "
@@ -116,9 +115,12 @@ def _refuse_part(shard: Shard) -> None:
 
 @contextmanager
 def drawing_from(generator: torch.Generator, devices: Iterable[torch.device]) -> Iterator[Global]:
-    """Let a generator take the place of torch's own within the block. RunError where it is not of all the devices."""
+    """Let a generator take the place of torch's own within the block, so that user code draws from it, too.
+
+    Raises RunError where it is not of all the devices.
+    """
     home = generator.device
-    others = [one for one in devices if (one.type, one.index or 0) != (home.type, home.index or 0)]
+    others = [device for device in devices if (device.type, device.index or 0) != (home.type, home.index or 0)]
     if others:
         raise RunError(f"the generator lies on {home}, and the model on {others[0]}: give one of the same device")
     torchs = torch.default_generator if home.type == "cpu" else torch.cuda.default_generators[home.index or 0]

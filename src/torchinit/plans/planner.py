@@ -10,7 +10,7 @@ import torch
 
 from torchinit._text import count, some
 from torchinit.errors import FanError
-from torchinit.initializers.composites import Padded
+from torchinit.initializers.composed import Padded
 from torchinit.initializers.elementwise import Constant
 from torchinit.initializers.load_report import LoadReport
 from torchinit.initializers.source import is_verbatim, resolve_all

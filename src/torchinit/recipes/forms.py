@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from torchinit._text import did_you_mean
 from torchinit.errors import ConfigError
-from torchinit.initializers.composites import Padded
+from torchinit.initializers.composed import Padded
 from torchinit.initializers.elementwise import Constant, Initializer, TruncNormal
 from torchinit.initializers.functions import Function
 from torchinit.model.sites import Site

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import is_dataclass
+from inspect import isabstract
 from typing import Final
 
-from torchinit.initializers import base, composed, composites, elementwise, matrices, variance_scaling
+from torchinit.initializers import base, composed, elementwise, matrices, variance_scaling
 from torchinit.initializers.elementwise import Constant, Fill, Initializer
 from torchinit.initializers.expressions import Computed, constant
 from torchinit.model.sites import Convention
@@ -21,23 +23,24 @@ RESERVED: Final = frozenset(
 )  # fmt: skip
 """The words of a recipe entry that no initializer may use for an argument of its own."""
 
+
+def _is_finished(value: object) -> bool:
+    """Whether a value is an initializer of the package that recipes can name: a public dataclass that resolves."""
+    if not (isinstance(value, type) and is_dataclass(value) and hasattr(value, "resolve")):
+        return False
+    return not (isabstract(value) or value.__name__.startswith("_"))
+
+
 INITIALIZERS: Final = Registry("initializer", method="resolve", group="torchinit.initializers", reserved=RESERVED)
 """Every initializer that a recipe can name."""
 
 SELECTORS: Final = Registry("selector", method="matches")
 """Every selector that a recipe can name in a ``where``."""
 
-for _initializer in (
-    base.ScaledFill, base.StackedFill,
-    composed.Blocks, composed.DepthScaled, composed.Scaled, composed.Stacked,
-    composites.Blockwise, composites.Opaque, composites.Padded,
-    elementwise.Constant, elementwise.Normal, elementwise.TruncNormal, elementwise.Uniform,
-    matrices.DeltaOrthogonal, matrices.Dirac, matrices.Identity, matrices.Orthogonal, matrices.Sparse,
-    variance_scaling.Caffe2Xavier, variance_scaling.Kaiming, variance_scaling.LeCun, variance_scaling.Neutral,
-    variance_scaling.Ones, variance_scaling.Prior, variance_scaling.VarianceScaling, variance_scaling.Xavier,
-    variance_scaling.Zeros,
-):  # fmt: skip
-    INITIALIZERS.register(_initializer)
+for _module in (base, composed, elementwise, matrices, variance_scaling):
+    for _class in [*vars(_module).values()]:
+        if getattr(_class, "__module__", "") == _module.__name__ and _is_finished(_class):
+            INITIALIZERS.register(_class)
 
 INITIALIZERS.defer("torchinit.checkpoints.pretrained")  # and Loaded
 

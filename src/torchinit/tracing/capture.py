@@ -13,7 +13,8 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from torchinit.initializers.composites import Blockwise, Opaque, Padded
+from torchinit.initializers.base import Blockwise
+from torchinit.initializers.composed import Opaque, Padded
 from torchinit.initializers.elementwise import Constant, Fill, Normal, TruncNormal, Uniform
 from torchinit.initializers.matrices import Dirac, Identity, Orthogonal, Sparse
 from torchinit.model.shards import Box

@@ -19,8 +19,8 @@ from torchinit import Constant, Layer, Leaf, Name, Normal, Orthogonal, Plan, Rul
 from torchinit.distributed.estimate.cost import Rates, cost_of, kind_of, measured, whole_regions
 from torchinit.distributed.estimate.partition import Partition, parse_mesh, parse_placing
 from torchinit.initializers import Blocks, Identity, Sparse
-from torchinit.initializers.composites import Padded
-from torchinit.initializers.matrices import DeltaOrthogonal, Dirac, Whole
+from torchinit.initializers.composed import Padded
+from torchinit.initializers.matrices import DeltaOrthogonal, Dirac, RegionFill
 from torchinit.model import Site
 from torchinit.plans import make_plan
 
@@ -164,7 +164,7 @@ for text in sys.argv[1:]:
     print((peak() - before) / math.prod(shape))
 """
 
-SIZES: list[tuple[Whole, tuple[int, ...]]] = [
+SIZES: list[tuple[RegionFill, tuple[int, ...]]] = [
     (Orthogonal(), (1024, 1024)),
     (DeltaOrthogonal(), (512, 512, 3, 3)),
     (Sparse(0.5), (1024, 1024)),

@@ -22,7 +22,7 @@ from torchinit.errors import RunError
 from torchinit.model.shards import Shard
 from torchinit.noise import Distribution, Job, Keyed
 from torchinit.noise.csrc import build
-from torchinit.noise.distributions import Draw, Kind, resolve
+from torchinit.noise.distributions import Draw, DrawKind, resolve
 from torchinit.noise.engines import dispatch, kernel, numpy_engine, torch_engine
 from torchinit.noise.engines.tasks import Task, is_stretch, strides
 from torchinit.noise.keyed import STREAM, derive
@@ -110,9 +110,9 @@ def test_bits_where_counters_carry(engine: Engine, first: int) -> None:
 def test_words(engine: Engine) -> None:
     box = Boxed((5000,), (0,), (5000,))
     out = torch.empty(5000)
-    task = Task(out, box.shape, box.start, derive(0, "w"), Draw(Kind.WORDS))
+    task = Task(out, box.shape, box.start, derive(0, "w"), Draw(DrawKind.WORDS))
     if engine is numpy_engine.fill:
-        drawn = torch.from_numpy(numpy_engine.words(task, 0, 5000).astype(np.int64))
+        drawn = torch_engine.words(task, 0, 5000, numpy_engine.block)
     else:
         engine(task)
         drawn = out.view(torch.int32).long() & 0xFFFFFFFF
@@ -367,3 +367,13 @@ def test_merged_axes_walk_through_the_box(box: Boxed) -> None:
         walked = (torch.arange(size)[:, None] * step + walked).flatten()
     assert torch.equal(walked, part.flatten())
     assert is_stretch(box.size, box.shape) == (part.flatten().diff() == 1).all() or part.numel() == 1
+
+
+@pytest.mark.parametrize("fill", [torch_engine.fill, numpy_engine.fill])
+def test_the_default_device_does_not_matter(fill: Engine) -> None:
+    box = Boxed((9, 4), (2, 1), (5, 2))
+    out, expected = torch.empty(5, 2), torch.empty(5, 2)
+    torch_engine.fill(make_task(DISTRIBUTIONS[0], torch.float32, box, expected))
+    with torch.device("meta"):
+        fill(make_task(DISTRIBUTIONS[0], torch.float32, box, out))
+    assert torch.equal(out, expected)

@@ -1,4 +1,4 @@
-"""Build: compiles the kernel, by ``python -m torchinit.noise.csrc.build`` in place, or by setup.py into a wheel.
+"""Compile the kernel, by ``python -m torchinit.noise.csrc.build`` in place, or by setup.py into a wheel.
 
 Imports nothing but the standard library, since setup.py loads it by its path.
 """
@@ -32,7 +32,7 @@ _X86 = {
     "avx512": (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
 }
 
-# What is compiled once for each instruction set: the macros that name its functions, and what they are called.
+# The sources compiled once for each instruction set: the macros that name their functions, and what these are called.
 _PARTS = {
     "lanes": {"LANES_NAME": "torchinit"},
     "sums": {"SUMS_NAME": "torchinit_sums"},
@@ -61,32 +61,33 @@ def compiler() -> list[str]:
 
 
 def build(target: Path, flags: Sequence[str] = OPTIMIZE, machine: str | None = None) -> Path:
-    """Compiles the kernel into the file ``target``, whole or not at all; raises BuildError."""
+    """Compile the kernel into the file ``target``, whole or not at all; raises BuildError."""
     if SYSTEM != "posix":
         raise BuildError(f"the kernel needs POSIX threads, which {SYSTEM!r} systems lack")
     folder, cc = Path(__file__).parent, [*compiler(), *FLAGS, *flags]
-    with tempfile.TemporaryDirectory() as made:
-        commands = compilations(cc, folder, Path(made), machine)
+    with tempfile.TemporaryDirectory() as objects:
+        commands = compilations(cc, folder, Path(objects), machine)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(_run, commands))
-        objects = [command[-1] for command in commands]
-        _run([*cc, "-shared", *objects, "-lpthread", "-o", f"{made}/{LIBRARY}"])
+        _run([*cc, "-shared", *(command[-1] for command in commands), "-lpthread", "-o", f"{objects}/{LIBRARY}"])
         # Beside the target first: a process that has the old one mapped keeps it.
         fresh = target.with_name(f".{target.name}.{os.getpid()}")
-        shutil.copyfile(f"{made}/{LIBRARY}", fresh)
+        shutil.copyfile(f"{objects}/{LIBRARY}", fresh)
         fresh.replace(target)
     return target
 
 
-def compilations(cc: Sequence[str], sources: Path, made: Path, machine: str | None = None) -> list[list[str]]:
+def compilations(cc: Sequence[str], sources: Path, objects: Path, machine: str | None = None) -> list[list[str]]:
     """The commands that compile the kernel's parts, each with its object file as the last word."""
-    parts = ("kernel", "digest")
-    commands = [[*cc, "-c", str(sources / f"{part}.c"), "-o", str(made / f"{part}.o")] for part in parts]
-    for name, extra in instruction_sets(machine).items():
+
+    def command(part: str, name: str, *flags: str) -> list[str]:
+        return [*cc, *flags, "-c", str(sources / f"{part}.c"), "-o", str(objects / f"{name}.o")]
+
+    commands = [command(part, part) for part in ("kernel", "digest")]
+    for name, flags in instruction_sets(machine).items():
         for part, functions in _PARTS.items():
-            source, target = sources / f"{part}.c", made / f"{part}_{name}.o"
-            named = [f"-D{macro}={function}_{name}" for macro, function in functions.items()]
-            commands.append([*cc, *extra, *named, "-c", str(source), "-o", str(target)])
+            macros = [f"-D{macro}={function}_{name}" for macro, function in functions.items()]
+            commands.append(command(part, f"{part}_{name}", *flags, *macros))
     return commands
 
 
@@ -98,18 +99,16 @@ def _run(command: list[str]) -> None:
 
 def is_current(library: Path) -> bool:
     """Whether the library exists and is newer than its sources."""
-    folder = library.parent
-    newest = max((folder / source).stat().st_mtime for source in (*SOURCES, "build.py"))
+    newest = max((library.parent / source).stat().st_mtime for source in (*SOURCES, "build.py"))
     return library.exists() and library.stat().st_mtime > newest
 
 
 def main() -> None:
-    """Compiles the kernel beside its sources, unless it is there and current."""
+    """Compile the kernel beside its sources, unless it is there and current."""
     target = Path(__file__).parent / LIBRARY
-    if is_current(target):
-        return
     try:
-        build(target)
+        if not is_current(target):
+            build(target)
     except BuildError as error:
         sys.exit(f"kernel not built, the slower engines serve instead: {error}")
 

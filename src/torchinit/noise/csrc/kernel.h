@@ -1,5 +1,5 @@
 /* The job that Python hands to the kernel, and what the parts of the kernel know of each other.
-   The layout is packed by kernel.py; TORCHINIT_ABI changes with it. */
+   The layout is packed by engines/kernel.py; TORCHINIT_ABI changes with it. */
 #ifndef TORCHINIT_KERNEL_H
 #define TORCHINIT_KERNEL_H
 #include <stdint.h>
@@ -16,7 +16,7 @@ typedef struct {
     uint64_t count;          /* elements in the box */
     uint32_t key[4];
     int32_t dtype, axes;
-    int32_t kind;            /* the draw, as in draws.py */
+    int32_t kind;            /* the draw, as in distributions.py */
     uint32_t width, start, bounded;
     float scale, shift, low, high, from, step, depth;
     int32_t unused;

@@ -1,11 +1,12 @@
-"""Engines: who fills a task: the compiled kernel, NumPy, or torch operations. All give the same bits."""
+"""The choice of the engine that fills a task: the compiled kernel, NumPy, or torch operations, all of the same bits."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from functools import lru_cache
+from itertools import groupby
 
 import torch
 
@@ -20,22 +21,15 @@ _SMALL = 1 << 16
 """Fewer elements than this are drawn on the host for another device: copying costs less than the operations."""
 
 
-def fill(tasks: Sequence[Task]) -> None:
-    """Draws the tasks as if one after the other, each where it is fastest."""
-    compiled, pending = chosen_kernel(), list[Task]()
-    for task in tasks:
-        if compiled and kernel.takes(task.out):
-            pending.append(task)
-            continue
-        _flush(compiled, pending)
-        _fill_one(task)
-    _flush(compiled, pending)
-
-
-def _flush(compiled: kernel.Kernel | None, pending: list[Task]) -> None:
-    if compiled and pending:
-        compiled.fill(pending, torch.get_num_threads())
-        pending.clear()
+def fill(tasks: Iterable[Task]) -> None:
+    """Draw the tasks as if one after the other, each where it is fastest."""
+    compiled = chosen_kernel()
+    for taken, run in groupby(tasks, lambda task: compiled is not None and kernel.takes(task.out)):
+        if compiled and taken:
+            compiled.fill(list(run), torch.get_num_threads())
+        else:
+            for task in run:
+                _fill_one(task)
 
 
 @torch.no_grad()
@@ -63,7 +57,7 @@ def chosen_kernel() -> kernel.Kernel | None:
 
 @lru_cache(maxsize=1)
 def host_engine() -> Callable[[Task], None]:
-    """What fills host tensors that the kernel does not: NumPy where it is installed."""
+    """The engine for host tensors that the kernel does not take: NumPy's where it is installed."""
     if os.environ.get(VARIABLE) == "torch" or importlib.util.find_spec("numpy") is None:
         return torch_engine.fill
     from torchinit.noise.engines import numpy_engine

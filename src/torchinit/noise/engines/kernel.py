@@ -1,4 +1,4 @@
-"""Kernel: the compiled engine: found, checked, and handed its jobs."""
+"""The compiled engine: found, checked, and handed its jobs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from torchinit.errors import RunError
 from torchinit.noise.distributions import PACKED, Draw
-from torchinit.noise.engines.tasks import COMMON, Sums, Task, is_plain, is_stretch, ravel, strides
+from torchinit.noise.engines.tasks import COMMON, Task, ValueSums, is_plain, is_stretch, ravel, strides
 
 ABI = "torchinit-stream-1/abi-3"
 LIBRARY = Path(__file__).parents[1] / "csrc" / "_kernel.so"
@@ -56,7 +56,7 @@ class Kernel:
         return {kernel.name: kernel for kernel in kernels}
 
     def fill(self, tasks: Sequence[Task], threads: int) -> None:
-        """Draws the tasks, which ``takes`` has to hold for; raises RunError for memory that is read-only."""
+        """Draw the tasks, which ``takes`` has to hold for; raises RunError for memory that is read-only."""
         tasks = [task for task in tasks if task.out.numel()]
         self._run(b"".join([_pack(task) for task in tasks]), [task.out for task in tasks], threads)
 
@@ -79,12 +79,12 @@ class Kernel:
             raise RunError(f"a tensor of shape {list(bad.shape)} lies in memory that cannot be written")
         torch.autograd.graph.increment_version(outs)
 
-    def sums(self, values: Tensor, threads: int) -> Sums | None:
+    def sums(self, values: Tensor, threads: int) -> ValueSums | None:
         """The sums of a simple tensor that is not empty; None where there is no memory to work in."""
-        shift, found = ctypes.c_double(), (ctypes.c_double * 4)()
+        shift, sums = ctypes.c_double(), (ctypes.c_double * 4)()
         place = (values.data_ptr(), _DTYPES[values.dtype], values.numel())
-        made = self.library.torchinit_sums(*place, threads, self.instruction_set, shift, found)
-        return Sums(shift.value, *found) if made else None
+        done = self.library.torchinit_sums(*place, threads, self.instruction_set, shift, sums)
+        return ValueSums(shift.value, *sums) if done else None
 
     def largest(self, values: Tensor, threads: int) -> int:
         """The bits of the largest magnitude among floating-point numbers that lie behind each other on the host.
@@ -92,11 +92,10 @@ class Kernel:
         Those of a NaN are larger than infinity's.
         """
         place = (values.data_ptr(), values.dtype.itemsize, values.numel())
-        found: int = self.library.torchinit_largest(*place, threads, self.instruction_set)
-        return found
+        return int(self.library.torchinit_largest(*place, threads, self.instruction_set))
 
     def copy(self, out: Tensor, values: Tensor, threads: int) -> None:
-        """Copies between tensors of one dtype and size that each lie in one stretch on the host, apart from the other.
+        """Copy between tensors of one dtype and size that each lie in one stretch on the host, apart from the other.
 
         The target is not in the caches afterwards. It must be memory that can be written.
         """
@@ -114,39 +113,39 @@ def load(path: Path = LIBRARY) -> Kernel | None:
     """The kernel with the best instruction set here; None, and one line in the log, where there is none."""
     try:
         library = ctypes.CDLL(str(path))
-        found = _version(library)
-        if found == (ABI, _JOB.size):
-            _declare(library)
+        library.torchinit_abi.restype = ctypes.c_char_p
+        version, size = library.torchinit_abi().decode(), library.torchinit_job_size()
+        if (version, size) != (ABI, _JOB.size):
+            _log.warning("the compiled kernel is of another version, %s, not %s: not used", version, ABI)
+            return None
+        _declare(library)
     except (OSError, AttributeError) as error:
         _log.info("no compiled kernel (%s): the same values are drawn more slowly", error)
-        return None
-    if found != (ABI, _JOB.size):
-        _log.warning("the compiled kernel is of another version, %s, not %s: not used", found[0], ABI)
         return None
     return list(Kernel(library, 0).instruction_sets().values())[-1]
 
 
-def _version(library: ctypes.CDLL) -> tuple[str, int]:
-    library.torchinit_abi.restype = ctypes.c_char_p
-    library.torchinit_job_size.restype = ctypes.c_uint
-    return library.torchinit_abi().decode(), library.torchinit_job_size()
-
-
 def _declare(library: ctypes.CDLL) -> None:
-    library.torchinit_set_name.restype = ctypes.c_char_p
-    number = ctypes.c_int
-    library.torchinit_fill.argtypes = [ctypes.c_char_p, ctypes.c_uint64, number, number, number]
-    library.torchinit_fill.restype = ctypes.c_uint64
+    number, count, place = ctypes.c_int, ctypes.c_uint64, ctypes.c_void_p
     double = ctypes.POINTER(ctypes.c_double)
-    library.torchinit_sums.argtypes = [ctypes.c_void_p, number, ctypes.c_uint64, number, number, double, double]
-    library.torchinit_largest.argtypes = [ctypes.c_void_p, number, ctypes.c_uint64, number, number]
-    library.torchinit_largest.restype = ctypes.c_uint64
-    library.torchinit_copy.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64, number, number]
-    library.torchinit_copy.restype = None
+    library.torchinit_set_name.restype = ctypes.c_char_p
+    for name, result, arguments in (
+        ("fill", count, [ctypes.c_char_p, count, number, number, number]),
+        ("sums", number, [place, number, count, number, number, double, double]),
+        ("largest", count, [place, number, count, number, number]),
+        ("copy", None, [place, place, count, number, number]),
+    ):
+        function = getattr(library, f"torchinit_{name}")
+        function.restype = result
+        function.argtypes = arguments
 
 
 def _pack(task: Task) -> bytes:
-    """The job as the kernel reads it."""
+    """The job as the kernel reads it.
+
+    A job walks through at most six axes, each with its stride in the whole (where the words are) and in memory (where
+    they go). Most boxes need one: what lies behind each other in both is a stretch, and the kernel's fast loop.
+    """
     out, shape, start, key, draw = task
     box, count = tuple(out.shape), out.numel()
     head = (out.data_ptr(), ravel(start, shape), count, key, _DTYPES[out.dtype])
@@ -162,9 +161,6 @@ def merge(box: tuple[int, ...], steps: tuple[int, ...], leaps: tuple[int, ...]) 
     """The axes of a box, innermost first, each as (size, stride in the whole, stride in memory).
 
     Axes that are walked through as one are made one. The first has stride 1 in the whole.
-
-    >>> merge((4, 2, 3), (24, 3, 1), (6, 3, 1)), merge((5, 1), (7, 1), (1, 1))
-    ([(6, 1, 1), (4, 24, 6)], [(1, 1, 1), (5, 7, 1)])
     """
     merged: list[tuple[int, int, int]] = []
     for size, step, leap in zip(reversed(box), reversed(steps), reversed(leaps), strict=True):

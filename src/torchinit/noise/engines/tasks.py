@@ -1,4 +1,4 @@
-"""Tasks: boxes of logical tensors that are to be filled from the stream, and what is known of tensors to be filled."""
+"""Tasks of engines: boxes of logical tensors to fill from the stream, and which memory the kernel can work on."""
 
 from __future__ import annotations
 
@@ -27,32 +27,23 @@ class Task(NamedTuple):
 COMMON = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 """The dtypes that the kernel knows."""
 
-# Of other subclasses nobody knows where they keep their values.
+# Where other subclasses keep their values is not known.
 _PLAIN = frozenset((Tensor, torch.nn.Parameter))
 _COMMON = frozenset(COMMON)
 
 
 def is_simple(out: Tensor) -> bool:
-    """Whether a tensor has its values behind each other in the memory of the host, in a common dtype.
-
-    A lazily negated view means other bits than it holds.
-
-    >>> is_simple(torch.zeros(2, 3)), is_simple(torch.zeros(2, 3).T)
-    (True, False)
-    """
-    return type(out) in _PLAIN and out.dtype in _COMMON and out.is_cpu and out.is_contiguous() and not out.is_neg()
+    """Whether a tensor has its values behind each other in the memory of the host, in a common dtype."""
+    return is_plain(out) and out.is_contiguous()
 
 
 def is_plain(out: Tensor) -> bool:
-    """The same, wherever in the memory of the host each value is."""
+    """The same, wherever on the host each value is. (A lazily negated view means other bits than it holds.)"""
     return type(out) in _PLAIN and out.dtype in _COMMON and out.is_cpu and not out.is_neg()
 
 
-class Sums(NamedTuple):
-    """What values add up to: the sum of their distances from ``shift``, that of these squared, and the extremes.
-
-    ``low`` and ``high`` are NaN if any value is.
-    """
+class ValueSums(NamedTuple):
+    """The sum of distances from ``shift``, that of their squares, and the extremes, which are NaN if any value is."""
 
     shift: float
     total: float
@@ -62,21 +53,13 @@ class Sums(NamedTuple):
 
 
 def is_stretch(box: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    """Whether a box of a row-major tensor is one stretch of it.
-
-    >>> is_stretch((2, 5), (4, 5)), is_stretch((1, 3), (4, 5)), is_stretch((2, 3), (4, 5))
-    (True, True, False)
-    """
+    """Whether a box of a row-major tensor is one stretch of it."""
     first = next((axis for axis, size in enumerate(box) if size != 1), len(box))
     return box[first + 1 :] == shape[first + 1 :]
 
 
 def strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """How many elements apart neighbours along each axis are in a row-major tensor.
-
-    >>> strides((2, 3, 4))
-    (12, 4, 1)
-    """
+    """The distance of neighbours along each axis of a row-major tensor, in elements."""
     return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 

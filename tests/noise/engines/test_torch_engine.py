@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import special
 
-from torchinit.noise.distributions import Draw, Kind
-from torchinit.noise.engines import philox
+from torchinit.noise.distributions import Draw, DrawKind
+from torchinit.noise.engines import torch_engine
 
 CPU = torch.device("cpu")
 WORD = st.integers(0, 2**32 - 1)
@@ -31,11 +31,11 @@ WORD = st.integers(0, 2**32 - 1)
 def test_known_answers_of_random123(counter: tuple[int, ...], key: tuple[int, int], answer: str) -> None:
     low = counter[0] | counter[1] << 32
     block = torch.tensor(low - (1 << 64) if low >> 63 else low)
-    words = philox.block((*key, counter[2], counter[3]), block)
+    words = torch_engine.block((*key, counter[2], counter[3]), block)
     assert " ".join(f"{int(word):08x}" for word in words) == answer
 
 
-def by_hand(key: philox.Key, index: int) -> int:
+def by_hand(key: torch_engine.Key, index: int) -> int:
     """The word of an element, in Python integers, from the specification's text."""
     counter = index // 32 * 8 + index % 8
     c = [counter & 0xFFFFFFFF, counter >> 32, key[2], key[3]]
@@ -51,26 +51,26 @@ def by_hand(key: philox.Key, index: int) -> int:
     key=st.tuples(WORD, WORD, WORD, WORD),
     index=st.integers(0, 2**64 - 1) | st.integers(2**63 - 40, 2**63 + 40) | st.integers(0, 100),
 )
-def test_word_of_any_element(key: philox.Key, index: int) -> None:
+def test_word_of_any_element(key: torch_engine.Key, index: int) -> None:
     as_int64 = index - (1 << 64) if index >> 63 else index
-    assert int(philox.words_at(key, torch.tensor([as_int64]))) == by_hand(key, index)
+    assert int(torch_engine.words_at(key, torch.tensor([as_int64]))) == by_hand(key, index)
 
 
 @given(first=st.integers(0, 2**63 - 2000) | st.integers(0, 200), count=st.integers(0, 300))
 def test_stretch_is_its_elements(first: int, count: int) -> None:
     key = (1, 2, 3, 4)
-    stretch = philox.words_between(key, first, count, CPU)
-    assert torch.equal(stretch, philox.words_at(key, torch.arange(count) + first))
+    stretch = torch_engine.words_between(key, first, count, CPU)
+    assert torch.equal(stretch, torch_engine.words_at(key, torch.arange(count) + first))
 
 
 @given(word=WORD, width=st.integers(0, 2**32 - 1))
 def test_multiply_shift_is_exact(word: int, width: int) -> None:
-    assert int(philox.multiply_shift(torch.tensor(word), width)) == word * width >> 32
+    assert int(torch_engine.multiply_shift(torch.tensor(word), width)) == word * width >> 32
 
 
 @given(word=WORD)
 def test_signed_keeps_the_bits(word: int) -> None:
-    assert int(philox.signed(torch.tensor(word))) & 0xFFFFFFFF == word
+    assert int(torch_engine.signed(torch.tensor(word))) & 0xFFFFFFFF == word
 
 
 def words(count: int) -> torch.Tensor:
@@ -82,20 +82,20 @@ def words(count: int) -> torch.Tensor:
 
 
 def test_quantile_is_accurate_to_6e_7() -> None:
-    s = philox.signed(words(400_000))
+    s = torch_engine.signed(words(400_000))
     rank = s.double() + 2.0**31 + 0.5
     # Counted from the nearer end: near 1 a probability has lost the tail's digits.
     near = torch.minimum(rank, 2.0**32 - rank) / 2.0**32
     exact = special.ndtri(near.numpy()) * np.where(s.numpy() < 0, 1, -1)
-    error = np.abs(philox.quantile(s).double().numpy() / exact - 1)
+    error = np.abs(torch_engine.quantile(s).double().numpy() / exact - 1)
     assert error.max() < 6.5e-7
     assert error.mean() < 2e-7
 
 
 def test_quantile_is_odd_but_for_rounding_and_never_zero() -> None:
-    s = philox.signed(words(10_000))
-    z = philox.quantile(s)
-    torch.testing.assert_close(philox.quantile(~s), -z, rtol=1e-6, atol=0)
+    s = torch_engine.signed(words(10_000))
+    z = torch_engine.quantile(s)
+    torch.testing.assert_close(torch_engine.quantile(~s), -z, rtol=1e-6, atol=0)
     assert float(z.abs().min()) > 2.9e-10
     assert float(z.abs().max()) == pytest.approx(-special.ndtri(2.0**-33), rel=1e-6)
     assert float(z.abs().max()) < 6.5
@@ -106,14 +106,14 @@ def test_outer_is_accurate_to_1e_6() -> None:
     depth = torch.tensor(-special.log_ndtr(-z), dtype=torch.float32)
     # The depth's own rounding moves the exact answer; compare at the rounded depth, to first order.
     exact = z + (depth.double().numpy() + special.log_ndtr(-z)) / z
-    assert np.abs(philox.outer(depth).double().numpy() / exact - 1).max() < 1e-6
+    assert np.abs(torch_engine.outer(depth).double().numpy() / exact - 1).max() < 1e-6
 
 
 def test_log_is_accurate() -> None:
     x = torch.logspace(-38, 0, 200_000, base=2.0, dtype=torch.float32)
     exact = np.log(x.double().numpy())
-    assert np.abs(philox.log(x).double().numpy() - exact).max() < 2e-6
-    assert float(philox.log(torch.ones(1))) == 0
+    assert np.abs(torch_engine.log(x).double().numpy() - exact).max() < 2e-6
+    assert float(torch_engine.log(torch.ones(1))) == 0
 
 
 def test_kinds_by_exact_arithmetic() -> None:
@@ -121,9 +121,9 @@ def test_kinds_by_exact_arithmetic() -> None:
     plain = [int(word) for word in drawn]
 
     def values(draw: Draw) -> list[float]:
-        return philox.values(drawn, draw).tolist()
+        return torch_engine.values(drawn, draw).tolist()
 
-    assert values(Draw(Kind.SIGN)) == [1.0 if word < 2**31 else -1.0 for word in plain]
-    assert values(Draw(Kind.BERNOULLI, width=2**31 - 1)) == [float(word < 2**31) for word in plain]
-    assert values(Draw(Kind.INTEGER, width=7, shift=-3.0)) == [float((word * 7 >> 32) - 3) for word in plain]
-    assert values(Draw(Kind.UNIFORM, scale=2.0**-24)) == [(word >> 8) / 2**24 for word in plain]
+    assert values(Draw(DrawKind.SIGN)) == [1.0 if word < 2**31 else -1.0 for word in plain]
+    assert values(Draw(DrawKind.BERNOULLI, width=2**31 - 1)) == [float(word < 2**31) for word in plain]
+    assert values(Draw(DrawKind.INTEGER, width=7, shift=-3.0)) == [float((word * 7 >> 32) - 3) for word in plain]
+    assert values(Draw(DrawKind.UNIFORM, scale=2.0**-24)) == [(word >> 8) / 2**24 for word in plain]
