@@ -31,7 +31,10 @@ def attach(
             return import_module(f"{package}.{name}")
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}", name=name, obj=sys.modules[package])
-        value = getattr(import_module(f"{package}.{homes[name]}"), name)
+        try:
+            value = getattr(import_module(f"{package}.{homes[name]}"), name)
+        except AttributeError as error:  # `from package import name` would hide what is wrong in the module
+            raise ImportError(f"{package}.{homes[name]} cannot be imported: {error}") from error
         setattr(sys.modules[package], name, value)  # so that the next use finds it without asking here
         return value
 

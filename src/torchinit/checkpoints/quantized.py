@@ -199,7 +199,7 @@ def quantized(tensors: Mapping[str, Any], sites: Mapping[str, torch.dtype]) -> d
 
 def _is_float8(dtype: torch.dtype) -> bool:
     """Whether a dtype is a float of eight bits that holds values, not the powers of two that scale them."""
-    return dtype.is_floating_point and dtype.itemsize == 1 and dtype != torch.float8_e8m0fnu
+    return dtype.is_floating_point and dtype.itemsize == 1 and dtype != getattr(torch, "float8_e8m0fnu", None)
 
 
 def _is_narrow(stored: torch.dtype, dtype: torch.dtype) -> bool:
