@@ -237,5 +237,5 @@ def build(chosen: list[str]) -> nn.Sequential:
 
 def label(value: object) -> str:
     """What a case is called in every process that collects it: no addresses."""
-    text = str(value)
+    text = " ".join(str(value).split())[:60]
     return str(getattr(value, "__name__", type(value).__name__)) if " at 0x" in text else text

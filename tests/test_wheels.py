@@ -62,6 +62,7 @@ def draws(installed: Path, project: Path) -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.slow("builds a source distribution and a wheel, and compiles the kernel")
 @needs_compiler
 def test_a_wheel_from_a_source_distribution_holds_what_runs(project: Path, tmp_path: Path) -> None:
     code = f"from setuptools.build_meta import build_sdist; build_sdist({str(tmp_path)!r})"

@@ -23,6 +23,7 @@ from torchinit.checkpoints.formats.torch_save import MemoryCheckpoint
 from torchinit.recipes import decode_recipe
 
 
+@pytest.mark.slow("hundreds of changed files, each in a bounded process")
 def test_files_that_are_changed_by_their_structure(tmp_path: Path) -> None:
     """Fifteen seconds of what ``python -m tests.checkpoints.fuzz SECONDS`` does for longer."""
     read, found = fuzz(15, seed=20261125, folder=tmp_path)
@@ -87,6 +88,7 @@ DATA = st.recursive(
 )
 
 
+@pytest.mark.slow("hundreds of changed recipes")
 @settings(max_examples=300)
 @given(st.lists(st.dictionaries(st.sampled_from(WORDS), st.sampled_from(TYPES) | DATA, max_size=6), max_size=3) | DATA)
 def test_the_decoder_of_recipes(entries: Any) -> None:

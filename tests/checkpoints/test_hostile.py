@@ -32,6 +32,7 @@ def read_all(folder: Path) -> dict[str, str | None]:
     return found
 
 
+@pytest.mark.slow("350 hostile files in a process that is watched")
 def test_every_hostile_file_is_refused_and_none_runs_code(tmp_path: Path) -> None:
     marker, folder = tmp_path / "marker", tmp_path / "files"
     folder.mkdir()

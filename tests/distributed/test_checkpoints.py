@@ -49,6 +49,7 @@ def loaded(rank: int, folder: str) -> str:
     return fingerprint(made).persistent.total
 
 
+@pytest.mark.slow("starts processes that import torch, twice")
 def test_saved_from_four_ranks_and_loaded_on_two(tmp_path: Path) -> None:
     """Sizes that neither divides; the fingerprint is that of one process all along."""
     one = Text()
@@ -116,6 +117,7 @@ def pretrained(rank: int, files: Mapping[str, Mapping[str, Adapter]], expected: 
     return found
 
 
+@pytest.mark.slow("starts processes that import torch")
 def test_each_rank_reads_its_slices(tmp_path: Path) -> None:
     """Of a file that fits, and of one that is adapted."""
     one, same, other = Text(), str(tmp_path / "same.safetensors"), str(tmp_path / "pieces.safetensors")

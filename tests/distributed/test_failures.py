@@ -162,6 +162,7 @@ def lost(rank: int, how: str) -> tuple[str, bool]:
 PATIENCE = 5
 
 
+@pytest.mark.slow("waits until collectives give a lost rank up")
 @pytest.mark.parametrize("how", ["dies", "hangs"])
 def test_the_others_end_when_a_rank_is_lost(how: str, tmp_path: Any) -> None:
     """Those who wait for ever would be killed, with an answer that says so."""

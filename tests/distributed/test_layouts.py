@@ -101,6 +101,7 @@ def test_the_engine_computes_with_what_was_written(tmp_path: Any) -> None:
             torch.testing.assert_close(mine, (result, gradient))
 
 
+@pytest.mark.slow("starts processes that import torch")
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 def test_gathered_weights_are_those_of_one_process(world: int, tmp_path: Any) -> None:
     for found in results(on_ranks(world, every_layout, tmp_path)):

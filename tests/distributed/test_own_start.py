@@ -112,6 +112,7 @@ def on_each_layout(mesh: DeviceMesh, path: str, layouts: tuple[Callable[..., Non
     return found
 
 
+@pytest.mark.slow("starts processes that import torch")
 @pytest.mark.parametrize(("world", "ranks"), [(2, on_a_line), (4, on_a_plane)])
 def test_sharded_it_is_that_of_one_process(world: int, ranks: Any, tmp_path: Path) -> None:
     path = str(tmp_path / "teacher.pth")

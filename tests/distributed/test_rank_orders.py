@@ -152,6 +152,7 @@ LINES = {2: [[1, 0]], 4: [[3, 2, 1, 0], [1, 3, 0, 2]]}
 PLANES = [[[2, 3], [0, 1]], [[1, 0], [3, 2]], [[3, 2], [1, 0]], [[0, 2], [1, 3]]]
 
 
+@pytest.mark.slow("starts processes that import torch")
 @pytest.mark.parametrize(("world", "meshes", "layouts"), [(2, LINES[2], 4), (4, LINES[4], 8), (4, PLANES, 12)])
 def test_what_torch_gathers_is_the_model(world: int, meshes: list[Any], layouts: int, tmp_path: Path) -> None:
     (tmp_path / "files").mkdir()

@@ -126,6 +126,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return results(on_ranks(WORLD, scenarios, tmp_path_factory.mktemp("replicas")))
 
 
+@pytest.mark.slow("starts processes that import torch")
 @pytest.mark.parametrize("what", ["plain", "ddp", "sharded", "hsdp", "parallel", "pipeline"])
 def test_equal_replicas_pass(ranks: list[dict[str, Any]], what: str) -> None:
     assert [each[what] for each in ranks] == [None] * WORLD

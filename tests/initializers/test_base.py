@@ -278,7 +278,7 @@ def test_a_fill_that_cannot_write_is_refused_where_it_is_registered() -> None:
 
 def test_a_plug_in_in_a_recipe_a_plan_and_its_json(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(INITIALIZERS, "_classes", {**INITIALIZERS._classes, "Ramp": Ramp})
+        patch.setattr(INITIALIZERS, "_registered", {**INITIALIZERS._registered, "Ramp": Ramp})
         plan = make_plan([Site("w", (3, 4, 4))], [Rule(Name("w"), Scaled(Stacked(Ramp()), 0.5))])
         assert plan["w"].fill == StackedFill(ScaledFill(Ramp(), 0.5), 0)
         assert Plan.from_json(plan.to_json()) == plan

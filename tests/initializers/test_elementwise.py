@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import torchinit
 from tests.stats import Cdf, assert_distribution, assert_mean, assert_std
-from tests.strategies import elementwise_fills, part, shapes, slices
+from tests.strategies import elementwise_fills, label, part, shapes, slices
 from torchinit import Constant, Normal, TruncNormal, Uniform
 from torchinit.initializers import Blockwise, Fill, Initializer, Padded
 from torchinit.initializers.elementwise import Drawn
@@ -51,7 +51,7 @@ def assert_same_bits(fill: Fill, theirs: Callable[[Tensor], Any], tensor: Tensor
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize(
-    "tensor", [torch.zeros(17, 23), torch.zeros(23, 17).T, torch.zeros(5), torch.zeros(())], ids=str
+    "tensor", [torch.zeros(17, 23), torch.zeros(23, 17).T, torch.zeros(5), torch.zeros(())], ids=label
 )
 @pytest.mark.parametrize(
     ("fill", "theirs"),
@@ -62,7 +62,7 @@ def assert_same_bits(fill: Fill, theirs: Callable[[Tensor], Any], tensor: Tensor
         (TruncNormal(0.1, 0.5, -0.5, 1.0), lambda t: nn.init.trunc_normal_(t, 0.1, 0.5, -0.5, 1.0)),
         (TruncNormal(1.0, 0.5, -2.0, 2.0, unit="sigma"), lambda t: nn.init.trunc_normal_(t, 1.0, 0.5, 0.0, 2.0)),
     ],
-    ids=str,
+    ids=label,
 )
 def test_bits_of_torch(fill: Fill, theirs: Callable[[Tensor], Tensor], tensor: Tensor, dtype: torch.dtype) -> None:
     assert_same_bits(fill, theirs, tensor.to(dtype))
@@ -83,7 +83,7 @@ CDFS: list[tuple[Fill, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("fill", "oracle"), CDFS, ids=str)
+@pytest.mark.parametrize(("fill", "oracle"), CDFS, ids=label)
 def test_moments_and_distribution_are_scipys(fill: Drawn, oracle: Any) -> None:
     moments = fill.moments()
     assert moments is not None
@@ -215,7 +215,7 @@ def test_a_slice_of_a_padded_table_is_the_slice_of_the_whole(
         Blockwise((Normal(0.0, 0.1), Normal(3.0, 0.2)), (100, 300), axis=1),
         Padded(Normal(1.0, 0.1), 7),
     ],
-    ids=str,
+    ids=label,
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
 def test_moments_of_composites(fill: Fill, dtype: torch.dtype) -> None:
@@ -236,7 +236,7 @@ def test_a_padding_row_of_unlike_rows_has_no_known_moments() -> None:
     assert Padded(Blockwise((Normal(), Constant(4.0)), (2, 1)), 2).moments((3, 4)) is None
 
 
-WRONG: Any = torchinit  # without types, to say what is wrong
+WRONG: Any = torchinit.initializers  # without types, to say what is wrong
 
 
 @pytest.mark.parametrize(
@@ -331,7 +331,7 @@ def test_text_for_tables(fill: Fill, text: str) -> None:
 
 @given(elementwise_fills())
 def test_a_fill_is_a_value(fill: Fill) -> None:
-    assert eval(repr(fill), vars(torchinit)) == fill
+    assert eval(repr(fill), vars(torchinit.initializers)) == fill
     assert pickle.loads(pickle.dumps(fill)) == fill == copy.deepcopy(fill)
     assert hash(copy.deepcopy(fill)) == hash(fill)
     assert isinstance(fill, Initializer)

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 import torchinit
 from tests.initializers.test_elementwise import FLOATS, assert_same_bits
-from tests.strategies import formulas
+from tests.strategies import formulas, label
 from torchinit import Constant, FanError, Kaiming, LeCun, Normal, Ones, TruncNormal, Uniform, Xavier, Zeros, sites
 from torchinit.initializers import Caffe2Xavier, Fill, Initializer, Prior, VarianceScaling
 from torchinit.initializers.variance_scaling import asks_what_follows
 from torchinit.model import Layout, Site
 
-WRONG: Any = torchinit  # without types, to say what is wrong
+WRONG: Any = torchinit.initializers  # without types, to say what is wrong
 SHAPES = [(5, 7), (64, 3, 7, 7), (12, 8, 3), (4, 4), (3, 1, 2, 2, 2)]
 
 
@@ -55,7 +55,7 @@ def std_of(init: Initializer, shape: tuple[int, ...], layout: Layout | None = No
         (Zeros(), nn.init.zeros_),
         (Ones(), nn.init.ones_),
     ],
-    ids=str,
+    ids=label,
 )
 def test_bits_of_torch(
     init: Initializer, theirs: Callable[[Tensor], Tensor], shape: tuple[int, ...], dtype: torch.dtype
@@ -63,7 +63,7 @@ def test_bits_of_torch(
     assert_same_bits(fill_of(init, shape), theirs, torch.zeros(shape, dtype=dtype))
 
 
-@pytest.mark.parametrize("layer", [nn.Linear(7, 5), nn.Conv2d(3, 8, 3), nn.Conv1d(4, 8, 3, groups=2)], ids=str)
+@pytest.mark.parametrize("layer", [nn.Linear(7, 5), nn.Conv2d(3, 8, 3), nn.Conv1d(4, 8, 3, groups=2)], ids=label)
 def test_torchs_own_start_of_a_layer(layer: nn.Linear | nn.Conv2d) -> None:
     """``reset_parameters``: a uniform of bound 1 / sqrt(fan_in)."""
     torch.manual_seed(4)
@@ -140,14 +140,14 @@ def test_true_fans_of_a_depthwise_convolution() -> None:
     assert Kaiming(fans="true").resolve(site) == Normal(0.0, math.sqrt(2) / 3)
 
 
-@pytest.mark.parametrize("init", [VarianceScaling(), Xavier(), Kaiming(), LeCun(), Caffe2Xavier()], ids=str)
+@pytest.mark.parametrize("init", [VarianceScaling(), Xavier(), Kaiming(), LeCun(), Caffe2Xavier()], ids=label)
 def test_fans_of_a_vector(init: Initializer) -> None:
     with pytest.raises(FanError, match=r"'norm\.bias' has shape \(5,\): fans need at least 2 dimensions"):
         init.resolve(Site("norm.bias", (5,)))
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0), (5, 3, 0)])
-@pytest.mark.parametrize("init", [VarianceScaling(), Xavier(), Kaiming(mode="fan_in"), LeCun("uniform")], ids=str)
+@pytest.mark.parametrize("init", [VarianceScaling(), Xavier(), Kaiming(mode="fan_in"), LeCun("uniform")], ids=label)
 def test_nothing_to_write(init: Initializer, shape: tuple[int, ...]) -> None:
     assert init.resolve(Site("w", shape)) == Constant(0.0)
 
@@ -187,7 +187,7 @@ def test_bad_arguments(make: Callable[[], Any], message: str) -> None:
 
 @given(formulas())
 def test_a_formula_is_a_value(init: Initializer) -> None:
-    assert eval(repr(init), vars(torchinit)) == init
+    assert eval(repr(init), vars(torchinit.initializers)) == init
     assert isinstance(init, Initializer)
 
 
@@ -251,7 +251,7 @@ def test_mmengine_does_not_know_what_follows() -> None:
         (torchinit.initializers.Computed(Kaiming, a="1 / depth", nonlinearity="auto"), True),
         (torchinit.initializers.Computed(Kaiming, a="1 / depth"), False),
     ],
-    ids=str,
+    ids=label,
 )
 def test_who_asks_what_follows(init: Initializer, asks: bool) -> None:
     assert asks_what_follows(init) is asks

@@ -161,6 +161,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> list[dict[s
     return results(on_ranks(WORLD, on_four, tmp_path_factory.mktemp("four"), folder))
 
 
+@pytest.mark.slow("starts processes that import torch")
 @pytest.mark.parametrize("what", ["fsdp1", "fsdp1, flat", "titan", "titan, from meta"])
 def test_every_rank_has_the_weights_of_one_process(ranks: list[dict[str, Any]], what: str) -> None:
     assert [each[what] for each in ranks] == [one_process()] * WORLD
@@ -250,6 +251,7 @@ def test_the_examples_train_on_four_ranks(ranks: list[dict[str, Any]], name: str
     assert [each[name] for each in ranks[1:]] == [""] * (WORLD - 1)
 
 
+@pytest.mark.slow("starts torchrun")
 def test_torchrun_starts_an_example(tmp_path: Path) -> None:
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*run, str(EXAMPLES / "train_fsdp2.py"), "--steps", "8"]

@@ -54,12 +54,13 @@ class Net(BaseModule):
         self.conv = nn.Conv1d(2, 3, 2)
 
 
+@pytest.mark.slow("hypothesis draws whole module trees")
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(trees(), st.integers(0, 2**31))
 def test_a_tree_starts_as_init_weights_starts_it(node: Node, seed: int) -> None:
-    one: Any = build(node, torchinit)
+    one: Any = build(node, torchinit.mmengine)
     with light_parameters():  # losses keep buffers that only their callers could make
-        model: Any = build(node, torchinit)
+        model: Any = build(node, torchinit.mmengine)
     with trace(one) as seen:
         try:
             one.init_weights(seed=seed)

@@ -53,6 +53,7 @@ def disagreement(spread: Any) -> str | None:
     return None
 
 
+@pytest.mark.slow("every placement of every small mesh, compared element by element")
 @pytest.mark.parametrize("layout", MESHES, ids=str)
 def test_every_placement_of_every_shape(layout: tuple[int, ...]) -> None:
     """Against torch's own cutting, of tensors that hold the indices of their elements."""

@@ -27,6 +27,7 @@ def harness(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return builds.compile_harness(tmp_path_factory.mktemp("kernel") / "harness", "gcc", ["-O3"])
 
 
+@pytest.mark.slow("compiles the kernel")
 @needs_gcc
 def test_optimized_build_prints_the_digests(harness: Path) -> None:
     assert set(builds.digests([str(harness)]).values()) == {DIGESTS}

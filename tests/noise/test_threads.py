@@ -150,6 +150,7 @@ def sharded(rank: int) -> str:
     return fingerprint(model).total
 
 
+@pytest.mark.slow("starts processes that import torch")
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_many_ranks_of_one_thread_have_the_bits_of_one_process_with_all(world: int, tmp_path: Path) -> None:
     one = Wide()
@@ -345,6 +346,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
+@pytest.mark.slow("starts processes that import torch")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this machine has no fork")
 def test_a_child_process_has_a_thread_of_its_own() -> None:
     told = subprocess.run(

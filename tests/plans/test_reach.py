@@ -111,6 +111,7 @@ def test_low_in_parameters_or_in_elements() -> None:
     assert not Reach("a", (5, 10), (50, 100)).is_low
 
 
+@pytest.mark.slow("hypothesis draws models and recipes")
 @given(strategies.models(), st.sampled_from(sorted(schemes())))
 def test_what_is_reached_is_what_is_planned(model: nn.Module, scheme: str) -> None:
     made = make_plan(sites(model), load_recipe(scheme))

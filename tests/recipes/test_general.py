@@ -135,6 +135,7 @@ def passed_on(make: Callable[[], nn.Module], shape: Shape, recipe: str | Recipe)
     return found
 
 
+@pytest.mark.slow("a signal goes through whole networks, several seeds each")
 @pytest.mark.parametrize("name", [*DEEP, *OTHERS])
 def test_the_signal_arrives(name: str) -> None:
     ratios = passed_on(*{**DEEP, **OTHERS}[name], "general")

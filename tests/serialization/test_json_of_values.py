@@ -39,6 +39,7 @@ def halved() -> Iterator[None]:
     del INITIALIZERS._classes["Halved"]
 
 
+@pytest.mark.slow("hypothesis draws values of every class")
 @given(strategies.models(), st.lists(strategies.rules(), max_size=4))
 def test_there_and_back(model: nn.Module, rules: list[Rule]) -> None:
     made = make_plan(sites(model), rules)

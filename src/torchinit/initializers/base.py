@@ -186,7 +186,13 @@ class Wrapper(Fill):
 @final
 @dataclass(frozen=True, slots=True)
 class ScaledFill(Wrapper):
-    """The values of any other fill times ``factor``."""
+    """The values of any other fill times ``factor``.
+
+    >>> from torchinit import Uniform
+    >>> fill = ScaledFill(Uniform(0.0, 1.0), -2.0)
+    >>> print(fill, fill.moments().mean)
+    -2 * Uniform() -1.0
+    """
 
     fill: Fill
     factor: float
@@ -236,6 +242,10 @@ class StackedFill(Wrapper):
     """A fill for each matrix of a stack along ``axis``: matrix i of ``experts`` gets what a site ``experts[i]`` would.
 
     ``transposed`` says that the columns of the matrices come before their rows in the stack.
+
+    >>> from torchinit.initializers import Identity
+    >>> StackedFill(Identity(), axis=0).moments((8, 2, 2)).mean
+    0.5
     """
 
     fill: Fill

@@ -145,8 +145,9 @@ def test_a_model_for_thousands_of_ranks(
 
 MEASURE = """
 import math, sys, torch
-from torchinit import *
-from torchinit.initializers.matrices import *
+from torchinit.initializers import *
+from torchinit.model import Shard
+from torchinit.noise import Keyed
 from torchinit.plans.run import write
 
 def peak():
