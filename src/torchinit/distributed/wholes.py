@@ -65,19 +65,21 @@ class WholeTensor:
         self.name = name
         self.spread = spread
         self._renew()
-        self.tensor = self.base.data  # which counts its own versions: gathering is not a write
+        self.tensor: Tensor = self.base.data  # which counts its own versions: gathering is not a write
         if isinstance(spread, nn.Parameter):
             self.tensor = nn.Parameter(self.tensor, requires_grad=spread.requires_grad)
         vars(self.tensor).update(_noted(spread))
-        self.is_valid = self.is_changed = self.is_handed_out = False
+        self.is_valid: bool = False
+        self.is_changed: bool = False
+        self.is_handed_out: bool = False
 
     def _renew(self) -> None:
         spread = self.spread
         device = local_part(spread).device
-        self.base = torch.empty_strided(spread.shape, spread.stride(), dtype=spread.dtype, device=device)
-        self.bytes = self.base.untyped_storage().nbytes()
+        self.base: Tensor = torch.empty_strided(spread.shape, spread.stride(), dtype=spread.dtype, device=device)
+        self.bytes: int = self.base.untyped_storage().nbytes()
         self.base.untyped_storage().resize_(0)
-        self.home = storage_of(self.base)
+        self.home: int | None = storage_of(self.base)
 
     def fill(self, exchange: Exchange) -> None:
         """Take the values that the ranks hold."""

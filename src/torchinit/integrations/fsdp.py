@@ -27,7 +27,7 @@ from torchinit.model.names import normalize
 from torchinit.model.sites import grouped
 from torchinit.model.traversal import Held, held, places
 from torchinit.noise import Keyed
-from torchinit.plans.plan import Plan
+from torchinit.plans.plan import Plan, Step
 from torchinit.plans.report import Record, Report
 from torchinit.plans.run import run, shards_held
 from torchinit.recipes import RecipeLike
@@ -85,16 +85,16 @@ class ParamInit:
         self.plan = plan
         self.noise = noise
         self.device = device
-        self.steps = {step.site.name: step for step in plan}
-        self.paths = {place.module: place.name for place in reversed(places(model))}
+        self.steps: dict[str, Step] = {step.site.name: step for step in plan}
+        self.paths: dict[nn.Module, str] = {place.module: place.name for place in reversed(places(model))}
         # The names of the sites, by module and the module's name for the tensor: FSDP1 changes both as it wraps.
         self.names: dict[nn.Module, dict[str, str]] = {module: {} for module in self.paths}
         for site, group in sites:
             for entry in group:
                 self.names[entry.place.module][entry.leaf] = site.name
-        self.was_on_meta = frozenset(site.name for site, group in sites if group[0].tensor.is_meta)
+        self.was_on_meta: frozenset[str] = frozenset(site.name for site, group in sites if group[0].tensor.is_meta)
         self.records: dict[str, Record] = {}
-        self.made = Made()
+        self.made: Made = Made()
         # What each site was like when it was last seen to: a call that finds it so writes nothing.
         self.snapshots: dict[str, set[Snapshot]] = defaultdict(set)
 

@@ -43,7 +43,7 @@ class BaseInit:
         self.bias: Bias = bias_of(bias, bias_prob)
         if layer is not None and not isinstance(layer, (str, list)):
             raise InitCfgTypeError(f"layer must be a str or a list of str, but got a {type(layer)}")
-        self.layer = [layer] if isinstance(layer, str) else layer or []
+        self.layer: list[str] = [layer] if isinstance(layer, str) else layer or []
 
     def _get_init_info(self) -> str:
         return f"{type(self).__name__}, bias={self.bias}"
@@ -56,13 +56,13 @@ class FormulaInit(BaseInit):
     attribute. ``words`` are those of :class:`BaseInit`, :func:`bias_of` and :class:`Extension`.
     """
 
-    takes_also = (Extension,)
+    takes_also: tuple[type, ...] = (Extension,)
     _formula: ClassVar[Callable[..., Initializer]]
     _shown: ClassVar[str]
 
     def __init__(self, **words: Any) -> None:
-        self.extension = Extension.taken_from(words, self._kind)
-        self.says_bias = not BIAS_WORDS.isdisjoint(words)
+        self.extension: Extension = Extension.taken_from(words, self._kind)
+        self.says_bias: bool = not BIAS_WORDS.isdisjoint(words)
         super().__init__(**words)
         if self.extension.param and self.says_bias:
             raise InitCfgTypeError("param names what is written; a bias needs an entry of its own")

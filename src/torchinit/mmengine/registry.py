@@ -85,7 +85,7 @@ class Registry:
         elsewhere: Callable[[str], Any] = lambda _: None,
     ) -> None:
         self.name = name
-        self.scope = scope or str(sys._getframe(1).f_globals.get("__name__", "__main__")).partition(".")[0]
+        self.scope: str = scope or str(sys._getframe(1).f_globals.get("__name__", "__main__")).partition(".")[0]
         self.aliases = aliases
         self.parent = parent
         self.children: dict[str, Registry] = {}

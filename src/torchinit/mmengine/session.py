@@ -68,10 +68,13 @@ class Session:
         self.top = top
         self.noise: Noise = Global(truncation="inverse_cdf") if seed is None else Keyed(seed)
         self.seed = seed
-        self.containers, self.strict, self.stats, self.progress = containers, strict, stats, progress
+        self.containers: bool = containers
+        self.strict: bool = strict
+        self.stats: bool = stats
+        self.progress: Progress | None = progress
         # Seen from here on, by everybody, until the session ends.
-        self.wholes = Wholes(top, exchange) if seed is not None and is_spread(top) else None
-        self.provenance = Provenance(top, buffers=buffers)
+        self.wholes: Wholes | None = Wholes(top, exchange) if seed is not None and is_spread(top) else None
+        self.provenance: Provenance = Provenance(top, buffers=buffers)
         self.warned: dict[str, None] = {}
         self.loads: list[LoadReport] = []
         # Where the tree is part of one that MMEngine itself initializes, the marks and the log are MMEngine's.

@@ -76,9 +76,9 @@ class ModuleIndex:
                 self._sizes[id(place.module)] = 1 + sum(self._sizes[key] for key in below)
                 self.modules.append(place.module)
                 self.names.append(place.name)
-        self.spots = sorted(self._spots(), key=lambda spot: spot.turn)
+        self.spots: list[Spot] = sorted(self._spots(), key=lambda spot: spot.turn)
         self._spot_turns = [spot.turn for spot in self.spots]
-        self.keys = {id(parameter): id(parameter) for parameter in top.parameters()}
+        self.keys: dict[int, int] = {id(parameter): id(parameter) for parameter in top.parameters()}
         self.keys |= {id(spot.tensor): spot.key for spot in self.spots if spot.computed is None}
 
     def _spots(self) -> Iterator[Spot]:

@@ -30,7 +30,8 @@ class NumpyCheckpoint(Checkpoint):
         except ImportError:
             raise MissingExtraError("reading a NumPy file", "numpy") from None
         self._numpy: Any = numpy
-        self.name, self._stamp = str(path), Stamp(path)
+        self.name: str = str(path)
+        self._stamp = Stamp(path)
         self._archive: zipfile.ZipFile | None = None
         self._members: dict[str, zipfile.ZipInfo] = {}
         with self._reading(""):
@@ -38,7 +39,7 @@ class NumpyCheckpoint(Checkpoint):
                 self.format, self._archive = "npz", zipfile.ZipFile(path)
                 self._entries = self._zip_infos(self._archive)
             else:
-                self.format = "npy"
+                self.format: str = "npy"
                 with path.open("rb") as file:
                     self._entries = {path.stem: self._header(file, path.stem, path.stat().st_size)}
                 self._array = numpy.load(path, mmap_mode="c", allow_pickle=False)

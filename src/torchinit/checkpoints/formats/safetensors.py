@@ -43,9 +43,11 @@ class SafetensorsCheckpoint(Checkpoint):
     format = "safetensors"
 
     def __init__(self, path: Path) -> None:
-        self.name, self._stamp = str(path), Stamp(path)
-        self.metadata, entries = read_header(path)
-        self.tied = _tied_names(path, self.metadata, entries)
+        self.name: str = str(path)
+        self._stamp = Stamp(path)
+        metadata, entries = read_header(path)
+        self.metadata: Mapping[str, str] = metadata
+        self.tied: dict[str, str] = _tied_names(path, self.metadata, entries)
         self._entries = entries | {name: entries[first] for name, first in self.tied.items()}
         self._views: dict[str, Tensor] = {}
         try:  # nothing is read before it is looked at; what would be written to the memory goes nowhere

@@ -28,7 +28,8 @@ class ShardedCheckpoint(Checkpoint):
     format = "sharded"
 
     def __init__(self, path: Path, source: str, open_file: Callable[[str], Checkpoint]) -> None:
-        self.name, self._index, self._open_file = str(path), Stamp(path), open_file
+        self.name: str = str(path)
+        self._index, self._open_file = Stamp(path), open_file
         self._entries = read_index(path)
         self._sources = {file: member_of(source, file) for file in sorted(set(self._entries.values()))}
         self._files: dict[str, Checkpoint] = {}
@@ -81,7 +82,7 @@ class DistributedCheckpoint(Checkpoint):
         from torch.distributed.checkpoint.filesystem import FileSystemReader
         from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-        self.name = str(path)
+        self.name: str = str(path)
         self._reader = FileSystemReader(path)
         if not (path / ".metadata").is_file():
             raise CheckpointError(f"{path}: is a folder without .metadata, so none of torch.distributed.checkpoint")

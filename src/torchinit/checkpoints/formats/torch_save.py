@@ -38,7 +38,11 @@ class MemoryCheckpoint(Checkpoint):
     def __init__(
         self, name: str, tensors: Mapping[str, Tensor], form: str, part: str = "", notes: tuple[str, ...] = ()
     ) -> None:
-        self.name, self.format, self.part, self.notes, self._entries = name, form, part, notes, dict(tensors)
+        self.name: str = name
+        self.format: str = form
+        self.part: str = part
+        self.notes: tuple[str, ...] = notes
+        self._entries = dict(tensors)
         for key, tensor in tensors.items():
             claimed = tensor.numel() * tensor.element_size()
             if type(tensor) not in (Tensor, nn.Parameter) or _oddity(tensor):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ Blocks: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
 Philox: TypeAlias = Callable[[Key, Tensor], Blocks]
 """A function that gives the blocks of counters under a key: :func:`block`, or a faster one of the same words."""
 
-key_of = struct.Struct("<4I").unpack
+key_of: Callable[[bytes], tuple[Any, ...]] = struct.Struct("<4I").unpack
 """The key that 16 bytes spell."""
 
 GROUP = 32
