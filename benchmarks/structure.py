@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 
 TRIPS = r"""
-import json, os, sys
+import importlib, json, os, pkgutil, sys
 import torch
 from torch import nn
 
@@ -27,6 +27,10 @@ try:
     from torchinit import mmengine
 except ImportError:
     mmengine = torchinit
+
+for module in pkgutil.walk_packages(torchinit.__path__, "torchinit."):  # so that no import is part of a trip
+    if not module.name.endswith(("__main__", "_kernel", "build")):
+        importlib.import_module(module.name)
 
 ROOT = os.path.dirname(torchinit.__file__) + os.sep
 MODEL = lambda: nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
