@@ -16,10 +16,10 @@ from benchmarks.timing import Spread, side_by_side
 from torchinit.initializers.matrices import Orthogonal
 from torchinit.initializers.statistics import measure
 from torchinit.model.shards import Shard
-from torchinit.noise import Distribution, Job, Keyed
+from torchinit.noise import Distribution, DrawRequest, Keyed
 from torchinit.noise.distributions import resolve
 from torchinit.noise.engines.dispatch import chosen_kernel
-from torchinit.noise.engines.tasks import Task
+from torchinit.noise.engines.tasks import FillTask
 from torchinit.noise.keyed import derive
 
 NOISE = Keyed(0)
@@ -122,7 +122,7 @@ def instruction_sets(size: int) -> Iterator[Row]:
     best = chosen_kernel()
     out = torch.zeros(size)
     for distribution, params in (("uniform", (-0.1, 0.1)), ("normal", (0.0, 0.02))):
-        task = Task(out, (size,), (0,), derive(0, "weight"), resolve(distribution, params, out.dtype))
+        task = FillTask(out, (size,), (0,), derive(0, "weight"), resolve(distribution, params, out.dtype))
         theirs = partial(DRAWN[distribution][2], out)
         for name, kernel in best.instruction_sets().items() if best else ():
             ours = partial(kernel.fill, [task], 1)
@@ -150,7 +150,7 @@ def two_threads(sizes: list[int]) -> Iterator[Row]:
 class _AllThreads(Keyed):
     """The same draws, but a factorization as torch does it: on all threads."""
 
-    sequential = True
+    is_stateful = True
 
 
 def matrices(sizes: list[int]) -> Iterator[Row]:
@@ -184,7 +184,7 @@ def column_shard(rows: int = 4096, columns: int = 4096, wanted: int = 512) -> It
 def small_tensors(count: int = 1000, size: int = 768) -> Iterator[Row]:
     """Many small tensors in one call, beside a call of torch's for each."""
     outs = [torch.zeros(size) for _ in range(count)]
-    jobs = [Job(Shard.whole(f"blocks.{i}.bias", out), "normal", (0.0, 0.02)) for i, out in enumerate(outs)]
+    jobs = [DrawRequest(Shard.whole(f"blocks.{i}.bias", out), "normal", (0.0, 0.02)) for i, out in enumerate(outs)]
 
     def theirs() -> None:
         for out in outs:

@@ -8,7 +8,16 @@ import pytest
 import torch
 
 from torchinit import Normal
-from torchinit._text import columns, count, did_you_mean, dtype_name, shorten_paths, some, spell, with_article
+from torchinit._text import (
+    abbreviate,
+    count,
+    did_you_mean,
+    dtype_name,
+    format_table,
+    short_repr,
+    shorten_paths,
+    with_article,
+)
 from torchinit.initializers import Padded
 
 
@@ -44,18 +53,18 @@ class Custom:
 
 
 def test_spelling() -> None:
-    assert spell(Custom(Normal(), rate=1 / 3)) == "Custom(Normal(), rate=0.333333)"
-    assert spell(Custom((1, 2.0, "a"), name="it's")) == "Custom((1, 2, 'a'), name=\"it's\")"
-    assert spell(Custom(Padded(Normal(), 1))) == "Custom(Normal(), row 1 zero)"
-    assert spell(Custom) == repr(Custom)
-    assert spell(None) == "None"
+    assert short_repr(Custom(Normal(), rate=1 / 3)) == "Custom(Normal(), rate=0.333333)"
+    assert short_repr(Custom((1, 2.0, "a"), name="it's")) == "Custom((1, 2, 'a'), name=\"it's\")"
+    assert short_repr(Custom(Padded(Normal(), 1))) == "Custom(Normal(), row 1 zero)"
+    assert short_repr(Custom) == repr(Custom)
+    assert short_repr(None) == "None"
 
 
 def test_columns_and_lists() -> None:
-    assert columns(["a", "b"], []) == "a  b"
-    assert columns(["a", "b"], [["xx", ""], ["", "y"]]).splitlines() == ["a   b", "xx", "    y"]
-    assert some(["a"]) == "a"
-    assert some(["a", "b", "c"], most=1) == "a and 2 more"
+    assert format_table(["a", "b"], []) == "a  b"
+    assert format_table(["a", "b"], [["xx", ""], ["", "y"]]).splitlines() == ["a   b", "xx", "    y"]
+    assert abbreviate(["a"]) == "a"
+    assert abbreviate(["a", "b", "c"], most=1) == "a and 2 more"
 
 
 def test_rows_call_a_checkpoint_by_as_much_of_its_path_as_tells_it_apart() -> None:

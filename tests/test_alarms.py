@@ -28,7 +28,7 @@ from torchinit.linting.target import LintTarget
 from torchinit.model import Site
 from torchinit.recipes import INITIALIZERS
 from torchinit.rules import SELECTORS, Selector
-from torchinit.serialization.registry import Registry
+from torchinit.serialization.registry import ClassRegistry
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -60,7 +60,7 @@ def subclasses(base: type) -> list[type]:
     return [cls for cls in classes() if issubclass(cls, base) and cls.__name__ not in UNNAMED]
 
 
-def unregistered(found: Collection[type], registry: Registry) -> list[str]:
+def unregistered(found: Collection[type], registry: ClassRegistry) -> list[str]:
     """Those that no name of the registry stands for."""
     known = {registry.get(name) for name in registry}
     return [f"{cls.__module__}.{cls.__name__}" for cls in found if cls not in known]
@@ -183,7 +183,7 @@ def ti999(target: LintTarget) -> Iterator[Hit]:
     ],
 )
 def test_a_class_that_nobody_registered_is_found(
-    module: str, cls: type, found: Callable[[], list[type]], registry: Registry, monkeypatch: pytest.MonkeyPatch
+    module: str, cls: type, found: Callable[[], list[type]], registry: ClassRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cls, "__module__", module)  # as if it were written there
     monkeypatch.setattr(import_module(module), cls.__name__, cls, raising=False)

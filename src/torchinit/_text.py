@@ -104,10 +104,10 @@ def masked(text: str) -> str:
 # --- many at once ----------------------------------------------------------------------------------------------------
 
 
-def some(names: Sequence[str], most: int = 5) -> str:
+def abbreviate(names: Sequence[str], most: int = 5) -> str:
     """The first few of many names.
 
-    >>> some(["a", "b", "c"], most=2)
+    >>> abbreviate(["a", "b", "c"], most=2)
     'a, b and 1 more'
     """
     more = f" and {len(names) - most} more" if len(names) > most else ""
@@ -123,13 +123,13 @@ def by_reason(verb: str, pairs: Iterable[tuple[str, str]]) -> list[str]:
     names_by_reason: dict[str, list[str]] = {}
     for name, reason in pairs:
         names_by_reason.setdefault(reason, []).append(name)
-    return [f"{verb} {some(names)}: {reason}" for reason, names in names_by_reason.items()]
+    return [f"{verb} {abbreviate(names)}: {reason}" for reason, names in names_by_reason.items()]
 
 
-def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def format_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """The rows under their heads, each column as wide as its longest cell.
 
-    >>> print(columns(["name", "std"], [["layers.0.weight", "0.02"]]))
+    >>> print(format_table(["name", "std"], [["layers.0.weight", "0.02"]]))
     name             std
     layers.0.weight  0.02
     """
@@ -167,35 +167,35 @@ def _end(path: str, others: Collection[str]) -> str:
 # --- values ----------------------------------------------------------------------------------------------------------
 
 
-class Spelled:
+class ShortStr:
     """A dataclass whose ``str`` is short, where its ``repr`` is exact."""
 
     __slots__ = ()
 
     def __str__(self) -> str:
-        return spell(self)
+        return short_repr(self)
 
 
-def spell(value: object) -> str:
+def short_repr(value: object) -> str:
     """The value as a call without its defaults, numbers to six digits, required arguments by position.
 
     >>> from torchinit.initializers.elementwise import Constant, Normal
-    >>> spell(Normal(std=0.1 + 0.2)), spell(Constant(1.0)), spell({"a": Constant(1.0)})
+    >>> short_repr(Normal(std=0.1 + 0.2)), short_repr(Constant(1.0)), short_repr({"a": Constant(1.0)})
     ('Normal(std=0.3)', 'Constant(1)', "{'a': Constant(1)}")
     """
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, tuple):
-        return f"({', '.join(map(spell, value))})"
+        return f"({', '.join(map(short_repr, value))})"
     if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{key!r}: {spell(item)}' for key, item in value.items())}}}"
+        return f"{{{', '.join(f'{key!r}: {short_repr(item)}' for key, item in value.items())}}}"
     if isinstance(value, type) or not is_dataclass(value):
         return repr(value)
-    if type(value).__str__ is not Spelled.__str__ and isinstance(value, Spelled):
+    if type(value).__str__ is not ShortStr.__str__ and isinstance(value, ShortStr):
         return str(value)
     arguments = [(field, getattr(value, field.name)) for field in fields(value)]
     spelled = [
-        spell(item) if field.default is MISSING else f"{field.name}={spell(item)}"
+        short_repr(item) if field.default is MISSING else f"{field.name}={short_repr(item)}"
         for field, item in arguments
         if item != field.default
     ]

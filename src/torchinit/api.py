@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from torchinit._text import count, some
+from torchinit._text import abbreviate, count
 from torchinit.distributed import Materialization, PlannedStart, Start, among, check_styles, own_resets, own_starts
 from torchinit.distributed.allocation import check_device
 from torchinit.errors import ConfigError, PlanError, RunError
@@ -80,7 +80,9 @@ def draft(model: nn.Module, recipe: RecipeLike, *, trainable: bool = False) -> P
     drafted = with_better(make_plan(known, rules, trainable=trainable), known)
     unshaped = [site.name for site in known if site.state == "lazy" and site.kind == "parameter"]
     if unshaped and not drafted.problems:
-        return replace(drafted, problems=(f"without a shape yet: {some(unshaped)}. Run the model once on an example",))
+        return replace(
+            drafted, problems=(f"without a shape yet: {abbreviate(unshaped)}. Run the model once on an example",)
+        )
     return drafted
 
 
@@ -165,7 +167,8 @@ def _checked(
     # hears of it. To choose the dialect by the shape of the data was tried: an added default then changed the values.
     if is_like_init_cfg(recipe) and (others := read_otherwise(drafted, seed)):
         hints.append(
-            f"{count(len(others), 'tensor')} would get other values from an init_cfg of these words: {some(others)}."
+            f"{count(len(others), 'tensor')} would get other values from an init_cfg of these words:"
+            f" {abbreviate(others)}."
             " If one is meant, call torchinit.mmengine.initialize"
         )
     for text in (*hints, *drafted.left_alone, *(text for load in drafted.loads for text in load.warnings)):

@@ -22,7 +22,7 @@ from tests.ranks import fake_rank
 from torchinit import CheckpointError, Name, Normal, Pretrained, Rule, initialize
 from torchinit.initializers import LoadReport
 from torchinit.mmengine import BaseModule, load_checkpoint, load_state_dict
-from torchinit.model.traversal import places
+from torchinit.model.traversal import walk_modules
 
 
 def by_torch(module: nn.Module, state: Any) -> Any:
@@ -237,16 +237,21 @@ class Wrapper(nn.Module):
 
 @pytest.mark.parametrize("kind", TORCHS)
 def test_hooks_of_torch_and_of_wrappers_do_not_count(kind: str) -> None:
-    assert {place.hooks for place in places(TORCHS[kind]())} == {""}
+    assert {place.hooks for place in walk_modules(TORCHS[kind]())} == {""}
 
 
 def test_hooks_of_sharding_do_not_count() -> None:
     with fake_rank(0, 2):
         mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("hooks",))
         flat = FullyShardedDataParallel(nn.Sequential(nn.Linear(4, 4)), device_mesh=mesh, device_id=torch.device("cpu"))
-        assert {place.hooks for place in places(flat)} == {""}
+        assert {place.hooks for place in walk_modules(flat)} == {""}
         parts: Any = nn.Sequential(Old(), nn.Linear(4, 4))
         fully_shard(parts[1], mesh=mesh)
         fully_shard(parts, mesh=mesh)._get_fsdp_state()._lazy_init()  # as its first step does
         assert parts[1]._load_state_dict_pre_hooks, "they are what is left out"
-        assert {place.name: place.hooks for place in places(parts)} == {"0.new": "Old", "0": "Old", "1": "", "": ""}
+        assert {place.name: place.hooks for place in walk_modules(parts)} == {
+            "0.new": "Old",
+            "0": "Old",
+            "1": "",
+            "": "",
+        }

@@ -19,7 +19,7 @@ from tests.distributed.layouts import cut, whole
 from tests.distributed.own import CODES, Coded, Model, save_teacher
 from tests.processes import on_ranks, results
 from torchinit import WEIGHT_INITIALIZERS, BaseModule, fingerprint, materialize, seeded
-from torchinit.distributed.wholes import Wholes, WholeTensor
+from torchinit.distributed.wholes import WholeTensor, WholeTensors
 from torchinit.mmengine import Sequential
 from torchinit.model.dtensor import shards_of
 
@@ -130,21 +130,21 @@ def test_sharded_it_is_that_of_one_process(world: int, ranks: Any, tmp_path: Pat
 def counted(work: Callable[[], object]) -> tuple[int, int]:
     """How often some work gathered a tensor, and how many bytes it had whole at most at a time."""
     gathers, most = 0, 0
-    fill, bring = WholeTensor.fill, Wholes._bring
+    fill, bring = WholeTensor.fill, WholeTensors._bring
 
     def filled(self: WholeTensor, exchange: Any) -> None:
         nonlocal gathers
         gathers += not all(shard.is_whole for shard in shards_of(self.name, self.spread))
         fill(self, exchange)
 
-    def brought(self: Wholes, *args: Any, **kwargs: Any) -> None:
+    def brought(self: WholeTensors, *args: Any, **kwargs: Any) -> None:
         nonlocal most
         bring(self, *args, **kwargs)
         most = max(most, sum(whole.base.untyped_storage().nbytes() for whole in self._touched))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(WholeTensor, "fill", filled)
-        patch.setattr(Wholes, "_bring", brought)
+        patch.setattr(WholeTensors, "_bring", brought)
         work()
     return gathers, most
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tests.strategies import models
 from torchinit import FanError, sites
 from torchinit.model import LayerClass, Site
-from torchinit.model.sites import find, layer_class
+from torchinit.model.sites import find_site, layer_class
 
 
 def named(model: nn.Module) -> dict[str, Site]:
@@ -252,8 +252,8 @@ def test_layer_class() -> None:
 
 def test_find_by_any_name() -> None:
     known = sites(Decoder())
-    assert find(known, "head.weight") is find(known, "embed.weight") is not None
-    assert find(known, "tail.weight") is None
+    assert find_site(known, "head.weight") is find_site(known, "embed.weight") is not None
+    assert find_site(known, "tail.weight") is None
 
 
 def test_a_site_can_be_made_by_hand() -> None:

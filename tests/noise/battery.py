@@ -19,7 +19,7 @@ from scipy import special, stats
 
 from tests.noise.feed import words
 from torchinit.model.shards import Shard
-from torchinit.noise import Distribution, Job, Keyed
+from torchinit.noise import Distribution, DrawRequest, Keyed
 from torchinit.noise.keyed import derive
 
 Floats = npt.NDArray[np.float32]
@@ -137,7 +137,7 @@ def _together(what: str, scores: npt.NDArray[np.float64]) -> Iterator[Finding]:
 def _streams(n: int, noises: list[Keyed], names: list[str]) -> Floats:
     out = torch.empty(_STREAMS, n // _STREAMS)
     for noise, name, row in zip(noises, names, out, strict=True):
-        noise.fill_many([Job(Shard.whole(name, row), "normal", (0.0, 1.0))])
+        noise.fill_many([DrawRequest(Shard.whole(name, row), "normal", (0.0, 1.0))])
     return out.numpy()
 
 

@@ -20,7 +20,7 @@ import torch
 
 from torchinit.noise.distributions import Draw, DrawKind
 from torchinit.noise.engines import dispatch
-from torchinit.noise.engines.tasks import Task
+from torchinit.noise.engines.tasks import FillTask
 from torchinit.noise.keyed import derive
 
 Words = npt.NDArray[np.uint32]
@@ -34,7 +34,9 @@ _SEEDS = 1024
 def words(places: list[tuple[bytes, int]], each: int) -> Words:
     """So many words of each key from each place, a row a key; the order of the bits is that of memory."""
     out = torch.empty(len(places), each)
-    dispatch.fill([Task(row, (1 << 63,), (first,), key, _WORDS) for row, (key, first) in zip(out, places, strict=True)])
+    dispatch.fill(
+        [FillTask(row, (1 << 63,), (first,), key, _WORDS) for row, (key, first) in zip(out, places, strict=True)]
+    )
     return out.numpy().view(np.uint32)
 
 

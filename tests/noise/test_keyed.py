@@ -17,7 +17,7 @@ from tests.noise.strategies import DISTRIBUTIONS, DTYPES, Boxed, boxes, destinat
 from torchinit.errors import RunError
 from torchinit.model.names import normalize
 from torchinit.model.shards import Shard
-from torchinit.noise import Distribution, Job, Keyed
+from torchinit.noise import Distribution, DrawRequest, Keyed
 from torchinit.noise.engines.torch_engine import key_of
 from torchinit.noise.keyed import derive
 
@@ -136,14 +136,19 @@ def test_global_generator_is_left_alone() -> None:
 
 def test_batch_is_its_jobs() -> None:
     outs = [torch.empty(size) for size in (0, 1, 31, 1000, 70_000)]
-    Keyed(3).fill_many(Job(Shard.whole(f"layers.{i}", out), "normal", (0.0, 1.0 + i)) for i, out in enumerate(outs))
+    Keyed(3).fill_many(
+        DrawRequest(Shard.whole(f"layers.{i}", out), "normal", (0.0, 1.0 + i)) for i, out in enumerate(outs)
+    )
     for i, out in enumerate(outs):
         assert torch.equal(out, drawn("normal", (0.0, 1.0 + i), tuple(out.shape), seed=3, name=f"layers.{i}"))
 
 
 def test_batch_with_a_mistake_writes_nothing() -> None:
     good, bad = torch.zeros(5), torch.zeros(5)
-    jobs = [Job(Shard.whole("a", good), "normal", (0.0, 1.0)), Job(Shard.whole("b", bad), "normal", (0.0, -1.0))]
+    jobs = [
+        DrawRequest(Shard.whole("a", good), "normal", (0.0, 1.0)),
+        DrawRequest(Shard.whole("b", bad), "normal", (0.0, -1.0)),
+    ]
     with pytest.raises(ValueError, match="normal needs a finite std"):
         Keyed(0).fill_many(jobs)
     assert not good.any()
@@ -188,15 +193,15 @@ class TestOrder:
 
 
 def test_factors_are_computed_in_double_precision() -> None:
-    assert Keyed(0).factor_dtype(torch.bfloat16) == torch.float64
-    assert Keyed(0).factor_dtype(torch.complex64) == torch.complex128
+    assert Keyed(0).linalg_dtype(torch.bfloat16) == torch.float64
+    assert Keyed(0).linalg_dtype(torch.complex64) == torch.complex128
 
 
 def test_is_a_value() -> None:
     noise = Keyed(np.int64(5))  # type: ignore[arg-type]
     assert noise == Keyed(5) == eval(repr(noise)) == pickle.loads(pickle.dumps(noise))
     assert type(noise.seed) is int
-    assert not noise.sequential
+    assert not noise.is_stateful
 
 
 @pytest.mark.parametrize(

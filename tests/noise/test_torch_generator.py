@@ -131,7 +131,7 @@ def test_unknown_names_are_refused() -> None:
     ],
 )
 def test_factors_are_computed_where_torch_can(dtype: torch.dtype, factor: torch.dtype) -> None:
-    assert Global().factor_dtype(dtype) == factor
+    assert Global().linalg_dtype(dtype) == factor
 
 
 def test_gradients_do_not_see_the_write() -> None:

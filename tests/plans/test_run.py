@@ -37,7 +37,7 @@ from torchinit import (
 )
 from torchinit.initializers import Blockwise, Identity
 from torchinit.model import Shard
-from torchinit.noise import Distribution, Global, Job, Keyed, Noise
+from torchinit.noise import Distribution, DrawRequest, Global, Keyed, Noise
 from torchinit.plans import Step, local_shards, make_plan, run
 from torchinit.plans.run import write
 
@@ -261,24 +261,24 @@ def test_progress_is_told_of_each_step() -> None:
 class Counting(Noise):
     """Keyed noise that notes which names are drawn in one call."""
 
-    sequential = False
+    is_stateful = False
 
     def __init__(self) -> None:
         self.calls: list[list[str]] = []
 
-    def fill_many(self, jobs: Iterable[Job]) -> None:
+    def fill_many(self, jobs: Iterable[DrawRequest]) -> None:
         batch = list(jobs)
         self.calls.append([job.shard.name for job in batch])
         Keyed(7).fill_many(batch)
 
     def fill(self, shard: Shard, distribution: Distribution, params: tuple[float, ...], index: int = 0) -> None:
-        self.fill_many([Job(shard, distribution, params, index)])
+        self.fill_many([DrawRequest(shard, distribution, params, index)])
 
     def order(self, shard: Shard, index: int = 0) -> Tensor:
         return Keyed(7).order(shard, index)
 
-    def factor_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        return Keyed(7).factor_dtype(dtype)
+    def linalg_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        return Keyed(7).linalg_dtype(dtype)
 
 
 def test_neighbours_that_draw_share_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,7 +333,7 @@ def test_local_shards_by_name() -> None:
 class Refusing(Noise):
     """A noise that must not be asked."""
 
-    sequential = False
+    is_stateful = False
 
     def fill(self, *_: object) -> None:
         raise AssertionError("written")
@@ -341,7 +341,7 @@ class Refusing(Noise):
     def order(self, *_: object) -> Tensor:
         raise AssertionError("written")
 
-    def factor_dtype(self, dtype: torch.dtype) -> torch.dtype:
+    def linalg_dtype(self, dtype: torch.dtype) -> torch.dtype:
         raise AssertionError("written")
 
 

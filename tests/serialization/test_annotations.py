@@ -12,13 +12,13 @@ import torch
 from torchinit import Layer, Name, Normal
 from torchinit.initializers import Sparse
 from torchinit.serialization.annotations import (
+    argument_types,
     arguments,
     construct,
     describe_type,
     fits,
-    hints_of,
-    is_number,
-    is_whole,
+    is_integer_type,
+    is_number_type,
     required,
     to_python,
 )
@@ -60,12 +60,12 @@ def test_plain_values() -> None:
 
 
 def test_where_numbers_stand() -> None:
-    assert is_number(float | None)
-    assert not is_number(float.__class__)
-    assert is_whole(int)
-    assert is_whole(int | tuple[int, ...])
-    assert not is_whole(float)
-    assert not is_whole(str)
+    assert is_number_type(float | None)
+    assert not is_number_type(float.__class__)
+    assert is_integer_type(int)
+    assert is_integer_type(int | tuple[int, ...])
+    assert not is_integer_type(float)
+    assert not is_integer_type(str)
 
 
 def test_descriptions() -> None:
@@ -96,4 +96,4 @@ def test_hints_follow_the_signature() -> None:
         second: str = ""
 
     Odd.__annotations__ = {"first": int, "second": str}
-    assert list(hints_of(Odd)) == ["first", "second"]
+    assert list(argument_types(Odd)) == ["first", "second"]

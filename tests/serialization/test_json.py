@@ -7,9 +7,9 @@ import pickle
 
 import pytest
 
-from torchinit.serialization.json import FrozenMap, TwiceError, unique
+from torchinit.serialization.json import DuplicateKeyError, FrozenDict, reject_duplicate_keys
 
-MADE = FrozenMap({"b": 1, "a": 2})
+MADE = FrozenDict({"b": 1, "a": 2})
 
 
 def test_reads_like_the_dict_it_was_made_of() -> None:
@@ -18,15 +18,15 @@ def test_reads_like_the_dict_it_was_made_of() -> None:
 
 
 def test_order_counts() -> None:
-    assert FrozenMap({"b": 1, "a": 2}) == MADE
-    assert hash(MADE) == hash(FrozenMap({"b": 1, "a": 2}))
-    assert FrozenMap({"a": 2, "b": 1}) != MADE
-    assert FrozenMap() == {}
+    assert FrozenDict({"b": 1, "a": 2}) == MADE
+    assert hash(MADE) == hash(FrozenDict({"b": 1, "a": 2}))
+    assert FrozenDict({"a": 2, "b": 1}) != MADE
+    assert FrozenDict() == {}
 
 
 def test_knows_nothing_of_later_changes_to_the_dict() -> None:
     source = {"a": 1}
-    made = FrozenMap(source)
+    made = FrozenDict(source)
     source["a"] = 2
     assert made["a"] == 1
     with pytest.raises(TypeError, match="does not support item assignment"):
@@ -38,7 +38,7 @@ def test_can_be_copied_and_sent() -> None:
 
 
 def test_every_key_that_is_twice_is_told() -> None:
-    assert unique([("a", 1), ("b", 2)]) == {"a": 1, "b": 2}
-    with pytest.raises(TwiceError, match=r"the key 'b' stands twice in one table") as caught:
-        unique([("a", 1), ("b", 2), ("b", 3), ("a", 4), ("b", 5)])
+    assert reject_duplicate_keys([("a", 1), ("b", 2)]) == {"a": 1, "b": 2}
+    with pytest.raises(DuplicateKeyError, match=r"the key 'b' stands twice in one table") as caught:
+        reject_duplicate_keys([("a", 1), ("b", 2), ("b", 3), ("a", 4), ("b", 5)])
     assert caught.value.keys == ("b", "a")

@@ -12,7 +12,7 @@ from torchinit import ConfigError, Normal
 from torchinit.initializers import Fill
 from torchinit.model import Site
 from torchinit.recipes import INITIALIZERS
-from torchinit.serialization.registry import Registry
+from torchinit.serialization.registry import ClassRegistry
 
 PLUGIN = """
 from dataclasses import dataclass
@@ -43,8 +43,8 @@ class Other(Mine):
 
 
 @pytest.fixture
-def registry() -> Registry:
-    return Registry("initializer", method="resolve", group="torchinit.tests", reserved={"layer"})
+def registry() -> ClassRegistry:
+    return ClassRegistry("initializer", method="resolve", group="torchinit.tests", reserved={"layer"})
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_names_of_a_class(registry: Registry) -> None:
+def test_names_of_a_class(registry: ClassRegistry) -> None:
     assert registry.register(Mine) is Mine
     registry.register("First", "Second")(Other)
     assert tuple(registry) == ("First", "Mine", "Second")
@@ -75,7 +75,7 @@ def test_names_of_a_class(registry: Registry) -> None:
     assert repr(registry) == "<Registry of 3 initializers>"
 
 
-def test_a_name_that_is_taken(registry: Registry) -> None:
+def test_a_name_that_is_taken(registry: ClassRegistry) -> None:
     registry.register("Mine")(Mine)
     registry.register("Mine")(Mine)
     text = r"'Mine' stands for .*\.Mine already, so not for .*\.Other; force=True replaces it"
@@ -86,7 +86,7 @@ def test_a_name_that_is_taken(registry: Registry) -> None:
     assert registry.get("Mine") is Other
 
 
-def test_a_class_that_data_cannot_describe(registry: Registry) -> None:
+def test_a_class_that_data_cannot_describe(registry: ClassRegistry) -> None:
     @dataclass
     class Mute:
         std: float = 1.0
@@ -103,7 +103,7 @@ def test_a_class_that_data_cannot_describe(registry: Registry) -> None:
         registry.register(Clash)
 
 
-def test_an_unknown_name(registry: Registry) -> None:
+def test_an_unknown_name(registry: ClassRegistry) -> None:
     registry.register(Mine)
     with pytest.raises(KeyError, match=r"unknown initializer 'MINES'; did you mean 'Mine'\?"):
         registry.get("MINES")
@@ -112,7 +112,7 @@ def test_an_unknown_name(registry: Registry) -> None:
 
 
 @pytest.mark.usefixtures("plugin")
-def test_a_plugin_is_loaded_when_it_is_named(registry: Registry) -> None:
+def test_a_plugin_is_loaded_when_it_is_named(registry: ClassRegistry) -> None:
     registry.register(Mine)
     assert registry.get("Mine") is Mine
     assert "Tiny" in registry
@@ -126,7 +126,7 @@ def test_a_plugin_is_loaded_when_it_is_named(registry: Registry) -> None:
 
 @pytest.mark.usefixtures("plugin")
 @pytest.mark.parametrize(("name", "error"), [("Gone", "AttributeError"), ("Absent", "ModuleNotFoundError")])
-def test_a_broken_plugin_is_named(registry: Registry, name: str, error: str) -> None:
+def test_a_broken_plugin_is_named(registry: ClassRegistry, name: str, error: str) -> None:
     with pytest.raises(
         ConfigError, match=rf"the plug-in for initializer '{name}' \(.*\) cannot be loaded: {error}: .*"
     ):

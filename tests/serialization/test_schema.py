@@ -19,9 +19,9 @@ from torchinit.initializers import Fill, Initializer
 from torchinit.model import Site
 from torchinit.rules import Selector
 from torchinit.rules.catalog import SCHEMA
-from torchinit.serialization.json import FrozenMap
-from torchinit.serialization.registry import Registry
-from torchinit.serialization.schema import Schema, Vocabulary
+from torchinit.serialization.json import FrozenDict
+from torchinit.serialization.registry import ClassRegistry
+from torchinit.serialization.schema import Schema, TaggedUnion
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Outer:
     parts: int | tuple[int, ...] = 1
     inner: Inner = Inner()
     dtype: torch.dtype = torch.float32
-    table: Mapping[str, Inner | float] = FrozenMap()
+    table: Mapping[str, Inner | float] = FrozenDict()
 
     def __post_init__(self) -> None:
         if self.count < 0:
@@ -88,9 +88,9 @@ def test_a_vocabulary_added_later() -> None:
 
         how: float = 1.0
 
-    schema, words = Schema({}), Registry("word", method="__init__")
+    schema, words = Schema({}), ClassRegistry("word", method="__init__")
     words.register(Yes)
-    schema.add(Word, Vocabulary(words))
+    schema.add(Word, TaggedUnion(words))
     hint = Mapping[str, Word]
     assert schema.decode({"a": {"type": "Yes"}}, hint, "it") == {"a": Yes()}
     assert schema.encode({"a": Yes()}, hint) == {"a": {"type": "Yes", "how": 1.0}}

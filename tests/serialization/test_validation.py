@@ -7,19 +7,19 @@ from typing import Literal
 
 import pytest
 
-from torchinit.serialization.validation import choice, is_whole, number
+from torchinit.serialization.validation import check_choice, check_number, is_integer
 
 
 def test_numbers() -> None:
-    assert number("x", 3) == 3.0
-    assert isinstance(number("x", 3), float)
-    assert number("x", -math.inf, finite=False) == -math.inf
+    assert check_number("x", 3) == 3.0
+    assert isinstance(check_number("x", 3), float)
+    assert check_number("x", -math.inf, finite=False) == -math.inf
 
 
 @pytest.mark.parametrize("value", ["1", None, True, 1j, [1.0], b"1"])
 def test_no_numbers(value: object) -> None:
     with pytest.raises(TypeError, match="x must be a number, but got"):
-        number("x", value)
+        check_number("x", value)
 
 
 @pytest.mark.parametrize(
@@ -33,11 +33,11 @@ def test_no_numbers(value: object) -> None:
 )
 def test_bad_numbers(value: float, finite: bool, least: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        number("x", value, finite=finite, least=least)
+        check_number("x", value, finite=finite, least=least)
 
 
 def test_whole_numbers() -> None:
-    assert [is_whole(value) for value in (1, 7, 0, -1, 1.0, True, "1")] == [
+    assert [is_integer(value) for value in (1, 7, 0, -1, 1.0, True, "1")] == [
         True,
         True,
         False,
@@ -46,10 +46,10 @@ def test_whole_numbers() -> None:
         False,
         False,
     ]
-    assert is_whole(0, least=0)
+    assert is_integer(0, least=0)
 
 
 def test_choices() -> None:
-    choice("by", "a", Literal["a", "b"])
+    check_choice("by", "a", Literal["a", "b"])
     with pytest.raises(ValueError, match="by must be one of a, b, but got 'c'"):
-        choice("by", "c", Literal["a", "b"])
+        check_choice("by", "c", Literal["a", "b"])

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, TypeAlias, TypeVar, final
 
 import torch
 
-from torchinit._text import count, did_you_mean, dtype_name, masked, some
+from torchinit._text import abbreviate, count, did_you_mean, dtype_name, masked
 from torchinit.checkpoints.adapters import Adapter, Transpose
 from torchinit.checkpoints.formats import Info
 from torchinit.checkpoints.key_mapping import KeyMap, Renames
@@ -25,8 +25,8 @@ from torchinit.initializers.source import Resolution, SourceInitializer
 from torchinit.model.names import check_globs, glob_matches
 from torchinit.model.sites import Site
 from torchinit.rules.catalog import INITIALIZERS
-from torchinit.serialization.json import FrozenMap
-from torchinit.serialization.validation import choice, text, truth
+from torchinit.serialization.json import FrozenDict
+from torchinit.serialization.validation import check_bool, check_choice, check_str
 
 _T = TypeVar("_T")
 
@@ -77,7 +77,7 @@ class Pretrained(SourceInitializer):
     rename: tuple[tuple[str, str], ...] = ()
     expect_missing: str | tuple[str, ...] = ()
     on_shape: OnShape | Mapping[str, OnShape] = "error"
-    adapt: Mapping[str, Adapter] = FrozenMap()
+    adapt: Mapping[str, Adapter] = FrozenDict()
     dtype: torch.dtype | None = None
     part: str | None = None
     finite: bool = True
@@ -86,9 +86,9 @@ class Pretrained(SourceInitializer):
 
     def __post_init__(self) -> None:
         for name in ("prefix", "part", "sha256"):
-            text(name, getattr(self, name))
+            check_str(name, getattr(self, name))
         for name in ("finite", "lock"):
-            truth(name, getattr(self, name))
+            check_bool(name, getattr(self, name))
         missing, on_shape = self.expect_missing, self.on_shape
         values = {
             "checkpoint": InMemory.wrap(self.checkpoint),
@@ -97,12 +97,12 @@ class Pretrained(SourceInitializer):
             "dtype": _dtype(self.dtype),
             "adapt": _adapters(self.adapt),
             "expect_missing": tuple(missing) if isinstance(missing, list) else missing,
-            "on_shape": FrozenMap(on_shape) if isinstance(on_shape, Mapping) else on_shape,
+            "on_shape": FrozenDict(on_shape) if isinstance(on_shape, Mapping) else on_shape,
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
         for choices in self.globs["on_shape"].values():
-            choice("on_shape", choices, OnShape)
+            check_choice("on_shape", choices, OnShape)
         for name, globs in self.globs.items():
             check_globs(name, globs)
         if self.sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", self.sha256):
@@ -165,13 +165,13 @@ def _is_pair(item: object) -> bool:
     return isinstance(item, (list, tuple)) and len(item) == 2 and all(isinstance(text, str) for text in item)
 
 
-def _adapters(adapt: object) -> FrozenMap[Adapter]:
+def _adapters(adapt: object) -> FrozenDict[Adapter]:
     if not isinstance(adapt, Mapping):
         raise TypeError(f"adapt gives an adapter to each glob, {{'conv1.weight': InputChannels()}}, but got {adapt!r}")
     for glob, adapter in adapt.items():
         if not isinstance(adapter, Adapter):
             raise TypeError(f"adapt[{glob!r}] must be an adapter such as InputChannels(), but got {adapter!r}")
-    return FrozenMap(adapt)
+    return FrozenDict(adapt)
 
 
 # --- the search ------------------------------------------------------------------------------------------------------
@@ -249,7 +249,7 @@ class _Search:
         """The key that a site is loaded from; none if there is none, CheckpointError if there are several."""
         for view in views:
             if clash := self.names.clashes.get(view.name):
-                raise CheckpointError(f"may be any of {some(clash)} in the file: give a prefix")
+                raise CheckpointError(f"may be any of {abbreviate(clash)} in the file: give a prefix")
         return own[:1]
 
     def _sources(self, name: str, adapter: Adapter) -> tuple[str, ...]:
@@ -262,7 +262,7 @@ class _Search:
         gone = [key for key in wanted if key not in key_of]
         if not gone:
             return tuple(key_of[key] for key in wanted)
-        lacks = f"needs {some(gone)} for {adapter}, which the file lacks"
+        lacks = f"needs {abbreviate(gone)} for {adapter}, which the file lacks"
         if name in key_of and name not in wanted:
             raise CheckpointError(f"{lacks}; it has {name!r} itself")
         lacks += did_you_mean(gone[0], key_of)
@@ -332,7 +332,7 @@ class _Search:
             unused_patterns=tuple(unused),
             elements=(sum(sites[name].numel for name in sites if name in fills), sum(s.numel for s in sites.values())),
             notes=(*self.checkpoint.notes, *notes),
-            doubts=tuple(f"{some(sites)}: {doubt}" for doubt, sites in self.doubts.items()),
+            doubts=tuple(f"{abbreviate(sites)}: {doubt}" for doubt, sites in self.doubts.items()),
             hints=(*self.remedies, *hints),
             guess=guess,
         )
@@ -341,7 +341,7 @@ class _Search:
 def _square(loaded: Sequence[Site]) -> list[str]:
     """A note on square weights that are taken as they are, though others are transposed."""
     square = [site.name for site in loaded if site.owner.name == "Linear" and site.shape == site.shape[:1] * 2]
-    return [f"square, so they fit transposed or not, and are taken as they are: {some(square)}"] if square else []
+    return [f"square, so they fit transposed or not, and are taken as they are: {abbreviate(square)}"] if square else []
 
 
 def _hooked(lost: Sequence[Site]) -> list[str]:
@@ -349,8 +349,8 @@ def _hooked(lost: Sequence[Site]) -> list[str]:
     hooked = {site.name: site.hooks for site in lost if site.hooks}
     if not hooked:
         return []
-    which = some([*dict.fromkeys(hooked.values())], 3)
-    lost_to = f"{which} may change what load_state_dict gives to {some([*hooked], 3)}, by hooks that a rule does"
+    which = abbreviate([*dict.fromkeys(hooked.values())], 3)
+    lost_to = f"{which} may change what load_state_dict gives to {abbreviate([*hooked], 3)}, by hooks that a rule does"
     return [f"{lost_to} not run: load_checkpoint(model, file) runs them; or say the same by rename and adapt"]
 
 

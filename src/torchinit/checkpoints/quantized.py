@@ -23,7 +23,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from torchinit._text import dtype_name, some
+from torchinit._text import abbreviate, dtype_name
 from torchinit.checkpoints.formats import Info
 from torchinit.errors import CheckpointError
 from torchinit.model.names import normalize
@@ -241,4 +241,4 @@ def _refused(why: str, companions: Sequence[_Companion], dtype: torch.dtype | No
         if dtype is not None and _is_float8(dtype):
             how = "scaled float8: multiply each tensor by its scale, or each block by its own, and load the products,"
             how += " from a dict or a file of them"
-    return Quantized(f"{why} {some(keys)}", keys, f"{how}; or take a file that is not quantized")
+    return Quantized(f"{why} {abbreviate(keys)}", keys, f"{how}; or take a file that is not quantized")

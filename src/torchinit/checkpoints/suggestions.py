@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Final, TypeAlias
 
-from torchinit._text import some
+from torchinit._text import abbreviate
 from torchinit.checkpoints import adapters
 from torchinit.checkpoints.adapters.base import Adapter, Size, find_parts, replace_parts
 from torchinit.checkpoints.formats import Checkpoint
@@ -35,7 +35,7 @@ def advise(
         hints = ["The model has {!r} and the file {!r}, which differ by case: give a rename".format(*differing)]
     elif missing and not found:
         keys = tuple(names.name_of) or checkpoint.keys()
-        hints = [f"The file has {some(keys, 3)}; the model has {some(missing, 3)}"]
+        hints = [f"The file has {abbreviate(keys, 3)}; the model has {abbreviate(missing, 3)}"]
     spare = {name: shapes[key] for name, key in names.key_of.items() if key not in used}
     return None, hints + suggest_for_missing({name: wanted[name] for name in missing}, spare, names.key_of)
 

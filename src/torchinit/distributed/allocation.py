@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from torchinit._text import count, some
+from torchinit._text import abbreviate, count
 from torchinit.errors import RunError
 from torchinit.model.dtensor import ASCEND, is_distributed, is_in_order, local_part, shards_of
 from torchinit.model.names import normalize
@@ -23,7 +23,7 @@ _CHUNK = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
-class Tenant:
+class ModuleTensor:
     """A tensor where a module keeps it, including those behind parametrizations."""
 
     name: str
@@ -38,14 +38,14 @@ class Tenant:
         return self.module._parameters if self.kind == "parameter" else self.module._buffers
 
 
-def tenants(model: nn.Module) -> Iterator[Tenant]:
+def module_tensors(model: nn.Module) -> Iterator[ModuleTensor]:
     """Every tensor of a model, once for each module that keeps it."""
     for path, module in model.named_modules():
         kinds: tuple[tuple[Kind, Any], ...] = (("parameter", module._parameters), ("buffer", module._buffers))
         for kind, home in kinds:
             for leaf, tensor in home.items():
                 if tensor is not None:
-                    yield Tenant(normalize(f"{path}.{leaf}" if path else leaf), module, leaf, tensor, kind)
+                    yield ModuleTensor(normalize(f"{path}.{leaf}" if path else leaf), module, leaf, tensor, kind)
 
 
 # --- what keeps a model from getting memory ----------------------------------------------------------------
@@ -68,13 +68,14 @@ def check_meta(model: nn.Module, *, with_memory: str = "torchinit.initialize") -
 
     ``with_memory`` is the function to call for a model that has memory.
     """
-    parameters = [entry for entry in tenants(model) if entry.kind == "parameter" and not is_lazy(entry.tensor)]
+    parameters = [entry for entry in module_tensors(model) if entry.kind == "parameter" and not is_lazy(entry.tensor)]
     there = [entry.name for entry in parameters if entry.tensor.is_meta]
     here = [entry.name for entry in parameters if not entry.tensor.is_meta]
     if here and there:
         raise RunError(
-            f"the model is half on the meta device: {some(there)} {'is' if len(there) == 1 else 'are'}, but"
-            f" {some(here)} {'has' if len(here) == 1 else 'have'} memory. Build all of it under torch.device('meta'),"
+            f"the model is half on the meta device: {abbreviate(there)} {'is' if len(there) == 1 else 'are'}, but"
+            f" {abbreviate(here)} {'has' if len(here) == 1 else 'have'} memory. Build all of it under"
+            " torch.device('meta'),"
             " or move it there: model.to('meta')"
         )
     if here:
@@ -88,16 +89,19 @@ def check_ranks(model: nn.Module) -> None:
     process group that could tell the other ranks of it.
     """
     dist = torch.distributed
-    spread: dict[str, Any] = {entry.name: entry.tensor for entry in tenants(model) if is_distributed(entry.tensor)}
+    spread: dict[str, Any] = {
+        entry.name: entry.tensor for entry in module_tensors(model) if is_distributed(entry.tensor)
+    }
     if spread and not dist.is_initialized():
         raise RunError(
-            f"there is no process group, but {some(list(spread))} {'is' if len(spread) == 1 else 'are'} distributed:"
+            f"there is no process group, but {abbreviate(list(spread))} {'is' if len(spread) == 1 else 'are'}"
+            " distributed:"
             " call torch.distributed.init_process_group first"
         )
     problems = []
     for name, tensor in spread.items():
         if not shards_of(name, tensor):
-            ranks = some([str(rank) for rank in tensor.device_mesh.mesh.flatten().tolist()])
+            ranks = abbreviate([str(rank) for rank in tensor.device_mesh.mesh.flatten().tolist()])
             problems.append(f"{name}: lies on a mesh of ranks {ranks}, and this is rank {dist.get_rank()}")
     if problems:
         raise RunError(f"the mesh does not cover the model: {count(len(problems), 'tensor')} outside of it", problems)
@@ -152,7 +156,7 @@ class Allocation:
 
     model: nn.Module
     swaps: tuple[tuple[Tensor, Tensor], ...]
-    blank: tuple[Tenant, ...]
+    blank: tuple[ModuleTensor, ...]
 
     def undo(self) -> None:
         """Take the memory away again."""
@@ -177,7 +181,7 @@ def allocate(model: nn.Module, device: torch.device, leave: Callable[[Tensor], b
     >>> layer.weight.item(), allocation.undo(), layer.weight.is_meta
     (nan, None, True)
     """
-    without = [entry for entry in tenants(model) if entry.tensor.is_meta and not leave(entry.tensor)]
+    without = [entry for entry in module_tensors(model) if entry.tensor.is_meta and not leave(entry.tensor)]
     places = {(entry.module, entry.leaf) for entry in without}
     memories: dict[int, Tensor] = {}
     swaps: list[tuple[Tensor, Tensor]] = []
@@ -192,7 +196,7 @@ def allocate(model: nn.Module, device: torch.device, leave: Callable[[Tensor], b
     except BaseException:
         Allocation(model, tuple(swaps), ()).undo()
         raise
-    blank = tuple(entry for entry in tenants(model) if (entry.module, entry.leaf) in places)
+    blank = tuple(entry for entry in module_tensors(model) if (entry.module, entry.leaf) in places)
     return Allocation(model, tuple(swaps), blank)
 
 
@@ -201,7 +205,7 @@ def _swap(model: nn.Module, old: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
     with suppress(RuntimeError):
         torch.utils.swap_tensors(old, new)
         return old, new
-    for entry in list(tenants(model)):
+    for entry in list(module_tensors(model)):
         if entry.tensor is old:
             entry.home[entry.leaf] = new
     return new, old
@@ -231,12 +235,12 @@ def _memory(tensor: Tensor, device: torch.device, memories: dict[int, Tensor]) -
     return new.set_(memories[storage._cdata].untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
 
 
-def unwritten(blank: Iterable[Tenant], known: Collection[str]) -> list[str]:
+def unwritten(blank: Iterable[ModuleTensor], known: Collection[str]) -> list[str]:
     """The names of the tensors that still hold NaN, or that can hold none and are not among the known."""
     return list(dict.fromkeys(entry.name for entry in blank if not _is_written(entry, known)))
 
 
-def _is_written(entry: Tenant, known: Collection[str]) -> bool:
+def _is_written(entry: ModuleTensor, known: Collection[str]) -> bool:
     local = local_part(entry.tensor).detach()
     if is_lazy(entry.tensor) or not local.numel():
         return True

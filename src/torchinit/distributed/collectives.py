@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 import torch
 from torch import nn
 
-from torchinit._text import count, some
+from torchinit._text import abbreviate, count
 from torchinit.errors import RunError
 from torchinit.model.dtensor import is_distributed
 from torchinit.noise import Keyed
@@ -58,7 +58,7 @@ def ranks_of(group: ProcessGroup | None = None) -> list[int]:
 
 def ranks_text(ranks: Sequence[int], most: int = 5) -> str:
     """Ranks as a reader would write them."""
-    return f"{'rank' if len(ranks) == 1 else 'ranks'} {some([str(rank) for rank in ranks], most)}"
+    return f"{'rank' if len(ranks) == 1 else 'ranks'} {abbreviate([str(rank) for rank in ranks], most)}"
 
 
 def abridged(problems: Sequence[str]) -> list[str]:

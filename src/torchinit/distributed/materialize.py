@@ -11,9 +11,9 @@ from torch import nn
 
 from torchinit._text import count, dtype_name
 from torchinit.distributed import allocation
-from torchinit.distributed.allocation import Allocation, Tenant, allocate, tenants, unwritten
+from torchinit.distributed.allocation import Allocation, ModuleTensor, allocate, module_tensors, unwritten
 from torchinit.distributed.collectives import check_consensus, intent_of, is_shared, run_collectively
-from torchinit.distributed.own_code import Made, make_buffers
+from torchinit.distributed.own_code import OwnCodeResult, make_buffers
 from torchinit.distributed.replicas import verify_replicas
 from torchinit.errors import RunError
 from torchinit.initializers.statistics import measure
@@ -45,10 +45,10 @@ class Start(Protocol):
         """Whether it calls the module's ``init_weights``."""
         return False
 
-    def write(self, blank: Sequence[Tenant]) -> Report:
+    def write(self, blank: Sequence[ModuleTensor]) -> Report:
         """Write the values; ``blank`` are the tensors that have just got memory, filled with NaN."""
 
-    def why_left(self, one: Tenant, tried: Sequence[str]) -> str:
+    def explain_left(self, one: ModuleTensor, tried: Sequence[str]) -> str:
         """Why a tensor has no values, and the way out; ``tried`` has the result of the own code that might make it."""
 
     def undo(self) -> None:
@@ -82,7 +82,7 @@ def own_starts(model: nn.Module) -> OwnStarts | None:
     return next((own for own in OWN_STARTS if own.call_for(model)), None)
 
 
-Resets: TypeAlias = Callable[[Sequence[Tenant]], Made]
+Resets: TypeAlias = Callable[[Sequence[ModuleTensor]], OwnCodeResult]
 """Lets layers reset those of their parameters that are given."""
 
 
@@ -96,7 +96,7 @@ class PlannedStart(Start):
     stats: bool = True
     progress: Progress | None = None
     resets: Resets | None = None
-    made: Made = field(default_factory=Made)
+    made: OwnCodeResult = field(default_factory=OwnCodeResult)
 
     @property
     def intent(self) -> Mapping[str, str]:
@@ -106,7 +106,7 @@ class PlannedStart(Start):
     def certain(self) -> Collection[str]:
         return {view.name for step in self.plan.steps for view in step.site.views}
 
-    def write(self, blank: Sequence[Tenant]) -> Report:
+    def write(self, blank: Sequence[ModuleTensor]) -> Report:
         sites = [*self.plan.untouched, *(skip.site for skip in self.plan.skipped if skip.why == FROZEN)]
         names = {view.name for site in sites for view in site.views}
         left = [entry for entry in blank if entry.kind == "parameter" and entry.name in names]
@@ -118,8 +118,8 @@ class PlannedStart(Start):
         report = run(self.plan, shards, self.noise, stats=self.stats, progress=self.progress)
         return with_resets(report, left, self.made, stats=self.stats)
 
-    def why_left(self, one: Tenant, tried: Sequence[str]) -> str:
-        text = why_unwritten(one, tried)
+    def explain_left(self, one: ModuleTensor, tried: Sequence[str]) -> str:
+        text = explain_unwritten(one, tried)
         if one.kind == "buffer" or self.resets is None:
             return text
         reset = f"{type(one.module).__name__} has no reset_parameters() that does"
@@ -129,7 +129,7 @@ class PlannedStart(Start):
         pass
 
 
-def with_resets(report: Report, blank: Sequence[Tenant], made: Made, *, stats: bool) -> Report:
+def with_resets(report: Report, blank: Sequence[ModuleTensor], made: OwnCodeResult, *, stats: bool) -> Report:
     """A report with the parameters that layers have reset and nothing else has written."""
     parameters = {entry.name: entry for entry in blank if entry.kind == "parameter"}
     frozen = [name for name, why in report.skipped if why == FROZEN]
@@ -139,7 +139,7 @@ def with_resets(report: Report, blank: Sequence[Tenant], made: Made, *, stats: b
     return replace(report, records=(*report.records, *records), untouched=left)
 
 
-def why_unwritten(one: Tenant, tried: Sequence[str]) -> str:
+def explain_unwritten(one: ModuleTensor, tried: Sequence[str]) -> str:
     """Why no rule gives a tensor values, and the way out."""
     left = f"a {one.kind} of {type(one.module).__name__} that no rule writes"
     if one.kind == "parameter":
@@ -195,7 +195,7 @@ class Materialization:
         allocation.check_ranks(self.model)
         allocation.check_styles(self.model)
         allocation.check_meta(self.model, with_memory=self.with_memory)
-        spread = is_shared(self.group) or any(is_distributed(entry.tensor) for entry in tenants(self.model))
+        spread = is_shared(self.group) or any(is_distributed(entry.tensor) for entry in module_tensors(self.model))
         if spread and not isinstance(self.noise, Keyed):
             raise RunError("a model on several ranks needs a seed: give seed=, an int that is the same on all of them")
         return self.ready(), allocation.check_device(self.device)
@@ -210,7 +210,7 @@ class Materialization:
         blank = {entry.name: entry for entry in memory.blank}
         written = {record.name for record in report}  # some of it over what own code had made
         if left := unwritten(memory.blank, {*certain, *made.by, *written}):
-            problems = [f"{name}: {start.why_left(blank[name], made.failed.get(name, ()))}" for name in left]
+            problems = [f"{name}: {start.explain_left(blank[name], made.failed.get(name, ()))}" for name in left]
             raise RunError(f"{count(len(left), 'tensor')} left unwritten", problems)
         texts = {name: text for name, text in made.by.items() if name not in written}
         records = [_own_record(blank[name], text, stats=self.stats) for name, text in texts.items()]
@@ -218,7 +218,7 @@ class Materialization:
         return replace(report, records=(*report.records, *records), buffers=buffers)
 
 
-def _own_record(entry: Tenant, text: str, *, stats: bool) -> Record:
+def _own_record(entry: ModuleTensor, text: str, *, stats: bool) -> Record:
     """The record of a tensor that its module's own code has made."""
     local = local_part(entry.tensor)
     return Record(

@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.nn.utils.parametrize import is_parametrized
 
-from torchinit.distributed.allocation import Tenant
+from torchinit.distributed.allocation import ModuleTensor
 from torchinit.distributed.collectives import exchanged, is_shared
-from torchinit.distributed.wholes import Exchange, Wholes, is_spread
+from torchinit.distributed.wholes import Exchange, WholeTensors, is_spread
 from torchinit.model.constructors import kept_arguments
 from torchinit.model.dtensor import is_distributed, local_part, shards_of
 from torchinit.model.names import normalize
 from torchinit.model.sandbox import Poison, poisoned_memory
 from torchinit.model.shards import Box
-from torchinit.model.traversal import places
+from torchinit.model.traversal import walk_modules
 from torchinit.noise import Keyed, Noise
 from torchinit.noise.threads import one_thread
 from torchinit.tracing.recorder import Recorder
@@ -64,7 +64,7 @@ class _OwnCode:
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class OwnCodeResult:
     """The result of own code: by the names of the tensors, the code that made each, and why none did."""
 
     by: dict[str, str] = field(default_factory=dict)
@@ -83,13 +83,13 @@ class Made:
 @one_thread()
 def make_buffers(
     model: nn.Module,
-    wanted: Sequence[Tenant],
+    wanted: Sequence[ModuleTensor],
     device: torch.device,
     seed: int,
     *,
     paths: Mapping[nn.Module, str] | None = None,
     initialized_later: Callable[[nn.Module], bool] = lambda _: False,
-) -> Made:
+) -> OwnCodeResult:
     """Give buffers the values that their modules' own code gives them, and leave everything else as it is.
 
     Tried are, in this order: the module's methods that set it up anew (``reset_parameters`` and its like), an
@@ -100,11 +100,11 @@ def make_buffers(
 
     >>> norm = nn.BatchNorm1d(2)
     >>> _ = norm.running_var.fill_(torch.nan)
-    >>> wanted = [Tenant("running_var", norm, "running_var", norm.running_var, "buffer")]
+    >>> wanted = [ModuleTensor("running_var", norm, "running_var", norm.running_var, "buffer")]
     >>> make_buffers(norm, wanted, torch.device("cpu"), seed=0).by, norm.running_var
     ({'running_var': 'BatchNorm1d.reset_running_stats()'}, tensor([1., 1.]))
     """
-    made = Made()
+    made = OwnCodeResult()
     above = _parents(model)
     paths = {**{module: normalize(path) for path, module in model.named_modules()}, **(paths or {})}
     missing = {(entry.module, entry.leaf): entry for entry in wanted}
@@ -176,7 +176,9 @@ def needs(method: Any) -> int | None:
     return sum(one.default is one.empty and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD) for one in parameters)
 
 
-def _try(code: _OwnCode, missing: Sequence[Tenant], device: torch.device, lending: _Lending) -> tuple[_Values, str]:
+def _try(
+    code: _OwnCode, missing: Sequence[ModuleTensor], device: torch.device, lending: _Lending
+) -> tuple[_Values, str]:
     """The missing buffers that the code makes, and the reason why there are not more."""
     inside = set(code.scope.modules())
     wanted = [entry for entry in missing if entry.module in inside]
@@ -196,7 +198,9 @@ def is_tried() -> bool:
     return _TRIED.get()
 
 
-def _run(code: _OwnCode, wanted: list[Tenant], poison: Poison, device: torch.device, lending: _Lending) -> _Values:
+def _run(
+    code: _OwnCode, wanted: list[ModuleTensor], poison: Poison, device: torch.device, lending: _Lending
+) -> _Values:
     """The wanted buffers after one run of the code, or of the module that it builds."""
     with lending(), torch.no_grad(), device:
         if code.builds:
@@ -211,7 +215,9 @@ def _run(code: _OwnCode, wanted: list[Tenant], poison: Poison, device: torch.dev
             return {place: value.detach().clone() for place, value in _buffers(wanted).items()}
 
 
-def _buffers(wanted: Sequence[Tenant], owner: Callable[[nn.Module], nn.Module] = lambda module: module) -> _Values:
+def _buffers(
+    wanted: Sequence[ModuleTensor], owner: Callable[[nn.Module], nn.Module] = lambda module: module
+) -> _Values:
     found = {(entry.module, entry.leaf): owner(entry.module)._buffers.get(entry.leaf) for entry in wanted}
     return {place: value for place, value in found.items() if value is not None}
 
@@ -225,7 +231,7 @@ def _is_same(value: Tensor, other: Tensor) -> bool:
     return value.shape == other.shape and not (value.is_meta or other.is_meta) and torch.equal(value, other)
 
 
-def _store(entry: Tenant, value: Tensor) -> None:
+def _store(entry: ModuleTensor, value: Tensor) -> None:
     with torch.no_grad():
         for shard in shards_of(entry.name, entry.tensor):
             shard.local.copy_(Box(shard.start, tuple(shard.local.shape)).of(value))
@@ -235,7 +241,7 @@ def _store(entry: Tenant, value: Tensor) -> None:
 
 
 @contextmanager
-def _standing_in(scope: nn.Module, wanted: list[Tenant], poison: Poison, device: torch.device) -> Iterator[None]:
+def _standing_in(scope: nn.Module, wanted: list[ModuleTensor], poison: Poison, device: torch.device) -> Iterator[None]:
     """Let code run on a module: its parameters are on the meta device, and the wanted buffers hold poison.
 
     After it the modules have their attributes and tensors back.
@@ -294,10 +300,12 @@ def light_parameters() -> Iterator[None]:
 # --- resets -------------------------------------------------------------------------------------------------
 
 
-def own_resets(model: nn.Module, noise: Noise, blank: Sequence[Tenant], *, group: ProcessGroup | None = None) -> Made:
+def own_resets(
+    model: nn.Module, noise: Noise, blank: Sequence[ModuleTensor], *, group: ProcessGroup | None = None
+) -> OwnCodeResult:
     """Let each layer that has parameters without values reset them, with draws that belong to names under a seed."""
     seed = noise.seed if isinstance(noise, Keyed) else None
-    wholes = Wholes(model, exchange_in(group)) if seed is not None and is_spread(model) else None
+    wholes = WholeTensors(model, exchange_in(group)) if seed is not None and is_spread(model) else None
     with wholes or nullcontext():
         return reset_layers(model, seed, blank, wholes)
 
@@ -307,9 +315,11 @@ def exchange_in(group: ProcessGroup | None) -> Exchange | None:
     return (lambda _, value: exchanged(value, group)) if is_shared(group) else None  # all ranks have each tensor
 
 
-def reset_layers(top: nn.Module, seed: int | None, blank: Sequence[Tenant], wholes: Wholes | None = None) -> Made:
+def reset_layers(
+    top: nn.Module, seed: int | None, blank: Sequence[ModuleTensor], wholes: WholeTensors | None = None
+) -> OwnCodeResult:
     """Let each layer that has parameters without values reset them; what it does not write is left to others."""
-    wanted: dict[nn.Module, list[Tenant]] = defaultdict(list)
+    wanted: dict[nn.Module, list[ModuleTensor]] = defaultdict(list)
     for entry in blank:
         if entry.kind == "parameter":
             wanted[entry.module].append(entry)
@@ -317,7 +327,7 @@ def reset_layers(top: nn.Module, seed: int | None, blank: Sequence[Tenant], whol
     failed: dict[str, tuple[str, ...]] = {}
     recorder = Recorder(top) if seed is None else Seeded(top, seed)
     with torch.no_grad(), recorder as seen, wholes.working(recorder.index) if wholes else nullcontext():
-        for module in dict.fromkeys(place.module for place in places(top) if place.module in wanted):
+        for module in dict.fromkeys(place.module for place in walk_modules(top) if place.module in wanted):
             names = ("reset_parameters", "_reset_parameters")
             method = next((name for name in names if needs(getattr(module, name, None)) == 0), None)
             if method is None:
@@ -330,4 +340,4 @@ def reset_layers(top: nn.Module, seed: int | None, blank: Sequence[Tenant], whol
                 failed.update({entry.name: (text,) for entry in wanted[module]})
     written = {write.site for write in seen.writes}
     by = {entry.name: text for module, text in ran.items() for entry in wanted[module] if entry.name in written}
-    return Made(by, failed)
+    return OwnCodeResult(by, failed)

@@ -12,7 +12,7 @@ from torchinit._text import count
 from torchinit.distributed.collectives import abridged, gathered, ranks_of, ranks_text, run_collectively
 from torchinit.errors import ReportError, RunError
 from torchinit.model.dtensor import cut_dimensions, piece_here
-from torchinit.plans.fingerprint import hashed, look_at, sources_of
+from torchinit.plans.fingerprint import digest_tensors, hashed, sources_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -51,7 +51,7 @@ def verify_replicas(model: nn.Module, *, group: ProcessGroup | None = None) -> N
 
 def _parts(model: nn.Module) -> dict[str, _Digests]:
     """The digest of each site that is here, by its place: which part of the whole it is."""
-    looks, problems = look_at(sources_of(model).each)
+    looks, problems = digest_tensors(sources_of(model).each)
     if problems:
         raise RunError(f"{count(len(problems), 'site')} without elements to look at", problems)
     texts: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))

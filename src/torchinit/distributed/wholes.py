@@ -19,17 +19,18 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.utils._pytree import tree_leaves
 
-from torchinit._text import some
-from torchinit.distributed.allocation import Tenant, tenants
+from torchinit._text import abbreviate
+from torchinit.distributed.allocation import ModuleTensor, module_tensors
 from torchinit.distributed.collectives import gathered
 from torchinit.errors import RunError
 from torchinit.model.dtensor import BEHIND, is_distributed, local_part, shards_of
 from torchinit.model.parametrizations import parametrized
+from torchinit.model.sandbox import OperationMode
 from torchinit.model.shards import Box, Shard
 from torchinit.model.storage import overlaps
 from torchinit.plans.plan import Step
-from torchinit.plans.run import present, unobserved
-from torchinit.tracing.observer import FunctionMode, OperationMode, name_of, written_by
+from torchinit.plans.run import observing_runs, unobserved
+from torchinit.tracing.observer import FunctionMode, name_of, written_by
 from torchinit.tracing.regions import MemoryIndex, storage_of
 from torchinit.tracing.seeded import TRUNCATED
 from torchinit.tracing.source_lines import frame_of_caller
@@ -88,7 +89,7 @@ class WholeTensor:
         if not all(shard.is_whole for shard in shards):
             answers = exchange(self.spread, (self.name, [(start, part.cpu()) for start, part in parts]))
             if len(names := {name for name, _ in answers}) > 1:
-                raise RunError(f"{self.name}: code on other ranks works on {some(sorted(names))}")
+                raise RunError(f"{self.name}: code on other ranks works on {abbreviate(sorted(names))}")
             parts = [part for _, theirs in answers for part in theirs]
         for start, part in parts:
             Box(start, tuple(part.shape)).of(self.base).copy_(part)
@@ -125,7 +126,7 @@ def _noted(tensor: Tensor) -> dict[str, Any]:
     return {key: value for key, value in vars(tensor).items() if key not in ("_local_tensor", "_spec", "_is_param")}
 
 
-class Wholes:
+class WholeTensors:
     """The DTensors of a model as plain tensors, whole; and its modules with the classes that FSDP2 has taken from them.
 
     Tensors that a parametrization computes others from stay as they are. ``exchange`` gives what the ranks hold of a
@@ -156,7 +157,7 @@ class Wholes:
         self._touched: dict[WholeTensor, None] = {}
         self._index = MemoryIndex()
 
-    def __enter__(self) -> Wholes:
+    def __enter__(self) -> WholeTensors:
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
@@ -180,7 +181,9 @@ class Wholes:
                 hooks.clear()
                 hooks.update(before)
         if replaced and not failed:
-            raise RunError(f"code put new tensors in the places of distributed ones, which cannot be: {some(replaced)}")
+            raise RunError(
+                f"code put new tensors in the places of distributed ones, which cannot be: {abbreviate(replaced)}"
+            )
 
     @contextmanager
     def working(self, index: MemoryIndex) -> Iterator[None]:
@@ -194,12 +197,12 @@ class Wholes:
                 for key in index.find(whole.tensor):
                     index.add(key, whole.spread)
         try:
-            with FunctionMode(self._function), OperationMode(self._operation), present(self):
+            with FunctionMode(self._function), OperationMode(self._operation), observing_runs(self):
                 yield
         finally:
             self.put_back()
 
-    def announced(self, step: Step, parts: Sequence[Shard]) -> None:
+    def before_run(self, step: Step, parts: Sequence[Shard]) -> None:
         """Let go of wholes before a plan is run, which writes to the parts behind them."""
         self.put_back()
 
@@ -302,9 +305,9 @@ def is_spread(model: nn.Module) -> bool:
     return next(_spread(model), None) is not None
 
 
-def _spread(model: nn.Module) -> Iterator[Tenant]:
+def _spread(model: nn.Module) -> Iterator[ModuleTensor]:
     """The DTensors with memory of a model that no other tensor is computed from."""
-    for entry in tenants(model):
+    for entry in module_tensors(model):
         if is_distributed(entry.tensor) and not (entry.tensor.is_meta or isinstance(entry.module, ParametrizationList)):
             computed = parametrized(entry.module) if entry.module._forward_pre_hooks else ()
             if all(entry.leaf not in each.hidden for each in computed):

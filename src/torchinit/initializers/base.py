@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Protocol, final, runtime_checkable
 import torch
 from torch import Tensor
 
-from torchinit._text import Spelled, dtype_name
+from torchinit._text import ShortStr, dtype_name
 from torchinit.initializers.moments import Moments, mixture, point
 from torchinit.model.shards import Box, Shard, replaced, without
-from torchinit.noise import Job, Noise
-from torchinit.serialization.validation import is_whole, number
+from torchinit.noise import DrawRequest, Noise
+from torchinit.serialization.validation import check_number, is_integer
 
 if TYPE_CHECKING:
     from torchinit.model.sites import Site
@@ -50,7 +50,7 @@ def fill_of(init: Initializer, site: Site) -> Fill | None:
     )
 
 
-class Fill(Spelled, ABC):
+class Fill(ShortStr, ABC):
     """Known numbers. A fill resolves to itself, writes itself into a shard, and says what to expect.
 
     A subclass has to define :meth:`write`; the defaults of all other methods hold for any fill.
@@ -94,7 +94,7 @@ class Fill(Spelled, ABC):
         for part in parts:
             self.write(part, noise)
 
-    def job(self, shard: Shard) -> Job | None:
+    def job(self, shard: Shard) -> DrawRequest | None:
         """The one draw that writes the shard; None where :meth:`write` does something else as well."""
         return None
 
@@ -198,7 +198,7 @@ class ScaledFill(Wrapper):
     factor: float
 
     def __post_init__(self) -> None:
-        number("factor", self.factor)
+        check_number("factor", self.factor)
 
     def __str__(self) -> str:
         return f"{self.factor:.6g} * {self.fill}"
@@ -216,7 +216,7 @@ class ScaledFill(Wrapper):
 
     def write_parts(self, parts: Sequence[Shard], noise: Noise) -> None:
         # Keyed values are rounded to the dtype once, after the product; torch's generator gives what `mul_` would.
-        drawn = parts if noise.sequential else [replace(part, local=_widened(part.local)) for part in parts]
+        drawn = parts if noise.is_stateful else [replace(part, local=_widened(part.local)) for part in parts]
         self.fill.write_parts(drawn, noise)
         for part, wide in zip(parts, drawn, strict=True):
             wide.local.mul_(self.factor)
@@ -303,7 +303,7 @@ class Blockwise(Fill):
     def __post_init__(self) -> None:
         if len(self.fills) != len(self.sizes):
             raise ValueError(f"{len(self.fills)} fills do not go with {len(self.sizes)} sizes")
-        if not self.fills or not all(map(is_whole, self.sizes)) or not is_whole(self.axis, least=0):
+        if not self.fills or not all(map(is_integer, self.sizes)) or not is_integer(self.axis, least=0):
             raise ValueError(f"sizes and axis of blocks must be whole numbers, but got {self!r}")
 
     def __str__(self) -> str:

@@ -9,7 +9,7 @@ from typing import Literal, final
 
 import torch
 
-from torchinit._text import Spelled
+from torchinit._text import ShortStr
 from torchinit.errors import RunError
 from torchinit.initializers.base import Blockwise, Fill, Initializer, Wrapper, fill_of
 from torchinit.initializers.elementwise import Constant
@@ -19,12 +19,12 @@ from torchinit.model.layouts import Layout
 from torchinit.model.shards import Box, Shard, replaced
 from torchinit.model.sites import Site
 from torchinit.noise import Noise
-from torchinit.serialization.validation import choice, is_whole, number
+from torchinit.serialization.validation import check_choice, check_number, is_integer
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Scaled(Spelled):
+class Scaled(ShortStr):
     """Another initializer with all its values times ``factor``.
 
     >>> from torchinit import Normal
@@ -37,7 +37,7 @@ class Scaled(Spelled):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "init", as_initializer(self.init))
-        number("factor", self.factor)
+        check_number("factor", self.factor)
 
     def resolve(self, site: Site) -> Fill | None:
         fill = fill_of(self.init, site)
@@ -46,7 +46,7 @@ class Scaled(Spelled):
 
 @final
 @dataclass(frozen=True, slots=True)
-class DepthScaled(Spelled):
+class DepthScaled(ShortStr):
     r"""Another initializer, made smaller with depth, so that the sum of all residual branches stays bounded.
 
     .. math:: \text{factor} = 1 / \sqrt{\text{branches} \cdot n}
@@ -67,9 +67,9 @@ class DepthScaled(Spelled):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "init", as_initializer(self.init))
-        if number("branches", self.branches) <= 0:
+        if check_number("branches", self.branches) <= 0:
             raise ValueError(f"branches must be above 0, but got {self.branches!r}")
-        choice("by", self.by, Literal["depth", "index"])
+        check_choice("by", self.by, Literal["depth", "index"])
 
     def resolve(self, site: Site) -> Fill | None:
         if site.block is None:
@@ -83,7 +83,7 @@ class DepthScaled(Spelled):
 
 @final
 @dataclass(frozen=True, slots=True)
-class Blocks(Spelled):
+class Blocks(ShortStr):
     """An initializer for each block of a fused weight, as if the blocks were tensors of their own, with their own fans.
 
     ``parts`` is the number of equal blocks along the output axis, or their sizes. ``init`` is one
@@ -103,7 +103,7 @@ class Blocks(Spelled):
         each = tuple(map(as_initializer, self.init)) if isinstance(self.init, tuple) else as_initializer(self.init)
         object.__setattr__(self, "init", each)
         sizes = (self.parts,) if isinstance(self.parts, int) else self.parts
-        if not sizes or not all(map(is_whole, sizes)):
+        if not sizes or not all(map(is_integer, sizes)):
             raise ValueError(f"parts must be a whole number of at least 1, or a list of them, but got {self.parts!r}")
         count = self.parts if isinstance(self.parts, int) else len(self.parts)
         if isinstance(self.init, tuple) and len(self.init) != count:
@@ -132,7 +132,7 @@ class Blocks(Spelled):
 
 @final
 @dataclass(frozen=True, slots=True)
-class Stacked(Spelled):
+class Stacked(ShortStr):
     """An initializer for each weight of a stack: the experts of a mixture, along the dimension ``axis``.
 
     ``in_axis`` and ``out_axis`` tell where inputs and outputs run in the stack.
@@ -173,7 +173,7 @@ class Padded(Wrapper):
     row: int
 
     def __post_init__(self) -> None:
-        if not is_whole(self.row, least=0):
+        if not is_integer(self.row, least=0):
             raise ValueError(f"row must be a whole number of at least 0, but got {self.row!r}")
 
     def __str__(self) -> str:

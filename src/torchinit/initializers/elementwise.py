@@ -13,9 +13,9 @@ import torch
 from torchinit.initializers.base import Fill, Initializer, check_fit
 from torchinit.initializers.moments import Moments, point, truncated
 from torchinit.model.shards import Shard
-from torchinit.noise import Distribution, Job, Noise
+from torchinit.noise import Distribution, DrawRequest, Noise
 from torchinit.noise.distributions import MAX_SIGMAS, resolve
-from torchinit.serialization.validation import number
+from torchinit.serialization.validation import check_number
 
 __all__ = ["Constant", "Drawn", "Fill", "Initializer", "Normal", "TruncNormal", "Uniform"]
 
@@ -48,8 +48,8 @@ class Drawn(Fill):
     def write(self, shard: Shard, noise: Noise) -> None:
         noise.fill(shard, *self.draw)
 
-    def job(self, shard: Shard) -> Job | None:
-        return Job(shard, *self.draw)
+    def job(self, shard: Shard) -> DrawRequest | None:
+        return DrawRequest(shard, *self.draw)
 
 
 @final
@@ -66,7 +66,7 @@ class Constant(Fill):
     elementwise = True
 
     def __post_init__(self) -> None:
-        number("val", self.val, finite=False)
+        check_number("val", self.val, finite=False)
 
     def check(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         if math.isfinite(self.val):
@@ -95,8 +95,8 @@ class Normal(Drawn):
     std: float = 1.0
 
     def __post_init__(self) -> None:
-        number("mean", self.mean)
-        number("std", self.std, least=0)
+        check_number("mean", self.mean)
+        check_number("std", self.std, least=0)
 
     @property
     def draw(self) -> tuple[Distribution, tuple[float, ...]]:
@@ -125,8 +125,8 @@ class Uniform(Drawn):
     b: float = 1.0
 
     def __post_init__(self) -> None:
-        number("a", self.a)
-        number("b", self.b)
+        check_number("a", self.a)
+        check_number("b", self.b)
         if self.a > self.b:
             raise ValueError(f"Uniform needs a <= b, but got a={self.a}, b={self.b}")
 
@@ -168,10 +168,10 @@ class TruncNormal(Drawn):
     corrected: bool = False
 
     def __post_init__(self) -> None:
-        number("mean", self.mean)
-        number("std", self.std, least=0)
+        check_number("mean", self.mean)
+        check_number("std", self.std, least=0)
         for name in ("a", "b"):
-            number(name, getattr(self, name), finite=False)
+            check_number(name, getattr(self, name), finite=False)
         if self.unit not in ("value", "sigma"):
             raise ValueError(f"unit must be 'value' or 'sigma', but got {self.unit!r}")
         if self.a >= self.b:
@@ -211,8 +211,8 @@ class TruncNormal(Drawn):
         else:
             noise.fill(shard, *self.draw)
 
-    def job(self, shard: Shard) -> Job | None:
-        return Job(shard, *self.draw) if self.std else None
+    def job(self, shard: Shard) -> DrawRequest | None:
+        return DrawRequest(shard, *self.draw) if self.std else None
 
     def moments(self, shape: tuple[int, ...] = ()) -> Moments:
         if self.std == 0:

@@ -14,9 +14,9 @@ from torchinit._text import did_you_mean
 from torchinit.initializers.base import Fill
 from torchinit.model.layouts import Layout
 from torchinit.model.sites import Convention, Site
-from torchinit.serialization.annotations import construct, hints_of, is_number, is_whole
-from torchinit.serialization.schema import Unfinished
-from torchinit.serialization.validation import choice
+from torchinit.serialization.annotations import argument_types, construct, is_integer_type, is_number_type
+from torchinit.serialization.schema import Deferred
+from torchinit.serialization.validation import check_choice
 
 Lookup: TypeAlias = Callable[[str], float]
 """A function that gives the facts of a site by their names."""
@@ -147,7 +147,7 @@ def constant(text: str) -> float | str:
 
 @final
 @dataclass(frozen=True, init=False, repr=False, slots=True)
-class Computed(Unfinished):
+class Computed(Deferred):
     """An initializer some of whose numbers are expressions, worked out for each site.
 
     ``fans`` says how ``fan_in`` and ``fan_out`` count connections: :meth:`torchinit.model.Site.fans`.
@@ -166,9 +166,9 @@ class Computed(Unfinished):
     fans: Convention | None
 
     def __init__(self, target: type, /, *, fans: Convention | None = None, **arguments: Any) -> None:
-        known = hints_of(target)
+        known = argument_types(target)
         if fans is not None:
-            choice("fans", fans, Convention)
+            check_choice("fans", fans, Convention)
         for name in arguments:
             if name not in known:
                 raise TypeError(f"{target.__name__} has no argument {name!r}{did_you_mean(name, known)}")
@@ -191,12 +191,12 @@ class Computed(Unfinished):
         return self.target, {**dict(self.arguments), **fans}
 
     def resolve(self, site: Site) -> Fill | None:
-        values, known = dict(self.arguments), hints_of(self.target)
+        values, known = dict(self.arguments), argument_types(self.target)
         for name, text in _texts(self.target, values):
             number = evaluate(text, lambda fact: _fact(fact, site, self.fans or "torch"))
-            if is_whole(known[name]) and not number.is_integer():
+            if is_integer_type(known[name]) and not number.is_integer():
                 raise ValueError(f"{name} must be a whole number, but {text!r} gives {number:g}")
-            values[name] = int(number) if is_whole(known[name]) else number
+            values[name] = int(number) if is_integer_type(known[name]) else number
         if "fans" in known:
             values["fans"] = self.fans
         fill: Fill | None = construct(self.target, values).resolve(site)
@@ -212,5 +212,7 @@ def _fact(name: str, site: Site, fans: Convention) -> float:
 
 def _texts(target: type, arguments: Mapping[str, object]) -> list[tuple[str, str]]:
     """The arguments that are expressions."""
-    known = hints_of(target)
-    return [(name, value) for name, value in arguments.items() if isinstance(value, str) and is_number(known[name])]
+    known = argument_types(target)
+    return [
+        (name, value) for name, value in arguments.items() if isinstance(value, str) and is_number_type(known[name])
+    ]

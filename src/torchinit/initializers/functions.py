@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Final, TypeAlias, final
 import torch
 from torch import Tensor, nn
 
-from torchinit._text import spell
+from torchinit._text import short_repr
 from torchinit.errors import RunError
 from torchinit.initializers.base import Initializer
 from torchinit.initializers.elementwise import Constant, Normal, TruncNormal, Uniform
@@ -72,7 +72,7 @@ class Code(RegionFill):
 
     def compute(self, shard: Shard, noise: Noise) -> Tensor:
         local, region = shard.local, shard.region
-        whole = torch.empty_like(local) if noise.sequential else torch.empty(region.shape, dtype=_wide(local.dtype))
+        whole = torch.empty_like(local) if noise.is_stateful else torch.empty(region.shape, dtype=_wide(local.dtype))
         whole.fill_(torch.nan)
         # The blocks of a fused weight are tensors of their own, under one name.
         name = f"{shard.name}\0{region.start}" if any(region.start) else shard.name
@@ -114,8 +114,8 @@ def _checked(result: object, shape: tuple[int, ...], dtype: torch.dtype) -> Tens
 def _called(function: Any) -> str:
     """The name of a function, as a reader finds it again."""
     if isinstance(function, partial):
-        keywords = (f"{key}={spell(value)}" for key, value in function.keywords.items())
-        arguments = ", ".join([_called(function.func), *map(spell, function.args), *keywords])
+        keywords = (f"{key}={short_repr(value)}" for key, value in function.keywords.items())
+        arguments = ", ".join([_called(function.func), *map(short_repr, function.args), *keywords])
         return re.sub(r" at 0x[0-9a-f]+", "", f"partial({arguments})")
     if getattr(function, "__name__", "") == "<lambda>":
         return f"lambda at {Path(function.__code__.co_filename).name}:{function.__code__.co_firstlineno}"

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 
 import torch
 
-from torchinit._text import columns, count, dtype_name, percentage, some
+from torchinit._text import abbreviate, count, dtype_name, format_table, percentage
 from torchinit.serialization.schema import Schema
 
 _SAVED: Final = {"uninitialized": "bare", "unused_patterns": "idle"}
@@ -157,7 +157,7 @@ class LoadReport:
             verb, them = ("is", "it") if len(bare) == 1 else ("are", "them")
             start = f"{count(len(bare), 'site')} of {self.wanted} {verb} not in the file, and no other rule writes"
             advice = "Give such a rule, narrow this one, or name what may be missing in expect_missing"
-            problems.append([f"{start} {them}: {some(bare)}. {advice}"])
+            problems.append([f"{start} {them}: {abbreviate(bare)}. {advice}"])
         if not problems:
             return ()
         problems[-1] += self.hints
@@ -180,7 +180,7 @@ class LoadReport:
     def lapses(self) -> tuple[str, ...]:
         """The sites that are not there and stay with their other rules, which ``strict`` does not allow."""
         left = [] if self.failure else [name for name in self.missing if name not in set(self.uninitialized)]
-        text = f"{count(len(left), 'site')} not in the file, left to other rules: {some(left)}. "
+        text = f"{count(len(left), 'site')} not in the file, left to other rules: {abbreviate(left)}. "
         advice = " ".join(["Say so with expect_missing if that is intended.", *self.hints])
         return self._headed(*([text + advice] if left else []), *self.unused_patterns)
 
@@ -210,7 +210,7 @@ class LoadReport:
             parts.setdefault(".".join(path[:depth]) or "(top)", Counter())[fate] += 1
         if not self.failure and (len(parts) > 1 or (parts and self.found < self.wanted)):
             rows = [(part, *(str(counts[fate] or "-") for fate in fates)) for part, counts in parts.items()]
-            lines += columns(("part", *fates), rows).splitlines()
+            lines += format_table(("part", *fates), rows).splitlines()
         return "\n  ".join(line.rstrip() for line in (*lines, *self._details()))
 
     def summary(self) -> str:
@@ -239,7 +239,7 @@ class LoadReport:
         for fate, pairs in (("adapted", self.adapted), ("declined", self.declined), ("mismatched", self._lost)):
             yield from (f"{fate} {line}" for line in _listed(pairs, 10, ": "))
         for fate, names in (("missing", self.missing), ("unexpected", self.unexpected)):
-            yield from [f"{fate}: {some(names, 10)}"] if names else []
+            yield from [f"{fate}: {abbreviate(names, 10)}"] if names else []
         casts = Counter(map(str, self.casts))
         yield from (f"cast {how}: {count(number, 'site')}" for how, number in casts.items())
         yield from (*self.unused_patterns, *self.doubts, *self.hints)

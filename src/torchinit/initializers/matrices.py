@@ -18,7 +18,7 @@ from torchinit.initializers.moments import Moments
 from torchinit.model.shards import Shard
 from torchinit.noise import Noise
 from torchinit.noise.threads import on_one_thread
-from torchinit.serialization.validation import is_whole, number
+from torchinit.serialization.validation import check_number, is_integer
 
 
 class RegionFill(Fill):
@@ -59,7 +59,7 @@ class _Gained(Fill):
     dimensions: ClassVar[tuple[range, str]] = (range(3, 6), "a kernel of 3 to 5 dimensions")
 
     def __post_init__(self) -> None:
-        number("gain", self.gain)
+        check_number("gain", self.gain)
 
     def check(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         if len(shape) not in self.dimensions[0]:
@@ -83,7 +83,7 @@ class FromGaussian(RegionFill):
 def _gaussian(shard: Shard, noise: Noise) -> Tensor:
     """A standard normal tensor in the shape of the shard's region, from the same noise as its elements."""
     region = shard.region
-    values = torch.empty(region.shape, dtype=noise.factor_dtype(shard.local.dtype), device=shard.local.device)
+    values = torch.empty(region.shape, dtype=noise.linalg_dtype(shard.local.dtype), device=shard.local.device)
     noise.fill(Shard(shard.name, values, shard.shape, region.start, region), "normal", (0.0, 1.0))
     return values
 
@@ -96,7 +96,7 @@ def _orthonormal(gaussian: Tensor, noise: Noise) -> Tensor:
     """
     wide = gaussian.shape[0] < gaussian.shape[1]
     matrix = gaussian.mT if wide else gaussian
-    alone = not noise.sequential and matrix.device.type == "cpu"
+    alone = not noise.is_stateful and matrix.device.type == "cpu"
     q, r = on_one_thread(torch.linalg.qr, matrix) if alone else torch.linalg.qr(matrix)
     unique: Tensor = q * r.diagonal().sgn()
     return unique.mT if wide else unique
@@ -122,7 +122,7 @@ class Orthogonal(_Gained, FromGaussian):
 
     def __post_init__(self) -> None:
         _Gained.__post_init__(self)
-        if not is_whole(self.axis, least=0):
+        if not is_integer(self.axis, least=0):
             raise ValueError(f"axis must be a whole number of at least 0, but got {self.axis!r}")
 
     def check(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
@@ -236,7 +236,7 @@ class Dirac(_Gained, RegionFill):
 
     def __post_init__(self) -> None:
         _Gained.__post_init__(self)
-        if not is_whole(self.groups):
+        if not is_integer(self.groups):
             raise ValueError(f"groups must be a whole number of at least 1, but got {self.groups!r}")
 
     def check(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
@@ -272,9 +272,9 @@ class Sparse(FromGaussian):
     std: float = 0.01
 
     def __post_init__(self) -> None:
-        if not 0 <= number("sparsity", self.sparsity) <= 1:
+        if not 0 <= check_number("sparsity", self.sparsity) <= 1:
             raise ValueError(f"sparsity must lie in [0, 1], but got {self.sparsity!r}")
-        number("std", self.std, least=0)
+        check_number("std", self.std, least=0)
 
     def check(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         if len(shape) != 2:

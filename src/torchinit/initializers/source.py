@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from torchinit._text import Spelled
+from torchinit._text import ShortStr
 from torchinit.errors import CheckpointError
 from torchinit.initializers.base import Fill, Initializer, fill_of
 from torchinit.initializers.load_report import LoadReport
@@ -54,7 +54,7 @@ def is_verbatim(init: object) -> bool:
     return bool(getattr(init, "verbatim", False))
 
 
-class SourceInitializer(Spelled, ABC):
+class SourceInitializer(ShortStr, ABC):
     """An initializer that copies what is there, and so takes sites as they are: it is ``verbatim``.
 
     A rule with one matches buffers as well as parameters, biases as well as weights, whole numbers as well as floats,

@@ -6,18 +6,18 @@ import math
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, final
 
-from torchinit._text import Spelled
+from torchinit._text import ShortStr
 from torchinit.initializers.elementwise import Constant, Fill, Normal, TruncNormal, Uniform
 from torchinit.knowledge.gains import gain, gain_before
 from torchinit.model.sites import Convention, Site
-from torchinit.serialization.schema import Unfinished
-from torchinit.serialization.validation import choice, number
+from torchinit.serialization.schema import Deferred
+from torchinit.serialization.validation import check_choice, check_number
 
 FanMode: TypeAlias = Literal["fan_in", "fan_out", "fan_avg", "fan_geo_avg"]
 Family: TypeAlias = Literal["normal", "uniform", "truncated_normal"]
 
 
-class _FanFormula(Spelled):
+class _FanFormula(ShortStr):
     """A formula over the fans of a site."""
 
     __slots__ = ()
@@ -27,9 +27,9 @@ class _FanFormula(Spelled):
     def __post_init__(self) -> None:
         for name, options in (("mode", FanMode), ("distribution", Family), ("fans", Convention)):
             if hasattr(self, name):
-                choice(name, getattr(self, name), options)
+                check_choice(name, getattr(self, name), options)
         for name in ("scale", "gain"):
-            number(name, getattr(self, name, 1.0), least=0)
+            check_number(name, getattr(self, name, 1.0), least=0)
 
     def spread(self, site: Site, gain: float, mode: FanMode, distribution: Family) -> Fill:
         """The fill of mean 0 and standard deviation gain / sqrt(fan).
@@ -120,7 +120,7 @@ class Kaiming(_FanFormula):
 
     def __post_init__(self) -> None:
         _FanFormula.__post_init__(self)
-        number("a", self.a)
+        check_number("a", self.a)
         if self.nonlinearity != "auto":
             gain(self.nonlinearity, self.a)
         elif self.a:
@@ -134,7 +134,7 @@ class Kaiming(_FanFormula):
 
 def asks_what_follows(init: object) -> bool:
     """Whether an initializer, or one that it is made of, takes the gain of what follows the layer."""
-    if isinstance(init, Unfinished):
+    if isinstance(init, Deferred):
         return init.target_and_arguments()[1].get("nonlinearity") == "auto"
     return getattr(init, "nonlinearity", None) == "auto" or any(map(asks_what_follows, _parts(init)))
 
@@ -182,7 +182,7 @@ class Caffe2Xavier(_FanFormula):
 
 @final
 @dataclass(frozen=True, slots=True)
-class Zeros(Spelled):
+class Zeros(ShortStr):
     """Every element is 0.
 
     >>> Zeros().resolve(Site("w", (7, 3)))
@@ -195,7 +195,7 @@ class Zeros(Spelled):
 
 @final
 @dataclass(frozen=True, slots=True)
-class Ones(Spelled):
+class Ones(ShortStr):
     """Every element is 1.
 
     >>> Ones().resolve(Site("w", (7, 3)))
@@ -208,7 +208,7 @@ class Ones(Spelled):
 
 @final
 @dataclass(frozen=True, slots=True)
-class Neutral(Spelled):
+class Neutral(ShortStr):
     """The value at which the scale or the shift of a norm does nothing, and the norm only normalizes.
 
     Most norms multiply by their weight: it is neutral at 1. Those of Gemma and Qwen3-Next multiply by 1 + weight: it is
@@ -225,7 +225,7 @@ class Neutral(Spelled):
 
 @final
 @dataclass(frozen=True, slots=True)
-class Prior(Spelled):
+class Prior(ShortStr):
     """The bias with which a sigmoid starts at the probability ``prob``: -log((1 - prob) / prob).
 
     Lin et al. (2017) start detection heads so, https://arxiv.org/abs/1708.02002. Raises ValueError for a
@@ -238,7 +238,7 @@ class Prior(Spelled):
     prob: float
 
     def __post_init__(self) -> None:
-        if not 0 < number("prob", self.prob) < 1:
+        if not 0 < check_number("prob", self.prob) < 1:
             raise ValueError(f"prob must lie in (0, 1), but got {self.prob!r}")
 
     def resolve(self, site: Site) -> Fill:

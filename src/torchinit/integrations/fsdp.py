@@ -19,17 +19,17 @@ from torch.nn.parameter import is_lazy
 from torchinit._text import count
 from torchinit.api import plan
 from torchinit.distributed import among
-from torchinit.distributed.allocation import Tenant, allocate, check_device, tenants, unwritten
-from torchinit.distributed.materialize import why_unwritten
-from torchinit.distributed.own_code import Made, is_tried, make_buffers
+from torchinit.distributed.allocation import ModuleTensor, allocate, check_device, module_tensors, unwritten
+from torchinit.distributed.materialize import explain_unwritten
+from torchinit.distributed.own_code import OwnCodeResult, is_tried, make_buffers
 from torchinit.errors import RunError
 from torchinit.model.names import normalize
-from torchinit.model.sites import grouped
-from torchinit.model.traversal import Held, held, places
+from torchinit.model.sites import group_sites
+from torchinit.model.traversal import HeldTensor, walk_modules, walk_tensors
 from torchinit.noise import Keyed
 from torchinit.plans.plan import Plan, Step
 from torchinit.plans.report import Record, Report
-from torchinit.plans.run import run, shards_held
+from torchinit.plans.run import run, shards_of_entry
 from torchinit.recipes import RecipeLike
 from torchinit.tracing import holds_no_values
 from torchinit.tracing.locks import Snapshot, snapshot
@@ -80,13 +80,13 @@ class ParamInit:
     """Gives the modules of a model values by the whole model's plan, and memory where they have none."""
 
     def __init__(self, model: nn.Module, plan: Plan, noise: Keyed, device: torch.device) -> None:
-        sites = grouped(held(model))
+        sites = group_sites(walk_tensors(model))
         self.model = model
         self.plan = plan
         self.noise = noise
         self.device = device
         self.steps: dict[str, Step] = {step.site.name: step for step in plan}
-        self.paths: dict[nn.Module, str] = {place.module: place.name for place in reversed(places(model))}
+        self.paths: dict[nn.Module, str] = {place.module: place.name for place in reversed(walk_modules(model))}
         # The names of the sites, by module and the module's name for the tensor: FSDP1 changes both as it wraps.
         self.names: dict[nn.Module, dict[str, str]] = {module: {} for module in self.paths}
         for site, group in sites:
@@ -94,7 +94,7 @@ class ParamInit:
                 self.names[entry.place.module][entry.leaf] = site.name
         self.was_on_meta: frozenset[str] = frozenset(site.name for site, group in sites if group[0].tensor.is_meta)
         self.records: dict[str, Record] = {}
-        self.made: Made = Made()
+        self.made: OwnCodeResult = OwnCodeResult()
         # What each site was like when it was last seen to: a call that finds it so writes nothing.
         self.snapshots: dict[str, set[Snapshot]] = defaultdict(set)
 
@@ -145,14 +145,14 @@ class ParamInit:
         left = self._make_buffers(module, planned, {tenant.name for tenant in blank})
         for group in _rounds((name, entry) for name, entry in parts if self._is_news(name, *_sources(entry))):
             steps = sorted((self.steps[name] for name in group), key=lambda step: step.turn)
-            shards = {name: shards_held(entry, name) for name, entry in group.items()}
+            shards = {name: shards_of_entry(entry, name) for name, entry in group.items()}
             agree = among(module) if self.plan.loads else None
             for record in run(Plan(tuple(steps)), shards, self.noise, agree=agree):
                 self.records[record.name] = record
         missed = unwritten(blank, {*planned, *self.made.by})
         left += [tenant for tenant in blank if tenant.name in missed]
         if left:
-            texts = {each.name: why_unwritten(each, self.made.failed.get(each.name, ())) for each in left}
+            texts = {each.name: explain_unwritten(each, self.made.failed.get(each.name, ())) for each in left}
             hint = "; call super()._init_weights(module) first, which may make them" if _is_within(*_LOADING) else ""
             headline = f"{count(len(texts), 'tensor')} of {type(module).__name__} left unwritten{hint}"
             raise RunError(headline, [f"{name}: {why}" for name, why in texts.items()])
@@ -186,18 +186,18 @@ class ParamInit:
         if gone:
             raise RunError(f"{count(len(gone), 'tensor')} gone, or flattened by FSDP1, of the model that {_ANEW}", gone)
 
-    def _make_buffers(self, module: nn.Module, planned: Collection[str], blank: Collection[str]) -> list[Tenant]:
+    def _make_buffers(self, module: nn.Module, planned: Collection[str], blank: Collection[str]) -> list[ModuleTensor]:
         """Has the buffers made that no rule writes; gives back those that hold no values and that nothing makes.
 
         One that may hold its values is made anew by the module that it belongs to, or stays: the report names it.
         """
-        buffers = [self._named(tenant) for tenant in tenants(module) if tenant.kind == "buffer"]
+        buffers = [self._named(tenant) for tenant in module_tensors(module) if tenant.kind == "buffer"]
         others = [each for each in buffers if each.name not in planned and not is_loaded(each.tensor)]
         wanted = [each for each in others if not is_lazy(each.tensor) and self._is_news(each.name, each.tensor)]
         hollow = {each.name for each in wanted if each.name in blank or self._is_hollow(each)}
         # Code of the modules above would write into the weights that FSDP1 has flattened.
         top = module if hollow and _has_fsdp(self.model) else self.model
-        groups: dict[tuple[nn.Module, torch.device], list[Tenant]] = defaultdict(list)
+        groups: dict[tuple[nn.Module, torch.device], list[ModuleTensor]] = defaultdict(list)
         for each in wanted:
             groups[top if each.name in hollow else each.module, each.tensor.device].append(each)
         failed: set[str] = set()
@@ -211,7 +211,7 @@ class ParamInit:
                 self._remember(each.name, each.tensor)
         return [each for each in wanted if each.name in hollow & failed]
 
-    def _is_hollow(self, buffer: Tenant) -> bool:
+    def _is_hollow(self, buffer: ModuleTensor) -> bool:
         """Whether a buffer holds what its memory held before, so far as that can be told.
 
         One that was on the meta device does until something writes to it, which torch counts, and so does one that
@@ -228,30 +228,30 @@ class ParamInit:
     def _remember(self, name: str, *tensors: Tensor) -> None:
         self.snapshots[name].update(map(snapshot, tensors))
 
-    def _site(self, entry: Held) -> str:
+    def _site(self, entry: HeldTensor) -> str:
         return self.names[entry.place.module][entry.leaf]
 
     def _path(self, module: nn.Module, leaf: str) -> str:
         return normalize(f"{self.paths[module]}.{leaf}".removeprefix("."))
 
-    def _named(self, tenant: Tenant) -> Tenant:
+    def _named(self, tenant: ModuleTensor) -> ModuleTensor:
         """The tensor under its name in the whole model."""
         known = tenant.module in self.paths
         return replace(tenant, name=self._path(tenant.module, tenant.leaf)) if known else tenant
 
 
-def _parts(module: nn.Module) -> list[Held]:
+def _parts(module: nn.Module) -> list[HeldTensor]:
     """The tensors of a module, but for those that FSDP1 has flattened, and has had written before."""
-    return [entry for entry in held(module) if not entry.flat]
+    return [entry for entry in walk_tensors(module) if not entry.flat]
 
 
-def _sources(entry: Held) -> tuple[Tensor, ...]:
-    return entry.way.sources if entry.way else (entry.tensor,)
+def _sources(entry: HeldTensor) -> tuple[Tensor, ...]:
+    return entry.computed_as.sources if entry.computed_as else (entry.tensor,)
 
 
-def _rounds(parts: Iterable[tuple[str, Held]]) -> Iterator[dict[str, Held]]:
+def _rounds(parts: Iterable[tuple[str, HeldTensor]]) -> Iterator[dict[str, HeldTensor]]:
     """The parts by site, a tensor of each a round: a tie that has been broken since has several."""
-    copies: dict[str, dict[object, Held]] = defaultdict(dict)
+    copies: dict[str, dict[object, HeldTensor]] = defaultdict(dict)
     for name, entry in parts:
         copies[name].setdefault(entry.key, entry)
     for number in range(max(map(len, copies.values()), default=0)):

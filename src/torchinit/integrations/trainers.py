@@ -12,12 +12,12 @@ from torch import nn
 
 from torchinit._text import count
 from torchinit.api import initialize, materialize, plan
-from torchinit.distributed.allocation import Tenant, tenants
+from torchinit.distributed.allocation import ModuleTensor, module_tensors
 from torchinit.distributed.own_code import make_buffers
 from torchinit.errors import RunError
 from torchinit.integrations.fsdp import LOADED, is_loaded
-from torchinit.model.sites import grouped, layer_class
-from torchinit.model.traversal import held
+from torchinit.model.sites import group_sites, layer_class
+from torchinit.model.traversal import walk_tensors
 from torchinit.plans.report import Report
 from torchinit.recipes import RecipeLike, to_rules
 from torchinit.rules.rule import Recipe
@@ -55,7 +55,7 @@ def init_weights(recipe: RecipeLike, *, seed: int, strict: bool = True) -> Calla
             raise RunError("a recipe writes this model")
         busy.add(id(self))
         try:
-            if any(tenant.tensor.is_meta for tenant in tenants(self)):
+            if any(tenant.tensor.is_meta for tenant in module_tensors(self)):
                 return materialize(self, rules, device=buffer_device or "cpu", seed=seed, complete=True, strict=strict)
             plan(self, rules, complete=True, strict=strict)
             report = _initialize(self, rules, seed, strict=strict)
@@ -87,7 +87,9 @@ def _check_call(model: nn.Module, device: object) -> None:
 
 def _initialize(model: nn.Module, recipe: Recipe, seed: int, *, strict: bool) -> Report:
     """Carries out a recipe, but for what transformers has loaded."""
-    loaded = [site for site, group in grouped(held(model)) if all(is_loaded(entry.tensor) for entry in group)]
+    loaded = [
+        site for site, group in group_sites(walk_tensors(model)) if all(is_loaded(entry.tensor) for entry in group)
+    ]
     if not loaded:
         return initialize(model, recipe, seed=seed, strict=strict)
     others = ~Name(*(view.name for site in loaded for view in site.views))
@@ -104,8 +106,8 @@ def _initialize(model: nn.Module, recipe: Recipe, seed: int, *, strict: bool) ->
 
 def _make_buffers(model: nn.Module, report: Report, device: torch.device | None, seed: int) -> None:
     written = {name for record in report for name in (record.name, *record.aliases)}
-    groups: dict[torch.device, list[Tenant]] = defaultdict(list)
-    for tenant in tenants(model):
+    groups: dict[torch.device, list[ModuleTensor]] = defaultdict(list)
+    for tenant in module_tensors(model):
         if tenant.kind == "buffer" and tenant.name not in written and not is_loaded(tenant.tensor):
             groups[device or tenant.tensor.device].append(tenant)
     failed = [name for place, group in groups.items() for name in make_buffers(model, group, place, seed).failed]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torchinit._text import full_name
 from torchinit.model.sandbox import INTERNAL, Sandbox, answer
 from torchinit.model.sites import Site
-from torchinit.model.traversal import Held, held
+from torchinit.model.traversal import HeldTensor, walk_tensors
 
 _TORCH_NORMS = (
     nn.modules.batchnorm._BatchNorm, nn.SyncBatchNorm, nn.modules.instancenorm._InstanceNorm,
@@ -118,8 +118,8 @@ def _may_be_norm(views: Sequence[Site]) -> bool:
 
 def _asked(model: nn.Module, names: set[str]) -> dict[str, float]:
     """The neutral values of these parameters, by their names; each distinct kind of layer is asked once."""
-    parameters: dict[nn.Module, list[Held]] = defaultdict(list)
-    for entry in held(model):
+    parameters: dict[nn.Module, list[HeldTensor]] = defaultdict(list)
+    for entry in walk_tensors(model):
         if entry.name in names and entry.kind == "parameter":
             parameters[entry.place.module].append(entry)
     answers: dict[object, Mapping[str, float]] = {}

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from urllib.parse import quote
 
-from torchinit._text import columns, count
+from torchinit._text import count, format_table
 from torchinit.linting.registry import SEVERITIES, Check, Severity
 
 _FORMAT = "torchinit-findings-1"
@@ -123,7 +123,7 @@ class Findings:
             more = [(*kind, "...", f"and {len(all_rows) - most} more")] if len(all_rows) > most else []
             rows += [*all_rows[:most], *more]
         remedies = dict.fromkeys(f"{each.code}: {each.remedy}" for each in self if each.remedy)
-        head = [columns(("code", "severity", "site", "finding"), rows)] if rows else []
+        head = [format_table(("code", "severity", "site", "finding"), rows)] if rows else []
         return "\n".join([*head, *remedies, self.summary()])
 
     def summary(self) -> str:

@@ -15,8 +15,8 @@ from torchinit.knowledge.neutral import with_neutral
 from torchinit.linting.statistics import Statistics, compute_statistics
 from torchinit.model.dtensor import is_distributed, local_part
 from torchinit.model.names import normalize
-from torchinit.model.sites import Site, grouped
-from torchinit.model.traversal import Held, Kind, held
+from torchinit.model.sites import Site, group_sites
+from torchinit.model.traversal import HeldTensor, Kind, walk_tensors
 from torchinit.plans.plan import Plan
 from torchinit.plans.report import Report
 from torchinit.tracing import Trace, Write
@@ -28,7 +28,7 @@ class LintedTensor:
     """A parameter or buffer of the model under test; its values are read once, when they are asked for."""
 
     site: Site
-    holders: list[Held]
+    holders: list[HeldTensor]
     loaded: bool
     writes: tuple[Write, ...]
 
@@ -111,7 +111,7 @@ class LintTarget:
         writes: dict[str, list[Write]] = defaultdict(list)
         for write in self.trace:
             writes[write.site].append(write)
-        groups = grouped(held(self.model))
+        groups = group_sites(walk_tensors(self.model))
         sites = with_neutral(self.model, (site for site, _ in groups))
         return tuple(
             LintedTensor(
@@ -185,7 +185,7 @@ class ConstructionRecorder(Recorder):
 
         All its sites count as added, since values may have been made before they were put into a module.
         """
-        groups = grouped(held(model))
+        groups = group_sites(walk_tensors(model))
         sites = [site for site, _ in groups]
         names = {
             self.sites[key].name: site.name

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 
-from torchinit._text import did_you_mean, masked, some
+from torchinit._text import abbreviate, did_you_mean, masked
 from torchinit.checkpoints.formats.detect import detect_format
 from torchinit.checkpoints.formats.torch_save import load_file
 from torchinit.checkpoints.hub.schemes import Prefixes, fetch
@@ -221,7 +221,7 @@ def _loaded(
     source = str(source)
     if meta := [key for key, tensor in _own(module).items() if tensor.is_meta]:
         raise CheckpointError(
-            f"{source}: the model is on the meta device ({some(meta, 3)}), so there is nothing to load into; call"
+            f"{source}: the model is on the meta device ({abbreviate(meta, 3)}), so there is nothing to load into; call"
             " torchinit.materialize with a rule that loads it, Rule(Name('**'), Pretrained(...)), or"
             " model.to_empty(device=...) first"
         )
@@ -325,7 +325,7 @@ def _account(module: nn.Module, copied: _Copied, source: str) -> LoadReport:
         unexpected=tuple(copied.unexpected),
         casts=tuple(Cast(key, (source_dtype, dtype)) for key, source_dtype, dtype in pairs if source_dtype != dtype),
         elements=(sum(own[key].numel() for key in loaded), sum(tensor.numel() for tensor in own.values())),
-        doubts=tuple(f"{some(names)}: {doubt}" for doubt, names in doubts.items()),
+        doubts=tuple(f"{abbreviate(names)}: {doubt}" for doubt, names in doubts.items()),
     )
 
 
@@ -333,9 +333,9 @@ def _odd_values(account: LoadReport, seen: Mapping[str, Any]) -> Iterator[str]:
     """Tell of tensors that were loaded and are not finite, or integers for floats."""
     tensors = {key: seen[key] for key in account.loaded if isinstance(seen.get(key), Tensor)}
     if not_finite := [key for key, tensor in tensors.items() if not _is_finite(tensor)]:
-        yield f"NaN or infinity in {some(not_finite)}"
+        yield f"NaN or infinity in {abbreviate(not_finite)}"
     if casts := [cast for cast in account.casts if len({*map(kind_of, cast.dtypes)}) > 1]:
-        yield f"numbers of another kind, {casts[0]}, for {some([cast.site for cast in casts])}"
+        yield f"numbers of another kind, {casts[0]}, for {abbreviate([cast.site for cast in casts])}"
 
 
 def _is_finite(tensor: Tensor) -> bool:
@@ -356,7 +356,7 @@ def _remedy(module: nn.Module, state: Mapping[str, Any], by: str) -> str:
     pairs = [[beginning(start), ""]] * bool(start) + [list(pair) for pair in best.rename]
     number = sum(own.get(key) == shape for key, shape in revised(keys, pairs).items())
     if not number:
-        return f" The file has {some([*keys], 3)}; the model has {some([*own], 3)}."
+        return f" The file has {abbreviate([*keys], 3)}; the model has {abbreviate([*own], 3)}."
     if by == "prefix" and not best.rename:
         how = f"prefix={start!r}"
     else:

@@ -16,7 +16,7 @@ from torchinit.model.sites import Convention
 from torchinit.recipes.entries import Sizes, Words, any_within, several, stacked
 from torchinit.rules.catalog import SCHEMA
 from torchinit.rules.selectors import Layer, Leaf, Name, Regex, Selector
-from torchinit.serialization.annotations import hints_of
+from torchinit.serialization.annotations import argument_types
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class Extension:
         Raises TypeError where it counts none, ConfigError for parts that cannot be.
         """
         if self.fans != "torch":
-            if "fans" not in hints_of(type(init)):
+            if "fans" not in argument_types(type(init)):
                 raise InitCfgTypeError(f"{kind} counts no connections, so that it has no use for fans={self.fans!r}")
             init = replace(init, fans=self.fans)  # type: ignore[type-var]  # every formula is a dataclass
         try:

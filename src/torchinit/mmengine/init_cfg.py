@@ -31,7 +31,7 @@ from torchinit.plans.report import Record, Report
 from torchinit.plans.run import Progress
 from torchinit.rules.catalog import INITIALIZERS, SCHEMA, TEXT
 from torchinit.rules.rule import Rule
-from torchinit.serialization.annotations import hints_of
+from torchinit.serialization.annotations import argument_types
 from torchinit.serialization.schema import Reader
 from torchinit.tracing import unfilled
 
@@ -166,7 +166,7 @@ def _call_of(module: nn.Module, entry: Entry, target: nn.Module) -> _Call:
 def _core(entry: Entry) -> CoreInit:
     """An initializer that MMEngine does not have."""
     cls = INITIALIZERS.get(entry.pop("type"))
-    words = {*BIAS_WORDS, "layer", *WORDS - hints_of(cls).keys()}
+    words = {*BIAS_WORDS, "layer", *WORDS - argument_types(cls).keys()}
     extras = {key: entry.pop(key) for key in words & entry.keys()}
     reader = Reader(SCHEMA.vocabularies)
     init = reader.record(cls, entry, "init_cfg", TEXT, also=words)

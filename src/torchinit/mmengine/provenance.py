@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from torchinit._text import count, dtype_name, some
+from torchinit._text import abbreviate, count, dtype_name
 from torchinit.initializers.elementwise import Fill
 from torchinit.initializers.statistics import measure
 from torchinit.mmengine.registry import InitCfgAssertionError
 from torchinit.model.dtensor import behind, local_part
 from torchinit.model.names import normalize
-from torchinit.model.sites import find, sites
+from torchinit.model.sites import find_site, sites
 from torchinit.plans.report import Record, Report
 from torchinit.tracing import holds_no_values
 
@@ -113,14 +113,15 @@ class Provenance:
         """Yield what a user should hear of: memory that nobody filled, checkpoints that were written over."""
         if left := self.unfilled():
             them = "it holds whatever its" if len(left) == 1 else "they hold whatever their"
-            yield f"nobody has written {some(left)}: {them} memory held before"
+            yield f"nobody has written {abbreviate(left)}: {them} memory held before"
         # Code of the user's that writes after a checkpoint was loaded means to; a rule comes to it by its turn.
         writes = {name: self._writes.get(id(parameter), _NONE) for name, parameter in self.top.named_parameters()}
         by_rules = {name: write.over for name, write in writes.items() if write.fill is not None}
         if undone := [name for name, over in by_rules.items() if any(": load from " in text for text in over)]:
             yield (
                 f"{count(len(undone), 'parameter')} loaded from a checkpoint and then initialized after all:"
-                f" {some(undone)}; only an entry with type='Pretrained' itself, in no override, is carried out last"
+                f" {abbreviate(undone)}; only an entry with type='Pretrained' itself, in no override, is carried out"
+                " last"
             )
 
     def unfilled(self) -> tuple[str, ...]:
@@ -136,7 +137,7 @@ class Provenance:
         left = [(name, tensor) for name, tensor in named if id(tensor) not in self._writes]
         parameters = [(name, tensor) for name, tensor in left if isinstance(tensor, nn.Parameter)]
         known = sites(self.top) if any(_is_odd(parameter) for _, parameter in parameters) else ()
-        odd = {name: site for name, _ in parameters if (site := find(known, normalize(name)))}
+        odd = {name: site for name, _ in parameters if (site := find_site(known, normalize(name)))}
         return Report(
             tuple(self._record(name, tensor, stats) for name, tensor in named if id(tensor) in self._writes),
             tuple(name for name, _ in parameters if name not in odd or odd[name].lack or odd[name].numel),

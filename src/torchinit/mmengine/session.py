@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchinit._text import some
+from torchinit._text import abbreviate
 from torchinit.distributed.own_code import is_tried
-from torchinit.distributed.wholes import Exchange, Wholes, is_spread
+from torchinit.distributed.wholes import Exchange, WholeTensors, is_spread
 from torchinit.errors import PlanError, RunError
 from torchinit.initializers.load_report import LoadReport
 from torchinit.initializers.variance_scaling import asks_for_neutral, asks_what_follows
@@ -31,7 +31,7 @@ from torchinit.noise import Global, Keyed, Noise
 from torchinit.plans.plan import Plan, Step
 from torchinit.plans.planner import make_plan
 from torchinit.plans.report import Record, Report
-from torchinit.plans.run import Progress, present, run, unobserved, witnesses
+from torchinit.plans.run import Progress, observing_runs, run, run_observers, unobserved
 from torchinit.rules.rule import Rule
 from torchinit.tracing import Event, line_of_user
 from torchinit.tracing.recorder import Recorder
@@ -73,7 +73,7 @@ class Session:
         self.stats: bool = stats
         self.progress: Progress | None = progress
         # Seen from here on, by everybody, until the session ends.
-        self.wholes: Wholes | None = Wholes(top, exchange) if seed is not None and is_spread(top) else None
+        self.wholes: WholeTensors | None = WholeTensors(top, exchange) if seed is not None and is_spread(top) else None
         self.provenance: Provenance = Provenance(top, buffers=buffers)
         self.warned: dict[str, None] = {}
         self.loads: list[LoadReport] = []
@@ -91,13 +91,13 @@ class Session:
         named = list(self.top.named_parameters())
         meta = [name for name, parameter in named if parameter.is_meta]
         is_all = len(meta) == len(named)
-        is_looked_at = is_tried() or any(not isinstance(each, (_ForeignCode, Wholes)) for each in witnesses())
+        is_looked_at = is_tried() or any(not isinstance(each, (_ForeignCode, WholeTensors)) for each in run_observers())
         if not meta or is_looked_at or not (is_all or init_cfg is None):
             return
         move = "" if is_all else "move all of it there, model.to('meta'), and "
         call = "materialize(model, " if init_cfg is None else "mmengine.materialize(module, init_cfg, "
         raise RunError(
-            f"{some(meta, 3)} of {type(self.top).__name__}: on the meta device, where init_weights has nothing to"
+            f"{abbreviate(meta, 3)} of {type(self.top).__name__}: on the meta device, where init_weights has nothing to"
             f" write to; {move}call torchinit.{call}device=..., seed=...), which carries it out"
         )
 
@@ -222,7 +222,7 @@ class Session:
                         stack.enter_context(torch.random.fork_rng(devices=[]))
                     if self.wholes is not None:
                         stack.enter_context(self.wholes.working(recorder.index))
-                    stack.enter_context(present(recorder))
+                    stack.enter_context(observing_runs(recorder))
                 yield
         finally:
             self._labels.pop()
@@ -292,7 +292,7 @@ class _ForeignCode(Recorder):
             if len(tensors) == 1 or storage_of(tensor) == home:
                 self._session.saw_write(tensor, line_of_user(), event.what)
 
-    def announced(self, step: Step, parts: Sequence[Shard]) -> None:
+    def before_run(self, step: Step, parts: Sequence[Shard]) -> None:
         pass  # a recipe that foreign code runs is of no concern before it has written
 
     def written(self, step: Step, parts: Sequence[Shard]) -> None:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from torchinit._text import some
+from torchinit._text import abbreviate
 from torchinit.api import noise_of
 from torchinit.distributed import OWN_STARTS, Materialization
-from torchinit.distributed.allocation import Tenant, check_device
+from torchinit.distributed.allocation import ModuleTensor, check_device
 from torchinit.distributed.materialize import with_resets
-from torchinit.distributed.own_code import Made, exchange_in, needs, reset_layers
+from torchinit.distributed.own_code import OwnCodeResult, exchange_in, needs, reset_layers
 from torchinit.distributed.wholes import bare_class
 from torchinit.errors import ConfigError
 from torchinit.mmengine.base_module import BaseModule, InitCfg, initialize_child, unreached, unwrapped
@@ -51,7 +51,7 @@ class OwnStart:
     stats: bool = True
     progress: Progress | None = None
     group: ProcessGroup | None = None
-    resets: Made = field(default_factory=Made)
+    resets: OwnCodeResult = field(default_factory=OwnCodeResult)
     states: tuple[tuple[BaseModule, bool], ...] = ()
     """Which modules counted as initialized before."""
 
@@ -69,7 +69,7 @@ class OwnStart:
         if isinstance(unwrapped(model), BaseModule):
             return "its init_weights(seed=...)"
         if names := [prefix.rstrip(".") for prefix, root in _roots(model) if isinstance(root, BaseModule)]:
-            return f"init_weights(seed=...) of {some(names)}"
+            return f"init_weights(seed=...) of {abbreviate(names)}"
         is_any = any(isinstance(module, BaseModule) for module in model.modules())
         return "torchinit.initialize with a recipe" if is_any else ""
 
@@ -94,7 +94,7 @@ class OwnStart:
         for module, is_init in self.states:
             module.is_init = is_init
 
-    def write(self, blank: Sequence[Tenant]) -> Report:
+    def write(self, blank: Sequence[ModuleTensor]) -> Report:
         seed = self.noise.seed if isinstance(self.noise, Keyed) else None
         options: dict[str, Any] = {"strict": self.strict, "progress": self.progress}
         with session_of(self.model, seed, buffers=True, exchange=exchange_in(self.group), **options) as (session, _):
@@ -105,7 +105,7 @@ class OwnStart:
                 carry_out(self.model, self.init_cfg, session)
             return with_resets(session.report(stats=self.stats), blank, self.resets, stats=self.stats)
 
-    def why_left(self, one: Tenant, tried: Sequence[str]) -> str:
+    def explain_left(self, one: ModuleTensor, tried: Sequence[str]) -> str:
         cls = bare_class(type(one.module)).__name__
         if one.kind == "buffer":
             code = f"its modules' own code does not make it ({'; '.join(tried) or 'there is none'})"

@@ -16,8 +16,8 @@ from torchinit.mmengine.biases import LEAVES
 from torchinit.model.dtensor import behind, blank_shards, shards_of
 from torchinit.model.parametrizations import Parametrized, parametrized
 from torchinit.model.shards import Shard
-from torchinit.model.sites import LayerClass, Site, grouped, layer_class
-from torchinit.model.traversal import held, places
+from torchinit.model.sites import LayerClass, Site, group_sites, layer_class
+from torchinit.model.traversal import walk_modules, walk_tensors
 from torchinit.rules.rule import Rule
 from torchinit.rules.selectors import Layer, Leaf
 
@@ -69,7 +69,7 @@ class ModuleIndex:
         self.names: list[str] = []
         self._sizes: dict[int, int] = {}
         self._turns: dict[int, int] = {}
-        for place in places(top):
+        for place in walk_modules(top):
             if place.turn == len(self.modules):  # else it is a child that its parent has under another name, too
                 self._turns.setdefault(id(place.module), place.turn)
                 below = {id(child) for child in place.module._modules.values() if child is not None}
@@ -82,7 +82,7 @@ class ModuleIndex:
         self.keys |= {id(spot.tensor): spot.key for spot in self.spots if spot.computed is None}
 
     def _spots(self) -> Iterator[Spot]:
-        for site, group in grouped(held(self.top)):
+        for site, group in group_sites(walk_tensors(self.top)):
             seen: set[tuple[int, str]] = set()
             for view, holder in zip(site.views, group, strict=True):
                 place = holder.place
@@ -92,7 +92,7 @@ class ModuleIndex:
                     # MMEngine sees a parametrized module by the class that it has now.
                     here = replace(view, owner=_class_of(place.module)) if is_parametrized(place.module) else view
                     key, first = id(group[0].tensor), group[0].name
-                    yield Spot(here, holder.tensor, place.module, place.turn, key, first, holder.way)
+                    yield Spot(here, holder.tensor, place.module, place.turn, key, first, holder.computed_as)
 
     def __contains__(self, module: nn.Module) -> bool:
         return id(module) in self._turns

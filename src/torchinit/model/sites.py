@@ -19,7 +19,7 @@ from torchinit.model.constructors import intent
 from torchinit.model.dtensor import local_part
 from torchinit.model.layouts import Layout, ParameterKind, Slot, describe
 from torchinit.model.storage import entangled, overlaps
-from torchinit.model.traversal import Held, Kind, held
+from torchinit.model.traversal import HeldTensor, Kind, walk_tensors
 
 Convention: TypeAlias = Literal["torch", "true"]
 State: TypeAlias = Literal[
@@ -190,17 +190,17 @@ def sites(model: nn.Module) -> tuple[Site, ...]:
     >>> [site.name for site in sites(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3, affine=False)))]
     ['0.weight', '0.bias', '1.running_mean', '1.running_var', '1.num_batches_tracked']
     """
-    return tuple(site for site, _ in grouped(held(model)))
+    return tuple(site for site, _ in group_sites(walk_tensors(model)))
 
 
-def grouped(every: Iterable[Held]) -> list[tuple[Site, list[Held]]]:
+def group_sites(every: Iterable[HeldTensor]) -> list[tuple[Site, list[HeldTensor]]]:
     """The sites of what the modules of a model hold, each with all of its tensor's holdings."""
-    groups: dict[object, list[Held]] = {}
+    groups: dict[object, list[HeldTensor]] = {}
     turns: dict[tuple[int, str], int] = {}
     for entry in every:
         turns.setdefault((entry.place.turn, entry.leaf), len(turns))
         groups.setdefault(entry.key, []).append(entry)
-    shared = entangled({key: group[0].tensor for key, group in groups.items() if group[0].way is None})
+    shared = entangled({key: group[0].tensor for key, group in groups.items() if group[0].computed_as is None})
     pairs = []
     for key, group in groups.items():
         views = [_site(entry, turns[entry.place.turn, entry.leaf]) for entry in group]
@@ -213,8 +213,8 @@ def grouped(every: Iterable[Held]) -> list[tuple[Site, list[Held]]]:
     return pairs
 
 
-def _site(entry: Held, position: int) -> Site:
-    module, computed = entry.place.module, entry.way
+def _site(entry: HeldTensor, position: int) -> Site:
+    module, computed = entry.place.module, entry.computed_as
     state: State = "flat" if entry.flat else "fixed" if computed and not computed.assign else _state(entry.tensor)
     slot = describe(module, entry.leaf) if state != "lazy" else Slot("other")
     is_parameter = entry.kind == "parameter"
@@ -239,7 +239,7 @@ def _site(entry: Held, position: int) -> Site:
     )
 
 
-def _missing(entry: Held) -> str:
+def _missing(entry: HeldTensor) -> str:
     """All that is known of a parameter without elements; nothing where its layer gives it none.
 
     DeepSpeed leaves an empty tensor where it has partitioned a parameter, and notes its shape in ``ds_shape``.
@@ -273,6 +273,6 @@ _PACKED = {getattr(torch, name, None) for name in ("float4_e2m1fn_x2", "float8_e
 """Floating by name, but two numbers an element, or powers of two that scale the blocks of another tensor."""
 
 
-def find(known: Iterable[Site], name: str) -> Site | None:
+def find_site(known: Iterable[Site], name: str) -> Site | None:
     """The site that has this name, its aliases' names included."""
     return next((site for site in known if name in {view.name for view in site.views}), None)

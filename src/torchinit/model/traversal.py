@@ -18,7 +18,7 @@ Kind: TypeAlias = Literal["parameter", "buffer"]
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ModulePath:
     """A module where it stands in a model: its name, the module, its block, its turn in ``Module.apply``.
 
     ``hooks`` is the class of the nearest module, this one or one above, that has hooks for loading; it may be empty.
@@ -31,12 +31,12 @@ class Place:
     hooks: str = ""
 
 
-def places(model: nn.Module) -> list[Place]:
+def walk_modules(model: nn.Module) -> list[ModulePath]:
     """Every module in the order of ``Module.apply``: children first; a shared module once a parent.
 
     A child that one parent holds under two names has two places, and one turn.
     """
-    visited: list[Place] = []
+    visited: list[ModulePath] = []
 
     def walk(module: nn.Module, name: str, block: tuple[int, int] | None, turn: int, hooks: str) -> int:
         hooks = type(module).__name__ if has_load_hooks(module) else hooks
@@ -48,7 +48,7 @@ def places(model: nn.Module) -> list[Place]:
             index, start = begun.setdefault(id(child), (len(begun), turn))
             end = walk(child, _join(name, key), (index, several) if several else block, start, hooks)
             turn = turn if again else end
-        visited.append(Place(name, module, block, turn, hooks))
+        visited.append(ModulePath(name, module, block, turn, hooks))
         return turn + 1
 
     walk(model, "", None, 0, "")
@@ -85,7 +85,7 @@ def _is_of_torch(function: Any) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class HeldTensor:
     """A tensor as one module holds it; ``way`` says how it is computed, if it is.
 
     ``key`` is the same for all names of one tensor. ``flat`` marks a piece of a flattened parameter, of which
@@ -93,30 +93,30 @@ class Held:
     """
 
     name: str
-    place: Place
+    place: ModulePath
     leaf: str
     tensor: Tensor
     kind: Kind
-    way: Parametrized | None
+    computed_as: Parametrized | None
     key: object
     flat: bool = False
 
     @property
     def sources(self) -> tuple[Tensor, ...]:
         """The tensors that hold the values: itself, or those that it is computed from."""
-        return self.way.sources if self.way else (self.tensor,)
+        return self.computed_as.sources if self.computed_as else (self.tensor,)
 
 
-def held(model: nn.Module) -> Iterator[Held]:
+def walk_tensors(model: nn.Module) -> Iterator[HeldTensor]:
     """Every tensor of a model, once for each of its names, in the order of ``Module.apply``."""
     entries = []
     owners: dict[str, object] = {}
     flat = _flattened(model)
-    for place in places(model):
+    for place in walk_modules(model):
         for leaf, tensor, kind, computed in _tensors(place.module):
             name = _join(place.name, leaf)
             key = owners[name] = tuple(map(identity, computed.sources)) if computed else identity(tensor)
-            entries.append(Held(name, place, leaf, tensor, kind, computed, key, id(tensor) in flat))
+            entries.append(HeldTensor(name, place, leaf, tensor, kind, computed, key, id(tensor) in flat))
     for entry in entries:
         # Where a model has a module of its own called "module", the bare name may be another's.
         bare = normalize(entry.name)

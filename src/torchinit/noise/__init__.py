@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from torchinit.noise.base import Distribution as Distribution
-from torchinit.noise.base import Job as Job
+from torchinit.noise.base import DrawRequest as DrawRequest
 from torchinit.noise.base import Noise
 from torchinit.noise.keyed import STREAM, Keyed
 from torchinit.noise.torch_generator import Global

@@ -32,7 +32,7 @@ whatever its dtype: bfloat16 holds the rounded numbers, float64 the same ones as
 """
 
 
-class Job(NamedTuple):
+class DrawRequest(NamedTuple):
     """One draw: what goes into which shard; ``index`` tells several draws for one name apart.
 
     A tuple, since a dataclass costs four times as much to make, and a model has hundreds of small tensors.
@@ -48,13 +48,13 @@ class Noise(ABC):
     """A source of randomness. Draws go straight into a shard's memory; the shard knows its name.
 
     >>> from torchinit.noise import Global, Keyed
-    >>> Global().sequential, Keyed(0).sequential
+    >>> Global().is_stateful, Keyed(0).is_stateful
     (True, False)
     """
 
     #: True where every draw moves a state that the next draw starts from: then writes that are
     #: overwritten later must draw, too, and a shard cannot be drawn without the rest of its tensor.
-    sequential: ClassVar[bool]
+    is_stateful: ClassVar[bool]
 
     @abstractmethod
     def fill(self, shard: Shard, distribution: Distribution, params: tuple[float, ...], index: int = 0) -> None:
@@ -71,14 +71,14 @@ class Noise(ABC):
         """
 
     @abstractmethod
-    def factor_dtype(self, dtype: torch.dtype) -> torch.dtype:
+    def linalg_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """The precision in which fills that need a factorization compute it for a site of ``dtype``."""
 
     def lending(self, name: str, index: int, device: torch.device) -> AbstractContextManager[None]:
         """Let user code draw from this noise, on the CPU and a device, while the block lasts."""
         return nullcontext()
 
-    def fill_many(self, jobs: Iterable[Job]) -> None:
+    def fill_many(self, jobs: Iterable[DrawRequest]) -> None:
         """Do the jobs as if one after the other, with less to pay for each than a call of ``fill``."""
         for job in jobs:
             self.fill(job.shard, job.distribution, job.params, job.index)

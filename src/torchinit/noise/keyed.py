@@ -18,10 +18,10 @@ from torch import Tensor
 
 from torchinit.errors import RunError
 from torchinit.model.shards import Shard
-from torchinit.noise.base import Distribution, Job, Noise
+from torchinit.noise.base import Distribution, DrawRequest, Noise
 from torchinit.noise.distributions import Draw, DrawKind, resolve
 from torchinit.noise.engines import dispatch, torch_engine
-from torchinit.noise.engines.tasks import Task, is_simple
+from torchinit.noise.engines.tasks import FillTask, is_simple
 from torchinit.noise.threads import one_thread
 from torchinit.noise.torch_generator import seeded_generators
 
@@ -51,7 +51,7 @@ class Keyed(Noise):
     """
 
     seed: int
-    sequential: ClassVar[bool] = False
+    is_stateful: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if isinstance(self.seed, bool) or not hasattr(self.seed, "__index__"):
@@ -63,9 +63,9 @@ class Keyed(Noise):
 
     def fill(self, shard: Shard, distribution: Distribution, params: tuple[float, ...], index: int = 0) -> None:
         """Draw the shard, whatever part of its tensor it is."""
-        self.fill_many((Job(shard, distribution, params, index),))
+        self.fill_many((DrawRequest(shard, distribution, params, index),))
 
-    def fill_many(self, jobs: Iterable[Job]) -> None:
+    def fill_many(self, jobs: Iterable[DrawRequest]) -> None:
         """Draw all shards; nothing is written if one of the jobs cannot be done."""
         batch = list(jobs)
         compiled = dispatch.chosen_kernel()
@@ -83,11 +83,11 @@ class Keyed(Noise):
         box = torch.empty(shard.region.shape, dtype=torch.float32, device=shard.local.device)
         key = derive(self.seed, shard.name, index, "order")
         words = torch_engine.words(
-            Task(box, shard.shape, shard.region.start, key, Draw(DrawKind.WORDS)), 0, box.numel()
+            FillTask(box, shard.shape, shard.region.start, key, Draw(DrawKind.WORDS)), 0, box.numel()
         )
         return words.view(box.shape).argsort(dim=0, stable=True)
 
-    def factor_dtype(self, dtype: torch.dtype) -> torch.dtype:
+    def linalg_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """Double precision: the values must not depend on the dtype that they end in."""
         return torch.complex128 if dtype.is_complex else torch.float64
 
@@ -98,13 +98,13 @@ class Keyed(Noise):
         with one_thread(), seeded_generators(state, device):
             yield
 
-    def _task(self, job: Job) -> Task:
+    def _task(self, job: DrawRequest) -> FillTask:
         shard, distribution, params, index = job
         local, shape, start = shard.local, shard.shape, shard.start
         _check_place(shard)
         key, dtype = derive(self.seed, shard.name, index), local.dtype
         if dtype.is_floating_point:
-            return Task(local, shape, start, key, resolve(distribution, params, dtype))
+            return FillTask(local, shape, start, key, resolve(distribution, params, dtype))
         if not dtype.is_complex:
             raise RunError(f"{shard.name}: {dtype} cannot hold random numbers; only floating dtypes can")
         if distribution != "normal":
@@ -112,7 +112,7 @@ class Keyed(Noise):
         mean, std = params
         out = torch.view_as_real(local.detach())
         draw = resolve("normal", (mean, std / math.sqrt(2)), out.dtype)
-        return Task(out, (*shape, 2), (*start, 0), key, draw)
+        return FillTask(out, (*shape, 2), (*start, 0), key, draw)
 
 
 def derive(seed: int, name: str, index: int = 0, purpose: Literal["fill", "order"] = "fill") -> bytes:
@@ -132,7 +132,7 @@ def _head(seed: int, index: int, purpose: str) -> bytes:
     return f"{STREAM}\0{purpose}\0".encode() + struct.pack("<QQ", seed, index)
 
 
-def _is_simple(job: Job) -> bool:
+def _is_simple(job: DrawRequest) -> bool:
     shard = job.shard
     return is_simple(shard.local) and shard.local.shape == shard.shape and not any(shard.start)
 

@@ -42,7 +42,7 @@ class Global(Noise):
 
     generator: torch.Generator | None = None
     truncation: Literal["rejection", "inverse_cdf"] = "rejection"
-    sequential: ClassVar[bool] = True
+    is_stateful: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.truncation not in ("rejection", "inverse_cdf"):
@@ -64,7 +64,7 @@ class Global(Noise):
         drawn = [torch.randperm(rows, generator=self.generator) for _ in range(columns)]
         return torch.stack(drawn, dim=1) if drawn else torch.empty(rows, 0, dtype=torch.int64)
 
-    def factor_dtype(self, dtype: torch.dtype) -> torch.dtype:
+    def linalg_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """The dtype itself where torch can factorize in it, else float32."""
         return dtype if dtype in _FULL else torch.complex64 if dtype.is_complex else torch.float32
 

@@ -17,7 +17,7 @@ from torchinit._text import count
 from torchinit.errors import ConfigError, RunError
 from torchinit.model.dtensor import cut_dimensions, is_distributed, shards_of
 from torchinit.model.names import normalize
-from torchinit.model.traversal import held
+from torchinit.model.traversal import walk_tensors
 from torchinit.plans.digest import LaneSums, digest
 from torchinit.plans.plan import Diff
 from torchinit.serialization.schema import Schema, parse
@@ -131,7 +131,7 @@ def fingerprint(model: nn.Module | Mapping[str, Tensor]) -> Fingerprint:
     ['bias']
     """
     sources = sources_of(model) if isinstance(model, nn.Module) else Sources(_in_state_dict(model), {}, ())
-    digests, problems = look_at(sources.each)
+    digests, problems = digest_tensors(sources.each)
     totals, failed = _added_over_ranks(digests, failed=bool(problems))
     if problems:
         raise RunError(f"{count(len(problems), 'site')} without elements to look at", problems)
@@ -168,8 +168,10 @@ def sources_of(model: nn.Module) -> Sources:
     sources: dict[object, tuple[str, tuple[Tensor, ...]]] = {}
     aliases: dict[str, str] = {}
     transient = []
-    for entry in held(model):
-        first, _ = sources.setdefault(entry.key, (entry.name, entry.way.sources if entry.way else (entry.tensor,)))
+    for entry in walk_tensors(model):
+        first, _ = sources.setdefault(
+            entry.key, (entry.name, entry.computed_as.sources if entry.computed_as else (entry.tensor,))
+        )
         if first != entry.name:
             aliases[entry.name] = first
         elif entry.kind == "buffer" and entry.leaf in entry.place.module._non_persistent_buffers_set:
@@ -207,7 +209,7 @@ class TensorDigest(NamedTuple):
         return f"{self.dtype} {self.shape} {sums.first:016x} {sums.second:016x}"
 
 
-def look_at(sources: Iterable[tuple[str, tuple[Tensor, ...]]]) -> tuple[list[TensorDigest], list[str]]:
+def digest_tensors(sources: Iterable[tuple[str, tuple[Tensor, ...]]]) -> tuple[list[TensorDigest], list[str]]:
     """The digest of what is here of each tensor, and for each that cannot be read the reason."""
     digests, problems = [], []
     for name, tensors in sources:

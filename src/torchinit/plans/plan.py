@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeVar, final
 
 from torchinit._text import (
+    abbreviate,
     by_reason,
-    columns,
     count,
     did_you_mean,
     dtype_name,
+    format_table,
     percentage,
     shape_text,
     shorten_paths,
-    some,
 )
 from torchinit.errors import CheckpointError, PlanError
 from torchinit.initializers.elementwise import Fill
@@ -212,7 +212,7 @@ class Plan:
         """The plan as plain text, a line a site, then what is left out."""
         head = ("name", "shape", "dtype", "fill", "mean", "std", "rule", "over", "notes")
         rows = shorten_paths(map(_row, self.steps), [load.source for load in self.loads])
-        return "\n".join([columns(head, rows), self.summary()])
+        return "\n".join([format_table(head, rows), self.summary()])
 
     def summary(self) -> str:
         """The plan in a few lines: the sites that will be written and those that will not."""
@@ -230,7 +230,7 @@ class Plan:
         lines += [f"unused: {hint}" for _, hint in self.unused]
         lines += [reach.summary() for reach in self.reach]
         if unknown := [step.site.name for step in self.steps if UNKNOWN in step.notes]:
-            lines.append(f"what follows is not known of {count(len(unknown), 'layer')}, gain 1: {some(unknown)}")
+            lines.append(f"what follows is not known of {count(len(unknown), 'layer')}, gain 1: {abbreviate(unknown)}")
         lines += [load.summary() for load in self.loads]
         lines += [f"problem: {problem}" for problem in self.problems]
         return "\n".join(lines)
@@ -347,4 +347,4 @@ def figure(value: float | None) -> str:
 
 def counted(names: Sequence[str], noun: str, verb: str) -> list[str]:
     """A line with the number of names and the first few of them; no line for none."""
-    return [f"{count(len(names), noun)} {verb}: {some(names)}"] if names else []
+    return [f"{count(len(names), noun)} {verb}: {abbreviate(names)}"] if names else []

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 
-from torchinit._text import count, some
+from torchinit._text import abbreviate, count
 from torchinit.errors import FanError
 from torchinit.initializers.composed import Padded
 from torchinit.initializers.elementwise import Constant
@@ -222,7 +222,8 @@ def _unlocked(writes: Iterable[list[_Write]]) -> Iterator[str]:
     for (loader, later), (rule, names) in overwritten.items():
         them = "it" if len(names) == 1 else "them"
         yield (
-            f"{loader} loads {count(len(names), 'site')}, and {later} ({rule}) would write over {them}: {some(names)}."
+            f"{loader} loads {count(len(names), 'site')}, and {later} ({rule}) would write over {them}:"
+            f" {abbreviate(names)}."
             f" Put {loader} last, exclude {them} from {later}, or say lock = false in {loader}"
         )
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from torchinit._text import by_reason, columns, count, did_you_mean, shape_text, shorten_paths
+from torchinit._text import by_reason, count, did_you_mean, format_table, shape_text, shorten_paths
 from torchinit.errors import ReportError
 from torchinit.initializers.load_report import LoadReport, by_field
 from torchinit.initializers.moments import Moments
@@ -137,7 +137,7 @@ class Report:
         """The report as plain text, a line a site."""
         head = ("name", "shape", "dtype", "fill", "mean", "std", "planned std", "rule")
         rows = shorten_paths(map(_row, self.records), [load.source for load in self.loads])
-        return columns(head, rows) + "\n" + self.summary()
+        return format_table(head, rows) + "\n" + self.summary()
 
     def summary(self) -> str:
         """The report in a few lines: the sites that were written and those that were not."""

@@ -22,8 +22,8 @@ from torchinit.initializers.source import is_verbatim
 from torchinit.initializers.statistics import measure
 from torchinit.model.dtensor import behind, blank_shards, shards_of
 from torchinit.model.shards import Shard
-from torchinit.model.traversal import Held, held
-from torchinit.noise import Job, Noise
+from torchinit.model.traversal import HeldTensor, walk_tensors
+from torchinit.noise import DrawRequest, Noise
 from torchinit.plans.plan import Plan, Step
 from torchinit.plans.report import Record, Report
 
@@ -49,28 +49,28 @@ _ELEMENTS = 1 << 22
 # --- observers -------------------------------------------------------------------------------------------------
 
 
-class Witness(Protocol):
+class RunObserver(Protocol):
     """An observer of runs, told of each write, since draws go around torch's dispatcher; it may raise before any."""
 
-    def announced(self, step: Step, parts: Sequence[Shard]) -> None:
+    def before_run(self, step: Step, parts: Sequence[Shard]) -> None:
         """Hear of a step that will be written; of all of them, before anything is written."""
 
     def written(self, step: Step, parts: Sequence[Shard]) -> None:
         """Hear of a step that has just been written."""
 
 
-_WITNESSES: ContextVar[tuple[Witness, ...]] = ContextVar("torchinit_witnesses", default=())
+_WITNESSES: ContextVar[tuple[RunObserver, ...]] = ContextVar("torchinit_witnesses", default=())
 
 
-def witnesses() -> tuple[Witness, ...]:
+def run_observers() -> tuple[RunObserver, ...]:
     """The observers of this thread's runs."""
     return _WITNESSES.get()
 
 
 @contextmanager
-def present(witness: Witness) -> Iterator[None]:
+def observing_runs(witness: RunObserver) -> Iterator[None]:
     """Tell an observer of all runs of this thread."""
-    token = _WITNESSES.set((*witnesses(), witness))
+    token = _WITNESSES.set((*run_observers(), witness))
     try:
         yield
     finally:
@@ -102,7 +102,7 @@ def run(
 ) -> Report:
     """Writes every step of a plan into the shards, by name, and reports what happened.
 
-    Where the noise is sequential, overwritten writes are made, too, since they move the generator.
+    Where the noise is stateful, overwritten writes are made, too, since they move the generator.
     ``stats=False`` measures nothing; ``agree`` adds the errors of other ranks. Before anything is written, raises
     PlanError when the plan has problems, RunError when a shard is missing, on the meta device, or part of a tensor
     that the noise must draw whole.
@@ -117,13 +117,13 @@ def run(
     """
     started = time.perf_counter()
     plan.check()
-    steps = plan.writes if noise.sequential else plan.steps
+    steps = plan.writes if noise.is_stateful else plan.steps
     here = {name: (part,) if isinstance(part, Shard) else tuple(part) for name, part in shards.items()}
     _check(steps, here, noise, agree)
     with torch.no_grad():
-        for witness in witnesses():
+        for witness in run_observers():
             for step in steps:
-                witness.announced(step, here[step.site.name])
+                witness.before_run(step, here[step.site.name])
         seconds = _write_all(steps, here, noise, progress)
         rules = {id(step.rule): step.rule for step in plan.steps}
         texts = {key: str(rule) for key, rule in rules.items()}  # one for many steps, and a rule may have much to say
@@ -152,7 +152,7 @@ def _write_all(
     seconds: dict[str, float] = defaultdict(float)
     for batch, jobs in _batches(steps, shards, noise):
         begun = time.perf_counter()
-        with unobserved(watched=bool(witnesses())):
+        with unobserved(watched=bool(run_observers())):
             if jobs:
                 noise.fill_many(jobs)
             else:
@@ -160,7 +160,7 @@ def _write_all(
         spent, elements = time.perf_counter() - begun, sum(_elements(parts) for _, parts in batch)
         for step, parts in batch:
             seconds[step.site.name] += spent * (_elements(parts) / elements if elements else 1 / len(batch))
-            for witness in witnesses():
+            for witness in run_observers():
                 witness.written(step, parts)
             if progress:
                 progress(step)
@@ -169,17 +169,17 @@ def _write_all(
 
 def _batches(
     steps: Iterable[Step], shards: Mapping[str, Parts], noise: Noise
-) -> Iterator[tuple[list[tuple[Step, Parts]], list[Job]]]:
+) -> Iterator[tuple[list[tuple[Step, Parts]], list[DrawRequest]]]:
     """All steps in order: several that draw, with their draws, or one that writes itself."""
     # A keyed draw depends on its name alone, so neighbours can be drawn by one call of the engine: a model has hundreds
     # of small tensors. Torch's generator is moved by each draw, so there every step is written for itself. A batch ends
     # at a step that does more than draw, so that all keep their order, and at _ELEMENTS.
     batch: list[tuple[Step, Parts]] = []
-    jobs: list[Job] = []
+    jobs: list[DrawRequest] = []
     elements = 0
     for step in steps:
         parts = shards[step.site.name]
-        own = [] if noise.sequential else _jobs(step.fill, parts)
+        own = [] if noise.is_stateful else _jobs(step.fill, parts)
         if batch and (not own or elements + _elements(parts) > _ELEMENTS):
             yield batch, jobs
             batch, jobs, elements = [], [], 0
@@ -197,7 +197,7 @@ def _elements(parts: Parts) -> int:
     return sum(part.local.numel() for part in parts)
 
 
-def _jobs(fill: Fill, parts: Parts) -> list[Job]:
+def _jobs(fill: Fill, parts: Parts) -> list[DrawRequest]:
     """The draws that write all parts; none where the fill does something else as well."""
     jobs = [job for part in parts if (job := fill.job(part)) is not None]
     return jobs if len(jobs) == len(parts) else []
@@ -207,7 +207,7 @@ def _jobs(fill: Fill, parts: Parts) -> list[Job]:
 def write(fill: Fill, parts: Shard | Parts, noise: Noise) -> None:
     """Write one fill into the parts of one site, without a plan and a report."""
     parts = (parts,) if isinstance(parts, Shard) else parts
-    if noise.sequential and any(part.local.dtype.itemsize == 1 for part in parts):  # torch draws no 8-bit floats
+    if noise.is_stateful and any(part.local.dtype.itemsize == 1 for part in parts):  # torch draws no 8-bit floats
         wide = [replace(part, local=torch.empty_like(part.local, dtype=torch.float32)) for part in parts]
         fill.write_parts(wide, noise)
         for part, drawn in zip(parts, wide, strict=True):
@@ -229,7 +229,7 @@ def _obstacle(step: Step, parts: Parts | None, noise: Noise) -> str | None:
         return "not in the model"
     if step.fill.obstacle:
         return step.fill.obstacle
-    drawn = noise.sequential and not is_verbatim(step.rule.init)
+    drawn = noise.is_stateful and not is_verbatim(step.rule.init)
     for part in parts:
         if part.shape != step.site.shape:
             return f"planned for shape {step.site.shape}, but it has {part.shape}"
@@ -303,15 +303,15 @@ def local_shards(model: nn.Module, names: Iterable[str] | None = None) -> dict[s
     """
     wanted = None if names is None else set(names)
     parts: dict[str, tuple[Shard, ...]] = {}
-    for entry in held(model):
+    for entry in walk_tensors(model):
         is_wanted = wanted is None or entry.name in wanted
-        if is_wanted and entry.name not in parts and (entry.way is None or entry.way.assign):
-            parts[entry.name] = shards_held(entry, entry.name)
+        if is_wanted and entry.name not in parts and (entry.computed_as is None or entry.computed_as.assign):
+            parts[entry.name] = shards_of_entry(entry, entry.name)
     return parts
 
 
-def shards_held(entry: Held, name: str) -> tuple[Shard, ...]:
+def shards_of_entry(entry: HeldTensor, name: str) -> tuple[Shard, ...]:
     """The parts of a module's tensor that are here, drawn under a name; none of one that takes no values."""
-    if entry.way is None:
+    if entry.computed_as is None:
         return shards_of(name, behind(entry.tensor))
-    return blank_shards(name, entry.tensor, entry.way.assign) if entry.way.assign else ()
+    return blank_shards(name, entry.tensor, entry.computed_as.assign) if entry.computed_as.assign else ()

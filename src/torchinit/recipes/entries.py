@@ -104,7 +104,7 @@ class _EntryReader:
             return self._mistake(key, str(error))
 
     def _initializer(self) -> Any:
-        cls = self.reader.word(self.data, Initializer, self.path)
+        cls = self.reader.named_class(self.data, Initializer, self.path)
         if cls is INVALID:
             return INVALID
         keys = ENTRY_KEYS | OTHER_KEYS
@@ -121,7 +121,7 @@ class _EntryReader:
         if given and "param" in self.data:
             return self._mistake("param", "names what is written; a bias needs an entry of its own")
         if "bias_prob" in self.data:
-            return self.reader.bare(Prior, "prob", self.data["bias_prob"], f"{self.path}.bias_prob", TEXT)
+            return self.reader.shorthand(Prior, "prob", self.data["bias_prob"], f"{self.path}.bias_prob", TEXT)
         bias = self.reader.read(self.data.get("bias", 0.0), _BIAS, f"{self.path}.bias")
         return None if bias == "keep" else bias
 

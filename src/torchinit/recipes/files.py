@@ -14,7 +14,7 @@ from typing import Final
 
 from torchinit._text import did_you_mean
 from torchinit.errors import ConfigError, MissingExtraError
-from torchinit.serialization.json import unique
+from torchinit.serialization.json import reject_duplicate_keys
 from torchinit.serialization.schema import Data
 
 LARGEST: Final = 1 << 20
@@ -98,7 +98,7 @@ def _weigh(data: Data, known: dict[int, int]) -> int:
 
 _PARSERS: Final[dict[str, Callable[[str], Data]]] = {
     ".toml": tomllib.loads,
-    ".json": partial(json.loads, object_pairs_hook=unique),
+    ".json": partial(json.loads, object_pairs_hook=reject_duplicate_keys),
     ".yaml": _yaml,
     ".yml": _yaml,
 }

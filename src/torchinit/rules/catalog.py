@@ -12,8 +12,8 @@ from torchinit.initializers.expressions import Computed, constant
 from torchinit.model.sites import Convention
 from torchinit.rules import selectors
 from torchinit.rules.selectors import Selector
-from torchinit.serialization.registry import Registry
-from torchinit.serialization.schema import Schema, Text, Vocabulary
+from torchinit.serialization.registry import ClassRegistry
+from torchinit.serialization.schema import Expressions, Schema, TaggedUnion
 
 RESERVED: Final = frozenset(
     {
@@ -31,10 +31,10 @@ def _is_finished(value: object) -> bool:
     return not (isabstract(value) or value.__name__.startswith("_"))
 
 
-INITIALIZERS: Final = Registry("initializer", method="resolve", group="torchinit.initializers", reserved=RESERVED)
+INITIALIZERS: Final = ClassRegistry("initializer", method="resolve", group="torchinit.initializers", reserved=RESERVED)
 """Every initializer that a recipe can name."""
 
-SELECTORS: Final = Registry("selector", method="matches")
+SELECTORS: Final = ClassRegistry("selector", method="matches")
 """Every selector that a recipe can name in a ``where``."""
 
 for _module in (base, composed, elementwise, matrices, variance_scaling):
@@ -50,13 +50,13 @@ for _selector in (
 ):  # fmt: skip
     SELECTORS.register(_selector)
 
-TEXT: Final = Text(constant, lambda cls, values: Computed(cls, **values), {"fans": Convention})
+TEXT: Final = Expressions(constant, lambda cls, values: Computed(cls, **values), {"fans": Convention})
 
 SCHEMA: Final = Schema(
     {
-        Initializer: Vocabulary(INITIALIZERS, bare=(Constant, "val"), text=TEXT),
-        Fill: Vocabulary(INITIALIZERS),
-        Selector: Vocabulary(SELECTORS),
+        Initializer: TaggedUnion(INITIALIZERS, bare=(Constant, "val"), text=TEXT),
+        Fill: TaggedUnion(INITIALIZERS),
+        Selector: TaggedUnion(SELECTORS),
     }
 )
 """The correspondence of rules, plans and their parts to plain data."""

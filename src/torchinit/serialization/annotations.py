@@ -34,7 +34,7 @@ def _parameters(cls: type) -> Mapping[str, Parameter]:
 
 
 @cache
-def hints_of(cls: type) -> dict[str, Hint]:
+def argument_types(cls: type) -> dict[str, Hint]:
     """The arguments of a dataclass and their types; of ``*names`` the type of the field ``names``."""
     hints = get_type_hints(cls)
     return {name: hints[name] for name in _parameters(cls)}
@@ -83,14 +83,14 @@ def is_literal(hint: Hint) -> bool:
     return _origin(hint) is Literal
 
 
-def is_number(hint: Hint) -> bool:
+def is_number_type(hint: Hint) -> bool:
     """Whether a number may stand here: ``int | tuple[int, ...]``."""
-    return hint in (int, float) or (is_union(hint) and any(map(is_number, get_args(hint))))
+    return hint in (int, float) or (is_union(hint) and any(map(is_number_type, get_args(hint))))
 
 
-def is_whole(hint: Hint) -> bool:
+def is_integer_type(hint: Hint) -> bool:
     """Whether a number that stands here must be whole."""
-    return is_number(hint) and float not in (hint, *get_args(hint))
+    return is_number_type(hint) and float not in (hint, *get_args(hint))
 
 
 def select_member(hint: Hint, test: Callable[[Hint], bool]) -> Hint | None:

@@ -10,12 +10,12 @@ _Value = TypeVar("_Value")
 
 
 @final
-class FrozenMap(Mapping[str, _Value]):
+class FrozenDict(Mapping[str, _Value]):
     """A mapping from ``str`` that cannot change, can be hashed, and prints as the dict that it was made of.
 
     Two are equal if they have the same items in the same order: where two keys match, the later one wins.
 
-    >>> FrozenMap({"a": 1}), {FrozenMap({"a": 1}): "found"}[FrozenMap({"a": 1})]
+    >>> FrozenDict({"a": 1}), {FrozenDict({"a": 1}): "found"}[FrozenDict({"a": 1})]
     ({'a': 1}, 'found')
     """
 
@@ -43,7 +43,7 @@ class FrozenMap(Mapping[str, _Value]):
         return hash(tuple(self.items()))
 
 
-class TwiceError(ValueError):
+class DuplicateKeyError(ValueError):
     """Duplicate keys in one table; ``keys`` has them in the order in which they came again."""
 
     def __init__(self, keys: Iterable[str]) -> None:
@@ -51,8 +51,8 @@ class TwiceError(ValueError):
         super().__init__(f"the key {self.keys[0]!r} stands twice in one table")
 
 
-def unique(pairs: Iterable[tuple[str, _Value]]) -> dict[str, _Value]:
-    """The dict of pairs, as a hook for ``json``, which would let the last of two win; raises TwiceError."""
+def reject_duplicate_keys(pairs: Iterable[tuple[str, _Value]]) -> dict[str, _Value]:
+    """The dict of pairs, as a hook for ``json``, which would let the last of two win; raises DuplicateKeyError."""
     items: dict[str, _Value] = {}
     duplicates: dict[str, None] = {}
     for key, value in pairs:
@@ -60,15 +60,17 @@ def unique(pairs: Iterable[tuple[str, _Value]]) -> dict[str, _Value]:
             duplicates[key] = None
         items[key] = value
     if duplicates:
-        raise TwiceError(duplicates)
+        raise DuplicateKeyError(duplicates)
     return items
 
 
 def unique_json(raw: bytes) -> Any:
     """The data of JSON from strangers; raises ValueError for duplicate keys, for NaN and for what is not JSON."""
     try:
-        return json.loads(raw.decode("utf-8-sig"), object_pairs_hook=unique, parse_constant=_refuse_constant)
-    except TwiceError as error:
+        return json.loads(
+            raw.decode("utf-8-sig"), object_pairs_hook=reject_duplicate_keys, parse_constant=_refuse_constant
+        )
+    except DuplicateKeyError as error:
         raise ValueError(f"has the key {error.keys[0]!r} twice") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"is not JSON: {error}") from error

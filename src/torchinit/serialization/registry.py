@@ -14,7 +14,7 @@ from torchinit.errors import ConfigError
 _Class = TypeVar("_Class", bound=type)
 
 
-class Registry:
+class ClassRegistry:
     """The classes that plain data can name, all of one kind; iterates over the names, sorted.
 
     ``kind`` is their noun in messages, ``method`` one that each of them must have. Packages offer
@@ -23,7 +23,7 @@ class Registry:
     called.
 
     >>> from dataclasses import dataclass
-    >>> shapes = Registry("shape")
+    >>> shapes = ClassRegistry("shape")
     >>> @shapes.register("Round", "Circular")
     ... @dataclass(frozen=True)
     ... class Circle:

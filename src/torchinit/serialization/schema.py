@@ -15,8 +15,8 @@ import torch
 from torchinit._text import count, did_you_mean, dtype_name, with_article
 from torchinit.errors import ConfigError
 from torchinit.serialization import annotations as types
-from torchinit.serialization.annotations import Hint, hints_of
-from torchinit.serialization.registry import Registry
+from torchinit.serialization.annotations import Hint, argument_types
+from torchinit.serialization.registry import ClassRegistry
 
 Data: TypeAlias = Any
 """The values of JSON, TOML and YAML: dict, list, str, int, float, bool, None."""
@@ -47,7 +47,7 @@ def parse(
     return data
 
 
-class Unfinished(ABC):
+class Deferred(ABC):
     """An object that stands for one of another class, some of whose numbers are still text."""
 
     __slots__ = ()
@@ -58,7 +58,7 @@ class Unfinished(ABC):
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class Expressions:
     """The rules by which numbers may be given as text.
 
     ``parse`` makes a number of it, or returns it if it must wait; it raises ValueError for what is
@@ -67,20 +67,20 @@ class Text:
     """
 
     parse: Callable[[str], float | str]
-    build: Callable[[type, dict[str, Any]], Unfinished]
+    build: Callable[[type, dict[str, Any]], Deferred]
     arguments: Mapping[str, Hint] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class Vocabulary:
+class TaggedUnion:
     """The content of a field of an abstract type: an object of a class in ``registry``, chosen by ``"type"``.
 
     A bare number stands for the class and argument in ``bare``. ``text`` allows numbers as text.
     """
 
-    registry: Registry
+    registry: ClassRegistry
     bare: tuple[type, str] | None = None
-    text: Text | None = None
+    text: Expressions | None = None
 
 
 class Schema:
@@ -102,10 +102,10 @@ class Schema:
       label: Point has no argument 'label'; did you mean 'labels'?
     """
 
-    def __init__(self, vocabularies: Mapping[Any, Vocabulary]) -> None:
-        self.vocabularies: dict[Any, Vocabulary] = dict(vocabularies)
+    def __init__(self, vocabularies: Mapping[Any, TaggedUnion]) -> None:
+        self.vocabularies: dict[Any, TaggedUnion] = dict(vocabularies)
 
-    def add(self, hint: Hint, vocabulary: Vocabulary) -> None:
+    def add(self, hint: Hint, vocabulary: TaggedUnion) -> None:
         """From now on fields of this abstract type hold what the vocabulary names."""
         self.vocabularies[hint] = vocabulary
 
@@ -128,7 +128,7 @@ class Schema:
 class _Writer:
     """One pass over objects, in which each becomes data once."""
 
-    def __init__(self, vocabularies: Mapping[Any, Vocabulary], defaults: bool) -> None:
+    def __init__(self, vocabularies: Mapping[Any, TaggedUnion], defaults: bool) -> None:
         self.vocabularies = vocabularies
         self.defaults = defaults
         self.written: dict[tuple[int, Hint], tuple[object, Data]] = {}
@@ -155,15 +155,15 @@ class _Writer:
     def _object(self, value: Any, hint: Hint) -> Data:
         abstract = types.select_member(hint, lambda kind: kind in self.vocabularies)
         if abstract is not None:
-            return self._word(value, self.vocabularies[abstract].registry)
+            return self._tagged(value, self.vocabularies[abstract].registry)
         if is_dataclass(value) and not isinstance(value, type):
             return self._arguments(type(value), types.arguments(value, defaults=self.defaults))
         if not isinstance(value, (str, int)):
             raise ConfigError(f"{value!r} cannot be written as data: it is there in memory only")
         return value
 
-    def _word(self, value: object, registry: Registry) -> Data:
-        cls, values = value.target_and_arguments() if isinstance(value, Unfinished) else (type(value), {})
+    def _tagged(self, value: object, registry: ClassRegistry) -> Data:
+        cls, values = value.target_and_arguments() if isinstance(value, Deferred) else (type(value), {})
         try:
             name = registry.name_of(cls)
         except KeyError as error:
@@ -173,14 +173,14 @@ class _Writer:
         return {"type": name, **self._arguments(cls, values)}
 
     def _arguments(self, cls: type, values: Mapping[str, object]) -> dict[str, Data]:
-        kinds = hints_of(cls)
+        kinds = argument_types(cls)
         return {key: self.write(value, kinds.get(key)) for key, value in values.items()}
 
 
 class Reader:
     """One pass over plain data, which goes on after a mistake: ``mistakes`` has them all, each with its path."""
 
-    def __init__(self, vocabularies: Mapping[Any, Vocabulary]) -> None:
+    def __init__(self, vocabularies: Mapping[Any, TaggedUnion]) -> None:
         self.vocabularies = vocabularies
         self.mistakes: list[str] = []
 
@@ -203,7 +203,7 @@ class Reader:
         if types.is_union(hint):
             return self.read(data, types.select_member(hint, lambda kind: self._fits(data, kind)), path)
         if hint in self.vocabularies:
-            return self._word(data, hint, path)
+            return self._tagged(data, hint, path)
         if is_dataclass(hint) and isinstance(hint, type):
             return self.record(hint, data, path)
         if types.is_mapping(hint):
@@ -246,14 +246,14 @@ class Reader:
         items = {key: self.read(item, kind, f"{path}[{key!r}]") for key, item in data.items() if isinstance(key, str)}
         return INVALID if len(self.mistakes) > before else items
 
-    def _word(self, data: Data, hint: Hint, path: str) -> Any:
+    def _tagged(self, data: Data, hint: Hint, path: str) -> Any:
         """An object whose class the data name, or that a bare number stands for."""
         vocabulary = self.vocabularies[hint]
         if vocabulary.bare is not None and types.is_scalar(data):
-            return self.bare(*vocabulary.bare, data, path, vocabulary.text)
+            return self.shorthand(*vocabulary.bare, data, path, vocabulary.text)
         if not isinstance(data, Mapping):
             return data
-        cls = self.word(data, hint, path)
+        cls = self.named_class(data, hint, path)
         if cls is INVALID:
             return INVALID
         value = self.record(cls, {key: data[key] for key in data if key != "type"}, path, vocabulary.text)
@@ -262,7 +262,7 @@ class Reader:
         wanted = with_article(hint.__name__)
         return self.mistake(join(path, "type"), f"{data['type']} is not {wanted}, which this must be")
 
-    def word(self, data: Mapping[str, Data], hint: Hint, path: str) -> Any:
+    def named_class(self, data: Mapping[str, Data], hint: Hint, path: str) -> Any:
         """The class that ``data["type"]`` names, or INVALID."""
         name, registry = data.get("type"), self.vocabularies[hint].registry
         if path.count(".") + path.count("[") > DEEPEST:
@@ -276,7 +276,7 @@ class Reader:
         except KeyError as error:
             return self.mistake(join(path, "type"), error.args[0])
 
-    def bare(self, cls: type, argument: str, data: Data, path: str, text: Text | None = None) -> Any:
+    def shorthand(self, cls: type, argument: str, data: Data, path: str, text: Expressions | None = None) -> Any:
         """An object of one argument, whose mistakes are at the path itself."""
         return self.record(cls, {argument: data}, path, text, at=lambda _: path)
 
@@ -285,14 +285,14 @@ class Reader:
         cls: type,
         data: Mapping[str, Data],
         path: str,
-        text: Text | None = None,
+        text: Expressions | None = None,
         *,
         at: Callable[[str], str] | None = None,
         also: Iterable[str] = (),
     ) -> Any:
         """An object of this class, or INVALID; a misspelt argument may also have meant one of ``also``."""
         at = at or (lambda key: join(path, key))
-        kinds = own = hints_of(cls)
+        kinds = own = argument_types(cls)
         if text is not None and any(self._is_text(item, own.get(key)) for key, item in data.items()):
             kinds = {**text.arguments, **own}
         before = len(self.mistakes)
@@ -312,9 +312,9 @@ class Reader:
 
     def _is_text(self, data: Data, hint: Hint) -> bool:
         """Whether this is text in the place of a number."""
-        return isinstance(data, str) and types.is_number(hint) and not self._fits(data, hint)
+        return isinstance(data, str) and types.is_number_type(hint) and not self._fits(data, hint)
 
-    def _argument(self, data: Data, hint: Hint, path: str, text: Text | None) -> Any:
+    def _argument(self, data: Data, hint: Hint, path: str, text: Expressions | None) -> Any:
         if text is None or not self._is_text(data, hint):
             return self.read(data, hint, path)
         try:

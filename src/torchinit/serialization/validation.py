@@ -6,7 +6,7 @@ import math
 from typing import get_args
 
 
-def number(name: str, value: object, *, least: float = -math.inf, finite: bool = True) -> float:
+def check_number(name: str, value: object, *, least: float = -math.inf, finite: bool = True) -> float:
     """The value as a float; raises TypeError if it is not a number, ValueError if it is NaN, infinite or too small."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, but got {value!r}")
@@ -19,24 +19,24 @@ def number(name: str, value: object, *, least: float = -math.inf, finite: bool =
     return float(value)
 
 
-def is_whole(value: object, least: int = 1) -> bool:
+def is_integer(value: object, least: int = 1) -> bool:
     """Whether the value is an ``int``, not a ``bool``, that is not below ``least``."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-def text(name: str, value: object) -> None:
+def check_str(name: str, value: object) -> None:
     """Raise TypeError unless the value is a ``str`` or None."""
     if value is not None and not isinstance(value, str):
         raise TypeError(f"{name} must be text, but got {value!r}")
 
 
-def truth(name: str, value: object) -> None:
+def check_bool(name: str, value: object) -> None:
     """Raise TypeError unless the value is a ``bool``."""
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be true or false, but got {value!r}")
 
 
-def choice(name: str, value: object, choices: object) -> None:
+def check_choice(name: str, value: object, choices: object) -> None:
     """Raise ValueError unless the value is one of a Literal's."""
     allowed = get_args(choices)
     if value not in allowed:

@@ -14,8 +14,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 from torchinit._text import count, did_you_mean
 from torchinit.errors import LockError, RunError
 from torchinit.model.names import check_glob, glob_matches
-from torchinit.model.sites import grouped
-from torchinit.model.traversal import held
+from torchinit.model.sites import group_sites
+from torchinit.model.traversal import walk_tensors
 from torchinit.tracing.regions import memory_of, storage_of
 
 # A lock belongs to tensors, not to names, and holds in traces alone: code that is not traced runs as ever, and
@@ -72,7 +72,7 @@ def lock(model: nn.Module, names: str | Iterable[str]) -> Lock:
     globs = [names] if isinstance(names, str) else list(names)
     for glob in globs:
         check_glob(glob)
-    sites = {tuple(view.name for view in site.views): holders[0] for site, holders in grouped(held(model))}
+    sites = {tuple(view.name for view in site.views): holders[0] for site, holders in group_sites(walk_tensors(model))}
     known = [name for views in sites for name in views]
     missing = [glob for glob in globs if not any(glob_matches(glob, name) for name in known)]
     if missing:

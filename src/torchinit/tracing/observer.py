@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from torchinit._text import count, shape_text, spell
+from torchinit._text import count, shape_text, short_repr
+from torchinit.model.sandbox import OperationMode
 from torchinit.tracing.regions import MemoryIndex
 
 Operation: TypeAlias = torch._ops.OpOverload | str
@@ -26,24 +26,6 @@ Execute: TypeAlias = Callable[[Any, Sequence[Any], Mapping[str, Any]], Any]
 """Called with an operation or function of torch and its arguments, in its place."""
 
 _OMITTED = frozenset({"generator", "dtype", "layout", "device", "pin_memory", "memory_format", "non_blocking", "out"})
-
-
-class OperationMode(TorchDispatchMode):
-    """Hands over every operation that reaches the dispatcher: in place, out=, foreach, through views and ``.data``."""
-
-    def __init__(self, execute: Execute) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.execute = execute
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        # Torch would wrap each call in what keeps its compiler away: twice the cost, and seconds to import it.
-        return False
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        return self.execute(func, args, kwargs or {})
 
 
 class FunctionMode(TorchFunctionMode):
@@ -96,10 +78,10 @@ def arguments_of(func: Operation, args: Sequence[Any], kwargs: Mapping[str, Any]
 def _text(value: Any) -> str:
     if isinstance(value, Tensor):
         single = type(value) is Tensor and value.dim() == 0 and value.device.type == "cpu" and not value.is_complex()
-        return spell(value.item()) if single else f"tensor of {shape_text(tuple(value.shape))}"
+        return short_repr(value.item()) if single else f"tensor of {shape_text(tuple(value.shape))}"
     if isinstance(value, (list, tuple)) and any(isinstance(item, Tensor) for item in value):
         return count(len(value), "tensor")
-    return spell(tuple(value)) if isinstance(value, list) else spell(value)
+    return short_repr(tuple(value)) if isinstance(value, list) else short_repr(value)
 
 
 # --- the observer --------------------------------------------------------------------------------------

@@ -15,9 +15,9 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from torchinit.model.names import normalize
 from torchinit.model.shards import Shard
-from torchinit.model.traversal import Held, Kind, held
+from torchinit.model.traversal import HeldTensor, Kind, walk_tensors
 from torchinit.plans.plan import Step
-from torchinit.plans.run import present
+from torchinit.plans.run import observing_runs
 from torchinit.tracing.locks import Snapshot, is_locked, refusal, snapshot
 from torchinit.tracing.observer import Event, Observer, name_of
 from torchinit.tracing.regions import MemoryIndex, region_of_shards, region_within, storage_of
@@ -80,7 +80,7 @@ class Recorder:
         self._names_before, self._parts_before = set(self._keys), _part_ids(self.model)
         self._name_sites()
         self._open = ExitStack()
-        self._open.enter_context(present(self))
+        self._open.enter_context(observing_runs(self))
         self._open.enter_context(self.observer)
         return self.trace
 
@@ -151,7 +151,7 @@ class Recorder:
 
     # A run of torchinit's own is reported step by step, with torch's modes off: a step is one write, whatever draws it.
 
-    def announced(self, step: Step, parts: Sequence[Shard]) -> None:
+    def before_run(self, step: Step, parts: Sequence[Shard]) -> None:
         """Refuse, before a run writes anything, a step that would write a locked site."""
         for site in self._lying_in(parts):
             if is_locked(site.tensors):
@@ -265,8 +265,8 @@ class Recorder:
 
 def _traced(model: nn.Module, prefix: str = "") -> Iterator[tuple[TracedTensor, tuple[str, ...]]]:
     """The sites of a model with the tensors behind them, and their other names."""
-    groups: dict[object, list[Held]] = {}
-    for holder in held(model):
+    groups: dict[object, list[HeldTensor]] = {}
+    for holder in walk_tensors(model):
         groups.setdefault(holder.key, []).append(holder)
     for first, *others in groups.values():
         name, *aliases = [normalize(f"{prefix}.{each.name}") if prefix else each.name for each in (first, *others)]

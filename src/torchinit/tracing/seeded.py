@@ -21,7 +21,7 @@ from torchinit.initializers.matrices import Orthogonal
 from torchinit.model.dtensor import is_distributed, shards_of
 from torchinit.model.shards import Box, Shard
 from torchinit.noise import Distribution, Keyed, Noise, seeded_generators
-from torchinit.noise.base import Job
+from torchinit.noise.base import DrawRequest
 from torchinit.plans.run import write
 from torchinit.tracing.observer import arguments_of, name_of
 from torchinit.tracing.recorder import Recorder
@@ -184,7 +184,7 @@ class _OffsetNoise(Noise):
 
     noise: Noise
     offset: int
-    sequential = False
+    is_stateful = False
 
     def fill(self, shard: Shard, distribution: Distribution, params: tuple[float, ...], index: int = 0) -> None:
         self.noise.fill(shard, distribution, params, index + self.offset)
@@ -192,8 +192,8 @@ class _OffsetNoise(Noise):
     def order(self, shard: Shard, index: int = 0) -> Tensor:
         return self.noise.order(shard, index + self.offset)
 
-    def factor_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        return self.noise.factor_dtype(dtype)
+    def linalg_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        return self.noise.linalg_dtype(dtype)
 
 
 def _draw_truncated(target: DrawTarget, frame: FrameType) -> None:
@@ -248,7 +248,7 @@ class DrawTarget:
         """Draw the target, or a tensor that lies as it does."""
         tensor = self.tensor.detach() if like is None else like
         shards = [shard for shard in self.shards(tensor) if shard.local.numel()]
-        self.noise.fill_many(Job(shard, distribution, params, self.index + offset) for shard in shards)
+        self.noise.fill_many(DrawRequest(shard, distribution, params, self.index + offset) for shard in shards)
         return tensor
 
     def draw(self, distribution: Distribution, *params: float, offset: int = 0) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypeAlias, final
 
-from torchinit._text import columns, count, did_you_mean, some
+from torchinit._text import abbreviate, count, did_you_mean, format_table
 from torchinit.model.sandbox import ALLOCATING
 from torchinit.model.shards import Box, replaced
 from torchinit.serialization.schema import Schema, parse
@@ -173,7 +173,7 @@ class Trace:
     def table(self) -> str:
         """The writes as plain text, a line each, then the summary."""
         head = ("site", "operation", "times", "line", "call", "module")
-        return "\n".join([columns(head, [_row(write) for write in self.writes]), self.summary()])
+        return "\n".join([format_table(head, [_row(write) for write in self.writes]), self.summary()])
 
     def summary(self) -> str:
         """A few lines on how much was written, and what was not."""
@@ -181,8 +181,10 @@ class Trace:
         sites = {write.site for write in self._writes.values()}
         lines = [f"{count(times, 'write')} to {count(len(sites), 'site')}"]
         for kind, names in (("parameter", self.unwritten), ("buffer", self.unwritten_buffers)):
-            lines += [f"{count(len(names), kind)} not written: {some(names)}"] if names else []
-        lines += [f"{change}: {some(names)}" for change in ("added", "removed") if (names := getattr(self, change))]
+            lines += [f"{count(len(names), kind)} not written: {abbreviate(names)}"] if names else []
+        lines += [
+            f"{change}: {abbreviate(names)}" for change in ("added", "removed") if (names := getattr(self, change))
+        ]
         return "\n".join([*lines, *([f"ended early: {self.error}"] if self.error else [])])
 
     def to_dict(self) -> dict[str, Any]:

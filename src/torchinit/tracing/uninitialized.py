@@ -15,10 +15,10 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode_stack
 from torch.utils.weak import WeakIdKeyDictionary
 
-from torchinit.model.sandbox import ALLOCATING
-from torchinit.model.traversal import held
+from torchinit.model.sandbox import ALLOCATING, OperationMode
+from torchinit.model.traversal import walk_tensors
 from torchinit.tracing.locks import Snapshot, snapshot
-from torchinit.tracing.observer import OperationMode, written_by
+from torchinit.tracing.observer import written_by
 from torchinit.tracing.regions import memory_of, storage_of
 
 _COPYING = frozenset((torch.ops.aten.clone, torch.ops.aten._to_copy))
@@ -148,7 +148,7 @@ def looks_unfilled(tensor: Tensor) -> bool:
 def unfilled(model: nn.Module, written: frozenset[str] = frozenset()) -> tuple[str, ...]:
     """The parameters and buffers that hold what their memory held before; ``written`` are known to have values."""
     found: dict[object, str] = {}
-    for holder in held(model):
+    for holder in walk_tensors(model):
         if any(holds_no_values(tensor, written=holder.name in written) for tensor in holder.sources):
             found.setdefault(holder.key, holder.name)
     return tuple(found.values())

@@ -17,7 +17,7 @@ from torch import nn
 from examples.large import llama_405b, moe_1t
 from torchinit import Constant, Layer, Leaf, Name, Normal, Orthogonal, Plan, Rule, Uniform, load_recipe, sites
 from torchinit.distributed.estimate.cost import Rates, cost_of, kind_of, measured, whole_regions
-from torchinit.distributed.estimate.partition import Partition, parse_mesh, parse_placing
+from torchinit.distributed.estimate.partition import Partition, parse_mesh, parse_override
 from torchinit.initializers import Blocks, Identity, Sparse
 from torchinit.initializers.composed import Padded
 from torchinit.initializers.matrices import DeltaOrthogonal, Dirac, RegionFill
@@ -123,7 +123,7 @@ def test_a_rate_is_measured_for_each_kind() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "mesh", "ways", "placings", "elements"),
+    ("model", "mesh", "ways", "overrides", "elements"),
     [
         (llama_405b, "512x8", "fsdp,tp", [], 405_853_388_800),
         (moe_1t, "512x8", "fsdp,ep", ["fsdp:**.experts.*=1"], 1_028_298_994_688),
@@ -131,11 +131,11 @@ def test_a_rate_is_measured_for_each_kind() -> None:
     ids=["405B", "1T"],
 )
 def test_a_model_for_thousands_of_ranks(
-    model: Callable[[], nn.Module], mesh: str, ways: str, placings: list[str], elements: int
+    model: Callable[[], nn.Module], mesh: str, ways: str, overrides: list[str], elements: int
 ) -> None:
     with torch.device("meta"):
         plan = make_plan(sites(model()), load_recipe(LARGE)).check(complete=True)
-    partition = replace(parse_mesh(mesh, ways), placings=tuple(map(parse_placing, placings)))
+    partition = replace(parse_mesh(mesh, ways), overrides=tuple(map(parse_override, overrides)))
     cost = cost_of(plan, partition, given({"Normal bfloat16": 1.0, "Constant bfloat16": 1.0}))
     assert cost.elements == elements
     assert cost.ranks == 4096

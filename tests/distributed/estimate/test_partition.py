@@ -17,7 +17,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 
 from tests.ranks import fake_rank
 from torchinit import RunError, sites
-from torchinit.distributed.estimate.partition import Partition, Placing, parse_mesh, parse_placing, piece
+from torchinit.distributed.estimate.partition import Partition, PartitionOverride, parse_mesh, parse_override, piece
 from torchinit.model import Site
 from torchinit.model.dtensor import local_part
 
@@ -105,11 +105,15 @@ def test_placings_win_over_what_is_usual() -> None:
     usual = Partition((2, 2), ("fsdp", "tp"))
     assert usual.axes(norm) == (0, None)
     assert usual.axes(expert) == (0, 0)
-    placings = (Placing("tp", "**.norm.*", 0), Placing("fsdp", "**.experts.*", 1), Placing("tp", "**", None))
-    other = Partition((2, 2), ("fsdp", "tp"), placings)
+    overrides = (
+        PartitionOverride("tp", "**.norm.*", 0),
+        PartitionOverride("fsdp", "**.experts.*", 1),
+        PartitionOverride("tp", "**", None),
+    )
+    other = Partition((2, 2), ("fsdp", "tp"), overrides)
     assert other.axes(expert) == (1, None)
     assert other.axes(norm) == (0, None)
-    assert Partition((2, 2), ("fsdp", "tp"), placings[:2]).axes(norm) == (0, 0)
+    assert Partition((2, 2), ("fsdp", "tp"), overrides[:2]).axes(norm) == (0, 0)
     assert other.local_shape(expert, (1, 0)) == (6, 2, 10)
 
 
@@ -120,8 +124,12 @@ def test_experts_apart_are_left_alone_by_tensor_parallelism() -> None:
 
 
 def test_mistakes_in_placements_come_together() -> None:
-    placings = (Placing("ep", "**.weight", 0), Placing("fsdp", "a.wieght", 0), Placing("fsdp", "a.weight", 2))
-    partition = Partition((2,), ("fsdp",), placings)
+    overrides = (
+        PartitionOverride("ep", "**.weight", 0),
+        PartitionOverride("fsdp", "a.wieght", 0),
+        PartitionOverride("fsdp", "a.weight", 2),
+    )
+    partition = Partition((2,), ("fsdp",), overrides)
     with pytest.raises(RunError, match="3 mistakes in the placements") as caught:
         partition.check([Site("a.weight", (2, 3))])
     assert caught.value.problems == (
@@ -170,7 +178,7 @@ def test_a_mesh_has_ranks() -> None:
 )
 def test_what_is_no_placing(text: str, why: str) -> None:
     with pytest.raises(ValueError, match=why):
-        parse_placing(text)
+        parse_override(text)
 
 
 def test_a_dtensor_is_what_these_tests_compare_with() -> None:

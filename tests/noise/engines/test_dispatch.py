@@ -20,15 +20,15 @@ from hypothesis import strategies as st
 from tests.noise.strategies import DISTRIBUTIONS, DTYPES, Boxed, boxes, destinations
 from torchinit.errors import RunError
 from torchinit.model.shards import Shard
-from torchinit.noise import Distribution, Job, Keyed
+from torchinit.noise import Distribution, DrawRequest, Keyed
 from torchinit.noise.csrc import build
 from torchinit.noise.distributions import Draw, DrawKind, resolve
 from torchinit.noise.engines import dispatch, kernel, numpy_engine, torch_engine
-from torchinit.noise.engines.tasks import Task, is_stretch, strides
+from torchinit.noise.engines.tasks import FillTask, is_stretch, strides
 from torchinit.noise.keyed import STREAM, derive
 
 What = tuple[Distribution, tuple[float, ...]]
-Engine = Callable[[Task], None]
+Engine = Callable[[FillTask], None]
 
 LOADED = kernel.load()
 needs_kernel = pytest.mark.skipif(LOADED is None, reason="no compiled kernel here")
@@ -44,8 +44,8 @@ ENGINES: dict[str, Engine] = {"numpy": numpy_engine.fill, **{name: of(one) for n
 every_engine = pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES.keys())
 
 
-def make_task(what: What, dtype: torch.dtype, box: Boxed, out: torch.Tensor) -> Task:
-    return Task(out, box.shape, box.start, derive(1, "weight"), resolve(*what, dtype))
+def make_task(what: What, dtype: torch.dtype, box: Boxed, out: torch.Tensor) -> FillTask:
+    return FillTask(out, box.shape, box.start, derive(1, "weight"), resolve(*what, dtype))
 
 
 def raw(out: torch.Tensor) -> torch.Tensor:
@@ -110,7 +110,7 @@ def test_bits_where_counters_carry(engine: Engine, first: int) -> None:
 def test_words(engine: Engine) -> None:
     box = Boxed((5000,), (0,), (5000,))
     out = torch.empty(5000)
-    task = Task(out, box.shape, box.start, derive(0, "w"), Draw(DrawKind.WORDS))
+    task = FillTask(out, box.shape, box.start, derive(0, "w"), Draw(DrawKind.WORDS))
     if engine is numpy_engine.fill:
         drawn = torch_engine.words(task, 0, 5000, numpy_engine.block)
     else:
@@ -166,9 +166,9 @@ class TestBatches:
         n = 300_000
         base, again = torch.empty(n), torch.empty(n)
         jobs = [
-            Job(Shard.whole("a", base), "normal", (0.0, 1.0)),
-            Job(Shard.whole("b", base[1000:200_000]), "uniform", (0.0, 1.0)),
-            Job(Shard.whole("c", base[5000:6000]), "sign", ()),
+            DrawRequest(Shard.whole("a", base), "normal", (0.0, 1.0)),
+            DrawRequest(Shard.whole("b", base[1000:200_000]), "uniform", (0.0, 1.0)),
+            DrawRequest(Shard.whole("c", base[5000:6000]), "sign", ()),
         ]
         Keyed(0).fill_many(jobs)
         for name, part, what in (
@@ -177,7 +177,7 @@ class TestBatches:
             ("c", again[5000:6000], ("sign", ())),
         ):
             torch_engine.fill(
-                Task(part, tuple(part.shape), (0,), derive(0, name), resolve(what[0], what[1], part.dtype))
+                FillTask(part, tuple(part.shape), (0,), derive(0, name), resolve(what[0], what[1], part.dtype))
             )
         assert torch.equal(base, again)
 
@@ -185,7 +185,7 @@ class TestBatches:
         whole, base = torch.empty(3000, 30), torch.empty(3000, 30)
         Keyed(0).fill(Shard.whole("qkv", whole), "normal", (0.0, 1.0))
         shards = [Shard("qkv", base[:, i : i + 10], (3000, 30), (0, i)) for i in (0, 10, 20)]
-        Keyed(0).fill_many(Job(shard, "normal", (0.0, 1.0)) for shard in shards)
+        Keyed(0).fill_many(DrawRequest(shard, "normal", (0.0, 1.0)) for shard in shards)
         assert torch.equal(base, whole)
 
     def test_engines_take_turns_in_one_batch(self) -> None:
@@ -197,7 +197,7 @@ class TestBatches:
             torch.empty(10, 10).t(),
         ]
         noise = Keyed(0)
-        noise.fill_many(Job(Shard.whole("w", out), "normal", (0.0, 1.0)) for out in outs)
+        noise.fill_many(DrawRequest(Shard.whole("w", out), "normal", (0.0, 1.0)) for out in outs)
         for out in (outs[0], outs[2], outs[4]):
             assert torch.equal(out.flatten(), outs[0])
         assert torch.equal(outs[1].float(), outs[0].to(torch.float8_e5m2).float())
@@ -256,7 +256,7 @@ def test_a_batch_with_read_only_memory_changes_nothing(tmp_path: Path, place: in
     outs = [torch.full((7,), 0.1) for _ in range(400)]
     outs.insert(place, tensor)
     with pytest.raises(RunError, match=r"shape \[1000\] lies in memory that cannot be written"):
-        Keyed(0).fill_many(Job(Shard.whole(str(n), out), "normal", (0.0, 1.0)) for n, out in enumerate(outs))
+        Keyed(0).fill_many(DrawRequest(Shard.whole(str(n), out), "normal", (0.0, 1.0)) for n, out in enumerate(outs))
     assert not tensor.any()
     assert all(bool((out == 0.1).all()) for out in outs if out is not tensor)
 

@@ -11,11 +11,11 @@ from typing import ClassVar, Final, TypeAlias, TypeVar, dataclass_transform, fin
 import torch
 from torch import Tensor
 
-from torchinit._text import Spelled, did_you_mean
+from torchinit._text import ShortStr, did_you_mean
 from torchinit.model.shards import Box, replaced
 from torchinit.noise.threads import one_thread
-from torchinit.serialization.registry import Registry
-from torchinit.serialization.validation import is_whole
+from torchinit.serialization.registry import ClassRegistry
+from torchinit.serialization.validation import is_integer
 
 _Adapter = TypeVar("_Adapter", bound="Adapter")
 _Value = TypeVar("_Value")
@@ -37,7 +37,7 @@ class ReadPlan:
     combine: Callable[[Sequence[Tensor]], Tensor]
 
 
-class Adapter(Spelled, ABC):
+class Adapter(ShortStr, ABC):
     """A change of tensors of a checkpoint so that they fit a site.
 
     A frozen value and a pure function: the same tensors, shape and key give the same result. ``key`` is
@@ -110,7 +110,7 @@ class Adapter(Spelled, ABC):
         return ReadPlan(tuple(map(Box.whole, shapes)), combine)
 
 
-ADAPTERS: Final = Registry("adapter", method="adapt", group="torchinit.adapters")
+ADAPTERS: Final = ClassRegistry("adapter", method="adapt", group="torchinit.adapters")
 
 
 @dataclass_transform(frozen_default=True)
@@ -250,7 +250,7 @@ def listed(shapes: Sequence[Size]) -> str:
 def check_whole(adapter: Adapter, *names: str, least: int = 0) -> None:
     """Raise ValueError for arguments that are not whole numbers from ``least``."""
     for name in names:
-        if not is_whole(value := getattr(adapter, name), least):
+        if not is_integer(value := getattr(adapter, name), least):
             raise ValueError(f"{name} must be a whole number from {least}, but got {value!r}")
 
 

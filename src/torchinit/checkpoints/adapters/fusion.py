@@ -22,7 +22,7 @@ from torchinit.checkpoints.adapters.base import (
     take_lists,
 )
 from torchinit.model.shards import Box, inserted, replaced, without
-from torchinit.serialization.validation import is_whole
+from torchinit.serialization.validation import is_integer
 
 
 @register
@@ -90,7 +90,7 @@ class Split(Adapter):
         _check_arguments(self)
         if self.sizes is not None:
             take_lists(self, int, "sizes")
-            if len(self.sizes) != len(self.parts) or not all(map(is_whole, self.sizes)):
+            if len(self.sizes) != len(self.parts) or not all(map(is_integer, self.sizes)):
                 wanted = f"a whole number from 1 for each of {self.parts}"
                 raise ValueError(f"sizes must be {wanted}, but got {self.sizes!r}")
 

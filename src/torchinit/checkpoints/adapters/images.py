@@ -13,7 +13,7 @@ from torch import Tensor
 
 from torchinit.checkpoints.adapters.base import Adapter, ReadPlan, Size, check_same, check_whole, register, upcast
 from torchinit.model.shards import Box, replaced, without
-from torchinit.serialization.validation import choice, is_whole
+from torchinit.serialization.validation import check_choice, is_integer
 
 Channels: TypeAlias = Literal["sum", "repeat"]
 Frames: TypeAlias = Literal["repeat", "centre"]
@@ -40,7 +40,7 @@ class InputChannels(Adapter):
     axis: int = 1
 
     def __post_init__(self) -> None:
-        choice("how", self.how, Channels)
+        check_choice("how", self.how, Channels)
         check_whole(self, "axis")
 
     def check(self, shapes: Sequence[Size], shape: Size, key: str) -> None:
@@ -77,7 +77,7 @@ class Inflate(Adapter):
     axis: int = 2
 
     def __post_init__(self) -> None:
-        choice("how", self.how, Frames)
+        check_choice("how", self.how, Frames)
         check_whole(self, "axis")
 
     def check(self, shapes: Sequence[Size], shape: Size, key: str) -> None:
@@ -173,7 +173,7 @@ class _ResizeGrid(Adapter):
     def _check_grids(self) -> None:
         for name in ("file", "site"):
             if (grid := getattr(self, name)) is not None:
-                if not (isinstance(grid, (list, tuple)) and len(grid) == 2 and all(map(is_whole, grid))):
+                if not (isinstance(grid, (list, tuple)) and len(grid) == 2 and all(map(is_integer, grid))):
                     raise ValueError(f"{name} must be (height, width) in whole numbers from 1, but got {grid!r}")
                 object.__setattr__(self, name, tuple(grid))
 

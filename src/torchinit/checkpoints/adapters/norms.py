@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from torchinit.checkpoints.adapters.base import Adapter, Size, check_whole, listed, register, replace_parts, upcast
-from torchinit.serialization.validation import number
+from torchinit.serialization.validation import check_number
 
 _WEIGHT, _BIAS = ("weight", "running_var"), ("weight", "running_var", "bias", "running_mean")
 
@@ -31,7 +31,7 @@ class BatchNormAffine(Adapter):
     eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        number("eps", self.eps, least=0)
+        check_number("eps", self.eps, least=0)
 
     def wants(self, key: str) -> tuple[str, ...]:
         norm, leaf = _leaf(self, key)
@@ -68,7 +68,7 @@ class FoldBatchNorm(Adapter):
     axis: int = 0
 
     def __post_init__(self) -> None:
-        number("eps", self.eps, least=0)
+        check_number("eps", self.eps, least=0)
         check_whole(self, "axis")
 
     def wants(self, key: str) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from torchinit.checkpoints.adapters.base import (
     upcast,
 )
 from torchinit.model.shards import Box
-from torchinit.serialization.validation import choice, is_whole
+from torchinit.serialization.validation import check_choice, is_integer
 
 Missing: TypeAlias = Literal["error", "mean", "zero"]
 
@@ -91,7 +91,7 @@ class Rows(Adapter):
         check_whole(self, "axis")
         if self.indices is not None:
             take_lists(self, int, "indices")
-            if not all(is_whole(index, 0) for index in self.indices):
+            if not all(is_integer(index, 0) for index in self.indices):
                 raise ValueError(f"indices must be whole numbers from 0, but got {self.indices!r}")
 
     def check(self, shapes: Sequence[Size], shape: Size, key: str) -> None:
@@ -134,7 +134,7 @@ class Labels(Adapter):
     missing: Missing = "error"
 
     def __post_init__(self) -> None:
-        choice("missing", self.missing, Missing)
+        check_choice("missing", self.missing, Missing)
         take_lists(self, str, "file", "site")
         for name, labels in (("file", self.file), ("site", self.site)):
             if len(set(labels)) < len(labels):

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchinit.checkpoints.adapters.base import Adapter, ReadPlan, Size, check_same, check_whole, register, upcast
 from torchinit.model.shards import Box, Shard
 from torchinit.noise import Keyed
-from torchinit.serialization.validation import choice, is_whole, number
+from torchinit.serialization.validation import check_choice, check_number, is_integer
 
 Order: TypeAlias = Literal["half", "interleaved"]
 
@@ -38,9 +38,9 @@ class RopeOrder(Adapter):
     rotary: int | None = None
 
     def __post_init__(self) -> None:
-        choice("to", self.to, Order)
+        check_choice("to", self.to, Order)
         check_whole(self, "heads", least=1)
-        if self.rotary is not None and not (is_whole(self.rotary, 2) and self.rotary % 2 == 0):
+        if self.rotary is not None and not (is_integer(self.rotary, 2) and self.rotary % 2 == 0):
             raise ValueError(f"rotary must be an even whole number from 2, but got {self.rotary!r}")
 
     def makes(self, shapes: Sequence[Size], key: str) -> Size:
@@ -121,7 +121,7 @@ class ResizeVocabulary(Adapter):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        number("spread", self.spread, least=0)
+        check_number("spread", self.spread, least=0)
         Keyed(self.seed)
 
     def check(self, shapes: Sequence[Size], shape: Size, key: str) -> None:

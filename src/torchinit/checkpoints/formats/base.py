@@ -16,7 +16,7 @@ from torchinit._text import did_you_mean
 from torchinit.checkpoints.hub.cache import stamp_of
 from torchinit.errors import CheckpointError
 from torchinit.model.shards import Box
-from torchinit.serialization.json import FrozenMap
+from torchinit.serialization.json import FrozenDict
 
 _MOST_DIMENSIONS: Final = 64  # torch and NumPy allow no more
 
@@ -79,7 +79,7 @@ class Checkpoint(ABC):
     format: str = ""
     part: str = ""
     notes: tuple[str, ...] = ()
-    metadata: Mapping[str, str] = FrozenMap()
+    metadata: Mapping[str, str] = FrozenDict()
     _entries: Mapping[str, Any]  # an Info for each tensor, by name, or whatever else a format keeps of it
     _stamp: Stamp | None = None  # of the file that is mapped, if there is one
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchinit._text import count, did_you_mean, some
+from torchinit._text import abbreviate, count, did_you_mean
 from torchinit.checkpoints.formats.base import Checkpoint, Info, Stamp, cut
 from torchinit.checkpoints.formats.pickle_audit import check_pickles, refused
 from torchinit.checkpoints.formats.zip_audit import check_zip, is_zip
@@ -176,7 +176,7 @@ def find_state_dict(content: object, name: str, part: str | None) -> tuple[dict[
         seen.add(id(state))
         path = _join(path, key)
         if others := [other for other in nest.holders(state) if other != key]:
-            notes.append(f"taken from {path!r}; there are also {some(sorted(others))}: choose with part")
+            notes.append(f"taken from {path!r}; there are also {abbreviate(sorted(others))}: choose with part")
         state = state[key]  # type: ignore[index]  # only a mapping has a next
     if not isinstance(state, Mapping):
         raise CheckpointError(f"{name}: holds a {type(state).__name__}, not named tensors")
@@ -259,7 +259,7 @@ def _why_empty(state: Mapping[Any, Any]) -> str:
         return "holds the state of an optimizer only, no weights; give the file in which its training saved the model"
     if any(isinstance(value, Tensor) for value in state.values()):
         return "its tensors have no names: their keys are not text"
-    return f"holds no tensors, only {count(len(keys), 'entry', 'entries')}: {some(keys)}" if keys else "is empty"
+    return f"holds no tensors, only {count(len(keys), 'entry', 'entries')}: {abbreviate(keys)}" if keys else "is empty"
 
 
 def _join(path: str, key: str) -> str:

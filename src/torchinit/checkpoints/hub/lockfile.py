@@ -16,7 +16,7 @@ from torchinit._text import masked
 from torchinit.checkpoints.hub.cache import Cache, check_hash, default_folder, stamp_of, write_whole
 from torchinit.checkpoints.hub.config import is_on
 from torchinit.errors import FetchError
-from torchinit.serialization.json import TwiceError, unique
+from torchinit.serialization.json import DuplicateKeyError, reject_duplicate_keys
 
 VERSION: Final = 1
 
@@ -47,11 +47,11 @@ def read_pins(path: Path) -> dict[str, Pin]:
 @lru_cache(maxsize=8)
 def _read_pins(path: Path, _: object) -> dict[str, Pin]:
     try:
-        data = json.loads(path.read_text("utf-8"), object_pairs_hook=unique)
+        data = json.loads(path.read_text("utf-8"), object_pairs_hook=reject_duplicate_keys)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
-        twice = f"{', '.join(sorted(error.keys))} is there twice" if isinstance(error, TwiceError) else ""
+        twice = f"{', '.join(sorted(error.keys))} is there twice" if isinstance(error, DuplicateKeyError) else ""
         raise FetchError(f"the lock file {path} cannot be read: {twice or error}") from None
     sources = data.get("sources") if isinstance(data, dict) else None
     if not isinstance(sources, dict) or data.get("version") != VERSION:

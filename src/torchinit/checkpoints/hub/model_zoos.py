@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
-from torchinit._text import did_you_mean, some
+from torchinit._text import abbreviate, did_you_mean
 from torchinit.checkpoints.hub.cache import Request, hash_of
 from torchinit.checkpoints.hub.schemes import LocalFile, register_source, resolve
 from torchinit.checkpoints.hub.urls import address_of, check_allowed
@@ -78,7 +78,7 @@ def _names(wanted: str, known: Callable[[], list[str]]) -> str:
         names = known()
     except Exception:  # noqa: BLE001  # an error is being told already
         return ""
-    return did_you_mean(wanted, names) or (f", but {some(names)}" if names else "")
+    return did_you_mean(wanted, names) or (f", but {abbreviate(names)}" if names else "")
 
 
 def torchvision(source: str, request: Request) -> LocalFile:

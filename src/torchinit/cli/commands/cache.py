@@ -8,7 +8,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from torchinit._text import columns, count, did_you_mean
+from torchinit._text import count, did_you_mean, format_table
 from torchinit.checkpoints.hub.cache import Cache, CacheEntry, default_folder
 from torchinit.checkpoints.hub.urls import address_of
 from torchinit.cli import options
@@ -39,7 +39,7 @@ def _list(cache: Cache, arguments: argparse.Namespace) -> int:
     entries = cache.entries()
     unfinished = len(cache.folders()) - len(entries)
     rows = [_row(entry) for entry in entries]
-    table = [columns(("name", "bytes", "fetched (UTC)", "sha256", "url"), rows)] if rows else []
+    table = [format_table(("name", "bytes", "fetched (UTC)", "sha256", "url"), rows)] if rows else []
     total = f"{count(len(entries), 'file')}, {sum(entry.size for entry in entries):,} bytes in {cache.folder}"
     tail = f"; {count(unfinished, 'unfinished download')}" if unfinished else ""
     data = [{**asdict(entry), "path": str(entry.path)} for entry in entries]

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from torchinit._text import columns, did_you_mean
+from torchinit._text import did_you_mean, format_table
 from torchinit.checkpoints.adapters import ADAPTERS
 from torchinit.cli import options
 from torchinit.cli.errors import UsageError
@@ -52,7 +52,7 @@ class Explanation:
         parts = [": ".join([self.name, *self.text[:1]]), *self.text[1:]]
         if self.arguments:
             rows = [(each.name, each.default or "(required)", ", ".join(each.choices)) for each in self.arguments]
-            parts.append(_indented("Arguments", columns(("name", "default", "choices"), rows)))
+            parts.append(_indented("Arguments", format_table(("name", "default", "choices"), rows)))
         if self.example:
             parts.append(_indented("Example", self.example))
         return "\n\n".join(parts)
@@ -66,7 +66,7 @@ def _explain(name: str) -> Explanation:
     shipped, checks = schemes(), {word: check for check in CHECKS.values() for word in (check.code, check.name)}
     if name in shipped:
         rules = [(rule.label, str(rule.where), str(rule.init)) for rule in load_recipe(name)]
-        return Explanation(name, (shipped[name], columns(("rule", "where", "what"), rules)))
+        return Explanation(name, (shipped[name], format_table(("rule", "where", "what"), rules)))
     if name in checks:
         check = checks[name]
         text = [_without_markup(part) for part in check.text.split("\n\n")]

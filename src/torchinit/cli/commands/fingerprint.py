@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from torchinit._text import columns, count
+from torchinit._text import count, format_table
 from torchinit.cli import options, weights
 from torchinit.plans.fingerprint import fingerprint
 
@@ -23,7 +23,7 @@ def run(arguments: argparse.Namespace) -> int:
         digests = weights.fingerprint_of(Path(arguments.model))
     else:
         digests = fingerprint(options.model_of(arguments, "cpu", arguments.seed))
-    lines = [columns(("digest", "name"), [(digest, name) for name, digest in digests.sites.items()])]
+    lines = [format_table(("digest", "name"), [(digest, name) for name, digest in digests.sites.items()])]
     lines += [f"{name} is {first}" for name, first in digests.aliases.items()]
     lines.append(f"{digests.total}  total of {count(len(digests.sites), 'site')}")
     if digests.transient:

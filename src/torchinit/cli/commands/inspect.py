@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from torchinit._text import columns, count, dtype_name, one_line, shape_text
+from torchinit._text import count, dtype_name, format_table, one_line, shape_text
 from torchinit.checkpoints import Checkpoint, fetch, open_checkpoint
 from torchinit.checkpoints.hub.cache import hash_of
 from torchinit.cli import options, weights
@@ -72,7 +72,7 @@ def table(data: dict[str, Any]) -> str:
     total = sum(entry["bytes"] for entry in data["tensors"])
     return "\n".join(
         [
-            columns(head[:width], [row[:width] for row in rows]),
+            format_table(head[:width], [row[:width] for row in rows]),
             f"{data['file']}: {data['format']}{part}, {count(len(rows), 'tensor')} of {total:,} bytes",
             f"{data['bytes']:,} bytes in the file, sha256 {data['sha256']}",
             *map(one_line, data["notes"]),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from torch import nn
 
-from torchinit._text import columns
+from torchinit._text import format_table
 from torchinit.checkpoints.adapters import ADAPTERS
 from torchinit.cli import options
 from torchinit.cli.commands import explain
@@ -16,7 +16,7 @@ from torchinit.linting import CHECKS
 from torchinit.model.layouts import known_layers
 from torchinit.recipes import schemes
 from torchinit.rules.catalog import INITIALIZERS
-from torchinit.serialization.registry import Registry
+from torchinit.serialization.registry import ClassRegistry
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -29,10 +29,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Print each name with what it means in a line."""
     head, make = KINDS[arguments.kind]
     meanings = make()
-    return options.show(arguments, meanings, columns(head, [*meanings.items()]))
+    return options.show(arguments, meanings, format_table(head, [*meanings.items()]))
 
 
-def _classes(registry: Registry) -> dict[str, str]:
+def _classes(registry: ClassRegistry) -> dict[str, str]:
     texts = {name: explain.describe(name, registry.get(name)).text for name in registry}
     return {name: " ".join(text[0].split()) if text else "" for name, text in texts.items()}
 

@@ -10,7 +10,7 @@ from torchinit.api import draft
 from torchinit.cli import options
 from torchinit.cli.errors import UsageError
 from torchinit.distributed.estimate.cost import cost_of, measured
-from torchinit.distributed.estimate.partition import parse_mesh, parse_placing
+from torchinit.distributed.estimate.partition import parse_mesh, parse_override
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.mesh:
         try:
             partition = parse_mesh(arguments.mesh, arguments.parallel)
-            partition = replace(partition, placings=tuple(map(parse_placing, arguments.place)))
+            partition = replace(partition, overrides=tuple(map(parse_override, arguments.place)))
         except ValueError as error:
             raise UsageError(str(error)) from None
         cost = cost_of(plan, partition, measured(plan))

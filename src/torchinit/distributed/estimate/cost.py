@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from torchinit._text import columns, count, dtype_name, shape_text
+from torchinit._text import count, dtype_name, format_table, shape_text
 from torchinit.distributed.estimate.partition import Partition
 from torchinit.initializers.elementwise import Constant, Fill
 from torchinit.model.shards import Box, Shard
@@ -85,7 +85,7 @@ class Cost:
     def table(self) -> str:
         """The cost as plain text: a line for each kind of site, then the sums."""
         head = ("name", "sites", "shape", "dtype", "cut along", "on rank 0", "MiB on rank 0", "fill")
-        return "\n".join([columns(head, [_row(group) for group in self.groups]), self.summary()])
+        return "\n".join([format_table(head, [_row(group) for group in self.groups]), self.summary()])
 
     def summary(self) -> str:
         """The sums in a few lines."""

@@ -35,7 +35,7 @@ _ROWS = frozenset(("o_proj", "out_proj", "wo", "down_proj", "w2", "c_proj", "fc2
 
 
 @dataclass(frozen=True, slots=True)
-class Placing:
+class PartitionOverride:
     """An axis that a site is cut along in one dimension of the mesh, by name; None: it is not cut."""
 
     way: Way
@@ -62,7 +62,7 @@ class Partition:
 
     sizes: tuple[int, ...]
     ways: tuple[Way, ...]
-    placings: tuple[Placing, ...] = ()
+    overrides: tuple[PartitionOverride, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.sizes or min(self.sizes) < 1:
@@ -84,7 +84,7 @@ class Partition:
         return tuple(self._axis(way, site) for way in self.ways)
 
     def _axis(self, way: Way, site: Site) -> int | None:
-        for placing in reversed(self.placings):
+        for placing in reversed(self.overrides):
             if placing.way == way and placing.matches(site):
                 return placing.axis
         experts = _expert_axis(site)
@@ -104,7 +104,7 @@ class Partition:
     def check(self, sites: Iterable[Site]) -> None:
         """Raise RunError where a placing matches no site, or names an axis that a site does not have."""
         known, problems = list(sites), []
-        for placing in self.placings:
+        for placing in self.overrides:
             text, matched = f"{placing.way}:{placing.name}", [site for site in known if placing.matches(site)]
             if placing.way not in self.ways:
                 problems.append(f"{text}: the mesh has no dimension {placing.way!r}: it is {self}")
@@ -153,7 +153,7 @@ def parse_mesh(text: str, ways: str = "") -> Partition:
     Raises ValueError for anything else.
 
     >>> parse_mesh("512x8")
-    Partition(sizes=(512, 8), ways=('fsdp', 'tp'), placings=())
+    Partition(sizes=(512, 8), ways=('fsdp', 'tp'), overrides=())
     """
     parts = text.lower().split("x")
     if not all(part.isdecimal() and int(part) for part in parts):
@@ -171,7 +171,7 @@ def _way(text: str) -> Way:
     raise ValueError(f"a dimension of a mesh does one of {', '.join(WAYS)}, but got {text.strip()!r}")
 
 
-def parse_placing(text: str) -> Placing:
+def parse_override(text: str) -> PartitionOverride:
     """The placing that ``tp:**.router.weight=0`` stands for; ``=replicate`` cuts nothing.
 
     Raises ValueError for anything else.
@@ -181,4 +181,4 @@ def parse_placing(text: str) -> Placing:
     if not (colon and equals and (axis == "replicate" or axis.isdecimal())):
         raise ValueError(f"a placement is way:name=axis, as in tp:**.router.weight=0, or =replicate, but got {text!r}")
     check_glob(name)
-    return Placing(_way(way), name, None if axis == "replicate" else int(axis))
+    return PartitionOverride(_way(way), name, None if axis == "replicate" else int(axis))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from torchinit._text import count, some
+from torchinit._text import abbreviate, count
 from torchinit.linting.registry import Hit, check
 from torchinit.linting.target import LintedTensor, LintTarget
 from torchinit.model.sites import EMPTY
@@ -123,7 +123,7 @@ def uncovered(target: LintTarget) -> Iterator[Hit]:
     """
     names = [site.name for site in target.plan.untouched if site.kind == "parameter"]
     if names:
-        yield Hit("", f"no rule covers {count(len(names), 'parameter')}: {some(names)}")
+        yield Hit("", f"no rule covers {count(len(names), 'parameter')}: {abbreviate(names)}")
 
 
 @check("TI107", "warning", "trace", "cover it in the initialization, or leave it to its layer on purpose")
@@ -152,7 +152,7 @@ def unwritten(target: LintTarget) -> Iterator[Hit]:
         else:
             rest.append(linted.name)
     if rest:
-        yield Hit("", f"nothing wrote to {count(len(rest), 'parameter')}: {some(rest)}", "note")
+        yield Hit("", f"nothing wrote to {count(len(rest), 'parameter')}: {abbreviate(rest)}", "note")
 
 
 @check("TI108", "error", "sites", "make it one that can be written")

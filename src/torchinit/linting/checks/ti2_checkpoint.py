@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchinit._text import count, did_you_mean, shape_text, some
+from torchinit._text import abbreviate, count, did_you_mean, shape_text
 from torchinit.checkpoints.quantized import quantized
 from torchinit.checkpoints.suggestions import guess
 from torchinit.linting.registry import Hit, check
@@ -43,7 +43,7 @@ def loaded_nowhere(target: LintTarget) -> Iterator[Hit]:
         shapes = {name: each.site.shape for name, each in target.by_name.items() if each.site.persistent}
         better = guess(shapes, {key: tuple(value.shape) for key, value in target.loaded.items()}, number - len(left))
         hint = f"; {better}" if better else did_you_mean(left[0], dtypes)
-        yield Hit("", f"{text} in the model: {some(left)}{hint}", "error" if none_matches else "warning")
+        yield Hit("", f"{text} in the model: {abbreviate(left)}{hint}", "error" if none_matches else "warning")
     for key, value in target.loaded.items():
         linted = target.by_name.get(normalize(key))
         if linted is not None and linted.name not in packed and value.shape != linted.tensor.shape:
@@ -59,7 +59,7 @@ def not_loaded(target: LintTarget) -> Iterator[Hit]:
     """
     left = [linted.name for linted in target.tensors if linted.is_parameter and not linted.loaded]
     if left and any(linted.loaded for linted in target.tensors):
-        yield Hit("", f"nothing was loaded for {count(len(left), 'parameter')}: {some(left)}")
+        yield Hit("", f"nothing was loaded for {count(len(left), 'parameter')}: {abbreviate(left)}")
 
 
 @check("TI203", "error", "history", "load last, or keep the initialization from what was loaded")
@@ -124,7 +124,7 @@ def undone(target: LintTarget) -> Iterator[Hit]:
     for (line_before, line_after), ((name, before, after), *others) in cases.items():
         earlier, later = lines[line_before], lines[line_after]
         text = f"{after.what} undoes {before.what} of {line_before or 'an unknown line'}"
-        tail = f", as in {count(len(others), 'other')}: {some([other for other, *_ in others])}" if others else ""
+        tail = f", as in {count(len(others), 'other')}: {abbreviate([other for other, *_ in others])}" if others else ""
         general = later.sites > earlier.sites and later.first > earlier.last
         yield Hit(name, text + tail, "warning" if general else "note", line=line_after)
 

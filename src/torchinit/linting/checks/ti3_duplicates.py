@@ -10,7 +10,7 @@ from itertools import takewhile
 import torch
 from torch import Tensor
 
-from torchinit._text import count, some
+from torchinit._text import abbreviate, count
 from torchinit.linting.registry import Hit, check
 from torchinit.linting.statistics import is_shuffled
 from torchinit.linting.target import LintedTensor, LintTarget, is_pair_to_tie
@@ -35,7 +35,7 @@ def same_in_layers(target: LintTarget) -> Iterator[Hit]:
             blocks = {twin.site.block and twin.site.block[0] for twin in twins}
             alike[owners] = _are_siblings(owners, leaf) or len(blocks) == len(twins)
     for owners, same in leaves.items():
-        text = f"holds the same drawn values as {some(owners[1:])}: {some(same)}"
+        text = f"holds the same drawn values as {abbreviate(owners[1:])}: {abbreviate(same)}"
         yield Hit(owners[0], text, "error" if alike[owners] else "warning")
 
 
@@ -115,5 +115,5 @@ def dead_rows(target: LintTarget) -> Iterator[Hit]:
         length = stats.numel // units
         share = (stats.zeros - number * length) / max(1, stats.numel - number * length)
         if number and units * share**length < 1e-6:
-            names = some([str(at) for at in dead.nonzero().flatten().tolist()])
+            names = abbreviate([str(at) for at in dead.nonzero().flatten().tolist()])
             yield Hit(linted.name, f"{number} of {count(units, 'unit')} are zero throughout: {names}")

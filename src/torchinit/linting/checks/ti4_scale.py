@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from torchinit._text import count, some
+from torchinit._text import abbreviate, count
 from torchinit.knowledge.neutral import is_named_norm, is_shift, neutrality
 from torchinit.linting.registry import Hit, Severity, check
 from torchinit.linting.target import LintedTensor, LintTarget
@@ -139,7 +139,7 @@ def off_neutral(target: LintTarget) -> Iterator[Hit]:
             else:
                 yield Hit(linted.name, text, "warning" if abs(_off(linted)) >= 0.5 else "note")
     if meant:
-        names = some([linted.name for linted in meant])
+        names = abbreviate([linted.name for linted in meant])
         yield Hit("", f"{len(meant)} of {count(len(scales), 'norm')} let nothing pass: {names}", "note")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils.weight_norm import WeightNorm
 
-from torchinit._text import some
+from torchinit._text import abbreviate
 from torchinit.linting.registry import Hit, check
 from torchinit.linting.target import LintTarget, is_pair_to_tie
 from torchinit.model.names import normalize
@@ -76,8 +76,8 @@ def lost_in_parametrization(target: LintTarget) -> Iterator[Hit]:
         module, leaf = holder.place.module, holder.leaf
         hooked = any(isinstance(hook, WeightNorm) and hook.name == leaf for hook in module._forward_pre_hooks.values())
         stale = module.__dict__.get(leaf)
-        if hooked and isinstance(stale, Tensor) and holder.way:
-            computed = holder.way.value
+        if hooked and isinstance(stale, Tensor) and holder.computed_as:
+            computed = holder.computed_as.value
             apart = float((stale.detach() - computed).abs().max())
             if apart > 1e-6 + 1e-3 * float(computed.abs().max()):
                 text = f"will be computed from {leaf}_g and {leaf}_v, which are up to {apart:.3g} apart from it"
@@ -96,6 +96,6 @@ def tie_drawn_twice(target: LintTarget) -> Iterator[Hit]:
         times = sum(write.count for write in writes)
         if linted.site.aliases and times > 1:
             kinds = list(dict.fromkeys(write.what for write in writes))
-            names = some([view.name for view in linted.site.aliases])
+            names = abbreviate([view.name for view in linted.site.aliases])
             text = f"is also {names}, and was drawn {times} times: {', '.join(kinds)}"
             yield Hit(linted.name, text, "warning" if len(kinds) > 1 else "note")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from torchinit._text import count, some
+from torchinit._text import abbreviate, count
 from torchinit.initializers.moments import Moments
 from torchinit.initializers.statistics import deviations, measure
 from torchinit.linting.registry import Hit, check
@@ -37,7 +37,7 @@ def shadowed_rule(target: LintTarget) -> Iterator[Hit]:
     for rule in dict.fromkeys(step.rule for step in plan.overwritten if step.rule.origin not in effective):
         lost = [step for step in plan.steps if rule in step.over]
         winners = dict.fromkeys(step.rule.origin for step in lost)
-        text = f"{rule.origin} {rule} matches {count(len(lost), 'site')}, and all go to {some(list(winners))}"
+        text = f"{rule.origin} {rule} matches {count(len(lost), 'site')}, and all go to {abbreviate(list(winners))}"
         yield Hit("", f"{text}, later in the recipe")
 
 

@@ -11,7 +11,7 @@ from itertools import groupby
 import torch
 
 from torchinit.noise.engines import kernel, torch_engine
-from torchinit.noise.engines.tasks import Task
+from torchinit.noise.engines.tasks import FillTask
 
 VARIABLE = "TORCHINIT_ENGINE"
 """An environment variable that rules engines out, to compare them: ``torch``, ``numpy``, or the kernel's
@@ -21,7 +21,7 @@ _SMALL = 1 << 16
 """Fewer elements than this are drawn on the host for another device: copying costs less than the operations."""
 
 
-def fill(tasks: Iterable[Task]) -> None:
+def fill(tasks: Iterable[FillTask]) -> None:
     """Draw the tasks as if one after the other, each where it is fastest."""
     compiled = chosen_kernel()
     for taken, run in groupby(tasks, lambda task: compiled is not None and kernel.takes(task.out)):
@@ -33,13 +33,13 @@ def fill(tasks: Iterable[Task]) -> None:
 
 
 @torch.no_grad()
-def _fill_one(task: Task) -> None:
+def _fill_one(task: FillTask) -> None:
     out = task.out
     if out.device.type == "cpu":
         host_engine()(task) if type(out) is torch.Tensor else torch_engine.fill(task)
     elif out.numel() < _SMALL:
         host = torch.empty(out.shape, dtype=out.dtype)
-        fill([Task(host, task.shape, task.start, task.key, task.draw)])
+        fill([FillTask(host, task.shape, task.start, task.key, task.draw)])
         out.copy_(host)
     else:
         torch_engine.fill(task)
@@ -56,7 +56,7 @@ def chosen_kernel() -> kernel.Kernel | None:
 
 
 @lru_cache(maxsize=1)
-def host_engine() -> Callable[[Task], None]:
+def host_engine() -> Callable[[FillTask], None]:
     """The engine for host tensors that the kernel does not take: NumPy's where it is installed."""
     if os.environ.get(VARIABLE) == "torch" or importlib.util.find_spec("numpy") is None:
         return torch_engine.fill

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from torchinit.errors import RunError
 from torchinit.noise.distributions import PACKED, Draw
-from torchinit.noise.engines.tasks import COMMON, Task, ValueSums, is_plain, is_stretch, ravel, strides
+from torchinit.noise.engines.tasks import COMMON, FillTask, ValueSums, is_plain, is_stretch, ravel, strides
 
 ABI = "torchinit-stream-1/abi-3"
 LIBRARY = Path(__file__).parents[1] / "csrc" / "_kernel.so"
@@ -55,7 +55,7 @@ class Kernel:
         kernels = [Kernel(self.library, n) for n in numbers]
         return {kernel.name: kernel for kernel in kernels}
 
-    def fill(self, tasks: Sequence[Task], threads: int) -> None:
+    def fill(self, tasks: Sequence[FillTask], threads: int) -> None:
         """Draw the tasks, which ``takes`` has to hold for; raises RunError for memory that is read-only."""
         tasks = [task for task in tasks if task.out.numel()]
         self._run(b"".join([_pack(task) for task in tasks]), [task.out for task in tasks], threads)
@@ -140,7 +140,7 @@ def _declare(library: ctypes.CDLL) -> None:
         function.argtypes = arguments
 
 
-def _pack(task: Task) -> bytes:
+def _pack(task: FillTask) -> bytes:
     """The job as the kernel reads it.
 
     A job walks through at most six axes, each with its stride in the whole (where the words are) and in memory (where

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from torchinit.noise.engines import torch_engine
-from torchinit.noise.engines.tasks import Task
+from torchinit.noise.engines.tasks import FillTask
 from torchinit.noise.engines.torch_engine import MULTIPLIERS, ROUNDS, WEYL, Blocks, Key
 
 _HALF = np.uint64(32)
 _LOW = np.uint64(0xFFFFFFFF)
 
 
-def fill(task: Task) -> None:
+def fill(task: FillTask) -> None:
     """Draw the task's box, which has to be in the memory of the host."""
     torch_engine.fill(task, block)
 

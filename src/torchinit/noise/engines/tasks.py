@@ -11,7 +11,7 @@ from torch import Tensor
 from torchinit.noise.distributions import Draw
 
 
-class Task(NamedTuple):
+class FillTask(NamedTuple):
     """A real-valued tensor, and which box of the logical tensor goes into it.
 
     A tuple, since a dataclass costs three times as much to make, and a model has hundreds of small tensors.

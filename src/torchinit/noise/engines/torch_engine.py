@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from torchinit.noise.distributions import Draw, DrawKind
-from torchinit.noise.engines.tasks import Task, is_stretch, ravel, strides
+from torchinit.noise.engines.tasks import FillTask, is_stretch, ravel, strides
 
 Key: TypeAlias = tuple[int, int, int, int]
 """Four 32-bit words: two are Philox's key, two the upper half of its counter."""
@@ -84,7 +84,7 @@ def block(key: Key, counter: Tensor) -> Blocks:
     return c0, c1, c2, c3
 
 
-def fill(task: Task, block: Philox = block) -> None:
+def fill(task: FillTask, block: Philox = block) -> None:
     """Draw the task's box on the device where it is."""
     out = task.out
     # A view of the destination where there is one, so that a large tensor is not held twice.
@@ -97,7 +97,7 @@ def fill(task: Task, block: Philox = block) -> None:
         out.copy_(flat.view(out.shape))
 
 
-def words(task: Task, begin: int, end: int, block: Philox = block) -> Tensor:
+def words(task: FillTask, begin: int, end: int, block: Philox = block) -> Tensor:
     """The words of the box's elements ``begin`` to ``end``, counted in row-major order within the box."""
     shape, box, key, device = task.shape, tuple(task.out.shape), key_of(task.key), task.out.device
     if is_stretch(box, shape):
