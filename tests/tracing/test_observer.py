@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils import vector_to_parameters
 
+from torchinit.model.storage import extent
 from torchinit.tracing import MemoryIndex, Observer
-from torchinit.tracing.regions import extent, storage_of
+from torchinit.tracing.regions import storage_of
 
 
 def flat(layer: nn.Linear) -> Tensor:

@@ -22,7 +22,7 @@ from torchinit.checkpoints.formats.safetensors import DTYPES, TIED, SafetensorsC
 from torchinit.cli.errors import UsageError
 from torchinit.model.names import normalize
 from torchinit.plans.fingerprint import Fingerprint, fingerprint
-from torchinit.plans.plan import Change
+from torchinit.plans.plan import Change, Diff
 
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 """The format's names of dtypes."""
@@ -111,13 +111,14 @@ def feed(tensor: Tensor, function: Callable[[Any], object]) -> None:
 def compare(a: Path, b: Path) -> tuple[Change, ...]:
     """The tensors in which two safetensors files differ, bit for bit; the files are mapped, not read into memory."""
     (first, _), (second, _) = open_file(a), open_file(b)
-    changes = [Change(name, "removed", before=_shown(first[name])) for name in first.keys() - second.keys()]
-    changes += [Change(name, "added", after=_shown(second[name])) for name in second.keys() - first.keys()]
-    for name in first.keys() & second.keys():
-        before, after = first[name], second[name]
-        if not same_bits(before, after):
-            changes.append(Change(name, "changed", _shown(before), _shown(after) + _distance(before, after)))
-    return tuple(sorted(changes, key=lambda change: change.name))
+    changes = Diff.between(first, second, agree=same_bits, text=_shown)
+    return tuple(_with_distance(change, first, second) for change in sorted(changes, key=lambda change: change.name))
+
+
+def _with_distance(change: Change, first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> Change:
+    if change.verb != "changed":
+        return change
+    return replace(change, after=change.after + _distance(first[change.name], second[change.name]))
 
 
 def same_bits(first: Tensor, second: Tensor) -> bool:

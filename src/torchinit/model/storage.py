@@ -86,7 +86,7 @@ def entangled(tensors: Mapping[_Key, Tensor]) -> dict[_Key, tuple[_Key, ...]]:
 
 def _meet(tensor: Tensor, other: Tensor) -> bool:
     """Whether an element of one lies in the memory of the other: one marks its elements, the other looks for marks."""
-    (low, high), (begin, end) = _extent(tensor), _extent(other)
+    (low, high), (begin, end) = extent(tensor), extent(other)
     if high <= begin or end <= low:
         return False
     base, top, size = min(low, begin), max(high, end), tensor.dtype.itemsize
@@ -97,8 +97,12 @@ def _meet(tensor: Tensor, other: Tensor) -> bool:
     return bool(marks.as_strided(other.shape, other.stride(), (begin - base) // size).any())
 
 
-def _extent(tensor: Tensor) -> tuple[int, int]:
-    """The bytes from the first element to behind the last."""
-    reach = sum(stride * (size - 1) for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
-    first, size = int(tensor.storage_offset()), tensor.dtype.itemsize
-    return first * size, (first + reach + 1) * size
+def extent(tensor: Tensor) -> tuple[int, int]:
+    """The first byte of its storage that a tensor reaches, and the one after the last."""
+    if not tensor.numel():
+        return 0, 0
+    first, size = int(tensor.storage_offset()), tensor.element_size()
+    if tensor.is_contiguous():
+        return first * size, (first + tensor.numel()) * size
+    reach = 1 + sum((length - 1) * stride for length, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return first * size, (first + reach) * size

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from torchinit.model.dtensor import is_distributed
 from torchinit.model.shards import Box, Shard
+from torchinit.model.storage import extent
 from torchinit.tracing.trace import Region
 
 
@@ -24,17 +25,6 @@ def storage_of(tensor: Tensor) -> int | None:
     """The address that identifies the memory of a tensor while it lives; None where it has no memory of its own."""
     memory = memory_of(tensor)
     return None if memory is None else memory.untyped_storage()._cdata
-
-
-def extent(tensor: Tensor) -> tuple[int, int]:
-    """The first byte of its storage that a tensor reaches, and the one after the last."""
-    if not tensor.numel():
-        return 0, 0
-    first, size = int(tensor.storage_offset()), tensor.element_size()
-    if tensor.is_contiguous():
-        return first * size, (first + tensor.numel()) * size
-    reach = 1 + sum((length - 1) * stride for length, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return first * size, (first + reach) * size
 
 
 class MemoryIndex:

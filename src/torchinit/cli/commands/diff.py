@@ -11,7 +11,7 @@ from torchinit.api import sites
 from torchinit.cli import options, weights
 from torchinit.cli.errors import UsageError
 from torchinit.plans.fingerprint import Fingerprint
-from torchinit.plans.plan import Change, Plan
+from torchinit.plans.plan import Change, Diff, Plan
 from torchinit.plans.planner import make_plan
 from torchinit.plans.report import Record, Report
 
@@ -98,10 +98,7 @@ def _fingerprint(path: str, kind: FileKind) -> Fingerprint:
 
 def _report_changes(first: Report, second: Report) -> Changes:
     before, after = ({record.name: _gist(record) for record in report} for report in (first, second))
-    changes = [Change(name, "removed", before=gist) for name, gist in before.items() if name not in after]
-    changes += [Change(name, "added", after=gist) for name, gist in after.items() if name not in before]
-    both = [(name, gist, after[name]) for name, gist in before.items() if name in after]
-    changes += [Change(name, "changed", old, new) for name, old, new in both if old != new]
+    changes = sorted(Diff.between(before, after), key=lambda change: ("removed", "added", "changed").index(change.verb))
     if first.fingerprint is not None and second.fingerprint is not None:
         known = {change.name for change in changes}
         changes += [bits for bits in first.fingerprint.diff(second.fingerprint) if bits.name not in known]
