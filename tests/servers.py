@@ -52,7 +52,10 @@ class Visit(BaseHTTPRequestHandler):
 
     def say(self, status: int, body: bytes = b"", **headers: str | None) -> None:
         """An answer with its length; ``Name_of_header=None`` leaves a header out."""
-        said = {"Content-Length": str(len(body)), **{name.replace("_", "-"): text for name, text in headers.items()}}
+        # Told, lest a client keep the connection and lose its next request to the hang-up.
+        said = {"Connection": "close", "Content-Length": str(len(body))} | {
+            name.replace("_", "-"): text for name, text in headers.items()
+        }
         self.send_response(status)
         for name, text in said.items():
             if text is not None:
