@@ -22,6 +22,9 @@ def attach(
     >>> load("Config")
     Traceback (most recent call last):
     AttributeError: module 'torchinit' has no attribute 'Config'
+    >>> attach("torchinit", {}, "rules noise")[0]("Keyed")
+    Traceback (most recent call last):
+    AttributeError: module 'torchinit' has no attribute 'Keyed'; torchinit.noise has
     """
     homes = {name: module for module, some in names.items() for name in some.split()}
     namespaces = modules.split()
@@ -30,7 +33,10 @@ def attach(
         if name in namespaces:
             return import_module(f"{package}.{name}")
         if name not in homes:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}", name=name, obj=sys.modules[package])
+            rooms = [] if name.startswith("_") else [f"{package}.{room}" for room in namespaces]
+            hint = next((f"; {room} has" for room in rooms if name in getattr(import_module(room), "__all__", ())), "")
+            message = f"module {package!r} has no attribute {name!r}{hint}"
+            raise AttributeError(message, name=name, obj=sys.modules[package])
         try:
             value = getattr(import_module(f"{package}.{homes[name]}"), name)
         except AttributeError as error:  # `from package import name` would hide what is wrong in the module
