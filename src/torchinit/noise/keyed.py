@@ -80,12 +80,14 @@ class Keyed(Noise):
 
     def order(self, shard: Shard, index: int = 0) -> Tensor:
         """The stable argsort of one word an element down each column of the region."""
-        box = torch.empty(shard.region.shape, dtype=torch.float32, device=shard.local.device)
+        device = shard.local.device
+        there = device if dispatch.draws_on(device) else torch.device("cpu")
+        box = torch.empty(shard.region.shape, dtype=torch.float32, device=there)
         key = derive(self.seed, shard.name, index, "order")
         words = torch_engine.words(
             FillTask(box, shard.shape, shard.region.start, key, Draw(DrawKind.WORDS)), 0, box.numel()
         )
-        return words.view(box.shape).argsort(dim=0, stable=True)
+        return words.view(box.shape).argsort(dim=0, stable=True).to(device)
 
     def linalg_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """Double precision: the values must not depend on the dtype that they end in."""
