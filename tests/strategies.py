@@ -33,16 +33,25 @@ from torchinit import (
     Zeros,
 )
 from torchinit.initializers import (
+    ICNR,
+    AlibiSlopes,
+    Bilinear,
     Blocks,
     Caffe2Xavier,
+    Chrono,
+    DeformableRing,
     DeltaOrthogonal,
     DepthScaled,
     Dirac,
     Fill,
     Identity,
     Initializer,
+    LogUniform,
+    Mapped,
     Prior,
+    Ramp,
     Scaled,
+    SinCos,
     Sparse,
     Stacked,
     VarianceScaling,
@@ -170,6 +179,10 @@ def formulas() -> st.SearchStrategy[Initializer]:
         st.builds(Caffe2Xavier, fans),
         st.sampled_from([Zeros(), Ones(), Neutral()]),
         st.floats(0.01, 0.99).map(Prior),
+        st.builds(Ramp, NUMBERS, NUMBERS, st.integers(-2, 1), power=POSITIVE, endpoint=st.booleans()),
+        st.tuples(POSITIVE, POSITIVE).map(lambda ends: LogUniform(*sorted(ends))),
+        st.builds(Mapped, st.builds(Normal, NUMBERS, POSITIVE), st.just("log"), st.just(1e-6)),
+        st.sampled_from([SinCos(), AlibiSlopes(), Bilinear(), DeformableRing(2, 1, 1), Chrono(9), ICNR(Ones())]),
     )
     inner = simple | elementwise_fills()
     return st.one_of(

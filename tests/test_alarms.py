@@ -33,7 +33,7 @@ from torchinit.serialization.registry import ClassRegistry
 DOCS = Path(__file__).parents[1] / "docs"
 
 # What no recipe names: text makes the first, and the second stands for a function of the user's.
-UNNAMED = {"Computed", "Code"}
+UNNAMED = {"Computed", "Code", "FromIndex"}
 
 
 def every_module() -> list[str]:

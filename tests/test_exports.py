@@ -36,9 +36,10 @@ NAMESPACES = {
         Transpose Unstack WeightNorm""",
     "torchinit.distributed": "verify_replicas",
     "torchinit.initializers": """
-        Blocks Blockwise Caffe2Xavier Computed Constant DeltaOrthogonal DepthScaled Dirac Fill Identity
-        Initializer Kaiming LeCun LoadReport Moments Neutral Normal Ones Opaque Orthogonal Padded Prior Scaled
-        ScaledFill Sparse Stacked StackedFill TruncNormal Uniform VarianceScaling Xavier Zeros""",
+        AlibiSlopes Bilinear Blocks Blockwise Caffe2Xavier Chrono Computed Constant DeformableRing DeltaOrthogonal
+        DepthScaled Dirac Fill FromIndex ICNR Identity Initializer Kaiming LeCun LoadReport LogUniform Mapped MappedFill
+        Moments Neutral Normal Ones Opaque Orthogonal Padded Prior Ramp RepeatedFill Scaled ScaledFill SinCos Sparse
+        Stacked StackedFill TruncNormal Uniform VarianceScaling Xavier Zeros""",
     "torchinit.integrations": "fsdp trainers",
     "torchinit.knowledge": "gain",
     "torchinit.linting": "CHECKS Finding Findings SEVERITIES Severity assert_initialized lint",

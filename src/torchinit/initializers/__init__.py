@@ -6,9 +6,12 @@ from torchinit.initializers.base import Blockwise, Fill, Initializer, ScaledFill
 from torchinit.initializers.composed import Blocks, DepthScaled, Opaque, Padded, Scaled, Stacked
 from torchinit.initializers.elementwise import Constant, Normal, TruncNormal, Uniform
 from torchinit.initializers.expressions import Computed
+from torchinit.initializers.functions import FromIndex
 from torchinit.initializers.load_report import LoadReport
+from torchinit.initializers.mapped import ICNR, Chrono, LogUniform, Mapped, MappedFill, RepeatedFill
 from torchinit.initializers.matrices import DeltaOrthogonal, Dirac, Identity, Orthogonal, Sparse
 from torchinit.initializers.moments import Moments
+from torchinit.initializers.tables import AlibiSlopes, Bilinear, DeformableRing, Ramp, SinCos
 from torchinit.initializers.variance_scaling import (
     Caffe2Xavier,
     Kaiming,
@@ -22,20 +25,29 @@ from torchinit.initializers.variance_scaling import (
 )
 
 __all__ = [
+    "AlibiSlopes",
+    "Bilinear",
     "Blocks",
     "Blockwise",
     "Caffe2Xavier",
+    "Chrono",
     "Computed",
     "Constant",
+    "DeformableRing",
     "DeltaOrthogonal",
     "DepthScaled",
     "Dirac",
     "Fill",
+    "FromIndex",
+    "ICNR",
     "Identity",
     "Initializer",
     "Kaiming",
     "LeCun",
     "LoadReport",
+    "LogUniform",
+    "Mapped",
+    "MappedFill",
     "Moments",
     "Neutral",
     "Normal",
@@ -44,8 +56,11 @@ __all__ = [
     "Orthogonal",
     "Padded",
     "Prior",
+    "Ramp",
+    "RepeatedFill",
     "Scaled",
     "ScaledFill",
+    "SinCos",
     "Sparse",
     "Stacked",
     "StackedFill",

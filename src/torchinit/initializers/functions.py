@@ -23,6 +23,7 @@ from torchinit.initializers.base import Initializer
 from torchinit.initializers.elementwise import Constant, Normal, TruncNormal, Uniform
 from torchinit.initializers.matrices import Dirac, Identity, Orthogonal, RegionFill, Sparse
 from torchinit.initializers.statistics import magnitude
+from torchinit.initializers.tables import Index, IndexFill
 from torchinit.initializers.variance_scaling import Kaiming, Ones, Xavier, Zeros
 from torchinit.model.shards import Shard
 from torchinit.noise import Noise
@@ -121,6 +122,43 @@ def _called(function: Any) -> str:
         return f"lambda at {Path(function.__code__.co_filename).name}:{function.__code__.co_firstlineno}"
     named = function if hasattr(function, "__qualname__") else type(function)
     return ".".join(filter(None, (getattr(named, "__module__", None), named.__qualname__)))
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class FromIndex(IndexFill):
+    """The values that a function makes of places: ``function(i, j, ...)``, a float64 tensor of indices for each axis.
+
+    The tensors broadcast against each other; so may the result. The function must treat each element by itself, since a
+    part of a tensor is given the places of the part alone. For Python only: plain data cannot hold it. ValueError (in a
+    run: RunError, before anything is written) where the function fails, or makes another shape, or NaN.
+
+    >>> FromIndex(lambda i, j: i * 10 + j).table((2, 3)).tolist()
+    [0.0, 1.0, 2.0, 10.0, 11.0, 12.0]
+    """
+
+    function: Callable[..., object]
+
+    def __post_init__(self) -> None:
+        if not callable(self.function):
+            raise TypeError(f"FromIndex needs a function of indices, but got {self.function!r}")
+
+    def __str__(self) -> str:
+        return f"FromIndex({_called(self.function)})"
+
+    def prepare(self, shard: Shard) -> None:
+        self.here(shard)
+
+    def values(self, index: Index, shape: tuple[int, ...]) -> Tensor:
+        box = torch.broadcast_shapes(*(axis.shape for axis in index))
+        try:
+            made: Any = self.function(*(axis.double() for axis in index))
+            whole = torch.as_tensor(made, dtype=torch.float64).broadcast_to(box)
+        except Exception as error:
+            raise ValueError(f"{self} raised {type(error).__name__}: {error}") from error
+        if bool(whole.isnan().any()):
+            raise ValueError(f"{self} made NaN")
+        return whole
 
 
 _TWINS: Final[Mapping[str, Callable[..., Initializer]]] = {

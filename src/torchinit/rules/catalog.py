@@ -6,7 +6,7 @@ from dataclasses import is_dataclass
 from inspect import isabstract
 from typing import Final
 
-from torchinit.initializers import base, composed, elementwise, matrices, variance_scaling
+from torchinit.initializers import base, composed, elementwise, mapped, matrices, tables, variance_scaling
 from torchinit.initializers.elementwise import Constant, Fill, Initializer
 from torchinit.initializers.expressions import Computed, constant
 from torchinit.model.sites import Convention
@@ -37,7 +37,7 @@ INITIALIZERS: Final = ClassRegistry("initializer", method="resolve", group="torc
 SELECTORS: Final = ClassRegistry("selector", method="matches")
 """Every selector that a recipe can name in a ``where``."""
 
-for _module in (base, composed, elementwise, matrices, variance_scaling):
+for _module in (base, composed, elementwise, mapped, matrices, tables, variance_scaling):
     for _class in [*vars(_module).values()]:
         if getattr(_class, "__module__", "") == _module.__name__ and _is_finished(_class):
             INITIALIZERS.register(_class)

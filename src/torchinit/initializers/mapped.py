@@ -1,0 +1,368 @@
+"""Mapped: a function of another initializer's values; log-uniform, chrono and repeated draws, all of a part alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from statistics import NormalDist
+from typing import Final, Literal, NamedTuple, TypeAlias, final
+
+import torch
+from torch import Tensor
+
+from torchinit._text import ShortStr, dtype_name
+from torchinit.initializers.base import Fill, Initializer, ScaledFill, Wrapper, check_fit, fill_of
+from torchinit.initializers.elementwise import Constant, Drawn, Uniform
+from torchinit.initializers.functions import as_initializer
+from torchinit.initializers.matrices import RegionFill
+from torchinit.initializers.moments import Moments, mixture, point
+from torchinit.initializers.tables import IndexFill, moments_of, rounded
+from torchinit.model.shards import Box, Shard, replaced
+from torchinit.model.sites import Site
+from torchinit.noise import Noise
+from torchinit.serialization.validation import check_choice, check_number, is_integer
+
+Function: TypeAlias = Literal["exp", "log", "inverse_softplus", "logit"]
+
+
+class _Increasing(NamedTuple):
+    """A function of float64 tensors that grows with its argument, and the open interval where it is finite."""
+
+    of: Callable[[Tensor], Tensor]
+    above: float = -math.inf
+    below: float = math.inf
+
+
+FUNCTIONS: Final[dict[Function, _Increasing]] = {
+    "exp": _Increasing(torch.exp),
+    "log": _Increasing(torch.log, 0.0),
+    "inverse_softplus": _Increasing(lambda x: x + torch.log(-torch.expm1(-x)), 0.0),
+    "logit": _Increasing(torch.logit, 0.0, 1.0),
+}
+"""The functions that :class:`Mapped` knows."""
+
+_QUANTILES: Final = 4096
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Mapped(ShortStr):
+    """A ``function`` of the values of another initializer, which are cut to [``low``, ``high``] before, if given.
+
+    Functions: ``exp``, ``log``, ``inverse_softplus`` (log(e^x - 1)), ``logit``, computed in float64 and rounded once.
+    State-space models start so: Mamba's bias of dt is ``Mapped(LogUniform(0.001, 0.1), "inverse_softplus", low=1e-4)``,
+    the ``A_log`` of Mamba-2 ``Mapped(Uniform(1, 16), "log")`` (https://arxiv.org/abs/2405.21060). Raises ValueError (in
+    a plan: PlanError) where a value may be one that the function makes infinite, and of initializers whose values do
+    not each stand for themselves.
+
+    >>> from torchinit import Uniform
+    >>> print(Mapped(Uniform(1, 16), "log").resolve(Site("A_log", (8,))))
+    log(Uniform(a=1, b=16))
+    >>> Mapped(Uniform(0, 16), "log").resolve(Site("A_log", (8,)))
+    Traceback (most recent call last):
+    ValueError: log needs values above 0, but Uniform(b=16) goes down to 0; give a low
+    """
+
+    init: Initializer
+    function: Function
+    low: float | None = None
+    high: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "init", as_initializer(self.init))
+        check_choice("function", self.function, Function)
+        _check_ends(self.low, self.high)
+
+    def resolve(self, site: Site) -> Fill | None:
+        fill = fill_of(self.init, site)
+        if fill is None:
+            return None
+        mapped = MappedFill(fill, self.function, self.low, self.high)
+        mapped.check(site.shape, site.dtype)
+        return mapped
+
+
+def _check_ends(low: float | None, high: float | None) -> None:
+    for name, end in (("low", low), ("high", high)):
+        if end is not None:
+            check_number(name, end)
+    if low is not None and high is not None and low > high:
+        raise ValueError(f"low must not be above high, but got low={low!r}, high={high!r}")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class MappedFill(Wrapper):
+    """What :class:`Mapped` resolves to.
+
+    >>> round(MappedFill(Uniform(0.0, 1.0), "exp").moments().mean, 6)  # e - 1
+    1.718282
+    """
+
+    fill: Fill
+    function: Function
+    low: float | None = None
+    high: float | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("function", self.function, Function)
+        _check_ends(self.low, self.high)
+
+    def __str__(self) -> str:
+        cut = "".join(f", {name}={end:g}" for name, end in (("low", self.low), ("high", self.high)) if end is not None)
+        return f"{self.function}({self.fill}{cut})"
+
+    @property
+    def elementwise(self) -> bool:
+        return self.fill.elementwise
+
+    def check(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        if not dtype.is_floating_point:
+            raise ValueError(f"{self} needs a real floating dtype, but got {dtype_name(dtype)}")
+        if not _is_simple(self.fill):
+            raise ValueError(f"{self.function} can be taken of draws and of tables, but not of {self.fill}")
+        self.fill.check(shape, torch.float64)
+        if not math.prod(shape):
+            return
+        function, (least, most) = FUNCTIONS[self.function], self._ends(shape).tolist()
+        if least <= function.above > -math.inf:
+            reaches = f"{self.fill} goes down to {least:g}; give a low"
+            raise ValueError(f"{self.function} needs values above {function.above:g}, but {reaches}")
+        if most >= function.below < math.inf:
+            reaches = f"{self.fill} goes up to {most:g}; give a high"
+            raise ValueError(f"{self.function} needs values below {function.below:g}, but {reaches}")
+        low, high = (float(self.of(end)) if end.isfinite() else 0.0 for end in self._ends(shape))
+        check_fit(self, low, high, dtype)
+
+    def _ends(self, shape: tuple[int, ...]) -> Tensor:
+        """The smallest and the largest value of which the function is taken."""
+        ends = self.fill.moments(shape) or Moments()
+        low, high = (-math.inf if ends.min is None else ends.min, math.inf if ends.max is None else ends.max)
+        return self._cut(torch.tensor([low, high], dtype=torch.float64))
+
+    def write_parts(self, parts: Sequence[Shard], noise: Noise) -> None:
+        # Torch's generator gives the draws of code that is written by hand: in the tensor's dtype, or float32.
+        wide = torch.float32 if noise.is_stateful else torch.float64
+        dtypes = [torch.float64 if part.local.dtype == torch.float64 else wide for part in parts]
+        inner = [
+            replace(part, local=torch.empty_like(part.local, dtype=dtype, memory_format=torch.contiguous_format))
+            for part, dtype in zip(parts, dtypes, strict=True)
+        ]
+        self.fill.write_parts(inner, noise)
+        for part, drawn in zip(parts, inner, strict=True):
+            part.local.copy_(rounded(self.of(drawn.local.double().cpu()), part.local.dtype))
+
+    def of(self, values: Tensor) -> Tensor:
+        """The function of values, cut before."""
+        return FUNCTIONS[self.function].of(self._cut(values))
+
+    def _cut(self, values: Tensor) -> Tensor:
+        return values if self.low is None and self.high is None else values.clamp(self.low, self.high)
+
+    def scaled(self, factor: float) -> Fill:
+        return ScaledFill(self, factor)
+
+    def moments(self, shape: tuple[int, ...] = ()) -> Moments | None:
+        values = _quantiles(self, shape)
+        if values is None or not values.numel():
+            return None
+        low, high = (end if math.isfinite(end) else None for end in self.of(self._ends(shape)).tolist())
+        return replace(moments_of(values), min=low, max=high)
+
+    def parts(self, shape: tuple[int, ...] = ()) -> Moments | None:
+        return None
+
+
+def _is_simple(fill: Fill) -> bool:
+    """Whether each value of a fill is drawn for itself, or one of a table, or a function of such."""
+    if isinstance(fill, (MappedFill, ScaledFill)):
+        return _is_simple(fill.fill)
+    return isinstance(fill, (Constant, Drawn, IndexFill))
+
+
+def _quantiles(fill: Fill, shape: tuple[int, ...]) -> Tensor | None:
+    """Values that are spread as those of a fill: quantiles in equal steps of a draw, all of a table."""
+    match fill:
+        case MappedFill():
+            inner = _quantiles(fill.fill, shape)
+            return None if inner is None else fill.of(inner)
+        case ScaledFill():
+            inner = _quantiles(fill.fill, shape)
+            return None if inner is None else inner * fill.factor
+        case Constant():
+            return torch.tensor([fill.val], dtype=torch.float64)
+        case IndexFill():
+            return fill.table(shape)
+        case Drawn():
+            return _drawn_quantiles(fill)
+    return None
+
+
+def _drawn_quantiles(fill: Drawn) -> Tensor | None:
+    distribution, params = fill.draw
+    share = [(step + 0.5) / _QUANTILES for step in range(_QUANTILES)]
+    if distribution == "uniform":
+        low, high = params
+        return torch.tensor([low + (high - low) * at for at in share], dtype=torch.float64)
+    mean, std, low, high = (*params, -math.inf, math.inf)[:4]
+    if not std:
+        return torch.tensor([mean], dtype=torch.float64)
+    normal = NormalDist(mean, std)
+    first, last = (normal.cdf(end) if math.isfinite(end) else float(end > 0) for end in (low, high))
+    if not last > first:
+        return None
+    return torch.tensor([normal.inv_cdf(first + (last - first) * at) for at in share], dtype=torch.float64)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class LogUniform(ShortStr):
+    """The distribution on [a, b] whose logarithm is uniform.
+
+    Raises ValueError unless 0 < a <= b.
+
+    >>> print(LogUniform(0.001, 0.1).resolve(Site("dt", (4,))))
+    exp(Uniform(a=-6.90776, b=-2.30259))
+    """
+
+    a: float
+    b: float
+
+    def __post_init__(self) -> None:
+        for name in ("a", "b"):
+            check_number(name, getattr(self, name))
+        if not 0 < self.a <= self.b:
+            raise ValueError(f"LogUniform needs 0 < a <= b, but got a={self.a!r}, b={self.b!r}")
+
+    def resolve(self, site: Site) -> Fill:
+        fill = MappedFill(Uniform(math.log(self.a), math.log(self.b)), "exp")
+        fill.check(site.shape, site.dtype)
+        return fill
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Chrono(RegionFill):
+    r"""The biases of an LSTM that remembers up to ``longest`` steps: in PyTorch's order of gates i, f, g, o
+
+    .. math:: b_f = \log u, \quad u \sim U(1, \mathrm{longest} - 1), \quad b_i = -b_f, \quad b_g = b_o = 0
+
+    Tallec & Ollivier (2018), https://arxiv.org/abs/1804.11188. ``nn.LSTM`` adds two biases: give it to ``bias_ih``
+    and zeros to ``bias_hh``. Raises ValueError for a tensor that is not four gates in one dimension.
+
+    >>> Chrono(longest=784)
+    Chrono(longest=784.0)
+    """
+
+    longest: float
+
+    def __post_init__(self) -> None:
+        if check_number("longest", self.longest) < 2:
+            raise ValueError(f"longest must be at least 2 steps, but got {self.longest!r}")
+        object.__setattr__(self, "longest", float(self.longest))
+
+    def check(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        if len(shape) != 1 or shape[0] % 4:
+            raise ValueError(f"Chrono needs the biases of four gates in one dimension, but the shape is {shape}")
+        if not dtype.is_floating_point:
+            raise ValueError(f"Chrono needs a real floating dtype, but got {dtype_name(dtype)}")
+
+    def compute(self, shard: Shard, noise: Noise) -> Tensor:
+        region = shard.region
+        size = region.shape[0] // 4
+        whole = torch.zeros(region.shape, dtype=torch.float64, device=shard.local.device)
+        forget = Shard(shard.name, whole[size : 2 * size], shard.shape, (region.start[0] + size,))
+        self._forget.write(forget, noise)
+        whole[:size] = -forget.local
+        return rounded(whole, shard.local.dtype)
+
+    @property
+    def _forget(self) -> MappedFill:
+        return MappedFill(Uniform(1.0, self.longest - 1), "log")
+
+    def moments(self, shape: tuple[int, ...] = ()) -> Moments | None:
+        forget = self._forget.moments()
+        return forget and mixture([forget, forget.scaled(-1.0), point(0.0)], (1, 1, 2))
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ICNR(ShortStr):
+    """A convolution before a pixel shuffle by ``factor``: all outputs that become one pixel's block start alike.
+
+    ``init`` starts a convolution with factor^d times fewer outputs (d spatial dimensions); each is repeated, so that
+    the shuffle begins as nearest-neighbour interpolation. Aitken et al. (2017), https://arxiv.org/abs/1707.02937.
+    Raises ValueError for outputs that the factor does not divide.
+
+    >>> from torchinit import Kaiming
+    >>> print(ICNR(Kaiming()).resolve(Site("up.weight", (64, 8, 3, 3))))
+    Normal(std=0.117851), each row 4 times
+    """
+
+    init: Initializer
+    factor: int = 2
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "init", as_initializer(self.init))
+        if not is_integer(self.factor):
+            raise ValueError(f"factor must be a whole number of at least 1, but got {self.factor!r}")
+
+    def resolve(self, site: Site) -> Fill | None:
+        times = self.factor ** max(0, len(site.shape) - 2)
+        if len(site.shape) < 3 or site.shape[0] % times:
+            has = f"{site.name!r} has shape {site.shape}"
+            raise ValueError(f"ICNR({self.factor}) needs a kernel whose outputs {times} divides, but {has}")
+        inner = replaced(site.shape, 0, site.shape[0] // times)
+        fill = fill_of(self.init, replace(site, shape=inner, aliases=()))
+        return fill and RepeatedFill(fill, times)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class RepeatedFill(Wrapper):
+    """A fill for a tensor of fewer rows, each of which comes ``times`` times in a row.
+
+    >>> RepeatedFill(Uniform(), 4).inner_shape((64, 3))
+    (16, 3)
+    """
+
+    fill: Fill
+    times: int
+
+    def __post_init__(self) -> None:
+        if not is_integer(self.times):
+            raise ValueError(f"times must be a whole number of at least 1, but got {self.times!r}")
+
+    def __str__(self) -> str:
+        return f"{self.fill}, each row {self.times} times"
+
+    def inner_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return replaced(shape, 0, shape[0] // self.times) if shape else shape
+
+    def check(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        if not shape or shape[0] % self.times:
+            raise ValueError(f"rows cannot come {self.times} times each in the shape {shape}")
+        self.fill.check(self.inner_shape(shape), dtype)
+
+    def write_parts(self, parts: Sequence[Shard], noise: Noise) -> None:
+        inner = [self._inner(part) for part in parts]
+        self.fill.write_parts(inner, noise)
+        for part, rows in zip(parts, inner, strict=True):
+            skip = part.start[0] - rows.start[0] * self.times
+            repeated = rows.local.repeat_interleave(self.times, dim=0)
+            part.local.copy_(repeated[skip : skip + part.local.shape[0]])
+
+    def _inner(self, part: Shard) -> Shard:
+        """The rows that the part repeats, as a shard of the smaller tensor."""
+        first, last = part.start[0] // self.times, -(-(part.start[0] + part.local.shape[0]) // self.times)
+        local = part.local.new_empty((last - first, *part.local.shape[1:]))
+        region = part.region
+        matrix = Box(replaced(region.start, 0, region.start[0] // self.times), self.inner_shape(region.shape))
+        return replace(
+            part,
+            local=local,
+            shape=self.inner_shape(part.shape),
+            start=replaced(part.start, 0, first),
+            matrix=part.matrix and matrix,
+        )
