@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -127,13 +127,16 @@ def test_sines_and_cosines() -> None:
             np.testing.assert_allclose(table[position], expected, atol=1e-14)
 
 
-def test_sines_and_cosines_of_an_image() -> None:
+@pytest.mark.parametrize("first", ["column", "row"])
+def test_sines_and_cosines_of_an_image(first: Literal["column", "row"]) -> None:
     rows, columns, prefix, width = 3, 4, 1, 8
-    table = drawn(SinCos(grid=(rows, columns), prefix=prefix, order="halves"), (prefix + 12, width), torch.float64)
+    fill = SinCos(grid=(rows, columns), prefix=prefix, order="halves", first=first)
+    table = drawn(fill, (prefix + 12, width), torch.float64)
     assert table[:prefix].abs().max() == 0
     for row in range(rows):
         for column in range(columns):
-            expected = [value for at in (column, row) for half in sincos(width // 2, at, 2) for value in half]
+            places = (column, row) if first == "column" else (row, column)
+            expected = [value for at in places for half in sincos(width // 2, at, 2) for value in half]
             np.testing.assert_allclose(table[prefix + row * columns + column].numpy(), expected, atol=1e-14)
 
 
@@ -206,6 +209,7 @@ def test_tables_of_nothing_and_of_too_much() -> None:
         (lambda: Ramp(-1, 1, spacing="geometric"), "a geometric ramp stays on one side of zero, but got -1 to 1"),
         (lambda: SinCos(base=0), "base must be above 0, but got 0"),
         (lambda: WRONG.SinCos(order="mixed"), "order must be one of interleaved, halves, but got 'mixed'"),
+        (lambda: WRONG.SinCos(first="height"), "first must be one of column, row, but got 'height'"),
         (lambda: WRONG.SinCos(grid=(3,)), r"grid must be two whole numbers, rows and columns, but got \(3,\)"),
         (lambda: SinCos(prefix=-1), "prefix must be a whole number of at least 0, but got -1"),
         (lambda: DeformableRing(0), "heads must be a whole number of at least 1, but got 0"),

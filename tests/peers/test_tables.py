@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import MambaConfig, MambaModel, RwkvConfig, RwkvModel, WhisperConfig, WhisperModel
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
-from transformers.models.vit_mae.modeling_vit_mae import get_2d_sincos_pos_embed
+from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_position_embedding
 
 from torchinit.initializers import AlibiSlopes, Fill, Initializer, LogUniform, Mapped, Ramp, SinCos
 from torchinit.model import Shard, Site
@@ -61,6 +61,8 @@ def test_bloom(heads: int) -> None:
     torch.testing.assert_close(drawn(AlibiSlopes(), torch.empty(heads)), bias[:, 1])
 
 
-def test_mae() -> None:
-    table = torch.from_numpy(get_2d_sincos_pos_embed(16, 4, add_cls_token=True)).float()
-    torch.testing.assert_close(drawn(SinCos(order="halves", grid=(4, 4), prefix=1), table), table, atol=1e-6, rtol=0)
+def test_positions_of_an_image() -> None:
+    """As transformers has them; MAE's own code begins with the columns (tests/initializers)."""
+    rows = build_2d_sinusoidal_position_embedding(3, 5, 16, cls_token=True)
+    fill = SinCos(order="halves", grid=(3, 5), first="row", prefix=1)
+    torch.testing.assert_close(drawn(fill, rows), rows, atol=1e-6, rtol=0)

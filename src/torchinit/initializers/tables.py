@@ -155,8 +155,9 @@ class SinCos(IndexFill):
     ``order`` says how they lie: ``"interleaved"`` (sin, cos, sin, ...; Vaswani et al. 2017,
     https://arxiv.org/abs/1706.03762) or ``"halves"`` (all sines first). With ``endpoint`` the last frequency is
     1 / base, as in tensor2tensor and Whisper. With ``grid=(rows, columns)`` positions are those of an image, row by
-    row, and each coordinate has half of the last axis, the column first, as in MAE (https://arxiv.org/abs/2111.06377)
-    and DiT. The first ``prefix`` positions, those of class tokens, are zero. Raises ValueError where sizes do not fit.
+    row, and each coordinate has half of the last axis: the column the first one, as in the code of MAE
+    (https://arxiv.org/abs/2111.06377) and DiT, or ``first="row"``, as in transformers. The first ``prefix`` positions,
+    those of class tokens, are zero. Raises ValueError where sizes do not fit.
 
     >>> import torch
     >>> from torchinit.noise import Keyed
@@ -170,12 +171,14 @@ class SinCos(IndexFill):
     order: Literal["interleaved", "halves"] = "interleaved"
     endpoint: bool = False
     grid: tuple[int, int] | None = None
+    first: Literal["column", "row"] = "column"
     prefix: int = 0
 
     def __post_init__(self) -> None:
         if check_number("base", self.base) <= 0:
             raise ValueError(f"base must be above 0, but got {self.base!r}")
         check_choice("order", self.order, Literal["interleaved", "halves"])
+        check_choice("first", self.first, Literal["column", "row"])
         if self.grid is not None and not (len(self.grid) == 2 and all(map(is_integer, self.grid))):
             raise ValueError(f"grid must be two whole numbers, rows and columns, but got {self.grid!r}")
         if not is_integer(self.prefix, least=0):
@@ -195,7 +198,8 @@ class SinCos(IndexFill):
         width = shape[-1]
         if self.grid:
             width //= 2
-            position = torch.where(column < width, position % self.grid[1], position // self.grid[1])
+            along_rows = (column < width) == (self.first == "column")
+            position = torch.where(along_rows, position % self.grid[1], position // self.grid[1])
             column = column % width
         half = width // 2
         interleaved = self.order == "interleaved"
