@@ -44,6 +44,7 @@ __all__ = [
     "assert_initialized",
     "capture",
     "fingerprint",
+    "gain",
     "initialize",
     "lint",
     "load_recipe",
@@ -100,6 +101,7 @@ if TYPE_CHECKING:
         Xavier,
         Zeros,
     )
+    from torchinit.knowledge import gain
     from torchinit.linting import assert_initialized, lint
     from torchinit.mmengine import WEIGHT_INITIALIZERS as WEIGHT_INITIALIZERS
     from torchinit.mmengine import BaseModule
@@ -137,6 +139,7 @@ else:
         "errors": "CheckpointError ConfigError FanError FetchError LockError MissingExtraError PlanError ReportError"
         " RunError TorchinitError",
         "initializers": "Constant Kaiming LeCun Neutral Normal Ones Orthogonal TruncNormal Uniform Xavier Zeros",
+        "knowledge": "gain",
         "linting": "assert_initialized lint",
         # MMEngine's page on initialization; BaseModule alone is in __all__
         "mmengine": "BaseModule Caffe2XavierInit ConstantInit KaimingInit NormalInit PretrainedInit TruncNormalInit"

@@ -11,8 +11,11 @@ from scipy import integrate, stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from torchinit.knowledge import gain
+from torchinit import ConfigError, Kaiming, Name, Rule
+from torchinit.knowledge import Profile, gain, profile
 from torchinit.knowledge.gains import gain_before, nonlinearities
+from torchinit.model import Site
+from torchinit.plans import make_plan
 
 TORCHS = ["linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "sigmoid"]
 
@@ -91,3 +94,66 @@ def test_the_gain_of_what_follows(activation: str | None, expected: float) -> No
 def test_what_follows_by_a_name_that_is_not_known() -> None:
     with pytest.raises(ValueError, match="unknown nonlinearity 'reul'"):
         gain_before("reul")
+
+
+def expected(function: Callable[[Tensor], Tensor], z: Callable[[float], float] = lambda x: x) -> float:
+    """The mean of a function of a standard normal, by SciPy."""
+
+    def density(x: float) -> float:
+        return z(float(function(torch.tensor(x, dtype=torch.float64)))) * float(stats.norm.pdf(x))
+
+    return float(integrate.quad(density, -10, 10, points=[-3, -1, 0, 1, 3, 6], limit=200)[0])
+
+
+@pytest.mark.parametrize("function", [torch.tanh, F.gelu, F.elu, lambda x: x * torch.sigmoid(1.3 * x) - 0.2])
+def test_profiles_are_scipys(function: Callable[[Tensor], Tensor]) -> None:
+    def slope(x: Tensor) -> Tensor:
+        x = x.clone().requires_grad_()
+        return torch.autograd.grad(function(x), x)[0]
+
+    second = expected(function, lambda y: y * y)
+    numbers = profile(function)
+    assert gain(function) == numbers.gain == pytest.approx(second**-0.5, rel=1e-6)
+    assert numbers.mean == pytest.approx(expected(function), abs=1e-6)
+    assert numbers.chi == pytest.approx(expected(slope, lambda y: y * y) / second, rel=1e-4)
+    for q in numbers.fixed_points:
+        kept = expected(lambda x, q=q: function(x * q**0.5), lambda y: y * y)  # type: ignore[misc]
+        assert kept / second == pytest.approx(q, rel=1e-2)
+    assert any(q == pytest.approx(1.0, rel=1e-3) for q in numbers.fixed_points), "that is what the gain is for"
+
+
+def test_profiles_in_closed_form() -> None:
+    numbers = profile(torch.relu)
+    assert numbers.gain == pytest.approx(math.sqrt(2), rel=1e-9)
+    assert numbers.mean == pytest.approx(1 / math.sqrt(2 * math.pi), rel=1e-4)
+    assert numbers.chi == pytest.approx(1.0, rel=1e-6), "He's scheme sits on the edge of chaos"
+    assert numbers.fixed_points == (), "every length is kept"
+    assert profile(lambda x: x**3).gain == pytest.approx(15**-0.5, rel=1e-6)
+    assert profile(math.tanh)[:3] == pytest.approx(profile(torch.tanh)[:3], rel=1e-6, abs=1e-9)
+    assert isinstance(profile(nn.GELU()), Profile)
+
+
+def test_a_function_as_the_nonlinearity_of_kaiming() -> None:
+    init = Kaiming(mode="fan_in", nonlinearity=torch.relu)
+    plan = make_plan([Site("w", (8, 50))], [Rule(Name("w"), init)])
+    moments = plan["w"].fill.moments((8, 50))
+    assert moments is not None
+    assert moments.std == pytest.approx(0.2)
+    with pytest.raises(ConfigError, match="cannot be written as data: it is there in memory only"):
+        plan.to_json()
+
+
+@pytest.mark.parametrize(
+    ("function", "text"),
+    [
+        (lambda x: x * 0, "makes zeros only, which no gain can undo"),
+        (lambda x: x / x.abs().sub(1).relu(), "does not make a finite number of each number from -8 to 8"),
+        (lambda x: x.sum(), "does not make a finite number of each number from -8 to 8"),
+        (torch.log, "does not make a finite number of each number from -8 to 8"),
+    ],
+)
+def test_functions_without_a_gain(function: Callable[[Tensor], Tensor], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        gain(function)
+    with pytest.raises(ValueError, match=text):
+        Kaiming(nonlinearity=function)

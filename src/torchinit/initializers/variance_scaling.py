@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias, final
 
 from torchinit._text import ShortStr
 from torchinit.initializers.elementwise import Constant, Fill, Normal, TruncNormal, Uniform
-from torchinit.knowledge.gains import gain, gain_before
+from torchinit.knowledge.gains import Nonlinearity, gain, gain_before
 from torchinit.model.sites import Convention, Site
 from torchinit.serialization.schema import Deferred
 from torchinit.serialization.validation import check_choice, check_number
@@ -101,8 +101,9 @@ class Kaiming(_FanFormula):
     """He et al. (2015): variance gain² / fan, the gain that of the layer's nonlinearity.
 
     ``a`` is the negative slope of ``leaky_relu`` (and of ``prelu``). ``nonlinearity`` is one of :func:`gain`'s
-    names, or ``"auto"``: what follows the layer, with its slope, where the structure of the model shows it. Where it
-    does not, and before a norm, the gain is 1, and the plan notes what is not known. https://arxiv.org/abs/1502.01852
+    names, a function (in Python: plain data cannot hold one), or ``"auto"``: what follows the layer, with its slope,
+    where the structure of the model shows it. Where it does not, and before a norm, the gain is 1, and the plan notes
+    what is not known. https://arxiv.org/abs/1502.01852
 
     >>> Kaiming().resolve(Site("w", (50, 10)))
     Normal(mean=0.0, std=0.2)
@@ -114,7 +115,7 @@ class Kaiming(_FanFormula):
 
     a: float = 0.0
     mode: FanMode = "fan_out"
-    nonlinearity: str = "relu"
+    nonlinearity: Nonlinearity = "relu"
     distribution: Family = "normal"
     fans: Convention = "torch"
 

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from torchinit.knowledge.gains import gain
+from torchinit.knowledge.gains import Profile, gain, profile
 
-__all__ = ["gain"]
+__all__ = ["Profile", "gain", "profile"]
