@@ -26,7 +26,7 @@ NAMESPACES = {
         LockError MissingExtraError Name Neutral Normal Ones Orthogonal Plan PlanError Pretrained Regex Report
         ReportError Rule RunError Shape TorchinitError TruncNormal Uniform Within Xavier Zeros
         assert_initialized capture fingerprint gain initialize lint load_recipe lock materialize open_checkpoint plan
-        seeded sites verify_replicas""",
+        roles seeded sites verify_replicas""",
     "torchinit.checkpoints": """
         Checkpoint Info Limits Loaded Pretrained RefusedPickleError fetch member_of open_checkpoint
         register_source""",
@@ -41,7 +41,7 @@ NAMESPACES = {
         Moments Neutral Normal Ones Opaque Orthogonal Padded Prior Ramp RepeatedFill Scaled ScaledFill SinCos Sparse
         Stacked StackedFill TruncNormal Uniform VarianceScaling Xavier Zeros""",
     "torchinit.integrations": "fsdp trainers",
-    "torchinit.knowledge": "Profile gain profile",
+    "torchinit.knowledge": "Profile Role RoleRule gain profile read_rules register_roles roles",
     "torchinit.linting": "CHECKS Finding Findings SEVERITIES Severity assert_initialized lint",
     "torchinit.mmengine": """
         BaseInit BaseModule Caffe2XavierInit CheckpointLoader ConstantInit KaimingInit MODEL_WRAPPERS ModuleDict

@@ -52,6 +52,7 @@ __all__ = [
     "materialize",
     "open_checkpoint",
     "plan",
+    "roles",
     "seeded",
     "sites",
     "verify_replicas",
@@ -101,7 +102,7 @@ if TYPE_CHECKING:
         Xavier,
         Zeros,
     )
-    from torchinit.knowledge import gain
+    from torchinit.knowledge import gain, roles
     from torchinit.linting import assert_initialized, lint
     from torchinit.mmengine import WEIGHT_INITIALIZERS as WEIGHT_INITIALIZERS
     from torchinit.mmengine import BaseModule
@@ -139,7 +140,7 @@ else:
         "errors": "CheckpointError ConfigError FanError FetchError LockError MissingExtraError PlanError ReportError"
         " RunError TorchinitError",
         "initializers": "Constant Kaiming LeCun Neutral Normal Ones Orthogonal TruncNormal Uniform Xavier Zeros",
-        "knowledge": "gain",
+        "knowledge": "gain roles",
         "linting": "assert_initialized lint",
         # MMEngine's page on initialization; BaseModule alone is in __all__
         "mmengine": "BaseModule Caffe2XavierInit ConstantInit KaimingInit NormalInit PretrainedInit TruncNormalInit"

@@ -349,6 +349,24 @@ def test_fingerprint_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[-1] == f"{torchinit.fingerprint(model).total}  total of {len(lines) - 3} sites"
 
 
+def test_roles(capsys: pytest.CaptureFixture[str]) -> None:
+    """Like blocks are one line, unless all are asked for; JSON has every parameter."""
+    assert main(["roles", TRANSFORMER]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["name", "role", "why"]
+    assert any("  x" in line for line in lines)
+    assert main(["roles", TRANSFORMER, "--all"]) == 0
+    every = capsys.readouterr().out.splitlines()
+    assert main(["roles", TRANSFORMER, "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert every[-1].startswith(f"{len(data)} parameters")
+    assert len(every) == len(data) + 2
+    assert data["wte.weight"]["name"] == "embed.token"
+    assert main(["roles", TRANSFORMER, "--unsure", "--json"]) == 0
+    unsure = json.loads(capsys.readouterr().out)
+    assert unsure == {name: role for name, role in data.items() if not role["sure"]}
+
+
 def test_fingerprint_tells_what_no_file_holds(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     text = """
 import torch

@@ -1,4 +1,4 @@
-"""Roles: what each parameter of a model is for, by its name, its layer and what stands around it; or that nobody knows."""
+"""Roles: what each parameter is for, by its name, its layer and what stands around it; or that nobody knows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from importlib.resources import files
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from torchinit.errors import ConfigError
@@ -56,7 +56,11 @@ class _Place:
 
 @dataclass(frozen=True, slots=True)
 class RoleRule:
-    """A rule by which a parameter has a role; every condition that it has must hold."""
+    """A rule by which a parameter has a role; every condition that it has must hold.
+
+    >>> RoleRule("attn.q", re.compile("my_query")).role
+    'attn.q'
+    """
 
     role: str
     leaf: re.Pattern[str] | None = None
@@ -69,7 +73,7 @@ class RoleRule:
 
     def why(self, place: _Place) -> str:
         """The reason why a parameter has the role; empty where it does not."""
-        if self.bias not in (None, place.is_bias) or (self.ndim and not place.is_bias and place.ndim not in self.ndim):
+        if self.bias not in (None, place.is_bias) or (self.ndim and place.ndim not in self.ndim):
             return ""
         if self.leaf and not self.leaf.fullmatch(place.leaf):
             return ""
@@ -89,7 +93,7 @@ class RoleRule:
 
 
 def read_rules(text: str) -> tuple[RoleRule, ...]:
-    """The rules that a TOML file holds: see ``knowledge/roles.toml``. Raises ConfigError for anything else.
+    """The rules that a TOML file holds: see ``knowledge/role_rules.toml``. Raises ConfigError for anything else.
 
     >>> read_rules('rules = [{ role = "attn.q", leaf = "my_query" }]')[0].role
     'attn.q'
@@ -113,7 +117,7 @@ def _rule(entry: Mapping[str, Any], words: Mapping[str, str]) -> RoleRule:
 
 @cache
 def _shipped() -> tuple[RoleRule, ...]:
-    return read_rules(files("torchinit.knowledge").joinpath("roles.toml").read_text("utf-8"))
+    return read_rules(files("torchinit.knowledge").joinpath("role_rules.toml").read_text("utf-8"))
 
 
 _OWN: list[RoleRule] = []
@@ -202,7 +206,7 @@ def _is_norm(owner: nn.Module, entry: HeldTensor) -> bool:
 
 def _place(entry: HeldTensor, modules: Mapping[str, nn.Module]) -> _Place:
     path = entry.place.name.split(".") if entry.place.name else []
-    owner = type_before_parametrizations(entry.place.module)
+    owner, weight = type_before_parametrizations(entry.place.module), getattr(entry.place.module, "weight", None)
     is_bias = entry.leaf == "bias"
     leaf, holder = entry.leaf, path  # the word that tells, and the way to the module that holds what is called so
     if entry.leaf in ("weight", "bias") and path:
@@ -220,5 +224,5 @@ def _place(entry: HeldTensor, modules: Mapping[str, nn.Module]) -> _Place:
         (*around[:1], *reversed(classes[0])),
         (*around, *(name for names in classes for name in names)),
         tuple(name for name in beside if name != leaf),
-        entry.tensor.dim(),
+        weight.dim() if is_bias and isinstance(weight, Tensor) else entry.tensor.dim(),
     )
