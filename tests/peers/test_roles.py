@@ -203,6 +203,7 @@ def built(family: str, size: dict[str, int] | None = None, name: str = "") -> nn
 
 def by_hand() -> dict[str, dict[str, str]]:
     answers: dict[str, dict[str, str]] = {}
+    known: dict[str, str] = {}
     for line in BY_HAND.strip().splitlines():
         match line.split():
             case [family]:
