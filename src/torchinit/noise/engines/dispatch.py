@@ -12,6 +12,7 @@ import torch
 
 from torchinit.noise.engines import kernel, torch_engine
 from torchinit.noise.engines.tasks import FillTask
+from torchinit.noise.threads import drawing_threads
 
 VARIABLE = "TORCHINIT_ENGINE"
 """An environment variable that rules engines out, to compare them: ``torch``, ``numpy``, or the kernel's
@@ -26,7 +27,7 @@ def fill(tasks: Iterable[FillTask]) -> None:
     compiled = chosen_kernel()
     for taken, run in groupby(tasks, lambda task: compiled is not None and kernel.takes(task.out)):
         if compiled and taken:
-            compiled.fill(list(run), torch.get_num_threads())
+            compiled.fill(list(run), drawing_threads())
         else:
             for task in run:
                 _fill_one(task)
@@ -38,7 +39,7 @@ def _fill_one(task: FillTask) -> None:
     if out.device.type == "cpu":
         host_engine()(task) if type(out) is torch.Tensor else torch_engine.fill(task)
     elif out.numel() < _SMALL:
-        host = torch.empty(out.shape, dtype=out.dtype)
+        host = torch.empty(out.shape, dtype=out.dtype, device="cpu")
         fill([FillTask(host, task.shape, task.start, task.key, task.draw)])
         out.copy_(host)
     else:
