@@ -36,6 +36,7 @@ from torchinit.model import Shard
 from torchinit.noise import Global, Keyed
 
 RULES = [Rule(Name("**"), Normal(std=0.3)), Rule("1.weight", Orthogonal())]
+ONES = {"type": "Constant", "val": 1, "layer": "Linear"}
 MODES = {"FakeTensorMode": FakeTensorMode, "FunctionalTensorMode": FunctionalTensorMode}
 
 
@@ -62,7 +63,7 @@ WRITES: dict[str, tuple[Callable[[], nn.Module], Callable[[Any], object]]] = {
     "materialize": (lambda: nn.Linear(5, 4).to("meta"), lambda model: materialize(model, RULES[0], seed=0)),
     "init_weights": (Own, lambda model: model.init_weights()),
     "init_weights with a seed": (Own, lambda model: model.init_weights(seed=0)),
-    "mmengine.initialize": (Own, lambda model: mmengine.initialize(model, {"type": "Constant", "val": 1, "layer": "Linear"})),
+    "mmengine.initialize": (Own, lambda model: mmengine.initialize(model, ONES)),
     "seeded": (net, run_seeded),
     "fingerprint": (net, fingerprint),
     "write": (net, lambda model: Constant(1.0).write(Shard.whole("w", model[0].weight.data), Keyed(0))),
