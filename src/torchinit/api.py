@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -20,7 +20,9 @@ from torchinit.knowledge.following import with_activations
 from torchinit.knowledge.neutral import with_neutral
 from torchinit.model.sites import Site
 from torchinit.model.sites import sites as bare_sites
+from torchinit.model.valueless import refuse_fakes
 from torchinit.noise import Global, Keyed, Noise
+from torchinit.noise.settings import plain_thread
 from torchinit.noise.torch_generator import drawing_from
 from torchinit.plans.fingerprint import fingerprint as fingerprint_of
 from torchinit.plans.plan import Plan
@@ -76,8 +78,9 @@ def draft(model: nn.Module, recipe: RecipeLike, *, trainable: bool = False) -> P
     """The plan of a recipe on a model, whatever is wrong with it; ConfigError when the recipe cannot be read."""
     check_model(model, recipe)
     rules = to_rules(recipe)
-    known = sites(model)
-    drafted = with_better(make_plan(known, rules, trainable=trainable), known)
+    with plain_thread():
+        known = sites(model)
+        drafted = with_better(make_plan(known, rules, trainable=trainable), known)
     unshaped = [site.name for site in known if site.state == "lazy" and site.kind == "parameter"]
     if unshaped and not drafted.problems:
         return replace(
@@ -122,6 +125,7 @@ def initialize(
     >>> report.assert_ok()["0.weight"].expected.std
     0.02
     """
+    refuse_fakes()
     checked = _checked(model, recipe, seed, complete=complete, strict=strict, trainable=trainable)
     check_styles(model)
     agree = among(model) if checked.loads else None
@@ -130,11 +134,21 @@ def initialize(
     return _finished(report, model, fingerprint=fingerprint)
 
 
-def noise_of(seed: int | torch.Generator | None, devices: Iterable[torch.device]) -> AbstractContextManager[Noise]:
-    """The noise that a ``seed`` stands for, while it is drawn from on the devices."""
+@contextmanager
+def noise_of(seed: int | torch.Generator | None, devices: Iterable[torch.device]) -> Iterator[Noise]:
+    """The noise that a ``seed`` stands for, while it is drawn from on the devices; of an int without users' modes.
+
+    Raises RunError where tensors have no values.
+    """
+    refuse_fakes()
     if isinstance(seed, torch.Generator):
-        return drawing_from(seed, devices)
-    return nullcontext(Global() if seed is None else Keyed(seed))
+        with drawing_from(seed, devices) as noise:
+            yield noise
+    elif seed is None:
+        yield Global()
+    else:
+        with plain_thread():
+            yield Keyed(seed)
 
 
 def _shards(model: nn.Module, agree: Agree | None) -> Shards:
@@ -222,6 +236,8 @@ def materialize(
     >>> [record.fill for record in materialize(own, seed=0)]
     ['Constant(1)', 'Linear.reset_parameters()']
     """
+    if torch.compiler.is_dynamo_compiling():
+        raise RunError("materialize gives a model memory, which torch.compile cannot follow: call it outside of that")
     check_model(model, recipe)
     own = own_starts(model) if recipe is None else None
     instead = "torchinit.initialize with a recipe" if recipe is None else "torchinit.initialize"

@@ -4,18 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from tests.distributed.layouts import cut, whole
 from tests.processes import context, on_ranks, results
-from torchinit import Layer, Leaf, Name, Normal, Ones, Rule, Uniform, initialize, materialize, seeded
+from torchinit import (
+    Layer,
+    Leaf,
+    Name,
+    Normal,
+    Ones,
+    Pretrained,
+    Rule,
+    Uniform,
+    fingerprint,
+    initialize,
+    materialize,
+    seeded,
+    verify_replicas,
+)
 
 PRELOAD = ["torchinit", "torch.distributed.fsdp", "transformers.models.mixtral.modeling_mixtral"]
 SIZES = {"vocab_size": 101, "hidden_size": 32, "num_attention_heads": 4}
@@ -119,6 +135,48 @@ def everything(rank: int) -> dict[str, dict[str, list[str]]]:
             result["plain torch"] = differing(model, plain)
             found[f"{name}, {layout}"] = result
     return found
+
+
+def outputs(rank: int, folder: Path) -> dict[str, list[str]]:
+    """What is wrong with a Llama on ranks in any order: logits and weights, drawn and loaded, and its state dict."""
+    one = models()["llama"]()
+    initialize(one, RULES, seed=5)
+    tokens, file = torch.arange(24).view(2, 12), folder / "one.pth"
+    if rank == 0:
+        torch.save(one.state_dict(), file)
+    dist.barrier()
+    expected = one(tokens).logits
+    meshes = {"line": [[3, 2, 1, 0], [2, 0, 3, 1]], "plane": [[[3, 2], [1, 0]], [[2, 3], [0, 1]]]}
+    found = {}
+    for kind, ranks in ((kind, ranks) for kind, each in meshes.items() for ranks in each):
+        names = ("shards",) if kind == "line" else ("replicas", "shards")
+        mesh = DeviceMesh("cpu", torch.tensor(ranks), mesh_dim_names=names)
+        for way, rules in (("drawn", RULES), ("loaded", Rule(Name("**"), Pretrained(str(file))))):
+            with torch.device("meta"):
+                model = models()["llama"]()
+            sharded(model, mesh)
+            materialize(model, rules, seed=5).assert_ok(complete=True)
+            wrong = differing(model, one)
+            verify_replicas(model)
+            if not torch.allclose(model(tokens).logits, expected, rtol=1e-4, atol=1e-6):
+                wrong.append("logits")
+            if fingerprint(model) != fingerprint(one):
+                wrong.append("fingerprint")
+            state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+            if rank == 0 and any(not torch.equal(state[name], value) for name, value in one.state_dict().items()):
+                wrong.append("whole state dict")
+            found[f"{way} {ranks}"] = wrong
+    return found
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_llama_on_ranks_in_any_order(tmp_path: Path) -> None:
+    """The logits of one process from meshes whose ranks do not ascend, and its weights in their state dict."""
+    context().set_forkserver_preload(PRELOAD)
+    (tmp_path / "files").mkdir()
+    for found in results(on_ranks(4, outputs, tmp_path, tmp_path / "files")):
+        assert len(found) == 8
+        assert {layout: wrong for layout, wrong in found.items() if wrong} == {}
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])

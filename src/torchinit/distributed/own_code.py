@@ -27,6 +27,7 @@ from torchinit.model.sandbox import Poison, poisoned_memory
 from torchinit.model.shards import Box
 from torchinit.model.traversal import walk_modules
 from torchinit.noise import Keyed, Noise
+from torchinit.noise.settings import plain_process
 from torchinit.noise.threads import one_thread
 from torchinit.tracing.recorder import Recorder
 from torchinit.tracing.seeded import Seeded
@@ -116,7 +117,7 @@ def make_buffers(
                 break
             found: _Values = {}
             if (code.scope, code.text) not in tried:
-                lending = partial(Keyed(seed).lending, paths[code.scope], _DRAW, device)
+                lending = partial(Keyed(seed).lending, paths[code.scope], _DRAW, device, _working_dtype(code.scope))
                 found, reason = _try(code, list(missing.values()), device, lending)
                 tried[code.scope, code.text] = reason
             reasons += filter(None, [tried[code.scope, code.text]])
@@ -126,6 +127,13 @@ def make_buffers(
                 made.by[entry.name] = code.text
         made.failed.update({entry.name: tuple(reasons) for entry in missing.values() if entry.module is module})
     return made
+
+
+def _working_dtype(module: nn.Module) -> torch.dtype:
+    """Double precision where all that a module holds has it, else single: not the process's default."""
+    tensors = chain(module.parameters(), module.buffers())
+    kinds = {tensor.dtype.to_real() for tensor in tensors if tensor.is_floating_point() or tensor.is_complex()}
+    return torch.float64 if kinds == {torch.float64} else torch.float32
 
 
 def _parents(model: nn.Module) -> dict[nn.Module, list[nn.Module]]:
@@ -326,7 +334,8 @@ def reset_layers(
     ran: dict[nn.Module, str] = {}
     failed: dict[str, tuple[str, ...]] = {}
     recorder = Recorder(top) if seed is None else Seeded(top, seed)
-    with torch.no_grad(), recorder as seen, wholes.working(recorder.index) if wholes else nullcontext():
+    alone = nullcontext() if seed is None else one_thread()
+    with torch.no_grad(), alone, recorder as seen, wholes.working(recorder.index) if wholes else nullcontext():
         for module in dict.fromkeys(place.module for place in walk_modules(top) if place.module in wanted):
             names = ("reset_parameters", "_reset_parameters")
             method = next((name for name in names if needs(getattr(module, name, None)) == 0), None)
@@ -334,7 +343,8 @@ def reset_layers(
                 continue
             ran[module] = f"{type(module).__name__}.{method}()"
             try:
-                getattr(module, method)()
+                with nullcontext() if seed is None else plain_process(_working_dtype(module)):
+                    getattr(module, method)()
             except Exception as error:  # noqa: BLE001  # foreign code; reported if nothing else writes these
                 text = f"{ran[module]} raised {type(error).__name__}: {error}"
                 failed.update({entry.name: (text,) for entry in wanted[module]})

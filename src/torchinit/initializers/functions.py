@@ -78,7 +78,7 @@ class Code(RegionFill):
         # The blocks of a fused weight are tensors of their own, under one name.
         name = f"{shard.name}\0{region.start}" if any(region.start) else shard.name
         try:
-            with noise.lending(name, _DRAW, local.device):
+            with noise.lending(name, _DRAW, local.device, local.dtype):
                 result = self.function(whole)
             return _checked(whole if result is None else result, region.shape, local.dtype).to(whole.dtype)
         except Exception as error:

@@ -27,6 +27,7 @@ from torchinit.mmengine.provenance import Provenance
 from torchinit.mmengine.tree import ModuleIndex, Spot, explain_unused_layers
 from torchinit.model.shards import Shard
 from torchinit.model.sites import Site
+from torchinit.model.valueless import refuse_fakes
 from torchinit.noise import Global, Keyed, Noise
 from torchinit.plans.plan import Plan, Step
 from torchinit.plans.planner import make_plan
@@ -88,6 +89,7 @@ class Session:
 
         An ``init_cfg`` that is given, and not the modules' own, may be for those that have memory.
         """
+        refuse_fakes()
         named = list(self.top.named_parameters())
         meta = [name for name, parameter in named if parameter.is_meta]
         is_all = len(meta) == len(named)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from torchinit.model.valueless import check_values
+
 
 @dataclass(frozen=True, slots=True)
 class Box:
@@ -49,7 +51,7 @@ class Shard:
     model's memory (a parametrized weight), and returns what the model now makes of them.
 
     ``spread`` says that other ranks hold parts or copies of the same tensor, so that values must not come from
-    a generator that each rank has for itself.
+    a generator that each rank has for itself. Raises RunError for a tensor that holds no values (:mod:`.valueless`).
 
     >>> import torch
     >>> Shard("weight", torch.empty(2, 3), shape=(8, 3), start=(4, 0)).is_whole
@@ -63,6 +65,9 @@ class Shard:
     matrix: Box | None = None
     store: Callable[[Tensor], Tensor] | None = None
     spread: bool = False
+
+    def __post_init__(self) -> None:
+        check_values(self.name, self.local)
 
     @classmethod
     def whole(cls, name: str, local: Tensor, store: Callable[[Tensor], Tensor] | None = None) -> Shard:

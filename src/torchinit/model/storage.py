@@ -42,7 +42,8 @@ def _place(tensor: Tensor) -> object:
 
 def _is_plain(tensor: Tensor) -> bool:
     """Whether the tensor has memory that can be compared: it is not of a subclass with rules of its own."""
-    return type(tensor) in (Tensor, nn.Parameter) and not is_lazy(tensor) and tensor.layout == torch.strided
+    is_ordinary = type(tensor) in (Tensor, nn.Parameter) and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return is_ordinary and not is_lazy(tensor) and tensor.layout == torch.strided
 
 
 def overlaps(tensor: Tensor) -> bool:

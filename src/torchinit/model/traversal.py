@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchinit.model.names import WRAPPERS, normalize
 from torchinit.model.parametrizations import Parametrized, parametrized
 from torchinit.model.storage import identity
+from torchinit.model.valueless import refuse_transforms
 
 Kind: TypeAlias = Literal["parameter", "buffer"]
 
@@ -108,7 +109,11 @@ class HeldTensor:
 
 
 def walk_tensors(model: nn.Module) -> Iterator[HeldTensor]:
-    """Every tensor of a model, once for each of its names, in the order of ``Module.apply``."""
+    """Every tensor of a model, once for each of its names, in the order of ``Module.apply``.
+
+    Raises RunError within a transform of ``torch.func``.
+    """
+    refuse_transforms()
     entries = []
     owners: dict[str, object] = {}
     flat = _flattened(model)

@@ -74,8 +74,8 @@ class Noise(ABC):
     def linalg_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """The precision in which fills that need a factorization compute it for a site of ``dtype``."""
 
-    def lending(self, name: str, index: int, device: torch.device) -> AbstractContextManager[None]:
-        """Let user code draw from this noise, on the CPU and a device, while the block lasts."""
+    def lending(self, name: str, index: int, device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
+        """Let user code that makes values of a dtype draw from this noise, on the CPU and a device, for a block."""
         return nullcontext()
 
     def fill_many(self, jobs: Iterable[DrawRequest]) -> None:

@@ -22,7 +22,8 @@ from torchinit.noise.base import Distribution, DrawRequest, Noise
 from torchinit.noise.distributions import Draw, DrawKind, resolve
 from torchinit.noise.engines import dispatch, torch_engine
 from torchinit.noise.engines.tasks import FillTask, is_simple
-from torchinit.noise.threads import one_thread
+from torchinit.noise.settings import plain_process, plain_thread
+from torchinit.noise.threads import drawing_threads, one_thread
 from torchinit.noise.torch_generator import seeded_generators
 
 STREAM = "torchinit-stream-1"
@@ -74,7 +75,7 @@ class Keyed(Noise):
             keys = [derive(self.seed, job.shard.name, job.index) for job in batch]
             outs = [job.shard.local for job in batch]
             draws = [resolve(job.distribution, job.params, out.dtype) for job, out in zip(batch, outs, strict=True)]
-            compiled.fill_whole(outs, keys, draws, torch.get_num_threads())
+            compiled.fill_whole(outs, keys, draws, drawing_threads())
         else:
             dispatch.fill([self._task(job) for job in batch])
 
@@ -94,10 +95,10 @@ class Keyed(Noise):
         return torch.complex128 if dtype.is_complex else torch.float64
 
     @contextmanager
-    def lending(self, name: str, index: int, device: torch.device) -> Iterator[None]:
-        """Torch's generators in a state that belongs to seed, name and index; and one thread, on which sums depend."""
+    def lending(self, name: str, index: int, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+        """Torch's generators in a state of seed, name and index; one thread, on which sums depend; torch's settings."""
         state = int.from_bytes(derive(self.seed, name, index)[:8], "little")
-        with one_thread(), seeded_generators(state, device):
+        with plain_thread(), plain_process(dtype), one_thread(), seeded_generators(state, device):
             yield
 
     def _task(self, job: DrawRequest) -> FillTask:

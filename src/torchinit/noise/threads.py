@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache, partial
 from threading import Lock, Thread
 from typing import TypeVar
@@ -19,6 +20,7 @@ from torch import Tensor
 
 _T = TypeVar("_T")
 _changing = Lock()
+_drawing: ContextVar[int] = ContextVar("torchinit_drawing_threads", default=0)
 
 
 @contextmanager
@@ -29,10 +31,17 @@ def one_thread() -> Iterator[None]:
         yield
         return
     _set_threads(1)
+    token = _drawing.set(threads)
     try:
         yield
     finally:
+        _drawing.reset(token)
         _set_threads(threads)
+
+
+def drawing_threads() -> int:
+    """The number of threads for draws, whose bits depend on none: torch's, and that from before within `one_thread`."""
+    return _drawing.get() or torch.get_num_threads()
 
 
 def on_one_thread(work: Callable[[Tensor], _T], matrix: Tensor) -> _T:

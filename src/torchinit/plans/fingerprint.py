@@ -18,6 +18,7 @@ from torchinit.errors import ConfigError, RunError
 from torchinit.model.dtensor import cut_dimensions, is_distributed, shards_of
 from torchinit.model.names import normalize
 from torchinit.model.traversal import walk_tensors
+from torchinit.model.valueless import refuse_fakes
 from torchinit.plans.digest import LaneSums, digest
 from torchinit.plans.plan import Diff
 from torchinit.serialization.schema import Schema, parse
@@ -130,6 +131,7 @@ def fingerprint(model: nn.Module | Mapping[str, Tensor]) -> Fingerprint:
     >>> [change.name for change in before.diff(fingerprint(model))]
     ['bias']
     """
+    refuse_fakes()
     sources = sources_of(model) if isinstance(model, nn.Module) else Sources(_in_state_dict(model), {}, ())
     digests, problems = digest_tensors(sources.each)
     totals, failed = _added_over_ranks(digests, failed=bool(problems))

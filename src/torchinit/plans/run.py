@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import replace
 from typing import Final, Protocol, TypeAlias
@@ -23,7 +23,9 @@ from torchinit.initializers.statistics import measure
 from torchinit.model.dtensor import behind, blank_shards, shards_of
 from torchinit.model.shards import Shard
 from torchinit.model.traversal import HeldTensor, walk_tensors
+from torchinit.model.valueless import refuse_fakes
 from torchinit.noise import DrawRequest, Noise
+from torchinit.noise.settings import plain_thread
 from torchinit.plans.plan import Plan, Step
 from torchinit.plans.report import Record, Report
 
@@ -118,9 +120,10 @@ def run(
     started = time.perf_counter()
     plan.check()
     steps = plan.writes if noise.is_stateful else plan.steps
+    refuse_fakes()
     here = {name: (part,) if isinstance(part, Shard) else tuple(part) for name, part in shards.items()}
     _check(steps, here, noise, agree)
-    with torch.no_grad():
+    with nullcontext() if noise.is_stateful else plain_thread(), torch.no_grad():
         for witness in run_observers():
             for step in steps:
                 witness.before_run(step, here[step.site.name])
@@ -285,7 +288,7 @@ def _expected(step: Step, parts: Parts, dtype: torch.dtype) -> Moments | None:
 
 def _stored(shard: Shard, store: Callable[[Tensor], Tensor], noise: Noise) -> Tensor:
     """The tensor that a parametrization computes once it has the values; torch's orthogonal one completes a basis."""
-    with noise.lending(shard.name, _BASIS, shard.local.device):
+    with noise.lending(shard.name, _BASIS, shard.local.device, shard.local.dtype):
         try:
             return store(shard.local)
         except Exception as error:

@@ -20,6 +20,7 @@ from torchinit.errors import RunError
 from torchinit.initializers.matrices import Orthogonal
 from torchinit.model.dtensor import is_distributed, shards_of
 from torchinit.model.shards import Box, Shard
+from torchinit.model.valueless import refuse_fakes
 from torchinit.noise import Distribution, Keyed, Noise, seeded_generators
 from torchinit.noise.base import DrawRequest
 from torchinit.plans.run import write
@@ -60,6 +61,7 @@ class Seeded(Recorder):
         self.observer.execute = self._execute
 
     def __enter__(self) -> Trace:
+        refuse_fakes()
         state = torch.default_generator.get_state()
         seen = super().__enter__()
         self._open.callback(torch.default_generator.set_state, state)

@@ -24,6 +24,9 @@ _STANDING_FOR_TORCH = {
 
 _MACHINERY = tuple(_TORCH + name for name in ("utils" + os.sep, "overrides.py", "_", "autograd"))
 
+_OF_MODES = frozenset({"__torch_function__", "__torch_dispatch__"})
+"""Methods of users' modes and tensors, through which torch's own calls go."""
+
 
 class Caller(NamedTuple):
     """The author of a write: the line, the torch function that it called, the module whose code ran."""
@@ -58,6 +61,8 @@ def _look_up(code: CodeType) -> _CodeFacts:
 
 def _describe(code: CodeType) -> _CodeFacts:
     file = code.co_filename
+    if code.co_name in _OF_MODES:
+        return _CodeFacts(is_users=False)
     arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
     if file.startswith(_OURS):
         return _CodeFacts(is_users=False)
@@ -136,8 +141,8 @@ def _frames() -> Iterator[FrameType]:
 
 def frame_of_caller() -> FrameType | None:
     """The function that called torch's operation, whether it is torch's or the user's."""
-    below = (_OURS, *_MACHINERY)
-    return next((frame for frame in _frames() if not frame.f_code.co_filename.startswith(below)), None)
+    below, codes = (_OURS, *_MACHINERY), ((frame, frame.f_code) for frame in _frames())
+    return next((f for f, code in codes if not (code.co_name in _OF_MODES or code.co_filename.startswith(below))), None)
 
 
 def frame_of_user() -> FrameType | None:

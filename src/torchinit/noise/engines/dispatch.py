@@ -13,6 +13,7 @@ import torch
 
 from torchinit.noise.engines import kernel, torch_engine
 from torchinit.noise.engines.tasks import FillTask
+from torchinit.noise.threads import drawing_threads
 
 VARIABLE = "TORCHINIT_ENGINE"
 """An environment variable that rules engines out, to compare them: ``torch``, ``numpy``, or the kernel's
@@ -30,7 +31,7 @@ def fill(tasks: Iterable[FillTask]) -> None:
     compiled = chosen_kernel()
     for taken, run in groupby(tasks, lambda task: compiled is not None and kernel.takes(task.out)):
         if compiled and taken:
-            compiled.fill(list(run), torch.get_num_threads())
+            compiled.fill(list(run), drawing_threads())
         else:
             for task in run:
                 _fill_one(task)
@@ -39,11 +40,7 @@ def fill(tasks: Iterable[FillTask]) -> None:
 @torch.no_grad()
 def _fill_one(task: FillTask) -> None:
     out = task.out
-    if not draws_on(out.device):
-        fill_by_copy(task)
-    elif out.device.type == "cpu" and type(out) is torch.Tensor:
-        host_engine()(task)
-    else:
+ours    else:
         torch_engine.fill(task)
 
 
