@@ -40,7 +40,11 @@ def fill(tasks: Iterable[FillTask]) -> None:
 @torch.no_grad()
 def _fill_one(task: FillTask) -> None:
     out = task.out
-ours    else:
+    if not draws_on(out.device):
+        fill_by_copy(task)
+    elif out.device.type == "cpu" and type(out) is torch.Tensor:
+        host_engine()(task)
+    else:
         torch_engine.fill(task)
 
 
