@@ -86,6 +86,7 @@ class InMemory:
     """A dict, a model or an open checkpoint as the source of values, equal to itself alone."""
 
     def __init__(self, source: Mapping[str, Any] | nn.Module | Checkpoint) -> None:
+        self.given = source
         self.checkpoint: Checkpoint = open_checkpoint(source)
 
     @classmethod

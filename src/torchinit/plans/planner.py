@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 
@@ -13,7 +14,7 @@ from torchinit.errors import FanError
 from torchinit.initializers.composed import Padded
 from torchinit.initializers.elementwise import Constant
 from torchinit.initializers.load_report import LoadReport
-from torchinit.initializers.source import is_verbatim, resolve_all
+from torchinit.initializers.source import Resolution, is_verbatim, resolve_all
 from torchinit.initializers.variance_scaling import asks_for_neutral, asks_what_follows
 from torchinit.knowledge.neutral import looks_like_norm, neutrality
 from torchinit.model.sites import Site
@@ -71,7 +72,7 @@ class _Planner:
     problems: list[str]
     writes: dict[str, list[_Write]] = field(default_factory=dict)
     declined: dict[str, Skipped] = field(default_factory=dict)
-    loads: list[LoadReport] = field(default_factory=list)
+    loads: list[Resolution] = field(default_factory=list)
     turn: int = 0
 
     def plan(self, ties: Ties) -> Plan:
@@ -96,7 +97,7 @@ class _Planner:
             skipped=tuple(skip for name, skip in self.skipped.items() if name not in self.writes),
             unused=tuple((rule, f"{rule.origin} {explain_unmatched(rule, self.known)}") for rule in unused),
             problems=tuple(self.problems),
-            loads=tuple(map(self._with_uninitialized, self.loads)),
+            loads=tuple(self._accounts()),
             reach=tuple(self._reach()),
         )
 
@@ -124,7 +125,7 @@ class _Planner:
         """Add the writes of the sites that the rule has a fill for; note why it has none for the others."""
         resolution = resolve_all(rule.init, pairs, self.known)
         if resolution.account is not None:
-            self.loads.append(resolution.account)
+            self.loads.append(resolution)
         for view, site in pairs:
             error, fill = resolution.errors.get(view.name), resolution.fills.get(view.name)
             if error is not None and rule.fitting and not _fits(rule, view):
@@ -152,10 +153,24 @@ class _Planner:
             reached = [site.numel for site in learning if scheme in schemes.get(site.name, ())]
             yield Reach(scheme, (len(reached), len(learning)), (sum(reached), elements))
 
-    def _with_uninitialized(self, load: LoadReport) -> LoadReport:
-        """The account with what is missing and gets no values from another rule."""
-        names = {view.name for site in self.known if site.name in self.writes for view in site.views}
-        return replace(load, uninitialized=tuple(name for name in load.missing if name not in names))
+    def _accounts(self) -> Iterator[LoadReport]:
+        """The accounts, with what is missing and gets no values, and without what another rule takes of the file."""
+        written = {view.name for site in self.known if site.name in self.writes for view in site.views}
+        used: dict[Hashable, dict[str, int]] = defaultdict(dict)
+        for resolution in self.loads:
+            for source, sizes in resolution.used.items():
+                used[source] |= {key: max(size, used[source].get(key, 0)) for key, size in sizes.items()}
+        for resolution in self.loads:
+            load, taken = resolution.account or LoadReport(""), dict[str, int]()
+            for source in resolution.used:
+                taken |= used[source]
+            left: dict[str, Any] = {
+                name: tuple(key for key in getattr(load, name) if key not in taken)
+                for name in ("unexpected", "beside", "spare")
+            }
+            bare = tuple(name for name in load.missing if name not in written)
+            elements = sum(taken.values()), load.file_elements[1]
+            yield replace(load, uninitialized=bare, file_elements=elements, **left)
 
     def _can_be_drawn(self, rule: Rule, view: Site, site: Site) -> bool:
         """Whether a fill can be written to a site; if not it is skipped, or a problem."""
@@ -221,11 +236,17 @@ def _unlocked(writes: Iterable[list[_Write]]) -> Iterator[str]:
             names.append(several[0].step.site.name)
     for (loader, later), (rule, names) in overwritten.items():
         them = "it" if len(names) == 1 else "them"
-        yield (
+        start = (
             f"{loader} loads {count(len(names), 'site')}, and {later} ({rule}) would write over {them}:"
             f" {abbreviate(names)}."
-            f" Put {loader} last, exclude {them} from {later}, or say lock = false in {loader}"
         )
+        if is_verbatim(rule.init):  # put last, the one would write over what the other loads, and be refused likewise
+            yield (
+                f"{start}\n    To keep what {loader} loads, exclude {them} from {later}."
+                f"\n    To keep what {later} loads, exclude {them} from {loader}, or say lock = false in {loader}."
+            )
+        else:
+            yield f"{start} Put {loader} last, exclude {them} from {later}, or say lock = false in {loader}"
 
 
 def _disagreement(writes: list[_Write]) -> str | None:
