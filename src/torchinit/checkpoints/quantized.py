@@ -101,7 +101,9 @@ class Companions:
 
     def __init__(self, names: Iterable[tuple[str, str]], known: Container[str], info: Callable[[str], Info]) -> None:
         # By key and by name, since a rename may be meant for the weights alone.
-        self._keys = {alias: key for key, name in names if name not in known for alias in (key, name)}
+        self._names = dict(names)
+        loose = [pair for pair in self._names.items() if pair[1] not in known]
+        self._keys = {alias: key for key, name in loose for alias in (key, name)}
         self._markers = {key for key in self._keys.values() if key.rpartition(".")[2] == "scaled_fp8"}
         self.info = info
         self._by_base: dict[str, dict[str, frozenset[str]]] = {}
@@ -131,18 +133,17 @@ class Companions:
         if not self._keys or not _is_narrow(info.dtype, dtype):
             return None
         near = self._near(key)
-        if any(other.is_scale and other.key in used for other in near):
-            near = [other for other in near if other.is_factor and other.key not in used and self._is_number(other.key)]
-            why = "needs more than its scale:"
-            return _refused(why, near) if near else None
         if is_float8(info.dtype):
             markers = (marker for marker in self._markers if key.startswith(marker.removesuffix("scaled_fp8")))
             scales = (other for other, stored in self._extensions(key) if stored.numel < info.numel)
             near += map(_Companion, (*scales, *markers))
+        if any(other.key in used and (other.is_scale or not other.words) for other in near):
+            unread = self._unread(near, used)
+            return _refused("needs more than one scale:", unread) if unread else None
         if not any(self._belongs(other, info, dtype) for other in near):
             return None
         why = f"is {dtype_name(info.dtype)} in the file, and its values are meaningless without"
-        return _refused(why, near, info.dtype, self._dequantize(key, info, near))
+        return _refused(why, near, info.dtype, self._dequantize(key, info, near) if dtype.itemsize > 1 else None)
 
     def dtype_of(self, name: str) -> torch.dtype | None:
         """The dtype of a tensor that belongs to no site, by its key or what that is called in the model."""
@@ -151,16 +152,18 @@ class Companions:
 
     def _dequantize(self, key: str, info: Info, near: Sequence[_Companion]) -> Dequantize | None:
         """The adapter that makes values of a tensor, if one does; with the name of the scale, if that is not usual."""
-        *_, leaf = key.rpartition(".")
-        start = key.removesuffix(leaf)
-        factors = [other.key.removeprefix(start) for other in near if other.is_factor and other.key.startswith(start)]
-        names = (factors[0].replace(leaf, "*"),) if len(factors) == 1 else ()
-        for adapter in (Dequantize(), *(Dequantize(name) for name in names if not NOT_FACTORS.search(name))):
+        name = self._names[key]
+        owner, dot, leaf = name.rpartition(".")
+        factors = [self._names[other.key] for other in near if other.is_factor]
+        usual, start = [Dequantize()], owner + dot
+        if len(factors) == 1 and factors[0].startswith(start) and not NOT_FACTORS.search(factors[0]):
+            usual.append(Dequantize(factors[0].removeprefix(start).replace(leaf, "*")))
+        for adapter in usual:
             try:
-                bound = adapter.bound(key, lambda _: info.dtype, self.dtype_of)
-                scale = bound and self._keys[bound.wants(key)[1]]
-                if bound and scale and not self.of(key, info, torch.float32, (scale,)):
-                    bound.makes([info.shape, self.info(scale).shape], key)
+                bound = adapter.bound(name, lambda _: info.dtype, self.dtype_of)
+                scale = bound and self._keys[bound.wants(name)[1]]
+                if bound and scale and not self._unread(near, [scale]):
+                    bound.makes([info.shape, self.info(scale).shape], name)
                     return adapter
             except ValueError:
                 pass
@@ -184,6 +187,15 @@ class Companions:
             yield UNSCALED
         elif scales and scales.isdisjoint(keys):  # an adapter that takes a scale knows what it is
             yield UNREAD
+
+    def _unread(self, near: Sequence[_Companion], used: Collection[str]) -> list[_Companion]:
+        """The scales and zero points of a tensor that are not used; a description in bytes is neither."""
+
+        def is_number(key: str) -> bool:
+            stored = self._look(key)
+            return stored is None or stored.dtype.is_floating_point or "zero" in key.lower() or "zp" in key.lower()
+
+        return [other for other in near if other.is_factor and other.key not in used and is_number(other.key)]
 
     def _near(self, key: str) -> list[_Companion]:
         """The loose keys that are called as a key is but for words of quantization, and those of its module alone."""
@@ -211,11 +223,6 @@ class Companions:
     def _has_bits(self, other: _Companion) -> bool:
         stored = self._look(other.key)
         return any(map(_BITS.fullmatch, other.words)) and (stored is None or _is_narrow(stored.dtype, torch.float32))
-
-    def _is_number(self, key: str) -> bool:
-        """Whether a tensor may be a number to reckon with, and not a description in bytes."""
-        stored = self._look(key)
-        return stored is None or stored.dtype.is_floating_point or "zero" in key.lower() or "zp" in key.lower()
 
     def _look(self, key: str) -> Info | None:
         try:

@@ -221,7 +221,7 @@ class LoadReport:
         where = f"{self.source}, part {self.part!r}" if self.part else self.source
         loaded = f"{percentage(*self.elements)} % of the elements loaded"
         used, size = self.file_elements
-        share = [f"{percentage(used, size)} % of the file was used"] if used < size else []
+        share = [f"{percentage(used, size)} % of the file was used"] if 0 < used < size else []
         return ", ".join([f"{where}: {loaded}", *share, f"{self.found} of {count(self.wanted, 'site')}", *counts])
 
     def table(self) -> str:

@@ -28,8 +28,8 @@ class Dequantize(Adapter):
 
     ``scale`` is the scale's name, with ``*`` for the last part of the tensor's own: ``"*_scale"`` is ``weight_scale``
     beside ``weight``. None: whichever of the usual names the file has, ``*_scale``, ``*_scale_inv`` (a factor all the
-    same), ``scale_*`` and others. A site without a scale in the file is loaded as it is, so that ``"**"`` will do as
-    the glob.
+    same), ``scale_*`` and others. A site that the file has in another dtype, or without a scale, is loaded as it is, so
+    that ``"**"`` will do as the glob.
 
     The scale is of the whole tensor, of each row, column or expert, or of each block. One of fewer dimensions is that
     of the first ones, or where these differ in size, of the last. ``block`` is the size of blocks, in each dimension
@@ -56,7 +56,7 @@ class Dequantize(Adapter):
 
     def bound(self, key: str, values: DtypeOf, loose: DtypeOf) -> Adapter | None:
         dtype = values(key)
-        if dtype is None or not is_dequantizable(dtype):
+        if dtype is None or not (self.scale or is_dequantizable(dtype)):
             return None
         names = (self.scale,) if self.scale else _NAMES
         scales = [name for name in names if (found := loose(_beside(key, name))) and found.is_floating_point]
@@ -95,14 +95,15 @@ class Dequantize(Adapter):
         places = [torch.arange(*span) // (step or 1) for span, step in zip(spans, steps, strict=True)]
         first = tuple(int(place[0]) if len(place) else 0 for place in places)
         counts = tuple(int(place[-1]) + 1 - low if len(place) else 0 for place, low in zip(places, first, strict=True))
-        if math.prod(scale) == 1:
-            read, counts = Box.whole(scale), (1,) * len(values)
-        else:  # those of its dimensions that are there, the first ones or the last
-            kept = slice(len(scale)) if _leads(values, scale) else slice(len(values) - len(scale), None)
-            read = Box(first[kept], counts[kept])
+        read, held = Box.whole(scale), range(0)  # the dimensions that the scale has, the first ones or the last
+        if math.prod(scale) != 1:
+            missing = len(values) - len(scale)
+            held = range(len(scale)) if _leads(values, scale) else range(missing, len(values))
+            read = Box(first[held.start : held.stop], counts[held.start : held.stop])
+        sizes = [count if axis in held else 1 for axis, count in enumerate(counts)]
 
         def combine(tensors: Sequence[Tensor]) -> Tensor:
-            factor = upcast(tensors[1]).reshape(counts)
+            factor = upcast(tensors[1]).reshape(sizes)
             for axis, (place, low, step) in enumerate(zip(places, first, steps, strict=True)):
                 if 1 < step < values[axis]:
                     factor = factor.index_select(axis, (place - low).to(factor.device))
