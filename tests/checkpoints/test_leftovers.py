@@ -165,7 +165,7 @@ def test_what_is_expected_is_silent(globs: Any, verb: Any, caplog: pytest.LogCap
     found = verb(Stack(3, False), rule(state, prefix="net", expect_unexpected=globs), strict=True).loads[0]
     assert (found.unexpected, found.beside, found.warnings, caplog.messages) == ((), (), (), [])
     assert found.spare == ("net.layers.1.qkv.bias", "net.head.weight")
-    assert "2 unexpected as said" in found.headline()
+    assert "2 left as expected" in found.headline()
 
 
 def test_globs_that_match_nothing_are_told() -> None:
@@ -355,6 +355,16 @@ def test_between_two_checkpoints_each_wish_has_its_line(as_entries: bool, tmp_pa
         recipe = rules(one, {}, names)
         initialize(model := Stack(3, False), recipe)
         assert {value} == {*torch.cat([weight.flatten() for weight in model.state_dict().values()]).tolist()}
+
+
+def test_among_three_checkpoints() -> None:
+    three = [rule({key: torch.full_like(value, n) for key, value in deep().items()}) for n in range(3)]
+    with pytest.raises(PlanError) as caught:
+        plan(Stack(3, False), three)
+    text = str(caught.value)
+    assert "rules[0] and rules[1] load 3 sites, and rules[2] (" in text
+    assert "To keep what rules[1] loads, exclude them from rules[0] and rules[2]." in text
+    assert "exclude them from rules[0] and rules[1], or say lock = false in rules[0] and rules[1]." in text
 
 
 def test_between_a_checkpoint_and_a_drawing_the_order_may_change() -> None:

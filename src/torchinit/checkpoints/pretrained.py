@@ -209,7 +209,7 @@ class _Search:
         steps: tuple[Adapter, ...] = getattr(adapter, "steps", (adapter,) if adapter else ())
         needed = (self.companions.of(*pair, site.dtype, keys) for pair in zip(keys, infos, strict=True))
         quantized = next(filter(None, needed), None)
-        mismatch = self._refused(site, quantized, steps) if quantized else misfit(site, infos, key, adapter)
+        mismatch = self._refused(site, quantized, key, steps) if quantized else misfit(site, infos, key, adapter)
         transposed = any(isinstance(step, Transpose) for step in steps)
         self.transposes |= transposed or (mismatch is not None and infos[0].shape == site.shape[::-1])
         if mismatch is None:
@@ -255,12 +255,15 @@ class _Search:
         key = self.names.key_of.get(name)
         return self.checkpoint.info(key).dtype if key else None
 
-    def _refused(self, site: Site, quantized: Quantized, steps: Sequence[Adapter] = ()) -> Mismatch:
+    def _refused(self, site: Site, quantized: Quantized, name: str = "", steps: Sequence[Adapter] = ()) -> Mismatch:
         self.used.update(quantized.companions)
         self.remedies[quantized.remedy] = None
         if quantized.adapter:
-            chain = steps and Chain((quantized.adapter, *steps))
-            self.offers[f"{{{site.name if chain else '**'!r}: {chain or quantized.adapter}}}"] += 1
+            glob, adapter = "**", str(quantized.adapter)
+            if steps:
+                glob = next(glob for glob in reversed([*self.rule.adapt]) if glob_matches(glob, name))
+                adapter = str(Chain((quantized.adapter, *steps)))
+            self.offers[f"{{{glob!r}: {adapter}}}"] += 1
         return Mismatch(site.name, quantized.why)
 
     def _note_found(self, site: Site, keys: Sequence[str], infos: Sequence[Info], adapter: Adapter | None) -> None:

@@ -216,7 +216,7 @@ class LoadReport:
         if self.failure:
             return self.failure
         fates = {**self._fates(), "unexpected": self.unexpected, "spare": self.spare, "loaded": ()}
-        names = {"expected": "missing as expected", "spare": "unexpected as said"}
+        names = {"expected": "missing as expected", "spare": "left as expected"}
         counts = [f"{len(sites)} {names.get(fate, fate)}" for fate, sites in fates.items() if sites]
         where = f"{self.source}, part {self.part!r}" if self.part else self.source
         loaded = f"{percentage(*self.elements)} % of the elements loaded"

@@ -227,26 +227,28 @@ def fan_notes(step: Step) -> tuple[str, ...]:
 def _unlocked(writes: Iterable[list[_Write]]) -> Iterator[str]:
     """The sites that one rule loads from a checkpoint and another one writes after it, a text for each two rules."""
     # By rules, not by sites: the way out is an edit of the recipe, and a backbone has hundreds of sites.
-    overwritten: dict[tuple[str, str], tuple[Rule, list[str]]] = {}
+    overwritten: dict[tuple[str, ...], tuple[Rule, list[str]]] = {}
     for several in writes:
         last = several[-1].step.rule
         locked = (write.step.rule for write in several[:-1] if write.step.fill.locked and write.step.rule is not last)
-        if first := next(locked, None):
-            names = overwritten.setdefault((first.origin, last.origin), (last, []))[1]
-            names.append(several[0].step.site.name)
-    for (loader, later), (rule, names) in overwritten.items():
-        them = "it" if len(names) == 1 else "them"
-        start = (
-            f"{loader} loads {count(len(names), 'site')}, and {later} ({rule}) would write over {them}:"
-            f" {abbreviate(names)}."
-        )
-        if is_verbatim(rule.init):  # put last, the one would write over what the other loads, and be refused likewise
-            yield (
-                f"{start}\n    To keep what {loader} loads, exclude {them} from {later}."
-                f"\n    To keep what {later} loads, exclude {them} from {loader}, or say lock = false in {loader}."
-            )
-        else:
-            yield f"{start} Put {loader} last, exclude {them} from {later}, or say lock = false in {loader}"
+        if loaders := [*dict.fromkeys(rule.origin for rule in locked)]:
+            rivals = (*(loaders if is_verbatim(last.init) else loaders[:1]), last.origin)
+            overwritten.setdefault(rivals, (last, []))[1].append(several[0].step.site.name)
+    for (*loaders, later), (rule, names) in overwritten.items():
+        them, loader = "it" if len(names) == 1 else "them", " and ".join(loaders)
+        load = "loads" if len(loaders) == 1 else "load"
+        text = f"{loader} {load} {count(len(names), 'site')}, and {later} ({rule}) would write over {them}:"
+        unlock = f"or say lock = false in {loader}"
+        if not is_verbatim(rule.init):
+            yield f"{text} {abbreviate(names)}. Put {loader} last, exclude {them} from {later}, {unlock}"
+            continue
+        # Put last, a checkpoint would write over what another one loads: so the way out goes by what is wished.
+        lines = [f"{text} {abbreviate(names)}."]
+        for one in (*loaders, later):
+            others = " and ".join(other for other in (*loaders, later) if other != one)
+            end = f", {unlock}" if one == later else ""
+            lines.append(f"To keep what {one} loads, exclude {them} from {others}{end}.")
+        yield "\n    ".join(lines)
 
 
 def _disagreement(writes: list[_Write]) -> str | None:

@@ -242,6 +242,11 @@ def test_with_other_adapters() -> None:
     with pytest.raises(CheckpointError) as caught:
         plan(net, rule(file, adapt={"qkv.weight": fuse}))
     assert f"with adapt={{'qkv.weight': {chain}}} 1 more would be found" in str(caught.value)
+    two = nn.ModuleList([net, net.__class__({"qkv": nn.Linear(6, 24, bias=False)})])
+    held = {f"{n}.{key}": value for n in range(2) for key, value in file.items()}
+    with pytest.raises(CheckpointError) as caught:
+        plan(two, rule(held, adapt={"**.qkv.*": fuse}))
+    assert f"with adapt={{'**.qkv.*': {chain}}} 2 more would be found" in str(caught.value)
     initialize(net, rule(file, adapt={"qkv.weight": chain}), strict=True)
     assert is_near(net.state_dict()["qkv.weight"], torch.cat([drawn(8, 6, seed=n) for n in range(3)]))
     plain = {f"{one}.weight": drawn(8, 6, seed=n) for n, one in enumerate("qkv")}
