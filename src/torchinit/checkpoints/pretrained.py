@@ -178,7 +178,7 @@ class _Search:
         taken = {key for fill in fills.values() for key in (*fill.keys, *fill.like)}
         sizes = {key: self._numel(key) if key in taken else 0 for key in (*taken, *self.used)}
         source = self.rule.checkpoint
-        given = id(source.given) if isinstance(source, InMemory) else source
+        given = source.identity if isinstance(source, InMemory) else source
         return Resolution(fills, account=self._report(fills, taken), used={(given, self.checkpoint.part): sizes})
 
     def _numel(self, key: str) -> int:
