@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 
@@ -35,11 +34,6 @@ def float_dtype(given: object) -> torch.dtype | None:
     if not (dtype.is_floating_point or dtype.is_complex):
         raise ValueError(f"dtype rounds floats, so it must hold floats, but got {dtype}")
     return dtype
-
-
-def texts(given: Any) -> Any:
-    """Text, or a tuple of what was a list of it."""
-    return tuple(given) if isinstance(given, list) else given
 
 
 def pairs(rename: object) -> Renames:

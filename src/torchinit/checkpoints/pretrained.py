@@ -12,7 +12,7 @@ import torch
 
 from torchinit._text import abbreviate, count, did_you_mean, masked
 from torchinit.checkpoints.adapters import Adapter, Chain, Transpose
-from torchinit.checkpoints.arguments import adapters_by_glob, device_name, float_dtype, pairs, texts
+from torchinit.checkpoints.arguments import adapters_by_glob, device_name, float_dtype, pairs
 from torchinit.checkpoints.fits import beside, hooked, misfit, square
 from torchinit.checkpoints.formats import Info
 from torchinit.checkpoints.key_mapping import KeyMap
@@ -100,9 +100,11 @@ class Pretrained(SourceInitializer):
             "rename": pairs(self.rename),
             "dtype": float_dtype(self.dtype),
             "adapt": adapters_by_glob(self.adapt),
-            **{name: texts(getattr(self, name)) for name in ("expect_missing", "expect_unexpected")},
             "on_shape": FrozenDict(on_shape) if isinstance(on_shape, Mapping) else on_shape,
         }
+        for name in ("expect_missing", "expect_unexpected"):
+            given = getattr(self, name)
+            values[name] = tuple(given) if isinstance(given, list) else given
         for name, value in values.items():
             object.__setattr__(self, name, value)
         for choices in self.globs["on_shape"].values():
@@ -161,6 +163,7 @@ class _Search:
         self.model_names = {view.name for site in known for view in site.views}
         aliases = ((key, self.names.name_of.get(key, key)) for key in self.checkpoint)
         self.companions = Companions(aliases, self.model_names, self.checkpoint.info)
+        self.sizes = {key: stored.numel for key in self.checkpoint if (stored := self.companions.look(key))}
         self.used: set[str] = set()
         self.lists: dict[str, list[Any]] = defaultdict(list)
         """The lists of the report, by the names of its fields."""
@@ -176,16 +179,10 @@ class _Search:
             if (fill := self._search(views)) is not None:
                 fills |= {view.name: fill for view in views}
         taken = {key for fill in fills.values() for key in (*fill.keys, *fill.like)}
-        sizes = {key: self._numel(key) if key in taken else 0 for key in (*taken, *self.used)}
+        sizes = {key: self.sizes.get(key, 0) if key in taken else 0 for key in (*taken, *self.used)}
         source = self.rule.checkpoint
         given = source.identity if isinstance(source, InMemory) else source
         return Resolution(fills, account=self._report(fills, taken), used={(given, self.checkpoint.part): sizes})
-
-    def _numel(self, key: str) -> int:
-        try:
-            return self.checkpoint.info(key).numel
-        except CheckpointError:  # of a dtype that torch lacks
-            return 0
 
     def _search(self, views: list[Site]) -> Loaded | None:
         """The fill of a site, None where the checkpoint has none for it."""
@@ -326,7 +323,7 @@ class _Search:
             beside=tuple(beside(unexpected, [names.name_of[key] for key in taken])),
             unused_patterns=tuple(unused),
             elements=(sum(sites[name].numel for name in sites if name in fills), sum(s.numel for s in sites.values())),
-            file_elements=(sum(map(self._numel, taken)), sum(map(self._numel, self.checkpoint))),
+            file_elements=(sum(self.sizes.get(key, 0) for key in taken), sum(self.sizes.values())),
             notes=(*self.checkpoint.notes, *notes),
             doubts=tuple(f"{abbreviate(sites)}: {doubt}" for doubt, sites in self.doubts.items()),
             hints=(*self.remedies, *(offered(*offer) for offer in self.offers.most_common()), *hints),
@@ -335,18 +332,16 @@ class _Search:
 
     def _unexpected(self) -> tuple[list[str], dict[str, str]]:
         """The keys that nothing in the model is called: those that are expected, and the others with their names."""
-        left = {
-            key: name
-            for key, name in self.names.name_of.items()
-            if key not in self.used and name not in self.model_names
-        }
-        spare = [
-            key
-            for key, name in left.items()
-            if name.rpartition(".")[2] == _COUNTER
-            or any(glob_matches(glob, text) for glob in self.rule.spare for text in (key, name))
-        ]
-        return spare, {key: name for key, name in left.items() if key not in {*spare}}
+        spare, others = list[str](), dict[str, str]()
+        for key, name in self.names.name_of.items():
+            if key in self.used or name in self.model_names:
+                continue
+            expected = any(glob_matches(glob, text) for glob in self.rule.spare for text in (key, name))
+            if expected or name.rpartition(".")[2] == _COUNTER:
+                spare.append(key)
+            else:
+                others[key] = name
+        return spare, others
 
 
 def last_match(globs: Mapping[str, _T], name: str) -> _T | None:

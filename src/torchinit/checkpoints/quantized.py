@@ -147,7 +147,7 @@ class Companions:
 
     def dtype_of(self, name: str) -> torch.dtype | None:
         """The dtype of a tensor that belongs to no site, by its key or what that is called in the model."""
-        stored = self._look(self._keys[name]) if name in self._keys else None
+        stored = self.look(self._keys[name]) if name in self._keys else None
         return stored.dtype if stored else None
 
     def _dequantize(self, key: str, info: Info, near: Sequence[_Companion]) -> Dequantize | None:
@@ -192,7 +192,7 @@ class Companions:
         """The scales and zero points of a tensor that are not used; a description in bytes is neither."""
 
         def is_number(key: str) -> bool:
-            stored = self._look(key)
+            stored = self.look(key)
             return stored is None or stored.dtype.is_floating_point or "zero" in key.lower() or "zp" in key.lower()
 
         return [other for other in near if other.is_factor and other.key not in used and is_number(other.key)]
@@ -208,7 +208,7 @@ class Companions:
     def _extensions(self, key: str) -> Iterator[tuple[str, Info]]:
         """The loose tensors whose names go on where that of a key ends, in whatever words; scales are never float8."""
         for other in sorted(self._by_start.get(key, ())):
-            stored = self._look(other)
+            stored = self.look(other)
             if stored is not None and not is_float8(stored.dtype):
                 yield other, stored
 
@@ -216,15 +216,16 @@ class Companions:
         """Whether a tensor of few bits means nothing without that one."""
         if other.named:
             return other.is_scale or not other.words
-        stored = self._look(other.key)  # of a plain cast of the whole file what the model lacks is float8, too
+        stored = self.look(other.key)  # of a plain cast of the whole file what the model lacks is float8, too
         cast = stored is not None and is_float8(stored.dtype) and is_float8(info.dtype)
         return dtype.is_floating_point and other.is_scale and not cast
 
     def _has_bits(self, other: _Companion) -> bool:
-        stored = self._look(other.key)
+        stored = self.look(other.key)
         return any(map(_BITS.fullmatch, other.words)) and (stored is None or _is_narrow(stored.dtype, torch.float32))
 
-    def _look(self, key: str) -> Info | None:
+    def look(self, key: str) -> Info | None:
+        """Shape and dtype of a tensor; None where torch has none for it."""
         try:
             return self.info(key)
         except CheckpointError:  # of a dtype that torch lacks, of four bits for example

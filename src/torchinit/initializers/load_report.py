@@ -198,7 +198,7 @@ class LoadReport:
         """What the file has and nobody takes, which is an error where ``strict`` is asked for."""
         if self.failure or not self.found:
             return ()
-        texts, elsewhere = list[str](), [key for key in self.unexpected if key not in {*self.beside}]
+        texts, elsewhere = list[str](), self._elsewhere
         if self.beside:
             keys = f"{count(len(self.beside), 'key')} of the file beside what is loaded: {abbreviate(self.beside)}"
             why = "What they do in their layers is lost: take them by rename or adapt, or give the model these parts"
@@ -207,6 +207,11 @@ class LoadReport:
             keys = f"{count(len(elsewhere), 'key')} of the file that the model has no part for: {abbreviate(elsewhere)}"
             texts.append(f"nothing takes {keys}. Say so with expect_unexpected if that is intended.")
         return self._headed(*texts)
+
+    @property
+    def _elsewhere(self) -> list[str]:
+        beside = {*self.beside}
+        return [key for key in self.unexpected if key not in beside]
 
     def _headed(self, *texts: str) -> tuple[str, ...]:
         return tuple(f"{self.source}: {text}" for text in texts)
@@ -264,12 +269,8 @@ class LoadReport:
         yield from self.notes
         for fate, pairs in (("adapted", self.adapted), ("declined", self.declined), ("mismatched", self._lost)):
             yield from (f"{fate} {line}" for line in _listed(pairs, 10, ": "))
-        elsewhere = [key for key in self.unexpected if key not in {*self.beside}]
-        lists = (
-            ("missing", self.missing),
-            ("unexpected, beside what is loaded", self.beside),
-            ("unexpected", elsewhere),
-        )
+        unexpected = ("unexpected, beside what is loaded", self.beside), ("unexpected", self._elsewhere)
+        lists = (("missing", self.missing), *unexpected)
         yield from (f"{fate}: {abbreviate(names, 10)}" for fate, names in lists if names)
         casts = Counter(map(str, self.casts))
         yield from (f"cast {how}: {count(number, 'site')}" for how, number in casts.items())

@@ -73,7 +73,8 @@ class Dequantize(Adapter):
 
     def _steps(self, values: Size, scale: Size) -> list[int]:
         """The number of elements, along each dimension of the values, that have one scale."""
-        parts = _aligned(values, scale)
+        held = _dimensions(values, scale)
+        parts = [scale[axis - held.start] if axis in held else 1 for axis in range(len(values))]
         usual = all(part in (size, _parts(size, _USUAL)) for size, part in [*zip(values, parts, strict=True)][-2:])
         steps = []
         for size, part in zip(values, parts, strict=True):
@@ -95,11 +96,9 @@ class Dequantize(Adapter):
         places = [torch.arange(*span) // (step or 1) for span, step in zip(spans, steps, strict=True)]
         first = tuple(int(place[0]) if len(place) else 0 for place in places)
         counts = tuple(int(place[-1]) + 1 - low if len(place) else 0 for place, low in zip(places, first, strict=True))
-        read, held = Box.whole(scale), range(0)  # the dimensions that the scale has, the first ones or the last
-        if math.prod(scale) != 1:
-            missing = len(values) - len(scale)
-            held = range(len(scale)) if _leads(values, scale) else range(missing, len(values))
-            read = Box(first[held.start : held.stop], counts[held.start : held.stop])
+        held = _dimensions(values, scale)
+        cut = slice(held.start, held.stop)
+        read = Box(first[cut], counts[cut]) if held else Box.whole(scale)
         sizes = [count if axis in held else 1 for axis, count in enumerate(counts)]
 
         def combine(tensors: Sequence[Tensor]) -> Tensor:
@@ -132,22 +131,12 @@ def _parts(size: int, step: int) -> int:
     return -(-size // step) if step else 1
 
 
-def _leads(values: Size, scale: Size) -> bool:
-    """Whether the dimensions of a scale are the first ones of its values, not the last."""
-    return len(scale) == len(values) or all(map(_is_part, values, scale))
-
-
-def _is_part(size: int, part: int) -> bool:
-    return part in (1, size)
-
-
-def _aligned(values: Size, scale: Size) -> Size:
-    """The shape of a scale with as many dimensions as its values have. Raises ValueError for one that has more."""
-    missing = (1,) * (len(values) - len(scale))
+def _dimensions(values: Size, scale: Size) -> range:
+    """The dimensions of values that their scale has: the first ones or the last; none where it is a single number."""
+    missing = len(values) - len(scale)
     if math.prod(scale) == 1:
-        return (1,) * len(values)
-    if len(scale) <= len(values) and _leads(values, scale):
-        return (*scale, *missing)
-    if missing and all(map(_is_part, values[len(missing) :], scale)):
-        return (*missing, *scale)
+        return range(0)
+    for held in (range(len(scale)), range(missing, len(values))) if missing >= 0 else ():
+        if not missing or all(part in (1, values[axis]) for axis, part in zip(held, scale, strict=True)):
+            return held
     raise ValueError(f"a scale of {list(scale)} is none for rows, columns or blocks of {list(values)}")
