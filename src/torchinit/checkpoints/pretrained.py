@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, TypeAlias, TypeVar, final
 
@@ -188,11 +189,14 @@ class _Search:
         """The fill of a site, None where the checkpoint has none for it."""
         site, key_of = views[0], self.names.key_of
         # A tied site may be matched under any of its names; an adapter knows it by the one that its glob fits.
-        globs = ((view.name, last_match(self.rule.adapt, view.name)) for view in views)
-        key, adapter = next((pair for pair in globs if pair[1] is not None), ("", None))
+        key, adapter = "", None
         own = tuple(key_of[view.name] for view in views if view.name in key_of)
         try:
-            adapter = adapter and adapter.bound(key, self._dtype, self.companions.dtype_of)
+            for view in views:
+                if found := last_match(self.rule.adapt, view.name):
+                    key, adapter = view.name, found.bound(view.name, self._dtype, self.companions.dtype_of)
+                if adapter:
+                    break
             keys = self._sources(key, adapter) if adapter else self._unique(views, own)
             infos = [self.checkpoint.info(key) for key in keys]
         except (CheckpointError, ValueError) as error:
@@ -211,6 +215,7 @@ class _Search:
         self.transposes |= transposed or (mismatch is not None and infos[0].shape == site.shape[::-1])
         if mismatch is None:
             self._note_found(site, keys, infos, adapter)
+            self.used.update(key for view in views for key in self._wanted(view.name, adapter))
             like, options = () if adapter else own[1:], {name: getattr(self.rule, name) for name in _PASSED_ON}
             return Loaded(self.rule.checkpoint, keys, key, adapter, like, **options)
         if mismatch.reason == "shape" and last_match(self.globs["on_shape"], site.name) == "skip":
@@ -246,6 +251,12 @@ class _Search:
             raise CheckpointError(lacks)
         self.lacking.setdefault(str(adapter), f"{name} {lacks}")
         return ()
+
+    def _wanted(self, name: str, adapter: Adapter | None) -> Iterator[str]:
+        """The keys of which an adapter would make a site by this one of its names."""
+        with suppress(ValueError):
+            wanted = adapter.wants(name) if adapter else ()
+            yield from (self.names.key_of[key] for key in wanted if key in self.names.key_of)
 
     def _dtype(self, name: str) -> torch.dtype | None:
         """The dtype of the tensor that is called so in the model; None where the file has none."""
@@ -294,7 +305,8 @@ class _Search:
         guess, hints = None, list[str]()
         if missing or not found:
             wanted = {name: site.shape for name, site in sites.items()}
-            guess, hints = advise(self.checkpoint, names, self.used, wanted, missing, found)
+            named = found + sum(site.reason != "shape" for site in self.lists["mismatched"])  # a prefix mends no dtype
+            guess, hints = advise(self.checkpoint, names, self.used, wanted, missing, named)
             hints += [*self.lacking.values(), *tied(*([sites[name] for name in side] for side in (missing, loaded)))]
         if guess is None or guess.matching < guess.wanted:
             hints += hooked([sites[name] for name in (*missing, *(site.site for site in self.lists["mismatched"]))])

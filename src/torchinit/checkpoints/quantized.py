@@ -25,7 +25,7 @@ from torch import Tensor
 
 from torchinit._text import abbreviate, dtype_name
 from torchinit.checkpoints.adapters import Dequantize
-from torchinit.checkpoints.adapters.quantization import NOT_FACTORS, is_float8
+from torchinit.checkpoints.adapters.quantization import NOT_FACTORS, is_dequantizable, is_float8
 from torchinit.checkpoints.formats import Info
 from torchinit.errors import CheckpointError
 from torchinit.model.names import normalize
@@ -152,6 +152,8 @@ class Companions:
 
     def _dequantize(self, key: str, info: Info, near: Sequence[_Companion]) -> Dequantize | None:
         """The adapter that makes values of a tensor, if one does; with the name of the scale, if that is not usual."""
+        if not is_dequantizable(info.dtype):
+            return None
         name = self._names[key]
         owner, dot, leaf = name.rpartition(".")
         factors = [self._names[other.key] for other in near if other.is_factor]

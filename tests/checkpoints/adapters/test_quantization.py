@@ -16,7 +16,19 @@ from torch.distributed.fsdp import fully_shard
 
 from tests.checkpoints.forms import FORMS, INT8, SIZE, Net, file_of, floats
 from tests.ranks import fake_rank
-from torchinit import CheckpointError, Name, Normal, Plan, Pretrained, Rule, initialize, load_recipe, materialize, plan
+from torchinit import (
+    CheckpointError,
+    Name,
+    Normal,
+    Plan,
+    Pretrained,
+    Rule,
+    RunError,
+    initialize,
+    load_recipe,
+    materialize,
+    plan,
+)
 from torchinit.checkpoints.adapters import Chain, Dequantize, Fuse, Split, Transpose
 from torchinit.model import Box
 
@@ -316,3 +328,43 @@ def test_values_are_looked_at_before_anything_is_written() -> None:
         with pytest.raises(Exception, match=r"fc.weight_scale holds NaN or infinity"):
             initialize(net, [Rule(Name("**"), Normal()), rule(file, adapt=ALL)], seed=0)
         assert torch.equal(net.fc.bias, before)
+
+
+def test_products_that_are_too_large_for_the_dtype() -> None:
+    file = {"weight": torch.full((4, 4), 400.0).to(E4M3), "weight_scale": torch.tensor(1e4)}
+    half = nn.Linear(4, 4, bias=False, dtype=torch.float16)
+    with pytest.raises(RunError, match=r"weight goes up to 3.84e.06, beyond the largest number of torch.float16"):
+        initialize(half, rule(file, adapt=ALL))
+    initialize(wide := nn.Linear(4, 4, bias=False, dtype=torch.bfloat16), rule(file, adapt=ALL))
+    assert wide.weight.isfinite().all()
+
+
+class Tied(nn.Module):
+    """Two names of one tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(8, 4), nn.Linear(4, 8, bias=False)
+        self.head.weight = self.table.weight
+
+
+@pytest.mark.parametrize("names", [("table",), ("head",), ("table", "head")])
+def test_a_tied_tensor_under_either_name_or_both(names: tuple[str, ...]) -> None:
+    values = drawn(8, 4).to(E4M3)
+    file = {f"{name}.{key}": value for name in names for key, value in
+            (("weight", values), ("weight_scale", torch.tensor(0.5)))}  # fmt: skip
+    with pytest.raises(CheckpointError, match=r"Dequantize\(\)\} 1 more would be found"):
+        plan(Tied(), rule(file))
+    (account,) = initialize(tied := Tied(), rule(file, adapt=ALL), strict=True).loads
+    assert torch.equal(tied.table.weight, values.float() / 2)
+    assert (account.unexpected, account.warnings) == ((), ())
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
+def test_other_whole_numbers_are_not_offered_a_product(dtype: torch.dtype) -> None:
+    file = {"weight": torch.ones(4, 4, dtype=dtype), "weight_scale": torch.tensor(0.5)}
+    for options in ({}, {"adapt": ALL}, {"adapt": {"**": Dequantize("*_scale")}}):
+        with pytest.raises(CheckpointError) as caught:
+            plan(nn.Linear(4, 4, bias=False), rule(file, **options))
+        assert "more would be found" not in str(caught.value)
+        assert "neither prefix nor rename" not in str(caught.value)
