@@ -151,21 +151,22 @@ class Companions:
         return stored.dtype if stored else None
 
     def _dequantize(self, key: str, info: Info, near: Sequence[_Companion]) -> Dequantize | None:
-        """The adapter that makes values of a tensor, if one does; with the name of the scale, if that is not usual."""
+        """The adapter that makes values of a tensor, if one does; with the name of its scale, if that is not usual."""
         if not is_dequantizable(info.dtype):
             return None
         name = self._names[key]
         owner, dot, leaf = name.rpartition(".")
         factors = [self._names[other.key] for other in near if other.is_factor]
-        usual, start = [Dequantize()], owner + dot
-        if len(factors) == 1 and factors[0].startswith(start) and not NOT_FACTORS.search(factors[0]):
-            usual.append(Dequantize(factors[0].removeprefix(start).replace(leaf, "*")))
-        for adapter in usual:
+        adapters, start = [Dequantize()], owner + dot
+        if len(factors) == 1 and factors[0].startswith(start):
+            scale = factors[0].removeprefix(start).replace(leaf, "*")
+            adapters += [] if NOT_FACTORS.search(scale) else [Dequantize(scale)]
+        for adapter in adapters:
             try:
                 bound = adapter.bound(name, lambda _: info.dtype, self.dtype_of)
-                scale = bound and self._keys[bound.wants(name)[1]]
-                if bound and scale and not self._unread(near, [scale]):
-                    bound.makes([info.shape, self.info(scale).shape], name)
+                key = self._keys[bound.wants(name)[1]] if bound else ""
+                if bound and not self._unread(near, [key]):
+                    bound.makes([info.shape, self.info(key).shape], name)
                     return adapter
             except ValueError:
                 pass
