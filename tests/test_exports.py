@@ -31,8 +31,8 @@ NAMESPACES = {
         Checkpoint Info Limits Loaded Pretrained RefusedPickleError fetch member_of open_checkpoint
         register_source""",
     "torchinit.checkpoints.adapters": """
-        ADAPTERS Adapter BatchNormAffine Chain Drop FoldBatchNorm Fuse Inflate InputChannels Labels PoolHeads
-        ReadPlan ResizePatches ResizePositions ResizeRelativeBias ResizeVocabulary RopeOrder Rows Split Stack
+        ADAPTERS Adapter BatchNormAffine Chain Dequantize Drop FoldBatchNorm Fuse Inflate InputChannels Labels
+        PoolHeads ReadPlan ResizePatches ResizePositions ResizeRelativeBias ResizeVocabulary RopeOrder Rows Split Stack
         Transpose Unstack WeightNorm""",
     "torchinit.distributed": "verify_replicas",
     "torchinit.initializers": """

@@ -25,7 +25,7 @@ from torchinit.noise import Global, Keyed, Noise
 from torchinit.noise.settings import plain_thread
 from torchinit.noise.torch_generator import drawing_from
 from torchinit.plans.fingerprint import fingerprint as fingerprint_of
-from torchinit.plans.plan import Plan
+from torchinit.plans.plan import Plan, Strict
 from torchinit.plans.planner import make_plan
 from torchinit.plans.report import Report
 from torchinit.plans.run import Agree, Progress, Shards, local_shards, run
@@ -54,13 +54,14 @@ def sites(model: nn.Module) -> tuple[Site, ...]:
 
 
 def plan(
-    model: nn.Module, recipe: RecipeLike, *, complete: bool = False, strict: bool = False, trainable: bool = False
+    model: nn.Module, recipe: RecipeLike, *, complete: bool = False, strict: Strict = False, trainable: bool = False
 ) -> Plan:
     """The plan of a recipe on a model, worked out without touching memory; the meta device is enough.
 
     ``recipe`` is a file, the name of a scheme, rules or entries, initializers by name, or one alone: all the forms of
     :func:`torchinit.recipes.to_rules`. ``complete`` makes a parameter that no rule covers a problem, ``strict`` a rule
-    that matches nothing, or a site that a checkpoint lacks; ``trainable`` leaves frozen parameters alone. Raises
+    that matches nothing, a site that a checkpoint lacks, and a key of a checkpoint that nobody takes (but
+    ``strict="model"`` lets those pass, with a warning); ``trainable`` leaves frozen parameters alone. Raises
     ConfigError or TypeError for anything but a recipe and a model, PlanError when the plan has problems,
     CheckpointError when they are all with checkpoints.
 
@@ -95,7 +96,7 @@ def initialize(
     *,
     seed: int | torch.Generator | None = None,
     complete: bool = False,
-    strict: bool = False,
+    strict: Strict = False,
     trainable: bool = False,
     stats: bool = True,
     progress: Progress | None = None,
@@ -168,7 +169,7 @@ def _finished(report: Report, model: nn.Module, *, fingerprint: bool) -> Report:
 
 
 def _checked(
-    model: nn.Module, recipe: RecipeLike, seed: object, *, complete: bool, strict: bool, trainable: bool
+    model: nn.Module, recipe: RecipeLike, seed: object, *, complete: bool, strict: Strict, trainable: bool
 ) -> Plan:
     """The plan, with warnings; that a scheme is for other models comes before the errors, which it may explain."""
     drafted = draft(model, recipe, trainable=trainable)
@@ -197,7 +198,7 @@ def materialize(
     device: torch.device | str = "cpu",
     seed: int | torch.Generator | None = None,
     complete: bool = False,
-    strict: bool = False,
+    strict: Strict = False,
     trainable: bool = False,
     verify: bool = True,
     stats: bool = True,
@@ -246,7 +247,7 @@ def materialize(
         if recipe is None and trainable:
             raise ConfigError("trainable is for a recipe; without one every parameter starts as its model says")
         if own is not None:
-            return own(model, noise, strict=strict, stats=stats, progress=progress, group=group)
+            return own(model, noise, strict=bool(strict), stats=stats, progress=progress, group=group)
         if recipe is None:
             raise ConfigError(
                 f"nothing says how {type(model).__name__} starts: it holds no BaseModule, so give a recipe, rules such"

@@ -61,7 +61,7 @@ FORMS: dict[str, tuple[dict[str, Tensor], str]] = {
     "modelopt": ({"weight": float8(), "weight_quantizer._scale": floats()}, "with NVIDIA's modelopt"),
     "another word": ({"weight": float8(), "weight_multiplier": floats(SIZE)}, "multiply each"),
     "nvfp4": ({"weight": whole(UINT8, SIZE, 8), "weight_scale": whole(E4M3, SIZE, 1), "weight_scale_2": floats()}, ""),
-    "int8": ({"weight": whole(INT8, SIZE, SIZE), "weight_scale": floats(SIZE, 1)}, "the library that wrote the file"),
+    "int8": ({"weight": whole(INT8, SIZE, SIZE), "weight_scale": floats(SIZE, 1)}, "multiply each tensor"),
     "bnb nf4": (
         {**BITS, "weight.absmax": floats(4), "weight.quant_map": floats(16),
          "weight.quant_state.bitsandbytes__nf4": whole(UINT8, 79)}, "transformers and bitsandbytes"),

@@ -99,7 +99,8 @@ def test_what_check_ckpt_takes_for_a_finding(tmp_path: Path, trained: dict[str, 
     torch.save({**trained, first: torch.ones(3), "extra": torch.ones(1)}, tmp_path / "a.pth")
     command = ["check-ckpt", str(tmp_path / "a.pth"), "--model", MODEL]
     assert main(command) == 1
-    assert main([*command, "--skip-shapes"]) == 0
+    assert main([*command, "--skip-shapes"]) == 1
+    assert main([*command, "--skip-shapes", "--expect-unexpected", "extra"]) == 0
     torch.save({key: value for key, value in trained.items() if key != last}, tmp_path / "a.pth")
     assert main(command) == 1
     assert main([*command, "--expect-missing", last]) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import warnings
 from collections.abc import Callable, Mapping
@@ -21,8 +22,9 @@ from tests.peers.stubs.peer_stubs import standing_in
 from tests.servers import served, whole
 from torchinit import CheckpointError, Name, Pretrained, Rule, initialize, plan
 from torchinit.checkpoints import fetch
-from torchinit.checkpoints.adapters import Fuse
+from torchinit.checkpoints.adapters import Dequantize, Fuse
 from torchinit.checkpoints.hub.cache import Cache, default_folder
+from torchinit.cli import main
 from torchinit.initializers import LoadReport
 
 with standing_in("librosa", "requests", "resampy", "torchaudio", "webrtcvad"), warnings.catch_warnings():
@@ -100,12 +102,46 @@ def test_voices() -> None:
     """A training checkpoint: the weights lie beside the state of the optimizer."""
     path = shipped("resemblyzer/pretrained.pt")
     make = partial(VoiceEncoder, "cpu", verbose=False)
-    model, account = load(make, path)
+    model, account = load(make, path, expect_unexpected="similarity_*")
     assert account.part == "model_state"
-    assert set(account.unexpected) == {"similarity_weight", "similarity_bias"}
+    assert set(account.spare) == {"similarity_weight", "similarity_bias"}
     mels = torch.rand(2, 160, 40)
     torch.testing.assert_close(model(mels), make().eval()(mels))
     refused(make(), path, r"its part 'optimizer_state' holds no named tensors", part="optimizer_state")
+
+
+def test_voices_in_float8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same weights in blocks of float8: refused as they stand, and the offer makes them what they were."""
+    state = torch.load(shipped("resemblyzer/pretrained.pt"), "cpu", weights_only=True)["model_state"]
+    file: dict[str, Tensor] = {}
+    for key, value in state.items():
+        if value.dim() < 2:
+            file[key] = value
+            continue
+        rows, columns = (torch.arange(size) // 128 for size in value.shape)
+        scale = torch.zeros(int(rows[-1]) + 1, int(columns[-1]) + 1)
+        for row, column in torch.cartesian_prod(rows.unique(), columns.unique()).tolist():
+            scale[row, column] = value[rows == row][:, columns == column].abs().max() / 448
+        file[key] = (value / scale[rows][:, columns]).to(torch.float8_e4m3fn)
+        file[f"{key}_scale_inv"] = scale
+    save_file(file, path := tmp_path / "voices.safetensors")
+    make = partial(VoiceEncoder, "cpu", verbose=False)
+    refused(make(), path, r"with adapt=\{'\*\*': Dequantize\(\)\} 7 more would be found")
+    model, account = load(make, path, adapt={"**": Dequantize()}, expect_unexpected="similarity_*")
+    assert (len(account.adapted), len(account.spare), account.warnings) == (7, 2, ())
+    for name, made in model.state_dict().items():
+        assert ((made - state[name]).abs() <= state[name].abs() / 16 + state[name].abs().max() / 448 / 512).all(), name
+    (tmp_path / "model.py").write_text(
+        "from tests.peers.test_checkpoints import VoiceEncoder\ndef make(): return VoiceEncoder('cpu', verbose=False)\n"
+    )
+    command = ["--model", f"{tmp_path}/model.py:make", "--device", "cpu"]
+    assert main(["check-ckpt", str(path), *command]) == 1
+    assert "with adapt={'**': Dequantize()} 7 more would be found" in capsys.readouterr().out
+    entry = {"type": "Pretrained", "name": "**", "checkpoint": str(path), "adapt": {"**": {"type": "Dequantize"}}}
+    for more, code in (({}, 1), ({"expect_unexpected": ["similarity_*"]}, 0)):
+        (recipe := tmp_path / "r.json").write_text(json.dumps({"rules": [{**entry, **more}]}))
+        assert main(["check-ckpt", "--recipe", str(recipe), *command]) == code
+        assert "99.9 % of the file was used" in capsys.readouterr().out
 
 
 class Speech(nn.Module):

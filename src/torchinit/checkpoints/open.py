@@ -87,6 +87,15 @@ class InMemory:
 
     def __init__(self, source: Mapping[str, Any] | nn.Module | Checkpoint) -> None:
         self.checkpoint: Checkpoint = open_checkpoint(source)
+        # What two rules may have been given both: a model, or a dict of the same tensors. A dict itself may hold more
+        # than them, such as the state of an optimizer, so it is not kept.
+        same = self.checkpoint._entries.values() if isinstance(source, Mapping) else [source]
+        self._kept: tuple[object, ...] = tuple(same)
+
+    @property
+    def identity(self) -> tuple[int, ...]:
+        """Equal for what is given twice."""
+        return tuple(map(id, self._kept))
 
     @classmethod
     def wrap(cls, source: object) -> str | InMemory:

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, TypeAlias, TypeVar, final
 
 import torch
 
-from torchinit._text import abbreviate, count, did_you_mean, dtype_name, masked
-from torchinit.checkpoints.adapters import Adapter, Transpose
+from torchinit._text import abbreviate, count, did_you_mean, masked
+from torchinit.checkpoints.adapters import Adapter, Chain, Transpose
+from torchinit.checkpoints.arguments import adapters_by_glob, device_name, float_dtype, pairs
+from torchinit.checkpoints.fits import beside, hooked, misfit, square
 from torchinit.checkpoints.formats import Info
-from torchinit.checkpoints.key_mapping import KeyMap, Renames
+from torchinit.checkpoints.key_mapping import KeyMap
 from torchinit.checkpoints.open import InMemory, open_cached
 from torchinit.checkpoints.quantized import Companions, Quantized
-from torchinit.checkpoints.suggestions import advise, suggest_for_shape, tied
+from torchinit.checkpoints.suggestions import advise, offered, suggest_for_shape, tied
 from torchinit.checkpoints.tensor_fill import CheckpointSource, Loaded
 from torchinit.errors import CheckpointError, MissingExtraError
-from torchinit.initializers.elementwise import Fill
 from torchinit.initializers.load_report import Cast, LoadReport, Mismatch
 from torchinit.initializers.source import Resolution, SourceInitializer
 from torchinit.model.names import check_globs, glob_matches
@@ -52,8 +54,10 @@ class Pretrained(SourceInitializer):
     checkpoint the weights are (``"ema"``), if not where they usually are.
 
     What does not fit: ``expect_missing`` are globs of sites that the file need not have. A site that is missing
-    otherwise, and that no other rule writes, is an error. ``on_shape`` is ``"error"`` or ``"skip"``, for all or for
-    each glob. ``adapt`` gives an adapter to each glob. Of several globs that match, the last counts.
+    otherwise, and that no other rule writes, is an error. ``expect_unexpected`` are globs of what the file may have
+    besides, by key or by name; other keys that nothing in the model is called are a warning, and an error where
+    ``strict`` is asked for. ``on_shape`` is ``"error"`` or ``"skip"``, for all or for each glob. ``adapt`` gives an
+    adapter to each glob. Of several globs that match, the last counts.
 
     What is written: values are cast to the site's dtype, floats never from whole numbers, and nothing from quantized
     values, which need the scale beside them; ``dtype`` rounds them before. ``finite=False`` takes NaN and infinities.
@@ -83,27 +87,30 @@ class Pretrained(SourceInitializer):
     finite: bool = True
     sha256: str | None = None
     lock: bool = True
+    expect_unexpected: str | tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("prefix", "part", "sha256"):
             check_str(name, getattr(self, name))
         for name in ("finite", "lock"):
             check_bool(name, getattr(self, name))
-        missing, on_shape = self.expect_missing, self.on_shape
+        on_shape = self.on_shape
         values = {
             "checkpoint": InMemory.wrap(self.checkpoint),
-            "map_location": _device(self.map_location),
-            "rename": _pairs(self.rename),
-            "dtype": _dtype(self.dtype),
-            "adapt": _adapters(self.adapt),
-            "expect_missing": tuple(missing) if isinstance(missing, list) else missing,
+            "map_location": device_name(self.map_location),
+            "rename": pairs(self.rename),
+            "dtype": float_dtype(self.dtype),
+            "adapt": adapters_by_glob(self.adapt),
             "on_shape": FrozenDict(on_shape) if isinstance(on_shape, Mapping) else on_shape,
         }
+        for name in ("expect_missing", "expect_unexpected"):
+            given = getattr(self, name)
+            values[name] = tuple(given) if isinstance(given, list) else given
         for name, value in values.items():
             object.__setattr__(self, name, value)
         for choices in self.globs["on_shape"].values():
             check_choice("on_shape", choices, OnShape)
-        for name, globs in self.globs.items():
+        for name, globs in (*self.globs.items(), ("expect_unexpected", self.spare)):
             check_globs(name, globs)
         if self.sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", self.sha256):
             raise ValueError(f"sha256 must be 64 hexadecimal digits, but got {self.sha256!r}")
@@ -115,7 +122,7 @@ class Pretrained(SourceInitializer):
 
     @property
     def globs(self) -> dict[str, Any]:
-        """The options that go by glob."""
+        """The options that go by glob of a site."""
         missing, on_shape = self.expect_missing, self.on_shape
         return {
             "adapt": self.adapt,
@@ -123,55 +130,17 @@ class Pretrained(SourceInitializer):
             "expect_missing": (missing,) if isinstance(missing, str) else missing,
         }
 
+    @property
+    def spare(self) -> tuple[str, ...]:
+        """The globs of what the file may have beside the sites."""
+        return (self.expect_unexpected,) if isinstance(self.expect_unexpected, str) else self.expect_unexpected
+
     def resolve_all(self, pairs: Sequence[tuple[Site, Site]], known: Sequence[Site]) -> Resolution:
         try:
             return _Search(self, pairs, known).run()
         except (CheckpointError, MissingExtraError) as error:
             names = tuple(dict.fromkeys(site.name for _, site in pairs))
             return Resolution({}, account=LoadReport(masked(str(self.checkpoint)), missing=names, failure=str(error)))
-
-
-def _device(place: object) -> str:
-    if not isinstance(place, (str, torch.device)):
-        raise TypeError(f"map_location must be the name of a device, but got {place!r}")
-    try:
-        device = torch.device(place)
-    except RuntimeError as error:
-        raise ValueError(f"map_location: {str(error).splitlines()[0]}") from None
-    if device.type == "meta":
-        raise ValueError("map_location: adapters need values, and there are none on the meta device")
-    return str(place)
-
-
-def _dtype(given: object) -> torch.dtype | None:
-    if given is None:
-        return None
-    dtype = getattr(torch, given, None) if isinstance(given, str) else given
-    if not isinstance(dtype, torch.dtype):
-        raise TypeError(f"dtype must be a torch.dtype or the name of one, but got {given!r}")
-    if not (dtype.is_floating_point or dtype.is_complex):
-        raise ValueError(f"dtype rounds floats, so it must hold floats, but got {dtype}")
-    return dtype
-
-
-def _pairs(rename: object) -> Renames:
-    pairs = [*rename.items()] if isinstance(rename, Mapping) else rename
-    if not (isinstance(pairs, (list, tuple)) and all(map(_is_pair, pairs))):
-        raise TypeError(f"rename is a list of (pattern, replacement), but got {rename!r}")
-    return tuple((old, new) for old, new in pairs)
-
-
-def _is_pair(item: object) -> bool:
-    return isinstance(item, (list, tuple)) and len(item) == 2 and all(isinstance(text, str) for text in item)
-
-
-def _adapters(adapt: object) -> FrozenDict[Adapter]:
-    if not isinstance(adapt, Mapping):
-        raise TypeError(f"adapt gives an adapter to each glob, {{'conv1.weight': InputChannels()}}, but got {adapt!r}")
-    for glob, adapter in adapt.items():
-        if not isinstance(adapter, Adapter):
-            raise TypeError(f"adapt[{glob!r}] must be an adapter such as InputChannels(), but got {adapter!r}")
-    return FrozenDict(adapt)
 
 
 # --- the search ------------------------------------------------------------------------------------------------------
@@ -195,32 +164,42 @@ class _Search:
         self.model_names = {view.name for site in known for view in site.views}
         aliases = ((key, self.names.name_of.get(key, key)) for key in self.checkpoint)
         self.companions = Companions(aliases, self.model_names, self.checkpoint.info)
+        self.sizes = {key: stored.numel for key in self.checkpoint if (stored := self.companions.look(key))}
         self.used: set[str] = set()
         self.lists: dict[str, list[Any]] = defaultdict(list)
         """The lists of the report, by the names of its fields."""
         self.doubts: dict[str, list[str]] = {}
         self.transposes = False
         self.remedies: dict[str, None] = {}
+        self.offers: Counter[str] = Counter()
         self.lacking: dict[str, str] = {}
 
     def run(self) -> Resolution:
-        fills: dict[str, Fill] = {}
+        fills: dict[str, Loaded] = {}
         for views in self.groups.values():
             if (fill := self._search(views)) is not None:
                 fills |= {view.name: fill for view in views}
-        return Resolution(fills, account=self._report(fills))
+        taken = {key for fill in fills.values() for key in (*fill.keys, *fill.like)}
+        sizes = {key: self.sizes.get(key, 0) if key in taken else 0 for key in (*taken, *self.used)}
+        source = self.rule.checkpoint
+        given = source.identity if isinstance(source, InMemory) else source
+        return Resolution(fills, account=self._report(fills, taken), used={(given, self.checkpoint.part): sizes})
 
     def _search(self, views: list[Site]) -> Loaded | None:
         """The fill of a site, None where the checkpoint has none for it."""
         site, key_of = views[0], self.names.key_of
         # A tied site may be matched under any of its names; an adapter knows it by the one that its glob fits.
-        globs = ((view.name, last_match(self.rule.adapt, view.name)) for view in views)
-        key, adapter = next((pair for pair in globs if pair[1] is not None), ("", None))
+        key, adapter = "", None
         own = tuple(key_of[view.name] for view in views if view.name in key_of)
         try:
+            for view in views:
+                if found := last_match(self.rule.adapt, view.name):
+                    key, adapter = view.name, found.bound(view.name, self._dtype, self.companions.dtype_of)
+                if adapter:
+                    break
             keys = self._sources(key, adapter) if adapter else self._unique(views, own)
             infos = [self.checkpoint.info(key) for key in keys]
-        except CheckpointError as error:
+        except (CheckpointError, ValueError) as error:
             self.used.update(own)
             self.lists["mismatched"].append(Mismatch(site.name, str(error)))
             return None
@@ -228,13 +207,15 @@ class _Search:
         if not keys:
             self._note_missing(views, key, adapter)
             return None
+        steps: tuple[Adapter, ...] = getattr(adapter, "steps", (adapter,) if adapter else ())
         needed = (self.companions.of(*pair, site.dtype, keys) for pair in zip(keys, infos, strict=True))
         quantized = next(filter(None, needed), None)
-        mismatch = self._refused(site, quantized) if quantized else misfit(site, infos, key, adapter)
-        transposed = any(isinstance(step, Transpose) for step in getattr(adapter, "steps", (adapter,)))
+        mismatch = self._refused(site, quantized, key, steps) if quantized else misfit(site, infos, key, adapter)
+        transposed = any(isinstance(step, Transpose) for step in steps)
         self.transposes |= transposed or (mismatch is not None and infos[0].shape == site.shape[::-1])
         if mismatch is None:
             self._note_found(site, keys, infos, adapter)
+            self.used.update(key for view in views for key in self._wanted(view.name, adapter))
             like, options = () if adapter else own[1:], {name: getattr(self.rule, name) for name in _PASSED_ON}
             return Loaded(self.rule.checkpoint, keys, key, adapter, like, **options)
         if mismatch.reason == "shape" and last_match(self.globs["on_shape"], site.name) == "skip":
@@ -271,8 +252,26 @@ class _Search:
         self.lacking.setdefault(str(adapter), f"{name} {lacks}")
         return ()
 
-    def _refused(self, site: Site, quantized: Quantized) -> Mismatch:
+    def _wanted(self, name: str, adapter: Adapter | None) -> Iterator[str]:
+        """The keys of which an adapter would make a site by this one of its names."""
+        with suppress(ValueError):
+            wanted = adapter.wants(name) if adapter else ()
+            yield from (self.names.key_of[key] for key in wanted if key in self.names.key_of)
+
+    def _dtype(self, name: str) -> torch.dtype | None:
+        """The dtype of the tensor that is called so in the model; None where the file has none."""
+        key = self.names.key_of.get(name)
+        return self.checkpoint.info(key).dtype if key else None
+
+    def _refused(self, site: Site, quantized: Quantized, name: str = "", steps: Sequence[Adapter] = ()) -> Mismatch:
+        self.used.update(quantized.companions)
         self.remedies[quantized.remedy] = None
+        if quantized.adapter:
+            glob, adapter = "**", str(quantized.adapter)
+            if steps:
+                glob = next(glob for glob in reversed([*self.rule.adapt]) if glob_matches(glob, name))
+                adapter = str(Chain((quantized.adapter, *steps)))
+            self.offers[f"{{{glob!r}: {adapter}}}"] += 1
         return Mismatch(site.name, quantized.why)
 
     def _note_found(self, site: Site, keys: Sequence[str], infos: Sequence[Info], adapter: Adapter | None) -> None:
@@ -299,88 +298,62 @@ class _Search:
         else:
             self.lists["missing"].append(site.name)
 
-    def _report(self, fills: Collection[str]) -> LoadReport:
+    def _report(self, fills: Collection[str], taken: Collection[str]) -> LoadReport:
         names, missing, loaded = self.names, self.lists["missing"], self.lists["loaded"]
         found = len(loaded) + len(self.lists["adapted"])
         sites = {views[0].name: views[0] for views in self.groups.values()}  # an alias may be all that is matched
         guess, hints = None, list[str]()
         if missing or not found:
             wanted = {name: site.shape for name, site in sites.items()}
-            guess, hints = advise(self.checkpoint, names, self.used, wanted, missing, found)
+            named = found + sum(site.reason != "shape" for site in self.lists["mismatched"])  # a prefix mends no dtype
+            guess, hints = advise(self.checkpoint, names, self.used, wanted, missing, named)
             hints += [*self.lacking.values(), *tied(*([sites[name] for name in side] for side in (missing, loaded)))]
         if guess is None or guess.matching < guess.wanted:
-            hints += _hooked([sites[name] for name in (*missing, *(site.site for site in self.lists["mismatched"]))])
+            hints += hooked([sites[name] for name in (*missing, *(site.site for site in self.lists["mismatched"]))])
         outside = len(self.checkpoint) - len(names.name_of)
         notes = [f"{count(outside, 'key')} outside of prefix {self.rule.keymap().start!r}"] if outside else []
         if self.transposes:
-            notes += _square([sites[name] for name in loaded])
+            notes += square([sites[name] for name in loaded])
         every = [view.name for views in self.groups.values() for view in views]
+        # Keys that lie outside of the prefix may be named, too, although they are not looked at.
+        keys = dict.fromkeys((*self.checkpoint, *names.name_of.values()))
+        looked_at = [(option, globs, "site", every) for option, globs in self.globs.items()]
         unused = (
-            f"{option}: {glob!r} matches no site{did_you_mean(glob, every)}"
-            for option, globs in self.globs.items()
+            f"{option}: {glob!r} matches no {what}{did_you_mean(glob, known)}"
+            for option, globs, what, known in (*looked_at, ("expect_unexpected", self.rule.spare, "key", keys))
             for glob in globs
-            if not any(glob_matches(glob, name) for name in every)
+            if not any(glob_matches(glob, name) for name in known)
         )
+        spare, unexpected = self._unexpected()
         lists: dict[str, Any] = {name: tuple(items) for name, items in self.lists.items()}
         return LoadReport(
             source=masked(str(self.rule.checkpoint)),
             part=self.checkpoint.part,
             **lists,
-            unexpected=tuple(
-                key for key, name in names.name_of.items() if key not in self.used and name not in self.model_names
-            ),
+            unexpected=tuple(unexpected),
+            spare=tuple(spare),
+            beside=tuple(beside(unexpected, [names.name_of[key] for key in taken])),
             unused_patterns=tuple(unused),
             elements=(sum(sites[name].numel for name in sites if name in fills), sum(s.numel for s in sites.values())),
+            file_elements=(sum(self.sizes.get(key, 0) for key in taken), sum(self.sizes.values())),
             notes=(*self.checkpoint.notes, *notes),
             doubts=tuple(f"{abbreviate(sites)}: {doubt}" for doubt, sites in self.doubts.items()),
-            hints=(*self.remedies, *hints),
+            hints=(*self.remedies, *(offered(*offer) for offer in self.offers.most_common()), *hints),
             guess=guess,
         )
 
-
-def _square(loaded: Sequence[Site]) -> list[str]:
-    """A note on square weights that are taken as they are, though others are transposed."""
-    square = [site.name for site in loaded if site.owner.name == "Linear" and site.shape == site.shape[:1] * 2]
-    return [f"square, so they fit transposed or not, and are taken as they are: {abbreviate(square)}"] if square else []
-
-
-def _hooked(lost: Sequence[Site]) -> list[str]:
-    """A hint on sites that may be lost because hooks are not run here: a plan is made of the header alone."""
-    hooked = {site.name: site.hooks for site in lost if site.hooks}
-    if not hooked:
-        return []
-    which = abbreviate([*dict.fromkeys(hooked.values())], 3)
-    lost_to = f"{which} may change what load_state_dict gives to {abbreviate([*hooked], 3)}, by hooks that a rule does"
-    return [f"{lost_to} not run: load_checkpoint(model, file) runs them; or say the same by rename and adapt"]
-
-
-def misfit(site: Site, infos: Sequence[Info], key: str, adapter: Adapter | None) -> Mismatch | None:
-    """The reason for which tensors cannot become those of a site, by their kinds and shapes; None if they can."""
-    if site.state not in ("ready", "integer") or site.missing:
-        return Mismatch(site.name, site.why)
-    for info in infos:
-        kinds = [kind_of(info.dtype), kind_of(site.dtype)]
-        if len(set(kinds)) > 1 and kinds != ["truth values", "whole numbers"]:
-            stored = f"{kinds[0]} ({dtype_name(info.dtype)})"
-            return Mismatch(site.name, f"is {dtype_name(site.dtype)}, but the file holds {stored}", "kind")
-    shapes = [info.shape for info in infos]
-    if adapter is None:
-        why = f"has shape {list(site.shape)}, but the file {list(shapes[0])}"
-        return Mismatch(site.name, why, "shape") if shapes[0] != site.shape else None
-    try:
-        adapter.check(shapes, site.shape, key)
-    except ValueError as error:
-        return Mismatch(site.name, str(error), "shape")
-    return None
-
-
-def kind_of(dtype: torch.dtype) -> str:
-    """The kind of numbers that a dtype holds; from one kind to another nothing is cast."""
-    if dtype == torch.bool:
-        return "truth values"
-    if dtype.is_complex:
-        return "complex numbers"
-    return "floats" if dtype.is_floating_point else "whole numbers"
+    def _unexpected(self) -> tuple[list[str], dict[str, str]]:
+        """The keys that nothing in the model is called: those that are expected, and the others with their names."""
+        spare, others = list[str](), dict[str, str]()
+        for key, name in self.names.name_of.items():
+            if key in self.used or name in self.model_names:
+                continue
+            expected = any(glob_matches(glob, text) for glob in self.rule.spare for text in (key, name))
+            if expected or name.rpartition(".")[2] == _COUNTER:
+                spare.append(key)
+            else:
+                others[key] = name
+        return spare, others
 
 
 def last_match(globs: Mapping[str, _T], name: str) -> _T | None:

@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 
 from torchinit._text import abbreviate, dtype_name
+from torchinit.checkpoints.adapters import Dequantize
+from torchinit.checkpoints.adapters.quantization import NOT_FACTORS, is_dequantizable, is_float8
 from torchinit.checkpoints.formats import Info
 from torchinit.errors import CheckpointError
 from torchinit.model.names import normalize
@@ -61,11 +63,15 @@ UNREAD: Final = "a scale of that name is in the file, and nothing reads it: wron
 
 @dataclass(frozen=True, slots=True)
 class Quantized:
-    """The reason why a site cannot be loaded, the keys that its values need, and the way out."""
+    """The reason why a site cannot be loaded, the keys that its values need, and the way out.
+
+    ``adapter`` would make weights of these values, tried on their shapes; None where none is known.
+    """
 
     why: str
     companions: tuple[str, ...]
     remedy: str
+    adapter: Dequantize | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +86,11 @@ class _Companion:
     def is_scale(self) -> bool:
         return any(map(_SCALE.fullmatch, self.words))
 
+    @property
+    def is_factor(self) -> bool:
+        """Whether it is a scale or zero point of the values themselves, by its name."""
+        return self.named and self.is_scale and not self.words & _ELSEWHERE
+
 
 class Companions:
     """The tensors of a checkpoint that belong to no site of a model, and so may be needed to read another.
@@ -90,7 +101,9 @@ class Companions:
 
     def __init__(self, names: Iterable[tuple[str, str]], known: Container[str], info: Callable[[str], Info]) -> None:
         # By key and by name, since a rename may be meant for the weights alone.
-        self._keys = {alias: key for key, name in names if name not in known for alias in (key, name)}
+        self._names = dict(names)
+        loose = [pair for pair in self._names.items() if pair[1] not in known]
+        self._keys = {alias: key for key, name in loose for alias in (key, name)}
         self._markers = {key for key in self._keys.values() if key.rpartition(".")[2] == "scaled_fp8"}
         self.info = info
         self._by_base: dict[str, dict[str, frozenset[str]]] = {}
@@ -120,16 +133,44 @@ class Companions:
         if not self._keys or not _is_narrow(info.dtype, dtype):
             return None
         near = self._near(key)
-        if any(other.is_scale and other.key in used for other in near):
-            return None
-        if _is_float8(info.dtype):
+        if is_float8(info.dtype):
             markers = (marker for marker in self._markers if key.startswith(marker.removesuffix("scaled_fp8")))
             scales = (other for other, stored in self._extensions(key) if stored.numel < info.numel)
             near += map(_Companion, (*scales, *markers))
+        if any(other.key in used and (other.is_scale or not other.words) for other in near):
+            unread = self._unread(near, used)
+            return _refused("needs more than one scale:", unread) if unread else None
         if not any(self._belongs(other, info, dtype) for other in near):
             return None
         why = f"is {dtype_name(info.dtype)} in the file, and its values are meaningless without"
-        return _refused(why, near, info.dtype)
+        return _refused(why, near, info.dtype, self._dequantize(key, info, near) if dtype.itemsize > 1 else None)
+
+    def dtype_of(self, name: str) -> torch.dtype | None:
+        """The dtype of a tensor that belongs to no site, by its key or what that is called in the model."""
+        stored = self.look(self._keys[name]) if name in self._keys else None
+        return stored.dtype if stored else None
+
+    def _dequantize(self, key: str, info: Info, near: Sequence[_Companion]) -> Dequantize | None:
+        """The adapter that makes values of a tensor, if one does; with the name of its scale, if that is not usual."""
+        if not is_dequantizable(info.dtype):
+            return None
+        name = self._names[key]
+        owner, dot, leaf = name.rpartition(".")
+        factors = [self._names[other.key] for other in near if other.is_factor]
+        adapters, start = [Dequantize()], owner + dot
+        if len(factors) == 1 and factors[0].startswith(start):
+            scale = factors[0].removeprefix(start).replace(leaf, "*")
+            adapters += [] if NOT_FACTORS.search(scale) else [Dequantize(scale)]
+        for adapter in adapters:
+            try:
+                bound = adapter.bound(name, lambda _: info.dtype, self.dtype_of)
+                key = self._keys[bound.wants(name)[1]] if bound else ""
+                if bound and not self._unread(near, [key]):
+                    bound.makes([info.shape, self.info(key).shape], name)
+                    return adapter
+            except ValueError:
+                pass
+        return None
 
     def instead(self, name: str) -> Quantized | None:
         """The reason why a site that the file lacks is in it all the same, in quantized form; None where it is not."""
@@ -144,11 +185,20 @@ class Companions:
     def doubts(self, keys: Sequence[str], infos: Sequence[Info], dtype: torch.dtype) -> Iterator[str]:
         """Doubts about values of ``dtype`` that are taken from these keys, which may be right all the same."""
         near = (other for key in keys for other in self._near(key))
-        scales = {other.key for other in near if other.named and other.is_scale and not other.words & _ELSEWHERE}
-        if not scales and dtype.itemsize > 1 and any(_is_float8(info.dtype) for info in infos):
+        scales = {other.key for other in near if other.is_factor}
+        if not scales and dtype.itemsize > 1 and any(is_float8(info.dtype) for info in infos):
             yield UNSCALED
         elif scales and scales.isdisjoint(keys):  # an adapter that takes a scale knows what it is
             yield UNREAD
+
+    def _unread(self, near: Sequence[_Companion], used: Collection[str]) -> list[_Companion]:
+        """The scales and zero points of a tensor that are not used; a description in bytes is neither."""
+
+        def is_number(key: str) -> bool:
+            stored = self.look(key)
+            return stored is None or stored.dtype.is_floating_point or "zero" in key.lower() or "zp" in key.lower()
+
+        return [other for other in near if other.is_factor and other.key not in used and is_number(other.key)]
 
     def _near(self, key: str) -> list[_Companion]:
         """The loose keys that are called as a key is but for words of quantization, and those of its module alone."""
@@ -161,23 +211,24 @@ class Companions:
     def _extensions(self, key: str) -> Iterator[tuple[str, Info]]:
         """The loose tensors whose names go on where that of a key ends, in whatever words; scales are never float8."""
         for other in sorted(self._by_start.get(key, ())):
-            stored = self._look(other)
-            if stored is not None and not _is_float8(stored.dtype):
+            stored = self.look(other)
+            if stored is not None and not is_float8(stored.dtype):
                 yield other, stored
 
     def _belongs(self, other: _Companion, info: Info, dtype: torch.dtype) -> bool:
         """Whether a tensor of few bits means nothing without that one."""
         if other.named:
             return other.is_scale or not other.words
-        stored = self._look(other.key)  # of a plain cast of the whole file what the model lacks is float8, too
-        cast = stored is not None and _is_float8(stored.dtype) and _is_float8(info.dtype)
+        stored = self.look(other.key)  # of a plain cast of the whole file what the model lacks is float8, too
+        cast = stored is not None and is_float8(stored.dtype) and is_float8(info.dtype)
         return dtype.is_floating_point and other.is_scale and not cast
 
     def _has_bits(self, other: _Companion) -> bool:
-        stored = self._look(other.key)
+        stored = self.look(other.key)
         return any(map(_BITS.fullmatch, other.words)) and (stored is None or _is_narrow(stored.dtype, torch.float32))
 
-    def _look(self, key: str) -> Info | None:
+    def look(self, key: str) -> Info | None:
+        """Shape and dtype of a tensor; None where torch has none for it."""
         try:
             return self.info(key)
         except CheckpointError:  # of a dtype that torch lacks, of four bits for example
@@ -195,11 +246,6 @@ def quantized(tensors: Mapping[str, Any], sites: Mapping[str, torch.dtype]) -> d
         else:
             refusals[name] = companions.of(key, companions.info(key), dtype)
     return {name: reason for name, reason in refusals.items() if reason is not None}
-
-
-def _is_float8(dtype: torch.dtype) -> bool:
-    """Whether a dtype is a float of eight bits that holds values, not the powers of two that scale them."""
-    return dtype.is_floating_point and dtype.itemsize == 1 and dtype != getattr(torch, "float8_e8m0fnu", None)
 
 
 def _is_narrow(stored: torch.dtype, dtype: torch.dtype) -> bool:
@@ -228,17 +274,23 @@ def _bare(name: str) -> str:
     return module + dot + leaf.lstrip("_")
 
 
-def _refused(why: str, companions: Sequence[_Companion], dtype: torch.dtype | None = None) -> Quantized:
+def _refused(
+    why: str, companions: Sequence[_Companion], dtype: torch.dtype | None = None, adapter: Dequantize | None = None
+) -> Quantized:
     """The refusal, with advice by the words of the companions, and by the dtype of the values where they are there."""
     keys = tuple(dict.fromkeys(companion.key for companion in companions))
     words = frozenset[str]().union(*(companion.words for companion in companions))
-    for tells, name, library in _WRITERS:
-        if any({*alternative.split()} <= words for alternative in tells.split("|")):
-            how = f"{name}: load the model with {library}, dequantize it there and save its state_dict"
-            break
-    else:
-        how = "quantized: load the model with the library that wrote the file, and save its dequantized state_dict"
-        if dtype is not None and _is_float8(dtype):
-            how = "scaled float8: multiply each tensor by its scale, or each block by its own, and load the products,"
-            how += " from a dict or a file of them"
-    return Quantized(f"{why} {abbreviate(keys)}", keys, f"{how}; or take a file that is not quantized")
+    library = next(
+        (
+            f"{name}: load the model with {library}, dequantize it there and save its state_dict"
+            for tells, name, library in _WRITERS
+            if any({*alternative.split()} <= words for alternative in tells.split("|"))
+        ),
+        "quantized: load the model with the library that wrote the file, and save its dequantized state_dict",
+    )
+    how, product = library, "multiply each tensor by its scale, or each block by its own"
+    if adapter:
+        how = f"quantized: {product}, as a rule with Pretrained(..., adapt={{'**': {adapter}}}) does"
+    elif library.startswith("quantized") and dtype is not None and is_float8(dtype):
+        how = f"scaled float8: {product}, and load the products, from a dict or a file of them"
+    return Quantized(f"{why} {abbreviate(keys)}", keys, f"{how}; or take a file that is not quantized", adapter)

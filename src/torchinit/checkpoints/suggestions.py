@@ -207,7 +207,12 @@ def suggest_for_missing(missing: Shapes, spare: Shapes, names: Collection[str] =
             offers[f"{{{globs[wide] or name!r}: {fitting.pop()}}}"] += 1
         elif name in parametrized:
             computed.append(f"{name} is computed by a parametrization in the file; remove it there before saving")
-    return [f"with adapt={offer} {number} more would be found" for offer, number in offers.most_common()] + computed[:1]
+    return [offered(*offer) for offer in offers.most_common()] + computed[:1]
+
+
+def offered(adapt: str, number: int) -> str:
+    """The text that offers adapters, by how many sites would be made by them."""
+    return f"with adapt={adapt} {number} more would be found"
 
 
 class _Divisions:

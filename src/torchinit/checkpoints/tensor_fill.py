@@ -83,12 +83,16 @@ class Loaded(Fill):
         """Raise CheckpointError for values that are not finite, or do not fit into the shard's dtype."""
         # A pass over the values before the one that copies them, so that NaN in the last tensor of the last rank is
         # found before anything is written. The copy pays for it: it goes past the caches.
-        checkpoint = self._checkpoint()
-        for key, box in zip(self.keys, self._read_plan(checkpoint, shard).boxes, strict=True):
-            dtype, target = checkpoint.info(key).dtype, shard.local.dtype
+        checkpoint, target = self._checkpoint(), shard.local.dtype
+        plan = self._read_plan(checkpoint, shard)
+        for key, box in zip(self.keys, plan.boxes, strict=True):
+            dtype = checkpoint.info(key).dtype
             widens = dtype.is_floating_point and all(_most(to) >= _most(dtype) for to in (self.dtype or dtype, target))
             if self.finite or not widens:
                 self._check_range(key, checkpoint.read(key, box), target)
+        if self.adapter and _most(target) < _most(torch.float32):  # what is computed may be larger than what is read
+            read = [checkpoint.read(key, box) for key, box in zip(self.keys, plan.boxes, strict=True)]
+            self._check_range(self.key or self.keys[0], plan.combine(read), target)
         for other in self.like:
             first, second = checkpoint.read(self.keys[0]), checkpoint.read(other)
             if first.shape != second.shape or not torch.equal(first, second):

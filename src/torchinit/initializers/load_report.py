@@ -87,9 +87,11 @@ class LoadReport:
     ``loaded`` are the sites whose values are taken as they are, ``adapted`` those that an adapter makes,
     ``declined`` those that are in the file and left to other rules on purpose, ``expected`` those that are not in the
     file and need not be, ``missing`` those that should be, ``uninitialized`` those of them that no other rule
-    writes. ``mismatched`` do not fit. ``unexpected`` are keys of the file that nothing in the model is
-    called, ``casts`` the changes of dtype, ``unused_patterns`` the globs of the rule that match no site.
-    ``elements`` counts those of ``loaded`` and ``adapted``, and of all sites that were looked for. ``doubts`` says
+    writes. ``mismatched`` do not fit. ``unexpected`` are keys of the file that nothing in the model is called and no
+    rule takes, ``beside`` those of them whose layers are loaded but for them; ``spare`` are such keys that the file was
+    expected to have. ``casts`` are the changes of dtype, ``unused_patterns`` the globs of the rule that match nothing.
+    ``elements`` counts those of ``loaded`` and ``adapted``, and of all sites that were looked for, ``file_elements``
+    those of the file that rules take, and all that it has. ``doubts`` says
     which of them may mean something else than their numbers, ``notes`` how names were found, ``hints`` how more of
     them would be, ``guess`` the same as arguments; ``failure`` why the file could not be read.
 
@@ -110,9 +112,12 @@ class LoadReport:
     uninitialized: tuple[str, ...] = ()
     mismatched: tuple[Mismatch, ...] = ()
     unexpected: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
+    spare: tuple[str, ...] = ()
     casts: tuple[Cast, ...] = ()
     unused_patterns: tuple[str, ...] = ()
     elements: tuple[int, int] = (0, 0)
+    file_elements: tuple[int, int] = (0, 0)
     doubts: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     hints: tuple[str, ...] = ()
@@ -163,6 +168,10 @@ class LoadReport:
         problems[-1] += self.hints
         return self._headed(*map("\n    ".join, problems), *(self.unused_patterns if self.found else ()))
 
+    def problems_of(self, strict: bool | str) -> tuple[str, ...]:
+        """The problems, with the lapses if ``strict``, and the leftovers, too, if it is True."""
+        return (*self.problems, *(self.lapses if strict else ()), *(self.leftovers if strict is True else ()))
+
     @property
     def failed_sites(self) -> frozenset[str]:
         """The sites that no rule writes because of the problems."""
@@ -174,7 +183,7 @@ class LoadReport:
     @property
     def warnings(self) -> tuple[str, ...]:
         """Lapses and doubts: what ought to be looked at though the plan can be carried out."""
-        return (*self.lapses, *(() if self.failure else self._headed(*self.doubts)))
+        return (*self.lapses, *self.leftovers, *(() if self.failure else self._headed(*self.doubts)))
 
     @property
     def lapses(self) -> tuple[str, ...]:
@@ -184,6 +193,26 @@ class LoadReport:
         advice = " ".join(["Say so with expect_missing if that is intended.", *self.hints])
         return self._headed(*([text + advice] if left else []), *self.unused_patterns)
 
+    @property
+    def leftovers(self) -> tuple[str, ...]:
+        """What the file has and nobody takes, which is an error where ``strict`` is asked for."""
+        if self.failure or not self.found:
+            return ()
+        texts, elsewhere = list[str](), self._elsewhere
+        if self.beside:
+            keys = f"{count(len(self.beside), 'key')} of the file beside what is loaded: {abbreviate(self.beside)}"
+            why = "What they do in their layers is lost: take them by rename or adapt, or give the model these parts"
+            texts.append(f"nothing takes {keys}. {why}; expect_unexpected says that it is intended.")
+        if elsewhere:
+            keys = f"{count(len(elsewhere), 'key')} of the file that the model has no part for: {abbreviate(elsewhere)}"
+            texts.append(f"nothing takes {keys}. Say so with expect_unexpected if that is intended.")
+        return self._headed(*texts)
+
+    @property
+    def _elsewhere(self) -> list[str]:
+        beside = {*self.beside}
+        return [key for key in self.unexpected if key not in beside]
+
     def _headed(self, *texts: str) -> tuple[str, ...]:
         return tuple(f"{self.source}: {text}" for text in texts)
 
@@ -191,12 +220,14 @@ class LoadReport:
         """The account in one line."""
         if self.failure:
             return self.failure
-        fates = {**self._fates(), "unexpected": self.unexpected, "loaded": ()}
-        names = {"expected": "missing as expected"}
+        fates = {**self._fates(), "unexpected": self.unexpected, "spare": self.spare, "loaded": ()}
+        names = {"expected": "missing as expected", "spare": "left as expected"}
         counts = [f"{len(sites)} {names.get(fate, fate)}" for fate, sites in fates.items() if sites]
         where = f"{self.source}, part {self.part!r}" if self.part else self.source
         loaded = f"{percentage(*self.elements)} % of the elements loaded"
-        return ", ".join([f"{where}: {loaded}, {self.found} of {count(self.wanted, 'site')}", *counts])
+        used, size = self.file_elements
+        share = [f"{percentage(used, size)} % of the file was used"] if 0 < used < size else []
+        return ", ".join([f"{where}: {loaded}", *share, f"{self.found} of {count(self.wanted, 'site')}", *counts])
 
     def table(self) -> str:
         """The account as plain text: the percentages, a line a part of the model, then the names."""
@@ -238,8 +269,9 @@ class LoadReport:
         yield from self.notes
         for fate, pairs in (("adapted", self.adapted), ("declined", self.declined), ("mismatched", self._lost)):
             yield from (f"{fate} {line}" for line in _listed(pairs, 10, ": "))
-        for fate, names in (("missing", self.missing), ("unexpected", self.unexpected)):
-            yield from [f"{fate}: {abbreviate(names, 10)}"] if names else []
+        unexpected = ("unexpected, beside what is loaded", self.beside), ("unexpected", self._elsewhere)
+        lists = (("missing", self.missing), *unexpected)
+        yield from (f"{fate}: {abbreviate(names, 10)}" for fate, names in lists if names)
         casts = Counter(map(str, self.casts))
         yield from (f"cast {how}: {count(number, 'site')}" for how, number in casts.items())
         yield from (*self.unused_patterns, *self.doubts, *self.hints)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -19,12 +19,14 @@ class Resolution:
     """The fills that an initializer gives the views of sites that a rule matches, by their names.
 
     ``fills`` leaves out the views that it declines and those of ``errors``, for which it has no answer; ``account``
-    tells what became of a source.
+    tells what became of a source, ``used`` the elements of each of its tensors that are taken, by source and key; none
+    of a tensor that does not fit.
     """
 
     fills: Mapping[str, Fill]
     errors: Mapping[str, ValueError] = field(default_factory=dict)
     account: LoadReport | None = None
+    used: Mapping[Hashable, Mapping[str, int]] = field(default_factory=dict)
 
 
 def resolve_all(init: Initializer, pairs: Sequence[tuple[Site, Site]], known: Sequence[Site]) -> Resolution:

@@ -27,7 +27,7 @@ from torchinit.model.names import normalize
 from torchinit.model.sites import group_sites
 from torchinit.model.traversal import HeldTensor, walk_modules, walk_tensors
 from torchinit.noise import Keyed
-from torchinit.plans.plan import Plan, Step
+from torchinit.plans.plan import Plan, Step, Strict
 from torchinit.plans.report import Record, Report
 from torchinit.plans.run import run, shards_of_entry
 from torchinit.recipes import RecipeLike
@@ -47,7 +47,7 @@ _ANEW: Final = (
 
 
 def param_init_fn(
-    model: nn.Module, recipe: RecipeLike, *, seed: int, device: torch.device | str = "cpu", strict: bool = True
+    model: nn.Module, recipe: RecipeLike, *, seed: int, device: torch.device | str = "cpu", strict: Strict = "model"
 ) -> ParamInit:
     """The argument of ``FullyShardedDataParallel(model, param_init_fn=...)`` for a model on the meta device.
 

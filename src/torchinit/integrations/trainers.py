@@ -18,13 +18,14 @@ from torchinit.errors import RunError
 from torchinit.integrations.fsdp import LOADED, is_loaded
 from torchinit.model.sites import group_sites, layer_class
 from torchinit.model.traversal import walk_tensors
+from torchinit.plans.plan import Strict
 from torchinit.plans.report import Report
 from torchinit.recipes import RecipeLike, to_rules
 from torchinit.rules.rule import Recipe
 from torchinit.rules.selectors import Name
 
 
-def init_weights(recipe: RecipeLike, *, seed: int, strict: bool = True) -> Callable[..., Report]:
+def init_weights(recipe: RecipeLike, *, seed: int, strict: Strict = "model") -> Callable[..., Report]:
     """A method for a model class, in the place of its own ``init_weights`` (torchtitan) or ``reset_parameters``.
 
     Trainers such as torchtitan build a model on the meta device, shard it, give it memory with ``to_empty``, and call
@@ -32,7 +33,7 @@ def init_weights(recipe: RecipeLike, *, seed: int, strict: bool = True) -> Calla
     and has the buffers that no rule writes made by their modules' own code. A model that is on the meta device still
     is given memory, by :func:`torchinit.materialize`.
 
-    What transformers marks as loaded is left alone.
+    What transformers marks as loaded is left alone. ``strict`` is that of :func:`torchinit.plan`.
 
     Raises ConfigError or PlanError, also for a parameter without a rule, and RunError, for a buffer that nothing makes,
     and where transformers calls it for a model that it is going to load, or as ``_init_weights`` for a module.
@@ -85,7 +86,7 @@ def _check_call(model: nn.Module, device: object) -> None:
         )
 
 
-def _initialize(model: nn.Module, recipe: Recipe, seed: int, *, strict: bool) -> Report:
+def _initialize(model: nn.Module, recipe: Recipe, seed: int, *, strict: Strict) -> Report:
     """Carries out a recipe, but for what transformers has loaded."""
     loaded = [
         site for site, group in group_sites(walk_tensors(model)) if all(is_loaded(entry.tensor) for entry in group)

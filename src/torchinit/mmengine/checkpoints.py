@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 
 from torchinit._text import abbreviate, did_you_mean, masked
+from torchinit.checkpoints.fits import kind_of
 from torchinit.checkpoints.formats.detect import detect_format
 from torchinit.checkpoints.formats.torch_save import load_file
 from torchinit.checkpoints.hub.schemes import Prefixes, fetch
 from torchinit.checkpoints.key_mapping import Renames, revised
 from torchinit.checkpoints.open import open_file
-from torchinit.checkpoints.pretrained import kind_of
 from torchinit.checkpoints.quantized import Companions, quantized
 from torchinit.checkpoints.suggestions import beginning, guess, splits
 from torchinit.errors import CheckpointError

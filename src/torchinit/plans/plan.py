@@ -6,7 +6,7 @@ import json
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeVar, final
+from typing import Any, Final, Literal, TypeAlias, TypeVar, final
 
 from torchinit._text import (
     abbreviate,
@@ -33,6 +33,9 @@ FROZEN: Final = "frozen: requires_grad is false"
 
 UNKNOWN: Final = "what follows this layer is not known: gain 1"
 """The note of a step whose gain should be that of the next nonlinearity, where no structure shows one."""
+
+Strict: TypeAlias = bool | Literal["model"]
+"""Whether a rule that matches nothing and a site that a checkpoint lacks are errors; True: a key nobody takes, too."""
 
 _FORMAT: Final = "torchinit-plan-1"
 _WORTH_A_LINE: Final = 1 << 20
@@ -274,13 +277,16 @@ class Plan:
         plan: Plan = SCHEMA.decode(data, Plan, "the plan")
         return plan
 
-    def check(self, *, complete: bool = False, strict: bool = False) -> Plan:
+    def check(self, *, complete: bool = False, strict: Strict = False) -> Plan:
         """The plan itself, if nothing is wrong with it; else PlanError with every problem.
 
-        ``complete`` makes a parameter without a step a problem; ``strict`` a rule that matches nothing and a site
-        that a checkpoint lacks. Where all problems are with checkpoints it is a CheckpointError.
+        ``complete`` makes a parameter without a step a problem; ``strict`` a rule that matches nothing, a site that a
+        checkpoint lacks, and a key of a checkpoint that nobody takes, which ``strict="model"`` lets pass. Where all
+        problems are with checkpoints it is a CheckpointError.
         """
-        loading = [text for load in self.loads for text in (*load.problems, *(load.lapses if strict else ()))]
+        if not isinstance(strict, bool) and strict != "model":
+            raise ValueError(f"strict must be true, false or 'model', but got {strict!r}")
+        loading = [text for load in self.loads for text in load.problems_of(strict)]
         problems = [*loading, *self.problems]
         if strict:
             problems += [f"{hint}\n    If that is intended, set optional = true." for _, hint in self.unused]

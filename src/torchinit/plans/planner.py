@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 
@@ -13,7 +14,7 @@ from torchinit.errors import FanError
 from torchinit.initializers.composed import Padded
 from torchinit.initializers.elementwise import Constant
 from torchinit.initializers.load_report import LoadReport
-from torchinit.initializers.source import is_verbatim, resolve_all
+from torchinit.initializers.source import Resolution, is_verbatim, resolve_all
 from torchinit.initializers.variance_scaling import asks_for_neutral, asks_what_follows
 from torchinit.knowledge.neutral import looks_like_norm, neutrality
 from torchinit.model.sites import Site
@@ -71,7 +72,7 @@ class _Planner:
     problems: list[str]
     writes: dict[str, list[_Write]] = field(default_factory=dict)
     declined: dict[str, Skipped] = field(default_factory=dict)
-    loads: list[LoadReport] = field(default_factory=list)
+    loads: list[Resolution] = field(default_factory=list)
     turn: int = 0
 
     def plan(self, ties: Ties) -> Plan:
@@ -96,7 +97,7 @@ class _Planner:
             skipped=tuple(skip for name, skip in self.skipped.items() if name not in self.writes),
             unused=tuple((rule, f"{rule.origin} {explain_unmatched(rule, self.known)}") for rule in unused),
             problems=tuple(self.problems),
-            loads=tuple(map(self._with_uninitialized, self.loads)),
+            loads=tuple(self._accounts()),
             reach=tuple(self._reach()),
         )
 
@@ -124,7 +125,7 @@ class _Planner:
         """Add the writes of the sites that the rule has a fill for; note why it has none for the others."""
         resolution = resolve_all(rule.init, pairs, self.known)
         if resolution.account is not None:
-            self.loads.append(resolution.account)
+            self.loads.append(resolution)
         for view, site in pairs:
             error, fill = resolution.errors.get(view.name), resolution.fills.get(view.name)
             if error is not None and rule.fitting and not _fits(rule, view):
@@ -152,10 +153,24 @@ class _Planner:
             reached = [site.numel for site in learning if scheme in schemes.get(site.name, ())]
             yield Reach(scheme, (len(reached), len(learning)), (sum(reached), elements))
 
-    def _with_uninitialized(self, load: LoadReport) -> LoadReport:
-        """The account with what is missing and gets no values from another rule."""
-        names = {view.name for site in self.known if site.name in self.writes for view in site.views}
-        return replace(load, uninitialized=tuple(name for name in load.missing if name not in names))
+    def _accounts(self) -> Iterator[LoadReport]:
+        """The accounts, with what is missing and gets no values, and without what another rule takes of the file."""
+        written = {view.name for site in self.known if site.name in self.writes for view in site.views}
+        used: dict[Hashable, dict[str, int]] = defaultdict(dict)
+        for resolution in self.loads:
+            for source, sizes in resolution.used.items():
+                used[source] |= {key: max(size, used[source].get(key, 0)) for key, size in sizes.items()}
+        for resolution in self.loads:
+            load, taken = resolution.account or LoadReport(""), dict[str, int]()
+            for source in resolution.used:
+                taken |= used[source]
+            left: dict[str, Any] = {
+                name: tuple(key for key in getattr(load, name) if key not in taken)
+                for name in ("unexpected", "beside", "spare")
+            }
+            bare = tuple(name for name in load.missing if name not in written)
+            elements = sum(taken.values()), load.file_elements[1]
+            yield replace(load, uninitialized=bare, file_elements=elements, **left)
 
     def _can_be_drawn(self, rule: Rule, view: Site, site: Site) -> bool:
         """Whether a fill can be written to a site; if not it is skipped, or a problem."""
@@ -212,20 +227,28 @@ def fan_notes(step: Step) -> tuple[str, ...]:
 def _unlocked(writes: Iterable[list[_Write]]) -> Iterator[str]:
     """The sites that one rule loads from a checkpoint and another one writes after it, a text for each two rules."""
     # By rules, not by sites: the way out is an edit of the recipe, and a backbone has hundreds of sites.
-    overwritten: dict[tuple[str, str], tuple[Rule, list[str]]] = {}
+    overwritten: dict[tuple[str, ...], tuple[Rule, list[str]]] = {}
     for several in writes:
         last = several[-1].step.rule
         locked = (write.step.rule for write in several[:-1] if write.step.fill.locked and write.step.rule is not last)
-        if first := next(locked, None):
-            names = overwritten.setdefault((first.origin, last.origin), (last, []))[1]
-            names.append(several[0].step.site.name)
-    for (loader, later), (rule, names) in overwritten.items():
-        them = "it" if len(names) == 1 else "them"
-        yield (
-            f"{loader} loads {count(len(names), 'site')}, and {later} ({rule}) would write over {them}:"
-            f" {abbreviate(names)}."
-            f" Put {loader} last, exclude {them} from {later}, or say lock = false in {loader}"
-        )
+        if loaders := [*dict.fromkeys(rule.origin for rule in locked)]:
+            rivals = (*(loaders if is_verbatim(last.init) else loaders[:1]), last.origin)
+            overwritten.setdefault(rivals, (last, []))[1].append(several[0].step.site.name)
+    for (*loaders, later), (rule, names) in overwritten.items():
+        them, loader = "it" if len(names) == 1 else "them", " and ".join(loaders)
+        load = "loads" if len(loaders) == 1 else "load"
+        text = f"{loader} {load} {count(len(names), 'site')}, and {later} ({rule}) would write over {them}:"
+        unlock = f"or say lock = false in {loader}"
+        if not is_verbatim(rule.init):
+            yield f"{text} {abbreviate(names)}. Put {loader} last, exclude {them} from {later}, {unlock}"
+            continue
+        # Put last, a checkpoint would write over what another one loads: so the way out goes by what is wished.
+        lines = [f"{text} {abbreviate(names)}."]
+        for one in (*loaders, later):
+            others = " and ".join(other for other in (*loaders, later) if other != one)
+            end = f", {unlock}" if one == later else ""
+            lines.append(f"To keep what {one} loads, exclude {them} from {others}{end}.")
+        yield "\n    ".join(lines)
 
 
 def _disagreement(writes: list[_Write]) -> str | None:

@@ -14,6 +14,7 @@ from torchinit.checkpoints.adapters import (
     Adapter,
     BatchNormAffine,
     Chain,
+    Dequantize,
     Drop,
     FoldBatchNorm,
     Fuse,
@@ -39,6 +40,7 @@ from torchinit.rules.catalog import SCHEMA
 EVERY: tuple[Adapter, ...] = (
     BatchNormAffine(1e-3),
     Chain((Transpose(), Split("c_attn", ("q", "k", "v")))),
+    Dequantize("scale_*", block=64),
     Drop(),
     FoldBatchNorm("conv1", "bn1", bias=True),
     Fuse("qkv", ("q", "k", "v"), groups=12),

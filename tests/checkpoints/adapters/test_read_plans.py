@@ -14,6 +14,7 @@ from torchinit.checkpoints.adapters import (
     Adapter,
     BatchNormAffine,
     Chain,
+    Dequantize,
     FoldBatchNorm,
     Fuse,
     Inflate,
@@ -50,6 +51,13 @@ class Case(NamedTuple):
 
 CASES = (
     Case(BatchNormAffine(), "n.bias", [(6,)] * 4, (6,)),
+    Case(Dequantize(), "weight", [(5, 3), ()], (5, 3)),
+    Case(Dequantize(), "weight", [(5, 3), (5,)], (5, 3)),
+    Case(Dequantize(block=2), "weight", [(5, 3), (3, 2)], (5, 3)),
+    Case(Dequantize(), "weight", [(4, 6, 3), (4, 3, 1)], (4, 6, 3)),
+    Case(
+        Chain((Dequantize(), Fuse("qkv", QKV))), "qkv.weight", [(4, 5), (4, 1), (2, 5), (2, 1), (3, 5), (3, 1)], (9, 5)
+    ),
     Case(FoldBatchNorm("c", "n"), "c.weight", [(6,), (6,), (6, 3, 2)], (6, 3, 2)),
     Case(Fuse("qkv", QKV), "qkv.weight", [(4, 5), (2, 5), (3, 5)], (9, 5), exact=True),
     Case(Fuse("qkv", QKV, axis=1), "qkv.weight", [(5, 4), (5, 2), (5, 3)], (5, 9), exact=True),

@@ -12,15 +12,16 @@ from torchinit.checkpoints.adapters.images import (
     ResizeRelativeBias,
 )
 from torchinit.checkpoints.adapters.norms import BatchNormAffine, FoldBatchNorm, WeightNorm
+from torchinit.checkpoints.adapters.quantization import Dequantize
 from torchinit.checkpoints.adapters.rows_and_axes import Drop, Labels, Rows, Transpose
 from torchinit.checkpoints.adapters.transformers import PoolHeads, ResizeVocabulary, RopeOrder
 from torchinit.rules.catalog import SCHEMA
 from torchinit.serialization.schema import TaggedUnion
 
 __all__ = [
-    "ADAPTERS", "Adapter", "BatchNormAffine", "Chain", "Drop", "FoldBatchNorm", "Fuse", "Inflate", "InputChannels",
-    "Labels", "PoolHeads", "ReadPlan", "ResizePatches", "ResizePositions", "ResizeRelativeBias", "ResizeVocabulary",
-    "RopeOrder", "Rows", "Split", "Stack", "Transpose", "Unstack", "WeightNorm",
+    "ADAPTERS", "Adapter", "BatchNormAffine", "Chain", "Dequantize", "Drop", "FoldBatchNorm", "Fuse", "Inflate",
+    "InputChannels", "Labels", "PoolHeads", "ReadPlan", "ResizePatches", "ResizePositions", "ResizeRelativeBias",
+    "ResizeVocabulary", "RopeOrder", "Rows", "Split", "Stack", "Transpose", "Unstack", "WeightNorm",
 ]  # fmt: skip
 
 SCHEMA.add(Adapter, TaggedUnion(ADAPTERS))

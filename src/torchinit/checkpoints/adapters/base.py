@@ -21,6 +21,7 @@ _Adapter = TypeVar("_Adapter", bound="Adapter")
 _Value = TypeVar("_Value")
 
 Size: TypeAlias = tuple[int, ...]  # the shape of a tensor
+DtypeOf: TypeAlias = Callable[[str], torch.dtype | None]  # of a tensor of the file, by its name in the model
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,15 @@ class Adapter(ShortStr, ABC):
         Raises ValueError for a key that the adapter is not made for.
         """
         return (key,)
+
+    def bound(self, key: str, values: DtypeOf, loose: DtypeOf) -> Adapter | None:
+        """The adapter for one site once the file is known: itself, or None where the site is to be loaded as it is.
+
+        ``values`` gives the dtype of a tensor of the file, ``loose`` that of one that no site is called; None for none.
+        Raises ValueError where the file leaves open what to do.
+        """
+        del key, values, loose
+        return self
 
     def makes(self, shapes: Sequence[Size], key: str) -> Size | None:
         """The shape of what is made of tensors of these shapes; None where it is whatever the site asks for.
@@ -176,6 +186,17 @@ class Chain(Adapter):
     def wants(self, key: str) -> tuple[str, ...]:
         return tuple(wanted for part in self.steps[-1].wants(key) for wanted in self._before.wants(part))
 
+    def bound(self, key: str, values: DtypeOf, loose: DtypeOf) -> Adapter | None:
+        # A step is asked about the first of the tensors that it makes: parts of one site are kept in one way.
+        steps = list[Adapter]()
+        for step in reversed(self.steps):
+            behind = Chain(tuple(steps)).wants(key)[:1] if steps else (key,)
+            if behind and (found := step.bound(behind[0], values, loose)):
+                steps.insert(0, found)
+        if len(steps) == len(self.steps) or len(steps) > 1:
+            return Chain(tuple(steps))
+        return steps[0] if steps else None
+
     @property
     def _before(self) -> Adapter:
         """All steps but the last, as one."""
@@ -239,7 +260,8 @@ class _Nothing(Adapter):
 
 def upcast(tensor: Tensor) -> Tensor:
     """The tensor in a dtype to compute in: its own, but float32 at least."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    small = tensor.dtype.itemsize == 1  # torch promotes no float of eight bits
+    return tensor.to(torch.float32 if small else torch.promote_types(tensor.dtype, torch.float32))
 
 
 def listed(shapes: Sequence[Size]) -> str:

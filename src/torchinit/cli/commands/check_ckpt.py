@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 from collections.abc import Iterator
 
@@ -31,6 +32,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     option("--prefix", help="take the keys that begin with this, without it")
     option("--rename", nargs=2, action="append", default=[], metavar=("PATTERN", "NEW"), help="as re.sub; repeatable")
     option("--expect-missing", action="append", default=[], metavar="GLOB", help="what the file need not have")
+    option("--expect-unexpected", action="append", default=[], metavar="GLOB", help="what the file may have besides")
     option("--skip-shapes", action="store_true", help="what differs in shape is left out, no finding")
     option("--sha256", help="the hash that the file must have")
     option("--header-only", action="store_true", help="do not read the values, which may be NaN")
@@ -39,7 +41,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the accounts; 1 if a plan with them would fail, or its run."""
+    """Print the accounts; 1 if a strict plan with them would fail, or its run."""
     if arguments.model is None:
         raise UsageError("what is missing shows on a model: give --model")
     if (arguments.file is None) == (arguments.recipe is None):
@@ -53,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     for account in plan.loads:
         taken = (*account.loaded, *dict(account.adapted))
         values = [faults[name] for name in taken if name in faults]
-        data.append({**account.to_dict(), "problems": [*account.problems, *account.lapses, *values]})
+        data.append({**account.to_dict(), "problems": [*account.problems_of(True), *values]})
     text = "\n".join([*map(_shown, plan.loads), *faults.values(), *plan.problems])
     options.show(arguments, data if arguments.recipe else data[0], text)
     return 1 if faults or plan.problems or any(each["problems"] for each in data) else 0
@@ -67,6 +69,7 @@ def _pretrained(arguments: argparse.Namespace) -> Pretrained:
             arguments.prefix,
             rename=tuple((old, new) for old, new in arguments.rename),
             expect_missing=tuple(arguments.expect_missing),
+            expect_unexpected=tuple(arguments.expect_unexpected),
             on_shape="skip" if arguments.skip_shapes else "error",
             part=arguments.part,
             sha256=arguments.sha256,
@@ -93,6 +96,9 @@ def _shown(account: LoadReport) -> str:
     elif globs := _globs(account):
         flags = shlex.join(word for glob in globs for word in ("--expect-missing", glob))
         remedies.append((flags, f"expect_missing={globs}"))
+    if account.leftovers and (globs := _spare(account)):
+        flags = shlex.join(word for glob in globs for word in ("--expect-unexpected", glob))
+        remedies.append((flags, f"expect_unexpected={globs}"))
     if any(site.reason == "shape" for site in account.mismatched):
         remedies.append(("--skip-shapes", "on_shape='skip'"))
     return "\n  ".join([account.table(), *(f"try {here}, in a rule {there}" for here, there in remedies)])
@@ -103,3 +109,9 @@ def _globs(account: LoadReport) -> list[str]:
     known = {name.partition(".")[0] for name in (*account.loaded, *dict(account.adapted))}
     parts = dict.fromkeys(name.partition(".")[0] for name in account.missing)
     return [f"{part}.**" for part in parts] if known and not known & {*parts} and len(parts) < 6 else []
+
+
+def _spare(account: LoadReport) -> list[str]:
+    """Globs of what the file has besides, one for a key in all numbered layers, unless there are many."""
+    globs = dict.fromkeys(re.sub(r"(?<![^.])[0-9]+(?![^.])", "*", key) for key in account.unexpected)
+    return [*globs] if len(globs) < 6 else []

@@ -1,0 +1,142 @@
+"""Dequantize: values in eight bits, multiplied by the scale that lies beside them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from torchinit.checkpoints.adapters.base import Adapter, DtypeOf, ReadPlan, Size, check_whole, register, upcast
+from torchinit.model.shards import Box
+from torchinit.serialization.validation import check_str
+
+_NAMES: Final = ("*_scale", "*_scale_inv", "scale_*", "scale", "*_weight_scale", "*.scale")
+"""The names that libraries give to the scale of the tensor ``*``."""
+_USUAL: Final = 128
+NOT_FACTORS: Final = re.compile("scb|absmax|zero|zp", re.IGNORECASE)
+
+
+@register
+class Dequantize(Adapter):
+    r"""Values in float8 or int8, multiplied by the scale that the file has beside them.
+
+    .. math:: w_{ij} = q_{ij} \cdot s_{\lfloor i / b \rfloor \lfloor j / b \rfloor}
+
+    ``scale`` is the scale's name, with ``*`` for the last part of the tensor's own: ``"*_scale"`` is ``weight_scale``
+    beside ``weight``. None: whichever of the usual names the file has, ``*_scale``, ``*_scale_inv`` (a factor all the
+    same), ``scale_*`` and others. A site that the file has in another dtype, or without a scale, is loaded as it is, so
+    that ``"**"`` will do as the glob.
+
+    The scale is of the whole tensor, of each row, column or expert, or of each block. One of fewer dimensions is that
+    of the first ones, or where these differ in size, of the last. ``block`` is the size of blocks, in each dimension
+    that has several; None: 128 where that makes as many, else equal parts. The last block may be smaller.
+
+    https://arxiv.org/abs/2412.19437 (blocks of 128 x 128)
+
+    >>> Dequantize("*_scale_inv").wants("fc.weight")
+    ('fc.weight', 'fc.weight_scale_inv')
+    >>> file = [torch.tensor([[2.0, -4.0]]).to(torch.float8_e4m3fn), torch.tensor([[0.5]])]
+    >>> Dequantize().adapt(file, (1, 2), "fc.weight")
+    tensor([[ 1., -2.]])
+    """
+
+    scale: str | None = None
+    block: int | None = None
+
+    def __post_init__(self) -> None:
+        check_str("scale", self.scale)
+        if self.scale is not None and (not self.scale.strip(".*") or NOT_FACTORS.search(self.scale)):
+            raise ValueError(f"scale must name the factor of a tensor, such as '*_scale', but got {self.scale!r}")
+        if self.block is not None:
+            check_whole(self, "block", least=1)
+
+    def bound(self, key: str, values: DtypeOf, loose: DtypeOf) -> Adapter | None:
+        dtype = values(key)
+        if dtype is None or not (self.scale or is_dequantizable(dtype)):
+            return None
+        names = (self.scale,) if self.scale else _NAMES
+        scales = [name for name in names if (found := loose(_beside(key, name))) and found.is_floating_point]
+        if len(scales) > 1:
+            raise ValueError(f"any of {', '.join(scales)} may be its scale: name one, {type(self)(scales[0])}")
+        return Dequantize(scales[0], self.block) if scales else None
+
+    def wants(self, key: str) -> tuple[str, ...]:
+        return key, _beside(key, self.scale or _NAMES[0])
+
+    def makes(self, shapes: Sequence[Size], key: str) -> Size:
+        self._steps(*shapes)
+        return shapes[0]
+
+    def _steps(self, values: Size, scale: Size) -> list[int]:
+        """The number of elements, along each dimension of the values, that have one scale."""
+        held = _dimensions(values, scale)
+        parts = [scale[axis - held.start] if axis in held else 1 for axis in range(len(values))]
+        usual = all(part in (size, _parts(size, _USUAL)) for size, part in [*zip(values, parts, strict=True)][-2:])
+        steps = []
+        for size, part in zip(values, parts, strict=True):
+            block = self.block or (_USUAL if usual else size // (part or 1))
+            steps.append(size if part == 1 else 1 if part == size else block)
+            if part != _parts(size, steps[-1]):
+                how = f"blocks of {block}" if self.block else "equal parts: give block, the size of a block"
+                raise ValueError(f"{self} cannot spread a scale of {list(scale)} over {list(values)} in {how}")
+        return steps
+
+    def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
+        shapes = [tuple(tensor.shape) for tensor in tensors]
+        return self.read_plan(shapes, shape, Box.whole(shape), key).combine(tensors)
+
+    def read_plan(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> ReadPlan:
+        values, scale = shapes
+        steps = self._steps(values, scale)
+        spans = [(low, low + size) for low, size in zip(box.start, box.shape, strict=True)]
+        places = [torch.arange(*span) // (step or 1) for span, step in zip(spans, steps, strict=True)]
+        first = tuple(int(place[0]) if len(place) else 0 for place in places)
+        counts = tuple(int(place[-1]) + 1 - low if len(place) else 0 for place, low in zip(places, first, strict=True))
+        held = _dimensions(values, scale)
+        cut = slice(held.start, held.stop)
+        read = Box(first[cut], counts[cut]) if held else Box.whole(scale)
+        sizes = [count if axis in held else 1 for axis, count in enumerate(counts)]
+
+        def combine(tensors: Sequence[Tensor]) -> Tensor:
+            factor = upcast(tensors[1]).reshape(sizes)
+            for axis, (place, low, step) in enumerate(zip(places, first, steps, strict=True)):
+                if 1 < step < values[axis]:
+                    factor = factor.index_select(axis, (place - low).to(factor.device))
+            return upcast(tensors[0]) * factor
+
+        return ReadPlan((box, read), combine)
+
+
+def is_dequantizable(dtype: torch.dtype) -> bool:
+    """Whether a tensor is of a dtype whose values are multiplied by a scale as they are."""
+    return dtype == torch.int8 or is_float8(dtype)
+
+
+def is_float8(dtype: torch.dtype) -> bool:
+    """Whether a dtype is a float of eight bits that holds values, not the powers of two that scale them."""
+    return dtype.is_floating_point and dtype.itemsize == 1 and dtype != getattr(torch, "float8_e8m0fnu", None)
+
+
+def _beside(key: str, scale: str) -> str:
+    owner, dot, leaf = key.rpartition(".")
+    return owner + dot + scale.replace("*", leaf)
+
+
+def _parts(size: int, step: int) -> int:
+    """The number of parts of ``step`` elements, the last of which may be smaller."""
+    return -(-size // step) if step else 1
+
+
+def _dimensions(values: Size, scale: Size) -> range:
+    """The dimensions of values that their scale has: the first ones or the last; none where it is a single number."""
+    missing = len(values) - len(scale)
+    if math.prod(scale) == 1:
+        return range(0)
+    for held in (range(len(scale)), range(missing, len(values))) if missing >= 0 else ():
+        if not missing or all(part in (1, values[axis]) for axis, part in zip(held, scale, strict=True)):
+            return held
+    raise ValueError(f"a scale of {list(scale)} is none for rows, columns or blocks of {list(values)}")

@@ -1,0 +1,84 @@
+"""Fits: whether tensors of a file can become those of a site, and what is odd where they do or do not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+import torch
+
+from torchinit._text import abbreviate, dtype_name
+from torchinit.checkpoints.adapters import Adapter, Dequantize
+from torchinit.checkpoints.adapters.quantization import is_dequantizable
+from torchinit.checkpoints.formats import Info
+from torchinit.initializers.load_report import Mismatch
+from torchinit.model.sites import Site
+
+
+def beside(unexpected: Mapping[str, str], taken: Collection[str]) -> Iterator[str]:
+    """Those of the unexpected keys, given with their names, whose layers are loaded but for them.
+
+    ``taken`` are the names of what is loaded. ``x.bias`` lies beside ``x.weight``, and so does all that is below a
+    layer or a tensor: ``x.lora_A.weight``, ``x.weight.absmax``. What lies below a module that has modules is a part of
+    the network that the model lacks.
+    """
+    paths = {name.rpartition(".")[0] for name in taken}
+    layers = {*taken, *paths}.difference(above for path in paths for above in _above(path))
+    for key, name in unexpected.items():
+        *_, path = above = [*_above(name)]
+        if path in paths or not layers.isdisjoint(above):
+            yield key
+
+
+def _above(name: str) -> Iterator[str]:
+    """The names of all modules that hold what is called so; the model itself is called nothing."""
+    if name:
+        yield ""
+        yield from (name[: dot.start()] for dot in re.finditer("[.]", name))
+
+
+def square(loaded: Sequence[Site]) -> list[str]:
+    """A note on square weights that are taken as they are, though others are transposed."""
+    square = [site.name for site in loaded if site.owner.name == "Linear" and site.shape == site.shape[:1] * 2]
+    return [f"square, so they fit transposed or not, and are taken as they are: {abbreviate(square)}"] if square else []
+
+
+def hooked(lost: Sequence[Site]) -> list[str]:
+    """A hint on sites that may be lost because hooks are not run here: a plan is made of the header alone."""
+    hooks = {site.name: site.hooks for site in lost if site.hooks}
+    if not hooks:
+        return []
+    which = abbreviate([*dict.fromkeys(hooks.values())], 3)
+    lost_to = f"{which} may change what load_state_dict gives to {abbreviate([*hooks], 3)}, by hooks that a rule does"
+    return [f"{lost_to} not run: load_checkpoint(model, file) runs them; or say the same by rename and adapt"]
+
+
+def misfit(site: Site, infos: Sequence[Info], key: str, adapter: Adapter | None) -> Mismatch | None:
+    """The reason for which tensors cannot become those of a site, by their kinds and shapes; None if they can."""
+    if site.state not in ("ready", "integer") or site.missing:
+        return Mismatch(site.name, site.why)
+    multiplies = any(isinstance(step, Dequantize) for step in getattr(adapter, "steps", (adapter,)))
+    for info in infos:
+        made = torch.float32 if multiplies and is_dequantizable(info.dtype) else info.dtype
+        kinds = [kind_of(made), kind_of(site.dtype)]
+        if len(set(kinds)) > 1 and kinds != ["truth values", "whole numbers"]:
+            stored = f"{kinds[0]} ({dtype_name(info.dtype)})"
+            return Mismatch(site.name, f"is {dtype_name(site.dtype)}, but the file holds {stored}", "kind")
+    shapes = [info.shape for info in infos]
+    if adapter is None:
+        why = f"has shape {list(site.shape)}, but the file {list(shapes[0])}"
+        return Mismatch(site.name, why, "shape") if shapes[0] != site.shape else None
+    try:
+        adapter.check(shapes, site.shape, key)
+    except ValueError as error:
+        return Mismatch(site.name, str(error), "shape")
+    return None
+
+
+def kind_of(dtype: torch.dtype) -> str:
+    """The kind of numbers that a dtype holds; from one kind to another nothing is cast."""
+    if dtype == torch.bool:
+        return "truth values"
+    if dtype.is_complex:
+        return "complex numbers"
+    return "floats" if dtype.is_floating_point else "whole numbers"
