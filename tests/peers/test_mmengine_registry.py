@@ -217,4 +217,4 @@ def test_mmengines_own_classes_stand_for_torchinits(kind: Any, tmp_path: Path) -
     assert report is not None
     assert report["0.0.weight"].rule == f"PretrainedInit: load from {tmp_path / 'a.pth'}"
     assert report["0.0.weight"].over == ("ConstantInit: val=3, bias=0",)
-    assert model[0][0].weight.unique().tolist() == [7.0]
+    assert model.get_parameter("0.0.weight").unique().tolist() == [7.0]

@@ -18,7 +18,13 @@ from torch import nn
 from torchinit.mmengine.init_cfg import amend, carry_out, changes_of
 from torchinit.mmengine.initializers import PretrainedInit
 from torchinit.mmengine.log import log
-from torchinit.mmengine.registry import InitCfgAssertionError, InitCfgKeyError, is_model_wrapper, own_version
+from torchinit.mmengine.registry import (
+    InitCfgAssertionError,
+    InitCfgKeyError,
+    InitCfgTypeError,
+    is_model_wrapper,
+    own_version,
+)
 from torchinit.mmengine.session import Session, current, session_of
 from torchinit.plans.report import Report
 from torchinit.tracing.uninitialized import watching
@@ -180,8 +186,10 @@ def _initialize(module: BaseModule, session: Session) -> None:
     if module._is_init:
         log(logging.WARNING, "init_weights of %s has been called more than once.", name)
         return
-    config = module.init_cfg or []
-    entries = [config] if isinstance(config, dict) else config
+    config: Any = module.init_cfg or []
+    if not isinstance(config, Iterable):
+        raise InitCfgTypeError(f"init_cfg must be a dict or a list of dict, but got {type(config)}")
+    entries = [config] if isinstance(config, dict) else list(config)
     for entry in entries:
         if not isinstance(entry, dict):
             raise InitCfgAssertionError(f"an init_cfg is a dict or a list of dicts, but holds {entry!r}")

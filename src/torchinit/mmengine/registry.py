@@ -248,11 +248,11 @@ def build_from_cfg(cfg: dict[str, Any], registry: Registry, default_args: dict[s
     >>> build_from_cfg({"type": dict, "a": 1}, Registry("thing", scope="mine"))
     {'a': 1}
     """
-    if not isinstance(cfg, dict):
+    if not _is_config(cfg):
         raise InitCfgTypeError(f"cfg must be a dict, but got {type(cfg)}")
     if not isinstance(registry, Registry):
         raise InitCfgTypeError(f"registry must be a Registry, but got {type(registry)}")
-    if not (default_args is None or isinstance(default_args, dict)):
+    if not (default_args is None or _is_config(default_args)):
         raise InitCfgTypeError(f"default_args must be a dict or None, but got {type(default_args)}")
     args = {**(default_args or {}), **cfg}
     if "type" not in args:
@@ -265,6 +265,11 @@ def build_from_cfg(cfg: dict[str, Any], registry: Registry, default_args: dict[s
         if wrong := _wrong_arguments(str(error), cls, args):
             raise InitCfgTypeError(f"{kind if isinstance(kind, str) else _name_of(kind)} {wrong}") from error
         raise
+
+
+def _is_config(value: object) -> bool:
+    """Whether something is a dict, or a Config of mmengine, which is none."""
+    return isinstance(value, (dict, getattr(sys.modules.get("mmengine.config"), "Config", ())))
 
 
 def _wrong_arguments(text: str, cls: Callable[..., Any], args: Mapping[str, Any]) -> str:
