@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from mmengine.config import Config, ConfigDict
 from mmengine.registry import WEIGHT_INITIALIZERS as THEIRS
-from mmengine.registry import DefaultScope, Registry
+from mmengine.registry import DefaultScope, Registry, build_from_cfg
 from torch import nn
 
 from torchinit import mmengine as ours
@@ -218,3 +219,16 @@ def test_mmengines_own_classes_stand_for_torchinits(kind: Any, tmp_path: Path) -
     assert report["0.0.weight"].rule == f"PretrainedInit: load from {tmp_path / 'a.pth'}"
     assert report["0.0.weight"].over == ("ConstantInit: val=3, bias=0",)
     assert model.get_parameter("0.0.weight").unique().tolist() == [7.0]
+
+
+@pytest.mark.parametrize("kind", [dict, ConfigDict, Config])
+def test_configs_of_mmengine_are_built_as_dicts_are(kind: Any) -> None:
+    for build, root in ((build_from_cfg, THEIRS), (ours.build_from_cfg, ours.WEIGHT_INITIALIZERS)):
+        made = build(kind({"type": "Constant", "bias": 2}), root, kind({"val": 1, "bias": 3}))
+        assert (type(made).__name__, made.val, made.bias) == ("ConstantInit", 1, 2)
+
+
+@pytest.mark.parametrize("wrap", [dict, ConfigDict, lambda entry: Config({"init_cfg": [entry]}).init_cfg])
+def test_configs_of_mmengine_as_an_init_cfg(wrap: Any) -> None:
+    entry = {**ENTRY, "override": [{"type": "Constant", "val": 5, "bias": 6, "name": "0"}]}
+    assert on_both_sides(wrap(entry)) == [5.0, 5.0]
