@@ -144,10 +144,7 @@ def test_the_backbone_of_a_classifier(
     with caplog.at_level(logging.INFO):
         model.init_weights()
     assert "Loads checkpoint by mmcls backend from path: mmcls://vgg" in caplog.messages
-    assert (
-        "mmcls://vgg: 0 of 2 tensors match the model. The file has weight, bias; the model has 0.weight, 0.bias."
-        in (caplog.messages)
-    )
+    assert any(text.startswith("mmcls://vgg: 0 of 2 tensors match the model.") for text in caplog.messages)
 
 
 @pytest.mark.parametrize(
