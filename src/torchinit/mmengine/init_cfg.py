@@ -32,8 +32,7 @@ from torchinit.plans.report import Record, Report
 from torchinit.plans.run import Progress
 from torchinit.rules.catalog import INITIALIZERS, SCHEMA, TEXT
 from torchinit.rules.rule import Rule
-from torchinit.serialization.annotations import argument_types
-from torchinit.serialization.schema import Reader
+from torchinit.serialization.reading import Reader, argument_types
 from torchinit.tracing import unfilled
 
 Entry = dict[str, Any]
