@@ -40,6 +40,7 @@ def parse(
 class Schema:
     """A mapping between objects and plain data: by the types of dataclass fields, and a vocabulary for abstract ones.
 
+    >>> from dataclasses import dataclass
     >>> @dataclass(frozen=True)
     ... class Point:
     ...     x: float
