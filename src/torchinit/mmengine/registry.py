@@ -161,11 +161,10 @@ class Registry:
         """Return what a name stands for as :meth:`get` does, a bare name in a scope that is asked first."""
         if not isinstance(key, str):
             raise InitCfgTypeError(f"a name in a registry is a str, but got {type(key)}")
-        # As MMEngine looks through one tree: from the registry of the scope upwards; a prefix that is the registry's own
-        # scope means it alone; a scope that a tree lacks leaves its bare names to where the search began. With two
-        # trees one search after the other was tried, and then the root of one hid a package of the other. So all that
-        # has the name is found first, and the best of it taken. tests/peers compares the outcome with MMEngine's for
-        # every scope, default and prefix of a tree.
+        # As MMEngine looks through one tree: from the registry of the scope upwards; the registry's own scope as a
+        # prefix means it alone; where a tree lacks the scope, a bare name is looked for where the search began. One tree
+        # after the other was tried, and then the root of one hid a package of the other. So all that has the name is
+        # found first, and the best of it taken. tests/peers compares this with MMEngine for every scope and prefix.
         prefix, _, name = key.rpartition(".")
         is_own, trees = prefix in (self.scope, *self.aliases), self._trees()
         starts = [_in_scope(tree, prefix or scope or self.scope) for tree in trees]
