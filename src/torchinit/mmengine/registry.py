@@ -162,7 +162,7 @@ class Registry:
         if not isinstance(key, str):
             raise InitCfgTypeError(f"a name in a registry is a str, but got {type(key)}")
         # As MMEngine looks through one tree: from the registry of the scope upwards; the registry's own scope as a
-        # prefix means it alone; where a tree lacks the scope, a bare name is looked for where the search began. One tree
+        # prefix means it alone; where a tree lacks the scope, a bare name is looked for where the search began. A tree
         # after the other was tried, and then the root of one hid a package of the other. So all that has the name is
         # found first, and the best of it taken. tests/peers compares this with MMEngine for every scope and prefix.
         prefix, _, name = key.rpartition(".")
