@@ -10,6 +10,7 @@ import pickle
 from abc import ABC, ABCMeta, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import pytest
@@ -258,6 +259,73 @@ def test_who_wrote_is_seen_wherever_the_method_comes_from(make: Callable[[], Bas
         again = make().init_weights()
         assert again is not None
         assert again["fc.bias"].rule == expected
+
+
+class Delegating(nn.Module):
+    """A module that has what another one has, which is no part of the model though its layers are."""
+
+    def __init__(self, inner: Base) -> None:
+        super().__init__()
+        self.fc = inner.fc
+        vars(self)["inner"] = inner
+
+    def __getattr__(self, name: str) -> Any:
+        own = ("_parameters", "_buffers", "_modules")
+        return super().__getattr__(name) if any(name in vars(self)[each] for each in own) else getattr(
+            vars(self)["inner"], name)  # fmt: skip
+
+
+def made_by_hand() -> nn.Module:
+    layer: Any = nn.Linear(2, 2)
+    layer.init_weights = partial(nn.init.constant_, layer.bias, 6.0)
+    return layer  # type: ignore[no-any-return]
+
+
+def compiled(module: nn.Module) -> Any:
+    return torch.compile(module, backend="eager")
+
+
+BY_CODE = "Initialized by user-defined `init_weights` in "
+CHILDREN: dict[str, tuple[Callable[[], Any], str, str]] = {
+    "an attribute": (made_by_hand, "bias", f"{BY_CODE}Linear"),
+    "compiled": (lambda: compiled(Base()), "fc.bias", "ConstantInit: val=2.0, bias=0"),
+    "compiled, of its own": (lambda: compiled(OnMixin()), "fc.bias", f"{BY_CODE}OnMixin"),
+    "an attribute, compiled": (lambda: compiled(made_by_hand()), "bias", f"{BY_CODE}OptimizedModule"),
+    "delegated": (lambda: Delegating(Base()), "fc.bias", "ConstantInit: val=2.0, bias=0"),
+    "delegated, of its own": (lambda: Delegating(OnMixin()), "fc.bias", f"{BY_CODE}Delegating"),
+    "delegated, of the object": (lambda: Delegating(patched_object()), "fc.bias", f"{BY_CODE}Delegating"),
+}
+
+
+@pytest.mark.parametrize("case", CHILDREN)
+def test_an_init_weights_that_is_no_method_of_the_childs_class(case: str) -> None:
+    make, name, expected = CHILDREN[case]
+    model = Top(make())
+    report: Any = model.init_weights()
+    assert report[f"child.{name}"].rule == expected
+    again: Any = Top(make()).init_weights(seed=0)
+    assert [record.name for record in again] == [record.name for record in report]
+
+
+@pytest.mark.parametrize("init_cfg", [{}, [], (), None, "", 0])
+def test_an_empty_init_cfg_asks_for_nothing(init_cfg: Any) -> None:
+    model = Sequential(nn.Linear(2, 2), init_cfg=init_cfg)
+    before = model.get_parameter("0.weight").clone()
+    assert tuple(model.init_weights() or ()) == ()
+    assert torch.equal(model.get_parameter("0.weight"), before)
+
+
+@pytest.mark.parametrize(
+    ("init_cfg", "error", "text"),
+    [
+        (3, TypeError, "init_cfg must be a dict or a list of dict, but got <class 'int'>"),
+        ("Constant", AssertionError, "an init_cfg is a dict or a list of dicts, but holds 'C'"),
+        ([{}], KeyError, r'must contain the key "type", but got {}'),
+    ],
+)
+def test_an_init_cfg_of_another_kind(init_cfg: Any, error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        Sequential(nn.Linear(2, 2), init_cfg=init_cfg).init_weights()
 
 
 def test_an_init_weights_that_a_constructor_calls_has_no_log(caplog: pytest.LogCaptureFixture) -> None:

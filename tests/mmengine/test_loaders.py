@@ -18,6 +18,7 @@ from torchinit.initializers.load_report import Cast
 from torchinit.mmengine import (
     BaseModule,
     CheckpointLoader,
+    Sequential,
     _load_checkpoint,
     _load_checkpoint_with_prefix,
     load_checkpoint,
@@ -124,6 +125,45 @@ def test_values_that_are_odd_are_said(tmp_path: Path, caplog: pytest.LogCaptureF
     assert account.casts == (Cast("bias", (torch.int64, torch.float32)),)
     assert f"{tmp_path / 'a.pth'}: NaN or infinity in weight" in caplog.messages
     assert f"{tmp_path / 'a.pth'}: numbers of another kind, int64 -> float32, for bias" in caplog.messages
+
+
+@pytest.mark.parametrize("inner", [True, False])
+def test_the_backbone_of_a_classifier(
+    inner: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """MMEngine takes what lies below backbone. out of what its table of classifiers names, and nothing else."""
+    held = {"backbone.weight": torch.full((1, 1), 5.0), "backbone.bias": torch.ones(1), "head.weight": torch.ones(2)}
+    torch.save({"state_dict": held, "meta": 1} if inner else held, tmp_path / "vgg.pth")
+    sources = {"mmcls://vgg": tmp_path / "vgg.pth"}
+    monkeypatch.setattr("torchinit.mmengine.checkpoints.fetch", lambda source: sources.get(source, Path(source)))
+    model = Sequential(nn.Linear(1, 1), init_cfg={"type": "Pretrained", "checkpoint": "mmcls://vgg"})
+    assert CheckpointLoader.load_checkpoint("mmcls://vgg").keys() == {"state_dict"}
+    account = load_pretrained(model[0], "mmcls://vgg")
+    assert account.complete
+    assert model.get_parameter("0.weight").item() == 5.0
+    with caplog.at_level(logging.INFO):
+        model.init_weights()
+    assert "Loads checkpoint by mmcls backend from path: mmcls://vgg" in caplog.messages
+    assert any(text.startswith("mmcls://vgg: 0 of 2 tensors match the model.") for text in caplog.messages)
+
+
+@pytest.mark.parametrize(
+    ("source", "backend"),
+    [
+        ("a.pth", "local"), ("file:///a.pth", "local"), ("https://a.org/a.pth", "http"), ("hf://a/b", "hf"),
+        ("open-mmlab://a", "openmmlab"), ("openmmlab://a", "openmmlab"), ("modelzoo://a", "torchvision"),
+    ],
+)  # fmt: skip
+def test_what_the_way_to_a_source_is_called(
+    source: str, backend: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(source: str) -> Path:
+        raise CheckpointError("not now")
+
+    monkeypatch.setattr("torchinit.mmengine.checkpoints.fetch", fails)
+    with caplog.at_level(logging.INFO), pytest.raises(CheckpointError, match="not now"):
+        load_checkpoint(nn.Linear(1, 1), source)
+    assert caplog.messages == [f"Loads checkpoint by {backend} backend from path: {source}"]
 
 
 def test_schemes_of_ones_own(caplog: pytest.LogCaptureFixture) -> None:

@@ -176,11 +176,13 @@ def request_for(cache: Path) -> Request:
 
 
 def test_every_name_of_mmengine(request_for: Request) -> None:
-    from mmengine.runner.checkpoint import get_deprecated_model_names, get_external_models
+    from mmengine.runner.checkpoint import get_deprecated_model_names, get_external_models, get_mmcls_models
 
     urls = get_external_models()
     for name, url in urls.items():
         assert open_mmlab(f"openmmlab://{name}", request_for) == url
+    for name, url in get_mmcls_models().items():
+        assert open_mmlab(f"mmcls://{name}", request_for) == url
     renamed = {old: new for old, new in get_deprecated_model_names().items() if new in urls}  # not all are
     assert renamed
     for old, new in renamed.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
@@ -14,10 +15,12 @@ import torch
 from torch import nn
 
 from torchinit import mmengine as ours
+from torchinit.checkpoints.formats import pickle_audit
 
 with warnings.catch_warnings():  # importing it uses deprecated parts of torch
     warnings.simplefilter("ignore")
     import mmengine.runner.checkpoint as theirs
+    from mmengine.logging import MessageHub
     from mmengine.model import BaseTTAModel
 
 
@@ -145,3 +148,26 @@ def test_the_same_names_have_the_same_arguments() -> None:
         assert own == other, name
     own, other = (list(inspect.signature(side.CheckpointLoader.register_scheme).parameters) for side in (ours, theirs))
     assert own == other
+
+
+@pytest.mark.skipif("HistoryBuffer" not in Path(pickle_audit.__file__).read_text("utf-8"), reason="it is refused")
+@pytest.mark.parametrize("prefix", [None, "backbone"])
+def test_the_checkpoint_of_a_runner(prefix: str | None, tmp_path: Path) -> None:
+    """As a Runner saves it: beside the weights the curves of its log, which MMEngine cannot load from torch 2.6 on."""
+    hub = MessageHub.get_instance("of a runner")
+    for step in range(3):
+        hub.update_scalar("train/loss", 1.0 / (step + 1))
+    hub.update_info("iter", 3)
+    weights = {f"{prefix}.{key}" if prefix else key: value for key, value in trained().items()}
+    optimizer = torch.optim.SGD(model().parameters(), lr=0.1, momentum=0.9).state_dict()
+    held = {"meta": {"epoch": 1}, "state_dict": weights, "message_hub": hub.state_dict(), "optimizer": optimizer}
+    torch.save(held, path := tmp_path / "epoch_1.pth")
+    with pytest.raises(pickle.UnpicklingError):
+        theirs._load_checkpoint(str(path))
+    entry = {"type": "Pretrained", "checkpoint": str(path), **({"prefix": prefix} if prefix else {})}
+    net = ours.Sequential(*model().children(), init_cfg=entry)
+    net._modules = dict(zip(("fc", "bn", "norm"), net._modules.values(), strict=True))
+    report: Any = net.init_weights()
+    assert report.loads[0].complete
+    assert all(torch.equal(net.state_dict()[key], value) for key, value in trained().items())
+    assert ours.load_checkpoint(net, str(path), logger="silent")["meta"] == {"epoch": 1}

@@ -20,8 +20,8 @@ from torchinit.model import Site
 from torchinit.rules import Selector
 from torchinit.rules.catalog import SCHEMA
 from torchinit.serialization.json import FrozenDict
-from torchinit.serialization.registry import ClassRegistry
-from torchinit.serialization.schema import Schema, TaggedUnion
+from torchinit.serialization.registry import ClassRegistry, TaggedUnion
+from torchinit.serialization.schema import Schema
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from torchinit._text import did_you_mean
 from torchinit.initializers.base import Fill
 from torchinit.model.layouts import Layout
 from torchinit.model.sites import Convention, Site
-from torchinit.serialization.annotations import argument_types, construct, is_integer_type, is_number_type
-from torchinit.serialization.schema import Deferred
+from torchinit.serialization.reading import argument_types, construct, is_integer_type, is_number_type
+from torchinit.serialization.registry import Deferred
 from torchinit.serialization.validation import check_choice
 
 Lookup: TypeAlias = Callable[[str], float]

@@ -10,7 +10,7 @@ from torchinit._text import ShortStr
 from torchinit.initializers.elementwise import Constant, Fill, Normal, TruncNormal, Uniform
 from torchinit.knowledge.gains import Nonlinearity, gain, gain_before
 from torchinit.model.sites import Convention, Site
-from torchinit.serialization.schema import Deferred
+from torchinit.serialization.registry import Deferred
 from torchinit.serialization.validation import check_choice, check_number
 
 FanMode: TypeAlias = Literal["fan_in", "fan_out", "fan_avg", "fan_geo_avg"]

@@ -18,8 +18,14 @@ from torch import nn
 from torchinit.mmengine.init_cfg import amend, carry_out, changes_of
 from torchinit.mmengine.initializers import PretrainedInit
 from torchinit.mmengine.log import log
-from torchinit.mmengine.registry import InitCfgAssertionError, InitCfgKeyError, is_model_wrapper
-from torchinit.mmengine.session import Session, session_of
+from torchinit.mmengine.registry import (
+    InitCfgAssertionError,
+    InitCfgKeyError,
+    InitCfgTypeError,
+    is_model_wrapper,
+    own_version,
+)
+from torchinit.mmengine.session import Session, current, session_of
 from torchinit.plans.report import Report
 from torchinit.tracing.uninitialized import watching
 
@@ -180,7 +186,10 @@ def _initialize(module: BaseModule, session: Session) -> None:
     if module._is_init:
         log(logging.WARNING, "init_weights of %s has been called more than once.", name)
         return
-    entries = [module.init_cfg] if isinstance(module.init_cfg, dict) else module.init_cfg or []
+    config: Any = module.init_cfg or []
+    if not isinstance(config, Iterable):
+        raise InitCfgTypeError(f"init_cfg must be a dict or a list of dict, but got {type(config)}")
+    entries = [config] if isinstance(config, dict) else list(config)
     for entry in entries:
         if not isinstance(entry, dict):
             raise InitCfgAssertionError(f"an init_cfg is a dict or a list of dicts, but holds {entry!r}")
@@ -198,7 +207,7 @@ def _initialize(module: BaseModule, session: Session) -> None:
 
 
 def _is_pretrained(entry: dict[str, Any]) -> bool:
-    return entry["type"] == "Pretrained" or entry["type"] is PretrainedInit
+    return entry["type"] == "Pretrained" or own_version(entry["type"]) is PretrainedInit
 
 
 def _children(module: nn.Module, containers: bool) -> Iterator[nn.Module]:
@@ -221,7 +230,7 @@ def unwrapped(module: nn.Module) -> nn.Module:
 def initialize_child(child: nn.Module, session: Session) -> None:
     """Call ``init_weights`` of a module below the one that is being initialized."""
     call: Any = child.init_weights
-    if getattr(call, "__func__", None) in _WATCHED:
+    if getattr(call, "__func__", None) in _WATCHED and current(call.__self__) is session:  # it may be another's method
         call()
     else:
         with session.foreign(child):

@@ -36,6 +36,8 @@ LoadFunction: TypeAlias = Callable[[str, Any], Any]
 """Gives what a file holds, from its name and ``map_location``."""
 
 _Load = TypeVar("_Load", bound=LoadFunction)
+_BACKENDS: Final = {"file": "local", "https": "http", "open-mmlab": "openmmlab", "modelzoo": "torchvision"}
+"""What MMEngine calls the way to a source, where that is not its scheme."""
 _MODULE: Final[Renames] = ((r"^module\.", ""),)
 _MISFIT: Final = re.compile(r'(?:size mismatch for|While \w+ the parameter named) "?([^\s":]+)"?[:,] (.*)', re.DOTALL)
 """How torch begins the text of what it could not copy, and what of."""
@@ -85,8 +87,8 @@ def _content(filename: str, map_location: Any, logger: Any, *, mapped: bool = Fa
     if function is not None:
         backend = getattr(function, "__name__", "a").removeprefix("load_from_")
     else:
-        scheme = re.match(r"([\w+.-]+)://", filename)
-        backend = {"file": "local", "https": "http"}.get(scheme[1], scheme[1]) if scheme else "local"
+        scheme = filename.partition("://")[0] if "://" in filename else "file"
+        backend = _BACKENDS.get(scheme, scheme)
     log_to(logger, logging.INFO, f"Loads checkpoint by {backend} backend from path: {masked(filename)}")
     if function is not None:
         return function(filename, map_location)
@@ -108,6 +110,13 @@ def _check_place(place: object) -> None:
             torch.device(place)
         except RuntimeError:
             raise ValueError(f"map_location must be the name of a device such as 'cpu', but got {place!r}") from None
+
+
+@CheckpointLoader.register_scheme("mmcls://")
+def load_from_mmcls(filename: str, map_location: Any) -> dict[str, Any]:
+    """Return the backbone of a classifier, which MMEngine takes out of what its table names."""
+    state, start = _weights(_content(str(fetch(filename)), map_location, "silent"), filename), "backbone."
+    return {"state_dict": {key.removeprefix(start): value for key, value in state.items() if key.startswith(start)}}
 
 
 def _load_checkpoint(filename: str, map_location: Any = None, logger: Any = None) -> Any:

@@ -13,14 +13,14 @@ from torchinit.initializers.composed import Blocks
 from torchinit.initializers.elementwise import Initializer
 from torchinit.mmengine.registry import InitCfgTypeError
 from torchinit.model.sites import Convention
-from torchinit.recipes.entries import Sizes, Words, any_within, several, stacked
+from torchinit.recipes.entries import EntryOptions, any_within, several, stacked
 from torchinit.rules.catalog import SCHEMA
 from torchinit.rules.selectors import Layer, Leaf, Name, Regex, Selector
-from torchinit.serialization.annotations import argument_types
+from torchinit.serialization.reading import argument_types
 
 
 @dataclass(frozen=True, slots=True)
-class Extension:
+class Extension(EntryOptions):
     """The words of an entry that MMEngine does not have. Each default leaves the entry as MMEngine reads it.
 
     ``label`` is the text in the log; ``fans`` chooses how the connections in a formula are counted
@@ -32,19 +32,8 @@ class Extension:
     # An added word must not change how the others are read: two dialects in one entry, told by which words it has, was
     # tried, and `fans="torch"`, which is the default, then decided whether an LSTM was written.
 
-    label: str = ""
-    optional: bool = False
     fans: Convention = "torch"
-    subclasses: bool = False
-    name: Words = ()
-    regex: str = ""
-    param: Words = ()
-    within: Words = ()
-    exclude: Words = ()
-    blocks: Sizes | None = None
-    batch_axes: Sizes | None = None
     padding: bool = False
-    buffers: bool = False
 
     @classmethod
     def taken_from(cls, words: dict[str, Any], source: str) -> Extension:
@@ -92,4 +81,4 @@ class Extension:
             raise ConfigError(f"{kind}: {error}") from None
 
 
-WORDS: Final = frozenset(field.name for field in fields(Extension))
+WORDS: Final = frozenset(field.name for field in fields(Extension)) - {"layer"}

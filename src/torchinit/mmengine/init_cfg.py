@@ -25,14 +25,14 @@ from torchinit.mmengine.registry import (
     InitCfgTypeError,
     InitCfgValueError,
     build_from_cfg,
+    default_scope,
 )
 from torchinit.mmengine.session import Session, current
 from torchinit.plans.report import Record, Report
 from torchinit.plans.run import Progress
 from torchinit.rules.catalog import INITIALIZERS, SCHEMA, TEXT
 from torchinit.rules.rule import Rule
-from torchinit.serialization.annotations import argument_types
-from torchinit.serialization.schema import Reader
+from torchinit.serialization.reading import Reader, argument_types
 from torchinit.tracing import unfilled
 
 Entry = dict[str, Any]
@@ -156,7 +156,8 @@ def _calls(module: nn.Module, entry: Any) -> Iterator[_Call]:
 def _call_of(module: nn.Module, entry: Entry, target: nn.Module) -> _Call:
     """The initializer that an entry of a module's ``init_cfg`` describes, for the module or, in overrides, a part."""
     kind = entry.get("type")
-    beyond = isinstance(kind, str) and kind in INITIALIZERS and WEIGHT_INITIALIZERS.get(kind) is None
+    scope = entry.get("_scope_") or default_scope()
+    beyond = isinstance(kind, str) and kind in INITIALIZERS and WEIGHT_INITIALIZERS.find(kind, scope) is None
     initializer = _core(dict(entry)) if beyond else build_from_cfg(entry, WEIGHT_INITIALIZERS)
     initializer.wholemodule = target is not module
     own = type(initializer).__call__ in (FormulaInit.__call__, PretrainedInit.__call__)

@@ -18,7 +18,6 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from torchinit._text import did_you_mean
-from torchinit.mmengine.registry import logger_of_mmengine
 
 LOGGER: Final = logging.getLogger("torchinit.mmengine")
 _PACKAGE: Final = logging.getLogger("torchinit")
@@ -63,8 +62,10 @@ def dump(lines: Iterable[tuple[str, nn.Parameter, str]]) -> None:
 
 def _loggers() -> list[logging.Logger]:
     """Mmengine's logger where one is in use, so that nobody reads a text twice; ours as well if it has handlers."""
-    theirs = logger_of_mmengine()
-    return [LOGGER] if theirs is None else [theirs, *([LOGGER] if _handlers(LOGGER) else ())]
+    theirs = getattr(sys.modules.get("mmengine.logging"), "MMLogger", None)
+    if theirs is None or not theirs._instance_dict:
+        return [LOGGER]
+    return [theirs.get_current_instance(), *([LOGGER] if _handlers(LOGGER) else ())]
 
 
 def _handlers(logger: logging.Logger) -> list[logging.Handler]:

@@ -15,7 +15,7 @@ from torchinit.initializers.elementwise import Fill
 from torchinit.initializers.statistics import measure
 from torchinit.mmengine.registry import InitCfgAssertionError
 from torchinit.model.dtensor import behind, local_part
-from torchinit.model.names import normalize
+from torchinit.model.names import normalize, without_wrappers
 from torchinit.model.sites import find_site, sites
 from torchinit.plans.report import Record, Report
 from torchinit.tracing import holds_no_values
@@ -133,7 +133,8 @@ class Provenance:
 
     def report(self, *, stats: bool = False, unused: tuple[str, ...] = (), noise: str = "") -> Report:
         """Return what happened, a record a parameter."""
-        named = [*self.top.named_parameters(), *(self.top.named_buffers() if self._buffers else ())]
+        held = (*self.top.named_parameters(), *(self.top.named_buffers() if self._buffers else ()))
+        named = [(without_wrappers(name), tensor) for name, tensor in held]
         left = [(name, tensor) for name, tensor in named if id(tensor) not in self._writes]
         parameters = [(name, tensor) for name, tensor in left if isinstance(tensor, nn.Parameter)]
         known = sites(self.top) if any(_is_odd(parameter) for _, parameter in parameters) else ()

@@ -11,12 +11,13 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from inspect import signature
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 from torch import nn
 
 from torchinit._text import did_you_mean
 from torchinit.errors import TorchinitError
+from torchinit.mmengine.log import log
 
 _Registered = TypeVar("_Registered", bound=Callable[..., Any])
 
@@ -59,10 +60,11 @@ class Registry:
     """Names for classes and functions, with a parent to ask and children for other packages' scopes.
 
     ``scope`` is the package's name, by default that of the calling module: ``"pkg.Name"`` asks the registry of that
-    scope in the tree. ``get`` falls back from a registry to its ancestors, then to ``elsewhere`` of the root, then to
-    classes of modules that are imported, by their full name. What users have registered elsewhere wins over what
-    torchinit has of that name. Unlike in MMEngine a name never makes anything be imported; ``locations`` are modules
-    that register what is in them, and are imported before the first look.
+    scope in the tree. ``get`` falls back from a registry to its ancestors, then to classes of imported modules by
+    their full name. The tree ``elsewhere`` is looked through in the same way: what a package has of a name wins over
+    what roots have, and what users have registered over what comes with torchinit or mmengine. Unlike in MMEngine a
+    name never makes anything be imported; ``locations`` are modules that register what is in them, and are imported
+    before the first look.
 
     >>> shapes = Registry("shape", scope="mine")
     >>> @shapes.register_module()
@@ -82,7 +84,7 @@ class Registry:
         locations: Sequence[str] = (),
         *,
         aliases: tuple[str, ...] = (),
-        elsewhere: Callable[[str], Any] = lambda _: None,
+        elsewhere: Callable[[], Any] = lambda: None,
     ) -> None:
         self.name = name
         self.scope: str = scope or str(sys._getframe(1).f_globals.get("__name__", "__main__")).partition(".")[0]
@@ -153,26 +155,38 @@ class Registry:
 
         ``"scope.Name"`` looks in the registry of that scope, ``"package.module.Class"`` in imported modules.
         """
+        return self.find(key)
+
+    def find(self, key: str, scope: str = "") -> Any:
+        """Return what a name stands for as :meth:`get` does, a bare name in a scope that is asked first."""
         if not isinstance(key, str):
             raise InitCfgTypeError(f"a name in a registry is a str, but got {type(key)}")
+        # As MMEngine looks through one tree: from the registry of the scope upwards; the registry's own scope as a
+        # prefix means it alone; where a tree lacks the scope, a bare name is looked for where the search began. A tree
+        # after the other was tried, and then the root of one hid a package of the other. So all that has the name is
+        # found first, and the best of it taken. tests/peers compares this with MMEngine for every scope and prefix.
+        prefix, _, name = key.rpartition(".")
+        is_own, trees = prefix in (self.scope, *self.aliases), self._trees()
+        starts = [_in_scope(tree, prefix or scope or self.scope) for tree in trees]
+        others = not prefix or (not is_own and any(start is not None for start in starts))
+        found: list[tuple[Any, Any]] = []
+        for tree, start in zip(trees, starts, strict=True):
+            first = start if start is not None or not others else self if tree is self.root else tree
+            if getattr(first, "_locations", ()):
+                first.import_from_location()
+            lineage = [first] if first is not None and is_own else _lineage(first)
+            found += [(each, each.module_dict[name]) for each in lineage if name in each.module_dict]
+        if found:
+            return min(found, key=lambda pair: (_is_built_in(pair[0], pair[1], name), pair[0].parent is None))[1]
+        return getattr(sys.modules.get(prefix), name, None) if prefix else None
+
+    def import_from_location(self) -> None:
+        """Import the modules of ``locations``, once."""
         while self._locations:
             import_module(self._locations.pop())
-        own = self._find(key)
-        if own is None or _is_built_in(own):
-            theirs = self.root._elsewhere(key)
-            if theirs is not None and (own is None or not _is_built_in(theirs)):
-                return theirs
-        module, _, name = key.rpartition(".")
-        return own or (getattr(sys.modules.get(module), name, None) if module else None)
 
-    def _find(self, key: str) -> Any:
-        scope, _, name = key.partition(".")
-        if not name:
-            return _inherited(self, key)
-        if scope in (self.scope, *self.aliases):
-            return self._modules.get(name)
-        other = _in_scope(self.root, scope)
-        return other.get(name) if other is not None else None
+    def _trees(self) -> list[Any]:
+        return [tree for tree in (self.root, self.root._elsewhere()) if tree is not None]
 
     def build(self, cfg: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Return the object that a config describes: ``type`` and the arguments."""
@@ -180,18 +194,23 @@ class Registry:
         return build(cfg, *args, **{**kwargs, "registry": self})
 
     def resolve(self, kind: object, scope: str | None = None) -> Callable[..., Any]:
-        """Return the class or function that ``type`` stands for, in a scope if one is given."""
+        """Return the class or function that ``type`` stands for, in a scope or else in mmengine's default one."""
         if isinstance(kind, str):
-            cls = (self.get(f"{scope}.{kind}") if scope else None) or self.get(kind)
+            if scope and all(_in_scope(tree, scope) is None for tree in self._trees()):
+                near = did_you_mean(scope, {each for tree in self._trees() for each in _scopes(tree)})
+                log(logging.WARNING, "_scope_ %r has no registry of %ss, and does nothing%s", scope, self.name, near)
+            scope = scope or default_scope()
+            start = _in_scope(self.root, scope) if scope else None
+            cls = (self if start is None else start).find(kind, scope)
             if cls is None:
                 known = sorted({name for registry in _lineage(self) for name in registry.module_dict})
                 raise InitCfgKeyError(
                     f"{kind} is not in the {self.scope}::{self.name} registry{did_you_mean(kind, known)} "
                     f"Known are {', '.join(known)}."
                 )
-            return cls  # type: ignore[no-any-return]  # whatever was registered
+            return cast("Callable[..., Any]", own_version(cls))
         if callable(kind):
-            return kind
+            return cast("Callable[..., Any]", own_version(kind))
         raise InitCfgTypeError(f"type must be a str or a callable, but got {type(kind)}")
 
 
@@ -204,11 +223,6 @@ def _lineage(registry: Any) -> Iterator[Any]:
         registry = registry.parent
 
 
-def _inherited(registry: Any, name: str) -> Any:
-    """Return what a registry, or the first of its ancestors to have it, has under a name."""
-    return next((each.module_dict[name] for each in _lineage(registry) if name in each.module_dict), None)
-
-
 def _in_scope(registry: Any, scope: str) -> Any:
     """Return the registry of a scope, here or below, None if there is none."""
     if scope in (registry.scope, *getattr(registry, "aliases", ())):
@@ -217,21 +231,16 @@ def _in_scope(registry: Any, scope: str) -> Any:
     return next((child for child in below if child is not None), None)
 
 
-def registered_with_mmengine(key: str) -> Any:
-    """Return what a name stands for in mmengine and the packages built on it, None if nothing.
+def own_version(cls: Any) -> Any:
+    """Return torchinit's class where this is mmengine's own of the same name, as configs in Python have it."""
+    ours = sys.modules.get("torchinit.mmengine.initializers")
+    return getattr(ours, cls.__name__, cls) if getattr(cls, "__module__", "") == "mmengine.model.weight_init" else cls
 
-    ``"pkg.Name"`` asks that package's registry, a bare name that of the default scope; both then ask mmengine's own.
-    """
-    registries = sys.modules.get("mmengine.registry")
-    if registries is None:
-        return None
-    root = registries.WEIGHT_INITIALIZERS
-    scope, dot, name = key.rpartition(".")
-    if not dot:
-        default = registries.DefaultScope.get_current_instance()
-        scope = "" if default is None else str(default.scope_name)
-    registry = _in_scope(root, scope)
-    return _inherited(root if registry is None and not dot else registry, name)
+
+def _scopes(registry: Any) -> Iterator[str]:
+    yield from (registry.scope, *getattr(registry, "aliases", ()))
+    for child in registry.children.values():
+        yield from _scopes(child)
 
 
 def build_from_cfg(cfg: dict[str, Any], registry: Registry, default_args: dict[str, Any] | None = None) -> Any:
@@ -243,11 +252,11 @@ def build_from_cfg(cfg: dict[str, Any], registry: Registry, default_args: dict[s
     >>> build_from_cfg({"type": dict, "a": 1}, Registry("thing", scope="mine"))
     {'a': 1}
     """
-    if not isinstance(cfg, dict):
+    if not _is_config(cfg):
         raise InitCfgTypeError(f"cfg must be a dict, but got {type(cfg)}")
     if not isinstance(registry, Registry):
         raise InitCfgTypeError(f"registry must be a Registry, but got {type(registry)}")
-    if not (default_args is None or isinstance(default_args, dict)):
+    if not (default_args is None or _is_config(default_args)):
         raise InitCfgTypeError(f"default_args must be a dict or None, but got {type(default_args)}")
     args = {**(default_args or {}), **cfg}
     if "type" not in args:
@@ -260,6 +269,11 @@ def build_from_cfg(cfg: dict[str, Any], registry: Registry, default_args: dict[s
         if wrong := _wrong_arguments(str(error), cls, args):
             raise InitCfgTypeError(f"{kind if isinstance(kind, str) else _name_of(kind)} {wrong}") from error
         raise
+
+
+def _is_config(value: object) -> bool:
+    """Whether something is a dict, or a Config of mmengine, which is none."""
+    return isinstance(value, (dict, getattr(sys.modules.get("mmengine.config"), "Config", ())))
 
 
 def _wrong_arguments(text: str, cls: Callable[..., Any], args: Mapping[str, Any]) -> str:
@@ -282,9 +296,10 @@ def _parameters_of(cls: Callable[..., Any]) -> set[str]:
     return {each.name for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)} - {"self"}
 
 
-def _is_built_in(cls: object) -> bool:
-    """Whether something that is registered comes with torchinit or with mmengine, and not from a user."""
-    return str(getattr(cls, "__module__", "")).partition(".")[0] in ("torchinit", "mmengine")
+def _is_built_in(registry: Any, cls: object, name: str) -> bool:
+    """Whether a root has what torchinit or mmengine itself registers under a name, and not what a user does."""
+    comes_with = str(getattr(cls, "__module__", "")).partition(".")[0] in ("torchinit", "mmengine")
+    return registry.parent is None and comes_with and getattr(cls, "__name__", "") in (name, f"{name}Init")
 
 
 def _name_of(cls: Callable[..., Any]) -> str:
@@ -294,8 +309,18 @@ def _name_of(cls: Callable[..., Any]) -> str:
 # --- mmengine beside torchinit ---------------------------------------------------------------------------------
 
 
+def default_scope() -> str:
+    """The scope that mmengine, where it is in use, asks first."""
+    registries = sys.modules.get("mmengine.registry")
+    current = None if registries is None else registries.DefaultScope.get_current_instance()
+    return "" if current is None else str(current.scope_name)
+
+
 WEIGHT_INITIALIZERS = Registry(
-    "weight initializer", scope="torchinit", aliases=("mmengine",), elsewhere=registered_with_mmengine
+    "weight initializer",
+    scope="torchinit",
+    aliases=("mmengine",),
+    elsewhere=lambda: getattr(sys.modules.get("mmengine.registry"), "WEIGHT_INITIALIZERS", None),
 )
 """The initializers that an ``init_cfg`` can name. Register your own: ``@WEIGHT_INITIALIZERS.register_module()``."""
 
@@ -340,9 +365,3 @@ def is_model_wrapper(model: nn.Module, registry: Registry = MODEL_WRAPPERS) -> b
 def is_loaded_through(model: nn.Module) -> bool:
     """Whether a checkpoint is loaded into what the model wraps: wrappers, and MMEngine's test-time augmentation."""
     return is_model_wrapper(model) or isinstance(model, getattr(sys.modules.get("mmengine.model"), "BaseTTAModel", ()))
-
-
-def logger_of_mmengine() -> logging.Logger | None:
-    """Return the current logger of mmengine; None where none has been made."""
-    theirs = getattr(sys.modules.get("mmengine.logging"), "MMLogger", None)
-    return theirs.get_current_instance() if theirs is not None and theirs._instance_dict else None

@@ -27,7 +27,16 @@ def normalize(name: str) -> str:
     """
     if "module." not in name and "_orig_mod." not in name and "parametrizations." not in name:
         return name
-    *path, leaf = _PARAMETRIZED.sub(r"\1\2", name).split(".")
+    return without_wrappers(_PARAMETRIZED.sub(r"\1\2", name))
+
+
+def without_wrappers(name: str) -> str:
+    """The name of a parameter without the parts that only a wrapper puts in.
+
+    >>> without_wrappers("_orig_mod.conv.parametrizations.weight.original1")
+    'conv.parametrizations.weight.original1'
+    """
+    *path, leaf = name.split(".")
     return ".".join([*(part for part in path if part not in WRAPPERS), leaf])
 
 

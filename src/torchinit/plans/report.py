@@ -16,7 +16,8 @@ from torchinit.initializers.moments import Moments
 from torchinit.initializers.statistics import deviations
 from torchinit.plans.fingerprint import Fingerprint, StoredFingerprint
 from torchinit.plans.plan import FROZEN, Reach, counted, figure
-from torchinit.serialization.schema import Reader, Schema, parse
+from torchinit.serialization.reading import Reader
+from torchinit.serialization.schema import Schema, parse
 
 _ALWAYS = ("records", "untouched", "skipped", "unused", "noise", "seconds", "buffers")
 """The keys that every report has had from the first on."""

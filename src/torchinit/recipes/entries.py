@@ -16,8 +16,7 @@ from torchinit.initializers.variance_scaling import Prior
 from torchinit.rules.catalog import TEXT
 from torchinit.rules.rule import Rule
 from torchinit.rules.selectors import Kinds, Layer, Leaf, Name, Regex, Selector, Within
-from torchinit.serialization.annotations import is_sequence
-from torchinit.serialization.schema import INVALID, Data, Reader, join
+from torchinit.serialization.reading import INVALID, Data, Reader, is_sequence, join
 
 Words: TypeAlias = str | tuple[str, ...]
 Sizes: TypeAlias = int | tuple[int, ...]

@@ -15,7 +15,7 @@ from typing import Final
 from torchinit._text import did_you_mean
 from torchinit.errors import ConfigError, MissingExtraError
 from torchinit.serialization.json import reject_duplicate_keys
-from torchinit.serialization.schema import Data
+from torchinit.serialization.reading import Data
 
 LARGEST: Final = 1 << 20
 """The most bytes of a recipe."""

@@ -25,8 +25,7 @@ from torchinit.recipes.files import read_data, read_scheme, schemes
 from torchinit.rules.catalog import INITIALIZERS, SCHEMA
 from torchinit.rules.rule import Recipe, Rule
 from torchinit.rules.selectors import Kinds, Selector
-from torchinit.serialization.annotations import is_sequence
-from torchinit.serialization.schema import DEEPEST, Data, Reader, join
+from torchinit.serialization.reading import DEEPEST, Data, Reader, is_sequence, join
 
 RecipeLike: TypeAlias = str | os.PathLike[str] | Rule | Initializer | Function | Mapping[Any, Any] | Iterable[Any]
 """Everything that stands for a recipe, as :func:`to_rules` reads it."""

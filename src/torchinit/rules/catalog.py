@@ -12,8 +12,8 @@ from torchinit.initializers.expressions import Computed, constant
 from torchinit.model.sites import Convention
 from torchinit.rules import selectors
 from torchinit.rules.selectors import Selector
-from torchinit.serialization.registry import ClassRegistry
-from torchinit.serialization.schema import Expressions, Schema, TaggedUnion
+from torchinit.serialization.registry import ClassRegistry, Expressions, TaggedUnion
+from torchinit.serialization.schema import Schema
 
 RESERVED: Final = frozenset(
     {

@@ -1,12 +1,13 @@
-"""Registries: the names by which plain data call classes."""
+"""Registries: the names by which plain data call classes, and what may stand where one of them is wanted."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import is_dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, is_dataclass
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import TypeVar, overload
+from typing import Any, TypeVar, overload
 
 from torchinit._text import did_you_mean, full_name, with_article
 from torchinit.errors import ConfigError
@@ -134,3 +135,42 @@ class ClassRegistry:
                 raise ConfigError(
                     f"the plug-in for {self.kind} {name!r} ({point.value}) cannot be loaded: {why}"
                 ) from error
+
+
+# --- what a field of an abstract type may hold ------------------------------------------------------------------
+
+
+class Deferred(ABC):
+    """An object that stands for one of another class, some of whose numbers are still text."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def target_and_arguments(self) -> tuple[type, Mapping[str, object]]:
+        """The class that it stands for, and its arguments."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expressions:
+    """The rules by which numbers may be given as text.
+
+    ``parse`` makes a number of it, or returns it if it must wait; it raises ValueError for what is
+    neither. ``build`` makes the object whose numbers must wait; it takes ``arguments`` besides those of
+    the class.
+    """
+
+    parse: Callable[[str], float | str]
+    build: Callable[[type, dict[str, Any]], Deferred]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TaggedUnion:
+    """The content of a field of an abstract type: an object of a class in ``registry``, chosen by ``"type"``.
+
+    A bare number stands for the class and argument in ``bare``. ``text`` allows numbers as text.
+    """
+
+    registry: ClassRegistry
+    bare: tuple[type, str] | None = None
+    text: Expressions | None = None

@@ -1,31 +1,21 @@
-"""Schemas: dataclasses as plain data and back, with every mistake in the data at once."""
+"""Schemas: dataclasses as plain data and back; the classes that data may name."""
 
 from __future__ import annotations
 
 import json
 import math
 import reprlib
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, is_dataclass
-from typing import Any, Final, TypeAlias, get_args
+from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass
+from itertools import repeat
+from typing import Any, get_args, get_origin
 
 import torch
 
-from torchinit._text import count, did_you_mean, dtype_name, with_article
+from torchinit._text import dtype_name
 from torchinit.errors import ConfigError
-from torchinit.serialization import annotations as types
-from torchinit.serialization.annotations import Hint, argument_types
-from torchinit.serialization.registry import ClassRegistry
-
-Data: TypeAlias = Any
-"""The values of JSON, TOML and YAML: dict, list, str, int, float, bool, None."""
-
-INVALID: Final = object()
-"""The result of reading data that hold a mistake."""
-
-DEEPEST: Final = 64
-"""The number of levels that data may have."""
+from torchinit.serialization.reading import Data, Hint, Reader, alternatives, argument_types, arguments
+from torchinit.serialization.registry import ClassRegistry, Deferred, TaggedUnion
 
 
 def parse(
@@ -47,45 +37,10 @@ def parse(
     return data
 
 
-class Deferred(ABC):
-    """An object that stands for one of another class, some of whose numbers are still text."""
-
-    __slots__ = ()
-
-    @abstractmethod
-    def target_and_arguments(self) -> tuple[type, Mapping[str, object]]:
-        """The class that it stands for, and its arguments."""
-
-
-@dataclass(frozen=True, slots=True)
-class Expressions:
-    """The rules by which numbers may be given as text.
-
-    ``parse`` makes a number of it, or returns it if it must wait; it raises ValueError for what is
-    neither. ``build`` makes the object whose numbers must wait; it takes ``arguments`` besides those of
-    the class.
-    """
-
-    parse: Callable[[str], float | str]
-    build: Callable[[type, dict[str, Any]], Deferred]
-    arguments: Mapping[str, Hint] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class TaggedUnion:
-    """The content of a field of an abstract type: an object of a class in ``registry``, chosen by ``"type"``.
-
-    A bare number stands for the class and argument in ``bare``. ``text`` allows numbers as text.
-    """
-
-    registry: ClassRegistry
-    bare: tuple[type, str] | None = None
-    text: Expressions | None = None
-
-
 class Schema:
     """A mapping between objects and plain data: by the types of dataclass fields, and a vocabulary for abstract ones.
 
+    >>> from dataclasses import dataclass
     >>> @dataclass(frozen=True)
     ... class Point:
     ...     x: float
@@ -142,10 +97,11 @@ class _Writer:
         if isinstance(value, float):
             return value if math.isfinite(value) else str(value)
         if isinstance(value, tuple):
-            kinds = types.item_types(types.select_member(hint, types.is_tuple))
-            return [self.write(item, kind) for item, kind in zip(value, kinds, strict=False)]
+            kinds = _arguments_of(hint, tuple)
+            pairs = zip(value, repeat(kinds[0]) if Ellipsis in kinds else kinds, strict=False)
+            return [self.write(item, kind) for item, kind in pairs]
         if isinstance(value, Mapping):
-            _, kind = get_args(types.select_member(hint, types.is_mapping)) or (str, None)
+            _, kind = _arguments_of(hint, Mapping) or (str, None)
             return {key: self.write(item, kind) for key, item in value.items()}
         key = id(value), hint
         if key not in self.written:
@@ -153,11 +109,11 @@ class _Writer:
         return self.written[key][1]
 
     def _object(self, value: Any, hint: Hint) -> Data:
-        abstract = types.select_member(hint, lambda kind: kind in self.vocabularies)
+        abstract = next((kind for kind in alternatives(hint) if kind in self.vocabularies), None)
         if abstract is not None:
             return self._tagged(value, self.vocabularies[abstract].registry)
         if is_dataclass(value) and not isinstance(value, type):
-            return self._arguments(type(value), types.arguments(value, defaults=self.defaults))
+            return self._arguments(type(value), arguments(value, defaults=self.defaults))
         if not isinstance(value, (str, int)):
             raise ConfigError(f"{value!r} cannot be written as data: it is there in memory only")
         return value
@@ -169,7 +125,7 @@ class _Writer:
         except KeyError as error:
             shown = value if is_dataclass(value) else cls.__name__
             raise ConfigError(f"{shown} cannot be written as data: {error.args[0]}") from None
-        values = values or types.arguments(value, defaults=self.defaults)
+        values = values or arguments(value, defaults=self.defaults)
         return {"type": name, **self._arguments(cls, values)}
 
     def _arguments(self, cls: type, values: Mapping[str, object]) -> dict[str, Data]:
@@ -177,153 +133,6 @@ class _Writer:
         return {key: self.write(value, kinds.get(key)) for key, value in values.items()}
 
 
-class Reader:
-    """One pass over plain data, which goes on after a mistake: ``mistakes`` has them all, each with its path."""
-
-    def __init__(self, vocabularies: Mapping[Any, TaggedUnion]) -> None:
-        self.vocabularies = vocabularies
-        self.mistakes: list[str] = []
-
-    def mistake(self, path: str, text: str) -> Any:
-        """Note a mistake; returns INVALID."""
-        self.mistakes.append(f"{path}: {text}" if path else text)
-        return INVALID
-
-    def finish(self, source: str) -> None:
-        """Raise ConfigError if there was any mistake."""
-        if self.mistakes:
-            raise ConfigError(f"{count(len(self.mistakes), 'mistake')} in {source}", self.mistakes)
-
-    def read(self, data: Data, hint: Hint, path: str) -> Any:
-        """The value of this type that the data describe, or INVALID."""
-        if not self._fits(data, hint):
-            choices = map(str, get_args(types.select_member(hint, types.is_literal)))
-            near = did_you_mean(data, choices) if isinstance(data, str) else ""
-            return self.mistake(path, f"must be {self._describe(hint)}, but got {reprlib.repr(data)}{near}")
-        if types.is_union(hint):
-            return self.read(data, types.select_member(hint, lambda kind: self._fits(data, kind)), path)
-        if hint in self.vocabularies:
-            return self._tagged(data, hint, path)
-        if is_dataclass(hint) and isinstance(hint, type):
-            return self.record(hint, data, path)
-        if types.is_mapping(hint):
-            return self._table(data, hint, path)
-        return self._list(data, hint, path) if types.is_tuple(hint) else types.to_python(data, hint)
-
-    def _fits(self, data: Data, hint: Hint) -> bool:
-        """Whether the data have the outward form of this type."""
-        if types.is_union(hint):
-            return any(self._fits(data, kind) for kind in get_args(hint))
-        if hint in self.vocabularies:
-            is_bare = self.vocabularies[hint].bare is not None and types.is_scalar(data)
-            return is_bare or isinstance(data, (Mapping, hint))
-        if is_dataclass(hint) or types.is_mapping(hint):
-            return isinstance(data, Mapping)
-        return types.is_sequence(data) if types.is_tuple(hint) else types.fits(data, hint)
-
-    def _describe(self, hint: Hint) -> str:
-        if types.is_union(hint):
-            return " or ".join(map(self._describe, get_args(hint)))
-        if hint in self.vocabularies:
-            vocabulary = self.vocabularies[hint]
-            return ("a number or " if vocabulary.bare else "") + with_article(vocabulary.registry.kind)
-        return types.describe_type(hint)
-
-    def _list(self, data: Sequence[Data], hint: Hint, path: str) -> Any:
-        kinds = get_args(hint)
-        if Ellipsis not in kinds and len(kinds) != len(data):
-            return self.mistake(path, f"must have {count(len(kinds), 'item')}, but has {len(data)}")
-        pairs = zip(data, types.item_types(hint), strict=False)
-        items = tuple(self.read(item, kind, f"{path}[{at}]") for at, (item, kind) in enumerate(pairs))
-        return INVALID if any(item is INVALID for item in items) else items
-
-    def _table(self, data: Mapping[str, Data], hint: Hint, path: str) -> Any:
-        """A table with arbitrary keys: globs, for example."""
-        before = len(self.mistakes)
-        for key in [key for key in data if not isinstance(key, str)]:
-            self.mistake(path, f"has the key {reprlib.repr(key)}, which must be text")
-        _, kind = get_args(hint)
-        items = {key: self.read(item, kind, f"{path}[{key!r}]") for key, item in data.items() if isinstance(key, str)}
-        return INVALID if len(self.mistakes) > before else items
-
-    def _tagged(self, data: Data, hint: Hint, path: str) -> Any:
-        """An object whose class the data name, or that a bare number stands for."""
-        vocabulary = self.vocabularies[hint]
-        if vocabulary.bare is not None and types.is_scalar(data):
-            return self.shorthand(*vocabulary.bare, data, path, vocabulary.text)
-        if not isinstance(data, Mapping):
-            return data
-        cls = self.named_class(data, hint, path)
-        if cls is INVALID:
-            return INVALID
-        value = self.record(cls, {key: data[key] for key in data if key != "type"}, path, vocabulary.text)
-        if value is INVALID or isinstance(value, hint):
-            return value
-        wanted = with_article(hint.__name__)
-        return self.mistake(join(path, "type"), f"{data['type']} is not {wanted}, which this must be")
-
-    def named_class(self, data: Mapping[str, Data], hint: Hint, path: str) -> Any:
-        """The class that ``data["type"]`` names, or INVALID."""
-        name, registry = data.get("type"), self.vocabularies[hint].registry
-        if path.count(".") + path.count("[") > DEEPEST:
-            return self.mistake(path, "is nested too deeply")
-        if "type" not in data:
-            return self.mistake(path, f"needs 'type', the name of {with_article(registry.kind)}")
-        if not isinstance(name, (str, type)):
-            return self.mistake(join(path, "type"), f"must be text, but got {reprlib.repr(name)}")
-        try:  # configs in Python may name the class itself
-            return registry.get(name if isinstance(name, str) else registry.name_of(name))
-        except KeyError as error:
-            return self.mistake(join(path, "type"), error.args[0])
-
-    def shorthand(self, cls: type, argument: str, data: Data, path: str, text: Expressions | None = None) -> Any:
-        """An object of one argument, whose mistakes are at the path itself."""
-        return self.record(cls, {argument: data}, path, text, at=lambda _: path)
-
-    def record(
-        self,
-        cls: type,
-        data: Mapping[str, Data],
-        path: str,
-        text: Expressions | None = None,
-        *,
-        at: Callable[[str], str] | None = None,
-        also: Iterable[str] = (),
-    ) -> Any:
-        """An object of this class, or INVALID; a misspelt argument may also have meant one of ``also``."""
-        at = at or (lambda key: join(path, key))
-        kinds = own = argument_types(cls)
-        if text is not None and any(self._is_text(item, own.get(key)) for key, item in data.items()):
-            kinds = {**text.arguments, **own}
-        before = len(self.mistakes)
-        values = {key: self._argument(item, kinds[key], at(key), text) for key, item in data.items() if key in kinds}
-        for key in [key for key in data if key not in kinds]:
-            self.mistake(at(key), f"{cls.__name__} has no argument {key!r}{did_you_mean(key, [*kinds, *also])}")
-        for key in [key for key in types.required(cls) if key not in data]:
-            self.mistake(path, f"{cls.__name__} needs {key!r}, {self._describe(kinds[key])}")
-        if len(self.mistakes) > before:
-            return INVALID
-        try:
-            if text is not None and any(self._is_text(item, own.get(key)) for key, item in values.items()):
-                return text.build(cls, values)
-            return types.construct(cls, values)
-        except (TypeError, ValueError) as error:
-            return self.mistake(path, f"{cls.__name__}: {error}")
-
-    def _is_text(self, data: Data, hint: Hint) -> bool:
-        """Whether this is text in the place of a number."""
-        return isinstance(data, str) and types.is_number_type(hint) and not self._fits(data, hint)
-
-    def _argument(self, data: Data, hint: Hint, path: str, text: Expressions | None) -> Any:
-        if text is None or not self._is_text(data, hint):
-            return self.read(data, hint, path)
-        try:
-            number = text.parse(data)
-        except ValueError as error:
-            return self.mistake(path, str(error))
-        return number if isinstance(number, str) else self.read(number, hint, path)
-
-
-def join(path: str, key: object) -> str:
-    """The path of a key below a path."""
-    return f"{path}.{key}" if path else f"{key}"
+def _arguments_of(hint: Hint, origin: object) -> tuple[Hint, ...]:
+    """What the first member of this origin holds."""
+    return next((get_args(kind) for kind in alternatives(hint) if get_origin(kind) is origin), ())

@@ -187,6 +187,7 @@ def mmengine(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     url = host.serve("/resnet50-292e1171.pth", whole(BODY))  # whose name has another hash, which MMEngine lets pass
     (tables / "openmmlab.json").write_text(json.dumps({"detectron/resnet50": url, "mine": "unused"}), "utf-8")
     (tables / "deprecated.json").write_text(json.dumps({"resnet50": "detectron/resnet50"}), "utf-8")
+    (tables / "mmcls.json").write_text(json.dumps({"resnet50": host.serve("/cls.pth", whole(b"cls"))}), "utf-8")
     monkeypatch.delitem(sys.modules, "mmengine", raising=False)
     monkeypatch.syspath_prepend(tables.parents[1])
     monkeypatch.setenv("MMENGINE_HOME", str(home))
@@ -202,6 +203,10 @@ def test_weights_of_mmengine(mmengine: Path, host: Host) -> None:
     assert fetch("openmmlab://mine") == mmengine / "mine.pth"
     with pytest.raises(FetchError, match="MMEngine has no weights of this name; did you mean 'detectron/resnet50'"):
         fetch("open-mmlab://detectron/resnet5O")
+    assert fetch("mmcls://resnet50").read_bytes() == b"cls"
+    for name in ("mine", "detectron/resnet50"):  # of the other tables
+        with pytest.raises(FetchError, match=f"mmcls://{name}: MMEngine has no weights of this name"):
+            fetch(f"mmcls://{name}")
     (mmengine / "open_mmlab.json").write_text("{", "utf-8")
     with pytest.raises(FetchError, match=r"open_mmlab\.json cannot be read: "):
         fetch("openmmlab://mine")

@@ -16,7 +16,7 @@ from torchinit.checkpoints.adapters.quantization import Dequantize
 from torchinit.checkpoints.adapters.rows_and_axes import Drop, Labels, Rows, Transpose
 from torchinit.checkpoints.adapters.transformers import PoolHeads, ResizeVocabulary, RopeOrder
 from torchinit.rules.catalog import SCHEMA
-from torchinit.serialization.schema import TaggedUnion
+from torchinit.serialization.registry import TaggedUnion
 
 __all__ = [
     "ADAPTERS", "Adapter", "BatchNormAffine", "Chain", "Dequantize", "Drop", "FoldBatchNorm", "Fuse", "Inflate",

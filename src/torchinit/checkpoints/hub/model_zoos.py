@@ -91,7 +91,7 @@ def torchvision(source: str, request: Request) -> LocalFile:
         from torchvision import models
     except ImportError:
         raise _missing(source, "torchvision") from None
-    builder, _, member = source.removeprefix("torchvision://").lower().partition(".")
+    builder, _, member = source.partition("://")[2].lower().partition(".")
     builder = builder.removesuffix("_weights")
     if builder not in models.list_models():
         raise FetchError(f"{source}: torchvision has no model {builder!r}{did_you_mean(builder, models.list_models())}")
@@ -122,7 +122,7 @@ def timm(source: str, request: Request) -> str:
 
 
 def open_mmlab(source: str, request: Request) -> str:
-    """Weights by the tables of MMEngine: ``open-mmlab://detectron/resnet50_caffe``.
+    """Weights by the tables of MMEngine: ``open-mmlab://detectron/resnet50_caffe``, ``mmcls://vgg16``.
 
     A table of one's own, ``open_mmlab.json`` in ``$MMENGINE_HOME``, comes before it; a file that it names without
     a URL lies beside it.
@@ -133,9 +133,12 @@ def open_mmlab(source: str, request: Request) -> str:
     caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     home = Path(os.environ.get("MMENGINE_HOME") or caches / "mmengine").expanduser()
     tables = Path(package.submodule_search_locations[0], "hub")
-    urls = {**_table(tables / "openmmlab.json"), **_table(home / "open_mmlab.json")}
-    name = source.partition("://")[2]
-    name = _table(tables / "deprecated.json").get(name, name)
+    scheme, _, name = source.partition("://")
+    if scheme == "mmcls":
+        urls = _table(tables / "mmcls.json")
+    else:
+        urls = {**_table(tables / "openmmlab.json"), **_table(home / "open_mmlab.json")}
+        name = _table(tables / "deprecated.json").get(name, name)
     if name not in urls:
         raise FetchError(f"{source}: MMEngine has no weights of this name{did_you_mean(name, urls)}")
     return urls[name] if "://" in urls[name] else str(home / urls[name])
@@ -157,6 +160,6 @@ def _missing(source: str, library: str) -> FetchError:
 
 
 register_source("hf://", hugging_face)
-register_source("torchvision://", torchvision)
+register_source(("torchvision://", "modelzoo://"), torchvision)
 register_source("timm://", timm)
-register_source(("open-mmlab://", "openmmlab://"), open_mmlab)
+register_source(("open-mmlab://", "openmmlab://", "mmcls://"), open_mmlab)

@@ -172,7 +172,8 @@ def _file_url(source: str, request: Request) -> Path:
 
 def _web(source: str, request: Request) -> LocalFile:
     if source.startswith("http://") and request.sha256 is None:
-        raise FetchError(f"{source}: anyone on the way can change what comes by http; give its sha256, or use https://")
+        remedy = "give its sha256, which may stand in a lock file (TORCHINIT_LOCK), or use https://"
+        raise FetchError(f"{source}: anyone on the way can change what comes by http; {remedy}")
     entry = request.cache.valid(source, request.sha256)
     if entry is None:
         check_allowed(address_of(source), request.limits)

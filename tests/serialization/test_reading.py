@@ -1,4 +1,4 @@
-"""Type annotations: the plain data that they stand for."""
+"""Reading: type annotations, and the plain data that they stand for."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ import torch
 
 from torchinit import Layer, Name, Normal
 from torchinit.initializers import Sparse
-from torchinit.serialization.annotations import (
+from torchinit.serialization.reading import (
+    Reader,
     argument_types,
     arguments,
     construct,
-    describe_type,
-    fits,
     is_integer_type,
     is_number_type,
+    kind_of,
     required,
-    to_python,
 )
 
 
@@ -46,17 +45,21 @@ from torchinit.serialization.annotations import (
         ("a", Literal["a", "b"], True),
         ("c", Literal["a", "b"], False),
         (True, Literal[1], False),
+        ([1], Literal[1], False),
+        (float("nan"), float, True),
     ],
 )
 def test_fits(data: object, hint: Any, answer: bool) -> None:
-    assert fits(data, hint) is answer
+    assert kind_of(hint).fits(data, Reader({})) is answer
 
 
 def test_plain_values() -> None:
-    assert to_python("bfloat16", torch.dtype) is torch.bfloat16
-    assert to_python("-inf", float) == -math.inf
-    assert isinstance(to_python(1, float), float)
-    assert isinstance(to_python(1, int), int)
+    reader = Reader({})
+    assert reader.read("bfloat16", torch.dtype, "") is torch.bfloat16
+    assert reader.read("-inf", float, "") == -math.inf
+    assert type(reader.read(1, float, "")) is float
+    assert type(reader.read(1, int, "")) is int
+    assert reader.mistakes == []
 
 
 def test_where_numbers_stand() -> None:
@@ -69,8 +72,8 @@ def test_where_numbers_stand() -> None:
 
 
 def test_descriptions() -> None:
-    hints = (float, int, str, bool, type(None), torch.dtype, tuple[int, ...], Literal["a"], Normal)
-    assert list(map(describe_type, hints)) == [
+    hints: tuple[Any, ...] = (float, int, str, bool, type(None), torch.dtype, tuple[int, ...], Literal["a"], Normal)
+    assert [kind_of(hint).describe(Reader({})) for hint in hints] == [
         "a number", "a whole number", "text", "true or false", "nothing", "the name of a dtype", "a list", "'a'",
         "a table",
     ]  # fmt: skip
