@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from torchinit._text import dtype_name
 from torchinit.initializers.moments import Moments
 from torchinit.noise.engines.dispatch import chosen_kernel
 from torchinit.noise.engines.tasks import ValueSums, is_simple
@@ -87,6 +88,7 @@ def deviations(expected: Moments | None, measured: Moments, numel: int, dtype: t
     if expected is None or expected.mean is None or expected.std is None:
         return []
     mean, std, low, high = (value or 0.0 for value in seen)
+    dtype = dtype.to_real()
     info = torch.finfo(torch.float32 if dtype.itemsize > 2 else dtype)  # wider ones hold numbers drawn in float32
     rounding, floor = 2 * info.eps, info.smallest_normal * info.eps
     reach = rounding * max(abs(expected.mean), expected.std) + floor
@@ -99,11 +101,52 @@ def deviations(expected: Moments | None, measured: Moments, numel: int, dtype: t
     ):
         if abs(value - planned) > sampling + reach:
             problems.append(f"{name} is {value:.6g}, planned {planned:.6g} ± {sampling + reach:.2g}")
+    if not problems and _is_too_narrow(expected, std, mean, numel):
+        narrow = f"all {numel:,} values are {low:.6g}" if low == high else f"std is {std:.6g}"
+        why = too_fine(expected, dtype)
+        problems.append(f"{narrow}, planned with std {expected.std:.6g}" + (why and f", {why}"))
     if expected.min is not None and low < expected.min - rounding * abs(expected.min) - floor:
         problems.append(f"smallest value is {low:.6g}, planned {expected.min:.6g}")
     if expected.max is not None and high > expected.max + rounding * abs(expected.max) + floor:
         problems.append(f"largest value is {high:.6g}, planned {expected.max:.6g}")
     return problems
+
+
+def _is_too_narrow(expected: Moments, std: float, mean: float, numel: int) -> bool:
+    """Whether values lie so close together that no rounding excuses it, nor chance: less than half of the deviation.
+
+    For n independent X >= 0 the chance that their mean is below E[X] - t is at most exp(-n t² / 2 E[X²]) (Maurer 2003,
+    "A bound on the deviation probability for sums of non-negative random variables"). X is the squared distance from
+    the planned mean: E[X] is the variance, E[X²] the kurtosis times its square. The bound is 1e-9; too few values for
+    it, some 125 of a normal, are never too narrow.
+    """
+    if not expected.std:
+        return False
+    # The mean of X is the measured variance and the square of how far the mean is off, which rounding may have added
+    # to: more than six standard errors do not count.
+    off = min(((mean - (expected.mean or 0.0)) / expected.std) ** 2, _SIGMAS**2 / numel)
+    least = 1 - math.sqrt(2 * expected.kurtosis * math.log(1e9) / numel) - off
+    return (std / expected.std) ** 2 < min(least, 0.25)
+
+
+def too_fine(expected: Moments, dtype: torch.dtype) -> str:
+    """The fact that a deviation is below what a dtype can tell apart around the mean; empty if it is not.
+
+    >>> too_fine(Moments(10.0, 0.001), torch.bfloat16)
+    'below the resolution of bfloat16 at 10'
+    >>> too_fine(Moments(0.0, 0.001), torch.bfloat16)
+    ''
+    """
+    mean, std, real = expected.mean, expected.std, dtype.to_real()
+    if mean is None or not std or not math.isfinite(mean):
+        return ""
+    drawn = real if real.itemsize <= 2 else torch.float32  # in which a seed draws wider ones, too
+    info = torch.finfo(drawn)
+    spacing = max(math.ldexp(info.eps, math.frexp(mean)[1] - 1), info.smallest_normal * info.eps)
+    if not std < spacing / 4:
+        return ""
+    which = dtype_name(drawn) if drawn == real else f"{dtype_name(drawn)}, in which a seed draws,"
+    return f"below the resolution of {which} at {mean:.6g}"
 
 
 def magnitude(values: Tensor) -> float:
