@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import nn
 
 from torchinit._text import count
-from torchinit.distributed.collectives import abridged, gathered, ranks_of, ranks_text, run_collectively
+from torchinit.distributed.collectives import Spread, abridged, over_group, ranks_text, run_collectively
 from torchinit.errors import ReportError, RunError
-from torchinit.model.dtensor import cut_dimensions, piece_here
+from torchinit.model.dtensor import cut_dimensions, is_distributed, piece_here
 from torchinit.plans.fingerprint import digest_tensors, hashed, sources_of
 
 if TYPE_CHECKING:
@@ -36,22 +36,33 @@ def verify_replicas(model: nn.Module, *, group: ProcessGroup | None = None) -> N
     >>> verify_replicas(nn.Linear(2, 3))
     >>> dist.destroy_process_group()
     """
+    compare_replicas(model, over_group(group))
+
+
+def compare_replicas(model: nn.Module, spread: Spread, only: Container[str] | None = None) -> None:
+    """Compare the parts of a model on the ranks of a spread, as :func:`verify_replicas` does on those of a group.
+
+    ``only`` names the DTensors to look at, and leaves out plain tensors.
+    """
     # Parts are compared by name and part, not by mesh: data parallelism holds meshes side by side that know nothing
     # of each other.
-    parts = run_collectively(lambda: _parts(model), "the comparison of replicas", group)
-    totals = gathered({place: hashed(*map(str, sites.items())) for place, sites in parts.items()}, group)
+    parts = run_collectively(lambda: _parts(model, only), "the comparison of replicas", spread)
+    totals = spread({place: hashed(*map(str, sites.items())) for place, sites in parts.items()})
     seen: dict[str, set[str]] = defaultdict(set)
-    for each in totals:
+    for each in totals.values():
         for place, total in each.items():
             seen[place].add(total)
     if doubtful := {place for place, found in seen.items() if len(found) > 1}:
-        details = gathered({place: sites for place, sites in parts.items() if place in doubtful}, group)
-        _raise_for(list(_differences(dict(zip(ranks_of(group), details, strict=True)))))
+        details = spread({place: sites for place, sites in parts.items() if place in doubtful})
+        _raise_for(list(_differences(details)))
 
 
-def _parts(model: nn.Module) -> dict[str, _Digests]:
+def _parts(model: nn.Module, only: Container[str] | None) -> dict[str, _Digests]:
     """The digest of each site that is here, by its place: which part of the whole it is."""
-    looks, problems = digest_tensors(sources_of(model).each)
+    sources = sources_of(model).each
+    if only is not None:
+        sources = [each for each in sources if each[0] in only and all(map(is_distributed, each[1]))]
+    looks, problems = digest_tensors(sources)
     if problems:
         raise RunError(f"{count(len(problems), 'site')} without elements to look at", problems)
     texts: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))

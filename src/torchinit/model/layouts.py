@@ -131,9 +131,11 @@ def _of_experts(module: nn.Module, leaf: str) -> Slot | None:
     # up's inputs. Where there is but one part and both readings fit, the module has to say which it is.
     name = next((name for name in _EXPERTS if isinstance(getattr(module, name, None), Tensor)), "down_proj")
     up, down = getattr(module, name, None), getattr(module, "down_proj", None)
-    if leaf not in _EXPERTS or not all(isinstance(each, Tensor) and each.dim() == 3 for each in (up, down)):
+    if leaf not in _EXPERTS or not (isinstance(up, Tensor) and isinstance(down, Tensor)):
         return None
-    first, second, inputs, inner = *up.shape[1:], *down.shape[1:]
+    if not up.dim() == down.dim() == 3:
+        return None
+    (_, first, second), (_, inputs, inner) = up.shape, down.shape
     by_rows = (first, second) == (_EXPERTS[name] * inner, inputs)
     by_columns = (second, first) == (_EXPERTS[name] * inputs, inner)
     if by_rows and by_columns:
