@@ -145,12 +145,12 @@ class Loaded(Fill):
 
 
 def _samples(shape: tuple[int, ...]) -> Iterator[Box]:
-    """The whole of a tensor of up to 64k elements; of a larger one eight boxes of at most 4k, evenly along its rows."""
-    if math.prod(shape) <= 1 << 16:
+    """The whole of a tensor of up to 4k elements; of a larger one eight boxes of at most 512, evenly along its rows."""
+    if math.prod(shape) <= 1 << 12:
         yield Box.whole(shape)
         return
-    sizes = (1, *shape[1:]) if len(shape) > 1 else (1 << 12,)
-    while math.prod(sizes) > 1 << 12:
+    sizes = (1, *shape[1:]) if len(shape) > 1 else (1 << 9,)
+    while math.prod(sizes) > 1 << 9:
         sizes = replaced(sizes, sizes.index(max(sizes)), max(sizes) // 2)
     for low in sorted({at * (shape[0] - sizes[0]) // 7 for at in range(8)}):
         yield Box((low, *(0 for _ in shape[1:])), sizes)
