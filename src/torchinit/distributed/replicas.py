@@ -11,7 +11,11 @@ from torch import nn
 from torchinit._text import count
 from torchinit.distributed.collectives import Spread, abridged, over_group, ranks_text, run_collectively
 from torchinit.errors import ReportError, RunError
-from torchinit.model.dtensor import cut_dimensions, is_distributed, piece_here
+from torchinit.initializers.statistics import is_shuffled
+from torchinit.model.dtensor import cut_dimensions, is_distributed, local_part, piece_here
+from torchinit.model.names import normalize
+from torchinit.model.shards import Shard
+from torchinit.plans.digest import digest
 from torchinit.plans.fingerprint import digest_tensors, hashed, sources_of
 
 if TYPE_CHECKING:
@@ -77,6 +81,53 @@ def _place(tensor: Any) -> str:
         return ""
     mesh = tensor.device_mesh
     return " ".join(f"{tensor.placements[i]} {piece_here(mesh, i)}/{mesh.shape[i]}" for i in cut_dimensions(tensor))
+
+
+def verify_stages(model: nn.Module, *, group: ProcessGroup | None = None) -> None:
+    """Find drawn values that ranks have in common where each should have its own: stages, or parts of a weight.
+
+    Values belong to names, and a stage alone has local ones: ``0.weight`` of every stage is one name, so one seed gives
+    all of them the same bits, as one ``torch.manual_seed`` on every rank does with parts that each rank draws itself.
+    Compared are all parameters of the ranks of the ``group`` (None: all there are), whatever their names, but for the
+    ranks that have one part of one DTensor, which are replicas; of plain tensors each rank should have its own. Only
+    values that come in no order count, and are at least 20. All ranks of the group have to call this; digests are sent.
+
+    Raises ReportError on every rank, with what is held by which of them: put each stage under its name in the whole
+    (``nn.ModuleDict({"4": stage})``), or give it a seed of its own. What is tied across stages is named, too.
+
+    >>> from torch import distributed as dist
+    >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    >>> verify_stages(nn.Linear(8, 8))
+    >>> dist.destroy_process_group()
+    """
+    spread = over_group(group)
+    drawn = spread(run_collectively(lambda: _drawn(model), "the comparison of stages", spread))
+    holders: dict[str, dict[tuple[str, object], list[int]]] = defaultdict(lambda: defaultdict(list))
+    for rank, here in drawn.items():
+        for name, (digest_here, place) in here.items():
+            holders[digest_here][name, rank if place is None else place].append(rank)
+    alike = [
+        f"{' and '.join(dict.fromkeys(name for name, _ in parts))}: the same on"
+        f" {ranks_text(sorted({rank for ranks in parts.values() for rank in ranks}), 16)}"
+        for parts in holders.values()
+        if len({rank for ranks in parts.values() for rank in ranks}) > 1 and len(parts) > 1
+    ]
+    if alike:
+        remedy = "put each stage under its name in the whole model, or give it a seed of its own"
+        headline = f"{count(len(alike), 'tensor')} with the drawn values of another rank's; {remedy}"
+        raise ReportError(headline, abridged(alike))
+
+
+def _drawn(model: nn.Module) -> dict[str, tuple[str, str | None]]:
+    """The digest of what is here of each drawn parameter, and which part it is; None for a plain tensor."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        local = local_part(parameter)
+        if local.is_floating_point() and not local.is_meta and local.numel() and is_shuffled(local):
+            sums = digest(Shard.whole(name, local))
+            text = f"{local.dtype} {tuple(local.shape)} {sums.first:016x} {sums.second:016x}"
+            found[normalize(name)] = text, _place(parameter) if is_distributed(parameter) else None
+    return found
 
 
 def _differences(details: Mapping[int, Mapping[str, _Digests]]) -> Iterator[str]:

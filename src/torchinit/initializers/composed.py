@@ -132,8 +132,8 @@ class Blocks(ShortStr):
             raise ValueError(f"parts={self.parts} do not make up the {extent} of dimension {axis} of {site.name!r}")
         each = self.init if isinstance(self.init, tuple) else (self.init,) * len(sizes)
         shared = math.gcd(layout.groups, len(sizes)) if axis == 0 and len(set(sizes)) == 1 else 1  # groups of their own
-        layout = replace(layout, blocks=1, groups=layout.groups // shared)
-        block = replace(site, layout=layout, aliases=())
+        own = site.layout and replace(layout, blocks=1, groups=layout.groups // shared)
+        block = replace(site, layout=own, aliases=())
         return [
             (init, replace(block, shape=replaced(site.shape, axis, size)))
             for init, size in zip(each, sizes, strict=True)
