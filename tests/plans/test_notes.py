@@ -85,7 +85,7 @@ def test_what_does_not_count_connections_has_no_note(init: Any) -> None:
     assert notes(Stack(4, 8, 16), init) == ()
 
 
-@pytest.mark.parametrize("wrap", [lambda init: init, lambda init: Scaled(init, 2.0), lambda init: DepthScaled(init)])
+@pytest.mark.parametrize("wrap", [lambda init: init, lambda init: Scaled(init, 2.0), DepthScaled])
 def test_formulas_inside_of_others_are_seen(wrap: Any) -> None:
     model = nn.ModuleList(nn.Sequential(nn.Conv2d(8, 8, 3, groups=8, bias=False)) for _ in range(2))
     expected = "fans by torch's count 9 in, 72 out; true 9 in, 9 out; used: torch"
