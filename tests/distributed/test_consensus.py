@@ -206,6 +206,24 @@ def test_a_dry_run_on_one_process_waits_for_nobody() -> None:
 # --- stages and parts that should differ -----------------------------------------------------------------------
 
 
+def forwarded(mesh: DeviceMesh) -> nn.Module:
+    """FSDP2 keeps the outermost layers whole after a forward pass."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    initialize(model, ALL, seed=0)
+    fully_shard(model[0], mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    model(torch.ones(1, 8))
+    return model
+
+
+def on_a_mesh_of_its_own() -> nn.Module:
+    """Two stages, each sharded over its own ranks."""
+    model = nn.Sequential(nn.Linear(8, 8))
+    initialize(model, ALL, seed=0)
+    fully_shard(model, mesh=init_device_mesh("cpu", (WORLD, 1), mesh_dim_names=("stage", "data"))["data"])
+    return model
+
+
 def staged(rank: int) -> dict[str, str]:
     mesh = init_device_mesh("cpu", (WORLD,))
 
@@ -242,6 +260,8 @@ def staged(rank: int) -> dict[str, str]:
         "sharded": said(net(mesh)),
         "replicated": said(placed(mesh, Replicate())),
         "zeros": said(zero),
+        "gathered for a forward pass": said(forwarded(mesh)),
+        "one name, each on a mesh": said(on_a_mesh_of_its_own()),
         "groups": said(stage("", 0), group=alone[rank]),
     }
 
@@ -253,7 +273,7 @@ def test_stages_and_parts_that_hold_the_same_bits(tmp_path: Path) -> None:
     first, second = results(on_ranks(WORLD, staged, tmp_path))
     assert first == second
     told = {name: text for name, text in first.items() if text != "nothing"}
-    assert set(told) == {"one name", "one generator", "parts"}
+    assert set(told) == {"one name", "one generator", "parts", "one name, each on a mesh"}
     head = f"with the drawn values of another rank's; {SAME}\n  "
     assert told["one name"] == f"ReportError: 1 tensor {head}0.weight: the same on ranks 0, 1"
     assert told["one generator"].endswith("layers0.weight and layers1.weight: the same on ranks 0, 1")

@@ -46,8 +46,8 @@ def test_the_fans_of_one_expert(name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_torch_s_count_is_told(name: str) -> None:
     model, names = model_of(name), Name("**.gate_up_proj") | Name("**.down_proj")
-    for fans, found in (("torch", 2), ("true", 0)):
-        rule: Any = Rule(names, Xavier(fans=fans))
+    rules = {2: Rule(names, Xavier()), 0: Rule(names, Xavier(fans="true"))}
+    for found, rule in rules.items():
         model_plan = plan(model, rule)
         experts = [step for step in model_plan if len(step.site.shape) == 3]
         assert all("fans by torch's count" in step.notes[0] for step in experts)

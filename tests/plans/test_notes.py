@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import torchinit
-from torchinit import Kaiming, Name, Normal, Orthogonal, Rule, TruncNormal, Xavier, lint
+from torchinit import Kaiming, Layer, Name, Normal, Orthogonal, Rule, TruncNormal, Xavier, lint
 from torchinit.initializers import Blocks, DeltaOrthogonal, DepthScaled, Dirac, Identity, LeCun, Scaled, Stacked
 from torchinit.model import Layout, register_layout
 
@@ -127,9 +127,11 @@ def test_dirac_on_groups(layer: nn.Module, groups: int, silent: str) -> None:
     torchinit.initialize(layer, Rule(Name("**"), Dirac(groups="layer"))).assert_ok(complete=True)
     # The layer itself is the oracle: each output is one of the inputs of its group.
     weight: Any = layer.weight
-    image = torch.randn(1, layer.in_channels, *[5] * (weight.dim() - 2))  # type: ignore[arg-type,list-item]
+    channels: Any = layer.in_channels
+    image = torch.randn(1, channels, *[5] * (weight.dim() - 2))
     seen = layer(image).flatten(2)[0]
-    centre = image[(..., *[slice(1, -1)] * (weight.dim() - 2))].flatten(2)[0]
+    inside: Any = (..., *[slice(1, -1)] * (weight.dim() - 2))
+    centre = image[inside].flatten(2)[0]
     each_in, each_out = len(centre) // count, len(seen) // count
     for group in range(count):
         passed = min(each_in, each_out)
@@ -254,3 +256,13 @@ def test_a_report_of_nothing_special_has_no_column_for_it() -> None:
     assert "notes" not in torchinit.initialize(nn.Linear(4, 4), Rule(Name("**"), Normal()), seed=0).table()
     frozen = nn.Linear(4, 4).requires_grad_(False)
     assert torchinit.initialize(frozen, Rule(Name("**"), Normal()), seed=0).table().count("frozen: requires_grad") == 2
+
+
+def test_a_tied_weight_is_noted_as_the_module_sees_it_that_the_rule_is_for() -> None:
+    """A table has its outputs along the second dimension, the layer that shares it along the first."""
+    model = Tied()
+    rule = Rule(Layer("Linear") & Name("head.*"), Blocks(Xavier(), parts=(3, 5)))
+    assert torchinit.plan(model, rule)["head.weight"].notes == ()
+    assert [one.code for one in lint(model, recipe=rule, select=["TI703"])] == []
+    table = Rule(Layer("Embedding"), Xavier())
+    assert "true 1 in" in torchinit.plan(model, table)["table.weight"].notes[0]

@@ -88,9 +88,10 @@ def verify_stages(model: nn.Module, *, group: ProcessGroup | None = None) -> Non
 
     Values belong to names, and a stage alone has local ones: ``0.weight`` of every stage is one name, so one seed gives
     all of them the same bits, as one ``torch.manual_seed`` on every rank does with parts that each rank draws itself.
-    Compared are all parameters of the ranks of the ``group`` (None: all there are), whatever their names, but for the
-    ranks that have one part of one DTensor, which are replicas; of plain tensors each rank should have its own. Only
-    values that come in no order count, and are at least 20. All ranks of the group have to call this; digests are sent.
+    Compared are all parameters of the ranks of the ``group`` (None: all there are), whatever their names. Replicas are
+    the ranks of a mesh that have one part of a DTensor, or a plain tensor beside DTensors; of a model without any each
+    rank should have its own. Only values that come in no order count, and are at least 20. All ranks of the group have
+    to call this; digests are sent.
 
     Raises ReportError on every rank, with what is held by which of them: put each stage under its name in the whole
     (``nn.ModuleDict({"4": stage})``), or give it a seed of its own. What is tied across stages is named, too.
@@ -102,31 +103,35 @@ def verify_stages(model: nn.Module, *, group: ProcessGroup | None = None) -> Non
     """
     spread = over_group(group)
     drawn = spread(run_collectively(lambda: _drawn(model), "the comparison of stages", spread))
-    holders: dict[str, dict[tuple[str, object], list[int]]] = defaultdict(lambda: defaultdict(list))
+    holders: dict[str, dict[tuple[str, object], set[int]]] = defaultdict(lambda: defaultdict(set))
     for rank, here in drawn.items():
-        for name, (digest_here, place) in here.items():
-            holders[digest_here][name, rank if place is None else place].append(rank)
-    alike = [
-        f"{' and '.join(dict.fromkeys(name for name, _ in parts))}: the same on"
-        f" {ranks_text(sorted({rank for ranks in parts.values() for rank in ranks}), 16)}"
-        for parts in holders.values()
-        if len({rank for ranks in parts.values() for rank in ranks}) > 1 and len(parts) > 1
-    ]
+        for name, (values, place) in here.items():
+            holders[values][name, place or rank].add(rank)
+    alike = []
+    for parts in holders.values():
+        ranks = sorted(set[int]().union(*parts.values()))
+        if len(parts) > 1 and len(ranks) > 1:
+            names = " and ".join(dict.fromkeys(name for name, _ in parts))
+            alike.append(f"{names}: the same on {ranks_text(ranks, 16)}")
     if alike:
         remedy = "put each stage under its name in the whole model, or give it a seed of its own"
         headline = f"{count(len(alike), 'tensor')} with the drawn values of another rank's; {remedy}"
         raise ReportError(headline, abridged(alike))
 
 
-def _drawn(model: nn.Module) -> dict[str, tuple[str, str | None]]:
-    """The digest of what is here of each drawn parameter, and which part it is; None for a plain tensor."""
+def _drawn(model: nn.Module) -> dict[str, tuple[str, str]]:
+    """The digest of what is here of each drawn parameter, and which part of which ranks' whole it is, if it is one."""
+    # Plain tensors beside DTensors belong to the same ranks: the norms of tensor parallelism, and what FSDP2 has just
+    # gathered for a forward pass.
+    meshes = {str(each.device_mesh.mesh.tolist()) for each in model.parameters() if is_distributed(each)}
     found = {}
     for name, parameter in model.named_parameters():
         local = local_part(parameter)
         if local.is_floating_point() and not local.is_meta and local.numel() and is_shuffled(local):
             sums = digest(Shard.whole(name, local))
-            text = f"{local.dtype} {tuple(local.shape)} {sums.first:016x} {sums.second:016x}"
-            found[normalize(name)] = text, _place(parameter) if is_distributed(parameter) else None
+            values = f"{local.dtype} {tuple(local.shape)} {sums.first:016x} {sums.second:016x}"
+            part = _place(parameter) if is_distributed(parameter) else ""
+            found[normalize(name)] = values, " ".join([*sorted(meshes), part])
     return found
 
 

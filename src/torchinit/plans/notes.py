@@ -20,10 +20,14 @@ from torchinit.plans.plan import FROZEN, UNKNOWN, Step
 
 
 class Mismatch(NamedTuple):
-    """A place where a rule counts or cuts a weight otherwise than its layer does, and the way out, if it is known."""
+    """A place where a rule counts or cuts a weight otherwise than its layer does, and the way out, if it is known.
+
+    ``is_chosen`` marks a choice that is right for the layer, of which only a plan tells.
+    """
 
     fact: str
     remedy: str = ""
+    is_chosen: bool = False
 
 
 def notes_of(step: Step, view: Site) -> tuple[str, ...]:
@@ -34,7 +38,7 @@ def notes_of(step: Step, view: Site) -> tuple[str, ...]:
     coarse = moments and too_fine(moments, site.dtype)
     return (
         *([neutrality(site)] if is_off_neutral else []),
-        *("; ".join(filter(None, mismatch)) for mismatch in (*fan_mismatches(step), *shape_mismatches(step))),
+        *("; ".join(filter(None, (fact, remedy))) for fact, remedy, _ in mismatches(step, view)),
         *([f"std is {coarse}"] if coarse else []),
         *([uncut] if (uncut := _uncut(fill)) else []),
         *([FROZEN] if site.frozen else []),
@@ -44,31 +48,28 @@ def notes_of(step: Step, view: Site) -> tuple[str, ...]:
 
 # --- counts ------------------------------------------------------------------------------------------------------
 
-_STACK: Final = (
-    "if dimension 0 counts weights, as of experts, take Stacked(...); register_layout() tells it once for all"
-)
+_STACK: Final = "if dimension 0 counts weights, as of experts, take Stacked(...), or describe it by register_layout()"
+_DESCRIBE: Final = "register_layout() tells how it connects"
 
 
-def fan_mismatches(step: Step, *, only_torch: bool = False) -> Iterator[Mismatch]:
-    """Where a formula's fans depend on how connections are counted, or nobody knows how the layer makes them.
+def mismatches(step: Step, view: Site) -> tuple[Mismatch, ...]:
+    """Where a rule means another layer than the one at hand, as a module sees its weight, each once."""
+    found = (mismatch for init, site in innermost(step.rule.init, view) for mismatch in _of_fans(init, site))
+    return tuple(dict.fromkeys((*found, *_of_shape(step.fill, view))))
 
-    ``only_torch`` leaves out the formulas that count a known layer's true connections.
-    """
-    found: dict[Mismatch, None] = {}
-    for init, site in innermost(step.rule.init, step.site):
-        convention = getattr(init, "fans", None)
-        if convention is None or len(site.shape) < 2:
-            continue
-        by_torch, true = site.fans("torch"), site.fans("true")
-        if site.layout is None and (len(site.shape) > 2 or convention == "true"):
-            counted = "a kernel" if len(site.shape) > 2 else "a matrix"
-            fans = "{:g} in, {:g} out".format(*by_torch)
-            stack = _STACK if len(site.shape) > 2 else "register_layout() tells how it connects"
-            found[Mismatch(f"{_unknown(site)}: counted as {counted}, {fans}", stack)] = None
-        elif by_torch != true and not (only_torch and convention == "true"):
-            text = "fans by torch's count {:g} in, {:g} out; true {:g} in, {:g} out; used: {}"
-            found[Mismatch(text.format(*by_torch, *true, convention))] = None
-    yield from found
+
+def _of_fans(init: object, site: Site) -> Iterator[Mismatch]:
+    """Where fans depend on how connections are counted, or nobody knows how the layer makes them."""
+    convention = getattr(init, "fans", None)
+    if convention is None or len(site.shape) < 2:
+        return
+    by_torch, true = site.fans("torch"), site.fans("true")
+    if site.layout is None and (len(site.shape) > 2 or convention == "true"):
+        counted, remedy = ("a kernel", _STACK) if len(site.shape) > 2 else ("a matrix", _DESCRIBE)
+        yield Mismatch(f"{_unknown(site)}: counted as {counted}, {by_torch[0]:g} in, {by_torch[1]:g} out", remedy)
+    elif by_torch != true:
+        text = "fans by torch's count {:g} in, {:g} out; true {:g} in, {:g} out; used: {}"
+        yield Mismatch(text.format(*by_torch, *true, convention), is_chosen=convention == "true")
 
 
 def _unknown(site: Site) -> str:
@@ -78,22 +79,20 @@ def _unknown(site: Site) -> str:
 # --- matrices ----------------------------------------------------------------------------------------------------
 
 
-def shape_mismatches(step: Step) -> Iterator[Mismatch]:
+def _of_shape(fill: Fill, site: Site) -> Iterator[Mismatch]:
     """Where a fill that works on a whole matrix or kernel meets a tensor that holds several, or another order."""
-    fill, site = _core(step.fill), step.site
+    fill, layout = _core(fill), site.layout
     if not isinstance(fill, Orthogonal | DeltaOrthogonal | Dirac | Identity):
         return
-    name, layout = type(fill).__name__, site.layout
     if layout is None:
         if len(site.shape) > 2:
-            yield Mismatch(f"{_unknown(site)}: {name} takes it for one kernel", _STACK)
+            yield Mismatch(f"{_unknown(site)}: {type(fill).__name__} takes it for one kernel", _STACK)
     elif isinstance(fill, Dirac):
         if layout.groups != fill.groups and layout.out_axes:
             silent = dirac_ones(site.shape, layout.groups) - dirac_ones(site.shape, fill.parts_of_outputs)
-            passed = f": {silent} of {count(site.shape[0], 'filter')} pass nothing on that could" if silent > 0 else ""
-            yield Mismatch(
-                f"groups={layout.groups} in the layer, {fill.groups} in the rule{passed}", 'groups = "layer"'
-            )
+            more = f": {silent} of {count(site.shape[0], 'filter')} pass nothing on that could" if silent > 0 else ""
+            fact = f"groups={layout.groups} in the layer, {fill.groups} in the rule{more}"
+            yield Mismatch(fact, 'groups = "layer"')
     elif layout.out_axes:
         yield from _several(fill, layout, site)
 
@@ -109,11 +108,8 @@ def _several(fill: Fill, layout: Layout, site: Site) -> Iterator[Mismatch]:
         remedy = f"Blocks(..., parts={layout.blocks}) takes each"
         yield Mismatch(f"{name} takes {layout.blocks} weights side by side for one matrix", remedy)
     if layout.groups > 1:
-        remedy = (
-            f"Blocks(..., parts={layout.groups}) takes each"
-            if 0 in layout.out_axes
-            else "Normal(...) has no such parts"
-        )
+        each = f"Blocks(..., parts={layout.groups}) takes each"
+        remedy = each if 0 in layout.out_axes else "Normal(...) has no such parts"
         yield Mismatch(f"{name} takes the {layout.groups} groups of the layer for one matrix", remedy)
     axis = getattr(fill, "axis", None)
     if len(site.shape) > 2 and axis in layout.in_axes:
@@ -136,8 +132,5 @@ def _uncut(fill: Fill) -> str:
     if not isinstance(fill, TruncNormal) or fill.unit != "value" or not fill.sigma:
         return ""
     nearer = min(fill.mean - fill.low, fill.high - fill.mean) / fill.sigma
-    return (
-        f'the bounds lie {nearer:.4g} std or more from the mean and cut nothing off; unit = "sigma" counts in std'
-        if nearer > MAX_SIGMAS
-        else ""
-    )
+    text = f'the bounds lie {nearer:.4g} std or more from the mean and cut nothing off; unit = "sigma" counts in std'
+    return text if nearer > MAX_SIGMAS else ""

@@ -11,7 +11,7 @@ from torchinit.initializers.moments import Moments
 from torchinit.initializers.statistics import deviations, measure
 from torchinit.linting.registry import Hit, check
 from torchinit.linting.target import LintedTensor, LintTarget
-from torchinit.plans.notes import fan_mismatches, shape_mismatches
+from torchinit.plans.notes import mismatches
 from torchinit.plans.plan import Step
 
 
@@ -52,8 +52,10 @@ def fan_convention(target: LintTarget) -> Iterator[Hit]:
     Where parity with torch is wanted, ignore it.
     """
     for step in target.plan:
-        for fact, remedy in (*fan_mismatches(step, only_torch=True), *shape_mismatches(step)):
-            yield Hit(step.site.name, fact, remedy=remedy)
+        view = next((view for view in step.site.views if step.rule.matches(view)), step.site)
+        for fact, remedy, is_chosen in mismatches(step, view):
+            if not is_chosen:
+                yield Hit(step.site.name, fact, remedy=remedy)
 
 
 @check("TI704", "error", "plan", "run the recipe last, or find what wrote after it")
