@@ -278,3 +278,38 @@ def test_stages_and_parts_that_hold_the_same_bits(tmp_path: Path) -> None:
     assert told["one name"] == f"ReportError: 1 tensor {head}0.weight: the same on ranks 0, 1"
     assert told["one generator"].endswith("layers0.weight and layers1.weight: the same on ranks 0, 1")
     assert told["parts"] == f"ReportError: 1 tensor {head}weight: the same on ranks 0, 1"
+
+
+# --- several meshes --------------------------------------------------------------------------------------------
+
+
+def layers_on(*meshes: DeviceMesh) -> nn.Module:
+    return nn.ModuleList(placed(mesh, Shard(0)) for mesh in meshes)
+
+
+def several(rank: int) -> dict[str, str]:
+    plane = init_device_mesh("cpu", (2, 2), mesh_dim_names=("rows", "columns"))
+    few, all_of_them = DeviceMesh("cpu", [0, 1]), init_device_mesh("cpu", (4,))
+    rows, columns = plane["rows"], plane["columns"]
+    return {
+        "corners": tried(layers_on(rows, columns))[0],
+        "corners, one seed": tried(layers_on(rows, columns), seed=int(rank == 3))[0],
+        "another order": tried(layers_on(*((rows, columns) if rank else (columns, rows))))[0],
+        "some ranks are on one": tried(layers_on(all_of_them, few))[0],
+        "some ranks are on one, seed outside": tried(layers_on(few, all_of_them), seed=int(rank == 2))[0],
+        "one lacks a mesh": tried(layers_on(all_of_them, all_of_them if rank == 1 else few))[0],
+    }
+
+
+def test_nobody_waits_for_ranks_on_other_meshes(tmp_path: Path) -> None:
+    """Those on the corners of a plane are two steps apart; some ranks have fewer groups than others."""
+    first, *others = results(on_ranks(4, several, tmp_path, timeout=30))
+    assert others == [first] * 3
+    assert first.pop("corners") == first.pop("some ranks are on one") == "nothing"
+    assert first.pop("corners, one seed") == f"{ALIKE}\n  the seed is 0 on ranks 0, 1, 2, 1 on rank 3"
+    assert first.pop("some ranks are on one, seed outside") == f"{ALIKE}\n  the seed is 0 on ranks 0, 1, 3, 1 on rank 2"
+    assert first.pop("another order") == "nothing"
+    assert first.popitem()[1] == (
+        "RunError: the ranks' models lie on other meshes; nothing was written\n"
+        "  rank 1 has no DTensor on the mesh of ranks [0, 1]"
+    )

@@ -73,13 +73,15 @@ def over_group(group: ProcessGroup | None = None) -> Spread:
 def over_meshes(model: nn.Module) -> Spread | None:
     """The spread over the ranks that hold parts of a model's DTensors; None where this rank alone does.
 
-    Values travel along each dimension of each mesh, and back. Raises RunError on the ranks that know of each other
+    Values travel along each dimension of each mesh, twice. Raises RunError on the ranks that know of each other
     where the tensors of one are on a mesh that has another rank, whose tensors are not.
     """
     # Every rank takes its groups in the same order of all, so that none waits for one that waits for it; that does not
     # depend on the tensors, of which ranks may have others. The widest mesh comes first, since what it tells is
-    # whether all have the narrower ones, too. A rank that has no DTensor at all cannot know that others wait for it:
-    # that ends with their timeout.
+    # whether all have the narrower ones, too. Twice, since tensors on the rows and on the columns of ranks leave those
+    # in the corners two steps apart; on every rank, since one that has fewer groups than its neighbours would else be
+    # waited for. One mesh needs a single round, however many dimensions it has. What can go wrong: a rank that has no
+    # DTensor at all cannot know that others wait for it, which ends with their timeout.
     tensors = [*model.parameters(), *model.buffers()]
     meshes = dict.fromkeys(tensor.device_mesh for tensor in tensors if is_distributed(tensor))
     groups: dict[tuple[Any, ...], ProcessGroup] = {}
@@ -96,7 +98,7 @@ def over_meshes(model: nn.Module) -> Spread | None:
 
     def spread(value: _T, /) -> dict[int, _T]:
         known = {torch.distributed.get_rank(): (frozenset(order), value)}
-        for key in [*order, *order[-2::-1]]:  # and back, for what was learned on the way
+        for key in order * 2:
             if all(key in known[rank][0] for rank in ranks_of(groups[key]) if rank in known):
                 for each in gathered(known, groups[key]):
                     known |= each

@@ -65,7 +65,7 @@ def _parts(model: nn.Module, only: Container[str] | None) -> dict[str, _Digests]
     """The digest of each site that is here, by its place: which part of the whole it is."""
     sources = sources_of(model).each
     if only is not None:
-        sources = [each for each in sources if each[0] in only and all(map(is_distributed, each[1]))]
+        sources = [(name, tensors) for name, tensors in sources if name in only and all(map(_is_part, tensors))]
     looks, problems = digest_tensors(sources)
     if problems:
         raise RunError(f"{count(len(problems), 'site')} without elements to look at", problems)
@@ -73,6 +73,10 @@ def _parts(model: nn.Module, only: Container[str] | None) -> dict[str, _Digests]
     for look in looks:
         texts[_place(look.distributed)][look.name].append(look.text(look.sums))
     return {place: {name: hashed(*lines) for name, lines in sites.items()} for place, sites in texts.items()}
+
+
+def _is_part(tensor: Any) -> bool:
+    return is_distributed(tensor) and tensor.device_mesh.get_coordinate() is not None
 
 
 def _place(tensor: Any) -> str:
