@@ -34,7 +34,7 @@ NAMESPACES = {
         ADAPTERS Adapter BatchNormAffine Chain Drop FoldBatchNorm Fuse Inflate InputChannels Labels PoolHeads
         ReadPlan ResizePatches ResizePositions ResizeRelativeBias ResizeVocabulary RopeOrder Rows Split Stack
         Transpose Unstack WeightNorm""",
-    "torchinit.distributed": "verify_replicas",
+    "torchinit.distributed": "verify_replicas verify_stages",
     "torchinit.initializers": """
         Blocks Blockwise Caffe2Xavier Computed Constant DeltaOrthogonal DepthScaled Dirac Fill Identity
         Initializer Kaiming LeCun LoadReport Moments Neutral Normal Ones Opaque Orthogonal Padded Prior Scaled
