@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from torchinit._text import abbreviate, count
-from torchinit.distributed import Materialization, PlannedStart, Start, among, check_styles, own_resets, own_starts
+from torchinit.distributed import Materialization, PlannedStart, Start, check_styles, own_resets, own_starts
 from torchinit.distributed.allocation import check_device
-from torchinit.errors import ConfigError, PlanError, RunError
+from torchinit.distributed.consensus import initialize_together
+from torchinit.errors import ConfigError, PlanError
 from torchinit.knowledge.following import with_activations
 from torchinit.knowledge.neutral import with_neutral
 from torchinit.model.sites import Site
@@ -28,7 +29,7 @@ from torchinit.plans.fingerprint import fingerprint as fingerprint_of
 from torchinit.plans.plan import Plan, Strict
 from torchinit.plans.planner import make_plan
 from torchinit.plans.report import Report
-from torchinit.plans.run import Agree, Progress, Shards, local_shards, run
+from torchinit.plans.run import Agree, Progress, local_shards, run
 from torchinit.recipes import RecipeLike, to_rules
 from torchinit.recipes.forms import check_model, is_like_init_cfg, read_otherwise, with_better
 from torchinit.tracing import unfilled
@@ -101,6 +102,7 @@ def initialize(
     stats: bool = True,
     progress: Progress | None = None,
     fingerprint: bool = False,
+    verify: bool = True,
 ) -> Report:
     """Writes the initial values of a model as its recipe says, and reports what happened.
 
@@ -114,11 +116,12 @@ def initialize(
     measures nothing; ``progress`` is called after each step; ``fingerprint`` puts the model's into the report
     (:func:`torchinit.fingerprint`).
 
-    Where a recipe loads into a model of DTensors, all ranks that hold parts of it have to call this; an error that one
-    of them finds in its part of the file is an error on all of them.
+    All ranks that hold parts of a model of DTensors have to call this. They compare what they were told (recipe, seed,
+    options, a digest of the checkpoint's values) and what they hold (shapes, dtypes, layouts) before anything is
+    written, and with ``verify`` their replicas afterwards; an error on one of them is an error on all of them.
 
     Raises ConfigError, TypeError, PlanError, CheckpointError or RunError before anything is written; a function that
-    fails as an initializer is a RunError when its turn comes.
+    fails as an initializer is a RunError when its turn comes, and replicas that differ are a ReportError.
 
     >>> from torchinit import Layer, Leaf, Normal, Rule
     >>> model = nn.Sequential(nn.Linear(64, 64))
@@ -127,11 +130,19 @@ def initialize(
     0.02
     """
     refuse_fakes()
-    checked = _checked(model, recipe, seed, complete=complete, strict=strict, trainable=trainable)
-    check_styles(model)
-    agree = among(model) if checked.loads else None
+    check_model(model, recipe)
     with noise_of(seed, {parameter.device for parameter in model.parameters()}) as noise:
-        report = run(checked, _shards(model, agree), noise, stats=stats, progress=progress, agree=agree)
+
+        def ready() -> Plan:
+            checked = _checked(model, recipe, seed, complete=complete, strict=strict, trainable=trainable)
+            check_styles(model)
+            return checked
+
+        def write(checked: Plan, agree: Agree | None = None) -> Report:
+            return run(checked, local_shards(model), noise, stats=stats, progress=progress, agree=agree)
+
+        options = {"fingerprint": fingerprint, "verify": verify}
+        report = initialize_together(model, ready, write, noise, options) or write(ready())
     return _finished(report, model, fingerprint=fingerprint)
 
 
@@ -150,15 +161,6 @@ def noise_of(seed: int | torch.Generator | None, devices: Iterable[torch.device]
     else:
         with plain_thread():
             yield Keyed(seed)
-
-
-def _shards(model: nn.Module, agree: Agree | None) -> Shards:
-    try:
-        return local_shards(model)
-    except RunError as error:
-        if agree:
-            agree([str(error)])  # the other ranks ask for this one's errors in ``run``
-        raise
 
 
 def _finished(report: Report, model: nn.Module, *, fingerprint: bool) -> Report:
@@ -262,5 +264,6 @@ def materialize(
 
     with noise_of(seed, map(check_device, [device])) as noise:
         with_memory = own.call_for(model) if own else instead
-        report = Materialization(model, ready, noise, device, group, verify, stats, with_memory).carry_out()
+        told = {"complete": complete, "fingerprint": fingerprint}
+        report = Materialization(model, ready, noise, device, group, verify, stats, with_memory, told).carry_out()
     return _finished(report, model, fingerprint=fingerprint)

@@ -268,3 +268,45 @@ def test_bad_layouts(axes: dict[str, object], message: str) -> None:
 def test_receptive_field_is_whatever_axis_has_no_other_meaning() -> None:
     assert Layout().fans((8, 4, 3, 5, 7)) == (4 * 105, 8 * 105)
     assert math.prod(Layout(in_axes=(), out_axes=(), batch_axes=(0, 1)).fans((8, 4))) == 1
+
+
+class Mixture(nn.Module):
+    """Experts in one tensor, as transformers keeps them: of rows that are outputs, or of columns."""
+
+    def __init__(self, size: int, inner: int, *, parts: int = 2, transposed: bool = False, **words: object) -> None:
+        super().__init__()
+        up, down = (3, parts * inner, size), (3, size, inner)
+        if transposed:
+            up, down = (3, size, parts * inner), (3, inner, size)
+        setattr(self, "gate_up_proj" if parts == 2 else "up_proj", nn.Parameter(torch.zeros(up)))
+        self.down_proj = nn.Parameter(torch.zeros(down))
+        self.__dict__.update(words)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(("size", "inner"), [(8, 5), (8, 8), (8, 4), (4, 8), (6, 12), (12, 6), (1, 1)])
+def test_experts_are_told_by_the_two_ways(size: int, inner: int, transposed: bool) -> None:
+    """One expert is a layer of its own: so many inputs feed one output of a part of it. Any sizes may be equal."""
+    model = Mixture(size, inner, transposed=transposed)
+    assert site(model, "gate_up_proj").fans("true") == (size, inner)
+    assert site(model, "down_proj").fans("true") == (inner, size)
+    assert site(model, "down_proj").parameter_kind == site(model, "gate_up_proj").parameter_kind == "weight"
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_experts_without_gates_say_themselves_which_axis_is_which(transposed: bool) -> None:
+    model = Mixture(8, 5, parts=1, transposed=transposed, is_transposed=transposed)
+    assert site(model, "up_proj").fans("true") == (8, 5)
+    assert site(model, "down_proj").fans("true") == (5, 8)
+    silent = Mixture(8, 5, parts=1, transposed=transposed)
+    assert site(silent, "up_proj").layout is None
+
+
+def test_what_is_only_called_so_is_not_known() -> None:
+    odd = Mixture(8, 5)
+    odd.down_proj = nn.Parameter(torch.zeros(3, 7, 5))
+    assert site(odd, "gate_up_proj").layout is site(odd, "down_proj").layout is None
+    flat = nn.Module()
+    flat.up_proj, flat.down_proj = nn.Parameter(torch.zeros(4, 2)), nn.Parameter(torch.zeros(2, 4))
+    assert site(flat, "up_proj").layout is None
+    assert describe(nn.ModuleDict({"up_proj": nn.Linear(2, 2), "down_proj": nn.Linear(2, 2)}), "up_proj").layout is None

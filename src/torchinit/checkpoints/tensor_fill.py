@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, TypeAlias, final
 
 import torch
@@ -17,7 +19,7 @@ from torchinit.checkpoints.open import InMemory, open_cached
 from torchinit.errors import CheckpointError
 from torchinit.initializers.elementwise import Fill
 from torchinit.initializers.statistics import magnitude, transfer
-from torchinit.model.shards import Box, Shard
+from torchinit.model.shards import Box, Shard, replaced
 from torchinit.noise import Noise
 
 if TYPE_CHECKING:
@@ -74,6 +76,18 @@ class Loaded(Fill):
     @property
     def locked(self) -> bool:
         return self.lock
+
+    @property
+    def content(self) -> str:
+        """Shapes, dtypes and values of the tensors: all of a small one, a few stretches of a large one."""
+        checkpoint, digest = self._checkpoint(), blake2b(digest_size=8)
+        for key in (*self.keys, *self.like):
+            info = checkpoint.info(key)
+            digest.update(f"{key} {info.dtype} {info.shape}".encode())
+            for box in _samples(info.shape):
+                read = checkpoint.read(key, box).contiguous().view(-1)
+                digest.update(read.view(torch.uint8).numpy().tobytes() if read.numel() else b"")
+        return f" (values {digest.hexdigest()})"
 
     def _checkpoint(self, *, again: bool = True) -> Checkpoint:
         keys = (*self.keys, *self.like)
@@ -132,6 +146,18 @@ class Loaded(Fill):
             low, high = map(int, torch.aminmax(values))
             if low < torch.iinfo(target).min or high > torch.iinfo(target).max:
                 raise CheckpointError(f"{key} holds whole numbers from {low} to {high}, which {target} cannot")
+
+
+def _samples(shape: tuple[int, ...]) -> Iterator[Box]:
+    """The whole of a tensor of up to 4k elements; of a larger one eight boxes of at most 512, evenly along its rows."""
+    if math.prod(shape) <= 1 << 12:
+        yield Box.whole(shape)
+        return
+    sizes = (1, *shape[1:]) if len(shape) > 1 else (1 << 9,)
+    while math.prod(sizes) > 1 << 9:
+        sizes = replaced(sizes, sizes.index(max(sizes)), max(sizes) // 2)
+    for low in sorted({at * (shape[0] - sizes[0]) // 7 for at in range(8)}):
+        yield Box((low, *(0 for _ in shape[1:])), sizes)
 
 
 def _most(dtype: torch.dtype) -> float:

@@ -1,4 +1,4 @@
-"""Collectives: work that all ranks do together, what each has to say of it, and whether they are about to do the same.
+"""Collectives: work that all ranks do together, and what each has to say of it.
 
 No weights are sent but for what foreign code reads. Ranks compare digests and tell each other of errors, and none
 leaves before all know: an error on one rank is an error on every rank.
@@ -6,10 +6,9 @@ leaves before all know: an error on one rank is an error on every rank.
 
 from __future__ import annotations
 
-import hashlib
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -17,9 +16,6 @@ from torch import nn
 from torchinit._text import abbreviate, count
 from torchinit.errors import RunError
 from torchinit.model.dtensor import is_distributed
-from torchinit.noise import Keyed
-from torchinit.noise.keyed import STREAM
-from torchinit.plans.plan import Plan
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -44,6 +40,8 @@ def gathered(value: _T, group: ProcessGroup | None = None) -> list[_T]:
     if not (dist.is_available() and dist.is_initialized()):
         raise RunError("there is no process group: call torch.distributed.init_process_group first")
     found: list[_T] = [value] * dist.get_world_size(group)
+    if dist.get_backend(group) == "fake":  # of a dry run on one process: nobody else is there
+        return found
     try:
         dist.all_gather_object(found, value, group)
     except RuntimeError as error:
@@ -54,6 +52,66 @@ def gathered(value: _T, group: ProcessGroup | None = None) -> list[_T]:
 def ranks_of(group: ProcessGroup | None = None) -> list[int]:
     """The ranks of a group, as the whole job counts them."""
     return torch.distributed.get_process_group_ranks(group)
+
+
+class Spread(Protocol):
+    """Tells what each rank that has a model says: the values by rank. All these ranks have to call it."""
+
+    def __call__(self, value: _T, /) -> dict[int, _T]: ...
+
+
+def over_group(group: ProcessGroup | None = None) -> Spread:
+    """The spread over the ranks of a group; None: all there are."""
+
+    def spread(value: _T, /) -> dict[int, _T]:
+        values = gathered(value, group)
+        return dict(zip(ranks_of(group), values, strict=True))
+
+    return spread
+
+
+def over_meshes(model: nn.Module) -> Spread | None:
+    """The spread over the ranks that hold parts of a model's DTensors; None where this rank alone does.
+
+    Values travel along each dimension of each mesh, twice. Raises RunError on the ranks that know of each other
+    where the tensors of one are on a mesh that has another rank, whose tensors are not.
+    """
+    # Every rank takes its groups in the same order of all, so that none waits for one that waits for it; that does not
+    # depend on the tensors, of which ranks may have others. The widest mesh comes first, since what it tells is
+    # whether all have the narrower ones, too. Twice, since tensors on the rows and on the columns of ranks leave those
+    # in the corners two steps apart; on every rank, since one that has fewer groups than its neighbours would else be
+    # waited for. One mesh needs a single round, however many dimensions it has. What can go wrong: a rank that has no
+    # DTensor at all cannot know that others wait for it, which ends with their timeout.
+    tensors = [*model.parameters(), *model.buffers()]
+    meshes = dict.fromkeys(tensor.device_mesh for tensor in tensors if is_distributed(tensor))
+    groups: dict[tuple[Any, ...], ProcessGroup] = {}
+    for mesh in meshes if torch.distributed.is_initialized() else ():
+        ranks = tuple(mesh.mesh.flatten().tolist())
+        for axis in range(mesh.ndim) if mesh.get_coordinate() is not None else ():
+            with suppress(RuntimeError):  # the mesh has no groups
+                key, group = (-mesh.size(), ranks, tuple(mesh.shape), axis), mesh.get_group(axis)
+                if mesh.size(axis) > 1:  # of meshes that differ in their words only, the group that was made first
+                    groups[key] = min(group, groups.get(key, group), key=lambda each: each.group_name)
+    order = sorted(groups)
+    if not order:
+        return None
+
+    def spread(value: _T, /) -> dict[int, _T]:
+        known = {torch.distributed.get_rank(): (frozenset(order), value)}
+        for key in order * 2:
+            if all(key in known[rank][0] for rank in ranks_of(groups[key]) if rank in known):
+                for each in gathered(known, groups[key]):
+                    known |= each
+        lacking = {
+            (rank, key[1]) for keys, _ in known.values() for key in keys for rank in known
+            if rank in key[1] and all(key[:3] != other[:3] for other in known[rank][0])
+        }  # fmt: skip
+        if lacking:
+            texts = [f"rank {rank} has no DTensor on the mesh of ranks {[*mesh]}" for rank, mesh in sorted(lacking)]
+            raise RunError("the ranks' models lie on other meshes; nothing was written", texts)
+        return {rank: known[rank][1] for rank in sorted(known)}
+
+    return spread
 
 
 def ranks_text(ranks: Sequence[int], most: int = 5) -> str:
@@ -92,11 +150,11 @@ class _GivenUp(BaseException):  # foreign code does not catch it: a rank that we
         self.failed = failed
 
 
-def run_collectively(work: Callable[[], _T], noun: str, group: ProcessGroup | None = None) -> _T:
-    """Return what ``work`` returns, once it has returned on every rank of the group.
+def run_collectively(work: Callable[[], _T], noun: str, spread: Spread, *, own: bool = False) -> _T:
+    """Return what ``work`` returns, once it has returned on every rank of the spread.
 
-    Where it raises on any rank, all raise RunError with each rank's text, the ranks that failed from their own error.
-    The work must not wait for other ranks itself but by :func:`exchanged`.
+    Where it raises on any rank, all raise RunError with each rank's text, the ranks that failed from their own error;
+    or that error itself, with ``own``. The work must not wait for other ranks itself but by :func:`exchanged`.
     """
     result, error = None, None
     try:
@@ -105,95 +163,47 @@ def run_collectively(work: Callable[[], _T], noun: str, group: ProcessGroup | No
         failed = given_up.failed
     except Exception as raised:  # noqa: BLE001  # whatever it is, the others have to hear of it
         error = raised
-        failed = _failed(gathered(_Word("failed", f"{type(error).__name__}: {error}"), group), group)
+        failed = _failed(spread(_Word("failed", f"{type(error).__name__}: {error}")))
     else:
-        failed = _failed(gathered(_Word("done"), group), group)
+        failed = _failed(spread(_Word("done")))
+    if error is not None and own:
+        raise error
     if failed:
         raise RunError(f"{noun} failed on {count(len(failed), 'rank')}", failed) from error
     return result  # type: ignore[return-value]  # without an error it is what the work returned
 
 
-def exchanged(value: _T, group: ProcessGroup | None = None) -> list[_T]:
-    """The values of all ranks of a group in the midst of work that :func:`run_collectively` runs.
+def exchanged(value: _T, spread: Spread) -> dict[int, _T]:
+    """The values of all ranks of a spread in the midst of work that :func:`run_collectively` runs.
 
     Where the work of another rank has failed meanwhile, it ends here, too.
     """
-    words = gathered(_Word("value", value), group)
-    if failed := _failed(words, group):
+    words = spread(_Word("value", value))
+    if failed := _failed(words):
         raise _GivenUp(failed)
-    return [word.content for word in words]
+    return {rank: word.content for rank, word in words.items()}
 
 
-def _failed(words: Sequence[_Word], group: ProcessGroup | None) -> list[str]:
+def _failed(words: Mapping[int, _Word]) -> list[str]:
     """A text for each rank that failed, or that gathers when others are done."""
-    pairs = list(zip(ranks_of(group), words, strict=True))
-    failed = [f"rank {rank}: {word.content}" for rank, word in pairs if word.kind == "failed"]
-    if failed or len({word.kind for word in words}) == 1:
+    failed = [f"rank {rank}: {word.content}" for rank, word in words.items() if word.kind == "failed"]
+    if failed or len({word.kind for word in words.values()}) == 1:
         return failed
-    return [f"rank {rank}: gathers a tensor, when others are done" for rank, word in pairs if word.kind == "value"]
+    return [
+        f"rank {rank}: gathers a tensor, when others are done" for rank, word in words.items() if word.kind == "value"
+    ]
 
 
 def among(model: nn.Module) -> Callable[[Sequence[str]], list[str]]:
     """A function that joins this rank's errors with those of the other ranks that hold parts of the model.
 
-    All of these have to call it. The errors travel along each dimension of each mesh, and back.
+    All of these have to call it.
     """
-    tensors = [*model.parameters(), *model.buffers()]
-    meshes = dict.fromkeys(tensor.device_mesh for tensor in tensors if is_distributed(tensor))
-    here = [mesh for mesh in meshes if mesh.get_coordinate() is not None]
-    groups = [mesh.get_group(axis) for mesh in here for axis in range(mesh.ndim) if mesh.size(axis) > 1]
-
-    def shared(texts: Sequence[str]) -> list[str]:
-        if not groups:
-            return [*texts]
-        known = [(torch.distributed.get_rank(), text) for text in texts]
-        for group in [*groups, *groups[-2::-1]]:  # and back, for what was learned on the way
-            known = [*dict.fromkeys(pair for each in gathered(known, group) for pair in each)]
-        ranks = {text: sorted(rank for rank, other in known if other == text) for _, text in known}
-        return [f"{ranks_text(those)}: {text}" for text, those in ranks.items()]
-
-    return shared
+    spread = over_meshes(model)
+    return list if spread is None else lambda texts: joined(spread(tuple(texts)))
 
 
-# --- whether the ranks start alike -------------------------------------------------------------------------
-
-
-def check_consensus(intent: Mapping[str, str], noise: Keyed, group: ProcessGroup | None = None) -> None:
-    """Raise RunError on every rank unless all ranks of the group have one stream, one seed and one intent.
-
-    The intent tells by name what will happen. All ranks of the group have to call this. Digests are sent, and intents
-    only where they differ.
-    """
-    ranks = ranks_of(group)
-    digest = hashlib.blake2b("\n".join(f"{name}: {text}" for name, text in intent.items()).encode()).hexdigest()
-    starts = gathered({"stream": STREAM, "seed": str(noise.seed), "plan": digest}, group)
-    problems = []
-    for noun in ("stream", "seed"):
-        values = [start[noun] for start in starts]
-        problems += [f"the {noun} is {_by_value(ranks, values)}"] if len(set(values)) > 1 else []
-    if len({start["plan"] for start in starts}) > 1:
-        problems += abridged(list(_differences(ranks, gathered(dict(intent), group))))
-    if problems:
-        raise RunError(
-            "the ranks do not start alike; nothing was written. Give each its own group= if that is meant", problems
-        )
-
-
-def intent_of(plan: Plan) -> dict[str, str]:
-    """The effect of each step of a plan, by the name of its site."""
-    return {step.site.name: f"{step.fill!r} in {list(step.site.shape)} {step.site.dtype}" for step in plan.steps}
-
-
-def _by_value(ranks: Sequence[int], values: Sequence[str]) -> str:
-    holders: dict[str, list[int]] = defaultdict(list)
-    for rank, value in zip(ranks, values, strict=True):
-        holders[value].append(rank)
-    return ", ".join(f"{value} on {ranks_text(those)}" for value, those in holders.items())
-
-
-def _differences(ranks: Sequence[int], intents: Sequence[Mapping[str, str]]) -> Iterator[str]:
-    """A line for each name for which the ranks intend something else."""
-    for name in dict.fromkeys(name for intent in intents for name in intent):
-        values = [intent.get(name, "nothing") for intent in intents]
-        if len(set(values)) > 1:
-            yield f"{name}: {_by_value(ranks, values)}"
+def joined(texts: Mapping[int, Sequence[str]]) -> list[str]:
+    """The errors of all ranks, each with the ranks that have it."""
+    ranks = {text: [rank for rank, those in texts.items() if text in those] for each in texts.values() for text in each}
+    return [f"{ranks_text(those)}: {text}" for text, those in ranks.items()]

@@ -12,7 +12,8 @@ from torch import nn
 from torchinit._text import count, dtype_name
 from torchinit.distributed import allocation
 from torchinit.distributed.allocation import Allocation, ModuleTensor, allocate, module_tensors, unwritten
-from torchinit.distributed.collectives import check_consensus, intent_of, is_shared, run_collectively
+from torchinit.distributed.collectives import is_shared, over_group, run_collectively
+from torchinit.distributed.consensus import Intent, check_consensus, intent_of, steps_of
 from torchinit.distributed.own_code import OwnCodeResult, make_buffers
 from torchinit.distributed.replicas import verify_replicas
 from torchinit.errors import RunError
@@ -100,7 +101,7 @@ class PlannedStart(Start):
 
     @property
     def intent(self) -> Mapping[str, str]:
-        return intent_of(self.plan)
+        return steps_of(self.plan)
 
     @property
     def certain(self) -> Collection[str]:
@@ -159,8 +160,8 @@ def explain_unwritten(one: ModuleTensor, tried: Sequence[str]) -> str:
 class Materialization:
     """The way in which a model gets memory and values: on which device, from which start, by which ranks together.
 
-    ``ready`` makes the start; what it raises, all ranks hear of. ``with_memory`` is the function to call for a model
-    that has memory already.
+    ``ready`` makes the start; what it raises, all ranks hear of. ``options`` are what else they have to agree in.
+    ``with_memory`` is the function to call for a model that has memory already.
     """
 
     model: nn.Module
@@ -171,12 +172,13 @@ class Materialization:
     verify: bool = True
     stats: bool = True
     with_memory: str = "torchinit.initialize"
+    options: Mapping[str, object] = field(default_factory=dict)
 
     def carry_out(self) -> Report:
         """Give memory, write, and prove that nothing was left; after an error the model has no memory again."""
-        start, device = self._together(self._ready, "the plan")
-        if is_shared(self.group) and isinstance(self.noise, Keyed):
-            check_consensus(start.intent, self.noise, self.group)
+        start, device, intent = self._together(self._ready, "the plan")
+        if intent is not None:
+            check_consensus(intent, over_group(self.group), ". Give each its own group= if that is meant")
         memory = self._together(lambda: allocate(self.model, device), "the allocation of memory")
         try:
             report = self._together(lambda: self._written(start, memory, device), "the initialization")
@@ -189,16 +191,20 @@ class Materialization:
             raise
 
     def _together(self, work: Callable[[], _T], noun: str) -> _T:
-        return run_collectively(work, noun, self.group) if is_shared(self.group) else work()
+        return run_collectively(work, noun, over_group(self.group)) if is_shared(self.group) else work()
 
-    def _ready(self) -> tuple[Start, torch.device]:
+    def _ready(self) -> tuple[Start, torch.device, Intent | None]:
         allocation.check_ranks(self.model)
         allocation.check_styles(self.model)
         allocation.check_meta(self.model, with_memory=self.with_memory)
         spread = is_shared(self.group) or any(is_distributed(entry.tensor) for entry in module_tensors(self.model))
         if spread and not isinstance(self.noise, Keyed):
             raise RunError("a model on several ranks needs a seed: give seed=, an int that is the same on all of them")
-        return self.ready(), allocation.check_device(self.device)
+        start, device = self.ready(), allocation.check_device(self.device)
+        if not is_shared(self.group):
+            return start, device, None
+        options = {"the device": device.type, "verify": self.verify, **self.options}
+        return start, device, intent_of(self.model, start.intent, self.noise, options)
 
     def _written(self, start: Start, memory: Allocation, device: torch.device) -> Report:
         certain = start.certain

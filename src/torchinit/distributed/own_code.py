@@ -18,7 +18,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.nn.utils.parametrize import is_parametrized
 
 from torchinit.distributed.allocation import ModuleTensor
-from torchinit.distributed.collectives import exchanged, is_shared
+from torchinit.distributed.collectives import exchanged, is_shared, over_group
 from torchinit.distributed.wholes import Exchange, WholeTensors, is_spread
 from torchinit.model.constructors import kept_arguments
 from torchinit.model.dtensor import is_distributed, local_part, shards_of
@@ -320,7 +320,9 @@ def own_resets(
 
 def exchange_in(group: ProcessGroup | None) -> Exchange | None:
     """The exchange by which the ranks of a group give each other the parts of a tensor; None for one process."""
-    return (lambda _, value: exchanged(value, group)) if is_shared(group) else None  # all ranks have each tensor
+    if not is_shared(group):
+        return None
+    return lambda _, value: [*exchanged(value, over_group(group)).values()]  # all ranks have each tensor
 
 
 def reset_layers(

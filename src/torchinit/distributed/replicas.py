@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import nn
 
 from torchinit._text import count
-from torchinit.distributed.collectives import abridged, gathered, ranks_of, ranks_text, run_collectively
+from torchinit.distributed.collectives import Spread, abridged, over_group, ranks_text, run_collectively
 from torchinit.errors import ReportError, RunError
-from torchinit.model.dtensor import cut_dimensions, piece_here
+from torchinit.initializers.statistics import is_shuffled
+from torchinit.model.dtensor import cut_dimensions, is_distributed, local_part, piece_here
+from torchinit.model.names import normalize
+from torchinit.model.shards import Shard
+from torchinit.plans.digest import digest
 from torchinit.plans.fingerprint import digest_tensors, hashed, sources_of
 
 if TYPE_CHECKING:
@@ -36,22 +40,33 @@ def verify_replicas(model: nn.Module, *, group: ProcessGroup | None = None) -> N
     >>> verify_replicas(nn.Linear(2, 3))
     >>> dist.destroy_process_group()
     """
+    compare_replicas(model, over_group(group))
+
+
+def compare_replicas(model: nn.Module, spread: Spread, only: Container[str] | None = None) -> None:
+    """Compare the parts of a model on the ranks of a spread, as :func:`verify_replicas` does on those of a group.
+
+    ``only`` names the DTensors to look at, and leaves out plain tensors.
+    """
     # Parts are compared by name and part, not by mesh: data parallelism holds meshes side by side that know nothing
     # of each other.
-    parts = run_collectively(lambda: _parts(model), "the comparison of replicas", group)
-    totals = gathered({place: hashed(*map(str, sites.items())) for place, sites in parts.items()}, group)
+    parts = run_collectively(lambda: _parts(model, only), "the comparison of replicas", spread)
+    totals = spread({place: hashed(*map(str, sites.items())) for place, sites in parts.items()})
     seen: dict[str, set[str]] = defaultdict(set)
-    for each in totals:
+    for each in totals.values():
         for place, total in each.items():
             seen[place].add(total)
     if doubtful := {place for place, found in seen.items() if len(found) > 1}:
-        details = gathered({place: sites for place, sites in parts.items() if place in doubtful}, group)
-        _raise_for(list(_differences(dict(zip(ranks_of(group), details, strict=True)))))
+        details = spread({place: sites for place, sites in parts.items() if place in doubtful})
+        _raise_for(list(_differences(details)))
 
 
-def _parts(model: nn.Module) -> dict[str, _Digests]:
+def _parts(model: nn.Module, only: Container[str] | None) -> dict[str, _Digests]:
     """The digest of each site that is here, by its place: which part of the whole it is."""
-    looks, problems = digest_tensors(sources_of(model).each)
+    sources = sources_of(model).each
+    if only is not None:
+        sources = [(name, tensors) for name, tensors in sources if name in only and all(map(_is_part, tensors))]
+    looks, problems = digest_tensors(sources)
     if problems:
         raise RunError(f"{count(len(problems), 'site')} without elements to look at", problems)
     texts: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
@@ -60,12 +75,68 @@ def _parts(model: nn.Module) -> dict[str, _Digests]:
     return {place: {name: hashed(*lines) for name, lines in sites.items()} for place, sites in texts.items()}
 
 
+def _is_part(tensor: Any) -> bool:
+    return is_distributed(tensor) and tensor.device_mesh.get_coordinate() is not None
+
+
 def _place(tensor: Any) -> str:
     """Which part of a tensor is here; a text that is the same on meshes side by side."""
     if tensor is None:
         return ""
     mesh = tensor.device_mesh
     return " ".join(f"{tensor.placements[i]} {piece_here(mesh, i)}/{mesh.shape[i]}" for i in cut_dimensions(tensor))
+
+
+def verify_stages(model: nn.Module, *, group: ProcessGroup | None = None) -> None:
+    """Find drawn values that ranks have in common where each should have its own: stages, or parts of a weight.
+
+    Values belong to names, and a stage alone has local ones: ``0.weight`` of every stage is one name, so one seed gives
+    all of them the same bits, as one ``torch.manual_seed`` on every rank does with parts that each rank draws itself.
+    Compared are all parameters of the ranks of the ``group`` (None: all there are), whatever their names. Replicas are
+    the ranks of a mesh that have one part of a DTensor, or a plain tensor beside DTensors; of a model without any each
+    rank should have its own. Only values that come in no order count, and are at least 20. All ranks of the group have
+    to call this; digests are sent.
+
+    Raises ReportError on every rank, with what is held by which of them: put each stage under its name in the whole
+    (``nn.ModuleDict({"4": stage})``), or give it a seed of its own. What is tied across stages is named, too.
+
+    >>> from torch import distributed as dist
+    >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    >>> verify_stages(nn.Linear(8, 8))
+    >>> dist.destroy_process_group()
+    """
+    spread = over_group(group)
+    drawn = spread(run_collectively(lambda: _drawn(model), "the comparison of stages", spread))
+    holders: dict[str, dict[tuple[str, object], set[int]]] = defaultdict(lambda: defaultdict(set))
+    for rank, here in drawn.items():
+        for name, (values, place) in here.items():
+            holders[values][name, place or rank].add(rank)
+    alike = []
+    for parts in holders.values():
+        ranks = sorted(set[int]().union(*parts.values()))
+        if len(parts) > 1 and len(ranks) > 1:
+            names = " and ".join(dict.fromkeys(name for name, _ in parts))
+            alike.append(f"{names}: the same on {ranks_text(ranks, 16)}")
+    if alike:
+        remedy = "put each stage under its name in the whole model, or give it a seed of its own"
+        headline = f"{count(len(alike), 'tensor')} with the drawn values of another rank's; {remedy}"
+        raise ReportError(headline, abridged(alike))
+
+
+def _drawn(model: nn.Module) -> dict[str, tuple[str, str]]:
+    """The digest of what is here of each drawn parameter, and which part of which ranks' whole it is, if it is one."""
+    # Plain tensors beside DTensors belong to the same ranks: the norms of tensor parallelism, and what FSDP2 has just
+    # gathered for a forward pass.
+    meshes = {str(each.device_mesh.mesh.tolist()) for each in model.parameters() if is_distributed(each)}
+    found = {}
+    for name, parameter in model.named_parameters():
+        local = local_part(parameter)
+        if local.is_floating_point() and not local.is_meta and local.numel() and is_shuffled(local):
+            sums = digest(Shard.whole(name, local))
+            values = f"{local.dtype} {tuple(local.shape)} {sums.first:016x} {sums.second:016x}"
+            part = _place(parameter) if is_distributed(parameter) else ""
+            found[normalize(name)] = values, " ".join([*sorted(meshes), part])
+    return found
 
 
 def _differences(details: Mapping[int, Mapping[str, _Digests]]) -> Iterator[str]:

@@ -81,6 +81,11 @@ class Fill(ShortStr, ABC):
         """Whether no later rule may write over it."""
         return False
 
+    @property
+    def content(self) -> str:
+        """A digest of what it takes from elsewhere, which ranks compare; empty for a fill that knows its numbers."""
+        return ""
+
     def prepare(self, shard: Shard) -> None:
         """Look at what can be known only now; raises ValueError or CheckpointError, while nothing is written yet."""
         del shard
@@ -161,6 +166,10 @@ class Wrapper(Fill):
     @property
     def locked(self) -> bool:
         return self.fill.locked
+
+    @property
+    def content(self) -> str:
+        return self.fill.content
 
     def prepare(self, shard: Shard) -> None:
         self.fill.prepare(shard)

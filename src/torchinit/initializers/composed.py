@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, final
 
@@ -19,6 +19,7 @@ from torchinit.model.layouts import Layout
 from torchinit.model.shards import Box, Shard, replaced
 from torchinit.model.sites import Site
 from torchinit.noise import Noise
+from torchinit.serialization.schema import Deferred
 from torchinit.serialization.validation import check_choice, check_number, is_integer
 
 
@@ -110,6 +111,17 @@ class Blocks(ShortStr):
             raise ValueError(f"{len(self.init)} initializers do not go with {count} parts")
 
     def resolve(self, site: Site) -> Fill | None:
+        parts = self.parts_of(site)
+        fills = tuple(fill for init, part in parts if (fill := fill_of(init, part)) is not None)
+        if len(fills) < len(parts):
+            return None
+        if len(set(fills)) == 1 and fills[0].elementwise:
+            return fills[0]
+        axis = (site.layout or Layout()).out_axes[0]
+        return Blockwise(fills, tuple(part.shape[axis] for _, part in parts), axis)
+
+    def parts_of(self, site: Site) -> list[tuple[Initializer, Site]]:
+        """The blocks of a site as sites of their own, each with its initializer; ValueError where it has none."""
         layout = site.layout or Layout()
         if not layout.out_axes or layout.out_axes[0] >= len(site.shape):
             raise ValueError(f"{site.name!r} of shape {site.shape} has no output axis to cut into blocks")
@@ -119,15 +131,13 @@ class Blocks(ShortStr):
         if sum(sizes) != extent:
             raise ValueError(f"parts={self.parts} do not make up the {extent} of dimension {axis} of {site.name!r}")
         each = self.init if isinstance(self.init, tuple) else (self.init,) * len(sizes)
-        block = replace(site, layout=replace(layout, blocks=1), aliases=())
-        fills = tuple(
-            fill
+        shared = math.gcd(layout.groups, len(sizes)) if axis == 0 and len(set(sizes)) == 1 else 1  # groups of their own
+        own = site.layout and replace(layout, blocks=1, groups=layout.groups // shared)
+        block = replace(site, layout=own, aliases=())
+        return [
+            (init, replace(block, shape=replaced(site.shape, axis, size)))
             for init, size in zip(each, sizes, strict=True)
-            if (fill := fill_of(init, replace(block, shape=replaced(site.shape, axis, size)))) is not None
-        )
-        if len(fills) < len(sizes):
-            return None
-        return fills[0] if len(set(fills)) == 1 and fills[0].elementwise else Blockwise(fills, sizes, axis)
+        ]
 
 
 @final
@@ -153,11 +163,35 @@ class Stacked(ShortStr):
             raise ValueError(f"axis, in_axis and out_axis must be 0, 1 and 2 in some order, but got {self}")
 
     def resolve(self, site: Site) -> Fill | None:
+        fill = fill_of(self.init, self.matrix_of(site))
+        return fill and fill.stacked(self.axis, self.out_axis, self.in_axis, site.shape[self.axis])
+
+    def matrix_of(self, site: Site) -> Site:
+        """One matrix of a stack, as a site of its own; ValueError for a site that is not a stack."""
         if len(site.shape) != 3:
             raise ValueError(f"Stacked needs 3 dimensions, but {site.name!r} has shape {site.shape}")
         shape = (site.shape[self.out_axis], site.shape[self.in_axis])
-        fill = fill_of(self.init, replace(site, shape=shape, layout=Layout(), aliases=()))
-        return fill and fill.stacked(self.axis, self.out_axis, self.in_axis, site.shape[self.axis])
+        return replace(site, shape=shape, layout=Layout(), aliases=())
+
+
+def innermost(init: object, site: Site) -> Iterator[tuple[object, Site]]:
+    """The initializers that an initializer is made of in the end, each with the site as it sees it.
+
+    >>> [(str(init), part.shape) for init, part in innermost(Blocks(Scaled(Constant(1.0), 2.0), 2), Site("w", (4, 8)))]
+    [('Constant(1)', (2, 8)), ('Constant(1)', (2, 8))]
+    """
+    match init:
+        case Scaled() | DepthScaled():
+            yield from innermost(init.init, site)
+        case Blocks():
+            for each, part in init.parts_of(site):
+                yield from innermost(each, part)
+        case Stacked():
+            yield from innermost(init.init, init.matrix_of(site))
+        case _:
+            yield init, site
+            if isinstance(init, Deferred) and (inner := init.target_and_arguments()[1].get("init")):
+                yield from innermost(inner, site)
 
 
 @final

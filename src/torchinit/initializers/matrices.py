@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
-from typing import ClassVar, Self, final
+from typing import TYPE_CHECKING, ClassVar, Literal, Self, final
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from torchinit.model.shards import Shard
 from torchinit.noise import Noise
 from torchinit.noise.threads import on_one_thread
 from torchinit.serialization.validation import check_number, is_integer
+
+if TYPE_CHECKING:
+    from torchinit.model.sites import Site
 
 
 class RegionFill(Fill):
@@ -224,36 +227,50 @@ class Identity(_Gained):
 class Dirac(_Gained, RegionFill):
     """A convolution kernel that passes its inputs on: ``gain`` at the centre where output and input agree.
 
-    ``groups`` parts of the outputs each pass on the same inputs, as ``torch.nn.init.dirac_``.
+    ``groups`` parts of the outputs each pass on the same inputs, as ``torch.nn.init.dirac_``; ``"layer"`` takes the
+    number of groups of the convolution itself, so that each passes on the inputs that it has.
 
     >>> Dirac(groups=2).scaled(0.5)
     Dirac(groups=2, gain=0.5)
     """
 
-    groups: int = 1
+    groups: int | Literal["layer"] = 1
     gain: float = 1.0
     bytes_an_element: ClassVar[int] = 4
 
     def __post_init__(self) -> None:
         _Gained.__post_init__(self)
-        if not is_integer(self.groups):
-            raise ValueError(f"groups must be a whole number of at least 1, but got {self.groups!r}")
+        if self.groups != "layer" and not is_integer(self.groups):
+            raise ValueError(f"groups must be a whole number of at least 1, or 'layer', but got {self.groups!r}")
+
+    def resolve(self, site: Site) -> Fill | None:
+        found = site.layout.groups if site.layout else 1
+        return Fill.resolve(replace(self, groups=found) if self.groups == "layer" else self, site)
+
+    @property
+    def parts_of_outputs(self) -> int:
+        """The number of groups; 1 where it is the layer's, which only a site can tell."""
+        return 1 if isinstance(self.groups, str) else self.groups
 
     def check(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         _Gained.check(self, shape, dtype)
-        if shape[0] % self.groups:
+        if shape[0] % self.parts_of_outputs:
             raise ValueError(f"Dirac has groups={self.groups}, which does not divide dimension 0 of {shape}")
 
     def compute(self, shard: Shard, noise: Noise) -> Tensor:
         shape = shard.region.shape
         whole = torch.zeros(shape, device=shard.local.device)
-        for group in _tap(whole, [size // 2 for size in shape[2:]]).chunk(self.groups):
+        for group in _tap(whole, [size // 2 for size in shape[2:]]).chunk(self.parts_of_outputs):
             group.fill_diagonal_(self.gain)
         return whole
 
     def moments(self, shape: tuple[int, ...] = ()) -> Moments:
-        ones = self.groups * min(shape[0] // self.groups, shape[1])
-        return _sprinkled(self.gain, ones, math.prod(shape))
+        return _sprinkled(self.gain, dirac_ones(shape, self.parts_of_outputs), math.prod(shape))
+
+
+def dirac_ones(shape: tuple[int, ...], groups: int) -> int:
+    """The number of outputs that a Dirac kernel of so many groups passes something on to."""
+    return groups * min(shape[0] // groups, shape[1])
 
 
 @final

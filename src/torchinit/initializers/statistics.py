@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from torchinit._text import dtype_name
 from torchinit.initializers.moments import Moments
 from torchinit.noise.engines.dispatch import chosen_kernel
 from torchinit.noise.engines.tasks import ValueSums, is_simple
@@ -16,6 +17,10 @@ from torchinit.noise.engines.tasks import ValueSums, is_simple
 # most of all on a machine that has other work.
 _CHUNK = 1 << 15
 _SIGMAS = 6.0
+
+_SAMPLE = 4096
+_FEWEST = 20
+"""The order of fewer values than this says nothing."""
 
 _SMALL = 1 << 20
 """Fewer bytes than this are copied by torch: whoever reads them next finds them in the caches."""
@@ -87,6 +92,7 @@ def deviations(expected: Moments | None, measured: Moments, numel: int, dtype: t
     if expected is None or expected.mean is None or expected.std is None:
         return []
     mean, std, low, high = (value or 0.0 for value in seen)
+    dtype = dtype.to_real()
     info = torch.finfo(torch.float32 if dtype.itemsize > 2 else dtype)  # wider ones hold numbers drawn in float32
     rounding, floor = 2 * info.eps, info.smallest_normal * info.eps
     reach = rounding * max(abs(expected.mean), expected.std) + floor
@@ -99,11 +105,90 @@ def deviations(expected: Moments | None, measured: Moments, numel: int, dtype: t
     ):
         if abs(value - planned) > sampling + reach:
             problems.append(f"{name} is {value:.6g}, planned {planned:.6g} ± {sampling + reach:.2g}")
+    if not problems and _is_too_narrow(expected, std, mean, numel):
+        narrow = f"all {numel:,} values are {low:.6g}" if low == high else f"std is {std:.6g}"
+        why = too_fine(expected, dtype)
+        problems.append(f"{narrow}, planned with std {expected.std:.6g}" + (why and f", {why}"))
     if expected.min is not None and low < expected.min - rounding * abs(expected.min) - floor:
         problems.append(f"smallest value is {low:.6g}, planned {expected.min:.6g}")
     if expected.max is not None and high > expected.max + rounding * abs(expected.max) + floor:
         problems.append(f"largest value is {high:.6g}, planned {expected.max:.6g}")
     return problems
+
+
+def _is_too_narrow(expected: Moments, std: float, mean: float, numel: int) -> bool:
+    """Whether values lie so close together that no rounding excuses it, nor chance: less than half of the deviation.
+
+    For n independent X >= 0 the chance that their mean is below E[X] - t is at most exp(-n t² / 2 E[X²]) (Maurer 2003,
+    "A bound on the deviation probability for sums of non-negative random variables"). X is the squared distance from
+    the planned mean: E[X] is the variance, E[X²] the kurtosis times its square. The bound is 1e-9; too few values for
+    it, some 125 of a normal, are never too narrow.
+    """
+    if not expected.std:
+        return False
+    # The mean of X is the measured variance and the square of how far the mean is off, which rounding may have added
+    # to: more than six standard errors do not count.
+    off = min(((mean - (expected.mean or 0.0)) / expected.std) ** 2, _SIGMAS**2 / numel)
+    least = 1 - math.sqrt(2 * expected.kurtosis * math.log(1e9) / numel) - off
+    return (std / expected.std) ** 2 < min(least, 0.25)
+
+
+def too_fine(expected: Moments, dtype: torch.dtype) -> str:
+    """The fact that a deviation is below what a dtype can tell apart around the mean; empty if it is not.
+
+    >>> too_fine(Moments(10.0, 0.001), torch.bfloat16)
+    'below the resolution of bfloat16 at 10'
+    >>> too_fine(Moments(0.0, 0.001), torch.bfloat16)
+    ''
+    """
+    mean, std, real = expected.mean, expected.std, dtype.to_real()
+    if mean is None or not std or not math.isfinite(mean):
+        return ""
+    drawn = real if real.itemsize <= 2 else torch.float32  # in which a seed draws wider ones, too
+    info = torch.finfo(drawn)
+    spacing = info.eps * max(math.ldexp(1.0, math.frexp(mean)[1] - 1) if mean else 0.0, info.smallest_normal)
+    if not std < spacing / 4:
+        return ""
+    which = dtype_name(drawn) if drawn == real else f"{dtype_name(drawn)}, in which a seed draws,"
+    return f"below the resolution of {which} at {mean:.6g}"
+
+
+def is_shuffled(values: Tensor) -> bool:
+    """Whether the values come in no order, as far as one can tell from their turning points.
+
+    Among n values that are drawn alike and without ties, a value lies above or below both of its neighbours 2(n-2)/3
+    times, with a variance of (16n-29)/90, whatever the distribution (Bienaymé, 1874). Six standard errors and
+    a twentieth for ties of rounded values are allowed, and an eighth of the values, or of the numbers that the
+    dtype has between 1 and 2, must differ. Ramps, steps, waves and repeated values do not pass, and fewer
+    than 20 values never do.
+
+    >>> is_shuffled(torch.randn(100)), is_shuffled(torch.arange(100.0).log())
+    (True, False)
+    """
+    # Equal values in two layers mean nothing where a formula made them: position tables, decay rates, identity matrices
+    # and constants are equal on purpose. A test of the distribution would need to know it, and a scaled normal is as
+    # good a draw as any; the order is free of it. How it can fail: noise with a pattern laid over it passes, and drawn
+    # values that were sorted, or rounded to a handful of numbers, do not, so that copies of those are not found.
+    sample = _sample(values)
+    number = len(sample)
+    if number < _FEWEST:
+        return False
+    steps = sample.diff()
+    turns = int((steps[1:] * steps[:-1] < 0).sum())
+    expected, spread = 2 * (number - 2) / 3, math.sqrt((16 * number - 29) / 90)
+    numbers_of_dtype = 1 / torch.finfo(values.dtype).eps if values.is_floating_point() else math.inf
+    differ = len(sample.unique()) >= min(number, numbers_of_dtype) / 8
+    return differ and abs(turns - expected) <= 6 * spread + number / 20
+
+
+def _sample(values: Tensor) -> Tensor:
+    """Neighbouring values from the middle, as float64."""
+    if values.dim() > 1:
+        rows = -(-_SAMPLE * len(values) // values.numel())
+        first = max(0, (len(values) - rows) // 2)
+        values = values[first : first + rows]
+    flat = values.reshape(-1)
+    return flat[max(0, (len(flat) - _SAMPLE) // 2) :][:_SAMPLE].to(torch.float64)
 
 
 def magnitude(values: Tensor) -> float:

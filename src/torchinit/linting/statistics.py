@@ -10,12 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torchinit.initializers.statistics import measure
+from torchinit.initializers.statistics import is_shuffled, measure
 
 _CHUNK = 1 << 16
-_SAMPLE = 4096
-_FEWEST = 20
-"""The order of fewer values than this says nothing."""
 
 _NONE = torch.empty(0, dtype=torch.int64)
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -131,41 +128,3 @@ def _bits(chunk: Tensor) -> Tensor:
     """The bits of each value as an int64."""
     chunk = chunk if chunk.dtype == torch.bool else chunk.view(_BITS[chunk.element_size()])
     return chunk ^ (chunk >> 32) if chunk.element_size() == 8 else chunk.to(torch.int64)
-
-
-def is_shuffled(values: Tensor) -> bool:
-    """Whether the values come in no order, as far as one can tell from their turning points.
-
-    Among n values that are drawn alike and without ties, a value lies above or below both of its neighbours 2(n-2)/3
-    times, with a variance of (16n-29)/90, whatever the distribution (Bienaymé, 1874). Six standard errors and
-    a twentieth for ties of rounded values are allowed, and an eighth of the values, or of the numbers that the
-    dtype has between 1 and 2, must differ. Ramps, steps, waves and repeated values do not pass, and fewer
-    than 20 values never do.
-
-    >>> is_shuffled(torch.randn(100)), is_shuffled(torch.arange(100.0).log())
-    (True, False)
-    """
-    # Equal values in two layers mean nothing where a formula made them: position tables, decay rates, identity matrices
-    # and constants are equal on purpose. A test of the distribution would need to know it, and a scaled normal is as
-    # good a draw as any; the order is free of it. How it can fail: noise with a pattern laid over it passes, and drawn
-    # values that were sorted, or rounded to a handful of numbers, do not, so that copies of those are not found.
-    sample = _sample(values)
-    number = len(sample)
-    if number < _FEWEST:
-        return False
-    steps = sample.diff()
-    turns = int((steps[1:] * steps[:-1] < 0).sum())
-    expected, spread = 2 * (number - 2) / 3, math.sqrt((16 * number - 29) / 90)
-    numbers_of_dtype = 1 / torch.finfo(values.dtype).eps if values.is_floating_point() else math.inf
-    differ = len(sample.unique()) >= min(number, numbers_of_dtype) / 8
-    return differ and abs(turns - expected) <= 6 * spread + number / 20
-
-
-def _sample(values: Tensor) -> Tensor:
-    """Neighbouring values from the middle, as float64."""
-    if values.dim() > 1:
-        rows = -(-_SAMPLE * len(values) // values.numel())
-        first = max(0, (len(values) - rows) // 2)
-        values = values[first : first + rows]
-    flat = values.reshape(-1)
-    return flat[max(0, (len(flat) - _SAMPLE) // 2) :][:_SAMPLE].to(torch.float64)

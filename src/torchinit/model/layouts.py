@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from torchinit._text import full_name
 
@@ -113,12 +113,37 @@ def describe(module: nn.Module, leaf: str) -> Slot:
         description = function(module, leaf) if function else None
         if description is not None:
             return Slot("weight", description) if isinstance(description, Layout) else description
-    return _BY_LEAF.get(leaf, _OTHER)
+    return _of_experts(module, leaf) or _BY_LEAF.get(leaf, _OTHER)
 
 
 def known_layers() -> tuple[str, ...]:
     """The qualified names of the layer classes whose weights are described here or by registration."""
     return tuple(sorted(layer if isinstance(layer, str) else full_name(layer) for layer in _KNOWN))
+
+
+_EXPERTS = {"gate_up_proj": 2, "up_proj": 1, "down_proj": 1}
+"""The weights of a mixture's experts in one tensor, as transformers calls them, and the parts side by side in each."""
+
+
+def _of_experts(module: nn.Module, leaf: str) -> Slot | None:
+    """The layout of experts in one tensor: dimension 0 counts them, and the way up and the way down tell the others."""
+    # Neither tells its axes alone, since any two sizes may be equal: down leads from one part of up's outputs back to
+    # up's inputs. Where there is but one part and both readings fit, the module has to say which it is.
+    name = next((name for name in _EXPERTS if isinstance(getattr(module, name, None), Tensor)), "down_proj")
+    up, down = getattr(module, name, None), getattr(module, "down_proj", None)
+    if leaf not in _EXPERTS or not (isinstance(up, Tensor) and isinstance(down, Tensor)):
+        return None
+    if not up.dim() == down.dim() == 3:
+        return None
+    (_, first, second), (_, inputs, inner) = up.shape, down.shape
+    by_rows = (first, second) == (_EXPERTS[name] * inner, inputs)
+    by_columns = (second, first) == (_EXPERTS[name] * inputs, inner)
+    if by_rows and by_columns:
+        by_columns = getattr(module, "is_transposed", None) is True
+        by_rows = getattr(module, "is_transposed", None) is False
+    if not (by_rows or by_columns):
+        return None
+    return Slot("weight", Layout((1 + by_rows,), (2 - by_rows,), batch_axes=(0,), blocks=_EXPERTS[leaf]))
 
 
 _OTHER = Slot("other")
@@ -132,6 +157,7 @@ def _weight(layout: Layout) -> Describe:
 register_layout(nn.Linear)(_weight(Layout()))
 register_layout(nn.Bilinear)(_weight(Layout(in_axes=(1, 2))))
 register_layout("transformers.pytorch_utils.Conv1D")(_weight(Layout((0,), (1,))))  # of GPT-2: it computes x @ W
+register_layout("transformers.models.jetmoe.modeling_jetmoe.JetMoeParallelExperts")(_weight(Layout((2,), (1,), (0,))))
 
 
 @register_layout(nn.modules.conv._ConvNd)

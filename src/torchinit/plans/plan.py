@@ -343,7 +343,13 @@ def _row(step: Step) -> tuple[str, ...]:
     over = ", ".join(rule.origin or str(rule) for rule in step.over)
     rule = " ".join(filter(None, (step.rule.origin, str(step.rule))))
     values = (str(step.fill), figure(moments.mean), figure(moments.std))
-    return (site.name, shape_text(site.shape), dtype_name(site.dtype), *values, rule, over, "; ".join(step.notes))
+    notes = remarks([view.name for view in site.aliases], step.notes)
+    return (site.name, shape_text(site.shape), dtype_name(site.dtype), *values, rule, over, notes)
+
+
+def remarks(aliases: Sequence[str], notes: Sequence[str]) -> str:
+    """The other names of a tensor and what else is to be known of it, as tables show them."""
+    return "; ".join([*([f"also {abbreviate(aliases, 3)}"] if aliases else []), *notes])
 
 
 def figure(value: float | None) -> str:

@@ -12,13 +12,13 @@ import torch
 from torchinit._text import abbreviate, count
 from torchinit.errors import FanError
 from torchinit.initializers.composed import Padded
-from torchinit.initializers.elementwise import Constant
 from torchinit.initializers.load_report import LoadReport
 from torchinit.initializers.source import Resolution, is_verbatim, resolve_all
-from torchinit.initializers.variance_scaling import asks_for_neutral, asks_what_follows
-from torchinit.knowledge.neutral import looks_like_norm, neutrality
+from torchinit.initializers.variance_scaling import asks_for_neutral
+from torchinit.knowledge.neutral import looks_like_norm
 from torchinit.model.sites import Site
-from torchinit.plans.plan import FROZEN, UNKNOWN, Plan, Reach, Skipped, Step
+from torchinit.plans.notes import notes_of
+from torchinit.plans.plan import FROZEN, Plan, Reach, Skipped, Step
 from torchinit.rules.rule import Rule, explain_unmatched
 
 Ties: TypeAlias = Literal["agree", "last"]
@@ -202,26 +202,9 @@ def _in_turn(steps: Iterable[Step]) -> tuple[Step, ...]:
 def _final(writes: list[_Write]) -> Step:
     """The last write of a site, with the rules that it beats and the notes: the later rule wins."""
     view, step = writes[-1]
-    site, fill = step.site, step.fill
     beaten = dict.fromkeys(write.step.rule for write in writes[:-1] if write.step.rule is not step.rule)
-    is_off_neutral = site.neutral is not None and isinstance(fill, Constant) and fill.val not in (site.neutral, 0.0)
-    notes = (
-        *([neutrality(site)] if is_off_neutral else []),
-        *fan_notes(step),
-        *([FROZEN] if site.frozen else []),
-        *([UNKNOWN] if asks_what_follows(step.rule.init) and not view.activation else []),
-    )
+    notes = notes_of(step, view)
     return replace(step, over=tuple(beaten), notes=notes) if beaten or notes else step
-
-
-def fan_notes(step: Step) -> tuple[str, ...]:
-    """The note that the two ways to count connections differ here, and which one is used."""
-    convention = getattr(step.rule.init, "fans", None)
-    if convention is None or len(step.site.shape) < 2:
-        return ()
-    by_torch, true = step.site.fans("torch"), step.site.fans("true")
-    text = "fans by torch's count {:g} in, {:g} out; true {:g} in, {:g} out; used: {}"
-    return () if by_torch == true else (text.format(*by_torch, *true, convention),)
 
 
 def _unlocked(writes: Iterable[list[_Write]]) -> Iterator[str]:

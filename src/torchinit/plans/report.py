@@ -15,7 +15,7 @@ from torchinit.initializers.load_report import LoadReport, by_field
 from torchinit.initializers.moments import Moments
 from torchinit.initializers.statistics import deviations
 from torchinit.plans.fingerprint import Fingerprint, StoredFingerprint
-from torchinit.plans.plan import FROZEN, Reach, counted, figure
+from torchinit.plans.plan import FROZEN, Reach, counted, figure, remarks
 from torchinit.serialization.reading import Reader
 from torchinit.serialization.schema import Schema, parse
 
@@ -136,9 +136,10 @@ class Report:
 
     def table(self) -> str:
         """The report as plain text, a line a site."""
-        head = ("name", "shape", "dtype", "fill", "mean", "std", "planned std", "rule")
+        head = ("name", "shape", "dtype", "fill", "mean", "std", "planned std", "rule", "notes")
         rows = shorten_paths(map(_row, self.records), [load.source for load in self.loads])
-        return format_table(head, rows) + "\n" + self.summary()
+        width = len(head) if any(row[-1] for row in rows) else len(head) - 1
+        return format_table(head[:width], [row[:width] for row in rows]) + "\n" + self.summary()
 
     def summary(self) -> str:
         """The report in a few lines: the sites that were written and those that were not."""
@@ -192,4 +193,5 @@ def _row(record: Record) -> tuple[str, ...]:
     figures = map(figure, (measured.mean, measured.std, expected.std))
     code = record.line and f"at {record.line}: {record.operation}"
     rule = " ".join(filter(None, (record.origin, record.rule, code)))
-    return (record.name, shape_text(record.shape), record.dtype, record.fill, *figures, rule)
+    notes = remarks(record.aliases, record.notes)
+    return (record.name, shape_text(record.shape), record.dtype, record.fill, *figures, rule, notes)

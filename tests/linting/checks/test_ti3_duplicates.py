@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations
@@ -106,3 +107,32 @@ def test_dead_units_along_the_second_dimension() -> None:
     with torch.no_grad():
         model.weight[:, 4] = 0
     assert found(model, "TI303") == [("warning", "weight", "1 of 6 units are zero throughout: 4")]
+
+
+@pytest.mark.parametrize(
+    ("layer", "groups", "dead"),
+    [
+        (nn.Conv2d(8, 8, 3, groups=8, bias=False), 1, "7 of 8 units are zero throughout: 1, 2, 3, 4, 5 and 2 more"),
+        (nn.Conv1d(6, 12, 3, groups=3, bias=False), 1, "10 of 12 units are zero throughout: 2, 3, 4, 5, 6 and 5 more"),
+        (nn.Conv2d(8, 16, 3, groups=4, bias=False), 2, "12 of 16 units are zero throughout: 2, 3, 4, 5, 6 and 7 more"),
+    ],
+)
+def test_a_dirac_kernel_of_other_groups(layer: nn.Module, groups: int, dead: str) -> None:
+    weight = layer.get_parameter("weight")
+    nn.init.dirac_(weight, groups)
+    assert only(lint(layer), "TI303").message == dead
+    nn.init.dirac_(weight, layer.groups)  # type: ignore[arg-type]
+    assert tuple(lint(layer)) == ()
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(4, 8, 3, bias=False),
+        nn.Conv2d(8, 4, 3, bias=False),
+        nn.ConvTranspose2d(8, 16, 3, groups=4, bias=False),
+    ],
+)
+def test_outputs_that_have_no_input_of_their_own(layer: nn.Module) -> None:
+    nn.init.dirac_(layer.get_parameter("weight"), layer.groups)  # type: ignore[arg-type]
+    assert tuple(lint(layer)) == ()

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from torchinit._text import abbreviate, count
+from torchinit.initializers.matrices import dirac_ones
+from torchinit.initializers.statistics import is_shuffled
 from torchinit.linting.registry import Hit, check
-from torchinit.linting.statistics import is_shuffled
 from torchinit.linting.target import LintedTensor, LintTarget, is_pair_to_tie
 
 
@@ -98,7 +99,9 @@ def dead_rows(target: LintTarget) -> Iterator[Hit]:
 
     Such a unit gives out its bias alone, and behind a ReLU it may never learn. Units are counted along the output
     axis of the layer, entries of a table along its rows. Left out are padding rows, loaded values, and weights with
-    so many zeros that chance makes such rows (n · z^length > 1e-6, for sparse initialization).
+    so many zeros that chance makes such rows (n · z^length > 1e-6, for sparse initialization). Of a grouped layer
+    whose values are zero and one other, as those of a Dirac kernel, there may be no more such units than outputs that
+    have no input of their own in their group.
     """
     for linted in target.drawn:
         stats, site = linted.statistics, linted.site
@@ -114,6 +117,16 @@ def dead_rows(target: LintTarget) -> Iterator[Hit]:
         number, units = int(dead.sum()), len(dead)
         length = stats.numel // units
         share = (stats.zeros - number * length) / max(1, stats.numel - number * length)
-        if number and units * share**length < 1e-6:
+        if number and (units * share**length < 1e-6 or number > _most_silent(linted)):
             names = abbreviate([str(at) for at in dead.nonzero().flatten().tolist()])
             yield Hit(linted.name, f"{number} of {count(units, 'unit')} are zero throughout: {names}")
+
+
+def _most_silent(linted: LintedTensor) -> float:
+    """The number of units that pass nothing on where each group of a layer passes on as many inputs as it can."""
+    layout, shape, values = linted.site.layout, linted.site.shape, linted.values
+    if layout is None or layout.groups == 1 or 0 not in layout.out_axes or values is None or not linted.is_complete:
+        return math.inf
+    if len(values[values != 0].unique()) > 1:
+        return math.inf
+    return shape[0] - dirac_ones(shape, layout.groups)

@@ -11,8 +11,8 @@ from torchinit.initializers.moments import Moments
 from torchinit.initializers.statistics import deviations, measure
 from torchinit.linting.registry import Hit, check
 from torchinit.linting.target import LintedTensor, LintTarget
+from torchinit.plans.notes import mismatches
 from torchinit.plans.plan import Step
-from torchinit.plans.planner import fan_notes
 
 
 @check("TI701", "error", "plan", "correct what it selects, or set optional = true")
@@ -43,16 +43,19 @@ def shadowed_rule(target: LintTarget) -> Iterator[Hit]:
 
 @check("TI703", "warning", "plan", 'set fans = "true", or fans = "torch" knowingly')
 def fan_convention(target: LintTarget) -> Iterator[Hit]:
-    """A weight whose fans depend on how they are counted, filled by torch's count.
+    """A weight that its rule counts or cuts otherwise than its layer does: fans by torch's count, several for one.
 
     ``torch.nn.init`` reads fans off the shape: dimension 1 in, dimension 0 out. For grouped and transposed
-    convolutions, experts in a stack and gates side by side that is not what the layer connects. Read off the plan:
-    both counts stand in the finding. Where parity with torch is wanted, ignore it.
+    convolutions, experts in a stack and gates side by side that is not what the layer connects: both counts stand in
+    the finding. Of three dimensions or more in a layer that nobody has described, dimension 0 may count experts. An
+    orthogonal, Dirac or identity matrix over all groups, gates or experts is none for each of them. Read off the plan.
+    Where parity with torch is wanted, ignore it.
     """
     for step in target.plan:
-        if getattr(step.rule.init, "fans", None) == "torch":
-            for note in fan_notes(step):
-                yield Hit(step.site.name, note)
+        view = next((view for view in step.site.views if step.rule.matches(view)), step.site)
+        for fact, remedy, is_chosen in mismatches(step, view):
+            if not is_chosen:
+                yield Hit(step.site.name, fact, remedy=remedy)
 
 
 @check("TI704", "error", "plan", "run the recipe last, or find what wrote after it")

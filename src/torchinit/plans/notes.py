@@ -1,0 +1,136 @@
+"""Notes: what the reader of a plan should know of a step: where its rule and its layer mean different things."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from torchinit._text import count
+from torchinit.initializers.base import Fill, ScaledFill
+from torchinit.initializers.composed import Padded, innermost
+from torchinit.initializers.elementwise import Constant, TruncNormal
+from torchinit.initializers.matrices import DeltaOrthogonal, Dirac, Identity, Orthogonal, dirac_ones
+from torchinit.initializers.statistics import too_fine
+from torchinit.initializers.variance_scaling import asks_what_follows
+from torchinit.knowledge.neutral import neutrality
+from torchinit.model.layouts import Layout
+from torchinit.model.sites import Site
+from torchinit.noise.distributions import MAX_SIGMAS
+from torchinit.plans.plan import FROZEN, UNKNOWN, Step
+
+
+class Mismatch(NamedTuple):
+    """A place where a rule counts or cuts a weight otherwise than its layer does, and the way out, if it is known.
+
+    ``is_chosen`` marks a choice that is right for the layer, of which only a plan tells.
+    """
+
+    fact: str
+    remedy: str = ""
+    is_chosen: bool = False
+
+
+def notes_of(step: Step, view: Site) -> tuple[str, ...]:
+    """All notes of a step; ``view`` is the site as the module sees it whose rule wrote last."""
+    site, fill = step.site, step.fill
+    is_off_neutral = site.neutral is not None and isinstance(fill, Constant) and fill.val not in (site.neutral, 0.0)
+    moments = fill.moments(site.shape)
+    coarse = moments and too_fine(moments, site.dtype)
+    return (
+        *([neutrality(site)] if is_off_neutral else []),
+        *("; ".join(filter(None, (fact, remedy))) for fact, remedy, _ in mismatches(step, view)),
+        *([f"std is {coarse}"] if coarse else []),
+        *([uncut] if (uncut := _uncut(fill)) else []),
+        *([FROZEN] if site.frozen else []),
+        *([UNKNOWN] if asks_what_follows(step.rule.init) and not view.activation else []),
+    )
+
+
+# --- counts ------------------------------------------------------------------------------------------------------
+
+_STACK: Final = "if dimension 0 counts weights, as of experts, take Stacked(...), or describe it by register_layout()"
+_DESCRIBE: Final = "register_layout() tells how it connects"
+
+
+def mismatches(step: Step, view: Site) -> tuple[Mismatch, ...]:
+    """Where a rule means another layer than the one at hand, as a module sees its weight, each once."""
+    found = (mismatch for init, site in innermost(step.rule.init, view) for mismatch in _of_fans(init, site))
+    return tuple(dict.fromkeys((*found, *_of_shape(step.fill, view))))
+
+
+def _of_fans(init: object, site: Site) -> Iterator[Mismatch]:
+    """Where fans depend on how connections are counted, or nobody knows how the layer makes them."""
+    convention = getattr(init, "fans", None)
+    if convention is None or len(site.shape) < 2:
+        return
+    by_torch, true = site.fans("torch"), site.fans("true")
+    if site.layout is None and (len(site.shape) > 2 or convention == "true"):
+        counted, remedy = ("a kernel", _STACK) if len(site.shape) > 2 else ("a matrix", _DESCRIBE)
+        yield Mismatch(f"{_unknown(site)}: counted as {counted}, {by_torch[0]:g} in, {by_torch[1]:g} out", remedy)
+    elif by_torch != true:
+        text = "fans by torch's count {:g} in, {:g} out; true {:g} in, {:g} out; used: {}"
+        yield Mismatch(text.format(*by_torch, *true, convention), is_chosen=convention == "true")
+
+
+def _unknown(site: Site) -> str:
+    return f"the layout of {site.owner.name}'s {site.leaf} is not known"
+
+
+# --- matrices ----------------------------------------------------------------------------------------------------
+
+
+def _of_shape(fill: Fill, site: Site) -> Iterator[Mismatch]:
+    """Where a fill that works on a whole matrix or kernel meets a tensor that holds several, or another order."""
+    fill, layout = _core(fill), site.layout
+    if not isinstance(fill, Orthogonal | DeltaOrthogonal | Dirac | Identity):
+        return
+    if layout is None:
+        if len(site.shape) > 2:
+            yield Mismatch(f"{_unknown(site)}: {type(fill).__name__} takes it for one kernel", _STACK)
+    elif isinstance(fill, Dirac):
+        if layout.groups != fill.groups and layout.out_axes:
+            silent = dirac_ones(site.shape, layout.groups) - dirac_ones(site.shape, fill.parts_of_outputs)
+            more = f": {silent} of {count(site.shape[0], 'filter')} pass nothing on that could" if silent > 0 else ""
+            fact = f"groups={layout.groups} in the layer, {fill.groups} in the rule{more}"
+            yield Mismatch(fact, 'groups = "layer"')
+    elif layout.out_axes:
+        yield from _several(fill, layout, site)
+
+
+def _several(fill: Fill, layout: Layout, site: Site) -> Iterator[Mismatch]:
+    name = type(fill).__name__
+    if layout.batch_axes:
+        axes = f"in_axis = {layout.in_axes[0]}, out_axis = {layout.out_axes[0]}"
+        number = site.shape[layout.batch_axes[0]]
+        yield Mismatch(f"{name} takes {number} weights for one matrix", f"Stacked(...) with {axes} takes each")
+        return
+    if layout.blocks > 1:
+        remedy = f"Blocks(..., parts={layout.blocks}) takes each"
+        yield Mismatch(f"{name} takes {layout.blocks} weights side by side for one matrix", remedy)
+    if layout.groups > 1:
+        each = f"Blocks(..., parts={layout.groups}) takes each"
+        remedy = each if 0 in layout.out_axes else "Normal(...) has no such parts"
+        yield Mismatch(f"{name} takes the {layout.groups} groups of the layer for one matrix", remedy)
+    axis = getattr(fill, "axis", None)
+    if len(site.shape) > 2 and axis in layout.in_axes:
+        yield Mismatch(f"the rows of {name} run over the inputs of the layer", f"axis = {layout.out_axes[0]}")
+
+
+def _core(fill: Fill) -> Fill:
+    """The fill without the factor and the padding row that lie around it."""
+    while isinstance(fill, ScaledFill | Padded):
+        fill = fill.fill
+    return fill
+
+
+# --- bounds ------------------------------------------------------------------------------------------------------
+
+
+def _uncut(fill: Fill) -> str:
+    """The note that bounds cut nothing off, as those of ``trunc_normal_`` do around a small deviation."""
+    fill = _core(fill)
+    if not isinstance(fill, TruncNormal) or fill.unit != "value" or not fill.sigma:
+        return ""
+    nearer = min(fill.mean - fill.low, fill.high - fill.mean) / fill.sigma
+    text = f'the bounds lie {nearer:.4g} std or more from the mean and cut nothing off; unit = "sigma" counts in std'
+    return text if nearer > MAX_SIGMAS else ""
