@@ -16,7 +16,7 @@ from torchinit._text import abbreviate, count
 from torchinit.distributed import Materialization, PlannedStart, Start, check_styles, own_resets, own_starts
 from torchinit.distributed.allocation import check_device
 from torchinit.distributed.consensus import initialize_together
-from torchinit.errors import ConfigError, PlanError
+from torchinit.errors import ConfigError, PlanError, RunError
 from torchinit.knowledge.following import with_activations
 from torchinit.knowledge.neutral import with_neutral
 from torchinit.model.sites import Site

@@ -200,13 +200,23 @@ RULES = [
 
 def initialized() -> Callable[[], nn.Module]:
     model = net()
-    nn.init.zeros_(model["basis"].weight)
-    return lambda: initialize(model, RULES, seed=0) and model
+    nn.init.zeros_(model.get_parameter("basis.weight"))
+
+    def work() -> nn.Module:
+        initialize(model, RULES, seed=0)
+        return model
+
+    return work
 
 
 def materialized() -> Callable[[], nn.Module]:
     model = net(whole=False).to("meta")
-    return lambda: materialize(model, RULES, seed=0) and model
+
+    def work() -> nn.Module:
+        materialize(model, RULES, seed=0)
+        return model
+
+    return work
 
 
 @pytest.fixture(scope="module")
@@ -311,8 +321,8 @@ def test_a_function_computes_in_double_precision_for_a_site_of_that() -> None:
     layers = nn.ModuleDict({"a": nn.Linear(3, 3, dtype=torch.float64), "b": nn.Linear(3, 3, dtype=torch.bfloat16)})
     with SETTINGS["float16"]():
         initialize(layers, Rule("*.weight", third), seed=0)
-    assert torch.equal(layers["a"].weight, torch.full((3, 3), 1 / 3, dtype=torch.float64))
-    assert torch.equal(layers["b"].weight, torch.full((3, 3), 1 / 3).bfloat16())
+    assert torch.equal(layers.get_parameter("a.weight"), torch.full((3, 3), 1 / 3, dtype=torch.float64))
+    assert torch.equal(layers.get_parameter("b.weight"), torch.full((3, 3), 1 / 3).bfloat16())
 
 
 def test_functions_in_several_threads_have_the_draws_of_their_own_names() -> None:

@@ -146,10 +146,10 @@ def outputs(rank: int, folder: Path) -> dict[str, list[str]]:
         torch.save(one.state_dict(), file)
     dist.barrier()
     expected = one(tokens).logits
-    meshes = {"line": [[3, 2, 1, 0], [2, 0, 3, 1]], "plane": [[[3, 2], [1, 0]], [[2, 3], [0, 1]]]}
+    meshes: list[Any] = [[3, 2, 1, 0], [2, 0, 3, 1], [[3, 2], [1, 0]], [[2, 3], [0, 1]]]
     found = {}
-    for kind, ranks in ((kind, ranks) for kind, each in meshes.items() for ranks in each):
-        names = ("shards",) if kind == "line" else ("replicas", "shards")
+    for ranks in meshes:
+        names = ("replicas", "shards") if isinstance(ranks[0], list) else ("shards",)
         mesh = DeviceMesh("cpu", torch.tensor(ranks), mesh_dim_names=names)
         for way, rules in (("drawn", RULES), ("loaded", Rule(Name("**"), Pretrained(str(file))))):
             with torch.device("meta"):
@@ -162,7 +162,7 @@ def outputs(rank: int, folder: Path) -> dict[str, list[str]]:
                 wrong.append("logits")
             if fingerprint(model) != fingerprint(one):
                 wrong.append("fingerprint")
-            state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+            state: Any = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
             if rank == 0 and any(not torch.equal(state[name], value) for name, value in one.state_dict().items()):
                 wrong.append("whole state dict")
             found[f"{way} {ranks}"] = wrong

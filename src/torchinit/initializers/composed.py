@@ -19,7 +19,7 @@ from torchinit.model.layouts import Layout
 from torchinit.model.shards import Box, Shard, replaced
 from torchinit.model.sites import Site
 from torchinit.noise import Noise
-from torchinit.serialization.schema import Deferred
+from torchinit.serialization.registry import Deferred
 from torchinit.serialization.validation import check_choice, check_number, is_integer
 
 

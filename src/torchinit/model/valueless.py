@@ -35,7 +35,7 @@ def refuse_transforms() -> None:
 def refuse_fakes() -> None:
     """Raise RunError where :func:`refuse_transforms` does, and within modes in which tensors hold nothing."""
     refuse_transforms()
-    for name, key in _MODES.items():
+    for name, key in _MODES.items() if torch._C._len_torch_dispatch_stack() else ():
         if torch._C._get_dispatch_mode(key) is not None:
             _refuse(name)
 
