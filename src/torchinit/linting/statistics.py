@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torchinit.initializers.statistics import measure
 
 _CHUNK = 1 << 16
 _SAMPLE = 4096
-_FEWEST = 20
+FEWEST: Final = 20
 """The order of fewer values than this says nothing."""
 
 _NONE = torch.empty(0, dtype=torch.int64)
@@ -151,7 +152,7 @@ def is_shuffled(values: Tensor) -> bool:
     # values that were sorted, or rounded to a handful of numbers, do not, so that copies of those are not found.
     sample = _sample(values)
     number = len(sample)
-    if number < _FEWEST:
+    if number < FEWEST:
         return False
     steps = sample.diff()
     turns = int((steps[1:] * steps[:-1] < 0).sum())

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import takewhile
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +57,12 @@ class LintedTensor:
     @property
     def is_complete(self) -> bool:
         """Whether all of the values are here."""
-        return local_part(self.tensor).shape == self.tensor.shape
+        return self.here == self.tensor.shape
+
+    @property
+    def here(self) -> torch.Size:
+        """The shape of the part that is here."""
+        return local_part(self.tensor).shape
 
     @cached_property
     def statistics(self) -> Statistics:
@@ -79,6 +86,15 @@ class LintedTensor:
         return self.is_parameter and layout is not None and bool(layout.out_axes) and len(self.site.shape) > 1
 
     @property
+    def mixes(self) -> bool:
+        """Whether several units have the same inputs, and several of them, so that only their weights differ."""
+        layout, shape = self.site.layout, self.site.shape
+        if not self.is_matrix or layout is None or layout.lookup:
+            return False
+        units = math.prod(shape[axis] for axis in layout.out_axes)
+        return self.site.fans("true")[0] > 1 and units > (layout.groups if 0 in layout.out_axes else 1)
+
+    @property
     def last_write(self) -> Write | None:
         """The last of the writes that a trace knows."""
         return max(self.writes, key=lambda write: write.last, default=None)
@@ -92,6 +108,17 @@ class LintedTensor:
 def is_pair_to_tie(twins: Collection[LintedTensor]) -> bool:
     """Whether one of them is a table that is looked up, and another the weight of a layer."""
     return len({bool(twin.site.layout and twin.site.layout.lookup) for twin in twins}) == 2
+
+
+def split_common_end(names: Sequence[str]) -> tuple[tuple[str, ...], str]:
+    """The names without the parts that all of them end with, and those parts.
+
+    >>> split_common_end(["a.fc.weight", "b.fc.weight"])
+    (('a', 'b'), 'fc.weight')
+    """
+    ends = zip(*(name.split(".")[:0:-1] for name in names), strict=False)  # the last parts come first
+    leaf = ".".join([parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, ends)][::-1])
+    return tuple(name.removesuffix(f".{leaf}") if leaf else name for name in names), leaf or names[0]
 
 
 @dataclass(frozen=True)
@@ -134,7 +161,7 @@ class LintTarget:
         alike: dict[object, list[LintedTensor]] = defaultdict(list)
         for each in self.drawn:
             if each.is_drawn:
-                alike[each.statistics.digest, local_part(each.tensor).shape, each.site.dtype].append(each)
+                alike[each.statistics.digest, each.here, each.site.dtype].append(each)
         groups = (tuple(twin for twin in group if twin.equals(group[0])) for group in alike.values())
         return tuple(group for group in groups if len(group) > 1)
 

@@ -22,7 +22,7 @@ def constant_weight(target: LintTarget) -> Iterator[Hit]:
     is a note, since the last layer of a residual branch, a gate or an adapter starts so on purpose; a warning where
     all weights are zero. Tables, single units, depthwise convolutions and loaded values are left out.
     """
-    matrices = [linted for linted in target.drawn if _mixes(linted)]
+    matrices = [linted for linted in target.drawn if linted.mixes]
     constant = [linted for linted in matrices if linted.statistics.constant]
     dead = len(matrices) == len(constant) > 1 and not any(linted.statistics.max for linted in constant)
     for linted in constant:
@@ -32,15 +32,6 @@ def constant_weight(target: LintTarget) -> Iterator[Hit]:
             yield Hit(linted.name, f"{text}, and so are all weights of the model", "warning")
         else:
             yield Hit(linted.name, text, "error" if linted.tensor.requires_grad and stats.max else "note")
-
-
-def _mixes(linted: LintedTensor) -> bool:
-    """Whether several outputs of the weight have the same inputs, and several of them."""
-    layout, shape = linted.site.layout, linted.site.shape
-    if not linted.is_matrix or layout is None or layout.lookup:
-        return False
-    outputs = math.prod(shape[axis] for axis in layout.out_axes)
-    return linted.site.fans("true")[0] > 1 and outputs > (layout.groups if 0 in layout.out_axes else 1)
 
 
 @check("TI402", "error", "values", 'start it neutral (type = "Neutral"): select weights by layer, not by name alone')
