@@ -226,4 +226,5 @@ class ConstructionRecorder(Recorder):
             buffers=[site.name for site in sites if site.kind == "buffer"],
             aliases={view.name: site.name for site in sites for view in site.aliases},
             added=[site.name for site in sites],
+            lost=self.lost_in(model),
         )

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 import torchinit
 from tests.linting.models import Net, apply, found, only, traced
 from torchinit import Layer, Leaf, Normal, Rule, lint
+from torchinit.linting import ConstructionRecorder
+from torchinit.tracing import Trace
 
 
 def test_weight_norm_untouched_by_init() -> None:
@@ -83,6 +88,92 @@ def test_weight_norm_that_was_not_touched() -> None:
     with pytest.warns(FutureWarning, match="weight_norm"):
         layer = torch.nn.utils.weight_norm(nn.Linear(8, 8))
     assert found(layer, "TI603") == []
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
+
+
+def lost(model: nn.Module, write: Callable[[Any], object] = lambda _: None, **known: Any) -> list[str]:
+    write(model)
+    return [one.severity for one in lint(model, select=["TI603"], **known)]
+
+
+def test_what_spectral_norm_computes_anew() -> None:
+    fresh = torch.nn.utils.spectral_norm(nn.Linear(8, 8))
+    assert lost(fresh, lambda one: nn.init.normal_(one.weight)) == []  # it is still the memory of weight_orig
+    x = torch.randn(2, 8)
+    for write, severity in (
+        (lambda one: nn.init.normal_(one.weight), "error"),
+        (lambda one: nn.init.zeros_(one.weight), "error"),
+        (lambda one: one.weight.data.normal_(), "warning"),
+    ):
+        layer = torch.nn.utils.spectral_norm(nn.Linear(8, 8))
+        layer(x)
+        assert lost(layer) == []
+        assert lost(layer, write) == [severity]
+        layer(x)  # which computes it
+        assert lost(layer) == []
+
+
+def test_what_weight_norm_computes_anew() -> None:
+    layer = torch.nn.utils.weight_norm(nn.Linear(8, 8))
+    state = {name: torch.randn_like(value) for name, value in layer.state_dict().items()}
+    assert lost(layer, lambda one: one.load_state_dict(state)) == []
+    nn.init.normal_(layer.weight)
+    assert lost(layer) == ["error"]
+    assert lost(layer, loaded=state) == []
+    layer(torch.randn(2, 8))  # a length that is not that of the direction any more
+    assert lost(layer) == []
+
+
+PARAMETRIZATIONS = [parametrizations.orthogonal, parametrizations.spectral_norm, parametrizations.weight_norm]
+
+
+@pytest.mark.parametrize("parametrization", PARAMETRIZATIONS)
+@pytest.mark.parametrize(
+    ("write", "severities"),
+    [
+        (lambda one: nn.init.normal_(one.weight), ["error"]),
+        (lambda one: one.weight.data.zero_(), ["error"]),
+        (lambda one: one.weight[0].detach().mul_(9), ["error"]),
+        (lambda one: setattr(one, "weight", nn.init.orthogonal_(torch.empty(8, 8))), []),
+        (lambda one: one(torch.randn(2, 8)), []),
+        (lambda one: [nn.init.zeros_(one.weight), setattr(one, "weight", torch.eye(8))], []),
+        (lambda one: [setattr(one, "weight", torch.eye(8)), nn.init.zeros_(one.weight)], ["error"]),
+    ],
+)
+def test_a_write_to_what_a_parametrization_computed(
+    parametrization: Callable[[nn.Module], nn.Module], write: Callable[[Any], object], severities: list[str]
+) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), parametrization(nn.Linear(8, 8)))
+    with torchinit.trace(model) as seen:
+        write(model[1])
+    assert lost(model, trace=seen) == severities
+    assert [write.site for write in seen.lost] == ["1.weight"] * len(severities)
+    assert Trace.from_json(seen.to_json()) == seen
+    if severities:
+        assert "written in vain: 1.weight" in seen.summary()
+        assert "test_ti6_tying.py:" in lint(model, trace=seen, select=["TI603"])[0].line
+
+
+def test_a_write_that_the_parametrization_keeps_is_not_lost() -> None:
+    class Identity(nn.Module):
+        def forward(self, weight: Tensor) -> Tensor:
+            return weight
+
+    model = nn.Sequential(nn.Linear(8, 8))
+    nn.utils.parametrize.register_parametrization(model[0], "weight", Identity())
+    with torchinit.trace(model) as seen:
+        nn.init.normal_(model[0].weight)
+    assert seen.lost == ()
+
+
+def test_a_constructor_that_writes_in_vain() -> None:
+    recorder = ConstructionRecorder()
+    with recorder:
+        model = nn.Sequential(parametrizations.orthogonal(nn.Linear(8, 8)))
+        nn.init.normal_(model[0].weight)
+    assert lost(model, trace=recorder.of(model)) == ["error"]
 
 
 def test_tied_weight_drawn_through_both_layers() -> None:

@@ -137,7 +137,7 @@ def unwritten(target: LintTarget) -> Iterator[Hit]:
     trace = target.trace
     if not len(trace):
         return
-    left = set(trace.unwritten) - set(trace.added)
+    left = set(trace.unwritten) - set(trace.added) - {write.site for write in trace.lost}  # of these TI603 tells
     traced = [linted for linted in target.tensors if linted.is_parameter and linted.name in trace.parameters]
     written = {(linted.site.owner.name, linted.site.leaf) for linted in traced if linted.name not in left}
     rest = []

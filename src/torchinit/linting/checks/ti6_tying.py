@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from torchinit._text import abbreviate
@@ -65,23 +67,52 @@ def equal_not_tied(target: LintTarget) -> Iterator[Hit]:
 
 @check("TI603", "error", "values", "write through the parametrization: remove it first, or use a torchinit rule")
 def lost_in_parametrization(target: LintTarget) -> Iterator[Hit]:
-    """A weight under ``torch.nn.utils.weight_norm`` that was written where the next call computes it anew.
+    """A weight that was written where the next call computes it anew, so that the write has no effect.
 
-    The hook computes ``weight`` from ``weight_g`` and ``weight_v`` before each call, so what is written to
-    ``weight`` is lost. Decided by comparing it with what the hook would compute, within a thousandth of its largest
-    value. Under the newer ``parametrizations.weight_norm`` only a plan or a trace shows such a write.
+    The hooks of ``torch.nn.utils.weight_norm`` and ``spectral_norm`` compute ``weight`` from ``weight_g`` and
+    ``weight_v``, or ``weight_orig``, before each call. Compared is what stands in it with what they would compute,
+    within a thousandth of its size, and for spectral norm up to a factor. The newer ``parametrizations`` compute
+    it for whoever asks: there a trace tells what was written and is not what is computed at the end.
+    Loaded values are left out, and so is a ``weight`` that torch counted no write to while what it is computed from was
+    written; under spectral norm that is a warning.
     """
+    loaded = {normalize(name) for name in target.loaded}
     for linted in target.tensors:
         holder = linted.holders[0]
-        module, leaf = holder.place.module, holder.leaf
-        hooked = any(isinstance(hook, WeightNorm) and hook.name == leaf for hook in module._forward_pre_hooks.values())
-        stale = module.__dict__.get(leaf)
-        if hooked and isinstance(stale, Tensor) and holder.computed_as:
-            computed = holder.computed_as.value
-            apart = float((stale.detach() - computed).abs().max())
-            if apart > 1e-6 + 1e-3 * float(computed.abs().max()):
-                text = f"will be computed from {leaf}_g and {leaf}_v, which are up to {apart:.3g} apart from it"
-                yield Hit(linted.name, text)
+        hooks = holder.place.module._forward_pre_hooks.values()
+        hook = next((each for each in hooks if isinstance(each, _HOOKS) and each.name == holder.leaf), None)
+        stale = vars(holder.place.module).get(holder.leaf)
+        if hook is None or not isinstance(stale, Tensor) or stale.is_meta:
+            continue
+        sources = [f"{linted.name}{end}" for end in ("_g", "_v", "_orig")]
+        apart = _distance(hook, holder.place.module, stale)
+        written = _version(stale) > 0 or not any(map(_version, holder.sources))
+        if apart > 1e-3 and loaded.isdisjoint(sources) and (written or isinstance(hook, SpectralNorm)):
+            names = " and ".join(sorted(holder.computed_as.hidden)) if holder.computed_as else ""
+            text = f"will be computed from {names}, and is {apart:.3g} times its size apart from that"
+            yield Hit(linted.name, text, None if written else "warning")
+    for write in target.trace.lost:
+        text = "was written after a parametrization had computed it, and is computed anew"
+        yield Hit(write.site, text, line=write.line)
+
+
+_HOOKS = (WeightNorm, SpectralNorm)
+
+
+def _version(tensor: Tensor) -> int:
+    """The number of writes that torch counted."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _distance(hook: WeightNorm | SpectralNorm, module: nn.Module, stale: Tensor) -> float:
+    """The distance of a tensor from what the hook would compute, in parts of that; of spectral norm in direction."""
+    with torch.no_grad():
+        if isinstance(hook, SpectralNorm):
+            computed: Any = module.get_parameter(f"{hook.name}_orig")
+            stale = stale * (stale * computed).sum().sign() * computed.norm() / stale.norm().clamp(min=1e-12)
+        else:
+            computed = hook.compute_weight(module)
+        return float((stale - computed).norm() / computed.norm().clamp(min=1e-12))
 
 
 @check("TI604", "warning", "trace", "initialize it through one of its layers")
