@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import takewhile
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +25,7 @@ from torchinit.plans.plan import Plan
 from torchinit.plans.report import Report
 from torchinit.tracing import Trace, Write
 from torchinit.tracing.recorder import Recorder, TracedTensor
+from torchinit.tracing.uninitialized import unstamp, watching
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,7 +187,8 @@ class LintTarget:
 class ConstructionRecorder(Recorder):
     """A recorder of the writes to a model while it is constructed, before any of its tensors has a name.
 
-    It records whatever is put into modules; :meth:`of` has it under the names that a model gives it.
+    It records whatever is put into modules; :meth:`of` has it under the names that a model gives it. It also watches
+    which memory was handed out empty and not written, of any dtype.
 
     >>> recorder = ConstructionRecorder()
     >>> with recorder:
@@ -195,6 +199,15 @@ class ConstructionRecorder(Recorder):
 
     def __init__(self) -> None:
         super().__init__(nn.Module())
+        self._memory = ExitStack()
+
+    def __enter__(self) -> Trace:
+        self._remember = self._memory.enter_context(watching(within_modes=True))
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._memory.close()
 
     # A constructor writes to tensors that have no name in the model yet, so they are followed by their memory, from the
     # moment when they are put into any module; `of` gives them the names that the finished model has for that memory.
@@ -212,6 +225,8 @@ class ConstructionRecorder(Recorder):
 
         All its sites count as added, since values may have been made before they were put into a module.
         """
+        self._remember(model)
+        unstamp(model)
         groups = group_sites(walk_tensors(model))
         sites = [site for site, _ in groups]
         names = {

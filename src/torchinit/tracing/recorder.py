@@ -273,9 +273,10 @@ class Recorder:
         for holder in walk_tensors(model) if self._in_vain else ():
             chains = getattr(holder.place.module, "parametrizations", {}) if holder.computed_as else {}
             last = self._in_vain.get(chains[holder.leaf]) if holder.leaf in chains else None
-            if last is not None and last.originals == _originals(chains[holder.leaf]):
-                if not torch.allclose(last.tensor, holder.tensor, rtol=1e-3, atol=1e-6):
-                    found.append(Write(holder.name, UNSEEN, line=last.line))
+            if last is None or last.originals != _originals(chains[holder.leaf]):
+                continue
+            if not torch.allclose(last.tensor, holder.tensor, rtol=1e-3, atol=1e-6):
+                found.append(Write(holder.name, UNSEEN, line=last.line))
         return tuple(found)
 
     # --- the second net ------------------------------------------------------------------------------------

@@ -126,6 +126,11 @@ def test_what_weight_norm_computes_anew() -> None:
     assert lost(layer) == []
 
 
+def put_eye(layer: nn.Module) -> nn.Module:
+    layer.weight = torch.eye(8)
+    return layer
+
+
 PARAMETRIZATIONS = [parametrizations.orthogonal, parametrizations.spectral_norm, parametrizations.weight_norm]
 
 
@@ -136,10 +141,10 @@ PARAMETRIZATIONS = [parametrizations.orthogonal, parametrizations.spectral_norm,
         (lambda one: nn.init.normal_(one.weight), ["error"]),
         (lambda one: one.weight.data.zero_(), ["error"]),
         (lambda one: one.weight[0].detach().mul_(9), ["error"]),
-        (lambda one: setattr(one, "weight", nn.init.orthogonal_(torch.empty(8, 8))), []),
+        (put_eye, []),
         (lambda one: one(torch.randn(2, 8)), []),
-        (lambda one: [nn.init.zeros_(one.weight), setattr(one, "weight", torch.eye(8))], []),
-        (lambda one: [setattr(one, "weight", torch.eye(8)), nn.init.zeros_(one.weight)], ["error"]),
+        (lambda one: (nn.init.zeros_(one.weight), put_eye(one)), []),
+        (lambda one: (put_eye(one), nn.init.zeros_(one.weight)), ["error"]),
     ],
 )
 def test_a_write_to_what_a_parametrization_computed(
@@ -161,18 +166,19 @@ def test_a_write_that_the_parametrization_keeps_is_not_lost() -> None:
         def forward(self, weight: Tensor) -> Tensor:
             return weight
 
-    model = nn.Sequential(nn.Linear(8, 8))
-    nn.utils.parametrize.register_parametrization(model[0], "weight", Identity())
-    with torchinit.trace(model) as seen:
-        nn.init.normal_(model[0].weight)
+    layer = nn.Linear(8, 8)
+    nn.utils.parametrize.register_parametrization(layer, "weight", Identity())
+    with torchinit.trace(nn.Sequential(layer)) as seen:
+        nn.init.normal_(layer.weight)
     assert seen.lost == ()
 
 
 def test_a_constructor_that_writes_in_vain() -> None:
     recorder = ConstructionRecorder()
     with recorder:
-        model = nn.Sequential(parametrizations.orthogonal(nn.Linear(8, 8)))
-        nn.init.normal_(model[0].weight)
+        layer = nn.Linear(8, 8)
+        model = nn.Sequential(parametrizations.orthogonal(layer))
+        nn.init.normal_(layer.weight)
     assert lost(model, trace=recorder.of(model)) == ["error"]
 
 
