@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
+from torchinit.knowledge.following import chains, with_activations
 from torchinit.knowledge.neutral import with_neutral
 from torchinit.linting.statistics import Statistics, compute_statistics
 from torchinit.model.dtensor import is_distributed, local_part
@@ -97,6 +98,22 @@ class LintedTensor:
         units = math.prod(shape[axis] for axis in layout.out_axes)
         return self.site.fans("true")[0] > 1 and units > (layout.groups if 0 in layout.out_axes else 1)
 
+    @cached_property
+    def factor(self) -> float:
+        """The factor by which the layer makes what passes larger, inputs being independent: std · sqrt(fan_in).
+
+        The fan counts the connections that the layer makes; a table that is looked up makes none.
+        """
+        view = next((view for view in self.site.views if view.layout and not view.layout.lookup), None)
+        if view is None or not self.is_matrix:
+            return 0.0
+        return math.sqrt(max(view.fans("true")[0], 0.0)) * math.hypot(self.statistics.std, self.statistics.mean)
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether there are values, all of them zero."""
+        return 0 < self.statistics.numel == self.statistics.zeros
+
     @property
     def last_write(self) -> Write | None:
         """The last of the writes that a trace knows."""
@@ -142,7 +159,7 @@ class LintTarget:
         for write in self.trace:
             writes[write.site].append(write)
         groups = group_sites(walk_tensors(self.model))
-        sites = with_neutral(self.model, (site for site, _ in groups))
+        sites = with_activations(self.model, with_neutral(self.model, (site for site, _ in groups)))
         return tuple(
             LintedTensor(
                 site,
@@ -177,6 +194,16 @@ class LintTarget:
     def by_name(self) -> dict[str, LintedTensor]:
         """The tensors by their names, all names of tied tensors included."""
         return {view.name: each for each in self.tensors for view in each.site.views}
+
+    @cached_property
+    def chains(self) -> list[list[tuple[str, str]]]:
+        """The modules that a signal passes one after the other, as far as the structure shows."""
+        return chains(self.model)
+
+    def bias_of(self, weight: LintedTensor) -> LintedTensor | None:
+        """The bias beside a weight, if the layer has one."""
+        start, _, leaf = weight.name.rpartition("weight")
+        return self.by_name.get(f"{start}bias{leaf}")
 
     def line(self, name: str) -> str:
         """The line that wrote a site last, where a trace knows it."""

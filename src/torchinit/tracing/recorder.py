@@ -247,9 +247,9 @@ class Recorder:
 
     # --- what is written in vain ---------------------------------------------------------------------------
 
-    # A parametrized tensor is computed for whoever asks for it, and what `nn.init` writes to it is gone with it. No site
-    # is written, and only the outcome tells: the last that was computed is kept, and looked at again when the next one
-    # is, or at the end. If it was written, and nothing has written since to what it was computed from, nor does the
+    # A parametrized tensor is computed for whoever asks for it, and what `nn.init` writes to it is gone with it. No
+    # site is written, and only the outcome tells: the last that was computed is kept, and looked at again when the next
+    # one is, or at the end. If it was written, and nothing has written since to what it was computed from, nor does the
     # module compute what was written, then the write is lost.
 
     def _on_forward(self, module: nn.Module, _: Any, output: Any) -> None:

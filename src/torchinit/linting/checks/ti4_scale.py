@@ -80,17 +80,15 @@ def loud_weight(target: LintTarget) -> Iterator[Hit]:
 
     ``normal_(weight)`` without a std does. The factor is std · sqrt(fan_in) for inputs that are independent, with
     the connections that the layer makes as its fan. Ten is a convention; a layer that is followed by a norm may
-    have it on purpose. Tables, and weights tied to one, are left out, and so are loaded values.
+    have it on purpose. A table that is looked up makes nothing larger, one that is also the weight of a head does: T5
+    divides there. Loaded values are left out.
     """
     for linted in target.drawn:
-        stats = linted.statistics
-        table = any(view.layout and view.layout.lookup for view in linted.site.views)
-        if stats.varied and linted.is_matrix and not table:
-            fan = linted.site.fans("true")[0]
-            factor = math.sqrt(max(fan, 0.0)) * math.hypot(stats.std, stats.mean)
-            if factor > _GAIN:
-                text = f"std {stats.std:.3g} with {fan:g} inputs makes what passes {factor:.3g} times as large"
-                yield Hit(linted.name, text)
+        if linted.factor > _GAIN and linted.statistics.varied:
+            view = next(view for view in linted.site.views if not (view.layout and view.layout.lookup))
+            text = f"std {linted.statistics.std:.3g} with {view.fans('true')[0]:g} inputs makes what passes"
+            through = f" through {view.name}" if view.name != linted.name else ""
+            yield Hit(linted.name, f"{text}{through} {linted.factor:.3g} times as large")
 
 
 @check("TI405", "warning", "values", "zero it after drawing the table")

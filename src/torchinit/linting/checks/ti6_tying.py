@@ -1,8 +1,9 @@
-"""TI6: tensors that are one, should be one, or are computed from others."""
+"""TI6: tensors that are one, should be one, are computed from others, or are held where nobody looks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,10 +11,13 @@ from torch import Tensor, nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from torchinit._text import abbreviate
+from torchinit._text import abbreviate, count, shape_text
 from torchinit.linting.registry import Hit, check
-from torchinit.linting.target import LintTarget, is_pair_to_tie
+from torchinit.linting.statistics import is_shuffled
+from torchinit.linting.target import LintTarget, is_pair_to_tie, split_common_end
 from torchinit.model.names import normalize
+from torchinit.model.sandbox import INTERNAL
+from torchinit.tracing.regions import storage_of
 
 
 @check("TI601", "error", "sites", "tie them again: to_empty(), and a copy of one of them, break ties")
@@ -130,3 +134,79 @@ def tie_drawn_twice(target: LintTarget) -> Iterator[Hit]:
             names = abbreviate([view.name for view in linted.site.aliases])
             text = f"is also {names}, and was drawn {times} times: {', '.join(kinds)}"
             yield Hit(linted.name, text, "warning" if len(kinds) > 1 else "note")
+
+
+@check("TI605", "warning", "sites", "make each anew (copy.deepcopy, then draw), or keep one on purpose")
+def one_in_places(target: LintTarget) -> Iterator[Hit]:
+    """A layer, or a parameter, that stands in several places of the model and is one.
+
+    ``[layer] * 4`` is one layer four times; so is ``k = q``. A warning where all that a list holds is one, else a
+    note, since weights are shared on purpose. Read off the tensors, so exact. Tables that are looked up are left
+    out where they stand in no such list, and so are ties that a model declares.
+    """
+    declared = set(map(frozenset, _declared(target.model)))
+    places: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for linted in target.tensors:
+        names = tuple(view.name for view in linted.site.views)
+        if linted.is_parameter and len(names) > 1 and not any(map(frozenset(names).issuperset, declared)):
+            owners, leaf = split_common_end(names)
+            if _fills_a_list(owners, target) or not any(
+                view.layout and view.layout.lookup for view in linted.site.views
+            ):
+                places[owners].append(leaf)
+    for owners, leaves in places.items():
+        which = f": {abbreviate(leaves)}" if leaves != [owners[0]] else ""
+        yield Hit(
+            owners[0],
+            f"is one with {abbreviate(owners[1:])}{which}",
+            "warning" if _fills_a_list(owners, target) else "note",
+        )
+
+
+def _fills_a_list(owners: Sequence[str], target: LintTarget) -> bool:
+    """Whether these are all that a numbered list has of parameters and buffers, and more than two."""
+    parents = {owner.rpartition(".")[0] for owner in owners}
+    if len(parents) > 1 or not all(owner.rpartition(".")[2].isdigit() for owner in owners):
+        return False
+    start = f"{parents.pop()}.".removeprefix(".")
+    inside = {name[len(start) :].partition(".")[0] for name in target.by_name if name.startswith(start)}
+    return inside == {owner[len(start) :] for owner in owners}
+
+
+@check("TI606", "warning", "sites", "register it: nn.Parameter, register_buffer, nn.ModuleList or nn.ModuleDict")
+def unregistered(target: LintTarget) -> Iterator[Hit]:
+    """A tensor, or a layer with tensors, that a module holds as a plain attribute, in a list, a tuple or a dict.
+
+    No state dict has it, ``to`` does not move it, no optimizer and no initialization reaches it. A warning for layers,
+    for what requires a gradient, and for drawn values (20 or more in no order); one note for all other tensors, since
+    constants are kept so on purpose. What is registered somewhere else in the model, shares memory with that, or is
+    what the hooks of ``torch.nn.utils`` compute, is left out.
+    """
+    modules = set(target.model.modules())
+    memory = {storage_of(tensor) for each in target.tensors for tensor in (each.tensor, *each.holders[0].sources)}
+    others = []
+    for path, module in target.model.named_modules():
+        for key, value in vars(module).items():
+            if key in INTERNAL or any(leaf.startswith(f"{key}_") for leaf in module._parameters):
+                continue
+            for name, item in _held(normalize(f"{path}.{key}".lstrip(".")), value):
+                if isinstance(item, nn.Module):
+                    inside = [*item.parameters(), *item.buffers()] if item not in modules else []
+                    if inside:
+                        yield Hit(name, f"{type(item).__name__} with {count(len(inside), 'tensor')} is not registered")
+                elif storage_of(item) not in memory:
+                    if item.requires_grad or (not item.is_meta and is_shuffled(item.detach())):
+                        yield Hit(name, f"a tensor of {shape_text(tuple(item.shape))} is not registered")
+                    else:
+                        others.append(name)
+    if others:
+        yield Hit("", f"plain attributes hold {count(len(others), 'tensor')}: {abbreviate(others)}", "note")
+
+
+def _held(name: str, value: object, depth: int = 2) -> Iterator[tuple[str, nn.Module | Tensor]]:
+    """The modules and tensors in an attribute, those in containers included, with their names."""
+    if isinstance(value, (nn.Module, Tensor)):
+        yield name, value
+    elif depth and isinstance(value, (list, tuple, dict)):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _held(f"{name}[{key!r}]", item, depth - 1)
