@@ -104,10 +104,13 @@ class LintedTensor:
 
         The fan counts the connections that the layer makes; a table that is looked up makes none.
         """
-        view = next((view for view in self.site.views if view.layout and not view.layout.lookup), None)
-        if view is None or not self.is_matrix:
-            return 0.0
-        return math.sqrt(max(view.fans("true")[0], 0.0)) * math.hypot(self.statistics.std, self.statistics.mean)
+        fan = self.multiplied.fans("true")[0] if self.is_matrix and self.multiplied else 0.0
+        return math.sqrt(fan) * math.hypot(self.statistics.std, self.statistics.mean)
+
+    @cached_property
+    def multiplied(self) -> Site | None:
+        """The site as the layer sees it that multiplies by it; None for a table that is only looked up."""
+        return next((view for view in self.site.views if view.layout and not view.layout.lookup), None)
 
     @property
     def is_zero(self) -> bool:

@@ -84,8 +84,8 @@ def loud_weight(target: LintTarget) -> Iterator[Hit]:
     divides there. Loaded values are left out.
     """
     for linted in target.drawn:
-        if linted.factor > _GAIN and linted.statistics.varied:
-            view = next(view for view in linted.site.views if not (view.layout and view.layout.lookup))
+        view = linted.multiplied
+        if view is not None and linted.factor > _GAIN and linted.statistics.varied:
             text = f"std {linted.statistics.std:.3g} with {view.fans('true')[0]:g} inputs makes what passes"
             through = f" through {view.name}" if view.name != linted.name else ""
             yield Hit(linted.name, f"{text}{through} {linted.factor:.3g} times as large")

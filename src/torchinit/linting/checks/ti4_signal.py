@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from itertools import pairwise
 from typing import Final, TypeAlias
 
@@ -14,8 +15,11 @@ from torchinit._text import abbreviate, count
 from torchinit.knowledge.following import LAYER
 from torchinit.knowledge.gains import gain_before
 from torchinit.linting.registry import Hit, Severity, check
+from torchinit.linting.statistics import Statistics
 from torchinit.linting.target import LintedTensor, LintTarget
+from torchinit.model.layouts import Layout
 from torchinit.model.names import normalize
+from torchinit.model.sites import Site
 
 _LOUDEST, _FAINTEST = 1e3, 1e-4
 _FAR = 20.0
@@ -34,8 +38,9 @@ def _is_judged(linted: LintedTensor) -> bool:
 def _runs(target: LintTarget) -> Iterator[tuple[list[LintedTensor], float]]:
     """The weights of layers one behind the other, and the factor by which all of them change what passes."""
     # The signal is followed as a size alone, 1 at first: each layer multiplies it by std · sqrt(fan_in), an activation
-    # by what its gain makes up for, and bounded ones cap it. Biases are left out: they carry nothing of the input. How it fails: inputs that are not of size 1 before a bounded activation, rows that are not
-    # independent (orthogonal ones are as good), pooling that averages.
+    # by what its gain makes up for, and bounded ones cap it. Biases are left out: they carry nothing of the input. How
+    # it fails: inputs that are not of size 1 before a bounded activation, pooling that averages, and rows that depend
+    # on each other.
     for chain in target.chains:
         weights: list[LintedTensor] = []
         signal = 1.0
@@ -192,22 +197,22 @@ def odd_spread(target: LintTarget) -> Iterator[Hit]:
     The slips: a std of gain / fan where gain / sqrt(fan) is meant, a gain that was applied twice, and, for grouped and
     transposed convolutions and the like, fans read off the shape. A formula fits if the std is within four standard
     errors of it, which follow from the number of values; too few values to tell are left out, and so is what fits
-    fan_in, fan_out or their mean with a gain of 1, of a ReLU, of what follows, or of torch's default. One note for each
+    fan_in, fan_out or their mean, with or without strides, with a gain of 1, of a ReLU, of what follows, or of torch's
+    default. One note for each
     slip: a std of 0.02 with 50 inputs is one by chance. Loaded values are left out.
     """
     found: dict[str, list[str]] = {}
     for linted in target.drawn:
-        if linted.is_drawn and linted.factor:
-            slip = _slip(linted)
-            found.setdefault(slip, []).append(linted.name)
+        view = linted.multiplied
+        if view is not None and view.layout is not None and linted.is_drawn and linted.factor:
+            found.setdefault(_slip(linted.statistics, view, view.layout), []).append(linted.name)
     for slip, names in found.items():
         if slip:
             yield Hit("", f"{slip}: {count(len(names), 'weight')}, {abbreviate(names)}")
 
 
-def _slip(linted: LintedTensor) -> str:
+def _slip(stats: Statistics, site: Site, layout: Layout) -> str:
     """The slip that explains the spread of a weight; empty if a usual formula does, or nothing."""
-    site, stats = linted.site, linted.statistics
     std, error = math.hypot(stats.std, stats.mean), 4 / math.sqrt(2 * (stats.numel - stats.zeros))
     gains = {1.0, math.sqrt(2), gain_before(site.activation)}
 
@@ -217,8 +222,8 @@ def _slip(linted: LintedTensor) -> str:
     def usual(fans: tuple[float, float], gains: set[float]) -> list[float]:
         return [gain / math.sqrt(fan) for gain in gains for fan in (*fans, sum(fans) / 2) if fan]
 
-    true, shape = site.fans("true"), site.fans()
-    if error > 0.2 or not all(true) or fits(*usual(true, {*gains, 1 / math.sqrt(3)})):
+    true, shape, unstrided = site.fans("true"), site.fans(), replace(layout, stride=1).fans(site.shape)
+    if error > 0.2 or not all(true) or any(fits(*usual(fans, {*gains, 3**-0.5})) for fans in (true, unstrided)):
         return ""
     apart = max(abs(math.log2(one / other)) for one, other in zip(true, shape, strict=True))
     if apart >= 1 and fits(*usual(shape, gains)):

@@ -76,7 +76,7 @@ def lost_in_parametrization(target: LintTarget) -> Iterator[Hit]:
     The hooks of ``torch.nn.utils.weight_norm`` and ``spectral_norm`` compute ``weight`` from ``weight_g`` and
     ``weight_v``, or ``weight_orig``, before each call. Compared is what stands in it with what they would compute,
     within a thousandth of its size, and for spectral norm up to a factor. The newer ``parametrizations`` compute
-    it for whoever asks: there a trace tells what was written and is not what is computed at the end.
+    it for whoever asks: there a trace tells what was written and is not what is computed at the end, a warning.
     Loaded values are left out, and so is a ``weight`` that torch counted no write to while what it is computed from was
     written; under spectral norm that is a warning.
     """
@@ -97,7 +97,7 @@ def lost_in_parametrization(target: LintTarget) -> Iterator[Hit]:
             yield Hit(linted.name, text, None if written else "warning")
     for write in target.trace.lost:
         text = "was written after a parametrization had computed it, and is computed anew"
-        yield Hit(write.site, text, line=write.line)
+        yield Hit(write.site, text, "warning", line=write.line)
 
 
 _HOOKS = (WeightNorm, SpectralNorm)
