@@ -202,3 +202,82 @@ def test_tied_weight_drawn_through_both_layers() -> None:
     assert [one.severity for one in found] == ["warning"]
     assert "and was drawn 2 times: normal_(mean=0, std=1), normal_(mean=0, std=0.02)" in found[0].message
     assert [one.severity for one in traced(tied(), apply(alike)) if one.code == "TI604"] == ["note"]
+
+
+# --- one in several places --------------------------------------------------------------------------------------------
+
+
+def pair(share: Callable[[Any], object]) -> nn.Module:
+    model = nn.ModuleDict({name: nn.Linear(8, 8) for name in "qkv"})
+    share(model)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda: nn.Sequential(*[nn.Linear(4, 4)] * 4), ("warning", "0", "is one with 1, 2, 3: weight, bias")),
+        (lambda: nn.ParameterList([nn.Parameter(torch.randn(4))] * 4), ("warning", "0", "is one with 1, 2, 3")),
+        (lambda: pair(lambda m: m.update({"k": m["q"]})), ("note", "q", "is one with k: weight, bias")),
+        (lambda: pair(lambda m: setattr(m["k"], "weight", m["q"].weight)), ("note", "q", "is one with k: weight")),
+        (lambda: nn.Sequential(*[nn.Linear(4, 4), nn.ReLU()] * 2), ("warning", "0", "is one with 2: weight, bias")),
+        (
+            lambda: nn.ModuleList([*[nn.Linear(4, 4)] * 2, nn.Linear(4, 4)]),
+            ("note", "0", "is one with 1: weight, bias"),
+        ),
+        (lambda: nn.ModuleList([nn.Embedding(9, 4)] * 3), ("warning", "0", "is one with 1, 2: weight")),
+    ],
+)
+def test_what_is_one_in_several_places(make: Callable[[], nn.Module], expected: tuple[str, ...]) -> None:
+    assert found(make(), "TI605") == [expected]
+
+
+def test_ties_that_are_meant_are_no_findings() -> None:
+    model = Declared({"head.weight": "embed.weight"})
+    model.head.weight = model.embed.weight
+    plain = nn.ModuleDict({"table": nn.Embedding(9, 4), "again": nn.Embedding(9, 4), "head": nn.Linear(4, 9)})
+    plain["again"].weight = plain["head"].weight = plain["table"].weight
+    norms = nn.ModuleList(nn.BatchNorm1d(4) for _ in range(3))
+    for one in (model, plain, norms, nn.Sequential(*[nn.ReLU()] * 3)):
+        assert found(one, "TI605") == []
+
+
+# --- what is not registered -------------------------------------------------------------------------------------------
+
+
+class Plain(nn.Module):
+    def __init__(self, **attributes: object) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+        vars(self).update(attributes)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "severity", "site", "message"),
+    [
+        ({"w": torch.randn(8, 8)}, "warning", "0.w", "a tensor of 8x8 is not registered"),
+        ({"w": torch.zeros(3, requires_grad=True)}, "warning", "0.w", "a tensor of 3 is not registered"),
+        ({"w": [nn.Parameter(torch.zeros(3))]}, "warning", "0.w[0]", "a tensor of 3 is not registered"),
+        ({"mean": torch.tensor([0.5, 0.4])}, "note", "", "plain attributes hold 1 tensor: 0.mean"),
+        ({"layers": [nn.Linear(3, 3)]}, "warning", "0.layers[0]", "Linear with 2 tensors is not registered"),
+        ({"heads": {"a": nn.Linear(3, 3)}}, "warning", "0.heads['a']", "Linear with 2 tensors is not registered"),
+        ({"deep": {"a": (nn.BatchNorm1d(3),)}}, "warning", "0.deep['a'][0]",
+         "BatchNorm1d with 5 tensors is not registered"),
+    ],
+)  # fmt: skip
+def test_what_is_not_registered(attributes: dict[str, object], severity: str, site: str, message: str) -> None:
+    assert found(nn.Sequential(Plain(**attributes)), "TI606") == [(severity, site, message)]
+
+
+def test_what_is_registered_elsewhere_is_no_finding() -> None:
+    fc = nn.Linear(4, 4)
+    model = Plain(again=[fc], weights=[fc.weight], view=fc.weight.detach()[0], acts=[nn.ReLU(), None, "x", 3])
+    model.fc = fc
+    hooked: nn.Module = torch.nn.utils.weight_norm(nn.Linear(8, 8))
+    modules: list[nn.Module] = [model, hooked]
+    modules += [torch.nn.utils.spectral_norm(nn.Linear(8, 8)), nn.LSTM(4, 4), nn.MultiheadAttention(4, 2)]
+    modules += [parametrization(nn.Linear(8, 8)) for parametrization in PARAMETRIZATIONS]
+    for one in modules:
+        assert found(nn.ModuleDict({"inner": one}), "TI606") == []
+    hooked(torch.randn(1, 8))
+    assert found(hooked, "TI606") == []

@@ -32,7 +32,10 @@ _BENT: Final = {"relu", "relu6", "leaky_relu", "prelu", "gelu", "gelu_tanh", "qu
 
 
 def _is_judged(linted: LintedTensor) -> bool:
-    return linted.is_parameter and not linted.loaded and linted.statistics.finite and linted.statistics.numel > 0
+    """Whether there are values that an initialization answers for, not what memory held before."""
+    stats = linted.statistics
+    blank = not stats.numel or not stats.finite or (stats.tiny and linted.site.dtype != torch.float16)
+    return linted.is_parameter and not linted.loaded and not blank
 
 
 def _runs(target: LintTarget) -> Iterator[tuple[list[LintedTensor], float]]:
@@ -219,14 +222,22 @@ def _slip(stats: Statistics, site: Site, layout: Layout) -> str:
     def fits(*expected: float) -> bool:
         return any(abs(std / each - 1) <= error for each in expected if each)
 
-    def usual(fans: tuple[float, float], gains: set[float]) -> list[float]:
-        return [gain / math.sqrt(fan) for gain in gains for fan in (*fans, sum(fans) / 2) if fan]
+    def usual(fans: tuple[float, float], turned: bool = False) -> list[float]:
+        # Of a weight that lies the other way round, fan_out is what the shape shows as fan_in.
+        return [
+            gain / math.sqrt(fan)
+            for gain in gains
+            for fan in (fans if not turned else fans[:1]) + (sum(fans) / 2,)
+            if fan
+        ]
 
     true, shape, unstrided = site.fans("true"), site.fans(), replace(layout, stride=1).fans(site.shape)
-    if error > 0.2 or not all(true) or any(fits(*usual(fans, {*gains, 3**-0.5})) for fans in (true, unstrided)):
+    default = [1 / math.sqrt(3 * fan) for fan in (*true, *unstrided, *shape) if fan]
+    known = [one for fans in (true, unstrided) for one in usual(fans, turned=0 in layout.in_axes)]
+    if error > 0.2 or not all(true) or fits(*known, *default):
         return ""
     apart = max(abs(math.log2(one / other)) for one, other in zip(true, shape, strict=True))
-    if apart >= 1 and fits(*usual(shape, gains)):
+    if apart >= 1 and layout.blocks == 1 and fits(*usual(shape)):  # torch's own attention counts q, k and v as one
         return "the spread is that of fans read off the shape, not of those that the layer connects"
     if error > 0.025:
         return ""

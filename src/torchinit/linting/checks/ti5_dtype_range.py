@@ -79,7 +79,7 @@ def rounded_buffer(target: LintTarget) -> Iterator[Hit]:
             if dtype.itemsize > site.dtype.itemsize:
                 rounded.append(f"{linted.name} ({dtype_name(site.dtype)} for {dtype_name(dtype)})")
     if rounded:
-        yield Hit("", f"{count(len(rounded), 'buffer')} stand in fewer digits than made: {abbreviate(rounded)}")
+        yield Hit("", f"fewer digits than made in {count(len(rounded), 'buffer')}: {abbreviate(rounded)}")
 
 
 def _mixed(kinds: Iterable[tuple[Site, str]]) -> Iterator[Hit]:
