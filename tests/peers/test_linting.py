@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from functools import cache, partial
@@ -14,9 +15,11 @@ import torch
 import transformers
 from torch import nn
 
+from tests.peers import planted
 from tests.peers.foreign import MODELS as FOREIGN
 from tests.peers.foreign import Make
 from torchinit import lint
+from torchinit.cli import main
 from torchinit.linting import ConstructionRecorder, Findings
 from torchinit.model.sandbox import poisoned_memory
 
@@ -111,3 +114,19 @@ def test_a_loaded_value_that_is_drawn_again(tmp_path: Path, monkeypatch: pytest.
     assert lost == {name for name in state if not torch.equal(loaded.state_dict()[name], state[name])}
     assert {one.severity for one in found} == {"error"}
     assert all("test_linting.py:" in one.line for one in found)
+
+
+PLANTED = [name for name in vars(planted) if "_ti" in name]
+SEVERITIES = {
+    "error": ("ti101", "ti302", "ti410", "lost_ti603"),
+    "note": ("ti412", "ti505", "shared_ti605"),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_the_command_line_finds_what_was_planted(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    severity = next((one for one, ends in SEVERITIES.items() if name.endswith(ends)), "warning")
+    code = name[-5:].upper()
+    assert main(["check", f"tests/peers/planted.py:{name}", "--json", "--fail-on", severity]) == 1
+    found = json.loads(capsys.readouterr().out)["findings"]
+    assert (code, severity) in {(one["code"], one["severity"]) for one in found}, found

@@ -131,7 +131,9 @@ def put_eye(layer: nn.Module) -> nn.Module:
     return layer
 
 
-PARAMETRIZATIONS = [parametrizations.orthogonal, parametrizations.spectral_norm, parametrizations.weight_norm]
+PARAMETRIZATIONS: list[Callable[..., nn.Module]] = [
+    parametrizations.orthogonal, parametrizations.spectral_norm, parametrizations.weight_norm
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("parametrization", PARAMETRIZATIONS)
