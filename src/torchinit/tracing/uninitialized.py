@@ -60,9 +60,11 @@ class _Allocations:
         self.empty: dict[int | None, tuple[torch.UntypedStorage, bytes]] = {}
 
     def carry_out(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        result = func(*args, **kwargs)
         for tensor in written_by(func, args, kwargs) if self.empty else ():
-            self.empty.pop(storage_of(tensor), None)
+            storage, before = self.empty.pop(storage_of(tensor), (None, b""))
+            if storage is not None and _head(storage) == _STAMP[: len(before)]:
+                _put(storage, before)  # a part may be all that is written
+        result = func(*args, **kwargs)
         packet = func.overloadpacket
         if packet in ALLOCATING or (packet in _COPYING and self._is_blank(args[0])):
             self._hand_out(result)

@@ -235,3 +235,14 @@ def test_lazy_layers_have_no_values() -> None:
     assert lint(model).codes == ()
     with torch.device("meta"):
         assert lint(nn.Sequential(nn.LazyLinear(3))).codes == ("TI102", "TI109")
+
+
+def test_memory_that_was_written_in_part_holds_what_it_would() -> None:
+    def make() -> Tensor:
+        values = torch.empty(64, dtype=torch.bool)
+        values[40:] = False
+        return values
+
+    model, findings = built(lambda: Holder(make))
+    assert findings.codes == ()
+    assert model.get_buffer("held").view(torch.uint8).tolist() == [1] * 40 + [0] * 24  # the poison of truth values

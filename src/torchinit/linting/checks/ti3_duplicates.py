@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from operator import mul
 
 import torch
 from torch import Tensor
@@ -170,17 +171,18 @@ def _flat(linted: LintedTensor, most: int = 0, part: tuple[slice, ...] = ()) -> 
 
 
 # Both proportions are free of sign and factor, and continuous, so that drawn tensors that are no copies are apart.
+# Rounded, so that the order of copies is that of the model.
 
 
 def _of_beginning(linted: LintedTensor) -> tuple[float, ...]:
-    first = _flat(linted, FEWEST)
-    ramp = torch.arange(1.0, FEWEST + 1, dtype=torch.float64, device=first.device)
-    return (float((first * ramp).sum().abs() / first.norm().clamp(min=1e-300)),)
+    first = _flat(linted, FEWEST).tolist()
+    proportion = abs(sum(map(mul, first, range(1, FEWEST + 1)))) / (math.hypot(*first) or 1.0)
+    return (float(f"{proportion:.7g}"),)
 
 
 def _of_extremes(linted: LintedTensor) -> tuple[float, ...]:
     stats = linted.statistics
-    return stats.numel, stats.reach / math.hypot(stats.std, stats.mean)
+    return stats.numel, float(f"{stats.reach / math.hypot(stats.std, stats.mean):.7g}")
 
 
 def _in_order(first: LintedTensor, second: LintedTensor) -> str:

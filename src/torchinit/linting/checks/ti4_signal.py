@@ -66,9 +66,8 @@ def _report(target: LintTarget, is_wrong: Callable[[float], bool]) -> Iterator[H
     for weights, factor in _runs(target):
         if is_wrong(factor):
             ends = torch.finfo(weights[0].site.dtype)
-            text = (
-                f"and the {len(weights) - 1} layers to {weights[-1].name} make what passes {factor:.3g} times as large"
-            )
+            layers = f"and {count(len(weights) - 1, 'layer')} to {weights[-1].name}"
+            text = f"{layers} make what passes {factor:.3g} times as large"
             yield Hit(weights[0].name, text, "warning" if ends.tiny < factor < ends.max else "error")
 
 

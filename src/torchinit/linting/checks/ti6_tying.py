@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
@@ -17,7 +18,7 @@ from torchinit.linting.statistics import is_shuffled
 from torchinit.linting.target import LintTarget, is_pair_to_tie, split_common_end
 from torchinit.model.names import normalize
 from torchinit.model.sandbox import INTERNAL
-from torchinit.tracing.regions import storage_of
+from torchinit.tracing.regions import memory_of, storage_of
 
 
 @check("TI601", "error", "sites", "tie them again: to_empty(), and a copy of one of them, break ties")
@@ -183,7 +184,7 @@ def unregistered(target: LintTarget) -> Iterator[Hit]:
     what the hooks of ``torch.nn.utils`` compute, is left out.
     """
     modules = set(target.model.modules())
-    memory = {storage_of(tensor) for each in target.tensors for tensor in (each.tensor, *each.holders[0].sources)}
+    known = {_memory(tensor) for each in target.tensors for tensor in (each.tensor, *each.holders[0].sources)}
     others = []
     for path, module in target.model.named_modules():
         for key, value in vars(module).items():
@@ -194,13 +195,23 @@ def unregistered(target: LintTarget) -> Iterator[Hit]:
                     inside = [*item.parameters(), *item.buffers()] if item not in modules else []
                     if inside:
                         yield Hit(name, f"{type(item).__name__} with {count(len(inside), 'tensor')} is not registered")
-                elif storage_of(item) not in memory:
-                    if item.requires_grad or (not item.is_meta and is_shuffled(item.detach())):
-                        yield Hit(name, f"a tensor of {shape_text(tuple(item.shape))} is not registered")
+                elif _memory(item) not in known:
+                    if item.requires_grad or _is_drawn(item):
+                        shape = "no shape yet" if is_lazy(item) else shape_text(tuple(item.shape))
+                        yield Hit(name, f"a tensor of {shape} is not registered")
                     else:
                         others.append(name)
     if others:
         yield Hit("", f"plain attributes hold {count(len(others), 'tensor')}: {abbreviate(others)}", "note")
+
+
+def _memory(tensor: Tensor) -> int:
+    return storage_of(tensor) or id(tensor)
+
+
+def _is_drawn(tensor: Tensor) -> bool:
+    values = memory_of(tensor)
+    return values is not None and values.is_floating_point() and not values.is_meta and is_shuffled(values.detach())
 
 
 def _held(name: str, value: object, depth: int = 2) -> Iterator[tuple[str, nn.Module | Tensor]]:
