@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import pairwise
 from typing import Final, TypeAlias
@@ -200,54 +200,43 @@ def odd_spread(target: LintTarget) -> Iterator[Hit]:
     transposed convolutions and the like, fans read off the shape. A formula fits if the std is within four standard
     errors of it, which follow from the number of values; too few values to tell are left out, and so is what fits
     fan_in, fan_out or their mean, with or without strides, with a gain of 1, of a ReLU, of what follows, or of torch's
-    default. One note for each
-    slip: a std of 0.02 with 50 inputs is one by chance. Loaded values are left out.
+    default. One note for each slip: a std of 0.02 with 50 inputs is one by chance. Loaded values are left out.
     """
-    found: dict[str, list[str]] = {}
+    found: dict[str, list[str]] = defaultdict(list)
     for linted in target.drawn:
         view = linted.multiplied
         if view is not None and view.layout is not None and linted.is_drawn and linted.factor:
-            found.setdefault(_slip(linted.statistics, view, view.layout), []).append(linted.name)
-    for slip, names in found.items():
-        if slip:
-            yield Hit("", f"{slip}: {count(len(names), 'weight')}, {abbreviate(names)}")
+            found[_slip(linted.statistics, view, view.layout)].append(linted.name)
+    for slip in sorted(found.keys() - {""}):
+        yield Hit("", f"{slip}: {count(len(found[slip]), 'weight')}, {abbreviate(found[slip])}")
 
 
 def _slip(stats: Statistics, site: Site, layout: Layout) -> str:
     """The slip that explains the spread of a weight; empty if a usual formula does, or nothing."""
     std, error = math.hypot(stats.std, stats.mean), 4 / math.sqrt(2 * (stats.numel - stats.zeros))
     gains = {1.0, math.sqrt(2), gain_before(site.activation)}
+    true, shape = site.fans("true"), site.fans()
+    if error > 0.2 or not all(true):
+        return ""
 
-    def fits(*expected: float) -> bool:
-        return any(abs(std / each - 1) <= error for each in expected if each)
+    def fits(gains: Iterable[float], fans: Iterable[float], power: float = 0.5) -> bool:
+        return any(abs(std / (gain / fan**power) - 1) <= error for gain in gains for fan in fans)
 
-    def usual(fans: tuple[float, float], turned: bool = False) -> list[float]:
-        # Of a weight that lies the other way round, fan_out is what the shape shows as fan_in.
-        return [
-            gain / math.sqrt(fan)
-            for gain in gains
-            for fan in (fans if not turned else fans[:1]) + (sum(fans) / 2,)
-            if fan
-        ]
-
-    true, shape, unstrided = site.fans("true"), site.fans(), replace(layout, stride=1).fans(site.shape)
-    default = [1 / math.sqrt(3 * fan) for fan in (*true, *unstrided, *shape) if fan]
-    known = [one for fans in (true, unstrided) for one in usual(fans, turned=0 in layout.in_axes)]
-    if error > 0.2 or not all(true) or fits(*known, *default):
+    # Of a weight that lies the other way round, what the shape shows as fan_in is fan_out: the slip itself.
+    several = 1 if 0 in layout.in_axes else 2
+    usual = [
+        fan for fans in (true, replace(layout, stride=1).fans(site.shape)) for fan in (*fans[:several], sum(fans) / 2)
+    ]
+    if fits(gains, usual) or fits({1 / math.sqrt(3)}, (*usual, *shape)):
         return ""
     apart = max(abs(math.log2(one / other)) for one, other in zip(true, shape, strict=True))
-    if apart >= 1 and layout.blocks == 1 and fits(*usual(shape)):  # torch's own attention counts q, k and v as one
+    # torch's own attention counts queries, keys and values as one, hence no blocks.
+    if apart >= 1 and layout.blocks == 1 and fits(gains, (*shape, sum(shape) / 2)):
         return "the spread is that of fans read off the shape, not of those that the layer connects"
-    if error > 0.025:
-        return ""
-    if fits(*(gain / fan for gain in gains for fan in true if fan > 1)):
+    if error <= 0.025 and fits(gains, true, power=1):
         return "the std is gain / fan, not gain / sqrt(fan)"
-    twice = {gain**2 for gain in gains} - {1.0}
-    return (
-        "the std is that of a gain applied twice"
-        if fits(*(gain / math.sqrt(fan) for gain in twice for fan in true))
-        else ""
-    )
+    is_twice = error <= 0.025 and fits({gain**2 for gain in gains} - {1.0}, true)
+    return "the std is that of a gain applied twice" if is_twice else ""
 
 
 @check("TI413", "warning", "values", "draw both parts, each with 1 / sqrt(2) of the std")

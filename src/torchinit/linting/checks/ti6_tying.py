@@ -13,7 +13,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from torchinit._text import abbreviate, count, shape_text
-from torchinit.linting.registry import Hit, check
+from torchinit.linting.registry import Hit, Severity, check
 from torchinit.linting.statistics import is_shuffled
 from torchinit.linting.target import LintTarget, is_pair_to_tie, split_common_end
 from torchinit.model.names import normalize
@@ -151,21 +151,17 @@ def one_in_places(target: LintTarget) -> Iterator[Hit]:
         names = tuple(view.name for view in linted.site.views)
         if linted.is_parameter and len(names) > 1 and not any(map(frozenset(names).issuperset, declared)):
             owners, leaf = split_common_end(names)
-            if _fills_a_list(owners, target) or not any(
-                view.layout and view.layout.lookup for view in linted.site.views
-            ):
+            is_table = any(view.layout and view.layout.lookup for view in linted.site.views)
+            if not is_table or _fills_a_list(owners, target):
                 places[owners].append(leaf)
     for owners, leaves in places.items():
         which = f": {abbreviate(leaves)}" if leaves != [owners[0]] else ""
-        yield Hit(
-            owners[0],
-            f"is one with {abbreviate(owners[1:])}{which}",
-            "warning" if _fills_a_list(owners, target) else "note",
-        )
+        severity: Severity = "warning" if _fills_a_list(owners, target) else "note"
+        yield Hit(owners[0], f"is one with {abbreviate(owners[1:])}{which}", severity)
 
 
 def _fills_a_list(owners: Sequence[str], target: LintTarget) -> bool:
-    """Whether these are all that a numbered list has of parameters and buffers, and more than two."""
+    """Whether these are all that a numbered list holds of parameters and buffers."""
     parents = {owner.rpartition(".")[0] for owner in owners}
     if len(parents) > 1 or not all(owner.rpartition(".")[2].isdigit() for owner in owners):
         return False
