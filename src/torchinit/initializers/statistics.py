@@ -19,7 +19,7 @@ _CHUNK = 1 << 15
 _SIGMAS = 6.0
 
 _SAMPLE = 4096
-_FEWEST = 20
+FEWEST = 20
 """The order of fewer values than this says nothing."""
 
 _SMALL = 1 << 20
@@ -171,7 +171,7 @@ def is_shuffled(values: Tensor) -> bool:
     # values that were sorted, or rounded to a handful of numbers, do not, so that copies of those are not found.
     sample = _sample(values)
     number = len(sample)
-    if number < _FEWEST:
+    if number < FEWEST:
         return False
     steps = sample.diff()
     turns = int((steps[1:] * steps[:-1] < 0).sum())

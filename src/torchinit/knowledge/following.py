@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from itertools import pairwise
 from typing import Final, TypeAlias
 
 from torch import nn
@@ -91,6 +92,49 @@ def with_activations(model: nn.Module, sites: Iterable[Site]) -> tuple[Site, ...
     bare = {normalize(f"{name}.weight").rpartition(".")[0]: follower for name, follower in followers.items()}
     known = {**bare, **followers}
     return tuple(_with_activation(site, known) for site in sites)
+
+
+LAYER: Final = "layer"
+"""The kind of a layer in a chain, where activations have their names."""
+
+
+def chains(model: nn.Module) -> list[list[tuple[str, str]]]:
+    """The runs of modules that a signal passes one after the other, as far as the structure shows: names and kinds.
+
+    A kind is :data:`LAYER` or an activation's name; what lets pass is left out, and everything else ends the run: a
+    norm, a block with a ``forward`` of its own. Runs are those of an ``nn.Sequential``, nested ones included, and of an
+    ``nn.ModuleList`` of layers alone in which each takes what the one before gives, if they are not all of one shape.
+
+    >>> chains(nn.Sequential(nn.Linear(2, 3), nn.Dropout(), nn.Sequential(nn.ReLU(), nn.Linear(3, 2)), nn.Softmax(-1)))
+    [[('0', 'layer'), ('2.0', 'relu'), ('2.1', 'layer'), ('3', 'linear')]]
+    """
+    runs: list[list[tuple[str, str]]] = []
+    inside: set[nn.Module] = set()
+
+    def visit(module: nn.Module, name: str) -> None:
+        inside.add(module)
+        if _is_layer(module) and is_stock(module):
+            runs[-1].append((name, LAYER))
+        elif activation := activation_of(module):
+            runs[-1].append((name, activation))
+        elif _runs_in_order(module) or _is_run_of_layers(module):
+            for key, child in module.named_children():
+                visit(child, f"{name}.{key}" if name else key)
+        elif not _is_transparent(module):
+            runs.append([])
+
+    for name, module in model.named_modules():
+        if module not in inside and (_runs_in_order(module) or _is_run_of_layers(module)):
+            runs.append([])
+            visit(module, name)
+    return [run for run in runs if run]
+
+
+def _is_run_of_layers(module: nn.Module) -> bool:
+    layers = list(module.children()) if isinstance(module, nn.ModuleList) else []
+    widths = [(_width(layer, "in"), _width(layer, "out")) for layer in layers if _is_layer(layer)]
+    fit = all(before[1] == after[0] for before, after in pairwise(widths))
+    return len(widths) == len(layers) and len(set(widths)) > 1 and fit
 
 
 def _with_activation(site: Site, known: Mapping[str, Follower]) -> Site:

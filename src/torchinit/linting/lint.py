@@ -32,8 +32,8 @@ def lint(
 
     The values alone show much; more is found with ``recipe``, or a plan: how the model was meant to be initialized;
     ``trace``: what :func:`torchinit.trace` saw; ``report``: what :func:`torchinit.initialize` returned; ``loaded``: the
-    values that were loaded into it. Nothing is written, no memory beyond a chunk is taken, and a model on the meta
-    device is checked for what needs no values.
+    values that were loaded into it. Nothing is written, no memory beyond a chunk is taken, but for weights that may be
+    copies of each other, and a model on the meta device is checked for what needs no values.
 
     ``select`` and ``ignore`` take codes (``"TI301"``), beginnings of codes (``"TI3"``) and names
     (``"same-in-layers"``). Raises ConfigError for what is none of these, and for a recipe that cannot be read.

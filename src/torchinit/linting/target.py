@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import takewhile
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
+from torchinit.knowledge.following import chains, with_activations
 from torchinit.knowledge.neutral import with_neutral
 from torchinit.linting.statistics import Statistics, compute_statistics
 from torchinit.model.dtensor import is_distributed, local_part
@@ -21,6 +26,7 @@ from torchinit.plans.plan import Plan
 from torchinit.plans.report import Report
 from torchinit.tracing import Trace, Write
 from torchinit.tracing.recorder import Recorder, TracedTensor
+from torchinit.tracing.uninitialized import unstamp, watching
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +61,12 @@ class LintedTensor:
     @property
     def is_complete(self) -> bool:
         """Whether all of the values are here."""
-        return local_part(self.tensor).shape == self.tensor.shape
+        return self.here == self.tensor.shape
+
+    @property
+    def here(self) -> torch.Size:
+        """The shape of the part that is here."""
+        return local_part(self.tensor).shape
 
     @cached_property
     def statistics(self) -> Statistics:
@@ -79,6 +90,34 @@ class LintedTensor:
         return self.is_parameter and layout is not None and bool(layout.out_axes) and len(self.site.shape) > 1
 
     @property
+    def mixes(self) -> bool:
+        """Whether several units have the same inputs, and several of them, so that only their weights differ."""
+        layout, shape = self.site.layout, self.site.shape
+        if not self.is_matrix or layout is None or layout.lookup:
+            return False
+        units = math.prod(shape[axis] for axis in layout.out_axes)
+        return self.site.fans("true")[0] > 1 and units > (layout.groups if 0 in layout.out_axes else 1)
+
+    @cached_property
+    def factor(self) -> float:
+        """The factor by which the layer makes what passes larger, inputs being independent: std · sqrt(fan_in).
+
+        The fan counts the connections that the layer makes; a table that is looked up makes none.
+        """
+        fan = self.multiplied.fans("true")[0] if self.is_matrix and self.multiplied else 0.0
+        return math.sqrt(fan) * math.hypot(self.statistics.std, self.statistics.mean)
+
+    @cached_property
+    def multiplied(self) -> Site | None:
+        """The site as the layer sees it that multiplies by it; None for a table that is only looked up."""
+        return next((view for view in self.site.views if view.layout and not view.layout.lookup), None)
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether there are values, all of them zero."""
+        return 0 < self.statistics.numel == self.statistics.zeros
+
+    @property
     def last_write(self) -> Write | None:
         """The last of the writes that a trace knows."""
         return max(self.writes, key=lambda write: write.last, default=None)
@@ -92,6 +131,17 @@ class LintedTensor:
 def is_pair_to_tie(twins: Collection[LintedTensor]) -> bool:
     """Whether one of them is a table that is looked up, and another the weight of a layer."""
     return len({bool(twin.site.layout and twin.site.layout.lookup) for twin in twins}) == 2
+
+
+def split_common_end(names: Sequence[str]) -> tuple[tuple[str, ...], str]:
+    """The names without the parts that all of them end with, and those parts.
+
+    >>> split_common_end(["a.fc.weight", "b.fc.weight"])
+    (('a', 'b'), 'fc.weight')
+    """
+    ends = zip(*(name.split(".")[:0:-1] for name in names), strict=False)  # the last parts come first
+    leaf = ".".join([parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, ends)][::-1])
+    return tuple(name.removesuffix(f".{leaf}") if leaf else name for name in names), leaf or names[0]
 
 
 @dataclass(frozen=True)
@@ -112,7 +162,7 @@ class LintTarget:
         for write in self.trace:
             writes[write.site].append(write)
         groups = group_sites(walk_tensors(self.model))
-        sites = with_neutral(self.model, (site for site, _ in groups))
+        sites = with_activations(self.model, with_neutral(self.model, (site for site, _ in groups)))
         return tuple(
             LintedTensor(
                 site,
@@ -134,7 +184,7 @@ class LintTarget:
         alike: dict[object, list[LintedTensor]] = defaultdict(list)
         for each in self.drawn:
             if each.is_drawn:
-                alike[each.statistics.digest, local_part(each.tensor).shape, each.site.dtype].append(each)
+                alike[each.statistics.digest, each.here, each.site.dtype].append(each)
         groups = (tuple(twin for twin in group if twin.equals(group[0])) for group in alike.values())
         return tuple(group for group in groups if len(group) > 1)
 
@@ -148,6 +198,16 @@ class LintTarget:
         """The tensors by their names, all names of tied tensors included."""
         return {view.name: each for each in self.tensors for view in each.site.views}
 
+    @cached_property
+    def chains(self) -> list[list[tuple[str, str]]]:
+        """The modules that a signal passes one after the other, as far as the structure shows."""
+        return chains(self.model)
+
+    def bias_of(self, weight: LintedTensor) -> LintedTensor | None:
+        """The bias beside a weight, if the layer has one."""
+        start, _, leaf = weight.name.rpartition("weight")
+        return self.by_name.get(f"{start}bias{leaf}")
+
     def line(self, name: str) -> str:
         """The line that wrote a site last, where a trace knows it."""
         linted = self.by_name.get(name)
@@ -157,7 +217,8 @@ class LintTarget:
 class ConstructionRecorder(Recorder):
     """A recorder of the writes to a model while it is constructed, before any of its tensors has a name.
 
-    It records whatever is put into modules; :meth:`of` has it under the names that a model gives it.
+    It records whatever is put into modules; :meth:`of` has it under the names that a model gives it. It also watches
+    which memory was handed out empty and not written, of any dtype.
 
     >>> recorder = ConstructionRecorder()
     >>> with recorder:
@@ -168,6 +229,15 @@ class ConstructionRecorder(Recorder):
 
     def __init__(self) -> None:
         super().__init__(nn.Module())
+        self._memory = ExitStack()
+
+    def __enter__(self) -> Trace:
+        self._remember = self._memory.enter_context(watching(within_modes=True))
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._memory.close()
 
     # A constructor writes to tensors that have no name in the model yet, so they are followed by their memory, from the
     # moment when they are put into any module; `of` gives them the names that the finished model has for that memory.
@@ -185,6 +255,8 @@ class ConstructionRecorder(Recorder):
 
         All its sites count as added, since values may have been made before they were put into a module.
         """
+        self._remember(model)
+        unstamp(model)
         groups = group_sites(walk_tensors(model))
         sites = [site for site, _ in groups]
         names = {
@@ -199,4 +271,5 @@ class ConstructionRecorder(Recorder):
             buffers=[site.name for site in sites if site.kind == "buffer"],
             aliases={view.name: site.name for site in sites for view in site.aliases},
             added=[site.name for site in sites],
+            lost=self.lost_in(model),
         )

@@ -17,10 +17,11 @@ _BUILDING: ContextVar[bool] = ContextVar("torchinit_building_a_twin", default=Fa
 
 
 class Intent(NamedTuple):
-    """A layer as code spells it, and the shape that its own numbers give one of its tensors."""
+    """A layer as code spells it, and the shape and dtype that its own numbers give one of its tensors."""
 
     layer: str
     shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
 
 
 def kept_arguments(module: nn.Module, cls: type) -> dict[str, Any] | None:
@@ -44,7 +45,7 @@ def kept_arguments(module: nn.Module, cls: type) -> dict[str, Any] | None:
 
 
 def intent(module: nn.Module, leaf: str) -> Intent | None:
-    """The layer that a module's own numbers describe, and the shape of one tensor in it; None where nobody can tell.
+    """The layer that a module's own numbers describe, with one of its tensors; None where nobody can tell.
 
     Whatever the tensor is now. A second module is built on the meta device from the arguments that this one keeps: by
     its own class, or by the nearest class above that it keeps the arguments of.
@@ -52,7 +53,7 @@ def intent(module: nn.Module, leaf: str) -> Intent | None:
     >>> layer = nn.Linear(2, 3)
     >>> layer.weight.data = torch.empty(0)
     >>> intent(layer, "weight")
-    Intent(layer='Linear(2, 3)', shape=(3, 2))
+    Intent(layer='Linear(2, 3)', shape=(3, 2), dtype=torch.float32)
     """
     if _BUILDING.get():  # a constructor that makes a plan of its own
         return None
@@ -61,7 +62,7 @@ def intent(module: nn.Module, leaf: str) -> Intent | None:
         if arguments is not None:
             tensor = getattr(_twin(cls, arguments), leaf, None)
             if isinstance(tensor, Tensor):
-                return Intent(_call(module, cls, arguments), tuple(tensor.shape))
+                return Intent(_call(module, cls, arguments), tuple(tensor.shape), tensor.dtype)
     return None
 
 

@@ -6,11 +6,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import ParametrizationList
 from torch.utils._python_dispatch import _disable_current_modes
 
 from torchinit.model.names import normalize
@@ -49,6 +51,19 @@ class TracedTensor:
         return () if is_lazy(self.tensors[0]) else tuple(self.tensors[0].shape)
 
 
+class _Computed(NamedTuple):
+    """A tensor as a parametrization computed it, the parameters that it did so from, and the line that asked for it."""
+
+    tensor: Tensor
+    snapshot: Snapshot
+    originals: list[Snapshot]
+    line: str
+
+
+def _originals(chain: ParametrizationList) -> list[Snapshot]:
+    return [snapshot(each) for name, each in chain._parameters.items() if each is not None and "original" in name]
+
+
 class Recorder:
     """One tracing of a model: its sites and modules as they are now, and the trace that grows."""
 
@@ -63,6 +78,8 @@ class Recorder:
         self._keys: dict[str, int] = {}
         self._moved: set[int | None] = set()
         self._kept: list[nn.Module] = []
+        self._computed: dict[ParametrizationList, _Computed] = {}
+        self._in_vain: dict[ParametrizationList, _Computed] = {}
         self.observer: Observer = Observer(
             self.index, self._on_write, self._on_registration, before_write=self._before_write, on_copy=self._on_copy
         )
@@ -80,6 +97,7 @@ class Recorder:
         self._names_before, self._parts_before = set(self._keys), _part_ids(self.model)
         self._name_sites()
         self._open = ExitStack()
+        self._open.callback(register_module_forward_hook(self._on_forward).remove)
         self._open.enter_context(observing_runs(self))
         self._open.enter_context(self.observer)
         return self.trace
@@ -90,6 +108,7 @@ class Recorder:
             self.trace.error = f"{type(error).__name__}: {error}"
         with _disable_current_modes(), torch.no_grad():
             self._look_again()
+            self.trace.lost = self.lost_in(self.model)
         self._name_sites()
         broken = [site for site in self.sites if site.unseen and is_locked(site.tensors)]
         if broken and error is None:
@@ -225,6 +244,40 @@ class Recorder:
         self.trace.aliases.pop(site.name, None)
         self.observe(site, aliases)
         self._note(site, "assigned")
+
+    # --- what is written in vain ---------------------------------------------------------------------------
+
+    # A parametrized tensor is computed for whoever asks for it, and what `nn.init` writes to it is gone with it. No
+    # site is written, and only the outcome tells: the last that was computed is kept, and looked at again when the next
+    # one is, or at the end. If it was written, and nothing has written since to what it was computed from, nor does the
+    # module compute what was written, then the write is lost.
+
+    def _on_forward(self, module: nn.Module, _: Any, output: Any) -> None:
+        if isinstance(module, ParametrizationList) and isinstance(output, Tensor) and not output.is_meta:
+            self._settle(module)
+            with _disable_current_modes():
+                line = find_caller(self.modules, self.until).line
+                self._computed[module] = _Computed(output, snapshot(output), _originals(module), line)
+
+    def _settle(self, chain: ParametrizationList) -> None:
+        last = self._computed.pop(chain, None)
+        with _disable_current_modes():
+            if last is not None and snapshot(last.tensor) != last.snapshot:
+                self._in_vain[chain] = last
+
+    def lost_in(self, model: nn.Module) -> tuple[Write, ...]:
+        """The writes to what the modules of a model had computed that they do not compute now."""
+        for chain in tuple(self._computed):
+            self._settle(chain)
+        found = []
+        for holder in walk_tensors(model) if self._in_vain else ():
+            chains = getattr(holder.place.module, "parametrizations", {}) if holder.computed_as else {}
+            last = self._in_vain.get(chains[holder.leaf]) if holder.leaf in chains else None
+            if last is None or last.originals != _originals(chains[holder.leaf]):
+                continue
+            if not torch.allclose(last.tensor, holder.tensor, rtol=1e-3, atol=1e-6):
+                found.append(Write(holder.name, UNSEEN, line=last.line))
+        return tuple(found)
 
     # --- the second net ------------------------------------------------------------------------------------
 

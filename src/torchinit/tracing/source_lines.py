@@ -69,7 +69,7 @@ def _describe(code: CodeType) -> _CodeFacts:
     if file == torch.nn.init.__file__:
         return _CodeFacts(False, "nn.init." + code.co_qualname)  # which is never given a module
     if file.startswith(_TORCH):
-        machinery = file.startswith(_MACHINERY) or code.co_name.endswith("call_impl")
+        machinery = file.startswith(_MACHINERY) or "call_impl" in code.co_qualname
         return _CodeFacts(False, "" if machinery else code.co_qualname, arguments)
     package = next((package for end, package in _STANDING_FOR_TORCH.items() if file.endswith(end)), None)
     if package is not None:

@@ -85,7 +85,8 @@ class Trace:
 
     ``parameters`` and ``buffers`` are the names of the sites, including those that came during the trace; ``added``
     and ``removed`` say which came and which went. ``aliases`` leads from the other names of tied tensors to the
-    site's. ``error`` is the error that ended the traced code early, if any.
+    site's. ``error`` is the error that ended the traced code early, if any. ``lost`` holds the writes that left nothing
+    behind: to what a parametrization had computed, which computes it anew for whoever asks next.
 
     >>> trace = Trace([Write("a", "zero_", line="model.py:3")], parameters=("a", "b"))
     >>> trace.of("a")[0].line, trace.unwritten
@@ -102,6 +103,7 @@ class Trace:
         added: Iterable[str] = (),
         removed: Iterable[str] = (),
         error: str = "",
+        lost: Iterable[Write] = (),
     ) -> None:
         self._writes: dict[object, Write] = dict(enumerate(writes))
         self.parameters: tuple[str, ...] = tuple(parameters)
@@ -110,6 +112,7 @@ class Trace:
         self.added: tuple[str, ...] = tuple(added)
         self.removed: tuple[str, ...] = tuple(removed)
         self.error = error
+        self.lost: tuple[Write, ...] = tuple(lost)
         self._turn = max((write.last + 1 for write in self._writes.values()), default=0)
 
     @property
@@ -185,6 +188,7 @@ class Trace:
         lines += [
             f"{change}: {abbreviate(names)}" for change in ("added", "removed") if (names := getattr(self, change))
         ]
+        lines += [f"written in vain: {abbreviate([write.site for write in self.lost])}"] if self.lost else []
         return "\n".join([*lines, *([f"ended early: {self.error}"] if self.error else [])])
 
     def to_dict(self) -> dict[str, Any]:
@@ -217,6 +221,7 @@ class _Stored:
     aliases: Mapping[str, str]
     error: str
     writes: tuple[Write, ...]
+    lost: tuple[Write, ...] = ()
 
 
 def _data_of(trace: Trace | _Stored) -> dict[str, Any]:

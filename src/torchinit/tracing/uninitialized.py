@@ -33,7 +33,7 @@ _COPYING = frozenset((torch.ops.aten.clone, torch.ops.aten._to_copy))
 # while nothing is watched is not known; neither is a write that torch does not count and that leaves the first bytes
 # alone, or, where there is no stamp, writes what is there already: on other devices than the CPU, after init_weights(),
 # and in a tensor that does not begin where its memory does. Nothing is watched within other people's dispatch modes,
-# where memory may not be what it seems.
+# where memory may not be what it seems, unless the caller knows them.
 _STAMP: Final = bytes((0x17, 0, 0x2B, 0, 0x05, 0, 0x0B, 0)) * 2
 _SAMPLE: Final = 4096
 
@@ -60,9 +60,11 @@ class _Allocations:
         self.empty: dict[int | None, tuple[torch.UntypedStorage, bytes]] = {}
 
     def carry_out(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        result = func(*args, **kwargs)
         for tensor in written_by(func, args, kwargs) if self.empty else ():
-            self.empty.pop(storage_of(tensor), None)
+            storage, before = self.empty.pop(storage_of(tensor), (None, b""))
+            if storage is not None and _head(storage) == _STAMP[: len(before)]:
+                _put(storage, before)  # a part may be all that is written
+        result = func(*args, **kwargs)
         packet = func.overloadpacket
         if packet in ALLOCATING or (packet in _COPYING and self._is_blank(args[0])):
             self._hand_out(result)
@@ -98,9 +100,9 @@ def _put(storage: torch.UntypedStorage, head: bytes) -> None:
 
 
 @contextmanager
-def watching() -> Iterator[Remember]:
+def watching(*, within_modes: bool = False) -> Iterator[Remember]:
     """Watch the memory that a module is given; the outermost of nested calls does."""
-    if _WATCHING.get() or _get_current_dispatch_mode_stack():
+    if _WATCHING.get() or (_get_current_dispatch_mode_stack() and not within_modes):
         yield lambda _: None
         return
     token = _WATCHING.set(True)

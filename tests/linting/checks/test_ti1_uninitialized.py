@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,6 +13,7 @@ from torch.nn.utils import parametrizations
 
 from tests.linting.models import Branched, Net, apply, draw, found, only, traced
 from torchinit import BaseModule, lint
+from torchinit.linting import ConstructionRecorder, Findings
 from torchinit.model.sandbox import poisoned_memory
 
 
@@ -158,6 +163,86 @@ def test_kinds_that_nothing_wrote_to_are_one_note() -> None:
 
 def test_parametrized_weight_that_was_not_written() -> None:
     model = nn.Sequential(nn.Linear(8, 8), parametrizations.weight_norm(nn.Linear(8, 8)))
-    findings = traced(model, apply(draw))
-    assert [(one.code, one.severity, one.site) for one in findings] == [("TI107", "warning", "1.weight")]
+    findings = traced(model, lambda one: nn.init.normal_(one.get_parameter("0.weight")))
+    assert [(one.code, one.severity, one.site) for one in findings.at_least("warning")] == [
+        ("TI107", "warning", "1.weight")
+    ]
     assert "a parametrization computes it from" in findings[0].message
+
+
+class Holder(nn.Module):
+    """Holds what a constructor made."""
+
+    def __init__(self, make: Callable[[], Tensor]) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 3)
+        self.register_buffer("held", make())
+
+
+def built(make: Callable[[], nn.Module]) -> tuple[nn.Module, Findings]:
+    recorder = ConstructionRecorder()
+    with poisoned_memory(), recorder:
+        model = make()
+    return model, lint(model, trace=recorder.of(model))
+
+
+WHOLE = (torch.bool, torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
+DTYPES = (*WHOLE, torch.float8_e5m2, torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_memory_of_any_dtype_that_a_constructor_left_empty(dtype: torch.dtype) -> None:
+    _, findings = built(lambda: Holder(lambda: torch.empty(40, 40, dtype=dtype)))
+    (one,) = findings
+    shows = {torch.int64: "TI105"}.get(dtype, "TI101" if dtype in WHOLE else "TI103")
+    assert (one.code, one.severity, one.site) == (shows, "error", "held")
+    for values in (torch.zeros(3, dtype=dtype), torch.empty(3, dtype=dtype).fill_(1)):
+        assert built(partial(Holder, values.clone))[1].codes == ()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        partial(torch.empty, 3, dtype=torch.bool),
+        lambda: torch.empty(4, 4, dtype=torch.int8)[1:],
+        lambda: torch.empty(4, 4, dtype=torch.int32).clone(),
+        lambda: torch.empty_like(torch.zeros(5, dtype=torch.int16)),
+        lambda: torch.zeros(2, dtype=torch.int8).new_empty(7),
+        lambda: torch.empty_strided((3, 3), (3, 1), dtype=torch.uint8),
+    ],
+)
+def test_ways_to_get_empty_memory(make: Callable[[], Tensor]) -> None:
+    assert [one.code for one in built(lambda: Holder(make))[1]] == ["TI101"]
+
+
+def test_memory_that_other_libraries_fill() -> None:
+    def make() -> Tensor:
+        values = torch.empty(64, dtype=torch.int32)
+        values.numpy()[:] = np.arange(64)
+        return values
+
+    model, findings = built(lambda: Holder(make))
+    assert findings.codes == ()
+    assert torch.equal(model.get_buffer("held"), torch.arange(64))
+
+
+def test_lazy_layers_have_no_values() -> None:
+    model = nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.Linear(4, 4))
+    found = [(one.code, one.severity, one.site) for one in lint(model)]
+    names = ("0.weight", "0.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var")
+    assert found == [("TI109", "warning", name) for name in names]
+    model[:2](torch.randn(2, 3, 8, 8))
+    assert lint(model).codes == ()
+    with torch.device("meta"):
+        assert lint(nn.Sequential(nn.LazyLinear(3))).codes == ("TI102", "TI109")
+
+
+def test_memory_that_was_written_in_part_holds_what_it_would() -> None:
+    def make() -> Tensor:
+        values = torch.empty(64, dtype=torch.bool)
+        values[40:] = False
+        return values
+
+    model, findings = built(lambda: Holder(make))
+    assert findings.codes == ()
+    assert model.get_buffer("held").view(torch.uint8).tolist() == [1] * 40 + [0] * 24  # the poison of truth values

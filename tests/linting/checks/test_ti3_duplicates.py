@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from tests.linting.models import Net, found, only
@@ -136,3 +139,106 @@ def test_a_dirac_kernel_of_other_groups(layer: nn.Module, groups: int, dead: str
 def test_outputs_that_have_no_input_of_their_own(layer: nn.Module) -> None:
     nn.init.dirac_(layer.get_parameter("weight"), layer.groups)  # type: ignore[arg-type]
     assert tuple(lint(layer)) == ()
+
+
+def repeated(shape: tuple[int, ...], step: int, axis: int = 0, **options: Any) -> Tensor:
+    """Drawn blocks of so many rows, or columns, until the shape is full."""
+    block = torch.randn([step if at == axis else size for at, size in enumerate(shape)], **options)
+    return torch.cat([block] * (shape[axis] // step), dim=axis)
+
+
+@pytest.mark.parametrize(
+    ("layer", "step", "axis", "severity", "message"),
+    [
+        (nn.Linear(64, 64), 1, 0, "error", "the 64 rows are all equal"),
+        (nn.Linear(64, 64), 2, 0, "error", "the 64 rows are 32 equal blocks of 2"),
+        (nn.Linear(64, 64), 1, 1, "error", "the 64 columns are all equal"),
+        (nn.Linear(3, 5), 1, 0, "error", "the 5 rows are all equal"),
+        (nn.Linear(3, 8), 2, 0, "warning", "the 8 rows are 4 equal blocks of 2"),
+        (nn.Linear(5, 4), 1, 1, "warning", "the 5 columns are all equal"),
+        *((nn.Conv2d(3, n, 3), 1, 0, "error", f"the {n} rows are all equal") for n in (4, 16, 64)),
+        (nn.Conv2d(1, 6, 2), 1, 0, "error", "the 6 rows are all equal"),
+        (nn.Conv2d(8, 8, 3, groups=8), 1, 0, "warning", "the 8 rows are all equal"),
+        (nn.ConvTranspose2d(8, 6, 3), 1, 1, "error", "the 6 columns are all equal"),
+        (nn.Linear(64, 48, dtype=torch.bfloat16), 2, 0, "error", "the 48 rows are 24 equal blocks of 2"),
+        (nn.Linear(64, 48, dtype=torch.complex64), 1, 0, "error", "the 48 rows are all equal"),
+        (nn.Embedding(64, 48), 1, 0, "error", "the 64 rows are all equal"),
+    ],
+)
+def test_units_that_are_all_equal(layer: nn.Module, step: int, axis: int, severity: str, message: str) -> None:
+    weight = layer.get_parameter("weight")
+    weight.data = repeated(tuple(weight.shape), step, axis, dtype=weight.dtype) / 8
+    assert found(layer, "TI302") == [(severity, "weight", message)]
+
+
+def test_equal_filters_that_a_formula_made_are_no_finding() -> None:
+    blur, identities, fixed = nn.Conv2d(4, 4, 3, groups=4), nn.Linear(8, 24), nn.Conv2d(1, 4, 3)
+    blur.weight.data = torch.tensor([1.0, 2.0, 1.0]).outer(torch.tensor([1.0, 2.0, 1.0])).expand(4, 1, 3, 3) / 16
+    identities.weight.data = torch.eye(8).repeat(3, 1)
+    fixed.weight.data = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]]).expand(4, 1, 3, 3).clone()
+    fixed.weight.requires_grad_(False)
+    assert found(nn.ModuleList([blur, identities, fixed]), "TI302") == []
+    fixed.weight.requires_grad_(True)
+    assert [severity for severity, *_ in found(fixed, "TI302")] == ["error"]  # its units learn alike
+
+
+def change_pair(change: Callable[[Tensor], Tensor], dtype: torch.dtype = torch.float32) -> nn.Module:
+    first = nn.Linear(32, 24, dtype=dtype)
+    weight = change(first.weight.detach().clone()).contiguous()
+    second = nn.Linear(weight.shape[1], weight.shape[0], dtype=dtype)
+    second.weight.data = weight
+    return nn.ModuleDict({"first": first, "second": second})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda w: -w, {"times -1"}),
+        (lambda w: w * 2, {"times 2", "times 0.5"}),
+        (lambda w: w * math.pi, {"times 3.142", "times 0.3183"}),
+        (lambda w: w.t(), {"in another order"}),
+        (lambda w: -w.t(), {"times -1, in another order"}),
+        (lambda w: w.flip(0), {"in another order"}),
+        (lambda w: w[torch.randperm(24)], {"in another order"}),
+        (lambda w: w[:12], {"one is the beginning of the other"}),
+        (lambda w: w[:, :24], {"one is the beginning of the other"}),
+        (lambda w: -w[:12, :30] / 4, {"times -4, one is the beginning of the other",
+                                      "times -0.25, one is the beginning of the other"}),
+    ],
+)  # fmt: skip
+def test_values_that_are_equal_but_for_a_change(change: Callable[[Tensor], Tensor], words: set[str]) -> None:
+    ((severity, _, message),) = found(change_pair(change), "TI304")
+    assert severity == "warning"
+    assert message.partition(" (")[2].removesuffix(")") in words
+
+
+def test_one_seed_for_layers_of_several_shapes() -> None:
+    layers: list[Any] = [nn.Linear(64, 64), nn.Linear(64, 32), nn.Linear(32, 100), nn.Conv2d(3, 8, 3)]
+    for layer in layers:
+        torch.manual_seed(3)
+        layer.reset_parameters()
+    ((_, _, message),) = [one for one in found(nn.ModuleList(layers), "TI304") if one[1].endswith("weight")]
+    assert message.count("one is the beginning of the other") == 3
+
+
+def test_the_axes_of_a_kernel_that_were_exchanged() -> None:
+    first, second = nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3)
+    second.weight.data = first.weight.data.permute(1, 0, 3, 2) * 0.5
+    ((_, _, message),) = found(nn.Sequential(first, second), "TI304")
+    assert "in another order" in message
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.complex64])
+def test_a_change_that_rounds_nothing_is_seen_in_any_dtype(dtype: torch.dtype) -> None:
+    assert len(found(change_pair(lambda w: w.neg(), dtype), "TI304")) == 1
+    assert found(change_pair(lambda w: torch.randn(24, 32).to(dtype) / 8, dtype), "TI304") == []
+
+
+def test_formulas_and_constants_are_no_copies_of_each_other() -> None:
+    ramps = nn.ParameterList(nn.Parameter(torch.arange(32.0) * factor) for factor in (1, 2, -1))
+    ramps.extend([nn.Parameter(torch.eye(8)), nn.Parameter(-torch.eye(8)), nn.Parameter(torch.ones(64))])
+    assert tuple(lint(ramps)) == ()
+
+
+def test_thousand_layers_of_their_own_are_no_copies() -> None:
+    assert found(nn.ModuleList(nn.Linear(7, 5) for _ in range(1000)), "TI304") == []

@@ -46,7 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
         model = options.model_of(arguments, arguments.device, arguments.seed)
     plan = None if rules is None else make_plan(sites(model), rules)
     apply = plan is not None and not arguments.as_built
-    trace = None if apply else construction.of(model)  # what a recipe writes later is its own
+    history = construction.of(model)
+    trace = None if apply else history  # what a recipe writes later is its own
     report = None
     if plan is not None and apply and not plan.problems and arguments.device == "cpu":
         report = carry_out(plan, local_shards(model), Keyed(arguments.seed))

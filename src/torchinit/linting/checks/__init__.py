@@ -1,4 +1,4 @@
-"""The checks, a file for each hundred of codes: TI107 is in ``ti1_uninitialized``. New files are found here."""
+"""The checks, a file or two for each hundred of codes: TI107 is in ``ti1_uninitialized``. New files are found here."""
 
 from __future__ import annotations
 

@@ -21,13 +21,17 @@ def unfilled(target: LintTarget) -> Iterator[Hit]:
     """Memory that was handed out empty and that nothing has been written to since.
 
     ``torch.empty`` and ``to_empty`` hand out whatever the memory held before: zeros today, NaN tomorrow. Seen are
-    tensors whose last write in a trace is the allocation, and those of a ``BaseModule``, which is watched as it is
-    built and as ``to_empty`` gives it other memory. Wrong if a trace missed values from outside torch.
+    tensors of any dtype whose last write in a trace is the allocation, and those of what is watched as it is built:
+    a ``BaseModule``, also as ``to_empty`` gives it other memory, and any model in ``torchinit check``. Wrong if a trace
+    missed values from outside torch.
     """
     for linted in target.tensors:
         last = linted.last_write
         allocated = last is not None and last.allocates
-        if linted.values is not None and (allocated or any(map(is_unfilled, linted.holders[0].sources))):
+        # Poison in floats and in the largest integers shows in the values: TI103 and TI105 tell of it.
+        shows = linted.statistics.nan or linted.statistics.min >= torch.iinfo(torch.int64).max
+        unseen = not shows and any(map(is_unfilled, linted.holders[0].sources))
+        if linted.values is not None and (allocated or unseen):
             yield Hit(linted.name, f"{count(linted.tensor.numel(), 'value')} of memory that was never filled")
 
 
@@ -43,6 +47,18 @@ def meta(target: LintTarget) -> Iterator[Hit]:
         return
     for linted in left:
         yield Hit(linted.name, f"is on the meta device, unlike {len(target.tensors) - len(left)} others")
+
+
+@check("TI109", "warning", "sites", "run the model once on an example, then initialize it")
+def lazy(target: LintTarget) -> Iterator[Hit]:
+    """A lazy parameter or buffer that has no shape yet.
+
+    The first call gives it shape and values, by its layer's own code: whatever initialization ran before that has
+    not reached it. Read off the tensor, so never wrong.
+    """
+    for linted in target.tensors:
+        if linted.site.state == "lazy":
+            yield Hit(linted.name, "has neither shape nor values yet")
 
 
 @check("TI103", "error", "values", "initialize it; if a formula made it, look for 0/0, a log of 0 or an overflow")
@@ -137,7 +153,7 @@ def unwritten(target: LintTarget) -> Iterator[Hit]:
     trace = target.trace
     if not len(trace):
         return
-    left = set(trace.unwritten) - set(trace.added)
+    left = set(trace.unwritten) - set(trace.added) - {write.site for write in trace.lost}  # of these TI603 tells
     traced = [linted for linted in target.tensors if linted.is_parameter and linted.name in trace.parameters]
     written = {(linted.site.owner.name, linted.site.leaf) for linted in traced if linted.name not in left}
     rest = []

@@ -22,7 +22,7 @@ def constant_weight(target: LintTarget) -> Iterator[Hit]:
     is a note, since the last layer of a residual branch, a gate or an adapter starts so on purpose; a warning where
     all weights are zero. Tables, single units, depthwise convolutions and loaded values are left out.
     """
-    matrices = [linted for linted in target.drawn if _mixes(linted)]
+    matrices = [linted for linted in target.drawn if linted.mixes]
     constant = [linted for linted in matrices if linted.statistics.constant]
     dead = len(matrices) == len(constant) > 1 and not any(linted.statistics.max for linted in constant)
     for linted in constant:
@@ -32,15 +32,6 @@ def constant_weight(target: LintTarget) -> Iterator[Hit]:
             yield Hit(linted.name, f"{text}, and so are all weights of the model", "warning")
         else:
             yield Hit(linted.name, text, "error" if linted.tensor.requires_grad and stats.max else "note")
-
-
-def _mixes(linted: LintedTensor) -> bool:
-    """Whether several outputs of the weight have the same inputs, and several of them."""
-    layout, shape = linted.site.layout, linted.site.shape
-    if not linted.is_matrix or layout is None or layout.lookup:
-        return False
-    outputs = math.prod(shape[axis] for axis in layout.out_axes)
-    return linted.site.fans("true")[0] > 1 and outputs > (layout.groups if 0 in layout.out_axes else 1)
 
 
 @check("TI402", "error", "values", 'start it neutral (type = "Neutral"): select weights by layer, not by name alone')
@@ -89,17 +80,15 @@ def loud_weight(target: LintTarget) -> Iterator[Hit]:
 
     ``normal_(weight)`` without a std does. The factor is std · sqrt(fan_in) for inputs that are independent, with
     the connections that the layer makes as its fan. Ten is a convention; a layer that is followed by a norm may
-    have it on purpose. Tables, and weights tied to one, are left out, and so are loaded values.
+    have it on purpose. A table that is looked up makes nothing larger, one that is also the weight of a head does: T5
+    divides there. Loaded values are left out.
     """
     for linted in target.drawn:
-        stats = linted.statistics
-        table = any(view.layout and view.layout.lookup for view in linted.site.views)
-        if stats.varied and linted.is_matrix and not table:
-            fan = linted.site.fans("true")[0]
-            factor = math.sqrt(max(fan, 0.0)) * math.hypot(stats.std, stats.mean)
-            if factor > _GAIN:
-                text = f"std {stats.std:.3g} with {fan:g} inputs makes what passes {factor:.3g} times as large"
-                yield Hit(linted.name, text)
+        view = linted.multiplied
+        if view is not None and linted.factor > _GAIN and linted.statistics.varied:
+            text = f"std {linted.statistics.std:.3g} with {view.fans('true')[0]:g} inputs makes what passes"
+            through = f" through {view.name}" if view.name != linted.name else ""
+            yield Hit(linted.name, f"{text}{through} {linted.factor:.3g} times as large")
 
 
 @check("TI405", "warning", "values", "zero it after drawing the table")

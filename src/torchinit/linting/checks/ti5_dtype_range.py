@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
-from torchinit._text import dtype_name
+from torchinit._text import abbreviate, count, dtype_name
 from torchinit.linting.registry import Hit, check
 from torchinit.linting.target import LintTarget
+from torchinit.model.constructors import intent
 from torchinit.model.sites import Site
 
 
@@ -59,6 +60,26 @@ def mixed_devices(target: LintTarget) -> Iterator[Hit]:
     It cannot compute. A tensor that is assigned after ``to`` makes it. The meta device has a check of its own.
     """
     return _mixed((each.site, str(each.tensor.device)) for each in target.tensors if not each.tensor.is_meta)
+
+
+@check("TI505", "note", "sites", "make it anew in float32 after the conversion, and keep it out of later ones")
+def rounded_buffer(target: LintTarget) -> Iterator[Hit]:
+    """A buffer in no state dict that stands in fewer digits than its own code makes it in.
+
+    ``model.to(torch.bfloat16)`` rounds the frequencies of rotary embeddings with all the rest, and positions far out
+    turn by other angles. The dtype that the code makes is found by building the module again, on the meta device, from
+    the arguments that it keeps; where it keeps none, a buffer called a frequency is taken to be float32.
+    """
+    rounded = []
+    for linted in target.tensors:
+        site, holder = linted.site, linted.holders[0]
+        if site.kind == "buffer" and not site.persistent and site.dtype.is_floating_point and site.dtype.itemsize < 4:
+            made = intent(holder.place.module, holder.leaf)
+            dtype = made.dtype if made else torch.float32 if "freq" in holder.leaf else site.dtype
+            if dtype.itemsize > site.dtype.itemsize:
+                rounded.append(f"{linted.name} ({dtype_name(site.dtype)} for {dtype_name(dtype)})")
+    if rounded:
+        yield Hit("", f"fewer digits than made in {count(len(rounded), 'buffer')}: {abbreviate(rounded)}")
 
 
 def _mixed(kinds: Iterable[tuple[Site, str]]) -> Iterator[Hit]:

@@ -1,17 +1,24 @@
-"""TI6: tensors that are one, should be one, or are computed from others."""
+"""TI6: tensors that are one, should be one, are computed from others, or are held where nobody looks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from torchinit._text import abbreviate
-from torchinit.linting.registry import Hit, check
-from torchinit.linting.target import LintTarget, is_pair_to_tie
+from torchinit._text import abbreviate, count, shape_text
+from torchinit.linting.registry import Hit, Severity, check
+from torchinit.linting.statistics import is_shuffled
+from torchinit.linting.target import LintTarget, is_pair_to_tie, split_common_end
 from torchinit.model.names import normalize
+from torchinit.model.sandbox import INTERNAL
+from torchinit.tracing.regions import memory_of, storage_of
 
 
 @check("TI601", "error", "sites", "tie them again: to_empty(), and a copy of one of them, break ties")
@@ -65,23 +72,52 @@ def equal_not_tied(target: LintTarget) -> Iterator[Hit]:
 
 @check("TI603", "error", "values", "write through the parametrization: remove it first, or use a torchinit rule")
 def lost_in_parametrization(target: LintTarget) -> Iterator[Hit]:
-    """A weight under ``torch.nn.utils.weight_norm`` that was written where the next call computes it anew.
+    """A weight that was written where the next call computes it anew, so that the write has no effect.
 
-    The hook computes ``weight`` from ``weight_g`` and ``weight_v`` before each call, so what is written to
-    ``weight`` is lost. Decided by comparing it with what the hook would compute, within a thousandth of its largest
-    value. Under the newer ``parametrizations.weight_norm`` only a plan or a trace shows such a write.
+    The hooks of ``torch.nn.utils.weight_norm`` and ``spectral_norm`` compute ``weight`` from ``weight_g`` and
+    ``weight_v``, or ``weight_orig``, before each call. Compared is what stands in it with what they would compute,
+    within a thousandth of its size, and for spectral norm up to a factor. The newer ``parametrizations`` compute
+    it for whoever asks: there a trace tells what was written and is not what is computed at the end, a warning.
+    Loaded values are left out, and so is a ``weight`` that torch counted no write to while what it is computed from was
+    written; under spectral norm that is a warning.
     """
+    loaded = {normalize(name) for name in target.loaded}
     for linted in target.tensors:
         holder = linted.holders[0]
-        module, leaf = holder.place.module, holder.leaf
-        hooked = any(isinstance(hook, WeightNorm) and hook.name == leaf for hook in module._forward_pre_hooks.values())
-        stale = module.__dict__.get(leaf)
-        if hooked and isinstance(stale, Tensor) and holder.computed_as:
-            computed = holder.computed_as.value
-            apart = float((stale.detach() - computed).abs().max())
-            if apart > 1e-6 + 1e-3 * float(computed.abs().max()):
-                text = f"will be computed from {leaf}_g and {leaf}_v, which are up to {apart:.3g} apart from it"
-                yield Hit(linted.name, text)
+        hooks = holder.place.module._forward_pre_hooks.values()
+        hook = next((each for each in hooks if isinstance(each, _HOOKS) and each.name == holder.leaf), None)
+        stale = vars(holder.place.module).get(holder.leaf)
+        if hook is None or not isinstance(stale, Tensor) or stale.is_meta:
+            continue
+        sources = [f"{linted.name}{end}" for end in ("_g", "_v", "_orig")]
+        apart = _distance(hook, holder.place.module, stale)
+        written = _version(stale) > 0 or not any(map(_version, holder.sources))
+        if apart > 1e-3 and loaded.isdisjoint(sources) and (written or isinstance(hook, SpectralNorm)):
+            names = " and ".join(sorted(holder.computed_as.hidden)) if holder.computed_as else ""
+            text = f"will be computed from {names}, and is {apart:.3g} times its size apart from that"
+            yield Hit(linted.name, text, None if written else "warning")
+    for write in target.trace.lost:
+        text = "was written after a parametrization had computed it, and is computed anew"
+        yield Hit(write.site, text, "warning", line=write.line)
+
+
+_HOOKS = (WeightNorm, SpectralNorm)
+
+
+def _version(tensor: Tensor) -> int:
+    """The number of writes that torch counted."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _distance(hook: WeightNorm | SpectralNorm, module: nn.Module, stale: Tensor) -> float:
+    """The distance of a tensor from what the hook would compute, in parts of that; of spectral norm in direction."""
+    with torch.no_grad():
+        if isinstance(hook, SpectralNorm):
+            computed: Any = module.get_parameter(f"{hook.name}_orig")
+            stale = stale * (stale * computed).sum().sign() * computed.norm() / stale.norm().clamp(min=1e-12)
+        else:
+            computed = hook.compute_weight(module)
+        return float((stale - computed).norm() / computed.norm().clamp(min=1e-12))
 
 
 @check("TI604", "warning", "trace", "initialize it through one of its layers")
@@ -99,3 +135,85 @@ def tie_drawn_twice(target: LintTarget) -> Iterator[Hit]:
             names = abbreviate([view.name for view in linted.site.aliases])
             text = f"is also {names}, and was drawn {times} times: {', '.join(kinds)}"
             yield Hit(linted.name, text, "warning" if len(kinds) > 1 else "note")
+
+
+@check("TI605", "warning", "sites", "make each anew (copy.deepcopy, then draw), or keep one on purpose")
+def one_in_places(target: LintTarget) -> Iterator[Hit]:
+    """A layer, or a parameter, that stands in several places of the model and is one.
+
+    ``[layer] * 4`` is one layer four times; so is ``k = q``. A warning where all that a list holds is one, else a
+    note, since weights are shared on purpose. Read off the tensors, so exact. Tables that are looked up are left
+    out where they stand in no such list, and so are ties that a model declares.
+    """
+    declared = set(map(frozenset, _declared(target.model)))
+    places: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for linted in target.tensors:
+        names = tuple(view.name for view in linted.site.views)
+        if linted.is_parameter and len(names) > 1 and not any(map(frozenset(names).issuperset, declared)):
+            owners, leaf = split_common_end(names)
+            is_table = any(view.layout and view.layout.lookup for view in linted.site.views)
+            if not is_table or _fills_a_list(owners, target):
+                places[owners].append(leaf)
+    for owners, leaves in places.items():
+        which = f": {abbreviate(leaves)}" if leaves != [owners[0]] else ""
+        severity: Severity = "warning" if _fills_a_list(owners, target) else "note"
+        yield Hit(owners[0], f"is one with {abbreviate(owners[1:])}{which}", severity)
+
+
+def _fills_a_list(owners: Sequence[str], target: LintTarget) -> bool:
+    """Whether these are all that a numbered list holds of parameters and buffers."""
+    parents = {owner.rpartition(".")[0] for owner in owners}
+    if len(parents) > 1 or not all(owner.rpartition(".")[2].isdigit() for owner in owners):
+        return False
+    start = f"{parents.pop()}.".removeprefix(".")
+    inside = {name[len(start) :].partition(".")[0] for name in target.by_name if name.startswith(start)}
+    return inside == {owner[len(start) :] for owner in owners}
+
+
+@check("TI606", "warning", "sites", "register it: nn.Parameter, register_buffer, nn.ModuleList or nn.ModuleDict")
+def unregistered(target: LintTarget) -> Iterator[Hit]:
+    """A tensor, or a layer with tensors, that a module holds as a plain attribute, in a list, a tuple or a dict.
+
+    No state dict has it, ``to`` does not move it, no optimizer and no initialization reaches it. A warning for layers,
+    for what requires a gradient, and for drawn values (20 or more in no order); one note for all other tensors, since
+    constants are kept so on purpose. What is registered somewhere else in the model, shares memory with that, or is
+    what the hooks of ``torch.nn.utils`` compute, is left out.
+    """
+    modules = set(target.model.modules())
+    known = {_memory(tensor) for each in target.tensors for tensor in (each.tensor, *each.holders[0].sources)}
+    others = []
+    for path, module in target.model.named_modules():
+        for key, value in vars(module).items():
+            if key in INTERNAL or any(leaf.startswith(f"{key}_") for leaf in module._parameters):
+                continue
+            for name, item in _held(normalize(f"{path}.{key}".lstrip(".")), value):
+                if isinstance(item, nn.Module):
+                    inside = [*item.parameters(), *item.buffers()] if item not in modules else []
+                    if inside:
+                        yield Hit(name, f"{type(item).__name__} with {count(len(inside), 'tensor')} is not registered")
+                elif _memory(item) not in known:
+                    if item.requires_grad or _is_drawn(item):
+                        shape = "no shape yet" if is_lazy(item) else shape_text(tuple(item.shape))
+                        yield Hit(name, f"a tensor of {shape} is not registered")
+                    else:
+                        others.append(name)
+    if others:
+        yield Hit("", f"plain attributes hold {count(len(others), 'tensor')}: {abbreviate(others)}", "note")
+
+
+def _memory(tensor: Tensor) -> int:
+    return storage_of(tensor) or id(tensor)
+
+
+def _is_drawn(tensor: Tensor) -> bool:
+    values = memory_of(tensor)
+    return values is not None and values.is_floating_point() and not values.is_meta and is_shuffled(values.detach())
+
+
+def _held(name: str, value: object, depth: int = 2) -> Iterator[tuple[str, nn.Module | Tensor]]:
+    """The modules and tensors in an attribute, those in containers included, with their names."""
+    if isinstance(value, (nn.Module, Tensor)):
+        yield name, value
+    elif depth and isinstance(value, (list, tuple, dict)):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _held(f"{name}[{key!r}]", item, depth - 1)
