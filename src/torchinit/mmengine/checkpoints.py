@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 
 from torchinit._text import abbreviate, did_you_mean, masked
-from torchinit.checkpoints.formats.detect import detect_format
+from torchinit.checkpoints.formats.detect import detect_format, weights_in
 from torchinit.checkpoints.formats.torch_save import load_file
 from torchinit.checkpoints.hub.schemes import Prefixes, fetch
 from torchinit.checkpoints.key_mapping import Renames, revised
@@ -90,6 +90,7 @@ def _content(filename: str, map_location: Any, logger: Any, *, mapped: bool = Fa
     log_to(logger, logging.INFO, f"Loads checkpoint by {backend} backend from path: {masked(filename)}")
     if function is not None:
         return function(filename, map_location)
+    filename, _ = weights_in(filename)
     path = fetch(filename)
     _check_place(map_location)
     if detect_format(path) in ("zip", "pickle"):

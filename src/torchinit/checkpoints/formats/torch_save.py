@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
 from collections.abc import Mapping
@@ -31,9 +32,11 @@ _MOST_NAMES = 1 << 22  # no checkpoint has as many; a few kilobytes can, where o
 class MemoryCheckpoint(Checkpoint):
     """A checkpoint of tensors that are there already.
 
-    Raises CheckpointError for a tensor whose shape claims more elements than its memory holds. Sparse, quantized
-    and other odd tensors are refused by themselves, when they are asked for.
+    Sparse, quantized and other odd tensors are refused by themselves, when they are asked for; so are those of a
+    file whose elements share memory (an expanded tensor), where they claim far more than is there.
     """
+
+    _most_shared = math.inf
 
     def __init__(
         self, name: str, tensors: Mapping[str, Tensor], form: str, part: str = "", notes: tuple[str, ...] = ()
@@ -43,13 +46,8 @@ class MemoryCheckpoint(Checkpoint):
         self.part: str = part
         self.notes: tuple[str, ...] = notes
         self._entries = dict(tensors)
-        for key, tensor in tensors.items():
-            claimed = tensor.numel() * tensor.element_size()
-            if type(tensor) not in (Tensor, nn.Parameter) or _oddity(tensor):
-                continue
-            if claimed > (there := tensor.untyped_storage().nbytes()):
-                only = f"claims {claimed:,} bytes, but only {there:,} are there: its elements share memory"
-                raise CheckpointError(f"{name}: {key} of shape {tuple(tensor.shape)} {only}")
+        claims = {key: _claimed(tensor) for key, tensor in tensors.items()}
+        self._is_bomb = sum(claims.values()) > self._most_shared
 
     @classmethod
     def of_model(cls, model: nn.Module) -> MemoryCheckpoint:
@@ -70,16 +68,30 @@ class MemoryCheckpoint(Checkpoint):
         if odd := _oddity(tensor):
             remedy = ": dequantize() it first" if odd.startswith(("quantized", "wrapped")) else ""
             raise CheckpointError(f"{self.name}: {key} is a {odd} tensor; only plain ones can be loaded{remedy}")
+        if self._is_bomb and (claimed := _claimed(tensor)):
+            there = tensor.untyped_storage().nbytes()
+            only = f"claims {claimed:,} bytes, but only {there:,} are there: its elements share memory"
+            raise CheckpointError(f"{self.name}: {key} of shape {tuple(tensor.shape)} {only}")
         return tensor
 
 
 class TorchCheckpoint(MemoryCheckpoint):
     """A file of ``torch.save``: of the zip format nothing is read before it is used, of the older one everything."""
 
+    _most_shared = 1 << 26  # a file of a kilobyte can claim any number of elements, and be written out so
+
     def __init__(self, path: Path, part: str | None = None) -> None:
         self._stamp = Stamp(path)
         tensors, where, notes = find_state_dict(load_file(path), str(path), part)
         super().__init__(str(path), tensors, "torch" if is_zip(path) else "torch, legacy", where, notes)
+
+
+def _claimed(tensor: Tensor) -> int:
+    """The bytes that a plain tensor claims where its memory has fewer; else 0."""
+    if type(tensor) not in (Tensor, nn.Parameter) or _oddity(tensor):
+        return 0
+    claimed = tensor.numel() * tensor.element_size()
+    return claimed if claimed > tensor.untyped_storage().nbytes() else 0
 
 
 def _oddity(tensor: Tensor) -> str:
