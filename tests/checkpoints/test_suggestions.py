@@ -13,8 +13,9 @@ from torch import nn
 from tests.strategies import names
 from torchinit import CheckpointError, Name, Normal, Pretrained, Rule, initialize, plan
 from torchinit.checkpoints import adapters
+from torchinit.checkpoints.guesses import Shapes, guess
 from torchinit.checkpoints.key_mapping import KeyMap
-from torchinit.checkpoints.suggestions import Shapes, by_case, guess, suggest_for_missing, suggest_for_shape
+from torchinit.checkpoints.suggestions import by_case, suggest_for_missing, suggest_for_shape
 
 Size = tuple[int, ...]
 QKV = ("q_proj", "k_proj", "v_proj")
