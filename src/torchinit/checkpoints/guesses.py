@@ -219,6 +219,8 @@ def _edits(base: KeyMap, wanted: Shapes, keys: Shapes) -> list[tuple[str, str]]:
         new, old = (parts[len(before) : len(parts) - len(behind)] for parts in (pattern, other))
         if missing[pattern].shapes & spare[other].shapes and _NUMBER not in new:
             edit = _Edit(old, new, not behind)
+            if edit.at_end and not _is_leaf_renamed(old, new):
+                continue
             places[edit].add((before, behind))
             votes[edit] += len(spare[other].names)
     groups = _patterns({name: keys[key] for name, key in names.key_of.items()})
@@ -230,6 +232,13 @@ def _edits(base: KeyMap, wanted: Shapes, keys: Shapes) -> list[tuple[str, str]]:
             ways[edit] = max(ways.get(edit, (0, "", "")), (then - now, *way), key=lambda way: way[0])
     sure = [edit for edit, way in ways.items() if way[0] and not _is_open(edit, ways)]
     return [ways[edit][1:] for edit in sorted(sure, key=lambda edit: -ways[edit][0])][:_EDITS]
+
+
+def _is_leaf_renamed(old: Parts, new: Parts) -> bool:
+    """Whether one leaf may be another by another name; weight_v is not the weight, nor is a running mean a shift."""
+    if len(old) != 1 or len(new) != 1 or old[0] in new[0] or new[0] in old[0]:
+        return False
+    return not any(leaf.startswith(("running_", "original", "num_batches")) for leaf in (*old, *new))
 
 
 def _is_open(edit: _Edit, ways: Mapping[_Edit, tuple[int, str, str]]) -> bool:
@@ -288,7 +297,7 @@ def _renames(edit: _Edit, places: Collection[_Place]) -> Iterator[tuple[str, str
     """The ways to write an edit as a rename: anywhere, and next to the parts at which it was seen."""
     befores, behinds = ([*map(_by_number, ends)] for ends in zip(*places, strict=True))
     for left, right in ((False, False), (False, True), (True, False), (True, True)):
-        if not (edit.old or left or right) or (left and () in befores) or (edit.at_end and (right or not edit.new)):
+        if not (edit.old or left or right) or (left and () in befores) or (edit.at_end and right):
             continue
         pieces = [_edge({len(parts) - left for parts in befores}, "^")]
         if left:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 import pickle
 import re
-from collections.abc import Mapping
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
 from torchinit._text import abbreviate, count, did_you_mean
 from torchinit.checkpoints.formats.base import Checkpoint, Info, Stamp, cut
-from torchinit.checkpoints.formats.pickle_audit import check_pickles, refused
+from torchinit.checkpoints.formats.pickle_audit import Filled, Leaves, check_pickles, refused
 from torchinit.checkpoints.formats.zip_audit import check_zip, is_zip
 from torchinit.errors import CheckpointError
 from torchinit.model.dtensor import is_distributed
@@ -117,9 +120,10 @@ def load_file(path: Path, map_location: Any = "cpu", *, mapped: bool = True) -> 
     other objects than tensors and plain data.
     """
     zipped = is_zip(path)
-    check_zip(path) if zipped else check_legacy(path)
+    leaves = check_zip(path) if zipped else check_legacy(path)
     try:
-        content = torch.load(path, map_location=map_location, weights_only=True, mmap=zipped and mapped)
+        with _unmade(leaves):
+            content = torch.load(path, map_location=map_location, weights_only=True, mmap=zipped and mapped)
     except pickle.UnpicklingError as error:
         text = str(error)
         asked = re.search(r"GLOBAL ([\w.]+)", text) or re.search(r"(?:class|function|global) ([\w.]+)", text)
@@ -131,10 +135,13 @@ def load_file(path: Path, map_location: Any = "cpu", *, mapped: bool = True) -> 
     return content
 
 
-def check_legacy(path: Path) -> None:
-    """Raise CheckpointError for a file of torch's older format that is damaged, or whose memory is not all there."""
+def check_legacy(path: Path) -> Leaves:
+    """Return what the pickle of a file of torch's older format asks for that is not to be made.
+
+    Raises CheckpointError for one that is damaged, or whose memory is not all there.
+    """
     with path.open("rb") as file:
-        memory, keys = check_pickles(str(path), file)
+        memory, keys, leaves = check_pickles(str(path), file)
         if memory.keys() != {*keys} or len(keys) > len(memory):
             raise CheckpointError(f"{path}: the memory of its tensors is not in the file")
         size = path.stat().st_size
@@ -142,6 +149,43 @@ def check_legacy(path: Path) -> None:
             numel = int.from_bytes(file.read(8), "little")
             if numel != memory[key].numel or file.seek(memory[key].nbytes, 1) > size:
                 raise CheckpointError(f"{path}: the memory {key!r} of its tensors is not whole in the file")
+    return leaves
+
+
+class Unmade:
+    """An object of a file that was not made: nothing of its class was imported or called."""
+
+    name = ""
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+    def __repr__(self) -> str:
+        return f"<{self.name}, not made>"
+
+
+_ALONE: Final = threading.Lock()
+"""torch keeps the classes that its unpickler allows for the whole process."""
+
+
+@contextmanager
+def _unmade(leaves: Leaves) -> Iterator[None]:
+    """Have torch's unpickler make none of these: it gets a class of ours for each name, which lets all go."""
+    # For as long as this file is read another thread that calls torch.load would get the same in place of its error.
+    if not leaves:
+        yield
+        return
+    stand_ins: list[Any] = [(_stand_in(name, form), str(name)) for name, form in leaves.items()]
+    with _ALONE, torch.serialization.safe_globals(stand_ins):
+        yield
+
+
+def _stand_in(name: str, form: Filled) -> type[Unmade]:
+    # What is filled afterwards must be a list or dict itself, since torch's unpickler fills nothing else.
+    def new(cls: type, *_: object) -> object:
+        return object.__new__(cls) if form == "object" else [] if form == "list" else OrderedDict()
+
+    return type(name.rpartition(".")[2], (Unmade,), {"__new__": new, "name": str(name)})
 
 
 def _check_methods(path: Path, content: object) -> None:
@@ -190,11 +234,9 @@ def find_state_dict(content: object, name: str, part: str | None) -> tuple[dict[
         if others := [other for other in nest.holders(state) if other != key]:
             notes.append(f"taken from {path!r}; there are also {abbreviate(sorted(others))}: choose with part")
         state = state[key]  # type: ignore[index]  # only a mapping has a next
-    if not isinstance(state, Mapping):
-        raise CheckpointError(f"{name}: holds a {type(state).__name__}, not named tensors")
     if not (tensors := nest.tensors(state)):
-        raise CheckpointError(f"{name}: {_why_empty(state)}")
-    return tensors, path, tuple(notes)
+        raise _empty(name, state)
+    return tensors, path, (*notes, *_beside(state))
 
 
 class _Nest:
@@ -263,6 +305,22 @@ def _named(state: object) -> list[tuple[str, Any]]:
 def _is_optimizer(key: str, value: object) -> bool:
     inner = isinstance(value, Mapping) and {"state", "param_groups"} <= value.keys()
     return inner or key in _OPTIMIZER or key.startswith(("optimizer", "optim_"))
+
+
+def _beside(state: object) -> list[str]:
+    """A note on what lies beside named tensors and is none."""
+    others = [key for key, value in _named(state) if not isinstance(value, (Tensor, Mapping)) and value is not None]
+    return [f"{count(len(others), 'entry', 'entries')} not of tensors: {abbreviate(others)}"] if others else []
+
+
+def _empty(name: str, state: object) -> CheckpointError:
+    """The error for content without named tensors."""
+    for value in (state, *(value for _, value in _named(state))):
+        if isinstance(value, Unmade):
+            return refused(name, f"asks for {value.name}")
+    if not isinstance(state, Mapping):
+        return CheckpointError(f"{name}: holds a {type(state).__name__}, not named tensors")
+    return CheckpointError(f"{name}: {_why_empty(state)}")
 
 
 def _why_empty(state: Mapping[Any, Any]) -> str:
