@@ -46,7 +46,8 @@ def likely_guesses(wanted: Shapes, keys: Shapes, matching: int) -> list[Guess]:
     proven = [_proven(keymap, wanted, keys) for keymap in _by_start(wanted, keys)]
     best = max(proven, key=lambda proof: proof.count)
     if best.count < len(wanted):
-        proven += [_proven(keymap, wanted, keys) for keymap in _by_edits(best.keymap, wanted, keys)]
+        start = best.keymap if 2 * best.count > min(len(wanted), len(keys)) else KeyMap()
+        proven += [_proven(keymap, wanted, keys) for keymap in _by_edits(start, wanted, keys)]
     most, least = max(proof.count for proof in proven), min(len(wanted), len(keys))
     proven.sort(key=lambda proof: (len(proof.keymap.rename), bool(proof.keymap.prefix)))
     distinct: dict[frozenset[tuple[str, str]], KeyMap] = {}
@@ -145,11 +146,12 @@ def splits(name: str) -> Iterator[tuple[str, str]]:
 # --- parts in the middle ---------------------------------------------------------------------------------------------
 
 _NUMBER: Final = "#"
-_WIDEST: Final = 3  # parts that one edit may put in or leave out
+_WIDEST: Final = 4  # parts that one edit may put in or leave out
 _LONGEST: Final = 24
 _PATTERNS: Final = 2048
 _EDITS: Final = 12
 _ROUNDS: Final = 3
+_BRANCHES: Final = 8
 
 # Names differ by parts that were put in, left out or exchanged: "q.weight" and "q.base_layer.weight". A name that is
 # missing and a key that nobody takes vote for the edit that makes one of the other, where they have one shape and the
@@ -190,14 +192,24 @@ def _by_edits(start: KeyMap, wanted: Shapes, keys: Shapes) -> list[KeyMap]:
     best = [_proven(base, wanted, few) for base in bases]
     every = list(best)
     for _ in range(_ROUNDS):
-        for at, proof in enumerate(best):
+        for at, proof in enumerate([*best]):
             for rename in _edits(proof.keymap, wanted, few):
-                keymap = best[at].keymap
-                every.append(_proven(KeyMap(keymap.prefix, (*keymap.rename, rename)), wanted, few))
-                best[at] = max(best[at], every[-1], key=lambda proof: proof.count)
+                alone, joined = (_proven(_with(base.keymap, rename), wanted, few) for base in (proof, best[at]))
+                every += [alone, joined]
+                if joined.count > best[at].count:
+                    best[at] = joined
+                elif joined.count < best[at].count and alone.count > proof.count and len(best) < _BRANCHES:
+                    best.append(alone)  # of the two only one can be: rivals, each of which goes on by itself
     most = max(proof.count for proof in every)
     every.sort(key=lambda proof: len(proof.keymap.rename))
-    return [*{proof.found: proof.keymap for proof in reversed(every) if proof.count == most}.values()][:_BEST]
+    simplest = {proof.found: proof.keymap for proof in reversed(every) if proof.count == most}
+    return [keymap for keymap in dict.fromkeys(proof.keymap for proof in every) if keymap in simplest.values()][
+        :_BRANCHES
+    ]
+
+
+def _with(keymap: KeyMap, rename: tuple[str, str]) -> KeyMap:
+    return KeyMap(keymap.prefix, (*keymap.rename, rename))
 
 
 def _shared(names: Iterable[str]) -> str:

@@ -241,7 +241,8 @@ class _Search:
             self.lists["declined"].append((site.name, mismatch.why))
             return None
         if mismatch.reason == "shape" and not adapter:
-            mismatch = replace(mismatch, why=mismatch.why + suggest_for_shape(infos[0].shape, site.shape, site.name))
+            offer = suggest_for_shape(infos[0].shape, site.shape, site.name, site)
+            mismatch = replace(mismatch, why=mismatch.why + offer)
         self.lists["mismatched"].append(mismatch)
         return None
 

@@ -59,34 +59,67 @@ _KEYS: Final = re.compile(r"(.*[._])?w?(k|v|kv|key|value)s?(_proj|_lin|_linear)?
 """Names of key and value projections, whose heads may be fewer than they were."""
 
 
-def suggest_for_shape(stored: Size, shape: Size, name: str = "") -> str:
-    """The tail of a message on shapes that differ: the adapters that would do, as far as shapes and name can tell."""
-    names = [*_for_shape(stored, shape, name)]
+_POSITION: Final = re.compile(r"(?<![a-z])pos(?=[^a-z]|$|i|_?emb)")
+_PREFIXES: Final = (1, 0, *range(2, 10))
+
+
+def suggest_for_shape(stored: Size, shape: Size, name: str = "", site: Site | None = None) -> str:
+    """The tail of a message on shapes that differ: the adapters that would do, as far as shapes and name can tell.
+
+    With a ``site`` its layer tells, too: only a kernel has input channels, only tables and heads have rows to choose.
+    """
+    names = [*_for_shape(stored, shape, name, site or Site(name, shape))]
     return f"; {' or '.join(filter(None, [', '.join(names[:-1]), names[-1]]))} can adapt it" if names else ""
 
 
-def _for_shape(stored: Size, shape: Size, name: str) -> Iterator[str]:
+def _for_shape(stored: Size, shape: Size, name: str, site: Site) -> Iterator[str]:
     """The adapters as they would be written, without those of their arguments that shapes do not tell."""
-    positions = "pos" in name.lower() or (len(stored) == 3 and stored[0] == 1)
-    if positions and (prefixed := _first(map(adapters.ResizePositions, (1, 0, *range(2, 10))), stored, shape)):
-        yield prefixed
+    lower, relative = name.lower(), "rel" in name.lower() or "bias_table" in name.lower()
+    if (_POSITION.search(lower) and not relative) or (not name and len(stored) == 3 and stored[0] == 1):
+        resize = _first(_positions(stored, shape), stored, shape)
+        yield from [resize.replace("(site_prefix", "(prefix=1, site_prefix")] if resize else ()
         return
     fewer = stored and shape and 0 < shape[0] < stored[0]
     if fewer and _KEYS.fullmatch(name) and _first([adapters.PoolHeads(stored[0] // shape[0])], stored, shape):
         yield "PoolHeads"
         return
+    is_kernel, has_rows = _is_kernel(site), not relative and _has_rows(site)
+    channels = site.layout.in_axes[0] if site.layout and site.layout.in_axes else 1
     kinds: Iterable[Iterable[Adapter]] = (
-        [adapters.ResizePatches()] if len(shape) > 3 else [],
-        [adapters.InputChannels()] if len(shape) > 2 else [],
-        [adapters.Inflate()],
-        map(adapters.ResizeRelativeBias, (0, 3)),
+        [adapters.ResizePatches()] if is_kernel and len(shape) > 3 else [],
+        [adapters.InputChannels(axis=channels)] if is_kernel else [],
+        [adapters.Inflate()] if is_kernel else [],
+        map(adapters.ResizeRelativeBias, (0, 3)) if relative or not name else [],
         map(adapters.Transpose, ((1, 0), (2, 1, 0), (3, 2, 0, 1), (0, 2, 1))),
-        [adapters.ResizeVocabulary()],
-        [adapters.Rows()],
+        [adapters.ResizeVocabulary()] if has_rows else [],
+        [adapters.Rows()] if has_rows else [],
     )
     yield from filter(None, (_first(kind, stored, shape) for kind in kinds))
-    if stored and len(stored) == len(shape) and stored[1:] == shape[1:]:  # other classes, most likely
+    if has_rows and stored and len(stored) == len(shape) and stored[1:] == shape[1:]:  # other classes, most likely
         yield from ("Labels", "Drop")
+
+
+def _positions(stored: Size, shape: Size) -> Iterator[Adapter]:
+    """Resizes of a table of positions: by the special tokens that would leave squares, as many as before if may be."""
+    yield from map(adapters.ResizePositions, _PREFIXES)
+    moved = [(old, new) for old in _PREFIXES for new in _PREFIXES if len(shape) > 1 < len(stored)]
+    for old, new in sorted(moved, key=lambda pair: stored[-2] - pair[0] != shape[-2] - pair[1]):
+        yield adapters.ResizePositions(old, site_prefix=new)
+
+
+def _is_kernel(site: Site) -> bool:
+    """Whether a weight is a convolution's, by its layer, or by what it is called where nobody knows the layer."""
+    if len(site.shape) < 3 or site.kind == "buffer":
+        return False
+    if any("Conv" in name for name in (site.owner.name, *site.owner.lineage)):
+        return site.leaf == "weight"
+    return len(site.shape) > 3 and not site.layout and site.leaf in ("", "weight", "kernel", "filter")
+
+
+def _has_rows(site: Site) -> bool:
+    """Whether the first axis runs over tokens or classes, of which a model may have others, as not that of a norm."""
+    outputs = site.layout is None or site.layout.lookup or 0 in site.layout.out_axes
+    return outputs and site.kind == "parameter" and site.neutral is None and "Norm" not in site.owner.name
 
 
 def _first(candidates: Iterable[Adapter], stored: Size, shape: Size) -> str:
