@@ -15,8 +15,9 @@ from torchinit.checkpoints.adapters import Adapter, Transpose
 from torchinit.checkpoints.formats import Info
 from torchinit.checkpoints.key_mapping import KeyMap, Renames
 from torchinit.checkpoints.open import InMemory, open_cached
+from torchinit.checkpoints.parameter_order import in_order, is_numbered
 from torchinit.checkpoints.quantized import Companions, Quantized
-from torchinit.checkpoints.suggestions import advise, suggest_for_shape, tied
+from torchinit.checkpoints.suggestions import advise, hooked, square, suggest_for_shape, tied
 from torchinit.checkpoints.tensor_fill import CheckpointSource, Loaded
 from torchinit.errors import CheckpointError, MissingExtraError
 from torchinit.initializers.elementwise import Fill
@@ -31,6 +32,7 @@ from torchinit.serialization.validation import check_bool, check_choice, check_s
 _T = TypeVar("_T")
 
 OnShape: TypeAlias = Literal["error", "skip"]
+Order: TypeAlias = Literal["names", "parameters"]
 
 _COUNTER: Final = "num_batches_tracked"
 """The counter of a BatchNorm's runs. Old checkpoints lack it, and nothing depends on it."""
@@ -83,8 +85,12 @@ class Pretrained(SourceInitializer):
     finite: bool = True
     sha256: str | None = None
     lock: bool = True
+    order: Order = "names"
 
     def __post_init__(self) -> None:
+        check_choice("order", self.order, Order)
+        if self.order != "names" and (self.prefix or self.rename):
+            raise ValueError(f"order={self.order!r} is for tensors without names, so it takes no prefix and no rename")
         for name in ("prefix", "part", "sha256"):
             check_str(name, getattr(self, name))
         for name in ("finite", "lock"):
@@ -93,6 +99,7 @@ class Pretrained(SourceInitializer):
         values = {
             "checkpoint": InMemory.wrap(self.checkpoint),
             "map_location": _device(self.map_location),
+            "part": "" if self.part is None and self.order != "names" else self.part,
             "rename": _pairs(self.rename),
             "dtype": _dtype(self.dtype),
             "adapt": _adapters(self.adapt),
@@ -191,7 +198,8 @@ class _Search:
         for view, site in matched:
             self.groups.setdefault(site.name, []).append(view)
         self.checkpoint = open_cached(rule.checkpoint, part=rule.part, sha256=rule.sha256)
-        self.names = rule.keymap().apply(self.checkpoint.keys())
+        by_name = rule.order == "names"
+        self.names = rule.keymap().apply(self.checkpoint.keys()) if by_name else in_order(self.checkpoint, known)
         self.model_names = {view.name for site in known for view in site.views}
         aliases = ((key, self.names.name_of.get(key, key)) for key in self.checkpoint)
         self.companions = Companions(aliases, self.model_names, self.checkpoint.info)
@@ -308,13 +316,22 @@ class _Search:
         if missing or not found:
             wanted = {name: site.shape for name, site in sites.items()}
             guess, hints = advise(self.checkpoint, names, self.used, wanted, missing, found)
+            hints += self.checkpoint.notes  # the weights may be in another part of the file
             hints += [*self.lacking.values(), *tied(*([sites[name] for name in side] for side in (missing, loaded)))]
+            if self.rule.order == "names" and is_numbered(self.checkpoint):
+                hints.append("Its tensors have no names: order='parameters' takes them for the model's, one by one")
         if guess is None or guess.matching < guess.wanted:
-            hints += _hooked([sites[name] for name in (*missing, *(site.site for site in self.lists["mismatched"]))])
+            hints += hooked([sites[name] for name in (*missing, *(site.site for site in self.lists["mismatched"]))])
         outside = len(self.checkpoint) - len(names.name_of)
         notes = [f"{count(outside, 'key')} outside of prefix {self.rule.keymap().start!r}"] if outside else []
+        if self.rule.order != "names":
+            notes.append(f"{count(len(self.checkpoint), 'tensor')} without names, taken in the order of the parameters")
+        if classes := abbreviate([*dict.fromkeys(site.hooks for site in sites.values() if site.hooks)], 3):
+            notes.append(
+                f"hooks by which {classes} may change what is loaded are not run here, as load_checkpoint does"
+            )
         if self.transposes:
-            notes += _square([sites[name] for name in loaded])
+            notes += square([sites[name] for name in loaded])
         every = [view.name for views in self.groups.values() for view in views]
         unused = (
             f"{option}: {glob!r} matches no site{did_you_mean(glob, every)}"
@@ -332,27 +349,11 @@ class _Search:
             ),
             unused_patterns=tuple(unused),
             elements=(sum(sites[name].numel for name in sites if name in fills), sum(s.numel for s in sites.values())),
-            notes=(*self.checkpoint.notes, *notes),
-            doubts=tuple(f"{abbreviate(sites)}: {doubt}" for doubt, sites in self.doubts.items()),
+            notes=tuple(notes),
+            doubts=(*self.checkpoint.notes, *(f"{abbreviate(at)}: {doubt}" for doubt, at in self.doubts.items())),
             hints=(*self.remedies, *hints),
             guess=guess,
         )
-
-
-def _square(loaded: Sequence[Site]) -> list[str]:
-    """A note on square weights that are taken as they are, though others are transposed."""
-    square = [site.name for site in loaded if site.owner.name == "Linear" and site.shape == site.shape[:1] * 2]
-    return [f"square, so they fit transposed or not, and are taken as they are: {abbreviate(square)}"] if square else []
-
-
-def _hooked(lost: Sequence[Site]) -> list[str]:
-    """A hint on sites that may be lost because hooks are not run here: a plan is made of the header alone."""
-    hooked = {site.name: site.hooks for site in lost if site.hooks}
-    if not hooked:
-        return []
-    which = abbreviate([*dict.fromkeys(hooked.values())], 3)
-    lost_to = f"{which} may change what load_state_dict gives to {abbreviate([*hooked], 3)}, by hooks that a rule does"
-    return [f"{lost_to} not run: load_checkpoint(model, file) runs them; or say the same by rename and adapt"]
 
 
 def misfit(site: Site, infos: Sequence[Info], key: str, adapter: Adapter | None) -> Mismatch | None:

@@ -236,3 +236,21 @@ def tied(missing: Sequence[Site], loaded: Sequence[Site]) -> list[str]:
             remedy = f"another rule, for Name({head.name!r}), with rename={[[beginning(old), new]]} takes a copy"
             hints.append(f"{head.name} may be tied to {tables[0].name} in the file's model: {remedy}")
     return hints
+
+
+def square(loaded: Sequence[Site]) -> list[str]:
+    """A note on square weights that are taken as they are, though others are transposed."""
+    square = [site.name for site in loaded if site.owner.name == "Linear" and site.shape == site.shape[:1] * 2]
+    return [f"square, so they fit transposed or not, and are taken as they are: {abbreviate(square)}"] if square else []
+
+
+def hooked(lost: Sequence[Site]) -> list[str]:
+    """A hint on sites that may be lost because hooks are not run here: a plan is made of the header alone."""
+    by_hooks = {site.name: site.hooks for site in lost if site.hooks}
+    if not by_hooks:
+        return []
+    which = abbreviate([*dict.fromkeys(by_hooks.values())], 3)
+    lost_to = (
+        f"{which} may change what load_state_dict gives to {abbreviate([*by_hooks], 3)}, by hooks that a rule does"
+    )
+    return [f"{lost_to} not run: load_checkpoint(model, file) runs them; or say the same by rename and adapt"]

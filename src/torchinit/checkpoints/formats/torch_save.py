@@ -215,13 +215,16 @@ def _first_line(error: Exception) -> str:
 def find_state_dict(content: object, name: str, part: str | None) -> tuple[dict[str, Tensor], str, tuple[str, ...]]:
     """The named tensors in what a file holds, the path to them, and what else there was to choose from.
 
-    ``part`` says where they are: ``"ema.state_dict"``. Raises CheckpointError where there are none.
+    ``part`` says where they are: ``"ema.state_dict"``. There may be a list of tensors without names, which are
+    numbered; with ``""`` it is the only such list of the file. Raises CheckpointError where there are none.
     """
     # The search goes down, table by table: into the first of PARTS that holds no fewer named tensors than lie beside
     # it (beside flat weights a small table may be called "model"), or into the only table with tensors that is not an
     # optimizer's. It stops where neither is so, with all that is below. It can fail where a file keeps two
     # models under names of its own: then the tensors of both are taken, and their names tell.
     nest = _Nest(name)
+    if part == "":
+        return *_only_list(content, name), ()
     if part is not None:
         return nest.part(content, part), part, ()
     state, path, seen = content, "", set[int]()
@@ -231,12 +234,13 @@ def find_state_dict(content: object, name: str, part: str | None) -> tuple[dict[
             raise CheckpointError(f"{name}: its part {path!r} holds itself")
         seen.add(id(state))
         path = _join(path, key)
-        if others := [other for other in nest.holders(state) if other != key]:
+        holders = {other: value for other, value in _named(state) if other in nest.holders(state) and other != key}
+        if others := [other for other, value in holders.items() if not _is_optimizer(other, value)]:
             notes.append(f"taken from {path!r}; there are also {abbreviate(sorted(others))}: choose with part")
         state = state[key]  # type: ignore[index]  # only a mapping has a next
-    if not (tensors := nest.tensors(state)):
-        raise _empty(name, state)
-    return tensors, path, (*notes, *_beside(state))
+    if tensors := nest.tensors(state):
+        return tensors, path, tuple(notes)
+    raise _empty(name, state)
 
 
 class _Nest:
@@ -292,9 +296,30 @@ class _Nest:
                 near = did_you_mean(part.split(".", maxsplit=1)[0], keys)
                 raise CheckpointError(f"{self.name}: has no part {_join(path, part)!r}{near}")
             state, path, part = state[key], _join(path, key), part[len(key) + 1 :]
-        if tensors := self.tensors(state):
+        if tensors := self.tensors(state) or _numbered(state):
             return tensors
         raise CheckpointError(f"{self.name}: its part {path!r} holds no named tensors")
+
+
+def _numbered(state: object) -> dict[str, Tensor]:
+    """The tensors of a list, as averages of weights are kept, by their numbers; none of anything else."""
+    if isinstance(state, Mapping):
+        state = [*state.values()] if [*state] == [*range(len(state))] else ()
+    tensors = state if isinstance(state, (list, tuple)) else ()
+    return {str(at): tensor for at, tensor in enumerate(tensors)} if all(map(_is_tensor, tensors)) else {}
+
+
+def _is_tensor(value: object) -> bool:
+    return isinstance(value, Tensor)
+
+
+def _lists(state: object, path: str = "", depth: int = _DEEPEST) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """The lists of tensors here and in the tables below, and where they are; those of optimizers are left out."""
+    if tensors := _numbered(state):
+        yield path, tensors
+    for key, value in _named(state) if depth else ():
+        if not _is_optimizer(key, value):
+            yield from _lists(value, _join(path, key), depth - 1)
 
 
 def _named(state: object) -> list[tuple[str, Any]]:
@@ -307,10 +332,15 @@ def _is_optimizer(key: str, value: object) -> bool:
     return inner or key in _OPTIMIZER or key.startswith(("optimizer", "optim_"))
 
 
-def _beside(state: object) -> list[str]:
-    """A note on what lies beside named tensors and is none."""
-    others = [key for key, value in _named(state) if not isinstance(value, (Tensor, Mapping)) and value is not None]
-    return [f"{count(len(others), 'entry', 'entries')} not of tensors: {abbreviate(others)}"] if others else []
+def _only_list(content: object, name: str) -> tuple[dict[str, Tensor], str]:
+    """The one list of tensors without names, and where it is."""
+    lists = [*_lists(content)]
+    if len(lists) == 1:
+        return lists[0][1], lists[0][0]
+    several = (
+        f"{len(lists)} lists of tensors without names: choose with part, one of {abbreviate([at for at, _ in lists])}"
+    )
+    raise CheckpointError(f"{name}: holds {several if lists else 'no list of tensors without names'}")
 
 
 def _empty(name: str, state: object) -> CheckpointError:
@@ -318,9 +348,11 @@ def _empty(name: str, state: object) -> CheckpointError:
     for value in (state, *(value for _, value in _named(state))):
         if isinstance(value, Unmade):
             return refused(name, f"asks for {value.name}")
-    if not isinstance(state, Mapping):
-        return CheckpointError(f"{name}: holds a {type(state).__name__}, not named tensors")
-    return CheckpointError(f"{name}: {_why_empty(state)}")
+    why = _why_empty(state) if isinstance(state, Mapping) else f"holds a {type(state).__name__}, not named tensors"
+    if lists := [at for at, _ in _lists(state)]:
+        why = f"holds no named tensors, only lists of them: {abbreviate(lists)}" if any(lists) else why
+        why += "; a rule with order='parameters' takes one"
+    return CheckpointError(f"{name}: {why}")
 
 
 def _why_empty(state: Mapping[Any, Any]) -> str:
