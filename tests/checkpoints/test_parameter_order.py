@@ -105,3 +105,12 @@ def test_names_are_not_passed_over() -> None:
         CheckpointError, match=r"Its tensors have no names: order='parameters' takes them for the model"
     ):
         initialize(Model(), Rule(Name("**"), Pretrained(open_checkpoint(file, part="ema"))))
+
+
+def test_parts_of_what_is_in_memory() -> None:
+    trained, other = nn.Linear(2, 2), nn.Linear(2, 2)
+    content = {"model": trained.state_dict(), "ema": {"shadow": parameters(other), "named": other.state_dict()}}
+    for options in ({"part": "ema.named"}, {"part": "ema.shadow", "order": "parameters"}, {"order": "parameters"}):
+        model = nn.Linear(2, 2)
+        initialize(model, Rule(Name("**"), Pretrained(content, **options)))  # type: ignore[arg-type]
+        assert torch.equal(model.weight, other.weight)

@@ -86,12 +86,12 @@ def _open_shard(source: str) -> Checkpoint:
 class InMemory:
     """A dict, a model or an open checkpoint as the source of values, equal to itself alone."""
 
-    def __init__(self, source: Mapping[str, Any] | nn.Module | Checkpoint) -> None:
-        self.checkpoint: Checkpoint = open_checkpoint(source)
+    def __init__(self, source: Mapping[str, Any] | nn.Module | Checkpoint, part: str | None = None) -> None:
+        self.checkpoint: Checkpoint = open_checkpoint(source, part=part)
 
     @classmethod
-    def wrap(cls, source: object) -> str | InMemory:
-        """A source as a rule can hold it: text as it is, anything else in here.
+    def wrap(cls, source: object, part: str | None = None) -> str | InMemory:
+        """A source as a rule can hold it: text as it is, anything else in here, of a nested dict a part.
 
         Raises TypeError for anything that is not a source, ValueError for empty text.
         """
@@ -100,7 +100,7 @@ class InMemory:
         if isinstance(source, (str, os.PathLike)):
             return os.fspath(source)
         if isinstance(source, (Mapping, nn.Module, Checkpoint)):
-            return cls(source)
+            return cls(source, part)
         if isinstance(source, InMemory):
             return source
         raise TypeError(f"a checkpoint is a path, an address, a dict or a model, but got {source!r}")

@@ -96,10 +96,11 @@ class Pretrained(SourceInitializer):
         for name in ("finite", "lock"):
             check_bool(name, getattr(self, name))
         missing, on_shape = self.expect_missing, self.on_shape
+        part = "" if self.part is None and self.order != "names" else self.part
         values = {
-            "checkpoint": InMemory.wrap(self.checkpoint),
+            "checkpoint": InMemory.wrap(self.checkpoint, part),
             "map_location": _device(self.map_location),
-            "part": "" if self.part is None and self.order != "names" else self.part,
+            "part": part,
             "rename": _pairs(self.rename),
             "dtype": _dtype(self.dtype),
             "adapt": _adapters(self.adapt),
