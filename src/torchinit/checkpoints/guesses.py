@@ -202,10 +202,11 @@ def _by_edits(start: KeyMap, wanted: Shapes, keys: Shapes) -> list[KeyMap]:
                     best.append(alone)  # of the two only one can be: rivals, each of which goes on by itself
     most = max(proof.count for proof in every)
     every.sort(key=lambda proof: len(proof.keymap.rename))
-    simplest = {proof.found: proof.keymap for proof in reversed(every) if proof.count == most}
-    return [keymap for keymap in dict.fromkeys(proof.keymap for proof in every) if keymap in simplest.values()][
-        :_BRANCHES
-    ]
+    simplest: dict[frozenset[tuple[str, str]], KeyMap] = {}
+    for proof in every:
+        if proof.count == most:
+            simplest.setdefault(proof.found, proof.keymap)
+    return [*simplest.values()][:_BRANCHES]
 
 
 def _with(keymap: KeyMap, rename: tuple[str, str]) -> KeyMap:
