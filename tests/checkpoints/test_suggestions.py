@@ -386,6 +386,14 @@ def test_middles_that_are_not_sure(model: dict[str, Size], file: dict[str, Size]
     assert guess(model, file, 0) is None
 
 
+def test_one_layer_is_not_offered_for_another() -> None:
+    body = {f"h.{n}.w": (n + 1, 4) for n in range(9)}
+    found = guess(
+        {f"net.{name}": shape for name, shape in body.items()} | {"head.fc.w": (3, 3)}, body | {"pool.fc.w": (3, 3)}, 0
+    )
+    assert str(found) == "with rename=[['^', 'net.']] 9 of 10 match"
+
+
 @pytest.mark.parametrize(
     "parts",
     [

@@ -228,6 +228,7 @@ def _edits(base: KeyMap, wanted: Shapes, keys: Shapes) -> list[tuple[str, str]]:
     spare = _patterns({name: keys[key] for name, key in names.key_of.items() if name not in taken})
     places: dict[_Edit, set[_Place]] = defaultdict(set)
     votes = Counter[_Edit]()
+    owners: dict[_Edit, set[str]] = defaultdict(set)
     for pattern, other, (before, behind) in _nearest(missing, spare):
         new, old = (parts[len(before) : len(parts) - len(behind)] for parts in (pattern, other))
         if missing[pattern].shapes & spare[other].shapes and _NUMBER not in new:
@@ -236,6 +237,7 @@ def _edits(base: KeyMap, wanted: Shapes, keys: Shapes) -> list[tuple[str, str]]:
                 continue
             places[edit].add((before, behind))
             votes[edit] += len(spare[other].names)
+            owners[edit].update(name.rpartition(".")[0] for name in spare[other].names)
     groups = _patterns({name: keys[key] for name, key in names.key_of.items()})
     now = sum(_fits(group, group.names[-1], wanted) for group in groups.values())
     ways: dict[_Edit, tuple[int, str, str]] = {}
@@ -244,6 +246,10 @@ def _edits(base: KeyMap, wanted: Shapes, keys: Shapes) -> list[tuple[str, str]]:
             then = sum(_fits(group, substitute(*way, group.names[-1]), wanted) for group in groups.values())
             ways[edit] = max(ways.get(edit, (0, "", "")), (then - now, *way), key=lambda way: way[0])
     sure = [edit for edit, way in ways.items() if way[0] and not _is_open(edit, ways)]
+    # One layer in place of another may be chance, a pooler for a head: what is exchanged must be so in several layers.
+    sure = [
+        edit for edit in sure if not (edit.old and edit.new) or len(owners[edit]) > 1 or 2 * ways[edit][0] > len(keys)
+    ]
     return [ways[edit][1:] for edit in sorted(sure, key=lambda edit: -ways[edit][0])][:_EDITS]
 
 
@@ -251,7 +257,8 @@ def _is_leaf_renamed(old: Parts, new: Parts) -> bool:
     """Whether one leaf may be another by another name; weight_v is not the weight, nor is a running mean a shift."""
     if len(old) != 1 or len(new) != 1 or old[0] in new[0] or new[0] in old[0]:
         return False
-    return not any(leaf.startswith(("running_", "original", "num_batches")) for leaf in (*old, *new))
+    known = {*old, *new} <= {"weight", "bias"}
+    return not known and not any(leaf.startswith(("running_", "original", "num_batches")) for leaf in (*old, *new))
 
 
 def _is_open(edit: _Edit, ways: Mapping[_Edit, tuple[int, str, str]]) -> bool:
