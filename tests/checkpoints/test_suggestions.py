@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,9 +15,12 @@ from torch import nn
 
 from tests.strategies import names
 from torchinit import CheckpointError, Name, Normal, Pretrained, Rule, initialize, plan
+from torchinit.api import draft
 from torchinit.checkpoints import adapters
+from torchinit.checkpoints.guesses import Shapes, guess
 from torchinit.checkpoints.key_mapping import KeyMap
-from torchinit.checkpoints.suggestions import Shapes, by_case, guess, suggest_for_missing, suggest_for_shape
+from torchinit.checkpoints.suggestions import by_case, suggest_for_missing, suggest_for_shape
+from torchinit.mmengine import load_checkpoint
 
 Size = tuple[int, ...]
 QKV = ("q_proj", "k_proj", "v_proj")
@@ -245,3 +251,182 @@ def test_a_prefix_that_all_keys_have_is_found(model: set[str], prefix: str) -> N
 def test_by_case() -> None:
     assert by_case({"a.Weight": (1,)}, {"a.weight": (1,)}) == ("a.Weight", "a.weight")
     assert by_case({"a.weight": (1,)}, {"a.weight": (1,)}) is None
+
+
+class Vision(nn.Module):
+    """A table of positions and layers whose weights are like it in shape."""
+
+    def __init__(self, tokens: int, channels: int, width: int = 8) -> None:
+        super().__init__()
+        self.pos_embed = nn.Parameter(torch.randn(1, tokens, 8))
+        self.conv1d = nn.Conv1d(channels, 4, 3)
+        self.up = nn.ConvTranspose2d(channels, 4, 3)
+        self.norm = nn.LayerNorm(width)
+        self.mask = nn.Parameter(torch.randn(1, channels, 8))
+        self.bilinear = nn.Bilinear(channels, 4, 3)
+
+
+def test_offers_come_from_names_and_structure() -> None:
+    account = draft(Vision(201, 5, 9), Rule(Name("**"), Pretrained(Vision(197, 3)))).loads[0]
+    offers = {site.site: site.why.partition("; ")[2] for site in account.mismatched}
+    assert offers == {
+        "pos_embed": "ResizePositions(prefix=1, site_prefix=5) can adapt it",
+        "conv1d.weight": "InputChannels can adapt it",
+        "up.weight": "InputChannels(axis=0) can adapt it",
+        "norm.weight": "",
+        "norm.bias": "",
+        "mask": "",
+        "bilinear.weight": "",
+    }
+
+
+@pytest.mark.parametrize(
+    ("stored", "shape", "offer"),
+    [
+        (197, 201, "ResizePositions(prefix=1, site_prefix=5)"),
+        (198, 197, "ResizePositions(prefix=2, site_prefix=1)"),
+        (197, 196, "ResizePositions(prefix=1, site_prefix=0)"),
+        (196, 200, "ResizePositions(prefix=0, site_prefix=4)"),
+        (197, 577, "ResizePositions"),
+        (197, 581, "ResizePositions(prefix=1, site_prefix=5)"),
+    ],
+)
+def test_special_tokens_that_would_leave_squares(stored: int, shape: int, offer: str) -> None:
+    for name in ("pos_embed", "embeddings.position_embeddings", "vit.positional_embedding"):
+        assert suggest_for_shape((1, stored, 8), (1, shape, 8), name) == f"; {offer} can adapt it"
+    table = {"pos_embed": torch.randn(1, stored, 8)}
+    net = nn.ParameterDict({"pos_embed": nn.Parameter(torch.zeros(1, shape, 8))})
+    adapter = eval(offer + ("" if ")" in offer else "()"), vars(adapters))
+    assert initialize(net, Rule(Name("**"), Pretrained(table, adapt={"pos_embed": adapter}))).loads[0].complete
+
+
+@pytest.mark.parametrize("name", ["decompose.weight", "post_norm.weight", "position_ids", "compose"])
+def test_what_only_sounds_like_positions(name: str) -> None:
+    assert "ResizePositions" not in suggest_for_shape((1, 197), (1, 201), name)
+
+
+def sequence(kind: str) -> dict[str, Size]:
+    """Names of blocks, with or without parts in the middle."""
+    names: dict[str, Size] = {}
+    for block in range(4):
+        for part, shape in (("q", (4, 3)), ("k", (4, 2)), ("out", (3, 4))):
+            middle = {"plain": part, "inserted": f"{part}.base_layer", "deep": f"a.b.c.{part}", "other": f"x.{part}"}
+            names |= {
+                f"model.layers.{block}.attn.{middle[kind]}.{leaf}": shape[: 3 - len(leaf) // 3]
+                for leaf in ("weight", "b")
+            }
+    return names | {"model.norm.weight": (9,)}
+
+
+@pytest.mark.parametrize(
+    ("model", "file"),
+    [(a, b) for a in ("plain", "inserted", "deep", "other") for b in ("plain", "inserted", "deep", "other") if a != b],
+)
+def test_parts_in_the_middle_are_found_and_proven(model: str, file: str) -> None:
+    wanted, keys = sequence(model), sequence(file)
+    found = guess(wanted, keys, 1)
+    assert found is not None
+    assert found.matching == len(wanted) == found.wanted
+    assert not found.prefix
+    names = KeyMap(found.prefix, found.rename).apply(keys)
+    assert {name: keys[key] for name, key in names.key_of.items()} == wanted
+
+
+MIDDLES = [
+    ({f"{n}.conv.weight": (n, 1) for n in range(6)}, {f"{n}.weight": (n, 1) for n in range(6)}),
+    ({f"net.{n}.weight": (n, 1) for n in range(6)}, {f"net.{n}.0.1.weight": (n, 1) for n in range(6)}),
+    ({f"a.{n}.scale": (n, 1) for n in range(6)}, {f"a.{n}.gain": (n, 1) for n in range(6)}),
+    (
+        {f"a.{n}.{part}.w": (n, 4) for n in range(3) for part in ("query", "key", "value")},
+        {f"a.{n}.{part}.w": (n, 4) for n in range(3) for part in "qkv"},
+    ),
+    # Bundles of peft: everything lies deeper, and some layers are wrapped.
+    (
+        {f"h.{n}.{part}.w": (n, 4) for n in range(3) for part in "ab"},
+        {f"base.model.h.{n}.{part}.w": (n, 4) for n in range(3) for part in ("a.base_layer", "b")},
+    ),
+    # ... and back: what stays as it is must not be renamed.
+    (
+        {f"base.model.h.{n}.{part}.w": (n, 4) for n in range(3) for part in ("a.base_layer", "b")},
+        {f"h.{n}.{part}.w": (n, 4) for n in range(3) for part in "ab"},
+    ),
+]
+
+
+@pytest.mark.parametrize(("model", "file"), MIDDLES)
+def test_middles_of_several_kinds(model: dict[str, Size], file: dict[str, Size]) -> None:
+    found = guess(model, file, 0)
+    assert found is not None
+    assert found.matching == len(model)
+    assert not found.rivals
+    names = KeyMap(found.prefix, found.rename).apply(file)
+    assert {name: file[key] for name, key in names.key_of.items()} == model
+    # What is offered can be pasted: Python and TOML read it alike.
+    arguments = dict(item.split("=", 1) for item in re.split(r", (?=rename)", found.arguments))
+    for read in (eval, lambda text: tomllib.loads(f"x = {text}")["x"]):
+        assert [tuple(pair) for pair in read(arguments["rename"])] == [*found.rename]
+
+
+@pytest.mark.parametrize(
+    ("model", "file"),
+    [
+        # Which of x and y is a, no shape and no name tells.
+        (
+            {f"h.{n}.{part}.w": (n, 4) for n in range(5) for part in "xy"},
+            {f"h.{n}.{part}.w": (n, 4) for n in range(5) for part in "ab"},
+        ),
+        # Two of twelve are less than half.
+        ({f"h.a.{n}.w": (n, 1) for n in range(12)}, {f"h.b.{n}.w": (n, 1 + (n > 1)) for n in range(12)}),
+        # A direction is not the weight that it makes, nor a mean a bias.
+        ({f"h.{n}.weight": (3, 3) for n in range(3)}, {f"h.{n}.weight_v": (3, 3) for n in range(3)}),
+        ({f"h.{n}.bias": (3,) for n in range(3)}, {f"h.{n}.running_mean": (3,) for n in range(3)}),
+    ],
+)
+def test_middles_that_are_not_sure(model: dict[str, Size], file: dict[str, Size]) -> None:
+    assert guess(model, file, 0) is None
+
+
+def test_one_layer_is_not_offered_for_another() -> None:
+    body = {f"h.{n}.w": (n + 1, 4) for n in range(9)}
+    found = guess(
+        {f"net.{name}": shape for name, shape in body.items()} | {"head.fc.w": (3, 3)}, body | {"pool.fc.w": (3, 3)}, 0
+    )
+    assert str(found) == "with rename=[['^', 'net.']] 9 of 10 match"
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ("encoder_q", "encoder_k"),
+        ("netG", "netD"),
+        ("model", "ema"),
+        ("actor", "critic"),
+        ("encoder", "target_encoder"),
+        ("b", "a", "c"),
+    ],
+)
+@pytest.mark.parametrize("where", ["{}.{}", "net.{}.{}", "a.b.c.d.e.{}.x.{}"])
+def test_all_that_do_as_well_are_named(parts: tuple[str, ...], where: str) -> None:
+    model = {
+        where.format("part", name).replace("part.", "" if where == "{}.{}" else "part."): shape
+        for name, shape in MODEL.items()
+    }
+    file = {where.format(part, name): shape for part in parts for name, shape in MODEL.items()}
+    found = guess(model, file, 0)
+    assert found is not None
+    first, *rest = parts
+    assert first in found.arguments
+    assert len(found.rivals) == len(rest)
+    assert all(part in rival for part, rival in zip(rest, found.rivals, strict=True))
+    assert str(found).endswith(f" 3 of 3 match, as many with {', '.join(found.rivals)}")
+
+
+def test_equal_guesses_for_revise_keys_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    layer = nn.Linear(2, 2)
+    file = {f"{part}.{key}": value for part in ("encoder_q", "encoder_k") for key, value in layer.state_dict().items()}
+    torch.save(file, path := tmp_path / "a.pth")
+    load_checkpoint(nn.Linear(2, 2), str(path))
+    assert (
+        "With revise_keys=[['^encoder_q[.]', '']] 2 of 2 match, as many with revise_keys=[['^encoder_k[.]', '']]."
+        in caplog.text
+    )

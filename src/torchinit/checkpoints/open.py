@@ -11,7 +11,7 @@ from typing import Any, Final, final
 from torch import nn
 
 from torchinit.checkpoints.formats.base import Checkpoint
-from torchinit.checkpoints.formats.detect import detect_format
+from torchinit.checkpoints.formats.detect import detect_format, weights_in
 from torchinit.checkpoints.formats.numpy import NumpyCheckpoint
 from torchinit.checkpoints.formats.safetensors import SafetensorsCheckpoint
 from torchinit.checkpoints.formats.sharded import DistributedCheckpoint, ShardedCheckpoint
@@ -33,8 +33,9 @@ def open_checkpoint(
 ) -> Checkpoint:
     """The named tensors of a file, a dict or a model; the format of a file is told by its content, not by its name.
 
-    Read are safetensors, files of ``torch.save``, the indices of sharded ones, and NumPy's. Of nested training
-    checkpoints the weights are found; ``part`` says where they are instead. No code in a file is run, unless
+    Read are safetensors, files of ``torch.save``, the indices of sharded ones, and NumPy's; in a folder the index or
+    the one file of weights. Of nested training checkpoints the weights are found; ``part`` says where they are
+    instead. No code in a file is run, unless
     ``trust`` allows it for a folder of torch.distributed.checkpoint. Sources are those of :func:`fetch`. Raises
     CheckpointError, and FileNotFoundError for a path where nothing is.
 
@@ -52,10 +53,10 @@ def open_checkpoint(
         tensors, where, notes = find_state_dict(source, name, part)
         return MemoryCheckpoint(name, tensors, "dict", where, notes)
     try:
-        path = fetch(source)
-        if trust and path.is_dir():
+        source, notes = weights_in(os.fspath(source))
+        if trust and (path := fetch(source)).is_dir():
             return DistributedCheckpoint(path)
-        return open_file(path, os.fspath(source), part)
+        return _open(source, part, notes=notes)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -85,8 +86,8 @@ def _open_shard(source: str) -> Checkpoint:
 class InMemory:
     """A dict, a model or an open checkpoint as the source of values, equal to itself alone."""
 
-    def __init__(self, source: Mapping[str, Any] | nn.Module | Checkpoint) -> None:
-        self.checkpoint: Checkpoint = open_checkpoint(source)
+    def __init__(self, source: Mapping[str, Any] | nn.Module | Checkpoint, part: str | None = None) -> None:
+        self.checkpoint: Checkpoint = open_checkpoint(source, part=part)
         # What two rules may have been given both: a model, or a dict of the same tensors. A dict itself may hold more
         # than them, such as the state of an optimizer, so it is not kept.
         same = self.checkpoint._entries.values() if isinstance(source, Mapping) else [source]
@@ -98,8 +99,8 @@ class InMemory:
         return tuple(map(id, self._kept))
 
     @classmethod
-    def wrap(cls, source: object) -> str | InMemory:
-        """A source as a rule can hold it: text as it is, anything else in here.
+    def wrap(cls, source: object, part: str | None = None) -> str | InMemory:
+        """A source as a rule can hold it: text as it is, anything else in here, of a nested dict a part.
 
         Raises TypeError for anything that is not a source, ValueError for empty text.
         """
@@ -108,7 +109,7 @@ class InMemory:
         if isinstance(source, (str, os.PathLike)):
             return os.fspath(source)
         if isinstance(source, (Mapping, nn.Module, Checkpoint)):
-            return cls(source)
+            return cls(source, part)
         if isinstance(source, InMemory):
             return source
         raise TypeError(f"a checkpoint is a path, an address, a dict or a model, but got {source!r}")
@@ -137,12 +138,13 @@ def open_cached(
     # Three visits of one load come here: the plan reads shapes, the check before the run reads values, and the run
     # copies them. Between the first two a file may change, so it is looked at again. The last has again=False: it must
     # copy the very bytes that were checked, which stay mapped even where another file has taken the name since.
-    name, sha256 = str(source), sha256.lower() if sha256 else None
-    entry = name, part, sha256
+    sha256 = sha256.lower() if sha256 else None
     try:
+        name, notes = weights_in(str(source))
+        entry = name, part, sha256
         checkpoint, pin = _OPEN.get(entry, (None, None))
         if checkpoint is None or (again and not (checkpoint.is_current(keys) and _pinned(name, sha256) == pin)):
-            checkpoint = _open(name, part, sha256)
+            checkpoint = _open(name, part, sha256, notes)
             _OPEN[entry] = checkpoint, _pinned(name, sha256)
             while len(_OPEN) > _MOST:
                 _OPEN.popitem(last=False)
@@ -152,8 +154,9 @@ def open_cached(
     return checkpoint
 
 
-def _open(source: str, part: str | None, sha256: str | None) -> Checkpoint:
+def _open(source: str, part: str | None, sha256: str | None = None, notes: tuple[str, ...] = ()) -> Checkpoint:
     checkpoint = open_file(fetch(source, sha256=sha256), source, part)
+    checkpoint.notes += notes
     if sha256 and checkpoint.format == "sharded" and lock_of(None, None).path is None:
         remedy = "Let a lock file have the hash of each: TORCHINIT_LOCK=init.lock"
         raise CheckpointError(f"{source} is an index: its sha256 says nothing of the files that it names. {remedy}")

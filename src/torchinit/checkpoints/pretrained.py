@@ -18,6 +18,7 @@ from torchinit.checkpoints.fits import beside, hooked, misfit, square
 from torchinit.checkpoints.formats import Info
 from torchinit.checkpoints.key_mapping import KeyMap
 from torchinit.checkpoints.open import InMemory, open_cached
+from torchinit.checkpoints.parameter_order import in_order, is_numbered
 from torchinit.checkpoints.quantized import Companions, Quantized
 from torchinit.checkpoints.suggestions import advise, offered, suggest_for_shape, tied
 from torchinit.checkpoints.tensor_fill import CheckpointSource, Loaded
@@ -33,6 +34,7 @@ from torchinit.serialization.validation import check_bool, check_choice, check_s
 _T = TypeVar("_T")
 
 OnShape: TypeAlias = Literal["error", "skip"]
+Order: TypeAlias = Literal["names", "parameters"]
 
 _COUNTER: Final = "num_batches_tracked"
 """The counter of a BatchNorm's runs. Old checkpoints lack it, and nothing depends on it."""
@@ -88,16 +90,22 @@ class Pretrained(SourceInitializer):
     sha256: str | None = None
     lock: bool = True
     expect_unexpected: str | tuple[str, ...] = ()
+    order: Order = "names"
 
     def __post_init__(self) -> None:
+        check_choice("order", self.order, Order)
+        if self.order != "names" and (self.prefix or self.rename):
+            raise ValueError(f"order={self.order!r} is for tensors without names, so it takes no prefix and no rename")
         for name in ("prefix", "part", "sha256"):
             check_str(name, getattr(self, name))
         for name in ("finite", "lock"):
             check_bool(name, getattr(self, name))
         on_shape = self.on_shape
+        part = "" if self.part is None and self.order != "names" else self.part
         values = {
-            "checkpoint": InMemory.wrap(self.checkpoint),
+            "checkpoint": InMemory.wrap(self.checkpoint, part),
             "map_location": device_name(self.map_location),
+            "part": part,
             "rename": pairs(self.rename),
             "dtype": float_dtype(self.dtype),
             "adapt": adapters_by_glob(self.adapt),
@@ -160,7 +168,8 @@ class _Search:
         for view, site in matched:
             self.groups.setdefault(site.name, []).append(view)
         self.checkpoint = open_cached(rule.checkpoint, part=rule.part, sha256=rule.sha256)
-        self.names = rule.keymap().apply(self.checkpoint.keys())
+        by_name = rule.order == "names"
+        self.names = rule.keymap().apply(self.checkpoint.keys()) if by_name else in_order(self.checkpoint, known)
         self.model_names = {view.name for site in known for view in site.views}
         aliases = ((key, self.names.name_of.get(key, key)) for key in self.checkpoint)
         self.companions = Companions(aliases, self.model_names, self.checkpoint.info)
@@ -222,7 +231,8 @@ class _Search:
             self.lists["declined"].append((site.name, mismatch.why))
             return None
         if mismatch.reason == "shape" and not adapter:
-            mismatch = replace(mismatch, why=mismatch.why + suggest_for_shape(infos[0].shape, site.shape, site.name))
+            offer = suggest_for_shape(infos[0].shape, site.shape, site.name, site)
+            mismatch = replace(mismatch, why=mismatch.why + offer)
         self.lists["mismatched"].append(mismatch)
         return None
 
@@ -307,11 +317,20 @@ class _Search:
             wanted = {name: site.shape for name, site in sites.items()}
             named = found + sum(site.reason != "shape" for site in self.lists["mismatched"])  # a prefix mends no dtype
             guess, hints = advise(self.checkpoint, names, self.used, wanted, missing, named)
+            hints += self.checkpoint.notes  # the weights may be in another part of the file
             hints += [*self.lacking.values(), *tied(*([sites[name] for name in side] for side in (missing, loaded)))]
+            if self.rule.order == "names" and is_numbered(self.checkpoint):
+                hints.append("Its tensors have no names: order='parameters' takes them for the model's, one by one")
         if guess is None or guess.matching < guess.wanted:
             hints += hooked([sites[name] for name in (*missing, *(site.site for site in self.lists["mismatched"]))])
         outside = len(self.checkpoint) - len(names.name_of)
         notes = [f"{count(outside, 'key')} outside of prefix {self.rule.keymap().start!r}"] if outside else []
+        if self.rule.order != "names":
+            notes.append(f"{count(len(self.checkpoint), 'tensor')} without names, taken in the order of the parameters")
+        if classes := abbreviate([*dict.fromkeys(site.hooks for site in sites.values() if site.hooks)], 3):
+            notes.append(
+                f"hooks by which {classes} may change what is loaded are not run here, as load_checkpoint does"
+            )
         if self.transposes:
             notes += square([sites[name] for name in loaded])
         every = [view.name for views in self.groups.values() for view in views]
@@ -336,8 +355,8 @@ class _Search:
             unused_patterns=tuple(unused),
             elements=(sum(sites[name].numel for name in sites if name in fills), sum(s.numel for s in sites.values())),
             file_elements=(sum(self.sizes.get(key, 0) for key in taken), sum(self.sizes.values())),
-            notes=(*self.checkpoint.notes, *notes),
-            doubts=tuple(f"{abbreviate(sites)}: {doubt}" for doubt, sites in self.doubts.items()),
+            notes=tuple(notes),
+            doubts=(*self.checkpoint.notes, *(f"{abbreviate(at)}: {doubt}" for doubt, at in self.doubts.items())),
             hints=(*self.remedies, *(offered(*offer) for offer in self.offers.most_common()), *hints),
             guess=guess,
         )

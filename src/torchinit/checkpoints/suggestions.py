@@ -6,19 +6,18 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Final, TypeAlias
+from typing import Final
 
 from torchinit._text import abbreviate
 from torchinit.checkpoints import adapters
 from torchinit.checkpoints.adapters.base import Adapter, Size, find_parts, replace_parts
 from torchinit.checkpoints.formats import Checkpoint
-from torchinit.checkpoints.key_mapping import KeyMap, NamedKeys, Renames, unwrapped
-from torchinit.errors import CheckpointError, ConfigError
+from torchinit.checkpoints.guesses import Shapes, beginning, guess
+from torchinit.checkpoints.key_mapping import NamedKeys, unwrapped
+from torchinit.errors import CheckpointError
 from torchinit.initializers.load_report import Guess
 from torchinit.model.names import glob_matches
 from torchinit.model.sites import Site
-
-Shapes: TypeAlias = Mapping[str, Size]
 
 
 def advise(
@@ -47,83 +46,6 @@ def _shape(checkpoint: Checkpoint, key: str) -> Size:
         return ()
 
 
-# --- names: a prefix or renames --------------------------------------------------------------------------------------
-
-_DEPTH: Final = 4
-_SAMPLE: Final = 256
-_MANY: Final = 32
-_BEST: Final = 4
-_OLD_NAMES: Final[Renames] = (("[.]gamma$", ".weight"), ("[.]beta$", ".bias"))
-"""The names of a LayerNorm's parameters in BERT's first checkpoints."""
-
-
-def guess(wanted: Shapes, keys: Shapes, matching: int) -> Guess | None:
-    """The best guess for a model's names among a file's keys, if it finds more than ``matching`` tensors.
-
-    Each candidate is tried on all of the file; the one that counts most is taken, the shorter one of equals. One
-    that finds next to nothing is dropped: any two models have a bias of one length somewhere.
-    """
-    best = max(_guesses(wanted, keys), key=lambda guess: guess.matching)
-    return best if best.matching > matching and 20 * best.matching >= min(len(wanted), len(keys)) else None
-
-
-def _guesses(wanted: Shapes, keys: Shapes) -> Iterator[Guess]:
-    """Every candidate with the number of tensors that it finds, in name and shape; the simpler ones first."""
-    has_old_names = any(key.endswith((".gamma", ".beta")) for key in keys)
-    maps = dict.fromkeys(keymap for pair in _starts(wanted, keys) for keymap in _keymaps(*pair))
-    for keymap in sorted(maps, key=lambda keymap: (len(keymap.rename), bool(keymap.prefix))):
-        renames = [keymap.rename, (*keymap.rename, *_OLD_NAMES)][: 1 + has_old_names]
-        for candidate in (KeyMap(keymap.prefix, rename) for rename in renames):
-            names = candidate.apply(keys)
-            found = sum(wanted.get(name) == keys[key] for name, key in names.key_of.items())
-            clashing = sum(name in wanted for name in names.clashes)
-            yield Guess(candidate.prefix, candidate.rename, found - clashing, len(wanted))
-
-
-def _starts(wanted: Shapes, keys: Shapes) -> Iterator[tuple[str, str]]:
-    """The beginnings of keys that seem to stand for beginnings of names, those with the most votes first."""
-    # A name votes for each pair of beginnings with which a key of its shape has the same rest: "net.fc.weight" in the
-    # file and "head.fc.weight" in the model for ("net.", "head."), and for ("net.fc.", "head.fc."). Every pair of a
-    # name and a key would be quadratic, so keys are looked up by rest and shape. Two bounds keep a mixture of experts
-    # from the same: its thousands of names end alike, so a sample of names votes, and of keys with one rest and shape
-    # the first few count. It can fail where the sample misses the one part that has moved; the rest still matches.
-    yield "", ""
-    names = [*wanted][:: max(1, len(wanted) // _SAMPLE)]
-    cuts = {name: [*splits(name)] for name in names}
-    rests = {rest for pairs in cuts.values() for _, rest in pairs}
-    holders: dict[tuple[str, Size], list[str]] = defaultdict(list)
-    for key, shape in keys.items():
-        for start, rest in splits(unwrapped(key)):
-            if rest in rests and len(holders[rest, shape]) < _MANY:
-                holders[rest, shape].append(start)
-    votes = Counter((old, new) for name in names for new, rest in cuts[name] for old in holders[rest, wanted[name]])
-    ranked = sorted(votes.items(), key=lambda item: (-item[1], len(item[0][0]) + 2 * len(item[0][1]), item[0]))
-    yield from (pair for pair, _ in ranked[:_BEST])
-
-
-def _keymaps(old: str, new: str) -> Iterable[KeyMap]:
-    """The key maps that put one beginning in place of another; only a prefix leaves the other keys out."""
-    if old == new:
-        return [KeyMap()]
-    try:
-        renamed = KeyMap(rename=((beginning(old), new),))
-    except ConfigError:  # a key with brackets in it
-        return [] if new else [KeyMap(old)]
-    return [renamed] if new else [KeyMap(old), renamed]
-
-
-def beginning(text: str) -> str:
-    """The pattern of names that begin so."""
-    return "^" + re.sub(r"(\W)", r"[\1]", text)
-
-
-def splits(name: str) -> Iterator[tuple[str, str]]:
-    """A name cut after none of its parts, after the first, and so on."""
-    parts = name.split(".")
-    for at in range(min(_DEPTH, len(parts))):
-        yield "".join(f"{part}." for part in parts[:at]), ".".join(parts[at:])
-
-
 def by_case(wanted: Iterable[str], keys: Collection[str]) -> tuple[str, str] | None:
     """A name of the model, and a key of the file that differs from it in upper and lower case only."""
     folded = {key.casefold(): key for key in keys}
@@ -137,34 +59,67 @@ _KEYS: Final = re.compile(r"(.*[._])?w?(k|v|kv|key|value)s?(_proj|_lin|_linear)?
 """Names of key and value projections, whose heads may be fewer than they were."""
 
 
-def suggest_for_shape(stored: Size, shape: Size, name: str = "") -> str:
-    """The tail of a message on shapes that differ: the adapters that would do, as far as shapes and name can tell."""
-    names = [*_for_shape(stored, shape, name)]
+_POSITION: Final = re.compile(r"(?<![a-z])pos(?=[^a-z]|$|i|_?emb)")
+_PREFIXES: Final = (1, 0, *range(2, 10))
+
+
+def suggest_for_shape(stored: Size, shape: Size, name: str = "", site: Site | None = None) -> str:
+    """The tail of a message on shapes that differ: the adapters that would do, as far as shapes and name can tell.
+
+    With a ``site`` its layer tells, too: only a kernel has input channels, only tables and heads have rows to choose.
+    """
+    names = [*_for_shape(stored, shape, name, site or Site(name, shape))]
     return f"; {' or '.join(filter(None, [', '.join(names[:-1]), names[-1]]))} can adapt it" if names else ""
 
 
-def _for_shape(stored: Size, shape: Size, name: str) -> Iterator[str]:
+def _for_shape(stored: Size, shape: Size, name: str, site: Site) -> Iterator[str]:
     """The adapters as they would be written, without those of their arguments that shapes do not tell."""
-    positions = "pos" in name.lower() or (len(stored) == 3 and stored[0] == 1)
-    if positions and (prefixed := _first(map(adapters.ResizePositions, (1, 0, *range(2, 10))), stored, shape)):
-        yield prefixed
+    lower, relative = name.lower(), "rel" in name.lower() or "bias_table" in name.lower()
+    if (_POSITION.search(lower) and not relative) or (not name and len(stored) == 3 and stored[0] == 1):
+        resize = _first(_positions(stored, shape), stored, shape)
+        yield from [resize.replace("(site_prefix", "(prefix=1, site_prefix")] if resize else ()
         return
     fewer = stored and shape and 0 < shape[0] < stored[0]
     if fewer and _KEYS.fullmatch(name) and _first([adapters.PoolHeads(stored[0] // shape[0])], stored, shape):
         yield "PoolHeads"
         return
+    is_kernel, has_rows = _is_kernel(site), not relative and _has_rows(site)
+    channels = site.layout.in_axes[0] if site.layout and site.layout.in_axes else 1
     kinds: Iterable[Iterable[Adapter]] = (
-        [adapters.ResizePatches()] if len(shape) > 3 else [],
-        [adapters.InputChannels()] if len(shape) > 2 else [],
-        [adapters.Inflate()],
-        map(adapters.ResizeRelativeBias, (0, 3)),
+        [adapters.ResizePatches()] if is_kernel and len(shape) > 3 else [],
+        [adapters.InputChannels(axis=channels)] if is_kernel else [],
+        [adapters.Inflate()] if is_kernel else [],
+        map(adapters.ResizeRelativeBias, (0, 3)) if relative or not name else [],
         map(adapters.Transpose, ((1, 0), (2, 1, 0), (3, 2, 0, 1), (0, 2, 1))),
-        [adapters.ResizeVocabulary()],
-        [adapters.Rows()],
+        [adapters.ResizeVocabulary()] if has_rows else [],
+        [adapters.Rows()] if has_rows else [],
     )
     yield from filter(None, (_first(kind, stored, shape) for kind in kinds))
-    if stored and len(stored) == len(shape) and stored[1:] == shape[1:]:  # other classes, most likely
+    if has_rows and stored and len(stored) == len(shape) and stored[1:] == shape[1:]:  # other classes, most likely
         yield from ("Labels", "Drop")
+
+
+def _positions(stored: Size, shape: Size) -> Iterator[Adapter]:
+    """Resizes of a table of positions: by the special tokens that would leave squares, as many as before if may be."""
+    yield from map(adapters.ResizePositions, _PREFIXES)
+    moved = [(old, new) for old in _PREFIXES for new in _PREFIXES if len(shape) > 1 < len(stored)]
+    for old, new in sorted(moved, key=lambda pair: stored[-2] - pair[0] != shape[-2] - pair[1]):
+        yield adapters.ResizePositions(old, site_prefix=new)
+
+
+def _is_kernel(site: Site) -> bool:
+    """Whether a weight is a convolution's, by its layer, or by what it is called where nobody knows the layer."""
+    if len(site.shape) < 3 or site.kind == "buffer":
+        return False
+    if any("Conv" in name for name in (site.owner.name, *site.owner.lineage)):
+        return site.leaf == "weight"
+    return len(site.shape) > 3 and not site.layout and site.leaf in ("", "weight", "kernel", "filter")
+
+
+def _has_rows(site: Site) -> bool:
+    """Whether the first axis runs over tokens or classes, of which a model may have others, as not that of a norm."""
+    outputs = site.layout is None or site.layout.lookup or 0 in site.layout.out_axes
+    return outputs and site.kind == "parameter" and site.neutral is None and "Norm" not in site.owner.name
 
 
 def _first(candidates: Iterable[Adapter], stored: Size, shape: Size) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ _REMEDIES: Final = {
 class Guess:
     """Arguments of a checkpoint rule, and how many tensors match with them, in name and shape.
 
+    ``rivals`` are other arguments with which as many do, of other keys: only the user can tell which are meant.
     ``arguments`` is written so that Python and TOML read it alike, ``options`` as a command line takes it.
 
     >>> guess = Guess("backbone.", (("^norm[.]", "ln."),), 320, 320)
@@ -40,14 +42,16 @@ class Guess:
     rename: tuple[tuple[str, str], ...] = ()
     matching: int = 0
     wanted: int = 0
+    rivals: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"with {self.arguments} {self.matching} of {self.wanted} match"
+        tied = f", as many with {abbreviate(self.rivals, 3)}" if self.rivals else ""
+        return f"with {self.arguments} {self.matching} of {self.wanted} match{tied}"
 
     @property
     def arguments(self) -> str:
         given = [f"prefix={self.prefix!r}"] if self.prefix else []
-        given += [f"rename={[list(pair) for pair in self.rename]}"] if self.rename else []
+        given += [f"rename={quoted(self.rename)}"] if self.rename else []
         return ", ".join(given) or "neither prefix nor rename"
 
     @property
@@ -312,6 +316,12 @@ def _named(row: Any, names: Sequence[str]) -> Any:
             return row
         table["dtypes"] = table["dtypes"].split(" -> ")
     return table
+
+
+def quoted(rename: Sequence[tuple[str, str]]) -> str:
+    """Renames as text that Python and TOML read alike: a backslash stands twice in double quotes, for both of them."""
+    pairs = [list(pair) for pair in rename]
+    return json.dumps(pairs, ensure_ascii=False) if "\\" in str(pairs) else str(pairs)
 
 
 def _listed(pairs: Sequence[tuple[str, str]], most: int, between: str = " ") -> list[str]:

@@ -16,13 +16,13 @@ from torch.nn.modules.module import _IncompatibleKeys
 
 from torchinit._text import abbreviate, did_you_mean, masked
 from torchinit.checkpoints.fits import kind_of
-from torchinit.checkpoints.formats.detect import detect_format
+from torchinit.checkpoints.formats.detect import detect_format, weights_in
 from torchinit.checkpoints.formats.torch_save import load_file
+from torchinit.checkpoints.guesses import beginning, likely_guesses, splits
 from torchinit.checkpoints.hub.schemes import Prefixes, fetch
 from torchinit.checkpoints.key_mapping import Renames, revised
 from torchinit.checkpoints.open import open_file
 from torchinit.checkpoints.quantized import Companions, quantized
-from torchinit.checkpoints.suggestions import beginning, guess, splits
 from torchinit.errors import CheckpointError
 from torchinit.initializers.load_report import Cast, Guess, LoadReport, Mismatch
 from torchinit.initializers.statistics import magnitude
@@ -92,6 +92,7 @@ def _content(filename: str, map_location: Any, logger: Any, *, mapped: bool = Fa
     log_to(logger, logging.INFO, f"Loads checkpoint by {backend} backend from path: {masked(filename)}")
     if function is not None:
         return function(filename, map_location)
+    filename, _ = weights_in(filename)
     path = fetch(filename)
     _check_place(map_location)
     if detect_format(path) in ("zip", "pickle"):
@@ -360,17 +361,26 @@ def _remedy(module: nn.Module, state: Mapping[str, Any], by: str) -> str:
         if isinstance(value, Mapping) and own.keys() & set(map(str, value)):
             return f" Its weights are under the key {key!r}: save that part as a file of its own."
     keys = {str(key): tuple(value.shape) for key, value in state.items() if isinstance(value, Tensor)}
-    best = guess(own, keys, 0) or Guess()
-    start = _wrapping([*keys]) + best.prefix
-    pairs = [[beginning(start), ""]] * bool(start) + [list(pair) for pair in best.rename]
-    number = sum(own.get(key) == shape for key, shape in revised(keys, pairs).items())
+    best, *rivals = likely_guesses(own, keys, 0) or [Guess()]
+    start = _wrapping([*keys])
+    number = sum(own.get(key) == shape for key, shape in revised(keys, _pairs(start, best)).items())
     if not number:
         return f" The file has {abbreviate([*keys], 3)}; the model has {abbreviate([*own], 3)}."
+    tied = f", as many with {abbreviate([_how(start, rival, by) for rival in rivals], 3)}" if rivals else ""
+    return f" With {_how(start, best, by)} {number} of {len(own)} match{tied}."
+
+
+def _pairs(start: str, best: Guess) -> list[list[str]]:
+    start += best.prefix
+    return [[beginning(start), ""]] * bool(start) + [list(pair) for pair in best.rename]
+
+
+def _how(start: str, best: Guess, by: str) -> str:
+    """A guess as the argument ``by``, behind what wrappers have put before all keys."""
     if by == "prefix" and not best.rename:
-        how = f"prefix={start!r}"
-    else:
-        how = f"revise_keys={pairs}" if by == "revise_keys" else f"load_checkpoint(..., revise_keys={pairs})"
-    return f" With {how} {number} of {len(own)} match."
+        return f"prefix={start + best.prefix!r}"
+    pairs = f"revise_keys={_pairs(start, best)}"
+    return pairs if by == "revise_keys" else f"load_checkpoint(..., {pairs})"
 
 
 def _wrapping(keys: Sequence[str]) -> str:

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from tests.checkpoints.adapters.resampling import bicubic_matrix, resized
@@ -308,3 +310,30 @@ def test_arguments_of_grids() -> None:
         ResizePositions(site=(0, 4))
     with pytest.raises(ValueError, match=r"^file must be \(height, width\) in whole numbers from 1, but got 4$"):
         ResizeRelativeBias(file=4)  # type: ignore[arg-type]  # this is the mistake
+
+
+@given(st.integers(0, 4), st.integers(0, 4), st.sampled_from([torch.float32, torch.bfloat16]))
+def test_other_special_tokens_leave_the_patches_bit_for_bit(had: int, wanted: int, dtype: torch.dtype) -> None:
+    table, shape = torch.randn(1, had + 9, 4).to(dtype), (1, wanted + 9, 4)
+    adapter = ResizePositions(had, site_prefix=wanted)
+    adapter.check([tuple(table.shape)], shape, "pos_embed")
+    made, kept = adapter.adapt([table], shape, "pos_embed"), min(had, wanted)
+    assert made.dtype == dtype
+    assert made.shape == shape
+    assert torch.equal(made[:, wanted:], table[:, had:])
+    assert torch.equal(made[:, :kept], table[:, :kept])
+    assert not made[:, kept:wanted].any()
+    assert adapter.changes([tuple(table.shape)], shape) == (had != wanted)
+
+
+def test_other_special_tokens_and_another_grid() -> None:
+    table = torch.randn(1, 1 + 16, 6)
+    made = ResizePositions(1, site_prefix=5).adapt([table], (1, 5 + 36, 6), "pos_embed")
+    expected = ResizePositions(1).adapt([table], (1, 1 + 36, 6), "pos_embed")
+    assert torch.equal(made[:, 5:], expected[:, 1:])
+    assert torch.equal(made[:, :1], expected[:, :1])
+    assert not made[:, 1:5].any()
+    with pytest.raises(ValueError, match=r"41 tokens .* give site=\(h, w\); site_prefix=5 is for the site alone"):
+        ResizePositions(1).check([(1, 17, 6)], (1, 41, 6), "pos_embed")
+    with pytest.raises(ValueError, match=r"^site_prefix must be a whole number from 0, but got -1$"):
+        ResizePositions(site_prefix=-1)

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import pickletools
+import shutil
 import sys
 import zipfile
 from pathlib import Path
@@ -20,8 +21,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tests.checkpoints.files import state, write
-from torchinit import CheckpointError, MissingExtraError, open_checkpoint
+from torchinit import CheckpointError, MissingExtraError, Name, Pretrained, Rule, initialize, open_checkpoint
 from torchinit.checkpoints.formats import safetensors
+from torchinit.checkpoints.formats.detect import weights_in
+from torchinit.mmengine import CheckpointLoader
 from torchinit.model import Box
 
 FORMATS = ["safetensors", "zip", "legacy", "sharded-safetensors", "sharded-zip"]
@@ -171,7 +174,9 @@ def test_folders(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"is a folder, and there are no weights in it"):
         open_checkpoint(tmp_path)
     write("safetensors", tmp_path, state())
-    with pytest.raises(CheckpointError, match=r"is a folder; did you mean '.*a.safetensors'\?"):
+    assert open_checkpoint(tmp_path).name == str(tmp_path / "a.safetensors")
+    shutil.copy(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    with pytest.raises(CheckpointError, match=r"several files of weights \(a.safetensors, b.safetensors\): name one"):
         open_checkpoint(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"missing.pth can not be found"):
         open_checkpoint(tmp_path / "missing.pth")
@@ -333,3 +338,39 @@ def test_the_texts_of_python_2(tmp_path: Path) -> None:
     assert b"U\x08a.weight" in old
     (tmp_path / "a.pth").write_bytes(old)
     assert torch.equal(open_checkpoint(tmp_path / "a.pth").read("a.weight"), torch.arange(6.0).view(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("names", "taken", "told"),
+    [
+        (["model.safetensors.index.json", "model-00001-of-00002.safetensors"], "model.safetensors.index.json", ""),
+        (["pytorch_model.bin.index.json", "pytorch_model-00001-of-00002.bin"], "pytorch_model.bin.index.json", ""),
+        (["pytorch_model.bin", "training_args.bin", "optimizer.pt", "config.json"], "pytorch_model.bin", ""),
+        (
+            ["model.safetensors", "pytorch_model.bin"],
+            "model.safetensors",
+            "taken from 'model.safetensors'; the folder also has pytorch_model.bin",
+        ),
+        (["adapter_model.safetensors", "adapter_config.json"], "adapter_model.safetensors", ""),
+        (["my.safetensors", "optimizer.pt"], "my.safetensors", ""),
+        (["epoch_1.pth"], "epoch_1.pth", ""),
+    ],
+)
+def test_the_weights_in_a_folder(names: list[str], taken: str, told: str, tmp_path: Path) -> None:
+    for name in names:
+        (tmp_path / name).touch()
+    assert weights_in(str(tmp_path)) == (str(tmp_path / taken), (told,) if told else ())
+    assert weights_in(str(tmp_path / taken)) == (str(tmp_path / taken), ())
+
+
+def test_a_folder_of_save_pretrained_is_opened_by_its_index(tmp_path: Path) -> None:
+    write("sharded-safetensors", tmp_path, tensors := state()).rename(tmp_path / "model.safetensors.index.json")
+    checkpoint = open_checkpoint(tmp_path)
+    assert checkpoint.format == "sharded"
+    assert all(torch.equal(checkpoint.read(key), tensor) for key, tensor in tensors.items())
+    net = nn.BatchNorm1d(2, affine=False)
+    rule = Rule(Name("**"), Pretrained(str(tmp_path), prefix="norm", expect_missing="running_mean"))
+    initialize(net, [rule])
+    assert net.running_var is not None
+    assert net.running_var.tolist() == [0.5, 2.0]
+    assert {*CheckpointLoader.load_checkpoint(str(tmp_path))} == {*tensors}

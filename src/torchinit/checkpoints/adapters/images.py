@@ -136,7 +136,8 @@ class ResizePatches(Adapter):
 class _ResizeGrid(Adapter):
     """A table ``[..., rows, width]`` some of whose rows lie on a grid, row by row, and are resampled bicubically.
 
-    Those before ``_first`` and those behind the grid stay. Grids are square unless ``file`` and ``site`` say more.
+    The first rows have no place: as many as ``_heads`` says of the file and of the site. Those that both have stay, as
+    do those behind the grid; others of the site are zero. Grids are square unless ``file`` and ``site`` say more.
     """
 
     __slots__ = ()
@@ -146,8 +147,8 @@ class _ResizeGrid(Adapter):
     antialias: bool
 
     @property
-    def _first(self) -> int:
-        return 0
+    def _heads(self) -> tuple[int, int]:
+        return 0, 0
 
     @abstractmethod
     def _grid(self, name: str, given: Grid | None, rows: int) -> Grid:
@@ -158,17 +159,23 @@ class _ResizeGrid(Adapter):
 
     def changes(self, shapes: Sequence[Size], shape: Size) -> bool:
         old, new = self._grids(shapes[0], shape)
-        return old != new
+        return old != new or len({*self._heads}) > 1
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
         table = tensors[0]
         old, new = self._grids(tuple(table.shape), shape)
-        if old == new:
+        if not self.changes([tuple(table.shape)], shape):
             return table
-        before, grid, behind = upcast(table).tensor_split([self._first, self._first + math.prod(old)], -2)
-        places = grid.reshape(-1, *old, shape[-1]).permute(0, 3, 1, 2)
-        resized = F.interpolate(places, new, mode="bicubic", antialias=self.antialias).permute(0, 2, 3, 1)
-        return torch.cat([before, resized.reshape(*shape[:-2], -1, shape[-1]), behind], -2)
+        table = table if old == new else upcast(table)
+        had, wanted = self._heads
+        before, grid, behind = table.tensor_split([had, had + math.prod(old)], -2)
+        before = before.narrow(-2, 0, min(had, wanted))
+        added = before.new_zeros(*shape[:-2], max(0, wanted - had), shape[-1])
+        if old != new:
+            places = grid.reshape(-1, *old, shape[-1]).permute(0, 3, 1, 2)
+            resized = F.interpolate(places, new, mode="bicubic", antialias=self.antialias).permute(0, 2, 3, 1)
+            grid = resized.reshape(*shape[:-2], -1, shape[-1])
+        return torch.cat([before, added, grid, behind], -2)
 
     def _check_grids(self) -> None:
         for name in ("file", "site"):
@@ -183,8 +190,10 @@ class ResizePositions(_ResizeGrid):
     """Absolute position embeddings ``[..., tokens, width]`` for another number of patches, resampled bicubically.
 
     The first ``prefix`` tokens (class, distillation, registers) have no place and stay; the others lie row by
-    row on a grid. Grids are square unless given as (height, width): ``file`` and ``site``. With ``antialias=True``
-    a smaller grid averages, as timm's ``resample_abs_pos_embed`` does. The same grid stays as it is.
+    row on a grid. Where the site has another number of such tokens, ``site_prefix``, those that both have stay, and
+    new ones are zero: a token that the file lacks begins with its own embedding alone. Grids are square unless given
+    as (height, width): ``file`` and ``site``. With ``antialias=True`` a smaller grid averages, as timm's
+    ``resample_abs_pos_embed`` does. The same grid stays as it is, bit for bit.
 
     >>> ResizePositions(prefix=0).check([(1, 197, 768)], (1, 576, 768), "pos_embed")
     Traceback (most recent call last):
@@ -195,29 +204,34 @@ class ResizePositions(_ResizeGrid):
     file: Grid | None = None
     site: Grid | None = None
     antialias: bool = True
+    site_prefix: int | None = None
 
     def __post_init__(self) -> None:
-        check_whole(self, "prefix")
+        check_whole(self, "prefix", *["site_prefix"] * (self.site_prefix is not None))
         self._check_grids()
 
     @property
-    def _first(self) -> int:
-        return self.prefix
+    def _heads(self) -> tuple[int, int]:
+        return self.prefix, self.prefix if self.site_prefix is None else self.site_prefix
 
     def check(self, shapes: Sequence[Size], shape: Size, key: str) -> None:
         self._grids(check_same(self, shapes, shape, {-2}, least=2), shape)
 
     def _grid(self, name: str, given: Grid | None, rows: int) -> Grid:
-        rest = rows - self.prefix
+        prefix = self._heads[name == "site"]
+        rest = rows - prefix
         side = math.isqrt(max(rest, 0))
         if given is not None and math.prod(given) != rest:
             places = f"{name}={given} has {math.prod(given)} places"
             raise ValueError(f"{places}, but there are {rest} tokens besides the prefix")
         if given is None and (rest < 1 or side * side != rest):
-            squares = (rows - prefix for prefix in range(min(rows, 9)))
+            squares = (rows - first for first in range(min(rows, 9)))
             near = next((square for square in squares if math.isqrt(square) ** 2 == square), 0)
             hint = f"with prefix={rows - near} they are {math.isqrt(near)}x{math.isqrt(near)}, else " if near else ""
-            raise ValueError(f"{rows} tokens with prefix={self.prefix} are not a square grid; {hint}give {name}=(h, w)")
+            alone = f"; site_prefix={rows - near} is for the site alone" if near and name == "site" else ""
+            raise ValueError(
+                f"{rows} tokens with prefix={prefix} are not a square grid; {hint}give {name}=(h, w){alone}"
+            )
         return given or (side, side)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
+from torchinit._text import abbreviate
 from torchinit.checkpoints.formats.zip_audit import zip_entries
 from torchinit.errors import CheckpointError
 
@@ -29,7 +30,7 @@ _OTHERS: Final = {  # the first bytes of files that are sent instead of weights,
 def detect_format(path: Path) -> Format:
     """The format of a file; JSON counts as an index. Raises CheckpointError that tells anything else."""
     if path.is_dir():
-        raise CheckpointError(f"{path}: is a folder{_inside(path)}")
+        raise CheckpointError(f"{path}: is a folder{_why_closed(path)}")
     if not path.is_file():
         why = "is a device or a pipe, not a file" if path.exists() else "can not be found."
         raise CheckpointError(f"{path} {why}")
@@ -70,10 +71,42 @@ def _describe(head: bytes, text: bytes) -> str:
     return f"is of no known format: it begins with {head[:8]!r}"
 
 
-def _inside(path: Path) -> str:
-    """The file in a folder that may have been meant."""
+_SAVED_AS: Final = tuple(  # what libraries call the weights in a folder, by which they are found again
+    f"{stem}.{ending}{index}"
+    for stem in ("model", "pytorch_model", "diffusion_pytorch_model", "adapter_model")
+    for ending in ("safetensors", "bin")
+    for index in (".index.json", "")
+)
+_KINDS: Final = ("*.index.json", "*.safetensors", "*.pth", "*.pt", "*.bin", "*.npz")
+
+
+def weights_in(source: str) -> tuple[str, tuple[str, ...]]:
+    """The file of weights in a folder, and a note on others that might have been meant; any other source as it is.
+
+    That is the index or file that ``save_pretrained`` writes, or else the only file of the first kind that is there.
+    """
+    # An index comes before the files that it names: one of those alone is a part of the model. Where no name is known
+    # and several files are of one kind, none is taken: they may be shards, or the model beside its optimizer.
+    folder = Path(source).expanduser()
+    if not folder.is_dir() or (folder / ".metadata").is_file():
+        return source, ()
+    saved = [name for name in _SAVED_AS if (folder / name).is_file()]
+    kinds = (_names(folder, kind) for kind in _KINDS)
+    found = saved or next(filter(None, kinds), [])
+    if not saved and len(found) != 1:
+        return source, ()
+    notes = (f"taken from {found[0]!r}; the folder also has {abbreviate(found[1:])}",) if found[1:] else ()
+    return str(folder / found[0]), notes
+
+
+def _names(folder: Path, kind: str) -> list[str]:
+    return sorted(file.name for file in folder.glob(kind))
+
+
+def _why_closed(path: Path) -> str:
+    """The reason why a folder is not read as a checkpoint, and what in it may have been meant."""
     if (path / ".metadata").is_file():
         return " of torch.distributed.checkpoint, which pickles: open_checkpoint(path, trust=True) reads it"
-    kinds = ("*.index.json", "*.safetensors", "*.pth", "*.pt", "*.bin", "*.npz")
-    names = sorted(file.name for kind in kinds for file in path.glob(kind))
-    return f"; did you mean {str(path / names[0])!r}?" if names else ", and there are no weights in it"
+    names = [name for kind in _KINDS for name in _names(path, kind)]
+    several = f" without an index, and with several files of weights ({abbreviate(names)}): name one, or the index"
+    return several if names else ", and there are no weights in it"

@@ -17,9 +17,10 @@ import io
 import pickle
 import pickletools
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, Any, Final, NamedTuple, TypeAlias
+from typing import IO, Any, Final, Literal, NamedTuple, TypeAlias
 
 import torch
 
@@ -41,6 +42,16 @@ TENSORS: Final = frozenset({"torch._tensor._rebuild_from_type_v2", "torch.nn.par
     f"torch._utils._rebuild_{name}" for name in _REBUILD.split()
 }
 """The functions that make tensors of memory in the file. torch allows more, which make them of nothing or copy them."""
+_LEAVES: Final = re.compile(
+    r"argparse\.Namespace|types\.SimpleNamespace|typing\.Any|_?io\.BytesIO|collections\.(deque|defaultdict)|uuid\.UUID"
+    r"|pathlib(\._local)?\.\w*Path|datetime\.(datetime|date|time|timedelta|timezone)|decimal\.Decimal|fractions\.Fraction"
+    r"|builtins\.(slice|range|frozenset|object|list|dict|tuple|int|float|str|bool)|torch\.torch_version\.TorchVersion"
+    r"|numpy(\._?core(\.\w+)?)?\.(dtype|ndarray|scalar|_reconstruct|_frombuffer|u?int\d+|float\d+|complex\d+|bool_?|str_)"
+    r"|numpy\.dtypes\.\w+|numpy\.random\..+|(omegaconf|ml_collections)\..+|yacs\.config\.CfgNode"
+    r"|easydict\.EasyDict|addict(\.addict)?\.Dict|mmengine\.logging\.history_buffer\.HistoryBuffer"
+    r"|(mmengine\.config|mmcv\.utils)\.config\.\w+|(pytorch_)?lightning(_fabric)?\..+\.AttributeDict|megatron\..*enums?\.\w+"
+)
+"""What training code keeps beside the weights, arguments and scalars: it is not made, and what it holds is let go."""
 _CODINGS: Final = ("latin1", "latin-1")
 """The codings in which Python writes bytes as text; others make much out of little, or take long over it."""
 _DEEPEST: Final = 100  # Python hashes a tuple by a recursion that nothing bounds
@@ -58,10 +69,23 @@ class RefusedPickleError(CheckpointError, pickle.UnpicklingError):
 def refused(name: str, deed: str) -> RefusedPickleError:
     """The error for a pickle that does what it may not."""
     how = "Get the weights as .safetensors, or save their state_dict alone"
+    asked = re.fullmatch(r"asks for ((\w+)\.[\w.]*\b[A-Z]\w*)", deed)
+    if asked and (is_leaf(asked[1]) or asked[2] not in (*sys.stdlib_module_names, "torch")):
+        how += f"; or, if you trust the file, load it under torch.serialization.safe_globals([{asked[1]}])"
     if re.search(r"_rebuild_wrapper_subclass|torchao|quanto|bitsandbytes|hqq", deed):
         how = "Its tensors are of a library's own class (quantized?): load it there, dequantize() them and save those"
     only = "and only tensors and plain data are read. Nothing in it was run"
     return RefusedPickleError(f"{name}: is refused: its pickle {deed}, {only}. {how}")
+
+
+def is_leaf(name: str) -> bool:
+    """Whether a full name is of what may lie beside the weights, and need not be made; what a program allows is."""
+    return bool(_LEAVES.fullmatch(name)) and name not in _allowed()
+
+
+Filled: TypeAlias = Literal["object", "list", "table"]
+Leaves: TypeAlias = dict[str, Filled]
+"""The full names of functions and classes that are not to be called, and what their results are filled as."""
 
 
 class Memory(NamedTuple):
@@ -71,19 +95,20 @@ class Memory(NamedTuple):
     nbytes: int
 
 
-def check_pickle(name: str, data: bytes) -> dict[str, Memory]:
-    """The memory that a pickle asks for, by its keys.
+def check_pickle(name: str, data: bytes) -> tuple[dict[str, Memory], Leaves]:
+    """The memory that a pickle asks for, by its keys, and the functions and classes that are not to be called.
 
     Raises CheckpointError for one that is damaged, and RefusedPickleError, which is one, where it does what
     ``torch.save`` does not, or would take more memory or time than its length explains.
     """
-    return _Audit(name, io.BytesIO(data)).run().memory
+    audit = _Audit(name, io.BytesIO(data)).run()
+    return audit.memory, audit.leaves
 
 
-def check_pickles(name: str, file: IO[bytes]) -> tuple[dict[str, Memory], list[str]]:
+def check_pickles(name: str, file: IO[bytes]) -> tuple[dict[str, Memory], list[str], Leaves]:
     """The same for the five pickles before the memory in a file of torch's older format; and its keys, in order."""
     audits = [_Audit(name, file).run() for _ in range(5)]
-    return audits[3].memory, audits[4].texts
+    return audits[3].memory, audits[4].texts, audits[3].leaves
 
 
 class _Global(str):
@@ -119,6 +144,7 @@ class _Audit:
         self.memo: dict[int, Any] = {}
         self.memory: dict[str, Memory] = {}
         self.texts: list[str] = []
+        self.leaves: Leaves = {}
 
     def run(self) -> _Audit:
         try:
@@ -148,7 +174,10 @@ class _Audit:
         """Push the full name of a function or class, as Python 3 has it."""
         module, _, last = names.partition(" ")
         module, last = _compat_pickle.NAME_MAPPING.get((module, last), (module, last))
-        self.stack.append(_Global(f"{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{last}"))
+        name = _Global(f"{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{last}")
+        if is_leaf(name):
+            self.leaves.setdefault(name, "object")
+        self.stack.append(name)
 
     def mark(self) -> None:
         self.marks.append(self.stack)
@@ -185,17 +214,30 @@ class _Audit:
         self.spend(weight)
         self.stack.append(_Object("tuple", weight, items, depth))
 
-    def fill(self, items: Sequence[Any]) -> None:
+    def fill(self, items: Sequence[Any], form: Filled) -> None:
         if type(table := self.stack[-1]) is _Object:
             table.weight += sum(map(_weight, items))
+            if table.kind == "leaf":
+                (leaf,) = table.items
+                if self.leaves[leaf] not in ("object", form):
+                    raise refused(self.name, f"asks for {leaf}")
+                self.leaves[leaf] = form
 
     def call(self) -> None:
         function, arguments = self.take(2)
         if not isinstance(function, _Global) or not isinstance(arguments, _Object) or arguments.kind != "tuple":
             raise refused(self.name, "calls what is not a function")
-        self._check_call(function, arguments.items)
         self.spend(cost := _cost(arguments))
+        if self._is_of_leaf(function, arguments.items):
+            self.leaves.setdefault(function, "object")
+            self.stack.append(_Object("leaf", cost, (function,), arguments.depth))
+            return
+        self._check_call(function, arguments.items)
         self.stack.append(_Object(PLAIN.get(function, "tensor"), cost, arguments.items, arguments.depth))
+
+    def _is_of_leaf(self, function: str, items: Sequence[Any]) -> bool:
+        """Whether a call makes a leaf, or asks for a method of one."""
+        return (items[0] if function == "builtins.getattr" and len(items) == 2 else function) in self.leaves
 
     def _check_call(self, function: str, items: Sequence[Any]) -> None:
         """Refuse a call that ``torch.save`` does not write, and that of a function that the program has not allowed."""
@@ -206,6 +248,10 @@ class _Audit:
                 raise refused(self.name, f"calls {function} with odd arguments")
         elif function not in TENSORS and function not in _allowed():
             raise refused(self.name, f"asks for {function}")
+        for item in items:  # which is not made, so nothing can be made of it
+            leaf = item.items[0] if isinstance(item, _Object) and item.kind == "leaf" else item
+            if isinstance(leaf, _Global) and leaf in self.leaves:
+                raise refused(self.name, f"asks for {leaf}")
         if function.endswith("._rebuild_from_type_v2"):  # which calls what it is given
             inner, _, given = (*items, None, None, None)[:3]
             if not isinstance(inner, _Global) or not isinstance(given, _Object):
@@ -266,9 +312,10 @@ _ACTIONS: Final[Mapping[str, _Action]] = {
     "TUPLE2": lambda audit, _: audit.push_tuple(audit.take(2)),
     "TUPLE3": lambda audit, _: audit.push_tuple(audit.take(3)),
     "TUPLE": lambda audit, _: audit.push_tuple(audit.since_mark()),
-    "APPEND": lambda audit, _: audit.fill(audit.take(1)),
-    "SETITEM": lambda audit, _: audit.fill(audit.take(2)),
-    "APPENDS SETITEMS": lambda audit, _: audit.fill(audit.since_mark()),
+    "APPEND": lambda audit, _: audit.fill(audit.take(1), "list"),
+    "SETITEM": lambda audit, _: audit.fill(audit.take(2), "table"),
+    "APPENDS": lambda audit, _: audit.fill(audit.since_mark(), "list"),
+    "SETITEMS": lambda audit, _: audit.fill(audit.since_mark(), "table"),
     "BINPUT LONG_BINPUT": _Audit.put,
     "BINGET LONG_BINGET": _Audit.get,
     "GLOBAL": _Audit.push_global,

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
-from collections.abc import Mapping
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
 from torchinit._text import abbreviate, count, did_you_mean
 from torchinit.checkpoints.formats.base import Checkpoint, Info, Stamp, cut
-from torchinit.checkpoints.formats.pickle_audit import check_pickles, refused
+from torchinit.checkpoints.formats.pickle_audit import Filled, Leaves, check_pickles, refused
 from torchinit.checkpoints.formats.zip_audit import check_zip, is_zip
 from torchinit.errors import CheckpointError
 from torchinit.model.dtensor import is_distributed
@@ -31,9 +35,11 @@ _MOST_NAMES = 1 << 22  # no checkpoint has as many; a few kilobytes can, where o
 class MemoryCheckpoint(Checkpoint):
     """A checkpoint of tensors that are there already.
 
-    Raises CheckpointError for a tensor whose shape claims more elements than its memory holds. Sparse, quantized
-    and other odd tensors are refused by themselves, when they are asked for.
+    Sparse, quantized and other odd tensors are refused by themselves, when they are asked for; so are those of a
+    file whose elements share memory (an expanded tensor), where they claim far more than is there.
     """
+
+    _most_shared = math.inf
 
     def __init__(
         self, name: str, tensors: Mapping[str, Tensor], form: str, part: str = "", notes: tuple[str, ...] = ()
@@ -43,13 +49,8 @@ class MemoryCheckpoint(Checkpoint):
         self.part: str = part
         self.notes: tuple[str, ...] = notes
         self._entries = dict(tensors)
-        for key, tensor in tensors.items():
-            claimed = tensor.numel() * tensor.element_size()
-            if type(tensor) not in (Tensor, nn.Parameter) or _oddity(tensor):
-                continue
-            if claimed > (there := tensor.untyped_storage().nbytes()):
-                only = f"claims {claimed:,} bytes, but only {there:,} are there: its elements share memory"
-                raise CheckpointError(f"{name}: {key} of shape {tuple(tensor.shape)} {only}")
+        claims = {key: _claimed(tensor) for key, tensor in tensors.items()}
+        self._is_bomb = sum(claims.values()) > self._most_shared
 
     @classmethod
     def of_model(cls, model: nn.Module) -> MemoryCheckpoint:
@@ -70,16 +71,30 @@ class MemoryCheckpoint(Checkpoint):
         if odd := _oddity(tensor):
             remedy = ": dequantize() it first" if odd.startswith(("quantized", "wrapped")) else ""
             raise CheckpointError(f"{self.name}: {key} is a {odd} tensor; only plain ones can be loaded{remedy}")
+        if self._is_bomb and (claimed := _claimed(tensor)):
+            there = tensor.untyped_storage().nbytes()
+            only = f"claims {claimed:,} bytes, but only {there:,} are there: its elements share memory"
+            raise CheckpointError(f"{self.name}: {key} of shape {tuple(tensor.shape)} {only}")
         return tensor
 
 
 class TorchCheckpoint(MemoryCheckpoint):
     """A file of ``torch.save``: of the zip format nothing is read before it is used, of the older one everything."""
 
+    _most_shared = 1 << 26  # a file of a kilobyte can claim any number of elements, and be written out so
+
     def __init__(self, path: Path, part: str | None = None) -> None:
         self._stamp = Stamp(path)
         tensors, where, notes = find_state_dict(load_file(path), str(path), part)
         super().__init__(str(path), tensors, "torch" if is_zip(path) else "torch, legacy", where, notes)
+
+
+def _claimed(tensor: Tensor) -> int:
+    """The bytes that a plain tensor claims where its memory has fewer; else 0."""
+    if type(tensor) not in (Tensor, nn.Parameter) or _oddity(tensor):
+        return 0
+    claimed = tensor.numel() * tensor.element_size()
+    return claimed if claimed > tensor.untyped_storage().nbytes() else 0
 
 
 def _oddity(tensor: Tensor) -> str:
@@ -105,9 +120,10 @@ def load_file(path: Path, map_location: Any = "cpu", *, mapped: bool = True) -> 
     other objects than tensors and plain data.
     """
     zipped = is_zip(path)
-    check_zip(path) if zipped else check_legacy(path)
+    leaves = check_zip(path) if zipped else check_legacy(path)
     try:
-        content = torch.load(path, map_location=map_location, weights_only=True, mmap=zipped and mapped)
+        with _unmade(leaves):
+            content = torch.load(path, map_location=map_location, weights_only=True, mmap=zipped and mapped)
     except pickle.UnpicklingError as error:
         text = str(error)
         asked = re.search(r"GLOBAL ([\w.]+)", text) or re.search(r"(?:class|function|global) ([\w.]+)", text)
@@ -119,10 +135,13 @@ def load_file(path: Path, map_location: Any = "cpu", *, mapped: bool = True) -> 
     return content
 
 
-def check_legacy(path: Path) -> None:
-    """Raise CheckpointError for a file of torch's older format that is damaged, or whose memory is not all there."""
+def check_legacy(path: Path) -> Leaves:
+    """Return what the pickle of a file of torch's older format asks for that is not to be made.
+
+    Raises CheckpointError for one that is damaged, or whose memory is not all there.
+    """
     with path.open("rb") as file:
-        memory, keys = check_pickles(str(path), file)
+        memory, keys, leaves = check_pickles(str(path), file)
         if memory.keys() != {*keys} or len(keys) > len(memory):
             raise CheckpointError(f"{path}: the memory of its tensors is not in the file")
         size = path.stat().st_size
@@ -130,6 +149,43 @@ def check_legacy(path: Path) -> None:
             numel = int.from_bytes(file.read(8), "little")
             if numel != memory[key].numel or file.seek(memory[key].nbytes, 1) > size:
                 raise CheckpointError(f"{path}: the memory {key!r} of its tensors is not whole in the file")
+    return leaves
+
+
+class Unmade:
+    """An object of a file that was not made: nothing of its class was imported or called."""
+
+    name = ""
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+    def __repr__(self) -> str:
+        return f"<{self.name}, not made>"
+
+
+_ALONE: Final = threading.Lock()
+"""torch keeps the classes that its unpickler allows for the whole process."""
+
+
+@contextmanager
+def _unmade(leaves: Leaves) -> Iterator[None]:
+    """Have torch's unpickler make none of these: it gets a class of ours for each name, which lets all go."""
+    # For as long as this file is read another thread that calls torch.load would get the same in place of its error.
+    if not leaves:
+        yield
+        return
+    stand_ins: list[Any] = [(_stand_in(name, form), str(name)) for name, form in leaves.items()]
+    with _ALONE, torch.serialization.safe_globals(stand_ins):
+        yield
+
+
+def _stand_in(name: str, form: Filled) -> type[Unmade]:
+    # What is filled afterwards must be a list or dict itself, since torch's unpickler fills nothing else.
+    def new(cls: type, *_: object) -> object:
+        return object.__new__(cls) if form == "object" else [] if form == "list" else OrderedDict()
+
+    return type(name.rpartition(".")[2], (Unmade,), {"__new__": new, "name": str(name)})
 
 
 def _check_methods(path: Path, content: object) -> None:
@@ -159,13 +215,16 @@ def _first_line(error: Exception) -> str:
 def find_state_dict(content: object, name: str, part: str | None) -> tuple[dict[str, Tensor], str, tuple[str, ...]]:
     """The named tensors in what a file holds, the path to them, and what else there was to choose from.
 
-    ``part`` says where they are: ``"ema.state_dict"``. Raises CheckpointError where there are none.
+    ``part`` says where they are: ``"ema.state_dict"``. There may be a list of tensors without names, which are
+    numbered; with ``""`` it is the only such list of the file. Raises CheckpointError where there are none.
     """
     # The search goes down, table by table: into the first of PARTS that holds no fewer named tensors than lie beside
     # it (beside flat weights a small table may be called "model"), or into the only table with tensors that is not an
     # optimizer's. It stops where neither is so, with all that is below. It can fail where a file keeps two
     # models under names of its own: then the tensors of both are taken, and their names tell.
     nest = _Nest(name)
+    if part == "":
+        return *_only_list(content, name), ()
     if part is not None:
         return nest.part(content, part), part, ()
     state, path, seen = content, "", set[int]()
@@ -175,14 +234,13 @@ def find_state_dict(content: object, name: str, part: str | None) -> tuple[dict[
             raise CheckpointError(f"{name}: its part {path!r} holds itself")
         seen.add(id(state))
         path = _join(path, key)
-        if others := [other for other in nest.holders(state) if other != key]:
+        holders = {other: value for other, value in _named(state) if other in nest.holders(state) and other != key}
+        if others := [other for other, value in holders.items() if not _is_optimizer(other, value)]:
             notes.append(f"taken from {path!r}; there are also {abbreviate(sorted(others))}: choose with part")
         state = state[key]  # type: ignore[index]  # only a mapping has a next
-    if not isinstance(state, Mapping):
-        raise CheckpointError(f"{name}: holds a {type(state).__name__}, not named tensors")
-    if not (tensors := nest.tensors(state)):
-        raise CheckpointError(f"{name}: {_why_empty(state)}")
-    return tensors, path, tuple(notes)
+    if tensors := nest.tensors(state):
+        return tensors, path, tuple(notes)
+    raise _empty(name, state)
 
 
 class _Nest:
@@ -238,9 +296,30 @@ class _Nest:
                 near = did_you_mean(part.split(".", maxsplit=1)[0], keys)
                 raise CheckpointError(f"{self.name}: has no part {_join(path, part)!r}{near}")
             state, path, part = state[key], _join(path, key), part[len(key) + 1 :]
-        if tensors := self.tensors(state):
+        if tensors := self.tensors(state) or _numbered(state):
             return tensors
         raise CheckpointError(f"{self.name}: its part {path!r} holds no named tensors")
+
+
+def _numbered(state: object) -> dict[str, Tensor]:
+    """The tensors of a list, as averages of weights are kept, by their numbers; none of anything else."""
+    if isinstance(state, Mapping):
+        state = [*state.values()] if [*state] == [*range(len(state))] else ()
+    tensors = state if isinstance(state, (list, tuple)) else ()
+    return {str(at): tensor for at, tensor in enumerate(tensors)} if all(map(_is_tensor, tensors)) else {}
+
+
+def _is_tensor(value: object) -> bool:
+    return isinstance(value, Tensor)
+
+
+def _lists(state: object, path: str = "", depth: int = _DEEPEST) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """The lists of tensors here and in the tables below, and where they are; those of optimizers are left out."""
+    if tensors := _numbered(state):
+        yield path, tensors
+    for key, value in _named(state) if depth else ():
+        if not _is_optimizer(key, value):
+            yield from _lists(value, _join(path, key), depth - 1)
 
 
 def _named(state: object) -> list[tuple[str, Any]]:
@@ -251,6 +330,29 @@ def _named(state: object) -> list[tuple[str, Any]]:
 def _is_optimizer(key: str, value: object) -> bool:
     inner = isinstance(value, Mapping) and {"state", "param_groups"} <= value.keys()
     return inner or key in _OPTIMIZER or key.startswith(("optimizer", "optim_"))
+
+
+def _only_list(content: object, name: str) -> tuple[dict[str, Tensor], str]:
+    """The one list of tensors without names, and where it is."""
+    lists = [*_lists(content)]
+    if len(lists) == 1:
+        return lists[0][1], lists[0][0]
+    several = (
+        f"{len(lists)} lists of tensors without names: choose with part, one of {abbreviate([at for at, _ in lists])}"
+    )
+    raise CheckpointError(f"{name}: holds {several if lists else 'no list of tensors without names'}")
+
+
+def _empty(name: str, state: object) -> CheckpointError:
+    """The error for content without named tensors."""
+    for value in (state, *(value for _, value in _named(state))):
+        if isinstance(value, Unmade):
+            return refused(name, f"asks for {value.name}")
+    why = _why_empty(state) if isinstance(state, Mapping) else f"holds a {type(state).__name__}, not named tensors"
+    if lists := [at for at, _ in _lists(state)]:
+        why = f"holds no named tensors, only lists of them: {abbreviate(lists)}" if any(lists) else why
+        why += "; a rule with order='parameters' takes one"
+    return CheckpointError(f"{name}: {why}")
 
 
 def _why_empty(state: Mapping[Any, Any]) -> str:

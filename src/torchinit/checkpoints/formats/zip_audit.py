@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 from typing import Final
 
-from torchinit.checkpoints.formats.pickle_audit import check_pickle
+from torchinit.checkpoints.formats.pickle_audit import Leaves, check_pickle
 from torchinit.errors import CheckpointError
 
 _LARGEST_PICKLE: Final = 1 << 28
@@ -36,11 +36,11 @@ def zip_entries(path: Path) -> list[zipfile.ZipInfo]:
         raise CheckpointError(f"{path}: is not a complete zip file (cut short?): {error}") from error
 
 
-def check_zip(path: Path) -> None:
-    """Raise CheckpointError for a zip that ``torch.save`` did not write.
+def check_zip(path: Path) -> Leaves:
+    """Return what its pickle asks for that is not to be made.
 
-    That is one with code in it, compressed, overlapping, with names that can be taken for one another, or whose
-    pickle asks for what is not there.
+    Raises CheckpointError for a zip that ``torch.save`` did not write: with code in it, compressed, overlapping, with
+    names that can be taken for one another, or whose pickle asks for what is not there.
     """
     entries = zip_entries(path)
     root = _check_names(path, [entry.filename for entry in entries])
@@ -48,11 +48,13 @@ def check_zip(path: Path) -> None:
     _check_end(path)
     sizes = {entry.filename.removeprefix(f"{root}/data/"): entry.file_size for entry in entries}
     pickle = next(entry for entry in entries if entry.filename == f"{root}/data.pkl")
-    for key, memory in check_pickle(str(path), _content(path, pickle)).items():
+    pieces, leaves = check_pickle(str(path), _content(path, pickle))
+    for key, memory in pieces.items():
         if memory.nbytes != (there := sizes.get(key)):
             lies = f"a tensor lies in the {memory.nbytes:,} bytes of {key!r}"
             why = "no such piece is" if there is None else f"{there:,} are"
             raise CheckpointError(f"{path}: {lies}, but {why} in the file")
+    return leaves
 
 
 def _content(path: Path, entry: zipfile.ZipInfo) -> bytes:

@@ -160,6 +160,10 @@ def register_source(prefixes: str | Iterable[str], resolver: Resolver, *, force:
 def _local(source: str, request: Request) -> Path:
     path = Path(source).expanduser()
     if not path.exists():
+        if path.is_symlink():
+            raise FileNotFoundError(
+                f"{path} can not be found. It is a link to {str(path.readlink())!r}, which leads nowhere"
+            )
         beside = path.parent.iterdir() if path.parent.is_dir() else ()
         near = did_you_mean(path.name, [other.name for other in beside if not other.name.startswith(("_", "."))])
         raise FileNotFoundError(f"{path} can not be found.{near.replace('; d', ' D')}")

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from torchinit._text import abbreviate, count, did_you_mean, shape_text
+from torchinit.checkpoints.guesses import guess
 from torchinit.checkpoints.quantized import quantized
-from torchinit.checkpoints.suggestions import guess
 from torchinit.linting.registry import Hit, check
 from torchinit.linting.target import LintedTensor, LintTarget
 from torchinit.model.dtensor import shards_of

@@ -13,8 +13,8 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from torchinit._text import abbreviate, count, shape_text
+from torchinit.initializers.statistics import is_shuffled
 from torchinit.linting.registry import Hit, Severity, check
-from torchinit.linting.statistics import is_shuffled
 from torchinit.linting.target import LintTarget, is_pair_to_tie, split_common_end
 from torchinit.model.names import normalize
 from torchinit.model.sandbox import INTERNAL
