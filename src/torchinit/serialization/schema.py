@@ -12,10 +12,12 @@ from typing import Any, Final, TypeAlias, get_args
 
 import torch
 
+from torchinit import _limits as limits
 from torchinit._text import count, did_you_mean, dtype_name, with_article
 from torchinit.errors import ConfigError
 from torchinit.serialization import annotations as types
 from torchinit.serialization.annotations import Hint, argument_types
+from torchinit.serialization.json import check_size
 from torchinit.serialization.registry import ClassRegistry
 
 Data: TypeAlias = Any
@@ -23,10 +25,6 @@ Data: TypeAlias = Any
 
 INVALID: Final = object()
 """The result of reading data that hold a mistake."""
-
-DEEPEST: Final = 64
-"""The number of levels that data may have."""
-
 
 def parse(
     text: str, noun: str, version: str = "", *, object_hook: Callable[[dict[str, Any]], Any] | None = None
@@ -37,6 +35,7 @@ def parse(
     {'x': 1}
     """
     try:
+        check_size(text)
         data = json.loads(text, object_hook=object_hook)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"this is not {noun}: {error}") from None
@@ -111,9 +110,9 @@ class Schema:
 
     def decode(self, data: Data, hint: Hint, source: str) -> Any:
         """The object of this type that the data describe; raises ConfigError with every mistake."""
-        reader = Reader(self.vocabularies)
+        reader = Reader(self.vocabularies, source)
         value = reader.read(data, hint, "")
-        reader.finish(source)
+        reader.finish()
         return value
 
     def encode(self, value: Any, hint: Hint, *, defaults: bool = True) -> Data:
@@ -178,21 +177,27 @@ class _Writer:
 
 
 class Reader:
-    """One pass over plain data, which goes on after a mistake: ``mistakes`` has them all, each with its path."""
+    """One pass over plain data, which goes on after a mistake: ``mistakes`` has them all, each with its path.
 
-    def __init__(self, vocabularies: Mapping[Any, TaggedUnion]) -> None:
+    ``source`` is what the data are called in the error.
+    """
+
+    def __init__(self, vocabularies: Mapping[Any, TaggedUnion], source: str) -> None:
         self.vocabularies = vocabularies
+        self.source = source
         self.mistakes: list[str] = []
 
     def mistake(self, path: str, text: str) -> Any:
-        """Note a mistake; returns INVALID."""
+        """Note a mistake; returns INVALID. With too many it is over: raises ConfigError."""
         self.mistakes.append(f"{path}: {text}" if path else text)
+        if len(self.mistakes) == limits.MISTAKES:
+            raise ConfigError(f"{limits.MISTAKES} mistakes in {self.source}, and perhaps more", self.mistakes)
         return INVALID
 
-    def finish(self, source: str) -> None:
+    def finish(self) -> None:
         """Raise ConfigError if there was any mistake."""
         if self.mistakes:
-            raise ConfigError(f"{count(len(self.mistakes), 'mistake')} in {source}", self.mistakes)
+            raise ConfigError(f"{count(len(self.mistakes), 'mistake')} in {self.source}", self.mistakes)
 
     def read(self, data: Data, hint: Hint, path: str) -> Any:
         """The value of this type that the data describe, or INVALID."""
@@ -265,7 +270,7 @@ class Reader:
     def named_class(self, data: Mapping[str, Data], hint: Hint, path: str) -> Any:
         """The class that ``data["type"]`` names, or INVALID."""
         name, registry = data.get("type"), self.vocabularies[hint].registry
-        if path.count(".") + path.count("[") > DEEPEST:
+        if path.count(".") + path.count("[") > limits.LEVELS:
             return self.mistake(path, "is nested too deeply")
         if "type" not in data:
             return self.mistake(path, f"needs 'type', the name of {with_article(registry.kind)}")
