@@ -22,7 +22,8 @@ _log = logging.getLogger("torchinit")
 
 def read_bounded(path: Path | str, most: int) -> bytes:
     """The content of a file. Raises OSError for a device or pipe, which may never end, and for more bytes than that."""
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:  # noqa: PTH123  # an opener, so that the look and the reading are of one file
+    # Opened without waiting for a writer, and looked at once it is open, so that nothing can change in between.
+    with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError("is a device or a pipe, not a file")
         content = file.read(most + 1)
@@ -65,7 +66,9 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 def remove_leftovers(path: Path) -> None:
     """Remove what killed runs left beside a file that they were to write, and say so."""
     form = re.compile(re.escape(f".{path.name[:200]}.") + r"[0-9a-f]{16}\.part")
-    names = [name for name in os.listdir(path.parent) if form.fullmatch(name)] if fcntl and path.parent.is_dir() else []  # noqa: PTH208  # of names, in a folder that may have many
+    if fcntl is None or not path.parent.is_dir():
+        return
+    names = [name for name in os.listdir(path.parent) if form.fullmatch(name)]  # noqa: PTH208  # there may be many
     for left in map(path.with_name, names):
         with contextlib.suppress(OSError), left.open("rb") as file:
             if _lock(file):

@@ -13,11 +13,11 @@ from typing import Final
 RECIPE_BYTES: Final = 1 << 20
 """The bytes of a recipe in a file."""
 
-YAML_BYTES: Final = 1 << 17
-"""The bytes of a recipe in YAML, which is read about a thousand times as slowly as JSON."""
+YAML_BYTES: Final = 1 << 18
+"""The characters of a recipe in YAML, which is read about a thousand times as slowly as JSON."""
 
-RECIPE_VALUES: Final = 20_000
-"""The values of a recipe in a file; what an alias or a merge key stands for counts each time."""
+RECIPE_VALUES: Final = 40_000
+"""The keys and values of a recipe in a file; what aliases, merge keys and overrides stand for counts each time."""
 
 LEVELS: Final = 64
 """The levels of tables and lists in a recipe or other data, and of the parts of a dotted key."""
@@ -55,22 +55,28 @@ PATTERN_SECONDS: Final = 1.0
 PATTERNS_SECONDS: Final = 5.0
 """The processor time of one regular expression for all names, in a plan or a load."""
 
-PATTERN_COPIES: Final = 50_000
+PATTERN_COPIES: Final = 500
 """The copies that the counts of a regular expression may ask for."""
 
 # --- checkpoints, and what belongs to them ---------------------------------------------------------------------------
 
 JSON_BYTES: Final = 1 << 28
-"""The bytes of JSON: an index, a saved plan, a lock file."""
+"""The bytes of an index of sharded weights, or of a saved plan or report."""
 
 JSON_VALUES: Final = 10_000_000
 """The values of JSON."""
+
+NOTE_BYTES: Final = 1 << 24
+"""The bytes of a lock file, of the cache's notes, and of tables of sources."""
 
 HEADER_BYTES: Final = 100_000_000
 """The bytes of a header of safetensors; the library of that name has the same bound."""
 
 TENSORS: Final = 250_000
-"""The tensors of a safetensors file, and the names of tied ones."""
+"""The tensors of a safetensors file."""
+
+TIED: Final = 10_000
+"""The other names of tied tensors in a safetensors file."""
 
 DIMENSIONS: Final = 64
 """The dimensions of a tensor; torch and NumPy allow no more."""
@@ -88,7 +94,7 @@ PART_LEVELS: Final = 4
 """The levels at which weights are looked for in a nested checkpoint."""
 
 NAMES: Final = 1 << 22
-"""The names in all tables of a nested checkpoint."""
+"""The names in all tables of a nested checkpoint, of which one may lie in others many times."""
 
 HOPS: Final = 8
 """The sources that a source may lead to, one after the other."""

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 SECONDS = 10
 MEMORY = 64 << 20
 TIMES = 10
-PATIENCE = 30.0
+PATIENCE = 120.0
 """The seconds by the clock after which a child that does not use the processor counts as hanging."""
 
 

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 import torchinit
-from torchinit import CheckpointError, ConfigError, Name, PlanError, Pretrained, Rule, RunError, open_checkpoint
+import torchinit.api
+from torchinit import CheckpointError, Name, PlanError, Pretrained, Rule, RunError, open_checkpoint
 from torchinit._text import plain
 from torchinit.checkpoints.hub.cache import Cache
 from torchinit.checkpoints.hub.lockfile import read_pins
@@ -23,6 +24,7 @@ from torchinit.cli import main
 from torchinit.errors import TorchinitError
 from torchinit.plans.fingerprint import Fingerprint
 from torchinit.plans.plan import Plan
+from torchinit.plans.planner import make_plan
 from torchinit.plans.report import Report
 from torchinit.recipes import decode_recipe, load_recipe
 from torchinit.serialization.json import FrozenDict
@@ -52,7 +54,7 @@ def model() -> nn.Module:
 
 def recipe(path: Path) -> None:
     """A recipe in a file: read, printed, planned on a model, written back as data."""
-    _plan(load_recipe(path))
+    _plan(load_recipe(path)).to_json()
 
 
 def data(path: Path) -> None:
@@ -60,12 +62,11 @@ def data(path: Path) -> None:
     _plan(decode_recipe(json.loads(path.read_bytes())))
 
 
-def _plan(rules: Any) -> None:
+def _plan(rules: Any) -> Plan:
     str(rules)
-    with contextlib.suppress(PlanError, ConfigError, CheckpointError, FileNotFoundError):
-        plan = torchinit.plan(model(), rules, strict=False)
-        str(plan)
-        plan.to_json()
+    plan = make_plan(torchinit.api.sites(model()), rules)
+    str(plan)
+    return plan
 
 
 def initialized(path: Path) -> None:
@@ -130,8 +131,9 @@ def renamed(path: Path) -> None:
     """A recipe's rename, and a key that it meets: ``[[pattern, new], ...]`` and ``[key, ...]``."""
     renames, keys = json.loads(path.read_bytes())
     tensors = {key: torch.zeros(1) for key in keys}
-    rule = {"type": "Pretrained", "checkpoint": tensors, "name": "**", "rename": renames, "expect_missing": ["**"]}
-    torchinit.plan(model(), {"rules": [rule]}, strict=False)
+    pairs = tuple((pattern, new) for pattern, new in renames)
+    rule = Rule(Name("**"), Pretrained(tensors, rename=pairs, expect_missing=("**",)))
+    make_plan(torchinit.api.sites(model()), [rule])
 
 
 def patterns(path: Path) -> None:

@@ -19,10 +19,10 @@ from torchinit.errors import ConfigError, MissingExtraError
 from torchinit.serialization.json import check_size, reject_duplicate_keys
 from torchinit.serialization.schema import Data
 
-_DOTTED: Final = re.compile(
-    r"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){%d}""" % limits.LEVELS, re.ASCII
-)
-"""A key of too many parts."""
+_PART: Final = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')"""
+_DOTTED: Final = re.compile(rf"(?<![\w-])(?:{_PART}[ \t]*+\.[ \t]*+){{{limits.LEVELS}}}", re.ASCII)
+_LONG: Final = re.compile(rf"(?<![\w.+-])[\w.+-]{{{limits.TEXT_LENGTH}}}", re.ASCII)
+"""A key of too many parts, and a number of too many digits, which tomllib would spend much time and memory on."""
 
 
 def schemes() -> dict[str, str]:
@@ -62,9 +62,10 @@ def read_data(path: Path) -> Data:
 
 
 def _toml(text: str) -> Data:
-    # tomllib walks from the top for each part of a dotted key, so its time grows with the square of their number.
     if _DOTTED.search(text):
-        raise ValueError("is nested too deeply")
+        raise RecursionError
+    if _LONG.search(text):
+        raise ValueError(f"holds a word or number of more than {limits.TEXT_LENGTH:,} characters")
     check_size(text, limits.RECIPE_VALUES)
     return _weighed(tomllib.loads(text))
 
@@ -98,16 +99,17 @@ def _yaml(text: str) -> Data:
             return node
 
     if len(text) > limits.YAML_BYTES:
-        raise ValueError(f"has more than {limits.YAML_BYTES:,} characters, too many for YAML; TOML and JSON may have more")
+        raise ValueError(f"has more than {limits.YAML_BYTES:,} characters, too many for YAML; TOML may have more")
     reader = YAML(typ="safe", pure=True)
     reader.Composer = Bounded
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ReusedAnchorWarning)  # YAML allows it
             # Nodes first: an alias is one node in many places, and what is made of them copies merge keys' tables.
-            node = reader.compose(text)
+            if (node := reader.compose(text)) is None:
+                return None
             _weigh(node, lambda node: [*_flat(node.value)] if isinstance(node.value, list) else node.value)
-            return _weighed(reader.constructor.construct_document(node)) if node else None
+            return _weighed(reader.constructor.construct_document(node))
     except (YAMLError, TypeError, LookupError, ArithmeticError, AttributeError) as error:  # a table as a key, and such
         mark, texts = (
             getattr(error, "problem_mark", None),

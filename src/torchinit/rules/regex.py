@@ -13,22 +13,25 @@ within brackets end at about a hundred, where Python takes some hundreds.
 from __future__ import annotations
 
 import re
+import time
 from functools import lru_cache
 from typing import Any, Final
 
+from torchinit import _limits as limits
 from torchinit.errors import ConfigError
 
-SECONDS: Final = 1.0
-"""The processor time that an expression may take for one text."""
-
 _ESCAPED: Final = {"{": r"\{", "{}": r"\{}"} | ({} if re.search(r"\B", "") else {r"\B": r"(?:(?!\A\Z)\B)"})
-_MOST_COPIES: Final = 50_000
+_FREE: Final = 1e-3  # seconds: expressions that people write take some millionths for a name
+_spent = 0.0
+"""The processor time that names have taken beyond what is free; names that take less pay it back."""
 _TOKEN: Final = r"\\.|(?P<set>\[\^?\]?(?:\\.|[^\]\\])*\])|(?P<count>[*+?]|\{(?P<least>\d*)(?P<to>,?)(?P<most>\d*)\})|"
 _TOKEN_END: Final = r"\(\?#(?:\\.|[^)\\])*\)|."
 
 
 def check_pattern(pattern: str, new: str = "") -> None:
     """Raise re.error or IndexError, as `re` does, for what is not an expression, or not a replacement for it."""
+    if len(pattern) > limits.NAME_LENGTH:
+        raise re.error(f"it has {len(pattern):,} characters, more than {limits.NAME_LENGTH:,}")
     try:
         _replacement(pattern, new)
         _compiled(pattern)
@@ -61,15 +64,25 @@ def substitute(pattern: str, new: str, text: str) -> str:
 
 
 def _bounded(method: str, pattern: str, text: str, *arguments: object) -> Any:
+    # A limit for each name alone would let a file of ten thousand names take hours.
+    global _spent  # noqa: PLW0603  # one account for all expressions, for there may be many
+    begin, found, error = time.thread_time(), None, ""
     try:
-        return getattr(_compiled(pattern), method)(*arguments, timeout=SECONDS)
+        found = getattr(_compiled(pattern), method)(*arguments, timeout=limits.PATTERN_SECONDS)
     except TimeoutError:
+        error = f"more than {limits.PATTERN_SECONDS:g} s to match"
+    _spent = max(0.0, _spent + time.thread_time() - begin - _FREE)
+    if not error and _spent > limits.PATTERNS_SECONDS:
+        error = f"more than {limits.PATTERNS_SECONDS:g} s with all names up to"
+    if error:
+        _spent = 0.0
         shown = repr(text if len(text) <= 60 else text[:40]) + "..." * (len(text) > 60)
         remedy = "say what ends a part, as in [^.]+[.], or let it keep what it has, as in [^.]++"
-        raise ConfigError(f"{pattern!r} takes more than {SECONDS:g} s to match {shown}; {remedy}") from None
+        raise ConfigError(f"{pattern!r} takes {error} {shown}; {remedy}")
+    return found
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=64)  # each takes a megabyte at most
 def _compiled(pattern: str) -> Any:
     verbose = bool(re.compile(pattern).flags & re.VERBOSE)
     try:
@@ -107,8 +120,8 @@ def _translated(pattern: str, verbose: bool) -> str:
         else:
             last = 1
             sizes[-1] += last
-        if sizes[-1] > _MOST_COPIES + len(pattern):
-            raise re.error(f"what has to occur in it is repeated more than {_MOST_COPIES:,} times")
+        if sizes[-1] > limits.PATTERN_COPIES + len(pattern):
+            raise re.error(f"what has to occur in it is repeated more than {limits.PATTERN_COPIES:,} times")
         texts.append(_escaped(match))
     return "".join(texts)
 

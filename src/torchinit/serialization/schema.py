@@ -26,6 +26,7 @@ Data: TypeAlias = Any
 INVALID: Final = object()
 """The result of reading data that hold a mistake."""
 
+
 def parse(
     text: str, noun: str, version: str = "", *, object_hook: Callable[[dict[str, Any]], Any] | None = None
 ) -> dict[str, Data]:
@@ -186,6 +187,13 @@ class Reader:
         self.vocabularies = vocabularies
         self.source = source
         self.mistakes: list[str] = []
+        self.spent = 0
+
+    def spend(self, values: int) -> None:
+        """Count what the data stand for beyond what they hold. Raises ConfigError for too much."""
+        self.spent += values
+        if self.spent > limits.RECIPE_VALUES:
+            raise ConfigError(f"{self.source}: stands for more than {limits.RECIPE_VALUES:,} values")
 
     def mistake(self, path: str, text: str) -> Any:
         """Note a mistake; returns INVALID. With too many it is over: raises ConfigError."""

@@ -23,6 +23,7 @@ from typing import IO, Any, Final, NamedTuple, TypeAlias
 
 import torch
 
+from torchinit import _limits as limits
 from torchinit.errors import CheckpointError
 
 PLAIN: Final[Mapping[str, str]] = {  # the functions that make plain data out of plain data, and of which kind that is
@@ -43,7 +44,6 @@ TENSORS: Final = frozenset({"torch._tensor._rebuild_from_type_v2", "torch.nn.par
 """The functions that make tensors of memory in the file. torch allows more, which make them of nothing or copy them."""
 _CODINGS: Final = ("latin1", "latin-1")
 """The codings in which Python writes bytes as text; others make much out of little, or take long over it."""
-_DEEPEST: Final = 100  # Python hashes a tuple by a recursion that nothing bounds
 _WORK: Final = 1 << 20  # so much is done for nothing, and 64 times as much as the pickle is long
 _SIZES: Final = {  # the bytes of an element in what torch calls memory of a type; the others' are 1
     "Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2, "ComplexDouble": 16,
@@ -180,8 +180,8 @@ class _Audit:
             if type(item) is _Object:
                 depth = max(depth, 1 + item.depth)
                 weight += item.weight - 1
-        if depth > _DEEPEST:
-            raise refused(self.name, f"nests tuples more than {_DEEPEST} deep")
+        if depth > limits.TUPLE_LEVELS:
+            raise refused(self.name, f"nests tuples more than {limits.TUPLE_LEVELS} deep")
         self.spend(weight)
         self.stack.append(_Object("tuple", weight, items, depth))
 

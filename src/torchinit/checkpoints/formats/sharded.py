@@ -5,18 +5,17 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Final
 
 import torch
 from torch import Tensor
 
+from torchinit import _limits as limits
+from torchinit._files import read_bounded
 from torchinit.checkpoints.formats.base import Checkpoint, Info, Stamp, cut
 from torchinit.checkpoints.hub.urls import member_of
 from torchinit.errors import CheckpointError
 from torchinit.model.shards import Box
 from torchinit.serialization.json import unique_json
-
-_LARGEST_INDEX: Final = 1 << 28
 
 
 class ShardedCheckpoint(Checkpoint):
@@ -56,11 +55,9 @@ class ShardedCheckpoint(Checkpoint):
 
 def read_index(path: Path) -> dict[str, str]:
     """The file of each tensor; raises CheckpointError for JSON that is not such a table."""
-    if path.stat().st_size > _LARGEST_INDEX:
-        raise CheckpointError(f"{path}: is JSON of more than 256 MiB")
     try:
-        data = unique_json(path.read_bytes())
-    except ValueError as error:
+        data = unique_json(read_bounded(path, limits.JSON_BYTES))
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: {error}") from error
     if not isinstance(data, dict) or "weight_map" not in data:
         raise CheckpointError(f"{path}: is JSON without a 'weight_map', so neither weights nor an index of them")
