@@ -24,9 +24,10 @@ def read_bounded(path: Path | str, most: int) -> bytes:
     """The content of a file. Raises OSError for a device or pipe, which may never end, and for more bytes than that."""
     # Opened without waiting for a writer, and looked at once it is open, so that nothing can change in between.
     with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        seen = os.fstat(file.fileno())
+        if not stat.S_ISREG(seen.st_mode):
             raise OSError("is a device or a pipe, not a file")
-        content = file.read(most + 1)
+        content = file.read(min(seen.st_size, most) + 1)
     if len(content) > most:
         raise OSError(f"has more than {most:,} bytes")
     return content

@@ -52,8 +52,8 @@ WILDCARDS: Final = 50
 PATTERN_SECONDS: Final = 1.0
 """The processor time of a regular expression for one name."""
 
-PATTERNS_SECONDS: Final = 5.0
-"""The processor time of one regular expression for all names, in a plan or a load."""
+PATTERNS_SECONDS: Final = 3.0
+"""The processor time of regular expressions for all names; each use has a thousandth of a second free."""
 
 PATTERN_COPIES: Final = 500
 """The copies that the counts of a regular expression may ask for."""
@@ -78,14 +78,20 @@ TENSORS: Final = 250_000
 TIED: Final = 10_000
 """The other names of tied tensors in a safetensors file."""
 
+FILES: Final = 10_000
+"""The files that an index names."""
+
 DIMENSIONS: Final = 64
 """The dimensions of a tensor; torch and NumPy allow no more."""
 
 PICKLE_BYTES: Final = 1 << 28
 """The bytes of the pickle in a file of ``torch.save``; tensors are not in it."""
 
+PICKLE_STACK: Final = 100_000
+"""The values on the stack of a pickle: the items of one tuple."""
+
 TUPLE_LEVELS: Final = 100
-"""The levels of tuples in a pickle: Python hashes them by a recursion that nothing bounds."""
+"""The levels of tuples, lists and tables in a pickle: Python hashes tuples by a recursion that nothing bounds."""
 
 UNPACKED_BYTES: Final = 1 << 25
 """The bytes that a small packed file may hold once it is unpacked; a large one 32 times its size more."""

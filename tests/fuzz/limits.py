@@ -97,8 +97,10 @@ def _in_child(surface: str, path: Path, said: int) -> None:
             wrong = "".join(traceback.format_exception(error, limit=-6))
         except MemoryError:
             wrong = "MemoryError"
-    peak = max(_status("VmHWM") - before, 0) / (1 << 20)
-    os.write(said, json.dumps([text[:2000], wrong[-4000:], peak]).encode())
+    peak = max(_status("VmHWM") - before, 0)
+    if not wrong and peak > MEMORY + TIMES * size:
+        wrong = f"took {peak >> 20} MiB"
+    os.write(said, json.dumps([text[:2000], wrong[-4000:], peak / (1 << 20)]).encode())
     os._exit(0)
 
 

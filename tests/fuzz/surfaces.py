@@ -192,8 +192,12 @@ def note(path: Path) -> None:
 
 
 def differing(path: Path) -> None:
-    """A file in the place of plans and models on the command line."""
+    """A file in the place of saved plans on the command line."""
     _command("diff", str(path), str(path))
+
+
+def config(path: Path) -> None:
+    """A file in the place of a model's settings on the command line."""
     _command("plan", f"transformers:{path}", "general")
 
 
@@ -201,7 +205,7 @@ SURFACES: dict[str, Callable[[Path], object]] = {
     function.__name__: function
     for function in (
         recipe, data, initialized, checkpoint, loaded, compared, inspected, converted, renamed, patterns, plan, report,
-        fingerprint, trace, lockfile, note, differing,
+        fingerprint, trace, lockfile, note, differing, config,
     )
 }  # fmt: skip
 

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, Final
 
@@ -21,9 +23,11 @@ from torchinit import _limits as limits
 from torchinit.errors import ConfigError
 
 _ESCAPED: Final = {"{": r"\{", "{}": r"\{}"} | ({} if re.search(r"\B", "") else {r"\B": r"(?:(?!\A\Z)\B)"})
-_FREE: Final = 1e-3  # seconds: expressions that people write take some millionths for a name
+_REMEDY: Final = "say what ends a part, as in [^.]+[.], or let it keep what it has, as in [^.]++"
+_FREE: Final = 1e-3
 _spent = 0.0
-"""The processor time that names have taken beyond what is free; names that take less pay it back."""
+"""The seconds of the processor that each use has free, and those beyond it that uses have taken so far."""
+
 _TOKEN: Final = r"\\.|(?P<set>\[\^?\]?(?:\\.|[^\]\\])*\])|(?P<count>[*+?]|\{(?P<least>\d*)(?P<to>,?)(?P<most>\d*)\})|"
 _TOKEN_END: Final = r"\(\?#(?:\\.|[^)\\])*\)|."
 
@@ -33,8 +37,9 @@ def check_pattern(pattern: str, new: str = "") -> None:
     if len(pattern) > limits.NAME_LENGTH:
         raise re.error(f"it has {len(pattern):,} characters, more than {limits.NAME_LENGTH:,}")
     try:
-        _replacement(pattern, new)
-        _compiled(pattern)
+        with _accounted("regular expressions take", f"all up to {pattern[:40]!r}"):
+            _replacement(pattern, new)
+            _compiled(pattern)
     except (RecursionError, OverflowError) as error:
         raise re.error(f"more than Python can take: {error}") from None
 
@@ -64,22 +69,27 @@ def substitute(pattern: str, new: str, text: str) -> str:
 
 
 def _bounded(method: str, pattern: str, text: str, *arguments: object) -> Any:
-    # A limit for each name alone would let a file of ten thousand names take hours.
+    shown = repr(text if len(text) <= 60 else text[:40]) + "..." * (len(text) > 60)
+    with _accounted(f"{pattern!r} takes", f"all names up to {shown}"):
+        try:
+            return getattr(_compiled(pattern), method)(*arguments, timeout=limits.PATTERN_SECONDS)
+        except TimeoutError:
+            most = f"more than {limits.PATTERN_SECONDS:g} s to match {shown}"
+            raise ConfigError(f"{pattern!r} takes {most}; {_REMEDY}") from None
+
+
+@contextmanager
+def _accounted(subject: str, what: str) -> Iterator[None]:
+    """Raise ConfigError once expressions take too much processor time in all."""
+    # A limit for each name alone would let a file of ten thousand names take hours. Each use has its time free, as
+    # expressions that people write take far less; what is beyond is added up, and paid back by those that are quick.
     global _spent  # noqa: PLW0603  # one account for all expressions, for there may be many
-    begin, found, error = time.thread_time(), None, ""
-    try:
-        found = getattr(_compiled(pattern), method)(*arguments, timeout=limits.PATTERN_SECONDS)
-    except TimeoutError:
-        error = f"more than {limits.PATTERN_SECONDS:g} s to match"
+    begin = time.thread_time()
+    yield
     _spent = max(0.0, _spent + time.thread_time() - begin - _FREE)
-    if not error and _spent > limits.PATTERNS_SECONDS:
-        error = f"more than {limits.PATTERNS_SECONDS:g} s with all names up to"
-    if error:
+    if _spent > limits.PATTERNS_SECONDS:
         _spent = 0.0
-        shown = repr(text if len(text) <= 60 else text[:40]) + "..." * (len(text) > 60)
-        remedy = "say what ends a part, as in [^.]+[.], or let it keep what it has, as in [^.]++"
-        raise ConfigError(f"{pattern!r} takes {error} {shown}; {remedy}")
-    return found
+        raise ConfigError(f"{subject} more than {limits.PATTERNS_SECONDS:g} s with {what}; {_REMEDY}")
 
 
 @lru_cache(maxsize=64)  # each takes a megabyte at most

@@ -45,6 +45,7 @@ TENSORS: Final = frozenset({"torch._tensor._rebuild_from_type_v2", "torch.nn.par
 _CODINGS: Final = ("latin1", "latin-1")
 """The codings in which Python writes bytes as text; others make much out of little, or take long over it."""
 _WORK: Final = 1 << 20  # so much is done for nothing, and 64 times as much as the pickle is long
+_BYTES: Final = {"table": 180, "set": 300, "tensor": 600, "bytes": 100}  # about what an object takes until it is read
 _SIZES: Final = {  # the bytes of an element in what torch calls memory of a type; the others' are 1
     "Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2, "ComplexDouble": 16,
     "ComplexFloat": 8, "QInt32": 4,
@@ -113,7 +114,7 @@ class _Audit:
     # the call that copies it (_cost).
 
     def __init__(self, name: str, file: IO[bytes]) -> None:
-        self.name, self.file, self.work = name, file, 0
+        self.name, self.file, self.work, self.bytes = name, file, 0, 0
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
@@ -151,6 +152,8 @@ class _Audit:
         self.stack.append(_Global(f"{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{last}"))
 
     def mark(self) -> None:
+        if len(self.marks) == limits.TUPLE_LEVELS:
+            raise refused(self.name, f"nests lists and tables more than {limits.TUPLE_LEVELS} deep")
         self.marks.append(self.stack)
         self.stack = []
 
@@ -164,6 +167,13 @@ class _Audit:
         taken = self.stack[len(self.stack) - number :]
         del self.stack[len(self.stack) - number :]
         return taken
+
+    def push_object(self, kind: str, size: str, *content: Any) -> None:
+        """Push an object that takes memory. A pickle says "a set" in one byte, of which Python makes 216."""
+        self.bytes += _BYTES.get(size, 0)
+        if self.bytes > limits.UNPACKED_BYTES + 8 * self.file.tell():  # torch.save's take about five times their size
+            raise refused(self.name, "would make far more than it holds")
+        self.stack.append(_Object(kind, *content))
 
     def put(self, key: int) -> None:
         self.memo[key] = self.stack[-1]
@@ -195,7 +205,9 @@ class _Audit:
             raise refused(self.name, "calls what is not a function")
         self._check_call(function, arguments.items)
         self.spend(cost := _cost(arguments))
-        self.stack.append(_Object(PLAIN.get(function, "tensor"), cost, arguments.items, arguments.depth))
+        kind = PLAIN.get(function, "tensor")
+        size = "set" if kind == "table" else kind  # tables of classes are larger than Python's own
+        self.push_object(kind, size, cost, arguments.items, arguments.depth)
 
     def _check_call(self, function: str, items: Sequence[Any]) -> None:
         """Refuse a call that ``torch.save`` does not write, and that of a function that the program has not allowed."""
@@ -231,7 +243,7 @@ class _Audit:
     def spend(self, work: int) -> None:
         """Count what is hashed and copied."""
         self.work += work
-        if self.work > _WORK and self.work > _WORK + 64 * self.file.tell():
+        if len(self.stack) > limits.PICKLE_STACK or self.work > _WORK + 64 * self.file.tell():
             raise refused(self.name, "would make far more than it holds")
 
 
@@ -259,7 +271,8 @@ _ACTIONS: Final[Mapping[str, _Action]] = {
     "NONE NEWTRUE NEWFALSE BINFLOAT": lambda audit, _: audit.push(),
     "BININT BININT1 BININT2 LONG1": _Audit.push,
     "BINUNICODE SHORT_BINSTRING": _Audit.push_text,
-    "EMPTY_LIST EMPTY_DICT EMPTY_SET": lambda audit, _: audit.push(_Object("table")),
+    "EMPTY_LIST EMPTY_DICT": lambda audit, _: audit.push_object("table", "table"),
+    "EMPTY_SET": lambda audit, _: audit.push_object("table", "set"),
     "MARK": lambda audit, _: audit.mark(),
     "EMPTY_TUPLE": lambda audit, _: audit.push_tuple(()),
     "TUPLE1": lambda audit, _: audit.push_tuple(audit.take(1)),

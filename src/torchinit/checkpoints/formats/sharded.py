@@ -31,7 +31,10 @@ class ShardedCheckpoint(Checkpoint):
         self._index, self._open_file = Stamp(path), open_file
         self._entries = read_index(path)
         self._sources = {file: member_of(source, file) for file in sorted(set(self._entries.values()))}
+        if len(self._sources) > limits.FILES:
+            raise CheckpointError(f"{path}: names more than {limits.FILES:,} files")
         self._files: dict[str, Checkpoint] = {}
+        self._failed: dict[str, str] = {}  # so that what cannot be opened is not tried for each tensor
 
     def _info(self, key: str) -> Info:
         return self._file(key).info(key)
@@ -45,11 +48,15 @@ class ShardedCheckpoint(Checkpoint):
 
     def _file(self, key: str) -> Checkpoint:
         file = self._entries[key]
-        if file not in self._files:
+        if file not in self._files and file not in self._failed:
             try:
                 self._files[file] = self._open_file(self._sources[file])
+            except CheckpointError as error:
+                self._failed[file] = str(error)
             except OSError as error:
-                raise CheckpointError(f"{self.name}: names {file!r}, but {error}") from error
+                self._failed[file] = f"{self.name}: names {file!r}, but {error}"
+        if file in self._failed:
+            raise CheckpointError(self._failed[file])
         return self._files[file]
 
 
