@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import resource
 import select
@@ -140,6 +141,7 @@ def main() -> None:
     """Read requests, a line each, and answer each by a line."""
     from tests.fuzz.surfaces import warm_up
 
+    logging.disable()
     warm_up()
     for line in sys.stdin:
         surface, path = json.loads(line)
