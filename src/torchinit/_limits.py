@@ -55,7 +55,7 @@ PATTERN_SECONDS: Final = 1.0
 PATTERNS_SECONDS: Final = 3.0
 """The processor time of regular expressions for all names; each use has a thousandth of a second free."""
 
-PATTERN_COPIES: Final = 500
+PATTERN_COPIES: Final = 2_000
 """The copies that the counts of a regular expression may ask for."""
 
 # --- checkpoints, and what belongs to them ---------------------------------------------------------------------------

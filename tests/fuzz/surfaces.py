@@ -54,7 +54,7 @@ def model() -> nn.Module:
 
 def recipe(path: Path) -> None:
     """A recipe in a file: read, printed, planned on a model, written back as data."""
-    _plan(load_recipe(path)).to_json()
+    _plan(load_recipe(path))
 
 
 def data(path: Path) -> None:

@@ -92,7 +92,7 @@ def _accounted(subject: str, what: str) -> Iterator[None]:
         raise ConfigError(f"{subject} more than {limits.PATTERNS_SECONDS:g} s with {what}; {_REMEDY}")
 
 
-@lru_cache(maxsize=64)  # each takes a megabyte at most
+@lru_cache(maxsize=32)  # each takes two megabytes at most
 def _compiled(pattern: str) -> Any:
     verbose = bool(re.compile(pattern).flags & re.VERBOSE)
     try:
