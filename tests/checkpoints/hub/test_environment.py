@@ -6,9 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from tests.servers import Host
-from torchinit import CheckpointError, Name, Pretrained, Rule, fetch, open_checkpoint
+from torchinit import CheckpointError, Name, Pretrained, Rule, open_checkpoint, plan
+from torchinit.checkpoints import fetch
 from torchinit.checkpoints.hub.cache import default_folder
 from torchinit.checkpoints.hub.config import from_environment
 from torchinit.errors import FetchError
@@ -90,8 +92,4 @@ def test_users_and_links_that_lead_nowhere(cache: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="~nouser/x can not be found: there is no user"):
         open_checkpoint("~nouser/x")
     with pytest.raises(CheckpointError, match="~nouser/x can not be found: there is no user"):
-        from torch import nn
-
-        from torchinit import plan
-
         plan(nn.Linear(2, 2), Rule(Name("**"), Pretrained("~nouser/x")))
