@@ -33,7 +33,7 @@ def read_bounded(path: Path | str, most: int) -> bytes:
     return content
 
 
-def expanded(path: Path | str) -> Path:
+def expanded(path: str | os.PathLike[str]) -> Path:
     """The path with ``~`` replaced. Raises FileNotFoundError where there is no such user."""
     try:
         return Path(path).expanduser()

@@ -78,9 +78,10 @@ def main(seconds: float, seed: int) -> int:
     folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
     print(f"seed {seed}; findings are kept in {folder}", flush=True)
     tried, found = fuzz(seconds * 2 / 3, seed, folder)
-    files, failed = laws(seconds / 3, Random(seed))
     print(", ".join(f"{count:,} {kind}" for kind, count in tried.items()))
-    print(f"{tried.total():,} inputs, {len(found)} findings; laws of {files} files, {len(failed)} findings")
+    print(f"{tried.total():,} inputs, {len(found)} findings", flush=True)
+    files, failed = laws(seconds / 3, Random(seed))
+    print(f"laws of {files} files, {len(failed)} findings")
     return 1 if found or failed else 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from random import Random
+from typing import Any
 
 from tests.checkpoints.hostile import safetensors, zipped
 from tests.fuzz.mutations import changed, operation, token
@@ -30,7 +31,7 @@ _PATTERNS = [
     "**.", "*", "?", "a.",
 ]  # fmt: skip
 _KEYS = ["a", "ab", "a.", "module.", "0.", "é", "_", "weight.", "=", "blocks.{n}."]
-_ENTRIES: list[dict[str, object]] = [
+_ENTRIES: list[Any] = [
     {"type": "Zeros", "name": "a{n}"}, {"type": "Normal", "regex": "a{n}.*"}, {"tipe": 1}, {"where": {}},
     {"type": "Normal", "name": "w*", "blocks": 4}, {"type": "Kaiming", "layer": ["Linear", "a{n}"]},
     {"type": "Zeros", "layer": "Linear", "within": ["a", "b"], "override": [{"name": ["c", "d"]}] * 3},
@@ -64,7 +65,7 @@ def grown(form: str, dice: Random) -> bytes:
             return json.dumps(
                 [[[pattern, dice.choice(["", "\\1", "b", "\\g<0>"])]] * dice.choice([1, 3]), keys]
             ).encode()
-        entry_ = {dice.choice(["name", "regex", "within", "param", "exclude", "layer"]): pattern}
+        entry_: Any = {dice.choice(["name", "regex", "within", "param", "exclude", "layer"]): pattern}
         parts = [f"p{n}.{key.replace('.', '_')[:200]}" for n, key in enumerate(keys)]
         return json.dumps([{"name": "**", **entry_}, parts]).encode()
     if form in _LISTS:

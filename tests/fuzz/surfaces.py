@@ -27,7 +27,6 @@ from torchinit.plans.plan import Plan
 from torchinit.plans.planner import make_plan
 from torchinit.plans.report import Report
 from torchinit.recipes import decode_recipe, load_recipe
-from torchinit.serialization.json import FrozenDict
 
 OURS = (TorchinitError, FileNotFoundError)
 
@@ -233,4 +232,3 @@ def warm_up() -> None:
             (said := Path(folder, "b.json")).write_text("{}")
             with contextlib.suppress(TorchinitError):
                 surface(said)
-    assert FrozenDict

@@ -83,7 +83,7 @@ def _yaml(text: str) -> Data:
     except ImportError:
         raise MissingExtraError("reading YAML", "yaml") from None
 
-    class Bounded(Composer):  # type: ignore[misc]  # which has no types
+    class Bounded(Composer):
         """What the parser finds as nodes, counted as they come."""
 
         values = level = 0
