@@ -171,7 +171,8 @@ class _Audit:
     def push_object(self, kind: str, size: str, *content: Any) -> None:
         """Push an object that takes memory. A pickle says "a set" in one byte, of which Python makes 216."""
         self.bytes += _BYTES.get(size, 0)
-        if self.bytes > limits.UNPACKED_BYTES + 8 * self.file.tell():  # torch.save's take about five times their size
+        most = limits.UNPACKED_BYTES  # and eight times the pickle, of which torch.save's own make about as much
+        if self.bytes > most and self.bytes > most + 8 * self.file.tell():
             raise refused(self.name, "would make far more than it holds")
         self.stack.append(_Object(kind, *content))
 
@@ -243,7 +244,8 @@ class _Audit:
     def spend(self, work: int) -> None:
         """Count what is hashed and copied."""
         self.work += work
-        if len(self.stack) > limits.PICKLE_STACK or self.work > _WORK + 64 * self.file.tell():
+        is_much = self.work > _WORK and self.work > _WORK + 64 * self.file.tell()
+        if is_much or len(self.stack) > limits.PICKLE_STACK:
             raise refused(self.name, "would make far more than it holds")
 
 
