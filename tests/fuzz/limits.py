@@ -92,6 +92,7 @@ def _in_child(surface: str, path: Path, said: int) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
+            warnings.filterwarnings("ignore", "Possible (nested set|set )", FutureWarning)  # what `re` says of "[["
             text, wrong = outcome(SURFACES[surface], path)
     except BaseException as error:  # noqa: BLE001  # any is a finding
         try:
