@@ -18,6 +18,8 @@ collect_ignore = [] if HAS_PEERS else ["peers"]
 
 # Same examples in every run: a red run is red again. No deadline, because time is no assertion here.
 settings.register_profile("torchinit", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+# For `./dev fuzz`: others in every run.
+settings.register_profile("fresh", deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("torchinit")
 
 

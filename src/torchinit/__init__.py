@@ -103,7 +103,7 @@ if TYPE_CHECKING:
         Zeros,
     )
     from torchinit.knowledge import gain, roles
-    from torchinit.linting import assert_initialized, lint
+    from torchinit.linting.lint import assert_initialized, lint
     from torchinit.mmengine import WEIGHT_INITIALIZERS as WEIGHT_INITIALIZERS
     from torchinit.mmengine import BaseModule
     from torchinit.mmengine import Caffe2XavierInit as Caffe2XavierInit
@@ -126,8 +126,10 @@ if TYPE_CHECKING:
     from torchinit.plans.fingerprint import fingerprint
     from torchinit.recipes import load_recipe
     from torchinit.rules import Kinds, Layer, Leaf, Name, Regex, Rule, Shape, Within
-    from torchinit.tracing import capture, lock, seeded
-    from torchinit.tracing import trace as trace
+    from torchinit.tracing.capture import capture
+    from torchinit.tracing.locks import lock
+    from torchinit.tracing.recorder import trace as trace
+    from torchinit.tracing.seeded import seeded
 
     __version__: str
 else:

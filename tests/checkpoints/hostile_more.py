@@ -128,6 +128,9 @@ def two_readers() -> Iterator[tuple[str, bytes]]:
     yield "zip with a comment.pth", zipped(inner)[:-2] + b"\x05\x00hello"
     yield "zip behind a zip.pth", zipped({"data.pkl": evil}) + zipped(inner)
     yield "zip wide.pth", wide(zipped(inner))
+    for odd in ("./data.pkl", "../archive/data.pkl", "/data.pkl", "data//0", "a/../data.pkl", ".\\data.pkl"):
+        yield f"zip with {odd.replace('/', '!')}.pth", zipped({**inner, odd: evil})
+    yield "zip of another name in a header.pth", zipped(inner).replace(b"archive/data.pkl", b"archive/data.bin", 1)
     held = io.BytesIO()
     with zipfile.ZipFile(held, "w") as archive:
         for name, content in inner.items():

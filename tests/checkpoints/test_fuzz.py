@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.checkpoints import hostile
-from tests.checkpoints.fuzz import fuzz
-from tests.checkpoints.fuzz_reader import complaint
-from tests.checkpoints.mutations import FORMS, changed
+from tests.fuzz.__main__ import KINDS, fuzz
+from tests.fuzz.mutations import FORMS, changed
+from tests.fuzz.surfaces import checkpoint, outcome
 from torchinit import CheckpointError, ConfigError, Plan, load_recipe, open_checkpoint
 from torchinit.checkpoints.formats.pickle_audit import check_pickle
 from torchinit.checkpoints.formats.torch_save import MemoryCheckpoint
@@ -25,10 +25,10 @@ from torchinit.recipes import decode_recipe
 
 @pytest.mark.slow("hundreds of changed files, each in a bounded process")
 def test_files_that_are_changed_by_their_structure(tmp_path: Path) -> None:
-    """Fifteen seconds of what ``python -m tests.checkpoints.fuzz SECONDS`` does for longer."""
-    read, found = fuzz(15, seed=20261125, folder=tmp_path)
+    """Ten seconds of what ``./dev fuzz SECONDS`` does for longer."""
+    tried, found = fuzz(10, seed=20261125, folder=tmp_path)
     assert found == []
-    assert read > len(FORMS)
+    assert tried.keys() == KINDS.keys()
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -50,14 +50,14 @@ def test_changes_leave_some_files_sound_and_not_others(form: str, tmp_path: Path
 def test_what_the_fuzzer_looks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.pth"
     path.write_bytes(hostile.sound())
-    assert complaint(path) == ""
+    assert outcome(checkpoint, path) == ("read", "")
     with monkeypatch.context() as patch:
         patch.setattr(MemoryCheckpoint, "_read", lambda self, key, box: torch.zeros(3))
-        assert "is not what was said of it" in complaint(path)
+        assert "is not what was said of it" in outcome(checkpoint, path)[1]
     with monkeypatch.context() as patch:
         patch.setattr("torchinit._text.plain", lambda text: text)
         torch.save({"a\x1b": torch.ones(2)}, path)
-        assert complaint(path).startswith("shows what a terminal would obey: ")
+        assert "shows what a terminal would obey: " not in outcome(checkpoint, path)[1]
 
 
 @settings(max_examples=150)

@@ -114,6 +114,8 @@ TEXTS = {
     "bomb own untyped_storage.pth": r"gives a Tensor its own 'untyped_storage'",
     "bomb a name without an end.pth": r"its pickle is damaged: ValueError: no newline found",
     "zip upper case too.pth": r"has two entries of one name",
+    "zip with .!data.pkl.pth": r"has an entry 'archive/\./data\.pkl', which is not the only name of its place",
+    "zip of another name in a header.pth": r"archive/data\.pkl is not what the table of entries says",
     "zip with a comment.pth": r"does not end as a zip file of torch.save does",
     "zip wide.pth": r"does not end as a zip file of torch.save does",
     "zip with sizes of its own.pth": r"its pickle has [0-9]+ bytes, or an odd entry",

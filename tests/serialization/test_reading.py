@@ -50,11 +50,11 @@ from torchinit.serialization.reading import (
     ],
 )
 def test_fits(data: object, hint: Any, answer: bool) -> None:
-    assert kind_of(hint).fits(data, Reader({})) is answer
+    assert kind_of(hint).fits(data, Reader({}, "data")) is answer
 
 
 def test_plain_values() -> None:
-    reader = Reader({})
+    reader = Reader({}, "data")
     assert reader.read("bfloat16", torch.dtype, "") is torch.bfloat16
     assert reader.read("-inf", float, "") == -math.inf
     assert type(reader.read(1, float, "")) is float
@@ -73,7 +73,7 @@ def test_where_numbers_stand() -> None:
 
 def test_descriptions() -> None:
     hints: tuple[Any, ...] = (float, int, str, bool, type(None), torch.dtype, tuple[int, ...], Literal["a"], Normal)
-    assert [kind_of(hint).describe(Reader({})) for hint in hints] == [
+    assert [kind_of(hint).describe(Reader({}, "data")) for hint in hints] == [
         "a number", "a whole number", "text", "true or false", "nothing", "the name of a dtype", "a list", "'a'",
         "a table",
     ]  # fmt: skip

@@ -10,8 +10,9 @@ from difflib import SequenceMatcher
 from itertools import takewhile
 from typing import Final, TypeAlias, TypeVar
 
+import torchinit._limits as limits
 from torchinit.checkpoints.adapters.base import Size
-from torchinit.checkpoints.key_mapping import LONGEST, KeyMap, Renames, unwrapped
+from torchinit.checkpoints.key_mapping import KeyMap, Renames, unwrapped
 from torchinit.errors import CheckpointError, ConfigError
 from torchinit.initializers.load_report import Guess
 from torchinit.rules.regex import substitute
@@ -42,7 +43,7 @@ def guess(wanted: Shapes, keys: Shapes, matching: int) -> Guess | None:
 
 def likely_guesses(wanted: Shapes, keys: Shapes, matching: int) -> list[Guess]:
     """The guesses that find most, the simplest one for each set of keys; none where they are not likely."""
-    keys = {key: shape for key, shape in keys.items() if len(key) <= LONGEST}  # no rename takes longer ones
+    keys = {key: shape for key, shape in keys.items() if len(key) <= limits.NAME_LENGTH}  # no rename takes longer ones
     proven = [_proven(keymap, wanted, keys) for keymap in _by_start(wanted, keys)]
     best = max(proven, key=lambda proof: proof.count)
     if best.count < len(wanted):

@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import TypeVar
 
+import torchinit._limits as limits
 from torchinit.errors import CheckpointError, ConfigError
 from torchinit.model.names import normalize
 from torchinit.rules.regex import check_pattern, substitute
-
-LONGEST: Final = 1000
 
 _T = TypeVar("_T")
 
@@ -78,7 +77,7 @@ class KeyMap:
             key = plain
         key = key[len(start) :]
         for pattern, new in self.rename:
-            if len(key) > LONGEST:
+            if len(key) > limits.NAME_LENGTH:
                 raise CheckpointError(f"a name of {len(key):,} letters is too long for a rename: {key[:40]!r}...")
             renamed = substitute(pattern, new, key)
             if renamed == key and (bare := unwrapped(key)) != key:

@@ -23,6 +23,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+import torchinit._limits as limits
 from torchinit._text import abbreviate, dtype_name
 from torchinit.checkpoints.adapters import Dequantize
 from torchinit.checkpoints.adapters.quantization import NOT_FACTORS, is_dequantizable, is_float8
@@ -109,7 +110,9 @@ class Companions:
         self._by_base: dict[str, dict[str, frozenset[str]]] = {}
         self._by_start: dict[str, dict[str, None]] = {}
         for alias, key in self._keys.items():
-            for separator in re.finditer("[._:]", alias):
+            if len(alias) > limits.NAME_LENGTH:  # each of its beginnings would be kept
+                continue
+            for separator in [*re.finditer("[._:]", alias)][-limits.LEVELS :]:
                 self._by_start.setdefault(alias[: separator.start()], {})[key] = None
             for base, words in _bases(alias):
                 self._by_base.setdefault(base, {})[key] = words

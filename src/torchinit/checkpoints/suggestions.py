@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
+import torchinit._limits as limits
 from torchinit._text import abbreviate
 from torchinit.checkpoints import adapters
 from torchinit.checkpoints.adapters.base import Adapter, Size, find_parts, replace_parts
@@ -24,7 +25,9 @@ def advise(
     checkpoint: Checkpoint, names: NamedKeys, used: Collection[str], wanted: Shapes, missing: Sequence[str], found: int
 ) -> tuple[Guess | None, list[str]]:
     """Suggestions by which more than ``found`` sites would be had, as arguments and in words."""
-    shapes = {key: _shape(checkpoint, key) for key in checkpoint}
+    # Names are cut at each dot below: a name of a megabyte has half a million cuts.
+    short = (key for key in checkpoint if len(key) <= limits.NAME_LENGTH and key.count(".") <= limits.LEVELS)
+    shapes = {key: _shape(checkpoint, key) for key in short}
     if best := guess(wanted, shapes, found):
         firsts = {unwrapped(key).partition(".")[0] for key in checkpoint if "." in key}
         shared = len(firsts) == 1 and all("." in key for key in checkpoint)
@@ -35,7 +38,7 @@ def advise(
     elif missing and not found:
         keys = tuple(names.name_of) or checkpoint.keys()
         hints = [f"The file has {abbreviate(keys, 3)}; the model has {abbreviate(missing, 3)}"]
-    spare = {name: shapes[key] for name, key in names.key_of.items() if key not in used}
+    spare = {name: shapes[key] for name, key in names.key_of.items() if key not in used and key in shapes}
     return None, hints + suggest_for_missing({name: wanted[name] for name in missing}, spare, names.key_of)
 
 

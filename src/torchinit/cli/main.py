@@ -6,7 +6,9 @@ import argparse
 import contextlib
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 
@@ -23,7 +25,7 @@ Exit code: 0 all is well, 1 there are findings, 2 the command cannot be carried 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Carry out one command, `torchinit plan ...`, and return its exit code.
+    """Carry out one command, `torchinit plan ...`, and return its exit code; 130 if it is interrupted (Ctrl-C).
 
     Errors are one block of text on standard error; TORCHINIT_DEBUG=1 lets them pass with their traceback.
 
@@ -32,7 +34,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     ...
     0
     """
-    words = sys.argv[1:] if argv is None else argv
+    if argv is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupted)
+    try:
+        return _carry_out(sys.argv[1:] if argv is None else argv)
+    except KeyboardInterrupt:
+        if argv is None:  # a program of its own, which has nothing left to do: Python would take torch apart first
+            os._exit(130)
+        return 130
+
+
+def _interrupted(*_: object) -> None:
+    # The exception lets files that are not whole be removed. Where it falls into a callback, as while torch is
+    # imported, Python drops it, so the process ends all the same a second later.
+    end = threading.Timer(1.0, os._exit, (130,))
+    end.daemon = True
+    end.start()
+    raise KeyboardInterrupt
+
+
+def _carry_out(words: Sequence[str]) -> int:
     arguments = _parser(words).parse_args(words)
     with _logging(arguments.verbose):
         try:

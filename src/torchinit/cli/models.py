@@ -23,6 +23,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from torchinit._files import read_bounded
+from torchinit._limits import RECIPE_BYTES
 from torchinit._text import did_you_mean
 from torchinit.cli.errors import ModelError, UsageError
 from torchinit.errors import TorchinitError
@@ -84,7 +86,7 @@ def parse_arguments(texts: Sequence[str]) -> dict[str, Any]:
             raise UsageError(f"--arg {key} is given twice")
         try:
             arguments[key] = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             arguments[key] = value
     return arguments
 
@@ -176,8 +178,8 @@ def _build_from_config(path: Path, **overrides: Any) -> object:
     path = path / "config.json" if path.is_dir() else path
     _check_file(path)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        data = json.loads(read_bounded(path, RECIPE_BYTES))
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{path} is not JSON: {error}") from error
     if not isinstance(data, dict):
         raise ModelError(f"{path} holds a {type(data).__name__}, not the settings of a model")
@@ -194,7 +196,7 @@ def _config(transformers: Any, data: dict[str, Any], overrides: Mapping[str, Any
     kind = data.get("model_type")
     if kind is None:
         raise ModelError(f"{path} has no 'model_type', so its settings have no meaning")
-    if kind not in transformers.CONFIG_MAPPING:
+    if not isinstance(kind, str) or kind not in transformers.CONFIG_MAPPING:
         near = did_you_mean(str(kind), transformers.CONFIG_MAPPING.keys())
         raise ModelError(f"{path}: this transformers has no model_type {kind!r}{near}")
     cls = transformers.CONFIG_MAPPING[kind]

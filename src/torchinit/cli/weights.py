@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchinit._files import replacing
 from torchinit._text import count, dtype_name
 from torchinit.checkpoints.formats.safetensors import DTYPES, TIED, SafetensorsCheckpoint
 from torchinit.cli.errors import UsageError
@@ -73,17 +73,10 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     """Write a safetensors file, whole or not at all."""
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # the widest first: aligned
     head = _head({name: tensors[name] for name in order}, metadata)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("xb") as file:
-            file.write(len(head).to_bytes(8, "little") + head)
-            for name in order:
-                feed(tensors[name], file.write)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(path) as file:
+        file.write(len(head).to_bytes(8, "little") + head)
+        for name in order:
+            feed(tensors[name], file.write)
 
 
 def _head(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:

@@ -9,6 +9,7 @@ from typing import Literal, final
 
 import torch
 
+import torchinit._limits as limits
 from torchinit._text import ShortStr
 from torchinit.errors import RunError
 from torchinit.initializers.base import Blockwise, Fill, Initializer, Wrapper, fill_of
@@ -107,6 +108,8 @@ class Blocks(ShortStr):
         if not sizes or not all(map(is_integer, sizes)):
             raise ValueError(f"parts must be a whole number of at least 1, or a list of them, but got {self.parts!r}")
         count = self.parts if isinstance(self.parts, int) else len(self.parts)
+        if count > limits.BLOCKS:
+            raise ValueError(f"a weight has at most {limits.BLOCKS:,} parts")
         if isinstance(self.init, tuple) and len(self.init) != count:
             raise ValueError(f"{len(self.init)} initializers do not go with {count} parts")
 

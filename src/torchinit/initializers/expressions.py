@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, NamedTuple, TypeAlias, final
 
+import torchinit._limits as limits
 from torchinit._text import did_you_mean
 from torchinit.initializers.base import Fill
 from torchinit.model.layouts import Layout
@@ -20,12 +21,6 @@ from torchinit.serialization.validation import check_choice
 
 Lookup: TypeAlias = Callable[[str], float]
 """A function that gives the facts of a site by their names."""
-
-LONGEST: Final = 400
-"""The most characters that an expression may have."""
-
-DEEPEST: Final = 50
-"""The most levels of brackets and operators that an expression may have."""
 
 CONSTANTS: Final = {"pi": math.pi, "e": math.e, "inf": math.inf}
 
@@ -83,8 +78,10 @@ class Expression(NamedTuple):
 @lru_cache(maxsize=1024)
 def parse(text: str) -> Expression:
     """Read an expression. Raises ValueError for whatever is not arithmetic over the tables above."""
-    if len(text) > LONGEST:
-        raise ValueError(f"an expression has at most {LONGEST} characters, but this one has {len(text)}")
+    if len(text) > limits.EXPRESSION_LENGTH:
+        raise ValueError(
+            f"an expression has at most {limits.EXPRESSION_LENGTH} characters, but this one has {len(text)}"
+        )
     try:
         tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -99,8 +96,8 @@ def _compile(node: ast.expr, text: str, depth: int = 0) -> Callable[[Lookup], fl
     A recipe may come from a stranger, so `eval` is out: only what is in the tables becomes code of ours, and all else,
     attributes and comparisons, text, calls of other functions, is refused here, before anything is computed.
     """
-    if depth > DEEPEST:
-        raise ValueError(f"an expression has at most {DEEPEST} levels, but {text[:20]!r}... has more")
+    if depth > limits.EXPRESSION_LEVELS:
+        raise ValueError(f"an expression has at most {limits.EXPRESSION_LEVELS} levels, but {text[:20]!r}... has more")
     match node:
         case ast.Constant(int() | float() as value) if not isinstance(value, bool):
             return lambda _: value

@@ -169,9 +169,9 @@ def _core(entry: Entry) -> CoreInit:
     cls = INITIALIZERS.get(entry.pop("type"))
     words = {*BIAS_WORDS, "layer", *WORDS - argument_types(cls).keys()}
     extras = {key: entry.pop(key) for key in words & entry.keys()}
-    reader = Reader(SCHEMA.vocabularies)
+    reader = Reader(SCHEMA.vocabularies, "init_cfg")
     init = reader.record(cls, entry, "init_cfg", TEXT, also=words)
-    reader.finish("init_cfg")
+    reader.finish()
     return CoreInit(init, **extras)
 
 

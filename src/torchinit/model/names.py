@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import lru_cache
+from reprlib import repr as short
 from typing import Final
+
+import torchinit._limits as limits
 
 WRAPPERS: Final = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 """The names that DistributedDataParallel, torch.compile, FSDP and activation checkpointing give to what they wrap."""
 
 _PARAMETRIZED: Final = re.compile(r"(^|\.)parametrizations\.([^.]+)\.original\d*$")
-_MOST_WILDCARDS: Final = 6
 
 
 def normalize(name: str) -> str:
@@ -41,16 +43,14 @@ def without_wrappers(name: str) -> str:
 
 
 def check_glob(glob: object) -> None:
-    """Raise TypeError for a glob that is not a ``str``, ValueError for an empty part or too many wildcards."""
+    """Raise TypeError for a glob that is not a ``str``, ValueError for an empty part and for one beyond the limits."""
     if not isinstance(glob, str):
         raise TypeError(f"a name is text, but got {glob!r}")
-    parts = glob.split(".")
-    if "" in parts:
+    if len(glob) > limits.NAME_LENGTH or sum(map(glob.count, "*?")) > limits.WILDCARDS:
+        most = f"{limits.NAME_LENGTH} characters and {limits.WILDCARDS} wildcards"
+        raise ValueError(f"a name has at most {most}, but got {short(glob)}")
+    if "" in glob.split("."):
         raise ValueError(f"a name is dotted text such as 'layers.*.weight', but got {glob!r}")
-    if max(parts.count("**"), *(part.count("*") for part in parts)) > _MOST_WILDCARDS:
-        raise ValueError(
-            f"a name has at most {_MOST_WILDCARDS} wildcards, which can be matched in too many ways, but got {glob!r}"
-        )
 
 
 def check_globs(argument: str, globs: object) -> None:
@@ -70,18 +70,34 @@ def glob_matches(glob: str, name: str) -> bool:
     >>> glob_matches("a.**.b", "a.b"), glob_matches("a.**.b", "a.x.y.b"), glob_matches("conv*", "conv1")
     (True, True, True)
     """
+    if "*" not in glob and "?" not in glob:
+        return glob == name
     return _pattern(glob).fullmatch(name + ".") is not None
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=limits.RECIPE_VALUES)  # fewer, and a recipe of as many globs would compile each again for every name
 def _pattern(glob: str) -> re.Pattern[str]:
     # Each part is read with the dot behind it, so that "**" is any number of such units; at the end of a
     # glob it is at least one, since 'head.**' is what lies below 'head'.
-    *parts, last = glob.split(".")
-    patterns = [r"(?:[^.]+\.)*" if part == "**" else _part_pattern(part) for part in parts]
-    return re.compile("".join([*patterns, r"(?:[^.]+\.)+" if last == "**" else _part_pattern(last)]))
+    is_below = f".{glob}".endswith(".**")
+    first, *runs = map(_unit, re.split(r"(?<![^.])\*\*(?:\.|$)", glob.removesuffix("**") if is_below else glob))
+    return re.compile(first + _spread(runs, r"(?:[^.]++\.)*") + r"(?:[^.]++\.)+" * is_below)
+
+
+def _unit(run: str) -> str:
+    """The pattern of parts, none of them ``**``, each with the dot behind it; nothing for none."""
+    return "".join(_part_pattern(part) for part in run.removesuffix(".").split(".")) if run else ""
 
 
 def _part_pattern(part: str) -> str:
-    wild = {"*": "[^.]*", "?": "[^.]"}
-    return "".join(wild.get(char) or re.escape(char) for char in part) + r"\."
+    first, *others = (re.escape(text).replace(r"\?", "[^.]") for text in part.split("*"))
+    return first + _spread(others, "[^.]*") + r"\."
+
+
+def _spread(texts: list[str], between: str) -> str:
+    """The texts in this order with anything between them; the last one ends what is matched."""
+    # Of each text but the last the first occurrence will do: what fits behind a later one fits behind that as well. So
+    # it is found once, and kept (?>...). Otherwise a name of n letters has n**k ways to fit k wildcards.
+    *inner, last = texts or [""]
+    kept = [f"(?>{between}?{text})" for text in inner]
+    return "".join([*kept, between + last]) if texts else ""

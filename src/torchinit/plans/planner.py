@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 
+import torchinit._limits as limits
 from torchinit._text import abbreviate, count
 from torchinit.errors import FanError
 from torchinit.initializers.composed import Padded
@@ -95,11 +96,17 @@ class _Planner:
             untouched=tuple(left),
             declined=tuple(self.declined[site.name] for site in left if site.name in self.declined),
             skipped=tuple(skip for name, skip in self.skipped.items() if name not in self.writes),
-            unused=tuple((rule, f"{rule.origin} {explain_unmatched(rule, self.known)}") for rule in unused),
+            unused=tuple(self._explained(unused)),
             problems=tuple(self.problems),
             loads=tuple(self._accounts()),
             reach=tuple(self._reach()),
         )
+
+    def _explained(self, unused: Sequence[Rule]) -> Iterator[tuple[Rule, str]]:
+        """The rules that match nothing, each with why; of many only the first ones with near names, which take long."""
+        for number, rule in enumerate(unused):
+            near = number < limits.HINTS
+            yield rule, f"{rule.origin} {explain_unmatched(rule, self.known) if near else f'{rule.where} matches none'}"
 
     def _apply(self, rule: Rule, pairs: _Views) -> bool:
         """Add the writes of one rule; return whether it matched anything."""

@@ -178,13 +178,13 @@ class Report:
         data = parse(text, "a report")
         if isinstance(data.get("loads"), list):
             data["loads"] = [*map(by_field, data["loads"])]
-        reader = Reader({})
+        reader = Reader({}, "the report")
         for key in _ALWAYS:
             if key not in data:
                 reader.mistake("", f"a report has {key!r}")
         stored = reader.read(data.pop("fingerprint", None), StoredFingerprint | None, "fingerprint")
         report: Report = reader.record(cls, data, "")
-        reader.finish("the report")
+        reader.finish()
         return report if stored is None else replace(report, fingerprint=stored.checked())
 
 

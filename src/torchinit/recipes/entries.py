@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial, reduce
-from operator import and_, or_
+from operator import and_
 from reprlib import repr as short
 from typing import Any, Final, Literal, TypeAlias
 
@@ -15,7 +15,7 @@ from torchinit.initializers.source import is_verbatim
 from torchinit.initializers.variance_scaling import Prior
 from torchinit.rules.catalog import TEXT
 from torchinit.rules.rule import Rule
-from torchinit.rules.selectors import Kinds, Layer, Leaf, Name, Regex, Selector, Within
+from torchinit.rules.selectors import AnyOf, Kinds, Layer, Leaf, Name, Regex, Selector, Within
 from torchinit.serialization.reading import INVALID, Data, Reader, is_sequence, join
 
 Words: TypeAlias = str | tuple[str, ...]
@@ -200,13 +200,16 @@ class _EntryReader:
         if "type" not in own:
             others = _NOT_INHERITED | (_BIAS_KEYS if own.keys() & _BIAS_KEYS else set())
             own = {key: value for key, value in self.data.items() if key not in others} | own
-        own["within"] = [join(outer, name) for outer in several(options.within) or [""] for name in names]
+        outers = several(options.within) or ("",)
+        self.reader.spend(len(outers) * len(names))
+        own["within"] = [join(outer, name) for outer in outers for name in names]
         return _EntryReader(own, path, self.reader).rules()
 
 
 def any_within(modules: Iterable[str]) -> Selector:
     """The selector of the sites within any of several modules."""
-    return reduce(or_, [Within(module) for module in modules])
+    several = [Within(module) for module in modules]
+    return several[0] if len(several) == 1 else AnyOf(*several)
 
 
 def stacked(init: Initializer, axes: tuple[int, ...]) -> Stacked:

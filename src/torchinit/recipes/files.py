@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 import warnings
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import torchinit._limits as limits
+from torchinit._files import read_bounded
 from torchinit._text import did_you_mean
 from torchinit.errors import ConfigError, MissingExtraError
-from torchinit.serialization.json import reject_duplicate_keys
+from torchinit.serialization.json import check_size, reject_duplicate_keys
 from torchinit.serialization.reading import Data
 
-LARGEST: Final = 1 << 20
-"""The most bytes of a recipe."""
-
-MOST_NODES: Final = 100_000
-"""The most values of a recipe once YAML's aliases are followed."""
+_PART: Final = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')"""
+_DOTTED: Final = re.compile(rf"(?<![\w-])(?:{_PART}[ \t]*+\.[ \t]*+){{{limits.LEVELS}}}", re.ASCII)
+_LONG: Final = re.compile(rf"(?<![\w.+-])[\w.+-]{{{limits.TEXT_LENGTH}}}", re.ASCII)
+"""A key of too many parts, and a number of too many digits, which tomllib would spend much time and memory on."""
 
 
 def schemes() -> dict[str, str]:
@@ -52,53 +53,108 @@ def read_data(path: Path) -> Data:
     if not path.is_file():
         neighbours = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
         raise ConfigError(f"there is no file '{path}'{did_you_mean(path.name, neighbours)}")
-    with path.open("rb") as file:
-        content = file.read(LARGEST + 1)
-    if len(content) > LARGEST:
-        raise ConfigError(f"{path}: a recipe has at most {LARGEST:,} bytes")
     try:
-        return parse(content.decode("utf-8-sig"))
+        return parse(read_bounded(path, limits.RECIPE_BYTES).decode("utf-8-sig"))
     except RecursionError:
         raise ConfigError(f"{path}: is nested too deeply") from None
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: {error}") from None
+
+
+def _toml(text: str) -> Data:
+    if _DOTTED.search(text):
+        raise RecursionError
+    if _LONG.search(text):
+        raise ValueError(f"holds a word or number of more than {limits.TEXT_LENGTH:,} characters")
+    check_size(text, limits.RECIPE_VALUES)
+    return _weighed(tomllib.loads(text))
+
+
+def _json(text: str) -> Data:
+    check_size(text, limits.RECIPE_VALUES)
+    return _weighed(json.loads(text, object_pairs_hook=reject_duplicate_keys))
 
 
 def _yaml(text: str) -> Data:
     try:
         from ruamel.yaml import YAML
+        from ruamel.yaml.composer import Composer
         from ruamel.yaml.error import ReusedAnchorWarning, YAMLError
     except ImportError:
         raise MissingExtraError("reading YAML", "yaml") from None
+
+    class Bounded(Composer):
+        """What the parser finds as nodes, counted as they come."""
+
+        values = level = 0
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            self.values, self.level = self.values + 1, self.level + 1
+            if self.values > limits.RECIPE_VALUES:
+                raise ValueError(_TOO_MANY)
+            if self.level > limits.LEVELS:
+                raise RecursionError
+            node = super().compose_node(parent, index)
+            self.level -= 1
+            return node
+
+    if len(text) > limits.YAML_BYTES:
+        raise ValueError(f"has more than {limits.YAML_BYTES:,} characters, too many for YAML; TOML may have more")
+    reader = YAML(typ="safe", pure=True)
+    reader.Composer = Bounded
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ReusedAnchorWarning)  # YAML allows it
-            data = YAML(typ="safe", pure=True).load(text)
+            # Nodes first: an alias is one node in many places, and what is made of them copies merge keys' tables.
+            if (node := reader.compose(text)) is None:
+                return None
+            _weigh(node, lambda node: [*_flat(node.value)] if isinstance(node.value, list) else node.value)
+            return _weighed(reader.constructor.construct_document(node))
     except (YAMLError, TypeError, LookupError, ArithmeticError, AttributeError) as error:  # a table as a key, and such
         mark, texts = (
             getattr(error, "problem_mark", None),
             (getattr(error, key, None) for key in ("context", "problem")),
         )
         raise ValueError(f"line {mark.line + 1}: {', '.join(filter(None, texts))}" if mark else str(error)) from None
-    _weigh(data, {})
+
+
+def _flat(nodes: list[Any]) -> Iterator[Any]:
+    """The nodes of a list, or the keys and values of a table."""
+    for node in nodes:
+        yield from node if isinstance(node, tuple) else (node,)
+
+
+def _weighed(data: Data) -> Data:
+    """The data, if they are within the limits; ValueError or RecursionError if not."""
+    _weigh(data, lambda data: [*data, *data.values()] if isinstance(data, dict) else data)
     return data
 
 
-def _weigh(data: Data, known: dict[int, int]) -> int:
-    """The number of values. An alias counts each time: ten levels of ten are ten thousand million values."""
-    if not isinstance(data, (dict, list)):
-        return 1
-    if id(data) not in known:
-        items = data.values() if isinstance(data, dict) else data
-        known[id(data)] = 1 + sum(_weigh(item, known) for item in items)
-        if known[id(data)] > MOST_NODES:
-            raise ValueError(f"a recipe holds at most {MOST_NODES:,} values")
-    return known[id(data)]
+def _weigh(data: Any, items_of: Callable[[Any], Any]) -> None:
+    """Raise ValueError for too many values, a text or a number that is too long; RecursionError for too many levels."""
+    known: dict[int, int] = {}
+
+    def weight(item: Any, level: int = 0) -> int:
+        """The number of values. An alias counts each time: ten levels of ten are ten thousand million values."""
+        if id(item) in known:
+            return known[id(item)]
+        if level > limits.LEVELS:
+            raise RecursionError
+        inner = items_of(item)
+        if isinstance(inner, str) and len(inner) > limits.TEXT_LENGTH:
+            raise ValueError(f"a text in a recipe has at most {limits.TEXT_LENGTH:,} characters, not {len(inner):,}")
+        if isinstance(inner, int) and abs(inner) >= 10**limits.DIGITS:
+            raise ValueError(f"a number in a recipe has at most {limits.DIGITS} digits")
+        if not isinstance(inner, list):
+            return 1
+        known[id(item)] = total = 1 + sum(weight(one, level + 1) for one in inner)
+        if total > limits.RECIPE_VALUES:
+            raise ValueError(_TOO_MANY)
+        return total
+
+    weight(data)
 
 
-_PARSERS: Final[dict[str, Callable[[str], Data]]] = {
-    ".toml": tomllib.loads,
-    ".json": partial(json.loads, object_pairs_hook=reject_duplicate_keys),
-    ".yaml": _yaml,
-    ".yml": _yaml,
-}
+_TOO_MANY: Final = f"holds more than {limits.RECIPE_VALUES:,} values"
+
+_PARSERS: Final[dict[str, Callable[[str], Data]]] = {".toml": _toml, ".json": _json, ".yaml": _yaml, ".yml": _yaml}

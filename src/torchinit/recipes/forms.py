@@ -12,6 +12,7 @@ from typing import Any, Final, TypeAlias
 import torch
 from torch import Tensor, nn
 
+import torchinit._limits as limits
 from torchinit._text import did_you_mean
 from torchinit.errors import ConfigError
 from torchinit.initializers.composed import Padded
@@ -25,7 +26,7 @@ from torchinit.recipes.files import read_data, read_scheme, schemes
 from torchinit.rules.catalog import INITIALIZERS, SCHEMA
 from torchinit.rules.rule import Recipe, Rule
 from torchinit.rules.selectors import Kinds, Selector
-from torchinit.serialization.reading import DEEPEST, Data, Reader, is_sequence, join
+from torchinit.serialization.reading import Data, Reader, is_sequence, join
 
 RecipeLike: TypeAlias = str | os.PathLike[str] | Rule | Initializer | Function | Mapping[Any, Any] | Iterable[Any]
 """Everything that stands for a recipe, as :func:`to_rules` reads it."""
@@ -115,14 +116,14 @@ def decode_recipe(data: Data, source: str = "recipe") -> Recipe:
       rules[0].sdt: Normal has no argument 'sdt'; did you mean 'std'?
       rules[1].type: unknown initializer 'Kaimng'; did you mean 'Kaiming'?
     """
-    reader = Reader(SCHEMA.vocabularies)
+    reader = Reader(SCHEMA.vocabularies, source)
     try:
         rules = tuple(_rules(data, "", reader))
     except Exception as error:  # OmegaConf resolves what a config refers to when it is read
         if not (place := getattr(error, "full_key", "")):
             raise
         raise ConfigError(f"1 mistake in {source}", [f"{place}: {str(error).splitlines()[0]}"]) from error
-    reader.finish(source)
+    reader.finish()
     return rules
 
 
@@ -133,7 +134,7 @@ def _rules(form: Data, path: str, reader: Reader) -> Iterator[Rule]:
     # that it fits, without norms and elementwise scales. Where somebody names a parameter, the same formula on a shape
     # that it cannot fill is an error.
     path = _full_key(form) or path
-    if path.count("[") > DEEPEST:
+    if path.count("[") > limits.LEVELS:
         reader.mistake(path, "is nested too deeply")
     elif isinstance(form, Rule):
         yield form if form.origin or not path else replace(form, origin=path)

@@ -13,25 +13,33 @@ within brackets end at about a hundred, where Python takes some hundreds.
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, Final
 
+import torchinit._limits as limits
 from torchinit.errors import ConfigError
 
-SECONDS: Final = 1.0
-"""The processor time that an expression may take for one text."""
-
 _ESCAPED: Final = {"{": r"\{", "{}": r"\{}"} | ({} if re.search(r"\B", "") else {r"\B": r"(?:(?!\A\Z)\B)"})
-_MOST_COPIES: Final = 50_000
+_REMEDY: Final = "say what ends a part, as in [^.]+[.], or let it keep what it has, as in [^.]++"
+_FREE: Final = 1e-3
+_spent = 0.0
+"""The seconds of the processor that each use has free, and those beyond it that uses have taken so far."""
+
 _TOKEN: Final = r"\\.|(?P<set>\[\^?\]?(?:\\.|[^\]\\])*\])|(?P<count>[*+?]|\{(?P<least>\d*)(?P<to>,?)(?P<most>\d*)\})|"
 _TOKEN_END: Final = r"\(\?#(?:\\.|[^)\\])*\)|."
 
 
 def check_pattern(pattern: str, new: str = "") -> None:
     """Raise re.error or IndexError, as `re` does, for what is not an expression, or not a replacement for it."""
+    if len(pattern) > limits.NAME_LENGTH:
+        raise re.error(f"it has {len(pattern):,} characters, more than {limits.NAME_LENGTH:,}")
     try:
-        _replacement(pattern, new)
-        _compiled(pattern)
+        with _accounted("regular expressions take", f"all up to {pattern[:40]!r}"):
+            _replacement(pattern, new)
+            _compiled(pattern)
     except (RecursionError, OverflowError) as error:
         raise re.error(f"more than Python can take: {error}") from None
 
@@ -61,15 +69,30 @@ def substitute(pattern: str, new: str, text: str) -> str:
 
 
 def _bounded(method: str, pattern: str, text: str, *arguments: object) -> Any:
-    try:
-        return getattr(_compiled(pattern), method)(*arguments, timeout=SECONDS)
-    except TimeoutError:
-        shown = repr(text if len(text) <= 60 else text[:40]) + "..." * (len(text) > 60)
-        remedy = "say what ends a part, as in [^.]+[.], or let it keep what it has, as in [^.]++"
-        raise ConfigError(f"{pattern!r} takes more than {SECONDS:g} s to match {shown}; {remedy}") from None
+    shown = repr(text if len(text) <= 60 else text[:40]) + "..." * (len(text) > 60)
+    with _accounted(f"{pattern!r} takes", f"all names up to {shown}"):
+        try:
+            return getattr(_compiled(pattern), method)(*arguments, timeout=limits.PATTERN_SECONDS)
+        except TimeoutError:
+            most = f"more than {limits.PATTERN_SECONDS:g} s to match {shown}"
+            raise ConfigError(f"{pattern!r} takes {most}; {_REMEDY}") from None
 
 
-@lru_cache(maxsize=1024)
+@contextmanager
+def _accounted(subject: str, what: str) -> Iterator[None]:
+    """Raise ConfigError once expressions take too much processor time in all."""
+    # A limit for each name alone would let a file of ten thousand names take hours. Each use has its time free, as
+    # expressions that people write take far less; what is beyond is added up, and paid back by those that are quick.
+    global _spent  # noqa: PLW0603  # one account for all expressions, for there may be many
+    begin = time.thread_time()
+    yield
+    _spent = max(0.0, _spent + time.thread_time() - begin - _FREE)
+    if _spent > limits.PATTERNS_SECONDS:
+        _spent = 0.0
+        raise ConfigError(f"{subject} more than {limits.PATTERNS_SECONDS:g} s with {what}; {_REMEDY}")
+
+
+@lru_cache(maxsize=32)  # each takes two megabytes at most
 def _compiled(pattern: str) -> Any:
     verbose = bool(re.compile(pattern).flags & re.VERBOSE)
     try:
@@ -107,8 +130,8 @@ def _translated(pattern: str, verbose: bool) -> str:
         else:
             last = 1
             sizes[-1] += last
-        if sizes[-1] > _MOST_COPIES + len(pattern):
-            raise re.error(f"what has to occur in it is repeated more than {_MOST_COPIES:,} times")
+        if sizes[-1] > limits.PATTERN_COPIES + len(pattern):
+            raise re.error(f"what has to occur in it is repeated more than {limits.PATTERN_COPIES:,} times")
         texts.append(_escaped(match))
     return "".join(texts)
 

@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar, final
 
+import torchinit._limits as limits
+
 _Value = TypeVar("_Value")
 
 
@@ -64,8 +66,20 @@ def reject_duplicate_keys(pairs: Iterable[tuple[str, _Value]]) -> dict[str, _Val
     return items
 
 
-def unique_json(raw: bytes) -> Any:
-    """The data of JSON from strangers; raises ValueError for duplicate keys, for NaN and for what is not JSON."""
+def check_size(text: str | bytes, most: int = limits.JSON_VALUES) -> None:
+    """Raise ValueError for JSON or TOML that may hold more values than that, before it is parsed."""
+    # Marks within texts count as well, so the most is chosen far above what honest files hold.
+    marks = ("[", "{", ",") if isinstance(text, str) else (b"[", b"{", b",")
+    if sum(map(text.count, marks)) > most:  # type: ignore[arg-type]  # of the type of the text
+        raise ValueError(f"holds more than {most:,} values")
+
+
+def unique_json(raw: bytes, most: int = limits.JSON_VALUES) -> Any:
+    """The data of JSON from strangers.
+
+    Raises ValueError for duplicate keys, for NaN, for what is not JSON, and for more values than ``most``.
+    """
+    check_size(raw, most)
     try:
         return json.loads(
             raw.decode("utf-8-sig"), object_pairs_hook=reject_duplicate_keys, parse_constant=_refuse_constant

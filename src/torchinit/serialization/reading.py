@@ -18,6 +18,7 @@ from typing import Any, Final, Literal, TypeAlias, Union, cast, get_args, get_or
 
 import torch
 
+import torchinit._limits as limits
 from torchinit._text import count, did_you_mean, with_article
 from torchinit.errors import ConfigError
 from torchinit.serialization.registry import Expressions, TaggedUnion
@@ -30,9 +31,6 @@ Data: TypeAlias = Any
 
 INVALID: Final = object()
 """The result of reading data that hold a mistake."""
-
-DEEPEST: Final = 64
-"""The number of levels that data may have."""
 
 _NOT_FINITE: Final = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 _DTYPES: Final = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
@@ -139,7 +137,7 @@ _PLAIN: Final[dict[object, Kind]] = {
 def kind_of(hint: Hint) -> Kind:
     """The kind of data for a type annotation.
 
-    >>> reader = Reader({})
+    >>> reader = Reader({}, "data")
     >>> [kind_of(float | None).fits(data, reader) for data in (1, "inf", None, "1", True)]
     [True, True, True, False, False]
     >>> kind_of(Literal["a", "b"] | tuple[int, ...]).describe(reader)
@@ -222,21 +220,34 @@ def _object(hint: Any) -> Kind:
 
 
 class Reader:
-    """One pass over plain data, which goes on after a mistake: ``mistakes`` has them all, each with its path."""
+    """One pass over plain data, which goes on after a mistake: ``mistakes`` has them all, each with its path.
 
-    def __init__(self, vocabularies: Mapping[Any, TaggedUnion]) -> None:
+    ``source`` is what the data are called in the error.
+    """
+
+    def __init__(self, vocabularies: Mapping[Any, TaggedUnion], source: str) -> None:
         self.vocabularies = vocabularies
+        self.source = source
         self.mistakes: list[str] = []
+        self.spent = 0
+
+    def spend(self, values: int) -> None:
+        """Count what the data stand for beyond what they hold. Raises ConfigError for too much."""
+        self.spent += values
+        if self.spent > limits.RECIPE_VALUES:
+            raise ConfigError(f"{self.source}: stands for more than {limits.RECIPE_VALUES:,} values")
 
     def mistake(self, path: str, text: str) -> Any:
-        """Note a mistake; returns INVALID."""
+        """Note a mistake; returns INVALID. With too many it is over: raises ConfigError."""
         self.mistakes.append(f"{path}: {text}" if path else text)
+        if len(self.mistakes) == limits.MISTAKES:
+            raise ConfigError(f"{limits.MISTAKES} mistakes in {self.source}, and perhaps more", self.mistakes)
         return INVALID
 
-    def finish(self, source: str) -> None:
+    def finish(self) -> None:
         """Raise ConfigError if there was any mistake."""
         if self.mistakes:
-            raise ConfigError(f"{count(len(self.mistakes), 'mistake')} in {source}", self.mistakes)
+            raise ConfigError(f"{count(len(self.mistakes), 'mistake')} in {self.source}", self.mistakes)
 
     def read(self, data: Data, hint: Hint, path: str) -> Any:
         """The value of this type that the data describe, or INVALID."""
@@ -267,7 +278,7 @@ class Reader:
     def named_class(self, data: Mapping[str, Data], hint: Hint, path: str) -> Any:
         """The class that ``data["type"]`` names, or INVALID."""
         name, registry = data.get("type"), self.vocabularies[hint].registry
-        if path.count(".") + path.count("[") > DEEPEST:
+        if path.count(".") + path.count("[") > limits.LEVELS:
             return self.mistake(path, "is nested too deeply")
         if "type" not in data:
             return self.mistake(path, f"needs 'type', the name of {with_article(registry.kind)}")

@@ -14,6 +14,7 @@ import torch
 
 from torchinit._text import dtype_name
 from torchinit.errors import ConfigError
+from torchinit.serialization.json import check_size
 from torchinit.serialization.reading import Data, Hint, Reader, alternatives, argument_types, arguments
 from torchinit.serialization.registry import ClassRegistry, Deferred, TaggedUnion
 
@@ -27,6 +28,7 @@ def parse(
     {'x': 1}
     """
     try:
+        check_size(text)
         data = json.loads(text, object_hook=object_hook)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"this is not {noun}: {error}") from None
@@ -66,9 +68,9 @@ class Schema:
 
     def decode(self, data: Data, hint: Hint, source: str) -> Any:
         """The object of this type that the data describe; raises ConfigError with every mistake."""
-        reader = Reader(self.vocabularies)
+        reader = Reader(self.vocabularies, source)
         value = reader.read(data, hint, "")
-        reader.finish(source)
+        reader.finish()
         return value
 
     def encode(self, value: Any, hint: Hint, *, defaults: bool = True) -> Data:

@@ -18,6 +18,7 @@ import pytest
 from tests import servers
 from tests.checkpoints.hub.downloads import BODY, HASTY, QUICK, SHA, got
 from tests.servers import Host, Visit, redirect, whole
+from torchinit.checkpoints import fetch
 from torchinit.errors import FetchError
 
 
@@ -203,6 +204,7 @@ def test_without_a_network_the_ways_out_are_said(cache: Path, monkeypatch: pytes
 ALONE = """
 import sys
 from torchinit.checkpoints import fetch
+from torchinit.checkpoints import fetch
 from torchinit.errors import FetchError
 fetch(sys.argv[1])
 try:
@@ -243,3 +245,16 @@ def test_what_urllib3_logs_holds_no_secret(host: Host, caplog: pytest.LogCapture
     assert any("Failed to parse headers" in text for text in logged)
     assert any('"GET /a.pth?v=1&token=*** HTTP/1.1" 200' in text for text in logged)
     assert "s3cr3t" not in caplog.text
+
+
+def test_a_server_that_sends_one_byte_at_a_time(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torchinit.checkpoints.hub.http._MANY_PIECES", 50)
+
+    def drip(visit: Visit) -> None:
+        visit.send_response(200)
+        visit.send_header("Transfer-Encoding", "chunked")
+        visit.end_headers()
+        visit.wfile.write(b"1\r\nx\r\n" * 1000 + b"0\r\n\r\n")
+
+    with pytest.raises(FetchError, match=r"comes in pieces of 1 bytes; refused"):
+        fetch(host.serve("/a.pth", drip), sha256="0" * 64)

@@ -7,18 +7,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
 
+import torchinit._limits as limits
 from torchinit._text import did_you_mean
 from torchinit.checkpoints.hub.cache import stamp_of
 from torchinit.errors import CheckpointError
 from torchinit.model.shards import Box
 from torchinit.serialization.json import FrozenDict
-
-_MOST_DIMENSIONS: Final = 64  # torch and NumPy allow no more
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +131,15 @@ class Checkpoint(ABC):
             raise CheckpointError(f"{self.name}: holds no {key!r}{did_you_mean(key, self.keys())}")
 
 
-def is_shape(values: Sequence[object]) -> bool:
-    """Whether these are sizes that a tensor can have."""
-    return len(values) <= _MOST_DIMENSIONS and all(type(size) is int and 0 <= size < 1 << 63 for size in values)
+def is_shape(values: Sequence[Any]) -> bool:
+    """Whether these are sizes that a tensor can have; its strides are products of them, even where one is zero."""
+    fits = len(values) <= limits.DIMENSIONS and are_counts(values)
+    return fits and math.prod(max(1, size) for size in values) < 1 << 60
+
+
+def are_counts(values: Sequence[Any]) -> bool:
+    """Whether these are numbers that can count bytes."""
+    return all(type(value) is int and 0 <= value < 1 << 63 for value in values)
 
 
 def cut(tensor: Tensor, box: Box | None) -> Tensor:

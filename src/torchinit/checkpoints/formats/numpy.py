@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+from zipfile import ZIP_DEFLATED, ZIP_STORED
 
 import torch
 from torch import Tensor
 
+import torchinit._limits as limits
 from torchinit.checkpoints.formats.base import Checkpoint, Info, Stamp, cut, is_shape
 from torchinit.errors import CheckpointError, MissingExtraError
 from torchinit.model.shards import Box
@@ -69,7 +71,15 @@ class NumpyCheckpoint(Checkpoint):
 
     def _zip_infos(self, archive: zipfile.ZipFile) -> dict[str, Info]:
         infos: dict[str, Info] = {}
-        for member in archive.infolist():
+        members = archive.infolist()
+        if odd := [member for member in members if member.compress_type not in (ZIP_STORED, ZIP_DEFLATED)]:
+            raise self._error(f"{odd[0].filename} is packed as NumPy never does; refused")
+        # Packed weights are hardly smaller. What grows a hundredfold is all one number, or meant to fill the memory.
+        packed, unpacked = (sum(getattr(member, size) for member in members) for size in ("compress_size", "file_size"))
+        if unpacked > limits.UNPACKED_BYTES + 32 * packed:
+            remedy = "If it is sound, numpy.savez writes it unpacked"
+            raise self._error(f"its {packed:,} bytes unpack to {unpacked:,}; refused. {remedy}")
+        for member in members:
             key = member.filename.removesuffix(".npy")
             if key == member.filename or key in infos:
                 raise self._error(f"{member.filename} is not an array, or is there twice")

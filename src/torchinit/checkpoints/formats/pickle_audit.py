@@ -24,6 +24,7 @@ from typing import IO, Any, Final, Literal, NamedTuple, TypeAlias
 
 import torch
 
+import torchinit._limits as limits
 from torchinit.errors import CheckpointError
 
 PLAIN: Final[Mapping[str, str]] = {  # the functions that make plain data out of plain data, and of which kind that is
@@ -54,8 +55,8 @@ _LEAVES: Final = re.compile(
 """What training code keeps beside the weights, arguments and scalars: it is not made, and what it holds is let go."""
 _CODINGS: Final = ("latin1", "latin-1")
 """The codings in which Python writes bytes as text; others make much out of little, or take long over it."""
-_DEEPEST: Final = 100  # Python hashes a tuple by a recursion that nothing bounds
 _WORK: Final = 1 << 20  # so much is done for nothing, and 64 times as much as the pickle is long
+_BYTES: Final = {"table": 180, "set": 300, "tensor": 600, "bytes": 100}  # about what an object takes until it is read
 _SIZES: Final = {  # the bytes of an element in what torch calls memory of a type; the others' are 1
     "Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2, "ComplexDouble": 16,
     "ComplexFloat": 8, "QInt32": 4,
@@ -138,7 +139,7 @@ class _Audit:
     # the call that copies it (_cost).
 
     def __init__(self, name: str, file: IO[bytes]) -> None:
-        self.name, self.file, self.work = name, file, 0
+        self.name, self.file, self.work, self.bytes = name, file, 0, 0
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
@@ -180,6 +181,8 @@ class _Audit:
         self.stack.append(name)
 
     def mark(self) -> None:
+        if len(self.marks) == limits.TUPLE_LEVELS:
+            raise refused(self.name, f"nests lists and tables more than {limits.TUPLE_LEVELS} deep")
         self.marks.append(self.stack)
         self.stack = []
 
@@ -193,6 +196,14 @@ class _Audit:
         taken = self.stack[len(self.stack) - number :]
         del self.stack[len(self.stack) - number :]
         return taken
+
+    def push_object(self, kind: str, size: str, *content: Any) -> None:
+        """Push an object that takes memory. A pickle says "a set" in one byte, of which Python makes 216."""
+        self.bytes += _BYTES.get(size, 0)
+        most = limits.UNPACKED_BYTES  # and eight times the pickle, of which torch.save's own make about as much
+        if self.bytes > most and self.bytes > most + 8 * self.file.tell():
+            raise refused(self.name, "would make far more than it holds")
+        self.stack.append(_Object(kind, *content))
 
     def put(self, key: int) -> None:
         self.memo[key] = self.stack[-1]
@@ -209,8 +220,8 @@ class _Audit:
             if type(item) is _Object:
                 depth = max(depth, 1 + item.depth)
                 weight += item.weight - 1
-        if depth > _DEEPEST:
-            raise refused(self.name, f"nests tuples more than {_DEEPEST} deep")
+        if depth > limits.TUPLE_LEVELS:
+            raise refused(self.name, f"nests tuples more than {limits.TUPLE_LEVELS} deep")
         self.spend(weight)
         self.stack.append(_Object("tuple", weight, items, depth))
 
@@ -230,10 +241,12 @@ class _Audit:
         self.spend(cost := _cost(arguments))
         if self._is_of_leaf(function, arguments.items):
             self.leaves.setdefault(function, "object")
-            self.stack.append(_Object("leaf", cost, (function,), arguments.depth))
+            self.push_object("leaf", "table", cost, (function,), arguments.depth)
             return
         self._check_call(function, arguments.items)
-        self.stack.append(_Object(PLAIN.get(function, "tensor"), cost, arguments.items, arguments.depth))
+        kind = PLAIN.get(function, "tensor")
+        size = "set" if kind == "table" else kind  # tables of classes are larger than Python's own
+        self.push_object(kind, size, cost, arguments.items, arguments.depth)
 
     def _is_of_leaf(self, function: str, items: Sequence[Any]) -> bool:
         """Whether a call makes a leaf, or asks for a method of one."""
@@ -277,7 +290,8 @@ class _Audit:
     def spend(self, work: int) -> None:
         """Count what is hashed and copied."""
         self.work += work
-        if self.work > _WORK and self.work > _WORK + 64 * self.file.tell():
+        is_much = self.work > _WORK and self.work > _WORK + 64 * self.file.tell()
+        if is_much or len(self.stack) > limits.PICKLE_STACK:
             raise refused(self.name, "would make far more than it holds")
 
 
@@ -305,7 +319,8 @@ _ACTIONS: Final[Mapping[str, _Action]] = {
     "NONE NEWTRUE NEWFALSE BINFLOAT": lambda audit, _: audit.push(),
     "BININT BININT1 BININT2 LONG1": _Audit.push,
     "BINUNICODE SHORT_BINSTRING": _Audit.push_text,
-    "EMPTY_LIST EMPTY_DICT EMPTY_SET": lambda audit, _: audit.push(_Object("table")),
+    "EMPTY_LIST EMPTY_DICT": lambda audit, _: audit.push_object("table", "table"),
+    "EMPTY_SET": lambda audit, _: audit.push_object("table", "set"),
     "MARK": lambda audit, _: audit.mark(),
     "EMPTY_TUPLE": lambda audit, _: audit.push_tuple(()),
     "TUPLE1": lambda audit, _: audit.push_tuple(audit.take(1)),

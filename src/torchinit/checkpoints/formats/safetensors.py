@@ -14,7 +14,8 @@ from typing import Any, Final, TypeAlias
 import torch
 from torch import Tensor
 
-from torchinit.checkpoints.formats.base import Checkpoint, Info, Stamp, cut, is_shape
+import torchinit._limits as limits
+from torchinit.checkpoints.formats.base import Checkpoint, Info, Stamp, are_counts, cut, is_shape
 from torchinit.errors import CheckpointError
 from torchinit.model.shards import Box
 from torchinit.noise.engines.tasks import strides
@@ -30,8 +31,6 @@ DTYPES: Final[Mapping[str, torch.dtype]] = {  # the format's names of dtypes
 
 TIED: Final = "torchinit.tied"
 """The metadata under which torchinit keeps the other names of tied tensors: a JSON object of names."""
-
-_LARGEST_HEADER: Final = 100_000_000  # bytes; the library has the same bound
 
 
 class SafetensorsCheckpoint(Checkpoint):
@@ -85,9 +84,9 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, TensorEntry]]:
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if length > min(_LARGEST_HEADER, size - 8):
+        if length > min(limits.HEADER_BYTES, size - 8):
             raise _bad(path, f"its header would have {length:,} bytes, the file has {size:,}: cut short?")
-        data = _table(path, "header", file.read(length))
+        data = _table(path, "header", file.read(length), 10 * limits.TENSORS)  # a tensor has about seven values
     texts = data.pop("__metadata__", {})
     if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
         raise _bad(path, "its metadata are not text")
@@ -97,15 +96,15 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, TensorEntry]]:
 
 
 def _tied_names(path: Path, texts: Mapping[str, str], entries: Mapping[str, TensorEntry]) -> dict[str, str]:
-    names = _table(path, TIED, texts.get(TIED, "{}").encode(errors="surrogatepass"))
+    names = _table(path, TIED, texts.get(TIED, "{}").encode(errors="surrogatepass"), limits.TIED)
     if not all(isinstance(first, str) and first in entries for first in names.values()):
         raise _bad(path, f"its {TIED} are not names of its tensors")
     return {name: first for name, first in names.items() if name not in entries}
 
 
-def _table(path: Path, name: str, raw: bytes) -> dict[str, Any]:
+def _table(path: Path, name: str, raw: bytes, most: int) -> dict[str, Any]:
     try:
-        data = unique_json(raw)
+        data = unique_json(raw, most)
     except ValueError as error:
         raise _bad(path, f"its {name} {error}") from error
     if not isinstance(data, dict):
@@ -118,8 +117,8 @@ def _span(path: Path, key: str, entry: Any) -> tuple[int, int, Info | str]:
     if not isinstance(entry, dict) or {*entry} != {"dtype", "shape", "data_offsets"}:
         raise _bad(path, f"{key!r} needs dtype, shape and data_offsets")
     shape, offsets, name = entry["shape"], entry["data_offsets"], entry["dtype"]
-    counts = all(isinstance(values, list) and is_shape(values) for values in (shape, offsets))
-    if not (counts and len(offsets) == 2 and isinstance(name, str)):
+    lists = isinstance(shape, list) and isinstance(offsets, list)
+    if not (lists and is_shape(shape) and len(offsets) == 2 and are_counts(offsets) and isinstance(name, str)):
         raise _bad(path, f"{key!r} has a shape, offsets or dtype of a wrong kind")
     begin, end = offsets
     dtype = DTYPES.get(name)

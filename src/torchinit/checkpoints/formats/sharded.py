@@ -5,18 +5,17 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Final
 
 import torch
 from torch import Tensor
 
+import torchinit._limits as limits
+from torchinit._files import read_bounded
 from torchinit.checkpoints.formats.base import Checkpoint, Info, Stamp, cut
 from torchinit.checkpoints.hub.urls import member_of
 from torchinit.errors import CheckpointError
 from torchinit.model.shards import Box
 from torchinit.serialization.json import unique_json
-
-_LARGEST_INDEX: Final = 1 << 28
 
 
 class ShardedCheckpoint(Checkpoint):
@@ -32,7 +31,10 @@ class ShardedCheckpoint(Checkpoint):
         self._index, self._open_file = Stamp(path), open_file
         self._entries = read_index(path)
         self._sources = {file: member_of(source, file) for file in sorted(set(self._entries.values()))}
+        if len(self._sources) > limits.FILES:
+            raise CheckpointError(f"{path}: names more than {limits.FILES:,} files")
         self._files: dict[str, Checkpoint] = {}
+        self._failed: dict[str, str] = {}  # so that what cannot be opened is not tried for each tensor
 
     def _info(self, key: str) -> Info:
         return self._file(key).info(key)
@@ -46,21 +48,23 @@ class ShardedCheckpoint(Checkpoint):
 
     def _file(self, key: str) -> Checkpoint:
         file = self._entries[key]
-        if file not in self._files:
+        if file not in self._files and file not in self._failed:
             try:
                 self._files[file] = self._open_file(self._sources[file])
+            except CheckpointError as error:
+                self._failed[file] = str(error)
             except OSError as error:
-                raise CheckpointError(f"{self.name}: names {file!r}, but {error}") from error
+                self._failed[file] = f"{self.name}: names {file!r}, but {error}"
+        if file in self._failed:
+            raise CheckpointError(self._failed[file])
         return self._files[file]
 
 
 def read_index(path: Path) -> dict[str, str]:
     """The file of each tensor; raises CheckpointError for JSON that is not such a table."""
-    if path.stat().st_size > _LARGEST_INDEX:
-        raise CheckpointError(f"{path}: is JSON of more than 256 MiB")
     try:
-        data = unique_json(path.read_bytes())
-    except ValueError as error:
+        data = unique_json(read_bounded(path, limits.JSON_BYTES))
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: {error}") from error
     if not isinstance(data, dict) or "weight_map" not in data:
         raise CheckpointError(f"{path}: is JSON without a 'weight_map', so neither weights nor an index of them")

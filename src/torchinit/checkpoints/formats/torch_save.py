@@ -15,6 +15,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+import torchinit._limits as limits
 from torchinit._text import abbreviate, count, did_you_mean
 from torchinit.checkpoints.formats.base import Checkpoint, Info, Stamp, cut
 from torchinit.checkpoints.formats.pickle_audit import Filled, Leaves, check_pickles, refused
@@ -28,8 +29,6 @@ PARTS = (  # the keys under which training code keeps weights, the trained ones 
     "generator", "student", "teacher", "params_ema", "model_ema", "ema_state_dict", "state_dict_ema", "ema",
 )  # fmt: skip
 _OPTIMIZER = ("optimizer", "optim", "optimizer_state", "optimizer_state_dict", "param_groups", "lr_scheduler")
-_DEEPEST = 4
-_MOST_NAMES = 1 << 22  # no checkpoint has as many; a few kilobytes can, where one table lies in another many times
 
 
 class MemoryCheckpoint(Checkpoint):
@@ -266,7 +265,7 @@ class _Nest:
     def holders(self, state: object) -> list[str]:
         return [key for key, value in _named(state) if self.count(value)]
 
-    def count(self, state: object, depth: int = _DEEPEST) -> int:
+    def count(self, state: object, depth: int = limits.PART_LEVELS) -> int:
         if not isinstance(state, Mapping) or not depth:
             return 0
         if (id(state), depth) not in self.counts:
@@ -274,7 +273,7 @@ class _Nest:
             self.counts[id(state), depth] = sum(counts)
         return self.counts[id(state), depth]
 
-    def tensors(self, state: object, prefix: str = "", depth: int = _DEEPEST) -> dict[str, Tensor]:
+    def tensors(self, state: object, prefix: str = "", depth: int = limits.PART_LEVELS) -> dict[str, Tensor]:
         """The named tensors here and in the tables below, whose names are joined with dots; optimizers are left out."""
         tensors: dict[str, Tensor] = {}
         for key, value in _named(state) if depth else ():
@@ -283,8 +282,8 @@ class _Nest:
                 tensors[prefix + key] = value
             elif self.count(value, depth - 1) and not _is_optimizer(key, value):
                 tensors.update(self.tensors(value, f"{prefix}{key}.", depth - 1))
-        if self.steps > _MOST_NAMES:
-            raise CheckpointError(f"{self.name}: has more than {_MOST_NAMES:,} names; refused")
+        if self.steps > limits.NAMES:
+            raise CheckpointError(f"{self.name}: has more than {limits.NAMES:,} names; refused")
         return tensors
 
     def part(self, state: Any, part: str) -> dict[str, Tensor]:
@@ -313,7 +312,7 @@ def _is_tensor(value: object) -> bool:
     return isinstance(value, Tensor)
 
 
-def _lists(state: object, path: str = "", depth: int = _DEEPEST) -> Iterator[tuple[str, dict[str, Tensor]]]:
+def _lists(state: object, path: str = "", depth: int = limits.PART_LEVELS) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """The lists of tensors here and in the tables below, and where they are; those of optimizers are left out."""
     if tensors := _numbered(state):
         yield path, tensors

@@ -7,10 +7,11 @@ import zipfile
 from pathlib import Path
 from typing import Final
 
+import torchinit._limits as limits
+from torchinit._text import one_line
 from torchinit.checkpoints.formats.pickle_audit import Leaves, check_pickle
 from torchinit.errors import CheckpointError
 
-_LARGEST_PICKLE: Final = 1 << 28
 _BEGIN: Final = b"PK\x03\x04"
 _HEADER: Final = struct.Struct("<26xHH")
 """Before each entry; the lengths of its name and of its extra field, which come next."""
@@ -46,6 +47,7 @@ def check_zip(path: Path) -> Leaves:
     root = _check_names(path, [entry.filename for entry in entries])
     _check_entries(path, entries)
     _check_end(path)
+    _check_headers(path, entries)
     sizes = {entry.filename.removeprefix(f"{root}/data/"): entry.file_size for entry in entries}
     pickle = next(entry for entry in entries if entry.filename == f"{root}/data.pkl")
     pieces, leaves = check_pickle(str(path), _content(path, pickle))
@@ -75,6 +77,8 @@ def _check_names(path: Path, names: list[str]) -> str:
     root = names[0].partition("/")[0] if names else ""
     if f"{root}/data.pkl" not in names or not all(name.startswith(f"{root}/") for name in names):
         raise CheckpointError(f"{path}: is a zip file without data.pkl in its one folder, so torch.save never wrote it")
+    if odd := [name for name in names if {"", ".", ".."} & {*name.removesuffix("/").split("/")} or "\\" in name]:
+        raise CheckpointError(f"{path}: has an entry {one_line(odd[0])!r}, which is not the only name of its place")
     if len({name.casefold() for name in names}) < len(names):  # torch's reader does not tell upper and lower case
         raise CheckpointError(f"{path}: has two entries of one name")
     return root
@@ -89,9 +93,21 @@ def _check_entries(path: Path, entries: list[zipfile.ZipInfo]) -> None:
             raise CheckpointError(f"{path}: {entry.filename} is encrypted; refused")
         if entry.header_offset < at or entry.header_offset + entry.file_size > size:
             raise CheckpointError(f"{path}: {entry.filename} overlaps another entry or the end of the file; refused")
-        if entry.filename.endswith("data.pkl") and (entry.file_size > _LARGEST_PICKLE or entry.extra):
+        if entry.filename.endswith("data.pkl") and (entry.file_size > limits.PICKLE_BYTES or entry.extra):
             raise CheckpointError(f"{path}: its pickle has {entry.file_size:,} bytes, or an odd entry; refused")
         at = entry.header_offset + entry.file_size
+
+
+def _check_headers(path: Path, entries: list[zipfile.ZipInfo]) -> None:
+    """Raise CheckpointError where the header before an entry names another one than the table does."""
+    with zipfile.ZipFile(path) as archive:
+        for entry in entries:
+            try:
+                archive.open(entry).close()
+            except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, struct.error) as error:
+                raise CheckpointError(
+                    f"{path}: {entry.filename} is not what the table of entries says: {error}"
+                ) from error
 
 
 def _check_end(path: Path) -> None:

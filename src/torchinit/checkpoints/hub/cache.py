@@ -14,6 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
+from torchinit._files import expanded, read_bounded, replacing
+from torchinit._limits import NOTE_BYTES
 from torchinit._text import masked
 from torchinit.checkpoints.hub.config import Limits, Progress
 from torchinit.checkpoints.hub.urls import address_of, name_of
@@ -58,15 +60,8 @@ def stamp_of(path: Path | str) -> tuple[int, int, int] | None:
 
 def write_whole(path: Path, text: str) -> None:
     """Write a small file so that it is always the old one or the new one."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.new")
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +77,10 @@ class CacheEntry:
     @classmethod
     def read(cls, folder: Path) -> CacheEntry | None:
         try:
-            data = json.loads((folder / _NOTE).read_text("utf-8"))
+            data = json.loads(read_bounded(folder / _NOTE, NOTE_BYTES))
             url, sha256 = str(data["url"]), str(data["sha256"])
             entry = cls(url, sha256, int(data["size"]), folder / name_of(url), float(data["fetched"]))
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
             return None
         return entry if entry.path.is_file() else None
 
@@ -108,7 +103,10 @@ class CacheEntry:
 def default_folder(environment: Mapping[str, str] = os.environ) -> Path:
     """``$TORCHINIT_CACHE``, or ``$XDG_CACHE_HOME/torchinit``, or ``~/.cache/torchinit``."""
     shared = environment.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(environment.get("TORCHINIT_CACHE") or f"{shared}/torchinit").expanduser()
+    try:
+        return expanded(environment.get("TORCHINIT_CACHE") or f"{shared}/torchinit")
+    except FileNotFoundError as error:
+        raise FetchError(f"the cache {error}; TORCHINIT_CACHE moves it") from None
 
 
 @dataclass(frozen=True, slots=True)

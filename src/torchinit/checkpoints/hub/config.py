@@ -69,11 +69,11 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Limits:
     if text := environment.get("TORCHINIT_MAX_DOWNLOAD"):
         if not (size := _SIZE.fullmatch(text.strip())):
             raise FetchError(f"TORCHINIT_MAX_DOWNLOAD={text!r} is not a size; write 500MB or 20GB, for example")
-        bounds["size"] = int(float(size[1]) * _UNITS[size[2].lower()])
+        bounds["size"] = int(min(float(size[1]), 1e18) * _UNITS[size[2].lower()])
     if text := environment.get("TORCHINIT_TIMEOUT"):
         if not re.fullmatch(r"\d+(\.\d+)?", text.strip()) or not float(text):
             raise FetchError(f"TORCHINIT_TIMEOUT={text!r} is not a number of seconds above 0")
-        bounds["idle"] = float(text)
+        bounds["idle"] = min(float(text), 1e9)
     for field, name in (("hosts", "TORCHINIT_ALLOWED_HOSTS"), ("private", "TORCHINIT_PRIVATE_HOSTS")):
         bounds[field] = tuple(host.strip() for host in environment.get(name, "").split(",") if host.strip())
     return Limits(offline=is_on("TORCHINIT_OFFLINE", environment), **bounds)

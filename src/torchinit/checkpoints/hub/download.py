@@ -20,16 +20,18 @@ from typing import Any, Final
 from urllib3 import Retry
 from urllib3.exceptions import InvalidHeader
 
+from torchinit import _limits
+from torchinit._files import read_bounded
 from torchinit._text import masked
 from torchinit.checkpoints.hub.cache import CacheEntry, Request, check_hash, write_whole
 from torchinit.checkpoints.hub.http import Answer, TransientError, get
 from torchinit.checkpoints.hub.urls import address_of, name_of
 from torchinit.errors import FetchError
+from torchinit.serialization.json import check_size
 
 _log = logging.getLogger("torchinit")
 
 _LONGEST_PAUSE: Final = 60.0
-_LARGEST_HEADER: Final = 100_000_000
 _MARKUP: Final = re.compile(rb"\s*<(!doctype|!--|html|head|body|\?xml)", re.IGNORECASE)
 _BLOCK: Final = 1 << 18
 _BUSY: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -83,10 +85,10 @@ def sharing_failure(path: Path, since: float, sha256: str | None) -> Iterator[No
     Of many ranks that wait for one download none tries again, in turn, what has just failed for the first.
     """
     try:
-        failure = json.loads(path.read_text("utf-8"))
+        failure = json.loads(read_bounded(path, _limits.NOTE_BYTES))
         if failure["at"] >= since and failure["sha256"] == sha256:
             raise FetchError(failure["headline"], failure["problems"])
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         pass  # there was none
     try:
         yield
@@ -112,8 +114,8 @@ class _Transfer:
     def validator(self) -> str:
         """``ETag`` or ``Last-Modified`` of the answer that the bytes come from; empty if unknown."""
         try:
-            return str(json.loads(self.note.read_text("utf-8"))["validator"])
-        except (OSError, ValueError, TypeError, KeyError):
+            return str(json.loads(read_bounded(self.note, _limits.NOTE_BYTES))["validator"])
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
             return ""
 
     def drop(self) -> None:
@@ -271,10 +273,11 @@ def _least_size(path: Path) -> int:
     """The size that the header of a safetensors file implies; 0 for others, which are left to their readers."""
     with path.open("rb") as file:
         length, header = int.from_bytes(file.read(8), "little"), file.read(1)
-        if header != b"{" or length > _LARGEST_HEADER:
+        if header != b"{" or length > _limits.HEADER_BYTES:
             return 0
         header += file.read(max(length - 1, 0))
     try:
+        check_size(header, 10 * _limits.TENSORS)
         end = max(int(entry.get("data_offsets", (0, 0))[1]) for entry in json.loads(header).values())
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError):
         end = 0

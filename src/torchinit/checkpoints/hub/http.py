@@ -11,6 +11,7 @@ import http.client
 import io
 import logging
 import math
+import os
 import socket
 import ssl
 import time
@@ -27,6 +28,7 @@ from torchinit.checkpoints.hub.config import Limits
 from torchinit.checkpoints.hub.urls import Address, address_of, check_allowed, check_public, redirected
 from torchinit.errors import FetchError
 
+_MANY_PIECES, _SMALL_PIECE = 10_000, 64
 _RAW: Final = {"redirect": False, "retries": False, "preload_content": False, "enforce_content_length": False}
 
 
@@ -137,9 +139,12 @@ class Answer:
     def blocks(self, size: int) -> Iterator[bytes]:
         """The body as it comes, at most ``size`` bytes at a time. Raises TransientError."""
         self.guard.expect_body()
+        number = received = 0
         with _explained(self.url):
             while block := self.response.read1(size, decode_content=False):
-                left = time.monotonic()
+                left, number, received = time.monotonic(), number + 1, received + len(block)
+                if number > _MANY_PIECES and received < _SMALL_PIECE * number:  # each costs as much work as a large one
+                    raise FetchError(f"{self.url}: comes in pieces of {received / number:.0f} bytes; refused")
                 yield block
                 self.guard.since += time.monotonic() - left  # what the disk and the hash take does not count
 
@@ -171,6 +176,9 @@ def _manager(guard: _Guard) -> urllib3.PoolManager:
     """Guarded connections to an address: direct, or by the proxy that the environment or the system names."""
     address = guard.address
     # The system's certificates are trusted, or those that SSL_CERT_FILE and SSL_CERT_DIR name.
+    for variable, exists in (("SSL_CERT_FILE", os.path.isfile), ("SSL_CERT_DIR", os.path.isdir)):
+        if (named := os.environ.get(variable)) and not exists(named):
+            raise FetchError(f"{variable}={named}: is not there, so no host can be trusted")
     options: dict[str, Any] = {"timeout": guard.limits.idle, "ssl_context": ssl.create_default_context()}
     proxy = urllib.request.getproxies().get(address.scheme)
     guard.proxied = bool(proxy) and not urllib.request.proxy_bypass(urlsplit(address.url).netloc)
@@ -189,7 +197,11 @@ def _manager(guard: _Guard) -> urllib3.PoolManager:
 
 
 def _proxy_manager(url: str, options: Mapping[str, Any]) -> urllib3.ProxyManager:
-    proxy = urlsplit(url if "://" in url else f"http://{url}")
+    try:
+        proxy = urlsplit(url if "://" in url else f"http://{url}")
+        _ = proxy.port
+    except ValueError as error:
+        raise FetchError(f"the proxy {masked(url)} is not a URL: {error}") from None
     if proxy.scheme != "http" or not proxy.hostname:
         raise FetchError(f"the proxy {proxy.scheme}://{proxy.hostname} is not one that is spoken to by http")
     login = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}" if proxy.username is not None else ""

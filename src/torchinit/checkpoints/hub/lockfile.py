@@ -12,6 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
+import torchinit._limits as limits
+from torchinit._files import expanded, read_bounded
 from torchinit._text import masked
 from torchinit.checkpoints.hub.cache import Cache, check_hash, default_folder, stamp_of, write_whole
 from torchinit.checkpoints.hub.config import is_on
@@ -47,7 +49,7 @@ def read_pins(path: Path) -> dict[str, Pin]:
 @lru_cache(maxsize=8)
 def _read_pins(path: Path, _: object) -> dict[str, Pin]:
     try:
-        data = json.loads(path.read_text("utf-8"), object_pairs_hook=reject_duplicate_keys)
+        data = json.loads(read_bounded(path, limits.NOTE_BYTES), object_pairs_hook=reject_duplicate_keys)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
@@ -62,6 +64,8 @@ def _read_pins(path: Path, _: object) -> dict[str, Pin]:
             pins[source] = Pin(**entry)
         except (TypeError, ValueError) as error:
             problems.append(f"{source}: {error}")
+        if len(problems) == limits.MISTAKES:
+            break
     if problems:
         raise FetchError(f"the lock file {path} has entries that cannot be read", problems)
     return pins
@@ -111,4 +115,4 @@ def lock_of(path: str | os.PathLike[str] | None, frozen: bool | None) -> LockFil
     # The environment turns it on, not a file beside a recipe: that covers every source of a program, and nothing is
     # written that was not asked for.
     chosen = path or os.environ.get("TORCHINIT_LOCK")
-    return LockFile(Path(chosen) if chosen else None, is_on("TORCHINIT_FROZEN") if frozen is None else frozen)
+    return LockFile(expanded(chosen) if chosen else None, is_on("TORCHINIT_FROZEN") if frozen is None else frozen)

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
+from torchinit._files import expanded, read_bounded
+from torchinit._limits import NOTE_BYTES
 from torchinit._text import abbreviate, did_you_mean
 from torchinit.checkpoints.hub.cache import Request, hash_of
 from torchinit.checkpoints.hub.schemes import LocalFile, register_source, resolve
@@ -131,7 +133,7 @@ def open_mmlab(source: str, request: Request) -> str:
     if package is None or not package.submodule_search_locations:
         raise _missing(source, "mmengine")
     caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-    home = Path(os.environ.get("MMENGINE_HOME") or caches / "mmengine").expanduser()
+    home = expanded(os.environ.get("MMENGINE_HOME") or caches / "mmengine")
     tables = Path(package.submodule_search_locations[0], "hub")
     scheme, _, name = source.partition("://")
     if scheme == "mmcls":
@@ -146,12 +148,12 @@ def open_mmlab(source: str, request: Request) -> str:
 
 def _table(path: Path) -> dict[str, str]:
     try:
-        data = json.loads(path.read_text("utf-8"))
+        data = dict(json.loads(read_bounded(path, NOTE_BYTES)))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise FetchError(f"{path} cannot be read: {error}") from error
-    return {str(key): str(value) for key, value in dict(data).items()}
+    return {str(key): str(value) for key, value in data.items()}
 
 
 def _missing(source: str, library: str) -> FetchError:

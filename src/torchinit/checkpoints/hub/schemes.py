@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Final, Generic, TypeAlias, TypeVar
 from urllib.parse import unquote
 
+from torchinit._files import expanded
+from torchinit._limits import HOPS
 from torchinit._text import did_you_mean, masked
 from torchinit.checkpoints.hub.cache import Cache, HashMismatchError, Request, check_hash, default_folder, hash_of
 from torchinit.checkpoints.hub.config import Limits, Progress, from_environment, show_progress
@@ -20,7 +22,6 @@ from torchinit.errors import FetchError
 T = TypeVar("T")
 
 _SCHEME: Final = re.compile(r"([A-Za-z][\w+.-]*)://")
-_MOST_HOPS: Final = 8
 _MORE: Final = "torchinit.checkpoints.register_source adds others, for an init_cfg CheckpointLoader.register_scheme"
 
 
@@ -116,7 +117,7 @@ def fetch(
 def resolve(source: str, request: Request) -> LocalFile:
     """The local file of a source, checked by its hash; follows sources that lead to other sources."""
     target: LocalFile | Path | str = source
-    for _ in range(_MOST_HOPS):
+    for _ in range(HOPS):
         if isinstance(target, str):
             target = _resolver(target)(target, request)
             continue
@@ -126,7 +127,7 @@ def resolve(source: str, request: Request) -> LocalFile:
                 raise FetchError(f"{source} is not a file, so it has no sha256")
             check_hash(source, hash_of(file.path), request.sha256)
         return file
-    raise FetchError(f"{source} leads from source to source, {_MOST_HOPS} times and on")
+    raise FetchError(f"{source} leads from source to source, {HOPS} times and on")
 
 
 def _resolver(source: str) -> Resolver:
@@ -158,7 +159,9 @@ def register_source(prefixes: str | Iterable[str], resolver: Resolver, *, force:
 
 
 def _local(source: str, request: Request) -> Path:
-    path = Path(source).expanduser()
+    path = expanded(source)
+    if path.is_symlink() and not path.exists():
+        raise FileNotFoundError(f"{path} can not be found: it is a link to {str(path.readlink())!r}, where nothing is")
     if not path.exists():
         if path.is_symlink():
             raise FileNotFoundError(

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Literal, TypeAlias, TypeVar
 
+import torchinit._limits as limits
+from torchinit._files import read_bounded
 from torchinit.api import sites
 from torchinit.cli import options, weights
 from torchinit.cli.errors import UsageError
@@ -69,8 +71,8 @@ def kind_of(text: str) -> FileKind:
         return "weights"
     if path.suffix == ".json" and path.is_file():
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+            data = json.loads(read_bounded(path, limits.JSON_BYTES))
+        except (ValueError, RecursionError) as error:
             raise UsageError(f"{text} is not JSON: {error}") from None
         keys: dict[str, FileKind] = {"steps": "plan", "records": "report", "sites": "fingerprint"}
         return next((kind for key, kind in keys.items() if isinstance(data, dict) and key in data), "recipe")
@@ -81,7 +83,7 @@ def _read(cls: type[Saved], path: str) -> Saved:
     noun = cls.__name__.lower()
     command = "apply" if cls is Report else noun
     try:
-        return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        return cls.from_json(read_bounded(path, limits.JSON_BYTES).decode())
     except ValueError as error:
         raise UsageError(f"{path} is not a {noun} that `torchinit {command} --json` wrote: {error}") from error
 

@@ -33,12 +33,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 def describe(checkpoint: Checkpoint, path: Path, *, hashes: bool) -> dict[str, Any]:
     """The content of a file of weights, as plain data."""
-    tensors, odd = [], []
+    tensors, odd = [], dict[str, None]()  # a file that cannot be opened is told once, not for each of its tensors
     for key in checkpoint:
         try:
             info = checkpoint.info(key)
         except CheckpointError as error:
-            odd.append(str(error))
+            odd[str(error)] = None
             continue
         entry = {"name": key, "shape": list(info.shape), "dtype": dtype_name(info.dtype), "bytes": info.nbytes}
         tensors.append({**entry, "sha256": _hash(checkpoint.read(key))} if hashes else entry)

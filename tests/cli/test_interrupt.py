@@ -1,0 +1,38 @@
+"""Ctrl-C on the command line: it ends at once, with exit code 130 and without a traceback."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from torchinit.cli import main
+
+
+@pytest.mark.slow("starts the command line")
+def test_a_fetch_is_interrupted(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:  # takes a connection, and never says a word
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/a.pth"
+        environment = {**os.environ, "TORCHINIT_CACHE": str(tmp_path), "TORCHINIT_PRIVATE_HOSTS": "127.0.0.1"}
+        command = [sys.executable, "-m", "torchinit", "fetch", url, "--sha256", "0" * 64]
+        with subprocess.Popen(command, stdout=-1, stderr=-1, text=True, env=environment) as run:
+            talking, _ = server.accept()
+            run.send_signal(signal.SIGINT)
+            out, err = run.communicate(timeout=60)
+            talking.close()
+    assert (run.returncode, out, err) == (130, "", "")
+
+
+def test_an_interrupt_in_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(words: object) -> int:
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(sys.modules["torchinit.cli.main"], "_carry_out", interrupted)
+    assert main(["list"]) == 130
+    assert signal.getsignal(signal.SIGINT) is before
