@@ -143,7 +143,7 @@ else:
         " RunError TorchinitError",
         "initializers": "Constant Kaiming LeCun Neutral Normal Ones Orthogonal TruncNormal Uniform Xavier Zeros",
         "knowledge": "gain roles",
-        "linting": "assert_initialized lint",
+        "linting.lint": "assert_initialized lint",
         # MMEngine's page on initialization; BaseModule alone is in __all__
         "mmengine": "BaseModule Caffe2XavierInit ConstantInit KaimingInit NormalInit PretrainedInit TruncNormalInit"
         " UniformInit WEIGHT_INITIALIZERS XavierInit bias_init_with_prob caffe2_xavier_init constant_init kaiming_init"
@@ -152,7 +152,10 @@ else:
         "plans.fingerprint": "fingerprint",
         "recipes": "load_recipe",
         "rules": "Kinds Layer Leaf Name Regex Rule Shape Within",
-        "tracing": "capture lock seeded trace",  # `import *` leaves torch.trace alone: not in __all__
+        "tracing.capture": "capture",
+        "tracing.locks": "lock",
+        "tracing.recorder": "trace",  # `import *` leaves torch.trace alone: not in __all__
+        "tracing.seeded": "seeded",
         "_version": "__version__",
     }
     _MODULES = (
