@@ -10,6 +10,7 @@ from typing import Literal, final
 
 import torch
 
+from torchinit._frozen import quickly_made
 from torchinit.initializers.base import Fill, Initializer, check_fit
 from torchinit.initializers.moments import Moments, point, truncated
 from torchinit.model.shards import Shard
@@ -53,6 +54,7 @@ class Drawn(Fill):
 
 
 @final
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class Constant(Fill):
     """Every element is ``val``.
@@ -83,6 +85,7 @@ class Constant(Fill):
 
 
 @final
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class Normal(Drawn):
     """The normal distribution N(mean, std²).
@@ -113,6 +116,7 @@ class Normal(Drawn):
 
 
 @final
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class Uniform(Drawn):
     """The uniform distribution on [a, b).

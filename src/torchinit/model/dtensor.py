@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from typing import Any, Final, NamedTuple, TypeGuard
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from torchinit.errors import RunError
@@ -37,7 +37,7 @@ def behind(tensor: Tensor) -> Tensor:
 
 def local_part(tensor: Tensor) -> Tensor:
     """The memory of a tensor on this rank: of a DTensor its local part, of any other the tensor itself."""
-    if not is_distributed(tensor):
+    if type(tensor) is nn.Parameter or not is_distributed(tensor):
         return tensor
     with torch.no_grad():
         local: Tensor = tensor.to_local().detach()  # a plain tensor in the same memory

@@ -9,11 +9,13 @@ from typing import Any, Literal, TypeVar
 
 from torch import nn
 
+from torchinit._frozen import quickly_made
 from torchinit._text import full_name
 
 ParameterKind = Literal["weight", "bias", "other"]
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Which axes of a weight run over inputs and which over outputs; the rest is receptive field.
@@ -60,6 +62,7 @@ class Layout:
         return (1.0 if self.lookup else fan_in), fan_out
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class Slot:
     """The part that one parameter has in its layer: its kind, its layout, and the row that stays zero.

@@ -41,8 +41,10 @@ def parametrized(module: nn.Module) -> tuple[Parametrized, ...]:
     >>> [tensor.leaf for tensor in parametrized(parametrizations.weight_norm(nn.Linear(2, 3)))]
     ['weight']
     """
+    if not module._forward_pre_hooks and "parametrizations" not in module._modules:  # as most are
+        return ()
     computed = []
-    if "parametrizations" in module._modules and is_parametrized(module):  # the first spares a failing look-up
+    if "parametrizations" in module._modules and is_parametrized(module):
         chains: Any = module.parametrizations
         computed += [_chain(module, leaf, chain) for leaf, chain in chains.items()]
     for hook in module._forward_pre_hooks.values():

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import type_before_parametrizations
 
+from torchinit._frozen import quickly_made
 from torchinit._text import full_name
 from torchinit.errors import FanError
 from torchinit.model.constructors import intent
@@ -84,6 +85,7 @@ def layer_class(cls: type) -> LayerClass:
     return LayerClass(cls.__name__, tuple(base.__name__ for base in cls.__bases__), tuple(map(full_name, above)))
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class Site:
     """One parameter or buffer, described without its values.

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from torchinit._frozen import quickly_made
 from torchinit._text import by_reason, count, did_you_mean, format_table, shape_text, shorten_paths
 from torchinit.errors import ReportError
 from torchinit.initializers.load_report import LoadReport, by_field
@@ -27,6 +28,7 @@ _UNFILLED = (
 )
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class Record:
     """One written site: who wrote it, with what, over whom; what was expected of the values and what was measured.
