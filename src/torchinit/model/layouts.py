@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, TypeVar
 
 from torch import nn
@@ -111,9 +112,19 @@ def register_layout(layer: type[nn.Module] | str) -> Callable[[_Described], _Des
 
 def describe(module: nn.Module, leaf: str) -> Slot:
     """The part that the parameter ``leaf`` has in ``module``: by the module's class, else by its own name."""
-    for layer in type(module).__mro__:
-        function = _KNOWN.get(layer) or _KNOWN.get(full_name(layer))
-        description = function(module, leaf) if function else None
+    return described_by(describing(type(module)), module, leaf)
+
+
+def describing(cls: type[nn.Module]) -> tuple[Describe, ...]:
+    """The functions that describe the layers of a class: those of its own, then those of the classes above it."""
+    found = (_KNOWN.get(layer) or _KNOWN.get(full_name(layer)) for layer in cls.__mro__)
+    return tuple(function for function in found if function)
+
+
+def described_by(functions: Sequence[Describe], module: nn.Module, leaf: str) -> Slot:
+    """The same as :func:`describe`, by the functions of the module's class."""
+    for function in functions:
+        description = function(module, leaf)
         if description is not None:
             return Slot("weight", description) if isinstance(description, Layout) else description
     return _BY_LEAF.get(leaf, _OTHER)
@@ -123,6 +134,9 @@ def known_layers() -> tuple[str, ...]:
     """The qualified names of the layer classes whose weights are described here or by registration."""
     return tuple(sorted(layer if isinstance(layer, str) else full_name(layer) for layer in _KNOWN))
 
+
+_layout = lru_cache(maxsize=1024)(Layout)
+"""A layout that all layers of the same numbers share."""
 
 _OTHER = Slot("other")
 _BY_LEAF = {"weight": Slot("weight"), "bias": Slot("bias")}
@@ -140,7 +154,7 @@ register_layout("transformers.pytorch_utils.Conv1D")(_weight(Layout((0,), (1,)))
 @register_layout(nn.modules.conv._ConvNd)
 def _convolution(module: Any, leaf: str) -> Layout | None:
     axes = ((0,), (1,)) if module.transposed else ((1,), (0,))
-    return Layout(*axes, groups=module.groups, stride=math.prod(module.stride)) if leaf == "weight" else None
+    return _layout(*axes, groups=module.groups, stride=math.prod(module.stride)) if leaf == "weight" else None
 
 
 @register_layout(nn.Embedding)
@@ -156,7 +170,7 @@ def _embedding(module: Any, leaf: str) -> Slot | None:
 @register_layout(nn.PReLU)
 def _elementwise(module: nn.Module, leaf: str) -> Layout | None:
     """Scales that connect each input with one output, so that every axis counts whole weights."""
-    return Layout((), (), batch_axes=tuple(range(getattr(module, leaf).dim()))) if leaf == "weight" else None
+    return _layout((), (), batch_axes=tuple(range(getattr(module, leaf).dim()))) if leaf == "weight" else None
 
 
 @register_layout(nn.RNNBase)

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
-from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized, type_before_parametrizations
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
@@ -53,6 +53,11 @@ def parametrized(module: nn.Module) -> tuple[Parametrized, ...]:
         elif isinstance(hook, SpectralNorm):
             computed.append(_spectral_norm(module, hook))
     return tuple(computed)
+
+
+def bare_class(module: nn.Module) -> type[nn.Module]:
+    """The class that a module has, or had before it was parametrized."""
+    return type_before_parametrizations(module) if "parametrizations" in module._modules else type(module)
 
 
 def _chain(module: nn.Module, leaf: str, chain: ParametrizationList) -> Parametrized:
