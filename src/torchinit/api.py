@@ -18,18 +18,18 @@ from torchinit.distributed.allocation import check_device
 from torchinit.errors import ConfigError, PlanError, RunError
 from torchinit.knowledge.following import with_activations
 from torchinit.knowledge.neutral import with_neutral
-from torchinit.model.sites import Site
-from torchinit.model.sites import sites as bare_sites
+from torchinit.model.sites import Site, group_sites
+from torchinit.model.traversal import HeldTensor, walk_tensors
 from torchinit.noise import Global, Keyed, Noise
 from torchinit.noise.torch_generator import drawing_from
 from torchinit.plans.fingerprint import fingerprint as fingerprint_of
 from torchinit.plans.plan import Plan
 from torchinit.plans.planner import make_plan
 from torchinit.plans.report import Report
-from torchinit.plans.run import Agree, Progress, Shards, local_shards, run
+from torchinit.plans.run import Agree, Progress, Shards, run, shards_held
 from torchinit.recipes import RecipeLike, to_rules
 from torchinit.recipes.forms import check_model, is_like_init_cfg, read_otherwise, with_better
-from torchinit.tracing import unfilled
+from torchinit.tracing import unfilled_among
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -48,7 +48,12 @@ def sites(model: nn.Module) -> tuple[Site, ...]:
     >>> [(site.name, site.neutral, site.activation) for site in sites(model)]
     [('0.weight', None, 'relu'), ('0.bias', None, None), ('2.weight', 1.0, None)]
     """
-    return with_activations(model, with_neutral(model, bare_sites(model)))
+    return _sites_among(model, walk_tensors(model))
+
+
+def _sites_among(model: nn.Module, held: Iterable[HeldTensor]) -> tuple[Site, ...]:
+    """The sites of a model, of the tensors that its modules hold."""
+    return with_activations(model, with_neutral(model, (site for site, _ in group_sites(held))))
 
 
 def plan(
@@ -75,8 +80,12 @@ def plan(
 def draft(model: nn.Module, recipe: RecipeLike, *, trainable: bool = False) -> Plan:
     """The plan of a recipe on a model, whatever is wrong with it; ConfigError when the recipe cannot be read."""
     check_model(model, recipe)
+    return _draft_among(model, walk_tensors(model), recipe, trainable=trainable)
+
+
+def _draft_among(model: nn.Module, held: Iterable[HeldTensor], recipe: RecipeLike, *, trainable: bool) -> Plan:
     rules = to_rules(recipe)
-    known = sites(model)
+    known = _sites_among(model, held)
     drafted = with_better(make_plan(known, rules, trainable=trainable), known)
     unshaped = [site.name for site in known if site.state == "lazy" and site.kind == "parameter"]
     if unshaped and not drafted.problems:
@@ -122,12 +131,14 @@ def initialize(
     >>> report.assert_ok()["0.weight"].expected.std
     0.02
     """
-    checked = _checked(model, recipe, seed, complete=complete, strict=strict, trainable=trainable)
+    check_model(model, recipe)
+    held = walk_tensors(model)  # once for all: the plan, the memory to write to, and what is left unfilled
+    checked = _checked(model, held, recipe, seed, complete=complete, strict=strict, trainable=trainable)
     check_styles(model)
     agree = among(model) if checked.loads else None
-    with noise_of(seed, {parameter.device for parameter in model.parameters()}) as noise:
-        report = run(checked, _shards(model, agree), noise, stats=stats, progress=progress, agree=agree)
-    return _finished(report, model, fingerprint=fingerprint)
+    with noise_of(seed, (parameter.device for parameter in model.parameters())) as noise:
+        report = run(checked, _shards(held, agree), noise, stats=stats, progress=progress, agree=agree)
+    return _finished(report, model, held, fingerprint=fingerprint)
 
 
 def noise_of(seed: int | torch.Generator | None, devices: Iterable[torch.device]) -> AbstractContextManager[Noise]:
@@ -137,27 +148,34 @@ def noise_of(seed: int | torch.Generator | None, devices: Iterable[torch.device]
     return nullcontext(Global() if seed is None else Keyed(seed))
 
 
-def _shards(model: nn.Module, agree: Agree | None) -> Shards:
+def _shards(held: Iterable[HeldTensor], agree: Agree | None) -> Shards:
     try:
-        return local_shards(model)
+        return shards_held(held)
     except RunError as error:
         if agree:
             agree([str(error)])  # the other ranks ask for this one's errors in ``run``
         raise
 
 
-def _finished(report: Report, model: nn.Module, *, fingerprint: bool) -> Report:
+def _finished(report: Report, model: nn.Module, held: Iterable[HeldTensor], *, fingerprint: bool) -> Report:
     """The report with the findings that only the model itself shows."""
     written = frozenset(name for record in report for name in (record.name, *record.aliases))
-    report = replace(report, unfilled=unfilled(model, written))
+    report = replace(report, unfilled=unfilled_among(held, written))
     return replace(report, fingerprint=fingerprint_of(model)) if fingerprint else report
 
 
 def _checked(
-    model: nn.Module, recipe: RecipeLike, seed: object, *, complete: bool, strict: bool, trainable: bool
+    model: nn.Module,
+    held: Iterable[HeldTensor],
+    recipe: RecipeLike,
+    seed: object,
+    *,
+    complete: bool,
+    strict: bool,
+    trainable: bool,
 ) -> Plan:
     """The plan, with warnings; that a scheme is for other models comes before the errors, which it may explain."""
-    drafted = draft(model, recipe, trainable=trainable)
+    drafted = _draft_among(model, held, recipe, trainable=trainable)
     for reach in drafted.reach:
         if reach.is_low:
             _log.warning("%s", reach.summary())
@@ -236,7 +254,8 @@ def materialize(
                 f"nothing says how {type(model).__name__} starts: it holds no BaseModule, so give a recipe, rules such"
                 " as Rule(Name('**'), Normal(std=0.02)) or the name of a scheme (torchinit list)"
             )
-        checked = _checked(model, recipe, seed, complete=complete, strict=strict, trainable=trainable)
+        held = walk_tensors(model)
+        checked = _checked(model, held, recipe, seed, complete=complete, strict=strict, trainable=trainable)
         # What has no elements, and should have some, looks written when it has memory; no layer can reset it either.
         if empty := [f"{site.name} {site.lack}" for site in checked.without_values if site.lack and not site.numel]:
             raise PlanError(f"{count(len(empty), 'problem')} in the plan; nothing was written", empty)
@@ -246,4 +265,4 @@ def materialize(
     with noise_of(seed, map(check_device, [device])) as noise:
         with_memory = own.call_for(model) if own else instead
         report = Materialization(model, ready, noise, device, group, verify, stats, with_memory).carry_out()
-    return _finished(report, model, fingerprint=fingerprint)
+    return _finished(report, model, walk_tensors(model), fingerprint=fingerprint)

@@ -115,7 +115,7 @@ def describe(module: nn.Module, leaf: str) -> Slot:
     return described_by(describing(type(module)), module, leaf)
 
 
-def describing(cls: type[nn.Module]) -> tuple[Describe, ...]:
+def describing(cls: type) -> tuple[Describe, ...]:
     """The functions that describe the layers of a class: those of its own, then those of the classes above it."""
     found = (_KNOWN.get(layer) or _KNOWN.get(full_name(layer)) for layer in cls.__mro__)
     return tuple(function for function in found if function)

@@ -55,7 +55,7 @@ def parametrized(module: nn.Module) -> tuple[Parametrized, ...]:
     return tuple(computed)
 
 
-def bare_class(module: nn.Module) -> type[nn.Module]:
+def bare_class(module: nn.Module) -> type:
     """The class that a module has, or had before it was parametrized."""
     return type_before_parametrizations(module) if "parametrizations" in module._modules else type(module)
 

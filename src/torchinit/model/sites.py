@@ -220,11 +220,12 @@ def group_sites(every: Iterable[HeldTensor]) -> list[tuple[Site, list[HeldTensor
     return pairs
 
 
-def _site(entry: HeldTensor, position: int, functions: Callable[[type[nn.Module]], Sequence[Describe]]) -> Site:
+def _site(entry: HeldTensor, position: int, functions: Callable[[type], Sequence[Describe]]) -> Site:
     name, place, leaf, tensor, kind, computed, _, flat = entry
     module, is_parameter = place.module, kind == "parameter"
+    cls: type = type(module)
     state: State = "flat" if flat else "fixed" if computed and not computed.assign else _state(tensor)
-    slot = described_by(functions(type(module)), module, leaf) if state != "lazy" else Slot("other")
+    slot = described_by(functions(cls), module, leaf) if state != "lazy" else Slot("other")
     learns = tensor.requires_grad if computed is None else any(source.requires_grad for source in computed.sources)
     return Site(
         name=name,
