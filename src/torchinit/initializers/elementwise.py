@@ -6,7 +6,7 @@ import math
 from abc import abstractmethod
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
 
@@ -63,6 +63,8 @@ class Constant(Fill):
     Constant(val=0.5)
     """
 
+    looks_at: ClassVar[tuple[str, ...]] = ()
+
     val: float
 
     elementwise = True
@@ -94,6 +96,8 @@ class Normal(Drawn):
     Moments(mean=0.0, std=0.02, min=None, max=None, kurtosis=3.0)
     """
 
+    looks_at: ClassVar[tuple[str, ...]] = ()
+
     mean: float = 0.0
     std: float = 1.0
 
@@ -124,6 +128,8 @@ class Uniform(Drawn):
     >>> Uniform(-1, 1).moments()
     Moments(mean=0.0, std=0.5773502691896258, min=-1.0, max=1.0, kurtosis=1.8)
     """
+
+    looks_at: ClassVar[tuple[str, ...]] = ()
 
     a: float = 0.0
     b: float = 1.0
@@ -163,6 +169,8 @@ class TruncNormal(Drawn):
     >>> TruncNormal(std=1, a=-2, b=2, unit="sigma", corrected=True).sigma
     1.1368472343385565
     """
+
+    looks_at: ClassVar[tuple[str, ...]] = ()
 
     mean: float = 0.0
     std: float = 1.0

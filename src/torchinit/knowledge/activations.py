@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from torchinit._text import full_name
+from torchinit.model.sites import layer_class
 
 _LIBRARIES: Final = ("torch.nn.", "timm.layers.", "transformers.", "torchvision.ops.", "einops.layers.")
 """Where classes compute what their names say."""
@@ -87,4 +87,5 @@ def is_stock(module: nn.Module) -> bool:
 
 def known_as(module: nn.Module, names: Container[str]) -> str:
     """The one of these qualified class names that the module's class or one above it has; empty if there is none."""
-    return next((name for name in map(full_name, type(module).__mro__) if name in names), "")
+    cls: Any = type(module)
+    return next((name for name in layer_class(cls).lineage if name in names), "")

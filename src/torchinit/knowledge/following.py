@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Final, TypeAlias
 
 from torch import nn
 
+from torchinit._frozen import changed
 from torchinit.knowledge.activations import activation_of, is_stock, known_as
 from torchinit.knowledge.gains import FREE
 from torchinit.model.names import WRAPPERS, normalize
@@ -94,13 +94,13 @@ def with_activations(model: nn.Module, sites: Iterable[Site]) -> tuple[Site, ...
 
 
 def _with_activation(site: Site, known: Mapping[str, Follower]) -> Site:
-    views = [view for view in site.views if not (view.layout and view.layout.lookup)]
+    views = [view for view in (site, *site.aliases) if not (view.layout and view.layout.lookup)]
     opinions = {known.get(view.owner_name) if view.parameter_kind == "weight" else None for view in views}
     activation = opinions.pop() if len(opinions) == 1 else None
     if activation == site.activation:
         return site
-    aliases = tuple(replace(alias, activation=activation) for alias in site.aliases)
-    return replace(site, activation=activation, aliases=aliases)
+    aliases = tuple(changed(alias, activation=activation) for alias in site.aliases)
+    return changed(site, activation=activation, aliases=aliases)
 
 
 def _unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
@@ -192,10 +192,8 @@ def _inside(module: nn.Module, children: Children, then: Follower) -> dict[str, 
     for before, key, after in zip(["", *children], children, [*children][1:], strict=False):
         if key in layers and before not in layers and _normalizes(children[after], children[key]):
             followers[key] = FREE
-        elif followers.get(key) != _LINEAR and _is_norm(
-            children[after]
-        ):  # between the layer and its activation, or not
-            followers.pop(key, None)
+        elif followers.get(key, _LINEAR) != _LINEAR and _is_norm(children[after]):
+            del followers[key]  # the norm may be between the layer and its activation
     return followers
 
 
@@ -203,10 +201,13 @@ def _block(module: nn.Module, children: Children, layers: Children, then: Follow
     """The layers of a known block, each with its part; nothing if it is not one."""
     if isinstance(module, nn.MultiheadAttention):
         return {"out_proj": _LINEAR}
+    names = frozenset(layers)
+    if names not in _ATTENTIONS and names not in _BLOCK_BY_LAYERS:
+        return {}
     activations = {
         key: known for key, value in (*vars(module).items(), *children.items()) if (known := activation_of(value))
     }
-    names, distinct = frozenset(layers), set(activations.values())
+    distinct = set(activations.values())
     if names in _ATTENTIONS and distinct <= {_LINEAR}:  # a softmax, if any
         return dict.fromkeys(layers, _LINEAR)
     block = _BLOCK_BY_LAYERS.get(names)

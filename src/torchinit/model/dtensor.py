@@ -32,7 +32,7 @@ def is_distributed(tensor: Tensor) -> TypeGuard[Any]:
 
 def behind(tensor: Tensor) -> Tensor:
     """The DTensor that a plain tensor stands for at the time; any other tensor itself."""
-    return BEHIND.get(tensor, tensor)
+    return BEHIND.get(tensor, tensor) if BEHIND else tensor
 
 
 def local_part(tensor: Tensor) -> Tensor:

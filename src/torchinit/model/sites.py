@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Literal, TypeAlias
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from torchinit._frozen import quickly_made
+from torchinit._frozen import changed, quickly_made
 from torchinit._text import full_name
 from torchinit.errors import FanError
 from torchinit.model.constructors import intent
@@ -143,7 +143,7 @@ class Site:
     @property
     def views(self) -> tuple[Site, ...]:
         """The site as each of its modules sees it, itself first."""
-        return (replace(self, aliases=()), *self.aliases) if self.aliases else (self,)
+        return (changed(self, aliases=()), *self.aliases) if self.aliases else (self,)
 
     @property
     def why(self) -> str:
@@ -212,10 +212,10 @@ def group_sites(every: Iterable[HeldTensor]) -> list[tuple[Site, list[HeldTensor
         if others:
             # The padding row of an embedding is zero under whatever other name the table is used.
             zero_row = next((view.zero_row for view in (first, *others) if view.zero_row is not None), None)
-            first, *others = [replace(view, zero_row=zero_row) for view in (first, *others)]
+            first, *others = [changed(view, zero_row=zero_row) for view in (first, *others)]
         if others or key in shared:
             shares = tuple(groups[other][0].name for other in shared.get(key, ()))
-            first = replace(first, aliases=tuple(others), shares=shares)
+            first = changed(first, aliases=tuple(others), shares=shares)
         pairs.append((first, group))
     return pairs
 

@@ -18,7 +18,8 @@ from torchinit.initializers.variance_scaling import asks_for_neutral, asks_what_
 from torchinit.knowledge.neutral import looks_like_norm, neutrality
 from torchinit.model.sites import Site
 from torchinit.plans.plan import FROZEN, UNKNOWN, Plan, Reach, Skipped, Step
-from torchinit.rules.rule import Rule, explain_unmatched
+from torchinit.rules.matching import Matcher, explain_unmatched
+from torchinit.rules.rule import Rule
 
 Ties: TypeAlias = Literal["agree", "last"]
 _Views: TypeAlias = list[tuple[Site, Site]]
@@ -78,7 +79,8 @@ class _Planner:
         # Each site as each of its modules sees it, in the order of their turns.
         pairs = [(view, site) for site in self.known for view in site.views]
         pairs.sort(key=lambda pair: pair[0].position)
-        unused = [rule for rule in self.rules if not self._apply(rule, pairs) and not rule.optional]
+        matcher = Matcher([view for view, _ in pairs])
+        unused = [rule for rule in self.rules if not self._apply(rule, pairs, matcher) and not rule.optional]
         if ties == "agree":
             self.problems += [text for writes in self.writes.values() if (text := _disagreement(writes))]
             self.problems += _collisions([writes[0].step.site for writes in self.writes.values()])
@@ -88,19 +90,20 @@ class _Planner:
             if written and site.name not in self.writes:
                 self.skipped[site.name] = Skipped(site, f"lies in the memory of {written[0]!r}, which is written")
         left = [site for site in self.known if site.name not in self.writes and site.name not in self.skipped]
+        as_known = Matcher([view for site in self.known for view in site.views] if unused else ())
         return Plan(
-            steps=_in_turn(map(_final, self.writes.values())),
+            steps=_in_turn(map(_Notes().final, self.writes.values())),
             overwritten=_in_turn(write.step for writes in self.writes.values() for write in writes[:-1]),
             untouched=tuple(left),
             declined=tuple(self.declined[site.name] for site in left if site.name in self.declined),
             skipped=tuple(skip for name, skip in self.skipped.items() if name not in self.writes),
-            unused=tuple((rule, f"{rule.origin} {explain_unmatched(rule, self.known)}") for rule in unused),
+            unused=tuple((rule, f"{rule.origin} {explain_unmatched(rule, self.known, as_known)}") for rule in unused),
             problems=tuple(self.problems),
             loads=tuple(map(self._with_uninitialized, self.loads)),
             reach=tuple(self._reach()),
         )
 
-    def _apply(self, rule: Rule, pairs: _Views) -> bool:
+    def _apply(self, rule: Rule, pairs: _Views, matcher: Matcher) -> bool:
         """Add the writes of one rule; return whether it matched anything."""
         # Rule by rule, not site by site: on torch's generator the order of writes is the order of draws, and MMEngine
         # and hand-written code go over the modules once for each entry. A site is met once for each module that holds
@@ -108,9 +111,8 @@ class _Planner:
         # that *one* parent has for a module are one visit: they share a position, and the first of them counts.
         # Frozen sites drop out after the match, so that their rule is not called unused.
         matched: dict[tuple[str, int], tuple[Site, Site]] = {}
-        for view, site in pairs:
-            if rule.matches(view):
-                matched.setdefault((site.name, view.position), (view, site))
+        for view, site in map(pairs.__getitem__, matcher.matched(rule)):
+            matched.setdefault((site.name, view.position), (view, site))
         turns = [(view, site) for view, site in matched.values() if site.name not in self.frozen]
         ready = [pair for pair in turns if is_verbatim(rule.init) or self._can_be_drawn(rule, *pair)]
         before = self.turn, len(self.problems)
@@ -184,19 +186,38 @@ def _in_turn(steps: Iterable[Step]) -> tuple[Step, ...]:
     return tuple(sorted(steps, key=lambda step: step.turn))
 
 
-def _final(writes: list[_Write]) -> Step:
-    """The last write of a site, with the rules that it beats and the notes: the later rule wins."""
-    view, step = writes[-1]
-    site, fill = step.site, step.fill
-    beaten = dict.fromkeys(write.step.rule for write in writes[:-1] if write.step.rule is not step.rule)
-    is_off_neutral = site.neutral is not None and isinstance(fill, Constant) and fill.val not in (site.neutral, 0.0)
-    notes = (
-        *([neutrality(site)] if is_off_neutral else []),
-        *fan_notes(step),
-        *([FROZEN] if site.frozen else []),
-        *([UNKNOWN] if asks_what_follows(step.rule.init) and not view.activation else []),
-    )
-    return replace(step, over=tuple(beaten), notes=notes) if beaten or notes else step
+class _Notes:
+    """The notes of a plan's steps; what many steps share is found once."""
+
+    def __init__(self) -> None:
+        self._fans: dict[tuple[object, ...], tuple[str, ...]] = {}
+        self._asks: dict[int, bool] = {}
+
+    def final(self, writes: list[_Write]) -> Step:
+        """The last write of a site, with the rules that it beats and the notes: the later rule wins."""
+        view, step = writes[-1]
+        beaten = {id(rule): rule for write in writes[:-1] if (rule := write.step.rule) is not step.rule}
+        over = tuple(dict.fromkeys(beaten.values())) if beaten else ()
+        notes = tuple(self._of(step, view))
+        return Step(step.site, step.fill, step.rule, over, step.turn, notes) if over or notes else step
+
+    def _of(self, step: Step, view: Site) -> Iterator[str]:
+        site, fill, init = step.site, step.fill, step.rule.init
+        if site.neutral is not None and isinstance(fill, Constant) and fill.val not in (site.neutral, 0.0):
+            yield neutrality(site)
+        convention = getattr(init, "fans", None)
+        if convention is not None:
+            key = site.shape, site.layout, convention
+            if key not in self._fans:
+                self._fans[key] = fan_notes(step)
+            yield from self._fans[key]
+        if site.frozen:
+            yield FROZEN
+        if not view.activation:
+            if id(init) not in self._asks:
+                self._asks[id(init)] = asks_what_follows(init)
+            if self._asks[id(init)]:
+                yield UNKNOWN
 
 
 def fan_notes(step: Step) -> tuple[str, ...]:
@@ -232,6 +253,8 @@ def _disagreement(writes: list[_Write]) -> str | None:
     """A tied tensor that gets different values through the different modules that hold it."""
     # Only the last fill through each module counts: one module's rules may beat each other. The fills are compared as
     # numbers, so two formulas that come out the same agree.
+    if len(writes) < 2:
+        return None
     last = {write.view.name: write.step for write in writes}
     fills = {step.fill: (name, step) for name, step in reversed(last.items())}
     if len(fills) < 2:

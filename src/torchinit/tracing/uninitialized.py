@@ -114,7 +114,7 @@ def watching() -> Iterator[Remember]:
 
 def is_unfilled(tensor: Tensor) -> bool:
     """Whether the tensor was made without values, and has not been written since."""
-    known = _KNOWN.get(tensor)
+    known = _KNOWN.get(tensor) if _KNOWN else None
     return known is not None and known.snapshot == snapshot(tensor)
 
 
