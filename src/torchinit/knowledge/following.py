@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Final, TypeAlias
+from functools import lru_cache
+from typing import Any, Final, TypeAlias
 
 from torch import nn
 
@@ -11,7 +12,7 @@ from torchinit._frozen import changed
 from torchinit.knowledge.activations import activation_of, is_stock, known_as
 from torchinit.knowledge.gains import FREE
 from torchinit.model.names import WRAPPERS, normalize
-from torchinit.model.sites import Site
+from torchinit.model.sites import Site, layer_class
 
 Follower: TypeAlias = str | None
 """The nonlinearity behind a layer, as :attr:`torchinit.model.Site.activation` has it."""
@@ -121,12 +122,12 @@ def _visit(module: nn.Module, name: str, then: Follower, followers: dict[str, Fo
     ``then`` is what follows the module. The children of a Sequential are visited from the last to the first, and
     each tells the one before it what it meets, so that one pass sees through any nesting of them.
     """
-    children = {key: child for key, child in module._modules.items() if child is not None}
+    children = {key: child for key, child in module._modules.items() if child is not None} if module._modules else {}
     if _is_wrapper(module, children) or _runs_in_order(module):
         for key, child in reversed(children.items()):
             then = _visit(child, f"{name}.{key}" if name else key, then, followers)
         return then
-    inside = _inside(module, children, then)
+    inside = _inside(module, children, then) if children else {}
     for key, child in children.items():
         _visit(child, f"{name}.{key}" if name else key, inside.get(key), followers)
     if isinstance(module, nn.MultiheadAttention):
@@ -154,7 +155,13 @@ def _runs_in_order(module: nn.Module) -> bool:
 
 
 def _is_layer(module: nn.Module) -> bool:
-    return isinstance(module, _LAYERS) or bool(known_as(module, _LAYERS_BY_NAME))
+    cls: Any = type(module)
+    return _is_class_of_layers(cls)
+
+
+@lru_cache(maxsize=4096)
+def _is_class_of_layers(cls: Any) -> bool:
+    return issubclass(cls, _LAYERS) or not _LAYERS_BY_NAME.isdisjoint(layer_class(cls).lineage)
 
 
 def _is_transparent(module: nn.Module) -> bool:

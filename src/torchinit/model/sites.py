@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from torchinit._collector import collector_paused
 from torchinit._frozen import changed, quickly_made
 from torchinit._text import full_name
 from torchinit.errors import FanError
@@ -195,6 +196,7 @@ def sites(model: nn.Module) -> tuple[Site, ...]:
     return tuple(site for site, _ in group_sites(walk_tensors(model)))
 
 
+@collector_paused()
 def group_sites(every: Iterable[HeldTensor]) -> list[tuple[Site, list[HeldTensor]]]:
     """The sites of what the modules of a model hold, each with all of its tensor's holdings."""
     groups: dict[object, list[HeldTensor]] = {}

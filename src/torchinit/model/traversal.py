@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from torch import Tensor, nn
 
+from torchinit._collector import collector_paused
 from torchinit.model.names import WRAPPERS, normalize
 from torchinit.model.parametrizations import Parametrized, parametrized
 from torchinit.model.storage import identities, identity
@@ -110,6 +111,7 @@ class HeldTensor(NamedTuple):
         return self.computed_as.sources if self.computed_as else (self.tensor,)
 
 
+@collector_paused()
 def walk_tensors(model: nn.Module) -> list[HeldTensor]:
     """Every tensor of a model, once for each of its names, in the order of ``Module.apply``."""
     held = [(place, *found) for place in walk_modules(model) for found in _tensors(place.module)]
@@ -135,9 +137,11 @@ def _flattened(model: nn.Module) -> set[int]:
     They are refused, since neither shape nor place of a piece can be seen.
     """
     fsdp: Any = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is None:  # who has not imported it has no such model
+        return set()
     # A module does not know what wraps it, but holds what has been made of its parameters.
     flat = {id(parameter) for parameter in model.parameters() if getattr(parameter, "_is_flat_param", False)}
-    for module in model.modules() if fsdp else ():  # who has not imported it has no such model
+    for module in model.modules():
         handle = module._handle if isinstance(module, fsdp.FullyShardedDataParallel) else None
         if handle is not None:
             whole = handle.flat_param

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 
+from torchinit._collector import collector_paused
 from torchinit._text import abbreviate, count
 from torchinit.errors import FanError
 from torchinit.initializers.composed import Padded
@@ -51,7 +53,9 @@ def make_plan(sites: Iterable[Site], rules: Sequence[Rule], *, ties: Ties = "agr
     if trainable and all(site.frozen for site in known if site.kind == "parameter"):
         all_frozen = f"all {len(skipped)} are (requires_grad is false)"
         problems.append(f"trainable=True leaves frozen parameters alone, and {all_frozen}")
-    return _Planner(known, named, frozenset(skipped), skipped, problems).plan(ties)
+    # Checkpoints may be read for a long time, and their readers may leave cycles behind.
+    with nullcontext() if any(is_verbatim(rule.init) for rule in named) else collector_paused():
+        return _Planner(known, named, frozenset(skipped), skipped, problems).plan(ties)
 
 
 class _Write(NamedTuple):
@@ -147,10 +151,13 @@ class _Planner:
         """The share of the model that the rules of each scheme are for."""
         # Beaten rules have reached, too: the question is whether the scheme is for this model. ``Rule.scheme`` takes no
         # part in what a rule equals, so that a scheme's rules and the same rules written out make equal plans.
+        scoring = dict.fromkeys(rule.scheme for rule in self.rules if rule.scheme)
+        if not scoring:
+            return
         learning = [site for site in self.known if site.kind == "parameter" and site.numel and not site.frozen]
         elements = sum(site.numel for site in learning)
         schemes = {name: {write.step.rule.scheme for write in writes} for name, writes in self.writes.items()}
-        for scheme in dict.fromkeys(rule.scheme for rule in self.rules if rule.scheme):
+        for scheme in scoring:
             reached = [site.numel for site in learning if scheme in schemes.get(site.name, ())]
             yield Reach(scheme, (len(reached), len(learning)), (sum(reached), elements))
 

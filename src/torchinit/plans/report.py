@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 
@@ -26,6 +27,11 @@ _UNFILLED = (
     "never filled, it holds what its memory held before: cover it with a rule (a buffer: buffers = true), or call"
     " reset_parameters() of its module first"
 )
+
+
+@lru_cache(maxsize=256)
+def _is_dtype(name: str) -> bool:
+    return isinstance(getattr(torch, name, None), torch.dtype)
 
 
 @quickly_made
@@ -58,7 +64,7 @@ class Record:
     operation: str = ""
 
     def __post_init__(self) -> None:
-        if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
+        if not _is_dtype(self.dtype):
             raise ValueError(f"dtype must be the name of a dtype, but got {self.dtype!r}")
 
     @property

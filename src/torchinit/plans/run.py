@@ -8,18 +8,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import replace
+from itertools import groupby
 from typing import Final, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
+from torchinit._collector import collector_paused
 from torchinit._text import count, dtype_name
 from torchinit.errors import CheckpointError, RunError
 from torchinit.initializers.elementwise import Constant, Drawn, Fill
 from torchinit.initializers.moments import Moments
 from torchinit.initializers.source import is_verbatim
-from torchinit.initializers.statistics import measure
+from torchinit.initializers.statistics import measure, measure_each
 from torchinit.model.dtensor import behind, blank_shards, shards_of
 from torchinit.model.shards import Shard
 from torchinit.model.traversal import HeldTensor, walk_tensors
@@ -130,10 +132,7 @@ def run(
             for step in steps:
                 witness.before_run(step, here[step.site.name])
         seconds = _write_all(steps, here, noise, progress)
-        texts = _Texts()
-        records = [
-            _record(step, here[step.site.name], noise, texts, seconds[step.site.name], stats) for step in plan.steps
-        ]
+        records = _records(plan.steps, here, noise, seconds, stats)
     return Report(
         tuple(records),
         untouched=tuple(site.name for site in plan.untouched if site.kind == "parameter" and (site.lack or site.numel)),
@@ -254,6 +253,25 @@ def _obstacle(step: Step, parts: Parts | None, noise: Noise) -> str | None:
     return None
 
 
+def _records(
+    steps: Sequence[Step], shards: Mapping[str, Parts], noise: Noise, seconds: Mapping[str, float], stats: bool
+) -> list[Record]:
+    """The records of all steps. A tensor that a parametrization computes gets its values here, and is then measured."""
+    texts = _Texts()
+    records: list[Record] = []
+    # In their order, since a parametrization may move other tensors with its own: the vectors of a spectral norm.
+    for is_stored, several in groupby(steps, lambda step: any(part.store for part in shards[step.site.name])):
+        rows = [(step, shards[step.site.name], seconds[step.site.name]) for step in several]
+        if is_stored:
+            records += [_stored_record(*row, texts, noise, stats) for row in rows]
+            continue
+        with collector_paused():
+            tensors = ([part.local for part in parts] for _, parts, _ in rows)
+            moments = measure_each(tensors) if stats else [None] * len(rows)
+            records += [_record(*row, texts, measured) for row, measured in zip(rows, moments, strict=True)]
+    return records
+
+
 class _Texts:
     """The texts and moments of a run's rules and fills, each made once: many steps share one, and it may say much."""
 
@@ -276,36 +294,39 @@ class _Texts:
         return self._expected[key]
 
 
-def _record(step: Step, parts: Parts, noise: Noise, texts: _Texts, seconds: float, stats: bool) -> Record:
-    site, notes, fill = step.site, step.notes, step.fill
+def _record(step: Step, parts: Parts, seconds: float, texts: _Texts, measured: Moments | None) -> Record:
+    site, fill, rule = step.site, step.fill, step.rule
     dtype = parts[0].local.dtype if parts else site.dtype
-    values = [part.local for part in parts]
     # None is known of a part of a tensor whose parts differ.
     is_known = fill.elementwise or all(part.is_whole for part in parts)
-    expected = texts.moments(fill, site.shape, dtype) if is_known else None
+    return Record(
+        site.name,
+        site.shape,
+        dtype_name(dtype),
+        texts.of(fill),
+        texts.of(rule),
+        rule.origin,
+        expected=texts.moments(fill, site.shape, dtype) if is_known else None,
+        measured=measured,
+        over=tuple(map(texts.of, step.over)) if step.over else (),
+        aliases=tuple(view.name for view in site.aliases) if site.aliases else (),
+        notes=step.notes,
+        seconds=seconds,
+        bytes=parts[0].local.nbytes if len(parts) == 1 else sum(part.local.nbytes for part in parts),
+    )
+
+
+def _stored_record(step: Step, parts: Parts, seconds: float, texts: _Texts, noise: Noise, stats: bool) -> Record:
     # A parametrized tensor was drawn into memory of its own. The module's ``right_inverse`` takes it, and the tensor
     # that the module then computes is measured: a constraint may change it, as no formula foresees.
-    if parts and parts[0].store is not None:
-        stored = _stored(parts[0], parts[0].store, noise)
-        written, values = values, [part.local for part in shards_of(site.name, stored)]
-        if not all(torch.allclose(*pair, rtol=1e-3, atol=1e-6) for pair in zip(values, written, strict=True)):
-            notes = (*notes, "the parametrization made other values of these")
-            expected = None
-    return Record(
-        name=site.name,
-        shape=site.shape,
-        dtype=dtype_name(dtype),
-        fill=texts.of(fill),
-        rule=texts.of(step.rule),
-        origin=step.rule.origin,
-        expected=expected,
-        measured=measure(*values) if stats else None,
-        over=tuple(map(texts.of, step.over)),
-        aliases=tuple(view.name for view in site.aliases) if site.aliases else (),
-        notes=notes,
-        seconds=seconds,
-        bytes=sum(part.local.nbytes for part in parts),
-    )
+    assert parts[0].store is not None
+    stored = shards_of(step.site.name, _stored(parts[0], parts[0].store, noise))
+    written = [part.local for part in stored]
+    record = _record(step, parts, seconds, texts, measure(*written) if stats else None)
+    drawn = [part.local for part in parts]
+    if all(torch.allclose(*pair, rtol=1e-3, atol=1e-6) for pair in zip(drawn, written, strict=True)):
+        return record
+    return replace(record, expected=None, notes=(*step.notes, "the parametrization made other values of these"))
 
 
 def _stored(shard: Shard, store: Callable[[Tensor], Tensor], noise: Noise) -> Tensor:
