@@ -61,7 +61,8 @@ class Kernel:
     def fill(self, tasks: Sequence[FillTask], threads: int) -> None:
         """Draw the tasks, which ``takes`` has to hold for; raises RunError for memory that is read-only."""
         tasks = [task for task in tasks if task.out.numel()]
-        self._run(b"".join([_pack(task) for task in tasks]), [task.out for task in tasks], threads)
+        outs = [task.out for task in tasks]
+        self._run(b"".join([_pack(task) for task in tasks]), outs, threads, check=_may_be_read_only(outs))
 
     def fill_whole(self, outs: Sequence[Tensor], keys: Sequence[bytes], draws: Sequence[Draw], threads: int) -> None:
         """The same for whole tensors that are simple, without tasks: a loop for each step is twice as fast."""
@@ -70,12 +71,16 @@ class Kernel:
             for out, key, draw in zip(outs, keys, draws, strict=True)
             if (count := out.numel())
         ]
-        self._run(b"".join(jobs), outs, threads)
+        self._run(b"".join(jobs), outs, threads, check=_may_be_read_only(outs))
 
-    def _run(self, jobs: bytes, outs: Sequence[Tensor], threads: int) -> None:
+    def fill_one(self, out: Tensor, key: bytes, draw: Draw, threads: int) -> None:
+        """The same for one such tensor: of a small one more than half of the time is what is done beside the draw."""
+        if count := out.numel():
+            job = _STRETCH.pack(out.data_ptr(), 0, count, key, _DTYPES[out.dtype], 1, draw.packed, count, 1, 1)
+            self._run(job, [out], threads, check=not out.untyped_storage().resizable())
+
+    def _run(self, jobs: bytes, outs: Sequence[Tensor], threads: int, *, check: bool) -> None:
         count = len(jobs) // _JOB.size
-        # Whatever torch allocates can be written. Asking the system costs more than asking a few tensors.
-        check = len(outs) > _FEW or not all(out.untyped_storage().resizable() for out in outs)
         done = self.library.torchinit_fill(jobs, count, threads, self.instruction_set, check)
         if done < count:
             bad = [out for out in outs if out.numel()][done]
@@ -104,6 +109,11 @@ class Kernel:
         """
         self.library.torchinit_copy(out.data_ptr(), values.data_ptr(), out.nbytes, threads, self.instruction_set)
         torch.autograd.graph.increment_version(out)
+
+
+def _may_be_read_only(outs: Sequence[Tensor]) -> bool:
+    """Whether the system has to be asked; it costs less than to look at many tensors."""
+    return len(outs) > _FEW or not all(out.untyped_storage().resizable() for out in outs)  # as what torch allocates is
 
 
 def takes(out: Tensor) -> bool:
