@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from torchinit._collector import collector_paused
 from torchinit._text import abbreviate, count
 from torchinit.distributed import Materialization, PlannedStart, Start, among, check_styles, own_resets, own_starts
 from torchinit.distributed.allocation import check_device
@@ -51,6 +52,7 @@ def sites(model: nn.Module) -> tuple[Site, ...]:
     return _sites_among(model, walk_tensors(model))
 
 
+@collector_paused()
 def _sites_among(model: nn.Module, held: Iterable[HeldTensor]) -> tuple[Site, ...]:
     """The sites of a model, of the tensors that its modules hold."""
     return with_activations(model, with_neutral(model, (site for site, _ in group_sites(held))))
