@@ -350,6 +350,7 @@ def local_shards(model: nn.Module, names: Iterable[str] | None = None) -> dict[s
     return shards_held(walk_tensors(model), names)
 
 
+@collector_paused()
 def shards_held(held: Iterable[HeldTensor], names: Iterable[str] | None = None) -> dict[str, tuple[Shard, ...]]:
     """The same of the tensors that the modules of a model hold."""
     wanted = None if names is None else set(names)
