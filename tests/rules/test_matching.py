@@ -90,8 +90,9 @@ def answer(init: Initializer, site: Site) -> object:
 
 @given(st.one_of(strategies.formulas(), strategies.elementwise_fills()), strategies.sites(), strategies.sites())
 def test_an_answer_depends_on_no_more_than_is_declared(init: Initializer, site: Site, other: Site) -> None:
-    declared = vars(type(init)).get("looks_at")
+    declared: tuple[str, ...] | None = vars(type(init)).get("looks_at")
     assume(declared is not None)
+    assert declared is not None
     kept = {"shape", "dtype", *declared}
     changes = {each.name: getattr(other, each.name) for each in fields(Site) if each.name not in kept}
     assert answer(init, site) == answer(init, replace(site, **changes))
