@@ -12,12 +12,13 @@ import platform
 import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 
-from benchmarks import checkpoints, draws, models
+from benchmarks import bookkeeping, checkpoints, draws, models
 from torchinit.noise.engines.dispatch import chosen_kernel
 
 HERE = Path(__file__).parent
@@ -87,7 +88,7 @@ def main() -> None:
     chosen = parser.parse_args()
     print(machine())
     rows = list[draws.Row]()
-    tables = draw_table(_kept(draws.all_rows(chosen.quick), rows))
+    tables = draw_table(_kept(chain(draws.all_rows(chosen.quick), bookkeeping.all_rows(chosen.quick)), rows))
     sizes, runs = dict[str, float](), list[models.Run]()
     beyond, loads = dict[str, float](), list[checkpoints.Load]()
     if not chosen.quick:

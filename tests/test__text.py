@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from torchinit import Normal
 from torchinit._text import (
     abbreviate,
+    closest,
     count,
     did_you_mean,
     dtype_name,
@@ -77,3 +81,29 @@ def test_rows_call_a_checkpoint_by_as_much_of_its_path_as_tells_it_apart() -> No
 
 def test_dtypes_are_called_as_people_call_them() -> None:
     assert [dtype_name(dtype) for dtype in (torch.bfloat16, torch.bool)] == ["bfloat16", "bool"]
+
+
+_NAMES = st.from_regex(r"\A(layers|head|blk)\.([0-9]{1,3}\.)?(attn|atn|mlp|fc[0-9])(\.weight|\.bias)?\Z")
+
+
+_WORDS = st.one_of(_NAMES, st.from_regex(r"\A(layers|haed)\.(\*\.|[0-9]\.)?(atn|fc3|mpl)\Z"), st.text(max_size=12))
+
+
+@given(_WORDS, st.sets(_NAMES, max_size=30))
+def test_the_closest_name_is_that_of_difflib(word: str, names: set[str]) -> None:
+    expected = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    assert closest(word, names) == (expected[0] if expected else None)
+
+
+def test_numbers_in_names_do_not_make_a_hint_dear(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[object] = []
+    ratio = difflib.SequenceMatcher.ratio
+
+    def counted(self: difflib.SequenceMatcher[str]) -> float:
+        compared.append(self)
+        return ratio(self)
+
+    monkeypatch.setattr(difflib.SequenceMatcher, "ratio", counted)
+    names = [f"layers.{i}.{part}.weight" for i in range(1000) for part in ("attn.q", "attn.k", "mlp.up", "mlp.down")]
+    assert did_you_mean("layers.*.atn.q.weight", names) == "; did you mean 'layers.9.attn.q.weight'?"
+    assert 0 < len(compared) < 12

@@ -6,12 +6,15 @@ import difflib
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     import torch
 
 
+_SAME_DIGIT: Final = str.maketrans("123456789", "000000000")
+_NO_DIGIT: Final = str.maketrans("", "", "0123456789")
 _LONGEST: Final = 2000
 _LOGIN: Final = re.compile(r"(?<=:)//[^/?#\s@]*@")
 _SECRET: Final = re.compile(
@@ -42,8 +45,44 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     "; did you mean 'Kaiming'?"
     """
     folded = {candidate.casefold(): candidate for candidate in known}
-    near = difflib.get_close_matches(str(name).casefold(), folded, n=1, cutoff=0.6)
-    return f"; did you mean {folded[near[0]]!r}?" if near else ""
+    near = closest(str(name).casefold(), folded)
+    return "" if near is None else f"; did you mean {folded[near]!r}?"
+
+
+def closest(word: str, candidates: Iterable[str]) -> str | None:
+    """The one text that ``difflib.get_close_matches`` finds, without a look at each; None if none is near.
+
+    >>> closest("layers.*.atn", [f"layers.{i}.{part}" for i in range(100) for part in ("attn", "mlp")])
+    'layers.9.attn'
+    """
+    # The names of a model are a few texts with other numbers in them, and to compare two texts takes as long as to plan
+    # a tensor. So names go by families, which differ in their digits alone. No name shares more letters with the word
+    # than its family does, nor more digits than both have, which bounds its ratio: families that cannot win are left
+    # out. A word without digits, as most globs are, is as near to one of a family as to any other: the last one in the
+    # alphabet wins, as in difflib.
+    families: dict[str, list[str]] = {}
+    for candidate in candidates:
+        families.setdefault(candidate.translate(_SAME_DIGIT), []).append(candidate)
+    matcher = difflib.SequenceMatcher(b=word)
+    digits = len(word) - len(word.translate(_NO_DIGIT))
+
+    def bound(family: str) -> float:
+        letters = family.translate(_NO_DIGIT)
+        matcher.set_seq1(letters)
+        shared = matcher.quick_ratio() * (len(letters) + len(word)) / 2 + min(digits, len(family) - len(letters))
+        return 2 * shared / max(1, len(family) + len(word)) + 1e-9  # for what division rounds off
+
+    best, score = None, 0.6
+    for most, family in sorted(((bound(family), family) for family in families), reverse=True):
+        if most < score:
+            break
+        for candidate in families[family] if digits else [max(families[family])]:
+            matcher.set_seq1(candidate)
+            if matcher.real_quick_ratio() >= score and matcher.quick_ratio() >= score:
+                ratio = matcher.ratio()
+                if ratio > score or (ratio == score and (best is None or candidate > best)):
+                    best, score = candidate, ratio
+    return best
 
 
 def percentage(part: int, whole: int) -> str:
@@ -60,6 +99,7 @@ def shape_text(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape)) or "scalar"
 
 
+@lru_cache(maxsize=256)
 def dtype_name(dtype: torch.dtype) -> str:
     """The name of a dtype without its module: ``float32``."""
     return str(dtype).removeprefix("torch.")

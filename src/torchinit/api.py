@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from torchinit._collector import collector_paused
 from torchinit._text import abbreviate, count
 from torchinit.distributed import Materialization, PlannedStart, Start, check_styles, own_resets, own_starts
 from torchinit.distributed.allocation import check_device
@@ -19,8 +20,8 @@ from torchinit.distributed.consensus import initialize_together
 from torchinit.errors import ConfigError, PlanError, RunError
 from torchinit.knowledge.following import with_activations
 from torchinit.knowledge.neutral import with_neutral
-from torchinit.model.sites import Site
-from torchinit.model.sites import sites as bare_sites
+from torchinit.model.sites import Site, group_sites
+from torchinit.model.traversal import HeldTensor, walk_tensors
 from torchinit.model.valueless import refuse_fakes
 from torchinit.noise import Global, Keyed, Noise
 from torchinit.noise.settings import plain_thread
@@ -29,10 +30,10 @@ from torchinit.plans.fingerprint import fingerprint as fingerprint_of
 from torchinit.plans.plan import Plan, Strict
 from torchinit.plans.planner import make_plan
 from torchinit.plans.report import Report
-from torchinit.plans.run import Agree, Progress, local_shards, run
+from torchinit.plans.run import Agree, Progress, run, shards_held
 from torchinit.recipes import RecipeLike, to_rules
 from torchinit.recipes.forms import check_model, is_like_init_cfg, read_otherwise, with_better
-from torchinit.tracing import unfilled
+from torchinit.tracing import unfilled_among
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -51,7 +52,13 @@ def sites(model: nn.Module) -> tuple[Site, ...]:
     >>> [(site.name, site.neutral, site.activation) for site in sites(model)]
     [('0.weight', None, 'relu'), ('0.bias', None, None), ('2.weight', 1.0, None)]
     """
-    return with_activations(model, with_neutral(model, bare_sites(model)))
+    return _sites_among(model, walk_tensors(model))
+
+
+@collector_paused()
+def _sites_among(model: nn.Module, held: Iterable[HeldTensor]) -> tuple[Site, ...]:
+    """The sites of a model, of the tensors that its modules hold."""
+    return with_activations(model, with_neutral(model, (site for site, _ in group_sites(held))))
 
 
 def plan(
@@ -79,9 +86,13 @@ def plan(
 def draft(model: nn.Module, recipe: RecipeLike, *, trainable: bool = False) -> Plan:
     """The plan of a recipe on a model, whatever is wrong with it; ConfigError when the recipe cannot be read."""
     check_model(model, recipe)
+    return _draft_among(model, walk_tensors(model), recipe, trainable=trainable)
+
+
+def _draft_among(model: nn.Module, held: Iterable[HeldTensor], recipe: RecipeLike, *, trainable: bool) -> Plan:
     rules = to_rules(recipe)
     with plain_thread():
-        known = sites(model)
+        known = _sites_among(model, held)
         drafted = with_better(make_plan(known, rules, trainable=trainable), known)
     unshaped = [site.name for site in known if site.state == "lazy" and site.kind == "parameter"]
     if unshaped and not drafted.problems:
@@ -131,19 +142,20 @@ def initialize(
     """
     refuse_fakes()
     check_model(model, recipe)
-    with noise_of(seed, {parameter.device for parameter in model.parameters()}) as noise:
+    held = walk_tensors(model)  # once for all: the plan, the memory to write to, and what is left unfilled
+    with noise_of(seed, (parameter.device for parameter in model.parameters())) as noise:
 
         def ready() -> Plan:
-            checked = _checked(model, recipe, seed, complete=complete, strict=strict, trainable=trainable)
+            checked = _checked(model, held, recipe, seed, complete=complete, strict=strict, trainable=trainable)
             check_styles(model)
             return checked
 
         def write(checked: Plan, agree: Agree | None = None) -> Report:
-            return run(checked, local_shards(model), noise, stats=stats, progress=progress, agree=agree)
+            return run(checked, shards_held(held), noise, stats=stats, progress=progress, agree=agree)
 
         options = {"fingerprint": fingerprint, "verify": verify}
         report = initialize_together(model, ready, write, noise, options) or write(ready())
-    return _finished(report, model, fingerprint=fingerprint)
+    return _finished(report, model, held, fingerprint=fingerprint)
 
 
 @contextmanager
@@ -163,18 +175,25 @@ def noise_of(seed: int | torch.Generator | None, devices: Iterable[torch.device]
             yield Keyed(seed)
 
 
-def _finished(report: Report, model: nn.Module, *, fingerprint: bool) -> Report:
+def _finished(report: Report, model: nn.Module, held: Iterable[HeldTensor], *, fingerprint: bool) -> Report:
     """The report with the findings that only the model itself shows."""
     written = frozenset(name for record in report for name in (record.name, *record.aliases))
-    report = replace(report, unfilled=unfilled(model, written))
+    report = replace(report, unfilled=unfilled_among(held, written))
     return replace(report, fingerprint=fingerprint_of(model)) if fingerprint else report
 
 
 def _checked(
-    model: nn.Module, recipe: RecipeLike, seed: object, *, complete: bool, strict: Strict, trainable: bool
+    model: nn.Module,
+    held: Iterable[HeldTensor],
+    recipe: RecipeLike,
+    seed: object,
+    *,
+    complete: bool,
+    strict: Strict,
+    trainable: bool,
 ) -> Plan:
     """The plan, with warnings; that a scheme is for other models comes before the errors, which it may explain."""
-    drafted = draft(model, recipe, trainable=trainable)
+    drafted = _draft_among(model, held, recipe, trainable=trainable)
     for reach in drafted.reach:
         if reach.is_low:
             _log.warning("%s", reach.summary())
@@ -255,7 +274,8 @@ def materialize(
                 f"nothing says how {type(model).__name__} starts: it holds no BaseModule, so give a recipe, rules such"
                 " as Rule(Name('**'), Normal(std=0.02)) or the name of a scheme (torchinit list)"
             )
-        checked = _checked(model, recipe, seed, complete=complete, strict=strict, trainable=trainable)
+        held = walk_tensors(model)
+        checked = _checked(model, held, recipe, seed, complete=complete, strict=strict, trainable=trainable)
         # What has no elements, and should have some, looks written when it has memory; no layer can reset it either.
         if empty := [f"{site.name} {site.lack}" for site in checked.without_values if site.lack and not site.numel]:
             raise PlanError(f"{count(len(empty), 'problem')} in the plan; nothing was written", empty)
@@ -266,4 +286,4 @@ def materialize(
         with_memory = own.call_for(model) if own else instead
         told = {"complete": complete, "fingerprint": fingerprint}
         report = Materialization(model, ready, noise, device, group, verify, stats, with_memory, told).carry_out()
-    return _finished(report, model, fingerprint=fingerprint)
+    return _finished(report, model, walk_tensors(model), fingerprint=fingerprint)

@@ -22,7 +22,7 @@ EPS = 2.0**-53
 
 
 def sums_of(compiled: kernel.Kernel, values: Tensor, threads: int = 1) -> ValueSums:
-    found = compiled.sums(values, threads)
+    (found,) = compiled.sums([values], threads)
     assert found is not None
     return found
 

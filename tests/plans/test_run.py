@@ -304,6 +304,26 @@ def test_neighbours_that_draw_share_a_call(monkeypatch: pytest.MonkeyPatch) -> N
         assert torch.equal(alone, model.get_parameter(step.site.name)), step.site.name
 
 
+def test_constants_do_not_end_a_batch() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2)).double()
+    rules = [Rule(Name("0.weight"), Normal()), Rule(Name("*.bias"), Constant(1 / 3)), Rule(Name("2.weight"), Normal())]
+    noise, told = Counting(), list[str]()
+    plan = make_plan(sites(model), rules)
+    run(plan, local_shards(model), noise, progress=lambda step: told.append(step.site.name))
+    assert noise.calls == [["0.weight", "2.weight"]]
+    assert told == ["0.weight", "0.bias", "1.bias", "2.bias", "2.weight"]
+    assert model.get_parameter("1.bias").tolist() == [1 / 3] * 4
+
+
+def test_steps_in_one_memory_keep_their_order() -> None:
+    model, memory = nn.Module(), torch.zeros(4, 4)
+    model.table, model.turned = nn.Parameter(memory), nn.Parameter(memory.T)
+    rules = [Rule(Name("table"), Constant(1.0)), Rule(Name("turned"), Normal())]
+    for order in (rules, rules[::-1]):
+        run(make_plan(sites(model), order, ties="last"), local_shards(model), Keyed(0))
+        assert bool((memory == 1).all()) == (order[-1] is rules[0])
+
+
 def test_a_batch_with_a_tensor_that_cannot_be_drawn_writes_none_of_it() -> None:
     model = nn.Linear(4, 3)
     before = state(model)

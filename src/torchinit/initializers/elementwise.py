@@ -6,10 +6,11 @@ import math
 from abc import abstractmethod
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
 
+from torchinit._frozen import quickly_made
 from torchinit.initializers.base import Fill, Initializer, check_fit
 from torchinit.initializers.moments import Moments, point, truncated
 from torchinit.model.shards import Shard
@@ -53,6 +54,7 @@ class Drawn(Fill):
 
 
 @final
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class Constant(Fill):
     """Every element is ``val``.
@@ -60,6 +62,8 @@ class Constant(Fill):
     >>> Constant(0.5)
     Constant(val=0.5)
     """
+
+    looks_at: ClassVar[tuple[str, ...]] = ()
 
     val: float
 
@@ -83,6 +87,7 @@ class Constant(Fill):
 
 
 @final
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class Normal(Drawn):
     """The normal distribution N(mean, std²).
@@ -90,6 +95,8 @@ class Normal(Drawn):
     >>> Normal(std=0.02).moments()
     Moments(mean=0.0, std=0.02, min=None, max=None, kurtosis=3.0)
     """
+
+    looks_at: ClassVar[tuple[str, ...]] = ()
 
     mean: float = 0.0
     std: float = 1.0
@@ -113,6 +120,7 @@ class Normal(Drawn):
 
 
 @final
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class Uniform(Drawn):
     """The uniform distribution on [a, b).
@@ -120,6 +128,8 @@ class Uniform(Drawn):
     >>> Uniform(-1, 1).moments()
     Moments(mean=0.0, std=0.5773502691896258, min=-1.0, max=1.0, kurtosis=1.8)
     """
+
+    looks_at: ClassVar[tuple[str, ...]] = ()
 
     a: float = 0.0
     b: float = 1.0
@@ -159,6 +169,8 @@ class TruncNormal(Drawn):
     >>> TruncNormal(std=1, a=-2, b=2, unit="sigma", corrected=True).sigma
     1.1368472343385565
     """
+
+    looks_at: ClassVar[tuple[str, ...]] = ()
 
     mean: float = 0.0
     std: float = 1.0

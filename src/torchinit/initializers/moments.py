@@ -6,7 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from torchinit._frozen import quickly_made
 
+
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class Moments:
     """Mean, standard deviation, smallest and largest value; None where unknown or unbounded.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import ClassVar
 
 from torchinit._text import ShortStr
@@ -32,19 +33,29 @@ class Resolution:
 def resolve_all(init: Initializer, pairs: Sequence[tuple[Site, Site]], known: Sequence[Site]) -> Resolution:
     """Resolve pairs of (view, site) in a model whose sites are ``known``.
 
-    An initializer is asked for all of them at once if it has a method of this name, else view by view.
+    An initializer is asked for all of them at once if it has a method of this name, else view by view; those that come
+    with torchinit say in ``looks_at`` which attributes of a site their answer depends on.
     """
     own = getattr(init, "resolve_all", None)
     if own is not None:
         resolution: Resolution = own(pairs, known)
         return resolution
+    # One whose own class declares what it looks at, besides shape and dtype, is asked once for all views that are alike
+    # in that. Where it fails, the text may hold their names, so each is asked.
+    looks_at = vars(type(init)).get("looks_at")
+    alike = None if looks_at is None else attrgetter("shape", "dtype", *looks_at)
+    known_fills: dict[object, Fill | None] = {}
     fills: dict[str, Fill] = {}
     errors: dict[str, ValueError] = {}
     for view, _ in pairs:
+        key = id(view) if alike is None else alike(view)
         try:
-            fill = fill_of(init, view)
-            if fill is not None:
-                fill.check(view.shape, view.dtype)
+            if key not in known_fills:
+                fill = fill_of(init, view)
+                if fill is not None:
+                    fill.check(view.shape, view.dtype)
+                known_fills[key] = fill
+            if (fill := known_fills[key]) is not None:
                 fills[view.name] = fill
         except ValueError as error:
             errors[view.name] = error

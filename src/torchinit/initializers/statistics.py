@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -36,11 +36,34 @@ def measure(*tensors: Tensor) -> Moments | None:
     kernel where that can, else chunk by chunk in torch; the two differ by at most 2e-12 of the values' mean distance
     from the first of them. Of a complex tensor the real and imaginary parts are taken together.
     """
+    return measure_each([tensors])[0]
+
+
+def measure_each(groups: Iterable[Sequence[Tensor]]) -> list[Moments | None]:
+    """The moments of each group of tensors; all those that the kernel takes are added up in one call of it."""
+    kernel = chosen_kernel()
+    simple: list[Tensor] = []
+    readable: list[list[Tensor]] = []
+    for group in groups:
+        readable.append([])
+        for tensor in group:
+            if tensor.numel() and not tensor.is_meta:
+                is_ready = kernel is not None and is_simple(tensor)
+                values = tensor if is_ready else _real(tensor.detach())
+                readable[-1].append(values)
+                if is_ready or (kernel is not None and is_simple(values)):
+                    simple.append(values)
+    found = kernel.sums(simple, torch.get_num_threads()) if kernel else []
+    sums = {id(values): each for values, each in zip(simple, found, strict=False)}
+    return [
+        _moments([(values.numel(), sums.get(id(values)) or _sums(values)) for values in group]) for group in readable
+    ]
+
+
+def _moments(parts: Iterable[tuple[int, ValueSums]]) -> Moments | None:
+    """The moments of the numbers of several parts together, from how many they are and their sums."""
     numel, mean, around, low, high = 0, 0.0, 0.0, math.inf, -math.inf
-    for values in (_real(tensor.detach()) for tensor in tensors if tensor.numel() and not tensor.is_meta):
-        kernel = chosen_kernel() if is_simple(values) else None
-        sums = (kernel.sums(values, torch.get_num_threads()) if kernel else None) or _sums(values)
-        here = values.numel()
+    for here, sums in parts:
         apart = sums.shift + sums.total / here - mean
         # The squares of distances from the mean of all: those from either mean, and of the means from each other.
         around += sums.square - sums.total * sums.total / here + apart * apart * numel * here / (numel + here)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, final
+from typing import ClassVar, Literal, TypeAlias, final
 
 from torchinit._text import ShortStr
 from torchinit.initializers.elementwise import Constant, Fill, Normal, TruncNormal, Uniform
@@ -67,6 +67,8 @@ class VarianceScaling(_FanFormula):
     Normal(mean=0.0, std=0.2)
     """
 
+    looks_at: ClassVar[tuple[str, ...]] = ("layout",)
+
     scale: float = 1.0
     mode: FanMode = "fan_in"
     distribution: Family = "truncated_normal"
@@ -86,6 +88,8 @@ class Xavier(_FanFormula):
     >>> Xavier().resolve(Site("w", (150, 50)))
     Normal(mean=0.0, std=0.1)
     """
+
+    looks_at: ClassVar[tuple[str, ...]] = ("layout",)
 
     gain: float = 1.0
     distribution: Family = "normal"
@@ -112,6 +116,8 @@ class Kaiming(_FanFormula):
     >>> Kaiming(mode="fan_in", nonlinearity="auto").resolve(Site("w", (10, 50), activation="relu"))
     Normal(mean=0.0, std=0.2)
     """
+
+    looks_at: ClassVar[tuple[str, ...]] = ("layout", "activation")
 
     a: float = 0.0
     mode: FanMode = "fan_out"
@@ -159,6 +165,8 @@ class LeCun(_FanFormula):
     Uniform(a=-1.0, b=1.0)
     """
 
+    looks_at: ClassVar[tuple[str, ...]] = ("layout",)
+
     distribution: Family = "truncated_normal"
     fans: Convention = "torch"
 
@@ -175,6 +183,8 @@ class Caffe2Xavier(_FanFormula):
     Uniform(a=-1.0, b=1.0)
     """
 
+    looks_at: ClassVar[tuple[str, ...]] = ("layout",)
+
     fans: Convention = "torch"
 
     def resolve(self, site: Site) -> Fill:
@@ -190,6 +200,8 @@ class Zeros(ShortStr):
     Constant(val=0.0)
     """
 
+    looks_at: ClassVar[tuple[str, ...]] = ()
+
     def resolve(self, site: Site) -> Fill:
         return Constant(0.0)
 
@@ -202,6 +214,8 @@ class Ones(ShortStr):
     >>> Ones().resolve(Site("w", (7, 3)))
     Constant(val=1.0)
     """
+
+    looks_at: ClassVar[tuple[str, ...]] = ()
 
     def resolve(self, site: Site) -> Fill:
         return Constant(1.0)
@@ -220,6 +234,8 @@ class Neutral(ShortStr):
     (Constant(val=0.0), None)
     """
 
+    looks_at: ClassVar[tuple[str, ...]] = ("neutral",)
+
     def resolve(self, site: Site) -> Fill | None:
         return None if site.neutral is None else Constant(site.neutral)
 
@@ -235,6 +251,8 @@ class Prior(ShortStr):
     >>> Prior(0.01).resolve(Site("bias", (80,)))
     Constant(val=-4.59511985013459)
     """
+
+    looks_at: ClassVar[tuple[str, ...]] = ()
 
     prob: float
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container
+from functools import lru_cache
 from types import BuiltinFunctionType, FunctionType
 from typing import Any, Final
 
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from torchinit._text import full_name
+from torchinit.model.sites import layer_class
 
 _LIBRARIES: Final = ("torch.nn.", "timm.layers.", "transformers.", "torchvision.ops.", "einops.layers.")
 """Where classes compute what their names say."""
@@ -73,10 +74,16 @@ def activation_of(value: object) -> str | None:
         return _FUNCTIONS.get(value)
     if not isinstance(value, nn.Module) or not is_stock(value):
         return None
-    known = next((_BY_CLASS[cls] for cls in type(value).__mro__ if cls in _BY_CLASS), None)
-    if known is None:
-        return _BY_NAME.get(known_as(value, _BY_NAME))
-    return known if isinstance(known, str) else known(value)
+    cls: Any = type(value)
+    known = _of_class(cls)
+    return known(value) if callable(known) else known
+
+
+@lru_cache(maxsize=4096)
+def _of_class(cls: Any) -> str | Callable[[Any], str | None] | None:
+    """The nonlinearity of a class, or what tells it of a module."""
+    known = next((_BY_CLASS[above] for above in cls.__mro__ if above in _BY_CLASS), None)
+    return known or next((_BY_NAME[name] for name in layer_class(cls).lineage if name in _BY_NAME), None)
 
 
 def is_stock(module: nn.Module) -> bool:
@@ -87,4 +94,5 @@ def is_stock(module: nn.Module) -> bool:
 
 def known_as(module: nn.Module, names: Container[str]) -> str:
     """The one of these qualified class names that the module's class or one above it has; empty if there is none."""
-    return next((name for name in map(full_name, type(module).__mro__) if name in names), "")
+    cls: Any = type(module)
+    return next((name for name in layer_class(cls).lineage if name in names), "")

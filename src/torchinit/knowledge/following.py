@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from functools import lru_cache
 from itertools import pairwise
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from torch import nn
 
+from torchinit._frozen import changed
 from torchinit.knowledge.activations import activation_of, is_stock, known_as
 from torchinit.knowledge.gains import FREE
 from torchinit.model.names import WRAPPERS, normalize
-from torchinit.model.sites import Site
+from torchinit.model.sites import Site, layer_class
 
 Follower: TypeAlias = str | None
 """The nonlinearity behind a layer, as :attr:`torchinit.model.Site.activation` has it."""
@@ -138,13 +139,13 @@ def _is_run_of_layers(module: nn.Module) -> bool:
 
 
 def _with_activation(site: Site, known: Mapping[str, Follower]) -> Site:
-    views = [view for view in site.views if not (view.layout and view.layout.lookup)]
+    views = [view for view in (site, *site.aliases) if not (view.layout and view.layout.lookup)]
     opinions = {known.get(view.owner_name) if view.parameter_kind == "weight" else None for view in views}
     activation = opinions.pop() if len(opinions) == 1 else None
     if activation == site.activation:
         return site
-    aliases = tuple(replace(alias, activation=activation) for alias in site.aliases)
-    return replace(site, activation=activation, aliases=aliases)
+    aliases = tuple(changed(alias, activation=activation) for alias in site.aliases)
+    return changed(site, activation=activation, aliases=aliases)
 
 
 def _unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
@@ -165,12 +166,12 @@ def _visit(module: nn.Module, name: str, then: Follower, followers: dict[str, Fo
     ``then`` is what follows the module. The children of a Sequential are visited from the last to the first, and
     each tells the one before it what it meets, so that one pass sees through any nesting of them.
     """
-    children = {key: child for key, child in module._modules.items() if child is not None}
+    children = {key: child for key, child in module._modules.items() if child is not None} if module._modules else {}
     if _is_wrapper(module, children) or _runs_in_order(module):
         for key, child in reversed(children.items()):
             then = _visit(child, f"{name}.{key}" if name else key, then, followers)
         return then
-    inside = _inside(module, children, then)
+    inside = _inside(module, children, then) if children else {}
     for key, child in children.items():
         _visit(child, f"{name}.{key}" if name else key, inside.get(key), followers)
     if isinstance(module, nn.MultiheadAttention):
@@ -198,7 +199,13 @@ def _runs_in_order(module: nn.Module) -> bool:
 
 
 def _is_layer(module: nn.Module) -> bool:
-    return isinstance(module, _LAYERS) or bool(known_as(module, _LAYERS_BY_NAME))
+    cls: Any = type(module)
+    return _is_class_of_layers(cls)
+
+
+@lru_cache(maxsize=4096)
+def _is_class_of_layers(cls: Any) -> bool:
+    return issubclass(cls, _LAYERS) or not _LAYERS_BY_NAME.isdisjoint(layer_class(cls).lineage)
 
 
 def _is_transparent(module: nn.Module) -> bool:
@@ -236,10 +243,8 @@ def _inside(module: nn.Module, children: Children, then: Follower) -> dict[str, 
     for before, key, after in zip(["", *children], children, [*children][1:], strict=False):
         if key in layers and before not in layers and _normalizes(children[after], children[key]):
             followers[key] = FREE
-        elif followers.get(key) != _LINEAR and _is_norm(
-            children[after]
-        ):  # between the layer and its activation, or not
-            followers.pop(key, None)
+        elif followers.get(key, _LINEAR) != _LINEAR and _is_norm(children[after]):
+            del followers[key]  # the norm may be between the layer and its activation
     return followers
 
 
@@ -247,10 +252,13 @@ def _block(module: nn.Module, children: Children, layers: Children, then: Follow
     """The layers of a known block, each with its part; nothing if it is not one."""
     if isinstance(module, nn.MultiheadAttention):
         return {"out_proj": _LINEAR}
+    names = frozenset(layers)
+    if names not in _ATTENTIONS and names not in _BLOCK_BY_LAYERS:
+        return {}
     activations = {
         key: known for key, value in (*vars(module).items(), *children.items()) if (known := activation_of(value))
     }
-    names, distinct = frozenset(layers), set(activations.values())
+    distinct = set(activations.values())
     if names in _ATTENTIONS and distinct <= {_LINEAR}:  # a softmax, if any
         return dict.fromkeys(layers, _LINEAR)
     block = _BLOCK_BY_LAYERS.get(names)

@@ -8,7 +8,6 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from itertools import count, islice, product
 from types import MethodType
@@ -17,6 +16,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from torchinit._frozen import changed
 from torchinit._text import full_name
 from torchinit.model.sandbox import INTERNAL, Sandbox, answer
 from torchinit.model.sites import Site
@@ -100,7 +100,7 @@ def with_neutral(model: nn.Module, sites: Iterable[Site]) -> tuple[Site, ...]:
         aliases = tuple(map(with_value, site.aliases))
         known = KNOWN.get(site.owner.lineage[0], {}) if site.owner.lineage and site.kind == "parameter" else {}
         value = known.get(site.leaf, asked.get(site.name))
-        return site if value is None and not aliases else replace(site, neutral=value, aliases=aliases)
+        return site if value is None and not aliases else changed(site, neutral=value, aliases=aliases)
 
     return tuple(map(with_value, every))
 

@@ -6,13 +6,17 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from torchinit.initializers.statistics import is_shuffled, measure
 
 _CHUNK = 1 << 16
+_SAMPLE = 4096
+"""The keys of so many first places are kept."""
 
 _NONE = torch.empty(0, dtype=torch.int64)
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -93,8 +97,11 @@ def compute_statistics(tensor: Tensor) -> Statistics:
         if not (low >= max(smallest, 5e-324) and high < math.inf):  # "not", since a comparison with NaN is false
             zero = sizes == 0
             bits = bits.masked_fill(zero, 0)  # the sign of a zero says nothing
-            counts.update(nan=int(sizes.isnan().sum()), infinite=int(sizes.isinf().sum()), zeros=int(zero.sum()))
-            counts.update(tiny=int(((sizes < smallest) & ~zero).sum()))
+            counts["zeros"] += int(zero.sum()) if high else zero.numel()
+            if not high < math.inf:
+                counts.update(nan=int(sizes.isnan().sum()), infinite=int(sizes.isinf().sum()))
+            if high:
+                counts["tiny"] += int(((sizes < smallest) & ~zero).sum())
         keys, digests = _keys(start, len(chunk), values.device), torch.mv(bits, column_keys)
         columns += torch.mv(bits.T, keys)
         digest += int((digests * keys).sum())
@@ -105,7 +112,8 @@ def compute_statistics(tensor: Tensor) -> Statistics:
     low, high, mean, std = (float(each or 0) for each in (moments.min, moments.max, moments.mean, moments.std))
     return Statistics(
         values.numel(), counts["nan"], counts["infinite"], counts["zeros"], counts["tiny"], low, high, mean, std,
-        digest % (1 << 64), is_shuffled(values), *((torch.cat(rows), by_column.sum(1).cpu()) if rows else ()),
+        digest % (1 << 64), low != high and is_shuffled(values),
+        *((torch.cat(rows), by_column.sum(1).cpu()) if rows else ()),
     )  # fmt: skip
 
 
@@ -118,6 +126,18 @@ def _chunks(matrix: Tensor) -> Iterator[tuple[int, Tensor]]:
 
 def _keys(start: int, size: int, device: torch.device) -> Tensor:
     """An odd number for each place, as good as random: the finisher of SplitMix64."""
+    is_usual = device.type == "cpu" and start + size <= _SAMPLE
+    return _first_keys()[start : start + size] if is_usual else _made_keys(start, size, device)
+
+
+@lru_cache(maxsize=1)
+def _first_keys() -> Tensor:
+    """The keys of the first places, which nearly all tensors use, and nobody writes to."""
+    with _disable_current_modes(), torch.inference_mode(False):
+        return _made_keys(0, _SAMPLE, torch.device("cpu"))
+
+
+def _made_keys(start: int, size: int, device: torch.device) -> Tensor:
     key = torch.arange(start + 1, start + size + 1, device=device) * -0x61C8864680B583EB
     for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
         key = (key ^ (key >> shift)) * factor

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from typing import Any, Final, NamedTuple, TypeGuard
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from torchinit.errors import RunError
@@ -32,12 +32,12 @@ def is_distributed(tensor: Tensor) -> TypeGuard[Any]:
 
 def behind(tensor: Tensor) -> Tensor:
     """The DTensor that a plain tensor stands for at the time; any other tensor itself."""
-    return BEHIND.get(tensor, tensor)
+    return BEHIND.get(tensor, tensor) if BEHIND else tensor
 
 
 def local_part(tensor: Tensor) -> Tensor:
     """The memory of a tensor on this rank: of a DTensor its local part, of any other the tensor itself."""
-    if not is_distributed(tensor):
+    if type(tensor) is nn.Parameter or not is_distributed(tensor):
         return tensor
     with torch.no_grad():
         local: Tensor = tensor.to_local().detach()  # a plain tensor in the same memory

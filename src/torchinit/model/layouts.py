@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, TypeVar
 
 from torch import Tensor, nn
 
+from torchinit._frozen import quickly_made
 from torchinit._text import full_name
 
 ParameterKind = Literal["weight", "bias", "other"]
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Which axes of a weight run over inputs and which over outputs; the rest is receptive field.
@@ -60,6 +63,7 @@ class Layout:
         return (1.0 if self.lookup else fan_in), fan_out
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class Slot:
     """The part that one parameter has in its layer: its kind, its layout, and the row that stays zero.
@@ -108,9 +112,19 @@ def register_layout(layer: type[nn.Module] | str) -> Callable[[_Described], _Des
 
 def describe(module: nn.Module, leaf: str) -> Slot:
     """The part that the parameter ``leaf`` has in ``module``: by the module's class, else by its own name."""
-    for layer in type(module).__mro__:
-        function = _KNOWN.get(layer) or _KNOWN.get(full_name(layer))
-        description = function(module, leaf) if function else None
+    return described_by(describing(type(module)), module, leaf)
+
+
+def describing(cls: type) -> tuple[Describe, ...]:
+    """The functions that describe the layers of a class: those of its own, then those of the classes above it."""
+    found = (_KNOWN.get(layer) or _KNOWN.get(full_name(layer)) for layer in cls.__mro__)
+    return tuple(function for function in found if function)
+
+
+def described_by(functions: Sequence[Describe], module: nn.Module, leaf: str) -> Slot:
+    """The same as :func:`describe`, by the functions of the module's class."""
+    for function in functions:
+        description = function(module, leaf)
         if description is not None:
             return Slot("weight", description) if isinstance(description, Layout) else description
     return _of_experts(module, leaf) or _BY_LEAF.get(leaf, _OTHER)
@@ -146,6 +160,9 @@ def _of_experts(module: nn.Module, leaf: str) -> Slot | None:
     return Slot("weight", Layout((1 + by_rows,), (2 - by_rows,), batch_axes=(0,), blocks=_EXPERTS[leaf]))
 
 
+_layout = lru_cache(maxsize=1024)(Layout)
+"""A layout that all layers of the same numbers share."""
+
 _OTHER = Slot("other")
 _BY_LEAF = {"weight": Slot("weight"), "bias": Slot("bias")}
 
@@ -163,7 +180,7 @@ register_layout("transformers.models.jetmoe.modeling_jetmoe.JetMoeParallelExpert
 @register_layout(nn.modules.conv._ConvNd)
 def _convolution(module: Any, leaf: str) -> Layout | None:
     axes = ((0,), (1,)) if module.transposed else ((1,), (0,))
-    return Layout(*axes, groups=module.groups, stride=math.prod(module.stride)) if leaf == "weight" else None
+    return _layout(*axes, groups=module.groups, stride=math.prod(module.stride)) if leaf == "weight" else None
 
 
 @register_layout(nn.Embedding)
@@ -179,7 +196,7 @@ def _embedding(module: Any, leaf: str) -> Slot | None:
 @register_layout(nn.PReLU)
 def _elementwise(module: nn.Module, leaf: str) -> Layout | None:
     """Scales that connect each input with one output, so that every axis counts whole weights."""
-    return Layout((), (), batch_axes=tuple(range(getattr(module, leaf).dim()))) if leaf == "weight" else None
+    return _layout((), (), batch_axes=tuple(range(getattr(module, leaf).dim()))) if leaf == "weight" else None
 
 
 @register_layout(nn.RNNBase)

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
-from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized, type_before_parametrizations
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
@@ -41,8 +41,10 @@ def parametrized(module: nn.Module) -> tuple[Parametrized, ...]:
     >>> [tensor.leaf for tensor in parametrized(parametrizations.weight_norm(nn.Linear(2, 3)))]
     ['weight']
     """
+    if not module._forward_pre_hooks and "parametrizations" not in module._modules:  # as most are
+        return ()
     computed = []
-    if "parametrizations" in module._modules and is_parametrized(module):  # the first spares a failing look-up
+    if "parametrizations" in module._modules and is_parametrized(module):
         chains: Any = module.parametrizations
         computed += [_chain(module, leaf, chain) for leaf, chain in chains.items()]
     for hook in module._forward_pre_hooks.values():
@@ -51,6 +53,11 @@ def parametrized(module: nn.Module) -> tuple[Parametrized, ...]:
         elif isinstance(hook, SpectralNorm):
             computed.append(_spectral_norm(module, hook))
     return tuple(computed)
+
+
+def bare_class(module: nn.Module) -> type:
+    """The class that a module has, or had before it was parametrized."""
+    return type_before_parametrizations(module) if "parametrizations" in module._modules else type(module)
 
 
 def _chain(module: nn.Module, leaf: str, chain: ParametrizationList) -> Parametrized:

@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from torchinit._frozen import quickly_made
 from torchinit.model.valueless import check_values
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class Box:
     """A box of a tensor: where it starts and how far it reaches, an entry a dimension.
@@ -37,6 +39,7 @@ class Box:
         return tensor[tuple(slice(low, low + size) for low, size in zip(self.start, self.shape, strict=True))]
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class Shard:
     """The part of a site that is here.

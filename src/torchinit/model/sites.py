@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
 from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.nn.utils.parametrize import type_before_parametrizations
 
+from torchinit._collector import collector_paused
+from torchinit._frozen import changed, quickly_made
 from torchinit._text import full_name
 from torchinit.errors import FanError
 from torchinit.model.constructors import intent
 from torchinit.model.dtensor import local_part
-from torchinit.model.layouts import Layout, ParameterKind, Slot, describe
+from torchinit.model.layouts import Describe, Layout, ParameterKind, Slot, described_by, describing
+from torchinit.model.parametrizations import bare_class
 from torchinit.model.storage import entangled, overlaps
 from torchinit.model.traversal import HeldTensor, Kind, walk_tensors
 
@@ -84,6 +86,7 @@ def layer_class(cls: type) -> LayerClass:
     return LayerClass(cls.__name__, tuple(base.__name__ for base in cls.__bases__), tuple(map(full_name, above)))
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class Site:
     """One parameter or buffer, described without its values.
@@ -141,7 +144,7 @@ class Site:
     @property
     def views(self) -> tuple[Site, ...]:
         """The site as each of its modules sees it, itself first."""
-        return (replace(self, aliases=()), *self.aliases) if self.aliases else (self,)
+        return (changed(self, aliases=()), *self.aliases) if self.aliases else (self,)
 
     @property
     def why(self) -> str:
@@ -193,6 +196,7 @@ def sites(model: nn.Module) -> tuple[Site, ...]:
     return tuple(site for site, _ in group_sites(walk_tensors(model)))
 
 
+@collector_paused()
 def group_sites(every: Iterable[HeldTensor]) -> list[tuple[Site, list[HeldTensor]]]:
     """The sites of what the modules of a model hold, each with all of its tensor's holdings."""
     groups: dict[object, list[HeldTensor]] = {}
@@ -200,42 +204,49 @@ def group_sites(every: Iterable[HeldTensor]) -> list[tuple[Site, list[HeldTensor
     for entry in every:
         turns.setdefault((entry.place.turn, entry.leaf), len(turns))
         groups.setdefault(entry.key, []).append(entry)
-    shared = entangled({key: group[0].tensor for key, group in groups.items() if group[0].computed_as is None})
+    # A key that is a number says that nothing else lies in the tensor's memory.
+    meeting = {key: group[0].tensor for key, group in groups.items() if not isinstance(key, int)}
+    shared = entangled({key: tensor for key, tensor in meeting.items() if groups[key][0].computed_as is None})
+    functions = cache(describing)  # for this model alone, since classes can be renamed and layouts registered
     pairs = []
     for key, group in groups.items():
-        views = [_site(entry, turns[entry.place.turn, entry.leaf]) for entry in group]
-        # The padding row of an embedding is zero under whatever other name the table is used.
-        zero_row = next((view.zero_row for view in views if view.zero_row is not None), None)
-        first, *others = views if zero_row is None else [replace(view, zero_row=zero_row) for view in views]
-        shares = tuple(groups[other][0].name for other in shared.get(key, ()))
-        site = replace(first, aliases=tuple(others), shares=shares) if others or shares else first
-        pairs.append((site, group))
+        first, *others = [_site(entry, turns[entry.place.turn, entry.leaf], functions) for entry in group]
+        if others:
+            # The padding row of an embedding is zero under whatever other name the table is used.
+            zero_row = next((view.zero_row for view in (first, *others) if view.zero_row is not None), None)
+            first, *others = [changed(view, zero_row=zero_row) for view in (first, *others)]
+        if others or key in shared:
+            shares = tuple(groups[other][0].name for other in shared.get(key, ()))
+            first = changed(first, aliases=tuple(others), shares=shares)
+        pairs.append((first, group))
     return pairs
 
 
-def _site(entry: HeldTensor, position: int) -> Site:
-    module, computed = entry.place.module, entry.computed_as
-    state: State = "flat" if entry.flat else "fixed" if computed and not computed.assign else _state(entry.tensor)
-    slot = describe(module, entry.leaf) if state != "lazy" else Slot("other")
-    is_parameter = entry.kind == "parameter"
+def _site(entry: HeldTensor, position: int, functions: Callable[[type], Sequence[Describe]]) -> Site:
+    name, place, leaf, tensor, kind, computed, _, flat = entry
+    module, is_parameter = place.module, kind == "parameter"
+    cls: type = type(module)
+    state: State = "flat" if flat else "fixed" if computed and not computed.assign else _state(tensor)
+    slot = described_by(functions(cls), module, leaf) if state != "lazy" else Slot("other")
+    learns = tensor.requires_grad if computed is None else any(source.requires_grad for source in computed.sources)
     return Site(
-        name=entry.name,
-        shape=() if state == "lazy" else tuple(entry.tensor.shape),
-        dtype=entry.tensor.dtype,
-        owner=layer_class(type_before_parametrizations(module)),
-        owner_name=entry.name.rpartition(".")[0],
-        kind=entry.kind,
+        name=name,
+        shape=() if state == "lazy" else tuple(tensor.shape),
+        dtype=tensor.dtype,
+        owner=layer_class(bare_class(module)),
+        owner_name=name.rpartition(".")[0],
+        kind=kind,
         parameter_kind=slot.kind,
         layout=slot.layout,
-        block=entry.place.block,
+        block=place.block,
         zero_row=slot.zero_row,
         state=state,
         parametrized=computed is not None,
         position=position,
-        persistent=entry.leaf not in module._non_persistent_buffers_set,
-        hooks=entry.place.hooks,
-        frozen=is_parameter and not any(tensor.requires_grad for tensor in entry.sources),
-        missing=_missing(entry) if state == "ready" and is_parameter and not entry.tensor.numel() else "",
+        persistent=leaf not in module._non_persistent_buffers_set,
+        hooks=place.hooks,
+        frozen=is_parameter and not learns,
+        missing=_missing(entry) if state == "ready" and is_parameter and not tensor.numel() else "",
     )
 
 
@@ -256,6 +267,9 @@ def _missing(entry: HeldTensor) -> str:
 
 
 def _state(tensor: Tensor) -> State:
+    is_usual = type(tensor) is nn.Parameter and tensor.dtype in _USUAL and tensor.layout is torch.strided
+    if is_usual and tensor.is_contiguous() and not tensor.is_inference():
+        return "ready"
     if is_lazy(tensor):
         return "lazy"
     if tensor.is_quantized or tensor.dtype in _PACKED:
@@ -268,6 +282,8 @@ def _state(tensor: Tensor) -> State:
         return "inference"
     return "overlapping" if overlaps(tensor) else "ready"
 
+
+_USUAL = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.float64))
 
 _PACKED = {getattr(torch, name, None) for name in ("float4_e2m1fn_x2", "float8_e8m0fnu")}
 """Floating by name, but two numbers an element, or powers of two that scale the blocks of another tensor."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import combinations
 from typing import TypeVar
 
@@ -14,6 +14,8 @@ from torch.nn.parameter import is_lazy
 from torchinit.model.dtensor import is_distributed, local_part
 
 _Key = TypeVar("_Key")
+
+_PLAIN = frozenset((Tensor, nn.Parameter))
 
 _LARGEST = 1 << 28
 """Above so many bytes, views of one memory are taken to share elements without a look."""
@@ -33,6 +35,29 @@ def identity(tensor: Tensor) -> object:
     return _place(tensor) if is_lazy(tensor) or tensor.numel() else id(tensor)
 
 
+def identities(tensors: Iterable[Tensor]) -> dict[int, object]:
+    """A key for each tensor, by its id, that all its names share: the id itself, where no other is in its memory.
+
+    >>> linear, buffer = nn.Linear(2, 2), torch.zeros(2)
+    >>> keys = identities([linear.weight, linear.weight.T, buffer])
+    >>> keys[id(buffer)] == id(buffer), keys[id(linear.weight)] == identity(linear.weight)
+    (True, True)
+    """
+    # Nearly all tensors of a model are alone in their memory. So only those that are not are looked at more closely.
+    keys: dict[int, object] = {}
+    by_memory: dict[int, list[Tensor]] = {}
+    for tensor in tensors:
+        if keys.setdefault(id(tensor), None) is None:
+            keys[id(tensor)] = id(tensor)
+            local = local_part(tensor)
+            if _is_plain(local):
+                by_memory.setdefault(local.untyped_storage()._cdata, []).append(tensor)
+    for group in by_memory.values():
+        if len(group) > 1:
+            keys.update((id(tensor), identity(tensor)) for tensor in group)
+    return keys
+
+
 def _place(tensor: Tensor) -> object:
     if not _is_plain(tensor):
         return id(tensor)
@@ -42,8 +67,8 @@ def _place(tensor: Tensor) -> object:
 
 def _is_plain(tensor: Tensor) -> bool:
     """Whether the tensor has memory that can be compared: it is not of a subclass with rules of its own."""
-    is_ordinary = type(tensor) in (Tensor, nn.Parameter) and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-    return is_ordinary and not is_lazy(tensor) and tensor.layout == torch.strided
+    is_ordinary = type(tensor) in _PLAIN and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return is_ordinary and tensor.layout is torch.strided
 
 
 def overlaps(tensor: Tensor) -> bool:

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from torch import Tensor, nn
 
+from torchinit._collector import collector_paused
 from torchinit.model.names import WRAPPERS, normalize
 from torchinit.model.parametrizations import Parametrized, parametrized
-from torchinit.model.storage import identity
+from torchinit.model.storage import identities, identity
 from torchinit.model.valueless import refuse_transforms
 
 Kind: TypeAlias = Literal["parameter", "buffer"]
 
 
-@dataclass(frozen=True, slots=True)
-class ModulePath:
+class ModulePath(NamedTuple):
     """A module where it stands in a model: its name, the module, its block, its turn in ``Module.apply``.
 
     ``hooks`` is the class of the nearest module, this one or one above, that has hooks for loading; it may be empty.
@@ -41,6 +40,9 @@ def walk_modules(model: nn.Module) -> list[ModulePath]:
 
     def walk(module: nn.Module, name: str, block: tuple[int, int] | None, turn: int, hooks: str) -> int:
         hooks = type(module).__name__ if has_load_hooks(module) else hooks
+        if not module._modules:  # most modules are layers, and have nothing to go through
+            visited.append(ModulePath(name, module, block, turn, hooks))
+            return turn + 1
         children = {key: child for key, child in module._modules.items() if child is not None}
         several = len(set(map(id, children.values()))) if _is_block_list(module) else 0
         begun: dict[int, tuple[int, int]] = {}
@@ -72,10 +74,12 @@ def has_load_hooks(module: nn.Module) -> bool:
     that fill in a counter, weight norm, FSDP. Nor does a wrapper, whose hooks only put its part into names or take it
     out.
     """
-    if module._modules and WRAPPERS.issuperset(module._modules.keys()):
+    hooks = module._load_state_dict_pre_hooks
+    is_stock = getattr(module._load_from_state_dict, "__func__", None) is nn.Module._load_from_state_dict
+    if (is_stock and not hooks) or (module._modules and WRAPPERS.issuperset(module._modules.keys())):
         return False
-    hooks = (getattr(hook, "hook", hook) for hook in module._load_state_dict_pre_hooks.values())
-    return not all(map(_is_of_torch, (module._load_from_state_dict, *hooks)))
+    functions = (getattr(hook, "hook", hook) for hook in hooks.values())
+    return not all(map(_is_of_torch, (module._load_from_state_dict, *functions)))
 
 
 def _is_of_torch(function: Any) -> bool:
@@ -85,12 +89,12 @@ def _is_of_torch(function: Any) -> bool:
     return home.partition(".")[0] == "torch"
 
 
-@dataclass(frozen=True, slots=True)
-class HeldTensor:
-    """A tensor as one module holds it; ``way`` says how it is computed, if it is.
+class HeldTensor(NamedTuple):
+    """A tensor as one module holds it; ``computed_as`` says how it is computed, if it is.
 
-    ``key`` is the same for all names of one tensor. ``flat`` marks a piece of a flattened parameter, of which
-    neither shape nor place can be seen.
+    ``key`` is the same for all names of one tensor: its id, where no other lies in its memory. ``flat`` marks a piece
+    of a flattened parameter, of which neither shape nor place can be seen. A tuple, since a frozen dataclass costs four
+    times as much to make, and a model has thousands.
     """
 
     name: str
@@ -108,25 +112,28 @@ class HeldTensor:
         return self.computed_as.sources if self.computed_as else (self.tensor,)
 
 
-def walk_tensors(model: nn.Module) -> Iterator[HeldTensor]:
+@collector_paused()
+def walk_tensors(model: nn.Module) -> list[HeldTensor]:
     """Every tensor of a model, once for each of its names, in the order of ``Module.apply``.
 
     Raises RunError within a transform of ``torch.func``.
     """
     refuse_transforms()
-    entries = []
-    owners: dict[str, object] = {}
+    held = [(place, *found) for place in walk_modules(model) for found in _tensors(place.module)]
+    known = identities(tensor for _, _, tensor, _, computed in held if computed is None)
     flat = _flattened(model)
-    for place in walk_modules(model):
-        for leaf, tensor, kind, computed in _tensors(place.module):
-            name = _join(place.name, leaf)
-            key = owners[name] = tuple(map(identity, computed.sources)) if computed else identity(tensor)
-            entries.append(HeldTensor(name, place, leaf, tensor, kind, computed, key, id(tensor) in flat))
-    for entry in entries:
+    owners: dict[str, object] = {}
+    entries = []
+    for place, leaf, tensor, kind, computed in held:
+        name = f"{place.name}.{leaf}" if place.name else leaf
+        key = owners[name] = tuple(map(identity, computed.sources)) if computed else known[id(tensor)]
+        entries.append(HeldTensor(name, place, leaf, tensor, kind, computed, key, id(tensor) in flat))
+    for index, entry in enumerate(entries):
         # Where a model has a module of its own called "module", the bare name may be another's.
         bare = normalize(entry.name)
-        is_free = bare != entry.name and owners.setdefault(bare, entry.key) == entry.key
-        yield replace(entry, name=bare) if is_free else entry
+        if bare != entry.name and owners.setdefault(bare, entry.key) == entry.key:
+            entries[index] = entry._replace(name=bare)
+    return entries
 
 
 def _flattened(model: nn.Module) -> set[int]:
@@ -135,9 +142,11 @@ def _flattened(model: nn.Module) -> set[int]:
     They are refused, since neither shape nor place of a piece can be seen.
     """
     fsdp: Any = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is None:  # who has not imported it has no such model
+        return set()
     # A module does not know what wraps it, but holds what has been made of its parameters.
     flat = {id(parameter) for parameter in model.parameters() if getattr(parameter, "_is_flat_param", False)}
-    for module in model.modules() if fsdp else ():  # who has not imported it has no such model
+    for module in model.modules():
         handle = module._handle if isinstance(module, fsdp.FullyShardedDataParallel) else None
         if handle is not None:
             whole = handle.flat_param
@@ -149,10 +158,10 @@ def _flattened(model: nn.Module) -> set[int]:
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor, Kind, Parametrized | None]]:
     """The module's own tensors, those that it computes first and not those that stand behind them."""
-    computed = parametrized(module)
-    for parameter in computed:
-        yield parameter.leaf, parameter.value, "parameter", parameter
-    hidden = {name for parameter in computed for name in parameter.hidden}
+    hidden: set[str] = set()
+    if computed := parametrized(module):
+        yield from ((parameter.leaf, parameter.value, "parameter", parameter) for parameter in computed)
+        hidden = {name for parameter in computed for name in parameter.hidden}
     if isinstance(module, nn.utils.parametrize.ParametrizationList):
         hidden |= {name for name in (*module._parameters, *module._buffers) if name.startswith("original")}
     kinds: tuple[tuple[Kind, Any], ...] = (("parameter", module._parameters), ("buffer", module._buffers))

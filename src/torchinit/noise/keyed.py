@@ -60,11 +60,19 @@ class Keyed(Noise):
         seed = operator.index(self.seed)
         if not 0 <= seed < _LIMIT:
             raise ValueError(f"a seed is at least 0 and below 2**64, got {seed}")
-        object.__setattr__(self, "seed", seed)
+        if type(self.seed) is not int:
+            object.__setattr__(self, "seed", seed)
 
     def fill(self, shard: Shard, distribution: Distribution, params: tuple[float, ...], index: int = 0) -> None:
         """Draw the shard, whatever part of its tensor it is."""
-        self.fill_many((DrawRequest(shard, distribution, params, index),))
+        job = DrawRequest(shard, distribution, params, index)
+        compiled = dispatch.chosen_kernel()
+        if compiled and _is_simple(job):
+            out = shard.local
+            draw = resolve(distribution, params, out.dtype)
+            compiled.fill_one(out, derive(self.seed, shard.name, index), draw, torch.get_num_threads())
+        else:
+            dispatch.fill([self._task(job)])
 
     def fill_many(self, jobs: Iterable[DrawRequest]) -> None:
         """Draw all shards; nothing is written if one of the jobs cannot be done."""
@@ -124,15 +132,17 @@ def derive(seed: int, name: str, index: int = 0, purpose: Literal["fill", "order
     Numbers have a fixed width and the name comes last, so no two draws share a message. The name is taken as
     it is: sites have bare names already (``model.names``), and only they know where two would be the same.
     """
-    message = _head(seed, index, purpose) + name.encode("utf-8", "surrogatepass")
-    return blake2b(message, digest_size=16).digest()
+    state = _head(seed, index, purpose).copy()  # the same for all names
+    state.update(name.encode("utf-8", "surrogatepass"))
+    return state.digest()
 
 
 @lru_cache(maxsize=64)
-def _head(seed: int, index: int, purpose: str) -> bytes:
+def _head(seed: int, index: int, purpose: str) -> blake2b:
     if not 0 <= index < _LIMIT:
         raise ValueError(f"a draw index is at least 0 and below 2**64, got {index}")
-    return f"{STREAM}\0{purpose}\0".encode() + struct.pack("<QQ", seed, index)
+    head = f"{STREAM}\0{purpose}\0".encode() + struct.pack("<QQ", seed, index)
+    return blake2b(head, digest_size=16)
 
 
 def _is_simple(job: DrawRequest) -> bool:

@@ -6,6 +6,7 @@ import ctypes
 import struct
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -20,6 +21,9 @@ _BLOCK = {"cpu": 1 << 15}
 _BLOCK_ELSEWHERE = 1 << 22
 _ELEMENTS_A_THREAD = 1 << 20
 _BOX = struct.Struct(f"<QQQQ{kernel.AXES}Q{kernel.AXES}Q{kernel.AXES}q")
+_REST = 8 * (kernel.AXES - 1)
+_WHOLE = struct.Struct(f"<QQQQQ{_REST}xQ{_REST}xq{_REST}x")
+"""A box that is one stretch: one axis, the others left empty."""
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 _STEP = 0x9E3779B97F4A7C15
@@ -125,7 +129,12 @@ def _signed(value: int) -> int:
 def _compiled() -> Callable[..., None] | None:
     """The kernel's function, where there is a kernel, it is not ruled out, and it has this digest."""
     chosen = dispatch.chosen_kernel()
-    function: Any = getattr(chosen.library, "torchinit_digest_1", None) if chosen else None
+    return _declared(chosen.library) if chosen else None
+
+
+@lru_cache(maxsize=8)
+def _declared(library: ctypes.CDLL) -> Callable[..., None] | None:
+    function: Any = getattr(library, "torchinit_digest_1", None)
     if function is not None:
         function.restype = None
         function.argtypes = [ctypes.c_char_p, ctypes.c_uint64, ctypes.c_uint64, ctypes.POINTER(ctypes.c_uint64)]
@@ -133,10 +142,13 @@ def _compiled() -> Callable[..., None] | None:
 
 
 def _by_kernel(function: Callable[..., None], local: Tensor, shape: _Place, start: _Place) -> LaneSums:
-    axes = kernel.merge(tuple(local.shape), strides(shape), local.stride())
-    padded = [*axes, *[(0, 0, 0)] * (kernel.AXES - len(axes))]
-    head = (local.data_ptr(), ravel(start, shape), local.dtype.itemsize, len(axes))
-    box = _BOX.pack(*head, *(number for column in zip(*padded, strict=True) for number in column))
+    if local.shape == shape and local.is_contiguous():
+        box = _WHOLE.pack(local.data_ptr(), 0, local.dtype.itemsize, 1, local.numel(), 1, 1)
+    else:
+        axes = kernel.merge(tuple(local.shape), strides(shape), local.stride())
+        padded = [*axes, *[(0, 0, 0)] * (kernel.AXES - len(axes))]
+        head = (local.data_ptr(), ravel(start, shape), local.dtype.itemsize, len(axes))
+        box = _BOX.pack(*head, *(number for column in zip(*padded, strict=True) for number in column))
 
     def part(begin: int, end: int) -> LaneSums:
         sums = (ctypes.c_uint64 * 2)()

@@ -221,7 +221,8 @@ def digest_tensors(sources: Iterable[tuple[str, tuple[Tensor, ...]]]) -> tuple[l
                 problems.append(f"{name}: {why}")
             else:
                 try:
-                    sums = sum(map(digest, shards_of(name, tensor)), sums)
+                    first, *rest = [*map(digest, shards_of(name, tensor))] or [sums]
+                    sums = sum(rest, first)
                 except RunError as error:
                     problems.append(str(error))
             shape = () if is_lazy(tensor) else tuple(tensor.shape)

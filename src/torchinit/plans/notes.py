@@ -30,6 +30,24 @@ class Mismatch(NamedTuple):
     is_chosen: bool = False
 
 
+class Notes:
+    """The notes of a plan's steps; those of like steps are found once."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[object, ...], tuple[str, ...]] = {}
+
+    def of(self, step: Step, view: Site) -> tuple[str, ...]:
+        """All notes of a step; ``view`` is the site as the module sees it whose rule wrote last."""
+        # Objects by their identity: the steps of a plan hold them all, and share them where they are alike.
+        site = step.site
+        shared = id(step.rule.init), id(step.fill), id(view.owner), id(site.owner), id(view.layout), id(site.layout)
+        facts = site.shape, site.dtype, site.leaf, site.neutral, site.frozen, view.leaf, view.activation
+        key = (*shared, *facts)
+        if key not in self._known:
+            self._known[key] = notes_of(step, view)
+        return self._known[key]
+
+
 def notes_of(step: Step, view: Site) -> tuple[str, ...]:
     """All notes of a step; ``view`` is the site as the module sees it whose rule wrote last."""
     site, fill = step.site, step.fill

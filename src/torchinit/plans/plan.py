@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias, TypeVar, final
 
+from torchinit._frozen import quickly_made
 from torchinit._text import (
     abbreviate,
     by_reason,
@@ -44,6 +45,7 @@ _WORTH_A_LINE: Final = 1 << 20
 _Item = TypeVar("_Item")
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class Step:
     """One site and the fill it gets; ``rule`` says why, ``over`` which earlier rules it beat.

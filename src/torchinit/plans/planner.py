@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 
 import torchinit._limits as limits
+from torchinit._collector import collector_paused
 from torchinit._text import abbreviate, count
 from torchinit.errors import FanError
 from torchinit.initializers.composed import Padded
@@ -18,9 +20,10 @@ from torchinit.initializers.source import Resolution, is_verbatim, resolve_all
 from torchinit.initializers.variance_scaling import asks_for_neutral
 from torchinit.knowledge.neutral import looks_like_norm
 from torchinit.model.sites import Site
-from torchinit.plans.notes import notes_of
+from torchinit.plans.notes import Notes
 from torchinit.plans.plan import FROZEN, Plan, Reach, Skipped, Step
-from torchinit.rules.rule import Rule, explain_unmatched
+from torchinit.rules.matching import Matcher, explain_unmatched
+from torchinit.rules.rule import Rule
 
 Ties: TypeAlias = Literal["agree", "last"]
 _Views: TypeAlias = list[tuple[Site, Site]]
@@ -52,7 +55,9 @@ def make_plan(sites: Iterable[Site], rules: Sequence[Rule], *, ties: Ties = "agr
     if trainable and all(site.frozen for site in known if site.kind == "parameter"):
         all_frozen = f"all {len(skipped)} are (requires_grad is false)"
         problems.append(f"trainable=True leaves frozen parameters alone, and {all_frozen}")
-    return _Planner(known, named, frozenset(skipped), skipped, problems).plan(ties)
+    # Checkpoints may be read for a long time, and their readers may leave cycles behind.
+    with nullcontext() if any(is_verbatim(rule.init) for rule in named) else collector_paused():
+        return _Planner(known, named, frozenset(skipped), skipped, problems).plan(ties)
 
 
 class _Write(NamedTuple):
@@ -80,7 +85,8 @@ class _Planner:
         # Each site as each of its modules sees it, in the order of their turns.
         pairs = [(view, site) for site in self.known for view in site.views]
         pairs.sort(key=lambda pair: pair[0].position)
-        unused = [rule for rule in self.rules if not self._apply(rule, pairs) and not rule.optional]
+        matcher = Matcher([view for view, _ in pairs])
+        unused = [rule for rule in self.rules if not self._apply(rule, pairs, matcher) and not rule.optional]
         if ties == "agree":
             self.problems += [text for writes in self.writes.values() if (text := _disagreement(writes))]
             self.problems += _collisions([writes[0].step.site for writes in self.writes.values()])
@@ -90,8 +96,9 @@ class _Planner:
             if written and site.name not in self.writes:
                 self.skipped[site.name] = Skipped(site, f"lies in the memory of {written[0]!r}, which is written")
         left = [site for site in self.known if site.name not in self.writes and site.name not in self.skipped]
+        notes = Notes()
         return Plan(
-            steps=_in_turn(map(_final, self.writes.values())),
+            steps=_in_turn(_final(writes, notes) for writes in self.writes.values()),
             overwritten=_in_turn(write.step for writes in self.writes.values() for write in writes[:-1]),
             untouched=tuple(left),
             declined=tuple(self.declined[site.name] for site in left if site.name in self.declined),
@@ -104,11 +111,12 @@ class _Planner:
 
     def _explained(self, unused: Sequence[Rule]) -> Iterator[tuple[Rule, str]]:
         """The rules that match nothing, each with why; of many only the first ones with near names, which take long."""
+        as_known = Matcher([view for site in self.known for view in site.views] if unused else ())
         for number, rule in enumerate(unused):
-            near = number < limits.HINTS
-            yield rule, f"{rule.origin} {explain_unmatched(rule, self.known) if near else f'{rule.where} matches none'}"
+            near = explain_unmatched(rule, self.known, as_known) if number < limits.HINTS else ""
+            yield rule, f"{rule.origin} {near or f'{rule.where} matches none'}"
 
-    def _apply(self, rule: Rule, pairs: _Views) -> bool:
+    def _apply(self, rule: Rule, pairs: _Views, matcher: Matcher) -> bool:
         """Add the writes of one rule; return whether it matched anything."""
         # Rule by rule, not site by site: on torch's generator the order of writes is the order of draws, and MMEngine
         # and hand-written code go over the modules once for each entry. A site is met once for each module that holds
@@ -116,9 +124,8 @@ class _Planner:
         # that *one* parent has for a module are one visit: they share a position, and the first of them counts.
         # Frozen sites drop out after the match, so that their rule is not called unused.
         matched: dict[tuple[str, int], tuple[Site, Site]] = {}
-        for view, site in pairs:
-            if rule.matches(view):
-                matched.setdefault((site.name, view.position), (view, site))
+        for view, site in map(pairs.__getitem__, matcher.matched(rule)):
+            matched.setdefault((site.name, view.position), (view, site))
         turns = [(view, site) for view, site in matched.values() if site.name not in self.frozen]
         ready = [pair for pair in turns if is_verbatim(rule.init) or self._can_be_drawn(rule, *pair)]
         before = self.turn, len(self.problems)
@@ -153,10 +160,13 @@ class _Planner:
         """The share of the model that the rules of each scheme are for."""
         # Beaten rules have reached, too: the question is whether the scheme is for this model. ``Rule.scheme`` takes no
         # part in what a rule equals, so that a scheme's rules and the same rules written out make equal plans.
+        scoring = dict.fromkeys(rule.scheme for rule in self.rules if rule.scheme)
+        if not scoring:
+            return
         learning = [site for site in self.known if site.kind == "parameter" and site.numel and not site.frozen]
         elements = sum(site.numel for site in learning)
         schemes = {name: {write.step.rule.scheme for write in writes} for name, writes in self.writes.items()}
-        for scheme in dict.fromkeys(rule.scheme for rule in self.rules if rule.scheme):
+        for scheme in scoring:
             reached = [site.numel for site in learning if scheme in schemes.get(site.name, ())]
             yield Reach(scheme, (len(reached), len(learning)), (sum(reached), elements))
 
@@ -206,12 +216,12 @@ def _in_turn(steps: Iterable[Step]) -> tuple[Step, ...]:
     return tuple(sorted(steps, key=lambda step: step.turn))
 
 
-def _final(writes: list[_Write]) -> Step:
+def _final(writes: list[_Write], notes: Notes) -> Step:
     """The last write of a site, with the rules that it beats and the notes: the later rule wins."""
     view, step = writes[-1]
-    beaten = dict.fromkeys(write.step.rule for write in writes[:-1] if write.step.rule is not step.rule)
-    notes = notes_of(step, view)
-    return replace(step, over=tuple(beaten), notes=notes) if beaten or notes else step
+    beaten = {id(rule): rule for write in writes[:-1] if (rule := write.step.rule) is not step.rule}
+    over, told = tuple(dict.fromkeys(beaten.values())) if beaten else (), notes.of(step, view)
+    return Step(step.site, step.fill, step.rule, over, step.turn, told) if over or told else step
 
 
 def _unlocked(writes: Iterable[list[_Write]]) -> Iterator[str]:
@@ -245,6 +255,8 @@ def _disagreement(writes: list[_Write]) -> str | None:
     """A tied tensor that gets different values through the different modules that hold it."""
     # Only the last fill through each module counts: one module's rules may beat each other. The fills are compared as
     # numbers, so two formulas that come out the same agree.
+    if len(writes) < 2:
+        return None
     last = {write.view.name: write.step for write in writes}
     fills = {step.fill: (name, step) for name, step in reversed(last.items())}
     if len(fills) < 2:

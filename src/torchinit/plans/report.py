@@ -6,9 +6,11 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 
+from torchinit._frozen import quickly_made
 from torchinit._text import by_reason, count, did_you_mean, format_table, shape_text, shorten_paths
 from torchinit.errors import ReportError
 from torchinit.initializers.load_report import LoadReport, by_field
@@ -28,6 +30,12 @@ _UNFILLED = (
 )
 
 
+@lru_cache(maxsize=256)
+def _is_dtype(name: str) -> bool:
+    return isinstance(getattr(torch, name, None), torch.dtype)
+
+
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class Record:
     """One written site: who wrote it, with what, over whom; what was expected of the values and what was measured.
@@ -57,7 +65,7 @@ class Record:
     operation: str = ""
 
     def __post_init__(self) -> None:
-        if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
+        if not _is_dtype(self.dtype):
             raise ValueError(f"dtype must be the name of a dtype, but got {self.dtype!r}")
 
     @property

@@ -5,32 +5,38 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import replace
+from itertools import groupby
 from typing import Final, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
+from torchinit._collector import collector_paused
 from torchinit._text import count, dtype_name
 from torchinit.errors import CheckpointError, RunError
-from torchinit.initializers.elementwise import Fill
+from torchinit.initializers.elementwise import Constant, Drawn, Fill
 from torchinit.initializers.moments import Moments
 from torchinit.initializers.source import is_verbatim
-from torchinit.initializers.statistics import measure
+from torchinit.initializers.statistics import measure, measure_each
 from torchinit.model.dtensor import behind, blank_shards, shards_of
 from torchinit.model.shards import Shard
 from torchinit.model.traversal import HeldTensor, walk_tensors
 from torchinit.model.valueless import refuse_fakes
-from torchinit.noise import DrawRequest, Noise
+from torchinit.noise import Noise
 from torchinit.noise.settings import plain_thread
 from torchinit.plans.plan import Plan, Step
 from torchinit.plans.report import Record, Report
+from torchinit.rules.rule import Rule
 
 Parts: TypeAlias = tuple[Shard, ...]
 """The parts of one site that are here."""
+
+_Batch: TypeAlias = list[tuple[Step, Parts, int]]
+"""Steps that are written together, each with its parts and the number of elements in them."""
 
 Shards: TypeAlias = Mapping[str, Shard | Sequence[Shard]]
 """The parts of each site that are here, by name: one or several."""
@@ -79,13 +85,14 @@ def observing_runs(witness: RunObserver) -> Iterator[None]:
         _WITNESSES.reset(token)
 
 
-@contextmanager
-def unobserved(*, watched: bool) -> Iterator[None]:
+def unobserved(*, watched: bool) -> AbstractContextManager[None]:
     """Without torch's modes, which would tell of the same writes once more; nothing changes if nobody is watching."""
     # A step is one write to the observers, whatever draws it: a kernel that no dispatcher sees, or ten operations.
-    if not watched:
-        yield
-        return
+    return _without_modes() if watched else nullcontext()
+
+
+@contextmanager
+def _without_modes() -> Iterator[None]:
     with _disable_current_modes(), torch._C.DisableTorchFunction():
         yield
 
@@ -128,12 +135,7 @@ def run(
             for step in steps:
                 witness.before_run(step, here[step.site.name])
         seconds = _write_all(steps, here, noise, progress)
-        rules = {id(step.rule): step.rule for step in plan.steps}
-        texts = {key: str(rule) for key, rule in rules.items()}  # one for many steps, and a rule may have much to say
-        records = [
-            _record(step, here[step.site.name], noise, texts[id(step.rule)], seconds[step.site.name], stats)
-            for step in plan.steps
-        ]
+        records = _records(plan.steps, here, noise, seconds, stats)
     return Report(
         tuple(records),
         untouched=tuple(site.name for site in plan.untouched if site.kind == "parameter" and (site.lack or site.numel)),
@@ -153,57 +155,61 @@ def _write_all(
 ) -> Mapping[str, float]:
     """Write the steps, tell of each, and return the seconds of each site, those of a batch shared by elements."""
     seconds: dict[str, float] = defaultdict(float)
-    for batch, jobs in _batches(steps, shards, noise):
+    observers = run_observers()
+    for batch in _batches(steps, shards, noise):
         begun = time.perf_counter()
-        with unobserved(watched=bool(run_observers())):
-            if jobs:
-                noise.fill_many(jobs)
-            else:
-                write(batch[0][0].fill, batch[0][1], noise)
-        spent, elements = time.perf_counter() - begun, sum(_elements(parts) for _, parts in batch)
-        for step, parts in batch:
-            seconds[step.site.name] += spent * (_elements(parts) / elements if elements else 1 / len(batch))
-            for witness in run_observers():
+        with unobserved(watched=bool(observers)):
+            _write_batch(batch, noise)
+        spent, elements = time.perf_counter() - begun, sum(numel for _, _, numel in batch)
+        for step, parts, numel in batch:
+            seconds[step.site.name] += spent * (numel / elements if elements else 1 / len(batch))
+            for witness in observers:
                 witness.written(step, parts)
             if progress:
                 progress(step)
     return seconds
 
 
-def _batches(
-    steps: Iterable[Step], shards: Mapping[str, Parts], noise: Noise
-) -> Iterator[tuple[list[tuple[Step, Parts]], list[DrawRequest]]]:
-    """All steps in order: several that draw, with their draws, or one that writes itself."""
+def _batches(steps: Iterable[Step], shards: Mapping[str, Parts], noise: Noise) -> Iterator[_Batch]:
+    """All steps in order: several that draw or are constant, or one that does anything else."""
     # A keyed draw depends on its name alone, so neighbours can be drawn by one call of the engine: a model has hundreds
-    # of small tensors. Torch's generator is moved by each draw, so there every step is written for itself. A batch ends
-    # at a step that does more than draw, so that all keep their order, and at _ELEMENTS.
-    batch: list[tuple[Step, Parts]] = []
-    jobs: list[DrawRequest] = []
+    # of small tensors, and its constants need not wait for the draws between them. Torch's generator is moved by each
+    # draw, so there every step is written for itself. A batch ends at a step that does more, or that lies in the memory
+    # of others, so that all of these keep their order, and at _ELEMENTS.
+    batch: _Batch = []
     elements = 0
     for step in steps:
         parts = shards[step.site.name]
-        own = [] if noise.is_stateful else _jobs(step.fill, parts)
-        if batch and (not own or elements + _elements(parts) > _ELEMENTS):
-            yield batch, jobs
-            batch, jobs, elements = [], [], 0
-        if not own:
-            yield [(step, parts)], []
-            continue
-        batch.append((step, parts))
-        jobs += own
-        elements += _elements(parts)
+        numel = _elements(parts)
+        is_single = noise.is_stateful or bool(step.site.shares) or not isinstance(step.fill, (Constant, Drawn))
+        if batch and (is_single or elements + numel > _ELEMENTS):
+            yield batch
+            batch, elements = [], 0
+        if is_single:
+            yield [(step, parts, numel)]
+        else:
+            batch.append((step, parts, numel))
+            elements += numel
     if batch:
-        yield batch, jobs
+        yield batch
+
+
+def _write_batch(batch: _Batch, noise: Noise) -> None:
+    """Write several steps that keep out of each other's way, all their draws at once; or one."""
+    if len(batch) == 1:
+        ((step, parts, _),) = batch
+        write(step.fill, parts, noise)
+        return
+    pairs = [(step.fill, part) for step, parts, _ in batch for part in parts]
+    jobs = [fill.job(part) for fill, part in pairs]
+    noise.fill_many([job for job in jobs if job is not None])  # it fails before it writes anything
+    for (fill, part), job in zip(pairs, jobs, strict=True):
+        if job is None:
+            fill.write(part, noise)
 
 
 def _elements(parts: Parts) -> int:
-    return sum(part.local.numel() for part in parts)
-
-
-def _jobs(fill: Fill, parts: Parts) -> list[DrawRequest]:
-    """The draws that write all parts; none where the fill does something else as well."""
-    jobs = [job for part in parts if (job := fill.job(part)) is not None]
-    return jobs if len(jobs) == len(parts) else []
+    return parts[0].local.numel() if len(parts) == 1 else sum(part.local.numel() for part in parts)
 
 
 @torch.no_grad()
@@ -250,40 +256,80 @@ def _obstacle(step: Step, parts: Parts | None, noise: Noise) -> str | None:
     return None
 
 
-def _record(step: Step, parts: Parts, noise: Noise, rule: str, seconds: float, stats: bool) -> Record:
-    site, notes = step.site, step.notes
+def _records(
+    steps: Sequence[Step], shards: Mapping[str, Parts], noise: Noise, seconds: Mapping[str, float], stats: bool
+) -> list[Record]:
+    """The records of all steps. A tensor that a parametrization computes gets its values here, and is then measured."""
+    texts = _Texts()
+    records: list[Record] = []
+    # In their order, since a parametrization may move other tensors with its own: the vectors of a spectral norm.
+    for is_stored, several in groupby(steps, lambda step: any(part.store for part in shards[step.site.name])):
+        rows = [(step, shards[step.site.name], seconds[step.site.name]) for step in several]
+        if is_stored:
+            records += [_stored_record(*row, texts, noise, stats) for row in rows]
+            continue
+        with collector_paused():
+            tensors = ([part.local for part in parts] for _, parts, _ in rows)
+            moments = measure_each(tensors) if stats else [None] * len(rows)
+            records += [_record(*row, texts, measured) for row, measured in zip(rows, moments, strict=True)]
+    return records
+
+
+class _Texts:
+    """The texts and moments of a run's rules and fills, each made once: many steps share one, and it may say much."""
+
+    def __init__(self) -> None:
+        self._by_id: dict[int, str] = {}
+        self._expected: dict[tuple[int, tuple[int, ...], bool], Moments | None] = {}
+
+    def of(self, thing: Rule | Fill) -> str:
+        """The text of an object that the plan holds, so that its id stands for nothing else."""
+        text = self._by_id.get(id(thing))
+        if text is None:
+            text = self._by_id[id(thing)] = str(thing)
+        return text
+
+    def moments(self, fill: Fill, shape: tuple[int, ...], dtype: torch.dtype) -> Moments | None:
+        """The moments to expect of a fill in a tensor, of its real and imaginary parts if it is complex."""
+        key = id(fill), shape, dtype.is_complex
+        if key not in self._expected:
+            self._expected[key] = fill.parts(shape) if dtype.is_complex else fill.moments(shape)
+        return self._expected[key]
+
+
+def _record(step: Step, parts: Parts, seconds: float, texts: _Texts, measured: Moments | None) -> Record:
+    site, fill, rule = step.site, step.fill, step.rule
     dtype = parts[0].local.dtype if parts else site.dtype
-    values, expected = [part.local for part in parts], _expected(step, parts, dtype)
-    # A parametrized tensor was drawn into memory of its own. The module's ``right_inverse`` takes it, and the tensor
-    # that the module then computes is measured: a constraint may change it, as no formula foresees.
-    if parts and parts[0].store is not None:
-        stored = _stored(parts[0], parts[0].store, noise)
-        written, values = values, [part.local for part in shards_of(site.name, stored)]
-        if not all(torch.allclose(*pair, rtol=1e-3, atol=1e-6) for pair in zip(values, written, strict=True)):
-            notes = (*notes, "the parametrization made other values of these")
-            expected = None
+    # None is known of a part of a tensor whose parts differ.
+    is_known = fill.elementwise or all(part.is_whole for part in parts)
     return Record(
-        name=site.name,
-        shape=site.shape,
-        dtype=dtype_name(dtype),
-        fill=str(step.fill),
-        rule=rule,
-        origin=step.rule.origin,
-        expected=expected,
-        measured=measure(*values) if stats else None,
-        over=tuple(map(str, step.over)),
-        aliases=tuple(view.name for view in site.aliases),
-        notes=notes,
+        site.name,
+        site.shape,
+        dtype_name(dtype),
+        texts.of(fill),
+        texts.of(rule),
+        rule.origin,
+        expected=texts.moments(fill, site.shape, dtype) if is_known else None,
+        measured=measured,
+        over=tuple(map(texts.of, step.over)) if step.over else (),
+        aliases=tuple(view.name for view in site.aliases) if site.aliases else (),
+        notes=step.notes,
         seconds=seconds,
-        bytes=sum(part.local.nbytes for part in parts),
+        bytes=parts[0].local.nbytes if len(parts) == 1 else sum(part.local.nbytes for part in parts),
     )
 
 
-def _expected(step: Step, parts: Parts, dtype: torch.dtype) -> Moments | None:
-    """The moments of what is here; None for a part of a tensor whose parts differ."""
-    if not all(part.is_whole for part in parts) and not step.fill.elementwise:
-        return None
-    return step.fill.parts(step.site.shape) if dtype.is_complex else step.fill.moments(step.site.shape)
+def _stored_record(step: Step, parts: Parts, seconds: float, texts: _Texts, noise: Noise, stats: bool) -> Record:
+    # A parametrized tensor was drawn into memory of its own. The module's ``right_inverse`` takes it, and the tensor
+    # that the module then computes is measured: a constraint may change it, as no formula foresees.
+    assert parts[0].store is not None
+    stored = shards_of(step.site.name, _stored(parts[0], parts[0].store, noise))
+    written = [part.local for part in stored]
+    record = _record(step, parts, seconds, texts, measure(*written) if stats else None)
+    drawn = [part.local for part in parts]
+    if all(torch.allclose(*pair, rtol=1e-3, atol=1e-6) for pair in zip(drawn, written, strict=True)):
+        return record
+    return replace(record, expected=None, notes=(*step.notes, "the parametrization made other values of these"))
 
 
 def _stored(shard: Shard, store: Callable[[Tensor], Tensor], noise: Noise) -> Tensor:
@@ -304,9 +350,15 @@ def local_shards(model: nn.Module, names: Iterable[str] | None = None) -> dict[s
     >>> sorted(local_shards(nn.Linear(2, 3)))
     ['bias', 'weight']
     """
+    return shards_held(walk_tensors(model), names)
+
+
+@collector_paused()
+def shards_held(held: Iterable[HeldTensor], names: Iterable[str] | None = None) -> dict[str, tuple[Shard, ...]]:
+    """The same of the tensors that the modules of a model hold."""
     wanted = None if names is None else set(names)
     parts: dict[str, tuple[Shard, ...]] = {}
-    for entry in walk_tensors(model):
+    for entry in held:
         is_wanted = wanted is None or entry.name in wanted
         if is_wanted and entry.name not in parts and (entry.computed_as is None or entry.computed_as.assign):
             parts[entry.name] = shards_of_entry(entry, entry.name)

@@ -14,5 +14,6 @@ from torchinit.tracing.trace import Trace, Write
 from torchinit.tracing.uninitialized import holds_no_values as holds_no_values
 from torchinit.tracing.uninitialized import is_unfilled as is_unfilled
 from torchinit.tracing.uninitialized import unfilled as unfilled
+from torchinit.tracing.uninitialized import unfilled_among as unfilled_among
 
 __all__ = ["Lock", "Trace", "Write", "capture", "lock", "seeded", "trace"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import chain
@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import _disable_current_modes, _get_current_di
 from torch.utils.weak import WeakIdKeyDictionary
 
 from torchinit.model.sandbox import ALLOCATING, OperationMode
-from torchinit.model.traversal import walk_tensors
+from torchinit.model.traversal import HeldTensor, walk_tensors
 from torchinit.tracing.locks import Snapshot, snapshot
 from torchinit.tracing.observer import written_by
 from torchinit.tracing.regions import memory_of, storage_of
@@ -116,7 +116,7 @@ def watching(*, within_modes: bool = False) -> Iterator[Remember]:
 
 def is_unfilled(tensor: Tensor) -> bool:
     """Whether the tensor was made without values, and has not been written since."""
-    known = _KNOWN.get(tensor)
+    known = _KNOWN.get(tensor) if _KNOWN else None
     return known is not None and known.snapshot == snapshot(tensor)
 
 
@@ -149,8 +149,13 @@ def looks_unfilled(tensor: Tensor) -> bool:
 
 def unfilled(model: nn.Module, written: frozenset[str] = frozenset()) -> tuple[str, ...]:
     """The parameters and buffers that hold what their memory held before; ``written`` are known to have values."""
+    return unfilled_among(walk_tensors(model), written)
+
+
+def unfilled_among(held: Iterable[HeldTensor], written: frozenset[str] = frozenset()) -> tuple[str, ...]:
+    """The same of the tensors that the modules of a model hold."""
     found: dict[object, str] = {}
-    for holder in walk_tensors(model):
+    for holder in held:
         if any(holds_no_values(tensor, written=holder.name in written) for tensor in holder.sources):
             found.setdefault(holder.key, holder.name)
     return tuple(found.values())

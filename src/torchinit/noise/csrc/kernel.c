@@ -18,6 +18,7 @@
 #define ELEMENTS_A_THREAD 131072u /* starting a thread costs about what these do */
 #define STRETCH 262144u       /* bytes that a thread looks through or copies at once */
 #define MAX_THREADS 256
+#define FEW_PIECES 16         /* whose sums lie on the stack */
 
 #define DECLARE(set) piece_fn torchinit_##set; sums_fn torchinit_sums_##set; \
     largest_fn torchinit_largest_##set; copy_fn torchinit_copy_##set
@@ -239,19 +240,27 @@ static void include(sums *s, const sums *part) {
     if (part->high > s->high || part->high != part->high) s->high = part->high;
 }
 
-/* The sums of n > 0 values that lie behind each other, as distances from the first: so less is lost where they are close to
-   each other and far from zero. 0 where there is no memory to work in. */
-int torchinit_sums(const char *data, int dtype, uint64_t n, int threads, int set, double *shift, sums *s) {
-    uint64_t pieces = pieces_of(n);
-    tally t = {data, dtype, n, 0, 0, malloc(pieces * sizeof *t.parts), SETS[set].sums};
+/* The sums of count > 0 values that lie behind each other, as distances from the first: so less is lost where they are close
+   to each other and far from zero. 0 where there is no memory to work in. */
+static int sums_of(const stretch *of, int threads, int set, shifted *s) {
+    uint64_t pieces = pieces_of(of->count);
+    sums small[FEW_PIECES];
+    tally t = {of->data, of->dtype, of->count, 0, 0, pieces > FEW_PIECES ? malloc(pieces * sizeof *t.parts) : small, SETS[set].sums};
     if (!t.parts) return 0;
-    t.fn(data, dtype, 1, 0, s);
-    *shift = t.shift = s->total;
-    together(add_up, &t, worth(n, threads));
-    *s = t.parts[0];
-    for (uint64_t i = 1; i < pieces; i++) include(s, t.parts + i);
-    free(t.parts);
+    t.fn(of->data, of->dtype, 1, 0, &s->sums);
+    s->shift = t.shift = s->sums.total;
+    together(add_up, &t, worth(of->count, threads));
+    s->sums = t.parts[0];
+    for (uint64_t i = 1; i < pieces; i++) include(&s->sums, t.parts + i);
+    if (t.parts != small) free(t.parts);
     return 1;
+}
+
+/* The sums of n stretches, in one call, since a call from Python costs as much as those of a small tensor. Returns how many
+   were done before there was no memory to work in. */
+uint64_t torchinit_sums(const stretch *of, uint64_t n, int threads, int set, shifted *s) {
+    for (uint64_t i = 0; i < n; i++) if (!sums_of(of + i, threads, set, s + i)) return i;
+    return n;
 }
 
 typedef struct {

@@ -4,7 +4,7 @@
 #define TORCHINIT_KERNEL_H
 #include <stdint.h>
 
-#define TORCHINIT_ABI "torchinit-stream-1/abi-3"
+#define TORCHINIT_ABI "torchinit-stream-1/abi-4"
 #define MAX_AXES 6
 
 enum kind { UNIFORM, NORMAL, SCALED, NARROW, TAIL, BERNOULLI, INTEGER, SIGN, WORDS };
@@ -31,6 +31,8 @@ typedef void piece_fn(const job *j, uint64_t begin, uint64_t end);
 /* Of the values of a tensor or of a piece of it: the sum of their distances from a number, the sum of those squared, the
    least and the greatest; both are NaN if any value is. */
 typedef struct { double total, square, low, high; } sums;
+typedef struct { double shift; sums sums; } shifted;
+typedef struct { const char *data; uint64_t count; int64_t dtype; } stretch; /* values that lie behind each other */
 typedef void sums_fn(const char *data, int dtype, uint64_t n, double shift, sums *s);
 
 /* The greatest of n words of so many bytes, without their sign bits: of numbers of any binary format the largest magnitude,

@@ -17,7 +17,7 @@ from torchinit.errors import RunError
 from torchinit.noise.distributions import PACKED, Draw
 from torchinit.noise.engines.tasks import COMMON, FillTask, ValueSums, is_plain, is_stretch, ravel, strides
 
-ABI = "torchinit-stream-1/abi-3"
+ABI = "torchinit-stream-1/abi-4"
 LIBRARY = Path(__file__).parents[1] / "csrc" / "_kernel.so"
 """Where ``build.py`` puts it."""
 
@@ -30,6 +30,9 @@ _JOB = struct.Struct(f"<QQQ16sii{PACKED.size}s{AXES}Q{AXES}Q{AXES}q")
 # A contiguous box that is one stretch of its tensor: one axis, the others left empty.
 _REST = 8 * (AXES - 1)
 _STRETCH = struct.Struct(f"<QQQ16sii{PACKED.size}sQ{_REST}xq{_REST}xq{_REST}x")
+
+_PLACE = struct.Struct("<QQq")
+_SUMS = struct.Struct("<5d")
 
 _FEW = 4
 
@@ -58,7 +61,8 @@ class Kernel:
     def fill(self, tasks: Sequence[FillTask], threads: int) -> None:
         """Draw the tasks, which ``takes`` has to hold for; raises RunError for memory that is read-only."""
         tasks = [task for task in tasks if task.out.numel()]
-        self._run(b"".join([_pack(task) for task in tasks]), [task.out for task in tasks], threads)
+        outs = [task.out for task in tasks]
+        self._run(b"".join([_pack(task) for task in tasks]), outs, threads, check=_may_be_read_only(outs))
 
     def fill_whole(self, outs: Sequence[Tensor], keys: Sequence[bytes], draws: Sequence[Draw], threads: int) -> None:
         """The same for whole tensors that are simple, without tasks: a loop for each step is twice as fast."""
@@ -67,24 +71,28 @@ class Kernel:
             for out, key, draw in zip(outs, keys, draws, strict=True)
             if (count := out.numel())
         ]
-        self._run(b"".join(jobs), outs, threads)
+        self._run(b"".join(jobs), outs, threads, check=_may_be_read_only(outs))
 
-    def _run(self, jobs: bytes, outs: Sequence[Tensor], threads: int) -> None:
+    def fill_one(self, out: Tensor, key: bytes, draw: Draw, threads: int) -> None:
+        """The same for one such tensor: of a small one more than half of the time is what is done beside the draw."""
+        if count := out.numel():
+            job = _STRETCH.pack(out.data_ptr(), 0, count, key, _DTYPES[out.dtype], 1, draw.packed, count, 1, 1)
+            self._run(job, [out], threads, check=not out.untyped_storage().resizable())
+
+    def _run(self, jobs: bytes, outs: Sequence[Tensor], threads: int, *, check: bool) -> None:
         count = len(jobs) // _JOB.size
-        # Whatever torch allocates can be written. Asking the system costs more than asking a few tensors.
-        check = len(outs) > _FEW or not all(out.untyped_storage().resizable() for out in outs)
         done = self.library.torchinit_fill(jobs, count, threads, self.instruction_set, check)
         if done < count:
             bad = [out for out in outs if out.numel()][done]
             raise RunError(f"a tensor of shape {list(bad.shape)} lies in memory that cannot be written")
         torch.autograd.graph.increment_version(outs)
 
-    def sums(self, values: Tensor, threads: int) -> ValueSums | None:
-        """The sums of a simple tensor that is not empty; None where there is no memory to work in."""
-        shift, sums = ctypes.c_double(), (ctypes.c_double * 4)()
-        place = (values.data_ptr(), _DTYPES[values.dtype], values.numel())
-        done = self.library.torchinit_sums(*place, threads, self.instruction_set, shift, sums)
-        return ValueSums(shift.value, *sums) if done else None
+    def sums(self, tensors: Sequence[Tensor], threads: int) -> list[ValueSums]:
+        """The sums of each of some simple tensors that are not empty; of the first ones, if memory is short."""
+        places = [_PLACE.pack(values.data_ptr(), values.numel(), _DTYPES[values.dtype]) for values in tensors]
+        sums = ctypes.create_string_buffer(_SUMS.size * len(places))
+        done = self.library.torchinit_sums(b"".join(places), len(places), threads, self.instruction_set, sums)
+        return [*map(ValueSums._make, _SUMS.iter_unpack(sums.raw[: _SUMS.size * done]))]
 
     def largest(self, values: Tensor, threads: int) -> int:
         """The bits of the largest magnitude among floating-point numbers that lie behind each other on the host.
@@ -101,6 +109,11 @@ class Kernel:
         """
         self.library.torchinit_copy(out.data_ptr(), values.data_ptr(), out.nbytes, threads, self.instruction_set)
         torch.autograd.graph.increment_version(out)
+
+
+def _may_be_read_only(outs: Sequence[Tensor]) -> bool:
+    """Whether the system has to be asked; it costs less than to look at many tensors."""
+    return len(outs) > _FEW or not all(out.untyped_storage().resizable() for out in outs)  # as what torch allocates is
 
 
 def takes(out: Tensor) -> bool:
@@ -127,11 +140,10 @@ def load(path: Path = LIBRARY) -> Kernel | None:
 
 def _declare(library: ctypes.CDLL) -> None:
     number, count, place = ctypes.c_int, ctypes.c_uint64, ctypes.c_void_p
-    double = ctypes.POINTER(ctypes.c_double)
     library.torchinit_set_name.restype = ctypes.c_char_p
     for name, result, arguments in (
         ("fill", count, [ctypes.c_char_p, count, number, number, number]),
-        ("sums", number, [place, number, count, number, number, double, double]),
+        ("sums", count, [ctypes.c_char_p, count, number, number, ctypes.c_char_p]),
         ("largest", count, [place, number, count, number, number]),
         ("copy", None, [place, place, count, number, number]),
     ):

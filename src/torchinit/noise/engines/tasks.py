@@ -34,7 +34,8 @@ _COMMON = frozenset(COMMON)
 
 def is_simple(out: Tensor) -> bool:
     """Whether a tensor has its values behind each other in the memory of the host, in a common dtype."""
-    return is_plain(out) and out.is_contiguous()
+    # Spelled out, since it is asked of every tensor several times, and a call costs as much as the rest.
+    return type(out) in _PLAIN and out.dtype in _COMMON and out.is_cpu and out.is_contiguous() and not out.is_neg()
 
 
 def is_plain(out: Tensor) -> bool:

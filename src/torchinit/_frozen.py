@@ -1,0 +1,69 @@
+"""Frozen dataclasses that a model has thousands of, made at the cost of others."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, fields, replace
+from functools import update_wrapper
+from typing import Any, TypeVar
+
+_Class = TypeVar("_Class", bound=type[Any])
+_Instance = TypeVar("_Instance")
+
+
+def quickly_made(cls: _Class) -> _Class:
+    """Give a frozen dataclass with slots an ``__init__`` that does the same in less than half of the time.
+
+    Only for classes whose objects are made once a tensor. Raises TypeError for a class with default factories.
+
+    >>> from dataclasses import dataclass
+    >>> @quickly_made
+    ... @dataclass(frozen=True, slots=True)
+    ... class Point:
+    ...     x: float
+    ...     y: float = 0.0
+    >>> Point(1.0)
+    Point(x=1.0, y=0.0)
+    """
+    # What makes frozen objects dear is that each field is set by a call of ``object.__setattr__``, past the
+    # ``__setattr__`` that refuses. So a new object is one of an open twin until its fields are set: a subclass of the
+    # same slots in which assigning is plain. Nobody sees it: it becomes what it should be before ``__post_init__``,
+    # and no field's assignment can fail. A subclass has slots of its own, so its objects are made as ever.
+    if any(field.default_factory is not MISSING for field in fields(cls)):
+        raise TypeError(f"{cls.__name__} has a default factory, which quickly_made does not know")
+    careful = cls.__init__
+    names = [field.name for field in fields(cls)]
+    check = ["    made.__post_init__()"] if hasattr(cls, "__post_init__") else []
+    source = [
+        f"def __init__(made, {', '.join(names)}):",
+        "    if made.__class__ is not cls:",
+        f"        return careful(made, {', '.join(names)})",
+        "    become(made, '__class__', open_twin)",
+        *(f"    made.{name} = {name}" for name in names),
+        "    made.__class__ = cls",
+        *check,
+        "def __replace__(self, **changes):",
+        "    if self.__class__ is not cls:",
+        "        return replace(self, **changes)",
+        "    made = new(open_twin)",
+        *(f"    made.{name} = self.{name}" for name in names),
+        "    for name, value in changes.items():",
+        "        setattr(made, name, value)",
+        "    made.__class__ = cls",
+        *check,
+        "    return made",
+    ]
+    plain = {"__setattr__": object.__setattr__, "__delattr__": object.__delattr__}  # both, or neither is fast
+    twin = type(cls.__name__, (cls,), {"__slots__": (), **plain})
+    scope = {"cls": cls, "careful": careful, "open_twin": twin, "become": object.__setattr__}
+    made: dict[str, Any] = {}
+    exec("\n".join(source), scope | {"new": object.__new__, "replace": replace}, made)  # noqa: S102  # as dataclasses
+    made["__init__"].__defaults__ = careful.__defaults__
+    cls.__init__ = update_wrapper(made["__init__"], careful)
+    cls.__replace__ = made["__replace__"]
+    return cls
+
+
+def changed(instance: _Instance, **changes: object) -> _Instance:
+    """The same as ``dataclasses.replace`` for an object that is quickly made; AttributeError for an unknown field."""
+    made: _Instance = instance.__replace__(**changes)  # type: ignore[attr-defined]  # quickly_made defines it
+    return made
