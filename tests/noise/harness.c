@@ -11,7 +11,7 @@
 
 uint64_t torchinit_fill(const job *jobs, uint64_t n, int threads, int set, int check);
 int torchinit_can_run(int set);
-int torchinit_sums(const char *data, int dtype, uint64_t n, int threads, int set, double *shift, sums *s);
+uint64_t torchinit_sums(const stretch *of, uint64_t n, int threads, int set, shifted *s);
 uint64_t torchinit_largest(const char *data, int width, uint64_t n, int threads, int set);
 void torchinit_copy(char *to, const char *from, uint64_t bytes, int threads, int set);
 
@@ -67,11 +67,14 @@ static uint64_t added(int set) {
             uint64_t n = sizes[k], lanes[2] = {0, 0};
             double found[4], shift;
             sums alone, shared;
+            shifted one, three;
             char *out = malloc(n * ELEMENT_SIZE[dtype]);
+            stretch whole = {out, n, dtype};
             job j = make(NORMAL, dtype, out, 7, n);
             torchinit_fill(&j, 1, 1, set, 0);
-            torchinit_sums(out, dtype, n, 1, set, &shift, &alone);
-            torchinit_sums(out, dtype, n, 3, set, &shift, &shared);
+            torchinit_sums(&whole, 1, 1, set, &one);
+            torchinit_sums(&whole, 1, 3, set, &three);
+            alone = one.sums, shared = three.sums, shift = one.shift;
             if (memcmp(&alone, &shared, sizeof alone)) exit(4);
             struct box b = {out, 7, ELEMENT_SIZE[dtype], 1, {n}, {1}, {1}};
             torchinit_digest_1(&b, 0, n, lanes);
