@@ -22,7 +22,7 @@ from torchinit.knowledge.following import with_activations
 from torchinit.knowledge.neutral import with_neutral
 from torchinit.model.sites import Site, group_sites
 from torchinit.model.traversal import HeldTensor, walk_tensors
-from torchinit.model.valueless import refuse_fakes
+from torchinit.model.valueless import refuse_fakes, refuse_transforms
 from torchinit.noise import Global, Keyed, Noise
 from torchinit.noise.settings import plain_thread
 from torchinit.noise.torch_generator import drawing_from
@@ -85,8 +85,11 @@ def plan(
 
 def draft(model: nn.Module, recipe: RecipeLike, *, trainable: bool = False) -> Plan:
     """The plan of a recipe on a model, whatever is wrong with it; ConfigError when the recipe cannot be read."""
+    refuse_transforms()
     check_model(model, recipe)
-    return _draft_among(model, walk_tensors(model), recipe, trainable=trainable)
+    with plain_thread():
+        held = walk_tensors(model)
+    return _draft_among(model, held, recipe, trainable=trainable)
 
 
 def _draft_among(model: nn.Module, held: Iterable[HeldTensor], recipe: RecipeLike, *, trainable: bool) -> Plan:
@@ -142,7 +145,8 @@ def initialize(
     """
     refuse_fakes()
     check_model(model, recipe)
-    held = walk_tensors(model)  # once for all: the plan, the memory to write to, and what is left unfilled
+    with plain_thread():  # parametrized tensors are computed
+        held = walk_tensors(model)  # once for all: the plan, the memory to write to, and what is left unfilled
     with noise_of(seed, (parameter.device for parameter in model.parameters())) as noise:
 
         def ready() -> Plan:

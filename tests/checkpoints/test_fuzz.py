@@ -28,7 +28,7 @@ def test_files_that_are_changed_by_their_structure(tmp_path: Path) -> None:
     """Ten seconds of what ``./dev fuzz SECONDS`` does for longer."""
     tried, found = fuzz(10, seed=20261125, folder=tmp_path)
     assert found == []
-    assert tried.keys() == KINDS.keys()
+    assert tried.keys() == KINDS.keys()  # each at least once, however long that takes
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -57,7 +57,7 @@ def test_what_the_fuzzer_looks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with monkeypatch.context() as patch:
         patch.setattr("torchinit._text.plain", lambda text: text)
         torch.save({"a\x1b": torch.ones(2)}, path)
-        assert "shows what a terminal would obey: " not in outcome(checkpoint, path)[1]
+        assert "shows what a terminal would obey: " in outcome(checkpoint, path)[1]
 
 
 @settings(max_examples=150)

@@ -71,7 +71,7 @@ def test_renames_that_would_take_forever() -> None:
     with pytest.raises(ConfigError, match=r"'\(a\|aa\)\+b' takes more than 1 s to match 'a{40}'\.\.\."):
         KeyMap(rename=(("(a|aa)+b", ""),)).apply(["a" * 99])
     with pytest.raises(ConfigError, match=r"is not a rename: more than Python can take"):
-        KeyMap(rename=(("(" * 5000 + ")" * 5000, ""),))
+        KeyMap(rename=(("(" * 400 + ")" * 400, ""),))
     with pytest.raises(CheckpointError, match=r"a name of 1,000,000 letters is too long for a rename: 'aaa"):
         KeyMap(rename=((".*b", ""),)).apply(["a" * 1_000_000])
     with pytest.raises(CheckpointError, match=r"a name of 1,024 letters is too long for a rename"):

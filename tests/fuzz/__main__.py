@@ -31,10 +31,10 @@ KINDS: dict[str, tuple[str, ...]] = {
 
 
 def fuzz(seconds: float, seed: object, folder: Path) -> tuple[Counter[str], list[str]]:
-    """Read inputs for so long: how many of each kind there were, and what went wrong; that stays in the folder."""
+    """Read inputs for so long, at least one of each kind: how many of each, and what went wrong; that stays."""
     tried, found, number, end = Counter[str](), list[str](), 0, time.monotonic() + seconds
     with reader(TORCHINIT_CACHE=str(folder / "cache")) as process:
-        while time.monotonic() < end:
+        while time.monotonic() < end or number < len(KINDS):
             kind = [*KINDS][number % len(KINDS)]
             dice, number = Random(f"{seed}/{number}"), number + 1
             content = changed(kind, dice) if kind in FORMS and dice.random() < 0.5 else grown(kind, dice)

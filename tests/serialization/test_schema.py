@@ -199,7 +199,7 @@ def test_an_object_stays_as_it_is() -> None:
             "std: '1 / dept': unknown name 'dept'; did you mean 'depth'?",
         ),
         ({"type": "Normal", "std": "1 / depth"}, Fill, "std: must be a number, but got '1 / depth'"),
-        ({"type": "Dirac", "groups": "1 / 2"}, Initializer, "groups: must be a whole number, but got 0.5"),
+        ({"type": "Dirac", "groups": "1 / 2"}, Initializer, "groups: must be a whole number or 'layer', but got 0.5"),
     ],
 )
 def test_mistakes_of_a_word(data: Any, hint: Any, text: str) -> None:

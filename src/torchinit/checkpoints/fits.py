@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import torch
 
+import torchinit._limits as limits
 from torchinit._text import abbreviate, dtype_name
 from torchinit.checkpoints.adapters import Adapter, Dequantize
 from torchinit.checkpoints.adapters.quantization import is_dequantizable
@@ -25,6 +26,8 @@ def beside(unexpected: Mapping[str, str], taken: Collection[str]) -> Iterator[st
     paths = {name.rpartition(".")[0] for name in taken}
     layers = {*taken, *paths}.difference(above for path in paths for above in _above(path))
     for key, name in unexpected.items():
+        if len(name) > limits.NAME_LENGTH:  # all its beginnings would take the square of its length
+            continue
         *_, path = above = [*_above(name)]
         if path in paths or not layers.isdisjoint(above):
             yield key

@@ -28,8 +28,9 @@ _MOST: int = 1 << 22
 class IndexFill(Fill):
     """A fill whose values are a function of their place, so that any part of a tensor has those of the whole.
 
-    They are computed in float64 on the host, where torch gives an element the same bits wherever in a tensor it
-    stands, then rounded to float32 (but for float64 tensors), as all draws are, and from there to the tensor's dtype.
+    They are computed in float64 on the host, with functions of which torch gives an element the same bits wherever in
+    a tensor it stands (exp, log, sin, cos; not pow, nor exp2), then rounded to float32 (but for float64 tensors), as all draws
+    are, and from there to the tensor's dtype.
     """
 
     __slots__ = ()
@@ -138,11 +139,12 @@ class Ramp(IndexFill):
     def values(self, index: Index, shape: tuple[int, ...]) -> Tensor:
         axis = _axis_of(self, shape)
         steps, at = max(1, shape[axis] - self.endpoint), index[axis].double()
-        if self.spacing == "geometric":
-            return self.start * (self.stop / self.start) ** ((at / steps) ** self.power)
-        if self.power == 1:  # the product first: whole numbers stay whole
+        if self.power == 1 and self.spacing == "linear":  # the product first: whole numbers stay whole
             return self.start + (self.stop - self.start) * at / steps
-        return self.start + (self.stop - self.start) * (at / steps) ** self.power
+        share = at / steps if self.power == 1 else ((at / steps).log() * self.power).exp()
+        if self.spacing == "geometric":
+            return self.start * (share * math.log(self.stop / self.start)).exp()
+        return self.start + (self.stop - self.start) * share
 
 
 @final
@@ -206,7 +208,7 @@ class SinCos(IndexFill):
         number = column // 2 if interleaved else column % half
         is_cos = column % 2 == 1 if interleaved else column >= half
         steps = max(1, half - self.endpoint)
-        angle = position.double() * self.base ** (-number.double() / steps)
+        angle = position.double() * (number.double() * (-math.log(self.base) / steps)).exp()
         values = torch.where(is_cos, angle.cos(), angle.sin())
         return torch.where(index[-2] < self.prefix, 0.0, values)
 
@@ -219,7 +221,7 @@ class AlibiSlopes(IndexFill):
     For a number of heads that is not a power of two: those of the next smaller one, then every other slope of the next
     larger one. Press et al. (2022), https://arxiv.org/abs/2108.12409
 
-    >>> AlibiSlopes().table((4,)).tolist()
+    >>> [round(slope, 8) for slope in AlibiSlopes().table((4,)).tolist()]
     [0.25, 0.0625, 0.015625, 0.00390625]
     """
 
@@ -235,7 +237,8 @@ class AlibiSlopes(IndexFill):
     def values(self, index: Index, shape: tuple[int, ...]) -> Tensor:
         axis = _axis_of(self, shape)
         head, power = index[axis].double(), 2 ** (max(1, shape[axis]).bit_length() - 1)
-        return 2.0 ** torch.where(head < power, -8 / power * (head + 1), -4 / power * (2 * (head - power) + 1))
+        exponent = torch.where(head < power, -8 / power * (head + 1), -4 / power * (2 * (head - power) + 1))
+        return (exponent * math.log(2)).exp()
 
 
 @final

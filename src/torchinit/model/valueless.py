@@ -21,10 +21,12 @@ _MODES: Final = {
 
 
 def refuse_transforms() -> None:
-    """Raise RunError within ``torch.func.grad``, ``vmap`` and their like, and within ``torch.jit.trace``.
+    """Raise RunError within ``torch.func.grad``, ``vmap`` and their like, ``torch.compile`` and ``torch.jit.trace``.
 
     There the model's tensors are stand-ins: reading their memory fails, in ``functionalize`` with the process.
     """
+    if torch.compiler.is_dynamo_compiling():
+        _refuse("torch.compile")
     transform = _functorch.peek_interpreter_stack()
     if transform is not None:
         _refuse(f"a transform of torch.func ({transform.key().name.lower()})")

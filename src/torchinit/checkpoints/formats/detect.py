@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
+from torchinit._files import expanded
 from torchinit._text import abbreviate
 from torchinit.checkpoints.formats.zip_audit import zip_entries
 from torchinit.errors import CheckpointError
@@ -87,7 +88,7 @@ def weights_in(source: str) -> tuple[str, tuple[str, ...]]:
     """
     # An index comes before the files that it names: one of those alone is a part of the model. Where no name is known
     # and several files are of one kind, none is taken: they may be shards, or the model beside its optimizer.
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     if not folder.is_dir() or (folder / ".metadata").is_file():
         return source, ()
     saved = [name for name in _SAVED_AS if (folder / name).is_file()]

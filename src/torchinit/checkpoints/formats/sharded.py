@@ -34,7 +34,7 @@ class ShardedCheckpoint(Checkpoint):
         if len(self._sources) > limits.FILES:
             raise CheckpointError(f"{path}: names more than {limits.FILES:,} files")
         self._files: dict[str, Checkpoint] = {}
-        self._failed: dict[str, str] = {}  # so that what cannot be opened is not tried for each tensor
+        self._failed: dict[str, CheckpointError] = {}  # so that what cannot be opened is not tried for each tensor
 
     def _info(self, key: str) -> Info:
         return self._file(key).info(key)
@@ -52,11 +52,11 @@ class ShardedCheckpoint(Checkpoint):
             try:
                 self._files[file] = self._open_file(self._sources[file])
             except CheckpointError as error:
-                self._failed[file] = str(error)
+                self._failed[file] = error
             except OSError as error:
-                self._failed[file] = f"{self.name}: names {file!r}, but {error}"
+                self._failed[file] = CheckpointError(f"{self.name}: names {file!r}, but {error}")
         if file in self._failed:
-            raise CheckpointError(self._failed[file])
+            raise self._failed[file]
         return self._files[file]
 
 
