@@ -29,8 +29,8 @@ class IndexFill(Fill):
     """A fill whose values are a function of their place, so that any part of a tensor has those of the whole.
 
     They are computed in float64 on the host, with functions of which torch gives an element the same bits wherever in
-    a tensor it stands (exp, log, sin, cos; not pow, nor exp2), then rounded to float32 (but for float64 tensors), as all draws
-    are, and from there to the tensor's dtype.
+    a tensor it stands (exp, log, sin, cos; not pow, nor exp2), then rounded to float32 (but for float64 tensors), as
+    all draws are, and from there to the tensor's dtype.
     """
 
     __slots__ = ()
