@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torchinit._collector import collector_paused
 from torchinit._text import count, dtype_name
 from torchinit.errors import CheckpointError, RunError
-from torchinit.initializers.elementwise import Constant, Drawn, Fill
+from torchinit.initializers.elementwise import Constant, Drawn, Fill, write_each
 from torchinit.initializers.moments import Moments
 from torchinit.initializers.source import is_verbatim
 from torchinit.initializers.statistics import measure, measure_each
@@ -26,7 +26,7 @@ from torchinit.model.dtensor import behind, blank_shards, shards_of
 from torchinit.model.shards import Shard
 from torchinit.model.traversal import HeldTensor, walk_tensors
 from torchinit.model.valueless import refuse_fakes
-from torchinit.noise import Noise
+from torchinit.noise import DrawRequest, Noise
 from torchinit.noise.settings import plain_thread
 from torchinit.plans.plan import Plan, Step
 from torchinit.plans.report import Record, Report
@@ -200,12 +200,16 @@ def _write_batch(batch: _Batch, noise: Noise) -> None:
         ((step, parts, _),) = batch
         write(step.fill, parts, noise)
         return
-    pairs = [(step.fill, part) for step, parts, _ in batch for part in parts]
-    jobs = [fill.job(part) for fill, part in pairs]
-    noise.fill_many([job for job in jobs if job is not None])  # it fails before it writes anything
-    for (fill, part), job in zip(pairs, jobs, strict=True):
-        if job is None:
-            fill.write(part, noise)
+    jobs: list[DrawRequest] = []
+    others: list[tuple[Fill, Shard]] = []
+    for step, parts, _ in batch:
+        for part in parts:
+            if job := step.fill.job(part):
+                jobs.append(job)
+            else:
+                others.append((step.fill, part))
+    noise.fill_many(jobs)  # it fails before it writes anything
+    write_each(others, noise)
 
 
 def _elements(parts: Parts) -> int:
