@@ -20,7 +20,7 @@ from torchinit.errors import RunError
 from torchinit.model.shards import Shard
 from torchinit.noise.base import Distribution, DrawRequest, Noise
 from torchinit.noise.distributions import Draw, DrawKind, resolve
-from torchinit.noise.engines import dispatch, kernel, torch_engine
+from torchinit.noise.engines import dispatch, torch_engine
 from torchinit.noise.engines.tasks import FillTask, is_simple
 from torchinit.noise.settings import plain_process, plain_thread
 from torchinit.noise.threads import drawing_threads, one_thread
@@ -79,27 +79,13 @@ class Keyed(Noise):
         batch = list(jobs)
         compiled = dispatch.chosen_kernel()
         if compiled and all(map(_is_simple, batch)):
-            compiled.fill_whole([job.shard.local for job in batch], self._stretches(batch), drawing_threads())
+            # A model has hundreds of small tensors that are wholly here; they skip what cannot be wrong with them.
+            keys = [derive(self.seed, job.shard.name, job.index) for job in batch]
+            outs = [job.shard.local for job in batch]
+            draws = [resolve(job.distribution, job.params, out.dtype) for job, out in zip(batch, outs, strict=True)]
+            compiled.fill_whole(outs, keys, draws, drawing_threads())
         else:
             dispatch.fill([self._task(job) for job in batch])
-
-    def _stretches(self, batch: Iterable[DrawRequest]) -> list[bytes]:
-        """The parts of the kernel's jobs for simple tensors that are wholly here, one after the other."""
-        # A model has hundreds of small tensors, often alike: they skip what cannot be wrong with them, and what depends
-        # on the distribution, the dtype and the size alone is worked out once.
-        shared: dict[tuple[object, ...], tuple[blake2b, bytes]] = {}
-        parts: list[bytes] = []
-        for shard, distribution, params, index in batch:
-            out = shard.local
-            count = out.numel()
-            key = distribution, params, index, out.dtype, count
-            if key not in shared:
-                draw = resolve(distribution, params, out.dtype)
-                shared[key] = _head(self.seed, index, "fill"), kernel.stretch_draw(out.dtype, draw, count)
-            if count:
-                head, tail = shared[key]
-                parts += (kernel.stretch_place(out.data_ptr(), 0, count), _key_of(head, shard.name), tail)
-        return parts
 
     def order(self, shard: Shard, index: int = 0) -> Tensor:
         """The stable argsort of one word an element down each column of the region."""
@@ -146,11 +132,7 @@ def derive(seed: int, name: str, index: int = 0, purpose: Literal["fill", "order
     Numbers have a fixed width and the name comes last, so no two draws share a message. The name is taken as
     it is: sites have bare names already (``model.names``), and only they know where two would be the same.
     """
-    return _key_of(_head(seed, index, purpose), name)
-
-
-def _key_of(head: blake2b, name: str) -> bytes:
-    state = head.copy()  # the same for all names
+    state = _head(seed, index, purpose).copy()  # the same for all names
     state.update(name.encode("utf-8", "surrogatepass"))
     return state.digest()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -29,8 +29,7 @@ _DTYPES = {dtype: number for number, dtype in enumerate(COMMON)}
 _JOB = struct.Struct(f"<QQQ16sii{PACKED.size}s{AXES}Q{AXES}Q{AXES}q")
 # A contiguous box that is one stretch of its tensor: one axis, the others left empty.
 _REST = 8 * (AXES - 1)
-_PLACE_OF_JOB = struct.Struct("<QQQ")
-_DRAW_OF_STRETCH = struct.Struct(f"<ii{PACKED.size}sQ{_REST}xq{_REST}xq{_REST}x")
+_STRETCH = struct.Struct(f"<QQQ16sii{PACKED.size}sQ{_REST}xq{_REST}xq{_REST}x")
 
 _PLACE = struct.Struct("<QQq")
 _SUMS = struct.Struct("<5d")
@@ -65,14 +64,19 @@ class Kernel:
         outs = [task.out for task in tasks]
         self._run(b"".join([_pack(task) for task in tasks]), outs, threads, check=_may_be_read_only(outs))
 
-    def fill_whole(self, outs: Sequence[Tensor], jobs: Iterable[bytes], threads: int) -> None:
-        """The same for whole tensors that are simple, without tasks; of each that is not empty the parts of its job."""
+    def fill_whole(self, outs: Sequence[Tensor], keys: Sequence[bytes], draws: Sequence[Draw], threads: int) -> None:
+        """The same for whole tensors that are simple, without tasks: a loop for each step is twice as fast."""
+        jobs = [
+            _STRETCH.pack(out.data_ptr(), 0, count, key, _DTYPES[out.dtype], 1, draw.packed, count, 1, 1)
+            for out, key, draw in zip(outs, keys, draws, strict=True)
+            if (count := out.numel())
+        ]
         self._run(b"".join(jobs), outs, threads, check=_may_be_read_only(outs))
 
     def fill_one(self, out: Tensor, key: bytes, draw: Draw, threads: int) -> None:
         """The same for one such tensor: of a small one more than half of the time is what is done beside the draw."""
         if count := out.numel():
-            job = stretch_place(out.data_ptr(), 0, count) + key + stretch_draw(out.dtype, draw, count)
+            job = _STRETCH.pack(out.data_ptr(), 0, count, key, _DTYPES[out.dtype], 1, draw.packed, count, 1, 1)
             self._run(job, [out], threads, check=not out.untyped_storage().resizable())
 
     def _run(self, jobs: bytes, outs: Sequence[Tensor], threads: int, *, check: bool) -> None:
@@ -105,18 +109,6 @@ class Kernel:
         """
         self.library.torchinit_copy(out.data_ptr(), values.data_ptr(), out.nbytes, threads, self.instruction_set)
         torch.autograd.graph.increment_version(out)
-
-
-# The job of a stretch is its place, its key, and what all draws of a distribution into so many elements share: a model
-# has many tensors of one size, for which the last part is made once.
-
-stretch_place = _PLACE_OF_JOB.pack
-"""The first part of a job: address, flat index in the whole, number of elements."""
-
-
-def stretch_draw(dtype: torch.dtype, draw: Draw, count: int) -> bytes:
-    """The last part of the job of a stretch of so many elements."""
-    return _DRAW_OF_STRETCH.pack(_DTYPES[dtype], 1, draw.packed, count, 1, 1)
 
 
 def _may_be_read_only(outs: Sequence[Tensor]) -> bool:
@@ -170,7 +162,7 @@ def _pack(task: FillTask) -> bytes:
     box, count = tuple(out.shape), out.numel()
     head = (out.data_ptr(), ravel(start, shape), count, key, _DTYPES[out.dtype])
     if out.is_contiguous() and is_stretch(box, shape):
-        return stretch_place(*head[:3]) + key + stretch_draw(out.dtype, draw, count)
+        return _STRETCH.pack(*head, 1, draw.packed, count, 1, 1)
     axes = merge(box, strides(shape), out.stride())
     padding = (0,) * (AXES - len(axes))
     sizes, steps, leaps = zip(*axes, strict=True)
