@@ -130,7 +130,10 @@ def run(
     refuse_fakes()
     here = {name: (part,) if isinstance(part, Shard) else tuple(part) for name, part in shards.items()}
     _check(steps, here, noise, agree)
-    with nullcontext() if noise.is_stateful else plain_thread(), torch.no_grad():
+    # Where nobody else's code runs, nobody's garbage waits for the collector.
+    is_ours = not progress and not run_observers() and all(isinstance(step.fill, (Constant, Drawn)) for step in steps)
+    guard = collector_paused() if is_ours else nullcontext()
+    with guard, nullcontext() if noise.is_stateful else plain_thread(), torch.no_grad():
         for witness in run_observers():
             for step in steps:
                 witness.before_run(step, here[step.site.name])
@@ -198,7 +201,7 @@ def _write_batch(batch: _Batch, noise: Noise) -> None:
     """Write several steps that keep out of each other's way, all their draws at once; or one."""
     if len(batch) == 1:
         ((step, parts, _),) = batch
-        write(step.fill, parts, noise)
+        _write(step.fill, parts, noise)
         return
     jobs: list[DrawRequest] = []
     others: list[tuple[Fill, Shard]] = []
@@ -219,7 +222,10 @@ def _elements(parts: Parts) -> int:
 @torch.no_grad()
 def write(fill: Fill, parts: Shard | Parts, noise: Noise) -> None:
     """Write one fill into the parts of one site, without a plan and a report."""
-    parts = (parts,) if isinstance(parts, Shard) else parts
+    _write(fill, (parts,) if isinstance(parts, Shard) else parts, noise)
+
+
+def _write(fill: Fill, parts: Parts, noise: Noise) -> None:
     if noise.is_stateful and any(part.local.dtype.itemsize == 1 for part in parts):  # torch draws no 8-bit floats
         wide = [replace(part, local=torch.empty_like(part.local, dtype=torch.float32)) for part in parts]
         fill.write_parts(wide, noise)
