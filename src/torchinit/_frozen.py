@@ -6,6 +6,8 @@ from dataclasses import MISSING, fields, replace
 from functools import update_wrapper
 from typing import Any, TypeVar
 
+from torch.compiler import is_dynamo_compiling
+
 _Class = TypeVar("_Class", bound=type[Any])
 _Instance = TypeVar("_Instance")
 
@@ -27,7 +29,8 @@ def quickly_made(cls: _Class) -> _Class:
     # What makes frozen objects dear is that each field is set by a call of ``object.__setattr__``, past the
     # ``__setattr__`` that refuses. So a new object is one of an open twin until its fields are set: a subclass of the
     # same slots in which assigning is plain. Nobody sees it: it becomes what it should be before ``__post_init__``,
-    # and no field's assignment can fail. A subclass has slots of its own, so its objects are made as ever.
+    # and no field's assignment can fail. A subclass has slots of its own, so its objects are made as ever; and so are
+    # all in code that torch compiles, which follows no change of a class.
     if any(field.default_factory is not MISSING for field in fields(cls)):
         raise TypeError(f"{cls.__name__} has a default factory, which quickly_made does not know")
     careful = cls.__init__
@@ -35,14 +38,14 @@ def quickly_made(cls: _Class) -> _Class:
     check = ["    made.__post_init__()"] if hasattr(cls, "__post_init__") else []
     source = [
         f"def __init__(made, {', '.join(names)}):",
-        "    if made.__class__ is not cls:",
+        "    if made.__class__ is not cls or is_compiling():",
         f"        return careful(made, {', '.join(names)})",
         "    become(made, '__class__', open_twin)",
         *(f"    made.{name} = {name}" for name in names),
         "    made.__class__ = cls",
         *check,
         "def __replace__(self, **changes):",
-        "    if self.__class__ is not cls:",
+        "    if self.__class__ is not cls or is_compiling():",
         "        return replace(self, **changes)",
         "    made = new(open_twin)",
         *(f"    made.{name} = self.{name}" for name in names),
@@ -55,6 +58,7 @@ def quickly_made(cls: _Class) -> _Class:
     plain = {"__setattr__": object.__setattr__, "__delattr__": object.__delattr__}  # both, or neither is fast
     twin = type(cls.__name__, (cls,), {"__slots__": (), **plain})
     scope = {"cls": cls, "careful": careful, "open_twin": twin, "become": object.__setattr__}
+    scope |= {"is_compiling": is_dynamo_compiling}
     made: dict[str, Any] = {}
     exec("\n".join(source), scope | {"new": object.__new__, "replace": replace}, made)  # noqa: S102  # as dataclasses
     made["__init__"].__defaults__ = careful.__defaults__

@@ -87,9 +87,13 @@ def draft(model: nn.Module, recipe: RecipeLike, *, trainable: bool = False) -> P
     """The plan of a recipe on a model, whatever is wrong with it; ConfigError when the recipe cannot be read."""
     refuse_transforms()
     check_model(model, recipe)
+    return _draft_among(model, _held_by(model), recipe, trainable=trainable)
+
+
+def _held_by(model: nn.Module) -> list[HeldTensor]:
+    """The tensors that the modules of a model hold, some of which are computed to be looked at: without users' modes."""
     with plain_thread():
-        held = walk_tensors(model)
-    return _draft_among(model, held, recipe, trainable=trainable)
+        return walk_tensors(model)
 
 
 def _draft_among(model: nn.Module, held: Iterable[HeldTensor], recipe: RecipeLike, *, trainable: bool) -> Plan:
@@ -145,8 +149,7 @@ def initialize(
     """
     refuse_fakes()
     check_model(model, recipe)
-    with plain_thread():  # parametrized tensors are computed
-        held = walk_tensors(model)  # once for all: the plan, the memory to write to, and what is left unfilled
+    held = _held_by(model)  # once for all: the plan, the memory to write to, and what is left unfilled
     with noise_of(seed, (parameter.device for parameter in model.parameters())) as noise:
 
         def ready() -> Plan:
@@ -278,7 +281,7 @@ def materialize(
                 f"nothing says how {type(model).__name__} starts: it holds no BaseModule, so give a recipe, rules such"
                 " as Rule(Name('**'), Normal(std=0.02)) or the name of a scheme (torchinit list)"
             )
-        held = walk_tensors(model)
+        held = _held_by(model)
         checked = _checked(model, held, recipe, seed, complete=complete, strict=strict, trainable=trainable)
         # What has no elements, and should have some, looks written when it has memory; no layer can reset it either.
         if empty := [f"{site.name} {site.lack}" for site in checked.without_values if site.lack and not site.numel]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -115,6 +116,8 @@ def check_styles(model: nn.Module) -> None:
     ``ColwiseParallel`` is right, and so is ``RowwiseParallel`` for inputs that are cut already, as a column-wise layer
     leaves them.
     """
+    if "torch.distributed.tensor.parallel" not in sys.modules:  # without which nothing has a style
+        return
     problems = [
         f"{path}: RowwiseParallel over ranks {mesh.mesh.tolist()} finds"
         f" {'the rows that it looks up' if isinstance(module, nn.Embedding) else 'its part of the inputs'} by the"

@@ -82,10 +82,12 @@ def over_meshes(model: nn.Module) -> Spread | None:
     # in the corners two steps apart; on every rank, since one that has fewer groups than its neighbours would else be
     # waited for. One mesh needs a single round, however many dimensions it has. What can go wrong: a rank that has no
     # DTensor at all cannot know that others wait for it, which ends with their timeout.
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return None
     tensors = [*model.parameters(), *model.buffers()]
     meshes = dict.fromkeys(tensor.device_mesh for tensor in tensors if is_distributed(tensor))
     groups: dict[tuple[Any, ...], ProcessGroup] = {}
-    for mesh in meshes if torch.distributed.is_initialized() else ():
+    for mesh in meshes:
         ranks = tuple(mesh.mesh.flatten().tolist())
         for axis in range(mesh.ndim) if mesh.get_coordinate() is not None else ():
             with suppress(RuntimeError):  # the mesh has no groups

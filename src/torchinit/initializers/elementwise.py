@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar, Literal, final
+from typing import ClassVar, Final, Literal, final
 
 import torch
+from torch import Tensor, nn
 
 from torchinit._frozen import quickly_made
 from torchinit.initializers.base import Fill, Initializer, check_fit
@@ -19,6 +21,9 @@ from torchinit.noise.distributions import MAX_SIGMAS, resolve
 from torchinit.serialization.validation import check_number
 
 __all__ = ["Constant", "Drawn", "Fill", "Initializer", "Normal", "TruncNormal", "Uniform"]
+
+
+_ORDINARY: Final = frozenset((Tensor, nn.Parameter))
 
 
 class Drawn(Fill):
@@ -234,3 +239,20 @@ class TruncNormal(Drawn):
         kurtosis = 4.0 if self.low <= self.mean <= self.high else 9.0
         low, high = (end if math.isfinite(end) else None for end in (self.low, self.high))
         return Moments(self.mean + self.sigma * mean, self.sigma * std, low, high, kurtosis)
+
+
+def write_each(pairs: Iterable[tuple[Fill, Shard]], noise: Noise) -> None:
+    """Write each fill into its shard, in any order; one number into many ordinary tensors by one call of torch."""
+    # A call of ``fill_`` takes ten times as long as a small tensor does, and half of a model may be zeros and ones.
+    alike: dict[tuple[int, torch.dtype, torch.device], tuple[Constant, list[Tensor]]] = {}
+    for fill, shard in pairs:
+        out = shard.local
+        if isinstance(fill, Constant) and type(out) in _ORDINARY:
+            alike.setdefault((id(fill), out.dtype, out.device), (fill, []))[1].append(out)
+        else:
+            fill.write(shard, noise)
+    for (_, dtype, device), (fill, outs) in alike.items():
+        if fill.val or math.copysign(1.0, fill.val) < 0:
+            torch._foreach_copy_(outs, [torch.full((), fill.val, dtype=dtype, device=device)] * len(outs))
+        else:
+            torch._foreach_zero_(outs)

@@ -86,6 +86,11 @@ def compute_statistics(tensor: Tensor) -> Statistics:
     if moments is None:
         return Statistics()
     matrix = values if values.dim() > 1 else values.view(-1, 1)
+    low, high, mean, std = (float(each or 0) for each in (moments.min, moments.max, moments.mean, moments.std))
+    if low == high == 0:  # as half of the tensors of a fresh model are; all their digests are 0
+        lengths = values.shape[:2] if values.dim() > 1 else ()
+        nothing = (torch.zeros(length, dtype=torch.int64, device="cpu") for length in lengths)
+        return Statistics(values.numel(), 0, 0, values.numel(), 0, low, high, mean, std, 0, False, *nothing)
     smallest = torch.finfo(values.dtype).smallest_normal if values.is_floating_point() else 0.0
     counts: Counter[str] = Counter()
     column_keys = _keys(0, matrix[0].numel(), values.device)
@@ -93,14 +98,14 @@ def compute_statistics(tensor: Tensor) -> Statistics:
     for start, chunk in _chunks(matrix):
         bits = _bits(chunk)
         sizes = chunk.to(torch.float64, copy=True).abs_()  # a copy, since a chunk may be the tensor itself
-        low, high = map(float, torch.aminmax(sizes))
-        if not (low >= max(smallest, 5e-324) and high < math.inf):  # "not", since a comparison with NaN is false
+        least, most = map(float, torch.aminmax(sizes))
+        if not (least >= max(smallest, 5e-324) and most < math.inf):  # "not", since a comparison with NaN is false
             zero = sizes == 0
             bits = bits.masked_fill(zero, 0)  # the sign of a zero says nothing
-            counts["zeros"] += int(zero.sum()) if high else zero.numel()
-            if not high < math.inf:
+            counts["zeros"] += int(zero.sum()) if most else zero.numel()
+            if not most < math.inf:
                 counts.update(nan=int(sizes.isnan().sum()), infinite=int(sizes.isinf().sum()))
-            if high:
+            if most:
                 counts["tiny"] += int(((sizes < smallest) & ~zero).sum())
         keys, digests = _keys(start, len(chunk), values.device), torch.mv(bits, column_keys)
         columns += torch.mv(bits.T, keys)
@@ -109,7 +114,6 @@ def compute_statistics(tensor: Tensor) -> Statistics:
             rows.append(digests.cpu())
     length = matrix[0, 0].numel()
     by_column = columns.view(-1, length) * _keys(0, length, values.device)
-    low, high, mean, std = (float(each or 0) for each in (moments.min, moments.max, moments.mean, moments.std))
     return Statistics(
         values.numel(), counts["nan"], counts["infinite"], counts["zeros"], counts["tiny"], low, high, mean, std,
         digest % (1 << 64), low != high and is_shuffled(values),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -46,7 +46,7 @@ class LintedTensor:
     def tensor(self) -> Tensor:
         return self.holders[0].tensor
 
-    @property
+    @cached_property
     def values(self) -> Tensor | None:
         """The part of the values that is here; None where there are none to look at.
 
@@ -173,10 +173,11 @@ class LintTarget:
             for site, (_, holders) in zip(sites, groups, strict=True)
         )
 
-    @property
-    def drawn(self) -> Iterator[LintedTensor]:
+    @cached_property
+    def drawn(self) -> tuple[LintedTensor, ...]:
         """The parameters whose values were not loaded, and are finite: those that an initialization answers for."""
-        return (each for each in self.tensors if each.is_parameter and not each.loaded and each.statistics.finite)
+        parameters = (each for each in self.tensors if each.is_parameter and not each.loaded)
+        return tuple(each for each in parameters if each.statistics.finite)
 
     @cached_property
     def twins(self) -> tuple[tuple[LintedTensor, ...], ...]:

@@ -47,9 +47,10 @@ def identities(tensors: Iterable[Tensor]) -> dict[int, object]:
     keys: dict[int, object] = {}
     by_memory: dict[int, list[Tensor]] = {}
     for tensor in tensors:
-        if keys.setdefault(id(tensor), None) is None:
-            keys[id(tensor)] = id(tensor)
-            local = local_part(tensor)
+        key = id(tensor)
+        if key not in keys:
+            keys[key] = key
+            local = tensor if type(tensor) is nn.Parameter else local_part(tensor)
             if _is_plain(local):
                 by_memory.setdefault(local.untyped_storage()._cdata, []).append(tensor)
     for group in by_memory.values():

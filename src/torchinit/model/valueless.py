@@ -21,12 +21,10 @@ _MODES: Final = {
 
 
 def refuse_transforms() -> None:
-    """Raise RunError within ``torch.func.grad``, ``vmap`` and their like, ``torch.compile`` and ``torch.jit.trace``.
+    """Raise RunError within ``torch.func.grad``, ``vmap`` and their like, and within ``torch.jit.trace``.
 
     There the model's tensors are stand-ins: reading their memory fails, in ``functionalize`` with the process.
     """
-    if torch.compiler.is_dynamo_compiling():
-        _refuse("torch.compile")
     transform = _functorch.peek_interpreter_stack()
     if transform is not None:
         _refuse(f"a transform of torch.func ({transform.key().name.lower()})")
@@ -48,7 +46,9 @@ def _refuse(where: str) -> None:
 
 def check_values(name: str, tensor: Tensor) -> None:
     """Raise RunError for a tensor that has no values to read or write, here or at all."""
-    refuse_fakes()
+    # A model has thousands of tensors, and nearly always there is no mode at all.
+    if _functorch.peek_interpreter_stack() or torch._C._get_tracing_state() or torch._C._len_torch_dispatch_stack():
+        refuse_fakes()
     if type(tensor) not in _ORDINARY and isinstance(tensor, (FakeTensor, FunctionalTensor)):
         advice = "build the model outside of its mode, or on the meta device for torchinit.materialize"
         raise RunError(f"{name}: is a {type(tensor).__name__}, which holds no values; {advice}")

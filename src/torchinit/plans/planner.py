@@ -165,9 +165,9 @@ class _Planner:
             return
         learning = [site for site in self.known if site.kind == "parameter" and site.numel and not site.frozen]
         elements = sum(site.numel for site in learning)
-        schemes = {name: {write.step.rule.scheme for write in writes} for name, writes in self.writes.items()}
         for scheme in scoring:
-            reached = [site.numel for site in learning if scheme in schemes.get(site.name, ())]
+            names = {name for name, writes in self.writes.items() for write in writes if write.step.rule.scheme == scheme}
+            reached = [site.numel for site in learning if site.name in names]
             yield Reach(scheme, (len(reached), len(learning)), (sum(reached), elements))
 
     def _accounts(self) -> Iterator[LoadReport]:

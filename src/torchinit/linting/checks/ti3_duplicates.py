@@ -70,6 +70,8 @@ def _repeats(linted: LintedTensor, axis: int, noun: str, digests: Tensor) -> Ite
     # whole tensor is made of such blocks if its digests, shifted by that length, are the same. A block that does not
     # begin at the first repeated row, or blocks that are mixed with others, are told of as single rows, a warning.
     number = len(digests)
+    if len(set(digests.tolist())) == number:
+        return
     kinds, which, counts = torch.unique(digests, return_inverse=True, return_counts=True)
     repeated = (counts[which] > 1) & (digests != 0)
     if linted.values is None or not bool(repeated.any()):
