@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 
 from tests.processes import on_ranks, results
 from tests.ranks import fake_rank
-from torchinit import Name, Normal, Pretrained, Rule, Uniform, initialize, materialize
+from torchinit import Name, Normal, Pretrained, Rule, Uniform, initialize, materialize, seeded
 from torchinit.distributed import verify_stages
 from torchinit.model.dtensor import local_part
 
@@ -45,6 +45,12 @@ def tried(model: nn.Module, recipe: Any = ALL, **options: Any) -> tuple[str, boo
     except Exception as error:  # noqa: BLE001  # its kind is what is looked at
         return f"{type(error).__name__}: {error}", not any(local_part(each).any() for each in model.parameters())
     return "nothing", False
+
+
+def tried_within(model: nn.Module, seed: int) -> tuple[str, bool]:
+    """The same without a seed, within ``seeded``."""
+    with seeded(model, seed):
+        return tried(model, seed=None)
 
 
 def on_meta(mesh: DeviceMesh, recipe: Any = ALL, **options: Any) -> tuple[str, bool]:
@@ -92,7 +98,9 @@ def scenarios(rank: int, folder: str) -> dict[str, tuple[str, bool]]:
     other = init_device_mesh("cpu", (1, WORLD), mesh_dim_names=("a", "b"))
     return {
         "alike": tried(net(line)),
+        "alike, by a seed around it": tried_within(net(line), 5),
         "seed": tried(net(line), seed=rank),
+        "a seed around it": tried_within(net(line), rank),
         "no seed on one": tried(net(line), seed=None if rank else 0),
         "recipe": tried(net(line), Rule(Name("**"), Uniform()) if rank else ALL),
         "a rule more": tried(net(line), ALL if rank else [ALL, Rule(Name("1.bias"), Normal(std=2.0))]),
@@ -121,6 +129,7 @@ def scenarios(rank: int, folder: str) -> dict[str, tuple[str, bool]]:
 ALIKE = "RunError: the ranks do not start alike; nothing was written"
 EXPECTED = {
     "seed": f"{ALIKE}\n  the seed is 0 on rank 0, 1 on rank 1",
+    "a seed around it": f"{ALIKE}\n  the seed is 0 on rank 0, 1 on rank 1",
     "no seed on one": f"{ALIKE}\n  the seed is 0 on rank 0, none on rank 1",
     "recipe": f"{ALIKE}\n  0.weight: Normal(mean=0.0, std=1.0) in [8, 6] torch.float32 on rank 0, Uniform(a=0.0, b=1.0) in",  # noqa: E501
     "a rule more": f"{ALIKE}\n  1.bias: Normal(mean=0.0, std=2.0) in [4] torch.float32 on rank 0, Normal(mean=0.0, std=1.0) in",  # noqa: E501
@@ -149,7 +158,7 @@ def test_ranks_that_would_differ_hear_of_it_and_write_nothing(ranks: list[dict[s
     assert all(each[what][1] for each in ranks)
 
 
-@pytest.mark.parametrize("what", ["alike", "replicas, not verified", "own plain tensors"])
+@pytest.mark.parametrize("what", ["alike", "alike, by a seed around it", "replicas, not verified", "own plain tensors"])
 def test_ranks_that_agree(ranks: list[dict[str, Any]], what: str) -> None:
     assert [each[what][0] for each in ranks] == ["nothing"] * WORLD
 

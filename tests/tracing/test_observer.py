@@ -168,3 +168,11 @@ def test_nothing_is_left_entered_after_an_exception() -> None:
 )
 def test_extent(tensor: Tensor, low: int, high: int) -> None:
     assert extent(tensor) == (low, high)
+
+
+def test_memory_that_a_tensor_has_left_unfollowed_is_nobodys() -> None:
+    tensor, index = torch.zeros(4), MemoryIndex()
+    index.add(7, tensor)
+    old = tensor.detach()
+    tensor.data = torch.zeros(4)
+    assert (index.find(old), index.find(tensor)) == (set(), {7})

@@ -28,7 +28,7 @@ from torchinit.noise.keyed import STREAM
 from torchinit.plans.fingerprint import hashed
 from torchinit.plans.plan import Plan
 from torchinit.plans.report import Report
-from torchinit.plans.run import Agree
+from torchinit.plans.run import Agree, noise_in_use
 
 
 class Intent(NamedTuple):
@@ -55,6 +55,7 @@ def intent_of(
     Plain tensors that a rank holds beside may be its own; with ``only_spread``, those that have a step, too, as the
     experts of a rank do.
     """
+    noise = noise_in_use(noise)
     seed = str(noise.seed) if isinstance(noise, Keyed) else "none"
     words = {"the stream": STREAM, "the seed": seed, **{name: str(value) for name, value in options.items()}}
     held, plain = {}, []

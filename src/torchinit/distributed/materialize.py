@@ -22,7 +22,7 @@ from torchinit.model.dtensor import is_distributed, local_part
 from torchinit.noise import Keyed, Noise
 from torchinit.plans.plan import FROZEN, Plan
 from torchinit.plans.report import Record, Report
-from torchinit.plans.run import Progress, local_shards, run
+from torchinit.plans.run import Progress, local_shards, noise_in_use, run
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -210,7 +210,8 @@ class Materialization:
         certain = start.certain
         # Before the values of parameters: a parametrization may need its buffers to take one.
         wanted = [entry for entry in memory.blank if entry.kind == "buffer" and entry.name not in certain]
-        seed = self.noise.seed if isinstance(self.noise, Keyed) else torch.initial_seed()
+        noise = noise_in_use(self.noise)
+        seed = noise.seed if isinstance(noise, Keyed) else torch.initial_seed()
         made = make_buffers(self.model, wanted, device, seed, initialized_later=start.initializes)
         report = start.write(memory.blank)
         blank = {entry.name: entry for entry in memory.blank}

@@ -32,12 +32,12 @@ from torchinit.noise import Global, Keyed, Noise
 from torchinit.plans.plan import Plan, Step
 from torchinit.plans.planner import make_plan
 from torchinit.plans.report import Record, Report
-from torchinit.plans.run import Progress, observing_runs, run, run_observers, unobserved
+from torchinit.plans.run import Progress, noise_in_use, observing_runs, run, run_observers, unobserved
 from torchinit.rules.rule import Rule
 from torchinit.tracing import Event, line_of_user
 from torchinit.tracing.recorder import Recorder
 from torchinit.tracing.regions import storage_of
-from torchinit.tracing.seeded import Seeded
+from torchinit.tracing.seeded import Seeded, working_on
 from torchinit.tracing.source_lines import frame_of_user
 from torchinit.tracing.uninitialized import unstamp, watching
 
@@ -225,6 +225,7 @@ class Session:
                     if self.wholes is not None:
                         stack.enter_context(self.wholes.working(recorder.index))
                     stack.enter_context(observing_runs(recorder))
+                stack.enter_context(working_on(module))
                 yield
         finally:
             self._labels.pop()
@@ -269,7 +270,7 @@ class Session:
 
     def report(self, *, stats: bool = False) -> Report:
         """Return what happened, a record a parameter."""
-        report = self.provenance.report(stats=stats, unused=tuple(self.warned), noise=str(self.noise))
+        report = self.provenance.report(stats=stats, unused=tuple(self.warned), noise=str(noise_in_use(self.noise)))
         return replace(report, loads=tuple(self.loads))
 
 

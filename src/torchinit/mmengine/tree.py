@@ -46,7 +46,7 @@ class Spot:
         if self.is_temporary:
             return shards_of(self.first, _looked_at(self.module, self.site.leaf))
         if self.computed and self.computed.assign:
-            return blank_shards(self.first, self.tensor, self.computed.assign)
+            return blank_shards(self.first, self.tensor, self.computed)
         return shards_of(self.first, behind(self.tensor))
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from dataclasses import replace
 from typing import Any, Final, NamedTuple, TypeGuard
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from torchinit.errors import RunError
+from torchinit.model.parametrizations import Parametrized
 from torchinit.model.shards import Shard
 
 ASCEND: Final = (
@@ -74,10 +76,14 @@ def shards_of(name: str, tensor: Tensor, store: Callable[[Tensor], Tensor] | Non
     return tuple(Shard(name, part, shape, start, store=store, spread=spread) for start, part in _boxes(local, axes))
 
 
-def blank_shards(name: str, like: Tensor, store: Callable[[Tensor], Tensor]) -> tuple[Shard, ...]:
-    """Shards in new memory that is laid out like a tensor; ``store`` takes the whole of it once it is written."""
+def blank_shards(name: str, like: Tensor, computed: Parametrized) -> tuple[Shard, ...]:
+    """Shards in new memory that is laid out like a computed tensor, which is given all of it; none if it takes none."""
+    store = computed.assign
+    if store is None:
+        return ()
     blank = torch.empty_like(like)
-    return shards_of(name, blank, (lambda _: store(blank)) if is_distributed(blank) else store)
+    parts = shards_of(name, blank, (lambda _: store(blank)) if is_distributed(blank) else store)
+    return tuple(replace(part, sources=computed.sources) for part in parts)
 
 
 # --- meshes ----------------------------------------------------------------------------------------------------------

@@ -51,7 +51,8 @@ class Shard:
     by element (orthogonal, identity): one gate of an LSTM, one expert of a stack. None: the whole.
 
     ``store`` takes the finished values to where the model keeps them, when ``local`` is not itself the
-    model's memory (a parametrized weight), and returns what the model now makes of them.
+    model's memory (a parametrized weight), and returns what the model now makes of them; ``sources`` are the tensors
+    there.
 
     ``spread`` says that other ranks hold parts or copies of the same tensor, so that values must not come from
     a generator that each rank has for itself. Raises RunError for a tensor that holds no values (:mod:`.valueless`).
@@ -67,6 +68,7 @@ class Shard:
     start: tuple[int, ...]
     matrix: Box | None = None
     store: Callable[[Tensor], Tensor] | None = None
+    sources: tuple[Tensor, ...] = ()
     spread: bool = False
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@ import operator
 import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
@@ -30,6 +31,13 @@ STREAM = "torchinit-stream-1"
 """The version of the stream; it changes if any value ever does."""
 
 _LIMIT = 1 << 64
+
+_LENT: ContextVar[bool] = ContextVar("torchinit_lent", default=False)
+
+
+def is_lent() -> bool:
+    """Whether torch's generators are lent to user code now, in a state that belongs to a name."""
+    return _LENT.get()
 
 
 @final
@@ -107,7 +115,11 @@ class Keyed(Noise):
         """Torch's generators in a state of seed, name and index; one thread, on which sums depend; torch's settings."""
         state = int.from_bytes(derive(self.seed, name, index)[:8], "little")
         with plain_thread(), plain_process(dtype), one_thread(), seeded_generators(state, device):
-            yield
+            token = _LENT.set(True)
+            try:
+                yield
+            finally:
+                _LENT.reset(token)
 
     def _task(self, job: DrawRequest) -> FillTask:
         shard, distribution, params, index = job

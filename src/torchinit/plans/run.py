@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import replace
 from itertools import groupby
-from typing import Final, Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -67,12 +67,33 @@ class RunObserver(Protocol):
         """Hear of a step that has just been written."""
 
 
+@runtime_checkable
+class KeyingObserver(RunObserver, Protocol):
+    """An observer within which nothing draws from torch's generator: runs draw from its noise, under its names."""
+
+    noise: Noise
+
+    def name_draw(self, parts: Sequence[Shard]) -> str:
+        """The name for one draw of a site, of which these parts are here; another one each time."""
+
+
 _WITNESSES: ContextVar[tuple[RunObserver, ...]] = ContextVar("torchinit_witnesses", default=())
 
 
 def run_observers() -> tuple[RunObserver, ...]:
     """The observers of this thread's runs."""
     return _WITNESSES.get()
+
+
+def noise_in_use(noise: Noise) -> Noise:
+    """The noise that a run with this one draws from: where it is torch's generator, that of the innermost observer."""
+    keying = _keying(noise)
+    return keying.noise if keying else noise
+
+
+def _keying(noise: Noise) -> KeyingObserver | None:
+    inner = reversed(run_observers()) if noise.is_stateful else ()
+    return next((each for each in inner if isinstance(each, KeyingObserver)), None)
 
 
 @contextmanager
@@ -126,10 +147,13 @@ def run(
     """
     started = time.perf_counter()
     plan.check()
+    keying, noise = _keying(noise), noise_in_use(noise)
     steps = plan.writes if noise.is_stateful else plan.steps
     refuse_fakes()
     here = {name: (part,) if isinstance(part, Shard) else tuple(part) for name, part in shards.items()}
     _check(steps, here, noise, agree)
+    if keying:
+        here |= _named(steps, here, keying)
     # Where nobody else's code runs, nobody's garbage waits for the collector.
     is_ours = not progress and not run_observers() and all(isinstance(step.fill, (Constant, Drawn)) for step in steps)
     guard = collector_paused() if is_ours else nullcontext()
@@ -151,6 +175,14 @@ def run(
         reach=plan.reach,
         lacking=tuple((site.name, site.lack) for site in plan.without_values if site.lack),
     )
+
+
+def _named(steps: Iterable[Step], shards: Mapping[str, Parts], keying: KeyingObserver) -> dict[str, Parts]:
+    """The parts that steps draw, under the names that an observer has for them."""
+    drawn = (step for step in steps if not (isinstance(step.fill, Constant) or is_verbatim(step.rule.init)))
+    parts = {step.site.name: shards[step.site.name] for step in drawn if shards[step.site.name]}
+    names = {site: keying.name_draw(those) for site, those in parts.items()}
+    return {site: tuple(replace(part, name=names[site]) for part in those) for site, those in parts.items()}
 
 
 def _write_all(
@@ -379,4 +411,4 @@ def shards_of_entry(entry: HeldTensor, name: str) -> tuple[Shard, ...]:
     """The parts of a module's tensor that are here, drawn under a name; none of one that takes no values."""
     if entry.computed_as is None:
         return shards_of(name, behind(entry.tensor))
-    return blank_shards(name, entry.tensor, entry.computed_as.assign) if entry.computed_as.assign else ()
+    return blank_shards(name, entry.tensor, entry.computed_as)

@@ -45,7 +45,7 @@ class MemoryIndex:
     # the bytes between the first and the last that each reaches are compared. That is two comparisons, and takes
     # interleaved views (every second column) for overlapping ones: a write to one is then told for both. A storage is
     # known by the address of its C++ object, which is not given away while its tensors, kept here, live; a tensor that
-    # gets other memory without `follow` being called is lost.
+    # gets other memory without `follow` being called is known by its identity alone.
 
     def __init__(self) -> None:
         self._tensors: dict[int, tuple[int, Tensor]] = {}
@@ -77,7 +77,9 @@ class MemoryIndex:
         if memory is None or not spans or (known and len(spans) == 1):
             return own
         low, high = extent(memory)
-        return own | {key for start, end, key, _ in spans if start < high and low < end}
+        near = ((key, self._tensors[held][1]) for start, end, key, held in spans if start < high and low < end)
+        # A tensor that was given other memory, and not followed, has left the address to others.
+        return own | {key for key, each in near if storage_of(each) == storage_of(memory)}
 
     def follow(self, tensor: Tensor) -> set[int]:
         """The key of a watched tensor that has just been given other memory."""

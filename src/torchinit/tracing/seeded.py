@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from types import CodeType, FrameType
@@ -23,11 +24,12 @@ from torchinit.model.shards import Box, Shard
 from torchinit.model.valueless import refuse_fakes
 from torchinit.noise import Distribution, Keyed, Noise, seeded_generators
 from torchinit.noise.base import DrawRequest
+from torchinit.noise.keyed import is_lent
 from torchinit.plans.run import write
 from torchinit.tracing.observer import arguments_of, name_of
 from torchinit.tracing.recorder import Recorder
 from torchinit.tracing.regions import memory_of
-from torchinit.tracing.source_lines import find_subject, frame_of_caller
+from torchinit.tracing.source_lines import depth, find_subject, frame_of_caller
 from torchinit.tracing.trace import Trace
 
 # Each operation that draws is caught at the dispatcher and done from keyed noise under a name and a draw index. The
@@ -37,6 +39,9 @@ from torchinit.tracing.trace import Trace
 # A draw into a part of a site is that of a tensor with the part's shape, not a part of the whole's draw: so a part of a
 # distributed tensor needs no more than its own placement. Two functions of nn.init look at what they have drawn and
 # are known by their code: trunc_normal_ rejects and draws again, as often as the values say; orthogonal_ factorizes.
+# Runs of torchinit's own would draw from torch's generator without a seed, and with torch's modes off. Theirs are the
+# values that they have with this seed: a run asks for a name for each site that it draws, which is the site's own for
+# its first draw, so that any fill, also one that draws for its blocks or lends the generator, needs no draw index.
 # What can fail: a kernel that draws without an operation of torch, and code whose order of draws depends on values.
 
 TRUNCATED: CodeType = nn.init._no_grad_trunc_normal_.__code__
@@ -69,7 +74,7 @@ class Seeded(Recorder):
 
     def _execute(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         method = _method(func)
-        if method is None:
+        if method is None or is_lent():
             return func(*args, **kwargs)
         with torch.no_grad():
             return method(self, func, args, kwargs)
@@ -95,6 +100,20 @@ class Seeded(Recorder):
     def _next(self, name: str, indices: int) -> int:
         self.indices[name] += indices
         return self.indices[name] - indices
+
+    def name_draw(self, parts: Sequence[Shard]) -> str:
+        """The name under which a run without a seed draws a site: that of the model's, or what is being initialized."""
+        own = parts[0].name
+        keys = {key for part in parts for tensor in part.sources or (part.local,) for key in self.index.find(tensor)}
+        known = [self.sites[key].name for key in sorted(keys)]
+        # Where several lie in one memory, the one that is called so below the module that is being initialized.
+        name = next((each for each in known if f".{each}".endswith(f".{own}")), known[0] if known else "")
+        if not known:
+            near = (self.modules[id(module)] for module in reversed(_WORKING_ON.get()) if id(module) in self.modules)
+            subject = find_subject(self.modules, self._site_of, self.until)
+            name = f"{own} (for {max(subject, next(near, ''), key=depth) or 'the model'})"
+        index = self._next(name, 1)
+        return f"{name} (draw {index + 1})" if index else name
 
     def _whole(self, name: str, tensors: Sequence[Tensor], local: Tensor) -> Box | None:
         """Where a plain tensor that is this rank's part of a distributed site begins, and the shape of the whole."""
@@ -169,6 +188,19 @@ class Seeded(Recorder):
                 for shard in target.shards(target.tensor.detach()):
                     write(fill, shard, _OffsetNoise(self.noise, target.index))
         return args[0]
+
+
+_WORKING_ON: ContextVar[tuple[nn.Module, ...]] = ContextVar("torchinit_working_on", default=())
+
+
+@contextmanager
+def working_on(module: nn.Module) -> Iterator[None]:
+    """Tell what is being initialized by code that need not have the module among its variables."""
+    token = _WORKING_ON.set((*_WORKING_ON.get(), module))
+    try:
+        yield
+    finally:
+        _WORKING_ON.reset(token)
 
 
 @lru_cache(maxsize=4096)

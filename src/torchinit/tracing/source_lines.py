@@ -102,7 +102,7 @@ def find_caller(modules: Mapping[int, str], until: int = 0) -> Caller:
             # Of a model and its part, both given to one function, the part is worked on.
             values = frame.f_locals
             given = [modules[id(value)] for name in code.arguments if id(value := values.get(name)) in modules]
-            module = max(given, key=_depth) if given else None
+            module = max(given, key=depth) if given else None
             searching = module is None
         searching = searching and id(frame) != until
     return Caller(line, call, module)
@@ -120,13 +120,13 @@ def find_subject(modules: Mapping[int, str], site_of: Callable[[object], str | N
             sites = [site for value in values if (site := site_of(value)) is not None]
             found = sites or [modules[id(value)] for value in values if id(value) in modules]
             if found:
-                return max(found, key=_depth)
+                return max(found, key=depth)
         if id(frame) == until:
             break
     return ""
 
 
-def _depth(name: str) -> int:
+def depth(name: str) -> int:
     """The number of modules that lead to the one of this name."""
     return name.count(".") + 1 if name else 0
 
