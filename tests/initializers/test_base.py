@@ -254,7 +254,7 @@ def test_what_is_not_a_fill_is_refused_by_name(init: Initializer) -> None:
         PlanError, match=r"rules\[0\] at 'w': Odd gives a Lookalike, which is not a torchinit.initializers.Fill"
     ):
         plan.check()
-    assert "it has no resolve, no obstacle, no locked, no prepare" in plan.problems[0]
+    assert "it has no resolve, no obstacle, no locked, no content, no prepare" in plan.problems[0]
     assert "no scaled, no stacked, no regions" in plan.problems[0]
     assert "no write," not in plan.problems[0]
 

@@ -109,6 +109,12 @@ class Checkpoint(ABC):
             self._stamp.check()
         return self._read(key, box)
 
+    def read_all(self, keys: Iterable[str]) -> list[Tensor]:
+        """Several whole tensors: so many small ones that their file need be looked at only once."""
+        if self._stamp is not None:
+            self._stamp.check()
+        return [self._read(key, None) for key in keys]
+
     def is_current(self, keys: Iterable[str] | None = None) -> bool:
         """Whether its files are still the same; of several only those are looked at that hold ``keys``, if given."""
         del keys
@@ -127,7 +133,7 @@ class Checkpoint(ABC):
         return f"<{type(self).__name__} {self.name}: {len(self)} tensors>"
 
     def _check_key(self, key: str) -> None:
-        if key not in self:
+        if key not in self._entries:
             raise CheckpointError(f"{self.name}: holds no {key!r}{did_you_mean(key, self.keys())}")
 
 
