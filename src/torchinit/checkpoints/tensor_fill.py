@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias, final
 import torch
 from torch import Tensor, nn
 
+from torchinit._frozen import quickly_made
 from torchinit._text import masked
 from torchinit.checkpoints.adapters import Adapter, ReadPlan
 from torchinit.checkpoints.formats import Checkpoint
@@ -35,6 +36,7 @@ _MANY: Final = 1 << 9
 
 
 @final
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class Loaded(Fill):
     """The values that a checkpoint has under ``keys``, through an ``adapter`` if there is one.

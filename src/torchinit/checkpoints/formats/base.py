@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import torchinit._limits as limits
+from torchinit._frozen import quickly_made
 from torchinit._text import did_you_mean
 from torchinit.checkpoints.hub.cache import stamp_of
 from torchinit.errors import CheckpointError
@@ -20,6 +21,7 @@ from torchinit.model.shards import Box
 from torchinit.serialization.json import FrozenDict
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class Info:
     """Shape and dtype of a tensor that was not read yet.
@@ -96,7 +98,8 @@ class Checkpoint(ABC):
 
     def info(self, key: str) -> Info:
         """Shape and dtype of a tensor; raises CheckpointError where there is none, or one of an odd kind."""
-        self._check_key(key)
+        if key not in self._entries:
+            self._check_key(key)
         return self._info(key)
 
     def read(self, key: str, box: Box | None = None) -> Tensor:
