@@ -57,7 +57,9 @@ def misfit(site: Site, infos: Sequence[Info], key: str, adapter: Adapter | None)
     """The reason for which tensors cannot become those of a site, by their kinds and shapes; None if they can."""
     if site.state not in ("ready", "integer") or site.missing:
         return Mismatch(site.name, site.why)
-    multiplies = adapter is not None and any(isinstance(step, Dequantize) for step in getattr(adapter, "steps", (adapter,)))
+    multiplies = adapter is not None and any(
+        isinstance(step, Dequantize) for step in getattr(adapter, "steps", (adapter,))
+    )
     for info in infos:
         made = torch.float32 if multiplies and is_dequantizable(info.dtype) else info.dtype
         if made == site.dtype:

@@ -102,7 +102,7 @@ class Fill(ShortStr, ABC):
 
     @classmethod
     def prepare_all(cls, pairs: Sequence[tuple[Any, Shard]]) -> list[str]:
-        """Prepare many fills of this class, each with its shard: for each the reason why it cannot be written, or ""."""
+        """Prepare many fills of this class: for each the reason why it cannot be written, empty if it can."""
         if cls.prepare is Fill.prepare:
             return [""] * len(pairs)
         return [why_not(fill.prepare, shard) for fill, shard in pairs]

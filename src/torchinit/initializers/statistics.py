@@ -235,9 +235,7 @@ def magnitudes(tensors: Sequence[Tensor]) -> list[float]:
     simple = [values for values in tensors if is_simple(values) and values.numel()] if kernel else []
     found = kernel.sums(simple, torch.get_num_threads()) if kernel else []
     known = {id(values): sums for values, sums in zip(simple, found, strict=False)}
-    return [
-        max(-sums.low, sums.high) if (sums := known.get(id(values))) else magnitude(values) for values in tensors
-    ]
+    return [abs(max(-sums.low, sums.high)) if (sums := known.get(id(x))) else magnitude(x) for x in tensors]
 
 
 def transfer(values: Tensor, out: Tensor) -> None:
