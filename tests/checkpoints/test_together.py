@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +16,19 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.checkpoints.files import write
-from torchinit import CheckpointError, Constant, Name, Pretrained, Rule, RunError, initialize
+from torchinit import CheckpointError, Constant, Name, Pretrained, Rule, RunError, initialize, sites
 from torchinit.checkpoints import Loaded
 from torchinit.checkpoints import open as opening
 from torchinit.checkpoints.adapters import Transpose
 from torchinit.checkpoints.formats.detect import weights_in
 from torchinit.checkpoints.open import InMemory
 from torchinit.initializers.base import why_not
+from torchinit.initializers.load_report import LoadReport
+from torchinit.initializers.source import Resolution, SourceInitializer
 from torchinit.initializers.statistics import magnitude, magnitudes
-from torchinit.model import Shard
+from torchinit.model import Shard, Site
 from torchinit.noise import Keyed
-from torchinit.plans import Step
+from torchinit.plans import Step, make_plan
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.float8_e5m2)
 ODD = (0.0, -1.5, 7e4, -7e4, 1e39, math.inf, -math.inf, math.nan)
@@ -164,3 +168,49 @@ def test_small_tensors_through_an_adapter_and_as_they_are(tmp_path: Path) -> Non
     versions = [parameter._version for parameter in model.parameters()]
     initialize(model, whole(state, adapt={"0.weight": Transpose()}))
     assert all(now._version > before for now, before in zip(model.parameters(), versions, strict=True))
+
+
+@pytest.mark.parametrize("seed", [None, 0])
+@pytest.mark.parametrize("adapted", [0, 1])
+def test_the_later_of_two_loads_wins(adapted: int, seed: int | None) -> None:
+    states = [{"0.weight": torch.full((2, 2), value), "0.bias": torch.full((2,), value)} for value in (1.0, 2.0)]
+    adapts = [{"**.weight": Transpose()} if at == adapted else {} for at in range(2)]
+    rules = [
+        Rule(Name("**"), Pretrained(state, adapt=adapt, lock=False))
+        for state, adapt in zip(states, adapts, strict=True)
+    ]
+    model = net(1, 2)
+    initialize(model, rules, seed=seed)
+    assert {value for tensor in model.parameters() for value in tensor.flatten().tolist()} == {2.0}
+
+
+def test_small_tensors_under_inference_mode() -> None:
+    model, state = net(), {name: torch.ones_like(tensor) for name, tensor in net().state_dict().items()}
+    with torch.inference_mode():
+        initialize(model, whole(state))
+    assert all(tensor.eq(1).all() for tensor in model.parameters())
+
+
+def test_a_plan_hashes_a_source_a_few_times_however_many_keys_it_has() -> None:
+    """A dict in memory is told by the identities of all its tensors, so each hash takes as long as it has keys."""
+    times = 0
+
+    class Source(str):
+        __slots__ = ()
+
+        def __hash__(self) -> int:
+            nonlocal times
+            times += 1
+            return super().__hash__()
+
+    @dataclass(frozen=True)
+    class Reading(SourceInitializer):
+        def resolve_all(self, pairs: Sequence[tuple[Site, Site]], known: Sequence[Site]) -> Resolution:
+            sizes = {view.name: view.numel for view, _ in pairs}
+            fills = {name: Constant(0.0) for name in sizes}
+            return Resolution(
+                fills, account=LoadReport("a source", loaded=tuple(sizes)), used={Source("a source"): sizes}
+            )
+
+    make_plan(sites(net(500)), [Rule(Name("**"), Reading())]).check()
+    assert 0 < times < 10

@@ -23,6 +23,7 @@ from torchinit.initializers.base import Fill, why_not
 from torchinit.initializers.statistics import magnitude, magnitudes, transfer
 from torchinit.model.shards import Box, Shard, replaced
 from torchinit.noise import Noise
+from torchinit.noise.engines.tasks import is_plain
 
 if TYPE_CHECKING:
     CheckpointSource: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | nn.Module | Checkpoint | InMemory
@@ -66,6 +67,7 @@ class Loaded(Fill):
     finite: bool = True
     lock: bool = True
     sha256: str | None = None
+    batched: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "source", InMemory.wrap(self.source))
@@ -80,8 +82,6 @@ class Loaded(Fill):
     def __str__(self) -> str:
         through = f" through {self.adapter}" if self.adapter else ""
         return f"{' + '.join(self.keys)} of {masked(str(self.source))}{through}"
-
-    batched: ClassVar[bool] = True
 
     @property
     def locked(self) -> bool:
@@ -133,7 +133,7 @@ class Loaded(Fill):
     def _is_small_copy(self, checkpoint: Checkpoint, shard: Shard) -> bool:
         """Whether the shard is a small tensor of the file as it is, but for the dtype: such are done many at a time."""
         out, shape = shard.local, shard.shape
-        if self.adapter or self.dtype or out.numel() > _SMALL or out.shape != shape or not out.is_cpu:
+        if self.adapter or self.dtype or out.numel() > _SMALL or out.shape != shape or not is_plain(out):
             return False
         info = checkpoint.info(self.keys[0])
         return info.dtype.is_floating_point and info.shape == shape and self.map_location == "cpu"

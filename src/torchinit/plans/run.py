@@ -174,18 +174,20 @@ def _batches(steps: Iterable[Step], shards: Mapping[str, Parts], noise: Noise) -
     """All steps in order: several that draw or are constant, several whose class is ``batched``, or any other one."""
     # A keyed draw depends on its name alone, so neighbours can be drawn by one call of the engine: a model has hundreds
     # of small tensors, and its constants need not wait for the draws between them. Torch's generator is moved by each
-    # draw, so there every step is written for itself. A batch ends at a step that does more, or that lies in the memory
-    # of others, so that all of these keep their order, and at _ELEMENTS.
+    # draw, so there every step is written for itself. A batch ends at a step that does more, that lies in the memory of
+    # others, or that writes over an earlier one, so that all of these keep their order, and at _ELEMENTS.
     batch: _Batch = []
-    elements, last = 0, None
+    elements, last, names = 0, None, set[str]()
     for step in steps:
         parts = shards[step.site.name]
         numel = _elements(parts)
         kind = _batched_as(step, noise)
-        if batch and (kind is None or kind is not last or elements + numel > _ELEMENTS):
+        is_next = kind is None or kind is not last or elements + numel > _ELEMENTS or step.site.name in names
+        if batch and is_next:
             yield batch
-            batch, elements = [], 0
+            batch, elements, names = [], 0, set()
         batch.append((step, parts, numel))
+        names.add(step.site.name)
         elements, last = elements + numel, kind
     if batch:
         yield batch
