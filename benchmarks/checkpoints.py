@@ -47,6 +47,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "24 matrices, 384 MiB": lambda: net(24, 2048),
     "GPT-2 small, 148 tensors, 475 MiB": gpt2,
     "ResNet-50, 320 tensors, 98 MiB": resnet50,
+    "160 small layers, 320 tensors, 1.4 MiB": lambda: nn.Sequential(*(nn.Linear(48, 48) for _ in range(160))),
 }
 REPEATS = 11
 

@@ -60,9 +60,13 @@ def misfit(site: Site, infos: Sequence[Info], key: str, adapter: Adapter | None)
     """The reason for which tensors cannot become those of a site, by their kinds and shapes; None if they can."""
     if site.state not in ("ready", "integer") or site.missing:
         return Mismatch(site.name, site.why)
-    multiplies = any(isinstance(step, Dequantize) for step in getattr(adapter, "steps", (adapter,)))
+    multiplies = adapter is not None and any(
+        isinstance(step, Dequantize) for step in getattr(adapter, "steps", (adapter,))
+    )
     for info in infos:
         made = torch.float32 if multiplies and is_dequantizable(info.dtype) else info.dtype
+        if made == site.dtype:
+            continue
         kinds = [kind_of(made), kind_of(site.dtype)]
         if len(set(kinds)) > 1 and kinds != ["truth values", "whole numbers"]:
             stored = f"{kinds[0]} ({dtype_name(info.dtype)})"

@@ -22,7 +22,7 @@ from torchinit.errors import CheckpointError
 
 _MOST: Final = 16
 _OPEN: Final[OrderedDict[tuple[str, str | None, str | None], tuple[Checkpoint, object]]] = OrderedDict()
-"""The checkpoints that were opened last, each with its pin."""
+"""The checkpoints that were opened last by source, each with the file and the pin that this stood for."""
 
 
 def open_checkpoint(
@@ -139,13 +139,15 @@ def open_cached(
     # copies them. Between the first two a file may change, so it is looked at again. The last has again=False: it must
     # copy the very bytes that were checked, which stay mapped even where another file has taken the name since.
     sha256 = sha256.lower() if sha256 else None
+    entry = str(source), part, sha256
+    checkpoint, meant = _OPEN.get(entry, (None, None))
+    if checkpoint is not None and not again:
+        return checkpoint
     try:
         name, notes = weights_in(str(source))
-        entry = name, part, sha256
-        checkpoint, pin = _OPEN.get(entry, (None, None))
-        if checkpoint is None or (again and not (checkpoint.is_current(keys) and _pinned(name, sha256) == pin)):
+        if checkpoint is None or not checkpoint.is_current(keys) or (name, _pinned(name, sha256)) != meant:
             checkpoint = _open(name, part, sha256, notes)
-            _OPEN[entry] = checkpoint, _pinned(name, sha256)
+            _OPEN[entry] = checkpoint, (name, _pinned(name, sha256))
             while len(_OPEN) > _MOST:
                 _OPEN.popitem(last=False)
         _OPEN.move_to_end(entry)

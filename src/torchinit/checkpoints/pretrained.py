@@ -178,6 +178,7 @@ class _Search:
         self.lists: dict[str, list[Any]] = defaultdict(list)
         """The lists of the report, by the names of its fields."""
         self.doubts: dict[str, list[str]] = {}
+        self.options = {name: getattr(rule, name) for name in _PASSED_ON}
         self.transposes = False
         self.remedies: dict[str, None] = {}
         self.offers: Counter[str] = Counter()
@@ -201,7 +202,7 @@ class _Search:
         key, adapter = "", None
         own = tuple(key_of[view.name] for view in views if view.name in key_of)
         try:
-            for view in views:
+            for view in views if self.rule.adapt else ():
                 if found := last_match(self.rule.adapt, view.name):
                     key, adapter = view.name, found.bound(view.name, self._dtype, self.companions.dtype_of)
                 if adapter:
@@ -224,9 +225,9 @@ class _Search:
         self.transposes |= transposed or (mismatch is not None and infos[0].shape == site.shape[::-1])
         if mismatch is None:
             self._note_found(site, keys, infos, adapter)
-            self.used.update(key for view in views for key in self._wanted(view.name, adapter))
-            like, options = () if adapter else own[1:], {name: getattr(self.rule, name) for name in _PASSED_ON}
-            return Loaded(self.rule.checkpoint, keys, key, adapter, like, **options)
+            if adapter:
+                self.used.update(key for view in views for key in self._wanted(view.name, adapter))
+            return Loaded(self.rule.checkpoint, keys, key, adapter, () if adapter else own[1:], **self.options)
         if mismatch.reason == "shape" and last_match(self.globs["on_shape"], site.name) == "skip":
             self.lists["declined"].append((site.name, mismatch.why))
             return None
@@ -262,11 +263,10 @@ class _Search:
         self.lacking.setdefault(str(adapter), f"{name} {lacks}")
         return ()
 
-    def _wanted(self, name: str, adapter: Adapter | None) -> Iterator[str]:
+    def _wanted(self, name: str, adapter: Adapter) -> Iterator[str]:
         """The keys of which an adapter would make a site by this one of its names."""
         with suppress(ValueError):
-            wanted = adapter.wants(name) if adapter else ()
-            yield from (self.names.key_of[key] for key in wanted if key in self.names.key_of)
+            yield from (self.names.key_of[key] for key in adapter.wants(name) if key in self.names.key_of)
 
     def _dtype(self, name: str) -> torch.dtype | None:
         """The dtype of the tensor that is called so in the model; None where the file has none."""
@@ -293,9 +293,9 @@ class _Search:
         for doubt in self.companions.doubts(keys, infos, site.dtype):
             self.doubts.setdefault(doubt, []).append(site.name)
         rounded = (self.rule.dtype,) if self.rule.dtype else ()
-        cast = Cast(site.name, (infos[0].dtype, *rounded, site.dtype))
-        if len(set(cast.dtypes)) > 1:
-            self.lists["casts"].append(cast)
+        dtypes = infos[0].dtype, *rounded, site.dtype
+        if len({*dtypes}) > 1:
+            self.lists["casts"].append(Cast(site.name, dtypes))
 
     def _note_missing(self, views: list[Site], key: str, adapter: Adapter | None) -> None:
         site, names = views[0], adapter.wants(key) if adapter else [view.name for view in views]

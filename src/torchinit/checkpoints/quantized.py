@@ -187,7 +187,7 @@ class Companions:
 
     def doubts(self, keys: Sequence[str], infos: Sequence[Info], dtype: torch.dtype) -> Iterator[str]:
         """Doubts about values of ``dtype`` that are taken from these keys, which may be right all the same."""
-        near = (other for key in keys for other in self._near(key))
+        near = (other for key in keys for other in self._near(key)) if self._by_base else ()
         scales = {other.key for other in near if other.is_factor}
         if not scales and dtype.itemsize > 1 and any(is_float8(info.dtype) for info in infos):
             yield UNSCALED

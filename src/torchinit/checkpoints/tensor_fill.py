@@ -4,31 +4,40 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, TypeAlias, final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias, final
 
 import torch
 from torch import Tensor, nn
 
+from torchinit._frozen import quickly_made
 from torchinit._text import masked
 from torchinit.checkpoints.adapters import Adapter, ReadPlan
 from torchinit.checkpoints.formats import Checkpoint
 from torchinit.checkpoints.open import InMemory, open_cached
 from torchinit.errors import CheckpointError
-from torchinit.initializers.elementwise import Fill
-from torchinit.initializers.statistics import magnitude, transfer
+from torchinit.initializers.base import Fill, why_not
+from torchinit.initializers.statistics import magnitude, magnitudes, transfer
 from torchinit.model.shards import Box, Shard, replaced
 from torchinit.noise import Noise
+from torchinit.noise.engines.tasks import is_plain
 
 if TYPE_CHECKING:
     CheckpointSource: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | nn.Module | Checkpoint | InMemory
 else:
     CheckpointSource = str | InMemory  # what any of these becomes, and what plain data can hold of it
 
+_SMALL: Final = 1 << 13
+"""Of no more elements than this a tensor takes longer to ask for than to read."""
+_MANY: Final = 1 << 9
+"""So many small tensors are read after one look at their file: few enough that nothing happens to it meanwhile."""
+
 
 @final
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class Loaded(Fill):
     """The values that a checkpoint has under ``keys``, through an ``adapter`` if there is one.
@@ -58,6 +67,7 @@ class Loaded(Fill):
     finite: bool = True
     lock: bool = True
     sha256: str | None = None
+    batched: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "source", InMemory.wrap(self.source))
@@ -95,9 +105,43 @@ class Loaded(Fill):
 
     def prepare(self, shard: Shard) -> None:
         """Raise CheckpointError for values that are not finite, or do not fit into the shard's dtype."""
+        self._look_through(self._checkpoint(), shard)
+
+    @classmethod
+    def prepare_all(cls, pairs: Sequence[tuple[Loaded, Shard]]) -> list[str]:
+        of_file: dict[object, list[int]] = defaultdict(list)
+        for at, (fill, _) in enumerate(pairs):
+            of_file[fill.source, fill.part, fill.sha256].append(at)
+        reasons: dict[int, str] = {}
+        for numbers in of_file.values():
+            found = _prepare_file([pairs[at] for at in numbers])
+            reasons |= zip(numbers, found, strict=True)
+        return [reasons[at] for at in range(len(pairs))]
+
+    @classmethod
+    def write_all(cls, pairs: Sequence[tuple[Loaded, Shard]], noise: Noise) -> None:
+        small: dict[Checkpoint, list[tuple[str, Tensor]]] = defaultdict(list)
+        for fill, shard in pairs:
+            checkpoint = fill._checkpoint(again=False)
+            if fill._is_small_copy(checkpoint, shard):
+                small[checkpoint].append((fill.keys[0], shard.local))
+            else:
+                fill.write(shard, noise)
+        for checkpoint, copies in small.items():
+            torch._foreach_copy_([out for _, out in copies], checkpoint.read_all([key for key, _ in copies]))
+
+    def _is_small_copy(self, checkpoint: Checkpoint, shard: Shard) -> bool:
+        """Whether the shard is a small tensor of the file as it is, but for the dtype: such are done many at a time."""
+        out, shape = shard.local, shard.shape
+        if self.adapter or self.dtype or out.numel() > _SMALL or out.shape != shape or not is_plain(out):
+            return False
+        info = checkpoint.info(self.keys[0])
+        return info.dtype.is_floating_point and info.shape == shape and self.map_location == "cpu"
+
+    def _look_through(self, checkpoint: Checkpoint, shard: Shard) -> None:
         # A pass over the values before the one that copies them, so that NaN in the last tensor of the last rank is
         # found before anything is written. The copy pays for it: it goes past the caches.
-        checkpoint, target = self._checkpoint(), shard.local.dtype
+        target = shard.local.dtype
         plan = self._read_plan(checkpoint, shard)
         for key, box in zip(self.keys, plan.boxes, strict=True):
             dtype = checkpoint.info(key).dtype
@@ -136,16 +180,49 @@ class Loaded(Fill):
 
     def _check_range(self, key: str, values: Tensor, target: torch.dtype) -> None:
         if values.is_floating_point() or values.is_complex():
-            largest, endless = magnitude(values) if values.numel() else 0.0, float("inf")
-            if self.finite and not largest < endless:
-                remedy = "finite = false loads it all the same"
-                raise CheckpointError(f"{key} holds NaN or infinity in {self.source}; {remedy}")
-            if min(_most(target), _most(self.dtype or values.dtype)) < largest < endless:
-                raise CheckpointError(f"{key} goes up to {largest:.6g}, beyond the largest number of {target}")
+            self._check_largest(key, magnitude(values), values.dtype, target)
         elif values.numel() and target not in (values.dtype, torch.bool) and not target.is_floating_point:
             low, high = map(int, torch.aminmax(values))
             if low < torch.iinfo(target).min or high > torch.iinfo(target).max:
                 raise CheckpointError(f"{key} holds whole numbers from {low} to {high}, which {target} cannot")
+
+    def _check_largest(self, key: str, largest: float, dtype: torch.dtype, target: torch.dtype) -> None:
+        if self.finite and not largest < math.inf:
+            remedy = "finite = false loads it all the same"
+            raise CheckpointError(f"{key} holds NaN or infinity in {self.source}; {remedy}")
+        if min(_most(target), _most(self.dtype or dtype)) < largest < math.inf:
+            raise CheckpointError(f"{key} goes up to {largest:.6g}, beyond the largest number of {target}")
+
+
+def _prepare_file(pairs: Sequence[tuple[Loaded, Shard]]) -> list[str]:
+    """The reasons why fills from one file cannot be written; it is opened once, and small tensors are read together."""
+    first, keys = pairs[0][0], [key for fill, _ in pairs for key in (*fill.keys, *fill.like)]
+    try:
+        checkpoint = open_cached(first.source, part=first.part, sha256=first.sha256, keys=keys)
+    except CheckpointError as error:
+        return [str(error)] * len(pairs)
+    reasons = [""] * len(pairs)
+    small = list[int]()
+    for at, (fill, shard) in enumerate(pairs):
+        try:
+            if not fill.like and fill._is_small_copy(checkpoint, shard):
+                small.append(at)
+            else:
+                fill._look_through(checkpoint, shard)
+        except (ValueError, CheckpointError) as error:
+            reasons[at] = str(error)
+    for begin in range(0, len(small), _MANY):
+        some = small[begin : begin + _MANY]
+        try:
+            read = checkpoint.read_all([pairs[at][0].keys[0] for at in some])
+        except CheckpointError:  # which of them it is shows one by one
+            for at in some:
+                reasons[at] = why_not(pairs[at][0]._look_through, checkpoint, pairs[at][1])
+            continue
+        for at, values, largest in zip(some, read, magnitudes(read), strict=True):
+            fill, shard = pairs[at]
+            reasons[at] = why_not(fill._check_largest, fill.keys[0], largest, values.dtype, shard.local.dtype)
+    return reasons
 
 
 def _samples(shape: tuple[int, ...]) -> Iterator[Box]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, groupby
-from typing import TYPE_CHECKING, Protocol, final, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from torchinit._text import ShortStr, dtype_name
+from torchinit.errors import CheckpointError
 from torchinit.initializers.moments import Moments, mixture, point
 from torchinit.model.shards import Box, Shard, replaced, without
 from torchinit.noise import DrawRequest, Noise
@@ -48,6 +49,15 @@ def fill_of(init: Initializer, site: Site) -> Fill | None:
     raise ValueError(
         f"{type(init).__name__} gives a {type(fill).__name__}, which is not a torchinit.initializers.Fill{lacks}"
     )
+
+
+def why_not(check: Callable[..., object], *arguments: object) -> str:
+    """The text of the ValueError or CheckpointError that a call raises; empty if it raises none."""
+    try:
+        check(*arguments)
+    except (ValueError, CheckpointError) as error:
+        return str(error)
+    return ""
 
 
 class Fill(ShortStr, ABC):
@@ -90,6 +100,13 @@ class Fill(ShortStr, ABC):
         """Look at what can be known only now; raises ValueError or CheckpointError, while nothing is written yet."""
         del shard
 
+    @classmethod
+    def prepare_all(cls, pairs: Sequence[tuple[Any, Shard]]) -> list[str]:
+        """Prepare many fills of this class: for each the reason why it cannot be written, empty if it can."""
+        if cls.prepare is Fill.prepare:
+            return [""] * len(pairs)
+        return [why_not(fill.prepare, shard) for fill, shard in pairs]
+
     @abstractmethod
     def write(self, shard: Shard, noise: Noise) -> None:
         """Write ``shard.local``. Only :func:`torchinit.plans.run.run` calls this."""
@@ -98,6 +115,15 @@ class Fill(ShortStr, ABC):
         """Write several parts of one tensor; a fill that must compute the whole does so once."""
         for part in parts:
             self.write(part, noise)
+
+    batched: ClassVar[bool] = False
+    """Whether fills of this class move no generator, and neighbours are written by one call of :meth:`write_all`."""
+
+    @classmethod
+    def write_all(cls, pairs: Sequence[tuple[Any, Shard]], noise: Noise) -> None:
+        """Write many fills of this class, each into its shard."""
+        for fill, shard in pairs:
+            fill.write(shard, noise)
 
     def job(self, shard: Shard) -> DrawRequest | None:
         """The one draw that writes the shard; None where :meth:`write` does something else as well."""

@@ -40,7 +40,9 @@ class Notes:
         """All notes of a step; ``view`` is the site as the module sees it whose rule wrote last."""
         # Objects by their identity: the steps of a plan hold them all, and share them where they are alike.
         site = step.site
-        shared = id(step.rule.init), id(step.fill), id(view.owner), id(site.owner), id(view.layout), id(site.layout)
+        # A fill whose class tells no moments has no notes of its own: a checkpoint has another one for each tensor.
+        fill: object = type(step.fill) if type(step.fill).moments is Fill.moments else id(step.fill)
+        shared = id(step.rule.init), fill, id(view.owner), id(site.owner), id(view.layout), id(site.layout)
         facts = site.shape, site.dtype, site.leaf, site.neutral, site.frozen, view.leaf, view.activation
         key = (*shared, *facts)
         if key not in self._known:

@@ -176,7 +176,8 @@ class _Planner:
         used: dict[Hashable, dict[str, int]] = defaultdict(dict)
         for resolution in self.loads:
             for source, sizes in resolution.used.items():
-                used[source] |= {key: max(size, used[source].get(key, 0)) for key, size in sizes.items()}
+                known = used[source]  # once: a dict in memory is told by all of its tensors, which takes long to hash
+                known |= {key: max(size, known.get(key, 0)) for key, size in sizes.items()}
         for resolution in self.loads:
             load, taken = resolution.account or LoadReport(""), dict[str, int]()
             for source in resolution.used:

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from torchinit._collector import collector_paused
 from torchinit._text import count, dtype_name
-from torchinit.errors import CheckpointError, RunError
+from torchinit.errors import RunError
 from torchinit.initializers.elementwise import Constant, Drawn, Fill, write_each
 from torchinit.initializers.moments import Moments
 from torchinit.initializers.source import is_verbatim
@@ -26,7 +26,7 @@ from torchinit.model.dtensor import behind, blank_shards, shards_of
 from torchinit.model.shards import Shard
 from torchinit.model.traversal import HeldTensor, walk_tensors
 from torchinit.model.valueless import refuse_fakes
-from torchinit.noise import DrawRequest, Noise
+from torchinit.noise import Noise
 from torchinit.noise.settings import plain_thread
 from torchinit.plans.plan import Plan, Step
 from torchinit.plans.report import Record, Report
@@ -206,45 +206,51 @@ def _write_all(
 
 
 def _batches(steps: Iterable[Step], shards: Mapping[str, Parts], noise: Noise) -> Iterator[_Batch]:
-    """All steps in order: several that draw or are constant, or one that does anything else."""
+    """All steps in order: several that draw or are constant, several whose class is ``batched``, or any other one."""
     # A keyed draw depends on its name alone, so neighbours can be drawn by one call of the engine: a model has hundreds
     # of small tensors, and its constants need not wait for the draws between them. Torch's generator is moved by each
-    # draw, so there every step is written for itself. A batch ends at a step that does more, or that lies in the memory
-    # of others, so that all of these keep their order, and at _ELEMENTS.
+    # draw, so there every step is written for itself. A batch ends at a step that does more, that lies in the memory of
+    # others, or that writes over an earlier one, so that all of these keep their order, and at _ELEMENTS.
     batch: _Batch = []
-    elements = 0
+    elements, last, names = 0, None, set[str]()
     for step in steps:
         parts = shards[step.site.name]
         numel = _elements(parts)
-        is_single = noise.is_stateful or bool(step.site.shares) or not isinstance(step.fill, (Constant, Drawn))
-        if batch and (is_single or elements + numel > _ELEMENTS):
+        kind = _batched_as(step, noise)
+        is_next = kind is None or kind is not last or elements + numel > _ELEMENTS or step.site.name in names
+        if batch and is_next:
             yield batch
-            batch, elements = [], 0
-        if is_single:
-            yield [(step, parts, numel)]
-        else:
-            batch.append((step, parts, numel))
-            elements += numel
+            batch, elements, names = [], 0, set()
+        batch.append((step, parts, numel))
+        names.add(step.site.name)
+        elements, last = elements + numel, kind
     if batch:
         yield batch
 
 
+def _batched_as(step: Step, noise: Noise) -> type[Fill] | None:
+    """What stands for the kind of steps that this one can be written with; None if for none."""
+    fill = step.fill
+    if step.site.shares:
+        return None
+    if isinstance(fill, (Constant, Drawn)):
+        return None if noise.is_stateful else Drawn
+    return type(fill) if fill.batched else None
+
+
 def _write_batch(batch: _Batch, noise: Noise) -> None:
     """Write several steps that keep out of each other's way, all their draws at once; or one."""
+    pairs = [(step.fill, part) for step, parts, _ in batch for part in parts]
+    if batch[0][0].fill.batched:
+        type(batch[0][0].fill).write_all(pairs, noise)
+        return
     if len(batch) == 1:
         ((step, parts, _),) = batch
         _write(step.fill, parts, noise)
         return
-    jobs: list[DrawRequest] = []
-    others: list[tuple[Fill, Shard]] = []
-    for step, parts, _ in batch:
-        for part in parts:
-            if job := step.fill.job(part):
-                jobs.append(job)
-            else:
-                others.append((step.fill, part))
-    noise.fill_many(jobs)  # it fails before it writes anything
-    write_each(others, noise)
+    jobs = [(fill.job(part), fill, part) for fill, part in pairs]
+    noise.fill_many([job for job, _, _ in jobs if job])  # it fails before it writes anything
+    write_each([(fill, part) for job, fill, part in jobs if not job], noise)
 
 
 def _elements(parts: Parts) -> int:
@@ -268,8 +274,16 @@ def _write(fill: Fill, parts: Parts, noise: Noise) -> None:
 
 
 def _check(steps: Iterable[Step], shards: Mapping[str, Parts], noise: Noise, agree: Agree | None) -> None:
+    steps = [*steps]
     reasons = {step.site.name: why for step in steps if (why := _obstacle(step, shards.get(step.site.name), noise))}
-    texts = [f"{name}: {why}" for name, why in reasons.items()]
+    by_class: dict[type[Fill], list[tuple[str, Fill, Shard]]] = defaultdict(list)
+    for step in steps:
+        if step.site.name not in reasons:
+            by_class[type(step.fill)] += [(step.site.name, step.fill, part) for part in shards[step.site.name]]
+    for kind, rows in by_class.items():
+        found = kind.prepare_all([(fill, part) for _, fill, part in rows])
+        reasons |= {name: why for (name, *_), why in zip(rows, found, strict=True) if why}
+    texts = [f"{step.site.name}: {why}" for step in steps if (why := reasons.pop(step.site.name, ""))]
     if texts := agree(texts) if agree else texts:
         raise RunError(f"{count(len(texts), 'site')} cannot be written; nothing was", texts)
 
@@ -291,10 +305,6 @@ def _obstacle(step: Step, parts: Parts | None, noise: Noise) -> str | None:
             return "only part of it is here, which needs a seed: give one"
         if drawn and part.spread:
             return "other ranks hold copies of it, which must not differ, and that needs a seed: give one"
-        try:
-            step.fill.prepare(part)
-        except (ValueError, CheckpointError) as error:
-            return str(error)
     return None
 
 

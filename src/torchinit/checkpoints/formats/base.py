@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import torchinit._limits as limits
+from torchinit._frozen import quickly_made
 from torchinit._text import did_you_mean
 from torchinit.checkpoints.hub.cache import stamp_of
 from torchinit.errors import CheckpointError
@@ -20,6 +21,7 @@ from torchinit.model.shards import Box
 from torchinit.serialization.json import FrozenDict
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class Info:
     """Shape and dtype of a tensor that was not read yet.
@@ -96,7 +98,8 @@ class Checkpoint(ABC):
 
     def info(self, key: str) -> Info:
         """Shape and dtype of a tensor; raises CheckpointError where there is none, or one of an odd kind."""
-        self._check_key(key)
+        if key not in self._entries:
+            self._check_key(key)
         return self._info(key)
 
     def read(self, key: str, box: Box | None = None) -> Tensor:
@@ -108,6 +111,12 @@ class Checkpoint(ABC):
         if self._stamp is not None:
             self._stamp.check()
         return self._read(key, box)
+
+    def read_all(self, keys: Iterable[str]) -> list[Tensor]:
+        """Several whole tensors: so many small ones that their file need be looked at only once."""
+        if self._stamp is not None:
+            self._stamp.check()
+        return [self._read(key, None) for key in keys]
 
     def is_current(self, keys: Iterable[str] | None = None) -> bool:
         """Whether its files are still the same; of several only those are looked at that hold ``keys``, if given."""
@@ -127,7 +136,7 @@ class Checkpoint(ABC):
         return f"<{type(self).__name__} {self.name}: {len(self)} tensors>"
 
     def _check_key(self, key: str) -> None:
-        if key not in self:
+        if key not in self._entries:
             raise CheckpointError(f"{self.name}: holds no {key!r}{did_you_mean(key, self.keys())}")
 
 

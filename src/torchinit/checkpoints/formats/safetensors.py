@@ -117,7 +117,7 @@ def _span(path: Path, key: str, entry: Any) -> tuple[int, int, Info | str]:
     if not isinstance(entry, dict) or {*entry} != {"dtype", "shape", "data_offsets"}:
         raise _bad(path, f"{key!r} needs dtype, shape and data_offsets")
     shape, offsets, name = entry["shape"], entry["data_offsets"], entry["dtype"]
-    lists = isinstance(shape, list) and isinstance(offsets, list)
+    lists = type(shape) is type(offsets) is list
     if not (lists and is_shape(shape) and len(offsets) == 2 and are_counts(offsets) and isinstance(name, str)):
         raise _bad(path, f"{key!r} has a shape, offsets or dtype of a wrong kind")
     begin, end = offsets

@@ -98,6 +98,8 @@ def _claimed(tensor: Tensor) -> int:
 
 def _oddity(tensor: Tensor) -> str:
     """The odd kind that a tensor is of; empty for a plain one."""
+    if type(tensor) is Tensor and tensor.is_cpu and tensor.layout == torch.strided and not tensor.is_quantized:
+        return "nested" if tensor.is_nested else ""
     if tensor.layout != torch.strided:
         return str(tensor.layout)
     kinds = {
