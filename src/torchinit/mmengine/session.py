@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchinit._frozen import changed
 from torchinit._text import abbreviate
 from torchinit.distributed.own_code import is_tried
 from torchinit.distributed.wholes import Exchange, WholeTensors, is_spread
@@ -23,7 +24,7 @@ from torchinit.initializers.variance_scaling import asks_for_neutral, asks_what_
 from torchinit.knowledge.following import with_activations
 from torchinit.knowledge.neutral import with_neutral
 from torchinit.mmengine.log import dump, log
-from torchinit.mmengine.provenance import Provenance
+from torchinit.mmengine.provenance import HeldAtEnd, Provenance
 from torchinit.mmengine.tree import ModuleIndex, Spot, explain_unused_layers
 from torchinit.model.shards import Shard
 from torchinit.model.sites import Site
@@ -90,6 +91,8 @@ class Session:
         An ``init_cfg`` that is given, and not the modules' own, may be for those that have memory.
         """
         refuse_fakes()
+        if not any(parameter.is_meta for parameter in self.provenance.marks):
+            return
         named = list(self.top.named_parameters())
         meta = [name for name, parameter in named if parameter.is_meta]
         is_all = len(meta) == len(named)
@@ -189,7 +192,7 @@ class Session:
                 " saved, and lost where its module computes it anew"
             )
         before = [text for key in holders for text in self.provenance.over(key)]
-        return replace(
+        return changed(
             record,
             name=f"{prefix}{record.name}",
             aliases=tuple(f"{prefix}{alias}" for alias in record.aliases),
@@ -248,28 +251,31 @@ class Session:
                 self.warned[text] = None
                 log(logging.WARNING, "%s", text)
 
-    def finish(self, unreached: Sequence[str], remedy: str = "init_weights(containers=True) does") -> None:
+    def finish(self, unreached: Sequence[str], remedy: str = "init_weights(containers=True) does") -> HeldAtEnd:
         """Log how each parameter was set, and warn of those that nobody set and of modules ``unreached``."""
+        held = self.provenance.held()
         self.warn(
             *(
                 f"init_weights of {type(self.top).__name__} does not reach {name}, which stands below a plain"
                 f" container; {remedy}"
                 for name in unreached
             ),
-            *self.provenance.findings(),
+            *self.provenance.findings(held),
         )
-        unstamp(self.top)
+        unstamp(tensor for _, tensor in (*held.parameters, *held.buffers))
         if self.host is None:
-            dump((name, p, self.provenance.info(p)) for name, p in self.top.named_parameters())
-            return
+            dump((name, p, self.provenance.info(p)) for name, p in held.parameters)
+            return held
         # MMEngine finds out who wrote by the mean, which is entered with it.
         for parameter, text in self.provenance.written():
             if parameter in self.host:
                 self.host[parameter].update(init_info=text, tmp_mean_value=parameter.data.mean().cpu())
+        return held
 
-    def report(self, *, stats: bool = False) -> Report:
-        """Return what happened, a record a parameter."""
-        report = self.provenance.report(stats=stats, unused=tuple(self.warned), noise=str(self.noise))
+    def report(self, held: HeldAtEnd | None = None, *, stats: bool = False) -> Report:
+        """Return what happened, a record a parameter; ``held`` is what :meth:`finish` has found just before."""
+        held = held or self.provenance.held()
+        report = self.provenance.report(held, stats=stats, unused=tuple(self.warned), noise=str(self.noise))
         return replace(report, loads=tuple(self.loads))
 
 
@@ -315,8 +321,10 @@ class _SeededForeignCode(_ForeignCode, Seeded):
 
 def _site(group: list[Spot], prefix: str) -> Site:
     """The site of the spots of one tensor, under names that begin at the module."""
-    first, *others = (replace(spot.site, name=spot.site.name.removeprefix(prefix), aliases=()) for spot in group)
-    return replace(first, aliases=tuple(others)) if others else first
+    views = [spot.site for spot in group]
+    if prefix:
+        views = [changed(view, name=view.name.removeprefix(prefix)) for view in views]
+    return changed(views[0], aliases=tuple(views[1:])) if len(views) > 1 else views[0]
 
 
 def current(module: nn.Module) -> Session | None:

@@ -116,13 +116,13 @@ def watching(*, within_modes: bool = False) -> Iterator[Remember]:
 
 def is_unfilled(tensor: Tensor) -> bool:
     """Whether the tensor was made without values, and has not been written since."""
-    known = _KNOWN.get(tensor) if _KNOWN else None
+    known = _KNOWN.get(tensor) if _KNOWN.data else None  # whose length takes longer
     return known is not None and known.snapshot == snapshot(tensor)
 
 
-def unstamp(module: nn.Module) -> None:
+def unstamp(tensors: Iterable[Tensor]) -> None:
     """Give memory that has not been filled its own first bytes back."""
-    left = [tensor for tensor in chain(module.parameters(), module.buffers()) if is_unfilled(tensor)]
+    left = [tensor for tensor in tensors if is_unfilled(tensor)]
     for tensor in left:
         memory = memory_of(tensor)
         if memory is not None:
