@@ -197,11 +197,11 @@ def _initialize(module: BaseModule, session: Session) -> None:
     pretrained = [entry for entry in entries if _is_pretrained(entry)]
     if entries:
         log(logging.DEBUG, "initialize %s with init_cfg %s", name, module.init_cfg)
-        carry_out(module, [entry for entry in entries if not _is_pretrained(entry)], session)
+        carry_out(module, [entry for entry in entries if not _is_pretrained(entry)], session, records=False)
     for child in _children(module, session.containers):
         initialize_child(child, session)
     if pretrained:
-        carry_out(module, pretrained, session)
+        carry_out(module, pretrained, session, records=False)
     module._is_init = True
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from torchinit._frozen import quickly_made
 from torchinit._text import abbreviate, count, dtype_name
 from torchinit.initializers.elementwise import Fill
 from torchinit.initializers.statistics import measure
@@ -18,9 +19,11 @@ from torchinit.model.dtensor import behind, local_part
 from torchinit.model.names import normalize, without_wrappers
 from torchinit.model.sites import find_site, sites
 from torchinit.plans.report import Record, Report
+from torchinit.plans.run import Texts
 from torchinit.tracing import holds_no_values
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class _LastWrite:
     """The last write to a tensor, and who wrote before; one by nobody stands for none."""
@@ -145,10 +148,9 @@ class Provenance:
                 " last"
             )
 
-    def report(
-        self, held: HeldAtEnd, *, stats: bool = False, unused: tuple[str, ...] = (), noise: str = ""
-    ) -> Report:
+    def report(self, held: HeldAtEnd, *, stats: bool = False, unused: tuple[str, ...] = (), noise: str = "") -> Report:
         """Return what happened, a record a parameter."""
+        texts = Texts()
         every = (*held.parameters, *(held.buffers if self._buffers else ()))
         named = [(without_wrappers(name), tensor) for name, tensor in every]
         left = [(name, tensor) for name, tensor in named if id(tensor) not in self._writes]
@@ -156,7 +158,7 @@ class Provenance:
         known = sites(self.top) if any(_is_odd(parameter) for _, parameter in parameters) else ()
         odd = {name: site for name, _ in parameters if (site := find_site(known, normalize(name)))}
         return Report(
-            tuple(self._record(name, tensor, stats) for name, tensor in named if id(tensor) in self._writes),
+            tuple(self._record(name, tensor, stats, texts) for name, tensor in named if id(tensor) in self._writes),
             tuple(name for name, _ in parameters if name not in odd or odd[name].lack or odd[name].numel),
             unused=unused,
             noise=noise,
@@ -165,7 +167,7 @@ class Provenance:
             unfilled=held.unfilled,
         )
 
-    def _record(self, name: str, tensor: Tensor, stats: bool) -> Record:
+    def _record(self, name: str, tensor: Tensor, stats: bool, texts: Texts) -> Record:
         write, shape, local = self._writes[id(tensor)], tuple(tensor.shape), local_part(behind(tensor))
         fill = write.fill
         foreseen = fill is not None and not tensor.is_complex() and (local.shape == shape or fill.elementwise)
@@ -173,9 +175,9 @@ class Provenance:
             name,
             shape,
             dtype_name(tensor.dtype),
-            fill="" if fill is None else str(fill),
+            fill="" if fill is None else texts.of(fill),
             rule=write.by.strip(),
-            expected=fill.moments(shape) if fill is not None and foreseen else None,
+            expected=texts.moments(fill, shape, tensor.dtype) if fill is not None and foreseen else None,
             measured=measure(local.detach()) if stats else None,
             over=write.over,
             bytes=local.numel() * local.element_size(),

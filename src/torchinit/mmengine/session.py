@@ -33,10 +33,11 @@ from torchinit.noise import Global, Keyed, Noise
 from torchinit.plans.plan import Plan, Step
 from torchinit.plans.planner import make_plan
 from torchinit.plans.report import Record, Report
-from torchinit.plans.run import Progress, observing_runs, run, run_observers, unobserved
+from torchinit.plans.run import Progress, Texts, observing_runs, run, run_observers, unobserved
 from torchinit.rules.rule import Rule
 from torchinit.tracing import Event, line_of_user
-from torchinit.tracing.recorder import Recorder
+from torchinit.tracing.locks import Snapshot
+from torchinit.tracing.recorder import Recorder, TracedTensor
 from torchinit.tracing.regions import storage_of
 from torchinit.tracing.seeded import Seeded
 from torchinit.tracing.source_lines import frame_of_user
@@ -134,12 +135,19 @@ class Session:
     # --- rules ---------------------------------------------------------------------------------------------
 
     def prepare(
-        self, module: nn.Module, rules: Sequence[Rule], *, through: bool = False, above: nn.Module | None = None
+        self,
+        module: nn.Module,
+        rules: Sequence[Rule],
+        *,
+        through: bool = False,
+        above: nn.Module | None = None,
+        records: bool = True,
     ) -> Callable[[], Report]:
         """Plan rules on a module and all below it, and return a function that carries the plan out.
 
         In rules names are counted from the module, in the report from the one ``above``. A tensor that its module
         computes is drawn and lost, as in MMEngine, unless ``through``: then what it is computed from gets the values.
+        Without ``records`` the report says nothing of the sites that were written.
         Raises PlanError with what is wrong, in a strict session also for a rule that matches nothing.
         """
         with unobserved(watched=bool(self._labels)):
@@ -155,42 +163,52 @@ class Session:
                 sites = with_neutral(module, sites)
             if any(asks_what_follows(rule.init) for rule in rules):
                 sites = with_activations(module, sites)
-            plan = make_plan(sites, rules, ties="last").check(strict=self.strict)
+            is_read = records or self.progress is not None or bool(run_observers())
+            plan = make_plan(sites, rules, ties="last", notes=is_read).check(strict=self.strict)
             texts = list(explain_unused_layers(index, module, rules))
             if self.strict and texts and not plan.steps:
                 raise PlanError(texts[0])
             self.warn(*texts)
-            return partial(self._carry_out, plan, by_name, prefix.removeprefix(above_prefix), index.keys)
+            above_all = prefix.removeprefix(above_prefix) if records else None
+            return partial(self._carry_out, plan, by_name, above_all, index.keys)
 
-    def _carry_out(self, plan: Plan, groups: Mapping[str, list[Spot]], prefix: str, saved: Collection[int]) -> Report:
+    def _carry_out(
+        self, plan: Plan, groups: Mapping[str, list[Spot]], prefix: str | None, saved: Collection[int]
+    ) -> Report:
         """Write what has been planned, and record it; ``groups`` are the tensors of each site."""
         self.loads += plan.loads
         self.warn(*(account.headline() for account in plan.loads if account.found < account.wanted))
         self.warn(*(f"{rule}: {hint}" for rule, hint in plan.unused))
         with unobserved(watched=bool(self._labels)):
             shards = {step.site.name: groups[step.site.name][0].shards for step in plan.steps}
-            report = run(plan, shards, self.noise, stats=self.stats, progress=self.progress)
+            records = prefix is not None
+            report = run(plan, shards, self.noise, stats=self.stats, records=records, progress=self.progress)
         if self._recorder is not None:  # writing computed weights may give those behind them other memory
             computed = [spot for group in groups.values() for spot in group if spot.computed]
             for key in {key for spot in computed for key in spot.holders} & self.provenance.known.keys():
                 self._recorder.index.follow(self.provenance.known[key])
-        pairs = zip(plan.steps, report.records, strict=True)
-        records = tuple(self._recorded(step, record, groups[step.site.name], prefix, saved) for step, record in pairs)
+        texts, recorded = Texts(), list[Record]()
+        for number, step in enumerate(plan.steps):
+            holders = self._claim(step, texts.of(step.rule), groups[step.site.name], saved)
+            if prefix is not None:
+                recorded.append(self._named(report.records[number], holders, prefix))
         skipped = tuple((f"{prefix}{name}", why) for name, why in report.skipped)
-        return replace(report, records=records, skipped=skipped)
+        return report if prefix is None else replace(report, records=tuple(recorded), skipped=skipped)
 
-    def _recorded(
-        self, step: Step, record: Record, group: Sequence[Spot], prefix: str, saved: Collection[int]
-    ) -> Record:
-        """Note who wrote a site, and say in its record what came before."""
-        holders = frozenset().union(*(spot.holders for spot in group))
+    def _claim(self, step: Step, rule: str, group: Sequence[Spot], saved: Collection[int]) -> frozenset[int]:
+        """Note who wrote a site, and return the tensors that hold it, by id."""
+        holders = group[0].holders if len(group) == 1 else frozenset().union(*(spot.holders for spot in group))
         for key in holders:
-            self.provenance.claim(key, record.rule, step.fill)
+            self.provenance.claim(key, rule, step.fill)
         if holders.isdisjoint(saved):
             self.warn(
                 f"{group[0].first} is neither a parameter nor a buffer: what {step.rule} draws for it is not"
                 " saved, and lost where its module computes it anew"
             )
+        return holders
+
+    def _named(self, record: Record, holders: frozenset[int], prefix: str) -> Record:
+        """The record under the names that the report has, with what came before."""
         before = [text for key in holders for text in self.provenance.over(key)]
         return changed(
             record,
@@ -289,8 +307,12 @@ class _ForeignCode(Recorder):
         recorder = _ForeignCode(session.top) if session.seed is None else _SeededForeignCode(session.top, session.seed)
         recorder._session = session
         recorder.observer.before_write = lambda _: None
+        recorder.observer.is_brief = session.seed is None
         recorder.begin(frame_of_user())
         return recorder
+
+    def _snapshots(self, site: TracedTensor) -> list[Snapshot]:
+        return []  # nobody looks for writes that were not seen
 
     def _on_write(self, event: Event) -> None:
         if event.operation == "data =" and storage_of(event.args[1]) in self._moved:

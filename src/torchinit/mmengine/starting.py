@@ -104,7 +104,7 @@ class OwnStart:
             if self.init_cfg is None:
                 held = _initialize_tree(self.model, session)
             else:
-                carry_out(self.model, self.init_cfg, session)
+                carry_out(self.model, self.init_cfg, session, records=False)
             return with_resets(session.report(held, stats=self.stats), blank, self.resets, stats=self.stats)
 
     def explain_left(self, one: ModuleTensor, tried: Sequence[str]) -> str:

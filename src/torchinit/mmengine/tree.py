@@ -18,7 +18,7 @@ from torchinit.model.dtensor import behind, blank_shards, shards_of
 from torchinit.model.parametrizations import Parametrized, parametrized
 from torchinit.model.shards import Shard
 from torchinit.model.sites import LayerClass, Site, group_sites, layer_class
-from torchinit.model.traversal import walk_modules, walk_tensors
+from torchinit.model.traversal import ModulePath, walk_modules, walk_tensors
 from torchinit.rules.rule import Rule
 from torchinit.rules.selectors import Layer, Leaf
 
@@ -71,14 +71,15 @@ class ModuleIndex:
         self.names: list[str] = []
         self._sizes: dict[int, int] = {}
         self._turns: dict[int, int] = {}
-        for place in walk_modules(top):
+        places = walk_modules(top)
+        for place in places:
             if place.turn == len(self.modules):  # else it is a child that its parent has under another name, too
                 self._turns.setdefault(id(place.module), place.turn)
                 below = {id(child) for child in place.module._modules.values() if child is not None}
                 self._sizes[id(place.module)] = 1 + sum(self._sizes[key] for key in below)
                 self.modules.append(place.module)
                 self.names.append(place.name)
-        self.spots: list[Spot] = sorted(self._spots(), key=lambda spot: spot.turn)
+        self.spots: list[Spot] = sorted(self._spots(places), key=lambda spot: spot.turn)
         self._spot_turns = [spot.turn for spot in self.spots]
         self.keys: dict[int, int] = {
             id(parameter): id(parameter)
@@ -88,8 +89,8 @@ class ModuleIndex:
         }
         self.keys |= {id(spot.tensor): spot.key for spot in self.spots if spot.computed is None}
 
-    def _spots(self) -> Iterator[Spot]:
-        for site, group in group_sites(walk_tensors(self.top)):
+    def _spots(self, places: Sequence[ModulePath]) -> Iterator[Spot]:
+        for site, group in group_sites(walk_tensors(self.top, places)):
             seen: set[tuple[int, str]] = set()
             for view, holder in zip(site.views, group, strict=True):
                 place = holder.place

@@ -141,11 +141,13 @@ _EXPERTS = {"gate_up_proj": 2, "up_proj": 1, "down_proj": 1}
 
 def _of_experts(module: nn.Module, leaf: str) -> Slot | None:
     """The layout of experts in one tensor: dimension 0 counts them, and the way up and the way down tell the others."""
+    if leaf not in _EXPERTS:
+        return None
     # Neither tells its axes alone, since any two sizes may be equal: down leads from one part of up's outputs back to
     # up's inputs. Where there is but one part and both readings fit, the module has to say which it is.
     name = next((name for name in _EXPERTS if isinstance(getattr(module, name, None), Tensor)), "down_proj")
     up, down = getattr(module, name, None), getattr(module, "down_proj", None)
-    if leaf not in _EXPERTS or not (isinstance(up, Tensor) and isinstance(down, Tensor)):
+    if not (isinstance(up, Tensor) and isinstance(down, Tensor)):
         return None
     if not up.dim() == down.dim() == 3:
         return None
