@@ -36,7 +36,8 @@ class Net(BaseModule):
         self.layers = nn.ModuleDict({name: nn.Linear(6, 5) for name in FUNCTIONS})
         self.twice = nn.Linear(3, 3)
         self.part = nn.Linear(3, 3)
-        self.part.weight = nn.Parameter(self.layers["normal"].weight.detach().view(-1)[:9].view(3, 3))
+        lent: Any = self.layers["normal"].weight
+        self.part.weight = nn.Parameter(lent.detach().view(-1)[:9].view(3, 3))
 
     def init_weights(self) -> None:  # type: ignore[override]
         super().init_weights()
@@ -94,7 +95,7 @@ class _Operations(TorchDispatchMode):
 
 class _Functions(TorchFunctionMode):
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.names: list[str] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

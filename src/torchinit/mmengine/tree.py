@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from torchinit._collector import collector_paused
 from torchinit._frozen import changed, quickly_made
 from torchinit._text import count, did_you_mean
 from torchinit.mmengine.biases import LEAVES
@@ -65,6 +66,7 @@ class ModuleIndex:
     A shared module has a turn for each of its parents. What lies below a module is a range of turns.
     """
 
+    @collector_paused()
     def __init__(self, top: nn.Module) -> None:
         self.top = top
         self.modules: list[nn.Module] = []
