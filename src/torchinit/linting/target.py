@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import takewhile
+from itertools import chain, takewhile
 from typing import Any
 
 import torch
@@ -257,7 +257,7 @@ class ConstructionRecorder(Recorder):
         All its sites count as added, since values may have been made before they were put into a module.
         """
         self._remember(model)
-        unstamp(model)
+        unstamp(chain(model.parameters(), model.buffers()))
         groups = group_sites(walk_tensors(model))
         sites = [site for site, _ in groups]
         names = {

@@ -172,9 +172,8 @@ def _in_session(module: BaseModule, work: Callable[[Session], Any], options: Map
         result = work(session)
         if not outermost:
             return result
-        if not quiet:
-            session.finish([] if containers else unreached(module))
-        return session.report(stats=options.get("stats", False)) if result is None else result
+        held = None if quiet else session.finish([] if containers else unreached(module))
+        return session.report(held, stats=options.get("stats", False)) if result is None else result
 
 
 # --- the chain of init_weights -----------------------------------------------------------------------------
@@ -198,11 +197,11 @@ def _initialize(module: BaseModule, session: Session) -> None:
     pretrained = [entry for entry in entries if _is_pretrained(entry)]
     if entries:
         log(logging.DEBUG, "initialize %s with init_cfg %s", name, module.init_cfg)
-        carry_out(module, [entry for entry in entries if not _is_pretrained(entry)], session)
+        carry_out(module, [entry for entry in entries if not _is_pretrained(entry)], session, records=False)
     for child in _children(module, session.containers):
         initialize_child(child, session)
     if pretrained:
-        carry_out(module, pretrained, session)
+        carry_out(module, pretrained, session, records=False)
     module._is_init = True
 
 
@@ -223,7 +222,10 @@ def _children(module: nn.Module, containers: bool) -> Iterator[nn.Module]:
 
 def unwrapped(module: nn.Module) -> nn.Module:
     """Return what a wrapper wraps, unless it has an ``init_weights`` of its own."""
-    wraps_another = is_model_wrapper(module) and not hasattr(module, "init_weights")
+    cls: Any = type(module)
+    # To ask a layer for what it lacks, or the registries for its class, takes long.
+    may_wrap = "module" in module._modules or hasattr(cls, "module") or cls.__getattr__ is not nn.Module.__getattr__
+    wraps_another = may_wrap and is_model_wrapper(module) and not hasattr(module, "init_weights")
     return cast("nn.Module", module.module) if wraps_another else module
 
 
@@ -243,6 +245,8 @@ def unreached(module: nn.Module, prefix: str = "", *, reached: bool = True) -> l
     """The base modules that the chain of ``init_weights`` does not come to, because of a plain container."""
     paths = []
     for name, child in module.named_children():
+        if not child._modules and not isinstance(child, BaseModule):
+            continue  # a layer, as most are
         inner = unwrapped(child)
         if isinstance(inner, BaseModule) and not reached and not inner.is_init and _has_something_to_do(inner):
             paths.append(f"{prefix}{name}")

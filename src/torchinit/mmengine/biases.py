@@ -60,7 +60,9 @@ def by_attribute(weight: Initializer, bias: Any) -> dict[str, Initializer]:
     """Return the initializers of the attributes that are written, in the order of the writes."""
     if _is_keep(bias):
         return {"weight": weight}
-    return {"weight": weight, "bias": bias if isinstance(bias, Initializer) else Constant(float(number("bias", bias)))}
+    # To ask whether it is an initializer, a protocol, takes longer than all the rest.
+    is_number = type(bias) in (int, float) or not isinstance(bias, Initializer)
+    return {"weight": weight, "bias": Constant(float(number("bias", bias))) if is_number else bias}
 
 
 def by_site(

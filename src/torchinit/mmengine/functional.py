@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
+import torch
 from torch import Tensor, nn
 
 from torchinit._text import did_you_mean
-from torchinit.initializers.elementwise import Constant, Initializer, Normal, TruncNormal, Uniform
+from torchinit.initializers.elementwise import Constant, Fill, Initializer, Normal, TruncNormal, Uniform
 from torchinit.initializers.variance_scaling import Kaiming, Xavier
 from torchinit.knowledge.gains import nonlinearities
 from torchinit.mmengine.biases import by_attribute, number
@@ -21,6 +22,7 @@ from torchinit.model.shards import Shard
 from torchinit.model.sites import Site
 from torchinit.noise import Global
 from torchinit.plans.run import write
+from torchinit.tracing.telling import write_as
 
 NOISE = Global(truncation="inverse_cdf")
 """Torch's generator, drawn from as MMEngine draws."""
@@ -121,7 +123,24 @@ def _init(module: nn.Module, weight: Initializer, bias: Any) -> None:
         if isinstance(tensor, Tensor) and tensor.numel():
             fill = init.resolve(Site(leaf, tuple(tensor.shape), tensor.dtype))
             if fill is not None:
-                write(fill, Shard.whole(leaf, tensor), NOISE)
+                _write(fill, Shard.whole(leaf, tensor))
+
+
+_LAST: Final[dict[type, tuple[torch._ops.OpOverload, tuple[str, ...]]]] = {
+    Constant: (torch.ops.aten.fill_.Scalar, ("val",)),
+    Normal: (torch.ops.aten.normal_.default, ("mean", "std")),
+    Uniform: (torch.ops.aten.uniform_.default, ("a", "b")),
+    TruncNormal: (torch.ops.aten.clamp_.default, ("low", "high")),
+}
+"""The last operation that writing a fill consists of, and those of its numbers that are the arguments."""
+
+
+def _write(fill: Fill, shard: Shard) -> None:
+    if type(fill) not in _LAST or shard.local.dtype.itemsize == 1:  # which are drawn elsewhere, and copied
+        write(fill, shard, NOISE)
+        return
+    operation, names = _LAST[type(fill)]
+    write_as(partial(write, fill, shard, NOISE), operation, shard.local, *(getattr(fill, name) for name in names))
 
 
 # --- formulas: MMEngine's arguments, and the initializer of the core that they stand for -----------------------

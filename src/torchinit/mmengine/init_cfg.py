@@ -81,8 +81,11 @@ def initialize(
         return _joined(module, reports, session, session.report(stats=stats))
 
 
-def carry_out(module: nn.Module, init_cfg: Any, session: Session) -> list[Report]:
-    """Carry out an ``init_cfg`` within a session; the reports of its rules, which know nothing of other code."""
+def carry_out(module: nn.Module, init_cfg: Any, session: Session, *, records: bool = True) -> list[Report]:
+    """Carry out an ``init_cfg`` within a session; the reports of its rules, which know nothing of other code.
+
+    Those who do not read them spare their ``records``.
+    """
     if not isinstance(init_cfg, (dict, list)):
         raise InitCfgTypeError(f"init_cfg must be a dict or a list of dict, but got {type(init_cfg)}")
     entries = [init_cfg] if isinstance(init_cfg, dict) else init_cfg
@@ -91,7 +94,8 @@ def carry_out(module: nn.Module, init_cfg: Any, session: Session) -> list[Report
     waiting: list[Callable[[], Report]] = []
     for target, initializer, rules in calls:
         if rules:
-            waiting.append(session.prepare(target, rules, through=initializer.through, above=module))
+            how: dict[str, Any] = {"through": initializer.through, "above": module, "records": records}
+            waiting.append(session.prepare(target, rules, **how))
             continue
         # What it will do is not known before it is called.
         reports += [write() for write in waiting]

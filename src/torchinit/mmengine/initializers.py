@@ -108,7 +108,7 @@ class FormulaInit(BaseInit):
     def __call__(self, module: nn.Module) -> None:
         """Fill the module, and all below it, where the class is one of ``layer``."""
         session = current(module) or Session(module)
-        session.prepare(module, self.rules(type(self).__name__), through=self.through)()
+        session.prepare(module, self.rules(type(self).__name__), through=self.through, records=False)()
 
 
 class CoreInit(FormulaInit):

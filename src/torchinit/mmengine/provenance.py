@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping
-from dataclasses import dataclass, replace
-from typing import Any, Final, final
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from torchinit._frozen import quickly_made
 from torchinit._text import abbreviate, count, dtype_name
 from torchinit.initializers.elementwise import Fill
 from torchinit.initializers.statistics import measure
@@ -18,9 +19,11 @@ from torchinit.model.dtensor import behind, local_part
 from torchinit.model.names import normalize, without_wrappers
 from torchinit.model.sites import find_site, sites
 from torchinit.plans.report import Record, Report
+from torchinit.plans.run import Texts
 from torchinit.tracing import holds_no_values
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class _LastWrite:
     """The last write to a tensor, and who wrote before; one by nobody stands for none."""
@@ -34,6 +37,14 @@ class _LastWrite:
 
 
 _NONE: Final = _LastWrite()
+
+
+class HeldAtEnd(NamedTuple):
+    """The tensors of a tree once all is written, by name, and the names of those that hold no values of anybody."""
+
+    parameters: list[tuple[str, nn.Parameter]]
+    buffers: list[tuple[str, Tensor]]
+    unfilled: tuple[str, ...]
 
 
 class Provenance:
@@ -60,18 +71,21 @@ class Provenance:
 
     def claim(self, key: int, text: str, fill: Fill | None = None) -> None:
         """Note that a parameter has been written, by whom and with what; or, without a fill, by whom it was seen to."""
-        if key not in self.known:
-            return
-        last = self._writes.get(key, _NONE)
-        over = last.over if last.by in ("", text) else (*last.over, last.by.strip())
-        seen = replace(last if fill is None else _NONE, by=text, fill=fill, over=over, is_claimed=True)
-        self._writes[key] = seen
+        if key in self.known:
+            last = self._writes.get(key, _NONE)
+            line, operation = (last.line, last.operation) if fill is None else ("", "")
+            self._writes[key] = _LastWrite(text, fill, line, operation, self._before(last, text))
 
     def observed(self, key: int, text: str, line: str, operation: str) -> None:
         """Note that foreign code has written a parameter, which it may still give a text of its own."""
-        self.claim(key, text)
         if key in self.known:
-            self._writes[key] = replace(self._writes[key], line=line, operation=operation, is_claimed=False)
+            over = self._before(self._writes.get(key, _NONE), text)
+            self._writes[key] = _LastWrite(text, None, line, operation, over, is_claimed=False)
+
+    @staticmethod
+    def _before(last: _LastWrite, text: str) -> tuple[str, ...]:
+        """Who had written before a write of this text."""
+        return last.over if last.by in ("", text) else (*last.over, last.by.strip())
 
     def over(self, key: int) -> tuple[str, ...]:
         """Who has written a parameter before its last writer did."""
@@ -109,13 +123,23 @@ class Provenance:
         top = type(self.top).__name__
         return write.by if write else f"The value is the same before and after calling `init_weights` of {top} "
 
-    def findings(self) -> Iterator[str]:
+    def held(self) -> HeldAtEnd:
+        """Look over all that the tree holds by now."""
+        parameters, buffers = list(self.top.named_parameters()), list(self.top.named_buffers())
+        unfilled = [
+            name
+            for name, each in (*parameters, *buffers)
+            if holds_no_values(_memory_here(each), written=id(each) in self._writes)
+        ]
+        return HeldAtEnd(parameters, buffers, tuple(unfilled))
+
+    def findings(self, held: HeldAtEnd) -> Iterator[str]:
         """Yield what a user should hear of: memory that nobody filled, checkpoints that were written over."""
-        if left := self.unfilled():
+        if left := held.unfilled:
             them = "it holds whatever its" if len(left) == 1 else "they hold whatever their"
             yield f"nobody has written {abbreviate(left)}: {them} memory held before"
         # Code of the user's that writes after a checkpoint was loaded means to; a rule comes to it by its turn.
-        writes = {name: self._writes.get(id(parameter), _NONE) for name, parameter in self.top.named_parameters()}
+        writes = {name: self._writes.get(id(parameter), _NONE) for name, parameter in held.parameters}
         by_rules = {name: write.over for name, write in writes.items() if write.fill is not None}
         if undone := [name for name, over in by_rules.items() if any(": load from " in text for text in over)]:
             yield (
@@ -124,32 +148,26 @@ class Provenance:
                 " last"
             )
 
-    def unfilled(self) -> tuple[str, ...]:
-        """The parameters and buffers that hold no values of anybody."""
-        named = (*self.top.named_parameters(), *self.top.named_buffers())
-        here = {name: local_part(behind(each)) if behind(each) is not each else each for name, each in named}
-        written = {name for name, each in named if id(each) in self._writes}
-        return tuple(name for name, each in here.items() if holds_no_values(each, written=name in written))
-
-    def report(self, *, stats: bool = False, unused: tuple[str, ...] = (), noise: str = "") -> Report:
+    def report(self, held: HeldAtEnd, *, stats: bool = False, unused: tuple[str, ...] = (), noise: str = "") -> Report:
         """Return what happened, a record a parameter."""
-        held = (*self.top.named_parameters(), *(self.top.named_buffers() if self._buffers else ()))
-        named = [(without_wrappers(name), tensor) for name, tensor in held]
+        texts = Texts()
+        every = (*held.parameters, *(held.buffers if self._buffers else ()))
+        named = [(without_wrappers(name), tensor) for name, tensor in every]
         left = [(name, tensor) for name, tensor in named if id(tensor) not in self._writes]
         parameters = [(name, tensor) for name, tensor in left if isinstance(tensor, nn.Parameter)]
         known = sites(self.top) if any(_is_odd(parameter) for _, parameter in parameters) else ()
         odd = {name: site for name, _ in parameters if (site := find_site(known, normalize(name)))}
         return Report(
-            tuple(self._record(name, tensor, stats) for name, tensor in named if id(tensor) in self._writes),
+            tuple(self._record(name, tensor, stats, texts) for name, tensor in named if id(tensor) in self._writes),
             tuple(name for name, _ in parameters if name not in odd or odd[name].lack or odd[name].numel),
             unused=unused,
             noise=noise,
             buffers=tuple(name for name, tensor in left if not isinstance(tensor, nn.Parameter)),
             lacking=tuple((name, site.lack) for name, site in odd.items() if site.lack),
-            unfilled=self.unfilled(),
+            unfilled=held.unfilled,
         )
 
-    def _record(self, name: str, tensor: Tensor, stats: bool) -> Record:
+    def _record(self, name: str, tensor: Tensor, stats: bool, texts: Texts) -> Record:
         write, shape, local = self._writes[id(tensor)], tuple(tensor.shape), local_part(behind(tensor))
         fill = write.fill
         foreseen = fill is not None and not tensor.is_complex() and (local.shape == shape or fill.elementwise)
@@ -157,15 +175,21 @@ class Provenance:
             name,
             shape,
             dtype_name(tensor.dtype),
-            fill="" if fill is None else str(fill),
+            fill="" if fill is None else texts.of(fill),
             rule=write.by.strip(),
-            expected=fill.moments(shape) if fill is not None and foreseen else None,
+            expected=texts.moments(fill, shape, tensor.dtype) if fill is not None and foreseen else None,
             measured=measure(local.detach()) if stats else None,
             over=write.over,
             bytes=local.numel() * local.element_size(),
             line=write.line,
             operation=write.operation,
         )
+
+
+def _memory_here(tensor: Tensor) -> Tensor:
+    """The part of a tensor that is on this process, itself if it is a plain one."""
+    plain = behind(tensor)
+    return tensor if plain is tensor else local_part(plain)
 
 
 def _is_odd(parameter: nn.Parameter) -> bool:

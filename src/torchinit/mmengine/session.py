@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchinit._frozen import changed
 from torchinit._text import abbreviate
 from torchinit.distributed.own_code import is_tried
 from torchinit.distributed.wholes import Exchange, WholeTensors, is_spread
@@ -23,7 +24,7 @@ from torchinit.initializers.variance_scaling import asks_for_neutral, asks_what_
 from torchinit.knowledge.following import with_activations
 from torchinit.knowledge.neutral import with_neutral
 from torchinit.mmengine.log import dump, log
-from torchinit.mmengine.provenance import Provenance
+from torchinit.mmengine.provenance import HeldAtEnd, Provenance
 from torchinit.mmengine.tree import ModuleIndex, Spot, explain_unused_layers
 from torchinit.model.shards import Shard
 from torchinit.model.sites import Site
@@ -32,10 +33,11 @@ from torchinit.noise import Global, Keyed, Noise
 from torchinit.plans.plan import Plan, Step
 from torchinit.plans.planner import make_plan
 from torchinit.plans.report import Record, Report
-from torchinit.plans.run import Progress, noise_in_use, observing_runs, run, run_observers, unobserved
+from torchinit.plans.run import Progress, Texts, noise_in_use, observing_runs, run, run_observers, unobserved
 from torchinit.rules.rule import Rule
 from torchinit.tracing import Event, line_of_user
-from torchinit.tracing.recorder import Recorder
+from torchinit.tracing.locks import Snapshot
+from torchinit.tracing.recorder import Recorder, TracedTensor
 from torchinit.tracing.regions import storage_of
 from torchinit.tracing.seeded import Seeded, working_on
 from torchinit.tracing.source_lines import frame_of_user
@@ -90,6 +92,8 @@ class Session:
         An ``init_cfg`` that is given, and not the modules' own, may be for those that have memory.
         """
         refuse_fakes()
+        if not any(parameter.is_meta for parameter in self.provenance.marks):
+            return
         named = list(self.top.named_parameters())
         meta = [name for name, parameter in named if parameter.is_meta]
         is_all = len(meta) == len(named)
@@ -131,12 +135,19 @@ class Session:
     # --- rules ---------------------------------------------------------------------------------------------
 
     def prepare(
-        self, module: nn.Module, rules: Sequence[Rule], *, through: bool = False, above: nn.Module | None = None
+        self,
+        module: nn.Module,
+        rules: Sequence[Rule],
+        *,
+        through: bool = False,
+        above: nn.Module | None = None,
+        records: bool = True,
     ) -> Callable[[], Report]:
         """Plan rules on a module and all below it, and return a function that carries the plan out.
 
         In rules names are counted from the module, in the report from the one ``above``. A tensor that its module
         computes is drawn and lost, as in MMEngine, unless ``through``: then what it is computed from gets the values.
+        Without ``records`` the report says nothing of the sites that were written.
         Raises PlanError with what is wrong, in a strict session also for a rule that matches nothing.
         """
         with unobserved(watched=bool(self._labels)):
@@ -152,44 +163,54 @@ class Session:
                 sites = with_neutral(module, sites)
             if any(asks_what_follows(rule.init) for rule in rules):
                 sites = with_activations(module, sites)
-            plan = make_plan(sites, rules, ties="last").check(strict=self.strict)
+            is_read = records or self.progress is not None or bool(run_observers())
+            plan = make_plan(sites, rules, ties="last", notes=is_read).check(strict=self.strict)
             texts = list(explain_unused_layers(index, module, rules))
             if self.strict and texts and not plan.steps:
                 raise PlanError(texts[0])
             self.warn(*texts)
-            return partial(self._carry_out, plan, by_name, prefix.removeprefix(above_prefix), index.keys)
+            above_all = prefix.removeprefix(above_prefix) if records else None
+            return partial(self._carry_out, plan, by_name, above_all, index.keys)
 
-    def _carry_out(self, plan: Plan, groups: Mapping[str, list[Spot]], prefix: str, saved: Collection[int]) -> Report:
+    def _carry_out(
+        self, plan: Plan, groups: Mapping[str, list[Spot]], prefix: str | None, saved: Collection[int]
+    ) -> Report:
         """Write what has been planned, and record it; ``groups`` are the tensors of each site."""
         self.loads += plan.loads
         self.warn(*(account.headline() for account in plan.loads if account.found < account.wanted))
         self.warn(*(f"{rule}: {hint}" for rule, hint in plan.unused))
         with unobserved(watched=bool(self._labels)):
             shards = {step.site.name: groups[step.site.name][0].shards for step in plan.steps}
-            report = run(plan, shards, self.noise, stats=self.stats, progress=self.progress)
+            records = prefix is not None
+            report = run(plan, shards, self.noise, stats=self.stats, records=records, progress=self.progress)
         if self._recorder is not None:  # writing computed weights may give those behind them other memory
             computed = [spot for group in groups.values() for spot in group if spot.computed]
             for key in {key for spot in computed for key in spot.holders} & self.provenance.known.keys():
                 self._recorder.index.follow(self.provenance.known[key])
-        pairs = zip(plan.steps, report.records, strict=True)
-        records = tuple(self._recorded(step, record, groups[step.site.name], prefix, saved) for step, record in pairs)
+        texts, recorded = Texts(), list[Record]()
+        for number, step in enumerate(plan.steps):
+            holders = self._claim(step, texts.of(step.rule), groups[step.site.name], saved)
+            if prefix is not None:
+                recorded.append(self._named(report.records[number], holders, prefix))
         skipped = tuple((f"{prefix}{name}", why) for name, why in report.skipped)
-        return replace(report, records=records, skipped=skipped)
+        return report if prefix is None else replace(report, records=tuple(recorded), skipped=skipped)
 
-    def _recorded(
-        self, step: Step, record: Record, group: Sequence[Spot], prefix: str, saved: Collection[int]
-    ) -> Record:
-        """Note who wrote a site, and say in its record what came before."""
-        holders = frozenset().union(*(spot.holders for spot in group))
+    def _claim(self, step: Step, rule: str, group: Sequence[Spot], saved: Collection[int]) -> frozenset[int]:
+        """Note who wrote a site, and return the tensors that hold it, by id."""
+        holders = group[0].holders if len(group) == 1 else frozenset().union(*(spot.holders for spot in group))
         for key in holders:
-            self.provenance.claim(key, record.rule, step.fill)
+            self.provenance.claim(key, rule, step.fill)
         if holders.isdisjoint(saved):
             self.warn(
                 f"{group[0].first} is neither a parameter nor a buffer: what {step.rule} draws for it is not"
                 " saved, and lost where its module computes it anew"
             )
+        return holders
+
+    def _named(self, record: Record, holders: frozenset[int], prefix: str) -> Record:
+        """The record under the names that the report has, with what came before."""
         before = [text for key in holders for text in self.provenance.over(key)]
-        return replace(
+        return changed(
             record,
             name=f"{prefix}{record.name}",
             aliases=tuple(f"{prefix}{alias}" for alias in record.aliases),
@@ -249,28 +270,31 @@ class Session:
                 self.warned[text] = None
                 log(logging.WARNING, "%s", text)
 
-    def finish(self, unreached: Sequence[str], remedy: str = "init_weights(containers=True) does") -> None:
+    def finish(self, unreached: Sequence[str], remedy: str = "init_weights(containers=True) does") -> HeldAtEnd:
         """Log how each parameter was set, and warn of those that nobody set and of modules ``unreached``."""
+        held = self.provenance.held()
         self.warn(
             *(
                 f"init_weights of {type(self.top).__name__} does not reach {name}, which stands below a plain"
                 f" container; {remedy}"
                 for name in unreached
             ),
-            *self.provenance.findings(),
+            *self.provenance.findings(held),
         )
-        unstamp(self.top)
+        unstamp(tensor for _, tensor in (*held.parameters, *held.buffers))
         if self.host is None:
-            dump((name, p, self.provenance.info(p)) for name, p in self.top.named_parameters())
-            return
+            dump((name, p, self.provenance.info(p)) for name, p in held.parameters)
+            return held
         # MMEngine finds out who wrote by the mean, which is entered with it.
         for parameter, text in self.provenance.written():
             if parameter in self.host:
                 self.host[parameter].update(init_info=text, tmp_mean_value=parameter.data.mean().cpu())
+        return held
 
-    def report(self, *, stats: bool = False) -> Report:
-        """Return what happened, a record a parameter."""
-        report = self.provenance.report(stats=stats, unused=tuple(self.warned), noise=str(noise_in_use(self.noise)))
+    def report(self, held: HeldAtEnd | None = None, *, stats: bool = False) -> Report:
+        """Return what happened, a record a parameter; ``held`` is what :meth:`finish` has found just before."""
+        held, noise = held or self.provenance.held(), str(noise_in_use(self.noise))
+        report = self.provenance.report(held, stats=stats, unused=tuple(self.warned), noise=noise)
         return replace(report, loads=tuple(self.loads))
 
 
@@ -284,8 +308,12 @@ class _ForeignCode(Recorder):
         recorder = _ForeignCode(session.top) if session.seed is None else _SeededForeignCode(session.top, session.seed)
         recorder._session = session
         recorder.observer.before_write = lambda _: None
+        recorder.observer.is_brief = session.seed is None
         recorder.begin(frame_of_user())
         return recorder
+
+    def _snapshots(self, site: TracedTensor) -> list[Snapshot]:
+        return []  # nobody looks for writes that were not seen
 
     def _on_write(self, event: Event) -> None:
         if event.operation == "data =" and storage_of(event.args[1]) in self._moved:
@@ -316,8 +344,10 @@ class _SeededForeignCode(_ForeignCode, Seeded):
 
 def _site(group: list[Spot], prefix: str) -> Site:
     """The site of the spots of one tensor, under names that begin at the module."""
-    first, *others = (replace(spot.site, name=spot.site.name.removeprefix(prefix), aliases=()) for spot in group)
-    return replace(first, aliases=tuple(others)) if others else first
+    views = [spot.site for spot in group]
+    if prefix:
+        views = [changed(view, name=view.name.removeprefix(prefix)) for view in views]
+    return changed(views[0], aliases=tuple(views[1:])) if len(views) > 1 else views[0]
 
 
 def current(module: nn.Module) -> Session | None:

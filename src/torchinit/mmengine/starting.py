@@ -20,6 +20,7 @@ from torchinit.distributed.wholes import bare_class
 from torchinit.errors import ConfigError
 from torchinit.mmengine.base_module import BaseModule, InitCfg, initialize_child, unreached, unwrapped
 from torchinit.mmengine.init_cfg import carry_out
+from torchinit.mmengine.provenance import HeldAtEnd
 from torchinit.mmengine.session import Session, session_of
 from torchinit.model.sites import sites
 from torchinit.noise import Keyed, Noise
@@ -99,11 +100,12 @@ class OwnStart:
         options: dict[str, Any] = {"strict": self.strict, "progress": self.progress}
         with session_of(self.model, seed, buffers=True, exchange=exchange_in(self.group), **options) as (session, _):
             self.resets = reset_layers(self.model, seed, blank, session.wholes)
+            held = None
             if self.init_cfg is None:
-                _initialize_tree(self.model, session)
+                held = _initialize_tree(self.model, session)
             else:
-                carry_out(self.model, self.init_cfg, session)
-            return with_resets(session.report(stats=self.stats), blank, self.resets, stats=self.stats)
+                carry_out(self.model, self.init_cfg, session, records=False)
+            return with_resets(session.report(held, stats=self.stats), blank, self.resets, stats=self.stats)
 
     def explain_left(self, one: ModuleTensor, tried: Sequence[str]) -> str:
         cls = bare_class(type(one.module)).__name__
@@ -122,12 +124,12 @@ class OwnStart:
         )
 
 
-def _initialize_tree(top: nn.Module, session: Session) -> None:
+def _initialize_tree(top: nn.Module, session: Session) -> HeldAtEnd:
     """Call ``init_weights`` of the first modules that have one, as a base module does with its children."""
     roots = list(_roots(top))
     for _, root in roots:
         initialize_child(root, session)
-    session.finish(
+    return session.finish(
         [f"{prefix}{name}" for prefix, root in roots for name in unreached(root)],
         "it would reach it through a torchinit.mmengine.Sequential, ModuleList or ModuleDict",
     )

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from torchinit._collector import collector_paused
+from torchinit._frozen import changed, quickly_made
 from torchinit._text import count, did_you_mean
 from torchinit.mmengine.biases import LEAVES
 from torchinit.model.dtensor import behind, blank_shards, shards_of
 from torchinit.model.parametrizations import Parametrized, parametrized
 from torchinit.model.shards import Shard
 from torchinit.model.sites import LayerClass, Site, group_sites, layer_class
-from torchinit.model.traversal import walk_modules, walk_tensors
+from torchinit.model.traversal import ModulePath, walk_modules, walk_tensors
 from torchinit.rules.rule import Rule
 from torchinit.rules.selectors import Layer, Leaf
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class Spot:
     """A tensor where a module holds it.
@@ -63,26 +66,33 @@ class ModuleIndex:
     A shared module has a turn for each of its parents. What lies below a module is a range of turns.
     """
 
+    @collector_paused()
     def __init__(self, top: nn.Module) -> None:
         self.top = top
         self.modules: list[nn.Module] = []
         self.names: list[str] = []
         self._sizes: dict[int, int] = {}
         self._turns: dict[int, int] = {}
-        for place in walk_modules(top):
+        places = walk_modules(top)
+        for place in places:
             if place.turn == len(self.modules):  # else it is a child that its parent has under another name, too
                 self._turns.setdefault(id(place.module), place.turn)
                 below = {id(child) for child in place.module._modules.values() if child is not None}
                 self._sizes[id(place.module)] = 1 + sum(self._sizes[key] for key in below)
                 self.modules.append(place.module)
                 self.names.append(place.name)
-        self.spots: list[Spot] = sorted(self._spots(), key=lambda spot: spot.turn)
+        self.spots: list[Spot] = sorted(self._spots(places), key=lambda spot: spot.turn)
         self._spot_turns = [spot.turn for spot in self.spots]
-        self.keys: dict[int, int] = {id(parameter): id(parameter) for parameter in top.parameters()}
+        self.keys: dict[int, int] = {
+            id(parameter): id(parameter)
+            for module in self.modules
+            for parameter in module._parameters.values()
+            if parameter is not None
+        }
         self.keys |= {id(spot.tensor): spot.key for spot in self.spots if spot.computed is None}
 
-    def _spots(self) -> Iterator[Spot]:
-        for site, group in group_sites(walk_tensors(self.top)):
+    def _spots(self, places: Sequence[ModulePath]) -> Iterator[Spot]:
+        for site, group in group_sites(walk_tensors(self.top, places)):
             seen: set[tuple[int, str]] = set()
             for view, holder in zip(site.views, group, strict=True):
                 place = holder.place
@@ -90,7 +100,7 @@ class ModuleIndex:
                 if (place.turn, holder.leaf) not in seen:
                     seen.add((place.turn, holder.leaf))
                     # MMEngine sees a parametrized module by the class that it has now.
-                    here = replace(view, owner=_class_of(place.module)) if is_parametrized(place.module) else view
+                    here = changed(view, owner=_class_of(place.module)) if is_parametrized(place.module) else view
                     key, first = id(group[0].tensor), group[0].name
                     yield Spot(here, holder.tensor, place.module, place.turn, key, first, holder.computed_as)
 
@@ -133,7 +143,7 @@ class ModuleIndex:
         if not loose:
             return spots
         ordered = sorted([*spots, *loose], key=lambda spot: spot.turn)
-        return [replace(spot, site=replace(spot.site, position=n)) for n, spot in enumerate(ordered)]
+        return [changed(spot, site=changed(spot.site, position=n)) for n, spot in enumerate(ordered)]
 
     def _loose(self, module: nn.Module, rules: Sequence[Rule]) -> Iterator[Spot]:
         """Tensors that are attributes, and neither parameters nor buffers under that name."""
@@ -144,11 +154,11 @@ class ModuleIndex:
                 if leaf not in vars(owner) and not hasattr(type(owner), leaf):
                     continue
                 site = Site(f"{self.names[turn]}.{leaf}".lstrip("."), (), owner=_class_of(owner), kind="buffer")
-                as_seen = replace(site, name=site.name.removeprefix(prefix))
+                as_seen = changed(site, name=site.name.removeprefix(prefix))
                 if any(rule.matches(as_seen) for rule in rules) and (tensor := _value(owner, leaf)) is not None:
                     key = self.keys.get(id(tensor), id(tensor))
                     first = next((spot.first for spot in self.spots if spot.key == key), site.name)
-                    site = replace(site, shape=tuple(tensor.shape), dtype=tensor.dtype)
+                    site = changed(site, shape=tuple(tensor.shape), dtype=tensor.dtype)
                     is_temporary = hasattr(type(owner), leaf) and id(tensor) not in self.keys
                     yield Spot(site, tensor, owner, turn, key, first, is_temporary=is_temporary)
 
@@ -194,8 +204,8 @@ def explain_unused_layers(index: ModuleIndex, module: nn.Module, rules: Sequence
             by_name.setdefault(name, {})[index.modules[turn]] = None
     for name in names:
         if name not in by_name:
-            near = did_you_mean(name, by_name) if len(names) > 1 and name not in _known_classes() else ""
-            if near:
+            near = did_you_mean(name, by_name) if len(names) > 1 else ""
+            if near and not _is_of_a_class(name):
                 yield f"layer {name!r} of {whose} matches no module{near}"
         elif not any(map(_has_weight_or_bias, by_name[name])):
             leaves = sorted({leaf for each in by_name[name] for leaf, _ in each.named_parameters(recurse=False)})
@@ -218,9 +228,11 @@ def _has_weight_or_bias(module: nn.Module) -> bool:
     return any((leaf in own or hasattr(type(module), leaf)) and not isinstance(own.get(leaf), bool) for leaf in LEAVES)
 
 
-def _known_classes() -> set[str]:
-    """The names of all module classes that are imported: a list may name layers that this model does not have."""
+def _is_of_a_class(name: str) -> bool:
+    """Whether any module class that is imported has the name: a list may name layers that this model does not have."""
     classes: list[type] = [nn.Module]
-    for cls in classes:  # which grows
+    for cls in classes:  # which grows; torch's own come first
+        if cls.__name__ == name:
+            return True
         classes += cls.__subclasses__()
-    return {cls.__name__ for cls in classes}
+    return False

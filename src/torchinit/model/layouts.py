@@ -141,6 +141,8 @@ _EXPERTS = {"gate_up_proj": 2, "up_proj": 1, "down_proj": 1}
 
 def _of_experts(module: nn.Module, leaf: str) -> Slot | None:
     """The layout of experts in one tensor: dimension 0 counts them, and the way up and the way down tell the others."""
+    if leaf not in _EXPERTS:
+        return None
     # Neither tells its axes alone, since any two sizes may be equal: down leads from one part of up's outputs back to
     # up's inputs. Where there is but one part and both readings fit, the module has to say which it is.
     if leaf not in _EXPERTS:  # to look for what a module lacks is dear

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -113,15 +113,17 @@ class HeldTensor(NamedTuple):
 
 
 @collector_paused()
-def walk_tensors(model: nn.Module) -> list[HeldTensor]:
+def walk_tensors(model: nn.Module, places: Sequence[ModulePath] | None = None) -> list[HeldTensor]:
     """Every tensor of a model, once for each of its names, in the order of ``Module.apply``.
 
+    ``places`` are its modules as :func:`walk_modules` has just found them.
     Raises RunError within a transform of ``torch.func``.
     """
     refuse_transforms()
-    held = [(place, *found) for place in walk_modules(model) for found in _tensors(place.module)]
+    places = walk_modules(model) if places is None else places
+    held = [(place, *found) for place in places for found in _tensors(place.module)]
     known = identities(tensor for _, _, tensor, _, computed in held if computed is None)
-    flat = _flattened(model)
+    flat = _flattened([place.module for place in places])
     owners: dict[str, object] = {}
     entries = []
     for place, leaf, tensor, kind, computed in held:
@@ -136,7 +138,7 @@ def walk_tensors(model: nn.Module) -> list[HeldTensor]:
     return entries
 
 
-def _flattened(model: nn.Module) -> set[int]:
+def _flattened(modules: Sequence[nn.Module]) -> set[int]:
     """The parameters that FSDP1 has laid one behind the other and cut without regard to them, by id.
 
     They are refused, since neither shape nor place of a piece can be seen.
@@ -145,8 +147,9 @@ def _flattened(model: nn.Module) -> set[int]:
     if fsdp is None:  # who has not imported it has no such model
         return set()
     # A module does not know what wraps it, but holds what has been made of its parameters.
-    flat = {id(parameter) for parameter in model.parameters() if getattr(parameter, "_is_flat_param", False)}
-    for module in model.modules():
+    own = (parameter for module in modules for parameter in module._parameters.values())
+    flat = {id(parameter) for parameter in own if getattr(parameter, "_is_flat_param", False)}
+    for module in modules:
         handle = module._handle if isinstance(module, fsdp.FullyShardedDataParallel) else None
         if handle is not None:
             whole = handle.flat_param

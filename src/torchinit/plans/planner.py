@@ -35,13 +35,20 @@ _NOT_KNOWN = (
 )
 
 
-def make_plan(sites: Iterable[Site], rules: Sequence[Rule], *, ties: Ties = "agree", trainable: bool = False) -> Plan:
+def make_plan(
+    sites: Iterable[Site],
+    rules: Sequence[Rule],
+    *,
+    ties: Ties = "agree",
+    trainable: bool = False,
+    notes: bool = True,
+) -> Plan:
     """The plan of rules on sites. Nothing is raised: what is wrong is in ``plan.problems``.
 
     Writes are ordered rule by rule, and within a rule as ``Module.apply`` visits the modules, which is the
     order in which MMEngine and hand-written code draw. Rules that give a tied tensor different values
     through different modules are a problem, unless ``ties`` lets the last write win. ``trainable`` leaves parameters
-    alone that do not learn.
+    alone that do not learn. Without ``notes`` the steps have none, for those who read no steps.
 
     >>> from torchinit.initializers.elementwise import Constant
     >>> plan = make_plan([Site("a.weight", (2, 2))], [Rule("a.*", Constant(1.0))])
@@ -57,7 +64,7 @@ def make_plan(sites: Iterable[Site], rules: Sequence[Rule], *, ties: Ties = "agr
         problems.append(f"trainable=True leaves frozen parameters alone, and {all_frozen}")
     # Checkpoints may be read for a long time, and their readers may leave cycles behind.
     with nullcontext() if any(is_verbatim(rule.init) for rule in named) else collector_paused():
-        return _Planner(known, named, frozenset(skipped), skipped, problems).plan(ties)
+        return _Planner(known, named, frozenset(skipped), skipped, problems).plan(ties, Notes() if notes else None)
 
 
 class _Write(NamedTuple):
@@ -81,7 +88,7 @@ class _Planner:
     loads: list[Resolution] = field(default_factory=list)
     turn: int = 0
 
-    def plan(self, ties: Ties) -> Plan:
+    def plan(self, ties: Ties, notes: Notes | None) -> Plan:
         # Each site as each of its modules sees it, in the order of their turns.
         pairs = [(view, site) for site in self.known for view in site.views]
         pairs.sort(key=lambda pair: pair[0].position)
@@ -96,7 +103,6 @@ class _Planner:
             if written and site.name not in self.writes:
                 self.skipped[site.name] = Skipped(site, f"lies in the memory of {written[0]!r}, which is written")
         left = [site for site in self.known if site.name not in self.writes and site.name not in self.skipped]
-        notes = Notes()
         return Plan(
             steps=_in_turn(_final(writes, notes) for writes in self.writes.values()),
             overwritten=_in_turn(write.step for writes in self.writes.values() for write in writes[:-1]),
@@ -217,11 +223,11 @@ def _in_turn(steps: Iterable[Step]) -> tuple[Step, ...]:
     return tuple(sorted(steps, key=lambda step: step.turn))
 
 
-def _final(writes: list[_Write], notes: Notes) -> Step:
+def _final(writes: list[_Write], notes: Notes | None) -> Step:
     """The last write of a site, with the rules that it beats and the notes: the later rule wins."""
     view, step = writes[-1]
     beaten = {id(rule): rule for write in writes[:-1] if (rule := write.step.rule) is not step.rule}
-    over, told = tuple(dict.fromkeys(beaten.values())) if beaten else (), notes.of(step, view)
+    over, told = tuple(dict.fromkeys(beaten.values())) if beaten else (), notes.of(step, view) if notes else ()
     return Step(step.site, step.fill, step.rule, over, step.turn, told) if over or told else step
 
 

@@ -127,13 +127,15 @@ def run(
     noise: Noise,
     *,
     stats: bool = True,
+    records: bool = True,
     progress: Progress | None = None,
     agree: Agree | None = None,
 ) -> Report:
     """Writes every step of a plan into the shards, by name, and reports what happened.
 
     Where the noise is stateful, overwritten writes are made, too, since they move the generator.
-    ``stats=False`` measures nothing; ``agree`` adds the errors of other ranks. Before anything is written, raises
+    ``stats=False`` measures nothing, and without ``records`` the report has only those that cannot be spared;
+    ``agree`` adds the errors of other ranks. Before anything is written, raises
     PlanError when the plan has problems, RunError when a shard is missing, on the meta device, or part of a tensor
     that the noise must draw whole.
 
@@ -162,9 +164,10 @@ def run(
             for step in steps:
                 witness.before_run(step, here[step.site.name])
         seconds = _write_all(steps, here, noise, progress)
-        records = _records(plan.steps, here, noise, seconds, stats)
+        told = plan.steps if records else [step for step in plan.steps if _is_stored(here[step.site.name])]
+        made = _records(told, here, noise, seconds, stats)
     return Report(
-        tuple(records),
+        tuple(made),
         untouched=tuple(site.name for site in plan.untouched if site.kind == "parameter" and (site.lack or site.numel)),
         skipped=tuple((skip.site.name, skip.why) for skip in plan.skipped),
         unused=tuple(hint for _, hint in plan.unused),
@@ -312,10 +315,10 @@ def _records(
     steps: Sequence[Step], shards: Mapping[str, Parts], noise: Noise, seconds: Mapping[str, float], stats: bool
 ) -> list[Record]:
     """The records of all steps. A tensor that a parametrization computes gets its values here, and is then measured."""
-    texts = _Texts()
+    texts = Texts()
     records: list[Record] = []
     # In their order, since a parametrization may move other tensors with its own: the vectors of a spectral norm.
-    for is_stored, several in groupby(steps, lambda step: any(part.store for part in shards[step.site.name])):
+    for is_stored, several in groupby(steps, lambda step: _is_stored(shards[step.site.name])):
         rows = [(step, shards[step.site.name], seconds[step.site.name]) for step in several]
         if is_stored:
             records += [_stored_record(*row, texts, noise, stats) for row in rows]
@@ -327,7 +330,12 @@ def _records(
     return records
 
 
-class _Texts:
+def _is_stored(parts: Parts) -> bool:
+    """Whether a parametrization has to be given the values, which making the record does."""
+    return any(part.store for part in parts)
+
+
+class Texts:
     """The texts and moments of a run's rules and fills, each made once: many steps share one, and it may say much."""
 
     def __init__(self) -> None:
@@ -349,7 +357,7 @@ class _Texts:
         return self._expected[key]
 
 
-def _record(step: Step, parts: Parts, seconds: float, texts: _Texts, measured: Moments | None) -> Record:
+def _record(step: Step, parts: Parts, seconds: float, texts: Texts, measured: Moments | None) -> Record:
     site, fill, rule = step.site, step.fill, step.rule
     dtype = parts[0].local.dtype if parts else site.dtype
     # None is known of a part of a tensor whose parts differ.
@@ -371,7 +379,7 @@ def _record(step: Step, parts: Parts, seconds: float, texts: _Texts, measured: M
     )
 
 
-def _stored_record(step: Step, parts: Parts, seconds: float, texts: _Texts, noise: Noise, stats: bool) -> Record:
+def _stored_record(step: Step, parts: Parts, seconds: float, texts: Texts, noise: Noise, stats: bool) -> Record:
     # A parametrized tensor was drawn into memory of its own. The module's ``right_inverse`` takes it, and the tensor
     # that the module then computes is measured: a constraint may change it, as no formula foresees.
     assert parts[0].store is not None

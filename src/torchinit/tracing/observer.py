@@ -57,10 +57,17 @@ def _slots(func: torch._ops.OpOverload, *, written: bool) -> tuple[tuple[int, st
     )
 
 
+_WRITTEN: dict[int, tuple[torch._ops.OpOverload, tuple[tuple[int, str, Any], ...]]] = {}
+"""By the id of the operation, which is kept so that its id is not given to another: to hash one takes longer."""
+
+
 def written_by(func: torch._ops.OpOverload, args: Sequence[object], kwargs: Mapping[str, object]) -> list[Tensor]:
     """The tensors that a call of an operation writes."""
+    known = _WRITTEN.get(id(func))
+    if known is None:
+        known = _WRITTEN[id(func)] = func, _slots(func, written=True)
     found: list[Tensor] = []
-    for at, name, _ in _slots(func, written=True):
+    for at, name, _ in known[1]:
         value = args[at] if at < len(args) else kwargs.get(name)
         values = value if isinstance(value, (list, tuple)) else (value,)
         found += [item for item in values if isinstance(item, Tensor)]
@@ -143,7 +150,8 @@ class Observer:
 
     Not seen: memory written behind torch's back, for example through ``tensor.numpy()``, and what other threads
     write. ``before_write`` may raise instead of a write; ``on_copy`` is told when a watched tensor has been copied, or
-    another made like it, with the copy; ``execute`` does the operations in torch's place.
+    another made like it, with the copy; ``execute`` does the operations in torch's place. One that ``is_brief`` may be
+    told of the last operation of a write that is torchinit's own (:meth:`tell`).
 
     >>> layer, seen = nn.Linear(2, 2), []
     >>> index = MemoryIndex()
@@ -166,6 +174,7 @@ class Observer:
     before_write: Listener = lambda _: None
     on_copy: Callable[[Event, Tensor], None] | None = None
     execute: Execute | None = None
+    is_brief: bool = False
     _open: ExitStack = field(default_factory=ExitStack, init=False)
     _number: float | None = field(default=None, init=False)
 
@@ -178,6 +187,11 @@ class Observer:
 
     def __exit__(self, *error: Any) -> None:
         self._open.__exit__(*error)
+
+    def tell(self, func: torch._ops.OpOverload, args: Sequence[Any]) -> None:
+        """Report a write to the first argument that was made unseen."""
+        for key in self.index.find(args[0]):
+            self.on_write(Event(key, func, args[0], args, {}))
 
     def _operation(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Do one operation, and report what it wrote."""

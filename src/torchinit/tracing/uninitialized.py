@@ -22,6 +22,8 @@ from torchinit.tracing.observer import written_by
 from torchinit.tracing.regions import memory_of, storage_of
 
 _COPYING = frozenset((torch.ops.aten.clone, torch.ops.aten._to_copy))
+_HANDING_OUT: Final[dict[int, tuple[Any, bool, bool]]] = {}
+"""By the id of an operation, which is kept: itself, whether it allocates empty memory, whether it copies."""
 
 # Whether memory has been written to cannot be read off a tensor: fresh memory is often all zeros, like zeros that were
 # written, and torch's version counters see neither `.data.zero_()` nor what NumPy and other libraries write. So memory
@@ -52,7 +54,7 @@ Remember: TypeAlias = Callable[[nn.Module], None]
 """Keeps in mind which tensors of a module hold memory that was handed out while it was watched, and not filled."""
 
 
-class _Allocations:
+class Allocations:
     """The memory that was handed out empty and that no operation has written since."""
 
     def __init__(self) -> None:
@@ -60,15 +62,24 @@ class _Allocations:
         self.empty: dict[int | None, tuple[torch.UntypedStorage, bytes]] = {}
 
     def carry_out(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        for tensor in written_by(func, args, kwargs) if self.empty else ():
+        if self.empty:
+            self.forget(written_by(func, args, kwargs))
+        result = func(*args, **kwargs)
+        known = _HANDING_OUT.get(id(func))
+        if known is None:
+            packet = func.overloadpacket
+            known = _HANDING_OUT[id(func)] = func, packet in ALLOCATING, packet in _COPYING
+        _, allocates, copies = known
+        if allocates or (copies and self._is_blank(args[0])):
+            self._hand_out(result)
+        return result
+
+    def forget(self, written: Iterable[Tensor]) -> None:
+        """Give the memory of tensors that are about to be written its own first bytes back."""
+        for tensor in written if self.empty else ():
             storage, before = self.empty.pop(storage_of(tensor), (None, b""))
             if storage is not None and _head(storage) == _STAMP[: len(before)]:
                 _put(storage, before)  # a part may be all that is written
-        result = func(*args, **kwargs)
-        packet = func.overloadpacket
-        if packet in ALLOCATING or (packet in _COPYING and self._is_blank(args[0])):
-            self._hand_out(result)
-        return result
 
     def _is_blank(self, tensor: Tensor) -> bool:
         return storage_of(tensor) in self.empty or is_unfilled(tensor)
@@ -107,7 +118,7 @@ def watching(*, within_modes: bool = False) -> Iterator[Remember]:
         return
     token = _WATCHING.set(True)
     try:
-        allocations = _Allocations()
+        allocations = Allocations()
         with OperationMode(allocations.carry_out):
             yield allocations.remember
     finally:
@@ -116,13 +127,13 @@ def watching(*, within_modes: bool = False) -> Iterator[Remember]:
 
 def is_unfilled(tensor: Tensor) -> bool:
     """Whether the tensor was made without values, and has not been written since."""
-    known = _KNOWN.get(tensor) if _KNOWN else None
+    known = _KNOWN.get(tensor) if _KNOWN.data else None  # whose length takes longer
     return known is not None and known.snapshot == snapshot(tensor)
 
 
-def unstamp(module: nn.Module) -> None:
+def unstamp(tensors: Iterable[Tensor]) -> None:
     """Give memory that has not been filled its own first bytes back."""
-    left = [tensor for tensor in chain(module.parameters(), module.buffers()) if is_unfilled(tensor)]
+    left = [tensor for tensor in tensors if is_unfilled(tensor)]
     for tensor in left:
         memory = memory_of(tensor)
         if memory is not None:

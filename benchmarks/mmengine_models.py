@@ -1,0 +1,119 @@
+"""Real models of mmdet and mmpretrain: building and init_weights under torchinit beside MMEngine, in processor time.
+
+    .venv-peers/bin/python benchmarks/mmengine_models.py [REPEATS] [MODEL ...]
+
+Each side has a process of its own, since what `mmengine.model` hands out is set before anything imports it; the two
+take turns, model by model. Medians and their ratios, with the log written to a file on both sides.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+REPEATS = 7
+SIDES = ("mmengine", "torchinit")
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ResNet-50": ("mmpretrain", {"type": "ResNet", "depth": 50}),
+    "Swin-T": ("mmpretrain", {"type": "SwinTransformer", "arch": "tiny"}),
+    "EfficientNet-B0": ("mmpretrain", {"type": "EfficientNet", "arch": "b0"}),
+    "HRNet-W18": ("mmpretrain", {"type": "HRNet", "arch": "w18"}),
+    "MobileNet-V3": ("mmpretrain", {"type": "MobileNetV3"}),
+    "RetinaNet R50": (
+        "mmdet",
+        {
+            "type": "RetinaNet",
+            "backbone": {"type": "ResNet", "depth": 50},
+            "neck": {"type": "FPN", "in_channels": [256, 512, 1024, 2048], "out_channels": 256, "num_outs": 5},
+            "bbox_head": {"type": "RetinaHead", "num_classes": 80, "in_channels": 256},
+        },
+    ),
+    # As SegFormer does, its init_weights calls MMEngine's functions module by module.
+    "PVTv2-B0": ("mmdet", {"type": "PyramidVisionTransformerV2", "embed_dims": 32, "num_layers": [2, 2, 2, 2]}),
+}
+
+
+def serve(side: str, log: str) -> None:
+    """Answer each model's name on standard input with the seconds that building and initializing it take."""
+    import torch
+
+    answers, sys.stdout = sys.stdout, sys.stderr
+    # A package of the environment is called tests, too.
+    sys.modules["tests"] = ModuleType("tests")
+    sys.modules["tests"].__path__ = [str(Path(__file__).parents[1] / "tests")]
+    from tests.peers.openmmlab import _log_into, build
+    from tests.peers.openmmlab_sides import prepare
+
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    prepare(side)
+    _log_into(Path(log))
+    for line in sys.stdin:
+        package, config = MODELS[line.strip()]
+        gc.collect()
+        times = [time.process_time()]
+        model = build(package, config)
+        times.append(time.process_time())
+        model.init_weights()
+        times.append(time.process_time())
+        answers.write(f"{times[1] - times[0]} {times[2] - times[1]}\n")
+        answers.flush()
+
+
+def main(repeats: int, names: list[str]) -> None:
+    """Print a line for each model."""
+    with tempfile.TemporaryDirectory() as folder:
+        workers = {side: _start(side, Path(folder) / f"{side}.log") for side in SIDES}
+        ratios = []
+        for name in names:
+            taken: dict[str, list[list[float]]] = {side: [] for side in SIDES}
+            for turn in range(repeats + 1):
+                for side in SIDES if turn % 2 else reversed(SIDES):
+                    spent = _ask(workers[side], name)
+                    if turn:  # the first round imports
+                        taken[side].append(spent)
+            build, init = ({side: [one[at] for one in taken[side]] for side in SIDES} for at in (0, 1))
+            ratios.append(_ratio(init))
+            theirs, ours = (statistics.median(init[side]) * 1e3 for side in SIDES)
+            sys.stdout.write(
+                f"{name:16} init_weights: mmengine {theirs:4.0f} ms, torchinit {ours:4.0f} ms, ratio {_ratio(init):.2f}"
+                f" (best {min(init['torchinit']) / min(init['mmengine']):.2f}); building: ratio {_ratio(build):.2f}\n"
+            )
+            sys.stdout.flush()
+        sys.stdout.write(f"median of the ratios of init_weights: {statistics.median(ratios):.2f}\n")
+        for worker in workers.values():
+            worker.communicate()
+
+
+def _start(side: str, log: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, __file__, "--serve", side, str(log)]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen(command, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"}, **pipes)
+
+
+def _ask(worker: subprocess.Popen[str], name: str) -> list[float]:
+    assert worker.stdin
+    assert worker.stdout
+    print(name, file=worker.stdin, flush=True)
+    return [float(word) for word in worker.stdout.readline().split()]
+
+
+def _ratio(seconds: dict[str, list[float]]) -> float:
+    theirs, ours = (statistics.median(seconds[side]) for side in SIDES)
+    return ours / theirs
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--serve"]:
+        serve(*sys.argv[2:])
+    else:
+        main(int(sys.argv[1]) if sys.argv[1:] else REPEATS, sys.argv[2:] or list(MODELS))
