@@ -217,8 +217,7 @@ def test_a_function_that_fails_names_the_site() -> None:
 @pytest.mark.parametrize("init", [Normal(), Orthogonal(), lambda weight: weight.normal_()], ids=str)
 @pytest.mark.parametrize("placement", [Shard(0), Shard(1), Replicate()], ids=str)
 def test_a_shard_has_the_values_of_the_whole(placement: Any, init: Any) -> None:
-    rules = Rule(Leaf("weight"), init)
-    whole = nn.Sequential(nn.Linear(6, 7))
+    rules, whole = Rule(Leaf("weight"), init), nn.Sequential(nn.Linear(6, 7))
     initialize(whole, rules, seed=3)
     for mesh in each_rank(3):
         part: Any = nn.Sequential(nn.Linear(6, 7, bias=False))
