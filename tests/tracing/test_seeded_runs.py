@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -217,7 +217,7 @@ def test_a_function_that_fails_names_the_site() -> None:
 @pytest.mark.parametrize("init", [Normal(), Orthogonal(), lambda weight: weight.normal_()], ids=str)
 @pytest.mark.parametrize("placement", [Shard(0), Shard(1), Replicate()], ids=str)
 def test_a_shard_has_the_values_of_the_whole(placement: Any, init: Any) -> None:
-    rules, whole = Rule(Leaf("weight"), init), nn.Sequential(nn.Linear(6, 7))
+    rules, whole = Rule(Leaf("weight"), init), cast("Any", nn.Sequential(nn.Linear(6, 7)))
     initialize(whole, rules, seed=3)
     for mesh in each_rank(3):
         part: Any = nn.Sequential(nn.Linear(6, 7, bias=False))
@@ -240,7 +240,7 @@ class Outside(BaseModule):
         self.by_code = by_code
         self.fc = nn.Linear(3, 3)
 
-    def init_weights(self) -> None:
+    def init_weights(self) -> None:  # type: ignore[override]
         if self.by_code:
             initialize(self.fc, Rule(Leaf("weight"), Orthogonal()))
         super().init_weights()
@@ -261,7 +261,7 @@ class Calling(BaseModule):
         self.fc, self.conv = nn.Linear(2, 2), nn.Conv1d(2, 2, 1)
         self.more = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
 
-    def init_weights(self) -> None:
+    def init_weights(self) -> None:  # type: ignore[override]
         super().init_weights()
         initialize(self.more, [Rule(Leaf("weight"), Kaiming()), Rule(Leaf("bias"), lambda bias: bias.uniform_())])
         NormalInit(layer="Linear")(self.fc)
@@ -362,7 +362,7 @@ class Sharded(BaseModule):
         super().__init__()
         self.a, self.b, self.c = nn.Linear(6, 7), nn.Linear(5, 3), nn.Linear(3, 5)
 
-    def init_weights(self) -> None:
+    def init_weights(self) -> None:  # type: ignore[override]
         initialize(self.a, Rule(Leaf("weight"), Orthogonal()))
         NormalInit(layer="Linear")(self.b)
         initialize_by_config(self.c, {"type": "Xavier", "layer": "Linear"})
@@ -383,7 +383,7 @@ def initialized(mesh: Any, state: int, *, inner: bool) -> dict[str, Any]:
     else:
         with seeded(top, 4):
             top.init_weights()
-    whole = [(name, each.full_tensor() if mesh else each) for name, each in top.named_parameters()]  # type: ignore[operator]
+    whole = [(name, each.full_tensor() if mesh else each) for name, each in top.named_parameters()]  # type: ignore[attr-defined]
     return {name: each.detach().numpy().copy() for name, each in whole}
 
 
