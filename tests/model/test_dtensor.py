@@ -18,6 +18,7 @@ from torch.distributed.tensor.placement_types import Placement, _StridedShard
 from tests.ranks import each_rank, fake_rank
 from torchinit import RunError
 from torchinit.model.dtensor import blank_shards, local_part, shards_of
+from torchinit.model.parametrizations import Parametrized
 
 SHAPES = ((5,), (7,), (1, 7), (6, 4), (3, 5), (0, 3), (4, 3, 2))
 MESHES = ((1,), (2,), (3,), (5,), (2, 2), (2, 3), (3, 2), (1, 3), (2, 2, 2), (2, 1, 3))
@@ -156,7 +157,8 @@ def test_blank_shards_hand_over_the_whole_of_a_distributed_tensor() -> None:
 
     with fake_rank(0, 2):
         like = distribute_tensor(torch.zeros(4), DeviceMesh("cpu", [0, 1]), [Shard(0)], src_data_rank=None)
-        (part,) = blank_shards("w", like, store)
+        (part,) = blank_shards("w", like, Parametrized("w", like, (like,), store))
+        assert part.sources == (like,)
         part.local.fill_(2.0)
         assert part.store is not None
         part.store(part.local)

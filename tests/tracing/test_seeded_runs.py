@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.nn.utils import parametrizations
 
+from tests.processes import on_ranks, results
 from tests.ranks import each_rank
 from torchinit import (
     Constant,
@@ -213,8 +217,7 @@ def test_a_function_that_fails_names_the_site() -> None:
 @pytest.mark.parametrize("init", [Normal(), Orthogonal(), lambda weight: weight.normal_()], ids=str)
 @pytest.mark.parametrize("placement", [Shard(0), Shard(1), Replicate()], ids=str)
 def test_a_shard_has_the_values_of_the_whole(placement: Any, init: Any) -> None:
-    rules = Rule(Leaf("weight"), init)
-    whole = nn.Sequential(nn.Linear(6, 7))
+    rules, whole = Rule(Leaf("weight"), init), cast("Any", nn.Sequential(nn.Linear(6, 7)))
     initialize(whole, rules, seed=3)
     for mesh in each_rank(3):
         part: Any = nn.Sequential(nn.Linear(6, 7, bias=False))
@@ -237,7 +240,7 @@ class Outside(BaseModule):
         self.by_code = by_code
         self.fc = nn.Linear(3, 3)
 
-    def init_weights(self) -> None:
+    def init_weights(self) -> None:  # type: ignore[override]
         if self.by_code:
             initialize(self.fc, Rule(Leaf("weight"), Orthogonal()))
         super().init_weights()
@@ -258,7 +261,7 @@ class Calling(BaseModule):
         self.fc, self.conv = nn.Linear(2, 2), nn.Conv1d(2, 2, 1)
         self.more = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
 
-    def init_weights(self) -> None:
+    def init_weights(self) -> None:  # type: ignore[override]
         super().init_weights()
         initialize(self.more, [Rule(Leaf("weight"), Kaiming()), Rule(Leaf("bias"), lambda bias: bias.uniform_())])
         NormalInit(layer="Linear")(self.fc)
@@ -347,3 +350,51 @@ def test_materialize_with_a_seed_has_its_values() -> None:
             materialize(one, Rule(Leaf("weight"), Normal()), seed=1)
         found.append(values(one))
     assert not differing(*found)
+
+
+# --- on ranks ----------------------------------------------------------------------------------------------
+
+
+class Sharded(BaseModule):
+    """Its own code runs what there is, on parts of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 7), nn.Linear(5, 3), nn.Linear(3, 5)
+
+    def init_weights(self) -> None:  # type: ignore[override]
+        initialize(self.a, Rule(Leaf("weight"), Orthogonal()))
+        NormalInit(layer="Linear")(self.b)
+        initialize_by_config(self.c, {"type": "Xavier", "layer": "Linear"})
+        initialize(self.c, Rule(Leaf("bias"), lambda bias: bias.uniform_()))
+        nn.init.normal_(self.a.bias)
+
+
+def initialized(mesh: Any, state: int, *, inner: bool) -> dict[str, Any]:
+    top = ModuleDict({"x": Sharded(), "y": Sharded()})
+    with torch.no_grad():
+        for parameter in top.parameters():
+            parameter.zero_()
+    for part in top.values() if mesh else ():
+        fully_shard(part, mesh=mesh)
+    torch.manual_seed(state)
+    if inner:
+        top.init_weights(seed=4)
+    else:
+        with seeded(top, 4):
+            top.init_weights()
+    whole = [(name, each.full_tensor() if mesh else each) for name, each in top.named_parameters()]  # type: ignore[attr-defined]
+    return {name: each.detach().numpy().copy() for name, each in whole}
+
+
+def on_a_rank(rank: int) -> list[dict[str, Any]]:
+    return [initialized(init_device_mesh("cpu", (2,)), rank, inner=inner) for inner in (False, True)]
+
+
+def test_ranks_that_run_recipes_have_the_values_of_one_process(tmp_path: Path) -> None:
+    expected = [initialized(None, 9, inner=inner) for inner in (False, True)]
+    for found in results(on_ranks(2, on_a_rank, tmp_path)):
+        for one, other in zip(found, expected, strict=True):
+            assert one.keys() == other.keys()
+            assert all(one[name].tobytes() == other[name].tobytes() for name in one)
+            assert all(one[name].any() for name in one if name.endswith("weight"))

@@ -73,8 +73,8 @@ class KeyingObserver(RunObserver, Protocol):
 
     noise: Noise
 
-    def name_draw(self, parts: Sequence[Shard]) -> str:
-        """The name for one draw of a site, of which these parts are here; another one each time."""
+    def named(self, parts: Parts) -> Parts:
+        """The parts of a site under the name that its next draw has: another one each time."""
 
 
 _WITNESSES: ContextVar[tuple[RunObserver, ...]] = ContextVar("torchinit_witnesses", default=())
@@ -87,8 +87,7 @@ def run_observers() -> tuple[RunObserver, ...]:
 
 def noise_in_use(noise: Noise) -> Noise:
     """The noise that a run with this one draws from: where it is torch's generator, that of the innermost observer."""
-    keying = _keying(noise)
-    return keying.noise if keying else noise
+    return keying.noise if (keying := _keying(noise)) else noise
 
 
 def _keying(noise: Noise) -> KeyingObserver | None:
@@ -154,8 +153,7 @@ def run(
     refuse_fakes()
     here = {name: (part,) if isinstance(part, Shard) else tuple(part) for name, part in shards.items()}
     _check(steps, here, noise, agree)
-    if keying:
-        here |= _named(steps, here, keying)
+    here |= _named(steps, here, keying) if keying else {}
     # Where nobody else's code runs, nobody's garbage waits for the collector.
     is_ours = not progress and not run_observers() and all(isinstance(step.fill, (Constant, Drawn)) for step in steps)
     guard = collector_paused() if is_ours else nullcontext()
@@ -183,9 +181,7 @@ def run(
 def _named(steps: Iterable[Step], shards: Mapping[str, Parts], keying: KeyingObserver) -> dict[str, Parts]:
     """The parts that steps draw, under the names that an observer has for them."""
     drawn = (step for step in steps if not (isinstance(step.fill, Constant) or is_verbatim(step.rule.init)))
-    parts = {step.site.name: shards[step.site.name] for step in drawn if shards[step.site.name]}
-    names = {site: keying.name_draw(those) for site, those in parts.items()}
-    return {site: tuple(replace(part, name=names[site]) for part in those) for site, those in parts.items()}
+    return {step.site.name: keying.named(parts) for step in drawn if (parts := shards[step.site.name])}
 
 
 def _write_all(

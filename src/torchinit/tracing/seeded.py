@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import CodeType, FrameType
 from typing import Any, Final
@@ -25,7 +25,7 @@ from torchinit.model.valueless import refuse_fakes
 from torchinit.noise import Distribution, Keyed, Noise, seeded_generators
 from torchinit.noise.base import DrawRequest
 from torchinit.noise.keyed import is_lent
-from torchinit.plans.run import write
+from torchinit.plans.run import Parts, write
 from torchinit.tracing.observer import arguments_of, name_of
 from torchinit.tracing.recorder import Recorder
 from torchinit.tracing.regions import memory_of
@@ -101,8 +101,8 @@ class Seeded(Recorder):
         self.indices[name] += indices
         return self.indices[name] - indices
 
-    def name_draw(self, parts: Sequence[Shard]) -> str:
-        """The name under which a run without a seed draws a site: that of the model's, or what is being initialized."""
+    def named(self, parts: Parts) -> Parts:
+        """The parts that a run without a seed draws: under the model's name, or by what is being initialized."""
         own = parts[0].name
         keys = {key for part in parts for tensor in part.sources or (part.local,) for key in self.index.find(tensor)}
         known = [self.sites[key].name for key in sorted(keys)]
@@ -113,7 +113,8 @@ class Seeded(Recorder):
             subject = find_subject(self.modules, self._site_of, self.until)
             name = f"{own} (for {max(subject, next(near, ''), key=depth) or 'the model'})"
         index = self._next(name, 1)
-        return f"{name} (draw {index + 1})" if index else name
+        numbered = f"{name} (draw {index + 1})" if index else name
+        return tuple(replace(part, name=numbered) for part in parts)
 
     def _whole(self, name: str, tensors: Sequence[Tensor], local: Tensor) -> Box | None:
         """Where a plain tensor that is this rank's part of a distributed site begins, and the shape of the whole."""
