@@ -6,7 +6,7 @@ import gc
 from collections.abc import Iterator
 
 import pytest
-from torch import nn
+from torch import Tensor, nn
 
 from torchinit import Constant, Rule, initialize, plan
 from torchinit._collector import collector_paused
@@ -62,3 +62,16 @@ def test_blocks_within_blocks_switch_it_on_once() -> None:
             assert not gc.isenabled()
         assert not gc.isenabled()
     assert gc.isenabled()
+
+
+def test_it_is_on_where_other_peoples_code_runs() -> None:
+    seen: list[bool] = []
+
+    def own(tensor: Tensor) -> None:
+        seen.append(gc.isenabled())
+        tensor.fill_(1.0)
+
+    initialize(nn.Linear(2, 3), Rule("*", Constant(1.0)), seed=0, progress=lambda _: seen.append(gc.isenabled()))
+    initialize(nn.Linear(2, 3), Rule("*", own), seed=0)
+    assert len(seen) >= 4
+    assert all(seen)

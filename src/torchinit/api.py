@@ -91,7 +91,7 @@ def draft(model: nn.Module, recipe: RecipeLike, *, trainable: bool = False) -> P
 
 
 def _held_by(model: nn.Module) -> list[HeldTensor]:
-    """The tensors that the modules of a model hold, some of which are computed to be looked at: without users' modes."""
+    """The tensors that the modules of a model hold, some of them computed: without users' modes."""
     with plain_thread():
         return walk_tensors(model)
 

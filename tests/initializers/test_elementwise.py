@@ -20,7 +20,7 @@ from tests.stats import Cdf, assert_distribution, assert_mean, assert_std
 from tests.strategies import elementwise_fills, label, part, shapes, slices
 from torchinit import Constant, Normal, TruncNormal, Uniform
 from torchinit.initializers import Blockwise, Fill, Initializer, Padded
-from torchinit.initializers.elementwise import Drawn
+from torchinit.initializers.elementwise import Drawn, write_each
 from torchinit.model import Shard
 from torchinit.noise import Global, Keyed
 
@@ -345,3 +345,30 @@ def test_a_fill_of_ones_own_may_say_nothing_of_its_moments() -> None:
     assert Ramp().moments((3,)) is None
     assert Ramp().parts((3,)) is None
     assert drawn(Ramp(), (3,)).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_many_constants_are_those_of_single_writes(dtype: torch.dtype) -> None:
+    """To the last bit, the sign of a zero included, and with as many versions."""
+    values = (0.0, -0.0, 0, 1.0, 0.1, -2.5, 1 / 3)
+    fills = [Constant(value) for value in values] + [Constant(0.1)]
+
+    def tensors() -> list[Tensor]:
+        plain = [torch.full((2, 3), 7.0).to(dtype) for _ in fills]
+        turned, cut = torch.full((3, 2), 7.0).to(dtype).T, torch.full((4, 5), 7.0).to(dtype)[1:3, ::2]
+        wrapped = torch.full((2,), 7.0).to(dtype).as_subclass(Other)
+        return [*plain, turned, cut, nn.Parameter(torch.ones((), dtype=dtype)), wrapped, torch.empty(0, dtype=dtype)]
+
+    ours, theirs = tensors(), tensors()
+    several = [*fills, *fills[:1], *fills[4:5], *fills[4:5], *fills[3:4], *fills[:1]]
+    with torch.no_grad():
+        write_each([(fill, Shard.whole("w", out)) for fill, out in zip(several, ours, strict=True)], Keyed(0))
+        for fill, out in zip(several, theirs, strict=True):
+            out.fill_(fill.val)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.untyped_storage().tolist() == other.untyped_storage().tolist()
+        assert mine._version == other._version
+
+
+class Other(Tensor):
+    """A class that may keep its values elsewhere."""

@@ -146,3 +146,19 @@ def test_the_middle_of_a_large_tensor_is_looked_at() -> None:
     values = drawn(1000, 50)
     values[0] = 0  # a padding row
     assert is_shuffled(values)
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.int64, torch.bool, torch.complex64], ids=str)
+@pytest.mark.parametrize("shape", [(), (5,), (3, 4), (2, 3, 4)], ids=str)
+def test_of_zeros_every_digest_is_zero(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """As the sums over all elements give it, of which there are none where nothing differs from zero."""
+    tensor = torch.zeros(shape, dtype=dtype)
+    stats = compute_statistics(-tensor if dtype.is_floating_point else tensor)
+    sides = [*shape, 2] if dtype.is_complex else [*shape]
+    assert (stats.numel, stats.zeros, stats.nan, stats.infinite, stats.tiny) == (math.prod(sides),) * 2 + (0, 0, 0)
+    assert (stats.min, stats.max, stats.mean, stats.std, stats.digest, stats.shuffled) == (0, 0, 0, 0, 0, False)
+    lengths = sides[:2] if len(sides) > 1 else (0, 0)
+    assert [each.tolist() for each in (stats.rows, stats.columns)] == [[0] * length for length in lengths]
+    almost = tensor.clone()
+    almost.view(-1)[-1] = 1
+    assert compute_statistics(almost).digest

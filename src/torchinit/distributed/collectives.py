@@ -82,9 +82,8 @@ def over_meshes(model: nn.Module) -> Spread | None:
     # in the corners two steps apart; on every rank, since one that has fewer groups than its neighbours would else be
     # waited for. One mesh needs a single round, however many dimensions it has. What can go wrong: a rank that has no
     # DTensor at all cannot know that others wait for it, which ends with their timeout.
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        return None
-    tensors = [*model.parameters(), *model.buffers()]
+    is_alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
+    tensors = [] if is_alone else [*model.parameters(), *model.buffers()]
     meshes = dict.fromkeys(tensor.device_mesh for tensor in tensors if is_distributed(tensor))
     groups: dict[tuple[Any, ...], ProcessGroup] = {}
     for mesh in meshes:

@@ -46,9 +46,7 @@ def _refuse(where: str) -> None:
 
 def check_values(name: str, tensor: Tensor) -> None:
     """Raise RunError for a tensor that has no values to read or write, here or at all."""
-    # A model has thousands of tensors, and nearly always there is no mode at all.
-    if _functorch.peek_interpreter_stack() or torch._C._get_tracing_state() or torch._C._len_torch_dispatch_stack():
-        refuse_fakes()
+    refuse_fakes()
     if type(tensor) not in _ORDINARY and isinstance(tensor, (FakeTensor, FunctionalTensor)):
         advice = "build the model outside of its mode, or on the meta device for torchinit.materialize"
         raise RunError(f"{name}: is a {type(tensor).__name__}, which holds no values; {advice}")

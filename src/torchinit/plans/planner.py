@@ -172,7 +172,10 @@ class _Planner:
         learning = [site for site in self.known if site.kind == "parameter" and site.numel and not site.frozen]
         elements = sum(site.numel for site in learning)
         for scheme in scoring:
-            names = {name for name, writes in self.writes.items() for write in writes if write.step.rule.scheme == scheme}
+            rules = {id(rule) for rule in self.rules if rule.scheme == scheme}
+            names = {
+                name for name, writes in self.writes.items() if any(id(each.step.rule) in rules for each in writes)
+            }
             reached = [site.numel for site in learning if site.name in names]
             yield Reach(scheme, (len(reached), len(learning)), (sum(reached), elements))
 
