@@ -26,9 +26,10 @@ from torchinit.model.dtensor import is_distributed
 from torchinit.noise import Keyed, Noise
 from torchinit.noise.keyed import STREAM
 from torchinit.plans.fingerprint import hashed
+from torchinit.plans.observers import noise_in_use
 from torchinit.plans.plan import Plan
 from torchinit.plans.report import Report
-from torchinit.plans.run import Agree, noise_in_use
+from torchinit.plans.run import Agree
 
 
 class Intent(NamedTuple):

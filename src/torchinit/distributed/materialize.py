@@ -20,9 +20,10 @@ from torchinit.errors import RunError
 from torchinit.initializers.statistics import measure
 from torchinit.model.dtensor import is_distributed, local_part
 from torchinit.noise import Keyed, Noise
+from torchinit.plans.observers import noise_in_use
 from torchinit.plans.plan import FROZEN, Plan
 from torchinit.plans.report import Record, Report
-from torchinit.plans.run import Progress, local_shards, noise_in_use, run
+from torchinit.plans.run import Progress, local_shards, run
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -28,8 +28,8 @@ from torchinit.model.parametrizations import parametrized
 from torchinit.model.sandbox import OperationMode
 from torchinit.model.shards import Box, Shard
 from torchinit.model.storage import overlaps
+from torchinit.plans.observers import observing_runs, unobserved
 from torchinit.plans.plan import Step
-from torchinit.plans.run import observing_runs, unobserved
 from torchinit.tracing.observer import FunctionMode, name_of, written_by
 from torchinit.tracing.regions import MemoryIndex, storage_of
 from torchinit.tracing.seeded import TRUNCATED

@@ -1,19 +1,17 @@
-"""Runs: a plan carried out; the only place that writes. Observers are told of each write."""
+"""Runs: a plan carried out; the only place that writes."""
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from contextvars import ContextVar
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import groupby
-from typing import Final, Protocol, TypeAlias, runtime_checkable
+from typing import Final, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _disable_current_modes
 
 from torchinit._collector import collector_paused
 from torchinit._text import count, dtype_name
@@ -28,12 +26,17 @@ from torchinit.model.traversal import HeldTensor, walk_tensors
 from torchinit.model.valueless import refuse_fakes
 from torchinit.noise import Noise
 from torchinit.noise.settings import plain_thread
+from torchinit.plans.observers import (
+    KeyingObserver,
+    Parts,
+    keying_observer,
+    noise_in_use,
+    run_observers,
+    unobserved,
+)
 from torchinit.plans.plan import Plan, Step
 from torchinit.plans.report import Record, Report
 from torchinit.rules.rule import Rule
-
-Parts: TypeAlias = tuple[Shard, ...]
-"""The parts of one site that are here."""
 
 _Batch: TypeAlias = list[tuple[Step, Parts, int]]
 """Steps that are written together, each with its parts and the number of elements in them."""
@@ -52,72 +55,6 @@ _BASIS: Final = 2
 
 _ELEMENTS = 1 << 22
 """A batch has no more elements than this, a few milliseconds' work, unless a single step has: progress stays smooth."""
-
-
-# --- observers -------------------------------------------------------------------------------------------------
-
-
-class RunObserver(Protocol):
-    """An observer of runs, told of each write, since draws go around torch's dispatcher; it may raise before any."""
-
-    def before_run(self, step: Step, parts: Sequence[Shard]) -> None:
-        """Hear of a step that will be written; of all of them, before anything is written."""
-
-    def written(self, step: Step, parts: Sequence[Shard]) -> None:
-        """Hear of a step that has just been written."""
-
-
-@runtime_checkable
-class KeyingObserver(RunObserver, Protocol):
-    """An observer within which nothing draws from torch's generator: runs draw from its noise, under its names."""
-
-    noise: Noise
-
-    def named(self, parts: Parts) -> Parts:
-        """The parts of a site under the name that its next draw has: another one each time."""
-
-
-_WITNESSES: ContextVar[tuple[RunObserver, ...]] = ContextVar("torchinit_witnesses", default=())
-
-
-def run_observers() -> tuple[RunObserver, ...]:
-    """The observers of this thread's runs."""
-    return _WITNESSES.get()
-
-
-def noise_in_use(noise: Noise) -> Noise:
-    """The noise that a run with this one draws from: where it is torch's generator, that of the innermost observer."""
-    return keying.noise if (keying := _keying(noise)) else noise
-
-
-def _keying(noise: Noise) -> KeyingObserver | None:
-    inner = reversed(run_observers()) if noise.is_stateful else ()
-    return next((each for each in inner if isinstance(each, KeyingObserver)), None)
-
-
-@contextmanager
-def observing_runs(witness: RunObserver) -> Iterator[None]:
-    """Tell an observer of all runs of this thread."""
-    token = _WITNESSES.set((*run_observers(), witness))
-    try:
-        yield
-    finally:
-        _WITNESSES.reset(token)
-
-
-def unobserved(*, watched: bool) -> AbstractContextManager[None]:
-    """Without torch's modes, which would tell of the same writes once more; nothing changes if nobody is watching."""
-    # A step is one write to the observers, whatever draws it: a kernel that no dispatcher sees, or ten operations.
-    return _without_modes() if watched else nullcontext()
-
-
-@contextmanager
-def _without_modes() -> Iterator[None]:
-    with _disable_current_modes(), torch._C.DisableTorchFunction():
-        yield
-
-
-# --- runs ------------------------------------------------------------------------------------------------------
 
 
 def run(
@@ -148,7 +85,7 @@ def run(
     """
     started = time.perf_counter()
     plan.check()
-    keying, noise = _keying(noise), noise_in_use(noise)
+    keying, noise = keying_observer(noise), noise_in_use(noise)
     steps = plan.writes if noise.is_stateful else plan.steps
     refuse_fakes()
     here = {name: (part,) if isinstance(part, Shard) else tuple(part) for name, part in shards.items()}

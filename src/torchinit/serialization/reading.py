@@ -227,9 +227,9 @@ class Reader:
 
     def __init__(self, vocabularies: Mapping[Any, TaggedUnion], source: str) -> None:
         self.vocabularies = vocabularies
-        self.source = source
+        self.source: str = source
         self.mistakes: list[str] = []
-        self.spent = 0
+        self.spent: int = 0
 
     def spend(self, values: int) -> None:
         """Count what the data stand for beyond what they hold. Raises ConfigError for too much."""

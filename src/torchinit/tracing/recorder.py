@@ -18,8 +18,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torchinit.model.names import normalize
 from torchinit.model.shards import Shard
 from torchinit.model.traversal import HeldTensor, Kind, walk_tensors
+from torchinit.plans.observers import observing_runs
 from torchinit.plans.plan import Step
-from torchinit.plans.run import observing_runs
 from torchinit.tracing.locks import Snapshot, is_locked, refusal, snapshot
 from torchinit.tracing.observer import Event, Observer, name_of
 from torchinit.tracing.regions import MemoryIndex, region_of_shards, region_within, storage_of

@@ -25,7 +25,8 @@ from torchinit.model.valueless import refuse_fakes
 from torchinit.noise import Distribution, Keyed, Noise, seeded_generators
 from torchinit.noise.base import DrawRequest
 from torchinit.noise.keyed import is_lent
-from torchinit.plans.run import Parts, write
+from torchinit.plans.observers import Parts
+from torchinit.plans.run import write
 from torchinit.tracing.observer import arguments_of, name_of
 from torchinit.tracing.recorder import Recorder
 from torchinit.tracing.regions import memory_of
