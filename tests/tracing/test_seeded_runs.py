@@ -19,6 +19,7 @@ from torch.nn.utils import parametrizations
 
 from tests.processes import on_ranks, results
 from tests.ranks import each_rank
+from tests.strategies import label
 from torchinit import (
     Constant,
     Kaiming,
@@ -214,7 +215,7 @@ def test_a_function_that_fails_names_the_site() -> None:
             initialize(one["a"], Rule(Leaf("weight"), fails))
 
 
-@pytest.mark.parametrize("init", [Normal(), Orthogonal(), lambda weight: weight.normal_()], ids=str)
+@pytest.mark.parametrize("init", [Normal(), Orthogonal(), lambda weight: weight.normal_()], ids=label)
 @pytest.mark.parametrize("placement", [Shard(0), Shard(1), Replicate()], ids=str)
 def test_a_shard_has_the_values_of_the_whole(placement: Any, init: Any) -> None:
     rules, whole = Rule(Leaf("weight"), init), cast("Any", nn.Sequential(nn.Linear(6, 7)))

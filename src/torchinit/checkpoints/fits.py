@@ -26,7 +26,7 @@ def beside(unexpected: Mapping[str, str], taken: Collection[str]) -> Iterator[st
     paths = {name.rpartition(".")[0] for name in taken}
     layers = {*taken, *paths}.difference(above for path in paths for above in _above(path))
     for key, name in unexpected.items():
-        if len(name) > limits.NAME_LENGTH:  # all its beginnings would take the square of its length
+        if not 0 < len(name) <= limits.NAME_LENGTH:  # all its beginnings would take the square of its length
             continue
         *_, path = above = [*_above(name)]
         if path in paths or not layers.isdisjoint(above):
