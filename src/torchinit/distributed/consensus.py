@@ -32,7 +32,7 @@ from torchinit.plans.report import Report
 from torchinit.plans.run import Agree
 
 
-class Intent(NamedTuple):
+class RankIntent(NamedTuple):
     """What a rank is about to do: what it was told, in a word each, and what it will do to each tensor, by name.
 
     ``optional`` are the names that other ranks need not have.
@@ -50,7 +50,7 @@ def intent_of(
     options: Mapping[str, object],
     *,
     only_spread: bool = False,
-) -> Intent:
+) -> RankIntent:
     """What a rank was told, what it will do to each tensor, and in what shape, dtype and layout it holds each.
 
     Plain tensors that a rank holds beside may be its own; with ``only_spread``, those that have a step, too, as the
@@ -67,7 +67,7 @@ def intent_of(
             held[name] += f", {tensor.placements} on a mesh of shape {tuple(tensor.device_mesh.shape)}"
         else:
             plain += [name, entry.name] if only_spread else [name]
-    return Intent(words, {**steps, **held}, frozenset(plain))
+    return RankIntent(words, {**steps, **held}, frozenset(plain))
 
 
 def steps_of(plan: Plan) -> dict[str, str]:
@@ -93,7 +93,7 @@ def initialize_together(
     if spread is None:
         return None
 
-    def planned() -> tuple[Plan, Intent]:
+    def planned() -> tuple[Plan, RankIntent]:
         plan = ready()
         return plan, intent_of(model, steps_of(plan), noise, options, only_spread=True)
 
@@ -108,7 +108,7 @@ def initialize_together(
     return report
 
 
-def check_consensus(intent: Intent, spread: Spread, remedy: str = "") -> None:
+def check_consensus(intent: RankIntent, spread: Spread, remedy: str = "") -> None:
     """Raise RunError on every rank unless all ranks of the spread have one intent. All of them have to call this.
 
     Digests are sent; where they differ, one for each name, and intents only where those differ.

@@ -13,7 +13,7 @@ from torchinit._text import count, dtype_name
 from torchinit.distributed import allocation
 from torchinit.distributed.allocation import Allocation, ModuleTensor, allocate, module_tensors, unwritten
 from torchinit.distributed.collectives import is_shared, over_group, run_collectively
-from torchinit.distributed.consensus import Intent, check_consensus, intent_of, steps_of
+from torchinit.distributed.consensus import RankIntent, check_consensus, intent_of, steps_of
 from torchinit.distributed.own_code import OwnCodeResult, make_buffers
 from torchinit.distributed.replicas import verify_replicas
 from torchinit.errors import RunError
@@ -194,7 +194,7 @@ class Materialization:
     def _together(self, work: Callable[[], _T], noun: str) -> _T:
         return run_collectively(work, noun, over_group(self.group)) if is_shared(self.group) else work()
 
-    def _ready(self) -> tuple[Start, torch.device, Intent | None]:
+    def _ready(self) -> tuple[Start, torch.device, RankIntent | None]:
         allocation.check_ranks(self.model)
         allocation.check_styles(self.model)
         allocation.check_meta(self.model, with_memory=self.with_memory)

@@ -19,7 +19,7 @@ from torchinit.noise.distributions import MAX_SIGMAS
 from torchinit.plans.plan import FROZEN, UNKNOWN, Step
 
 
-class Mismatch(NamedTuple):
+class Discrepancy(NamedTuple):
     """A place where a rule counts or cuts a weight otherwise than its layer does, and the way out, if it is known.
 
     ``is_chosen`` marks a choice that is right for the layer, of which only a plan tells.
@@ -58,7 +58,7 @@ def notes_of(step: Step, view: Site) -> tuple[str, ...]:
     coarse = moments and too_fine(moments, site.dtype)
     return (
         *([neutrality(site)] if is_off_neutral else []),
-        *("; ".join(filter(None, (fact, remedy))) for fact, remedy, _ in mismatches(step, view)),
+        *("; ".join(filter(None, (fact, remedy))) for fact, remedy, _ in discrepancies(step, view)),
         *([f"std is {coarse}"] if coarse else []),
         *([uncut] if (uncut := _uncut(fill)) else []),
         *([FROZEN] if site.frozen else []),
@@ -72,13 +72,13 @@ _STACK: Final = "if dimension 0 counts weights, as of experts, take Stacked(...)
 _DESCRIBE: Final = "register_layout() tells how it connects"
 
 
-def mismatches(step: Step, view: Site) -> tuple[Mismatch, ...]:
+def discrepancies(step: Step, view: Site) -> tuple[Discrepancy, ...]:
     """Where a rule means another layer than the one at hand, as a module sees its weight, each once."""
-    found = (mismatch for init, site in innermost(step.rule.init, view) for mismatch in _of_fans(init, site))
+    found = (discrepancy for init, site in innermost(step.rule.init, view) for discrepancy in _of_fans(init, site))
     return tuple(dict.fromkeys((*found, *_of_shape(step.fill, view))))
 
 
-def _of_fans(init: object, site: Site) -> Iterator[Mismatch]:
+def _of_fans(init: object, site: Site) -> Iterator[Discrepancy]:
     """Where fans depend on how connections are counted, or nobody knows how the layer makes them."""
     convention = getattr(init, "fans", None)
     if convention is None or len(site.shape) < 2:
@@ -86,10 +86,10 @@ def _of_fans(init: object, site: Site) -> Iterator[Mismatch]:
     by_torch, true = site.fans("torch"), site.fans("true")
     if site.layout is None and (len(site.shape) > 2 or convention == "true"):
         counted, remedy = ("a kernel", _STACK) if len(site.shape) > 2 else ("a matrix", _DESCRIBE)
-        yield Mismatch(f"{_unknown(site)}: counted as {counted}, {by_torch[0]:g} in, {by_torch[1]:g} out", remedy)
+        yield Discrepancy(f"{_unknown(site)}: counted as {counted}, {by_torch[0]:g} in, {by_torch[1]:g} out", remedy)
     elif by_torch != true:
         text = "fans by torch's count {:g} in, {:g} out; true {:g} in, {:g} out; used: {}"
-        yield Mismatch(text.format(*by_torch, *true, convention), is_chosen=convention == "true")
+        yield Discrepancy(text.format(*by_torch, *true, convention), is_chosen=convention == "true")
 
 
 def _unknown(site: Site) -> str:
@@ -99,41 +99,41 @@ def _unknown(site: Site) -> str:
 # --- matrices ----------------------------------------------------------------------------------------------------
 
 
-def _of_shape(fill: Fill, site: Site) -> Iterator[Mismatch]:
+def _of_shape(fill: Fill, site: Site) -> Iterator[Discrepancy]:
     """Where a fill that works on a whole matrix or kernel meets a tensor that holds several, or another order."""
     fill, layout = _core(fill), site.layout
     if not isinstance(fill, Orthogonal | DeltaOrthogonal | Dirac | Identity):
         return
     if layout is None:
         if len(site.shape) > 2:
-            yield Mismatch(f"{_unknown(site)}: {type(fill).__name__} takes it for one kernel", _STACK)
+            yield Discrepancy(f"{_unknown(site)}: {type(fill).__name__} takes it for one kernel", _STACK)
     elif isinstance(fill, Dirac):
         if layout.groups != fill.groups and layout.out_axes:
             silent = dirac_ones(site.shape, layout.groups) - dirac_ones(site.shape, fill.parts_of_outputs)
             more = f": {silent} of {count(site.shape[0], 'filter')} pass nothing on that could" if silent > 0 else ""
             fact = f"groups={layout.groups} in the layer, {fill.groups} in the rule{more}"
-            yield Mismatch(fact, 'groups = "layer"')
+            yield Discrepancy(fact, 'groups = "layer"')
     elif layout.out_axes:
         yield from _several(fill, layout, site)
 
 
-def _several(fill: Fill, layout: Layout, site: Site) -> Iterator[Mismatch]:
+def _several(fill: Fill, layout: Layout, site: Site) -> Iterator[Discrepancy]:
     name = type(fill).__name__
     if layout.batch_axes:
         axes = f"in_axis = {layout.in_axes[0]}, out_axis = {layout.out_axes[0]}"
         number = site.shape[layout.batch_axes[0]]
-        yield Mismatch(f"{name} takes {number} weights for one matrix", f"Stacked(...) with {axes} takes each")
+        yield Discrepancy(f"{name} takes {number} weights for one matrix", f"Stacked(...) with {axes} takes each")
         return
     if layout.blocks > 1:
         remedy = f"Blocks(..., parts={layout.blocks}) takes each"
-        yield Mismatch(f"{name} takes {layout.blocks} weights side by side for one matrix", remedy)
+        yield Discrepancy(f"{name} takes {layout.blocks} weights side by side for one matrix", remedy)
     if layout.groups > 1:
         each = f"Blocks(..., parts={layout.groups}) takes each"
         remedy = each if 0 in layout.out_axes else "Normal(...) has no such parts"
-        yield Mismatch(f"{name} takes the {layout.groups} groups of the layer for one matrix", remedy)
+        yield Discrepancy(f"{name} takes the {layout.groups} groups of the layer for one matrix", remedy)
     axis = getattr(fill, "axis", None)
     if len(site.shape) > 2 and axis in layout.in_axes:
-        yield Mismatch(f"the rows of {name} run over the inputs of the layer", f"axis = {layout.out_axes[0]}")
+        yield Discrepancy(f"the rows of {name} run over the inputs of the layer", f"axis = {layout.out_axes[0]}")
 
 
 def _core(fill: Fill) -> Fill:

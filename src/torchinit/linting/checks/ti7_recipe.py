@@ -11,7 +11,7 @@ from torchinit.initializers.moments import Moments
 from torchinit.initializers.statistics import deviations, measure
 from torchinit.linting.registry import Hit, check
 from torchinit.linting.target import LintedTensor, LintTarget
-from torchinit.plans.notes import mismatches
+from torchinit.plans.notes import discrepancies
 from torchinit.plans.plan import Step
 
 
@@ -53,7 +53,7 @@ def fan_convention(target: LintTarget) -> Iterator[Hit]:
     """
     for step in target.plan:
         view = next((view for view in step.site.views if step.rule.matches(view)), step.site)
-        for fact, remedy, is_chosen in mismatches(step, view):
+        for fact, remedy, is_chosen in discrepancies(step, view):
             if not is_chosen:
                 yield Hit(step.site.name, fact, remedy=remedy)
 
