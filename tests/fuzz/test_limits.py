@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 import json
+import pickle
 import re
 import struct
 import zipfile
@@ -60,6 +61,7 @@ CASES: list[tuple[str, str, str, bytes, str]] = [
     ("blocks beyond 64 bits", "recipe", "json", recipe({**TABLE, "blocks": 10**20}), r"at most 10,000 parts"),
     ("blocks in text", "recipe", "json", recipe({"name": "w0", "type": "Blocks", "init": 0, "parts": "1e9"}), "10,000 parts"),
     ("a list of blocks", "recipe", "json", recipe({**TABLE, "blocks": [1] * 15_000}), r"at most 10,000 parts"),
+    ("errors by the thousand", "recipe", "json", recipe(*[{"type": "Normal", "name": "**", "std": "1 / fan_in"}] * 900), "^read$"),
     ("merge keys", "recipe", "yaml", merged(8, 2), r"holds more than 40,000 values"),
     ("merge keys of ten", "recipe", "yaml", merged(5, 10), r"holds more than 40,000 values"),
     ("merge keys that are sound", "recipe", "yaml", b"a: &a {type: Zeros}\nrules:\n- {<<: *a, name: w0}", r"has no 'a'"),
@@ -91,6 +93,7 @@ CASES: list[tuple[str, str, str, bytes, str]] = [
     ("parts of a name", "compared", "safetensors", safetensors({"a." * 400_000 + "a": ENTRY}, b""), "^read$"),
     ("sets in a pickle", "checkpoint", "pth", pickled(b"]" + b"\x8fa" * 400_000), r"would make far more than it holds"),
     ("lists in a pickle", "checkpoint", "pth", pickled(b"]" * 900_000), r"would make far more than it holds"),
+    ("a length in an old file", "loaded", "pth", pickle.dumps(0x1950A86A20F9469CFC6C, 2) + b"\x80\x02X\xff\xff\xff\x7f", "bytes in a unicodestring4, but only"),
     ("marks in a pickle", "checkpoint", "pth", pickled(b"(" * 900_000), r"nests lists and tables more than 100 deep"),
     ("tuples on a stack", "checkpoint", "pth", pickled(b")" * 900_000), r"would make far more than it holds"),
     ("an index of itself", "checkpoint", "json", json.dumps({"weight_map": {f"w{n}": "case.json" for n in range(30_000)}}).encode(), "^read$"),

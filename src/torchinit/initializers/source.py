@@ -58,7 +58,9 @@ def resolve_all(init: Initializer, pairs: Sequence[tuple[Site, Site]], known: Se
             if (fill := known_fills[key]) is not None:
                 fills[view.name] = fill
         except ValueError as error:
-            errors[view.name] = error
+            # Without the frames in which it arose, and those of what it came from: a recipe in error has thousands.
+            error.__context__ = error.__cause__ = None
+            errors[view.name] = error.with_traceback(None)
     return Resolution(fills, errors)
 
 

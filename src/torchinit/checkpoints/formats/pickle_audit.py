@@ -20,7 +20,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, Any, Final, Literal, NamedTuple, TypeAlias
+from typing import IO, Any, Final, Literal, NamedTuple, TypeAlias, cast
 
 import torch
 
@@ -108,8 +108,21 @@ def check_pickle(name: str, data: bytes) -> tuple[dict[str, Memory], Leaves]:
 
 def check_pickles(name: str, file: IO[bytes]) -> tuple[dict[str, Memory], list[str], Leaves]:
     """The same for the five pickles before the memory in a file of torch's older format; and its keys, in order."""
-    audits = [_Audit(name, file).run() for _ in range(5)]
+    audits = [_Audit(name, cast("IO[bytes]", _Bounded(file))).run() for _ in range(5)]
     return audits[3].memory, audits[4].texts, audits[3].leaves
+
+
+class _Bounded:
+    """A file of which no more is asked for than it has: Python makes room for what is asked before it reads."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.readline, self.tell = file.readline, file.tell
+        here = file.tell()
+        self._file, self._end = file, file.seek(0, io.SEEK_END)
+        file.seek(here)
+
+    def read(self, size: int) -> bytes:
+        return self._file.read(min(size, self._end - self.tell()))
 
 
 class _Global(str):
