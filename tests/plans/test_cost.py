@@ -74,6 +74,7 @@ def calls(job: Callable[[], object]) -> int:
 )
 def test_calls_a_tensor(job: Callable[[nn.Module], object], most: int) -> None:
     net = model(200)
+    job(net)  # what is made once, by whoever comes first
     assert calls(lambda: job(net)) / 1200 <= most
 
 
