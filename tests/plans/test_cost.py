@@ -57,24 +57,24 @@ def calls(job: Callable[[], object]) -> int:
     return counted
 
 
-# What was counted, and a tenth more: who exceeds a number has made the bookkeeping dearer. While each rule was asked of
-# each tensor, and the model was walked three times, the first seven were 281, 706, 455, 882, 479, 456 and 133.
+# What was counted once FSDP1 was imported, which is then looked for in each module, and a tenth more: who exceeds a
+# number has made the bookkeeping dearer. While each rule was asked of each tensor, and the model was walked three times,
+# the first seven were 281, 706, 455, 882, 479, 456 and 133.
 @pytest.mark.parametrize(
     ("job", "most"),
     [
-        pytest.param(lambda net: plan(net, BASE), 182, id="plan"),
-        pytest.param(lambda net: plan(net, FIFTY), 202, id="plan, 50 rules"),
-        pytest.param(lambda net: initialize(net, BASE, seed=0, stats=False), 248, id="initialize"),
-        pytest.param(lambda net: initialize(net, FIFTY, seed=0, stats=False), 270, id="initialize, 50 rules"),
-        pytest.param(lambda net: initialize(net, BASE, seed=0), 275, id="with statistics"),
-        pytest.param(lambda net: initialize(net, BASE, stats=False), 260, id="unseeded"),
-        pytest.param(fingerprint, 90, id="fingerprint"),
-        pytest.param(lint, 412, id="lint"),
+        pytest.param(lambda net: plan(net, BASE), 185, id="plan"),
+        pytest.param(lambda net: plan(net, FIFTY), 206, id="plan, 50 rules"),
+        pytest.param(lambda net: initialize(net, BASE, seed=0, stats=False), 261, id="initialize"),
+        pytest.param(lambda net: initialize(net, FIFTY, seed=0, stats=False), 283, id="initialize, 50 rules"),
+        pytest.param(lambda net: initialize(net, BASE, seed=0), 287, id="with statistics"),
+        pytest.param(lambda net: initialize(net, BASE, stats=False), 277, id="unseeded"),
+        pytest.param(fingerprint, 99, id="fingerprint"),
+        pytest.param(lint, 417, id="lint"),
     ],
 )
 def test_calls_a_tensor(job: Callable[[nn.Module], object], most: int) -> None:
     net = model(200)
-    job(net)  # what is made once, by whoever comes first
     assert calls(lambda: job(net)) / 1200 <= most
 
 
