@@ -156,6 +156,15 @@ def abbreviate(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(map(one_line, names[:most])) + more
 
 
+def fold_numbers(name: str) -> str:
+    """The name with a star for each part that is a number, so that those of like layers are one.
+
+    >>> fold_numbers("layers.12.conv2.weight")
+    'layers.*.conv2.weight'
+    """
+    return re.sub(r"(?<![^.])[0-9]+(?![^.])", "*", name)
+
+
 def by_reason(verb: str, pairs: Iterable[tuple[str, str]]) -> list[str]:
     """A line for each reason, with the first few of the names that it holds for.
 

@@ -23,7 +23,7 @@ from torchinit.model.sites import Site
 from torchinit.noise import Noise
 from torchinit.serialization.validation import check_choice, check_number, is_integer
 
-Function: TypeAlias = Literal["exp", "log", "inverse_softplus", "logit"]
+FunctionName: TypeAlias = Literal["exp", "log", "inverse_softplus", "logit"]
 
 
 class _Increasing(NamedTuple):
@@ -34,7 +34,7 @@ class _Increasing(NamedTuple):
     below: float = math.inf
 
 
-FUNCTIONS: Final[dict[Function, _Increasing]] = {
+FUNCTIONS: Final[dict[FunctionName, _Increasing]] = {
     "exp": _Increasing(torch.exp),
     "log": _Increasing(torch.log, 0.0),
     "inverse_softplus": _Increasing(lambda x: x + torch.log(-torch.expm1(-x)), 0.0),
@@ -65,14 +65,13 @@ class Mapped(ShortStr):
     """
 
     init: Initializer
-    function: Function
+    function: FunctionName
     low: float | None = None
     high: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "init", as_initializer(self.init))
-        check_choice("function", self.function, Function)
-        _check_ends(self.low, self.high)
+        _check_map(self.function, self.low, self.high)
 
     def resolve(self, site: Site) -> Fill | None:
         fill = fill_of(self.init, site)
@@ -83,7 +82,8 @@ class Mapped(ShortStr):
         return mapped
 
 
-def _check_ends(low: float | None, high: float | None) -> None:
+def _check_map(function: str, low: float | None, high: float | None) -> None:
+    check_choice("function", function, FunctionName)
     for name, end in (("low", low), ("high", high)):
         if end is not None:
             check_number(name, end)
@@ -101,13 +101,12 @@ class MappedFill(Wrapper):
     """
 
     fill: Fill
-    function: Function
+    function: FunctionName
     low: float | None = None
     high: float | None = None
 
     def __post_init__(self) -> None:
-        check_choice("function", self.function, Function)
-        _check_ends(self.low, self.high)
+        _check_map(self.function, self.low, self.high)
 
     def __str__(self) -> str:
         cut = "".join(f", {name}={end:g}" for name, end in (("low", self.low), ("high", self.high)) if end is not None)

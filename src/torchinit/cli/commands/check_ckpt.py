@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import re
 import shlex
 from collections.abc import Iterator
 
 import torch
 
+from torchinit._text import fold_numbers
 from torchinit.api import sites
 from torchinit.checkpoints import Loaded, Pretrained, open_checkpoint
 from torchinit.cli import options
@@ -113,5 +113,5 @@ def _globs(account: LoadReport) -> list[str]:
 
 def _spare(account: LoadReport) -> list[str]:
     """Globs of what the file has besides, one for a key in all numbered layers, unless there are many."""
-    globs = dict.fromkeys(re.sub(r"(?<![^.])[0-9]+(?![^.])", "*", key) for key in account.unexpected)
+    globs = dict.fromkeys(map(fold_numbers, account.unexpected))
     return [*globs] if len(globs) < 6 else []

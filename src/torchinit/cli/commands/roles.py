@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import re
 
-from torchinit._text import count, format_table
+from torchinit._text import count, fold_numbers, format_table
 from torchinit.cli import options
 
 
@@ -28,7 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
     }
     groups: dict[tuple[str, ...], list[str]] = {}
     for name, role in found.items():
-        key = name if arguments.all else re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
+        key = name if arguments.all else fold_numbers(name)
         groups.setdefault((key, role.name, role.why), []).append(name)
     rows = [
         (name, f"x{len(names)}" if len(names) > 1 else "", role, why) for (name, role, why), names in groups.items()

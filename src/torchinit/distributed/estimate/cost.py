@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from torchinit._text import count, dtype_name, format_table, shape_text
+from torchinit._text import count, dtype_name, fold_numbers, format_table, shape_text
 from torchinit.distributed.estimate.partition import Partition
 from torchinit.initializers.elementwise import Constant, Fill
 from torchinit.model.shards import Box, Shard
@@ -194,7 +193,7 @@ def _groups(every: Sequence[_LocalSite], partition: Partition) -> Iterator[Group
     alike: dict[Group, int] = {}
     for local in every:
         site = local.site
-        name = re.sub(r"(?<![^.])\d+(?![^.])", "*", site.name)
+        name = fold_numbers(site.name)
         fill, axes = str(local.fill or "-"), partition.axes(site)
         group = Group(name, 1, site.shape, dtype_name(site.dtype), fill, axes, local.first, local.bytes)
         alike[group] = alike.get(group, 0) + 1
