@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -125,6 +126,12 @@ mine = "MLP"
 def test_what_is_not_rules(text: str) -> None:
     with pytest.raises(ConfigError, match="these are not rules of roles: "):
         register_roles(text)
+
+
+def test_what_is_not_a_model() -> None:
+    wrong: Any = "gpt2"
+    with pytest.raises(TypeError, match=r"roles are those of a model, an nn\.Module, but got 'gpt2'"):
+        roles(wrong)
 
 
 def test_the_words_of_the_survey() -> None:

@@ -135,12 +135,15 @@ def roles(model: nn.Module) -> Mapping[str, Role]:
     """The role of every parameter and buffer of a model, by the name of its site; on any device, meta included.
 
     A role is a word such as ``attn.q``, ``mlp.down``, ``norm.scale``; a bias has that of its weight, with ``.bias``.
-    What no rule knows is ``unsure``, never a guess. Of a tied tensor the role under its first name counts.
+    What no rule knows is ``unsure``, never a guess. Of a tied tensor the role under its first name counts. Raises
+    TypeError for anything but a model.
 
     >>> model = nn.TransformerEncoderLayer(8, 2, 16)
     >>> {name: role.name for name, role in roles(model).items() if name.startswith("linear1")}
     {'linear1.weight': 'mlp.in', 'linear1.bias': 'mlp.in.bias'}
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"roles are those of a model, an nn.Module, but got {model!r}")
     modules = dict(model.named_modules(remove_duplicate=False))
     found: dict[object, tuple[str, Role]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
