@@ -326,12 +326,15 @@ def test_a_function_computes_in_double_precision_for_a_site_of_that() -> None:
 
 
 def test_functions_in_several_threads_have_the_draws_of_their_own_names() -> None:
-    """Torch's generator and default dtype are the process's, so one function runs at a time."""
+    """Torch's generator and default dtype are the process's, so one function runs at a time.
+
+    The layers are made before: a thread that makes one draws from torch's generator, which the function uses meanwhile.
+    """
+    layers = [nn.Linear(70, 60, bias=False, dtype=(torch.float32, torch.float64)[seed % 2]) for seed in range(16)]
 
     def run(seed: int) -> str:
-        layer = nn.Linear(70, 60, bias=False, dtype=(torch.float32, torch.float64)[seed % 2])
-        initialize(layer, Rule("weight", product), seed=seed)
-        return fingerprint(layer).total
+        initialize(layers[seed], Rule("weight", product), seed=seed)
+        return fingerprint(layers[seed]).total
 
     alone = [run(seed) for seed in range(16)]
     with SETTINGS["bfloat16"](), ThreadPoolExecutor(4) as pool:
