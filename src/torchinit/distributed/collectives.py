@@ -51,7 +51,7 @@ def gathered(value: _T, group: ProcessGroup | None = None) -> list[_T]:
 
 def ranks_of(group: ProcessGroup | None = None) -> list[int]:
     """The ranks of a group, as the whole job counts them."""
-    return torch.distributed.get_process_group_ranks(group)
+    return torch.distributed.get_process_group_ranks(group or dist.group.WORLD)
 
 
 class Spread(Protocol):
