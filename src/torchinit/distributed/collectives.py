@@ -51,7 +51,7 @@ def gathered(value: _T, group: ProcessGroup | None = None) -> list[_T]:
 
 def ranks_of(group: ProcessGroup | None = None) -> list[int]:
     """The ranks of a group, as the whole job counts them."""
-    return torch.distributed.get_process_group_ranks(group or dist.group.WORLD)
+    return torch.distributed.get_process_group_ranks(group or torch.distributed.group.WORLD)
 
 
 class Spread(Protocol):
@@ -91,6 +91,8 @@ def over_meshes(model: nn.Module) -> Spread | None:
         for axis in range(mesh.ndim) if mesh.get_coordinate() is not None else ():
             with suppress(RuntimeError):  # the mesh has no groups
                 key, group = (-mesh.size(), ranks, tuple(mesh.shape), axis), mesh.get_group(axis)
+                if mesh.size(axis) == torch.distributed.get_world_size():  # ranks whose meshes differ still meet in this one
+                    group = torch.distributed.group.WORLD
                 if mesh.size(axis) > 1:  # of meshes that differ in their words only, the group that was made first
                     groups[key] = min(group, groups.get(key, group), key=lambda each: each.group_name)
     order = sorted(groups)
