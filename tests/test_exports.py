@@ -55,7 +55,7 @@ NAMESPACES = {
     "torchinit.plans": "Change Diff Fingerprint Plan Record Report Skipped Step local_shards make_plan run",
     "torchinit.recipes": "INITIALIZERS RecipeLike decode_recipe load_recipe recipe_to_data schemes",
     "torchinit.rules": """
-        All AnyOf Block Is Kinds Layer Leaf Name Not Recipe Regex Roles Rule SELECTORS Selector Shape Within""",
+        All AnyOf Block Dtype Is Kinds Layer Leaf Name Not Recipe Regex Roles Rule SELECTORS Selector Shape Within""",
     "torchinit.tracing": "Lock Trace Write capture lock seeded trace",
 }
 """What each namespace offers."""

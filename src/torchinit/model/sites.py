@@ -141,6 +141,11 @@ class Site:
         return self.name.rpartition(".")[2]
 
     @property
+    def learning(self) -> Literal["trainable", "frozen", "buffer"]:
+        """Whether the site is a parameter that learns, one that does not, or a buffer."""
+        return "buffer" if self.kind == "buffer" else "frozen" if self.frozen else "trainable"
+
+    @property
     def numel(self) -> int:
         return math.prod(self.shape)
 
