@@ -55,6 +55,7 @@ from torchinit.initializers import (
     SinCos,
     Sparse,
     Stacked,
+    TorchDefault,
     VarianceScaling,
 )
 from torchinit.model import LayerClass, Shard, Site
@@ -193,7 +194,9 @@ def formulas() -> st.SearchStrategy[Initializer]:
         st.builds(Ramp, NUMBERS, NUMBERS, st.integers(-2, 1), power=POSITIVE, endpoint=st.booleans()),
         st.tuples(POSITIVE, POSITIVE).map(lambda ends: LogUniform(*sorted(ends))),
         st.builds(Mapped, st.builds(Normal, NUMBERS, POSITIVE), st.just("log"), st.just(1e-6)),
-        st.sampled_from([SinCos(), AlibiSlopes(), Bilinear(), DeformableRing(2, 1, 1), Chrono(9), ICNR(Ones())]),
+        st.sampled_from(
+            [SinCos(), AlibiSlopes(), Bilinear(), DeformableRing(2, 1, 1), Chrono(9), ICNR(Ones()), TorchDefault()]
+        ),
     )
     inner = simple | elementwise_fills()
     return st.one_of(

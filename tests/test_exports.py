@@ -39,7 +39,7 @@ NAMESPACES = {
         AlibiSlopes Bilinear Blocks Blockwise Caffe2Xavier Chrono Computed Constant DeformableRing DeltaOrthogonal
         DepthScaled Dirac Fill FromIndex ICNR Identity Initializer Kaiming LeCun LoadReport LogUniform Mapped MappedFill
         Moments Neutral Normal Ones Opaque Orthogonal Padded Prior Ramp RepeatedFill Scaled ScaledFill SinCos Sparse
-        Stacked StackedFill TruncNormal Uniform VarianceScaling Xavier Zeros""",
+        Stacked StackedFill TorchDefault TruncNormal Uniform VarianceScaling Xavier Zeros""",
     "torchinit.integrations": "fsdp trainers",
     "torchinit.knowledge": "Profile Role RoleRule gain profile read_rules register_roles roles",
     "torchinit.linting": "CHECKS Finding Findings SEVERITIES Severity assert_initialized lint",
