@@ -18,9 +18,11 @@ from torchinit.distributed import Materialization, PlannedStart, Start, check_st
 from torchinit.distributed.allocation import check_device
 from torchinit.distributed.consensus import initialize_together
 from torchinit.errors import ConfigError, PlanError, RunError
+from torchinit.initializers.variance_scaling import asks_for_weight
 from torchinit.knowledge.following import with_activations
 from torchinit.knowledge.neutral import with_neutral
-from torchinit.model.sites import Site, group_sites
+from torchinit.knowledge.role_rules import with_roles
+from torchinit.model.sites import Site, group_sites, with_weights
 from torchinit.model.traversal import HeldTensor, walk_tensors
 from torchinit.model.valueless import refuse_fakes, refuse_transforms
 from torchinit.noise import Global, Keyed, Noise
@@ -33,6 +35,7 @@ from torchinit.plans.report import Report
 from torchinit.plans.run import Agree, Progress, run, shards_held
 from torchinit.recipes import RecipeLike, to_rules
 from torchinit.recipes.forms import check_model, is_like_init_cfg, read_otherwise, with_better
+from torchinit.rules.matching import asks_for_roles
 from torchinit.tracing import unfilled_among
 
 if TYPE_CHECKING:
@@ -45,19 +48,20 @@ def sites(model: nn.Module) -> tuple[Site, ...]:
     """The parameters and buffers of a model, on any device, meta included, with all that is known of them.
 
     They come in the order of ``Module.apply``: children before their parents. Tensors that share memory
-    are one site with aliases. A layer's site knows what follows the layer; norms other than torch's are asked for their
-    neutral value: a copy of each kind of layer is run on the CPU, and nothing of the model is touched.
+    are one site with aliases. Each knows its role, that of a layer what follows the layer; norms other than torch's are
+    asked for their neutral value: a copy of each kind of layer is run on the CPU, and nothing of the model is touched.
 
     >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.RMSNorm(3))
     >>> [(site.name, site.neutral, site.activation) for site in sites(model)]
     [('0.weight', None, 'relu'), ('0.bias', None, None), ('2.weight', 1.0, None)]
     """
-    return _sites_among(model, walk_tensors(model))
+    held = walk_tensors(model)
+    return with_weights(with_roles(model, _sites_among(model, held), held))
 
 
 @collector_paused()
 def _sites_among(model: nn.Module, held: Iterable[HeldTensor]) -> tuple[Site, ...]:
-    """The sites of a model, of the tensors that its modules hold."""
+    """The sites of a model, of the tensors that its modules hold; their roles are not known."""
     return with_activations(model, with_neutral(model, (site for site, _ in group_sites(held))))
 
 
@@ -100,7 +104,13 @@ def _draft_among(model: nn.Module, held: Iterable[HeldTensor], recipe: RecipeLik
     rules = to_rules(recipe)
     with plain_thread():
         known = _sites_among(model, held)
-        drafted = with_better(make_plan(known, rules, trainable=trainable), known)
+        if asks_for_roles(rules):
+            known = with_roles(model, known, held)
+        if any(asks_for_weight(rule.init) for rule in rules):
+            known = with_weights(known)
+        drafted = make_plan(known, rules, trainable=trainable)
+        if any(reach.is_low for reach in drafted.reach):
+            drafted = with_better(drafted, with_roles(model, known, held))
     unshaped = [site.name for site in known if site.state == "lazy" and site.kind == "parameter"]
     if unshaped and not drafted.problems:
         return replace(

@@ -97,7 +97,7 @@ class Site:
 
     ``name`` is the qualified name without wrappers (``module.``, ``_orig_mod.`` and the like); ``owner`` and
     ``owner_name`` tell the module that holds it, ``parameter_kind`` whether it is a weight or a bias of that module;
-    ``block`` is index and count in the innermost ``ModuleList`` or ``Sequential`` of like blocks around it;
+    ``block`` is index and count in the list of blocks around it, ``tower`` among the blocks of all stages;
     ``position`` is its turn in the order of ``Module.apply`` (children first), in which MMEngine initializes.
     ``persistent`` tells whether it is part of the model's ``state_dict``. ``hooks`` names the class, of the owner or
     of a module above, that has hooks of its own for loading; it may be empty. A tied tensor is one site: ``aliases``
@@ -106,8 +106,9 @@ class Site:
     it is not a norm's, or nobody could tell. ``frozen`` tells that it does not learn (``requires_grad`` is false).
     ``activation`` is what follows a weight's layer: a nonlinearity of :func:`~torchinit.knowledge.gain`, with its
     slope (``"relu"``, ``"leaky_relu(0.2)"``), ``"linear"`` for none, ``"norm"`` for a normalization; None where the
-    model's structure does not show it. ``missing`` says what is known of a parameter without elements that should have
-    some.
+    model's structure does not show it. ``role`` is what it is for, as :func:`torchinit.roles` says; None where nobody
+    asked, as in a plan of rules that do not select by roles. ``weight`` is the weight that a bias belongs to, where
+    somebody asked. ``missing`` says what is known of a parameter without elements that should have some.
     """
 
     name: str
@@ -119,6 +120,7 @@ class Site:
     parameter_kind: ParameterKind = "other"
     layout: Layout | None = None
     block: tuple[int, int] | None = None
+    tower: tuple[int, int] | None = None
     zero_row: int | None = None
     state: State = "ready"
     parametrized: bool = False
@@ -130,12 +132,19 @@ class Site:
     neutral: float | None = None
     frozen: bool = False
     activation: str | None = None
+    role: str | None = None
+    weight: Site | None = None
     missing: str = ""
 
     @property
     def leaf(self) -> str:
         """The last part of the name: ``weight`` of ``layers.0.weight``."""
         return self.name.rpartition(".")[2]
+
+    @property
+    def learning(self) -> Literal["trainable", "frozen", "buffer"]:
+        """Whether the site is a parameter that learns, one that does not, or a buffer."""
+        return "buffer" if self.kind == "buffer" else "frozen" if self.frozen else "trainable"
 
     @property
     def numel(self) -> int:
@@ -196,6 +205,23 @@ def sites(model: nn.Module) -> tuple[Site, ...]:
     return tuple(site for site, _ in group_sites(walk_tensors(model)))
 
 
+def with_weights(sites: Iterable[Site]) -> tuple[Site, ...]:
+    """The sites of a model, each bias with the weight that stands beside it in its layer: ``Site.weight``.
+
+    >>> [site.weight and site.weight.shape for site in with_weights(sites(nn.LSTM(2, 3, num_layers=1)))]
+    [None, None, (12, 2), (12, 3)]
+    """
+    sites = tuple(sites)
+    views = {view.name: view for site in sites for view in site.views}
+
+    def completed(view: Site) -> Site:
+        weight = views.get(f"{view.owner_name}.{view.leaf.replace('bias', 'weight')}".lstrip("."))
+        aliases = tuple(map(completed, view.aliases))
+        return changed(view, weight=weight, aliases=aliases) if view.parameter_kind == "bias" else view
+
+    return tuple(map(completed, sites))
+
+
 @collector_paused()
 def group_sites(every: Iterable[HeldTensor]) -> list[tuple[Site, list[HeldTensor]]]:
     """The sites of what the modules of a model hold, each with all of its tensor's holdings."""
@@ -239,6 +265,7 @@ def _site(entry: HeldTensor, position: int, functions: Callable[[type], Sequence
         parameter_kind=slot.kind,
         layout=slot.layout,
         block=place.block,
+        tower=place.tower,
         zero_row=slot.zero_row,
         state=state,
         parametrized=computed is not None,
