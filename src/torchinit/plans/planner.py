@@ -166,7 +166,7 @@ class _Planner:
         """The share of the model that the rules of each scheme are for."""
         # Beaten rules have reached, too: the question is whether the scheme is for this model. ``Rule.scheme`` takes no
         # part in what a rule equals, so that a scheme's rules and the same rules written out make equal plans.
-        scoring = dict.fromkeys(rule.scheme for rule in self.rules if rule.scheme)
+        scoring = dict.fromkeys(rule.scheme for rule in self.rules if rule.scheme and " within " not in rule.scheme)
         if not scoring:
             return
         learning = [site for site in self.known if site.kind == "parameter" and site.numel and not site.frozen]
