@@ -24,6 +24,7 @@ from torchinit import (
     Ones,
     Orthogonal,
     Regex,
+    Roles,
     Rule,
     Shape,
     TruncNormal,
@@ -86,7 +87,11 @@ def sites(draw: st.DrawFn) -> Site:
         parameter_kind=draw(st.sampled_from(["weight", "bias", "other"])),
         block=block,
         neutral=draw(st.sampled_from([None, 0.0, 1.0])),
+        role=draw(st.none() | st.sampled_from(ROLES)),
     )
+
+
+ROLES = ("attn.out", "attn.out.bias", "expert.down[stacked]", "expert.down[listed]", "conv", "conv.bias", "unsure")
 
 
 OWNERS = (
@@ -112,6 +117,9 @@ def simple_selectors() -> st.SearchStrategy[Selector]:
         st.lists(PARTS, min_size=1, max_size=3).map(lambda texts: Leaf(*texts)),
         st.lists(st.sampled_from(get_args(ParameterKind)), min_size=1).map(lambda texts: Kinds(*texts)),
         globs().map(Within),
+        st.lists(st.sampled_from([*ROLES, "attn.*", "**", "**.bias", "expert.down"]), min_size=1).map(
+            lambda of: Roles(*of)
+        ),
         shapes().map(Shape),
         st.integers(0, 4).map(lambda ndim: Shape(ndim=ndim)),
         st.sampled_from([Is("parameter"), Is("buffer")]),

@@ -24,7 +24,7 @@ NAMESPACES = {
     "torchinit": """
         BaseModule CheckpointError ConfigError Constant FanError FetchError Kaiming Kinds Layer LeCun Leaf
         LockError MissingExtraError Name Neutral Normal Ones Orthogonal Plan PlanError Pretrained Regex Report
-        ReportError Rule RunError Shape TorchinitError TruncNormal Uniform Within Xavier Zeros
+        ReportError Roles Rule RunError Shape TorchinitError TruncNormal Uniform Within Xavier Zeros
         assert_initialized capture fingerprint gain initialize lint load_recipe lock materialize open_checkpoint plan
         roles seeded sites verify_replicas""",
     "torchinit.checkpoints": """
@@ -55,7 +55,7 @@ NAMESPACES = {
     "torchinit.plans": "Change Diff Fingerprint Plan Record Report Skipped Step local_shards make_plan run",
     "torchinit.recipes": "INITIALIZERS RecipeLike decode_recipe load_recipe recipe_to_data schemes",
     "torchinit.rules": """
-        All AnyOf Block Is Kinds Layer Leaf Name Not Recipe Regex Rule SELECTORS Selector Shape Within""",
+        All AnyOf Block Is Kinds Layer Leaf Name Not Recipe Regex Roles Rule SELECTORS Selector Shape Within""",
     "torchinit.tracing": "Lock Trace Write capture lock seeded trace",
 }
 """What each namespace offers."""

@@ -32,6 +32,7 @@ __all__ = [
     "Regex",
     "Report",
     "ReportError",
+    "Roles",
     "Rule",
     "RunError",
     "Shape",
@@ -125,7 +126,7 @@ if TYPE_CHECKING:
     from torchinit.plans import Plan, Report
     from torchinit.plans.fingerprint import fingerprint
     from torchinit.recipes import load_recipe
-    from torchinit.rules import Kinds, Layer, Leaf, Name, Regex, Rule, Shape, Within
+    from torchinit.rules import Kinds, Layer, Leaf, Name, Regex, Roles, Rule, Shape, Within
     from torchinit.tracing.capture import capture
     from torchinit.tracing.locks import lock
     from torchinit.tracing.recorder import trace as trace
@@ -151,7 +152,7 @@ else:
         "plans": "Plan Report",
         "plans.fingerprint": "fingerprint",
         "recipes": "load_recipe",
-        "rules": "Kinds Layer Leaf Name Regex Rule Shape Within",
+        "rules": "Kinds Layer Leaf Name Regex Roles Rule Shape Within",
         "tracing.capture": "capture",
         "tracing.locks": "lock",
         "tracing.recorder": "trace",  # `import *` leaves torch.trace alone: not in __all__

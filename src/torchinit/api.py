@@ -21,6 +21,7 @@ from torchinit.distributed.consensus import initialize_together
 from torchinit.errors import ConfigError, PlanError, RunError
 from torchinit.knowledge.following import with_activations
 from torchinit.knowledge.neutral import with_neutral
+from torchinit.knowledge.role_rules import with_roles
 from torchinit.model.sites import Site, group_sites
 from torchinit.model.traversal import HeldTensor, walk_tensors
 from torchinit.model.valueless import refuse_fakes, refuse_transforms
@@ -35,6 +36,7 @@ from torchinit.plans.run import Agree, Progress, run, shards_held
 from torchinit.recipes import RecipeLike, to_rules
 from torchinit.recipes.arguments import Given
 from torchinit.recipes.forms import check_model, is_like_init_cfg, read_otherwise, with_better
+from torchinit.rules.matching import asks_for_roles
 from torchinit.rules.rule import Value
 from torchinit.tracing import unfilled_among
 
@@ -48,19 +50,20 @@ def sites(model: nn.Module) -> tuple[Site, ...]:
     """The parameters and buffers of a model, on any device, meta included, with all that is known of them.
 
     They come in the order of ``Module.apply``: children before their parents. Tensors that share memory
-    are one site with aliases. A layer's site knows what follows the layer; norms other than torch's are asked for their
-    neutral value: a copy of each kind of layer is run on the CPU, and nothing of the model is touched.
+    are one site with aliases. Each knows its role, that of a layer what follows the layer; norms other than torch's are
+    asked for their neutral value: a copy of each kind of layer is run on the CPU, and nothing of the model is touched.
 
     >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.RMSNorm(3))
     >>> [(site.name, site.neutral, site.activation) for site in sites(model)]
     [('0.weight', None, 'relu'), ('0.bias', None, None), ('2.weight', 1.0, None)]
     """
-    return _sites_among(model, walk_tensors(model))
+    held = walk_tensors(model)
+    return with_roles(model, _sites_among(model, held), held)
 
 
 @collector_paused()
 def _sites_among(model: nn.Module, held: Iterable[HeldTensor]) -> tuple[Site, ...]:
-    """The sites of a model, of the tensors that its modules hold."""
+    """The sites of a model, of the tensors that its modules hold; their roles are not known."""
     return with_activations(model, with_neutral(model, (site for site, _ in group_sites(held))))
 
 
@@ -70,7 +73,7 @@ def plan(
     *,
     complete: bool = False,
     strict: Strict = False,
-    trainable: bool = False,
+    trainable: bool | None = None,
     arguments: Mapping[str, Value] | None = None,
     **named: Value,
 ) -> Plan:
@@ -79,8 +82,9 @@ def plan(
     ``recipe`` is a file, the name of a scheme, rules or entries, initializers by name, or one alone: all the forms of
     :func:`torchinit.recipes.to_rules`. ``complete`` makes a parameter that no rule covers a problem, ``strict`` a rule
     that matches nothing, a site that a checkpoint lacks, and a key of a checkpoint that nobody takes (but
-    ``strict="model"`` lets those pass, with a warning); ``trainable`` leaves frozen parameters alone. Raises
-    ConfigError or TypeError for anything but a recipe and a model, PlanError when the plan has problems,
+    ``strict="model"`` lets those pass, with a warning); ``trainable`` leaves frozen parameters alone (None: rules of
+    schemes do). ``arguments`` are those of the recipe, which may be given as keywords, too. Raises ConfigError or
+    TypeError for anything but a recipe with its arguments and a model, PlanError when the plan has problems,
     CheckpointError when they are all with checkpoints.
 
     >>> import torch
@@ -99,7 +103,7 @@ def given_to(verb: Callable[..., object], arguments: Mapping[str, Value] | None,
     return Given.to(verb.__name__, inspect.signature(verb).parameters, arguments, named)
 
 
-def draft(model: nn.Module, recipe: RecipeLike, given: Given | None = None, *, trainable: bool = False) -> Plan:
+def draft(model: nn.Module, recipe: RecipeLike, given: Given | None = None, *, trainable: bool | None = None) -> Plan:
     """The plan of a recipe on a model, whatever is wrong with it; ConfigError when the recipe cannot be read."""
     refuse_transforms()
     check_model(model, recipe)
@@ -113,12 +117,16 @@ def _held_by(model: nn.Module) -> list[HeldTensor]:
 
 
 def _draft_among(
-    model: nn.Module, held: Iterable[HeldTensor], recipe: RecipeLike, given: Given, *, trainable: bool
+    model: nn.Module, held: Iterable[HeldTensor], recipe: RecipeLike, given: Given, *, trainable: bool | None
 ) -> Plan:
     rules = to_rules(recipe, given)
     with plain_thread():
         known = _sites_among(model, held)
-        drafted = with_better(make_plan(known, rules, trainable=trainable), known)
+        if asks_for_roles(rules):
+            known = with_roles(model, known, held)
+        drafted = make_plan(known, rules, trainable=trainable)
+        if any(reach.is_low for reach in drafted.reach):
+            drafted = with_better(drafted, with_roles(model, known, held))
     unshaped = [site.name for site in known if site.state == "lazy" and site.kind == "parameter"]
     if unshaped and not drafted.problems:
         return replace(
@@ -134,7 +142,7 @@ def initialize(
     seed: int | torch.Generator | None = None,
     complete: bool = False,
     strict: Strict = False,
-    trainable: bool = False,
+    trainable: bool | None = None,
     stats: bool = True,
     progress: Progress | None = None,
     fingerprint: bool = False,
@@ -219,7 +227,7 @@ def _checked(
     *,
     complete: bool,
     strict: Strict,
-    trainable: bool,
+    trainable: bool | None,
 ) -> Plan:
     """The plan, with warnings; that a scheme is for other models comes before the errors, which it may explain."""
     drafted = _draft_among(model, held, recipe, given, trainable=trainable)
@@ -249,7 +257,7 @@ def materialize(
     seed: int | torch.Generator | None = None,
     complete: bool = False,
     strict: Strict = False,
-    trainable: bool = False,
+    trainable: bool | None = None,
     verify: bool = True,
     stats: bool = True,
     progress: Progress | None = None,

@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn.utils import parametrizations
 
-from torchinit import ConfigError, roles
+from torchinit import (
+    ConfigError,
+    Constant,
+    Layer,
+    Name,
+    Plan,
+    PlanError,
+    Regex,
+    Roles,
+    Rule,
+    Zeros,
+    plan,
+    roles,
+    sites,
+)
 from torchinit.knowledge import Role, read_rules, register_roles, role_rules
+from torchinit.model import Site
+from torchinit.model.sites import sites as model_sites
+from torchinit.plans import make_plan
+from torchinit.rules import Selector
 
 
 @pytest.fixture(autouse=True)
@@ -73,8 +92,131 @@ def test_ties_and_parametrizations() -> None:
     parametrizations.weight_norm(tower.layers[0].attn.q_proj)  # type: ignore[union-attr, arg-type]
     found = roles(tower)
     assert found["wte.weight"].name == "embed.token"
-    assert "head.weight" not in found
+    assert found["head.weight"] == found["wte.weight"]
+    assert "head.weight" in found
+    assert "head.weight" not in [*found]
+    assert len(found) == len([*found]) == len(sites(tower))
+    assert "nothing.weight" not in found
+    assert repr(found).startswith("{'wte.weight': Role(")
     assert found["layers.0.attn.q_proj.weight"].name == "attn.q"
+
+
+class Backwards(nn.Module):
+    """The head comes before the table that it shares."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lm_head, self.embed_tokens = nn.Linear(4, 50, bias=False), nn.Embedding(50, 4)
+        self.embed_tokens.weight = self.lm_head.weight
+
+
+def test_a_tied_table_is_an_embedding_under_each_of_its_names() -> None:
+    found = roles(Backwards())
+    assert [*found] == ["lm_head.weight"]
+    assert found["lm_head.weight"].name == found["embed_tokens.weight"].name == "embed.token"
+    (site,) = sites(Backwards())
+    assert [view.role for view in site.views] == ["embed.token", "embed.token"]
+    (step,) = plan(Backwards(), {"type": "Normal", "role": "embed.token"})
+    assert step.site.name == "lm_head.weight"
+
+
+@pytest.mark.parametrize("make", [Tower, MLP, lambda: nn.TransformerEncoderLayer(8, 2, 16), lambda: nn.LSTM(3, 4)])
+def test_selecting_by_every_role_partitions_the_sites(make: Callable[[], nn.Module]) -> None:
+    model = make()
+    known, found = sites(model), roles(model)
+    assert {site.name: site.role for site in known} == {name: role.name for name, role in found.items()}
+    parts = [[site.name for site in known if Roles(role).matches(site)] for role in {each.role or "" for each in known}]
+    assert sorted(name for part in parts for name in part) == sorted(site.name for site in known)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile imports deprecated parts of torch
+def test_wrappers_change_no_role() -> None:
+    bare = {name: role.name for name, role in roles(Tower()).items()}
+    wrapped = Tower()
+    for layer in cast("list[nn.ModuleDict]", wrapped.layers):
+        layer["attn"] = checkpoint_wrapper(layer["attn"])
+    for model in (cast("nn.Module", torch.compile(Tower())), nn.DataParallel(Tower()), wrapped):
+        assert {name: role.name for name, role in roles(model).items()} == bare
+
+
+class Biased(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixer = nn.Module()
+        self.mixer.A_log = nn.Parameter(torch.ones(3))
+        self.fc1, self.norm, self.strange = nn.Linear(3, 3), nn.LayerNorm(3), nn.Linear(3, 3)
+
+
+@pytest.mark.parametrize(
+    ("entry", "written"),
+    [
+        ({"role": "mlp.in"}, {"fc1.weight": 2, "fc1.bias": 0}),
+        ({"role": "mlp.*", "bias": 5}, {"fc1.weight": 2, "fc1.bias": 5}),
+        ({"role": "mlp.*", "bias": "keep"}, {"fc1.weight": 2}),
+        ({"role": ["mlp.in.bias"]}, {"fc1.bias": 2}),
+        ({"role": "norm.shift"}, {"norm.bias": 2}),
+        ({"role": "norm.*"}, {"norm.weight": 2, "norm.bias": 2}),
+        ({"role": "ssm.A"}, {"mixer.A_log": 2}),
+        ({"role": "unsure"}, {"strange.weight": 2, "strange.bias": 0}),
+        (
+            {"role": ["unsure", "mlp.in"], "layer": "Linear"},
+            {"strange.weight": 2, "strange.bias": 0, "fc1.weight": 2, "fc1.bias": 0},
+        ),
+        ({"role": "**", "exclude": "*.weight"}, {"mixer.A_log": 2, "norm.bias": 2, "strange.bias": 0, "fc1.bias": 0}),
+        ({"role": "**", "name": "fc1.*"}, {"fc1.weight": 2, "fc1.bias": 0}),
+        ({"role": "**", "param": "weight"}, {"fc1.weight": 2, "norm.weight": 2, "strange.weight": 2}),
+        ({"role": "norm.scale", "within": "norm"}, {"norm.weight": 2}),
+    ],
+)
+def test_an_entry_by_role(entry: dict[str, Any], written: dict[str, float]) -> None:
+    made = plan(Biased(), {"type": "Constant", "val": 2, **entry})
+    assert {step.site.name: step.fill for step in made} == {name: Constant(val) for name, val in written.items()}
+    again = Plan.from_json(made.to_json())
+    assert again == made
+    assert all(step.site.role for step in again)
+
+
+def test_a_role_that_the_model_has_not() -> None:
+    with pytest.raises(
+        PlanError, match=r"Roles\('attn.q'\) matches none of \d roles of this model: mlp.in, norm.scale,"
+    ):
+        plan(Biased(), {"type": "Normal", "role": "attn.q"}, strict=True)
+    known = model_sites(Biased())
+    with pytest.raises(PlanError, match=r"6 sites whose roles are not known: torchinit.sites\(model\) knows them"):
+        make_plan(known[:6], [Rule(Roles("mlp.in"), Zeros())]).check(strict=True)
+
+
+class ByRole(Selector):
+    def matches(self, site: Site) -> bool:
+        return site.role == "mlp.in"
+
+
+class OwnInit:
+    def resolve(self, site: Site) -> Constant | None:
+        return Constant(1.0) if site.role == "mlp.in" else None
+
+
+@pytest.mark.parametrize(
+    ("rule", "asks"),
+    [
+        (Rule(Roles("mlp.in"), Zeros()), True),
+        (Rule(~Roles("mlp.in") & Name("**"), Zeros()), True),
+        (Rule(ByRole(), Zeros()), True),
+        (Rule("**", OwnInit()), True),
+        (Rule("fc1.*", Zeros()), False),
+        (Rule(~Layer("Linear") | Regex("fc1.*"), Zeros()), False),
+    ],
+)
+def test_roles_are_looked_for_where_a_rule_may_ask(rule: Rule, asks: bool) -> None:
+    assert {step.site.role is not None for step in plan(Biased(), rule)} == {asks}
+
+
+def test_a_role_of_ones_own_is_selected() -> None:
+    with pytest.raises(ValueError, match=r"no rule gives the role 'my\.role'"):
+        Roles("my.role")
+    register_roles('rules = [{ role = "my.role", leaf = "strange" }]')
+    (weight, bias) = plan(Biased(), {"type": "Ones", "role": "my.*"})
+    assert (weight.site.name, bias.site.role) == ("strange.weight", "my.role.bias")
 
 
 @pytest.mark.parametrize(
@@ -85,7 +227,7 @@ def test_ties_and_parametrizations() -> None:
         (nn.Conv1d(4, 8, 1), ["conv.pointwise", "conv.pointwise.bias"]),
         (nn.BatchNorm2d(3), ["norm.scale", "norm.shift", "buffer", "buffer", "buffer"]),
         (nn.PReLU(), ["activation"]),
-        (nn.GRU(3, 3), ["rnn"] * 4),
+        (nn.GRU(3, 3), ["rnn", "rnn", "rnn.bias", "rnn.bias"]),
         (nn.Linear(3, 3), ["unsure", "unsure"]),
     ],
 )

@@ -190,7 +190,7 @@ def test_every_verb_takes_them() -> None:
 
     trained = Trained(*blocks())
     trained.init_weights()
-    assert torch.equal(trained[0][0].weight, model[0][0].weight)
+    assert torch.equal(trained.state_dict()["0.0.weight"], model.state_dict()["0.0.weight"])
 
 
 @pytest.mark.parametrize(
@@ -303,9 +303,9 @@ def test_what_is_no_scheme(entry: Mapping[str, Any], text: str) -> None:
 
 
 def test_no_shipped_argument_hides_a_keyword() -> None:
-    keywords = set().union(*(verb.__kwdefaults__ for verb in (plan, initialize, materialize, lint, assert_initialized)))
+    verbs: list[Any] = [plan, initialize, materialize, lint, assert_initialized]
+    keywords: set[str] = set().union(*(verb.__kwdefaults__ for verb in verbs))
     for name in schemes():
         declared = read_scheme(name).get("arguments", {})
         assert keywords.isdisjoint(declared)
-        for argument in declared.values():
-            assert Argument(**{**argument, "bounds": None} if isinstance(argument, dict) else {"default": argument})
+        assert all(Argument(**(each if isinstance(each, dict) else {"default": each})) for each in declared.values())

@@ -215,7 +215,7 @@ def test_a_misspelt_override_is_said() -> None:
     assert "Within('haed') matches none" in made.unused[0][1]
 
 
-SELECTS_NOTHING = "selects nothing: give layer, name, regex, within or param; name = '**' selects every parameter"
+SELECTS_NOTHING = "selects nothing: give layer, name, regex, within, param or role; name = '**' selects every parameter"
 LEAF = {"type": "Leaf", "names": ["w"]}
 
 MISTAKES: list[tuple[Any, str]] = [

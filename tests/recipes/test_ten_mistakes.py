@@ -63,7 +63,7 @@ EXPECTED = (
     "rules[4].std: '0.02 / sqrt(2 * dpeth)': unknown name 'dpeth'; did you mean 'depth'?",
     "rules[5].std: ",
     "rules[6]: Constant needs 'val', a number",
-    "rules[7]: selects nothing: give layer, name, regex, within or param; name = '**' selects every parameter",
+    "rules[7]: selects nothing: give layer, name, regex, within, param or role; name = '**' selects every parameter",
     "rules[8].regex: '(' is not a regular expression",
 )
 

@@ -15,7 +15,7 @@ from torch import nn
 
 import torchinit
 from tests.strategies import PARTS, names, selectors, sites
-from torchinit import Kinds, Layer, Leaf, Name, Regex, Shape, Within
+from torchinit import Kinds, Layer, Leaf, Name, Regex, Roles, Shape, Within
 from torchinit.model import Site
 from torchinit.model.names import glob_matches
 from torchinit.model.sites import layer_class
@@ -52,7 +52,7 @@ def test_chains_are_flat(one: Selector, two: Selector, three: Selector) -> None:
 def test_selectors_of_nothing() -> None:
     site = Site("w", (), block=(0, 1))
     assert All().matches(site)
-    assert not any(where.matches(site) for where in (AnyOf(), Name(), Layer(), Leaf(), Kinds(), Block()))
+    assert not any(where.matches(site) for where in (AnyOf(), Name(), Layer(), Leaf(), Kinds(), Block(), Roles()))
 
 
 def fits(glob: list[str], name: list[str]) -> bool:
@@ -141,7 +141,7 @@ def test_layers(where: Layer, taken: list[type[nn.Module]]) -> None:
     assert [layer for layer in layers if where.matches(of(layer))] == taken
 
 
-def test_leaf_roles_kind_shape_block() -> None:
+def test_leaf_kind_shape_block() -> None:
     weight = Site("h.2.weight", (4, 8), parameter_kind="weight", block=(2, 3))
     running = Site("bn.running_mean", (4,), kind="buffer")
     cases: list[tuple[Selector, bool, bool]] = [
@@ -162,6 +162,31 @@ def test_leaf_roles_kind_shape_block() -> None:
     ]
     for where, first, second in cases:
         assert (where.matches(weight), where.matches(running)) == (first, second), where
+
+
+@pytest.mark.parametrize(
+    ("globs", "taken"),
+    [
+        (["attn.out"], ["attn.out"]),
+        (["attn.*"], ["attn.out", "attn.q"]),
+        (["**"], ["attn.out", "attn.q", "conv", "expert.down[stacked]", "expert.down[listed]", "unsure"]),
+        (["**.bias"], ["attn.out.bias", "conv.bias"]),
+        (["attn.*.bias", "conv"], ["attn.out.bias", "conv"]),
+        (["conv.*"], []),
+        (["expert.down"], ["expert.down[stacked]", "expert.down[listed]"]),
+        (["expert.down[listed]"], ["expert.down[listed]"]),
+        (["expert.*"], ["expert.down[stacked]", "expert.down[listed]"]),
+        (["*"], ["conv", "unsure"]),
+        (["unsure"], ["unsure"]),
+    ],
+)
+def test_roles(globs: list[str], taken: list[str]) -> None:
+    """What stands in brackets may be left out; biases have roles of their own."""
+    known = ["attn.out", "attn.q", "attn.out.bias", "conv", "conv.bias", "expert.down[stacked]", "expert.down[listed]"]
+    assert [role for role in (*known, "unsure") if Roles(*globs).matches(Site("w", (), role=role))] == sorted(
+        taken, key=[*known, "unsure"].index
+    )
+    assert not Roles(*globs).matches(Site("w", ()))
 
 
 @pytest.mark.parametrize(
@@ -193,6 +218,11 @@ def test_within(module: str, taken: list[str]) -> None:
         (lambda: Layer(""), TypeError, "a layer is a class or the name of one, but got ''"),
         (lambda: WRONG.Layer(nn.Linear(1, 1)), TypeError, "a layer is a class or the name of one"),
         (lambda: WRONG.Kinds("scale"), ValueError, "a kind is one of weight, bias, other, but got 'scale'"),
+        (lambda: Roles("attn.ot"), ValueError, r"no rule gives the role 'attn\.ot'; did you mean 'attn\.out'\?"),
+        (lambda: Roles("expert.down[stackd]"), ValueError, r"did you mean 'expert\.down\[stacked\]'\?"),
+        (lambda: Roles("attn.out", "mlp.*x"), ValueError, r"no rule gives the role 'mlp\.\*x'"),
+        (lambda: Roles("nothing.bias"), ValueError, r"no rule gives the role 'nothing\.bias'"),
+        (lambda: WRONG.Roles(3), TypeError, "a name is text, but got 3"),
         (lambda: WRONG.Is("gradient"), ValueError, "a site is one of parameter, buffer, but got 'gradient'"),
         (lambda: WRONG.Block("1"), TypeError, "a block is a whole number, but got '1'"),
         (Shape, ValueError, "Shape takes either sizes or ndim"),

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import translate
 from functools import cache
 from importlib.resources import files
-from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
+from torchinit._frozen import changed
+from torchinit._text import did_you_mean
 from torchinit.errors import ConfigError
+from torchinit.model.names import check_glob, glob_matches
+from torchinit.model.sites import Site
 from torchinit.model.traversal import HeldTensor, walk_tensors
 
 UNSURE: Final = "unsure"
@@ -23,6 +27,16 @@ UNSURE: Final = "unsure"
 
 _WRAPPERS: Final = frozenset({"linear", "base_layer"})
 """Layers that are wrapped in a module of their own, whose name tells then: ``q_proj.base_layer.weight`` of LoRA."""
+
+_RECURRENT: Final = (nn.RNNBase, nn.modules.rnn.RNNCellBase)
+BIAS: Final = ".bias"
+"""The end of the role of a bias, behind that of its weight."""
+
+_BY_CODE: Final = (
+    *("norm.scale", "norm.shift", "conv", "conv.depthwise", "conv.pointwise", "head.lm", "mlp.gate_up", "mlp.down"),
+    *("buffer", UNSURE),
+)
+"""The roles that no rule of a file has to give."""
 
 
 class Role(NamedTuple):
@@ -135,8 +149,8 @@ def roles(model: nn.Module) -> Mapping[str, Role]:
     """The role of every parameter and buffer of a model, by the name of its site; on any device, meta included.
 
     A role is a word such as ``attn.q``, ``mlp.down``, ``norm.scale``; a bias has that of its weight, with ``.bias``.
-    What no rule knows is ``unsure``, never a guess. Of a tied tensor the role under its first name counts. Raises
-    TypeError for anything but a model.
+    What no rule knows is ``unsure``, never a guess. A tied tensor has one role under all of its names, that of an
+    embedding if it is one, and is listed under the first. Raises TypeError for anything but a model.
 
     >>> model = nn.TransformerEncoderLayer(8, 2, 16)
     >>> {name: role.name for name, role in roles(model).items() if name.startswith("linear1")}
@@ -144,18 +158,87 @@ def roles(model: nn.Module) -> Mapping[str, Role]:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"roles are those of a model, an nn.Module, but got {model!r}")
+    return _roles_of(model, walk_tensors(model))
+
+
+def _roles_of(model: nn.Module, held: Iterable[HeldTensor]) -> _Roles:
     modules = dict(model.named_modules(remove_duplicate=False))
-    found: dict[object, tuple[str, Role]] = {}
+    found: dict[object, dict[str, Role]] = defaultdict(dict)
     shapes: dict[str, tuple[int, ...]] = {}
-    for entry in walk_tensors(model):
+    for entry in held:
         shapes[entry.name] = tuple(entry.tensor.shape)
-        found.setdefault(entry.key, (entry.name, _role_of(entry, modules)))
-    named = dict(found.values())
+        found[entry.key][entry.name] = _role_of(entry, modules)
+    names = {name: next(iter(group)) for group in found.values() for name in group}
+    named = {next(iter(group)): max(group.values(), key=_telling) for group in found.values()}
     for name, role in _told_by_shapes(named, shapes):
-        for changed in (name, name.removesuffix("weight") + "bias"):
-            if changed in named:
-                named[changed] = role._replace(name=role.name + ".bias" * (changed != name))
-    return MappingProxyType(named)
+        for other in (name, name.removesuffix("weight") + "bias"):
+            if other in named:
+                named[other] = role._replace(name=role.name + BIAS * (other != name))
+    return _Roles(named, names)
+
+
+def _telling(role: Role) -> int:
+    """The role of a tied tensor is the one that tells most: of the table of a head that is one, the table."""
+    return 2 if role.name.startswith("embed.") else int(role.sure)
+
+
+class _Roles(Mapping[str, Role]):
+    """The roles of the sites of a model; each name of a tied tensor finds its role, and one of them is counted."""
+
+    def __init__(self, roles: Mapping[str, Role], names: Mapping[str, str]) -> None:
+        self._roles, self._names = roles, names
+
+    def __getitem__(self, name: str) -> Role:
+        return self._roles[self._names[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._roles)
+
+    def __len__(self) -> int:
+        return len(self._roles)
+
+    def __repr__(self) -> str:
+        return repr(self._roles)
+
+
+def with_roles(model: nn.Module, sites: Iterable[Site], held: Iterable[HeldTensor] | None = None) -> tuple[Site, ...]:
+    """The sites of a model, each with what it is for: ``Site.role``. ``held`` is what ``walk_tensors`` has just found.
+
+    >>> from torchinit.model.sites import sites
+    >>> model = nn.TransformerEncoderLayer(8, 2, 16)
+    >>> [site.role for site in with_roles(model, sites(model)) if site.name.startswith("linear")]
+    ['mlp.in', 'mlp.in.bias', 'mlp.out', 'mlp.out.bias']
+    """
+    found = _roles_of(model, walk_tensors(model) if held is None else held)
+    named = []
+    for site in sites:
+        role = found[site.name].name if site.name in found else None
+        aliases = tuple(changed(alias, role=role) for alias in site.aliases)
+        named.append(changed(site, role=role, aliases=aliases))
+    return tuple(named)
+
+
+def role_matches(glob: str, role: str) -> bool:
+    """Whether a role fits a glob. ``*`` stands for any text within one part, ``**`` for any number of parts.
+
+    Where a glob says nothing of what stands in brackets it is for all; a role of biases is matched by globs of such.
+
+    >>> role_matches("expert.down", "expert.down[stacked]"), role_matches("attn.*", "attn.q.bias")
+    (True, False)
+    """
+    if glob.endswith(BIAS) != role.endswith(BIAS):
+        return False
+    wanted, bare = glob.removesuffix(BIAS), role.removesuffix(BIAS)
+    return glob_matches(wanted, bare) or glob_matches(wanted, bare.partition("[")[0])
+
+
+def check_role(glob: object) -> None:
+    """Raise ValueError for a role, or a glob of roles, that no rule gives; the text has the near name."""
+    check_glob(glob)
+    known = {rule.role.removesuffix(BIAS) for rule in (*_OWN, *_shipped())}.union(_BY_CODE)
+    wanted = str(glob).removesuffix(BIAS)
+    if not any(role_matches(wanted, role) for role in known):
+        raise ValueError(f"no rule gives the role {glob!r}{did_you_mean(wanted, known)}")
 
 
 def _told_by_shapes(named: Mapping[str, Role], shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, Role]]:
@@ -184,7 +267,7 @@ def _role_of(entry: HeldTensor, modules: Mapping[str, nn.Module]) -> Role:
         return Role("norm.shift" if place.is_bias else "norm.scale", f"of a {place.layer[0]}")
     for rule in (*_OWN, *_shipped()):
         if why := rule.why(place):
-            return Role(rule.role + ".bias" * (place.is_bias and rule.bias is None), why)
+            return Role(rule.role + BIAS * (place.is_bias and rule.bias is None), why)
     return _convolution(owner, place) or Role(UNSURE, f"no rule knows {place.leaf!r} in {place.parent}", sure=False)
 
 
@@ -196,7 +279,7 @@ def _convolution(owner: nn.Module, place: _Place) -> Role | None:
         kind = "conv.depthwise"
     elif set(owner.kernel_size) == {1}:
         kind = "conv.pointwise"
-    return Role(kind + ".bias" * place.is_bias, f"of a {place.layer[0]}")
+    return Role(kind + BIAS * place.is_bias, f"of a {place.layer[0]}")
 
 
 def _is_norm(owner: nn.Module, entry: HeldTensor) -> bool:
@@ -210,7 +293,7 @@ def _is_norm(owner: nn.Module, entry: HeldTensor) -> bool:
 def _place(entry: HeldTensor, modules: Mapping[str, nn.Module]) -> _Place:
     path = entry.place.name.split(".") if entry.place.name else []
     owner, weight = type_before_parametrizations(entry.place.module), getattr(entry.place.module, "weight", None)
-    is_bias = entry.leaf == "bias"
+    is_bias = entry.leaf == "bias" or (issubclass(owner, _RECURRENT) and entry.leaf.startswith("bias"))
     leaf, holder = entry.leaf, path  # the word that tells, and the way to the module that holds what is called so
     if entry.leaf in ("weight", "bias") and path:
         names = [name for name in path if name not in _WRAPPERS] or path

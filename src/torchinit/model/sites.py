@@ -106,8 +106,9 @@ class Site:
     it is not a norm's, or nobody could tell. ``frozen`` tells that it does not learn (``requires_grad`` is false).
     ``activation`` is what follows a weight's layer: a nonlinearity of :func:`~torchinit.knowledge.gain`, with its
     slope (``"relu"``, ``"leaky_relu(0.2)"``), ``"linear"`` for none, ``"norm"`` for a normalization; None where the
-    model's structure does not show it. ``missing`` says what is known of a parameter without elements that should have
-    some.
+    model's structure does not show it. ``role`` is what it is for, as :func:`torchinit.roles` says; None where nobody
+    asked, as in a plan of rules that do not select by roles. ``missing`` says what is known of a parameter without
+    elements that should have some.
     """
 
     name: str
@@ -130,6 +131,7 @@ class Site:
     neutral: float | None = None
     frozen: bool = False
     activation: str | None = None
+    role: str | None = None
     missing: str = ""
 
     @property

@@ -330,7 +330,7 @@ def _renamed(data: dict[str, Any]) -> dict[str, Any]:
             return {"type": "AnyOf", "of": of}
         case {"type": "Roles", "roles": kinds}:
             return {"type": "Kinds", "kinds": kinds}
-        case {"owner": _, "role": kind, **rest}:
+        case {"owner": _, "role": "weight" | "bias" | "other" as kind, **rest} if "parameter_kind" not in rest:
             return {**rest, "owner": data["owner"], "parameter_kind": kind}
     return data
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial, reduce
 from operator import and_
@@ -13,10 +13,11 @@ from torchinit.initializers.composed import Blocks, Stacked
 from torchinit.initializers.elementwise import Initializer
 from torchinit.initializers.source import is_verbatim
 from torchinit.initializers.variance_scaling import Prior
+from torchinit.knowledge.role_rules import BIAS, UNSURE, role_matches
 from torchinit.recipes.arguments import RecipeReader
 from torchinit.rules.catalog import TEXT
 from torchinit.rules.rule import Rule
-from torchinit.rules.selectors import AnyOf, Kinds, Layer, Leaf, Name, Regex, Selector, Within
+from torchinit.rules.selectors import All, AnyOf, Kinds, Layer, Leaf, Name, Regex, Roles, Selector, Within
 from torchinit.serialization.reading import INVALID, Data, Reader, is_sequence, join
 
 Words: TypeAlias = str | tuple[str, ...]
@@ -29,9 +30,9 @@ class EntryOptions:
 
     ``layer`` holds class names (also of a direct base; with ``subclasses`` of any), ``name`` globs of
     qualified names, ``regex`` a pattern for the whole name, ``param`` last parts of names, ``within``
-    modules; a site must fit all that are given, and no glob of ``exclude``. ``blocks`` treats each block
-    of a fused weight, ``batch_axes`` each weight of a stack, as a tensor of its own. The others are those
-    of :class:`torchinit.Rule`.
+    modules, ``role`` globs of roles; a site must fit all that are given, and no glob of ``exclude``. ``blocks``
+    treats each block of a fused weight, ``batch_axes`` each weight of a stack, as a tensor of its own. The others are
+    those of :class:`torchinit.Rule`.
     """
 
     layer: Words = ()
@@ -41,6 +42,7 @@ class EntryOptions:
     param: Words = ()
     exclude: Words = ()
     within: Words = ()
+    role: Words = ()
     blocks: Sizes | None = None
     batch_axes: Sizes | None = None
     label: str = ""
@@ -51,7 +53,7 @@ class EntryOptions:
 
 ENTRY_KEYS: Final = frozenset(field.name for field in fields(EntryOptions))
 OTHER_KEYS: Final = frozenset({"type", "bias", "bias_prob", "override", "when"})
-SELECTING: Final = frozenset({"layer", "within", "name", "regex", "param"})
+SELECTING: Final = frozenset({"layer", "within", "name", "regex", "param", "role"})
 _OVERRIDE_KEYS: Final = ("name", "blocks", "batch_axes", "label", "optional", "padding", "type", "bias", "bias_prob")
 _NOT_INHERITED: Final = ENTRY_KEYS - {"blocks", "batch_axes", "label"} | {"override", "when"}
 _BIAS_KEYS: Final = frozenset({"bias", "bias_prob"})
@@ -151,12 +153,13 @@ class _EntryReader:
             *self._selector("name", Name),
             *self._selector("regex", Regex),
             *self._selector("param", Leaf),
+            *self._selector("role", Roles),
         ]
         others = self._selector("exclude", lambda *globs: ~Name(*globs))
         if options.subclasses and "layer" not in self.data:
             self._mistake("subclasses", "means something only beside 'layer'")
         if not self.data.keys() & SELECTING and (others or "override" not in self.data):
-            remedy = "give layer, name, regex, within or param; name = '**' selects every parameter"
+            remedy = "give layer, name, regex, within, param or role; name = '**' selects every parameter"
             self._mistake("", f"selects nothing: {remedy}")
         return reduce(and_, [*selectors, *others]) if selectors else None
 
@@ -171,13 +174,15 @@ class _EntryReader:
 
     def _own_rules(self, options: EntryOptions, where: Selector, init: Any, bias: Any) -> list[Rule]:
         rule = Rule(where, init, options.label, options.optional, options.padding, options.buffers, self.path)
-        by_name = bool(options.name or options.regex) and not options.layer
+        by_name = bool(options.name or options.regex) and not (options.layer or options.role)
         if is_verbatim(init) or options.param or (by_name and not self.data.keys() & _BIAS_KEYS):
             return [rule]
         weights = ~Kinds("bias") if by_name else Kinds("weight")
-        rules = [replace(rule, where=where & weights)]
-        if bias is not None:
-            rules.append(replace(rule, where=where & Kinds("bias"), init=bias, optional=True))
+        pair: tuple[Selector, Selector | None] = (where & weights, where & Kinds("bias"))
+        own, of_biases = _by_role(where, several(options.role)) if options.role else pair
+        rules = [replace(rule, where=own)]
+        if bias is not None and of_biases is not None:
+            rules.append(replace(rule, where=of_biases, init=bias, optional=True))
         return rules
 
     def _overrides(self, options: EntryOptions, is_sound: bool) -> Iterator[Rule]:
@@ -210,6 +215,19 @@ class _EntryReader:
         self.reader.spend(len(outers) * len(names))
         own["within"] = [join(outer, name) for outer in outers for name in names]
         return _EntryReader(own, path, self.reader).rules()
+
+
+def _by_role(where: Selector, globs: Sequence[str]) -> tuple[Selector, Selector | None]:
+    """The selectors of the parameters of these roles, and of the biases that belong to them, if roles of such exist."""
+    # By roles, not by what a parameter is to its layer: A_log and a class token are neither weight nor bias, and the
+    # shift of a norm is meant where its role is named. Whose role nobody knows has no name for its bias.
+    wholes, biases = [glob for glob in globs if not glob.endswith(BIAS)], Kinds("bias")
+    with_unsure = [UNSURE] if any(role_matches(glob, UNSURE) for glob in wholes) else []
+    own = where & ~(Roles(UNSURE) & biases) if with_unsure else where
+    parts = where.of if isinstance(where, All) else (where,)
+    theirs = Roles(*(f"{glob}{BIAS}" for glob in wholes), *with_unsure)
+    of_biases = reduce(and_, (theirs if isinstance(part, Roles) else part for part in parts))
+    return own, (of_biases & biases if with_unsure else of_biases) if wholes else None
 
 
 def any_within(modules: Iterable[str]) -> Selector:

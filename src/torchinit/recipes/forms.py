@@ -362,9 +362,8 @@ def read_otherwise(plan: Plan, seed: object) -> list[str]:
 
 def with_better(plan: Plan, known: Sequence[Site]) -> Plan:
     """The plan of a model's sites; where a scheme reaches little of the model, with the schemes that reach more."""
-    if not any(reach.is_low for reach in plan.reach):
-        return plan
-    others = [reach for name in schemes() for reach in make_plan(known, load_recipe(name)).reach]
+    plans = [make_plan(known, load_recipe(name)) for name in schemes()]
+    others = [reach for made in plans if not made.problems for reach in made.reach]
     others.sort(key=lambda reach: -reach.share)
 
     def better(reach: Reach) -> tuple[Reach, ...]:

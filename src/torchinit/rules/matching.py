@@ -7,14 +7,29 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from typing import Final
 
-from torchinit._text import count, did_you_mean
+from torchinit._text import abbreviate, count, did_you_mean
+from torchinit.knowledge.role_rules import BIAS
 from torchinit.model.names import glob_matches
 from torchinit.model.sites import Site
 from torchinit.rules.rule import Rule
-from torchinit.rules.selectors import All, AnyOf, Block, Is, Kinds, Layer, Leaf, Name, Not, Selector, Shape, Within
+from torchinit.rules.selectors import (
+    All,
+    AnyOf,
+    Block,
+    Is,
+    Kinds,
+    Layer,
+    Leaf,
+    Name,
+    Not,
+    Roles,
+    Selector,
+    Shape,
+    Within,
+)
 
 _LOOKS_AT: Final[Mapping[type[Selector], str]] = {
-    Layer: "owner", Leaf: "leaf", Kinds: "parameter_kind", Is: "kind", Shape: "shape", Block: "block",
+    Layer: "owner", Leaf: "leaf", Kinds: "parameter_kind", Is: "kind", Shape: "shape", Block: "block", Roles: "role",
 }  # fmt: skip
 """The one attribute of a site that decides whether a selector selects it."""
 
@@ -99,6 +114,34 @@ def _is_known(where: Selector) -> bool:
     return type(where) in _LOOKS_AT or type(where) in (Name, Within)
 
 
+def asks_for_roles(rules: Iterable[Rule]) -> bool:
+    """Whether a rule may look at ``Site.role``: by :class:`Roles`, or by code of a user's own."""
+    return any(_looks_at_roles(rule.where) or not _is_ours(rule.init) for rule in rules)
+
+
+def _looks_at_roles(where: Selector) -> bool:
+    match where:
+        case All(of) | AnyOf(of):
+            return any(map(_looks_at_roles, of))
+        case Not(inner):
+            return _looks_at_roles(inner)
+    return isinstance(where, Roles) or not _is_ours(where)
+
+
+def roles_asked(where: Selector) -> Iterator[str]:
+    """The globs of the roles that a selector is for."""
+    match where:
+        case All(of) | AnyOf(of):
+            for inner in of:
+                yield from roles_asked(inner)
+        case Roles(globs):
+            yield from globs
+
+
+def _is_ours(value: object) -> bool:
+    return type(value).__module__.startswith("torchinit.")
+
+
 def _is_literal(part: str) -> bool:
     return "*" not in part and "?" not in part
 
@@ -146,6 +189,11 @@ def _candidates(part: Selector, views: Sequence[Site]) -> str:
         return count(len(views), "name") + _near(part.names, {view.leaf for view in views})
     if isinstance(part, Name):
         return count(len(views), "name") + _near(part.globs, [view.name for view in views])
+    if isinstance(part, Roles):
+        if roles := sorted({view.role for view in views if view.role}):
+            weights = [role for role in roles if role != "buffer" and not role.endswith(BIAS)]
+            return f"{count(len(roles), 'role')} of this model: {abbreviate(weights, 12)}"
+        return f"{count(len(views), 'site')} whose roles are not known: torchinit.sites(model) knows them"
     return count(len(views), "site")
 
 

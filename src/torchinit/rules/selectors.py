@@ -11,6 +11,7 @@ from typing import Any, final, get_args
 from torch import nn
 
 from torchinit._text import full_name
+from torchinit.knowledge.role_rules import check_role, role_matches
 from torchinit.model.layouts import ParameterKind
 from torchinit.model.names import check_glob, glob_matches
 from torchinit.model.sites import Site
@@ -239,6 +240,30 @@ class Kinds(_Positional):
 
     def matches(self, site: Site) -> bool:
         return site.parameter_kind in self.kinds
+
+
+@final
+@dataclass(frozen=True, init=False, repr=False, slots=True)
+class Roles(_Positional):
+    """Sites by what they are for in the model: ``"attn.out"``, ``"mlp.*"``, ``"unsure"``; :func:`torchinit.roles`.
+
+    ``*`` stands for any text within one part, ``**`` for any number of parts. Biases are meant by ``"attn.out.bias"``
+    alone; ``"expert.down"`` is ``"expert.down[stacked]"`` as well as ``"expert.down[listed]"``. Raises ValueError for
+    a role that no rule gives, those of :func:`torchinit.knowledge.register_roles` included.
+
+    >>> where = Roles("attn.*", "expert.down")
+    >>> [where.matches(Site("w", (1,), role=role)) for role in ("attn.q", "attn.q.bias", "expert.down[stacked]")]
+    [True, False, True]
+    """
+
+    globs: tuple[str, ...]
+
+    def __init__(self, *globs: str) -> None:
+        self._set(globs, check_role)
+
+    def matches(self, site: Site) -> bool:
+        role = site.role
+        return role is not None and any(role_matches(glob, role) for glob in self.globs)
 
 
 @final
