@@ -111,13 +111,22 @@ def test_all_mistakes_at_once() -> None:
         ({"a": {"default": 1, "bound": [0, 1]}}, "Argument has no argument 'bound'; did you mean 'bounds'?"),
         ({"a": {"default": 2, "bounds": [0, 1]}}, r"arguments.a: Argument: must lie in \[0, 1\], but got 2"),
         ({"a": {"default": "x", "choices": ["y"]}}, "must be one of 'y', but got 'x'"),
-        ({"a": "width"}, "arguments.a: Argument: 'width': unknown name 'width'"),
+        ({"a": "width"}, "arguments.a: 'width': unknown name 'width'"),
+        ({"a": "b", "b": 2}, "arguments.a: 'b': unknown name 'b'"),
         ([1], r"arguments: must be a table, but got \[1\]"),
     ],
 )
 def test_what_cannot_be_declared(declared: Any, text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         decode_recipe({"arguments": declared, "rules": [{"type": "Zeros", "name": "**"}]})
+
+
+def test_a_default_may_ask_for_the_arguments_before() -> None:
+    entry = {"type": "Constant", "val": "b", "name": "**"}
+    recipe = {"arguments": {"a": {"default": 3}, "b": "a * depth"}, "rules": [entry]}
+    assert plan(blocks(), recipe)["0.0.weight"].fill == Constant(6.0)
+    assert plan(blocks(), recipe, a=5)["0.0.weight"].fill == Constant(10.0)
+    assert plan(blocks(), recipe, a=5, b=1)["0.0.weight"].fill == Constant(1.0)
 
 
 def test_an_argument_that_must_be_given() -> None:
@@ -278,8 +287,13 @@ def test_a_scheme_as_an_entry() -> None:
     assert (made["a.weight"].fill, made["b.weight"].fill) == (Normal(std=0.02), Constant(0.0))
     assert made.reach == ()  # a scheme for a part says nothing of the whole
     assert plan(model, {"rules": [{**entry, "within": "b"}]}).steps[0].site.name == "b.weight"
-    assert plan(model, {"extends": "bert", "rules": [{"type": "Zeros", "name": "b.weight"}]})["b.weight"].over
-    assert len(plan(model, {"extends": {"name": "bert", "within": "a"}})) == 2
+    base = {"name": "bert", "optional": True}
+    assert plan(model, {"extends": base, "rules": [{"type": "Zeros", "name": "b.weight"}]})["b.weight"].over
+    assert len(plan(model, {"extends": {**base, "within": "a"}})) == 2
+    with pytest.raises(
+        PlanError, match=r"the scheme 'bert' needs parameters of embed.\*, of attn.\*, of mlp.\* or expert"
+    ):
+        plan(model, {"extends": "bert"})
 
 
 @pytest.mark.parametrize(

@@ -122,17 +122,17 @@ class _Planner:
         """The rules in vain but for those of schemes by roles, which are a problem: the scheme is for other models."""
         missing: dict[str, list[str]] = defaultdict(list)
         for rule in unused:
-            if rule.scheme:
-                missing[rule.scheme] += roles_asked(rule.where)
-        for scheme, roles in missing.items():
-            if roles:
-                have = sorted({site.role for site in self.known if site.role and not site.role.endswith(".bias")})
-                self.problems.append(
-                    f"the scheme {scheme!r} needs parameters of {', '.join(dict.fromkeys(roles))}, and this model has"
-                    f" none such; its roles are {', '.join(have) or 'none'}. Choose another scheme, say which they are"
-                    " (torchinit.knowledge.register_roles), or let them be missing:"
-                    f' {{type = "scheme", name = "{scheme}", optional = true}}'
-                )
+            if rule.scheme and (roles := " or ".join(roles_asked(rule.where))):
+                missing[rule.scheme].append(roles)
+        known = {site.role for site in self.known if site.role and site.kind == "parameter"}
+        have = ", ".join(sorted(role for role in known if not role.endswith(".bias"))) or "none"
+        for scheme, needed in missing.items():
+            self.problems.append(
+                f"the scheme {scheme!r} needs parameters of {', of '.join(dict.fromkeys(needed))}, and this model has"
+                f" none such; its roles are {have}. Choose another scheme, say which they are"
+                " (torchinit.knowledge.register_roles), or let them be missing:"
+                f' {{type = "scheme", name = "{scheme}", optional = true}}'
+            )
         return [rule for rule in unused if not (rule.scheme and any(roles_asked(rule.where)))]
 
     def _explained(self, unused: Sequence[Rule]) -> Iterator[tuple[Rule, str]]:

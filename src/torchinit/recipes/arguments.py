@@ -21,7 +21,7 @@ class Argument:
     """An argument of a recipe: its default (None: it must be given), its meaning, and what it may be.
 
     A number lies within ``bounds``, and is whole if its default is; a default may also be an expression over the facts
-    of a site. Text is one of ``choices``.
+    of a site and the arguments before it. Text is one of ``choices``.
 
     >>> Argument(0.02, "standard deviation", bounds=(0, 1)).check("std", 2)
     Traceback (most recent call last):
@@ -34,10 +34,13 @@ class Argument:
     choices: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if isinstance(self.default, str) and not self.choices:
-            parse(self.default)  # an expression over facts
-        elif self.default is not None:
+        if self.default is not None and not self.is_expression:
             self.check("its default", self.default)
+
+    @property
+    def is_expression(self) -> bool:
+        """Whether the default is worked out for each site."""
+        return isinstance(self.default, str) and not self.choices
 
     def check(self, name: str, value: object) -> Value:
         """The value, if the argument may have it; raises ValueError."""
@@ -125,15 +128,21 @@ class RecipeReader(Reader):
         if not isinstance(data, Mapping):
             self.mistake(path, f"must be a table, but got {data!r}")
             return {}
-        declared = {}
+        declared: dict[str, Argument] = {}
         for name, item in data.items():
             if not str(name).isidentifier() or name in _NOT_FOR_ARGUMENTS:
                 self.mistake(join(path, name), "cannot be the name of an argument: it is a word of recipes already")
                 continue
             table = item if isinstance(item, Mapping) else {"default": item}
             argument = self.record(Argument, table, join(path, name))
-            if argument is not INVALID:
+            if argument is INVALID:
+                continue
+            try:
+                if argument.is_expression:
+                    parse(bind(argument.default, {**self._scope.values, **dict.fromkeys(declared, 1)}))
                 declared[name] = argument
+            except ValueError as error:
+                self.mistake(join(path, name), str(error))
         return declared
 
     @contextmanager
@@ -147,6 +156,8 @@ class RecipeReader(Reader):
         outer, values = self._scope, dict[str, Value]()
         for name, argument in declared.items():
             at, value = join(path, name), argument.default
+            if argument.is_expression:
+                value = bind(str(value), {**outer.values, **values})
             values[name] = 1 if value is None else value  # for what is read on after a mistake
             try:
                 if name in fixed:

@@ -363,8 +363,8 @@ def read_otherwise(plan: Plan, seed: object) -> list[str]:
 def with_better(plan: Plan, known: Sequence[Site]) -> Plan:
     """The plan of a model's sites; where a scheme reaches little of the model, with the schemes that reach more."""
     plans = [make_plan(known, load_recipe(name)) for name in schemes()]
-    others = [reach for made in plans if not made.problems for reach in made.reach]
-    others.sort(key=lambda reach: -reach.share)
+    others = [reach for made in plans if not (made.problems or made.unused) for reach in made.reach]
+    others.sort(key=lambda reach: (-reach.share, reach.scheme != "general"))
 
     def better(reach: Reach) -> tuple[Reach, ...]:
         return tuple(other for other in others if reach.is_low and other.share > reach.share)
