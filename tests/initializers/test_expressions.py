@@ -21,6 +21,7 @@ SITE = Site(
     owner=LayerClass("Conv1d"),
     layout=Layout(groups=2, stride=3),
     block=(2, 8),
+    tower=(12, 20),
 )
 
 
@@ -102,6 +103,7 @@ def test_a_constant_is_worked_out_at_once() -> None:
 
 VALUES = {
     "depth": 8, "index": 2, "fan_in": 12, "fan_out": 18, "numel": 72, "ndim": 3, "rows": 6, "columns": 4, "groups": 2,
+    "total_depth": 20, "total_index": 12,
 }  # fmt: skip
 
 
@@ -129,6 +131,12 @@ def test_fans_are_named_where_they_matter() -> None:
     [
         ("1 / depth", Site("w", (2, 2)), "there is no depth: 'w' stands in no ModuleList or Sequential of like blocks"),
         ("index", Site("w", (2, 2)), "there is no index: 'w' stands in no"),
+        ("total_depth", Site("w", (2, 2)), "there is no total_depth: 'w' stands in no ModuleList"),
+        (
+            "total_index",
+            Site("w", (2, 2), block=(0, 2)),
+            "there is no total_index: the blocks around 'w' are one of several lists in each stage",
+        ),
         ("1 / fan_in", Site("b", (2,)), r"there is no fan_in: 'b' has shape \(2,\): fans need at least 2 dimensions"),
         ("1 / columns", Site("b", (2,)), r"there is no columns: 'b' has shape \(2,\)"),
         ("rows", Site("s", ()), r"there is no rows: 's' has shape \(\)"),

@@ -123,33 +123,102 @@ def test_views_of_one_memory() -> None:
     assert found["0.bias"].shares == ()
 
 
-class Stage(nn.Module):
-    def __init__(self, depth: int) -> None:
+class Residual(nn.Module):
+    """A block: a norm of the stream's width, and two matrices or more."""
+
+    def __init__(self, width: int = 2, hidden: int = 4, *, norm: bool = True) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(2, 2), nn.ReLU()) for _ in range(depth))
-        self.norm = nn.LayerNorm(2)
+        self.norm = nn.LayerNorm(width) if norm else nn.Identity()
+        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
 
 
-def test_block_is_the_place_in_the_innermost_list_of_like_blocks() -> None:
-    found = named(nn.ModuleList([Stage(3), Stage(5)]))
-    assert found["1.blocks.4.0.weight"].block == (4, 5)
-    assert found["0.blocks.2.0.weight"].block == (2, 3)
-    assert found["1.norm.weight"].block == (1, 2)
-    assert found["0.norm.bias"].block == (0, 2)
+class Other(Residual):
+    """A block of another class."""
+
+
+class Mixture(Residual):
+    def __init__(self, experts: int = 3) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(Residual(norm=False) for _ in range(experts))
+
+
+class Stage(nn.Module):
+    def __init__(self, depth: int, width: int = 2) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Residual(width) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+
+
+class Unit(nn.Module):
+    """As in a UNet: two lists side by side, of which none comes first."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(Residual(width) for _ in range(2))
+        self.attentions = nn.ModuleList(Residual(width) for _ in range(2))
+
+
+class Net(nn.Module):
+    def __init__(self, **children: nn.Module) -> None:
+        super().__init__()
+        for name, child in children.items():
+            self.add_module(name, child)
+
+
+def bare(count: int) -> nn.ModuleList:
+    return nn.ModuleList(nn.Linear(2, 2) for _ in range(count))
+
+
+def stack(*classes: type[nn.Module]) -> nn.ModuleList:
+    return nn.ModuleList(cls() for cls in classes)
+
+
+def pair(width: int) -> nn.Sequential:
+    return nn.Sequential(Residual(width), Residual(width))
 
 
 @pytest.mark.parametrize(
-    "model",
+    ("model", "name", "block", "tower"),
     [
-        nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)),  # layers, not blocks
-        nn.Sequential(nn.Sequential(nn.Linear(2, 2)), Stage(1).norm),  # unlike
-        nn.Sequential(nn.Sequential(nn.Linear(2, 2))),  # a wrapper, not a list
-        nn.ModuleDict({"a": Stage(1).norm, "b": Stage(1).norm}),  # no order
+        (stack(Residual, Residual, Residual), "1.fc1", (1, 3), (1, 3)),
+        (stack(Residual, Other, Residual), "2.fc1", (2, 3), (2, 3)),
+        (stack(Residual, Other), "1.fc1", None, None),  # sublayers of one block
+        (stack(Mixture, Mixture), "1.experts.2.fc1", (1, 2), (1, 2)),
+        (nn.ModuleDict({"4": Residual(), "5": Residual()}), "5.fc1", (1, 2), (1, 2)),
+        (nn.ModuleList([Stage(3), Stage(5)]), "1.blocks.4.fc1", (4, 5), (4, 5)),  # of one width: may be two models
+        (nn.ModuleList([Stage(3), Stage(3)]), "1.blocks.2.fc1", (2, 3), (2, 3)),
+        (nn.ModuleList([Stage(3, 2), Stage(3, 8)]), "1.blocks.1.fc1", (1, 3), (4, 6)),
+        (nn.ModuleList([Stage(3, 2), Stage(3, 8)]), "1.norm", None, None),
+        (nn.Sequential(Stage(1, 2), nn.Linear(2, 8), Stage(3, 8)), "2.blocks.1.fc1", (1, 3), (2, 4)),
+        (nn.ModuleList(map(pair, (2, 2, 2))), "2.1.fc1", (1, 2), (5, 6)),
+        (nn.Sequential(*map(pair, (2, 16, 32))), "1.0.fc1", (0, 2), (2, 6)),
+        (Net(layer1=pair(2), layer2=pair(8)), "layer2.0.fc1", (0, 2), (2, 4)),
+        (
+            Net(stem=nn.Linear(2, 2), layer1=nn.Sequential(Residual(2)), layer2=nn.Sequential(Residual(8))),
+            "layer2.0.fc1",
+            (0, 1),
+            (1, 2),
+        ),
+        (Net(stem=nn.Linear(2, 2), tower1=Stage(2).blocks, tower2=Stage(3).blocks), "tower2.1.fc1", (1, 3), (1, 3)),
+        (Net(encoder=Stage(2), decoder=Stage(3, 8)), "decoder.blocks.1.fc1", (1, 3), (1, 3)),
+        (nn.ModuleList([Unit(2), Unit(8)]), "1.attentions.1.fc1", (1, 2), None),
+        (Net(layers=stack(Residual, Residual), heads=bare(3)), "heads.1", None, None),
+        (Net(layers=bare(3)), "layers.1", (1, 3), (1, 3)),
+        (nn.ModuleList(nn.Sequential(nn.Linear(2, 2), nn.ReLU()) for _ in range(3)), "2.0", (2, 3), (2, 3)),
+        (Net(b1=Residual(), b2=Residual()), "b2.fc1", (1, 2), (1, 2)),
+        (nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), "1", None, None),  # layers, not blocks
+        (nn.Sequential(nn.Sequential(nn.Linear(2, 2)), Stage(1).norm), "0.0", None, None),  # unlike
+        (nn.Sequential(nn.Sequential(nn.Linear(2, 2))), "0.0", None, None),  # a wrapper, not a list
+        (nn.ModuleDict({"a": Stage(1).norm, "b": Stage(1).norm}), "a", None, None),  # no order
+        (nn.ModuleList(nn.LazyLinear(2) for _ in range(2)), "1", (1, 2), (1, 2)),
+        (nn.ModuleList(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)) for _ in range(2)), "1", (1, 2), (1, 2)),
     ],
-    ids=str,
 )
-def test_what_is_no_list_of_blocks(model: nn.Module) -> None:
-    assert {site.block for site in sites(model)} == {None}
+def test_the_place_among_blocks_and_stages(
+    model: nn.Module, name: str, block: tuple[int, int] | None, tower: tuple[int, int] | None
+) -> None:
+    site = named(model)[f"{name}.weight"]
+    assert (site.block, site.tower) == (block, tower)
 
 
 class Wrapper(nn.Module):

@@ -47,6 +47,12 @@ def _block(site: Site) -> tuple[int, int]:
     return site.block
 
 
+def _tower(site: Site) -> tuple[int, int]:
+    if site.tower is None and _block(site):
+        raise ValueError(f"the blocks around {site.name!r} are one of several lists in each stage")
+    return site.tower or _block(site)
+
+
 def _dimension(site: Site, axis: int) -> int:
     if len(site.shape) <= axis:
         raise ValueError(f"{site.name!r} has shape {site.shape}")
@@ -56,6 +62,8 @@ def _dimension(site: Site, axis: int) -> int:
 FACTS: Final[dict[str, Callable[[Site, Convention], float]]] = {
     "depth": lambda site, _: _block(site)[1],
     "index": lambda site, _: _block(site)[0],
+    "total_depth": lambda site, _: _tower(site)[1],
+    "total_index": lambda site, _: _tower(site)[0],
     "fan_in": lambda site, fans: site.fans(fans)[0],
     "fan_out": lambda site, fans: site.fans(fans)[1],
     "numel": lambda site, _: site.numel,
@@ -65,7 +73,8 @@ FACTS: Final[dict[str, Callable[[Site, Convention], float]]] = {
     "groups": lambda site, _: (site.layout or Layout()).groups,
 }
 """The facts that an expression may ask of a site: number of blocks around it and its own place among them (from 0),
-fans, number of elements and of dimensions, sizes of the first two dimensions, groups of a convolution."""
+the same over all stages, fans, number of elements and of dimensions, sizes of the first two dimensions, groups of a
+convolution."""
 
 
 class Expression(NamedTuple):

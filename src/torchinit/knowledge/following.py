@@ -217,8 +217,9 @@ def _is_norm(module: nn.Module) -> bool:
     if isinstance(module, _NORMS):
         return True
     name = type(module).__name__.lower()
-    has_vectors = all(parameter is None or parameter.dim() <= 1 for parameter in module._parameters.values())
-    return "norm" in name and "frozen" not in name and not module._modules and has_vectors
+    if "norm" not in name or "frozen" in name or module._modules:
+        return False
+    return all(parameter is None or parameter.dim() <= 1 for parameter in module._parameters.values())
 
 
 # --- modules with a forward of their own -----------------------------------------------------------------------------

@@ -12,7 +12,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Final, NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from torchinit._frozen import changed
@@ -163,11 +164,15 @@ def roles(model: nn.Module) -> Mapping[str, Role]:
 
 def _roles_of(model: nn.Module, held: Iterable[HeldTensor]) -> _Roles:
     modules = dict(model.named_modules(remove_duplicate=False))
+    held = [*held]
+    weights = {id(entry.place.module): _shape(entry) for entry in held if entry.leaf == "weight"}
     found: dict[object, dict[str, Role]] = defaultdict(dict)
     shapes: dict[str, tuple[int, ...]] = {}
     for entry in held:
-        shapes[entry.name] = tuple(entry.tensor.shape)
-        found[entry.key][entry.name] = _role_of(entry, modules)
+        shapes[entry.name] = _shape(entry)
+        # Of a bias the shape of its weight tells. It is not asked of the layer: a spectral norm moves when looked at.
+        shape = weights.get(id(entry.place.module), ()) if entry.leaf == "bias" else ()
+        found[entry.key][entry.name] = _role_of(entry, modules, len(shape or shapes[entry.name]))
     names = {name: next(iter(group)) for group in found.values() for name in group}
     named = {next(iter(group)): max(group.values(), key=_telling) for group in found.values()}
     for name, role in _told_by_shapes(named, shapes):
@@ -247,7 +252,7 @@ def _told_by_shapes(named: Mapping[str, Role], shapes: Mapping[str, tuple[int, .
     ways_out = {_parent(name): name for name, role in named.items() if role.name == "mlp.out"}
     for name, role in [*named.items()]:
         out = ways_out.get(_parent(name), "")
-        if role.name == "head.task" and shapes[name][0] in tables:
+        if role.name == "head.task" and shapes[name] and shapes[name][0] in tables:
             yield name, role._replace(name="head.lm", why=f"{role.why}, as many rows as tokens")
         elif role.name == "mlp.in" and out and shapes[name][:1] == (2 * shapes[out][-1],):
             yield name, role._replace(name="mlp.gate_up", why=f"{role.why}, twice the rows that {out} takes")
@@ -259,10 +264,14 @@ def _parent(name: str) -> str:
     return name.rpartition(".")[0].rpartition(".")[0]
 
 
-def _role_of(entry: HeldTensor, modules: Mapping[str, nn.Module]) -> Role:
+def _shape(entry: HeldTensor) -> tuple[int, ...]:
+    return () if is_lazy(entry.tensor) else tuple(entry.tensor.shape)
+
+
+def _role_of(entry: HeldTensor, modules: Mapping[str, nn.Module], ndim: int) -> Role:
     if entry.kind == "buffer":
         return Role("buffer", "a buffer")
-    place, owner = _place(entry, modules), entry.place.module
+    place, owner = _place(entry, modules, ndim), entry.place.module
     if _is_norm(owner, entry):
         return Role("norm.shift" if place.is_bias else "norm.scale", f"of a {place.layer[0]}")
     for rule in (*_OWN, *_shipped()):
@@ -287,12 +296,12 @@ def _is_norm(owner: nn.Module, entry: HeldTensor) -> bool:
     names = [cls.__name__.lower() for cls in type_before_parametrizations(owner).__mro__]
     known = "norm" in names[0] or not {"layernorm", "groupnorm", "rmsnorm", "_batchnorm", "_normbase"}.isdisjoint(names)
     below = (parameter for child in owner.children() for parameter in child.parameters())
-    return known and sum(size > 1 for size in entry.tensor.shape) <= 1 and next(below, None) is None
+    return known and sum(size > 1 for size in _shape(entry)) <= 1 and next(below, None) is None
 
 
-def _place(entry: HeldTensor, modules: Mapping[str, nn.Module]) -> _Place:
+def _place(entry: HeldTensor, modules: Mapping[str, nn.Module], ndim: int) -> _Place:
     path = entry.place.name.split(".") if entry.place.name else []
-    owner, weight = type_before_parametrizations(entry.place.module), getattr(entry.place.module, "weight", None)
+    owner = type_before_parametrizations(entry.place.module)
     is_bias = entry.leaf == "bias" or (issubclass(owner, _RECURRENT) and entry.leaf.startswith("bias"))
     leaf, holder = entry.leaf, path  # the word that tells, and the way to the module that holds what is called so
     if entry.leaf in ("weight", "bias") and path:
@@ -310,5 +319,5 @@ def _place(entry: HeldTensor, modules: Mapping[str, nn.Module]) -> _Place:
         (*around[:1], *reversed(classes[0])),
         (*around, *(name for names in classes for name in names)),
         tuple(name for name in beside if name != leaf),
-        weight.dim() if is_bias and isinstance(weight, Tensor) else entry.tensor.dim(),
+        ndim,
     )

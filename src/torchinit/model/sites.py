@@ -97,7 +97,7 @@ class Site:
 
     ``name`` is the qualified name without wrappers (``module.``, ``_orig_mod.`` and the like); ``owner`` and
     ``owner_name`` tell the module that holds it, ``parameter_kind`` whether it is a weight or a bias of that module;
-    ``block`` is index and count in the innermost ``ModuleList`` or ``Sequential`` of like blocks around it;
+    ``block`` is index and count in the list of blocks around it, ``tower`` among the blocks of all stages;
     ``position`` is its turn in the order of ``Module.apply`` (children first), in which MMEngine initializes.
     ``persistent`` tells whether it is part of the model's ``state_dict``. ``hooks`` names the class, of the owner or
     of a module above, that has hooks of its own for loading; it may be empty. A tied tensor is one site: ``aliases``
@@ -120,6 +120,7 @@ class Site:
     parameter_kind: ParameterKind = "other"
     layout: Layout | None = None
     block: tuple[int, int] | None = None
+    tower: tuple[int, int] | None = None
     zero_row: int | None = None
     state: State = "ready"
     parametrized: bool = False
@@ -241,6 +242,7 @@ def _site(entry: HeldTensor, position: int, functions: Callable[[type], Sequence
         parameter_kind=slot.kind,
         layout=slot.layout,
         block=place.block,
+        tower=place.tower,
         zero_row=slot.zero_row,
         state=state,
         parametrized=computed is not None,

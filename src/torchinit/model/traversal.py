@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from torch import Tensor, nn
 
 from torchinit._collector import collector_paused
+from torchinit.model.blocks import Place, find_stacks
 from torchinit.model.names import WRAPPERS, normalize
 from torchinit.model.parametrizations import Parametrized, parametrized
 from torchinit.model.storage import identities, identity
@@ -21,6 +22,7 @@ Kind: TypeAlias = Literal["parameter", "buffer"]
 class ModulePath(NamedTuple):
     """A module where it stands in a model: its name, the module, its block, its turn in ``Module.apply``.
 
+    ``block`` is index and count in the list of blocks around it, ``tower`` among the blocks of all stages.
     ``hooks`` is the class of the nearest module, this one or one above, that has hooks for loading; it may be empty.
     """
 
@@ -29,6 +31,7 @@ class ModulePath(NamedTuple):
     block: tuple[int, int] | None = None
     turn: int = 0
     hooks: str = ""
+    tower: tuple[int, int] | None = None
 
 
 def walk_modules(model: nn.Module) -> list[ModulePath]:
@@ -37,34 +40,29 @@ def walk_modules(model: nn.Module) -> list[ModulePath]:
     A child that one parent holds under two names has two places, and one turn.
     """
     visited: list[ModulePath] = []
+    stacks = find_stacks(model)
 
-    def walk(module: nn.Module, name: str, block: tuple[int, int] | None, turn: int, hooks: str) -> int:
+    def walk(module: nn.Module, name: str, block: Place | None, turn: int, hooks: str, tower: Place | None) -> int:
         hooks = type(module).__name__ if has_load_hooks(module) else hooks
         if not module._modules:  # most modules are layers, and have nothing to go through
-            visited.append(ModulePath(name, module, block, turn, hooks))
+            visited.append(ModulePath(name, module, block, turn, hooks, tower))
             return turn + 1
         children = {key: child for key, child in module._modules.items() if child is not None}
-        several = len(set(map(id, children.values()))) if _is_block_list(module) else 0
+        stack = stacks.get(id(module))
+        inside, tower_inside = block, tower
         begun: dict[int, tuple[int, int]] = {}
         for key, child in children.items():
             again = id(child) in begun
             index, start = begun.setdefault(id(child), (len(begun), turn))
-            end = walk(child, _join(name, key), (index, several) if several else block, start, hooks)
+            if stack is not None:
+                inside, tower_inside = (index, len(stack.blocks)), stack.tower(index)
+            end = walk(child, _join(name, key), inside, start, hooks, tower_inside)
             turn = turn if again else end
-        visited.append(ModulePath(name, module, block, turn, hooks))
+        visited.append(ModulePath(name, module, block, turn, hooks, tower))
         return turn + 1
 
-    walk(model, "", None, 0, "")
+    walk(model, "", None, 0, "", None)
     return visited
-
-
-def _is_block_list(module: nn.Module) -> bool:
-    """Whether the children are the like blocks of a deep model: one class, made of layers themselves."""
-    if not isinstance(module, (nn.ModuleList, nn.Sequential)) or (
-        isinstance(module, nn.Sequential) and len(module) < 2
-    ):
-        return False
-    return len({type(child) for child in module}) == 1 and all(child._modules for child in module)
 
 
 def has_load_hooks(module: nn.Module) -> bool:
