@@ -400,7 +400,7 @@ CASES: list[Case] = [
         {"architecture": "encoder-decoder"},
     ),
     Case("t_fixup", HAND, by_hand(bart, t_fixup(2, 2)), {"decoder_layers": 2}, ["**.embed_positions.*"]),
-    Case("fixup", HAND, by_hand(MODELS["timm/resnet18"], FIXUP), {"layers": 8}),
+    Case("fixup", HAND, by_hand(MODELS["timm/resnet18"], FIXUP)),
     Case("siren", HAND, by_hand(siren, SIREN), {}, ["**.bias"]),
     Case("lstm", HAND, keras_lstm),
     Case("nanochat", HAND, by_hand(NanoChat, nanochat(spectral=False))),
