@@ -71,7 +71,7 @@ def same(one: nn.Module, other: nn.Module) -> bool:
 def table() -> str:
     """The arguments of the verbs as the page has them."""
     parameters = {name: inspect.signature(verb).parameters for name, verb in VERBS.items()}
-    every = dict.fromkeys(key for said in reversed(parameters.values()) for key in said)
+    every = dict.fromkeys(key for said in reversed(parameters.values()) for key in said if key != "named")
 
     def cell(verb: str, key: str) -> str:
         said = parameters[verb].get(key)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -34,8 +35,10 @@ from torchinit.plans.planner import make_plan
 from torchinit.plans.report import Report
 from torchinit.plans.run import Agree, Progress, run, shards_held
 from torchinit.recipes import RecipeLike, to_rules
+from torchinit.recipes.arguments import Given
 from torchinit.recipes.forms import check_model, is_like_init_cfg, read_otherwise, with_better
 from torchinit.rules.matching import asks_for_roles
+from torchinit.rules.rule import Value
 from torchinit.tracing import unfilled_among
 
 if TYPE_CHECKING:
@@ -66,15 +69,23 @@ def _sites_among(model: nn.Module, held: Iterable[HeldTensor]) -> tuple[Site, ..
 
 
 def plan(
-    model: nn.Module, recipe: RecipeLike, *, complete: bool = False, strict: Strict = False, trainable: bool = False
+    model: nn.Module,
+    recipe: RecipeLike,
+    *,
+    complete: bool = False,
+    strict: Strict = False,
+    trainable: bool | None = None,
+    arguments: Mapping[str, Value] | None = None,
+    **named: Value,
 ) -> Plan:
     """The plan of a recipe on a model, worked out without touching memory; the meta device is enough.
 
     ``recipe`` is a file, the name of a scheme, rules or entries, initializers by name, or one alone: all the forms of
     :func:`torchinit.recipes.to_rules`. ``complete`` makes a parameter that no rule covers a problem, ``strict`` a rule
     that matches nothing, a site that a checkpoint lacks, and a key of a checkpoint that nobody takes (but
-    ``strict="model"`` lets those pass, with a warning); ``trainable`` leaves frozen parameters alone. Raises
-    ConfigError or TypeError for anything but a recipe and a model, PlanError when the plan has problems,
+    ``strict="model"`` lets those pass, with a warning); ``trainable`` leaves frozen parameters alone (None: rules of
+    schemes do). ``arguments`` are those of the recipe, which may be given as keywords, too. Raises ConfigError or
+    TypeError for anything but a recipe with its arguments and a model, PlanError when the plan has problems,
     CheckpointError when they are all with checkpoints.
 
     >>> import torch
@@ -84,14 +95,20 @@ def plan(
     >>> plan(model, Rule(Layer("Linear") & Leaf("weight"), Kaiming()))["0.weight"].fill
     Normal(mean=0.0, std=0.2)
     """
-    return draft(model, recipe, trainable=trainable).check(complete=complete, strict=strict)
+    given = given_to(plan, arguments, named)
+    return draft(model, recipe, given, trainable=trainable).check(complete=complete, strict=strict)
 
 
-def draft(model: nn.Module, recipe: RecipeLike, *, trainable: bool = False) -> Plan:
+def given_to(verb: Callable[..., object], arguments: Mapping[str, Value] | None, named: Mapping[str, Value]) -> Given:
+    """The arguments of a recipe that a verb was given, in ``arguments`` or as keywords that it does not have itself."""
+    return Given.to(verb.__name__, inspect.signature(verb).parameters, arguments, named)
+
+
+def draft(model: nn.Module, recipe: RecipeLike, given: Given | None = None, *, trainable: bool | None = None) -> Plan:
     """The plan of a recipe on a model, whatever is wrong with it; ConfigError when the recipe cannot be read."""
     refuse_transforms()
     check_model(model, recipe)
-    return _draft_among(model, _held_by(model), recipe, trainable=trainable)
+    return _draft_among(model, _held_by(model), recipe, given or Given(), trainable=trainable)
 
 
 def _held_by(model: nn.Module) -> list[HeldTensor]:
@@ -100,8 +117,10 @@ def _held_by(model: nn.Module) -> list[HeldTensor]:
         return walk_tensors(model)
 
 
-def _draft_among(model: nn.Module, held: Iterable[HeldTensor], recipe: RecipeLike, *, trainable: bool) -> Plan:
-    rules = to_rules(recipe)
+def _draft_among(
+    model: nn.Module, held: Iterable[HeldTensor], recipe: RecipeLike, given: Given, *, trainable: bool | None
+) -> Plan:
+    rules = to_rules(recipe, given)
     with plain_thread():
         known = _sites_among(model, held)
         if asks_for_roles(rules):
@@ -126,17 +145,19 @@ def initialize(
     seed: int | torch.Generator | None = None,
     complete: bool = False,
     strict: Strict = False,
-    trainable: bool = False,
+    trainable: bool | None = None,
     stats: bool = True,
     progress: Progress | None = None,
     fingerprint: bool = False,
     verify: bool = True,
+    arguments: Mapping[str, Value] | None = None,
+    **named: Value,
 ) -> Report:
     """Writes the initial values of a model as its recipe says, and reports what happened.
 
-    ``recipe``, ``complete``, ``strict`` and ``trainable`` are those of :func:`plan`; a rule that matches nothing is a
-    warning unless it is an error, and so is a scheme that reaches less than a half of the model. An ``init_cfg`` is for
-    ``torchinit.mmengine.initialize``: where these entries give other values, a warning says so.
+    ``recipe``, its ``arguments``, ``complete``, ``strict`` and ``trainable`` are those of :func:`plan`; a rule that
+    matches nothing is a warning unless it is an error, and so is a scheme that reaches less than a half of the model.
+    An ``init_cfg`` is for ``torchinit.mmengine.initialize``: where these entries give other values, a warning says so.
 
     With an int as ``seed`` every value belongs to the name of its parameter: the same for any order of layers, and
     the caller's random state is left alone. Without one, values are drawn from torch's global generator, or from a
@@ -157,13 +178,14 @@ def initialize(
     >>> report.assert_ok()["0.weight"].expected.std
     0.02
     """
+    given = given_to(initialize, arguments, named)
     refuse_fakes()
     check_model(model, recipe)
     held = _held_by(model)  # once for all: the plan, the memory to write to, and what is left unfilled
     with noise_of(seed, (parameter.device for parameter in model.parameters())) as noise:
 
         def ready() -> Plan:
-            checked = _checked(model, held, recipe, seed, complete=complete, strict=strict, trainable=trainable)
+            checked = _checked(model, held, recipe, given, seed, complete=complete, strict=strict, trainable=trainable)
             check_styles(model)
             return checked
 
@@ -203,14 +225,15 @@ def _checked(
     model: nn.Module,
     held: Iterable[HeldTensor],
     recipe: RecipeLike,
+    given: Given,
     seed: object,
     *,
     complete: bool,
     strict: Strict,
-    trainable: bool,
+    trainable: bool | None,
 ) -> Plan:
     """The plan, with warnings; that a scheme is for other models comes before the errors, which it may explain."""
-    drafted = _draft_among(model, held, recipe, trainable=trainable)
+    drafted = _draft_among(model, held, recipe, given, trainable=trainable)
     for reach in drafted.reach:
         if reach.is_low:
             _log.warning("%s", reach.summary())
@@ -237,12 +260,14 @@ def materialize(
     seed: int | torch.Generator | None = None,
     complete: bool = False,
     strict: Strict = False,
-    trainable: bool = False,
+    trainable: bool | None = None,
     verify: bool = True,
     stats: bool = True,
     progress: Progress | None = None,
     fingerprint: bool = False,
     group: ProcessGroup | None = None,
+    arguments: Mapping[str, Value] | None = None,
+    **named: Value,
 ) -> Report:
     """Gives a model on the meta device memory and its first values, and proves that nothing was left unwritten.
 
@@ -250,8 +275,9 @@ def materialize(
     tensor parallelism and both), and the values are those that one process would have given. All ranks have to call
     this, and all of them raise if one does. Ties, strides, dtypes and ``requires_grad`` stay as they are.
 
-    ``recipe``, ``complete``, ``strict`` and ``trainable`` are those of :func:`plan`, ``seed``, ``stats``, ``progress``
-    and ``fingerprint`` those of :func:`initialize`; a model on several ranks needs an int as ``seed``. What no rule
+    ``recipe``, its ``arguments``, ``complete``, ``strict`` and ``trainable`` are those of :func:`plan`, ``seed``,
+    ``stats``, ``progress`` and ``fingerprint`` those of :func:`initialize`; a model on several ranks needs an int as
+    ``seed``. What no rule
     covers is reset by its layer's own ``reset_parameters()``, with draws that belong to names; where there is none,
     and with ``complete``, it is an error. Buffers are written by rules with ``buffers = true`` or by their modules' own
     code. ``verify`` compares replicas, bit for bit, where there are several ranks. ``group`` holds the ranks that have
@@ -278,6 +304,9 @@ def materialize(
     if torch.compiler.is_dynamo_compiling():
         raise RunError("materialize gives a model memory, which torch.compile cannot follow: call it outside of that")
     check_model(model, recipe)
+    given = given_to(materialize, arguments, named)
+    if recipe is None:
+        given.finish()
     own = own_starts(model) if recipe is None else None
     instead = "torchinit.initialize with a recipe" if recipe is None else "torchinit.initialize"
 
@@ -292,7 +321,7 @@ def materialize(
                 " as Rule(Name('**'), Normal(std=0.02)) or the name of a scheme (torchinit list)"
             )
         held = _held_by(model)
-        checked = _checked(model, held, recipe, seed, complete=complete, strict=strict, trainable=trainable)
+        checked = _checked(model, held, recipe, given, seed, complete=complete, strict=strict, trainable=trainable)
         # What has no elements, and should have some, looks written when it has memory; no layer can reset it either.
         if empty := [f"{site.name} {site.lack}" for site in checked.without_values if site.lack and not site.numel]:
             raise PlanError(f"{count(len(empty), 'problem')} in the plan; nothing was written", empty)

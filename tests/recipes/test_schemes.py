@@ -11,19 +11,22 @@ from torch import nn
 from torchinit import Constant, Kaiming, LeCun, Normal, TruncNormal, initialize, load_recipe, plan
 from torchinit.initializers import Padded
 from torchinit.recipes import schemes
-from torchinit.recipes.files import read_data
+from torchinit.recipes.files import read_scheme
 
 ROOT = Path(__file__).parents[2]
-FOLDER = ROOT / "src" / "torchinit" / "recipes" / "schemes"
 
 
 def residual(width: int, depth: int) -> nn.ModuleDict:
-    """Blocks of a projection back into the residual stream, below a table and above a norm."""
-    block = [
-        nn.ModuleDict({"c_fc": nn.Linear(width, width), "c_proj": nn.Linear(width, width), "norm": nn.LayerNorm(width)})
-        for _ in range(depth)
-    ]
-    return nn.ModuleDict({"embed": nn.Embedding(30, width, padding_idx=0), "h": nn.ModuleList(block)})
+    """Blocks of attention and a feed-forward layer, below a table and above norms."""
+
+    def block() -> nn.ModuleDict:
+        attention = {"c_attn": nn.Linear(width, 3 * width), "c_proj": nn.Linear(width, width)}
+        mlp = {"c_fc": nn.Linear(width, width), "c_proj": nn.Linear(width, width)}
+        parts = {"attn": nn.ModuleDict(attention), "mlp": nn.ModuleDict(mlp), "norm": nn.LayerNorm(width)}
+        return nn.ModuleDict(parts)
+
+    table = nn.Embedding(30, width, padding_idx=0)
+    return nn.ModuleDict({"embed_tokens": table, "h": nn.ModuleList([block() for _ in range(depth)])})
 
 
 class Image(nn.Module):
@@ -31,52 +34,69 @@ class Image(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.patches = nn.Conv2d(3, 8, 4)
+        self.patch_embed = nn.Conv2d(3, 8, 4)
         self.cls_token = nn.Parameter(torch.empty(1, 1, 8))
+        self.attn = nn.ModuleDict({"qkv": nn.Linear(8, 24), "proj": nn.Linear(8, 8)})
+        self.mlp = nn.ModuleDict({"fc1": nn.Linear(8, 16), "fc2": nn.Linear(16, 8)})
         self.norm = nn.LayerNorm(8)
         self.bn = nn.BatchNorm2d(8)
         self.head = nn.Linear(8, 2)
 
 
 def test_all_can_be_loaded_and_say_what_for() -> None:
-    assert sorted(schemes()) == ["bert", "general", "gpt2", "llama", "resnet", "vit"]
+    assert len(schemes()) >= 20
+    assert {"general", "gpt2", "llama", "vit", "resnet"} <= schemes().keys()
     for name, about in schemes().items():
+        data = read_scheme(name)
         assert load_recipe(name)
-        assert about
-        assert (FOLDER / f"{name}.toml").read_text("utf-8").startswith("# ")
+        assert about and data["source"] and data["claims"], name
+        declared = data.get("arguments", {})
+        assert all(isinstance(each, dict) and each["meaning"] for each in declared.values()), name
+        for argument, each in declared.items():  # every choice can be made, and every entry read with it
+            for choice in each.get("choices", ()):
+                assert load_recipe(name, {argument: choice})
 
 
 def test_the_example_is_the_scheme() -> None:
-    assert read_data(ROOT / "examples" / "gpt2.toml") == read_data(FOLDER / "gpt2.toml")
+    """The example is written out, the scheme goes on from another."""
+    model = residual(8, 8)
+    shown, shipped = (plan(model, recipe, strict=True) for recipe in (ROOT / "examples" / "gpt2.toml", "gpt2"))
+    assert shown.diff(shipped) == ()
 
 
 def test_gpt2() -> None:
     made = plan(residual(8, 8), "gpt2", complete=True, strict=True)
-    assert made["embed.weight"].fill == Padded(Normal(std=0.02), 0)
-    assert made["h.3.c_fc.weight"].fill == Normal(std=0.02)
-    assert made["h.3.c_proj.weight"].fill == Normal(std=0.02 / 4)
-    assert made["h.3.c_proj.bias"].fill == Constant(0.0)
+    assert made["embed_tokens.weight"].fill == Padded(Normal(std=0.02), 0)
+    assert made["h.3.mlp.c_fc.weight"].fill == Normal(std=0.02)
+    assert made["h.3.mlp.c_proj.weight"].fill == made["h.3.attn.c_proj.weight"].fill == Normal(std=0.02 / 4)
+    assert made["h.3.mlp.c_proj.bias"].fill == Constant(0.0)
     assert made["h.3.norm.weight"].fill == Constant(1.0)
-    assert [str(rule) for rule in made["h.3.c_proj.weight"].over] == ["weights"]
+    assert [str(rule) for rule in made["h.3.mlp.c_proj.weight"].over] == ["other weights", "feed-forward"]
+    assert plan(residual(8, 8), "gpt2", layers=2, std=0.1)["h.3.mlp.c_proj.weight"].fill == Normal(std=0.05)
+    assert made.arguments == {"gpt2": {"std": 0.02, "layers": "depth"}}
 
 
 def test_bert_and_llama_do_not_look_at_depth() -> None:
     for scheme in ("bert", "llama"):
         made = plan(residual(8, 8), scheme)
-        assert made["h.3.c_proj.weight"].fill == Normal(std=0.02)
+        assert made["h.3.mlp.c_proj.weight"].fill == Normal(std=0.02)
         assert made["h.3.norm.weight"].fill == Constant(1.0)
 
 
 def test_vit() -> None:
-    made = plan(Image(), "vit", strict=True)
-    assert made["patches.weight"].fill == LeCun().resolve(made["patches.weight"].site)
-    assert made["cls_token"].fill == made["head.weight"].fill == TruncNormal(std=0.02)
+    made = plan(Image(), "vit", strict=True, variant="jax")
+    assert made["patch_embed.weight"].fill == LeCun().resolve(made["patch_embed.weight"].site)
+    assert made["head.weight"].fill == Constant(0.0)
+    assert made["mlp.fc1.bias"].fill == Normal(std=1e-6)
+    made = plan(Image(), "vit", strict=True, variant="transformers")
+    assert made["cls_token"].fill == TruncNormal(std=0.02)
+    assert made["head.weight"].fill == made["patch_embed.weight"].fill == Normal(std=0.02)
     assert made["norm.weight"].fill == Constant(1.0)
 
 
 def test_resnet() -> None:
     made = plan(Image(), "resnet", strict=True)
-    assert made["patches.weight"].fill == Kaiming(mode="fan_out").resolve(made["patches.weight"].site)
+    assert made["patch_embed.weight"].fill == Kaiming(mode="fan_out").resolve(made["patch_embed.weight"].site)
     assert made["bn.weight"].fill == Constant(1.0)
     assert made["bn.bias"].fill == Constant(0.0)
 

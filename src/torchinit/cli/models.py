@@ -71,7 +71,7 @@ def find(text: str) -> Callable[..., object]:
     return _attribute(module, name, text)
 
 
-def parse_arguments(texts: Sequence[str]) -> dict[str, Any]:
+def parse_arguments(texts: Sequence[str], option: str = "--arg") -> dict[str, Any]:
     """Keyword arguments from ``key=value``; a value that is not JSON is text.
 
     >>> parse_arguments(["depth=2", "bias=false", "act=gelu"])
@@ -81,9 +81,9 @@ def parse_arguments(texts: Sequence[str]) -> dict[str, Any]:
     for text in texts:
         key, equals, value = text.partition("=")
         if not (equals and key.isidentifier()):
-            raise UsageError(f"--arg takes key=value, but got {text!r}")
+            raise UsageError(f"{option} takes key=value, but got {text!r}")
         if key in arguments:
-            raise UsageError(f"--arg {key} is given twice")
+            raise UsageError(f"{option} {key} is given twice")
         try:
             arguments[key] = json.loads(value)
         except (ValueError, RecursionError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,11 +30,18 @@ def add_model(parser: argparse.ArgumentParser, flag: str = "model") -> None:
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     """The RECIPE of a command, and how severely it is taken."""
     parser.add_argument("recipe", metavar="RECIPE", help="a file, or the name of a scheme")
+    add_set(parser)
     parser.add_argument("--complete", action="store_true", help="a parameter that no rule covers is an error")
     strict = parser.add_mutually_exclusive_group()
     text = "a rule in vain is an error (default), and a key of a checkpoint that nobody takes, too"
     strict.add_argument("--strict", action="store_true", default="model", help=text)
     strict.add_argument("--lenient", action="store_false", dest="strict", help="a rule in vain is only mentioned")
+
+
+def add_set(parser: argparse.ArgumentParser) -> None:
+    """The arguments of a recipe."""
+    text = "an argument of the recipe, such as variant=jax; JSON or text"
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=text)
 
 
 def add_part(parser: argparse.ArgumentParser) -> None:
@@ -59,12 +67,13 @@ def model_of(arguments: argparse.Namespace, device: Device, seed: int | None = N
     return models.build(arguments.model, models.parse_arguments(arguments.arg), device, seed)
 
 
-def recipe_of(text: str) -> Recipe:
+def recipe_of(text: str, settings: Sequence[str] = ()) -> Recipe:
     """The recipe that the command line names; one that is not there is a mistake of usage, not of the recipe."""
+    from torchinit.cli.models import parse_arguments
     from torchinit.recipes import load_recipe, schemes
 
     try:
-        return load_recipe(text)
+        return load_recipe(text, parse_arguments(settings, "--set"))
     except ConfigError as error:
         if text in schemes() or Path(text).is_file():
             raise

@@ -87,16 +87,61 @@ class Expression(NamedTuple):
 @lru_cache(maxsize=1024)
 def parse(text: str) -> Expression:
     """Read an expression. Raises ValueError for whatever is not arithmetic over the tables above."""
+    tree = _tree(text)
+    names = frozenset(node.id for node in ast.walk(tree) if isinstance(node, ast.Name))
+    return Expression(_compile(tree, text), names & FACTS.keys())
+
+
+def _tree(text: str) -> ast.expr:
     if len(text) > limits.EXPRESSION_LENGTH:
         raise ValueError(
             f"an expression has at most {limits.EXPRESSION_LENGTH} characters, but this one has {len(text)}"
         )
     try:
-        tree = ast.parse(text.strip(), mode="eval").body
+        return ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise ValueError(f"{text!r} is not an arithmetic expression") from None
-    names = frozenset(node.id for node in ast.walk(tree) if isinstance(node, ast.Name))
-    return Expression(_compile(tree, text), names & FACTS.keys())
+
+
+RESERVED_NAMES: Final = frozenset({*FACTS, *CONSTANTS, *_FUNCTIONS})
+"""The names that stand for something in every expression."""
+
+
+def bind(text: str, values: Mapping[str, object]) -> str:
+    """An expression with values in the place of names; a value may be an expression itself.
+
+    Raises ValueError for a name that stands for no number.
+
+    >>> bind("beta * 2 ** -layers", {"beta": 0.5, "layers": "2 * depth"})
+    '0.5 * 2 ** (-(2 * depth))'
+    """
+    tree = _tree(text)
+    asked = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    for name in sorted(asked):
+        _check_known("name", name, [*RESERVED_NAMES, *values], text)
+        if isinstance(values.get(name), bool) or (
+            isinstance(values.get(name), str) and not _is_expression(values[name])
+        ):
+            raise ValueError(f"{text!r}: {name} is {values[name]!r}, which is not a number")
+    # Through the tree, not by replacing text: a negative number, or a sum, gets its brackets where it needs them.
+    return ast.unparse(_Binder(values).visit(tree)) if asked & values.keys() else text
+
+
+def _is_expression(text: object) -> bool:
+    """Whether a value is an expression over facts, and not a word."""
+    try:
+        parse(str(text))
+    except ValueError:
+        return False
+    return True
+
+
+class _Binder(ast.NodeTransformer):
+    def __init__(self, values: Mapping[str, object]) -> None:
+        self.values = values
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return _tree(str(self.values[node.id])) if node.id in self.values else node
 
 
 def _compile(node: ast.expr, text: str, depth: int = 0) -> Callable[[Lookup], float]:

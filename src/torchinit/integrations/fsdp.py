@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from types import FrameType
 from typing import Any, Final
@@ -31,6 +31,7 @@ from torchinit.plans.plan import Plan, Step, Strict
 from torchinit.plans.report import Record, Report
 from torchinit.plans.run import run, shards_of_entry
 from torchinit.recipes import RecipeLike
+from torchinit.rules.rule import Value
 from torchinit.tracing import holds_no_values
 from torchinit.tracing.locks import Snapshot, snapshot
 
@@ -47,7 +48,13 @@ _ANEW: Final = (
 
 
 def param_init_fn(
-    model: nn.Module, recipe: RecipeLike, *, seed: int, device: torch.device | str = "cpu", strict: Strict = "model"
+    model: nn.Module,
+    recipe: RecipeLike,
+    *,
+    seed: int,
+    device: torch.device | str = "cpu",
+    strict: Strict = "model",
+    arguments: Mapping[str, Value] | None = None,
 ) -> ParamInit:
     """The argument of ``FullyShardedDataParallel(model, param_init_fn=...)`` for a model on the meta device.
 
@@ -67,7 +74,7 @@ def param_init_fn(
     >>> model[0].bias.tolist(), [record.name for record in init.report]
     ([1.0, 1.0, 1.0], ['0.weight', '0.bias'])
     """
-    planned = Plan() if is_tried() else plan(model, recipe, complete=True, strict=strict)
+    planned = Plan() if is_tried() else plan(model, recipe, complete=True, strict=strict, arguments=arguments)
     return ParamInit(model, planned, Keyed(seed), check_device(device))
 
 

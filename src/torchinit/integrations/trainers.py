@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
@@ -21,11 +21,19 @@ from torchinit.model.traversal import walk_tensors
 from torchinit.plans.plan import Strict
 from torchinit.plans.report import Report
 from torchinit.recipes import RecipeLike, to_rules
-from torchinit.rules.rule import Recipe
+from torchinit.recipes.arguments import Given
+from torchinit.rules.rule import Recipe, Value
 from torchinit.rules.selectors import Name
 
 
-def init_weights(recipe: RecipeLike, *, seed: int, strict: Strict = "model") -> Callable[..., Report]:
+def init_weights(
+    recipe: RecipeLike,
+    *,
+    seed: int,
+    strict: Strict = "model",
+    arguments: Mapping[str, Value] | None = None,
+    **named: Value,
+) -> Callable[..., Report]:
     """A method for a model class, in the place of its own ``init_weights`` (torchtitan) or ``reset_parameters``.
 
     Trainers such as torchtitan build a model on the meta device, shard it, give it memory with ``to_empty``, and call
@@ -33,7 +41,7 @@ def init_weights(recipe: RecipeLike, *, seed: int, strict: Strict = "model") -> 
     and has the buffers that no rule writes made by their modules' own code. A model that is on the meta device still
     is given memory, by :func:`torchinit.materialize`.
 
-    What transformers marks as loaded is left alone. ``strict`` is that of :func:`torchinit.plan`.
+    What transformers marks as loaded is left alone. ``strict`` and ``arguments`` are those of :func:`torchinit.plan`.
 
     Raises ConfigError or PlanError, also for a parameter without a rule, and RunError, for a buffer that nothing makes,
     and where transformers calls it for a model that it is going to load, or as ``_init_weights`` for a module.
@@ -46,7 +54,7 @@ def init_weights(recipe: RecipeLike, *, seed: int, strict: Strict = "model") -> 
     >>> model.bias.tolist()
     [1.0, 1.0, 1.0]
     """
-    rules = to_rules(recipe)
+    rules = to_rules(recipe, Given.to("init_weights", ("seed", "strict", "arguments"), arguments, named))
     busy: set[int] = set()
 
     def init_weights(self: nn.Module, buffer_device: torch.device | str | None = None, **_: Any) -> Report:

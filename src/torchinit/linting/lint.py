@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor, nn
 
 from torchinit._text import count
-from torchinit.api import draft
+from torchinit.api import draft, given_to
 from torchinit.errors import ReportError
 from torchinit.linting.findings import Finding, Findings
 from torchinit.linting.registry import NEEDS, SEVERITIES, Check, Severity, select_checks
@@ -15,6 +15,7 @@ from torchinit.linting.target import LintTarget
 from torchinit.plans.plan import Plan
 from torchinit.plans.report import Report
 from torchinit.recipes import RecipeLike
+from torchinit.rules.rule import Value
 from torchinit.tracing import Trace
 
 
@@ -27,13 +28,16 @@ def lint(
     loaded: Mapping[str, Tensor] | None = None,
     select: Iterable[str] = (),
     ignore: Iterable[str] = (),
+    arguments: Mapping[str, Value] | None = None,
+    **named: Value,
 ) -> Findings:
     """Find what is wrong with the initial values of a model: forgotten, copied, lost, out of scale, not as intended.
 
-    The values alone show much; more is found with ``recipe``, or a plan: how the model was meant to be initialized;
-    ``trace``: what :func:`torchinit.trace` saw; ``report``: what :func:`torchinit.initialize` returned; ``loaded``: the
-    values that were loaded into it. Nothing is written, no memory beyond a chunk is taken, but for weights that may be
-    copies of each other, and a model on the meta device is checked for what needs no values.
+    The values alone show much; more is found with ``recipe`` and its ``arguments``, or a plan: how the model was meant
+    to be initialized; ``trace``: what :func:`torchinit.trace` saw; ``report``: what :func:`torchinit.initialize`
+    returned; ``loaded``: the values that were loaded into it. Nothing is written, no memory beyond a chunk is taken,
+    but for weights that may be copies of each other, and a model on the meta device is checked for what needs no
+    values.
 
     ``select`` and ``ignore`` take codes (``"TI301"``), beginnings of codes (``"TI3"``) and names
     (``"same-in-layers"``). Raises ConfigError for what is none of these, and for a recipe that cannot be read.
@@ -44,7 +48,10 @@ def lint(
     (('TI301',), 'layers.0', 'holds the same drawn values as layers.1: ...
     """
     checks = select_checks(select, ignore)
-    plan = recipe if isinstance(recipe, Plan) or recipe is None else draft(model, recipe)
+    values = given_to(lint, arguments, named)
+    if isinstance(recipe, Plan) or recipe is None:
+        values.finish()
+    plan = recipe if isinstance(recipe, Plan) or recipe is None else draft(model, recipe, values)
     target = LintTarget(
         model,
         plan=Plan() if plan is None else plan,
@@ -80,6 +87,8 @@ def assert_initialized(
     select: Iterable[str] = (),
     ignore: Iterable[str] = (),
     fail_on: Severity = "error",
+    arguments: Mapping[str, Value] | None = None,
+    **named: Value,
 ) -> None:
     """Raise ReportError, an AssertionError, with everything that :func:`lint` finds from this severity on.
 
@@ -87,7 +96,10 @@ def assert_initialized(
 
     >>> assert_initialized(nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)))
     """
-    findings = lint(model, recipe=recipe, trace=trace, report=report, loaded=loaded, select=select, ignore=ignore)
+    given = {**(arguments or {}), **named}
+    findings = lint(
+        model, recipe=recipe, trace=trace, report=report, loaded=loaded, select=select, ignore=ignore, arguments=given
+    )
     severe = findings.at_least(fail_on)
     if severe:
         headline = f"{count(len(severe), 'finding')}: the model is not initialized as it should be"

@@ -26,7 +26,7 @@ from torchinit.initializers.load_report import LoadReport, by_field
 from torchinit.initializers.moments import Moments
 from torchinit.model.sites import Site
 from torchinit.rules.catalog import SCHEMA
-from torchinit.rules.rule import Rule
+from torchinit.rules.rule import Rule, Value
 from torchinit.serialization.schema import parse
 
 FROZEN: Final = "frozen: requires_grad is false"
@@ -234,6 +234,7 @@ class Plan:
         lines += counted(frozen, "frozen parameter", "to write")
         lines += [f"unused: {hint}" for _, hint in self.unused]
         lines += [reach.summary() for reach in self.reach]
+        lines += told(self.arguments)
         if unknown := [step.site.name for step in self.steps if UNKNOWN in step.notes]:
             lines.append(f"what follows is not known of {count(len(unknown), 'layer')}, gain 1: {abbreviate(unknown)}")
         lines += [load.summary() for load in self.loads]
@@ -244,6 +245,12 @@ class Plan:
     def left_alone(self) -> list[str]:
         """The sites that a rule matches and has no values for, a line for each reason."""
         return by_reason("left alone", ((skip.site.name, skip.why) for skip in self.declined))
+
+    @property
+    def arguments(self) -> dict[str, Mapping[str, Value]]:
+        """The arguments of each scheme, and of the ``"recipe"``, as they were."""
+        rules = (*(step.rule for step in (*self.steps, *self.overwritten)), *(rule for rule, _ in self.unused))
+        return {rule.scheme or "recipe": rule.arguments for rule in rules if rule.arguments}
 
     @property
     def writes(self) -> tuple[Step, ...]:
@@ -352,6 +359,14 @@ def _row(step: Step) -> tuple[str, ...]:
 def remarks(aliases: Sequence[str], notes: Sequence[str]) -> str:
     """The other names of a tensor and what else is to be known of it, as tables show them."""
     return "; ".join([*([f"also {abbreviate(aliases, 3)}"] if aliases else []), *notes])
+
+
+def told(arguments: Mapping[str, Mapping[str, Value]]) -> list[str]:
+    """A line with the arguments of each recipe."""
+    return [
+        f"arguments of {name}: {', '.join(f'{key}={value}' for key, value in values.items())}"
+        for name, values in arguments.items()
+    ]
 
 
 def figure(value: float | None) -> str:

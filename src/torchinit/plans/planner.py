@@ -22,7 +22,7 @@ from torchinit.knowledge.neutral import looks_like_norm
 from torchinit.model.sites import Site
 from torchinit.plans.notes import Notes
 from torchinit.plans.plan import FROZEN, Plan, Reach, Skipped, Step
-from torchinit.rules.matching import Matcher, explain_unmatched
+from torchinit.rules.matching import Matcher, explain_unmatched, roles_asked
 from torchinit.rules.rule import Rule
 
 Ties: TypeAlias = Literal["agree", "last"]
@@ -40,7 +40,7 @@ def make_plan(
     rules: Sequence[Rule],
     *,
     ties: Ties = "agree",
-    trainable: bool = False,
+    trainable: bool | None = None,
     notes: bool = True,
 ) -> Plan:
     """The plan of rules on sites. Nothing is raised: what is wrong is in ``plan.problems``.
@@ -48,7 +48,7 @@ def make_plan(
     Writes are ordered rule by rule, and within a rule as ``Module.apply`` visits the modules, which is the
     order in which MMEngine and hand-written code draw. Rules that give a tied tensor different values
     through different modules are a problem, unless ``ties`` lets the last write win. ``trainable`` leaves parameters
-    alone that do not learn. Without ``notes`` the steps have none, for those who read no steps.
+    alone that do not learn; None: rules of schemes do. Without ``notes`` the steps have none.
 
     >>> from torchinit.initializers.elementwise import Constant
     >>> plan = make_plan([Site("a.weight", (2, 2))], [Rule("a.*", Constant(1.0))])
@@ -64,7 +64,8 @@ def make_plan(
         problems.append(f"trainable=True leaves frozen parameters alone, and {all_frozen}")
     # Checkpoints may be read for a long time, and their readers may leave cycles behind.
     with nullcontext() if any(is_verbatim(rule.init) for rule in named) else collector_paused():
-        return _Planner(known, named, frozenset(skipped), skipped, problems).plan(ties, Notes() if notes else None)
+        planner = _Planner(known, named, frozenset(skipped), trainable is None, skipped, problems)
+        return planner.plan(ties, Notes() if notes else None)
 
 
 class _Write(NamedTuple):
@@ -81,6 +82,7 @@ class _Planner:
     known: tuple[Site, ...]
     rules: tuple[Rule, ...]
     frozen: frozenset[str]
+    spares: bool
     skipped: dict[str, Skipped]
     problems: list[str]
     writes: dict[str, list[_Write]] = field(default_factory=dict)
@@ -94,6 +96,7 @@ class _Planner:
         pairs.sort(key=lambda pair: pair[0].position)
         matcher = Matcher([view for view, _ in pairs])
         unused = [rule for rule in self.rules if not self._apply(rule, pairs, matcher) and not rule.optional]
+        unused = self._without_roles(unused)
         if ties == "agree":
             self.problems += [text for writes in self.writes.values() if (text := _disagreement(writes))]
             self.problems += _collisions([writes[0].step.site for writes in self.writes.values()])
@@ -115,6 +118,23 @@ class _Planner:
             reach=tuple(self._reach()),
         )
 
+    def _without_roles(self, unused: Sequence[Rule]) -> list[Rule]:
+        """The rules in vain but for those of schemes by roles, which are a problem: the scheme is for other models."""
+        missing: dict[str, list[str]] = defaultdict(list)
+        for rule in unused:
+            if rule.scheme and (roles := " or ".join(roles_asked(rule.where))):
+                missing[rule.scheme].append(roles)
+        known = {site.role for site in self.known if site.role and site.kind == "parameter"}
+        have = ", ".join(sorted(role for role in known if not role.endswith(".bias"))) or "none"
+        for scheme, needed in missing.items():
+            self.problems.append(
+                f"the scheme {scheme!r} needs parameters of {', of '.join(dict.fromkeys(needed))}, and this model has"
+                f" none such; its roles are {have}. Choose another scheme, say which they are"
+                " (torchinit.knowledge.register_roles), or let them be missing:"
+                f' {{type = "scheme", name = "{scheme}", optional = true}}'
+            )
+        return [rule for rule in unused if not (rule.scheme and any(roles_asked(rule.where)))]
+
     def _explained(self, unused: Sequence[Rule]) -> Iterator[tuple[Rule, str]]:
         """The rules that match nothing, each with why; of many only the first ones with near names, which take long."""
         as_known = Matcher([view for site in self.known for view in site.views] if unused else ())
@@ -132,7 +152,9 @@ class _Planner:
         matched: dict[tuple[str, int], tuple[Site, Site]] = {}
         for view, site in map(pairs.__getitem__, matcher.matched(rule)):
             matched.setdefault((site.name, view.position), (view, site))
-        turns = [(view, site) for view, site in matched.values() if site.name not in self.frozen]
+        spares = self.spares and bool(rule.scheme) and not is_verbatim(rule.init)
+        self.skipped |= {site.name: Skipped(site, FROZEN) for _, site in matched.values() if spares and site.frozen}
+        turns = [pair for pair in matched.values() if not (pair[1].name in self.frozen or (spares and pair[1].frozen))]
         ready = [pair for pair in turns if is_verbatim(rule.init) or self._can_be_drawn(rule, *pair)]
         before = self.turn, len(self.problems)
         if ready:
@@ -166,7 +188,7 @@ class _Planner:
         """The share of the model that the rules of each scheme are for."""
         # Beaten rules have reached, too: the question is whether the scheme is for this model. ``Rule.scheme`` takes no
         # part in what a rule equals, so that a scheme's rules and the same rules written out make equal plans.
-        scoring = dict.fromkeys(rule.scheme for rule in self.rules if rule.scheme)
+        scoring = dict.fromkeys(rule.scheme for rule in self.rules if rule.scheme and " within " not in rule.scheme)
         if not scoring:
             return
         learning = [site for site in self.known if site.kind == "parameter" and site.numel and not site.frozen]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import torch
@@ -17,7 +17,8 @@ from torchinit.initializers.load_report import LoadReport, by_field
 from torchinit.initializers.moments import Moments
 from torchinit.initializers.statistics import deviations
 from torchinit.plans.fingerprint import Fingerprint, StoredFingerprint
-from torchinit.plans.plan import FROZEN, Reach, counted, figure, remarks
+from torchinit.plans.plan import FROZEN, Reach, counted, figure, remarks, told
+from torchinit.rules.rule import Value
 from torchinit.serialization.reading import Reader
 from torchinit.serialization.schema import Schema, parse
 
@@ -87,7 +88,7 @@ class Report:
     from checkpoints, ``reach`` how much of the model the rules of each scheme are for; ``fingerprint`` is that of the
     whole model afterwards, where it was asked for. ``lacking`` are the parameters that no fill can be written to
     although they should have values, each with the reason and the way out; ``unfilled`` the parameters and buffers
-    that nobody has filled: they hold what their memory held before.
+    that nobody has filled: they hold what their memory held before. ``arguments`` are those of each recipe.
 
     >>> report = Report((Record("w", (2,), "float32", "Constant(val=1.0)", "all"),), untouched=("b",))
     >>> report["w"].fill, report.untouched, Report.from_json(report.to_json()) == report
@@ -106,6 +107,7 @@ class Report:
     reach: tuple[Reach, ...] = ()
     lacking: tuple[tuple[str, str], ...] = ()
     unfilled: tuple[str, ...] = ()
+    arguments: Mapping[str, Mapping[str, Value]] = field(default_factory=dict, hash=False)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -163,6 +165,7 @@ class Report:
         lines += by_reason("skipped", self.skipped)
         lines += [f"unused: {hint}" for hint in self.unused]
         lines += [reach.summary() for reach in self.reach]
+        lines += told(self.arguments)
         lines += [load.summary() for load in self.loads]
         if self.fingerprint:
             lines.append(f"fingerprint {self.fingerprint.total}")

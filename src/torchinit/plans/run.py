@@ -111,6 +111,7 @@ def run(
         buffers=tuple(site.name for site in plan.untouched if site.kind == "buffer"),
         loads=plan.loads,
         reach=plan.reach,
+        arguments=plan.arguments,
         lacking=tuple((site.name, site.lack) for site in plan.without_values if site.lack),
     )
 

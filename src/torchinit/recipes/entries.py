@@ -14,6 +14,7 @@ from torchinit.initializers.elementwise import Initializer
 from torchinit.initializers.source import is_verbatim
 from torchinit.initializers.variance_scaling import Prior
 from torchinit.knowledge.role_rules import BIAS, UNSURE, role_matches
+from torchinit.recipes.arguments import RecipeReader
 from torchinit.rules.catalog import TEXT
 from torchinit.rules.rule import Rule
 from torchinit.rules.selectors import All, AnyOf, Is, Kinds, Layer, Leaf, Name, Regex, Roles, Selector, Within
@@ -52,21 +53,26 @@ class EntryOptions:
 
 
 ENTRY_KEYS: Final = frozenset(field.name for field in fields(EntryOptions))
-OTHER_KEYS: Final = frozenset({"type", "bias", "bias_prob", "override"})
+OTHER_KEYS: Final = frozenset({"type", "bias", "bias_prob", "override", "when"})
 SELECTING: Final = frozenset({"layer", "within", "name", "regex", "param", "role"})
 _OVERRIDE_KEYS: Final = ("name", "blocks", "batch_axes", "label", "optional", "padding", "type", "bias", "bias_prob")
-_NOT_INHERITED: Final = ENTRY_KEYS - {"blocks", "batch_axes", "label"} | {"override"}
+_NOT_INHERITED: Final = ENTRY_KEYS - {"blocks", "batch_axes", "label"} | {"override", "when"}
 _BIAS_KEYS: Final = frozenset({"bias", "bias_prob"})
 _BIAS: Final = Literal["keep"] | Initializer | None
 
 
-def entry_rules(data: Mapping[Any, Data], path: str, reader: Reader) -> tuple[Rule, ...]:
+def entry_rules(data: Mapping[Any, Data], path: str, reader: RecipeReader) -> tuple[Rule, ...]:
     """The rules of one entry; what is wrong with it is noted in the reader.
 
     An entry with ``where`` and ``init`` is one rule. Any other has a ``type``, the initializer's arguments,
     and the keys of :class:`EntryOptions`. Its rules come in the order in which they are written: the
-    initializer's, the biases', the overrides'. The ``origin`` of each is its path.
+    initializer's, the biases', the overrides'. The ``origin`` of each is its path. With ``when`` it counts only where
+    the arguments of the recipe are so.
     """
+    if "when" in data:
+        holds = reader.holds(data["when"], join(path, "when"))
+        rules = entry_rules({key: item for key, item in data.items() if key != "when"}, path, reader)
+        return rules if holds else ()
     if "where" in data:
         rule = reader.read(data, Rule, path)
         return () if rule is INVALID else (replace(rule, origin=path),)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from reprlib import repr as short
+from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
 import torch
@@ -21,26 +22,31 @@ from torchinit.initializers.functions import Function
 from torchinit.model.sites import Site
 from torchinit.plans.plan import Plan, Reach
 from torchinit.plans.planner import make_plan
+from torchinit.recipes.arguments import Given, RecipeReader
 from torchinit.recipes.entries import ENTRY_KEYS, SELECTING, entry_rules
 from torchinit.recipes.files import read_data, read_scheme, schemes
 from torchinit.rules.catalog import INITIALIZERS, SCHEMA
-from torchinit.rules.rule import Recipe, Rule
-from torchinit.rules.selectors import Kinds, Selector
-from torchinit.serialization.reading import Data, Reader, is_sequence, join
+from torchinit.rules.rule import Recipe, Rule, Value
+from torchinit.rules.selectors import Kinds, Selector, Within
+from torchinit.serialization.reading import INVALID, Data, Reader, is_sequence, join
 
 RecipeLike: TypeAlias = str | os.PathLike[str] | Rule | Initializer | Function | Mapping[Any, Any] | Iterable[Any]
 """Everything that stands for a recipe, as :func:`to_rules` reads it."""
 
-_WORDS: Final = ("about", "rules")
+_WORDS: Final = ("about", "arguments", "claims", "extends", "rules", "source")
 
 
-def to_rules(recipe: RecipeLike) -> Recipe:
+_NO_DATA: Final[Mapping[str, Data]] = MappingProxyType({})
+
+
+def to_rules(recipe: RecipeLike, given: Given | None = None) -> Recipe:
     """The rules that a recipe stands for, whatever its form.
 
     A path or the name of a scheme; a rule; an entry (``{"type": ...}``); ``{"rules": [...]}``; ``{glob: initializer}``,
     whose values may be functions of a tensor or entries without a name; a list of any of these, or an iterator; an
     initializer alone, which is for each weight that it fits: not for biases, norms and elementwise scales. Any mapping
-    or sequence will do, OmegaConf's and MMEngine's among them. Raises ConfigError or TypeError for anything else.
+    or sequence will do, OmegaConf's and MMEngine's among them. ``given`` are the arguments of all recipes among them.
+    Raises ConfigError or TypeError for anything else.
 
     >>> from torchinit import Kaiming, Zeros
     >>> for rule in to_rules([Kaiming(), {"head.weight": nn.init.zeros_}]):
@@ -49,42 +55,52 @@ def to_rules(recipe: RecipeLike) -> Recipe:
     Name('head.weight') -> Zeros()
     """
     _check(recipe)
+    given = given or Given()
     if isinstance(recipe, (str, os.PathLike)):
-        rules = load_recipe(recipe)
+        rules = _load(recipe, given)
     else:
         data = list(recipe) if isinstance(recipe, Iterable) and not isinstance(recipe, (Mapping, Sequence)) else recipe
         if isinstance(data, (list, tuple)):
             # Only Python names files, in a list of its own: data never name a file to read, or an object to import.
-            data = [_loaded(item) if isinstance(item, (str, os.PathLike)) else item for item in data]
+            data = [_loaded(item, given) if isinstance(item, (str, os.PathLike)) else item for item in data]
         hint = " (an init_cfg is for torchinit.mmengine.initialize)" if is_like_init_cfg(data) else ""
-        rules = decode_recipe(data, f"recipe{hint}")
+        rules = _decode(data, f"recipe{hint}", given)
+    given.finish()
     if not rules:
         raise ConfigError("the recipe is empty, so nothing would be written: give it a rule")
     return rules
 
 
-def _loaded(source: str | os.PathLike[str]) -> list[Rule]:
-    return [replace(rule, origin=f"{source} {rule.origin}") for rule in load_recipe(source)]
+def _loaded(source: str | os.PathLike[str], given: Given) -> list[Rule]:
+    return [replace(rule, origin=f"{source} {rule.origin}") for rule in _load(source, given)]
 
 
-def load_recipe(source: str | os.PathLike[str]) -> Recipe:
+def load_recipe(source: str | os.PathLike[str], arguments: Mapping[str, Value] | None = None, **named: Value) -> Recipe:
     """The recipe in a TOML, JSON or YAML file, or the scheme of that name that comes with the package.
 
-    Raises ConfigError for a file that is missing, too large or cannot be read, with the line where that is
-    known, and for a recipe with mistakes; MissingExtraError for YAML without the extra ``yaml``.
+    ``arguments``, or keywords, are those of the recipe. Raises ConfigError for a file that is missing, too large or
+    cannot be read, with the line where that is known, and for a recipe or an argument with mistakes; TypeError for a
+    keyword that is not an argument; MissingExtraError for YAML without the extra ``yaml``.
 
     >>> load_recipe("gtp2")
     Traceback (most recent call last):
     torchinit.errors.ConfigError: there is no file 'gtp2' and no scheme of this name; did you mean 'gpt2'?
     """
+    given = Given.to("load_recipe", ("source", "arguments"), arguments, named)
+    rules = _load(source, given)
+    given.finish()
+    return rules
+
+
+def _load(source: str | os.PathLike[str], given: Given) -> Recipe:
     if "\n" in str(source):
         raise ConfigError("a recipe is the path of a file, or data, and not the text of a file: parse it first")
     path, shipped = Path(source), schemes()
     if str(source) in shipped and not path.is_file():
-        return load_scheme(str(source))
+        return _decode({"type": "scheme", "name": str(source)}, str(source), given)
     if not path.suffix and not path.exists():
         raise ConfigError(_explain_unknown(str(source), shipped))
-    return decode_recipe(read_data(path), str(source))
+    return _decode(read_data(path), str(source), given)
 
 
 def _explain_unknown(name: str, shipped: Iterable[str]) -> str:
@@ -95,18 +111,12 @@ def _explain_unknown(name: str, shipped: Iterable[str]) -> str:
     return f"there is no file {name!r} and no scheme of this name{did_you_mean(name, shipped)}"
 
 
-def load_scheme(name: str) -> Recipe:
-    """The recipe of this name that comes with the package; each of its rules knows its ``scheme``."""
-    rules = decode_recipe(read_scheme(name), name)
-    return tuple(replace(rule, scheme=name) for rule in rules)
-
-
-def decode_recipe(data: Data, source: str = "recipe") -> Recipe:
+def decode_recipe(data: Data, source: str = "recipe", arguments: Mapping[str, Value] | None = None) -> Recipe:
     """The rules that plain data stand for, in any of the forms of a recipe.
 
     These are ``{"rules": [entry, ...]}``, a list of entries, one entry, and ``{glob: entry without a name, ...}``.
     Raises ConfigError with every mistake, each with its path and the near name; ``source`` is the recipe's name in the
-    message. :class:`torchinit.recipes.entries.EntryOptions` has the keys of an entry.
+    message, ``arguments`` are its arguments. :class:`torchinit.recipes.entries.EntryOptions` has the keys of an entry.
 
     >>> decode_recipe({"rules": [{"type": "Normal", "std": 0.02, "name": "**.weight"}]})
     (Rule(where=Name('**.weight'), init=Normal(mean=0.0, std=0.02), ...),)
@@ -116,7 +126,14 @@ def decode_recipe(data: Data, source: str = "recipe") -> Recipe:
       rules[0].sdt: Normal has no argument 'sdt'; did you mean 'std'?
       rules[1].type: unknown initializer 'Kaimng'; did you mean 'Kaiming'?
     """
-    reader = Reader(SCHEMA.vocabularies, source)
+    given = Given(arguments or {})
+    rules = _decode(data, source, given)
+    given.finish()
+    return rules
+
+
+def _decode(data: Data, source: str, given: Given) -> Recipe:
+    reader = RecipeReader(source, given)
     try:
         rules = tuple(_rules(data, "", reader))
     except Exception as error:  # OmegaConf resolves what a config refers to when it is read
@@ -127,7 +144,7 @@ def decode_recipe(data: Data, source: str = "recipe") -> Recipe:
     return rules
 
 
-def _rules(form: Data, path: str, reader: Reader) -> Iterator[Rule]:
+def _rules(form: Data, path: str, reader: RecipeReader) -> Iterator[Rule]:
     """The rules of a recipe, or of an item of one; ``path`` is where it stands, nothing for the whole."""
     # Told apart by their shape alone. A bare dict is an entry of a recipe, whatever it looks like: MMEngine's reading
     # has a verb of its own, for the two differ in what they write. ``fitting``: an initializer alone is for the weights
@@ -145,24 +162,70 @@ def _rules(form: Data, path: str, reader: Reader) -> Iterator[Rule]:
         reader.mistake(path, f"must be a table, but got {short(form)}")
     elif not isinstance(form, Mapping):
         yield from _rule(path, reader, Kinds("weight"), form, fitting=True)
-    elif "rules" in form:
+    elif "rules" in form or "extends" in form:
         yield from _recipe(form, path, reader)
     elif _is_entry(form) or (path and not form):
-        yield from entry_rules(form, path or "rules[0]", reader)
+        yield from _entry(form, path or "rules[0]", reader)
     else:
         for glob, item in form.items():
             yield from _by_name(glob, item, f"{path or 'recipe'}[{glob!r}]", reader)
 
 
-def _recipe(data: Mapping[Any, Data], path: str, reader: Reader) -> Iterator[Rule]:
+def _entry(data: Mapping[Any, Data], path: str, reader: RecipeReader) -> Iterable[Rule]:
+    return (_scheme if data.get("type") == "scheme" else entry_rules)(data, path, reader)
+
+
+def _recipe(
+    data: Mapping[Any, Data], path: str, reader: RecipeReader, scheme: str = "", fixed: Mapping[str, Data] = _NO_DATA
+) -> Iterator[Rule]:
+    """The rules of a table with a list of rules; ``fixed`` are the arguments that the entry of a scheme gives."""
     for key in data:
         if key not in _WORDS:
             reader.mistake(join(path, key), f"a recipe has no {key!r}{did_you_mean(key, _WORDS)}")
-    reader.read(data.get("about", ""), str, join(path, "about"))
-    if is_sequence(data["rules"]):
-        yield from _rules(data["rules"], join(path, "rules"), reader)
-    else:
-        reader.mistake(path, "a recipe is a table with a list 'rules'")
+    for key in ("about", "source", "claims"):
+        reader.read(data.get(key, ""), str, join(path, key))
+    declared = reader.arguments_of(data.get("arguments", {}), join(path, "arguments"))
+    for key in fixed.keys() - declared.keys():
+        reader.mistake(join(path, key), f"there is no such argument{did_you_mean(key, declared)}")
+    with reader.scope(declared, fixed, path) as values:
+        rules = [*_base(data.get("extends"), path, reader)]
+        if is_sequence(own := data.get("rules", ())):
+            rules += _rules(own, join(path, "rules"), reader)
+        else:
+            reader.mistake(path, "a recipe is a table with a list 'rules'")
+    for rule in rules:
+        is_own = scheme or not rule.scheme
+        yield replace(rule, scheme=scheme, arguments={**rule.arguments, **values}) if is_own else rule
+
+
+def _base(extends: Data, path: str, reader: RecipeReader) -> Iterator[Rule]:
+    """The rules of the scheme that a recipe goes on from: a name, or a table with its arguments."""
+    if extends is not None:
+        table = extends if isinstance(extends, Mapping) else {"name": extends}
+        yield from _scheme({**table, "type": "scheme"}, join(path, "extends"), reader)
+
+
+def _scheme(data: Mapping[Any, Data], path: str, reader: RecipeReader) -> Iterator[Rule]:
+    """The rules of an entry that stands for a scheme: {type = "scheme", name = "t5", d_kv = 64, within = "encoder"}."""
+    name = data.get("name")
+    if name not in (shipped := schemes()):
+        near = did_you_mean(name, shipped) if isinstance(name, str) else ""
+        reader.mistake(join(path, "name"), f"must be the name of a scheme, but got {name!r}{near}")
+        return
+    holds = reader.holds(data.get("when", {}), join(path, "when"))
+    optional = reader.read(data.get("optional", False), bool, join(path, "optional"))
+    within = reader.read(data.get("within", ""), str, join(path, "within"))
+    fixed = {key: item for key, item in data.items() if key not in _SCHEME_KEYS}
+    before = len(reader.mistakes)
+    rules = [*_recipe(read_scheme(name), path, reader, f"{name} within {within}" if within else name, fixed)]
+    if INVALID in (optional, within) or len(reader.mistakes) > before or not holds:
+        return
+    for rule in rules:
+        where = Within(within) & rule.where if within else rule.where
+        yield replace(rule, where=where, optional=rule.optional or optional)
+
+
+_SCHEME_KEYS: Final = frozenset({"type", "name", "optional", "when", "within"})
 
 
 def _is_entry(data: Mapping[Any, Data]) -> bool:
@@ -171,7 +234,7 @@ def _is_entry(data: Mapping[Any, Data]) -> bool:
     return bool({"type", "where"} & data.keys()) or (plain and bool(SELECTING & data.keys()))
 
 
-def _by_name(glob: Any, item: Data, path: str, reader: Reader) -> Iterator[Rule]:
+def _by_name(glob: Any, item: Data, path: str, reader: RecipeReader) -> Iterator[Rule]:
     if not isinstance(item, Mapping):
         yield from _rule(path, reader, glob, item)
     elif "name" in item:
@@ -208,7 +271,11 @@ def recipe_to_data(recipe: Recipe) -> Data:
     >>> recipe_to_data((Rule(Leaf("weight"), Normal(std=0.02)),))
     {'rules': [{'where': {'type': 'Leaf', 'names': ['weight']}, 'init': {'type': 'Normal', 'std': 0.02}}]}
     """
-    return {"rules": [SCHEMA.encode(replace(rule, origin="", scheme=""), Rule, defaults=False) for rule in recipe]}
+    return {
+        "rules": [
+            SCHEMA.encode(replace(rule, origin="", scheme="", arguments={}), Rule, defaults=False) for rule in recipe
+        ]
+    }
 
 
 # --- other things in the place of a recipe or a model -----------------------------------------------------------
@@ -295,8 +362,9 @@ def read_otherwise(plan: Plan, seed: object) -> list[str]:
 
 def with_better(plan: Plan, known: Sequence[Site]) -> Plan:
     """The plan of a model's sites; where a scheme reaches little of the model, with the schemes that reach more."""
-    others = [reach for name in schemes() for reach in make_plan(known, load_scheme(name)).reach]
-    others.sort(key=lambda reach: -reach.share)
+    plans = [make_plan(known, load_recipe(name)) for name in schemes()]
+    others = [reach for made in plans if not (made.problems or made.unused) for reach in made.reach]
+    others.sort(key=lambda reach: (-reach.share, reach.scheme != "general"))
 
     def better(reach: Reach) -> tuple[Reach, ...]:
         return tuple(other for other in others if reach.is_low and other.share > reach.share)

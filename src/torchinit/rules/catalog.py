@@ -18,7 +18,7 @@ from torchinit.serialization.schema import Schema
 RESERVED: Final = frozenset(
     {
         "batch_axes", "bias", "bias_prob", "blocks", "buffers", "exclude", "label", "layer", "name", "optional",
-        "override", "padding", "param", "regex", "role", "subclasses", "trainable", "type", "where", "within",
+        "override", "padding", "param", "regex", "role", "subclasses", "trainable", "type", "when", "where", "within",
     }
 )  # fmt: skip
 """The words of a recipe entry that no initializer may use for an argument of its own."""

@@ -130,6 +130,16 @@ def _looks_at_roles(where: Selector) -> bool:
     return isinstance(where, Roles) or not _is_ours(where)
 
 
+def roles_asked(where: Selector) -> Iterator[str]:
+    """The globs of the roles that a selector is for."""
+    match where:
+        case All(of) | AnyOf(of):
+            for inner in of:
+                yield from roles_asked(inner)
+        case Roles(globs):
+            yield from globs
+
+
 def _is_ours(value: object) -> bool:
     return type(value).__module__.startswith("torchinit.")
 

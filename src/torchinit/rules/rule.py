@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TypeAlias
+from types import MappingProxyType
+from typing import Final, TypeAlias
 
 from torchinit.initializers.elementwise import Initializer
 from torchinit.initializers.functions import Function, as_initializer
@@ -12,6 +13,11 @@ from torchinit.initializers.source import is_verbatim
 from torchinit.knowledge.neutral import is_scale
 from torchinit.model.sites import Site
 from torchinit.rules.selectors import Selector, as_selector
+
+Value: TypeAlias = bool | int | float | str
+"""The value of an argument of a recipe."""
+
+_NONE: Final[Mapping[str, Value]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -23,7 +29,8 @@ class Rule:
     ``optional`` allows the rule to match nothing. ``padding=False`` lets it write the padding row of an
     embedding, which is zero otherwise. ``buffers=True`` lets it match buffers as well as parameters. ``fitting=True``
     leaves alone what the initializer is not for: norms, elementwise scales, and shapes that it cannot fill.
-    ``origin`` is the place in a config that it comes from, for messages, ``scheme`` the scheme.
+    ``origin`` is the place in a config that it comes from, for messages, ``scheme`` the scheme, and
+    ``arguments`` what the arguments of its recipe were.
 
     >>> from torch import nn
     >>> from torchinit import Name, Normal, Orthogonal
@@ -42,6 +49,7 @@ class Rule:
     origin: str = field(compare=False, repr=False)
     scheme: str = field(compare=False, repr=False)
     fitting: bool
+    arguments: Mapping[str, Value] = field(compare=False, repr=False)
 
     def __init__(
         self,
@@ -54,9 +62,10 @@ class Rule:
         origin: str = "",
         scheme: str = "",
         fitting: bool = False,
+        arguments: Mapping[str, Value] = _NONE,
     ) -> None:
-        values = (as_selector(where), as_initializer(init), label, optional, padding, buffers, origin, scheme, fitting)
-        for argument, value in zip(fields(self), values, strict=True):
+        values = as_selector(where), as_initializer(init), label, optional, padding, buffers, origin, scheme, fitting
+        for argument, value in zip(fields(self), (*values, arguments), strict=True):
             object.__setattr__(self, argument.name, value)
 
     def __str__(self) -> str:

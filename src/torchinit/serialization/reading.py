@@ -237,6 +237,10 @@ class Reader:
         if self.spent > limits.RECIPE_VALUES:
             raise ConfigError(f"{self.source}: stands for more than {limits.RECIPE_VALUES:,} values")
 
+    def bind(self, text: str) -> str:
+        """Text in a number's place, before it is read."""
+        return text
+
     def mistake(self, path: str, text: str) -> Any:
         """Note a mistake; returns INVALID. With too many it is over: raises ConfigError."""
         self.mistakes.append(f"{path}: {text}" if path else text)
@@ -331,7 +335,7 @@ class Reader:
         if text is None or not self._is_text(data, kind):
             return self.item(data, kind, path)
         try:
-            number = text.parse(data)
+            number = text.parse(self.bind(data))
         except ValueError as error:
             return self.mistake(path, str(error))
         return number if isinstance(number, str) else self.item(number, kind, path)

@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
         noise = Keyed(arguments.seed)
     except ValueError as error:
         raise UsageError(f"--seed: {error}") from None
-    rules = options.recipe_of(arguments.recipe)
+    rules = options.recipe_of(arguments.recipe, arguments.set)
     model = options.model_of(arguments, "cpu", arguments.seed)
     if arguments.dtype:
         model.to(getattr(torch, _SHORT.get(arguments.dtype, arguments.dtype)))

@@ -22,6 +22,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     options.add_model(parser)
     option = parser.add_argument
     option("recipe", metavar="RECIPE", nargs="?", help="a file, or the name of a scheme: applied, and checked")
+    options.add_set(parser)
     option("--as-built", action="store_true", help="do not apply the recipe: compare the model's own init with it")
     option("--weights", type=Path, metavar="FILE", help="a .safetensors file to load last")
     option("--seed", type=int, default=0, help="of the model's own draws and of the recipe's (default: 0)")
@@ -37,7 +38,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the findings; 1 if one of them is as severe as --fail-on, or worse."""
     select, ignore = (_checks(texts) for texts in (arguments.select, arguments.ignore))
-    rules = options.recipe_of(arguments.recipe) if arguments.recipe else None
+    rules = options.recipe_of(arguments.recipe, arguments.set) if arguments.recipe else None
     if arguments.as_built and rules is None:
         raise UsageError("--as-built compares with a recipe: give one")
     loaded = weights.open_file(arguments.weights)[0] if arguments.weights else None

@@ -27,6 +27,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("a", metavar="A", help="a recipe; a plan, report or fingerprint (JSON); a .safetensors file")
     parser.add_argument("b", metavar="B", help="another one of the same kind, or of one with a fingerprint")
     options.add_model(parser, "--model")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an argument of both recipes")
     options.add_json(parser)
     parser.set_defaults(on_error=2)
 
@@ -52,7 +53,7 @@ def _changes(arguments: argparse.Namespace, a: str, b: str) -> Changes:
             if arguments.model is None:
                 raise UsageError("what two recipes do differently shows on a model: give --model")
             known = sites(options.model_of(arguments, "meta"))
-            before, after = (make_plan(known, options.recipe_of(text)).check() for text in (a, b))
+            before, after = (make_plan(known, options.recipe_of(text, arguments.set)).check() for text in (a, b))
             return before.diff(after)
         case "plan":
             return _read(Plan, a).diff(_read(Plan, b))

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import inspect
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -15,6 +16,7 @@ from torchinit.cli import options
 from torchinit.cli.errors import UsageError
 from torchinit.linting import CHECKS
 from torchinit.recipes import load_recipe, schemes
+from torchinit.recipes.files import read_scheme
 from torchinit.rules.catalog import INITIALIZERS
 
 
@@ -32,11 +34,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """An argument of a class, its default as text (empty: it must be given), and its choices."""
+    """An argument of a class or a scheme, its default as text (empty: it must be given), its choices, its meaning."""
 
     name: str
     default: str = ""
     choices: tuple[str, ...] = ()
+    meaning: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +54,17 @@ class Explanation:
     def __str__(self) -> str:
         parts = [": ".join([self.name, *self.text[:1]]), *self.text[1:]]
         if self.arguments:
-            rows = [(each.name, each.default or "(required)", ", ".join(each.choices)) for each in self.arguments]
-            parts.append(_indented("Arguments", format_table(("name", "default", "choices"), rows)))
+            head = (
+                "name",
+                "default",
+                "choices",
+                *(["meaning"] if any(each.meaning for each in self.arguments) else []),
+            )
+            rows = [
+                (each.name, each.default or "(required)", ", ".join(each.choices), each.meaning)[: len(head)]
+                for each in self.arguments
+            ]
+            parts.append(_indented("Arguments", format_table(head, rows)))
         if self.example:
             parts.append(_indented("Example", self.example))
         return "\n\n".join(parts)
@@ -65,8 +77,7 @@ def _indented(title: str, text: str) -> str:
 def _explain(name: str) -> Explanation:
     shipped, checks = schemes(), {word: check for check in CHECKS.values() for word in (check.code, check.name)}
     if name in shipped:
-        rules = [(rule.label, str(rule.where), str(rule.init)) for rule in load_recipe(name)]
-        return Explanation(name, (shipped[name], format_table(("rule", "where", "what"), rules)))
+        return _explain_scheme(name)
     if name in checks:
         check = checks[name]
         text = [_without_markup(part) for part in check.text.split("\n\n")]
@@ -81,13 +92,26 @@ def _explain(name: str) -> Explanation:
         raise UsageError(f"there is no initializer, adapter, check or scheme {name!r}{near}") from None
 
 
+def _explain_scheme(name: str) -> Explanation:
+    """The explanation of a scheme: what it claims, where it is from, its rules by default, its arguments."""
+    data, rules = read_scheme(name), load_recipe(name)
+    table = format_table(("rule", "where", "what"), [(rule.label, str(rule.where), str(rule.init)) for rule in rules])
+    text = (data["about"], data["claims"].strip(), f"Source: {data['source']}", table)
+    return Explanation(name, text, tuple(_scheme_argument(*item) for item in data.get("arguments", {}).items()))
+
+
+def _scheme_argument(name: str, declared: Mapping[str, Any]) -> Argument:
+    bounds = ["{:g} to {:g}".format(*declared["bounds"])] if "bounds" in declared else []
+    return Argument(name, str(declared["default"]), tuple(declared.get("choices", bounds)), declared["meaning"])
+
+
 def describe(name: str, cls: type[Any]) -> Explanation:
     """The explanation that a class's docstring and fields give.
 
     >>> from torchinit import Normal
     >>> explanation = describe("Normal", Normal)
     >>> explanation.text[0], explanation.arguments[1]
-    ('The normal distribution N(mean, std²).', Argument(name='std', default='1.0', choices=()))
+    ('The normal distribution N(mean, std²).', Argument(name='std', default='1.0', choices=(), meaning=''))
     """
     paragraphs = [part for part in re.split(r"\n\s*\n", inspect.getdoc(cls) or "") if part.strip()]
     examples = [part for part in paragraphs if part.startswith(">>>")]

@@ -29,7 +29,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the plan, what is wrong with it included; raise PlanError if anything is."""
-    rules = options.recipe_of(arguments.recipe)
+    rules = options.recipe_of(arguments.recipe, arguments.set)
     plan = draft(options.model_of(arguments, arguments.device), rules)
     if arguments.mesh:
         try:

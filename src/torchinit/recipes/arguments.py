@@ -1,0 +1,204 @@
+"""Arguments: what a recipe leaves open, what a caller gives for it, and the numbers and entries that depend on it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from torchinit._text import did_you_mean
+from torchinit.errors import ConfigError
+from torchinit.initializers.expressions import RESERVED_NAMES, bind, constant, parse
+from torchinit.rules.catalog import RESERVED, SCHEMA
+from torchinit.rules.rule import Value
+from torchinit.serialization.reading import INVALID, Data, Reader, is_sequence, join
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """An argument of a recipe: its default (None: it must be given), its meaning, and what it may be.
+
+    A number lies within ``bounds``, and is whole if its default is; a default may also be an expression over the facts
+    of a site and the arguments before it. Text is one of ``choices``.
+
+    >>> Argument(0.02, "standard deviation", bounds=(0, 1)).check("std", 2)
+    Traceback (most recent call last):
+    ValueError: must lie in [0, 1], but got 2 (std: standard deviation)
+    """
+
+    default: Value | None = None
+    meaning: str = ""
+    bounds: tuple[float, float] | None = None
+    choices: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.default is not None and not self.is_expression:
+            self.check("its default", self.default)
+
+    @property
+    def is_expression(self) -> bool:
+        """Whether the default is worked out for each site."""
+        return isinstance(self.default, str) and not self.choices
+
+    def check(self, name: str, value: object) -> Value:
+        """The value, if the argument may have it; raises ValueError."""
+        what = f" ({name}: {self.meaning})" if self.meaning else ""
+        if self.choices:
+            if value not in self.choices or not isinstance(value, str):
+                one_of = ", ".join(map(repr, self.choices))
+                raise ValueError(f"must be one of {one_of}, but got {value!r}{did_you_mean(str(value), self.choices)}")
+            return value
+        if isinstance(self.default, bool):
+            if not isinstance(value, bool):
+                raise ValueError(f"must be true or false, but got {value!r}{what}")
+            return value
+        if isinstance(value, str):
+            number = constant(value)
+            if isinstance(number, str):
+                raise ValueError(f"{value!r} asks for a fact of each site, but an argument is one number{what}")
+            value = number
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
+            raise ValueError(f"must be a number, but got {value!r}{what}")
+        if isinstance(self.default, int) and not float(value).is_integer():
+            raise ValueError(f"must be a whole number, but got {value!r}{what}")
+        if self.bounds is not None and not self.bounds[0] <= value <= self.bounds[1]:
+            raise ValueError(f"must lie in [{self.bounds[0]:g}, {self.bounds[1]:g}], but got {value!r}{what}")
+        return value
+
+
+@dataclass(slots=True)
+class Given:
+    """The arguments that a caller gives to all recipes that it names; ``verb`` and its ``keywords`` are for messages.
+
+    >>> Given({"beta": 1}).finish()
+    Traceback (most recent call last):
+    torchinit.errors.ConfigError: there is no argument 'beta': this recipe takes none
+    """
+
+    values: Mapping[str, Value] = field(default_factory=dict)
+    verb: str = ""
+    keywords: tuple[str, ...] = ()
+    known: set[str] = field(default_factory=set)
+
+    @classmethod
+    def to(cls, verb: str, keywords: Iterable[str], arguments: Mapping[str, Value] | None, named: Any) -> Given:
+        """What a verb was given, in ``arguments`` or as keywords that it does not have itself; raises TypeError."""
+        if arguments is not None and not isinstance(arguments, Mapping):
+            raise TypeError(f"arguments must be a mapping of names to values, but got {arguments!r}")
+        if twice := sorted((arguments or {}).keys() & named.keys()):
+            raise TypeError(f"{verb}() got the argument {twice[0]!r} twice, as a keyword and in arguments")
+        return cls({**(arguments or {}), **named}, verb if named else "", tuple(keywords))
+
+    def finish(self) -> None:
+        """Raise TypeError for a keyword that nobody takes, ConfigError for another such argument."""
+        for name in [name for name in self.values if name not in self.known]:
+            near = did_you_mean(str(name), [*self.known, *(self.keywords if self.verb else ())])
+            takes = f"{' This' if near else ': this'} recipe takes {', '.join(sorted(self.known)) or 'none'}"
+            if self.verb:
+                raise TypeError(f"{self.verb}() got an unexpected keyword argument {name!r}{near}{takes}")
+            raise ConfigError(f"there is no argument {name!r}{near}{takes}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Scope:
+    """What the entries of one recipe may ask for."""
+
+    declared: Mapping[str, Argument] = field(default_factory=dict)
+    values: Mapping[str, Value] = field(default_factory=dict)
+
+
+_NOT_FOR_ARGUMENTS: Final = RESERVED | RESERVED_NAMES
+
+
+class RecipeReader(Reader):
+    """A reader of recipes, whose expressions and conditions may ask for arguments."""
+
+    def __init__(self, source: str, given: Given | None = None) -> None:
+        super().__init__(SCHEMA.vocabularies, source)
+        self.given: Given = given or Given()
+        self._scope = _Scope()
+
+    def bind(self, text: str) -> str:
+        return bind(text, self._scope.values) if self._scope.values else text
+
+    def arguments_of(self, data: Data, path: str) -> Mapping[str, Argument]:
+        """The arguments that a recipe declares, a table or a default each."""
+        if not isinstance(data, Mapping):
+            self.mistake(path, f"must be a table, but got {data!r}")
+            return {}
+        declared: dict[str, Argument] = {}
+        for name, item in data.items():
+            if not str(name).isidentifier() or name in _NOT_FOR_ARGUMENTS:
+                self.mistake(join(path, name), "cannot be the name of an argument: it is a word of recipes already")
+                continue
+            table = item if isinstance(item, Mapping) else {"default": item}
+            argument = self.record(Argument, table, join(path, name))
+            if argument is INVALID:
+                continue
+            try:
+                if argument.is_expression:
+                    parse(bind(argument.default, {**self._scope.values, **dict.fromkeys(declared, 1)}))
+                declared[name] = argument
+            except ValueError as error:
+                self.mistake(join(path, name), str(error))
+        return declared
+
+    @contextmanager
+    def scope(
+        self, declared: Mapping[str, Argument], fixed: Mapping[str, Data], path: str
+    ) -> Iterator[Mapping[str, Value]]:
+        """Read what belongs to a recipe with these arguments; gives their values.
+
+        ``fixed`` are those that the entry that names the recipe has given: its own arguments may stand in them.
+        """
+        outer, values = self._scope, dict[str, Value]()
+        for name, argument in declared.items():
+            at, value = join(path, name), argument.default
+            if argument.is_expression:
+                value = bind(str(value), {**outer.values, **values})
+            values[name] = 1 if value is None else value  # for what is read on after a mistake
+            try:
+                if name in fixed:
+                    text = isinstance(fixed[name], str) and not argument.choices
+                    value = argument.check(name, self.bind(fixed[name]) if text else fixed[name])
+                elif name in outer.declared:
+                    value = outer.values.get(name, value)
+                elif name in self.given.values:
+                    at = join("arguments", name)
+                    value = argument.check(name, self.given.values[name])
+                elif value is None:
+                    raise ValueError(f"must be given: {argument.meaning}")
+            except ValueError as error:
+                self.mistake(at, str(error))
+                value = None
+            if name not in fixed:
+                self.given.known.add(name)
+            if value is not None:
+                values[name] = value
+        self._scope = _Scope({**outer.declared, **declared}, {**outer.values, **values})
+        try:
+            yield values
+        finally:
+            self._scope = outer
+
+    def holds(self, when: Data, path: str) -> bool:
+        """Whether the arguments are as a condition says: ``{variant = ["a", "b"]}``."""
+        if not isinstance(when, Mapping):
+            self.mistake(path, f"must be a table of arguments, but got {when!r}")
+            return False
+        holds = True
+        for name, item in when.items():
+            argument = self._scope.declared.get(name)
+            if argument is None:
+                self.mistake(
+                    join(path, name), f"the recipe has no such argument{did_you_mean(name, self._scope.declared)}"
+                )
+                continue
+            wanted = item if is_sequence(item) else [item]
+            try:
+                holds &= self._scope.values.get(name) in [argument.check(name, value) for value in wanted]
+            except ValueError as error:
+                self.mistake(join(path, name), str(error))
+        return holds
