@@ -202,7 +202,12 @@ def _embedding(module: Any, leaf: str) -> Slot | None:
 @register_layout(nn.PReLU)
 def _elementwise(module: nn.Module, leaf: str) -> Slot | None:
     """Scales that connect each input with one output, so that every axis counts whole weights."""
-    return _weight_slot((), (), tuple(range(getattr(module, leaf).dim()))) if leaf == "weight" else None
+    return _scale(getattr(module, leaf).dim()) if leaf == "weight" else None
+
+
+@lru_cache(maxsize=64)
+def _scale(dimensions: int) -> Slot:
+    return _weight_slot((), (), tuple(range(dimensions)))
 
 
 @register_layout(nn.RNNBase)

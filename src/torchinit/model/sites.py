@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -201,29 +202,27 @@ def group_sites(every: Iterable[HeldTensor]) -> list[tuple[Site, list[HeldTensor
     """The sites of what the modules of a model hold, each with all of its tensor's holdings."""
     functions = cache(describing)  # for this model alone, since classes can be renamed and layouts registered
     turns: dict[tuple[int, str], int] = {}
-    groups: dict[object, tuple[list[Site], list[HeldTensor]]] = {}
+    groups: dict[object, list[HeldTensor]] = {}
+    sites: dict[object, Site] = {}
+    aliases: dict[object, list[Site]] = defaultdict(list)
     for entry in every:
         view = _site(entry, turns.setdefault((entry.place.turn, entry.leaf), len(turns)), functions)
-        if (group := groups.get(entry.key)) is None:
-            groups[entry.key] = [view], [entry]
+        if sites.setdefault(entry.key, view) is view:
+            groups[entry.key] = [entry]
         else:
-            group[0].append(view)
-            group[1].append(entry)
+            groups[entry.key].append(entry)
+            aliases[entry.key].append(view)
     # A key that is a number says that nothing else lies in the tensor's memory.
-    meeting = {key: holders[0] for key, (_, holders) in groups.items() if type(key) is not int}
+    meeting = {key: group[0] for key, group in groups.items() if type(key) is not int}
     shared = entangled({key: entry.tensor for key, entry in meeting.items() if entry.computed_as is None})
-    pairs = []
-    for key, (views, holders) in groups.items():
-        first, *others = views
-        if others:
-            # The padding row of an embedding is zero under whatever other name the table is used.
-            zero_row = next((view.zero_row for view in views if view.zero_row is not None), None)
-            first, *others = [changed(view, zero_row=zero_row) for view in views]
-        if others or key in shared:
-            shares = tuple(groups[other][1][0].name for other in shared.get(key, ()))
-            first = changed(first, aliases=tuple(others), shares=shares)
-        pairs.append((first, holders))
-    return pairs
+    for key in {**aliases, **shared}:
+        views = [sites[key], *aliases[key]]
+        # The padding row of an embedding is zero under whatever other name the table is used.
+        zero_row = next((view.zero_row for view in views if view.zero_row is not None), None)
+        first, *others = [changed(view, zero_row=zero_row) for view in views]
+        shares = tuple(groups[other][0].name for other in shared.get(key, ()))
+        sites[key] = changed(first, aliases=tuple(others), shares=shares)
+    return [*zip(sites.values(), groups.values(), strict=True)]
 
 
 def _site(entry: HeldTensor, position: int, functions: Callable[[type], Sequence[Describe]]) -> Site:
