@@ -191,8 +191,9 @@ class _Planner:
 
     def _accounts(self) -> Iterator[LoadReport]:
         """The accounts, with what is missing and gets no values, and without what another rule takes of the file."""
-        known = self.known if self.loads else ()
-        written = {view.name for site in known if site.name in self.writes for view in site.views}
+        if not self.loads:
+            return
+        written = {view.name for site in self.known if site.name in self.writes for view in site.views}
         used: dict[Hashable, dict[str, int]] = defaultdict(dict)
         for resolution in self.loads:
             for source, sizes in resolution.used.items():
