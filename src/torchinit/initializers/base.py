@@ -101,10 +101,13 @@ class Fill(ShortStr, ABC):
         del shard
 
     @classmethod
+    def prepares(cls) -> bool:
+        """Whether fills of this class look at anything before they are written."""
+        return cls.prepare is not Fill.prepare or getattr(cls.prepare_all, "__func__", None) is not _PREPARE_ALL
+
+    @classmethod
     def prepare_all(cls, pairs: Sequence[tuple[Any, Shard]]) -> list[str]:
         """Prepare many fills of this class: for each the reason why it cannot be written, empty if it can."""
-        if cls.prepare is Fill.prepare:
-            return [""] * len(pairs)
         return [why_not(fill.prepare, shard) for fill, shard in pairs]
 
     @abstractmethod
@@ -161,6 +164,9 @@ class Fill(ShortStr, ABC):
     def work(self, shape: tuple[int, ...]) -> int:
         """A number that the time for a tensor of this shape is proportional to: here its elements."""
         return math.prod(shape)
+
+
+_PREPARE_ALL = getattr(Fill.prepare_all, "__func__", None)
 
 
 def check_fit(fill: Fill, low: float, high: float, dtype: torch.dtype) -> None:

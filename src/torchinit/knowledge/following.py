@@ -12,7 +12,7 @@ from torch import nn
 from torchinit._frozen import changed
 from torchinit.knowledge.activations import activation_of, is_stock, known_as
 from torchinit.knowledge.gains import FREE
-from torchinit.model.names import WRAPPERS, normalize
+from torchinit.model.names import WRAPPERS, is_bare, normalize
 from torchinit.model.sites import Site, layer_class
 
 Follower: TypeAlias = str | None
@@ -90,9 +90,10 @@ def with_activations(model: nn.Module, sites: Iterable[Site]) -> tuple[Site, ...
     """
     followers: dict[str, Follower] = {}
     _visit(*_unwrapped(model), _LINEAR, followers)
-    bare = {normalize(f"{name}.weight").rpartition(".")[0]: follower for name, follower in followers.items()}
-    known = {**bare, **followers}
-    return tuple(_with_activation(site, known) for site in sites)
+    if not is_bare(".\n".join((*followers, ""))):
+        bare = {normalize(f"{name}.weight").rpartition(".")[0]: follower for name, follower in followers.items()}
+        followers = {**bare, **followers}
+    return tuple([_with_activation(site, followers) for site in sites])
 
 
 LAYER: Final = "layer"
@@ -139,6 +140,8 @@ def _is_run_of_layers(module: nn.Module) -> bool:
 
 
 def _with_activation(site: Site, known: Mapping[str, Follower]) -> Site:
+    if not site.aliases and site.parameter_kind != "weight":
+        return site if site.activation is None else changed(site, activation=None)
     views = [view for view in (site, *site.aliases) if not (view.layout and view.layout.lookup)]
     opinions = {known.get(view.owner_name) if view.parameter_kind == "weight" else None for view in views}
     activation = opinions.pop() if len(opinions) == 1 else None
@@ -166,14 +169,16 @@ def _visit(module: nn.Module, name: str, then: Follower, followers: dict[str, Fo
     ``then`` is what follows the module. The children of a Sequential are visited from the last to the first, and
     each tells the one before it what it meets, so that one pass sees through any nesting of them.
     """
-    children = {key: child for key, child in module._modules.items() if child is not None} if module._modules else {}
-    if _is_wrapper(module, children) or _runs_in_order(module):
-        for key, child in reversed(children.items()):
-            then = _visit(child, f"{name}.{key}" if name else key, then, followers)
-        return then
-    inside = _inside(module, children, then) if children else {}
-    for key, child in children.items():
-        _visit(child, f"{name}.{key}" if name else key, inside.get(key), followers)
+    if module._modules or isinstance(module, nn.Sequential):  # most modules are layers, without children
+        children = {key: child for key, child in module._modules.items() if child is not None}
+        prefix = f"{name}." if name else ""
+        if _is_wrapper(module, children) or _runs_in_order(module):
+            for key, child in reversed(children.items()):
+                then = _visit(child, prefix + key, then, followers)
+            return then
+        inside = _inside(module, children, then)
+        for key, child in children.items():
+            _visit(child, prefix + key, inside.get(key), followers)
     if isinstance(module, nn.MultiheadAttention):
         followers[name] = _LINEAR
     if _is_layer(module) and is_stock(module):  # with a forward of its own it may hold a nonlinearity
@@ -189,13 +194,14 @@ def _is_wrapper(module: nn.Module, children: Children) -> bool:
 
     Inside of a model, unlike around it, a ``module`` may as well be the branch of a residual block.
     """
-    parallel = isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel))
-    return len(children) == 1 and not WRAPPERS.isdisjoint(children) and (parallel or "module" not in children)
+    if len(children) != 1 or WRAPPERS.isdisjoint(children):
+        return False
+    return "module" not in children or isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel))
 
 
 def _runs_in_order(module: nn.Module) -> bool:
-    is_stock_class = isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
-    return is_stock_class and "forward" not in vars(module)
+    is_sequential = isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+    return is_sequential and "forward" not in vars(module)
 
 
 def _is_layer(module: nn.Module) -> bool:

@@ -28,6 +28,7 @@ _TORCH_NORMS = (
 )  # fmt: skip
 _FORWARDS = frozenset(cls.forward for cls in _TORCH_NORMS)
 _USUAL = {"weight": 1.0, "bias": 0.0}
+_NONE: Mapping[str, float] = {}
 
 KNOWN: dict[str, Mapping[str, float]] = {
     # It stands where a norm would, and only multiplies and adds.
@@ -90,23 +91,26 @@ def with_neutral(model: nn.Module, sites: Iterable[Site]) -> tuple[Site, ...]:
     """
     every = tuple(sites)
     layers: dict[str, list[Site]] = defaultdict(list)
-    for view in (view for site in every for view in site.views):
-        if view.kind == "parameter" and not _is_torch_layer(view):
-            layers[view.owner_name].append(view)
+    for site in every:
+        for view in site.views if site.aliases else (site,):
+            if view.kind == "parameter" and not _is_torch_layer(view):
+                layers[view.owner_name].append(view)
     unknown = {view.name for views in layers.values() if _may_be_norm(views) for view in views}
     asked = _asked(model, unknown) if unknown else {}
 
     def with_value(site: Site) -> Site:
-        aliases = tuple(map(with_value, site.aliases))
-        known = KNOWN.get(site.owner.lineage[0], {}) if site.owner.lineage and site.kind == "parameter" else {}
-        value = known.get(site.leaf, asked.get(site.name))
-        return site if value is None and not aliases else changed(site, neutral=value, aliases=aliases)
+        known = KNOWN.get(site.owner.lineage[0]) if site.owner.lineage and site.kind == "parameter" else None
+        value = (known or _NONE).get(site.leaf, asked.get(site.name)) if known or asked else None
+        if value is None and not site.aliases:
+            return site
+        return changed(site, neutral=value, aliases=tuple(map(with_value, site.aliases)))
 
     return tuple(map(with_value, every))
 
 
 def _is_torch_layer(site: Site) -> bool:
-    return bool(site.owner.lineage) and site.owner.lineage[0].startswith("torch.nn.")
+    lineage = site.owner.lineage
+    return bool(lineage) and lineage[0].startswith("torch.nn.")
 
 
 def _may_be_norm(views: Sequence[Site]) -> bool:

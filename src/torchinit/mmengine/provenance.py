@@ -19,7 +19,7 @@ from torchinit.model.dtensor import behind, local_part
 from torchinit.model.names import normalize, without_wrappers
 from torchinit.model.sites import find_site, sites
 from torchinit.plans.report import Record, Report
-from torchinit.plans.run import Texts
+from torchinit.plans.run import Texts, expected_of
 from torchinit.tracing import holds_no_values
 
 
@@ -177,7 +177,7 @@ class Provenance:
             dtype_name(tensor.dtype),
             fill="" if fill is None else texts.of(fill),
             rule=write.by.strip(),
-            expected=texts.moments(fill, shape, tensor.dtype) if fill is not None and foreseen else None,
+            expected=expected_of(fill, shape, tensor.dtype) if fill is not None and foreseen else None,
             measured=measure(local.detach()) if stats else None,
             over=write.over,
             bytes=local.numel() * local.element_size(),

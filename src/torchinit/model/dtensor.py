@@ -57,7 +57,7 @@ def shards_of(name: str, tensor: Tensor, store: Callable[[Tensor], Tensor] | Non
     >>> [shard.is_whole for shard in shards_of("weight", torch.zeros(2, 3))]
     [True]
     """
-    if not is_distributed(tensor):
+    if type(tensor) is nn.Parameter or not is_distributed(tensor):
         return (Shard.whole(name, tensor, store),)
     local, shape, mesh = local_part(tensor), tuple(tensor.shape), tensor.device_mesh
     cuts = _cuts(name, tensor)

@@ -127,7 +127,7 @@ def described_by(functions: Sequence[Describe], module: nn.Module, leaf: str) ->
         description = function(module, leaf)
         if description is not None:
             return Slot("weight", description) if isinstance(description, Layout) else description
-    return _of_experts(module, leaf) or _BY_LEAF.get(leaf, _OTHER)
+    return (leaf in _EXPERTS and _of_experts(module, leaf)) or _BY_LEAF.get(leaf, _OTHER)
 
 
 def known_layers() -> tuple[str, ...]:
@@ -141,12 +141,8 @@ _EXPERTS = {"gate_up_proj": 2, "up_proj": 1, "down_proj": 1}
 
 def _of_experts(module: nn.Module, leaf: str) -> Slot | None:
     """The layout of experts in one tensor: dimension 0 counts them, and the way up and the way down tell the others."""
-    if leaf not in _EXPERTS:
-        return None
     # Neither tells its axes alone, since any two sizes may be equal: down leads from one part of up's outputs back to
     # up's inputs. Where there is but one part and both readings fit, the module has to say which it is.
-    if leaf not in _EXPERTS:  # to look for what a module lacks is dear
-        return None
     name = next((name for name in _EXPERTS if isinstance(getattr(module, name, None), Tensor)), "down_proj")
     up, down = getattr(module, name, None), getattr(module, "down_proj", None)
     if not (isinstance(up, Tensor) and isinstance(down, Tensor)):
@@ -164,15 +160,19 @@ def _of_experts(module: nn.Module, leaf: str) -> Slot | None:
     return Slot("weight", Layout((1 + by_rows,), (2 - by_rows,), batch_axes=(0,), blocks=_EXPERTS[leaf]))
 
 
-_layout = lru_cache(maxsize=1024)(Layout)
-"""A layout that all layers of the same numbers share."""
+@lru_cache(maxsize=1024)
+def _weight_slot(*numbers: Any) -> Slot:
+    """The part of a weight that all layers of the same numbers share."""
+    return Slot("weight", Layout(*numbers))
+
 
 _OTHER = Slot("other")
 _BY_LEAF = {"weight": Slot("weight"), "bias": Slot("bias")}
 
 
 def _weight(layout: Layout) -> Describe:
-    return lambda _, leaf: layout if leaf == "weight" else None
+    slot = Slot("weight", layout)
+    return lambda _, leaf: slot if leaf == "weight" else None
 
 
 register_layout(nn.Linear)(_weight(Layout()))
@@ -182,9 +182,11 @@ register_layout("transformers.models.jetmoe.modeling_jetmoe.JetMoeParallelExpert
 
 
 @register_layout(nn.modules.conv._ConvNd)
-def _convolution(module: Any, leaf: str) -> Layout | None:
+def _convolution(module: Any, leaf: str) -> Slot | None:
+    if leaf != "weight":
+        return None
     axes = ((0,), (1,)) if module.transposed else ((1,), (0,))
-    return _layout(*axes, groups=module.groups, stride=math.prod(module.stride)) if leaf == "weight" else None
+    return _weight_slot(*axes, (), module.groups, math.prod(module.stride))
 
 
 @register_layout(nn.Embedding)
@@ -198,9 +200,14 @@ def _embedding(module: Any, leaf: str) -> Slot | None:
 @register_layout(nn.GroupNorm)
 @register_layout(nn.RMSNorm)
 @register_layout(nn.PReLU)
-def _elementwise(module: nn.Module, leaf: str) -> Layout | None:
+def _elementwise(module: nn.Module, leaf: str) -> Slot | None:
     """Scales that connect each input with one output, so that every axis counts whole weights."""
-    return _layout((), (), batch_axes=tuple(range(getattr(module, leaf).dim()))) if leaf == "weight" else None
+    return _scale(getattr(module, leaf).dim()) if leaf == "weight" else None
+
+
+@lru_cache(maxsize=64)
+def _scale(dimensions: int) -> Slot:
+    return _weight_slot((), (), tuple(range(dimensions)))
 
 
 @register_layout(nn.RNNBase)

@@ -27,9 +27,14 @@ def normalize(name: str) -> str:
     >>> normalize("conv.parametrizations.weight.original1")
     'conv.weight'
     """
-    if "module." not in name and "_orig_mod." not in name and "parametrizations." not in name:
+    if is_bare(name):
         return name
     return without_wrappers(_PARAMETRIZED.sub(r"\1\2", name))
+
+
+def is_bare(text: str) -> bool:
+    """Whether a name, or a text of many, has no part that a wrapper or a parametrization may have put in."""
+    return "module." not in text and "_orig_mod." not in text and "parametrizations." not in text
 
 
 def without_wrappers(name: str) -> str:

@@ -77,7 +77,8 @@ class Shard:
     @classmethod
     def whole(cls, name: str, local: Tensor, store: Callable[[Tensor], Tensor] | None = None) -> Shard:
         """The shard of a tensor that is wholly here."""
-        return cls(name, local, tuple(local.shape), (0,) * local.dim(), store=store)
+        shape = tuple(local.shape)
+        return cls(name, local, shape, (0,) * len(shape), None, store)
 
     @property
     def is_whole(self) -> bool:

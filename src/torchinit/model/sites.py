@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -225,56 +226,46 @@ def with_weights(sites: Iterable[Site]) -> tuple[Site, ...]:
 @collector_paused()
 def group_sites(every: Iterable[HeldTensor]) -> list[tuple[Site, list[HeldTensor]]]:
     """The sites of what the modules of a model hold, each with all of its tensor's holdings."""
-    groups: dict[object, list[HeldTensor]] = {}
-    turns: dict[tuple[int, str], int] = {}
-    for entry in every:
-        turns.setdefault((entry.place.turn, entry.leaf), len(turns))
-        groups.setdefault(entry.key, []).append(entry)
-    # A key that is a number says that nothing else lies in the tensor's memory.
-    meeting = {key: group[0].tensor for key, group in groups.items() if not isinstance(key, int)}
-    shared = entangled({key: tensor for key, tensor in meeting.items() if groups[key][0].computed_as is None})
     functions = cache(describing)  # for this model alone, since classes can be renamed and layouts registered
-    pairs = []
-    for key, group in groups.items():
-        first, *others = [_site(entry, turns[entry.place.turn, entry.leaf], functions) for entry in group]
-        if others:
-            # The padding row of an embedding is zero under whatever other name the table is used.
-            zero_row = next((view.zero_row for view in (first, *others) if view.zero_row is not None), None)
-            first, *others = [changed(view, zero_row=zero_row) for view in (first, *others)]
-        if others or key in shared:
-            shares = tuple(groups[other][0].name for other in shared.get(key, ()))
-            first = changed(first, aliases=tuple(others), shares=shares)
-        pairs.append((first, group))
-    return pairs
+    turns: dict[tuple[int, str], int] = {}
+    groups: dict[object, list[HeldTensor]] = {}
+    sites: dict[object, Site] = {}
+    aliases: dict[object, list[Site]] = defaultdict(list)
+    for entry in every:
+        view = _site(entry, turns.setdefault((entry.place.turn, entry.leaf), len(turns)), functions)
+        if sites.setdefault(entry.key, view) is view:
+            groups[entry.key] = [entry]
+        else:
+            groups[entry.key].append(entry)
+            aliases[entry.key].append(view)
+    # A key that is a number says that nothing else lies in the tensor's memory.
+    meeting = {key: group[0] for key, group in groups.items() if type(key) is not int}
+    shared = entangled({key: entry.tensor for key, entry in meeting.items() if entry.computed_as is None})
+    for key in {**aliases, **shared}:
+        views = [sites[key], *aliases[key]]
+        # The padding row of an embedding is zero under whatever other name the table is used.
+        zero_row = next((view.zero_row for view in views if view.zero_row is not None), None)
+        first, *others = [changed(view, zero_row=zero_row) for view in views]
+        shares = tuple(groups[other][0].name for other in shared.get(key, ()))
+        sites[key] = changed(first, aliases=tuple(others), shares=shares)
+    return [*zip(sites.values(), groups.values(), strict=True)]
 
 
 def _site(entry: HeldTensor, position: int, functions: Callable[[type], Sequence[Describe]]) -> Site:
-    name, place, leaf, tensor, kind, computed, _, flat = entry
-    module, is_parameter = place.module, kind == "parameter"
-    cls: type = type(module)
+    name, (_, module, block, _, hooks, tower), leaf, tensor, kind, computed, _, flat = entry
     state: State = "flat" if flat else "fixed" if computed and not computed.assign else _state(tensor)
-    slot = described_by(functions(cls), module, leaf) if state != "lazy" else Slot("other")
-    learns = tensor.requires_grad if computed is None else any(source.requires_grad for source in computed.sources)
-    return Site(
-        name=name,
-        shape=() if state == "lazy" else tuple(tensor.shape),
-        dtype=tensor.dtype,
-        owner=layer_class(bare_class(module)),
-        owner_name=name.rpartition(".")[0],
-        kind=kind,
-        parameter_kind=slot.kind,
-        layout=slot.layout,
-        block=place.block,
-        tower=place.tower,
-        zero_row=slot.zero_row,
-        state=state,
-        parametrized=computed is not None,
-        position=position,
-        persistent=leaf not in module._non_persistent_buffers_set,
-        hooks=place.hooks,
-        frozen=is_parameter and not learns,
-        missing=_missing(entry) if state == "ready" and is_parameter and not tensor.numel() else "",
-    )
+    shape = () if state == "lazy" else tuple(tensor.shape)
+    slot = described_by(functions(type(module)), module, leaf) if state != "lazy" else Slot("other")
+    frozen, missing = False, ""
+    if kind == "parameter":
+        frozen = not any(source.requires_grad for source in computed.sources) if computed else not tensor.requires_grad
+        missing = _missing(entry) if 0 in shape and state == "ready" else ""
+    owner, path = layer_class(bare_class(module)), name.rpartition(".")[0]
+    is_saved = leaf not in module._non_persistent_buffers_set
+    return Site(  # by position: a call of a class with so many keywords takes three times as long
+        name, shape, tensor.dtype, owner, path, kind, slot.kind, slot.layout, block, tower, slot.zero_row, state,
+        computed is not None, position, is_saved, hooks, (), (), None, frozen, None, None, None, missing,
+    )  # fmt: skip
 
 
 def _missing(entry: HeldTensor) -> str:

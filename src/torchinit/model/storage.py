@@ -35,28 +35,24 @@ def identity(tensor: Tensor) -> object:
     return _place(tensor) if is_lazy(tensor) or tensor.numel() else id(tensor)
 
 
-def identities(tensors: Iterable[Tensor]) -> dict[int, object]:
-    """A key for each tensor, by its id, that all its names share: the id itself, where no other is in its memory.
+def keys_of_met(tensors: Iterable[Tensor]) -> dict[int, object]:
+    """A key for each tensor that has others in its memory, by its id, that all its names share; none for the rest.
 
     >>> linear, buffer = nn.Linear(2, 2), torch.zeros(2)
-    >>> keys = identities([linear.weight, linear.weight.T, buffer])
-    >>> keys[id(buffer)] == id(buffer), keys[id(linear.weight)] == identity(linear.weight)
-    (True, True)
+    >>> keys = keys_of_met([linear.weight, linear.weight.T, buffer])
+    >>> id(buffer) in keys, keys[id(linear.weight)] == identity(linear.weight)
+    (False, True)
     """
     # Nearly all tensors of a model are alone in their memory. So only those that are not are looked at more closely.
-    keys: dict[int, object] = {}
-    by_memory: dict[int, list[Tensor]] = {}
+    first: dict[int, Tensor] = {}
+    met: dict[int, Tensor] = {}
     for tensor in tensors:
-        key = id(tensor)
-        if key not in keys:
-            keys[key] = key
-            local = tensor if type(tensor) is nn.Parameter else local_part(tensor)
-            if _is_plain(local):
-                by_memory.setdefault(local.untyped_storage()._cdata, []).append(tensor)
-    for group in by_memory.values():
-        if len(group) > 1:
-            keys.update((id(tensor), identity(tensor)) for tensor in group)
-    return keys
+        local = tensor if type(tensor) is nn.Parameter else local_part(tensor)
+        if _is_plain(local):
+            other = first.setdefault(local.untyped_storage()._cdata, tensor)
+            if other is not tensor:
+                met[id(other)], met[id(tensor)] = other, tensor
+    return {key: identity(tensor) for key, tensor in met.items()}
 
 
 def _place(tensor: Tensor) -> object:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from torchinit._collector import collector_paused
 from torchinit.model.blocks import Place, find_stacks
-from torchinit.model.names import WRAPPERS, normalize
+from torchinit.model.names import WRAPPERS, is_bare, normalize
 from torchinit.model.parametrizations import Parametrized, parametrized
-from torchinit.model.storage import identities, identity
+from torchinit.model.storage import identity, keys_of_met
 from torchinit.model.valueless import refuse_transforms
 
 Kind: TypeAlias = Literal["parameter", "buffer"]
+
+_made: Final = tuple.__new__
+"""Makes a named tuple in half of the time that its class takes; a model has thousands of them."""
 
 
 class ModulePath(NamedTuple):
@@ -44,21 +48,24 @@ def walk_modules(model: nn.Module) -> list[ModulePath]:
 
     def walk(module: nn.Module, name: str, block: Place | None, turn: int, hooks: str, tower: Place | None) -> int:
         hooks = type(module).__name__ if has_load_hooks(module) else hooks
-        if not module._modules:  # most modules are layers, and have nothing to go through
-            visited.append(ModulePath(name, module, block, turn, hooks, tower))
-            return turn + 1
-        children = {key: child for key, child in module._modules.items() if child is not None}
+        prefix, children = f"{name}." if name else "", module._modules
         stack = stacks.get(id(module))
         inside, tower_inside = block, tower
         begun: dict[int, tuple[int, int]] = {}
         for key, child in children.items():
+            if child is None:
+                continue
             again = id(child) in begun
             index, start = begun.setdefault(id(child), (len(begun), turn))
             if stack is not None:
                 inside, tower_inside = (index, len(stack.blocks)), stack.tower(index)
-            end = walk(child, _join(name, key), inside, start, hooks, tower_inside)
+            if child._modules or has_load_hooks(child):
+                end = walk(child, prefix + key, inside, start, hooks, tower_inside)
+            else:  # most modules are layers, and have nothing to go through
+                visited.append(_made(ModulePath, (prefix + key, child, inside, start, hooks, tower_inside)))
+                end = start + 1
             turn = turn if again else end
-        visited.append(ModulePath(name, module, block, turn, hooks, tower))
+        visited.append(_made(ModulePath, (name, module, block, turn, hooks, tower)))
         return turn + 1
 
     walk(model, "", None, 0, "", None)
@@ -73,11 +80,15 @@ def has_load_hooks(module: nn.Module) -> bool:
     out.
     """
     hooks = module._load_state_dict_pre_hooks
-    is_stock = getattr(module._load_from_state_dict, "__func__", None) is nn.Module._load_from_state_dict
+    is_stock = type(module)._load_from_state_dict is _LOAD and "_load_from_state_dict" not in vars(module)
     if (is_stock and not hooks) or (module._modules and WRAPPERS.issuperset(module._modules.keys())):
         return False
     functions = (getattr(hook, "hook", hook) for hook in hooks.values())
     return not all(map(_is_of_torch, (module._load_from_state_dict, *functions)))
+
+
+_NOTHING: Final = frozenset[str]()
+_LOAD: Final = nn.Module._load_from_state_dict
 
 
 def _is_of_torch(function: Any) -> bool:
@@ -119,20 +130,29 @@ def walk_tensors(model: nn.Module, places: Sequence[ModulePath] | None = None) -
     """
     refuse_transforms()
     places = walk_modules(model) if places is None else places
-    held = [(place, *found) for place in places for found in _tensors(place.module)]
-    known = identities(tensor for _, _, tensor, _, computed in held if computed is None)
     flat = _flattened([place.module for place in places])
-    owners: dict[str, object] = {}
-    entries = []
-    for place, leaf, tensor, kind, computed in held:
-        name = f"{place.name}.{leaf}" if place.name else leaf
-        key = owners[name] = tuple(map(identity, computed.sources)) if computed else known[id(tensor)]
-        entries.append(HeldTensor(name, place, leaf, tensor, kind, computed, key, id(tensor) in flat))
-    for index, entry in enumerate(entries):
-        # Where a model has a module of its own called "module", the bare name may be another's.
-        bare = normalize(entry.name)
-        if bare != entry.name and owners.setdefault(bare, entry.key) == entry.key:
-            entries[index] = entry._replace(name=bare)
+    entries: list[HeldTensor] = []
+    for place in places:
+        module, prefix = place.module, f"{place.name}." if place.name else ""
+        computed, hidden = _computed(module)
+        for each in computed:
+            key, is_flat = tuple(map(identity, each.sources)), id(each.value) in flat
+            name = prefix + each.leaf
+            entries.append(HeldTensor(name, place, each.leaf, each.value, "parameter", each, key, is_flat))
+        for kind, tensors in (("parameter", module._parameters), ("buffer", module._buffers)):
+            for leaf, tensor in tensors.items():
+                if tensor is not None and leaf not in hidden:
+                    known = (prefix + leaf, place, leaf, tensor, kind, None, id(tensor), id(tensor) in flat)
+                    entries.append(_made(HeldTensor, known))
+    if met := keys_of_met(entry.tensor for entry in entries if entry.computed_as is None):
+        entries = [entry._replace(key=met.get(entry.key, entry.key)) for entry in entries]  # type: ignore[call-overload]
+    if not is_bare("\n".join([entry.name for entry in entries])):
+        owners = {entry.name: entry.key for entry in entries}
+        for index, entry in enumerate(entries):
+            # Where a model has a module of its own called "module", the bare name may be another's.
+            bare = normalize(entry.name)
+            if bare != entry.name and owners.setdefault(bare, entry.key) == entry.key:
+                entries[index] = entry._replace(name=bare)
     return entries
 
 
@@ -157,20 +177,10 @@ def _flattened(modules: Sequence[nn.Module]) -> set[int]:
     return flat
 
 
-def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor, Kind, Parametrized | None]]:
-    """The module's own tensors, those that it computes first and not those that stand behind them."""
-    hidden: set[str] = set()
-    if computed := parametrized(module):
-        yield from ((parameter.leaf, parameter.value, "parameter", parameter) for parameter in computed)
-        hidden = {name for parameter in computed for name in parameter.hidden}
-    if isinstance(module, nn.utils.parametrize.ParametrizationList):
-        hidden |= {name for name in (*module._parameters, *module._buffers) if name.startswith("original")}
-    kinds: tuple[tuple[Kind, Any], ...] = (("parameter", module._parameters), ("buffer", module._buffers))
-    for kind, tensors in kinds:
-        for leaf, tensor in tensors.items():
-            if tensor is not None and leaf not in hidden:
-                yield leaf, tensor, kind, None
-
-
-def _join(prefix: str, name: str) -> str:
-    return f"{prefix}.{name}" if prefix else name
+def _computed(module: nn.Module) -> tuple[tuple[Parametrized, ...], Collection[str]]:
+    """The tensors that the module computes, and the names of its own that stand behind such."""
+    computed = parametrized(module)
+    hidden = {name for each in computed for name in each.hidden} if computed else _NOTHING
+    if isinstance(module, ParametrizationList):
+        hidden = {*hidden, *(name for name in (*module._parameters, *module._buffers) if name.startswith("original"))}
+    return computed, hidden

@@ -13,6 +13,7 @@ from torchinit.errors import RunError
 
 _functorch = torch._C._functorch
 _ORDINARY: Final = frozenset((Tensor, nn.Parameter))
+_tracing, _modes = torch._C._get_tracing_state, torch._C._len_torch_dispatch_stack
 _MODES: Final = {
     "FakeTensorMode": torch._C._TorchDispatchModeKey.FAKE,
     "FunctionalTensorMode": torch._C._TorchDispatchModeKey.FUNCTIONAL,
@@ -46,7 +47,8 @@ def _refuse(where: str) -> None:
 
 def check_values(name: str, tensor: Tensor) -> None:
     """Raise RunError for a tensor that has no values to read or write, here or at all."""
-    refuse_fakes()
+    if _functorch.peek_interpreter_stack() is not None or _tracing() is not None or _modes():
+        refuse_fakes()
     if type(tensor) not in _ORDINARY and isinstance(tensor, (FakeTensor, FunctionalTensor)):
         advice = "build the model outside of its mode, or on the meta device for torchinit.materialize"
         raise RunError(f"{name}: is a {type(tensor).__name__}, which holds no values; {advice}")

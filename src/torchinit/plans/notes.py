@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import Final, NamedTuple
 
 from torchinit._text import count
@@ -30,6 +31,9 @@ class Discrepancy(NamedTuple):
     is_chosen: bool = False
 
 
+_FACTS: Final = attrgetter("shape", "dtype", "leaf", "neutral", "frozen", "activation")
+
+
 class Notes:
     """The notes of a plan's steps; those of like steps are found once."""
 
@@ -42,9 +46,8 @@ class Notes:
         site = step.site
         # A fill whose class tells no moments has no notes of its own: a checkpoint has another one for each tensor.
         fill: object = type(step.fill) if type(step.fill).moments is Fill.moments else id(step.fill)
-        shared = id(step.rule.init), fill, id(view.owner), id(site.owner), id(view.layout), id(site.layout)
-        facts = site.shape, site.dtype, site.leaf, site.neutral, site.frozen, view.leaf, view.activation
-        key = (*shared, *facts)
+        seen = None if view is site else (id(view.owner), id(view.layout), view.leaf, view.activation)
+        key = id(step.rule.init), fill, id(site.owner), id(site.layout), _FACTS(site), seen
         if key not in self._known:
             self._known[key] = notes_of(step, view)
         return self._known[key]

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -14,6 +15,7 @@ import torchinit._limits as limits
 from torchinit._collector import collector_paused
 from torchinit._text import abbreviate, count
 from torchinit.errors import FanError
+from torchinit.initializers.base import Fill
 from torchinit.initializers.composed import Padded
 from torchinit.initializers.load_report import LoadReport
 from torchinit.initializers.source import Resolution, is_verbatim, resolve_all
@@ -72,7 +74,13 @@ class _Write(NamedTuple):
     """A step in the making, with the module's view of the site that the rule matched."""
 
     view: Site
-    step: Step
+    site: Site
+    fill: Fill
+    rule: Rule
+    turn: int
+
+    def step(self) -> Step:
+        return Step(self.site, self.fill, self.rule, (), self.turn)
 
 
 @dataclass(slots=True)
@@ -92,23 +100,24 @@ class _Planner:
 
     def plan(self, ties: Ties, notes: Notes | None) -> Plan:
         # Each site as each of its modules sees it, in the order of their turns.
-        pairs = [(view, site) for site in self.known for view in site.views]
+        pairs = [(view, site) for site in self.known for view in (site.views if site.aliases else (site,))]
         pairs.sort(key=lambda pair: pair[0].position)
         matcher = Matcher([view for view, _ in pairs])
         unused = [rule for rule in self.rules if not self._apply(rule, pairs, matcher) and not rule.optional]
         unused = self._without_roles(unused)
+        several = [writes for writes in self.writes.values() if len(writes) > 1]
         if ties == "agree":
-            self.problems += [text for writes in self.writes.values() if (text := _disagreement(writes))]
-            self.problems += _collisions([writes[0].step.site for writes in self.writes.values()])
-        self.problems += _unlocked(self.writes.values())
+            self.problems += [text for writes in several if (text := _disagreement(writes))]
+            self.problems += _collisions([site for site in self.known if site.shares and site.name in self.writes])
+        self.problems += _unlocked(several)
         for site in self.known:
-            written = [name for name in site.shares if name in self.writes]
+            written = site.shares and [name for name in site.shares if name in self.writes]
             if written and site.name not in self.writes:
                 self.skipped[site.name] = Skipped(site, f"lies in the memory of {written[0]!r}, which is written")
         left = [site for site in self.known if site.name not in self.writes and site.name not in self.skipped]
         return Plan(
-            steps=_in_turn(_final(writes, notes) for writes in self.writes.values()),
-            overwritten=_in_turn(write.step for writes in self.writes.values() for write in writes[:-1]),
+            steps=_in_turn([_final(writes, notes) for writes in self.writes.values()]),
+            overwritten=_in_turn([write.step() for writes in several for write in writes[:-1]]),
             untouched=tuple(left),
             declined=tuple(self.declined[site.name] for site in left if site.name in self.declined),
             skipped=tuple(skip for name, skip in self.skipped.items() if name not in self.writes),
@@ -149,13 +158,18 @@ class _Planner:
         # it, since ``Module.apply`` visits a shared module once for each parent, and so draws as often. But two names
         # that *one* parent has for a module are one visit: they share a position, and the first of them counts.
         # Frozen sites drop out after the match, so that their rule is not called unused.
-        matched: dict[tuple[str, int], tuple[Site, Site]] = {}
-        for view, site in map(pairs.__getitem__, matcher.matched(rule)):
-            matched.setdefault((site.name, view.position), (view, site))
+        matched = [pairs[number] for number in matcher.matched(rule)]
+        if len(pairs) > len(self.known):
+            first: dict[tuple[str, int], tuple[Site, Site]] = {}
+            for view, site in matched:
+                first.setdefault((site.name, view.position), (view, site))
+            matched = [*first.values()]
         spares = self.spares and bool(rule.scheme) and not is_verbatim(rule.init)
-        self.skipped |= {site.name: Skipped(site, FROZEN) for _, site in matched.values() if spares and site.frozen}
-        turns = [pair for pair in matched.values() if not (pair[1].name in self.frozen or (spares and pair[1].frozen))]
-        ready = [pair for pair in turns if is_verbatim(rule.init) or self._can_be_drawn(rule, *pair)]
+        turns = matched
+        if spares or self.frozen:
+            self.skipped |= {site.name: Skipped(site, FROZEN) for _, site in matched if spares and site.frozen}
+            turns = [each for each in matched if not (each[1].name in self.frozen or (spares and each[1].frozen))]
+        ready = turns if is_verbatim(rule.init) else [pair for pair in turns if self._can_be_drawn(rule, *pair)]
         before = self.turn, len(self.problems)
         if ready:
             self._resolve(rule, ready)
@@ -168,18 +182,18 @@ class _Planner:
         resolution = resolve_all(rule.init, pairs, self.known)
         if resolution.account is not None:
             self.loads.append(resolution)
+        fills, errors, is_drawn = resolution.fills, resolution.errors, not is_verbatim(rule.init)
         for view, site in pairs:
-            error, fill = resolution.errors.get(view.name), resolution.fills.get(view.name)
+            error, fill = errors.get(view.name) if errors else None, fills.get(view.name)
             if error is not None and rule.fitting and not _fits(rule, view):
                 self.declined[site.name] = Skipped(site, f"{rule.init} does not fit its shape")
             elif error is not None:
                 place = rule.origin if isinstance(error, FanError) else f"{rule.origin} at {view.name!r}"
                 self.problems.append(f"{place}: {error}")
             elif fill is not None:
-                if view.zero_row is not None and rule.padding and not is_verbatim(rule.init):
+                if view.zero_row is not None and rule.padding and is_drawn:
                     fill = Padded(fill, view.zero_row)
-                step = Step(site, fill, rule, turn=self.turn)
-                self.writes.setdefault(site.name, []).append(_Write(view, step))
+                self.writes.setdefault(site.name, []).append(_Write(view, site, fill, rule, self.turn))
                 self.turn += 1
             elif asks_for_neutral(rule.init) and looks_like_norm(view):
                 self.declined[site.name] = Skipped(site, _NOT_KNOWN)
@@ -195,14 +209,14 @@ class _Planner:
         elements = sum(site.numel for site in learning)
         for scheme in scoring:
             rules = {id(rule) for rule in self.rules if rule.scheme == scheme}
-            names = {
-                name for name, writes in self.writes.items() if any(id(each.step.rule) in rules for each in writes)
-            }
+            names = {name for name, writes in self.writes.items() if any(id(each.rule) in rules for each in writes)}
             reached = [site.numel for site in learning if site.name in names]
             yield Reach(scheme, (len(reached), len(learning)), (sum(reached), elements))
 
     def _accounts(self) -> Iterator[LoadReport]:
         """The accounts, with what is missing and gets no values, and without what another rule takes of the file."""
+        if not self.loads:
+            return
         written = {view.name for site in self.known if site.name in self.writes for view in site.views}
         used: dict[Hashable, dict[str, int]] = defaultdict(dict)
         for resolution in self.loads:
@@ -226,12 +240,12 @@ class _Planner:
         # Skipped is what no rule could mean: rules match by name, and a counter or an empty tensor lies among the rest.
         # A skipped parameter is still without values (``Plan.without_values``), unless its layer's own numbers give it
         # no elements. A problem is what a rule does mean and cannot have: overlapping, inference and lazy tensors.
+        if view.state == "ready" and 0 not in view.shape:
+            return True
         if view.state in ("integer", "quantized", "sparse") or not view.numel:
             self.skipped[site.name] = Skipped(site, view.why)
-        elif view.state != "ready":
-            self.problems.append(f"{rule.origin} matches {view.name!r}, which {view.why}")
         else:
-            return True
+            self.problems.append(f"{rule.origin} matches {view.name!r}, which {view.why}")
         return False
 
 
@@ -244,28 +258,31 @@ def _fits(rule: Rule, view: Site) -> bool:
     return True
 
 
-def _in_turn(steps: Iterable[Step]) -> tuple[Step, ...]:
-    return tuple(sorted(steps, key=lambda step: step.turn))
+def _in_turn(steps: list[Step]) -> tuple[Step, ...]:
+    return tuple(sorted(steps, key=attrgetter("turn")))
 
 
 def _final(writes: list[_Write], notes: Notes | None) -> Step:
     """The last write of a site, with the rules that it beats and the notes: the later rule wins."""
-    view, step = writes[-1]
-    beaten = {id(rule): rule for write in writes[:-1] if (rule := write.step.rule) is not step.rule}
-    over, told = tuple(dict.fromkeys(beaten.values())) if beaten else (), notes.of(step, view) if notes else ()
-    return Step(step.site, step.fill, step.rule, over, step.turn, told) if over or told else step
+    view, site, fill, rule, turn = writes[-1]
+    over: tuple[Rule, ...] = ()
+    if len(writes) > 1:
+        beaten = {id(write.rule): write.rule for write in writes if write.rule is not rule}
+        over = tuple(dict.fromkeys(beaten.values()))
+    step = Step(site, fill, rule, over, turn)
+    return Step(site, fill, rule, over, turn, told) if notes and (told := notes.of(step, view)) else step
 
 
-def _unlocked(writes: Iterable[list[_Write]]) -> Iterator[str]:
+def _unlocked(writes: Sequence[list[_Write]]) -> Iterator[str]:
     """The sites that one rule loads from a checkpoint and another one writes after it, a text for each two rules."""
     # By rules, not by sites: the way out is an edit of the recipe, and a backbone has hundreds of sites.
     overwritten: dict[tuple[str, ...], tuple[Rule, list[str]]] = {}
     for several in writes:
-        last = several[-1].step.rule
-        locked = (write.step.rule for write in several[:-1] if write.step.fill.locked and write.step.rule is not last)
+        last = several[-1].rule
+        locked = (write.rule for write in several[:-1] if write.fill.locked and write.rule is not last)
         if loaders := [*dict.fromkeys(rule.origin for rule in locked)]:
             rivals = (*(loaders if is_verbatim(last.init) else loaders[:1]), last.origin)
-            overwritten.setdefault(rivals, (last, []))[1].append(several[0].step.site.name)
+            overwritten.setdefault(rivals, (last, []))[1].append(several[0].site.name)
     for (*loaders, later), (rule, names) in overwritten.items():
         them, loader = "it" if len(names) == 1 else "them", " and ".join(loaders)
         load = "loads" if len(loaders) == 1 else "load"
@@ -287,14 +304,14 @@ def _disagreement(writes: list[_Write]) -> str | None:
     """A tied tensor that gets different values through the different modules that hold it."""
     # Only the last fill through each module counts: one module's rules may beat each other. The fills are compared as
     # numbers, so two formulas that come out the same agree.
-    if len(writes) < 2:
-        return None
-    last = {write.view.name: write.step for write in writes}
-    fills = {step.fill: (name, step) for name, step in reversed(last.items())}
+    last = {write.view.name: write for write in writes}
+    fills = {write.fill: (name, write) for name, write in reversed(last.items())}
     if len(fills) < 2:
         return None
-    given = " and ".join(f"{step.rule.origin} gives {name!r} {fill}" for fill, (name, step) in reversed(fills.items()))
-    names = ", ".join(repr(view.name) for view in writes[0].step.site.views)
+    given = " and ".join(
+        f"{write.rule.origin} gives {name!r} {fill}" for fill, (name, write) in reversed(fills.items())
+    )
+    names = ", ".join(repr(view.name) for view in writes[0].site.views)
     return f"tied weights: {given}, but they are one tensor. Add a rule that matches all of {names}"
 
 

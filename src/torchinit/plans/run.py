@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import cache, partial
 from itertools import groupby
 from typing import Final, TypeAlias
 
@@ -92,7 +93,8 @@ def run(
     _check(steps, here, noise, agree)
     here |= _named(steps, here, keying) if keying else {}
     # Where nobody else's code runs, nobody's garbage waits for the collector.
-    is_ours = not progress and not run_observers() and all(isinstance(step.fill, (Constant, Drawn)) for step in steps)
+    kinds = {type(step.fill) for step in steps}
+    is_ours = not progress and not run_observers() and all(issubclass(kind, (Constant, Drawn)) for kind in kinds)
     guard = collector_paused() if is_ours else nullcontext()
     with guard, nullcontext() if noise.is_stateful else plain_thread(), torch.no_grad():
         for witness in run_observers():
@@ -150,29 +152,28 @@ def _batches(steps: Iterable[Step], shards: Mapping[str, Parts], noise: Noise) -
     # others, or that writes over an earlier one, so that all of these keep their order, and at _ELEMENTS.
     batch: _Batch = []
     elements, last, names = 0, None, set[str]()
+    batched_as = cache(partial(_batched_as, noise=noise))
     for step in steps:
-        parts = shards[step.site.name]
+        name = step.site.name
+        parts = shards[name]
         numel = _elements(parts)
-        kind = _batched_as(step, noise)
-        is_next = kind is None or kind is not last or elements + numel > _ELEMENTS or step.site.name in names
+        kind = None if step.site.shares else batched_as(type(step.fill))
+        is_next = kind is None or kind is not last or elements + numel > _ELEMENTS or name in names
         if batch and is_next:
             yield batch
             batch, elements, names = [], 0, set()
         batch.append((step, parts, numel))
-        names.add(step.site.name)
+        names.add(name)
         elements, last = elements + numel, kind
     if batch:
         yield batch
 
 
-def _batched_as(step: Step, noise: Noise) -> type[Fill] | None:
-    """What stands for the kind of steps that this one can be written with; None if for none."""
-    fill = step.fill
-    if step.site.shares:
-        return None
-    if isinstance(fill, (Constant, Drawn)):
+def _batched_as(kind: type[Fill], noise: Noise) -> type[Fill] | None:
+    """What stands for the fills that one of this class can be written with; None if for none."""
+    if issubclass(kind, (Constant, Drawn)):
         return None if noise.is_stateful else Drawn
-    return type(fill) if fill.batched else None
+    return kind if kind.batched else None
 
 
 def _write_batch(batch: _Batch, noise: Noise) -> None:
@@ -214,13 +215,15 @@ def _check(steps: Iterable[Step], shards: Mapping[str, Parts], noise: Noise, agr
     steps = [*steps]
     reasons = {step.site.name: why for step in steps if (why := _obstacle(step, shards.get(step.site.name), noise))}
     by_class: dict[type[Fill], list[tuple[str, Fill, Shard]]] = defaultdict(list)
-    for step in steps:
-        if step.site.name not in reasons:
+    preparing = {kind for kind in {type(step.fill) for step in steps} if kind.prepares()}
+    for step in steps if preparing else ():
+        if type(step.fill) in preparing and step.site.name not in reasons:
             by_class[type(step.fill)] += [(step.site.name, step.fill, part) for part in shards[step.site.name]]
     for kind, rows in by_class.items():
         found = kind.prepare_all([(fill, part) for _, fill, part in rows])
         reasons |= {name: why for (name, *_), why in zip(rows, found, strict=True) if why}
-    texts = [f"{step.site.name}: {why}" for step in steps if (why := reasons.pop(step.site.name, ""))]
+    every = steps if reasons else ()
+    texts = [f"{step.site.name}: {why}" for step in every if (why := reasons.pop(step.site.name, ""))]
     if texts := agree(texts) if agree else texts:
         raise RunError(f"{count(len(texts), 'site')} cannot be written; nothing was", texts)
 
@@ -229,8 +232,8 @@ def _obstacle(step: Step, parts: Parts | None, noise: Noise) -> str | None:
     """The reason why a step cannot be written, if there is one."""
     if parts is None:
         return "not in the model"
-    if step.fill.obstacle:
-        return step.fill.obstacle
+    if obstacle := step.fill.obstacle:
+        return obstacle
     drawn = noise.is_stateful and not is_verbatim(step.rule.init)
     for part in parts:
         if part.shape != step.site.shape:
@@ -252,8 +255,9 @@ def _records(
     texts = Texts()
     records: list[Record] = []
     # In their order, since a parametrization may move other tensors with its own: the vectors of a spectral norm.
-    for is_stored, several in groupby(steps, lambda step: _is_stored(shards[step.site.name])):
-        rows = [(step, shards[step.site.name], seconds[step.site.name]) for step in several]
+    every = [(step, shards[step.site.name], seconds[step.site.name]) for step in steps]
+    for is_stored, several in groupby(every, lambda row: _is_stored(row[1])):
+        rows = [*several]
         if is_stored:
             records += [_stored_record(*row, texts, noise, stats) for row in rows]
             continue
@@ -266,7 +270,12 @@ def _records(
 
 def _is_stored(parts: Parts) -> bool:
     """Whether a parametrization has to be given the values, which making the record does."""
-    return any(part.store for part in parts)
+    return parts[0].store is not None if len(parts) == 1 else any(part.store for part in parts)
+
+
+def expected_of(fill: Fill, shape: tuple[int, ...], dtype: torch.dtype) -> Moments | None:
+    """The moments to expect of a fill in a tensor, of its real and imaginary parts if it is complex."""
+    return fill.parts(shape) if dtype.is_complex else fill.moments(shape)
 
 
 class Texts:
@@ -274,7 +283,7 @@ class Texts:
 
     def __init__(self) -> None:
         self._by_id: dict[int, str] = {}
-        self._expected: dict[tuple[int, tuple[int, ...], bool], Moments | None] = {}
+        self._known: dict[object, tuple[str, str, str, str, Moments | None]] = {}
 
     def of(self, thing: Rule | Fill) -> str:
         """The text of an object that the plan holds, so that its id stands for nothing else."""
@@ -283,34 +292,29 @@ class Texts:
             text = self._by_id[id(thing)] = str(thing)
         return text
 
-    def moments(self, fill: Fill, shape: tuple[int, ...], dtype: torch.dtype) -> Moments | None:
-        """The moments to expect of a fill in a tensor, of its real and imaginary parts if it is complex."""
-        key = id(fill), shape, dtype.is_complex
-        if key not in self._expected:
-            self._expected[key] = fill.parts(shape) if dtype.is_complex else fill.moments(shape)
-        return self._expected[key]
+    def of_step(self, step: Step, dtype: torch.dtype, *, is_known: bool) -> tuple[str, str, str, str, Moments | None]:
+        """The texts of dtype, fill, rule and origin, and the moments to expect where they are known."""
+        fill, rule, shape = step.fill, step.rule, step.site.shape
+        key = id(fill), id(rule), shape, dtype, is_known
+        if (known := self._known.get(key)) is None:
+            moments = expected_of(fill, shape, dtype) if is_known else None
+            known = self._known[key] = dtype_name(dtype), self.of(fill), self.of(rule), rule.origin, moments
+        return known
 
 
 def _record(step: Step, parts: Parts, seconds: float, texts: Texts, measured: Moments | None) -> Record:
-    site, fill, rule = step.site, step.fill, step.rule
+    site = step.site
     dtype = parts[0].local.dtype if parts else site.dtype
     # None is known of a part of a tensor whose parts differ.
-    is_known = fill.elementwise or all(part.is_whole for part in parts)
-    return Record(
-        site.name,
-        site.shape,
-        dtype_name(dtype),
-        texts.of(fill),
-        texts.of(rule),
-        rule.origin,
-        expected=texts.moments(fill, site.shape, dtype) if is_known else None,
-        measured=measured,
-        over=tuple(map(texts.of, step.over)) if step.over else (),
-        aliases=tuple(view.name for view in site.aliases) if site.aliases else (),
-        notes=step.notes,
-        seconds=seconds,
-        bytes=parts[0].local.nbytes if len(parts) == 1 else sum(part.local.nbytes for part in parts),
-    )
+    is_known = step.fill.elementwise or all(part.is_whole for part in parts)
+    dtype_text, fill, rule, origin, expected = texts.of_step(step, dtype, is_known=is_known)
+    over = tuple(map(texts.of, step.over)) if step.over else ()
+    aliases = tuple(view.name for view in site.aliases) if site.aliases else ()
+    size = parts[0].local.nbytes if len(parts) == 1 else sum(part.local.nbytes for part in parts)
+    return Record(  # by position: a call of a class with so many keywords takes three times as long
+        site.name, site.shape, dtype_text, fill, rule, origin,
+        expected, measured, over, aliases, step.notes, seconds, size,
+    )  # fmt: skip
 
 
 def _stored_record(step: Step, parts: Parts, seconds: float, texts: Texts, noise: Noise, stats: bool) -> Record:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
+from operator import attrgetter
 from typing import Final
 
 from torchinit._text import abbreviate, count, did_you_mean
@@ -62,7 +63,10 @@ class Matcher:
         """The numbers of the sites that a rule is for."""
         if not _is_known(rule.where):
             return [number for number, site in enumerate(self.sites) if rule.matches(site)]
-        return [number for number in sorted(self._set(rule.where)) if rule.admits(self.sites[number])]
+        found = self._set(rule.where)
+        if not rule.fitting:  # then these two decide: see Rule.admits
+            found = found & self._those("kind persistent", rule.admits)
+        return [number for number in sorted(found) if not rule.fitting or rule.admits(self.sites[number])]
 
     def is_selected(self, where: Selector) -> bool:
         """Whether a selector selects any of the sites."""
@@ -80,8 +84,12 @@ class Matcher:
                 return {number for glob in globs for number in self._named(glob)}
             case Within(module):
                 return set(self._named(f"{module}.**" if module else "**"))
-        alike = self._sorted(_LOOKS_AT[type(where)]).values()
-        return {number for numbers in alike if where.matches(self.sites[numbers[0]]) for number in numbers}
+        return self._those(_LOOKS_AT[type(where)], where.matches)
+
+    def _those(self, attributes: str, is_wanted: Callable[[Site], bool]) -> set[int]:
+        """The numbers of the sites that are wanted, asked once for all that are alike in the attributes."""
+        alike = self._sorted(attributes).values()
+        return set[int]().union(*(numbers for numbers in alike if is_wanted(self.sites[numbers[0]])))
 
     def _named(self, glob: str) -> Iterator[int]:
         """The numbers of the sites whose names fit a glob."""
@@ -99,9 +107,13 @@ class Matcher:
         """The numbers of the sites by an attribute, or by each path that their names begin with."""
         if attribute not in self._by:
             found: dict[object, list[int]] = defaultdict(list)
-            for number, site in enumerate(self.sites):
-                for value in _paths(site.name) if attribute == "path" else (getattr(site, attribute),):
-                    found[value].append(number)
+            if attribute == "path":
+                for number, site in enumerate(self.sites):
+                    for path in _paths(site.name):
+                        found[path].append(number)
+            else:
+                for number, value in enumerate(map(attrgetter(*attribute.split()), self.sites)):
+                    found[id(value) if attribute == "owner" else value].append(number)  # its hash takes long
             self._by[attribute] = found
         return self._by[attribute]
 

@@ -167,6 +167,8 @@ def unfilled_among(held: Iterable[HeldTensor], written: frozenset[str] = frozens
     """The same of the tensors that the modules of a model hold."""
     found: dict[object, str] = {}
     for holder in held:
+        if not _KNOWN.data and holder.name in written:  # most are, and nothing is known of any
+            continue
         if any(holds_no_values(tensor, written=holder.name in written) for tensor in holder.sources):
             found.setdefault(holder.key, holder.name)
     return tuple(found.values())
