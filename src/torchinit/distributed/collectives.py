@@ -90,9 +90,7 @@ def over_meshes(model: nn.Module) -> Spread | None:
         ranks = tuple(mesh.mesh.flatten().tolist())
         for axis in range(mesh.ndim) if mesh.get_coordinate() is not None else ():
             with suppress(RuntimeError):  # the mesh has no groups
-                key, group = (-mesh.size(), ranks, tuple(mesh.shape), axis), mesh.get_group(axis)
-                if mesh.size(axis) == torch.distributed.get_world_size():  # ranks whose meshes differ still meet in this one
-                    group = torch.distributed.group.WORLD
+                key, group = (-mesh.size(), ranks, tuple(mesh.shape), axis), _group_of(mesh, axis)
                 if mesh.size(axis) > 1:  # of meshes that differ in their words only, the group that was made first
                     groups[key] = min(group, groups.get(key, group), key=lambda each: each.group_name)
     order = sorted(groups)
@@ -115,6 +113,12 @@ def over_meshes(model: nn.Module) -> Spread | None:
         return {rank: known[rank][1] for rank in sorted(known)}
 
     return spread
+
+
+def _group_of(mesh: Any, axis: int) -> ProcessGroup:
+    """The group of this rank along a dimension; of all ranks the job's own, in which those of other meshes meet it."""
+    group, everyone = mesh.get_group(axis), torch.distributed.group.WORLD
+    return everyone if mesh.size(axis) == torch.distributed.get_world_size() else group  # type: ignore[return-value]
 
 
 def ranks_text(ranks: Sequence[int], most: int = 5) -> str:

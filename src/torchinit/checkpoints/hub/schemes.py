@@ -67,7 +67,7 @@ Resolver: TypeAlias = Callable[[str, Request], LocalFile | Path | str]
 RESOLVERS: Final[Prefixes[Resolver]] = Prefixes()
 
 MENDED_READER = 2, 10
-"""The release of torch since which a pickle that is read with ``weights_only`` cannot damage memory (CVE-2026-24747)."""
+"""The release of torch since which pickles read with ``weights_only`` cannot damage memory (CVE-2026-24747)."""
 
 
 def fetch(
