@@ -55,11 +55,12 @@ from torchinit.initializers import (
     SinCos,
     Sparse,
     Stacked,
+    TorchDefault,
     VarianceScaling,
 )
 from torchinit.model import LayerClass, Shard, Site
 from torchinit.model.layouts import ParameterKind
-from torchinit.rules import All, AnyOf, Block, Is, Not, Selector
+from torchinit.rules import All, AnyOf, Block, Dtype, Is, Not, Selector
 
 PARTS = st.sampled_from(["conv1", "conv2", "layers", "0", "1", "12", "attn", "proj", "weight", "bias"])
 NUMBERS = st.floats(-1e3, 1e3)
@@ -87,6 +88,7 @@ def sites(draw: st.DrawFn) -> Site:
         parameter_kind=draw(st.sampled_from(["weight", "bias", "other"])),
         block=block,
         neutral=draw(st.sampled_from([None, 0.0, 1.0])),
+        frozen=draw(st.booleans()),
         role=draw(st.none() | st.sampled_from(ROLES)),
     )
 
@@ -122,7 +124,9 @@ def simple_selectors() -> st.SearchStrategy[Selector]:
         ),
         shapes().map(Shape),
         st.integers(0, 4).map(lambda ndim: Shape(ndim=ndim)),
-        st.sampled_from([Is("parameter"), Is("buffer")]),
+        st.sampled_from(
+            [Is("parameter"), Is("buffer"), Is("trainable"), Is("frozen"), Dtype("float32"), Dtype("half")]
+        ),
         st.lists(st.integers(-3, 12), min_size=1, max_size=3).map(lambda numbers: Block(*numbers)),
     )
 
@@ -190,7 +194,9 @@ def formulas() -> st.SearchStrategy[Initializer]:
         st.builds(Ramp, NUMBERS, NUMBERS, st.integers(-2, 1), power=POSITIVE, endpoint=st.booleans()),
         st.tuples(POSITIVE, POSITIVE).map(lambda ends: LogUniform(*sorted(ends))),
         st.builds(Mapped, st.builds(Normal, NUMBERS, POSITIVE), st.just("log"), st.just(1e-6)),
-        st.sampled_from([SinCos(), AlibiSlopes(), Bilinear(), DeformableRing(2, 1, 1), Chrono(9), ICNR(Ones())]),
+        st.sampled_from(
+            [SinCos(), AlibiSlopes(), Bilinear(), DeformableRing(2, 1, 1), Chrono(9), ICNR(Ones()), TorchDefault()]
+        ),
     )
     inner = simple | elementwise_fills()
     return st.one_of(

@@ -39,7 +39,7 @@ NAMESPACES = {
         AlibiSlopes Bilinear Blocks Blockwise Caffe2Xavier Chrono Computed Constant DeformableRing DeltaOrthogonal
         DepthScaled Dirac Fill FromIndex ICNR Identity Initializer Kaiming LeCun LoadReport LogUniform Mapped MappedFill
         Moments Neutral Normal Ones Opaque Orthogonal Padded Prior Ramp RepeatedFill Scaled ScaledFill SinCos Sparse
-        Stacked StackedFill TruncNormal Uniform VarianceScaling Xavier Zeros""",
+        Stacked StackedFill TorchDefault TruncNormal Uniform VarianceScaling Xavier Zeros""",
     "torchinit.integrations": "fsdp trainers",
     "torchinit.knowledge": "Profile Role RoleRule gain profile read_rules register_roles roles",
     "torchinit.linting": "CHECKS Finding Findings SEVERITIES Severity assert_initialized lint",
@@ -55,7 +55,7 @@ NAMESPACES = {
     "torchinit.plans": "Change Diff Fingerprint Plan Record Report Skipped Step local_shards make_plan run",
     "torchinit.recipes": "INITIALIZERS RecipeLike decode_recipe load_recipe recipe_to_data schemes",
     "torchinit.rules": """
-        All AnyOf Block Is Kinds Layer Leaf Name Not Recipe Regex Roles Rule SELECTORS Selector Shape Within""",
+        All AnyOf Block Dtype Is Kinds Layer Leaf Name Not Recipe Regex Roles Rule SELECTORS Selector Shape Within""",
     "torchinit.tracing": "Lock Trace Write capture lock seeded trace",
 }
 """What each namespace offers."""

@@ -19,10 +19,11 @@ from torchinit.distributed import Materialization, PlannedStart, Start, check_st
 from torchinit.distributed.allocation import check_device
 from torchinit.distributed.consensus import initialize_together
 from torchinit.errors import ConfigError, PlanError, RunError
+from torchinit.initializers.variance_scaling import asks_for_weight
 from torchinit.knowledge.following import with_activations
 from torchinit.knowledge.neutral import with_neutral
 from torchinit.knowledge.role_rules import with_roles
-from torchinit.model.sites import Site, group_sites
+from torchinit.model.sites import Site, group_sites, with_weights
 from torchinit.model.traversal import HeldTensor, walk_tensors
 from torchinit.model.valueless import refuse_fakes, refuse_transforms
 from torchinit.noise import Global, Keyed, Noise
@@ -58,7 +59,7 @@ def sites(model: nn.Module) -> tuple[Site, ...]:
     [('0.weight', None, 'relu'), ('0.bias', None, None), ('2.weight', 1.0, None)]
     """
     held = walk_tensors(model)
-    return with_roles(model, _sites_among(model, held), held)
+    return with_weights(with_roles(model, _sites_among(model, held), held))
 
 
 @collector_paused()
@@ -124,6 +125,8 @@ def _draft_among(
         known = _sites_among(model, held)
         if asks_for_roles(rules):
             known = with_roles(model, known, held)
+        if any(asks_for_weight(rule.init) for rule in rules):
+            known = with_weights(known)
         drafted = make_plan(known, rules, trainable=trainable)
         if any(reach.is_low for reach in drafted.reach):
             drafted = with_better(drafted, with_roles(model, known, held))

@@ -27,7 +27,8 @@ def _quiet() -> Iterator[None]:
 def built(family: str, cls: str = "", **size: Any) -> nn.Module:
     with torch.device("meta"):
         if not cls:
-            return timm.create_model(family)
+            image: nn.Module = timm.create_model(family)
+            return image
         config = transformers.CONFIG_MAPPING[family](**size)
         model: nn.Module = getattr(transformers, cls)(config)
         return model

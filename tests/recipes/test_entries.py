@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from torch import nn
 
+import torchinit
 from torchinit import (
     ConfigError,
     Constant,
@@ -33,7 +34,7 @@ from torchinit.initializers.expressions import Computed
 from torchinit.plans import make_plan
 from torchinit.recipes import decode_recipe
 from torchinit.recipes.entries import ENTRY_KEYS, OTHER_KEYS
-from torchinit.rules import All, Not, Selector
+from torchinit.rules import All, Dtype, Not, Selector
 from torchinit.rules.catalog import RESERVED
 
 WEIGHT, BIAS = Kinds("weight"), Kinds("bias")
@@ -219,6 +220,7 @@ SELECTS_NOTHING = "selects nothing: give layer, name, regex, within, param or ro
 LEAF = {"type": "Leaf", "names": ["w"]}
 
 MISTAKES: list[tuple[Any, str]] = [
+    ({"name": "**", "trainable": "yes"}, ".trainable: must be true or false or nothing, but got 'yes'"),
     ({}, f": {SELECTS_NOTHING}"),
     ({"exclude": "a"}, f": {SELECTS_NOTHING}"),
     ({"exclude": "a", "override": {"name": "b"}}, f": {SELECTS_NOTHING}"),
@@ -282,3 +284,28 @@ def test_mistakes_of_all_entries_at_once() -> None:
 
 def test_words_of_an_entry_are_kept_free_of_arguments() -> None:
     assert ENTRY_KEYS | OTHER_KEYS | {"where"} == RESERVED
+
+
+@pytest.mark.parametrize(
+    ("words", "written"),
+    [
+        ({"trainable": True, "name": "**"}, ["0.weight", "0.bias"]),
+        ({"trainable": False, "name": "**"}, ["1.weight"]),
+        ({"trainable": False, "layer": "Linear"}, ["1.weight"]),
+        ({"trainable": True, "layer": "Linear", "param": "weight"}, ["0.weight"]),
+        ({"trainable": True, "role": "unsure", "bias": "keep"}, ["0.weight"]),
+    ],
+)
+def test_those_that_learn(words: dict[str, Any], written: list[str]) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, bias=False))
+    model[1].requires_grad_(False)
+    assert [step.site.name for step in torchinit.plan(model, {"type": "Zeros", **words})] == written
+
+
+def test_those_of_a_dtype() -> None:
+    (rule,) = decode_recipe({"where": {"type": "Dtype", "names": ["half"]}, "init": {"type": "Zeros"}})
+    assert rule.where == Dtype("float16")
+    with pytest.raises(
+        ConfigError, match=r"rules\[0\]\.where: Dtype: a dtype is one of torch, such as 'bfloat16', but got 'f16'"
+    ):
+        decode_recipe({"where": {"type": "Dtype", "names": ["f16"]}, "init": {"type": "Zeros"}})

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -19,7 +20,7 @@ from torchinit import Kinds, Layer, Leaf, Name, Regex, Roles, Shape, Within
 from torchinit.model import Site
 from torchinit.model.names import glob_matches
 from torchinit.model.sites import layer_class
-from torchinit.rules import All, AnyOf, Block, Is, Not, Selector
+from torchinit.rules import All, AnyOf, Block, Dtype, Is, Not, Selector
 
 WRONG: Any = torchinit.rules  # without types, to say what is wrong
 
@@ -142,8 +143,11 @@ def test_layers(where: Layer, taken: list[type[nn.Module]]) -> None:
 
 
 def test_leaf_kind_shape_block() -> None:
-    weight = Site("h.2.weight", (4, 8), parameter_kind="weight", block=(2, 3))
+    weight = Site("h.2.weight", (4, 8), parameter_kind="weight", block=(2, 3), dtype=torch.bfloat16)
     running = Site("bn.running_mean", (4,), kind="buffer")
+    fixed = Site("fc.weight", (4, 8), frozen=True)
+    assert [Is(kind).matches(fixed) for kind in ("parameter", "frozen")] == [True, True]
+    assert [Is(kind).matches(fixed) for kind in ("trainable", "buffer")] == [False, False]
     cases: list[tuple[Selector, bool, bool]] = [
         (Leaf("weight", "bias"), True, False),
         (Leaf("running_mean"), False, True),
@@ -151,6 +155,10 @@ def test_leaf_kind_shape_block() -> None:
         (Kinds("other"), False, True),
         (Is("buffer"), False, True),
         (Is("parameter"), True, False),
+        (Is("trainable"), True, False),
+        (Is("frozen"), False, False),
+        (Dtype("bfloat16", torch.float64), True, False),
+        (Dtype("float"), False, True),
         (Shape((None, 8)), True, False),
         (Shape((4,)), False, True),
         (Shape((4, 7)), False, False),
@@ -223,7 +231,10 @@ def test_within(module: str, taken: list[str]) -> None:
         (lambda: Roles("attn.out", "mlp.*x"), ValueError, r"no rule gives the role 'mlp\.\*x'"),
         (lambda: Roles("nothing.bias"), ValueError, r"no rule gives the role 'nothing\.bias'"),
         (lambda: WRONG.Roles(3), TypeError, "a name is text, but got 3"),
-        (lambda: WRONG.Is("gradient"), ValueError, "a site is one of parameter, buffer, but got 'gradient'"),
+        (lambda: WRONG.Is("gradient"), ValueError, "parameter, buffer, trainable, frozen, but got 'gradient'"),
+        (lambda: Dtype("float23"), ValueError, "a dtype is one of torch, such as 'bfloat16', but got 'float23'"),
+        (lambda: WRONG.Dtype(32), ValueError, "a dtype is one of torch, such as 'bfloat16', but got 32"),
+        (lambda: Dtype("nn"), ValueError, "a dtype is one of torch, such as 'bfloat16', but got 'nn'"),
         (lambda: WRONG.Block("1"), TypeError, "a block is a whole number, but got '1'"),
         (Shape, ValueError, "Shape takes either sizes or ndim"),
         (lambda: Shape((1,), ndim=1), ValueError, "Shape takes either sizes or ndim"),

@@ -134,13 +134,14 @@ def test_plans_with_the_names_of_before_are_read() -> None:
     assert made["0.weight"].rule.where == (Kinds("weight") | Leaf("nothing")) & ~Kinds("bias", "other")
     assert [view.parameter_kind for view in made["0.weight"].site.views] == ["weight", "bias"]
     assert made.untouched[0].parameter_kind == "other"
-    assert '"role' not in made.to_json()
+    assert {view.role for site in (made["0.weight"].site, *made.untouched) for view in site.views} == {None}
+    assert Plan.from_json(made.to_json()) == made
 
 
 @pytest.mark.parametrize(
     ("where", "said"),
     [
-        ({"type": "Roles", "roles": ["weight"]}, "unknown selector 'Roles'"),
+        ({"type": "Roles", "roles": ["weight"]}, "Roles has no argument 'roles'"),
         ({"type": "Any", "of": []}, "unknown selector 'Any'"),
     ],
 )

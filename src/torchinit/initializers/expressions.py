@@ -64,17 +64,17 @@ FACTS: Final[dict[str, Callable[[Site, Convention], float]]] = {
     "index": lambda site, _: _block(site)[0],
     "total_depth": lambda site, _: _tower(site)[1],
     "total_index": lambda site, _: _tower(site)[0],
-    "fan_in": lambda site, fans: site.fans(fans)[0],
-    "fan_out": lambda site, fans: site.fans(fans)[1],
+    "fan_in": lambda site, fans: (site.weight or site).fans(fans)[0],
+    "fan_out": lambda site, fans: (site.weight or site).fans(fans)[1],
     "numel": lambda site, _: site.numel,
     "ndim": lambda site, _: len(site.shape),
     "rows": lambda site, _: _dimension(site, 0),
     "columns": lambda site, _: _dimension(site, 1),
     "groups": lambda site, _: (site.layout or Layout()).groups,
 }
-"""The facts that an expression may ask of a site: number of blocks around it and its own place among them (from 0),
-the same over all stages, fans, number of elements and of dimensions, sizes of the first two dimensions, groups of a
-convolution."""
+"""The facts that an expression may ask of a site: number of blocks around it and its own place among them (from 0), the
+same over all stages, fans (of a bias those of its weight), number of elements and of dimensions, sizes of the first two
+dimensions, groups of a convolution."""
 
 
 class Expression(NamedTuple):

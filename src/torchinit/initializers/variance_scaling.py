@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeAlias, final
+from typing import ClassVar, Final, Literal, TypeAlias, final
 
 from torchinit._text import ShortStr
 from torchinit.initializers.elementwise import Constant, Fill, Normal, TruncNormal, Uniform
@@ -189,6 +189,58 @@ class Caffe2Xavier(_FanFormula):
 
     def resolve(self, site: Site) -> Fill:
         return self.spread(site, gain("leaky_relu", 1.0), "fan_in", "uniform")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class TorchDefault(ShortStr):
+    r"""What torch's own layers start with, biases included: uniform, within a bound that the weight's fan gives.
+
+    .. math:: w, b \sim U(-1/\sqrt n, 1/\sqrt n)
+
+    n is the fan-in of the weight in ``nn.Linear`` and convolutions, the number of first inputs in ``nn.Bilinear``, the
+    number of hidden units in an LSTM, GRU or RNN. One rule for weights and biases draws, without a seed, the bits of
+    ``reset_parameters()``. Raises ValueError (in a plan: PlanError) for a bias without a weight, FanError for other
+    vectors.
+
+    >>> weight = Site("fc.weight", (8, 4))
+    >>> TorchDefault().resolve(Site("fc.bias", (8,), parameter_kind="bias", weight=weight))
+    Uniform(a=-0.5, b=0.5)
+    """
+
+    looks_at: ClassVar[tuple[str, ...]] = ("layout", "owner", "parameter_kind", "weight", "leaf")
+
+    def resolve(self, site: Site) -> Fill:
+        if not site.numel:
+            return Constant(0.0)
+        if any(map(site.owner.is_a, _RECURRENT)):
+            gates = site.layout.blocks if site.layout else 1
+            hidden = site.shape[1] if site.leaf.startswith("weight_hr") else site.shape[0] // gates
+            return _within(hidden)
+        is_bias = site.parameter_kind == "bias"
+        weight = site.weight if is_bias else site
+        if weight is None:
+            raise ValueError(f"{site.name!r} has no weight beside it that tells its bound")
+        if site.owner.is_a("torch.nn.Bilinear"):
+            return _within(weight.shape[1])
+        if is_bias:
+            return _within(weight.fans()[0])
+        return Kaiming(math.sqrt(5), "fan_in", "leaky_relu", "uniform").resolve(site)  # as torch: to the last bit
+
+
+_RECURRENT: Final = ("torch.nn.modules.rnn.RNNBase", "torch.nn.modules.rnn.RNNCellBase")
+
+
+def _within(fan: float) -> Fill:
+    bound = 1 / math.sqrt(fan) if fan else 0.0
+    return Uniform(-bound, bound)
+
+
+def asks_for_weight(init: object) -> bool:
+    """Whether an initializer may ask a bias for its weight: :class:`TorchDefault`, an expression, a user's own."""
+    if isinstance(init, (TorchDefault, Deferred)) or not type(init).__module__.startswith("torchinit."):
+        return True
+    return any(map(asks_for_weight, _parts(init)))
 
 
 @final

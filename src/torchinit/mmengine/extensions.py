@@ -81,4 +81,4 @@ class Extension(EntryOptions):
             raise ConfigError(f"{kind}: {error}") from None
 
 
-WORDS: Final = frozenset(field.name for field in fields(Extension)) - {"layer", "role"}
+WORDS: Final = frozenset(field.name for field in fields(Extension)) - {"layer", "role", "trainable"}

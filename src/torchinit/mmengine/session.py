@@ -20,14 +20,14 @@ from torchinit.distributed.own_code import is_tried
 from torchinit.distributed.wholes import Exchange, WholeTensors, is_spread
 from torchinit.errors import PlanError, RunError
 from torchinit.initializers.load_report import LoadReport
-from torchinit.initializers.variance_scaling import asks_for_neutral, asks_what_follows
+from torchinit.initializers.variance_scaling import asks_for_neutral, asks_for_weight, asks_what_follows
 from torchinit.knowledge.following import with_activations
 from torchinit.knowledge.neutral import with_neutral
 from torchinit.mmengine.log import dump, log
 from torchinit.mmengine.provenance import HeldAtEnd, Provenance
 from torchinit.mmengine.tree import ModuleIndex, Spot, explain_unused_layers
 from torchinit.model.shards import Shard
-from torchinit.model.sites import Site
+from torchinit.model.sites import Site, with_weights
 from torchinit.model.valueless import refuse_fakes
 from torchinit.noise import Global, Keyed, Noise
 from torchinit.plans.observers import noise_in_use, observing_runs, run_observers, unobserved
@@ -164,6 +164,8 @@ class Session:
                 sites = with_neutral(module, sites)
             if any(asks_what_follows(rule.init) for rule in rules):
                 sites = with_activations(module, sites)
+            if any(asks_for_weight(rule.init) for rule in rules):
+                sites = with_weights(sites)
             is_read = records or self.progress is not None or bool(run_observers())
             plan = make_plan(sites, rules, ties="last", notes=is_read).check(strict=self.strict)
             texts = list(explain_unused_layers(index, module, rules))

@@ -107,8 +107,8 @@ class Site:
     ``activation`` is what follows a weight's layer: a nonlinearity of :func:`~torchinit.knowledge.gain`, with its
     slope (``"relu"``, ``"leaky_relu(0.2)"``), ``"linear"`` for none, ``"norm"`` for a normalization; None where the
     model's structure does not show it. ``role`` is what it is for, as :func:`torchinit.roles` says; None where nobody
-    asked, as in a plan of rules that do not select by roles. ``missing`` says what is known of a parameter without
-    elements that should have some.
+    asked, as in a plan of rules that do not select by roles. ``weight`` is the weight that a bias belongs to, where
+    somebody asked. ``missing`` says what is known of a parameter without elements that should have some.
     """
 
     name: str
@@ -133,12 +133,18 @@ class Site:
     frozen: bool = False
     activation: str | None = None
     role: str | None = None
+    weight: Site | None = None
     missing: str = ""
 
     @property
     def leaf(self) -> str:
         """The last part of the name: ``weight`` of ``layers.0.weight``."""
         return self.name.rpartition(".")[2]
+
+    @property
+    def learning(self) -> Literal["trainable", "frozen", "buffer"]:
+        """Whether the site is a parameter that learns, one that does not, or a buffer."""
+        return "buffer" if self.kind == "buffer" else "frozen" if self.frozen else "trainable"
 
     @property
     def numel(self) -> int:
@@ -197,6 +203,23 @@ def sites(model: nn.Module) -> tuple[Site, ...]:
     ['0.weight', '0.bias', '1.running_mean', '1.running_var', '1.num_batches_tracked']
     """
     return tuple(site for site, _ in group_sites(walk_tensors(model)))
+
+
+def with_weights(sites: Iterable[Site]) -> tuple[Site, ...]:
+    """The sites of a model, each bias with the weight that stands beside it in its layer: ``Site.weight``.
+
+    >>> [site.weight and site.weight.shape for site in with_weights(sites(nn.LSTM(2, 3, num_layers=1)))]
+    [None, None, (12, 2), (12, 3)]
+    """
+    sites = tuple(sites)
+    views = {view.name: view for site in sites for view in site.views}
+
+    def completed(view: Site) -> Site:
+        weight = views.get(f"{view.owner_name}.{view.leaf.replace('bias', 'weight')}".lstrip("."))
+        aliases = tuple(map(completed, view.aliases))
+        return changed(view, weight=weight, aliases=aliases) if view.parameter_kind == "bias" else view
+
+    return tuple(map(completed, sites))
 
 
 @collector_paused()

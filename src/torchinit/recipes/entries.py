@@ -17,7 +17,7 @@ from torchinit.knowledge.role_rules import BIAS, UNSURE, role_matches
 from torchinit.recipes.arguments import RecipeReader
 from torchinit.rules.catalog import TEXT
 from torchinit.rules.rule import Rule
-from torchinit.rules.selectors import All, AnyOf, Kinds, Layer, Leaf, Name, Regex, Roles, Selector, Within
+from torchinit.rules.selectors import All, AnyOf, Is, Kinds, Layer, Leaf, Name, Regex, Roles, Selector, Within
 from torchinit.serialization.reading import INVALID, Data, Reader, is_sequence, join
 
 Words: TypeAlias = str | tuple[str, ...]
@@ -30,9 +30,9 @@ class EntryOptions:
 
     ``layer`` holds class names (also of a direct base; with ``subclasses`` of any), ``name`` globs of
     qualified names, ``regex`` a pattern for the whole name, ``param`` last parts of names, ``within``
-    modules, ``role`` globs of roles; a site must fit all that are given, and no glob of ``exclude``. ``blocks``
-    treats each block of a fused weight, ``batch_axes`` each weight of a stack, as a tensor of its own. The others are
-    those of :class:`torchinit.Rule`.
+    modules, ``role`` globs of roles; a site must fit all that are given, and no glob of ``exclude``; ``trainable`` says
+    whether it learns. ``blocks`` treats each block of a fused weight, ``batch_axes`` each weight of a stack, as a
+    tensor of its own. The others are those of :class:`torchinit.Rule`.
     """
 
     layer: Words = ()
@@ -43,6 +43,7 @@ class EntryOptions:
     exclude: Words = ()
     within: Words = ()
     role: Words = ()
+    trainable: bool | None = None
     blocks: Sizes | None = None
     batch_axes: Sizes | None = None
     label: str = ""
@@ -156,6 +157,8 @@ class _EntryReader:
             *self._selector("role", Roles),
         ]
         others = self._selector("exclude", lambda *globs: ~Name(*globs))
+        if options is not INVALID and options.trainable is not None:
+            others.append(Is("trainable" if options.trainable else "frozen"))
         if options.subclasses and "layer" not in self.data:
             self._mistake("subclasses", "means something only beside 'layer'")
         if not self.data.keys() & SELECTING and (others or "override" not in self.data):

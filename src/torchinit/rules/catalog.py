@@ -18,7 +18,7 @@ from torchinit.serialization.schema import Schema
 RESERVED: Final = frozenset(
     {
         "batch_axes", "bias", "bias_prob", "blocks", "buffers", "exclude", "label", "layer", "name", "optional",
-        "override", "padding", "param", "regex", "role", "subclasses", "type", "when", "where", "within",
+        "override", "padding", "param", "regex", "role", "subclasses", "trainable", "type", "when", "where", "within",
     }
 )  # fmt: skip
 """The words of a recipe entry that no initializer may use for an argument of its own."""
@@ -45,8 +45,8 @@ for _module in (base, composed, elementwise, mapped, matrices, tables, variance_
 INITIALIZERS.defer("torchinit.checkpoints.pretrained")  # and Loaded
 
 for _selector in (
-    selectors.All, selectors.AnyOf, selectors.Block, selectors.Is, selectors.Kinds, selectors.Layer, selectors.Leaf,
-    selectors.Name, selectors.Not, selectors.Regex, selectors.Roles, selectors.Shape, selectors.Within,
+    selectors.All, selectors.AnyOf, selectors.Block, selectors.Dtype, selectors.Is, selectors.Kinds, selectors.Layer,
+    selectors.Leaf, selectors.Name, selectors.Not, selectors.Regex, selectors.Roles, selectors.Shape, selectors.Within,
 ):  # fmt: skip
     SELECTORS.register(_selector)
 

@@ -16,6 +16,7 @@ from torchinit.rules.selectors import (
     All,
     AnyOf,
     Block,
+    Dtype,
     Is,
     Kinds,
     Layer,
@@ -29,7 +30,8 @@ from torchinit.rules.selectors import (
 )
 
 _LOOKS_AT: Final[Mapping[type[Selector], str]] = {
-    Layer: "owner", Leaf: "leaf", Kinds: "parameter_kind", Is: "kind", Shape: "shape", Block: "block", Roles: "role",
+    Layer: "owner", Leaf: "leaf", Kinds: "parameter_kind", Is: "learning", Shape: "shape", Block: "block",
+    Roles: "role", Dtype: "dtype",
 }  # fmt: skip
 """The one attribute of a site that decides whether a selector selects it."""
 

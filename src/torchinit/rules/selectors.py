@@ -6,16 +6,16 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, final, get_args
+from typing import Any, Literal, final, get_args
 
+import torch
 from torch import nn
 
-from torchinit._text import full_name
+from torchinit._text import dtype_name, full_name
 from torchinit.knowledge.role_rules import check_role, role_matches
 from torchinit.model.layouts import ParameterKind
 from torchinit.model.names import check_glob, glob_matches
 from torchinit.model.sites import Site
-from torchinit.model.traversal import Kind
 from torchinit.rules.regex import check_pattern, matches_whole
 
 
@@ -311,19 +311,40 @@ class Shape(Selector):
 @final
 @dataclass(frozen=True, slots=True, repr=False)
 class Is(_Positional):
-    """Parameters, or buffers.
+    """Parameters, or buffers; of the parameters those that learn, or those that are frozen (``requires_grad=False``).
 
-    >>> Is("buffer").matches(Site("bn.running_mean", (4,), kind="buffer"))
-    True
+    >>> Is("buffer").matches(Site("bn.running_mean", (4,), kind="buffer")), Is("frozen").matches(Site("w", (4,)))
+    (True, False)
     """
 
-    kind: Kind
+    kind: Literal["parameter", "buffer", "trainable", "frozen"]
 
     def __post_init__(self) -> None:
-        _check_choice("site", self.kind, get_args(Kind))
+        _check_choice("site", self.kind, ("parameter", "buffer", "trainable", "frozen"))
 
     def matches(self, site: Site) -> bool:
-        return site.kind == self.kind
+        return self.kind in (site.kind, site.learning)
+
+
+@final
+@dataclass(frozen=True, init=False, repr=False, slots=True)
+class Dtype(_Positional):
+    """Sites by their dtype: ``"bfloat16"``, or ``torch.bfloat16``.
+
+    >>> Dtype("float32", torch.float64), Dtype("float32").matches(Site("w", (4,)))
+    (Dtype('float32', 'float64'), True)
+    """
+
+    names: tuple[str, ...]
+
+    def __init__(self, *names: str | torch.dtype) -> None:
+        known = [getattr(torch, name, name) if isinstance(name, str) else name for name in names]
+        if wrong := [name for name, dtype in zip(names, known, strict=True) if not isinstance(dtype, torch.dtype)]:
+            raise ValueError(f"a dtype is one of torch, such as 'bfloat16', but got {wrong[0]!r}")
+        object.__setattr__(self, "names", tuple(map(dtype_name, known)))
+
+    def matches(self, site: Site) -> bool:
+        return dtype_name(site.dtype) in self.names
 
 
 @final
