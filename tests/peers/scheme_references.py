@@ -200,6 +200,15 @@ def adapted() -> nn.Module:
     return nn.ModuleDict({"q_proj": Adapted(256, 8), "embed_tokens": AdaptedTable(100, 256, 8)})
 
 
+def layers() -> nn.Module:
+    """Layers of torch, which start themselves."""
+    return nn.Sequential(
+        nn.Linear(64, 64), nn.Conv2d(32, 32, 3, groups=2), nn.ConvTranspose1d(32, 16, 5), nn.Bilinear(16, 16, 24),
+        nn.LSTM(32, 48, 2), nn.GRUCell(32, 40), nn.Embedding(90, 32, padding_idx=1), nn.LayerNorm(4), nn.BatchNorm2d(3),
+        nn.PReLU(), nn.MultiheadAttention(64, 2, add_bias_kv=True), nn.MultiheadAttention(64, 2, kdim=32, vdim=48),
+    )  # fmt: skip
+
+
 # --- starts by hand ----------------------------------------------------------------------------------------------
 
 TITAN: dict[str, Start] = {  # torchtitan, models/llama3; of block i
@@ -354,10 +363,11 @@ def lora(gaussian: bool) -> dict[str, Start]:
     }
 
 
-HF, TIMM, HAND = "transformers", "timm", "by hand"
+TORCH, HF, TIMM, HAND = "torch", "transformers", "timm", "by hand"
 llama, bert, bart = partial(decoder, "Llama"), MODELS["bert"], partial(small, "bart")
 
 CASES: list[Case] = [
+    Case("torch", TORCH, layers),
     Case("bert", HF, bert),
     Case("gpt2", HF, MODELS["gpt2"]),
     Case("llama", HF, MODELS["llama"]),
@@ -401,7 +411,7 @@ CASES: list[Case] = [
     ),
     Case("t_fixup", HAND, by_hand(bart, t_fixup(2, 2)), {"decoder_layers": 2}, ["**.embed_positions.*"]),
     Case("fixup", HAND, by_hand(MODELS["timm/resnet18"], FIXUP)),
-    Case("siren", HAND, by_hand(siren, SIREN), {}, ["**.bias"]),
+    Case("siren", HAND, by_hand(siren, SIREN)),
     Case("lstm", HAND, keras_lstm),
     Case("nanochat", HAND, by_hand(NanoChat, nanochat(spectral=False))),
     Case("nanochat", HAND, by_hand(NanoChat, nanochat(spectral=True)), {"variant": "spectral"}),
@@ -467,8 +477,8 @@ def measure(case: Case, seed: int = 0) -> Iterator[Row]:
     for (role, std), tensors in groups.items():
         numel = sum(values.numel() for values, _, _ in tensors)
         kurtosis = max(kurtosis for _, _, kurtosis in tensors)
-        reference = math.sqrt(sum(float((theirs.double() ** 2).sum()) for theirs, _, _ in tensors) / numel)
-        written = math.sqrt(sum(float((ours.double() ** 2).sum()) for _, ours, _ in tensors) / numel)
+        reference = math.sqrt(sum(float((theirs.detach().double() ** 2).sum()) for theirs, _, _ in tensors) / numel)
+        written = math.sqrt(sum(float((ours.detach().double() ** 2).sum()) for _, ours, _ in tensors) / numel)
         # A twentieth of a percent for what the planned value was rounded to.
         tolerance = 3 * std * math.sqrt((kurtosis - 1) / (4 * numel)) + 5e-4 * std
         yield Row(role, std, reference, written, numel, tolerance)

@@ -15,8 +15,8 @@ from tests.peers.scheme_references import CASES, PAGE, Case, Row, adapted, measu
 from torchinit import Normal, PlanError, initialize, load_recipe, plan
 from torchinit.recipes import schemes
 
-ALONE = {"general", "torch"}
-"""Schemes that are measured elsewhere: by signals, and by torch's own layers."""
+ALONE = {"general"}
+"""The scheme that is measured elsewhere: by signals."""
 
 
 def test_every_scheme_has_a_reference() -> None:

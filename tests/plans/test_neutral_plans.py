@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -10,6 +12,8 @@ from torch.nn.utils import parametrizations
 from tests.knowledge.norms import WIDTH, Gemma
 from tests.knowledge.not_norms import LayerScale, Raises
 from torchinit import Constant, Plan, PlanError, initialize, plan
+
+LLAMA: Any = {"type": "scheme", "name": "llama", "optional": True}
 
 
 def test_the_initializer_takes_what_the_site_knows() -> None:
@@ -41,7 +45,7 @@ def test_a_constant_off_neutral_is_noted() -> None:
 
 def test_what_looks_like_a_norm_and_cannot_be_asked_is_said(caplog: pytest.LogCaptureFixture) -> None:
     model = nn.ModuleDict({"input_layernorm": Raises(), "fc": nn.Linear(8, 8)})
-    for scheme in ("general", "llama"):
+    for scheme in ("general", LLAMA):
         made = plan(model, scheme)
         (one,) = made.declined
         assert one.site.name == "input_layernorm.weight"
@@ -65,10 +69,10 @@ def test_a_scheme_leaves_alone_what_is_only_called_a_norm() -> None:
             self.norm = parametrizations.weight_norm(nn.Linear(8, 8))
             self.act_norm = nn.PReLU()
 
-    for scheme in ("llama", "general"):
+    for scheme in (LLAMA, "general"):
         made = plan(Head(), scheme)
         assert {step.site.name for step in made} <= {"norm.weight", "norm.bias"}
-        assert all(step.rule.label == "weights" for step in made)
+        assert all(step.rule.label in ("weights", "other weights") for step in made)
 
 
 def test_an_init_cfg_may_say_it() -> None:
@@ -80,7 +84,7 @@ def test_an_init_cfg_may_say_it() -> None:
 
 
 def test_a_plan_from_before_has_no_neutral_values() -> None:
-    made = plan(nn.Sequential(nn.LayerNorm(4)), "bert")
+    made = plan(nn.Sequential(nn.LayerNorm(4)), {"type": "Neutral", "layer": "LayerNorm"})
     text = made.to_json(indent=None)
     assert '"neutral": 1.0' in text
     old = text.replace(', "neutral": 1.0', "").replace(', "neutral": 0.0', "").replace(', "declined": []', "")
@@ -90,8 +94,8 @@ def test_a_plan_from_before_has_no_neutral_values() -> None:
     assert again["0.weight"].site.neutral is None
 
 
-@pytest.mark.parametrize("scheme", ["llama", "general"])
-def test_the_signal_keeps_its_size(scheme: str) -> None:
+@pytest.mark.parametrize("scheme", [LLAMA, "general"], ids=["llama", "general"])
+def test_the_signal_keeps_its_size(scheme: Any) -> None:
     model = nn.ModuleDict({"norm": Gemma(64), "fc": nn.Linear(64, 64, bias=False)})
     initialize(model, scheme, seed=0).assert_ok(complete=True)
     size = float(model["norm"](torch.randn(4, 64)).detach().square().mean().sqrt())

@@ -290,9 +290,7 @@ def test_a_scheme_as_an_entry() -> None:
     base = {"name": "bert", "optional": True}
     assert plan(model, {"extends": base, "rules": [{"type": "Zeros", "name": "b.weight"}]})["b.weight"].over
     assert len(plan(model, {"extends": {**base, "within": "a"}})) == 2
-    with pytest.raises(
-        PlanError, match=r"the scheme 'bert' needs parameters of attn.\*, of mlp.\* or expert"
-    ):
+    with pytest.raises(PlanError, match=r"the scheme 'bert' needs parameters of attn.\*, of mlp.\* or expert"):
         plan(model, {"extends": "bert"})
 
 
