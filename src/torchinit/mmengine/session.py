@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -27,7 +26,7 @@ from torchinit.mmengine.log import dump, log
 from torchinit.mmengine.provenance import HeldAtEnd, Provenance
 from torchinit.mmengine.tree import ModuleIndex, Spot, explain_unused_layers
 from torchinit.model.shards import Shard
-from torchinit.model.sites import Site, with_weights
+from torchinit.model.sites import with_weights
 from torchinit.model.valueless import refuse_fakes
 from torchinit.noise import Global, Keyed, Noise
 from torchinit.plans.observers import noise_in_use, observing_runs, run_observers, unobserved
@@ -153,13 +152,8 @@ class Session:
         """
         with unobserved(watched=bool(self._labels)):
             index = self._current_index(module)
-            spots = index.below(module) if through else index.mmengine_view(module, rules)
             prefix, above_prefix = (index.prefix(each) for each in (module, above or module))
-            groups: dict[int, list[Spot]] = defaultdict(list)
-            for spot in spots:
-                groups[spot.key].append(spot)
-            sites = tuple(_site(group, prefix) for group in groups.values())
-            by_name = {site.name: group for site, group in zip(sites, groups.values(), strict=True)}
+            sites, by_name = index.grouped(module, None if through else rules)
             if any(asks_for_neutral(rule.init) for rule in rules):
                 sites = with_neutral(module, sites)
             if any(asks_what_follows(rule.init) for rule in rules):
@@ -343,14 +337,6 @@ class _SeededForeignCode(_ForeignCode, Seeded):
 
     Draws are counted by name for as long as it lives, so that code that draws for a site after other code gets others.
     """
-
-
-def _site(group: list[Spot], prefix: str) -> Site:
-    """The site of the spots of one tensor, under names that begin at the module."""
-    views = [spot.site for spot in group]
-    if prefix:
-        views = [changed(view, name=view.name.removeprefix(prefix)) for view in views]
-    return changed(views[0], aliases=tuple(views[1:])) if len(views) > 1 else views[0]
 
 
 def current(module: nn.Module) -> Session | None:

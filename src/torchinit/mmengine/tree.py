@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, cast
 
 import torch
@@ -73,6 +74,7 @@ class ModuleIndex:
         self.names: list[str] = []
         self._sizes: dict[int, int] = {}
         self._turns: dict[int, int] = {}
+        self._grouped: dict[tuple[int, bool], tuple[tuple[Site, ...], Mapping[str, list[Spot]]]] = {}
         places = walk_modules(top)
         for place in places:
             if place.turn == len(self.modules):  # else it is a child that its parent has under another name, too
@@ -81,7 +83,7 @@ class ModuleIndex:
                 self._sizes[id(place.module)] = 1 + sum(self._sizes[key] for key in below)
                 self.modules.append(place.module)
                 self.names.append(place.name)
-        self.spots: list[Spot] = sorted(self._spots(places), key=lambda spot: spot.turn)
+        self.spots: list[Spot] = sorted(self._spots(places), key=attrgetter("turn"))
         self._spot_turns = [spot.turn for spot in self.spots]
         self.keys: dict[int, int] = {
             id(parameter): id(parameter)
@@ -100,7 +102,7 @@ class ModuleIndex:
                 if (place.turn, holder.leaf) not in seen:
                     seen.add((place.turn, holder.leaf))
                     # MMEngine sees a parametrized module by the class that it has now.
-                    here = changed(view, owner=_class_of(place.module)) if is_parametrized(place.module) else view
+                    here = changed(view, owner=_class_of(place.module)) if _is_parametrized(place.module) else view
                     key, first = id(group[0].tensor), group[0].name
                     yield Spot(here, holder.tensor, place.module, place.turn, key, first, holder.computed_as)
 
@@ -110,7 +112,7 @@ class ModuleIndex:
     def is_current(self, module: nn.Module) -> bool:
         """Whether a module is here, with the tensors that it and those below it have now."""
         spots = [spot for spot in self.below(module) if not spot.computed] if module in self else []
-        return module in self and all(getattr(spot.module, spot.site.leaf, None) is spot.tensor for spot in spots)
+        return module in self and all(map(_is_in_place, spots))
 
     def prefix(self, module: nn.Module) -> str:
         """The beginning of the names below a module, where it is met first."""
@@ -127,6 +129,24 @@ class ModuleIndex:
         turns = self.turns(module)
         return self.spots[bisect_left(self._spot_turns, turns.start) : bisect_left(self._spot_turns, turns.stop)]
 
+    def grouped(
+        self, module: nn.Module, rules: Sequence[Rule] | None
+    ) -> tuple[tuple[Site, ...], Mapping[str, list[Spot]]]:
+        """The sites below a module, under names that begin there, and the spots of each; with ``rules`` MMEngine's."""
+        loose = [] if rules is None else list(self._loose(module, rules))
+        key = id(module), rules is None  # entries of one init_cfg mostly see the same
+        if loose or key not in self._grouped:
+            spots = self.below(module) if rules is None else self._mmengine_view(module, loose)
+            groups: dict[int, list[Spot]] = {}
+            for spot in spots:
+                groups.setdefault(spot.key, []).append(spot)
+            sites = tuple(_site(group, self.prefix(module)) for group in groups.values())
+            grouped = sites, {site.name: group for site, group in zip(sites, groups.values(), strict=True)}
+            if loose:
+                return grouped
+            self._grouped[key] = grouped
+        return self._grouped[key]
+
     # --- as MMEngine sees it -------------------------------------------------------------------------------
 
     # MMEngine asks each module for its attributes `weight` and `bias` and writes to whatever tensor that gives: also to
@@ -136,10 +156,9 @@ class ModuleIndex:
     # spectral norm. What was tried: to leave out what is lost. But its draws move torch's generator, and all bits after
     # it would be others. So it is drawn, and Session warns that it is lost.
 
-    def mmengine_view(self, module: nn.Module, rules: Sequence[Rule]) -> list[Spot]:
+    def _mmengine_view(self, module: nn.Module, loose: Sequence[Spot]) -> list[Spot]:
         """The spots of a module as MMEngine sees them: what an attribute ``weight`` or ``bias`` gives, it writes to."""
         spots = [spot for spot in self.below(module) if not spot.computed]
-        loose = list(self._loose(module, rules))
         if not loose:
             return spots
         ordered = sorted([*spots, *loose], key=lambda spot: spot.turn)
@@ -161,6 +180,24 @@ class ModuleIndex:
                     site = changed(site, shape=tuple(tensor.shape), dtype=tensor.dtype)
                     is_temporary = hasattr(type(owner), leaf) and id(tensor) not in self.keys
                     yield Spot(site, tensor, owner, turn, key, first, is_temporary=is_temporary)
+
+
+def _is_parametrized(module: nn.Module) -> bool:
+    return "parametrizations" in module._modules and is_parametrized(module)  # to ask for what it lacks takes longer
+
+
+def _is_in_place(spot: Spot) -> bool:
+    """Whether the module still has the tensor."""
+    leaf = spot.site.leaf
+    return spot.module._parameters.get(leaf) is spot.tensor or getattr(spot.module, leaf, None) is spot.tensor
+
+
+def _site(group: list[Spot], prefix: str) -> Site:
+    """The site of the spots of one tensor, under names that begin at the module."""
+    views = [spot.site for spot in group]
+    if prefix:
+        views = [changed(view, name=view.name.removeprefix(prefix)) for view in views]
+    return changed(views[0], aliases=tuple(views[1:])) if len(views) > 1 else views[0]
 
 
 def _class_of(module: nn.Module) -> LayerClass:

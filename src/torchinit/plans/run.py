@@ -148,8 +148,8 @@ def _batches(steps: Iterable[Step], shards: Mapping[str, Parts], noise: Noise) -
     """All steps in order: several that draw or are constant, several whose class is ``batched``, or any other one."""
     # A keyed draw depends on its name alone, so neighbours can be drawn by one call of the engine: a model has hundreds
     # of small tensors, and its constants need not wait for the draws between them. Torch's generator is moved by each
-    # draw, so there every step is written for itself. A batch ends at a step that does more, that lies in the memory of
-    # others, or that writes over an earlier one, so that all of these keep their order, and at _ELEMENTS.
+    # draw, so there only constants are written together. A batch ends at a step that does more, that lies in the memory
+    # of others, or that writes over an earlier one, so that all of these keep their order, and at _ELEMENTS.
     batch: _Batch = []
     elements, last, names = 0, None, set[str]()
     batched_as = cache(partial(_batched_as, noise=noise))
@@ -157,7 +157,8 @@ def _batches(steps: Iterable[Step], shards: Mapping[str, Parts], noise: Noise) -
         name = step.site.name
         parts = shards[name]
         numel = _elements(parts)
-        kind = None if step.site.shares else batched_as(type(step.fill))
+        is_byte = noise.is_stateful and step.site.dtype.itemsize == 1  # see _write
+        kind = None if step.site.shares or is_byte else batched_as(type(step.fill))
         is_next = kind is None or kind is not last or elements + numel > _ELEMENTS or name in names
         if batch and is_next:
             yield batch
@@ -172,7 +173,7 @@ def _batches(steps: Iterable[Step], shards: Mapping[str, Parts], noise: Noise) -
 def _batched_as(kind: type[Fill], noise: Noise) -> type[Fill] | None:
     """What stands for the fills that one of this class can be written with; None if for none."""
     if issubclass(kind, (Constant, Drawn)):
-        return None if noise.is_stateful else Drawn
+        return Drawn if not noise.is_stateful else Constant if kind is Constant else None
     return kind if kind.batched else None
 
 
@@ -195,14 +196,14 @@ def _elements(parts: Parts) -> int:
     return parts[0].local.numel() if len(parts) == 1 else sum(part.local.numel() for part in parts)
 
 
-@torch.no_grad()
 def write(fill: Fill, parts: Shard | Parts, noise: Noise) -> None:
     """Write one fill into the parts of one site, without a plan and a report."""
-    _write(fill, (parts,) if isinstance(parts, Shard) else parts, noise)
+    with torch.no_grad():
+        _write(fill, (parts,) if isinstance(parts, Shard) else parts, noise)
 
 
 def _write(fill: Fill, parts: Parts, noise: Noise) -> None:
-    if noise.is_stateful and any(part.local.dtype.itemsize == 1 for part in parts):  # torch draws no 8-bit floats
+    if noise.is_stateful and parts and parts[0].local.dtype.itemsize == 1:  # torch draws no 8-bit floats
         wide = [replace(part, local=torch.empty_like(part.local, dtype=torch.float32)) for part in parts]
         fill.write_parts(wide, noise)
         for part, drawn in zip(parts, wide, strict=True):
