@@ -309,6 +309,7 @@ def _record(step: Step, parts: Parts, seconds: float, texts: Texts, measured: Mo
         notes=step.notes,
         seconds=seconds,
         bytes=parts[0].local.nbytes if len(parts) == 1 else sum(part.local.nbytes for part in parts),
+        position=site.position,
     )
 
 
