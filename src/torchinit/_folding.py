@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import zip_longest
 from typing import Final, Literal, NamedTuple, TypeAlias
 
-from torchinit._text import fold_numbers, one_line
+from torchinit._text import fold_numbers, one_line, plain
 
 Cell: TypeAlias = str | int | float | None
 
 _NUMBER: Final = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e[+-]?\d+)?(?![\w.])")
 _INDEX: Final = re.compile(r"(?<![\w.])\d+(?=\.[A-Za-z_])|(?<=[\w*]\.)\d+(?=\.[A-Za-z_])|(?<=[A-Za-z_]\.)\d+(?![\w.])")
+_MARK: Final = re.compile("[\0\1]")
 _FILLS: Final = (
     (re.compile(r"^Constant\((?:val=)?([^(),]+)\)$"), r"\1"),
     (re.compile(r"^Normal\(std=([^,()]+)\)$"), r"N(0, \1)"),
@@ -88,10 +88,12 @@ def starts_as(fill: str) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _template(text: str) -> tuple[str, tuple[str, ...]]:
-    """A text with a mark for each number, and the numbers; the number of a layer in a name is a star."""
-    text = _INDEX.sub("*", text)
-    return _NUMBER.sub("\0", text), tuple(_NUMBER.findall(text))
+def _template(text: str) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+    """A text with a mark for each number, the numbers, and those that are of a layer in a name."""
+    text = text if text.isprintable() else plain(text)  # the marks are letters that no text has then
+    indices = tuple(_INDEX.findall(text))
+    text = _INDEX.sub("\1", text)
+    return _NUMBER.sub("\0", text), tuple(_NUMBER.findall(text)), indices
 
 
 def _rounded(number: str, digits: int = 4) -> str:
@@ -106,13 +108,14 @@ def rounded_apart(text: str, other: str) -> tuple[str, str]:
     """
     pair = text, other
     for digits in (4, 6, 9):
-        pair = (_to_digits(text, digits), _to_digits(other, digits))
+        pair = (to_digits(text, digits), to_digits(other, digits))
         if pair[0] != pair[1]:
             break
     return pair
 
 
-def _to_digits(text: str, digits: int) -> str:
+def to_digits(text: str, digits: int = 4) -> str:
+    """The text with its decimal numbers to so many digits."""
     return _NUMBER.sub(lambda found: _rounded(found[0], digits), text)
 
 
@@ -148,8 +151,13 @@ class Group:
         return f"{self.label} ×{len(self.names)}" if len(self.names) > 1 else self.label
 
 
-def fold(rows: Iterable[Row], columns: Sequence[Column], *, full: bool = False) -> list[Group]:
-    """The groups of like rows, by the first of each, in one pass; ``full``: each row for itself."""
+def fold(
+    rows: Iterable[Row], columns: Sequence[Column], *, among: Iterable[str] = (), full: bool = False
+) -> list[Group]:
+    """The groups of like rows, by the first of each, in one pass; ``full``: each row for itself.
+
+    ``among`` are all names that there are: a star stands for all layers, where the numbers of some are told.
+    """
     if full:
         singles = [_merged([row], columns) for row in rows]
         return [replace(group, path=(group.names[0],), copies=(1,)) for group in singles]
@@ -158,7 +166,8 @@ def fold(rows: Iterable[Row], columns: Sequence[Column], *, full: bool = False) 
         texts = (_key(cell, column) for cell, column in zip(row.cells, columns, strict=True))
         notes = tuple(_template(note)[0] for note in row.notes) if row.notes else ()
         alike.setdefault((fold_numbers(row.name), *texts, *notes), []).append(row)
-    return _labelled([_merged(members, columns) for members in alike.values()])
+    present = _numbers_by_place(among)
+    return [_with_path(_merged(members, columns), present) for members in alike.values()]
 
 
 def _key(cell: Cell, column: Column) -> object:
@@ -189,36 +198,43 @@ def _one(cells: Sequence[Cell], column: Column) -> str:
 
 def _joined(texts: Sequence[str], *, exact: bool = False) -> str:
     """Texts that differ in their numbers as one, with ranges; the numbers to four digits unless ``exact``."""
-    distinct = [*dict.fromkeys(texts)]
-    parts = _template(distinct[0])[0].split("\0") if len(distinct) > 1 or _NUMBER.search(distinct[0]) else distinct
-    if len(parts) == 1:
-        return one_line(parts[0])
-    numbers = [_range(column, exact=exact) for column in zip(*(_template(text)[1] for text in distinct), strict=True)]
-    return one_line("".join(part + number for part, number in zip_longest(parts, numbers, fillvalue="")))
+    first, *others = dict.fromkeys(texts)
+    if not others:
+        return one_line(first if exact else to_digits(first))
+    templates, numbers, indices = zip(*map(_template, (first, *others)), strict=True)
+    ranges = iter([_range(column, exact=exact) for column in zip(*numbers, strict=True)])
+    layers = iter([column[0] if len({*column}) == 1 else "*" for column in zip(*indices, strict=True)])
+    return one_line(_MARK.sub(lambda mark: next(ranges if mark[0] == "\0" else layers), templates[0]))
 
 
-def _labelled(groups: list[Group]) -> list[Group]:
-    """The groups with their paths: a star for a layer's number where all the layers there are have part in it."""
-    # Blocks of several kinds in one list are common (the first of a stage, attention every fourth layer). A star would
-    # say too much of them and their numbers one by one too much to read, so each place of a number knows all the
-    # numbers that any row has there: a group has them all (a star), one (that), or some (2-11).
+def _numbers_by_place(names: Iterable[str]) -> dict[str, set[str]]:
+    """The numbers of layers that there are, by the folded name up to them."""
     present: dict[str, set[str]] = {}
-    split = {name: name.split(".") for group in groups for name in group.names}
-    for group in groups:
-        parts = fold_numbers(group.names[0]).split(".")
-        for at, part in enumerate(parts):
-            if part == "*":
-                present.setdefault(".".join(parts[:at]), set()).update(split[name][at] for name in group.names)
-    for group in groups:
-        parts = fold_numbers(group.names[0]).split(".")
-        path, copies = [], []
-        for at, part in enumerate(parts):
-            numbers = {split[name][at] for name in group.names} if part == "*" else {part}
-            whole = len(numbers) == len(present[".".join(parts[:at])]) if part == "*" else False
-            path.append(numbers.copy().pop() if len(numbers) == 1 else "*" if whole else _runs(map(int, numbers)))
-            copies.append(len(numbers))
-        group.path, group.copies = tuple(path), tuple(copies)
-    return groups
+    for name in names:
+        folded = fold_numbers(name)
+        if "*" in folded:
+            parts = folded.split(".")
+            for at, (number, part) in enumerate(zip(name.split("."), parts, strict=True)):
+                if part == "*":
+                    present.setdefault(".".join(parts[:at]), set()).add(number)
+    return present
+
+
+def _with_path(group: Group, present: Mapping[str, set[str]]) -> Group:
+    """The group with its name in parts: the number of one layer, a star for all there are, 2-11 for some."""
+    # Blocks of several kinds in one list are common (the first of a stage, attention every fourth layer). A star would
+    # say too much of them, and their numbers one by one too much to read.
+    parts = fold_numbers(group.names[0]).split(".")
+    split = [name.split(".") for name in group.names] if "*" in parts else []
+    path, copies = [], []
+    for at, part in enumerate(parts):
+        numbers = {name[at] for name in split} if part == "*" else {part}
+        (text, *more) = numbers
+        if more:
+            text = "*" if numbers == present.get(".".join(parts[:at])) else _runs(map(int, numbers))
+        path.append(text)
+        copies.append(len(numbers))
+    return replace(group, path=tuple(path), copies=tuple(copies))
 
 
 def _runs(numbers: Iterable[int]) -> str:
@@ -238,10 +254,10 @@ def _runs(numbers: Iterable[int]) -> str:
     return ",".join(texts) if len(texts) <= 3 else f"{texts[0]},{texts[1]}…{texts[-1]}"
 
 
-def fold_names(names: Iterable[str]) -> list[str]:
+def fold_names(names: Iterable[str], among: Iterable[str] = ()) -> list[str]:
     """The names, those of like layers as one with their number.
 
     >>> fold_names(["stem.bias", "h.0.bias", "h.1.bias"])
-    ['stem.bias', 'h.*.bias ×2']
+    ['stem.bias', 'h.0-1.bias ×2']
     """
-    return [group.title for group in fold((Row(name, ()) for name in names), ())]
+    return [group.title for group in fold((Row(name, ()) for name in names), (), among=among)]

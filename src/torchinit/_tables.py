@@ -114,7 +114,7 @@ class Table:
     >>> from torchinit._folding import Row, fold
     >>> columns = Column("shape"), Column("starts as", "range")
     >>> rows = [Row(f"h.{i}.fc.weight", ("8×8", f"N(0, {0.1 + i / 100})")) for i in range(12)]
-    >>> print(Table("tensor", columns, fold(rows, columns)).text())
+    >>> print(Table("tensor", columns, fold(rows, columns, among=(row.name for row in rows))).text())
     tensor         ×   shape  starts as
     h.*.fc.weight  12  8×8    N(0, 0.1…0.21)
     """
@@ -165,11 +165,11 @@ class Table:
         heads, rows, columns = self._grid(self.entries, full=width is None)
         widths = [max(map(_room, column)) for column in zip(heads, *(cells for _, cells in rows), strict=True)]
         kept = _chosen(rows, widths, columns, self.before, width)
-        yield [(_set([heads[at] for at in kept], kept, widths, columns), "bold")]
+        yield [(_set([heads[at] for at in kept], kept, widths, columns), "bold")] if any(heads) else []
         for entry, cells in rows:
             texts = [_cut(cells[at], widths[at]) if columns[at].head == self.subject else cells[at] for at in kept]
             wrapped = [
-                textwrap.wrap(text, widths[at]) if _room(text) > widths[at] else [text]
+                textwrap.wrap(text, widths[at], break_on_hyphens=False) if _room(text) > widths[at] else [text]
                 for text, at in zip(texts, kept, strict=True)
             ]
             style: Style = _SIGNS.get(cells[0], "") if entry.cells else "bold"
@@ -183,13 +183,17 @@ class Table:
         self, entries: Sequence[Entry], *, full: bool
     ) -> tuple[list[str], list[tuple[Entry, list[str]]], list[Column]]:
         """The heads, the entries with all their cells as texts, and the columns that these are of."""
-        own = [Column(self.subject), Column("×", right=True)]
+        own = [Column(self.subject), Column("×" if self.subject else "", right=True)]
+        times = "" if self.subject else "×"  # said in the head where there is one
         columns = [*self.columns[: self.before], *own, *self.columns[self.before :]]
         notes = full and any(entry.notes for entry in entries)
         rows = []
         for entry in entries:
             cells = list(entry.cells or [""] * len(self.columns))
-            cells[self.before : self.before] = ["  " * entry.depth + one_line(entry.name), entry.times]
+            cells[self.before : self.before] = [
+                "  " * entry.depth + one_line(entry.name),
+                entry.times and times + entry.times,
+            ]
             rows.append((entry, [*cells, "; ".join(entry.notes)] if notes else cells))
         columns += [Column("notes")] if notes else []
         return [column.head for column in columns], rows, columns
@@ -264,7 +268,9 @@ def _chosen(
     kept = []
     for at, column in enumerate(columns):
         texts = {cells[at] for entry, cells in rows if entry.cells or cells[at]}
-        if not texts <= {"", "-"} and not (column.once and len(texts) == 1 and width is not None):
+        if not texts <= ({"", "-"} if column.head else {""}) and not (
+            column.once and len(texts) == 1 and width is not None
+        ):
             kept.append(at)
     if width is None:
         return kept
@@ -319,10 +325,11 @@ def _wrapped(text: str, width: int | None, style: Style = "", indent: str = "") 
             yield indent + line, style
             continue
         margin = indent + " " * (len(line) - len(line.lstrip()))
-        for part in textwrap.wrap(
-            line.lstrip(), max(width, 20), initial_indent=margin, subsequent_indent=f"{margin}  "
-        ):
-            yield part, style
+        room, below = max(width, 20), f"{margin}  "
+        wrapped = textwrap.wrap(
+            line.lstrip(), room, initial_indent=margin, subsequent_indent=below, break_on_hyphens=False
+        )
+        yield from ((part, style) for part in wrapped)
 
 
 class Tabular:

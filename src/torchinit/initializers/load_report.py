@@ -104,8 +104,9 @@ class LoadReport(Tabular):
     >>> account = LoadReport("resnet50.pth", loaded=("conv1.weight",), missing=("fc.weight",), elements=(90, 100))
     >>> print(account)
     resnet50.pth: 90.0 % of the elements loaded, 1 of 2 sites, 1 missing
-      ...
-      missing: fc.weight
+    <BLANKLINE>
+    outcome  site
+    missing  fc.weight
     """
 
     source: str
@@ -242,7 +243,8 @@ class LoadReport(Tabular):
             if full or fate != "loaded"
         ]
         foot = tuple(self._details(told=True))
-        return Table("site", _COLUMNS, fold(rows, _COLUMNS, full=full), self.headline(), foot, before=1)
+        groups = fold(rows, _COLUMNS, among=[name for names in fates.values() for name in names], full=full)
+        return Table("site", _COLUMNS, groups, self.headline(), foot, before=1)
 
     def _headline(self, groups: Sequence[Group]) -> str:
         return f"LoadReport of {self.headline()}"

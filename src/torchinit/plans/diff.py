@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeVar, final
 
-from torchinit._folding import Column, Group, Row, fold, fold_names, rounded_apart, starts_as
+from torchinit._folding import Column, Group, Row, fold, fold_names, rounded_apart, starts_as, to_digits
 from torchinit._tables import Table, Tabular
 from torchinit._text import count
 
@@ -96,7 +96,7 @@ class Diff(Tabular, tuple[Change, ...]):
     def _table(self, *, full: bool = False) -> Table:
         told = [change for change in self if full or not change.is_rounding]
         rows = (Row(each.name, (_SIGNS[each.verb], each.gist, each.why)) for each in told)
-        groups = fold(rows, _COLUMNS, full=full)
+        groups = fold(rows, _COLUMNS, among=(*self.same, *(change.name for change in self)), full=full)
         return Table(
             "", _COLUMNS, groups, foot=("", self._summary(groups)) if groups else (self._summary(groups),), before=1
         )
@@ -107,7 +107,7 @@ class Diff(Tabular, tuple[Change, ...]):
     def _summary(self, groups: Sequence[Group]) -> str:
         """The last line: how many kinds of sites change, and how many do not."""
         if not self:
-            return f"no difference: {count(len(self.same), 'tensor')} the same" if self.same else "no difference"
+            return "no difference"
         parts: list[str] = []
         for sign, one, many in (("~", "changes", "change"), ("+", "appears", "appear"), ("-", "goes", "go")):
             if kinds := [group for group in groups if group.cells[0] == sign]:
@@ -127,7 +127,7 @@ def _joined(facts: Sequence[str]) -> str:
 def _gist(before: Sequence[str], after: Sequence[str]) -> str:
     """What differs between the facts; all of one side where there is no other."""
     if not (before and after):
-        return _joined([*map(starts_as, (*before, *after))])
+        return to_digits(_joined([*map(starts_as, (*before, *after))]))
     pairs = [rounded_apart(old, new) for old, new in zip(before, after, strict=True) if old != new]
     return ", ".join(_arrow(starts_as(old), starts_as(new)) for old, new in pairs if old != new)
 

@@ -43,7 +43,9 @@ class Fingerprint(Tabular):
     >>> before.of("head.weight"), before.persistent.sites
     ('9f', {'weight': '9f'})
     >>> print(before.diff(Fingerprint({"weight": "9f", "mask": "03"})))
-    changed mask: 02 -> 03
+    ~  mask  other bits
+    <BLANKLINE>
+    1 kind changes (1 tensor); 1 kind is the same.
     """
 
     sites: Mapping[str, str]

@@ -159,7 +159,8 @@ class Plan(Tabular):
     def _table(self, *, full: bool = False) -> Table:
         shorten = shortened([load.source for load in self.loads])
         steps = self.steps if full else sorted(self.steps, key=lambda step: step.site.position)
-        groups = fold((_row(step, shorten, full=full) for step in steps), _COLUMNS, full=full)
+        rows = (_row(step, shorten, full=full) for step in steps)
+        groups = fold(rows, _COLUMNS, among=[site.name for site in self.sites], full=full)
         elements, dtypes = sum(step.site.numel for step in steps), {dtype_name(step.site.dtype) for step in steps}
         title = f"{count(len(steps), 'site')} to write: {sized(groups, elements, dtypes)}"
         rest = self.summary().split("\n")[1:]
@@ -191,6 +192,11 @@ class Plan(Tabular):
         lines += [load.summary() for load in self.loads]
         lines += [f"problem: {problem}" for problem in self.problems]
         return "\n".join(lines)
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """All sites of the model: those of the steps, the untouched and the skipped ones."""
+        return (*(step.site for step in self.steps), *self.untouched, *(skip.site for skip in self.skipped))
 
     @property
     def left_alone(self) -> list[str]:

@@ -146,7 +146,9 @@ class Report(Tabular):
     def _table(self, *, full: bool = False) -> Table:
         shorten = shortened([load.source for load in self.loads])
         records = self.records if full else sorted(self.records, key=lambda record: record.position)
-        groups = fold((_row(record, shorten, full=full) for record in records), _COLUMNS, full=full)
+        left = (*self.untouched, *self.buffers, *(name for name, _ in self.skipped))
+        names = (*(record.name for record in records), *left)
+        groups = fold((_row(record, shorten, full=full) for record in records), _COLUMNS, among=names, full=full)
         elements = sum(math.prod(record.shape) for record in records)
         title = f"{count(len(records), 'site')} written: {sized(groups, elements)}, {self._effort}"
         foot = (*self._verdict(), *self.summary().split("\n")[1:])

@@ -85,7 +85,7 @@ _COLUMNS: Final = (
     Column("operation", "range"),
     Column("times", "range", spare=2, right=True),
     Column("line"),
-    Column("call", spare=3),
+    Column("call"),
     Column("module", "range", spare=4),
 )
 
@@ -183,7 +183,8 @@ class Trace(Tabular):
 
     def _table(self, *, full: bool = False) -> Table:
         first, *rest = self.summary().split("\n")
-        groups = fold(map(_row, self.writes), _COLUMNS, full=full)
+        known = (*self.parameters, *self.buffers)
+        groups = fold(map(_row, self.writes), _COLUMNS, among=known, full=full)
         return Table("site", _COLUMNS, groups, first, tuple(rest))
 
     def _headline(self, groups: Sequence[Group]) -> str:

@@ -72,8 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _of_model(plan: Plan, model: nn.Module) -> Plan:
     """The plan itself; PlanError if its sites are not those of the model, in name and shape."""
-    known = [*(step.site for step in plan), *plan.untouched, *(skip.site for skip in plan.skipped)]
-    planned, here = ({site.name: site.shape for site in each} for each in (known, sites(model)))
+    planned, here = ({site.name: site.shape for site in each} for each in (plan.sites, sites(model)))
     problems = [f"the model has no {name}, which the plan has" for name in planned if name not in here]
     problems += [f"the plan has no {name}, which the model has" for name in here if name not in planned]
     shapes = [(name, planned[name], here[name]) for name in planned if name in here and planned[name] != here[name]]

@@ -82,4 +82,10 @@ def table(data: dict[str, Any], *, full: bool = False) -> Table:
         *map(one_line, data["notes"]),
         *(one_line(f"{key}: {text}") for key, text in data["metadata"].items()),
     ]
-    return Table("tensor", _COLUMNS, fold(rows, _COLUMNS, full=full), foot=tuple(foot), tree=not full)
+    return Table(
+        "tensor",
+        _COLUMNS,
+        fold(rows, _COLUMNS, among=[row.name for row in rows], full=full),
+        foot=tuple(foot),
+        tree=not full,
+    )
