@@ -326,10 +326,9 @@ def _wrapped(text: str, width: int | None, style: Style = "", indent: str = "") 
             continue
         margin = indent + " " * (len(line) - len(line.lstrip()))
         room, below = max(width, 20), f"{margin}  "
-        wrapped = textwrap.wrap(
-            line.lstrip(), room, initial_indent=margin, subsequent_indent=below, break_on_hyphens=False
-        )
-        yield from ((part, style) for part in wrapped)
+        text = line.lstrip().replace(" ×", "\xa0×")  # a number stays with its name
+        wrapped = textwrap.wrap(text, room, initial_indent=margin, subsequent_indent=below, break_on_hyphens=False)
+        yield from ((part.replace("\xa0×", " ×"), style) for part in wrapped)
 
 
 class Tabular:

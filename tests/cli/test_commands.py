@@ -54,7 +54,7 @@ def test_plan_shows_every_site(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", MLP, RECIPE, "--arg", "depth=2", "--complete"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    assert out.startswith(f"Sequential with {RECIPE}: 4 sites to write: 4 kinds, 706 elements")
+    assert out.startswith(f"Sequential with {RECIPE}\n4 sites to write: 4 kinds, 706 elements")
     assert [line.split()[0] for line in out.splitlines()[-6:-2]] == ["0.weight", "0.bias", "2.weight", "2.bias"]
     assert out.endswith("every parameter has a rule; nothing is written yet\n")
 

@@ -72,7 +72,7 @@ def show_table(arguments: argparse.Namespace, shown: Tabular | Table, title: str
     full = getattr(arguments, "all", False)
     table = shown if isinstance(shown, Table) else shown._table(full=full)
     if title:
-        table = replace(table, title=f"{title}: {table.title}")
+        table = replace(table, title=f"{title}\n{table.title}")
     if not sys.stdout.isatty():
         print(table.text(None if full else WIDTH))
     elif importlib.util.find_spec("rich"):

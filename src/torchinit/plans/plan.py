@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
@@ -187,8 +187,7 @@ class Plan(Tabular):
         lines += counted(frozen, "frozen parameter", "to write")
         lines += [f"unused: {hint}" for _, hint in self.unused]
         lines += [reach.summary() for reach in self.reach]
-        if unknown := [step.site.name for step in self.steps if UNKNOWN in step.notes]:
-            lines.append(f"what follows is not known of {count(len(unknown), 'layer')}, gain 1: {abbreviate(unknown)}")
+        lines += not_followed(step.site.name for step in self.steps if UNKNOWN in step.notes)
         lines += [load.summary() for load in self.loads]
         lines += [f"problem: {problem}" for problem in self.problems]
         return "\n".join(lines)
@@ -329,7 +328,8 @@ def _row(step: Step, shorten: Callable[[str], str], *, full: bool) -> Row:
     text = _whole if full else _called
     fill, rule, over = starts_as(str(step.fill)), text(step.rule), ", ".join(map(text, step.over))
     facts = (shape_text(site.shape), dtype_name(site.dtype), shorten(fill), moments.mean, moments.std, site.numel)
-    return Row(site.name, (*facts, shorten(rule), over), remarks([view.name for view in site.aliases], step.notes))
+    notes = remarks([view.name for view in site.aliases], step.notes, full=full)
+    return Row(site.name, (*facts, shorten(rule), over), notes)
 
 
 def _whole(rule: Rule) -> str:
@@ -340,9 +340,17 @@ def _called(rule: Rule) -> str:
     return rule.label or str(rule.where)
 
 
-def remarks(aliases: Sequence[str], notes: Sequence[str]) -> tuple[str, ...]:
-    """The other names of a tensor and what else is to be known of it, as tables show them."""
-    return (*([f"also {abbreviate(aliases, 3)}"] if aliases else []), *notes)
+def remarks(aliases: Sequence[str], notes: Sequence[str], *, full: bool) -> tuple[str, ...]:
+    """The other names of a tensor and what else is to be known of it, but for what stands below a table."""
+    told = [f"also {abbreviate(aliases, 3)}"] if aliases else []
+    return (*told, *(note for note in notes if full or note != UNKNOWN))
+
+
+def not_followed(names: Iterable[str]) -> list[str]:
+    """A line with the layers whose gain should be that of what follows, where that is not known; no line for none."""
+    unknown = [*names]
+    text = f"what follows is not known of {count(len(unknown), 'layer')}, gain 1: {abbreviate(fold_names(unknown))}"
+    return [text] if unknown else []
 
 
 def sized(groups: Sequence[Group], elements: int, dtypes: Collection[str] = ()) -> str:

@@ -20,7 +20,7 @@ from torchinit.initializers.load_report import LoadReport, by_field
 from torchinit.initializers.moments import Moments
 from torchinit.initializers.statistics import deviations
 from torchinit.plans.fingerprint import Fingerprint, StoredFingerprint
-from torchinit.plans.plan import FROZEN, Reach, counted, remarks, sized
+from torchinit.plans.plan import FROZEN, UNKNOWN, Reach, counted, not_followed, remarks, sized
 from torchinit.serialization.reading import Reader
 from torchinit.serialization.schema import Schema, parse
 
@@ -181,6 +181,7 @@ class Report(Tabular):
         lines += by_reason("skipped", self.skipped)
         lines += [f"unused: {hint}" for hint in self.unused]
         lines += [reach.summary() for reach in self.reach]
+        lines += not_followed(record.name for record in self.records if UNKNOWN in record.notes)
         lines += [load.summary() for load in self.loads]
         if self.fingerprint:
             lines.append(f"fingerprint {self.fingerprint.total}")
@@ -232,4 +233,4 @@ def _row(record: Record, shorten: Callable[[str], str], *, full: bool) -> Row:
     rule = " ".join(filter(None, (record.origin, record.rule, code))) if full else record.rule.partition(" -> ")[0]
     facts = (shape_text(record.shape), record.dtype, shorten(starts_as(record.fill)))
     figures = (measured.mean, measured.std, expected.std, math.prod(record.shape))
-    return Row(record.name, (*facts, *figures, shorten(code or rule)), remarks(record.aliases, record.notes))
+    return Row(record.name, (*facts, *figures, shorten(code or rule)), remarks(record.aliases, record.notes, full=full))
