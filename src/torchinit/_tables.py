@@ -62,7 +62,7 @@ class _Node:
         """Mark repeated blocks of some lines, and what holds them beside others; return whether any is marked."""
         below = [child.choose_headings() for child in self.children.values()]
         is_block = not self.part.isidentifier() and self.rows >= 3
-        self.is_heading = is_block or (any(below) and len(self.children) > 1)
+        self.is_heading = not self.groups and (is_block or (any(below) and len(self.children) > 1))
         return self.is_heading or any(below)
 
     def entries(self, depth: int, prefix: str = "") -> Iterator[Entry]:
@@ -96,7 +96,7 @@ def _drained(rows: dict[Any, list[tuple[str, Group]]], depth: int, times: int) -
     for pairs in rows.values():
         names, groups = zip(*pairs, strict=True)
         first = groups[0]
-        name = ", ".join(names) if len(names) < 3 else f"{names[0]} … {names[-1]}"
+        name = ", ".join(names) if len(names) < 3 else f"{names[0]} … {names[-1]} ({len(names)})"
         number = str(len(first.names)) if len(first.names) != times else ""
         sums = [sum(column) for column in zip(*(group.sums for group in groups), strict=True)]
         cells = tuple(large(total) if total else cell for cell, total in zip(first.cells, sums, strict=True))
@@ -165,19 +165,18 @@ class Table:
         heads, rows, columns = self._grid(self.entries, full=width is None)
         widths = [max(map(_room, column)) for column in zip(heads, *(cells for _, cells in rows), strict=True)]
         kept = _chosen(rows, widths, columns, self.before, width)
-        yield [(_set([heads[at] for at in kept], kept, widths, columns), "bold")] if any(heads) else []
+
+        def block(cells: Sequence[str], style: Style) -> list[Line]:
+            texts = [_cut(cells[at], widths[at]) if at == self.before else cells[at] for at in kept]
+            parts = [_lines_of(text, widths[at]) for text, at in zip(texts, kept, strict=True)]
+            return [(_set(line, kept, widths, columns), style) for line in zip_longest(*parts, fillvalue="")]
+
+        yield block(heads, "bold") if any(heads) else []
         for entry, cells in rows:
-            texts = [_cut(cells[at], widths[at]) if columns[at].head == self.subject else cells[at] for at in kept]
-            wrapped = [
-                textwrap.wrap(text, widths[at], break_on_hyphens=False) if _room(text) > widths[at] else [text]
-                for text, at in zip(texts, kept, strict=True)
-            ]
-            style: Style = _SIGNS.get(cells[0], "") if entry.cells else "bold"
-            block = [(_set(parts, kept, widths, columns), style) for parts in zip_longest(*wrapped, fillvalue="")]
             indent = " " * (2 * entry.depth + 2)
-            if width is not None:
-                block += [line for note in entry.notes for line in _wrapped(note, width, "dim", indent)]
-            yield block
+            notes = () if width is None else entry.notes
+            below = [line for note in notes for line in _wrapped(note, width, "dim", indent)]
+            yield block(cells, _SIGNS.get(cells[0], "") if entry.cells else "bold") + below
 
     def _grid(
         self, entries: Sequence[Entry], *, full: bool
@@ -222,7 +221,7 @@ class Table:
         body = []
         for entry, cells in rows:
             indent = f' style="padding-left:{1.2 * entry.depth:.3g}em"'
-            styles = [indent if columns[at].head == self.subject else _right(columns[at]) for at in kept]
+            styles = [indent if at == self.before else _right(columns[at]) for at in kept]
             texts = [html.escape(cells[at].strip()) for at in kept]
             kind = "" if entry.cells else ' class="part"'
             line = "".join(f"<td{style}>{text}</td>" for style, text in zip(styles, texts, strict=True))
@@ -291,6 +290,7 @@ def _chosen(
     shrink(_NARROW_TEXT, [at for at in kept if at != name])
     leave_out(1)
     shrink(_NARROW, kept)
+    shrink(3, kept)
     return kept
 
 
@@ -317,6 +317,10 @@ def _cut(name: str, width: int) -> str:
         return name
     end = (width - 1) * 2 // 3
     return f"{name[: width - 1 - end]}…{name[len(name) - end :]}"
+
+
+def _lines_of(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width, break_on_hyphens=False) if _room(text) > width else [text]
 
 
 def _wrapped(text: str, width: int | None, style: Style = "", indent: str = "") -> Iterator[Line]:

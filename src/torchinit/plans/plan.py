@@ -158,7 +158,7 @@ class Plan(Tabular):
 
     def _table(self, *, full: bool = False) -> Table:
         shorten = shortened([load.source for load in self.loads])
-        steps = self.steps if full else sorted(self.steps, key=lambda step: step.site.position)
+        steps = self.steps if full else sorted(self.steps, key=_position)
         rows = (_row(step, shorten, full=full) for step in steps)
         groups = fold(rows, _COLUMNS, among=[site.name for site in self.sites], full=full)
         elements, dtypes = sum(step.site.numel for step in steps), {dtype_name(step.site.dtype) for step in steps}
@@ -269,7 +269,8 @@ class Plan(Tabular):
 
     def diff(self, other: Plan) -> Diff:
         """The steps that ``other`` adds, removes and changes, by site."""
-        before, after = ({step.site.name: step for step in plan.steps} for plan in (self, other))
+        ordered = (sorted(plan.steps, key=_position) for plan in (self, other))
+        before, after = ({step.site.name: step for step in steps} for steps in ordered)
         return Diff.between(before, after, agree=_agree, facts=_facts, why=_why(self, other))
 
 
@@ -283,6 +284,10 @@ def _renamed(data: dict[str, Any]) -> dict[str, Any]:
         case {"owner": _, "role": kind, **rest}:
             return {**rest, "owner": data["owner"], "parameter_kind": kind}
     return data
+
+
+def _position(step: Step) -> int:
+    return step.site.position
 
 
 def _agree(step: Step, other: Step) -> bool:
