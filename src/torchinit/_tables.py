@@ -232,7 +232,8 @@ class Table:
         more = len(entries) - _MOST_OF_A_PAGE
         foot = [*([f"… and {more} more lines"] if more > 0 else []), *self.foot]
         title = f"<p><b>{html.escape(plain(self.title))}</b></p>" if self.title else ""
-        table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>" if entries else ""
+        head = f"<thead><tr>{head}</tr></thead>" if any(heads) else ""
+        table = f"<table>{head}<tbody>{''.join(body)}</tbody></table>" if entries else ""
         below = "".join(f"<p>{html.escape(plain(text))}</p>" for text in foot)
         return f'<div class="torchinit-table"><style>{_CSS}</style>{title}{table}{below}</div>'
 
