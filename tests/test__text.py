@@ -19,7 +19,7 @@ from torchinit._text import (
     dtype_name,
     format_table,
     short_repr,
-    shorten_paths,
+    shortened,
     with_article,
 )
 from torchinit.initializers import Padded
@@ -74,9 +74,15 @@ def test_columns_and_lists() -> None:
 def test_rows_call_a_checkpoint_by_as_much_of_its_path_as_tells_it_apart() -> None:
     paths = ["/a/x/net.pth", "/b/x/net.pth", "https://host/net.pth", "/c/other.pth", "o"]
     cells = [f"w of {path}" for path in paths]
-    (row,) = shorten_paths([cells], paths)
-    assert row == ["w of a/x/net.pth", "w of b/x/net.pth", "w of host/net.pth", "w of other.pth", "w of o"]
-    assert shorten_paths([cells], []) == [cells]
+    shorten = shortened(paths)
+    assert [*map(shorten, cells)] == [
+        "w of a/x/net.pth",
+        "w of b/x/net.pth",
+        "w of host/net.pth",
+        "w of other.pth",
+        "w of o",
+    ]
+    assert [*map(shortened([]), cells)] == cells
 
 
 def test_dtypes_are_called_as_people_call_them() -> None:

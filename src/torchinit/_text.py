@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
@@ -190,22 +190,20 @@ def format_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def shorten_paths(rows: Iterable[Sequence[str]], paths: Collection[str]) -> list[Sequence[str]]:
-    """The rows with each path called by its end, as much of it as tells it apart from the others.
+def shortened(paths: Collection[str]) -> Callable[[str], str]:
+    """The function that calls each path in a text by its end, as much of it as tells it apart from the others.
 
-    >>> shorten_paths([("w", "w of /a/b/net.pth")], ["/a/b/net.pth"])
-    [['w', 'w of net.pth']]
+    >>> shortened(["/a/b/net.pth"])("w of /a/b/net.pth")
+    'w of net.pth'
     """
     ends = {path: _end(path, {*paths}) for path in sorted({*paths}, key=len, reverse=True) if "/" in path}
-    if not ends:
-        return [*rows]
 
-    def shorten(cell: str) -> str:
+    def shorten(text: str) -> str:
         for path, end in ends.items():
-            cell = cell.replace(path, end)
-        return cell
+            text = text.replace(path, end)
+        return text
 
-    return [[*map(shorten, row)] for row in rows]
+    return shorten
 
 
 def _end(path: str, others: Collection[str]) -> str:

@@ -86,7 +86,7 @@ def checkpoint(path: Path) -> str:
             continue
         if tensor is not None and (tuple(tensor.shape), tensor.dtype) != (info.shape, info.dtype):
             return f"{key!r} is not what was said of it"
-    shown = inspect.table(inspect.describe(opened, path, hashes=False))
+    shown = inspect.table(inspect.describe(opened, path, hashes=False)).text()
     return "" if plain(shown) == shown else f"shows what a terminal would obey: {shown!r}"
 
 

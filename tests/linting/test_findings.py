@@ -29,8 +29,8 @@ def test_by_severity() -> None:
 
 def test_as_a_table() -> None:
     assert str(BOTH).splitlines() == [
-        "code   severity  site      finding",
-        "TI103  error     0.weight  3 of 64 values are NaN net.py:12",
+        "code   severity  site      finding                               line",
+        "TI103  error     0.weight  3 of 64 values are NaN                net.py:12",
         "TI102  note      -         all 2 tensors are on the meta device",
         "TI103: initialize it",
         "1 error, 1 note",
@@ -41,13 +41,15 @@ def test_as_a_table() -> None:
 
 
 def test_a_table_does_not_grow_without_end() -> None:
-    many = Findings(tuple(Finding("TI103", "error", str(at), "NaN") for at in range(12)))
+    many = Findings(tuple(Finding("TI103", "error", "abcdefghijkl"[at], "NaN") for at in range(12)))
     assert str(many).splitlines()[10:] == [
-        "TI103  error     9     NaN",
-        "TI103  error     ...   and 2 more",
+        "TI103  error     j     NaN",
+        "TI103 error: and 2 more",
         "12 errors",
     ]
-    assert len(many.table(12).splitlines()) == 14
+    assert len(many.table(full=True).splitlines()) == 14
+    like = Findings(tuple(Finding("TI103", "error", f"h.{at}.w", f"{at + 3} are NaN") for at in range(12)))
+    assert str(like).splitlines()[1].split() == ["TI103", "error", "h.0-11.w", "12", "3…14", "are", "NaN"]
 
 
 def test_as_json() -> None:

@@ -246,8 +246,10 @@ class Tied(nn.Module):
 
 def test_tables_show_the_other_names_of_a_tensor() -> None:
     model, rule = Tied(), Rule(Name("**"), Normal())
-    for table in (torchinit.plan(model, rule).table(), torchinit.initialize(model, rule, seed=0).table()):
-        lines = {line.split()[0]: line for line in table.splitlines()}
+    for shown in (torchinit.plan(model, rule), torchinit.initialize(model, rule, seed=0)):
+        lines = {line.split(" ")[0]: line for line in shown.table(full=True).splitlines()}
+        below = shown.table().splitlines()
+        assert below[[line[:12] for line in below].index("table.weight") + 1] == "  also head.weight"
         assert lines["table.weight"].endswith("also head.weight")
         assert lines["layers.0.weight"].endswith("also layers.1.weight, layers.2.weight")
 

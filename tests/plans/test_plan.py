@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from hypothesis import given
@@ -14,7 +16,7 @@ from torchinit import Constant, Kaiming, Layer, Leaf, Name, Normal, Orthogonal, 
 from torchinit.initializers import Blocks
 from torchinit.model import Site
 from torchinit.plans import Change, make_plan
-from torchinit.plans.plan import Diff
+from torchinit.plans.diff import Diff
 
 MODEL = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
 
@@ -82,12 +84,17 @@ def test_diff() -> None:
     }
 
 
-def test_a_diff_is_a_frozen_sequence_that_prints_a_line_each() -> None:
+def test_a_diff_is_a_frozen_sequence_that_prints_like_changes_once() -> None:
     before = [Rule(Leaf("weight"), Normal(std=0.25)), Rule(Name("0.bias"), Constant(0.0))]
     found = planned(*before).diff(planned(*before[:1]))
     assert isinstance(found, Diff)
     assert hash(found) == hash(tuple(found))
-    assert str(found) == "removed 0.bias: Constant(val=0.0) in [3] float32"
+    assert str(found[0]) == "removed 0.bias: Constant(val=0.0) in [3] float32"
+    assert str(found).splitlines() == [
+        "-  0.bias  0 in [3] float32  Name('0.bias')",
+        "",
+        "1 kind goes; 1 kind is the same.",
+    ]
     assert str(planned(*before).diff(planned(*before))) == "no difference"
 
 
@@ -112,14 +119,19 @@ def test_table() -> None:
         Rule(Name("head.*"), Constant(0.0)),
         Rule(Name("1.num*"), Constant(0.0), buffers=True),
     )
-    lines = [line.split() for line in str(plan).splitlines()]
-    assert lines[0] == ["name", "shape", "dtype", "fill", "mean", "std", "rule", "over", "notes"]
-    assert lines[1] == ["0.weight", "3x4", "float32", "Normal(std=0.02)", "0", "0.02", "rules[0]", "weights"]
-    assert lines[3][:4] == ["2.weight", "2x3", "float32", "Constant(0.5)"]
-    assert lines[3][-1] == "rules[0]", "the rule that it beat"
+    lines = [re.split("  +", line) for line in str(plan).splitlines()]
+    assert lines[0] == ["4 sites to write: 4 kinds, 23 elements, float32"]
+    assert lines[2] == ["tensor", "shape", "starts as", "mean", "std", "elements", "rule", "over"]
+    assert lines[3] == ["0.weight", "3x4", "N(0, 0.02)", "0", "0.02", "12", "weights"]
+    assert lines[5] == ["2.weight", "2x3", "0.5", "0.5", "0", "6", "Name('2.*')", "weights"], (
+        "with the rule that it beat"
+    )
+    whole = [re.split("  +", line) for line in plan.table(full=True).splitlines()]
+    assert whole[2] == ["tensor", "shape", "dtype", "starts as", "mean", "std", "elements", "rule", "over"]
+    assert whole[5][-2:] == ["rules[1] Name('2.*') -> Constant(0.5)", "rules[0] weights"]
     assert plan.summary().splitlines() == [
         "4 sites to write: 23 elements",
-        "2 parameters untouched: 0.bias, 1.bias",
+        "2 parameters untouched: 0-1.bias ×2",
         "2 buffers untouched: 1.running_mean, 1.running_var",
         "skipped 1.num_batches_tracked: holds whole numbers",
         "unused: rules[2] Name('head.*') matches none of 9 names",
@@ -128,9 +140,9 @@ def test_table() -> None:
 
 
 def test_an_empty_plan_has_a_table() -> None:
-    assert str(planned()).splitlines()[1:] == [
-        "0 sites to write: 0 elements",
-        "6 parameters untouched: 0.weight, 0.bias, 1.weight, 1.bias, 2.weight and 1 more",
+    assert str(planned()).splitlines() == [
+        "0 sites to write: 0 kinds, 0 elements",
+        "6 parameters untouched: 0-2.weight ×3, 0-2.bias ×3",
         "3 buffers untouched: 1.running_mean, 1.running_var, 1.num_batches_tracked",
     ]
 

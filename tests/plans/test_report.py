@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -144,14 +145,15 @@ def test_json_of_what_is_not_finite_is_json() -> None:
 def test_table() -> None:
     report = replace(report_of(model(), *RULES), seconds=1.234)
     lines = str(report).splitlines()
-    assert lines[0].split() == ["name", "shape", "dtype", "fill", "mean", "std", "planned", "std", "rule"]
-    cells = lines[1].split()
-    assert cells[:4] == ["0.weight", "80x100", "float32", "Normal(std=0.02)"]
-    assert float(cells[5]) == pytest.approx(0.02, rel=0.05)
-    assert cells[6:] == ["0.02", "rules[0]", "weights"]
-    assert lines[4:] == [
-        "3 sites written: 12,080 elements, 0.0 MiB, 1.23 s, Keyed(seed=1)",
-        "3 parameters untouched: 0.bias, 1.bias, 2.bias",
+    assert lines[:2] == ["3 sites written: 3 kinds, 12,080 elements, 0.0 MiB, 1.23 s, Keyed(seed=1)", ""]
+    assert lines[2].split() == ["tensor", "shape", "started", "as", "mean", "std", "planned", "std", "elements", "rule"]
+    cells = re.split("  +", lines[3])
+    assert cells[:3] == ["0.weight", "80x100", "N(0, 0.02)"]
+    assert float(cells[4]) == pytest.approx(0.02, rel=0.05)
+    assert cells[5:] == ["0.02", "8,000", "weights"]
+    assert lines[7:] == [
+        "3 tensors measured: as planned",
+        "3 parameters untouched: 0-2.bias ×3",
         "2 buffers untouched: 1.running_mean, 1.running_var",
         "skipped 1.num_batches_tracked: holds whole numbers",
         "unused: rules[2] Name('nix.*') matches none of 9 names",
@@ -160,8 +162,8 @@ def test_table() -> None:
 
 def test_a_table_without_figures() -> None:
     text = Report((Record("w", (), "float32", "Ramp()", "all"),)).table()
-    assert text.splitlines()[1].split() == ["w", "scalar", "float32", "Ramp()", "-", "-", "-", "all"]
-    assert text.splitlines()[2].endswith("0.00 s, no noise")
+    assert text.splitlines()[0].endswith("0.00 s, no noise")
+    assert text.splitlines()[3].split() == ["w", "scalar", "Ramp()", "1", "all"]
 
 
 def test_complex_values_are_measured_in_their_parts() -> None:

@@ -366,7 +366,7 @@ def test_a_trace_prints_and_survives_json() -> None:
     assert "normal_(mean=0, std=1)" in text
     assert "nn.init.kaiming_normal_" in text
     assert "4 parameters" not in text
-    assert "3 parameters not written: 0.bias, 1.weight, 1.bias" in text
+    assert "3 parameters not written: 0-1.bias ×2, 1.weight" in text
     assert Trace.from_json(seen.to_json()) == seen
     with pytest.raises(ValueError, match="this is not a trace"):
         Trace.from_json("{}")

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
+import shutil
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torchinit._tables import WIDTH, Table, Tabular
 from torchinit._text import plain
 from torchinit.cli.errors import UsageError
 from torchinit.errors import ConfigError
@@ -54,10 +59,36 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
-def show(arguments: argparse.Namespace, data: object, text: object) -> int:
-    """Print the data as JSON if that is asked for, else the text; return the exit code of success."""
-    print(plain(json.dumps(data, indent=2, ensure_ascii=False) if arguments.json else str(text)))
+def add_all(parser: argparse.ArgumentParser) -> None:
+    """The choice between like rows as one and each for itself."""
+    parser.add_argument("--all", action="store_true", help="a line for each row, not one for all that are alike")
+
+
+def show(arguments: argparse.Namespace, data: object, shown: object) -> int:
+    """Print the data as JSON if that is asked for, else the text or the table; return the exit code of success."""
+    if arguments.json:
+        print(plain(json.dumps(data, indent=2, ensure_ascii=False)))
+    elif isinstance(shown, (Tabular, Table)):
+        show_table(arguments, shown)
+    else:
+        print(plain(str(shown)))
     return 0
+
+
+def show_table(arguments: argparse.Namespace, shown: Tabular | Table, title: str = "") -> None:
+    """Print a table, below a title: as wide as the terminal and with its colours; plain where there is none."""
+    full = getattr(arguments, "all", False)
+    table = shown if isinstance(shown, Table) else shown._table(full=full)
+    if title:
+        table = replace(table, title=f"{title}\n{table.title}")
+    if not sys.stdout.isatty():
+        print(table.text(None if full else WIDTH))
+    elif importlib.util.find_spec("rich"):
+        from rich.console import Console
+
+        Console().print(table)
+    else:
+        print(table.text(shutil.get_terminal_size().columns))
 
 
 def model_of(arguments: argparse.Namespace, device: Device, seed: int | None = None) -> nn.Module:

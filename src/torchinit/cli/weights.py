@@ -21,8 +21,8 @@ from torchinit._text import count, dtype_name
 from torchinit.checkpoints.formats.safetensors import DTYPES, TIED, SafetensorsCheckpoint
 from torchinit.cli.errors import UsageError
 from torchinit.model.names import normalize
+from torchinit.plans.diff import Change, Diff
 from torchinit.plans.fingerprint import Fingerprint, fingerprint
-from torchinit.plans.plan import Change, Diff
 
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 """The format's names of dtypes."""
@@ -101,17 +101,21 @@ def feed(tensor: Tensor, function: Callable[[Any], object]) -> None:
         function((ctypes.c_char * here.nbytes).from_address(here.data_ptr()))
 
 
-def compare(a: Path, b: Path) -> tuple[Change, ...]:
+def compare(a: Path, b: Path) -> Diff:
     """The tensors in which two safetensors files differ, bit for bit; the files are mapped, not read into memory."""
     (first, _), (second, _) = open_file(a), open_file(b)
-    changes = Diff.between(first, second, agree=same_bits, text=_shown)
-    return tuple(_with_distance(change, first, second) for change in sorted(changes, key=lambda change: change.name))
+    changes = Diff.between(first, second, agree=same_bits, facts=_facts)
+    told = (_with_distance(change, first, second) for change in sorted(changes, key=lambda change: change.name))
+    return Diff.of(told, changes.same)
 
 
 def _with_distance(change: Change, first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> Change:
     if change.verb != "changed":
         return change
-    return replace(change, after=change.after + _distance(first[change.name], second[change.name]))
+    distance = _distance(first[change.name], second[change.name])
+    return replace(
+        change, after=", ".join([change.after, *distance]), gist=", ".join([change.gist, *distance]).strip(", ")
+    )
 
 
 def same_bits(first: Tensor, second: Tensor) -> bool:
@@ -147,13 +151,13 @@ def load(tensors: Mapping[str, Tensor], model: nn.Module) -> None:
             target.copy_(value)
 
 
-def _shown(tensor: Tensor) -> str:
-    return f"{list(tensor.shape)} {dtype_name(tensor.dtype)}"
+def _facts(tensor: Tensor) -> tuple[str, str]:
+    return str(list(tensor.shape)), dtype_name(tensor.dtype)
 
 
-def _distance(first: Tensor, second: Tensor) -> str:
+def _distance(first: Tensor, second: Tensor) -> list[str]:
     if first.shape != second.shape or not first.numel():
-        return ""
+        return []
     wide = torch.complex128 if first.is_complex() or second.is_complex() else torch.float64
     apart = (first.to(wide) - second.to(wide)).abs()
-    return f", {count(int(apart.ne(0).sum()), 'element')} apart by up to {float(apart.max()):.6g}"
+    return [f"{count(int(apart.ne(0).sum()), 'element')} apart by up to {float(apart.max()):.6g}"]

@@ -133,10 +133,10 @@ class PlannedStart(Start):
 
 def with_resets(report: Report, blank: Sequence[ModuleTensor], made: OwnCodeResult, *, stats: bool) -> Report:
     """A report with the parameters that layers have reset and nothing else has written."""
-    parameters = {entry.name: entry for entry in blank if entry.kind == "parameter"}
+    parameters = {entry.name for entry in blank if entry.kind == "parameter"}
     frozen = [name for name, why in report.skipped if why == FROZEN]
-    reset = [name for name in (*report.untouched, *frozen) if name in made.by and name in parameters]
-    records = [_own_record(parameters[name], made.by[name], stats=stats) for name in reset]
+    reset = {name: made.by[name] for name in (*report.untouched, *frozen) if name in made.by and name in parameters}
+    records = _own_records(blank, reset, stats=stats)
     left = tuple(name for name in report.untouched if name not in reset)
     return replace(report, records=(*report.records, *records), untouched=left)
 
@@ -221,13 +221,18 @@ class Materialization:
             problems = [f"{name}: {start.explain_left(blank[name], made.failed.get(name, ()))}" for name in left]
             raise RunError(f"{count(len(left), 'tensor')} left unwritten", problems)
         texts = {name: text for name, text in made.by.items() if name not in written}
-        records = [_own_record(blank[name], text, stats=self.stats) for name, text in texts.items()]
+        records = _own_records(memory.blank, texts, stats=self.stats)
         buffers = tuple(name for name in report.buffers if name not in made.by)
         return replace(report, records=(*report.records, *records), buffers=buffers)
 
 
-def _own_record(entry: ModuleTensor, text: str, *, stats: bool) -> Record:
-    """The record of a tensor that its module's own code has made."""
+def _own_records(blank: Sequence[ModuleTensor], texts: Mapping[str, str], *, stats: bool) -> list[Record]:
+    """The records of tensors that their modules' own code has made, each by the text for it."""
+    place = {entry.name: (position, entry) for position, entry in enumerate(blank)}
+    return [_own_record(*place[name], text, stats=stats) for name, text in texts.items()]
+
+
+def _own_record(position: int, entry: ModuleTensor, text: str, *, stats: bool) -> Record:
     local = local_part(entry.tensor)
     return Record(
         name=entry.name,
@@ -237,4 +242,5 @@ def _own_record(entry: ModuleTensor, text: str, *, stats: bool) -> Record:
         rule="own code",
         measured=measure(local) if stats else None,
         bytes=local.nbytes,
+        position=position,
     )

@@ -11,7 +11,9 @@ from typing import Any, Final, Literal
 
 import torch
 
-from torchinit._text import abbreviate, count, dtype_name, format_table, percentage
+from torchinit._folding import Column, Group, Row, fold, fold_names
+from torchinit._tables import Table, Tabular
+from torchinit._text import abbreviate, count, dtype_name, percentage
 from torchinit.serialization.schema import Schema
 
 _SAVED: Final = {"uninitialized": "bare", "unused_patterns": "idle"}
@@ -84,8 +86,8 @@ class Cast:
         return " -> ".join(map(dtype_name, self.dtypes))
 
 
-@dataclass(frozen=True, slots=True)
-class LoadReport:
+@dataclass(frozen=True, slots=True, repr=False)
+class LoadReport(Tabular):
     """The account of what a rule takes from a checkpoint, name by name.
 
     ``loaded`` are the sites whose values are taken as they are, ``adapted`` those that an adapter makes,
@@ -102,8 +104,9 @@ class LoadReport:
     >>> account = LoadReport("resnet50.pth", loaded=("conv1.weight",), missing=("fc.weight",), elements=(90, 100))
     >>> print(account)
     resnet50.pth: 90.0 % of the elements loaded, 1 of 2 sites, 1 missing
-      ...
-      missing: fc.weight
+    <BLANKLINE>
+    outcome  site
+    missing  fc.weight
     """
 
     source: str
@@ -127,9 +130,6 @@ class LoadReport:
     hints: tuple[str, ...] = ()
     guess: Guess | None = None
     failure: str = ""
-
-    def __str__(self) -> str:
-        return self.table()
 
     @property
     def found(self) -> int:
@@ -233,20 +233,21 @@ class LoadReport:
         share = [f"{percentage(used, size)} % of the file was used"] if 0 < used < size else []
         return ", ".join([f"{where}: {loaded}", *share, f"{self.found} of {count(self.wanted, 'site')}", *counts])
 
-    def table(self) -> str:
-        """The account as plain text: the percentages, a line a part of the model, then the names."""
-        lines, fates = [self.headline()], self._fates()
-        paths = [(fate, name.split(".")[:-1]) for fate, names in fates.items() for name in names]
-        depth = 1  # one part of the names tells the parts of a model apart, or more where all begin alike
-        while len({tuple(path[:depth]) for _, path in paths}) == 1 and all(len(path) > depth for _, path in paths):
-            depth += 1
-        parts: dict[str, Counter[str]] = {}
-        for fate, path in paths:
-            parts.setdefault(".".join(path[:depth]) or "(top)", Counter())[fate] += 1
-        if not self.failure and (len(parts) > 1 or (parts and self.found < self.wanted)):
-            rows = [(part, *(str(counts[fate] or "-") for fate in fates)) for part, counts in parts.items()]
-            lines += format_table(("part", *fates), rows).splitlines()
-        return "\n  ".join(line.rstrip() for line in (*lines, *self._details()))
+    def _table(self, *, full: bool = False) -> Table:
+        fates = {} if self.failure else self._fates()
+        how = dict([*self.adapted, *self.declined, *self._lost])
+        rows = [
+            Row(name, (fate, how.get(name, "")))
+            for fate, names in fates.items()
+            for name in names
+            if full or fate != "loaded"
+        ]
+        foot = tuple(self._details(told=True))
+        groups = fold(rows, _COLUMNS, among=[name for names in fates.values() for name in names], full=full)
+        return Table("site", _COLUMNS, groups, self.headline(), foot, before=1)
+
+    def _headline(self, groups: Sequence[Group]) -> str:
+        return f"LoadReport of {self.headline()}"
 
     def summary(self) -> str:
         """The account without its table."""
@@ -267,15 +268,17 @@ class LoadReport:
     def _lost(self) -> list[tuple[str, str]]:
         return [(mismatch.site, mismatch.why) for mismatch in self.mismatched]
 
-    def _details(self) -> Iterator[str]:
+    def _details(self, *, told: bool = False) -> Iterator[str]:
+        """What is to be known beside the numbers; ``told``: but for the sites of each fate."""
         if self.failure:
             return
         yield from self.notes
-        for fate, pairs in (("adapted", self.adapted), ("declined", self.declined), ("mismatched", self._lost)):
+        sites = () if told else (("adapted", self.adapted), ("declined", self.declined), ("mismatched", self._lost))
+        for fate, pairs in sites:
             yield from (f"{fate} {line}" for line in _listed(pairs, 10, ": "))
         unexpected = ("unexpected, beside what is loaded", self.beside), ("unexpected", self._elsewhere)
-        lists = (("missing", self.missing), *unexpected)
-        yield from (f"{fate}: {abbreviate(names, 10)}" for fate, names in lists if names)
+        lists = unexpected if told else (("missing", self.missing), *unexpected)
+        yield from (f"{fate}: {abbreviate(fold_names(names), 10)}" for fate, names in lists if names)
         casts = Counter(map(str, self.casts))
         yield from (f"cast {how}: {count(number, 'site')}" for how, number in casts.items())
         yield from (*self.unused_patterns, *self.doubts, *self.hints)
@@ -324,7 +327,12 @@ def quoted(rename: Sequence[tuple[str, str]]) -> str:
     return json.dumps(pairs, ensure_ascii=False) if "\\" in str(pairs) else str(pairs)
 
 
+_HOW: Final = (Column("how", "range"),)
+_COLUMNS: Final = (Column("outcome"), *_HOW)
+
+
 def _listed(pairs: Sequence[tuple[str, str]], most: int, between: str = " ") -> list[str]:
-    """The first of many sites, a line each with its reason, and how many more there are."""
-    more = [f"and {len(pairs) - most} more"] if len(pairs) > most else []
-    return [f"{name}{between}{why}" for name, why in pairs[:most]] + more
+    """The first of many sites, a line each with its reason, like ones together, and how many more there are."""
+    groups = fold((Row(name, (why,)) for name, why in pairs), _HOW)
+    more = [f"and {sum(len(group.names) for group in groups[most:])} more"] if len(groups) > most else []
+    return [f"{group.title}{between}{group.cells[0]}" for group in groups[:most]] + more

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
+from typing import Final
 from urllib.parse import quote
 
-from torchinit._text import count, format_table
+from torchinit._folding import Column, Group, Row, fold
+from torchinit._tables import Table, Tabular
+from torchinit._text import count
 from torchinit.linting.registry import SEVERITIES, Check, Severity
 
 _FORMAT = "torchinit-findings-1"
@@ -71,8 +74,13 @@ def _physical(path: str, line: int) -> dict[str, object]:
     return {"artifactLocation": {"uri": f"file://{uri}" if uri.startswith("/") else uri}, "region": {"startLine": line}}
 
 
-@dataclass(frozen=True, slots=True)
-class Findings:
+_COLUMNS: Final = (Column("code"), Column("severity"), Column("finding", "range"), Column("line"))
+_MOST: Final = 10
+"""The lines of one check and severity in a table that is not the full one."""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Findings(Tabular):
     """The findings of :func:`torchinit.lint`, the worst first; a sequence of :class:`Finding`.
 
     ``skipped`` holds the codes of the checks that had nothing to work on, each with what they would need.
@@ -94,9 +102,6 @@ class Findings:
     def __getitem__(self, at: int) -> Finding:
         return self.items[at]
 
-    def __str__(self) -> str:
-        return self.table()
-
     @property
     def codes(self) -> tuple[str, ...]:
         """The codes of the findings, each once, in order."""
@@ -112,24 +117,27 @@ class Findings:
         severe = SEVERITIES[: SEVERITIES.index(severity) + 1]
         return tuple(finding for finding in self if finding.severity in severe)
 
-    def table(self, most: int = 10) -> str:
-        """The findings as plain text, a line each, then the ways out, and how many there are of each severity.
-
-        Of one code and severity the first ``most`` are shown.
-        """
-        rows: list[tuple[str, ...]] = []
-        for kind, group in groupby(self, key=lambda finding: (finding.code, finding.severity)):
-            all_rows = [(*kind, each.site or "-", f"{each.message} {each.line}".rstrip()) for each in group]
-            more = [(*kind, "...", f"and {len(all_rows) - most} more")] if len(all_rows) > most else []
-            rows += [*all_rows[:most], *more]
+    def _table(self, *, full: bool = False) -> Table:
+        rows = (Row(each.site or "-", (each.code, each.severity, each.message, each.line)) for each in self)
+        groups = list[Group]()
         remedies = dict.fromkeys(f"{each.code}: {each.remedy}" for each in self if each.remedy)
-        head = [format_table(("code", "severity", "site", "finding"), rows)] if rows else []
-        return "\n".join([*head, *remedies, self.summary()])
+        more: list[str] = []
+        for (code, severity), several in groupby(fold(rows, _COLUMNS, full=full), key=lambda group: group.cells[:2]):
+            alike = [*several]
+            groups += alike if full else alike[:_MOST]
+            more += [f"{code} {severity}: and {len(alike) - _MOST} more"] if len(alike) > _MOST and not full else []
+        return Table("site", _COLUMNS, groups, foot=(*more, *remedies, *self.summary().split("\n")), before=2)
+
+    def _headline(self, groups: Sequence[Group]) -> str:
+        return f"Findings: {self._numbers()}"
+
+    def _numbers(self) -> str:
+        numbers = Counter(finding.severity for finding in self)
+        return ", ".join(count(numbers[each], each) for each in SEVERITIES if numbers[each]) or "no findings"
 
     def summary(self) -> str:
         """The number of findings, and which checks could not run."""
-        numbers = Counter(finding.severity for finding in self)
-        lines = [", ".join(count(numbers[each], each) for each in SEVERITIES if numbers[each]) or "no findings"]
+        lines = [self._numbers()]
         needs: dict[str, list[str]] = {}
         for code, need in self.skipped:
             needs.setdefault(need, []).append(code)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from torchinit.plans.diff import Change, Diff
 from torchinit.plans.fingerprint import Fingerprint
-from torchinit.plans.plan import Change, Diff, Plan, Skipped, Step
+from torchinit.plans.plan import Plan, Skipped, Step
 from torchinit.plans.planner import make_plan
 from torchinit.plans.report import Record, Report
 from torchinit.plans.run import local_shards, run

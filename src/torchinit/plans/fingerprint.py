@@ -13,22 +13,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from torchinit._folding import Column, Group, Row, fold
+from torchinit._tables import Table, Tabular
 from torchinit._text import count
 from torchinit.errors import ConfigError, RunError
 from torchinit.model.dtensor import cut_dimensions, is_distributed, shards_of
 from torchinit.model.names import normalize
 from torchinit.model.traversal import walk_tensors
 from torchinit.model.valueless import refuse_fakes
+from torchinit.plans.diff import Diff
 from torchinit.plans.digest import LaneSums, digest
-from torchinit.plans.plan import Diff
 from torchinit.serialization.schema import Schema, parse
 
 VERSION: Final = "torchinit-fingerprint-1"
 """The mark of a fingerprint in its JSON, and a part of each digest."""
 
 
-@dataclass(frozen=True, slots=True)
-class Fingerprint:
+_COLUMNS: Final = (Column("digest"),)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Fingerprint(Tabular):
     """The digest of each site, 128 bits in hexadecimal, and one of them all.
 
     ``sites`` goes by site name; ``aliases`` tells which of them each other name of a tied tensor means;
@@ -38,7 +43,9 @@ class Fingerprint:
     >>> before.of("head.weight"), before.persistent.sites
     ('9f', {'weight': '9f'})
     >>> print(before.diff(Fingerprint({"weight": "9f", "mask": "03"})))
-    changed mask: 02 -> 03
+    ~  mask  other bits
+    <BLANKLINE>
+    1 kind changes (1 tensor); 1 kind is the same.
     """
 
     sites: Mapping[str, str]
@@ -60,6 +67,13 @@ class Fingerprint:
         """The digest of a site, by any of its names; None where there is no such site."""
         return self.sites.get(self.aliases.get(name, name))
 
+    def _table(self, *, full: bool = False) -> Table:
+        groups = fold((Row(name, (text,)) for name, text in self.sites.items()), _COLUMNS, full=full)
+        return Table("tensor", _COLUMNS, groups, f"{self.total}, the fingerprint of {count(len(self.sites), 'tensor')}")
+
+    def _headline(self, groups: Sequence[Group]) -> str:
+        return f"Fingerprint {self.total} of {count(len(self.sites), 'tensor')}"
+
     def diff(self, other: Fingerprint) -> Diff:
         """The sites that are added, removed or have other bits in the other.
 
@@ -68,7 +82,7 @@ class Fingerprint:
         names = sorted({*self.sites, *other.sites})
         digests = ({name: prints.of(name) for name in names} for prints in (self, other))
         before, after = ({name: text for name, text in each.items() if text is not None} for each in digests)
-        return Diff.between(before, after)
+        return Diff.between(before, after, gist=lambda old, new: "other bits" if old and new else "")
 
     def to_dict(self) -> dict[str, object]:
         """The fingerprint as plain data."""

@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import json
 import math
-import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeAlias, TypeVar, final
+from typing import Any, Final, Literal, TypeAlias
 
+from torchinit._folding import Column, Group, Row, fold, fold_names, large, starts_as
 from torchinit._frozen import quickly_made
+from torchinit._tables import Table, Tabular
 from torchinit._text import (
     abbreviate,
     by_reason,
     count,
     did_you_mean,
     dtype_name,
-    format_table,
     percentage,
     shape_text,
-    shorten_paths,
+    shortened,
 )
 from torchinit.errors import CheckpointError, PlanError
 from torchinit.initializers.elementwise import Fill
 from torchinit.initializers.load_report import LoadReport, by_field
 from torchinit.initializers.moments import Moments
 from torchinit.model.sites import Site
+from torchinit.plans.diff import Diff
 from torchinit.rules.catalog import SCHEMA
 from torchinit.rules.rule import Rule, Value
 from torchinit.serialization.schema import parse
@@ -42,8 +43,6 @@ Strict: TypeAlias = bool | Literal["model"]
 _FORMAT: Final = "torchinit-plan-1"
 _WORTH_A_LINE: Final = 1 << 20
 """Bytes of working memory from which a plan's summary speaks of them."""
-
-_Item = TypeVar("_Item")
 
 
 @quickly_made
@@ -76,59 +75,6 @@ class Skipped:
 
     site: Site
     why: str
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """A difference between two plans: what a site got before, and what it gets after.
-
-    >>> print(Change("head.weight", "changed", "Constant(val=0.0)", "Constant(val=1.0)"))
-    changed head.weight: Constant(val=0.0) -> Constant(val=1.0)
-    """
-
-    name: str
-    verb: Literal["added", "removed", "changed"]
-    before: str = ""
-    after: str = ""
-
-    def __str__(self) -> str:
-        arrow = " -> " if self.verb == "changed" else ""
-        return f"{self.verb} {self.name}: {self.before}{arrow}{self.after}"
-
-
-@final
-class Diff(tuple[Change, ...]):
-    """The changes from one plan or fingerprint to another, by site; printed a line each.
-
-    >>> print(Diff.between({"a": 1, "b": 2}, {"b": 3}))
-    removed a: 1
-    changed b: 2 -> 3
-    """
-
-    __slots__ = ()
-
-    @classmethod
-    def between(
-        cls,
-        before: Mapping[str, _Item],
-        after: Mapping[str, _Item],
-        *,
-        agree: Callable[[_Item, _Item], bool] = operator.eq,
-        text: Callable[[_Item], str] = str,
-    ) -> Diff:
-        """The changes from one mapping to another, in their order."""
-        changes: list[Change] = []
-        for name in dict.fromkeys((*before, *after)):
-            if name not in after:
-                changes.append(Change(name, "removed", before=text(before[name])))
-            elif name not in before:
-                changes.append(Change(name, "added", after=text(after[name])))
-            elif not agree(before[name], after[name]):
-                changes.append(Change(name, "changed", text(before[name]), text(after[name])))
-        return cls(changes)
-
-    def __str__(self) -> str:
-        return "\n".join(map(str, self)) or "no difference"
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,8 +117,8 @@ class Reach:
         return f"{self}, less than a half of the model. {f'Schemes that reach more of it: {more}' if more else none}"
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+@dataclass(frozen=True, slots=True, repr=False)
+class Plan(Tabular):
     """The resolved steps of a recipe on a model, and what was left out.
 
     ``steps`` has one step a site, in the order in which they are written. ``overwritten`` has the writes that a later
@@ -211,14 +157,21 @@ class Plan:
             raise KeyError(f"no step for {name!r}{did_you_mean(name, steps)}")
         return steps[name]
 
-    def __str__(self) -> str:
-        return self.table()
+    def _table(self, *, full: bool = False) -> Table:
+        shorten = shortened([load.source for load in self.loads])
+        steps = self.steps if full else sorted(self.steps, key=_position)
+        rows = (_row(step, shorten, full=full) for step in steps)
+        groups = fold(rows, _COLUMNS, among=[site.name for site in self.sites], full=full)
+        elements, dtypes = sum(step.site.numel for step in steps), {dtype_name(step.site.dtype) for step in steps}
+        title = f"{count(len(steps), 'site')} to write: {sized(groups, elements, dtypes)}"
+        rest = self.summary().split("\n")[1:]
+        if self.steps and not (rest or self.problems):
+            rest = ["every parameter has a rule; nothing is written yet"]
+        return Table("tensor", _COLUMNS, groups, title, tuple(rest), tree=not full)
 
-    def table(self) -> str:
-        """The plan as plain text, a line a site, then what is left out."""
-        head = ("name", "shape", "dtype", "fill", "mean", "std", "rule", "over", "notes")
-        rows = shorten_paths(map(_row, self.steps), [load.source for load in self.loads])
-        return "\n".join([format_table(head, rows), self.summary()])
+    def _headline(self, groups: Sequence[Group]) -> str:
+        sites = sized(groups, sum(step.site.numel for step in self.steps))
+        return f"Plan of {count(len(self), 'site')}: {sites}, {count(len(self.problems), 'problem')}"
 
     def summary(self) -> str:
         """The plan in a few lines: the sites that will be written and those that will not."""
@@ -236,11 +189,15 @@ class Plan:
         lines += [f"unused: {hint}" for _, hint in self.unused]
         lines += [reach.summary() for reach in self.reach]
         lines += told(self.arguments)
-        if unknown := [step.site.name for step in self.steps if UNKNOWN in step.notes]:
-            lines.append(f"what follows is not known of {count(len(unknown), 'layer')}, gain 1: {abbreviate(unknown)}")
+        lines += not_followed(step.site.name for step in self.steps if UNKNOWN in step.notes)
         lines += [load.summary() for load in self.loads]
         lines += [f"problem: {problem}" for problem in self.problems]
         return "\n".join(lines)
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """All sites of the model: those of the steps, the untouched and the skipped ones."""
+        return (*(step.site for step in self.steps), *self.untouched, *(skip.site for skip in self.skipped))
 
     @property
     def left_alone(self) -> list[str]:
@@ -320,8 +277,9 @@ class Plan:
 
     def diff(self, other: Plan) -> Diff:
         """The steps that ``other`` adds, removes and changes, by site."""
-        before, after = ({step.site.name: step for step in plan.steps} for plan in (self, other))
-        return Diff.between(before, after, agree=_agree, text=_gist)
+        ordered = (sorted(plan.steps, key=_position) for plan in (self, other))
+        before, after = ({step.site.name: step for step in steps} for steps in ordered)
+        return Diff.between(before, after, agree=_agree, facts=_facts, why=_why(self, other))
 
 
 def _renamed(data: dict[str, Any]) -> dict[str, Any]:
@@ -336,32 +294,61 @@ def _renamed(data: dict[str, Any]) -> dict[str, Any]:
     return data
 
 
+def _position(step: Step) -> int:
+    return step.site.position
+
+
 def _agree(step: Step, other: Step) -> bool:
     """Whether two steps do the same: as values, since 1 is 1.0, or as texts, since NaN is not NaN."""
     same = step.fill == other.fill and (step.site.shape, step.site.dtype) == (other.site.shape, other.site.dtype)
-    return same or _gist(step) == _gist(other)
+    return same or _facts(step) == _facts(other)
 
 
-def _gist(step: Step) -> str:
+def _facts(step: Step) -> tuple[str, ...]:
     # The repr: two fills that differ in the tenth digit differ, and the short text would not show it.
-    return f"{step.fill!r} in {list(step.site.shape)} {dtype_name(step.site.dtype)}"
+    return repr(step.fill), f"in {list(step.site.shape)}", dtype_name(step.site.dtype)
 
 
-def _row(step: Step) -> tuple[str, ...]:
+def _why(before: Plan, after: Plan) -> Callable[[str], str]:
+    """The function that says of a changed site by which rule it is what it is, and whether a tie came or went."""
+    steps, ties = ({step.site.name: step for step in (*before.steps, *after.steps)}, [])
+    for plan in (before, after):
+        ties.append({view.name: step.site.name for step in plan.steps for view in step.site.aliases})
+
+    def why(name: str) -> str:
+        news = [f"no longer tied to {ties[0][name]}"] if name in ties[0] and name not in ties[1] else []
+        news += [f"now tied to {ties[1][name]}"] if name in ties[1] and name not in ties[0] else []
+        return ", ".join([_called(steps[name].rule), *news])
+
+    return why
+
+
+_COLUMNS: Final = (
+    Column("shape", spare=1),
+    Column("dtype", spare=3, once=True),
+    Column("starts as", "range"),
+    Column("mean", "range", spare=7),
+    Column("std", "range", spare=5),
+    Column("elements", "sum", spare=6, right=True),
+    Column("rule", spare=1),
+    Column("over", spare=4),
+)
+
+
+def _row(step: Step, shorten: Callable[[str], str], *, full: bool) -> Row:
     site = step.site
     moments = step.fill.moments(site.shape) or Moments()
     if site.dtype.is_complex and (parts := step.fill.parts(site.shape)) and not parts.mean:
         moments = parts.shrunk(math.sqrt(2))
-    over = ", ".join(rule.origin or str(rule) for rule in step.over)
-    rule = " ".join(filter(None, (step.rule.origin, str(step.rule))))
-    values = (str(step.fill), figure(moments.mean), figure(moments.std))
-    notes = remarks([view.name for view in site.aliases], step.notes)
-    return (site.name, shape_text(site.shape), dtype_name(site.dtype), *values, rule, over, notes)
+    text = _whole if full else _called
+    fill, rule, over = starts_as(str(step.fill)), text(step.rule), ", ".join(map(text, step.over))
+    facts = (shape_text(site.shape), dtype_name(site.dtype), shorten(fill), moments.mean, moments.std, site.numel)
+    notes = remarks([view.name for view in site.aliases], step.notes, full=full)
+    return Row(site.name, (*facts, shorten(rule), over), notes)
 
 
-def remarks(aliases: Sequence[str], notes: Sequence[str]) -> str:
-    """The other names of a tensor and what else is to be known of it, as tables show them."""
-    return "; ".join([*([f"also {abbreviate(aliases, 3)}"] if aliases else []), *notes])
+def _whole(rule: Rule) -> str:
+    return " ".join(filter(None, (rule.origin, str(rule))))
 
 
 def told(arguments: Mapping[str, Mapping[str, Value]]) -> list[str]:
@@ -372,11 +359,29 @@ def told(arguments: Mapping[str, Mapping[str, Value]]) -> list[str]:
     ]
 
 
-def figure(value: float | None) -> str:
-    """A number as tables show it."""
-    return "-" if value is None else f"{value:.4g}"
+def _called(rule: Rule) -> str:
+    return rule.label or str(rule.where)
+
+
+def remarks(aliases: Sequence[str], notes: Sequence[str], *, full: bool) -> tuple[str, ...]:
+    """The other names of a tensor and what else is to be known of it, but for what stands below a table."""
+    told = [f"also {abbreviate(aliases, 3)}"] if aliases else []
+    return (*told, *(note for note in notes if full or note != UNKNOWN))
+
+
+def not_followed(names: Iterable[str]) -> list[str]:
+    """A line with the layers whose gain should be that of what follows, where that is not known; no line for none."""
+    unknown = [*names]
+    text = f"what follows is not known of {count(len(unknown), 'layer')}, gain 1: {abbreviate(fold_names(unknown))}"
+    return [text] if unknown else []
+
+
+def sized(groups: Sequence[Group], elements: int, dtypes: Collection[str] = ()) -> str:
+    """The numbers of kinds and elements, and the dtype if all have one."""
+    (*dtype,) = dtypes
+    return ", ".join([count(len(groups), "kind"), f"{large(elements)} elements", *(dtype if len(dtype) == 1 else [])])
 
 
 def counted(names: Sequence[str], noun: str, verb: str) -> list[str]:
     """A line with the number of names and the first few of them; no line for none."""
-    return [f"{count(len(names), noun)} {verb}: {abbreviate(names)}"] if names else []
+    return [f"{count(len(names), noun)} {verb}: {abbreviate(fold_names(names))}"] if names else []

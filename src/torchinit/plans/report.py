@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import Final
 
 import torch
 
+from torchinit._folding import Column, Group, Row, fold, starts_as
 from torchinit._frozen import quickly_made
-from torchinit._text import by_reason, count, did_you_mean, format_table, shape_text, shorten_paths
+from torchinit._tables import Table, Tabular
+from torchinit._text import by_reason, count, did_you_mean, shape_text, shortened
 from torchinit.errors import ReportError
 from torchinit.initializers.load_report import LoadReport, by_field
 from torchinit.initializers.moments import Moments
 from torchinit.initializers.statistics import deviations
 from torchinit.plans.fingerprint import Fingerprint, StoredFingerprint
-from torchinit.plans.plan import FROZEN, Reach, counted, figure, remarks, told
+from torchinit.plans.plan import FROZEN, UNKNOWN, Reach, counted, not_followed, remarks, sized, told
 from torchinit.rules.rule import Value
 from torchinit.serialization.reading import Reader
 from torchinit.serialization.schema import Schema, parse
@@ -64,6 +67,7 @@ class Record:
     bytes: int = 0
     line: str = ""
     operation: str = ""
+    position: int = 0
 
     def __post_init__(self) -> None:
         if not _is_dtype(self.dtype):
@@ -80,8 +84,8 @@ class Record:
         return tuple(f"{self.name}: {text}" for text in deviations(self.expected, self.measured, numel, dtype))
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+@dataclass(frozen=True, slots=True, repr=False)
+class Report(Tabular):
     """The ``records`` of the sites written, by any of their names as ``report["layers.0.weight"]``, and what was not.
 
     ``untouched`` are the parameters that no rule wrote, ``buffers`` the buffers; ``loads`` tell what was taken
@@ -121,9 +125,6 @@ class Report:
             raise KeyError(f"no record of {name!r}{did_you_mean(name, records)}")
         return records[name]
 
-    def __str__(self) -> str:
-        return self.table()
-
     @property
     def problems(self) -> tuple[str, ...]:
         """Every difference between the values and what was expected of them."""
@@ -144,19 +145,36 @@ class Report:
             raise ReportError(f"{count(len(findings), 'finding')}: the values are not as planned", findings)
         return self
 
-    def table(self) -> str:
-        """The report as plain text, a line a site."""
-        head = ("name", "shape", "dtype", "fill", "mean", "std", "planned std", "rule", "notes")
-        rows = shorten_paths(map(_row, self.records), [load.source for load in self.loads])
-        width = len(head) if any(row[-1] for row in rows) else len(head) - 1
-        return format_table(head[:width], [row[:width] for row in rows]) + "\n" + self.summary()
+    def _table(self, *, full: bool = False) -> Table:
+        shorten = shortened([load.source for load in self.loads])
+        records = self.records if full else sorted(self.records, key=lambda record: record.position)
+        left = (*self.untouched, *self.buffers, *(name for name, _ in self.skipped))
+        names = (*(record.name for record in records), *left)
+        groups = fold((_row(record, shorten, full=full) for record in records), _COLUMNS, among=names, full=full)
+        elements = sum(math.prod(record.shape) for record in records)
+        title = f"{count(len(records), 'site')} written: {sized(groups, elements)}, {self._effort}"
+        foot = (*self._verdict(), *self.summary().split("\n")[1:])
+        return Table("tensor", _COLUMNS, groups, title, foot, tree=not full)
+
+    @property
+    def _effort(self) -> str:
+        size = sum(record.bytes for record in self.records) / 2**20
+        return f"{size:.1f} MiB, {self.seconds:.2f} s, {self.noise or 'no noise'}"
+
+    def _verdict(self) -> list[str]:
+        if problems := self.problems:
+            return [f"{count(len(problems), 'value')} not as planned: {problems[0]}"]
+        measured = sum(record.measured is not None and record.expected is not None for record in self.records)
+        return [f"{count(measured, 'tensor')} measured: as planned"] if measured else []
+
+    def _headline(self, groups: Sequence[Group]) -> str:
+        sites = sized(groups, sum(math.prod(record.shape) for record in self.records))
+        return f"Report of {count(len(self), 'site')}: {sites}, {count(len(self.problems), 'problem')}"
 
     def summary(self) -> str:
         """The report in a few lines: the sites that were written and those that were not."""
         elements = sum(math.prod(record.shape) for record in self.records)
-        size = sum(record.bytes for record in self.records)
-        written = f"{count(len(self.records), 'site')} written: {elements:,} elements, {size / 2**20:.1f} MiB"
-        lines = [f"{written}, {self.seconds:.2f} s, {self.noise or 'no noise'}"]
+        lines = [f"{count(len(self.records), 'site')} written: {elements:,} elements, {self._effort}"]
         lines += counted(self.untouched, "parameter", "untouched")
         lines += counted(self.buffers, "buffer", "untouched")
         lines += counted(self.unfilled, "tensor", "never filled")
@@ -166,6 +184,7 @@ class Report:
         lines += [f"unused: {hint}" for hint in self.unused]
         lines += [reach.summary() for reach in self.reach]
         lines += told(self.arguments)
+        lines += not_followed(record.name for record in self.records if UNKNOWN in record.notes)
         lines += [load.summary() for load in self.loads]
         if self.fingerprint:
             lines.append(f"fingerprint {self.fingerprint.total}")
@@ -199,10 +218,22 @@ class Report:
         return report if stored is None else replace(report, fingerprint=stored.checked())
 
 
-def _row(record: Record) -> tuple[str, ...]:
+_COLUMNS: Final = (
+    Column("shape", spare=1),
+    Column("dtype", spare=4, once=True),
+    Column("started as", "range"),
+    Column("mean", "range", spare=5),
+    Column("std", "range"),
+    Column("planned std", "range", spare=3),
+    Column("elements", "sum", spare=6, right=True),
+    Column("rule", spare=2),
+)
+
+
+def _row(record: Record, shorten: Callable[[str], str], *, full: bool) -> Row:
     measured, expected = record.measured or Moments(), record.expected or Moments()
-    figures = map(figure, (measured.mean, measured.std, expected.std))
     code = record.line and f"at {record.line}: {record.operation}"
-    rule = " ".join(filter(None, (record.origin, record.rule, code)))
-    notes = remarks(record.aliases, record.notes)
-    return (record.name, shape_text(record.shape), record.dtype, record.fill, *figures, rule, notes)
+    rule = " ".join(filter(None, (record.origin, record.rule, code))) if full else record.rule.partition(" -> ")[0]
+    facts = (shape_text(record.shape), record.dtype, shorten(starts_as(record.fill)))
+    figures = (measured.mean, measured.std, expected.std, math.prod(record.shape))
+    return Row(record.name, (*facts, *figures, shorten(code or rule)), remarks(record.aliases, record.notes, full=full))

@@ -314,7 +314,7 @@ def _record(step: Step, parts: Parts, seconds: float, texts: Texts, measured: Mo
     size = parts[0].local.nbytes if len(parts) == 1 else sum(part.local.nbytes for part in parts)
     return Record(  # by position: a call of a class with so many keywords takes three times as long
         site.name, site.shape, dtype_text, fill, rule, origin,
-        expected, measured, over, aliases, step.notes, seconds, size,
+        expected, measured, over, aliases, step.notes, seconds, size, "", "", site.position,
     )  # fmt: skip
 
 

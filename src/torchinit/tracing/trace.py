@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, TypeAlias, final
+from typing import Any, Final, Literal, TypeAlias, final
 
-from torchinit._text import abbreviate, count, did_you_mean, format_table
+from torchinit._folding import Column, Group, Row, fold, fold_names
+from torchinit._tables import Table, Tabular
+from torchinit._text import abbreviate, count, did_you_mean
 from torchinit.model.sandbox import ALLOCATING
 from torchinit.model.shards import Box, replaced
 from torchinit.serialization.schema import Schema, parse
@@ -79,8 +81,17 @@ class Write:
         return f"{_where(self)}: {self.what}{times} at {self.line or 'no known line'}"
 
 
+_COLUMNS: Final = (
+    Column("operation", "range"),
+    Column("times", "range", spare=2, right=True),
+    Column("line"),
+    Column("call"),
+    Column("module", "range", spare=4),
+)
+
+
 @final
-class Trace:
+class Trace(Tabular):
     """The writes to the parameters and buffers of a model, in order; while the code runs, so far.
 
     ``parameters`` and ``buffers`` are the names of the sites, including those that came during the trace; ``added``
@@ -170,23 +181,28 @@ class Trace:
     def __hash__(self) -> int:
         return id(self)  # a trace grows while it runs
 
-    def __str__(self) -> str:
-        return self.table()
+    def _table(self, *, full: bool = False) -> Table:
+        first, *rest = self.summary().split("\n")
+        known = (*self.parameters, *self.buffers)
+        groups = fold(map(_row, self.writes), _COLUMNS, among=known, full=full)
+        return Table("site", _COLUMNS, groups, first, tuple(rest))
 
-    def table(self) -> str:
-        """The writes as plain text, a line each, then the summary."""
-        head = ("site", "operation", "times", "line", "call", "module")
-        return "\n".join([format_table(head, [_row(write) for write in self.writes]), self.summary()])
+    def _headline(self, groups: Sequence[Group]) -> str:
+        return f"Trace of {self._numbers()}: {count(len(groups), 'kind')}, {len(self.unwritten)} parameters not written"
+
+    def _numbers(self) -> str:
+        times = sum(write.count for write in self._writes.values())
+        return f"{count(times, 'write')} to {count(len({write.site for write in self._writes.values()}), 'site')}"
 
     def summary(self) -> str:
         """A few lines on how much was written, and what was not."""
-        times = sum(write.count for write in self._writes.values())
-        sites = {write.site for write in self._writes.values()}
-        lines = [f"{count(times, 'write')} to {count(len(sites), 'site')}"]
+        lines = [self._numbers()]
         for kind, names in (("parameter", self.unwritten), ("buffer", self.unwritten_buffers)):
-            lines += [f"{count(len(names), kind)} not written: {abbreviate(names)}"] if names else []
+            lines += [f"{count(len(names), kind)} not written: {abbreviate(fold_names(names))}"] if names else []
         lines += [
-            f"{change}: {abbreviate(names)}" for change in ("added", "removed") if (names := getattr(self, change))
+            f"{change}: {abbreviate(fold_names(names))}"
+            for change in ("added", "removed")
+            if (names := getattr(self, change))
         ]
         lines += [f"written in vain: {abbreviate([write.site for write in self.lost])}"] if self.lost else []
         return "\n".join([*lines, *([f"ended early: {self.error}"] if self.error else [])])
@@ -256,6 +272,6 @@ def _where(write: Write) -> str:
     return f"{write.site}[{', '.join(spans)}]"
 
 
-def _row(write: Write) -> tuple[str, ...]:
+def _row(write: Write) -> Row:
     module = "-" if write.module is None else write.module or "the model"
-    return _where(write), write.what, str(write.count), write.line or "-", write.call or "-", module
+    return Row(_where(write), (write.what, write.count, write.line or "-", write.call or "-", module))

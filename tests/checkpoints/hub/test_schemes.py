@@ -118,9 +118,7 @@ def test_pickles_from_elsewhere_want_a_hash_where_torch_reads_them_unsafely(
     monkeypatch.setattr(schemes, "MENDED_READER", (2, 10))
     for name, content in pickles.items():
         url = host.serve(f"/{name}", whole(content))
-        text = (
-            rf"{name} is a pickle, which torch {re.escape(torchs)} does not read safely: give its sha256"
-        )
+        text = rf"{name} is a pickle, which torch {re.escape(torchs)} does not read safely: give its sha256"
         for _ in range(2):  # from the cache as well
             with pytest.raises(FetchError, match=text):
                 fetch(url)

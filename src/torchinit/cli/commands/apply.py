@@ -11,11 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from torchinit._version import __version__
-from torchinit.api import draft
+from torchinit.api import draft, sites
 from torchinit.cli import options, weights
+from torchinit.cli.commands.diff import kind_of, read_saved
 from torchinit.cli.errors import UsageError
+from torchinit.errors import PlanError
 from torchinit.noise import STREAM, Keyed
 from torchinit.plans.fingerprint import fingerprint
 from torchinit.plans.plan import Plan
@@ -29,6 +32,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments."""
     options.add_model(parser)
     options.add_recipe(parser)
+    options.add_all(parser)
     options.add_json(parser)
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the .safetensors to write")
     parser.add_argument("--force", action="store_true", help="overwrite the output if it exists")
@@ -45,19 +49,37 @@ def run(arguments: argparse.Namespace) -> int:
         noise = Keyed(arguments.seed)
     except ValueError as error:
         raise UsageError(f"--seed: {error}") from None
-    rules = options.recipe_of(arguments.recipe, arguments.set)
+    saved = read_saved(Plan, arguments.recipe) if kind_of(arguments.recipe) == "plan" else None
+    rules = () if saved else options.recipe_of(arguments.recipe, arguments.set)
     model = options.model_of(arguments, "cpu", arguments.seed)
     if arguments.dtype:
         model.to(getattr(torch, _SHORT.get(arguments.dtype, arguments.dtype)))
-    plan = draft(model, rules).check(complete=arguments.complete, strict=arguments.strict)
+    plan = (draft(model, rules) if saved is None else _of_model(saved, model)).check(
+        complete=arguments.complete, strict=arguments.strict
+    )
     with _progress(plan) as progress:
         report = carry_out(plan, local_shards(model), noise, stats=arguments.stats, progress=progress)
     report = replace(report, fingerprint=fingerprint(model))
-    print(report.to_json() if arguments.json else report.table())
+    if arguments.json:
+        print(report.to_json())
+    else:
+        options.show_table(arguments, report, f"{type(model).__name__} with {arguments.recipe}, seed {noise.seed}")
     report.assert_ok()
     origin = {"torchinit.version": __version__, "torchinit.stream": STREAM, "torchinit.seed": str(noise.seed)}
     weights.write_state(arguments.output, model.state_dict(), origin)
     return 0
+
+
+def _of_model(plan: Plan, model: nn.Module) -> Plan:
+    """The plan itself; PlanError if its sites are not those of the model, in name and shape."""
+    planned, here = ({site.name: site.shape for site in each} for each in (plan.sites, sites(model)))
+    problems = [f"the model has no {name}, which the plan has" for name in planned if name not in here]
+    problems += [f"the plan has no {name}, which the model has" for name in here if name not in planned]
+    shapes = [(name, planned[name], here[name]) for name in planned if name in here and planned[name] != here[name]]
+    problems += [f"{name} is planned for shape {before}, but it has {now}" for name, before, now in shapes]
+    if problems:
+        raise PlanError("the plan is one of another model; nothing was written", problems)
+    return plan
 
 
 @contextmanager

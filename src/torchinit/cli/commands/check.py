@@ -30,6 +30,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     for name, verb in (("select", "run only"), ("ignore", "leave out")):
         option(f"--{name}", action="append", default=[], metavar="CHECKS", help=f"{verb} these: TI301,TI4,meta")
     option("--fail-on", choices=SEVERITIES, default="error", help="from which severity on the exit code is 1")
+    options.add_all(parser)
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON instead of a table")
     form.add_argument("--sarif", action="store_true", help="print SARIF 2.1.0, for code review")
@@ -59,8 +60,10 @@ def run(arguments: argparse.Namespace) -> int:
     findings = lint(model, recipe=plan, trace=trace, report=report, loaded=loaded, select=select, ignore=ignore)
     if arguments.sarif:
         print(findings.to_sarif(checks=CHECKS, artifact=_artifact(arguments)))
+    elif arguments.json:
+        print(findings.to_json())
     else:
-        print(findings.to_json() if arguments.json else findings.table())
+        options.show_table(arguments, findings)
     return 1 if findings.at_least(arguments.fail_on) else 0
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
-from torchinit._text import fold_numbers
+from torchinit._tables import Table
+from torchinit._text import fold_numbers, plain
 from torchinit.api import sites
 from torchinit.checkpoints import Loaded, Pretrained, open_checkpoint
 from torchinit.cli import options
@@ -37,6 +39,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     option("--sha256", help="the hash that the file must have")
     option("--header-only", action="store_true", help="do not read the values, which may be NaN")
     option("--device", choices=("meta", "cpu"), default="meta", help="where the model is built")
+    options.add_all(parser)
     options.add_json(parser)
 
 
@@ -56,8 +59,12 @@ def run(arguments: argparse.Namespace) -> int:
         taken = (*account.loaded, *dict(account.adapted))
         values = [faults[name] for name in taken if name in faults]
         data.append({**account.to_dict(), "problems": [*account.problems_of(True), *values]})
-    text = "\n".join([*map(_shown, plan.loads), *faults.values(), *plan.problems])
-    options.show(arguments, data if arguments.recipe else data[0], text)
+    if arguments.json:
+        options.show(arguments, data if arguments.recipe else data[0], "")
+    else:
+        for account in plan.loads:
+            options.show_table(arguments, _table(account, full=arguments.all))
+        print("\n".join(map(plain, (*faults.values(), *plan.problems))), end="\n" if faults or plan.problems else "")
     return 1 if faults or plan.problems or any(each["problems"] for each in data) else 0
 
 
@@ -88,7 +95,7 @@ def _faults(plan: Plan) -> Iterator[tuple[str, str]]:
                 yield site.name, f"{site.name}: {error}"
 
 
-def _shown(account: LoadReport) -> str:
+def _table(account: LoadReport, *, full: bool) -> Table:
     """The account, and what to write to be rid of what is wrong with it."""
     guess, remedies = account.guess, list[tuple[str, str]]()
     if guess is not None and guess.options:
@@ -101,7 +108,8 @@ def _shown(account: LoadReport) -> str:
         remedies.append((flags, f"expect_unexpected={globs}"))
     if any(site.reason == "shape" for site in account.mismatched):
         remedies.append(("--skip-shapes", "on_shape='skip'"))
-    return "\n  ".join([account.table(), *(f"try {here}, in a rule {there}" for here, there in remedies)])
+    table = account._table(full=full)
+    return replace(table, foot=(*table.foot, *(f"try {here}, in a rule {there}" for here, there in remedies)))
 
 
 def _globs(account: LoadReport) -> list[str]:

@@ -12,13 +12,13 @@ from torchinit._files import read_bounded
 from torchinit.api import sites
 from torchinit.cli import options, weights
 from torchinit.cli.errors import UsageError
+from torchinit.plans.diff import Diff
 from torchinit.plans.fingerprint import Fingerprint
-from torchinit.plans.plan import Change, Diff, Plan
+from torchinit.plans.plan import Plan
 from torchinit.plans.planner import make_plan
 from torchinit.plans.report import Record, Report
 
 FileKind: TypeAlias = Literal["recipe", "plan", "report", "fingerprint", "weights"]
-Changes: TypeAlias = tuple[Change, ...]
 Saved = TypeVar("Saved", Plan, Report, Fingerprint)
 
 
@@ -28,6 +28,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("b", metavar="B", help="another one of the same kind, or of one with a fingerprint")
     options.add_model(parser, "--model")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an argument of both recipes")
+    options.add_all(parser)
     options.add_json(parser)
     parser.set_defaults(on_error=2)
 
@@ -36,11 +37,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the differences, a line each; 1 if there are any."""
     changes = _changes(arguments, arguments.a, arguments.b)
     data = [{key: getattr(change, key) for key in ("name", "verb", "before", "after")} for change in changes]
-    options.show(arguments, data, "\n".join(map(str, changes)) or "no difference")
+    options.show(arguments, data, changes)
     return 1 if changes else 0
 
 
-def _changes(arguments: argparse.Namespace, a: str, b: str) -> Changes:
+def _changes(arguments: argparse.Namespace, a: str, b: str) -> Diff:
     kind, other = kind_of(a), kind_of(b)
     if kind != other and {kind, other} <= {"report", "fingerprint", "weights"}:
         first, second = _fingerprint(a, kind), _fingerprint(b, other)
@@ -56,11 +57,11 @@ def _changes(arguments: argparse.Namespace, a: str, b: str) -> Changes:
             before, after = (make_plan(known, options.recipe_of(text, arguments.set)).check() for text in (a, b))
             return before.diff(after)
         case "plan":
-            return _read(Plan, a).diff(_read(Plan, b))
+            return read_saved(Plan, a).diff(read_saved(Plan, b))
         case "report":
-            return _report_changes(_read(Report, a), _read(Report, b))
+            return _report_changes(read_saved(Report, a), read_saved(Report, b))
         case "fingerprint":
-            return _read(Fingerprint, a).diff(_read(Fingerprint, b))
+            return read_saved(Fingerprint, a).diff(read_saved(Fingerprint, b))
         case "weights":
             return weights.compare(Path(a), Path(b))
 
@@ -80,7 +81,8 @@ def kind_of(text: str) -> FileKind:
     return "recipe"
 
 
-def _read(cls: type[Saved], path: str) -> Saved:
+def read_saved(cls: type[Saved], path: str) -> Saved:
+    """The plan, report or fingerprint that a file holds; UsageError for any other."""
     noun = cls.__name__.lower()
     command = "apply" if cls is Report else noun
     try:
@@ -92,24 +94,27 @@ def _read(cls: type[Saved], path: str) -> Saved:
 def _fingerprint(path: str, kind: FileKind) -> Fingerprint:
     """The fingerprint that a file is, has, or that its tensors have."""
     if kind != "report":
-        return weights.fingerprint_of(Path(path)) if kind == "weights" else _read(Fingerprint, path)
-    fingerprint = _read(Report, path).fingerprint
+        return weights.fingerprint_of(Path(path)) if kind == "weights" else read_saved(Fingerprint, path)
+    fingerprint = read_saved(Report, path).fingerprint
     if fingerprint is None:
         raise UsageError(f"{path} is a report without a fingerprint")
     return fingerprint
 
 
-def _report_changes(first: Report, second: Report) -> Changes:
-    before, after = ({record.name: _gist(record) for record in report} for report in (first, second))
-    changes = sorted(Diff.between(before, after), key=lambda change: ("removed", "added", "changed").index(change.verb))
+def _report_changes(first: Report, second: Report) -> Diff:
+    before, after = ({record.name: record for record in report} for report in (first, second))
+    diff = Diff.between(before, after, agree=lambda one, other: _facts(one) == _facts(other), facts=_facts)
+    changes = sorted(diff, key=lambda change: ("removed", "added", "changed").index(change.verb))
     if first.fingerprint is not None and second.fingerprint is not None:
         known = {change.name for change in changes}
         changes += [bits for bits in first.fingerprint.diff(second.fingerprint) if bits.name not in known]
-    return tuple(changes)
+    known = {change.name for change in changes}
+    return Diff.of(changes, [name for name in diff.same if name not in known])
 
 
-def _gist(record: Record) -> str:
+def _facts(record: Record) -> tuple[str, ...]:
     """All of a record but the time it took."""
     seen = record.measured
-    values = f": mean {seen.mean:.9g}, std {seen.std:.9g}, min {seen.min:.9g}, max {seen.max:.9g}" if seen else ""
-    return f"{record.fill} in {list(record.shape)} {record.dtype} by {record.rule}{values}"
+    figures = {"mean": seen.mean, "std": seen.std, "min": seen.min, "max": seen.max} if seen else {}
+    values = (f"{name} {figures[name]:.9g}" if figures else "" for name in ("mean", "std", "min", "max"))
+    return record.fill, f"in {list(record.shape)}", record.dtype, f"by {record.rule}", *values

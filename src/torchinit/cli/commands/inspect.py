@@ -9,7 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from torchinit._text import count, dtype_name, format_table, one_line, shape_text
+from torchinit._folding import Column, Row, fold
+from torchinit._tables import Table
+from torchinit._text import count, dtype_name, one_line, shape_text
 from torchinit.checkpoints import Checkpoint, fetch, open_checkpoint
 from torchinit.checkpoints.hub.cache import hash_of
 from torchinit.cli import options, weights
@@ -21,6 +23,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="a path, a URL or another source of weights")
     options.add_part(parser)
     parser.add_argument("--hashes", action="store_true", help="also the SHA-256 of each tensor's bytes; reads them all")
+    options.add_all(parser)
     options.add_json(parser)
 
 
@@ -28,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Print a line for each tensor, and what is known of the whole."""
     checkpoint = open_checkpoint(arguments.file, part=arguments.part)
     data = describe(checkpoint, fetch(arguments.file), hashes=arguments.hashes)
-    return options.show(arguments, data, table(data))
+    return options.show(arguments, data, table(data, full=arguments.all))
 
 
 def describe(checkpoint: Checkpoint, path: Path, *, hashes: bool) -> dict[str, Any]:
@@ -60,22 +63,29 @@ def _hash(tensor: Tensor) -> str:
     return digest.hexdigest()
 
 
-def table(data: dict[str, Any]) -> str:
-    """The same as text."""
-    head = ("name", "shape", "dtype", "bytes", "sha256")
+_COLUMNS = (Column("shape"), Column("dtype", once=True), Column("bytes", "sum", right=True), Column("sha256"))
+
+
+def table(data: dict[str, Any], *, full: bool = False) -> Table:
+    """The same as a table."""
     rows = [
-        (entry["name"], shape_text(entry["shape"]), entry["dtype"], f"{entry['bytes']:,}", entry.get("sha256", "")[:16])
+        Row(entry["name"], (shape_text(entry["shape"]), entry["dtype"], entry["bytes"], entry.get("sha256", "")[:16]))
         for entry in data["tensors"]
     ]
-    width = 5 if any(row[4] for row in rows) else 4
     part = f", part {data['part']!r}" if data["part"] else ""
     total = sum(entry["bytes"] for entry in data["tensors"])
-    return "\n".join(
-        [
-            format_table(head[:width], [row[:width] for row in rows]),
-            f"{data['file']}: {data['format']}{part}, {count(len(rows), 'tensor')} of {total:,} bytes",
-            f"{data['bytes']:,} bytes in the file, sha256 {data['sha256']}",
-            *map(one_line, data["notes"]),
-            *(one_line(f"{key}: {text}") for key, text in data["metadata"].items()),
-        ]
+    (*dtype,) = {entry["dtype"] for entry in data["tensors"]}
+    all_of = f", {dtype[0]}" if len(dtype) == 1 else ""
+    foot = [
+        f"{data['file']}: {data['format']}{part}, {count(len(rows), 'tensor')} of {total:,} bytes{all_of}",
+        f"{data['bytes']:,} bytes in the file, sha256 {data['sha256']}",
+        *map(one_line, data["notes"]),
+        *(one_line(f"{key}: {text}") for key, text in data["metadata"].items()),
+    ]
+    return Table(
+        "tensor",
+        _COLUMNS,
+        fold(rows, _COLUMNS, among=[row.name for row in rows], full=full),
+        foot=tuple(foot),
+        tree=not full,
     )

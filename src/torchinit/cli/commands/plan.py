@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import replace
+from pathlib import Path
 
+from torchinit._files import replacing
 from torchinit.api import draft
 from torchinit.cli import options
 from torchinit.cli.errors import UsageError
@@ -17,7 +19,11 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments."""
     options.add_model(parser)
     options.add_recipe(parser)
+    options.add_all(parser)
     options.add_json(parser)
+    text = "also write the plan to a JSON file, which `torchinit apply MODEL FILE` carries out"
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help=text)
+    parser.add_argument("--force", action="store_true", help="overwrite the output if it exists")
     text = "where the model is built; cpu for code that needs it"
     parser.add_argument("--device", choices=("meta", "cpu"), default="meta", help=text)
     mesh = parser.add_argument_group("on a mesh of ranks", "what each rank holds and how long it takes, by arithmetic")
@@ -28,9 +34,12 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the plan, what is wrong with it included; raise PlanError if anything is."""
+    """Print the plan, what is wrong with it included; raise PlanError if anything is, and write no file."""
+    if arguments.output and arguments.output.exists() and not arguments.force:
+        raise UsageError(f"{str(arguments.output)!r} exists already; --force overwrites it")
     rules = options.recipe_of(arguments.recipe, arguments.set)
-    plan = draft(options.model_of(arguments, arguments.device), rules)
+    model = options.model_of(arguments, arguments.device)
+    plan = draft(model, rules)
     if arguments.mesh:
         try:
             partition = parse_mesh(arguments.mesh, arguments.parallel)
@@ -39,7 +48,12 @@ def run(arguments: argparse.Namespace) -> int:
             raise UsageError(str(error)) from None
         cost = cost_of(plan, partition, measured(plan))
         print(json.dumps(cost.to_dict(), indent=2) if arguments.json else f"{cost.table()}\n{plan.summary()}")
+    elif arguments.json:
+        print(plan.to_json())
     else:
-        print(plan.to_json() if arguments.json else plan.table())
+        options.show_table(arguments, plan, f"{type(model).__name__} with {arguments.recipe}")
     plan.check(complete=arguments.complete, strict=arguments.strict)
+    if arguments.output:
+        with replacing(arguments.output) as file:
+            file.write(plan.to_json().encode())
     return 0

@@ -147,7 +147,7 @@ def cost_of(plan: Plan, partition: Partition, rates: Rates) -> Cost:
     (8192, 1024, 256)
     """
     fills = {step.site.name: step.fill for step in plan.steps}
-    sites = [*(step.site for step in plan.steps), *plan.untouched, *(skip.site for skip in plan.skipped)]
+    sites = plan.sites
     partition.check(sites)
     first, last = (0,) * len(partition.sizes), tuple(size - 1 for size in partition.sizes)
     every = [

@@ -1,0 +1,370 @@
+"""Tables: folded rows fitted to a width, as text, with rich's colours, or as HTML; every table of a model is one."""
+
+from __future__ import annotations
+
+import html
+import re
+import textwrap
+import unicodedata
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
+
+from torchinit._folding import Column, Group, large
+from torchinit._text import one_line, plain
+
+Style: TypeAlias = Literal["", "bold", "dim", "green", "yellow", "red"]
+Line: TypeAlias = tuple[str, Style]
+
+WIDTH: Final = 100
+"""The most columns of text that goes to no terminal."""
+
+_MOST_OF_A_PAGE: Final = 400
+"""The lines of a table in a notebook; a page with more of them is slow, and nobody reads it."""
+_NARROW: Final = 8
+"""The fewest columns that a column is shrunk to."""
+_NARROW_TEXT: Final = 14
+"""The same of all but the names as long as these are whole: the room of N(0, 0.004082)."""
+
+
+class Entry(NamedTuple):
+    """A line of a table: a group, or the heading of the groups below it."""
+
+    name: str
+    times: str
+    cells: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    depth: int = 0
+    groups: int = 0
+
+
+@dataclass(slots=True)
+class _Node:
+    """A part of the names: the groups that end here, and the parts that go on."""
+
+    part: str = ""
+    times: int = 1
+    groups: list[Group] = field(default_factory=list)
+    children: dict[str, _Node] = field(default_factory=dict)
+    rows: int = 0
+    is_heading: bool = False
+
+    def add(self, group: Group) -> None:
+        node = self
+        node.rows += 1
+        for part, copies in zip(group.path, group.copies, strict=True):
+            node = node.children.setdefault(part, _Node(part, node.times * copies))
+            node.rows += 1
+        node.groups.append(group)
+
+    def choose_headings(self) -> bool:
+        """Mark repeated blocks of some lines, and what holds them beside others; return whether any is marked."""
+        below = [child.choose_headings() for child in self.children.values()]
+        is_block = not self.part.isidentifier() and self.rows >= 3
+        self.is_heading = not self.groups and (is_block or (any(below) and len(self.children) > 1))
+        return self.is_heading or any(below)
+
+    def entries(self, depth: int, prefix: str = "") -> Iterator[Entry]:
+        """The lines of what is below, what belongs to the module itself before its parts."""
+        rows: dict[tuple[object, ...], list[tuple[str, Group]]] = {}
+        for name, node in self._below(prefix):
+            if node.is_heading:
+                yield from _drained(rows, depth, self.times)
+                yield Entry(name, str(node.times) if node.times != self.times else "", depth=depth)
+                yield from node.entries(depth + 1)
+                continue
+            for group in node.groups:  # norms and biases of one layer often say the same: ln_1.weight, ln_2.weight
+                like = (re.sub(r"\d+", "0", name), len(group.names), group.cells, group.notes)
+                alone = group.notes or name.count(".") > 1
+                rows.setdefault((like, id(group) if alone else 0), []).append((name, group))
+        yield from _drained(rows, depth, self.times)
+
+    def _below(self, prefix: str = "") -> Iterator[tuple[str, _Node]]:
+        """The headings and ends that come next, with their names from here on."""
+        for child in sorted(self.children.values(), key=lambda each: bool(each.children)):
+            name = prefix + child.part
+            if child.is_heading:
+                yield name, child
+            else:
+                if child.groups:
+                    yield name, child
+                yield from child._below(f"{name}.")
+
+
+def _drained(rows: dict[Any, list[tuple[str, Group]]], depth: int, times: int) -> Iterator[Entry]:
+    for pairs in rows.values():
+        names, groups = zip(*pairs, strict=True)
+        first = groups[0]
+        name = ", ".join(names) if len(names) < 3 else f"{names[0]} … {names[-1]} ({len(names)})"
+        number = str(len(first.names)) if len(first.names) != times else ""
+        sums = [sum(column) for column in zip(*(group.sums for group in groups), strict=True)]
+        cells = tuple(large(total) if total else cell for cell, total in zip(first.cells, sums, strict=True))
+        yield Entry(name, number, cells, first.notes, depth, len(names))
+    rows.clear()
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Groups under the heads of their columns, a title above them and lines below.
+
+    ``subject`` is the head of the names, which stand after the first ``before`` columns; ``tree`` shows the parts of a
+    model as headings.
+
+    >>> from torchinit._folding import Row, fold
+    >>> columns = Column("shape"), Column("starts as", "range")
+    >>> rows = [Row(f"h.{i}.fc.weight", ("8×8", f"N(0, {0.1 + i / 100})")) for i in range(12)]
+    >>> print(Table("tensor", columns, fold(rows, columns, among=(row.name for row in rows))).text())
+    tensor         ×   shape  starts as
+    h.*.fc.weight  12  8×8    N(0, 0.1…0.21)
+    """
+
+    subject: str
+    columns: tuple[Column, ...]
+    groups: Sequence[Group]
+    title: str = ""
+    foot: tuple[str, ...] = ()
+    tree: bool = False
+    before: int = 0
+
+    @property
+    def entries(self) -> list[Entry]:
+        """The lines of the table, in order."""
+        root = _Node()
+        for group in self.groups:
+            if self.tree:
+                root.add(group)
+            else:
+                node = _Node(group.label, groups=[group])
+                root.children[str(len(root.children))] = node
+        if self.tree:
+            root.choose_headings()
+            return [*root.entries(0)]
+        return [
+            entry for node in root.children.values() for entry in _drained({0: [(node.part, node.groups[0])]}, 0, 1)
+        ]
+
+    def text(self, width: int | None = WIDTH) -> str:
+        """The table as text, not wider than ``width``; None: as wide as it is, with the notes in a column."""
+        return "\n".join(line.rstrip() for line, _ in self.lines(width))
+
+    def lines(self, width: int | None = WIDTH) -> Iterator[Line]:
+        """The lines of the table, each with its style."""
+        if self.title:
+            yield from _wrapped(self.title, width, "bold")
+        if self.groups:
+            space: list[Line] = [("", "")] if self.title else []
+            yield from space
+            yield from (line for block in self.blocks(width) for line in block)
+            yield from space if self.foot else []
+        for text in self.foot:
+            yield from _wrapped(text, width)
+
+    def blocks(self, width: int | None = WIDTH) -> Iterator[list[Line]]:
+        """The lines of the heads, then of each entry."""
+        heads, rows, columns = self._grid(self.entries, full=width is None)
+        widths = [max(map(_room, column)) for column in zip(heads, *(cells for _, cells in rows), strict=True)]
+        kept = _chosen(rows, widths, columns, self.before, width)
+
+        def block(cells: Sequence[str], style: Style) -> list[Line]:
+            texts = [_cut(cells[at], widths[at]) if at == self.before else cells[at] for at in kept]
+            parts = [_lines_of(text, widths[at]) for text, at in zip(texts, kept, strict=True)]
+            return [(_set(line, kept, widths, columns), style) for line in zip_longest(*parts, fillvalue="")]
+
+        yield block(heads, "bold") if any(heads) else []
+        for entry, cells in rows:
+            indent = " " * (2 * entry.depth + 2)
+            notes = () if width is None else entry.notes
+            below = [line for note in notes for line in _wrapped(note, width, "dim", indent)]
+            yield block(cells, _SIGNS.get(cells[0], "") if entry.cells else "bold") + below
+
+    def _grid(
+        self, entries: Sequence[Entry], *, full: bool
+    ) -> tuple[list[str], list[tuple[Entry, list[str]]], list[Column]]:
+        """The heads, the entries with all their cells as texts, and the columns that these are of."""
+        own = [Column(self.subject), Column("×" if self.subject else "", right=True)]
+        times = "" if self.subject else "×"  # said in the head where there is one
+        columns = [*self.columns[: self.before], *own, *self.columns[self.before :]]
+        notes = full and any(entry.notes for entry in entries)
+        rows = []
+        for entry in entries:
+            cells = list(entry.cells or [""] * len(self.columns))
+            cells[self.before : self.before] = [
+                "  " * entry.depth + one_line(entry.name),
+                entry.times and times + entry.times,
+            ]
+            rows.append((entry, [*cells, "; ".join(entry.notes)] if notes else cells))
+        columns += [Column("notes")] if notes else []
+        return [column.head for column in columns], rows, columns
+
+    def brief(self, headline: str, most: int = 10) -> str:
+        """The text of a ``repr``: a headline and the first lines, together less than 2,000 letters."""
+        lines, left = [f"<{headline}>"], 1800 - len(headline)
+        entries = 0
+        for at, block in enumerate(self.blocks()):
+            texts = [f"  {line.rstrip()}" for line, _ in block]
+            left -= sum(map(len, texts)) + len(texts)
+            if at > most or left < 0:
+                entries += 1
+            else:
+                lines += texts
+        return "\n".join(
+            [*(lines if self.groups else lines[:1]), *([f"  … {entries} more, print it"] if entries else [])]
+        )
+
+    def html(self) -> str:
+        """The table as HTML for a notebook: no scripts, and legible on a light and on a dark page."""
+        entries = self.entries
+        heads, rows, columns = self._grid(entries[:_MOST_OF_A_PAGE], full=False)
+        widths = [0] * len(columns)
+        kept = _chosen(rows, widths, columns, self.before, 1 << 20)
+        body = []
+        for entry, cells in rows:
+            indent = f' style="padding-left:{1.2 * entry.depth:.3g}em"'
+            styles = [indent if at == self.before else _right(columns[at]) for at in kept]
+            texts = [html.escape(cells[at].strip()) for at in kept]
+            kind = "" if entry.cells else ' class="part"'
+            line = "".join(f"<td{style}>{text}</td>" for style, text in zip(styles, texts, strict=True))
+            body.append(f"<tr{kind}>{line}</tr>")
+            notes = (html.escape(one_line(note)) for note in entry.notes)
+            body += [f'<tr class="note"><td colspan="{len(kept)}"{indent}>{note}</td></tr>' for note in notes]
+        head = "".join(f"<th{_right(columns[at])}>{html.escape(heads[at])}</th>" for at in kept)
+        more = len(entries) - _MOST_OF_A_PAGE
+        foot = [*([f"… and {more} more lines"] if more > 0 else []), *self.foot]
+        title = f"<p><b>{html.escape(plain(self.title))}</b></p>" if self.title else ""
+        head = f"<thead><tr>{head}</tr></thead>" if any(heads) else ""
+        table = f"<table>{head}<tbody>{''.join(body)}</tbody></table>" if entries else ""
+        below = "".join(f"<p>{html.escape(plain(text))}</p>" for text in foot)
+        return f'<div class="torchinit-table"><style>{_CSS}</style>{title}{table}{below}</div>'
+
+    def __rich_console__(self, console: Any, options: Any) -> Generator[Any]:
+        from rich.text import Text
+
+        for line, style in self.lines(options.max_width):
+            yield Text(line.rstrip(), style=style, no_wrap=True, overflow="ellipsis")
+
+
+_SIGNS: Final[dict[str, Style]] = {"+": "green", "~": "yellow", "-": "red"}
+_CSS: Final = (
+    ".torchinit-table p{margin:.4em 0}"
+    ".torchinit-table table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:13px;margin:.4em 0}"
+    ".torchinit-table tr,.torchinit-table td,.torchinit-table th{background:none!important;color:inherit;border:0}"
+    ".torchinit-table th,.torchinit-table td{text-align:left;vertical-align:top;padding:1px 1.4em 1px 0}"
+    ".torchinit-table thead th{border-bottom:1px solid rgba(128,128,128,.6);font-weight:600}"
+    ".torchinit-table tbody td{font-family:ui-monospace,Menlo,Consolas,monospace;white-space:nowrap}"
+    ".torchinit-table .part td{font-weight:600}"
+    ".torchinit-table .note td{opacity:.75;white-space:normal}"
+)
+
+
+def _right(column: Column) -> str:
+    return ' style="text-align:right"' if column.right else ""
+
+
+def _chosen(
+    rows: Sequence[tuple[Entry, list[str]]], widths: list[int], columns: Sequence[Column], name: int, width: int | None
+) -> list[int]:
+    """The columns that are shown, by number; their widths are made to fit."""
+    kept = []
+    for at, column in enumerate(columns):
+        texts = {cells[at] for entry, cells in rows if entry.cells or cells[at]}
+        if not texts <= ({"", "-"} if column.head else {""}) and not (
+            column.once and len(texts) == 1 and width is not None
+        ):
+            kept.append(at)
+    if width is None:
+        return kept
+
+    def over() -> int:
+        return sum(widths[at] for at in kept) + 2 * (len(kept) - 1) - width
+
+    def leave_out(least: int) -> None:
+        while over() > 0 and columns[last := max(kept, key=lambda at: columns[at].spare)].spare >= least:
+            kept.remove(last)
+
+    def shrink(narrow: int, among: Sequence[int]) -> None:
+        while over() > 0 and among and widths[widest := max(among, key=lambda at: widths[at])] > narrow:
+            widths[widest] -= 1
+
+    # Names tell the most, and break where they are cut: what can be wrapped gives way before them.
+    leave_out(2)
+    shrink(_NARROW_TEXT, [at for at in kept if at != name])
+    leave_out(1)
+    shrink(_NARROW, kept)
+    shrink(3, kept)
+    return kept
+
+
+def _set(cells: Sequence[str], kept: Sequence[int], widths: Sequence[int], columns: Sequence[Column]) -> str:
+    """The cells in a line."""
+    return "  ".join(_padded(cell, widths[at], right=columns[at].right) for cell, at in zip(cells, kept, strict=True))
+
+
+def _padded(text: str, width: int, *, right: bool) -> str:
+    space = " " * max(0, width - _room(text))
+    return space + text if right else text + space
+
+
+def _room(text: str) -> int:
+    """The columns of a terminal that a text takes: Chinese letters take two each."""
+    if text.isascii():
+        return len(text)
+    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
+
+
+def _cut(name: str, width: int) -> str:
+    """A name without its middle, where it is too long: its end says what it is, its beginning where."""
+    if _room(name) <= width:
+        return name
+    end = (width - 1) * 2 // 3
+    return f"{name[: width - 1 - end]}…{name[len(name) - end :]}"
+
+
+def _lines_of(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width, break_on_hyphens=False) if _room(text) > width else [text]
+
+
+def _wrapped(text: str, width: int | None, style: Style = "", indent: str = "") -> Iterator[Line]:
+    for line in plain(text).split("\n"):
+        if width is None or _room(line) + len(indent) <= width:
+            yield indent + line, style
+            continue
+        margin = indent + " " * (len(line) - len(line.lstrip()))
+        room, below = max(width, 20), f"{margin}  "
+        text = line.lstrip().replace(" ×", "\xa0×")  # a number stays with its name
+        wrapped = textwrap.wrap(text, room, initial_indent=margin, subsequent_indent=below, break_on_hyphens=False)
+        yield from ((part.replace("\xa0×", " ×"), style) for part in wrapped)
+
+
+class Tabular:
+    """What shows itself as a table: short as a ``repr``, grouped as text and in notebooks, whole if asked to."""
+
+    __slots__ = ()
+
+    def _table(self, *, full: bool = False) -> Table:
+        """The table; ``full``: with a line for each row."""
+        raise NotImplementedError
+
+    def _headline(self, groups: Sequence[Group]) -> str:
+        """The object in one line, for its ``repr``, with the groups of its table."""
+        raise NotImplementedError
+
+    def table(self, *, full: bool = False, width: int | None = None) -> str:
+        """The object as plain text: like sites in one line, at most ``width`` columns wide (100).
+
+        ``full`` has a line for each, with all that is known of it, as wide as that is.
+        """
+        return self._table(full=full).text(width if width or full else WIDTH)
+
+    def __str__(self) -> str:
+        return self.table()
+
+    def __repr__(self) -> str:
+        table = self._table()
+        return table.brief(self._headline(table.groups))
+
+    def _repr_html_(self) -> str:
+        return self._table().html()
+
+    def __rich_console__(self, console: Any, options: Any) -> Generator[Any]:
+        return self._table().__rich_console__(console, options)
