@@ -353,6 +353,16 @@ def test_fingerprint_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[-1] == f"{torchinit.fingerprint(model).total}  total of {len(lines) - 3} sites"
 
 
+def test_roles_below_their_names(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["roles", "torch.nn:Transformer", "--arg", "d_model=8", "--arg", "nhead=2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [
+        "encoder.layers.*.self_attn.out_proj.weight x6",
+        "    attn.out: called 'out_proj', in self_attn",
+    ]
+    assert max(map(len, lines)) <= 80
+
+
 def test_roles(capsys: pytest.CaptureFixture[str]) -> None:
     """Like blocks are one line, unless all are asked for; JSON has every parameter."""
     assert main(["roles", TRANSFORMER]) == 0
