@@ -354,7 +354,10 @@ def test_fingerprint_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_roles_below_their_names(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["roles", "torch.nn:Transformer", "--arg", "d_model=8", "--arg", "nhead=2"]) == 0
+    assert (
+        main(["roles", "torch.nn:Transformer", "--arg", "d_model=8", "--arg", "nhead=2", "--arg", "batch_first=true"])
+        == 0
+    )
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == [
         "encoder.layers.*.self_attn.out_proj.weight x6",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from torchinit._frozen import quickly_made
 from torchinit.initializers.base import Fill, Initializer, check_fit
+from torchinit.initializers.discs import Disc, disc_std
 from torchinit.initializers.moments import Moments, point, truncated
 from torchinit.model.shards import Shard
 from torchinit.noise import Distribution, DrawRequest, Noise
@@ -38,10 +39,17 @@ class Drawn(Fill):
     def draw(self) -> tuple[Distribution, tuple[float, ...]]:
         """The distribution and its parameters."""
 
+    @property
+    def disc(self) -> Disc | None:
+        """The disc in which the values of a complex tensor lie; None for a normal. Raises ValueError for no disc."""
+        return None
+
     def check(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         distribution, params = self.draw
-        if dtype.is_complex and distribution != "normal":
-            raise ValueError(f"a complex tensor cannot hold {self}; use a normal distribution")
+        if dtype.is_complex and (disc := self.disc):
+            reach = min(disc.radius, MAX_SIGMAS * disc.sigma)
+            check_fit(self, -reach, reach, dtype)
+            return
         resolve(distribution, params, dtype.to_real())
         if distribution == "uniform":
             low, high = params
@@ -52,10 +60,16 @@ class Drawn(Fill):
         check_fit(self, low, high, dtype)
 
     def write(self, shard: Shard, noise: Noise) -> None:
-        noise.fill(shard, *self.draw)
+        if shard.local.is_complex() and (disc := self.disc):
+            disc.write(shard, noise)
+        else:
+            noise.fill(shard, *self.draw)
 
     def job(self, shard: Shard) -> DrawRequest | None:
-        return DrawRequest(shard, *self.draw)
+        return None if shard.local.is_complex() and self.disc else DrawRequest(shard, *self.draw)
+
+    def parts(self, shape: tuple[int, ...] = ()) -> Moments | None:
+        return self.disc.parts() if self.disc else None
 
 
 @final
@@ -128,7 +142,7 @@ class Normal(Drawn):
 @quickly_made
 @dataclass(frozen=True, slots=True)
 class Uniform(Drawn):
-    """The uniform distribution on [a, b).
+    """The uniform distribution on [a, b). For a complex tensor that in the disc of radius b; a must be -b then.
 
     >>> Uniform(-1, 1).moments()
     Moments(mean=0.0, std=0.5773502691896258, min=-1.0, max=1.0, kurtosis=1.8)
@@ -149,6 +163,10 @@ class Uniform(Drawn):
     def draw(self) -> tuple[Distribution, tuple[float, ...]]:
         return "uniform", (self.a, self.b)
 
+    @property
+    def disc(self) -> Disc:
+        return Disc(_radius(self, self.a, self.b))
+
     def scaled(self, factor: float) -> Fill:
         return Uniform(*sorted((self.a * factor, self.b * factor)))
 
@@ -165,7 +183,8 @@ class TruncNormal(Drawn):
     With ``unit="value"`` the interval is [a, b], as in ``torch.nn.init.trunc_normal_``; with
     ``unit="sigma"`` it is [mean + a·std, mean + b·std]. Truncation makes the standard deviation smaller:
     with ``corrected=True`` the parent's is raised so that the result's is ``std`` (then ``unit`` must be
-    ``"sigma"`` and the interval symmetric), as JAX and Keras do.
+    ``"sigma"`` and the interval symmetric), as JAX and Keras do. For a complex tensor the interval is a disc around 0:
+    ``mean`` must be 0 and the interval symmetric, and ``std``² is the mean of |z|².
 
     .. math:: \sigma^2 = \mathrm{std}^2 \Big/ \Big(1 - \frac{2 b \varphi(b)}{2\Phi(b) - 1}\Big)
 
@@ -222,14 +241,25 @@ class TruncNormal(Drawn):
             return Constant(self.mean * factor)
         return replace(self, mean=self.mean * factor, std=self.std * abs(factor), a=low * unit, b=high * unit)
 
+    @property
+    def disc(self) -> Disc:
+        if self.mean:
+            raise ValueError(f"a complex tensor takes a disc around 0, but {self} has another mean")
+        sigma = self.std / disc_std(self.b) if self.corrected else float(self.std)
+        scale = 1.0 if self.unit == "value" else sigma
+        return Disc(_radius(self, self.a * scale, self.b * scale), sigma)
+
     def write(self, shard: Shard, noise: Noise) -> None:
         if self.std == 0:  # torch's algorithm divides by it
             shard.local.fill_(self.mean)
         else:
-            noise.fill(shard, *self.draw)
+            Drawn.write(self, shard, noise)
 
     def job(self, shard: Shard) -> DrawRequest | None:
-        return DrawRequest(shard, *self.draw) if self.std else None
+        return Drawn.job(self, shard) if self.std else None
+
+    def parts(self, shape: tuple[int, ...] = ()) -> Moments | None:
+        return self.disc.parts() if self.std else Fill.parts(self, shape)
 
     def moments(self, shape: tuple[int, ...] = ()) -> Moments:
         if self.std == 0:
@@ -239,6 +269,12 @@ class TruncNormal(Drawn):
         kurtosis = 4.0 if self.low <= self.mean <= self.high else 9.0
         low, high = (end if math.isfinite(end) else None for end in (self.low, self.high))
         return Moments(self.mean + self.sigma * mean, self.sigma * std, low, high, kurtosis)
+
+
+def _radius(fill: Fill, low: float, high: float) -> float:
+    if low != -high:
+        raise ValueError(f"a complex tensor takes a disc around 0, so the bounds must be -r and r, but got {fill}")
+    return high
 
 
 def write_each(pairs: Iterable[tuple[Fill, Shard]], noise: Noise) -> None:

@@ -46,7 +46,7 @@ class _FanFormula(ShortStr):
             std = gain / math.sqrt(fan)
         if distribution == "normal":
             return Normal(0.0, std)
-        bound = math.sqrt(3.0) * std
+        bound = math.sqrt(2.0 if site.dtype.is_complex else 3.0) * std  # of a disc, or of an interval
         if distribution == "uniform":
             return Uniform(-bound, bound)
         return TruncNormal(0.0, std, -2.0, 2.0, unit="sigma", corrected=True)

@@ -311,7 +311,7 @@ def _place(entry: HeldTensor, modules: Mapping[str, nn.Module], ndim: int) -> _P
     above = [modules[".".join(holder[:size])] for size in range(len(holder), -1, -1)]
     classes = [tuple(cls.__name__ for cls in type(module).__mro__[:2]) for module in above]
     around = [name for name in reversed(holder) if not name.isdigit()]
-    beside = (*above[0]._modules, *above[0]._parameters)
+    beside = (*above[0]._modules.keys(), *above[0]._parameters.keys())  # those of a ScriptModule do not iterate
     return _Place(
         leaf,
         is_bias,

@@ -56,8 +56,10 @@ def find_stacks(model: nn.Module) -> dict[int, Stack]:
 
 
 def _stacks_in(module: nn.Module) -> Iterator[tuple[int, Stack]]:
+    if not module._modules:
+        return
     children = _children(module)
-    if _is_stack(module, children):
+    if _is_stack(module):
         yield id(module), Stack(children)
         return
     done: set[nn.Module] = set()
@@ -93,21 +95,21 @@ def _runs(module: nn.Module, children: Sequence[nn.Module]) -> list[Sequence[nn.
 
 def _stacks_of(stage: nn.Module) -> list[nn.Module]:
     """The lists of blocks that a stage is, or holds."""
-    children = _children(stage)
-    if _is_stack(stage, children, least=1):
+    if _is_stack(stage, least=1):
         return [stage]
-    return [child for child in children if _is_stack(child, _children(child), least=1)]
+    return [child for child in _children(stage) if _is_stack(child, least=1)]
 
 
-def _is_stack(module: nn.Module, children: Sequence[nn.Module], least: int = 2) -> bool:
-    return _is_list_of_blocks(module, children, least) and not _are_stages(children)
+def _is_stack(module: nn.Module, least: int = 2) -> bool:
+    return _is_list_of_blocks(module, least) and not _are_stages(_children(module))
 
 
-def _is_list_of_blocks(module: nn.Module, children: Sequence[nn.Module], least: int = 2) -> bool:
+def _is_list_of_blocks(module: nn.Module, least: int = 2) -> bool:
     """Whether the children are blocks, or stages of such; a Sequential of one is a wrapper, if ``least`` says so."""
-    if not _is_list(module) or len(children) < (least if isinstance(module, nn.Sequential) else 1):
+    if not _is_list(module) or len(module._modules) < (least if isinstance(module, nn.Sequential) else 1):
         return False
-    if not all(child._modules for child in children):
+    children = _children(module)
+    if not children or not all(child._modules for child in children):
         return False
     kinds = {type_before_parametrizations(child): child for child in children}
     if not all(_has_matrices(child, 2) for child in kinds.values()):
@@ -119,29 +121,25 @@ def _is_list_of_blocks(module: nn.Module, children: Sequence[nn.Module], least: 
 
 def _are_stages(children: Sequence[nn.Module]) -> bool:
     first, last = children[0], children[-1]
-    if any(_is_list(child) and _is_list_of_blocks(child, _children(child)) for child in children):
+    if any(map(_is_list_of_blocks, children)):
         return True
-    held = [
-        [within for each in _children(child) if _is_list_of_blocks(each, within := _children(each))]
-        for child in children
-    ]
-    if all(len(lists) == 1 for lists in held) and len({len(blocks) for (blocks,) in held}) > 1:
+    below = [stack for child in {first, last} for stack in _lists_below(child)]
+    if not below:
+        return False
+    held = [[len(each._modules) for each in _children(child) if _is_list_of_blocks(each)] for child in children]
+    if all(len(sizes) == 1 for sizes in held) and len({size for (size,) in held}) > 1:
         return True
     common = _widths(first) & _widths(last)
-    for stack in (stack for child in {first, last} for stack in _lists_below(child)):
-        norms = _norm_widths(stack[0])
-        if not common or (norms and max(norms) >= max(common)):
-            return True
-    return False
+    return not common or any(max(_norm_widths(_children(stack)[0]), default=0) >= max(common) for stack in below)
 
 
-def _lists_below(module: nn.Module) -> Iterator[Sequence[nn.Module]]:
-    for child in _children(module):
-        within = _children(child)
-        if _is_list_of_blocks(child, within):
-            yield within
-        elif within:
-            yield from _lists_below(child)
+def _lists_below(module: nn.Module) -> Iterator[nn.Module]:
+    for child in module._modules.values():
+        if child is not None and child._modules:
+            if _is_list_of_blocks(child):
+                yield child
+            else:
+                yield from _lists_below(child)
 
 
 def _bare_stacks_in(module: nn.Module) -> Iterator[tuple[int, Stack]]:
@@ -167,7 +165,11 @@ def _is_list(module: nn.Module) -> bool:
     if isinstance(module, _LISTS):
         return True
     names = module._modules.keys()
-    return len({name.rstrip("0123456789") for name in names}) == 1 and all(name[-1].isdigit() for name in names)
+    return (
+        bool(names)
+        and len({name.rstrip("0123456789") for name in names}) == 1
+        and all(name[-1].isdigit() for name in names)
+    )
 
 
 _LISTS: Final = (nn.ModuleList, nn.Sequential)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -349,6 +350,8 @@ def _gist(step: Step) -> str:
 def _row(step: Step) -> tuple[str, ...]:
     site = step.site
     moments = step.fill.moments(site.shape) or Moments()
+    if site.dtype.is_complex and (parts := step.fill.parts(site.shape)) and not parts.mean:
+        moments = parts.shrunk(math.sqrt(2))
     over = ", ".join(rule.origin or str(rule) for rule in step.over)
     rule = " ".join(filter(None, (step.rule.origin, str(step.rule))))
     values = (str(step.fill), figure(moments.mean), figure(moments.std))

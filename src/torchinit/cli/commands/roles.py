@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
+from typing import Final
 
-from torchinit._text import count, fold_numbers, format_table
+from torchinit._text import count, fold_numbers, format_table, one_line
 from torchinit.cli import options
 
 
@@ -32,7 +34,18 @@ def run(arguments: argparse.Namespace) -> int:
     rows = [
         (name, f"x{len(names)}" if len(names) > 1 else "", role, why) for (name, role, why), names in groups.items()
     ]
+    table = format_table(("name", "", "role", "why"), rows)
+    if max(map(len, table.splitlines())) > _WIDTH:
+        table = "\n".join(f"{name} {times}".rstrip() + f"\n{_wrapped(role, why)}" for name, times, role, why in rows)
     unsure = sum(not role.sure for role in found.values())
     last = f"{count(len(found), 'parameter')}: {unsure} unsure" if unsure else count(len(found), "parameter")
     data = {name: role._asdict() for name, role in found.items()}
-    return options.show(arguments, data, f"{format_table(('name', '', 'role', 'why'), rows)}\n{last}")
+    return options.show(arguments, data, f"{table}\n{last}")
+
+
+_WIDTH: Final = 80
+
+
+def _wrapped(role: str, why: str) -> str:
+    """A role and its reason, in lines of their own below the name."""
+    return textwrap.fill(f"{role}: {one_line(why)}", _WIDTH, initial_indent="    ", subsequent_indent="      ")
