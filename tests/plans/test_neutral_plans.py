@@ -72,7 +72,7 @@ def test_a_scheme_leaves_alone_what_is_only_called_a_norm() -> None:
     for scheme in (LLAMA, "general"):
         made = plan(Head(), scheme)
         assert {step.site.name for step in made} <= {"norm.weight", "norm.bias"}
-        assert all(step.rule.label in ("weights", "other weights") for step in made)
+        assert all(step.rule.label in ("weights", "biases") for step in made)
 
 
 def test_an_init_cfg_may_say_it() -> None:

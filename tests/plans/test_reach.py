@@ -54,10 +54,10 @@ def test_a_scheme_says_what_it_reached() -> None:
     assert reach.is_low
     better = [(other.scheme, other.parameters) for other in reach.better]
     assert better == [("general", (28, 28)), ("resnet", (28, 28))]
-    assert plan(cnn(), "llama").summary().splitlines()[-1] == (
+    assert (
         "scheme 'llama' reached 14 of 28 parameters, 2.7 % of the elements, less than a half of the model."
         " Schemes that reach more of it: 'general' (28 of 28), 'resnet' (28 of 28)"
-    )
+    ) in plan(cnn(), "llama").summary().splitlines()
 
 
 def test_all_of_it() -> None:

@@ -321,3 +321,18 @@ def test_no_shipped_argument_hides_a_keyword() -> None:
         declared = read_scheme(name).get("arguments", {})
         assert keywords.isdisjoint(declared)
         assert all(Argument(**(each if isinstance(each, dict) else {"default": each})) for each in declared.values())
+
+
+def test_needs() -> None:
+    rules = [{"type": "Zeros", "name": "**"}]
+    assert plan(blocks(), {"needs": ["**"], "rules": rules}).unused == ()
+    made = plan(blocks(), {"needs": ["attn.q", ["mlp.*", "expert.*"]], "rules": rules})
+    assert [str(rule.where) for rule, _ in made.unused] == ["Roles('attn.q')", "Roles('mlp.*', 'expert.*')"]
+    assert len(made) == 2
+    for needs, text in (
+        (["attn.querry"], r"needs: no rule gives the role 'attn.querry'; did you mean"),
+        ("attn.q", r"needs: must be a list, but got 'attn.q'"),
+        ([3], r"needs\[0\]: must be text or a list, but got 3"),
+    ):
+        with pytest.raises(ConfigError, match=text):
+            decode_recipe({"needs": needs, "rules": rules})

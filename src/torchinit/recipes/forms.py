@@ -19,6 +19,7 @@ from torchinit.errors import ConfigError
 from torchinit.initializers.composed import Padded
 from torchinit.initializers.elementwise import Constant, Initializer, TruncNormal
 from torchinit.initializers.functions import Function
+from torchinit.initializers.variance_scaling import Neutral
 from torchinit.model.sites import Site
 from torchinit.plans.plan import Plan, Reach
 from torchinit.plans.planner import make_plan
@@ -27,14 +28,17 @@ from torchinit.recipes.entries import ENTRY_KEYS, SELECTING, entry_rules
 from torchinit.recipes.files import read_data, read_scheme, schemes
 from torchinit.rules.catalog import INITIALIZERS, SCHEMA
 from torchinit.rules.rule import Recipe, Rule, Value
-from torchinit.rules.selectors import Kinds, Selector, Within
+from torchinit.rules.selectors import Kinds, Roles, Selector, Within
 from torchinit.serialization.reading import INVALID, Data, Reader, is_sequence, join
 
 RecipeLike: TypeAlias = str | os.PathLike[str] | Rule | Initializer | Function | Mapping[Any, Any] | Iterable[Any]
 """Everything that stands for a recipe, as :func:`to_rules` reads it."""
 
-_WORDS: Final = ("about", "arguments", "claims", "extends", "rules", "source")
+_WORDS: Final = ("about", "arguments", "claims", "extends", "needs", "rules", "source")
 
+
+NEEDED: Final = "needed"
+"""The label of rules that only say which roles a recipe needs."""
 
 _NO_DATA: Final[Mapping[str, Data]] = MappingProxyType({})
 
@@ -188,7 +192,10 @@ def _recipe(
     for key in fixed.keys() - declared.keys():
         reader.mistake(join(path, key), f"there is no such argument{did_you_mean(key, declared)}")
     with reader.scope(declared, fixed, path) as values:
-        rules = [*_base(data.get("extends"), path, reader)]
+        rules = [
+            *_needed(data.get("needs", ()), join(path, "needs"), reader),
+            *_base(data.get("extends"), path, reader),
+        ]
         if is_sequence(own := data.get("rules", ())):
             rules += _rules(own, join(path, "rules"), reader)
         else:
@@ -196,6 +203,16 @@ def _recipe(
     for rule in rules:
         is_own = scheme or not rule.scheme
         yield replace(rule, scheme=scheme, arguments={**rule.arguments, **values}) if is_own else rule
+
+
+def _needed(needs: Data, path: str, reader: RecipeReader) -> Iterator[Rule]:
+    """A rule for each role that a recipe needs, or for several of which one will do."""
+    read = reader.read(needs, tuple[str | tuple[str, ...], ...], path)
+    for roles in () if read is INVALID else read:
+        try:  # it selects, and gives no values: these are not norms
+            yield Rule(Roles(*([roles] if isinstance(roles, str) else roles)), Neutral(), NEEDED, origin=path)
+        except ValueError as error:
+            reader.mistake(path, str(error))
 
 
 def _base(extends: Data, path: str, reader: RecipeReader) -> Iterator[Rule]:

@@ -17,6 +17,7 @@ from torchinit.cli.errors import UsageError
 from torchinit.linting import CHECKS
 from torchinit.recipes import load_recipe, schemes
 from torchinit.recipes.files import read_scheme
+from torchinit.recipes.forms import NEEDED
 from torchinit.rules.catalog import INITIALIZERS
 
 
@@ -95,7 +96,8 @@ def _explain(name: str) -> Explanation:
 def _explain_scheme(name: str) -> Explanation:
     """The explanation of a scheme: what it claims, where it is from, its rules by default, its arguments."""
     data, rules = read_scheme(name), load_recipe(name)
-    table = format_table(("rule", "where", "what"), [(rule.label, str(rule.where), str(rule.init)) for rule in rules])
+    rows = [(rule.label, str(rule.where), str(rule.init) if rule.label != NEEDED else "-") for rule in rules]
+    table = format_table(("rule", "where", "what"), rows)
     text = (data["about"], data["claims"].strip(), f"Source: {data['source']}", table)
     return Explanation(name, text, tuple(_scheme_argument(*item) for item in data.get("arguments", {}).items()))
 
