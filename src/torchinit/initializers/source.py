@@ -43,14 +43,14 @@ def resolve_all(init: Initializer, pairs: Sequence[tuple[Site, Site]], known: Se
     # One whose own class declares what it looks at, besides shape and dtype, is asked once for all views that are alike
     # in that. Where it fails, the text may hold their names, so each is asked.
     looks_at = vars(type(init)).get("looks_at")
+    # Layouts by their identity: like layers share one, and to hash it takes longer than all the rest.
     alike = None if looks_at is None else attrgetter("shape", "dtype", *(name for name in looks_at if name != "layout"))
+    by_layout = looks_at is not None and "layout" in looks_at
     known_fills: dict[object, Fill | None] = {}
     fills: dict[str, Fill] = {}
     errors: dict[str, ValueError] = {}
     for view, _ in pairs:
-        key = (
-            id(view) if alike is None else (alike(view), id(view.layout))
-        )  # like layers share one, and its hash is dear
+        key = id(view) if alike is None else (alike(view), by_layout and id(view.layout))
         try:
             if key not in known_fills:
                 fill = fill_of(init, view)

@@ -47,7 +47,7 @@ def _refuse(where: str) -> None:
 
 def check_values(name: str, tensor: Tensor) -> None:
     """Raise RunError for a tensor that has no values to read or write, here or at all."""
-    if _functorch.peek_interpreter_stack() is not None or _tracing() is not None or _modes():
+    if _functorch.peek_interpreter_stack() is not None or _tracing() is not None or _modes():  # nearly never
         refuse_fakes()
     if type(tensor) not in _ORDINARY and isinstance(tensor, (FakeTensor, FunctionalTensor)):
         advice = "build the model outside of its mode, or on the meta device for torchinit.materialize"
