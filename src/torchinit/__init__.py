@@ -162,4 +162,10 @@ else:
         "api checkpoints distributed errors initializers integrations knowledge linting mmengine model noise plans"
         " recipes rules tracing"
     )
-    __getattr__, __dir__ = _attach(__name__, _NAMES, _MODULES)
+
+    def _near(name: str) -> str:
+        from torchinit.initializers.synonyms import hint
+
+        return hint(name, __all__, as_call=True)
+
+    __getattr__, __dir__ = _attach(__name__, _NAMES, _MODULES, _near)

@@ -13,17 +13,18 @@ import torch
 from torch import Tensor, nn
 
 import torchinit._limits as limits
-from torchinit._text import did_you_mean
+from torchinit._text import closest, did_you_mean, short_repr
 from torchinit.errors import ConfigError
 from torchinit.initializers.composed import Padded
 from torchinit.initializers.elementwise import Constant, Initializer, TruncNormal
 from torchinit.initializers.functions import Function
+from torchinit.initializers.synonyms import meanings, spelling, synonyms
 from torchinit.model.sites import Site
 from torchinit.plans.plan import Plan, Reach
 from torchinit.plans.planner import make_plan
 from torchinit.recipes.entries import ENTRY_KEYS, SELECTING, entry_rules
 from torchinit.recipes.files import read_data, read_scheme, schemes
-from torchinit.rules.catalog import INITIALIZERS, SCHEMA
+from torchinit.rules.catalog import INITIALIZERS, SCHEMA, example_of
 from torchinit.rules.rule import Recipe, Rule
 from torchinit.rules.selectors import Kinds, Selector
 from torchinit.serialization.reading import Data, Reader, is_sequence, join
@@ -88,11 +89,19 @@ def load_recipe(source: str | os.PathLike[str]) -> Recipe:
 
 
 def _explain_unknown(name: str, shipped: Iterable[str]) -> str:
-    for known in INITIALIZERS:
-        if known.casefold() == name.casefold():
-            instead = f"write {known}() in Python, or { {'type': known, 'name': '**.weight'} } as data"
-            return f"{name!r} is the name of an initializer, not of a recipe; {instead}"
-    return f"there is no file {name!r} and no scheme of this name{did_you_mean(name, shipped)}"
+    ours = {spelling(known): known for known in INITIALIZERS}
+    near = closest(spelling(name), {*map(spelling, shipped), *ours, *synonyms()}) or ""
+    rows = [row for row in meanings(name, near) if row.type in INITIALIZERS]
+    entries = [{"type": row.type, **row.arguments, "name": "**.weight"} for row in rows]
+    if near in ours:
+        entries = [{"type": ours[near], **example_of(ours[near])}]
+    if not entries:
+        return f"there is no file {name!r} and no scheme of this name{did_you_mean(name, shipped)}"
+    texts = [f"{short_repr(decode_recipe(entry)[0].init)} in Python, or {entry} as data" for entry in entries]
+    instead = "; or ".join(dict.fromkeys(texts))
+    if near != spelling(name):
+        return f"there is no file {name!r} and no scheme of this name; for an initializer, write {instead}"
+    return f"{name!r} is the name of an initializer, not of a recipe; write {instead}"
 
 
 def load_scheme(name: str) -> Recipe:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, is_dataclass
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -21,7 +21,7 @@ class ClassRegistry:
     ``kind`` is their noun in messages, ``method`` one that each of them must have. Packages offer
     more of them under the entry points ``group``; those are looked up only when a name is not known
     otherwise, and are among the names once they were used. ``reserved`` are words that no argument of a class may be
-    called.
+    called. ``near`` tells what an unknown name may have meant, as :func:`did_you_mean` does.
 
     >>> from dataclasses import dataclass
     >>> shapes = ClassRegistry("shape")
@@ -33,8 +33,17 @@ class ClassRegistry:
     (<class '...Circle'>, 'Round', ['Circular', 'Round'])
     """
 
-    def __init__(self, kind: str, *, method: str = "__init__", group: str = "", reserved: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        kind: str,
+        *,
+        method: str = "__init__",
+        group: str = "",
+        reserved: Collection[str] = (),
+        near: Callable[[str, Iterable[str]], str] = did_you_mean,
+    ) -> None:
         self.kind = kind
+        self.near = near
         self.method = method
         self.group = group
         self.reserved: frozenset[str] = frozenset(reserved)
@@ -113,7 +122,7 @@ class ClassRegistry:
             self._load(name)
         if name not in self._classes:
             known = [*self._classes, *(point.name for point in self._plugins())]
-            raise KeyError(f"unknown {self.kind} {name!r}{did_you_mean(name, known)}")
+            raise KeyError(f"unknown {self.kind} {name!r}{self.near(name, known)}")
         return self._classes[name]
 
     def name_of(self, cls: type) -> str:
