@@ -399,6 +399,7 @@ def test_diff_of_reports_sees_bits_that_statistics_do_not(write: Write, capsys: 
     ("what", "name"),
     [
         ("initializers", "Kaiming"),
+        ("selectors", "Layer"),
         ("adapters", "Fuse"),
         ("layers", "Conv2d"),
         ("schemes", "gpt2"),
@@ -415,7 +416,7 @@ def test_list(what: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_everything_listed_can_be_explained(capsys: pytest.CaptureFixture[str]) -> None:
-    for what in ("initializers", "schemes"):
+    for what in ("initializers", "selectors", "adapters", "schemes"):
         assert main(["list", what, "--json"]) == 0
         for name in json.loads(capsys.readouterr().out):
             assert main(["explain", name]) == 0
@@ -429,17 +430,21 @@ def test_explain_tells_formula_arguments_and_example(capsys: pytest.CaptureFixtu
     assert main(["explain", "depthscaled"]) == 0
     out = capsys.readouterr().out
     assert "factor = 1 / sqrt(branches · n)" in out
-    assert "init      (required)" in out
-    assert "by        'depth'     depth, index" in out
+    assert "\n  init, required\n    The initializer that is changed" in out
+    assert "\n  by = 'depth' (depth, index)\n" in out
     assert "https://arxiv.org/abs/1908.11365" in out
     assert ">>> DepthScaled(Normal(std=0.02)).resolve(site)" in out
     assert main(["explain", "Normal", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["arguments"][1] == {"name": "std", "default": "1.0", "choices": []}
+    told = {"name": "std", "default": "1.0", "choices": [], "meaning": "The standard deviation of the values."}
+    assert json.loads(capsys.readouterr().out)["arguments"][1] == told
 
 
 def test_unknown_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "Kaimng"]) == 2
-    assert "no initializer, adapter, check or scheme 'Kaimng'; did you mean 'Kaiming'?" in capsys.readouterr().err
+    assert (
+        "no initializer, selector, adapter, check or scheme 'Kaimng'; did you mean 'Kaiming'?"
+        in capsys.readouterr().err
+    )
 
 
 # --- the command line itself -----------------------------------------------------------------------------------------

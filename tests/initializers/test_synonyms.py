@@ -6,6 +6,7 @@ import math
 import re
 import tomllib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -95,9 +96,9 @@ def lines(text: str) -> Iterator[str]:
 
 def weights(entry: dict[str, Any], seed: int | None = 0) -> torch.Tensor:
     """A weight that an entry has written."""
-    layer = nn.ParameterDict({"weight": torch.empty(OUT, IN)})
-    torchinit.initialize(layer, {**entry, "name": "weight"}, seed=seed)
-    return layer["weight"].detach()
+    weight = nn.Parameter(torch.empty(OUT, IN))
+    torchinit.initialize(nn.ParameterDict({"weight": weight}), {**entry, "name": "weight"}, seed=seed)
+    return weight.detach()
 
 
 def entry_of(line: str) -> dict[str, Any]:
@@ -252,3 +253,10 @@ def test_types_are_names_of_initializers_of_both_dialects() -> None:
     assert {row.type for row in ROWS} - set(INITIALIZERS) == {"gain"}
     assert "Kaiming" in WEIGHT_INITIALIZERS
     assert len({(spelling(row.name), row.library) for row in ROWS}) == len(ROWS)
+
+
+def test_every_row_is_on_the_page() -> None:
+    page = (Path(__file__).parents[2] / "docs/reference/recipes.md").read_text("utf-8").splitlines()
+    for row in ROWS:
+        call = row.call if row.type == "gain" else row.call[row.call.index(f"{row.type}(") :]
+        assert any(line.startswith(f"| `{call}` |") and f"`{row.name}` ({row.library})" in line for line in page), row

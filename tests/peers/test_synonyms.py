@@ -35,7 +35,7 @@ def rows_of(library: str) -> list[Synonym]:
 def drawn(row: Synonym, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
     layer = nn.ParameterDict({"weight": torch.empty(shape)})
     torchinit.initialize(layer, {"type": row.type, **row.arguments, "name": "weight"}, seed=0)
-    return layer["weight"].detach().numpy()
+    return np.asarray(layer["weight"].detach())
 
 
 def assert_alike(ours: Any, theirs: Any) -> None:

@@ -54,7 +54,7 @@ class ClassRegistry:
         return f"<Registry of {len(self)} {self.kind}s>"
 
     def __contains__(self, name: object) -> bool:
-        return name in self._classes or any(point.name == name for point in self._plugins())
+        return name in self._classes or any(point.name == name for point in self.plugins())
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._classes))
@@ -121,7 +121,7 @@ class ClassRegistry:
         if name not in self._classes:
             self._load(name)
         if name not in self._classes:
-            known = [*self._classes, *(point.name for point in self._plugins())]
+            known = [*self._classes, *(point.name for point in self.plugins())]
             raise KeyError(f"unknown {self.kind} {name!r}{self.near(name, known)}")
         return self._classes[name]
 
@@ -132,11 +132,12 @@ class ClassRegistry:
             raise KeyError(f"{full_name(cls)} is not registered as {self.kind}")
         return name
 
-    def _plugins(self) -> Collection[EntryPoint]:
+    def plugins(self) -> Collection[EntryPoint]:
+        """What other packages offer, used or not; nothing is imported."""
         return entry_points(group=self.group) if self.group else ()
 
     def _load(self, name: str) -> None:
-        for point in [point for point in self._plugins() if point.name == name][:1]:
+        for point in [point for point in self.plugins() if point.name == name][:1]:
             try:
                 self.register(name)(point.load())
             except Exception as error:
