@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 import torchinit
 from torchinit import Plan, Report
 from torchinit.cli import main
+from torchinit.cli.commands import list as listing
 from torchinit.cli.models import build
 
 ROOT = Path(__file__).parents[2]
@@ -451,7 +452,7 @@ def test_unknown_name(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in ([], ["plan"], ["plan", MLP, RECIPE, "--strict", "--lenient"], ["frobnicate"]):
+    for arguments in (["plan"], ["plan", MLP, RECIPE, "--strict", "--lenient"], ["frobnicate"]):
         with pytest.raises(SystemExit) as ended:
             main(arguments)
         assert ended.value.code == 2
@@ -459,6 +460,36 @@ def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--version"])
     assert ended.value.code == 0
     assert capsys.readouterr().out == f"{importlib.metadata.version('torchinit')}\n"
+
+
+@pytest.mark.parametrize("arguments", [[], ["-v"]])
+def test_without_a_command_there_is_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("usage: torchinit [-h]")
+    assert "    explain " in out
+    assert err == ""
+
+
+@pytest.mark.parametrize(
+    ("word", "near"), [("pln", "plan"), ("chekc", "check"), ("EXPLAIN", "explain"), ("check_ckpt", "check-ckpt")]
+)
+def test_a_misspelt_command_has_its_near_name(word: str, near: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["-v", word, "--json"])
+    assert ended.value.code == 2
+    text = f"there is no command {word!r}; did you mean {near!r}?; torchinit --help names them"
+    assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["-v", "list", "schemes"], ["list", "schemes", "-v"], ["list", "-v", "schemes"]])
+def test_verbose_stands_before_or_after_the_command(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    levels = []
+    told = listing.KINDS["schemes"]
+    kinds = {**listing.KINDS, "schemes": (told[0], lambda: levels.append(logging.getLogger("torchinit").level) or {})}
+    monkeypatch.setattr(listing, "KINDS", kinds)
+    assert main(arguments) == 0
+    assert levels == [logging.INFO]
 
 
 @pytest.mark.parametrize(

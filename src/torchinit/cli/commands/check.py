@@ -60,6 +60,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(findings.to_sarif(checks=CHECKS, artifact=_artifact(arguments)))
     else:
         print(findings.to_json() if arguments.json else findings.table())
+        if arguments.verbose and not arguments.json and findings.skipped:
+            print(findings.not_run())
     return 1 if findings.at_least(arguments.fail_on) else 0
 
 

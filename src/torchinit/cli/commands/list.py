@@ -21,7 +21,7 @@ from torchinit.serialization.registry import ClassRegistry
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments."""
-    parser.add_argument("kind", nargs="?", choices=KINDS, default="initializers", help="default: initializers")
+    parser.add_argument("kind", nargs="?", choices=[*KINDS], default="initializers", help="default: initializers")
     options.add_json(parser)
 
 
