@@ -50,7 +50,9 @@ class Explanation:
         parts = [": ".join([self.name, *self.text[:1]]), *self.text[1:]]
         if self.arguments:
             parts.append(_indented("Arguments", "\n".join(map(str, self.arguments))))
-        parts += [_indented(f"As {'a ' * (language == 'command')}{language}", text) for language, text in self.rules.items()]
+        parts += [
+            _indented(f"As {'a ' * (language == 'command')}{language}", text) for language, text in self.rules.items()
+        ]
         if self.example:
             parts.append(_indented("Example", self.example))
         return "\n\n".join(parts)
