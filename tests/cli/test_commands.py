@@ -485,9 +485,12 @@ def test_a_misspelt_command_has_its_near_name(word: str, near: str, capsys: pyte
 @pytest.mark.parametrize("arguments", [["-v", "list", "schemes"], ["list", "schemes", "-v"], ["list", "-v", "schemes"]])
 def test_verbose_stands_before_or_after_the_command(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     levels = []
-    told = listing.KINDS["schemes"]
-    kinds = {**listing.KINDS, "schemes": (told[0], lambda: levels.append(logging.getLogger("torchinit").level) or {})}
-    monkeypatch.setattr(listing, "KINDS", kinds)
+
+    def rows() -> dict[str, str]:
+        levels.append(logging.getLogger("torchinit").level)
+        return {}
+
+    monkeypatch.setitem(listing.KINDS, "schemes", (("scheme", "what it is"), rows))
     assert main(arguments) == 0
     assert levels == [logging.INFO]
 

@@ -233,7 +233,17 @@ def test_a_missing_attribute() -> None:
     assert not hasattr(torchinit, "nothing_like_it")
 
 
-@pytest.mark.parametrize("name", [*INITIALIZERS, "he_normal", "kaiming_normal", "Kaimng", "xavier_unform_", "eye_"])
+@pytest.mark.parametrize("kind", [nn.init.xavier_uniform_, "torch.nn.init.xavier_uniform_"])
+def test_a_function_of_torch_in_an_init_cfg(kind: object) -> None:
+    text = 'has no argument \'layer\'; xavier_uniform_ of torch.nn.init: write type="Xavier", distribution="uniform"'
+    with pytest.raises(TypeError, match=text):
+        torchinit.mmengine.initialize(nn.Linear(2, 2), {"type": kind, "layer": "Linear"})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [*INITIALIZERS, "he_normal", "nn.init.xavier_uniform_", "kaiming_normal", "Kaimng", "xavier_unform_", "eye_"],
+)
 def test_an_initializer_in_the_place_of_a_recipe(name: str) -> None:
     with pytest.raises(
         ConfigError, match=r"of an initializer, not of a recipe; write|for an initializer, write"

@@ -95,8 +95,9 @@ def _parser(called: Collection[str]) -> argparse.ArgumentParser:
         if name in called:
             module = import_module(f"torchinit.cli.commands.{name.replace('-', '_')}")
             command.set_defaults(run=module.run)
-            hidden = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}  # it is the parser's, in either place
-            command.add_argument("-v", "--verbose", action="store_true", **hidden)
+            # The parser's own option, in either place: without a default here, which would take back the other.
+            hidden = argparse.SUPPRESS
+            command.add_argument("-v", "--verbose", action="store_true", default=hidden, help=hidden)
             module.add(command)
     return parser
 

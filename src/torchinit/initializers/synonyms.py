@@ -65,7 +65,7 @@ def meanings(name: str, key: str) -> tuple[Synonym, ...]:
     """The synonyms of a :func:`spelling`, which a name has or is near."""
     # What torch's underscore marks is torch's; without it the name may be anybody's, and each says his own.
     rows = synonyms().get(key, ())
-    return tuple(row for row in rows if row.name == name and name.endswith("_")) or rows
+    return tuple(row for row in rows if row.name == name.rpartition(".")[2] and name.endswith("_")) or rows
 
 
 def hint(name: str, known: Iterable[str], *, as_call: bool = False) -> str:

@@ -272,7 +272,9 @@ def build_from_cfg(cfg: dict[str, Any], registry: Registry, default_args: dict[s
         return cls(**args)
     except TypeError as error:
         if wrong := _wrong_arguments(str(error), cls, args):
-            raise InitCfgTypeError(f"{kind if isinstance(kind, str) else _name_of(kind)} {wrong}") from error
+            name = kind if isinstance(kind, str) else _name_of(kind)
+            near = registry._near(name, ()) if getattr(cls, "__module__", "") == "torch.nn.init" else ""
+            raise InitCfgTypeError(f"{name} {wrong}{near}") from error
         raise
 
 

@@ -83,7 +83,7 @@ def load_recipe(source: str | os.PathLike[str]) -> Recipe:
     path, shipped = Path(source), schemes()
     if str(source) in shipped and not path.is_file():
         return load_scheme(str(source))
-    if not path.suffix and not path.exists():
+    if not path.exists() and (not path.suffix or spelling(str(source)) in synonyms()):
         raise ConfigError(_explain_unknown(str(source), shipped))
     return decode_recipe(read_data(path), str(source))
 
