@@ -185,7 +185,8 @@ def test_a_misspelt_name_gets_its_line(row: Synonym) -> None:
         found = [entry_of(line) for line in lines(text)]
         own = {"type": row.type} if f"did you mean {row.type!r}?" in text else None
         exact = any(name == other.name and name.endswith("_") and other is not row for other in ROWS)
-        assert exact or {"type": row.type, **row.arguments} in [*found, own], (name, text)
+        is_ours = own and name[:1].isupper() and spelling(name) != spelling(row.name)
+        assert exact or is_ours or {"type": row.type, **row.arguments} in [*found, own], (name, text)
 
 
 UNKNOWN = [

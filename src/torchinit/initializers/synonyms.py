@@ -85,8 +85,9 @@ def hint(name: str, known: Iterable[str], *, as_call: bool = False) -> str:
         return ""
     lines: dict[str, list[str]] = {}
     for row in meanings(name, near):
-        # Where the name alone says it, it is offered already.
-        if (as_call or row.type in known) and (near not in own or row.arguments):
+        # Where the name alone says it, or a name of ours was misspelt, it is offered already.
+        more = near not in own or (row.arguments and (near == key or not name[:1].isupper()))
+        if more and (as_call or row.type in known):
             lines.setdefault(row.call if as_call else row.data, []).append(f"{row.name} of {row.library}")
     first = f"; did you mean {own[near]!r}?" if near in own else ""
     return first + "".join(f"; {', '.join(names)}: write {line}" for line, names in lines.items())
