@@ -26,7 +26,7 @@ NAMESPACES = {
         LockError MissingExtraError Name Neutral Normal Ones Orthogonal Plan PlanError Pretrained Regex Report
         ReportError Roles Rule RunError Shape TorchinitError TruncNormal Uniform Within Xavier Zeros
         assert_initialized capture fingerprint gain initialize lint load_recipe lock materialize open_checkpoint plan
-        roles seeded sites verify_replicas""",
+        roles seeded show_log sites verify_replicas""",
     "torchinit.checkpoints": """
         Checkpoint Info Limits Loaded Pretrained RefusedPickleError fetch member_of open_checkpoint
         register_source""",

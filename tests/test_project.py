@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
@@ -77,3 +78,44 @@ def test_constraints_hold_nothing_but_pins() -> None:
     for path in (ROOT / "constraints").glob("*.txt"):
         for line in path.read_text("utf-8").splitlines():
             assert line.startswith(("#", "-r ")) or PIN.match(line), f"{path.name}: {line}"
+
+
+WORKFLOW = ROOT / ".github/workflows/ci.yml"
+
+
+def test_the_workflow_runs_what_ci_runs() -> None:
+    parts = re.findall(r"^part \./dev (\w+)", (ROOT / ".ci/run").read_text("utf-8"), re.MULTILINE)
+    workflow = YAML(typ="safe").load(WORKFLOW.read_text("utf-8"))
+    (job,) = workflow["jobs"].values()
+    assert job["strategy"]["matrix"]["part"] == parts
+    assert [step["run"] for step in job["steps"] if "run" in step] == ['./dev "$PART"']
+    assert job["strategy"]["fail-fast"] is False
+
+
+def test_the_workflow_may_do_little_and_runs_pinned_actions_alone() -> None:
+    text = WORKFLOW.read_text("utf-8")
+    workflow = YAML(typ="safe").load(text)
+    assert workflow["permissions"] == {"contents": "read"}
+    assert "permissions" not in workflow["jobs"]["part"]
+    assert "secrets." not in text
+    assert "pull_request_target" not in text
+    used = re.findall(r"uses: (.*)", text)
+    assert used
+    assert all(re.fullmatch(r"actions/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", action) for action in used)
+    # Text of a stranger's branch or title that is pasted into a script would be run.
+    assert not re.search(r"run:.*\$\{\{", text)
+
+
+@pytest.mark.parametrize("page", ["SECURITY.md", "CONTRIBUTING.md"])
+def test_links_to_files_lead_somewhere(page: str) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / page).read_text("utf-8"))
+    assert all((ROOT / link).exists() for link in links)
+    assert links or page != "SECURITY.md"
+
+
+def test_what_the_security_page_names_exists() -> None:
+    text = (ROOT / "SECURITY.md").read_text("utf-8")
+    sources = "".join(path.read_text("utf-8") for path in SOURCES)
+    variables = set(re.findall(r"TORCHINIT_\w+", text))
+    assert variables
+    assert {name for name in variables if name not in sources} == set()

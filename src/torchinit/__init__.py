@@ -55,6 +55,7 @@ __all__ = [
     "plan",
     "roles",
     "seeded",
+    "show_log",
     "sites",
     "verify_replicas",
 ]
@@ -123,6 +124,7 @@ if TYPE_CHECKING:
     from torchinit.mmengine import trunc_normal_init as trunc_normal_init
     from torchinit.mmengine import uniform_init as uniform_init
     from torchinit.mmengine import xavier_init as xavier_init
+    from torchinit.mmengine.log import show_log
     from torchinit.plans import Plan, Report
     from torchinit.plans.fingerprint import fingerprint
     from torchinit.recipes import load_recipe
@@ -149,6 +151,7 @@ else:
         "mmengine": "BaseModule Caffe2XavierInit ConstantInit KaimingInit NormalInit PretrainedInit TruncNormalInit"
         " UniformInit WEIGHT_INITIALIZERS XavierInit bias_init_with_prob caffe2_xavier_init constant_init kaiming_init"
         " normal_init trunc_normal_init uniform_init xavier_init",
+        "mmengine.log": "show_log",
         "plans": "Plan Report",
         "plans.fingerprint": "fingerprint",
         "recipes": "load_recipe",
@@ -163,4 +166,10 @@ else:
         "api checkpoints distributed errors initializers integrations knowledge linting mmengine model noise plans"
         " recipes rules tracing"
     )
-    __getattr__, __dir__ = _attach(__name__, _NAMES, _MODULES)
+
+    def _near(name: str) -> str:
+        from torchinit.initializers.synonyms import hint
+
+        return hint(name, __all__, as_call=True)
+
+    __getattr__, __dir__ = _attach(__name__, _NAMES, _MODULES, _near)

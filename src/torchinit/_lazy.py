@@ -9,11 +9,12 @@ from typing import Any
 
 
 def attach(
-    package: str, names: Mapping[str, str], modules: str = ""
+    package: str, names: Mapping[str, str], modules: str = "", near: Callable[[str], str] = lambda name: ""
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Return the ``__getattr__`` and ``__dir__`` of a package (PEP 562).
 
     ``names`` are those of each module of the package, with blanks between them; ``modules`` are attributes themselves.
+    ``near`` tells what a name that nobody has may have meant.
     Type checkers see neither, so the package imports the same under ``TYPE_CHECKING``; tests/test_exports.py compares.
 
     >>> load, _ = attach("torchinit", {"errors": "ConfigError PlanError"}, "errors")
@@ -35,6 +36,7 @@ def attach(
         if name not in homes:
             rooms = [] if name.startswith("_") else [f"{package}.{room}" for room in namespaces]
             hint = next((f"; {room} has" for room in rooms if name in getattr(import_module(room), "__all__", ())), "")
+            hint = hint or (near(name) if rooms else "")
             message = f"module {package!r} has no attribute {name!r}{hint}"
             raise AttributeError(message, name=name, obj=sys.modules[package])
         try:

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 import torchinit
 from torchinit import Plan, Report
 from torchinit.cli import main
+from torchinit.cli.commands import list as listing
 from torchinit.cli.models import build
 
 ROOT = Path(__file__).parents[2]
@@ -404,6 +405,7 @@ def test_diff_of_reports_sees_bits_that_statistics_do_not(write: Write, capsys: 
     ("what", "name"),
     [
         ("initializers", "Kaiming"),
+        ("selectors", "Layer"),
         ("adapters", "Fuse"),
         ("layers", "Conv2d"),
         ("schemes", "gpt2"),
@@ -420,7 +422,7 @@ def test_list(what: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_everything_listed_can_be_explained(capsys: pytest.CaptureFixture[str]) -> None:
-    for what in ("initializers", "schemes"):
+    for what in ("initializers", "selectors", "adapters", "schemes"):
         assert main(["list", what, "--json"]) == 0
         for name in json.loads(capsys.readouterr().out):
             assert main(["explain", name]) == 0
@@ -434,28 +436,32 @@ def test_explain_tells_formula_arguments_and_example(capsys: pytest.CaptureFixtu
     assert main(["explain", "depthscaled"]) == 0
     out = capsys.readouterr().out
     assert "factor = 1 / sqrt(branches · n)" in out
-    assert "init      (required)" in out
-    assert "by        'depth'     depth, index" in out
+    assert "\n  init, required\n    The initializer that is changed" in out
+    assert "\n  by = 'depth' (depth, index)\n" in out
     assert "https://arxiv.org/abs/1908.11365" in out
     assert ">>> DepthScaled(Normal(std=0.02)).resolve(site)" in out
     assert main(["explain", "Normal", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["arguments"][1]["default"] == "1.0"
+    told = {"name": "std", "default": "1.0", "choices": [], "meaning": "The standard deviation of the values."}
+    assert json.loads(capsys.readouterr().out)["arguments"][1] == told
     assert main(["explain", "mixture"]) == 0
     text = capsys.readouterr().out
     assert "Source: Jiang et al." in text
-    assert re.search("router_std +std +0 to 10 +standard deviation of the routers", text)
+    assert re.search(r"router_std = std \(0 to 10\)\n +standard deviation of the routers", text)
 
 
 def test_unknown_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "Kaimng"]) == 2
-    assert "no initializer, adapter, check or scheme 'Kaimng'; did you mean 'Kaiming'?" in capsys.readouterr().err
+    assert (
+        "no initializer, selector, adapter, check or scheme 'Kaimng'; did you mean 'Kaiming'?"
+        in capsys.readouterr().err
+    )
 
 
 # --- the command line itself -----------------------------------------------------------------------------------------
 
 
 def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in ([], ["plan"], ["plan", MLP, RECIPE, "--strict", "--lenient"], ["frobnicate"]):
+    for arguments in (["plan"], ["plan", MLP, RECIPE, "--strict", "--lenient"], ["frobnicate"]):
         with pytest.raises(SystemExit) as ended:
             main(arguments)
         assert ended.value.code == 2
@@ -463,6 +469,39 @@ def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--version"])
     assert ended.value.code == 0
     assert capsys.readouterr().out == f"{importlib.metadata.version('torchinit')}\n"
+
+
+@pytest.mark.parametrize("arguments", [[], ["-v"]])
+def test_without_a_command_there_is_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("usage: torchinit [-h]")
+    assert "    explain " in out
+    assert err == ""
+
+
+@pytest.mark.parametrize(
+    ("word", "near"), [("pln", "plan"), ("chekc", "check"), ("EXPLAIN", "explain"), ("check_ckpt", "check-ckpt")]
+)
+def test_a_misspelt_command_has_its_near_name(word: str, near: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["-v", word, "--json"])
+    assert ended.value.code == 2
+    text = f"there is no command {word!r}; did you mean {near!r}?; torchinit --help names them"
+    assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["-v", "list", "schemes"], ["list", "schemes", "-v"], ["list", "-v", "schemes"]])
+def test_verbose_stands_before_or_after_the_command(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    levels = []
+
+    def rows() -> dict[str, str]:
+        levels.append(logging.getLogger("torchinit").level)
+        return {}
+
+    monkeypatch.setitem(listing.KINDS, "schemes", (("scheme", "what it is"), rows))
+    assert main(arguments) == 0
+    assert levels == [logging.INFO]
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,44 @@ import signal
 import socket
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from torchinit.cli import main
+from torchinit.cli.commands import COMMANDS
+
+# What each command cannot do without, so that it gets as far as its run.
+ARGUMENTS = {
+    "apply": ["m:f", "gpt2", "-o", "x.safetensors"],
+    "cache": ["ls"],
+    "check": ["m:f"],
+    "check-ckpt": ["w.pth"],
+    "completion": ["bash"],
+    "convert": ["w.pth", "x.safetensors"],
+    "diff": ["a.json", "b.json"],
+    "explain": ["Kaiming"],
+    "fetch": ["https://example.org/a.pth"],
+    "fingerprint": ["m:f"],
+    "inspect": ["w.pth"],
+    "list": [],
+    "plan": ["m:f", "gpt2"],
+    "roles": ["m:f"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_ends_with_130(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(arguments: object) -> int:
+        raise KeyboardInterrupt
+
+    module = import_module(f"torchinit.cli.commands.{command.replace('-', '_')}")
+    monkeypatch.setattr(module, "run", interrupted)
+    assert main([command, *ARGUMENTS[command]]) == 130
+    assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.slow("starts the command line")

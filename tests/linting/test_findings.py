@@ -34,10 +34,13 @@ def test_as_a_table() -> None:
         "TI102  note      -         all 2 tensors are on the meta device",
         "TI103: initialize it",
         "1 error, 1 note",
-        "not run for want of a recipe: TI701, TI702",
-        "not run for want of loaded weights: TI203",
     ]
     assert str(Findings()) == "no findings"
+
+
+def test_what_did_not_run_is_one_line() -> None:
+    assert BOTH.not_run() == "not run for want of a recipe (TI701, TI702), loaded weights (TI203)"
+    assert Findings().not_run() == ""
 
 
 def test_a_table_does_not_grow_without_end() -> None:

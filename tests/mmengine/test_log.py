@@ -228,3 +228,59 @@ def test_a_parameter_that_has_no_shape_yet_is_listed(capsys: pytest.CaptureFixtu
 def test_recipes_show_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     torchinit.initialize(nn.Linear(2, 2), {"rules": [{"type": "Normal", "std": 0.1, "layer": "Linear"}]}, seed=0)
     assert capsys.readouterr() == ("", "")
+
+
+# --- show_log --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("level", [logging.WARNING, logging.INFO])
+@unconfigured()
+def test_show_log_shows_it_where_a_program_has_its_own_handlers(level: int, capsys: pytest.CaptureFixture[str]) -> None:
+    theirs = io.StringIO()
+    logging.basicConfig(level=level, stream=theirs)
+    before = [(logger.handlers[:], logger.level) for logger in (logging.root, LOGGER)]
+    with torchinit.show_log(), torchinit.show_log():
+        assert levels(Net("Linaer"), capsys) == ["WARNING", "INFO", "INFO"]
+    assert levels(Net(), capsys) == []
+    assert [(logger.handlers[:], logger.level) for logger in (logging.root, LOGGER)] == before
+    assert theirs.getvalue().count("INFO:torchinit") == (4 if level == logging.INFO else 0)  # as without it
+    assert theirs.getvalue().count("WARNING:torchinit") == 1
+
+
+@unconfigured()
+def test_show_log_keeps_it_in_a_file_and_goes_on_showing_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stream, path = io.StringIO(), tmp_path / "initialization.log"
+    path.write_text("before\n")
+    kept = torchinit.show_log(path)
+    with torchinit.show_log(stream):
+        assert levels(Net(), capsys) == ["INFO", "INFO"]
+        with torchinit.show_log():
+            assert levels(Net(), capsys) == ["INFO", "INFO"]  # once, not twice
+    kept.close()
+    kept.close()
+    assert levels(Net(), capsys) == ["INFO", "INFO"]
+    text = path.read_text("utf-8")
+    assert text == f"before\n{stream.getvalue()}"
+    assert [line for _, line in shown(text)] == [""] * 4
+    assert text.count("fc.weight - torch.Size([1, 2]): \nConstantInit: val=1, bias=0 \n") == 2
+
+
+def test_show_log_refuses_what_is_no_place(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"^the log goes to a path or a text stream, but got 3$"):
+        torchinit.show_log(3)  # type: ignore[arg-type]
+    with pytest.raises(FileNotFoundError, match=r"absent/a\.log"):
+        torchinit.show_log(tmp_path / "absent" / "a.log")
+    with pytest.raises(IsADirectoryError):
+        torchinit.show_log(tmp_path)
+
+
+@unconfigured()
+def test_the_report_is_the_same_facts_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    report = Net().init_weights()
+    logged = capsys.readouterr().out
+    print(report)
+    table = capsys.readouterr().out
+    for name in ("fc.weight", "fc.bias"):
+        assert name in logged
+        (row,) = [line for line in table.splitlines() if line.startswith(name)]
+        assert row.rstrip().endswith("ConstantInit: val=1, bias=0")

@@ -34,7 +34,7 @@ from torchinit import (
     Xavier,
     sites,
 )
-from torchinit.initializers import Blocks, Fill, Padded
+from torchinit.initializers import Blocks, Fill, Initializer, Padded, Scaled
 from torchinit.initializers.source import Resolution, is_verbatim, resolve_all
 from torchinit.model import Site
 from torchinit.plans import make_plan
@@ -276,10 +276,31 @@ def test_a_note_where_the_two_counts_differ() -> None:
     note = "fans by torch's count 9 in, 576 out; true 9 in, 9 out; used: {}"
     known = sites(nn.Conv2d(64, 64, 3, groups=64))
     for fans in ("torch", "true"):
-        step = make_plan(known, [Rule(Leaf("weight"), Kaiming(fans=fans))])["weight"]
+        step = make_plan(known, [Rule(Leaf("weight"), Kaiming(mode="fan_in", fans=fans))])["weight"]
         assert step.notes == (note.format(fans),)
     assert make_plan(known, [Rule(Leaf("weight"), Normal())])["weight"].notes == ()
     assert make_plan(sites(nn.Linear(2, 3)), [Rule(Leaf("weight"), Kaiming())])["weight"].notes == ()
+
+
+@pytest.mark.parametrize("inputs", [1, 3, 4, 16, 64, 65, 400])
+def test_a_note_where_another_fan_would_make_more_than_twice_the_difference(inputs: int) -> None:
+    layer = nn.ParameterDict({"weight": torch.empty(16, inputs)})
+
+    def notes(init: Initializer) -> tuple[str, ...]:
+        return make_plan(sites(layer), [Rule(Leaf("weight"), init)])["weight"].notes
+
+    assert notes(Kaiming(mode="fan_in")) == notes(Xavier()) == ()
+    if 4 <= inputs <= 64:
+        assert notes(Kaiming()) == ()
+        return
+    (note,) = notes(Kaiming())
+    ratio = float(note.split()[3])
+    assert note == f'mode = "fan_out": {ratio:.3g} times the std of "fan_in", torch\'s default'
+    theirs, ours = (torch.empty(160, 10 * inputs) for _ in range(2))
+    nn.init.kaiming_normal_(theirs)
+    nn.init.kaiming_normal_(ours, mode="fan_out")
+    assert (ours.std() / theirs.std()).item() == pytest.approx(ratio, rel=6 / ours.numel() ** 0.5)
+    assert notes(Scaled(Kaiming(), 0.5)) == (note,)
 
 
 def hint(rule: Rule) -> str:

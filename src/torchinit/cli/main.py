@@ -9,9 +9,11 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from functools import partial
 from importlib import import_module
 
+from torchinit._text import did_you_mean
 from torchinit._version import __version__
 from torchinit.cli.commands import COMMANDS
 from torchinit.cli.errors import UsageError
@@ -54,7 +56,14 @@ def _interrupted(*_: object) -> None:
 
 
 def _carry_out(words: Sequence[str]) -> int:
-    arguments = _parser(words).parse_args(words)
+    called = next((word for word in words if not word.startswith("-")), "")
+    parser = _parser([called])
+    if called and called not in COMMANDS:
+        parser.error(f"there is no command {called!r}{did_you_mean(called, COMMANDS)}; torchinit --help names them")
+    arguments = parser.parse_args(words)
+    if not called:
+        parser.print_help()
+        return 0
     with _logging(arguments.verbose):
         try:
             code: int = arguments.run(arguments)
@@ -69,8 +78,8 @@ def _carry_out(words: Sequence[str]) -> int:
     return code
 
 
-def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
-    """The parser of these words: it knows the options of the command that is called, and the names of the others."""
+def _parser(called: Collection[str]) -> argparse.ArgumentParser:
+    """The parser that knows the options of the commands that are called, and the names of the others."""
     parser = argparse.ArgumentParser(
         prog="torchinit",
         description="Plans, writes, checks, compares and explains the initial weights of PyTorch models.",
@@ -79,14 +88,16 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     parser.add_argument("-v", "--verbose", action="store_true", help="log what happens, on standard error")
-    parser.set_defaults(on_error=1)
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    called = next((word for word in words if word in COMMANDS or word in ("-h", "--help")), None)
+    parser.set_defaults(on_error=1, full_parser=partial(_parser, COMMANDS))
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text)
-        if name == called:
+        if name in called:
             module = import_module(f"torchinit.cli.commands.{name.replace('-', '_')}")
             command.set_defaults(run=module.run)
+            # The parser's own option, in either place: without a default here, which would take back the other.
+            hidden = argparse.SUPPRESS
+            command.add_argument("-v", "--verbose", action="store_true", default=hidden, help=hidden)
             module.add(command)
     return parser
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torchinit.initializers.base import Blockwise, Fill, Initializer, ScaledFill, StackedFill
 from torchinit.initializers.composed import Blocks, DepthScaled, Opaque, Padded, Scaled, Stacked
 from torchinit.initializers.elementwise import Constant, Normal, TruncNormal, Uniform
@@ -11,6 +13,7 @@ from torchinit.initializers.load_report import LoadReport
 from torchinit.initializers.mapped import ICNR, Chrono, LogUniform, Mapped, MappedFill, RepeatedFill
 from torchinit.initializers.matrices import DeltaOrthogonal, Dirac, Identity, Orthogonal, Sparse
 from torchinit.initializers.moments import Moments
+from torchinit.initializers.synonyms import hint as _hint
 from torchinit.initializers.tables import AlibiSlopes, Bilinear, DeformableRing, Ramp, SinCos
 from torchinit.initializers.variance_scaling import (
     Caffe2Xavier,
@@ -72,3 +75,9 @@ __all__ = [
     "Xavier",
     "Zeros",
 ]
+
+if not TYPE_CHECKING:  # they would take every name for one that exists
+
+    def __getattr__(name: str) -> object:
+        near = "" if name.startswith("_") else _hint(name, __all__, as_call=True)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{near}")

@@ -104,6 +104,8 @@ class Xavier(_FanFormula):
 class Kaiming(_FanFormula):
     """He et al. (2015): variance gain² / fan, the gain that of the layer's nonlinearity.
 
+    ``mode`` is the fan: by default ``"fan_out"``, as in MMEngine, where ``torch.nn.init.kaiming_normal_`` has
+    ``"fan_in"``; a plan notes where the two are more than a factor of 2 apart.
     ``a`` is the negative slope of ``leaky_relu`` (and of ``prelu``). ``nonlinearity`` is one of :func:`gain`'s
     names, a function (in Python: plain data cannot hold one), or ``"auto"``: what follows the layer, with its slope,
     where the structure of the model shows it. Where it does not, and before a norm, the gain is 1, and the plan notes

@@ -136,13 +136,16 @@ class Findings(Tabular):
         return ", ".join(count(numbers[each], each) for each in SEVERITIES if numbers[each]) or "no findings"
 
     def summary(self) -> str:
-        """The number of findings, and which checks could not run."""
-        lines = [self._numbers()]
+        """The number of findings of each severity."""
+        return self._numbers()
+
+    def not_run(self) -> str:
+        """The line that tells which checks had nothing to work on, empty if all had; ``check -v`` prints it."""
         needs: dict[str, list[str]] = {}
         for code, need in self.skipped:
             needs.setdefault(need, []).append(code)
-        lines += [f"not run for want of {need}: {', '.join(codes)}" for need, codes in needs.items()]
-        return "\n".join(lines)
+        texts = [f"{need} ({', '.join(codes)})" for need, codes in needs.items()]
+        return f"not run for want of {', '.join(texts)}" if texts else ""
 
     def to_dict(self) -> dict[str, object]:
         """The findings as plain data."""

@@ -10,8 +10,9 @@ import logging
 import os
 import sys
 from collections.abc import Iterable
+from contextlib import ExitStack
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 import torch
 from torch import nn
@@ -24,12 +25,67 @@ _PACKAGE: Final = logging.getLogger("torchinit")
 _FORMAT: Final = logging.Formatter("%(asctime)s - mmengine - %(levelname)s - %(message)s", "%m/%d %H:%M:%S")
 _LEVELS: Final = {"off": logging.CRITICAL + 1, "warning": logging.WARNING, "info": logging.INFO}
 """The values of the environment variable TORCHINIT_LOG."""
+_PLACES: Final[dict[object, logging.Handler]] = {}
+"""Where :func:`show_log` writes: standard output (None), files by their path, streams."""
+
+
+def show_log(file: str | os.PathLike[str] | TextIO | None = None) -> ExitStack:
+    """Show the log of ``init_weights()`` on standard output, or keep it in a file or stream, whatever a program logs.
+
+    How each parameter was set, and what an ``init_cfg`` does in vain, goes there besides where logging sends it, and
+    whatever levels say; a file is appended to. It lasts until the result is closed, or left as a context manager; a
+    second call for the same place does nothing. Raises OSError for a file that cannot be opened, TypeError for what is
+    none of these.
+
+    >>> import io
+    >>> from torchinit.mmengine import Sequential
+    >>> text = io.StringIO()
+    >>> with show_log(text):
+    ...     report = Sequential(nn.Linear(2, 2), init_cfg=dict(type="Constant", val=1, layer="Linear")).init_weights()
+    >>> text.getvalue().splitlines()[1:3]
+    ['0.weight - torch.Size([2, 2]): ', 'ConstantInit: val=1, bias=0 ']
+    """
+    stack = ExitStack()
+    place = os.path.realpath(file) if isinstance(file, (str, os.PathLike)) else file
+    if place in _PLACES:
+        return stack
+    handler: logging.Handler
+    if isinstance(place, str):
+        handler = logging.FileHandler(place, encoding="utf-8")
+    elif place is None:
+        handler = _StandardOutput()
+    elif hasattr(place, "write"):
+        handler = logging.StreamHandler(place)
+    else:
+        raise TypeError(f"the log goes to a path or a text stream, but got {file!r}")
+    handler.setFormatter(_FORMAT)
+    _PLACES[place] = handler  # and on no logger, whose levels and other handlers belong to the program
+    stack.callback(handler.close)
+    stack.callback(_PLACES.pop, place)
+    return stack
+
+
+class _StandardOutput(logging.Handler):
+    """Standard output as it is at the time of a record: users and tests redirect it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stdout.write(f"{self.format(record)}\n")
+
+
+def _keep(level: int, text: str) -> None:
+    """Write to the places of :func:`show_log`."""
+    if _PLACES and level >= (logging.INFO if _is_first_rank() else logging.ERROR):
+        record = LOGGER.makeRecord(LOGGER.name, level, __file__, 0, text, (), None)
+        for handler in _PLACES.values():
+            handler.handle(record)
 
 
 def log(level: int, text: str, *args: object) -> None:
     """Log a message: with mmengine's logger, or with torchinit's."""
+    text = text % args if args else text
+    _keep(level, text)
     for logger in _loggers():
-        _emit(logger, level, text % args if args else text)
+        _emit(logger, level, text)
 
 
 def log_to(logger: Any, level: int, text: str) -> None:
@@ -52,6 +108,8 @@ def dump(lines: Iterable[tuple[str, nn.Parameter, str]]) -> None:
         f"\n{name} - {'no shape yet' if is_lazy(parameter) else parameter.shape}: \n{text} \n"
         for name, parameter, text in lines
     ]
+    for text in texts:
+        _keep(logging.INFO, f"{text} ")
     for logger in _loggers():
         files = [handler for handler in _handlers(logger) if isinstance(handler, logging.FileHandler)]
         for handler in files:
@@ -84,14 +142,14 @@ def _emit(logger: logging.Logger, level: int, text: str) -> None:
     # The text has no arguments left: mmengine drops warnings by the text before those are put in.
     if logger is not LOGGER or _handlers(logging.root) or _handlers(LOGGER):
         logger.log(level, text)
-    elif level >= _threshold() and not LOGGER.disabled:
+    elif None not in _PLACES and level >= _threshold() and not LOGGER.disabled:
         _show(level, text)
 
 
 def _show(level: int, text: str) -> None:
     record = LOGGER.makeRecord(LOGGER.name, level, __file__, 0, text, (), None)
     if LOGGER.filter(record):
-        handler = logging.StreamHandler(sys.stdout)  # as it is now: users and tests redirect it
+        handler = _StandardOutput()
         handler.setFormatter(_FORMAT)
         handler.handle(record)
 

@@ -17,7 +17,9 @@ from torch import nn
 
 from torchinit._text import did_you_mean
 from torchinit.errors import TorchinitError
+from torchinit.initializers.synonyms import hint
 from torchinit.mmengine.log import log
+from torchinit.rules.catalog import INITIALIZERS
 
 _Registered = TypeVar("_Registered", bound=Callable[..., Any])
 
@@ -85,6 +87,7 @@ class Registry:
         *,
         aliases: tuple[str, ...] = (),
         elsewhere: Callable[[], Any] = lambda: None,
+        near: Callable[[str, Sequence[str]], str] = did_you_mean,
     ) -> None:
         self.name = name
         self.scope: str = scope or str(sys._getframe(1).f_globals.get("__name__", "__main__")).partition(".")[0]
@@ -92,6 +95,7 @@ class Registry:
         self.parent = parent
         self.children: dict[str, Registry] = {}
         self._elsewhere = elsewhere
+        self._near = near
         self._locations = list(locations)
         self._modules: dict[str, Callable[..., Any]] = {}
         self._build: Callable[..., Any] = build_func or (parent._build if parent else build_from_cfg)
@@ -204,9 +208,10 @@ class Registry:
             cls = (self if start is None else start).find(kind, scope)
             if cls is None:
                 known = sorted({name for registry in _lineage(self) for name in registry.module_dict})
+                near = self._near(kind, known)
+                near += "" if near.endswith("?") else "."
                 raise InitCfgKeyError(
-                    f"{kind} is not in the {self.scope}::{self.name} registry{did_you_mean(kind, known)} "
-                    f"Known are {', '.join(known)}."
+                    f"{kind} is not in the {self.scope}::{self.name} registry{near} Known are {', '.join(known)}."
                 )
             return cast("Callable[..., Any]", own_version(cls))
         if callable(kind):
@@ -267,7 +272,9 @@ def build_from_cfg(cfg: dict[str, Any], registry: Registry, default_args: dict[s
         return cls(**args)
     except TypeError as error:
         if wrong := _wrong_arguments(str(error), cls, args):
-            raise InitCfgTypeError(f"{kind if isinstance(kind, str) else _name_of(kind)} {wrong}") from error
+            name = kind if isinstance(kind, str) else _name_of(kind)
+            near = registry._near(name, ()) if getattr(cls, "__module__", "") == "torch.nn.init" else ""
+            raise InitCfgTypeError(f"{name} {wrong}{near}") from error
         raise
 
 
@@ -321,6 +328,7 @@ WEIGHT_INITIALIZERS = Registry(
     scope="torchinit",
     aliases=("mmengine",),
     elsewhere=lambda: getattr(sys.modules.get("mmengine.registry"), "WEIGHT_INITIALIZERS", None),
+    near=lambda name, known: hint(name, [*known, *INITIALIZERS]),
 )
 """The initializers that an ``init_cfg`` can name. Register your own: ``@WEIGHT_INITIALIZERS.register_module()``."""
 

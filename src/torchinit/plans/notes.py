@@ -12,7 +12,7 @@ from torchinit.initializers.composed import Padded, innermost
 from torchinit.initializers.elementwise import Constant, TruncNormal
 from torchinit.initializers.matrices import DeltaOrthogonal, Dirac, Identity, Orthogonal, dirac_ones
 from torchinit.initializers.statistics import too_fine
-from torchinit.initializers.variance_scaling import asks_what_follows
+from torchinit.initializers.variance_scaling import Kaiming, asks_what_follows
 from torchinit.knowledge.neutral import neutrality
 from torchinit.model.layouts import Layout
 from torchinit.model.sites import Site
@@ -93,6 +93,12 @@ def _of_fans(init: object, site: Site) -> Iterator[Discrepancy]:
     elif by_torch != true:
         text = "fans by torch's count {:g} in, {:g} out; true {:g} in, {:g} out; used: {}"
         yield Discrepancy(text.format(*by_torch, *true, convention), is_chosen=convention == "true")
+    if isinstance(init, Kaiming) and init.mode == "fan_out" and site.numel:
+        fan_in, fan_out = site.fans(convention)
+        ratio = (fan_in / fan_out) ** 0.5
+        if not 0.5 <= ratio <= 2:
+            fact = f'mode = "fan_out": {ratio:.3g} times the std of "fan_in", torch\'s default'
+            yield Discrepancy(fact, is_chosen=True)
 
 
 def _unknown(site: Site) -> str:

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 import torchinit._limits as limits
-from torchinit._text import did_you_mean
+from torchinit._text import closest, did_you_mean, short_repr
 from torchinit.errors import ConfigError
 from torchinit.initializers.composed import Padded
 from torchinit.initializers.elementwise import Constant, Initializer, TruncNormal
 from torchinit.initializers.functions import Function
+from torchinit.initializers.synonyms import meanings, spelling, synonyms
 from torchinit.initializers.variance_scaling import Neutral
 from torchinit.model.sites import Site
 from torchinit.plans.plan import Plan, Reach
@@ -26,7 +27,7 @@ from torchinit.plans.planner import make_plan
 from torchinit.recipes.arguments import Given, RecipeReader
 from torchinit.recipes.entries import ENTRY_KEYS, SELECTING, entry_rules
 from torchinit.recipes.files import read_data, read_scheme, schemes
-from torchinit.rules.catalog import INITIALIZERS, SCHEMA
+from torchinit.rules.catalog import INITIALIZERS, SCHEMA, example_of
 from torchinit.rules.rule import Recipe, Rule, Value
 from torchinit.rules.selectors import Kinds, Roles, Selector, Within
 from torchinit.serialization.reading import INVALID, Data, Reader, is_sequence, join
@@ -102,17 +103,25 @@ def _load(source: str | os.PathLike[str], given: Given) -> Recipe:
     path, shipped = Path(source), schemes()
     if str(source) in shipped and not path.is_file():
         return _decode({"type": "scheme", "name": str(source)}, str(source), given)
-    if not path.suffix and not path.exists():
+    if not path.exists() and (not path.suffix or spelling(str(source)) in synonyms()):
         raise ConfigError(_explain_unknown(str(source), shipped))
     return _decode(read_data(path), str(source), given)
 
 
 def _explain_unknown(name: str, shipped: Iterable[str]) -> str:
-    for known in INITIALIZERS:
-        if known.casefold() == name.casefold():
-            instead = f"write {known}() in Python, or { {'type': known, 'name': '**.weight'} } as data"
-            return f"{name!r} is the name of an initializer, not of a recipe; {instead}"
-    return f"there is no file {name!r} and no scheme of this name{did_you_mean(name, shipped)}"
+    ours = {spelling(known): known for known in INITIALIZERS}
+    near = closest(spelling(name), {*map(spelling, shipped), *ours, *synonyms()}) or ""
+    rows = [row for row in meanings(name, near) if row.type in INITIALIZERS]
+    entries = [{"type": row.type, **row.arguments, "name": "**.weight"} for row in rows]
+    if near in ours:
+        entries = [{"type": ours[near], **example_of(ours[near])}]
+    if not entries:
+        return f"there is no file {name!r} and no scheme of this name{did_you_mean(name, shipped)}"
+    texts = [f"{short_repr(decode_recipe(entry)[0].init)} in Python, or {entry} as data" for entry in entries]
+    instead = "; or ".join(dict.fromkeys(texts))
+    if near != spelling(name):
+        return f"there is no file {name!r} and no scheme of this name; for an initializer, write {instead}"
+    return f"{name!r} is the name of an initializer, not of a recipe; write {instead}"
 
 
 def decode_recipe(data: Data, source: str = "recipe", arguments: Mapping[str, Value] | None = None) -> Recipe:

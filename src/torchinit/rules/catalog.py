@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import tomllib
+from collections.abc import Mapping
 from dataclasses import is_dataclass
+from functools import cache
 from inspect import isabstract
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
 
 from torchinit.initializers import base, composed, elementwise, mapped, matrices, tables, variance_scaling
 from torchinit.initializers.elementwise import Constant, Fill, Initializer
 from torchinit.initializers.expressions import Computed, constant
+from torchinit.initializers.synonyms import hint
 from torchinit.model.sites import Convention
 from torchinit.rules import selectors
 from torchinit.rules.selectors import Selector
@@ -31,7 +36,9 @@ def _is_finished(value: object) -> bool:
     return not (isabstract(value) or value.__name__.startswith("_"))
 
 
-INITIALIZERS: Final = ClassRegistry("initializer", method="resolve", group="torchinit.initializers", reserved=RESERVED)
+INITIALIZERS: Final = ClassRegistry(
+    "initializer", method="resolve", group="torchinit.initializers", reserved=RESERVED, near=hint
+)
 """Every initializer that a recipe can name."""
 
 SELECTORS: Final = ClassRegistry("selector", method="matches")
@@ -60,3 +67,18 @@ SCHEMA: Final = Schema(
     }
 )
 """The correspondence of rules, plans and their parts to plain data."""
+
+
+@cache
+def _examples() -> Mapping[str, Mapping[str, Any]]:
+    return tomllib.loads(Path(__file__).with_name("examples.toml").read_text("utf-8"))
+
+
+def example_of(name: str) -> dict[str, Any]:
+    """The arguments of an example of an initializer, selector or adapter, and as ``name`` the glob of its sites.
+
+    >>> example_of("Constant"), example_of("Ones")
+    ({'val': 0.5, 'name': '**.weight'}, {'name': '**.weight'})
+    """
+    example = _examples().get(name, {})
+    return {**example, "name": example.get("name", "**.weight")}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, is_dataclass
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -21,7 +21,7 @@ class ClassRegistry:
     ``kind`` is their noun in messages, ``method`` one that each of them must have. Packages offer
     more of them under the entry points ``group``; those are looked up only when a name is not known
     otherwise, and are among the names once they were used. ``reserved`` are words that no argument of a class may be
-    called.
+    called. ``near`` tells what an unknown name may have meant, as :func:`did_you_mean` does.
 
     >>> from dataclasses import dataclass
     >>> shapes = ClassRegistry("shape")
@@ -33,8 +33,17 @@ class ClassRegistry:
     (<class '...Circle'>, 'Round', ['Circular', 'Round'])
     """
 
-    def __init__(self, kind: str, *, method: str = "__init__", group: str = "", reserved: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        kind: str,
+        *,
+        method: str = "__init__",
+        group: str = "",
+        reserved: Collection[str] = (),
+        near: Callable[[str, Iterable[str]], str] = did_you_mean,
+    ) -> None:
         self.kind = kind
+        self.near = near
         self.method = method
         self.group = group
         self.reserved: frozenset[str] = frozenset(reserved)
@@ -45,7 +54,7 @@ class ClassRegistry:
         return f"<Registry of {len(self)} {self.kind}s>"
 
     def __contains__(self, name: object) -> bool:
-        return name in self._classes or any(point.name == name for point in self._plugins())
+        return name in self._classes or any(point.name == name for point in self.plugins())
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._classes))
@@ -112,8 +121,8 @@ class ClassRegistry:
         if name not in self._classes:
             self._load(name)
         if name not in self._classes:
-            known = [*self._classes, *(point.name for point in self._plugins())]
-            raise KeyError(f"unknown {self.kind} {name!r}{did_you_mean(name, known)}")
+            known = [*self._classes, *(point.name for point in self.plugins())]
+            raise KeyError(f"unknown {self.kind} {name!r}{self.near(name, known)}")
         return self._classes[name]
 
     def name_of(self, cls: type) -> str:
@@ -123,11 +132,12 @@ class ClassRegistry:
             raise KeyError(f"{full_name(cls)} is not registered as {self.kind}")
         return name
 
-    def _plugins(self) -> Collection[EntryPoint]:
+    def plugins(self) -> Collection[EntryPoint]:
+        """What other packages offer, used or not; nothing is imported."""
         return entry_points(group=self.group) if self.group else ()
 
     def _load(self, name: str) -> None:
-        for point in [point for point in self._plugins() if point.name == name][:1]:
+        for point in [point for point in self.plugins() if point.name == name][:1]:
             try:
                 self.register(name)(point.load())
             except Exception as error:

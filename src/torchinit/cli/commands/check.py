@@ -64,6 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(findings.to_json())
     else:
         options.show_table(arguments, findings)
+        if arguments.verbose and findings.skipped:
+            print(findings.not_run())
     return 1 if findings.at_least(arguments.fail_on) else 0
 
 

@@ -1,4 +1,4 @@
-"""explain: tell what an initializer, an adapter, a check or a scheme does."""
+"""explain: tell what an initializer, a selector, an adapter, a check or a scheme does."""
 
 from __future__ import annotations
 
@@ -7,23 +7,28 @@ import dataclasses
 import inspect
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, field
+from typing import Any
 
-from torchinit._text import did_you_mean, format_table
+from torchinit._text import format_table
 from torchinit.checkpoints.adapters import ADAPTERS
 from torchinit.cli import options
+from torchinit.cli.arguments import Argument, arguments_of, without_roles
 from torchinit.cli.errors import UsageError
+from torchinit.cli.examples import examples_of
+from torchinit.initializers.synonyms import hint
 from torchinit.linting import CHECKS
 from torchinit.recipes import load_recipe, schemes
 from torchinit.recipes.files import read_scheme
 from torchinit.recipes.forms import NEEDED
-from torchinit.rules.catalog import INITIALIZERS
+from torchinit.rules.catalog import INITIALIZERS, SELECTORS
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments."""
-    parser.add_argument("name", metavar="NAME", help="an initializer, adapter, check or scheme, see `torchinit list`")
+    parser.add_argument(
+        "name", metavar="NAME", help="an initializer, selector, adapter, check or scheme, see `torchinit list`"
+    )
     options.add_json(parser)
 
 
@@ -34,38 +39,22 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Argument:
-    """An argument of a class or a scheme, its default as text (empty: it must be given), its choices, its meaning."""
-
-    name: str
-    default: str = ""
-    choices: tuple[str, ...] = ()
-    meaning: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class Explanation:
-    """The explanation of a name: what it does, in paragraphs, what it takes, and an example that runs."""
+    """The explanation of a name: what it does, in paragraphs, what it takes, what it gives, and rules by language."""
 
     name: str
     text: tuple[str, ...]
     arguments: tuple[Argument, ...] = ()
     example: str = ""
+    rules: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         parts = [": ".join([self.name, *self.text[:1]]), *self.text[1:]]
         if self.arguments:
-            head = (
-                "name",
-                "default",
-                "choices",
-                *(["meaning"] if any(each.meaning for each in self.arguments) else []),
-            )
-            rows = [
-                (each.name, each.default or "(required)", ", ".join(each.choices), each.meaning)[: len(head)]
-                for each in self.arguments
-            ]
-            parts.append(_indented("Arguments", format_table(head, rows)))
+            parts.append(_indented("Arguments", "\n".join(map(str, self.arguments))))
+        parts += [
+            _indented(f"As {'a ' * (language == 'command')}{language}", text) for language, text in self.rules.items()
+        ]
         if self.example:
             parts.append(_indented("Example", self.example))
         return "\n\n".join(parts)
@@ -83,14 +72,22 @@ def _explain(name: str) -> Explanation:
         check = checks[name]
         text = [_without_markup(part) for part in check.text.split("\n\n")]
         tail = f"At worst: {check.severity}. Way out: {check.remedy}."
-        return Explanation(f"{check.code} {check.name}", (*text, tail))
-    words = {known.casefold(): (known, registry) for registry in (ADAPTERS, INITIALIZERS) for known in registry}
+        code = check.code
+        ways = {
+            "Python": f'torchinit.lint(model, select=["{code}"])',
+            "command": f"torchinit check MODEL --select {code}",
+        }
+        return Explanation(f"{code} {check.name}", (*text, tail), rules=ways)
+    rooms = (SELECTORS, ADAPTERS, INITIALIZERS)
+    words = {known.casefold(): (known, registry) for registry in rooms for known in registry}
     known, registry = words.get(name.casefold(), (name, INITIALIZERS))
     try:
-        return describe(known, registry.get(known))
+        explanation = describe(known, registry.get(known))
     except KeyError:
-        near = did_you_mean(name, [*INITIALIZERS, *ADAPTERS, *shipped, *checks])
-        raise UsageError(f"there is no initializer, adapter, check or scheme {name!r}{near}") from None
+        plugins = (point.name for point in INITIALIZERS.plugins())
+        near = hint(name, [*INITIALIZERS, *plugins, *SELECTORS, *ADAPTERS, *shipped, *checks])
+        raise UsageError(f"there is no initializer, selector, adapter, check or scheme {name!r}{near}") from None
+    return dataclasses.replace(explanation, rules=examples_of(known, registry))
 
 
 def _explain_scheme(name: str) -> Explanation:
@@ -99,7 +96,9 @@ def _explain_scheme(name: str) -> Explanation:
     rows = [(rule.label, str(rule.where), str(rule.init) if rule.label != NEEDED else "-") for rule in rules]
     table = format_table(("rule", "where", "what"), rows)
     text = (data["about"], data["claims"].strip(), f"Source: {data['source']}", table)
-    return Explanation(name, text, tuple(_scheme_argument(*item) for item in data.get("arguments", {}).items()))
+    arguments = tuple(_scheme_argument(*item) for item in data.get("arguments", {}).items())
+    ways = {"Python": f'torchinit.initialize(model, "{name}", seed=0)', "command": f"torchinit plan MODEL {name}"}
+    return Explanation(name, text, arguments, rules=ways)
 
 
 def _scheme_argument(name: str, declared: Mapping[str, Any]) -> Argument:
@@ -112,31 +111,13 @@ def describe(name: str, cls: type[Any]) -> Explanation:
 
     >>> from torchinit import Normal
     >>> explanation = describe("Normal", Normal)
-    >>> explanation.text[0], explanation.arguments[1]
-    ('The normal distribution N(mean, std²).', Argument(name='std', default='1.0', choices=(), meaning=''))
+    >>> explanation.text[0], [argument.name for argument in explanation.arguments]
+    ('The normal distribution N(mean, std²).', ['mean', 'std'])
     """
     paragraphs = [part for part in re.split(r"\n\s*\n", inspect.getdoc(cls) or "") if part.strip()]
     examples = [part for part in paragraphs if part.startswith(">>>")]
     text = tuple(_without_markup(part) for part in paragraphs if part not in examples)
-    return Explanation(name, text, tuple(_arguments(cls)), "\n".join(examples).rstrip())
-
-
-def _arguments(cls: type[Any]) -> list[Argument]:
-    if not dataclasses.is_dataclass(cls):
-        return []
-    try:
-        hints = get_type_hints(cls)
-    except NameError:  # a plug-in that names its types for type checkers only
-        hints = {}
-    choices = {name: tuple(map(str, get_args(hint))) for name, hint in hints.items() if get_origin(hint) is Literal}
-    fields = [field for field in dataclasses.fields(cls) if field.init]
-    return [Argument(field.name, _default(field), choices.get(field.name, ())) for field in fields]
-
-
-def _default(field: dataclasses.Field[Any]) -> str:
-    if field.default is not dataclasses.MISSING:
-        return repr(field.default)
-    return "" if field.default_factory is dataclasses.MISSING else repr(field.default_factory())
+    return Explanation(name, text, arguments_of(cls), "\n".join(examples).rstrip())
 
 
 _SYMBOLS = {
@@ -149,7 +130,7 @@ def _without_markup(paragraph: str) -> str:
     """A paragraph of a docstring as a terminal can show it; TeX that is not known here stays as it is."""
     # Not a parser: a group is the innermost braces, so a root within a fraction comes out right, and not the reverse.
     if not paragraph.startswith(".. math::"):
-        return re.sub(r":\w+:`([^`]*)`|``([^`]*)``", lambda match: match[1] or match[2], paragraph)
+        return without_roles(paragraph)
     text = re.sub(r"\\(?:mathrm|text)\{([^{}]*)\}", r"\1", paragraph.removeprefix(".. math::").strip())
     text = re.sub(r"\\([bB]ig+|left|right)\b", "", text)
     text = re.sub(r"\\sqrt\{([^{}]*)\}", r"sqrt(\1)", text)

@@ -1,4 +1,4 @@
-"""list: list initializers, adapters, layers, schemes, checks or nonlinearities."""
+"""list: list initializers, selectors, adapters, layers, schemes, checks or nonlinearities."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from torchinit.knowledge.gains import gain, nonlinearities
 from torchinit.linting import CHECKS
 from torchinit.model.layouts import known_layers
 from torchinit.recipes import schemes
-from torchinit.rules.catalog import INITIALIZERS
+from torchinit.rules.catalog import INITIALIZERS, SELECTORS
 from torchinit.serialization.registry import ClassRegistry
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments."""
-    parser.add_argument("kind", nargs="?", choices=KINDS, default="initializers", help="default: initializers")
+    parser.add_argument("kind", nargs="?", choices=[*KINDS], default="initializers", help="default: initializers")
     options.add_json(parser)
 
 
@@ -34,7 +34,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _classes(registry: ClassRegistry) -> dict[str, str]:
     texts = {name: explain.describe(name, registry.get(name)).text for name in registry}
-    return {name: " ".join(text[0].split()) if text else "" for name, text in texts.items()}
+    # A plug-in is named with its package, and not imported: that would run code only to list it.
+    offers = {
+        point.name: f"{point.value}, of the package {point.dist.name if point.dist else '?'}"
+        for point in registry.plugins()
+    }
+    return offers | {name: " ".join(text[0].split()) if text else "" for name, text in texts.items()}
 
 
 def _layers() -> dict[str, str]:
@@ -49,6 +54,7 @@ def _layers() -> dict[str, str]:
 
 KINDS: dict[str, tuple[tuple[str, str], Callable[[], Mapping[str, str]]]] = {
     "initializers": (("initializer", "what it does"), lambda: _classes(INITIALIZERS)),
+    "selectors": (("selector", "which sites"), lambda: _classes(SELECTORS)),
     "adapters": (("adapter", "what it does"), lambda: _classes(ADAPTERS)),
     "layers": (("layer", "class"), _layers),
     "schemes": (("scheme", "what it is"), schemes),

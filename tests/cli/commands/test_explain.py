@@ -1,0 +1,171 @@
+"""explain: every argument has a meaning, and every example runs, as TOML and as Python, to the same rule."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import torchinit
+from torchinit.checkpoints.adapters import ADAPTERS
+from torchinit.cli import main
+from torchinit.cli.arguments import arguments_of
+from torchinit.cli.commands import explain
+from torchinit.errors import RunError
+from torchinit.linting import CHECKS
+from torchinit.model import Shard, Site
+from torchinit.noise import Keyed
+from torchinit.recipes import INITIALIZERS, schemes, to_rules
+from torchinit.rules import SELECTORS
+from torchinit.serialization.registry import ClassRegistry
+
+CLASSES = [(name, registry) for registry in (INITIALIZERS, SELECTORS, ADAPTERS) for name in registry]
+
+# The shape that an initializer is for, where a matrix will not do.
+SHAPES: dict[str, tuple[int, ...]] = {
+    "Bilinear": (1, 1, 4, 4),
+    "Blocks": (12, 4),
+    "Chrono": (8,),
+    "DeformableRing": (64,),
+    "DeltaOrthogonal": (6, 4, 3),
+    "Dirac": (4, 4, 3),
+    "ICNR": (16, 4, 3, 3),
+    "Stacked": (2, 4, 4),
+    "StackedFill": (2, 4, 4),
+}
+
+
+def told(name: str, capsys: pytest.CaptureFixture[str]) -> Any:
+    assert main(["explain", name, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def python(code: str, **names: object) -> Any:
+    """What the last line of a piece of code is worth."""
+    *lines, last = code.splitlines()
+    scope = dict(names)
+    exec("\n".join(lines), scope)  # noqa: S102
+    return eval(last, scope)
+
+
+@pytest.mark.parametrize(("name", "registry"), CLASSES, ids=lambda value: value if isinstance(value, str) else "")
+def test_both_examples_are_one_rule_of_the_class(
+    name: str, registry: ClassRegistry, capsys: pytest.CaptureFixture[str]
+) -> None:
+    explained = told(name, capsys)
+    (of_data,) = to_rules(tomllib.loads(explained["rules"]["TOML"]))
+    (of_python,) = to_rules([python(explained["rules"]["Python"])])
+    assert of_data == of_python
+    holder = of_data.where if registry is SELECTORS else of_data.init
+    wanted = registry.get(name)
+    if registry is ADAPTERS:
+        assert [type(adapter) for adapter in holder.adapt.values()] == [wanted]  # type: ignore[union-attr]
+    else:
+        assert type(holder) is wanted
+
+
+@pytest.mark.parametrize("name", [*INITIALIZERS])
+def test_the_example_of_an_initializer_writes(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (rule,) = to_rules(tomllib.loads(told(name, capsys)["rules"]["TOML"]))
+    shape = SHAPES.get(name, (8, 8))
+    site = Site("h.3.norm.weight", shape, block=(3, 12), neutral=1.0)
+    if name in ("Loaded", "Pretrained"):  # no such file here; tests/checkpoints has some
+        return
+    fill = rule.init.resolve(site)
+    tensor = torch.full(shape, torch.nan)
+    assert fill is not None
+    if name == "Opaque":
+        with pytest.raises(RunError, match="only its own code can write it"):
+            fill.write(Shard.whole(site.name, tensor), Keyed(0))
+        return
+    fill.write(Shard.whole(site.name, tensor), Keyed(0))
+    assert tensor.isfinite().all()
+
+
+@pytest.mark.parametrize("name", [*SELECTORS])
+def test_the_example_of_a_selector_selects(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = nn.Conv2d(3, 4, 3)
+            self.layers = nn.ModuleList(nn.ModuleDict({"attn": nn.Linear(4, 4)}) for _ in range(2))
+            self.norm = nn.BatchNorm1d(4)
+            self.head = nn.Linear(4, 2)
+
+    model = Model()
+    (rule,) = to_rules(tomllib.loads(told(name, capsys)["rules"]["TOML"]))
+    matched = [site.name for site in torchinit.sites(model) if rule.where.matches(site)]
+    assert 0 < len(matched) < len(torchinit.sites(model))
+
+
+@pytest.mark.parametrize(("name", "registry"), CLASSES, ids=lambda value: value if isinstance(value, str) else "")
+def test_every_argument_has_a_meaning(name: str, registry: ClassRegistry) -> None:
+    for argument in arguments_of(registry.get(name)):
+        assert re.fullmatch(r"[\"A-Z0-9(].{8,}", argument.meaning), argument
+        assert "``" not in argument.meaning
+        assert not re.match(rf"{argument.name} (is|are) ", argument.meaning)
+
+
+def test_the_table_of_meanings_has_no_row_in_vain() -> None:
+    table = tomllib.loads(Path(explain.__file__).parents[1].joinpath("arguments.toml").read_text("utf-8"))
+    known = {name: registry.get(name) for name, registry in CLASSES}
+    taken = {argument.name for cls in known.values() for argument in arguments_of(cls)}
+    for name, row in table.items():
+        if isinstance(row, str):
+            assert name in taken
+        else:
+            assert set(row) <= {argument.name for argument in arguments_of(known[name])}, name
+
+
+def test_checks_and_schemes_show_how_they_are_used(capsys: pytest.CaptureFixture[str]) -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    for code in CHECKS:
+        rules = told(code, capsys)["rules"]
+        assert python(rules["Python"], torchinit=torchinit, model=model) is not None
+        assert rules["command"] == f"torchinit check MODEL --select {code}"
+        command = rules["command"].replace("MODEL", "torch.nn:Identity").split()
+        assert main(command[1:]) == 0
+        capsys.readouterr()
+    for name in schemes():
+        assert told(name, capsys)["rules"]["command"] == f"torchinit plan MODEL {name}"
+
+
+# --- plug-ins --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installed package with an initializer whose types are unknown, and one that cannot be imported."""
+    info = tmp_path / "siren_init-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: siren-init\nVersion: 1.0\n")
+    points = "[torchinit.initializers]\nSirenFirst = siren_init:SirenFirst\nBroken = siren_init:Absent\n"
+    (info / "entry_points.txt").write_text(points)
+    (tmp_path / "siren_init.py").write_text(
+        "from dataclasses import dataclass\nfrom torchinit import Normal\n"
+        "@dataclass(frozen=True)\nclass SirenFirst:\n    '''Sine networks.'''\n    omega: float\n"
+        "    def resolve(self, site):\n        return Normal(std=self.omega)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(INITIALIZERS, "_registered", dict(INITIALIZERS._registered))
+
+
+@pytest.mark.usefixtures("plugin")
+def test_a_plug_in_is_listed_and_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    rows = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert rows["SirenFirst"] == "siren_init:SirenFirst, of the package siren-init"
+    assert rows["Broken"] == "siren_init:Absent, of the package siren-init"
+    explained = told("SirenFirst", capsys)
+    assert explained["arguments"] == [{"name": "omega", "default": "", "choices": [], "meaning": "A number."}]
+    assert explained["rules"] == {}  # nobody knows an omega
+    assert main(["explain", "SirnFirst"]) == 2
+    assert "did you mean 'SirenFirst'?" in capsys.readouterr().err
+    assert main(["explain", "Broken"]) == 1
+    assert "plug-in for initializer 'Broken' (siren_init:Absent) cannot be loaded" in capsys.readouterr().err
