@@ -2,8 +2,10 @@
 
 * ```` ```python ```` blocks run one after the other in one namespace a page, in a folder of the page's own.
 * ```` ```pycon ```` blocks, and python blocks that start with ``>>>``, are doctests in the same namespace.
+* Each line of a ```` ```sh ```` block that begins with ``torchinit`` is run as a command in that folder, and may find
+  something (exit code 1) only where the page shows what it prints.
 * ``<!-- file: NAME -->`` before a block of any language writes the block to that file of the page's folder.
-* ``<!-- prints -->`` before a block compares it with what the python block before it printed; ``...`` stands for
+* ``<!-- prints -->`` before a block compares it with what the block before it printed; ``...`` stands for
   any text, as in a doctest.
 * ``<!-- skip: REASON -->`` before a block leaves it out; it shows in the run as a skipped test with that reason.
 """
@@ -14,10 +16,13 @@ import contextlib
 import doctest
 import io
 import re
+import shlex
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from torchinit.cli import main
 
 Directive = Literal["file", "prints", "skip"]
 
@@ -90,20 +95,30 @@ def _snippet(
 
 
 class Page:
-    """The run of one page: its namespace, its folder, and what its last python block printed."""
+    """The run of one page: its namespace, its folder, and what its last block printed."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.namespace: dict[str, Any] = {"__name__": "__main__"}
         self.printed = ""
+        self._findings = ""  # of a command, until the page shows them
 
     def run(self, snippet: Snippet) -> None:
+        if snippet.directive == "prints":
+            self._compare(snippet)
+            return
+        self.end()
         if snippet.directive == "file":
             self._write(snippet)
-        elif snippet.directive == "prints":
-            self._compare(snippet)
         elif snippet.directive is None and snippet.language in PYTHON:
             self._execute(snippet)
+        elif snippet.directive is None and snippet.language == "sh":
+            self._command(snippet)
+
+    def end(self) -> None:
+        """Fail where a command ended with findings that the page does not show."""
+        if self._findings:
+            raise SnippetError(self._findings)
 
     def _write(self, snippet: Snippet) -> None:
         target = self.folder / snippet.value
@@ -112,6 +127,7 @@ class Page:
 
     def _compare(self, snippet: Snippet) -> None:
         checker = doctest.OutputChecker()
+        self._findings = ""
         if not checker.check_output(snippet.code, self.printed, DOCTEST_OPTIONS):
             raise SnippetError(f"{snippet.place}: the page says\n{snippet.code}\nand it printed\n{self.printed}")
 
@@ -126,6 +142,17 @@ class Page:
             exec(program, self.namespace)  # noqa: S102 - running the page is the purpose
         self.printed = output.getvalue()
 
+    def _command(self, snippet: Snippet) -> None:
+        self.printed = ""
+        for line in snippet.code.splitlines():
+            if line.startswith("torchinit "):
+                printed, code = run_command(line)
+                self.printed += printed
+                if code:
+                    self._findings = f"{snippet.place}: {line}: exit code {code}\n{printed}"
+                if code > 1:
+                    self.end()
+
     def _doctest(self, snippet: Snippet) -> None:
         test = doctest.DocTestParser().get_doctest(
             snippet.code, self.namespace, snippet.place, str(snippet.page), snippet.line
@@ -138,3 +165,16 @@ class Page:
         self.namespace.update(test.globs)
         if runner.failures:
             raise SnippetError(f"{snippet.place}:\n{said.getvalue()}")
+
+
+def run_command(command: str) -> tuple[str, int]:
+    """Return what a `torchinit ...` prints, errors last, and its exit code."""
+    program, *arguments = shlex.split(command, comments=True)
+    assert program == "torchinit"
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = main(arguments)
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+    return out.getvalue() + err.getvalue(), code

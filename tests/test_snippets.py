@@ -15,6 +15,7 @@ def run(text: str, folder: Path) -> Page:
     page = Page(folder)
     for snippet in snippets(HERE, text):
         page.run(snippet)
+    page.end()
     return page
 
 
@@ -52,6 +53,22 @@ def test_skip_keeps_its_reason_and_is_not_run(tmp_path: Path) -> None:
 def test_a_directive_holds_for_the_next_block_only(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         run("<!-- skip: later -->\nSome text.\n```python\n1 / 0\n```\n", tmp_path)
+
+
+def test_commands_are_run(tmp_path: Path) -> None:
+    page = run("```sh\npip install .\ntorchinit list schemes   # those that come with it\n```\n", tmp_path)
+    assert "general" in page.printed
+    run("```sh\ntorchinit explain Ones\n```\n<!-- prints -->\n```text\nOnes: Every ...\n```\n", tmp_path)
+
+
+def test_a_command_may_find_something_where_the_page_shows_it(tmp_path: Path) -> None:
+    check = "```sh\ntorchinit check torch.nn:Transformer --arg batch_first=true --arg d_model=64\n```\n"
+    run(check + "<!-- prints -->\n```text\n...TI301...\n```\n", tmp_path)
+    for text in (check, check + "```python\na = 1\n```\n"):
+        with pytest.raises(SnippetError, match=r"page\.md:1: torchinit check .*: exit code 1\n"):
+            run(text, tmp_path)
+    with pytest.raises(SnippetError, match=r"exit code 2\n(.|\n)*nothing"):
+        run("```sh\ntorchinit plan nothing.py:at_all general\n```\n<!-- prints -->\n```text\n...\n```\n", tmp_path)
 
 
 def test_traceback_names_the_line_of_the_page(tmp_path: Path) -> None:
