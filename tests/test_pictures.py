@@ -1,4 +1,4 @@
-"""Pictures: drawn as they are printed, harmless to show, and each on a page. tests/peers tell whether they are up to date."""
+"""Pictures: drawn as they are printed, harmless to show, each on a page; the peers' tests keep them up to date."""
 
 from __future__ import annotations
 
