@@ -24,6 +24,9 @@ autodoc_preserve_defaults = True
 html_theme = "furo"
 html_title = f"torchinit {version}"
 html_theme_options = {"navigation_with_keys": True}
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
+pygments_dark_style = "github-dark"  # furo's own underlines the names of modules
 
 # What a button copies is what one types: without prompts, and without what a command prints.
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
