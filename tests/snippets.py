@@ -2,11 +2,11 @@
 
 * ```` ```python ```` blocks run one after the other in one namespace a page, in a folder of the page's own.
 * ```` ```pycon ```` blocks, and python blocks that start with ``>>>``, are doctests in the same namespace.
-* Each line of a ```` ```sh ```` block that begins with ``torchinit`` is run as a command in that folder, and may find
-  something (exit code 1) only where the page shows what it prints.
+* Each line of a ```` ```sh ```` block that begins with ``torchinit`` is run as a command in that folder.
 * ``<!-- file: NAME -->`` before a block of any language writes the block to that file of the page's folder.
 * ``<!-- prints -->`` before a block compares it with what the block before it printed; ``...`` stands for
   any text, as in a doctest.
+* ``<!-- finds: TEXT -->`` before an ``sh`` block says that its commands find something (exit code 1), and print TEXT.
 * ``<!-- skip: REASON -->`` before a block leaves it out; it shows in the run as a skipped test with that reason.
 """
 
@@ -24,13 +24,13 @@ from typing import Any, Literal
 
 from torchinit.cli import main
 
-Directive = Literal["file", "prints", "skip"]
+Directive = Literal["file", "finds", "prints", "skip"]
 
 PYTHON = ("python", "pycon")
 # Spellings that a highlighter takes for Python and this runner would pass by.
 UNRUN = re.compile(r"^(py|python3|ipython3?|\{code-block\}.*|\{code\}.*)$")
 FENCE = re.compile(r"^(?P<indent> *)(?P<fence>`{3,})(?P<language>[^`]*)$")
-DIRECTIVE = re.compile(r"^ *<!-- (?P<name>file|prints|skip)(?:: (?P<value>.*?))? -->$")
+DIRECTIVE = re.compile(r"^ *<!-- (?P<name>file|finds|prints|skip)(?:: (?P<value>.*?))? -->$")
 DOCTEST_OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
@@ -101,24 +101,16 @@ class Page:
         self.folder = folder
         self.namespace: dict[str, Any] = {"__name__": "__main__"}
         self.printed = ""
-        self._findings = ""  # of a command, until the page shows them
 
     def run(self, snippet: Snippet) -> None:
-        if snippet.directive == "prints":
-            self._compare(snippet)
-            return
-        self.end()
         if snippet.directive == "file":
             self._write(snippet)
+        elif snippet.directive == "prints":
+            self._compare(snippet)
         elif snippet.directive is None and snippet.language in PYTHON:
             self._execute(snippet)
-        elif snippet.directive is None and snippet.language == "sh":
+        elif snippet.directive in (None, "finds") and snippet.language == "sh":
             self._command(snippet)
-
-    def end(self) -> None:
-        """Fail where a command ended with findings that the page does not show."""
-        if self._findings:
-            raise SnippetError(self._findings)
 
     def _write(self, snippet: Snippet) -> None:
         target = self.folder / snippet.value
@@ -127,7 +119,6 @@ class Page:
 
     def _compare(self, snippet: Snippet) -> None:
         checker = doctest.OutputChecker()
-        self._findings = ""
         if not checker.check_output(snippet.code, self.printed, DOCTEST_OPTIONS):
             raise SnippetError(f"{snippet.place}: the page says\n{snippet.code}\nand it printed\n{self.printed}")
 
@@ -143,15 +134,13 @@ class Page:
         self.printed = output.getvalue()
 
     def _command(self, snippet: Snippet) -> None:
-        self.printed = ""
+        self.printed, worst = "", 0
         for line in snippet.code.splitlines():
             if line.startswith("torchinit "):
                 printed, code = run_command(line)
-                self.printed += printed
-                if code:
-                    self._findings = f"{snippet.place}: {line}: exit code {code}\n{printed}"
-                if code > 1:
-                    self.end()
+                self.printed, worst = self.printed + printed, max(worst, code)
+        if worst != (snippet.directive == "finds") or snippet.value not in self.printed:
+            raise SnippetError(f"{snippet.place}: exit code {worst}, printed\n{self.printed}")
 
     def _doctest(self, snippet: Snippet) -> None:
         test = doctest.DocTestParser().get_doctest(

@@ -51,7 +51,6 @@ for path in map(Path, pages):
         page = Page(Path(folder))
         for snippet in snippets(path):
             page.run(snippet)
-        page.end()
         os.chdir(path.parent)
 """
 

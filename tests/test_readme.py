@@ -29,7 +29,6 @@ def test_page(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, subte
     with torch.random.fork_rng(), unconfigured():
         for snippet in snippets(page):
             run.run(snippet)
-        run.end()
     for snippet in snippets(page):
         if snippet.directive == "skip":
             with subtests.test(f"{name(page)}:{snippet.line}"):

@@ -15,7 +15,6 @@ def run(text: str, folder: Path) -> Page:
     page = Page(folder)
     for snippet in snippets(HERE, text):
         page.run(snippet)
-    page.end()
     return page
 
 
@@ -61,14 +60,17 @@ def test_commands_are_run(tmp_path: Path) -> None:
     run("```sh\ntorchinit explain Ones\n```\n<!-- prints -->\n```text\nOnes: Every ...\n```\n", tmp_path)
 
 
-def test_a_command_may_find_something_where_the_page_shows_it(tmp_path: Path) -> None:
+def test_a_command_finds_what_the_page_says(tmp_path: Path) -> None:
     check = "```sh\ntorchinit check torch.nn:Transformer --arg batch_first=true --arg d_model=64\n```\n"
-    run(check + "<!-- prints -->\n```text\n...TI301...\n```\n", tmp_path)
-    for text in (check, check + "```python\na = 1\n```\n"):
-        with pytest.raises(SnippetError, match=r"page\.md:1: torchinit check .*: exit code 1\n"):
+    run(f"<!-- finds: TI301 -->\n{check}", tmp_path)
+    for text, message in (
+        (check, r"page\.md:1: exit code 1, printed\n(.|\n)*TI301"),
+        (f"<!-- finds: TI999 -->\n{check}", r"page\.md:2: exit code 1"),
+        ("<!-- finds: general -->\n```sh\ntorchinit list schemes\n```\n", r"page\.md:2: exit code 0"),
+        ("<!-- finds: a -->\n```sh\ntorchinit plan nothing.py:at_all general\n```\n", r"exit code 2, (.|\n)*nothing"),
+    ):
+        with pytest.raises(SnippetError, match=message):
             run(text, tmp_path)
-    with pytest.raises(SnippetError, match=r"exit code 2\n(.|\n)*nothing"):
-        run("```sh\ntorchinit plan nothing.py:at_all general\n```\n<!-- prints -->\n```text\n...\n```\n", tmp_path)
 
 
 def test_traceback_names_the_line_of_the_page(tmp_path: Path) -> None:
