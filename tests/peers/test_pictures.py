@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 
-from tests.test_pictures import PICTURES
+from tests.test_pictures import PICTURES, ROOT
 
 
 def words(text: str) -> list[str]:
@@ -16,7 +16,8 @@ def words(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", PICTURES.PICTURES)
-def test_a_picture_is_up_to_date(name: str) -> None:
+def test_a_picture_is_up_to_date(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)  # the lines of a trace are told from there
     make, _ = PICTURES.PICTURES[name]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of transformers
