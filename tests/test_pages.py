@@ -92,6 +92,12 @@ def test_links_of_chinese_pages_lead_to_chinese_pages_or_say_so(page: Path) -> N
         assert place in pages or place.suffix == ".svg" or text.endswith("（英文）"), f"[{text}]({target})"
 
 
+@pytest.mark.parametrize("page", CHINESE, ids=name)
+def test_no_line_of_chinese_ends_within_a_sentence(page: Path) -> None:
+    """A browser shows the end of a line as a space, which Chinese does not have."""
+    assert re.findall(r"[\u4e00-\u9fff]\n *[\u4e00-\u9fff]", page.read_text("utf-8")) == []
+
+
 @pytest.mark.parametrize("page", TRANSLATIONS, ids=name)
 def test_a_translation_has_the_same_code_and_the_same_rows(page: Path) -> None:
     def without_comments(path: Path) -> list[tuple[str, str]]:
