@@ -2,9 +2,11 @@
 
 * ```` ```python ```` blocks run one after the other in one namespace a page, in a folder of the page's own.
 * ```` ```pycon ```` blocks, and python blocks that start with ``>>>``, are doctests in the same namespace.
+* Each line of a ```` ```sh ```` block that begins with ``torchinit`` is run as a command in that folder.
 * ``<!-- file: NAME -->`` before a block of any language writes the block to that file of the page's folder.
-* ``<!-- prints -->`` before a block compares it with what the python block before it printed; ``...`` stands for
+* ``<!-- prints -->`` before a block compares it with what the block before it printed; ``...`` stands for
   any text, as in a doctest.
+* ``<!-- finds: TEXT -->`` before an ``sh`` block says that its commands find something (exit code 1), and print TEXT.
 * ``<!-- skip: REASON -->`` before a block leaves it out; it shows in the run as a skipped test with that reason.
 """
 
@@ -14,18 +16,21 @@ import contextlib
 import doctest
 import io
 import re
+import shlex
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-Directive = Literal["file", "prints", "skip"]
+from torchinit.cli import main
+
+Directive = Literal["file", "finds", "prints", "skip"]
 
 PYTHON = ("python", "pycon")
 # Spellings that a highlighter takes for Python and this runner would pass by.
 UNRUN = re.compile(r"^(py|python3|ipython3?|\{code-block\}.*|\{code\}.*)$")
 FENCE = re.compile(r"^(?P<indent> *)(?P<fence>`{3,})(?P<language>[^`]*)$")
-DIRECTIVE = re.compile(r"^ *<!-- (?P<name>file|prints|skip)(?:: (?P<value>.*?))? -->$")
+DIRECTIVE = re.compile(r"^ *<!-- (?P<name>file|finds|prints|skip)(?:: (?P<value>.*?))? -->$")
 DOCTEST_OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
@@ -90,7 +95,7 @@ def _snippet(
 
 
 class Page:
-    """The run of one page: its namespace, its folder, and what its last python block printed."""
+    """The run of one page: its namespace, its folder, and what its last block printed."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -104,6 +109,8 @@ class Page:
             self._compare(snippet)
         elif snippet.directive is None and snippet.language in PYTHON:
             self._execute(snippet)
+        elif snippet.directive in (None, "finds") and snippet.language == "sh":
+            self._command(snippet)
 
     def _write(self, snippet: Snippet) -> None:
         target = self.folder / snippet.value
@@ -126,6 +133,15 @@ class Page:
             exec(program, self.namespace)  # noqa: S102 - running the page is the purpose
         self.printed = output.getvalue()
 
+    def _command(self, snippet: Snippet) -> None:
+        self.printed, worst = "", 0
+        for line in snippet.code.splitlines():
+            if line.startswith("torchinit "):
+                printed, code = run_command(line)
+                self.printed, worst = self.printed + printed, max(worst, code)
+        if worst != (snippet.directive == "finds") or snippet.value not in self.printed:
+            raise SnippetError(f"{snippet.place}: exit code {worst}, printed\n{self.printed}")
+
     def _doctest(self, snippet: Snippet) -> None:
         test = doctest.DocTestParser().get_doctest(
             snippet.code, self.namespace, snippet.place, str(snippet.page), snippet.line
@@ -138,3 +154,16 @@ class Page:
         self.namespace.update(test.globs)
         if runner.failures:
             raise SnippetError(f"{snippet.place}:\n{said.getvalue()}")
+
+
+def run_command(command: str) -> tuple[str, int]:
+    """Return what a `torchinit ...` prints, errors last, and its exit code."""
+    program, *arguments = shlex.split(command, comments=True)
+    assert program == "torchinit"
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = main(arguments)
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+    return out.getvalue() + err.getvalue(), code

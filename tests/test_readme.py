@@ -35,5 +35,5 @@ def test_page(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, subte
                 pytest.skip(snippet.value)
 
 
-def test_the_readme_has_a_tour() -> None:
+def test_the_readme_has_snippets() -> None:
     assert ROOT / "README.md" in PAGES

@@ -54,6 +54,25 @@ def test_a_directive_holds_for_the_next_block_only(tmp_path: Path) -> None:
         run("<!-- skip: later -->\nSome text.\n```python\n1 / 0\n```\n", tmp_path)
 
 
+def test_commands_are_run(tmp_path: Path) -> None:
+    page = run("```sh\npip install .\ntorchinit list schemes   # those that come with it\n```\n", tmp_path)
+    assert "general" in page.printed
+    run("```sh\ntorchinit explain Ones\n```\n<!-- prints -->\n```text\nOnes: Every ...\n```\n", tmp_path)
+
+
+def test_a_command_finds_what_the_page_says(tmp_path: Path) -> None:
+    check = "```sh\ntorchinit check torch.nn:Transformer --arg batch_first=true --arg d_model=64\n```\n"
+    run(f"<!-- finds: TI301 -->\n{check}", tmp_path)
+    for text, message in (
+        (check, r"page\.md:1: exit code 1, printed\n(.|\n)*TI301"),
+        (f"<!-- finds: TI999 -->\n{check}", r"page\.md:2: exit code 1"),
+        ("<!-- finds: general -->\n```sh\ntorchinit list schemes\n```\n", r"page\.md:2: exit code 0"),
+        ("<!-- finds: a -->\n```sh\ntorchinit plan nothing.py:at_all general\n```\n", r"exit code 2, (.|\n)*nothing"),
+    ):
+        with pytest.raises(SnippetError, match=message):
+            run(text, tmp_path)
+
+
 def test_traceback_names_the_line_of_the_page(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError) as caught:
         run("text\n\n```python\na = 1\n1 / 0\n```\n", tmp_path)

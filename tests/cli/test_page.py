@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import doctest
-import io
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.snippets import DOCTEST_OPTIONS, Page, snippets
-from torchinit.cli import main
+from tests.snippets import DOCTEST_OPTIONS, Page, run_command, snippets
 
 PAGE = Path(__file__).parents[2] / "docs/reference/cli.md"
 
@@ -27,7 +23,7 @@ def test_console_blocks_print_what_the_page_says(tmp_path: Path, cache: Path, mo
                 if command == "echo $?":
                     printed = f"{code}\n"
                 else:
-                    printed, code = run(command)
+                    printed, code = run_command(command)
                     ran += 1
                 same = doctest.OutputChecker().check_output(expected, printed, DOCTEST_OPTIONS)
                 assert same, f"{snippet.place}: $ {command}\nprinted\n{printed}\nand the page says\n{expected}"
@@ -39,16 +35,3 @@ def commands(block: str) -> Iterator[tuple[str, str]]:
     for part in ("\n" + block).split("\n$ ")[1:]:
         command, _, output = part.partition("\n")
         yield command, output
-
-
-def run(command: str) -> tuple[str, int]:
-    """What a command prints, errors last, and its exit code."""
-    program, *arguments = shlex.split(command)
-    assert program == "torchinit"
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            code = main(arguments)
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-    return out.getvalue() + err.getvalue(), code

@@ -25,6 +25,7 @@ from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
 from examples.small_llama import Block, Llama
 from tests.processes import on_ranks, results
+from tests.snippets import snippets
 from torchinit import PlanError, RunError, fingerprint, materialize
 from torchinit.integrations.fsdp import param_init_fn
 from torchinit.integrations.trainers import init_weights
@@ -256,3 +257,15 @@ def test_torchrun_starts_an_example(tmp_path: Path) -> None:
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*run, str(EXAMPLES / "train_fsdp2.py"), "--steps", "8"]
     check(subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout)
+
+
+@pytest.mark.slow("starts torchrun")
+def test_torchrun_prints_what_the_tutorial_says(tmp_path: Path) -> None:
+    page = EXAMPLES.parent / "docs/tutorials/many_ranks.md"
+    (job,) = (snippet.code for snippet in snippets(page) if snippet.value == "job.py")
+    (tmp_path / "job.py").write_text(job, "utf-8")
+    (shown,) = (snippet.code for snippet in snippets(page) if snippet.code.startswith("$ torchrun"))
+    for part in shown.split("$ torchrun ")[1:]:
+        arguments, _, expected = part.partition("\n")
+        command = [sys.executable, "-m", "torch.distributed.run", *arguments.split()]
+        assert subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout == expected
