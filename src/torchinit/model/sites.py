@@ -107,7 +107,8 @@ class Site:
     ``activation`` is what follows a weight's layer: a nonlinearity of :func:`~torchinit.knowledge.gain`, with its
     slope (``"relu"``, ``"leaky_relu(0.2)"``), ``"linear"`` for none, ``"norm"`` for a normalization; None where the
     model's structure does not show it. ``missing`` says what is known of a parameter without elements that should have
-    some.
+    some. ``partition_dim`` is the axis along which a plain tensor says that it was cut, and is one rank's part of a
+    larger one: Megatron marks it so, with ``tensor_model_parallel``.
     """
 
     name: str
@@ -131,6 +132,7 @@ class Site:
     frozen: bool = False
     activation: str | None = None
     missing: str = ""
+    partition_dim: int | None = None
 
     @property
     def leaf(self) -> str:
@@ -247,6 +249,9 @@ def _site(entry: HeldTensor, position: int, functions: Callable[[type], Sequence
         hooks=place.hooks,
         frozen=is_parameter and not learns,
         missing=_missing(entry) if state == "ready" and is_parameter and not tensor.numel() else "",
+        partition_dim=getattr(tensor, "partition_dim", None)
+        if getattr(tensor, "tensor_model_parallel", False)
+        else None,
     )
 
 

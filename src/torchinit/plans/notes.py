@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from torchinit._text import count
-from torchinit.initializers.base import Fill, ScaledFill
+import torch
+
+from torchinit._text import count, dtype_name
+from torchinit.initializers.base import Blockwise, Fill, ScaledFill, Wrapper
 from torchinit.initializers.composed import Padded, innermost
 from torchinit.initializers.elementwise import Constant, TruncNormal
 from torchinit.initializers.matrices import DeltaOrthogonal, Dirac, Identity, Orthogonal, dirac_ones
+from torchinit.initializers.moments import Moments
 from torchinit.initializers.statistics import too_fine
+from torchinit.initializers.tables import Bilinear
 from torchinit.initializers.variance_scaling import asks_what_follows
 from torchinit.knowledge.neutral import neutrality
 from torchinit.model.layouts import Layout
 from torchinit.model.sites import Site
 from torchinit.noise.distributions import MAX_SIGMAS
 from torchinit.plans.plan import FROZEN, UNKNOWN, Step
+
+FAR_SIGMAS: Final = 6.0
+"""An interval that lies so many standard deviations away from the mean is nowhere that a normal comes to."""
 
 
 class Discrepancy(NamedTuple):
@@ -43,7 +51,16 @@ class Notes:
         # A fill whose class tells no moments has no notes of its own: a checkpoint has another one for each tensor.
         fill: object = type(step.fill) if type(step.fill).moments is Fill.moments else id(step.fill)
         shared = id(step.rule.init), fill, id(view.owner), id(site.owner), id(view.layout), id(site.layout)
-        facts = site.shape, site.dtype, site.leaf, site.neutral, site.frozen, view.leaf, view.activation
+        facts = (
+            site.shape,
+            site.dtype,
+            site.leaf,
+            site.neutral,
+            site.frozen,
+            view.leaf,
+            view.activation,
+            view.partition_dim,
+        )
         key = (*shared, *facts)
         if key not in self._known:
             self._known[key] = notes_of(step, view)
@@ -56,11 +73,13 @@ def notes_of(step: Step, view: Site) -> tuple[str, ...]:
     is_off_neutral = site.neutral is not None and isinstance(fill, Constant) and fill.val not in (site.neutral, 0.0)
     moments = fill.moments(site.shape)
     coarse = moments and too_fine(moments, site.dtype)
+    small = "" if coarse or moments is None else _subnormal(moments, site.dtype)
     return (
         *([neutrality(site)] if is_off_neutral else []),
         *("; ".join(filter(None, (fact, remedy))) for fact, remedy, _ in discrepancies(step, view)),
         *([f"std is {coarse}"] if coarse else []),
-        *([uncut] if (uncut := _uncut(fill)) else []),
+        *([small] if small else []),
+        *dict.fromkeys(filter(None, map(_bounds, _innermost(fill)))),
         *([FROZEN] if site.frozen else []),
         *([UNKNOWN] if asks_what_follows(step.rule.init) and not view.activation else []),
     )
@@ -75,7 +94,7 @@ _DESCRIBE: Final = "register_layout() tells how it connects"
 def discrepancies(step: Step, view: Site) -> tuple[Discrepancy, ...]:
     """Where a rule means another layer than the one at hand, as a module sees its weight, each once."""
     found = (discrepancy for init, site in innermost(step.rule.init, view) for discrepancy in _of_fans(init, site))
-    return tuple(dict.fromkeys((*found, *_of_shape(step.fill, view))))
+    return tuple(dict.fromkeys((*found, *_of_shape(step.fill, view), *_of_part(step.fill, view))))
 
 
 def _of_fans(init: object, site: Site) -> Iterator[Discrepancy]:
@@ -96,12 +115,26 @@ def _unknown(site: Site) -> str:
     return f"the layout of {site.owner.name}'s {site.leaf} is not known"
 
 
+def _of_part(fill: Fill, site: Site) -> Iterator[Discrepancy]:
+    """Where a plain tensor is one rank's part of a larger one, so that its shape and its name are not the whole's."""
+    if (
+        site.partition_dim is not None
+        and not fill.locked
+        and not all(isinstance(one, Constant) for one in _innermost(fill))
+    ):
+        axis, same = site.partition_dim, "each rank draws the same under one seed"
+        fact = f"a part cut along dimension {axis} (tensor_model_parallel): its fans are the part's, and {same}"
+        yield Discrepancy(fact, "as a DTensor it has the fans and the values of the whole")
+
+
 # --- matrices ----------------------------------------------------------------------------------------------------
 
 
 def _of_shape(fill: Fill, site: Site) -> Iterator[Discrepancy]:
     """Where a fill that works on a whole matrix or kernel meets a tensor that holds several, or another order."""
     fill, layout = _core(fill), site.layout
+    if isinstance(fill, Bilinear):
+        yield from _of_stride(site)
     if not isinstance(fill, Orthogonal | DeltaOrthogonal | Dirac | Identity):
         return
     if layout is None:
@@ -136,6 +169,18 @@ def _several(fill: Fill, layout: Layout, site: Site) -> Iterator[Discrepancy]:
         yield Discrepancy(f"the rows of {name} run over the inputs of the layer", f"axis = {layout.out_axes[0]}")
 
 
+def _of_stride(site: Site) -> Iterator[Discrepancy]:
+    """Where a bilinear kernel interpolates by another factor than its layer's stride."""
+    factors, layout = [(size + 1) // 2 for size in site.shape[2:]], site.layout
+    by = " x ".join(map(str, factors))
+    if layout is not None and 0 not in layout.in_axes:
+        remedy = "it interpolates in a transposed convolution"
+        yield Discrepancy(f"Bilinear blurs the inputs of {site.owner.name}, and adds them up", remedy)
+    elif layout is not None and math.prod(factors) != layout.stride:
+        size = "a kernel of 2 * stride - stride % 2 along each axis"
+        yield Discrepancy(f"Bilinear interpolates by {by}, and the layer has another stride", f"take {size}")
+
+
 def _core(fill: Fill) -> Fill:
     """The fill without the factor and the padding row that lie around it."""
     while isinstance(fill, ScaledFill | Padded):
@@ -143,14 +188,46 @@ def _core(fill: Fill) -> Fill:
     return fill
 
 
-# --- bounds ------------------------------------------------------------------------------------------------------
+def _innermost(fill: Fill) -> Iterator[Fill]:
+    """The fills that a fill is made of in the end."""
+    match fill:
+        case Wrapper():
+            yield from _innermost(fill.fill)
+        case Blockwise():
+            for each in dict.fromkeys(fill.fills):
+                yield from _innermost(each)
+        case _:
+            yield fill
 
 
-def _uncut(fill: Fill) -> str:
-    """The note that bounds cut nothing off, as those of ``trunc_normal_`` do around a small deviation."""
-    fill = _core(fill)
-    if not isinstance(fill, TruncNormal) or fill.unit != "value" or not fill.sigma:
+# --- bounds and resolution ---------------------------------------------------------------------------------------
+
+
+def _bounds(fill: Fill) -> str:
+    """The note that bounds cut nothing off, as those of ``trunc_normal_`` around a small std, or all but a tail."""
+    if not isinstance(fill, TruncNormal) or not fill.sigma:
         return ""
-    nearer = min(fill.mean - fill.low, fill.high - fill.mean) / fill.sigma
-    text = f'the bounds lie {nearer:.4g} std or more from the mean and cut nothing off; unit = "sigma" counts in std'
-    return text if nearer > MAX_SIGMAS else ""
+    below, above = (fill.mean - fill.low) / fill.sigma, (fill.high - fill.mean) / fill.sigma
+    nearer = min(below, above)
+    if nearer > MAX_SIGMAS:
+        hint = '; unit = "sigma" counts in std' if fill.unit == "value" else ""
+        return f"the bounds lie {nearer:.4g} std or more from the mean and cut nothing off{hint}"
+    if -nearer > FAR_SIGMAS:
+        side = "above" if below < 0 else "below"
+        near = fill.low if below < 0 else fill.high
+        return f"the bounds lie {-nearer:.4g} std or more {side} the mean, so that all values crowd at {near:.6g}"
+    return ""
+
+
+def _subnormal(moments: Moments, dtype: torch.dtype) -> str:
+    """The note that values are below the normal range of the dtype, where they keep few bits, and then none."""
+    info = torch.finfo(dtype.to_real())
+    name, least = dtype_name(dtype), info.smallest_normal
+    mean, std, low, high = (value or 0.0 for value in (moments.mean, moments.std, moments.min, moments.max))
+    typical, smallest = math.hypot(mean, std), max(low, -high)
+    if not 0 < smallest < least and not 0 < typical < least:
+        return ""
+    value = typical if typical < least else smallest
+    zero = "round to zero" if value < least * info.eps / 2 else "keep fewer bits"
+    reach = "values" if typical < least else f"values down to {smallest:.3g}"
+    return f"{reach} are below {least:.3g}, the smallest normal number of {name}, and {zero}"
