@@ -49,11 +49,11 @@ What papers and libraries call an initialization, and how it is written here.
 
 {counts}.
 
-A line in braces is an entry of a recipe, `rules = [...]` in TOML; without a selector (`layer`, `name`) it goes with any. Numbers as text are
-[expressions](recipes.md#numbers-as-text). A line of Python is an initializer, for `Rule(selector, ...)`: `nn`, `F`
-and `math` are the usual modules, and names that explain themselves (`counts`, `online`) are data of one's own. Every
-line of this page is run by the tests and compared with SciPy's distributions, with torch, or with the formula written
-as a loop.
+A line in braces is an entry of a recipe, `rules = [...]` in TOML; without a selector (`layer`, `name`) it goes with
+any. Numbers as text are [expressions](recipes.md#numbers-as-text). A line of Python is an initializer, for
+`Rule(selector, ...)`: `nn`, `F` and `math` are the usual modules, and names that explain themselves (`counts`,
+`online`) are data of one's own. Every line of this page is run by the tests and compared with SciPy's distributions,
+with torch, or with the formula written as a loop.
 
 What has no line says why. Most of that needs a batch, or makes several tensors of one decomposition: a plan is made
 from names and shapes alone, and an initializer sees one tensor. Values that such code has made can be loaded, and
