@@ -214,6 +214,29 @@ def test_the_parts_of_a_weight_are_told_and_the_way_out_works(
             torch.testing.assert_close(gram, init.gain**2 * torch.eye(len(part)), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("name", "role", "parts"),
+    [
+        ("qkv", "attn.qkv", 3),
+        ("c_attn", "attn.qkv", 3),
+        ("to_kv", "attn.kv", 2),
+        ("gate_up_proj", "mlp.gate_up", (4, 20)),
+    ],
+)
+def test_linear_layers_that_hold_several_by_their_names(name: str, role: str, parts: Any) -> None:
+    """A Linear does not know that it is three; its name does, as it tells roles."""
+    layer = nn.ModuleDict({"block": nn.ModuleDict({name: nn.Linear(32, 24, bias=False), "proj": nn.Linear(32, 24)})})
+    (note,) = notes(layer, Orthogonal(), f"block.{name}.weight")
+    text = f"Orthogonal takes all that a '{name}' holds ({role}) for one matrix; Blocks(..., parts=...), their"
+    assert note.startswith(text)
+    assert notes(layer, Orthogonal(), "block.proj.weight") == notes(layer, Xavier(), f"block.{name}.weight") == ()
+    assert notes(layer, Blocks(Orthogonal(), parts), f"block.{name}.weight") == ()
+    torchinit.initialize(layer, {f"block.{name}.weight": Blocks(Orthogonal(), parts)}, seed=0)
+    weight = layer.get_parameter(f"block.{name}.weight").detach()
+    for part in weight.split([len(weight) // parts] * parts if isinstance(parts, int) else list(parts)):
+        torch.testing.assert_close(part @ part.T, torch.eye(len(part)), atol=1e-5, rtol=0)
+
+
 def test_the_rows_of_a_transposed_kernel() -> None:
     layer = nn.ConvTranspose2d(8, 4, 3, bias=False)
     (note,) = notes(layer, Orthogonal())

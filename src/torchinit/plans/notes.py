@@ -18,6 +18,7 @@ from torchinit.initializers.statistics import too_fine
 from torchinit.initializers.tables import Bilinear
 from torchinit.initializers.variance_scaling import asks_what_follows
 from torchinit.knowledge.neutral import neutrality
+from torchinit.knowledge.role_rules import role_of_several
 from torchinit.model.layouts import Layout
 from torchinit.model.sites import Site
 from torchinit.noise.distributions import MAX_SIGMAS
@@ -25,6 +26,10 @@ from torchinit.plans.plan import FROZEN, UNKNOWN, Step
 
 FAR_SIGMAS: Final = 6.0
 """An interval that lies so many standard deviations away from the mean is nowhere that a normal comes to."""
+
+
+_WHOLE: Final = (Orthogonal, DeltaOrthogonal, Identity)
+"""Fills that make one matrix of all that they get."""
 
 
 class Discrepancy(NamedTuple):
@@ -51,17 +56,9 @@ class Notes:
         # A fill whose class tells no moments has no notes of its own: a checkpoint has another one for each tensor.
         fill: object = type(step.fill) if type(step.fill).moments is Fill.moments else id(step.fill)
         shared = id(step.rule.init), fill, id(view.owner), id(site.owner), id(view.layout), id(site.layout)
-        facts = (
-            site.shape,
-            site.dtype,
-            site.leaf,
-            site.neutral,
-            site.frozen,
-            view.leaf,
-            view.activation,
-            view.partition_dim,
-        )
-        key = (*shared, *facts)
+        facts = site.shape, site.dtype, site.leaf, site.neutral, site.frozen
+        seen = view.leaf, view.activation, view.partition_dim, _word(view) if isinstance(step.fill, _WHOLE) else ""
+        key = (*shared, *facts, *seen)
         if key not in self._known:
             self._known[key] = notes_of(step, view)
         return self._known[key]
@@ -135,7 +132,7 @@ def _of_shape(fill: Fill, site: Site) -> Iterator[Discrepancy]:
     fill, layout = _core(fill), site.layout
     if isinstance(fill, Bilinear):
         yield from _of_stride(site)
-    if not isinstance(fill, Orthogonal | DeltaOrthogonal | Dirac | Identity):
+    if not isinstance(fill, (*_WHOLE, Dirac)):
         return
     if layout is None:
         if len(site.shape) > 2:
@@ -150,6 +147,11 @@ def _of_shape(fill: Fill, site: Site) -> Iterator[Discrepancy]:
         yield from _several(fill, layout, site)
 
 
+def _word(site: Site) -> str:
+    """The name of the layer that holds a site, without those of the modules around it."""
+    return site.owner_name.rpartition(".")[2]
+
+
 def _several(fill: Fill, layout: Layout, site: Site) -> Iterator[Discrepancy]:
     name = type(fill).__name__
     if layout.batch_axes:
@@ -160,6 +162,9 @@ def _several(fill: Fill, layout: Layout, site: Site) -> Iterator[Discrepancy]:
     if layout.blocks > 1:
         remedy = f"Blocks(..., parts={layout.blocks}) takes each"
         yield Discrepancy(f"{name} takes {layout.blocks} weights side by side for one matrix", remedy)
+    elif role := role_of_several(_word(site)):
+        remedy = "Blocks(..., parts=...), their number or their sizes, takes each"
+        yield Discrepancy(f"{name} takes all that a {_word(site)!r} holds ({role}) for one matrix", remedy)
     if layout.groups > 1:
         each = f"Blocks(..., parts={layout.groups}) takes each"
         remedy = each if 0 in layout.out_axes else "Normal(...) has no such parts"
