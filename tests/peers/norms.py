@@ -1,6 +1,6 @@
 """Norms: all families of transformers, each with its norms as the schemes start them; makes docs/reference/norms.md.
 
-.venv-peers/bin/python -m tests.peers.norms
+.venv-peers/bin/python -m tests.peers.norms [FAMILY ...]
 
 builds every family on the meta device (small where it can be made so), plans it, gives copies of its norms the values
 of the plan, and measures what they give out for inputs of root mean square 1. In families with norms that compute
@@ -34,14 +34,15 @@ from torchinit.noise import Keyed
 from torchinit.recipes import schemes
 
 PAGE: Final = Path(__file__).parents[2] / "docs/reference/norms.md"
+RESULTS: Final = Path(__file__).with_name("norm_families.json")
 SECONDS: Final = 90
 LARGEST: Final = 40_000_000
-OPEN: Final = 1.2784645
-"""The gate at which SiLU is 1."""
+GATES: Final = (1.2784645, 30.0)
+"""The gates at which SiLU and the sigmoid are 1."""
 
 HEADS: Final[dict[str, Any]] = {"head_dim": 8, "num_key_value_heads": 2}
 
-FEW: Final = (
+FEW: Final[tuple[dict[str, Any], ...]] = (
     {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 64, "head_dim": 16},
     {"num_hidden_layers": 2},
     {"num_layers": 2},
@@ -137,6 +138,9 @@ def started(module: nn.Module, made: Plan, owner: str) -> nn.Module | None:
         except KeyError:
             return None
         fill.write(Shard.whole(path, parameter.detach()), Keyed(0))
+    for name, child in norm.named_children():  # an activation behind the norm, as in BiT
+        if next(child.parameters(), None) is None:
+            norm.add_module(name, nn.Identity())
     for buffer in norm.buffers():
         buffer.fill_(1)
     if hasattr(norm, "running_mean") and isinstance(norm.running_mean, Tensor):
@@ -153,7 +157,7 @@ def sizes(norm: nn.Module) -> list[float]:
     shapes += [(8, 40, *parameter.shape) for parameter in norm.parameters() if parameter.dim() > 1]
     for shape in shapes:
         x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-        for gates in ((), (torch.full(shape, OPEN),)):
+        for gates in ((), *((torch.full(shape, gate),) for gate in GATES)):
             try:
                 y = norm(x, *gates)
             except Exception:  # noqa: BLE001 - of code of any kind, which takes another layout
@@ -222,7 +226,8 @@ def _measure(family: Family, module: nn.Module, site: Site, plans: dict[str, Pla
             family.unmeasured.append(type(module).__name__)
             return
         best = min(measured, key=lambda size: abs(size - 1))
-        family.measured.setdefault(scheme, []).append(best)
+        known = [*family.measured.get(scheme, []), round(best, 5)]
+        family.measured[scheme] = [min(known), max(known)]
         if abs(best - 1) > 0.05:
             family.off.append(f"{site.name} ({type(module).__name__}) after {scheme}: {best:.3f}")
 
@@ -267,18 +272,19 @@ HEAD: Final = """\
 # Norms: where they do nothing
 
 What `Neutral` and the schemes make of the norms of all families that transformers {version} ships, as
-`tests/peers/norms.py` found it: every family is built on the meta device from a small configuration, planned, and copies of
-its norms, with the values of the plan, are given inputs of root mean square 1. A norm that starts neutral gives 1 out.
+`tests/peers/norms.py` found it: every family is built on the meta device from a small configuration and planned, and
+copies of its norms, with the values of the plan, are given inputs of root mean square 1. A norm that starts neutral
+gives 1 out.
 
-{families} kinds of configuration: {built} build a model, {normed} of them have norms whose neutral value is known,
-{norms:,} in all; {general} families have all of them at 1 (within 0.05) after `general`. What could not be built or measured is
-named below.
+{families} kinds of configuration: {built} build a model, {normed} of them have norms whose neutral value is known, with
+{norms:,} scales in all. In {general} families `general` starts every one at 1 (within 0.05). What could not be built or
+measured is named below.
 
 ## Norms that are neutral at 0
 
-They compute 1 + weight, or add their product to what passes. *Planted* is what lint (`TI406`) finds of mirror images: all
-scales at 1 where 0 is meant, and all at 0 where 1 is. Zeros that end a branch may be meant, so that they are an error only
-where no norm lets anything pass.
+They compute 1 + weight, or add their product to what passes. *Planted* is what lint (`TI406`) finds of mirror images:
+all scales at 1 where 0 is meant, and all at 0 where 1 is. Zeros that end a branch may be meant, so that they are a note
+as long as some norm lets something pass, and an error where none does.
 
 | family | norms at 0 | of | classes | after `general` | after its scheme | planted |
 |---|---|---|---|---|---|---|
@@ -286,16 +292,18 @@ where no norm lets anything pass.
 
 
 def span(values: list[float]) -> str:
-    low, high = f"{min(values):.3f}", f"{max(values):.3f}"
+    """The smallest and the largest of some sizes."""
+    low, high = f"{values[0]:.3f}", f"{values[-1]:.3f}"
     return low if low == high else f"{low} – {high}"
 
 
 def table_row(family: Family) -> str:
     classes = ", ".join(f"`{name}`" for name, neutral in sorted(family.classes.items()) if neutral == "0")
-    others = [f"`{scheme}` {span(values)}" for scheme, values in family.measured.items() if scheme != "general"]
+    own = sorted(scheme for scheme in family.measured if scheme != "general")
+    others = [f"`{scheme}` {span(family.measured[scheme])}" for scheme in own]
     general = span(family.measured["general"]) if "general" in family.measured else "not measured"
-    cells = (f"`{family.name}`", str(family.centered), str(family.norms), classes, general, ", ".join(others[:2]) or "–",
-             family.planted)  # fmt: skip
+    cells = [f"`{family.name}`", str(family.centered), str(family.norms), classes, general]
+    cells += [", ".join(others) or "–", family.planted]
     return f"| {' | '.join(cells)} |"
 
 
@@ -345,16 +353,32 @@ def _folded(error: str) -> str:
     return error.replace("|", "\\|").replace("<", "&lt;")
 
 
+def kept() -> dict[str, Family]:
+    """What was found of each family, by name."""
+    found = json.loads(RESULTS.read_text("utf-8"))["families"] if RESULTS.exists() else {}
+    return {name: Family(name, **record) for name, record in found.items()}
+
+
+def keep(families: dict[str, Family]) -> None:
+    """Write what was found, without what is empty, and the page that tells of it."""
+    records = {
+        name: {key: value for key, value in asdict(families[name]).items() if value and key != "name"}
+        for name in sorted(families)
+    }
+    lines = [f"{json.dumps(name)}: {json.dumps(record)}" for name, record in records.items()]
+    head = f'{{"version": "{transformers.__version__}", "families": {{'
+    RESULTS.write_text(head + "\n" + ",\n".join(lines) + "\n}}\n", "utf-8")
+    PAGE.write_text(page([*families.values()]), "utf-8")
+
+
 def main(names: list[str]) -> None:
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
-    families = []
+    families = kept() if names else {}
     for name in names or sorted(CONFIG_MAPPING):
-        family = examined(name)
-        families.append(family)
-        print(json.dumps(asdict(family)), flush=True)
-    if not names:
-        PAGE.write_text(page(families), "utf-8")
+        families[name] = examined(name)
+        print(json.dumps(asdict(families[name])), flush=True)
+    keep(dict(sorted(families.items())))
 
 
 if __name__ == "__main__":
