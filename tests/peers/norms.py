@@ -25,9 +25,9 @@ from typing import Any, Final
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import CONFIG_MAPPING, AutoModel
+from transformers import CONFIG_MAPPING
 
-from tests.peers.families import small
+from tests.peers.families import model_of, small
 from torchinit import Plan, lint, plan, sites
 from torchinit.model import Shard, Site
 from torchinit.noise import Keyed
@@ -100,10 +100,10 @@ def at_most(seconds: int) -> Iterator[None]:
 
 
 def built(name: str) -> tuple[nn.Module, Callable[[], nn.Module]]:
-    """A model of a family on the meta device, and what makes it; the first error where it cannot be made."""
+    """A model of a family on the meta device, and what makes it; the last error where it cannot be made."""
     ways: list[Callable[[], nn.Module]] = [partial(small, name), partial(small, name, **HEADS)]
     ways += [partial(_of_config, name, settings) for settings in FEW]
-    first: Exception | None = None
+    last: Exception | None = None
     for way in ways:
         try:
             with torch.device("meta"):
@@ -111,14 +111,13 @@ def built(name: str) -> tuple[nn.Module, Callable[[], nn.Module]]:
         except Exception as error:
             if isinstance(error, TooLongError):
                 raise
-            first = first or error
-    assert first is not None
-    raise first
+            last = error
+    assert last is not None
+    raise last
 
 
 def _of_config(name: str, settings: dict[str, Any]) -> nn.Module:
-    model: nn.Module = AutoModel.from_config(CONFIG_MAPPING[name](**settings))
-    return model
+    return model_of(CONFIG_MAPPING[name](**settings))
 
 
 def scales(model: nn.Module) -> list[Site]:

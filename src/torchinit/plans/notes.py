@@ -27,7 +27,6 @@ from torchinit.plans.plan import FROZEN, UNKNOWN, Step
 FAR_SIGMAS: Final = 6.0
 """An interval that lies so many standard deviations away from the mean is nowhere that a normal comes to."""
 
-
 _WHOLE: Final = (Orthogonal, DeltaOrthogonal, Identity)
 """Fills that make one matrix of all that they get."""
 
@@ -70,13 +69,13 @@ def notes_of(step: Step, view: Site) -> tuple[str, ...]:
     is_off_neutral = site.neutral is not None and isinstance(fill, Constant) and fill.val not in (site.neutral, 0.0)
     moments = fill.moments(site.shape)
     coarse = moments and too_fine(moments, site.dtype)
-    small = "" if coarse or moments is None else _subnormal(moments, site.dtype)
+    small = _subnormal(moments, site.dtype) if moments and not coarse else ""
     return (
         *([neutrality(site)] if is_off_neutral else []),
         *("; ".join(filter(None, (fact, remedy))) for fact, remedy, _ in discrepancies(step, view)),
         *([f"std is {coarse}"] if coarse else []),
         *([small] if small else []),
-        *dict.fromkeys(filter(None, map(_bounds, _innermost(fill)))),
+        *dict.fromkeys(filter(None, map(_bounds, _inner_fills(fill)))),
         *([FROZEN] if site.frozen else []),
         *([UNKNOWN] if asks_what_follows(step.rule.init) and not view.activation else []),
     )
@@ -114,11 +113,8 @@ def _unknown(site: Site) -> str:
 
 def _of_part(fill: Fill, site: Site) -> Iterator[Discrepancy]:
     """Where a plain tensor is one rank's part of a larger one, so that its shape and its name are not the whole's."""
-    if (
-        site.partition_dim is not None
-        and not fill.locked
-        and not all(isinstance(one, Constant) for one in _innermost(fill))
-    ):
+    varies = not all(isinstance(inner, Constant) for inner in _inner_fills(fill))
+    if site.partition_dim is not None and varies and not fill.locked:
         axis, same = site.partition_dim, "each rank draws the same under one seed"
         fact = f"a part cut along dimension {axis} (tensor_model_parallel): its fans are the part's, and {same}"
         yield Discrepancy(fact, "as a DTensor it has the fans and the values of the whole")
@@ -193,14 +189,14 @@ def _core(fill: Fill) -> Fill:
     return fill
 
 
-def _innermost(fill: Fill) -> Iterator[Fill]:
+def _inner_fills(fill: Fill) -> Iterator[Fill]:
     """The fills that a fill is made of in the end."""
     match fill:
         case Wrapper():
-            yield from _innermost(fill.fill)
+            yield from _inner_fills(fill.fill)
         case Blockwise():
             for each in dict.fromkeys(fill.fills):
-                yield from _innermost(each)
+                yield from _inner_fills(each)
         case _:
             yield fill
 
@@ -226,13 +222,17 @@ def _bounds(fill: Fill) -> str:
 
 def _subnormal(moments: Moments, dtype: torch.dtype) -> str:
     """The note that values are below the normal range of the dtype, where they keep few bits, and then none."""
-    info = torch.finfo(dtype.to_real())
-    name, least = dtype_name(dtype), info.smallest_normal
-    mean, std, low, high = (value or 0.0 for value in (moments.mean, moments.std, moments.min, moments.max))
-    typical, smallest = math.hypot(mean, std), max(low, -high)
-    if not 0 < smallest < least and not 0 < typical < least:
+    if not (dtype.is_floating_point or dtype.is_complex):
         return ""
-    value = typical if typical < least else smallest
-    zero = "round to zero" if value < least * info.eps / 2 else "keep fewer bits"
-    reach = "values" if typical < least else f"values down to {smallest:.3g}"
-    return f"{reach} are below {least:.3g}, the smallest normal number of {name}, and {zero}"
+    info = torch.finfo(dtype.to_real())
+    least = info.smallest_normal
+    mean, std, low, high = (value or 0.0 for value in (moments.mean, moments.std, moments.min, moments.max))
+    typical, smallest = math.hypot(mean, std), max(low, -high)  # 0 where values come as near to it as they like
+    if 0 < typical < least:
+        value, values = typical, "values"
+    elif 0 < smallest < least:
+        value, values = smallest, f"values down to {smallest:.3g}"
+    else:
+        return ""
+    loss = "round to zero" if value < least * info.eps / 2 else "keep fewer bits"
+    return f"{values} are below {least:.3g}, the smallest normal number of {dtype_name(dtype)}, and {loss}"
