@@ -288,7 +288,7 @@ def test_an_initializer_alone_in_every_verb(initializer: Any) -> None:
 
 
 def test_an_initializer_that_fits_nothing() -> None:
-    with pytest.raises(PlanError, match=r"rules\[0\]: Dirac\(\) fits none of 2 weights"):
+    with pytest.raises(PlanError, match=r"rules\[0\]: Dirac\(\) fits none of 2 weights: Dirac needs a kernel"):
         plan(net(), torchinit.initializers.Dirac())
     made = plan(nn.ModuleDict({"net": net(), "conv": nn.Conv1d(2, 2, 3)}), torchinit.initializers.Dirac())
     assert [step.site.name for step in made] == ["conv.weight"]

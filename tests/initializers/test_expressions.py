@@ -129,8 +129,16 @@ def test_fans_are_named_where_they_matter() -> None:
 @pytest.mark.parametrize(
     ("text", "site", "said"),
     [
-        ("1 / depth", Site("w", (2, 2)), "there is no depth: 'w' stands in no ModuleList or Sequential of like blocks"),
-        ("index", Site("w", (2, 2)), "there is no index: 'w' stands in no"),
+        (
+            "1 / depth",
+            Site("w", (2, 2)),
+            "there is no depth: 'w' stands in no ModuleList or Sequential of like blocks; leave it out .exclude = .w..",
+        ),
+        (
+            "index",
+            Site("w", (2, 2)),
+            "there is no index: .*; this site has fan_in, fan_out, numel, ndim, rows, columns, groups$",
+        ),
         ("total_depth", Site("w", (2, 2)), "there is no total_depth: 'w' stands in no ModuleList"),
         (
             "total_index",
@@ -138,7 +146,11 @@ def test_fans_are_named_where_they_matter() -> None:
             "there is no total_index: the blocks around 'w' are one of several lists in each stage",
         ),
         ("1 / fan_in", Site("b", (2,)), r"there is no fan_in: 'b' has shape \(2,\): fans need at least 2 dimensions"),
-        ("1 / columns", Site("b", (2,)), r"there is no columns: 'b' has shape \(2,\)"),
+        (
+            "1 / columns",
+            Site("b", (2,)),
+            r"there is no columns: 'b' has shape \(2,\); this site has numel, ndim, rows, groups$",
+        ),
         ("rows", Site("s", ()), r"there is no rows: 's' has shape \(\)"),
         ("1 / (rows - 2)", Site("b", (2,)), "division by zero"),
         ("rows - 4", Site("b", (2,)), "std must be at least 0, but got -2"),

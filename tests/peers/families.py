@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModel
+from transformers.models.auto import modeling_auto as auto
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "head_dim": 8,
@@ -30,8 +31,21 @@ _DERIVED = {
 def small(family: str, **settings: Any) -> nn.Module:
     """A model of this family (a ``model_type``) with its weights as its own code starts them."""
     config = CONFIG_MAPPING[family]
-    model: nn.Module = AutoModel.from_config(config(**{**_smaller(config().to_dict()), **settings}))
-    return model
+    return model_of(config(**{**_smaller(config().to_dict()), **settings}))
+
+
+def model_of(config: Any) -> nn.Module:
+    """A model of this configuration: that of AutoModel, or, where it has none, that of another of the Auto classes."""
+    makers = [
+        AutoModel._model_mapping,
+        *(mapping for name, mapping in sorted(vars(auto).items()) if name[-8:] == "_MAPPING"),
+    ]
+    cls = next((mapping[type(config)] for mapping in makers if type(config) in mapping), None)
+    if cls is None or isinstance(cls, tuple):
+        made: nn.Module = AutoModel.from_config(config)
+        return made
+    whole: nn.Module = cls(config)
+    return whole
 
 
 def _smaller(settings: Mapping[str, Any]) -> dict[str, Any]:

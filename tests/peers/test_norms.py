@@ -18,6 +18,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING
 
+from tests.peers import norms as norms_of_families
 from tests.peers.families import small
 from torchinit import Plan, initialize, lint, plan, sites
 
@@ -226,3 +227,35 @@ def test_a_plan_says_that_a_norm_is_not_known() -> None:
 
     made = plan(nn.ModuleDict({"qk_norm": ZayaQKNorm(ZayaConfig())}), "general")
     assert [one.site.name for one in made.declined] == ["qk_norm.temp"]
+
+
+# --- all families ----------------------------------------------------------------------------------------------------
+
+
+def test_the_page_of_all_families_is_up_to_date() -> None:
+    families = norms_of_families.kept()
+    page = norms_of_families.PAGE.read_text("utf-8")
+    assert norms_of_families.page([*families.values()]) == page, "run: python -m tests.peers.norms FAMILY"
+    assert set(families) == set(CONFIG_MAPPING)
+    for name in CENTERED:
+        assert f"\n| `{name}` | " in page
+
+
+@pytest.mark.parametrize("name", ["gemma2", "qwen3_next", "convnextv2", "nemotron", "llama", "bit", "bark"])
+def test_what_the_page_says(name: str) -> None:
+    assert norms_of_families.examined(name) == norms_of_families.kept()[name]
+
+
+def test_families_whose_norms_are_neutral_at_zero() -> None:
+    """Every one that was built starts right, and every mirror image that was planted is found."""
+    centered = [family for family in norms_of_families.kept().values() if family.centered]
+    assert len(centered) >= len(CENTERED)
+    for family in centered:
+        assert not family.off, family.off
+        assert family.measured["general"] == pytest.approx([1.0, 1.0], abs=0.05)
+        for hit, of in re.findall(r"(\d+) of (\d+)", family.planted):
+            assert hit == of, family.planted
+
+
+def test_no_family_starts_off_neutral() -> None:
+    assert {family.name: family.off for family in norms_of_families.kept().values() if family.off} == {}

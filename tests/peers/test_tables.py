@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor
-from transformers import MambaConfig, MambaModel, RwkvConfig, RwkvModel, WhisperConfig, WhisperModel
+from transformers import (
+    Mamba2Config,
+    Mamba2Model,
+    MambaConfig,
+    MambaModel,
+    RwkvConfig,
+    RwkvModel,
+    WhisperConfig,
+    WhisperModel,
+)
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_position_embedding
 
-from torchinit.initializers import AlibiSlopes, Fill, Initializer, LogUniform, Mapped, Ramp, SinCos
+import torchinit
+from tests.initializers.state_space import RECIPES
+from tests.peers.families import small
+from torchinit import Uniform
+from torchinit.initializers import AlibiSlopes, Fill, Initializer, Mapped, SinCos
 from torchinit.model import Shard, Site
 from torchinit.noise import Keyed
 
@@ -23,26 +39,73 @@ def drawn(init: Initializer, like: Tensor, block: tuple[int, int] | None = None)
     return tensor
 
 
-def test_mamba() -> None:
-    config = MambaConfig(vocab_size=50, hidden_size=64, num_hidden_layers=2, state_size=8, time_step_rank=4)
-    mixer = MambaModel(config).layers[0].mixer
-    a_log, bias = mixer.A_log.detach(), mixer.dt_proj.bias.detach()
-    torch.testing.assert_close(drawn(Mapped(Ramp(1.0, 8.0), "log"), a_log), a_log)
-    ours = drawn(Mapped(LogUniform(0.001, 0.1), "inverse_softplus", low=1e-4), bias.repeat(400))
-    theirs = torch.cat([MambaModel(config).layers[0].mixer.dt_proj.bias.detach() for _ in range(40)])
-    for values in (ours, theirs):
-        dt = torch.nn.functional.softplus(values.double())
-        share = torch.log(dt / 0.001) / np.log(100)
-        bound = np.sqrt(np.log(2e9) / (2 * share.numel()))  # Dvoretzky, Kiefer, Wolfowitz and Massart, at 1e-9
-        ranks = torch.arange(share.numel()) / share.numel()
-        assert float((share.sort().values - ranks).abs().max()) < bound + 1 / share.numel()
+ALPHA = 1e-6
+"""The chance with which the two-sample test of Kolmogorov and Smirnov may call two samples of one law different."""
+
+MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "mamba": (
+        lambda: MambaModel(MambaConfig(vocab_size=50, hidden_size=64, num_hidden_layers=8, state_size=8)),
+        {"dt_proj.weight": lambda x: x, "dt_proj.bias": np.exp},
+    ),
+    "mamba2_transformers": (
+        lambda: Mamba2Model(
+            Mamba2Config(vocab_size=50, hidden_size=512, num_heads=256, head_dim=4, num_hidden_layers=4, state_size=8)
+        ),
+        {"dt_bias": np.exp},
+    ),
+    "qwen3_next": (
+        lambda: small(
+            "qwen3_next", linear_num_value_heads=256, linear_num_key_heads=2, linear_value_head_dim=2,
+            layer_types=["linear_attention"] * 4,
+        ),
+        {"A_log": np.exp},
+    ),
+    "rwkv": (
+        lambda: RwkvModel(
+            RwkvConfig(vocab_size=50, hidden_size=32, attention_hidden_size=48, num_hidden_layers=4)
+        ),
+        {},
+    ),
+}  # fmt: skip
+"""A model of each family, and its own parameters that are drawn element by element, with a map that spreads them."""
+
+RUNGS = ("A_log", "D", "dt", "time_")
 
 
-def test_rwkv() -> None:
-    config = RwkvConfig(vocab_size=50, hidden_size=32, attention_hidden_size=32, num_hidden_layers=4)
-    for index, block in enumerate(RwkvModel(config).blocks):
-        decay = block.attention.time_decay.detach()
-        torch.testing.assert_close(drawn(Ramp(-5.0, 3.0, power=0.7 + 1.3 * index / 3), decay), decay)
+@pytest.mark.parametrize("family", MODELS)
+def test_state_space_models_start_as_transformers_starts_them(family: str) -> None:
+    """What is drawn has the same law, what is not the same numbers, whatever rule of the recipe reaches it."""
+    torch.manual_seed(0)
+    build, drawn_names = MODELS[family]
+    ours, theirs = build(), build()
+    torchinit.initialize(ours, {"rules": RECIPES[family]}, seed=0).assert_ok()
+    seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for name, mine in ours.named_parameters():
+        reference = theirs.get_parameter(name).detach()
+        pattern = next((key for key in drawn_names if name.endswith(key)), "")
+        if pattern:
+            seen.setdefault(pattern, []).append((mine.detach(), reference))
+        elif any(rung in name for rung in RUNGS):
+            torch.testing.assert_close(mine.detach(), reference, rtol=1e-5, atol=1e-6, msg=name)
+        elif family == "rwkv" and mine.dim() == 2:  # orthogonal: another draw of the same size
+            for values in (mine, reference):
+                tall = values if values.shape[0] >= values.shape[1] else values.T
+                gram = (tall.T @ tall).detach()
+                square = float((reference.detach() ** 2).sum()) / tall.shape[1]
+                torch.testing.assert_close(gram, square * torch.eye(len(gram)), rtol=1e-3, atol=1e-4 * square, msg=name)
+    assert seen.keys() == drawn_names.keys()
+    for pattern, pairs in seen.items():
+        one, other = (drawn_names[pattern](torch.cat([pair[at].flatten() for pair in pairs]).double().numpy())
+                      for at in (0, 1))  # fmt: skip
+        assert len(one) >= 1000
+        assert stats.ks_2samp(one, other).pvalue > ALPHA, pattern
+
+
+def test_mamba2_draws_a_in_its_own_code() -> None:
+    """A ~ U(1, 16), as NVIDIA's and Kimi's models have it; transformers numbers the heads."""
+    theirs = np.random.default_rng(0).uniform(1, 16, 2000)
+    ours = drawn(Mapped(Uniform(1, 16), "log"), torch.empty(2000)).double().exp().numpy()
+    assert stats.ks_2samp(ours, theirs).pvalue > ALPHA
 
 
 def test_whisper() -> None:

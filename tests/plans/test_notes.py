@@ -2,16 +2,49 @@
 
 from __future__ import annotations
 
+import math
+import re
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor.placement_types import Shard as TorchShard
 
 import torchinit
-from torchinit import Kaiming, Layer, Name, Normal, Orthogonal, Rule, TruncNormal, Xavier, lint
-from torchinit.initializers import Blocks, DeltaOrthogonal, DepthScaled, Dirac, Identity, LeCun, Scaled, Stacked
+from tests.ranks import each_rank, local_of
+from torchinit import (
+    Constant,
+    Kaiming,
+    Layer,
+    Name,
+    Normal,
+    Orthogonal,
+    Rule,
+    TruncNormal,
+    Uniform,
+    Xavier,
+    Zeros,
+    lint,
+)
+from torchinit.initializers import (
+    ICNR,
+    Bilinear,
+    Blocks,
+    DeltaOrthogonal,
+    DepthScaled,
+    Dirac,
+    Identity,
+    LeCun,
+    LogUniform,
+    Mapped,
+    Ramp,
+    Scaled,
+    Stacked,
+)
 from torchinit.model import Layout, register_layout
+from torchinit.noise import Keyed
+from torchinit.plans.run import local_shards
 
 
 class Stack(nn.Module):
@@ -181,6 +214,29 @@ def test_the_parts_of_a_weight_are_told_and_the_way_out_works(
             torch.testing.assert_close(gram, init.gain**2 * torch.eye(len(part)), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("name", "role", "parts"),
+    [
+        ("qkv", "attn.qkv", 3),
+        ("c_attn", "attn.qkv", 3),
+        ("to_kv", "attn.kv", 2),
+        ("gate_up_proj", "mlp.gate_up", (4, 20)),
+    ],
+)
+def test_linear_layers_that_hold_several_by_their_names(name: str, role: str, parts: Any) -> None:
+    """A Linear does not know that it is three; its name does, as it tells roles."""
+    layer = nn.ModuleDict({"block": nn.ModuleDict({name: nn.Linear(32, 24, bias=False), "proj": nn.Linear(32, 24)})})
+    (note,) = notes(layer, Orthogonal(), f"block.{name}.weight")
+    text = f"Orthogonal takes all that a '{name}' holds ({role}) for one matrix; Blocks(..., parts=...), their"
+    assert note.startswith(text)
+    assert notes(layer, Orthogonal(), "block.proj.weight") == notes(layer, Xavier(), f"block.{name}.weight") == ()
+    assert notes(layer, Blocks(Orthogonal(), parts), f"block.{name}.weight") == ()
+    torchinit.initialize(layer, {f"block.{name}.weight": Blocks(Orthogonal(), parts)}, seed=0)
+    weight = layer.get_parameter(f"block.{name}.weight").detach()
+    for part in weight.split([len(weight) // parts] * parts if isinstance(parts, int) else list(parts)):
+        torch.testing.assert_close(part @ part.T, torch.eye(len(part)), atol=1e-5, rtol=0)
+
+
 def test_the_rows_of_a_transposed_kernel() -> None:
     layer = nn.ConvTranspose2d(8, 4, 3, bias=False)
     (note,) = notes(layer, Orthogonal())
@@ -212,8 +268,53 @@ def test_bounds_that_cut_nothing_off(init: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "init", [TruncNormal(std=1.0), TruncNormal(std=0.02, a=-2, b=2, unit="sigma"), TruncNormal(std=0.02, a=-0.1, b=0.1)]
+    "init",
+    [
+        Blocks((Zeros(), TruncNormal(std=0.02)), 2),
+        Mapped(TruncNormal(std=0.02), "exp"),
+        Stacked(TruncNormal(std=0.02)),
+        ICNR(TruncNormal(std=0.02), 1),
+    ],
 )
+def test_bounds_inside_of_other_fills(init: Any) -> None:
+    (note,) = notes(Stack(4, 4, 4) if isinstance(init, Stacked | ICNR) else nn.Linear(8, 8), init)
+    assert note == 'the bounds lie 100 std or more from the mean and cut nothing off; unit = "sigma" counts in std'
+
+
+def test_bounds_in_sigmas_that_cut_nothing_off() -> None:
+    """No word of the stream, and one of a billion of a true normal's draws, goes beyond six sigmas."""
+    init = TruncNormal(1.0, 0.02, -10, 12, unit="sigma")
+    assert notes(nn.Linear(8, 8), init) == ("the bounds lie 10 std or more from the mean and cut nothing off",)
+    layer, plain = nn.Linear(64, 64, bias=False), nn.Linear(64, 64, bias=False)
+    torchinit.initialize(layer, {"weight": init}, seed=0)
+    torchinit.initialize(plain, {"weight": Normal(1.0, 0.02)}, seed=0)
+    assert torch.equal(layer.weight, plain.weight)
+
+
+@pytest.mark.parametrize(
+    ("init", "text"),
+    [
+        (TruncNormal(std=0.02, a=0.14, b=2), "7 std or more above the mean, so that all values crowd at 0.14"),
+        (TruncNormal(1.0, 0.1, -1, 0.2), "8 std or more below the mean, so that all values crowd at 0.2"),
+        (Scaled(TruncNormal(std=0.02, a=0.14, b=2), -1.0), "7 std or more below the mean, so that all values crowd at"),
+    ],
+)
+def test_an_interval_that_the_normal_does_not_come_to(init: Any, text: str) -> None:
+    (note,) = notes(nn.Linear(8, 8), init)
+    assert note.startswith(f"the bounds lie {text}")
+    layer = nn.Linear(64, 64)
+    torchinit.initialize(layer, {"weight": init}, seed=0)
+    assert layer.weight.std() < getattr(init, "std", 0.02) / 4
+
+
+@pytest.mark.parametrize(
+    "init",
+    [
+        TruncNormal(std=1.0), TruncNormal(std=0.02, a=-2, b=2, unit="sigma"), TruncNormal(std=0.02, a=-0.1, b=0.1),
+        TruncNormal(std=0.02, a=0.0, b=math.inf), TruncNormal(std=0.02, a=0.1, b=1.0), TruncNormal(0.5, 0.0, 0, 1),
+    ],
+    ids=str,
+)  # fmt: skip
 def test_bounds_that_do(init: Any) -> None:
     assert notes(nn.Linear(8, 8), init) == ()
 
@@ -229,6 +330,128 @@ def test_bounds_that_do(init: Any) -> None:
 )
 def test_a_deviation_that_the_dtype_cannot_hold_is_known_before(init: Any, dtype: torch.dtype, text: str) -> None:
     assert notes(nn.Linear(4, 4, dtype=dtype), init) == (text,)
+
+
+@pytest.mark.parametrize(
+    ("init", "dtype", "text"),
+    [
+        (
+            Constant(1e-9),
+            torch.float16,
+            "values are below 6.1e-05, the smallest normal number of float16, and round to",
+        ),
+        (Constant(-1e-6), torch.float16, "values are below 6.1e-05, the smallest normal number of float16, and keep f"),
+        (Normal(std=2e-5), torch.float16, "values are below 6.1e-05, the smallest normal number of float16, and keep"),
+        (
+            Scaled(Orthogonal(), 1e-40),
+            torch.float32,
+            "values are below 1.18e-38, the smallest normal number of float32",
+        ),
+        (
+            Constant(1e-40),
+            torch.bfloat16,
+            "values are below 1.18e-38, the smallest normal number of bfloat16, and keep",
+        ),
+        (LogUniform(1e-6, 0.1), torch.float16, "values down to 1e-06 are below 6.1e-05, the smallest normal number of"),
+        (Scaled(LogUniform(1e-9, 0.1), -1.0), torch.float16, "values down to 1e-09 are below 6.1e-05, .* and round to"),
+        (
+            Ramp(1, 1e-6, spacing="geometric"),
+            torch.float16,
+            "values down to 1e-06 are below 6.1e-05, the smallest norm",
+        ),
+    ],
+    ids=str,
+)
+def test_values_below_the_normal_range(init: Any, dtype: torch.dtype, text: str) -> None:
+    (note,) = notes(nn.Linear(8, 8, dtype=dtype), init)
+    assert re.match(text, note)
+    layer = nn.Linear(64, 64, dtype=dtype)
+    torchinit.initialize(layer, {"weight": init}, seed=0)
+    sizes = layer.weight.detach().double().abs()
+    assert sizes.min() < torch.finfo(dtype).smallest_normal
+    assert bool((sizes == 0).any()) == ("round to zero" in note) or isinstance(init, Normal | Scaled)
+
+
+@pytest.mark.parametrize(
+    ("init", "dtype"),
+    [
+        (Constant(0.0), torch.float16), (Constant(1e-4), torch.float16), (Normal(std=1e-4), torch.float16),
+        (Uniform(0.0, 1.0), torch.float16), (Uniform(-1.0, 1.0), torch.float16), (Normal(1.0, 1e-3), torch.float16),
+        (Constant(1e-9), torch.bfloat16), (Normal(std=1e-9), torch.float32), (Orthogonal(), torch.float32),
+        (LogUniform(1e-3, 0.1), torch.float16), (Ramp(0.0, 1.0), torch.float16),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_values_in_the_normal_range(init: Any, dtype: torch.dtype) -> None:
+    assert notes(nn.Linear(8, 8, dtype=dtype), init) == ()
+
+
+# --- bilinear kernels --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "stride"), [(5, 2), (3, 1), ((4, 5), 2), (4, 4)])
+def test_a_bilinear_kernel_for_another_stride(size: Any, stride: int) -> None:
+    layer = nn.ConvTranspose2d(3, 3, size, stride, bias=False)
+    factors = [(each + 1) // 2 for each in ((size, size) if isinstance(size, int) else size)]
+    fact = f"Bilinear interpolates by {factors[0]} x {factors[1]}, and the layer has another stride"
+    assert found(layer, Bilinear()) == [(fact, "take a kernel of 2 * stride - stride % 2 along each axis")]
+    right = nn.ConvTranspose2d(3, 3, 2 * stride - stride % 2, stride, bias=False)
+    assert notes(right, Bilinear()) == ()
+
+
+def test_a_bilinear_kernel_in_a_convolution() -> None:
+    (note,) = notes(nn.Conv2d(3, 3, 4, bias=False), Bilinear())
+    assert note == "Bilinear blurs the inputs of Conv2d, and adds them up; it interpolates in a transposed convolution"
+    assert notes(nn.ConvTranspose1d(3, 3, 3, 2, groups=3, bias=False), Scaled(Bilinear(), 2.0)) == ()
+
+
+# --- parts of tensors that are cut without DTensor ---------------------------------------------------------------
+
+
+def megatrons(rows: int, columns: int, dim: int) -> nn.Module:
+    """A layer of one rank, marked as Megatron-LM marks its own."""
+    layer = nn.Linear(columns, rows, bias=False)
+    for name, value in (("tensor_model_parallel", True), ("partition_dim", dim), ("partition_stride", 1)):
+        setattr(layer.weight, name, value)
+    return layer
+
+
+@pytest.mark.parametrize("init", [Xavier(), Normal(), Orthogonal(), Ramp(), Scaled(Normal(), 0.5)], ids=str)
+@pytest.mark.parametrize("dim", [0, 1])
+def test_one_ranks_part_of_a_weight(init: Any, dim: int) -> None:
+    layer = megatrons(4, 8, dim=dim)
+    fact = (
+        f"a part cut along dimension {dim} (tensor_model_parallel): its fans are the part's, and each rank draws the"
+        " same under one seed"
+    )
+    remedy = "as a DTensor it has the fans and the values of the whole"
+    assert notes(layer, init) == (f"{fact}; {remedy}",)
+    assert found(layer, init) == [(fact, remedy)]
+    plan = torchinit.plan(layer, {"weight": init}) if not isinstance(init, Scaled) else None
+    assert plan is None or torchinit.Plan.from_json(plan.to_json()) == plan
+
+
+def test_what_is_no_part() -> None:
+    assert notes(megatrons(4, 8, dim=0), Zeros()) == ()
+    whole: Any = nn.Linear(8, 4, bias=False)
+    whole.weight.tensor_model_parallel, whole.weight.partition_dim = False, -1
+    assert notes(whole, Xavier()) == ()
+
+
+def test_the_way_out_for_a_part() -> None:
+    """A DTensor has the whole's fans: cut in two, each rank has its rows of what one process draws."""
+    alone = nn.Linear(8, 4, bias=False)
+    torchinit.initialize(alone, {"weight": Xavier()}, seed=0)
+    rows = []
+    for mesh in each_rank(2):
+        layer = nn.Linear(8, 4, bias=False)
+        layer.weight = nn.Parameter(local_of(torch.empty(2, 8), mesh, TorchShard(0), 4, 8))
+        (step,) = torchinit.plan(layer, {"weight": Xavier()})
+        assert (step.notes, step.fill) == ((), Normal(0.0, (2 / 12) ** 0.5))
+        (shard,) = local_shards(layer)["weight"]
+        step.fill.write(shard, Keyed(0))
+        rows.append(shard.local)
+    assert torch.equal(torch.cat(rows), alone.weight)
 
 
 # --- other names -----------------------------------------------------------------------------------------------

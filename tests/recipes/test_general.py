@@ -191,3 +191,13 @@ def test_what_is_not_known_is_said_once_and_is_no_error() -> None:
     assert said == ["what follows is not known of 7 layers, gain 1: 0-6.weight ×7"]
     assert "not known" not in plan(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), "general").table()
     assert initialize(model, "general", seed=0)["3.weight"].notes == ("what follows this layer is not known: gain 1",)
+
+
+def test_several_heads_that_are_tied_to_tables() -> None:
+    """As in Bark, whose seven heads are seven of its eight tables of codes."""
+    tables, heads = [nn.Embedding(50, 8) for _ in range(3)], [nn.Linear(8, 50, bias=False) for _ in range(2)]
+    for head, table in zip(heads, tables[1:], strict=True):
+        head.weight = table.weight
+    made = plan(nn.ModuleDict({"tables": nn.ModuleList(tables), "lm_heads": nn.ModuleList(heads)}), "general")
+    assert {str(step.fill) for step in made} == {"Normal(std=0.02)"}
+    assert len(made.steps) == 3

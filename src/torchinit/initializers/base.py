@@ -51,6 +51,14 @@ def fill_of(init: Initializer, site: Site) -> Fill | None:
     )
 
 
+def block_of(site: Site) -> tuple[int, int]:
+    """The place of a site among like blocks, and their number; raises ValueError where it stands in none."""
+    if site.block is None:
+        way_out = f'leave it out (exclude = "{site.name}"), or write the number itself'
+        raise ValueError(f"{site.name!r} stands in no ModuleList or Sequential of like blocks; {way_out}")
+    return site.block
+
+
 def why_not(check: Callable[..., object], *arguments: object) -> str:
     """The text of the ValueError or CheckpointError that a call raises; empty if it raises none."""
     try:

@@ -12,7 +12,7 @@ import torch
 import torchinit._limits as limits
 from torchinit._text import ShortStr
 from torchinit.errors import RunError
-from torchinit.initializers.base import Blockwise, Fill, Initializer, Wrapper, fill_of
+from torchinit.initializers.base import Blockwise, Fill, Initializer, Wrapper, block_of, fill_of
 from torchinit.initializers.elementwise import Constant
 from torchinit.initializers.functions import as_initializer
 from torchinit.initializers.moments import Moments, mixture, point
@@ -74,11 +74,7 @@ class DepthScaled(ShortStr):
         check_choice("by", self.by, Literal["depth", "index"])
 
     def resolve(self, site: Site) -> Fill | None:
-        if site.block is None:
-            raise ValueError(
-                f"{site.name!r} stands in no ModuleList or Sequential of like blocks, so it has no depth to scale by"
-            )
-        index, depth = site.block
+        index, depth = block_of(site)
         blocks = depth if self.by == "depth" else index + 1
         return Scaled(self.init, 1 / math.sqrt(self.branches * blocks)).resolve(site)
 

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple, TypeAlias, final
 
 import torchinit._limits as limits
 from torchinit._text import did_you_mean
-from torchinit.initializers.base import Fill
+from torchinit.initializers.base import Fill, block_of, why_not
 from torchinit.model.layouts import Layout
 from torchinit.model.sites import Convention, Site
 from torchinit.serialization.reading import argument_types, construct, is_integer_type, is_number_type
@@ -41,16 +41,10 @@ _FUNCTIONS: Final[dict[str, Callable[..., float]]] = {
 }
 
 
-def _block(site: Site) -> tuple[int, int]:
-    if site.block is None:
-        raise ValueError(f"{site.name!r} stands in no ModuleList or Sequential of like blocks")
-    return site.block
-
-
 def _tower(site: Site) -> tuple[int, int]:
-    if site.tower is None and _block(site):
+    if site.tower is None and block_of(site):
         raise ValueError(f"the blocks around {site.name!r} are one of several lists in each stage")
-    return site.tower or _block(site)
+    return site.tower or block_of(site)
 
 
 def _dimension(site: Site, axis: int) -> int:
@@ -60,8 +54,8 @@ def _dimension(site: Site, axis: int) -> int:
 
 
 FACTS: Final[dict[str, Callable[[Site, Convention], float]]] = {
-    "depth": lambda site, _: _block(site)[1],
-    "index": lambda site, _: _block(site)[0],
+    "depth": lambda site, _: block_of(site)[1],
+    "index": lambda site, _: block_of(site)[0],
     "total_depth": lambda site, _: _tower(site)[1],
     "total_index": lambda site, _: _tower(site)[0],
     "fan_in": lambda site, fans: (site.weight or site).fans(fans)[0],
@@ -258,7 +252,8 @@ def _fact(name: str, site: Site, fans: Convention) -> float:
     try:
         return FACTS[name](site, fans)
     except ValueError as error:
-        raise ValueError(f"there is no {name}: {error}") from None
+        known = [fact for fact, value in FACTS.items() if not why_not(value, site, fans)]
+        raise ValueError(f"there is no {name}: {error}; this site has {', '.join(known)}") from None
 
 
 def _texts(target: type, arguments: Mapping[str, object]) -> list[tuple[str, str]]:

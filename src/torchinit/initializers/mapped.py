@@ -61,7 +61,7 @@ class Mapped(ShortStr):
     log(Uniform(a=1, b=16))
     >>> Mapped(Uniform(0, 16), "log").resolve(Site("A_log", (8,)))
     Traceback (most recent call last):
-    ValueError: log needs values above 0, but Uniform(b=16) goes down to 0; give a low
+    ValueError: log needs values above 0, but Uniform(b=16) goes down to 0; give a low above 0
     """
 
     init: Initializer
@@ -126,10 +126,10 @@ class MappedFill(Wrapper):
             return
         function, (least, most) = FUNCTIONS[self.function], self._ends(shape).tolist()
         if least <= function.above > -math.inf:
-            reaches = f"{self.fill} goes down to {least:g}; give a low"
+            reaches = f"{self.fill} goes down to {least:g}; give a low above {function.above:g}"
             raise ValueError(f"{self.function} needs values above {function.above:g}, but {reaches}")
         if most >= function.below < math.inf:
-            reaches = f"{self.fill} goes up to {most:g}; give a high"
+            reaches = f"{self.fill} goes up to {most:g}; give a high below {function.below:g}"
             raise ValueError(f"{self.function} needs values below {function.below:g}, but {reaches}")
         low, high = (float(self.of(end)) if end.isfinite() else 0.0 for end in self._ends(shape))
         check_fit(self, low, high, dtype)
@@ -232,7 +232,14 @@ class LogUniform(ShortStr):
         for name in ("a", "b"):
             check_number(name, getattr(self, name))
         if not 0 < self.a <= self.b:
-            raise ValueError(f"LogUniform needs 0 < a <= b, but got a={self.a!r}, b={self.b!r}")
+            advice = f"LogUniform({self.b!r}, {self.a!r})" if 0 < self.b < self.a else self._around_zero()
+            raise ValueError(f"LogUniform needs 0 < a <= b, but got a={self.a!r}, b={self.b!r}; write {advice}")
+
+    def _around_zero(self) -> str:
+        low, high = sorted((self.a, self.b))
+        if high < 0:
+            return f"Scaled(LogUniform({-high!r}, {-low!r}), -1)"
+        return f"Uniform({low!r}, {high!r}), or an a above 0: zero has no logarithm"
 
     def resolve(self, site: Site) -> Fill:
         fill = MappedFill(Uniform(math.log(self.a), math.log(self.b)), "exp")

@@ -257,9 +257,11 @@ class Bilinear(IndexFill):
     def check(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         IndexFill.check(self, shape, dtype)
         if not 3 <= len(shape) <= 5:
-            raise ValueError(f"Bilinear needs a kernel of 3 to 5 dimensions, but the shape is {shape}")
+            alone = 'select kernels alone, as layer = "ConvTranspose2d" does'
+            raise ValueError(f"Bilinear needs a kernel of 3 to 5 dimensions, but the shape is {shape}; {alone}")
         if shape[1] not in (1, shape[0]):
-            raise ValueError(f"Bilinear needs as many outputs as inputs, or one a group, but the shape is {shape}")
+            needs = f"Bilinear needs as many outputs as inputs, or one a group, but the shape is {shape}"
+            raise ValueError(f"{needs}; make the layer depthwise (groups = {shape[0]}), or take Kaiming")
 
     def values(self, index: Index, shape: tuple[int, ...]) -> Tensor:
         taps = [self._triangle(at.double(), size) for at, size in zip(index[2:], shape[2:], strict=True)]

@@ -321,3 +321,16 @@ def _place(entry: HeldTensor, modules: Mapping[str, nn.Module], ndim: int) -> _P
         tuple(name for name in beside if name != leaf),
         ndim,
     )
+
+
+_SEVERAL: Final = frozenset({"attn.qkv", "attn.kv", "mlp.gate_up"})
+
+
+def role_of_several(word: str) -> str:
+    """The role of a weight that holds several side by side, by the name of its layer alone; empty for any other.
+
+    >>> role_of_several("query_key_value"), role_of_several("q_proj")
+    ('attn.qkv', '')
+    """
+    named = (rule for rule in _shipped() if rule.role in _SEVERAL and rule.leaf and not rule.near)
+    return next((rule.role for rule in named if rule.leaf and rule.leaf.fullmatch(word)), "")

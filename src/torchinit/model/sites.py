@@ -110,6 +110,8 @@ class Site:
     model's structure does not show it. ``role`` is what it is for, as :func:`torchinit.roles` says; None where nobody
     asked, as in a plan of rules that do not select by roles. ``weight`` is the weight that a bias belongs to, where
     somebody asked. ``missing`` says what is known of a parameter without elements that should have some.
+    ``partition_dim`` is the axis along which a plain tensor says that it was cut, and is one rank's part of a larger
+    one: Megatron marks it so, with ``tensor_model_parallel``.
     """
 
     name: str
@@ -136,6 +138,7 @@ class Site:
     role: str | None = None
     weight: Site | None = None
     missing: str = ""
+    partition_dim: int | None = None
 
     @property
     def leaf(self) -> str:
@@ -262,9 +265,10 @@ def _site(entry: HeldTensor, position: int, functions: Callable[[type], Sequence
         missing = _missing(entry) if 0 in shape and state == "ready" else ""
     owner, path = layer_class(bare_class(module)), name.rpartition(".")[0]
     is_saved = leaf not in module._non_persistent_buffers_set
+    cut = getattr(tensor, "partition_dim", None) if getattr(tensor, "tensor_model_parallel", False) else None
     return Site(  # by position: a call of a class with so many keywords takes three times as long
         name, shape, tensor.dtype, owner, path, kind, slot.kind, slot.layout, block, tower, slot.zero_row, state,
-        computed is not None, position, is_saved, hooks, (), (), None, frozen, None, None, None, missing,
+        computed is not None, position, is_saved, hooks, (), (), None, frozen, None, None, None, missing, cut,
     )  # fmt: skip
 
 

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from operator import attrgetter
 from typing import Final, NamedTuple
 
-from torchinit._text import count
-from torchinit.initializers.base import Fill, ScaledFill
+import torch
+
+from torchinit._text import count, dtype_name
+from torchinit.initializers.base import Blockwise, Fill, ScaledFill, Wrapper
 from torchinit.initializers.composed import Padded, innermost
 from torchinit.initializers.elementwise import Constant, TruncNormal
 from torchinit.initializers.matrices import DeltaOrthogonal, Dirac, Identity, Orthogonal, dirac_ones
+from torchinit.initializers.moments import Moments
 from torchinit.initializers.statistics import too_fine
+from torchinit.initializers.tables import Bilinear
 from torchinit.initializers.variance_scaling import Kaiming, asks_what_follows
 from torchinit.knowledge.neutral import neutrality
+from torchinit.knowledge.role_rules import role_of_several
 from torchinit.model.layouts import Layout
 from torchinit.model.sites import Site
 from torchinit.noise.distributions import MAX_SIGMAS
 from torchinit.plans.plan import FROZEN, UNKNOWN, Step
+
+FAR_SIGMAS: Final = 6.0
+"""An interval that lies so many standard deviations away from the mean is nowhere that a normal comes to."""
+
+_WHOLE: Final = (Orthogonal, DeltaOrthogonal, Identity)
+"""Fills that make one matrix of all that they get."""
 
 
 class Discrepancy(NamedTuple):
@@ -47,7 +59,8 @@ class Notes:
         # A fill whose class tells no moments has no notes of its own: a checkpoint has another one for each tensor.
         fill: object = type(step.fill) if type(step.fill).moments is Fill.moments else id(step.fill)
         seen = None if view is site else (id(view.owner), id(view.layout), view.leaf, view.activation)
-        key = id(step.rule.init), fill, id(site.owner), id(site.layout), _FACTS(site), seen
+        word = _word(view) if isinstance(step.fill, _WHOLE) else ""
+        key = id(step.rule.init), fill, id(site.owner), id(site.layout), _FACTS(site), seen, view.partition_dim, word
         if key not in self._known:
             self._known[key] = notes_of(step, view)
         return self._known[key]
@@ -59,11 +72,13 @@ def notes_of(step: Step, view: Site) -> tuple[str, ...]:
     is_off_neutral = site.neutral is not None and isinstance(fill, Constant) and fill.val not in (site.neutral, 0.0)
     moments = fill.moments(site.shape)
     coarse = moments and too_fine(moments, site.dtype)
+    small = _subnormal(moments, site.dtype) if moments and not coarse else ""
     return (
         *([neutrality(site)] if is_off_neutral else []),
         *("; ".join(filter(None, (fact, remedy))) for fact, remedy, _ in discrepancies(step, view)),
         *([f"std is {coarse}"] if coarse else []),
-        *([uncut] if (uncut := _uncut(fill)) else []),
+        *([small] if small else []),
+        *dict.fromkeys(filter(None, map(_bounds, _inner_fills(fill)))),
         *([FROZEN] if site.frozen else []),
         *([UNKNOWN] if asks_what_follows(step.rule.init) and not view.activation else []),
     )
@@ -78,7 +93,7 @@ _DESCRIBE: Final = "register_layout() tells how it connects"
 def discrepancies(step: Step, view: Site) -> tuple[Discrepancy, ...]:
     """Where a rule means another layer than the one at hand, as a module sees its weight, each once."""
     found = (discrepancy for init, site in innermost(step.rule.init, view) for discrepancy in _of_fans(init, site))
-    return tuple(dict.fromkeys((*found, *_of_shape(step.fill, view))))
+    return tuple(dict.fromkeys((*found, *_of_shape(step.fill, view), *_of_part(step.fill, view))))
 
 
 def _of_fans(init: object, site: Site) -> Iterator[Discrepancy]:
@@ -105,13 +120,24 @@ def _unknown(site: Site) -> str:
     return f"the layout of {site.owner.name}'s {site.leaf} is not known"
 
 
+def _of_part(fill: Fill, site: Site) -> Iterator[Discrepancy]:
+    """Where a plain tensor is one rank's part of a larger one, so that its shape and its name are not the whole's."""
+    varies = not all(isinstance(inner, Constant) for inner in _inner_fills(fill))
+    if site.partition_dim is not None and varies and not fill.locked:
+        axis, same = site.partition_dim, "each rank draws the same under one seed"
+        fact = f"a part cut along dimension {axis} (tensor_model_parallel): its fans are the part's, and {same}"
+        yield Discrepancy(fact, "as a DTensor it has the fans and the values of the whole")
+
+
 # --- matrices ----------------------------------------------------------------------------------------------------
 
 
 def _of_shape(fill: Fill, site: Site) -> Iterator[Discrepancy]:
     """Where a fill that works on a whole matrix or kernel meets a tensor that holds several, or another order."""
     fill, layout = _core(fill), site.layout
-    if not isinstance(fill, Orthogonal | DeltaOrthogonal | Dirac | Identity):
+    if isinstance(fill, Bilinear):
+        yield from _of_stride(site)
+    if not isinstance(fill, (*_WHOLE, Dirac)):
         return
     if layout is None:
         if len(site.shape) > 2:
@@ -126,6 +152,11 @@ def _of_shape(fill: Fill, site: Site) -> Iterator[Discrepancy]:
         yield from _several(fill, layout, site)
 
 
+def _word(site: Site) -> str:
+    """The name of the layer that holds a site, without those of the modules around it."""
+    return site.owner_name.rpartition(".")[2]
+
+
 def _several(fill: Fill, layout: Layout, site: Site) -> Iterator[Discrepancy]:
     name = type(fill).__name__
     if layout.batch_axes:
@@ -136,6 +167,9 @@ def _several(fill: Fill, layout: Layout, site: Site) -> Iterator[Discrepancy]:
     if layout.blocks > 1:
         remedy = f"Blocks(..., parts={layout.blocks}) takes each"
         yield Discrepancy(f"{name} takes {layout.blocks} weights side by side for one matrix", remedy)
+    elif role := role_of_several(_word(site)):
+        remedy = "Blocks(..., parts=...), their number or their sizes, takes each"
+        yield Discrepancy(f"{name} takes all that a {_word(site)!r} holds ({role}) for one matrix", remedy)
     if layout.groups > 1:
         each = f"Blocks(..., parts={layout.groups}) takes each"
         remedy = each if 0 in layout.out_axes else "Normal(...) has no such parts"
@@ -145,6 +179,18 @@ def _several(fill: Fill, layout: Layout, site: Site) -> Iterator[Discrepancy]:
         yield Discrepancy(f"the rows of {name} run over the inputs of the layer", f"axis = {layout.out_axes[0]}")
 
 
+def _of_stride(site: Site) -> Iterator[Discrepancy]:
+    """Where a bilinear kernel interpolates by another factor than its layer's stride."""
+    factors, layout = [(size + 1) // 2 for size in site.shape[2:]], site.layout
+    by = " x ".join(map(str, factors))
+    if layout is not None and 0 not in layout.in_axes:
+        remedy = "it interpolates in a transposed convolution"
+        yield Discrepancy(f"Bilinear blurs the inputs of {site.owner.name}, and adds them up", remedy)
+    elif layout is not None and math.prod(factors) != layout.stride:
+        size = "a kernel of 2 * stride - stride % 2 along each axis"
+        yield Discrepancy(f"Bilinear interpolates by {by}, and the layer has another stride", f"take {size}")
+
+
 def _core(fill: Fill) -> Fill:
     """The fill without the factor and the padding row that lie around it."""
     while isinstance(fill, ScaledFill | Padded):
@@ -152,14 +198,50 @@ def _core(fill: Fill) -> Fill:
     return fill
 
 
-# --- bounds ------------------------------------------------------------------------------------------------------
+def _inner_fills(fill: Fill) -> Iterator[Fill]:
+    """The fills that a fill is made of in the end."""
+    match fill:
+        case Wrapper():
+            yield from _inner_fills(fill.fill)
+        case Blockwise():
+            for each in dict.fromkeys(fill.fills):
+                yield from _inner_fills(each)
+        case _:
+            yield fill
 
 
-def _uncut(fill: Fill) -> str:
-    """The note that bounds cut nothing off, as those of ``trunc_normal_`` do around a small deviation."""
-    fill = _core(fill)
-    if not isinstance(fill, TruncNormal) or fill.unit != "value" or not fill.sigma:
+# --- bounds and resolution ---------------------------------------------------------------------------------------
+
+
+def _bounds(fill: Fill) -> str:
+    """The note that bounds cut nothing off, as those of ``trunc_normal_`` around a small std, or all but a tail."""
+    if not isinstance(fill, TruncNormal) or not fill.sigma:
         return ""
-    nearer = min(fill.mean - fill.low, fill.high - fill.mean) / fill.sigma
-    text = f'the bounds lie {nearer:.4g} std or more from the mean and cut nothing off; unit = "sigma" counts in std'
-    return text if nearer > MAX_SIGMAS else ""
+    below, above = (fill.mean - fill.low) / fill.sigma, (fill.high - fill.mean) / fill.sigma
+    nearer = min(below, above)
+    if nearer > MAX_SIGMAS:
+        hint = '; unit = "sigma" counts in std' if fill.unit == "value" else ""
+        return f"the bounds lie {nearer:.4g} std or more from the mean and cut nothing off{hint}"
+    if -nearer > FAR_SIGMAS:
+        side = "above" if below < 0 else "below"
+        near = fill.low if below < 0 else fill.high
+        return f"the bounds lie {-nearer:.4g} std or more {side} the mean, so that all values crowd at {near:.6g}"
+    return ""
+
+
+def _subnormal(moments: Moments, dtype: torch.dtype) -> str:
+    """The note that values are below the normal range of the dtype, where they keep few bits, and then none."""
+    if not (dtype.is_floating_point or dtype.is_complex):
+        return ""
+    info = torch.finfo(dtype.to_real())
+    least = info.smallest_normal
+    mean, std, low, high = (value or 0.0 for value in (moments.mean, moments.std, moments.min, moments.max))
+    typical, smallest = math.hypot(mean, std), max(low, -high)  # 0 where values come as near to it as they like
+    if 0 < typical < least:
+        value, values = typical, "values"
+    elif 0 < smallest < least:
+        value, values = smallest, f"values down to {smallest:.3g}"
+    else:
+        return ""
+    loss = "round to zero" if value < least * info.eps / 2 else "keep fewer bits"
+    return f"{values} are below {least:.3g}, the smallest normal number of {dtype_name(dtype)}, and {loss}"

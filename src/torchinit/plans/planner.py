@@ -170,15 +170,20 @@ class _Planner:
             self.skipped |= {site.name: Skipped(site, FROZEN) for _, site in matched if spares and site.frozen}
             turns = [each for each in matched if not (each[1].name in self.frozen or (spares and each[1].frozen))]
         ready = turns if is_verbatim(rule.init) else [pair for pair in turns if self._can_be_drawn(rule, *pair)]
-        before = self.turn, len(self.problems)
+        before, why = (self.turn, len(self.problems)), ""
         if ready:
-            self._resolve(rule, ready)
+            why = self._resolve(rule, ready)
         if rule.fitting and turns and before == (self.turn, len(self.problems)):
-            self.problems.append(f"{rule.origin}: {rule.init} fits none of {count(len(turns), 'weight')}")
+            none = f"{rule.origin}: {rule.init} fits none of {count(len(turns), 'weight')}"
+            self.problems.append(": ".join(filter(None, (none, why))))
         return bool(matched)
 
-    def _resolve(self, rule: Rule, pairs: _Views) -> None:
-        """Add the writes of the sites that the rule has a fill for; note why it has none for the others."""
+    def _resolve(self, rule: Rule, pairs: _Views) -> str:
+        """Add the writes of the sites that the rule has a fill for; note why it has none for the others.
+
+        Returns why it does not fit the last that it does not.
+        """
+        why = ""
         resolution = resolve_all(rule.init, pairs, self.known)
         if resolution.account is not None:
             self.loads.append(resolution)
@@ -186,7 +191,7 @@ class _Planner:
         for view, site in pairs:
             error, fill = errors.get(view.name) if errors else None, fills.get(view.name)
             if error is not None and rule.fitting and not _fits(rule, view):
-                self.declined[site.name] = Skipped(site, f"{rule.init} does not fit its shape")
+                self.declined[site.name], why = Skipped(site, f"{rule.init} does not fit its shape"), str(error)
             elif error is not None:
                 place = rule.origin if isinstance(error, FanError) else f"{rule.origin} at {view.name!r}"
                 self.problems.append(f"{place}: {error}")
@@ -197,6 +202,7 @@ class _Planner:
                 self.turn += 1
             elif asks_for_neutral(rule.init) and looks_like_norm(view):
                 self.declined[site.name] = Skipped(site, _NOT_KNOWN)
+        return why
 
     def _reach(self) -> Iterator[Reach]:
         """The share of the model that the rules of each scheme are for."""

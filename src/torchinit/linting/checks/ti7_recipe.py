@@ -48,8 +48,9 @@ def fan_convention(target: LintTarget) -> Iterator[Hit]:
     ``torch.nn.init`` reads fans off the shape: dimension 1 in, dimension 0 out. For grouped and transposed
     convolutions, experts in a stack and gates side by side that is not what the layer connects: both counts stand in
     the finding. Of three dimensions or more in a layer that nobody has described, dimension 0 may count experts. An
-    orthogonal, Dirac or identity matrix over all groups, gates or experts is none for each of them. Read off the plan.
-    Where parity with torch is wanted, ignore it.
+    orthogonal, Dirac or identity matrix over all groups, gates or experts is none for each of them. A tensor that
+    Megatron marks as one rank's part (tensor_model_parallel) has the part's fans. Read off the plan. Where parity with
+    torch is wanted, ignore it.
     """
     for step in target.plan:
         view = next((view for view in step.site.views if step.rule.matches(view)), step.site)
