@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ Fill = Callable[[nn.Module], None]
 def mlp(depth: int, act: type[nn.Module] = nn.ReLU, width: int = 128, inputs: int = 64) -> nn.Sequential:
     """A plain multilayer perceptron."""
     widths = [inputs, *[width] * depth]
-    layers = [layer for one, two in zip(widths, widths[1:], strict=False) for layer in (nn.Linear(one, two), act())]
+    layers = [layer for one, two in pairwise(widths) for layer in (nn.Linear(one, two), act())]
     return nn.Sequential(*layers, nn.Linear(width, 10))
 
 
@@ -32,14 +33,17 @@ def filled(model: nn.Module, rule: Callable[[Tensor], object], bias: float | Non
 
 
 def normal(std: float) -> Callable[[Tensor], object]:
+    """The rule that draws from N(0, std²)."""
     return lambda weight: nn.init.normal_(weight, std=std)
 
 
 def kaiming(weight: Tensor) -> object:
+    """The rule of He et al. for a ReLU."""
     return nn.init.kaiming_normal_(weight, nonlinearity="relu")
 
 
 def xavier(weight: Tensor) -> object:
+    """The rule of Glorot and Bengio."""
     return nn.init.xavier_normal_(weight)
 
 
@@ -98,7 +102,9 @@ def residual(scale: float, head: float | None = None) -> nn.Module:
 class Decoder(nn.Module):
     """A small language model of torch's own layers, before or after which the norms stand."""
 
-    def __init__(self, depth: int = 6, width: int = 64, words: int = 500, first: bool = True, tied: bool = False) -> None:
+    def __init__(
+        self, depth: int = 6, width: int = 64, words: int = 500, first: bool = True, tied: bool = False
+    ) -> None:
         super().__init__()
         self.table, self.places = nn.Embedding(words, width), nn.Embedding(64, width)
         self.blocks = nn.ModuleList(
@@ -118,6 +124,7 @@ class Decoder(nn.Module):
 
 
 def decoder(std: float = 0.02, first: bool = True, depth: int = 6) -> nn.Module:
+    """A decoder with normal weights, with pre-norms those that end a branch scaled by depth."""
     model = filled(Decoder(depth, first=first), normal(std))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -127,6 +134,7 @@ def decoder(std: float = 0.02, first: bool = True, depth: int = 6) -> nn.Module:
 
 
 def sharp_queries() -> nn.Module:
+    """A decoder whose queries and keys are N(0, 1)."""
     model = decoder()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -185,12 +193,14 @@ def autoencoder() -> nn.Module:
 
 
 def dead_layer() -> nn.Module:
+    """A perceptron of which no unit of the third layer passes its ReLU."""
     model = filled(mlp(6), kaiming)
     nn.init.constant_(model[4].bias, -30.0)  # type: ignore[index, arg-type]
     return model
 
 
 def loud_head() -> nn.Module:
+    """A perceptron whose head is N(0, 1)."""
     model = filled(mlp(4), kaiming)
     nn.init.normal_(model[-1].weight)  # type: ignore[index, arg-type]
     return model

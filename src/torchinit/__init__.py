@@ -29,6 +29,7 @@ __all__ = [
     "Plan",
     "PlanError",
     "Pretrained",
+    "ProbeError",
     "Regex",
     "Report",
     "ReportError",
@@ -41,6 +42,7 @@ __all__ = [
     "Within",
     "Xavier",
     "Zeros",
+    "assert_healthy",
     "assert_initialized",
     "capture",
     "fingerprint",
@@ -52,6 +54,7 @@ __all__ = [
     "materialize",
     "open_checkpoint",
     "plan",
+    "probe",
     "roles",
     "seeded",
     "sites",
@@ -71,6 +74,7 @@ if TYPE_CHECKING:
     from torchinit import model as model
     from torchinit import noise as noise
     from torchinit import plans as plans
+    from torchinit import probing as probing
     from torchinit import recipes as recipes
     from torchinit import rules as rules
     from torchinit import tracing as tracing
@@ -85,6 +89,7 @@ if TYPE_CHECKING:
         LockError,
         MissingExtraError,
         PlanError,
+        ProbeError,
         ReportError,
         RunError,
         TorchinitError,
@@ -124,6 +129,7 @@ if TYPE_CHECKING:
     from torchinit.mmengine import xavier_init as xavier_init
     from torchinit.plans import Plan, Report
     from torchinit.plans.fingerprint import fingerprint
+    from torchinit.probing.probe import assert_healthy, probe
     from torchinit.recipes import load_recipe
     from torchinit.rules import Kinds, Layer, Leaf, Name, Regex, Rule, Shape, Within
     from torchinit.tracing.capture import capture
@@ -139,8 +145,8 @@ else:
         "api": "initialize materialize plan sites",
         "checkpoints": "Pretrained open_checkpoint",
         "distributed": "verify_replicas",
-        "errors": "CheckpointError ConfigError FanError FetchError LockError MissingExtraError PlanError ReportError"
-        " RunError TorchinitError",
+        "errors": "CheckpointError ConfigError FanError FetchError LockError MissingExtraError PlanError ProbeError"
+        " ReportError RunError TorchinitError",
         "initializers": "Constant Kaiming LeCun Neutral Normal Ones Orthogonal TruncNormal Uniform Xavier Zeros",
         "knowledge": "gain roles",
         "linting.lint": "assert_initialized lint",
@@ -150,6 +156,7 @@ else:
         " normal_init trunc_normal_init uniform_init xavier_init",
         "plans": "Plan Report",
         "plans.fingerprint": "fingerprint",
+        "probing.probe": "assert_healthy probe",
         "recipes": "load_recipe",
         "rules": "Kinds Layer Leaf Name Regex Rule Shape Within",
         "tracing.capture": "capture",
@@ -160,6 +167,6 @@ else:
     }
     _MODULES = (
         "api checkpoints distributed errors initializers integrations knowledge linting mmengine model noise plans"
-        " recipes rules tracing"
+        " probing recipes rules tracing"
     )
     __getattr__, __dir__ = _attach(__name__, _NAMES, _MODULES)

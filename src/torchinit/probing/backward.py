@@ -23,17 +23,18 @@ def forward_and_back(
     inputs: Inputs,
     objectives: Objectives,
     trained: Mapping[str, Tensor],
-    between: Callable[[], None] = lambda: None,
+    between: Callable[[], list[Tensor]] = list,
 ) -> tuple[Gradients, Objective, float]:
     """The gradients by name, None where the loss does not depend on a parameter; the objective, and the loss.
 
-    ``between`` is called when the loss is known. Gradients that the parameters hold are left alone.
+    ``between`` is called when the loss is known, and returns other tensors whose gradients their hooks wait for.
+    Gradients that the parameters hold are left alone.
     """
     value, objective = objectives(forward(model, inputs))
-    between()
+    others = between()
     if not value.requires_grad:
         raise ProbeError(_without_gradient(model, trained))
-    gradients = _gradients(value, trained)
+    gradients = _gradients(value, trained, others)
     return gradients, objective, float(value.detach())
 
 
@@ -67,19 +68,19 @@ class ReentrantError(Exception):
     """A model that computes parts of itself again during the backward pass, which `grad` cannot do."""
 
 
-def _gradients(loss: Tensor, trained: Mapping[str, Tensor]) -> Gradients:
+def _gradients(loss: Tensor, trained: Mapping[str, Tensor], others: list[Tensor]) -> Gradients:
     # `grad` is the first choice, since it triggers nothing: `backward` would run optimizers that step within it, and
     # what waits to reduce gradients. Reentrant checkpointing and FSDP know `backward` alone.
     values = list(trained.values())
     if _BACKWARD or any(map(is_distributed, values)):
         return _by_backward(loss, trained)
     try:
-        found = torch.autograd.grad(loss, values, allow_unused=True)
+        found = torch.autograd.grad(loss, [*values, *others], allow_unused=True)
     except RuntimeError as error:
         if "heckpoint" in str(error):
             raise ReentrantError from error
         raise
-    return dict(zip(trained, found, strict=True))
+    return dict(zip(trained, found, strict=False))
 
 
 _BACKWARD: list[bool] = []
@@ -104,7 +105,7 @@ def _by_backward(loss: Tensor, trained: Mapping[str, Tensor]) -> Gradients:
             value.grad = None
         for each in waiting:
             each.clear()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return {name: value.grad for name, value in trained.items()}
     finally:
         for value, before in held:

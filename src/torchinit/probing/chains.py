@@ -9,6 +9,7 @@ from itertools import groupby
 
 from torch import nn
 
+from torchinit._text import fold_numbers
 from torchinit.probing.measurement import Chain, Output
 
 _LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -28,7 +29,7 @@ def chains_among(model: nn.Module, outputs: Sequence[Output]) -> tuple[Chain, ..
     towers: dict[str, list[Output]] = defaultdict(list)
     for output in outputs:
         if output.module in names:
-            towers[re.match(r"\D*", output.module)[0]].append(output)  # type: ignore[index]  # it matches anything
+            towers[_tower(output.module)].append(output)
     long = [Chain("blocks", tuple(_each_once(tower))) for tower in towers.values() if len(tower) > 1]
     if long:
         return tuple(long)
@@ -59,7 +60,20 @@ def blocks_of(model: nn.Module) -> set[str]:
                 visit(child, name)
 
     visit(model, "")
-    return {name for name in found if not _APART.search(name)}
+    return {_at_level(name, found) for name in found if not _APART.search(name)}
+
+
+def _at_level(name: str, found: Iterable[str]) -> str:
+    """The block that stands where most of its tower do: of one of an odd class a part was found, not itself."""
+    levels = Counter(fold_numbers(other) for other in found if _tower(other) == _tower(name))
+    usual = levels.most_common(1)[0][0]
+    is_part = fold_numbers(name).startswith(f"{usual}.")
+    return ".".join(name.split(".")[: usual.count(".") + 1]) if is_part else name
+
+
+def _tower(name: str) -> str:
+    """The name before the first number: that of the encoder's blocks, or the decoder's."""
+    return re.split(r"\d", name, maxsplit=1)[0]
 
 
 def _may_be_block(module: nn.Module) -> bool:
@@ -73,7 +87,7 @@ def _is_stage(module: nn.Module) -> bool:
     """Whether a module holds a list of several modules of one class, which are blocks themselves."""
     for path, inner in module.named_modules():
         if isinstance(inner, _LISTS) and not _APART.search(path):
-            kinds = Counter(type(child) for child in inner if child._modules) if len(inner) else Counter()
+            kinds = Counter(type(child) for child in inner.children() if child._modules)
             if any(number > 1 for number in kinds.values()):
                 return True
     return False

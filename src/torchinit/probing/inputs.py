@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -15,8 +16,8 @@ from torchinit.errors import ProbeError
 from torchinit.probing.moments import parts_of
 
 _TARGETS: Final = ("labels", "label", "targets", "target", "y")
-_SAMPLES, _ROWS, _TOKENS, _STEPS = 16, 64, 24, 50
-"""The samples of a batch that is made, of vectors alone; the tokens of a text, the steps of a series."""
+_TRIED, _SAMPLES, _ROWS, _TOKENS, _STEPS = 2, 16, 64, 24, 50
+"""The samples that are tried, those of a batch, those of vectors alone; the tokens of a text, the steps of a series."""
 
 _SIZES: Final = (32, 28, 64, 96, 128, 224, 256)
 """The widths of images, tried in this order: a layer behind a flattening takes one of them."""
@@ -103,7 +104,9 @@ def _by_keyword(model: nn.Module, batch: dict[str, Any], parameters: Mapping[str
         if key not in parameters:
             if key not in _TARGETS or target is not None:
                 near = did_you_mean(key, parameters)
-                raise ProbeError(f"the batch has {key!r}, which the forward of {type(model).__name__} does not take{near}")
+                raise ProbeError(
+                    f"the batch has {key!r}, which the forward of {type(model).__name__} does not take{near}"
+                )
             target = kwargs.pop(key)
     return Inputs((), kwargs, target, batch, f"the given batch ({', '.join(map(str, batch))})")
 
@@ -122,15 +125,24 @@ def check_place(inputs: Inputs, model: nn.Module) -> None:
 Make = Callable[[int, torch.Generator], Tensor]
 
 
-def made(model: nn.Module, seed: int, runs: Callable[[Inputs], Exception | None]) -> Inputs:
+def made(model: nn.Module, seed: int, limit: float, runs: Callable[[Inputs], Exception | None]) -> Inputs:
     """A batch made from the model's signature, its config and its layers: the first one on which it runs.
 
+    It has fewer samples where a run takes long beside the ``limit`` of seconds.
     Raises ProbeError where none does, with the names of what is needed.
     """
     errors: list[str] = []
     for samples, makers, text in _candidates(model):
-        error = runs(_inputs(model, makers, 2, seed, text))
+        few = _inputs(model, makers, _TRIED, seed, text)
+        error = runs(few)
         if error is None:
+            start = time.monotonic()
+            runs(few)  # once more, since the first run of anything is slow
+            # A pass forward and back costs some four of forward alone, and there may be three of them. Halved, so that
+            # the same machine takes the same number again.
+            affordable = limit * _TRIED / 12 / (time.monotonic() - start + 1e-9)
+            while samples > max(_TRIED, affordable):
+                samples //= 2
             return _inputs(model, makers, samples, seed, text)
         errors.append(f"{text}: {first_line(error)}")
     names = [name for name, each in _parameters_of(model).items() if each.default is each.empty and _is_named(each)]
@@ -163,9 +175,10 @@ def _inputs(model: nn.Module, makers: Mapping[str, Make], samples: int, seed: in
 def _candidates(model: nn.Module) -> Iterator[tuple[int, Mapping[str, Make], str]]:
     parameters = {name: each for name, each in _parameters_of(model).items() if _is_named(each)}
     config = getattr(model, "config", None)
-    if config is not None and hasattr(model, "main_input_name"):
+    first = getattr(model, "main_input_name", None)
+    if config is not None and isinstance(first, str):
         known = {name: make for name in parameters if (make := _by_name(name, config)) is not None}
-        main = {name: known[name] for name in (model.main_input_name, "decoder_input_ids") if name in known}
+        main = {name: known[name] for name in (first, "decoder_input_ids") if name in known}
         for chosen in (known, main):
             if chosen:
                 yield _SAMPLES // 2, chosen, ", ".join(chosen)
@@ -182,6 +195,7 @@ def _candidates(model: nn.Module) -> Iterator[tuple[int, Mapping[str, Make], str
 
 def _by_name(name: str, config: Any) -> Make | None:
     """The maker of an input that goes by its name in transformers, with the numbers of a config."""
+
     def number(key: str, default: int) -> int:
         places = (config, *(getattr(config, f"{part}_config", None) for part in ("text", "vision", "audio")))
         found = (getattr(place, key, None) for place in places)

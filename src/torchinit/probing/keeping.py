@@ -47,18 +47,15 @@ def values_kept(parameters: Iterable[Tensor]) -> Iterator[None]:
 
 
 def _values_of(tensor: Tensor) -> Callable[[], None]:
-    before, version = tensor.detach().clone(), _version(tensor)
+    before = tensor.detach().clone()
 
     def restore() -> None:
-        if _version(tensor) != version or version < 0:  # to write what is there would be a write, too
-            with torch.no_grad():
-                tensor.detach().copy_(before)
+        if tensor.is_meta or torch.equal(tensor, before):  # to write what is there would be counted as a write
+            return
+        with torch.no_grad():  # some writes are not counted: those of a batch norm to its statistics
+            tensor.detach().copy_(before)
 
     return restore
-
-
-def _version(tensor: Tensor) -> int:
-    return -1 if tensor.is_inference() else tensor._version
 
 
 def _flags_of(parameter: Tensor) -> Callable[[], None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
@@ -98,9 +98,9 @@ class _Subject:
         with Recorder(self.model, self.inputs.samples) as recorder, ExitStack() as watching:
             watching.enter_context(recorder.operations.watching())
 
-            def between() -> None:
+            def between() -> list[Tensor]:
                 watching.close()
-                recorder.stop()
+                return recorder.stop()
 
             gradients, objective, loss = self._pass(between)
         if structure != [name for name, _ in self.model.named_parameters()]:
@@ -117,7 +117,7 @@ class _Subject:
         )  # fmt: skip
         return self._after_steps(self._awake(measured, gradients), gradients)
 
-    def _pass(self, between: Callable[[], None] = lambda: None) -> tuple[Gradients, Any, float]:
+    def _pass(self, between: Callable[[], list[Tensor]] = list) -> tuple[Gradients, Any, float]:
         return forward_and_back(self.model, self.inputs, self.objectives, self.trained, between)
 
     def _parameters(self, gradients: Gradients) -> tuple[ParameterGradient, ...]:
@@ -194,12 +194,10 @@ class _Subject:
         return replace(measured, parameters=parameters, losses=tuple(losses))
 
     def _optimizer(self) -> torch.optim.Optimizer:
-        make = self.settings.optimizer or torch.optim.Adam
-        kwargs = {"lr": self.settings.lr if self.settings.lr is not None else 1e-3}
-        if self.settings.optimizer is not None and self.settings.lr is None:
-            kwargs = {}
+        make: Optimizer = self.settings.optimizer or torch.optim.Adam
+        rate = {} if self.settings.lr is None else {"lr": self.settings.lr}
         try:
-            return make(list(self.trained.values()), **kwargs)
+            return make(list(self.trained.values()), **rate)
         except TypeError as error:
             raise ProbeError(
                 f"optimizer= is a class of torch.optim, or a function of parameters that returns an optimizer: {error}"

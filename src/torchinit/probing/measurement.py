@@ -65,8 +65,8 @@ class ParameterGradient:
     """A trained parameter: its RMS, that of its gradient (None: the loss does not depend on it), and what both show.
 
     ``stays_zero`` says that the gradient is zero, also after a few steps of all others; ``equal_rows`` that all units
-    have the same weights and the same gradients; ``below`` is the share of the gradient's elements that the dtype of the
-    training cannot hold, zeros included; ``update`` the RMS of an optimizer's first step in parts of that of the weight.
+    have the same weights and the same gradients; ``below`` is the share of the gradient's elements that the dtype of
+    the training cannot hold, zeros included; ``update`` the RMS of an optimizer's first step in parts of the weight's.
     """
 
     name: str
@@ -81,7 +81,7 @@ class ParameterGradient:
 
 @dataclass(frozen=True, slots=True)
 class TimeSteps:
-    """The RMS of the gradient at each time step of a recurrent layer's input, where the loss reads the last step alone."""
+    """The RMS of the gradient at each step of a recurrent layer's input, where the loss reads the last step alone."""
 
     module: str
     gradients: tuple[float, ...]
@@ -151,8 +151,8 @@ class Measurement:
     """All that a pass shows; ``asleep`` counts the gradients that are zero in the first step and wake afterwards.
 
     ``losses`` are those of the optimizer's steps that were tried; ``small_batch`` says that a batch norm saw too few
-    samples for its gradients to mean anything; ``dtype`` is that of the training, ``largest`` its largest number; ``fans``
-    are the inputs of a unit of each layer.
+    samples for its gradients to mean anything; ``dtype`` is that of the training, ``largest`` its largest number;
+    ``fans`` are the inputs of a unit of each layer.
     """
 
     inputs: str

@@ -105,5 +105,6 @@ def parts_of(value: object) -> list[object]:
         return [*value.values()]
     if isinstance(value, (list, tuple)):
         return [*value]
-    is_data = is_dataclass(value) and not isinstance(value, type)
-    return [getattr(value, field.name, None) for field in fields(value)] if is_data else []
+    if is_dataclass(value) and not isinstance(value, type):
+        return [getattr(value, field.name, None) for field in fields(value)]
+    return []

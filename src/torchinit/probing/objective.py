@@ -19,7 +19,7 @@ Loss: TypeAlias = Callable[[Any, Any], Tensor]
 
 
 class Objectives:
-    """The way from an output to a loss, the same in each pass: the user's, the model's own, or one that fits the output.
+    """The way from an output to a loss, the same in each pass: the user's, the model's own, or one that fits.
 
     Without a ``loss`` it is the model's own (``output.loss``), the cross entropy of logits, the squared error of a
     target of the output's shape, or else the mean of the output times fixed noise, which lets all of it count alike. A
@@ -89,14 +89,8 @@ class Objectives:
         if tensor.shape[-1] in tables:
             return tensor, True
         is_same = any(tensor.shape == each.shape for each in self.inputs.tensors)  # an autoencoder's
-        is_class = tensor.dim() == 2 and len(tensor) == self.inputs.samples and not is_same and _ends_in_layer(self.model)
+        is_class = tensor.dim() == 2 and len(tensor) == self.inputs.samples and not is_same
         return (tensor, False) if is_class else (None, False)
-
-
-def _ends_in_layer(model: nn.Module) -> bool:
-    """Whether the module that was registered last is a layer, whose output nothing has bounded."""
-    *_, last = model.modules()
-    return any(parameter.dim() > 1 for parameter in last.parameters())
 
 
 def _kind(output: object) -> str:

@@ -12,7 +12,7 @@ from torchinit.model.sandbox import OperationMode
 from torchinit.probing.measurement import Attention, Units
 
 _ACTIVATIONS: Final = frozenset(
-    "elu gelu hardswish hardtanh leaky_relu mish relu sigmoid silu sin softplus tanh".split()
+    ["elu", "gelu", "hardswish", "hardtanh", "leaky_relu", "mish", "relu", "sigmoid", "silu", "sin", "softplus", "tanh"]
 )
 _QUERIES, _HEADS, _FEW = 64, 8, 2
 _HIDDEN = 60.0
@@ -114,7 +114,7 @@ def _logits(given: dict[str, Any]) -> Tensor:
     scale = given.get("scale") or query.shape[-1] ** -0.5
     if key.dim() > 3 and key.shape[1] != query.shape[1]:  # several heads share their keys
         key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-    logits = query[..., ::step, :] @ key.transpose(-2, -1) * scale
+    logits: Tensor = query[..., ::step, :] @ key.transpose(-2, -1) * scale
     mask = given.get("attn_mask", given.get("attn_bias"))
     if mask is not None:
         mask = mask.expand(*mask.shape[:-2], query.shape[-2], key.shape[-2])[..., ::step, :]

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,13 +12,12 @@ from torch import nn
 
 from torchinit._text import count, with_article
 from torchinit.api import initialize, materialize
-from torchinit.errors import ProbeError, ReportError, TorchinitError
+from torchinit.errors import ProbeError, ReportError
 from torchinit.linting.registry import Severity
-from torchinit.plans.plan import Plan
 from torchinit.probing.backward import forward
 from torchinit.probing.inputs import Inputs, check_place, given, made
 from torchinit.probing.keeping import kept
-from torchinit.probing.measure import Optimizer, Settings, is_batch_norm, measure, probing_mode
+from torchinit.probing.measure import Optimizer, Settings, measure, probing_mode
 from torchinit.probing.measurement import Measurement
 from torchinit.probing.objective import Loss, Objectives
 from torchinit.probing.result import Probe
@@ -62,7 +59,8 @@ def probe(
     Raises ProbeError for a model that raises itself, takes inputs that nobody gave, returns nothing to take a loss of,
     has nothing that is trained, and for a loss that is not a scalar; ConfigError for a recipe that cannot be read.
 
-    >>> model = nn.Sequential(*[layer for _ in range(30) for layer in (nn.Linear(64, 64), nn.ReLU())], nn.Linear(64, 10))
+    >>> layers = [layer for _ in range(30) for layer in (nn.Linear(64, 64), nn.ReLU())]
+    >>> model = nn.Sequential(*layers, nn.Linear(64, 10))
     >>> for layer in model[::2]:
     ...     _ = nn.init.normal_(layer.weight, std=0.02)
     >>> result = probe(model)
@@ -74,7 +72,7 @@ def probe(
     """
     _check(model, seed, limit)
     settings = Settings(optimizer, lr, steps, dtype, time.monotonic() + limit)
-    start = _Start(model, batch, loss, recipe, seed, prior, settings)
+    start = _Start(model, batch, loss, recipe, seed, prior, settings, limit)
     runs = [start.measure(0)]
     near = near_bounds(runs[0])
     notes = []
@@ -106,10 +104,10 @@ class _Start:
 
     def __init__(
         self, model: nn.Module, batch: Any, loss: Loss | None, recipe: RecipeLike | None, seed: int,
-        prior: Sequence[float] | None, settings: Settings,
+        prior: Sequence[float] | None, settings: Settings, limit: float,
     ) -> None:  # fmt: skip
         self.model, self.batch, self.loss, self.recipe = model, batch, loss, recipe
-        self.seed, self.prior, self.settings = seed, prior, settings
+        self.seed, self.prior, self.settings, self.limit = seed, prior, settings, limit
         self.is_meta = any(parameter.is_meta for parameter in model.parameters())
         self.copies = recipe is not None or self.is_meta
 
@@ -129,7 +127,8 @@ class _Start:
 
     def _inputs(self, model: nn.Module, number: int) -> Inputs:
         if self.batch is None:
-            return made(model, self.seed + (0 if self.copies else number), lambda inputs: _raised(model, inputs))
+            seed = self.seed + (0 if self.copies else number)
+            return made(model, seed, self.limit, lambda inputs: _raised(model, inputs))
         batch = self.batch
         if callable(batch) and not isinstance(batch, Mapping):
             try:
@@ -145,7 +144,9 @@ class _Start:
         try:
             model = copy.deepcopy(self.model)
         except Exception as error:
-            raise ProbeError(f"{type(self.model).__name__} cannot be copied: {type(error).__name__}: {error}") from error
+            raise ProbeError(
+                f"{type(self.model).__name__} cannot be copied: {type(error).__name__}: {error}"
+            ) from error
         if self.is_meta:
             materialize(model, self.recipe, seed=seed)
         elif self.recipe is not None:

@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from torchinit.model.names import without_wrappers
@@ -52,6 +51,7 @@ class Recorder:
         self._inside: list[tuple[str, nn.Module | None]] = []
         self._last: tuple[Tensor, int, _Call] | None = None
         self._steps: dict[str, dict[str, Tensor]] = {}
+        self._leaves: list[Tensor] = []
         self._running = True
         self._hooks = ExitStack()
 
@@ -72,11 +72,13 @@ class Recorder:
     def _keep(self, handle: Any) -> None:
         self._hooks.callback(handle.remove)
 
-    def stop(self) -> None:
-        """The loss is known: what runs from here on runs again."""
+    def stop(self) -> list[Tensor]:
+        """The loss is known: what runs from here on runs again. Return the inputs whose gradients are wanted, too."""
         self._running = False
         self._last = None
         self._numbers.clear()
+        leaves, self._leaves = self._leaves, []
+        return leaves
 
     def _before(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, _: object) -> None:
@@ -132,7 +134,9 @@ class Recorder:
             first = inputs[0] if inputs else None
             if not isinstance(first, Tensor) or first.dim() != 3:
                 return None
-            first = first if first.requires_grad else first.detach().requires_grad_()
+            if not first.requires_grad:
+                first = first.detach().requires_grad_()
+                self._leaves.append(first)
             first.register_hook(self._by_step(name, "inputs", layer))
             return (first, *inputs[1:])
 

@@ -14,7 +14,7 @@ from torchinit.probing.measurement import Measurement
 class Bound(NamedTuple):
     """From which value on there is a warning, and an error; ``noise`` is by how much a value differs between runs.
 
-    ``downwards``: small values are the bad ones. A bound that is infinite is never reached; with two such, one is a note.
+    ``downwards``: small values are the bad ones. An infinite bound is never reached; of two such, one is a note.
 
     >>> vanishing = Bound(-5.3, -9.0, noise=1.5, downwards=True)
     >>> vanishing.severity(-6.0), vanishing.severity(-1.0), vanishing.is_near(-4.0)
@@ -71,7 +71,9 @@ PROBE_CHECKS: Final[dict[str, ProbeCheck]] = {}
 
 def probe_check(code: str, bound: Bound, remedy: str) -> Callable[[Read], Read]:
     """Register a function as a check, under its own name."""
-    severity: Severity = "error" if math.isfinite(bound.error) else "warning" if math.isfinite(bound.warning) else "note"
+    severity: Severity = (
+        "error" if math.isfinite(bound.error) else "warning" if math.isfinite(bound.warning) else "note"
+    )
 
     def register(read: Read) -> Read:
         PROBE_CHECKS[code] = ProbeCheck(code, severity, "probe", remedy, read, bound)

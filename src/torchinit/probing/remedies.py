@@ -10,10 +10,10 @@ from torchinit.knowledge.gains import gain_before, nonlinearities
 from torchinit.probing.measurement import Chain, Measurement, Output
 
 _BRANCH: Final = (
-    "scale the last layer of each branch by 1 / sqrt(2 · depth), as std = \"0.02 / sqrt(2 * depth)\" does, or start it at"
+    'scale the last layer of each branch by 1 / sqrt(2 · depth), as std = "0.02 / sqrt(2 * depth)" does, or start it at'
     " zero"
 )
-_UNKNOWN: Final = "scale each weight by its fan-in: {type = \"Kaiming\", mode = \"fan_in\", nonlinearity = \"auto\"}"
+_UNKNOWN: Final = 'scale each weight by its fan-in: {type = "Kaiming", mode = "fan_in", nonlinearity = "auto"}'
 
 
 def of_chain(measured: Measurement, chain: Chain, grows: bool) -> str:
@@ -33,13 +33,15 @@ def _of_layer(measured: Measurement, layer: Output) -> str:
     fan = measured.fans.get(layer.module, 0.0)
     if layer.then == "sigmoid":
         return (
-            "no scale of the weights cures a sigmoid in depth: put ReLU or a norm in its place, or let Xavier with a gain"
-            ' of 4 make it start: {type = "Xavier", gain = 4' + f', layer = "{layer.kind}"' + "}"
+            "no scale of the weights cures a sigmoid in depth: put ReLU or a norm in its place, or let Xavier with a"
+            ' gain of 4 make it start: {type = "Xavier", gain = 4' + f', layer = "{layer.kind}"' + "}"
         )
     if layer.then == "sin":
-        return f'Uniform(±sqrt(6 / fan_in) / omega) keeps it, with omega = 30 in the sine: std {_g(_per(2, fan))} / omega'
+        return (
+            f"Uniform(±sqrt(6 / fan_in) / omega) keeps it, with omega = 30 in the sine: std {_g(_per(2, fan))} / omega"
+        )
     if layer.kind.startswith(("RNN", "LSTM", "GRU")):
-        return 'start the recurrent weights orthogonal, and the bias of an LSTM\'s forget gate at 1'
+        return "start the recurrent weights orthogonal, and the bias of an LSTM's forget gate at 1"
     gain, entry = _entry(layer)
     std = next((each.rms for each in measured.parameters if each.name == f"{layer.module}.weight"), math.nan)
     now = ""

@@ -10,18 +10,11 @@ from typing import Any, Final
 
 from torchinit._text import count, one_line
 from torchinit.linting.findings import Findings
-from torchinit.probing.measurement import Chain, Measurement, Output
+from torchinit.probing.checks import PROBE_CHECKS
+from torchinit.probing.measurement import Chain, Measurement
 
 _FORMAT: Final = "torchinit-probe-1"
 _ROWS, _WIDTH = 12, 16
-_HEADLINES: Final = {
-    "TI801": "The signal vanishes", "TI802": "The activations explode", "TI803": "The gradient vanishes",
-    "TI804": "The gradient explodes", "TI805": "All samples come to look alike", "TI806": "A layer is dead",
-    "TI807": "Units are saturated", "TI808": "Attention picks one key at random", "TI809": "The gradient is lost in time",
-    "TI810": "The logits are too large", "TI811": "Weights never get a gradient", "TI812": "Units are all alike",
-    "TI813": "Gradients differ from block to block", "TI814": "Gradients are too small for the dtype",
-    "TI815": "Numbers are not finite", "TI817": "Numbers are too large for the dtype", "TI818": "A gradient is huge",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -58,9 +51,10 @@ class Probe:
         severe = self.findings.at_least("warning")
         if not severe:
             return f"✓ Nothing is wrong with this start: {self._facts()}."
-        at = f" at {severe[0].site}" if severe[0].site else ""
-        mark = "✗" if self.findings.errors else "!"
-        return f"{mark} {_HEADLINES[severe[0].code]}: {severe[0].message.partition('; unsure')[0]}{at and f' ({at[4:]})'}."
+        worst = severe[0]
+        name = PROBE_CHECKS[worst.code].name.replace("-", " ").capitalize()
+        text = f"{name}: {worst.message.partition('; unsure')[0]}"
+        return f"{'✗' if self.findings.errors else '!'} {text}{worst.site and f' ({worst.site})'}."
 
     def _facts(self) -> str:
         chain = max(self.measurement.chains, key=lambda each: len(each.outputs), default=None)
@@ -73,7 +67,7 @@ class Probe:
         return self.table()
 
     def table(self) -> str:
-        """The verdict, the signal and the gradient along each chain, the findings with their ways out, the conditions."""
+        """The verdict, the signal and the gradient along each chain, the findings, the ways out, the conditions."""
         findings = [f"{each.code} {each.severity:<7}  {each.site or '-'}: {each.message}" for each in self.findings]
         codes: dict[str, dict[str, None]] = {}
         for each in self.findings:
@@ -95,8 +89,8 @@ class Probe:
             yield f"losses of {count(len(measured.losses) - 1, 'step')} of the optimizer: {steps}"
             updates = sorted(each.update for each in measured.parameters if each.update is not None)
             if updates:
-                middle = updates[len(updates) // 2]
-                yield f"its first step changes weights by {updates[0]:.2g} to {updates[-1]:.2g} of their size, median {middle:.2g}"
+                low, middle, high = updates[0], updates[len(updates) // 2], updates[-1]
+                yield f"its first step changes weights by {low:.2g} to {high:.2g} of their size, median {middle:.2g}"
         yield from self.notes
         yield self.findings.summary()
 
@@ -148,4 +142,4 @@ def _bar(value: float, low: float, high: float) -> str:
         return ""
     share = 1.0 if math.isinf(value) else (math.log10(value) - low) / (high - low)
     eighths = round(share * _WIDTH * 8)
-    return "█" * (eighths // 8) + ("", *"▏▎▍▌▋▊▉")[eighths % 8]
+    return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from torchinit.linting.findings import Finding, Findings
 from torchinit.linting.registry import SEVERITIES, Severity
-from torchinit.probing import checks as checks
+from torchinit.probing.checks import PROBE_CHECKS
 from torchinit.probing.measurement import Measurement
-from torchinit.probing.registry import PROBE_CHECKS, ProbeCheck, Reading
+from torchinit.probing.registry import ProbeCheck, Reading
 
 
 def near_bounds(measured: Measurement) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from torchinit.checkpoints.adapters import ADAPTERS
 from torchinit.cli import options
 from torchinit.cli.errors import UsageError
 from torchinit.linting import CHECKS
+from torchinit.probing import PROBE_CHECKS
 from torchinit.recipes import load_recipe, schemes
 from torchinit.rules.catalog import INITIALIZERS
 
@@ -63,7 +64,10 @@ def _indented(title: str, text: str) -> str:
 
 
 def _explain(name: str) -> Explanation:
-    shipped, checks = schemes(), {word: check for check in CHECKS.values() for word in (check.code, check.name)}
+    shipped, checks = (
+        schemes(),
+        {word: check for check in (*CHECKS.values(), *PROBE_CHECKS.values()) for word in (check.code, check.name)},
+    )
     if name in shipped:
         rules = [(rule.label, str(rule.where), str(rule.init)) for rule in load_recipe(name)]
         return Explanation(name, (shipped[name], format_table(("rule", "where", "what"), rules)))

@@ -13,11 +13,11 @@ from torchinit.probing.registry import ANY, Bound, Reading, probe_check
 
 @probe_check("TI811", ANY, "let one of two zeros in a row be something else, the norm's gain first")
 def stuck_weights(measured: Measurement) -> Iterator[Reading]:
-    """Weights whose gradient is exactly zero, and stays so after four steps of all others against their gradients' signs.
+    """Weights whose gradient is exactly zero, and stays so while all others take four steps down.
 
     A zero gradient alone is no fault: zero heads, zero branches and Fixup have it by design, and all of it wakes. Two
     zeros in a row, a dead layer and equal experts stay. Experts that no token reached are left out; the values are
-    restored.
+    restored. The steps are against the signs of the gradients.
     """
     stuck = [each for each in _weights(measured) if each.stays_zero and "expert" not in each.name]
     if stuck:
@@ -62,8 +62,8 @@ def uneven_gradients(measured: Measurement) -> Iterator[Reading]:
 def gradients_below_dtype(measured: Measurement) -> Iterator[Reading]:
     """Gradients in float16 that are below its smallest normal number: 6e-5.
 
-    The share of a weight's elements, the median over the weights, zeros of dead units counted: a warning from 0.6 on, an
-    error from 0.9. A scaled loss moves them; mend the start first where TI803 is found, too.
+    The share of a weight's elements, the median over the weights, zeros of dead units counted: a warning from 0.6 on,
+    an error from 0.9. A scaled loss moves them; mend the start first where TI803 is found, too.
     """
     shares = sorted(each.below for each in _weights(measured) if each.gradient is not None)
     if shares and measured.dtype == "float16":
@@ -89,7 +89,9 @@ def unused_parameters(measured: Measurement) -> Iterator[Reading]:
     """Trained parameters that the loss does not depend on: other inputs or another loss may need them."""
     unused = [each.name for each in measured.parameters if each.gradient is None]
     if unused:
-        yield Reading(unused[0], 1.0, f"the loss depends on none of {count(len(unused), 'parameter')}: {abbreviate(unused)}")
+        yield Reading(
+            unused[0], 1.0, f"the loss depends on none of {count(len(unused), 'parameter')}: {abbreviate(unused)}"
+        )
 
 
 @probe_check("TI817", ANY, "train in bfloat16, or scale what is before it down")
@@ -98,7 +100,11 @@ def beyond_dtype(measured: Measurement) -> Iterator[Reading]:
     for each in measured.outputs:
         for what, numbers in (("output", each.forward), ("gradient", each.gradient)):
             if numbers is not None and numbers.finite and numbers.top > measured.largest:
-                yield Reading(each.name, 1.0, f"the {what} reaches {numbers.top:.3g}; {measured.dtype} ends at {measured.largest:.3g}")
+                yield Reading(
+                    each.name,
+                    1.0,
+                    f"the {what} reaches {numbers.top:.3g}; {measured.dtype} ends at {measured.largest:.3g}",
+                )
                 return
 
 

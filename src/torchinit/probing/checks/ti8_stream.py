@@ -1,4 +1,4 @@
-"""TI801 to TI805 and TI809: what becomes of a signal, and of its gradient, from the first block or layer to the last."""
+"""TI801 to TI805 and TI809: what becomes of a signal, and of its gradient, between the first block and the last."""
 
 from __future__ import annotations
 
@@ -87,8 +87,12 @@ def collapsing_samples(measured: Measurement) -> Iterator[Reading]:
         if measured.attentions and chain.kind == "blocks" and last > 0 and chain.outputs[0].forward.token_spread > 0.05:
             # On the scale of the samples: 0.03 is -3, and 0.001 is -5.
             value = -3 + 2 * math.log(last / 0.03) / math.log(30)
-            text = f"the tokens of a sample come to look alike: 1 - cosine is {last:.2g} after {len(chain.outputs)} blocks"
-            yield Reading(f"{chain.outputs[-1].name} tokens", value, text, "scale the branches down, or put norms before them")
+            text = (
+                f"the tokens of a sample come to look alike: 1 - cosine is {last:.2g} after {len(chain.outputs)} blocks"
+            )
+            yield Reading(
+                f"{chain.outputs[-1].name} tokens", value, text, "scale the branches down, or put norms before them"
+            )
 
 
 @probe_check("TI809", Bound(10.0, 20.0, 1.0), "start recurrent weights orthogonal, an LSTM's forget bias at 1")
@@ -130,7 +134,7 @@ def _culprit(values: list[float]) -> int | None:
     logs = [math.log(value) if value > 0 else -math.inf for value in values]
     if len(logs) < 3 or not all(map(math.isfinite, logs)):
         gone = [at for at, value in enumerate(values) if not value > 0 or math.isinf(value)]
-        early = gone and len(logs) > 2 and not abs(logs[gone[0] - 1] - logs[0]) > 5 and 0 < gone[0]
+        early = gone and len(logs) > 2 and not abs(logs[gone[0] - 1] - logs[0]) > 5 and gone[0] > 0
         return gone[0] if early else None
     steps = [after - before for before, after in pairwise(logs)]
     largest = max(range(len(steps)), key=lambda at: abs(steps[at]))

@@ -27,7 +27,7 @@ def silent_units(measured: Measurement) -> Iterator[Reading]:
 def saturated_units(measured: Measurement) -> Iterator[Reading]:
     """A tanh beyond 0.99, or a sigmoid outside of 0.01 to 0.99, where the slope is nearly zero.
 
-    In the worst layer a warning from three in ten on, an error from six. The tanh inside of GELU's formula and the gates
+    In the worst layer a warning from three in ten on, an error from six. The tanh inside of GELU's formula, and gates
     of recurrent layers are left out. Good layers have less than a fifth of it.
     """
     flat = [units for units in measured.units if units.function != "relu" and units.rows >= _ROWS]
@@ -40,7 +40,9 @@ def _worst(units: list[Units], shares: list[float], text: str) -> Iterator[Readi
         yield Reading(units[at].module, shares[at], f"{shares[at]:.0%} {text} ({units[at].function})")
 
 
-@probe_check("TI808", Bound(math.log(2), math.log(10), 0.15), "draw queries and keys with a smaller std: Xavier, or 0.02")
+@probe_check(
+    "TI808", Bound(math.log(2), math.log(10), 0.15), "draw queries and keys with a smaller std: Xavier, or 0.02"
+)
 def sharp_attention(measured: Measurement) -> Iterator[Reading]:
     """Attention whose logits spread so far that each query picks one key at random.
 
@@ -54,13 +56,15 @@ def sharp_attention(measured: Measurement) -> Iterator[Reading]:
         yield Reading(worst.module, value, f"{text} the entropy {worst.entropy:.2f} of its maximum")
 
 
-@probe_check("TI810", Bound(math.log(4), math.log(10), 0.2), "draw the head, or a tied table, with std 1 / sqrt(width), or 0.02")
+@probe_check(
+    "TI810", Bound(math.log(4), math.log(10), 0.2), "draw the head, or a tied table, with std 1 / sqrt(width), or 0.02"
+)
 def loud_logits(measured: Measurement) -> Iterator[Reading]:
     """Logits so large that the model is sure of itself before it has seen anything.
 
-    The RMS of the logits of a cross entropy: a warning from 4 on, an error from 10. It is bill and not life: a loud head
-    trains, with larger gradients; a tied table of N(0, 1) hardly does. The loss beside ln C is shown, not judged: it is
-    noisy. What is only taken to be logits is a warning at most.
+    The RMS of the logits of a cross entropy: a warning from 4 on, an error from 10. A loud head costs, and
+    trains; a tied table of N(0, 1) hardly does. The loss beside ln C is shown, not judged: it is noisy. What is only
+    taken to be logits is a warning at most.
     """
     goal = measured.objective
     if goal.classes and goal.logits > 0 and math.isfinite(goal.logits):
