@@ -142,7 +142,7 @@ def test_structure_that_grew_is_taken_back() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_what_is_not_a_model_is_refused() -> None:
-    with pytest.raises(TypeError, match="probe takes a torch.nn.Module, but got a function"):
+    with pytest.raises(TypeError, match=r"probe takes a torch\.nn\.Module, but got a function"):
         probe(lambda x: x)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="seed is a whole number, but got True"):
         probe(LAYER, seed=True)

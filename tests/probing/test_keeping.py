@@ -32,7 +32,7 @@ def state(model: nn.Module) -> dict[str, Any]:
         },
         "torch": torch.get_rng_state(),
         "python": random.getstate(),
-        "numpy": np.random.get_state()[1:3],  # noqa: NPY002
+        "numpy": np.random.get_state()[1:3],
     }
 
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from torchinit.probing.moments import Moments, by_sample, first_floating, moments
 from tests.probing.nets import Answer
+from torchinit.probing.moments import Moments, by_sample, first_floating, moments
 
 
 def measured(tensor: Tensor, size: int | None = None) -> Moments:

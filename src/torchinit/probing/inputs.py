@@ -141,9 +141,10 @@ def made(model: nn.Module, seed: int, limit: float, runs: Callable[[Inputs], Exc
             # A pass forward and back costs some four of forward alone, and there may be three of them. Halved, so that
             # the same machine takes the same number again.
             affordable = limit * _TRIED / 12 / (time.monotonic() - start + 1e-9)
-            while samples > max(_TRIED, affordable):
-                samples //= 2
-            return _inputs(model, makers, samples, seed, text)
+            number = samples
+            while number > max(_TRIED, affordable):
+                number //= 2
+            return _inputs(model, makers, number, seed, text)
         errors.append(f"{text}: {first_line(error)}")
     names = [name for name, each in _parameters_of(model).items() if each.default is each.empty and _is_named(each)]
     wanted = ", ".join(names) or "inputs"

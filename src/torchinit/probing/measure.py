@@ -149,8 +149,10 @@ class _Subject:
         zero, chains = set(asleep), measured.chains
         with values_kept(self.trained.values()):
             for _ in range(_SIGN_STEPS):
-                if not zero or self.settings.late:
+                if not zero:
                     break
+                if self.settings.late:
+                    return measured
                 self._step_by_sign(gradients)
                 with Recorder(self.model, self.inputs.samples) as recorder:
                     gradients, _, _ = self._pass(recorder.stop)

@@ -75,14 +75,12 @@ def probe(
     start = _Start(model, batch, loss, recipe, seed, prior, settings, limit)
     runs = [start.measure(0)]
     near = near_bounds(runs[0])
-    notes = []
     for number in (1, 2) if near and start.again else ():
-        if settings.late:
-            notes.append(f"there was no time to measure again what lies near a bound: {', '.join(near)}; raise limit=")
-            break
-        runs.append(start.measure(number))
+        if not settings.late:
+            runs.append(start.measure(number))
+    late = f"after {limit:g} seconds nothing new was begun: more would be looked at with a higher limit"
     findings = judge(runs, "seeds" if recipe is not None else "inputs")
-    return Probe(type(model).__name__, findings, tuple(runs), tuple(notes))
+    return Probe(type(model).__name__, findings, tuple(runs), (late,) if settings.late else ())
 
 
 def assert_healthy(model: nn.Module, batch: Any = None, *, fail_on: Severity = "error", **options: Any) -> None:
