@@ -29,6 +29,7 @@ __all__ = [
     "Plan",
     "PlanError",
     "Pretrained",
+    "ProbeError",
     "Regex",
     "Report",
     "ReportError",
@@ -42,6 +43,7 @@ __all__ = [
     "Within",
     "Xavier",
     "Zeros",
+    "assert_healthy",
     "assert_initialized",
     "capture",
     "fingerprint",
@@ -53,6 +55,7 @@ __all__ = [
     "materialize",
     "open_checkpoint",
     "plan",
+    "probe",
     "roles",
     "seeded",
     "show_log",
@@ -73,6 +76,7 @@ if TYPE_CHECKING:
     from torchinit import model as model
     from torchinit import noise as noise
     from torchinit import plans as plans
+    from torchinit import probing as probing
     from torchinit import recipes as recipes
     from torchinit import rules as rules
     from torchinit import tracing as tracing
@@ -87,6 +91,7 @@ if TYPE_CHECKING:
         LockError,
         MissingExtraError,
         PlanError,
+        ProbeError,
         ReportError,
         RunError,
         TorchinitError,
@@ -127,6 +132,7 @@ if TYPE_CHECKING:
     from torchinit.mmengine.log import show_log
     from torchinit.plans import Plan, Report
     from torchinit.plans.fingerprint import fingerprint
+    from torchinit.probing.probe import assert_healthy, probe
     from torchinit.recipes import load_recipe
     from torchinit.rules import Kinds, Layer, Leaf, Name, Regex, Roles, Rule, Shape, Within
     from torchinit.tracing.capture import capture
@@ -142,8 +148,8 @@ else:
         "api": "initialize materialize plan sites",
         "checkpoints": "Pretrained open_checkpoint",
         "distributed": "verify_replicas",
-        "errors": "CheckpointError ConfigError FanError FetchError LockError MissingExtraError PlanError ReportError"
-        " RunError TorchinitError",
+        "errors": "CheckpointError ConfigError FanError FetchError LockError MissingExtraError PlanError ProbeError"
+        " ReportError RunError TorchinitError",
         "initializers": "Constant Kaiming LeCun Neutral Normal Ones Orthogonal TruncNormal Uniform Xavier Zeros",
         "knowledge": "gain roles",
         "linting.lint": "assert_initialized lint",
@@ -154,6 +160,7 @@ else:
         "mmengine.log": "show_log",
         "plans": "Plan Report",
         "plans.fingerprint": "fingerprint",
+        "probing.probe": "assert_healthy probe",
         "recipes": "load_recipe",
         "rules": "Kinds Layer Leaf Name Regex Roles Rule Shape Within",
         "tracing.capture": "capture",
@@ -164,7 +171,7 @@ else:
     }
     _MODULES = (
         "api checkpoints distributed errors initializers integrations knowledge linting mmengine model noise plans"
-        " recipes rules tracing"
+        " probing recipes rules tracing"
     )
 
     def _near(name: str) -> str:

@@ -8,6 +8,7 @@
     ├── PlanError (ValueError)            a plan that would do something wrong; carries .problems
     ├── RunError (RuntimeError)           a plan that cannot be run on this model, found before any write
     │   └── LockError                     code that is traced is about to write a locked value
+    ├── ProbeError (RuntimeError)         a model that cannot be probed; carries .problems
     ├── ReportError (AssertionError)      what was written is not what was planned; carries .problems
     ├── CheckpointError (RuntimeError)    a checkpoint that cannot be had, read or loaded; carries .problems
     │   └── FetchError (CheckpointError)  a source whose file cannot be had, or is not the right one
@@ -56,6 +57,10 @@ class RunError(_ManyProblemsError, RuntimeError):
 
 class LockError(RunError):
     """Code that is traced is about to write a locked value, or has changed it unseen."""
+
+
+class ProbeError(_ManyProblemsError, RuntimeError):
+    """A model that cannot be probed: it raises, lacks inputs, returns nothing that a loss can be taken of."""
 
 
 class ReportError(_ManyProblemsError, AssertionError):

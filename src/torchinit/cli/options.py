@@ -109,3 +109,10 @@ def recipe_of(text: str, settings: Sequence[str] = ()) -> Recipe:
         if text in schemes() or Path(text).is_file():
             raise
         raise UsageError(str(error)) from error
+
+
+def artifact_of(arguments: argparse.Namespace) -> str:
+    """The file that a finding without a line points to: the model's, else the recipe's."""
+    path = arguments.model.rpartition(":")[0]
+    files = [path, arguments.model.removeprefix("transformers:"), arguments.recipe or ""]
+    return next((text for text in files if text and Path(text).is_file()), "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from itertools import pairwise
@@ -96,16 +97,21 @@ def with_activations(model: nn.Module, sites: Iterable[Site]) -> tuple[Site, ...
     return tuple([_with_activation(site, followers) for site in sites])
 
 
+_MANY: Final = 8
+_SIDE_BY_SIDE: Final = re.compile(r"expert|head|branch|adapter|lora|tower|proj|group|scale|level")
+"""Names of lists whose layers are not one behind the other."""
+
 LAYER: Final = "layer"
 """The kind of a layer in a chain, where activations have their names."""
 
 
-def chains(model: nn.Module) -> list[list[tuple[str, str]]]:
+def chains(model: nn.Module, likely: bool = False) -> list[list[tuple[str, str]]]:
     """The runs of modules that a signal passes one after the other, as far as the structure shows: names and kinds.
 
     A kind is :data:`LAYER` or an activation's name; what lets pass is left out, and everything else ends the run: a
     norm, a block with a ``forward`` of its own. Runs are those of an ``nn.Sequential``, nested ones included, and of an
     ``nn.ModuleList`` of layers alone in which each takes what the one before gives, if they are not all of one shape.
+    ``likely`` ones are those of long lists of like layers, or runs of layers, that could as well stand side by side.
 
     >>> chains(nn.Sequential(nn.Linear(2, 3), nn.Dropout(), nn.Sequential(nn.ReLU(), nn.Linear(3, 2)), nn.Softmax(-1)))
     [[('0', 'layer'), ('2.0', 'relu'), ('2.1', 'layer'), ('3', 'linear')]]
@@ -113,20 +119,24 @@ def chains(model: nn.Module) -> list[list[tuple[str, str]]]:
     runs: list[list[tuple[str, str]]] = []
     inside: set[nn.Module] = set()
 
+    def runs_on(module: nn.Module, name: str) -> bool:
+        in_order = _runs_in_order(module) or _is_run_of_layers(module)
+        return in_order or (likely and _is_long_list(module) and not _SIDE_BY_SIDE.search(name))
+
     def visit(module: nn.Module, name: str) -> None:
         inside.add(module)
         if _is_layer(module) and is_stock(module):
             runs[-1].append((name, LAYER))
         elif activation := activation_of(module):
             runs[-1].append((name, activation))
-        elif _runs_in_order(module) or _is_run_of_layers(module):
+        elif runs_on(module, name):
             for key, child in module.named_children():
                 visit(child, f"{name}.{key}" if name else key)
         elif not _is_transparent(module):
             runs.append([])
 
     for name, module in model.named_modules():
-        if module not in inside and (_runs_in_order(module) or _is_run_of_layers(module)):
+        if module not in inside and runs_on(module, name):
             runs.append([])
             visit(module, name)
     return [run for run in runs if run]
@@ -137,6 +147,15 @@ def _is_run_of_layers(module: nn.Module) -> bool:
     widths = [(_width(layer, "in"), _width(layer, "out")) for layer in layers if _is_layer(layer)]
     fit = all(before[1] == after[0] for before, after in pairwise(widths))
     return len(widths) == len(layers) and len(set(widths)) > 1 and fit
+
+
+def _is_long_list(module: nn.Module) -> bool:
+    """Whether a list holds many layers of one kind, or runs of layers, that each take what the one before gives."""
+    children = list(module.children()) if isinstance(module, nn.ModuleList) else []
+    if len(children) < _MANY or len({type(child) for child in children}) > 1:
+        return False
+    layers = [[each for each in child.modules() if _is_layer(each)] for child in children]
+    return all(layers) and all(_width(one[-1], "out") == _width(two[0], "in") for one, two in pairwise(layers))
 
 
 def _with_activation(site: Site, known: Mapping[str, Follower]) -> Site:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from torchinit._text import did_you_mean
 from torchinit.errors import ConfigError
@@ -16,7 +16,7 @@ Severity: TypeAlias = Literal["error", "warning", "note"]
 SEVERITIES: Final[tuple[Severity, ...]] = ("error", "warning", "note")
 """From the worst to the least."""
 
-Need: TypeAlias = Literal["sites", "values", "plan", "trace", "report", "loaded", "history"]
+Need: TypeAlias = Literal["sites", "values", "plan", "trace", "report", "loaded", "history", "probe"]
 
 NEEDS: Final[dict[Need, str]] = {
     "sites": "a model",
@@ -26,6 +26,7 @@ NEEDS: Final[dict[Need, str]] = {
     "report": "a report",
     "loaded": "loaded weights",
     "history": "loaded weights or a trace",
+    "probe": "a pass forward and back (torchinit.probe)",
 }
 """The needs of checks, in words."""
 
@@ -45,13 +46,16 @@ Search: TypeAlias = Callable[[LintTarget], Iterable[Hit]]
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A check: its stable code, how bad a finding is at worst, what it needs, the way out, and its function."""
+    """A check: its stable code, how bad a finding is at worst, what it needs, the way out, and its function.
+
+    The function is a :data:`Search` of what :func:`torchinit.lint` looks at, or reads a measurement.
+    """
 
     code: str
     severity: Severity
     needs: Need
     remedy: str
-    search: Search
+    search: Callable[[Any], Iterable[Any]]
 
     @property
     def name(self) -> str:

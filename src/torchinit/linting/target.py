@@ -204,6 +204,11 @@ class LintTarget:
         """The modules that a signal passes one after the other, as far as the structure shows."""
         return chains(self.model)
 
+    @cached_property
+    def likely_chains(self) -> list[list[tuple[str, str]]]:
+        """The same with long lists of like layers, which are one behind the other as a rule."""
+        return chains(self.model, likely=True)
+
     def bias_of(self, weight: LintedTensor) -> LintedTensor | None:
         """The bias beside a weight, if the layer has one."""
         start, _, leaf = weight.name.rpartition("weight")

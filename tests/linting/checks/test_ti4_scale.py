@@ -69,7 +69,7 @@ def test_what_starts_at_zero_is_a_note() -> None:
     nn.init.zeros_(model.get_parameter("1.weight"))
     assert [(one.code, one.severity) for one in lint(model)] == [("TI401", "note")]
     nn.init.zeros_(model.get_parameter("0.weight"))
-    assert [(one.code, one.severity) for one in lint(model)] == [("TI401", "warning")] * 2
+    assert [(one.code, one.severity) for one in lint(model)] == [("TI401", "error")] * 2
 
 
 def test_constants_that_are_no_mistake() -> None:

@@ -59,9 +59,10 @@ def images() -> nn.Module:
 
 
 class Listed(nn.Module):
-    def __init__(self, widths: tuple[int, ...]) -> None:
+    def __init__(self, widths: tuple[int, ...], name: str = "layers", between: Make | None = None) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(widths))
+        pairs = [nn.Linear(*pair) for pair in pairwise(widths)]
+        setattr(self, name, nn.ModuleList(nn.Sequential(each, between()) if between else each for each in pairs))
 
 
 @pytest.mark.parametrize(
@@ -74,6 +75,10 @@ class Listed(nn.Module):
         (drawn(Listed((32, 64, 64, 64, 10)), 1.0), ["TI407"]),
         (drawn(Listed((64, 64, 64, 64, 64)), 1.0), []),  # experts beside each other look so, too
         (drawn(nn.ModuleList(nn.Linear(64, 64) for _ in range(5)), 1.0), []),
+        (drawn(Listed((64,) * 9), 1.0), ["TI407"]),  # so many like layers are one behind the other as a rule
+        (drawn(Listed((64,) * 31, between=nn.ReLU), 0.02), ["TI408"]),
+        (drawn(Listed((64,) * 9, "experts"), 1.0), []),
+        (drawn(Listed((64,) * 31, between=nn.ReLU), math.sqrt(2 / 64)), []),
         (drawn(linears(5, 64, lambda: nn.LayerNorm(64)), 1.0), []),
         (drawn(linears(9, 64, nn.Tanh), 1.0), []),  # which a bounded activation hides
         (drawn(linears(9, 64, nn.Tanh), 0.02), ["TI408"]),
@@ -87,6 +92,13 @@ class Listed(nn.Module):
 )
 def test_chains(model: nn.Module, codes: list[str]) -> None:
     assert [one.code for one in lint(model, select=["TI407", "TI408"])] == codes
+
+
+def test_a_list_that_may_be_no_chain_is_a_warning_that_says_so() -> None:
+    for model in (Listed((64,) * 61), Listed((64,) * 61, between=nn.ReLU)):
+        ((severity, _, message),) = found(drawn(model, 1.0), "TI407")
+        assert severity == "warning"
+        assert message.endswith("times as large, if they are one behind the other")
 
 
 def test_a_chain_that_leaves_its_dtype_is_an_error() -> None:
@@ -114,6 +126,13 @@ def test_a_table_that_a_head_multiplies_by() -> None:
     assert found(nn.ModuleDict({"head": head, "table": table}), "TI404")[0][:2] == ("warning", "head.weight")
     nn.init.normal_(table.weight, std=0.02)
     assert found(nn.ModuleDict({"table": table, "head": head}), "TI404") == []
+
+
+def test_a_tied_table_is_loud_from_four_on_since_it_makes_logits() -> None:
+    table, head = nn.Embedding(1000, 64), nn.Linear(64, 1000, bias=False)
+    assert found(nn.Sequential(drawn(head, 1.0)), "TI404") == []
+    head.weight = table.weight  # of N(0, 1): eight times
+    assert [severity for severity, *_ in found(nn.ModuleDict({"table": table, "head": head}), "TI404")] == ["warning"]
 
 
 # --- biases -----------------------------------------------------------------------------------------------------------

@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
             weights.load(loaded, model)
     findings = lint(model, recipe=plan, trace=trace, report=report, loaded=loaded, select=select, ignore=ignore)
     if arguments.sarif:
-        print(findings.to_sarif(checks=CHECKS, artifact=_artifact(arguments)))
+        print(findings.to_sarif(checks=CHECKS, artifact=options.artifact_of(arguments)))
     elif arguments.json:
         print(findings.to_json())
     else:
@@ -76,10 +76,3 @@ def _checks(texts: list[str]) -> list[str]:
     except ConfigError as error:
         raise UsageError(str(error)) from None
     return words
-
-
-def _artifact(arguments: argparse.Namespace) -> str:
-    """The file that a finding without a line points to: the model's, else the recipe's."""
-    path = arguments.model.rpartition(":")[0]
-    files = [path, arguments.model.removeprefix("transformers:"), arguments.recipe or ""]
-    return next((text for text in files if text and Path(text).is_file()), "")

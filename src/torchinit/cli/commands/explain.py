@@ -18,6 +18,7 @@ from torchinit.cli.errors import UsageError
 from torchinit.cli.examples import examples_of
 from torchinit.initializers.synonyms import hint
 from torchinit.linting import CHECKS
+from torchinit.probing import PROBE_CHECKS
 from torchinit.recipes import load_recipe, schemes
 from torchinit.recipes.files import read_scheme
 from torchinit.recipes.forms import NEEDED
@@ -65,7 +66,10 @@ def _indented(title: str, text: str) -> str:
 
 
 def _explain(name: str) -> Explanation:
-    shipped, checks = schemes(), {word: check for check in CHECKS.values() for word in (check.code, check.name)}
+    shipped, checks = (
+        schemes(),
+        {word: check for check in (*CHECKS.values(), *PROBE_CHECKS.values()) for word in (check.code, check.name)},
+    )
     if name in shipped:
         return _explain_scheme(name)
     if name in checks:

@@ -14,6 +14,7 @@ from torchinit.cli.commands import explain
 from torchinit.knowledge.gains import gain, nonlinearities
 from torchinit.linting import CHECKS
 from torchinit.model.layouts import known_layers
+from torchinit.probing import PROBE_CHECKS
 from torchinit.recipes import schemes
 from torchinit.rules.catalog import INITIALIZERS, SELECTORS
 from torchinit.serialization.registry import ClassRegistry
@@ -60,7 +61,7 @@ KINDS: dict[str, tuple[tuple[str, str], Callable[[], Mapping[str, str]]]] = {
     "schemes": (("scheme", "what it is"), schemes),
     "checks": (
         ("check", "what it finds"),
-        lambda: {f"{code} {check.name}": check.summary for code, check in sorted(CHECKS.items())},
+        lambda: {f"{code} {check.name}": check.summary for code, check in sorted({**CHECKS, **PROBE_CHECKS}.items())},
     ),
     "nonlinearities": (("nonlinearity", "gain"), lambda: {name: f"{gain(name):.6g}" for name in nonlinearities()}),
 }

@@ -44,7 +44,7 @@ def _runs(target: LintTarget) -> Iterator[tuple[list[LintedTensor], float]]:
     # by what its gain makes up for, and bounded ones cap it. Biases are left out: they carry nothing of the input. How
     # it fails: inputs that are not of size 1 before a bounded activation, pooling that averages, and rows that depend
     # on each other.
-    for chain in target.chains:
+    for chain in target.likely_chains:
         weights: list[LintedTensor] = []
         signal = 1.0
         for name, kind in (*chain, ("", "end")):
@@ -63,26 +63,36 @@ def _runs(target: LintTarget) -> Iterator[tuple[list[LintedTensor], float]]:
 
 
 def _report(target: LintTarget, is_wrong: Callable[[float], bool]) -> Iterator[Hit]:
+    sure = [{normalize(f"{name}.weight") for name, _ in chain} for chain in target.chains]
     for weights, factor in _runs(target):
         if is_wrong(factor):
             ends = torch.finfo(weights[0].site.dtype)
+            is_sure = any(chain.issuperset({weight.name for weight in weights}) for chain in sure)
             layers = f"and {count(len(weights) - 1, 'layer')} to {weights[-1].name}"
             text = f"{layers} make what passes {factor:.3g} times as large"
-            yield Hit(weights[0].name, text, "warning" if ends.tiny < factor < ends.max else "error")
+            text += "" if is_sure else ", if they are one behind the other"
+            yield Hit(weights[0].name, text, "warning" if ends.tiny < factor < ends.max or not is_sure else "error")
 
 
-@check("TI407", "error", "values", "scale each by its fan: LeCun, Kaiming or Xavier, or put norms between")
+_SCALED = (
+    'scale each by its fan, as {type = "Kaiming", mode = "fan_in", nonlinearity = "auto"} does, or put norms between;'
+    " `torchinit probe` measures it"
+)
+
+
+@check("TI407", "error", "values", _SCALED)
 def exploding_chain(target: LintTarget) -> Iterator[Hit]:
     """Layers one behind the other that together make what passes more than a thousand times as large.
 
     Each may be within the ten of TI404: five of N(0, 1) with 64 inputs make 33,000. The factors std · sqrt(fan_in) are
     multiplied along an ``nn.Sequential``, or a list of layers that fit, with what activations take; a norm, and what
-    is not known, begins anew. A warning; an error where the number leaves the dtype. Loaded values are left out.
+    is not known, begins anew. A warning; an error where the number leaves the dtype. Eight like layers or more in a
+    list, or runs of layers, could stand side by side: a warning that says so. Loaded values are left out.
     """
     return _report(target, lambda factor: factor > _LOUDEST)
 
 
-@check("TI408", "error", "values", "scale each by its fan: LeCun, Kaiming or Xavier, or put norms between")
+@check("TI408", "error", "values", _SCALED)
 def vanishing_chain(target: LintTarget) -> Iterator[Hit]:
     """Layers one behind the other that together make what passes less than a ten-thousandth as large.
 

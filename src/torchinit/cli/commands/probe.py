@@ -1,0 +1,73 @@
+"""probe: run a model once forward and back, and judge its start."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from torchinit._text import did_you_mean
+from torchinit.cli import models, options
+from torchinit.cli.errors import UsageError
+from torchinit.linting import SEVERITIES
+from torchinit.probing import PROBE_CHECKS, probe
+
+_DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Describe the arguments."""
+    parser.set_defaults(on_error=2)
+    options.add_model(parser)
+    option = parser.add_argument
+    option("--recipe", metavar="RECIPE", help="a file, or the name of a scheme: measure the start that it gives")
+    option("--batch", metavar="BATCH", help="a file of torch.save, or file.py:function; default: made for the model")
+    option("--seed", type=int, default=0, help="of the model's own draws, the recipe's and the inputs' (default: 0)")
+    option("--optimizer", metavar="NAME", help="a class of torch.optim to try for --steps, such as AdamW")
+    option("--lr", type=float, help="its learning rate")
+    option("--steps", type=int, default=0, help="how many of its steps (default: 1 with --optimizer, else 0)")
+    option("--dtype", choices=_DTYPES, help="the dtype of the training, whose range is looked at")
+    option("--limit", type=float, default=60.0, metavar="SECONDS", help="begin nothing new after this (default: 60)")
+    option("--fail-on", choices=SEVERITIES, default="error", help="from which severity on the exit code is 1")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    form.add_argument("--sarif", action="store_true", help="print SARIF 2.1.0, for code review")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the verdict; 1 if a finding is as severe as --fail-on, or worse."""
+    recipe = options.recipe_of(arguments.recipe) if arguments.recipe else None
+    optimizer = _optimizer(arguments.optimizer) if arguments.optimizer else None
+    model = options.model_of(arguments, "cpu", arguments.seed)
+    result = probe(
+        model, _batch(arguments.batch) if arguments.batch else None, recipe=recipe, seed=arguments.seed,
+        steps=arguments.steps, optimizer=optimizer, lr=arguments.lr, limit=arguments.limit,
+        dtype=getattr(torch, arguments.dtype) if arguments.dtype else None,
+    )  # fmt: skip
+    if arguments.sarif:
+        print(result.findings.to_sarif(checks=PROBE_CHECKS, artifact=options.artifact_of(arguments)))
+    else:
+        print(result.to_json() if arguments.json else result.table())
+    return 1 if result.findings.at_least(arguments.fail_on) else 0
+
+
+def _optimizer(name: str) -> Any:
+    known = [key for key, value in vars(torch.optim).items() if isinstance(value, type) and key != "Optimizer"]
+    if name not in known:
+        raise UsageError(f"--optimizer: torch.optim has no {name!r}{did_you_mean(name, known)}")
+    return getattr(torch.optim, name)
+
+
+def _batch(text: str) -> Any:
+    """What a file holds, read without running code, or the function that makes a batch."""
+    if ":" in text and not Path(text).is_file():
+        return models.find(text)
+    if not Path(text).is_file():
+        raise UsageError(f"--batch: there is no file {text!r}; it is a file of torch.save, or file.py:function")
+    try:
+        return torch.load(text, map_location="cpu", weights_only=True)
+    except (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+        raise UsageError(f"--batch: {text} cannot be read: {error}") from None

@@ -1,0 +1,125 @@
+"""TI811 to TI817: the gradients of the parameters, and numbers that no dtype holds."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+
+from torchinit._text import abbreviate, count, fold_numbers
+from torchinit.probing.measurement import Measurement, ParameterGradient
+from torchinit.probing.registry import ANY, Bound, Reading, probe_check
+
+
+@probe_check("TI811", ANY, "let one of two zeros in a row be something else, the norm's gain first")
+def stuck_weights(measured: Measurement) -> Iterator[Reading]:
+    """Weights whose gradient is exactly zero, and stays so while all others take four steps down.
+
+    A zero gradient alone is no fault: zero heads, zero branches and Fixup have it by design, and all of it wakes. Two
+    zeros in a row, a dead layer and equal experts stay. Experts that no token reached are left out; the values are
+    restored. The steps are against the signs of the gradients.
+    """
+    stuck = [each for each in _weights(measured) if each.stays_zero and "expert" not in each.name]
+    if stuck:
+        names = abbreviate([each.name for each in stuck])
+        yield Reading(stuck[0].name, len(stuck), f"no gradient reaches {count(len(stuck), 'weight')} for good: {names}")
+
+
+@probe_check("TI812", ANY, "draw them: noise on a constant breaks the symmetry and cures nothing")
+def equal_units(measured: Measurement) -> Iterator[Reading]:
+    """Units of a layer that have the same weights and get the same gradients, so that they stay one unit for good.
+
+    Rows of the weight and of its gradient are compared, to 1e-4 of the largest.
+    """
+    for each in measured.parameters:
+        if each.equal_rows:
+            yield Reading(each.name, 1.0, "all units have the same weights and the same gradients")
+
+
+@probe_check("TI813", Bound(math.log(30), math.inf, 0.3), "scale like layers alike, or by their depth")
+def uneven_gradients(measured: Measurement) -> Iterator[Reading]:
+    """Parameters of one kind whose gradients differ by more than thirty times between blocks.
+
+    Compared are like parameters alone: the same name but for the block's number, the same shape, three or more of them.
+    Gemma 3 differs by 20. Zero gradients are TI811's.
+    """
+    alike: dict[tuple[object, ...], list[ParameterGradient]] = defaultdict(list)
+    for each in _weights(measured) if any(chain.kind == "blocks" for chain in measured.chains) else ():
+        if each.gradient and "expert" not in each.name:
+            alike[fold_numbers(each.name), each.shape].append(each)
+    ratios = {}
+    for group in alike.values():
+        sizes = [each.gradient or 0.0 for each in group]
+        if len(group) > 2 and fold_numbers(group[0].name) != group[0].name:
+            ratios[max(group, key=lambda each: each.gradient or 0.0).name] = max(sizes) / min(sizes)
+    if ratios:
+        name = max(ratios, key=ratios.__getitem__)
+        text = f"its gradient is {ratios[name]:.3g} times that of the smallest of the like parameters"
+        yield Reading(name, math.log(ratios[name]), text)
+
+
+@probe_check("TI814", Bound(0.6, 0.9, 0.05), "scale the loss (torch.amp.GradScaler), or train in bfloat16")
+def gradients_below_dtype(measured: Measurement) -> Iterator[Reading]:
+    """Gradients in float16 that are below its smallest normal number: 6e-5.
+
+    The share of a weight's elements, the median over the weights, zeros of dead units counted: a warning from 0.6 on,
+    an error from 0.9. A scaled loss moves them; mend the start first where TI803 is found, too.
+    """
+    shares = sorted(each.below for each in _weights(measured) if each.gradient is not None)
+    if shares and measured.dtype == "float16":
+        share = shares[len(shares) // 2]
+        yield Reading("", share, f"{share:.0%} of the gradients' elements are below what float16 holds")
+
+
+@probe_check("TI815", ANY, "look at the first one: everything behind it follows")
+def not_finite(measured: Measurement) -> Iterator[Reading]:
+    """An output, a gradient or the loss that is not finite."""
+    bad = [each for each in measured.outputs if not each.forward.finite]
+    if bad:
+        yield Reading(bad[0].name, 1.0, f"the output is not finite, the first of {len(bad)}")
+    elif not math.isfinite(measured.objective.loss):
+        yield Reading("", 1.0, f"the loss is {measured.objective.loss}")
+    lost = [each for each in measured.parameters if each.gradient is not None and not math.isfinite(each.gradient)]
+    if lost and not bad:
+        yield Reading(lost[0].name, 1.0, f"the gradient is not finite, the first of {len(lost)}")
+
+
+@probe_check("TI816", Bound(math.inf, math.inf), "freeze it, or use it in forward")
+def unused_parameters(measured: Measurement) -> Iterator[Reading]:
+    """Trained parameters that the loss does not depend on: other inputs or another loss may need them."""
+    unused = [each.name for each in measured.parameters if each.gradient is None]
+    if unused:
+        yield Reading(
+            unused[0], 1.0, f"the loss depends on none of {count(len(unused), 'parameter')}: {abbreviate(unused)}"
+        )
+
+
+@probe_check("TI817", ANY, "train in bfloat16, or scale what is before it down")
+def beyond_dtype(measured: Measurement) -> Iterator[Reading]:
+    """Outputs or gradients that are finite here, and beyond the largest number of the dtype of the training."""
+    for each in measured.outputs:
+        for what, numbers in (("output", each.forward), ("gradient", each.gradient)):
+            if numbers is not None and numbers.finite and numbers.top > measured.largest:
+                yield Reading(
+                    each.name,
+                    1.0,
+                    f"the {what} reaches {numbers.top:.3g}; {measured.dtype} ends at {measured.largest:.3g}",
+                )
+                return
+
+
+@probe_check("TI818", Bound(math.log(100), math.log(1e4), 0.3), "scale the weights before it down: by their fan")
+def huge_gradients(measured: Measurement) -> Iterator[Reading]:
+    """A parameter whose gradient has an RMS above a hundred at a mean loss, which explodes where no chain shows it.
+
+    A second look for TI804: recurrent layers that explode over time, SIRENs. Good models have 4 at most. A warning from
+    100 on, an error from 10,000; there is no such bound downwards.
+    """
+    known = [each for each in measured.parameters if each.gradient is not None and math.isfinite(each.gradient)]
+    worst = max(known, key=lambda each: each.gradient or 0.0, default=None)
+    if worst is not None and worst.gradient and "given" not in measured.objective.text:
+        yield Reading(worst.name, math.log(worst.gradient), f"its gradient has RMS {worst.gradient:.3g}")
+
+
+def _weights(measured: Measurement) -> list[ParameterGradient]:
+    return [each for each in measured.parameters if len(each.shape) > 1]

@@ -1,0 +1,153 @@
+"""TI801 to TI805 and TI809: what becomes of a signal, and of its gradient, between the first block and the last."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import pairwise
+
+from torchinit.probing.measurement import Chain, Measurement
+from torchinit.probing.registry import Bound, Reading, probe_check
+from torchinit.probing.remedies import of_chain
+
+_NOISE = 1.5
+_VANISHES = Bound(-5.3, -9.0, _NOISE, downwards=True)
+_EXPLODES = Bound(4.0, 9.0, _NOISE)
+
+
+@probe_check("TI801", _VANISHES, "keep the signal's size from layer to layer")
+def vanishing_signal(measured: Measurement) -> Iterator[Reading]:
+    """The part of the activations that differs between samples is lost on the way through the blocks or layers.
+
+    Biases keep a dead net's activations large, so the RMS of the standard deviation over the batch is what counts: the
+    last in parts of the first. A warning from a two-hundredth on (ln -5.3), an error from 1 / 8,000 (ln -9); five runs
+    of one net differ by ln 0.3 to 1.5. Between: nets that learn slowly, autoencoders with a bottleneck.
+    """
+    for chain in measured.chains if measured.samples > 1 else ():
+        values = [each.forward.signal for each in chain.outputs]
+        text = f"{_share(chain.signal)} of the signal is left after {_where(chain, values)}"
+        yield Reading(_site(chain, values), chain.signal, text, of_chain(measured, chain, grows=False))
+
+
+@probe_check("TI802", _EXPLODES, "keep the signal's size from layer to layer")
+def exploding_signal(measured: Measurement) -> Iterator[Reading]:
+    """The activations, or the stream of residual blocks, grow on the way.
+
+    A warning from 55 times on (ln 4), an error from 8,000 (ln 9): residual branches without a norm that each add as
+    much as is there double the stream block by block. Good models grow by up to five.
+    """
+    for chain in measured.chains:
+        values = [each.forward.rms for each in chain.outputs]
+        text = f"the activations grow {_share(chain.growth)} times along {_where(chain, values)}"
+        yield Reading(_site(chain, values), chain.growth, text, of_chain(measured, chain, grows=True))
+
+
+@probe_check("TI803", _VANISHES, "keep the gradient's size from layer to layer")
+def vanishing_gradient(measured: Measurement) -> Iterator[Reading]:
+    """The gradient is lost on the way back to the first block or layer.
+
+    Compared are the gradients of the activations along the stream, never inside of branches, with the bounds of TI801.
+    Where a head of zeros lets none pass in the first step, that of the step in which one came counts. Frozen parts are
+    left out, and batch norms with less than 16 samples.
+    """
+    for chain in measured.chains if not measured.small_batch else ():
+        values = _gradients(chain)
+        text = f"{_share(chain.gradient)} of the gradient is left at the start of {_where(chain, values)}"
+        lost = sum(value == 0 for value in values)
+        text += f", none at the first {lost}" if lost and values[-1] else ""
+        yield Reading(_site(chain, values), chain.gradient, text, of_chain(measured, chain, grows=False))
+
+
+@probe_check("TI804", _EXPLODES, "keep the gradient's size from layer to layer")
+def exploding_gradient(measured: Measurement) -> Iterator[Reading]:
+    """The gradient grows on the way back to the first block or layer.
+
+    With the bounds of TI802. It also does in nets whose activations look well: a tanh that saturates, attention that
+    picks one token, a SIREN with another layer's weights.
+    """
+    for chain in measured.chains if not measured.small_batch else ():
+        values = _gradients(chain)
+        text = f"the gradient grows {_share(chain.gradient)} times back along {_where(chain, values)}"
+        yield Reading(_site(chain, values), chain.gradient, text, of_chain(measured, chain, grows=True))
+
+
+@probe_check("TI805", Bound(-3.0, -5.0, 0.4, downwards=True), "let weights and not biases decide: gains that fit")
+def collapsing_samples(measured: Measurement) -> Iterator[Reading]:
+    """All samples come to look alike: the angles between them vanish on the way.
+
+    Measured is one minus the mean cosine between samples, at the end in parts of that at the start; in the same way
+    between the tokens of a sample, where there is attention, and then of what is left at the end. A warning from a
+    thousandth on, an error from 1e-5; of tokens from 0.03 and 0.001.
+    """
+    for chain in measured.chains if measured.samples > 1 else ():
+        values = [each.forward.spread for each in chain.outputs]
+        text = f"the spread of the samples falls to {_share(chain.spread * math.log(10))} along {_where(chain, values)}"
+        yield Reading(_site(chain, values), chain.spread, text, of_chain(measured, chain, grows=False))
+        last = chain.outputs[-1].forward.token_spread
+        if measured.attentions and chain.kind == "blocks" and last > 0 and chain.outputs[0].forward.token_spread > 0.05:
+            # On the scale of the samples: 0.03 is -3, and 0.001 is -5.
+            value = -3 + 2 * math.log(last / 0.03) / math.log(30)
+            text = (
+                f"the tokens of a sample come to look alike: 1 - cosine is {last:.2g} after {len(chain.outputs)} blocks"
+            )
+            yield Reading(
+                f"{chain.outputs[-1].name} tokens", value, text, "scale the branches down, or put norms before them"
+            )
+
+
+@probe_check("TI809", Bound(10.0, 20.0, 1.0), "start recurrent weights orthogonal, an LSTM's forget bias at 1")
+def gradient_over_time(measured: Measurement) -> Iterator[Reading]:
+    """The gradient does not reach the first time steps of a recurrent layer, or explodes on the way there.
+
+    Read off where the loss takes the last step alone: the gradient of the input at the first step in parts of that at
+    the last. A warning from exp(-10) on, an error from exp(-20) or exp(9). LSTMs as torch starts them forget a hundred
+    steps (ln -42); with a forget bias of 1 they do not.
+    """
+    for steps in measured.time_steps:
+        first, last = steps.gradients[0], steps.gradients[-1]
+        if last > 0:
+            ratio = math.log(first / last) if first > 0 else -math.inf
+            value = -ratio if ratio < 0 else ratio * 20 / 9
+            text = f"of the gradient at the last of {len(steps.gradients)} time steps {_share(ratio)} reaches the first"
+            yield Reading(steps.module, value, text)
+
+
+def _gradients(chain: Chain) -> list[float]:
+    return [each.gradient.rms for each in chain.outputs if each.gradient]
+
+
+def _share(log_ratio: float) -> str:
+    """A ratio in words: ``0.028``, ``10^-24``, ``none``."""
+    if math.isnan(log_ratio) or math.isinf(log_ratio):
+        return "none" if log_ratio < 0 else "infinitely many"
+    digits = log_ratio / math.log(10)
+    return f"10^{digits:.0f}" if abs(digits) > 3.5 else f"{math.exp(log_ratio):.2g}"
+
+
+def _site(chain: Chain, values: list[float]) -> str:
+    """The place where it happens: the one step that makes more than half of the change, else the beginning."""
+    at = _culprit(values)
+    return chain.outputs[at].name if at is not None and len(values) == len(chain.outputs) else chain.outputs[0].name
+
+
+def _culprit(values: list[float]) -> int | None:
+    logs = [math.log(value) if value > 0 else -math.inf for value in values]
+    if len(logs) < 3 or not all(map(math.isfinite, logs)):
+        gone = [at for at, value in enumerate(values) if not value > 0 or math.isinf(value)]
+        early = gone and len(logs) > 2 and not abs(logs[gone[0] - 1] - logs[0]) > 5 and gone[0] > 0
+        return gone[0] if early else None
+    steps = [after - before for before, after in pairwise(logs)]
+    largest = max(range(len(steps)), key=lambda at: abs(steps[at]))
+    return largest + 1 if abs(steps[largest]) > abs(logs[-1] - logs[0]) / 2 else None
+
+
+def _where(chain: Chain, values: list[float]) -> str:
+    """The chain in words, with what happens at each step, or at the one that does it."""
+    first, last = chain.outputs[0].name, chain.outputs[-1].name
+    number, kind = len(chain.outputs), chain.kind
+    at = _culprit(values)
+    if at is not None and len(values) == number:
+        return f"{number} {kind}, {first} to {last}, most of it at {chain.outputs[at].name}"
+    known = [value for value in values if 0 < value < math.inf]
+    each = f", {(known[-1] / known[0]) ** (1 / (len(known) - 1)):.2g} a {kind[:-1]}" if len(known) > 2 else ""
+    return f"{number} {kind}, {first} to {last}{each}"

@@ -1,0 +1,271 @@
+"""Inputs: what a model is run on: the user's batch, or one made from its signature, its config and its layers."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from torchinit._text import did_you_mean
+from torchinit.errors import ProbeError
+from torchinit.probing.moments import parts_of
+
+_TARGETS: Final = ("labels", "label", "targets", "target", "y")
+_TRIED, _SAMPLES, _ROWS, _TOKENS, _STEPS = 2, 16, 64, 24, 50
+"""The samples that are tried, those of a batch, those of vectors alone; the tokens of a text, the steps of a series."""
+
+_SIZES: Final = (32, 28, 64, 96, 128, 224, 256)
+"""The widths of images, tried in this order: a layer behind a flattening takes one of them."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The arguments of one call; ``batch`` is what a loss of the user's gets, ``text`` says where it comes from."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    target: Tensor | None = None
+    batch: Any = None
+    text: str = "the given batch"
+    size: int = 0
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The tensors among the arguments."""
+        found: list[Tensor] = []
+        items: list[object] = [*self.args, *self.kwargs.values()]
+        while items:
+            item = items.pop(0)
+            found += [item] if isinstance(item, Tensor) else []
+            items = [*parts_of(item), *items]
+        return found
+
+    @property
+    def samples(self) -> int:
+        """The number of samples."""
+        return self.size or next((len(tensor) for tensor in self.tensors if tensor.dim()), 1)
+
+    def part(self, start: int, step: int) -> Inputs:
+        """Every so many of the samples."""
+        number = self.samples
+
+        def cut(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value[start::step] if value.dim() and len(value) == number else value
+            if isinstance(value, Mapping):
+                return {key: cut(item) for key, item in value.items()}
+            return type(value)(map(cut, value)) if type(value) in (list, tuple) else value
+
+        return Inputs(cut(self.args), cut(self.kwargs), cut(self.target), cut(self.batch), self.text)
+
+
+def given(model: nn.Module, batch: Any) -> Inputs:
+    """The user's batch as arguments of the model's forward; ProbeError for what it cannot take.
+
+    A mapping holds keywords, a tuple or a list positional arguments; anything else is the only one. A last item that
+    the model does not take is the target of the loss, as in the pairs of a data loader.
+
+    >>> inputs = given(nn.Linear(2, 3), (torch.zeros(4, 2), torch.zeros(4, dtype=torch.int64)))
+    >>> len(inputs.args), inputs.target.shape, inputs.samples
+    (1, torch.Size([4]), 4)
+    """
+    parameters = _parameters_of(model)
+    if isinstance(batch, Mapping):
+        return _by_keyword(model, dict(batch), parameters)
+    args = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
+    target = None
+    if len(args) > 1 and isinstance(args[-1], Tensor) and _is_target(args, parameters):
+        *others, target = args
+        args = tuple(others)
+    text = "the given batch" + (", its last item as the target" if target is not None else "")
+    return Inputs(args, {}, target, batch, text)
+
+
+def _is_target(args: Sequence[Any], parameters: Mapping[str, inspect.Parameter]) -> bool:
+    """Whether the last of several items is for the loss: the model has no place for it, or it is a label for each."""
+    if any(each.kind is each.VAR_POSITIONAL for each in parameters.values()):
+        return False
+    places = [each for each in parameters.values() if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
+    required = [each for each in places if each.default is each.empty]
+    is_label = not args[-1].is_floating_point() and args[-1].dim() == 1
+    named = len(places) >= len(args) and places[len(args) - 1].name in _TARGETS
+    return len(places) < len(args) or (is_label and len(required) < len(args) and not named)
+
+
+def _by_keyword(model: nn.Module, batch: dict[str, Any], parameters: Mapping[str, inspect.Parameter]) -> Inputs:
+    kwargs, target = dict(batch), None
+    takes_all = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+    for key in batch if not takes_all else ():
+        if key not in parameters:
+            if key not in _TARGETS or target is not None:
+                near = did_you_mean(key, parameters)
+                raise ProbeError(
+                    f"the batch has {key!r}, which the forward of {type(model).__name__} does not take{near}"
+                )
+            target = kwargs.pop(key)
+    return Inputs((), kwargs, target, batch, f"the given batch ({', '.join(map(str, batch))})")
+
+
+def check_place(inputs: Inputs, model: nn.Module) -> None:
+    """Raise ProbeError where the batch and the model are on different devices."""
+    devices = {parameter.device for parameter in model.parameters()}
+    others = {tensor.device for tensor in inputs.tensors if tensor.dim()} - devices
+    if len(devices) == 1 and others:
+        here, there = str(devices.pop()), str(others.pop())
+        raise ProbeError(f"the batch is on {there} and the model on {here}; move one of them: batch.to({here!r})")
+
+
+# --- inputs that are made --------------------------------------------------------------------------------------------
+
+Make = Callable[[int, torch.Generator], Tensor]
+
+
+def made(model: nn.Module, seed: int, limit: float, runs: Callable[[Inputs], Exception | None]) -> Inputs:
+    """A batch made from the model's signature, its config and its layers: the first one on which it runs.
+
+    It has fewer samples where a run takes long beside the ``limit`` of seconds.
+    Raises ProbeError where none does, with the names of what is needed.
+    """
+    errors: list[str] = []
+    for samples, makers, text in _candidates(model):
+        few = _inputs(model, makers, _TRIED, seed, text)
+        error = runs(few)
+        if error is None:
+            start = time.monotonic()
+            runs(few)  # once more, since the first run of anything is slow
+            # A pass forward and back costs some four of forward alone, and there may be three of them. Halved, so that
+            # the same machine takes the same number again.
+            affordable = limit * _TRIED / 12 / (time.monotonic() - start + 1e-9)
+            number = samples
+            while number > max(_TRIED, affordable):
+                number //= 2
+            return _inputs(model, makers, number, seed, text)
+        errors.append(f"{text}: {first_line(error)}")
+    names = [name for name, each in _parameters_of(model).items() if each.default is each.empty and _is_named(each)]
+    wanted = ", ".join(names) or "inputs"
+    raise ProbeError(
+        f"{type(model).__name__} takes {wanted}, and what was made for it does not fit; give batch=, a tensor, a tuple"
+        " of arguments, a dict of keywords, or a function that returns one",
+        errors[:5],
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """The class of an error with the first line of its text."""
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
+
+
+def _inputs(model: nn.Module, makers: Mapping[str, Make], samples: int, seed: int, text: str) -> Inputs:
+    first = next(model.parameters(), torch.empty(0))
+    generator = torch.Generator().manual_seed(seed)
+    floating = next((each.dtype for each in model.parameters() if each.is_floating_point()), torch.float32)
+
+    def placed(tensor: Tensor) -> Tensor:
+        return tensor.to(first.device, floating if tensor.is_floating_point() else None)
+
+    values = {name: placed(make(samples, generator)) for name, make in makers.items()}
+    extra = {"return_loss": True} if "return_loss" in _parameters_of(model) else {}
+    return Inputs((), {**values, **extra}, None, values, f"made: {samples} samples of {text}", samples)
+
+
+def _candidates(model: nn.Module) -> Iterator[tuple[int, Mapping[str, Make], str]]:
+    parameters = {name: each for name, each in _parameters_of(model).items() if _is_named(each)}
+    config = getattr(model, "config", None)
+    first = getattr(model, "main_input_name", None)
+    if config is not None and isinstance(first, str):
+        known = {name: make for name in parameters if (make := _by_name(name, config)) is not None}
+        main = {name: known[name] for name in (first, "decoder_input_ids") if name in known}
+        for chosen in (known, main):
+            if chosen:
+                yield _SAMPLES // 2, chosen, ", ".join(chosen)
+    required = [name for name, each in parameters.items() if each.default is each.empty]
+    names = required or [*parameters][:1]
+    settings = getattr(model, "default_cfg", None) or getattr(model, "pretrained_cfg", None)
+    if settings is not None and names:
+        channels, *size = settings["input_size"]
+        size = [getattr(getattr(model, "patch_embed", None), "img_size", None) or size][0]
+        yield _SAMPLES, {names[0]: _normal(channels, *size)}, f"random pixels, {channels}x{'x'.join(map(str, size))}"
+    for samples, make, text in _by_first_layer(model) if names else ():
+        yield samples, dict.fromkeys(names, make), text
+
+
+def _by_name(name: str, config: Any) -> Make | None:
+    """The maker of an input that goes by its name in transformers, with the numbers of a config."""
+
+    def number(key: str, default: int) -> int:
+        places = (config, *(getattr(config, f"{part}_config", None) for part in ("text", "vision", "audio")))
+        found = (getattr(place, key, None) for place in places)
+        value = next((value for value in found if value), default)
+        return int(value[0] if isinstance(value, (list, tuple)) else value)
+
+    vocabulary = number("vocab_size", 100)
+    size = number("image_size", 32)
+    makers: dict[str, Make] = {
+        "input_ids": _ids(min(5, vocabulary - 1), vocabulary, _TOKENS),
+        "decoder_input_ids": _ids(min(5, vocabulary - 1), vocabulary, _TOKENS),
+        "pixel_values": _normal(number("num_channels", 3), size, size),
+        "input_values": _normal(4000),
+        "input_features": _normal(number("num_mel_bins", 80), 2 * number("max_source_positions", 50)),
+    }
+    return makers.get(name)
+
+
+def _by_first_layer(model: nn.Module) -> Iterator[tuple[int, Make, str]]:
+    """What the first layer takes: ids, vectors, series, images of several sizes."""
+    for layer in model.modules():
+        if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
+            number = layer.num_embeddings
+            yield _SAMPLES, _ids(0, number, _TOKENS), f"{_TOKENS} random ids below {number}"
+        elif isinstance(layer, nn.RNNBase):
+            shape = "batch first" if layer.batch_first else "steps first"
+            make = _series(layer.input_size, layer.batch_first)
+            yield _SAMPLES, make, f"{_STEPS} random steps of {layer.input_size}, {shape}"
+        elif isinstance(layer, nn.modules.conv._ConvNd):
+            dims = layer.weight.dim() - 2
+            for size in _SIZES if dims > 1 else (256, 1024, 4096):
+                shape = "x".join(map(str, (layer.in_channels, *[size] * dims)))
+                yield _SAMPLES, _normal(layer.in_channels, *[size] * dims), f"random values, {shape}"
+        elif isinstance(layer, nn.MultiheadAttention):
+            yield _SAMPLES, _normal(_TOKENS, layer.embed_dim), f"{_TOKENS} random vectors of {layer.embed_dim}"
+        elif isinstance(layer, (nn.Linear, nn.LayerNorm, nn.modules.batchnorm._BatchNorm)):
+            width = _width(layer)
+            yield _ROWS, _normal(width), f"random vectors of {width}"
+            yield _SAMPLES, _normal(_TOKENS, width), f"{_TOKENS} random vectors of {width}"
+        else:
+            continue
+        return
+
+
+def _width(layer: Any) -> int:
+    shape = getattr(layer, "normalized_shape", None)
+    return int(shape[-1] if shape else getattr(layer, "in_features", 0) or layer.num_features)
+
+
+def _ids(low: int, high: int, number: int) -> Make:
+    return lambda samples, generator: torch.randint(low, high, (samples, number), generator=generator)
+
+
+def _normal(*shape: int) -> Make:
+    return lambda samples, generator: torch.randn(samples, *shape, generator=generator)
+
+
+def _series(width: int, batch_first: bool) -> Make:
+    def make(samples: int, generator: torch.Generator) -> Tensor:
+        shape = (samples, _STEPS, width) if batch_first else (_STEPS, samples, width)
+        return torch.randn(*shape, generator=generator)
+
+    return make
+
+
+def _parameters_of(model: nn.Module) -> Mapping[str, inspect.Parameter]:
+    original: Any = getattr(model, "_orig_mod", model)
+    return inspect.signature(original.forward).parameters
+
+
+def _is_named(parameter: inspect.Parameter) -> bool:
+    return parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY, parameter.POSITIONAL_ONLY)

@@ -1,0 +1,244 @@
+"""Measure: a pass forward and back through a model, and the few steps after it that show more."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, Final, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from torchinit._text import dtype_name
+from torchinit.api import sites
+from torchinit.errors import ProbeError
+from torchinit.model.dtensor import local_part
+from torchinit.model.names import normalize
+from torchinit.probing.backward import Gradients, ReentrantError, by_backward, forward_and_back
+from torchinit.probing.chains import chains_among
+from torchinit.probing.inputs import Inputs
+from torchinit.probing.keeping import values_kept
+from torchinit.probing.measurement import Measurement, ParameterGradient
+from torchinit.probing.objective import Objectives
+from torchinit.probing.recorder import Recorder
+
+Optimizer: TypeAlias = Callable[..., torch.optim.Optimizer]
+
+_SIGN_STEPS, _SIGN_SIZE = 4, 1e-3
+_SMALL_BATCH: Final = 16
+_ALIKE: Final = 1e-4
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured besides a pass: steps of an optimizer, the dtype of the training, until when there is time."""
+
+    optimizer: Optimizer | None = None
+    lr: float | None = None
+    steps: int = 0
+    dtype: torch.dtype | None = None
+    end: float = math.inf
+
+    @property
+    def late(self) -> bool:
+        """Whether there is no time left for more."""
+        return time.monotonic() > self.end
+
+
+@contextmanager
+def probing_mode(model: nn.Module) -> Iterator[None]:
+    """Within it the model computes as at the start of its training, without dropout: norms over batches alone train.
+
+    In evaluation they would divide by running statistics that have seen nothing yet. Compiled modules run as they were
+    before, gradients are on, and cuDNN, which has no gradients of recurrent layers in evaluation, is off for those.
+    """
+    model.eval()
+    has_steps = False
+    for module in model.modules():
+        module.training = is_batch_norm(module)
+        has_steps |= isinstance(module, nn.RNNBase)
+    with ExitStack() as modes:
+        modes.enter_context(torch.inference_mode(mode=False))
+        modes.enter_context(torch.enable_grad())
+        modes.enter_context(torch.compiler.set_stance("force_eager"))
+        modes.enter_context(torch.backends.cudnn.flags(enabled=False) if has_steps else nullcontext())
+        yield
+
+
+def is_batch_norm(module: nn.Module) -> bool:
+    """Whether a module normalizes over the samples of a batch."""
+    norm = isinstance(module, nn.modules.batchnorm._BatchNorm) or "BatchNorm" in type(module).__name__
+    return norm and not isinstance(module, nn.SyncBatchNorm)
+
+
+def measure(model: nn.Module, inputs: Inputs, objectives: Objectives, settings: Settings) -> Measurement:
+    """The measurement of a model within :func:`probing_mode`."""
+    subject = _Subject(model, inputs, objectives, settings)
+    try:
+        return subject.measure()
+    except ReentrantError:
+        with by_backward():
+            return subject.measure()
+
+
+class _Subject:
+    def __init__(self, model: nn.Module, inputs: Inputs, objectives: Objectives, settings: Settings) -> None:
+        self.model, self.inputs, self.objectives, self.settings = model, inputs, objectives, settings
+        self.trained: dict[str, Tensor] = {
+            normalize(name): each for name, each in model.named_parameters() if each.requires_grad
+        }
+        dtypes = (parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+        self.dtype = settings.dtype or next(dtypes, torch.float32)
+
+    def measure(self) -> Measurement:
+        structure = [name for name, _ in self.model.named_parameters()]
+        with Recorder(self.model, self.inputs.samples) as recorder, ExitStack() as watching:
+            watching.enter_context(recorder.operations.watching())
+
+            def between() -> list[Tensor]:
+                watching.close()
+                return recorder.stop()
+
+            gradients, objective, loss = self._pass(between)
+        if structure != [name for name, _ in self.model.named_parameters()]:
+            raise ProbeError(
+                f"{type(self.model).__name__} changes its parameters while it runs; run it once on an example before"
+            )
+        outputs = recorder.outputs()
+        measured = Measurement(
+            self.inputs.text, self.inputs.samples, replace(objective, loss=loss), outputs,
+            chains_among(self.model, outputs), recorder.operations.units(), recorder.operations.attentions(),
+            self._parameters(gradients), recorder.time_steps(),
+            small_batch=self.inputs.samples < _SMALL_BATCH and any(map(is_batch_norm, self.model.modules())),
+            dtype=dtype_name(self.dtype), largest=torch.finfo(self.dtype).max, fans=_fans(self.model),
+        )  # fmt: skip
+        return self._after_steps(self._awake(measured, gradients), gradients)
+
+    def _pass(self, between: Callable[[], list[Tensor]] = list) -> tuple[Gradients, Any, float]:
+        return forward_and_back(self.model, self.inputs, self.objectives, self.trained, between)
+
+    def _parameters(self, gradients: Gradients) -> tuple[ParameterGradient, ...]:
+        tiny = torch.finfo(self.dtype).tiny if self.dtype == torch.float16 else 0.0
+        found = []
+        for name, parameter in self.trained.items():
+            values, gradient = local_part(parameter.detach()), gradients[name]
+            slope = None if gradient is None else local_part(gradient)
+            found.append(
+                ParameterGradient(
+                    name, tuple(parameter.shape), _rms(values), None if slope is None else _rms(slope), False,
+                    slope is not None and _is_alike(values) and _is_alike(slope) and bool(slope.any()),
+                    float((slope.abs() < tiny).float().mean()) if slope is not None and tiny else 0.0,
+                )
+            )  # fmt: skip
+        return tuple(found)
+
+    # --- a few steps more --------------------------------------------------------------------------------------------
+
+    def _awake(self, measured: Measurement, gradients: Gradients) -> Measurement:
+        """The measurement with the gradients that stay zero, and those of the step in which the others woke.
+
+        A zero layer at the end of a branch, or a zero head, lets no gradient pass in the first step by design. So all
+        parameters take a few steps against the signs of their gradients; what has no gradient then, has none for good.
+        """
+        asleep = {each.name for each in measured.parameters if each.gradient == 0}
+        if not asleep or not math.isfinite(measured.objective.loss):
+            return measured
+        zero, chains = set(asleep), measured.chains
+        with values_kept(self.trained.values()):
+            for _ in range(_SIGN_STEPS):
+                if not zero:
+                    break
+                if self.settings.late:
+                    return measured
+                self._step_by_sign(gradients)
+                with Recorder(self.model, self.inputs.samples) as recorder:
+                    gradients, _, _ = self._pass(recorder.stop)
+                now = chains_among(self.model, recorder.outputs())
+                zero = {name for name in zero if (slope := gradients[name]) is None or not bool(slope.any())}
+                chains = tuple(
+                    replace(chain, woken=woken.gradient) if math.isnan(chain.gradient) else chain
+                    for chain, woken in zip(chains, now, strict=True)
+                )
+        parameters = tuple(replace(each, stays_zero=each.name in zero) for each in measured.parameters)
+        return replace(measured, parameters=parameters, chains=chains, asleep=len(asleep) - len(zero))
+
+    def _step_by_sign(self, gradients: Gradients) -> None:
+        with torch.no_grad():
+            for name, parameter in self.trained.items():
+                gradient = gradients[name]
+                if gradient is not None:
+                    parameter.sub_(gradient.sign().nan_to_num_(), alpha=_SIGN_SIZE)
+
+    def _after_steps(self, measured: Measurement, gradients: Gradients) -> Measurement:
+        """The measurement with the losses of an optimizer's steps, and the size of its first step."""
+        steps = max(self.settings.steps, int(self.settings.optimizer is not None))
+        if not steps or self.settings.late:
+            return measured
+        losses, before = [measured.objective.loss], {name: each.detach().clone() for name, each in self.trained.items()}
+        updates: dict[str, float] = {}
+        with values_kept(self.trained.values()):
+            optimizer = self._optimizer()
+            for _ in range(steps):
+                self._step(optimizer, gradients)
+                updates = updates or {
+                    name: _rms(local_part(each.detach() - before[name])) for name, each in self.trained.items()
+                }
+                gradients, _, loss = self._pass()
+                losses.append(loss)
+                if self.settings.late:
+                    break
+        parameters = tuple(
+            replace(each, update=updates[each.name] / each.rms if each.rms else None) for each in measured.parameters
+        )
+        return replace(measured, parameters=parameters, losses=tuple(losses))
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        make: Optimizer = self.settings.optimizer or torch.optim.Adam
+        rate = {} if self.settings.lr is None else {"lr": self.settings.lr}
+        try:
+            return make(list(self.trained.values()), **rate)
+        except TypeError as error:
+            raise ProbeError(
+                f"optimizer= is a class of torch.optim, or a function of parameters that returns an optimizer: {error}"
+            ) from error
+
+    def _step(self, optimizer: torch.optim.Optimizer, gradients: Gradients) -> None:
+        held = {name: each.grad for name, each in self.trained.items()}
+        try:
+            for name, each in self.trained.items():
+                each.grad = gradients[name]
+            optimizer.step()
+        finally:
+            for name, each in self.trained.items():
+                each.grad = held[name]
+
+
+def _fans(model: nn.Module) -> dict[str, float]:
+    """The inputs of a unit of each layer that has a weight."""
+    layers = (site for site in sites(model) if site.layout and not site.layout.lookup and len(site.shape) > 1)
+    return {site.owner_name: site.fans("true")[0] for site in layers}
+
+
+def _rms(tensor: Tensor) -> float:
+    """The RMS of a tensor, of whatever size its numbers are."""
+    if not tensor.numel():
+        return 0.0
+    values = tensor.detach()
+    values = torch.view_as_real(values) if values.is_complex() else values
+    top = float(values.abs().max())
+    if not 1e-12 < top < 1e12:
+        return top * float((values.double() / top).square().mean().sqrt()) if 0 < top < math.inf else top
+    return float(torch.linalg.vector_norm(values, dtype=torch.float32)) / math.sqrt(values.numel())
+
+
+def _is_alike(tensor: Tensor) -> bool:
+    """Whether all rows of a matrix are the same."""
+    if tensor.dim() < 2 or len(tensor) < 2 or tensor.is_complex():
+        return False
+    top = tensor.abs().max()
+    return bool((tensor[0] - tensor[-1]).abs().max() <= _ALIKE * top) and bool(
+        (tensor - tensor[:1]).abs().max() <= _ALIKE * top
+    )

@@ -1,0 +1,172 @@
+"""Measurement: the numbers that a pass forward and back shows, as plain values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torchinit.probing.moments import Moments
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """The output of a call of a module, in order of execution: its moments, and those of the gradient that reaches it.
+
+    ``call`` counts the calls of a module that is called several times; ``weighted`` marks a layer with a matrix of its
+    own, ``then`` is the nonlinearity that was computed next.
+    """
+
+    module: str
+    kind: str
+    call: int
+    shape: tuple[int, ...]
+    forward: Moments
+    gradient: Moments | None = None
+    weighted: bool = False
+    then: str = ""
+
+    @property
+    def name(self) -> str:
+        """The module, with the number of the call if it is not the first."""
+        return f"{self.module or '(model)'}{f' call {self.call + 1}' if self.call else ''}"
+
+
+@dataclass(frozen=True, slots=True)
+class Units:
+    """The units behind a ReLU, a tanh or a sigmoid: the shares that are dead and saturated, among so many ``rows``.
+
+    A unit is dead if it is zero in all rows; a value is saturated beyond 0.99 of a tanh, and outside 0.01 to 0.99 of a
+    sigmoid.
+    """
+
+    module: str
+    function: str
+    rows: int
+    dead: float
+    saturated: float
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """The logits of a softmax over positions: their standard deviation, the mean entropy in parts of its maximum, and
+    the mean of the largest probability.
+    """
+
+    module: str
+    std: float
+    entropy: float
+    largest: float
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterGradient:
+    """A trained parameter: its RMS, that of its gradient (None: the loss does not depend on it), and what both show.
+
+    ``stays_zero`` says that the gradient is zero, also after a few steps of all others; ``equal_rows`` that all units
+    have the same weights and the same gradients; ``below`` is the share of the gradient's elements that the dtype of
+    the training cannot hold, zeros included; ``update`` the RMS of an optimizer's first step in parts of the weight's.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    rms: float
+    gradient: float | None
+    stays_zero: bool = False
+    equal_rows: bool = False
+    below: float = 0.0
+    update: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TimeSteps:
+    """The RMS of the gradient at each step of a recurrent layer's input, where the loss reads the last step alone."""
+
+    module: str
+    gradients: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """Outputs one behind the other: ``blocks`` of a deep model that pass a stream on, or its ``layers``.
+
+    ``woken`` is the gradient after the step in which one came back at all, where none does in the first.
+    """
+
+    kind: Literal["blocks", "layers"]
+    outputs: tuple[Output, ...]
+    woken: float | None = None
+
+    @property
+    def signal(self) -> float:
+        """The logarithm of the last signal in parts of the first; NaN if there is none."""
+        return _log_ratio([each.forward.signal for each in self.outputs])
+
+    @property
+    def growth(self) -> float:
+        """The logarithm of the last RMS in parts of the first."""
+        return _log_ratio([each.forward.rms for each in self.outputs])
+
+    @property
+    def gradient(self) -> float:
+        """The logarithm of the first gradient in parts of the last; NaN where none comes back from the last."""
+        first = _log_ratio([each.gradient.rms for each in reversed(self.outputs) if each.gradient])
+        return self.woken if math.isnan(first) and self.woken is not None else first
+
+    @property
+    def spread(self) -> float:
+        """The decimal logarithm of the samples' spread at the end, in parts of that at the start."""
+        return _log_ratio([each.forward.spread for each in self.outputs]) / math.log(10)
+
+
+def _log_ratio(values: Sequence[float]) -> float:
+    """The logarithm of the last value in parts of the first that is not zero; NaN without two values."""
+    known = [value for value in values if not math.isnan(value)]
+    if len(known) < 2 or not known[0] > 0:
+        return math.nan
+    if math.isinf(known[-1]) or math.isinf(known[0]):
+        return math.nan if math.isinf(known[0]) else math.inf
+    return math.log(known[-1] / known[0]) if known[-1] > 0 else -math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """The loss: where it comes from, its value, and of a cross entropy the number of classes and the logits' RMS.
+
+    ``best`` is the loss of answers that say nothing of the input: ln C, or the entropy of the prior that was given.
+    ``sure`` says that the output is known to be logits, not taken as such.
+    """
+
+    text: str
+    loss: float
+    classes: int = 0
+    logits: float = math.nan
+    best: float = math.nan
+    sure: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """All that a pass shows; ``asleep`` counts the gradients that are zero in the first step and wake afterwards.
+
+    ``losses`` are those of the optimizer's steps that were tried; ``small_batch`` says that a batch norm saw too few
+    samples for its gradients to mean anything; ``dtype`` is that of the training, ``largest`` its largest number;
+    ``fans`` are the inputs of a unit of each layer.
+    """
+
+    inputs: str
+    samples: int
+    objective: Objective
+    outputs: tuple[Output, ...] = ()
+    chains: tuple[Chain, ...] = ()
+    units: tuple[Units, ...] = ()
+    attentions: tuple[Attention, ...] = ()
+    parameters: tuple[ParameterGradient, ...] = ()
+    time_steps: tuple[TimeSteps, ...] = ()
+    losses: tuple[float, ...] = ()
+    asleep: int = 0
+    small_batch: bool = False
+    dtype: str = ""
+    largest: float = math.inf
+    fans: Mapping[str, float] = field(default_factory=dict)

@@ -1,0 +1,176 @@
+"""Probe: whether a start is any good, measured by a pass forward and back."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from torchinit._text import count, with_article
+from torchinit.api import initialize, materialize
+from torchinit.errors import ProbeError, ReportError
+from torchinit.linting.registry import Severity
+from torchinit.probing.backward import forward
+from torchinit.probing.inputs import Inputs, check_place, given, made
+from torchinit.probing.keeping import kept
+from torchinit.probing.measure import Optimizer, Settings, measure, probing_mode
+from torchinit.probing.measurement import Measurement
+from torchinit.probing.objective import Loss, Objectives
+from torchinit.probing.result import Probe
+from torchinit.probing.verdict import judge, near_bounds
+from torchinit.recipes import RecipeLike
+
+
+def probe(
+    model: nn.Module,
+    batch: Any = None,
+    *,
+    loss: Loss | None = None,
+    recipe: RecipeLike | None = None,
+    seed: int = 0,
+    steps: int = 0,
+    optimizer: Optimizer | None = None,
+    lr: float | None = None,
+    dtype: torch.dtype | None = None,
+    prior: Sequence[float] | None = None,
+    limit: float = 60.0,
+) -> Probe:
+    """Measure whether a model starts well: one pass forward and back, the verdict, and what would mend a bad start.
+
+    ``batch`` is what the model takes: a tensor, a tuple of arguments, a dict of keywords, or a function that returns
+    one; a last item that the model does not take is the target. Without it one is made from the model's signature, its
+    config and its first layer. ``loss`` is a function of the output and the batch; without it the loss is the model's
+    own, or the cross entropy of its logits. With a ``recipe`` a copy is initialized by it, with ``seed``, and measured:
+    the way to probe a model on the meta device.
+
+    With an ``optimizer``, a class of ``torch.optim`` or a function of the parameters, and ``lr``, it is tried for
+    ``steps`` steps, one at least: how much of each weight its first step changes. ``dtype`` is that of the training,
+    whose range is looked at; ``prior``, the shares of the classes, gives the loss that the first is shown beside.
+    After ``limit`` seconds nothing new is begun.
+
+    A value near its bound is measured twice more, with other seeds of the recipe or on other inputs, and called unsure
+    where the runs differ. Norms over batches train, everything else is in evaluation. The model is left as it was: its
+    values, buffers, modes, gradients, hooks, and the states of random generators, also where it raises.
+
+    Raises ProbeError for a model that raises itself, takes inputs that nobody gave, returns nothing to take a loss of,
+    has nothing that is trained, and for a loss that is not a scalar; ConfigError for a recipe that cannot be read.
+
+    >>> layers = [layer for _ in range(30) for layer in (nn.Linear(64, 64), nn.ReLU())]
+    >>> model = nn.Sequential(*layers, nn.Linear(64, 10))
+    >>> for layer in model[::2]:
+    ...     _ = nn.init.normal_(layer.weight, std=0.02)
+    >>> result = probe(model)
+    >>> result.healthy, result.findings[0].code
+    (False, 'TI801')
+    >>> entries = [{"type": "Kaiming", "mode": "fan_in", "layer": "Linear"}]
+    >>> probe(model, recipe=entries).findings.errors
+    ()
+    """
+    _check(model, seed, limit)
+    settings = Settings(optimizer, lr, steps, dtype, time.monotonic() + limit)
+    start = _Start(model, batch, loss, recipe, seed, prior, settings, limit)
+    runs = [start.measure(0)]
+    near = near_bounds(runs[0])
+    for number in (1, 2) if near and start.again else ():
+        if not settings.late:
+            runs.append(start.measure(number))
+    late = f"after {limit:g} seconds nothing new was begun: more would be looked at with a higher limit"
+    findings = judge(runs, "seeds" if recipe is not None else "inputs")
+    return Probe(type(model).__name__, findings, tuple(runs), (late,) if settings.late else ())
+
+
+def assert_healthy(model: nn.Module, batch: Any = None, *, fail_on: Severity = "error", **options: Any) -> None:
+    """Raise ReportError, an AssertionError, with all that :func:`probe` finds from this severity on.
+
+    ``options`` are those of :func:`probe`. For tests of a model.
+
+    >>> assert_healthy(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)))
+    """
+    result = probe(model, batch, **options)
+    severe = result.findings.at_least(fail_on)
+    if severe:
+        headline = f"{count(len(severe), 'finding')}: {type(model).__name__} does not start well"
+        raise ReportError(headline, map(str, severe))
+
+
+class _Start:
+    """A model, or copies of it that a recipe fills, with the inputs of each run."""
+
+    def __init__(
+        self, model: nn.Module, batch: Any, loss: Loss | None, recipe: RecipeLike | None, seed: int,
+        prior: Sequence[float] | None, settings: Settings, limit: float,
+    ) -> None:  # fmt: skip
+        self.model, self.batch, self.loss, self.recipe = model, batch, loss, recipe
+        self.seed, self.prior, self.settings, self.limit = seed, prior, settings, limit
+        self.is_meta = any(parameter.is_meta for parameter in model.parameters())
+        self.copies = recipe is not None or self.is_meta
+
+    @property
+    def again(self) -> bool:
+        """Whether another run can differ: by other draws, other inputs, or a part of the batch."""
+        return self.copies or self.batch is None or callable(self.batch) or given(self.model, self.batch).samples > 3
+
+    def measure(self, number: int) -> Measurement:
+        """The measurement of a run, 0 the first."""
+        model = self._filled(self.seed + number) if self.copies else self.model
+        with kept(model, self.seed + number), probing_mode(model):
+            inputs = self._inputs(model, number)
+            check_place(inputs, model)
+            objectives = Objectives(model, inputs, self.loss, self.prior, self.seed + number)
+            return measure(model, inputs, objectives, self.settings)
+
+    def _inputs(self, model: nn.Module, number: int) -> Inputs:
+        if self.batch is None:
+            seed = self.seed + (0 if self.copies else number)
+            return made(model, seed, self.limit, lambda inputs: _raised(model, inputs))
+        batch = self.batch
+        if callable(batch) and not isinstance(batch, Mapping):
+            try:
+                batch = batch()
+            except Exception as error:
+                raise ProbeError(f"the function that makes the batch raised {type(error).__name__}: {error}") from error
+        inputs = given(model, batch)
+        is_new = number == 0 or self.copies or callable(self.batch)
+        return inputs if is_new else inputs.part(number - 1, 2)
+
+    def _filled(self, seed: int) -> nn.Module:
+        """A copy of the model with the values of the recipe, or on the meta device with those of its own rules."""
+        try:
+            model = copy.deepcopy(self.model)
+        except Exception as error:
+            raise ProbeError(
+                f"{type(self.model).__name__} cannot be copied: {type(error).__name__}: {error}"
+            ) from error
+        if self.is_meta:
+            materialize(model, self.recipe, seed=seed)
+        elif self.recipe is not None:
+            initialize(model, self.recipe, seed=seed)
+        return model
+
+
+def _raised(model: nn.Module, inputs: Inputs) -> Exception | None:
+    """What a model raises on its inputs."""
+    try:
+        with torch.no_grad():
+            forward(model, inputs)
+    except ProbeError as error:
+        return error.__cause__ if isinstance(error.__cause__, Exception) else error
+    return None
+
+
+def _check(model: object, seed: object, limit: object) -> None:
+    """Raise TypeError or ProbeError for what cannot be probed."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"probe takes a torch.nn.Module, but got {with_article(type(model).__name__)}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ProbeError("a scripted module takes no hooks; probe the model that it was made of")
+    if type(model).forward is nn.Module.forward and "forward" not in vars(model):
+        raise ProbeError(f"{type(model).__name__} has no forward, so it cannot be run")
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise TypeError(f"seed is a whole number, but got {seed!r}")
+    if not any(True for _ in model.parameters()):
+        raise ProbeError(f"{type(model).__name__} has no parameters, so it has no start to judge")
