@@ -19,14 +19,14 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from torchinit._frozen import changed
 from torchinit._text import did_you_mean
 from torchinit.errors import ConfigError
-from torchinit.model.names import check_glob, glob_matches
+from torchinit.model.names import WRAPPERS, check_glob, glob_matches
 from torchinit.model.sites import Site
 from torchinit.model.traversal import HeldTensor, walk_tensors
 
 UNSURE: Final = "unsure"
 """The name of the role that nobody knows."""
 
-_WRAPPERS: Final = frozenset({"linear", "base_layer"})
+_WRAPPERS: Final = frozenset({"linear", "base_layer"}) | WRAPPERS
 """Layers that are wrapped in a module of their own, whose name tells then: ``q_proj.base_layer.weight`` of LoRA."""
 
 _RECURRENT: Final = (nn.RNNBase, nn.modules.rnn.RNNCellBase)
@@ -310,7 +310,7 @@ def _place(entry: HeldTensor, modules: Mapping[str, nn.Module], ndim: int) -> _P
         holder = path[: len(path) - 1 - path[::-1].index(leaf)] if leaf else path
     above = [modules[".".join(holder[:size])] for size in range(len(holder), -1, -1)]
     classes = [tuple(cls.__name__ for cls in type(module).__mro__[:2]) for module in above]
-    around = [name for name in reversed(holder) if not name.isdigit()]
+    around = [name for name in reversed(holder) if not (name.isdigit() or name in WRAPPERS)]
     beside = (*above[0]._modules.keys(), *above[0]._parameters.keys())  # those of a ScriptModule do not iterate
     return _Place(
         leaf,
