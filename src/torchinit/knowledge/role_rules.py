@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import translate
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from typing import Any, Final, NamedTuple
 
@@ -231,19 +231,31 @@ def role_matches(glob: str, role: str) -> bool:
     >>> role_matches("expert.down", "expert.down[stacked]"), role_matches("attn.*", "attn.q.bias")
     (True, False)
     """
-    if glob.endswith(BIAS) != role.endswith(BIAS):
+    if glob.endswith(BIAS) != role.endswith(BIAS) or not role.startswith(_head(glob)):
         return False
     wanted, bare = glob.removesuffix(BIAS), role.removesuffix(BIAS)
     return glob_matches(wanted, bare) or glob_matches(wanted, bare.partition("[")[0])
 
 
+@lru_cache(maxsize=8)
+def _known(own: tuple[RoleRule, ...]) -> frozenset[str]:
+    """The roles that there are, with and without what stands in brackets."""
+    roles = {rule.role.removesuffix(BIAS) for rule in (*own, *_shipped())}.union(_BY_CODE)
+    return frozenset(roles | {role.partition("[")[0] for role in roles})
+
+
 def check_role(glob: object) -> None:
-    """Raise ValueError for a role, or a glob of roles, that no rule gives; the text has the near name."""
+    """Raise ValueError for a role that no rule gives, or a glob that begins like none; the text has the near name."""
     check_glob(glob)
-    known = {rule.role.removesuffix(BIAS) for rule in (*_OWN, *_shipped())}.union(_BY_CODE)
-    wanted = str(glob).removesuffix(BIAS)
-    if not any(role_matches(wanted, role) for role in known):
-        raise ValueError(f"no rule gives the role {glob!r}{did_you_mean(wanted, known)}")
+    known, wanted = _known(tuple(_OWN)), str(glob).removesuffix(BIAS)
+    head = _head(wanted)  # and no more, since to compile 40,000 globs of a stranger takes too long
+    if wanted not in known and (head == wanted or not any(role.startswith(head) for role in known)):
+        groups = {f"{role.partition('.')[0]}.*" for role in known}
+        raise ValueError(f"no rule gives the role {glob!r}{did_you_mean(wanted, known | groups)}")
+
+
+def _head(glob: str) -> str:
+    return glob.partition("*")[0].partition("?")[0]
 
 
 def _told_by_shapes(named: Mapping[str, Role], shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, Role]]:
