@@ -134,6 +134,7 @@ def test_wrappers_change_no_role() -> None:
     bare = {name: role.name for name, role in roles(Tower()).items()}
     wrapped = Tower()
     for layer in cast("list[nn.ModuleDict]", wrapped.layers):
+        layer["mlp"].fc1 = checkpoint_wrapper(cast("nn.Module", layer["mlp"].fc1))
         layer["attn"] = checkpoint_wrapper(layer["attn"])
     for model in (cast("nn.Module", torch.compile(Tower())), nn.DataParallel(Tower()), wrapped):
         assert {name: role.name for name, role in roles(model).items()} == bare

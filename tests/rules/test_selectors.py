@@ -228,7 +228,7 @@ def test_within(module: str, taken: list[str]) -> None:
         (lambda: WRONG.Kinds("scale"), ValueError, "a kind is one of weight, bias, other, but got 'scale'"),
         (lambda: Roles("attn.ot"), ValueError, r"no rule gives the role 'attn\.ot'; did you mean 'attn\.out'\?"),
         (lambda: Roles("expert.down[stackd]"), ValueError, r"did you mean 'expert\.down\[stacked\]'\?"),
-        (lambda: Roles("attn.out", "mlp.*x"), ValueError, r"no rule gives the role 'mlp\.\*x'"),
+        (lambda: Roles("attn.out", "mpl.*"), ValueError, r"no rule gives the role 'mpl\.\*'; did you mean 'mlp\.\*'\?"),
         (lambda: Roles("nothing.bias"), ValueError, r"no rule gives the role 'nothing\.bias'"),
         (lambda: WRONG.Roles(3), TypeError, "a name is text, but got 3"),
         (lambda: WRONG.Is("gradient"), ValueError, "parameter, buffer, trainable, frozen, but got 'gradient'"),

@@ -198,7 +198,7 @@ class Caffe2Xavier(_FanFormula):
 class TorchDefault(ShortStr):
     r"""What torch's own layers start with, biases included: uniform, within a bound that the weight's fan gives.
 
-    .. math:: w, b \sim U(-1/\sqrt n, 1/\sqrt n)
+    .. math:: w, b \sim U(-1/\sqrt{n}, 1/\sqrt{n})
 
     n is the fan-in of the weight in ``nn.Linear`` and convolutions, the number of first inputs in ``nn.Bilinear``, the
     number of hidden units in an LSTM, GRU or RNN. One rule for weights and biases draws, without a seed, the bits of

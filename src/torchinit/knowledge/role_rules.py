@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import translate
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from typing import Any, Final, NamedTuple
 
@@ -19,14 +19,14 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from torchinit._frozen import changed
 from torchinit._text import did_you_mean
 from torchinit.errors import ConfigError
-from torchinit.model.names import check_glob, glob_matches
+from torchinit.model.names import WRAPPERS, check_glob, glob_matches
 from torchinit.model.sites import Site
 from torchinit.model.traversal import HeldTensor, walk_tensors
 
 UNSURE: Final = "unsure"
 """The name of the role that nobody knows."""
 
-_WRAPPERS: Final = frozenset({"linear", "base_layer"})
+_WRAPPERS: Final = frozenset({"linear", "base_layer"}) | WRAPPERS
 """Layers that are wrapped in a module of their own, whose name tells then: ``q_proj.base_layer.weight`` of LoRA."""
 
 _RECURRENT: Final = (nn.RNNBase, nn.modules.rnn.RNNCellBase)
@@ -231,19 +231,31 @@ def role_matches(glob: str, role: str) -> bool:
     >>> role_matches("expert.down", "expert.down[stacked]"), role_matches("attn.*", "attn.q.bias")
     (True, False)
     """
-    if glob.endswith(BIAS) != role.endswith(BIAS):
+    if glob.endswith(BIAS) != role.endswith(BIAS) or not role.startswith(_head(glob)):
         return False
     wanted, bare = glob.removesuffix(BIAS), role.removesuffix(BIAS)
     return glob_matches(wanted, bare) or glob_matches(wanted, bare.partition("[")[0])
 
 
+@lru_cache(maxsize=8)
+def _known(own: tuple[RoleRule, ...]) -> frozenset[str]:
+    """The roles that there are, with and without what stands in brackets."""
+    roles = {rule.role.removesuffix(BIAS) for rule in (*own, *_shipped())}.union(_BY_CODE)
+    return frozenset(roles | {role.partition("[")[0] for role in roles})
+
+
 def check_role(glob: object) -> None:
-    """Raise ValueError for a role, or a glob of roles, that no rule gives; the text has the near name."""
+    """Raise ValueError for a role that no rule gives, or a glob that begins like none; the text has the near name."""
     check_glob(glob)
-    known = {rule.role.removesuffix(BIAS) for rule in (*_OWN, *_shipped())}.union(_BY_CODE)
-    wanted = str(glob).removesuffix(BIAS)
-    if not any(role_matches(wanted, role) for role in known):
-        raise ValueError(f"no rule gives the role {glob!r}{did_you_mean(wanted, known)}")
+    known, wanted = _known(tuple(_OWN)), str(glob).removesuffix(BIAS)
+    head = _head(wanted)  # and no more, since to compile 40,000 globs of a stranger takes too long
+    if wanted not in known and (head == wanted or not any(role.startswith(head) for role in known)):
+        groups = {f"{role.partition('.')[0]}.*" for role in known}
+        raise ValueError(f"no rule gives the role {glob!r}{did_you_mean(wanted, known | groups)}")
+
+
+def _head(glob: str) -> str:
+    return glob.partition("*")[0].partition("?")[0]
 
 
 def _told_by_shapes(named: Mapping[str, Role], shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, Role]]:
@@ -310,7 +322,7 @@ def _place(entry: HeldTensor, modules: Mapping[str, nn.Module], ndim: int) -> _P
         holder = path[: len(path) - 1 - path[::-1].index(leaf)] if leaf else path
     above = [modules[".".join(holder[:size])] for size in range(len(holder), -1, -1)]
     classes = [tuple(cls.__name__ for cls in type(module).__mro__[:2]) for module in above]
-    around = [name for name in reversed(holder) if not name.isdigit()]
+    around = [name for name in reversed(holder) if not (name.isdigit() or name in WRAPPERS)]
     beside = (*above[0]._modules.keys(), *above[0]._parameters.keys())  # those of a ScriptModule do not iterate
     return _Place(
         leaf,
