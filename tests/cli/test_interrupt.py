@@ -30,6 +30,7 @@ ARGUMENTS = {
     "inspect": ["w.pth"],
     "list": [],
     "plan": ["m:f", "gpt2"],
+    "probe": ["m:f"],
     "roles": ["m:f"],
 }
 
