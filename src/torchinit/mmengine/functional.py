@@ -6,7 +6,7 @@ A module without ``weight`` or ``bias``, or with None there, keeps what it has; 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Final
 
 import torch
@@ -121,9 +121,16 @@ def _init(module: nn.Module, weight: Initializer, bias: Any) -> None:
     for leaf, init in by_attribute(weight, bias).items():
         tensor = getattr(module, leaf, None)
         if isinstance(tensor, Tensor) and tensor.numel():
-            fill = init.resolve(Site(leaf, tuple(tensor.shape), tensor.dtype))
+            site = leaf, tuple(tensor.shape), tensor.dtype
+            fill = _resolved(init, *site) if type(init) is Kaiming else init.resolve(Site(*site))
             if fill is not None:
                 _write(fill, Shard.whole(leaf, tensor))
+
+
+@lru_cache(maxsize=1024)
+def _resolved(init: Kaiming, leaf: str, shape: tuple[int, ...], dtype: torch.dtype) -> Fill | None:
+    """The fill of a formula, which nothing else decides; a model has hundreds of like layers."""
+    return init.resolve(Site(leaf, shape, dtype))
 
 
 _LAST: Final[dict[type, tuple[torch._ops.OpOverload, tuple[str, ...]]]] = {
@@ -169,6 +176,12 @@ def xavier(gain: Any, distribution: Any) -> Initializer:
 
 def kaiming(a: Any, mode: Any, nonlinearity: Any, distribution: Any) -> Initializer:
     """Kaiming; AssertionError for another distribution, ValueError for another mode or nonlinearity."""
+    is_plain = type(a) in (int, float) and all(type(word) is str for word in (mode, nonlinearity, distribution))
+    return (_kaiming if is_plain else _kaiming.__wrapped__)(a, mode, nonlinearity, distribution)
+
+
+@lru_cache(maxsize=1024, typed=True)
+def _kaiming(a: Any, mode: Any, nonlinearity: Any, distribution: Any) -> Initializer:
     mode = str(mode).lower()
     if mode not in ("fan_in", "fan_out"):
         raise InitCfgValueError(f"mode must be fan_in or fan_out, but got {mode!r}")
