@@ -68,7 +68,7 @@ def _indented(title: str, text: str) -> str:
 def _explain(name: str) -> Explanation:
     shipped, checks = (
         schemes(),
-        {word: check for check in (*CHECKS.values(), *PROBE_CHECKS.values()) for word in (check.code, check.name)},
+        {word: check for check in (*PROBE_CHECKS.values(), *CHECKS.values()) for word in (check.code, check.name)},
     )
     if name in shipped:
         return _explain_scheme(name)
@@ -81,6 +81,8 @@ def _explain(name: str) -> Explanation:
             "Python": f'torchinit.lint(model, select=["{code}"])',
             "command": f"torchinit check MODEL --select {code}",
         }
+        if code in PROBE_CHECKS:
+            ways = {"Python": "torchinit.probe(model)", "command": "torchinit probe MODEL"}
         return Explanation(f"{code} {check.name}", (*text, tail), rules=ways)
     rooms = (SELECTORS, ADAPTERS, INITIALIZERS)
     words = {known.casefold(): (known, registry) for registry in rooms for known in registry}
