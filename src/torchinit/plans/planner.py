@@ -97,6 +97,14 @@ class _Planner:
         matcher = Matcher([view for view, _ in pairs])
         unused = [rule for rule in self.rules if not self._apply(rule, pairs, matcher) and not rule.optional]
         unused = self._without_roles(unused)
+        if (
+            self.spares
+            and self.skipped
+            and not self.writes
+            and all(skip.why == FROZEN for skip in self.skipped.values())
+        ):
+            them = count(len(self.skipped), "parameter")
+            self.problems.append(f"schemes leave frozen ones alone, and all of {them} are; trainable=False writes them")
         if ties == "agree":
             self.problems += [text for writes in self.writes.values() if (text := _disagreement(writes))]
             self.problems += _collisions([writes[0].step.site for writes in self.writes.values()])

@@ -224,8 +224,9 @@ def _base(extends: Data, path: str, reader: RecipeReader) -> Iterator[Rule]:
 
 def _scheme(data: Mapping[Any, Data], path: str, reader: RecipeReader) -> Iterator[Rule]:
     """The rules of an entry that stands for a scheme: {type = "scheme", name = "t5", d_kv = 64, within = "encoder"}."""
-    name = data.get("name")
-    if name not in (shipped := schemes()):
+    reader.spend(_SCHEME_VALUES)
+    name, shipped = data.get("name"), schemes()
+    if not isinstance(name, str) or name not in shipped:
         near = did_you_mean(name, shipped) if isinstance(name, str) else ""
         reader.mistake(join(path, "name"), f"must be the name of a scheme, but got {name!r}{near}")
         return
@@ -243,6 +244,8 @@ def _scheme(data: Mapping[Any, Data], path: str, reader: RecipeReader) -> Iterat
 
 
 _SCHEME_KEYS: Final = frozenset({"type", "name", "optional", "when", "within"})
+_SCHEME_VALUES: Final = 200
+"""About the values that a scheme stands for: a recipe cannot name one over and over."""
 
 
 def _is_entry(data: Mapping[Any, Data]) -> bool:
