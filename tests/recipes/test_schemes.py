@@ -73,6 +73,8 @@ def test_gpt2() -> None:
     assert made["h.3.norm.weight"].fill == Constant(1.0)
     assert [str(rule) for rule in made["h.3.mlp.c_proj.weight"].over] == ["weights"]
     assert plan(residual(8, 8), "gpt2", layers=2, std=0.1)["h.3.mlp.c_proj.weight"].fill == Normal(std=0.05)
+    assert made["h.3.mlp.c_fc.weight"].rule.origin == "extends.rules[0]"
+    assert plan(Image(), "vit")["head.weight"].rule.origin == "rules[0]"
     assert made.arguments == {"gpt2": {"std": 0.02, "layers": "depth"}}
 
 

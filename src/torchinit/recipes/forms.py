@@ -169,14 +169,15 @@ def _rules(form: Data, path: str, reader: RecipeReader) -> Iterator[Rule]:
     elif "rules" in form or "extends" in form:
         yield from _recipe(form, path, reader)
     elif _is_entry(form) or (path and not form):
-        yield from _entry(form, path or "rules[0]", reader)
+        yield from _entry(form, path, reader)
     else:
         for glob, item in form.items():
             yield from _by_name(glob, item, f"{path or 'recipe'}[{glob!r}]", reader)
 
 
 def _entry(data: Mapping[Any, Data], path: str, reader: RecipeReader) -> Iterable[Rule]:
-    return (_scheme if data.get("type") == "scheme" else entry_rules)(data, path, reader)
+    is_scheme = data.get("type") == "scheme"
+    return _scheme(data, path, reader) if is_scheme else entry_rules(data, path or "rules[0]", reader)
 
 
 def _recipe(
