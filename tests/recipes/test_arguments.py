@@ -300,6 +300,7 @@ def test_a_scheme_as_an_entry() -> None:
         ({"name": "gtp2"}, "name: must be the name of a scheme, but got 'gtp2'; did you mean 'gpt2'?"),
         ({"name": "/etc/recipe.toml"}, "name: must be the name of a scheme, but got '/etc/recipe.toml'"),
         ({}, "name: must be the name of a scheme, but got None"),
+        ({"name": ["gpt2"]}, r"name: must be the name of a scheme, but got \['gpt2'\]"),
         ({"name": "gpt2", "layerz": 2}, r"rules\[0\].layerz: there is no such argument"),
         ({"name": "gpt2", "optional": 2}, r"rules\[0\].optional: must be true or false"),
         ({"name": "gpt2", "within": 2}, r"rules\[0\].within: must be text"),
@@ -336,3 +337,11 @@ def test_needs() -> None:
     ):
         with pytest.raises(ConfigError, match=text):
             decode_recipe({"needs": needs, "rules": rules})
+
+
+def test_what_arguments_stand_for_is_bounded() -> None:
+    doubled = {"a": "+".join(["depth"] * 30), "b": "+".join(["a"] * 40), "c": "+".join(["b"] * 40)}
+    with pytest.raises(ConfigError, match=r"b: with its arguments, .* is too long"):
+        decode_recipe({"arguments": doubled, "rules": [{"type": "Constant", "val": "c", "name": "**"}]})
+    with pytest.raises(ConfigError, match="stands for more than 40,000 values"):
+        decode_recipe([{"type": "scheme", "name": "gpt2"}] * 1000)

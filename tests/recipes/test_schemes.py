@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from torchinit import Constant, Kaiming, LeCun, Normal, TruncNormal, initialize, load_recipe, plan
-from torchinit.initializers import Padded
+from torchinit import Constant, Kaiming, LeCun, Normal, PlanError, TruncNormal, initialize, load_recipe, plan
+from torchinit.initializers import Blockwise, Padded
 from torchinit.recipes import schemes
 from torchinit.recipes.files import read_scheme
 
@@ -73,6 +73,8 @@ def test_gpt2() -> None:
     assert made["h.3.norm.weight"].fill == Constant(1.0)
     assert [str(rule) for rule in made["h.3.mlp.c_proj.weight"].over] == ["weights"]
     assert plan(residual(8, 8), "gpt2", layers=2, std=0.1)["h.3.mlp.c_proj.weight"].fill == Normal(std=0.05)
+    assert made["h.3.mlp.c_fc.weight"].rule.origin == "extends.rules[0]"
+    assert plan(Image(), "vit")["head.weight"].rule.origin == "rules[0]"
     assert made.arguments == {"gpt2": {"std": 0.02, "layers": "depth"}}
 
 
@@ -99,6 +101,33 @@ def test_resnet() -> None:
     assert made["patch_embed.weight"].fill == Kaiming(mode="fan_out").resolve(made["patch_embed.weight"].site)
     assert made["bn.weight"].fill == Constant(1.0)
     assert made["bn.bias"].fill == Constant(0.0)
+
+
+def test_frozen_parameters_are_left_alone_unless_told() -> None:
+    model = residual(8, 2)
+    model["h"].requires_grad_(False)
+    made = plan(model, "gpt2", complete=True)
+    assert [step.site.name for step in made] == ["embed_tokens.weight"]
+    assert "frozen: requires_grad is false" in made.summary()
+    assert len(plan(model, "gpt2", trainable=False)) == len(list(model.parameters()))
+    assert len(plan(model, ["gpt2", {"type": "Zeros", "name": "h.**"}])) == len(list(model.parameters()))  # one's own
+    model.requires_grad_(False)
+    with pytest.raises(
+        PlanError, match="schemes leave frozen ones alone, and all of 21 parameters are; trainable=False"
+    ):
+        plan(model, "gpt2")
+    with pytest.raises(PlanError, match="trainable=True leaves frozen parameters alone"):
+        plan(model, "gpt2", trainable=True)
+
+
+def test_the_fused_projection_of_deepnorm() -> None:
+    """Queries and keys have the gain 1, values that of the ways out: blocks of one tensor."""
+    made = plan(residual(8, 2), "deepnorm", encoder_layers=2)
+    fill = made["h.0.attn.c_attn.weight"].fill
+    assert isinstance(fill, Blockwise)
+    assert [each.std for each in fill.fills if isinstance(each, Normal)] == pytest.approx(
+        [(2 / 16) ** 0.5, (2 / 16) ** 0.5, (2 / 16) ** 0.5 * 16**-0.25]
+    )
 
 
 @pytest.mark.parametrize("model", [residual(8, 2), Image(), nn.LSTM(4, 4), nn.TransformerDecoderLayer(8, 2, 8)])

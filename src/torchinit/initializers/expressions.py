@@ -110,7 +110,10 @@ def bind(text: str, values: Mapping[str, object]) -> str:
     '0.5 * 2 ** (-(2 * depth))'
     """
     tree = _tree(text)
-    asked = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    names = [node.id for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    asked = set(names)
+    if len(text) + sum(len(str(values.get(name, ""))) for name in names) > 2 * limits.EXPRESSION_LENGTH:
+        raise ValueError(f"with its arguments, {text[:20]!r}... is too long")
     for name in sorted(asked):
         _check_known("name", name, [*RESERVED_NAMES, *values], text)
         if isinstance(values.get(name), bool) or (

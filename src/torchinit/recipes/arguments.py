@@ -101,14 +101,6 @@ class Given:
             raise ConfigError(f"there is no argument {name!r}{near}{takes}")
 
 
-@dataclass(frozen=True, slots=True)
-class _Scope:
-    """What the entries of one recipe may ask for."""
-
-    declared: Mapping[str, Argument] = field(default_factory=dict)
-    values: Mapping[str, Value] = field(default_factory=dict)
-
-
 _NOT_FOR_ARGUMENTS: Final = RESERVED | RESERVED_NAMES
 
 
@@ -118,10 +110,11 @@ class RecipeReader(Reader):
     def __init__(self, source: str, given: Given | None = None) -> None:
         super().__init__(SCHEMA.vocabularies, source)
         self.given: Given = given or Given()
-        self._scope = _Scope()
+        self._declared: Mapping[str, Argument] = {}
+        self._values: Mapping[str, Value] = {}
 
     def bind(self, text: str) -> str:
-        return bind(text, self._scope.values) if self._scope.values else text
+        return bind(text, self._values) if self._values else text
 
     def arguments_of(self, data: Data, path: str) -> Mapping[str, Argument]:
         """The arguments that a recipe declares, a table or a default each."""
@@ -139,7 +132,7 @@ class RecipeReader(Reader):
                 continue
             try:
                 if argument.is_expression:
-                    parse(bind(argument.default, {**self._scope.values, **dict.fromkeys(declared, 1)}))
+                    parse(bind(argument.default, {**self._values, **dict.fromkeys(declared, 1)}))
                 declared[name] = argument
             except ValueError as error:
                 self.mistake(join(path, name), str(error))
@@ -153,35 +146,34 @@ class RecipeReader(Reader):
 
         ``fixed`` are those that the entry that names the recipe has given: its own arguments may stand in them.
         """
-        outer, values = self._scope, dict[str, Value]()
+        before, values = (self._declared, self._values), dict[str, Value]()
         for name, argument in declared.items():
             at, value = join(path, name), argument.default
-            if argument.is_expression:
-                value = bind(str(value), {**outer.values, **values})
-            values[name] = 1 if value is None else value  # for what is read on after a mistake
+            values[name] = 1  # for what is read on after a mistake
             try:
+                if argument.is_expression:
+                    value = bind(str(value), {**self._values, **values})
                 if name in fixed:
                     text = isinstance(fixed[name], str) and not argument.choices
                     value = argument.check(name, self.bind(fixed[name]) if text else fixed[name])
-                elif name in outer.declared:
-                    value = outer.values.get(name, value)
+                elif name in self._declared:
+                    value = self._values[name]
                 elif name in self.given.values:
                     at = join("arguments", name)
                     value = argument.check(name, self.given.values[name])
-                elif value is None:
+                if value is None:
                     raise ValueError(f"must be given: {argument.meaning}")
             except ValueError as error:
                 self.mistake(at, str(error))
-                value = None
+            else:
+                values[name] = value
             if name not in fixed:
                 self.given.known.add(name)
-            if value is not None:
-                values[name] = value
-        self._scope = _Scope({**outer.declared, **declared}, {**outer.values, **values})
+        self._declared, self._values = {**self._declared, **declared}, {**self._values, **values}
         try:
             yield values
         finally:
-            self._scope = outer
+            self._declared, self._values = before
 
     def holds(self, when: Data, path: str) -> bool:
         """Whether the arguments are as a condition says: ``{variant = ["a", "b"]}``."""
@@ -190,15 +182,13 @@ class RecipeReader(Reader):
             return False
         holds = True
         for name, item in when.items():
-            argument = self._scope.declared.get(name)
+            argument = self._declared.get(name)
             if argument is None:
-                self.mistake(
-                    join(path, name), f"the recipe has no such argument{did_you_mean(name, self._scope.declared)}"
-                )
+                self.mistake(join(path, name), f"the recipe has no such argument{did_you_mean(name, self._declared)}")
                 continue
             wanted = item if is_sequence(item) else [item]
             try:
-                holds &= self._scope.values.get(name) in [argument.check(name, value) for value in wanted]
+                holds &= self._values[name] in [argument.check(name, value) for value in wanted]
             except ValueError as error:
                 self.mistake(join(path, name), str(error))
         return holds

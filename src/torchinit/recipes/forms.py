@@ -178,14 +178,15 @@ def _rules(form: Data, path: str, reader: RecipeReader) -> Iterator[Rule]:
     elif "rules" in form or "extends" in form:
         yield from _recipe(form, path, reader)
     elif _is_entry(form) or (path and not form):
-        yield from _entry(form, path or "rules[0]", reader)
+        yield from _entry(form, path, reader)
     else:
         for glob, item in form.items():
             yield from _by_name(glob, item, f"{path or 'recipe'}[{glob!r}]", reader)
 
 
 def _entry(data: Mapping[Any, Data], path: str, reader: RecipeReader) -> Iterable[Rule]:
-    return (_scheme if data.get("type") == "scheme" else entry_rules)(data, path, reader)
+    is_scheme = data.get("type") == "scheme"
+    return _scheme(data, path, reader) if is_scheme else entry_rules(data, path or "rules[0]", reader)
 
 
 def _recipe(
@@ -233,8 +234,9 @@ def _base(extends: Data, path: str, reader: RecipeReader) -> Iterator[Rule]:
 
 def _scheme(data: Mapping[Any, Data], path: str, reader: RecipeReader) -> Iterator[Rule]:
     """The rules of an entry that stands for a scheme: {type = "scheme", name = "t5", d_kv = 64, within = "encoder"}."""
-    name = data.get("name")
-    if name not in (shipped := schemes()):
+    reader.spend(_SCHEME_VALUES)
+    name, shipped = data.get("name"), schemes()
+    if not isinstance(name, str) or name not in shipped:
         near = did_you_mean(name, shipped) if isinstance(name, str) else ""
         reader.mistake(join(path, "name"), f"must be the name of a scheme, but got {name!r}{near}")
         return
@@ -252,6 +254,8 @@ def _scheme(data: Mapping[Any, Data], path: str, reader: RecipeReader) -> Iterat
 
 
 _SCHEME_KEYS: Final = frozenset({"type", "name", "optional", "when", "within"})
+_SCHEME_VALUES: Final = 200
+"""About the values that a scheme stands for: a recipe cannot name one over and over."""
 
 
 def _is_entry(data: Mapping[Any, Data]) -> bool:
