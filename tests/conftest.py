@@ -11,7 +11,6 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.servers import Host, certificate_in, served
-from torchinit.checkpoints.hub import schemes
 
 # Collected only where `./dev peers` has put those libraries; the header of each run says which it is.
 HAS_PEERS = importlib.util.find_spec("mmengine") is not None
@@ -55,8 +54,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def host(certificate: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
-    """A server with TLS, trusted, which may be where it is; pickles from it are taken with older torch, too."""
-    monkeypatch.setattr(schemes, "MENDED_READER", (2, 0))
+    """A server with TLS, trusted, which may be where it is."""
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     monkeypatch.setenv("TORCHINIT_PRIVATE_HOSTS", "localhost,127.0.0.1")
     with served(certificate) as running:

@@ -41,8 +41,7 @@ def plain_thread() -> Iterator[None]:
         for mode in filter(_is_ours, reversed(stack)):
             overrides._push_mode(mode)
             settings.callback(overrides._pop_mode)
-        # Older torch raises where there is no accelerator, instead of saying so.
-        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        accelerator = torch.accelerator.current_accelerator()
         for device in {"cpu", accelerator.type if accelerator else "cpu"}:
             if torch.is_autocast_enabled(device):
                 settings.enter_context(torch.autocast(device, enabled=False))
@@ -71,13 +70,9 @@ def plain_process(dtype: torch.dtype) -> Iterator[None]:
         if users != wanted:
             torch.set_default_dtype(wanted)
             settings.callback(torch.set_default_dtype, users)
-        if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
-            backends: tuple[Any, ...] = torch.backends.mkldnn.matmul, torch.backends.cuda.matmul  # type: ignore[attr-defined]
-            for backend in backends:
-                if (precision := backend.fp32_precision) not in ("none", "ieee"):
-                    backend.fp32_precision = "ieee"
-                    settings.callback(setattr, backend, "fp32_precision", precision)
-        elif (precision := torch.get_float32_matmul_precision()) != "highest":  # before torch 2.9
-            torch.set_float32_matmul_precision("highest")
-            settings.callback(torch.set_float32_matmul_precision, precision)
+        backends: tuple[Any, ...] = torch.backends.mkldnn.matmul, torch.backends.cuda.matmul  # type: ignore[attr-defined]
+        for backend in backends:
+            if (precision := backend.fp32_precision) not in ("none", "ieee"):
+                backend.fp32_precision = "ieee"
+                settings.callback(setattr, backend, "fp32_precision", precision)
         yield

@@ -106,7 +106,12 @@ class _Planner:
         unused = [rule for rule in self.rules if not self._apply(rule, pairs, matcher) and not rule.optional]
         unused = self._without_roles(unused)
         several = [writes for writes in self.writes.values() if len(writes) > 1]
-        if self.spares and self.skipped and not self.writes and all(skip.why == FROZEN for skip in self.skipped.values()):
+        if (
+            self.spares
+            and self.skipped
+            and not self.writes
+            and all(skip.why == FROZEN for skip in self.skipped.values())
+        ):
             them = count(len(self.skipped), "parameter")
             self.problems.append(f"schemes leave frozen ones alone, and all of {them} are; trainable=False writes them")
         if ties == "agree":

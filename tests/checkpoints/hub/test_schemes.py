@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.servers import Host, whole
 from torchinit.checkpoints import Limits, fetch, register_source
-from torchinit.checkpoints.hub import schemes
 from torchinit.checkpoints.hub.cache import Request
 from torchinit.checkpoints.hub.schemes import RESOLVERS, LocalFile, Prefixes
 from torchinit.errors import FetchError
@@ -105,28 +102,6 @@ def test_a_kind_of_ones_own(tmp_path: Path, host: Host) -> None:
     register_source(["own://"], lambda source, request: source, force=True)
     with pytest.raises(FetchError, match="own://path leads from source to source, 8 times and on"):
         fetch("own://path")
-
-
-@pytest.mark.parametrize("torchs", ["2.6.0", "2.9.1+cpu"])
-def test_pickles_from_elsewhere_want_a_hash_where_torch_reads_them_unsafely(
-    torchs: str, tmp_path: Path, host: Host, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    torch.save({"w": torch.zeros(2)}, tmp_path / "zip.pth")
-    torch.save({"w": torch.zeros(2)}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    pickles = {name: (tmp_path / name).read_bytes() for name in ("zip.pth", "old.pth")}
-    monkeypatch.setattr(schemes, "version", {"torch": torchs}.__getitem__)
-    monkeypatch.setattr(schemes, "MENDED_READER", (2, 10))
-    for name, content in pickles.items():
-        url = host.serve(f"/{name}", whole(content))
-        text = rf"{name} is a pickle, which torch {re.escape(torchs)} does not read safely: give its sha256"
-        for _ in range(2):  # from the cache as well
-            with pytest.raises(FetchError, match=text):
-                fetch(url)
-        assert fetch(url, sha256=hashlib.sha256(content).hexdigest()).read_bytes() == content
-        assert fetch(tmp_path / name).read_bytes() == content
-    assert fetch(host.serve("/a.safetensors", whole(b"{}"))).read_bytes() == b"{}"
-    monkeypatch.setattr(schemes, "version", {"torch": "2.10.0+cu128"}.__getitem__)
-    assert fetch(f"{host.url}/zip.pth").read_bytes() == pickles["zip.pth"]
 
 
 def test_prefixes_are_tried_from_the_last_to_the_first() -> None:

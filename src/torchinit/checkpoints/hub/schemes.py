@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Final, Generic, TypeAlias, TypeVar
 from urllib.parse import unquote
@@ -65,9 +64,6 @@ Resolver: TypeAlias = Callable[[str, Request], LocalFile | Path | str]
 """A function from a source to a local file, or to another source that leads to it."""
 
 RESOLVERS: Final[Prefixes[Resolver]] = Prefixes()
-
-MENDED_READER = 2, 10
-"""The release of torch since which pickles read with ``weights_only`` cannot damage memory (CVE-2026-24747)."""
 
 
 def fetch(
@@ -130,22 +126,8 @@ def resolve(source: str, request: Request) -> LocalFile:
             if not file.path.is_file():
                 raise FetchError(f"{source} is not a file, so it has no sha256")
             check_hash(source, hash_of(file.path), request.sha256)
-        elif file.url:
-            _check_reader(source, file.path)
         return file
     raise FetchError(f"{source} leads from source to source, {HOPS} times and on")
-
-
-def _check_reader(source: str, path: Path) -> None:
-    """Refuse what anybody may have sent where this torch's reader of pickles can be made to write out of bounds."""
-    torchs = version("torch")  # of the package: who only fetches does not load torch
-    release = tuple(int(part) for part in re.findall(r"\d+", torchs)[:2])
-    if release < MENDED_READER and path.is_file():
-        with path.open("rb") as file:
-            if file.read(4).startswith((b"PK\x03\x04", b"\x80")):
-                safe = ".".join(map(str, MENDED_READER))
-                remedy = f"give its sha256, which may stand in a lock file (TORCHINIT_LOCK), or install torch>={safe}"
-                raise FetchError(f"{source} is a pickle, which torch {torchs} does not read safely: {remedy}")
 
 
 def _resolver(source: str) -> Resolver:
