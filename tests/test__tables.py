@@ -119,6 +119,7 @@ def named(names: list[str]) -> nn.Module:
     return model
 
 
+@pytest.mark.slow("20,000 tensors are written, traced and linted")
 def test_20_000_tensors() -> None:
     model = blocks(10_000)
     for shown in every(model):
