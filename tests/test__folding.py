@@ -116,7 +116,7 @@ def test_the_numbers_of_people() -> None:
     fills = {
         "Constant(val=1.0)": "1.0", "Constant(0)": "0", "Normal()": "N(0, 1)", "Normal(mean=1, std=2)": "N(1, 2)",
         "Uniform(a=-1, b=1)": "U(-1, 1)", "Scaled(Normal(), 2)": "Scaled(Normal(), 2)",
-        "Normal(std=(1, 2))": "Normal(std=(1, 2))",
+        "Normal(std=(1, 2))": "Normal(std=(1, 2))", "Normal(std=2), row 0 zero": "N(0, 2), row 0 zero",
     }  # fmt: skip
     assert {fill: starts_as(fill) for fill in fills} == fills
 

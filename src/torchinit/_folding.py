@@ -17,11 +17,11 @@ _DECIMAL: Final = re.compile(_NUMBER.pattern.replace(r"\d+(?:\.\d+)?(?:", r"\d+(
 _INDEX: Final = re.compile(r"(?<![\w.])\d+(?=\.[A-Za-z_])|(?<=[\w*]\.)\d+(?=\.[A-Za-z_])|(?<=[A-Za-z_]\.)\d+(?![\w.])")
 _MARK: Final = re.compile("[\0\1]")
 _FILLS: Final = (
-    (re.compile(r"^Constant\((?:val=)?([^(),]+)\)$"), r"\1"),
-    (re.compile(r"^Normal\(std=([^,()]+)\)$"), r"N(0, \1)"),
-    (re.compile(r"^Normal\(mean=([^,()]+), std=([^,()]+)\)$"), r"N(\1, \2)"),
-    (re.compile(r"^Normal\(\)$"), "N(0, 1)"),
-    (re.compile(r"^Uniform\(a=([^,()]+), b=([^,()]+)\)$"), r"U(\1, \2)"),
+    (re.compile(r"^Constant\((?:val=)?([^(),]+)\)(?=$|,)"), r"\1"),
+    (re.compile(r"^Normal\(std=([^,()]+)\)(?=$|,)"), r"N(0, \1)"),
+    (re.compile(r"^Normal\(mean=([^,()]+), std=([^,()]+)\)(?=$|,)"), r"N(\1, \2)"),
+    (re.compile(r"^Normal\(\)(?=$|,)"), "N(0, 1)"),
+    (re.compile(r"^Uniform\(a=([^,()]+), b=([^,()]+)\)(?=$|,)"), r"U(\1, \2)"),
 )
 
 
