@@ -1,4 +1,4 @@
-"""Notebooks: run in a process of their own, as Jupyter runs them; ``python -m tests.notebooks`` renews their outputs."""
+"""Notebooks: run in a process of their own; ``python -m tests.notebooks`` renews what the cells show."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
-from io import StringIO
+from io import BytesIO, StringIO, TextIOWrapper
 
 import pytest
 from hypothesis import given
@@ -119,6 +119,7 @@ def named(names: list[str]) -> nn.Module:
     return model
 
 
+@pytest.mark.slow("20,000 tensors are written, traced and linted")
 def test_20_000_tensors() -> None:
     model = blocks(10_000)
     for shown in every(model):
@@ -178,6 +179,18 @@ def test_rich_fits_a_table_to_its_console_and_colours_it() -> None:
 def test_findings_of_like_layers_are_one_line() -> None:
     found = Findings(tuple(Finding("TI103", "error", f"h.{at}.w", f"{at} of 64 values are NaN") for at in range(12)))
     assert "h.0-11.w  12  0…11 of 64 values are NaN" in str(found)
+
+
+def test_an_output_with_few_letters_gets_what_it_can_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    from argparse import Namespace
+
+    from torchinit.cli.options import show_table
+
+    written = BytesIO()
+    monkeypatch.setattr(sys, "stdout", TextIOWrapper(written, encoding="ascii"))
+    show_table(Namespace(all=False), torchinit.plan(blocks(4), RULES))
+    sys.stdout.flush()
+    assert b"tensor    ?  shape" in written.getvalue()
 
 
 def test_a_terminal_is_filled(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

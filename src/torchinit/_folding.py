@@ -6,21 +6,22 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Final, Literal, NamedTuple, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from torchinit._text import fold_numbers, one_line, plain
 
 Cell: TypeAlias = str | int | float | None
 
 _NUMBER: Final = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e[+-]?\d+)?(?![\w.])")
+_DECIMAL: Final = re.compile(_NUMBER.pattern.replace(r"\d+(?:\.\d+)?(?:", r"\d+(?=[.e])(?:\.\d+)?(?:"))
 _INDEX: Final = re.compile(r"(?<![\w.])\d+(?=\.[A-Za-z_])|(?<=[\w*]\.)\d+(?=\.[A-Za-z_])|(?<=[A-Za-z_]\.)\d+(?![\w.])")
 _MARK: Final = re.compile("[\0\1]")
 _FILLS: Final = (
-    (re.compile(r"^Constant\((?:val=)?([^(),]+)\)$"), r"\1"),
-    (re.compile(r"^Normal\(std=([^,()]+)\)$"), r"N(0, \1)"),
-    (re.compile(r"^Normal\(mean=([^,()]+), std=([^,()]+)\)$"), r"N(\1, \2)"),
-    (re.compile(r"^Normal\(\)$"), "N(0, 1)"),
-    (re.compile(r"^Uniform\(a=([^,()]+), b=([^,()]+)\)$"), r"U(\1, \2)"),
+    (re.compile(r"^Constant\((?:val=)?([^(),]+)\)(?=$|,)"), r"\1"),
+    (re.compile(r"^Normal\(std=([^,()]+)\)(?=$|,)"), r"N(0, \1)"),
+    (re.compile(r"^Normal\(mean=([^,()]+), std=([^,()]+)\)(?=$|,)"), r"N(\1, \2)"),
+    (re.compile(r"^Normal\(\)(?=$|,)"), "N(0, 1)"),
+    (re.compile(r"^Uniform\(a=([^,()]+), b=([^,()]+)\)(?=$|,)"), r"U(\1, \2)"),
 )
 
 
@@ -50,15 +51,6 @@ class Row(NamedTuple):
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------------
-
-
-def figure(value: float | None) -> str:
-    """A number as tables show it: to four digits, ``-`` for none.
-
-    >>> figure(0.0), figure(1.0), figure(0.0212132), figure(None)
-    ('0', '1', '0.02121', '-')
-    """
-    return "-" if value is None else f"{value:.4g}"
 
 
 def large(number: int) -> str:
@@ -96,8 +88,9 @@ def _template(text: str) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
     return _NUMBER.sub("\0", text), tuple(_NUMBER.findall(text)), indices
 
 
-def _rounded(number: str, digits: int = 4) -> str:
-    return f"{float(number):.{digits}g}" if "." in number or "e" in number else number
+def to_digits(text: str, digits: int = 4) -> str:
+    """The text with its decimal numbers to so many digits."""
+    return _DECIMAL.sub(lambda found: f"{float(found[0]):.{digits}g}", text)
 
 
 def rounded_apart(text: str, other: str) -> tuple[str, str]:
@@ -106,24 +99,15 @@ def rounded_apart(text: str, other: str) -> tuple[str, str]:
     >>> rounded_apart("N(0.0, 0.02)", "N(0.0, 0.0200001)")
     ('N(0, 0.02)', 'N(0, 0.0200001)')
     """
-    pair = text, other
-    for digits in (4, 6, 9):
-        pair = (to_digits(text, digits), to_digits(other, digits))
-        if pair[0] != pair[1]:
-            break
-    return pair
-
-
-def to_digits(text: str, digits: int = 4) -> str:
-    """The text with its decimal numbers to so many digits."""
-    return _NUMBER.sub(lambda found: _rounded(found[0], digits), text)
+    pairs = [(to_digits(text, digits), to_digits(other, digits)) for digits in (4, 6, 9)]
+    return next((pair for pair in pairs if pair[0] != pair[1]), pairs[-1])
 
 
 def _range(numbers: Iterable[str], *, exact: bool = False) -> str:
     """The least and the most of some numbers; one number if they look the same."""
     distinct = sorted({*numbers}, key=float)
-    ends = (distinct[0], distinct[-1])
-    return "…".join(dict.fromkeys(ends if exact else map(_rounded, ends)))
+    ends = distinct[0], distinct[-1]
+    return "…".join(dict.fromkeys(ends if exact else map(to_digits, ends)))
 
 
 # --- folding ---------------------------------------------------------------------------------------------------------
@@ -134,8 +118,7 @@ class Group:
     """Rows that are alike, as one line of a table: ``path`` is their name in parts, ``copies`` the layers of each."""
 
     names: list[str]
-    cells: tuple[str, ...]
-    sums: tuple[int, ...]
+    cells: tuple[str | int, ...]
     notes: tuple[str, ...]
     path: tuple[str, ...] = ()
     copies: tuple[int, ...] = ()
@@ -173,26 +156,22 @@ def fold(
 def _key(cell: Cell, column: Column) -> object:
     if column.fold == "same":
         return cell
-    return _template(cell)[0] if isinstance(cell, str) and column.fold == "range" else None
+    return _template(cell)[0] if isinstance(cell, str) else None
 
 
 def _merged(rows: Sequence[Row], columns: Sequence[Column]) -> Group:
-    cells = [[row.cells[at] for row in rows] for at in range(len(columns))]
-    sums = tuple(
-        sum(cell for cell in each if isinstance(cell, int)) if column.fold == "sum" else 0
-        for each, column in zip(cells, columns, strict=True)
-    )
-    texts = tuple(_one(each, column) for each, column in zip(cells, columns, strict=True))
-    notes = tuple(_joined([row.notes[at] for row in rows]) for at in range(len(rows[0].notes)))
-    return Group([row.name for row in rows], texts, sums, notes)
+    cells = (_one([row.cells[at] for row in rows], column) for at, column in enumerate(columns))
+    notes = (_joined([row.notes[at] for row in rows]) for at in range(len(rows[0].notes)))
+    return Group([row.name for row in rows], tuple(cells), tuple(notes))
 
 
-def _one(cells: Sequence[Cell], column: Column) -> str:
-    """What a column says of like rows."""
-    first = cells[0]
-    if isinstance(first, str):
-        return _joined(cells, exact=column.exact) if column.fold == "range" else one_line(first)  # type: ignore[arg-type]  # all are texts
-    numbers = [cell for cell in cells if isinstance(cell, (int, float))]
+def _one(cells: Sequence[Any], column: Column) -> str | int:
+    """The cell of like rows."""
+    if isinstance(cells[0], str):
+        return _joined(cells, exact=column.exact) if column.fold == "range" else one_line(cells[0])
+    numbers = [cell for cell in cells if cell is not None]
+    if column.fold == "sum":
+        return int(sum(numbers))
     return _range(map(str, map(float, numbers))) if numbers else "-"
 
 
@@ -243,9 +222,8 @@ def _runs(numbers: Iterable[int]) -> str:
     >>> _runs([0, 1, 2, 4]), _runs(range(0, 12, 2))
     ('0-2,4', '0,2…10')
     """
-    ordered = sorted({*numbers})
     runs: list[list[int]] = []
-    for number in ordered:
+    for number in sorted({*numbers}):
         if runs and number == runs[-1][-1] + 1:
             runs[-1][1:] = [number]
         else:

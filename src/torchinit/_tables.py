@@ -95,13 +95,17 @@ class _Node:
 def _drained(rows: dict[Any, list[tuple[str, Group]]], depth: int, times: int) -> Iterator[Entry]:
     for pairs in rows.values():
         names, groups = zip(*pairs, strict=True)
-        first = groups[0]
         name = ", ".join(names) if len(names) < 3 else f"{names[0]} … {names[-1]} ({len(names)})"
-        number = str(len(first.names)) if len(first.names) != times else ""
-        sums = [sum(column) for column in zip(*(group.sums for group in groups), strict=True)]
-        cells = tuple(large(total) if total else cell for cell, total in zip(first.cells, sums, strict=True))
-        yield Entry(name, number, cells, first.notes, depth, len(names))
+        yield _entry(name, groups, depth, times)
     rows.clear()
+
+
+def _entry(name: str, groups: Sequence[Group], depth: int = 0, times: int = 1) -> Entry:
+    """The line of one group, or of several that say the same."""
+    first = groups[0]
+    number = str(len(first.names)) if len(first.names) != times else ""
+    cells = (large(cell * len(groups)) if isinstance(cell, int) else cell for cell in first.cells)
+    return Entry(name, number, tuple(cells), first.notes, depth, len(groups))
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,19 +134,13 @@ class Table:
     @property
     def entries(self) -> list[Entry]:
         """The lines of the table, in order."""
+        if not self.tree:
+            return [_entry(group.label, [group]) for group in self.groups]
         root = _Node()
         for group in self.groups:
-            if self.tree:
-                root.add(group)
-            else:
-                node = _Node(group.label, groups=[group])
-                root.children[str(len(root.children))] = node
-        if self.tree:
-            root.choose_headings()
-            return [*root.entries(0)]
-        return [
-            entry for node in root.children.values() for entry in _drained({0: [(node.part, node.groups[0])]}, 0, 1)
-        ]
+            root.add(group)
+        root.choose_headings()
+        return [*root.entries(0)]
 
     def text(self, width: int | None = WIDTH) -> str:
         """The table as text, not wider than ``width``; None: as wide as it is, with the notes in a column."""
@@ -162,9 +160,10 @@ class Table:
 
     def blocks(self, width: int | None = WIDTH) -> Iterator[list[Line]]:
         """The lines of the heads, then of each entry."""
-        heads, rows, columns = self._grid(self.entries, full=width is None)
-        widths = [max(map(_room, column)) for column in zip(heads, *(cells for _, cells in rows), strict=True)]
-        kept = _chosen(rows, widths, columns, self.before, width)
+        columns, entries = self._grid(self.entries, full=width is None)
+        heads = [column.head for column in columns]
+        widths = [max(map(_room, texts)) for texts in zip(heads, *(entry.cells for entry in entries), strict=True)]
+        kept = _chosen([entry.cells for entry in entries], widths, columns, self.before, width)
 
         def block(cells: Sequence[str], style: Style) -> list[Line]:
             texts = [_cut(cells[at], widths[at]) if at == self.before else cells[at] for at in kept]
@@ -172,70 +171,58 @@ class Table:
             return [(_set(line, kept, widths, columns), style) for line in zip_longest(*parts, fillvalue="")]
 
         yield block(heads, "bold") if any(heads) else []
-        for entry, cells in rows:
+        for entry in entries:
             indent = " " * (2 * entry.depth + 2)
             notes = () if width is None else entry.notes
             below = [line for note in notes for line in _wrapped(note, width, "dim", indent)]
-            yield block(cells, _SIGNS.get(cells[0], "") if entry.cells else "bold") + below
+            yield block(entry.cells, _SIGNS.get(entry.cells[0], "") if entry.groups else "bold") + below
 
-    def _grid(
-        self, entries: Sequence[Entry], *, full: bool
-    ) -> tuple[list[str], list[tuple[Entry, list[str]]], list[Column]]:
-        """The heads, the entries with all their cells as texts, and the columns that these are of."""
+    def _grid(self, entries: Sequence[Entry], *, full: bool = False) -> tuple[list[Column], list[Entry]]:
+        """All columns, those of the names and of the notes among them, and the entries with a cell for each."""
         own = [Column(self.subject), Column("×" if self.subject else "", right=True)]
-        times = "" if self.subject else "×"  # said in the head where there is one
-        columns = [*self.columns[: self.before], *own, *self.columns[self.before :]]
-        notes = full and any(entry.notes for entry in entries)
-        rows = []
+        sign = "" if self.subject else "×"  # said in the head where there is one
+        at, notes = self.before, full and any(entry.notes for entry in entries)
+        columns = [*self.columns[:at], *own, *self.columns[at:], *([Column("notes")] if notes else [])]
+        every = []
         for entry in entries:
-            cells = list(entry.cells or [""] * len(self.columns))
-            cells[self.before : self.before] = [
-                "  " * entry.depth + one_line(entry.name),
-                entry.times and times + entry.times,
-            ]
-            rows.append((entry, [*cells, "; ".join(entry.notes)] if notes else cells))
-        columns += [Column("notes")] if notes else []
-        return [column.head for column in columns], rows, columns
+            cells = entry.cells or ("",) * len(self.columns)
+            name = "  " * entry.depth + one_line(entry.name), entry.times and sign + entry.times
+            last = ("; ".join(entry.notes),) if notes else ()
+            every.append(entry._replace(cells=(*cells[:at], *name, *cells[at:], *last)))
+        return columns, every
 
     def brief(self, headline: str, most: int = 10) -> str:
         """The text of a ``repr``: a headline and the first lines, together less than 2,000 letters."""
-        lines, left = [f"<{headline}>"], 1800 - len(headline)
-        entries = 0
-        for at, block in enumerate(self.blocks()):
+        lines, left = [f"<{headline}>"], 0
+        for at, block in enumerate(self.blocks() if self.groups else ()):
             texts = [f"  {line.rstrip()}" for line, _ in block]
-            left -= sum(map(len, texts)) + len(texts)
-            if at > most or left < 0:
-                entries += 1
+            if at > most or sum(map(len, lines + texts)) > 1800:
+                left += 1
             else:
                 lines += texts
-        return "\n".join(
-            [*(lines if self.groups else lines[:1]), *([f"  … {entries} more, print it"] if entries else [])]
-        )
+        return "\n".join([*lines, *([f"  … {left} more, print it"] if left else [])])
 
     def html(self) -> str:
         """The table as HTML for a notebook: no scripts, and legible on a light and on a dark page."""
-        entries = self.entries
-        heads, rows, columns = self._grid(entries[:_MOST_OF_A_PAGE], full=False)
-        widths = [0] * len(columns)
-        kept = _chosen(rows, widths, columns, self.before, 1 << 20)
-        body = []
-        for entry, cells in rows:
+        every = self.entries
+        columns, entries = self._grid(every[:_MOST_OF_A_PAGE])
+        kept = _chosen([entry.cells for entry in entries], [0] * len(columns), columns, self.before, 1 << 20)
+        heads = [f"<th{_RIGHT * columns[at].right}>{html.escape(columns[at].head)}</th>" for at in kept]
+        lines = [f"<thead><tr>{''.join(heads)}</tr></thead>"] if any(column.head for column in columns) else []
+        for entry in entries:
             indent = f' style="padding-left:{1.2 * entry.depth:.3g}em"'
-            styles = [indent if at == self.before else _right(columns[at]) for at in kept]
-            texts = [html.escape(cells[at].strip()) for at in kept]
-            kind = "" if entry.cells else ' class="part"'
-            line = "".join(f"<td{style}>{text}</td>" for style, text in zip(styles, texts, strict=True))
-            body.append(f"<tr{kind}>{line}</tr>")
+            styles = (indent if at == self.before else _RIGHT * columns[at].right for at in kept)
+            texts = (html.escape(entry.cells[at].strip()) for at in kept)
+            cells = (f"<td{style}>{text}</td>" for style, text in zip(styles, texts, strict=True))
+            lines.append(f"<tr{'' if entry.groups else _PART}>{''.join(cells)}</tr>")
             notes = (html.escape(one_line(note)) for note in entry.notes)
-            body += [f'<tr class="note"><td colspan="{len(kept)}"{indent}>{note}</td></tr>' for note in notes]
-        head = "".join(f"<th{_right(columns[at])}>{html.escape(heads[at])}</th>" for at in kept)
-        more = len(entries) - _MOST_OF_A_PAGE
-        foot = [*([f"… and {more} more lines"] if more > 0 else []), *self.foot]
+            lines += (f'<tr class="note"><td colspan="{len(kept)}"{indent}>{note}</td></tr>' for note in notes)
+        more = len(every) - len(entries)
+        foot = [*([f"… and {more} more lines"] if more else []), *self.foot]
         title = f"<p><b>{html.escape(plain(self.title))}</b></p>" if self.title else ""
-        head = f"<thead><tr>{head}</tr></thead>" if any(heads) else ""
-        table = f"<table>{head}<tbody>{''.join(body)}</tbody></table>" if entries else ""
         below = "".join(f"<p>{html.escape(plain(text))}</p>" for text in foot)
-        return f'<div class="torchinit-table"><style>{_CSS}</style>{title}{table}{below}</div>'
+        table = f"{title}<table>{''.join(lines)}</table>{below}"
+        return f'<div class="torchinit-table"><style>{_CSS}</style>{table}</div>'
 
     def __rich_console__(self, console: Any, options: Any) -> Generator[Any]:
         from rich.text import Text
@@ -257,20 +244,19 @@ _CSS: Final = (
 )
 
 
-def _right(column: Column) -> str:
-    return ' style="text-align:right"' if column.right else ""
+_RIGHT: Final = ' style="text-align:right"'
+_PART: Final = ' class="part"'
 
 
 def _chosen(
-    rows: Sequence[tuple[Entry, list[str]]], widths: list[int], columns: Sequence[Column], name: int, width: int | None
+    rows: Sequence[Sequence[str]], widths: list[int], columns: Sequence[Column], name: int, width: int | None
 ) -> list[int]:
     """The columns that are shown, by number; their widths are made to fit."""
     kept = []
     for at, column in enumerate(columns):
-        texts = {cells[at] for entry, cells in rows if entry.cells or cells[at]}
-        if not texts <= ({"", "-"} if column.head else {""}) and not (
-            column.once and len(texts) == 1 and width is not None
-        ):
+        texts = {cells[at] for cells in rows} - {""}
+        is_told = column.once and len(texts) == 1 and width is not None
+        if texts - ({"-"} if column.head else set()) and not is_told:
             kept.append(at)
     if width is None:
         return kept

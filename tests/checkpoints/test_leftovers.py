@@ -71,8 +71,8 @@ def test_a_deeper_model_with_biases(caplog: pytest.LogCaptureFixture) -> None:
     assert found.headline() == (
         "dict in memory: 100 % of the elements loaded, 20.0 % of the file was used, 3 of 3 sites, 21 unexpected"
     )
-    assert "unexpected, beside what is loaded: layers.0.qkv.bias, layers.1" in str(found)
-    assert "\n  unexpected: layers.3.qkv.weight, layers.3.qkv.bias," in str(found)
+    assert "\nunexpected, beside what is loaded: layers.0-2.qkv.bias ×3" in str(found)
+    assert "\nunexpected: layers.3-11.qkv.weight ×9, layers.3-11.qkv.bias ×9" in str(found)
     beside, others = caplog.messages
     assert beside.startswith(
         "dict in memory: nothing takes 3 keys of the file beside what is loaded: layers.0.qkv.bias"

@@ -145,7 +145,7 @@ def test_a_plan_on_meta_reads_no_tensor_and_goes_to_json_and_back(
         made = plan(sketch, [Rule(Name("**"), Normal()), whole(str(path), adapt={"stem.weight": InputChannels()})])
         again = Plan.from_json(made.to_json())
     assert again == made
-    assert "100 % of the elements loaded, 10 of 10 sites" in str(made)
+    assert "100 % of the elements loaded, 10 of 10 sites" in made.summary()
     model = Net()
     run(again, local_shards(model), Keyed(0))
     assert_same(model, trained())

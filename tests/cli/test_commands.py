@@ -558,3 +558,31 @@ def test_module_entry_and_a_reader_that_stops() -> None:
     ended = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert ended.stdout == "nonlinearity      gain\n"
+
+
+def test_a_plan_is_kept_and_carried_out(tmp_path: Path, write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    kept, first, second = (str(tmp_path / name) for name in ("plan.json", "1.safetensors", "2.safetensors"))
+    assert main(["plan", TRANSFORMER, "gpt2", "-o", kept]) == 0
+    assert main(["apply", TRANSFORMER, "gpt2", "--seed", "3", "-o", first]) == 0
+    assert main(["apply", TRANSFORMER, kept, "--seed", "3", "-o", second]) == 0
+    assert Path(first).read_bytes() == Path(second).read_bytes()
+    assert main(["plan", TRANSFORMER, "gpt2", "-o", kept]) == 2
+    assert "exists already; --force overwrites it" in capsys.readouterr().err
+    assert main(["plan", TRANSFORMER, "gpt2", "-o", kept, "--force"]) == 0
+    other = str(tmp_path / "3.safetensors")
+    assert main(["apply", MLP, kept, "-o", other]) == 1
+    err = capsys.readouterr().err
+    assert "the plan is one of another model; nothing was written" in err
+    assert "the model has no wte.weight, which the plan has" in err
+    assert "the plan has no 0.weight, which the model has" in err
+    assert main(["plan", MLP, RECIPE, "-o", kept, "--force"]) == 0
+    assert main(["apply", MLP, kept, "--arg", "width=16", "-o", other]) == 1
+    assert "0.weight is planned for shape (64, 8), but it has (16, 8)" in capsys.readouterr().err
+    assert not Path(other).exists()
+    assert main(["plan", MLP, write("r.json", rules({"type": "Kaiming", "name": "9.*"})), "-o", f"{other}.json"]) == 1
+    assert not Path(f"{other}.json").exists(), "a plan with problems is not kept"
+
+
+def test_all_has_a_line_for_each(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", TRANSFORMER, "gpt2", "--all"]) == 0
+    assert len([line for line in capsys.readouterr().out.splitlines() if line.startswith("h.")]) == 48

@@ -208,4 +208,4 @@ def test_the_report_of_init_weights_has_the_account(tmp_path: Path) -> None:
     report: Any = Net().init_weights()
     (account,) = report.loads
     assert (account.loaded, account.missing, account.unexpected) == (("fc.weight",), ("fc.bias",), ("old",))
-    assert "66.6 % of the elements loaded, 1 of 2 sites, 1 missing, 1 unexpected" in report.table()
+    assert "66.6 % of the elements loaded, 1 of 2 sites, 1 missing, 1 unexpected" in report.summary()

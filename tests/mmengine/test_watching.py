@@ -72,7 +72,7 @@ def test_the_report_names_the_line_and_the_operation() -> None:
     assert file == "tests/mmengine/test_watching.py"
     assert lines[int(number) - 1].strip() == "nn.init.constant_(self.fc.weight, 3.0)"
     assert record.operation == "fill_(value=3)"
-    assert f"`init_weights` in Own at {record.line}: fill_(value=3)" in str(report)
+    assert f"`init_weights` in Own at {record.line}: fill_(value=3)" in report.table(full=True)
     assert (report["1.weight"].line, report["1.weight"].operation) == ("", "")
     assert Report.from_json(report.to_json()) == report
 

@@ -98,6 +98,33 @@ def test_a_diff_is_a_frozen_sequence_that_prints_like_changes_once() -> None:
     assert str(planned(*before).diff(planned(*before))) == "no difference"
 
 
+def test_a_diff_of_like_layers_is_one_line_in_the_order_of_the_model() -> None:
+    before = planned(Rule(Leaf("weight"), Normal(std=0.25), label="weights"))
+    last = Rule(Name("2.*"), Constant(1.0), label="last")
+    after = planned(Rule(Name("2.bias"), Constant(0.0)), Rule(Leaf("weight"), Normal(std=0.25 + 1e-12)), last)
+    assert str(before.diff(after)).splitlines() == [
+        "~  2.weight  N(0, 0.25) → 1    last",
+        "+  2.bias    1 in [2] float32  last",
+        "",
+        "1 kind changes (1 tensor), 1 appears, 1 kind differs by rounding alone; 0 kinds are the same.",
+    ]
+    assert len(before.diff(after)) == 4
+    assert str(planned(last).diff(planned())).splitlines()[0] == "-  2.weight  1 in [2, 3] float32  last"
+
+
+def test_a_diff_tells_of_ties() -> None:
+    def model(*, tied: bool) -> nn.Module:
+        net = nn.Sequential(nn.Embedding(4, 3), nn.Linear(3, 4, bias=False))
+        if tied:
+            net[1].weight = net[0].weight
+        return net
+
+    rule = Rule(Leaf("weight"), Normal(std=0.5), label="weights")
+    together, apart = (planned(rule, model=model(tied=tied)) for tied in (True, False))
+    assert str(together.diff(apart)).splitlines()[0].endswith("weights, no longer tied to 0.weight")
+    assert str(apart.diff(together)).splitlines()[0].endswith("weights, now tied to 0.weight")
+
+
 def test_diff_sees_what_the_text_of_tables_rounds_away() -> None:
     one, other = (Rule(Leaf("weight"), Normal(std=std)) for std in (0.02, 0.02 + 1e-9))
     (change,) = planned(one, model=nn.Linear(2, 2)).diff(planned(other, model=nn.Linear(2, 2)))

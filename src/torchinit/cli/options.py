@@ -81,6 +81,8 @@ def show_table(arguments: argparse.Namespace, shown: Tabular | Table, title: str
     table = shown if isinstance(shown, Table) else shown._table(full=full)
     if title:
         table = replace(table, title=f"{title}\n{table.title}")
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a terminal or pipe whose letters are too few for × and …
     if not sys.stdout.isatty():
         print(table.text(None if full else WIDTH))
     elif importlib.util.find_spec("rich"):

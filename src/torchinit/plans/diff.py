@@ -115,7 +115,8 @@ class Diff(Tabular, tuple[Change, ...]):
                 tensors = f" ({count(sum(len(group.names) for group in kinds), 'tensor')})" if sign == "~" else ""
                 parts.append(f"{len(kinds)}{noun} {one if len(kinds) == 1 else many}{tensors}")
         near = fold_names(change.name for change in self if change.is_rounding)
-        parts += [f"{count(len(near), 'kind')} differ by rounding alone"] if near else []
+        verb = "differs" if len(near) == 1 else "differ"
+        parts += [f"{count(len(near), 'kind')} {verb} by rounding alone"] if near else []
         alike = len(fold_names(self.same))
         return f"{', '.join(parts)}; {count(alike, 'kind')} {'is' if alike == 1 else 'are'} the same."
 

@@ -233,7 +233,8 @@ _COLUMNS: Final = (
 def _row(record: Record, shorten: Callable[[str], str], *, full: bool) -> Row:
     measured, expected = record.measured or Moments(), record.expected or Moments()
     code = record.line and f"at {record.line}: {record.operation}"
-    rule = " ".join(filter(None, (record.origin, record.rule, code))) if full else record.rule.partition(" -> ")[0]
+    texts = (record.origin, record.rule, code) if full else (record.rule.partition(" -> ")[0], code)
+    rule = " ".join(filter(None, texts))
     facts = (shape_text(record.shape), record.dtype, shorten(starts_as(record.fill)))
     figures = (measured.mean, measured.std, expected.std, math.prod(record.shape))
-    return Row(record.name, (*facts, *figures, shorten(code or rule)), remarks(record.aliases, record.notes, full=full))
+    return Row(record.name, (*facts, *figures, shorten(rule)), remarks(record.aliases, record.notes, full=full))

@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Iterator
-from dataclasses import replace
 
 import torch
 
-from torchinit._tables import Table
 from torchinit._text import fold_numbers, plain
 from torchinit.api import sites
 from torchinit.checkpoints import Loaded, Pretrained, open_checkpoint
@@ -63,8 +61,11 @@ def run(arguments: argparse.Namespace) -> int:
         options.show(arguments, data if arguments.recipe else data[0], "")
     else:
         for account in plan.loads:
-            options.show_table(arguments, _table(account, full=arguments.all))
-        print("\n".join(map(plain, (*faults.values(), *plan.problems))), end="\n" if faults or plan.problems else "")
+            options.show_table(arguments, account)
+            for here, there in _remedies(account):  # to be pasted, so in one line
+                print(plain(f"try {here}, in a rule {there}"))
+        for text in (*faults.values(), *plan.problems):
+            print(plain(text))
     return 1 if faults or plan.problems or any(each["problems"] for each in data) else 0
 
 
@@ -95,8 +96,8 @@ def _faults(plan: Plan) -> Iterator[tuple[str, str]]:
                 yield site.name, f"{site.name}: {error}"
 
 
-def _table(account: LoadReport, *, full: bool) -> Table:
-    """The account, and what to write to be rid of what is wrong with it."""
+def _remedies(account: LoadReport) -> list[tuple[str, str]]:
+    """What to write to be rid of what is wrong with an account, here and in a rule."""
     guess, remedies = account.guess, list[tuple[str, str]]()
     if guess is not None and guess.options:
         remedies.append((guess.options, guess.arguments))
@@ -108,8 +109,7 @@ def _table(account: LoadReport, *, full: bool) -> Table:
         remedies.append((flags, f"expect_unexpected={globs}"))
     if any(site.reason == "shape" for site in account.mismatched):
         remedies.append(("--skip-shapes", "on_shape='skip'"))
-    table = account._table(full=full)
-    return replace(table, foot=(*table.foot, *(f"try {here}, in a rule {there}" for here, there in remedies)))
+    return remedies
 
 
 def _globs(account: LoadReport) -> list[str]:
