@@ -217,9 +217,10 @@ def test_the_remedy_that_is_written_mends_the_start(std: float, act: type[nn.Mod
     model = mlp(std, act=act)
     finding = next(each for each in probe(model, limit=600).findings if each.code in ("TI801", "TI802", "TI804"))
     assert float(finding.remedy.split()[1]) == pytest.approx(std, rel=0.1)  # "std 0.02 with ..."
-    assert probe(model, recipe=[entry_of(finding.remedy)], limit=600).healthy
+    assert not probe(model, recipe=[entry_of(finding.remedy)], limit=600).findings.errors
 
 
+@pytest.mark.slow("trains four nets")
 def test_the_remedy_trains_where_the_start_does_not() -> None:
     datasets = pytest.importorskip("sklearn.datasets")
     data = datasets.load_digits()

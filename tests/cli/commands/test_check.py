@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from tests.linting.sarif_schema import assert_sarif
 from torchinit.cli import main
 from torchinit.linting import CHECKS
+from torchinit.probing import PROBE_CHECKS
 
 MODELS = """
 import torch
@@ -139,8 +140,8 @@ def test_what_cannot_be_carried_out(arguments: list[str], text: str, capsys: pyt
 
 def test_every_check_is_listed_and_explained(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "checks"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == len(CHECKS) + 1
-    for code, one in CHECKS.items():
+    assert len(capsys.readouterr().out.splitlines()) == len(CHECKS) + len(PROBE_CHECKS) + 1
+    for code, one in {**CHECKS, **PROBE_CHECKS}.items():
         for word in (code, one.name):
             assert main(["explain", word]) == 0
             out = capsys.readouterr().out
