@@ -32,7 +32,7 @@ def state(model: nn.Module) -> dict[str, Any]:
         },
         "torch": torch.get_rng_state(),
         "python": random.getstate(),
-        "numpy": np.random.get_state(legacy=True)[1:3],  # type: ignore[index],
+        "numpy": str(np.random.get_state()),
     }
 
 
