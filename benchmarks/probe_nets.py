@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +67,7 @@ class Block(nn.Module):
         super().__init__()
         self.fc1, self.fc2 = nn.Linear(width, width), nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return x + self.fc2(torch.relu(self.fc1(x)))
 
 
@@ -80,7 +80,7 @@ class Residual(nn.Module):
         self.blocks = nn.ModuleList(Block(width) for _ in range(depth))
         self.head = nn.Linear(width, 10)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         x = self.stem(x)
         for block in self.blocks:
             x = block(x)
@@ -92,8 +92,8 @@ def residual(scale: float, head: float | None = None) -> nn.Module:
     model = Residual()
     filled(model, kaiming)
     with torch.no_grad():
-        for block in model.blocks:
-            block.fc2.weight.mul_(scale)
+        for block in model.blocks.children():
+            block.get_parameter("fc2.weight").mul_(scale)
         if head is not None:
             model.head.weight.normal_().mul_(head)
     return model
@@ -115,7 +115,7 @@ class Decoder(nn.Module):
         if tied:
             self.head.weight = self.table.weight
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def forward(self, ids: Tensor) -> Any:
         x = self.table(ids) + self.places.weight[: ids.shape[1]]
         mask = torch.full((ids.shape[1], ids.shape[1]), -torch.inf).triu(1)
         for block in self.blocks:
@@ -147,24 +147,24 @@ def without_gain(head: float) -> nn.Module:
     """The last norm's gain is zero, and perhaps the head."""
     model = decoder()
     with torch.no_grad():
-        model.norm.weight.zero_()  # type: ignore[union-attr, operator]
-        model.head.weight.mul_(head)  # type: ignore[union-attr, operator]
+        model.get_parameter("norm.weight").zero_()
+        model.get_parameter("head.weight").mul_(head)
     return model
 
 
 class Recurrent(nn.Module):
     """A recurrent layer whose last step is read."""
 
-    def __init__(self, cell: type[nn.RNNBase], scale: float = 1.0, forget: float = 0.0) -> None:
+    def __init__(self, cell: Callable[..., nn.RNNBase], scale: float = 1.0, forget: float = 0.0) -> None:
         super().__init__()
-        self.rnn = cell(8, 64, batch_first=True)  # type: ignore[arg-type, call-arg]
+        self.rnn = cell(8, 64, batch_first=True)
         self.head = nn.Linear(64, 10)
         with torch.no_grad():
-            self.rnn.weight_hh_l0.mul_(scale)  # type: ignore[operator, union-attr]
+            self.rnn.get_parameter("weight_hh_l0").mul_(scale)
             if forget:
-                self.rnn.bias_hh_l0[64:128] = forget  # type: ignore[index, union-attr]
+                self.rnn.get_parameter("bias_hh_l0")[64:128] = forget
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.head(self.rnn(x)[0][:, -1])
 
 
@@ -177,9 +177,9 @@ class Sine(nn.Module):
         self.head, self.omega = nn.Linear(width, 1), omega
         for number, layer in enumerate(self.layers if own else ()):
             bound = 1 / 2 if not number else math.sqrt(6 / width) / omega
-            nn.init.uniform_(layer.weight, -bound, bound)  # type: ignore[arg-type]
+            nn.init.uniform_(layer.get_parameter("weight"), -bound, bound)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         for layer in self.layers:
             x = torch.sin(self.omega * layer(x))
         return self.head(x)
@@ -195,14 +195,14 @@ def autoencoder() -> nn.Module:
 def dead_layer() -> nn.Module:
     """A perceptron of which no unit of the third layer passes its ReLU."""
     model = filled(mlp(6), kaiming)
-    nn.init.constant_(model[4].bias, -30.0)  # type: ignore[index, arg-type]
+    nn.init.constant_(model.get_parameter("4.bias"), -30.0)
     return model
 
 
 def loud_head() -> nn.Module:
     """A perceptron whose head is N(0, 1)."""
     model = filled(mlp(4), kaiming)
-    nn.init.normal_(model[-1].weight)  # type: ignore[index, arg-type]
+    nn.init.normal_(model.get_parameter("8.weight"))
     return model
 
 

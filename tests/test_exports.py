@@ -23,10 +23,10 @@ from torchinit import checkpoints, integrations
 NAMESPACES = {
     "torchinit": """
         BaseModule CheckpointError ConfigError Constant FanError FetchError Kaiming Kinds Layer LeCun Leaf
-        LockError MissingExtraError Name Neutral Normal Ones Orthogonal Plan PlanError Pretrained Regex Report
-        ReportError Roles Rule RunError Shape TorchinitError TruncNormal Uniform Within Xavier Zeros
-        assert_initialized capture fingerprint gain initialize lint load_recipe lock materialize open_checkpoint plan
-        roles seeded show_log sites verify_replicas""",
+        LockError MissingExtraError Name Neutral Normal Ones Orthogonal Plan PlanError Pretrained ProbeError Regex
+        Report ReportError Roles Rule RunError Shape TorchinitError TruncNormal Uniform Within Xavier Zeros
+        assert_healthy assert_initialized capture fingerprint gain initialize lint load_recipe lock materialize
+        open_checkpoint plan probe roles seeded show_log sites verify_replicas""",
     "torchinit.checkpoints": """
         Checkpoint Info Limits Loaded Pretrained RefusedPickleError fetch member_of open_checkpoint
         register_source""",
@@ -53,6 +53,7 @@ NAMESPACES = {
     "torchinit.model": "Box LayerClass Layout Shard Site Slot register_layout",
     "torchinit.noise": "Global Keyed Noise STREAM",
     "torchinit.plans": "Change Diff Fingerprint Plan Record Report Skipped Step local_shards make_plan run",
+    "torchinit.probing": "Measurement PROBE_CHECKS Probe assert_healthy probe",
     "torchinit.recipes": "INITIALIZERS RecipeLike decode_recipe load_recipe recipe_to_data schemes",
     "torchinit.rules": """
         All AnyOf Block Dtype Is Kinds Layer Leaf Name Not Recipe Regex Roles Rule SELECTORS Selector Shape Within""",
@@ -66,7 +67,7 @@ BESIDES = """
     Caffe2XavierInit ConstantInit KaimingInit NormalInit PretrainedInit TruncNormalInit UniformInit
     WEIGHT_INITIALIZERS XavierInit __version__ api bias_init_with_prob caffe2_xavier_init checkpoints
     constant_init distributed errors initializers integrations kaiming_init knowledge linting mmengine model
-    noise normal_init plans recipes rules trace tracing trunc_normal_init uniform_init xavier_init"""
+    noise normal_init plans probing recipes rules trace tracing trunc_normal_init uniform_init xavier_init"""
 
 ROOT = Path(torchinit.__file__).parent
 LAZY = [torchinit, checkpoints, integrations]

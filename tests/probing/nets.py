@@ -38,6 +38,8 @@ class Wired(nn.Module):
 class Everything(nn.Module):
     """A model with all that a run could leave behind: statistics, noise, attributes, in-place changes."""
 
+    seen: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 8, 3, padding=1)

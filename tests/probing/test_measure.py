@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -109,8 +110,8 @@ def test_dead_and_saturated_units_are_counted() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3))
     with torch.no_grad():
-        model[0].bias[:2] = -100  # type: ignore[index]
-        model[2].bias[:6] = 100  # type: ignore[index]
+        model.get_parameter("0.bias")[:2] = -100
+        model.get_parameter("2.bias")[:6] = 100
     relu, tanh = one(model, torch.randn(64, 8)).units
     assert relu.function == "relu"
     assert relu.dead >= 2 / 8
@@ -166,13 +167,13 @@ def test_outputs_of_all_kinds() -> None:
     layer = nn.Linear(4, 4)
     x = torch.randn(8, 4)
     for wrap in (tuple, list, lambda pair: {"a": pair[0]}, lambda pair: Answer(1, pair[0])):
-        measured = one(Wired(lambda self, x, wrap=wrap: wrap([self.layer(x), None]), layer=layer), x)  # type: ignore[misc]
+        measured = one(Wired(lambda self, x, wrap=wrap: wrap([self.layer(x), None]), layer=layer), x)
         assert [each.module for each in measured.outputs] == ["layer", ""]
 
 
 def test_frozen_parts_are_left_out_backwards() -> None:
     model = mlp(0, depth=6)
-    for layer in model[:6]:
+    for layer in [*model][:6]:
         layer.requires_grad_(requires_grad=False)
     measured = one(model)
     assert [each.name for each in measured.parameters][:1] == ["6.weight"]
@@ -187,7 +188,7 @@ def test_autocast_and_compiled_modules() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         half = one(model, x)
     assert half.chains[0].signal == pytest.approx(plain.chains[0].signal, abs=0.05)
-    compiled = torch.compile(model)
+    compiled: Any = torch.compile(model)
     assert [each.name for each in one(compiled, x).outputs][:6] == [each.name for each in plain.outputs][:6]
     assert one(compiled, x).chains[0].signal == plain.chains[0].signal
 

@@ -153,6 +153,9 @@ class Measurement:
     ``losses`` are those of the optimizer's steps that were tried; ``small_batch`` says that a batch norm saw too few
     samples for its gradients to mean anything; ``dtype`` is that of the training, ``largest`` its largest number;
     ``fans`` are the inputs of a unit of each layer.
+
+    >>> Measurement("none", 16, Objective("none", 0.0)).chains
+    ()
     """
 
     inputs: str

@@ -26,9 +26,14 @@ class Objectives:
     target that nobody gave is drawn from the seed.
     """
 
-    def __init__(self, model: nn.Module, inputs: Inputs, loss: Loss | None, prior: Sequence[float] | None, seed: int):
-        self.model, self.inputs, self.loss, self.seed = model, inputs, loss, seed
-        self.prior = _entropy(prior) if prior is not None else math.nan
+    def __init__(
+        self, model: nn.Module, inputs: Inputs, loss: Loss | None, prior: Sequence[float] | None, seed: int
+    ) -> None:
+        self.model: nn.Module = model
+        self.inputs: Inputs = inputs
+        self.loss: Loss | None = loss
+        self.seed: int = seed
+        self.prior: float = math.nan if prior is None else _entropy(prior)
 
     def __call__(self, output: Any) -> tuple[Tensor, Objective]:
         """The loss of an output, and its description, the value of the loss still to come."""

@@ -30,7 +30,8 @@ class Operations:
     # nn.MultiheadAttention runs neither the hooks of its output layer nor a Python function that could be replaced.
 
     def __init__(self, inside: Callable[[], tuple[str, nn.Module | None]], activated: Callable[[str], None]) -> None:
-        self.inside, self.activated = inside, activated
+        self._inside = inside
+        self._activated = activated
         self._units: list[tuple[str, str, int, Tensor]] = []
         self._attentions: list[tuple[str, Tensor]] = []
 
@@ -44,7 +45,7 @@ class Operations:
             name = func.overloadpacket.__name__
             base = name.rstrip("_")
             if base in _ACTIVATIONS and isinstance(result, Tensor) and result.numel() and not result.is_meta:
-                self.activated(base)
+                self._activated(base)
                 self._count(base, result)
             elif name in ("_softmax", "_safe_softmax") and _is_attention(args[0], args[1]):
                 self._attend(_few(args[0]))
@@ -54,7 +55,7 @@ class Operations:
         return result
 
     def _count(self, function: str, values: Tensor) -> None:
-        name, module = self.inside()
+        name, module = self._inside()
         if function == "relu":
             unit = 1 if values.dim() > 3 else values.dim() - 1  # of an image the channel
             others = [axis for axis in range(values.dim()) if axis != unit]
@@ -71,7 +72,7 @@ class Operations:
 
     def _attend(self, logits: Tensor) -> None:
         if logits.numel() and not logits.is_meta:
-            self._attentions.append((self.inside()[0], _attention_numbers(logits.float())))
+            self._attentions.append((self._inside()[0], _attention_numbers(logits.float())))
 
     def units(self) -> tuple[Units, ...]:
         """The shares of dead and saturated units, in order of execution."""

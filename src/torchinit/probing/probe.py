@@ -70,7 +70,7 @@ def probe(
     >>> probe(model, recipe=entries).findings.errors
     ()
     """
-    _check(model, seed, limit)
+    _check(model, seed)
     settings = Settings(optimizer, lr, steps, dtype, time.monotonic() + limit)
     start = _Start(model, batch, loss, recipe, seed, prior, settings, limit)
     runs = [start.measure(0)]
@@ -162,7 +162,7 @@ def _raised(model: nn.Module, inputs: Inputs) -> Exception | None:
     return None
 
 
-def _check(model: object, seed: object, limit: object) -> None:
+def _check(model: object, seed: object) -> None:
     """Raise TypeError or ProbeError for what cannot be probed."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"probe takes a torch.nn.Module, but got {with_article(type(model).__name__)}")

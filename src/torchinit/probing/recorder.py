@@ -43,8 +43,11 @@ class Recorder:
     # the hooks are put on the second time. Numbers stay tensors until they are asked for, so that a GPU never waits.
 
     def __init__(self, model: nn.Module, size: int) -> None:
-        self.model, self.size = model, size
-        self.operations = Operations(lambda: self._inside[-1] if self._inside else ("", None), self._activated)
+        self.model: nn.Module = model
+        self.size: int = size
+        self.operations: Operations = Operations(
+            lambda: self._inside[-1] if self._inside else ("", None), self._activated
+        )
         self._calls: list[_Call] = []
         self._by_key: dict[tuple[str, int], _Call] = {}
         self._numbers: Counter[str] = Counter()

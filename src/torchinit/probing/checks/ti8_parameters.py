@@ -72,7 +72,7 @@ def gradients_below_dtype(measured: Measurement) -> Iterator[Reading]:
 
 
 @probe_check("TI815", ANY, "look at the first one: everything behind it follows")
-def not_finite(measured: Measurement) -> Iterator[Reading]:
+def not_finite_in_run(measured: Measurement) -> Iterator[Reading]:
     """An output, a gradient or the loss that is not finite."""
     bad = [each for each in measured.outputs if not each.forward.finite]
     if bad:

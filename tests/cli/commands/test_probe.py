@@ -1,0 +1,93 @@
+"""The command `probe`: what it builds and reads, what it prints, and with which exit code it ends."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.linting.sarif_schema import assert_sarif
+from torchinit.cli import main
+
+MODELS = """
+import torch
+from torch import nn
+
+def make(depth=12, std=0.02):
+    layers = [layer for _ in range(depth) for layer in (nn.Linear(16, 16), nn.ReLU())]
+    model = nn.Sequential(*layers, nn.Linear(16, 4))
+    for layer in model[::2]:
+        nn.init.normal_(layer.weight, std=std)
+        nn.init.zeros_(layer.bias)
+    return model
+
+def batch():
+    return torch.ones(8, 16) + torch.eye(8, 16), torch.arange(8) % 4
+
+class Two(nn.Linear):
+    def __init__(self):
+        super().__init__(16, 4)
+
+    def forward(self, left, right):
+        raise ValueError("none will do")
+"""
+
+RECIPE = '[[rules]]\ntype = "Kaiming"\nmode = "fan_in"\nlayer = "Linear"\n'
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "net.py").write_text(MODELS, encoding="utf-8")
+    (tmp_path / "r.toml").write_text(RECIPE, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_bad_start_and_the_recipe_that_mends_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["probe", "net.py:make"]) == 1
+    out = capsys.readouterr().out
+    assert out.startswith("✗ Vanishing signal: ")
+    assert '{type = "Kaiming", mode = "fan_in", layer = "Linear"}' in out
+    assert "made: 64 samples of random vectors of 16" in out
+    assert main(["probe", "net.py:make", "--recipe", "r.toml"]) == 0
+
+
+def test_json_and_sarif(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["probe", "net.py:make", "--json", "--optimizer", "SGD", "--lr", "0.1", "--dtype", "float16"]) == 1
+    data = json.loads(capsys.readouterr().out)
+    assert data["runs"][0]["dtype"] == "float16"
+    assert len(data["runs"][0]["losses"]) == 2
+    assert main(["probe", "net.py:make", "--sarif"]) == 1
+    log = json.loads(capsys.readouterr().out)
+    assert_sarif(log)
+    assert log["runs"][0]["results"][0]["ruleId"] == "TI801"
+
+
+def test_a_batch_is_a_file_or_a_function(capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(torch.randn(9, 16), "x.pt")
+    for batch, said in (("net.py:batch", "on the given batch, its last item as the target"), ("x.pt", "on the given")):
+        assert main(["probe", "net.py:make", "--batch", batch, "--arg", "std=0.35"]) == 0
+        assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["net.py:Two"], "Two takes left, right, and what was made for it does not fit; give batch="),
+        (["net.py:Two", "--batch", "net.py:batch"], "the forward of Two raised"),
+        (["net.py:make", "--batch", "none.pt"], "--batch: there is no file 'none.pt'"),
+        (["net.py:make", "--batch", "net.py"], "--batch: net.py cannot be read"),
+        (["net.py:make", "--optimizer", "AdamV"], "--optimizer: torch.optim has no 'AdamV'; did you mean 'Adam"),
+    ],
+)
+def test_what_cannot_be_run_is_exit_code_2(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["probe", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_checks_of_the_probe_are_explained_and_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "TI801"]) == 0
+    assert "TI801 vanishing-signal: The part of the activations" in capsys.readouterr().out
+    assert main(["list", "checks"]) == 0
+    assert "TI818 huge-gradients" in capsys.readouterr().out
