@@ -116,6 +116,14 @@ def _of_fans(init: object, site: Site) -> Iterator[Discrepancy]:
             yield Discrepancy(fact, is_chosen=True)
 
 
+def guessed(init: object, view: Site) -> str:
+    """Why true fans cannot be had of a tensor of three dimensions or more, with the way out; empty where they can."""
+    for inner, site in innermost(init, view):
+        if getattr(inner, "fans", None) == "true" and site.layout is None and len(site.shape) > 2:
+            return f'fans = "true", and {_unknown(site)}: {_STACK}; fans = "torch" takes it for a kernel'
+    return ""
+
+
 def _unknown(site: Site) -> str:
     return f"the layout of {site.owner.name}'s {site.leaf} is not known"
 

@@ -22,7 +22,7 @@ from torchinit.initializers.source import Resolution, is_verbatim, resolve_all
 from torchinit.initializers.variance_scaling import asks_for_neutral
 from torchinit.knowledge.neutral import looks_like_norm
 from torchinit.model.sites import Site
-from torchinit.plans.notes import Notes
+from torchinit.plans.notes import Notes, guessed
 from torchinit.plans.plan import FROZEN, Plan, Reach, Skipped, Step
 from torchinit.rules.matching import Matcher, explain_unmatched, roles_asked
 from torchinit.rules.rule import Rule
@@ -203,6 +203,10 @@ class _Planner:
             elif error is not None:
                 place = rule.origin if isinstance(error, FanError) else f"{rule.origin} at {view.name!r}"
                 self.problems.append(f"{place}: {error}")
+            elif (
+                len(view.shape) > 2 and view.layout is None and not rule.scheme and (guess := guessed(rule.init, view))
+            ):
+                self.problems.append(f"{rule.origin} at {view.name!r}: {guess}")
             elif fill is not None:
                 if view.zero_row is not None and rule.padding and is_drawn:
                     fill = Padded(fill, view.zero_row)
