@@ -36,7 +36,8 @@ from torchinit.plans.report import Report
 from torchinit.plans.run import Agree, Progress, run, shards_held
 from torchinit.recipes import RecipeLike, to_rules
 from torchinit.recipes.arguments import Given
-from torchinit.recipes.forms import check_model, is_like_init_cfg, read_otherwise, with_better
+from torchinit.recipes.forms import is_like_init_cfg, read_otherwise, with_better
+from torchinit.recipes.refusals import check_model
 from torchinit.rules.matching import asks_for_roles
 from torchinit.rules.rule import Value
 from torchinit.tracing import unfilled_among

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from torchinit import (
     Name,
     Normal,
     Orthogonal,
+    PlanError,
     Rule,
     TruncNormal,
     Uniform,
@@ -68,17 +70,32 @@ def found(model: nn.Module, init: Any, name: str = "weight") -> list[tuple[str, 
 UNKNOWN = "the layout of Stack's weight is not known: counted as a kernel, 131072 in, 32768 out"
 
 
-@pytest.mark.parametrize("fans", ["torch", "true"])
-@pytest.mark.parametrize("wrap", [lambda init: init, lambda init: Scaled(init, 0.5), lambda init: Blocks(init, 1)])
-def test_a_stack_that_nobody_described_is_counted_as_a_kernel_and_said_so(fans: Any, wrap: Any) -> None:
-    init = wrap(Kaiming(mode="fan_in", fans=fans))
+WRAPPERS = pytest.mark.parametrize(
+    "wrap", [lambda init: init, lambda init: Scaled(init, 0.5), lambda init: Blocks(init, 1)]
+)
+
+
+@WRAPPERS
+def test_a_stack_that_nobody_described_is_counted_as_a_kernel_and_said_so(wrap: Any) -> None:
+    init = wrap(Kaiming(mode="fan_in"))
     (note,) = notes(Stack(64, 256, 512), init)
     assert note.startswith(UNKNOWN + "; if dimension 0 counts weights, as of experts, take Stacked(...)")
     ((message, remedy),) = found(Stack(64, 256, 512), init)
     assert (message, "Stacked(...)" in remedy) == (UNKNOWN, True)
 
 
+@WRAPPERS
+def test_true_fans_of_a_stack_that_nobody_described_are_an_error(wrap: Any) -> None:
+    rule = Rule(Name("**"), wrap(Kaiming(mode="fan_in", fans="true")))
+    text = r'at \'weight\': fans = "true", and the layout of Stack\'s weight is not known: .* Stacked'
+    with pytest.raises(PlanError, match=text):
+        torchinit.plan(Stack(64, 256, 512), rule)
+    scheme = replace(rule, scheme="general")  # schemes are for models that nobody looked at
+    assert torchinit.plan(Stack(64, 256, 512), scheme)["weight"].notes[0].startswith(UNKNOWN)
+
+
 def test_the_way_out_works() -> None:
+    assert notes(Stack(64, 256, 512), Stacked(Kaiming(mode="fan_in", fans="true"))) == ()
     assert notes(Stack(64, 256, 512), Stacked(Kaiming(mode="fan_in"))) == ()
     assert found(Stack(64, 256, 512), Stacked(Kaiming(mode="fan_in"))) == []
     fill = torchinit.plan(Stack(64, 256, 512), Rule(Name("**"), Stacked(Kaiming(mode="fan_in"))))["weight"].fill

@@ -1,9 +1,9 @@
-"""Forms: reads everything that stands for a recipe; says of anything else what to write instead."""
+"""Forms: reads everything that stands for a recipe."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from reprlib import repr as short
@@ -11,7 +11,6 @@ from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
 import torch
-from torch import Tensor, nn
 
 import torchinit._limits as limits
 from torchinit._text import closest, did_you_mean, short_repr
@@ -27,9 +26,10 @@ from torchinit.plans.planner import make_plan
 from torchinit.recipes.arguments import Given, RecipeReader
 from torchinit.recipes.entries import ENTRY_KEYS, SELECTING, entry_rules
 from torchinit.recipes.files import read_data, read_scheme, schemes
+from torchinit.recipes.refusals import check_recipe
 from torchinit.rules.catalog import INITIALIZERS, SCHEMA, example_of
 from torchinit.rules.rule import Recipe, Rule, Value
-from torchinit.rules.selectors import Kinds, Roles, Selector, Within
+from torchinit.rules.selectors import Kinds, Roles, Within
 from torchinit.serialization.reading import INVALID, Data, Reader, is_sequence, join
 
 RecipeLike: TypeAlias = str | os.PathLike[str] | Rule | Initializer | Function | Mapping[Any, Any] | Iterable[Any]
@@ -59,7 +59,7 @@ def to_rules(recipe: RecipeLike, given: Given | None = None) -> Recipe:
     Kinds('weight') -> Kaiming()
     Name('head.weight') -> Zeros()
     """
-    _check(recipe)
+    check_recipe(recipe)
     given = given or Given()
     if isinstance(recipe, (str, os.PathLike)):
         rules = _load(recipe, given)
@@ -306,58 +306,6 @@ def recipe_to_data(recipe: Recipe) -> Data:
             SCHEMA.encode(replace(rule, origin="", scheme="", arguments={}), Rule, defaults=False) for rule in recipe
         ]
     }
-
-
-# --- other things in the place of a recipe or a model -----------------------------------------------------------
-
-_NOT_A_RECIPE: Final = (
-    "{short} is not a recipe; write the path of a file, the name of a scheme, rules, entries such as"
-    " {{'type': 'Normal', 'std': 0.02, 'name': '**.weight'}}, or an initializer such as Normal(std=0.02)"
-)
-_REMEDIES: Final[dict[type, str]] = {
-    type: "{0.__name__} is a class; write {0.__name__}()",
-    nn.Module: "a {0.__class__.__name__} is a model, not a recipe; to load it, write Rule('**', Pretrained(model))",
-    Selector: "{0!r} says where, and not what; write Rule({0!r}, Normal(std=0.02))",
-    Plan: "this is a plan, not a recipe; torchinit.plans.run(plan, torchinit.plans.local_shards(model), noise)"
-    " carries it out",
-    Set: "{short} has no order, and later rules win; write a list",
-    bool: _NOT_A_RECIPE,
-    int: "{0!r} is a number, not a recipe; write Constant({0!r}), for each weight",
-    float: "{0!r} is a number, not a recipe; write Constant({0!r}), for each weight",
-    bytes: _NOT_A_RECIPE,
-    Tensor: _NOT_A_RECIPE,
-}
-
-
-def _check(recipe: object) -> None:
-    """Raise TypeError where something else is given in the place of a recipe, with what to write."""
-    remedy = next((text for kind, text in _REMEDIES.items() if isinstance(recipe, kind)), "")
-    if is_state_dict(recipe):
-        remedy = "this is a state dict, not a recipe; to load it, write Rule('**', Pretrained(state_dict))"
-    elif not (remedy or isinstance(recipe, (Rule, Initializer, Iterable)) or callable(recipe)):
-        remedy = _NOT_A_RECIPE
-    if remedy:
-        raise TypeError(remedy.format(recipe, short=short(recipe)))
-
-
-def check_model(model: object, recipe: object) -> None:
-    """Raise TypeError where something else is given in the place of a model, with what to give."""
-    if isinstance(model, nn.Module):
-        return
-    inner = next((name for name in ("model", "module") if isinstance(getattr(model, name, None), nn.Module)), "")
-    text = f"{short(model)} is not a model; give {f'its .{inner}' if inner else 'a torch.nn.Module'}"
-    if isinstance(recipe, nn.Module):
-        text = "the arguments are in the wrong order: the model comes first, then the recipe"
-    elif isinstance(model, type):
-        text = f"{model.__name__} is a class; write {model.__name__}(...)"
-    elif is_state_dict(model):
-        text = "this is a state dict; give the model, and load the state dict by Rule('**', Pretrained(state_dict))"
-    raise TypeError(text)
-
-
-def is_state_dict(value: object) -> bool:
-    """Whether a value is a mapping of tensors."""
-    return isinstance(value, dict) and any(isinstance(item, Tensor) for item in value.values())
 
 
 # --- other readings of a recipe ---------------------------------------------------------------------------------
