@@ -146,10 +146,10 @@ def test_one_sample_and_small_batches_are_not_judged_by_what_they_cannot_show() 
     bad = with_chain([1.0, 1e-2, 1e-9], [1e9, 1e3, 1.0], [1.0, 1e-3, 1e-9])
     alone = judge([replace(bad, samples=1)])
     assert {"TI801", "TI805"}.isdisjoint(alone.codes)
-    assert "not run for want of two samples or more: TI801, TI805" in alone.summary()
+    assert "not run for want of two samples or more (TI801, TI805)" in alone.not_run()
     small = judge([replace(bad, small_batch=True)])
     assert "TI804" not in small.codes
-    assert "not run for want of 16 samples, since there are batch norms: TI803, TI804" in small.summary()
+    assert "not run for want of 16 samples, since there are batch norms (TI803, TI804)" in small.not_run()
 
 
 def test_a_value_near_its_bound_is_measured_again_and_called_unsure() -> None:

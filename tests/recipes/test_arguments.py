@@ -245,7 +245,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     model = ["torch.nn:Linear", "--arg", "in_features=4", "--arg", "out_features=4", "--arg", "bias=false"]
     assert main(["plan", model[0], str(recipe), *model[1:], "--set", "layers=8", "--set", "variant=small"]) == 0
     out = capsys.readouterr().out
-    assert "Normal(std=0.025)" in out
+    assert "N(0, 0.025)" in out
     assert "arguments of recipe: beta=0.1, layers=8, heads=4, variant=small, cut=False" in out
     assert main(["check", model[0], str(recipe), *model[1:], "--set", "layers=8"]) == 0
     saved = str(tmp_path / "out.safetensors")
