@@ -33,9 +33,9 @@ def show_log(file: str | os.PathLike[str] | TextIO | None = None) -> ExitStack:
     """Show the log of ``init_weights()`` on standard output, or keep it in a file or stream, whatever a program logs.
 
     How each parameter was set, and what an ``init_cfg`` does in vain, goes there besides where logging sends it, and
-    whatever levels say; so does what ``initialize`` warns of, if warnings are not off; a file is appended to. It lasts until the result is closed, or left as a context manager; a
-    second call for the same place does nothing. Raises OSError for a file that cannot be opened, TypeError for what is
-    none of these.
+    whatever levels say; so does what ``initialize`` warns of, if warnings are not off; a file is appended to. It lasts
+    until the result is closed, or left as a context manager; a second call for the same place does nothing. Raises
+    OSError for a file that cannot be opened, TypeError for what is none of these.
 
     >>> import io
     >>> from torchinit.mmengine import Sequential
