@@ -38,6 +38,7 @@ def show_log(file: str | os.PathLike[str] | TextIO | None = None) -> ExitStack:
     OSError for a file that cannot be opened, TypeError for what is none of these.
 
     >>> import io
+    >>> from torchinit import show_log
     >>> from torchinit.mmengine import Sequential
     >>> text = io.StringIO()
     >>> with show_log(text):
