@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -214,3 +215,18 @@ def test_a_terminal_is_filled(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     monkeypatch.setenv("COLUMNS", "40")
     show_table(Namespace(all=False), plan)
     assert capsys.readouterr().out == plan.table(width=40) + "\n"
+
+
+def test_one_long_name_does_not_hide_the_other_columns() -> None:
+    plan = torchinit.plan(named(["a", "n" * 300]), {"type": "Normal", "std": 0.02, "name": "**"})
+    heads = str(plan).splitlines()[2].split()
+    assert {"tensor", "shape", "rule"} <= {*heads}
+
+
+def test_a_diff_for_machines() -> None:
+    data = json.loads(Diff.between({"a": 1, "b": 2, "c": 0}, {"b": 3, "c": 0}).to_json())
+    assert [(each["name"], each["verb"], each["before"], each["after"]) for each in data["changes"]] == [
+        ("a", "removed", "1", ""),
+        ("b", "changed", "2", "3"),
+    ]
+    assert data["same"] == ["c"]

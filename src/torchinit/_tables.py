@@ -26,6 +26,8 @@ _NARROW: Final = 8
 """The fewest columns that a column is shrunk to."""
 _NARROW_TEXT: Final = 14
 """The same of all but the names as long as these are whole: the room of N(0, 0.004082)."""
+_LONGEST_NAME: Final = 56
+"""The columns that a name has before others are left out for it: most names of models are shorter."""
 
 
 class Entry(NamedTuple):
@@ -272,8 +274,10 @@ def _chosen(
         while over() > 0 and among and widths[widest := max(among, key=lambda at: widths[at])] > narrow:
             widths[widest] -= 1
 
-    # Names tell the most, and break where they are cut: what can be wrapped gives way before them.
+    # Names tell the most, and break where they are cut: what can be wrapped gives way before them, but not to one name
+    # of hundreds of letters.
     leave_out(2)
+    shrink(_LONGEST_NAME, [name])
     shrink(_NARROW_TEXT, [at for at in kept if at != name])
     leave_out(1)
     shrink(_NARROW, kept)

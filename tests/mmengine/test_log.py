@@ -284,3 +284,17 @@ def test_the_report_is_the_same_facts_as_a_table(capsys: pytest.CaptureFixture[s
         assert name in logged
         (row,) = [line for line in table.splitlines() if line.startswith(name)]
         assert row.rstrip().endswith("ConstantInit: val=1, bias=0")
+
+
+@pytest.mark.parametrize("level", [logging.WARNING, logging.ERROR])
+def test_show_log_shows_what_initialize_warns_of_once(level: int, capsys: pytest.CaptureFixture[str]) -> None:
+    logging.getLogger("torchinit").setLevel(level)
+    try:
+        for _ in range(2):
+            with torchinit.show_log():
+                torchinit.initialize(nn.Linear(2, 2), {"type": "Kaiming", "layer": "Linaer"}, seed=0)
+    finally:
+        logging.getLogger("torchinit").setLevel(logging.NOTSET)
+    assert capsys.readouterr().out.count("rules[0] Layer('Linaer') matches none") == 2 * (level == logging.WARNING)
+    torchinit.initialize(nn.Linear(2, 2), {"type": "Kaiming", "layer": "Linaer"}, seed=0)
+    assert "Linaer" not in capsys.readouterr().out

@@ -184,7 +184,7 @@ class TruncNormal(Drawn):
     ``unit="sigma"`` it is [mean + a·std, mean + b·std]. Truncation makes the standard deviation smaller:
     with ``corrected=True`` the parent's is raised so that the result's is ``std`` (then ``unit`` must be
     ``"sigma"`` and the interval symmetric), as JAX and Keras do. For a complex tensor the interval is a disc around 0:
-    ``mean`` must be 0 and the interval symmetric, and ``std``² is the mean of |z|².
+    ``mean`` must be 0 and the interval symmetric, and ``std`` is the root of the mean square of the modulus.
 
     .. math:: \sigma^2 = \mathrm{std}^2 \Big/ \Big(1 - \frac{2 b \varphi(b)}{2\Phi(b) - 1}\Big)
 

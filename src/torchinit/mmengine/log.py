@@ -33,11 +33,12 @@ def show_log(file: str | os.PathLike[str] | TextIO | None = None) -> ExitStack:
     """Show the log of ``init_weights()`` on standard output, or keep it in a file or stream, whatever a program logs.
 
     How each parameter was set, and what an ``init_cfg`` does in vain, goes there besides where logging sends it, and
-    whatever levels say; a file is appended to. It lasts until the result is closed, or left as a context manager; a
-    second call for the same place does nothing. Raises OSError for a file that cannot be opened, TypeError for what is
-    none of these.
+    whatever levels say; so does what ``initialize`` warns of, if warnings are not off; a file is appended to. It lasts
+    until the result is closed, or left as a context manager; a second call for the same place does nothing. Raises
+    OSError for a file that cannot be opened, TypeError for what is none of these.
 
     >>> import io
+    >>> from torchinit import show_log
     >>> from torchinit.mmengine import Sequential
     >>> text = io.StringIO()
     >>> with show_log(text):
@@ -60,6 +61,7 @@ def show_log(file: str | os.PathLike[str] | TextIO | None = None) -> ExitStack:
         raise TypeError(f"the log goes to a path or a text stream, but got {file!r}")
     handler.setFormatter(_FORMAT)
     _PLACES[place] = handler  # and on no logger, whose levels and other handlers belong to the program
+    _PACKAGE.addFilter(_relay)
     stack.callback(handler.close)
     stack.callback(_PLACES.pop, place)
     return stack
@@ -78,6 +80,12 @@ def _keep(level: int, text: str) -> None:
         record = LOGGER.makeRecord(LOGGER.name, level, __file__, 0, text, (), None)
         for handler in _PLACES.values():
             handler.handle(record)
+
+
+def _relay(record: logging.LogRecord) -> bool:
+    """Keep what the rest of the package logs; a filter, since a handler would count as a configuration."""
+    _keep(record.levelno, record.getMessage())
+    return None not in _PLACES or _PACKAGE.hasHandlers()  # else Python's last resort shows it a second time
 
 
 def log(level: int, text: str, *args: object) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Final, Literal, TypeVar, final
 
 from torchinit._folding import Column, Group, Row, fold, fold_names, rounded_apart, starts_as, to_digits
@@ -92,6 +93,14 @@ class Diff(Tabular, tuple[Change, ...]):
             verb: Literal["added", "removed", "changed"] = "changed" if old and new else "added" if new else "removed"
             changes.append(Change(name, verb, _joined(old), _joined(new), summarize(old, new), why(name)))
         return cls.of(changes, same)
+
+    def to_dict(self) -> dict[str, object]:
+        """The changes, and the names of what is the same, as plain data."""
+        return {"changes": [asdict(change) for change in self], "same": list(self.same)}
+
+    def to_json(self, *, indent: int | None = 2) -> str:
+        """The diff as JSON."""
+        return json.dumps(self.to_dict(), indent=indent)
 
     def _table(self, *, full: bool = False) -> Table:
         told = [change for change in self if full or not change.is_rounding]
