@@ -448,11 +448,12 @@ def _() -> None:
 
 @oracle(78)
 def _() -> None:
-    model = start(78, nn.Sequential(nn.Embedding(100, 50), nn.LayerNorm(50), nn.Linear(50, 100)))
-    for layer in (model[0], model[2]):
+    block = nn.ModuleDict({"attn": halves(q_proj=(50, 100)), "mlp": nn.ModuleDict({"fc1": nn.Linear(50, 100)})})
+    model = start(78, nn.ModuleDict({"wte": nn.Embedding(100, 50), "block": block, "norm": nn.LayerNorm(50)}))
+    for layer in (model["wte"], block["attn"]["q_proj"], block["mlp"]["fc1"]):
         assert_distribution(layer.weight, normal(0.02).cdf)
-    assert model[2].bias.abs().max() == 0
-    assert bool((model[1].weight == 1).all())
+    assert block["mlp"]["fc1"].bias.abs().max() == 0
+    assert bool((model["norm"].weight == 1).all())
 
 
 def halves(**sizes: tuple[int, int]) -> nn.Module:
@@ -461,9 +462,12 @@ def halves(**sizes: tuple[int, int]) -> nn.Module:
 
 @oracle(79)
 def _() -> None:
-    model = stack(lambda: nn.ModuleDict({"mlp": halves(c_fc=(40, 160), c_proj=(160, 40)), "ln": nn.LayerNorm(4)}))
+    parts = {"attn": {"c_attn": (40, 120), "c_proj": (40, 40)}, "mlp": {"c_fc": (40, 160), "c_proj": (160, 40)}}
+    model = stack(lambda: nn.ModuleDict({name: halves(**sizes) for name, sizes in parts.items()}))
     start(79, model)
     for block in model["layers"]:
+        assert_std(block["attn"]["c_attn"].weight, 0.02)
+        assert_std(block["attn"]["c_proj"].weight, 0.02 / 4)
         assert_std(block["mlp"]["c_fc"].weight, 0.02)
         assert_std(block["mlp"]["c_proj"].weight, 0.02 / 4)
 

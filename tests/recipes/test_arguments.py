@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -94,6 +95,14 @@ def test_defaults_and_what_is_given() -> None:
 def test_what_an_argument_cannot_be(values: Mapping[str, Any], text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         plan(blocks(), RECIPE, arguments=values)
+
+
+def test_numbers_of_numpy() -> None:
+    made = plan(nn.Linear(4, 4), RECIPE, arguments={"layers": np.int64(8), "beta": np.float32(0.5)}).arguments["recipe"]
+    assert {name: (type(made[name]), made[name]) for name in ("layers", "beta")} == {
+        "layers": (int, 8),
+        "beta": (float, 0.5),
+    }
 
 
 def test_all_mistakes_at_once() -> None:
@@ -245,7 +254,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     model = ["torch.nn:Linear", "--arg", "in_features=4", "--arg", "out_features=4", "--arg", "bias=false"]
     assert main(["plan", model[0], str(recipe), *model[1:], "--set", "layers=8", "--set", "variant=small"]) == 0
     out = capsys.readouterr().out
-    assert "Normal(std=0.025)" in out
+    assert "N(0, 0.025)" in out
     assert "arguments of recipe: beta=0.1, layers=8, heads=4, variant=small, cut=False" in out
     assert main(["check", model[0], str(recipe), *model[1:], "--set", "layers=8"]) == 0
     saved = str(tmp_path / "out.safetensors")

@@ -130,6 +130,26 @@ def test_the_fused_projection_of_deepnorm() -> None:
     )
 
 
+@pytest.mark.parametrize(("scheme", "std"), [("general", 0.02), ("torch", 1.0), ("t5", 1.0)])
+@pytest.mark.parametrize("names", [("tok", "out"), ("embed", "head"), ("tok_embeddings", "output"), ("a", "b")])
+def test_a_head_that_shares_the_table_of_embeddings(names: tuple[str, str], scheme: str, std: float) -> None:
+    model = nn.ModuleDict({names[0]: nn.Embedding(10, 8), names[1]: nn.Linear(8, 10)})
+    model[names[1]].weight = model[names[0]].weight
+    for told in (model, nn.ModuleDict({name: model[name] for name in reversed(names)})):
+        made = plan(told, {"type": "scheme", "name": scheme, "optional": True})
+        assert [step.fill for step in made if step.site.shape == (10, 8)] == [Normal(std=std)]
+
+
+def test_the_argument_to_give_where_there_is_no_depth() -> None:
+    table = nn.ModuleDict({"decoder": nn.ModuleDict({"embed_tokens": nn.Embedding(10, 16)})})
+    with pytest.raises(PlanError, match=r"there is no depth: .* Or give encoder_layers and decoder_layers of t_fixup"):
+        plan(table, "t_fixup")
+    made = plan(
+        table, {"type": "scheme", "name": "t_fixup", "optional": True, "encoder_layers": 9, "decoder_layers": 9}
+    )
+    assert made["decoder.embed_tokens.weight"].fill == Normal(std=1 / 12)
+
+
 @pytest.mark.parametrize("model", [residual(8, 2), Image(), nn.LSTM(4, 4), nn.TransformerDecoderLayer(8, 2, 8)])
 def test_the_general_one_covers_everything_in_torch(model: nn.Module) -> None:
     plan(model, "general", complete=True)
