@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from torchinit import Constant, Kaiming, LeCun, Normal, PlanError, TruncNormal, initialize, load_recipe, plan
+from torchinit import Constant, Kaiming, LeCun, Normal, PlanError, TruncNormal, Uniform, initialize, load_recipe, plan
 from torchinit.initializers import Blockwise, Padded
 from torchinit.recipes import schemes
 from torchinit.recipes.files import read_scheme
@@ -138,6 +139,24 @@ def test_a_head_that_shares_the_table_of_embeddings(names: tuple[str, str], sche
     for told in (model, nn.ModuleDict({name: model[name] for name in reversed(names)})):
         made = plan(told, {"type": "scheme", "name": scheme, "optional": True})
         assert [step.fill for step in made if step.site.shape == (10, 8)] == [Normal(std=std)]
+
+
+def test_lstm_leaves_a_gru_alone() -> None:
+    model = nn.ModuleDict({"a": nn.LSTM(4, 8, 2), "b": nn.GRU(4, 8), "c": nn.LSTMCell(4, 8)})
+    assert sorted(step.site.name for step in plan(model, "lstm")) == sorted(
+        name for name, _ in model.named_parameters() if name[0] != "b"
+    )
+    assert not plan(model["b"], "lstm").writes
+
+
+def test_t_fixup_of_torchs_own_transformer() -> None:
+    made = plan(nn.Transformer(16, 2, 2, 3, 32, batch_first=True), "t_fixup", complete=True)
+    for part, gain in (("encoder", 0.67 * 2**-0.25), ("decoder", 27**-0.25)):
+        fill = made[f"{part}.layers.0.self_attn.in_proj_weight"].fill
+        assert isinstance(fill, Blockwise)
+        assert [each.b for each in fill.fills if isinstance(each, Uniform)] == pytest.approx(
+            [math.sqrt(3 / 32), math.sqrt(3 / 32), gain * math.sqrt(6 / 32)]
+        )
 
 
 def test_the_argument_to_give_where_there_is_no_depth() -> None:
