@@ -50,7 +50,9 @@ What papers and libraries call an initialization, and how it is written here.
 {counts}.
 
 A line in braces is an entry of a recipe, `rules = [...]` in TOML; without a selector (`layer`, `name`) it goes with
-any. Numbers as text are [expressions](recipes.md#numbers-as-text). A line of Python is an initializer, for
+any. A name in quotes is a [scheme](schemes.md) with arguments as verbs take them; entries below it say the same part by
+names of layers, for a model whose roles are not known. Numbers as text are
+[expressions](recipes.md#numbers-as-text). A line of Python is an initializer, for
 `Rule(selector, ...)`: `nn`, `F` and `math` are the usual modules, and names that explain themselves (`counts`,
 `online`) are data of one's own. Every line of this page is run by the tests and compared with SciPy's distributions,
 with torch, or with the formula written as a loop.
@@ -68,9 +70,11 @@ def way(entry: dict[str, Any]) -> str:
         return "no"
     if entry.get("own"):
         return "own"
+    if "scheme" in entry:
+        return "scheme"
     if "rules" in entry:
         return "line" if len(entry["rules"]) == 1 else "rules"
-    return "scheme" if "scheme" in entry else "python"
+    return "python"
 
 
 def inline(value: object) -> str:
@@ -109,9 +113,10 @@ def page() -> str:
 def _cells(entry: dict[str, Any]) -> list[str]:
     papers = [f"[{number}](https://arxiv.org/abs/{number})" for number in entry.get("arxiv", [])]
     source = ", ".join([*papers, *([entry["source"]] if "source" in entry else [])]) or "–"
-    lines = [f"`{inline(rule)}`" for rule in entry.get("rules", [])]
+    arguments = "".join(f", {name}={inline(value)}" for name, value in entry.get("arguments", {}).items())
+    lines = [f'`"{entry["scheme"]}"{arguments}`'] if "scheme" in entry else []
+    lines += [f"`{inline(rule)}`" for rule in entry.get("rules", [])]
     lines += [f"`{entry['python']}`"] if "python" in entry else []
-    lines += [f'`"{entry["scheme"]}"`'] if "scheme" in entry else []
     kind = way(entry)
     here = f"not: {entry['no']}" if kind == "no" else f"{WAYS[kind]}: {'<br>'.join(lines)}"
     return [str(entry["n"]), entry["name"], entry["start"], source, "; ".join(filter(None, (here, entry.get("note"))))]

@@ -70,7 +70,8 @@ def test_it_is_complete() -> None:
     names = [entry["name"] for entry in ENTRIES.values()]
     assert len(set(names)) == len(names)
     for entry in ENTRIES.values():
-        assert sum(key in entry for key in ("rules", "python", "scheme", "no")) == 1, entry["name"]
+        written = sum(key in entry for key in ("rules", "python", "no"))
+        assert written == 1 or (not written and "scheme" in entry), entry["name"]
         assert entry.keys() <= {
             "n",
             "name",
@@ -80,6 +81,7 @@ def test_it_is_complete() -> None:
             "rules",
             "python",
             "scheme",
+            "arguments",
             "no",
             "note",
             "own",
@@ -93,7 +95,9 @@ def test_every_line_has_an_oracle() -> None:
 def test_inline() -> None:
     assert inline({"a": [1, True, "x"], "*.b": {}}) == '{ a = [1, true, "x"], "*.b" = {  } }'
     assert way({"no": "because"}) == "no"
-    assert {entry["scheme"] for entry in ENTRIES.values() if "scheme" in entry} <= schemes().keys()
+    for entry in ENTRIES.values():  # that its arguments are such
+        assert "scheme" not in entry or torchinit.load_recipe(entry["scheme"], entry.get("arguments"))
+    assert {entry.get("scheme") for entry in ENTRIES.values()} <= {None, *schemes()}
 
 
 # --- distributions by SciPy ------------------------------------------------------------------------------------------
@@ -124,7 +128,7 @@ LAWS: dict[int, Any] = {
     4: stats.uniform(-0.1, 0.4), 5: normal(0.02, 0.5), 6: stats.truncnorm(-1.5, 2.5, scale=0.02),
     7: stats.truncnorm(-2, 2, scale=0.02 / CUT), 8: stats.truncnorm(-3, 3, scale=0.02), 28: normal(0.02, 1.0),
     31: normal(300**-0.5), 32: uniform(math.sqrt(6 / 500)), 33: normal(math.sqrt(2 / 1.04 / 300)),
-    34: uniform(math.sqrt(6 / math.sqrt(200 * 300))), 35: uniform(0.1), 36: normal(0.1), 37: uniform(300**-0.5),
+    34: uniform(math.sqrt(6 / math.sqrt(200 * 300))), 35: uniform(0.1), 36: normal(0.1),
     38: uniform(math.sqrt(3 / 250)), 39: uniform(0.143), 41: normal(5 / 3 / math.sqrt(300)),
     42: normal((300 * second_moment(mish)) ** -0.5), 44: normal(300**-0.5), 55: normal(1), 56: normal(300**-0.5),
     43: normal((300 * second_moment(lambda z: z if z > 0 else math.expm1(z))) ** -0.5), 59: normal(1),
@@ -278,6 +282,25 @@ def _() -> None:
     weight = tensor(29, 400, 400, dtype=torch.complex64)
     for part in (weight.real, weight.imag):
         assert_distribution(part, normal(0.1 / math.sqrt(2)).cdf)
+
+    disc = torch.full((400, 400), torch.nan, dtype=torch.complex64)
+    for init, cdf in (
+        ({"type": "Uniform", "a": -0.3, "b": 0.3}, lambda square: square / 0.09),
+        (
+            {"type": "TruncNormal", "std": 0.1, "a": -0.2, "b": 0.2},
+            lambda square: (1 - np.exp(-square / 0.01)) / (1 - np.exp(-4)),
+        ),
+    ):
+        alone = nn.ParameterDict({"w": nn.Parameter(disc.clone())})
+        torchinit.initialize(alone, {"rules": [{**init, "name": "**"}]}, seed=29)
+        assert_distribution(alone["w"].detach().abs().double().square(), cdf)
+
+
+@oracle(37)
+def _() -> None:
+    layer = start(37, nn.Linear(300, 200000))
+    assert_distribution(layer.bias, uniform(300**-0.5).cdf)
+    assert_distribution(layer.weight[:200], uniform(300**-0.5).cdf)
 
 
 @oracle(40)
@@ -448,11 +471,12 @@ def _() -> None:
 
 @oracle(78)
 def _() -> None:
-    model = start(78, nn.Sequential(nn.Embedding(100, 50), nn.LayerNorm(50), nn.Linear(50, 100)))
-    for layer in (model[0], model[2]):
+    block: Any = nn.ModuleDict({"attn": halves(q_proj=(50, 100)), "mlp": nn.ModuleDict({"fc1": nn.Linear(50, 100)})})
+    model = start(78, nn.ModuleDict({"wte": nn.Embedding(100, 50), "block": block, "norm": nn.LayerNorm(50)}))
+    for layer in (model["wte"], block["attn"]["q_proj"], block["mlp"]["fc1"]):
         assert_distribution(layer.weight, normal(0.02).cdf)
-    assert model[2].bias.abs().max() == 0
-    assert bool((model[1].weight == 1).all())
+    assert block["mlp"]["fc1"].bias.abs().max() == 0
+    assert bool((model["norm"].weight == 1).all())
 
 
 def halves(**sizes: tuple[int, int]) -> nn.Module:
@@ -461,9 +485,12 @@ def halves(**sizes: tuple[int, int]) -> nn.Module:
 
 @oracle(79)
 def _() -> None:
-    model = stack(lambda: nn.ModuleDict({"mlp": halves(c_fc=(40, 160), c_proj=(160, 40)), "ln": nn.LayerNorm(4)}))
+    parts = {"attn": {"c_attn": (40, 120), "c_proj": (40, 40)}, "mlp": {"c_fc": (40, 160), "c_proj": (160, 40)}}
+    model = stack(lambda: nn.ModuleDict({name: halves(**sizes) for name, sizes in parts.items()}))
     start(79, model)
     for block in model["layers"]:
+        assert_std(block["attn"]["c_attn"].weight, 0.02)
+        assert_std(block["attn"]["c_proj"].weight, 0.02 / 4)
         assert_std(block["mlp"]["c_fc"].weight, 0.02)
         assert_std(block["mlp"]["c_proj"].weight, 0.02 / 4)
 

@@ -157,3 +157,12 @@ def test_functions_without_a_gain(function: Callable[[Tensor], Tensor], text: st
         gain(function)
     with pytest.raises(ValueError, match=text):
         Kaiming(nonlinearity=function)
+
+
+def test_a_layer_with_a_slope_and_a_class() -> None:
+    layer = nn.PReLU()  # its slope 0.25 has float32
+    assert gain(layer) == pytest.approx(gain("prelu", 0.25))
+    assert profile(layer).chi == pytest.approx(1)
+    assert layer.weight.dtype == torch.float32
+    with pytest.raises(TypeError, match=r"GELU is a class; write GELU\(\)"):
+        gain(nn.GELU)

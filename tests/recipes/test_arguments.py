@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -94,6 +95,12 @@ def test_defaults_and_what_is_given() -> None:
 def test_what_an_argument_cannot_be(values: Mapping[str, Any], text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         plan(blocks(), RECIPE, arguments=values)
+
+
+def test_numbers_of_numpy() -> None:
+    numbers: Any = {"layers": np.int64(8), "beta": np.float32(0.5)}
+    made = plan(nn.Linear(4, 4), RECIPE, arguments=numbers).arguments["recipe"]
+    assert [(type(made[name]), made[name]) for name in numbers] == [(int, 8), (float, 0.5)]
 
 
 def test_all_mistakes_at_once() -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from torchinit import Constant, Kaiming, LeCun, Normal, PlanError, TruncNormal, initialize, load_recipe, plan
+from torchinit import Constant, Kaiming, LeCun, Normal, PlanError, TruncNormal, Uniform, initialize, load_recipe, plan
 from torchinit.initializers import Blockwise, Padded
 from torchinit.recipes import schemes
 from torchinit.recipes.files import read_scheme
@@ -128,6 +129,44 @@ def test_the_fused_projection_of_deepnorm() -> None:
     assert [each.std for each in fill.fills if isinstance(each, Normal)] == pytest.approx(
         [(2 / 16) ** 0.5, (2 / 16) ** 0.5, (2 / 16) ** 0.5 * 16**-0.25]
     )
+
+
+@pytest.mark.parametrize(("scheme", "std"), [("general", 0.02), ("torch", 1.0), ("t5", 1.0)])
+@pytest.mark.parametrize("names", [("tok", "out"), ("embed", "head"), ("tok_embeddings", "output"), ("a", "b")])
+def test_a_head_that_shares_the_table_of_embeddings(names: tuple[str, str], scheme: str, std: float) -> None:
+    model = nn.ModuleDict({names[0]: nn.Embedding(10, 8), names[1]: nn.Linear(8, 10)})
+    model[names[1]].weight = model[names[0]].weight
+    for told in (model, nn.ModuleDict({name: model[name] for name in reversed(names)})):
+        made = plan(told, {"type": "scheme", "name": scheme, "optional": True})
+        assert [step.fill for step in made if step.site.shape == (10, 8)] == [Normal(std=std)]
+
+
+def test_lstm_leaves_a_gru_alone() -> None:
+    model = nn.ModuleDict({"a": nn.LSTM(4, 8, 2), "b": nn.GRU(4, 8), "c": nn.LSTMCell(4, 8)})
+    assert sorted(step.site.name for step in plan(model, "lstm")) == sorted(
+        name for name, _ in model.named_parameters() if name[0] != "b"
+    )
+    assert not plan(model["b"], "lstm").writes
+
+
+def test_t_fixup_of_torchs_own_transformer() -> None:
+    made = plan(nn.Transformer(16, 2, 2, 3, 32, batch_first=True), "t_fixup", complete=True)
+    for part, gain in (("encoder", 0.67 * 2**-0.25), ("decoder", 27**-0.25)):
+        fill = made[f"{part}.layers.0.self_attn.in_proj_weight"].fill
+        assert isinstance(fill, Blockwise)
+        assert [each.b for each in fill.fills if isinstance(each, Uniform)] == pytest.approx(
+            [math.sqrt(3 / 32), math.sqrt(3 / 32), gain * math.sqrt(6 / 32)]
+        )
+
+
+def test_the_argument_to_give_where_there_is_no_depth() -> None:
+    table = nn.ModuleDict({"decoder": nn.ModuleDict({"embed_tokens": nn.Embedding(10, 16)})})
+    with pytest.raises(PlanError, match=r"there is no depth: .* Or give encoder_layers and decoder_layers of t_fixup"):
+        plan(table, "t_fixup")
+    made = plan(
+        table, {"type": "scheme", "name": "t_fixup", "optional": True, "encoder_layers": 9, "decoder_layers": 9}
+    )
+    assert made["decoder.embed_tokens.weight"].fill == Normal(std=1 / 12)
 
 
 @pytest.mark.parametrize("model", [residual(8, 2), Image(), nn.LSTM(4, 4), nn.TransformerDecoderLayer(8, 2, 8)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -88,6 +89,8 @@ def profile(function: Callable[[Any], Any]) -> Profile:
     >>> [round(value, 3) for value in profile(torch.tanh)[:3]]
     [1.593, 0.0, 1.178]
     """
+    if isinstance(function, type):
+        raise TypeError(f"{function.__name__} is a class; write {function.__name__}()")
     z, weight = _grid()
     value = _values(function, z)
     second = float((weight * value**2).sum())
@@ -120,6 +123,8 @@ def _values(function: Callable[[Any], Any], points: Tensor) -> Tensor:
 
     with torch.no_grad():
         try:
+            if isinstance(function, torch.nn.Module):  # slopes learned in float32
+                function = deepcopy(function).double()
             values = torch.as_tensor(function(points.clone()), dtype=torch.float64)
         except (TypeError, ValueError, RuntimeError):  # a function of numbers, such as math.tanh
             values = torch.tensor([float(function(point)) for point in points.tolist()], dtype=torch.float64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from fnmatch import translate
 from functools import cache, lru_cache
@@ -168,13 +168,14 @@ def _roles_of(model: nn.Module, held: Iterable[HeldTensor]) -> _Roles:
     weights = {id(entry.place.module): _shape(entry) for entry in held if entry.leaf == "weight"}
     found: dict[object, dict[str, Role]] = defaultdict(dict)
     shapes: dict[str, tuple[int, ...]] = {}
+    tables = {entry.name for entry in held if isinstance(entry.place.module, nn.Embedding)}
     for entry in held:
         shapes[entry.name] = _shape(entry)
         # Of a bias the shape of its weight tells. It is not asked of the layer: a spectral norm moves when looked at.
         shape = weights.get(id(entry.place.module), ()) if entry.leaf == "bias" else ()
         found[entry.key][entry.name] = _role_of(entry, modules, len(shape or shapes[entry.name]))
     names = {name: next(iter(group)) for group in found.values() for name in group}
-    named = {next(iter(group)): max(group.values(), key=_telling) for group in found.values()}
+    named = {next(iter(group)): _of_all_names(group, tables) for group in found.values()}
     for name, role in _told_by_shapes(named, shapes):
         for other in (name, name.removesuffix("weight") + "bias"):
             if other in named:
@@ -182,9 +183,12 @@ def _roles_of(model: nn.Module, held: Iterable[HeldTensor]) -> _Roles:
     return _Roles(named, names)
 
 
-def _telling(role: Role) -> int:
-    """The role of a tied tensor is the one that tells most: of the table of a head that is one, the table."""
-    return 2 if role.name.startswith("embed.") else int(role.sure)
+def _of_all_names(group: Mapping[str, Role], tables: Set[str]) -> Role:
+    """The role of a tensor by those that its names have: the one that tells most, the table if a head shares one."""
+    role = max(group.values(), key=lambda role: 2 if role.name.startswith("embed.") else int(role.sure))
+    if not role.name.startswith("embed.") and group.keys() & tables and group.keys() - tables:
+        return Role("embed.token", "an embedding that another layer shares")
+    return role
 
 
 class _Roles(Mapping[str, Role]):

@@ -202,7 +202,7 @@ class _Planner:
                 self.declined[site.name], why = Skipped(site, f"{rule.init} does not fit its shape"), str(error)
             elif error is not None:
                 place = rule.origin if isinstance(error, FanError) else f"{rule.origin} at {view.name!r}"
-                self.problems.append(f"{place}: {error}")
+                self.problems.append(f"{place}: {error}{_instead(rule, str(error))}")
             elif (
                 len(view.shape) > 2 and view.layout is None and not rule.scheme and (guess := guessed(rule.init, view))
             ):
@@ -265,6 +265,12 @@ class _Planner:
         else:
             self.problems.append(f"{rule.origin} matches {view.name!r}, which {view.why}")
         return False
+
+
+def _instead(rule: Rule, error: str) -> str:
+    """The arguments of a recipe that ask by default for the fact that a site lacks: who gives them asks for none."""
+    asking = [name for name, value in rule.arguments.items() if f"there is no {value}:" in error]
+    return f". Or give {' and '.join(asking)} of {rule.scheme or 'the recipe'} as a number" if asking else ""
 
 
 def _fits(rule: Rule, view: Site) -> bool:

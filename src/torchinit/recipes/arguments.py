@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any, Final
 
 from torchinit._text import did_you_mean
@@ -59,8 +60,9 @@ class Argument:
             if isinstance(number, str):
                 raise ValueError(f"{value!r} asks for a fact of each site, but an argument is one number{what}")
             value = number
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
+        if isinstance(value, bool) or not isinstance(value, Real) or math.isnan(value):
             raise ValueError(f"must be a number, but got {value!r}{what}")
+        value = int(value) if isinstance(value, Integral) else float(value)  # those of NumPy, too
         if isinstance(self.default, int) and not float(value).is_integer():
             raise ValueError(f"must be a whole number, but got {value!r}{what}")
         if self.bounds is not None and not self.bounds[0] <= value <= self.bounds[1]:

@@ -53,6 +53,7 @@ def to_rules(recipe: RecipeLike, given: Given | None = None) -> Recipe:
     or sequence will do, OmegaConf's and MMEngine's among them. ``given`` are the arguments of all recipes among them.
     Raises ConfigError or TypeError for anything else.
 
+    >>> from torch import nn
     >>> from torchinit import Kaiming, Zeros
     >>> for rule in to_rules([Kaiming(), {"head.weight": nn.init.zeros_}]):
     ...     print(rule)

@@ -53,6 +53,30 @@ def test_the_right_start_is_as_planned(scheme: str) -> None:
     assert (off.code, off.severity, off.site) == ("TI406", "warning", "norm.weight")
 
 
+class Named(nn.Module):
+    """A layer norm whose parameters are called w and b, or a norm with one number."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(shape))
+        self.b = nn.Parameter(torch.zeros(shape)) if shape else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.b is None:
+            return x * x.square().mean(-1, keepdim=True).rsqrt() * self.w
+        return nn.functional.layer_norm(x, x.shape[-1:], self.w, self.b)
+
+
+@pytest.mark.parametrize("shape", [(16,), ()])
+def test_all_at_zero_is_an_error_whatever_the_shift_is_called(shape: tuple[int, ...]) -> None:
+    norm = Named(*shape)
+    ((severity, site, text),) = found(nn.Sequential(nn.Linear(16, 16), norm))
+    assert (site, severity) == ("1.w", "error")
+    assert "lets nothing pass" in text
+    nn.init.constant_(norm.w, 1.0 if shape else 4.0)  # a single number is often the root of the width
+    assert found(nn.Sequential(nn.Linear(16, 16), norm)) == []
+
+
 def test_a_start_off_neutral() -> None:
     text = "is {}, but this norm {}: it is neutral at {}"
     ones = nn.Sequential(started(Gemma(), 1), nn.LayerNorm(WIDTH))

@@ -117,12 +117,18 @@ def off_neutral(target: LintTarget) -> Iterator[Hit]:
     and an error where no norm of the model lets anything pass. Loaded values are left out.
     """
     norms = [linted for linted in target.drawn if linted.site.neutral is not None]
-    scales = [linted for linted in norms if not is_shift(linted.site)]
-    shut = [linted for linted in scales if linted.statistics.constant and _off(linted) == -1]
+    multiplying = {linted.site.owner_name for linted in norms if linted.site.neutral == 1}
+    # What is neutral at 0 beside a factor is added, whatever it is called. A scale may be a single number.
+    scales = [
+        linted
+        for linted in norms
+        if not is_shift(linted.site) and (linted.site.neutral or linted.site.owner_name not in multiplying)
+    ]
+    shut = [linted for linted in scales if linted.statistics.min == linted.statistics.max and _off(linted) == -1]
     passing = [linted for linted in scales if linted not in shut]
     meant = [linted for linted in shut if passing and (linted.site.block or _in_a_branch(linted, passing, scales))]
     for linted in norms:
-        if linted.statistics.constant and _off(linted) and linted not in meant:
+        if (linted.statistics.constant or linted in shut) and _off(linted) and linted not in meant:
             text = f"is {linted.statistics.max:.6g}, but {neutrality(linted.site)}"
             if linted in shut:
                 yield Hit(linted.name, f"{text}; it lets nothing pass", "warning" if passing else "error")
