@@ -128,13 +128,6 @@ def test_a_table_that_a_head_multiplies_by() -> None:
     assert found(nn.ModuleDict({"table": table, "head": head}), "TI404") == []
 
 
-def test_a_tied_table_is_loud_from_four_on_since_it_makes_logits() -> None:
-    table, head = nn.Embedding(1000, 64), nn.Linear(64, 1000, bias=False)
-    assert found(nn.Sequential(drawn(head, 1.0)), "TI404") == []
-    head.weight = table.weight  # of N(0, 1): eight times
-    assert [severity for severity, *_ in found(nn.ModuleDict({"table": table, "head": head}), "TI404")] == ["warning"]
-
-
 # --- biases -----------------------------------------------------------------------------------------------------------
 
 

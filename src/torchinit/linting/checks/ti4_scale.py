@@ -10,7 +10,7 @@ from torchinit.knowledge.neutral import is_named_norm, is_shift, neutrality
 from torchinit.linting.registry import Hit, Severity, check
 from torchinit.linting.target import LintedTensor, LintTarget
 
-_GAIN, _TIED_GAIN = 10.0, 4.0
+_GAIN = 10.0
 
 
 @check("TI401", "error", "values", "draw it, or zero it if it is the last of a residual branch")
@@ -80,13 +80,12 @@ def loud_weight(target: LintTarget) -> Iterator[Hit]:
 
     ``normal_(weight)`` without a std does. The factor is std · sqrt(fan_in) for inputs that are independent, with
     the connections that the layer makes as its fan. Ten is a convention; a layer that is followed by a norm may
-    have it on purpose. A table that is looked up makes nothing larger; one that is also the weight of a head does, and
-    has four as its bound, since these are logits (T5 divides them). Loaded values are left out.
+    have it on purpose. A table that is looked up makes nothing larger, one that is also the weight of a head does: T5
+    divides there. Loaded values are left out.
     """
     for linted in target.drawn:
         view = linted.multiplied
-        most = _TIED_GAIN if any(each.layout and each.layout.lookup for each in linted.site.views) else _GAIN
-        if view is not None and linted.factor > most and linted.statistics.varied:
+        if view is not None and linted.factor > _GAIN and linted.statistics.varied:
             text = f"std {linted.statistics.std:.3g} with {view.fans('true')[0]:g} inputs makes what passes"
             through = f" through {view.name}" if view.name != linted.name else ""
             yield Hit(linted.name, f"{text}{through} {linted.factor:.3g} times as large")
