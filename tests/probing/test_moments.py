@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.probing.nets import Answer
-from torchinit.probing.moments import Moments, by_sample, first_floating, moments
+from torchinit.probing.moments import BatchMoments, by_sample, first_floating, moments
 
 
-def measured(tensor: Tensor, size: int | None = None) -> Moments:
-    return Moments(*moments(tensor, size or len(tensor)).tolist())
+def measured(tensor: Tensor, size: int | None = None) -> BatchMoments:
+    return BatchMoments(*moments(tensor, size or len(tensor)).tolist())
 
 
 def oracle(tensor: Tensor) -> tuple[float, float, float]:

@@ -21,14 +21,14 @@ from torchinit.linting.registry import SEVERITIES
 from torchinit.probing import PROBE_CHECKS, Measurement
 from torchinit.probing.measurement import (
     Attention,
-    Chain,
     Objective,
     Output,
     ParameterGradient,
+    SignalChain,
     TimeSteps,
     Units,
 )  # fmt: skip
-from torchinit.probing.moments import Moments
+from torchinit.probing.moments import BatchMoments
 from torchinit.probing.registry import ANY, Bound
 from torchinit.probing.verdict import judge, near_bounds
 
@@ -36,16 +36,23 @@ PAGE = Path(__file__).parents[2] / "docs/guides/probe.md"
 QUIET = Measurement("", 16, Objective("", 2.3))
 
 
-def chain(signals: list[float], gradients: list[float] | None = None, spreads: list[float] | None = None) -> Chain:
+def chain(
+    signals: list[float], gradients: list[float] | None = None, spreads: list[float] | None = None
+) -> SignalChain:
     """A chain of blocks with these numbers."""
     slopes, angles = gradients or [1.0] * len(signals), spreads or [1.0] * len(signals)
     outputs = [
         Output(
-            f"h.{at}", "Block", 0, (16, 8), Moments(size, size, angle, 0.5, size), Moments(slope, slope, 1, 1, slope)
+            f"h.{at}",
+            "Block",
+            0,
+            (16, 8),
+            BatchMoments(size, size, angle, 0.5, size),
+            BatchMoments(slope, slope, 1, 1, slope),
         )
         for at, (size, slope, angle) in enumerate(zip(signals, slopes, angles, strict=True))
     ]
-    return Chain("blocks", tuple(outputs))
+    return SignalChain("blocks", tuple(outputs))
 
 
 def parameter(number: int, gradient: float | None, **more: object) -> ParameterGradient:

@@ -18,7 +18,7 @@ from torchinit.serialization.reading import Reader, kind_of
 
 
 @dataclass(frozen=True, slots=True)
-class Argument:
+class ExplainedArgument:
     """An argument of a class, its default as text (empty: it must be given), its choices, and what it means."""
 
     name: str
@@ -34,12 +34,12 @@ class Argument:
         )
 
 
-def arguments_of(cls: type[Any]) -> tuple[Argument, ...]:
+def arguments_of(cls: type[Any]) -> tuple[ExplainedArgument, ...]:
     """The arguments of a dataclass, in order; none of any other class.
 
     >>> from torchinit import Normal
     >>> arguments_of(Normal)[1]
-    Argument(name='std', default='1.0', choices=(), meaning='The standard deviation of the values.')
+    ExplainedArgument(name='std', default='1.0', choices=(), meaning='The standard deviation of the values.')
     """
     if not dataclasses.is_dataclass(cls):
         return ()
@@ -50,7 +50,9 @@ def arguments_of(cls: type[Any]) -> tuple[Argument, ...]:
     choices = {name: tuple(map(str, get_args(hint))) for name, hint in hints.items() if get_origin(hint) is Literal}
     fields = {field.name: field for field in dataclasses.fields(cls)}
     return tuple(
-        Argument(name, _default(each, fields[name]), choices.get(name, ()), _meaning(cls, name, hints.get(name)))
+        ExplainedArgument(
+            name, _default(each, fields[name]), choices.get(name, ()), _meaning(cls, name, hints.get(name))
+        )
         for name, each in inspect.signature(cls).parameters.items()
         if name in fields
     )

@@ -28,7 +28,7 @@ Place: TypeAlias = tuple[int, int]
 # lists of blocks side by side in a list (branches of HRNet) for stages one after the other.
 
 
-class Stack(NamedTuple):
+class BlockStack(NamedTuple):
     """A list of blocks, and its place in a run of stages: where it begins, and the ``total`` of their blocks.
 
     The total is 0 for a list that stands alone, None where stages hold several lists, which come in no one order.
@@ -43,7 +43,7 @@ class Stack(NamedTuple):
         return None if self.total is None else (self.start + index, self.total or len(self.blocks))
 
 
-def find_stacks(model: nn.Module) -> dict[int, Stack]:
+def find_stacks(model: nn.Module) -> dict[int, BlockStack]:
     """The lists of blocks in a model, by the id of the module that is the list.
 
     >>> def block():
@@ -55,12 +55,12 @@ def find_stacks(model: nn.Module) -> dict[int, Stack]:
     return dict(_stacks_in(model)) or dict(_bare_stacks_in(model))
 
 
-def _stacks_in(module: nn.Module) -> Iterator[tuple[int, Stack]]:
+def _stacks_in(module: nn.Module) -> Iterator[tuple[int, BlockStack]]:
     if not module._modules:
         return
     children = _children(module)
     if _is_stack(module):
-        yield id(module), Stack(children)
+        yield id(module), BlockStack(children)
         return
     done: set[nn.Module] = set()
     for run in _runs(module, children):
@@ -75,7 +75,7 @@ def _stacks_in(module: nn.Module) -> Iterator[tuple[int, Stack]]:
         in_order = len(sizes) == len(holders)
         for number, stack in enumerate(stack for stacks in several for stack in stacks):
             total = sum(sizes) if in_order else None
-            yield id(stack), Stack(_children(stack), sum(sizes[:number]), total)
+            yield id(stack), BlockStack(_children(stack), sum(sizes[:number]), total)
         done |= set(holders)
     for child in children:
         if child not in done:
@@ -142,7 +142,7 @@ def _lists_below(module: nn.Module) -> Iterator[nn.Module]:
                 yield from _lists_below(child)
 
 
-def _bare_stacks_in(module: nn.Module) -> Iterator[tuple[int, Stack]]:
+def _bare_stacks_in(module: nn.Module) -> Iterator[tuple[int, BlockStack]]:
     """The lists of layers, or of what holds a layer, of one class each."""
     children = _children(module)
     if _is_list(module) and len(set(map(type_before_parametrizations, children))) == 1:
@@ -150,7 +150,7 @@ def _bare_stacks_in(module: nn.Module) -> Iterator[tuple[int, Stack]]:
         if len(children) > is_chain and all(
             child._modules or (not is_chain and _has_matrices(child, 1)) for child in children
         ):
-            yield id(module), Stack(children)
+            yield id(module), BlockStack(children)
             return
     for child in children:
         yield from _bare_stacks_in(child)

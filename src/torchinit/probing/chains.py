@@ -10,14 +10,14 @@ from itertools import groupby
 from torch import nn
 
 from torchinit._text import fold_numbers
-from torchinit.probing.measurement import Chain, Output
+from torchinit.probing.measurement import Output, SignalChain
 
 _LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _APART = re.compile(r"expert|adapter|(^|\.)heads?(\.|$)")
 """Names of lists whose members stand beside each other."""
 
 
-def chains_among(model: nn.Module, outputs: Sequence[Output]) -> tuple[Chain, ...]:
+def chains_among(model: nn.Module, outputs: Sequence[Output]) -> tuple[SignalChain, ...]:
     """The chains of a model whose modules gave these outputs: one of blocks for each tower, else one of its layers.
 
     Compared are the blocks of a deep model, since what lies inside a branch may be as small as its builder likes. They
@@ -30,11 +30,11 @@ def chains_among(model: nn.Module, outputs: Sequence[Output]) -> tuple[Chain, ..
     for output in outputs:
         if output.module in names:
             towers[_tower(output.module)].append(output)
-    long = [Chain("blocks", tuple(_each_once(tower))) for tower in towers.values() if len(tower) > 1]
+    long = [SignalChain("blocks", tuple(_each_once(tower))) for tower in towers.values() if len(tower) > 1]
     if long:
         return tuple(long)
     layers = tuple(output for output in outputs if output.weighted)[:-1]
-    return (Chain("layers", layers),) if len(layers) > 1 else ()
+    return (SignalChain("layers", layers),) if len(layers) > 1 else ()
 
 
 def _each_once(tower: Iterable[Output]) -> list[Output]:

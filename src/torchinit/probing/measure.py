@@ -23,7 +23,7 @@ from torchinit.probing.inputs import Inputs
 from torchinit.probing.keeping import values_kept
 from torchinit.probing.measurement import Measurement, ParameterGradient
 from torchinit.probing.objective import Objectives
-from torchinit.probing.recorder import Recorder
+from torchinit.probing.recorder import PassRecorder
 
 Optimizer: TypeAlias = Callable[..., torch.optim.Optimizer]
 
@@ -95,7 +95,7 @@ class _Subject:
 
     def measure(self) -> Measurement:
         structure = [name for name, _ in self.model.named_parameters()]
-        with Recorder(self.model, self.inputs.samples) as recorder, ExitStack() as watching:
+        with PassRecorder(self.model, self.inputs.samples) as recorder, ExitStack() as watching:
             watching.enter_context(recorder.operations.watching())
 
             def between() -> list[Tensor]:
@@ -154,7 +154,7 @@ class _Subject:
                 if self.settings.late:
                     return measured
                 self._step_by_sign(gradients)
-                with Recorder(self.model, self.inputs.samples) as recorder:
+                with PassRecorder(self.model, self.inputs.samples) as recorder:
                     gradients, _, _ = self._pass(recorder.stop)
                 now = chains_among(self.model, recorder.outputs())
                 zero = {name for name in zero if (slope := gradients[name]) is None or not bool(slope.any())}

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from torchinit.probing.moments import Moments
+from torchinit.probing.moments import BatchMoments
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +22,8 @@ class Output:
     kind: str
     call: int
     shape: tuple[int, ...]
-    forward: Moments
-    gradient: Moments | None = None
+    forward: BatchMoments
+    gradient: BatchMoments | None = None
     weighted: bool = False
     then: str = ""
 
@@ -88,7 +88,7 @@ class TimeSteps:
 
 
 @dataclass(frozen=True, slots=True)
-class Chain:
+class SignalChain:
     """Outputs one behind the other: ``blocks`` of a deep model that pass a stream on, or its ``layers``.
 
     ``woken`` is the gradient after the step in which one came back at all, where none does in the first.
@@ -162,7 +162,7 @@ class Measurement:
     samples: int
     objective: Objective
     outputs: tuple[Output, ...] = ()
-    chains: tuple[Chain, ...] = ()
+    chains: tuple[SignalChain, ...] = ()
     units: tuple[Units, ...] = ()
     attentions: tuple[Attention, ...] = ()
     parameters: tuple[ParameterGradient, ...] = ()

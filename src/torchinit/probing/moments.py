@@ -16,7 +16,7 @@ _MOST: Final = 1 << 15
 _TOKENS: Final = 128
 
 
-class Moments(NamedTuple):
+class BatchMoments(NamedTuple):
     """The moments of a tensor whose first dimension counts the samples; those that it has not are NaN.
 
     ``rms`` over all elements; ``signal``, the part that differs between samples: the RMS over the units of the standard
@@ -38,8 +38,8 @@ class Moments(NamedTuple):
 def moments(tensor: Tensor, size: int) -> Tensor:
     """The moments of a tensor of so many samples, as a tensor on its device: nothing waits for the host.
 
-    >>> Moments(*moments(torch.tensor([[3.0, 4.0], [-3.0, -4.0]]), 2).tolist())
-    Moments(rms=3.53..., signal=5.0, spread=2.0, token_spread=nan, top=4.0)
+    >>> BatchMoments(*moments(torch.tensor([[3.0, 4.0], [-3.0, -4.0]]), 2).tolist())
+    BatchMoments(rms=3.53..., signal=5.0, spread=2.0, token_spread=nan, top=4.0)
     """
     # A sum of squares leaves float32 where a net explodes or vanishes, and float64 is not everywhere, so all numbers
     # are relative to the largest value. A spread is computed from the distances to the mean direction, not from

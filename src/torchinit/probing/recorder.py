@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from torchinit.model.names import without_wrappers
 from torchinit.probing.measurement import Output, TimeSteps
-from torchinit.probing.moments import Moments, first_floating, moments
+from torchinit.probing.moments import BatchMoments, first_floating, moments
 from torchinit.probing.operations import Operations, to_host
 
 
@@ -30,7 +30,7 @@ class _Call:
     then: str = ""
 
 
-class Recorder:
+class PassRecorder:
     """Hooks on all modules, from ``with`` to its end, and a look at the operations within; no tensor is kept.
 
     ``size`` is the number of samples in a batch. What activation checkpointing computes again after :meth:`stop` is not
@@ -58,7 +58,7 @@ class Recorder:
         self._running = True
         self._hooks = ExitStack()
 
-    def __enter__(self) -> Recorder:
+    def __enter__(self) -> PassRecorder:
         for path, module in self.model.named_modules():
             name = without_wrappers(f"{path}.").removesuffix(".") if path else ""
             if isinstance(module, nn.RNNBase) and not module.bidirectional:
@@ -168,8 +168,8 @@ class Recorder:
         gradients = iter(to_host([each for call in self._calls for each in call.gradient]))
         return tuple(
             Output(
-                call.module, type(call.layer).__name__, call.number, call.shape, Moments(*numbers),
-                Moments(*next(gradients)) if call.gradient else None, _is_weighted(call.layer), call.then,
+                call.module, type(call.layer).__name__, call.number, call.shape, BatchMoments(*numbers),
+                BatchMoments(*next(gradients)) if call.gradient else None, _is_weighted(call.layer), call.then,
             )
             for call, numbers in zip(self._calls, forward, strict=True)
         )  # fmt: skip

@@ -7,7 +7,7 @@ from collections import Counter
 from typing import Final
 
 from torchinit.knowledge.gains import gain_before, nonlinearities
-from torchinit.probing.measurement import Chain, Measurement, Output
+from torchinit.probing.measurement import Measurement, Output, SignalChain
 
 _BRANCH: Final = (
     'scale the last layer of each branch by 1 / sqrt(2 · depth), as std = "0.02 / sqrt(2 * depth)" does, or start it at'
@@ -16,7 +16,7 @@ _BRANCH: Final = (
 _UNKNOWN: Final = 'scale each weight by its fan-in: {type = "Kaiming", mode = "fan_in", nonlinearity = "auto"}'
 
 
-def of_chain(measured: Measurement, chain: Chain, grows: bool) -> str:
+def of_chain(measured: Measurement, chain: SignalChain, grows: bool) -> str:
     """The way out for a chain along which the signal, or the gradient, does not keep its size."""
     if chain.kind == "blocks":
         return _BRANCH if grows else f"{_UNKNOWN}, or a residual connection around each block"

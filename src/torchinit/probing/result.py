@@ -11,7 +11,7 @@ from typing import Any, Final
 from torchinit._text import count, one_line
 from torchinit.linting.findings import Findings
 from torchinit.probing.checks import PROBE_CHECKS
-from torchinit.probing.measurement import Chain, Measurement
+from torchinit.probing.measurement import Measurement, SignalChain
 
 _FORMAT: Final = "torchinit-probe-1"
 _ROWS, _WIDTH = 12, 16
@@ -113,7 +113,7 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _chart(chain: Chain) -> Iterator[str]:
+def _chart(chain: SignalChain) -> Iterator[str]:
     """A line for each block or layer, of many for a few of them, with bars on a logarithmic scale."""
     step = max(1, -(-(len(chain.outputs) - 1) // (_ROWS - 1)))
     shown = [*chain.outputs[:-1:step], chain.outputs[-1]]

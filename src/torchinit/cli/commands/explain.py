@@ -13,7 +13,7 @@ from typing import Any
 from torchinit._text import format_table
 from torchinit.checkpoints.adapters import ADAPTERS
 from torchinit.cli import options
-from torchinit.cli.arguments import Argument, arguments_of, without_roles
+from torchinit.cli.arguments import ExplainedArgument, arguments_of, without_roles
 from torchinit.cli.errors import UsageError
 from torchinit.cli.examples import examples_of
 from torchinit.initializers.synonyms import hint
@@ -45,7 +45,7 @@ class Explanation:
 
     name: str
     text: tuple[str, ...]
-    arguments: tuple[Argument, ...] = ()
+    arguments: tuple[ExplainedArgument, ...] = ()
     example: str = ""
     rules: Mapping[str, str] = field(default_factory=dict)
 
@@ -107,9 +107,11 @@ def _explain_scheme(name: str) -> Explanation:
     return Explanation(name, text, arguments, rules=ways)
 
 
-def _scheme_argument(name: str, declared: Mapping[str, Any]) -> Argument:
+def _scheme_argument(name: str, declared: Mapping[str, Any]) -> ExplainedArgument:
     bounds = ["{:g} to {:g}".format(*declared["bounds"])] if "bounds" in declared else []
-    return Argument(name, str(declared["default"]), tuple(declared.get("choices", bounds)), declared["meaning"])
+    return ExplainedArgument(
+        name, str(declared["default"]), tuple(declared.get("choices", bounds)), declared["meaning"]
+    )
 
 
 def describe(name: str, cls: type[Any]) -> Explanation:

@@ -23,7 +23,7 @@ from torchinit.plans.run import write
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class CostGroup:
     """Sites that differ in nothing but the numbers in their names, and the part of each that the first rank holds."""
 
     name: str
@@ -69,7 +69,7 @@ class Cost:
     rates: Mapping[str, float]
     call: float
     source: str
-    groups: tuple[Group, ...]
+    groups: tuple[CostGroup, ...]
     whole: tuple[WholeFill, ...]
 
     @property
@@ -105,7 +105,7 @@ class Cost:
         return "\n".join(lines)
 
 
-def _row(group: Group) -> tuple[str, ...]:
+def _row(group: CostGroup) -> tuple[str, ...]:
     axes = " ".join("-" if axis is None else str(axis) for axis in group.axes)
     shapes = shape_text(group.shape), group.dtype, axes, shape_text(group.local)
     return group.name, str(group.sites), *shapes, f"{group.bytes / 2**20:.3f}", group.fill
@@ -189,13 +189,13 @@ def whole_regions(fill: Fill, shape: tuple[int, ...]) -> list[tuple[Box, Fill]]:
     return [(box, part) for box, part in fill.regions(shape) if part.scratch(box.shape)]
 
 
-def _groups(every: Sequence[_LocalSite], partition: Partition) -> Iterator[Group]:
-    alike: dict[Group, int] = {}
+def _groups(every: Sequence[_LocalSite], partition: Partition) -> Iterator[CostGroup]:
+    alike: dict[CostGroup, int] = {}
     for local in every:
         site = local.site
         name = fold_numbers(site.name)
         fill, axes = str(local.fill or "-"), partition.axes(site)
-        group = Group(name, 1, site.shape, dtype_name(site.dtype), fill, axes, local.first, local.bytes)
+        group = CostGroup(name, 1, site.shape, dtype_name(site.dtype), fill, axes, local.first, local.bytes)
         alike[group] = alike.get(group, 0) + 1
     return (replace(group, sites=number, bytes=number * group.bytes) for group, number in alike.items())
 

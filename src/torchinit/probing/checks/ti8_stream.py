@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from itertools import pairwise
 
-from torchinit.probing.measurement import Chain, Measurement
+from torchinit.probing.measurement import Measurement, SignalChain
 from torchinit.probing.registry import Bound, Reading, probe_check
 from torchinit.probing.remedies import of_chain
 
@@ -112,7 +112,7 @@ def gradient_over_time(measured: Measurement) -> Iterator[Reading]:
             yield Reading(steps.module, value, text)
 
 
-def _gradients(chain: Chain) -> list[float]:
+def _gradients(chain: SignalChain) -> list[float]:
     return [each.gradient.rms for each in chain.outputs if each.gradient]
 
 
@@ -124,7 +124,7 @@ def _share(log_ratio: float) -> str:
     return f"10^{digits:.0f}" if abs(digits) > 3.5 else f"{math.exp(log_ratio):.2g}"
 
 
-def _site(chain: Chain, values: list[float]) -> str:
+def _site(chain: SignalChain, values: list[float]) -> str:
     """The place where it happens: the one step that makes more than half of the change, else the beginning."""
     at = _culprit(values)
     return chain.outputs[at].name if at is not None and len(values) == len(chain.outputs) else chain.outputs[0].name
@@ -141,7 +141,7 @@ def _culprit(values: list[float]) -> int | None:
     return largest + 1 if abs(steps[largest]) > abs(logs[-1] - logs[0]) / 2 else None
 
 
-def _where(chain: Chain, values: list[float]) -> str:
+def _where(chain: SignalChain, values: list[float]) -> str:
     """The chain in words, with what happens at each step, or at the one that does it."""
     first, last = chain.outputs[0].name, chain.outputs[-1].name
     number, kind = len(chain.outputs), chain.kind
