@@ -102,7 +102,8 @@ def plan(
 
 def given_to(verb: Callable[..., object], arguments: Mapping[str, Value] | None, named: Mapping[str, Value]) -> Given:
     """The arguments of a recipe that a verb was given, in ``arguments`` or as keywords that it does not have itself."""
-    return Given.to(verb.__name__, inspect.signature(verb).parameters, arguments, named)
+    keywords = inspect.signature(verb).parameters if named else ()  # a call without them need not pay for looking
+    return Given.to(verb.__name__, keywords, arguments, named)
 
 
 def draft(model: nn.Module, recipe: RecipeLike, given: Given | None = None, *, trainable: bool | None = None) -> Plan:
