@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from torchinit import ReportError, RunError, fingerprint, initialize, materialize
-from torchinit.integrations.fsdp import LOADED, param_init_fn
+from torchinit.integrations.fsdp import param_init_fn
 from torchinit.integrations.trainers import init_weights
+from torchinit.plans.plan import LOADED
 
 RULES = {"rules": [{"type": "Normal", "std": 0.02, "name": "**"}]}
 

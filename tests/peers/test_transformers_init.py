@@ -14,8 +14,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from torchinit import RunError, fingerprint, initialize, materialize
-from torchinit.integrations.fsdp import LOADED, ParamInit, param_init_fn
+from torchinit.integrations.fsdp import ParamInit, param_init_fn
 from torchinit.integrations.trainers import init_weights
+from torchinit.plans.plan import LOADED
 
 RULES = {"rules": [{"type": "Normal", "std": 0.02, "name": "**"}, {"type": "Ones", "layer": "LayerNorm"}]}
 

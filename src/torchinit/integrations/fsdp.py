@@ -27,7 +27,8 @@ from torchinit.model.names import normalize
 from torchinit.model.sites import group_sites
 from torchinit.model.traversal import HeldTensor, walk_modules, walk_tensors
 from torchinit.noise import Keyed
-from torchinit.plans.plan import Plan, Step, Strict
+from torchinit.plans.only import is_loaded
+from torchinit.plans.plan import LOADED, Plan, Step, Strict
 from torchinit.plans.report import Record, Report
 from torchinit.plans.run import run, shards_of_entry
 from torchinit.recipes import RecipeLike
@@ -35,7 +36,6 @@ from torchinit.rules.rule import Value
 from torchinit.tracing import holds_no_values
 from torchinit.tracing.locks import Snapshot, snapshot
 
-LOADED: Final = "was loaded, as transformers marks it (_is_hf_initialized)"
 _LOADING: Final = ("transformers.modeling_utils", "_initialize_missing_keys")
 """The function of ``from_pretrained`` that asks for the weights that were not loaded; it has given them bare memory."""
 
@@ -76,11 +76,6 @@ def param_init_fn(
     """
     planned = Plan() if is_tried() else plan(model, recipe, complete=True, strict=strict, arguments=arguments)
     return ParamInit(model, planned, Keyed(seed), check_device(device))
-
-
-def is_loaded(tensor: Tensor) -> bool:
-    """Whether transformers has marked a tensor as loaded, or as one that will be tied to another."""
-    return bool(getattr(tensor, "_is_hf_initialized", False))
 
 
 class ParamInit:
@@ -143,7 +138,9 @@ class ParamInit:
         # are those from before the wrapping, which changes them.
         module = self._owner(module)
         self._check(module)
-        blank = [self._named(tenant) for tenant in allocate(module, self.device, leave=is_loaded).blank]
+        blank = [
+            self._named(tenant) for tenant in allocate(module, self.device, lambda entry: is_loaded(entry.tensor)).blank
+        ]
         parts = [(self._site(entry), entry) for entry in _parts(module)]
         parts = [(name, entry) for name, entry in parts if name in self.steps]
         parts = [(name, entry) for name, entry in parts if not all(map(is_loaded, _sources(entry)))]
