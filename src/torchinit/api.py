@@ -31,7 +31,7 @@ from torchinit.noise import Global, Keyed, Noise
 from torchinit.noise.settings import plain_thread
 from torchinit.noise.torch_generator import drawing_from
 from torchinit.plans.fingerprint import fingerprint as fingerprint_of
-from torchinit.plans.only import Choice, Only, choose, is_loaded, prove
+from torchinit.plans.only import LOADING, Choice, Only, choose, is_loaded, is_within, prove
 from torchinit.plans.plan import Plan, Strict
 from torchinit.plans.planner import make_plan
 from torchinit.plans.report import Report
@@ -279,6 +279,10 @@ def _checked(
     marked = {entry.name for entry in held if any(map(is_loaded, entry.sources))}
     if lost := [step.site.name for step in drafted if step.site.name in marked and not is_verbatim(step.rule.init)]:
         loss = f"{count(len(lost), 'tensor')} that transformers has loaded will be written over: {abbreviate(lost)}"
+        if is_within(*LOADING):
+            raise PlanError(
+                f"{loss}, within from_pretrained: torchinit.integrations.transformers.init_weights does not"
+            )
         hints.append(f"{loss}. only='missing' leaves them alone")
     for text in (*hints, *drafted.left_alone, *(text for load in drafted.loads for text in load.warnings)):
         _log.warning("%s", text)

@@ -62,7 +62,7 @@ def marked(model: Any, *globs: str) -> Any:
 
 def load_report() -> Any:
     model = Net()
-    rule = Rule("**", Pretrained({name: tensor.clone() for name, tensor in state().items()}, expect_missing=["head.*"]))
+    rule = Rule("**", Pretrained({name: tensor.clone() for name, tensor in state().items()}, expect_missing="head.*"))
     (account,) = initialize(model, [rule], seed=0, strict=True).loads
     return account
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import FrameType
 from typing import Any, Final, Protocol, TypeAlias
 
 from torch import Tensor, nn
@@ -30,12 +32,25 @@ Only: TypeAlias = str | Iterable[str] | Mapping[str, Any] | LoadReport | Missing
 """``"missing"``, globs of names, the ``loading_info`` of ``from_pretrained``, or another account of a load."""
 
 MISSING: Final = "missing"
+LOADING: Final = ("transformers.modeling_utils", "_initialize_missing_keys")
+"""The function of ``from_pretrained`` that asks for the weights that were not loaded; it has given them bare memory."""
+
 _Groups: TypeAlias = Sequence[tuple[Site, Sequence[HeldTensor]]]
 
 
 def is_loaded(tensor: Tensor) -> bool:
     """Whether transformers has marked a tensor as loaded, or as one that will be tied to another."""
     return bool(getattr(tensor, "_is_hf_initialized", False))
+
+
+def is_within(module: str, function: str) -> bool:
+    """Whether a function of a module is on the stack: this one was called by it in the end."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_name == function and frame.f_globals.get("__name__") == module:
+            return True
+        frame = frame.f_back
+    return False
 
 
 @dataclass(slots=True)
