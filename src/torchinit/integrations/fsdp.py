@@ -186,8 +186,8 @@ class ParamInit:
             raise RunError(f"tensors have become one and were several in the model that {_ANEW}", tied)
         here = {(entry.place.module, entry.leaf) for entry in parts}
         places = ((part, leaf, name) for part in asked for leaf, name in self.names.get(part, {}).items())
-        asked = self.was_on_meta if is_within(*_WRAPPING) else self.steps
-        absent = dict.fromkeys(name for part, leaf, name in places if (part, leaf) not in here and name in asked)
+        wanted = self.was_on_meta if is_within(*_WRAPPING) else self.steps
+        absent = dict.fromkeys(name for part, leaf, name in places if (part, leaf) not in here and name in wanted)
         gone = [name for name in absent if name in self.steps and name not in self.records]
         if gone:
             raise RunError(f"{count(len(gone), 'tensor')} gone, or flattened by FSDP1, of the model that {_ANEW}", gone)
