@@ -80,8 +80,8 @@ _PRETRAINED = "transformers.modeling_utils.PreTrainedModel"
 def _check_call(model: nn.Module, device: object) -> None:
     """Raises RunError where what would be written is lost, or is not what was asked for."""
     instead = (
-        f"Give {type(model).__name__} _init_weights = torchinit.integrations.transformers.init_weights(recipe, seed=...)"
-        " in the body of the class"
+        f"Give {type(model).__name__} _init_weights ="
+        " torchinit.integrations.transformers.init_weights(recipe, seed=...) in the body of the class"
     )
     if isinstance(device, nn.Module):  # as transformers calls _init_weights
         raise RunError(f"init_weights writes a whole model, but was called for a {type(device).__name__}. {instead}")
