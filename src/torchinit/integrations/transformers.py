@@ -135,7 +135,7 @@ class RecipeMethod:
     # others when they are done. So the class gets an `_initialize_weights` around the inherited one: it leaves modules
     # without memory unmarked, sees what a subclass does to loaded tensors, and its last call ends the pass. Every call
     # makes a plan of the whole model as it is then, since constructors ask before they are done and ZeRO-3 gathers one
-    # module at a time; a plan is kept as long as nothing changes, and no longer than the pass does.
+    # module at a time. Within a pass what was planned is kept, which holds the model, so it goes with the pass.
 
     def __init__(self, rules: Recipe, noise: Keyed, strict: Strict) -> None:
         self.rules = rules
@@ -143,7 +143,7 @@ class RecipeMethod:
         self.strict = strict
         self.owner: type | None = None
         self.name = ""
-        self.passing: WeakKeyDictionary[nn.Module, tuple[object, Plan]] = WeakKeyDictionary()
+        self.passing: WeakKeyDictionary[nn.Module, ParamInit | None] = WeakKeyDictionary()
 
     def __set_name__(self, owner: Any, name: str) -> None:
         self.owner, self.name = owner, name
@@ -167,17 +167,24 @@ class RecipeMethod:
         own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
         waiting = model.parameters() if module is model else own
         if any(tensor.is_meta and not is_loaded(tensor) for tensor in waiting):
+            self.passing.pop(model, None)
             return  # as accelerate builds models: there is nothing to write to, and it is not done
         was_done = bool(getattr(model, "_is_hf_initialized", False))
         is_half = any(map(is_loaded, own)) and not all(map(is_loaded, own))
         before = [(tensor, _content(tensor)) for tensor in own if is_half and is_loaded(tensor)]
-        inherited()
+        self.passing.setdefault(model, None)
+        is_over = True
+        try:
+            inherited()
+            if module is model:
+                self._write_inner(model, was_done=was_done)
+            is_over = module is model
+        finally:
+            if is_over:
+                self.passing.pop(model, None)
         if lost := [self._named(model, tensor) for tensor, content in before if _content(tensor) != content]:
             headline = f"{type(model).__name__}._init_weights({type(module).__name__}) writes over what was loaded"
             raise RunError(headline, lost)
-        if module is model:
-            self._write_inner(model, was_done=was_done)
-            self.passing.pop(model, None)
 
     def _write(self, model: nn.Module, module: nn.Module) -> None:
         """Write the values of a module's own tensors."""
@@ -204,17 +211,16 @@ class RecipeMethod:
 
     def _start(self, model: nn.Module, module: nn.Module) -> ParamInit:
         """The plan of a model as it is, ready to write, with what is known of the past."""
+        if (kept := self.passing.get(model)) is not None:
+            return kept
         groups = group_sites(walk_tensors(model))
-        sites = [(site.name, site.shape, [is_loaded(one) for one in group[0].sources]) for site, group in groups]
-        state = sites, id(module) if any(not site.numel for site, _ in groups) else None
-        known, plan = self.passing.get(model, (None, Plan()))
+        leave = {site.name: LOADED for site, group in groups if all(map(is_loaded, group[0].sources))}
         past = _PASTS.setdefault(model, _Past())
-        if known != state:
-            leave = {site.name: LOADED for site, group in groups if all(map(is_loaded, group[0].sources))}
-            plan = self._plan(model, module, leave)
-            self.passing[model] = state, plan
-        past.plan, past.noise = plan, self.noise
-        return _with_past(model, past)
+        past.plan, past.noise = self._plan(model, module, leave), self.noise
+        init = _with_past(model, past)
+        if model in self.passing and all(site.numel for site, _ in groups):
+            self.passing[model] = init
+        return init
 
     def _plan(self, model: nn.Module, module: nn.Module, leave: dict[str, str]) -> Plan:
         """The checked plan of a model; what it lacks of models within, and of parts gathered later, is left."""
