@@ -36,6 +36,8 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     """The RECIPE of a command, and how severely it is taken."""
     parser.add_argument("recipe", metavar="RECIPE", help="a file, or the name of a scheme")
     add_set(parser)
+    text = "leave all other sites alone (repeatable); missing: what transformers has not marked as loaded"
+    parser.add_argument("--only", action="append", metavar="GLOB", help=text)
     parser.add_argument("--complete", action="store_true", help="a parameter that no rule covers is an error")
     strict = parser.add_mutually_exclusive_group()
     text = "a rule in vain is an error (default), and a key of a checkpoint that nobody takes, too"
@@ -111,6 +113,12 @@ def recipe_of(text: str, settings: Sequence[str] = ()) -> Recipe:
         if text in schemes() or Path(text).is_file():
             raise
         raise UsageError(str(error)) from error
+
+
+def only_of(arguments: argparse.Namespace) -> str | list[str] | None:
+    """The sites that a plan may write, as ``only=`` takes them."""
+    only: list[str] | None = arguments.only
+    return "missing" if only == ["missing"] else only
 
 
 def artifact_of(arguments: argparse.Namespace) -> str:

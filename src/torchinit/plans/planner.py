@@ -227,7 +227,8 @@ class _Planner:
         scoring = dict.fromkeys(rule.scheme for rule in self.rules if rule.scheme and " within " not in rule.scheme)
         if not scoring:
             return
-        learning = [site for site in self.known if site.kind == "parameter" and site.numel and not site.frozen]
+        known = (site for site in self.known if site.name not in self.left)
+        learning = [site for site in known if site.kind == "parameter" and site.numel and not site.frozen]
         elements = sum(site.numel for site in learning)
         for scheme in scoring:
             rules = {id(rule) for rule in self.rules if rule.scheme == scheme}

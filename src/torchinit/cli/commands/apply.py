@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from torchinit.cli.errors import UsageError
 from torchinit.errors import PlanError
 from torchinit.noise import STREAM, Keyed
 from torchinit.plans.fingerprint import fingerprint
+from torchinit.plans.only import prove
 from torchinit.plans.plan import Plan
 from torchinit.plans.run import Progress, local_shards
 from torchinit.plans.run import run as carry_out
@@ -54,11 +56,14 @@ def run(arguments: argparse.Namespace) -> int:
     model = options.model_of(arguments, "cpu", arguments.seed)
     if arguments.dtype:
         model.to(getattr(torch, _SHORT.get(arguments.dtype, arguments.dtype)))
-    plan = (draft(model, rules) if saved is None else _of_model(saved, model)).check(
-        complete=arguments.complete, strict=arguments.strict
-    )
+    only = options.only_of(arguments)
+    if saved and only:
+        raise UsageError("--only is for a recipe; a plan says itself what it leaves alone")
+    plan = draft(model, rules, only=only) if saved is None else _of_model(saved, model)
+    plan.check(complete=arguments.complete or only is not None, strict=arguments.strict)
     with _progress(plan) as progress:
-        report = carry_out(plan, local_shards(model), noise, stats=arguments.stats, progress=progress)
+        work = partial(carry_out, plan, local_shards(model), noise, stats=arguments.stats, progress=progress)
+        report = prove(model, plan, work)
     report = replace(report, fingerprint=fingerprint(model))
     if arguments.json:
         print(report.to_json())

@@ -39,7 +39,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(f"{str(arguments.output)!r} exists already; --force overwrites it")
     rules = options.recipe_of(arguments.recipe, arguments.set)
     model = options.model_of(arguments, arguments.device)
-    plan = draft(model, rules)
+    only = options.only_of(arguments)
+    plan = draft(model, rules, only=only)
     if arguments.mesh:
         try:
             partition = parse_mesh(arguments.mesh, arguments.parallel)
@@ -52,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(plan.to_json())
     else:
         options.show_table(arguments, plan, f"{type(model).__name__} with {arguments.recipe}")
-    plan.check(complete=arguments.complete, strict=arguments.strict)
+    plan.check(complete=arguments.complete or only is not None, strict=arguments.strict)
     if arguments.output:
         with replacing(arguments.output) as file:
             file.write(plan.to_json().encode())
