@@ -586,3 +586,19 @@ def test_a_plan_is_kept_and_carried_out(tmp_path: Path, write: Write, capsys: py
 def test_all_has_a_line_for_each(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", TRANSFORMER, "gpt2", "--all"]) == 0
     assert len([line for line in capsys.readouterr().out.splitlines() if line.startswith("h.")]) == 48
+
+
+def test_only_what_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    small = ["torch.nn:Linear", "general", "--arg", "in_features=2", "--arg", "out_features=3"]
+    assert main(["plan", *small, "--only", "weight"]) == 0
+    assert "1 site to write" in capsys.readouterr().out
+    assert main(["plan", *small, "--only", "wiehgt"]) == 1
+    assert "no tensor of the model is called 'wiehgt'; did you mean 'weight'?" in capsys.readouterr().err
+    assert main(["plan", *small, "--only", "missing"]) == 1
+    assert "no tensor has the mark of transformers" in capsys.readouterr().err
+    assert main(["apply", *small, "--only", "weight", "-o", str(tmp_path / "out.safetensors")]) == 0
+    assert "1 tensor proven unchanged: bias" in capsys.readouterr().out
+    assert main(["plan", *small, "-o", str(tmp_path / "plan.json")]) == 0
+    kept = [small[0], str(tmp_path / "plan.json"), *small[2:]]
+    assert main(["apply", *kept, "--only", "weight", "-o", str(tmp_path / "b.safetensors")]) == 2
+    assert "--only is for a recipe" in capsys.readouterr().err

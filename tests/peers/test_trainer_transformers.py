@@ -25,7 +25,20 @@ from transformers import (
 )
 from transformers.initialization import no_init_weights
 
-from torchinit import ConfigError, PlanError, ReportError, RunError, fingerprint, initialize, materialize, plan
+from torchinit import (
+    CheckpointError,
+    ConfigError,
+    PlanError,
+    Pretrained,
+    ReportError,
+    Rule,
+    RunError,
+    fingerprint,
+    initialize,
+    materialize,
+    plan,
+)
+from torchinit.checkpoints.adapters import ResizeVocabulary
 from torchinit.integrations.transformers import StartCallback, init_report, init_weights
 from torchinit.plans.plan import LOADED
 
@@ -534,6 +547,32 @@ def test_more_tokens(mean: bool) -> None:
     model.resize_token_embeddings(44, mean_resizing=mean)
     assert model.embed.weight.shape == (44, 8)
     assert torch.equal(model.embed.weight[:40], old)
+
+
+def test_new_rows_by_a_rule() -> None:
+    models = [WithHead(Config(vocab_size=40)) for _ in range(2)]
+    for model in models:
+        old = {"embed.weight": model.embed.weight.detach().clone()}
+        model.resize_token_embeddings(44)
+        rows = Pretrained(old, adapt={"**": ResizeVocabulary(spread=1e-5, seed=0)})
+        report = initialize(model, Rule("embed.weight", rows), seed=0, only=["embed.weight"])
+        assert torch.equal(model.embed.weight[:40], old["embed.weight"])
+        assert len(report.unchanged) == len(fingerprint(model).sites) - 1
+    assert fingerprint(models[0]).total == fingerprint(models[1]).total
+
+
+def test_a_folder_whose_index_misses_a_file(tmp_path: Path) -> None:
+    model = WithHead(Config())
+    model.save_pretrained(tmp_path, max_shard_size="2KB")
+    other = WithHead(Config())
+    initialize(other, OTHER, seed=1)
+    report = initialize(other, Rule("**", Pretrained(str(tmp_path))), seed=0)
+    assert len(report.loads[0].loaded) == len(model.state_dict()) - 1  # but for the counter of the statistics
+    assert torch.equal(other.head.weight, model.head.weight)
+    victim = sorted(tmp_path.glob("*.safetensors"))[0]
+    victim.unlink()
+    with pytest.raises(CheckpointError, match=rf"names '{victim.name}', but .* can not be found"):
+        initialize(other, Rule("**", Pretrained(str(tmp_path))), seed=0)
 
 
 # -- the Trainer --------------------------------------------------------------------------------------------------
