@@ -602,3 +602,28 @@ def test_only_what_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
     kept = [small[0], str(tmp_path / "plan.json"), *small[2:]]
     assert main(["apply", *kept, "--only", "weight", "-o", str(tmp_path / "b.safetensors")]) == 2
     assert "--only is for a recipe" in capsys.readouterr().err
+
+
+class Asked(torch.nn.Linear):
+    """A model that is asked for its own start, as transformers' are."""
+
+    def initialize_weights(self) -> None:
+        torch.nn.init.normal_(self.weight, std=0.5)
+        self.bias.data[0] = 7.0  # which no initializer describes
+
+
+def test_without_a_recipe_a_model_starts_as_its_own_code_says(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small, out = ["--arg", "in_features=40", "--arg", "out_features=30"], str(tmp_path / "out.safetensors")
+    monkeypatch.setattr(torch.nn, "Asked", Asked, raising=False)
+    assert main(["plan", "torch.nn:Asked", *small]) == 0
+    assert "N(0, 0.5)" in capsys.readouterr().out
+    assert main(["apply", "torch.nn:Asked", *small, "-o", out]) == 0
+    printed = capsys.readouterr().out
+    assert "1 site written" in printed
+    assert "skipped bias: stays as its own code has made it" in printed
+    assert main(["plan", "torch.nn:Linear", *small]) == 2
+    assert "give a RECIPE for Linear" in capsys.readouterr().err
+    assert main(["plan", "torch.nn:Asked", *small, "--only", "weight"]) == 2
+    assert "--only and --set are for a recipe" in capsys.readouterr().err

@@ -326,6 +326,12 @@ def test_a_tensor_that_is_marked_and_has_no_memory_gets_none() -> None:
     init.report.assert_ok(complete=True)
 
 
+def test_a_computed_weight_that_was_loaded_in_half_is_named() -> None:
+    model = flagged(Net(), "normed.parametrizations.weight.original0")
+    with pytest.raises(RunError, match=r"loaded in part, which a recipe would write over\n  normed\.weight$"):
+        param_init_fn(model, RULES, seed=0)(model)
+
+
 def test_the_method_is_not_for_single_modules() -> None:
     class Own(Net):
         _init_weights = init_weights(RULES, seed=0)
