@@ -40,7 +40,7 @@ NAMESPACES = {
         DepthScaled Dirac Fill FromIndex ICNR Identity Initializer Kaiming LeCun LoadReport LogUniform Mapped MappedFill
         Moments Neutral Normal Ones Opaque Orthogonal Padded Prior Ramp RepeatedFill Scaled ScaledFill SinCos Sparse
         Stacked StackedFill TorchDefault TruncNormal Uniform VarianceScaling Xavier Zeros""",
-    "torchinit.integrations": "fsdp trainers",
+    "torchinit.integrations": "fsdp trainers transformers",
     "torchinit.knowledge": "Profile Role RoleRule gain profile read_rules register_roles roles",
     "torchinit.linting": "CHECKS Finding Findings SEVERITIES Severity assert_initialized lint",
     "torchinit.mmengine": """

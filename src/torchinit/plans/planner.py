@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
@@ -44,13 +44,15 @@ def make_plan(
     ties: Ties = "agree",
     trainable: bool | None = None,
     notes: bool = True,
+    leave: Mapping[str, str] | None = None,
 ) -> Plan:
     """The plan of rules on sites. Nothing is raised: what is wrong is in ``plan.problems``.
 
     Writes are ordered rule by rule, and within a rule as ``Module.apply`` visits the modules, which is the
     order in which MMEngine and hand-written code draw. Rules that give a tied tensor different values
     through different modules are a problem, unless ``ties`` lets the last write win. ``trainable`` leaves parameters
-    alone that do not learn; None: rules of schemes do. Without ``notes`` the steps have none.
+    alone that do not learn; None: rules of schemes do. Sites to ``leave`` are not written, each for the reason that is
+    given with its name. Without ``notes`` the steps have none.
 
     >>> from torchinit.initializers.elementwise import Constant
     >>> plan = make_plan([Site("a.weight", (2, 2))], [Rule("a.*", Constant(1.0))])
@@ -64,6 +66,7 @@ def make_plan(
     if trainable and all(site.frozen for site in known if site.kind == "parameter"):
         all_frozen = f"all {len(skipped)} are (requires_grad is false)"
         problems.append(f"trainable=True leaves frozen parameters alone, and {all_frozen}")
+    skipped |= {site.name: Skipped(site, leave[site.name]) for site in known if leave and site.name in leave}
     # Checkpoints may be read for a long time, and their readers may leave cycles behind.
     with nullcontext() if any(is_verbatim(rule.init) for rule in named) else collector_paused():
         planner = _Planner(known, named, frozenset(skipped), trainable is None, skipped, problems)
@@ -89,7 +92,7 @@ class _Planner:
 
     known: tuple[Site, ...]
     rules: tuple[Rule, ...]
-    frozen: frozenset[str]
+    left: frozenset[str]
     spares: bool
     skipped: dict[str, Skipped]
     problems: list[str]
@@ -174,9 +177,10 @@ class _Planner:
             matched = [*first.values()]
         spares = self.spares and bool(rule.scheme) and not is_verbatim(rule.init)
         turns = matched
-        if spares or self.frozen:
-            self.skipped |= {site.name: Skipped(site, FROZEN) for _, site in matched if spares and site.frozen}
-            turns = [each for each in matched if not (each[1].name in self.frozen or (spares and each[1].frozen))]
+        if spares or self.left:
+            frozen = [site for _, site in matched if spares and site.frozen and site.name not in self.left]
+            self.skipped |= {site.name: Skipped(site, FROZEN) for site in frozen}
+            turns = [each for each in matched if not (each[1].name in self.left or (spares and each[1].frozen))]
         ready = turns if is_verbatim(rule.init) else [pair for pair in turns if self._can_be_drawn(rule, *pair)]
         before, why = (self.turn, len(self.problems)), ""
         if ready:
@@ -223,7 +227,8 @@ class _Planner:
         scoring = dict.fromkeys(rule.scheme for rule in self.rules if rule.scheme and " within " not in rule.scheme)
         if not scoring:
             return
-        learning = [site for site in self.known if site.kind == "parameter" and site.numel and not site.frozen]
+        known = (site for site in self.known if site.name not in self.left)
+        learning = [site for site in known if site.kind == "parameter" and site.numel and not site.frozen]
         elements = sum(site.numel for site in learning)
         for scheme in scoring:
             rules = {id(rule) for rule in self.rules if rule.scheme == scheme}
