@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ from torchinit.distributed import Materialization, PlannedStart, Start, check_st
 from torchinit.distributed.allocation import check_device
 from torchinit.distributed.consensus import initialize_together
 from torchinit.errors import ConfigError, PlanError, RunError
+from torchinit.initializers.source import is_verbatim
 from torchinit.initializers.variance_scaling import asks_for_weight
 from torchinit.knowledge.following import with_activations
 from torchinit.knowledge.neutral import with_neutral
@@ -123,7 +124,9 @@ def _draft_among(
     model: nn.Module, held: Iterable[HeldTensor], recipe: RecipeLike, given: Given, *, trainable: bool | None
 ) -> Plan:
     rules = to_rules(recipe, given)
-    with plain_thread():
+    # One stretch without the collector, since it starts whenever such a one ends; see make_plan for checkpoints.
+    guard = nullcontext() if any(is_verbatim(rule.init) for rule in rules) else collector_paused()
+    with plain_thread(), guard:
         known = _sites_among(model, held)
         if asks_for_roles(rules):
             known = with_roles(model, known, held)

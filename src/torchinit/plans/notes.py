@@ -62,7 +62,7 @@ class Notes:
         # A fill whose class tells no moments has no notes of its own: a checkpoint has another one for each tensor.
         of_fill: object = type(fill) if type(fill).moments is Fill.moments else id(fill)
         seen = None if view is site else (id(site.owner), id(site.layout), _FACTS(site))
-        word = _word(view) if isinstance(fill, _WHOLE) else ""
+        word = _word(view) if type(fill) in _WHOLE else ""
         key = id(rule.init), of_fill, kind, seen, word
         if key not in self._known:
             self._known[key] = notes_of(Step(site, fill, rule), view)
