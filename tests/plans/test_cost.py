@@ -69,7 +69,7 @@ def calls(job: Callable[[], object]) -> int:
         pytest.param(lambda net: initialize(net, FIFTY, seed=0, stats=False), 198, id="initialize, 50 rules"),
         pytest.param(lambda net: initialize(net, BASE, seed=0), 198, id="with statistics"),
         pytest.param(lambda net: initialize(net, BASE, stats=False), 178, id="unseeded"),
-        pytest.param(fingerprint, 81, id="fingerprint"),
+        pytest.param(fingerprint, 57, id="fingerprint"),
         pytest.param(lint, 411, id="lint"),
     ],
 )
