@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -149,7 +149,9 @@ def _draft_among(
     leave: Mapping[str, str] | None = None,
 ) -> Plan:
     rules = to_rules(recipe, given)
-    with plain_thread():
+    # One stretch without the collector, since it starts whenever such a one ends; see make_plan for checkpoints.
+    guard = nullcontext() if any(is_verbatim(rule.init) for rule in rules) else collector_paused()
+    with plain_thread(), guard:
         choice = Choice() if only is None else choose(only, group_sites(held))
         known = _sites_among(model, held)
         if asks_for_roles(rules):

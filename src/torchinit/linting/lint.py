@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
+from typing import Final
 
 from torch import Tensor, nn
 
+from torchinit._collector import collector_paused
 from torchinit._text import count
 from torchinit.api import draft, given_to
 from torchinit.errors import ReportError
@@ -17,6 +20,8 @@ from torchinit.plans.report import Report
 from torchinit.recipes import RecipeLike
 from torchinit.rules.rule import Value
 from torchinit.tracing import Trace
+
+_SHORT: Final = 1 << 24
 
 
 def lint(
@@ -63,7 +68,10 @@ def lint(
     past = {"plan": plan, "report": report, "loaded": loaded, "trace": trace, "history": history}
     given = {"sites", *(need for need, value in past.items() if value is not None)}
     given |= set() if target.is_sketch else {"values"}
-    findings = [finding for check in checks if check.needs in given for finding in _findings(check, target)]
+    # Many small tensors: a moment's work, of which the collector would take a fifth. Large ones may take minutes.
+    is_short = sum(linted.site.numel for linted in target.tensors) <= _SHORT
+    with collector_paused() if is_short else nullcontext():
+        findings = [finding for check in checks if check.needs in given for finding in _findings(check, target)]
     return Findings(
         tuple(sorted(findings, key=lambda finding: (SEVERITIES.index(finding.severity), finding.code))),
         tuple((check.code, NEEDS[check.needs]) for check in checks if check.needs not in given),
