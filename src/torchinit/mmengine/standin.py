@@ -17,7 +17,7 @@ from torch import nn
 
 from torchinit._text import abbreviate, count
 from torchinit.errors import RunError
-from torchinit.mmengine.log import log
+from torchinit.mmengine.log import PACKAGE, log, relay_to_mmengine
 from torchinit.mmengine.registry import WEIGHT_INITIALIZERS, bridge
 
 STAND_INS: Final = MappingProxyType(
@@ -61,8 +61,8 @@ def install() -> None:
         from mmengine.runner import Runner
 
     From then on ``mmengine.model.BaseModule`` and the initializers beside it are torchinit's, in mmdet, mmpretrain and
-    all others, and what builds from MMEngine's registry of initializers gets them, too. A second call does nothing;
-    :func:`uninstall` takes it back.
+    all others, and what builds from MMEngine's registry of initializers gets them, too. All messages of torchinit are
+    in MMEngine's log. A second call does nothing; :func:`uninstall` takes it back.
 
     Raises RunError if mmengine has imported its own already, or has no such modules, ImportError without mmengine.
     """
@@ -85,6 +85,7 @@ def install() -> None:
             " it is made for MMEngine 0.10. Import from torchinit.mmengine in your own modules instead"
         )
     sys.meta_path.insert(0, _StandIn())
+    PACKAGE.addFilter(relay_to_mmengine)
 
 
 def uninstall() -> None:
@@ -96,6 +97,7 @@ def uninstall() -> None:
     finders = [finder for finder in sys.meta_path if isinstance(finder, _StandIn)]
     for finder in finders:
         sys.meta_path.remove(finder)
+    PACKAGE.removeFilter(relay_to_mmengine)
     stood_in = [path for path in STAND_INS if isinstance(getattr(sys.modules.get(path), "__loader__", None), _StandIn)]
     if not stood_in:
         return
