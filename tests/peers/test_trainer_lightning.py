@@ -8,6 +8,7 @@ import os
 import pickle
 import sys
 import warnings
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +23,7 @@ from torch.utils.data import DataLoader
 from tests.processes import on_ranks, results
 from torchinit import ConfigError, PlanError, RunError, fingerprint, initialize
 from torchinit.integrations.lightning import InitCallback
+from torchinit.model.dtensor import local_part
 
 RECIPE: dict[str, Any] = {"rules": [{"type": "Kaiming", "layer": "Linear"}, {"type": "Zeros", "name": "**.bias"}]}
 PACKAGES = ("lightning.pytorch", "pytorch_lightning")
@@ -63,6 +65,10 @@ class Whole(L.LightningModule):
     def on_train_start(self) -> None:
         self.first = fingerprint(self).total
         self.first_weights = weights(self)
+        self.sharded = {name for name, each in self.named_parameters() if each.shape != local_part(each).shape}
+
+    def on_train_end(self) -> None:
+        self.last_weights = weights(self)
 
     def training_step(self, batch: Any, _: int) -> Any:
         return self.net(batch).pow(2).mean()
@@ -291,14 +297,16 @@ def on_rank(rank: int, folder: str, made: type[Whole], seeds: list[int], recipes
     os.environ.update(LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", GROUP_RANK="0")
     os.environ.update(TORCHELASTIC_RUN_ID="none", MASTER_ADDR="127.0.0.1", MASTER_PORT="29500")
     torch.manual_seed(rank)  # as users forget to
-    strategy = words.pop("strategy")
+    sizes = {name: words.pop(name) for name in list(words) if name.endswith("_parallel_size")}
+    strategy = partial(words.pop("strategy"), **sizes)
     model, callback = made(), InitCallback(recipes[rank], seed=seeds[rank])
     resume = words.pop("resume", False)
     words = {"use_distributed_sampler": False, **words}
     run = trainer(Path(folder), callback, devices=2, strategy=strategy(), **words)
     run.fit(model, batches(rank))
+    assert model.sharded == (set(model.first_weights) if made is Sharded else set())
     path = run.strategy.broadcast(run.checkpoint_callback.best_model_path)
-    trained = weights(model)
+    trained = model.last_weights
     if not resume:
         return model.first, trained, callback.report is not None
     model, callback = made(), InitCallback(recipes[rank], seed=seeds[rank] + 1)
@@ -311,7 +319,7 @@ CASES: dict[str, tuple[type[Whole], dict[str, Any]]] = {
     "ddp": (Whole, {"strategy": DDPStrategy}),
     "ddp, configure_model": (Configured, {"strategy": DDPStrategy}),
     "ddp, meta": (OnMeta, {"strategy": DDPStrategy}),
-    "fsdp2": (Sharded, {"strategy": ModelParallelStrategy}),
+    "fsdp2": (Sharded, {"strategy": ModelParallelStrategy, "data_parallel_size": 2, "tensor_parallel_size": 1}),
 }
 
 
