@@ -291,7 +291,9 @@ def test_without_lightning_or_with_an_old_one(monkeypatch: pytest.MonkeyPatch) -
 # --- ranks -----------------------------------------------------------------------------------------------------------
 
 
-def on_rank(rank: int, folder: str, made: type[Whole], seeds: list[int], recipes: list[Any], words: dict[str, Any]) -> Any:
+def on_rank(
+    rank: int, folder: str, made: type[Whole], seeds: list[int], recipes: list[Any], words: dict[str, Any]
+) -> Any:
     """A run on this rank; how it started, and what it trained; with `resume` how a second run goes on."""
     warnings.simplefilter("ignore")
     os.environ.update(LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", GROUP_RANK="0")

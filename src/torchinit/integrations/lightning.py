@@ -47,7 +47,9 @@ class InitCallback:
 
     def __new__(cls, *args: object, **kwargs: object) -> Any:
         """Make an object that is a Callback, too, of the package that the program uses: it is known by now."""
-        made = type(cls.__name__, (cls, *_callbacks()), {"__module__": cls.__module__, "__qualname__": cls.__qualname__})
+        made = type(
+            cls.__name__, (cls, *_callbacks()), {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
+        )
         return object.__new__(made)
 
     def __init__(
