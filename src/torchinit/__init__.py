@@ -46,6 +46,7 @@ __all__ = [
     "assert_healthy",
     "assert_initialized",
     "capture",
+    "coord_check",
     "fingerprint",
     "gain",
     "initialize",
@@ -132,6 +133,7 @@ if TYPE_CHECKING:
     from torchinit.mmengine.log import show_log
     from torchinit.plans import Plan, Report
     from torchinit.plans.fingerprint import fingerprint
+    from torchinit.probing.coordinates import coord_check
     from torchinit.probing.probe import assert_healthy, probe
     from torchinit.recipes import load_recipe
     from torchinit.rules import Kinds, Layer, Leaf, Name, Regex, Roles, Rule, Shape, Within
@@ -160,6 +162,7 @@ else:
         "mmengine.log": "show_log",
         "plans": "Plan Report",
         "plans.fingerprint": "fingerprint",
+        "probing.coordinates": "coord_check",
         "probing.probe": "assert_healthy probe",
         "recipes": "load_recipe",
         "rules": "Kinds Layer Leaf Name Regex Roles Rule Shape Within",
