@@ -67,6 +67,7 @@ def _over_sizes(arguments: argparse.Namespace, recipe: Any, optimizer: Any) -> i
     chosen: dict[str, Any] = {
         kind: _sizes(kind, text) for kind in ("widths", "depths") if (text := getattr(arguments, kind))
     }
+    none = ("", None)
     names = [name for name, _ in chosen.values()]
 
     def make(size: int) -> Any:
@@ -74,7 +75,7 @@ def _over_sizes(arguments: argparse.Namespace, recipe: Any, optimizer: Any) -> i
 
     try:
         check = coord_check(
-            make, widths=chosen.get("widths", (0, None))[1], depths=chosen.get("depths", (0, None))[1], steps=arguments.steps or 5,
+            make, widths=chosen.get("widths", none)[1], depths=chosen.get("depths", none)[1], steps=arguments.steps or 5,
             seeds=arguments.seeds, batch=_batch(arguments.batch) if arguments.batch else None, optimizer=optimizer,
             lr=arguments.lr, recipe=recipe, limit=arguments.limit,
         )  # fmt: skip
