@@ -68,6 +68,7 @@ def _over_sizes(arguments: argparse.Namespace, recipe: Any, optimizer: Any) -> i
         kind: _sizes(kind, text) for kind in ("widths", "depths") if (text := getattr(arguments, kind))
     }
     none = ("", None)
+    (_, widths), (_, depths) = chosen.get("widths", none), chosen.get("depths", none)
     names = [name for name, _ in chosen.values()]
 
     def make(size: int) -> Any:
@@ -75,7 +76,7 @@ def _over_sizes(arguments: argparse.Namespace, recipe: Any, optimizer: Any) -> i
 
     try:
         check = coord_check(
-            make, widths=chosen.get("widths", none)[1], depths=chosen.get("depths", none)[1], steps=arguments.steps or 5,
+            make, widths=widths, depths=depths, steps=arguments.steps or 5,
             seeds=arguments.seeds, batch=_batch(arguments.batch) if arguments.batch else None, optimizer=optimizer,
             lr=arguments.lr, recipe=recipe, limit=arguments.limit,
         )  # fmt: skip
