@@ -81,6 +81,7 @@ if TYPE_CHECKING:
     from torchinit import recipes as recipes
     from torchinit import rules as rules
     from torchinit import tracing as tracing
+    from torchinit import transfer as transfer
     from torchinit.api import initialize, materialize, plan, sites
     from torchinit.checkpoints import Pretrained, open_checkpoint
     from torchinit.distributed import verify_replicas
@@ -174,7 +175,7 @@ else:
     }
     _MODULES = (
         "api checkpoints distributed errors initializers integrations knowledge linting mmengine model noise plans"
-        " probing recipes rules tracing"
+        " probing recipes rules tracing transfer"
     )
 
     def _near(name: str) -> str:
