@@ -35,7 +35,7 @@ class Group:
     eps_scale: float
 
     def for_torch(self, model: nn.Module) -> dict[str, Any]:
-        """The group as optimizers of torch take it, with the parameters of a model; ConfigError where one is missing."""
+        """The group as torch's optimizers take it, with the parameters of a model; ConfigError if one is missing."""
         held = {normalize(name): each for name, each in model.named_parameters(remove_duplicate=False)}
         if missing := [name for name in self.names if name not in held]:
             raise ConfigError(f"the model has no parameter {missing[0]!r}, which the transfer is for")

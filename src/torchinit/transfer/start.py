@@ -28,8 +28,8 @@ def rules_of(grown: Sequence[Grown], base: Base, transfer: Transfer) -> Recipe:
     """
     if not base.fills:
         raise ConfigError(
-            "nobody knows what starts the base model: it is on the meta device, or only its width was given; give start=, a"
-            " recipe or the code that starts it, such as start=lambda model: model.apply(init)"
+            "nobody knows what starts the base model: it is on the meta device, or only its width was given; give"
+            " start=, a recipe or the code that starts it, such as start=lambda model: model.apply(init)"
         )
     fills: dict[str, tuple[Fill, str]] = {}
     for each in grown:

@@ -200,7 +200,8 @@ class Transfer:
         kinds = {each.site.name: each.kind for each in grown}
         if kinds[name] == "tied":
             raise ConfigError(
-                f"the head's multiplier cannot be folded into {name!r}, which is the embedding as well: take form='table8'"
+                f"the head's multiplier cannot be folded into {name!r}, which is the embedding as well:"
+                " take form='table8'"
             )
         if multiplier.purpose == "attention":
             if multiplier.place in ("rows", "key") or (multiplier.place == "config" and "attn.qkv" in name):
@@ -258,8 +259,8 @@ class Transfer:
     ) -> list[dict[str, Any]]:  # fmt: skip
         """The groups of parameters for a torch optimizer, from the base's learning rate, weight decay and eps.
 
-        Each has ``params``, ``param_names``, ``lr``, ``weight_decay``, for Adam's kind ``eps``, and ``lr_scale``, by which
-        a loop that sets one rate for all has to multiply. Like groups are one, the order is the model's, a tied
+        Each has ``params``, ``param_names``, ``lr``, ``weight_decay``, for Adam's kind ``eps``, and ``lr_scale``, by
+        which a loop that sets one rate for all has to multiply. Like groups are one, the order is the model's, a tied
         parameter comes once and a frozen one not at all; globs of ``no_decay`` have none. Under Muon ``optimizer`` says
         which groups are Adam's (``adam_lr``): all but the hidden matrices.
 
