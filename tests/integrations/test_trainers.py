@@ -268,4 +268,7 @@ def test_torchrun_prints_what_the_tutorial_says(tmp_path: Path) -> None:
     for part in shown.split("$ torchrun ")[1:]:
         arguments, _, expected = part.partition("\n")
         command = [sys.executable, "-m", "torch.distributed.run", *arguments.split()]
-        assert subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout == expected
+        printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+        # Gloo of torch 2.10 tells on the standard output that it is connected.
+        ours = [line for line in printed.splitlines(keepends=True) if not line.startswith("[Gloo]")]
+        assert "".join(ours) == expected

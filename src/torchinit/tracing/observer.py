@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torchinit._text import count, shape_text, short_repr
 from torchinit.model.sandbox import OperationMode
 from torchinit.tracing.regions import MemoryIndex
+from torchinit.tracing.source_lines import frame_of_caller
 
 Operation: TypeAlias = torch._ops.OpOverload | str
 """An operation of torch, or the word that stands for something else that writes."""
@@ -135,6 +136,13 @@ _SKIPPING_META: Final = {
 }
 """The functions that look whether a tensor is on the meta device, and return if it is; what they are given."""
 
+_NOT_SKIPPING: Final = {
+    code: {"trunc_normal_": "uniform_", "dirac_": "zero_", "orthogonal_": "copy_", "sparse_": "normal_"}[name]
+    for code, (name, _) in _SKIPPING_META.items()
+    if "is_meta" not in code.co_names
+}
+"""Those that do not look, as it was before torch 2.12, each with the operation that writes its tensor first."""
+
 _COPYING = frozenset({torch.ops.aten.empty_like.default, torch.ops.aten._to_copy.default})
 
 _HOOKS: tuple[Callable[..., Any], ...] = (
@@ -166,7 +174,8 @@ class Observer:
     # Three nets, none of which patches torch. Nearly every write is an operation, and the dispatcher tells of those,
     # whatever view or optimizer they come through. `tensor.data = other` never gets there, nor do the functions of
     # nn.init that return early on the meta device: torch's function mode sees the first, and sees the others ask
-    # `tensor.is_meta`, with their code in the frame that asks. What is put into modules comes by registration hooks.
+    # `tensor.is_meta`, with their code in the frame that asks. Where an older torch does not ask, one of the operations
+    # that it does instead stands for all of them. What is put into modules comes by registration hooks.
 
     index: MemoryIndex
     on_write: Listener
@@ -195,6 +204,12 @@ class Observer:
 
     def _operation(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Do one operation, and report what it wrote."""
+        if _NOT_SKIPPING and (frame := frame_of_caller()) and frame.f_code in _NOT_SKIPPING:
+            tensor = frame.f_locals["tensor"]
+            if tensor.is_meta:
+                if name_of(func) == _NOT_SKIPPING[frame.f_code]:
+                    self._skip_meta(tensor, frame)
+                return func(*args, **kwargs)
         targets = written_by(func, args, kwargs)
         call = (func, args, kwargs)
         if self._number is not None and func is torch.ops.aten.copy_.default:

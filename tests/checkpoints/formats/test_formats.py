@@ -185,6 +185,7 @@ def test_folders(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")  # which older torch uses itself
 def test_folders_of_torch_distributed_only_on_trust(tmp_path: Path) -> None:
     from torch.distributed.checkpoint.state_dict_saver import save
 
