@@ -45,6 +45,7 @@ __all__ = [
     "Zeros",
     "assert_healthy",
     "assert_initialized",
+    "assert_meta_parity",
     "capture",
     "coord_check",
     "fingerprint",
@@ -113,6 +114,7 @@ if TYPE_CHECKING:
     )
     from torchinit.knowledge import gain, roles
     from torchinit.linting.lint import assert_initialized, lint
+    from torchinit.linting.parity import assert_meta_parity
     from torchinit.mmengine import WEIGHT_INITIALIZERS as WEIGHT_INITIALIZERS
     from torchinit.mmengine import BaseModule
     from torchinit.mmengine import Caffe2XavierInit as Caffe2XavierInit
@@ -156,6 +158,7 @@ else:
         "initializers": "Constant Kaiming LeCun Neutral Normal Ones Orthogonal TruncNormal Uniform Xavier Zeros",
         "knowledge": "gain roles",
         "linting.lint": "assert_initialized lint",
+        "linting.parity": "assert_meta_parity",
         # MMEngine's page on initialization; BaseModule alone is in __all__
         "mmengine": "BaseModule Caffe2XavierInit ConstantInit KaimingInit NormalInit PretrainedInit TruncNormalInit"
         " UniformInit WEIGHT_INITIALIZERS XavierInit bias_init_with_prob caffe2_xavier_init constant_init kaiming_init"

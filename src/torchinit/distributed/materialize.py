@@ -16,8 +16,9 @@ from torchinit.distributed.allocation import Allocation, ModuleTensor, allocate,
 from torchinit.distributed.collectives import is_shared, over_group, run_collectively
 from torchinit.distributed.consensus import RankIntent, check_consensus, intent_of, steps_of
 from torchinit.distributed.own_code import OwnCodeResult, make_buffers
-from torchinit.distributed.replicas import verify_replicas
+from torchinit.distributed.replicas import check_parts, compare_replicas
 from torchinit.errors import RunError
+from torchinit.initializers.elementwise import Drawn
 from torchinit.initializers.statistics import measure
 from torchinit.model.dtensor import is_distributed, local_part
 from torchinit.noise import Keyed, Noise
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 _T = TypeVar("_T")
+OWN_CODE: Final = "own code"
+"""The rule of a record of what a module's own code has made."""
 
 
 class Start(Protocol):
@@ -44,6 +47,11 @@ class Start(Protocol):
     def intent(self) -> Mapping[str, str]: ...
     @property
     def certain(self) -> Collection[str]: ...
+
+    @property
+    def drawn(self) -> Collection[str]:
+        """The names of the sites each value of which is a draw of its own, so that no two parts are the same."""
+        return ()
 
     def initializes(self, module: nn.Module) -> bool:
         """Whether it calls the module's ``init_weights``."""
@@ -105,6 +113,10 @@ class PlannedStart(Start):
     @property
     def intent(self) -> Mapping[str, str]:
         return steps_of(self.plan)
+
+    @property
+    def drawn(self) -> Collection[str]:
+        return {step.site.name for step in self.plan.steps if isinstance(step.fill, Drawn)}
 
     @property
     def certain(self) -> Collection[str]:
@@ -189,7 +201,10 @@ class Materialization:
         try:
             report = self._together(lambda: self._written(start, memory, device), "the initialization")
             if self.verify and is_shared(self.group):
-                verify_replicas(self.model, group=self.group)
+                spread = over_group(self.group)
+                compare_replicas(self.model, spread)
+                made = {record.name for record in report if record.rule == OWN_CODE}
+                check_parts(self.model, spread, made.union(start.drawn))
             return report
         except BaseException:
             memory.undo()
@@ -252,7 +267,7 @@ def _own_record(position: int, entry: ModuleTensor, text: str, *, stats: bool) -
         shape=tuple(entry.tensor.shape),
         dtype=dtype_name(entry.tensor.dtype),
         fill=text,
-        rule="own code",
+        rule=OWN_CODE,
         measured=measure(local) if stats else None,
         bytes=local.nbytes,
         position=position,
