@@ -14,10 +14,10 @@ from torchinit._text import count, with_article
 from torchinit.api import initialize, materialize
 from torchinit.errors import ProbeError, ReportError
 from torchinit.linting.registry import Severity
-from torchinit.probing.backward import forward
+from torchinit.probing.backward import raised
 from torchinit.probing.inputs import Inputs, check_place, given, made
-from torchinit.probing.keeping import kept
-from torchinit.probing.measure import Optimizer, Settings, measure, probing_mode
+from torchinit.probing.keeping import kept, probing_mode
+from torchinit.probing.measure import Optimizer, Settings, measure
 from torchinit.probing.measurement import Measurement
 from torchinit.probing.objective import Loss, Objectives
 from torchinit.probing.result import Probe
@@ -126,7 +126,7 @@ class _Start:
     def _inputs(self, model: nn.Module, number: int) -> Inputs:
         if self.batch is None:
             seed = self.seed + (0 if self.copies else number)
-            return made(model, seed, self.limit, lambda inputs: _raised(model, inputs))
+            return made(model, seed, self.limit, lambda inputs: raised(model, inputs))
         batch = self.batch
         if callable(batch) and not isinstance(batch, Mapping):
             try:
@@ -150,16 +150,6 @@ class _Start:
         elif self.recipe is not None:
             initialize(model, self.recipe, seed=seed)
         return model
-
-
-def _raised(model: nn.Module, inputs: Inputs) -> Exception | None:
-    """What a model raises on its inputs."""
-    try:
-        with torch.no_grad():
-            forward(model, inputs)
-    except ProbeError as error:
-        return error.__cause__ if isinstance(error.__cause__, Exception) else error
-    return None
 
 
 def _check(model: object, seed: object) -> None:
