@@ -19,7 +19,8 @@ from torchinit.model.names import normalize
 from torchinit.noise import seeded_generators
 from torchinit.probing.backward import forward
 from torchinit.probing.inputs import Inputs, given, made
-from torchinit.probing.measure import Optimizer, probing_mode
+from torchinit.probing.keeping import probing_mode
+from torchinit.probing.measure import Optimizer
 from torchinit.probing.moments import first_floating
 from torchinit.probing.objective import Loss, Objectives
 from torchinit.probing.slopes import CoordCheck, CoordinateSlope, check_expected, fit

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
@@ -24,7 +24,6 @@ from torchinit.probing.keeping import is_batch_norm, values_kept
 from torchinit.probing.measurement import Measurement, ParameterGradient
 from torchinit.probing.moments import rms
 from torchinit.probing.objective import Objectives
-from torchinit.probing.prediction import known_of, sizes_of
 from torchinit.probing.recorder import PassRecorder
 
 Optimizer: TypeAlias = Callable[..., torch.optim.Optimizer]
