@@ -14,7 +14,7 @@ import torch
 from torchinit._text import abbreviate, count, did_you_mean, masked
 from torchinit.checkpoints.adapters import Adapter, Chain, Transpose
 from torchinit.checkpoints.arguments import adapters_by_glob, device_name, float_dtype, pairs
-from torchinit.checkpoints.fits import beside, hooked, misfit, square
+from torchinit.checkpoints.fits import apart, beside, hooked, misfit, peak, square
 from torchinit.checkpoints.formats import Info
 from torchinit.checkpoints.key_mapping import KeyMap
 from torchinit.checkpoints.open import InMemory, open_cached
@@ -189,6 +189,7 @@ class _Search:
         for views in self.groups.values():
             if (fill := self._search(views)) is not None:
                 fills |= {view.name: fill for view in views}
+        self.lists["mismatched"] += apart(fills, self.model_names)
         taken = {key for fill in fills.values() for key in (*fill.keys, *fill.like)}
         sizes = {key: self.sizes.get(key, 0) if key in taken else 0 for key in (*taken, *self.used)}
         source = self.rule.checkpoint
@@ -308,7 +309,7 @@ class _Search:
         else:
             self.lists["missing"].append(site.name)
 
-    def _report(self, fills: Collection[str], taken: Collection[str]) -> LoadReport:
+    def _report(self, fills: Mapping[str, Loaded], taken: Collection[str]) -> LoadReport:
         names, missing, loaded = self.names, self.lists["missing"], self.lists["loaded"]
         found = len(loaded) + len(self.lists["adapted"])
         sites = {views[0].name: views[0] for views in self.groups.values()}  # an alias may be all that is matched
@@ -333,6 +334,7 @@ class _Search:
             )
         if self.transposes:
             notes += square([sites[name] for name in loaded])
+        notes += peak(fills, self.checkpoint, sites)
         every = [view.name for views in self.groups.values() for view in views]
         # Keys that lie outside of the prefix may be named, too, although they are not looked at.
         keys = dict.fromkeys((*self.checkpoint, *names.name_of.values()))
