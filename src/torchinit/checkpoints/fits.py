@@ -11,10 +11,8 @@ import torchinit._limits as limits
 from torchinit._text import abbreviate, dtype_name
 from torchinit.checkpoints.adapters import Adapter, Dequantize
 from torchinit.checkpoints.adapters.quantization import is_dequantizable
-from torchinit.checkpoints.formats import Checkpoint, Info
-from torchinit.checkpoints.tensor_fill import Loaded
+from torchinit.checkpoints.formats import Info
 from torchinit.initializers.load_report import Mismatch
-from torchinit.model.shards import Box
 from torchinit.model.sites import Site
 
 
@@ -82,35 +80,6 @@ def misfit(site: Site, infos: Sequence[Info], key: str, adapter: Adapter | None)
     except ValueError as error:
         return Mismatch(site.name, str(error), "shape")
     return None
-
-
-def apart(fills: Mapping[str, Loaded], names: Collection[str]) -> Iterator[Mismatch]:
-    """The sites that an adapter makes of a tensor which it divides, where another site gets no part: LoRA's base."""
-    for name, fill in fills.items():
-        for other in fill.adapter.together(fill.key) if fill.adapter else ():
-            given = fills[other].adapter if other in fills else None
-            if other in names and _steps(fill.adapter)[-1] not in _steps(given):
-                why = f"is made by {fill.adapter}, which takes a part of {other}: adapt that, too, or it is there twice"
-                yield Mismatch(name, why, "other")
-
-
-def peak(fills: Mapping[str, Loaded], checkpoint: Checkpoint, sites: Mapping[str, Site]) -> Iterator[str]:
-    """A note on the site that takes the most memory beside its own because it is computed of whole tensors."""
-    most, at = 1 << 20, ""
-    for name, fill in fills.items():
-        if name not in sites or not (adapter := fill.adapter) or adapter.slices_along() is not None:
-            continue
-        shapes, shape = [checkpoint.info(key).shape for key in fill.keys], sites[name].shape
-        last = Box(tuple(max(0, size - 1) for size in shape), tuple(min(1, size) for size in shape))
-        read = sum(box.numel for box in adapter.read_plan(shapes, shape, last, fill.key).boxes)
-        if (size := 4 * read * adapter.copies) > most:
-            most, at = size, name
-    if at:
-        yield f"{at} is made of whole tensors, which takes about {most / 2**20:,.1f} MiB beside the model for a moment"
-
-
-def _steps(adapter: Adapter | None) -> tuple[Adapter, ...]:
-    return getattr(adapter, "steps", (adapter,)) if adapter else ()
 
 
 def kind_of(dtype: torch.dtype) -> str:

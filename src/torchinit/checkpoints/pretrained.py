@@ -14,15 +14,17 @@ import torch
 from torchinit._text import abbreviate, count, did_you_mean, masked
 from torchinit.checkpoints.adapters import Adapter, Chain, Transpose
 from torchinit.checkpoints.arguments import adapters_by_glob, device_name, float_dtype, pairs
-from torchinit.checkpoints.fits import apart, beside, hooked, misfit, peak, square
+from torchinit.checkpoints.fits import beside, hooked, misfit, square
 from torchinit.checkpoints.formats import Info
 from torchinit.checkpoints.key_mapping import KeyMap
 from torchinit.checkpoints.open import InMemory, open_cached
 from torchinit.checkpoints.parameter_order import in_order, is_numbered
 from torchinit.checkpoints.quantized import Companions, Quantized
+from torchinit.checkpoints.shares import apart, peak
 from torchinit.checkpoints.suggestions import advise, offered, suggest_for_shape, tied
 from torchinit.checkpoints.tensor_fill import CheckpointSource, Loaded
 from torchinit.errors import CheckpointError, MissingExtraError
+from torchinit.initializers.base import Fill
 from torchinit.initializers.load_report import Cast, LoadReport, Mismatch
 from torchinit.initializers.source import Resolution, SourceInitializer
 from torchinit.model.names import check_globs, glob_matches
@@ -189,7 +191,6 @@ class _Search:
         for views in self.groups.values():
             if (fill := self._search(views)) is not None:
                 fills |= {view.name: fill for view in views}
-        self.lists["mismatched"] += apart(fills, self.model_names)
         taken = {key for fill in fills.values() for key in (*fill.keys, *fill.like)}
         sizes = {key: self.sizes.get(key, 0) if key in taken else 0 for key in (*taken, *self.used)}
         source = self.rule.checkpoint
@@ -309,7 +310,8 @@ class _Search:
         else:
             self.lists["missing"].append(site.name)
 
-    def _report(self, fills: Mapping[str, Loaded], taken: Collection[str]) -> LoadReport:
+    def _report(self, fills: Mapping[str, Fill], taken: Collection[str]) -> LoadReport:
+        self.lists["mismatched"] += apart(fills, self.model_names)
         names, missing, loaded = self.names, self.lists["missing"], self.lists["loaded"]
         found = len(loaded) + len(self.lists["adapted"])
         sites = {views[0].name: views[0] for views in self.groups.values()}  # an alias may be all that is matched

@@ -12,7 +12,7 @@ from torchinit.checkpoints.adapters.images import (
     ResizeRelativeBias,
 )
 from torchinit.checkpoints.adapters.low_rank import LoRA
-from torchinit.checkpoints.adapters.mixtures import MergeExperts, Upcycle
+from torchinit.checkpoints.adapters.mixtures import MergeExperts, Upcycle, UpcycleRouter
 from torchinit.checkpoints.adapters.norms import BatchNormAffine, FoldBatchNorm, WeightNorm
 from torchinit.checkpoints.adapters.quantization import Dequantize
 from torchinit.checkpoints.adapters.rows_and_axes import Drop, Labels, Rows, Transpose
@@ -25,7 +25,7 @@ __all__ = [
     "ADAPTERS", "Adapter", "BatchNormAffine", "Chain", "Dequantize", "Drop", "FoldBatchNorm", "Fuse", "Inflate",
     "InputChannels", "Labels", "LoRA", "MergeExperts", "Only", "PoolHeads", "ReadPlan", "Rearrange", "ResizePatches",
     "ResizePositions", "ResizeRelativeBias", "ResizeVocabulary", "RopeOrder", "Rows", "Split", "Stack", "Transpose",
-    "Unstack", "Upcycle", "WeightNorm",
+    "Unstack", "Upcycle", "UpcycleRouter", "WeightNorm",
 ]  # fmt: skip
 
 SCHEMA.add(Adapter, TaggedUnion(ADAPTERS))

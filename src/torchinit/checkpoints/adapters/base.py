@@ -88,16 +88,6 @@ class Adapter(ShortStr, ABC):
         del key, values, loose
         return self
 
-    @property
-    def copies(self) -> int:
-        """How many tensors of the size of those that it reads lie in memory while it computes a site, about."""
-        return 2
-
-    def together(self, key: str) -> tuple[str, ...]:
-        """The sites that must be made by this adapter, too, if that of ``key`` is; where one is not, nothing is planned."""
-        del key
-        return ()
-
     def makes(self, shapes: Sequence[Size], key: str) -> Size | None:
         """The shape of what is made of tensors of these shapes; None where it is whatever the site asks for.
 
@@ -115,6 +105,16 @@ class Adapter(ShortStr, ABC):
     def changes(self, shapes: Sequence[Size], shape: Size) -> bool:
         """Whether there is anything to do."""
         return not self.only_resizes or shapes[0] != shape
+
+    @property
+    def copies(self) -> int:
+        """How many tensors of the size of those that it reads lie in memory while it computes a site, about."""
+        return 2
+
+    def together(self, key: str) -> tuple[str, ...]:
+        """The sites that must be made by this adapter, too, if that of ``key`` is; where one is not, nothing is planned."""
+        del key
+        return ()
 
     @abstractmethod
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
@@ -219,13 +219,6 @@ class Chain(Adapter):
         return steps[0] if steps else None
 
     @property
-    def promise(self) -> Promise | None:
-        return weakest(step.promise for step in self.steps)
-
-    def together(self, key: str) -> tuple[str, ...]:
-        return self.steps[-1].together(key)
-
-    @property
     def _before(self) -> Adapter:
         """All steps but the last, as one."""
         return Chain(self.steps[:-1]) if len(self.steps) > 1 else Unchanged()
@@ -249,6 +242,9 @@ class Chain(Adapter):
 
     def check(self, shapes: Sequence[Size], shape: Size, key: str) -> None:
         self.steps[-1].check(self._input_shapes(shapes, key), shape, key)
+
+    def together(self, key: str) -> tuple[str, ...]:
+        return self.steps[-1].together(key)
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
         plan = self.read_plan([tuple(tensor.shape) for tensor in tensors], shape, Box.whole(shape), key)

@@ -1,4 +1,4 @@
-"""Low rank: starts of LoRA's two factors that are taken from the weight beside them, and what is left of that."""
+"""Low rank: starts of LoRA's two factors beside the weight that they are added to, and what is left of that."""
 
 from __future__ import annotations
 
@@ -22,37 +22,40 @@ from torchinit.checkpoints.adapters.base import (
 )
 from torchinit.model.shards import Box, Shard
 from torchinit.noise import Keyed
+from torchinit.noise.threads import one_thread
 from torchinit.serialization.validation import check_choice, check_number
 
-LoRAMethod: TypeAlias = Literal["pissa", "olora", "orthogonal"]
+LoRAMethod: TypeAlias = Literal["default", "gaussian", "orthogonal", "pissa", "olora"]
 
+_DIVIDING: Final = ("pissa", "olora")
 _LAST: Final[dict[bytes, tuple[Tensor, Tensor]]] = {}
 """The factors made last: the three sites of a layer, one after the other in a plan, are made of the same ones."""
 
 
 @register
 class LoRA(Adapter):
-    r"""The factors of LoRA and the weight that they are added to, so that the model begins as that of the file.
+    r"""The factors of LoRA and the weight that they are added to, such that the model begins as that of the file.
 
-    A layer computes with ``W + scaling · B A``; ``A`` is ``[rank, inputs]``, ``B`` ``[outputs, rank]``. Of the file's W:
-
-    ``pissa`` takes the largest singular values, and leaves the others (https://arxiv.org/abs/2404.02948):
+    A layer computes with ``W + scaling · B A``, where ``A`` is ``[rank, inputs]`` and ``B`` ``[outputs, rank]``. The
+    methods are those of peft: ``default`` draws A from U(±1/√inputs), ``gaussian`` from N(0, 1/rank²), and B is zero.
+    ``orthogonal`` multiplies normal draws by the odd and the even rows of one orthogonal matrix, divided by 10, so that
+    B A is zero and neither factor is; the rank must be even. ``pissa`` takes the largest singular values of W, and
+    leaves the others (https://arxiv.org/abs/2404.02948):
 
     .. math:: W = U S V^T, \quad B = U_r \sqrt{S_r / \text{scaling}}, \quad A = \sqrt{S_r / \text{scaling}}\, V_r^T
 
-    ``olora`` takes the first columns of the QR factors (https://arxiv.org/abs/2406.01775):
+    ``olora`` takes the first columns of its QR factors (https://arxiv.org/abs/2406.01775):
 
     .. math:: W = Q R, \quad B = Q_r, \quad A = R_r
 
-    and both leave ``W - scaling · B A`` to the base, which must be adapted with them, and is rounded once to its dtype.
-    ``orthogonal`` takes nothing of W: the factors are products of normal draws with the odd and the even rows of one
-    orthogonal matrix, divided by 10, so that B A is zero; the rank must be even. These are peft's three. LoRA's own
-    start, A as of a Linear or normal and B zero, is the scheme ``lora``.
+    Both leave ``W - scaling · B A`` to the base, which must be adapted with the factors. Of it that much is lost which
+    the base's dtype cannot hold.
 
-    ``iterations`` makes ``pissa`` by so many rounds of subspace iteration from draws of ``seed`` (peft's
-    ``pissa_niter_16``), which is much faster than all singular values, and the function is kept all the same. ``a``,
-    ``b`` and ``base`` are what the parts of a layer are called: those of peft by default. Other weights of the layer
-    stay as they are. W is computed on whole, in single precision, on each rank that holds a part.
+    ``iterations`` makes ``pissa`` by so many rounds of subspace iteration (peft's ``pissa_niter_16``), much faster than
+    by all singular values, and the function is kept all the same. ``a``, ``b`` and ``base`` are what the parts of a
+    layer are called, by default as in peft; no ``base`` for a weight of the layer itself. What else the layer has stays
+    as it is. Draws are those of ``seed`` and the names of sites. ``pissa`` and ``olora`` compute on W whole, in single
+    precision, on each rank that holds a part.
 
     >>> pissa = LoRA("pissa", rank=1)
     >>> pissa.wants("q_proj.lora_A.default.weight"), pissa.wants("q_proj.base_layer.weight")
@@ -92,40 +95,42 @@ class LoRA(Adapter):
         return 7 if self.method == "pissa" and self.iterations is None else 3  # as measured on 3000 x 3000
 
     def _factor(self, key: str) -> str:
-        """What the key calls a factor; empty for a weight of the base."""
+        """What the key calls a factor; empty for whatever the base has."""
         return next((name for name in (self.a, self.b) if find_parts(key, name)), "")
 
     def wants(self, key: str) -> tuple[str, ...]:
-        factor = self._factor(key)
-        return (replace_parts(key, factor, self.base) if factor else key,)
+        if not (factor := self._factor(key)):
+            return (key,)
+        if self.base:
+            return (replace_parts(key, factor, self.base),)
+        found = find_parts(key, factor)
+        return (f"{found[1]}{found[3].removeprefix('.')}" if found else key,)
 
     def together(self, key: str) -> tuple[str, ...]:
-        if self.method == "orthogonal" or not self._factor(key):
-            return ()
-        return self.wants(key)
+        return self.wants(key) if self._factor(key) and self.method in _DIVIDING else ()
+
+    def _divides(self, stored: Size) -> bool:
+        """Whether what the base has loses what goes into the factors; a bias does not."""
+        return self.method in _DIVIDING and len(stored) > 1
 
     def check(self, shapes: Sequence[Size], shape: Size, key: str) -> None:
         (stored,), factor = shapes, self._factor(key)
         wanted = stored
-        if factor or self._is_divided(stored, key):
+        if factor or self._divides(stored):
             if len(stored) != 2:
                 raise ValueError(f"{self} needs a matrix to begin with, but got {list(stored)}")
-            if self.method != "orthogonal" and self.rank > min(stored):
-                raise ValueError(f"{self} cannot take {self.rank} ranks of {list(stored)}")
+            if self.method in _DIVIDING and self.rank > min(stored):
+                raise ValueError(f"{self} needs at least {self.rank} rows and columns, but got {list(stored)}")
             wanted = {self.a: (self.rank, stored[1]), self.b: (stored[0], self.rank)}.get(factor, stored)
         if shape != wanted:
             raise ValueError(f"{self} makes {list(wanted)} of {list(stored)}, but the site has {list(shape)}")
 
-    def _is_divided(self, stored: Size, key: str) -> bool:
-        """Whether a weight of the base loses what goes into the factors; a bias does not."""
-        return self.method != "orthogonal" and len(stored) > 1
-
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
         (weight,), factor = tensors, self._factor(key)
-        if not factor and not self._is_divided(tuple(weight.shape), key):
+        if not factor and not self._divides(shape):
             return weight
-        if self.method == "orthogonal":
-            return self._orthogonal(tuple(weight.shape), key)
+        if self.method not in _DIVIDING:
+            return self._drawn(tuple(weight.shape), Box.whole(shape), key)
         wide = upcast(weight)
         a, b = self._factors(wide, self.wants(key)[0])
         if factor:
@@ -133,11 +138,40 @@ class LoRA(Adapter):
         return wide - self.scaling * (b @ a)
 
     def read_plan(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> ReadPlan:
-        if not self._factor(key) and not self._is_divided(shapes[0], key):
+        if not self._factor(key) and not self._divides(shape):
             return ReadPlan((box,), lambda tensors: tensors[0])
-        if self.method == "orthogonal":
-            return ReadPlan((Box((0, 0), (0, 0)),), lambda tensors: box.of(self._orthogonal(shapes[0], key)))
+        if self.method not in _DIVIDING:
+            nothing = Box((0,) * len(shapes[0]), (0,) * len(shapes[0]))
+            return ReadPlan((nothing,), lambda tensors: self._drawn(shapes[0], box, key))
         return Adapter.read_plan(self, shapes, shape, box, key)
+
+    # --- draws -------------------------------------------------------------------------------------------------------
+
+    def _drawn(self, stored: Size, box: Box, key: str) -> Tensor:
+        """A box of a factor that nothing of the weight goes into."""
+        is_a = self._factor(key) == self.a
+        shape = (self.rank, stored[1]) if is_a else (stored[0], self.rank)
+        if self.method == "orthogonal":
+            with one_thread():
+                return box.of(self._orthogonal(shape, key, is_a=is_a))
+        values = torch.zeros(box.shape, device="cpu")
+        if is_a:
+            bound, std = stored[1] ** -0.5, 1 / self.rank
+            draw = ("normal", (0.0, std)) if self.method == "gaussian" else ("uniform", (-bound, bound))
+            Keyed(self.seed).fill(Shard(key, values, shape, box.start), *draw)
+        return values
+
+    def _orthogonal(self, shape: Size, key: str, *, is_a: bool) -> Tensor:
+        """Draws of the factor's own, times the odd or the even rows of a matrix that belongs to the layer."""
+        square = torch.empty(self.rank, self.rank, dtype=torch.float64, device="cpu")
+        draws = torch.empty(shape[1 if is_a else 0], self.rank // 2, device="cpu")
+        for name, out in ((self.wants(key)[0], square), (key, draws)):
+            Keyed(self.seed).fill(Shard.whole(name, out), "normal", (0.0, 1.0))
+        rows = torch.linalg.qr(square).Q[0 if is_a else 1 :: 2]
+        made = (draws.double() @ rows / 10).float()
+        return made.T if is_a else made
+
+    # --- factorizations ----------------------------------------------------------------------------------------------
 
     def _factors(self, weight: Tensor, key: str) -> tuple[Tensor, Tensor]:
         """A and B of a weight."""
@@ -170,14 +204,3 @@ class LoRA(Adapter):
         largest = u.gather(0, u.abs().argmax(0, keepdim=True))[0]
         roots = values * torch.where(largest < 0, -1.0, 1.0)  # signs that do not depend on the machine
         return roots[:, None] * v, u * roots
-
-    def _orthogonal(self, stored: Size, key: str) -> Tensor:
-        """A or B: draws of its own, times the odd or the even rows of a matrix that belongs to the layer."""
-        is_a, half = self._factor(key) == self.a, self.rank // 2
-        square = torch.empty(self.rank, self.rank, dtype=torch.float64, device="cpu")
-        draws = torch.empty(stored[1 if is_a else 0], half, dtype=torch.float64, device="cpu")
-        for name, out in ((self.wants(key)[0], square), (key, draws)):
-            Keyed(self.seed).fill(Shard.whole(name, out), "normal", (0.0, 1.0))
-        rows = torch.linalg.qr(square).Q[0 if is_a else 1 :: 2]
-        made = (draws @ rows / 10).float()
-        return made.T if is_a else made

@@ -179,6 +179,57 @@ class Upcycle(Adapter):
 
 
 @register
+class UpcycleRouter(Adapter):
+    """The router of a mixture whose experts :class:`Upcycle` makes: normal draws, and nothing of the file.
+
+    A key is the site's own with ``into`` replaced by ``dense``, which says that the file has a dense block in the place
+    of the mixture. With ``granularity=g`` each row of ``[experts, width]`` comes g times, so that the parts of a block
+    are chosen together (virtual groups, https://arxiv.org/abs/2410.07524). ``std`` is 0.02 as that of other weights;
+    small ones spread tokens evenly.
+
+    >>> UpcycleRouter("gate", "down_proj").wants("layers.0.mlp.gate.weight")
+    ('layers.0.mlp.down_proj.weight',)
+    """
+
+    into: str
+    dense: str
+    std: float = 0.02
+    granularity: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_number("std", self.std, least=0)
+        check_whole(self, "granularity", least=1)
+        Keyed(self.seed)
+
+    @property
+    def promise(self) -> Promise:
+        return "function"
+
+    def wants(self, key: str) -> tuple[str, ...]:
+        return (replace_parts(key, self.into, self.dense),)
+
+    def check(self, shapes: Sequence[Size], shape: Size, key: str) -> None:
+        if not shape or shape[0] % self.granularity:
+            raise ValueError(f"{self} needs whole blocks of {self.granularity} experts, but the site has {list(shape)}")
+
+    def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
+        return self._drawn(shape, Box.whole(shape), key)
+
+    def read_plan(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> ReadPlan:
+        nothing = Box((0,) * len(shapes[0]), (0,) * len(shapes[0]))
+        return ReadPlan((nothing,), lambda tensors: self._drawn(shape, box, key))
+
+    def _drawn(self, shape: Size, box: Box, key: str) -> Tensor:
+        rows = torch.arange(box.start[0], box.start[0] + box.shape[0]) // self.granularity
+        first, end = _ends([rows])
+        draws = torch.empty((end - first, *box.shape[1:]), device="cpu")
+        whole = replaced(shape, 0, shape[0] // self.granularity)
+        Keyed(self.seed).fill(Shard(key, draws, whole, replaced(box.start, 0, first)), "normal", (0.0, self.std))
+        return draws.index_select(0, rows - first)
+
+
+@register
 class MergeExperts(Adapter):
     """A dense block that is the mean of a mixture's experts: the way back from :class:`Upcycle`.
 
