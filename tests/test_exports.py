@@ -33,8 +33,8 @@ NAMESPACES = {
         register_source""",
     "torchinit.checkpoints.adapters": """
         ADAPTERS Adapter BatchNormAffine Chain Dequantize Drop FoldBatchNorm Fuse Inflate InputChannels Labels
-        PoolHeads ReadPlan ResizePatches ResizePositions ResizeRelativeBias ResizeVocabulary RopeOrder Rows Split Stack
-        Transpose Unstack WeightNorm""",
+        LoRA MergeExperts Only PoolHeads ReadPlan Rearrange ResizePatches ResizePositions ResizeRelativeBias ResizeVocabulary RopeOrder Rows Split Stack
+        Transpose Unstack Upcycle UpcycleRouter WeightNorm""",
     "torchinit.distributed": "verify_replicas verify_stages",
     "torchinit.initializers": """
         AlibiSlopes Bilinear Blocks Blockwise Caffe2Xavier Chrono Computed Constant DeformableRing DeltaOrthogonal

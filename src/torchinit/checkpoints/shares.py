@@ -1,4 +1,4 @@
-"""Shares: sites of which each gets a share of one tensor, and the memory that sites take which are computed of wholes."""
+"""Shares: sites that divide one tensor between them, and the memory that it takes to compute a site of whole ones."""
 
 from __future__ import annotations
 

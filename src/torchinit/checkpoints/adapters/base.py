@@ -29,7 +29,6 @@ variance of what its layers give, all that it computes."""
 PROMISES: Final[tuple[Promise, ...]] = ("none", "statistics", "function")
 
 
-
 @dataclass(frozen=True, slots=True)
 class ReadPlan:
     """The boxes to read, one of each tensor, and the function that combines them to a box of a site.
@@ -112,7 +111,7 @@ class Adapter(ShortStr, ABC):
         return 2
 
     def together(self, key: str) -> tuple[str, ...]:
-        """The sites that must be made by this adapter, too, if that of ``key`` is; where one is not, nothing is planned."""
+        """The sites that must be made by this adapter, too, if that of ``key`` is; else the plan is refused."""
         del key
         return ()
 

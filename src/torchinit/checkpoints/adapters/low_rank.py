@@ -168,7 +168,7 @@ class LoRA(Adapter):
         for name, out in ((self.wants(key)[0], square), (key, draws)):
             Keyed(self.seed).fill(Shard.whole(name, out), "normal", (0.0, 1.0))
         rows = torch.linalg.qr(square).Q[0 if is_a else 1 :: 2]
-        made = (draws.double() @ rows / 10).float()
+        made: Tensor = (draws.double() @ rows / 10).float()
         return made.T if is_a else made
 
     # --- factorizations ----------------------------------------------------------------------------------------------
@@ -176,7 +176,7 @@ class LoRA(Adapter):
     def _factors(self, weight: Tensor, key: str) -> tuple[Tensor, Tensor]:
         """A and B of a weight."""
         digest = blake2b(f"{self!r} {key} {weight.dtype} {tuple(weight.shape)} {weight.device}".encode())
-        digest.update(weight.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        digest.update(memoryview(weight.cpu().contiguous().view(-1).view(torch.uint8).numpy()))
         if (found := _LAST.get(digest.digest())) is None:
             found = self._olora(weight) if self.method == "olora" else self._pissa(weight, key)
             _LAST.clear()

@@ -101,16 +101,18 @@ class Upcycle(Adapter):
         if self.hidden is not None:
             units = stored[self.hidden] if len(stored) > self.hidden else 0
             if not units or units % (self.fused * self.granularity):
-                cut = f"{self.fused} x {self.granularity} equal parts" if self.fused > 1 else f"{self.granularity} parts"
+                cut = f"{self.fused} x {self.granularity} equal parts"
                 raise ValueError(f"{self} cannot cut dimension {self.hidden} of {list(stored)} into {cut}")
             expert = replaced(stored, self.hidden, units // self.granularity)
         if not expert or one != expert or (not self._listed and not shape):
-            raise ValueError(f"{self} makes experts of {list(expert)} from {list(stored)}, but the site has {list(shape)}")
+            made = f"experts of {list(expert)} from {list(stored)}"
+            raise ValueError(f"{self} makes {made}, but the site has {list(shape)}")
         if not self._listed and shape[0] % self.granularity:
             raise ValueError(f"{self} needs whole blocks of {self.granularity} experts, but the site has {list(shape)}")
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
-        return self.read_plan([tuple(tensors[0].shape)], shape, Box.whole(shape), key).combine(tensors)
+        plan = self.read_plan([tuple(tensors[0].shape)], shape, Box.whole(shape), key)
+        return plan.combine([plan.boxes[0].of(tensors[0])])
 
     def read_plan(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> ReadPlan:
         # Copies need the rows and columns of the box alone. What starts anew needs the statistics of all that it was,

@@ -161,7 +161,8 @@ class PoolHeads(Adapter):
         size = tensors[0].shape[0] // self.heads
         if self.choose is not None:
             chosen = torch.tensor(self.choose, device=tensors[0].device)
-            return tensors[0].unflatten(0, (self.heads, size)).index_select(0, chosen).flatten(0, 1)
+            heads: Tensor = tensors[0].unflatten(0, (self.heads, size))
+            return heads.index_select(0, chosen).flatten(0, 1)
         groups: Tensor = upcast(tensors[0]).unflatten(0, (shape[0] // size, -1, size))
         return groups.mean(1).flatten(0, 1)
 
