@@ -113,17 +113,14 @@ class LoRA(Adapter):
         """Whether what the base has loses what goes into the factors; a bias does not."""
         return self.method in _DIVIDING and len(stored) > 1
 
-    def check(self, shapes: Sequence[Size], shape: Size, key: str) -> None:
+    def makes(self, shapes: Sequence[Size], key: str) -> Size:
         (stored,), factor = shapes, self._factor(key)
-        wanted = stored
         if factor or self._divides(stored):
             if len(stored) != 2:
                 raise ValueError(f"{self} needs a matrix to begin with, but got {list(stored)}")
             if self.method in _DIVIDING and self.rank > min(stored):
                 raise ValueError(f"{self} needs at least {self.rank} rows and columns, but got {list(stored)}")
-            wanted = {self.a: (self.rank, stored[1]), self.b: (stored[0], self.rank)}.get(factor, stored)
-        if shape != wanted:
-            raise ValueError(f"{self} makes {list(wanted)} of {list(stored)}, but the site has {list(shape)}")
+        return {self.a: (self.rank, *stored[1:]), self.b: (*stored[:1], self.rank)}.get(factor, stored)
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
         (weight,), factor = tensors, self._factor(key)
