@@ -74,13 +74,13 @@ class RopeOrder(Adapter):
 
 @register
 class Rearrange(Adapter):
-    """The rows of a weight, counted by several numbers, in another order of these: heads and what lies in them.
+    """The rows of a weight in another order of the numbers that count them: of groups, heads, rows of a head.
 
-    Row ``(i, j, k)`` of the file, with ``sizes`` the numbers of i, j and k, and -1 for one that is left open, comes
-    where ``order`` puts it: ``(1, 0, 2)`` counts j first. Of queries that share key heads ``sizes=(kv, r, -1)`` with
-    ``order=(1, 0, 2)`` makes (r, kv, d) of (kv, r, d); of a fused weight ``(heads, 3, -1)`` with the same order makes
-    q, k, v one after the other of q, k, v head by head. ``axis=1`` does it to the columns of the weight that reads what
-    such rows give. The function stays the same where all weights that share the order are rearranged.
+    The file counts rows by ``sizes``, the slowest first; -1 is left open. Dimension i of the site's count is dimension
+    ``order[i]`` of the file's. Of queries that share key heads ``Rearrange((kv, r, -1), (1, 0, 2))`` makes (r, kv, d)
+    of (kv, r, d); of a fused weight ``Rearrange((heads, 3, -1), (1, 0, 2))`` makes q, k, v one after the other of q, k,
+    v head by head. ``axis=1`` does it to the columns of the weight that reads what such rows give. The function stays
+    the same where all weights that share the order are rearranged.
 
     >>> import torch
     >>> Rearrange((2, 2, -1), (1, 0, 2)).adapt([torch.arange(8)], (8,), "q.bias")

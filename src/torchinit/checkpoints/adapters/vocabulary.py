@@ -77,7 +77,7 @@ class ResizeVocabulary(Adapter):
 
     @property
     def promise(self) -> Promise:
-        return "none"
+        return "function"  # of the tokens that the file has
 
     def _old(self, stored: Size) -> int:
         """The number of old tokens."""
