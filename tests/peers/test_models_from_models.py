@@ -93,9 +93,9 @@ def test_in_a_recipe() -> None:
 def test_noise_and_units_anew_change_what_it_computes() -> None:
     """No promise is made, and the distance is measured; half of the units anew are further than a little noise."""
     dense, found = llama(), []
-    for arguments in ({"noise": 1e-4}, {"drop": 0.5}):
+    for adapt in (upcycled(noise=1e-4), upcycled(drop=0.5)):
         mixture = mixtral(4)
-        initialize(mixture, Rule(Name("**"), Pretrained(dense, adapt=upcycled(**arguments))))
+        initialize(mixture, Rule(Name("**"), Pretrained(dense, adapt=adapt)))
         found.append(distance(mixture, dense))
     assert 1e-5 < found[0] < 1e-2 < found[1]
 
@@ -153,7 +153,7 @@ def adapted(model: nn.Module, targets: list[str], **arguments: Any) -> nn.Module
     return made.eval()
 
 
-RENAME = [("^", "base_model.model."), (r"\.([qv]_proj)\.", r".\1.base_layer.")]
+RENAME = (("^", "base_model.model."), (r"\.([qv]_proj)\.", r".\1.base_layer."))
 
 
 @pytest.mark.parametrize("method", ["pissa", "olora", "orthogonal", "gaussian", "default", "pissa_niter_8"])
@@ -162,7 +162,8 @@ def test_the_starts_of_peft(method: str) -> None:
     dense, targets = llama(), ["q_proj", "v_proj"]
     theirs = adapted(dense, targets, init_lora_weights=True if method == "default" else method)
     ours = adapted(dense, targets)
-    scaling = ours.get_submodule("base_model.model.model.layers.0.self_attn.q_proj").scaling["default"]
+    layer: Any = ours.get_submodule("base_model.model.model.layers.0.self_attn.q_proj")
+    scaling = layer.scaling["default"]
     name, _, rounds = method.partition("_niter_")
     lora = LoRA(name, rank=4, scaling=scaling, iterations=int(rounds) if rounds else None)  # type: ignore[arg-type]
     adapt = {"**.q_proj.**": lora, "**.v_proj.**": lora}
@@ -197,7 +198,7 @@ def test_gpt2_s_transposed_weights() -> None:
         "**.c_attn.base_layer.weight": Chain((Transpose(), pissa, Transpose())),
         "**.c_attn.lora_*.**": Chain((Transpose(), pissa)),
     }
-    rename = [("^", "base_model.model."), (r"\.c_attn\.", ".c_attn.base_layer.")]
+    rename = (("^", "base_model.model."), (r"\.c_attn\.", ".c_attn.base_layer."))
     initialize(ours, Rule(Name("**"), Pretrained(dense, rename=rename, adapt=adapt)))
     assert distance(ours, dense, IDS[:, :16]) <= 1e-5
     theirs = adapted(dense, ["c_attn"], fan_in_fan_out=True, init_lora_weights="pissa")

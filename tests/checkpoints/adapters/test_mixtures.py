@@ -46,7 +46,8 @@ class Mixture(nn.Module):
             weights = weights / weights.sum(-1, keepdim=True)
         gate, up = (torch.einsum("ti,eoi->teo", tokens, self.gate_up) + self.gate_up_bias).chunk(2, -1)
         out = torch.einsum("teo,eio->tei", F.silu(gate) * up, self.down) + self.down_bias
-        return (out.gather(1, picks[..., None].expand(-1, -1, WIDTH)) * weights[..., None]).sum(1)
+        chosen: Tensor = out.gather(1, picks[..., None].expand(-1, -1, WIDTH)) * weights[..., None]
+        return chosen.sum(1)
 
 
 def upcycled(granularity: int, scale: float, **arguments: Any) -> dict[str, Adapter]:

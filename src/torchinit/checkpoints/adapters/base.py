@@ -220,7 +220,7 @@ class Chain(Adapter):
     @property
     def _before(self) -> Adapter:
         """All steps but the last, as one."""
-        return Chain(self.steps[:-1]) if len(self.steps) > 1 else Unchanged()
+        return Chain(self.steps[:-1]) if len(self.steps) > 1 else _Nothing()
 
     # Shapes, keys and tensors come in the order of `wants`: for each tensor that the last step takes, all those of the
     # file that the steps before it make that one of. So the same walk sorts each of the three.
@@ -265,8 +265,8 @@ class Chain(Adapter):
 
 
 @dataclass(frozen=True, slots=True)
-class Unchanged(Adapter):
-    """A tensor as the file has it, as it comes to the first step of a chain."""
+class _Nothing(Adapter):
+    """The steps before the first: each tensor as the file has it."""
 
     def makes(self, shapes: Sequence[Size], key: str) -> Size:
         return shapes[0]

@@ -14,7 +14,6 @@ from torchinit.checkpoints.adapters.base import (
     Promise,
     ReadPlan,
     Size,
-    Unchanged,
     check_whole,
     find_parts,
     listed,
@@ -233,26 +232,31 @@ class Only(Adapter):
     def promise(self) -> Promise | None:
         return self.adapter.promise
 
-    def _of(self, key: str) -> Adapter:
-        return self.adapter if find_parts(key, self.part) else Unchanged()
+    def _is_for(self, key: str) -> bool:
+        return find_parts(key, self.part) is not None
 
     def together(self, key: str) -> tuple[str, ...]:
-        return self._of(key).together(key)
+        return self.adapter.together(key) if self._is_for(key) else ()
 
     def wants(self, key: str) -> tuple[str, ...]:
-        return self._of(key).wants(key)
+        return self.adapter.wants(key) if self._is_for(key) else (key,)
 
     def makes(self, shapes: Sequence[Size], key: str) -> Size | None:
-        return self._of(key).makes(shapes, key)
+        return self.adapter.makes(shapes, key) if self._is_for(key) else shapes[0]
 
     def check(self, shapes: Sequence[Size], shape: Size, key: str) -> None:
-        self._of(key).check(shapes, shape, key)
+        if self._is_for(key):
+            self.adapter.check(shapes, shape, key)
+        else:
+            Adapter.check(self, shapes, shape, key)
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
-        return self._of(key).adapt(tensors, shape, key)
+        return self.adapter.adapt(tensors, shape, key) if self._is_for(key) else tensors[0]
 
     def read_plan(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> ReadPlan:
-        return self._of(key).read_plan(shapes, shape, box, key)
+        if self._is_for(key):
+            return self.adapter.read_plan(shapes, shape, box, key)
+        return ReadPlan((box,), lambda tensors: tensors[0])
 
 
 def _check_arguments(adapter: Fuse | Split) -> None:

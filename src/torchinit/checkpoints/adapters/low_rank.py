@@ -173,7 +173,7 @@ class LoRA(Adapter):
     def _factors(self, weight: Tensor, key: str) -> tuple[Tensor, Tensor]:
         """A and B of a weight."""
         digest = blake2b(f"{self!r} {key} {weight.dtype} {tuple(weight.shape)} {weight.device}".encode())
-        digest.update(memoryview(weight.cpu().contiguous().view(-1).view(torch.uint8).numpy()))
+        digest.update(weight.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         if (found := _LAST.get(digest.digest())) is None:
             found = self._olora(weight) if self.method == "olora" else self._pissa(weight, key)
             _LAST.clear()
