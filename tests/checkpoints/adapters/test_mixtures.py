@@ -93,7 +93,7 @@ def make(adapter: Adapter, file: Tensor, *shape: int, key: str = "mlp.experts.up
 
 def test_experts_have_the_bits_of_the_block_and_parts_go_round() -> None:
     file = torch.randn(8, 6).to(torch.bfloat16)
-    made = make(Upcycle("experts.up", "up", hidden=0, granularity=4), file, 12, 2, 6)
+    made = make(Upcycle("experts.up", "up", hidden=0, granularity=4, scale=1), file, 12, 2, 6)
     assert made.dtype == torch.bfloat16
     assert all(torch.equal(made[expert], file[2 * (expert % 4) :][:2]) for expert in range(12))
     made = make(Upcycle("experts.up", "up", hidden=0, granularity=2, fused=2), file, 4, 4, 6)
@@ -103,11 +103,11 @@ def test_experts_have_the_bits_of_the_block_and_parts_go_round() -> None:
 def test_listed_experts_are_the_stacked_ones() -> None:
     """Each by its number: the same parts, and the same units dropped, if other numbers in their place."""
     file = torch.randn(8, 6)
-    parts = make(Upcycle("experts.up", "up", hidden=0, granularity=2), file, 4, 4, 6)
+    parts = make(Upcycle("experts.up", "up", hidden=0, granularity=2, scale=1), file, 4, 4, 6)
     some = make(Upcycle("experts.up", "up", hidden=0, drop=0.5), file, 4, 8, 6)
     for number in range(4):
         key = f"mlp.experts.{number}.up"
-        one = make(Upcycle("experts.*.up", "up", hidden=0, granularity=2), file, 4, 6, key=key)
+        one = make(Upcycle("experts.*.up", "up", hidden=0, granularity=2, scale=1), file, 4, 6, key=key)
         assert torch.equal(one, parts[number])
         one = make(Upcycle("experts.*.up", "up", hidden=0, drop=0.5), file, 8, 6, key=key)
         kept = (one == file).all(1)
@@ -204,7 +204,7 @@ def test_there_and_back() -> None:
 
 def test_experts_that_lie_transposed() -> None:
     file = torch.randn(8, 6)
-    chain = Chain((Transpose(), Upcycle("experts.up", "up", hidden=1, granularity=2)))
+    chain = Chain((Transpose(), Upcycle("experts.up", "up", hidden=1, granularity=2, scale=1)))
     made = make(chain, file, 4, 6, 4)
     assert torch.equal(made[3], file[4:].T)
 
@@ -217,12 +217,17 @@ BLOCK = {"up": torch.ones(8, 6), "experts.0.w": torch.ones(2, 3), "experts.1.w":
     [
         ("e", (4, 4, 6), Upcycle("e", "up"), r"makes experts of \[8, 6\] from \[8, 6\], but the site has \[4, 4, 6\]"),
         ("e", (8,), Upcycle("e", "up"), r"makes experts of \[8, 6\] from \[8, 6\], but the site has \[8\]"),
-        ("e", (4, 4, 6), Upcycle("e", "up", hidden=0, granularity=3), r"cannot cut dimension 0 of \[8, 6\] into 1 x 3"),
+        (
+            "e",
+            (4, 4, 6),
+            Upcycle("e", "up", hidden=0, granularity=3, scale=1),
+            r"cannot cut dimension 0 of \[8, 6\] into 1 x 3",
+        ),
         ("e", (4, 4, 6), Upcycle("e", "up", hidden=2), r"cannot cut dimension 2 of \[8, 6\]"),
         (
             "e",
             (3, 4, 6),
-            Upcycle("e", "up", hidden=0, granularity=2),
+            Upcycle("e", "up", hidden=0, granularity=2, scale=1),
             r"needs whole blocks of 2 experts, but .* \[3, 4",
         ),
         ("e", (3, 6), UpcycleRouter("e", "up", granularity=2), r"needs whole blocks of 2 experts, but .* \[3, 6\]"),
@@ -246,6 +251,10 @@ def test_what_cannot_be_is_said_before_anything_is_written(
     [
         (lambda: Upcycle("a", "b", granularity=0), r"^granularity must be a whole number from 1, but got 0$"),
         (lambda: Upcycle("a", "b", granularity=2), r"^granularity, drop and fused need hidden, the dimension that"),
+        (
+            lambda: Upcycle("a", "b", hidden=1, granularity=4),
+            r"^granularity needs scale, the factor .*: 4 for the way out",
+        ),
         (lambda: Upcycle("a", "b", hidden=0, drop=2), r"^drop must lie in \[0, 1\], but got 2$"),
         (lambda: Upcycle("a", "b", noise=-1), r"^noise must be at least 0, but got -1$"),
         (lambda: Upcycle("a.*.*", "b"), r"^into may have one part '\*', the expert's number, but got 'a\.\*\.\*'$"),

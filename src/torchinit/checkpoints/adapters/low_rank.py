@@ -42,7 +42,7 @@ class LoRA(Adapter):
     B A is zero and neither factor is; the rank must be even. ``pissa`` takes the largest singular values of W, and
     leaves the others (https://arxiv.org/abs/2404.02948):
 
-    .. math:: W = U S V^T, \quad B = U_r \sqrt{S_r / \text{scaling}}, \quad A = \sqrt{S_r / \text{scaling}}\, V_r^T
+    .. math:: W = U S V^T, \quad B = U_r \sqrt{S_r / \text{scaling}}, \quad A = \sqrt{S_r / \text{scaling}} V_r^T
 
     ``olora`` takes the first columns of its QR factors (https://arxiv.org/abs/2406.01775):
 
