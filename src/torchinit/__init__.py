@@ -47,6 +47,7 @@ __all__ = [
     "assert_initialized",
     "assert_meta_parity",
     "capture",
+    "coord_check",
     "fingerprint",
     "gain",
     "initialize",
@@ -81,6 +82,7 @@ if TYPE_CHECKING:
     from torchinit import recipes as recipes
     from torchinit import rules as rules
     from torchinit import tracing as tracing
+    from torchinit import transfer as transfer
     from torchinit.api import initialize, materialize, plan, sites
     from torchinit.checkpoints import Pretrained, open_checkpoint
     from torchinit.distributed import verify_replicas
@@ -134,6 +136,7 @@ if TYPE_CHECKING:
     from torchinit.mmengine.log import show_log
     from torchinit.plans import Plan, Report
     from torchinit.plans.fingerprint import fingerprint
+    from torchinit.probing.coordinates import coord_check
     from torchinit.probing.probe import assert_healthy, probe
     from torchinit.recipes import load_recipe
     from torchinit.rules import Kinds, Layer, Leaf, Name, Regex, Roles, Rule, Shape, Within
@@ -163,6 +166,7 @@ else:
         "mmengine.log": "show_log",
         "plans": "Plan Report",
         "plans.fingerprint": "fingerprint",
+        "probing.coordinates": "coord_check",
         "probing.probe": "assert_healthy probe",
         "recipes": "load_recipe",
         "rules": "Kinds Layer Leaf Name Regex Roles Rule Shape Within",
@@ -174,7 +178,7 @@ else:
     }
     _MODULES = (
         "api checkpoints distributed errors initializers integrations knowledge linting mmengine model noise plans"
-        " probing recipes rules tracing"
+        " probing recipes rules tracing transfer"
     )
 
     def _near(name: str) -> str:

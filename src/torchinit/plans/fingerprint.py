@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Final, Literal, NamedTuple
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from torchinit._collector import collector_paused
 from torchinit._folding import Column, Group, Row, fold
 from torchinit._tables import Table, Tabular
 from torchinit._text import count
@@ -23,7 +25,7 @@ from torchinit.model.ranks import over_meshes
 from torchinit.model.traversal import walk_tensors
 from torchinit.model.valueless import refuse_fakes
 from torchinit.plans.diff import Diff
-from torchinit.plans.digest import LaneSums, digest
+from torchinit.plans.digest import LaneSums, digest, digests, is_small
 from torchinit.serialization.schema import Schema, parse
 
 VERSION: Final = "torchinit-fingerprint-1"
@@ -149,12 +151,14 @@ def fingerprint(model: nn.Module | Mapping[str, Tensor]) -> Fingerprint:
     ['bias']
     """
     refuse_fakes()
-    sources = sources_of(model) if isinstance(model, nn.Module) else Sources(_in_state_dict(model), {}, ())
-    digests, problems = digest_tensors(sources.each)
-    _check_ranks(digests, problems)
-    totals = _added_over_ranks(digests)
+    # A state dict may be read from a file, which takes long.
+    with collector_paused() if isinstance(model, nn.Module) else nullcontext():
+        sources = sources_of(model) if isinstance(model, nn.Module) else Sources(_in_state_dict(model), {}, ())
+        found, problems = digest_tensors(sources.each)
+    _check_ranks(found, problems)
+    totals = _added_over_ranks(found)
     texts: dict[str, list[str]] = {}
-    for each, sums in zip(digests, totals, strict=True):
+    for each, sums in zip(found, totals, strict=True):
         texts.setdefault(each.name, []).append(each.text(sums))
     sites = {name: hashed(VERSION, *lines) for name, lines in texts.items()}
     return Fingerprint(sites, sources.aliases, sources.transient)
@@ -225,12 +229,31 @@ class TensorDigest(NamedTuple):
         return f"{self.dtype} {self.shape} {sums.first:016x} {sums.second:016x}"
 
 
+_TO_COME = TensorDigest("", "", (), LaneSums())
+_MANY = 1 << 9
+
+
 def digest_tensors(sources: Iterable[tuple[str, tuple[Tensor, ...]]]) -> tuple[list[TensorDigest], list[str]]:
     """The digest of what is here of each tensor, and for each that cannot be read the reason."""
-    digests, problems = [], []
+    found, problems = list[TensorDigest](), list[str]()
+    waiting: dict[int, tuple[str, Tensor]] = {}
+
+    def look() -> None:
+        for (at, (name, tensor)), sums in zip(
+            waiting.items(), digests([tensor for _, tensor in waiting.values()]), strict=True
+        ):
+            found[at] = TensorDigest(name, str(tensor.dtype), tuple(tensor.shape), sums)
+        waiting.clear()
+
     for name, tensors in sources:
         for tensor in tensors:
             sums = LaneSums()
+            if is_small(tensor):  # many by one call, but not all, since a state dict may read each as it is asked for
+                waiting[len(found)] = name, tensor
+                found.append(_TO_COME)
+                if len(waiting) == _MANY:
+                    look()
+                continue
             if why := _unreadable(tensor):
                 problems.append(f"{name}: {why}")
             else:
@@ -240,10 +263,9 @@ def digest_tensors(sources: Iterable[tuple[str, tuple[Tensor, ...]]]) -> tuple[l
                 except RunError as error:
                     problems.append(str(error))
             shape = () if is_lazy(tensor) else tuple(tensor.shape)
-            digests.append(
-                TensorDigest(name, str(tensor.dtype), shape, sums, tensor if is_distributed(tensor) else None)
-            )
-    return digests, problems
+            found.append(TensorDigest(name, str(tensor.dtype), shape, sums, tensor if is_distributed(tensor) else None))
+    look()
+    return found, problems
 
 
 def _unreadable(tensor: Tensor) -> str:

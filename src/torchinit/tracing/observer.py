@@ -129,19 +129,16 @@ _SET_ITEM = Tensor.__setitem__
 _IS_META = Tensor.is_meta.__get__  # type: ignore[attr-defined]  # as above
 
 _SKIPPING_META: Final = {
-    nn.init._no_grad_trunc_normal_.__code__: ("trunc_normal_", ("mean", "std", "a", "b")),
-    nn.init.dirac_.__code__: ("dirac_", ("groups",)),
-    nn.init.orthogonal_.__code__: ("orthogonal_", ("gain",)),
-    nn.init.sparse_.__code__: ("sparse_", ("sparsity", "std")),
+    nn.init._no_grad_trunc_normal_.__code__: ("trunc_normal_", ("mean", "std", "a", "b"), "uniform_"),
+    nn.init.dirac_.__code__: ("dirac_", ("groups",), "zero_"),
+    nn.init.orthogonal_.__code__: ("orthogonal_", ("gain",), "copy_"),
+    nn.init.sparse_.__code__: ("sparse_", ("sparsity", "std"), "normal_"),
 }
-"""The functions that look whether a tensor is on the meta device, and return if it is; what they are given."""
+"""The functions that look whether a tensor is on the meta device, and return if it is: name, what they are given, and
+the operation that else writes the tensor first."""
 
-_NOT_SKIPPING: Final = {
-    code: {"trunc_normal_": "uniform_", "dirac_": "zero_", "orthogonal_": "copy_", "sparse_": "normal_"}[name]
-    for code, (name, _) in _SKIPPING_META.items()
-    if "is_meta" not in code.co_names
-}
-"""Those that do not look, as it was before torch 2.12, each with the operation that writes its tensor first."""
+_NOT_SKIPPING: Final = {code: first for code, (_, _, first) in _SKIPPING_META.items() if "is_meta" not in code.co_names}
+"""Those that do not look, as it was before torch 2.12, each with that operation."""
 
 _COPYING = frozenset({torch.ops.aten.empty_like.default, torch.ops.aten._to_copy.default})
 
@@ -259,7 +256,7 @@ class Observer:
 
     def _skip_meta(self, tensor: Tensor, frame: FrameType) -> None:
         """Report an initializer that looks at the device of a tensor and is going to leave it alone."""
-        name, given = _SKIPPING_META.get(frame.f_code, ("", ()))
+        name, given, _ = _SKIPPING_META.get(frame.f_code, ("", (), ""))
         for key in self.index.find(tensor) if name else ():
             event = Event(key, name, tensor, (), {argument: frame.f_locals[argument] for argument in given})
             self.before_write(event)
