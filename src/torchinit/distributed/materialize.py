@@ -40,7 +40,8 @@ class Start(Protocol):
     """The source of a model's first values. Nothing of it touches the model before :meth:`write`.
 
     ``intent`` is what the ranks compare before anything has memory; ``certain`` the names that are sure to be
-    written, so that nothing else need make them.
+    written, so that nothing else need make them; ``drawn`` of the sites each value of which is a draw of its own, so
+    that no two parts are the same.
     """
 
     @property
@@ -49,9 +50,7 @@ class Start(Protocol):
     def certain(self) -> Collection[str]: ...
 
     @property
-    def drawn(self) -> Collection[str]:
-        """The names of the sites each value of which is a draw of its own, so that no two parts are the same."""
-        return ()
+    def drawn(self) -> Collection[str]: ...
 
     def initializes(self, module: nn.Module) -> bool:
         """Whether it calls the module's ``init_weights``."""

@@ -55,6 +55,8 @@ class OwnStart:
     resets: OwnCodeResult = field(default_factory=OwnCodeResult)
     states: tuple[tuple[BaseModule, bool], ...] = ()
     """Which modules counted as initialized before."""
+    drawn: tuple[str, ...] = ()
+    """What code and entries draw is not known before they have run."""
 
     def __post_init__(self) -> None:
         self.states = tuple((each, each.is_init) for each in self.model.modules() if isinstance(each, BaseModule))
