@@ -35,7 +35,7 @@ NAMESPACES = {
         ADAPTERS Adapter BatchNormAffine Chain Dequantize Drop FoldBatchNorm Fuse Inflate InputChannels Labels
         PoolHeads ReadPlan ResizePatches ResizePositions ResizeRelativeBias ResizeVocabulary RopeOrder Rows Split Stack
         Transpose Unstack WeightNorm""",
-    "torchinit.distributed": "verify_replicas verify_stages",
+    "torchinit.distributed": "Shard initialize_shards verify_replicas verify_stages",
     "torchinit.initializers": """
         AlibiSlopes Bilinear Blocks Blockwise Caffe2Xavier Chrono Computed Constant DeformableRing DeltaOrthogonal
         DepthScaled Dirac Fill FromIndex ICNR Identity Initializer Kaiming LeCun LoadReport LogUniform Mapped MappedFill

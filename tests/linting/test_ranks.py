@@ -13,7 +13,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
 from tests.processes import on_ranks, results
-from torchinit import Kaiming, Leaf, Normal, Rule, initialize, lint, materialize
+from torchinit import Kaiming, Layer, Leaf, Normal, Rule, initialize, lint, materialize
 from torchinit.distributed import materialize as materializing
 from torchinit.model.dtensor import local_part
 from torchinit.plans import run
@@ -85,7 +85,7 @@ def scenarios(rank: int) -> dict[str, Any]:
     }
     torch.manual_seed(0)
     clean = sharded(mesh)
-    materialize(clean, [Rule(Leaf("weight"), Kaiming(), optional=True)], seed=0)
+    materialize(clean, Rule(Layer("Linear") & Leaf("weight"), Kaiming()), seed=0)
     found["clean"] = told(clean, **options)
     fans = of_a_part(mesh, uniform=True)
     initialize(fans, Rule(Leaf("weight"), Kaiming()), seed=0)
@@ -164,5 +164,5 @@ def test_nobody_waits_for_a_rank_that_fails_or_holds_others(ranks: list[dict[str
 
 def test_materialize_verifies_that_parts_are_not_equal(ranks: list[dict[str, Any]]) -> None:
     for each in ranks:
-        assert each["verify"].startswith("ReportError: 2 tensors with equal drawn values in different parts")
+        assert each["verify"].startswith("ReportError: 3 tensors with equal drawn values in different parts")
         assert "0.weight: the same on ranks 0, 1" in each["verify"]

@@ -13,10 +13,12 @@ from torch import nn
 
 from torchinit import (
     ConfigError,
+    Kaiming,
     Leaf,
     Name,
     Normal,
     Ones,
+    PlanError,
     Rule,
     Zeros,
     fingerprint,
@@ -124,7 +126,7 @@ def test_matching_and_draws_without_a_seed_go_by_the_same_names() -> None:
 def test_a_module_below_others_and_behind_wrappers() -> None:
     bare = net()
     initialize(bare, NORMAL, seed=0)
-    for make in (lambda: Wrapper(), lambda: nn.DataParallel(Wrapper()), lambda: nn.ModuleDict({"module": Wrapper()})):
+    for make in (Wrapper, lambda: nn.DataParallel(Wrapper()), lambda: nn.ModuleDict({"module": Wrapper()})):
         model = make()
         initialize(model, NORMAL, seed=0, inside="net")
         assert same(next(each for each in model.modules() if isinstance(each, nn.Sequential)), bare)
@@ -230,8 +232,10 @@ def test_what_does_not_fit(options: dict[str, Any], kind: type[Exception], text:
 def test_the_tree_is_put_back_after_an_error() -> None:
     model = Wrapper()
     before = shape_of(model)
-    with pytest.raises(RuntimeError, match="stop"), Counted(model, inside="net"):
+    with Counted(model, inside="net"):
         assert "module.0.weight" in dict(model.named_parameters())
         assert model.net is model._modules["module"]
-        raise RuntimeError("stop")
+    assert shape_of(model) == before
+    with pytest.raises(PlanError, match="fans need at least 2 dimensions"):
+        initialize(model, [Rule("1.weight", Kaiming())], seed=0, inside="net")
     assert shape_of(model) == before
