@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
 from torchinit._collector import collector_paused
 from torchinit._text import abbreviate, count
+from torchinit.checkpoints.origins import origin_of
 from torchinit.distributed import Materialization, PlannedStart, Start, check_styles, own_resets, own_starts
 from torchinit.distributed.allocation import check_device
 from torchinit.distributed.consensus import initialize_together
@@ -28,11 +29,11 @@ from torchinit.model.counted import Counted
 from torchinit.model.sites import Site, group_sites, with_weights
 from torchinit.model.traversal import HeldTensor, walk_tensors
 from torchinit.model.valueless import refuse_fakes, refuse_transforms
-from torchinit.noise import Global, Keyed, Noise
+from torchinit.noise.seeds import noise_of
 from torchinit.noise.settings import plain_thread
-from torchinit.noise.torch_generator import drawing_from
 from torchinit.plans.fingerprint import fingerprint as fingerprint_of
 from torchinit.plans.only import LOADING, Choice, Only, choose, is_loaded, is_within, left_without_memory, prove
+from torchinit.plans.origin import Origin
 from torchinit.plans.plan import Plan, Strict
 from torchinit.plans.planner import make_plan
 from torchinit.plans.report import Report
@@ -205,15 +206,15 @@ def initialize(
     """Writes the initial values of a model as its recipe says, and reports what happened.
 
     ``recipe``, its ``arguments``, ``complete``, ``strict``, ``trainable``, ``only``, ``under`` and ``inside`` are those
-    of :func:`plan`; what ``only`` leaves alone is compared, bit for bit, with what it was (``report.unchanged``). A rule
-    that matches nothing is a warning unless it is an error, as is a scheme that reaches less than half of the model.
+    of :func:`plan`; what ``only`` leaves alone is compared, bit for bit, with what it was (``report.unchanged``). A
+    rule that matches nothing is a warning unless it is an error, as is a scheme that reaches less than half of a model.
     An ``init_cfg`` is for ``torchinit.mmengine.initialize``: where these entries give other values, a warning says so.
 
     With an int as ``seed`` every value belongs to the name of its parameter: the same for any order of layers, and
     the caller's random state is left alone. Without one, values are drawn from torch's global generator, or from a
     generator that is given as ``seed``, in the order in which hand-written code would draw them. ``stats=False``
     measures nothing; ``progress`` is called after each step; ``fingerprint`` puts the model's into the report
-    (:func:`torchinit.fingerprint`).
+    (:func:`torchinit.fingerprint`), with all that makes the start again (``report.origin``).
 
     All ranks that hold parts of a model of DTensors have to call this. They compare what they were told (recipe, seed,
     options, a digest of the checkpoint's values) and what they hold (shapes, dtypes, layouts) before anything is
@@ -236,12 +237,14 @@ def initialize(
     devices = (parameter.device for parameter in model.parameters())
     with counted as root, noise_of(seed, devices) as noise:
         held = _held_by(root)  # once for all: the plan, the memory to write to, and what is left unfilled
+        plans: list[Plan] = []
 
         def ready() -> Plan:
             counted.check()
             drafted = _draft_among(root, held, recipe, given, trainable=trainable, only=only)
             checked = _checked(drafted, held, recipe, seed, complete=complete or only is not None, strict=strict)
             check_styles(root)
+            plans.append(checked)
             return checked
 
         def write(checked: Plan, agree: Agree | None = None) -> Report:
@@ -250,31 +253,15 @@ def initialize(
 
         options = {"fingerprint": fingerprint, "verify": verify}
         report = initialize_together(root, ready, write, noise, options) or write(ready())
-        return _finished(report, root, held, fingerprint=fingerprint)
+        facts: dict[str, Any] = {"trainable": trainable, "under": under, "inside": inside}
+        return _finished(report, root, held, fingerprint and origin_of("initialize", plans[-1], noise, recipe, **facts))
 
 
-@contextmanager
-def noise_of(seed: int | torch.Generator | None, devices: Iterable[torch.device]) -> Iterator[Noise]:
-    """The noise that a ``seed`` stands for, while it is drawn from on the devices; of an int without users' modes.
-
-    Raises RunError where tensors have no values.
-    """
-    refuse_fakes()
-    if isinstance(seed, torch.Generator):
-        with drawing_from(seed, devices) as noise:
-            yield noise
-    elif seed is None:
-        yield Global()
-    else:
-        with plain_thread():
-            yield Keyed(seed)
-
-
-def _finished(report: Report, model: nn.Module, held: Iterable[HeldTensor], *, fingerprint: bool) -> Report:
-    """The report with the findings that only the model itself shows."""
+def _finished(report: Report, model: nn.Module, held: Iterable[HeldTensor], origin: Origin | Literal[False]) -> Report:
+    """The report with the findings that only the model itself shows; with an origin, its fingerprint and that."""
     written = frozenset(name for record in report for name in (record.name, *record.aliases))
     report = replace(report, unfilled=unfilled_among(held, written))
-    return replace(report, fingerprint=fingerprint_of(model)) if fingerprint else report
+    return replace(report, fingerprint=fingerprint_of(model), origin=origin) if origin else report
 
 
 def _checked(
@@ -368,6 +355,7 @@ def materialize(
         given.finish()
     own = own_starts(model) if recipe is None else None
     counted = Counted(model, under, inside)
+    plans = [Plan()]
     instead = "torchinit.initialize with a recipe" if recipe is None else "torchinit.initialize"
 
     def ready() -> Start:
@@ -390,6 +378,7 @@ def materialize(
         if empty := [f"{site.name} {site.lack}" for site in checked.without_values if site.lack and not site.numel]:
             raise PlanError(f"{count(len(empty), 'problem')} in the plan; nothing was written", empty)
         resets = None if whole else partial(own_resets, root, noise, group=group)
+        plans.append(checked)
         return PlannedStart(root, checked, noise, stats=stats, progress=progress, resets=resets)
 
     with counted as root, noise_of(seed, map(check_device, [device])) as noise:
@@ -397,4 +386,6 @@ def materialize(
         told = {"complete": complete, "fingerprint": fingerprint}
         leave = left_without_memory(root, only)
         report = Materialization(root, ready, noise, device, group, verify, stats, with_memory, told, leave).carry_out()
-        return _finished(report, root, walk_tensors(root), fingerprint=fingerprint)
+        facts: dict[str, Any] = {"trainable": trainable, "under": under, "inside": inside}
+        origin = fingerprint and origin_of("own" if own else "materialize", plans[-1], noise, recipe, **facts)
+        return _finished(report, root, walk_tensors(root), origin)

@@ -1,4 +1,4 @@
-"""Plain shards: parts of tensors that an engine cuts itself, without DTensors, as Megatron and Transformer Engine do."""
+"""Plain shards: parts of tensors that an engine cuts itself, without DTensors, as Megatron does."""
 
 from __future__ import annotations
 

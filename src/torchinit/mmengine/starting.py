@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from torchinit._text import abbreviate
-from torchinit.api import noise_of
 from torchinit.distributed import OWN_STARTS, Materialization
 from torchinit.distributed.allocation import ModuleTensor, check_device
 from torchinit.distributed.materialize import with_resets
@@ -24,6 +23,7 @@ from torchinit.mmengine.provenance import HeldAtEnd
 from torchinit.mmengine.session import Session, session_of
 from torchinit.model.sites import sites
 from torchinit.noise import Keyed, Noise
+from torchinit.noise.seeds import noise_of
 from torchinit.plans.report import Report
 from torchinit.plans.run import Progress
 from torchinit.tracing import unfilled
