@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 
 import torch
 
-from torchinit._text import abbreviate
+from torchinit._text import abbreviate, dtype_name
 from torchinit._version import __version__
 from torchinit.errors import ConfigError
 from torchinit.noise import STREAM, Keyed, Noise
@@ -28,13 +28,13 @@ class Origin:
 
     ``verb`` is how it was written, ``"own"`` by the model's own code, ``plan`` the digest of what each site got,
     ``digest`` that of the rules, by which a change of them shows. ``files`` are those that the recipe was read from and
-    ``sources`` those of its checkpoints, each with its SHA-256. ``gaps`` are the rules that are no data, such as
-    functions; of these no start is made again.
+    ``sources`` those of its checkpoints, each with its SHA-256; ``dtypes`` those of what no rule writes, where it is
+    not float32. ``gaps`` are the rules that are no data, such as functions; of these no start is made again.
 
     >>> from torchinit import Constant, initialize
     >>> report = initialize(torch.nn.Linear(2, 2), Rule("**", Constant(1)), seed=0, fingerprint=True)
     >>> report.origin.seed, [str(rule) for rule in report.origin.recipe], report.origin.changed
-    (0, ["Name('**') -> Constant(val=1)"], False)
+    (0, ["Name('**') -> Constant(1)"], False)
     """
 
     verb: Verb
@@ -47,6 +47,7 @@ class Origin:
     trainable: bool | None = None
     under: str = ""
     inside: str = ""
+    dtypes: Mapping[str, str] = field(default_factory=dict, hash=False)
     files: Mapping[str, str] = field(default_factory=dict, hash=False)
     sources: Mapping[str, str] = field(default_factory=dict, hash=False)
     versions: Mapping[str, str] = field(default_factory=dict, hash=False)
@@ -65,10 +66,13 @@ class Origin:
             except ConfigError as error:
                 gaps.append(f"{rule}: {error}")
         versions = {"torchinit": __version__, "torch": torch.__version__, "Python": platform.python_version()}
+        left = (*plan.untouched, *(skip.site for skip in plan.skipped))
+        floats = (site for site in left if site.dtype.is_floating_point and site.dtype != torch.float32)
+        dtypes = {site.name: dtype_name(site.dtype) for site in floats}
         seed = noise.seed if isinstance(noise, Keyed) else None
         return cls(
             verb, seed, tuple(rules), digest_of(rules), plan_digest(plan), STREAM, tuple(gaps),
-            trainable, under, inside, files or {}, sources or {}, versions,
+            trainable, under, inside, dtypes, files or {}, sources or {}, versions,
         )  # fmt: skip
 
     @property

@@ -16,7 +16,8 @@ from torchinit._limits import JSON_BYTES
 from torchinit.api import draft, materialize
 from torchinit.checkpoints.formats.safetensors import SafetensorsCheckpoint
 from torchinit.checkpoints.hub.cache import hash_of
-from torchinit.checkpoints.origins import hashes_of, origin_of
+from torchinit.checkpoints.hub.schemes import fetch
+from torchinit.checkpoints.origins import origin_of
 from torchinit.cli import options, weights
 from torchinit.cli.commands.apply import runnable
 from torchinit.cli.errors import ModelError, UsageError
@@ -70,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     told = origin.differences(made.origin)
     notes = [f"{noun} {new} now, and was {old}" for noun, old, new in told if noun.startswith("the version")]
     if arguments.json:
-        data = {"same": same, "fingerprint": total, "now": now.total, "problems": problems, "notes": notes}
+        data = {"made_again": same, "fingerprint": total, "now": now.total, "problems": problems, "notes": notes}
         print(json.dumps({**data, **changes.to_dict()}, indent=2))
         return 0 if same else 1
     print(*problems, *notes, sep="\n", end="\n" if problems or notes else "")
@@ -110,7 +111,7 @@ def _changed(origin: Origin, path: str) -> Iterator[str]:
             yield f"the recipe's file {name} has other bytes: its SHA-256 is {found}, and was {known}"
     for name, known in origin.sources.items():
         try:
-            found = hashes_of([name])[name]
+            found = hash_of(fetch(name))
         except (CheckpointError, OSError) as error:
             raise UsageError(f"the source {name} cannot be had: {error}") from error
         if found != known:
@@ -122,7 +123,8 @@ def _made_again(arguments: argparse.Namespace, report: Report, origin: Origin, s
     model = _built(arguments, "cpu" if origin.verb == "initialize" else "meta", seed)
     counted = Counted(model, origin.under, origin.inside)
     counted.check()
-    dtypes = {record.name: getattr(torch, record.dtype) for record in report}
+    written = {record.name: record.dtype for record in report}
+    dtypes = {name: getattr(torch, dtype) for name, dtype in {**origin.dtypes, **written}.items()}
     with counted as root:
         for entry in walk_tensors(root):
             if entry.computed_as is None and entry.tensor.dtype != dtypes.get(entry.name, entry.tensor.dtype):
@@ -140,7 +142,7 @@ def _made_again(arguments: argparse.Namespace, report: Report, origin: Origin, s
         with counted as root:
             plan = draft(root, rules, trainable=origin.trainable) if rules else Plan()
     if len(report):  # what other rules or the model were given since is not written; only= left some alone
-        plan = replace(plan, steps=tuple(step for step in plan.steps if step.site.name in dtypes))
+        plan = replace(plan, steps=tuple(step for step in plan.steps if step.site.name in written))
     with Counted(model, origin.under, origin.inside) as root:
         noise = Keyed(seed)
         made = carry_out(plan, local_shards(root), noise, stats=False)
