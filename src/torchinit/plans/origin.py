@@ -58,20 +58,20 @@ class Origin:
         files: Mapping[str, str] | None = None, sources: Mapping[str, str] | None = None,
     ) -> Origin:  # fmt: skip
         """The origin of a start that carries out a plan."""
-        rules, gaps = list[Rule](), list[str]()
+        rules, gaps = dict[str, Rule](), list[str]()
         for rule in {id(step.rule): step.rule for step in plan.writes}.values():
             try:
-                SCHEMA.encode(rule, Rule)
-                rules.append(rule)
+                rules.setdefault(json.dumps(SCHEMA.encode(rule, Rule)), rule)  # a saved plan has one for each step
             except ConfigError as error:
                 gaps.append(f"{rule}: {error}")
+        recipe = tuple(rules.values())
         versions = {"torchinit": __version__, "torch": torch.__version__, "Python": platform.python_version()}
         left = (*plan.untouched, *(skip.site for skip in plan.skipped))
         floats = (site for site in left if site.dtype.is_floating_point and site.dtype != torch.float32)
         dtypes = {site.name: dtype_name(site.dtype) for site in floats}
         seed = noise.seed if isinstance(noise, Keyed) else None
         return cls(
-            verb, seed, tuple(rules), digest_of(rules), plan_digest(plan), STREAM, tuple(gaps),
+            verb, seed, recipe, digest_of(recipe), plan_digest(plan), STREAM, tuple(gaps),
             trainable, under, inside, dtypes, files or {}, sources or {}, versions,
         )  # fmt: skip
 

@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
         "torchinit.stream": STREAM,
         "torchinit.seed": str(noise.seed),
         "torchinit.fingerprint": prints.persistent.total,
-        "torchinit.origin": json.dumps(SCHEMA.encode(origin, Origin), sort_keys=True),
+        "torchinit.origin": json.dumps(SCHEMA.encode(replace(origin, files={}), Origin), sort_keys=True),
     }
     weights.write_state(arguments.output, model.state_dict(), made_of)
     return 0

@@ -38,9 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     changes = _changes(arguments, arguments.a, arguments.b)
     data = [{key: getattr(change, key) for key in ("name", "verb", "before", "after")} for change in changes]
     words = _words(arguments.a, arguments.b)
-    if arguments.json:
-        data = [{"name": noun, "verb": "changed", "before": old, "after": new} for noun, old, new in words] + data
-    for noun, old, new in () if arguments.json else words:
+    for noun, old, new in () if arguments.json else words:  # its list is one of tensors
         print(f"{noun} {old} in {arguments.a}, and {new} in {arguments.b}")
     options.show(arguments, data, changes)
     return 1 if changes or words else 0
