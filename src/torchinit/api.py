@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -22,11 +22,11 @@ from torchinit.distributed.consensus import initialize_together
 from torchinit.errors import ConfigError, PlanError, RunError
 from torchinit.initializers.source import is_verbatim
 from torchinit.initializers.variance_scaling import asks_for_weight
-from torchinit.knowledge.following import with_activations
-from torchinit.knowledge.neutral import with_neutral
+from torchinit.knowledge.following import followers_in
+from torchinit.knowledge.neutral import with_asked, with_known
 from torchinit.knowledge.role_rules import with_roles
 from torchinit.model.counted import Counted
-from torchinit.model.sites import Site, group_sites, with_weights
+from torchinit.model.sites import KnownSites, Site, group_sites, known_sites, with_weights
 from torchinit.model.traversal import HeldTensor, walk_tensors
 from torchinit.model.valueless import refuse_fakes, refuse_transforms
 from torchinit.noise.seeds import noise_of
@@ -68,9 +68,9 @@ def sites(model: nn.Module) -> tuple[Site, ...]:
 
 
 @collector_paused()
-def _sites_among(model: nn.Module, held: Iterable[HeldTensor]) -> tuple[Site, ...]:
+def _sites_among(model: nn.Module, held: Sequence[HeldTensor]) -> KnownSites:
     """The sites of a model, of the tensors that its modules hold; their roles are not known."""
-    return with_activations(model, with_neutral(model, (site for site, _ in group_sites(held))))
+    return with_asked(model, known_sites(held, followers_in(model), with_known))
 
 
 def plan(
@@ -152,7 +152,7 @@ def _held_by(model: nn.Module) -> list[HeldTensor]:
 
 def _draft_among(
     model: nn.Module,
-    held: Iterable[HeldTensor],
+    held: Sequence[HeldTensor],
     recipe: RecipeLike,
     given: Given,
     *,
