@@ -47,6 +47,16 @@ def forward(model: nn.Module, inputs: Inputs) -> Any:
         raise ProbeError(f"the forward of {type(model).__name__} raised", problems) from error
 
 
+def raised(model: nn.Module, inputs: Inputs) -> Exception | None:
+    """What a model raises on its inputs."""
+    try:
+        with torch.no_grad():
+            forward(model, inputs)
+    except ProbeError as error:
+        return error.__cause__ if isinstance(error.__cause__, Exception) else error
+    return None
+
+
 def _hints(error: Exception, inputs: Inputs, model: nn.Module) -> Iterator[str]:
     """What may be behind the error of a forward: missing arguments, another dtype."""
     dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -44,6 +44,32 @@ def values_kept(parameters: Iterable[Tensor]) -> Iterator[None]:
         for parameter in parameters:
             undo.callback(_values_of(parameter))
         yield
+
+
+@contextmanager
+def probing_mode(model: nn.Module) -> Iterator[None]:
+    """Within it the model computes as at the start of its training, without dropout: norms over batches alone train.
+
+    In evaluation they would divide by running statistics that have seen nothing yet. Compiled modules run as they were
+    before, gradients are on, and cuDNN, which has no gradients of recurrent layers in evaluation, is off for those.
+    """
+    model.eval()
+    has_steps = False
+    for module in model.modules():
+        module.training = is_batch_norm(module)
+        has_steps |= isinstance(module, nn.RNNBase)
+    with ExitStack() as modes:
+        modes.enter_context(torch.inference_mode(mode=False))
+        modes.enter_context(torch.enable_grad())
+        modes.enter_context(torch.compiler.set_stance("force_eager"))
+        modes.enter_context(torch.backends.cudnn.flags(enabled=False) if has_steps else nullcontext())
+        yield
+
+
+def is_batch_norm(module: nn.Module) -> bool:
+    """Whether a module normalizes over the samples of a batch."""
+    norm = isinstance(module, nn.modules.batchnorm._BatchNorm) or "BatchNorm" in type(module).__name__
+    return norm and not isinstance(module, nn.SyncBatchNorm)
 
 
 def _values_of(tensor: Tensor) -> Callable[[], None]:

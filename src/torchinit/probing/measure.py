@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
 
@@ -20,8 +20,9 @@ from torchinit.model.names import normalize
 from torchinit.probing.backward import Gradients, ReentrantError, by_backward, forward_and_back
 from torchinit.probing.chains import chains_among
 from torchinit.probing.inputs import Inputs
-from torchinit.probing.keeping import values_kept
+from torchinit.probing.keeping import is_batch_norm, values_kept
 from torchinit.probing.measurement import Measurement, ParameterGradient
+from torchinit.probing.moments import rms
 from torchinit.probing.objective import Objectives
 from torchinit.probing.recorder import PassRecorder
 
@@ -46,32 +47,6 @@ class Settings:
     def late(self) -> bool:
         """Whether there is no time left for more."""
         return time.monotonic() > self.end
-
-
-@contextmanager
-def probing_mode(model: nn.Module) -> Iterator[None]:
-    """Within it the model computes as at the start of its training, without dropout: norms over batches alone train.
-
-    In evaluation they would divide by running statistics that have seen nothing yet. Compiled modules run as they were
-    before, gradients are on, and cuDNN, which has no gradients of recurrent layers in evaluation, is off for those.
-    """
-    model.eval()
-    has_steps = False
-    for module in model.modules():
-        module.training = is_batch_norm(module)
-        has_steps |= isinstance(module, nn.RNNBase)
-    with ExitStack() as modes:
-        modes.enter_context(torch.inference_mode(mode=False))
-        modes.enter_context(torch.enable_grad())
-        modes.enter_context(torch.compiler.set_stance("force_eager"))
-        modes.enter_context(torch.backends.cudnn.flags(enabled=False) if has_steps else nullcontext())
-        yield
-
-
-def is_batch_norm(module: nn.Module) -> bool:
-    """Whether a module normalizes over the samples of a batch."""
-    norm = isinstance(module, nn.modules.batchnorm._BatchNorm) or "BatchNorm" in type(module).__name__
-    return norm and not isinstance(module, nn.SyncBatchNorm)
 
 
 def measure(model: nn.Module, inputs: Inputs, objectives: Objectives, settings: Settings) -> Measurement:
@@ -128,7 +103,7 @@ class _Subject:
             slope = None if gradient is None else local_part(gradient)
             found.append(
                 ParameterGradient(
-                    name, tuple(parameter.shape), _rms(values), None if slope is None else _rms(slope), False,
+                    name, tuple(parameter.shape), rms(values), None if slope is None else rms(slope), False,
                     slope is not None and _is_alike(values) and _is_alike(slope) and bool(slope.any()),
                     float((slope.abs() < tiny).float().mean()) if slope is not None and tiny else 0.0,
                 )
@@ -184,7 +159,7 @@ class _Subject:
             for _ in range(steps):
                 self._step(optimizer, gradients)
                 updates = updates or {
-                    name: _rms(local_part(each.detach() - before[name])) for name, each in self.trained.items()
+                    name: rms(local_part(each.detach() - before[name])) for name, each in self.trained.items()
                 }
                 gradients, _, loss = self._pass()
                 losses.append(loss)
@@ -220,18 +195,6 @@ def _fans(model: nn.Module) -> dict[str, float]:
     """The inputs of a unit of each layer that has a weight."""
     layers = (site for site in sites(model) if site.layout and not site.layout.lookup and len(site.shape) > 1)
     return {site.owner_name: site.fans("true")[0] for site in layers}
-
-
-def _rms(tensor: Tensor) -> float:
-    """The RMS of a tensor, of whatever size its numbers are."""
-    if not tensor.numel():
-        return 0.0
-    values = tensor.detach()
-    values = torch.view_as_real(values) if values.is_complex() else values
-    top = float(values.abs().max())
-    if not 1e-12 < top < 1e12:
-        return top * float((values.double() / top).square().mean().sqrt()) if 0 < top < math.inf else top
-    return float(torch.linalg.vector_norm(values, dtype=torch.float32)) / math.sqrt(values.numel())
 
 
 def _is_alike(tensor: Tensor) -> bool:

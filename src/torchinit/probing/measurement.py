@@ -15,7 +15,9 @@ class Output:
     """The output of a call of a module, in order of execution: its moments, and those of the gradient that reaches it.
 
     ``call`` counts the calls of a module that is called several times; ``weighted`` marks a layer with a matrix of its
-    own, ``then`` is the nonlinearity that was computed next.
+    own, ``then`` is the nonlinearity that was computed next. ``predicted`` and ``predicted_gradient`` are the RMS that
+    the start promises (:func:`torchinit.probing.predict`), None where that is not known; ``noise`` and
+    ``gradient_noise`` are the standard deviations of their logarithms from draw to draw.
     """
 
     module: str
@@ -26,6 +28,10 @@ class Output:
     gradient: BatchMoments | None = None
     weighted: bool = False
     then: str = ""
+    predicted: float | None = None
+    predicted_gradient: float | None = None
+    noise: float = math.nan
+    gradient_noise: float = math.nan
 
     @property
     def name(self) -> str:

@@ -60,6 +60,18 @@ def moments(tensor: Tensor, size: int) -> Tensor:
     return torch.stack([rows.square().mean().sqrt() * scale, signal, spread, tokens, top])
 
 
+def rms(tensor: Tensor) -> float:
+    """The RMS of a tensor, of whatever size its numbers are."""
+    if not tensor.numel():
+        return 0.0
+    values = tensor.detach()
+    values = torch.view_as_real(values) if values.is_complex() else values
+    top = float(values.abs().max())
+    if not 1e-12 < top < 1e12:
+        return top * float((values.double() / top).square().mean().sqrt()) if 0 < top < math.inf else top
+    return float(torch.linalg.vector_norm(values, dtype=torch.float32)) / math.sqrt(values.numel())
+
+
 def by_sample(tensor: Tensor, size: int) -> Tensor:
     """The tensor with the samples in its first dimension: of windows a sample has several; else it is one row."""
     if tensor.dim() and tensor.shape[0] == size:

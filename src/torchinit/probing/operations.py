@@ -23,15 +23,21 @@ class Operations:
     """The activations and the attention that run within :meth:`watching`, measured on the spot and not kept.
 
     ``inside`` is asked for the name of the module that runs, and the module; ``activated`` is told the name of each
-    activation.
+    activation, ``seen`` of each operation.
     """
 
     # Operations are seen below autograd, where relu, tanh, softmax and attention have a few names, whoever calls them:
     # nn.MultiheadAttention runs neither the hooks of its output layer nor a Python function that could be replaced.
 
-    def __init__(self, inside: Callable[[], tuple[str, nn.Module | None]], activated: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        inside: Callable[[], tuple[str, nn.Module | None]],
+        activated: Callable[[str], None],
+        seen: Callable[[Any, tuple[Any, ...], dict[str, Any], Any], None],
+    ) -> None:
         self._inside = inside
         self._activated = activated
+        self._seen = seen
         self._units: list[tuple[str, str, int, Tensor]] = []
         self._attentions: list[tuple[str, Tensor]] = []
 
@@ -42,9 +48,10 @@ class Operations:
     def _carry_out(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = func(*args, **kwargs)
         if getattr(func, "namespace", "") == "aten":
+            self._seen(func, args, kwargs, result)
             name = func.overloadpacket.__name__
             base = name.rstrip("_")
-            if base in _ACTIVATIONS and isinstance(result, Tensor) and result.numel() and not result.is_meta:
+            if base in _ACTIVATIONS and isinstance(result, Tensor) and result.numel():
                 self._activated(base)
                 self._count(base, result)
             elif name in ("_softmax", "_safe_softmax") and _is_attention(args[0], args[1]):
@@ -56,6 +63,8 @@ class Operations:
 
     def _count(self, function: str, values: Tensor) -> None:
         name, module = self._inside()
+        if values.is_meta:
+            return
         if function == "relu":
             unit = 1 if values.dim() > 3 else values.dim() - 1  # of an image the channel
             others = [axis for axis in range(values.dim()) if axis != unit]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from torchinit.model.names import without_wrappers
+from torchinit.probing.expectation import Expectations, Expected
 from torchinit.probing.measurement import Output, TimeSteps
 from torchinit.probing.moments import BatchMoments, first_floating, moments
 from torchinit.probing.operations import Operations, to_host
@@ -28,12 +30,13 @@ class _Call:
     gradient: list[Tensor]
     hooked: bool = False
     then: str = ""
+    expected: Expected | None = None
 
 
 class PassRecorder:
     """Hooks on all modules, from ``with`` to its end, and a look at the operations within; no tensor is kept.
 
-    ``size`` is the number of samples in a batch. What activation checkpointing computes again after :meth:`stop` is not
+    ``size`` is the number of samples in a batch, ``known`` what is expected of its tensors and the parameters. What activation checkpointing computes again after :meth:`stop` is not
     recorded twice, only its gradients are.
     """
 
@@ -42,11 +45,12 @@ class PassRecorder:
     # Reentrant checkpointing runs forward without gradients first, and with them again during the backward pass: then
     # the hooks are put on the second time. Numbers stay tensors until they are asked for, so that a GPU never waits.
 
-    def __init__(self, model: nn.Module, size: int) -> None:
+    def __init__(self, model: nn.Module, size: int, known: Mapping[int, Expected] | None = None) -> None:
         self.model: nn.Module = model
         self.size: int = size
+        self.expectations: Expectations = Expectations(known or {})
         self.operations: Operations = Operations(
-            lambda: self._inside[-1] if self._inside else ("", None), self._activated
+            lambda: self._inside[-1] if self._inside else ("", None), self._activated, self.expectations.see
         )
         self._calls: list[_Call] = []
         self._by_key: dict[tuple[str, int], _Call] = {}
@@ -94,7 +98,7 @@ class PassRecorder:
             if self._inside:
                 self._inside.pop()
             tensor = first_floating(output)
-            if tensor is not None and not tensor.is_meta:
+            if tensor is not None:
                 self._record(name, module, tensor)
 
         return hook
@@ -116,7 +120,9 @@ class PassRecorder:
         if last is not None and last[0] is tensor and last[1] == tensor._version:  # a container hands on its child's
             call = _Call(name, layer, number, last[2].shape, last[2].forward, last[2].gradient, last[2].hooked)
         else:
-            call = _Call(name, layer, number, tuple(tensor.shape), moments(tensor, self.size), [])
+            numbers = tensor.new_full((5,), math.nan) if tensor.is_meta else moments(tensor, self.size)
+            call = _Call(name, layer, number, tuple(tensor.shape), numbers, [])
+        call.expected = self.expectations.of(tensor)
         self._last = tensor, tensor._version, call
         return call
 
@@ -165,14 +171,26 @@ class PassRecorder:
     def outputs(self) -> tuple[Output, ...]:
         """The outputs in order of execution, each with its gradient; what a container hands on is its child's."""
         forward = to_host([call.forward for call in self._calls])
-        gradients = iter(to_host([each for call in self._calls for each in call.gradient]))
+        measured = iter(to_host([each for call in self._calls for each in call.gradient]))
+        gradients = [BatchMoments(*next(measured)) if call.gradient else None for call in self._calls]
+        self._pass_back(gradients)
         return tuple(
             Output(
-                call.module, type(call.layer).__name__, call.number, call.shape, BatchMoments(*numbers),
-                BatchMoments(*next(gradients)) if call.gradient else None, _is_weighted(call.layer), call.then,
+                call.module, type(call.layer).__name__, call.number, call.shape, BatchMoments(*numbers), gradient,
+                _is_weighted(call.layer), call.then, *_predicted(call.expected),
             )
-            for call, numbers in zip(self._calls, forward, strict=True)
+            for call, numbers, gradient in zip(self._calls, forward, gradients, strict=True)
         )  # fmt: skip
+
+    def _pass_back(self, gradients: Sequence[BatchMoments | None]) -> None:
+        """Carry the gradient of the last output that has one back to all others; without any, as if it were 1."""
+        pairs = [(call.expected, gradient) for call, gradient in zip(self._calls, gradients, strict=True)]
+        found = [(each, gradient.rms) for each, gradient in pairs if each and gradient and 0 < gradient.rms < math.inf]
+        if not any(gradients):
+            found = [(each, 1.0) for each, _ in pairs if each]
+        if found:
+            last, rms = found[-1]
+            self.expectations.pass_back(last, rms**2)
 
     def time_steps(self) -> tuple[TimeSteps, ...]:
         """The gradients by time step of the recurrent layers of which the loss reads the last step alone."""
@@ -181,6 +199,14 @@ class PassRecorder:
             if len(ends) == 2 and not bool(ends["outputs"][:-1].any()) and len(ends["inputs"]) > 1:
                 found.append(TimeSteps(name, tuple(ends["inputs"].tolist())))
         return tuple(found)
+
+
+def _predicted(expected: Expected | None) -> tuple[float | None, float | None, float, float]:
+    """The RMS that is expected, that of the gradient, and the standard deviations of their logarithms."""
+    if expected is None:
+        return None, None, math.nan, math.nan
+    gradient = math.sqrt(expected.gradient) if expected.gradient else None
+    return expected.rms, gradient, math.sqrt(expected.noise), math.sqrt(expected.gradient_noise)
 
 
 def _is_weighted(layer: nn.Module) -> bool:
