@@ -35,12 +35,14 @@ def on_rank(rank: int) -> dict[str, Any]:
     torch.manual_seed(rank)  # as users forget to
     from accelerate import Accelerator, init_empty_weights
 
-    accelerator, found = Accelerator(cpu=True), {}
+    accelerator = Accelerator(cpu=True)
+    found: dict[str, Any] = {}
     assert accelerator.num_processes == 2
     with init_empty_weights():
         empty = net()
     materialize(empty, RECIPE, seed=3)
-    before, after = net(), net()
+    before: Any = net()
+    after = net()
     initialize(before, RECIPE, seed=3)
     for name, model in (("before", before), ("after", after), ("empty", empty)):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -60,7 +62,7 @@ def on_rank(rank: int) -> dict[str, Any]:
         found[f"{name}, trained"] = fingerprint(wrapped).total != found[name]
     with torch.no_grad():  # what a rank loads before another has saved it
         before[0].bias[rank] += 1
-    with pytest.raises(ReportError, match="0.bias: rank 1 holds other bits than rank 0"):
+    with pytest.raises(ReportError, match=r"0\.bias: rank 1 holds other bits than rank 0"):
         verify_replicas(before)
     return found
 
