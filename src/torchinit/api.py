@@ -31,7 +31,7 @@ from torchinit.noise import Global, Keyed, Noise
 from torchinit.noise.settings import plain_thread
 from torchinit.noise.torch_generator import drawing_from
 from torchinit.plans.fingerprint import fingerprint as fingerprint_of
-from torchinit.plans.only import LOADING, Choice, Only, choose, is_loaded, is_within, prove
+from torchinit.plans.only import LOADING, Choice, Only, choose, is_loaded, is_within, prove, refuse_while_built
 from torchinit.plans.plan import Plan, Strict
 from torchinit.plans.planner import make_plan
 from torchinit.plans.report import Report
@@ -217,6 +217,7 @@ def initialize(
     0.02
     """
     given = given_to(initialize, arguments, named)
+    refuse_while_built("initialize")
     refuse_fakes()
     check_model(model, recipe)
     held = _held_by(model)  # once for all: the plan, the memory to write to, and what is left unfilled
@@ -344,6 +345,7 @@ def materialize(
     """
     if torch.compiler.is_dynamo_compiling():
         raise RunError("materialize gives a model memory, which torch.compile cannot follow: call it outside of that")
+    refuse_while_built("materialize")
     check_model(model, recipe)
     given = given_to(materialize, arguments, named)
     if recipe is None:
