@@ -280,6 +280,12 @@ def test_the_recipe_goes_over_what_a_model_within_gave_itself(tmp_path: Path) ->
     assert {record.name for record in init_report(loaded)} == {*left_out}
 
 
+def test_what_was_loaded_is_among_the_skipped_once(tmp_path: Path) -> None:
+    HeadOnly(BertConfig(**SMALL)).save_pretrained(tmp_path)
+    names = [name for name, _ in init_report(HeadOnly.from_pretrained(tmp_path)).skipped]
+    assert len(names) == len(set(names)) > 20
+
+
 def test_what_it_does_not_cover_of_a_model_within_stays() -> None:
     model = HeadOnly(BertConfig(**SMALL))
     assert bool((model.head.weight == 7).all())
