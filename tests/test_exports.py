@@ -44,13 +44,14 @@ NAMESPACES = {
     "torchinit.integrations": "fsdp lightning torchtitan trainers transformers",
     "torchinit.knowledge": "Profile Role RoleRule gain profile read_rules register_roles roles",
     "torchinit.linting": """
-        CHECKS Finding Findings SEVERITIES Severity assert_initialized assert_meta_parity lint meta_parity""",
+        CHECKS Finding Findings Hit SEVERITIES Severity assert_initialized assert_meta_parity check lint
+        meta_parity""",
     "torchinit.mmengine": """
         BaseInit BaseModule Caffe2XavierInit CheckpointLoader ConstantInit KaimingInit MODEL_WRAPPERS ModuleDict
         ModuleList NormalInit PretrainedInit Registry Sequential TruncNormalInit UniformInit WEIGHT_INITIALIZERS
         XavierInit _load_checkpoint _load_checkpoint_with_prefix amend bias_init_with_prob bridge build_from_cfg
-        caffe2_xavier_init constant_init initialize is_model_wrapper kaiming_init load_checkpoint
-        load_state_dict materialize normal_init trunc_normal_ trunc_normal_init uniform_init update_init_info
+        caffe2_xavier_init constant_init initialize install is_model_wrapper kaiming_init load_checkpoint
+        load_state_dict materialize normal_init trunc_normal_ trunc_normal_init uniform_init uninstall update_init_info
         xavier_init""",
     "torchinit.model": "Box LayerClass Layout Shard Site Slot register_layout",
     "torchinit.noise": "Global Keyed Noise STREAM",

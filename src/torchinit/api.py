@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -32,7 +32,17 @@ from torchinit.model.valueless import refuse_fakes, refuse_transforms
 from torchinit.noise.seeds import noise_of
 from torchinit.noise.settings import plain_thread
 from torchinit.plans.fingerprint import fingerprint as fingerprint_of
-from torchinit.plans.only import LOADING, Choice, Only, choose, is_loaded, is_within, left_without_memory, prove
+from torchinit.plans.only import (
+    LOADING,
+    Choice,
+    Only,
+    choose,
+    is_loaded,
+    is_within,
+    left_without_memory,
+    prove,
+    refuse_while_built,
+)
 from torchinit.plans.origin import Origin
 from torchinit.plans.plan import Plan, Strict
 from torchinit.plans.planner import make_plan
@@ -231,6 +241,7 @@ def initialize(
     0.02
     """
     given = given_to(initialize, arguments, named)
+    refuse_while_built("initialize")
     refuse_fakes()
     check_model(model, recipe)
     counted = Counted(model, under, inside)
@@ -349,6 +360,7 @@ def materialize(
     """
     if torch.compiler.is_dynamo_compiling():
         raise RunError("materialize gives a model memory, which torch.compile cannot follow: call it outside of that")
+    refuse_while_built("materialize")
     check_model(model, recipe)
     given = given_to(materialize, arguments, named)
     if recipe is None:

@@ -234,7 +234,9 @@ def _activation(call: OperationCall) -> Expected:
     def moments(second: float) -> tuple[float, float, float, float, float]:
         scale = math.sqrt(second)
         step = scale * 1e-5
-        value, *beside = (apply(**{first: points}, **others) for points in (z * scale, z * scale + step, z * scale - step))
+        value, *beside = (
+            apply(**{first: points}, **others) for points in (z * scale, z * scale + step, z * scale - step)
+        )
         slopes = [((each - value) / step).square() for each in beside]
         square = (slopes[0] + slopes[1]) / 2
         sums = (value.square(), value**4, square, square.square(), value)
@@ -383,9 +385,72 @@ def _padded(call: OperationCall) -> Expected:
 
 
 _SPLITS: Final = frozenset({"split", "split_with_sizes", "unbind", "chunk"})
-_MOVES: Final = ["view", "_unsafe_view", "reshape", "permute", "transpose", "t", "clone", "expand", "slice", "select", "squeeze", "unsqueeze", "_to_copy", "detach", "alias", "contiguous", "repeat", "roll", "flip", "index_select", "lift_fresh", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "pixel_shuffle", "pixel_unshuffle", "native_dropout", "split", "split_with_sizes", "unbind", "chunk"]
-_FUNCTIONS: Final = ["abs", "celu", "clamp", "clamp_min", "cos", "elu", "exp", "gelu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "mish", "pow", "relu", "sigmoid", "silu", "sin", "softplus", "square", "tanh"]
-_NORMS: Final = ["native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "_native_batch_norm_legit", "_batch_norm_with_update", "native_layer_norm", "native_group_norm", "_fused_rms_norm"]
+_MOVES: Final = [
+    "view",
+    "_unsafe_view",
+    "reshape",
+    "permute",
+    "transpose",
+    "t",
+    "clone",
+    "expand",
+    "slice",
+    "select",
+    "squeeze",
+    "unsqueeze",
+    "_to_copy",
+    "detach",
+    "alias",
+    "contiguous",
+    "repeat",
+    "roll",
+    "flip",
+    "index_select",
+    "lift_fresh",
+    "upsample_nearest1d",
+    "upsample_nearest2d",
+    "upsample_nearest3d",
+    "pixel_shuffle",
+    "pixel_unshuffle",
+    "native_dropout",
+    "split",
+    "split_with_sizes",
+    "unbind",
+    "chunk",
+]
+_FUNCTIONS: Final = [
+    "abs",
+    "celu",
+    "clamp",
+    "clamp_min",
+    "cos",
+    "elu",
+    "exp",
+    "gelu",
+    "hardsigmoid",
+    "hardswish",
+    "hardtanh",
+    "leaky_relu",
+    "mish",
+    "pow",
+    "relu",
+    "sigmoid",
+    "silu",
+    "sin",
+    "softplus",
+    "square",
+    "tanh",
+]
+_NORMS: Final = [
+    "native_batch_norm",
+    "cudnn_batch_norm",
+    "miopen_batch_norm",
+    "_native_batch_norm_legit",
+    "_batch_norm_with_update",
+    "native_layer_norm",
+    "native_group_norm",
+    "_fused_rms_norm",
+]
 _RULES: Final[dict[str, _Rule]] = {
     **dict.fromkeys(_MOVES, _moved), **dict.fromkeys(_FUNCTIONS, _activation), **dict.fromkeys(_NORMS, _norm),
     **dict.fromkeys(("addmm", "mm", "bmm", "mv"), _matrix), "convolution": _convolution, "embedding": _lookup,
