@@ -32,9 +32,9 @@ NAMESPACES = {
         Checkpoint Info Limits Loaded Pretrained RefusedPickleError fetch member_of open_checkpoint
         register_source""",
     "torchinit.checkpoints.adapters": """
-        ADAPTERS Adapter BatchNormAffine Chain Dequantize Drop FoldBatchNorm Fuse Inflate InputChannels Labels
-        PoolHeads ReadPlan ResizePatches ResizePositions ResizeRelativeBias ResizeVocabulary RopeOrder Rows Split Stack
-        Transpose Unstack WeightNorm""",
+        ADAPTERS Adapter BatchNormAffine Chain Dequantize Drop FoldBatchNorm Fuse Inflate InputChannels Labels LoRA
+        MergeExperts Only PoolHeads ReadPlan Rearrange ResizePatches ResizePositions ResizeRelativeBias
+        ResizeVocabulary RopeOrder Rows Split Stack Transpose Unstack Upcycle UpcycleRouter WeightNorm""",
     "torchinit.distributed": "Shard initialize_shards verify_replicas verify_stages",
     "torchinit.initializers": """
         AlibiSlopes Bilinear Blocks Blockwise Caffe2Xavier Chrono Computed Constant DeformableRing DeltaOrthogonal
