@@ -15,13 +15,15 @@ from torchinit.checkpoints.adapters.norms import BatchNormAffine, FoldBatchNorm,
 from torchinit.checkpoints.adapters.quantization import Dequantize
 from torchinit.checkpoints.adapters.rows_and_axes import Drop, Labels, Rows, Transpose
 from torchinit.checkpoints.adapters.transformers import PoolHeads, ResizeVocabulary, RopeOrder
+from torchinit.checkpoints.adapters.width import HyperClone, Net2Wider, Repeat, WeightSelection
 from torchinit.rules.catalog import SCHEMA
 from torchinit.serialization.registry import TaggedUnion
 
 __all__ = [
-    "ADAPTERS", "Adapter", "BatchNormAffine", "Chain", "Dequantize", "Drop", "FoldBatchNorm", "Fuse", "Inflate",
-    "InputChannels", "Labels", "PoolHeads", "ReadPlan", "ResizePatches", "ResizePositions", "ResizeRelativeBias",
-    "ResizeVocabulary", "RopeOrder", "Rows", "Split", "Stack", "Transpose", "Unstack", "WeightNorm",
+    "ADAPTERS", "Adapter", "BatchNormAffine", "Chain", "Dequantize", "Drop", "FoldBatchNorm", "Fuse", "HyperClone",
+    "Inflate", "InputChannels", "Labels", "Net2Wider", "PoolHeads", "ReadPlan", "Repeat", "ResizePatches",
+    "ResizePositions", "ResizeRelativeBias", "ResizeVocabulary", "RopeOrder", "Rows", "Split", "Stack", "Transpose",
+    "Unstack", "WeightNorm", "WeightSelection",
 ]  # fmt: skip
 
 SCHEMA.add(Adapter, TaggedUnion(ADAPTERS))

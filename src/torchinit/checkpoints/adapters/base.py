@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Final, TypeAlias, TypeVar, dataclass_transform, final
+from typing import TYPE_CHECKING, ClassVar, Final, Literal, TypeAlias, TypeVar, dataclass_transform, final
 
 import torch
 from torch import Tensor
@@ -17,11 +17,20 @@ from torchinit.noise.threads import one_thread
 from torchinit.serialization.registry import ClassRegistry
 from torchinit.serialization.validation import is_integer
 
+if TYPE_CHECKING:
+    from torchinit.checkpoints.adapters.surroundings import Surroundings
+    from torchinit.model.sites import Site
+
 _Adapter = TypeVar("_Adapter", bound="Adapter")
 _Value = TypeVar("_Value")
 
 Size: TypeAlias = tuple[int, ...]  # the shape of a tensor
 DtypeOf: TypeAlias = Callable[[str], torch.dtype | None]  # of a tensor of the file, by its name in the model
+
+Promise: TypeAlias = Literal["none", "statistics", "function"]
+"""What a model that is made of another keeps of it, the weakest first: nothing that one could count on, the mean and
+variance of what its layers give, all that it computes."""
+PROMISES: Final[tuple[Promise, ...]] = ("none", "statistics", "function")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +70,11 @@ class Adapter(ShortStr, ABC):
 
     only_resizes: ClassVar[bool] = False  # a tensor that has the site's shape already is left alone
 
+    @property
+    def promise(self) -> Promise | None:
+        """What a model keeps of the one that it is made of; None for a change of form, which is no other model's."""
+        return None
+
     def wants(self, key: str) -> tuple[str, ...]:
         """The keys of the checkpoint that the site needs; none of them leaves the site to its other rules.
 
@@ -75,6 +89,14 @@ class Adapter(ShortStr, ABC):
         Raises ValueError where the file leaves open what to do.
         """
         del key, values, loose
+        return self
+
+    def placed(self, site: Site, around: Surroundings, shapes: Sequence[Size]) -> Adapter:
+        """The adapter for one site of a model, where the tensors of the file have these shapes and change.
+
+        Raises ValueError where the layer, or what stands around it, does not allow it.
+        """
+        del site, around, shapes
         return self
 
     def makes(self, shapes: Sequence[Size], key: str) -> Size | None:
@@ -198,6 +220,14 @@ class Chain(Adapter):
         return steps[0] if steps else None
 
     @property
+    def promise(self) -> Promise | None:
+        return weakest(step.promise for step in self.steps)
+
+    def placed(self, site: Site, around: Surroundings, shapes: Sequence[Size]) -> Adapter:
+        last = self.steps[-1].placed(site, around, self._input_shapes(shapes, site.name))
+        return Chain((*self.steps[:-1], last))
+
+    @property
     def _before(self) -> Adapter:
         """All steps but the last, as one."""
         return Chain(self.steps[:-1]) if len(self.steps) > 1 else _Nothing()
@@ -256,6 +286,15 @@ class _Nothing(Adapter):
 
 
 # --- values and arguments --------------------------------------------------------------------------------------------
+
+
+def weakest(promises: Iterable[Promise | None]) -> Promise | None:
+    """The weakest of several promises; None where there is none among them.
+
+    >>> weakest(["function", None, "statistics"])
+    'statistics'
+    """
+    return min((promise for promise in promises if promise), key=PROMISES.index, default=None)
 
 
 def upcast(tensor: Tensor) -> Tensor:
