@@ -27,14 +27,14 @@ NAMESPACES = {
         Report ReportError Roles Rule RunError Shape TorchinitError TruncNormal Uniform Within Xavier Zeros
         assert_healthy assert_initialized assert_meta_parity capture coord_check fingerprint gain initialize lint
         load_recipe lock
-        materialize open_checkpoint plan probe roles seeded show_log sites verify_replicas""",
+        materialize open_checkpoint plan preserves probe roles seeded show_log sites verify_replicas""",
     "torchinit.checkpoints": """
         Checkpoint Info Limits Loaded Pretrained RefusedPickleError fetch member_of open_checkpoint
         register_source""",
     "torchinit.checkpoints.adapters": """
-        ADAPTERS Adapter BatchNormAffine Chain Dequantize Drop FoldBatchNorm Fuse Inflate InputChannels Labels
-        PoolHeads ReadPlan ResizePatches ResizePositions ResizeRelativeBias ResizeVocabulary RopeOrder Rows Split Stack
-        Transpose Unstack WeightNorm""",
+        ADAPTERS Adapter BatchNormAffine Chain Dequantize Drop FoldBatchNorm Fuse HyperClone Inflate InputChannels
+        Labels Net2Wider PoolHeads ReadPlan Repeat ResizePatches ResizePositions ResizeRelativeBias ResizeVocabulary RopeOrder Rows Split Stack
+        Transpose Unstack WeightNorm WeightSelection""",
     "torchinit.distributed": "verify_replicas verify_stages",
     "torchinit.initializers": """
         AlibiSlopes Bilinear Blocks Blockwise Caffe2Xavier Chrono Computed Constant DeformableRing DeltaOrthogonal
@@ -56,7 +56,8 @@ NAMESPACES = {
     "torchinit.noise": "Global Keyed Noise STREAM",
     "torchinit.plans": "Change Diff Fingerprint Plan Record Report Skipped Step local_shards make_plan run",
     "torchinit.probing": """
-        CoordCheck CoordinateSlope Measurement PROBE_CHECKS Probe assert_flat assert_healthy coord_check probe""",
+        CoordCheck CoordinateSlope Measurement OutputDistance PROBE_CHECKS Preservation Probe assert_flat
+        assert_healthy coord_check preserves probe""",
     "torchinit.recipes": "INITIALIZERS RecipeLike decode_recipe load_recipe recipe_to_data schemes",
     "torchinit.rules": """
         All AnyOf Block Dtype Is Kinds Layer Leaf Name Not Recipe Regex Roles Rule SELECTORS Selector Shape Within""",

@@ -227,19 +227,14 @@ class _Search:
     def _search(self, views: list[Site]) -> Fill | None:
         """The fill of a site, None where the checkpoint has none for it."""
         site, key_of = views[0], self.names.key_of
-        # A tied site may be matched under any of its names; an adapter knows it by the one that its glob fits.
-        key, adapter = "", None
         own = tuple(key_of[view.name] for view in views if view.name in key_of)
         if any(map(self.depth.is_exit, views)):
             self.used.update(own)
             self.lists["adapted"].append((site.name, "zero, which leads out of a new block"))
             return Constant(0.0)
         try:
-            for view in views if self.rule.adapt else ():
-                if found := last_match(self.rule.adapt, view.name):
-                    key, adapter = view.name, found.bound(view.name, self._dtype, self.companions.dtype_of)
-                if adapter:
-                    break
+            view, adapter = self._adapter(views)
+            key = view.name if adapter else ""
             keys = self._sources(key, adapter) if adapter else self._unique(views, own)
             infos = [self.checkpoint.info(key) for key in keys]
             shapes = [info.shape for info in infos]
@@ -272,6 +267,14 @@ class _Search:
             mismatch = replace(mismatch, why=mismatch.why + offer)
         self.lists["mismatched"].append(mismatch)
         return None
+
+    def _adapter(self, views: Sequence[Site]) -> tuple[Site, Adapter | None]:
+        """The adapter of a site, and the view that it is for: a tied site may be matched under any of its names."""
+        for view in views if self.rule.adapt else ():
+            found = last_match(self.rule.adapt, view.name)
+            if adapter := found and found.bound(view.name, self._dtype, self.companions.dtype_of):
+                return view, adapter
+        return views[0], None
 
     def _unique(self, views: list[Site], own: tuple[str, ...]) -> tuple[str, ...]:
         """The key that a site is loaded from; none if there is none, CheckpointError if there are several."""

@@ -41,9 +41,9 @@ def with_exits(model: nn.Module, sites: Iterable[Site]) -> tuple[Site, ...]:
 
     >>> from torchinit.knowledge.role_rules import with_roles
     >>> from torchinit.model.sites import sites
-    >>> model = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, norm_first=True), 2)
+    >>> model = nn.ModuleList(nn.TransformerEncoderLayer(8, 2, 16, norm_first=True) for _ in range(2))
     >>> [site.name for site in with_exits(model, with_roles(model, sites(model))) if site.exit == ""][:2]
-    ['layers.0.self_attn.out_proj.weight', 'layers.0.self_attn.out_proj.bias']
+    ['0.self_attn.out_proj.weight', '0.self_attn.out_proj.bias']
     """
     sites = tuple(sites)
     exits = {view.name: view for site in sites for view in site.views if is_exit(view)}

@@ -18,10 +18,13 @@ from torchinit.checkpoints.adapters import (
     Drop,
     FoldBatchNorm,
     Fuse,
+    HyperClone,
     Inflate,
     InputChannels,
     Labels,
+    Net2Wider,
     PoolHeads,
+    Repeat,
     ResizePatches,
     ResizePositions,
     ResizeRelativeBias,
@@ -33,6 +36,7 @@ from torchinit.checkpoints.adapters import (
     Transpose,
     Unstack,
     WeightNorm,
+    WeightSelection,
 )
 from torchinit.checkpoints.adapters.base import numbered, replace_parts
 from torchinit.rules.catalog import SCHEMA
@@ -44,11 +48,14 @@ EVERY: tuple[Adapter, ...] = (
     Drop(),
     FoldBatchNorm("conv1", "bn1", bias=True),
     Fuse("qkv", ("q", "k", "v"), groups=12),
+    HyperClone((1,), (4, 1, 1), snr=10.0),
     Inflate("centre"),
     InputChannels(),
     InputChannels("repeat", 0),
     Labels(("cat", "dog"), ("dog", "cow"), "mean"),
+    Net2Wider(seed=3, noise=0.01),
     PoolHeads(32),
+    Repeat(),
     ResizePatches(antialias=False),
     ResizePositions(file=(14, 14)),
     ResizeRelativeBias(3, site=(12, 12)),
@@ -62,6 +69,7 @@ EVERY: tuple[Adapter, ...] = (
     Transpose((0, 2, 1)),
     Unstack("w1", "*.w1"),
     WeightNorm(parametrized=True),
+    WeightSelection(),
 )
 
 

@@ -1,7 +1,8 @@
-"""Surroundings: what an adapter may ask of the model around a site: its axes, what lies side by side in it, its head."""
+"""Surroundings: what an adapter may ask of the model around a site: its axes, its parts, the head that it leads to."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Final
@@ -30,6 +31,9 @@ class Surroundings:
         if layout := site.layout:
             every = *layout.in_axes, *layout.out_axes, *layout.batch_axes
             if site.name in self._tables:
+                if "Scaled" in site.owner.name:
+                    fact = f"{site.owner.name} may multiply by a number that grows with the width"
+                    raise ValueError(f"{fact}; say inputs=[] if it does not")
                 return (), (1,)
             return (layout.in_axes, layout.out_axes) if layout.in_axes or layout.out_axes else ((), every)
         role = site.role or UNSURE
@@ -56,10 +60,17 @@ class Surroundings:
             return (1,)
         if role in _TWO:
             return (1, 1)
-        weight = self._weights.get(site.owner_name, site)
-        ins, outs = self.axes(weight) if len(weight.shape) > 1 else ((0,), (0,))
-        if word != "query_key_value" and weight.shape[outs[0]] == 3 * weight.shape[ins[0]]:
-            return (1, 1, 1)
+        out = self._ways_out.get(site.owner_name.rpartition(".")[0])
+        rows = max(self._weights.get(site.owner_name, site).shape)
+        if (
+            word != "query_key_value"
+            and out
+            and out.layout
+            and (rows - (queries := out.shape[out.layout.in_axes[0]])) % 2 == 0
+        ):
+            keys = (rows - queries) // 2
+            unit = math.gcd(queries, keys)
+            return queries // unit, keys // unit, keys // unit
         raise ValueError(
             f"{word!r} holds q, k and v, and its shape does not tell how: say sizes=[4, 1, 1] where they follow each"
             " other and four queries share a key, or sizes=[1] where they follow head by head"
@@ -68,6 +79,12 @@ class Surroundings:
     @cached_property
     def _weights(self) -> dict[str, Site]:
         return {view.owner_name: view for site in self.known for view in site.views if view.leaf == "weight"}
+
+    @cached_property
+    def _ways_out(self) -> dict[str, Site]:
+        """The weights that lead out of attentions, by the modules that hold their layers."""
+        ways = (site for site in self.known if site.role == "attn.out" and len(site.shape) == 2)
+        return {site.owner_name.rpartition(".")[0]: site for site in ways}
 
     @cached_property
     def _tables(self) -> dict[str, Site]:
@@ -89,13 +106,18 @@ class Surroundings:
         }
         norms = [site for site in self.known if site.block is None and site.shape in {(width,) for width in tied}]
         last = sorted(filter(is_named_norm, norms), key=lambda site: site.position)
-        found = {site.shape[0]: site.owner_name for site in last}
-        if lacking := tied - found.keys():
-            raise ValueError(
-                f"the head shares the table of an embedding of width {min(lacking)}, and no norm before it can be"
-                " divided: untie the two"
-            )
-        return found
+        found = {site.shape[0]: site for site in last if site.leaf != "bias"}
+        for width in tied:
+            norm = found.get(width)
+            # A norm that computes 1 + weight has no weight that is a half of it; T5 divides by the root of the width.
+            if norm is None or norm.neutral == 0 or norm.owner.name.startswith("T5"):
+                raise ValueError(
+                    f"the head shares the table of an embedding of width {width}, and no norm before it can be divided"
+                    " by as much as the width grows: untie the two"
+                )
+        return {width: site.owner_name for width, site in found.items()}
 
     def _is_divided(self, site: Site) -> bool:
+        if site.block is not None or not is_named_norm(site):
+            return False
         return bool(site.shape) and self._divided.get(site.shape[0]) == site.owner_name

@@ -35,8 +35,7 @@ class Widening(Adapter):
     """Units of a layer copied: what copies feed is divided by their number, so that the next layer sees what it saw.
 
     ``inputs`` are the axes that are summed over, ``axis`` is the one along which several weights lie side by side, in
-    proportions ``sizes``; None: as the layer's class, its name and its role tell. ``even`` asks for as many copies of
-    each unit, which norms over all units need.
+    proportions ``sizes``; without ``inputs`` all three are told by the layer's class, its name and its role.
     """
 
     # Which units are copied must be the same for all layers that give or take them, and a site does not know them. So
@@ -51,7 +50,6 @@ class Widening(Adapter):
     inputs: tuple[int, ...] | None = None
     sizes: tuple[int, ...] = (1,)
     axis: int = 0
-    even: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -75,13 +73,11 @@ class Widening(Adapter):
                 raise ValueError(f"{self} widens layers, and dimension {axis} is no width: {have} to {want}")
             if have != want and axis in inputs and groups > 1:
                 raise ValueError(f"{self} cannot widen each of {groups} groups: let their number grow instead")
-        is_norm = is_named_norm(site) and not site.owner.is_a("_NormBase")
-        if is_norm and site.owner.is_a("GroupNorm"):
-            raise ValueError(
-                f"{self} would mix the groups of a GroupNorm, so it keeps nothing; say inputs=[] if you will"
-            )
-        sizes = around.parts(site) if outputs and stored[outputs[0]] != site.shape[outputs[0]] else (1,)
-        return replace(self, inputs=inputs, sizes=sizes, axis=min(outputs, default=0), even=self.even or is_norm)
+        if site.owner.is_a("GroupNorm"):
+            raise ValueError(f"{self} would mix the groups of a GroupNorm; say inputs=[] if their number grows, too")
+        changes = bool(outputs) and stored[outputs[0]] != site.shape[outputs[0]]
+        sizes = around.parts(site) if changes else (1,)
+        return replace(self, inputs=inputs, sizes=sizes, axis=min(outputs, default=0))
 
     def _picks(self, stored: Size, shape: Size) -> list[Tensor]:
         """For each axis of the site the places in the file of what comes there."""
@@ -147,8 +143,9 @@ class Net2Wider(Widening):
     channel (BatchNorm) does not. ``noise`` is the standard deviation of what is added to the weights of all copies but
     the first, so that they learn different things; with it the promise is none.
 
-    ``inputs``, ``sizes`` and ``axis`` are told by the layer, if they are not given: the axes that are summed over, and
-    the proportions of what lies side by side along an axis (``sizes=(1, 1, 1)`` for q, k and v in one).
+    ``inputs``, ``sizes`` and ``axis`` are told by the layer, if ``inputs`` is not given: the axes that are summed over,
+    and the proportions of what lies side by side along an axis (``sizes=(1, 1, 1)`` for q, k and v in one). ``even``
+    asks for as many copies of each unit.
 
     >>> import torch
     >>> wider = Net2Wider(inputs=(1,))
@@ -158,6 +155,7 @@ class Net2Wider(Widening):
     """
 
     noise: float = 0.0
+    even: bool = False
 
     def __post_init__(self) -> None:
         Widening.__post_init__(self)
@@ -166,6 +164,12 @@ class Net2Wider(Widening):
     @property
     def promise(self) -> Promise:
         return "none" if self.noise else "function"
+
+    def placed(self, site: Site, around: Surroundings, shapes: Sequence[Size]) -> Adapter:
+        is_norm = is_named_norm(site) and not site.owner.is_a("_NormBase")
+        return Widening.placed(
+            replace(self, even=self.even or is_norm) if self.inputs is None else self, site, around, shapes
+        )
 
     def copied(self, have: int, want: int) -> Tensor:
         if want < have or not have:
