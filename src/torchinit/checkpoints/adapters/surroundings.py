@@ -34,6 +34,7 @@ class Surroundings:
                 if "Scaled" in site.owner.name:
                     fact = f"{site.owner.name} may multiply by a number that grows with the width"
                     raise ValueError(f"{fact}; say inputs=[] if it does not")
+                _ = self._divided  # raises where a head that shares it would give more
                 return (), (1,)
             return (layout.in_axes, layout.out_axes) if layout.in_axes or layout.out_axes else ((), every)
         role = site.role or UNSURE
