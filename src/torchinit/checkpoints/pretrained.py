@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -15,9 +14,9 @@ from torchinit._text import abbreviate, count, did_you_mean, masked
 from torchinit.checkpoints.adapters import Adapter, Chain, Transpose
 from torchinit.checkpoints.adapters.base import Promise, weakest
 from torchinit.checkpoints.adapters.surroundings import Surroundings
-from torchinit.checkpoints.arguments import adapters_by_glob, device_name, float_dtype, pairs
+from torchinit.checkpoints.arguments import adapters_by_glob, check_sha256, device_name, float_dtype, frozen, pairs
 from torchinit.checkpoints.depth import Deepened, Layers, layers_by_glob
-from torchinit.checkpoints.fits import beside, hooked, misfit, square
+from torchinit.checkpoints.fits import COUNTER, beside, hooked, leftovers, misfit, square
 from torchinit.checkpoints.formats import Info
 from torchinit.checkpoints.key_mapping import KeyMap
 from torchinit.checkpoints.open import InMemory, open_cached
@@ -41,8 +40,7 @@ _T = TypeVar("_T")
 OnShape: TypeAlias = Literal["error", "skip"]
 Order: TypeAlias = Literal["names", "parameters"]
 
-_COUNTER: Final = "num_batches_tracked"
-"""The counter of a BatchNorm's runs. Old checkpoints lack it, and nothing depends on it."""
+_FROZEN: Final = ("on_shape", "expect_missing", "expect_unexpected", "layers")
 _PASSED_ON: Final = ("part", "dtype", "map_location", "finite", "lock", "sha256")
 """The options that a fill has under the same names."""
 
@@ -69,8 +67,8 @@ class Pretrained(SourceInitializer):
     Another depth: ``layers`` says which block of the file each block of the model is loaded from, ``[0, 2, 4]``, with
     ``"new"`` for one that is left to its other rules, or how they are chosen: ``"first"`` and ``"even"`` of a deeper
     model, ``"stack"`` (all, and all again) and ``"interleave"`` (each several times) of a shallower one, ``"identity"``
-    with copies in between whose ways out are zero, so that they pass on what comes. A dict says it for several lists of
-    blocks, by globs of their names. Counted are the blocks, from 0.
+    with copies in between whose ways out are zero, so that they pass on what comes. Blocks count from 0. A dict says it
+    for several lists of blocks, by globs of their names.
 
     What is written: values are cast to the site's dtype, floats never from whole numbers, and nothing from quantized
     values, which need the scale beside them; ``dtype`` rounds them before. ``finite=False`` takes NaN and infinities.
@@ -112,7 +110,6 @@ class Pretrained(SourceInitializer):
             check_str(name, getattr(self, name))
         for name in ("finite", "lock"):
             check_bool(name, getattr(self, name))
-        on_shape = self.on_shape
         part = "" if self.part is None and self.order != "names" else self.part
         values = {
             "checkpoint": InMemory.wrap(self.checkpoint, part),
@@ -121,34 +118,23 @@ class Pretrained(SourceInitializer):
             "rename": pairs(self.rename),
             "dtype": float_dtype(self.dtype),
             "adapt": adapters_by_glob(self.adapt),
-            "on_shape": FrozenDict(on_shape) if isinstance(on_shape, Mapping) else on_shape,
-            "layers": tuple(self.layers) if isinstance(self.layers, list) else self.layers,
+            **{name: frozen(getattr(self, name)) for name in _FROZEN},
         }
-        if isinstance(self.layers, Mapping):
-            values["layers"] = layers_by_glob(self.layers)
-        for name in ("expect_missing", "expect_unexpected"):
-            given = getattr(self, name)
-            values[name] = tuple(given) if isinstance(given, list) else given
         for name, value in values.items():
             object.__setattr__(self, name, value)
         for choices in self.globs["on_shape"].values():
             check_choice("on_shape", choices, OnShape)
         for name, globs in (*self.globs.items(), ("expect_unexpected", self.spare)):
             check_globs(name, globs)
-        if self.sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", self.sha256):
-            raise ValueError(f"sha256 must be 64 hexadecimal digits, but got {self.sha256!r}")
+        check_sha256(self.sha256)
         self.keymap()
         layers_by_glob(self.layers)
 
     @property
-    def asks_for_roles(self) -> bool:
-        """Whether it looks at what sites are for."""
-        return bool(self.layers or self.adapt)
-
-    @property
-    def asks_for_exits(self) -> bool:
-        """Whether it looks at what leads out of blocks."""
-        return "identity" in layers_by_glob(self.layers).values()
+    def asks_for(self) -> frozenset[str]:
+        """What it looks at of sites beside what is always known: their roles, what leads out of blocks."""
+        roles = {"role"} if self.layers or self.adapt else set()
+        return frozenset(roles | ({"exit"} if "identity" in layers_by_glob(self.layers).values() else set()))
 
     def keymap(self) -> KeyMap:
         """The map from keys of the file to names of the model."""
@@ -343,7 +329,7 @@ class _Search:
             self.lists["declined"].append((site.name, str(adapter)))
         elif site.name.startswith(self.depth.new):
             self.lists["declined"].append((site.name, "in a new block"))
-        elif site.leaf == _COUNTER or any(glob_matches(glob, site.name) for glob in self.globs["expect_missing"]):
+        elif site.leaf == COUNTER or any(glob_matches(glob, site.name) for glob in self.globs["expect_missing"]):
             self.lists["expected"].append(site.name)
         elif quantized := next(filter(None, map(self.companions.instead, names)), None):
             self.lists["mismatched"].append(self._refused(site, quantized))
@@ -386,7 +372,8 @@ class _Search:
             for glob in globs
             if not any(glob_matches(glob, name) for name in known)
         )
-        spare, unexpected = self._unexpected()
+        spare, unexpected = leftovers(names, self.used, self.model_names, self.rule.spare, self.depth.left)
+        made, lost = any(self.promises), any(self.lists[fate] for fate in ("missing", "declined", "expected"))
         lists: dict[str, Any] = {name: tuple(items) for name, items in self.lists.items()}
         return LoadReport(
             source=masked(str(self.rule.checkpoint)),
@@ -402,29 +389,8 @@ class _Search:
             doubts=(*self.checkpoint.notes, *(f"{abbreviate(at)}: {doubt}" for doubt, at in self.doubts.items())),
             hints=(*self.remedies, *(offered(*offer) for offer in self.offers.most_common()), *hints),
             guess=guess,
-            promise=self._promise(),
+            promise=weakest([*self.promises, *(["none"] if made and lost else [])]),
         )
-
-    def _promise(self) -> Promise | None:
-        """What the model keeps of the one that it is made of; None where nothing is made of it."""
-        kept = weakest(self.promises)
-        lost = self.lists["missing"] or self.lists["declined"] or self.lists["expected"]
-        return "none" if kept and lost else kept
-
-    def _unexpected(self) -> tuple[list[str], dict[str, str]]:
-        """The keys that nothing in the model is called: those that are expected, and the others with their names."""
-        spare, others = list[str](), dict[str, str]()
-        for key, name in self.names.name_of.items():
-            if key in self.used or (name in self.model_names and key not in self.depth.left):
-                continue
-            expected = key in self.depth.left or any(
-                glob_matches(glob, text) for glob in self.rule.spare for text in (key, name)
-            )
-            if expected or name.rpartition(".")[2] == _COUNTER:
-                spare.append(key)
-            else:
-                others[key] = name
-        return spare, others
 
 
 def last_match(globs: Mapping[str, _T], name: str) -> _T | None:

@@ -125,6 +125,11 @@ class Adapter(ShortStr, ABC):
         """The axis along which whole slices of the tensors are moved, unchanged; None where values are computed."""
         return None
 
+    @property
+    def goes_by_slices(self) -> bool:
+        """Whether a box of the site is made of little more of the file than it needs: see :meth:`read_plan`."""
+        return self.slices_along() is not None
+
     def read_plan(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> ReadPlan:
         """The plan for a box of the site's value, made of tensors of ``shapes``; it must give the values of ``adapt``.
 
@@ -226,6 +231,10 @@ class Chain(Adapter):
     def placed(self, site: Site, around: Surroundings, shapes: Sequence[Size]) -> Adapter:
         last = self.steps[-1].placed(site, around, self._input_shapes(shapes, site.name))
         return Chain((*self.steps[:-1], last))
+
+    @property
+    def goes_by_slices(self) -> bool:
+        return all(step.goes_by_slices for step in self.steps)
 
     @property
     def _before(self) -> Adapter:

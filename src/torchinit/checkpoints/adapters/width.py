@@ -107,6 +107,10 @@ class Widening(Adapter):
         plan = self.read_plan([tuple(tensors[0].shape)], shape, Box.whole(shape), key)
         return plan.combine([plan.boxes[0].of(tensors[0])])
 
+    @property
+    def goes_by_slices(self) -> bool:
+        return True
+
     def read_plan(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> ReadPlan:
         if shapes[0] == shape:
             return ReadPlan((box,), lambda tensors: tensors[0])
@@ -240,6 +244,10 @@ class HyperClone(Widening):
             raise ValueError(f"{self} needs a whole multiple of each width, but got {have} to {want}")
         return torch.arange(want) % have
 
+    @property
+    def goes_by_slices(self) -> bool:
+        return self.snr is None
+
     def read_plan(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> ReadPlan:
         if self.snr is None or not self.inputs or shapes[0] == shape or box == Box.whole(shape):
             return Widening.read_plan(self, shapes, shape, box, key)
@@ -287,6 +295,10 @@ class WeightSelection(Adapter):
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
         return taken(tensors[0], _spaced(tuple(tensors[0].shape), shape))
+
+    @property
+    def goes_by_slices(self) -> bool:
+        return True
 
     def read_plan(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> ReadPlan:
         read, places = picked(_spaced(shapes[0], shape), box)
