@@ -32,7 +32,7 @@ else:
 
 _SMALL: Final = 1 << 13
 """Of no more elements than this a tensor takes longer to ask for than to read."""
-_PIECE: Final = 1 << 24
+_PIECE: Final = 1 << 22
 """So many bytes of a shard are made at a time, where an adapter goes by slices: what it computes lies beside them."""
 _MANY: Final = 1 << 9
 """So many small tensors are read after one look at their file: few enough that nothing happens to it meanwhile."""
