@@ -60,7 +60,7 @@ FAMILIES: dict[str, Callable[..., Any]] = {
         as_wide="word_embed_proj_dim",
         max_position_embeddings=32,
         **IDS,
-    ),  # fmt: skip
+    ),
     "bert": made(hf.BertConfig, hf.BertForMaskedLM, {}),
 }
 
