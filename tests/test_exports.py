@@ -27,14 +27,15 @@ NAMESPACES = {
         Report ReportError Roles Rule RunError Shape TorchinitError TruncNormal Uniform Within Xavier Zeros
         assert_healthy assert_initialized assert_meta_parity capture coord_check fingerprint gain initialize lint
         load_recipe lock
-        materialize open_checkpoint plan probe roles seeded show_log sites verify_replicas""",
+        materialize open_checkpoint plan preserves probe roles seeded show_log sites verify_replicas""",
     "torchinit.checkpoints": """
         Checkpoint Info Limits Loaded Pretrained RefusedPickleError fetch member_of open_checkpoint
         register_source""",
     "torchinit.checkpoints.adapters": """
-        ADAPTERS Adapter BatchNormAffine Chain Dequantize Drop FoldBatchNorm Fuse Inflate InputChannels Labels LoRA
-        MergeExperts Only PoolHeads ReadPlan Rearrange ResizePatches ResizePositions ResizeRelativeBias
-        ResizeVocabulary RopeOrder Rows Split Stack Transpose Unstack Upcycle UpcycleRouter WeightNorm""",
+        ADAPTERS Adapter BatchNormAffine Chain Dequantize Drop FoldBatchNorm Fuse HyperClone Inflate InputChannels
+        Labels LoRA MergeExperts Net2Wider Only PoolHeads ReadPlan Rearrange Repeat ResizePatches ResizePositions
+        ResizeRelativeBias ResizeVocabulary RopeOrder Rows Split Stack Transpose Unstack Upcycle UpcycleRouter
+        WeightNorm WeightSelection""",
     "torchinit.distributed": "Shard initialize_shards verify_replicas verify_stages",
     "torchinit.initializers": """
         AlibiSlopes Bilinear Blocks Blockwise Caffe2Xavier Chrono Computed Constant DeformableRing DeltaOrthogonal
@@ -57,7 +58,8 @@ NAMESPACES = {
     "torchinit.noise": "Global Keyed Noise STREAM",
     "torchinit.plans": "Change Diff Fingerprint Plan Record Report Skipped Step local_shards make_plan run",
     "torchinit.probing": """
-        CoordCheck CoordinateSlope Measurement PROBE_CHECKS Probe assert_flat assert_healthy coord_check probe""",
+        CoordCheck CoordinateSlope Measurement OutputDistance PROBE_CHECKS Preservation Probe assert_flat
+        assert_healthy coord_check preserves probe""",
     "torchinit.recipes": "INITIALIZERS RecipeLike decode_recipe load_recipe recipe_to_data schemes",
     "torchinit.rules": """
         All AnyOf Block Dtype Is Kinds Layer Leaf Name Not Recipe Regex Roles Rule SELECTORS Selector Shape Within""",

@@ -22,6 +22,7 @@ from torchinit.distributed.consensus import initialize_together
 from torchinit.errors import ConfigError, PlanError, RunError
 from torchinit.initializers.source import is_verbatim
 from torchinit.initializers.variance_scaling import asks_for_weight
+from torchinit.knowledge.exits import with_exits
 from torchinit.knowledge.following import followers_in
 from torchinit.knowledge.neutral import with_asked, with_known
 from torchinit.knowledge.role_rules import with_roles
@@ -52,7 +53,7 @@ from torchinit.recipes import RecipeLike, to_rules
 from torchinit.recipes.arguments import Given
 from torchinit.recipes.forms import is_like_init_cfg, read_otherwise, with_better
 from torchinit.recipes.refusals import check_model
-from torchinit.rules.matching import asks_for_roles
+from torchinit.rules.matching import asks_for_exits, asks_for_roles
 from torchinit.rules.rule import Value
 from torchinit.tracing import unfilled_among
 
@@ -178,6 +179,8 @@ def _draft_among(
         known = _sites_among(model, held)
         if asks_for_roles(rules):
             known = with_roles(model, known, held)
+        if asks_for_exits(rules):
+            known = with_exits(model, known)
         if any(asks_for_weight(rule.init) for rule in rules):
             known = with_weights(known)
         drafted = make_plan(known, rules, trainable=trainable, leave={**choice.left, **(leave or {})})
