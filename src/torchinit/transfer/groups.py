@@ -14,7 +14,8 @@ from torchinit.serialization.validation import check_number
 from torchinit.transfer.table import OPTIMIZERS
 
 if TYPE_CHECKING:
-    from torchinit.transfer.transfer import Transfer, TransferRow
+    from torchinit.transfer.rows import TransferRow
+    from torchinit.transfer.transfer import Transfer
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ def groups_of(
         )
     merged: dict[tuple[Any, ...], list[str]] = {}
     for row in rows:
-        name = _optimizer_of(transfer, row)
+        name = optimizer_of(transfer, row)
         is_muon = name.startswith("muon")
         rate = lr if not rule.update or is_muon or adam_lr is None else adam_lr
         base_eps = OPTIMIZERS[name].eps if eps is None or is_muon else eps
@@ -78,7 +79,7 @@ def groups_of(
     return [Group(tuple(names), *key) for key, names in merged.items()]
 
 
-def _optimizer_of(transfer: Transfer, row: TransferRow) -> str:
+def optimizer_of(transfer: Transfer, row: TransferRow) -> str:
     """The optimizer of a parameter: under Muon that of all but hidden matrices is AdamW."""
     is_muon = bool(OPTIMIZERS[transfer.optimizer].update)
     return "adamw" if is_muon and not (row.kind == "hidden" and row.matrix) else transfer.optimizer

@@ -210,12 +210,13 @@ def _assumed(site: Site, ratios: Sequence[float], given: ParameterRole | None) -
 
 
 def _kind(site: Site, r_i: float, r_o: float, ratios: Sequence[float]) -> ParameterRole:
-    if all(ratio == 1 for ratio in ratios):
-        return "scalar"
     lookups = [bool(view.layout and view.layout.lookup) for view in site.views]
     if any(lookups) and not all(lookups):
         return "tied"
     layout = site.layout
+    if all(ratio == 1 for ratio in ratios):  # a head is one even where nothing grows, so that it can start at zero
+        is_head = (site.role or "").startswith("head.") and len(site.shape) > 1 and site.parameter_kind != "bias"
+        return "output" if is_head else "scalar"
     if len(site.shape) < 2 or site.parameter_kind == "bias" or (layout and len(layout.batch_axes) == len(site.shape)):
         return "vector"
     if r_i == 1:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, TypeAlias
 
-from torchinit._text import did_you_mean
+from torchinit._text import did_you_mean, format_table
 from torchinit.errors import ConfigError
 
 ParameterRole: TypeAlias = Literal["input", "hidden", "output", "tied", "vector", "scalar"]
@@ -59,6 +59,19 @@ class TableRow(NamedTuple):
     adam: Powers = ONE
     sgd: Powers = ONE
 
+    def moved(self, mult: Powers) -> TableRow:
+        """The same training with another multiplier in the forward pass; the rest, θ, goes into the weight.
+
+        >>> print(*PARAMETRIZATIONS["mup"].rows["output"].moved(Powers()))
+        r_i^-1 1 r_i^-1 r_i^-1
+        """
+        theta = Powers(self.mult.i - mult.i, self.mult.o - mult.o)
+        std, adam, sgd = (
+            Powers(each.i + times * theta.i, each.o + times * theta.o)
+            for each, times in ((self.std, 1), (self.adam, 1), (self.sgd, 2))
+        )
+        return TableRow(std, mult, adam, sgd)
+
 
 @dataclass(frozen=True, slots=True)
 class Parametrization:
@@ -67,8 +80,8 @@ class Parametrization:
     ``depth`` is the default α of k^-α at each residual branch, k the growth of the number of blocks; None where depth
     has no part in it. ``has_rates`` tells whether rates, eps and decay are transferred at all.
 
-    >>> str(PARAMETRIZATIONS["mup"].rows["hidden"].adam)
-    'r_i^-1'
+    >>> print(str(PARAMETRIZATIONS["completep"]).splitlines()[2])
+    input   1         1       1                r_o
     """
 
     name: str
@@ -77,9 +90,32 @@ class Parametrization:
     depth: float | None = None
     has_rates: bool = True
 
-    def row(self, kind: ParameterRole) -> TableRow:
-        """The row of a kind of parameter."""
-        return self.rows[kind]
+    def placed(self, place: str) -> Mapping[ParameterRole, TableRow]:
+        """The rows with their multipliers where a published form has them, one of :data:`PLACES`."""
+        moves = PLACES[place]
+        return {kind: row.moved(moves.get(kind, row.mult)) for kind, row in self.rows.items()}
+
+    def __str__(self) -> str:
+        return "\n".join([f"{self.name}: {self.source}", *self.blocks()[1:]])
+
+    def blocks(self) -> list[str]:
+        """The source, the table as text, and what goes with it, a line each."""
+        rates = ["Adam, Lion lr x", "SGD lr x"] if self.has_rates else []
+        lines = [[kind, *map(str, row[: 2 + len(rates)])] for kind, row in self.rows.items()]
+        told = [self.source, format_table(["kind", "std x", "mult", *rates], lines)]
+        if self.has_rates:
+            folded = self.placed("folded")["output"]
+            told += [
+                "tied: the head's input x r_o^-1; attention logits x (head size / base's)^-1/2",
+                "Adam's eps x (r_o r_head)^-1/2; weight decay x 1 / (lr x)",
+                f"folded: the output has std x {folded.std}, no mult, Adam lr x {folded.adam}, SGD lr x {folded.sgd}",
+            ]
+        if self.depth is not None:
+            told.append(
+                f"k times as many blocks, α = {self.depth:g}: each residual branch x k^-α, in blocks Adam lr x k^(α-1),"
+                " SGD lr x k^(2α-1), eps x k^-α"
+            )
+        return told
 
 
 # One table, of which the published ones are other places of the multiplier. The readout's stands in the forward pass
@@ -217,7 +253,7 @@ def factors_of(
     >>> factors_of("hidden", width, PARAMETRIZATIONS["mup"], OPTIMIZERS["adamw"], alpha=1.0, wd="product")
     Factors(std=0.5, mult=1.0, lr=0.25, eps=0.25, wd=4.0)
     """
-    row, r_i, r_o = table.row(kind), growth.r_i, growth.r_o
+    row, r_i, r_o = table.rows[kind], growth.r_i, growth.r_o
     std, mult = row.std.at(r_i, r_o), row.mult.at(r_i, r_o)
     if not table.has_rates:
         return Factors(std, mult)

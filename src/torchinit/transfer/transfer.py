@@ -5,32 +5,32 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from typing import Any, Final, get_args
 
 from torch import nn
+from torch.optim import Optimizer
 
-from torchinit._text import did_you_mean, fold_numbers, format_table, shape_text
+from torchinit._text import did_you_mean, fold_numbers, format_table
 from torchinit.api import sites
 from torchinit.errors import ConfigError
+from torchinit.linting import Findings
 from torchinit.model.names import check_globs
 from torchinit.recipes import decode_recipe, recipe_to_data
 from torchinit.rules import Recipe
 from torchinit.serialization.json import unique_json
-from torchinit.transfer.base import Base, Start, head_sizes
+from torchinit.transfer.agreement import agreement
+from torchinit.transfer.base import Base, Start
 from torchinit.transfer.groups import Group, groups_of
-from torchinit.transfer.growth import Grown, growth_among, matched
+from torchinit.transfer.growth import growth_among, matched
 from torchinit.transfer.multipliers import (
     Applied,
     Multiplier,
     apply_all,
-    attentions,
-    branch_multipliers,
-    branches,
-    readouts,
     verify_all,
 )
+from torchinit.transfer.rows import TransferRow, resolved
 from torchinit.transfer.start import rules_of
 from torchinit.transfer.table import (
     PARAMETRIZATIONS,
@@ -39,36 +39,11 @@ from torchinit.transfer.table import (
     Form,
     ParameterRole,
     Parametrization,
-    factors_of,
     optimizer_named,
 )
+from torchinit.transfer.trainers import Megatron, torchtitan_groups
 
 _FORMAT: Final = "torchinit-transfer-1"
-
-
-@dataclass(frozen=True, slots=True)
-class TransferRow:
-    """A parameter against the base model: what kind it is, and the factors of its std, multiplier, rate, eps and decay.
-
-    ``names`` are all that it has, ``growth`` is that of (fan-in, fan-out, blocks), ``depth`` tells nothing outside of
-    blocks. ``notes`` say what was assumed.
-    """
-
-    name: str
-    kind: ParameterRole
-    shape: tuple[int, ...]
-    base_shape: tuple[int, ...]
-    growth: tuple[float, float, float]
-    factors: Factors
-    names: tuple[str, ...] = ()
-    frozen: bool = False
-    matrix: bool = False
-    notes: tuple[str, ...] = ()
-
-    def cells(self) -> list[str]:
-        """The cells of its line in the table."""
-        sizes = f"{shape_text(self.base_shape)} -> {shape_text(self.shape)}"
-        return [self.kind, sizes, *(f"{factor:.6g}" for factor in self.factors)]
 
 
 class Transfer:
@@ -144,72 +119,9 @@ class Transfer:
         found = _base(model, base, base_width, start)
         pairs = matched(known, found.sites)
         grown = growth_among(pairs, fixed, kinds)
-        self.rows, self.multipliers = self._resolve(
-            model, grown, found, {a.name: b.name for a, b in pairs}, tuple(branches)
-        )
+        self.rows, self.multipliers = resolved(self, model, grown, found, branches)
         self._rules: Recipe | None = None
         self._grown, self._base = grown, found
-
-    def _resolve(
-        self, model: nn.Module, grown: list[Grown], base: Base, names: Mapping[str, str], globs: tuple[str, ...]
-    ) -> tuple[tuple[TransferRow, ...], tuple[Multiplier, ...]]:
-        table, (_, rule) = self.table, optimizer_named(self.optimizer)
-        ends = branches(grown, globs) if table.depth is not None else []
-        deep = [each for each in grown if each.growth.depth != 1]
-        if table.depth is not None and deep and not any(each.growth.depth != 1 for each in ends):
-            raise ConfigError(
-                f"{deep[0].site.name!r} stands among {deep[0].growth.depth:g} times as many blocks, and nobody tells"
-                " which layers end their residual branches; name them, as in branches=['blocks.*.out']"
-            )
-        end_names = {each.site.name for each in ends}
-        factors = {
-            each.site.name: factors_of(
-                each.kind, each.growth, table, rule, alpha=self.alpha, wd=self.wd, is_branch=each.site.name in end_names
-            )
-            for each in grown
-        }
-        if self.zero_readout:
-            _check_zero(grown)
-        put: dict[Multiplier, None] = {}
-        if table.has_rates:
-            at_branch = branch_multipliers(model, ends, self.alpha)
-            readout = readouts(
-                model, grown, lambda each: (each.growth.r_o if each.kind == "tied" else each.growth.r_i) ** -1
-            )
-            at_query = attentions(model, grown, head_sizes(model), base.heads, names)
-            for multiplier, name in (*readout, *at_query, *((one, name) for name, one in at_branch.items())):
-                moved = self._folded(multiplier, name, factors, grown) if self.form == "folded" else None
-                if moved is None:
-                    put[multiplier] = None
-                else:
-                    factors.update({key: each.moved(1.0, rule) for key, each in moved.items()})
-        rows = tuple(
-            TransferRow(
-                each.site.name, each.kind, each.site.shape, each.base.shape,
-                (each.growth.r_i, each.growth.r_o, each.growth.depth), factors[each.site.name],
-                tuple(view.name for view in each.site.views), each.site.frozen, len(each.site.shape) > 1, each.notes,
-            )
-            for each in grown
-        )  # fmt: skip
-        return rows, tuple(put)
-
-    def _folded(
-        self, multiplier: Multiplier, name: str, factors: Mapping[str, Factors], grown: Sequence[Grown]
-    ) -> dict[str, Factors] | None:
-        """The parameters that a multiplier can be folded into, with it; None where it stays in the forward pass."""
-        kinds = {each.site.name: each.kind for each in grown}
-        if kinds[name] == "tied":
-            raise ConfigError(
-                f"the head's multiplier cannot be folded into {name!r}, which is the embedding as well:"
-                " take form='table8'"
-            )
-        if multiplier.purpose == "attention":
-            if multiplier.place in ("rows", "key") or (multiplier.place == "config" and "attn.qkv" in name):
-                return None
-            owner = name.rpartition(".")[0]
-            both = [each.site.name for each in grown if each.site.owner_name == owner]
-            return {key: factors[key]._replace(mult=multiplier.factor) for key in both}
-        return {name: factors[name]}
 
     @property
     def table(self) -> Parametrization:
@@ -247,11 +159,11 @@ class Transfer:
         A fused projection of queries, keys and values is taken to begin with the queries. Raises RunError where they
         are in it already.
         """
-        return apply_all(self._model(model), self.multipliers)
+        return apply_all(self.target(model), self.multipliers)
 
     def verify(self, model: nn.Module | None = None) -> None:
         """Raise ReportError where a multiplier is not in the model, as after it was loaded into a new one."""
-        verify_all(self._model(model), self.multipliers)
+        verify_all(self.target(model), self.multipliers)
 
     def param_groups(
         self, model: nn.Module | None = None, *, lr: float, weight_decay: float = 0.0, eps: float | None = None,
@@ -268,13 +180,32 @@ class Transfer:
         transfers: take AdamW.
         """
         groups = groups_of(self, lr=lr, weight_decay=weight_decay, eps=eps, no_decay=no_decay, adam_lr=adam_lr)
-        return [group.for_torch(self._model(model)) for group in groups]
+        return [group.for_torch(self.target(model)) for group in groups]
 
-    def groups(self, *, lr: float = 1.0, weight_decay: float = 0.0, eps: float | None = None) -> list[Group]:
-        """The same groups as plain data, by names, for trainers that make their own."""
-        return groups_of(self, lr=lr, weight_decay=weight_decay, eps=eps)
+    def groups(
+        self, *, lr: float = 1.0, weight_decay: float = 0.0, eps: float | None = None, no_decay: Sequence[str] = (),
+        adam_lr: float | None = None,
+    ) -> list[Group]:  # fmt: skip
+        """The same groups as plain data, by names."""
+        return groups_of(self, lr=lr, weight_decay=weight_decay, eps=eps, no_decay=no_decay, adam_lr=adam_lr)
 
-    def _model(self, model: nn.Module | None) -> nn.Module:
+    def torchtitan(self, **settings: Any) -> list[dict[str, Any]]:
+        """The groups as arguments of torchtitan's ``ParamGroupConfig``; ``settings`` are those of :meth:`groups`."""
+        return torchtitan_groups(self.groups(**settings))
+
+    def megatron(self, *, min_lr: float = 0.0, **settings: Any) -> Megatron:
+        """The groups as Megatron-style code takes them; ``settings`` are those of :meth:`groups`."""
+        return Megatron(self, tuple(self.groups(**settings)), min_lr)
+
+    def lint(self, model: nn.Module | None = None, *optimizers: Optimizer) -> Findings:
+        """What of a model, and of its optimizers, contradicts this transfer: multipliers, starts, rates, eps and ties.
+
+        Rates are those of the moment: ask again after a scheduler was made, and after some of its steps.
+        """
+        return agreement(self, self.target(model), optimizers)
+
+    def target(self, model: nn.Module | None = None) -> nn.Module:
+        """The model that is meant: the given one, else that of the constructor; ConfigError where there is neither."""
         model = model if model is not None else self.model
         if model is None:
             raise ConfigError("a transfer that was read from JSON has no model of its own: give one")
@@ -324,7 +255,7 @@ class Transfer:
             for name in ("parametrization", "form", "optimizer", "alpha", "wd", "zero_readout"):
                 setattr(made, name, data[name])
             made.model = model
-            made.rows = tuple(_row(each) for each in data["rows"])
+            made.rows = tuple(TransferRow.of(each) for each in data["rows"])
             made.multipliers = tuple(Multiplier(**each) for each in data["multipliers"])
             made._rules = decode_recipe(data["recipe"]) if data["recipe"] else None
             made._grown, made._base = [], Base.of(nn.Module())
@@ -333,22 +264,11 @@ class Transfer:
         return made
 
 
-def _row(data: Mapping[str, Any]) -> TransferRow:
-    values: dict[str, Any] = {key: tuple(item) if isinstance(item, list) else item for key, item in data.items()}
-    return TransferRow(**{**values, "factors": Factors(**data["factors"])})
-
-
 def _check_choices(**choices: tuple[object, Any]) -> None:
     for argument, (value, known) in choices.items():
         if value not in known:
             near = did_you_mean(value, known) if isinstance(value, str) else ""
             raise ConfigError(f"{argument} is one of {', '.join(known)}, but got {value!r}{near}")
-
-
-def _check_zero(grown: Sequence[Grown]) -> None:
-    tied = next((each for each in grown if each.kind == "tied"), None)
-    if tied is not None:
-        raise ConfigError(f"the head cannot start at zero, since {tied.site.name!r} is the embedding as well")
 
 
 def _base(model: nn.Module, base: Any, base_width: int | None, start: Start | None) -> Base:

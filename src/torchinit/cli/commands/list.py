@@ -18,6 +18,7 @@ from torchinit.probing import PROBE_CHECKS
 from torchinit.recipes import schemes
 from torchinit.rules.catalog import INITIALIZERS, SELECTORS
 from torchinit.serialization.registry import ClassRegistry
+from torchinit.transfer import TRANSFER_CHECKS
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -61,7 +62,10 @@ KINDS: dict[str, tuple[tuple[str, str], Callable[[], Mapping[str, str]]]] = {
     "schemes": (("scheme", "what it is"), schemes),
     "checks": (
         ("check", "what it finds"),
-        lambda: {f"{code} {check.name}": check.summary for code, check in sorted({**CHECKS, **PROBE_CHECKS}.items())},
+        lambda: {
+            f"{code} {check.name}": check.summary
+            for code, check in sorted({**CHECKS, **PROBE_CHECKS, **TRANSFER_CHECKS}.items())
+        },
     ),
     "nonlinearities": (("nonlinearity", "gain"), lambda: {name: f"{gain(name):.6g}" for name in nonlinearities()}),
 }
