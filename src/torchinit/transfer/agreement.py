@@ -6,32 +6,32 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from torch import nn
 from torch.optim import Optimizer
 
-from torchinit.api import plan, sites
 from torchinit.errors import ConfigError
 from torchinit.linting import Finding, Findings
 from torchinit.linting.registry import SEVERITIES, Check, Hit, Severity
 from torchinit.model.dtensor import is_distributed
 from torchinit.model.names import normalize
+from torchinit.plans.plan import Plan
 from torchinit.transfer.groups import optimizer_of
-from torchinit.transfer.multipliers import missing_from
-
-if TYPE_CHECKING:
-    from torchinit.transfer.rows import TransferRow
-    from torchinit.transfer.transfer import Transfer
+from torchinit.transfer.multipliers import Multiplier, missing_from
+from torchinit.transfer.rows import TransferRow
 
 
 @dataclass(frozen=True)
 class Followed:
-    """A model with its optimizers, and the transfer that it should follow."""
+    """A model with its optimizers, and what it should follow: rows, multipliers, an optimizer's name, a plan."""
 
-    transfer: Transfer
     model: nn.Module
-    optimizers: Sequence[Optimizer] = ()
+    optimizers: Sequence[Optimizer]
+    rows: Sequence[TransferRow]
+    multipliers: Sequence[Multiplier]
+    optimizer: str
+    start: Plan | None
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -42,7 +42,7 @@ class Followed:
         """Each parameter that learns, with the group of the optimizer that it is in."""
         groups = {id(each): group for one in self.optimizers for group in one.param_groups for each in group["params"]}
         held = self.parameters
-        for row in self.transfer.rows:
+        for row in self.rows:
             if row.name in held and held[row.name].requires_grad:
                 yield row, groups.get(id(held[row.name]))
 
@@ -65,7 +65,7 @@ def missing_multiplier(followed: Followed) -> Iterator[Hit]:
 
     Attention that still divides by the root of the head size is one of them.
     """
-    for each in missing_from(followed.model, followed.transfer.multipliers):
+    for each in missing_from(followed.model, followed.multipliers):
         yield Hit(each.module, f"the {each.purpose} is not multiplied by {each.factor:.6g}: {each}")
 
 
@@ -75,12 +75,8 @@ def other_std(followed: Followed) -> Iterator[Hit]:
 
     Decided from 5 % and five standard errors on, those of the base's values included. Only before training.
     """
-    try:
-        planned = plan(followed.model, followed.transfer.recipe, strict=False)
-    except ConfigError:  # nobody knows what starts the base
-        return
-    fills = {step.site.name: step.fill for step in planned.steps}
-    for row in followed.transfer.rows:
+    fills = {step.site.name: step.fill for step in followed.start.steps} if followed.start else {}
+    for row in followed.rows:
         parameter = followed.parameters.get(row.name)
         if parameter is None or parameter.is_meta or row.name not in fills:
             continue
@@ -122,8 +118,8 @@ def other_eps_or_decay(followed: Followed) -> Iterator[Hit]:
 def other_tie(followed: Followed) -> Iterator[Hit]:
     """A table that embedding and head share, and in the transfer not; or the reverse, as after a load unties them."""
     held = followed.parameters
-    owners = {id(held[row.name]): row.name for row in reversed(followed.transfer.rows) if row.name in held}
-    for row in followed.transfer.rows:
+    owners = {id(held[row.name]): row.name for row in reversed(followed.rows) if row.name in held}
+    for row in followed.rows:
         if len({id(held[name]) for name in row.names if name in held}) > 1:
             yield Hit(row.name, f"the transfer has {' and '.join(row.names)} as one, and the model has not")
         elif row.name in held and owners[id(held[row.name])] != row.name:
@@ -135,7 +131,7 @@ def _off(followed: Followed, key: str, factor: Callable[[TransferRow], float]) -
     found: dict[str, list[tuple[TransferRow, float]]] = defaultdict(list)
     for row, group in followed.settings():
         if group is not None and group.get(key):
-            found[optimizer_of(followed.transfer, row)].append((row, float(group[key])))
+            found[optimizer_of(followed.optimizer, row)].append((row, float(group[key])))
     for several in found.values():
         bases = Counter(f"{value / factor(row):.5g}" for row, value in several)
         base = float(bases.most_common(1)[0][0])
@@ -145,16 +141,14 @@ def _off(followed: Followed, key: str, factor: Callable[[TransferRow], float]) -
                 yield Hit(row.name, f"its {key} is {value:.6g}, {value / right:.4g} times {right:.6g} of the table")
 
 
-def agreement(transfer: Transfer, model: nn.Module, optimizers: Sequence[Optimizer]) -> Findings:
+def agreement(target: Followed) -> Findings:
     """The findings of all checks, the worst first."""
-    target = Followed(transfer, model, optimizers)
-    names = {site.name for site in sites(model)}
-    if unknown := [row.name for row in transfer.rows if not names & {*row.names}]:
+    if unknown := [row.name for row in target.rows if row.name not in target.parameters]:
         raise ConfigError(f"the model has no parameter {unknown[0]!r}, which the transfer is for")
     found = [
         Finding(code, hit.severity or one.severity, hit.site, hit.message, hit.remedy or one.remedy)
         for code, one in TRANSFER_CHECKS.items()
         for hit in one.search(target)
     ]
-    skipped = () if optimizers else tuple((code, "an optimizer") for code in ("TI003", "TI004"))
+    skipped = () if target.optimizers else tuple((code, "an optimizer") for code in ("TI003", "TI004"))
     return Findings(tuple(sorted(found, key=lambda each: SEVERITIES.index(each.severity))), skipped)

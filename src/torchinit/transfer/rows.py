@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
@@ -13,10 +13,7 @@ from torchinit.errors import ConfigError
 from torchinit.transfer.base import Base, head_sizes
 from torchinit.transfer.growth import Grown
 from torchinit.transfer.multipliers import Multiplier, attentions, branch_multipliers, branches, readouts
-from torchinit.transfer.table import Factors, ParameterRole, factors_of, optimizer_named
-
-if TYPE_CHECKING:
-    from torchinit.transfer.transfer import Transfer
+from torchinit.transfer.table import Factors, ParameterRole, Settings, factors_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,40 +48,38 @@ class TransferRow:
 
 
 def resolved(
-    transfer: Transfer, model: nn.Module, grown: Sequence[Grown], base: Base, globs: Sequence[str]
+    settings: Settings, model: nn.Module, grown: Sequence[Grown], base: Base, globs: Sequence[str]
 ) -> tuple[tuple[TransferRow, ...], tuple[Multiplier, ...]]:
     """The rows of the parameters, and the multipliers that stay in the forward pass.
 
     ``globs`` name the layers that end residual branches. Raises ConfigError where depth grows and nobody tells them,
     and for a readout that is an embedding as well and should start at zero, or be folded.
     """
-    table, (_, rule), alpha = transfer.table, optimizer_named(transfer.optimizer), transfer.alpha
-    ends = branches(grown, globs) if table.depth is not None else []
-    deep = [each for each in grown if each.growth.depth != 1]
-    if table.depth is not None and deep and not any(each.growth.depth != 1 for each in ends):
+    table, rule = settings.table, settings.rule
+    deep = [each for each in grown if each.growth.depth != 1] if table.depth is not None else []
+    ends = branches(grown, globs) if deep else []
+    if deep and not any(each.growth.depth != 1 for each in ends):
         raise ConfigError(
             f"{deep[0].site.name!r} stands among {deep[0].growth.depth:g} times as many blocks, and nobody tells"
             " which layers end their residual branches; name them, as in branches=['blocks.*.out']"
         )
-    if transfer.zero_readout:
+    if settings.zero_readout:
         _check_zero(grown)
     end_names = {each.site.name for each in ends}
     factors = {
-        each.site.name: factors_of(
-            each.kind, each.growth, table, rule, alpha=alpha, wd=transfer.wd, is_branch=each.site.name in end_names
-        )
+        each.site.name: factors_of(each.kind, each.growth, settings, is_branch=each.site.name in end_names)
         for each in grown
     }
     put: dict[Multiplier, None] = {}
     if table.has_rates:
-        at_branch = branch_multipliers(model, ends, alpha)
+        at_branch = branch_multipliers(model, ends, settings.alpha)
         pairs = [
             *readouts(model, grown),
             *attentions(model, grown, head_sizes(model), base.heads),
             *((one, name) for name, one in at_branch.items()),
         ]
         for multiplier, name in pairs:
-            moved = _folded(multiplier, name, factors, grown) if transfer.form == "folded" else {}
+            moved = _folded(multiplier, name, factors, grown) if settings.form == "folded" else {}
             factors.update({key: each.moved(1.0, rule) for key, each in moved.items()})
             if not moved:
                 put[multiplier] = None

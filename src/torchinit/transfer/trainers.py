@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from torch import Tensor, nn
 
-from torchinit.api import plan
 from torchinit.errors import ConfigError
 from torchinit.initializers import Normal
+from torchinit.initializers.base import Fill
 from torchinit.model.names import glob_matches, normalize
 from torchinit.transfer.groups import Group
-
-if TYPE_CHECKING:
-    from torchinit.transfer.transfer import Transfer
 
 _CLASSES: Final = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD", "lion": "Lion"}
 
@@ -51,7 +48,6 @@ class Megatron:
     :attr:`lr_mult`, and :meth:`no_weight_decay_cond`.
     """
 
-    transfer: Transfer
     groups: tuple[Group, ...]
     min_lr: float = 0.0
 
@@ -85,21 +81,18 @@ class Megatron:
         """Whether a parameter has no weight decay."""
         return not self._group(name).weight_decay
 
-    def init_method(self, glob: str) -> Callable[[Tensor], Tensor]:
-        """A function that draws a weight in place, for ``config.init_method`` and its like, from torch's generator.
-
-        ``glob`` names the parameters that it is for, whose start has to be one normal distribution.
-        """
-        known = {step.site.name: step.fill for step in plan(self.transfer.target(), self.transfer.recipe).steps}
-        found = {fill for name, fill in known.items() if glob_matches(glob, name)}
-        if len(found) != 1 or not isinstance(fill := next(iter(found)), Normal):
-            what = ", ".join(sorted(map(str, found))) or "nothing"
-            raise ConfigError(f"an init_method is one normal distribution, but {glob!r} is {what}")
-        return partial(nn.init.normal_, mean=float(fill.mean), std=float(fill.std))
-
     def _group(self, name: str) -> Group:
         whole = normalize(name)
         for each in self.groups:
             if whole in each.names:
                 return each
         raise ConfigError(f"the transfer has no group with {name!r}: it is frozen, or another model's")
+
+
+def init_method(glob: str, fills: Mapping[str, Fill]) -> Callable[[Tensor], Tensor]:
+    """The normal distribution of the parameters that a glob fits, as a function; ConfigError where it is not one."""
+    found = {fill for name, fill in fills.items() if glob_matches(glob, name)}
+    if len(found) != 1 or not isinstance(fill := next(iter(found)), Normal):
+        what = ", ".join(sorted(map(str, found))) or "nothing"
+        raise ConfigError(f"an init_method is one normal distribution, but {glob!r} is {what}")
+    return partial(nn.init.normal_, mean=float(fill.mean), std=float(fill.std))

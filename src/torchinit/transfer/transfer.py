@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields
+from functools import cached_property, partial
 from typing import Any, Final, get_args
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from torchinit._text import did_you_mean, fold_numbers, format_table
-from torchinit.api import sites
+from torchinit.api import plan, sites
 from torchinit.errors import ConfigError
 from torchinit.linting import Findings
 from torchinit.model.names import check_globs
 from torchinit.recipes import decode_recipe, recipe_to_data
 from torchinit.rules import Recipe
 from torchinit.serialization.json import unique_json
-from torchinit.transfer.agreement import agreement
+from torchinit.transfer.agreement import Followed, agreement
 from torchinit.transfer.base import Base, Start
 from torchinit.transfer.groups import Group, groups_of
 from torchinit.transfer.growth import growth_among, matched
@@ -32,16 +32,8 @@ from torchinit.transfer.multipliers import (
 )
 from torchinit.transfer.rows import TransferRow, resolved
 from torchinit.transfer.start import rules_of
-from torchinit.transfer.table import (
-    PARAMETRIZATIONS,
-    Decay,
-    Factors,
-    Form,
-    ParameterRole,
-    Parametrization,
-    optimizer_named,
-)
-from torchinit.transfer.trainers import Megatron, torchtitan_groups
+from torchinit.transfer.table import Decay, Factors, Form, ParameterRole, Settings, check_choice
+from torchinit.transfer.trainers import Megatron, init_method, torchtitan_groups
 
 _FORMAT: Final = "torchinit-transfer-1"
 
@@ -97,36 +89,21 @@ class Transfer:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"Transfer takes a torch.nn.Module, but got {type(model).__name__}")
-        _check_choices(
-            parametrization=(parametrization, PARAMETRIZATIONS), form=(form, get_args(Form)), wd=(wd, get_args(Decay))
-        )
         for argument, globs in (
             ("fixed", [each.partition(":")[0] for each in fixed]),
             ("kinds", kinds or {}),
             ("branches", branches),
         ):
             check_globs(argument, globs)
-        _check_choices(**{f"kinds[{glob!r}]": (kind, get_args(ParameterRole)) for glob, kind in (kinds or {}).items()})
-        table = PARAMETRIZATIONS[parametrization]
+        for glob, kind in (kinds or {}).items():
+            check_choice(f"kinds[{glob!r}]", kind, get_args(ParameterRole))
         self.model: nn.Module | None = model
-        self.parametrization: str = parametrization
-        self.form: Form = form
-        self.optimizer: str = optimizer_named(optimizer)[0]
-        self.alpha: float = table.depth if table.depth is not None and parametrization != "completep" else float(alpha)
-        self.wd: Decay = wd
-        self.zero_readout: bool = zero_readout
-        known = [site for site in sites(model) if site.kind == "parameter"]
+        self.settings: Settings = Settings.of(parametrization, form, optimizer, alpha, wd, zero_readout)
         found = _base(model, base, base_width, start)
-        pairs = matched(known, found.sites)
+        pairs = matched([site for site in sites(model) if site.kind == "parameter"], found.sites)
         grown = growth_among(pairs, fixed, kinds)
-        self.rows, self.multipliers = resolved(self, model, grown, found, branches)
-        self._rules: Recipe | None = None
-        self._grown, self._base = grown, found
-
-    @property
-    def table(self) -> Parametrization:
-        """The table of the parametrization."""
-        return PARAMETRIZATIONS[self.parametrization]
+        self.rows, self.multipliers = resolved(self.settings, model, grown, found, branches)
+        self._start: Callable[[], Recipe] = partial(rules_of, grown, found, self.rows, self.settings)
 
     def __getitem__(self, name: str) -> TransferRow:
         """The row of a parameter, by any of its names."""
@@ -149,7 +126,7 @@ class Transfer:
 
         Raises ConfigError where nobody knows what starts the base.
         """
-        return self._rules if self._rules is not None else rules_of(self._grown, self._base, self)
+        return self._start()
 
     # --- in the model and in its optimizer ---------------------------------------------------------------------------
 
@@ -179,7 +156,7 @@ class Transfer:
         Raises ConfigError where every parameter is frozen, and for weight decay under Adam, whose L2 term no rule
         transfers: take AdamW.
         """
-        groups = groups_of(self, lr=lr, weight_decay=weight_decay, eps=eps, no_decay=no_decay, adam_lr=adam_lr)
+        groups = self.groups(lr=lr, weight_decay=weight_decay, eps=eps, no_decay=no_decay, adam_lr=adam_lr)
         return [group.for_torch(self.target(model)) for group in groups]
 
     def groups(
@@ -187,7 +164,15 @@ class Transfer:
         adam_lr: float | None = None,
     ) -> list[Group]:  # fmt: skip
         """The same groups as plain data, by names."""
-        return groups_of(self, lr=lr, weight_decay=weight_decay, eps=eps, no_decay=no_decay, adam_lr=adam_lr)
+        return groups_of(
+            self.rows,
+            self.settings.optimizer,
+            lr=lr,
+            weight_decay=weight_decay,
+            eps=eps,
+            no_decay=no_decay,
+            adam_lr=adam_lr,
+        )
 
     def torchtitan(self, **settings: Any) -> list[dict[str, Any]]:
         """The groups as arguments of torchtitan's ``ParamGroupConfig``; ``settings`` are those of :meth:`groups`."""
@@ -195,14 +180,28 @@ class Transfer:
 
     def megatron(self, *, min_lr: float = 0.0, **settings: Any) -> Megatron:
         """The groups as Megatron-style code takes them; ``settings`` are those of :meth:`groups`."""
-        return Megatron(self, tuple(self.groups(**settings)), min_lr)
+        return Megatron(tuple(self.groups(**settings)), min_lr)
+
+    def init_method(self, glob: str) -> Callable[[Tensor], Tensor]:
+        """A function that draws a weight in place, for Megatron's ``config.init_method``, from torch's generator.
+
+        ``glob`` names the parameters that it is for; ConfigError where their start is not one normal distribution.
+        """
+        planned = plan(self.target(), self.recipe)
+        return init_method(glob, {step.site.name: step.fill for step in planned.steps})
 
     def lint(self, model: nn.Module | None = None, *optimizers: Optimizer) -> Findings:
         """What of a model, and of its optimizers, contradicts this transfer: multipliers, starts, rates, eps and ties.
 
         Rates are those of the moment: ask again after a scheduler was made, and after some of its steps.
         """
-        return agreement(self, self.target(model), optimizers)
+        try:
+            start = plan(self.target(model), self.recipe)
+        except ConfigError:  # nobody knows it
+            start = None
+        return agreement(
+            Followed(self.target(model), optimizers, self.rows, self.multipliers, self.settings.optimizer, start)
+        )
 
     def target(self, model: nn.Module | None = None) -> nn.Module:
         """The model that is meant: the given one, else that of the constructor; ConfigError where there is neither."""
@@ -218,8 +217,7 @@ class Transfer:
         for row in self.rows:
             folded.setdefault((fold_numbers(row.name), *row.cells()), []).append(row.name)
         lines = [[name if len(names) > 1 else names[0], *cells] for (name, *cells), names in folded.items()]
-        depth = f", α = {self.alpha:g}" if self.table.depth is not None else ""
-        title = f"{self.parametrization} ({self.form}{depth}) for {self.optimizer}; {self.table.source}"
+        title = str(self.settings)
         notes = {note: row.name for row in reversed(self.rows) for note in row.notes}
         told = [str(each) for each in self.multipliers] + [f"{name}: {note}" for note, name in notes.items()]
         head = ["parameter", "kind", "base -> here", "std x", "mult", "lr x", "eps x", "wd x"]
@@ -227,14 +225,13 @@ class Transfer:
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain data, the recipe included where it is known."""
-        settings = ("parametrization", "form", "optimizer", "alpha", "wd", "zero_readout")
         try:
             recipe = recipe_to_data(self.recipe)
         except ConfigError:
             recipe = None
         return {
             "format": _FORMAT,
-            **{name: getattr(self, name) for name in settings},
+            **asdict(self.settings),
             "rows": [{**asdict(row), "factors": row.factors._asdict()} for row in self.rows],
             "multipliers": [asdict(each) for each in self.multipliers],
             "recipe": recipe,
@@ -252,23 +249,20 @@ class Transfer:
             if data.get("format") != _FORMAT:
                 raise ValueError(f"its format is {data.get('format')!r}, not {_FORMAT!r}")
             made = cls.__new__(cls)
-            for name in ("parametrization", "form", "optimizer", "alpha", "wd", "zero_readout"):
-                setattr(made, name, data[name])
             made.model = model
+            made.settings = Settings(**{each.name: data[each.name] for each in fields(Settings)})
             made.rows = tuple(TransferRow.of(each) for each in data["rows"])
             made.multipliers = tuple(Multiplier(**each) for each in data["multipliers"])
-            made._rules = decode_recipe(data["recipe"]) if data["recipe"] else None
-            made._grown, made._base = [], Base.of(nn.Module())
+            made._start = partial(_known, decode_recipe(data["recipe"]) if data["recipe"] else None)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"this is not a transfer: {error}") from None
         return made
 
 
-def _check_choices(**choices: tuple[object, Any]) -> None:
-    for argument, (value, known) in choices.items():
-        if value not in known:
-            near = did_you_mean(value, known) if isinstance(value, str) else ""
-            raise ConfigError(f"{argument} is one of {', '.join(known)}, but got {value!r}{near}")
+def _known(recipe: Recipe | None) -> Recipe:
+    if recipe is None:
+        raise ConfigError("the transfer was written where nobody knew what starts the base, so it has no recipe")
+    return recipe
 
 
 def _base(model: nn.Module, base: Any, base_width: int | None, start: Start | None) -> Base:

@@ -52,9 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
             raise UsageError("a saved base has its start with it: --recipe and --base-arg are for a model")
         base = Base.load(arguments.base)
     else:
-        base = Base.of(
-            models.build(arguments.base, models.parse_arguments(arguments.base_arg, "--base-arg"), "meta"), start
-        )
+        given = models.parse_arguments(arguments.base_arg, "--base-arg")
+        base = Base.of(models.build(arguments.base, given, "meta"), start)
     if arguments.save_base:
         base.save(arguments.save_base)
     transfer = Transfer(
