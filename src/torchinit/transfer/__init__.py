@@ -7,7 +7,7 @@ from torchinit.transfer.base import Base
 from torchinit.transfer.groups import Group
 from torchinit.transfer.multipliers import Applied, Multiplier
 from torchinit.transfer.rows import TransferRow
-from torchinit.transfer.table import OPTIMIZERS, PARAMETRIZATIONS, Factors, Parametrization, TableRow
+from torchinit.transfer.table import OPTIMIZERS, PARAMETRIZATIONS, Factors, Parametrization, Settings, TableRow
 from torchinit.transfer.trainers import Megatron
 from torchinit.transfer.transfer import Transfer
 
@@ -21,6 +21,7 @@ __all__ = [
     "OPTIMIZERS",
     "PARAMETRIZATIONS",
     "Parametrization",
+    "Settings",
     "TRANSFER_CHECKS",
     "TableRow",
     "Transfer",

@@ -107,8 +107,8 @@ def other_rate(followed: Followed) -> Iterator[Hit]:
 def other_eps_or_decay(followed: Followed) -> Iterator[Hit]:
     """An eps or a weight decay that has another ratio to the others' than in the table.
 
-    An eps alike for all matters where gradients are as small as it: at 1e-8, from about 64 times the base's width on.
-    Parameters without weight decay are as good.
+    One eps for all passes, as a base's that was larger, where all of the table's factors are one. Parameters without
+    weight decay are as good.
     """
     yield from _off(followed, "eps", lambda row: row.factors.eps)
     yield from _off(followed, "weight_decay", lambda row: row.factors.wd)

@@ -59,9 +59,9 @@ def matched(known: Sequence[Site], base: Mapping[str, Site]) -> list[Matched]:
             does = "does" if site.aliases else "does not"
             raise ConfigError(f"the base model is of another structure: it {tied} {does}: {site.name!r}")
         pairs.append(Matched(site, other))
-        patterns |= {fold_numbers(view.name) for view in site.views}
-    for name in base:
-        if fold_numbers(name) not in patterns:
+        patterns |= {view.name if site.block is None else fold_numbers(view.name) for view in site.views}
+    for name, other in base.items():
+        if name not in patterns and (other.block is None or fold_numbers(name) not in patterns):
             raise ConfigError(f"the base model is of another structure: this model has no {name!r}")
     return pairs
 

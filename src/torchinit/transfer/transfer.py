@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from torchinit._text import did_you_mean, fold_numbers, format_table
 from torchinit.api import plan, sites
-from torchinit.errors import ConfigError
+from torchinit.errors import ConfigError, PlanError
 from torchinit.linting import Findings
 from torchinit.model.names import check_globs
 from torchinit.recipes import decode_recipe, recipe_to_data
@@ -197,7 +197,7 @@ class Transfer:
         """
         try:
             start = plan(self.target(model), self.recipe)
-        except ConfigError:  # nobody knows it
+        except (ConfigError, PlanError):  # nobody knows it, or it is not for this model
             start = None
         return agreement(
             Followed(self.target(model), optimizers, self.rows, self.multipliers, self.settings.optimizer, start)
