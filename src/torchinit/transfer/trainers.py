@@ -46,6 +46,10 @@ class Megatron:
     ``overrides`` has for each group its names and ``max_lr``, ``min_lr``, ``eps`` and ``wd_mult``, the fields of
     ``ParamGroupOverride``: a floor of the rate is scaled with the rate. Older code is given :meth:`scale_lr_cond` with
     :attr:`lr_mult`, and :meth:`no_weight_decay_cond`.
+
+    >>> megatron = Megatron((Group(("up.weight",), "adamw", 1e-3, 0.4, 2.5e-9, 0.25, 4.0, 0.25),), min_lr=1e-5)
+    >>> megatron.scale_lr_cond("up.weight"), megatron.lr_mult, megatron.overrides[0]["min_lr"]
+    (True, 0.25, 2.5e-06)
     """
 
     groups: tuple[Group, ...]
