@@ -64,6 +64,9 @@ NAMESPACES = {
     "torchinit.rules": """
         All AnyOf Block Dtype Is Kinds Layer Leaf Name Not Recipe Regex Roles Rule SELECTORS Selector Shape Within""",
     "torchinit.tracing": "Lock Trace Write capture lock seeded trace",
+    "torchinit.transfer": """
+        Applied Base Factors Group Megatron Multiplier OPTIMIZERS PARAMETRIZATIONS Parametrization Settings
+        TRANSFER_CHECKS TableRow Transfer TransferRow""",
 }
 """What each namespace offers."""
 
@@ -73,7 +76,7 @@ BESIDES = """
     Caffe2XavierInit ConstantInit KaimingInit NormalInit PretrainedInit TruncNormalInit UniformInit
     WEIGHT_INITIALIZERS XavierInit __version__ api bias_init_with_prob caffe2_xavier_init checkpoints
     constant_init distributed errors initializers integrations kaiming_init knowledge linting mmengine model
-    noise normal_init plans probing recipes rules trace tracing trunc_normal_init uniform_init xavier_init"""
+    noise normal_init plans probing recipes rules trace tracing transfer trunc_normal_init uniform_init xavier_init"""
 
 ROOT = Path(torchinit.__file__).parent
 LAZY = [torchinit, checkpoints, integrations]
