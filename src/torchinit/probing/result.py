@@ -66,8 +66,18 @@ class Probe:
         chain = max(self.measurement.chains, key=lambda each: len(each.outputs), default=None)
         if chain is None or math.isnan(chain.signal):
             return f"loss {self.measurement.objective.loss:.3g}"
-        back = "" if math.isnan(chain.gradient) else f", {math.exp(chain.gradient):.2g} of the gradient back"
-        return f"{math.exp(chain.signal):.2g} of the signal is left after {len(chain.outputs)} {chain.kind}{back}"
+        there, back = math.exp(min(chain.signal, 700.0)), math.exp(min(chain.gradient, 700.0))
+        texts = [
+            f"the signal grows {there:.2g} times over" if there >= 1 else f"{there:.2g} of the signal is left after"
+        ]
+        texts += [f" {len(chain.outputs)} {chain.kind}"]
+        if not math.isnan(chain.gradient):
+            texts += [
+                f", the gradient {back:.2g} times on its way back"
+                if back >= 1
+                else f", {back:.2g} of the gradient back"
+            ]
+        return "".join(texts)
 
     def __str__(self) -> str:
         return self.table()
