@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 
@@ -70,6 +70,13 @@ class Figure:
             yield f"Healthy is {digits(self.band[0])} to {digits(self.band[1])}."
 
     @property
+    def sparkline(self) -> str:
+        """The first line in one line of text: heights by the logarithm, its ends."""
+        values = [self.series[0].values[at] for at in self.series[0].known]
+        ends = " to ".join(digits(value) for value in (values[0], values[-1])) if values else "-"
+        return f"{self.title:<22}{sparkline(values)}  {ends}"
+
+    @property
     def is_empty(self) -> bool:
         """Whether no line has two values to connect."""
         return all(len(each.known) < 2 for each in self.series)
@@ -99,6 +106,22 @@ class Distribution:
         width = (self.high - self.low) / len(self.counts)
         total = sum(self.counts) or 1
         return tuple(number / total / width for number in self.counts)
+
+
+def sparkline(values: Sequence[float], most: int = 32) -> str:
+    """The values by the height of their logarithm; zero and what is not finite by a sign, of many every so many.
+
+    >>> sparkline([1.0, 0.1, 0.01, 0.0, math.inf]), sparkline([0.2, 0.2])
+    ('█▅▁0∞', '██')
+    """
+    step = -(-len(values) // most) or 1
+    shown = [*values[:-1:step], values[-1]] if values else []
+    logs = [math.log10(value) for value in shown if 0 < value < math.inf]
+    high = max(logs, default=0.0)
+    low = min([*logs, high - 0.3])
+    heights = ((math.log10(value) - low) / (high - low) if 0 < value < math.inf else None for value in shown)
+    pairs = zip(shown, heights, strict=True)
+    return "".join(digits(value) if share is None else "▁▂▃▄▅▆▇█"[round(share * 7)] for value, share in pairs)
 
 
 def digits(value: float, number: int = 3) -> str:

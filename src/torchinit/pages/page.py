@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import torch
 
@@ -89,19 +89,16 @@ class Page:
 
     def html(self, *, fragment: bool = False) -> str:
         """The page as HTML; a ``fragment`` is for a notebook: without scripts and without the long tables."""
-        try:
-            import jinja2
-        except ImportError:
-            raise MissingExtraError("an HTML page", "report") from None
-        made = jinja2.Environment(
-            autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        made = jinja().Environment(
+            autoescape=True, undefined=jinja().StrictUndefined, trim_blocks=True, lstrip_blocks=True,
             finalize=lambda value: plain(value) if type(value) is str else value,
         )  # fmt: skip
         template = made.from_string((_HERE / "page.html.jinja").read_text("utf-8"))
-        return template.render(
+        text: str = template.render(
             page=self, whole=not fragment, mark=_MARKS[self.severity], style=_style(), grid=grid, draw=drawing.draw,
             cut=cut, script=(_HERE / "page.js").read_text("utf-8"), drawn=list(self._drawn()),
         )  # fmt: skip
+        return text
 
     def _drawn(self) -> Iterator[tuple[Distribution, str]]:
         """The distributions with their drawings, the first of many."""
@@ -129,6 +126,15 @@ class Page:
             text = drawing.standalone(svg, *drawing.SMALL, cut(each.title, 20), each.caption)
             files[-1].write_text(text, "utf-8")
         return files
+
+
+def jinja() -> Any:
+    """The template engine. Raises MissingExtraError where it is not installed."""
+    try:
+        import jinja2
+    except ImportError:
+        raise MissingExtraError("an HTML page", "report") from None
+    return jinja2
 
 
 def _style() -> str:
@@ -172,7 +178,8 @@ def grid(table: Table) -> Grid:
             key = _key(text) if numeric[at] else None
             cells.append(Cell(cut(one_line(text), most), key, text if len(text) > most else ""))
         rows.append((_words(group), tuple(cells), group.notes))
-    return Grid(tuple((columns[at].head, numeric[at]) for at in kept), tuple(rows), kept.index(table.before))
+    name = kept.index(table.before) if table.before in kept else -1
+    return Grid(tuple((columns[at].head, numeric[at]) for at in kept), tuple(rows), name)
 
 
 def _words(group: Group) -> str:

@@ -119,6 +119,12 @@ def _chains(measured: Measurement, beside: Measurement | None, name: str) -> Ite
             yield Panel(f"By depth: {len(chain.outputs)} {chain.kind}, {ends}", drawn, heads, numbers)
 
 
+def figures_of(measured: Measurement) -> Iterator[Figure]:
+    """The figures of a measurement, along its chains, and beside them."""
+    for panel in (*_chains(measured, None, ""), *_others(measured, None, "")):
+        yield from panel.figures
+
+
 def _key(chain: SignalChain) -> tuple[str, str]:
     return chain.kind, chain.outputs[0].name
 

@@ -15,11 +15,12 @@ from torchinit.errors import MissingExtraError
 from torchinit.linting.findings import Findings
 from torchinit.probing.checks import PROBE_CHECKS
 from torchinit.probing.measurement import Measurement, SignalChain
-from torchinit.probing.page import page_of
+from torchinit.probing.page import figures_of, page_of
 from torchinit.probing.values import StartValues
 
 _FORMAT: Final = "torchinit-probe-1"
 _ROWS, _WIDTH = 12, 16
+_CHARTED: Final = {"signal", "gradient"}
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ class Probe:
             codes.setdefault(each.remedy, {})[each.code] = None
         ways = [f"{', '.join(several)} way out: {remedy}" for remedy, several in codes.items() if remedy]
         charts = [line for chain in self.measurement.chains for line in _chart(chain)]
-        parts = [[self.verdict], charts, [*findings, *ways], [*self._conditions()]]
+        beside = [f"  {each.sparkline}" for each in figures_of(self.measurement) if each.name not in _CHARTED]
+        parts = [[self.verdict], charts, beside, [*findings, *ways], [*self._conditions()]]
         return "\n\n".join("\n".join(map(one_line, part)) for part in parts if part)
 
     def _conditions(self) -> Iterator[str]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 from torchinit._text import abbreviate, count, did_you_mean, format_table
 from torchinit.model.names import check_globs, glob_matches
-from torchinit.pages import Figure, Series
+from torchinit.pages import Figure, Page, Panel, Series
 from torchinit.pages.drawing import drawn_to_file
 
 Size: TypeAlias = Literal["width", "depth"]
@@ -176,16 +176,19 @@ class CoordCheck:
 
     def table(self) -> str:
         """A line for each layer: its slopes, the change at each size, the verdict; then the summary."""
+        head, rows = self._rows()
+        losses = ["loss", "", "", "", *(f"{loss:.4g}" for loss in self.losses), ""]
+        return f"{format_table(head, [*rows, losses])}\n{self.summary()}"
+
+    def _rows(self) -> tuple[list[str], list[list[str]]]:
         head = ["layer", "is", "change", "at the start", *(f"{self.kind} {size}" for size in self.sizes), ""]
-        rows = [
+        return head, [
             [
                 each.name, each.role or each.layer, _plus_minus(each.change, each.change_error),
                 _plus_minus(each.start, each.start_error), *(f"{value:.2g}" for value in each.changes), each.verdict,
             ]
             for each in self.slopes
         ]  # fmt: skip
-        losses = ["loss", "", "", "", *(f"{loss:.4g}" for loss in self.losses), ""]
-        return f"{format_table(head, [*rows, losses])}\n{self.summary()}"
 
     def to_dict(self) -> dict[str, object]:
         """All numbers as plain data; None for a slope where there is none."""
@@ -215,6 +218,13 @@ class CoordCheck:
     def save_svg(self, path: str | Path) -> None:
         """Write the picture to a file."""
         Path(path).write_text(self.to_svg(), "utf-8")
+
+    def save_html(self, path: str | Path) -> None:
+        """Write the picture and the table as one HTML file. Raises MissingExtraError without the extra ``report``."""
+        head, rows = self._rows()
+        figure = replace(self.figure(), caption="Beside each name its slope; what is not flat is dashed.")
+        panel = Panel(f"By {self.kind}", (figure,), tuple(head), tuple(map(tuple, rows)))
+        Page(self.about, self.summary()[2:], "good" if self.flat else "error", panels=(panel,)).save(path)
 
 
 def _plus_minus(slope: float, error: float) -> str:

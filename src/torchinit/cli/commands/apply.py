@@ -22,6 +22,7 @@ from torchinit.cli.errors import UsageError
 from torchinit.errors import PlanError
 from torchinit.initializers.composed import Opaque
 from torchinit.noise import STREAM, Keyed
+from torchinit.pages.page import jinja
 from torchinit.plans.fingerprint import fingerprint
 from torchinit.plans.only import prove
 from torchinit.plans.plan import Plan, Skipped
@@ -42,12 +43,15 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="where the values come from (default: 0)")
     text = "convert the model first (default: as its factory makes it)"
     parser.add_argument("--dtype", choices=(*_SHORT, *_SHORT.values()), help=text)
+    parser.add_argument("--html", metavar="FILE", help="write the report as a page that needs no other file, too")
     parser.add_argument("--no-stats", action="store_false", dest="stats", help="write without measuring")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the file and print the report; where the values are not as planned there is no file."""
     weights.check_output(arguments.output, force=arguments.force)
+    if arguments.html:
+        jinja()  # rather than at the end
     try:
         noise = Keyed(arguments.seed)
     except ValueError as error:
@@ -69,12 +73,13 @@ def run(arguments: argparse.Namespace) -> int:
         work = partial(carry_out, plan, local_shards(model), noise, stats=arguments.stats, progress=progress)
         report = prove(model, plan, work)
     report = replace(report, fingerprint=fingerprint(model))
+    subject = f"{type(model).__name__} with {arguments.recipe or 'its own start'}, seed {noise.seed}"
+    if arguments.html:
+        report.save_html(arguments.html, subject=subject)
     if arguments.json:
         print(report.to_json())
     else:
-        options.show_table(
-            arguments, report, f"{type(model).__name__} with {arguments.recipe or 'its own start'}, seed {noise.seed}"
-        )
+        options.show_table(arguments, report, subject)
     report.assert_ok()
     origin = {"torchinit.version": __version__, "torchinit.stream": STREAM, "torchinit.seed": str(noise.seed)}
     weights.write_state(arguments.output, model.state_dict(), origin)
