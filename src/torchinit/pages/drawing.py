@@ -6,10 +6,11 @@ import math
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from html import escape
+from html import escape as escaped
 from itertools import pairwise
 from typing import Final, TypeAlias
 
+from torchinit._text import one_line, plain
 from torchinit.pages.figures import Distribution, Figure, Series, digits
 
 Point: TypeAlias = tuple[float, float]
@@ -29,7 +30,7 @@ _MARGIN: Final = 200
 # lightness, too, so they hold for the colour-blind, and have a contrast of 4.5 on their page, as the dim text has.
 COLOURS: Final = (
     "--page:#fcfcfa;--ink:#1c1f23;--dim:#61676e;--edge:#dfe1dd;--field:#ffffff;"
-    "--one:#0b7a75;--pale:#a5d3ce;--band:#e6efec;--two:#c6304f;--warn:#8a5a00"
+    "--one:#0a716c;--pale:#a5d3ce;--band:#e6efec;--two:#c6304f;--warn:#8a5a00"
 )
 DARK: Final = (
     "--page:#141617;--ink:#eceae4;--dim:#9ba1a7;--edge:#2f3335;--field:#1a1d1f;"
@@ -100,10 +101,12 @@ class _Scale:
 
     def y(self, value: float) -> float:
         """The height of a value, which is not NaN."""
-        if value <= 0:
-            return _BOTTOM
-        share = (math.log10(value) - self.low) / (self.high - self.low) if value < math.inf else math.inf
-        return _TOP if share == math.inf else self.bottom - (self.bottom - self.top) * min(max(share, 0.0), 1.0)
+        return self.height(math.log10(value)) if 0 < value < math.inf else _TOP if value > 0 else _BOTTOM
+
+    def height(self, exponent: float) -> float:
+        """The height of a power of ten."""
+        share = (exponent - self.low) / (self.high - self.low)
+        return self.bottom - (self.bottom - self.top) * min(max(share, 0.0), 1.0)
 
     @property
     def ticks(self) -> range:
@@ -112,7 +115,8 @@ class _Scale:
 
 
 def _scale(figure: Figure) -> _Scale:
-    values = [value for each in figure.series for value in (*each.values, *each.predicted) if value is not None]
+    every = (value for each in figure.series for value in (*each.values, *each.predicted) if value is not None)
+    values = [value for value in every if not math.isnan(value)]
     known = [math.log10(value) for value in values if 0 < value < math.inf] or [0.0]
     ends = [end for end in figure.band or () if 0 < end < math.inf]
     known += [math.log10(end) for end in ends]
@@ -199,9 +203,8 @@ def _band(figure: Figure, scale: _Scale, canvas: _Canvas) -> Iterator[str]:
 
 def _axes(figure: Figure, scale: _Scale, xs: Sequence[float]) -> Iterator[str]:
     for decade in scale.ticks:
-        y = scale.y(10.0**decade) if decade > -308 else scale.bottom
         text = "1" if decade == 0 else "10" if decade == 1 else f'10<tspan dy="-4" font-size="8.5">{decade}</tspan>'
-        yield _tick("grid", y, text)
+        yield _tick("grid", scale.height(decade), text)
     edges = [("0", _BOTTOM)] * (scale.bottom < _BOTTOM) + [("∞", _TOP)] * (scale.top > _TOP)
     yield from (_tick("edge", y, text) for text, y in edges)
     names, step = _short(figure.places), -(-len(xs) // 12)
@@ -267,9 +270,15 @@ def _path(points: Sequence[Point]) -> str:
     return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
 
 
+def escape(text: str) -> str:
+    """The text as it may stand in a page: no markup of its own, nothing unseen."""
+    return escaped(plain(text))
+
+
 def cut(text: str, most: int) -> str:
-    """The text without its middle where it is long."""
-    return text if len(text) <= most else f"{text[: most // 3]}…{text[most // 3 + 1 - most :]}"
+    """The text in one line, without its middle where it is long."""
+    shown = one_line(text)
+    return shown if len(shown) <= most else f"{shown[: most // 3]}…{shown[most // 3 + 1 - most :]}"
 
 
 # --- how values are distributed --------------------------------------------------------------------------------------

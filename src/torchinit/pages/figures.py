@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from torchinit._text import count
+
 
 @dataclass(frozen=True, slots=True)
 class Series:
@@ -47,6 +49,17 @@ class Figure:
     caption: str = ""
     band: tuple[float, float] | None = None
     sizes: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        for each in self.series:
+            if len(each.values) != len(self.places) or len(each.predicted) not in (0, len(self.places)):
+                raise ValueError(
+                    f"{self.name}: {each.label!r} takes a value for each of {count(len(self.places), 'place')}"
+                )
+        if self.sizes and (len(self.sizes) != len(self.places) or min(self.sizes) <= 0):
+            raise ValueError(
+                f"{self.name}: sizes= takes a positive number for each of {count(len(self.places), 'place')}"
+            )
 
     @property
     def ratio(self) -> float:

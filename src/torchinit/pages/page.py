@@ -121,8 +121,10 @@ class Page:
             for figure in panel.figures:
                 files.append(place / f"{figure.name}{f'-{number + 1}' if number else ''}.svg")
                 files[-1].write_text(drawing.drawn_to_file(figure), "utf-8")
-        for each, svg in self._drawn():
-            files.append(place / f"values-{re.sub(r'[^A-Za-z0-9]+', '-', each.title).strip('-')[:100]}.svg")
+        for number, (each, svg) in enumerate(self._drawn()):
+            files.append(
+                place / f"values-{number + 1}-{re.sub(r'[^A-Za-z0-9]+', '-', each.title).strip('-')[:100]}.svg"
+            )
             text = drawing.standalone(svg, *drawing.SMALL, cut(each.title, 20), each.caption)
             files[-1].write_text(text, "utf-8")
         return files
@@ -176,7 +178,7 @@ def grid(table: Table) -> Grid:
         for at in kept:
             text, most = entry.cells[at].strip(), _LONGEST_NAME if at == table.before else _LONGEST_TEXT
             key = _key(text) if numeric[at] else None
-            cells.append(Cell(cut(one_line(text), most), key, text if len(text) > most else ""))
+            cells.append(Cell(cut(text, most), key, text if len(text) > most else ""))
         rows.append((_words(group), tuple(cells), group.notes))
     name = kept.index(table.before) if table.before in kept else -1
     return Grid(tuple((columns[at].head, numeric[at]) for at in kept), tuple(rows), name)
