@@ -21,7 +21,7 @@ from torchinit.plans.fingerprint import fingerprint
 from torchinit.plans.report import Report
 
 _SHAPE: Final = Column("shape")
-_SAMPLE: Final = 1 << 15
+_SAMPLE: Final = 1 << 14
 _COUNTS: Final = 40
 _REACH: Final = 4.5
 """The standard deviations from the mean that a histogram shows: outliers do not make it a spike."""

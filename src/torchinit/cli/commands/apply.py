@@ -22,7 +22,6 @@ from torchinit.cli.errors import UsageError
 from torchinit.errors import PlanError
 from torchinit.initializers.composed import Opaque
 from torchinit.noise import STREAM, Keyed
-from torchinit.pages.page import jinja
 from torchinit.plans.fingerprint import fingerprint
 from torchinit.plans.only import prove
 from torchinit.plans.plan import Plan, Skipped
@@ -50,8 +49,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Write the file and print the report; where the values are not as planned there is no file."""
     weights.check_output(arguments.output, force=arguments.force)
-    if arguments.html:
-        jinja()  # rather than at the end
+    options.check_page(arguments.html)
     try:
         noise = Keyed(arguments.seed)
     except ValueError as error:

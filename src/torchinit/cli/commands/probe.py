@@ -18,7 +18,6 @@ from torchinit.api import initialize
 from torchinit.cli import models, options
 from torchinit.cli.errors import UsageError
 from torchinit.linting import SEVERITIES, lint
-from torchinit.pages.page import jinja
 from torchinit.probing import PROBE_CHECKS, Probe, coord_check, probe
 
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -53,8 +52,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the verdict; 1 if a finding is as severe as --fail-on, or worse."""
     recipe = options.recipe_of(arguments.recipe) if arguments.recipe else None
     optimizer = _optimizer(arguments.optimizer) if arguments.optimizer else None
-    if arguments.html:
-        jinja()  # rather than at the end
+    options.check_page(arguments.html)
+    if arguments.beside and not arguments.html:
+        raise UsageError("--beside is for the page of --html: give its file")
     if arguments.widths or arguments.depths:
         return _over_sizes(arguments, recipe, optimizer)
     model = options.model_of(arguments, "cpu", arguments.seed)
@@ -66,8 +66,6 @@ def run(arguments: argparse.Namespace) -> int:
     result = run_once(recipe=recipe)
     if arguments.html:
         _save_page(arguments, model, result, run_once)
-    elif arguments.beside:
-        raise UsageError("--beside is for the page of --html: give its file")
     if arguments.sarif:
         print(result.findings.to_sarif(checks=PROBE_CHECKS, artifact=options.artifact_of(arguments)))
     else:
