@@ -56,6 +56,7 @@ NAMESPACES = {
         xavier_init""",
     "torchinit.model": "Box LayerClass Layout Shard Site Slot register_layout",
     "torchinit.noise": "Global Keyed Noise STREAM",
+    "torchinit.pages": "Distribution Figure Page Panel Section Series",
     "torchinit.plans": "Change Diff Fingerprint Plan Record Report Skipped Step local_shards make_plan run",
     "torchinit.probing": """
         CoordCheck CoordinateSlope Measurement OutputDistance PROBE_CHECKS Preservation Probe assert_flat
@@ -76,7 +77,8 @@ BESIDES = """
     Caffe2XavierInit ConstantInit KaimingInit NormalInit PretrainedInit TruncNormalInit UniformInit
     WEIGHT_INITIALIZERS XavierInit __version__ api bias_init_with_prob caffe2_xavier_init checkpoints
     constant_init distributed errors initializers integrations kaiming_init knowledge linting mmengine model
-    noise normal_init plans probing recipes rules trace tracing transfer trunc_normal_init uniform_init xavier_init"""
+    noise normal_init pages plans probing recipes rules trace tracing transfer trunc_normal_init uniform_init
+    xavier_init"""
 
 ROOT = Path(torchinit.__file__).parent
 LAZY = [torchinit, checkpoints, integrations]
