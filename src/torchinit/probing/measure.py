@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
@@ -71,7 +71,8 @@ class _Subject:
 
     def measure(self) -> Measurement:
         structure = [name for name, _ in self.model.named_parameters()]
-        with PassRecorder(self.model, self.inputs.samples) as recorder, ExitStack() as watching:
+        known = known_of(self.model, sizes_of(self.model), self.inputs)
+        with PassRecorder(self.model, self.inputs.samples, known) as recorder, ExitStack() as watching:
             watching.enter_context(recorder.operations.watching())
 
             def between() -> list[Tensor]:
