@@ -25,8 +25,9 @@ NAMESPACES = {
         BaseModule CheckpointError ConfigError Constant FanError FetchError Kaiming Kinds Layer LeCun Leaf
         LockError MissingExtraError Name Neutral Normal Ones Orthogonal Plan PlanError Pretrained ProbeError Regex
         Report ReportError Roles Rule RunError Shape TorchinitError TruncNormal Uniform Within Xavier Zeros
-        assert_healthy assert_initialized capture fingerprint gain initialize lint load_recipe lock materialize
-        open_checkpoint plan probe roles seeded show_log sites verify_replicas""",
+        assert_healthy assert_initialized assert_meta_parity capture coord_check fingerprint gain initialize lint
+        load_recipe lock
+        materialize open_checkpoint plan probe roles seeded show_log sites verify_replicas""",
     "torchinit.checkpoints": """
         Checkpoint Info Limits Loaded Pretrained RefusedPickleError fetch member_of open_checkpoint
         register_source""",
@@ -40,9 +41,10 @@ NAMESPACES = {
         DepthScaled Dirac Fill FromIndex ICNR Identity Initializer Kaiming LeCun LoadReport LogUniform Mapped MappedFill
         Moments Neutral Normal Ones Opaque Orthogonal Padded Prior Ramp RepeatedFill Scaled ScaledFill SinCos Sparse
         Stacked StackedFill TorchDefault TruncNormal Uniform VarianceScaling Xavier Zeros""",
-    "torchinit.integrations": "fsdp trainers",
+    "torchinit.integrations": "fsdp lightning torchtitan trainers transformers",
     "torchinit.knowledge": "Profile Role RoleRule gain profile read_rules register_roles roles",
-    "torchinit.linting": "CHECKS Finding Findings SEVERITIES Severity assert_initialized lint",
+    "torchinit.linting": """
+        CHECKS Finding Findings SEVERITIES Severity assert_initialized assert_meta_parity lint meta_parity""",
     "torchinit.mmengine": """
         BaseInit BaseModule Caffe2XavierInit CheckpointLoader ConstantInit KaimingInit MODEL_WRAPPERS ModuleDict
         ModuleList NormalInit PretrainedInit Registry Sequential TruncNormalInit UniformInit WEIGHT_INITIALIZERS
@@ -53,7 +55,8 @@ NAMESPACES = {
     "torchinit.model": "Box LayerClass Layout Shard Site Slot register_layout",
     "torchinit.noise": "Global Keyed Noise STREAM",
     "torchinit.plans": "Change Diff Fingerprint Plan Record Report Skipped Step local_shards make_plan run",
-    "torchinit.probing": "Measurement PROBE_CHECKS Probe assert_healthy probe",
+    "torchinit.probing": """
+        CoordCheck CoordinateSlope Measurement PROBE_CHECKS Probe assert_flat assert_healthy coord_check probe""",
     "torchinit.recipes": "INITIALIZERS RecipeLike decode_recipe load_recipe recipe_to_data schemes",
     "torchinit.rules": """
         All AnyOf Block Dtype Is Kinds Layer Leaf Name Not Recipe Regex Roles Rule SELECTORS Selector Shape Within""",

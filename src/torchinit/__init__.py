@@ -45,7 +45,9 @@ __all__ = [
     "Zeros",
     "assert_healthy",
     "assert_initialized",
+    "assert_meta_parity",
     "capture",
+    "coord_check",
     "fingerprint",
     "gain",
     "initialize",
@@ -80,6 +82,7 @@ if TYPE_CHECKING:
     from torchinit import recipes as recipes
     from torchinit import rules as rules
     from torchinit import tracing as tracing
+    from torchinit import transfer as transfer
     from torchinit.api import initialize, materialize, plan, sites
     from torchinit.checkpoints import Pretrained, open_checkpoint
     from torchinit.distributed import verify_replicas
@@ -111,6 +114,7 @@ if TYPE_CHECKING:
     )
     from torchinit.knowledge import gain, roles
     from torchinit.linting.lint import assert_initialized, lint
+    from torchinit.linting.parity import assert_meta_parity
     from torchinit.mmengine import WEIGHT_INITIALIZERS as WEIGHT_INITIALIZERS
     from torchinit.mmengine import BaseModule
     from torchinit.mmengine import Caffe2XavierInit as Caffe2XavierInit
@@ -132,6 +136,7 @@ if TYPE_CHECKING:
     from torchinit.mmengine.log import show_log
     from torchinit.plans import Plan, Report
     from torchinit.plans.fingerprint import fingerprint
+    from torchinit.probing.coordinates import coord_check
     from torchinit.probing.probe import assert_healthy, probe
     from torchinit.recipes import load_recipe
     from torchinit.rules import Kinds, Layer, Leaf, Name, Regex, Roles, Rule, Shape, Within
@@ -153,6 +158,7 @@ else:
         "initializers": "Constant Kaiming LeCun Neutral Normal Ones Orthogonal TruncNormal Uniform Xavier Zeros",
         "knowledge": "gain roles",
         "linting.lint": "assert_initialized lint",
+        "linting.parity": "assert_meta_parity",
         # MMEngine's page on initialization; BaseModule alone is in __all__
         "mmengine": "BaseModule Caffe2XavierInit ConstantInit KaimingInit NormalInit PretrainedInit TruncNormalInit"
         " UniformInit WEIGHT_INITIALIZERS XavierInit bias_init_with_prob caffe2_xavier_init constant_init kaiming_init"
@@ -160,6 +166,7 @@ else:
         "mmengine.log": "show_log",
         "plans": "Plan Report",
         "plans.fingerprint": "fingerprint",
+        "probing.coordinates": "coord_check",
         "probing.probe": "assert_healthy probe",
         "recipes": "load_recipe",
         "rules": "Kinds Layer Leaf Name Regex Roles Rule Shape Within",
@@ -171,7 +178,7 @@ else:
     }
     _MODULES = (
         "api checkpoints distributed errors initializers integrations knowledge linting mmengine model noise plans"
-        " probing recipes rules tracing"
+        " probing recipes rules tracing transfer"
     )
 
     def _near(name: str) -> str:

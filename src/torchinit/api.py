@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ from torchinit.distributed import Materialization, PlannedStart, Start, check_st
 from torchinit.distributed.allocation import check_device
 from torchinit.distributed.consensus import initialize_together
 from torchinit.errors import ConfigError, PlanError, RunError
+from torchinit.initializers.source import is_verbatim
 from torchinit.initializers.variance_scaling import asks_for_weight
 from torchinit.knowledge.following import with_activations
 from torchinit.knowledge.neutral import with_neutral
@@ -30,6 +31,7 @@ from torchinit.noise import Global, Keyed, Noise
 from torchinit.noise.settings import plain_thread
 from torchinit.noise.torch_generator import drawing_from
 from torchinit.plans.fingerprint import fingerprint as fingerprint_of
+from torchinit.plans.only import LOADING, Choice, Only, choose, is_loaded, is_within, prove
 from torchinit.plans.plan import Plan, Strict
 from torchinit.plans.planner import make_plan
 from torchinit.plans.report import Report
@@ -76,6 +78,7 @@ def plan(
     complete: bool = False,
     strict: Strict = False,
     trainable: bool | None = None,
+    only: Only | None = None,
     arguments: Mapping[str, Value] | None = None,
     **named: Value,
 ) -> Plan:
@@ -85,9 +88,15 @@ def plan(
     :func:`torchinit.recipes.to_rules`. ``complete`` makes a parameter that no rule covers a problem, ``strict`` a rule
     that matches nothing, a site that a checkpoint lacks, and a key of a checkpoint that nobody takes (but
     ``strict="model"`` lets those pass, with a warning); ``trainable`` leaves frozen parameters alone (None: rules of
-    schemes do). ``arguments`` are those of the recipe, which may be given as keywords, too. Raises ConfigError or
-    TypeError for anything but a recipe with its arguments and a model, PlanError when the plan has problems,
-    CheckpointError when they are all with checkpoints.
+    schemes do). ``arguments`` are those of the recipe, which may be given as keywords, too.
+
+    ``only`` leaves all other sites alone, and each parameter that it chooses must have a rule. It is globs of names
+    (``["head.*"]``), ``"missing"`` (what transformers has not marked as loaded; a buffer goes with the parameters of
+    its module), or an account of a load, which chooses what was not loaded: the ``loading_info`` of
+    ``from_pretrained``, what ``load_state_dict(strict=False)`` returns, a :class:`LoadReport` of ``report.loads``.
+
+    Raises ConfigError or TypeError for anything but a recipe with its arguments and a model, PlanError when the plan
+    has problems, CheckpointError when they are all with checkpoints.
 
     >>> import torch
     >>> from torchinit import Kaiming, Layer, Leaf, Rule
@@ -97,7 +106,8 @@ def plan(
     Normal(mean=0.0, std=0.2)
     """
     given = given_to(plan, arguments, named)
-    return draft(model, recipe, given, trainable=trainable).check(complete=complete, strict=strict)
+    drafted = draft(model, recipe, given, trainable=trainable, only=only)
+    return drafted.check(complete=complete or only is not None, strict=strict)
 
 
 def given_to(verb: Callable[..., object], arguments: Mapping[str, Value] | None, named: Mapping[str, Value]) -> Given:
@@ -106,11 +116,20 @@ def given_to(verb: Callable[..., object], arguments: Mapping[str, Value] | None,
     return Given.to(verb.__name__, keywords, arguments, named)
 
 
-def draft(model: nn.Module, recipe: RecipeLike, given: Given | None = None, *, trainable: bool | None = None) -> Plan:
+def draft(
+    model: nn.Module,
+    recipe: RecipeLike,
+    given: Given | None = None,
+    *,
+    trainable: bool | None = None,
+    only: Only | None = None,
+    leave: Mapping[str, str] | None = None,
+) -> Plan:
     """The plan of a recipe on a model, whatever is wrong with it; ConfigError when the recipe cannot be read."""
     refuse_transforms()
     check_model(model, recipe)
-    return _draft_among(model, _held_by(model), recipe, given or Given(), trainable=trainable)
+    held = _held_by(model)
+    return _draft_among(model, held, recipe, given or Given(), trainable=trainable, only=only, leave=leave)
 
 
 def _held_by(model: nn.Module) -> list[HeldTensor]:
@@ -120,19 +139,33 @@ def _held_by(model: nn.Module) -> list[HeldTensor]:
 
 
 def _draft_among(
-    model: nn.Module, held: Iterable[HeldTensor], recipe: RecipeLike, given: Given, *, trainable: bool | None
+    model: nn.Module,
+    held: Iterable[HeldTensor],
+    recipe: RecipeLike,
+    given: Given,
+    *,
+    trainable: bool | None,
+    only: Only | None = None,
+    leave: Mapping[str, str] | None = None,
 ) -> Plan:
     rules = to_rules(recipe, given)
-    with plain_thread():
+    # One stretch without the collector, since it starts whenever such a one ends; see make_plan for checkpoints.
+    guard = nullcontext() if any(is_verbatim(rule.init) for rule in rules) else collector_paused()
+    with plain_thread(), guard:
+        choice = Choice() if only is None else choose(only, group_sites(held))
         known = _sites_among(model, held)
         if asks_for_roles(rules):
             known = with_roles(model, known, held)
         if any(asks_for_weight(rule.init) for rule in rules):
             known = with_weights(known)
-        drafted = make_plan(known, rules, trainable=trainable)
+        drafted = make_plan(known, rules, trainable=trainable, leave={**choice.left, **(leave or {})})
         if any(reach.is_low for reach in drafted.reach):
             drafted = with_better(drafted, with_roles(model, known, held))
-    unshaped = [site.name for site in known if site.state == "lazy" and site.kind == "parameter"]
+    drafted = replace(drafted, problems=(*choice.problems, *drafted.problems)) if choice.problems else drafted
+    left = {skip.site.name for skip in drafted.skipped}
+    unshaped = [
+        site.name for site in known if site.state == "lazy" and site.kind == "parameter" and site.name not in left
+    ]
     if unshaped and not drafted.problems:
         return replace(
             drafted, problems=(f"without a shape yet: {abbreviate(unshaped)}. Run the model once on an example",)
@@ -152,12 +185,14 @@ def initialize(
     progress: Progress | None = None,
     fingerprint: bool = False,
     verify: bool = True,
+    only: Only | None = None,
     arguments: Mapping[str, Value] | None = None,
     **named: Value,
 ) -> Report:
     """Writes the initial values of a model as its recipe says, and reports what happened.
 
-    ``recipe``, its ``arguments``, ``complete``, ``strict`` and ``trainable`` are those of :func:`plan`; a rule that
+    ``recipe``, its ``arguments``, ``complete``, ``strict``, ``trainable`` and ``only`` are those of :func:`plan`; what
+    ``only`` leaves alone is compared, bit for bit, with what it was (``report.unchanged``). A rule that
     matches nothing is a warning unless it is an error, and so is a scheme that reaches less than a half of the model.
     An ``init_cfg`` is for ``torchinit.mmengine.initialize``: where these entries give other values, a warning says so.
 
@@ -172,7 +207,8 @@ def initialize(
     written, and with ``verify`` their replicas afterwards; an error on one of them is an error on all of them.
 
     Raises ConfigError, TypeError, PlanError, CheckpointError or RunError before anything is written; a function that
-    fails as an initializer is a RunError when its turn comes, and replicas that differ are a ReportError.
+    fails as an initializer is a RunError when its turn comes, and replicas that differ are a ReportError, as is a site
+    that ``only`` leaves alone and that has changed.
 
     >>> from torchinit import Layer, Leaf, Normal, Rule
     >>> model = nn.Sequential(nn.Linear(64, 64))
@@ -187,12 +223,14 @@ def initialize(
     with noise_of(seed, (parameter.device for parameter in model.parameters())) as noise:
 
         def ready() -> Plan:
-            checked = _checked(model, held, recipe, given, seed, complete=complete, strict=strict, trainable=trainable)
+            drafted = _draft_among(model, held, recipe, given, trainable=trainable, only=only)
+            checked = _checked(drafted, held, recipe, seed, complete=complete or only is not None, strict=strict)
             check_styles(model)
             return checked
 
         def write(checked: Plan, agree: Agree | None = None) -> Report:
-            return run(checked, shards_held(held), noise, stats=stats, progress=progress, agree=agree)
+            work = partial(run, checked, shards_held(held), noise, stats=stats, progress=progress, agree=agree)
+            return prove(model, checked, work)
 
         options = {"fingerprint": fingerprint, "verify": verify}
         report = initialize_together(model, ready, write, noise, options) or write(ready())
@@ -224,18 +262,9 @@ def _finished(report: Report, model: nn.Module, held: Iterable[HeldTensor], *, f
 
 
 def _checked(
-    model: nn.Module,
-    held: Iterable[HeldTensor],
-    recipe: RecipeLike,
-    given: Given,
-    seed: object,
-    *,
-    complete: bool,
-    strict: Strict,
-    trainable: bool | None,
+    drafted: Plan, held: Iterable[HeldTensor], recipe: RecipeLike, seed: object, *, complete: bool, strict: Strict
 ) -> Plan:
     """The plan, with warnings; that a scheme is for other models comes before the errors, which it may explain."""
-    drafted = _draft_among(model, held, recipe, given, trainable=trainable)
     for reach in drafted.reach:
         if reach.is_low:
             _log.warning("%s", reach.summary())
@@ -249,6 +278,14 @@ def _checked(
             f" {abbreviate(others)}."
             " If one is meant, call torchinit.mmengine.initialize"
         )
+    marked = {entry.name for entry in held if any(map(is_loaded, entry.sources))}
+    if lost := [step.site.name for step in drafted if step.site.name in marked and not is_verbatim(step.rule.init)]:
+        loss = f"{count(len(lost), 'tensor')} that transformers has loaded will be written over: {abbreviate(lost)}"
+        if is_within(*LOADING):
+            raise PlanError(
+                f"{loss}, within from_pretrained: torchinit.integrations.transformers.init_weights does not"
+            )
+        hints.append(f"{loss}. only='missing' leaves them alone")
     for text in (*hints, *drafted.left_alone, *(text for load in drafted.loads for text in load.warnings)):
         _log.warning("%s", text)
     return drafted
@@ -268,6 +305,7 @@ def materialize(
     progress: Progress | None = None,
     fingerprint: bool = False,
     group: ProcessGroup | None = None,
+    only: Only | None = None,
     arguments: Mapping[str, Value] | None = None,
     **named: Value,
 ) -> Report:
@@ -279,10 +317,11 @@ def materialize(
 
     ``recipe``, its ``arguments``, ``complete``, ``strict`` and ``trainable`` are those of :func:`plan`, ``seed``,
     ``stats``, ``progress`` and ``fingerprint`` those of :func:`initialize`; a model on several ranks needs an int as
-    ``seed``. What no rule
-    covers is reset by its layer's own ``reset_parameters()``, with draws that belong to names; where there is none,
-    and with ``complete``, it is an error. Buffers are written by rules with ``buffers = true`` or by their modules' own
-    code. ``verify`` compares replicas, bit for bit, where there are several ranks. ``group`` holds the ranks that have
+    ``seed``. What no rule covers is reset by its layer's own ``reset_parameters()``, with draws that belong to names;
+    where there is none, and with ``complete``, it is an error. Buffers are written by rules with ``buffers = true`` or
+    by their modules' own code. ``only``, as that of :func:`plan`, gives memory and values to what it chooses and to
+    buffers that no state dict has, and leaves all else alone, whether on the meta device or loaded already. ``verify``
+    compares replicas, bit for bit, where there are several ranks. ``group`` holds the ranks that have
     this model; None: all there are.
 
     Without a recipe the model itself says how it starts: ``init_cfg`` and ``init_weights`` of every
@@ -313,8 +352,9 @@ def materialize(
     instead = "torchinit.initialize with a recipe" if recipe is None else "torchinit.initialize"
 
     def ready() -> Start:
-        if recipe is None and trainable:
-            raise ConfigError("trainable is for a recipe; without one every parameter starts as its model says")
+        if recipe is None and (trainable or only is not None):
+            option = "trainable" if trainable else "only"
+            raise ConfigError(f"{option} is for a recipe; without one every parameter starts as its model says")
         if own is not None:
             return own(model, noise, strict=bool(strict), stats=stats, progress=progress, group=group)
         if recipe is None:
@@ -323,15 +363,33 @@ def materialize(
                 " as Rule(Name('**'), Normal(std=0.02)) or the name of a scheme (torchinit list)"
             )
         held = _held_by(model)
-        checked = _checked(model, held, recipe, given, seed, complete=complete, strict=strict, trainable=trainable)
+        drafted = _draft_among(model, held, recipe, given, trainable=trainable, only=only)
+        whole = complete or only is not None
+        checked = _checked(drafted, held, recipe, seed, complete=whole, strict=strict)
         # What has no elements, and should have some, looks written when it has memory; no layer can reset it either.
         if empty := [f"{site.name} {site.lack}" for site in checked.without_values if site.lack and not site.numel]:
             raise PlanError(f"{count(len(empty), 'problem')} in the plan; nothing was written", empty)
-        resets = None if complete else partial(own_resets, model, noise, group=group)
+        resets = None if whole else partial(own_resets, model, noise, group=group)
         return PlannedStart(model, checked, noise, stats=stats, progress=progress, resets=resets)
 
     with noise_of(seed, map(check_device, [device])) as noise:
         with_memory = own.call_for(model) if own else instead
         told = {"complete": complete, "fingerprint": fingerprint}
-        report = Materialization(model, ready, noise, device, group, verify, stats, with_memory, told).carry_out()
+        leave = _left_without_memory(model, only)
+        job = Materialization(model, ready, noise, device, group, verify, stats, with_memory, told, leave)
+        report = job.carry_out()
     return _finished(report, model, walk_tensors(model), fingerprint=fingerprint)
+
+
+def _left_without_memory(model: nn.Module, only: Only | None) -> frozenset[str]:
+    """The names of what gets no memory: all that is left alone, but for buffers that no state dict has."""
+    if only is None:
+        return frozenset()
+    groups = group_sites(walk_tensors(model))
+    left = choose(only, groups).left
+    return frozenset(
+        view.name
+        for site, _ in groups
+        if site.name in left and (site.kind == "parameter" or site.persistent)
+        for view in site.views
+    )

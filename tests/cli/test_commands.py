@@ -586,3 +586,44 @@ def test_a_plan_is_kept_and_carried_out(tmp_path: Path, write: Write, capsys: py
 def test_all_has_a_line_for_each(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", TRANSFORMER, "gpt2", "--all"]) == 0
     assert len([line for line in capsys.readouterr().out.splitlines() if line.startswith("h.")]) == 48
+
+
+def test_only_what_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    small = ["torch.nn:Linear", "general", "--arg", "in_features=2", "--arg", "out_features=3"]
+    assert main(["plan", *small, "--only", "weight"]) == 0
+    assert "1 site to write" in capsys.readouterr().out
+    assert main(["plan", *small, "--only", "wiehgt"]) == 1
+    assert "no tensor of the model is called 'wiehgt'; did you mean 'weight'?" in capsys.readouterr().err
+    assert main(["plan", *small, "--only", "missing"]) == 1
+    assert "no tensor has the mark of transformers" in capsys.readouterr().err
+    assert main(["apply", *small, "--only", "weight", "-o", str(tmp_path / "out.safetensors")]) == 0
+    assert "1 tensor proven unchanged: bias" in capsys.readouterr().out
+    assert main(["plan", *small, "-o", str(tmp_path / "plan.json")]) == 0
+    kept = [small[0], str(tmp_path / "plan.json"), *small[2:]]
+    assert main(["apply", *kept, "--only", "weight", "-o", str(tmp_path / "b.safetensors")]) == 2
+    assert "--only is for a recipe" in capsys.readouterr().err
+
+
+class Asked(torch.nn.Linear):
+    """A model that is asked for its own start, as transformers' are."""
+
+    def initialize_weights(self) -> None:
+        torch.nn.init.normal_(self.weight, std=0.5)
+        self.bias.data[0] = 7.0  # which no initializer describes
+
+
+def test_without_a_recipe_a_model_starts_as_its_own_code_says(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small, out = ["--arg", "in_features=40", "--arg", "out_features=30"], str(tmp_path / "out.safetensors")
+    monkeypatch.setattr(torch.nn, "Asked", Asked, raising=False)
+    assert main(["plan", "torch.nn:Asked", *small]) == 0
+    assert "N(0, 0.5)" in capsys.readouterr().out
+    assert main(["apply", "torch.nn:Asked", *small, "-o", out]) == 0
+    printed = capsys.readouterr().out
+    assert "1 site written" in printed
+    assert "skipped bias: stays as its own code has made it" in printed
+    assert main(["plan", "torch.nn:Linear", *small]) == 2
+    assert "give a RECIPE for Linear" in capsys.readouterr().err
+    assert main(["plan", "torch.nn:Asked", *small, "--only", "weight"]) == 2
+    assert "--only and --set are for a recipe" in capsys.readouterr().err

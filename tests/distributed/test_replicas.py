@@ -118,6 +118,15 @@ def scenarios(rank: int) -> dict[str, object]:
     lost = nn.Linear(2, 2, device="meta") if rank == 1 else nn.Linear(2, 2)
     fully_shard(lost, mesh=mesh)
     found["fingerprint of what is not there"] = caught(lambda: fingerprint(lost))
+    odd = model() if rank != 2 else nn.Sequential(nn.Linear(6, 9), nn.BatchNorm1d(9), nn.Linear(9, 5), nn.Linear(5, 5))
+    fully_shard(odd, mesh=mesh)
+    found["fingerprint of others"] = caught(lambda: fingerprint(odd))
+    names = ["a", "b"] if rank % 2 else ["b", "a"]
+    mixed = nn.ModuleDict({name: nn.Linear(3, 3) for name in names})
+    initialize(mixed, RULES, seed=0)
+    before = fingerprint(mixed).total
+    fully_shard(mixed, mesh=mesh)
+    found["fingerprint in another order"] = fingerprint(mixed).total == before
     return found
 
 
@@ -186,7 +195,19 @@ def test_nobody_waits_for_a_rank_without_elements(ranks: list[dict[str, Any]]) -
     errors = [each["fingerprint of what is not there"] for each in ranks]
     assert all(isinstance(error, RunError) for error in errors)
     assert errors[1].problems == ("weight: is on the meta device", "bias: is on the meta device")
-    assert str(errors[0]) == "no fingerprint: another rank has sites without elements to look at"
+    assert str(errors[0]) == "no fingerprint: rank 1 has sites without elements to look at"
+
+
+def test_nobody_waits_for_a_rank_with_other_tensors(ranks: list[dict[str, Any]]) -> None:
+    for each in ranks:
+        error = each["fingerprint of others"]
+        assert isinstance(error, RunError)
+        assert error.headline == "no fingerprint: the ranks hold other tensors than each other"
+        assert error.problems[0] == "rank 2: 3.bias: torch.float32 (5,) in (Shard(dim=0),) on (4,)"
+
+
+def test_the_order_of_modules_is_not_a_difference(ranks: list[dict[str, Any]]) -> None:
+    assert [each["fingerprint in another order"] for each in ranks] == [True] * WORLD
 
 
 def test_many_differences_are_counted() -> None:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from torchinit import ReportError, RunError, fingerprint, initialize, materialize
-from torchinit.integrations.fsdp import LOADED, param_init_fn
+from torchinit.integrations.fsdp import param_init_fn
 from torchinit.integrations.trainers import init_weights
+from torchinit.plans.plan import LOADED
 
 RULES = {"rules": [{"type": "Normal", "std": 0.02, "name": "**"}]}
 
@@ -325,13 +326,19 @@ def test_a_tensor_that_is_marked_and_has_no_memory_gets_none() -> None:
     init.report.assert_ok(complete=True)
 
 
+def test_a_computed_weight_that_was_loaded_in_half_is_named() -> None:
+    model = flagged(Net(), "normed.parametrizations.weight.original0")
+    with pytest.raises(RunError, match=r"loaded in part, which a recipe would write over\n  normed\.weight$"):
+        param_init_fn(model, RULES, seed=0)(model)
+
+
 def test_the_method_is_not_for_single_modules() -> None:
     class Own(Net):
         _init_weights = init_weights(RULES, seed=0)
 
     model = Own()
     before = dict(fingerprint(model).sites)
-    text = r"writes a whole model, but was called for a Embedding\. Give Own def _init_weights\(self, module\), which"
+    text = r"writes a whole model, but was called for a Embedding\. Give Own _init_weights = torchinit"
     with pytest.raises(RunError, match=text):
         model._init_weights(model.embed)
     assert dict(fingerprint(model).sites) == before

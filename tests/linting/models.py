@@ -67,7 +67,7 @@ def found(model: nn.Module, code: str) -> list[tuple[str, str, str]]:
 
 def draw(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)
 
 

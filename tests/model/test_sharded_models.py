@@ -149,6 +149,8 @@ def test_a_parametrized_weight_takes_its_values_distributed() -> None:
     with fake_rank(0, 1):
         layer = spread_out(nn.Sequential(nn.Linear(3, 4)), DeviceMesh("cpu", [0]), [Shard(0)])
         weight_norm(layer[0])  # type: ignore[index]
+        if torch.__version__ < "2.12" and not hasattr(layer[0].parametrizations.weight, "original0"):  # type: ignore[index]
+            pytest.skip("this torch has no norm_except_dim of a DTensor, and leaves weight_norm half done")
         report = initialize(layer, Rule(Layer(nn.Linear) & Leaf("weight"), Normal()), seed=0).assert_ok()
         plain = nn.Sequential(nn.Linear(3, 4))
         initialize(plain, Rule(Leaf("weight"), Normal()), seed=0)

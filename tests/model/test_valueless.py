@@ -162,8 +162,11 @@ def test_compiled_code() -> None:
 
     assert compiled(torch.ones(2)).tolist() == [2, 2]
     assert fingerprint(model) == fingerprint(expected)
+    refusals: tuple[type[Exception], ...] = (RunError,)
+    if torch.__version__ < "2.12":  # the compiler of 2.10 fails on an error that is raised, and quotes its line
+        refusals = RunError, torch._dynamo.exc.InternalTorchDynamoError
     with pytest.raises(
-        RunError, match=r"materialize gives a model memory, which torch\.compile cannot follow: call it"
+        refusals, match=r"materialize gives a model memory, which torch\.compile cannot follow: call it"
     ):
         torch.compile(lambda x: materialize(bare, RULES[0], seed=0) and x, backend="eager")(torch.ones(2))
     assert bare.weight.is_meta

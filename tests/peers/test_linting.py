@@ -20,7 +20,7 @@ from tests.peers.foreign import MODELS as FOREIGN
 from tests.peers.foreign import Make
 from torchinit import lint
 from torchinit.cli import main
-from torchinit.linting import ConstructionRecorder, Findings
+from torchinit.linting import ConstructionRecorder, Findings, meta_parity
 from torchinit.model.sandbox import poisoned_memory
 
 PAGE = Path(__file__).parents[2] / "docs/guides/lint.md"
@@ -130,3 +130,14 @@ def test_the_command_line_finds_what_was_planted(name: str, capsys: pytest.Captu
     assert main(["check", f"tests/peers/planted.py:{name}", "--json", "--fail-on", severity]) == 1
     found = json.loads(capsys.readouterr().out)["findings"]
     assert (code, severity) in {(one["code"], one["severity"]) for one in found}, found
+
+
+# transformers leaves the temperature of CLIP to the constructor, and draws the positional convolution of Wav2Vec2 where
+# weight norm computes it.
+UNLIKE = {"clip": ["logit_scale"], "wav2vec2": ["wav2vec2.encoder.pos_conv_embed.conv.weight"]}
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if not name.startswith("timm/")])
+def test_transformers_models_start_alike_in_memory_and_from_the_meta_device(name: str) -> None:
+    found = meta_parity(MODELS[name])
+    assert [(one.site, one.code) for one in found] == [(site, "forgotten") for site in UNLIKE.get(name, [])]

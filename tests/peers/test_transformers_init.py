@@ -14,8 +14,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from torchinit import RunError, fingerprint, initialize, materialize
-from torchinit.integrations.fsdp import LOADED, ParamInit, param_init_fn
+from torchinit.integrations.fsdp import ParamInit, param_init_fn
 from torchinit.integrations.trainers import init_weights
+from torchinit.plans.plan import LOADED
 
 RULES = {"rules": [{"type": "Normal", "std": 0.02, "name": "**"}, {"type": "Ones", "layer": "LayerNorm"}]}
 
@@ -222,9 +223,9 @@ def test_the_method_for_trainers_says_where_it_does_not_serve(saved: Path) -> No
         _init_weights = init_weights(RULES, seed=0)  # type: ignore[assignment]  # the mistake
 
     assert sites(Whole(Config())) == planned(Body)
-    with pytest.raises(RunError, match=r"while transformers builds Whole on the meta device.*\. Give Whole def _init"):
+    with pytest.raises(RunError, match=r"while transformers builds Whole on the meta device.*\. Give Whole _init"):
         Whole.from_pretrained(saved)
-    with pytest.raises(RunError, match=r"writes a whole model, but was called for a Embedding\. Give Single def _in"):
+    with pytest.raises(RunError, match=r"writes a whole model, but was called for a Embedding\. Give Single _in"):
         Single(Config())
 
 

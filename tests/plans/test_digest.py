@@ -15,7 +15,8 @@ from torch import Tensor
 import torchinit.plans.digest as module
 from tests.strategies import shapes, slices
 from torchinit.model import Shard
-from torchinit.plans.digest import LaneSums, digest
+from torchinit.noise.engines.dispatch import chosen_kernel
+from torchinit.plans.digest import LaneSums, digest, digests, is_small
 
 ALL = (1 << 64) - 1
 DTYPES = [
@@ -186,3 +187,19 @@ def test_the_version_keeps_its_values() -> None:
 def test_sums_add_up_to_sums_only() -> None:
     with pytest.raises(TypeError, match="unsupported operand"):
         LaneSums(1, 2) + 3
+
+
+def test_many_small_tensors_by_one_call() -> None:
+    """Each has the sums that it has alone, whatever lies before it; what is not ordinary is left to the other way."""
+    dtypes = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+    tensors = [torch.randn(n, 3).to(dtype) for n in (1, 7, 700) for dtype in dtypes] + [torch.randn(())]
+    assert digests(tensors) == [digest(Shard.whole("w", tensor)) for tensor in tensors]
+    assert digests([]) == []
+    odd = [torch.zeros(0), torch.zeros(1 << 14), torch.zeros(2, 3).T, torch.zeros(2, device="meta")]
+    odd += [
+        torch.zeros(2, dtype=torch.complex64),
+        torch.zeros(2, 2).to_sparse(),
+        torch._to_functional_tensor(odd[1][:2]),
+    ]
+    assert not any(map(is_small, odd))
+    assert all(map(is_small, tensors)) == (chosen_kernel() is not None)

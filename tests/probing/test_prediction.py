@@ -26,7 +26,7 @@ def on_meta(make: Callable[[], nn.Module], *entries: object) -> dict[str, Output
     """What is predicted for a model that has no values, by the modules' names."""
     with torch.device("meta"):
         model = make()
-    return {output.name: output for output in predict(model, [*entries] or [NORMAL, ZERO])}  # type: ignore[list-item]
+    return {output.name: output for output in predict(model, [*entries] or [NORMAL, ZERO])}
 
 
 def test_a_chain_is_the_product_of_its_factors() -> None:
@@ -54,7 +54,7 @@ def test_activations_by_sampling(function: Callable[..., torch.Tensor]) -> None:
     torch.manual_seed(0)
     z = (torch.randn(400_000, dtype=torch.float64) * 0.8).requires_grad_()
     value = function(z)
-    value.sum().backward()  # type: ignore[no-untyped-call]
+    value.sum().backward()
     assert z.grad is not None
     model = Wired(lambda self, x: self.end(function(self.layer(x))), layer=nn.Linear(64, 64), end=nn.Identity())
     batch = torch.randn(16, 64)
@@ -144,8 +144,8 @@ def test_what_the_plan_does_not_say_is_not_known() -> None:
 def test_weights_that_depend_on_each_other_are_told() -> None:
     model = mlp(0, depth=12)
     with torch.no_grad():
-        for layer in model[2:-1:2]:
-            layer.weight.abs_()  # type: ignore[union-attr]
+        for at in range(2, 24, 2):
+            model.get_parameter(f"{at}.weight").abs_()
     outputs = probe(model).measurement.outputs
     assert [output.agrees for output in outputs if output.module == "0"] == [True]
     assert outputs[-1].predicted is None

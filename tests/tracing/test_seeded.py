@@ -286,3 +286,24 @@ def test_on_the_meta_device_there_is_only_the_record() -> None:
         torch.randn(3)
     assert [write.what.split("(")[0] for write in seen.writes] == ["uniform_", "uniform_", "trunc_normal_"]
     assert one["a"].weight.is_meta
+
+
+SKIPPING_META: list[Write] = [nn.init.trunc_normal_, nn.init.orthogonal_, lambda p: nn.init.sparse_(p, 0.5)]
+
+
+@pytest.mark.parametrize("number", range(len(SKIPPING_META)))
+def test_what_is_not_drawn_on_the_meta_device_counts_for_nothing(number: int) -> None:
+    """Of an initializer that leaves meta tensors alone, also where an older torch works on them."""
+    with torch.device("meta"):
+        one = model()
+    with seeded(one, 0):
+        expected = torch.rand(4)
+    with seeded(one, 0):
+        SKIPPING_META[number](one["a"].weight)
+        drawn = torch.rand(4)
+        one.to_empty(device="cpu")
+        nn.init.trunc_normal_(one["a"].weight)
+    assert torch.equal(drawn, expected)
+    other = model()
+    initialize(other, Rule(Name("a.weight"), TruncNormal(std=1.0, a=-2.0, b=2.0)), seed=0)
+    assert torch.equal(one["a"].weight, other["a"].weight)

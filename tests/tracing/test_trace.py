@@ -34,11 +34,14 @@ def swap(tensor: Tensor, other: Tensor) -> None:
 KERNEL = (4, 4, 3)
 MATRIX = (4, 4)
 
+# torch draws a truncated normal by rejection from 2.12 on; before, it made quantiles of uniform numbers.
+TRUNCATED = "uniform_" if "erfinv_" in nn.init._no_grad_trunc_normal_.__code__.co_names else "normal_"
+
 # Each writes its first argument and nothing else; one line each, which the trace must name.
 WAYS: dict[str, tuple[tuple[int, ...], Callable[[Any], object], str]] = {
     "uniform_": (MATRIX, lambda p: [nn.init.uniform_(p)], "uniform_"),
     "normal_": (MATRIX, lambda p: [nn.init.normal_(p)], "normal_"),
-    "trunc_normal_": (MATRIX, lambda p: [nn.init.trunc_normal_(p)], "normal_"),
+    "trunc_normal_": (MATRIX, lambda p: [nn.init.trunc_normal_(p)], TRUNCATED),
     "trunc_normal_ in a tail": (MATRIX, lambda p: nn.init.trunc_normal_(p, a=1.5, b=2.0), "uniform_"),
     "constant_": (MATRIX, lambda p: nn.init.constant_(p, 3.0), "fill_"),
     "ones_": (MATRIX, lambda p: [nn.init.ones_(p)], "fill_"),

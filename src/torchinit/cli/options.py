@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torchinit._tables import WIDTH, Table, Tabular
 from torchinit._text import plain
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from torchinit.cli.models import Device
+    from torchinit.plans.plan import Plan
     from torchinit.rules.rule import Recipe
 
 
@@ -34,8 +35,11 @@ def add_model(parser: argparse.ArgumentParser, flag: str = "model") -> None:
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     """The RECIPE of a command, and how severely it is taken."""
-    parser.add_argument("recipe", metavar="RECIPE", help="a file, or the name of a scheme")
+    text = "a file, or the name of a scheme; without one a transformers: model starts as its own code says"
+    parser.add_argument("recipe", metavar="RECIPE", nargs="?", help=text)
     add_set(parser)
+    text = "leave all other sites alone (repeatable); missing: what transformers has not marked as loaded"
+    parser.add_argument("--only", action="append", metavar="GLOB", help=text)
     parser.add_argument("--complete", action="store_true", help="a parameter that no rule covers is an error")
     strict = parser.add_mutually_exclusive_group()
     text = "a rule in vain is an error (default), and a key of a checkpoint that nobody takes, too"
@@ -111,6 +115,30 @@ def recipe_of(text: str, settings: Sequence[str] = ()) -> Recipe:
         if text in schemes() or Path(text).is_file():
             raise
         raise UsageError(str(error)) from error
+
+
+def own_start(arguments: argparse.Namespace, model: nn.Module) -> Plan:
+    """The plan of the start that a transformers model gives itself, whose draws then belong to names."""
+    from torchinit.tracing.capture import capture
+
+    def code(copied: Any) -> None:
+        for module in copied.modules():
+            vars(module).pop("_is_hf_initialized", None)  # by which transformers knows that it is done
+        copied.initialize_weights()
+
+    if not hasattr(model, "initialize_weights"):
+        raise UsageError(
+            f"give a RECIPE for {type(model).__name__}: only a transformers: model is asked for its own start"
+        )
+    if arguments.only or arguments.set:
+        raise UsageError("--only and --set are for a recipe: give one")
+    return capture(model, code)
+
+
+def only_of(arguments: argparse.Namespace) -> str | list[str] | None:
+    """The sites that a plan may write, as ``only=`` takes them."""
+    only: list[str] | None = arguments.only
+    return "missing" if only == ["missing"] else only
 
 
 def artifact_of(arguments: argparse.Namespace) -> str:

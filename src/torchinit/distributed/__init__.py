@@ -9,6 +9,7 @@ from torchinit.distributed.materialize import Materialization as Materialization
 from torchinit.distributed.materialize import PlannedStart as PlannedStart
 from torchinit.distributed.materialize import Start as Start
 from torchinit.distributed.materialize import own_starts as own_starts
+from torchinit.distributed.own_code import needs as needs
 from torchinit.distributed.own_code import own_resets as own_resets
 from torchinit.distributed.replicas import verify_replicas, verify_stages
 

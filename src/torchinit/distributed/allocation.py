@@ -64,12 +64,13 @@ def check_device(device: torch.device | str) -> torch.device:
     return found
 
 
-def check_meta(model: nn.Module, *, with_memory: str = "torchinit.initialize") -> None:
-    """Raise RunError unless all parameters of a model are on the meta device. Buffers may have memory already.
+def check_meta(model: nn.Module, leave: Collection[str] = (), *, with_memory: str = "torchinit.initialize") -> None:
+    """Raise RunError unless all parameters of a model, but for those to ``leave``, are on the meta device.
 
-    ``with_memory`` is the function to call for a model that has memory.
+    Buffers may have memory already. ``with_memory`` is the function to call for a model that has memory.
     """
     parameters = [entry for entry in module_tensors(model) if entry.kind == "parameter" and not is_lazy(entry.tensor)]
+    parameters = [entry for entry in parameters if entry.name not in leave]
     there = [entry.name for entry in parameters if entry.tensor.is_meta]
     here = [entry.name for entry in parameters if not entry.tensor.is_meta]
     if here and there:
@@ -172,7 +173,9 @@ class Allocation:
 # recorded; then the new tensor is put wherever a module of the model keeps the old one, and other references are lost.
 
 
-def allocate(model: nn.Module, device: torch.device, leave: Callable[[Tensor], bool] = is_lazy) -> Allocation:
+def allocate(
+    model: nn.Module, device: torch.device, leave: Callable[[ModuleTensor], bool] = lambda _: False
+) -> Allocation:
     """Give memory to each tensor of a model that has none, filled with NaN, but for those to ``leave``.
 
     Kept are the tensor objects, and so ties, class, attributes, ``requires_grad`` and every reference to them; dtype
@@ -184,14 +187,14 @@ def allocate(model: nn.Module, device: torch.device, leave: Callable[[Tensor], b
     >>> layer.weight.item(), allocation.undo(), layer.weight.is_meta
     (nan, None, True)
     """
-    without = [entry for entry in module_tensors(model) if entry.tensor.is_meta and not leave(entry.tensor)]
+    on_meta = (entry for entry in module_tensors(model) if entry.tensor.is_meta and not is_lazy(entry.tensor))
+    without = [entry for entry in on_meta if not leave(entry)]
     places = {(entry.module, entry.leaf) for entry in without}
     memories: dict[int, Tensor] = {}
     swaps: list[tuple[Tensor, Tensor]] = []
     try:
         for tensor in {id(entry.tensor): entry.tensor for entry in without}.values():
-            if not is_lazy(tensor):
-                swaps.append(_swap(model, tensor, _like(tensor, device, memories)))
+            swaps.append(_swap(model, tensor, _like(tensor, device, memories)))
         for module in model.modules():
             if hasattr(module, "_get_fsdp_state"):
                 # FSDP2 keeps the memory of its shards a second time, and looks for it anew when told of a move.

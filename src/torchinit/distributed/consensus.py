@@ -12,17 +12,17 @@ from torch.nn.parameter import is_lazy
 from torchinit._text import dtype_name
 from torchinit.distributed.allocation import module_tensors
 from torchinit.distributed.collectives import (
-    Spread,
     abridged,
     exchanged,
     joined,
-    over_meshes,
+    over_model,
     ranks_text,
     run_collectively,
 )
 from torchinit.distributed.replicas import compare_replicas
 from torchinit.errors import RunError
 from torchinit.model.dtensor import is_distributed
+from torchinit.model.ranks import Spread
 from torchinit.noise import Keyed, Noise
 from torchinit.noise.keyed import STREAM
 from torchinit.plans.fingerprint import hashed
@@ -89,7 +89,7 @@ def initialize_together(
 
     A rank that fails raises its own error, the others RunError with what it was.
     """
-    spread = over_meshes(model)
+    spread = over_model(model)
     if spread is None:
         return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, TypeVar
 
 import torch
@@ -15,12 +16,14 @@ from torchinit.distributed.allocation import Allocation, ModuleTensor, allocate,
 from torchinit.distributed.collectives import is_shared, over_group, run_collectively
 from torchinit.distributed.consensus import RankIntent, check_consensus, intent_of, steps_of
 from torchinit.distributed.own_code import OwnCodeResult, make_buffers
-from torchinit.distributed.replicas import verify_replicas
+from torchinit.distributed.replicas import check_parts, compare_replicas
 from torchinit.errors import RunError
+from torchinit.initializers.elementwise import Drawn
 from torchinit.initializers.statistics import measure
 from torchinit.model.dtensor import is_distributed, local_part
 from torchinit.noise import Keyed, Noise
 from torchinit.plans.observers import noise_in_use
+from torchinit.plans.only import prove
 from torchinit.plans.plan import FROZEN, Plan
 from torchinit.plans.report import Record, Report
 from torchinit.plans.run import Progress, local_shards, run
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 _T = TypeVar("_T")
+OWN_CODE: Final = "own code"
+"""The rule of a record of what a module's own code has made."""
 
 
 class Start(Protocol):
@@ -42,6 +47,11 @@ class Start(Protocol):
     def intent(self) -> Mapping[str, str]: ...
     @property
     def certain(self) -> Collection[str]: ...
+
+    @property
+    def drawn(self) -> Collection[str]:
+        """The names of the sites each value of which is a draw of its own, so that no two parts are the same."""
+        return ()
 
     def initializes(self, module: nn.Module) -> bool:
         """Whether it calls the module's ``init_weights``."""
@@ -105,6 +115,10 @@ class PlannedStart(Start):
         return steps_of(self.plan)
 
     @property
+    def drawn(self) -> Collection[str]:
+        return {step.site.name for step in self.plan.steps if isinstance(step.fill, Drawn)}
+
+    @property
     def certain(self) -> Collection[str]:
         return {view.name for step in self.plan.steps for view in step.site.views}
 
@@ -117,7 +131,8 @@ class PlannedStart(Start):
             self.made.by.update(made.by)
             self.made.failed.update(made.failed)
         shards = local_shards(self.model, [step.site.name for step in self.plan.steps])
-        report = run(self.plan, shards, self.noise, stats=self.stats, progress=self.progress)
+        work = partial(run, self.plan, shards, self.noise, stats=self.stats, progress=self.progress)
+        report = prove(self.model, self.plan, work)
         return with_resets(report, left, self.made, stats=self.stats)
 
     def explain_left(self, one: ModuleTensor, tried: Sequence[str]) -> str:
@@ -162,7 +177,8 @@ class Materialization:
     """The way in which a model gets memory and values: on which device, from which start, by which ranks together.
 
     ``ready`` makes the start; what it raises, all ranks hear of. ``options`` are what else they have to agree in.
-    ``with_memory`` is the function to call for a model that has memory already.
+    ``with_memory`` is the function to call for a model that has memory already. What is to ``leave``, by name, stays as
+    it is, with memory or without.
     """
 
     model: nn.Module
@@ -174,22 +190,29 @@ class Materialization:
     stats: bool = True
     with_memory: str = "torchinit.initialize"
     options: Mapping[str, object] = field(default_factory=dict)
+    leave: Collection[str] = frozenset()
 
     def carry_out(self) -> Report:
         """Give memory, write, and prove that nothing was left; after an error the model has no memory again."""
         start, device, intent = self._together(self._ready, "the plan")
         if intent is not None:
             check_consensus(intent, over_group(self.group), ". Give each its own group= if that is meant")
-        memory = self._together(lambda: allocate(self.model, device), "the allocation of memory")
+        memory = self._together(lambda: allocate(self.model, device, self._is_left), "the allocation of memory")
         try:
             report = self._together(lambda: self._written(start, memory, device), "the initialization")
             if self.verify and is_shared(self.group):
-                verify_replicas(self.model, group=self.group)
+                spread = over_group(self.group)
+                compare_replicas(self.model, spread)
+                made = {record.name for record in report if record.rule == OWN_CODE}
+                check_parts(self.model, spread, made.union(start.drawn))
             return report
         except BaseException:
             memory.undo()
             start.undo()
             raise
+
+    def _is_left(self, entry: ModuleTensor) -> bool:
+        return entry.name in self.leave
 
     def _together(self, work: Callable[[], _T], noun: str) -> _T:
         return run_collectively(work, noun, over_group(self.group)) if is_shared(self.group) else work()
@@ -197,7 +220,7 @@ class Materialization:
     def _ready(self) -> tuple[Start, torch.device, RankIntent | None]:
         allocation.check_ranks(self.model)
         allocation.check_styles(self.model)
-        allocation.check_meta(self.model, with_memory=self.with_memory)
+        allocation.check_meta(self.model, self.leave, with_memory=self.with_memory)
         spread = is_shared(self.group) or any(is_distributed(entry.tensor) for entry in module_tensors(self.model))
         if spread and not isinstance(self.noise, Keyed):
             raise RunError("a model on several ranks needs a seed: give seed=, an int that is the same on all of them")
@@ -222,8 +245,13 @@ class Materialization:
             raise RunError(f"{count(len(left), 'tensor')} left unwritten", problems)
         texts = {name: text for name, text in made.by.items() if name not in written}
         records = _own_records(memory.blank, texts, stats=self.stats)
-        buffers = tuple(name for name in report.buffers if name not in made.by)
-        return replace(report, records=(*report.records, *records), buffers=buffers)
+        return replace(
+            report,
+            records=(*report.records, *records),
+            buffers=tuple(name for name in report.buffers if name not in made.by),
+            skipped=tuple((name, why) for name, why in report.skipped if name not in made.by),
+            unchanged=tuple(name for name in report.unchanged if name not in made.by),
+        )
 
 
 def _own_records(blank: Sequence[ModuleTensor], texts: Mapping[str, str], *, stats: bool) -> list[Record]:
@@ -239,7 +267,7 @@ def _own_record(position: int, entry: ModuleTensor, text: str, *, stats: bool) -
         shape=tuple(entry.tensor.shape),
         dtype=dtype_name(entry.tensor.dtype),
         fill=text,
-        rule="own code",
+        rule=OWN_CODE,
         measured=measure(local) if stats else None,
         bytes=local.nbytes,
         position=position,

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from torch import nn
 
 from torchinit._text import count
-from torchinit.distributed.collectives import Spread, abridged, over_group, ranks_text, run_collectively
+from torchinit.distributed.collectives import abridged, over_group, ranks_text, run_collectively
 from torchinit.errors import ReportError, RunError
 from torchinit.initializers.statistics import is_shuffled
 from torchinit.model.dtensor import cut_dimensions, is_distributed, local_part, piece_here
 from torchinit.model.names import normalize
+from torchinit.model.ranks import Spread
 from torchinit.model.shards import Shard
 from torchinit.plans.digest import digest
 from torchinit.plans.fingerprint import digest_tensors, hashed, sources_of
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 _Digests: TypeAlias = dict[str, str]
+_SAMPLE = 4096
 
 
 def verify_replicas(model: nn.Module, *, group: ProcessGroup | None = None) -> None:
@@ -48,6 +50,11 @@ def compare_replicas(model: nn.Module, spread: Spread, only: Container[str] | No
 
     ``only`` names the DTensors to look at, and leaves out plain tensors.
     """
+    _raise_for(differing_replicas(model, spread, only))
+
+
+def differing_replicas(model: nn.Module, spread: Spread, only: Container[str] | None = None) -> list[str]:
+    """A line for each site that is not the same on all ranks that should hold the same part of it."""
     # Parts are compared by name and part, not by mesh: data parallelism holds meshes side by side that know nothing
     # of each other.
     parts = run_collectively(lambda: _parts(model, only), "the comparison of replicas", spread)
@@ -56,9 +63,9 @@ def compare_replicas(model: nn.Module, spread: Spread, only: Container[str] | No
     for each in totals.values():
         for place, total in each.items():
             seen[place].add(total)
-    if doubtful := {place for place, found in seen.items() if len(found) > 1}:
-        details = spread({place: sites for place, sites in parts.items() if place in doubtful})
-        _raise_for(list(_differences(details)))
+    doubtful = {place for place, found in seen.items() if len(found) > 1}
+    details = spread({place: sites for place, sites in parts.items() if place in doubtful}) if doubtful else {}
+    return list(_differences(details))
 
 
 def _parts(model: nn.Module, only: Container[str] | None) -> dict[str, _Digests]:
@@ -109,8 +116,8 @@ def verify_stages(model: nn.Module, *, group: ProcessGroup | None = None) -> Non
     drawn = spread(run_collectively(lambda: _drawn(model), "the comparison of stages", spread))
     holders: dict[str, dict[tuple[str, object], set[int]]] = defaultdict(lambda: defaultdict(set))
     for rank, here in drawn.items():
-        for name, (values, place) in here.items():
-            holders[values][name, place or rank].add(rank)
+        for name, (values, meshes, part) in here.items():
+            holders[values][name, f"{meshes} {part}" if meshes else rank].add(rank)
     alike = []
     for parts in holders.values():
         ranks = sorted(set[int]().union(*parts.values()))
@@ -123,20 +130,44 @@ def verify_stages(model: nn.Module, *, group: ProcessGroup | None = None) -> Non
         raise ReportError(headline, abridged(alike))
 
 
-def _drawn(model: nn.Module) -> dict[str, tuple[str, str]]:
-    """The digest of what is here of each drawn parameter, and which part of which ranks' whole it is, if it is one."""
+def _drawn(model: nn.Module, most: int | None = None) -> dict[str, tuple[str, str, str]]:
+    """The digest of what is here of each drawn parameter, the meshes of the model, and which part it is, if it is one.
+
+    Of its first values, with ``most``.
+    """
     # Plain tensors beside DTensors belong to the same ranks: the norms of tensor parallelism, and what FSDP2 has just
     # gathered for a forward pass.
-    meshes = {str(each.device_mesh.mesh.tolist()) for each in model.parameters() if is_distributed(each)}
+    meshes = sorted({str(each.device_mesh.mesh.tolist()) for each in model.parameters() if is_distributed(each)})
     found = {}
     for name, parameter in model.named_parameters():
         local = local_part(parameter)
         if local.is_floating_point() and not local.is_meta and local.numel() and is_shuffled(local):
-            sums = digest(Shard.whole(name, local))
+            sums = digest(Shard.whole(name, local if most is None else local.detach().reshape(-1)[:most]))
             values = f"{local.dtype} {tuple(local.shape)} {sums.first:016x} {sums.second:016x}"
             part = _place(parameter) if is_distributed(parameter) else ""
-            found[normalize(name)] = values, " ".join([*sorted(meshes), part])
+            found[normalize(name)] = values, " ".join(meshes), part
     return found
+
+
+def equal_parts(model: nn.Module, spread: Spread, only: Container[str] | None = None) -> dict[str, list[int]]:
+    """The ranks that hold the same drawn values in different parts of one DTensor, by its name.
+
+    The first 4,096 values of a part decide. ``only`` names those to look at. All ranks have to call this.
+    """
+    drawn = spread(run_collectively(lambda: _drawn(model, _SAMPLE), "the comparison of parts", spread))
+    parts: dict[tuple[str, str], dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
+    for rank, here in drawn.items():
+        for name, (values, _, part) in here.items():
+            if part and (only is None or name in only):
+                parts[name, values][part].add(rank)
+    return {name: sorted(set[int]().union(*places.values())) for (name, _), places in parts.items() if len(places) > 1}
+
+
+def check_parts(model: nn.Module, spread: Spread, only: Container[str]) -> None:
+    """Raise ReportError on every rank where :func:`equal_parts` finds some."""
+    if alike := equal_parts(model, spread, only):
+        lines = [f"{name}: the same on {ranks_text(ranks, 16)}" for name, ranks in alike.items()]
+        raise ReportError(f"{count(len(lines), 'tensor')} with equal drawn values in different parts", abridged(lines))
 
 
 def _differences(details: Mapping[int, Mapping[str, _Digests]]) -> Iterator[str]:

@@ -21,10 +21,10 @@ from torch.utils._pytree import tree_leaves
 
 from torchinit._text import abbreviate
 from torchinit.distributed.allocation import ModuleTensor, module_tensors
-from torchinit.distributed.collectives import gathered
 from torchinit.errors import RunError
 from torchinit.model.dtensor import BEHIND, is_distributed, local_part, shards_of
 from torchinit.model.parametrizations import parametrized
+from torchinit.model.ranks import gathered
 from torchinit.model.sandbox import OperationMode
 from torchinit.model.shards import Box, Shard
 from torchinit.model.storage import overlaps

@@ -40,12 +40,12 @@ def resolve_all(init: Initializer, pairs: Sequence[tuple[Site, Site]], known: Se
     if own is not None:
         resolution: Resolution = own(pairs, known)
         return resolution
-    # One whose own class declares what it looks at, besides shape and dtype, is asked once for all views that are alike
-    # in that. Where it fails, the text may hold their names, so each is asked.
-    looks_at = vars(type(init)).get("looks_at")
+    # One that says what it looks at is asked once for all views that are alike in that. Where it fails, the text may
+    # hold their names, so each is asked.
+    looked = looks_at(init)
     # Layouts by their identity: like layers share one, and to hash it takes longer than all the rest.
-    alike = None if looks_at is None else attrgetter("shape", "dtype", *(name for name in looks_at if name != "layout"))
-    by_layout = looks_at is not None and "layout" in looks_at
+    alike = None if looked is None else attrgetter("shape", "dtype", *(name for name in looked if name != "layout"))
+    by_layout = looked is not None and "layout" in looked
     known_fills: dict[object, Fill | None] = {}
     fills: dict[str, Fill] = {}
     errors: dict[str, ValueError] = {}
@@ -64,6 +64,12 @@ def resolve_all(init: Initializer, pairs: Sequence[tuple[Site, Site]], known: Se
             error.__context__ = error.__cause__ = None
             errors[view.name] = error.with_traceback(None)
     return Resolution(fills, errors)
+
+
+def looks_at(init: Initializer) -> tuple[str, ...] | None:
+    """All that the answers of an initializer depend on, besides shape and dtype, if its own class declares it."""
+    declared: tuple[str, ...] | None = vars(type(init)).get("looks_at")
+    return None if hasattr(init, "resolve_all") else declared
 
 
 def is_verbatim(init: object) -> bool:

@@ -9,7 +9,6 @@ import sys
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
-from types import FrameType
 from typing import Any, Final
 
 import torch
@@ -27,17 +26,14 @@ from torchinit.model.names import normalize
 from torchinit.model.sites import group_sites
 from torchinit.model.traversal import HeldTensor, walk_modules, walk_tensors
 from torchinit.noise import Keyed
-from torchinit.plans.plan import Plan, Step, Strict
+from torchinit.plans.only import LOADING, is_loaded, is_within
+from torchinit.plans.plan import LOADED, Plan, Step, Strict
 from torchinit.plans.report import Record, Report
 from torchinit.plans.run import run, shards_of_entry
 from torchinit.recipes import RecipeLike
 from torchinit.rules.rule import Value
 from torchinit.tracing import holds_no_values
 from torchinit.tracing.locks import Snapshot, snapshot
-
-LOADED: Final = "was loaded, as transformers marks it (_is_hf_initialized)"
-_LOADING: Final = ("transformers.modeling_utils", "_initialize_missing_keys")
-"""The function of ``from_pretrained`` that asks for the weights that were not loaded; it has given them bare memory."""
 
 _WRAPPING: Final = ("torch.distributed.fsdp._init_utils", "_materialize_with_param_init_fn")
 """The function of FSDP1 that asks for the weights of a part without memory; of one with memory it does not ask."""
@@ -76,11 +72,6 @@ def param_init_fn(
     """
     planned = Plan() if is_tried() else plan(model, recipe, complete=True, strict=strict, arguments=arguments)
     return ParamInit(model, planned, Keyed(seed), check_device(device))
-
-
-def is_loaded(tensor: Tensor) -> bool:
-    """Whether transformers has marked a tensor as loaded, or as one that will be tied to another."""
-    return bool(getattr(tensor, "_is_hf_initialized", False))
 
 
 class ParamInit:
@@ -136,21 +127,29 @@ class ParamInit:
 
         Raises RunError for a module that is not part of the model, and for what is left unwritten.
         """
+        self.write(module)
+
+    def write(self, module: nn.Module, within: Collection[nn.Module] | None = None, *, buffers: bool = True) -> None:
+        """The same, of the modules ``within`` alone, and of all below it by default; without ``buffers`` of weights."""
         if is_tried():  # by code of the model's own, which is to show what it makes without a recipe
             return
         # FSDP1 calls this for each part that it wraps, the innermost first, transformers for each module, and a module
         # comes again with those around it: a site that is as it was left is not written again (``snapshots``). Names
         # are those from before the wrapping, which changes them.
         module = self._owner(module)
-        self._check(module)
-        blank = [self._named(tenant) for tenant in allocate(module, self.device, leave=is_loaded).blank]
-        parts = [(self._site(entry), entry) for entry in _parts(module)]
+        asked = {part for part in module.modules() if within is None or self._owner(part) in within}
+        self._check(module, asked)
+        memory = allocate(module, self.device, lambda one: one.module not in asked or is_loaded(one.tensor))
+        blank = [self._named(tenant) for tenant in memory.blank]
+        parts = [(self._site(entry), entry) for entry in _parts(module, asked)]
         parts = [(name, entry) for name, entry in parts if name in self.steps]
-        parts = [(name, entry) for name, entry in parts if not all(map(is_loaded, _sources(entry)))]
+        parts = [(name, entry) for name, entry in parts if not all(map(is_loaded, entry.sources))]
+        if half := [name for name, entry in parts if any(map(is_loaded, entry.sources))]:
+            raise RunError("computed of tensors that were loaded in part, which a recipe would write over", half)
         planned = {self._path(entry.place.module, entry.leaf) for _, entry in parts}
         # Before the steps: a parametrization may need its buffers to take a value.
-        left = self._make_buffers(module, planned, {tenant.name for tenant in blank})
-        for group in _rounds((name, entry) for name, entry in parts if self._is_news(name, *_sources(entry))):
+        left = self._make_buffers(module, asked, planned, {each.name for each in blank}) if buffers else []
+        for group in _rounds((name, entry) for name, entry in parts if self._is_news(name, *entry.sources)):
             steps = sorted((self.steps[name] for name in group), key=lambda step: step.turn)
             shards = {name: shards_of_entry(entry, name) for name, entry in group.items()}
             agree = among(module) if self.plan.loads else None
@@ -160,11 +159,11 @@ class ParamInit:
         left += [tenant for tenant in blank if tenant.name in missed]
         if left:
             texts = {each.name: explain_unwritten(each, self.made.failed.get(each.name, ())) for each in left}
-            hint = "; call super()._init_weights(module) first, which may make them" if _is_within(*_LOADING) else ""
+            hint = "; call super()._init_weights(module) first, which may make them" if is_within(*LOADING) else ""
             headline = f"{count(len(texts), 'tensor')} of {type(module).__name__} left unwritten{hint}"
             raise RunError(headline, [f"{name}: {why}" for name, why in texts.items()])
         for name, entry in parts:
-            self._remember(name, *_sources(entry))
+            self._remember(name, *entry.sources)
 
     def _owner(self, module: nn.Module) -> nn.Module:
         """The module itself, or the one that computes a weight with it: a parametrization has no values of its own."""
@@ -172,9 +171,9 @@ class ParamInit:
         within = path.index("parametrizations") if "parametrizations" in path else None
         return module if within is None else self.model.get_submodule(".".join(path[:within]))
 
-    def _check(self, module: nn.Module) -> None:
+    def _check(self, module: nn.Module, asked: Collection[nn.Module]) -> None:
         """Raises RunError where the module or its tensors are not those that were there when this was made."""
-        parts = _parts(module)
+        parts = _parts(module, asked)
         strange = [entry.name for entry in parts if entry.leaf not in self.names.get(entry.place.module, ())]
         if strange or (not parts and module not in self.names):
             tensors = f"{count(len(strange), 'tensor')} of " if strange else ""
@@ -186,19 +185,22 @@ class ParamInit:
         if tied:
             raise RunError(f"tensors have become one and were several in the model that {_ANEW}", tied)
         here = {(entry.place.module, entry.leaf) for entry in parts}
-        places = ((part, leaf, name) for part in module.modules() for leaf, name in self.names.get(part, {}).items())
-        asked = self.was_on_meta if _is_within(*_WRAPPING) else self.steps
-        absent = dict.fromkeys(name for part, leaf, name in places if (part, leaf) not in here and name in asked)
+        places = ((part, leaf, name) for part in asked for leaf, name in self.names.get(part, {}).items())
+        wanted = self.was_on_meta if is_within(*_WRAPPING) else self.steps
+        absent = dict.fromkeys(name for part, leaf, name in places if (part, leaf) not in here and name in wanted)
         gone = [name for name in absent if name in self.steps and name not in self.records]
         if gone:
             raise RunError(f"{count(len(gone), 'tensor')} gone, or flattened by FSDP1, of the model that {_ANEW}", gone)
 
-    def _make_buffers(self, module: nn.Module, planned: Collection[str], blank: Collection[str]) -> list[ModuleTensor]:
+    def _make_buffers(
+        self, module: nn.Module, asked: Collection[nn.Module], planned: Collection[str], blank: Collection[str]
+    ) -> list[ModuleTensor]:
         """Has the buffers made that no rule writes; gives back those that hold no values and that nothing makes.
 
         One that may hold its values is made anew by the module that it belongs to, or stays: the report names it.
         """
-        buffers = [self._named(tenant) for tenant in module_tensors(module) if tenant.kind == "buffer"]
+        tenants = (tenant for tenant in module_tensors(module) if tenant.kind == "buffer" and tenant.module in asked)
+        buffers = [self._named(tenant) for tenant in tenants]
         others = [each for each in buffers if each.name not in planned and not is_loaded(each.tensor)]
         wanted = [each for each in others if not is_lazy(each.tensor) and self._is_news(each.name, each.tensor)]
         hollow = {each.name for each in wanted if each.name in blank or self._is_hollow(each)}
@@ -225,7 +227,7 @@ class ParamInit:
         ``from_pretrained`` has not loaded.
         """
         is_fresh = not buffer.tensor.is_inference() and buffer.tensor._version == 0
-        if is_fresh and (buffer.name in self.was_on_meta or _is_within(*_LOADING)):
+        if is_fresh and (buffer.name in self.was_on_meta or is_within(*LOADING)):
             return True
         return holds_no_values(buffer.tensor, written=False)
 
@@ -247,13 +249,9 @@ class ParamInit:
         return replace(tenant, name=self._path(tenant.module, tenant.leaf)) if known else tenant
 
 
-def _parts(module: nn.Module) -> list[HeldTensor]:
-    """The tensors of a module, but for those that FSDP1 has flattened, and has had written before."""
-    return [entry for entry in walk_tensors(module) if not entry.flat]
-
-
-def _sources(entry: HeldTensor) -> tuple[Tensor, ...]:
-    return entry.computed_as.sources if entry.computed_as else (entry.tensor,)
+def _parts(module: nn.Module, asked: Collection[nn.Module]) -> list[HeldTensor]:
+    """The tensors of the modules asked for, but for those that FSDP1 has flattened, and has had written before."""
+    return [entry for entry in walk_tensors(module) if not entry.flat and entry.place.module in asked]
 
 
 def _rounds(parts: Iterable[tuple[str, HeldTensor]]) -> Iterator[dict[str, HeldTensor]]:
@@ -263,16 +261,6 @@ def _rounds(parts: Iterable[tuple[str, HeldTensor]]) -> Iterator[dict[str, HeldT
         copies[name].setdefault(entry.key, entry)
     for number in range(max(map(len, copies.values()), default=0)):
         yield {name: [*group.values()][number] for name, group in copies.items() if number < len(group)}
-
-
-def _is_within(module: str, function: str) -> bool:
-    """Whether a function is on the stack: this one was called by it in the end."""
-    frame: FrameType | None = sys._getframe()
-    while frame is not None:
-        if frame.f_code.co_name == function and frame.f_globals.get("__name__") == module:
-            return True
-        frame = frame.f_back
-    return False
 
 
 def _has_fsdp(model: nn.Module) -> bool:

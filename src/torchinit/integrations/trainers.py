@@ -4,26 +4,23 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import nn
 
 from torchinit._text import count
-from torchinit.api import initialize, materialize, plan
+from torchinit.api import initialize, materialize
 from torchinit.distributed.allocation import ModuleTensor, module_tensors
 from torchinit.distributed.own_code import make_buffers
 from torchinit.errors import RunError
-from torchinit.integrations.fsdp import LOADED, is_loaded
-from torchinit.model.sites import group_sites, layer_class
-from torchinit.model.traversal import walk_tensors
+from torchinit.model.sites import layer_class
+from torchinit.plans.only import is_loaded
 from torchinit.plans.plan import Strict
 from torchinit.plans.report import Report
 from torchinit.recipes import RecipeLike, to_rules
 from torchinit.recipes.arguments import Given
-from torchinit.rules.rule import Recipe, Value
-from torchinit.rules.selectors import Name
+from torchinit.rules.rule import Value
 
 
 def init_weights(
@@ -66,8 +63,9 @@ def init_weights(
         try:
             if any(tenant.tensor.is_meta for tenant in module_tensors(self)):
                 return materialize(self, rules, device=buffer_device or "cpu", seed=seed, complete=True, strict=strict)
-            plan(self, rules, complete=True, strict=strict)
-            report = _initialize(self, rules, seed, strict=strict)
+            loaded = any(is_loaded(tenant.tensor) for tenant in module_tensors(self))
+            only = "missing" if loaded else None
+            report = initialize(self, rules, seed=seed, strict=strict, complete=True, only=only)
             _make_buffers(self, report, torch.device(buffer_device) if buffer_device else None, seed)
             return report
         finally:
@@ -82,8 +80,8 @@ _PRETRAINED = "transformers.modeling_utils.PreTrainedModel"
 def _check_call(model: nn.Module, device: object) -> None:
     """Raises RunError where what would be written is lost, or is not what was asked for."""
     instead = (
-        f"Give {type(model).__name__} def _init_weights(self, module), which calls"
-        " torchinit.integrations.fsdp.param_init_fn(self, recipe, seed=...)(module)"
+        f"Give {type(model).__name__} _init_weights ="
+        " torchinit.integrations.transformers.init_weights(recipe, seed=...) in the body of the class"
     )
     if isinstance(device, nn.Module):  # as transformers calls _init_weights
         raise RunError(f"init_weights writes a whole model, but was called for a {type(device).__name__}. {instead}")
@@ -92,25 +90,6 @@ def _check_call(model: nn.Module, device: object) -> None:
             f"init_weights was called while transformers builds {type(model).__name__} on the meta device, to load it"
             f" afterwards: what it writes there is lost. {instead}"
         )
-
-
-def _initialize(model: nn.Module, recipe: Recipe, seed: int, *, strict: Strict) -> Report:
-    """Carries out a recipe, but for what transformers has loaded."""
-    loaded = [
-        site for site, group in group_sites(walk_tensors(model)) if all(is_loaded(entry.tensor) for entry in group)
-    ]
-    if not loaded:
-        return initialize(model, recipe, seed=seed, strict=strict)
-    others = ~Name(*(view.name for site in loaded for view in site.views))
-    rules = [replace(rule, where=rule.where & others, optional=True) for rule in recipe]
-    report = initialize(model, rules, seed=seed)
-    names = {site.name: LOADED for site in loaded}
-    return replace(
-        report,
-        untouched=tuple(name for name in report.untouched if name not in names),
-        buffers=tuple(name for name in report.buffers if name not in names),
-        skipped=(*report.skipped, *names.items()),
-    )
 
 
 def _make_buffers(model: nn.Module, report: Report, device: torch.device | None, seed: int) -> None:

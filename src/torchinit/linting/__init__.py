@@ -5,9 +5,20 @@ from __future__ import annotations
 from torchinit.linting import checks as checks
 from torchinit.linting.findings import Finding, Findings
 from torchinit.linting.lint import assert_initialized, lint
+from torchinit.linting.parity import assert_meta_parity, meta_parity
 from torchinit.linting.registry import CHECKS, SEVERITIES, Severity
 from torchinit.linting.registry import Check as Check
 from torchinit.linting.registry import select_checks as select_checks
 from torchinit.linting.target import ConstructionRecorder as ConstructionRecorder
 
-__all__ = ["CHECKS", "Finding", "Findings", "SEVERITIES", "Severity", "assert_initialized", "lint"]
+__all__ = [
+    "CHECKS",
+    "Finding",
+    "Findings",
+    "SEVERITIES",
+    "Severity",
+    "assert_initialized",
+    "assert_meta_parity",
+    "lint",
+    "meta_parity",
+]

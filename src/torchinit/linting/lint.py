@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Final
 
+import torch
 from torch import Tensor, nn
 
+from torchinit._collector import collector_paused
 from torchinit._text import count
 from torchinit.api import draft, given_to
+from torchinit.distributed.collectives import run_collectively
+from torchinit.distributed.replicas import differing_replicas, equal_parts
 from torchinit.errors import ReportError
 from torchinit.linting.findings import Finding, Findings
 from torchinit.linting.registry import NEEDS, SEVERITIES, Check, Severity, select_checks
-from torchinit.linting.target import LintTarget
+from torchinit.linting.target import AcrossRanks, LintTarget
+from torchinit.model.dtensor import cut_dimensions, is_distributed
+from torchinit.model.ranks import Spread, over_group
 from torchinit.plans.plan import Plan
 from torchinit.plans.report import Report
 from torchinit.recipes import RecipeLike
 from torchinit.rules.rule import Value
 from torchinit.tracing import Trace
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+_SHORT: Final = 1 << 24
 
 
 def lint(
@@ -28,6 +41,7 @@ def lint(
     loaded: Mapping[str, Tensor] | None = None,
     select: Iterable[str] = (),
     ignore: Iterable[str] = (),
+    group: ProcessGroup | None = None,
     arguments: Mapping[str, Value] | None = None,
     **named: Value,
 ) -> Findings:
@@ -35,7 +49,9 @@ def lint(
 
     The values alone show much; more is found with ``recipe`` and its ``arguments``, or a plan: how the model was meant
     to be initialized; ``trace``: what :func:`torchinit.trace` saw; ``report``: what :func:`torchinit.initialize`
-    returned; ``loaded``: the values that were loaded into it. Nothing is written, no memory beyond a chunk is taken,
+    returned; ``loaded``: the values that were loaded into it. With a process ``group``
+    (``torch.distributed.group.WORLD``: all ranks) its ranks compare what they hold, parts that are equal and replicas
+    that are not: all of them have to call this, and an error on one is an error on all. Nothing is written, no memory beyond a chunk is taken,
     but for weights that may be copies of each other, and a model on the meta device is checked for what needs no
     values.
 
@@ -47,27 +63,53 @@ def lint(
     >>> findings.codes, findings[0].site, findings[0].message[:48]
     (('TI301',), 'layers.0', 'holds the same drawn values as layers.1: ...
     """
-    checks = select_checks(select, ignore)
     values = given_to(lint, arguments, named)
-    if isinstance(recipe, Plan) or recipe is None:
-        values.finish()
-    plan = recipe if isinstance(recipe, Plan) or recipe is None else draft(model, recipe, values)
+
+    def prepared() -> tuple[tuple[Check, ...], Plan | None]:
+        checks = select_checks(select, ignore)
+        if isinstance(recipe, Plan) or recipe is None:
+            values.finish()
+            return checks, recipe
+        return checks, draft(model, recipe, values)
+
+    across = None
+    if group is None:
+        checks, plan = prepared()
+    else:
+        spread = over_group(group)
+        checks, plan = run_collectively(prepared, "lint", spread, own=True)
+        across = _across(model, spread)
     target = LintTarget(
         model,
         plan=Plan() if plan is None else plan,
         report=Report() if report is None else report,
         loaded={} if loaded is None else loaded,
         trace=Trace() if trace is None else trace,
+        ranks=across or AcrossRanks(),
     )
     history = loaded if trace is None else trace
-    past = {"plan": plan, "report": report, "loaded": loaded, "trace": trace, "history": history}
+    past = {"plan": plan, "report": report, "loaded": loaded, "trace": trace, "history": history, "ranks": across}
     given = {"sites", *(need for need, value in past.items() if value is not None)}
     given |= set() if target.is_sketch else {"values"}
-    findings = [finding for check in checks if check.needs in given for finding in _findings(check, target)]
+    # Many small tensors: a moment's work, of which the collector would take a fifth. Large ones may take minutes.
+    is_short = sum(linted.site.numel for linted in target.tensors) <= _SHORT
+    with collector_paused() if is_short else nullcontext():
+        findings = [finding for check in checks if check.needs in given for finding in _findings(check, target)]
     return Findings(
         tuple(sorted(findings, key=lambda finding: (SEVERITIES.index(finding.severity), finding.code))),
         tuple((check.code, NEEDS[check.needs]) for check in checks if check.needs not in given),
     )
+
+
+def _across(model: nn.Module, spread: Spread) -> AcrossRanks:
+    """What the ranks have to tell each other. Every one of them comes to each exchange, whatever it holds."""
+    equal, differing = equal_parts(model, spread), differing_replicas(model, spread)
+    whole = [
+        name
+        for name, parameter in model.named_parameters()
+        if not (is_distributed(parameter) and cut_dimensions(parameter))
+    ]
+    return AcrossRanks(equal, differing, spread(torch.initial_seed()), whole)
 
 
 def _findings(check: Check, target: LintTarget) -> Iterable[Finding]:

@@ -16,7 +16,7 @@ Severity: TypeAlias = Literal["error", "warning", "note"]
 SEVERITIES: Final[tuple[Severity, ...]] = ("error", "warning", "note")
 """From the worst to the least."""
 
-Need: TypeAlias = Literal["sites", "values", "plan", "trace", "report", "loaded", "history", "probe"]
+Need: TypeAlias = Literal["sites", "values", "plan", "trace", "report", "loaded", "history", "probe", "ranks"]
 
 NEEDS: Final[dict[Need, str]] = {
     "sites": "a model",
@@ -26,6 +26,7 @@ NEEDS: Final[dict[Need, str]] = {
     "report": "a report",
     "loaded": "loaded weights",
     "history": "loaded weights or a trace",
+    "ranks": "the other ranks (group=...)",
     "probe": "a pass forward and back (torchinit.probe)",
 }
 """The needs of checks, in words."""

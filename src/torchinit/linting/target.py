@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain, takewhile
 from typing import Any
@@ -144,6 +144,21 @@ def split_common_end(names: Sequence[str]) -> tuple[tuple[str, ...], str]:
     return tuple(name.removesuffix(f".{leaf}") if leaf else name for name in names), leaf or names[0]
 
 
+@dataclass(frozen=True, slots=True)
+class AcrossRanks:
+    """What the ranks of a group have told each other of a model.
+
+    ``equal`` names the weights of which several ranks hold the same drawn values as different parts, ``differing`` has
+    a line for each site whose replicas are not the same, ``seeds`` torch's seed on each rank, ``replicated`` the
+    parameters that every rank has whole.
+    """
+
+    equal: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    differing: Sequence[str] = ()
+    seeds: Mapping[int, int] = field(default_factory=dict)
+    replicated: Sequence[str] = ()
+
+
 @dataclass(frozen=True)
 class LintTarget:
     """A model that is checked, and what is known of it besides its values; what is not known is empty."""
@@ -153,6 +168,7 @@ class LintTarget:
     report: Report
     loaded: Mapping[str, Tensor]
     trace: Trace
+    ranks: AcrossRanks = AcrossRanks()
 
     @cached_property
     def tensors(self) -> tuple[LintedTensor, ...]:

@@ -50,6 +50,7 @@ from torchinit.mmengine.registry import (
     build_from_cfg,
     is_model_wrapper,
 )
+from torchinit.mmengine.standin import install, uninstall
 from torchinit.mmengine.starting import materialize
 
 __all__ = [
@@ -79,6 +80,7 @@ __all__ = [
     "caffe2_xavier_init",
     "constant_init",
     "initialize",
+    "install",
     "is_model_wrapper",
     "kaiming_init",
     "load_checkpoint",
@@ -88,6 +90,7 @@ __all__ = [
     "trunc_normal_",
     "trunc_normal_init",
     "uniform_init",
+    "uninstall",
     "update_init_info",
     "xavier_init",
 ]

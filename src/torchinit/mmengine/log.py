@@ -21,7 +21,7 @@ from torch.nn.parameter import is_lazy
 from torchinit._text import did_you_mean
 
 LOGGER: Final = logging.getLogger("torchinit.mmengine")
-_PACKAGE: Final = logging.getLogger("torchinit")
+PACKAGE: Final = logging.getLogger("torchinit")
 _FORMAT: Final = logging.Formatter("%(asctime)s - mmengine - %(levelname)s - %(message)s", "%m/%d %H:%M:%S")
 _LEVELS: Final = {"off": logging.CRITICAL + 1, "warning": logging.WARNING, "info": logging.INFO}
 """The values of the environment variable TORCHINIT_LOG."""
@@ -61,7 +61,7 @@ def show_log(file: str | os.PathLike[str] | TextIO | None = None) -> ExitStack:
         raise TypeError(f"the log goes to a path or a text stream, but got {file!r}")
     handler.setFormatter(_FORMAT)
     _PLACES[place] = handler  # and on no logger, whose levels and other handlers belong to the program
-    _PACKAGE.addFilter(_relay)
+    PACKAGE.addFilter(_relay)
     stack.callback(handler.close)
     stack.callback(_PLACES.pop, place)
     return stack
@@ -85,7 +85,15 @@ def _keep(level: int, text: str) -> None:
 def _relay(record: logging.LogRecord) -> bool:
     """Keep what the rest of the package logs; a filter, since a handler would count as a configuration."""
     _keep(record.levelno, record.getMessage())
-    return None not in _PLACES or _PACKAGE.hasHandlers()  # else Python's last resort shows it a second time
+    return None not in _PLACES or PACKAGE.hasHandlers()  # else Python's last resort shows it a second time
+
+
+def relay_to_mmengine(record: logging.LogRecord) -> bool:
+    """Log with mmengine's logger what the rest of the package logs; a filter for the package's own."""
+    theirs = [logger for logger in _loggers() if logger is not LOGGER]
+    for logger in theirs:
+        logger.log(record.levelno, record.getMessage())
+    return not theirs or PACKAGE.hasHandlers()  # else Python's last resort shows it a second time
 
 
 def log(level: int, text: str, *args: object) -> None:
@@ -136,7 +144,7 @@ def _loggers() -> list[logging.Logger]:
 
 def _handlers(logger: logging.Logger) -> list[logging.Handler]:
     """The handlers that are meant for the log of a logger: its own, and those of the package."""
-    named = [*logger.handlers, *(_PACKAGE.handlers if logger is LOGGER else ())]
+    named = [*logger.handlers, *(PACKAGE.handlers if logger is LOGGER else ())]
     return [handler for handler in named if not isinstance(handler, logging.NullHandler)]
 
 
@@ -165,7 +173,7 @@ def _show(level: int, text: str) -> None:
 def _threshold() -> int:
     """The level from which on the log is shown, where nobody has configured logging."""
     variable = os.environ.get("TORCHINIT_LOG", "")
-    level = _level_of(variable) if variable else LOGGER.level or _PACKAGE.level or logging.INFO
+    level = _level_of(variable) if variable else LOGGER.level or PACKAGE.level or logging.INFO
     return max(level, logging.root.manager.disable + 1, 0 if _is_first_rank() else logging.ERROR)
 
 

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from torchinit.model.shards import Shard
 from torchinit.noise.engines import dispatch, kernel
-from torchinit.noise.engines.tasks import ravel, strides
+from torchinit.noise.engines.tasks import is_simple, ravel, strides
 
 _ALL = (1 << 64) - 1
 _BLOCK = {"cpu": 1 << 15}
 _BLOCK_ELSEWHERE = 1 << 22
 _ELEMENTS_A_THREAD = 1 << 20
+_FEW = 1 << 13
+_ORDINARY = frozenset((Tensor, nn.Parameter))
 _BOX = struct.Struct(f"<QQQQ{kernel.AXES}Q{kernel.AXES}Q{kernel.AXES}q")
 _REST = 8 * (kernel.AXES - 1)
 _WHOLE = struct.Struct(f"<QQQQQ{_REST}xQ{_REST}xq{_REST}x")
@@ -76,6 +78,30 @@ def digest(shard: Shard) -> LaneSums:
     return _by_torch(local, shape, start)
 
 
+def is_small(tensor: Tensor) -> bool:
+    """Whether :func:`digests` takes a tensor: an ordinary one with values of its own, wholly here, of few elements."""
+    return (
+        type(tensor) in _ORDINARY
+        and tensor.layout is torch.strided
+        and 0 < tensor.numel() <= _FEW
+        and is_simple(tensor)
+        and not (torch._C._functorch.is_functorch_wrapped_tensor(tensor) or torch._is_functional_tensor(tensor))
+        and _compiled() is not None
+    )
+
+
+def digests(tensors: Sequence[Tensor]) -> list[LaneSums]:
+    """The sums of many small tensors, in one call of the kernel."""
+    function = _compiled("torchinit_digests_1")
+    if function is None:
+        return [digest(Shard.whole("", tensor)) for tensor in tensors]
+    boxes = [_WHOLE.pack(x.data_ptr(), 0, x.dtype.itemsize, 1, x.numel(), 1, 1) for x in tensors]
+    sums = (ctypes.c_uint64 * (2 * len(boxes)))()
+    function(b"".join(boxes), len(boxes), sums)
+    lanes = iter(sums)
+    return [LaneSums(first, second) for first, second in zip(lanes, lanes, strict=True)]
+
+
 def _by_torch(local: Tensor, shape: _Place, start: _Place) -> LaneSums:
     """The definition, in torch operations, on any device, in bounded memory."""
     # torch has no unsigned 64-bit arithmetic. Sums and products of signed numbers have the same bits modulo 2**64, so
@@ -126,18 +152,19 @@ def _signed(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
 
 
-def _compiled() -> Callable[..., None] | None:
-    """The kernel's function, where there is a kernel, it is not ruled out, and it has this digest."""
+def _compiled(name: str = "torchinit_digest_1") -> Callable[..., None] | None:
+    """A function of the kernel, where there is a kernel, it is not ruled out, and it has this digest."""
     chosen = dispatch.chosen_kernel()
-    return _declared(chosen.library) if chosen else None
+    return _declared(chosen.library, name) if chosen else None
 
 
 @lru_cache(maxsize=8)
-def _declared(library: ctypes.CDLL) -> Callable[..., None] | None:
-    function: Any = getattr(library, "torchinit_digest_1", None)
+def _declared(library: ctypes.CDLL, name: str) -> Callable[..., None] | None:
+    function: Any = getattr(library, name, None)
     if function is not None:
+        numbers = [ctypes.c_uint64] * (2 if name == "torchinit_digest_1" else 1)
         function.restype = None
-        function.argtypes = [ctypes.c_char_p, ctypes.c_uint64, ctypes.c_uint64, ctypes.POINTER(ctypes.c_uint64)]
+        function.argtypes = [ctypes.c_char_p, *numbers, ctypes.POINTER(ctypes.c_uint64)]
     return function  # type: ignore[no-any-return]  # ctypes makes functions of unknown type
 
 

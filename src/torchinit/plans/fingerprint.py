@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Final, Literal, NamedTuple
@@ -13,16 +14,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from torchinit._collector import collector_paused
 from torchinit._folding import Column, Group, Row, fold
 from torchinit._tables import Table, Tabular
 from torchinit._text import count
 from torchinit.errors import ConfigError, RunError
 from torchinit.model.dtensor import cut_dimensions, is_distributed, shards_of
 from torchinit.model.names import normalize
+from torchinit.model.ranks import over_meshes
 from torchinit.model.traversal import walk_tensors
 from torchinit.model.valueless import refuse_fakes
 from torchinit.plans.diff import Diff
-from torchinit.plans.digest import LaneSums, digest
+from torchinit.plans.digest import LaneSums, digest, digests, is_small
 from torchinit.serialization.schema import Schema, parse
 
 VERSION: Final = "torchinit-fingerprint-1"
@@ -30,6 +33,8 @@ VERSION: Final = "torchinit-fingerprint-1"
 
 
 _COLUMNS: Final = (Column("digest"),)
+_MOST: Final = 10
+"""The lines of an error on tensors that ranks do not share."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -146,15 +151,14 @@ def fingerprint(model: nn.Module | Mapping[str, Tensor]) -> Fingerprint:
     ['bias']
     """
     refuse_fakes()
-    sources = sources_of(model) if isinstance(model, nn.Module) else Sources(_in_state_dict(model), {}, ())
-    digests, problems = digest_tensors(sources.each)
-    totals, failed = _added_over_ranks(digests, failed=bool(problems))
-    if problems:
-        raise RunError(f"{count(len(problems), 'site')} without elements to look at", problems)
-    if failed:
-        raise RunError("no fingerprint: another rank has sites without elements to look at")
+    # A state dict may be read from a file, which takes long.
+    with collector_paused() if isinstance(model, nn.Module) else nullcontext():
+        sources = sources_of(model) if isinstance(model, nn.Module) else Sources(_in_state_dict(model), {}, ())
+        found, problems = digest_tensors(sources.each)
+    _check_ranks(found, problems)
+    totals = _added_over_ranks(found)
     texts: dict[str, list[str]] = {}
-    for each, sums in zip(digests, totals, strict=True):
+    for each, sums in zip(found, totals, strict=True):
         texts.setdefault(each.name, []).append(each.text(sums))
     sites = {name: hashed(VERSION, *lines) for name, lines in texts.items()}
     return Fingerprint(sites, sources.aliases, sources.transient)
@@ -225,12 +229,31 @@ class TensorDigest(NamedTuple):
         return f"{self.dtype} {self.shape} {sums.first:016x} {sums.second:016x}"
 
 
+_TO_COME = TensorDigest("", "", (), LaneSums())
+_MANY = 1 << 9
+
+
 def digest_tensors(sources: Iterable[tuple[str, tuple[Tensor, ...]]]) -> tuple[list[TensorDigest], list[str]]:
     """The digest of what is here of each tensor, and for each that cannot be read the reason."""
-    digests, problems = [], []
+    found, problems = list[TensorDigest](), list[str]()
+    waiting: dict[int, tuple[str, Tensor]] = {}
+
+    def look() -> None:
+        for (at, (name, tensor)), sums in zip(
+            waiting.items(), digests([tensor for _, tensor in waiting.values()]), strict=True
+        ):
+            found[at] = TensorDigest(name, str(tensor.dtype), tuple(tensor.shape), sums)
+        waiting.clear()
+
     for name, tensors in sources:
         for tensor in tensors:
             sums = LaneSums()
+            if is_small(tensor):  # many by one call, but not all, since a state dict may read each as it is asked for
+                waiting[len(found)] = name, tensor
+                found.append(_TO_COME)
+                if len(waiting) == _MANY:
+                    look()
+                continue
             if why := _unreadable(tensor):
                 problems.append(f"{name}: {why}")
             else:
@@ -240,10 +263,9 @@ def digest_tensors(sources: Iterable[tuple[str, tuple[Tensor, ...]]]) -> tuple[l
                 except RunError as error:
                     problems.append(str(error))
             shape = () if is_lazy(tensor) else tuple(tensor.shape)
-            digests.append(
-                TensorDigest(name, str(tensor.dtype), shape, sums, tensor if is_distributed(tensor) else None)
-            )
-    return digests, problems
+            found.append(TensorDigest(name, str(tensor.dtype), shape, sums, tensor if is_distributed(tensor) else None))
+    look()
+    return found, problems
 
 
 def _unreadable(tensor: Tensor) -> str:
@@ -259,15 +281,45 @@ def _unreadable(tensor: Tensor) -> str:
 # --- sums over ranks -------------------------------------------------------------------------------------------
 
 
-def _added_over_ranks(digests: Sequence[TensorDigest], *, failed: bool) -> tuple[list[LaneSums], bool]:
-    """The sums of whole tensors, and whether any rank failed.
+def _check_ranks(digests: Sequence[TensorDigest], problems: Sequence[str]) -> None:
+    """Raise RunError on every rank unless all have the sums of the same distributed tensors.
+
+    What each is about to add up it tells in one gathering along the meshes, in an order that does not depend on the
+    tensors: otherwise ranks with other tensors, or one that failed, would be waited for.
+    """
+    held: dict[tuple[int, ...], list[str]] = defaultdict(list)
+    for each in digests:
+        if (whole := each.distributed) is not None:
+            line = f"{each.name}: {each.dtype} {each.shape} in {whole.placements} on {tuple(whole.device_mesh.shape)}"
+            held[tuple(whole.device_mesh.mesh.flatten().tolist())].append(line)
+    spread = over_meshes(each.distributed for each in digests if each.distributed is not None)
+    told = spread((len(problems), held)) if spread else {}
+    if problems:
+        raise RunError(f"{count(len(problems), 'site')} without elements to look at", problems)
+    if failed := [str(rank) for rank, (number, _) in told.items() if number]:
+        raise RunError(f"no fingerprint: rank {', '.join(failed)} has sites without elements to look at")
+    # Ranks are to agree in what lies on a mesh that both are in: beside it each may have others, as experts.
+    apart = [
+        f"rank {rank}: {line}"
+        for ranks in dict.fromkeys(ranks for _, theirs in told.values() for ranks in theirs)
+        for every in [{rank: told[rank][1].get(ranks, []) for rank in ranks if rank in told}]
+        for rank, lines in every.items()
+        for line in sorted(lines)
+        if not all(line in others for others in every.values())
+    ]
+    if apart:
+        raise RunError("no fingerprint: the ranks hold other tensors than each other", apart[:_MOST])
+
+
+def _added_over_ranks(digests: Sequence[TensorDigest]) -> list[LaneSums]:
+    """The sums of whole tensors.
 
     A DTensor's are added up along those dimensions of its mesh that cut it, so that each replica counts for itself;
-    a plain tensor's stay as they are. Every rank of the meshes has to come here with the same tensors, also one that
-    ``failed`` to get its sums: the others would wait for it for ever.
+    a plain tensor's stay as they are. Every rank of the meshes has to come here with the same tensors.
     """
     # One collective for each dimension of a mesh, not for each tensor: a model has hundreds. The groups come in the
-    # order of the tensors, that of ``Module.apply`` on every rank; ranks with other models would wait for each other.
+    # order of their meshes, and the tensors in that of their names: a rank may have others between that its
+    # neighbours lack.
     sums = [each.sums for each in digests]
     groups: dict[tuple[Any, int], list[int]] = defaultdict(list)
     for index, each in enumerate(digests):
@@ -275,14 +327,19 @@ def _added_over_ranks(digests: Sequence[TensorDigest], *, failed: bool) -> tuple
         if tensor is not None and tensor.device_mesh.get_coordinate() is not None:
             for dimension in cut_dimensions(tensor):
                 groups[tensor.device_mesh, dimension].append(index)
-    for (mesh, dimension), indices in groups.items():
+
+    def turn(group: tuple[Any, int]) -> tuple[Any, ...]:
+        mesh, dimension = group
+        return -mesh.size(), mesh.mesh.flatten().tolist(), tuple(mesh.shape), dimension
+
+    for mesh, dimension in sorted(groups, key=turn):
+        indices = sorted(groups[mesh, dimension], key=lambda index: digests[index].name)
         # The lanes go as halves of 32 bits: torch adds signed 64-bit numbers, which 2**31 halves do not overflow.
         halves = [half for index in indices for lane in sums[index] for half in (lane & 0xFFFFFFFF, lane >> 32)]
-        buffer = torch.tensor([*halves, int(failed)], dtype=torch.int64, device=mesh.device_type)
+        buffer = torch.tensor(halves, dtype=torch.int64, device=mesh.device_type)
         torch.distributed.all_reduce(buffer, group=mesh.get_group(dimension))
-        *halves, failures = buffer.tolist()
-        failed = failures > 0
+        halves = buffer.tolist()
         lanes = (low + (high << 32) & (1 << 64) - 1 for low, high in zip(halves[::2], halves[1::2], strict=True))
         for index in indices:
             sums[index] = LaneSums(next(lanes), next(lanes))
-    return sums, failed
+    return sums

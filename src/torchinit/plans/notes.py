@@ -24,6 +24,7 @@ from torchinit.model.layouts import Layout
 from torchinit.model.sites import Site
 from torchinit.noise.distributions import MAX_SIGMAS
 from torchinit.plans.plan import FROZEN, UNKNOWN, Step
+from torchinit.rules.rule import Rule
 
 FAR_SIGMAS: Final = 6.0
 """An interval that lies so many standard deviations away from the mean is nowhere that a normal comes to."""
@@ -52,17 +53,19 @@ class Notes:
     def __init__(self) -> None:
         self._known: dict[tuple[object, ...], tuple[str, ...]] = {}
 
-    def of(self, step: Step, view: Site) -> tuple[str, ...]:
-        """All notes of a step; ``view`` is the site as the module sees it whose rule wrote last."""
+    def of(self, site: Site, fill: Fill, rule: Rule, view: Site, kind: int) -> tuple[str, ...]:
+        """All notes of the step that a rule gives; ``view`` is the site as the module sees it whose rule wrote last.
+
+        Sites of a ``kind`` are alike but for their names and places.
+        """
         # Objects by their identity: the steps of a plan hold them all, and share them where they are alike.
-        site = step.site
         # A fill whose class tells no moments has no notes of its own: a checkpoint has another one for each tensor.
-        fill: object = type(step.fill) if type(step.fill).moments is Fill.moments else id(step.fill)
-        seen = None if view is site else (id(view.owner), id(view.layout), view.leaf, view.activation)
-        word = _word(view) if isinstance(step.fill, _WHOLE) else ""
-        key = id(step.rule.init), fill, id(site.owner), id(site.layout), _FACTS(site), seen, view.partition_dim, word
+        of_fill: object = type(fill) if type(fill).moments is Fill.moments else id(fill)
+        seen = None if view is site else (id(site.owner), id(site.layout), _FACTS(site))
+        word = _word(view) if type(fill) in _WHOLE else ""
+        key = id(rule.init), of_fill, kind, seen, word
         if key not in self._known:
-            self._known[key] = notes_of(step, view)
+            self._known[key] = notes_of(Step(site, fill, rule), view)
         return self._known[key]
 
 

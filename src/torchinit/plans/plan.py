@@ -34,6 +34,10 @@ from torchinit.serialization.schema import parse
 FROZEN: Final = "frozen: requires_grad is false"
 """The note of a step that writes a parameter which does not learn, and why one is left alone."""
 
+LEFT: Final = "left alone: only= names others"
+LOADED: Final = "was loaded, as transformers marks it (_is_hf_initialized)"
+"""Why a site is left alone that a rule may match: it has its values."""
+
 UNKNOWN: Final = "what follows this layer is not known: gain 1"
 """The note of a step whose gain should be that of the next nonlinearity, where no structure shows one."""
 
@@ -219,7 +223,10 @@ class Plan(Tabular):
     def without_values(self) -> tuple[Site, ...]:
         """The parameters that should have values and get none: no rule matches them, or no fill can be written."""
         left = [site for site in self.untouched if site.kind == "parameter" and (site.lack or site.numel)]
-        return (*left, *(skip.site for skip in self.skipped if skip.site.lack and skip.why != FROZEN))
+        return (
+            *left,
+            *(skip.site for skip in self.skipped if skip.site.lack and skip.why not in (FROZEN, LEFT, LOADED)),
+        )
 
     @property
     def scratch(self) -> tuple[str, int]:

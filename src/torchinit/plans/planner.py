@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import torch
 
@@ -18,18 +18,20 @@ from torchinit.errors import FanError
 from torchinit.initializers.base import Fill
 from torchinit.initializers.composed import Padded
 from torchinit.initializers.load_report import LoadReport
-from torchinit.initializers.source import Resolution, is_verbatim, resolve_all
+from torchinit.initializers.source import Resolution, is_verbatim, looks_at, resolve_all
 from torchinit.initializers.variance_scaling import asks_for_neutral
 from torchinit.knowledge.neutral import looks_like_norm
 from torchinit.model.sites import Site
 from torchinit.plans.notes import Notes, guessed
 from torchinit.plans.plan import FROZEN, Plan, Reach, Skipped, Step
-from torchinit.rules.matching import Matcher, explain_unmatched, roles_asked
+from torchinit.rules.matching import FACTS, Matcher, explain_unmatched, roles_asked
 from torchinit.rules.rule import Rule
 
 Ties: TypeAlias = Literal["agree", "last"]
 _Views: TypeAlias = list[tuple[Site, Site]]
 """Sites as one of their modules sees them, each with the site itself."""
+
+_OF_KIND: Final = frozenset((*FACTS, "leaf", "owner", "layout"))
 
 _NOT_KNOWN = (
     "it is called a norm, and at which value it would do nothing could not be found; give it a rule of its own, such as"
@@ -44,13 +46,15 @@ def make_plan(
     ties: Ties = "agree",
     trainable: bool | None = None,
     notes: bool = True,
+    leave: Mapping[str, str] | None = None,
 ) -> Plan:
     """The plan of rules on sites. Nothing is raised: what is wrong is in ``plan.problems``.
 
     Writes are ordered rule by rule, and within a rule as ``Module.apply`` visits the modules, which is the
     order in which MMEngine and hand-written code draw. Rules that give a tied tensor different values
     through different modules are a problem, unless ``ties`` lets the last write win. ``trainable`` leaves parameters
-    alone that do not learn; None: rules of schemes do. Without ``notes`` the steps have none.
+    alone that do not learn; None: rules of schemes do. Sites to ``leave`` are not written, each for the reason that is
+    given with its name. Without ``notes`` the steps have none.
 
     >>> from torchinit.initializers.elementwise import Constant
     >>> plan = make_plan([Site("a.weight", (2, 2))], [Rule("a.*", Constant(1.0))])
@@ -64,6 +68,7 @@ def make_plan(
     if trainable and all(site.frozen for site in known if site.kind == "parameter"):
         all_frozen = f"all {len(skipped)} are (requires_grad is false)"
         problems.append(f"trainable=True leaves frozen parameters alone, and {all_frozen}")
+    skipped |= {site.name: Skipped(site, leave[site.name]) for site in known if leave and site.name in leave}
     # Checkpoints may be read for a long time, and their readers may leave cycles behind.
     with nullcontext() if any(is_verbatim(rule.init) for rule in named) else collector_paused():
         planner = _Planner(known, named, frozenset(skipped), trainable is None, skipped, problems)
@@ -78,6 +83,7 @@ class _Write(NamedTuple):
     fill: Fill
     rule: Rule
     turn: int
+    kind: int
 
     def step(self) -> Step:
         return Step(self.site, self.fill, self.rule, (), self.turn)
@@ -89,7 +95,7 @@ class _Planner:
 
     known: tuple[Site, ...]
     rules: tuple[Rule, ...]
-    frozen: frozenset[str]
+    left: frozenset[str]
     spares: bool
     skipped: dict[str, Skipped]
     problems: list[str]
@@ -97,13 +103,18 @@ class _Planner:
     declined: dict[str, Skipped] = field(default_factory=dict)
     loads: list[Resolution] = field(default_factory=list)
     turn: int = 0
+    views: _Views = field(default_factory=list)
+    kinds: list[int] = field(default_factory=list)  # of each view
+    usual: list[bool] = field(default_factory=list)  # of each kind, whether a fill can be written to it
 
     def plan(self, ties: Ties, notes: Notes | None) -> Plan:
         # Each site as each of its modules sees it, in the order of their turns.
         pairs = [(view, site) for site in self.known for view in (site.views if site.aliases else (site,))]
         pairs.sort(key=lambda pair: pair[0].position)
         matcher = Matcher([view for view, _ in pairs])
-        unused = [rule for rule in self.rules if not self._apply(rule, pairs, matcher) and not rule.optional]
+        self.views, self.kinds = pairs, matcher.kinds
+        self.usual = [_is_usual(pairs[numbers[0]][0]) for numbers in matcher.members]
+        unused = [rule for rule in self.rules if not self._apply(rule, matcher) and not rule.optional]
         unused = self._without_roles(unused)
         several = [writes for writes in self.writes.values() if len(writes) > 1]
         if (
@@ -159,25 +170,30 @@ class _Planner:
             near = explain_unmatched(rule, self.known, as_known) if number < limits.HINTS else ""
             yield rule, f"{rule.origin} {near or f'{rule.where} matches none'}"
 
-    def _apply(self, rule: Rule, pairs: _Views, matcher: Matcher) -> bool:
+    def _apply(self, rule: Rule, matcher: Matcher) -> bool:
         """Add the writes of one rule; return whether it matched anything."""
         # Rule by rule, not site by site: on torch's generator the order of writes is the order of draws, and MMEngine
         # and hand-written code go over the modules once for each entry. A site is met once for each module that holds
         # it, since ``Module.apply`` visits a shared module once for each parent, and so draws as often. But two names
         # that *one* parent has for a module are one visit: they share a position, and the first of them counts.
         # Frozen sites drop out after the match, so that their rule is not called unused.
-        matched = [pairs[number] for number in matcher.matched(rule)]
-        if len(pairs) > len(self.known):
-            first: dict[tuple[str, int], tuple[Site, Site]] = {}
-            for view, site in matched:
-                first.setdefault((site.name, view.position), (view, site))
+        views, matched = self.views, matcher.matched(rule)
+        if len(views) > len(self.known):
+            first: dict[tuple[str, int], int] = {}
+            for number in matched:
+                view, site = views[number]
+                first.setdefault((site.name, view.position), number)
             matched = [*first.values()]
         spares = self.spares and bool(rule.scheme) and not is_verbatim(rule.init)
         turns = matched
-        if spares or self.frozen:
-            self.skipped |= {site.name: Skipped(site, FROZEN) for _, site in matched if spares and site.frozen}
-            turns = [each for each in matched if not (each[1].name in self.frozen or (spares and each[1].frozen))]
-        ready = turns if is_verbatim(rule.init) else [pair for pair in turns if self._can_be_drawn(rule, *pair)]
+        if spares or self.left:
+            sites = [(number, views[number][1]) for number in matched]
+            frozen = [site for _, site in sites if spares and site.frozen and site.name not in self.left]
+            self.skipped |= {site.name: Skipped(site, FROZEN) for site in frozen}
+            turns = [number for number, site in sites if not (site.name in self.left or (spares and site.frozen))]
+        ready, usual, kinds = turns, self.usual, self.kinds
+        if not is_verbatim(rule.init):
+            ready = [each for each in turns if usual[kinds[each]] or self._can_be_drawn(rule, *views[each])]
         before, why = (self.turn, len(self.problems)), ""
         if ready:
             why = self._resolve(rule, ready)
@@ -186,35 +202,51 @@ class _Planner:
             self.problems.append(": ".join(filter(None, (none, why))))
         return bool(matched)
 
-    def _resolve(self, rule: Rule, pairs: _Views) -> str:
-        """Add the writes of the sites that the rule has a fill for; note why it has none for the others.
+    def _resolve(self, rule: Rule, numbers: Sequence[int]) -> str:
+        """Add the writes of the views that the rule has a fill for; note why it has none for the others.
 
         Returns why it does not fit the last that it does not.
         """
-        why = ""
-        resolution = resolve_all(rule.init, pairs, self.known)
+        views, kinds, why = self.views, self.kinds, ""
+        of_kind = self._resolved_by_kind(rule, numbers)
+        resolution = resolve_all(rule.init, [views[each] for each in numbers if kinds[each] not in of_kind], self.known)
         if resolution.account is not None:
             self.loads.append(resolution)
-        fills, errors, is_drawn = resolution.fills, resolution.errors, not is_verbatim(rule.init)
-        for view, site in pairs:
-            error, fill = errors.get(view.name) if errors else None, fills.get(view.name)
-            if error is not None and rule.fitting and not _fits(rule, view):
-                self.declined[site.name], why = Skipped(site, f"{rule.init} does not fit its shape"), str(error)
-            elif error is not None:
-                place = rule.origin if isinstance(error, FanError) else f"{rule.origin} at {view.name!r}"
-                self.problems.append(f"{place}: {error}{_instead(rule, str(error))}")
-            elif (
-                len(view.shape) > 2 and view.layout is None and not rule.scheme and (guess := guessed(rule.init, view))
-            ):
-                self.problems.append(f"{rule.origin} at {view.name!r}: {guess}")
-            elif fill is not None:
-                if view.zero_row is not None and rule.padding and is_drawn:
-                    fill = Padded(fill, view.zero_row)
-                self.writes.setdefault(site.name, []).append(_Write(view, site, fill, rule, self.turn))
-                self.turn += 1
-            elif asks_for_neutral(rule.init) and looks_like_norm(view):
-                self.declined[site.name] = Skipped(site, _NOT_KNOWN)
+        for number in numbers:
+            (view, site), kind = views[number], kinds[number]
+            fill = of_kind.get(kind)
+            if fill is None:
+                error, fill = resolution.errors.get(view.name), resolution.fills.get(view.name)
+                if error is not None and rule.fitting and not _fits(rule, view):
+                    self.declined[site.name], why = Skipped(site, f"{rule.init} does not fit its shape"), str(error)
+                    continue
+                if problem := _problem(rule, view, error):
+                    self.problems.append(problem)
+                    continue
+                if fill is None:
+                    if asks_for_neutral(rule.init) and looks_like_norm(view):
+                        self.declined[site.name] = Skipped(site, _NOT_KNOWN)
+                    continue
+                fill = _padded(rule, view, fill)
+            self.writes.setdefault(site.name, []).append(_Write(view, site, fill, rule, self.turn, kind))
+            self.turn += 1
         return why
+
+    def _resolved_by_kind(self, rule: Rule, numbers: Sequence[int]) -> dict[int, Fill]:
+        """The fill of each kind among these views, where the initializer looks at nothing else.
+
+        A kind that it has no fill for, or a problem with, is left out: the text holds a name.
+        """
+        looked = looks_at(rule.init)
+        if looked is None or not _OF_KIND.issuperset(looked):
+            return {}
+        first = {self.kinds[number]: self.views[number] for number in reversed(numbers)}
+        fills = resolve_all(rule.init, [*first.values()], self.known).fills
+        return {
+            kind: _padded(rule, view, fills[view.name])
+            for kind, (view, _) in first.items()
+            if view.name in fills and not _problem(rule, view, None)
+        }
 
     def _reach(self) -> Iterator[Reach]:
         """The share of the model that the rules of each scheme are for."""
@@ -223,7 +255,8 @@ class _Planner:
         scoring = dict.fromkeys(rule.scheme for rule in self.rules if rule.scheme and " within " not in rule.scheme)
         if not scoring:
             return
-        learning = [site for site in self.known if site.kind == "parameter" and site.numel and not site.frozen]
+        known = (site for site in self.known if site.name not in self.left)
+        learning = [site for site in known if site.kind == "parameter" and site.numel and not site.frozen]
         elements = sum(site.numel for site in learning)
         for scheme in scoring:
             rules = {id(rule) for rule in self.rules if rule.scheme == scheme}
@@ -258,13 +291,34 @@ class _Planner:
         # Skipped is what no rule could mean: rules match by name, and a counter or an empty tensor lies among the rest.
         # A skipped parameter is still without values (``Plan.without_values``), unless its layer's own numbers give it
         # no elements. A problem is what a rule does mean and cannot have: overlapping, inference and lazy tensors.
-        if view.state == "ready" and 0 not in view.shape:
+        if _is_usual(view):
             return True
         if view.state in ("integer", "quantized", "sparse") or not view.numel:
             self.skipped[site.name] = Skipped(site, view.why)
         else:
             self.problems.append(f"{rule.origin} matches {view.name!r}, which {view.why}")
         return False
+
+
+def _is_usual(view: Site) -> bool:
+    """Whether a fill can be written to a site and its like."""
+    return view.state == "ready" and 0 not in view.shape
+
+
+def _problem(rule: Rule, view: Site, error: ValueError | None) -> str:
+    """The reason why a rule cannot be for a view that it matches; empty if it can."""
+    if error is not None:
+        place = rule.origin if isinstance(error, FanError) else f"{rule.origin} at {view.name!r}"
+        return f"{place}: {error}{_instead(rule, str(error))}"
+    is_odd = len(view.shape) > 2 and view.layout is None and not rule.scheme
+    return f"{rule.origin} at {view.name!r}: {guess}" if is_odd and (guess := guessed(rule.init, view)) else ""
+
+
+def _padded(rule: Rule, view: Site, fill: Fill) -> Fill:
+    """The fill, which leaves the padding row at zero unless it copies what is there or the rule says otherwise."""
+    if view.zero_row is None or not rule.padding or is_verbatim(rule.init):
+        return fill
+    return Padded(fill, view.zero_row)
 
 
 def _instead(rule: Rule, error: str) -> str:
@@ -288,13 +342,12 @@ def _in_turn(steps: list[Step]) -> tuple[Step, ...]:
 
 def _final(writes: list[_Write], notes: Notes | None) -> Step:
     """The last write of a site, with the rules that it beats and the notes: the later rule wins."""
-    view, site, fill, rule, turn = writes[-1]
+    view, site, fill, rule, turn, kind = writes[-1]
     over: tuple[Rule, ...] = ()
     if len(writes) > 1:
         beaten = {id(write.rule): write.rule for write in writes if write.rule is not rule}
         over = tuple(dict.fromkeys(beaten.values()))
-    step = Step(site, fill, rule, over, turn)
-    return Step(site, fill, rule, over, turn, told) if notes and (told := notes.of(step, view)) else step
+    return Step(site, fill, rule, over, turn, notes.of(site, fill, rule, view, kind) if notes else ())
 
 
 def _unlocked(writes: Sequence[list[_Write]]) -> Iterator[str]:

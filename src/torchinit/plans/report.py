@@ -93,6 +93,7 @@ class Report(Tabular):
     whole model afterwards, where it was asked for. ``lacking`` are the parameters that no fill can be written to
     although they should have values, each with the reason and the way out; ``unfilled`` the parameters and buffers
     that nobody has filled: they hold what their memory held before. ``arguments`` are those of each recipe.
+    ``unchanged`` are the sites that ``only=`` left alone, proven to hold the bits that they held before.
 
     >>> report = Report((Record("w", (2,), "float32", "Constant(val=1.0)", "all"),), untouched=("b",))
     >>> report["w"].fill, report.untouched, Report.from_json(report.to_json()) == report
@@ -112,6 +113,7 @@ class Report(Tabular):
     lacking: tuple[tuple[str, str], ...] = ()
     unfilled: tuple[str, ...] = ()
     arguments: Mapping[str, Mapping[str, Value]] = field(default_factory=dict, hash=False)
+    unchanged: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.records)
@@ -181,6 +183,7 @@ class Report(Tabular):
         frozen = [record.name for record in self.records if FROZEN in record.notes]
         lines += counted(frozen, "frozen parameter", "written")
         lines += by_reason("skipped", self.skipped)
+        lines += counted(self.unchanged, "tensor", "proven unchanged")
         lines += [f"unused: {hint}" for hint in self.unused]
         lines += [reach.summary() for reach in self.reach]
         lines += told(self.arguments)

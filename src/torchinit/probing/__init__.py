@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 from torchinit.probing.checks import PROBE_CHECKS
+from torchinit.probing.coordinates import assert_flat, coord_check
 from torchinit.probing.measurement import Measurement
 from torchinit.probing.prediction import predict
 from torchinit.probing.probe import assert_healthy, probe
 from torchinit.probing.result import Probe
+from torchinit.probing.slopes import CoordCheck, CoordinateSlope
 
-__all__ = ["Measurement", "PROBE_CHECKS", "Probe", "assert_healthy", "predict", "probe"]
+__all__ = [
+    "CoordCheck",
+    "CoordinateSlope",
+    "Measurement",
+    "PROBE_CHECKS",
+    "Probe",
+    "assert_flat",
+    "assert_healthy",
+    "coord_check",
+    "predict",
+    "probe",
+]

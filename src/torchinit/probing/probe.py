@@ -14,6 +14,7 @@ from torchinit._text import count, with_article
 from torchinit.api import initialize, materialize
 from torchinit.errors import ProbeError, ReportError
 from torchinit.linting.registry import Severity
+from torchinit.plans.report import Report
 from torchinit.probing.backward import raised
 from torchinit.probing.inputs import Inputs, check_place, given, made
 from torchinit.probing.keeping import kept, probing_mode
@@ -21,6 +22,7 @@ from torchinit.probing.measure import Optimizer, Settings, measure
 from torchinit.probing.measurement import Measurement
 from torchinit.probing.objective import Loss, Objectives
 from torchinit.probing.result import Probe
+from torchinit.probing.values import StartValues, values_of
 from torchinit.probing.verdict import judge, near_bounds
 from torchinit.recipes import RecipeLike
 
@@ -80,7 +82,7 @@ def probe(
             runs.append(start.measure(number))
     late = f"after {limit:g} seconds nothing new was begun: more would be looked at with a higher limit"
     findings = judge(runs, "seeds" if recipe is not None else "inputs")
-    return Probe(type(model).__name__, findings, tuple(runs), (late,) if settings.late else ())
+    return Probe(type(model).__name__, findings, tuple(runs), (late,) if settings.late else (), start.values)
 
 
 def assert_healthy(model: nn.Module, batch: Any = None, *, fail_on: Severity = "error", **options: Any) -> None:
@@ -108,6 +110,8 @@ class _Start:
         self.seed, self.prior, self.settings, self.limit = seed, prior, settings, limit
         self.is_meta = any(parameter.is_meta for parameter in model.parameters())
         self.copies = recipe is not None or self.is_meta
+        self.report: Report | None = None
+        self.values: StartValues | None = None
 
     @property
     def again(self) -> bool:
@@ -117,6 +121,8 @@ class _Start:
     def measure(self, number: int) -> Measurement:
         """The measurement of a run, 0 the first."""
         model = self._filled(self.seed + number) if self.copies else self.model
+        if number == 0:
+            self.values = values_of(model, self.recipe, self.seed, self.report)
         with kept(model, self.seed + number), probing_mode(model):
             inputs = self._inputs(model, number)
             check_place(inputs, model)
@@ -146,9 +152,9 @@ class _Start:
                 f"{type(self.model).__name__} cannot be copied: {type(error).__name__}: {error}"
             ) from error
         if self.is_meta:
-            materialize(model, self.recipe, seed=seed)
+            self.report = materialize(model, self.recipe, seed=seed)
         elif self.recipe is not None:
-            initialize(model, self.recipe, seed=seed)
+            self.report = initialize(model, self.recipe, seed=seed)
         return model
 
 

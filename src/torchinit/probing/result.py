@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from torchinit._text import count, one_line
+from torchinit.errors import MissingExtraError
 from torchinit.linting.findings import Findings
 from torchinit.probing.checks import PROBE_CHECKS
 from torchinit.probing.measurement import Measurement, SignalChain
+from torchinit.probing.page import page_of
+from torchinit.probing.values import StartValues
 
 _FORMAT: Final = "torchinit-probe-1"
 _ROWS, _WIDTH = 12, 16
@@ -34,6 +39,7 @@ class Probe:
     findings: Findings
     runs: tuple[Measurement, ...]
     notes: tuple[str, ...] = ()
+    start: StartValues | None = None
 
     @property
     def measurement(self) -> Measurement:
@@ -97,6 +103,27 @@ class Probe:
                 yield f"its first step changes weights by {low:.2g} to {high:.2g} of their size, median {middle:.2g}"
         yield from self.notes
         yield self.findings.summary()
+
+    def save_html(
+        self, path: str | os.PathLike[str], *, beside: Probe | None = None, lint: Findings | None = None
+    ) -> None:
+        """Write the page of this start, one file that needs no other: verdict, figures, values, plan, conditions.
+
+        ``beside`` is the result of another start of the same model, which is drawn dashed and listed next to this one;
+        ``lint`` are the findings of :func:`torchinit.lint`, for a section of their own. Needs jinja2, the extra
+        ``report``: raises MissingExtraError without it.
+        """
+        page_of(self, beside, lint).save(path)
+
+    def save_svg(self, folder: str | os.PathLike[str], *, beside: Probe | None = None) -> list[Path]:
+        """Write each figure of the page as an SVG file of its own into a folder, and return the files."""
+        return page_of(self, beside).save_svg(folder)
+
+    def _repr_html_(self) -> str | None:
+        try:
+            return page_of(self).html(fragment=True)
+        except MissingExtraError:  # the text will do
+            return None
 
     def to_dict(self) -> dict[str, object]:
         """The verdict and all numbers of all runs as plain data; what is not finite is text."""

@@ -30,15 +30,22 @@ from torchinit.rules.selectors import (
     Within,
 )
 
-_LOOKS_AT: Final[Mapping[type[Selector], str]] = {
-    Layer: "owner", Leaf: "leaf", Kinds: "parameter_kind", Is: "learning", Shape: "shape", Block: "block",
-    Roles: "role", Dtype: "dtype",
-}  # fmt: skip
-"""The one attribute of a site that decides whether a selector selects it."""
+_BY_KIND: Final = frozenset((Layer, Leaf, Kinds, Is, Shape, Roles, Dtype))
+"""The selectors that select all sites of a kind, or none."""
+
+FACTS: Final = (
+    "shape", "dtype", "parameter_kind", "kind", "frozen", "persistent", "role", "neutral", "activation", "zero_row",
+    "state", "partition_dim",
+)  # fmt: skip
+"""The attributes that all sites of a kind have in common, beside leaf, owner and layout."""
+
+_facts: Final = attrgetter(*FACTS)
 
 
 class Matcher:
-    """Many sites, sorted by what selectors look at, each time the first one asks.
+    """Many sites, sorted into kinds of like ones, and by what else selectors look at when the first one asks.
+
+    ``kinds`` has the number of each site's kind, ``members`` the numbers of the sites of each kind.
 
     >>> from torch import nn
     >>> from torchinit.initializers import Normal
@@ -48,9 +55,9 @@ class Matcher:
     [0]
     """
 
-    # A model of a thousand sites has ten classes of layers, five leaves, three kinds: each selector is asked once for
-    # all that are alike to it, and All, AnyOf and Not work on sets of numbers. A glob is tried on the names that begin
-    # or end as it does. So fifty rules cost little more than three. What is not known here, a user's own selector or a
+    # A model of a thousand sites has some ten kinds, which differ in more than names and places: each selector is asked
+    # once a kind, and All, AnyOf and Not work on sets of numbers. A glob is tried on the names that begin or end as it
+    # does. So fifty rules cost little more than three. What is not known here, a user's own selector or a
     # regular expression (which may take too long for a name, and has to say so), is asked of site after site, and so is
     # whatever it is a part of: how often it is asked, and in which order, stays what it would be without all this.
 
@@ -58,6 +65,17 @@ class Matcher:
         self.sites = sites
         self._every = set(range(len(sites)))
         self._by: dict[str, dict[object, list[int]]] = {}
+        numbers: dict[object, int] = {}
+        # Owners and layouts by their identity: like layers share one, and to hash them takes longer than all the rest.
+        self.kinds: list[int] = [
+            numbers.setdefault(
+                (id(site.owner), id(site.layout), site.name.rpartition(".")[2], _facts(site)), len(numbers)
+            )
+            for site in sites
+        ]
+        self.members: list[list[int]] = [[] for _ in numbers]
+        for number, kind in enumerate(self.kinds):
+            self.members[kind].append(number)
 
     def matched(self, rule: Rule) -> list[int]:
         """The numbers of the sites that a rule is for."""
@@ -65,7 +83,7 @@ class Matcher:
             return [number for number, site in enumerate(self.sites) if rule.matches(site)]
         found = self._set(rule.where)
         if not rule.fitting:  # then these two decide: see Rule.admits
-            found = found & self._those("kind persistent", rule.admits)
+            found = found & self._of_kinds(rule.admits)
         return [number for number in sorted(found) if not rule.fitting or rule.admits(self.sites[number])]
 
     def is_selected(self, where: Selector) -> bool:
@@ -84,12 +102,14 @@ class Matcher:
                 return {number for glob in globs for number in self._named(glob)}
             case Within(module):
                 return set(self._named(f"{module}.**" if module else "**"))
-        return self._those(_LOOKS_AT[type(where)], where.matches)
+        if isinstance(where, Block):
+            of_block = self._sorted("block").values()
+            return set[int]().union(*(numbers for numbers in of_block if where.matches(self.sites[numbers[0]])))
+        return self._of_kinds(where.matches)
 
-    def _those(self, attributes: str, is_wanted: Callable[[Site], bool]) -> set[int]:
-        """The numbers of the sites that are wanted, asked once for all that are alike in the attributes."""
-        alike = self._sorted(attributes).values()
-        return set[int]().union(*(numbers for numbers in alike if is_wanted(self.sites[numbers[0]])))
+    def _of_kinds(self, is_wanted: Callable[[Site], bool]) -> set[int]:
+        """The numbers of the sites of the kinds that are wanted."""
+        return set[int]().union(*(numbers for numbers in self.members if is_wanted(self.sites[numbers[0]])))
 
     def _named(self, glob: str) -> Iterator[int]:
         """The numbers of the sites whose names fit a glob."""
@@ -98,13 +118,13 @@ class Matcher:
         parts = glob.split(".")
         head = ".".join(takewhile(_is_literal, parts))
         if head:
-            near = self._sorted("path").get(head, [])
+            near: Iterable[int] = self._sorted("path").get(head, ())
         else:
-            near = self._sorted("leaf").get(parts[-1], []) if _is_literal(parts[-1]) else [*self._every]
+            near = self._of_kinds(lambda site: site.leaf == parts[-1]) if _is_literal(parts[-1]) else self._every
         return (number for number in near if glob_matches(glob, self.sites[number].name))
 
     def _sorted(self, attribute: str) -> Mapping[object, Sequence[int]]:
-        """The numbers of the sites by an attribute, or by each path that their names begin with."""
+        """The numbers of the sites by their block, or by each path that their names begin with."""
         if attribute not in self._by:
             found: dict[object, list[int]] = defaultdict(list)
             if attribute == "path":
@@ -112,8 +132,8 @@ class Matcher:
                     for path in _paths(site.name):
                         found[path].append(number)
             else:
-                for number, value in enumerate(map(attrgetter(*attribute.split()), self.sites)):
-                    found[id(value) if attribute == "owner" else value].append(number)  # its hash takes long
+                for number, site in enumerate(self.sites):
+                    found[site.block].append(number)
             self._by[attribute] = found
         return self._by[attribute]
 
@@ -125,7 +145,7 @@ def _is_known(where: Selector) -> bool:
             return all(map(_is_known, of))
         case Not(inner) if type(where) is Not:
             return _is_known(inner)
-    return type(where) in _LOOKS_AT or type(where) in (Name, Within)
+    return type(where) in _BY_KIND or type(where) in (Name, Within, Block)
 
 
 def asks_for_roles(rules: Iterable[Rule]) -> bool:

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torchinit._text import count, shape_text, short_repr
 from torchinit.model.sandbox import OperationMode
 from torchinit.tracing.regions import MemoryIndex
+from torchinit.tracing.source_lines import frame_of_caller
 
 Operation: TypeAlias = torch._ops.OpOverload | str
 """An operation of torch, or the word that stands for something else that writes."""
@@ -128,12 +129,16 @@ _SET_ITEM = Tensor.__setitem__
 _IS_META = Tensor.is_meta.__get__  # type: ignore[attr-defined]  # as above
 
 _SKIPPING_META: Final = {
-    nn.init._no_grad_trunc_normal_.__code__: ("trunc_normal_", ("mean", "std", "a", "b")),
-    nn.init.dirac_.__code__: ("dirac_", ("groups",)),
-    nn.init.orthogonal_.__code__: ("orthogonal_", ("gain",)),
-    nn.init.sparse_.__code__: ("sparse_", ("sparsity", "std")),
+    nn.init._no_grad_trunc_normal_.__code__: ("trunc_normal_", ("mean", "std", "a", "b"), "uniform_"),
+    nn.init.dirac_.__code__: ("dirac_", ("groups",), "zero_"),
+    nn.init.orthogonal_.__code__: ("orthogonal_", ("gain",), "copy_"),
+    nn.init.sparse_.__code__: ("sparse_", ("sparsity", "std"), "normal_"),
 }
-"""The functions that look whether a tensor is on the meta device, and return if it is; what they are given."""
+"""The functions that look whether a tensor is on the meta device, and return if it is: name, what they are given, and
+the operation that else writes the tensor first."""
+
+_NOT_SKIPPING: Final = {code: first for code, (_, _, first) in _SKIPPING_META.items() if "is_meta" not in code.co_names}
+"""Those that do not look, as it was before torch 2.12, each with that operation."""
 
 _COPYING = frozenset({torch.ops.aten.empty_like.default, torch.ops.aten._to_copy.default})
 
@@ -166,7 +171,8 @@ class Observer:
     # Three nets, none of which patches torch. Nearly every write is an operation, and the dispatcher tells of those,
     # whatever view or optimizer they come through. `tensor.data = other` never gets there, nor do the functions of
     # nn.init that return early on the meta device: torch's function mode sees the first, and sees the others ask
-    # `tensor.is_meta`, with their code in the frame that asks. What is put into modules comes by registration hooks.
+    # `tensor.is_meta`, with their code in the frame that asks. Where an older torch does not ask, one of the operations
+    # that it does instead stands for all of them. What is put into modules comes by registration hooks.
 
     index: MemoryIndex
     on_write: Listener
@@ -195,6 +201,12 @@ class Observer:
 
     def _operation(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Do one operation, and report what it wrote."""
+        if _NOT_SKIPPING and (frame := frame_of_caller()) and frame.f_code in _NOT_SKIPPING:
+            tensor = frame.f_locals["tensor"]
+            if tensor.is_meta:
+                if name_of(func) == _NOT_SKIPPING[frame.f_code]:
+                    self._skip_meta(tensor, frame)
+                return func(*args, **kwargs)
         targets = written_by(func, args, kwargs)
         call = (func, args, kwargs)
         if self._number is not None and func is torch.ops.aten.copy_.default:
@@ -244,7 +256,7 @@ class Observer:
 
     def _skip_meta(self, tensor: Tensor, frame: FrameType) -> None:
         """Report an initializer that looks at the device of a tensor and is going to leave it alone."""
-        name, given = _SKIPPING_META.get(frame.f_code, ("", ()))
+        name, given, _ = _SKIPPING_META.get(frame.f_code, ("", (), ""))
         for key in self.index.find(tensor) if name else ():
             event = Event(key, name, tensor, (), {argument: frame.f_locals[argument] for argument in given})
             self.before_write(event)

@@ -38,8 +38,10 @@ from torchinit.tracing.trace import Trace
 # deepest module, among the local variables of the nearest function, which is what code works on in a loop as in
 # `_init_weights(self, module)`. The index counts the draws under a name, so that code that draws twice gets two sets.
 # A draw into a part of a site is that of a tensor with the part's shape, not a part of the whole's draw: so a part of a
-# distributed tensor needs no more than its own placement. Two functions of nn.init look at what they have drawn and
-# are known by their code: trunc_normal_ rejects and draws again, as often as the values say; orthogonal_ factorizes.
+# distributed tensor needs no more than its own placement. Two functions of nn.init go on from what they have drawn and
+# are known by their code: orthogonal_ factorizes; trunc_normal_ rejects and draws again, as often as the values say, or
+# computes quantiles (before torch 2.12). Each is given its final values, and the steps that would change them are left
+# out.
 # Runs of torchinit's own would draw from torch's generator without a seed, and with torch's modes off. Theirs are the
 # values that they have with this seed: a run asks for a name for each site that it draws, which is the site's own for
 # its first draw, so that any fill, also one that draws for its blocks or lends the generator, needs no draw index.
@@ -49,10 +51,15 @@ TRUNCATED: CodeType = nn.init._no_grad_trunc_normal_.__code__
 """The function that draws within ``nn.init.trunc_normal_``, and looks at what it has drawn."""
 
 _ORTHOGONAL: CodeType = nn.init.orthogonal_.__code__
-_LAST_OF_ORTHOGONAL = frozenset({torch.ops.aten.copy_.default, torch.ops.aten.mul_.Tensor})
 
-_REJECTS = "erfinv_" not in TRUNCATED.co_names
-"""Whether torch draws truncated normals by rejection. Before, it did by one uniform draw, which can stay as it is."""
+_aten = torch.ops.aten
+_AFTER_DRAWING: Final = {
+    _ORTHOGONAL: frozenset({_aten.copy_.default, _aten.mul_.Tensor}),
+    TRUNCATED: frozenset({_aten.erfinv_.default, _aten.mul_.Tensor, _aten.add_.Tensor, _aten.clamp_.default})
+    if "erfinv_" in TRUNCATED.co_names
+    else frozenset(),
+}
+"""The steps that are left out of functions of ``nn.init`` that have been given their final values."""
 
 _NO_TENSOR = torch.empty(0)
 
@@ -142,7 +149,7 @@ class Seeded(Recorder):
             return args[0]
         frame = frame_of_caller()
         with _disable_current_modes():
-            if _REJECTS and frame is not None and frame.f_code is TRUNCATED:
+            if frame is not None and frame.f_code is TRUNCATED:
                 _draw_truncated(target, frame)
             else:
                 _IN_PLACE_DRAWS[name](target, **arguments)
@@ -173,22 +180,23 @@ class Seeded(Recorder):
         with seeded_generators(state, *devices, *filter(None, [kwargs.get("device")])):
             return func(*args, **kwargs)
 
-    def _orthogonal(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """The last steps of ``nn.init.orthogonal_``: the copy of the matrix that it has computed, and its gain.
+    def _after_drawing(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """A step of ``nn.init.trunc_normal_`` or ``orthogonal_`` that works on what was drawn: it is left out.
 
-        The copy draws the fill instead, under the site's own name, and the product with the gain is left out.
+        The copy of the matrix that ``orthogonal_`` has computed draws the fill instead, under the site's own name.
         """
         frame = frame_of_caller()
-        if frame is None or frame.f_code is not _ORTHOGONAL:
+        if frame is None or func not in _AFTER_DRAWING.get(frame.f_code, ()):
             return func(*args, **kwargs)
-        if func is torch.ops.aten.mul_.Tensor and args[0] is not frame.f_locals["tensor"]:
-            return func(*args, **kwargs)
-        if func is torch.ops.aten.copy_.default:
-            target = self._target(frame.f_locals["tensor"])
+        tensor = frame.f_locals["tensor"]
+        if func is _aten.copy_.default:
+            target = self._target(tensor)
             fill = Orthogonal(gain=float(frame.f_locals["gain"]))
             with _disable_current_modes():
                 for shard in target.shards(target.tensor.detach()):
                     write(fill, shard, _OffsetNoise(self.noise, target.index))
+        elif args[0] is not tensor:
+            return func(*args, **kwargs)
         return args[0]
 
 
@@ -211,7 +219,7 @@ def _method(func: torch._ops.OpOverload) -> Callable[[Seeded, Any, Sequence[Any]
     name = name_of(func)
     if torch.Tag.nondeterministic_seeded in func.tags:
         return Seeded._in_place if name in _IN_PLACE_DRAWS else Seeded._new if name in _NEW_DRAWS else Seeded._other
-    return Seeded._orthogonal if func in _LAST_OF_ORTHOGONAL else None
+    return Seeded._after_drawing if any(func in steps for steps in _AFTER_DRAWING.values()) else None
 
 
 @dataclass(frozen=True)
@@ -307,9 +315,10 @@ def _random(target: DrawTarget, **bounds: int | None) -> None:
     if end - low <= _WORD:
         values = target.draw("integer", 0.0, float(end - low)).long()
     else:
-        first, second, third = (target.draw("integer", 0.0, float(_WORD), offset=n).long() for n in range(3))
-        # No shifts: those of a DTensor give other numbers.
-        values = (first * (1 << 39) + second * (1 << 15) + third // (1 << 9)) % (end - low)
+        first, second, third = (target.draw("integer", 0.0, float(_WORD), offset=n) for n in range(3))
+        # No shifts: those of a DTensor give other numbers. No division of integers: older torch has none of DTensors.
+        low_bits = third.div(1 << 9).floor().long()
+        values = (first.long() * (1 << 39) + second.long() * (1 << 15) + low_bits) % (end - low)
     target.tensor.copy_(values + low)
 
 

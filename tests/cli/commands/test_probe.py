@@ -26,6 +26,11 @@ def make(depth=12, std=0.02):
 def batch():
     return torch.ones(8, 16) + torch.eye(8, 16), torch.arange(8) % 4
 
+def wide(width, classes=4):
+    model = nn.Sequential(nn.Linear(16, width), nn.ReLU(), nn.Linear(width, classes))
+    nn.init.zeros_(model[2].weight)
+    return model
+
 class Two(nn.Linear):
     def __init__(self):
         super().__init__(16, 4)
@@ -91,3 +96,27 @@ def test_checks_of_the_probe_are_explained_and_listed(capsys: pytest.CaptureFixt
     assert "TI801 vanishing-signal: The part of the activations" in capsys.readouterr().out
     assert main(["list", "checks"]) == 0
     assert "TI818 huge-gradients" in capsys.readouterr().out
+
+
+def test_over_widths_and_depths(capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["--batch", "net.py:batch", "--seeds", "1", "--steps", "2"]
+    assert main(["probe", "net.py:wide", "--widths", "16,256", "--lr", "0.01", *common]) == 1
+    assert "grows: 2 over width 16 to 256, 2 steps, 1 seed" in capsys.readouterr().out
+    named = ["--widths", "width=8,16", "--arg", "classes=6", "--optimizer", "SGD", "--lr", "1e-6", "--json"]
+    main(["probe", "net.py:wide", *named, *common])
+    assert json.loads(capsys.readouterr().out)["sizes"] == [8, 16]
+    main(["probe", "net.py:make", "--depths", "depth=2,4", *common])
+    assert "over depth 2 to 4" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--widths", "a,b"], "--widths takes whole numbers, as in 64,128 or n_embd=64,128, but got 'a,b'"),
+        (["--widths", "8"], "a slope takes two sizes at least"),
+        (["--widths", "8,16", "--depths", "2,4"], "over widths or over depths"),
+    ],
+)
+def test_sizes_that_are_none(words: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["probe", "net.py:wide", *words]) == 2
+    assert text in capsys.readouterr().err

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,9 +20,11 @@ from torchinit.cli import options, weights
 from torchinit.cli.commands.diff import kind_of, read_saved
 from torchinit.cli.errors import UsageError
 from torchinit.errors import PlanError
+from torchinit.initializers.composed import Opaque
 from torchinit.noise import STREAM, Keyed
 from torchinit.plans.fingerprint import fingerprint
-from torchinit.plans.plan import Plan
+from torchinit.plans.only import prove
+from torchinit.plans.plan import Plan, Skipped
 from torchinit.plans.run import Progress, local_shards
 from torchinit.plans.run import run as carry_out
 
@@ -49,21 +52,29 @@ def run(arguments: argparse.Namespace) -> int:
         noise = Keyed(arguments.seed)
     except ValueError as error:
         raise UsageError(f"--seed: {error}") from None
-    saved = read_saved(Plan, arguments.recipe) if kind_of(arguments.recipe) == "plan" else None
-    rules = () if saved else options.recipe_of(arguments.recipe, arguments.set)
+    saved = read_saved(Plan, arguments.recipe) if arguments.recipe and kind_of(arguments.recipe) == "plan" else None
+    rules = options.recipe_of(arguments.recipe, arguments.set) if arguments.recipe and not saved else None
     model = options.model_of(arguments, "cpu", arguments.seed)
     if arguments.dtype:
         model.to(getattr(torch, _SHORT.get(arguments.dtype, arguments.dtype)))
-    plan = (draft(model, rules) if saved is None else _of_model(saved, model)).check(
-        complete=arguments.complete, strict=arguments.strict
-    )
+    only = options.only_of(arguments)
+    if saved and only:
+        raise UsageError("--only is for a recipe; a plan says itself what it leaves alone")
+    if saved is not None:
+        plan = _of_model(saved, model)
+    else:
+        plan = _runnable(options.own_start(arguments, model)) if rules is None else draft(model, rules, only=only)
+    plan.check(complete=arguments.complete or only is not None, strict=arguments.strict)
     with _progress(plan) as progress:
-        report = carry_out(plan, local_shards(model), noise, stats=arguments.stats, progress=progress)
+        work = partial(carry_out, plan, local_shards(model), noise, stats=arguments.stats, progress=progress)
+        report = prove(model, plan, work)
     report = replace(report, fingerprint=fingerprint(model))
     if arguments.json:
         print(report.to_json())
     else:
-        options.show_table(arguments, report, f"{type(model).__name__} with {arguments.recipe}, seed {noise.seed}")
+        options.show_table(
+            arguments, report, f"{type(model).__name__} with {arguments.recipe or 'its own start'}, seed {noise.seed}"
+        )
     report.assert_ok()
     origin = {"torchinit.version": __version__, "torchinit.stream": STREAM, "torchinit.seed": str(noise.seed)}
     weights.write_state(arguments.output, model.state_dict(), origin)
@@ -80,6 +91,14 @@ def _of_model(plan: Plan, model: nn.Module) -> Plan:
     if problems:
         raise PlanError("the plan is one of another model; nothing was written", problems)
     return plan
+
+
+def _runnable(plan: Plan) -> Plan:
+    """A captured plan without the steps that no fill describes: those sites have been made when the model was built."""
+    opaque = [step.site for step in plan if isinstance(step.fill, Opaque)]
+    made = [Skipped(site, "stays as its own code has made it") for site in opaque]
+    steps = tuple(step for step in plan if step.site not in opaque)
+    return replace(plan, steps=steps, skipped=(*plan.skipped, *made))
 
 
 @contextmanager

@@ -37,9 +37,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the plan, what is wrong with it included; raise PlanError if anything is, and write no file."""
     if arguments.output and arguments.output.exists() and not arguments.force:
         raise UsageError(f"{str(arguments.output)!r} exists already; --force overwrites it")
-    rules = options.recipe_of(arguments.recipe, arguments.set)
+    rules = options.recipe_of(arguments.recipe, arguments.set) if arguments.recipe else None
     model = options.model_of(arguments, arguments.device)
-    plan = draft(model, rules)
+    only = options.only_of(arguments)
+    plan = options.own_start(arguments, model) if rules is None else draft(model, rules, only=only)
     if arguments.mesh:
         try:
             partition = parse_mesh(arguments.mesh, arguments.parallel)
@@ -51,8 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
     elif arguments.json:
         print(plan.to_json())
     else:
-        options.show_table(arguments, plan, f"{type(model).__name__} with {arguments.recipe}")
-    plan.check(complete=arguments.complete, strict=arguments.strict)
+        options.show_table(arguments, plan, f"{type(model).__name__} with {arguments.recipe or 'its own start'}")
+    plan.check(complete=arguments.complete or only is not None, strict=arguments.strict)
     if arguments.output:
         with replacing(arguments.output) as file:
             file.write(plan.to_json().encode())

@@ -13,7 +13,7 @@ from torchinit._text import did_you_mean
 from torchinit.cli import models, options
 from torchinit.cli.errors import UsageError
 from torchinit.linting import SEVERITIES
-from torchinit.probing import PROBE_CHECKS, probe
+from torchinit.probing import PROBE_CHECKS, coord_check, probe
 
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
 
@@ -30,6 +30,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     option("--lr", type=float, help="its learning rate")
     option("--steps", type=int, default=0, help="how many of its steps (default: 1 with --optimizer, else 0)")
     option("--dtype", choices=_DTYPES, help="the dtype of the training, whose range is looked at")
+    for kind in ("width", "depth"):
+        text = f"build the model at each {kind}, and see which layers learn alike; NAME is the factory's argument"
+        option(f"--{kind}s", metavar="[NAME=]64,128,...", help=f"{text} (default: its first)")
+    option("--seeds", type=int, default=3, help="of --widths and --depths, how many (default: 3)")
     option("--limit", type=float, default=60.0, metavar="SECONDS", help="begin nothing new after this (default: 60)")
     option("--fail-on", choices=SEVERITIES, default="error", help="from which severity on the exit code is 1")
     form = parser.add_mutually_exclusive_group()
@@ -41,6 +45,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the verdict; 1 if a finding is as severe as --fail-on, or worse."""
     recipe = options.recipe_of(arguments.recipe) if arguments.recipe else None
     optimizer = _optimizer(arguments.optimizer) if arguments.optimizer else None
+    if arguments.widths or arguments.depths:
+        return _over_sizes(arguments, recipe, optimizer)
     model = options.model_of(arguments, "cpu", arguments.seed)
     result = probe(
         model, _batch(arguments.batch) if arguments.batch else None, recipe=recipe, seed=arguments.seed,
@@ -52,6 +58,41 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         print(result.to_json() if arguments.json else result.table())
     return 1 if result.findings.at_least(arguments.fail_on) else 0
+
+
+def _over_sizes(arguments: argparse.Namespace, recipe: Any, optimizer: Any) -> int:
+    """Print the coordinate check; 1 if a layer's change goes with the size."""
+    factory = models.find(arguments.model)
+    fixed = models.parse_arguments(arguments.arg)
+    chosen: dict[str, Any] = {
+        kind: _sizes(kind, text) for kind in ("widths", "depths") if (text := getattr(arguments, kind))
+    }
+    none = ("", None)
+    (_, widths), (_, depths) = chosen.get("widths", none), chosen.get("depths", none)
+    names = [name for name, _ in chosen.values()]
+
+    def make(size: int) -> Any:
+        return factory(**fixed, **{names[0]: size}) if names[0] else factory(size, **fixed)
+
+    try:
+        check = coord_check(
+            make, widths=widths, depths=depths, steps=arguments.steps or 5,
+            seeds=arguments.seeds, batch=_batch(arguments.batch) if arguments.batch else None, optimizer=optimizer,
+            lr=arguments.lr, recipe=recipe, limit=arguments.limit,
+        )  # fmt: skip
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    print(check.to_json() if arguments.json else check.table())
+    return 0 if check.flat else 1
+
+
+def _sizes(kind: str, text: str) -> tuple[str, tuple[int, ...]]:
+    """The name of a factory's argument, perhaps none, and the sizes that it is given."""
+    name, _, numbers = text.rpartition("=")
+    try:
+        return name, tuple(int(number) for number in numbers.split(","))
+    except ValueError:
+        raise UsageError(f"--{kind} takes whole numbers, as in 64,128 or n_embd=64,128, but got {text!r}") from None
 
 
 def _optimizer(name: str) -> Any:

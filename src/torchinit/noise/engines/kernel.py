@@ -17,7 +17,7 @@ from torchinit.errors import RunError
 from torchinit.noise.distributions import PACKED, Draw
 from torchinit.noise.engines.tasks import COMMON, FillTask, ValueSums, is_plain, is_stretch, ravel, strides
 
-ABI = "torchinit-stream-1/abi-4"
+ABI = "torchinit-stream-1/abi-5"
 LIBRARY = Path(__file__).parents[1] / "csrc" / "_kernel.so"
 """Where ``build.py`` puts it."""
 

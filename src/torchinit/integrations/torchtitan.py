@@ -1,0 +1,190 @@
+"""torchtitan: the ``param_init`` of every module of a model, made of one recipe for all of it."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from torchinit.api import plan
+from torchinit.errors import RunError
+from torchinit.model.dtensor import behind, shards_of
+from torchinit.model.names import normalize
+from torchinit.model.sites import sites
+from torchinit.noise import Keyed
+from torchinit.plans.plan import Plan, Step, Strict
+from torchinit.plans.report import Record, Report
+from torchinit.plans.run import run
+from torchinit.recipes import RecipeLike, to_rules
+from torchinit.recipes.arguments import Given
+from torchinit.rules.rule import Value
+
+_Target = TypeVar("_Target")
+
+
+def param_init(
+    target: _Target,
+    recipe: RecipeLike,
+    *,
+    seed: int,
+    strict: Strict = "model",
+    arguments: Mapping[str, Value] | None = None,
+    **named: Value,
+) -> _Target:
+    """The config of a torchtitan model, or the model, with a ``param_init`` made of a recipe in each of its modules.
+
+    A config is copied; a model, on the meta device or not, is changed. ``init_states`` then writes each parameter as
+    one process would write it, on any layout; buffers are made by the model's own ``_init_self_buffers``, as ever. The
+    dicts take the place of those of the config, ``skip_param_init`` included: tied weights are written by one rule.
+    ``strict`` and ``arguments`` are those of :func:`torchinit.plan`. :func:`report` tells afterwards what happened.
+
+    Raises ConfigError or PlanError, also for a parameter without a rule and for a rule for buffers, before anything is
+    built; RunError for a config or model whose modules have no ``param_init`` (it came with torchtitan 0.3), and for a
+    config that makes several modules.
+
+    >>> class Linear(nn.Linear):
+    ...     _param_init = None
+    >>> model = param_init(Linear(2, 3), {"rules": [{"type": "Constant", "val": 1, "name": "**"}]}, seed=0)
+    >>> model._param_init
+    {'weight': Constant(1), 'bias': Constant(1)}
+    """
+    rules = to_rules(recipe, Given.to("param_init", ("seed", "strict", "arguments"), arguments, named))
+    if isinstance(target, nn.Module):
+        _set(target, _Writers(plan(target, rules, complete=True, strict=strict), seed))
+        return target
+    config = copy.deepcopy(target)
+    nodes = [node for node in _nodes(config) if hasattr(node, "param_init")]
+    if not hasattr(config, "build") or not nodes:
+        raise RunError(f"{type(target).__name__}: {_NO_HOOK}")
+    for node in nodes:  # each makes a module that refers to its own dict
+        node.param_init = {}
+    with torch.device("meta"):
+        model: nn.Module = config.build()
+    _set(model, _Writers(plan(model, rules, complete=True, strict=strict), seed), nodes)
+    return config
+
+
+_NO_HOOK = (
+    "no module here has a param_init, which came with torchtitan 0.3. Give the model's class"
+    " init_weights = torchinit.integrations.trainers.init_weights(recipe, seed=...) instead"
+)
+
+
+def report(model: nn.Module) -> Report:
+    """What the dicts of :func:`param_init` have written in a model since they were made.
+
+    ``untouched`` are the parameters that still wait for ``init_states``, ``buffers`` those that no code of the model
+    makes. Raises RunError for a model without such dicts.
+    """
+    found = [each for module in model.modules() for each in (getattr(module, "_param_init", None) or {}).values()]
+    writers = next((each.writers for each in found if isinstance(each, ParameterWriter)), None)
+    if writers is None:
+        raise RunError(f"{type(model).__name__} was not made from torchinit.integrations.torchtitan.param_init")
+    makers = {name for name, module in model.named_modules() if _makes_buffers(module)}
+    known = sites(model)
+    return Report(
+        tuple(writers.records.values()),
+        untouched=tuple(name for name in writers.steps if name not in writers.records),
+        skipped=tuple((skip.site.name, skip.why) for skip in writers.plan.skipped),
+        unused=tuple(hint for _, hint in writers.plan.unused),
+        noise=str(writers.noise),
+        buffers=tuple(
+            site.name
+            for site in known
+            if site.kind == "buffer" and not makers.intersection(view.name.rpartition(".")[0] for view in site.views)
+        ),
+    )
+
+
+@dataclass
+class _Writers:
+    """What the callables of one model share: the plan, the noise, and a record of each parameter written."""
+
+    plan: Plan
+    seed: int
+    records: dict[str, Record] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.noise = Keyed(self.seed)
+        self.steps: dict[str, Step] = {step.site.name: step for step in self.plan}
+        if buffers := [name for name, step in self.steps.items() if step.site.kind == "buffer"]:
+            raise RunError(
+                f"{', '.join(buffers)}: a param_init is for parameters; torchtitan makes buffers in _init_self_buffers"
+            )
+
+    def of(self, prefix: str, module: nn.Module) -> dict[str, ParameterWriter]:
+        names = {view.name: name for name, step in self.steps.items() for view in step.site.views}
+        own = {leaf: normalize(f"{prefix}.{leaf}".removeprefix(".")) for leaf in module._parameters}
+        return {leaf: ParameterWriter(names[name], self) for leaf, name in own.items() if name in names}
+
+
+@dataclass(frozen=True, eq=False)
+class ParameterWriter:
+    """An entry of a ``param_init``: gives one parameter what the plan of the whole model has for it."""
+
+    name: str
+    writers: _Writers
+
+    def __call__(self, parameter: Tensor) -> None:
+        """Write the parameter, the part of it that is here. Raises RunError for one on the meta device."""
+        step = self.writers.steps[self.name]
+        written = run(Plan((step,)), {self.name: shards_of(self.name, behind(parameter))}, self.writers.noise)
+        self.writers.records.update((record.name, record) for record in written)
+
+    def __repr__(self) -> str:
+        return repr(self.writers.steps[self.name].fill)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ParameterWriter:
+        return self  # a copy of a config makes the same model
+
+
+def _set(model: nn.Module, writers: _Writers, nodes: list[Any] | None = None) -> None:
+    """Put the dicts in place: into the modules, or into the config nodes that made them."""
+    by_dict = {id(node.param_init): node for node in nodes or ()}
+    made: dict[int, list[str]] = defaultdict(list)
+    lacking = []
+    for name, module in model.named_modules():
+        if not any(parameter is not None for parameter in module._parameters.values()):
+            continue
+        dicts = writers.of(name, module)
+        if nodes is None and hasattr(module, "_param_init"):
+            cast("Any", module)._param_init = dicts
+        elif id(old := getattr(module, "_param_init", None)) in by_dict and old is not None:
+            made[id(old)].append(name)
+            by_dict[id(old)].param_init = dicts
+        else:
+            lacking.append(name or type(model).__name__)
+    if lacking:
+        raise RunError(f"{', '.join(lacking[:5])}: {_NO_HOOK}")
+    if several := [names for names in made.values() if len(names) > 1]:
+        raise RunError(
+            f"{' and '.join(several[0])} are made from one config, so they would start alike: give each a copy of its"
+            " own, or give param_init the model instead of its config"
+        )
+
+
+def _nodes(config: object) -> Iterator[Any]:
+    """A config and all that it holds, each once."""
+    waiting, seen = [config], set()
+    for each in waiting:  # which grows
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        if is_dataclass(each):
+            yield each
+            waiting += [getattr(each, part.name) for part in fields(each)]
+        elif isinstance(each, Mapping):
+            waiting += each.values()
+        elif isinstance(each, (list, tuple)):
+            waiting += each
+
+
+def _makes_buffers(module: nn.Module) -> bool:
+    """Whether a module has code of its own that makes its buffers; that of torchtitan's base class does nothing."""
+    hook = getattr(type(module), "_init_self_buffers", None)
+    return hook is not None and getattr(hook, "__module__", "") != "torchtitan.protocols.module"

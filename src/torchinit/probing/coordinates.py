@@ -1,0 +1,279 @@
+"""Coordinates: how the activations of a model, and what a few steps of training change of them, go with its size."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from torchinit.api import initialize, materialize
+from torchinit.errors import ProbeError, ReportError
+from torchinit.knowledge import roles
+from torchinit.model.names import normalize
+from torchinit.noise import seeded_generators
+from torchinit.probing.backward import forward
+from torchinit.probing.inputs import Inputs, given, made
+from torchinit.probing.keeping import probing_mode
+from torchinit.probing.measure import Optimizer
+from torchinit.probing.moments import first_floating
+from torchinit.probing.objective import Loss, Objectives
+from torchinit.probing.slopes import CoordCheck, CoordinateSlope, check_expected, fit
+from torchinit.recipes import RecipeLike
+
+MakeModel: TypeAlias = Callable[..., Any]
+"""A function of a width or a depth, and perhaps ``seed``, that returns a model, or a pair of it and its optimizer."""
+
+_WIDTHS: Final = (64, 128, 256, 512)
+_BLOCK: Final = re.compile(r"(?<![^.])[0-9]+(?![^.])")
+"""The number of a block in a name: the first."""
+
+_MOST: Final = 1 << 20
+"""The elements that are kept of an output, in whole samples."""
+
+
+def coord_check(
+    make: MakeModel,
+    *,
+    widths: Sequence[int] | None = None,
+    depths: Sequence[int] | None = None,
+    steps: int = 5,
+    seeds: int = 3,
+    batch: Any = None,
+    loss: Loss | None = None,
+    optimizer: Optimizer | None = None,
+    lr: float | None = None,
+    recipe: RecipeLike | None = None,
+    expected: Mapping[str, float] | None = None,
+    limit: float = 60.0,
+) -> CoordCheck:
+    r"""Measure how what a few steps change of each layer's output goes with the width of a model, or with its depth.
+
+    .. math:: \mathrm{RMS}(y_T - y_0) \propto \text{size}^{\,\text{slope}}
+
+    A slope of 0 says that all sizes learn alike, so that a learning rate found at a small one holds at a large one; a
+    positive one that the layer's output explodes with the size, a negative one that it stops learning. The slopes are
+    those of straight lines through the logarithms, for each of the ``seeds``, with the standard error of their mean.
+
+    ``make(size)`` builds a model of a width, or of a depth: it returns the model, or a pair of it and its optimizer,
+    the way to give layers rates of their own; if it takes ``seed``, it is told. Its draws from torch's generator come
+    from the seed. Without a pair the optimizer is that of ``optimizer``, a class of ``torch.optim`` or a function of
+    the parameters (Adam), with ``lr`` (3e-3). ``recipe`` starts each model, ``batch`` and ``loss`` are those of
+    :func:`torchinit.probe`: all sizes train on the same batch. ``expected`` has slopes other than 0, by globs of names.
+
+    Raises ValueError for less than two sizes, ProbeError for a model that cannot be probed.
+
+    >>> def make(width):
+    ...     sizes = [(8, width), (width, width), (width, 4)]
+    ...     return nn.Sequential(*[each for a, b in sizes for each in (nn.Linear(a, b), nn.ReLU())][:-1])
+    >>> check = coord_check(make, widths=(64, 256, 1024), lr=1e-2, seeds=2)
+    >>> check["2"].verdict, check["2"].change > 0.3
+    ('grows', True)
+    """
+    kind, sizes = _sizes(widths, depths)
+    if steps < 1 or seeds < 1:
+        raise ValueError(f"a coordinate check takes a step and a seed at least, but got steps={steps}, seeds={seeds}")
+    goals = check_expected(expected)
+    run = _Run(make, kind, batch, loss, optimizer, lr, recipe, steps, limit)
+    measured = [[run.measure(size, seed) for size in sizes] for seed in range(seeds)]
+    names = [name for name in measured[0][0].change if all(name in each.change for row in measured for each in row)]
+    slopes = []
+    for name in names:
+        changes = [[each.change[name] for each in row] for row in measured]
+        starts = [[each.start[name] for each in row] for row in measured]
+        place = measured[0][0].places[name]
+        slopes.append(CoordinateSlope.of(name, *place, kind, fit(sizes, changes), fit(sizes, starts), goals))
+    losses = tuple(sum(row[at].loss for row in measured) / seeds for at in range(len(sizes)))
+    return CoordCheck(kind, sizes, steps, seeds, tuple(slopes), losses, run.text)
+
+
+def assert_flat(check: CoordCheck | MakeModel, *, strict: bool = False, **options: Any) -> None:
+    """Raise ReportError, an AssertionError, with the layers whose change goes with the size of the model.
+
+    ``check`` is the result of :func:`coord_check`, or what it takes, with its ``options``. With ``strict`` layers of
+    which the slopes cannot tell fail as well.
+
+    >>> from torch.optim import SGD
+    >>> def make(width):
+    ...     model = nn.Sequential(nn.Linear(8, width), nn.Tanh(), nn.Linear(width, 4))
+    ...     _ = nn.init.zeros_(model[2].weight)
+    ...     rates = [width / 64, width / 64, 64 / width, 1.0]  # muP's for SGD, of the base width 64
+    ...     groups = [{"params": [p], "lr": 0.1 * rate} for p, rate in zip(model.parameters(), rates)]
+    ...     return model, SGD(groups)
+    >>> assert_flat(make, widths=(64, 256), steps=4)
+    """
+    result = check if isinstance(check, CoordCheck) else coord_check(check, **options)
+    bad = [each for each in result if each.verdict not in ("flat", "still", *(() if strict else ("undecided",)))]
+    if bad:
+        raise ReportError(f"{len(bad)} of {len(result)} layers are not flat over {result.kind}", map(str, bad))
+
+
+def _sizes(
+    widths: Sequence[int] | None, depths: Sequence[int] | None
+) -> tuple[Literal["width", "depth"], tuple[int, ...]]:
+    if widths is not None and depths is not None:
+        raise ValueError(
+            "a coordinate check goes over widths or over depths: give one of them, and fix the other in make"
+        )
+    sizes = tuple(depths if depths is not None else widths or _WIDTHS)
+    if len(set(sizes)) < 2 or any(not isinstance(size, int) or size < 1 for size in sizes):
+        raise ValueError(f"a slope takes two sizes at least, whole numbers from 1 on, but got {sizes}")
+    return ("width" if depths is None else "depth"), tuple(sorted(set(sizes)))
+
+
+class _Measured:
+    """The RMS of each output at the start, and of its change after the last step, with where the output comes from."""
+
+    def __init__(self) -> None:
+        self.start: dict[str, float] = {}
+        self.change: dict[str, float] = {}
+        self.places: dict[str, tuple[str, str]] = {}
+        self.loss: float = 0.0
+
+
+class _Run:
+    """One factory of models, and how each of them is trained."""
+
+    def __init__(
+        self, make: MakeModel, kind: str, batch: Any, loss: Loss | None, optimizer: Optimizer | None,
+        lr: float | None, recipe: RecipeLike | None, steps: int, limit: float,
+    ) -> None:  # fmt: skip
+        self.make, self.batch, self.loss, self.recipe = make, batch, loss, recipe
+        self.optimizer, self.lr, self.steps, self.limit = optimizer, lr, steps, limit
+        self.is_depth = kind == "depth"
+        self.inputs: Inputs | None = None
+        self.text: str = ""
+
+    def measure(self, size: int, seed: int) -> _Measured:
+        with seeded_generators(seed):
+            model, optimizer = self._made(size, seed)
+            with probing_mode(model):
+                inputs = self._inputs(model)
+                objectives = Objectives(model, inputs, self.loss, None, 0)
+                return self._train(model, optimizer, inputs, objectives)
+
+    def _made(self, size: int, seed: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+        takes_seed = "seed" in inspect.signature(self.make).parameters
+        made = self.make(size, seed=seed) if takes_seed else self.make(size)
+        model, optimizer = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+        if not isinstance(model, nn.Module):
+            raise ProbeError(
+                f"make({size}) returned {type(model).__name__}, not a model or a pair of it and its optimizer"
+            )
+        if any(each.is_meta for each in model.parameters()):
+            materialize(model, self.recipe, seed=seed)
+        elif self.recipe is not None:
+            initialize(model, self.recipe, seed=seed)
+        if optimizer is None:
+            make, rate = self.optimizer or torch.optim.Adam, 3e-3 if self.lr is None else self.lr
+            optimizer = make([each for each in model.parameters() if each.requires_grad], lr=rate)
+        elif self.optimizer or self.lr is not None:
+            raise ProbeError("make returned a model with its optimizer, so optimizer= and lr= are not for it")
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise ProbeError(f"make({size}) returned a model and {type(optimizer).__name__}, which is not an optimizer")
+        self.text = f"{type(model).__name__}, {type(optimizer).__name__}"
+        return model, optimizer
+
+    def _inputs(self, model: nn.Module) -> Inputs:
+        """The batch, made for the first of all models and then the same for the others."""
+        if self.inputs is None:
+            batch = self.batch() if callable(self.batch) and not isinstance(self.batch, Mapping) else self.batch
+            self.inputs = (
+                made(model, 0, self.limit, lambda inputs: _raised(model, inputs))
+                if batch is None
+                else given(model, batch)
+            )
+        return self.inputs
+
+    def _train(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Inputs, objectives: Objectives
+    ) -> _Measured:
+        outputs: dict[str, Tensor] = {}
+        for step in range(self.steps + 1):
+            with _recording(model) as seen:
+                value, _ = objectives(forward(model, inputs))
+            outputs = outputs or seen
+            if step == self.steps:
+                return self._compared(model, outputs, seen, float(value.detach()))
+            optimizer.zero_grad()
+            if not value.requires_grad:
+                raise ProbeError(f"the loss does not depend on any trained parameter of {type(model).__name__}")
+            value.backward()
+            optimizer.step()
+        raise AssertionError
+
+    def _compared(
+        self, model: nn.Module, before: Mapping[str, Tensor], after: Mapping[str, Tensor], loss: float
+    ) -> _Measured:
+        known, modules = (
+            roles(model),
+            {normalize(f"{name}.x")[:-2]: each for name, each in model.named_modules() if name},
+        )
+        starts: dict[str, list[float]] = defaultdict(list)
+        changes: dict[str, list[float]] = defaultdict(list)
+        measured = _Measured()
+        for name in before.keys() & after.keys():
+            # Over depths like layers are one: of a stream, which blocks hand on, the last; of what is inside, the mean.
+            key = _BLOCK.sub("*", name, count=1) if self.is_depth else name
+            starts[key].append(_rms(before[name]))
+            changes[key].append(_rms(after[name].double() - before[name].double()))
+            role = known.get(f"{name}.weight")
+            layer = type(modules[name]).__name__ if name in modules else type(model).__name__
+            measured.places[key] = (layer, role.name if role and role.sure else "")
+        for name in before:
+            key = _BLOCK.sub("*", name, count=1) if self.is_depth else name
+            if key in changes:
+                last = key.endswith("*")
+                measured.start[key] = starts[key][-1] if last else sum(starts[key]) / len(starts[key])
+                measured.change[key] = changes[key][-1] if last else sum(changes[key]) / len(changes[key])
+        measured.loss = loss
+        return measured
+
+
+@contextmanager
+def _recording(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Within it the output of each module's first call is noted; what a container hands on is its child's."""
+    seen: dict[str, Tensor] = {}
+    last: list[tuple[Tensor, int]] = []
+    handles = []
+
+    def hook(name: str) -> Callable[..., None]:
+        def after(module: nn.Module, inputs: object, output: object) -> None:
+            tensor = first_floating(output)
+            if tensor is None or tensor.dim() < 2:
+                return
+            is_new = not last or last[0][0] is not tensor or last[0][1] != tensor._version
+            last[:] = [(tensor, tensor._version)]
+            if is_new and name not in seen:
+                samples = max(1, _MOST * len(tensor) // max(1, tensor.numel()))
+                seen[name] = tensor.detach()[:samples].clone()
+
+        return after
+
+    for path, module in model.named_modules():
+        name = normalize(f"{path}.x")[:-2] if path else "(output)"
+        handles.append(module.register_forward_hook(hook(name)))
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _rms(tensor: Tensor) -> float:
+    return float(tensor.double().square().mean().sqrt()) if tensor.numel() else 0.0
+
+
+def _raised(model: nn.Module, inputs: Inputs) -> Exception | None:
+    """The error of a model on its inputs."""
+    try:
+        with torch.no_grad():
+            forward(model, inputs)
+    except ProbeError as error:
+        return error.__cause__ if isinstance(error.__cause__, Exception) else error
+    return None

@@ -1,0 +1,276 @@
+"""Slopes: straight lines through what was measured at several sizes of a model, judged, as text, data and a picture."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from html import escape
+from pathlib import Path
+from typing import Final, Literal, NamedTuple, TypeAlias
+
+from torchinit._text import abbreviate, count, did_you_mean, format_table
+from torchinit.model.names import check_globs, glob_matches
+
+Size: TypeAlias = Literal["width", "depth"]
+SlopeVerdict: TypeAlias = Literal["flat", "grows", "falls", "undecided", "still", "diverges"]
+
+_LIMITS: Final[Mapping[str, tuple[float, float]]] = {"width": (0.10, 0.25), "depth": (0.15, 0.30)}
+"""Up to which slope a layer is flat, and from which on it is not, for infinitely many seeds."""
+
+_FORMAT: Final = "torchinit-coordinates-1"
+
+
+class Fit(NamedTuple):
+    """A slope of log2 values over log2 sizes, its standard error, and the geometric mean of the values at each size."""
+
+    slope: float
+    error: float
+    values: tuple[float, ...]
+
+
+def fit(sizes: Sequence[int], values: Sequence[Sequence[float]]) -> Fit:
+    """The straight line through values at several sizes, a row for each seed.
+
+    The error is that of the mean of the seeds' slopes; of one seed, the error of its least squares. A value of zero, or
+    one that is not finite, leaves no slope.
+
+    >>> fit((1, 2, 4), [(1.0, 2.0, 4.0), (2.0, 4.0, 8.0)]).slope
+    1.0
+    """
+    columns = [*zip(*values, strict=True)]
+    if not all(0 < value < math.inf for row in values for value in row):
+        return Fit(math.nan, math.nan, tuple(sum(column) / len(column) for column in columns))
+    x = [math.log2(size) for size in sizes]
+    centred = [each - sum(x) / len(x) for each in x]
+    spread = sum(each**2 for each in centred)
+    rows = [[math.log2(value) for value in row] for row in values]
+    slopes = [sum(dx * y for dx, y in zip(centred, row, strict=True)) / spread for row in rows]
+    slope, seeds = sum(slopes) / len(slopes), len(slopes)
+    if seeds > 1:
+        error = math.sqrt(sum((each - slope) ** 2 for each in slopes) / (seeds - 1) / seeds)
+    else:
+        middle = sum(rows[0]) / len(x)
+        left = sum((y - middle - slope * dx) ** 2 for dx, y in zip(centred, rows[0], strict=True))
+        error = math.sqrt(left / (len(x) - 2) / spread) if len(x) > 2 else 0.0
+    means = (2 ** (sum(map(math.log2, column)) / len(column)) for column in columns)
+    return Fit(slope, error, tuple(means))
+
+
+@dataclass(frozen=True, slots=True)
+class CoordinateSlope:
+    """How a layer's output goes with the size of the model: ``change`` since the first step, ``start`` before it.
+
+    Both are slopes of logarithms, with their standard errors; ``changes`` are the RMS of the change at each size, and
+    ``expected`` is the slope that it should have.
+
+    >>> CoordinateSlope("head", "Linear", "head.lm", "width", 0.31, 0.02, 0.0, 0.01, (0.5, 0.62, 0.77)).verdict
+    'grows'
+    """
+
+    name: str
+    layer: str
+    role: str
+    size: Size
+    change: float
+    change_error: float
+    start: float
+    start_error: float
+    changes: tuple[float, ...]
+    expected: float = 0.0
+
+    @classmethod
+    def of(
+        cls, name: str, layer: str, role: str, size: Size, change: Fit, start: Fit, expected: Mapping[str, float]
+    ) -> CoordinateSlope:
+        """The slopes of a layer from its lines; ``expected`` are slopes by globs of names, the last of which holds."""
+        goal = ([value for glob, value in expected.items() if glob_matches(glob, name)] or [0.0])[-1]
+        return cls(name, layer, role, size, *change[:2], *start[:2], change.values, goal)
+
+    @property
+    def verdict(self) -> SlopeVerdict:
+        """``flat`` within the noise of the expected slope, ``grows`` or ``falls`` far outside of it, ``still`` at zero.
+
+        Flat is a slope of up to 0.10 + 2 standard errors over widths (0.15 over depths), wrong from 0.25 (0.30) and 4
+        standard errors on; what lies between is undecided: take sizes that lie further apart.
+        """
+        if math.isnan(self.change):
+            return (
+                "still" if all(value == 0 for value in self.changes) else "diverges" if self._diverges else "undecided"
+            )
+        flat, wrong = _LIMITS[self.size]
+        off = self.change - self.expected
+        if abs(off) <= flat + 2 * self.change_error:
+            return "flat"
+        if abs(off) >= max(wrong, 4 * self.change_error):
+            return "grows" if off > 0 else "falls"
+        return "undecided"
+
+    @property
+    def _diverges(self) -> bool:
+        return not all(map(math.isfinite, self.changes))
+
+    def __str__(self) -> str:
+        goal = f", not {self.expected:+.2f}" if self.expected else ""
+        slope = _plus_minus(self.change, self.change_error)
+        return f"{self.name} ({self.role or self.layer}): its change {self.verdict}, slope {slope}{goal}"
+
+
+@dataclass(frozen=True, slots=True)
+class CoordCheck:
+    """The result of :func:`torchinit.coord_check`: a slope for each layer, in order of execution; ``str`` is a table.
+
+    ``losses`` are those after the last step, by size; ``about`` names the model and the optimizer.
+
+    >>> check = CoordCheck("width", (64, 128), 5, 1, (), (2.3, 2.2), "MLP, Adam")
+    >>> print(check.summary())
+    no layer's change was measured over width 64 to 128, 5 steps, 1 seed; MLP, Adam
+    """
+
+    kind: Size
+    sizes: tuple[int, ...]
+    steps: int
+    seeds: int
+    slopes: tuple[CoordinateSlope, ...]
+    losses: tuple[float, ...]
+    about: str
+
+    def __len__(self) -> int:
+        return len(self.slopes)
+
+    def __iter__(self) -> Iterator[CoordinateSlope]:
+        return iter(self.slopes)
+
+    def __getitem__(self, name: str) -> CoordinateSlope:
+        """The slope of a layer by its name."""
+        found = {each.name: each for each in self.slopes}
+        if name not in found:
+            raise KeyError(f"no layer {name!r} was measured{did_you_mean(name, found)}")
+        return found[name]
+
+    @property
+    def flat(self) -> bool:
+        """Whether no layer grows, falls or diverges."""
+        return not any(each.verdict in ("grows", "falls", "diverges") for each in self.slopes)
+
+    def summary(self) -> str:
+        """The verdict in one sentence, with the conditions."""
+        runs = f"{count(self.steps, 'step')}, {count(self.seeds, 'seed')}; {self.about}"
+        where = f"over {self.kind} {self.sizes[0]} to {self.sizes[-1]}, {runs}"
+        if not self.slopes:
+            return f"no layer's change was measured {where}"
+        names: dict[str, list[str]] = {}
+        for each in self.slopes:
+            names.setdefault(each.verdict, []).append(each.name)
+        moving = len(self.slopes) - len(names.get("still", ()))
+        told = [f"{len(names.get('flat', ()))} of {moving} layers are flat"]
+        told += [
+            f"{verdict}: {abbreviate(some)}" for verdict, some in names.items() if verdict not in ("flat", "still")
+        ]
+        return f"{'✓' if self.flat else '✗'} {'; '.join(told)} {where}"
+
+    def __str__(self) -> str:
+        return self.table()
+
+    def table(self) -> str:
+        """A line for each layer: its slopes, the change at each size, the verdict; then the summary."""
+        head = ["layer", "is", "change", "at the start", *(f"{self.kind} {size}" for size in self.sizes), ""]
+        rows = [
+            [
+                each.name, each.role or each.layer, _plus_minus(each.change, each.change_error),
+                _plus_minus(each.start, each.start_error), *(f"{value:.2g}" for value in each.changes), each.verdict,
+            ]
+            for each in self.slopes
+        ]  # fmt: skip
+        losses = ["loss", "", "", "", *(f"{loss:.4g}" for loss in self.losses), ""]
+        return f"{format_table(head, [*rows, losses])}\n{self.summary()}"
+
+    def to_dict(self) -> dict[str, object]:
+        """All numbers as plain data; None for a slope where there is none."""
+        data = asdict(self)
+        slopes = [{**asdict(each), "verdict": each.verdict} for each in self.slopes]
+        return {"format": _FORMAT, "summary": self.summary(), **_finite({**data, "slopes": slopes})}
+
+    def to_json(self, *, indent: int | None = 2) -> str:
+        """The same as JSON."""
+        return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
+
+    def to_svg(self) -> str:
+        """A picture: the change of each layer over the size, both axes logarithmic, bad layers drawn on top."""
+        return chart(self)
+
+    def save_svg(self, path: str | Path) -> None:
+        """Write the picture to a file."""
+        Path(path).write_text(self.to_svg(), "utf-8")
+
+
+def _plus_minus(slope: float, error: float) -> str:
+    return "-" if math.isnan(slope) else f"{slope:+.2f} ± {error:.2f}"
+
+
+def _finite(value: object) -> dict[str, object]:
+    """The data without numbers that JSON cannot hold."""
+
+    def plain(item: object) -> object:
+        if isinstance(item, float):
+            return item if math.isfinite(item) else None if math.isnan(item) else str(item)
+        if isinstance(item, Mapping):
+            return {key: plain(each) for key, each in item.items()}
+        return [plain(each) for each in item] if isinstance(item, (list, tuple)) else item
+
+    return plain(value)  # type: ignore[return-value]  # a mapping stays one
+
+
+def check_expected(expected: Mapping[str, float] | None) -> Mapping[str, float]:
+    """The expected slopes; raises TypeError or ValueError for names that are not globs."""
+    check_globs("expected", expected or {})
+    return expected or {}
+
+
+_COLOURS: Final[Mapping[str, str]] = {
+    "flat": "#2a7f62", "undecided": "#b8860b", "grows": "#c0392b", "falls": "#7d3c98", "diverges": "#000000",
+}  # fmt: skip
+
+
+def chart(check: CoordCheck) -> str:
+    """An SVG of the changes over the sizes: a line for each layer, named at its end."""
+    lines = [each for each in check.slopes if all(0 < value < math.inf for value in each.changes)]
+    lines.sort(key=lambda each: each.verdict not in ("flat", "undecided"))
+    values = [math.log10(value) for each in lines for value in each.changes] or [0.0]
+    low, high = math.floor(min(values)), max(math.ceil(max(values)), math.floor(min(values)) + 1)
+    wide, tall, left, top = 480, 300, 64, 44
+    right = max(math.log2(check.sizes[-1] / check.sizes[0]), 1e-9)
+
+    def x(size: float) -> float:
+        return left + wide * math.log2(size / check.sizes[0]) / right
+
+    def y(value: float) -> float:
+        return top + tall * (high - math.log10(value)) / (high - low)
+
+    parts = [f'<text x="{left}" y="22" font-weight="bold">{escape(check.summary()[:110])}</text>']
+    for power in range(low, high + 1):
+        at = y(10.0**power)
+        parts.append(f'<path d="M{left} {at:.1f}h{wide}" stroke="#8884"/>')
+        parts.append(f'<text x="{left - 8}" y="{at + 4:.1f}" text-anchor="end">1e{power}</text>')
+    parts += [
+        f'<text x="{x(size):.1f}" y="{top + tall + 18}" text-anchor="middle">{size}</text>' for size in check.sizes
+    ]
+    title = f"{check.kind}; RMS of the change after {count(check.steps, 'step')}"
+    parts.append(f'<text x="{left + wide / 2}" y="{top + tall + 36}" text-anchor="middle">{title}</text>')
+    free = -math.inf
+    for each in sorted(lines, key=lambda one: y(one.changes[-1])):
+        pairs = zip(check.sizes, each.changes, strict=True)
+        points = " ".join(f"{x(size):.1f},{y(value):.1f}" for size, value in pairs)
+        colour = _COLOURS[each.verdict]
+        free = max(y(each.changes[-1]) + 4, free + 12)
+        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.6"/>')
+        parts.append(
+            f'<text x="{left + wide + 6}" y="{free:.1f}" fill="{colour}">{escape(each.name)} {each.change:+.2f}</text>'
+        )
+    height = max(top + tall + 48, free + 12)
+    style = 'font-family="system-ui, sans-serif" font-size="11" fill="currentColor"'
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + wide + 260} {height:.0f}" role="img" {style}>'
+        f"<title>{escape(check.summary())}</title>{''.join(parts)}</svg>\n"
+    )

@@ -1,0 +1,215 @@
+"""Base: the small model that hyperparameters were found on, as the shapes and the start of each of its parameters."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import torch
+from torch import nn
+
+from torchinit._files import read_bounded, replacing
+from torchinit._limits import JSON_BYTES
+from torchinit._text import count
+from torchinit.api import sites
+from torchinit.errors import ConfigError
+from torchinit.initializers import Constant, Normal
+from torchinit.initializers.base import Fill
+from torchinit.model.dtensor import is_distributed
+from torchinit.model.names import normalize
+from torchinit.model.sites import Site
+from torchinit.plans.plan import Plan
+from torchinit.plans.planner import make_plan
+from torchinit.recipes import RecipeLike, to_rules
+from torchinit.rules import Name, Rule
+from torchinit.serialization.json import unique_json
+from torchinit.tracing import capture
+
+Start: TypeAlias = RecipeLike | Callable[[Any], object]
+"""What starts the base model: a recipe, or code that is called with it."""
+
+_FORMAT: Final = "torchinit-base-1"
+_HEAD_SIZES: Final = ("head_dim", "d_head", "dim_head", "head_size", "attention_head_size", "d_kv", "d_k")
+_HEAD_COUNTS: Final = ("num_heads", "n_head", "n_heads", "num_attention_heads", "heads", "nhead")
+
+
+@dataclass(frozen=True)
+class Base:
+    """The parameters of a base model, with the fills that start them, and the sizes of its attention heads.
+
+    ``started`` says where the fills come from; they are missing from the plan where nobody knows.
+
+    >>> base = Base.of(nn.Linear(2, 3))
+    >>> base.sites["weight"].shape, base.started
+    ((3, 2), 'its values')
+    """
+
+    plan: Plan
+    heads: Mapping[str, int] = field(default_factory=dict)
+    started: str = ""
+
+    @property
+    def sites(self) -> dict[str, Site]:
+        """The parameters by their names, those of tied ones included."""
+        every = (
+            *(step.site for step in self.plan.steps),
+            *self.plan.untouched,
+            *(each.site for each in self.plan.skipped),
+        )
+        return {view.name: site for site in every if site.kind == "parameter" for view in site.views}
+
+    @property
+    def fills(self) -> dict[str, Fill]:
+        """The fill of each parameter that has one."""
+        return {view.name: step.fill for step in self.plan.steps for view in step.site.views}
+
+    @classmethod
+    def of(cls, model: nn.Module, start: Start | None = None) -> Base:
+        """The base that a model is: started by a recipe, by code, or as its values are; on meta perhaps by nothing."""
+        known, heads = sites(model), head_sizes(model)
+        if start is not None:
+            if callable(start) and not isinstance(start, (Rule, type)) and not hasattr(start, "resolve"):
+                return cls(capture(model, start), heads, "its own code")
+            return cls(_planned(known, start), heads, "a recipe")
+        if any(each.is_meta for each in model.parameters()):
+            return cls(Plan(untouched=known), heads)
+        return cls(make_plan(known, _measured(model)), heads, "its values")
+
+    @classmethod
+    def of_width(cls, model: nn.Module, width: int, start: Start | None = None) -> Base:
+        """The base that a model would be at another width: each axis that is a multiple of its width shrinks alike.
+
+        The rows of tables, the outputs of heads and the inputs of the first layer are no widths; the size of the
+        attention's heads stays, their number shrinks. Raises ConfigError where the width of the model is not known.
+        """
+        if callable(start) and not isinstance(start, Rule) and not hasattr(start, "resolve"):
+            raise ConfigError("code that starts the base model needs a base model: give base=, or start= as a recipe")
+        known = sites(model)
+        own = width_of(model)
+        if isinstance(width, bool) or not isinstance(width, int) or width < 1:
+            raise ConfigError(f"base_width is a whole number from 1 on, but got {width!r}")
+        heads = head_sizes(model)
+        shrunk = tuple(_at_width(site, own, width, {*heads.values()}) for site in known)
+        plan = _planned(shrunk, start) if start is not None else Plan(untouched=shrunk)
+        return cls(plan, heads, "a recipe" if start is not None else "")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Base:
+        """The base in a file that :meth:`save` wrote; ConfigError for any other."""
+        try:
+            data = unique_json(read_bounded(Path(path), JSON_BYTES))
+            if data.get("format") != _FORMAT:
+                raise ValueError(f"its format is {data.get('format')!r}, not {_FORMAT!r}")
+            heads = {str(name): int(size) for name, size in data["heads"].items()}
+            return cls(Plan.from_json(json.dumps(data["plan"])), heads, str(data["started"]))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(f"{os.fspath(path)} is not a saved base: {error}") from None
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it to a JSON file, which stands for the base model from then on."""
+        data = {
+            "format": _FORMAT,
+            "heads": dict(self.heads),
+            "started": self.started,
+            "plan": json.loads(self.plan.to_json()),
+        }
+        with replacing(Path(path)) as file:
+            file.write(json.dumps(data, indent=1).encode())
+
+
+def _planned(known: Sequence[Site], start: Any) -> Plan:
+    plan = make_plan(known, to_rules(start))
+    if plan.problems:
+        raise ConfigError(f"{count(len(plan.problems), 'problem')} with the recipe of the base model", plan.problems)
+    return plan
+
+
+def _measured(model: nn.Module) -> list[Rule]:
+    """A rule for each parameter with the mean and the standard deviation that it has."""
+    rules = []
+    for name, parameter in model.named_parameters():
+        values = parameter.detach()
+        values = values.full_tensor() if is_distributed(values) else values
+        if not values.numel() or not values.is_floating_point():
+            continue
+        first = float(values.flatten()[0])
+        if bool((values == first).all()):
+            rules.append(Rule(Name(normalize(name)), Constant(first)))
+        else:
+            std, mean = torch.std_mean(values.double(), correction=0)
+            # A mean within its noise is zero.
+            noise = 4 * float(std) / values.numel() ** 0.5
+            rules.append(
+                Rule(Name(normalize(name)), Normal(float(mean) if abs(mean) > noise else 0.0, float(std)), padding=True)
+            )
+    return rules
+
+
+def head_sizes(model: nn.Module) -> dict[str, int]:
+    """The size of a head of each module that has such, by its name."""
+    found = {}
+    for path, module in model.named_modules():
+        size = next((getattr(module, name) for name in _HEAD_SIZES if isinstance(getattr(module, name, None), int)), 0)
+        heads = next(
+            (getattr(module, name) for name in _HEAD_COUNTS if isinstance(getattr(module, name, None), int)), 0
+        )
+        if not size and heads:
+            names = ("embed_dim", "hidden_size", "n_embd", "d_model", "dim", "all_head_size")
+            width = next((getattr(module, name) for name in names if isinstance(getattr(module, name, None), int)), 0)
+            size = (width or _fan_in_of_parts(module)) // heads
+        if size:
+            found[normalize(f"{path}.x")[:-2] if path else ""] = size
+    return found
+
+
+def _fan_in_of_parts(module: nn.Module) -> int:
+    """What the projections of an attention read."""
+    return next((each.shape[1] for each in module.parameters() if each.dim() == 2), 0)
+
+
+def width_of(model: nn.Module) -> int:
+    """The width of a model: that of its config, else the size of most norms, else of most inputs of matrices."""
+    config = getattr(model, "config", None)
+    for name in ("hidden_size", "d_model", "n_embd", "dim"):
+        if isinstance(size := getattr(config, name, None), int):
+            return size
+    known = [site for site in sites(model) if site.kind == "parameter"]
+    sizes = [site.shape[0] for site in known if site.neutral is not None and len(site.shape) == 1] or [
+        site.shape[axis] for site in known if site.layout and len(site.shape) > 1 for axis in site.layout.in_axes
+    ]
+    if not sizes:
+        raise ConfigError(
+            f"the width of {type(model).__name__} is not known: give base=, a smaller model of the same code"
+        )
+    return max(sizes, key=sizes.count)
+
+
+def _at_width(site: Site, own: int, base: int, heads: Collection[int]) -> Site:
+    """A site as it is in a model of another width."""
+    layout, role = site.layout, site.role or ""
+    fixed: set[int] = set()
+    if any(view.layout and view.layout.lookup for view in site.views):
+        fixed = {0}
+    elif layout and role.startswith(("head.", "moe.router")):
+        fixed = set(layout.out_axes)
+    elif role.startswith("embed.") and len(site.shape) > 1:
+        fixed = set(range(len(site.shape) - 1))
+    elif layout is not None and layout.batch_axes and len(layout.batch_axes) < len(site.shape):
+        fixed = set(layout.batch_axes)
+
+    elif len(site.shape) == 1 and site.shape[0] != own and site.shape[0] in heads:
+        fixed = {0}  # the norm of queries or keys
+    shape = tuple(
+        size if axis in fixed or not _is_width(size, own, base) else size * base // own
+        for axis, size in enumerate(site.shape)
+    )
+    return replace(site, shape=shape, aliases=tuple(_at_width(each, own, base, heads) for each in site.aliases))
+
+
+def _is_width(size: int, own: int, base: int) -> bool:
+    """Whether a size goes with the width: it is a simple multiple of it, or a simple part."""
+    return size * 8 % own == 0 and size * base % own == 0

@@ -1,0 +1,253 @@
+"""Growth: which axes of each parameter grow against the base model, and what kind of parameter that makes it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, NamedTuple
+
+from torchinit._text import did_you_mean, fold_numbers, shape_text
+from torchinit.errors import ConfigError
+from torchinit.model.layouts import Layout
+from torchinit.model.names import glob_matches
+from torchinit.model.sites import Site
+from torchinit.transfer.table import Growth, ParameterRole
+
+_INNER: Final = ("attn.", "mlp.", "lora.", "ssm.", "expert.", "conv", "rnn")
+"""Roles of matrices whose results stay inside of the model, whatever axes grow."""
+
+
+class Matched(NamedTuple):
+    """A parameter beside the one of the base model that it corresponds to."""
+
+    site: Site
+    base: Site
+
+
+@dataclass(frozen=True, slots=True)
+class Grown:
+    """A parameter with its kind, its growth, and what a reader should know; ``grows`` are the axes that do."""
+
+    site: Site
+    base: Site
+    kind: ParameterRole
+    growth: Growth
+    grows: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def matched(known: Sequence[Site], base: Mapping[str, Site]) -> list[Matched]:
+    """Each parameter with that of the base model; blocks that the base lacks go with its own, in turn.
+
+    Raises ConfigError for the first difference of structure.
+    """
+    pairs, patterns = [], set()
+    for site in known:
+        name = _name_in(site, base)
+        if name is None:
+            near = did_you_mean(site.name, base)
+            raise ConfigError(f"the base model is of another structure: it has no {site.name!r}{near}")
+        other = base[name]
+        if len(other.shape) != len(site.shape):
+            shapes = f"{shape_text(site.shape)}, and {shape_text(other.shape)} in the base model"
+            raise ConfigError(f"the base model is of another structure: {site.name!r} has shape {shapes}")
+        if bool(other.aliases) != bool(site.aliases):
+            tied = (
+                "ties it to another, and this model" if other.aliases else "does not tie it to another, as this model"
+            )
+            does = "does" if site.aliases else "does not"
+            raise ConfigError(f"the base model is of another structure: it {tied} {does}: {site.name!r}")
+        pairs.append(Matched(site, other))
+        patterns |= {fold_numbers(view.name) for view in site.views}
+    for name in base:
+        if fold_numbers(name) not in patterns:
+            raise ConfigError(f"the base model is of another structure: this model has no {name!r}")
+    return pairs
+
+
+def _name_in(site: Site, base: Mapping[str, Site]) -> str | None:
+    if site.name in base:
+        return site.name
+    if site.block is None:
+        return None
+    parts, (index, _) = site.name.split("."), site.block
+    for at, part in enumerate(parts):
+        names = (".".join([*parts[:at], str(number), *parts[at + 1 :]]) for number in range(index))
+        if part == str(index) and (there := [name for name in names if name in base]):
+            return there[index % len(there)]
+    return None
+
+
+def growth_among(
+    pairs: Sequence[Matched], fixed: Sequence[str] = (), kinds: Mapping[str, ParameterRole] | None = None
+) -> list[Grown]:
+    """The kind and the growth of each parameter.
+
+    ``fixed`` are globs of parameters, perhaps with an axis (``"lm_head.weight:0"``), whose other size is no width;
+    ``kinds`` says what a parameter is where its layer does not. Raises ConfigError for globs that fit nothing, for axes
+    of which one grows and another shrinks, for a growing number of experts, and for a parameter that nobody can tell.
+    """
+    _check_globs(pairs, [*(glob.partition(":")[0] for glob in fixed), *(kinds or {})])
+    vocabulary = {
+        (view.shape[0], other.base.shape[0]) for other in pairs for view in other.site.views
+        if view.layout and view.layout.lookup and view.shape[0] != other.base.shape[0]
+    }  # fmt: skip
+    ratios = [_ratios(pair, fixed, vocabulary) for pair in pairs]
+    _check_direction(pairs, ratios)
+    grown = []
+    for at, (pair, each) in enumerate(zip(pairs, ratios, strict=True)):
+        given = next((kind for glob, kind in (kinds or {}).items() if _fits(glob, pair.site)), None)
+        r_i, r_o, notes = _sides(pair.site, each, given)
+        kind = given or _kind(pair.site, r_i, r_o, each)
+        if kind == "output" and given is None and _stays_inside(pair, pairs[at + 1 :], ratios[at + 1 :]):
+            kind = "hidden"
+            notes = (
+                *notes,
+                "fixed outputs inside of the model: as hidden, its gradient shrinks; keep them a share of the width",
+            )
+        growth = Growth(r_i, r_o, 1.0, _depth(pair), *(_fans(one) for one in pair))
+        grows = tuple(axis for axis, ratio in enumerate(each) if ratio != 1)
+        grown.append(Grown(pair.site, pair.base, kind, growth, grows, notes))
+    heads = [
+        each.growth.r_o if each.kind == "tied" else each.growth.r_i for each in grown if each.kind in ("output", "tied")
+    ]
+    widest = max((each.growth.r_i for each in grown if each.kind == "hidden"), default=1.0)
+    head = heads[-1] if heads else widest
+    return [replace(each, growth=each.growth._replace(head=head)) for each in grown]
+
+
+def _fits(glob: str, site: Site) -> bool:
+    return any(glob_matches(glob, view.name) for view in site.views)
+
+
+def _check_globs(pairs: Sequence[Matched], globs: Sequence[str]) -> None:
+    names = [view.name for pair in pairs for view in pair.site.views]
+    for glob in globs:
+        if not any(glob_matches(glob, name) for name in names):
+            raise ConfigError(f"no parameter fits {glob!r}{did_you_mean(glob, names)}")
+
+
+def _ratios(pair: Matched, fixed: Sequence[str], vocabulary: set[tuple[int, int]]) -> tuple[float, ...]:
+    """By how much each axis is longer than in the base model; 1 for one that is no width."""
+    site, base = pair
+    ratios = [size / other if other else 1.0 for size, other in zip(site.shape, base.shape, strict=True)]
+    for glob in fixed:
+        name, colon, number = glob.partition(":")
+        if _fits(name, site):
+            for at in range(len(ratios)):
+                if not colon or number == str(at):
+                    ratios[at] = 1.0
+    is_lookup = any(view.layout and view.layout.lookup for view in site.views)
+    is_head = (site.role or "").startswith("head.")
+    for at, sizes in enumerate(zip(site.shape, base.shape, strict=True)):
+        if (is_lookup and at == 0) or (is_head and sizes in vocabulary and at == 0):
+            ratios[at] = 1.0  # a vocabulary is no width, whatever it is padded to
+    layout = site.layout
+    if layout and layout.batch_axes and len(layout.batch_axes) < len(site.shape):
+        for axis in layout.batch_axes:
+            if ratios[axis] != 1:
+                raise ConfigError(
+                    f"{site.name!r} has {site.shape[axis]} experts, and {base.shape[axis]} in the base model: their"
+                    " number is no width, since each sees fewer tokens; give both models as many, or name the axis:"
+                    f" fixed=['{site.name}:{axis}']"
+                )
+    return tuple(ratios)
+
+
+def _check_direction(pairs: Sequence[Matched], ratios: Sequence[tuple[float, ...]]) -> None:
+    axes = [(pair, axis, ratio) for pair, each in zip(pairs, ratios, strict=True) for axis, ratio in enumerate(each)]
+    larger = next((each for each in axes if each[2] > 1), None)
+    smaller = next((each for each in axes if each[2] < 1), None)
+    if larger and smaller:
+        told = " and ".join(
+            f"axis {axis} of {pair.site.name!r} {word} from {pair.base.shape[axis]} to {pair.site.shape[axis]}"
+            for word, (pair, axis, _) in (("grows", larger), ("shrinks", smaller))
+        )
+        raise ConfigError(
+            f"{told}: change all widths of the base model in one direction, or name what is no width in fixed="
+        )
+
+
+def _sides(site: Site, ratios: Sequence[float], given: ParameterRole | None) -> tuple[float, float, tuple[str, ...]]:
+    """The growth of the fan-in and of the fan-out, with what was assumed."""
+    layout, total = site.layout, math.prod(ratios)
+    if total == 1 and all(ratio == 1 for ratio in ratios):
+        return 1.0, 1.0, ()
+    if (
+        len(ratios) < 2
+        or (layout and len(layout.batch_axes) == len(ratios))
+        or sum(size > 1 for size in site.shape) < 2
+    ):
+        return 1.0, total, ()
+    notes: tuple[str, ...] = ()
+    if layout is None:
+        layout, notes = _assumed(site, ratios, given)
+    r_o = math.prod(ratios[axis] for axis in layout.out_axes)
+    r_i = total / r_o / math.prod(ratios[axis] for axis in layout.batch_axes)
+    if layout.groups > 1 and layout.groups == site.shape[0]:  # depthwise: each channel has a kernel of its own
+        return 1.0, ratios[0], notes
+    return r_i, r_o, notes
+
+
+def _assumed(site: Site, ratios: Sequence[float], given: ParameterRole | None) -> tuple[Layout, tuple[str, ...]]:
+    """The layout of a weight that no layer describes."""
+    growing = [axis for axis, ratio in enumerate(ratios) if ratio != 1]
+    last = len(ratios) - 1
+    if given == "output":
+        return Layout((growing[0],), (1 - growing[0] if growing[0] < 2 else 0,)), ()
+    if given == "input" or (site.role or "").startswith("embed.") or (given == "vector"):
+        inputs = tuple(axis for axis in range(last + 1) if axis not in growing)
+        return Layout(inputs, tuple(growing)), ()
+    if site.leaf == "weight" or given == "hidden":
+        return Layout(), ("taken as (outputs, inputs): no layer describes it",)
+    if len(growing) > 1 and len({ratios[axis] for axis in growing}) == 1 and len(ratios) == 2:
+        return Layout(), ("taken as hidden: both of its axes grow alike",)
+    raise ConfigError(
+        f"nobody tells which axis of {site.name!r} of shape {shape_text(site.shape)} runs over inputs; say what it is,"
+        f" as in kinds={{'{site.name}': 'input'}}, or register_layout for its layer"
+    )
+
+
+def _kind(site: Site, r_i: float, r_o: float, ratios: Sequence[float]) -> ParameterRole:
+    if all(ratio == 1 for ratio in ratios):
+        return "scalar"
+    lookups = [bool(view.layout and view.layout.lookup) for view in site.views]
+    if any(lookups) and not all(lookups):
+        return "tied"
+    layout = site.layout
+    if len(site.shape) < 2 or site.parameter_kind == "bias" or (layout and len(layout.batch_axes) == len(site.shape)):
+        return "vector"
+    if r_i == 1:
+        return "input"
+    return "output" if r_o == 1 else "hidden"
+
+
+def _stays_inside(pair: Matched, later: Sequence[Matched], ratios: Sequence[tuple[float, ...]]) -> bool:
+    """Whether what a matrix with fixed outputs gives is read again by the model, by its role or by its size."""
+    role = pair.site.role or ""
+    if role.startswith(("head.", "moe.router", "pooler")):
+        return False
+    if role.startswith(_INNER):
+        return True
+    outputs = pair.site.shape[(pair.site.layout or Layout()).out_axes[0]]
+    for other, each in zip(later, ratios, strict=True):
+        layout = other.site.layout
+        if layout and not layout.lookup and layout.in_axes and layout.out_axes and len(other.site.shape) > 1:
+            reads = other.site.shape[layout.in_axes[0]] == outputs and each[layout.in_axes[0]] == 1
+            if reads and each[layout.out_axes[0]] != 1:
+                return True
+    return False
+
+
+def _depth(pair: Matched) -> float:
+    """The growth of the number of blocks that a parameter stands among; 1 outside of blocks."""
+    here, there = pair.site.tower or pair.site.block, pair.base.tower or pair.base.block
+    return here[1] / there[1] if here and there else 1.0
+
+
+def _fans(site: Site) -> tuple[float, float]:
+    if len(site.shape) < 2 or (site.layout and len(site.layout.batch_axes) == len(site.shape)):
+        return 1.0, 1.0
+    fan_in, fan_out = (site.layout or Layout()).fans(site.shape)
+    return fan_in or 1.0, fan_out or 1.0

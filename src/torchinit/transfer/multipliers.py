@@ -1,0 +1,300 @@
+"""Multipliers: numbers in the forward pass, found on a model, put into its config fields or hooks, and taken out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypeAlias
+
+from torch import Tensor, nn
+
+from torchinit.errors import ReportError, RunError
+from torchinit.model.names import glob_matches, normalize
+from torchinit.transfer.growth import Grown
+
+Purpose: TypeAlias = Literal["readout", "attention", "branch"]
+Place: TypeAlias = Literal["config", "attribute", "input", "output", "key", "rows"]
+
+_FIELDS: Final[Mapping[Purpose, tuple[str, int]]] = {
+    "readout": ("logits_scaling", -1), "attention": ("attention_multiplier", 1), "branch": ("residual_multiplier", 1),
+}  # fmt: skip
+"""The fields of configs (Granite's) that hold a multiplier, and its power there: logits are divided."""
+
+_BRANCHES: Final = ("attn.out", "mlp.out", "mlp.down", "ssm.out", "expert.out", "expert.down")
+
+
+@dataclass(frozen=True, slots=True)
+class Multiplier:
+    """A number that a module's output is multiplied by in the forward pass, what it is for, and where it is put.
+
+    ``place``: a field of the model's ``config`` or an ``attribute`` of the module, which then hold ``value``; the
+    ``input`` or the ``output`` of the module; the ``key`` of a ``torch.nn.MultiheadAttention``, which is as good as its
+    logits; the first ``value`` ``rows`` of a fused output, the queries.
+
+    >>> print(Multiplier("readout", "lm_head", 0.25, "input"))
+    readout x 0.25: input of lm_head
+    """
+
+    purpose: Purpose
+    module: str
+    factor: float
+    place: Place
+    field: str = ""
+    value: float = 0.0
+
+    def __str__(self) -> str:
+        where = {
+            "config": f"config.{self.field} = {self.value:.6g}",
+            "attribute": f"{self.module}.{self.field} = {self.value:.6g}",
+            "rows": f"first {self.value:g} outputs of {self.module}",
+        }
+        return f"{self.purpose} x {self.factor:.6g}: {where.get(self.place, f'{self.place} of {self.module}')}"
+
+
+class ScaleHook:
+    """A hook that multiplies what goes into a module, or comes out of it; a class of its own, so that it is pickled."""
+
+    def __init__(self, multiplier: Multiplier) -> None:
+        self.multiplier: Multiplier = multiplier
+
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The arguments, of which the first one, or the key, is scaled."""
+        factor = self.multiplier.factor
+        at = 1 if self.multiplier.place == "key" else 0
+        if len(args) > at:
+            return (*args[:at], args[at] * factor, *args[at + 1 :]), kwargs
+        name = "key" if at else next(iter(kwargs))
+        return args, {**kwargs, name: kwargs[name] * factor}
+
+    def after(self, module: nn.Module, args: object, output: Any) -> Any:
+        """The output, scaled; of several the first."""
+        if isinstance(output, tuple):
+            return (self._scaled(output[0]), *output[1:])
+        return self._scaled(output)
+
+    def _scaled(self, output: Tensor) -> Tensor:
+        factor, rows = self.multiplier.factor, int(self.multiplier.value)
+        if self.multiplier.place == "rows":
+            scale = output.new_ones(output.shape[-1])
+            scale[:rows] = factor
+            return output * scale
+        return output * factor
+
+
+class Applied:
+    """The multipliers that are in a model; :meth:`remove` takes them out again, as does the end of a ``with``."""
+
+    def __init__(self, undo: ExitStack) -> None:
+        self._undo = undo
+
+    def remove(self) -> None:
+        """Take the hooks off, and give fields and attributes their values back."""
+        self._undo.close()
+
+    def __enter__(self) -> Applied:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+
+def apply_all(model: nn.Module, multipliers: Sequence[Multiplier]) -> Applied:
+    """Put multipliers into a model; RunError, and nothing is changed, where one is in already, or has no place."""
+    modules = _modules(model)
+    problems = [f"{each}: the model has no such module" for each in multipliers if each.module not in modules]
+    problems += [f"{each}: it is in the model already" for each in multipliers if _hook_of(modules, each) is not None]
+    if problems:
+        raise RunError("the multipliers cannot be put into the model", problems)
+    undo = ExitStack()
+    for each in multipliers:
+        module = modules[each.module]
+        hook = ScaleHook(each)
+        if each.place == "config":
+            _set(undo, model.config, each.field, each.value)
+            for inner in model.modules():
+                held = each.field if each.purpose != "attention" else "scaling"
+                if isinstance(getattr(inner, held, None), float):
+                    _set(undo, inner, held, each.value)
+        elif each.place == "attribute":
+            _set(undo, module, each.field, each.value)
+        elif each.place in ("input", "key"):
+            undo.callback(module.register_forward_pre_hook(hook.before, with_kwargs=True).remove)
+        else:
+            undo.callback(module.register_forward_hook(hook.after).remove)
+    return Applied(undo)
+
+
+def missing_from(model: nn.Module, multipliers: Sequence[Multiplier]) -> list[Multiplier]:
+    """The multipliers that are not in a model, as after it was loaded anew."""
+    modules = _modules(model)
+    found = []
+    for each in multipliers:
+        holder = getattr(model, "config", None) if each.place == "config" else modules.get(each.module)
+        if each.place in ("config", "attribute"):
+            is_there = holder is not None and getattr(holder, each.field, None) == each.value
+        else:
+            is_there = _hook_of(modules, each) == each
+        found += [] if is_there else [each]
+    return found
+
+
+def verify_all(model: nn.Module, multipliers: Sequence[Multiplier]) -> None:
+    """Raise ReportError where a multiplier is missing: the model computes something else than was trained."""
+    if lost := missing_from(model, multipliers):
+        raise ReportError("multipliers are not in the model: call apply(model)", map(str, lost))
+
+
+def _set(undo: ExitStack, holder: Any, name: str, value: float) -> None:
+    undo.callback(setattr, holder, name, getattr(holder, name))
+    setattr(holder, name, value)
+
+
+def _modules(model: nn.Module) -> dict[str, nn.Module]:
+    return {normalize(f"{path}.x")[:-2] if path else "": module for path, module in model.named_modules()}
+
+
+def _hook_of(modules: Mapping[str, nn.Module], multiplier: Multiplier) -> Multiplier | None:
+    """The multiplier for the same purpose that a module has."""
+    module = modules.get(multiplier.module)
+    if module is None:
+        return None
+    hooks: Iterator[Callable[..., Any]] = iter([*module._forward_pre_hooks.values(), *module._forward_hooks.values()])
+    held = (getattr(hook, "__self__", None) for hook in hooks)
+    return next(
+        (h.multiplier for h in held if isinstance(h, ScaleHook) and h.multiplier.purpose == multiplier.purpose), None
+    )
+
+
+# --- where they belong -----------------------------------------------------------------------------------------------
+
+
+def readouts(
+    model: nn.Module, grown: Sequence[Grown], factor: Callable[[Grown], float]
+) -> Iterator[tuple[Multiplier, str]]:
+    """The multiplier of each output, with the name of its parameter."""
+    for each in grown:
+        if each.kind not in ("output", "tied") or factor(each) == 1:
+            continue
+        view = next(
+            view for view in each.site.views if each.kind == "output" or not (view.layout and view.layout.lookup)
+        )
+        is_logits = (view.role or "").startswith("head.lm") or each.kind == "tied"
+        field, power = _FIELDS["readout"]
+        config = getattr(model, "config", None)
+        if is_logits and isinstance(getattr(config, field, None), (int, float)):
+            value = getattr(config, field) * factor(each) ** power
+            yield Multiplier("readout", "", factor(each), "config", field, value), each.site.name
+        else:
+            yield Multiplier("readout", view.owner_name, factor(each), "input"), each.site.name
+
+
+def attentions(
+    model: nn.Module,
+    grown: Sequence[Grown],
+    heads: Mapping[str, int],
+    base_heads: Mapping[str, int],
+    names: Mapping[str, str],
+) -> Iterator[tuple[Multiplier, str]]:
+    """The multiplier of each attention whose heads grow, with the name of the parameter that makes its queries.
+
+    ``names`` leads from a parameter to that of the base model. Where a norm of the queries sets their scale there is
+    none.
+    """
+    modules, config = _modules(model), getattr(model, "config", None)
+    field, _ = _FIELDS["attention"]
+    of_config = None
+    for each in grown:
+        role = each.site.role or ""
+        if each.site.parameter_kind == "bias" or role not in ("attn.q", "attn.qkv", "attn.q_up"):
+            continue
+        name = _attention_of(each.site.owner_name, heads)
+        base = _attention_of(names[each.site.name].rpartition(".")[0], base_heads)
+        if name is None or base is None or heads[name] == base_heads[base] or _has_query_norm(modules[name]):
+            continue
+        factor, module, owner = (heads[name] / base_heads[base]) ** -0.5, modules[name], each.site.owner_name
+        if isinstance(getattr(config, field, None), (int, float)):
+            if of_config is None:
+                of_config = Multiplier("attention", "", factor, "config", field, getattr(config, field) * factor)
+                yield of_config, each.site.name
+        elif isinstance(module, nn.MultiheadAttention):
+            yield Multiplier("attention", name, factor, "key"), each.site.name
+        elif type(module).__module__.startswith("transformers.") and isinstance(
+            getattr(module, "scaling", None), float
+        ):
+            yield Multiplier("attention", name, factor, "attribute", "scaling", module.scaling * factor), each.site.name
+        elif role == "attn.qkv":
+            rows = each.site.shape[(each.site.layout.out_axes if each.site.layout else (0,))[0]]
+            queries = _queries(module, heads[name], rows)
+            yield Multiplier("attention", owner, factor, "rows", "", queries), each.site.name
+        else:
+            yield Multiplier("attention", owner, factor, "output"), each.site.name
+
+
+def _attention_of(name: str, heads: Mapping[str, int]) -> str | None:
+    """The nearest module around a layer that has heads."""
+    while True:
+        if name in heads:
+            return name
+        if not name:
+            return None
+        name = name.rpartition(".")[0]
+
+
+def _has_query_norm(module: nn.Module) -> bool:
+    names = [name for name, _ in module.named_children()]
+    return any(name in ("q_norm", "query_norm", "q_layernorm", "norm_q", "q_ln") for name in names)
+
+
+def _queries(module: nn.Module, head: int, rows: int) -> int:
+    """The rows of a fused projection that are the queries: those of all heads, or a third where nobody counts them."""
+    counts = ("num_heads", "n_head", "n_heads", "num_attention_heads", "nhead")
+    heads = next((getattr(module, name) for name in counts if isinstance(getattr(module, name, None), int)), 0)
+    return heads * head if heads else rows // 3
+
+
+def branches(grown: Sequence[Grown], globs: Sequence[str]) -> list[Grown]:
+    """The parameters that a residual branch ends with: weights and biases of its last layer, or gains of a norm behind.
+
+    Without globs of their modules they are known by their roles: the ways out of attention and feed-forward layers.
+    A layer scale in the same block is the branch's last.
+    """
+    inside = [each for each in grown if each.site.block is not None]
+    if globs:
+        return [each for each in inside if any(glob_matches(glob, each.site.owner_name) for glob in globs)]
+    scales = [each for each in inside if (each.site.role or "").startswith("layer_scale")]
+    if scales:
+        return scales
+    behind = {
+        each.site.owner_name.rpartition(".")[0] for each in inside if "post_feedforward_layernorm" in each.site.name
+    }
+    ends = ("post_feedforward_layernorm.weight", "post_attention_layernorm.weight")
+    found = [
+        each for each in inside if each.site.name.endswith(ends) and each.site.owner_name.rpartition(".")[0] in behind
+    ]
+    return found or [each for each in inside if _role(each).startswith(_BRANCHES)]
+
+
+def _role(each: Grown) -> str:
+    return each.site.role or ""
+
+
+def branch_multipliers(model: nn.Module, ends: Sequence[Grown], alpha: float) -> dict[str, Multiplier]:
+    """The multiplier of each residual branch whose depth grows, by the name of the parameter that it is for."""
+    modules = _modules(model)
+    field, _ = _FIELDS["branch"]
+    held = getattr(getattr(model, "config", None), field, None)
+    found = {}
+    for each in ends:
+        factor = each.growth.depth**-alpha
+        owner = each.site.owner_name
+        around = owner.rpartition(".")[0]
+        if factor == 1:
+            continue
+        if isinstance(held, (int, float)):
+            found[each.site.name] = Multiplier("branch", "", factor, "config", field, held * factor)
+        elif isinstance(modules.get(around), nn.MultiheadAttention):  # which does not call its output layer
+            found[each.site.name] = Multiplier("branch", around, factor, "output")
+        else:
+            found[each.site.name] = Multiplier("branch", owner, factor, "output")
+    return found

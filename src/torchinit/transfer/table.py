@@ -1,0 +1,249 @@
+"""The table: how standard deviations, multipliers, rates, eps and decay go with the size of a model, and one move."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Literal, NamedTuple, TypeAlias
+
+from torchinit._text import did_you_mean
+from torchinit.errors import ConfigError
+
+ParameterRole: TypeAlias = Literal["input", "hidden", "output", "tied", "vector", "scalar"]
+"""Which axes of a parameter grow: of an *input* its outputs, of an *output* its inputs, of a *hidden* one both.
+
+*tied* is the table of an embedding that the head shares, *vector* a bias or a gain along a growing axis, *scalar* what
+does not grow.
+"""
+
+Decay: TypeAlias = Literal["product", "sqrt", "constant"]
+Form: TypeAlias = Literal["table8", "folded"]
+
+
+class Powers(NamedTuple):
+    """A factor as powers of r_i and r_o, the growth of the fan-in and of the fan-out against the base model.
+
+    >>> print(Powers(-0.5), Powers(-1, 1), Powers(), Powers(-1, 1).at(4.0, 2.0))
+    r_i^-1/2 r_o/r_i 1 0.5
+    """
+
+    i: float = 0
+    o: float = 0
+
+    def at(self, r_i: float, r_o: float) -> float:
+        """The factor at these ratios."""
+        return float(r_i**self.i * r_o**self.o)
+
+    def __str__(self) -> str:
+        above = [_power("r_i", self.i)] * (self.i > 0) + [_power("r_o", self.o)] * (self.o > 0)
+        if not above:
+            return " ".join([_power("r_i", self.i)] * (self.i < 0) + [_power("r_o", self.o)] * (self.o < 0)) or "1"
+        below = [_power("r_i", -self.i)] * (self.i < 0) + [_power("r_o", -self.o)] * (self.o < 0)
+        return "/".join([" ".join(above), *below])
+
+
+def _power(name: str, exponent: float) -> str:
+    text = {1: "", 0.5: "^1/2", -0.5: "^-1/2", -1: "^-1", 1.5: "^3/2", -1.5: "^-3/2"}
+    return f"{name}{text.get(exponent, f'^{exponent:g}')}"
+
+
+ONE: Final = Powers()
+
+
+class TableRow(NamedTuple):
+    """A kind of parameter: the factors of its std, of its output, and of its rates under Adam's kind and under SGD."""
+
+    std: Powers = ONE
+    mult: Powers = ONE
+    adam: Powers = ONE
+    sgd: Powers = ONE
+
+
+@dataclass(frozen=True, slots=True)
+class Parametrization:
+    """A parametrization as data: a row for each kind of parameter, where the attention's scale goes, and depth.
+
+    ``depth`` is the default α of k^-α at each residual branch, k the growth of the number of blocks; None where depth
+    has no part in it. ``has_rates`` tells whether rates, eps and decay are transferred at all.
+
+    >>> str(PARAMETRIZATIONS["mup"].rows["hidden"].adam)
+    'r_i^-1'
+    """
+
+    name: str
+    rows: Mapping[ParameterRole, TableRow]
+    source: str
+    depth: float | None = None
+    has_rates: bool = True
+
+    def row(self, kind: ParameterRole) -> TableRow:
+        """The row of a kind of parameter."""
+        return self.rows[kind]
+
+
+# One table, of which the published ones are other places of the multiplier. The readout's stands in the forward pass
+# and not in its std: so it works for tied tables, the gradients of all kinds shrink alike, so that one factor of eps
+# will do, and a threshold of gradient clipping transfers.
+_MUP: Final[dict[ParameterRole, TableRow]] = {
+    "input": TableRow(sgd=Powers(o=1)),
+    "vector": TableRow(sgd=Powers(o=1)),
+    "hidden": TableRow(std=Powers(-0.5), adam=Powers(-1), sgd=Powers(-1, 1)),
+    "output": TableRow(mult=Powers(-1), sgd=Powers(1)),
+    "tied": TableRow(sgd=Powers(o=1)),
+    "scalar": TableRow(),
+}
+_STANDARD: Final[dict[ParameterRole, TableRow]] = {
+    "input": TableRow(),
+    "vector": TableRow(),
+    "hidden": TableRow(std=Powers(-0.5)),
+    "output": TableRow(std=Powers(-0.5)),
+    "tied": TableRow(),
+    "scalar": TableRow(),
+}
+
+PARAMETRIZATIONS: Final[Mapping[str, Parametrization]] = {
+    each.name: each
+    for each in (
+        Parametrization("standard", _STANDARD, "fan-in initialization with one rate for all", has_rates=False),
+        Parametrization("mup", _MUP, "Yang et al. 2022, table 8, https://arxiv.org/abs/2203.03466"),
+        Parametrization("depth_mup", _MUP, "Yang et al. 2023, https://arxiv.org/abs/2310.02244", 0.5),
+        Parametrization("completep", _MUP, "Dey et al. 2025, table 1, https://arxiv.org/abs/2505.01618", 1.0),
+    )
+}
+"""The parametrizations by their names."""
+
+PLACES: Final[Mapping[str, Mapping[ParameterRole, Powers]]] = {
+    "table8": {},
+    "folded": {"output": ONE},  # table 3 of the same paper, and the spectral condition (arXiv:2310.17813)
+    "table9": {"input": Powers(o=0.5), "vector": Powers(o=0.5), "output": Powers(-0.5)},
+    "mean_field": {"hidden": Powers(-0.5)},
+}
+"""Where the multipliers sit in the forms under which one parametrization is published, if not where the table says."""
+
+
+class OptimizerRule(NamedTuple):
+    """What an optimizer needs when a weight becomes θ w, and its multiplier 1/θ: powers of θ for rate, eps and decay.
+
+    ``sgd`` tells that its step is proportional to the gradient, ``update`` by which scale of a matrix it multiplies its
+    steps already, ``eps`` its default, None where it has none, ``coupled`` that decay is added to the gradient.
+    """
+
+    lr: float
+    eps_power: float
+    wd: float
+    eps: float | None = None
+    sgd: bool = False
+    coupled: bool = False
+    update: Literal["", "original", "match_rms_adamw", "unit_rms_norm", "none"] = ""
+
+
+OPTIMIZERS: Final[Mapping[str, OptimizerRule]] = {
+    "adam": OptimizerRule(1, -1, -2, 1e-8, coupled=True),
+    "adamw": OptimizerRule(1, -1, -1, 1e-8),
+    "lion": OptimizerRule(1, 0, -1),
+    "sgd": OptimizerRule(2, 0, -2, sgd=True, coupled=True),
+    "muon": OptimizerRule(1, 0, -1, update="original"),
+    "muon:match_rms_adamw": OptimizerRule(1, 0, -1, update="match_rms_adamw"),
+    "muon:unit_rms_norm": OptimizerRule(1, 0, -1, update="unit_rms_norm"),
+    "muon:none": OptimizerRule(1, 0, -1, update="none"),
+}
+"""The optimizers that a published table is for (Lion's is Adam's, whose steps have the same size), by name."""
+
+
+def optimizer_named(optimizer: object) -> tuple[str, OptimizerRule]:
+    """The name and the rule of an optimizer, given by name, as a class or an object; ConfigError where none is known.
+
+    >>> optimizer_named("AdamW")[0]
+    'adamw'
+    """
+    cls = optimizer if isinstance(optimizer, type) else type(optimizer)
+    name = (optimizer if isinstance(optimizer, str) else cls.__name__).lower()
+    if name not in OPTIMIZERS:
+        near = did_you_mean(name, OPTIMIZERS)
+        known = ", ".join(OPTIMIZERS)
+        raise ConfigError(
+            f"no table of a parametrization is published for the optimizer {name!r}{near}; known: {known}"
+        )
+    return name, OPTIMIZERS[name]
+
+
+class Factors(NamedTuple):
+    """The factors of one parameter against the base model; its effective weight is ``mult`` times what is stored.
+
+    >>> Factors(mult=0.25).moved(1.0, OPTIMIZERS["sgd"])
+    Factors(std=0.25, mult=1.0, lr=0.0625, eps=1.0, wd=16.0)
+    """
+
+    std: float = 1.0
+    mult: float = 1.0
+    lr: float = 1.0
+    eps: float = 1.0
+    wd: float = 1.0
+
+    def moved(self, mult: float, rule: OptimizerRule) -> Factors:
+        """The same training with another multiplier in the forward pass, the rest of it in the weight.
+
+        With θ = mult / new mult the stored weight is θ times what it was, so that its gradient is 1/θ of it: exact for
+        any function, but for a clipped norm of all gradients, to which each weight contributes otherwise.
+        """
+        theta = self.mult / mult
+        lr, eps, wd = (theta**power for power in (rule.lr, rule.eps_power, rule.wd))
+        return Factors(self.std * theta, mult, self.lr * lr, self.eps * eps, self.wd * wd)
+
+
+class Growth(NamedTuple):
+    """How much larger a parameter is than in the base model: fan-in, fan-out, the readout's fan-in, and depth.
+
+    ``head`` is the growth of the width that the head reads, ``depth`` that of the number of blocks around, 1 outside of
+    them; ``fans`` and ``base_fans`` are (fan-in, fan-out) of a matrix, for optimizers that scale by them.
+    """
+
+    r_i: float = 1.0
+    r_o: float = 1.0
+    head: float = 1.0
+    depth: float = 1.0
+    fans: tuple[float, float] = (1.0, 1.0)
+    base_fans: tuple[float, float] = (1.0, 1.0)
+
+
+def factors_of(
+    kind: ParameterRole, growth: Growth, table: Parametrization, rule: OptimizerRule, *,
+    alpha: float, wd: Decay, is_branch: bool = False,
+) -> Factors:  # fmt: skip
+    """The factors of a parameter in the canonical form; ``is_branch`` that its output is that of a residual branch.
+
+    >>> width = Growth(r_i=4.0, r_o=4.0, head=4.0)
+    >>> factors_of("hidden", width, PARAMETRIZATIONS["mup"], OPTIMIZERS["adamw"], alpha=1.0, wd="product")
+    Factors(std=0.5, mult=1.0, lr=0.25, eps=0.25, wd=4.0)
+    """
+    row, r_i, r_o = table.row(kind), growth.r_i, growth.r_o
+    std, mult = row.std.at(r_i, r_o), row.mult.at(r_i, r_o)
+    if not table.has_rates:
+        return Factors(std, mult)
+    is_muon = bool(rule.update) and kind == "hidden"
+    lr = (row.sgd if rule.sgd else row.adam).at(r_i, r_o)
+    if is_muon:
+        lr = math.sqrt(r_o / r_i) * _update_scale(rule, growth.base_fans) / _update_scale(rule, growth.fans)
+    # The gradient of what lies before the head shrinks with the width that the head reads, and with its own outputs.
+    eps = 1 / r_i if kind == "output" else 1.0 if kind == "scalar" else (r_o * growth.head) ** -0.5
+    if table.depth is not None:
+        k = growth.depth
+        mult *= k**-alpha if is_branch else 1.0
+        lr *= k ** (2 * alpha - 1) if rule.sgd else k ** (alpha - 1)
+        eps *= k**-alpha
+    decay = {"product": 1 / lr, "sqrt": lr**-0.5, "constant": 1.0}[wd]
+    return Factors(std, mult, lr, eps, 1 / lr if rule.sgd else decay)
+
+
+def _update_scale(rule: OptimizerRule, fans: tuple[float, float]) -> float:
+    """By how much Muon multiplies its orthogonal step for a matrix of this fan-in and fan-out."""
+    fan_in, fan_out = fans
+    match rule.update:
+        case "original":
+            return math.sqrt(max(1.0, fan_out / fan_in))
+        case "match_rms_adamw":
+            return 0.2 * math.sqrt(max(fan_in, fan_out))
+        case "unit_rms_norm":
+            return math.sqrt(fan_out / fan_in)
+    return 1.0
