@@ -18,14 +18,17 @@ from torchinit.checkpoints.adapters import (
     Drop,
     FoldBatchNorm,
     Fuse,
+    HyperClone,
     Inflate,
     InputChannels,
     Labels,
     LoRA,
     MergeExperts,
+    Net2Wider,
     Only,
     PoolHeads,
     Rearrange,
+    Repeat,
     ResizePatches,
     ResizePositions,
     ResizeRelativeBias,
@@ -39,6 +42,7 @@ from torchinit.checkpoints.adapters import (
     Upcycle,
     UpcycleRouter,
     WeightNorm,
+    WeightSelection,
 )
 from torchinit.checkpoints.adapters.base import numbered, replace_parts
 from torchinit.rules.catalog import SCHEMA
@@ -50,6 +54,7 @@ EVERY: tuple[Adapter, ...] = (
     Drop(),
     FoldBatchNorm("conv1", "bn1", bias=True),
     Fuse("qkv", ("q", "k", "v"), groups=12),
+    HyperClone((1,), (4, 1, 1), snr=10.0),
     Inflate("centre"),
     InputChannels(),
     InputChannels("repeat", 0),
@@ -57,10 +62,12 @@ EVERY: tuple[Adapter, ...] = (
     LoRA("pissa", 16, scaling=2.0, iterations=4),
     LoRA("default", 8, a="lora_a", b="lora_b", base=""),
     MergeExperts("w1", "experts.*.w1", count=8),
+    Net2Wider(seed=3, noise=0.01),
     Only("q", RopeOrder(32)),
     PoolHeads(32),
     PoolHeads(32, choose=(0, 16)),
     Rearrange((8, 3, -1), (1, 0, 2)),
+    Repeat(),
     ResizePatches(antialias=False),
     ResizePositions(file=(14, 14)),
     ResizeRelativeBias(3, site=(12, 12)),
@@ -77,6 +84,7 @@ EVERY: tuple[Adapter, ...] = (
     Upcycle("experts.w1", "w1", hidden=0, granularity=2, scale=2.0, noise=0.01, drop=0.5, seed=3),
     UpcycleRouter("gate", "w1", std=0.01, granularity=2),
     WeightNorm(parametrized=True),
+    WeightSelection(),
 )
 
 

@@ -18,14 +18,15 @@ from torchinit.checkpoints.adapters.quantization import Dequantize
 from torchinit.checkpoints.adapters.rows_and_axes import Drop, Labels, Rows, Transpose
 from torchinit.checkpoints.adapters.transformers import PoolHeads, Rearrange, RopeOrder
 from torchinit.checkpoints.adapters.vocabulary import ResizeVocabulary
+from torchinit.checkpoints.adapters.width import HyperClone, Net2Wider, Repeat, WeightSelection
 from torchinit.rules.catalog import SCHEMA
 from torchinit.serialization.registry import TaggedUnion
 
 __all__ = [
-    "ADAPTERS", "Adapter", "BatchNormAffine", "Chain", "Dequantize", "Drop", "FoldBatchNorm", "Fuse", "Inflate",
-    "InputChannels", "Labels", "LoRA", "MergeExperts", "Only", "PoolHeads", "ReadPlan", "Rearrange", "ResizePatches",
-    "ResizePositions", "ResizeRelativeBias", "ResizeVocabulary", "RopeOrder", "Rows", "Split", "Stack", "Transpose",
-    "Unstack", "Upcycle", "UpcycleRouter", "WeightNorm",
+    "ADAPTERS", "Adapter", "BatchNormAffine", "Chain", "Dequantize", "Drop", "FoldBatchNorm", "Fuse", "HyperClone",
+    "Inflate", "InputChannels", "Labels", "LoRA", "MergeExperts", "Net2Wider", "Only", "PoolHeads", "ReadPlan",
+    "Rearrange", "Repeat", "ResizePatches", "ResizePositions", "ResizeRelativeBias", "ResizeVocabulary", "RopeOrder",
+    "Rows", "Split", "Stack", "Transpose", "Unstack", "Upcycle", "UpcycleRouter", "WeightNorm", "WeightSelection",
 ]  # fmt: skip
 
 SCHEMA.add(Adapter, TaggedUnion(ADAPTERS))

@@ -6,7 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Final, Literal, TypeAlias, TypeVar, dataclass_transform, final
+from typing import TYPE_CHECKING, ClassVar, Final, Literal, TypeAlias, TypeVar, dataclass_transform, final
 
 import torch
 from torch import Tensor
@@ -16,6 +16,10 @@ from torchinit.model.shards import Box, replaced
 from torchinit.noise.threads import one_thread
 from torchinit.serialization.registry import ClassRegistry
 from torchinit.serialization.validation import is_integer
+
+if TYPE_CHECKING:
+    from torchinit.checkpoints.adapters.surroundings import Surroundings
+    from torchinit.model.sites import Site
 
 _Adapter = TypeVar("_Adapter", bound="Adapter")
 _Value = TypeVar("_Value")
@@ -87,6 +91,14 @@ class Adapter(ShortStr, ABC):
         del key, values, loose
         return self
 
+    def placed(self, site: Site, around: Surroundings, shapes: Sequence[Size]) -> Adapter:
+        """The adapter for one site of a model, where the tensors of the file have these shapes and change.
+
+        Raises ValueError where the layer, or what stands around it, does not allow it.
+        """
+        del site, around, shapes
+        return self
+
     def makes(self, shapes: Sequence[Size], key: str) -> Size | None:
         """The shape of what is made of tensors of these shapes; None where it is whatever the site asks for.
 
@@ -122,6 +134,11 @@ class Adapter(ShortStr, ABC):
     def slices_along(self) -> int | None:
         """The axis along which whole slices of the tensors are moved, unchanged; None where values are computed."""
         return None
+
+    @property
+    def goes_by_slices(self) -> bool:
+        """Whether a box of the site is made of little more of the file than it needs: see :meth:`read_plan`."""
+        return self.slices_along() is not None
 
     def read_plan(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> ReadPlan:
         """The plan for a box of the site's value, made of tensors of ``shapes``; it must give the values of ``adapt``.
@@ -216,6 +233,18 @@ class Chain(Adapter):
         if len(steps) == len(self.steps) or len(steps) > 1:
             return Chain(tuple(steps))
         return steps[0] if steps else None
+
+    @property
+    def promise(self) -> Promise | None:
+        return weakest(step.promise for step in self.steps)
+
+    def placed(self, site: Site, around: Surroundings, shapes: Sequence[Size]) -> Adapter:
+        last = self.steps[-1].placed(site, around, self._input_shapes(shapes, site.name))
+        return Chain((*self.steps[:-1], last))
+
+    @property
+    def goes_by_slices(self) -> bool:
+        return all(step.goes_by_slices for step in self.steps)
 
     @property
     def _before(self) -> Adapter:
