@@ -69,6 +69,7 @@ class Adapter(ShortStr, ABC):
     # tensor or several, so that every site still has one fill, and a plan one line for it.
 
     only_resizes: ClassVar[bool] = False  # a tensor that has the site's shape already is left alone
+    copies: ClassVar[int] = 2  # of what it reads, in memory while it computes: no more than about so many
 
     @property
     def promise(self) -> Promise | None:
@@ -116,11 +117,6 @@ class Adapter(ShortStr, ABC):
     def changes(self, shapes: Sequence[Size], shape: Size) -> bool:
         """Whether there is anything to do."""
         return not self.only_resizes or shapes[0] != shape
-
-    @property
-    def copies(self) -> int:
-        """How many tensors of the size of those that it reads lie in memory while it computes a site, about."""
-        return 2
 
     def together(self, key: str) -> tuple[str, ...]:
         """The sites that must be made by this adapter, too, if that of ``key`` is; else the plan is refused."""

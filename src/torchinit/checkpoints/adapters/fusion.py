@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -24,6 +26,10 @@ from torchinit.checkpoints.adapters.base import (
 )
 from torchinit.model.shards import Box, inserted, replaced, without
 from torchinit.serialization.validation import is_integer
+
+if TYPE_CHECKING:
+    from torchinit.checkpoints.adapters.surroundings import Surroundings
+    from torchinit.model.sites import Site
 
 
 @register
@@ -231,6 +237,13 @@ class Only(Adapter):
     @property
     def promise(self) -> Promise | None:
         return self.adapter.promise
+
+    @property
+    def goes_by_slices(self) -> bool:
+        return self.adapter.goes_by_slices
+
+    def placed(self, site: Site, around: Surroundings, shapes: Sequence[Size]) -> Adapter:
+        return replace(self, adapter=self.adapter.placed(site, around, shapes)) if self._is_for(site.name) else self
 
     def _is_for(self, key: str) -> bool:
         return find_parts(key, self.part) is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from hashlib import blake2b
-from typing import Final, Literal, TypeAlias
+from typing import ClassVar, Final, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -64,6 +64,7 @@ class LoRA(Adapter):
     tensor([[0., 3.]])
     """
 
+    copies: ClassVar[int] = 7  # by all singular values 6.4 of 3000 x 3000, as measured, and 2.4 otherwise
     method: LoRAMethod
     rank: int
     scaling: float = 1.0
@@ -89,10 +90,6 @@ class LoRA(Adapter):
     @property
     def promise(self) -> Promise:
         return "function"
-
-    @property
-    def copies(self) -> int:
-        return 7 if self.method == "pissa" and self.iterations is None else 3  # as measured on 3000 x 3000
 
     def _factor(self, key: str) -> str:
         """What the key calls a factor; empty for whatever the base has."""

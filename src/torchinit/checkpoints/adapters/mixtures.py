@@ -90,6 +90,10 @@ class Upcycle(Adapter):
         return "none" if self.noise else "function"
 
     @property
+    def goes_by_slices(self) -> bool:
+        return not self.drop
+
+    @property
     def _listed(self) -> bool:
         return "*" in self.into.split(".")
 
@@ -209,6 +213,10 @@ class UpcycleRouter(Adapter):
     def promise(self) -> Promise:
         return "function"
 
+    @property
+    def goes_by_slices(self) -> bool:
+        return True
+
     def wants(self, key: str) -> tuple[str, ...]:
         return (replace_parts(key, self.into, self.dense),)
 
@@ -259,6 +267,10 @@ class MergeExperts(Adapter):
     @property
     def promise(self) -> Promise:
         return "none"
+
+    @property
+    def goes_by_slices(self) -> bool:
+        return True
 
     def wants(self, key: str) -> tuple[str, ...]:
         names = [self.experts.replace("*", str(number)) for number in range(self.count or 1)]
