@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from torchinit import CheckpointError, Name, Pretrained, Rule, initialize, plan
 from torchinit.checkpoints.adapters import Adapter, Chain, Fuse, MergeExperts, Split, Transpose, Upcycle, UpcycleRouter
+from torchinit.mmengine import BaseModule
 
 WIDTH, HIDDEN = 6, 8
 
@@ -272,3 +274,22 @@ def test_what_cannot_be_is_said_before_anything_is_written(
 def test_arguments(build: Callable[[], object], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         build()
+
+
+def test_as_an_entry_of_an_init_cfg(tmp_path: Path) -> None:
+    class Routed(BaseModule):
+        def __init__(self, **arguments: Any) -> None:
+            super().__init__(**arguments)
+            self.up, self.router = nn.Parameter(torch.empty(4, 6, 3)), nn.Linear(3, 4, bias=False)
+
+    file = torch.randn(6, 3)
+    torch.save({"state_dict": {"mlp.up.weight": file}}, tmp_path / "dense.pth")
+    adapt = {
+        "up": {"type": "Upcycle", "into": "up", "dense": "up.weight"},
+        "router.weight": {"type": "UpcycleRouter", "into": "router", "dense": "up"},
+    }
+    entry = {"type": "Pretrained", "checkpoint": str(tmp_path / "dense.pth"), "rename": [["^mlp.", ""]], "adapt": adapt}
+    model = Routed(init_cfg=entry)
+    model.init_weights()
+    assert torch.equal(model.up, file.expand(4, 6, 3))
+    assert model.router.weight.std() < 0.1
