@@ -185,10 +185,12 @@ class Loaded(Fill):
         if self.adapter is None or not self.adapter.goes_by_slices or local.nbytes <= _PIECE:
             yield shard
             return
-        rows = max(1, _PIECE * len(local) // local.nbytes)
-        for low in range(0, len(local), rows):
-            start = replaced(shard.start, 0, shard.start[0] + low)
-            yield changed(shard, local=local[low : low + rows], start=start)
+        axis, size = next((axis, size) for axis, size in enumerate(local.shape) if size > 1)
+        rows = max(1, _PIECE * size // local.nbytes)
+        for low in range(0, size, rows):
+            start = replaced(shard.start, axis, shard.start[axis] + low)
+            piece = changed(shard, local=local.narrow(axis, low, min(rows, size - low)), start=start)
+            yield from self._pieces(piece) if rows == 1 else (piece,)  # one expert of a stack is large in itself
 
     def _read_plan(self, checkpoint: Checkpoint, shard: Shard) -> ReadPlan:
         box = Box(shard.start, tuple(shard.local.shape))

@@ -293,3 +293,14 @@ def test_as_an_entry_of_an_init_cfg(tmp_path: Path) -> None:
     model.init_weights()
     assert torch.equal(model.up, file.expand(4, 6, 3))
     assert model.router.weight.std() < 0.1
+
+
+def test_in_pieces_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One expert of a stack may be large in itself: pieces are cut within it, too."""
+    block, seen = Block(), list[dict[str, Tensor]]()
+    for size in (1 << 22, 16):
+        monkeypatch.setattr("torchinit.checkpoints.tensor_fill._PIECE", size)
+        mixture = Mixture(4, HIDDEN // 2, 2)
+        initialize(mixture, Rule(Name("**"), Pretrained(block, adapt=upcycled(2, 2.0, noise=0.1))))
+        seen.append(mixture.state_dict())
+    assert all(torch.equal(value, seen[1][name]) for name, value in seen[0].items())
