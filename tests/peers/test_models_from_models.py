@@ -15,7 +15,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
-from torchinit import CheckpointError, Name, Pretrained, Rule, initialize, plan
+from torchinit import CheckpointError, Name, Pretrained, Rule, initialize, plan, preserves
 from torchinit.checkpoints.adapters import (
     Adapter,
     Chain,
@@ -69,7 +69,9 @@ def test_mixtral_computes_what_llama_does(granularity: int) -> None:
     dense, mixture = llama(), mixtral(8, granularity)
     report = initialize(mixture, Rule(Name("**"), Pretrained(dense, adapt=upcycled(granularity))))
     assert report.loads[0].complete
+    assert report.loads[0].promise == "function"
     assert distance(mixture, dense) <= 1e-5
+    assert preserves(dense, mixture, IDS)
     assert mixture.model.layers[0].mlp.gate.weight.std() > 0.01
 
 
@@ -91,12 +93,15 @@ def test_in_a_recipe() -> None:
 
 
 def test_noise_and_units_anew_change_what_it_computes() -> None:
-    """No promise is made, and the distance is measured; half of the units anew are further than a little noise."""
-    dense, found = llama(), []
+    """The function is not promised, and the distance is measured; half of the units anew is further than some noise."""
+    dense, found, promises = llama(), list[float](), list[str | None]()
     for adapt in (upcycled(noise=1e-4), upcycled(drop=0.5)):
         mixture = mixtral(4)
-        initialize(mixture, Rule(Name("**"), Pretrained(dense, adapt=adapt)))
+        report = initialize(mixture, Rule(Name("**"), Pretrained(dense, adapt=adapt)))
+        promises.append(report.loads[0].promise)
         found.append(distance(mixture, dense))
+        assert not preserves(dense, mixture, IDS)
+    assert promises == ["none", "statistics"]
     assert 1e-5 < found[0] < 1e-2 < found[1]
 
 
@@ -169,6 +174,7 @@ def test_the_starts_of_peft(method: str) -> None:
     adapt = {"**.q_proj.**": lora, "**.v_proj.**": lora}
     report = initialize(ours, Rule(Name("**"), Pretrained(dense, rename=RENAME, adapt=adapt)))
     assert report.loads[0].complete
+    assert report.loads[0].promise == "function"
     assert distance(ours, dense) <= 1e-5
     mine, their = ours.state_dict(), theirs.state_dict()
     for key in (key.removesuffix("base_layer.weight") for key in mine if key.endswith("base_layer.weight")):
