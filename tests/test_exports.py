@@ -33,7 +33,7 @@ NAMESPACES = {
         register_source""",
     "torchinit.checkpoints.adapters": """
         ADAPTERS Adapter BatchNormAffine Chain Dequantize Drop FoldBatchNorm Fuse HyperClone Inflate InputChannels
-        Labels LoRA MergeExperts Net2Wider Only PoolHeads ReadPlan Rearrange Repeat ResizePatches ResizePositions
+        Labels LoRA MergeExperts Net2Wider PoolHeads ReadPlan Rearrange Repeat ResizePatches ResizePositions
         ResizeRelativeBias ResizeVocabulary RopeOrder Rows Split Stack Transpose Unstack Upcycle UpcycleRouter
         WeightNorm WeightSelection""",
     "torchinit.distributed": "Shard initialize_shards verify_replicas verify_stages",

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from torchinit.checkpoints.adapters import Chain, Fuse, Only, PoolHeads, Rearrange, RopeOrder
+from torchinit.checkpoints.adapters import Chain, Fuse, PoolHeads, Rearrange, RopeOrder
 
 HEADS, SIZE, WIDTH = 3, 8, 10
 
@@ -162,18 +162,20 @@ def test_the_rotary_order_within_a_fused_weight() -> None:
     """Queries and keys turn, each with its number of heads; values stay."""
     parts = [torch.randn(rows, WIDTH) for rows in (4 * SIZE, 2 * SIZE, 2 * SIZE)]
     shapes = [tuple(part.shape) for part in parts]
-    chain = Chain((Only("wq", RopeOrder(4)), Only("wk", RopeOrder(2)), Fuse("qkv", ("wq", "wk", "wv"))))
+    order = RopeOrder({"wq": 4, "wk": 2})
+    chain = Chain((order, Fuse("qkv", ("wq", "wk", "wv"))))
     assert chain.wants("h.0.qkv.weight") == ("h.0.wq.weight", "h.0.wk.weight", "h.0.wv.weight")
     chain.check(shapes, (8 * SIZE, WIDTH), "h.0.qkv.weight")
     made = chain.adapt(parts, (8 * SIZE, WIDTH), "h.0.qkv.weight")
     turned = [RopeOrder(n).adapt([part], tuple(part.shape), "q") for n, part in zip((4, 2), parts[:2], strict=True)]
     assert torch.equal(made, torch.cat([*turned, parts[2]]))
-    alone = Only("q_proj", RopeOrder(2))
-    assert torch.equal(alone.adapt([parts[1]], shapes[1], "h.q_proj.weight"), turned[1])
-    assert torch.equal(alone.adapt([parts[1]], shapes[1], "h.v_proj.weight"), parts[1])
-    alone.check([(9, 2)], (9, 2), "h.v_proj.weight")
-    with pytest.raises(ValueError, match="needs rows for 2 heads"):
-        alone.check([(9, 2)], (9, 2), "h.q_proj.weight")
+    with pytest.raises(ValueError, match=r"needs rows for 4 heads, but got \[9, 2\]$"):
+        order.check([(9, 2)], (9, 2), "h.wq.weight")
+    order.check([(9, 2)], (9, 2), "h.wv.weight")
+    assert order == RopeOrder({"wq": 4, "wk": 2})
+    for heads in ({}, {"wq": 0}):
+        with pytest.raises(ValueError, match=r"^heads must give whole numbers from 1 to parts of names, but got {"):
+            RopeOrder(heads)
 
 
 def test_arguments() -> None:

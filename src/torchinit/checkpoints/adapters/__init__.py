@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from torchinit.checkpoints.adapters.base import ADAPTERS, Adapter, Chain, ReadPlan
-from torchinit.checkpoints.adapters.fusion import Fuse, Only, Split, Stack, Unstack
+from torchinit.checkpoints.adapters.fusion import Fuse, Split, Stack, Unstack
 from torchinit.checkpoints.adapters.images import (
     Inflate,
     InputChannels,
@@ -24,7 +24,7 @@ from torchinit.serialization.registry import TaggedUnion
 
 __all__ = [
     "ADAPTERS", "Adapter", "BatchNormAffine", "Chain", "Dequantize", "Drop", "FoldBatchNorm", "Fuse", "HyperClone",
-    "Inflate", "InputChannels", "Labels", "LoRA", "MergeExperts", "Net2Wider", "Only", "PoolHeads", "ReadPlan",
+    "Inflate", "InputChannels", "Labels", "LoRA", "MergeExperts", "Net2Wider", "PoolHeads", "ReadPlan",
     "Rearrange", "Repeat", "ResizePatches", "ResizePositions", "ResizeRelativeBias", "ResizeVocabulary", "RopeOrder",
     "Rows", "Split", "Stack", "Transpose", "Unstack", "Upcycle", "UpcycleRouter", "WeightNorm", "WeightSelection",
 ]  # fmt: skip

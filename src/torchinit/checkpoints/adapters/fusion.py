@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,7 +11,6 @@ from torch import Tensor
 from torchinit._text import did_you_mean
 from torchinit.checkpoints.adapters.base import (
     Adapter,
-    Promise,
     ReadPlan,
     Size,
     check_whole,
@@ -26,10 +23,6 @@ from torchinit.checkpoints.adapters.base import (
 )
 from torchinit.model.shards import Box, inserted, replaced, without
 from torchinit.serialization.validation import is_integer
-
-if TYPE_CHECKING:
-    from torchinit.checkpoints.adapters.surroundings import Surroundings
-    from torchinit.model.sites import Site
 
 
 @register
@@ -217,59 +210,6 @@ class Unstack(Adapter):
         number, _ = numbered(key, self.parts)
         slab = Box(inserted(box.start, self.axis, number), inserted(box.shape, self.axis, 1))
         return ReadPlan((slab,), lambda tensors: tensors[0].squeeze(self.axis))
-
-
-@register
-class Only(Adapter):
-    """An adapter for the tensors that have a part in their names, while others stay as they are: for steps of a chain.
-
-    Of a fused weight of q, k and v the rotary order of q and k changes, each with its number of heads:
-
-    >>> from torchinit.checkpoints.adapters import Chain, RopeOrder
-    >>> order = Only("q", RopeOrder(32)), Only("k", RopeOrder(8))
-    >>> Chain((*order, Fuse("qkv", ("q", "k", "v")))).makes([(64, 9), (16, 9), (16, 9)], "h.0.qkv.weight")
-    (96, 9)
-    """
-
-    part: str
-    adapter: Adapter
-
-    @property
-    def promise(self) -> Promise | None:
-        return self.adapter.promise
-
-    @property
-    def goes_by_slices(self) -> bool:
-        return self.adapter.goes_by_slices
-
-    def placed(self, site: Site, around: Surroundings, shapes: Sequence[Size]) -> Adapter:
-        return replace(self, adapter=self.adapter.placed(site, around, shapes)) if self._is_for(site.name) else self
-
-    def _is_for(self, key: str) -> bool:
-        return find_parts(key, self.part) is not None
-
-    def together(self, key: str) -> tuple[str, ...]:
-        return self.adapter.together(key) if self._is_for(key) else ()
-
-    def wants(self, key: str) -> tuple[str, ...]:
-        return self.adapter.wants(key) if self._is_for(key) else (key,)
-
-    def makes(self, shapes: Sequence[Size], key: str) -> Size | None:
-        return self.adapter.makes(shapes, key) if self._is_for(key) else shapes[0]
-
-    def check(self, shapes: Sequence[Size], shape: Size, key: str) -> None:
-        if self._is_for(key):
-            self.adapter.check(shapes, shape, key)
-        else:
-            Adapter.check(self, shapes, shape, key)
-
-    def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
-        return self.adapter.adapt(tensors, shape, key) if self._is_for(key) else tensors[0]
-
-    def read_plan(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> ReadPlan:
-        if self._is_for(key):
-            return self.adapter.read_plan(shapes, shape, box, key)
-        return ReadPlan((box,), lambda tensors: tensors[0])
 
 
 def _check_arguments(adapter: Fuse | Split) -> None:

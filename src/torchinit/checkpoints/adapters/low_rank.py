@@ -139,8 +139,6 @@ class LoRA(Adapter):
             return ReadPlan((nothing,), lambda tensors: self._drawn(shapes[0], box, key))
         return Adapter.read_plan(self, shapes, shape, box, key)
 
-    # --- draws -------------------------------------------------------------------------------------------------------
-
     def _drawn(self, stored: Size, box: Box, key: str) -> Tensor:
         """A box of a factor that nothing of the weight goes into."""
         is_a = self._factor(key) == self.a
@@ -161,27 +159,23 @@ class LoRA(Adapter):
         draws = torch.empty(shape[1 if is_a else 0], self.rank // 2, device="cpu")
         for name, out in ((self.wants(key)[0], square), (key, draws)):
             Keyed(self.seed).fill(Shard.whole(name, out), "normal", (0.0, 1.0))
-        rows = torch.linalg.qr(square).Q[0 if is_a else 1 :: 2]
+        rows = _unique_qr(square)[0][0 if is_a else 1 :: 2]
         made: Tensor = (draws.double() @ rows / 10).float()
         return made.T if is_a else made
-
-    # --- factorizations ----------------------------------------------------------------------------------------------
 
     def _factors(self, weight: Tensor, key: str) -> tuple[Tensor, Tensor]:
         """A and B of a weight."""
         digest = blake2b(f"{self!r} {key} {weight.dtype} {tuple(weight.shape)} {weight.device}".encode())
         digest.update(weight.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         if (found := _LAST.get(digest.digest())) is None:
-            found = self._olora(weight) if self.method == "olora" else self._pissa(weight, key)
+            if self.method == "olora":
+                q, r = _unique_qr(weight)
+                found = r[: self.rank].clone(), q[:, : self.rank].clone()
+            else:
+                found = self._pissa(weight, key)
             _LAST.clear()
             _LAST[digest.digest()] = found
         return found
-
-    def _olora(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        q, r = torch.linalg.qr(weight)
-        # LAPACK leaves the signs open. Both factors must have the same, on whatever machine they are made.
-        signs = r.diagonal()[: self.rank].sign() + (r.diagonal()[: self.rank] == 0)
-        return r[: self.rank] * signs[:, None], q[:, : self.rank] * signs
 
     def _pissa(self, weight: Tensor, key: str) -> tuple[Tensor, Tensor]:
         if self.iterations is None:
@@ -198,3 +192,10 @@ class LoRA(Adapter):
         largest = u.gather(0, u.abs().argmax(0, keepdim=True))[0]
         roots = values * torch.where(largest < 0, -1.0, 1.0)  # signs that do not depend on the machine
         return roots[:, None] * v, u * roots
+
+
+def _unique_qr(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """The QR factors with no number below 0 on R's diagonal: sites that share them may be made on several machines."""
+    q, r = torch.linalg.qr(matrix)
+    signs = torch.where(r.diagonal() < 0, -1.0, 1.0).to(r.dtype)
+    return q * signs, r * signs[:, None]

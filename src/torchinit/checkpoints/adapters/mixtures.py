@@ -213,10 +213,6 @@ class UpcycleRouter(Adapter):
     def promise(self) -> Promise:
         return "function"
 
-    @property
-    def goes_by_slices(self) -> bool:
-        return True
-
     def wants(self, key: str) -> tuple[str, ...]:
         return (replace_parts(key, self.into, self.dense),)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias
 
 import torch
@@ -15,10 +15,12 @@ from torchinit.checkpoints.adapters.base import (
     Size,
     check_same,
     check_whole,
+    find_parts,
     register,
     take_lists,
     upcast,
 )
+from torchinit.serialization.json import FrozenDict
 from torchinit.serialization.validation import check_choice, is_integer
 
 Order: TypeAlias = Literal["half", "interleaved"]
@@ -32,35 +34,51 @@ class RopeOrder(Adapter):
     (``interleaved``); in transformers' they are half a head apart (``half``). ``to`` is the site's order, the
     file's is the other. ``heads`` is the number of heads of this weight: for keys that of the key heads.
     ``rotary`` is how many rows of each head are turned, all of them if it is left out. Queries and keys need
-    it both; values and outputs stay.
+    it both; values and outputs stay. Before a :class:`Fuse` the heads of each part tell which are turned:
+    ``Chain((RopeOrder({"wq": 32, "wk": 8}), Fuse("qkv", ("wq", "wk", "wv"))))``.
 
     >>> import torch
     >>> RopeOrder(heads=1).adapt([torch.tensor([1, -1, 2, -2])], (4,), "wq.bias")
     tensor([ 1,  2, -1, -2])
     """
 
-    heads: int
+    heads: int | Mapping[str, int]
     to: Order = "half"
     rotary: int | None = None
 
     def __post_init__(self) -> None:
         check_choice("to", self.to, Order)
-        check_whole(self, "heads", least=1)
+        if isinstance(self.heads, Mapping):
+            object.__setattr__(self, "heads", FrozenDict(self.heads))
+            if not self.heads or not all(map(is_integer, self.heads.values())):
+                raise ValueError(f"heads must give whole numbers from 1 to parts of names, but got {self.heads!r}")
+        else:
+            check_whole(self, "heads", least=1)
         if self.rotary is not None and not (is_integer(self.rotary, 2) and self.rotary % 2 == 0):
             raise ValueError(f"rotary must be an even whole number from 2, but got {self.rotary!r}")
 
+    def _heads_of(self, key: str) -> int:
+        """The number of heads of a weight; 0 for one that stays."""
+        if not isinstance(self.heads, Mapping):
+            return self.heads
+        return next((heads for part, heads in self.heads.items() if find_parts(key, part)), 0)
+
     def makes(self, shapes: Sequence[Size], key: str) -> Size:
-        stored = shapes[0]
-        if not stored or stored[0] % self.heads:
-            raise ValueError(f"{self} needs rows for {self.heads} heads, but got {list(stored)}")
-        size = stored[0] // self.heads
+        stored, heads = shapes[0], self._heads_of(key)
+        if not heads:
+            return stored
+        if not stored or stored[0] % heads:
+            raise ValueError(f"{self} needs rows for {heads} heads, but got {list(stored)}")
+        size = stored[0] // heads
         turned = size if self.rotary is None else self.rotary
         if turned % 2 or turned > size:
             raise ValueError(f"{self} cannot turn {turned} of the {size} rows of each head of {list(stored)}")
         return stored
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
-        heads = tensors[0].unflatten(0, (self.heads, -1))
+        if not (count := self._heads_of(key)):
+            return tensors[0]
+        heads = tensors[0].unflatten(0, (count, -1))
         turned = self.rotary or heads.shape[1]
         # As (pairs, 2) the rows of a pair follow each other, as (2, pairs) they are half a head apart: the one is the
         # other transposed. Rows that are not turned lie behind, and stay.
