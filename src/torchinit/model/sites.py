@@ -52,6 +52,8 @@ _WAYS_OUT: dict[State, str] = {
 """The ways to give a parameter values where no rule can."""
 
 EMPTY = "has no elements"
+_DS_SHAPE = " (ds_shape"
+_GATHERED = "deepspeed.zero.GatheredParameters([*model.parameters()], modifier_rank=0)"
 _REGISTER_NONE = ": gather it first if it is partitioned, or register None in its place if it is to have none"
 
 
@@ -153,6 +155,11 @@ class Site:
     @property
     def numel(self) -> int:
         return math.prod(self.shape)
+
+    @property
+    def is_partitioned(self) -> bool:
+        """Whether its elements are surely elsewhere: DeepSpeed says so."""
+        return _DS_SHAPE in self.missing
 
     @property
     def views(self) -> tuple[Site, ...]:
@@ -284,8 +291,9 @@ def _missing(entry: HeldTensor) -> str:
     if not math.prod(shape):
         return ""
     layer = f", but its {intended.layer} has {math.prod(intended.shape):,}" if intended else ""
-    known = f" (ds_shape {tuple(whole)})" if whole is not None else ""
-    return f"{EMPTY}{layer}: is it partitioned{known}? gather it first"
+    if whole is not None:
+        return f"{EMPTY}{layer}: it is partitioned{_DS_SHAPE} {tuple(whole)}). Write it within {_GATHERED}"
+    return f"{EMPTY}{layer}: is it partitioned? gather it first"
 
 
 def _state(tensor: Tensor) -> State:
