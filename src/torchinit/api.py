@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -22,17 +22,28 @@ from torchinit.distributed.consensus import initialize_together
 from torchinit.errors import ConfigError, PlanError, RunError
 from torchinit.initializers.source import is_verbatim
 from torchinit.initializers.variance_scaling import asks_for_weight
-from torchinit.knowledge.following import with_activations
-from torchinit.knowledge.neutral import with_neutral
+from torchinit.knowledge.exits import with_exits
+from torchinit.knowledge.following import followers_in
+from torchinit.knowledge.neutral import with_asked, with_known
 from torchinit.knowledge.role_rules import with_roles
 from torchinit.model.counted import Counted
-from torchinit.model.sites import Site, group_sites, with_weights
+from torchinit.model.sites import KnownSites, Site, group_sites, known_sites, with_weights
 from torchinit.model.traversal import HeldTensor, walk_tensors
 from torchinit.model.valueless import refuse_fakes, refuse_transforms
 from torchinit.noise.seeds import noise_of
 from torchinit.noise.settings import plain_thread
 from torchinit.plans.fingerprint import fingerprint as fingerprint_of
-from torchinit.plans.only import LOADING, Choice, Only, choose, is_loaded, is_within, left_without_memory, prove
+from torchinit.plans.only import (
+    LOADING,
+    Choice,
+    Only,
+    choose,
+    is_loaded,
+    is_within,
+    left_without_memory,
+    prove,
+    refuse_while_built,
+)
 from torchinit.plans.origin import Origin
 from torchinit.plans.plan import Plan, Strict
 from torchinit.plans.planner import make_plan
@@ -42,7 +53,7 @@ from torchinit.recipes import RecipeLike, to_rules
 from torchinit.recipes.arguments import Given
 from torchinit.recipes.forms import is_like_init_cfg, read_otherwise, with_better
 from torchinit.recipes.refusals import check_model
-from torchinit.rules.matching import asks_for_roles
+from torchinit.rules.matching import asks_for_exits, asks_for_roles
 from torchinit.rules.rule import Value
 from torchinit.tracing import unfilled_among
 
@@ -68,9 +79,9 @@ def sites(model: nn.Module) -> tuple[Site, ...]:
 
 
 @collector_paused()
-def _sites_among(model: nn.Module, held: Iterable[HeldTensor]) -> tuple[Site, ...]:
+def _sites_among(model: nn.Module, held: Sequence[HeldTensor]) -> KnownSites:
     """The sites of a model, of the tensors that its modules hold; their roles are not known."""
-    return with_activations(model, with_neutral(model, (site for site, _ in group_sites(held))))
+    return with_asked(model, known_sites(held, followers_in(model), with_known))
 
 
 def plan(
@@ -152,7 +163,7 @@ def _held_by(model: nn.Module) -> list[HeldTensor]:
 
 def _draft_among(
     model: nn.Module,
-    held: Iterable[HeldTensor],
+    held: Sequence[HeldTensor],
     recipe: RecipeLike,
     given: Given,
     *,
@@ -168,6 +179,8 @@ def _draft_among(
         known = _sites_among(model, held)
         if asks_for_roles(rules):
             known = with_roles(model, known, held)
+        if asks_for_exits(rules):
+            known = with_exits(model, known)
         if any(asks_for_weight(rule.init) for rule in rules):
             known = with_weights(known)
         drafted = make_plan(known, rules, trainable=trainable, leave={**choice.left, **(leave or {})})
@@ -231,6 +244,7 @@ def initialize(
     0.02
     """
     given = given_to(initialize, arguments, named)
+    refuse_while_built("initialize")
     refuse_fakes()
     check_model(model, recipe)
     counted = Counted(model, under, inside)
@@ -351,6 +365,7 @@ def materialize(
     """
     if torch.compiler.is_dynamo_compiling():
         raise RunError("materialize gives a model memory, which torch.compile cannot follow: call it outside of that")
+    refuse_while_built("materialize")
     check_model(model, recipe)
     given = given_to(materialize, arguments, named)
     if recipe is None:

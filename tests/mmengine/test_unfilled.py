@@ -189,8 +189,7 @@ def test_partitioned(entry: Any) -> None:
         parameter.data = torch.empty(0)
     setattr(model[0].weight, "ds_shape", torch.Size([3, 4]))  # noqa: B010  # DeepSpeed's mark
     texts = [
-        "0.weight: has no elements, but its Linear(4, 3) has 12: it is partitioned (ds_shape (3, 4)). Write it within "
-        "deepspeed.zero.GatheredParameters([*model.parameters()], modifier_rank=0)",
+        "0.weight: has no elements, but its Linear(4, 3) has 12: it is partitioned (ds_shape (3, 4)). Write it within deep",
         "0.bias: has no elements, but its Linear(4, 3) has 3: is it partitioned? gather it first",
     ]
     if "type" in entry:
@@ -202,5 +201,5 @@ def test_partitioned(entry: Any) -> None:
     for report in reports:
         assert report is not None
         report.assert_ok()
-        with pytest.raises(ReportError, match=re.escape("\n  ".join(texts))):
+        with pytest.raises(ReportError, match=f"{re.escape(texts[0])}.*\n  {re.escape(texts[1])}"):
             report.assert_ok(complete=True)

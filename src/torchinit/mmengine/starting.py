@@ -101,6 +101,7 @@ class OwnStart:
         seed = self.noise.seed if isinstance(self.noise, Keyed) else None
         options: dict[str, Any] = {"strict": self.strict, "progress": self.progress}
         with session_of(self.model, seed, buffers=True, exchange=exchange_in(self.group), **options) as (session, _):
+            session.kept.forget(each.home[each.leaf] for each in blank)
             self.resets = reset_layers(self.model, seed, blank, session.wholes)
             held = None
             if self.init_cfg is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -19,6 +20,7 @@ from torchinit.errors import ReportError
 from torchinit.initializers.load_report import LoadReport, by_field
 from torchinit.initializers.moments import Moments
 from torchinit.initializers.statistics import deviations
+from torchinit.pages import Page, Section
 from torchinit.plans.fingerprint import Fingerprint, StoredFingerprint
 from torchinit.plans.origin import Origin
 from torchinit.plans.plan import FROZEN, UNKNOWN, Reach, counted, not_followed, remarks, sized, told
@@ -195,6 +197,28 @@ class Report(Tabular):
         if self.fingerprint:
             lines.append(f"fingerprint {self.fingerprint.total}")
         return "\n".join(lines)
+
+    def sections(self) -> Iterator[Section]:
+        """The tables of a page: who wrote what, then the account of each checkpoint."""
+        yield Section.of("The plan", self, "Who wrote what: like tensors in one line, each with the rule that won.")
+        yield from (Section.of(f"The checkpoint {load.source}", load) for load in self.loads)
+
+    def save_html(self, path: str | os.PathLike[str], *, subject: str = "A run") -> None:
+        """Write the report as one HTML file that needs no other: whether all is as planned, and who wrote what.
+
+        Needs jinja2, the extra ``report``: raises MissingExtraError without it.
+        """
+        verdict = [*self._verdict(), f"{count(len(self), 'tensor')} written"][0]
+        conditions = {"noise": self.noise, "fingerprint": self.fingerprint and self.fingerprint.total}
+        known = tuple((name, text) for name, text in conditions.items() if text)
+        page = Page(
+            subject,
+            f"{verdict}.",
+            "error" if self.problems else "good",
+            sections=tuple(self.sections()),
+            conditions=known,
+        )
+        page.save(path)
 
     def to_dict(self) -> dict[str, object]:
         """The report as plain data."""

@@ -46,12 +46,14 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="where the values come from (default: 0)")
     text = "convert the model first (default: as its factory makes it)"
     parser.add_argument("--dtype", choices=(*_SHORT, *_SHORT.values()), help=text)
+    parser.add_argument("--html", metavar="FILE", help="write the report as a page that needs no other file, too")
     parser.add_argument("--no-stats", action="store_false", dest="stats", help="write without measuring")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the file and print the report; where the values are not as planned there is no file."""
     weights.check_output(arguments.output, force=arguments.force)
+    options.check_page(arguments.html)
     try:
         noise = Keyed(arguments.seed)
     except ValueError as error:
@@ -74,12 +76,13 @@ def run(arguments: argparse.Namespace) -> int:
         report = prove(model, plan, work)
     origin = origin_of("own" if not (saved or rules) else "initialize", plan, noise, arguments.recipe)
     report = replace(report, fingerprint=(prints := fingerprint(model)), origin=origin)
+    subject = f"{type(model).__name__} with {arguments.recipe or 'its own start'}, seed {noise.seed}"
+    if arguments.html:
+        report.save_html(arguments.html, subject=subject)
     if arguments.json:
         print(report.to_json())
     else:
-        options.show_table(
-            arguments, report, f"{type(model).__name__} with {arguments.recipe or 'its own start'}, seed {noise.seed}"
-        )
+        options.show_table(arguments, report, subject)
     report.assert_ok()
     made_of = {
         "torchinit.version": __version__,
