@@ -189,7 +189,7 @@ def test_partitioned(entry: Any) -> None:
         parameter.data = torch.empty(0)
     setattr(model[0].weight, "ds_shape", torch.Size([3, 4]))  # noqa: B010  # DeepSpeed's mark
     texts = [
-        "0.weight: has no elements, but its Linear(4, 3) has 12: it is partitioned (ds_shape (3, 4)). Write it within deep",
+        "0.weight: has no elements, but its Linear(4, 3) has 12: it is partitioned (ds_shape (3, 4)). Write it",
         "0.bias: has no elements, but its Linear(4, 3) has 3: is it partitioned? gather it first",
     ]
     if "type" in entry:
