@@ -153,7 +153,7 @@ def _draft_among(
     guard = nullcontext() if any(is_verbatim(rule.init) for rule in rules) else collector_paused()
     with plain_thread(), guard:
         choice = Choice() if only is None else choose(only, group_sites(held))
-        known = _sites_among(model, held)
+        known: Sequence[Site] = _sites_among(model, held)
         if asks_for_roles(rules):
             known = with_roles(model, known, held)
         if any(asks_for_weight(rule.init) for rule in rules):
@@ -220,12 +220,14 @@ def initialize(
     refuse_fakes()
     check_model(model, recipe)
     held = _held_by(model)  # once for all: the plan, the memory to write to, and what is left unfilled
+    written: set[str] = set()
     with noise_of(seed, (parameter.device for parameter in model.parameters())) as noise:
 
         def ready() -> Plan:
             drafted = _draft_among(model, held, recipe, given, trainable=trainable, only=only)
             checked = _checked(drafted, held, recipe, seed, complete=complete or only is not None, strict=strict)
             check_styles(model)
+            written.update(view.name for step in checked.steps for view in (step.site, *step.site.aliases))
             return checked
 
         def write(checked: Plan, agree: Agree | None = None) -> Report:
@@ -234,7 +236,7 @@ def initialize(
 
         options = {"fingerprint": fingerprint, "verify": verify}
         report = initialize_together(model, ready, write, noise, options) or write(ready())
-    return _finished(report, model, held, fingerprint=fingerprint)
+    return _finished(report, model, held, frozenset(written), fingerprint=fingerprint)
 
 
 @contextmanager
@@ -254,11 +256,12 @@ def noise_of(seed: int | torch.Generator | None, devices: Iterable[torch.device]
             yield Keyed(seed)
 
 
-def _finished(report: Report, model: nn.Module, held: Iterable[HeldTensor], *, fingerprint: bool) -> Report:
-    """The report with the findings that only the model itself shows."""
-    written = frozenset(name for record in report for name in (record.name, *record.aliases))
-    report = replace(report, unfilled=unfilled_among(held, written))
-    return replace(report, fingerprint=fingerprint_of(model)) if fingerprint else report
+def _finished(
+    report: Report, model: nn.Module, held: Iterable[HeldTensor], written: frozenset[str], *, fingerprint: bool
+) -> Report:
+    """The report with the findings that only the model itself shows; ``written`` are all names of what was."""
+    report = report.updated(unfilled=unfilled_among(held, written))
+    return report.updated(fingerprint=fingerprint_of(model)) if fingerprint else report
 
 
 def _checked(
@@ -278,8 +281,13 @@ def _checked(
             f" {abbreviate(others)}."
             " If one is meant, call torchinit.mmengine.initialize"
         )
-    marked = {entry.name for entry in held if any(map(is_loaded, entry.sources))}
-    if lost := [step.site.name for step in drafted if step.site.name in marked and not is_verbatim(step.rule.init)]:
+    marked = {
+        entry.name
+        for entry in held
+        if (any(map(is_loaded, entry.sources)) if entry.computed_as else is_loaded(entry.tensor))
+    }
+    writers = drafted.steps if marked else ()
+    if lost := [step.site.name for step in writers if step.site.name in marked and not is_verbatim(step.rule.init)]:
         loss = f"{count(len(lost), 'tensor')} that transformers has loaded will be written over: {abbreviate(lost)}"
         if is_within(*LOADING):
             raise PlanError(
@@ -378,7 +386,8 @@ def materialize(
         leave = _left_without_memory(model, only)
         job = Materialization(model, ready, noise, device, group, verify, stats, with_memory, told, leave)
         report = job.carry_out()
-    return _finished(report, model, walk_tensors(model), fingerprint=fingerprint)
+    written = frozenset(name for record in report for name in (record.name, *record.aliases))
+    return _finished(report, model, walk_tensors(model), written, fingerprint=fingerprint)
 
 
 def _left_without_memory(model: nn.Module, only: Only | None) -> frozenset[str]:
