@@ -31,15 +31,16 @@ def schemes() -> dict[str, str]:
     >>> schemes()["gpt2"]
     'GPT-2: normal weights, residual projections made smaller with depth'
     """
-    return {name: read_scheme(name)["about"] for name in _schemes()}
+    return {name: read_scheme(name)["about"] for name in scheme_files()}
 
 
 def read_scheme(name: str) -> Data:
     """The plain data of a recipe that comes with the package."""
-    return tomllib.loads(_schemes()[name].read_text("utf-8"))
+    return tomllib.loads(scheme_files()[name].read_text("utf-8"))
 
 
-def _schemes() -> dict[str, Traversable]:
+def scheme_files() -> dict[str, Traversable]:
+    """The files of the recipes that come with the package, by name, which are not read."""
     folder = resources.files("torchinit.recipes") / "schemes"
     files = [item for item in folder.iterdir() if item.name.endswith(".toml")]
     return {item.name.removesuffix(".toml"): item for item in sorted(files, key=lambda item: item.name)}
