@@ -6,12 +6,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from torch import Tensor, nn
 
 from torchinit._frozen import quickly_made
 from torchinit._text import full_name
+from torchinit.serialization.plugins import load_plugin, plugins
 
 ParameterKind = Literal["weight", "bias", "other"]
 
@@ -83,6 +84,9 @@ _Described = TypeVar("_Described", bound=Describe)
 _KNOWN: dict[type | str, Describe] = {}
 """The layers that are described, by class or qualified name."""
 
+_PLUGINS = "torchinit.layouts"
+"""The entry points of other packages: the qualified name of a layer, and the function that describes it."""
+
 
 def register_layout(layer: type[nn.Module] | str) -> Callable[[_Described], _Described]:
     """Register a function that describes the weights of a layer class, its subclasses included.
@@ -117,8 +121,15 @@ def describe(module: nn.Module, leaf: str) -> Slot:
 
 def describing(cls: type) -> tuple[Describe, ...]:
     """The functions that describe the layers of a class: those of its own, then those of the classes above it."""
-    found = (_KNOWN.get(layer) or _KNOWN.get(full_name(layer)) for layer in cls.__mro__)
-    return tuple(function for function in found if function)
+    return tuple(function for layer in cls.__mro__ if (function := _describing_itself(layer)))
+
+
+def _describing_itself(layer: type) -> Describe | None:
+    name = full_name(layer)
+    known = _KNOWN.get(layer) or _KNOWN.get(name)
+    if known is None and not layer.__module__.startswith(("torch.", "builtins")) and name in plugins(_PLUGINS):
+        return cast("Describe", load_plugin(plugins(_PLUGINS)[name], "layer"))
+    return known
 
 
 def described_by(functions: Sequence[Describe], module: nn.Module, leaf: str) -> Slot:
@@ -131,8 +142,9 @@ def described_by(functions: Sequence[Describe], module: nn.Module, leaf: str) ->
 
 
 def known_layers() -> tuple[str, ...]:
-    """The qualified names of the layer classes whose weights are described here or by registration."""
-    return tuple(sorted(layer if isinstance(layer, str) else full_name(layer) for layer in _KNOWN))
+    """The qualified names of the layer classes whose weights are described here, by registration or by plug-ins."""
+    names = {layer if isinstance(layer, str) else full_name(layer) for layer in _KNOWN}
+    return tuple(sorted(names | plugins(_PLUGINS).keys()))
 
 
 EXPERTS = {"gate_up_proj": 2, "up_proj": 1, "down_proj": 1}

@@ -163,8 +163,16 @@ def _is_by_kind(where: Selector) -> bool:
 
 
 def asks_for_roles(rules: Iterable[Rule]) -> bool:
-    """Whether a rule may look at ``Site.role``: by :class:`Roles`, or by code of a user's own."""
-    return any(_looks_at_roles(rule.where) or not is_ours(rule.init) for rule in rules)
+    """Whether a rule may look at ``Site.role``: by :class:`Roles`, for a source, or by code of a user's own."""
+    return any(
+        _looks_at_roles(rule.where) or not is_ours(rule.init) or "role" in getattr(rule.init, "asks_for", ())
+        for rule in rules
+    )
+
+
+def asks_for_exits(rules: Iterable[Rule]) -> bool:
+    """Whether a rule looks at ``Site.exit``."""
+    return any("exit" in getattr(rule.init, "asks_for", ()) for rule in rules)
 
 
 def _looks_at_roles(where: Selector) -> bool:
