@@ -118,5 +118,6 @@ def _with_makers(old: _Instance, makers: dict[str, Callable[[], object]], change
     object.__setattr__(made, "_makers", makers)
     for field in fields(old):  # type: ignore[arg-type]  # a dataclass
         if field.name not in makers:
-            object.__setattr__(made, field.name, changes.get(field.name, getattr(old, field.name)))
+            value = changes[field.name] if field.name in changes else getattr(old, field.name)
+            object.__setattr__(made, field.name, value)
     return made
