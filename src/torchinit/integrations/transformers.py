@@ -170,6 +170,9 @@ class RecipeMethod:
         waiting = model.parameters() if module is model else own
         if any(tensor.is_meta and not is_loaded(tensor) for tensor in waiting):
             self._end(model)
+            for part in model.modules() if module is model else ():
+                if not any(map(is_loaded, (*part.parameters(), *part.buffers()))):
+                    vars(part).pop("_is_hf_initialized", None)  # a buffer that has memory may lose it with the rest
             return  # as accelerate builds models: there is nothing to write to, and it is not done
         was_done = bool(getattr(model, "_is_hf_initialized", False))
         is_half = any(map(is_loaded, own)) and not all(map(is_loaded, own))
@@ -234,6 +237,9 @@ class RecipeMethod:
             return kept
         groups = group_sites(walk_tensors(model))
         leave = {site.name: LOADED for site, group in groups if all(map(is_loaded, group[0].sources))}
+        tied: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+        names = {site.name for site, _ in groups}  # of which those that are tied already are no sites of their own
+        leave |= {name: f"will be tied to {tied[name]}" for name in tied.keys() & names if tied[name] in names}
         past = _PASTS.setdefault(model, _Past())
         past.plan, past.noise = self._plan(model, module, leave), self.noise
         init = _with_past(model, past)
