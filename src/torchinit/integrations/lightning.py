@@ -14,9 +14,10 @@ from torch import nn
 
 from torchinit.api import initialize, materialize, plan
 from torchinit.distributed.collectives import is_shared, over_group, run_collectively
-from torchinit.distributed.consensus import check_consensus, intent_of, steps_of
+from torchinit.distributed.consensus import check_consensus, intent_of
 from torchinit.errors import RunError
 from torchinit.noise import Keyed
+from torchinit.plans.origin import steps_of
 from torchinit.plans.plan import Plan, Strict
 from torchinit.plans.report import Report
 from torchinit.recipes import RecipeLike, to_rules

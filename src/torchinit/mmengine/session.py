@@ -20,8 +20,10 @@ from torchinit.distributed.wholes import Exchange, WholeTensors, is_spread
 from torchinit.errors import PlanError, RunError
 from torchinit.initializers.load_report import LoadReport
 from torchinit.initializers.variance_scaling import asks_for_neutral, asks_for_weight, asks_what_follows
+from torchinit.knowledge.exits import with_exits
 from torchinit.knowledge.following import with_activations
 from torchinit.knowledge.neutral import with_neutral
+from torchinit.knowledge.role_rules import with_roles
 from torchinit.mmengine.log import dump, log
 from torchinit.mmengine.provenance import HeldAtEnd, Provenance
 from torchinit.mmengine.skipping import Kept
@@ -35,6 +37,7 @@ from torchinit.plans.plan import Plan, Step
 from torchinit.plans.planner import make_plan
 from torchinit.plans.report import Record, Report
 from torchinit.plans.run import Progress, Texts, run
+from torchinit.rules.matching import asks_for_exits, asks_for_roles
 from torchinit.rules.rule import Rule
 from torchinit.tracing import Event, line_of_user
 from torchinit.tracing.locks import Snapshot
@@ -157,8 +160,12 @@ class Session:
             index = self._current_index(module)
             prefix, above_prefix = (index.prefix(each) for each in (module, above or module))
             sites, by_name = index.grouped(module, None if through else rules)
-            if any(asks_for_neutral(rule.init) for rule in rules):
+            if asks_for_roles(rules):
+                sites = with_roles(module, with_neutral(module, sites))
+            elif any(asks_for_neutral(rule.init) for rule in rules):
                 sites = with_neutral(module, sites)
+            if asks_for_exits(rules):
+                sites = with_exits(module, sites)
             if any(asks_what_follows(rule.init) for rule in rules):
                 sites = with_activations(module, sites)
             if any(asks_for_weight(rule.init) for rule in rules):

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from torchinit._text import abbreviate
-from torchinit.api import noise_of
 from torchinit.distributed import OWN_STARTS, Materialization
 from torchinit.distributed.allocation import ModuleTensor, check_device
 from torchinit.distributed.materialize import with_resets
@@ -24,6 +23,7 @@ from torchinit.mmengine.provenance import HeldAtEnd
 from torchinit.mmengine.session import Session, session_of
 from torchinit.model.sites import sites
 from torchinit.noise import Keyed, Noise
+from torchinit.noise.seeds import noise_of
 from torchinit.plans.report import Report
 from torchinit.plans.run import Progress
 from torchinit.tracing import unfilled
@@ -55,6 +55,8 @@ class OwnStart:
     resets: OwnCodeResult = field(default_factory=OwnCodeResult)
     states: tuple[tuple[BaseModule, bool], ...] = ()
     """Which modules counted as initialized before."""
+    drawn: tuple[str, ...] = ()
+    """What code and entries draw is not known before they have run."""
 
     def __post_init__(self) -> None:
         self.states = tuple((each, each.is_init) for each in self.model.modules() if isinstance(each, BaseModule))

@@ -15,8 +15,8 @@ from torchinit._text import abbreviate, count, did_you_mean
 from torchinit.errors import ReportError, RunError
 from torchinit.initializers.load_report import LoadReport
 from torchinit.model.names import check_glob, glob_matches, normalize
-from torchinit.model.sites import Site
-from torchinit.model.traversal import HeldTensor
+from torchinit.model.sites import Site, group_sites
+from torchinit.model.traversal import HeldTensor, walk_tensors
 from torchinit.plans.fingerprint import digest_tensors, sources_of
 from torchinit.plans.plan import LEFT, LOADED, Plan
 from torchinit.plans.report import Report
@@ -172,6 +172,20 @@ def _keys_of(load: object) -> Mapping[str, Any] | None:
 
 
 # --- the proof -------------------------------------------------------------------------------------------------------
+
+
+def left_without_memory(model: nn.Module, only: Only | None) -> frozenset[str]:
+    """The names of what gets no memory: all that is left alone, but for buffers that no state dict has."""
+    if only is None:
+        return frozenset()
+    groups = group_sites(walk_tensors(model))
+    left = choose(only, groups).left
+    return frozenset(
+        view.name
+        for site, _ in groups
+        if site.name in left and (site.kind == "parameter" or site.persistent)
+        for view in site.views
+    )
 
 
 def prove(model: nn.Module, plan: Plan, write: Callable[[], Report]) -> Report:

@@ -20,6 +20,7 @@ from torchinit.recipes import schemes
 from torchinit.rules.catalog import INITIALIZERS, SELECTORS
 from torchinit.serialization.plugins import described
 from torchinit.serialization.registry import ClassRegistry
+from torchinit.transfer import TRANSFER_CHECKS
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -62,7 +63,8 @@ KINDS: dict[str, tuple[tuple[str, str], Callable[[], Mapping[str, str]]]] = {
     "checks": (
         ("check", "what it finds"),
         lambda: {
-            f"{code} {check.name}": check.summary for code, check in sorted({**known_checks(), **PROBE_CHECKS}.items())
+            f"{code} {check.name}": check.summary
+            for code, check in sorted({**known_checks(), **PROBE_CHECKS, **TRANSFER_CHECKS}.items())
         },
     ),
     "nonlinearities": (("nonlinearity", "gain"), lambda: {name: f"{gain(name):.6g}" for name in nonlinearities()}),
