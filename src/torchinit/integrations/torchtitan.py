@@ -45,7 +45,7 @@ def param_init(
 
     Raises ConfigError or PlanError, also for a parameter without a rule and for a rule for buffers, before anything is
     built; RunError for a config or model whose modules have no ``param_init`` (it came with torchtitan 0.3), and for a
-    config that makes several modules.
+    config that makes several modules by itself; one that stands in several places is copied.
 
     >>> class Linear(nn.Linear):
     ...     _param_init = None
@@ -57,7 +57,7 @@ def param_init(
     if isinstance(target, nn.Module):
         _set(target, _Writers(plan(target, rules, complete=True, strict=strict), seed))
         return target
-    config = copy.deepcopy(target)
+    config = _unshared(copy.deepcopy(target), {})
     nodes = [node for node in _nodes(config) if hasattr(node, "param_init")]
     if not hasattr(config, "build") or not nodes:
         raise RunError(f"{type(target).__name__}: {_NO_HOOK}")
@@ -166,6 +166,24 @@ def _set(model: nn.Module, writers: _Writers, nodes: list[Any] | None = None) ->
             f"{' and '.join(several[0])} are made from one config, so they would start alike: give each a copy of its"
             " own, or give param_init the model instead of its config"
         )
+
+
+def _unshared(value: Any, done: dict[int, bool]) -> Any:
+    """A config with another one for each place where the same one stands: a module is made in each of them."""
+    if is_dataclass(value) and not isinstance(value, type):
+        if not done.get(id(value), True):
+            return value  # it holds itself
+        value = copy.copy(value) if id(value) in done else value
+        done[id(value)] = False
+        for part in fields(value):
+            if hasattr(value, part.name):
+                object.__setattr__(value, part.name, _unshared(getattr(value, part.name), done))
+        done[id(value)] = True
+    elif type(value) is dict:
+        return {key: _unshared(item, done) for key, item in value.items()}
+    elif type(value) in (list, tuple):
+        return type(value)(_unshared(item, done) for item in value)
+    return value
 
 
 def _nodes(config: object) -> Iterator[Any]:
