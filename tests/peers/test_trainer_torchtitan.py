@@ -182,6 +182,18 @@ class Pair:
         return made if self.inner is None else made["first"]
 
 
+def test_one_config_for_several_modules_of_one_number() -> None:
+    made = param_init(Pair(), {"rules": [{"type": "Ones", "name": "**"}]}, seed=0)
+    model = made.build()
+    for layer in model.children():
+        writers: Any = layer._param_init
+        for leaf, parameter in layer.named_parameters():
+            writers[leaf](parameter.data)  # as init_states does
+    assert all(bool((parameter == 1).all()) for parameter in model.parameters())
+    assert [record.name for record in report(model)] == ["first.weight", "first.bias", "second.weight", "second.bias"]
+    assert report(model).untouched == ()
+
+
 def test_a_config_that_holds_itself() -> None:
     around = Pair()
     around.inner = [{"again": around}]
@@ -199,7 +211,11 @@ def test_mistakes_are_found_before_anything_is_built() -> None:
     with pytest.raises(RunError, match=r"rope\.cache.*: a param_init is for parameters; torchtitan makes buffers in"):
         param_init(config(), buffers, seed=0)
     with pytest.raises(RunError, match=r"first and second are made from one config.* the model instead"):
-        param_init(Pair(), {"rules": [{"type": "Ones", "name": "**"}]}, seed=0)
+        param_init(Pair(), {"rules": [{"type": "Normal", "name": "**"}]}, seed=0)
+    with pytest.raises(RunError, match=r"first and second are made from one config"):
+        param_init(
+            Pair(), {"rules": [{"type": "Ones", "name": "first.*"}, {"type": "Zeros", "name": "second.*"}]}, seed=0
+        )
     with pytest.raises(RunError, match=r"no module here has a param_init, which came with torchtitan 0\.3"):
         param_init(nn.Linear(2, 2), {"rules": [{"type": "Ones", "name": "**"}]}, seed=0)
     with pytest.raises(RunError, match="dict: no module here has a param_init"):
