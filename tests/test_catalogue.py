@@ -780,10 +780,28 @@ def _() -> None:
 def _() -> None:
     mlp = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 3))
     experts = nn.ModuleList(nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 3)) for _ in range(4))
-    start(153, nn.ModuleDict({"experts": experts}), mlp=mlp.state_dict())
+    loaded(153, {f"mlp.{key}": value for key, value in mlp.state_dict().items()}, nn.ModuleDict({"experts": experts}))
     tokens = torch.randn(5, 3)
     for expert in experts:
         close(expert(tokens), mlp(tokens).detach())
+
+
+@oracle(170, 171, 172)
+def _(number: int) -> None:
+    """B A is nothing, or the best of its rank, or the projection on the first columns; with the rest it is W."""
+    weight = torch.randn(300, 200)
+    layer: Any = nn.ModuleDict({"base_layer": nn.Linear(200, 300, bias=False)})
+    layer["lora_A"], layer["lora_B"] = halves(default=(200, 150)), halves(default=(150, 300))
+    layer = loaded(number, {"q.base_layer.weight": weight}, nn.ModuleDict({"q": layer}))["q"]
+    a, b = (layer[name].get_parameter("default.weight").detach() for name in ("lora_A", "lora_B"))
+    close(layer["base_layer"].weight + b @ a, weight, 1e-3)
+    if number == 170:
+        close(b @ a, torch.zeros(300, 200))
+        assert a.abs().min() > 0
+    else:
+        factors = linalg.svd if number == 171 else linalg.qr
+        u = torch.from_numpy(factors(weight.double().numpy())[0][:, :150]).float()
+        close(b @ a, u @ u.T @ weight, 1e-3)
 
 
 @oracle(154)

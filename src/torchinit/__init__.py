@@ -78,6 +78,7 @@ if TYPE_CHECKING:
     from torchinit import mmengine as mmengine
     from torchinit import model as model
     from torchinit import noise as noise
+    from torchinit import pages as pages
     from torchinit import plans as plans
     from torchinit import probing as probing
     from torchinit import recipes as recipes
@@ -180,8 +181,8 @@ else:
         "_version": "__version__",
     }
     _MODULES = (
-        "api checkpoints distributed errors initializers integrations knowledge linting mmengine model noise plans"
-        " probing recipes rules tracing transfer"
+        "api checkpoints distributed errors initializers integrations knowledge linting mmengine model noise pages"
+        " plans probing recipes rules tracing transfer"
     )
 
     def _near(name: str) -> str:

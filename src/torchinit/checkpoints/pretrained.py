@@ -22,6 +22,7 @@ from torchinit.checkpoints.key_mapping import KeyMap
 from torchinit.checkpoints.open import InMemory, open_cached
 from torchinit.checkpoints.parameter_order import in_order, is_numbered
 from torchinit.checkpoints.quantized import Companions, Quantized
+from torchinit.checkpoints.shares import apart, peak
 from torchinit.checkpoints.suggestions import advise, offered, suggest_for_shape, tied
 from torchinit.checkpoints.tensor_fill import CheckpointSource, Loaded
 from torchinit.errors import CheckpointError, MissingExtraError
@@ -336,7 +337,8 @@ class _Search:
         else:
             self.lists["missing"].append(site.name)
 
-    def _report(self, fills: Collection[str], taken: Collection[str]) -> LoadReport:
+    def _report(self, fills: Mapping[str, Fill], taken: Collection[str]) -> LoadReport:
+        self.lists["mismatched"] += apart(fills, self.model_names)
         names, missing, loaded = self.names, self.lists["missing"], self.lists["loaded"]
         found = len(loaded) + len(self.lists["adapted"])
         sites = {views[0].name: views[0] for views in self.groups.values()}  # an alias may be all that is matched
@@ -362,6 +364,7 @@ class _Search:
         notes += self.depth.notes
         if self.transposes:
             notes += square([sites[name] for name in loaded])
+        notes += peak(fills, self.checkpoint, sites)
         every = [view.name for views in self.groups.values() for view in views]
         # Keys that lie outside of the prefix may be named, too, although they are not looked at.
         keys = dict.fromkeys((*self.checkpoint, *names.name_of.values()))

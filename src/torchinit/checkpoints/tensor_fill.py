@@ -150,6 +150,9 @@ class Loaded(Fill):
             widens = dtype.is_floating_point and all(_most(to) >= _most(dtype) for to in (self.dtype or dtype, target))
             if self.finite or not widens:
                 self._check_range(key, checkpoint.read(key, box), target)
+            if self.adapter and _share_memory(checkpoint.read(key, box), shard.local):
+                what = f"is made by {self.adapter} of {key} of the model itself, which is written at the same time"
+                raise CheckpointError(f"{what}; give its file, or copies of its tensors")
         if self.adapter and _most(target) < _most(torch.float32):  # what is computed may be larger than what is read
             for piece in self._pieces(shard):
                 self._check_range(self.key or self.keys[0], self._values(checkpoint, piece, "cpu"), target)
@@ -240,6 +243,10 @@ def _prepare_file(pairs: Sequence[tuple[Loaded, Shard]]) -> list[str]:
             fill, shard = pairs[at]
             reasons[at] = why_not(fill._check_largest, fill.keys[0], largest, values.dtype, shard.local.dtype)
     return reasons
+
+
+def _share_memory(read: Tensor, local: Tensor) -> bool:
+    return local.numel() > 0 and read.untyped_storage().data_ptr() == local.untyped_storage().data_ptr()
 
 
 def _samples(shape: tuple[int, ...]) -> Iterator[Box]:

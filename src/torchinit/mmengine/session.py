@@ -26,6 +26,7 @@ from torchinit.knowledge.neutral import with_neutral
 from torchinit.knowledge.role_rules import with_roles
 from torchinit.mmengine.log import dump, log
 from torchinit.mmengine.provenance import HeldAtEnd, Provenance
+from torchinit.mmengine.skipping import Kept
 from torchinit.mmengine.tree import ModuleIndex, Spot, explain_unused_layers
 from torchinit.model.shards import Shard
 from torchinit.model.sites import with_weights
@@ -81,6 +82,7 @@ class Session:
         # Seen from here on, by everybody, until the session ends.
         self.wholes: WholeTensors | None = WholeTensors(top, exchange) if seed is not None and is_spread(top) else None
         self.provenance: Provenance = Provenance(top, buffers=buffers)
+        self.kept: Kept = Kept(top)
         self.warned: dict[str, None] = {}
         self.loads: list[LoadReport] = []
         # Where the tree is part of one that MMEngine itself initializes, the marks and the log are MMEngine's.
@@ -120,6 +122,7 @@ class Session:
             for module in marked:
                 module.__dict__[MARK] = self.provenance.marks
             yield self
+            self.kept.check(self.provenance.written())
         finally:
             for module in marked:
                 module.__dict__.pop(MARK, None)
@@ -168,7 +171,10 @@ class Session:
             if any(asks_for_weight(rule.init) for rule in rules):
                 sites = with_weights(sites)
             is_read = records or self.progress is not None or bool(run_observers())
-            plan = make_plan(sites, rules, ties="last", notes=is_read).check(strict=self.strict)
+            why = self.kept.why
+            holders = ((name, key) for name, each in by_name.items() for key in each[0].holders) if why else ()
+            leave = {name: why[key] for name, key in holders if key in why}
+            plan = make_plan(sites, rules, ties="last", notes=is_read, leave=leave).check(strict=self.strict)
             texts = list(explain_unused_layers(index, module, rules))
             if self.strict and texts and not plan.steps:
                 raise PlanError(texts[0])
@@ -299,7 +305,7 @@ class Session:
         """Return what happened, a record a parameter; ``held`` is what :meth:`finish` has found just before."""
         held, noise = held or self.provenance.held(), str(noise_in_use(self.noise))
         report = self.provenance.report(held, stats=stats, unused=tuple(self.warned), noise=noise)
-        return replace(report, loads=tuple(self.loads))
+        return self.kept.noted(replace(report, loads=tuple(self.loads)))
 
 
 class _ForeignCode(Recorder):

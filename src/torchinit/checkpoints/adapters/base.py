@@ -117,6 +117,16 @@ class Adapter(ShortStr, ABC):
         """Whether there is anything to do."""
         return not self.only_resizes or shapes[0] != shape
 
+    @property
+    def copies(self) -> int:
+        """How many tensors of the size of those that it reads lie in memory while it computes a site, about."""
+        return 2
+
+    def together(self, key: str) -> tuple[str, ...]:
+        """The sites that must be made by this adapter, too, if that of ``key`` is; else the plan is refused."""
+        del key
+        return ()
+
     @abstractmethod
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
         """The site's whole value, of ``shape``, from the tensors that it ``wants``, in that order."""
@@ -239,7 +249,7 @@ class Chain(Adapter):
     @property
     def _before(self) -> Adapter:
         """All steps but the last, as one."""
-        return Chain(self.steps[:-1]) if len(self.steps) > 1 else _Nothing()
+        return Chain(self.steps[:-1]) if len(self.steps) > 1 else Unchanged()
 
     # Shapes, keys and tensors come in the order of `wants`: for each tensor that the last step takes, all those of the
     # file that the steps before it make that one of. So the same walk sorts each of the three.
@@ -261,6 +271,9 @@ class Chain(Adapter):
     def check(self, shapes: Sequence[Size], shape: Size, key: str) -> None:
         self.steps[-1].check(self._input_shapes(shapes, key), shape, key)
 
+    def together(self, key: str) -> tuple[str, ...]:
+        return self.steps[-1].together(key)
+
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
         plan = self.read_plan([tuple(tensor.shape) for tensor in tensors], shape, Box.whole(shape), key)
         return plan.combine([box.of(tensor) for box, tensor in zip(plan.boxes, tensors, strict=True)])
@@ -281,8 +294,8 @@ class Chain(Adapter):
 
 
 @dataclass(frozen=True, slots=True)
-class _Nothing(Adapter):
-    """The steps before the first: each tensor as the file has it."""
+class Unchanged(Adapter):
+    """A tensor as the file has it, as it comes to the first step of a chain."""
 
     def makes(self, shapes: Sequence[Size], key: str) -> Size:
         return shapes[0]
