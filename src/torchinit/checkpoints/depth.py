@@ -6,14 +6,14 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
 
 import torch
 
 from torchinit._text import abbreviate, count, did_you_mean
-from torchinit.checkpoints.adapters.base import Promise, weakest
 from torchinit.checkpoints.key_mapping import NamedKeys
 from torchinit.errors import CheckpointError
+from torchinit.initializers.load_report import Promise, weakest
 from torchinit.model.names import check_globs, glob_matches
 from torchinit.model.sites import Site
 from torchinit.serialization.json import FrozenDict
@@ -21,7 +21,10 @@ from torchinit.serialization.validation import is_integer
 
 Method: TypeAlias = Literal["first", "even", "stack", "interleave", "identity"]
 NEW: Final = "new"
-LayerChoice: TypeAlias = Method | tuple[int | Literal["new"], ...]
+if TYPE_CHECKING:
+    LayerChoice: TypeAlias = Method | Sequence[int | Literal["new"]]
+else:
+    LayerChoice = Method | tuple[int | Literal["new"], ...]  # what a sequence becomes
 Layers: TypeAlias = LayerChoice | Mapping[str, LayerChoice] | None
 
 _NUMBERED: Final = re.compile(r"(.*?)([0-9]+)")

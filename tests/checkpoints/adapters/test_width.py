@@ -174,7 +174,7 @@ def test_hyperclone_noise_is_that_of_the_paper() -> None:
 @settings(max_examples=60)
 @given(st.integers(1, 12), st.integers(0, 12), st.integers(0, 3))
 def test_net2wider_is_the_papers_random_map(width: int, more: int, seed: int) -> None:
-    """The map is the identity, then any of the units; each column of what follows is divided by how often g gives it."""
+    """The map is the identity, then any unit; each column of what follows is divided by how often it comes."""
     wider = width + more
     ids = torch.arange(1.0, width + 1)
     g = Net2Wider((), seed=seed).adapt([ids], (wider,), "b").long() - 1
