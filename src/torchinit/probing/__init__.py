@@ -22,7 +22,7 @@ __all__ = [
     "assert_flat",
     "assert_healthy",
     "coord_check",
-    "preserves",
     "predict",
+    "preserves",
     "probe",
 ]
