@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+import torchinit
 from torchinit import (
     CheckpointError,
     Name,
@@ -31,6 +32,7 @@ from torchinit import (
 )
 from torchinit.checkpoints.depth import _chosen, stacks_of
 from torchinit.model.sites import sites
+from torchinit.plans import make_plan
 from torchinit.recipes import decode_recipe
 
 WIDTH = 16
@@ -286,3 +288,15 @@ def test_a_recipe_and_back() -> None:
 def test_a_file_without_such_blocks_is_told_as_before() -> None:
     with pytest.raises(CheckpointError, match=r"0 of 24 tensors match"):
         taken(encoder(2), "first", nn.Linear(2, 2))
+
+
+def test_sites_alone_have_the_word_of_their_roles() -> None:
+    """Where there is no model, no block can be run: it is what `torchinit check` looks at."""
+    known = torchinit.sites(encoder(3, first=False))
+    made = make_plan(known, [Rule(Name("**"), Pretrained(encoder(2), layers="identity"))])
+    assert str(made["layers.2.linear2.weight"].fill) == "Constant(0)"
+
+
+def test_tensors_without_names_have_no_blocks() -> None:
+    with pytest.raises(ValueError, match=r"order='parameters' is for tensors without names: .*no layers"):
+        Pretrained({"weight": torch.ones(1)}, order="parameters", layers=[0])

@@ -102,8 +102,8 @@ class Pretrained(SourceInitializer):
 
     def __post_init__(self) -> None:
         check_choice("order", self.order, Order)
-        if self.order != "names" and (self.prefix or self.rename):
-            raise ValueError(f"order={self.order!r} is for tensors without names, so it takes no prefix and no rename")
+        if self.order != "names" and (self.prefix or self.rename or self.layers):
+            raise ValueError(f"order={self.order!r} is for tensors without names: no prefix, no rename, no layers")
         for name in ("prefix", "part", "sha256"):
             check_str(name, getattr(self, name))
         for name in ("finite", "lock"):
@@ -212,7 +212,7 @@ class _Search:
         """The fill of a site, None where the checkpoint has none for it."""
         site, key_of = views[0], self.names.key_of
         own = tuple(key_of[view.name] for view in views if view.name in key_of)
-        if any(map(self.depth.is_exit, views)):
+        if any(view.name in self.depth.zero for view in views):
             self.used.update(own)
             self.lists["adapted"].append((site.name, "zero, which leads out of a new block"))
             return Constant(0.0)
