@@ -61,6 +61,19 @@ FAMILIES: dict[str, Callable[..., Any]] = {
         max_position_embeddings=32,
         **IDS,
     ),
+    "gpt-oss": made(
+        hf.GptOssConfig, hf.GptOssForCausalLM, {}, num_local_experts=4, num_experts_per_tok=2, **GROUPED, **IDS
+    ),
+    "qwen2 moe": made(
+        hf.Qwen2MoeConfig,
+        hf.Qwen2MoeForCausalLM,
+        {},
+        num_experts=4,
+        num_experts_per_tok=2,
+        num_key_value_heads=2,
+        **IDS,
+    ),
+    "olmo2": made(hf.Olmo2Config, hf.Olmo2ForCausalLM, {}, num_key_value_heads=2, **IDS),
     "bert": made(hf.BertConfig, hf.BertForMaskedLM, {}),
 }
 
