@@ -128,7 +128,7 @@ def test_sarif(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--select", "TI9"], "'TI9' is not a check"),
+        (["--select", "TI99"], "'TI99' is not a check"),
         (["--ignore", "same-in-layer"], "did you mean 'same-in-layers'?"),
         (["--as-built"], "--as-built compares with a recipe: give one"),
         (["--weights", "no.safetensors"], "there is no file 'no.safetensors'"),

@@ -17,7 +17,7 @@ from torchinit.cli.arguments import ExplainedArgument, arguments_of, without_rol
 from torchinit.cli.errors import UsageError
 from torchinit.cli.examples import examples_of
 from torchinit.initializers.synonyms import hint
-from torchinit.linting import CHECKS
+from torchinit.linting import known_checks
 from torchinit.probing import PROBE_CHECKS
 from torchinit.recipes import load_recipe, schemes
 from torchinit.recipes.files import read_scheme
@@ -73,7 +73,7 @@ def _explain(name: str) -> Explanation:
         schemes(),
         {
             word: check
-            for check in (*PROBE_CHECKS.values(), *TRANSFER_CHECKS.values(), *CHECKS.values())
+            for check in (*PROBE_CHECKS.values(), *TRANSFER_CHECKS.values(), *known_checks().values())
             for word in (check.code, check.name)
         },
     )
@@ -102,11 +102,12 @@ def _explain(name: str) -> Explanation:
         return Explanation(f"{code} {check.name}", (*text, tail), rules=ways)
     rooms = (SELECTORS, ADAPTERS, INITIALIZERS)
     words = {known.casefold(): (known, registry) for registry in rooms for known in registry}
-    known, registry = words.get(name.casefold(), (name, INITIALIZERS))
+    offered = ((name, room) for room in rooms for point in room.plugins() if point.name == name)
+    known, registry = words.get(name.casefold()) or next(offered, (name, INITIALIZERS))
     try:
         explanation = describe(known, registry.get(known))
     except KeyError:
-        plugins = (point.name for point in INITIALIZERS.plugins())
+        plugins = (point.name for room in rooms for point in room.plugins())
         near = hint(name, [*INITIALIZERS, *plugins, *SELECTORS, *ADAPTERS, *shipped, *checks, *PARAMETRIZATIONS])
         raise UsageError(
             f"there is no initializer, selector, adapter, check, scheme or parametrization {name!r}{near}"
