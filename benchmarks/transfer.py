@@ -24,11 +24,7 @@ import torchinit
 from benchmarks.transfer_nets import NETS, Encoder, Mlp, Sized
 from torchinit._text import format_table
 from torchinit.pages import Figure, Series
-
-try:
-    from torchinit.pages.drawing import drawn_to_file
-except ImportError:
-    drawn_to_file = None
+from torchinit.pages.drawing import drawn_to_file
 from torchinit.probing import CoordCheck
 from torchinit.transfer import PARAMETRIZATIONS, Transfer
 
@@ -38,7 +34,7 @@ QUICK = "--quick" in sys.argv
 WIDTHS = (64, 256) if QUICK else (64, 256, 1024)
 DEPTHS = (4, 8, 16) if QUICK else (4, 8, 16, 32, 64)
 SWEEP = (64, 128) if QUICK else (64, 128, 256, 512)
-SEEDS = 1 if QUICK else 3
+SEEDS = 1 if QUICK else 2
 
 
 # --- coordinate checks -----------------------------------------------------------------------------------------------
