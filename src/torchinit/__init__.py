@@ -57,6 +57,7 @@ __all__ = [
     "materialize",
     "open_checkpoint",
     "plan",
+    "preserves",
     "probe",
     "roles",
     "seeded",
@@ -138,6 +139,7 @@ if TYPE_CHECKING:
     from torchinit.plans import Plan, Report
     from torchinit.plans.fingerprint import fingerprint
     from torchinit.probing.coordinates import coord_check
+    from torchinit.probing.preserves import preserves
     from torchinit.probing.probe import assert_healthy, probe
     from torchinit.recipes import load_recipe
     from torchinit.rules import Kinds, Layer, Leaf, Name, Regex, Roles, Rule, Shape, Within
@@ -168,6 +170,7 @@ else:
         "plans": "Plan Report",
         "plans.fingerprint": "fingerprint",
         "probing.coordinates": "coord_check",
+        "probing.preserves": "preserves",
         "probing.probe": "assert_healthy probe",
         "recipes": "load_recipe",
         "rules": "Kinds Layer Leaf Name Regex Roles Rule Shape Within",

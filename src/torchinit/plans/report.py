@@ -22,7 +22,9 @@ from torchinit.initializers.moments import Moments
 from torchinit.initializers.statistics import deviations
 from torchinit.pages import Page, Section
 from torchinit.plans.fingerprint import Fingerprint, StoredFingerprint
+from torchinit.plans.origin import Origin
 from torchinit.plans.plan import FROZEN, UNKNOWN, Reach, counted, not_followed, remarks, sized, told
+from torchinit.rules.catalog import SCHEMA
 from torchinit.rules.rule import Value
 from torchinit.serialization.reading import Reader
 from torchinit.serialization.schema import Schema, parse
@@ -115,6 +117,7 @@ class Report(Tabular):
     lacking: tuple[tuple[str, str], ...] = ()
     unfilled: tuple[str, ...] = ()
     arguments: Mapping[str, Mapping[str, Value]] = field(default_factory=dict, hash=False)
+    origin: Origin | None = None
     unchanged: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -220,7 +223,8 @@ class Report(Tabular):
     def to_dict(self) -> dict[str, object]:
         """The report as plain data."""
         return {
-            **Schema({}).encode(replace(self, loads=()), Report),
+            **Schema({}).encode(replace(self, loads=(), origin=None), Report),
+            "origin": self.origin and SCHEMA.encode(self.origin, Origin),
             "fingerprint": self.fingerprint and self.fingerprint.to_dict(),
             "loads": [load.to_dict() for load in self.loads],
         }
@@ -240,8 +244,11 @@ class Report(Tabular):
             if key not in data:
                 reader.mistake("", f"a report has {key!r}")
         stored = reader.read(data.pop("fingerprint", None), StoredFingerprint | None, "fingerprint")
+        origin = data.pop("origin", None)
         report: Report = reader.record(cls, data, "")
         reader.finish()
+        if origin is not None:
+            report = replace(report, origin=SCHEMA.decode(origin, Origin, "the report's origin"))
         return report if stored is None else replace(report, fingerprint=stored.checked())
 
 

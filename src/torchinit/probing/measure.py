@@ -24,6 +24,7 @@ from torchinit.probing.keeping import is_batch_norm, values_kept
 from torchinit.probing.measurement import Measurement, ParameterGradient
 from torchinit.probing.moments import rms
 from torchinit.probing.objective import Objectives
+from torchinit.probing.prediction import known_of, sizes_of
 from torchinit.probing.recorder import PassRecorder
 
 Optimizer: TypeAlias = Callable[..., torch.optim.Optimizer]
@@ -70,7 +71,8 @@ class _Subject:
 
     def measure(self) -> Measurement:
         structure = [name for name, _ in self.model.named_parameters()]
-        with PassRecorder(self.model, self.inputs.samples) as recorder, ExitStack() as watching:
+        known = known_of(self.model, sizes_of(self.model), self.inputs)
+        with PassRecorder(self.model, self.inputs.samples, known) as recorder, ExitStack() as watching:
             watching.enter_context(recorder.operations.watching())
 
             def between() -> list[Tensor]:

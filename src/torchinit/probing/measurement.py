@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 from torchinit.probing.moments import BatchMoments
+
+_FLOOR: Final = 0.7
+"""How far a logarithm may lie from its prediction beside the noise: a factor of two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,24 @@ class Output:
     def name(self) -> str:
         """The module, with the number of the call if it is not the first."""
         return f"{self.module or '(model)'}{f' call {self.call + 1}' if self.call else ''}"
+
+    @property
+    def agrees(self) -> bool | None:
+        """Whether the RMS is as predicted: |ln(measured / predicted)| <= 3 noise + 0.7; None if none was predicted."""
+        return _agree(self.forward.rms, self.predicted, self.noise)
+
+    @property
+    def gradient_agrees(self) -> bool | None:
+        """Whether the gradient's RMS is as predicted."""
+        return _agree(self.gradient.rms if self.gradient else None, self.predicted_gradient, self.gradient_noise)
+
+
+def _agree(measured: float | None, predicted: float | None, noise: float) -> bool | None:
+    if predicted is None or measured is None or not math.isfinite(measured):
+        return None
+    if min(measured, predicted) <= 0:
+        return measured == predicted
+    return abs(math.log(measured / predicted)) <= 3 * noise + _FLOOR
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,7 +69,8 @@ def rms(tensor: Tensor) -> float:
     top = float(values.abs().max())
     if not 1e-12 < top < 1e12:
         return top * float((values.double() / top).square().mean().sqrt()) if 0 < top < math.inf else top
-    return float(torch.linalg.vector_norm(values, dtype=torch.float32)) / math.sqrt(values.numel())
+    wide = torch.promote_types(values.dtype, torch.float32)
+    return float(torch.linalg.vector_norm(values, dtype=wide)) / math.sqrt(values.numel())
 
 
 def by_sample(tensor: Tensor, size: int) -> Tensor:

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torchinit.initializers.moments import Moments
 from torchinit.model.dtensor import local_part
 from torchinit.model.names import normalize
 from torchinit.probing.backward import forward, raised
-from torchinit.probing.expectation import Expected, expected_of
+from torchinit.probing.expected import Expected, expected_of
 from torchinit.probing.inputs import Inputs, given, made
 from torchinit.probing.keeping import probing_mode
 from torchinit.probing.measurement import Output
@@ -40,8 +41,8 @@ def predict(model: nn.Module, recipe: RecipeLike | None = None, batch: Any = Non
     Raises ProbeError for a model that does not run on the meta device, or on it has no recipe.
 
     >>> with torch.device("meta"):
-    ...     model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256))
-    >>> for output in predict(model, {"type": "Normal", "std": 0.1, "leaf": "weight"})[:3]:
+    ...     model = nn.Sequential(nn.Linear(64, 256, bias=False), nn.ReLU(), nn.Linear(256, 256, bias=False))
+    >>> for output in predict(model, {"type": "Normal", "std": 0.1, "param": "weight"})[:3]:
     ...     print(output.name, round(output.predicted, 3), round(output.predicted_gradient, 3))
     0 0.8 1.131
     1 0.566 1.6
@@ -49,8 +50,8 @@ def predict(model: nn.Module, recipe: RecipeLike | None = None, batch: Any = Non
     """
     if recipe is None and any(parameter.is_meta for parameter in model.parameters()):
         raise ProbeError(f"{type(model).__name__} is on the meta device, so nothing is known of it; give recipe=")
-    planned = {step.name: step.fill.moments(step.site.shape) for step in plan(model, recipe)} if recipe else {}
-    sizes = sizes_of(model, {name: each for name, each in planned.items() if each is not None})
+    steps = () if recipe is None else plan(model, recipe).steps
+    sizes = sizes_of(model, {step.site.name: step.fill.moments(step.site.shape) for step in steps})
     tensors = (*model.parameters(), *model.buffers())
     sketch = copy.deepcopy(model, {id(each): _without_values(each) for each in tensors})
     inputs = given(sketch, batch) if batch is not None else made(sketch, 0, 60.0, lambda each: raised(sketch, each))
@@ -62,14 +63,17 @@ def predict(model: nn.Module, recipe: RecipeLike | None = None, batch: Any = Non
         return recorder.outputs()
 
 
-def sizes_of(model: nn.Module, planned: Mapping[str, Moments]) -> dict[str, tuple[float, float]]:
+def sizes_of(
+    model: nn.Module, planned: Mapping[str, Moments | None] = MappingProxyType({})
+) -> dict[str, tuple[float, float]]:
     """The mean and the RMS of each parameter: as planned, else as it is; of one without values none."""
     found: dict[str, tuple[float, float]] = {}
     for path, parameter in model.named_parameters():
         name, values = normalize(path), local_part(parameter.detach())
-        moments = planned.get(name)
-        if moments is not None and moments.mean is not None and moments.std is not None:
-            found[name] = moments.mean, math.hypot(moments.mean, moments.std)
+        if name in planned:
+            moments = planned[name]
+            if moments is not None and moments.mean is not None and moments.std is not None:
+                found[name] = moments.mean, math.hypot(moments.mean, moments.std)
         elif values.is_floating_point() and not values.is_meta and values.numel():
             found[name] = float(values.mean(dtype=torch.float32)), rms(values)
     return found

@@ -9,10 +9,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from torchinit.model.names import without_wrappers
-from torchinit.probing.expectation import Expectations, Expected
+from torchinit.probing.expectation import Expectations
+from torchinit.probing.expected import Expected
 from torchinit.probing.measurement import Output, TimeSteps
 from torchinit.probing.moments import BatchMoments, first_floating, moments
 from torchinit.probing.operations import Operations, to_host
@@ -36,8 +38,8 @@ class _Call:
 class PassRecorder:
     """Hooks on all modules, from ``with`` to its end, and a look at the operations within; no tensor is kept.
 
-    ``size`` is the number of samples in a batch, ``known`` what is expected of its tensors and the parameters. What activation checkpointing computes again after :meth:`stop` is not
-    recorded twice, only its gradients are.
+    ``size`` is the number of samples in a batch, ``known`` what is expected of its tensors and the parameters. What
+    activation checkpointing computes again after :meth:`stop` is not recorded twice, only its gradients are.
     """
 
     # A gradient comes from a hook on the tensor, put on at once in the forward hook: full backward hooks raise where an
@@ -120,7 +122,7 @@ class PassRecorder:
         if last is not None and last[0] is tensor and last[1] == tensor._version:  # a container hands on its child's
             call = _Call(name, layer, number, last[2].shape, last[2].forward, last[2].gradient, last[2].hooked)
         else:
-            numbers = tensor.new_full((5,), math.nan) if tensor.is_meta else moments(tensor, self.size)
+            numbers = torch.full((5,), math.nan) if tensor.is_meta else moments(tensor, self.size)
             call = _Call(name, layer, number, tuple(tensor.shape), numbers, [])
         call.expected = self.expectations.of(tensor)
         self._last = tensor, tensor._version, call

@@ -100,6 +100,10 @@ class Probe:
         goal = measured.objective
         beside = f", ln C {goal.best:.4g}" if goal.classes else ""
         yield f"{self.model} on {measured.inputs}; {goal.text}: {goal.loss:.4g}{beside}"
+        every = {"outputs": [each.agrees for each in measured.outputs]}
+        every["gradients"] = [each.gradient_agrees for each in measured.outputs]
+        claims = (f"{agree.count(True)} of {len(agree) - agree.count(None)} {what}" for what, agree in every.items())
+        yield f"as large as the weights promise: {', '.join(claims)}"
         if measured.asleep:
             yield f"{count(measured.asleep, 'gradient')} are zero in the first step, and wake"
         if measured.losses:

@@ -1,0 +1,260 @@
+"""Propagation: what each operation of torch makes of the second moments of its inputs, and of a gradient's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Final, TypeAlias
+
+import torch
+from torch import Tensor
+
+from torchinit.probing.expected import Expected, OperationCall
+
+Rule: TypeAlias = Callable[[OperationCall], Expected]
+
+
+# --- layers ----------------------------------------------------------------------------------------------------------
+
+
+def _layer(call: OperationCall, x: Expected, weight: Expected, connections: float, units: int, fan: float) -> Expected:
+    """The outputs of a layer: each adds up independent products, and is normal."""
+    bias = call.at("bias") or (call.at("self") if "mat1" in call.given else None)
+    if weight.second is None or not weight.weight:
+        return call.unknown()
+    made, back = connections / call.size * weight.second, connections / x.size * weight.second
+    second = None if x.second is None else x.second * made
+    offset = 0.0 if bias is None else bias.second
+    if second is not None:
+        second = None if offset is None else second + offset
+    normal = bias is None or bias.centered
+    noise = x.noise + 0.5 / units
+    return Expected(second, call.size, units, noise, normal, normal, sources=[(x, back, 0.5 / fan)])
+
+
+def _matrix(call: OperationCall) -> Expected:
+    first, second = [call.given[key] for key in (("mat1", "mat2") if "mat1" in call.given else ("self", "mat2"))]
+    sides = [call.sources[next(at for at, each in enumerate(call.tensors) if each is side)] for side in (first, second)]
+    x, weight = sides if sides[1].weight else sides[::-1]
+    fan = first.shape[-1]
+    if x.weight and weight.weight:
+        return call.unknown()
+    return _layer(call, x, weight, call.size * fan, call.made[0].shape[-1 if sides[1].weight else -2], fan)
+
+
+def _convolution(call: OperationCall) -> Expected:
+    given, x = call.given, call.sources[0]
+    weight = given["weight"]
+    small, large = given["input"].shape[2:], call.made[0].shape[2:]
+    if given["transposed"]:
+        small, large = large, small  # the roles of input and output are exchanged
+    taps = 1.0
+    for axis, (inside, places) in enumerate(zip(small, large, strict=True)):
+        stride, padding, dilation = (
+            int(given[key][axis % len(given[key])]) for key in ("stride", "padding", "dilation")
+        )
+        at = torch.arange(places)[:, None] * stride - padding + torch.arange(weight.shape[2 + axis]) * dilation
+        taps *= int(((at >= 0) & (at < inside)).sum())
+    connections = given["input"].shape[0] * taps * weight.shape[0] * weight.shape[1]
+    fan = call.at("weight")
+    units = call.made[0].shape[1]
+    return _layer(call, x, fan or x, connections, units, given["input"].shape[1])
+
+
+def _lookup(call: OperationCall) -> Expected:
+    table, width = call.sources[0], call.made[0].shape[-1]
+    known = Expected(table.second, call.size, width, 0.5 / width, table.normal, table.centered)
+    return known if table.weight else call.unknown()
+
+
+# --- element by element ----------------------------------------------------------------------------------------------
+
+
+def _grid() -> tuple[Tensor, Tensor]:
+    z = torch.linspace(-8, 8, 1601, dtype=torch.float64, device="cpu")
+    mass = torch.exp(-z * z / 2)
+    return z, mass / mass.sum()
+
+
+def _activation(call: OperationCall) -> Expected:
+    """What a function makes of N(0, q): its second moment, and that of its slope, by the sum over a grid."""
+    x = call.sources[0]
+    if x.second is None or not x.normal or len(call.tensors) != 1 or not 0 < x.second < math.inf:
+        return call.unknown()
+    z, mass = _grid()
+    others = {key: value for key, value in call.given.items() if value is not call.tensors[0]}
+    first = next(key for key, value in call.given.items() if value is call.tensors[0])
+    apply = call.func if not call.func._schema.is_mutable else getattr(torch.ops.aten, call.name).default
+
+    def moments(second: float) -> tuple[float, float, float, float, float]:
+        scale = math.sqrt(second)
+        step = scale * 1e-5
+        value, *beside = (apply(**{first: z * scale + shift}, **others) for shift in (0, step, -step))
+        slopes = [((each - value) / step).square() for each in beside]
+        square = (slopes[0] + slopes[1]) / 2
+        sums = (value.square(), value**4, square, square.square(), value)
+        return tuple(float((mass * each).sum()) for each in sums)  # type: ignore[return-value]
+
+    second, fourth, slope, slope4, mean = moments(x.second)
+    if not second > 0:
+        return Expected(0.0, call.size, x.units, sources=[(x, slope, 0.0)])
+    near = moments(x.second * 1.02)
+    turn = math.log(near[0] / second) / math.log(1.02)  # by how much noise of the input is noise of the output
+    back = math.log(near[2] / slope) / math.log(1.02) if slope > 0 and near[2] > 0 else 0.0
+    noise = max(turn**2 * x.noise + (fourth / second**2 - 3) / 4 / x.units, 0.0)
+    lost = max((3 * slope4 / slope**2 - 3) / 4 / x.units, 0.0) + back**2 * x.noise if slope > 0 else 0.0
+    return Expected(
+        second, call.size, x.units, noise, centered=mean**2 < 1e-6 * second, root=x.root, sources=[(x, slope, lost)]
+    )
+
+
+def _sum(call: OperationCall) -> Expected:
+    scale = float(call.given.get("alpha", 1))
+    one = call.sources[0]
+    if len(call.sources) == 1:
+        offset = scale * call.number
+        known = one.second is not None and (one.centered or not offset)
+        second = one.second + offset**2 if known else None  # type: ignore[operator]
+        return Expected(
+            second, call.size, one.units, one.noise, one.normal and not offset, one.centered and not offset,
+            root=one.root, sources=[(one, call.size / one.size, 0.0)],
+        )  # fmt: skip
+    other = call.sources[1]
+    sources = [(each, call.size / each.size * factor, 0.0) for each, factor in ((one, 1.0), (other, scale**2))]
+    sources = [each for each in sources if not each[0].weight]
+    parts = one.second, other.second
+    apart = (one.centered or other.centered) and one.root is not other.root
+    if parts[0] is None or parts[1] is None or not apart:
+        return Expected(None, call.size, sources=sources)
+    shares = parts[0], parts[1] * scale**2
+    total = shares[0] + shares[1]
+    # What a branch adds depends on the stream it was taken from, and has its noise.
+    both = 2 * shares[0] * shares[1] * min(one.noise, other.noise)
+    noise = (shares[0] ** 2 * one.noise + shares[1] ** 2 * other.noise + both) / total**2 if total else 0.0
+    every = one.centered and other.centered
+    units = max(one.units, other.units)
+    return Expected(total, call.size, units, noise, one.normal and other.normal, every, sources=sources)
+
+
+def _product(call: OperationCall) -> Expected:
+    one = call.sources[0]
+    if len(call.sources) == 1:
+        if call.name == "div" and call.given["self"] is not call.tensors[0]:
+            return call.unknown()
+        factor = call.number ** (-2 if call.name == "div" else 2)
+        second = None if one.second is None else one.second * factor
+        return Expected(
+            second, call.size, one.units, one.noise, one.normal, one.centered, root=one.root,
+            weight=one.weight, sources=[(one, factor, 0.0)],
+        )  # fmt: skip
+    other = call.sources[1]
+    if call.name == "div" or one.root is other.root or one.second is None or other.second is None:
+        return call.unknown()
+    sources = [
+        (each, call.size / each.size * factor, noise)
+        for each, factor, noise in ((one, other.second, other.noise), (other, one.second, one.noise))
+        if not each.weight
+    ]
+    normal = (one.normal and other.weight) or (other.normal and one.weight)
+    centered = one.centered or other.centered
+    return Expected(
+        one.second * other.second, call.size, max(one.units, other.units), one.noise + other.noise, normal, centered,
+        sources=sources,
+    )  # fmt: skip
+
+
+def _norm(call: OperationCall) -> Expected:
+    """A norm forgets what was before: its gain and its shift decide."""
+    x, gain, shift = call.sources[0], call.at("weight"), call.at("bias")
+    if call.given.get("training") is False:  # by running statistics
+        return call.unknown()
+    factor = 1.0 if gain is None else gain.second
+    offset = 0.0 if shift is None else shift.second
+    second = None if factor is None or offset is None else factor + offset
+    centered = x.normal and not offset
+    over_batch = "batch" in call.name
+    known = x.normal and not over_batch
+    back = factor / x.second if factor is not None and x.second and known else None
+    return Expected(
+        second, call.size, x.units if x.second else call.made[0].shape[-1], 0.0, centered, not offset,
+        root=x.root, sources=[(x, back, x.noise)],
+    )  # fmt: skip
+
+
+# --- places ----------------------------------------------------------------------------------------------------------
+
+
+def moved(call: OperationCall, made: Tensor | None = None) -> Expected:
+    """The same elements in other places, or a part of them; of a part the rest counts as another tensor."""
+    x, size = call.sources[0], call.size if made is None else made.numel()
+    whole = size >= x.size
+    return Expected(
+        x.second, size, x.units, x.noise, x.normal, x.centered, x.weight, x.root if whole else None,
+        sources=[(x, size / x.size, 0.0)],
+    )  # fmt: skip
+
+
+def _joined(call: OperationCall) -> Expected:
+    parts = call.sources
+    known = [each.second for each in parts if each.second is not None]
+    second = sum(each.size * (each.second or 0.0) for each in parts) / call.size if len(known) == len(parts) else None
+    noise = max(each.noise for each in parts)
+    alike = second is not None and max(known) < 2 * min(known)
+    return Expected(
+        second, call.size, sum(each.units for each in parts), noise, alike and all(each.normal for each in parts),
+        all(each.centered for each in parts), all(each.weight for each in parts),
+        sources=[(each, 1.0, 0.0) for each in parts],
+    )  # fmt: skip
+
+
+def _averaged(call: OperationCall) -> Expected:
+    x = call.sources[0]
+    return Expected(None, call.size, x.units, sources=[(x, (call.size / x.size) ** 2, 0.0)])
+
+
+def _pooled(call: OperationCall) -> Expected:
+    """The largest of each window: between that of one value and that of as many independent ones."""
+    x, window, steps = call.sources[0], call.given["kernel_size"], call.given.get("stride") or call.given["kernel_size"]
+    if list(window) != list(steps) or x.second is None:
+        return Expected(None, call.size, x.units, sources=[(x, call.size / x.size, 0.0)])
+    z, mass = _grid()
+    number = x.size / call.size
+    below = (mass.cumsum(0) - mass / 2) ** (number - 1) * number * mass
+    value = z if x.normal else z.clamp(min=0)
+    ratio = float((below * value.square()).sum() / (mass * value.square()).sum())
+    wide = math.log(ratio) / 4  # of ln RMS, from the middle to both ends
+    return Expected(
+        x.second * math.sqrt(ratio), call.size, x.units, x.noise + wide**2 / 3,
+        sources=[(x, call.size / x.size, 0.0)],
+    )  # fmt: skip
+
+
+def _padded(call: OperationCall) -> Expected:
+    x = call.sources[0]
+    second = None if x.second is None else x.second * x.size / call.size
+    return Expected(second, call.size, x.units, x.noise, x.normal, x.centered, sources=[(x, 1.0, 0.0)])
+
+
+SPLITS: Final = frozenset({"split", "split_with_sizes", "unbind", "chunk"})
+_MOVES: Final = [
+    "view", "_unsafe_view", "reshape", "permute", "transpose", "t", "clone", "expand", "slice", "select", "squeeze",
+    "unsqueeze", "_to_copy", "detach", "alias", "contiguous", "repeat", "roll", "flip", "index_select", "lift_fresh",
+    "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "pixel_shuffle", "pixel_unshuffle",
+    "native_dropout", *SPLITS,
+]  # fmt: skip
+_FUNCTIONS: Final = [
+    "abs", "celu", "clamp", "clamp_min", "cos", "elu", "exp", "gelu", "hardsigmoid", "hardswish", "hardtanh",
+    "leaky_relu", "mish", "pow", "relu", "sigmoid", "silu", "sin", "softplus", "square", "tanh",
+]  # fmt: skip
+_NORMS: Final = [
+    "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "_native_batch_norm_legit",
+    "_batch_norm_with_update", "native_layer_norm", "native_group_norm", "_fused_rms_norm",
+]  # fmt: skip
+RULES: Final[dict[str, Rule]] = {
+    **dict.fromkeys(_MOVES, moved), **dict.fromkeys(_FUNCTIONS, _activation), **dict.fromkeys(_NORMS, _norm),
+    **dict.fromkeys(("addmm", "mm", "bmm", "mv"), _matrix), "convolution": _convolution, "embedding": _lookup,
+    **dict.fromkeys(("add", "sub"), _sum), **dict.fromkeys(("mul", "div"), _product),
+    **dict.fromkeys(("cat", "stack"), _joined),
+    **dict.fromkeys(("mean", "avg_pool2d", "_adaptive_avg_pool2d"), _averaged),
+    **dict.fromkeys(("max_pool2d_with_indices", "max_pool3d_with_indices"), _pooled), "constant_pad_nd": _padded,
+}  # fmt: skip
