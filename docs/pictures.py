@@ -1,4 +1,4 @@
-"""Pictures: what torchinit prints and draws, run for real, as a terminal or a page shows it; one SVG each, in docs/pictures.
+"""Pictures: what torchinit prints and draws, run for real; one SVG each, in docs/pictures.
 
     ./dev pictures          # makes them all anew, in the environment of the peers, which has transformers
 
@@ -12,6 +12,7 @@ import io
 import re
 import shlex
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -23,6 +24,7 @@ import torch
 from torch import nn
 
 import torchinit
+from torchinit import noise
 from torchinit.cli import main
 from torchinit.pages import Page, drawing
 from torchinit.probing import Probe
@@ -167,7 +169,8 @@ def command(line: str) -> str:
 
 def probe() -> str:
     """Return the verdict on a deep net whose signal vanishes."""
-    return command("torchinit probe docs/pictures.py:vanishing")
+    lines = command("torchinit probe docs/pictures.py:vanishing --batch docs/pictures.py:vectors").split("\n")
+    return "\n".join(textwrap.fill(line, 110, subsequent_indent="    ") if len(line) > 110 else line for line in lines)
 
 
 # --- what is drawn ---------------------------------------------------------------------------------------------------
@@ -181,6 +184,11 @@ def vanishing(std: float = 0.02) -> nn.Module:
         nn.init.normal_(layer.weight, std=std)
         nn.init.zeros_(layer.bias)
     return model
+
+
+def vectors() -> torch.Tensor:
+    """Return inputs for it."""
+    return torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
 
 
 @cache
@@ -201,7 +209,7 @@ def gpt2_page() -> Page:
 def by_depth(page: Page) -> str:
     """Return a page's first two figures side by side, below its verdict."""
     parts = [(figure.title, figure.caption, drawing.draw(figure)) for figure in page.panels[0].figures[:2]]
-    return side_by_side(parts, (drawing.WIDTH, drawing.HEIGHT), f"{page.subject}: {page.verdict}")
+    return side_by_side(parts, (drawing.WIDTH, drawing.HEIGHT), page.subject, page.verdict)
 
 
 def probe_gpt2() -> str:
@@ -211,19 +219,20 @@ def probe_gpt2() -> str:
 
 def probe_deep() -> str:
     """Return those of a net whose signal vanishes, beside its remedy."""
-    torch.manual_seed(0)
-    model = vanishing()
-    mended = torchinit.probe(model, recipe=[{"type": "Kaiming", "mode": "fan_in", "layer": "Linear"}])
+    with noise.seeded_generators(0):
+        model = vanishing()
+    mended = torchinit.probe(model, vectors(), recipe=[{"type": "Kaiming", "mode": "fan_in", "layer": "Linear"}])
     mended = replace(mended, start=mended.start and replace(mended.start, recipe="Kaiming"))
-    return by_depth(page_of(torchinit.probe(model), mended))
+    return by_depth(page_of(torchinit.probe(model, vectors()), mended))
 
 
 def weights() -> str:
     """Return the histograms of GPT-2's weights, each with the density that was planned."""
     several = gpt2_page().distributions
     ranges = drawing.common_range(several)
-    parts = [(each.title.removeprefix("transformer."), each.caption, drawing.draw_distribution(each, *ranges[each.title]))
-             for each in several]  # fmt: skip
+    drawn = (drawing.draw_distribution(each, *ranges[each.title]) for each in several)
+    names = (each.title.removeprefix("transformer.") for each in several)
+    parts = [*zip(names, (each.caption for each in several), drawn, strict=True)]
     return side_by_side(parts, drawing.SMALL, "GPT-2 small: weights as drawn, against the plan", columns=3)
 
 
@@ -240,19 +249,21 @@ def coordinates() -> str:
     return torchinit.coord_check(make, widths=(64, 128, 256, 512, 1024), lr=3e-3).to_svg()
 
 
-def side_by_side(parts: Sequence[tuple[str, str, str]], size: tuple[int, int], title: str, columns: int = 2) -> str:
+def side_by_side(
+    parts: Sequence[tuple[str, str, str]], size: tuple[int, int], title: str, caption: str = "", columns: int = 2
+) -> str:
     """Return drawings, each below its title and caption, as one that is below a title of its own."""
     wide, tall = max(size[0], 230) + 24, size[1] + 56
     inner = []
-    for at, (name, caption, svg) in enumerate(parts):
+    for at, (name, below, svg) in enumerate(parts):
         x, y = at % columns * wide, at // columns * tall
         inner.append(f'<text class="title" x="{x + 8}" y="{y + 24}">{escape(name)}</text>')
-        inner.append(f'<text x="{x + 8}" y="{y + 42}">{escape(caption)}</text>')
+        inner.append(f'<text x="{x + 8}" y="{y + 42}">{escape(below)}</text>')
         place = f'<svg x="{x + 8}" y="{y + 50}" width="{size[0]}" height="{size[1]}" '
         inner.append(svg.replace("<svg ", place, 1))
     height = -(-len(parts) // columns) * tall
     box = f'<svg viewBox="0 0 {columns * wide} {height}">{"".join(inner)}</svg>'
-    return drawing.standalone(box, columns * wide, height, title)
+    return drawing.standalone(box, columns * wide, height, title, caption)
 
 
 PICTURES: dict[str, tuple[Callable[[], str], str]] = {
