@@ -27,7 +27,7 @@ NAMESPACES = {
         Report ReportError Roles Rule RunError Shape TorchinitError TruncNormal Uniform Within Xavier Zeros
         assert_healthy assert_initialized assert_meta_parity capture coord_check fingerprint gain initialize lint
         load_recipe lock
-        materialize open_checkpoint plan probe roles seeded show_log sites verify_replicas""",
+        lsuv materialize open_checkpoint plan probe roles seeded show_log sites verify_replicas""",
     "torchinit.checkpoints": """
         Checkpoint Info Limits Loaded Pretrained RefusedPickleError fetch member_of open_checkpoint
         register_source""",
@@ -56,7 +56,8 @@ NAMESPACES = {
     "torchinit.noise": "Global Keyed Noise STREAM",
     "torchinit.plans": "Change Diff Fingerprint Plan Record Report Skipped Step local_shards make_plan run",
     "torchinit.probing": """
-        CoordCheck CoordinateSlope Measurement PROBE_CHECKS Probe assert_flat assert_healthy coord_check probe""",
+        CoordCheck CoordinateSlope Lsuv LsuvLayer Measurement PROBE_CHECKS Probe assert_flat assert_healthy
+        coord_check lsuv predict probe""",
     "torchinit.recipes": "INITIALIZERS RecipeLike decode_recipe load_recipe recipe_to_data schemes",
     "torchinit.rules": """
         All AnyOf Block Dtype Is Kinds Layer Leaf Name Not Recipe Regex Roles Rule SELECTORS Selector Shape Within""",

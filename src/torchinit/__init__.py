@@ -54,6 +54,7 @@ __all__ = [
     "lint",
     "load_recipe",
     "lock",
+    "lsuv",
     "materialize",
     "open_checkpoint",
     "plan",
@@ -137,6 +138,7 @@ if TYPE_CHECKING:
     from torchinit.plans import Plan, Report
     from torchinit.plans.fingerprint import fingerprint
     from torchinit.probing.coordinates import coord_check
+    from torchinit.probing.lsuv import lsuv
     from torchinit.probing.probe import assert_healthy, probe
     from torchinit.recipes import load_recipe
     from torchinit.rules import Kinds, Layer, Leaf, Name, Regex, Roles, Rule, Shape, Within
@@ -167,6 +169,7 @@ else:
         "plans": "Plan Report",
         "plans.fingerprint": "fingerprint",
         "probing.coordinates": "coord_check",
+        "probing.lsuv": "lsuv",
         "probing.probe": "assert_healthy probe",
         "recipes": "load_recipe",
         "rules": "Kinds Layer Leaf Name Regex Roles Rule Shape Within",

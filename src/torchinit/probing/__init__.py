@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torchinit.probing.checks import PROBE_CHECKS
 from torchinit.probing.coordinates import assert_flat, coord_check
+from torchinit.probing.lsuv import Lsuv, LsuvLayer, lsuv
 from torchinit.probing.measurement import Measurement
 from torchinit.probing.prediction import predict
 from torchinit.probing.probe import assert_healthy, probe
@@ -13,12 +14,15 @@ from torchinit.probing.slopes import CoordCheck, CoordinateSlope
 __all__ = [
     "CoordCheck",
     "CoordinateSlope",
+    "Lsuv",
+    "LsuvLayer",
     "Measurement",
     "PROBE_CHECKS",
     "Probe",
     "assert_flat",
     "assert_healthy",
     "coord_check",
+    "lsuv",
     "predict",
     "probe",
 ]
