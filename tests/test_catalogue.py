@@ -780,22 +780,45 @@ def _() -> None:
 def _() -> None:
     mlp = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 3))
     experts = nn.ModuleList(nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 3)) for _ in range(4))
-    start(153, nn.ModuleDict({"experts": experts}), mlp=mlp.state_dict())
+    loaded(153, {f"mlp.{key}": value for key, value in mlp.state_dict().items()}, nn.ModuleDict({"experts": experts}))
     tokens = torch.randn(5, 3)
     for expert in experts:
         close(expert(tokens), mlp(tokens).detach())
 
 
+@oracle(170, 171, 172)
+def _(number: int) -> None:
+    """B A is nothing, or the best of its rank, or the projection on the first columns; with the rest it is W."""
+    weight = torch.randn(300, 200)
+    layer: Any = nn.ModuleDict({"base_layer": nn.Linear(200, 300, bias=False)})
+    layer["lora_A"], layer["lora_B"] = halves(default=(200, 150)), halves(default=(150, 300))
+    layer = loaded(number, {"q.base_layer.weight": weight}, nn.ModuleDict({"q": layer}))["q"]
+    a, b = (layer[name].get_parameter("default.weight").detach() for name in ("lora_A", "lora_B"))
+    close(layer["base_layer"].weight + b @ a, weight, 1e-3)
+    if number == 170:
+        close(b @ a, torch.zeros(300, 200))
+        assert a.abs().min() > 0
+    else:
+        factors = linalg.svd if number == 171 else linalg.qr
+        u = torch.from_numpy(factors(weight.double().numpy())[0][:, :150]).float()
+        close(b @ a, u @ u.T @ weight, 1e-3)
+
+
+@oracle(154)
+def _() -> None:
+    old, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(5, 3)
+    wider = loaded(154, old.state_dict(), nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2)))
+    close(wider(x), old(x).detach())
+
+
 @oracle(156, 163)
 def _(number: int) -> None:
-    small: Any = nn.ModuleDict({"blocks": nn.ModuleList(nn.Linear(3, 3) for _ in range(2 if number == 156 else 4))})
+    def blocks(count: int) -> Any:
+        return nn.ModuleDict({"blocks": nn.ModuleList(nn.Linear(3, 3) for _ in range(count))})
+
+    small = blocks(2 if number == 156 else 4)
     old = [block.weight for block in small["blocks"]]
-    count = 4 if number == 156 else 2
-    new = start(
-        number,
-        nn.ModuleDict({"blocks": nn.ModuleList(nn.Linear(3, 3) for _ in range(count))}),
-        small=small.state_dict(),
-    )
+    new = loaded(number, small.state_dict(), blocks(4 if number == 156 else 2))
     for block, source in zip(new["blocks"], old * 2 if number == 156 else old[::2], strict=True):
         assert torch.equal(block.weight, source)
 
@@ -804,13 +827,15 @@ def _(number: int) -> None:
 def _() -> None:
     """What was doubled gives out twice what it gave out."""
     old, x = torch.randn(3, 4), torch.randn(5, 4)
-    close(x.repeat(1, 2) @ tensor(159, 6, 8, old=old).T, (x @ old.T).repeat(1, 2))
+    new = loaded(159, {"weight": old}, nn.Linear(8, 6, bias=False))
+    close(new(x.repeat(1, 2)), (x @ old.T).repeat(1, 2))
 
 
 @oracle(162)
 def _() -> None:
     big = torch.randn(6, 8)
-    assert torch.equal(tensor(162, 3, 4, big=big), big[[0, 2, 4]][:, [0, 2, 4, 6]])
+    small = loaded(162, {"weight": big}, nn.Linear(4, 3, bias=False))
+    assert torch.equal(small.weight, big[[0, 2, 4]][:, [0, 2, 4, 6]])
 
 
 @oracle(165)

@@ -27,15 +27,16 @@ NAMESPACES = {
         Report ReportError Roles Rule RunError Shape TorchinitError TruncNormal Uniform Within Xavier Zeros
         assert_healthy assert_initialized assert_meta_parity capture coord_check fingerprint gain initialize lint
         load_recipe lock
-        lsuv materialize open_checkpoint plan probe roles seeded show_log sites verify_replicas""",
+        lsuv materialize open_checkpoint plan preserves probe roles seeded show_log sites verify_replicas""",
     "torchinit.checkpoints": """
         Checkpoint Info Limits Loaded Pretrained RefusedPickleError fetch member_of open_checkpoint
         register_source""",
     "torchinit.checkpoints.adapters": """
-        ADAPTERS Adapter BatchNormAffine Chain Dequantize Drop FoldBatchNorm Fuse Inflate InputChannels Labels
-        PoolHeads ReadPlan ResizePatches ResizePositions ResizeRelativeBias ResizeVocabulary RopeOrder Rows Split Stack
-        Transpose Unstack WeightNorm""",
-    "torchinit.distributed": "verify_replicas verify_stages",
+        ADAPTERS Adapter BatchNormAffine Chain Dequantize Drop FoldBatchNorm Fuse HyperClone Inflate InputChannels
+        Labels LoRA MergeExperts Net2Wider Only PoolHeads ReadPlan Rearrange Repeat ResizePatches ResizePositions
+        ResizeRelativeBias ResizeVocabulary RopeOrder Rows Split Stack Transpose Unstack Upcycle UpcycleRouter
+        WeightNorm WeightSelection""",
+    "torchinit.distributed": "Shard initialize_shards verify_replicas verify_stages",
     "torchinit.initializers": """
         AlibiSlopes Bilinear Blocks Blockwise Caffe2Xavier Chrono Computed Constant DeformableRing DeltaOrthogonal
         DepthScaled Dirac Fill FromIndex ICNR Identity Initializer Kaiming LeCun LoadReport LogUniform Mapped MappedFill
@@ -44,24 +45,29 @@ NAMESPACES = {
     "torchinit.integrations": "fsdp lightning torchtitan trainers transformers",
     "torchinit.knowledge": "Profile Role RoleRule gain profile read_rules register_roles roles",
     "torchinit.linting": """
-        CHECKS Finding Findings SEVERITIES Severity assert_initialized assert_meta_parity lint meta_parity""",
+        CHECKS Finding Findings Hit SEVERITIES Severity assert_initialized assert_meta_parity check lint
+        meta_parity""",
     "torchinit.mmengine": """
         BaseInit BaseModule Caffe2XavierInit CheckpointLoader ConstantInit KaimingInit MODEL_WRAPPERS ModuleDict
         ModuleList NormalInit PretrainedInit Registry Sequential TruncNormalInit UniformInit WEIGHT_INITIALIZERS
         XavierInit _load_checkpoint _load_checkpoint_with_prefix amend bias_init_with_prob bridge build_from_cfg
-        caffe2_xavier_init constant_init initialize is_model_wrapper kaiming_init load_checkpoint
-        load_state_dict materialize normal_init trunc_normal_ trunc_normal_init uniform_init update_init_info
+        caffe2_xavier_init constant_init initialize install is_model_wrapper kaiming_init load_checkpoint
+        load_state_dict materialize normal_init trunc_normal_ trunc_normal_init uniform_init uninstall update_init_info
         xavier_init""",
     "torchinit.model": "Box LayerClass Layout Shard Site Slot register_layout",
     "torchinit.noise": "Global Keyed Noise STREAM",
+    "torchinit.pages": "Distribution Figure Page Panel Section Series",
     "torchinit.plans": "Change Diff Fingerprint Plan Record Report Skipped Step local_shards make_plan run",
     "torchinit.probing": """
-        CoordCheck CoordinateSlope Lsuv LsuvLayer Measurement PROBE_CHECKS Probe assert_flat assert_healthy
-        coord_check lsuv predict probe""",
+        CoordCheck CoordinateSlope Lsuv LsuvLayer Measurement OutputDistance PROBE_CHECKS Preservation Probe assert_flat
+        assert_healthy coord_check lsuv predict preserves probe""",
     "torchinit.recipes": "INITIALIZERS RecipeLike decode_recipe load_recipe recipe_to_data schemes",
     "torchinit.rules": """
         All AnyOf Block Dtype Is Kinds Layer Leaf Name Not Recipe Regex Roles Rule SELECTORS Selector Shape Within""",
     "torchinit.tracing": "Lock Trace Write capture lock seeded trace",
+    "torchinit.transfer": """
+        Applied Base Factors Group Megatron Multiplier OPTIMIZERS PARAMETRIZATIONS Parametrization Settings
+        TRANSFER_CHECKS TableRow Transfer TransferRow""",
 }
 """What each namespace offers."""
 
@@ -71,7 +77,8 @@ BESIDES = """
     Caffe2XavierInit ConstantInit KaimingInit NormalInit PretrainedInit TruncNormalInit UniformInit
     WEIGHT_INITIALIZERS XavierInit __version__ api bias_init_with_prob caffe2_xavier_init checkpoints
     constant_init distributed errors initializers integrations kaiming_init knowledge linting mmengine model
-    noise normal_init plans probing recipes rules trace tracing trunc_normal_init uniform_init xavier_init"""
+    noise normal_init pages plans probing recipes rules trace tracing transfer trunc_normal_init uniform_init
+    xavier_init"""
 
 ROOT = Path(torchinit.__file__).parent
 LAZY = [torchinit, checkpoints, integrations]

@@ -58,6 +58,7 @@ __all__ = [
     "materialize",
     "open_checkpoint",
     "plan",
+    "preserves",
     "probe",
     "roles",
     "seeded",
@@ -78,6 +79,7 @@ if TYPE_CHECKING:
     from torchinit import mmengine as mmengine
     from torchinit import model as model
     from torchinit import noise as noise
+    from torchinit import pages as pages
     from torchinit import plans as plans
     from torchinit import probing as probing
     from torchinit import recipes as recipes
@@ -139,6 +141,7 @@ if TYPE_CHECKING:
     from torchinit.plans.fingerprint import fingerprint
     from torchinit.probing.coordinates import coord_check
     from torchinit.probing.lsuv import lsuv
+    from torchinit.probing.preserves import preserves
     from torchinit.probing.probe import assert_healthy, probe
     from torchinit.recipes import load_recipe
     from torchinit.rules import Kinds, Layer, Leaf, Name, Regex, Roles, Rule, Shape, Within
@@ -170,6 +173,7 @@ else:
         "plans.fingerprint": "fingerprint",
         "probing.coordinates": "coord_check",
         "probing.lsuv": "lsuv",
+        "probing.preserves": "preserves",
         "probing.probe": "assert_healthy probe",
         "recipes": "load_recipe",
         "rules": "Kinds Layer Leaf Name Regex Roles Rule Shape Within",
@@ -180,8 +184,8 @@ else:
         "_version": "__version__",
     }
     _MODULES = (
-        "api checkpoints distributed errors initializers integrations knowledge linting mmengine model noise plans"
-        " probing recipes rules tracing transfer"
+        "api checkpoints distributed errors initializers integrations knowledge linting mmengine model noise pages"
+        " plans probing recipes rules tracing transfer"
     )
 
     def _near(name: str) -> str:

@@ -204,11 +204,16 @@ class Table:
                 lines += texts
         return "\n".join([*lines, *([f"  … {left} more, print it"] if left else [])])
 
+    def chosen(self, entries: Sequence[Entry]) -> tuple[list[Column], list[Entry], list[int]]:
+        """All columns, some of the lines with a cell for each, and the columns that tell something, by number."""
+        columns, entries = self._grid(entries)
+        kept = _chosen([entry.cells for entry in entries], [0] * len(columns), columns, self.before, 1 << 20)
+        return columns, entries, kept
+
     def html(self) -> str:
         """The table as HTML for a notebook: no scripts, and legible on a light and on a dark page."""
         every = self.entries
-        columns, entries = self._grid(every[:_MOST_OF_A_PAGE])
-        kept = _chosen([entry.cells for entry in entries], [0] * len(columns), columns, self.before, 1 << 20)
+        columns, entries, kept = self.chosen(every[:_MOST_OF_A_PAGE])
         heads = [f"<th{_RIGHT * columns[at].right}>{html.escape(columns[at].head)}</th>" for at in kept]
         lines = [f"<thead><tr>{''.join(heads)}</tr></thead>"] if any(column.head for column in columns) else []
         for entry in entries:

@@ -235,7 +235,7 @@ def short_repr(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, tuple):
-        return f"({', '.join(map(short_repr, value))})"
+        return f"({', '.join(map(short_repr, value))}{',' * (len(value) == 1)})"
     if isinstance(value, Mapping):
         return f"{{{', '.join(f'{key!r}: {short_repr(item)}' for key, item in value.items())}}}"
     if isinstance(value, type) or not is_dataclass(value):

@@ -4,34 +4,47 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
 from torchinit._collector import collector_paused
 from torchinit._text import abbreviate, count
+from torchinit.checkpoints.origins import origin_of
 from torchinit.distributed import Materialization, PlannedStart, Start, check_styles, own_resets, own_starts
 from torchinit.distributed.allocation import check_device
 from torchinit.distributed.consensus import initialize_together
 from torchinit.errors import ConfigError, PlanError, RunError
 from torchinit.initializers.source import is_verbatim
 from torchinit.initializers.variance_scaling import asks_for_weight
-from torchinit.knowledge.following import with_activations
-from torchinit.knowledge.neutral import with_neutral
+from torchinit.knowledge.exits import with_exits
+from torchinit.knowledge.following import followers_in
+from torchinit.knowledge.neutral import with_asked, with_known
 from torchinit.knowledge.role_rules import with_roles
-from torchinit.model.sites import Site, group_sites, with_weights
+from torchinit.model.counted import Counted
+from torchinit.model.sites import KnownSites, Site, group_sites, known_sites, with_weights
 from torchinit.model.traversal import HeldTensor, walk_tensors
 from torchinit.model.valueless import refuse_fakes, refuse_transforms
-from torchinit.noise import Global, Keyed, Noise
+from torchinit.noise.seeds import noise_of
 from torchinit.noise.settings import plain_thread
-from torchinit.noise.torch_generator import drawing_from
 from torchinit.plans.fingerprint import fingerprint as fingerprint_of
-from torchinit.plans.only import LOADING, Choice, Only, choose, is_loaded, is_within, prove
+from torchinit.plans.only import (
+    LOADING,
+    Choice,
+    Only,
+    choose,
+    is_loaded,
+    is_within,
+    left_without_memory,
+    prove,
+    refuse_while_built,
+)
+from torchinit.plans.origin import Origin
 from torchinit.plans.plan import Plan, Strict
 from torchinit.plans.planner import make_plan
 from torchinit.plans.report import Report
@@ -40,7 +53,7 @@ from torchinit.recipes import RecipeLike, to_rules
 from torchinit.recipes.arguments import Given
 from torchinit.recipes.forms import is_like_init_cfg, read_otherwise, with_better
 from torchinit.recipes.refusals import check_model
-from torchinit.rules.matching import asks_for_roles
+from torchinit.rules.matching import asks_for_exits, asks_for_roles
 from torchinit.rules.rule import Value
 from torchinit.tracing import unfilled_among
 
@@ -66,9 +79,9 @@ def sites(model: nn.Module) -> tuple[Site, ...]:
 
 
 @collector_paused()
-def _sites_among(model: nn.Module, held: Iterable[HeldTensor]) -> tuple[Site, ...]:
+def _sites_among(model: nn.Module, held: Sequence[HeldTensor]) -> KnownSites:
     """The sites of a model, of the tensors that its modules hold; their roles are not known."""
-    return with_activations(model, with_neutral(model, (site for site, _ in group_sites(held))))
+    return with_asked(model, known_sites(held, followers_in(model), with_known))
 
 
 def plan(
@@ -79,6 +92,8 @@ def plan(
     strict: Strict = False,
     trainable: bool | None = None,
     only: Only | None = None,
+    under: str = "",
+    inside: str = "",
     arguments: Mapping[str, Value] | None = None,
     **named: Value,
 ) -> Plan:
@@ -95,8 +110,12 @@ def plan(
     its module), or an account of a load, which chooses what was not loaded: the ``loading_info`` of
     ``from_pretrained``, what ``load_state_dict(strict=False)`` returns, a :class:`LoadReport` of ``report.loads``.
 
-    Raises ConfigError or TypeError for anything but a recipe with its arguments and a model, PlanError when the plan
-    has problems, CheckpointError when they are all with checkpoints.
+    ``under`` is put before each name (``"layers.3"``: of a stage that stands there in the whole), ``inside`` taken off
+    (``"net"``: of a wrapper that keeps the model so), before rules are matched, values drawn and reports made: so a
+    model alone, in a wrapper, and as a part of another has the same values.
+
+    Raises ConfigError or TypeError for anything but a recipe with its arguments and a model, and for an ``inside`` that
+    no module has, PlanError when the plan has problems, CheckpointError when they are all with checkpoints.
 
     >>> import torch
     >>> from torchinit import Kaiming, Layer, Leaf, Rule
@@ -106,7 +125,11 @@ def plan(
     Normal(mean=0.0, std=0.2)
     """
     given = given_to(plan, arguments, named)
-    drafted = draft(model, recipe, given, trainable=trainable, only=only)
+    check_model(model, recipe)
+    counted = Counted(model, under, inside)
+    counted.check()
+    with counted as root:
+        drafted = draft(root, recipe, given, trainable=trainable, only=only)
     return drafted.check(complete=complete or only is not None, strict=strict)
 
 
@@ -140,7 +163,7 @@ def _held_by(model: nn.Module) -> list[HeldTensor]:
 
 def _draft_among(
     model: nn.Module,
-    held: Iterable[HeldTensor],
+    held: Sequence[HeldTensor],
     recipe: RecipeLike,
     given: Given,
     *,
@@ -156,6 +179,8 @@ def _draft_among(
         known = _sites_among(model, held)
         if asks_for_roles(rules):
             known = with_roles(model, known, held)
+        if asks_for_exits(rules):
+            known = with_exits(model, known)
         if any(asks_for_weight(rule.init) for rule in rules):
             known = with_weights(known)
         drafted = make_plan(known, rules, trainable=trainable, leave={**choice.left, **(leave or {})})
@@ -186,21 +211,23 @@ def initialize(
     fingerprint: bool = False,
     verify: bool = True,
     only: Only | None = None,
+    under: str = "",
+    inside: str = "",
     arguments: Mapping[str, Value] | None = None,
     **named: Value,
 ) -> Report:
     """Writes the initial values of a model as its recipe says, and reports what happened.
 
-    ``recipe``, its ``arguments``, ``complete``, ``strict``, ``trainable`` and ``only`` are those of :func:`plan`; what
-    ``only`` leaves alone is compared, bit for bit, with what it was (``report.unchanged``). A rule that
-    matches nothing is a warning unless it is an error, and so is a scheme that reaches less than a half of the model.
+    ``recipe``, its ``arguments``, ``complete``, ``strict``, ``trainable``, ``only``, ``under`` and ``inside`` are those
+    of :func:`plan`; what ``only`` leaves alone is compared, bit for bit, with what it was (``report.unchanged``). A
+    rule that matches nothing is a warning unless it is an error, as is a scheme that reaches less than half of a model.
     An ``init_cfg`` is for ``torchinit.mmengine.initialize``: where these entries give other values, a warning says so.
 
     With an int as ``seed`` every value belongs to the name of its parameter: the same for any order of layers, and
     the caller's random state is left alone. Without one, values are drawn from torch's global generator, or from a
     generator that is given as ``seed``, in the order in which hand-written code would draw them. ``stats=False``
     measures nothing; ``progress`` is called after each step; ``fingerprint`` puts the model's into the report
-    (:func:`torchinit.fingerprint`).
+    (:func:`torchinit.fingerprint`), with all that makes the start again (``report.origin``).
 
     All ranks that hold parts of a model of DTensors have to call this. They compare what they were told (recipe, seed,
     options, a digest of the checkpoint's values) and what they hold (shapes, dtypes, layouts) before anything is
@@ -217,48 +244,38 @@ def initialize(
     0.02
     """
     given = given_to(initialize, arguments, named)
+    refuse_while_built("initialize")
     refuse_fakes()
     check_model(model, recipe)
-    held = _held_by(model)  # once for all: the plan, the memory to write to, and what is left unfilled
-    with noise_of(seed, (parameter.device for parameter in model.parameters())) as noise:
+    counted = Counted(model, under, inside)
+    devices = (parameter.device for parameter in model.parameters())
+    with counted as root, noise_of(seed, devices) as noise:
+        held = _held_by(root)  # once for all: the plan, the memory to write to, and what is left unfilled
+        plans: list[Plan] = []
 
         def ready() -> Plan:
-            drafted = _draft_among(model, held, recipe, given, trainable=trainable, only=only)
+            counted.check()
+            drafted = _draft_among(root, held, recipe, given, trainable=trainable, only=only)
             checked = _checked(drafted, held, recipe, seed, complete=complete or only is not None, strict=strict)
-            check_styles(model)
+            check_styles(root)
+            plans.append(checked)
             return checked
 
         def write(checked: Plan, agree: Agree | None = None) -> Report:
             work = partial(run, checked, shards_held(held), noise, stats=stats, progress=progress, agree=agree)
-            return prove(model, checked, work)
+            return prove(root, checked, work)
 
         options = {"fingerprint": fingerprint, "verify": verify}
-        report = initialize_together(model, ready, write, noise, options) or write(ready())
-    return _finished(report, model, held, fingerprint=fingerprint)
+        report = initialize_together(root, ready, write, noise, options) or write(ready())
+        facts: dict[str, Any] = {"trainable": trainable, "under": under, "inside": inside}
+        return _finished(report, root, held, fingerprint and origin_of("initialize", plans[-1], noise, recipe, **facts))
 
 
-@contextmanager
-def noise_of(seed: int | torch.Generator | None, devices: Iterable[torch.device]) -> Iterator[Noise]:
-    """The noise that a ``seed`` stands for, while it is drawn from on the devices; of an int without users' modes.
-
-    Raises RunError where tensors have no values.
-    """
-    refuse_fakes()
-    if isinstance(seed, torch.Generator):
-        with drawing_from(seed, devices) as noise:
-            yield noise
-    elif seed is None:
-        yield Global()
-    else:
-        with plain_thread():
-            yield Keyed(seed)
-
-
-def _finished(report: Report, model: nn.Module, held: Iterable[HeldTensor], *, fingerprint: bool) -> Report:
-    """The report with the findings that only the model itself shows."""
+def _finished(report: Report, model: nn.Module, held: Iterable[HeldTensor], origin: Origin | Literal[False]) -> Report:
+    """The report with the findings that only the model itself shows; with an origin, its fingerprint and that."""
     written = frozenset(name for record in report for name in (record.name, *record.aliases))
     report = replace(report, unfilled=unfilled_among(held, written))
-    return replace(report, fingerprint=fingerprint_of(model)) if fingerprint else report
+    return replace(report, fingerprint=fingerprint_of(model), origin=origin) if origin else report
 
 
 def _checked(
@@ -306,6 +323,8 @@ def materialize(
     fingerprint: bool = False,
     group: ProcessGroup | None = None,
     only: Only | None = None,
+    under: str = "",
+    inside: str = "",
     arguments: Mapping[str, Value] | None = None,
     **named: Value,
 ) -> Report:
@@ -315,14 +334,14 @@ def materialize(
     tensor parallelism and both), and the values are those that one process would have given. All ranks have to call
     this, and all of them raise if one does. Ties, strides, dtypes and ``requires_grad`` stay as they are.
 
-    ``recipe``, its ``arguments``, ``complete``, ``strict`` and ``trainable`` are those of :func:`plan`, ``seed``,
-    ``stats``, ``progress`` and ``fingerprint`` those of :func:`initialize`; a model on several ranks needs an int as
-    ``seed``. What no rule covers is reset by its layer's own ``reset_parameters()``, with draws that belong to names;
-    where there is none, and with ``complete``, it is an error. Buffers are written by rules with ``buffers = true`` or
-    by their modules' own code. ``only``, as that of :func:`plan`, gives memory and values to what it chooses and to
-    buffers that no state dict has, and leaves all else alone, whether on the meta device or loaded already. ``verify``
-    compares replicas, bit for bit, where there are several ranks. ``group`` holds the ranks that have
-    this model; None: all there are.
+    ``recipe``, its ``arguments``, ``complete``, ``strict``, ``trainable``, ``under`` and ``inside`` are those of
+    :func:`plan`, ``seed``, ``stats``, ``progress`` and ``fingerprint`` those of :func:`initialize`; a model on several
+    ranks needs an int as ``seed``. What no rule covers is reset by its layer's own ``reset_parameters()``, with draws
+    that belong to names; where there is none, and with ``complete``, it is an error. Buffers are written by rules with
+    ``buffers = true`` or by their modules' own code. ``only``, as that of :func:`plan`, gives memory and values to what
+    it chooses and to buffers that no state dict has, and leaves all else alone, whether on the meta device or loaded
+    already. ``verify`` compares replicas, bit for bit, where there are several ranks. ``group`` holds the ranks that
+    have this model; None: all there are.
 
     Without a recipe the model itself says how it starts: ``init_cfg`` and ``init_weights`` of every
     :class:`torchinit.BaseModule` are carried out, with the values of ``init_weights(seed=seed)``, over what the layers
@@ -344,52 +363,44 @@ def materialize(
     """
     if torch.compiler.is_dynamo_compiling():
         raise RunError("materialize gives a model memory, which torch.compile cannot follow: call it outside of that")
+    refuse_while_built("materialize")
     check_model(model, recipe)
     given = given_to(materialize, arguments, named)
     if recipe is None:
         given.finish()
     own = own_starts(model) if recipe is None else None
+    counted = Counted(model, under, inside)
+    plans = [Plan()]
     instead = "torchinit.initialize with a recipe" if recipe is None else "torchinit.initialize"
 
     def ready() -> Start:
+        counted.check()
         if recipe is None and (trainable or only is not None):
             option = "trainable" if trainable else "only"
             raise ConfigError(f"{option} is for a recipe; without one every parameter starts as its model says")
         if own is not None:
-            return own(model, noise, strict=bool(strict), stats=stats, progress=progress, group=group)
+            return own(root, noise, strict=bool(strict), stats=stats, progress=progress, group=group)
         if recipe is None:
             raise ConfigError(
                 f"nothing says how {type(model).__name__} starts: it holds no BaseModule, so give a recipe, rules such"
                 " as Rule(Name('**'), Normal(std=0.02)) or the name of a scheme (torchinit list)"
             )
-        held = _held_by(model)
-        drafted = _draft_among(model, held, recipe, given, trainable=trainable, only=only)
+        held = _held_by(root)
+        drafted = _draft_among(root, held, recipe, given, trainable=trainable, only=only)
         whole = complete or only is not None
         checked = _checked(drafted, held, recipe, seed, complete=whole, strict=strict)
         # What has no elements, and should have some, looks written when it has memory; no layer can reset it either.
         if empty := [f"{site.name} {site.lack}" for site in checked.without_values if site.lack and not site.numel]:
             raise PlanError(f"{count(len(empty), 'problem')} in the plan; nothing was written", empty)
-        resets = None if whole else partial(own_resets, model, noise, group=group)
-        return PlannedStart(model, checked, noise, stats=stats, progress=progress, resets=resets)
+        resets = None if whole else partial(own_resets, root, noise, group=group)
+        plans.append(checked)
+        return PlannedStart(root, checked, noise, stats=stats, progress=progress, resets=resets)
 
-    with noise_of(seed, map(check_device, [device])) as noise:
+    with counted as root, noise_of(seed, map(check_device, [device])) as noise:
         with_memory = own.call_for(model) if own else instead
         told = {"complete": complete, "fingerprint": fingerprint}
-        leave = _left_without_memory(model, only)
-        job = Materialization(model, ready, noise, device, group, verify, stats, with_memory, told, leave)
-        report = job.carry_out()
-    return _finished(report, model, walk_tensors(model), fingerprint=fingerprint)
-
-
-def _left_without_memory(model: nn.Module, only: Only | None) -> frozenset[str]:
-    """The names of what gets no memory: all that is left alone, but for buffers that no state dict has."""
-    if only is None:
-        return frozenset()
-    groups = group_sites(walk_tensors(model))
-    left = choose(only, groups).left
-    return frozenset(
-        view.name
-        for site, _ in groups
-        if site.name in left and (site.kind == "parameter" or site.persistent)
-        for view in site.views
-    )
+        leave = left_without_memory(root, only)
+        report = Materialization(root, ready, noise, device, group, verify, stats, with_memory, told, leave).carry_out()
+        facts: dict[str, Any] = {"trainable": trainable, "under": under, "inside": inside}
+        origin = fingerprint and origin_of("own" if own else "materialize", plans[-1], noise, recipe, **facts)
+        return _finished(report, root, walk_tensors(root), origin)

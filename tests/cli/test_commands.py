@@ -452,7 +452,7 @@ def test_explain_tells_formula_arguments_and_example(capsys: pytest.CaptureFixtu
 def test_unknown_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "Kaimng"]) == 2
     assert (
-        "no initializer, selector, adapter, check or scheme 'Kaimng'; did you mean 'Kaiming'?"
+        "no initializer, selector, adapter, check, scheme or parametrization 'Kaimng'; did you mean 'Kaiming'?"
         in capsys.readouterr().err
     )
 

@@ -29,8 +29,10 @@ ARGUMENTS = {
     "fingerprint": ["m:f"],
     "inspect": ["w.pth"],
     "list": [],
+    "parity": ["m:f"],
     "plan": ["m:f", "gpt2"],
     "probe": ["m:f"],
+    "reproduce": ["report.json", "--model", "m:f"],
     "roles": ["m:f"],
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -122,7 +123,7 @@ def scenarios(rank: int) -> dict[str, object]:
     fully_shard(odd, mesh=mesh)
     found["fingerprint of others"] = caught(lambda: fingerprint(odd))
     names = ["a", "b"] if rank % 2 else ["b", "a"]
-    mixed = nn.ModuleDict({name: nn.Linear(3, 3) for name in names})
+    mixed = nn.Sequential(OrderedDict({name: nn.Linear(3, 3) for name in names}))
     initialize(mixed, RULES, seed=0)
     before = fingerprint(mixed).total
     fully_shard(mixed, mesh=mesh)

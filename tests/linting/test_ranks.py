@@ -13,8 +13,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
 from tests.processes import on_ranks, results
-from torchinit import Kaiming, Leaf, Normal, Rule, initialize, lint, materialize
+from torchinit import Kaiming, Layer, Leaf, Normal, Rule, initialize, lint, materialize
 from torchinit.distributed import materialize as materializing
+from torchinit.model.dtensor import local_part
 from torchinit.plans import run
 
 WORLD = 2
@@ -23,7 +24,8 @@ WORLD = 2
 def sharded(mesh: DeviceMesh, width: int = 64) -> nn.Module:
     with torch.device("meta"):
         model = nn.Sequential(nn.Linear(64, width), nn.LayerNorm(width), nn.Linear(width, 64))
-    return fully_shard(model, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
 
 
 def own_start(mesh: DeviceMesh, seed: int) -> nn.Module:
@@ -32,7 +34,7 @@ def own_start(mesh: DeviceMesh, seed: int) -> nn.Module:
     torch.manual_seed(seed)
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
-            nn.init.uniform_(parameter.to_local(), -0.1, 0.1)  # type: ignore[operator]
+            nn.init.uniform_(local_part(parameter), -0.1, 0.1)
     return model
 
 
@@ -40,7 +42,7 @@ def torchs_start(mesh: DeviceMesh) -> nn.Module:
     torch.manual_seed(0)
     model = sharded(mesh).to_empty(device="cpu")
     for module in model.modules():
-        if hasattr(module, "reset_parameters"):
+        if isinstance(module, (nn.Linear, nn.LayerNorm)):
             module.reset_parameters()
     return model
 
@@ -83,7 +85,7 @@ def scenarios(rank: int) -> dict[str, Any]:
     }
     torch.manual_seed(0)
     clean = sharded(mesh)
-    materialize(clean, [Rule(Leaf("weight"), Kaiming(), optional=True)], seed=0)
+    materialize(clean, Rule(Layer("Linear") & Leaf("weight"), Kaiming()), seed=0)
     found["clean"] = told(clean, **options)
     fans = of_a_part(mesh, uniform=True)
     initialize(fans, Rule(Leaf("weight"), Kaiming()), seed=0)
@@ -162,5 +164,5 @@ def test_nobody_waits_for_a_rank_that_fails_or_holds_others(ranks: list[dict[str
 
 def test_materialize_verifies_that_parts_are_not_equal(ranks: list[dict[str, Any]]) -> None:
     for each in ranks:
-        assert each["verify"].startswith("ReportError: 2 tensors with equal drawn values in different parts")
+        assert each["verify"].startswith("ReportError: 3 tensors with equal drawn values in different parts")
         assert "0.weight: the same on ranks 0, 1" in each["verify"]

@@ -35,12 +35,14 @@ def on_rank(rank: int) -> dict[str, Any]:
     torch.manual_seed(rank)  # as users forget to
     from accelerate import Accelerator, init_empty_weights
 
-    accelerator, found = Accelerator(cpu=True), {}
+    accelerator = Accelerator(cpu=True)
+    found: dict[str, Any] = {}
     assert accelerator.num_processes == 2
     with init_empty_weights():
         empty = net()
     materialize(empty, RECIPE, seed=3)
-    before, after = net(), net()
+    before: Any = net()
+    after = net()
     initialize(before, RECIPE, seed=3)
     for name, model in (("before", before), ("after", after), ("empty", empty)):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -60,7 +62,7 @@ def on_rank(rank: int) -> dict[str, Any]:
         found[f"{name}, trained"] = fingerprint(wrapped).total != found[name]
     with torch.no_grad():  # what a rank loads before another has saved it
         before[0].bias[rank] += 1
-    with pytest.raises(ReportError, match="0.bias: rank 1 holds other bits than rank 0"):
+    with pytest.raises(ReportError, match=r"0\.bias: rank 1 holds other bits than rank 0"):
         verify_replicas(before)
     return found
 
@@ -110,10 +112,7 @@ def test_a_node_of_hydra_is_a_recipe(configs: Any) -> None:
         report = initialize(net(), node, seed=0)
         assert [report[name].expected.std for name in ("0.weight", "2.weight")] == [0.5, 0.25]  # type: ignore[union-attr]
     callback = instantiate(config.callback)
-    assert [repr(rule.init) for rule in callback.rules][:2] == [
-        "Normal(mean=0.0, std=0.5)",
-        "Normal(mean=0.0, std=0.25)",
-    ]
+    assert [getattr(rule.init, "std", None) for rule in callback.rules] == [0.5, None, 0.25, None]
 
 
 @pytest.mark.parametrize(

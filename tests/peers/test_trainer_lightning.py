@@ -1,4 +1,4 @@
-"""Lightning: the callback writes what one process alone would, alone, under DDP and FSDP2, and never over a resumed run."""
+"""Lightning: the callback writes what one process alone would, alone, under DDP and FSDP2, never over a resumed run."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_a_module_of_pytorch_lightning(tmp_path: Path) -> None:
     old = import_module("pytorch_lightning")
     methods = {key: vars(Whole)[key] for key in ("build", "on_train_start", "training_step", "configure_optimizers")}
 
-    def __init__(self: Any) -> None:
+    def __init__(self: Any) -> None:  # noqa: N807
         old.LightningModule.__init__(self)
         self.build()
 
@@ -200,7 +200,7 @@ def test_other_verbs_write_nothing(verb: str, made: type[Whole], tmp_path: Path)
     model, callback = made(), InitCallback({"rules": [{"type": "Ones", "name": "**"}]}, seed=3)
     getattr(trainer(tmp_path, callback), verb)(model, batches())
     assert callback.report is None
-    assert not bool((model.net[0].weight == 1).all())
+    assert set(model.get_parameter("net.0.weight").flatten().tolist()) != {1.0}
 
 
 def test_a_second_fit_goes_on(tmp_path: Path) -> None:

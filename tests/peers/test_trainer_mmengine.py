@@ -96,6 +96,48 @@ def test_a_runner_trains_an_unmodified_model(tmp_path: Path) -> None:
     assert [text.count(weight) for text in logs] == [1, 1]
 
 
+BACKBONE = """
+import timm
+import torch
+from mmengine.model import BaseModel
+from mmpretrain.registry import MODELS
+
+
+@MODELS.register_module()
+class OnTimm(BaseModel):
+    def __init__(self, skip_init=None):
+        super().__init__(init_cfg=dict(type="Constant", val=1, layer=["Linear", "Conv2d", "BatchNorm2d"]))
+        self.backbone = timm.create_model("resnet18", num_classes=0)
+        self.head = torch.nn.Linear(512, 4)
+        for tensor in self.backbone.parameters():  # as if they were trained
+            torch.nn.init.constant_(tensor, 0.125)
+        self.backbone.skip_init = skip_init
+
+    def forward(self, inputs, data_samples=None, mode="tensor"):
+        scores = self.head(self.backbone(torch.stack(inputs) / 8))
+        return {"loss": scores.square().mean()}
+
+
+config = dict(type="OnTimm")
+"""
+
+
+def test_a_backbone_of_timm_keeps_its_trained_weights(tmp_path: Path) -> None:
+    """mmengine#1335: the Runner calls init_weights of whatever has one."""
+    found = {}
+    for skip in ("None", "True"):
+        training = TRAINED.replace(
+            "torchinit.fingerprint(runner.model))", "runner.model.backbone.conv1.weight.unique())"
+        )
+        setting = f"{BACKBONE}config['skip_init'] = {skip}\n"
+        code = (
+            f"{INSTALLED}from mmengine.registry import init_default_scope\nimport mmpretrain.models{setting}{training}"
+        )
+        found[skip] = ran(code, tmp_path / skip)
+    assert "FINGERPRINT tensor([0.1250])" in found["True"].replace(", grad_fn=<Unique2Backward0>", "")
+    assert "FINGERPRINT tensor([0.1250])" not in found["None"]
+
+
 def test_all_messages_are_in_the_log_of_mmengine(tmp_path: Path) -> None:
     config = """
 config["init_cfg"] = [dict(type="Normal", layer="Linaer"), dict(type="Constant", val=1, layer="Conv3d")]

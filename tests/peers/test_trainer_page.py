@@ -35,5 +35,6 @@ def test_blocks_that_need_a_framework(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     ran = [line for line in done.stdout.splitlines() if line.startswith("RAN python")]
     assert [line.split("needs ")[1] for line in ran] == [
-        *("torchtitan", "lightning", "accelerate", "mmengine and mmpretrain", "hydra")
+        *["transformers"] * 4,
+        *("peft", "torchtitan", "lightning", "accelerate", "mmengine and mmpretrain", "hydra"),
     ]

@@ -1,4 +1,4 @@
-"""torchtitan: its own tiny Llama starts alike alone and under FSDP2, by `param_init` dicts and by the methods of a class."""
+"""torchtitan: its own tiny Llama starts alike alone and under FSDP2, by `param_init` and by the methods of a class."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_mistakes_are_found_before_anything_is_built() -> None:
     ):
         param_init(shared, RECIPE, seed=0)
     assert isinstance(param_init(built(shared), RECIPE, seed=0), nn.Module)
-    with pytest.raises(RunError, match="no module here has a param_init, which came with torchtitan 0.3"):
+    with pytest.raises(RunError, match=r"no module here has a param_init, which came with torchtitan 0\.3"):
         param_init(nn.Linear(2, 2), {"rules": [{"type": "Ones", "name": "**"}]}, seed=0)
     with pytest.raises(RunError, match="dict: no module here has a param_init"):
         param_init({"dim": 2}, RECIPE, seed=0)

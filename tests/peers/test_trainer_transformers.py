@@ -280,6 +280,12 @@ def test_the_recipe_goes_over_what_a_model_within_gave_itself(tmp_path: Path) ->
     assert {record.name for record in init_report(loaded)} == {*left_out}
 
 
+def test_what_was_loaded_is_among_the_skipped_once(tmp_path: Path) -> None:
+    HeadOnly(BertConfig(**SMALL)).save_pretrained(tmp_path)
+    names = [name for name, _ in init_report(HeadOnly.from_pretrained(tmp_path)).skipped]
+    assert len(names) == len(set(names)) > 20
+
+
 def test_what_it_does_not_cover_of_a_model_within_stays() -> None:
     model = HeadOnly(BertConfig(**SMALL))
     assert bool((model.head.weight == 7).all())
@@ -379,6 +385,50 @@ def test_a_subclass_that_writes_over_what_was_loaded_is_named(saved: Path) -> No
     text = r"Spoiling\._init_weights\(Linear\) writes over what was loaded\n  layers\.1\.0\.weight$"
     with pytest.raises(RunError, match=text):
         Spoiling.from_pretrained(without(saved, "layers.1.0.bias"))
+
+
+@pytest.mark.parametrize("how", ["data", "in place", "one row"])
+def test_a_subclass_that_writes_to_another_module_is_named(how: str, saved: Path) -> None:
+    class Meddling(WithHead):
+        def _init_weights(self, module: nn.Module) -> None:
+            super()._init_weights(module)
+            if isinstance(module, nn.Linear) and module.out_features == 300:  # which is right in its head alone
+                weight: Any = self.layers[0][0].weight if how != "one row" else self.embed.weight
+                with torch.no_grad():
+                    if how == "data":
+                        weight.data.normal_(std=0.5)
+                    elif how == "in place":
+                        weight.add_(1)
+                    else:
+                        weight[3].zero_()
+
+    name = "layers.0.0.weight" if how != "one row" else "embed.weight"
+    with pytest.raises(RunError, match=rf"Meddling\._init_weights writes over what was loaded\n  {name}$"):
+        Meddling.from_pretrained(without(saved, "head.weight", "head.bias"))
+    assert Meddling(Config()) is not None  # nothing is loaded when it is built
+
+
+def test_code_by_hand_that_is_lost_within_from_pretrained(saved: Path) -> None:
+    def by_initialize(model: nn.Module) -> None:
+        initialize(model, RULES, seed=0)
+
+    def by_materialize(model: nn.Module) -> None:
+        materialize(model, RULES, seed=0)
+
+    class Own(WithHead):
+        _init_weights = PreTrainedModel._init_weights  # no recipe
+        write: Any
+
+        def init_weights(self) -> None:
+            self.write()
+
+    for write in (by_initialize, by_materialize):
+        Own.write = write
+        text = "while from_pretrained builds a model .* what it writes there is lost. Give the class _init_weights ="
+        with pytest.raises(RunError, match=text):
+            Own.from_pretrained(saved)
+    Own.write = by_initialize
+    assert sites(Own(Config())) == alone()
 
 
 def test_a_recipe_by_hand_over_what_was_loaded_is_named(saved: Path) -> None:

@@ -223,7 +223,9 @@ def test_the_method_for_trainers_says_where_it_does_not_serve(saved: Path) -> No
         _init_weights = init_weights(RULES, seed=0)  # type: ignore[assignment]  # the mistake
 
     assert sites(Whole(Config())) == planned(Body)
-    with pytest.raises(RunError, match=r"while transformers builds Whole on the meta device.*\. Give Whole _init"):
+    with pytest.raises(
+        RunError, match=r"init_weights was called while from_pretrained builds a model.* Give the class _init"
+    ):
         Whole.from_pretrained(saved)
     with pytest.raises(RunError, match=r"writes a whole model, but was called for a Embedding\. Give Single _in"):
         Single(Config())

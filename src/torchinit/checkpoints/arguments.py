@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
 from torchinit.checkpoints.adapters import Adapter
 from torchinit.checkpoints.key_mapping import Renames
 from torchinit.serialization.json import FrozenDict
+
+
+def frozen(given: object) -> Any:
+    """A list as a tuple and a table as a frozen one, with what they hold; anything else as it is."""
+    if isinstance(given, Mapping):
+        return FrozenDict({key: frozen(value) for key, value in given.items()})
+    return tuple(given) if isinstance(given, list) else given
+
+
+def check_sha256(given: str | None) -> None:
+    """Raise ValueError for what cannot be a SHA-256."""
+    if given is not None and not re.fullmatch("[0-9a-fA-F]{64}", given):
+        raise ValueError(f"sha256 must be 64 hexadecimal digits, but got {given!r}")
 
 
 def device_name(place: object) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Final
 
 import torch
 
@@ -12,8 +13,32 @@ from torchinit._text import abbreviate, dtype_name
 from torchinit.checkpoints.adapters import Adapter, Dequantize
 from torchinit.checkpoints.adapters.quantization import is_dequantizable
 from torchinit.checkpoints.formats import Info
+from torchinit.checkpoints.key_mapping import NamedKeys
 from torchinit.initializers.load_report import Mismatch
+from torchinit.model.names import glob_matches
 from torchinit.model.sites import Site
+
+COUNTER: Final = "num_batches_tracked"
+"""The counter of a BatchNorm's runs. Old checkpoints lack it, and nothing depends on it."""
+
+
+def leftovers(
+    names: NamedKeys, used: Collection[str], known: Collection[str], spare: Sequence[str], left: Collection[str]
+) -> tuple[list[str], dict[str, str]]:
+    """The keys that nothing in the model is called: those that are expected, and the others with their names.
+
+    ``known`` are the names of the model, ``spare`` the globs of what is expected, ``left`` the keys that are, too.
+    """
+    expected, others = list[str](), dict[str, str]()
+    for key, name in names.name_of.items():
+        if key in used or (name in known and key not in left):
+            continue
+        is_spare = any(glob_matches(glob, text) for glob in spare for text in (key, name))
+        if key in left or is_spare or name.rpartition(".")[2] == COUNTER:
+            expected.append(key)
+        else:
+            others[key] = name
+    return expected, others
 
 
 def beside(unexpected: Mapping[str, str], taken: Collection[str]) -> Iterator[str]:

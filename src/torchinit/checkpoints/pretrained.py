@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -13,16 +12,22 @@ import torch
 
 from torchinit._text import abbreviate, count, did_you_mean, masked
 from torchinit.checkpoints.adapters import Adapter, Chain, Transpose
-from torchinit.checkpoints.arguments import adapters_by_glob, device_name, float_dtype, pairs
-from torchinit.checkpoints.fits import beside, hooked, misfit, square
+from torchinit.checkpoints.adapters.base import Promise, weakest
+from torchinit.checkpoints.adapters.surroundings import Surroundings
+from torchinit.checkpoints.arguments import adapters_by_glob, check_sha256, device_name, float_dtype, frozen, pairs
+from torchinit.checkpoints.depth import Deepened, Layers, layers_by_glob
+from torchinit.checkpoints.fits import COUNTER, beside, hooked, leftovers, misfit, square
 from torchinit.checkpoints.formats import Info
 from torchinit.checkpoints.key_mapping import KeyMap
 from torchinit.checkpoints.open import InMemory, open_cached
 from torchinit.checkpoints.parameter_order import in_order, is_numbered
 from torchinit.checkpoints.quantized import Companions, Quantized
+from torchinit.checkpoints.shares import apart, peak
 from torchinit.checkpoints.suggestions import advise, offered, suggest_for_shape, tied
 from torchinit.checkpoints.tensor_fill import CheckpointSource, Loaded
 from torchinit.errors import CheckpointError, MissingExtraError
+from torchinit.initializers.base import Fill
+from torchinit.initializers.elementwise import Constant
 from torchinit.initializers.load_report import Cast, LoadReport, Mismatch
 from torchinit.initializers.source import Resolution, SourceInitializer
 from torchinit.model.names import check_globs, glob_matches
@@ -36,8 +41,7 @@ _T = TypeVar("_T")
 OnShape: TypeAlias = Literal["error", "skip"]
 Order: TypeAlias = Literal["names", "parameters"]
 
-_COUNTER: Final = "num_batches_tracked"
-"""The counter of a BatchNorm's runs. Old checkpoints lack it, and nothing depends on it."""
+_FROZEN: Final = ("on_shape", "expect_missing", "expect_unexpected", "layers")
 _PASSED_ON: Final = ("part", "dtype", "map_location", "finite", "lock", "sha256")
 """The options that a fill has under the same names."""
 
@@ -60,6 +64,12 @@ class Pretrained(SourceInitializer):
     besides, by key or by name; other keys that nothing in the model is called are a warning, and an error where
     ``strict`` is asked for. ``on_shape`` is ``"error"`` or ``"skip"``, for all or for each glob. ``adapt`` gives an
     adapter to each glob. Of several globs that match, the last counts.
+
+    Another depth: ``layers`` says which block of the file each block of the model is loaded from, ``[0, 2, 4]``, with
+    ``"new"`` for one that is left to its other rules, or how they are chosen: ``"first"`` and ``"even"`` of a deeper
+    model, ``"stack"`` (all, and all again) and ``"interleave"`` (each several times) of a shallower one, ``"identity"``
+    with copies in between whose ways out are zero, so that they pass on what comes. Blocks count from 0. A dict says it
+    for several lists of blocks, by globs of their names.
 
     What is written: values are cast to the site's dtype, floats never from whole numbers, and nothing from quantized
     values, which need the scale beside them; ``dtype`` rounds them before. ``finite=False`` takes NaN and infinities.
@@ -91,6 +101,7 @@ class Pretrained(SourceInitializer):
     lock: bool = True
     expect_unexpected: str | tuple[str, ...] = ()
     order: Order = "names"
+    layers: Layers = None
 
     def __post_init__(self) -> None:
         check_choice("order", self.order, Order)
@@ -100,7 +111,6 @@ class Pretrained(SourceInitializer):
             check_str(name, getattr(self, name))
         for name in ("finite", "lock"):
             check_bool(name, getattr(self, name))
-        on_shape = self.on_shape
         part = "" if self.part is None and self.order != "names" else self.part
         values = {
             "checkpoint": InMemory.wrap(self.checkpoint, part),
@@ -109,20 +119,23 @@ class Pretrained(SourceInitializer):
             "rename": pairs(self.rename),
             "dtype": float_dtype(self.dtype),
             "adapt": adapters_by_glob(self.adapt),
-            "on_shape": FrozenDict(on_shape) if isinstance(on_shape, Mapping) else on_shape,
+            **{name: frozen(getattr(self, name)) for name in _FROZEN},
         }
-        for name in ("expect_missing", "expect_unexpected"):
-            given = getattr(self, name)
-            values[name] = tuple(given) if isinstance(given, list) else given
         for name, value in values.items():
             object.__setattr__(self, name, value)
         for choices in self.globs["on_shape"].values():
             check_choice("on_shape", choices, OnShape)
         for name, globs in (*self.globs.items(), ("expect_unexpected", self.spare)):
             check_globs(name, globs)
-        if self.sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", self.sha256):
-            raise ValueError(f"sha256 must be 64 hexadecimal digits, but got {self.sha256!r}")
+        check_sha256(self.sha256)
         self.keymap()
+        layers_by_glob(self.layers)
+
+    @property
+    def asks_for(self) -> frozenset[str]:
+        """What it looks at of sites beside what is always known: their roles, what leads out of blocks."""
+        roles = {"role"} if self.layers or self.adapt else set()
+        return frozenset(roles | ({"exit"} if "identity" in layers_by_glob(self.layers).values() else set()))
 
     def keymap(self) -> KeyMap:
         """The map from keys of the file to names of the model."""
@@ -169,7 +182,9 @@ class _Search:
             self.groups.setdefault(site.name, []).append(view)
         self.checkpoint = open_cached(rule.checkpoint, part=rule.part, sha256=rule.sha256)
         by_name = rule.order == "names"
-        self.names = rule.keymap().apply(self.checkpoint.keys()) if by_name else in_order(self.checkpoint, known)
+        names = rule.keymap().apply(self.checkpoint.keys()) if by_name else in_order(self.checkpoint, known)
+        self.depth = Deepened.of(names, known, layers_by_glob(rule.layers))
+        self.names, self.around = self.depth.names, Surroundings(known)
         self.model_names = {view.name for site in known for view in site.views}
         aliases = ((key, self.names.name_of.get(key, key)) for key in self.checkpoint)
         self.companions = Companions(aliases, self.model_names, self.checkpoint.info)
@@ -177,6 +192,7 @@ class _Search:
         self.used: set[str] = set()
         self.lists: dict[str, list[Any]] = defaultdict(list)
         """The lists of the report, by the names of its fields."""
+        self.promises: list[Promise | None] = [self.depth.promise]
         self.doubts: dict[str, list[str]] = {}
         self.options = {name: getattr(rule, name) for name in _PASSED_ON}
         self.transposes = False
@@ -185,30 +201,32 @@ class _Search:
         self.lacking: dict[str, str] = {}
 
     def run(self) -> Resolution:
-        fills: dict[str, Loaded] = {}
+        fills: dict[str, Fill] = {}
         for views in self.groups.values():
             if (fill := self._search(views)) is not None:
                 fills |= {view.name: fill for view in views}
-        taken = {key for fill in fills.values() for key in (*fill.keys, *fill.like)}
+        taken = {key for fill in fills.values() if isinstance(fill, Loaded) for key in (*fill.keys, *fill.like)}
         sizes = {key: self.sizes.get(key, 0) if key in taken else 0 for key in (*taken, *self.used)}
         source = self.rule.checkpoint
         given = source.identity if isinstance(source, InMemory) else source
         return Resolution(fills, account=self._report(fills, taken), used={(given, self.checkpoint.part): sizes})
 
-    def _search(self, views: list[Site]) -> Loaded | None:
+    def _search(self, views: list[Site]) -> Fill | None:
         """The fill of a site, None where the checkpoint has none for it."""
         site, key_of = views[0], self.names.key_of
-        # A tied site may be matched under any of its names; an adapter knows it by the one that its glob fits.
-        key, adapter = "", None
         own = tuple(key_of[view.name] for view in views if view.name in key_of)
+        if any(map(self.depth.is_exit, views)):
+            self.used.update(own)
+            self.lists["adapted"].append((site.name, "zero, which leads out of a new block"))
+            return Constant(0.0)
         try:
-            for view in views if self.rule.adapt else ():
-                if found := last_match(self.rule.adapt, view.name):
-                    key, adapter = view.name, found.bound(view.name, self._dtype, self.companions.dtype_of)
-                if adapter:
-                    break
+            view, adapter = self._adapter(views)
+            key = view.name if adapter else ""
             keys = self._sources(key, adapter) if adapter else self._unique(views, own)
             infos = [self.checkpoint.info(key) for key in keys]
+            shapes = [info.shape for info in infos]
+            if adapter and keys and adapter.changes(shapes, site.shape):
+                adapter = adapter.placed(view, self.around, shapes)
         except (CheckpointError, ValueError) as error:
             self.used.update(own)
             self.lists["mismatched"].append(Mismatch(site.name, str(error)))
@@ -236,6 +254,14 @@ class _Search:
             mismatch = replace(mismatch, why=mismatch.why + offer)
         self.lists["mismatched"].append(mismatch)
         return None
+
+    def _adapter(self, views: Sequence[Site]) -> tuple[Site, Adapter | None]:
+        """The adapter of a site, and the view that it is for: a tied site may be matched under any of its names."""
+        for view in views if self.rule.adapt else ():
+            found = last_match(self.rule.adapt, view.name)
+            if adapter := found and found.bound(view.name, self._dtype, self.companions.dtype_of):
+                return view, adapter
+        return views[0], None
 
     def _unique(self, views: list[Site], own: tuple[str, ...]) -> tuple[str, ...]:
         """The key that a site is loaded from; none if there is none, CheckpointError if there are several."""
@@ -288,6 +314,7 @@ class _Search:
         if adapter is None:
             self.lists["loaded"].append(site.name)
         else:
+            self.promises.append(adapter.promise)
             changes = adapter.changes([info.shape for info in infos], site.shape)
             self.lists["adapted"].append((site.name, f"{adapter}{'' if changes else ', which has nothing to change'}"))
         for doubt in self.companions.doubts(keys, infos, site.dtype):
@@ -301,14 +328,17 @@ class _Search:
         site, names = views[0], adapter.wants(key) if adapter else [view.name for view in views]
         if not names:
             self.lists["declined"].append((site.name, str(adapter)))
-        elif site.leaf == _COUNTER or any(glob_matches(glob, site.name) for glob in self.globs["expect_missing"]):
+        elif site.name.startswith(self.depth.new):
+            self.lists["declined"].append((site.name, "in a new block"))
+        elif site.leaf == COUNTER or any(glob_matches(glob, site.name) for glob in self.globs["expect_missing"]):
             self.lists["expected"].append(site.name)
         elif quantized := next(filter(None, map(self.companions.instead, names)), None):
             self.lists["mismatched"].append(self._refused(site, quantized))
         else:
             self.lists["missing"].append(site.name)
 
-    def _report(self, fills: Collection[str], taken: Collection[str]) -> LoadReport:
+    def _report(self, fills: Mapping[str, Fill], taken: Collection[str]) -> LoadReport:
+        self.lists["mismatched"] += apart(fills, self.model_names)
         names, missing, loaded = self.names, self.lists["missing"], self.lists["loaded"]
         found = len(loaded) + len(self.lists["adapted"])
         sites = {views[0].name: views[0] for views in self.groups.values()}  # an alias may be all that is matched
@@ -331,8 +361,10 @@ class _Search:
             notes.append(
                 f"hooks by which {classes} may change what is loaded are not run here, as load_checkpoint does"
             )
+        notes += self.depth.notes
         if self.transposes:
             notes += square([sites[name] for name in loaded])
+        notes += peak(fills, self.checkpoint, sites)
         every = [view.name for views in self.groups.values() for view in views]
         # Keys that lie outside of the prefix may be named, too, although they are not looked at.
         keys = dict.fromkeys((*self.checkpoint, *names.name_of.values()))
@@ -343,7 +375,8 @@ class _Search:
             for glob in globs
             if not any(glob_matches(glob, name) for name in known)
         )
-        spare, unexpected = self._unexpected()
+        spare, unexpected = leftovers(names, self.used, self.model_names, self.rule.spare, self.depth.left)
+        made, lost = any(self.promises), any(self.lists[fate] for fate in ("missing", "declined", "expected"))
         lists: dict[str, Any] = {name: tuple(items) for name, items in self.lists.items()}
         return LoadReport(
             source=masked(str(self.rule.checkpoint)),
@@ -359,20 +392,8 @@ class _Search:
             doubts=(*self.checkpoint.notes, *(f"{abbreviate(at)}: {doubt}" for doubt, at in self.doubts.items())),
             hints=(*self.remedies, *(offered(*offer) for offer in self.offers.most_common()), *hints),
             guess=guess,
+            promise=weakest([*self.promises, *(["none"] if made and lost else [])]),
         )
-
-    def _unexpected(self) -> tuple[list[str], dict[str, str]]:
-        """The keys that nothing in the model is called: those that are expected, and the others with their names."""
-        spare, others = list[str](), dict[str, str]()
-        for key, name in self.names.name_of.items():
-            if key in self.used or name in self.model_names:
-                continue
-            expected = any(glob_matches(glob, text) for glob in self.rule.spare for text in (key, name))
-            if expected or name.rpartition(".")[2] == _COUNTER:
-                spare.append(key)
-            else:
-                others[key] = name
-        return spare, others
 
 
 def last_match(globs: Mapping[str, _T], name: str) -> _T | None:

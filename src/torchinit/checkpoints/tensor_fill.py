@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias, final
 import torch
 from torch import Tensor, nn
 
-from torchinit._frozen import quickly_made
+from torchinit._frozen import changed, quickly_made
 from torchinit._text import masked
 from torchinit.checkpoints.adapters import Adapter, ReadPlan
 from torchinit.checkpoints.formats import Checkpoint
@@ -32,6 +32,8 @@ else:
 
 _SMALL: Final = 1 << 13
 """Of no more elements than this a tensor takes longer to ask for than to read."""
+_PIECE: Final = 1 << 22
+"""So many bytes of a shard are made at a time, where an adapter goes by slices: what it computes lies beside them."""
 _MANY: Final = 1 << 9
 """So many small tensors are read after one look at their file: few enough that nothing happens to it meanwhile."""
 
@@ -148,9 +150,12 @@ class Loaded(Fill):
             widens = dtype.is_floating_point and all(_most(to) >= _most(dtype) for to in (self.dtype or dtype, target))
             if self.finite or not widens:
                 self._check_range(key, checkpoint.read(key, box), target)
+            if self.adapter and _share_memory(checkpoint.read(key, box), shard.local):
+                what = f"is made by {self.adapter} of {key} of the model itself, which is written at the same time"
+                raise CheckpointError(f"{what}; give its file, or copies of its tensors")
         if self.adapter and _most(target) < _most(torch.float32):  # what is computed may be larger than what is read
-            read = [checkpoint.read(key, box) for key, box in zip(self.keys, plan.boxes, strict=True)]
-            self._check_range(self.key or self.keys[0], plan.combine(read), target)
+            for piece in self._pieces(shard):
+                self._check_range(self.key or self.keys[0], self._values(checkpoint, piece, "cpu"), target)
         for other in self.like:
             first, second = checkpoint.read(self.keys[0]), checkpoint.read(other)
             if first.shape != second.shape or not torch.equal(first, second):
@@ -162,11 +167,26 @@ class Loaded(Fill):
     def write(self, shard: Shard, noise: Noise) -> None:
         del noise
         checkpoint = self._checkpoint(again=False)
+        for piece in self._pieces(shard):
+            values = self._values(checkpoint, piece, self.map_location)
+            transfer(values if self.dtype is None else values.to(self.dtype), piece.local)
+
+    def _values(self, checkpoint: Checkpoint, shard: Shard, device: str) -> Tensor:
+        """The values of a shard, computed on a device."""
         plan = self._read_plan(checkpoint, shard)
         read = (checkpoint.read(key, box) for key, box in zip(self.keys, plan.boxes, strict=True))
-        device = self.map_location
-        values = plan.combine([tensor if device == "cpu" else tensor.to(device) for tensor in read])
-        transfer(values if self.dtype is None else values.to(self.dtype), shard.local)
+        return plan.combine([tensor if device == "cpu" else tensor.to(device) for tensor in read])
+
+    def _pieces(self, shard: Shard) -> Iterator[Shard]:
+        """The shard in pieces that are made one after the other; as a whole where its adapter needs all at once."""
+        local = shard.local
+        if self.adapter is None or not self.adapter.goes_by_slices or local.nbytes <= _PIECE:
+            yield shard
+            return
+        rows = max(1, _PIECE * len(local) // local.nbytes)
+        for low in range(0, len(local), rows):
+            start = replaced(shard.start, 0, shard.start[0] + low)
+            yield changed(shard, local=local[low : low + rows], start=start)
 
     def _read_plan(self, checkpoint: Checkpoint, shard: Shard) -> ReadPlan:
         box = Box(shard.start, tuple(shard.local.shape))
@@ -223,6 +243,10 @@ def _prepare_file(pairs: Sequence[tuple[Loaded, Shard]]) -> list[str]:
             fill, shard = pairs[at]
             reasons[at] = why_not(fill._check_largest, fill.keys[0], largest, values.dtype, shard.local.dtype)
     return reasons
+
+
+def _share_memory(read: Tensor, local: Tensor) -> bool:
+    return local.numel() > 0 and read.untyped_storage().data_ptr() == local.untyped_storage().data_ptr()
 
 
 def _samples(shape: tuple[int, ...]) -> Iterator[Box]:

@@ -141,6 +141,16 @@ def only_of(arguments: argparse.Namespace) -> str | list[str] | None:
     return "missing" if only == ["missing"] else only
 
 
+def check_page(path: str | None) -> None:
+    """Raise for a page that could not be written at the end: without jinja2, or into no folder."""
+    from torchinit.pages.page import jinja
+
+    if path is not None:
+        jinja()
+        if not Path(path).expanduser().parent.is_dir():
+            raise UsageError(f"--html: there is no folder {str(Path(path).parent)!r}")
+
+
 def artifact_of(arguments: argparse.Namespace) -> str:
     """The file that a finding without a line points to: the model's, else the recipe's."""
     path = arguments.model.rpartition(":")[0]

@@ -11,6 +11,8 @@ from torchinit.distributed.materialize import Start as Start
 from torchinit.distributed.materialize import own_starts as own_starts
 from torchinit.distributed.own_code import needs as needs
 from torchinit.distributed.own_code import own_resets as own_resets
+from torchinit.distributed.plain_shards import initialize_shards
 from torchinit.distributed.replicas import verify_replicas, verify_stages
+from torchinit.model.shards import Shard
 
-__all__ = ["verify_replicas", "verify_stages"]
+__all__ = ["Shard", "initialize_shards", "verify_replicas", "verify_stages"]

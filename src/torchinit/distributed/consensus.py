@@ -27,6 +27,7 @@ from torchinit.noise import Keyed, Noise
 from torchinit.noise.keyed import STREAM
 from torchinit.plans.fingerprint import hashed
 from torchinit.plans.observers import noise_in_use
+from torchinit.plans.origin import steps_of
 from torchinit.plans.plan import Plan
 from torchinit.plans.report import Report
 from torchinit.plans.run import Agree
@@ -68,14 +69,6 @@ def intent_of(
         else:
             plain += [name, entry.name] if only_spread else [name]
     return RankIntent(words, {**steps, **held}, frozenset(plain))
-
-
-def steps_of(plan: Plan) -> dict[str, str]:
-    """The effect of each step of a plan, by the name of its site."""
-    return {
-        step.site.name: f"{step.fill!r}{step.fill.content} in {list(step.site.shape)} {step.site.dtype}"
-        for step in plan.steps
-    }
 
 
 def initialize_together(

@@ -14,7 +14,7 @@ from torchinit._text import count, dtype_name
 from torchinit.distributed import allocation
 from torchinit.distributed.allocation import Allocation, ModuleTensor, allocate, module_tensors, unwritten
 from torchinit.distributed.collectives import is_shared, over_group, run_collectively
-from torchinit.distributed.consensus import RankIntent, check_consensus, intent_of, steps_of
+from torchinit.distributed.consensus import RankIntent, check_consensus, intent_of
 from torchinit.distributed.own_code import OwnCodeResult, make_buffers
 from torchinit.distributed.replicas import check_parts, compare_replicas
 from torchinit.errors import RunError
@@ -24,6 +24,7 @@ from torchinit.model.dtensor import is_distributed, local_part
 from torchinit.noise import Keyed, Noise
 from torchinit.plans.observers import noise_in_use
 from torchinit.plans.only import prove
+from torchinit.plans.origin import steps_of
 from torchinit.plans.plan import FROZEN, Plan
 from torchinit.plans.report import Record, Report
 from torchinit.plans.run import Progress, local_shards, run
@@ -40,7 +41,8 @@ class Start(Protocol):
     """The source of a model's first values. Nothing of it touches the model before :meth:`write`.
 
     ``intent`` is what the ranks compare before anything has memory; ``certain`` the names that are sure to be
-    written, so that nothing else need make them.
+    written, so that nothing else need make them; ``drawn`` of the sites each value of which is a draw of its own, so
+    that no two parts are the same.
     """
 
     @property
@@ -49,9 +51,7 @@ class Start(Protocol):
     def certain(self) -> Collection[str]: ...
 
     @property
-    def drawn(self) -> Collection[str]:
-        """The names of the sites each value of which is a draw of its own, so that no two parts are the same."""
-        return ()
+    def drawn(self) -> Collection[str]: ...
 
     def initializes(self, module: nn.Module) -> bool:
         """Whether it calls the module's ``init_weights``."""

@@ -20,6 +20,7 @@ _SAVED: Final = {"uninitialized": "bare", "unused_patterns": "idle"}
 """The keys of fields in saved plans and reports, where they are not the names of today."""
 _ROWS: Final = {"mismatched": ("site", "why", "reason"), "casts": ("site", "dtypes")}
 """The fields of what is saved as rows; a mismatch had no reason at first."""
+_PROMISES: Final = {"function": "same function", "statistics": "same statistics", "none": "none"}
 _REMEDIES: Final = {
     "shape": "on_shape='skip' leaves what has another shape to its other rules",
     "kind": "numbers of another kind are not cast: exclude these sites, or give a dict of what you cast",
@@ -99,7 +100,9 @@ class LoadReport(Tabular):
     ``elements`` counts those of ``loaded`` and ``adapted``, and of all sites that were looked for, ``file_elements``
     those of the file that rules take, and all that it has. ``doubts`` says
     which of them may mean something else than their numbers, ``notes`` how names were found, ``hints`` how more of
-    them would be, ``guess`` the same as arguments; ``failure`` why the file could not be read.
+    them would be, ``guess`` the same as arguments; ``failure`` why the file could not be read. ``promise`` is what the
+    model keeps of the one in the file, where it is made of it and not just loaded: ``"function"``, all that it
+    computes, ``"statistics"``, or ``"none"``.
 
     >>> account = LoadReport("resnet50.pth", loaded=("conv1.weight",), missing=("fc.weight",), elements=(90, 100))
     >>> print(account)
@@ -130,6 +133,7 @@ class LoadReport(Tabular):
     hints: tuple[str, ...] = ()
     guess: Guess | None = None
     failure: str = ""
+    promise: Literal["none", "statistics", "function"] | None = None
 
     @property
     def found(self) -> int:
@@ -273,6 +277,8 @@ class LoadReport(Tabular):
         if self.failure:
             return
         yield from self.notes
+        if self.promise:
+            yield f"promise: {_PROMISES[self.promise]}"
         sites = () if told else (("adapted", self.adapted), ("declined", self.declined), ("mismatched", self._lost))
         for fate, pairs in sites:
             yield from (f"{fate} {line}" for line in _listed(pairs, 10, ": "))

@@ -110,7 +110,7 @@ class ParamInit:
         return Report(
             tuple(self.records.values()),
             untouched=tuple(site.name for site in left if site.kind == "parameter" and site.numel),
-            skipped=(*((skip.site.name, skip.why) for skip in self.plan.skipped), *loaded.items()),
+            skipped=tuple(({skip.site.name: skip.why for skip in self.plan.skipped} | loaded).items()),
             unused=tuple(hint for _, hint in self.plan.unused),
             noise=str(self.noise),
             buffers=tuple(site.name for site in left if site.kind == "buffer"),

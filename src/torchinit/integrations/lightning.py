@@ -14,9 +14,10 @@ from torch import nn
 
 from torchinit.api import initialize, materialize, plan
 from torchinit.distributed.collectives import is_shared, over_group, run_collectively
-from torchinit.distributed.consensus import check_consensus, intent_of, steps_of
+from torchinit.distributed.consensus import check_consensus, intent_of
 from torchinit.errors import RunError
 from torchinit.noise import Keyed
+from torchinit.plans.origin import steps_of
 from torchinit.plans.plan import Plan, Strict
 from torchinit.plans.report import Report
 from torchinit.recipes import RecipeLike, to_rules
@@ -27,7 +28,7 @@ _PACKAGES: Final = ("lightning.pytorch", "pytorch_lightning")
 
 
 class InitCallback:
-    """Writes the first weights of a LightningModule by a recipe: ``Trainer(callbacks=[InitCallback("llama", seed=0)])``.
+    """Write the first weights of a LightningModule by a recipe: ``Trainer(callbacks=[InitCallback("llama", seed=0)])``.
 
     It acts in ``fit`` alone, once the module is whole and before a strategy wraps it: after ``configure_model``, where
     the module has one, else after its ``setup``, else before both. Every process writes the values that one alone
@@ -179,10 +180,10 @@ def _overrides(module: nn.Module, name: str) -> bool:
     return not str(home).startswith(("lightning.pytorch.", "pytorch_lightning."))
 
 
-# Lightning has no hook between configure_model and the strategy that wraps the model. on_fit_start was tried: optimizers
-# exist by then, some with copies of the values, FSDP1 has flattened the parameters, and an average of weights that is
-# kept beside them has taken the old ones. So the module's own hook is called through one that writes afterwards, which
-# takes itself away when it is called, or when the run ends. What can fail: a module whose hooks are looked up elsewhere.
+# Lightning has no hook between configure_model and the strategy that wraps the model. on_fit_start was tried: there are
+# optimizers by then, some with copies of the values, FSDP1 has flattened the parameters, and an average of weights that
+# is kept beside them has taken the old ones. So the module's own hook is called through one that writes afterwards and
+# takes itself away when it is called, or when the run ends. It fails for a module whose hooks are looked up elsewhere.
 
 
 def _call_after(module: nn.Module, name: str, then: Callable[[], object]) -> Callable[[], object]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,8 +14,7 @@ from torchinit.api import initialize, materialize
 from torchinit.distributed.allocation import ModuleTensor, module_tensors
 from torchinit.distributed.own_code import make_buffers
 from torchinit.errors import RunError
-from torchinit.model.sites import layer_class
-from torchinit.plans.only import is_loaded
+from torchinit.plans.only import is_loaded, refuse_while_built
 from torchinit.plans.plan import Strict
 from torchinit.plans.report import Report
 from torchinit.recipes import RecipeLike, to_rules
@@ -74,9 +73,6 @@ def init_weights(
     return init_weights
 
 
-_PRETRAINED = "transformers.modeling_utils.PreTrainedModel"
-
-
 def _check_call(model: nn.Module, device: object) -> None:
     """Raises RunError where what would be written is lost, or is not what was asked for."""
     instead = (
@@ -85,11 +81,7 @@ def _check_call(model: nn.Module, device: object) -> None:
     )
     if isinstance(device, nn.Module):  # as transformers calls _init_weights
         raise RunError(f"init_weights writes a whole model, but was called for a {type(device).__name__}. {instead}")
-    if torch.get_default_device().type == "meta" and layer_class(cast("Any", type(model))).is_a(_PRETRAINED):
-        raise RunError(
-            f"init_weights was called while transformers builds {type(model).__name__} on the meta device, to load it"
-            f" afterwards: what it writes there is lost. {instead}"
-        )
+    refuse_while_built("init_weights")
 
 
 def _make_buffers(model: nn.Module, report: Report, device: torch.device | None, seed: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
 import sys
 from collections import defaultdict
@@ -144,6 +145,7 @@ class RecipeMethod:
         self.owner: type | None = None
         self.name = ""
         self.passing: WeakKeyDictionary[nn.Module, ParamInit | None] = WeakKeyDictionary()
+        self.loaded: WeakKeyDictionary[nn.Module, list[tuple[Tensor, Snapshot]]] = WeakKeyDictionary()
 
     def __set_name__(self, owner: Any, name: str) -> None:
         self.owner, self.name = owner, name
@@ -167,13 +169,15 @@ class RecipeMethod:
         own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
         waiting = model.parameters() if module is model else own
         if any(tensor.is_meta and not is_loaded(tensor) for tensor in waiting):
-            self.passing.pop(model, None)
+            self._end(model)
             return  # as accelerate builds models: there is nothing to write to, and it is not done
         was_done = bool(getattr(model, "_is_hf_initialized", False))
         is_half = any(map(is_loaded, own)) and not all(map(is_loaded, own))
         before = [(tensor, _content(tensor)) for tensor in own if is_half and is_loaded(tensor)]
         self.passing.setdefault(model, None)
-        is_over = True
+        if model not in self.loaded:
+            self.loaded[model] = self._loaded(model)
+        is_over, elsewhere = True, list[tuple[Tensor, Snapshot]]()
         try:
             inherited()
             if module is model:
@@ -181,10 +185,25 @@ class RecipeMethod:
             is_over = module is model
         finally:
             if is_over:
-                self.passing.pop(model, None)
-        if lost := [self._named(model, tensor) for tensor, content in before if _content(tensor) != content]:
-            headline = f"{type(model).__name__}._init_weights({type(module).__name__}) writes over what was loaded"
-            raise RunError(headline, lost)
+                elsewhere = self._end(model)
+        lost = [tensor for tensor, content in before if _content(tensor) != content]
+        lost += [tensor for tensor, was in elsewhere if _is_changed(tensor, was)]
+        if lost:
+            asked = f"({type(module).__name__})" if before else ""
+            headline = f"{type(model).__name__}._init_weights{asked} writes over what was loaded"
+            raise RunError(headline, [self._named(model, tensor) for tensor in lost])
+
+    def _end(self, model: nn.Module) -> list[tuple[Tensor, Snapshot]]:
+        """End a pass, and return what was loaded before it; a trial of code that may make buffers is within one."""
+        self.passing.pop(model, None)
+        return [] if is_tried() else self.loaded.pop(model, [])
+
+    @staticmethod
+    def _loaded(model: nn.Module) -> list[tuple[Tensor, Snapshot]]:
+        """What was loaded, as it is, where a subclass goes on in a method of its own: it may write to any module."""
+        if isinstance(inspect.getattr_static(type(model), "_init_weights", None), RecipeMethod):
+            return []
+        return [(one, snapshot(one)) for one in (*model.parameters(), *model.buffers()) if is_loaded(one)]
 
     def _write(self, model: nn.Module, module: nn.Module) -> None:
         """Write the values of a module's own tensors."""
@@ -259,6 +278,13 @@ class RecipeMethod:
     def _named(model: nn.Module, tensor: Tensor) -> str:
         every = (*model.named_parameters(), *model.named_buffers())
         return next((name for name, one in every if one is tensor), "a tensor")
+
+
+def _is_changed(tensor: Tensor, was: Snapshot) -> bool:
+    """Whether a tensor was written, by its sample, or by torch's count of writes where that is not all of it."""
+    now = snapshot(tensor)
+    whole = now.content is not None and len(now.content) == tensor.numel() * tensor.element_size()
+    return now.content != was.content or (not whole and now.version != was.version)
 
 
 def _content(tensor: Tensor) -> bytes | None:

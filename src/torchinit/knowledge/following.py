@@ -89,12 +89,18 @@ def with_activations(model: nn.Module, sites: Iterable[Site]) -> tuple[Site, ...
     >>> [site.activation for site in with_activations(model, sites(model)) if site.leaf == "weight"]
     ['leaky_relu(0.2)', 'linear']
     """
+    followers = followers_in(model)
+    return tuple([_with_activation(site, followers) for site in sites])
+
+
+def followers_in(model: nn.Module) -> dict[str, Follower]:
+    """The nonlinearity behind each layer of a model, by the layer's name, as :func:`with_activations` finds it."""
     followers: dict[str, Follower] = {}
     _visit(*_unwrapped(model), _LINEAR, followers)
     if not is_bare(".\n".join((*followers, ""))):
         bare = {normalize(f"{name}.weight").rpartition(".")[0]: follower for name, follower in followers.items()}
         followers = {**bare, **followers}
-    return tuple([_with_activation(site, followers) for site in sites])
+    return followers
 
 
 _MANY: Final = 8

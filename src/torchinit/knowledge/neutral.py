@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torchinit._frozen import changed
 from torchinit._text import full_name
 from torchinit.model.sandbox import INTERNAL, Sandbox, answer
-from torchinit.model.sites import Site
+from torchinit.model.sites import KnownSites, Site
 from torchinit.model.traversal import HeldTensor, walk_tensors
 
 _TORCH_NORMS = (
@@ -89,23 +89,37 @@ def with_neutral(model: nn.Module, sites: Iterable[Site]) -> tuple[Site, ...]:
     >>> {site.name: site.neutral for site in with_neutral(model, sites(model))}
     {'0.weight': None, '0.bias': None, '1.weight': 1.0, '1.bias': 0.0}
     """
-    every = tuple(sites)
+    return tuple(with_asked(model, KnownSites(map(with_known, sites))))
+
+
+def with_known(site: Site) -> Site:
+    """The site with its neutral value, if that is known of its class."""
+    lineage = site.owner.lineage
+    value = KNOWN.get(lineage[0], _NONE).get(site.leaf) if lineage and site.kind == "parameter" else None
+    if value is None and not site.aliases:
+        return site
+    return changed(site, neutral=value, aliases=tuple(map(with_known, site.aliases)))
+
+
+def with_asked(model: nn.Module, sites: KnownSites) -> KnownSites:
+    """The sites with the neutral values of those norms, too, that have to be asked."""
+    is_of_torch = {id(site.owner): _is_torch_layer(site) for site in sites}  # like layers share a class
     layers: dict[str, list[Site]] = defaultdict(list)
-    for site in every:
-        for view in site.views if site.aliases else (site,):
-            if view.kind == "parameter" and not _is_torch_layer(view):
-                layers[view.owner_name].append(view)
+    for site in sites:
+        if site.aliases or not is_of_torch[id(site.owner)]:
+            for view in site.views:
+                if view.kind == "parameter" and not _is_torch_layer(view):
+                    layers[view.owner_name].append(view)
     unknown = {view.name for views in layers.values() if _may_be_norm(views) for view in views}
     asked = _asked(model, unknown) if unknown else {}
 
     def with_value(site: Site) -> Site:
-        known = KNOWN.get(site.owner.lineage[0]) if site.owner.lineage and site.kind == "parameter" else None
-        value = (known or _NONE).get(site.leaf, asked.get(site.name)) if known or asked else None
-        if value is None and not site.aliases:
-            return site
+        value = asked.get(site.name) if site.neutral is None else site.neutral
         return changed(site, neutral=value, aliases=tuple(map(with_value, site.aliases)))
 
-    return tuple(map(with_value, every))
+    # Looked for under all names.
+    found = {at: site for at, site in enumerate(sites) if asked and any(view.name in asked for view in site.views)}
+    return sites.changed({at: with_value(site) for at, site in found.items()}) if found else sites
 
 
 def _is_torch_layer(site: Site) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from fnmatch import translate
 from functools import cache, lru_cache
+from importlib.metadata import EntryPoint
 from importlib.resources import files
 from typing import Any, Final, NamedTuple
 
@@ -22,6 +23,7 @@ from torchinit.errors import ConfigError
 from torchinit.model.names import WRAPPERS, check_glob, glob_matches
 from torchinit.model.sites import Site
 from torchinit.model.traversal import HeldTensor, walk_tensors
+from torchinit.serialization.plugins import described, plugins, read_plugin, unloadable
 
 UNSURE: Final = "unsure"
 """The name of the role that nobody knows."""
@@ -136,6 +138,36 @@ def _shipped() -> tuple[RoleRule, ...]:
 
 
 _OWN: list[RoleRule] = []
+_PLUGINS: Final = "torchinit.roles"
+
+
+@lru_cache
+def _offered(point: EntryPoint) -> tuple[RoleRule, ...]:
+    """The rules in the file of another package."""
+    text = read_plugin(point, "roles")
+    try:
+        return read_rules(text)
+    except ConfigError as error:
+        raise unloadable(point, "roles", error) from error
+
+
+def all_rules() -> tuple[RoleRule, ...]:
+    """The rules in the order in which they are tried: those of :func:`register_roles`, of plug-ins, of the package."""
+    return (*_OWN, *(rule for point in plugins(_PLUGINS).values() for rule in _offered(point)), *_shipped())
+
+
+def known_roles() -> dict[str, str]:
+    """The roles that there are, each with whose rules give it, the package's own first.
+
+    >>> known_roles()["attn.q"]
+    'torchinit'
+    """
+    offers = [(_offered(point), described(point)) for point in plugins(_PLUGINS).values()]
+    found = dict.fromkeys(_BY_CODE, "torchinit")
+    for rules, whose in ((_shipped(), "torchinit"), *offers, (_OWN, "register_roles")):
+        for rule in rules:
+            found.setdefault(rule.role, whose)
+    return dict(sorted(found.items()))
 
 
 def register_roles(rules: str | Iterable[RoleRule]) -> None:
@@ -163,7 +195,7 @@ def roles(model: nn.Module) -> Mapping[str, Role]:
 
 
 def _roles_of(model: nn.Module, held: Iterable[HeldTensor]) -> _Roles:
-    modules = dict(model.named_modules(remove_duplicate=False))
+    modules, rules = dict(model.named_modules(remove_duplicate=False)), all_rules()
     held = [*held]
     weights = {id(entry.place.module): _shape(entry) for entry in held if entry.leaf == "weight"}
     found: dict[object, dict[str, Role]] = defaultdict(dict)
@@ -173,7 +205,7 @@ def _roles_of(model: nn.Module, held: Iterable[HeldTensor]) -> _Roles:
         shapes[entry.name] = _shape(entry)
         # Of a bias the shape of its weight tells. It is not asked of the layer: a spectral norm moves when looked at.
         shape = weights.get(id(entry.place.module), ()) if entry.leaf == "bias" else ()
-        found[entry.key][entry.name] = _role_of(entry, modules, len(shape or shapes[entry.name]))
+        found[entry.key][entry.name] = _role_of(entry, modules, len(shape or shapes[entry.name]), rules)
     names = {name: next(iter(group)) for group in found.values() for name in group}
     named = {next(iter(group)): _of_all_names(group, tables) for group in found.values()}
     for name, role in _told_by_shapes(named, shapes):
@@ -242,16 +274,16 @@ def role_matches(glob: str, role: str) -> bool:
 
 
 @lru_cache(maxsize=8)
-def _known(own: tuple[RoleRule, ...]) -> frozenset[str]:
+def _known(rules: tuple[RoleRule, ...]) -> frozenset[str]:
     """The roles that there are, with and without what stands in brackets."""
-    roles = {rule.role.removesuffix(BIAS) for rule in (*own, *_shipped())}.union(_BY_CODE)
+    roles = {rule.role.removesuffix(BIAS) for rule in rules}.union(_BY_CODE)
     return frozenset(roles | {role.partition("[")[0] for role in roles})
 
 
 def check_role(glob: object) -> None:
     """Raise ValueError for a role that no rule gives, or a glob that begins like none; the text has the near name."""
     check_glob(glob)
-    known, wanted = _known(tuple(_OWN)), str(glob).removesuffix(BIAS)
+    known, wanted = _known(all_rules()), str(glob).removesuffix(BIAS)
     head = _head(wanted)  # and no more, since to compile 40,000 globs of a stranger takes too long
     if wanted not in known and (head == wanted or not any(role.startswith(head) for role in known)):
         groups = {f"{role.partition('.')[0]}.*" for role in known}
@@ -284,13 +316,13 @@ def _shape(entry: HeldTensor) -> tuple[int, ...]:
     return () if is_lazy(entry.tensor) else tuple(entry.tensor.shape)
 
 
-def _role_of(entry: HeldTensor, modules: Mapping[str, nn.Module], ndim: int) -> Role:
+def _role_of(entry: HeldTensor, modules: Mapping[str, nn.Module], ndim: int, rules: Iterable[RoleRule]) -> Role:
     if entry.kind == "buffer":
         return Role("buffer", "a buffer")
     place, owner = _place(entry, modules, ndim), entry.place.module
     if _is_norm(owner, entry):
         return Role("norm.shift" if place.is_bias else "norm.scale", f"of a {place.layer[0]}")
-    for rule in (*_OWN, *_shipped()):
+    for rule in rules:
         if why := rule.why(place):
             return Role(rule.role + BIAS * (place.is_bias and rule.bias is None), why)
     return _convolution(owner, place) or Role(UNSURE, f"no rule knows {place.leaf!r} in {place.parent}", sure=False)

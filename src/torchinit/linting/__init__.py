@@ -6,19 +6,23 @@ from torchinit.linting import checks as checks
 from torchinit.linting.findings import Finding, Findings
 from torchinit.linting.lint import assert_initialized, lint
 from torchinit.linting.parity import assert_meta_parity, meta_parity
-from torchinit.linting.registry import CHECKS, SEVERITIES, Severity
+from torchinit.linting.registry import CHECKS, SEVERITIES, Hit, Severity, check
 from torchinit.linting.registry import Check as Check
+from torchinit.linting.registry import known_checks as known_checks
 from torchinit.linting.registry import select_checks as select_checks
 from torchinit.linting.target import ConstructionRecorder as ConstructionRecorder
+from torchinit.linting.target import LintTarget as LintTarget
 
 __all__ = [
     "CHECKS",
     "Finding",
     "Findings",
+    "Hit",
     "SEVERITIES",
     "Severity",
     "assert_initialized",
     "assert_meta_parity",
+    "check",
     "lint",
     "meta_parity",
 ]

@@ -51,9 +51,9 @@ def lint(
     to be initialized; ``trace``: what :func:`torchinit.trace` saw; ``report``: what :func:`torchinit.initialize`
     returned; ``loaded``: the values that were loaded into it. With a process ``group``
     (``torch.distributed.group.WORLD``: all ranks) its ranks compare what they hold, parts that are equal and replicas
-    that are not: all of them have to call this, and an error on one is an error on all. Nothing is written, no memory beyond a chunk is taken,
-    but for weights that may be copies of each other, and a model on the meta device is checked for what needs no
-    values.
+    that are not: all of them have to call this, and an error on one is an error on all. Nothing is written, no memory
+    beyond a chunk is taken, but for weights that may be copies of each other, and a model on the meta device is checked
+    for what needs no values.
 
     ``select`` and ``ignore`` take codes (``"TI301"``), beginnings of codes (``"TI3"``) and names
     (``"same-in-layers"``). Raises ConfigError for what is none of these, and for a recipe that cannot be read.

@@ -42,7 +42,9 @@ class BaseModule(nn.Module, metaclass=ABCMeta):
     ``init_weights()`` carries out the ``init_cfg``, then calls ``init_weights`` of each direct child, then
     loads what a ``Pretrained`` entry names. ``init_cfg=dict(amend=...)``, given as a keyword, changes entries of
     the class's own instead of taking its place: :func:`amend`. A subclass may override ``init_weights``; what
-    its code writes is seen and recorded.
+    its code writes is seen and recorded. ``skip_init``, an attribute of any module or class of the tree, keeps
+    weights that are there: True for all below it, or names of what is below. Neither an ``init_cfg`` nor an
+    ``init_weights`` writes them then.
 
     >>> class Head(BaseModule):
     ...     def __init__(self, init_cfg=dict(type="Normal", layer="Linear", std=0.01, bias=0.5)):
@@ -230,7 +232,9 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 
 def initialize_child(child: nn.Module, session: Session) -> None:
-    """Call ``init_weights`` of a module below the one that is being initialized."""
+    """Call ``init_weights`` of a module below the one that is being initialized, unless ``skip_init`` keeps it."""
+    if session.kept.holds(child):
+        return
     call: Any = child.init_weights
     if getattr(call, "__func__", None) in _WATCHED and current(call.__self__) is session:  # it may be another's method
         call()

@@ -78,6 +78,7 @@ def initialize(
     with session.wholes or nullcontext():
         session.check_memory(init_cfg)
         reports = carry_out(module, init_cfg, session)
+        session.kept.check(session.provenance.written())
         return _joined(module, reports, session, session.report(stats=stats))
 
 

@@ -6,9 +6,10 @@ import logging
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from string import Formatter
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from torch import nn
 
@@ -22,7 +23,13 @@ from torchinit.mmengine.functional import formula, kaiming, trunc_normal, xavier
 from torchinit.mmengine.log import log
 from torchinit.mmengine.registry import WEIGHT_INITIALIZERS, InitCfgAssertionError, InitCfgTypeError
 from torchinit.mmengine.session import MARK, Session, current
+from torchinit.rules.catalog import SCHEMA
 from torchinit.rules.rule import Rule
+from torchinit.rules.selectors import Name
+from torchinit.serialization.reading import Reader
+
+_SOURCE_WORDS: Final = frozenset({"layers", "adapt", "rename", "part"})
+"""What an entry may say of a checkpoint beyond MMEngine."""
 
 
 class BaseInit:
@@ -243,7 +250,8 @@ class PretrainedInit:
 
     ``prefix`` takes the part of the checkpoint below that name. Files are read without running code in them. Raises
     FileNotFoundError, CheckpointError for a file that is not a checkpoint, AssertionError where nothing lies below the
-    prefix; warns where nothing fits. In a recipe :class:`torchinit.Pretrained` does more.
+    prefix; warns where nothing fits. ``layers``, ``adapt``, ``rename`` and ``part`` are those of
+    :class:`torchinit.Pretrained`, by which such an entry is planned; what an adapter cannot make is a CheckpointError.
 
     >>> PretrainedInit("resnet50.pth", prefix="backbone.").checkpoint
     'resnet50.pth'
@@ -256,6 +264,7 @@ class PretrainedInit:
         self, checkpoint: str | os.PathLike[str], prefix: str | None = None, map_location: Any = "cpu", **words: Any
     ) -> None:
         self.extension = Extension.taken_from(words, type(self).__name__)
+        self.source_words = {word: words.pop(word) for word in _SOURCE_WORDS & words.keys()}
         if words:
             raise TypeError(f"{type(self).__name__}.__init__() got an unexpected keyword argument {min(words)!r}")
         if not isinstance(checkpoint, (str, os.PathLike)):
@@ -266,16 +275,27 @@ class PretrainedInit:
             if getattr(self.extension, word) != getattr(Extension(), word):
                 raise InitCfgTypeError(f"{word} means nothing beside Pretrained, which loads a tensor as it is")
         self.checkpoint, self.prefix, self.map_location = checkpoint, prefix, map_location
+        self._source()
+
+    def _source(self) -> Pretrained:
+        """The initializer of a recipe that loads as MMEngine does: what is there and fits, whatever it holds.
+
+        Later entries may write over it. Raises ConfigError for words that cannot be read.
+        """
+        as_mmengine: dict[str, Any] = {"expect_missing": "**", "finite": False, "lock": False}
+        reader = Reader(SCHEMA.vocabularies, type(self).__name__)
+        given = {"checkpoint": os.fspath(self.checkpoint), "prefix": self.prefix, **self.source_words}
+        source = reader.record(Pretrained, given, "init_cfg")
+        reader.finish()
+        on_shape = {"**": "skip", **dict.fromkeys(source.adapt, "error")}
+        return replace(source, map_location=self.map_location, on_shape=on_shape, **as_mmengine)
 
     def rules(self, origin: str = "") -> tuple[Rule, ...]:
         """The rule of a recipe for an entry that says which sites are loaded; none for any other."""
-        where = self.extension.where(whole=True)
+        where = self.extension.where(whole=True) or (Name("**") if self.source_words else None)
         if where is None:
             return ()
-        # As MMEngine loads: what is there and fits, whatever it holds, and later entries may write over it.
-        as_mmengine: dict[str, Any] = {"expect_missing": "**", "on_shape": "skip", "finite": False, "lock": False}
-        init = Pretrained(self.checkpoint, prefix=self.prefix, map_location=self.map_location, **as_mmengine)
-        return (Rule(where, init, self._get_init_info(), self.extension.optional, origin=origin),)
+        return (Rule(where, self._source(), self._get_init_info(), self.extension.optional, origin=origin),)
 
     def __call__(self, module: nn.Module) -> None:
         """Load what fits into the module."""

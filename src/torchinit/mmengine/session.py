@@ -20,10 +20,13 @@ from torchinit.distributed.wholes import Exchange, WholeTensors, is_spread
 from torchinit.errors import PlanError, RunError
 from torchinit.initializers.load_report import LoadReport
 from torchinit.initializers.variance_scaling import asks_for_neutral, asks_for_weight, asks_what_follows
+from torchinit.knowledge.exits import with_exits
 from torchinit.knowledge.following import with_activations
 from torchinit.knowledge.neutral import with_neutral
+from torchinit.knowledge.role_rules import with_roles
 from torchinit.mmengine.log import dump, log
 from torchinit.mmengine.provenance import HeldAtEnd, Provenance
+from torchinit.mmengine.skipping import Kept
 from torchinit.mmengine.tree import ModuleIndex, Spot, explain_unused_layers
 from torchinit.model.shards import Shard
 from torchinit.model.sites import with_weights
@@ -34,6 +37,7 @@ from torchinit.plans.plan import Plan, Step
 from torchinit.plans.planner import make_plan
 from torchinit.plans.report import Record, Report
 from torchinit.plans.run import Progress, Texts, run
+from torchinit.rules.matching import asks_for_exits, asks_for_roles
 from torchinit.rules.rule import Rule
 from torchinit.tracing import Event, line_of_user
 from torchinit.tracing.locks import Snapshot
@@ -78,6 +82,7 @@ class Session:
         # Seen from here on, by everybody, until the session ends.
         self.wholes: WholeTensors | None = WholeTensors(top, exchange) if seed is not None and is_spread(top) else None
         self.provenance: Provenance = Provenance(top, buffers=buffers)
+        self.kept: Kept = Kept(top)
         self.warned: dict[str, None] = {}
         self.loads: list[LoadReport] = []
         # Where the tree is part of one that MMEngine itself initializes, the marks and the log are MMEngine's.
@@ -117,6 +122,7 @@ class Session:
             for module in marked:
                 module.__dict__[MARK] = self.provenance.marks
             yield self
+            self.kept.check(self.provenance.written())
         finally:
             for module in marked:
                 module.__dict__.pop(MARK, None)
@@ -154,14 +160,21 @@ class Session:
             index = self._current_index(module)
             prefix, above_prefix = (index.prefix(each) for each in (module, above or module))
             sites, by_name = index.grouped(module, None if through else rules)
-            if any(asks_for_neutral(rule.init) for rule in rules):
+            if asks_for_roles(rules):
+                sites = with_roles(module, with_neutral(module, sites))
+            elif any(asks_for_neutral(rule.init) for rule in rules):
                 sites = with_neutral(module, sites)
+            if asks_for_exits(rules):
+                sites = with_exits(module, sites)
             if any(asks_what_follows(rule.init) for rule in rules):
                 sites = with_activations(module, sites)
             if any(asks_for_weight(rule.init) for rule in rules):
                 sites = with_weights(sites)
             is_read = records or self.progress is not None or bool(run_observers())
-            plan = make_plan(sites, rules, ties="last", notes=is_read).check(strict=self.strict)
+            why = self.kept.why
+            holders = ((name, key) for name, each in by_name.items() for key in each[0].holders) if why else ()
+            leave = {name: why[key] for name, key in holders if key in why}
+            plan = make_plan(sites, rules, ties="last", notes=is_read, leave=leave).check(strict=self.strict)
             texts = list(explain_unused_layers(index, module, rules))
             if self.strict and texts and not plan.steps:
                 raise PlanError(texts[0])
@@ -292,7 +305,7 @@ class Session:
         """Return what happened, a record a parameter; ``held`` is what :meth:`finish` has found just before."""
         held, noise = held or self.provenance.held(), str(noise_in_use(self.noise))
         report = self.provenance.report(held, stats=stats, unused=tuple(self.warned), noise=noise)
-        return replace(report, loads=tuple(self.loads))
+        return self.kept.noted(replace(report, loads=tuple(self.loads)))
 
 
 class _ForeignCode(Recorder):

@@ -54,11 +54,10 @@ class _StandIn(MetaPathFinder, Loader):
 def install() -> None:
     """Put torchinit in the place of MMEngine's initialization, for OpenMMLab's packages as they are.
 
-    One line before mmengine, or a package that is built on it, is first imported::
+    One line before mmengine, or a package that is built on it, is first imported:
 
-        import torchinit.mmengine; torchinit.mmengine.install()
-
-        from mmengine.runner import Runner
+    >>> install()  # doctest: +SKIP
+    >>> from mmengine.runner import Runner  # doctest: +SKIP
 
     From then on ``mmengine.model.BaseModule`` and the initializers beside it are torchinit's, in mmdet, mmpretrain and
     all others, and what builds from MMEngine's registry of initializers gets them, too. All messages of torchinit are
@@ -93,6 +92,8 @@ def uninstall() -> None:
 
     Classes that were derived from torchinit's meanwhile stay as they are; a warning of the log names their packages.
     Without a call of :func:`install` it does nothing.
+
+    >>> uninstall()
     """
     finders = [finder for finder in sys.meta_path if isinstance(finder, _StandIn)]
     for finder in finders:

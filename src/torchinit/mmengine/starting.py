@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from torchinit._text import abbreviate
-from torchinit.api import noise_of
 from torchinit.distributed import OWN_STARTS, Materialization
 from torchinit.distributed.allocation import ModuleTensor, check_device
 from torchinit.distributed.materialize import with_resets
@@ -24,6 +23,7 @@ from torchinit.mmengine.provenance import HeldAtEnd
 from torchinit.mmengine.session import Session, session_of
 from torchinit.model.sites import sites
 from torchinit.noise import Keyed, Noise
+from torchinit.noise.seeds import noise_of
 from torchinit.plans.report import Report
 from torchinit.plans.run import Progress
 from torchinit.tracing import unfilled
@@ -55,6 +55,8 @@ class OwnStart:
     resets: OwnCodeResult = field(default_factory=OwnCodeResult)
     states: tuple[tuple[BaseModule, bool], ...] = ()
     """Which modules counted as initialized before."""
+    drawn: tuple[str, ...] = ()
+    """What code and entries draw is not known before they have run."""
 
     def __post_init__(self) -> None:
         self.states = tuple((each, each.is_init) for each in self.model.modules() if isinstance(each, BaseModule))
@@ -99,6 +101,7 @@ class OwnStart:
         seed = self.noise.seed if isinstance(self.noise, Keyed) else None
         options: dict[str, Any] = {"strict": self.strict, "progress": self.progress}
         with session_of(self.model, seed, buffers=True, exchange=exchange_in(self.group), **options) as (session, _):
+            session.kept.forget(each.home[each.leaf] for each in blank)
             self.resets = reset_layers(self.model, seed, blank, session.wholes)
             held = None
             if self.init_cfg is None:

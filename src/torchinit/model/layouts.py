@@ -6,12 +6,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from torch import Tensor, nn
 
 from torchinit._frozen import quickly_made
 from torchinit._text import full_name
+from torchinit.serialization.plugins import load_plugin, plugins
 
 ParameterKind = Literal["weight", "bias", "other"]
 
@@ -83,6 +84,9 @@ _Described = TypeVar("_Described", bound=Describe)
 _KNOWN: dict[type | str, Describe] = {}
 """The layers that are described, by class or qualified name."""
 
+_PLUGINS = "torchinit.layouts"
+"""The entry points of other packages: the qualified name of a layer, and the function that describes it."""
+
 
 def register_layout(layer: type[nn.Module] | str) -> Callable[[_Described], _Described]:
     """Register a function that describes the weights of a layer class, its subclasses included.
@@ -117,8 +121,15 @@ def describe(module: nn.Module, leaf: str) -> Slot:
 
 def describing(cls: type) -> tuple[Describe, ...]:
     """The functions that describe the layers of a class: those of its own, then those of the classes above it."""
-    found = (_KNOWN.get(layer) or _KNOWN.get(full_name(layer)) for layer in cls.__mro__)
-    return tuple(function for function in found if function)
+    return tuple(function for layer in cls.__mro__ if (function := _describing_itself(layer)))
+
+
+def _describing_itself(layer: type) -> Describe | None:
+    name = full_name(layer)
+    known = _KNOWN.get(layer) or _KNOWN.get(name)
+    if known is None and not layer.__module__.startswith(("torch.", "builtins")) and name in plugins(_PLUGINS):
+        return cast("Describe", load_plugin(plugins(_PLUGINS)[name], "layer"))
+    return known
 
 
 def described_by(functions: Sequence[Describe], module: nn.Module, leaf: str) -> Slot:
@@ -127,37 +138,41 @@ def described_by(functions: Sequence[Describe], module: nn.Module, leaf: str) ->
         description = function(module, leaf)
         if description is not None:
             return Slot("weight", description) if isinstance(description, Layout) else description
-    return (leaf in _EXPERTS and _of_experts(module, leaf)) or _BY_LEAF.get(leaf, _OTHER)
+    return (leaf in EXPERTS and _of_experts(module, leaf)) or _BY_LEAF.get(leaf, _OTHER)
 
 
 def known_layers() -> tuple[str, ...]:
-    """The qualified names of the layer classes whose weights are described here or by registration."""
-    return tuple(sorted(layer if isinstance(layer, str) else full_name(layer) for layer in _KNOWN))
+    """The qualified names of the layer classes whose weights are described here, by registration or by plug-ins."""
+    names = {layer if isinstance(layer, str) else full_name(layer) for layer in _KNOWN}
+    return tuple(sorted(names | plugins(_PLUGINS).keys()))
 
 
-_EXPERTS = {"gate_up_proj": 2, "up_proj": 1, "down_proj": 1}
+EXPERTS = {"gate_up_proj": 2, "up_proj": 1, "down_proj": 1}
 """The weights of a mixture's experts in one tensor, as transformers calls them, and the parts side by side in each."""
+
+BY_SHAPE: set[Describe] = set()
+"""The functions whose answers depend on nothing but the tensor's name and shape."""
 
 
 def _of_experts(module: nn.Module, leaf: str) -> Slot | None:
     """The layout of experts in one tensor: dimension 0 counts them, and the way up and the way down tell the others."""
     # Neither tells its axes alone, since any two sizes may be equal: down leads from one part of up's outputs back to
     # up's inputs. Where there is but one part and both readings fit, the module has to say which it is.
-    name = next((name for name in _EXPERTS if isinstance(getattr(module, name, None), Tensor)), "down_proj")
+    name = next((name for name in EXPERTS if isinstance(getattr(module, name, None), Tensor)), "down_proj")
     up, down = getattr(module, name, None), getattr(module, "down_proj", None)
     if not (isinstance(up, Tensor) and isinstance(down, Tensor)):
         return None
     if not up.dim() == down.dim() == 3:
         return None
     (_, first, second), (_, inputs, inner) = up.shape, down.shape
-    by_rows = (first, second) == (_EXPERTS[name] * inner, inputs)
-    by_columns = (second, first) == (_EXPERTS[name] * inputs, inner)
+    by_rows = (first, second) == (EXPERTS[name] * inner, inputs)
+    by_columns = (second, first) == (EXPERTS[name] * inputs, inner)
     if by_rows and by_columns:
         by_columns = getattr(module, "is_transposed", None) is True
         by_rows = getattr(module, "is_transposed", None) is False
     if not (by_rows or by_columns):
         return None
-    return Slot("weight", Layout((1 + by_rows,), (2 - by_rows,), batch_axes=(0,), blocks=_EXPERTS[leaf]))
+    return Slot("weight", Layout((1 + by_rows,), (2 - by_rows,), batch_axes=(0,), blocks=EXPERTS[leaf]))
 
 
 @lru_cache(maxsize=1024)
@@ -172,7 +187,12 @@ _BY_LEAF = {"weight": Slot("weight"), "bias": Slot("bias")}
 
 def _weight(layout: Layout) -> Describe:
     slot = Slot("weight", layout)
-    return lambda _, leaf: slot if leaf == "weight" else None
+
+    def describe_weight(_: nn.Module, leaf: str) -> Slot | None:
+        return slot if leaf == "weight" else None
+
+    BY_SHAPE.add(describe_weight)
+    return describe_weight
 
 
 register_layout(nn.Linear)(_weight(Layout()))
@@ -203,6 +223,9 @@ def _embedding(module: Any, leaf: str) -> Slot | None:
 def _elementwise(module: nn.Module, leaf: str) -> Slot | None:
     """Scales that connect each input with one output, so that every axis counts whole weights."""
     return _scale(getattr(module, leaf).dim()) if leaf == "weight" else None
+
+
+BY_SHAPE.add(_elementwise)
 
 
 @lru_cache(maxsize=64)

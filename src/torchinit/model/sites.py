@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Literal, TypeAlias
+from operator import attrgetter
+from typing import Any, Final, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -17,42 +18,22 @@ from torchinit._collector import collector_paused
 from torchinit._frozen import changed, quickly_made
 from torchinit._text import full_name
 from torchinit.errors import FanError
-from torchinit.model.constructors import intent
-from torchinit.model.dtensor import local_part
-from torchinit.model.layouts import Describe, Layout, ParameterKind, Slot, described_by, describing
+from torchinit.model.layouts import (
+    BY_SHAPE,
+    EXPERTS,
+    Describe,
+    Layout,
+    ParameterKind,
+    Slot,
+    described_by,
+    describing,
+)
 from torchinit.model.parametrizations import bare_class
-from torchinit.model.storage import entangled, overlaps
+from torchinit.model.states import EMPTY, REGISTER_NONE, WAYS_OUT, WHY, State, missing_from, state_of
+from torchinit.model.storage import entangled
 from torchinit.model.traversal import HeldTensor, Kind, walk_tensors
 
 Convention: TypeAlias = Literal["torch", "true"]
-State: TypeAlias = Literal[
-    "ready", "integer", "quantized", "sparse", "lazy", "inference", "overlapping", "fixed", "flat"
-]
-
-WHY: dict[State, str] = {
-    "integer": "holds whole numbers",
-    "quantized": "is quantized",
-    "sparse": "is a sparse tensor",
-    "lazy": "has no shape yet: run the model once on an example",
-    "inference": "was made in inference mode and cannot be written: build the model outside of it",
-    "overlapping": "has elements that share memory (an expanded tensor?): give it memory of its own",
-    "flat": (
-        "is a piece of what FSDP1 has flattened: give values before it wraps the model, or while it does"
-        " (param_init_fn), or use fully_shard (FSDP2)"
-    ),
-    "fixed": "is computed by a parametrization without right_inverse, so no value can be given to it",
-}
-"""The meaning of each state that a fill cannot work on, and the way out where there is one."""
-
-_WAYS_OUT: dict[State, str] = {
-    "integer": "load it (Pretrained), or make it a buffer",
-    "quantized": "initialize the model before it is quantized",
-    "sparse": "initialize it while it is dense",
-}
-"""The ways to give a parameter values where no rule can."""
-
-EMPTY = "has no elements"
-_REGISTER_NONE = ": gather it first if it is partitioned, or register None in its place if it is to have none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +92,8 @@ class Site:
     asked, as in a plan of rules that do not select by roles. ``weight`` is the weight that a bias belongs to, where
     somebody asked. ``missing`` says what is known of a parameter without elements that should have some.
     ``partition_dim`` is the axis along which a plain tensor says that it was cut, and is one rank's part of a larger
-    one: Megatron marks it so, with ``tensor_model_parallel``.
+    one: Megatron marks it so, with ``tensor_model_parallel``. ``exit`` is there for the weights and biases that lead out
+    of a block, where somebody asked: empty if the block passes on what comes once they are zero, else why it does not.
     """
 
     name: str
@@ -139,6 +121,7 @@ class Site:
     weight: Site | None = None
     missing: str = ""
     partition_dim: int | None = None
+    exit: str | None = None
 
     @property
     def leaf(self) -> str:
@@ -162,7 +145,7 @@ class Site:
     @property
     def why(self) -> str:
         """The reason why no fill can be written to the site; empty where one can."""
-        return WHY.get(self.state) or self.missing.removesuffix(_REGISTER_NONE) or ("" if self.numel else EMPTY)
+        return WHY.get(self.state) or self.missing.removesuffix(REGISTER_NONE) or ("" if self.numel else EMPTY)
 
     @property
     def lack(self) -> str:
@@ -171,9 +154,9 @@ class Site:
         >>> Site("ids", (4,), state="integer").lack, Site("ids", (4,), state="integer", kind="buffer").lack
         ('holds whole numbers: load it (Pretrained), or make it a buffer', '')
         """
-        if self.kind == "buffer" or self.state not in _WAYS_OUT:
+        if self.kind == "buffer" or self.state not in WAYS_OUT:
             return self.missing
-        return f"{self.why}: {_WAYS_OUT[self.state]}"
+        return f"{self.why}: {WAYS_OUT[self.state]}"
 
     def fans(self, convention: Convention = "torch") -> tuple[float, float]:
         """Fan-in and fan-out.
@@ -206,7 +189,7 @@ def sites(model: nn.Module) -> tuple[Site, ...]:
     >>> [site.name for site in sites(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3, affine=False)))]
     ['0.weight', '0.bias', '1.running_mean', '1.running_var', '1.num_batches_tracked']
     """
-    return tuple(site for site, _ in group_sites(walk_tensors(model)))
+    return tuple(known_sites(walk_tensors(model)))
 
 
 def with_weights(sites: Iterable[Site]) -> tuple[Site, ...]:
@@ -226,89 +209,146 @@ def with_weights(sites: Iterable[Site]) -> tuple[Site, ...]:
     return tuple(map(completed, sites))
 
 
-@collector_paused()
+class KnownSites(tuple[Site, ...]):
+    """The sites of a model, with the number of each one's kind: those of a kind differ in their names and places alone.
+
+    Without ``kinds`` nobody has sorted them.
+    """
+
+    kinds: Sequence[int] = ()
+
+    @classmethod
+    def of(cls, sites: Iterable[Site], kinds: Sequence[int]) -> KnownSites:
+        """The sites, each of its kind."""
+        made = cls(sites)
+        made.kinds = kinds
+        return made
+
+    def changed(self, others: Mapping[int, Site]) -> KnownSites:
+        """The same with other sites in some places, each of a kind of its own."""
+        kinds = [*self.kinds]
+        for new, at in enumerate(others if kinds else (), start=max(kinds, default=0) + 1):
+            kinds[at] = new
+        return self.of((others.get(at, site) for at, site in enumerate(self)), kinds)
+
+
 def group_sites(every: Iterable[HeldTensor]) -> list[tuple[Site, list[HeldTensor]]]:
     """The sites of what the modules of a model hold, each with all of its tensor's holdings."""
+    entries = [*every]
+    groups: dict[object, list[HeldTensor]] = defaultdict(list)
+    for entry in entries:
+        groups[entry.key].append(entry)
+    return [*zip(known_sites(entries), groups.values(), strict=True)]
+
+
+@collector_paused()
+def known_sites(
+    every: Sequence[HeldTensor],
+    followers: Mapping[str, str | None] | None = None,
+    complete: Callable[[Site], Site] = lambda site: site,
+) -> KnownSites:
+    """The sites of what the modules of a model hold.
+
+    ``followers`` tells what follows each layer, ``complete`` adds to a site what it has in common with all of its kind.
+    """
+    # A model of a thousand tensors has some ten kinds: of the same layer, name, shape and dtype. All that a kind has in
+    # common is found out on its first tensor; for the others only name and place are looked at. A tensor that is not
+    # quite ordinary, or has several names, is a kind of its own.
     functions = cache(describing)  # for this model alone, since classes can be renamed and layouts registered
-    turns: dict[tuple[int, str], int] = {}
-    groups: dict[object, list[HeldTensor]] = {}
+    numbers: dict[object, int] = {}
+    common: list[tuple[Any, ...]] = []
     sites: dict[object, Site] = {}
+    kinds: dict[object, int] = {}
     aliases: dict[object, list[Site]] = defaultdict(list)
-    for entry in every:
-        view = _site(entry, turns.setdefault((entry.place.turn, entry.leaf), len(turns)), functions)
-        if sites.setdefault(entry.key, view) is view:
-            groups[entry.key] = [entry]
+    has_aliases = len({entry.key for entry in every}) < len(every)
+    turns: dict[tuple[int, str], int] = {}
+    last: nn.Module | None = None
+    follower: str | None = None
+    for position, entry in enumerate(every):
+        name, (_, module, block, turn, hooks, tower), leaf, tensor, kind, computed, key, flat = entry
+        if has_aliases:  # two names that a module has for one child are one turn
+            position = turns.setdefault((turn, leaf), len(turns))  # noqa: PLW2901
+        if module is not last:
+            last, cls, temporary = module, type(module), module._non_persistent_buffers_set
+            describers = functions(cls)
+            is_plain, is_told = "parametrizations" not in module._modules, BY_SHAPE.issuperset(describers)
+        path = name[: -1 - len(leaf)]
+        if followers is not None:
+            follower = followers.get(path)
+        slot = None if is_told and leaf not in EXPERTS else _slot(entry, describers)
+        of_kind: object = None
+        if (
+            is_plain
+            and type(tensor) in _ORDINARY
+            and computed is None
+            and tensor.layout is torch.strided
+            and tensor.is_contiguous()
+            and not (flat or tensor.is_inference() or getattr(tensor, "tensor_model_parallel", False))
+            and 0 not in (shape := tensor.shape)
+        ):
+            told = slot and (slot.kind, id(slot.layout), slot.zero_row)
+            facts = leaf, kind, leaf in temporary, shape, tensor.dtype, tensor.requires_grad
+            of_kind = cls, hooks, follower, told, facts
+        number = numbers.get(of_kind)
+        if number is None:
+            number = len(common)
+            view = complete(_site(entry, position, slot or _slot(entry, describers), follower))
+            common.append(_COMMON(view))
+            if of_kind is not None:
+                numbers[of_kind] = number
         else:
-            groups[entry.key].append(entry)
-            aliases[entry.key].append(view)
+            shape, dtype, owner, part, layout, zero_row, state, is_saved, neutral, frozen, activation = common[number]
+            view = Site(
+                name, shape, dtype, owner, path, kind, part, layout, block, tower, zero_row, state,
+                False, position, is_saved, hooks, (), (), neutral, frozen, activation,
+            )  # fmt: skip
+        if not has_aliases or sites.setdefault(key, view) is view:
+            sites[key], kinds[key] = view, number
+        else:
+            aliases[key].append(view)
     # A key that is a number says that nothing else lies in the tensor's memory.
-    meeting = {key: group[0] for key, group in groups.items() if type(key) is not int}
+    meeting = {entry.key: entry for entry in every if type(entry.key) is not int}
     shared = entangled({key: entry.tensor for key, entry in meeting.items() if entry.computed_as is None})
-    for key in {**aliases, **shared}:
+    for new, key in enumerate({**aliases, **shared}, start=len(common)):
         views = [sites[key], *aliases[key]]
-        # The padding row of an embedding is zero under whatever other name the table is used.
+        # The padding row of an embedding is zero under whatever other name the table is used; what follows is known of
+        # a tensor if it is the same behind all layers that have it, but for a look-up.
         zero_row = next((view.zero_row for view in views if view.zero_row is not None), None)
-        first, *others = [changed(view, zero_row=zero_row) for view in views]
-        shares = tuple(groups[other][0].name for other in shared.get(key, ()))
-        sites[key] = changed(first, aliases=tuple(others), shares=shares)
-    return [*zip(sites.values(), groups.values(), strict=True)]
+        behind = {view.activation for view in views if not (view.layout and view.layout.lookup)}
+        activation = behind.pop() if len(behind) == 1 else None
+        first, *others = [changed(view, zero_row=zero_row, activation=activation) for view in views]
+        shares = tuple(sites[other].name for other in shared.get(key, ()))
+        sites[key], kinds[key] = changed(first, aliases=tuple(others), shares=shares), new
+    return KnownSites.of(sites.values(), [*kinds.values()])
 
 
-def _site(entry: HeldTensor, position: int, functions: Callable[[type], Sequence[Describe]]) -> Site:
+_ORDINARY: Final = frozenset((Tensor, nn.Parameter))
+_COMMON: Final = attrgetter(
+    "shape", "dtype", "owner", "parameter_kind", "layout", "zero_row", "state", "persistent", "neutral", "frozen",
+    "activation",
+)  # fmt: skip
+
+
+def _slot(entry: HeldTensor, describers: Sequence[Describe]) -> Slot:
+    return Slot("other") if is_lazy(entry.tensor) else described_by(describers, entry.place.module, entry.leaf)
+
+
+def _site(entry: HeldTensor, position: int, slot: Slot, follower: str | None) -> Site:
     name, (_, module, block, _, hooks, tower), leaf, tensor, kind, computed, _, flat = entry
-    state: State = "flat" if flat else "fixed" if computed and not computed.assign else _state(tensor)
+    state: State = "flat" if flat else "fixed" if computed and not computed.assign else state_of(tensor)
     shape = () if state == "lazy" else tuple(tensor.shape)
-    slot = described_by(functions(type(module)), module, leaf) if state != "lazy" else Slot("other")
     frozen, missing = False, ""
     if kind == "parameter":
         frozen = not any(source.requires_grad for source in computed.sources) if computed else not tensor.requires_grad
-        missing = _missing(entry) if 0 in shape and state == "ready" else ""
+        missing = missing_from(entry) if 0 in shape and state == "ready" else ""
     owner, path = layer_class(bare_class(module)), name.rpartition(".")[0]
     is_saved = leaf not in module._non_persistent_buffers_set
     cut = getattr(tensor, "partition_dim", None) if getattr(tensor, "tensor_model_parallel", False) else None
+    activation = follower if slot.kind == "weight" and not (slot.layout and slot.layout.lookup) else None
     return Site(  # by position: a call of a class with so many keywords takes three times as long
         name, shape, tensor.dtype, owner, path, kind, slot.kind, slot.layout, block, tower, slot.zero_row, state,
-        computed is not None, position, is_saved, hooks, (), (), None, frozen, None, None, None, missing, cut,
+        computed is not None, position, is_saved, hooks, (), (), None, frozen, activation, None, None, missing, cut,
     )  # fmt: skip
-
-
-def _missing(entry: HeldTensor) -> str:
-    """All that is known of a parameter without elements; nothing where its layer gives it none.
-
-    DeepSpeed leaves an empty tensor where it has partitioned a parameter, and notes its shape in ``ds_shape``.
-    """
-    whole, intended = getattr(entry.tensor, "ds_shape", None), intent(entry.place.module, entry.leaf)
-    shape = intended.shape if whole is None and intended else whole
-    if shape is None:
-        return EMPTY + _REGISTER_NONE
-    if not math.prod(shape):
-        return ""
-    layer = f", but its {intended.layer} has {math.prod(intended.shape):,}" if intended else ""
-    known = f" (ds_shape {tuple(whole)})" if whole is not None else ""
-    return f"{EMPTY}{layer}: is it partitioned{known}? gather it first"
-
-
-def _state(tensor: Tensor) -> State:
-    is_usual = type(tensor) is nn.Parameter and tensor.dtype in _USUAL and tensor.layout is torch.strided
-    if is_usual and tensor.is_contiguous() and not tensor.is_inference():
-        return "ready"
-    if is_lazy(tensor):
-        return "lazy"
-    if tensor.is_quantized or tensor.dtype in _PACKED:
-        return "quantized"
-    if not (tensor.is_floating_point() or tensor.is_complex()):
-        return "integer"
-    if tensor.layout != torch.strided:
-        return "sparse"
-    if local_part(tensor).is_inference():
-        return "inference"
-    return "overlapping" if overlaps(tensor) else "ready"
-
-
-_USUAL = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.float64))
-
-_PACKED = {getattr(torch, name, None) for name in ("float4_e2m1fn_x2", "float8_e8m0fnu")}
-"""Floating by name, but two numbers an element, or powers of two that scale the blocks of another tensor."""
 
 
 def find_site(known: Iterable[Site], name: str) -> Site | None:

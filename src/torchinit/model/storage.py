@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import combinations
 from typing import TypeVar
 
@@ -35,7 +36,7 @@ def identity(tensor: Tensor) -> object:
     return _place(tensor) if is_lazy(tensor) or tensor.numel() else id(tensor)
 
 
-def keys_of_met(tensors: Iterable[Tensor]) -> dict[int, object]:
+def keys_of_met(tensors: Sequence[Tensor]) -> dict[int, object]:
     """A key for each tensor that has others in its memory, by its id, that all its names share; none for the rest.
 
     >>> linear, buffer = nn.Linear(2, 2), torch.zeros(2)
@@ -44,6 +45,10 @@ def keys_of_met(tensors: Iterable[Tensor]) -> dict[int, object]:
     (False, True)
     """
     # Nearly all tensors of a model are alone in their memory. So only those that are not are looked at more closely.
+    if _PLAIN.issuperset(map(type, tensors)):
+        with suppress(NotImplementedError, RuntimeError):  # not all have memory of their own
+            if len({tensor.untyped_storage()._cdata for tensor in tensors}) == len(tensors):
+                return {}
     first: dict[int, Tensor] = {}
     met: dict[int, Tensor] = {}
     for tensor in tensors:

@@ -133,18 +133,28 @@ def walk_tensors(model: nn.Module, places: Sequence[ModulePath] | None = None) -
     flat = _flattened([place.module for place in places])
     entries: list[HeldTensor] = []
     for place in places:
-        module, prefix = place.module, f"{place.name}." if place.name else ""
-        computed, hidden = _computed(module)
-        for each in computed:
-            key, is_flat = tuple(map(identity, each.sources)), id(each.value) in flat
-            name = prefix + each.leaf
-            entries.append(HeldTensor(name, place, each.leaf, each.value, "parameter", each, key, is_flat))
-        for kind, tensors in (("parameter", module._parameters), ("buffer", module._buffers)):
-            for leaf, tensor in tensors.items():
+        name, module = place[:2]
+        own, buffers, hidden = module._parameters, module._buffers, _NOTHING
+        if not (own or buffers or module._modules):
+            continue
+        prefix = f"{name}." if name else ""
+        if (
+            module._forward_pre_hooks
+            or "parametrizations" in module._modules
+            or isinstance(module, ParametrizationList)
+        ):
+            computed, hidden = _computed(module)
+            for each in computed:
+                key, is_flat = tuple(map(identity, each.sources)), id(each.value) in flat
+                known = (prefix + each.leaf, place, each.leaf, each.value, "parameter", each, key, is_flat)
+                entries.append(_made(HeldTensor, known))
+        for kind, tensors in (("parameter", own), ("buffer", buffers)):
+            for leaf, tensor in tensors.items() if tensors else ():
                 if tensor is not None and leaf not in hidden:
-                    known = (prefix + leaf, place, leaf, tensor, kind, None, id(tensor), id(tensor) in flat)
+                    number = id(tensor)
+                    known = (prefix + leaf, place, leaf, tensor, kind, None, number, number in flat)
                     entries.append(_made(HeldTensor, known))
-    if met := keys_of_met(entry.tensor for entry in entries if entry.computed_as is None):
+    if met := keys_of_met([entry.tensor for entry in entries if entry.computed_as is None]):
         entries = [entry._replace(key=met.get(entry.key, entry.key)) for entry in entries]  # type: ignore[call-overload]
     if not is_bare("\n".join([entry.name for entry in entries])):
         owners = {entry.name: entry.key for entry in entries}

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from html import escape
+from html import escape as escaped
+from itertools import pairwise
 from typing import Final, TypeAlias
 
-from torchinit.pages.figures import Distribution, Figure, Series
+from torchinit._text import one_line, plain
+from torchinit.pages.figures import Distribution, Figure, Series, digits
 
 Point: TypeAlias = tuple[float, float]
 Box: TypeAlias = tuple[float, float, float, float]
@@ -19,11 +22,20 @@ WIDTH, HEIGHT = 480, 246
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44.0, 470.0, 14.0, 204.0
 _LETTER: Final = 6.6
 _MOST_DOTS: Final = 60
+_FEW: Final = 2
+"""The most lines that have their names among them; more have them in a margin."""
+_MARGIN: Final = 200
 
 # Two colours have a meaning, teal for this start and rose for the other one, which is dashed as well. They differ in
 # lightness, too, so they hold for the colour-blind, and have a contrast of 4.5 on their page, as the dim text has.
-COLOURS: Final = """--page:#fcfcfa;--ink:#1c1f23;--dim:#61676e;--edge:#dfe1dd;--band:#e6efec;--one:#0b7a75;--pale:#a5d3ce;--two:#c6304f;--field:#ffffff;--warn:#8a5a00"""
-DARK: Final = """--page:#141617;--ink:#eceae4;--dim:#9ba1a7;--edge:#2f3335;--band:#1c2b2a;--one:#4dc6bb;--pale:#285f5b;--two:#f2808f;--field:#1a1d1f;--warn:#e0b050"""
+COLOURS: Final = (
+    "--page:#fcfcfa;--ink:#1c1f23;--dim:#61676e;--edge:#dfe1dd;--field:#ffffff;"
+    "--one:#0a716c;--pale:#a5d3ce;--band:#e6efec;--two:#c6304f;--warn:#8a5a00"
+)
+DARK: Final = (
+    "--page:#141617;--ink:#eceae4;--dim:#9ba1a7;--edge:#2f3335;--field:#1a1d1f;"
+    "--one:#4dc6bb;--pale:#285f5b;--band:#1c2b2a;--two:#f2808f;--warn:#e0b050"
+)
 STYLE: Final = """\
 .ti-figure text{font:11.5px system-ui,-apple-system,"Segoe UI",Helvetica,Arial,sans-serif;fill:var(--dim)}
 .ti-figure .end{text-anchor:end}.ti-figure .middle{text-anchor:middle}
@@ -34,25 +46,41 @@ STYLE: Final = """\
 .ti-figure .predicted{fill:none;stroke:var(--pale);stroke-width:9;stroke-linejoin:round;stroke-linecap:round}
 .ti-figure .line{fill:none;stroke-width:2;stroke-linejoin:round}
 .ti-figure .one .line{stroke:var(--one)}.ti-figure .two .line{stroke:var(--two);stroke-dasharray:5 4}
-.ti-figure .one circle,.ti-figure .one .name{fill:var(--one)}.ti-figure .two circle,.ti-figure .two .name{fill:var(--two)}
+.ti-figure .one circle,.ti-figure .one .name{fill:var(--one)}
+.ti-figure .two circle,.ti-figure .two .name{fill:var(--two)}
 .ti-figure .bars{fill:var(--pale)}.ti-figure .curve{fill:none;stroke:var(--ink);stroke-width:1.4}
 .ti-figure .beside{fill:none;stroke:var(--two);stroke-width:1.2;stroke-dasharray:3 2}"""
 
 
-def standalone(svg: str, size: tuple[int, int], title: str = "", caption: str = "") -> str:
+def standalone(svg: str, width: int, height: int, title: str = "", caption: str = "") -> str:
     """The drawing as a file of its own: with its colours, on a page of its own, below its title."""
-    width, height = size
-    above = 48 if title else 8
-    texts = [f'<text x="8" y="20" class="title">{escape(title)}</text>'] if title else []
-    texts += [f'<text x="8" y="38">{escape(caption)}</text>'] if caption else []
+    lines = [title, *textwrap.wrap(caption, width // 6)]
+    kinds = ["title", *[""] * (len(lines) - 1)]
+    texts = (f'<text class="{kind}" x="8" y="{22 + 16 * at}">{escape(line)}</text>'
+             for at, (kind, line) in enumerate(zip(kinds, lines, strict=True)))  # fmt: skip
+    above = 16 * len(lines) + 14
     inner = svg.replace("<svg ", f'<svg y="{above}" width="{width}" height="{height}" ', 1)
-    view = f'viewBox="0 0 {width} {height + above}" width="{width}" height="{height + above}"'
-    page = f'<rect width="{width}" height="{height + above}" fill="var(--page)"/>'
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" class="ti-figure" {view}>'
-    return "\n".join([head, f"<style>{file_style()}</style>", page, *texts, inner, "</svg>", ""])
+    size = f'width="{width}" height="{height + above}"'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" class="ti-figure" viewBox="0 0 {width} {height + above}" {size}>'
+    page = f'<rect {size} fill="var(--page)"/>'
+    return "\n".join([head, f"<style>{_file_style()}</style>", page, *texts, inner, "</svg>", ""])
 
 
-def file_style() -> str:
+def drawn_to_file(figure: Figure) -> str:
+    """The figure as an SVG file of its own, with its title and caption.
+
+    >>> figure = Figure("signal", "Signal", ("0", "1"), (Series("<b>", (1.0, 0.5)),), caption="by depth")
+    >>> drawn_to_file(figure).count("&lt;b&gt;"), "by depth" in drawn_to_file(figure)
+    (2, True)
+    """
+    return standalone(draw(figure), _width(figure), HEIGHT, figure.title, figure.caption)
+
+
+def _width(figure: Figure) -> int:
+    return WIDTH + _MARGIN * (len(figure.series) > _FEW)
+
+
+def _file_style() -> str:
     """The style of a drawing in a file of its own."""
     title = ".ti-figure .title{font-size:15px;font-weight:600;fill:var(--ink)}"
     dark = f"@media (prefers-color-scheme:dark){{svg{{{DARK}}}}}"
@@ -73,10 +101,12 @@ class _Scale:
 
     def y(self, value: float) -> float:
         """The height of a value, which is not NaN."""
-        if value <= 0:
-            return _BOTTOM
-        share = (math.log10(value) - self.low) / (self.high - self.low) if value < math.inf else math.inf
-        return _TOP if share == math.inf else self.bottom - (self.bottom - self.top) * min(max(share, 0.0), 1.0)
+        return self.height(math.log10(value)) if 0 < value < math.inf else _TOP if value > 0 else _BOTTOM
+
+    def height(self, exponent: float) -> float:
+        """The height of a power of ten."""
+        share = (exponent - self.low) / (self.high - self.low)
+        return self.bottom - (self.bottom - self.top) * min(max(share, 0.0), 1.0)
 
     @property
     def ticks(self) -> range:
@@ -85,7 +115,8 @@ class _Scale:
 
 
 def _scale(figure: Figure) -> _Scale:
-    values = [value for each in figure.series for value in (*each.values, *each.predicted) if value is not None]
+    every = (value for each in figure.series for value in (*each.values, *each.predicted) if value is not None)
+    values = [value for value in every if not math.isnan(value)]
     known = [math.log10(value) for value in values if 0 < value < math.inf] or [0.0]
     ends = [end for end in figure.band or () if 0 < end < math.inf]
     known += [math.log10(end) for end in ends]
@@ -103,7 +134,7 @@ class _Canvas:
 
     def is_free(self, box: Box) -> bool:
         left, top, right, bottom = box
-        apart = all(box[2] < b[0] or b[2] < box[0] or box[3] < b[1] or b[3] < box[1] for b in self.boxes)
+        apart = all(right < b[0] or b[2] < left or bottom < b[1] or b[3] < top for b in self.boxes)
         return apart and top > 0 and bottom < _BOTTOM and not any(_crosses(line, box) for line in self.lines)
 
     def place(self, width: float, right: float, y: float) -> Point:
@@ -119,7 +150,7 @@ class _Canvas:
 def _crosses(line: Sequence[Point], box: Box) -> bool:
     """Whether a line comes into a box, looked at in small steps."""
     left, top, right, bottom = box
-    for (x, y), (x2, y2) in zip(line, line[1:], strict=False):
+    for (x, y), (x2, y2) in pairwise(line):
         if x2 < left or x > right:
             continue
         for step in range(13):
@@ -136,15 +167,14 @@ def draw(figure: Figure) -> str:
     >>> draw(figure)[:60]
     '<svg class="ti-figure" viewBox="0 0 480 246" role="img" aria'
     """
-    scale, canvas = _scale(figure), _Canvas()
-    xs = _across(len(figure.places))
-    drawn = [[(x, scale.y(value)) for x, value in zip(xs, each.values, strict=False) if value == value]
-             for each in figure.series]  # fmt: skip
-    canvas.lines = drawn
+    scale, xs = _scale(figure), _across(figure)
+    drawn = [[(xs[at], scale.y(each.values[at])) for at in each.known] for each in figure.series]
+    canvas = _Canvas(drawn)
     parts = [*_band(figure, scale, canvas), *_axes(figure, scale, xs), *_predictions(figure, scale, xs)]
-    for each, kind, points in zip(figure.series, ("one", "two"), drawn, strict=False):
-        parts += _line(figure, each, kind, points, canvas)
-    return _svg(WIDTH, HEIGHT, figure.alternative, parts)
+    for each, points in zip(figure.series, drawn, strict=True):
+        parts += _line(figure, each, points)
+    parts += _within(figure, drawn, canvas) if len(drawn) <= _FEW else _beside(figure, drawn)
+    return _svg(_width(figure), HEIGHT, figure.alternative, parts)
 
 
 def _svg(width: int, height: int, text: str, parts: Iterable[str]) -> str:
@@ -152,9 +182,10 @@ def _svg(width: int, height: int, text: str, parts: Iterable[str]) -> str:
     return "".join([head, *parts, "</svg>"])
 
 
-def _across(number: int) -> list[float]:
-    room = _RIGHT - 8 - _LEFT
-    return [_LEFT + 4 + room * at / max(1, number - 1) for at in range(number)]
+def _across(figure: Figure) -> list[float]:
+    places = [*map(math.log, figure.sizes)] or [*map(float, range(len(figure.places)))]
+    low, wide = min(places, default=0.0), max(places, default=0.0) - min(places, default=0.0)
+    return [_LEFT + 4 + (_RIGHT - 8 - _LEFT) * (each - low) / (wide or 1.0) for each in places]
 
 
 def _band(figure: Figure, scale: _Scale, canvas: _Canvas) -> Iterator[str]:
@@ -172,16 +203,19 @@ def _band(figure: Figure, scale: _Scale, canvas: _Canvas) -> Iterator[str]:
 
 def _axes(figure: Figure, scale: _Scale, xs: Sequence[float]) -> Iterator[str]:
     for decade in scale.ticks:
-        y = scale.y(10.0**decade) if decade > -308 else scale.bottom
         text = "1" if decade == 0 else "10" if decade == 1 else f'10<tspan dy="-4" font-size="8.5">{decade}</tspan>'
-        yield f'<path class="grid" d="M{_LEFT:g} {y:.1f}H{_RIGHT:g}"/><text class="end" x="{_LEFT - 7:g}" y="{y + 4:.1f}">{text}</text>'
+        yield _tick("grid", scale.height(decade), text)
     edges = [("0", _BOTTOM)] * (scale.bottom < _BOTTOM) + [("∞", _TOP)] * (scale.top > _TOP)
-    for text, y in edges:
-        yield f'<path class="edge" d="M{_LEFT:g} {y:g}H{_RIGHT:g}"/><text class="end" x="{_LEFT - 7:g}" y="{y + 4:g}">{text}</text>'
+    yield from (_tick("edge", y, text) for text, y in edges)
     names, step = _short(figure.places), -(-len(xs) // 12)
     for x, name in [*zip(xs, names, strict=True)][::step]:
         yield f'<text class="middle" x="{x:.1f}" y="{_BOTTOM + 18:g}">{escape(name)}</text>'
     yield f'<text class="middle" x="{(_LEFT + _RIGHT) / 2:g}" y="{_BOTTOM + 36:g}">{escape(figure.unit)}</text>'
+
+
+def _tick(kind: str, y: float, text: str) -> str:
+    line = f'<path class="{kind}" d="M{_LEFT:g} {y:.1f}H{_RIGHT:g}"/>'
+    return f'{line}<text class="end" x="{_LEFT - 7:g}" y="{y + 4:.1f}">{text}</text>'
 
 
 def _short(places: Sequence[str]) -> list[str]:
@@ -197,25 +231,54 @@ def _predictions(figure: Figure, scale: _Scale, xs: Sequence[float]) -> Iterator
             yield f'<path class="predicted" d="{_path(points)}"/>'
 
 
-def _line(figure: Figure, series: Series, kind: str, points: Sequence[Point], canvas: _Canvas) -> Iterator[str]:
-    if not points:
-        return
-    yield f'<g class="{kind}"><path class="line" d="{_path(points)}"/>'
+def _line(figure: Figure, series: Series, points: Sequence[Point]) -> Iterator[str]:
+    yield f'<g class="{_kind(series)}"><path class="line" d="{_path(points)}"/>' if points else "<g>"
     if len(points) <= _MOST_DOTS:
-        known = [(place, value) for place, value in zip(figure.places, series.values, strict=False) if value == value]
-        for (x, y), (place, value) in zip(points, known, strict=True):
-            yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.8"><title>{escape(place)}: {value:.3g}</title></circle>'
-    label = _cut(series.label, 44)
-    x, y = canvas.place(_LETTER * len(label), _RIGHT - 5, points[-1][1])
-    yield f'<text class="name end" x="{x:g}" y="{y:.1f}">{escape(label)}</text></g>'
+        for at, (x, y) in zip(series.known, points, strict=True):
+            title = f"{escape(figure.places[at])}: {digits(series.values[at])}"
+            yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.8"><title>{title}</title></circle>'
+    yield "</g>"
+
+
+def _kind(series: Series) -> str:
+    return "two" if series.dashed else "one"
+
+
+def _within(figure: Figure, drawn: Sequence[Sequence[Point]], canvas: _Canvas) -> Iterator[str]:
+    """The names of a few lines, each near the end of its line."""
+    for series, points in zip(figure.series, drawn, strict=True):
+        if points:
+            label = cut(series.label, 44)
+            x, y = canvas.place(_LETTER * len(label), _RIGHT - 5, points[-1][1])
+            yield f'<g class="{_kind(series)}"><text class="name end" x="{x:g}" y="{y:.1f}">{escape(label)}</text></g>'
+
+
+def _beside(figure: Figure, drawn: Sequence[Sequence[Point]]) -> Iterator[str]:
+    """The names of many lines in the margin, those of dashed ones if there is no room for all."""
+    ends = [(points[-1][1], each) for each, points in zip(figure.series, drawn, strict=True) if points]
+    room = int(_BOTTOM) // 13
+    chosen = sorted(ends, key=lambda end: not end[1].dashed)[:room]
+    left, y = len(chosen), -math.inf
+    for end, each in sorted(chosen, key=lambda pair: pair[0]):
+        left -= 1
+        y = min(max(end + 4, y + 13), _BOTTOM - 13 * left)
+        label = f'<text class="name" x="{_RIGHT + 6:g}" y="{y:.1f}">{escape(cut(each.label, 28))}</text>'
+        yield f'<g class="{_kind(each)}">{label}</g>'
 
 
 def _path(points: Sequence[Point]) -> str:
     return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
 
 
-def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else f"{text[: most // 3]}…{text[most // 3 + 1 - most :]}"
+def escape(text: str) -> str:
+    """The text as it may stand in a page: no markup of its own, nothing unseen."""
+    return escaped(plain(text))
+
+
+def cut(text: str, most: int) -> str:
+    """The text in one line, without its middle where it is long."""
+    shown = one_line(text)
+    return shown if len(shown) <= most else f"{shown[: most // 3]}…{shown[most // 3 + 1 - most :]}"
 
 
 # --- how values are distributed --------------------------------------------------------------------------------------

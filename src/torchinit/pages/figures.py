@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+
+from torchinit._text import count
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
     """One line of a figure: a value at each place, NaN where there is none.
 
-    ``predicted`` are the values that were expected there, None where nobody knows.
+    ``predicted`` are the values that were expected there, None where nobody knows. What is beside the point of the
+    figure, or against it, is ``dashed``, in the second colour.
     """
 
     label: str
     values: tuple[float, ...]
     predicted: tuple[float | None, ...] = ()
+    dashed: bool = False
+
+    @property
+    def known(self) -> list[int]:
+        """The places that have a value."""
+        return [at for at, value in enumerate(self.values) if not math.isnan(value)]
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One measure by depth on a logarithmic scale, of one start or of two: the second is drawn dashed.
+    """One measure by depth, or by size, on a logarithmic scale: a line for each of a few starts, or of many layers.
 
-    ``places`` are the names of what lies along the axis, ``unit`` says what they are; ``band`` is where healthy values
-    end. A value of zero or infinity has a line of its own at the edge.
+    ``places`` are the names of what lies along the axis, ``unit`` says what they are; they are evenly spaced, unless
+    ``sizes`` say where, on a logarithmic scale, too. ``band`` is where healthy values end. A value of zero or infinity
+    has a line of its own at the edge.
 
     >>> figure = Figure("signal", "Signal", ("0", "2"), (Series("this start", (1.0, 0.5)),), "layer")
     >>> figure.ratio, figure.alternative
@@ -38,11 +48,23 @@ class Figure:
     unit: str = "place"
     caption: str = ""
     band: tuple[float, float] | None = None
+    sizes: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        for each in self.series:
+            if len(each.values) != len(self.places) or len(each.predicted) not in (0, len(self.places)):
+                raise ValueError(
+                    f"{self.name}: {each.label!r} takes a value for each of {count(len(self.places), 'place')}"
+                )
+        if self.sizes and (len(self.sizes) != len(self.places) or min(self.sizes) <= 0):
+            raise ValueError(
+                f"{self.name}: sizes= takes a positive number for each of {count(len(self.places), 'place')}"
+            )
 
     @property
     def ratio(self) -> float:
         """The last value of the first line in parts of its first; NaN where there is none."""
-        known = [value for value in self.series[0].values if not math.isnan(value)]
+        known = [self.series[0].values[at] for at in self.series[0].known]
         return known[-1] / known[0] if len(known) > 1 and 0 < known[0] < math.inf else math.nan
 
     @property
@@ -52,18 +74,25 @@ class Figure:
 
     def _sentences(self) -> Iterator[str]:
         for each in self.series:
-            known = [(place, value) for place, value in zip(self.places, each.values, strict=False) if value == value]
-            if known:
-                (first, start), (last, end) = known[0], known[-1]
-                text = f"{each.label} goes from {digits(start)} at {first} to {digits(end)} at {last}"
-                yield f"{self.title}: {text}."
+            if each.known:
+                (first, start), (last, end) = (
+                    (self.places[at], each.values[at]) for at in (each.known[0], each.known[-1])
+                )
+                yield f"{self.title}: {each.label} goes from {digits(start)} at {first} to {digits(end)} at {last}."
         if self.band:
             yield f"Healthy is {digits(self.band[0])} to {digits(self.band[1])}."
 
     @property
+    def sparkline(self) -> str:
+        """The first line in one line of text: heights by the logarithm, its ends."""
+        values = [self.series[0].values[at] for at in self.series[0].known]
+        ends = " to ".join(digits(value) for value in (values[0], values[-1])) if values else "-"
+        return f"{self.title:<22}{sparkline(values)}  {ends}"
+
+    @property
     def is_empty(self) -> bool:
         """Whether no line has two values to connect."""
-        return all(sum(value == value for value in each.values) < 2 for each in self.series)
+        return all(len(each.known) < 2 for each in self.series)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +119,22 @@ class Distribution:
         width = (self.high - self.low) / len(self.counts)
         total = sum(self.counts) or 1
         return tuple(number / total / width for number in self.counts)
+
+
+def sparkline(values: Sequence[float], most: int = 32) -> str:
+    """The values by the height of their logarithm; zero and what is not finite by a sign, of many every so many.
+
+    >>> sparkline([1.0, 0.1, 0.01, 0.0, math.inf]), sparkline([0.2, 0.2])
+    ('█▅▁0∞', '██')
+    """
+    step = -(-len(values) // most) or 1
+    shown = [*values[:-1:step], values[-1]] if values else []
+    logs = [math.log10(value) for value in shown if 0 < value < math.inf]
+    high = max(logs, default=0.0)
+    low = min([*logs, high - 0.3])
+    heights = ((math.log10(value) - low) / (high - low) if 0 < value < math.inf else None for value in shown)
+    pairs = zip(shown, heights, strict=True)
+    return "".join(digits(value) if share is None else "▁▂▃▄▅▆▇█"[round(share * 7)] for value, share in pairs)
 
 
 def digits(value: float, number: int = 3) -> str:

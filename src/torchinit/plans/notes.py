@@ -68,6 +68,10 @@ class Notes:
             self._known[key] = notes_of(Step(site, fill, rule), view)
         return self._known[key]
 
+    def of_kind(self, site: Site, fill: Fill, rule: Rule, kind: int) -> tuple[str, ...] | None:
+        """The same for all steps of a kind that have this fill, of which the site is one; None where they may differ."""
+        return None if type(fill) in _WHOLE else self.of(site, fill, rule, site, kind)
+
 
 def notes_of(step: Step, view: Site) -> tuple[str, ...]:
     """All notes of a step; ``view`` is the site as the module sees it whose rule wrote last."""

@@ -8,14 +8,15 @@ from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any, Final, Protocol, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 from torchinit._text import abbreviate, count, did_you_mean
-from torchinit.errors import ReportError
+from torchinit.errors import ReportError, RunError
 from torchinit.initializers.load_report import LoadReport
 from torchinit.model.names import check_glob, glob_matches, normalize
-from torchinit.model.sites import Site
-from torchinit.model.traversal import HeldTensor
+from torchinit.model.sites import Site, group_sites
+from torchinit.model.traversal import HeldTensor, walk_tensors
 from torchinit.plans.fingerprint import digest_tensors, sources_of
 from torchinit.plans.plan import LEFT, LOADED, Plan
 from torchinit.plans.report import Report
@@ -35,6 +36,8 @@ MISSING: Final = "missing"
 LOADING: Final = ("transformers.modeling_utils", "_initialize_missing_keys")
 """The function of ``from_pretrained`` that asks for the weights that were not loaded; it has given them bare memory."""
 
+_BUILDING: Final = ("transformers.modeling_utils", "from_pretrained")
+
 _Groups: TypeAlias = Sequence[tuple[Site, Sequence[HeldTensor]]]
 
 
@@ -51,6 +54,17 @@ def is_within(module: str, function: str) -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def refuse_while_built(verb: str) -> None:
+    """Raise RunError within a constructor that ``from_pretrained`` calls: what is written there is lost."""
+    if torch.get_default_device().type == "meta" and is_within(*_BUILDING):
+        raise RunError(
+            f"{verb} was called while from_pretrained builds a model on the meta device, to load it afterwards: what it"
+            " writes there is lost. Give the class _init_weights ="
+            " torchinit.integrations.transformers.init_weights(recipe, seed=...) in its body, which writes what the"
+            " checkpoint lacks"
+        )
 
 
 @dataclass(slots=True)
@@ -158,6 +172,20 @@ def _keys_of(load: object) -> Mapping[str, Any] | None:
 
 
 # --- the proof -------------------------------------------------------------------------------------------------------
+
+
+def left_without_memory(model: nn.Module, only: Only | None) -> frozenset[str]:
+    """The names of what gets no memory: all that is left alone, but for buffers that no state dict has."""
+    if only is None:
+        return frozenset()
+    groups = group_sites(walk_tensors(model))
+    left = choose(only, groups).left
+    return frozenset(
+        view.name
+        for site, _ in groups
+        if site.name in left and (site.kind == "parameter" or site.persistent)
+        for view in site.views
+    )
 
 
 def prove(model: nn.Module, plan: Plan, write: Callable[[], Report]) -> Report:

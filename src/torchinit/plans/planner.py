@@ -7,13 +7,13 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
-from typing import Any, Final, Literal, NamedTuple, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import torch
 
 import torchinit._limits as limits
 from torchinit._collector import collector_paused
-from torchinit._text import abbreviate, count
+from torchinit._text import count
 from torchinit.errors import FanError
 from torchinit.initializers.base import Fill
 from torchinit.initializers.composed import Padded
@@ -21,7 +21,8 @@ from torchinit.initializers.load_report import LoadReport
 from torchinit.initializers.source import Resolution, is_verbatim, looks_at, resolve_all
 from torchinit.initializers.variance_scaling import asks_for_neutral
 from torchinit.knowledge.neutral import looks_like_norm
-from torchinit.model.sites import Site
+from torchinit.model.sites import KnownSites, Site
+from torchinit.plans.conflicts import StepNotes, Write, collisions, disagreement, unlocked
 from torchinit.plans.notes import Notes, guessed
 from torchinit.plans.plan import FROZEN, Plan, Reach, Skipped, Step
 from torchinit.rules.matching import FACTS, Matcher, explain_unmatched, roles_asked
@@ -31,6 +32,8 @@ Ties: TypeAlias = Literal["agree", "last"]
 _Views: TypeAlias = list[tuple[Site, Site]]
 """Sites as one of their modules sees them, each with the site itself."""
 
+_NEITHER: Final[tuple[Fill | None, StepNotes]] = (None, None)
+_NOTHING: Final = Resolution({})
 _OF_KIND: Final = frozenset((*FACTS, "leaf", "owner", "layout"))
 
 _NOT_KNOWN = (
@@ -61,7 +64,7 @@ def make_plan(
     >>> plan["a.weight"].fill
     Constant(val=1.0)
     """
-    known = tuple(sites)
+    known = sites if isinstance(sites, KnownSites) else KnownSites(sites)
     named = tuple(replace(rule, origin=rule.origin or f"rules[{n}]") for n, rule in enumerate(rules))
     skipped = {site.name: Skipped(site, FROZEN) for site in known if trainable and site.frozen}
     problems = []
@@ -71,52 +74,46 @@ def make_plan(
     skipped |= {site.name: Skipped(site, leave[site.name]) for site in known if leave and site.name in leave}
     # Checkpoints may be read for a long time, and their readers may leave cycles behind.
     with nullcontext() if any(is_verbatim(rule.init) for rule in named) else collector_paused():
-        planner = _Planner(known, named, frozenset(skipped), trainable is None, skipped, problems)
-        return planner.plan(ties, Notes() if notes else None)
+        found = Notes() if notes else None
+        return _Planner(known, named, frozenset(skipped), trainable is None, skipped, problems, found).plan(ties)
 
 
-class _Write(NamedTuple):
-    """A step in the making, with the module's view of the site that the rule matched."""
-
-    view: Site
-    site: Site
-    fill: Fill
-    rule: Rule
-    turn: int
-    kind: int
-
-    def step(self) -> Step:
-        return Step(self.site, self.fill, self.rule, (), self.turn)
+_made: Final = tuple.__new__  # half of the time that a named tuple's class takes
 
 
 @dataclass(slots=True)
 class _Planner:
     """One pass over rules and sites; its findings are gathered here until the plan is whole."""
 
-    known: tuple[Site, ...]
+    known: KnownSites
     rules: tuple[Rule, ...]
     left: frozenset[str]
     spares: bool
     skipped: dict[str, Skipped]
     problems: list[str]
-    writes: dict[str, list[_Write]] = field(default_factory=dict)
+    notes: Notes | None
+    writes: dict[str, Write] = field(default_factory=dict)  # the last one of each site
+    beaten: dict[str, list[Write]] = field(default_factory=dict)  # those before it
     declined: dict[str, Skipped] = field(default_factory=dict)
     loads: list[Resolution] = field(default_factory=list)
     turn: int = 0
     views: _Views = field(default_factory=list)
-    kinds: list[int] = field(default_factory=list)  # of each view
-    usual: list[bool] = field(default_factory=list)  # of each kind, whether a fill can be written to it
+    kinds: Sequence[int] = ()  # of each view
+    usual: dict[int, bool] = field(default_factory=dict)  # of each kind, whether a fill can be written to it
 
-    def plan(self, ties: Ties, notes: Notes | None) -> Plan:
+    def plan(self, ties: Ties) -> Plan:
         # Each site as each of its modules sees it, in the order of their turns.
-        pairs = [(view, site) for site in self.known for view in (site.views if site.aliases else (site,))]
-        pairs.sort(key=lambda pair: pair[0].position)
-        matcher = Matcher([view for view, _ in pairs])
-        self.views, self.kinds = pairs, matcher.kinds
-        self.usual = [_is_usual(pairs[numbers[0]][0]) for numbers in matcher.members]
+        self.views, kinds = [(site, site) for site in self.known], self.known.kinds
+        if not kinds or any([site.aliases for site in self.known]):
+            kinds = ()
+            self.views = [(view, site) for site in self.known for view in (site.views if site.aliases else (site,))]
+            self.views.sort(key=lambda pair: pair[0].position)
+        matcher = Matcher([view for view, _ in self.views], kinds)
+        self.kinds = matcher.kinds
+        self.usual = {kind: _is_usual(self.views[numbers[0]][0]) for kind, numbers in matcher.members.items()}
         unused = [rule for rule in self.rules if not self._apply(rule, matcher) and not rule.optional]
         unused = self._without_roles(unused)
-        several = [writes for writes in self.writes.values() if len(writes) > 1]
+        several = [[*self.beaten[name], self.writes[name]] for name in self.writes if name in self.beaten]
         if (
             self.spares
             and self.skipped
@@ -126,20 +123,21 @@ class _Planner:
             them = count(len(self.skipped), "parameter")
             self.problems.append(f"schemes leave frozen ones alone, and all of {them} are; trainable=False writes them")
         if ties == "agree":
-            self.problems += [text for writes in several if (text := _disagreement(writes))]
-            self.problems += _collisions([site for site in self.known if site.shares and site.name in self.writes])
-        self.problems += _unlocked(several)
-        for site in self.known:
-            written = site.shares and [name for name in site.shares if name in self.writes]
+            self.problems += [text for writes in several if (text := disagreement(writes))]
+            self.problems += collisions([site for site in self.known if site.shares and site.name in self.writes])
+        self.problems += unlocked(several)
+        for site in [site for site in self.known if site.shares]:
+            written = [name for name in site.shares if name in self.writes]
             if written and site.name not in self.writes:
                 self.skipped[site.name] = Skipped(site, f"lies in the memory of {written[0]!r}, which is written")
-        left = [site for site in self.known if site.name not in self.writes and site.name not in self.skipped]
+        writes, skipped = self.writes, self.skipped
+        left = [site for site in self.known if site.name not in writes and site.name not in skipped]
         return Plan(
-            steps=_in_turn([_final(writes, notes) for writes in self.writes.values()]),
-            overwritten=_in_turn([write.step() for writes in several for write in writes[:-1]]),
+            steps=_in_turn([*map(self._step, writes.values())]),
+            overwritten=_in_turn([write.step() for those in several for write in those[:-1]]),
             untouched=tuple(left),
             declined=tuple(self.declined[site.name] for site in left if site.name in self.declined),
-            skipped=tuple(skip for name, skip in self.skipped.items() if name not in self.writes),
+            skipped=tuple(skip for name, skip in skipped.items() if name not in writes),
             unused=tuple(self._explained(unused)),
             problems=tuple(self.problems),
             loads=tuple(self._accounts()),
@@ -207,14 +205,15 @@ class _Planner:
 
         Returns why it does not fit the last that it does not.
         """
-        views, kinds, why = self.views, self.kinds, ""
+        views, kinds, writes, turn, why = self.views, self.kinds, self.writes, self.turn, ""
         of_kind = self._resolved_by_kind(rule, numbers)
-        resolution = resolve_all(rule.init, [views[each] for each in numbers if kinds[each] not in of_kind], self.known)
+        rest = [views[each] for each in numbers if kinds[each] not in of_kind]
+        resolution = resolve_all(rule.init, rest, self.known) if rest or not of_kind else _NOTHING
         if resolution.account is not None:
             self.loads.append(resolution)
         for number in numbers:
             (view, site), kind = views[number], kinds[number]
-            fill = of_kind.get(kind)
+            fill, notes = of_kind.get(kind, _NEITHER)
             if fill is None:
                 error, fill = resolution.errors.get(view.name), resolution.fills.get(view.name)
                 if error is not None and rule.fitting and not _fits(rule, view):
@@ -228,12 +227,16 @@ class _Planner:
                         self.declined[site.name] = Skipped(site, _NOT_KNOWN)
                     continue
                 fill = _padded(rule, view, fill)
-            self.writes.setdefault(site.name, []).append(_Write(view, site, fill, rule, self.turn, kind))
-            self.turn += 1
+            name = site.name
+            if name in writes:
+                self.beaten.setdefault(name, []).append(writes[name])
+            writes[name] = _made(Write, (view, site, fill, rule, turn, kind, notes))
+            turn += 1
+        self.turn = turn
         return why
 
-    def _resolved_by_kind(self, rule: Rule, numbers: Sequence[int]) -> dict[int, Fill]:
-        """The fill of each kind among these views, where the initializer looks at nothing else.
+    def _resolved_by_kind(self, rule: Rule, numbers: Sequence[int]) -> dict[int, tuple[Fill | None, StepNotes]]:
+        """The fill of each kind among these views, where the initializer looks at nothing else, and the notes of both.
 
         A kind that it has no fill for, or a problem with, is left out: the text holds a name.
         """
@@ -242,11 +245,23 @@ class _Planner:
             return {}
         first = {self.kinds[number]: self.views[number] for number in reversed(numbers)}
         fills = resolve_all(rule.init, [*first.values()], self.known).fills
-        return {
-            kind: _padded(rule, view, fills[view.name])
-            for kind, (view, _) in first.items()
-            if view.name in fills and not _problem(rule, view, None)
-        }
+        found: dict[int, tuple[Fill | None, StepNotes]] = {}
+        for kind, (view, site) in first.items():
+            if view.name in fills and not _problem(rule, view, None):
+                fill = _padded(rule, view, fills[view.name])
+                found[kind] = fill, self.notes.of_kind(site, fill, rule, kind) if self.notes and view is site else None
+        return found
+
+    def _step(self, write: Write) -> Step:
+        """The step of a site's last write, with the rules that it beats and the notes: the later rule wins."""
+        view, site, fill, rule, turn, kind, notes = write
+        if notes is None:
+            notes = self.notes.of(site, fill, rule, view, kind) if self.notes else ()
+        over: tuple[Rule, ...] = ()
+        if site.name in self.beaten:
+            beaten = {id(write.rule): write.rule for write in self.beaten[site.name] if write.rule is not rule}
+            over = tuple(dict.fromkeys(beaten.values()))
+        return Step(site, fill, rule, over, turn, notes)
 
     def _reach(self) -> Iterator[Reach]:
         """The share of the model that the rules of each scheme are for."""
@@ -260,7 +275,8 @@ class _Planner:
         elements = sum(site.numel for site in learning)
         for scheme in scoring:
             rules = {id(rule) for rule in self.rules if rule.scheme == scheme}
-            names = {name for name, writes in self.writes.items() if any(id(each.rule) in rules for each in writes)}
+            last = {name for name, write in self.writes.items() if id(write.rule) in rules}
+            names = last | {name for name, all_ in self.beaten.items() if any(id(each.rule) in rules for each in all_)}
             reached = [site.numel for site in learning if site.name in names]
             yield Reach(scheme, (len(reached), len(learning)), (sum(reached), elements))
 
@@ -338,63 +354,3 @@ def _fits(rule: Rule, view: Site) -> bool:
 
 def _in_turn(steps: list[Step]) -> tuple[Step, ...]:
     return tuple(sorted(steps, key=attrgetter("turn")))
-
-
-def _final(writes: list[_Write], notes: Notes | None) -> Step:
-    """The last write of a site, with the rules that it beats and the notes: the later rule wins."""
-    view, site, fill, rule, turn, kind = writes[-1]
-    over: tuple[Rule, ...] = ()
-    if len(writes) > 1:
-        beaten = {id(write.rule): write.rule for write in writes if write.rule is not rule}
-        over = tuple(dict.fromkeys(beaten.values()))
-    return Step(site, fill, rule, over, turn, notes.of(site, fill, rule, view, kind) if notes else ())
-
-
-def _unlocked(writes: Sequence[list[_Write]]) -> Iterator[str]:
-    """The sites that one rule loads from a checkpoint and another one writes after it, a text for each two rules."""
-    # By rules, not by sites: the way out is an edit of the recipe, and a backbone has hundreds of sites.
-    overwritten: dict[tuple[str, ...], tuple[Rule, list[str]]] = {}
-    for several in writes:
-        last = several[-1].rule
-        locked = (write.rule for write in several[:-1] if write.fill.locked and write.rule is not last)
-        if loaders := [*dict.fromkeys(rule.origin for rule in locked)]:
-            rivals = (*(loaders if is_verbatim(last.init) else loaders[:1]), last.origin)
-            overwritten.setdefault(rivals, (last, []))[1].append(several[0].site.name)
-    for (*loaders, later), (rule, names) in overwritten.items():
-        them, loader = "it" if len(names) == 1 else "them", " and ".join(loaders)
-        load = "loads" if len(loaders) == 1 else "load"
-        text = f"{loader} {load} {count(len(names), 'site')}, and {later} ({rule}) would write over {them}:"
-        unlock = f"or say lock = false in {loader}"
-        if not is_verbatim(rule.init):
-            yield f"{text} {abbreviate(names)}. Put {loader} last, exclude {them} from {later}, {unlock}"
-            continue
-        # Put last, a checkpoint would write over what another one loads: so the way out goes by what is wished.
-        lines = [f"{text} {abbreviate(names)}."]
-        for one in (*loaders, later):
-            others = " and ".join(other for other in (*loaders, later) if other != one)
-            end = f", {unlock}" if one == later else ""
-            lines.append(f"To keep what {one} loads, exclude {them} from {others}{end}.")
-        yield "\n    ".join(lines)
-
-
-def _disagreement(writes: list[_Write]) -> str | None:
-    """A tied tensor that gets different values through the different modules that hold it."""
-    # Only the last fill through each module counts: one module's rules may beat each other. The fills are compared as
-    # numbers, so two formulas that come out the same agree.
-    last = {write.view.name: write for write in writes}
-    fills = {write.fill: (name, write) for name, write in reversed(last.items())}
-    if len(fills) < 2:
-        return None
-    given = " and ".join(
-        f"{write.rule.origin} gives {name!r} {fill}" for fill, (name, write) in reversed(fills.items())
-    )
-    names = ", ".join(repr(view.name) for view in writes[0].site.views)
-    return f"tied weights: {given}, but they are one tensor. Add a rule that matches all of {names}"
-
-
-def _collisions(written: Sequence[Site]) -> list[str]:
-    """Sites that lie in one memory under different shapes, so that each write spoils another."""
-    names = {site.name for site in written}
-    pairs = {tuple(sorted((site.name, other))) for site in written for other in site.shares if other in names}
-    text = "shared memory: {!r} and {!r} are views of one memory, and what is written to one changes the other. "
-    return [text.format(*pair) + "Let the rules match one of them" for pair in sorted(pairs)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -19,8 +20,11 @@ from torchinit.errors import ReportError
 from torchinit.initializers.load_report import LoadReport, by_field
 from torchinit.initializers.moments import Moments
 from torchinit.initializers.statistics import deviations
+from torchinit.pages import Page, Section
 from torchinit.plans.fingerprint import Fingerprint, StoredFingerprint
+from torchinit.plans.origin import Origin
 from torchinit.plans.plan import FROZEN, UNKNOWN, Reach, counted, not_followed, remarks, sized, told
+from torchinit.rules.catalog import SCHEMA
 from torchinit.rules.rule import Value
 from torchinit.serialization.reading import Reader
 from torchinit.serialization.schema import Schema, parse
@@ -113,6 +117,7 @@ class Report(Tabular):
     lacking: tuple[tuple[str, str], ...] = ()
     unfilled: tuple[str, ...] = ()
     arguments: Mapping[str, Mapping[str, Value]] = field(default_factory=dict, hash=False)
+    origin: Origin | None = None
     unchanged: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -193,10 +198,33 @@ class Report(Tabular):
             lines.append(f"fingerprint {self.fingerprint.total}")
         return "\n".join(lines)
 
+    def sections(self) -> Iterator[Section]:
+        """The tables of a page: who wrote what, then the account of each checkpoint."""
+        yield Section.of("The plan", self, "Who wrote what: like tensors in one line, each with the rule that won.")
+        yield from (Section.of(f"The checkpoint {load.source}", load) for load in self.loads)
+
+    def save_html(self, path: str | os.PathLike[str], *, subject: str = "A run") -> None:
+        """Write the report as one HTML file that needs no other: whether all is as planned, and who wrote what.
+
+        Needs jinja2, the extra ``report``: raises MissingExtraError without it.
+        """
+        verdict = [*self._verdict(), f"{count(len(self), 'tensor')} written"][0]
+        conditions = {"noise": self.noise, "fingerprint": self.fingerprint and self.fingerprint.total}
+        known = tuple((name, text) for name, text in conditions.items() if text)
+        page = Page(
+            subject,
+            f"{verdict}.",
+            "error" if self.problems else "good",
+            sections=tuple(self.sections()),
+            conditions=known,
+        )
+        page.save(path)
+
     def to_dict(self) -> dict[str, object]:
         """The report as plain data."""
         return {
-            **Schema({}).encode(replace(self, loads=()), Report),
+            **Schema({}).encode(replace(self, loads=(), origin=None), Report),
+            "origin": self.origin and SCHEMA.encode(self.origin, Origin),
             "fingerprint": self.fingerprint and self.fingerprint.to_dict(),
             "loads": [load.to_dict() for load in self.loads],
         }
@@ -216,8 +244,11 @@ class Report(Tabular):
             if key not in data:
                 reader.mistake("", f"a report has {key!r}")
         stored = reader.read(data.pop("fingerprint", None), StoredFingerprint | None, "fingerprint")
+        origin = data.pop("origin", None)
         report: Report = reader.record(cls, data, "")
         reader.finish()
+        if origin is not None:
+            report = replace(report, origin=SCHEMA.decode(origin, Origin, "the report's origin"))
         return report if stored is None else replace(report, fingerprint=stored.checked())
 
 

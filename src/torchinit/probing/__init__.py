@@ -6,6 +6,7 @@ from torchinit.probing.checks import PROBE_CHECKS
 from torchinit.probing.coordinates import assert_flat, coord_check
 from torchinit.probing.lsuv import Lsuv, LsuvLayer, lsuv
 from torchinit.probing.measurement import Measurement
+from torchinit.probing.preserves import OutputDistance, Preservation, preserves
 from torchinit.probing.prediction import predict
 from torchinit.probing.probe import assert_healthy, probe
 from torchinit.probing.result import Probe
@@ -17,12 +18,15 @@ __all__ = [
     "Lsuv",
     "LsuvLayer",
     "Measurement",
+    "OutputDistance",
     "PROBE_CHECKS",
+    "Preservation",
     "Probe",
     "assert_flat",
     "assert_healthy",
     "coord_check",
     "lsuv",
     "predict",
+    "preserves",
     "probe",
 ]

@@ -217,7 +217,7 @@ class _Run:
         starts: dict[str, list[float]] = defaultdict(list)
         changes: dict[str, list[float]] = defaultdict(list)
         measured = _Measured()
-        for name in before.keys() & after.keys():
+        for name in (each for each in before if each in after):
             # Over depths like layers are one: of a stream, which blocks hand on, the last; of what is inside, the mean.
             key = _BLOCK.sub("*", name, count=1) if self.is_depth else name
             starts[key].append(_rms(before[name]))

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Final, Protocol
 
-from torchinit._folding import Column, Group, large, starts_as
+from torchinit._folding import Column, Group, large, starts_as, to_digits
 from torchinit._tables import Table
 from torchinit._text import count, shape_text
 from torchinit.initializers.moments import Moments, truncated
 from torchinit.linting.findings import Findings
 from torchinit.pages import Distribution, Figure, Page, Panel, Section, Series
+from torchinit.pages.drawing import cut
 from torchinit.pages.figures import digits
 from torchinit.plans.report import Record
 from torchinit.probing.checks import PROBE_CHECKS
@@ -42,31 +45,30 @@ class Probed(Protocol):
 
 def page_of(result: Probed, beside: Probed | None = None, lint: Findings | None = None) -> Page:
     """The page of a probe; with that of another start drawn and listed beside, and the findings of lint."""
-    start, other = result.start, beside.start if beside else None
-    name = beside and _compared(beside)
-    measured = result.runs[0]
-    lead = [_bill(measured)]
-    if beside is not None:
-        lead.append(f"{name}: {beside.verdict}")
-    remedies = dict.fromkeys(each.remedy for each in result.findings.at_least("warning") if each.remedy)
-    severity = "error" if result.findings.errors else "warning" if result.findings.at_least("warning") else "good"
-    panels = [*_chains(measured, beside and beside.runs[0], name or ""), *_others(measured)]
+    start, measured, severe = result.start, result.runs[0], result.findings.at_least("warning")
+    other, compared = (beside.start, beside.runs[0]) if beside else (None, None)
+    name = f"compared: {Path(other.recipe).name if other and other.recipe else 'its own start'}"
+    subject = (result.model, start.recipe, f"seed {start.seed}") if start else (result.model,)
     return Page(
-        " · ".join(filter(None, (result.model, start and start.recipe, f"seed {start.seed}" if start else ""))),
-        result.verdict[2:], severity, tuple(lead), tuple(remedies), tuple(_facts(result)), tuple(panels),
-        tuple(_distributions(start, other)) if start else (), tuple(_sections(result, other, name or "", lint)),
+        " · ".join(filter(None, subject)),
+        result.verdict[2:],
+        "error" if result.findings.errors else "warning" if severe else "good",
+        (_bill(measured), *([f"{name}: {beside.verdict}"] if beside else [])),
+        tuple(dict.fromkeys(each.remedy for each in severe if each.remedy)),
+        tuple(_facts(result)),
+        (*_chains(measured, compared, name), *_others(measured, compared, name)),
+        tuple(_distributions(start, other)) if start else (),
+        tuple(_sections(result, other, name, lint)),
         tuple(_conditions(result)),
-    )  # fmt: skip
-
-
-def _compared(beside: Probed) -> str:
-    return f"compared: {(beside.start and beside.start.recipe) or 'its own start'}"
+    )
 
 
 def _bill(measured: Measurement) -> str:
     goal = measured.objective
     guess = f"; answers that say nothing cost {goal.best:.4g}" if goal.classes and not math.isnan(goal.best) else ""
-    return f"The loss at the start is {goal.loss:.4g} ({goal.text}){guess}. Measured on {measured.inputs}."
+    made = measured.inputs.removeprefix("made: ")
+    where = made if made == measured.inputs else f"{made}, made for it"
+    return f"The loss at the start is {goal.loss:.4g} ({goal.text}){guess}. Measured on {where}."
 
 
 def _facts(result: Probed) -> Iterator[tuple[str, str]]:
@@ -111,10 +113,16 @@ def _chains(measured: Measurement, beside: Measurement | None, name: str) -> Ite
         other = others.get(_key(chain))
         figures = [_figure(chain, other, name, measure) for measure in _MEASURES]
         drawn = tuple(figure for figure in figures if not figure.is_empty)
-        ends = f"{chain.outputs[0].name} to {chain.outputs[-1].name}"
+        ends = " to ".join(cut(each.name, 40) for each in (chain.outputs[0], chain.outputs[-1]))
         if drawn:
             heads, numbers = _numbers(chain, other, name)
             yield Panel(f"By depth: {len(chain.outputs)} {chain.kind}, {ends}", drawn, heads, numbers)
+
+
+def figures_of(measured: Measurement) -> Iterator[Figure]:
+    """The figures of a measurement, along its chains, and beside them."""
+    for panel in (*_chains(measured, None, ""), *_others(measured, None, "")):
+        yield from panel.figures
 
 
 def _key(chain: SignalChain) -> tuple[str, str]:
@@ -129,14 +137,15 @@ def _figure(
                      tuple(_predicted(each, key) for each in chain.outputs))]  # fmt: skip
     if other is not None:
         found = {each.name: _value(each, key) for each in other.outputs}
-        series.append(Series(name, tuple(found.get(each.name, math.nan) for each in chain.outputs)))
+        values = tuple(found.get(each.name, math.nan) for each in chain.outputs)
+        series.append(Series(name, values, dashed=True))
     places = tuple(each.name for each in chain.outputs)
     band = _band(series[0].values[:: -1 if back else 1], lower, upper)
     figure = Figure(key, title, places, tuple(series), chain.kind[:-1], caption, band)
     ratio = 1 / figure.ratio if back and figure.ratio else figure.ratio
     change = "" if math.isnan(ratio) else f"; ×{digits(ratio)} from {'last to first' if back else 'first to last'}"
     pale = ", the broad pale line as predicted" if any(each is not None for each in series[0].predicted) else ""
-    return Figure(key, title, places, tuple(series), chain.kind[:-1], f"{caption}{change}{pale}", band)
+    return replace(figure, caption=f"{caption}{change}{pale}")
 
 
 def _band(values: tuple[float, ...], lower: str, upper: str) -> tuple[float, float] | None:
@@ -166,22 +175,25 @@ def _numbers(
     return tuple(heads), tuple(rows)
 
 
-def _others(measured: Measurement) -> Iterator[Panel]:
+def _others(measured: Measurement, beside: Measurement | None, name: str) -> Iterator[Panel]:
     """Of attention how far its logits spread; of recurrent layers the gradient at each step."""
     if len(measured.attentions) > 1:
         places = tuple(each.module for each in measured.attentions)
-        series = Series(_HERE, tuple(each.std for each in measured.attentions))
+        series = [Series(_HERE, tuple(each.std for each in measured.attentions))]
+        if beside is not None and beside.attentions:
+            found = {each.module: each.std for each in beside.attentions}
+            series.append(Series(name, tuple(found.get(each, math.nan) for each in places), dashed=True))
         band = 0.0, PROBE_CHECKS["TI808"].bound.warning
         text = "standard deviation of what the softmax takes: far above, each query picks one key at random"
-        yield Panel("Attention", (Figure("attention", "Attention logits", places, (series,), "layer", text, band),))
+        yield Panel("Attention", (Figure("attention", "Attention logits", places, tuple(series), "layer", text, band),))
     for each in measured.time_steps:
         bound: Bound = PROBE_CHECKS["TI809"].bound
         last = each.gradients[-1]
         ends = last * math.exp(-bound.warning), last * math.exp(bound.warning * 9 / 20)
         places = tuple(map(str, range(len(each.gradients))))
         text = f"its RMS at each step of {each.module}, where the loss reads the last"
-        series = Series(_HERE, each.gradients)
-        figure = Figure("time", "Gradient over time", places, (series,), "time step", text, ends if last > 0 else None)
+        line = Series(_HERE, each.gradients)
+        figure = Figure("time", "Gradient over time", places, (line,), "time step", text, ends if last > 0 else None)
         yield Panel(f"Recurrent: {each.module}", (figure,))
 
 
@@ -191,10 +203,11 @@ def _others(measured: Measurement) -> Iterator[Panel]:
 def _distributions(start: StartValues, other: StartValues | None) -> Iterator[Distribution]:
     """The histograms of what was drawn, in the order of the model, without what is one value."""
     beside = {each.label: each for each in other.parameters} if other else {}
+    records = {name: record for record in start.report or () for name in (record.name, *record.aliases)}
     for each in start.parameters:
         if each.counts:
-            record = _record(start, each)
-            planned = starts_as(record.fill) if record else ""
+            record = records.get(each.names[0])
+            planned = starts_as(to_digits(record.fill)) if record else ""
             caption = f"planned {planned}" if planned else f"std {digits(each.stds[0])}"
             found = beside.get(each.label)
             second = _histogram(found, "", ()) if found and found.counts else None
@@ -206,18 +219,6 @@ def _histogram(
 ) -> Distribution:
     title = f"{each.label} ×{len(each.names)}" if len(each.names) > 1 else each.label
     return Distribution(title, caption, each.low, each.high, each.counts, curve, beside)
-
-
-def _record(start: StartValues, each: LikeValues) -> Record | None:
-    """What was reported of the first of some parameters; None where nothing was."""
-    if start.report is None or each.names[0] not in _names(start):
-        return None
-    return start.report[each.names[0]]
-
-
-def _names(start: StartValues) -> set[str]:
-    records = start.report.records if start.report else ()
-    return {name for record in records for name in (record.name, *record.aliases)}
 
 
 def _curve(record: Record | None, each: LikeValues) -> tuple[float, ...]:
@@ -271,29 +272,24 @@ def _sections(result: Probed, other: StartValues | None, name: str, lint: Findin
     if result.findings:
         yield Section.of("Findings", result.findings)
     if start is not None and start.report is not None:
-        about = "Who wrote what: like tensors in one line, each with the rule that won."
-        table = start.report._table()
-        yield Section("The plan", _with_other(table, other, name) if other else table, about)
+        plan, *loads = start.report.sections()
+        yield replace(plan, table=_with_other(plan.table, other, name)) if other else plan
+        yield from loads
     elif start is not None:
         yield Section("The parameters", _own(start, other, name), "As the model's own code left them.")
     if lint is not None:
         yield Section.of("Lint", lint, "What torchinit check finds in the values and the structure.")
-    for load in start.report.loads if start and start.report else ():
-        yield Section.of(f"The checkpoint {load.source}", load)
 
 
 def _with_other(table: Table, other: StartValues, name: str) -> Table:
     """The table with a column that says what the same tensors of another start hold, where that differs."""
-    planned = [column.head for column in table.columns].index("started as")
-    texts = _texts(other)
-    groups = []
+    at = [column.head for column in table.columns].index("started as") + 1
+    texts, groups = _texts(other), []
     for group in table.groups:
-        theirs = " / ".join(dict.fromkeys(texts.get(each, "-") for each in group.names[:1]))
-        own = str(group.cells[planned])
-        cells = (*group.cells[: planned + 1], "same" if theirs == own else theirs, *group.cells[planned + 1 :])
-        groups.append(Group(group.names, cells, group.notes, group.path, group.copies))
-    columns = (*table.columns[: planned + 1], Column(name), *table.columns[planned + 1 :])
-    return Table(table.subject, columns, groups, table.title, table.foot, table.tree, table.before)
+        theirs = to_digits(texts.get(group.names[0], "-"))
+        cells = (*group.cells[:at], "same" if theirs == group.cells[at - 1] else theirs, *group.cells[at:])
+        groups.append(replace(group, cells=cells))
+    return replace(table, columns=(*table.columns[:at], Column(name), *table.columns[at:]), groups=groups)
 
 
 def _texts(start: StartValues) -> Mapping[str, str]:

@@ -15,11 +15,12 @@ from torchinit.errors import MissingExtraError
 from torchinit.linting.findings import Findings
 from torchinit.probing.checks import PROBE_CHECKS
 from torchinit.probing.measurement import Measurement, SignalChain
-from torchinit.probing.page import page_of
+from torchinit.probing.page import figures_of, page_of
 from torchinit.probing.values import StartValues
 
 _FORMAT: Final = "torchinit-probe-1"
 _ROWS, _WIDTH = 12, 16
+_CHARTED: Final = {"signal", "gradient"}
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,18 @@ class Probe:
         chain = max(self.measurement.chains, key=lambda each: len(each.outputs), default=None)
         if chain is None or math.isnan(chain.signal):
             return f"loss {self.measurement.objective.loss:.3g}"
-        back = "" if math.isnan(chain.gradient) else f", {math.exp(chain.gradient):.2g} of the gradient back"
-        return f"{math.exp(chain.signal):.2g} of the signal is left after {len(chain.outputs)} {chain.kind}{back}"
+        there, back = math.exp(min(chain.signal, 700.0)), math.exp(min(chain.gradient, 700.0))
+        texts = [
+            f"the signal grows {there:.2g} times over" if there >= 1 else f"{there:.2g} of the signal is left after"
+        ]
+        texts += [f" {len(chain.outputs)} {chain.kind}"]
+        if not math.isnan(chain.gradient):
+            texts += [
+                f", the gradient {back:.2g} times on its way back"
+                if back >= 1
+                else f", {back:.2g} of the gradient back"
+            ]
+        return "".join(texts)
 
     def __str__(self) -> str:
         return self.table()
@@ -80,7 +91,8 @@ class Probe:
             codes.setdefault(each.remedy, {})[each.code] = None
         ways = [f"{', '.join(several)} way out: {remedy}" for remedy, several in codes.items() if remedy]
         charts = [line for chain in self.measurement.chains for line in _chart(chain)]
-        parts = [[self.verdict], charts, [*findings, *ways], [*self._conditions()]]
+        beside = [f"  {each.sparkline}" for each in figures_of(self.measurement) if each.name not in _CHARTED]
+        parts = [[self.verdict], charts, beside, [*findings, *ways], [*self._conditions()]]
         return "\n\n".join("\n".join(map(one_line, part)) for part in parts if part)
 
     def _conditions(self) -> Iterator[str]:

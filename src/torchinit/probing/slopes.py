@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from html import escape
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 from torchinit._text import abbreviate, count, did_you_mean, format_table
 from torchinit.model.names import check_globs, glob_matches
+from torchinit.pages import Figure, Page, Panel, Series
+from torchinit.pages.drawing import drawn_to_file
 
 Size: TypeAlias = Literal["width", "depth"]
 SlopeVerdict: TypeAlias = Literal["flat", "grows", "falls", "undecided", "still", "diverges"]
@@ -175,16 +176,19 @@ class CoordCheck:
 
     def table(self) -> str:
         """A line for each layer: its slopes, the change at each size, the verdict; then the summary."""
+        head, rows = self._rows()
+        losses = ["loss", "", "", "", *(f"{loss:.4g}" for loss in self.losses), ""]
+        return f"{format_table(head, [*rows, losses])}\n{self.summary()}"
+
+    def _rows(self) -> tuple[list[str], list[list[str]]]:
         head = ["layer", "is", "change", "at the start", *(f"{self.kind} {size}" for size in self.sizes), ""]
-        rows = [
+        return head, [
             [
                 each.name, each.role or each.layer, _plus_minus(each.change, each.change_error),
                 _plus_minus(each.start, each.start_error), *(f"{value:.2g}" for value in each.changes), each.verdict,
             ]
             for each in self.slopes
         ]  # fmt: skip
-        losses = ["loss", "", "", "", *(f"{loss:.4g}" for loss in self.losses), ""]
-        return f"{format_table(head, [*rows, losses])}\n{self.summary()}"
 
     def to_dict(self) -> dict[str, object]:
         """All numbers as plain data; None for a slope where there is none."""
@@ -197,12 +201,30 @@ class CoordCheck:
         return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
 
     def to_svg(self) -> str:
-        """A picture: the change of each layer over the size, both axes logarithmic, bad layers drawn on top."""
-        return chart(self)
+        """A picture: the change of each layer over the size, both axes logarithmic; bad layers are dashed."""
+        return drawn_to_file(self.figure())
+
+    def figure(self) -> Figure:
+        """The same as plain data."""
+        lines = [each for each in self.slopes if all(0 < value < math.inf for value in each.changes)]
+        series = (
+            Series(f"{each.name} {each.change:+.2f}", each.changes, dashed=each.verdict not in ("flat", "undecided"))
+            for each in lines
+        )
+        title, sizes = f"What {count(self.steps, 'step')} change of each layer's output (RMS)", map(float, self.sizes)
+        places = tuple(map(str, self.sizes))
+        return Figure("change", title, places, tuple(series), self.kind, self.summary(), None, tuple(sizes))
 
     def save_svg(self, path: str | Path) -> None:
         """Write the picture to a file."""
         Path(path).write_text(self.to_svg(), "utf-8")
+
+    def save_html(self, path: str | Path) -> None:
+        """Write the picture and the table as one HTML file. Raises MissingExtraError without the extra ``report``."""
+        head, rows = self._rows()
+        figure = replace(self.figure(), caption="Beside each name its slope; what is not flat is dashed.")
+        panel = Panel(f"By {self.kind}", (figure,), tuple(head), tuple(map(tuple, rows)))
+        Page(self.about, self.summary()[2:], "good" if self.flat else "error", panels=(panel,)).save(path)
 
 
 def _plus_minus(slope: float, error: float) -> str:
@@ -226,51 +248,3 @@ def check_expected(expected: Mapping[str, float] | None) -> Mapping[str, float]:
     """The expected slopes; raises TypeError or ValueError for names that are not globs."""
     check_globs("expected", expected or {})
     return expected or {}
-
-
-_COLOURS: Final[Mapping[str, str]] = {
-    "flat": "#2a7f62", "undecided": "#b8860b", "grows": "#c0392b", "falls": "#7d3c98", "diverges": "#000000",
-}  # fmt: skip
-
-
-def chart(check: CoordCheck) -> str:
-    """An SVG of the changes over the sizes: a line for each layer, named at its end."""
-    lines = [each for each in check.slopes if all(0 < value < math.inf for value in each.changes)]
-    lines.sort(key=lambda each: each.verdict not in ("flat", "undecided"))
-    values = [math.log10(value) for each in lines for value in each.changes] or [0.0]
-    low, high = math.floor(min(values)), max(math.ceil(max(values)), math.floor(min(values)) + 1)
-    wide, tall, left, top = 480, 300, 64, 44
-    right = max(math.log2(check.sizes[-1] / check.sizes[0]), 1e-9)
-
-    def x(size: float) -> float:
-        return left + wide * math.log2(size / check.sizes[0]) / right
-
-    def y(value: float) -> float:
-        return top + tall * (high - math.log10(value)) / (high - low)
-
-    parts = [f'<text x="{left}" y="22" font-weight="bold">{escape(check.summary()[:110])}</text>']
-    for power in range(low, high + 1):
-        at = y(10.0**power)
-        parts.append(f'<path d="M{left} {at:.1f}h{wide}" stroke="#8884"/>')
-        parts.append(f'<text x="{left - 8}" y="{at + 4:.1f}" text-anchor="end">1e{power}</text>')
-    parts += [
-        f'<text x="{x(size):.1f}" y="{top + tall + 18}" text-anchor="middle">{size}</text>' for size in check.sizes
-    ]
-    title = f"{check.kind}; RMS of the change after {count(check.steps, 'step')}"
-    parts.append(f'<text x="{left + wide / 2}" y="{top + tall + 36}" text-anchor="middle">{title}</text>')
-    free = -math.inf
-    for each in sorted(lines, key=lambda one: y(one.changes[-1])):
-        pairs = zip(check.sizes, each.changes, strict=True)
-        points = " ".join(f"{x(size):.1f},{y(value):.1f}" for size, value in pairs)
-        colour = _COLOURS[each.verdict]
-        free = max(y(each.changes[-1]) + 4, free + 12)
-        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.6"/>')
-        parts.append(
-            f'<text x="{left + wide + 6}" y="{free:.1f}" fill="{colour}">{escape(each.name)} {each.change:+.2f}</text>'
-        )
-    height = max(top + tall + 48, free + 12)
-    style = 'font-family="system-ui, sans-serif" font-size="11" fill="currentColor"'
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + wide + 260} {height:.0f}" role="img" {style}>'
-        f"<title>{escape(check.summary())}</title>{''.join(parts)}</svg>\n"
-    )

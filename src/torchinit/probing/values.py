@@ -21,7 +21,7 @@ from torchinit.plans.fingerprint import fingerprint
 from torchinit.plans.report import Report
 
 _SHAPE: Final = Column("shape")
-_SAMPLE: Final = 1 << 15
+_SAMPLE: Final = 1 << 14
 _COUNTS: Final = 40
 _REACH: Final = 4.5
 """The standard deviations from the mean that a histogram shows: outliers do not make it a spike."""
@@ -70,7 +70,7 @@ def values_of(model: nn.Module, recipe: object = None, seed: int = 0, report: Re
 
     >>> found = values_of(nn.Linear(64, 64))
     >>> [(each.label, each.shape, len(each.counts)) for each in found.parameters]
-    [('weight', (64, 64), 40), ('bias', (64,), 40)]
+    [('weight', (64, 64), 32), ('bias', (64,), 8)]
     """
     parameters = {normalize(name): each for name, each in model.named_parameters()}
     digest = report.fingerprint.total if report and report.fingerprint else ""
@@ -98,7 +98,8 @@ def _alike(group: Group, tensors: list[Tensor]) -> LikeValues:
     high = min(float(together.max()), mean + _REACH * std)
     counts: tuple[int, ...] = ()
     if low < high and math.isfinite(high - low):
-        counts = tuple(map(int, torch.histc(together, _COUNTS, low, high).tolist()))
+        parts = min(_COUNTS, round(2 * together.numel() ** (1 / 3)))  # Rice's rule
+        counts = tuple(map(int, torch.histc(together, parts, low, high).tolist()))
     return LikeValues(group.label, tuple(group.names), shape, (min(stds), max(stds)), low, high, counts)
 
 

@@ -17,6 +17,7 @@ from torchinit._files import read_bounded
 from torchinit._text import did_you_mean
 from torchinit.errors import ConfigError, MissingExtraError
 from torchinit.serialization.json import check_size, reject_duplicate_keys
+from torchinit.serialization.plugins import described, plugins, read_plugin, unloadable
 from torchinit.serialization.reading import Data
 
 _PART: Final = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')"""
@@ -25,18 +26,34 @@ _LONG: Final = re.compile(rf"(?<![\w.+-])[\w.+-]{{{limits.TEXT_LENGTH}}}", re.AS
 """A key of too many parts, and a number of too many digits, which tomllib would spend much time and memory on."""
 
 
+_PLUGINS: Final = "torchinit.schemes"
+"""The entry points of other packages: the name of a scheme, and the package that has it as a file NAME.toml."""
+
+
 def schemes() -> dict[str, str]:
-    """The recipes that come with the package, each with a line on what it is for.
+    """The recipes that go by a name, each with a line on what it is for; those of plug-ins with the package's name.
 
     >>> schemes()["gpt2"]
     'GPT-2: normal weights, residual projections made smaller with depth'
     """
+    offered = {name: described(point) for name, point in plugins(_PLUGINS).items()}
+    return offered | shipped_schemes()
+
+
+def shipped_schemes() -> dict[str, str]:
+    """The same without those of other packages, whose files are read only when one is asked for."""
     return {name: read_scheme(name)["about"] for name in _schemes()}
 
 
 def read_scheme(name: str) -> Data:
-    """The plain data of a recipe that comes with the package."""
-    return tomllib.loads(_schemes()[name].read_text("utf-8"))
+    """The plain data of a recipe that goes by a name; ConfigError for a plug-in's that cannot be read."""
+    if (shipped := _schemes().get(name)) is not None:
+        return tomllib.loads(shipped.read_text("utf-8"))
+    point = plugins(_PLUGINS)[name]
+    try:
+        return _toml(read_plugin(point, "scheme"))
+    except (RecursionError, ValueError) as error:
+        raise error if isinstance(error, ConfigError) else unloadable(point, "scheme", error) from error
 
 
 def _schemes() -> dict[str, Traversable]:

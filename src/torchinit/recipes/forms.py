@@ -25,7 +25,7 @@ from torchinit.plans.plan import Plan, Reach
 from torchinit.plans.planner import make_plan
 from torchinit.recipes.arguments import Given, RecipeReader
 from torchinit.recipes.entries import ENTRY_KEYS, SELECTING, entry_rules
-from torchinit.recipes.files import read_data, read_scheme, schemes
+from torchinit.recipes.files import read_data, read_scheme, schemes, shipped_schemes
 from torchinit.recipes.refusals import check_recipe
 from torchinit.rules.catalog import INITIALIZERS, SCHEMA, example_of
 from torchinit.rules.rule import Recipe, Rule, Value
@@ -341,7 +341,7 @@ def read_otherwise(plan: Plan, seed: object) -> list[str]:
 
 def with_better(plan: Plan, known: Sequence[Site]) -> Plan:
     """The plan of a model's sites; where a scheme reaches little of the model, with the schemes that reach more."""
-    plans = [make_plan(known, load_recipe(name)) for name in schemes()]
+    plans = [make_plan(known, load_recipe(name)) for name in shipped_schemes()]
     others = [reach for made in plans if not (made.problems or made.unused) for reach in made.reach]
     others.sort(key=lambda reach: (-reach.share, reach.scheme != "general"))
 

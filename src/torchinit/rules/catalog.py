@@ -41,7 +41,7 @@ INITIALIZERS: Final = ClassRegistry(
 )
 """Every initializer that a recipe can name."""
 
-SELECTORS: Final = ClassRegistry("selector", method="matches")
+SELECTORS: Final = ClassRegistry("selector", method="matches", group="torchinit.selectors")
 """Every selector that a recipe can name in a ``where``."""
 
 for _module in (base, composed, elementwise, mapped, matrices, tables, variance_scaling):

@@ -45,7 +45,8 @@ _facts: Final = attrgetter(*FACTS)
 class Matcher:
     """Many sites, sorted into kinds of like ones, and by what else selectors look at when the first one asks.
 
-    ``kinds`` has the number of each site's kind, ``members`` the numbers of the sites of each kind.
+    ``kinds`` has the number of each site's kind, which somebody may have found already, ``members`` the numbers of the
+    sites of each kind.
 
     >>> from torch import nn
     >>> from torchinit.initializers import Normal
@@ -61,30 +62,25 @@ class Matcher:
     # regular expression (which may take too long for a name, and has to say so), is asked of site after site, and so is
     # whatever it is a part of: how often it is asked, and in which order, stays what it would be without all this.
 
-    def __init__(self, sites: Sequence[Site]) -> None:
+    def __init__(self, sites: Sequence[Site], kinds: Sequence[int] = ()) -> None:
         self.sites = sites
-        self._every = set(range(len(sites)))
+        self._every = range(len(sites))
         self._by: dict[str, dict[object, list[int]]] = {}
-        numbers: dict[object, int] = {}
-        # Owners and layouts by their identity: like layers share one, and to hash them takes longer than all the rest.
-        self.kinds: list[int] = [
-            numbers.setdefault(
-                (id(site.owner), id(site.layout), site.name.rpartition(".")[2], _facts(site)), len(numbers)
-            )
-            for site in sites
-        ]
-        self.members: list[list[int]] = [[] for _ in numbers]
+        self.kinds: Sequence[int] = kinds or _kinds_of(sites)
+        found: dict[int, list[int]] = defaultdict(list)
         for number, kind in enumerate(self.kinds):
-            self.members[kind].append(number)
+            found[kind].append(number)
+        self.members: dict[int, list[int]] = dict(found)
 
     def matched(self, rule: Rule) -> list[int]:
         """The numbers of the sites that a rule is for."""
         if not _is_known(rule.where):
             return [number for number, site in enumerate(self.sites) if rule.matches(site)]
-        found = self._set(rule.where)
-        if not rule.fitting:  # then these two decide: see Rule.admits
-            found = found & self._of_kinds(rule.admits)
-        return [number for number in sorted(found) if not rule.fitting or rule.admits(self.sites[number])]
+        if rule.fitting:  # which looks at names, too: see Rule.admits
+            return [number for number in sorted(self._set(rule.where)) if rule.admits(self.sites[number])]
+        if _is_by_kind(rule.where):
+            return sorted(self._of_kinds(rule.matches))
+        return sorted(self._set(rule.where) & self._of_kinds(rule.admits))
 
     def is_selected(self, where: Selector) -> bool:
         """Whether a selector selects any of the sites."""
@@ -93,11 +89,11 @@ class Matcher:
     def _set(self, where: Selector) -> set[int]:
         match where:
             case All(of):
-                return set.intersection(self._every, *map(self._set, of))
+                return set.intersection(*map(self._set, of)) if of else set(self._every)
             case AnyOf(of):
                 return set().union(*map(self._set, of))
             case Not(inner):
-                return self._every - self._set(inner)
+                return set(self._every) - self._set(inner)
             case Name(globs):
                 return {number for glob in globs for number in self._named(glob)}
             case Within(module):
@@ -109,7 +105,7 @@ class Matcher:
 
     def _of_kinds(self, is_wanted: Callable[[Site], bool]) -> set[int]:
         """The numbers of the sites of the kinds that are wanted."""
-        return set[int]().union(*(numbers for numbers in self.members if is_wanted(self.sites[numbers[0]])))
+        return set[int]().union(*(numbers for numbers in self.members.values() if is_wanted(self.sites[numbers[0]])))
 
     def _named(self, glob: str) -> Iterator[int]:
         """The numbers of the sites whose names fit a glob."""
@@ -138,6 +134,14 @@ class Matcher:
         return self._by[attribute]
 
 
+def _kinds_of(sites: Iterable[Site]) -> list[int]:
+    """The number of each site's kind."""
+    # Owners and layouts by their identity: like layers share one, and to hash them takes longer than all the rest.
+    numbers: dict[object, int] = {}
+    facts = ((id(site.owner), id(site.layout), site.name.rpartition(".")[2], _facts(site)) for site in sites)
+    return [numbers.setdefault(each, len(numbers)) for each in facts]
+
+
 def _is_known(where: Selector) -> bool:
     """Whether the selector, with all that it is made of, looks at nothing but what sites are sorted by."""
     match where:  # by the very class: a user's may be one of ours, made anew
@@ -148,9 +152,27 @@ def _is_known(where: Selector) -> bool:
     return type(where) in _BY_KIND or type(where) in (Name, Within, Block)
 
 
+def _is_by_kind(where: Selector) -> bool:
+    """Whether the selector, with all that it is made of, selects all sites of a kind or none."""
+    match where:
+        case All(of) | AnyOf(of):
+            return all(map(_is_by_kind, of))
+        case Not(inner):
+            return _is_by_kind(inner)
+    return type(where) in _BY_KIND
+
+
 def asks_for_roles(rules: Iterable[Rule]) -> bool:
-    """Whether a rule may look at ``Site.role``: by :class:`Roles`, or by code of a user's own."""
-    return any(_looks_at_roles(rule.where) or not _is_ours(rule.init) for rule in rules)
+    """Whether a rule may look at ``Site.role``: by :class:`Roles`, for a source, or by code of a user's own."""
+    return any(
+        _looks_at_roles(rule.where) or not _is_ours(rule.init) or "role" in getattr(rule.init, "asks_for", ())
+        for rule in rules
+    )
+
+
+def asks_for_exits(rules: Iterable[Rule]) -> bool:
+    """Whether a rule looks at ``Site.exit``."""
+    return any("exit" in getattr(rule.init, "asks_for", ()) for rule in rules)
 
 
 def _looks_at_roles(where: Selector) -> bool:

@@ -10,7 +10,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar, overload
 
 from torchinit._text import did_you_mean, full_name, with_article
-from torchinit.errors import ConfigError
+from torchinit.serialization.plugins import load_plugin, unloadable
 
 _Class = TypeVar("_Class", bound=type)
 
@@ -138,13 +138,11 @@ class ClassRegistry:
 
     def _load(self, name: str) -> None:
         for point in [point for point in self.plugins() if point.name == name][:1]:
+            offered = load_plugin(point, self.kind)
             try:
-                self.register(name)(point.load())
-            except Exception as error:
-                why = f"{type(error).__name__}: {error}"
-                raise ConfigError(
-                    f"the plug-in for {self.kind} {name!r} ({point.value}) cannot be loaded: {why}"
-                ) from error
+                self.register(name)(offered)
+            except (TypeError, ValueError) as error:
+                raise unloadable(point, self.kind, error) from error
 
 
 # --- what a field of an abstract type may hold ------------------------------------------------------------------

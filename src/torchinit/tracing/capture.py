@@ -18,7 +18,8 @@ from torchinit.initializers.composed import Opaque, Padded
 from torchinit.initializers.elementwise import Constant, Fill, Normal, TruncNormal, Uniform
 from torchinit.initializers.matrices import Dirac, Identity, Orthogonal, Sparse
 from torchinit.model.shards import Box
-from torchinit.model.sites import WHY, Site, sites
+from torchinit.model.sites import Site, sites
+from torchinit.model.states import WHY
 from torchinit.noise.distributions import MAX_SIGMAS
 from torchinit.plans.plan import Plan, Skipped, Step
 from torchinit.plans.planner import make_plan

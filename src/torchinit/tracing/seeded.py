@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from torchinit.errors import RunError
 from torchinit.initializers.matrices import Orthogonal
+from torchinit.model.counted import Counted
 from torchinit.model.dtensor import is_distributed, shards_of
 from torchinit.model.shards import Box, Shard
 from torchinit.model.valueless import refuse_fakes
@@ -67,18 +68,25 @@ _NO_TENSOR = torch.empty(0)
 class Seeded(Recorder):
     """A tracing whose draws are keyed: a site's under its own name, others under what is being initialized."""
 
-    def __init__(self, model: nn.Module, seed: int) -> None:
-        super().__init__(model)
+    def __init__(self, model: nn.Module, seed: int, names: Counted | None = None) -> None:
+        self._names: Counted = names or Counted(model)
+        super().__init__(self._names.root)
         self.noise: Keyed = Keyed(seed)
         self.indices: Counter[str] = Counter()
         self.observer.execute = self._execute
 
     def __enter__(self) -> Trace:
         refuse_fakes()
+        self._names.check()
         state = torch.default_generator.get_state()
-        seen = super().__enter__()
+        with self._names:
+            seen = super().__enter__()
         self._open.callback(torch.default_generator.set_state, state)
         return seen
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        with self._names:
+            super().__exit__(kind, error, trace)
 
     def _execute(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         method = _method(func)
@@ -141,8 +149,7 @@ class Seeded(Recorder):
     # --- operations ----------------------------------------------------------------------------------------
 
     def _in_place(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        arguments = arguments_of(func, args, kwargs)
-        arguments.pop("generator", None)
+        arguments = {key: value for key, value in arguments_of(func, args, kwargs).items() if key != "generator"}
         name = name_of(func)
         target = self._target(args[0], _MOST_INDICES if name == "random_" else 1)
         if target.tensor.is_meta:
@@ -339,8 +346,7 @@ def _log_uniform(target: DrawTarget) -> Tensor:
 
 
 def _geometric(target: DrawTarget, p: float) -> None:
-    bottom = math.log1p(-p) if p < 1 else -math.inf
-    target.tensor.copy_(_log_uniform(target).div(bottom).floor() + 1)
+    target.tensor.copy_(_log_uniform(target).div(math.log1p(-p) if p < 1 else -math.inf).floor() + 1)
 
 
 def _cauchy(target: DrawTarget, median: float, sigma: float) -> None:
@@ -371,13 +377,8 @@ def _normal(target: DrawTarget, mean: Any = 0.0, std: Any = 1.0) -> Tensor:
     return target.fill("normal", mean, std)
 
 
-def _uniform(target: DrawTarget) -> Tensor:
-    return target.fill("uniform", 0.0, 1.0)
-
-
 _NEW_DRAWS: Final[Mapping[str, Callable[..., object]]] = {
-    "rand": _uniform,
-    "rand_like": _uniform,
+    **dict.fromkeys(("rand", "rand_like"), lambda target: target.fill("uniform", 0.0, 1.0)),
     "randn": _normal,
     "randn_like": _normal,
     "normal": _normal,
@@ -385,8 +386,10 @@ _NEW_DRAWS: Final[Mapping[str, Callable[..., object]]] = {
 """The draw of each of torch's operations that return a new tensor."""
 
 
-def seeded(model: nn.Module, seed: int) -> AbstractContextManager[Trace]:
+def seeded(model: nn.Module, seed: int, *, under: str = "", inside: str = "") -> AbstractContextManager[Trace]:
     """Give every random number that code draws for a model to a name, while the ``with`` block runs.
+
+    ``under`` is put before each name, ``inside`` taken off, as :func:`torchinit.plan` does.
 
     >>> model = nn.Sequential(nn.Linear(3, 3))
     >>> with seeded(model, 0) as seen:
@@ -394,4 +397,4 @@ def seeded(model: nn.Module, seed: int) -> AbstractContextManager[Trace]:
     >>> [write.site for write in seen.writes]
     ['0.weight']
     """
-    return Seeded(model, seed)
+    return Seeded(model, seed, Counted(model, under, inside))

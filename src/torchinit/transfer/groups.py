@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
 from torchinit.errors import ConfigError
 from torchinit.model.names import check_globs, glob_matches, normalize
 from torchinit.serialization.validation import check_number
+from torchinit.transfer.rows import TransferRow
 from torchinit.transfer.table import OPTIMIZERS
-
-if TYPE_CHECKING:
-    from torchinit.transfer.transfer import Transfer, TransferRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,25 +45,23 @@ class Group:
 
 
 def groups_of(
-    transfer: Transfer, *, lr: float, weight_decay: float, eps: float | None, no_decay: Sequence[str] = (),
-    adam_lr: float | None = None,
+    rows: Sequence[TransferRow], optimizer: str, *, lr: float, weight_decay: float, eps: float | None,
+    no_decay: Sequence[str] = (), adam_lr: float | None = None,
 ) -> list[Group]:  # fmt: skip
     """The groups of a transfer, like ones as one, in the order of the model; ConfigError where there are none."""
     for name, number in (("lr", lr), ("weight_decay", weight_decay), ("eps", eps), ("adam_lr", adam_lr)):
         if number is not None and check_number(name, number) < 0:
             raise ConfigError(f"{name} is at least 0, but got {number!r}")
     check_globs("no_decay", no_decay)
-    rule = OPTIMIZERS[transfer.optimizer]
-    if rule.coupled and not rule.sgd and weight_decay and not transfer.is_identity:
+    rule = OPTIMIZERS[optimizer]
+    if rule.coupled and not rule.sgd and weight_decay and any(row.factors.wd != 1 for row in rows):
         raise ConfigError("Adam adds weight decay to the gradient, which no rule transfers: take optimizer='adamw'")
-    rows = [row for row in transfer.rows if not row.frozen]
-    if not rows:
-        raise ConfigError(
-            f"none of the {len(transfer.rows)} parameters learns (requires_grad is false), so there are no groups"
-        )
+    learning = [row for row in rows if not row.frozen]
+    if not learning:
+        raise ConfigError(f"none of the {len(rows)} parameters learns (requires_grad is false), so there are no groups")
     merged: dict[tuple[Any, ...], list[str]] = {}
-    for row in rows:
-        name = _optimizer_of(transfer, row)
+    for row in learning:
+        name = optimizer_of(optimizer, row)
         is_muon = name.startswith("muon")
         rate = lr if not rule.update or is_muon or adam_lr is None else adam_lr
         base_eps = OPTIMIZERS[name].eps if eps is None or is_muon else eps
@@ -78,7 +74,7 @@ def groups_of(
     return [Group(tuple(names), *key) for key, names in merged.items()]
 
 
-def _optimizer_of(transfer: Transfer, row: TransferRow) -> str:
+def optimizer_of(optimizer: str, row: TransferRow) -> str:
     """The optimizer of a parameter: under Muon that of all but hidden matrices is AdamW."""
-    is_muon = bool(OPTIMIZERS[transfer.optimizer].update)
-    return "adamw" if is_muon and not (row.kind == "hidden" and row.matrix) else transfer.optimizer
+    is_muon = bool(OPTIMIZERS[optimizer].update)
+    return "adamw" if is_muon and not (row.kind == "hidden" and row.matrix) else optimizer

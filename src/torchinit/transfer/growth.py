@@ -59,9 +59,9 @@ def matched(known: Sequence[Site], base: Mapping[str, Site]) -> list[Matched]:
             does = "does" if site.aliases else "does not"
             raise ConfigError(f"the base model is of another structure: it {tied} {does}: {site.name!r}")
         pairs.append(Matched(site, other))
-        patterns |= {fold_numbers(view.name) for view in site.views}
-    for name in base:
-        if fold_numbers(name) not in patterns:
+        patterns |= {view.name if site.block is None else fold_numbers(view.name) for view in site.views}
+    for name, other in base.items():
+        if name not in patterns and (other.block is None or fold_numbers(name) not in patterns):
             raise ConfigError(f"the base model is of another structure: this model has no {name!r}")
     return pairs
 
@@ -210,12 +210,13 @@ def _assumed(site: Site, ratios: Sequence[float], given: ParameterRole | None) -
 
 
 def _kind(site: Site, r_i: float, r_o: float, ratios: Sequence[float]) -> ParameterRole:
-    if all(ratio == 1 for ratio in ratios):
-        return "scalar"
     lookups = [bool(view.layout and view.layout.lookup) for view in site.views]
     if any(lookups) and not all(lookups):
         return "tied"
     layout = site.layout
+    if all(ratio == 1 for ratio in ratios):  # a head is one even where nothing grows, so that it can start at zero
+        is_head = (site.role or "").startswith("head.") and len(site.shape) > 1 and site.parameter_kind != "bias"
+        return "output" if is_head else "scalar"
     if len(site.shape) < 2 or site.parameter_kind == "bias" or (layout and len(layout.batch_axes) == len(site.shape)):
         return "vector"
     if r_i == 1:

@@ -169,12 +169,11 @@ def _hook_of(modules: Mapping[str, nn.Module], multiplier: Multiplier) -> Multip
 # --- where they belong -----------------------------------------------------------------------------------------------
 
 
-def readouts(
-    model: nn.Module, grown: Sequence[Grown], factor: Callable[[Grown], float]
-) -> Iterator[tuple[Multiplier, str]]:
+def readouts(model: nn.Module, grown: Sequence[Grown]) -> Iterator[tuple[Multiplier, str]]:
     """The multiplier of each output, with the name of its parameter."""
     for each in grown:
-        if each.kind not in ("output", "tied") or factor(each) == 1:
+        factor = 1 / (each.growth.r_o if each.kind == "tied" else each.growth.r_i)
+        if each.kind not in ("output", "tied") or factor == 1 or each.site.parameter_kind == "bias":
             continue
         view = next(
             view for view in each.site.views if each.kind == "output" or not (view.layout and view.layout.lookup)
@@ -183,23 +182,18 @@ def readouts(
         field, power = _FIELDS["readout"]
         config = getattr(model, "config", None)
         if is_logits and isinstance(getattr(config, field, None), (int, float)):
-            value = getattr(config, field) * factor(each) ** power
-            yield Multiplier("readout", "", factor(each), "config", field, value), each.site.name
+            value = getattr(config, field) * factor**power
+            yield Multiplier("readout", "", factor, "config", field, value), each.site.name
         else:
-            yield Multiplier("readout", view.owner_name, factor(each), "input"), each.site.name
+            yield Multiplier("readout", view.owner_name, factor, "input"), each.site.name
 
 
 def attentions(
-    model: nn.Module,
-    grown: Sequence[Grown],
-    heads: Mapping[str, int],
-    base_heads: Mapping[str, int],
-    names: Mapping[str, str],
+    model: nn.Module, grown: Sequence[Grown], heads: Mapping[str, int], base_heads: Mapping[str, int]
 ) -> Iterator[tuple[Multiplier, str]]:
     """The multiplier of each attention whose heads grow, with the name of the parameter that makes its queries.
 
-    ``names`` leads from a parameter to that of the base model. Where a norm of the queries sets their scale there is
-    none.
+    Where a norm of the queries sets their scale there is none.
     """
     modules, config = _modules(model), getattr(model, "config", None)
     field, _ = _FIELDS["attention"]
@@ -209,7 +203,7 @@ def attentions(
         if each.site.parameter_kind == "bias" or role not in ("attn.q", "attn.qkv", "attn.q_up"):
             continue
         name = _attention_of(each.site.owner_name, heads)
-        base = _attention_of(names[each.site.name].rpartition(".")[0], base_heads)
+        base = _attention_of(each.base.owner_name, base_heads)
         if name is None or base is None or heads[name] == base_heads[base] or _has_query_norm(modules[name]):
             continue
         factor, module, owner = (heads[name] / base_heads[base]) ** -0.5, modules[name], each.site.owner_name

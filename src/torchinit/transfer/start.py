@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from torchinit._text import fold_numbers
 from torchinit.errors import ConfigError
@@ -16,12 +15,11 @@ from torchinit.model.sites import Site
 from torchinit.rules import Name, Recipe, Rule
 from torchinit.transfer.base import Base
 from torchinit.transfer.growth import Grown
+from torchinit.transfer.rows import TransferRow
+from torchinit.transfer.table import Settings
 
-if TYPE_CHECKING:
-    from torchinit.transfer.transfer import Transfer
 
-
-def rules_of(grown: Sequence[Grown], base: Base, transfer: Transfer) -> Recipe:
+def rules_of(grown: Sequence[Grown], base: Base, rows: Sequence[TransferRow], settings: Settings) -> Recipe:
     """A rule for each parameter, or one for all like ones, that starts the model as the base started.
 
     Raises ConfigError where nobody knows how that was.
@@ -32,14 +30,15 @@ def rules_of(grown: Sequence[Grown], base: Base, transfer: Transfer) -> Recipe:
             " start=, a recipe or the code that starts it, such as start=lambda model: model.apply(init)"
         )
     fills: dict[str, tuple[Fill, str]] = {}
-    for each in grown:
-        fill = base.fills.get(each.base.name)
+    known = base.fills
+    for each, row in zip(grown, rows, strict=True):
+        fill = known.get(each.base.name)
         if fill is None:
             continue
-        factor = transfer[each.site.name].factors.std
-        is_head = each.kind == "output" and transfer.zero_readout
+        factor = row.factors.std
+        is_head = each.kind == "output" and settings.zero_readout
         made = Constant(0.0) if is_head and len(each.site.shape) > 1 else _scaled(fill, each, factor)
-        fills[each.site.name] = made, f"{transfer.parametrization}: {each.kind}, std x {0 if is_head else factor:.6g}"
+        fills[each.site.name] = made, f"{settings.parametrization}: {each.kind}, std x {0 if is_head else factor:.6g}"
     like: dict[str, list[str]] = defaultdict(list)
     for each in grown:
         like[fold_numbers(each.site.name)].append(each.site.name)

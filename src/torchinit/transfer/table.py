@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias, get_args
 
-from torchinit._text import did_you_mean
+from torchinit._text import did_you_mean, format_table
 from torchinit.errors import ConfigError
+from torchinit.serialization.validation import check_number
 
 ParameterRole: TypeAlias = Literal["input", "hidden", "output", "tied", "vector", "scalar"]
 """Which axes of a parameter grow: of an *input* its outputs, of an *output* its inputs, of a *hidden* one both.
@@ -59,6 +60,19 @@ class TableRow(NamedTuple):
     adam: Powers = ONE
     sgd: Powers = ONE
 
+    def moved(self, mult: Powers) -> TableRow:
+        """The same training with another multiplier in the forward pass; the rest, θ, goes into the weight.
+
+        >>> print(*PARAMETRIZATIONS["mup"].rows["output"].moved(Powers()))
+        r_i^-1 1 r_i^-1 r_i^-1
+        """
+        theta = Powers(self.mult.i - mult.i, self.mult.o - mult.o)
+        std, adam, sgd = (
+            Powers(each.i + times * theta.i, each.o + times * theta.o)
+            for each, times in ((self.std, 1), (self.adam, 1), (self.sgd, 2))
+        )
+        return TableRow(std, mult, adam, sgd)
+
 
 @dataclass(frozen=True, slots=True)
 class Parametrization:
@@ -67,8 +81,8 @@ class Parametrization:
     ``depth`` is the default α of k^-α at each residual branch, k the growth of the number of blocks; None where depth
     has no part in it. ``has_rates`` tells whether rates, eps and decay are transferred at all.
 
-    >>> str(PARAMETRIZATIONS["mup"].rows["hidden"].adam)
-    'r_i^-1'
+    >>> print(str(PARAMETRIZATIONS["completep"]).splitlines()[2])
+    input   1         1       1                r_o
     """
 
     name: str
@@ -77,9 +91,32 @@ class Parametrization:
     depth: float | None = None
     has_rates: bool = True
 
-    def row(self, kind: ParameterRole) -> TableRow:
-        """The row of a kind of parameter."""
-        return self.rows[kind]
+    def placed(self, place: str) -> Mapping[ParameterRole, TableRow]:
+        """The rows with their multipliers where a published form has them, one of :data:`PLACES`."""
+        moves = PLACES[place]
+        return {kind: row.moved(moves.get(kind, row.mult)) for kind, row in self.rows.items()}
+
+    def __str__(self) -> str:
+        return "\n".join([f"{self.name}: {self.source}", *self.blocks()[1:]])
+
+    def blocks(self) -> list[str]:
+        """The source, the table as text, and what goes with it, a line each."""
+        rates = ["Adam, Lion lr x", "SGD lr x"] if self.has_rates else []
+        lines = [[kind, *map(str, row[: 2 + len(rates)])] for kind, row in self.rows.items()]
+        told = [self.source, format_table(["kind", "std x", "mult", *rates], lines)]
+        if self.has_rates:
+            folded = self.placed("folded")["output"]
+            told += [
+                "tied: the head's input x r_o^-1; attention logits x (head size / base's)^-1/2",
+                "Adam's eps x (r_o r_head)^-1/2; weight decay x 1 / (lr x)",
+                f"folded: the output has std x {folded.std}, no mult, Adam lr x {folded.adam}, SGD lr x {folded.sgd}",
+            ]
+        if self.depth is not None:
+            told.append(
+                f"k times as many blocks, α = {self.depth:g}: each residual branch x k^-α, in blocks Adam lr x k^(α-1),"
+                " SGD lr x k^(2α-1), eps x k^-α"
+            )
+        return told
 
 
 # One table, of which the published ones are other places of the multiplier. The readout's stands in the forward pass
@@ -168,6 +205,59 @@ def optimizer_named(optimizer: object) -> tuple[str, OptimizerRule]:
     return name, OPTIMIZERS[name]
 
 
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What was chosen: a parametrization and the form of its multipliers, an optimizer, α, and the rule of decay.
+
+    >>> print(Settings.of("completep", optimizer="AdamW"))
+    completep (table8, α = 1) for adamw; Dey et al. 2025, table 1, https://arxiv.org/abs/2505.01618
+    """
+
+    parametrization: str
+    form: Form
+    optimizer: str
+    alpha: float
+    wd: Decay
+    zero_readout: bool
+
+    @classmethod
+    def of(
+        cls, parametrization: str = "mup", form: Form = "table8", optimizer: object = "adamw", alpha: float = 1.0,
+        wd: Decay = "product", zero_readout: bool = False,
+    ) -> Settings:  # fmt: skip
+        """The settings, checked; ConfigError for a name that is none, with the near one."""
+        check_choice("parametrization", parametrization, PARAMETRIZATIONS)
+        check_choice("form", form, get_args(Form))
+        check_choice("wd", wd, get_args(Decay))
+        depth = PARAMETRIZATIONS[parametrization].depth
+        if parametrization != "completep":
+            if alpha != 1:
+                raise ConfigError(f"alpha is completep's, but got {alpha!r} for {parametrization}")
+            alpha = 1.0 if depth is None else depth
+        return cls(parametrization, form, optimizer_named(optimizer)[0], check_number("alpha", alpha), wd, zero_readout)
+
+    @property
+    def table(self) -> Parametrization:
+        """The table of the parametrization."""
+        return PARAMETRIZATIONS[self.parametrization]
+
+    @property
+    def rule(self) -> OptimizerRule:
+        """The rule of the optimizer."""
+        return OPTIMIZERS[self.optimizer]
+
+    def __str__(self) -> str:
+        depth = f", α = {self.alpha:g}" if self.table.depth is not None else ""
+        return f"{self.parametrization} ({self.form}{depth}) for {self.optimizer}; {self.table.source}"
+
+
+def check_choice(argument: str, value: object, known: Collection[str]) -> None:
+    """Raise ConfigError for a value that is none of those known."""
+    if value not in known:
+        near = did_you_mean(value, known) if isinstance(value, str) else ""
+        raise ConfigError(f"{argument} is one of {', '.join(known)}, but got {value!r}{near}")
+
+
 class Factors(NamedTuple):
     """The factors of one parameter against the base model; its effective weight is ``mult`` times what is stored.
 
@@ -207,17 +297,15 @@ class Growth(NamedTuple):
     base_fans: tuple[float, float] = (1.0, 1.0)
 
 
-def factors_of(
-    kind: ParameterRole, growth: Growth, table: Parametrization, rule: OptimizerRule, *,
-    alpha: float, wd: Decay, is_branch: bool = False,
-) -> Factors:  # fmt: skip
+def factors_of(kind: ParameterRole, growth: Growth, settings: Settings, *, is_branch: bool = False) -> Factors:
     """The factors of a parameter in the canonical form; ``is_branch`` that its output is that of a residual branch.
 
     >>> width = Growth(r_i=4.0, r_o=4.0, head=4.0)
-    >>> factors_of("hidden", width, PARAMETRIZATIONS["mup"], OPTIMIZERS["adamw"], alpha=1.0, wd="product")
+    >>> factors_of("hidden", width, Settings.of("mup"))
     Factors(std=0.5, mult=1.0, lr=0.25, eps=0.25, wd=4.0)
     """
-    row, r_i, r_o = table.row(kind), growth.r_i, growth.r_o
+    table, rule, alpha = settings.table, settings.rule, settings.alpha
+    row, r_i, r_o = table.rows[kind], growth.r_i, growth.r_o
     std, mult = row.std.at(r_i, r_o), row.mult.at(r_i, r_o)
     if not table.has_rates:
         return Factors(std, mult)
@@ -232,7 +320,7 @@ def factors_of(
         mult *= k**-alpha if is_branch else 1.0
         lr *= k ** (2 * alpha - 1) if rule.sgd else k ** (alpha - 1)
         eps *= k**-alpha
-    decay = {"product": 1 / lr, "sqrt": lr**-0.5, "constant": 1.0}[wd]
+    decay = {"product": 1 / lr, "sqrt": lr**-0.5, "constant": 1.0}[settings.wd]
     return Factors(std, mult, lr, eps, 1 / lr if rule.sgd else decay)
 
 

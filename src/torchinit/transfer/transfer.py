@@ -4,71 +4,38 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields
+from functools import cached_property, partial
 from typing import Any, Final, get_args
 
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from torchinit._text import did_you_mean, fold_numbers, format_table, shape_text
-from torchinit.api import sites
-from torchinit.errors import ConfigError
+from torchinit._text import did_you_mean, fold_numbers, format_table
+from torchinit.api import plan, sites
+from torchinit.errors import ConfigError, PlanError
+from torchinit.linting import Findings
 from torchinit.model.names import check_globs
 from torchinit.recipes import decode_recipe, recipe_to_data
 from torchinit.rules import Recipe
 from torchinit.serialization.json import unique_json
-from torchinit.transfer.base import Base, Start, head_sizes
+from torchinit.transfer.agreement import Followed, agreement
+from torchinit.transfer.base import Base, Start
 from torchinit.transfer.groups import Group, groups_of
-from torchinit.transfer.growth import Grown, growth_among, matched
+from torchinit.transfer.growth import growth_among, matched
 from torchinit.transfer.multipliers import (
     Applied,
     Multiplier,
     apply_all,
-    attentions,
-    branch_multipliers,
-    branches,
-    readouts,
     verify_all,
 )
+from torchinit.transfer.rows import TransferRow, resolved
 from torchinit.transfer.start import rules_of
-from torchinit.transfer.table import (
-    PARAMETRIZATIONS,
-    Decay,
-    Factors,
-    Form,
-    ParameterRole,
-    Parametrization,
-    factors_of,
-    optimizer_named,
-)
+from torchinit.transfer.table import Decay, Factors, Form, ParameterRole, Settings, check_choice
+from torchinit.transfer.trainers import Megatron, init_method, torchtitan_groups
 
 _FORMAT: Final = "torchinit-transfer-1"
-
-
-@dataclass(frozen=True, slots=True)
-class TransferRow:
-    """A parameter against the base model: what kind it is, and the factors of its std, multiplier, rate, eps and decay.
-
-    ``names`` are all that it has, ``growth`` is that of (fan-in, fan-out, blocks), ``depth`` tells nothing outside of
-    blocks. ``notes`` say what was assumed.
-    """
-
-    name: str
-    kind: ParameterRole
-    shape: tuple[int, ...]
-    base_shape: tuple[int, ...]
-    growth: tuple[float, float, float]
-    factors: Factors
-    names: tuple[str, ...] = ()
-    frozen: bool = False
-    matrix: bool = False
-    notes: tuple[str, ...] = ()
-
-    def cells(self) -> list[str]:
-        """The cells of its line in the table."""
-        sizes = f"{shape_text(self.base_shape)} -> {shape_text(self.shape)}"
-        return [self.kind, sizes, *(f"{factor:.6g}" for factor in self.factors)]
 
 
 class Transfer:
@@ -122,99 +89,21 @@ class Transfer:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"Transfer takes a torch.nn.Module, but got {type(model).__name__}")
-        _check_choices(
-            parametrization=(parametrization, PARAMETRIZATIONS), form=(form, get_args(Form)), wd=(wd, get_args(Decay))
-        )
         for argument, globs in (
             ("fixed", [each.partition(":")[0] for each in fixed]),
             ("kinds", kinds or {}),
             ("branches", branches),
         ):
             check_globs(argument, globs)
-        _check_choices(**{f"kinds[{glob!r}]": (kind, get_args(ParameterRole)) for glob, kind in (kinds or {}).items()})
-        table = PARAMETRIZATIONS[parametrization]
+        for glob, kind in (kinds or {}).items():
+            check_choice(f"kinds[{glob!r}]", kind, get_args(ParameterRole))
         self.model: nn.Module | None = model
-        self.parametrization: str = parametrization
-        self.form: Form = form
-        self.optimizer: str = optimizer_named(optimizer)[0]
-        self.alpha: float = table.depth if table.depth is not None and parametrization != "completep" else float(alpha)
-        self.wd: Decay = wd
-        self.zero_readout: bool = zero_readout
-        known = [site for site in sites(model) if site.kind == "parameter"]
+        self.settings: Settings = Settings.of(parametrization, form, optimizer, alpha, wd, zero_readout)
         found = _base(model, base, base_width, start)
-        pairs = matched(known, found.sites)
+        pairs = matched([site for site in sites(model) if site.kind == "parameter"], found.sites)
         grown = growth_among(pairs, fixed, kinds)
-        self.rows, self.multipliers = self._resolve(
-            model, grown, found, {a.name: b.name for a, b in pairs}, tuple(branches)
-        )
-        self._rules: Recipe | None = None
-        self._grown, self._base = grown, found
-
-    def _resolve(
-        self, model: nn.Module, grown: list[Grown], base: Base, names: Mapping[str, str], globs: tuple[str, ...]
-    ) -> tuple[tuple[TransferRow, ...], tuple[Multiplier, ...]]:
-        table, (_, rule) = self.table, optimizer_named(self.optimizer)
-        ends = branches(grown, globs) if table.depth is not None else []
-        deep = [each for each in grown if each.growth.depth != 1]
-        if table.depth is not None and deep and not any(each.growth.depth != 1 for each in ends):
-            raise ConfigError(
-                f"{deep[0].site.name!r} stands among {deep[0].growth.depth:g} times as many blocks, and nobody tells"
-                " which layers end their residual branches; name them, as in branches=['blocks.*.out']"
-            )
-        end_names = {each.site.name for each in ends}
-        factors = {
-            each.site.name: factors_of(
-                each.kind, each.growth, table, rule, alpha=self.alpha, wd=self.wd, is_branch=each.site.name in end_names
-            )
-            for each in grown
-        }
-        if self.zero_readout:
-            _check_zero(grown)
-        put: dict[Multiplier, None] = {}
-        if table.has_rates:
-            at_branch = branch_multipliers(model, ends, self.alpha)
-            readout = readouts(
-                model, grown, lambda each: (each.growth.r_o if each.kind == "tied" else each.growth.r_i) ** -1
-            )
-            at_query = attentions(model, grown, head_sizes(model), base.heads, names)
-            for multiplier, name in (*readout, *at_query, *((one, name) for name, one in at_branch.items())):
-                moved = self._folded(multiplier, name, factors, grown) if self.form == "folded" else None
-                if moved is None:
-                    put[multiplier] = None
-                else:
-                    factors.update({key: each.moved(1.0, rule) for key, each in moved.items()})
-        rows = tuple(
-            TransferRow(
-                each.site.name, each.kind, each.site.shape, each.base.shape,
-                (each.growth.r_i, each.growth.r_o, each.growth.depth), factors[each.site.name],
-                tuple(view.name for view in each.site.views), each.site.frozen, len(each.site.shape) > 1, each.notes,
-            )
-            for each in grown
-        )  # fmt: skip
-        return rows, tuple(put)
-
-    def _folded(
-        self, multiplier: Multiplier, name: str, factors: Mapping[str, Factors], grown: Sequence[Grown]
-    ) -> dict[str, Factors] | None:
-        """The parameters that a multiplier can be folded into, with it; None where it stays in the forward pass."""
-        kinds = {each.site.name: each.kind for each in grown}
-        if kinds[name] == "tied":
-            raise ConfigError(
-                f"the head's multiplier cannot be folded into {name!r}, which is the embedding as well:"
-                " take form='table8'"
-            )
-        if multiplier.purpose == "attention":
-            if multiplier.place in ("rows", "key") or (multiplier.place == "config" and "attn.qkv" in name):
-                return None
-            owner = name.rpartition(".")[0]
-            both = [each.site.name for each in grown if each.site.owner_name == owner]
-            return {key: factors[key]._replace(mult=multiplier.factor) for key in both}
-        return {name: factors[name]}
-
-    @property
-    def table(self) -> Parametrization:
-        """The table of the parametrization."""
-        return PARAMETRIZATIONS[self.parametrization]
+        self.rows, self.multipliers = resolved(self.settings, model, grown, found, branches)
+        self._start: Callable[[], Recipe] = partial(rules_of, grown, found, self.rows, self.settings)
 
     def __getitem__(self, name: str) -> TransferRow:
         """The row of a parameter, by any of its names."""
@@ -237,7 +126,7 @@ class Transfer:
 
         Raises ConfigError where nobody knows what starts the base.
         """
-        return self._rules if self._rules is not None else rules_of(self._grown, self._base, self)
+        return self._start()
 
     # --- in the model and in its optimizer ---------------------------------------------------------------------------
 
@@ -247,11 +136,11 @@ class Transfer:
         A fused projection of queries, keys and values is taken to begin with the queries. Raises RunError where they
         are in it already.
         """
-        return apply_all(self._model(model), self.multipliers)
+        return apply_all(self.target(model), self.multipliers)
 
     def verify(self, model: nn.Module | None = None) -> None:
         """Raise ReportError where a multiplier is not in the model, as after it was loaded into a new one."""
-        verify_all(self._model(model), self.multipliers)
+        verify_all(self.target(model), self.multipliers)
 
     def param_groups(
         self, model: nn.Module | None = None, *, lr: float, weight_decay: float = 0.0, eps: float | None = None,
@@ -267,14 +156,55 @@ class Transfer:
         Raises ConfigError where every parameter is frozen, and for weight decay under Adam, whose L2 term no rule
         transfers: take AdamW.
         """
-        groups = groups_of(self, lr=lr, weight_decay=weight_decay, eps=eps, no_decay=no_decay, adam_lr=adam_lr)
-        return [group.for_torch(self._model(model)) for group in groups]
+        groups = self.groups(lr=lr, weight_decay=weight_decay, eps=eps, no_decay=no_decay, adam_lr=adam_lr)
+        return [group.for_torch(self.target(model)) for group in groups]
 
-    def groups(self, *, lr: float = 1.0, weight_decay: float = 0.0, eps: float | None = None) -> list[Group]:
-        """The same groups as plain data, by names, for trainers that make their own."""
-        return groups_of(self, lr=lr, weight_decay=weight_decay, eps=eps)
+    def groups(
+        self, *, lr: float = 1.0, weight_decay: float = 0.0, eps: float | None = None, no_decay: Sequence[str] = (),
+        adam_lr: float | None = None,
+    ) -> list[Group]:  # fmt: skip
+        """The same groups as plain data, by names."""
+        return groups_of(
+            self.rows,
+            self.settings.optimizer,
+            lr=lr,
+            weight_decay=weight_decay,
+            eps=eps,
+            no_decay=no_decay,
+            adam_lr=adam_lr,
+        )
 
-    def _model(self, model: nn.Module | None) -> nn.Module:
+    def torchtitan(self, **settings: Any) -> list[dict[str, Any]]:
+        """The groups as arguments of torchtitan's ``ParamGroupConfig``; ``settings`` are those of :meth:`groups`."""
+        return torchtitan_groups(self.groups(**settings))
+
+    def megatron(self, *, min_lr: float = 0.0, **settings: Any) -> Megatron:
+        """The groups as Megatron-style code takes them; ``settings`` are those of :meth:`groups`."""
+        return Megatron(tuple(self.groups(**settings)), min_lr)
+
+    def init_method(self, glob: str) -> Callable[[Tensor], Tensor]:
+        """A function that draws a weight in place, for Megatron's ``config.init_method``, from torch's generator.
+
+        ``glob`` names the parameters that it is for; ConfigError where their start is not one normal distribution.
+        """
+        planned = plan(self.target(), self.recipe)
+        return init_method(glob, {step.site.name: step.fill for step in planned.steps})
+
+    def lint(self, model: nn.Module | None = None, *optimizers: Optimizer) -> Findings:
+        """What of a model, and of its optimizers, contradicts this transfer: multipliers, starts, rates, eps and ties.
+
+        Rates are those of the moment: ask again after a scheduler was made, and after some of its steps.
+        """
+        try:
+            start = plan(self.target(model), self.recipe)
+        except (ConfigError, PlanError):  # nobody knows it, or it is not for this model
+            start = None
+        return agreement(
+            Followed(self.target(model), optimizers, self.rows, self.multipliers, self.settings.optimizer, start)
+        )
+
+    def target(self, model: nn.Module | None = None) -> nn.Module:
+        """The model that is meant: the given one, else that of the constructor; ConfigError where there is neither."""
         model = model if model is not None else self.model
         if model is None:
             raise ConfigError("a transfer that was read from JSON has no model of its own: give one")
@@ -287,8 +217,7 @@ class Transfer:
         for row in self.rows:
             folded.setdefault((fold_numbers(row.name), *row.cells()), []).append(row.name)
         lines = [[name if len(names) > 1 else names[0], *cells] for (name, *cells), names in folded.items()]
-        depth = f", α = {self.alpha:g}" if self.table.depth is not None else ""
-        title = f"{self.parametrization} ({self.form}{depth}) for {self.optimizer}; {self.table.source}"
+        title = str(self.settings)
         notes = {note: row.name for row in reversed(self.rows) for note in row.notes}
         told = [str(each) for each in self.multipliers] + [f"{name}: {note}" for note, name in notes.items()]
         head = ["parameter", "kind", "base -> here", "std x", "mult", "lr x", "eps x", "wd x"]
@@ -296,14 +225,13 @@ class Transfer:
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain data, the recipe included where it is known."""
-        settings = ("parametrization", "form", "optimizer", "alpha", "wd", "zero_readout")
         try:
             recipe = recipe_to_data(self.recipe)
         except ConfigError:
             recipe = None
         return {
             "format": _FORMAT,
-            **{name: getattr(self, name) for name in settings},
+            **asdict(self.settings),
             "rows": [{**asdict(row), "factors": row.factors._asdict()} for row in self.rows],
             "multipliers": [asdict(each) for each in self.multipliers],
             "recipe": recipe,
@@ -321,34 +249,20 @@ class Transfer:
             if data.get("format") != _FORMAT:
                 raise ValueError(f"its format is {data.get('format')!r}, not {_FORMAT!r}")
             made = cls.__new__(cls)
-            for name in ("parametrization", "form", "optimizer", "alpha", "wd", "zero_readout"):
-                setattr(made, name, data[name])
             made.model = model
-            made.rows = tuple(_row(each) for each in data["rows"])
+            made.settings = Settings(**{each.name: data[each.name] for each in fields(Settings)})
+            made.rows = tuple(TransferRow.of(each) for each in data["rows"])
             made.multipliers = tuple(Multiplier(**each) for each in data["multipliers"])
-            made._rules = decode_recipe(data["recipe"]) if data["recipe"] else None
-            made._grown, made._base = [], Base.of(nn.Module())
+            made._start = partial(_known, decode_recipe(data["recipe"]) if data["recipe"] else None)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"this is not a transfer: {error}") from None
         return made
 
 
-def _row(data: Mapping[str, Any]) -> TransferRow:
-    values: dict[str, Any] = {key: tuple(item) if isinstance(item, list) else item for key, item in data.items()}
-    return TransferRow(**{**values, "factors": Factors(**data["factors"])})
-
-
-def _check_choices(**choices: tuple[object, Any]) -> None:
-    for argument, (value, known) in choices.items():
-        if value not in known:
-            near = did_you_mean(value, known) if isinstance(value, str) else ""
-            raise ConfigError(f"{argument} is one of {', '.join(known)}, but got {value!r}{near}")
-
-
-def _check_zero(grown: Sequence[Grown]) -> None:
-    tied = next((each for each in grown if each.kind == "tied"), None)
-    if tied is not None:
-        raise ConfigError(f"the head cannot start at zero, since {tied.site.name!r} is the embedding as well")
+def _known(recipe: Recipe | None) -> Recipe:
+    if recipe is None:
+        raise ConfigError("the transfer was written where nobody knew what starts the base, so it has no recipe")
+    return recipe
 
 
 def _base(model: nn.Module, base: Any, base_width: int | None, start: Start | None) -> Base:

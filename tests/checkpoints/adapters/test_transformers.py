@@ -1,18 +1,13 @@
-"""Transformers: rotary orders, pooled heads, vocabularies of another size."""
+"""Transformers: rotary orders, pooled, chosen and rearranged heads."""
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from torchinit.checkpoints.adapters import PoolHeads, ResizeVocabulary, RopeOrder
-from torchinit.model import Shard
-from torchinit.noise import Keyed
+from torchinit.checkpoints.adapters import Chain, Fuse, Only, PoolHeads, Rearrange, RopeOrder
 
 HEADS, SIZE, WIDTH = 3, 8, 10
 
@@ -110,6 +105,77 @@ def test_heads_that_cannot_be_pooled() -> None:
         PoolHeads(6).check([(24, 4)], (12, 3), "k")
 
 
+def test_heads_that_are_chosen() -> None:
+    weight = torch.randn(24, 3, dtype=torch.float64).to(torch.bfloat16)
+    adapter = PoolHeads(6, choose=(4, 1))
+    adapter.check([(24, 3)], (8, 3), "k_proj.weight")
+    assert torch.equal(adapter.adapt([weight], (8, 3), "k_proj.weight"), torch.cat([weight[16:20], weight[4:8]]))
+    with pytest.raises(ValueError, match=r"chooses 2 heads, but the site has 3$"):
+        adapter.check([(24, 3)], (12, 3), "k_proj.weight")
+    with pytest.raises(ValueError, match=r"^choose names head 6, but the file has heads 0 to 5$"):
+        PoolHeads(6, choose=(0, 6))
+
+
+def test_queries_that_share_a_key_side_by_side_or_every_so_many() -> None:
+    """The same attention, whether query h has key h // r or h mod kv, once the queries change places."""
+    kv, r, tokens = 2, 3, torch.randn(5, WIDTH)
+    query, out = torch.randn(kv * r * SIZE, WIDTH), torch.randn(WIDTH, kv * r * SIZE)
+    key, value = torch.randn(kv * SIZE, WIDTH), torch.randn(kv * SIZE, WIDTH)
+    made = Rearrange((kv, r, -1), (1, 0, 2)).adapt([query], tuple(query.shape), "q_proj.weight")
+    read = Rearrange((kv, r, -1), (1, 0, 2), axis=1).adapt([out], tuple(out.shape), "o_proj.weight")
+
+    def attend(query: torch.Tensor, out: torch.Tensor, pattern: str) -> torch.Tensor:
+        sizes = (kv, r, SIZE) if pattern == "ikrd" else (r, kv, SIZE)
+        q = (tokens @ query.T).view(5, *sizes)
+        k, v = ((tokens @ weight.T).view(5, kv, SIZE) for weight in (key, value))
+        scores = torch.einsum(f"{pattern},jkd->{pattern[1:3]}ij", q, k).softmax(-1)
+        mixed = torch.einsum(f"{pattern[1:3]}ij,jkd->{pattern}", scores, v)
+        return mixed.reshape(5, -1) @ out.T
+
+    torch.testing.assert_close(attend(made, read, "irkd"), attend(query, out, "ikrd"))
+    assert not torch.equal(made, query)
+
+
+def test_rearranged_as_einops_would() -> None:
+    """Rows as numbers, in the order that a loop over the counters gives."""
+    rows = torch.arange(4 * 3 * 5)
+    made = Rearrange((4, 3, -1), (1, 0, 2)).adapt([rows], (60,), "qkv.bias")
+    assert made.tolist() == [(head * 3 + part) * 5 + row for part in range(3) for head in range(4) for row in range(5)]
+    back = Rearrange((3, 4, 5), (1, 0, 2)).adapt([made], (60,), "qkv.bias")
+    assert torch.equal(back, rows)
+
+
+def test_rows_that_cannot_be_rearranged() -> None:
+    for sizes, stored in (((4, 3, -1), (50, 2)), ((4, 3), (24, 2)), ((2, -1), ())):
+        order = tuple(range(len(sizes)))
+        with pytest.raises(ValueError, match=r"cannot divide dimension 0 of \[.*\] into \("):
+            Rearrange(sizes, order).check([stored], stored, "q")
+    with pytest.raises(
+        ValueError, match=r"^sizes must be whole numbers from 1, one of them -1 at most, but got \(-1, -1"
+    ):
+        Rearrange((-1, -1), (0, 1))
+    with pytest.raises(ValueError, match=r"^order must be 0 to 1 in some order, but got \(0, 2\)$"):
+        Rearrange((2, -1), (0, 2))
+
+
+def test_the_rotary_order_within_a_fused_weight() -> None:
+    """Queries and keys turn, each with its number of heads; values stay."""
+    parts = [torch.randn(rows, WIDTH) for rows in (4 * SIZE, 2 * SIZE, 2 * SIZE)]
+    shapes = [tuple(part.shape) for part in parts]
+    chain = Chain((Only("wq", RopeOrder(4)), Only("wk", RopeOrder(2)), Fuse("qkv", ("wq", "wk", "wv"))))
+    assert chain.wants("h.0.qkv.weight") == ("h.0.wq.weight", "h.0.wk.weight", "h.0.wv.weight")
+    chain.check(shapes, (8 * SIZE, WIDTH), "h.0.qkv.weight")
+    made = chain.adapt(parts, (8 * SIZE, WIDTH), "h.0.qkv.weight")
+    turned = [RopeOrder(n).adapt([part], tuple(part.shape), "q") for n, part in zip((4, 2), parts[:2], strict=True)]
+    assert torch.equal(made, torch.cat([*turned, parts[2]]))
+    alone = Only("q_proj", RopeOrder(2))
+    assert torch.equal(alone.adapt([parts[1]], shapes[1], "h.q_proj.weight"), turned[1])
+    assert torch.equal(alone.adapt([parts[1]], shapes[1], "h.v_proj.weight"), parts[1])
+    alone.check([(9, 2)], (9, 2), "h.v_proj.weight")
+    with pytest.raises(ValueError, match="needs rows for 2 heads"):
+        alone.check([(9, 2)], (9, 2), "h.q_proj.weight")
+
+
 def test_arguments() -> None:
     for adapter in (RopeOrder, PoolHeads):
         with pytest.raises(ValueError, match=r"^heads must be a whole number from 1, but got 0$"):
@@ -118,84 +184,3 @@ def test_arguments() -> None:
         RopeOrder(1, rotary=3)
     with pytest.raises(ValueError, match=r"^to must be one of half, interleaved, but got 'meta'$"):
         RopeOrder(1, "meta")  # type: ignore[arg-type]  # this is the mistake
-
-
-def grown(table: torch.Tensor, tokens: int, key: str = "wte.weight", **arguments: float) -> torch.Tensor:
-    adapter = ResizeVocabulary(**arguments)  # type: ignore[arg-type]  # seeds are whole where they are given
-    shape = (tokens, *table.shape[1:])
-    adapter.check([tuple(table.shape)], shape, key)
-    return adapter.adapt([table], shape, key)
-
-
-def test_old_tokens_answer_as_before_and_new_ones_as_the_mean() -> None:
-    head, wider, hidden = nn.Linear(8, 20), nn.Linear(8, 23), torch.randn(4, 8)
-    for name, tensor in head.state_dict().items():
-        wider.state_dict()[name].copy_(grown(tensor, 23, f"lm_head.{name}", spread=0))
-    before, after = head(hidden), wider(hidden)
-    torch.testing.assert_close(after[:, :20], before)
-    torch.testing.assert_close(after[:, 20:], before.mean(1, keepdim=True).expand(-1, 3))
-    # The bound of Hewitt (2021): the old tokens' log probabilities fall by no more than log(1 + new / old).
-    fall = (before.log_softmax(1) - after.log_softmax(1)[:, :20]).max()
-    assert 0 < fall <= math.log(1 + 3 / 20) + 1e-6
-
-
-def test_fewer_tokens() -> None:
-    table = torch.randn(20, 8)
-    assert torch.equal(grown(table, 5), table[:5])
-
-
-def test_mean_and_covariance_of_the_new_rows() -> None:
-    mixing = torch.tensor([[2.0, 0.0, 0.0], [1.0, 0.5, 0.0], [0.0, 0.0, 0.1]])
-    table = torch.randn(50, 3) @ mixing.T + torch.tensor([3.0, 0.0, -1.0])
-    new = 20_000
-    made = grown(table, 50 + new, spread=0.25)
-    assert torch.equal(made[:50], table)
-    rows, wanted = made[50:].double(), 0.25 * torch.cov(table.double().T, correction=0)
-    # The standard error of a mean is sqrt(var / n), of a covariance at most sqrt(2 var var / n); six of them.
-    deviations = wanted.diagonal().sqrt()
-    assert ((rows.mean(0) - table.double().mean(0)).abs() <= 6 * deviations / math.sqrt(new)).all()
-    tolerance = 6 * math.sqrt(2 / new) * deviations[:, None] * deviations[None]
-    assert ((torch.cov(rows.T) - wanted).abs() <= tolerance).all()
-
-
-def test_a_row_is_a_function_of_seed_key_and_place() -> None:
-    table = torch.randn(9, 4)
-    made = grown(table, 15)
-    torch.testing.assert_close(grown(table, 12), made[:12])
-    torch.testing.assert_close(grown(table.double(), 15).float(), made)
-    assert torch.equal(grown(table, 15), made)
-    for other in (grown(table, 15, seed=1), grown(table, 15, "lm_head.weight")):
-        assert not torch.equal(other[9:], made[9:])
-
-
-def test_new_rows_by_hand() -> None:
-    """Row i is the mean and a sum of the old rows, with the numbers that stand in row i under the site's key."""
-    table, numbers = torch.randn(9, 4), torch.empty(15, 9)
-    Keyed(3).fill(Shard.whole("wte.weight", numbers), "normal", (0.0, 1.0))
-    centred = table - table.mean(0)
-    expected = table.mean(0) + math.sqrt(0.5 / 9) * numbers[9:] @ centred
-    torch.testing.assert_close(grown(table, 15, spread=0.5, seed=3)[9:], expected)
-
-
-def test_many_rows_are_drawn_as_few_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    table = torch.randn(9, 4)
-    made = grown(table, 30)
-    monkeypatch.setattr("torchinit.checkpoints.adapters.transformers._MOST_DRAWS", 20)
-    torch.testing.assert_close(grown(table, 30), made)
-
-
-def test_torchs_generator_is_left_alone() -> None:
-    before = torch.get_rng_state()
-    grown(torch.ones(3, 2), 5)
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_what_cannot_be() -> None:
-    with pytest.raises(ValueError, match=r"needs \[\*, 8\] for a site of \[23, 8\], but got \[20, 9\]$"):
-        ResizeVocabulary().check([(20, 9)], (23, 8), "w")
-    with pytest.raises(ValueError, match=r"needs a site of 1 or 2 dimensions, but it has \[23, 8, 1\]$"):
-        ResizeVocabulary().check([(20, 8, 1)], (23, 8, 1), "w")
-    with pytest.raises(ValueError, match=r"^spread must be at least 0, but got -1$"):
-        ResizeVocabulary(-1)
-    with pytest.raises(ValueError, match=r"^a seed is at least 0 and below 2\*\*64, got -1$"):
-        ResizeVocabulary(seed=-1)

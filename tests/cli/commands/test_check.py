@@ -13,6 +13,9 @@ from tests.linting.sarif_schema import assert_sarif
 from torchinit.cli import main
 from torchinit.linting import CHECKS
 from torchinit.probing import PROBE_CHECKS
+from torchinit.transfer import TRANSFER_CHECKS
+
+EVERY = {**CHECKS, **PROBE_CHECKS, **TRANSFER_CHECKS}
 
 MODELS = """
 import torch
@@ -125,7 +128,7 @@ def test_sarif(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--select", "TI9"], "'TI9' is not a check"),
+        (["--select", "TI99"], "'TI99' is not a check"),
         (["--ignore", "same-in-layer"], "did you mean 'same-in-layers'?"),
         (["--as-built"], "--as-built compares with a recipe: give one"),
         (["--weights", "no.safetensors"], "there is no file 'no.safetensors'"),
@@ -141,8 +144,8 @@ def test_what_cannot_be_carried_out(arguments: list[str], text: str, capsys: pyt
 
 def test_every_check_is_listed_and_explained(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "checks"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == len(CHECKS) + len(PROBE_CHECKS) + 1
-    for code, one in {**CHECKS, **PROBE_CHECKS}.items():
+    assert len(capsys.readouterr().out.splitlines()) == len(EVERY) + 1
+    for code, one in EVERY.items():
         for word in (code, one.name):
             assert main(["explain", word]) == 0
             out = capsys.readouterr().out

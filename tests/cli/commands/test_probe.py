@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.html import check
 from tests.linting.sarif_schema import assert_sarif
 from torchinit.cli import main
 
@@ -120,3 +122,40 @@ def test_over_widths_and_depths(capsys: pytest.CaptureFixture[str]) -> None:
 def test_sizes_that_are_none(words: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["probe", "net.py:wide", *words]) == 2
     assert text in capsys.readouterr().err
+
+
+def test_a_page_beside_another_start_with_what_lint_finds(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["probe", "net.py:make", "--html", "page.html", "--beside", "r.toml"]) == 1
+    text = check(Path("page.html").read_text("utf-8")).text
+    assert "Vanishing signal" in text
+    assert "compared: r.toml" in text
+    assert "TI408" in text  # of lint
+    assert capsys.readouterr().out.startswith("✗ Vanishing signal: ")
+    assert main(["probe", "net.py:make", "--recipe", "r.toml", "--html", "page.html"]) == 0
+    text = check(Path("page.html").read_text("utf-8")).text
+    assert "Sequential · r.toml · seed 0" in text
+    assert "TI408" not in text  # of the start that the recipe gives
+
+
+def test_a_page_of_sizes(capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ["--widths", "16,64", "--seeds", "1", "--steps", "2", "--html", "page.html"]
+    main(["probe", "net.py:wide", *sizes])
+    out = capsys.readouterr().out.splitlines()[-1]
+    assert out.split(" ", 1)[1] in check(Path("page.html").read_text("utf-8")).text
+
+
+def test_pages_that_cannot_be(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main(["probe", "net.py:make", "--beside", "r.toml"]) == 2
+    assert "--beside is for the page of --html" in capsys.readouterr().err
+    assert main(["probe", "net.py:Two", "--html", "no/page.html"]) == 2
+    assert "--html: there is no folder 'no'" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    assert main(["probe", "net.py:Two", "--html", "page.html"]) == 2
+    assert "pip install 'torchinit[report]'" in capsys.readouterr().err  # before the model is run
+    assert main(["apply", "net.py:make", "r.toml", "-o", "x.safetensors", "--html", "page.html"]) == 2
+    assert not Path("x.safetensors").exists()
+
+
+def test_the_page_of_a_run() -> None:
+    assert main(["apply", "net.py:make", "r.toml", "-o", "x.safetensors", "--html", "page.html"]) == 0
+    assert "Sequential with r.toml, seed 0" in check(Path("page.html").read_text("utf-8")).text

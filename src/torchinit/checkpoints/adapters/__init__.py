@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from torchinit.checkpoints.adapters.base import ADAPTERS, Adapter, Chain, ReadPlan
-from torchinit.checkpoints.adapters.fusion import Fuse, Split, Stack, Unstack
+from torchinit.checkpoints.adapters.fusion import Fuse, Only, Split, Stack, Unstack
 from torchinit.checkpoints.adapters.images import (
     Inflate,
     InputChannels,
@@ -11,17 +11,22 @@ from torchinit.checkpoints.adapters.images import (
     ResizePositions,
     ResizeRelativeBias,
 )
+from torchinit.checkpoints.adapters.low_rank import LoRA
+from torchinit.checkpoints.adapters.mixtures import MergeExperts, Upcycle, UpcycleRouter
 from torchinit.checkpoints.adapters.norms import BatchNormAffine, FoldBatchNorm, WeightNorm
 from torchinit.checkpoints.adapters.quantization import Dequantize
 from torchinit.checkpoints.adapters.rows_and_axes import Drop, Labels, Rows, Transpose
-from torchinit.checkpoints.adapters.transformers import PoolHeads, ResizeVocabulary, RopeOrder
+from torchinit.checkpoints.adapters.transformers import PoolHeads, Rearrange, RopeOrder
+from torchinit.checkpoints.adapters.vocabulary import ResizeVocabulary
+from torchinit.checkpoints.adapters.width import HyperClone, Net2Wider, Repeat, WeightSelection
 from torchinit.rules.catalog import SCHEMA
 from torchinit.serialization.registry import TaggedUnion
 
 __all__ = [
-    "ADAPTERS", "Adapter", "BatchNormAffine", "Chain", "Dequantize", "Drop", "FoldBatchNorm", "Fuse", "Inflate",
-    "InputChannels", "Labels", "PoolHeads", "ReadPlan", "ResizePatches", "ResizePositions", "ResizeRelativeBias",
-    "ResizeVocabulary", "RopeOrder", "Rows", "Split", "Stack", "Transpose", "Unstack", "WeightNorm",
+    "ADAPTERS", "Adapter", "BatchNormAffine", "Chain", "Dequantize", "Drop", "FoldBatchNorm", "Fuse", "HyperClone",
+    "Inflate", "InputChannels", "Labels", "LoRA", "MergeExperts", "Net2Wider", "Only", "PoolHeads", "ReadPlan",
+    "Rearrange", "Repeat", "ResizePatches", "ResizePositions", "ResizeRelativeBias", "ResizeVocabulary", "RopeOrder",
+    "Rows", "Split", "Stack", "Transpose", "Unstack", "Upcycle", "UpcycleRouter", "WeightNorm", "WeightSelection",
 ]  # fmt: skip
 
 SCHEMA.add(Adapter, TaggedUnion(ADAPTERS))

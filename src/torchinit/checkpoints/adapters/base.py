@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Final, TypeAlias, TypeVar, dataclass_transform, final
+from typing import TYPE_CHECKING, ClassVar, Final, Literal, TypeAlias, TypeVar, dataclass_transform, final
 
 import torch
 from torch import Tensor
@@ -17,11 +17,20 @@ from torchinit.noise.threads import one_thread
 from torchinit.serialization.registry import ClassRegistry
 from torchinit.serialization.validation import is_integer
 
+if TYPE_CHECKING:
+    from torchinit.checkpoints.adapters.surroundings import Surroundings
+    from torchinit.model.sites import Site
+
 _Adapter = TypeVar("_Adapter", bound="Adapter")
 _Value = TypeVar("_Value")
 
 Size: TypeAlias = tuple[int, ...]  # the shape of a tensor
 DtypeOf: TypeAlias = Callable[[str], torch.dtype | None]  # of a tensor of the file, by its name in the model
+
+Promise: TypeAlias = Literal["none", "statistics", "function"]
+"""What a model that is made of another keeps of it, the weakest first: nothing that one could count on, the mean and
+variance of what its layers give, all that it computes."""
+PROMISES: Final[tuple[Promise, ...]] = ("none", "statistics", "function")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +70,11 @@ class Adapter(ShortStr, ABC):
 
     only_resizes: ClassVar[bool] = False  # a tensor that has the site's shape already is left alone
 
+    @property
+    def promise(self) -> Promise | None:
+        """What a model keeps of the one that it is made of; None for a change of form, which is no other model's."""
+        return None
+
     def wants(self, key: str) -> tuple[str, ...]:
         """The keys of the checkpoint that the site needs; none of them leaves the site to its other rules.
 
@@ -75,6 +89,14 @@ class Adapter(ShortStr, ABC):
         Raises ValueError where the file leaves open what to do.
         """
         del key, values, loose
+        return self
+
+    def placed(self, site: Site, around: Surroundings, shapes: Sequence[Size]) -> Adapter:
+        """The adapter for one site of a model, where the tensors of the file have these shapes and change.
+
+        Raises ValueError where the layer, or what stands around it, does not allow it.
+        """
+        del site, around, shapes
         return self
 
     def makes(self, shapes: Sequence[Size], key: str) -> Size | None:
@@ -95,6 +117,16 @@ class Adapter(ShortStr, ABC):
         """Whether there is anything to do."""
         return not self.only_resizes or shapes[0] != shape
 
+    @property
+    def copies(self) -> int:
+        """How many tensors of the size of those that it reads lie in memory while it computes a site, about."""
+        return 2
+
+    def together(self, key: str) -> tuple[str, ...]:
+        """The sites that must be made by this adapter, too, if that of ``key`` is; else the plan is refused."""
+        del key
+        return ()
+
     @abstractmethod
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
         """The site's whole value, of ``shape``, from the tensors that it ``wants``, in that order."""
@@ -102,6 +134,11 @@ class Adapter(ShortStr, ABC):
     def slices_along(self) -> int | None:
         """The axis along which whole slices of the tensors are moved, unchanged; None where values are computed."""
         return None
+
+    @property
+    def goes_by_slices(self) -> bool:
+        """Whether a box of the site is made of little more of the file than it needs: see :meth:`read_plan`."""
+        return self.slices_along() is not None
 
     def read_plan(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> ReadPlan:
         """The plan for a box of the site's value, made of tensors of ``shapes``; it must give the values of ``adapt``.
@@ -198,9 +235,21 @@ class Chain(Adapter):
         return steps[0] if steps else None
 
     @property
+    def promise(self) -> Promise | None:
+        return weakest(step.promise for step in self.steps)
+
+    def placed(self, site: Site, around: Surroundings, shapes: Sequence[Size]) -> Adapter:
+        last = self.steps[-1].placed(site, around, self._input_shapes(shapes, site.name))
+        return Chain((*self.steps[:-1], last))
+
+    @property
+    def goes_by_slices(self) -> bool:
+        return all(step.goes_by_slices for step in self.steps)
+
+    @property
     def _before(self) -> Adapter:
         """All steps but the last, as one."""
-        return Chain(self.steps[:-1]) if len(self.steps) > 1 else _Nothing()
+        return Chain(self.steps[:-1]) if len(self.steps) > 1 else Unchanged()
 
     # Shapes, keys and tensors come in the order of `wants`: for each tensor that the last step takes, all those of the
     # file that the steps before it make that one of. So the same walk sorts each of the three.
@@ -222,6 +271,9 @@ class Chain(Adapter):
     def check(self, shapes: Sequence[Size], shape: Size, key: str) -> None:
         self.steps[-1].check(self._input_shapes(shapes, key), shape, key)
 
+    def together(self, key: str) -> tuple[str, ...]:
+        return self.steps[-1].together(key)
+
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
         plan = self.read_plan([tuple(tensor.shape) for tensor in tensors], shape, Box.whole(shape), key)
         return plan.combine([box.of(tensor) for box, tensor in zip(plan.boxes, tensors, strict=True)])
@@ -242,8 +294,8 @@ class Chain(Adapter):
 
 
 @dataclass(frozen=True, slots=True)
-class _Nothing(Adapter):
-    """The steps before the first: each tensor as the file has it."""
+class Unchanged(Adapter):
+    """A tensor as the file has it, as it comes to the first step of a chain."""
 
     def makes(self, shapes: Sequence[Size], key: str) -> Size:
         return shapes[0]
@@ -256,6 +308,15 @@ class _Nothing(Adapter):
 
 
 # --- values and arguments --------------------------------------------------------------------------------------------
+
+
+def weakest(promises: Iterable[Promise | None]) -> Promise | None:
+    """The weakest of several promises; None where there is none among them.
+
+    >>> weakest(["function", None, "statistics"])
+    'statistics'
+    """
+    return min((promise for promise in promises if promise), key=PROMISES.index, default=None)
 
 
 def upcast(tensor: Tensor) -> Tensor:

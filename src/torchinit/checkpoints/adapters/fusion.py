@@ -11,8 +11,10 @@ from torch import Tensor
 from torchinit._text import did_you_mean
 from torchinit.checkpoints.adapters.base import (
     Adapter,
+    Promise,
     ReadPlan,
     Size,
+    Unchanged,
     check_whole,
     find_parts,
     listed,
@@ -210,6 +212,47 @@ class Unstack(Adapter):
         number, _ = numbered(key, self.parts)
         slab = Box(inserted(box.start, self.axis, number), inserted(box.shape, self.axis, 1))
         return ReadPlan((slab,), lambda tensors: tensors[0].squeeze(self.axis))
+
+
+@register
+class Only(Adapter):
+    """An adapter for the tensors that have a part in their names, while others stay as they are: for steps of a chain.
+
+    Of a fused weight of q, k and v the rotary order of q and k changes, each with its number of heads:
+
+    >>> from torchinit.checkpoints.adapters import Chain, RopeOrder
+    >>> order = Only("q", RopeOrder(32)), Only("k", RopeOrder(8))
+    >>> Chain((*order, Fuse("qkv", ("q", "k", "v")))).makes([(64, 9), (16, 9), (16, 9)], "h.0.qkv.weight")
+    (96, 9)
+    """
+
+    part: str
+    adapter: Adapter
+
+    @property
+    def promise(self) -> Promise | None:
+        return self.adapter.promise
+
+    def _of(self, key: str) -> Adapter:
+        return self.adapter if find_parts(key, self.part) else Unchanged()
+
+    def together(self, key: str) -> tuple[str, ...]:
+        return self._of(key).together(key)
+
+    def wants(self, key: str) -> tuple[str, ...]:
+        return self._of(key).wants(key)
+
+    def makes(self, shapes: Sequence[Size], key: str) -> Size | None:
+        return self._of(key).makes(shapes, key)
+
+    def check(self, shapes: Sequence[Size], shape: Size, key: str) -> None:
+        self._of(key).check(shapes, shape, key)
+
+    def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
+        return self._of(key).adapt(tensors, shape, key)
+
+    def read_plan(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> ReadPlan:
+        return self._of(key).read_plan(shapes, shape, box, key)
 
 
 def _check_arguments(adapter: Fuse | Split) -> None:

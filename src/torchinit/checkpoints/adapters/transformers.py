@@ -1,21 +1,27 @@
-"""Transformers: heads in another order, and fewer of them; an embedding for a vocabulary of another size."""
+"""Transformers: heads in another order, and fewer of them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import ClassVar, Final, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
-from torchinit.checkpoints.adapters.base import Adapter, ReadPlan, Size, check_same, check_whole, register, upcast
-from torchinit.model.shards import Box, Shard
-from torchinit.noise import Keyed
-from torchinit.serialization.validation import check_choice, check_number, is_integer
+from torchinit.checkpoints.adapters.base import (
+    Adapter,
+    Promise,
+    Size,
+    check_same,
+    check_whole,
+    register,
+    take_lists,
+    upcast,
+)
+from torchinit.serialization.validation import check_choice, is_integer
 
 Order: TypeAlias = Literal["half", "interleaved"]
-
-_MOST_DRAWS: Final = 1 << 24  # so many random numbers are kept at a time
 
 
 @register
@@ -67,21 +73,80 @@ class RopeOrder(Adapter):
 
 
 @register
+class Rearrange(Adapter):
+    """The rows of a weight in another order of the numbers that count them: of groups, heads, rows of a head.
+
+    The file counts rows by ``sizes``, the slowest first; -1 is left open. Dimension i of the site's count is dimension
+    ``order[i]`` of the file's. Of queries that share key heads ``Rearrange((kv, r, -1), (1, 0, 2))`` makes (r, kv, d)
+    of (kv, r, d); of a fused weight ``Rearrange((heads, 3, -1), (1, 0, 2))`` makes q, k, v one after the other of q, k,
+    v head by head. ``axis=1`` does it to the columns of the weight that reads what such rows give. The function stays
+    the same where all weights that share the order are rearranged.
+
+    >>> import torch
+    >>> Rearrange((2, 2, -1), (1, 0, 2)).adapt([torch.arange(8)], (8,), "q.bias")
+    tensor([0, 1, 4, 5, 2, 3, 6, 7])
+    """
+
+    sizes: tuple[int, ...]
+    order: tuple[int, ...]
+    axis: int = 0
+
+    def __post_init__(self) -> None:
+        take_lists(self, int, "sizes", "order")
+        check_whole(self, "axis")
+        if self.sizes.count(-1) > 1 or not all(is_integer(size) or size == -1 for size in self.sizes):
+            raise ValueError(f"sizes must be whole numbers from 1, one of them -1 at most, but got {self.sizes}")
+        if sorted(self.order) != list(range(len(self.sizes))):
+            raise ValueError(f"order must be 0 to {len(self.sizes) - 1} in some order, but got {self.order}")
+
+    def makes(self, shapes: Sequence[Size], key: str) -> Size:
+        stored, known = shapes[0], abs(math.prod(self.sizes))
+        rows = stored[self.axis] if len(stored) > self.axis else -1
+        if rows < 0 or rows % known or (-1 not in self.sizes and rows != known):
+            raise ValueError(f"{self} cannot divide dimension {self.axis} of {list(stored)} into {self.sizes}")
+        return stored
+
+    def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
+        rows, axis = tensors[0].shape[self.axis], self.axis
+        order = torch.arange(rows).view(self._counts(rows)).permute(self.order).flatten()
+        return tensors[0].index_select(axis, order.to(tensors[0].device))
+
+    def _counts(self, rows: int) -> Size:
+        rest = rows // abs(math.prod(self.sizes))
+        return tuple(rest if size == -1 else size for size in self.sizes)
+
+    def slices_along(self) -> int:
+        return self.axis
+
+
+@register
 class PoolHeads(Adapter):
     """A key or value weight for fewer heads, each the mean of a group (https://arxiv.org/abs/2305.13245).
 
     ``heads`` is the number of key heads in the file; the site's shape says how many are left. Neighbours make
-    a group. Biases are pooled likewise.
+    a group. ``choose`` takes one of the file's heads for each that is left, as it is, in place of the means. Biases
+    are pooled likewise.
 
     >>> import torch
     >>> PoolHeads(heads=4).adapt([torch.tensor([1.0, 3.0, 5.0, 7.0])], (2,), "k_proj.bias")
     tensor([2., 6.])
+    >>> PoolHeads(heads=4, choose=(0, 2)).adapt([torch.tensor([1.0, 3.0, 5.0, 7.0])], (2,), "k_proj.bias")
+    tensor([1., 5.])
     """
 
     heads: int
+    choose: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         check_whole(self, "heads", least=1)
+        if self.choose is not None:
+            take_lists(self, int, "choose")
+            if outside := [head for head in self.choose if not 0 <= head < self.heads]:
+                raise ValueError(f"choose names head {outside[0]}, but the file has heads 0 to {self.heads - 1}")
+
+    @property
+    def promise(self) -> Promise:
+        return "none"
 
     def check(self, shapes: Sequence[Size], shape: Size, key: str) -> None:
         stored = check_same(self, shapes, shape, {0})
@@ -89,65 +154,17 @@ class PoolHeads(Adapter):
         if rest or shape[0] == 0 or shape[0] % size or self.heads % (shape[0] // size):
             groups = f"{self.heads} heads of {list(stored)} in equal groups"
             raise ValueError(f"{self} cannot pool {groups} for a site of {list(shape)}")
+        if self.choose is not None and len(self.choose) != shape[0] // size:
+            raise ValueError(f"{self} chooses {len(self.choose)} heads, but the site has {shape[0] // size}")
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
         size = tensors[0].shape[0] // self.heads
+        if self.choose is not None:
+            chosen = torch.tensor(self.choose, device=tensors[0].device)
+            heads: Tensor = tensors[0].unflatten(0, (self.heads, size))
+            return heads.index_select(0, chosen).flatten(0, 1)
         groups: Tensor = upcast(tensors[0]).unflatten(0, (shape[0] // size, -1, size))
         return groups.mean(1).flatten(0, 1)
 
-
-@register
-class ResizeVocabulary(Adapter):
-    r"""An embedding or output layer, ``[tokens, width]`` or ``[tokens]``, for more tokens or fewer.
-
-    The first rows stay. New ones are drawn from the normal distribution of the old (Hewitt 2021,
-    https://nlp.stanford.edu/~johnhew/vocab-expansion.html), with μ their mean and Σ their
-    covariance:
-
-    .. math:: N(\mu, \mathrm{spread} \cdot \Sigma)
-
-    so that they change the probabilities of the old tokens little. ``spread=0`` makes all of them the mean;
-    transformers has 1e-9. The draws are those of ``seed`` and the site's key, a row's own: a larger vocabulary
-    begins with the rows of a smaller one.
-
-    >>> import torch
-    >>> table = torch.tensor([[1.0, 0.0], [3.0, 0.0]])
-    >>> ResizeVocabulary(spread=0).adapt([table], (3, 2), "wte.weight")[2]
-    tensor([2., 0.])
-    """
-
-    only_resizes: ClassVar[bool] = True
-    spread: float = 1e-5
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_number("spread", self.spread, least=0)
-        Keyed(self.seed)
-
-    def check(self, shapes: Sequence[Size], shape: Size, key: str) -> None:
-        check_same(self, shapes, shape, {0}, most=2)
-
-    def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
-        table = tensors[0]
-        have, want = table.shape[0], shape[0]
-        if want <= have:
-            return table[:want]
-        larger = upcast(table).new_empty(shape)
-        larger[:have] = table
-        mean = larger[:have].mean(0, dtype=torch.float64)
-        larger[have:] = mean
-        if self.spread:
-            centred = (larger[:have] - mean).to(larger.dtype)
-            rows = max(1, _MOST_DRAWS // have)
-            for first in range(have, want, rows):
-                draws = larger.new_empty(min(rows, want - first), have)
-                Keyed(self.seed).fill(Shard(key, draws, (want, have), (first, 0)), "normal", (0.0, 1.0))
-                # A sum of the old rows with normal weights has their covariance. A Cholesky factor of the covariance
-                # would do as well, and fails where a table has fewer rows than columns or two columns alike.
-                larger[first : first + len(draws)] += (draws @ centred) * (self.spread / have) ** 0.5
-        return larger
-
-    def read_plan(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> ReadPlan:
-        if box.start[0] + box.shape[0] <= shapes[0][0]:
-            return ReadPlan((box,), lambda tensors: tensors[0])
-        return Adapter.read_plan(self, shapes, shape, box, key)
+    def slices_along(self) -> int | None:
+        return None if self.choose is None else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from torch import nn
 
 from torchinit._version import __version__
 from torchinit.api import draft, sites
+from torchinit.checkpoints.origins import origin_of
 from torchinit.cli import options, weights
 from torchinit.cli.commands.diff import kind_of, read_saved
 from torchinit.cli.errors import UsageError
@@ -24,9 +26,11 @@ from torchinit.initializers.composed import Opaque
 from torchinit.noise import STREAM, Keyed
 from torchinit.plans.fingerprint import fingerprint
 from torchinit.plans.only import prove
+from torchinit.plans.origin import Origin
 from torchinit.plans.plan import Plan, Skipped
 from torchinit.plans.run import Progress, local_shards
 from torchinit.plans.run import run as carry_out
+from torchinit.rules.catalog import SCHEMA
 
 _SHORT = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp64": "float64"}
 
@@ -42,12 +46,14 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="where the values come from (default: 0)")
     text = "convert the model first (default: as its factory makes it)"
     parser.add_argument("--dtype", choices=(*_SHORT, *_SHORT.values()), help=text)
+    parser.add_argument("--html", metavar="FILE", help="write the report as a page that needs no other file, too")
     parser.add_argument("--no-stats", action="store_false", dest="stats", help="write without measuring")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the file and print the report; where the values are not as planned there is no file."""
     weights.check_output(arguments.output, force=arguments.force)
+    options.check_page(arguments.html)
     try:
         noise = Keyed(arguments.seed)
     except ValueError as error:
@@ -63,21 +69,29 @@ def run(arguments: argparse.Namespace) -> int:
     if saved is not None:
         plan = _of_model(saved, model)
     else:
-        plan = _runnable(options.own_start(arguments, model)) if rules is None else draft(model, rules, only=only)
+        plan = runnable(options.own_start(arguments, model)) if rules is None else draft(model, rules, only=only)
     plan.check(complete=arguments.complete or only is not None, strict=arguments.strict)
     with _progress(plan) as progress:
         work = partial(carry_out, plan, local_shards(model), noise, stats=arguments.stats, progress=progress)
         report = prove(model, plan, work)
-    report = replace(report, fingerprint=fingerprint(model))
+    origin = origin_of("own" if not (saved or rules) else "initialize", plan, noise, arguments.recipe)
+    report = replace(report, fingerprint=(prints := fingerprint(model)), origin=origin)
+    subject = f"{type(model).__name__} with {arguments.recipe or 'its own start'}, seed {noise.seed}"
+    if arguments.html:
+        report.save_html(arguments.html, subject=subject)
     if arguments.json:
         print(report.to_json())
     else:
-        options.show_table(
-            arguments, report, f"{type(model).__name__} with {arguments.recipe or 'its own start'}, seed {noise.seed}"
-        )
+        options.show_table(arguments, report, subject)
     report.assert_ok()
-    origin = {"torchinit.version": __version__, "torchinit.stream": STREAM, "torchinit.seed": str(noise.seed)}
-    weights.write_state(arguments.output, model.state_dict(), origin)
+    made_of = {
+        "torchinit.version": __version__,
+        "torchinit.stream": STREAM,
+        "torchinit.seed": str(noise.seed),
+        "torchinit.fingerprint": prints.persistent.total,
+        "torchinit.origin": json.dumps(SCHEMA.encode(replace(origin, files={}), Origin), sort_keys=True),
+    }
+    weights.write_state(arguments.output, model.state_dict(), made_of)
     return 0
 
 
@@ -93,7 +107,7 @@ def _of_model(plan: Plan, model: nn.Module) -> Plan:
     return plan
 
 
-def _runnable(plan: Plan) -> Plan:
+def runnable(plan: Plan) -> Plan:
     """A captured plan without the steps that no fill describes: those sites have been made when the model was built."""
     opaque = [step.site for step in plan if isinstance(step.fill, Opaque)]
     made = [Skipped(site, "stays as its own code has made it") for site in opaque]

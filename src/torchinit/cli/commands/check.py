@@ -9,7 +9,7 @@ from torchinit.api import sites
 from torchinit.cli import options, weights
 from torchinit.cli.errors import UsageError
 from torchinit.errors import ConfigError
-from torchinit.linting import CHECKS, SEVERITIES, ConstructionRecorder, lint, select_checks
+from torchinit.linting import SEVERITIES, ConstructionRecorder, known_checks, lint, select_checks
 from torchinit.model.sandbox import poisoned_memory
 from torchinit.noise import Keyed
 from torchinit.plans.planner import make_plan
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
             weights.load(loaded, model)
     findings = lint(model, recipe=plan, trace=trace, report=report, loaded=loaded, select=select, ignore=ignore)
     if arguments.sarif:
-        print(findings.to_sarif(checks=CHECKS, artifact=options.artifact_of(arguments)))
+        print(findings.to_sarif(checks=known_checks(), artifact=options.artifact_of(arguments)))
     elif arguments.json:
         print(findings.to_json())
     else:

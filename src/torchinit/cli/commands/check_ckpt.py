@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 
 from torchinit._text import fold_numbers, plain
-from torchinit.api import sites
+from torchinit.api import draft
 from torchinit.checkpoints import Loaded, Pretrained, open_checkpoint
 from torchinit.cli import options
 from torchinit.cli.errors import UsageError
@@ -17,7 +17,6 @@ from torchinit.errors import CheckpointError
 from torchinit.initializers.load_report import LoadReport
 from torchinit.model.shards import Shard
 from torchinit.plans.plan import Plan
-from torchinit.plans.planner import make_plan
 from torchinit.rules.rule import Rule
 from torchinit.rules.selectors import Name
 
@@ -48,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     if (arguments.file is None) == (arguments.recipe is None):
         raise UsageError("give either a FILE or a --recipe that loads from one")
     rules = options.recipe_of(arguments.recipe) if arguments.recipe else (Rule(Name("**"), _pretrained(arguments)),)
-    plan = make_plan(sites(options.model_of(arguments, arguments.device)), rules)
+    plan = draft(options.model_of(arguments, arguments.device), rules)
     if not plan.loads:
         raise UsageError(f"{arguments.recipe}: no rule of it loads from a checkpoint")
     faults = {} if arguments.header_only else dict(_faults(plan))

@@ -37,8 +37,19 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the differences, a line each; 1 if there are any."""
     changes = _changes(arguments, arguments.a, arguments.b)
     data = [{key: getattr(change, key) for key in ("name", "verb", "before", "after")} for change in changes]
+    words = _words(arguments.a, arguments.b)
+    for noun, old, new in () if arguments.json else words:  # its list is one of tensors
+        print(f"{noun} {old} in {arguments.a}, and {new} in {arguments.b}")
     options.show(arguments, data, changes)
-    return 1 if changes else 0
+    return 1 if changes or words else 0
+
+
+def _words(a: str, b: str) -> list[tuple[str, str, str]]:
+    """How two starts differ in what they were made of, where both are reports that say so."""
+    if {kind_of(a), kind_of(b)} != {"report"}:
+        return []
+    first, second = (read_saved(Report, path).origin for path in (a, b))
+    return [*first.differences(second)] if first and second else []
 
 
 def _changes(arguments: argparse.Namespace, a: str, b: str) -> Diff:

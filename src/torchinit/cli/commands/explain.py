@@ -1,4 +1,4 @@
-"""explain: tell what an initializer, a selector, an adapter, a check or a scheme does."""
+"""explain: tell what an initializer, a selector, an adapter, a check, a scheme or a parametrization does."""
 
 from __future__ import annotations
 
@@ -17,18 +17,21 @@ from torchinit.cli.arguments import ExplainedArgument, arguments_of, without_rol
 from torchinit.cli.errors import UsageError
 from torchinit.cli.examples import examples_of
 from torchinit.initializers.synonyms import hint
-from torchinit.linting import CHECKS
+from torchinit.linting import known_checks
 from torchinit.probing import PROBE_CHECKS
 from torchinit.recipes import load_recipe, schemes
 from torchinit.recipes.files import read_scheme
 from torchinit.recipes.forms import NEEDED
 from torchinit.rules.catalog import INITIALIZERS, SELECTORS
+from torchinit.transfer import PARAMETRIZATIONS, TRANSFER_CHECKS
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments."""
     parser.add_argument(
-        "name", metavar="NAME", help="an initializer, selector, adapter, check or scheme, see `torchinit list`"
+        "name",
+        metavar="NAME",
+        help="an initializer, selector, adapter, check, scheme or parametrization (mup), see `torchinit list`",
     )
     options.add_json(parser)
 
@@ -68,8 +71,19 @@ def _indented(title: str, text: str) -> str:
 def _explain(name: str) -> Explanation:
     shipped, checks = (
         schemes(),
-        {word: check for check in (*PROBE_CHECKS.values(), *CHECKS.values()) for word in (check.code, check.name)},
+        {
+            word: check
+            for check in (*PROBE_CHECKS.values(), *TRANSFER_CHECKS.values(), *known_checks().values())
+            for word in (check.code, check.name)
+        },
     )
+    if name in PARAMETRIZATIONS:
+        title, table, *told = PARAMETRIZATIONS[name].blocks()
+        ways = {
+            "Python": f'torchinit.transfer.Transfer(model, base, parametrization="{name}")',
+            "command": f"torchinit transfer MODEL --base BASE --parametrization {name}",
+        }
+        return Explanation(name, (title, table, "\n".join(told)), rules=ways)
     if name in shipped:
         return _explain_scheme(name)
     if name in checks:
@@ -83,16 +97,21 @@ def _explain(name: str) -> Explanation:
         }
         if code in PROBE_CHECKS:
             ways = {"Python": "torchinit.probe(model)", "command": "torchinit probe MODEL"}
+        if code in TRANSFER_CHECKS:
+            ways = {"Python": "transfer.lint(model, optimizer)"}
         return Explanation(f"{code} {check.name}", (*text, tail), rules=ways)
     rooms = (SELECTORS, ADAPTERS, INITIALIZERS)
     words = {known.casefold(): (known, registry) for registry in rooms for known in registry}
-    known, registry = words.get(name.casefold(), (name, INITIALIZERS))
+    offered = ((name, room) for room in rooms for point in room.plugins() if point.name == name)
+    known, registry = words.get(name.casefold()) or next(offered, (name, INITIALIZERS))
     try:
         explanation = describe(known, registry.get(known))
     except KeyError:
-        plugins = (point.name for point in INITIALIZERS.plugins())
-        near = hint(name, [*INITIALIZERS, *plugins, *SELECTORS, *ADAPTERS, *shipped, *checks])
-        raise UsageError(f"there is no initializer, selector, adapter, check or scheme {name!r}{near}") from None
+        plugins = (point.name for room in rooms for point in room.plugins())
+        near = hint(name, [*INITIALIZERS, *plugins, *SELECTORS, *ADAPTERS, *shipped, *checks, *PARAMETRIZATIONS])
+        raise UsageError(
+            f"there is no initializer, selector, adapter, check, scheme or parametrization {name!r}{near}"
+        ) from None
     return dataclasses.replace(explanation, rules=examples_of(known, registry))
 
 

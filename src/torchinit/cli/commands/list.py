@@ -1,4 +1,4 @@
-"""list: list initializers, selectors, adapters, layers, schemes, checks or nonlinearities."""
+"""list: list initializers, selectors, adapters, layers, roles, schemes, checks or nonlinearities."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from torchinit.checkpoints.adapters import ADAPTERS
 from torchinit.cli import options
 from torchinit.cli.commands import explain
 from torchinit.knowledge.gains import gain, nonlinearities
-from torchinit.linting import CHECKS
+from torchinit.knowledge.role_rules import known_roles
+from torchinit.linting import known_checks
 from torchinit.model.layouts import known_layers
 from torchinit.probing import PROBE_CHECKS
 from torchinit.recipes import schemes
 from torchinit.rules.catalog import INITIALIZERS, SELECTORS
+from torchinit.serialization.plugins import described
 from torchinit.serialization.registry import ClassRegistry
+from torchinit.transfer import TRANSFER_CHECKS
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -36,10 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _classes(registry: ClassRegistry) -> dict[str, str]:
     texts = {name: explain.describe(name, registry.get(name)).text for name in registry}
     # A plug-in is named with its package, and not imported: that would run code only to list it.
-    offers = {
-        point.name: f"{point.value}, of the package {point.dist.name if point.dist else '?'}"
-        for point in registry.plugins()
-    }
+    offers = {point.name: described(point) for point in registry.plugins()}
     return offers | {name: " ".join(text[0].split()) if text else "" for name, text in texts.items()}
 
 
@@ -58,10 +58,14 @@ KINDS: dict[str, tuple[tuple[str, str], Callable[[], Mapping[str, str]]]] = {
     "selectors": (("selector", "which sites"), lambda: _classes(SELECTORS)),
     "adapters": (("adapter", "what it does"), lambda: _classes(ADAPTERS)),
     "layers": (("layer", "class"), _layers),
+    "roles": (("role", "of whose rules"), known_roles),
     "schemes": (("scheme", "what it is"), schemes),
     "checks": (
         ("check", "what it finds"),
-        lambda: {f"{code} {check.name}": check.summary for code, check in sorted({**CHECKS, **PROBE_CHECKS}.items())},
+        lambda: {
+            f"{code} {check.name}": check.summary
+            for code, check in sorted({**known_checks(), **PROBE_CHECKS, **TRANSFER_CHECKS}.items())
+        },
     ),
     "nonlinearities": (("nonlinearity", "gain"), lambda: {name: f"{gain(name):.6g}" for name in nonlinearities()}),
 }

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import argparse
 import pickle
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from torchinit._text import did_you_mean
+from torchinit.api import initialize
 from torchinit.cli import models, options
 from torchinit.cli.errors import UsageError
-from torchinit.linting import SEVERITIES
-from torchinit.probing import PROBE_CHECKS, coord_check, probe
+from torchinit.linting import SEVERITIES, lint
+from torchinit.probing import PROBE_CHECKS, Probe, coord_check, probe
 
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
 
@@ -35,6 +40,8 @@ def add(parser: argparse.ArgumentParser) -> None:
         option(f"--{kind}s", metavar="[NAME=]64,128,...", help=f"{text} (default: its first)")
     option("--seeds", type=int, default=3, help="of --widths and --depths, how many (default: 3)")
     option("--limit", type=float, default=60.0, metavar="SECONDS", help="begin nothing new after this (default: 60)")
+    option("--html", metavar="FILE", help="write a page that needs no other file: the verdict, the figures, the plan")
+    option("--beside", metavar="RECIPE", help="on the page of --html: another start of the model, next to this one")
     option("--fail-on", choices=SEVERITIES, default="error", help="from which severity on the exit code is 1")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -45,19 +52,39 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the verdict; 1 if a finding is as severe as --fail-on, or worse."""
     recipe = options.recipe_of(arguments.recipe) if arguments.recipe else None
     optimizer = _optimizer(arguments.optimizer) if arguments.optimizer else None
+    options.check_page(arguments.html)
+    if arguments.beside and not arguments.html:
+        raise UsageError("--beside is for the page of --html: give its file")
     if arguments.widths or arguments.depths:
         return _over_sizes(arguments, recipe, optimizer)
     model = options.model_of(arguments, "cpu", arguments.seed)
-    result = probe(
-        model, _batch(arguments.batch) if arguments.batch else None, recipe=recipe, seed=arguments.seed,
+    run_once = partial(
+        probe, model, _batch(arguments.batch) if arguments.batch else None, seed=arguments.seed,
         steps=arguments.steps, optimizer=optimizer, lr=arguments.lr, limit=arguments.limit,
         dtype=getattr(torch, arguments.dtype) if arguments.dtype else None,
     )  # fmt: skip
+    result = run_once(recipe=recipe)
+    if arguments.html:
+        _save_page(arguments, model, result, run_once)
     if arguments.sarif:
         print(result.findings.to_sarif(checks=PROBE_CHECKS, artifact=options.artifact_of(arguments)))
     else:
         print(result.to_json() if arguments.json else result.table())
     return 1 if result.findings.at_least(arguments.fail_on) else 0
+
+
+def _save_page(arguments: argparse.Namespace, model: nn.Module, result: Probe, run_once: Callable[..., Probe]) -> None:
+    """Write the page of --html, with the start of --beside, and what lint finds; the model is started for it."""
+    beside = run_once(recipe=options.recipe_of(arguments.beside)) if arguments.beside else None
+    if arguments.recipe:
+        initialize(model, options.recipe_of(arguments.recipe), seed=arguments.seed)
+    named = _named(beside, arguments.beside) if beside else None
+    _named(result, arguments.recipe).save_html(arguments.html, beside=named, lint=lint(model))
+
+
+def _named(result: Probe, recipe: str) -> Probe:
+    """The result with the recipe by its name, of which a probe sees the rules alone."""
+    return replace(result, start=result.start and replace(result.start, recipe=recipe or ""))
 
 
 def _over_sizes(arguments: argparse.Namespace, recipe: Any, optimizer: Any) -> int:
@@ -82,6 +109,8 @@ def _over_sizes(arguments: argparse.Namespace, recipe: Any, optimizer: Any) -> i
         )  # fmt: skip
     except ValueError as error:
         raise UsageError(str(error)) from None
+    if arguments.html:
+        check.save_html(arguments.html)
     print(check.to_json() if arguments.json else check.table())
     return 0 if check.flat else 1
 

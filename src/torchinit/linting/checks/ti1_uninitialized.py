@@ -9,7 +9,7 @@ import torch
 from torchinit._text import abbreviate, count
 from torchinit.linting.registry import Hit, check
 from torchinit.linting.target import LintedTensor, LintTarget
-from torchinit.model.sites import EMPTY
+from torchinit.model.states import EMPTY
 from torchinit.tracing import is_unfilled
 
 _HUGE = 1e30

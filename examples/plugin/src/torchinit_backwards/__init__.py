@@ -1,0 +1,1 @@
+"""Layers that keep their weights the other way round, and what torchinit has to know of them."""

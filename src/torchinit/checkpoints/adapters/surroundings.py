@@ -1,0 +1,124 @@
+"""Surroundings: what an adapter may ask of the model around a site: its axes, its parts, the head that it leads to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Final
+
+from torchinit.knowledge.neutral import is_named_norm
+from torchinit.knowledge.role_rules import UNSURE, role_of_several
+from torchinit.model.sites import Site
+
+_TWO: Final = frozenset({"mlp.gate_up", "attn.kv"})
+
+
+class Surroundings:
+    """The sites of a model, asked about one of them."""
+
+    def __init__(self, known: Sequence[Site]) -> None:
+        self.known = known
+
+    def axes(self, site: Site) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The axes of a site that its layer sums over, and those that count what it gives.
+
+        Of the last norm before a head that shares the table of an embedding it is the former: a table is looked up, and
+        cannot be divided, so the norm is. Raises ValueError where nobody knows.
+        """
+        if len(site.shape) < 2:
+            return ((0,), ()) if self._is_divided(site) else ((), (0,))
+        if layout := site.layout:
+            every = *layout.in_axes, *layout.out_axes, *layout.batch_axes
+            if site.name in self._tables:
+                if "Scaled" in site.owner.name:
+                    fact = f"{site.owner.name} may multiply by a number that grows with the width"
+                    raise ValueError(f"{fact}; say inputs=[] if it does not")
+                _ = self._divided  # raises where a head that shares it would give more
+                return (), (1,)
+            return (layout.in_axes, layout.out_axes) if layout.in_axes or layout.out_axes else ((), every)
+        role = site.role or UNSURE
+        if role.startswith("embed."):
+            return (), (len(site.shape) - 1,)
+        if len(site.shape) == 2 and role != UNSURE:  # as a Linear has them, which layers of one's own imitate
+            return (1,), (0,)
+        raise ValueError(
+            f"the layout of {site.owner.name}'s {site.leaf} is not known: say which of its axes are summed over, as in"
+            " inputs=[1], or inputs=[] for none"
+        )
+
+    def parts(self, site: Site) -> tuple[int, ...]:
+        """The proportions of what lies side by side in a weight, or in its bias; ``(1,)`` for one thing alone.
+
+        Raises ValueError where the shape does not tell.
+        """
+        if site.layout and site.layout.blocks > 1:
+            return (1,) * site.layout.blocks
+        word = site.owner_name.rpartition(".")[2]
+        role = (site.role or "").removesuffix(".bias")
+        role = role if role in _TWO or role == "attn.qkv" else role_of_several(word)
+        if not role:
+            return (1,)
+        if role in _TWO:
+            return (1, 1)
+        out = self._ways_out.get(site.owner_name.rpartition(".")[0])
+        rows = max(self._weights.get(site.owner_name, site).shape)
+        if (
+            word != "query_key_value"
+            and out
+            and out.layout
+            and (rows - (queries := out.shape[out.layout.in_axes[0]])) % 2 == 0
+        ):
+            keys = (rows - queries) // 2
+            unit = math.gcd(queries, keys)
+            return queries // unit, keys // unit, keys // unit
+        raise ValueError(
+            f"{word!r} holds q, k and v, and its shape does not tell how: say sizes=[4, 1, 1] where they follow each"
+            " other and four queries share a key, or sizes=[1] where they follow head by head"
+        )
+
+    @cached_property
+    def _weights(self) -> dict[str, Site]:
+        return {view.owner_name: view for site in self.known for view in site.views if view.leaf == "weight"}
+
+    @cached_property
+    def _ways_out(self) -> dict[str, Site]:
+        """The weights that lead out of attentions, by the modules that hold their layers."""
+        ways = (site for site in self.known if site.role == "attn.out" and len(site.shape) == 2)
+        return {site.owner_name.rpartition(".")[0]: site for site in ways}
+
+    @cached_property
+    def _tables(self) -> dict[str, Site]:
+        """The tables of embeddings, under all names that they have."""
+        return {
+            view.name: site
+            for site in self.known
+            if any(each.layout and each.layout.lookup for each in site.views)
+            for view in site.views
+        }
+
+    @cached_property
+    def _divided(self) -> dict[int, str]:
+        """By the widths of the tables that are heads, too, the norm before the head: the last that is in no block."""
+        tied = {
+            site.shape[1]
+            for site in self._tables.values()
+            if any(view.layout and not view.layout.lookup for view in site.views)
+        }
+        norms = [site for site in self.known if site.block is None and site.shape in {(width,) for width in tied}]
+        last = sorted(filter(is_named_norm, norms), key=lambda site: site.position)
+        found = {site.shape[0]: site for site in last if site.leaf != "bias"}
+        for width in tied:
+            norm = found.get(width)
+            # A norm that computes 1 + weight has no weight that is a half of it; T5 divides by the root of the width.
+            if norm is None or norm.neutral == 0 or norm.owner.name.startswith("T5"):
+                raise ValueError(
+                    f"the head shares the table of an embedding of width {width}, and no norm before it can be divided"
+                    " by as much as the width grows: untie the two"
+                )
+        return {width: site.owner_name for width, site in found.items()}
+
+    def _is_divided(self, site: Site) -> bool:
+        if site.block is not None or not is_named_norm(site):
+            return False
+        return bool(site.shape) and self._divided.get(site.shape[0]) == site.owner_name

@@ -1,0 +1,231 @@
+"""Depth: which block of a checkpoint each block of a model is loaded from, and which are new and start as identity."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias, get_args
+
+import torch
+
+from torchinit._text import abbreviate, count, did_you_mean
+from torchinit.checkpoints.adapters.base import Promise, weakest
+from torchinit.checkpoints.key_mapping import NamedKeys
+from torchinit.errors import CheckpointError
+from torchinit.model.names import check_globs, glob_matches
+from torchinit.model.sites import Site
+from torchinit.serialization.json import FrozenDict
+from torchinit.serialization.validation import is_integer
+
+Method: TypeAlias = Literal["first", "even", "stack", "interleave", "identity"]
+NEW: Final = "new"
+LayerChoice: TypeAlias = Method | tuple[int | Literal["new"], ...]
+Layers: TypeAlias = LayerChoice | Mapping[str, LayerChoice] | None
+
+_NUMBERED: Final = re.compile(r"(.*?)([0-9]+)")
+
+
+def layers_by_glob(given: object) -> FrozenDict[LayerChoice]:
+    """The choices by globs of lists of blocks; ``**`` stands for all. Raises TypeError or ValueError for anything else.
+
+    >>> dict(layers_by_glob([0, 2, 4]))
+    {'**': (0, 2, 4)}
+    """
+    choices = given if isinstance(given, Mapping) else {} if given is None else {"**": given}
+    check_globs("layers", choices)
+    return FrozenDict({glob: _choice(choice) for glob, choice in choices.items()})
+
+
+def _choice(given: object) -> LayerChoice:
+    methods = get_args(Method)
+    if isinstance(given, str):
+        if given not in methods:
+            raise ValueError(
+                f"layers must be one of {', '.join(methods)}, but got {given!r}{did_you_mean(given, methods)}"
+            )
+        return given  # type: ignore[return-value]  # one of them
+    if not isinstance(given, (list, tuple)):
+        raise TypeError(f"layers is a list of numbers, or one of {', '.join(methods)}, but got {given!r}")
+    if odd := [each for each in given if not (is_integer(each, 0) or each == NEW)]:
+        raise ValueError(f"layers are numbers from 0, or {NEW!r} for a block of other rules, but got {odd[0]!r}")
+    return tuple(given)
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """A list of like blocks: the name of the list, how those of its blocks begin, and their numbers in order."""
+
+    path: str
+    stem: str
+    numbers: tuple[int, ...]
+
+    @property
+    def start(self) -> str:
+        return f"{self.path}.{self.stem}" if self.path else self.stem
+
+    def split(self, name: str) -> tuple[int, str] | None:
+        """The number of the block that a name is in, and the rest of the name; None where it is in none."""
+        found = re.match(r"([0-9]+)(\..*)", name[len(self.start) :], re.DOTALL) if name.startswith(self.start) else None
+        return (int(found[1]), found[2]) if found else None
+
+
+def stacks_of(known: Iterable[Site]) -> tuple[Stack, ...]:
+    """The lists of blocks that a model is a stack of, by the names of its sites.
+
+    >>> [Stack.start.fget(stack) for stack in stacks_of([Site("h.0.fc.weight", (2,), block=(0, 1))])]
+    ['h.']
+    """
+    # Which part of a name is the number of its block does not show in one name: there may be experts in a block, and
+    # blocks in a stage. It is the first part that tells the places among the blocks, each by another number.
+    views = [view for site in known for view in site.views if view.block]
+    places: dict[tuple[str, str], dict[int, set[tuple[int, int]]]] = defaultdict(lambda: defaultdict(set))
+    ways = {view.name: [*_numbered(view.name)] for view in views}
+    for view in views:
+        for path, stem, number in ways[view.name]:
+            places[path, stem][number].add(view.block or (0, 0))
+    stacks: dict[tuple[str, str], Stack] = {}
+    for view in views:
+        for path, stem, _ in ways[view.name]:
+            found = places[path, stem]
+            blocks = {number: next(iter(held)) for number, held in found.items() if len(held) == 1}
+            indices = [index for index, _ in blocks.values()]
+            total = (view.block or (0, 0))[1]
+            if len(blocks) == len(found) == total and sorted(indices) == [*range(total)]:
+                numbers = sorted(blocks, key=lambda number: blocks[number])
+                stacks.setdefault((path, stem), Stack(path, stem, tuple(numbers)))
+                break
+    return tuple(stacks.values())
+
+
+def _numbered(name: str) -> Iterable[tuple[str, str, int]]:
+    """The path before each numbered part of a name, the beginning of the part, and its number."""
+    parts = name.split(".")
+    for at, part in enumerate(parts[:-1]):
+        if found := _NUMBERED.fullmatch(part):
+            yield ".".join(parts[:at]), found[1], int(found[2])
+
+
+@dataclass(frozen=True, slots=True)
+class Deepened:
+    """The keys of a file under the names of a model of another depth.
+
+    ``left`` are the keys of blocks that are not taken. Names that begin as ``new`` belong to blocks of other rules, as
+    ``identity`` to blocks that shall pass on what comes. ``notes`` tell which block comes from where.
+    """
+
+    names: NamedKeys
+    left: frozenset[str] = frozenset()
+    new: tuple[str, ...] = ()
+    identity: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    promise: Promise | None = None
+
+    @classmethod
+    def of(cls, names: NamedKeys, known: Sequence[Site], choices: Mapping[str, LayerChoice]) -> Deepened:
+        """The names once the blocks are chosen; raises CheckpointError where a choice cannot be carried out."""
+        result, stacks = cls(names), stacks_of(known)
+        idle = [glob for glob in choices if not any(glob_matches(glob, stack.path or stack.stem) for stack in stacks)]
+        if idle:
+            paths = [stack.path or stack.stem for stack in stacks]
+            near = did_you_mean(idle[0], paths) or f"; it has {abbreviate(paths) or 'none'}"
+            raise CheckpointError(f"layers: {idle[0]!r} is no list of like blocks of the model{near}")
+        for stack in stacks:
+            globs = [glob for glob in choices if glob_matches(glob, stack.path or stack.stem)]
+            if globs:
+                result = result._with(stack, choices[globs[-1]])
+        for start in result.identity:
+            exits = [site.exit for site in known if site.exit is not None and site.name.startswith(start)]
+            if why := next(filter(None, exits), "" if exits else "no role says which of its weights lead out of it"):
+                raise CheckpointError(f"layers='identity': {start}* cannot pass on what comes: {why}")
+        return result
+
+    def _with(self, stack: Stack, choice: LayerChoice) -> Deepened:
+        ours = {name: found for name in self.names.name_of.values() if (found := stack.split(name))}
+        there = sorted({number for number, _ in ours.values()})
+        if not there:  # the file has nothing of it, which is told as missing
+            return self
+        sources, fresh = _chosen(choice, len(there), len(stack.numbers), stack.start)
+        targets: dict[int, list[int]] = defaultdict(list)
+        for number, source in zip(stack.numbers, sources, strict=True):
+            if source is not None:
+                targets[there[source]].append(number)
+
+        def renamed(name: str) -> list[str]:
+            if name not in ours:
+                return [name]
+            number, rest = ours[name]
+            return [f"{stack.start}{target}{rest}" for target in targets[number]]
+
+        key_of = {new: key for name, key in self.names.key_of.items() for new in renamed(name)}
+        clashes = {new: keys for name, keys in self.names.clashes.items() for new in renamed(name)}
+        name_of = {key: next(iter(renamed(name)), name) for key, name in self.names.name_of.items()}
+        left = frozenset(key for key, name in self.names.name_of.items() if not renamed(name))
+        block = [f"{stack.start}{number}." for number in stack.numbers]
+        sentence = f"{count(len(block), 'block')} of {stack.start}* from {_told(sources)} of {len(there)}"
+        as_new = f", new ones pass on what comes: {_told([at for at, is_new in enumerate(fresh) if is_new])}" * any(
+            fresh
+        )
+        return Deepened(
+            NamedKeys(key_of, name_of, clashes),
+            self.left | left,
+            (*self.new, *(start for start, source in zip(block, sources, strict=True) if source is None)),
+            (*self.identity, *(start for start, is_new in zip(block, fresh, strict=True) if is_new)),
+            (*self.notes, sentence + as_new),
+            weakest((self.promise, "function" if _keeps(sources, fresh, len(there)) else "none")),
+        )
+
+    def is_exit(self, site: Site) -> bool:
+        """Whether zero at this site lets a new block pass on what comes."""
+        return site.exit is not None and site.name.startswith(self.identity)
+
+
+def _keeps(sources: Sequence[int | None], fresh: Sequence[bool], have: int) -> bool:
+    """Whether all blocks of the file are there in their order, and no others but those that do nothing."""
+    return [source for source, is_new in zip(sources, fresh, strict=True) if not is_new] == [*range(have)]
+
+
+def _chosen(choice: LayerChoice, have: int, want: int, start: str) -> tuple[list[int | None], list[bool]]:
+    """For each block of a model that of the file, None for one of other rules; and whether it starts as identity."""
+    fresh = [False] * want
+    if not isinstance(choice, str):
+        sources = [None if each == NEW else int(each) for each in choice]
+        if len(sources) != want:
+            raise CheckpointError(
+                f"layers: {len(sources)} for the {count(want, 'block')} of {start}*, one for each is needed"
+            )
+        if most := max((each for each in sources if each is not None and each >= have), default=None):
+            raise CheckpointError(
+                f"layers: the file has {count(have, 'block')} of {start}*, so there is no block {most}"
+            )
+        return sources, fresh
+    if choice in ("first", "even"):
+        if want > have:
+            raise CheckpointError(
+                f"layers={choice!r} takes some of the blocks of the file, which has {have} of {start}*, but the model"
+                f" {want}; 'stack', 'interleave' and 'identity' make more"
+            )
+        even = torch.linspace(0, have - 1, want).round().long().tolist()
+        return (even if choice == "even" else [*range(want)]), fresh
+    if want < have or (choice != "identity" and want % have):
+        whole = "" if choice == "identity" else " in a whole multiple"
+        raise CheckpointError(
+            f"layers={choice!r} makes more blocks{whole}, but of {start}* the file has {have} and the model {want};"
+            " a list of numbers says which is which"
+        )
+    if choice == "stack":
+        return [at % have for at in range(want)], fresh
+    if choice == "interleave":
+        return [at * have // want for at in range(want)], fresh
+    # New blocks stand evenly among the others, each behind the one of which it is a copy but for its ways out.
+    times = [1] * have
+    for number in range(want - have):
+        times[((number + 1) * have + want - have - 1) // (want - have) - 1] += 1
+    placed = [(source, copy > 0) for source, copies in enumerate(times) for copy in range(copies)]
+    return [source for source, _ in placed], [is_new for _, is_new in placed]
+
+
+def _told(numbers: Sequence[int | None]) -> str:
+    """Numbers as a sentence has them."""
+    return abbreviate([NEW if each is None else str(each) for each in numbers], 24)

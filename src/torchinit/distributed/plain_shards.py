@@ -1,0 +1,136 @@
+"""Plain shards: parts of tensors that an engine cuts itself, without DTensors, as Megatron does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from torchinit._text import count, did_you_mean
+from torchinit.errors import ConfigError
+from torchinit.knowledge.role_rules import with_roles
+from torchinit.model.dtensor import is_distributed
+from torchinit.model.shards import Shard
+from torchinit.model.sites import sites, with_weights
+from torchinit.noise import Keyed
+from torchinit.plans.plan import Plan, Strict
+from torchinit.plans.planner import make_plan
+from torchinit.plans.report import Report
+from torchinit.plans.run import run
+from torchinit.recipes import RecipeLike, to_rules
+from torchinit.recipes.arguments import Given
+from torchinit.rules.rule import Value
+
+_Parts: TypeAlias = dict[str, tuple[Shard, ...]]
+
+
+def initialize_shards(
+    shards: Mapping[str, Shard | Sequence[Shard]],
+    recipe: RecipeLike | Plan,
+    *,
+    seed: int,
+    complete: bool = False,
+    strict: Strict = False,
+    stats: bool = True,
+    arguments: Mapping[str, Value] | None = None,
+) -> Report:
+    """Write to parts of tensors the values that the whole tensors have in a model of one process.
+
+    ``shards`` has by their names in the whole model what this rank holds: the local tensor, the shape of the whole, and
+    where in it the part begins; several for one that is here in pieces. No rank asks another. A recipe sees names,
+    shapes, dtypes and the roles that names tell; what it says of layers, blocks and what follows them needs a plan of
+    the whole in its place, made on the meta device: ``torchinit.plan(whole, recipe)``.
+
+    ``complete`` and ``strict`` are those of :func:`torchinit.plan`, of the shards that are here. Raises ConfigError or
+    TypeError for what is not a shard, and for shards that reach beyond their whole or lie in one memory, PlanError or
+    RunError as :func:`torchinit.initialize` does, before anything is written.
+
+    >>> from torchinit import Normal, Rule, initialize
+    >>> whole, local = nn.Linear(4, 6), torch.empty(3, 4)
+    >>> _ = initialize(whole, Rule("weight", Normal()), seed=0)
+    >>> _ = initialize_shards({"weight": Shard("weight", local, (6, 4), (3, 0))}, Rule("weight", Normal()), seed=0)
+    >>> torch.equal(local, whole.weight[3:])
+    True
+    """
+    parts = {name: tuple(given) if isinstance(given, list | tuple) else (given,) for name, given in shards.items()}
+    if problems := [problem for name, several in parts.items() for problem in _problems(name, several)]:
+        raise ConfigError(f"{count(len(problems), 'problem')} with shards; nothing was written", problems)
+    if shared := [*_shared(parts)]:
+        raise ConfigError("shards that lie in one memory; give a tied tensor one name", shared)
+    if isinstance(recipe, Plan):
+        parts = _by_first_name(recipe, parts)
+        plan = _of_shards(recipe, parts)
+    else:
+        sketch = _sketched(parts)
+        known = with_weights(with_roles(sketch, sites(sketch)))
+        plan = make_plan(known, to_rules(recipe, Given(dict(arguments or {}))))
+    return run(plan.check(complete=complete, strict=strict), parts, Keyed(seed), stats=stats)
+
+
+def _problems(name: str, parts: Sequence[Shard]) -> Iterator[str]:
+    """What is wrong with the parts of one tensor, each by itself."""
+    for part in parts:
+        if not isinstance(part, Shard):
+            raise TypeError(f"{name}: a Shard(name, local, shape, start) is needed, but got a {type(part).__name__}")
+        if is_distributed(part.local):
+            raise TypeError(f"{name}: is a DTensor, which knows its part: call torchinit.initialize on its model")
+        local, start, shape = tuple(part.local.shape), part.start, part.shape
+        if part.name != name:
+            yield f"{name}: its shard is called {part.name!r}; values belong to names"
+        elif not len(local) == len(start) == len(shape):
+            yield f"{name}: local shape {local}, start {start} and shape {shape} have not the same number of dimensions"
+        elif any(low < 0 or low + size > most for low, size, most in zip(start, local, shape, strict=True)):
+            yield f"{name}: a part of shape {local} that begins at {start} reaches beyond the whole, {shape}"
+        elif part.shape != parts[0].shape:
+            yield f"{name}: its parts are of wholes of other shapes, {parts[0].shape} and {shape}"
+
+
+def _shared(parts: _Parts) -> Iterator[str]:
+    """The names that have a tensor in common."""
+    first: dict[object, str] = {}
+    for name, several in parts.items():
+        for local in (part.local for part in several if part.local.numel() and not part.local.is_meta):
+            other = first.setdefault((local.device, local.data_ptr(), local.shape), name)
+            if other != name:
+                yield f"{other} and {name}"
+
+
+def _sketched(parts: _Parts) -> nn.Module:
+    """A model on the meta device that has the whole tensors under their names, in modules of no kind."""
+    root = nn.Module()
+    for name, (part, *_) in parts.items():
+        *path, leaf = name.split(".")
+        module = root
+        for step in path:
+            module = module._modules.setdefault(step, nn.Module()) or module
+        like: Tensor = part.local
+        whole = torch.empty(part.shape, dtype=like.dtype, device="meta")
+        module._parameters[leaf] = nn.Parameter(whole, requires_grad=like.requires_grad)
+    return root
+
+
+def _by_first_name(plan: Plan, parts: _Parts) -> _Parts:
+    """The parts under the names that the plan has for them: a tied tensor may be here by another of its names."""
+    first = {view.name: site.name for site in plan.sites for view in site.views}
+    if unknown := [f"{name}{did_you_mean(name, first)}" for name in parts if name not in first]:
+        raise ConfigError(f"the plan lacks {count(len(unknown), 'tensor')} of the shards", unknown)
+    named: _Parts = {}
+    for name, several in parts.items():
+        renamed = (replace(part, name=first[name]) for part in several)
+        named[first[name]] = (*named.get(first[name], ()), *renamed)
+    return named
+
+
+def _of_shards(plan: Plan, parts: _Parts) -> Plan:
+    """The part of a plan of the whole model that is for these shards."""
+    return replace(
+        plan,
+        steps=tuple(step for step in plan.steps if step.site.name in parts),
+        overwritten=tuple(step for step in plan.overwritten if step.site.name in parts),
+        untouched=tuple(site for site in plan.untouched if site.name in parts),
+        skipped=tuple(skip for skip in plan.skipped if skip.site.name in parts),
+        declined=tuple(skip for skip in plan.declined if skip.site.name in parts),
+    )

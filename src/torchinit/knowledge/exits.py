@@ -1,0 +1,131 @@
+"""Exits: the weights that lead out of a block, and whether it passes on what comes once they are zero."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from torchinit._frozen import changed
+from torchinit.knowledge.role_rules import BIAS
+from torchinit.model.blocks import find_stacks
+from torchinit.model.names import normalize
+from torchinit.model.sandbox import answer
+from torchinit.model.sites import Site
+
+_EXITS: Final = frozenset({"attn.out", "mlp.out", "mlp.down", "expert.out", "expert.down", "ssm.out"})
+_NORMALIZED: Final = "it changes what passes beside its layers, as where a norm comes after the sum (post-norm)"
+
+# Whether x + f(x) or norm(x + f(x)) is computed shows in no name: nn.TransformerEncoderLayer has both under the same
+# ones. So a copy of the block is run. Of its layers nothing is needed but that they give zero, so none is run: whatever
+# holds matrices and no norm is replaced as a whole, what leads out by zeros, all else by random numbers. So masks,
+# rotary angles, routers and sizes do not matter, and a block on the meta device will do. Some attentions give a tuple:
+# zeros for two or three samples can be unpacked as one, and are as good for a sum. What cannot be run even so is taken
+# at its role's word; preserves() tells.
+
+
+def is_exit(site: Site) -> bool:
+    """Whether the role of a site says that it leads out of a block.
+
+    >>> is_exit(Site("h.0.mlp.down.weight", (2, 2), block=(0, 1), role="mlp.down"))
+    True
+    """
+    return site.block is not None and (site.role or "").removesuffix(BIAS).partition("[")[0] in _EXITS
+
+
+def with_exits(model: nn.Module, sites: Iterable[Site]) -> tuple[Site, ...]:
+    """The sites of a model whose roles are known, those that lead out of a block with what zero there does.
+
+    >>> from torchinit.knowledge.role_rules import with_roles
+    >>> from torchinit.model.sites import sites
+    >>> model = nn.ModuleList(nn.TransformerEncoderLayer(8, 2, 16, norm_first=True) for _ in range(2))
+    >>> [site.name for site in with_exits(model, with_roles(model, sites(model))) if site.exit == ""][:2]
+    ['0.self_attn.out_proj.weight', '0.self_attn.out_proj.bias']
+    """
+    sites = tuple(sites)
+    exits = {view.name: view for site in sites for view in site.views if is_exit(view)}
+    if not exits:
+        return sites
+    names = {id(module): normalize(f"{name}.x")[:-1] for name, module in model.named_modules()}
+    found: dict[str, str] = {}
+    for stack in find_stacks(model).values():
+        answers: dict[object, str] = {}
+        for block in stack.blocks:
+            start = names[id(block)]
+            inside = {name.removeprefix(start): site for name, site in exits.items() if name.startswith(start)}
+            alike = type(block), *((name, site.shape) for name, site in inside.items())
+            if inside and alike not in answers:
+                answers[alike] = _why_not(block, inside)
+            found |= {f"{start}{name}": answers[alike] for name in inside}
+
+    def told(view: Site) -> Site:
+        return changed(view, exit=found.get(view.name), aliases=tuple(map(told, view.aliases)))
+
+    return tuple(told(site) if any(view.name in found for view in site.views) else site for site in sites)
+
+
+def _why_not(block: nn.Module, exits: Mapping[str, Site]) -> str:
+    """Why a block would not pass on what comes; empty where it does, and where it cannot be run."""
+    return _NORMALIZED if answer(lambda: _passes(block, exits)) is False else ""
+
+
+def _passes(block: nn.Module, exits: Mapping[str, Site]) -> bool:
+    """Whether a block gives what it takes; raises whatever its code does with what stands in for its layers."""
+    ways = {name.rpartition(".")[0] for name in exits}
+    outputs = (site.shape[site.layout.out_axes[0]] for site in exits.values() if site.layout and site.layout.out_axes)
+    width, error = next(outputs, max(map(_norm_width, block.modules()))), Exception()
+    for samples in (2, 3, 1):
+        generator = torch.Generator().manual_seed(samples)
+        memo: dict[int, Any] = {
+            id(tensor): _made_up(tensor, generator) for tensor in (*block.parameters(), *block.buffers())
+        }
+        model = copy.deepcopy(block, memo).eval()
+        coming = torch.randn(samples, 4, width, generator=generator)
+        _replace_layers(model, "", ways, coming)
+        try:
+            given = model(coming.clone())  # with gradients, without which torch's own blocks go another way
+        except Exception as raised:  # noqa: BLE001  # whatever a stranger's code raises
+            error = raised
+            continue
+        given = given if isinstance(given, Tensor) else given[0]
+        return given.shape == coming.shape and torch.allclose(given, coming, atol=1e-5)
+    raise error
+
+
+def _made_up(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    """A tensor in place of a block's: a vector with numbers, whatever is larger without memory."""
+    if tensor.dim() > 1:
+        made = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+    elif tensor.is_floating_point():
+        made = torch.rand(tuple(tensor.shape), generator=generator) + 0.5
+    else:
+        made = torch.zeros(tuple(tensor.shape), dtype=tensor.dtype)
+    return nn.Parameter(made, made.is_floating_point()) if isinstance(tensor, nn.Parameter) else made
+
+
+def _replace_layers(module: nn.Module, path: str, ways: set[str], like: Tensor) -> None:
+    """Let the layers of a block give zeros where they lead out of it, and anything elsewhere."""
+    module._forward_hooks.clear()
+    module._forward_pre_hooks.clear()
+    for name, child in module.named_children():
+        below = f"{path}.{name}".lstrip(".")
+        if not any(parameter.dim() > 1 for parameter in child.parameters()):
+            continue
+        if any(_norm_width(each) == like.shape[-1] for each in child.modules()):
+            _replace_layers(child, below, ways, like)
+            continue
+        is_way_out = any(f"{way}.".startswith(f"{below}.") for way in ways)
+
+        def forward(*_: Any, is_way_out: bool = is_way_out, **__: Any) -> Tensor:
+            return torch.zeros_like(like) if is_way_out else like.flip(-1) + 1
+
+        child.forward = forward  # type: ignore[method-assign]  # of a copy
+
+
+def _norm_width(module: nn.Module) -> int:
+    """The width that a norm of its own takes; 0 of any other module."""
+    is_norm = "norm" in type(module).__name__.lower()
+    return max((each.numel() for each in module._parameters.values() if each is not None and is_norm), default=0)

@@ -1,0 +1,99 @@
+"""Counted: a model whose names are counted from another root than its own."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from torch import nn
+
+from torchinit._text import abbreviate, did_you_mean
+from torchinit.errors import ConfigError
+from torchinit.model.names import WRAPPERS, normalize
+
+# All names of a model come from its tree of modules, by `named_modules` and its like, so the tree is what is changed.
+# For `under` plain modules are put above the model. For `inside` the module of that name stands at the root while the
+# context lasts, under a name that only wrappers have and that `normalize` drops; its parent keeps it as an attribute,
+# so that code which says `self.net` finds it. To rename sites was tried: there are twenty places that ask a model for
+# names, and all of them (keys of draws, own code, ranks, checkpoints, fingerprints) have to say the same. What can go
+# wrong: code that runs meanwhile and lists its parent's modules does not see it there.
+
+
+class Counted:
+    """A context in which the names of a model are counted from another root, that it gives.
+
+    First ``inside``, the path of a module, is taken off the names that begin with it; then ``under`` is put before all.
+    Whether both are as they should be, :meth:`check` tells.
+
+    >>> with Counted(nn.Sequential(nn.Linear(2, 2)), under="layers.3", inside="0") as root:
+    ...     print([name for name, _ in root.named_parameters()], normalize("layers.3.module.bias"))
+    ['layers.3.module.weight', 'layers.3.module.bias'] layers.3.bias
+    """
+
+    def __init__(self, model: nn.Module, under: str = "", inside: str = "") -> None:
+        self.model: nn.Module = model
+        self.root: nn.Module = model
+        self._path: str = ""
+        self._error: ConfigError | TypeError | None = None
+        try:
+            under, inside = _checked("under", under), _checked("inside", inside)
+            self._path = self._find(inside) if inside else ""
+        except (ConfigError, TypeError) as error:
+            self._error = error
+            return
+        for part in reversed(under.split(".") if under else ()):
+            outer = nn.Module()
+            outer._modules[part] = self.root
+            self.root = outer
+
+    def check(self) -> None:
+        """Raise what is wrong with ``under`` or ``inside``, where all ranks can hear of it."""
+        if self._error is not None:
+            raise self._error
+
+    def __enter__(self) -> nn.Module:
+        if self._path:
+            above, _, leaf = self._path.rpartition(".")
+            parent, first = self.model.get_submodule(above), self._path.partition(".")[0]
+            self._before = [(each, dict(each._modules)) for each in (parent, self.model)]
+            mark = next(name for name in sorted(WRAPPERS, reverse=True) if name not in self.model._modules)
+            vars(parent)[leaf] = inner = parent._modules.pop(leaf)
+            self.model._modules.clear()
+            for name, module in self._before[1][1].items():  # at its turn, as draws without a seed go by it
+                self.model._modules |= {mark: inner} if name == first else {}
+                self.model._modules |= {} if module is inner else {name: module}
+        return self.root
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._path:
+            vars(self._before[0][0]).pop(self._path.rpartition(".")[2], None)
+            for module, children in self._before:
+                module._modules.clear()
+                module._modules.update(children)
+
+    def _find(self, inside: str) -> str:
+        """The path of the module that is meant, wrappers included; ConfigError where it cannot be taken off."""
+        model, paths = self.model, dict[str, str]()
+        for path, _ in model.named_modules(remove_duplicate=False):
+            paths.setdefault(normalize(f"{path}.x")[:-2], path)
+        paths.pop("", None)
+        named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+        names = {normalize(name) for name, _ in named}
+        taken = {name for name in names if name.startswith(f"{inside}.")}
+        if inside not in paths or not taken:
+            what = "holds no parameter or buffer" if inside in paths else f"is not a module of {type(model).__name__}"
+            raise ConfigError(f"inside: {inside!r} {what}{did_you_mean(inside, paths)}")
+        if both := {name.removeprefix(f"{inside}.") for name in taken} & (names - taken):
+            raise ConfigError(f"inside: without {inside!r} two tensors have one name: {abbreviate(sorted(both))}")
+        return paths[inside]
+
+
+def _checked(argument: str, path: object) -> str:
+    """A dotted path, or an empty one, without wrappers' parts; else ConfigError or TypeError."""
+    if not isinstance(path, str):
+        raise TypeError(f"{argument} must be text such as 'layers.3', but got {path!r}")
+    if (path and "" in path.split(".")) or "*" in path:
+        raise ConfigError(f"{argument} must be a dotted name such as 'layers.3', but got {path!r}")
+    bare = normalize(f"{path}.x")[:-2] if path else ""
+    if path and not bare:
+        raise ConfigError(f"{argument}: {path!r} is the name of a wrapper, which is left out of names anyway")
+    return bare

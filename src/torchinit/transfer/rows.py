@@ -1,0 +1,120 @@
+"""Rows: what the table makes of each parameter of a model, and of the multipliers that it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from torchinit._text import shape_text
+from torchinit.errors import ConfigError
+from torchinit.transfer.base import Base, head_sizes
+from torchinit.transfer.growth import Grown
+from torchinit.transfer.multipliers import Multiplier, attentions, branch_multipliers, branches, readouts
+from torchinit.transfer.table import Factors, ParameterRole, Settings, factors_of
+
+
+@dataclass(frozen=True, slots=True)
+class TransferRow:
+    """A parameter against the base model: what kind it is, and the factors of its std, multiplier, rate, eps and decay.
+
+    ``names`` are all that it has, ``growth`` is that of (fan-in, fan-out, blocks), ``depth`` tells nothing outside of
+    blocks. ``notes`` say what was assumed.
+    """
+
+    name: str
+    kind: ParameterRole
+    shape: tuple[int, ...]
+    base_shape: tuple[int, ...]
+    growth: tuple[float, float, float]
+    factors: Factors
+    names: tuple[str, ...] = ()
+    frozen: bool = False
+    matrix: bool = False
+    notes: tuple[str, ...] = ()
+
+    def cells(self) -> list[str]:
+        """The cells of its line in the table."""
+        sizes = f"{shape_text(self.base_shape)} -> {shape_text(self.shape)}"
+        return [self.kind, sizes, *(f"{factor:.6g}" for factor in self.factors)]
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> TransferRow:
+        """The row out of plain data."""
+        values: dict[str, Any] = {key: tuple(item) if isinstance(item, list) else item for key, item in data.items()}
+        return cls(**{**values, "factors": Factors(**data["factors"])})
+
+
+def resolved(
+    settings: Settings, model: nn.Module, grown: Sequence[Grown], base: Base, globs: Sequence[str]
+) -> tuple[tuple[TransferRow, ...], tuple[Multiplier, ...]]:
+    """The rows of the parameters, and the multipliers that stay in the forward pass.
+
+    ``globs`` name the layers that end residual branches. Raises ConfigError where depth grows and nobody tells them,
+    and for a readout that is an embedding as well and should start at zero, or be folded.
+    """
+    table, rule = settings.table, settings.rule
+    deep = [each for each in grown if each.growth.depth != 1] if table.depth is not None else []
+    ends = branches(grown, globs) if deep else []
+    if deep and not any(each.growth.depth != 1 for each in ends):
+        raise ConfigError(
+            f"{deep[0].site.name!r} stands among {deep[0].growth.depth:g} times as many blocks, and nobody tells"
+            " which layers end their residual branches; name them, as in branches=['blocks.*.out']"
+        )
+    if settings.zero_readout:
+        _check_zero(grown)
+    end_names = {each.site.name for each in ends}
+    factors = {
+        each.site.name: factors_of(each.kind, each.growth, settings, is_branch=each.site.name in end_names)
+        for each in grown
+    }
+    put: dict[Multiplier, None] = {}
+    if table.has_rates:
+        at_branch = branch_multipliers(model, ends, settings.alpha)
+        pairs = [
+            *readouts(model, grown),
+            *attentions(model, grown, head_sizes(model), base.heads),
+            *((one, name) for name, one in at_branch.items()),
+        ]
+        for multiplier, name in pairs:
+            moved = _folded(multiplier, name, factors, grown) if settings.form == "folded" else {}
+            factors.update({key: each.moved(1.0, rule) for key, each in moved.items()})
+            if not moved:
+                put[multiplier] = None
+    rows = tuple(
+        TransferRow(
+            each.site.name, each.kind, each.site.shape, each.base.shape,
+            (each.growth.r_i, each.growth.r_o, each.growth.depth), factors[each.site.name],
+            tuple(view.name for view in each.site.views), each.site.frozen, len(each.site.shape) > 1, each.notes,
+        )
+        for each in grown
+    )  # fmt: skip
+    return rows, tuple(put)
+
+
+def _folded(
+    multiplier: Multiplier, name: str, factors: Mapping[str, Factors], grown: Sequence[Grown]
+) -> dict[str, Factors]:
+    """The parameters that a multiplier can be folded into, with it; none where it stays in the forward pass."""
+    own = next(each for each in grown if each.site.name == name)
+    if own.kind == "tied":
+        raise ConfigError(
+            f"the head's multiplier cannot be folded into {name!r}, which is the embedding as well: take form='table8'"
+        )
+    if multiplier.purpose != "attention":
+        return {name: factors[name]}
+    if own.site.role == "attn.qkv":  # of which no group of an optimizer can have a part
+        return {}
+    owner = own.site.owner_name
+    both = [each.site.name for each in grown if each.site.owner_name == owner]
+    return {key: factors[key]._replace(mult=multiplier.factor) for key in both}
+
+
+def _check_zero(grown: Sequence[Grown]) -> None:
+    tied = next((each for each in grown if each.kind == "tied"), None)
+    if tied is not None:
+        raise ConfigError(f"the head cannot start at zero, since {tied.site.name!r} is the embedding as well")
+    if not any(each.kind == "output" for each in grown):
+        raise ConfigError("nobody tells which layer is the head that should start at zero: kinds={'NAME': 'output'}")

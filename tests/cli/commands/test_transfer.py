@@ -1,0 +1,81 @@
+"""The command `transfer`: the base it builds or reads, the table it prints, and its mistakes."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from torchinit.cli import main
+
+NET = """
+from torch import nn
+
+def net(width=64, layers=1):
+    sizes = [(8, width), *[(width, width)] * layers, (width, 4)]
+    return nn.Sequential(*[each for a, b in sizes for each in (nn.Linear(a, b), nn.ReLU())][:-1])
+"""
+WIDE = ["transfer", "net.py:net", "--arg", "width=256"]
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "net.py").write_text(NET, encoding="utf-8")
+    (tmp_path / "r.toml").write_text('[[rules]]\ntype = "Normal"\nstd = 0.1\nname = "*.weight"\n', encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_table_and_the_groups(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*WIDE, "--base", "net.py:net", "--lr", "3e-3", "--weight-decay", "0.1"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("mup (table8) for adamw; Yang et al. 2022, table 8")
+    assert "2.weight   hidden  64x64 -> 256x256  0.5    1     0.25  0.25   4\n" in out
+    assert "readout x 0.25: input of 4\n" in out
+    assert "2.weight                             adamw      0.00075  0.4           2.5e-09\n" in out
+    assert main([*WIDE, "--base-width", "64", "--lr", "3e-3", "--weight-decay", "0.1"]) == 0
+    assert capsys.readouterr().out == out
+
+
+def test_json_and_a_saved_base(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--base", "net.py:net", "--base-arg", "width=32", "--recipe", "r.toml", "--save-base", "base.json"]
+    assert main([*WIDE, *options, "--json"]) == 0
+    out = capsys.readouterr().out
+    data = json.loads(out)
+    assert data["format"] == "torchinit-transfer-1" and data["settings" if "settings" in data else "form"]
+    assert [each["lr"] for each in data["groups"]] == [1.0, 0.125, 1.0]
+    assert "0.0353553" in json.dumps(data["recipe"])
+    assert main([*WIDE, "--base", "base.json", "--json"]) == 0
+    assert capsys.readouterr().out == out
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "text"),
+    [
+        (["--base", "net.py:net", "--base-arg", "layers=2"], 1, "another structure: this model has no '6.weight'"),
+        (["--base", "net.py:net", "--optimizer", "rprop"], 1, "no table of a parametrization is published for"),
+        (["--base", "nett.py:net"], 2, "there is no file 'nett.py'; did you mean 'net.py'?"),
+        (["--base-width", "0"], 1, "base_width is a whole number from 1 on"),
+        ([], 2, "one of the arguments --base --base-width is required"),
+    ],
+)
+def test_mistakes(options: list[str], code: int, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with suppress(SystemExit):
+        assert main([*WIDE, *options]) == code
+    assert text in capsys.readouterr().err
+
+
+def test_a_saved_base_has_its_start(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*WIDE, "--base", "net.py:net", "--save-base", "base.json"]) == 0
+    assert main([*WIDE, "--base", "base.json", "--recipe", "r.toml"]) == 2
+    assert "a saved base has its start with it" in capsys.readouterr().err
+
+
+def test_explain(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "depth_mup"]) == 0
+    out = capsys.readouterr().out
+    assert "https://arxiv.org/abs/2310.02244" in out and "hidden  r_i^-1/2  1       r_i^-1           r_o/r_i" in out
+    assert "α = 0.5: each residual branch x k^-α" in out
+    assert main(["explain", "missing-multiplier"]) == 0
+    assert "transfer.lint(model, optimizer)" in capsys.readouterr().out

@@ -1,0 +1,202 @@
+"""Plain shards: what each rank writes is its part of the whole model of one process, which is the oracle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate
+
+from torchinit import (
+    ConfigError,
+    Constant,
+    Kaiming,
+    Normal,
+    Orthogonal,
+    PlanError,
+    Rule,
+    RunError,
+    TruncNormal,
+    Xavier,
+    initialize,
+    plan,
+)
+from torchinit.distributed import Shard, initialize_shards
+
+FILLS = [Normal(std=0.02), TruncNormal(std=0.5), Xavier(distribution="uniform"), Kaiming(), Orthogonal(), Constant(3)]
+
+
+class Block(nn.Module):
+    """A block as Megatron cuts it: columns of the first layer, rows of the second, all of the norm."""
+
+    def __init__(self, width: int = 8, hidden: int = 12) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(torch.relu(self.up(self.norm(x))))
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(16, 8)
+        self.layers = nn.ModuleList(Block() for _ in range(4))
+        self.head = nn.Linear(8, 16, bias=False)
+        self.head.weight = self.embed.weight
+
+
+def cut(tensor: torch.Tensor, name: str, axis: int, rank: int, ranks: int) -> Shard:
+    size = tensor.shape[axis] // ranks
+    start = tuple(rank * size if d == axis else 0 for d in range(tensor.dim()))
+    shape = tuple(size if d == axis else s for d, s in enumerate(tensor.shape))
+    return Shard(name, torch.full(shape, torch.nan), tuple(tensor.shape), start)
+
+
+def of(shard: Shard, whole: torch.Tensor) -> torch.Tensor:
+    for axis, (low, size) in enumerate(zip(shard.start, shard.local.shape, strict=True)):
+        whole = whole.narrow(axis, low, size)
+    return whole
+
+
+@given(st.data(), st.sampled_from(FILLS), st.integers(0, 2**50))
+def test_any_box_has_the_values_of_the_whole(data: st.DataObject, fill: Any, seed: int) -> None:
+    shape = (data.draw(st.integers(2, 9)), data.draw(st.integers(2, 9)))
+    whole = nn.ParameterDict({"a": nn.Parameter(torch.empty(shape))})
+    initialize(whole, Rule("a", fill), seed=seed)
+    start = tuple(data.draw(st.integers(0, size - 1)) for size in shape)
+    local = tuple(data.draw(st.integers(1, size - low)) for low, size in zip(start, shape, strict=True))
+    shard = Shard("a", torch.full(local, torch.nan), shape, start)
+    report = initialize_shards({"a": shard}, Rule("a", fill), seed=seed)
+    assert torch.equal(shard.local, of(shard, whole["a"].detach()))
+    assert (report["a"].shape, report["a"].bytes) == (shape, shard.local.nbytes)
+
+
+def megatron(rank: int, ranks: int, stage: int) -> dict[str, Shard]:
+    """What a rank of two stages of tensor parallelism holds; the last stage has the head, the first the embedding."""
+    model = Net()
+    shards = {}
+    for name, tensor in model.named_parameters(remove_duplicate=False):
+        path = name.split(".")
+        here = path[0] == ("head" if stage else "embed") or (path[0] == "layers" and int(path[1]) // 2 == stage)
+        axis = {"up": 0, "down": 1, "embed": 0, "head": 0}.get(path[-2])
+        if here and axis is not None and axis < tensor.dim():
+            shards[name] = cut(tensor, name, axis, rank, ranks)
+        elif here:
+            shards[name] = Shard.whole(name, torch.full(tuple(tensor.shape), torch.nan))
+    return shards
+
+
+def test_ranks_and_stages_of_megatron_hold_the_model_of_one_process() -> None:
+    recipe = {
+        "rules": [
+            {"type": "Kaiming", "layer": "Linear", "mode": "fan_in", "bias": 0},
+            {"type": "Normal", "std": "0.02 / sqrt(2 * depth)", "name": "**.down.weight"},
+            {"type": "Constant", "val": 1, "layer": "LayerNorm", "bias": 0},
+            {"type": "Normal", "std": 0.02, "name": ["embed.weight", "head.weight"]},
+        ]
+    }
+    with torch.device("meta"):
+        planned = plan(Net(), recipe)
+    whole = Net()
+    initialize(whole, recipe, seed=7)
+    every = dict(whole.named_parameters(remove_duplicate=False))
+    for stage in (0, 1):
+        for rank in (0, 1):
+            shards = megatron(rank, 2, stage)
+            initialize_shards(shards, planned, seed=7, complete=True)
+            assert len(shards) == 13
+            for name, shard in shards.items():
+                assert torch.equal(shard.local, of(shard, every[name].detach())), name
+
+
+def test_fused_weights_in_pieces_and_roles_by_name() -> None:
+    """A rank's rows of a fused qkv are three stretches of the whole; the names alone tell a scheme the roles."""
+    name = "transformer.h.0.attn.c_attn.weight"
+    whole = {name: nn.Parameter(torch.empty(24, 8)), "transformer.wte.weight": nn.Parameter(torch.empty(50, 8))}
+    local = torch.full((12, 8), torch.nan)
+    pieces = [Shard(name, local[4 * n : 4 * n + 4], (24, 8), (8 * n + 4, 0)) for n in range(3)]
+    rules = [Rule("**.weight", Normal(std=0.02))]
+    model = nn.Module()
+    model.add_module("transformer", inner := nn.Module())
+    inner.add_module("wte", nn.Embedding(50, 8))
+    for path in ("h", "0", "attn", "c_attn"):
+        inner.add_module(path, inner := nn.Module())
+    inner.weight = whole[name]
+    initialize(model, rules, seed=1)
+    report = initialize_shards({name: pieces}, rules, seed=1)
+    assert torch.equal(local, torch.cat([whole[name].detach()[8 * n + 4 : 8 * n + 8] for n in range(3)]))
+    assert report[name].measured is not None
+
+
+def test_arguments_and_what_no_rule_covers() -> None:
+    shards = {"a.weight": Shard.whole("a.weight", torch.ones(2, 2)), "b": Shard.whole("b", torch.ones(3))}
+    recipe = {"arguments": {"std": 0.02}, "rules": [{"type": "Normal", "std": "std", "name": "a.*"}]}
+    report = initialize_shards(shards, recipe, seed=0, arguments={"std": 0.5})
+    assert report["a.weight"].expected is not None
+    assert (report["a.weight"].expected.std, report.untouched) == (0.5, ("b",))
+    with pytest.raises(PlanError, match="b"):
+        initialize_shards(shards, recipe, seed=0, complete=True)
+
+
+def whole_of(*shape: int) -> Shard:
+    return Shard("a", torch.ones(shape), shape, (0,) * len(shape))
+
+
+@pytest.mark.parametrize(
+    ("shards", "kind", "text"),
+    [
+        ({"b": whole_of(2)}, ConfigError, "b: its shard is called 'a'; values belong to names"),
+        (
+            {"a": Shard("a", torch.ones(2), (4, 2), (0, 0))},
+            ConfigError,
+            r"local shape \(2,\), start \(0, 0\) and",
+        ),
+        (
+            {"a": Shard("a", torch.ones(2), (4,), (3,))},
+            ConfigError,
+            r"at \(3,\) reaches beyond the whole, \(4,\)",
+        ),
+        ({"a": Shard("a", torch.ones(2), (4,), (-1,))}, ConfigError, "reaches beyond the whole"),
+        ({"a": [whole_of(2), whole_of(3)]}, ConfigError, r"parts are of wholes of other shapes, \(2,\) and \(3,\)"),
+        ({"a": torch.ones(2)}, TypeError, r"a: a Shard\(name, local, shape, start\) is needed, but got a Tensor"),
+        ({"a": 3}, TypeError, "a: a Shard.* is needed, but got a int"),
+        ({"a": Shard("a", torch.ones(2, device="meta"), (2,), (0,))}, RunError, "a: is on the meta device"),
+    ],
+)
+def test_what_is_not_a_part(shards: Any, kind: type[Exception], text: str) -> None:
+    with pytest.raises(kind, match=text):
+        initialize_shards(shards, Rule("**", Normal()), seed=0)
+
+
+def test_tied_tensors_have_one_name() -> None:
+    tensor = torch.ones(2, 2)
+    shards = {name: Shard.whole(name, tensor) for name in ("embed", "head")}
+    with pytest.raises(ConfigError, match="in one memory; give a tied tensor one name\n  embed and head"):
+        initialize_shards(shards, Rule("**", Normal()), seed=0)
+
+
+def test_a_plan_of_another_model() -> None:
+    planned = plan(Net(), Rule("**", Normal()))
+    with pytest.raises(ConfigError, match=r"the plan lacks 1 tensor of the shards\n  embed.wieght; did you mean"):
+        initialize_shards({"embed.wieght": Shard.whole("embed.wieght", torch.ones(2))}, planned, seed=0)
+    with pytest.raises(RunError, match=r"planned for shape \(16, 8\), but it has \(8, 8\)"):
+        initialize_shards({"embed.weight": Shard.whole("embed.weight", torch.ones(8, 8))}, planned, seed=0)
+
+
+def test_a_dtensor() -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        tensor = DTensor.from_local(torch.ones(2), mesh, [Replicate()], run_check=False)
+        with pytest.raises(TypeError, match="a: is a DTensor, which knows its part"):
+            initialize_shards({"a": Shard("a", tensor, (2,), (0,))}, Rule("**", Normal()), seed=0)
+    finally:
+        dist.destroy_process_group()

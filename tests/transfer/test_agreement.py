@@ -1,0 +1,113 @@
+"""Agreement: a model that follows its transfer has no findings, and each way to leave it has its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import torchinit
+from tests.transfer.nets import Decoder, mlp
+from torchinit import ConfigError
+from torchinit.transfer import TRANSFER_CHECKS, Transfer
+
+
+def started(**options: Any) -> tuple[Any, Transfer, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    model, base = Decoder(64), Decoder(16)
+    transfer = Transfer(model, base, **options)
+    torchinit.initialize(model, transfer.recipe, seed=0)
+    transfer.apply()
+    return model, transfer, torch.optim.AdamW(transfer.param_groups(lr=0.01, weight_decay=0.1))
+
+
+def test_what_follows_the_table_has_no_findings_and_a_schedule_keeps_it() -> None:
+    model, transfer, optimizer = started()
+    assert not len(transfer.lint(model, optimizer))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: step / 10)
+    assert not len(transfer.lint(model, optimizer))  # all rates are zero at the first step
+    optimizer.step()
+    schedule.step()
+    assert not len(transfer.lint(model, optimizer))
+    assert dict(transfer.lint().skipped) == {"TI003": "an optimizer", "TI004": "an optimizer"}
+    assert not len(Transfer(Decoder(64, tied=True), Decoder(16, tied=True), parametrization="standard").lint())
+
+
+def untied(model: Any, transfer: Transfer, optimizer: Any) -> None:
+    model.embed_tokens.weight = model.lm_head.weight
+
+
+def cosine(model: Any, transfer: Transfer, optimizer: Any) -> None:
+    """A schedule with one floor for all, after its last step."""
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 2, eta_min=1e-3)
+    for _ in range(2):
+        optimizer.step()
+        schedule.step()
+
+
+def reloaded(model: Any, transfer: Transfer, optimizer: Any) -> None:
+    for module in model.modules():
+        module._forward_pre_hooks.clear()
+        module._forward_hooks.clear()
+
+
+def one_rate(model: Any, transfer: Transfer, optimizer: Any) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = 0.01
+
+
+def one_eps(model: Any, transfer: Transfer, optimizer: Any) -> None:
+    optimizer.param_groups[-1]["eps"] = 1e-8
+
+
+def one_decay(model: Any, transfer: Transfer, optimizer: Any) -> None:
+    for group in optimizer.param_groups:
+        group["weight_decay"] = 0.1
+
+
+def torchs_biases(model: Any, transfer: Transfer, optimizer: Any) -> None:
+    model.layers[0].mlp.up_proj.reset_parameters()
+
+
+def forgotten(model: Any, transfer: Transfer, optimizer: Any) -> None:
+    optimizer.param_groups.pop()
+
+
+CASES = [
+    (reloaded, "TI001", {"lm_head", "layers.0.self_attn.q_proj", "layers.1.self_attn.q_proj"}, "is not multiplied by"),
+    (torchs_biases, "TI002", {"layers.0.mlp.up_proj.weight", "layers.0.mlp.up_proj.bias"}, "in the transfer"),
+    (one_rate, "TI003", None, "4 times 0.0025 of the table"),
+    (cosine, "TI003", None, "4 times 0.00025 of the table"),
+    (forgotten, "TI003", None, "no group of the optimizer has it, and it learns"),
+    (one_eps, "TI004", None, "its eps is 1e-08"),
+    (one_decay, "TI004", None, "its weight_decay is 0.1"),
+    (untied, "TI005", {"lm_head.weight"}, "it is 'embed_tokens.weight' as well, and in the transfer it is not"),
+]
+
+
+@pytest.mark.parametrize(("change", "code", "names", "text"), CASES, ids=lambda each: getattr(each, "__name__", None))
+def test_each_way_to_leave_it(change: Any, code: str, names: set[str] | None, text: str) -> None:
+    model, transfer, optimizer = started()
+    change(model, transfer, optimizer)
+    found = [each for each in transfer.lint(model, optimizer) if each.code == code]
+    assert found and all(each.severity == TRANSFER_CHECKS[code].severity for each in found)
+    assert names is None or {each.site for each in found} == names
+    assert any(text in each.message for each in found), [*map(str, found)]
+
+
+def test_every_check_has_a_case() -> None:
+    assert {code for _, code, *_ in CASES} == set(TRANSFER_CHECKS)
+
+
+def test_a_load_that_unties() -> None:
+    model = Decoder(64, tied=True)
+    transfer = Transfer(model, Decoder(16, tied=True))
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
+    with transfer.apply():
+        assert "as one, and the model has not" in str(transfer.lint()[0])
+    with pytest.raises(
+        ConfigError, match=r"the model has no parameter 'embed_tokens.weight', which the transfer is for"
+    ):
+        transfer.lint(mlp(8))
