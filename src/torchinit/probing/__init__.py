@@ -6,8 +6,8 @@ from torchinit.probing.checks import PROBE_CHECKS
 from torchinit.probing.coordinates import assert_flat, coord_check
 from torchinit.probing.lsuv import Lsuv, LsuvLayer, lsuv
 from torchinit.probing.measurement import Measurement
-from torchinit.probing.preserves import OutputDistance, Preservation, preserves
 from torchinit.probing.prediction import predict
+from torchinit.probing.preserves import OutputDistance, Preservation, preserves
 from torchinit.probing.probe import assert_healthy, probe
 from torchinit.probing.result import Probe
 from torchinit.probing.slopes import CoordCheck, CoordinateSlope

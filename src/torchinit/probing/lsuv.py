@@ -37,6 +37,9 @@ class LsuvLayer:
     """A matrix, the ``gain`` of its Orthogonal, and the standard deviation of its layer's output, wanted and reached.
 
     ``target`` and ``std`` are NaN where the layer is drawn, and not scaled.
+
+    >>> LsuvLayer("head.weight", gain=1.4, target=1.0, std=1.01).gain
+    1.4
     """
 
     name: str
@@ -50,6 +53,11 @@ class Lsuv:
     """The result of :func:`torchinit.lsuv`: ``recipe`` gives the same values with the same seed, without the batch.
 
     ``report`` is that of the run that wrote them, ``layers`` in order of execution, ``passes`` the forwards it took.
+
+    >>> print(lsuv(nn.Linear(16, 16), torch.eye(16)))
+    1 layer scaled in 2 passes
+    weight        gain  std
+    weight         ...  1 of 1
     """
 
     layers: tuple[LsuvLayer, ...]
@@ -293,15 +301,18 @@ class _Wiring:
         return hook
 
     def _see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        """Follow the output of a layer, through what keeps its size, to the sum with what no layer made just now."""
+        """Follow the output of a layer, through what keeps its size, to a sum."""
         tensors = [each for each in args if isinstance(each, Tensor) and each.is_floating_point()]
         if not tensors or not isinstance(result, Tensor):
             return
         name = func.overloadpacket.__name__.rstrip("_")
         makers = [self._made.get(each) for each in tensors]
         if name == "add" and len(tensors) == 2 and tensors[0].shape == tensors[1].shape:
-            if (makers[0] is None) != (makers[1] is None):
-                self.ends.add(makers[0] or makers[1] or "")
+            # The stream is what no layer made just now, or the layer that came first; the other one ends a branch.
+            stream, branch = sorted(makers, key=lambda each: self.called.index(each) if each else -1)
+            self.ends |= {branch} if branch else set()
             self._made.pop(result, None)
+            if stream:
+                self._made[result] = stream
         elif name in KEEPS and makers[0] is not None:
             self._made[result] = makers[0]
