@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Final, Literal, TypeAlias, TypeVar, dataclass_transform, final
+from typing import TYPE_CHECKING, ClassVar, Final, TypeAlias, TypeVar, dataclass_transform, final
 
 import torch
 from torch import Tensor
 
 from torchinit._text import ShortStr, did_you_mean
+from torchinit.initializers.load_report import Promise as Promise  # noqa: PLC0414  # adapters have it from here
+from torchinit.initializers.load_report import weakest
 from torchinit.model.shards import Box, replaced
 from torchinit.noise.threads import one_thread
 from torchinit.serialization.registry import ClassRegistry
@@ -26,11 +28,6 @@ _Value = TypeVar("_Value")
 
 Size: TypeAlias = tuple[int, ...]  # the shape of a tensor
 DtypeOf: TypeAlias = Callable[[str], torch.dtype | None]  # of a tensor of the file, by its name in the model
-
-Promise: TypeAlias = Literal["none", "statistics", "function"]
-"""What a model that is made of another keeps of it, the weakest first: nothing that one could count on, the mean and
-variance of what its layers give, all that it computes."""
-PROMISES: Final[tuple[Promise, ...]] = ("none", "statistics", "function")
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,15 +301,6 @@ class _Nothing(Adapter):
 
 
 # --- values and arguments --------------------------------------------------------------------------------------------
-
-
-def weakest(promises: Iterable[Promise | None]) -> Promise | None:
-    """The weakest of several promises; None where there is none among them.
-
-    >>> weakest(["function", None, "statistics"])
-    'statistics'
-    """
-    return min((promise for promise in promises if promise), key=PROMISES.index, default=None)
 
 
 def upcast(tensor: Tensor) -> Tensor:
