@@ -66,6 +66,7 @@ class Adapter(ShortStr, ABC):
     # tensor or several, so that every site still has one fill, and a plan one line for it.
 
     only_resizes: ClassVar[bool] = False  # a tensor that has the site's shape already is left alone
+    copies: ClassVar[int] = 2  # of what it reads, in memory while it computes: no more than about so many
 
     @property
     def promise(self) -> Promise | None:
@@ -113,11 +114,6 @@ class Adapter(ShortStr, ABC):
     def changes(self, shapes: Sequence[Size], shape: Size) -> bool:
         """Whether there is anything to do."""
         return not self.only_resizes or shapes[0] != shape
-
-    @property
-    def copies(self) -> int:
-        """How many tensors of the size of those that it reads lie in memory while it computes a site, about."""
-        return 2
 
     def together(self, key: str) -> tuple[str, ...]:
         """The sites that must be made by this adapter, too, if that of ``key`` is; else the plan is refused."""
@@ -246,7 +242,7 @@ class Chain(Adapter):
     @property
     def _before(self) -> Adapter:
         """All steps but the last, as one."""
-        return Chain(self.steps[:-1]) if len(self.steps) > 1 else Unchanged()
+        return Chain(self.steps[:-1]) if len(self.steps) > 1 else _Nothing()
 
     # Shapes, keys and tensors come in the order of `wants`: for each tensor that the last step takes, all those of the
     # file that the steps before it make that one of. So the same walk sorts each of the three.
@@ -291,8 +287,8 @@ class Chain(Adapter):
 
 
 @dataclass(frozen=True, slots=True)
-class Unchanged(Adapter):
-    """A tensor as the file has it, as it comes to the first step of a chain."""
+class _Nothing(Adapter):
+    """The steps before the first: each tensor as the file has it."""
 
     def makes(self, shapes: Sequence[Size], key: str) -> Size:
         return shapes[0]
