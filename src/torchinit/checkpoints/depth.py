@@ -131,6 +131,8 @@ class Deepened:
     @classmethod
     def of(cls, names: NamedKeys, known: Sequence[Site], choices: Mapping[str, LayerChoice]) -> Deepened:
         """The names once the blocks are chosen; raises CheckpointError where a choice cannot be carried out."""
+        if not choices:
+            return cls(names)
         result, stacks = cls(names), stacks_of(known)
         idle = [glob for glob in choices if not any(glob_matches(glob, stack.path or stack.stem) for stack in stacks)]
         if idle:
