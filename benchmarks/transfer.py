@@ -209,7 +209,7 @@ def swept(name: str, loss: Callable[..., float], exponents: Sequence[int], seeds
     if "--write" in sys.argv:
         FIGURES.mkdir(exist_ok=True)
         rates = tuple(2.0**power for power in exponents)
-        places = tuple(f"{rate:.1g}" for rate in rates)
+        places = tuple(f"2^{power}" for power in exponents)
         title = f"The loss over the learning rate: {name}"
         series = tuple(Series(label, values, dashed="standard" in label) for label, values in lines.items())
         figure = Figure(name, title, places, series, "learning rate of the base", sizes=rates)

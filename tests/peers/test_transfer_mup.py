@@ -150,7 +150,7 @@ def test_the_readout(bias: bool) -> None:
 
 
 def test_a_shared_embedding_keeps_its_std_here() -> None:
-    # mup multiplies the one table that both use by sqrt(r), so that the embedding starts too large (its issue 55).
+    # mup multiplies the one table that both use by sqrt(r), so that the embedding starts too large.
     def tied(width: int) -> nn.Module:
         model = nn.ModuleDict({"embed": nn.Embedding(50, width), "lm_head": nn.Linear(width, 50, bias=False)})
         model["lm_head"].weight = model["embed"].weight

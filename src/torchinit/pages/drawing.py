@@ -210,7 +210,7 @@ def _axes(figure: Figure, scale: _Scale, xs: Sequence[float]) -> Iterator[str]:
         yield _tick("grid", scale.height(decade), text)
     edges = [("0", _BOTTOM)] * (scale.bottom < _BOTTOM) + [("∞", _TOP)] * (scale.top > _TOP)
     yield from (_tick("edge", y, text) for text, y in edges)
-    names, step = _short(figure.places), -(-len(xs) // 12)
+    names, step = figure.places if figure.sizes else _short(figure.places), -(-len(xs) // 12)
     for x, name in [*zip(xs, names, strict=True)][::step]:
         yield f'<text class="middle" x="{x:.1f}" y="{_BOTTOM + 18:g}">{escape(name)}</text>'
     yield f'<text class="middle" x="{(_LEFT + _RIGHT) / 2:g}" y="{_BOTTOM + 36:g}">{escape(figure.unit)}</text>'

@@ -83,7 +83,13 @@ class ScaleHook:
 
 
 class Applied:
-    """The multipliers that are in a model; :meth:`remove` takes them out again, as does the end of a ``with``."""
+    """The multipliers that are in a model; :meth:`remove` takes them out again, as does the end of a ``with``.
+
+    >>> model = nn.Sequential(nn.Identity())
+    >>> with apply_all(model, [Multiplier("readout", "0", 0.5, "input")]):
+    ...     model(2.0)
+    1.0
+    """
 
     def __init__(self, undo: ExitStack) -> None:
         self._undo = undo

@@ -20,8 +20,10 @@ from torchinit.transfer.table import Factors, ParameterRole, Settings, factors_o
 class TransferRow:
     """A parameter against the base model: what kind it is, and the factors of its std, multiplier, rate, eps and decay.
 
-    ``names`` are all that it has, ``growth`` is that of (fan-in, fan-out, blocks), ``depth`` tells nothing outside of
-    blocks. ``notes`` say what was assumed.
+    ``names`` are all that it has, ``growth`` is that of (fan-in, fan-out, blocks). ``notes`` say what was assumed.
+
+    >>> TransferRow("up.weight", "hidden", (8, 4), (4, 2), (2.0, 2.0, 1.0), Factors(lr=0.5)).cells()
+    ['hidden', '4x2 -> 8x4', '1', '1', '0.5', '1', '1']
     """
 
     name: str

@@ -53,7 +53,11 @@ ONE: Final = Powers()
 
 
 class TableRow(NamedTuple):
-    """A kind of parameter: the factors of its std, of its output, and of its rates under Adam's kind and under SGD."""
+    """A kind of parameter: the factors of its std, of its output, and of its rates under Adam's kind and under SGD.
+
+    >>> print(*TableRow(std=Powers(-0.5), adam=Powers(-1)))
+    r_i^-1/2 1 r_i^-1 1
+    """
 
     std: Powers = ONE
     mult: Powers = ONE

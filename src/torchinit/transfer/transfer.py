@@ -102,6 +102,8 @@ class Transfer:
         found = _base(model, base, base_width, start)
         pairs = matched([site for site in sites(model) if site.kind == "parameter"], found.sites)
         grown = growth_among(pairs, fixed, kinds)
+        self.rows: tuple[TransferRow, ...]
+        self.multipliers: tuple[Multiplier, ...]
         self.rows, self.multipliers = resolved(self.settings, model, grown, found, branches)
         self._start: Callable[[], Recipe] = partial(rules_of, grown, found, self.rows, self.settings)
 
