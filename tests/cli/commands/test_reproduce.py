@@ -83,7 +83,7 @@ def test_in_a_fresh_environment(folder: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_from_the_file_of_weights(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    applied(capsys)
+    applied(capsys, "--dtype", "fp16")
     code, text = again(capsys, "w.safetensors")
     assert (code, text[:24]) == (0, "made again: fingerprint ")
     data = bytearray(Path("w.safetensors").read_bytes())
@@ -226,7 +226,12 @@ def test_diff_says_in_words_how_two_starts_differ(folder: Path, capsys: pytest.C
     assert told[1].startswith("the recipe has All(Layer('Linear'), Kinds('bias')) -> Constant(0) in a.json, and All(")
     assert told[2].startswith("the recipe's file recipe.toml is ")
     assert main(["diff", "a.json", "report.json", "--json"]) == 1
-    assert {each["name"] for each in json.loads(capsys.readouterr().out)} == {"0.weight", "0.bias", "3.weight", "3.bias"}
+    assert {each["name"] for each in json.loads(capsys.readouterr().out)} == {
+        "0.weight",
+        "0.bias",
+        "3.weight",
+        "3.bias",
+    }
     assert main(["diff", "a.json", "a.json"]) == 0
 
 
