@@ -36,8 +36,9 @@ from torchinit.noise import Global, Keyed, Noise
 from torchinit.plans.observers import noise_in_use, observing_runs, run_observers, unobserved
 from torchinit.plans.plan import Plan, Step
 from torchinit.plans.planner import make_plan
+from torchinit.plans.records import Texts
 from torchinit.plans.report import Record, Report
-from torchinit.plans.run import Progress, Texts, run
+from torchinit.plans.run import Progress, run
 from torchinit.rules.matching import asks_for_exits, asks_for_roles
 from torchinit.rules.rule import Rule
 from torchinit.tracing import Event, line_of_user
