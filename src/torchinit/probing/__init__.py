@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torchinit.probing.checks import PROBE_CHECKS
 from torchinit.probing.coordinates import assert_flat, coord_check
+from torchinit.probing.lsuv import Lsuv, LsuvLayer, lsuv
 from torchinit.probing.measurement import Measurement
 from torchinit.probing.prediction import predict
 from torchinit.probing.preserves import OutputDistance, Preservation, preserves
@@ -14,6 +15,8 @@ from torchinit.probing.slopes import CoordCheck, CoordinateSlope
 __all__ = [
     "CoordCheck",
     "CoordinateSlope",
+    "Lsuv",
+    "LsuvLayer",
     "Measurement",
     "OutputDistance",
     "PROBE_CHECKS",
@@ -22,6 +25,7 @@ __all__ = [
     "assert_flat",
     "assert_healthy",
     "coord_check",
+    "lsuv",
     "predict",
     "preserves",
     "probe",
