@@ -102,7 +102,7 @@ def initialize_together(
 
 
 def check_seed(model: nn.Module, seed: int | None) -> None:
-    """Raise RunError on all ranks that hold parts of a model unless they have one seed. All of them have to call this."""
+    """Raise RunError on all ranks that hold parts of a model unless they have one seed; all have to call this."""
     if spread := over_model(model):
         check_consensus(RankIntent({"the seed": "none" if seed is None else str(seed)}, {}), spread)
 
