@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -34,12 +33,9 @@ from torchinit.noise.seeds import noise_of
 from torchinit.noise.settings import plain_thread
 from torchinit.plans.fingerprint import fingerprint as fingerprint_of
 from torchinit.plans.only import (
-    LOADING,
     Choice,
     Only,
     choose,
-    is_loaded,
-    is_within,
     left_without_memory,
     prove,
     refuse_while_built,
@@ -51,7 +47,8 @@ from torchinit.plans.report import Report
 from torchinit.plans.run import Agree, Progress, run, shards_held
 from torchinit.recipes import RecipeLike, to_rules
 from torchinit.recipes.arguments import Given
-from torchinit.recipes.forms import is_like_init_cfg, read_otherwise, with_better
+from torchinit.recipes.checks import checked_plan
+from torchinit.recipes.forms import with_better
 from torchinit.recipes.refusals import check_model
 from torchinit.rules.matching import asks_for_exits, asks_for_roles
 from torchinit.rules.rule import Value
@@ -59,8 +56,6 @@ from torchinit.tracing import unfilled_among
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-_log = logging.getLogger("torchinit")
 
 
 def sites(model: nn.Module) -> tuple[Site, ...]:
@@ -256,7 +251,7 @@ def initialize(
         def ready() -> Plan:
             counted.check()
             drafted = _draft_among(root, held, recipe, given, trainable=trainable, only=only)
-            checked = _checked(drafted, held, recipe, seed, complete=complete or only is not None, strict=strict)
+            checked = checked_plan(drafted, held, recipe, seed, complete=complete or only is not None, strict=strict)
             check_styles(root)
             plans.append(checked)
             return checked
@@ -286,43 +281,6 @@ def _finished(
     """
     report = report.updated(unfilled=unfilled_among(held, written))
     return report.updated(fingerprint=fingerprint_of(model), origin=origin) if origin else report
-
-
-def _checked(
-    drafted: Plan, held: Iterable[HeldTensor], recipe: RecipeLike, seed: object, *, complete: bool, strict: Strict
-) -> Plan:
-    """The plan, with warnings; that a scheme is for other models comes before the errors, which it may explain."""
-    for reach in drafted.reach:
-        if reach.is_low:
-            _log.warning("%s", reach.summary())
-    drafted.check(complete=complete, strict=strict)
-    if parts := [f"{skip.site.name} {skip.site.lack}" for skip in drafted.skipped if skip.site.is_partitioned]:
-        raise PlanError(f"{count(len(parts), 'problem')} in the plan; nothing was written", parts)
-    hints = [hint for _, hint in drafted.unused]
-    # A bare dict is an entry of a recipe. Where it could be an init_cfg and MMEngine would write other values, the user
-    # hears of it. To choose the dialect by the shape of the data was tried: an added default then changed the values.
-    if is_like_init_cfg(recipe) and (others := read_otherwise(drafted, seed)):
-        hints.append(
-            f"{count(len(others), 'tensor')} would get other values from an init_cfg of these words:"
-            f" {abbreviate(others)}."
-            " If one is meant, call torchinit.mmengine.initialize"
-        )
-    marked = {
-        entry.name
-        for entry in held
-        if (any(map(is_loaded, entry.sources)) if entry.computed_as else is_loaded(entry.tensor))
-    }
-    writers = drafted.steps if marked else ()
-    if lost := [step.site.name for step in writers if step.site.name in marked and not is_verbatim(step.rule.init)]:
-        loss = f"{count(len(lost), 'tensor')} that transformers has loaded will be written over: {abbreviate(lost)}"
-        if is_within(*LOADING):
-            raise PlanError(
-                f"{loss}, within from_pretrained: torchinit.integrations.transformers.init_weights does not"
-            )
-        hints.append(f"{loss}. only='missing' leaves them alone")
-    for text in (*hints, *drafted.left_alone, *(text for load in drafted.loads for text in load.warnings)):
-        _log.warning("%s", text)
-    return drafted
 
 
 def materialize(
@@ -405,7 +363,7 @@ def materialize(
         held = _held_by(root)
         drafted = _draft_among(root, held, recipe, given, trainable=trainable, only=only)
         whole = complete or only is not None
-        checked = _checked(drafted, held, recipe, seed, complete=whole, strict=strict)
+        checked = checked_plan(drafted, held, recipe, seed, complete=whole, strict=strict)
         # What has no elements, and should have some, looks written when it has memory; no layer can reset it either.
         if empty := [f"{site.name} {site.lack}" for site in checked.without_values if site.lack and not site.numel]:
             raise PlanError(f"{count(len(empty), 'problem')} in the plan; nothing was written", empty)

@@ -41,7 +41,8 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down(torch.relu(self.up(self.norm(x))))
+        out: torch.Tensor = self.down(torch.relu(self.up(self.norm(x))))
+        return out
 
 
 class Net(nn.Module):
@@ -192,7 +193,7 @@ def test_a_plan_of_another_model() -> None:
 
 
 def test_a_dtensor() -> None:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     try:
         mesh = init_device_mesh("cpu", (1,))
         tensor = DTensor.from_local(torch.ones(2), mesh, [Replicate()], run_check=False)

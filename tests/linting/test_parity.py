@@ -281,6 +281,11 @@ def test_methods_by_name() -> None:
         meta_parity(Rotary, init="init_weigths")
 
 
+def test_a_factory_of_something_else() -> None:
+    with pytest.raises(TypeError, match=r"3 is not a model; give a torch\.nn\.Module"):
+        meta_parity(lambda: 3)  # type: ignore[arg-type, return-value]
+
+
 def test_an_initialization_that_raises() -> None:
     def init(model: nn.Module) -> None:
         raise KeyError("rope")

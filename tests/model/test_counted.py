@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -217,7 +218,7 @@ def test_what_does_not_fit(options: dict[str, Any], kind: type[Exception], text:
     if options == {"inside": "loss"}:
         model.weight = nn.Parameter(torch.ones(1))
     before = shape_of(model)
-    calls = [
+    calls: list[Callable[[], object]] = [
         lambda: plan(model, NORMAL, **options),
         lambda: initialize(model, NORMAL, seed=0, **options),
         lambda: materialize(copy.deepcopy(model).to("meta"), NORMAL, seed=0, **options),

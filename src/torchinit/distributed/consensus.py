@@ -101,10 +101,10 @@ def initialize_together(
     return report
 
 
-def check_seed(model: nn.Module, noise: Noise) -> None:
-    """Raise RunError on all ranks that hold parts of a model unless they have one seed. All of them have to call this."""
+def check_seed(model: nn.Module, seed: int | None) -> None:
+    """Raise RunError on all ranks that hold parts of a model unless they have one seed; all have to call this."""
     if spread := over_model(model):
-        check_consensus(intent_of(model, {}, noise, {})._replace(steps={}), spread)
+        check_consensus(RankIntent({"the seed": "none" if seed is None else str(seed)}, {}), spread)
 
 
 def check_consensus(intent: RankIntent, spread: Spread, remedy: str = "") -> None:

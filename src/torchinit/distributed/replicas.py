@@ -104,8 +104,9 @@ def verify_stages(model: nn.Module, *, group: ProcessGroup | None = None) -> Non
     rank should have its own. Only values that come in no order count, and are at least 20. All ranks of the group have
     to call this; digests are sent.
 
-    Raises ReportError on every rank, with what is held by which of them: put each stage under its name in the whole
-    (``nn.ModuleDict({"4": stage})``), or give it a seed of its own. What is tied across stages is named, too.
+    Raises ReportError on every rank, with what is held by which of them: start each stage under its name in the whole
+    (``under="layers.3"``), or from a seed of its own; RunError for a model on the meta device. What is tied across
+    stages is named, too.
 
     >>> from torch import distributed as dist
     >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
@@ -113,7 +114,13 @@ def verify_stages(model: nn.Module, *, group: ProcessGroup | None = None) -> Non
     >>> dist.destroy_process_group()
     """
     spread = over_group(group)
-    drawn = spread(run_collectively(lambda: _drawn(model), "the comparison of stages", spread))
+
+    def compared() -> dict[str, tuple[str, str, str]]:
+        if any(parameter.is_meta for parameter in model.parameters()):
+            raise RunError("the model is on the meta device: compare stages after their start")
+        return _drawn(model)
+
+    drawn = spread(run_collectively(compared, "the comparison of stages", spread))
     holders: dict[str, dict[tuple[str, object], set[int]]] = defaultdict(lambda: defaultdict(set))
     for rank, here in drawn.items():
         for name, (values, meshes, part) in here.items():

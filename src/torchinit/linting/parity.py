@@ -24,6 +24,7 @@ from torchinit.model.sandbox import Poison, poisoned_memory
 from torchinit.model.traversal import HeldTensor, walk_modules, walk_tensors
 from torchinit.noise import seeded_generators
 from torchinit.recipes import RecipeLike, schemes
+from torchinit.recipes.refusals import check_model
 from torchinit.rules.rule import Value
 from torchinit.tracing import Trace, Write, line_of_user, trace
 
@@ -77,6 +78,7 @@ def meta_parity(
     """
     with _sandboxed(seed + 2):
         sketch, notes = _sketched(factory)
+    check_model(sketch, init)
     recipe = None if init is None or callable(init) or _is_method(sketch, init) else init
     if isinstance(recipe, str) and recipe.isidentifier() and recipe not in schemes():
         known = {name for module in sketch.modules() for name in dir(type(module)) if not hasattr(nn.Module, name)}

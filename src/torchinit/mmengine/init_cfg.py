@@ -75,8 +75,8 @@ def initialize(
     if session is not None:
         with session.asked(**options):
             return _joined(module, carry_out(module, init_cfg, session), session)
+    check_seed(module, seed)
     session = Session(module, **options)
-    check_seed(module, session.noise)
     with session.wholes or nullcontext():
         session.check_memory(init_cfg)
         reports = carry_out(module, init_cfg, session)

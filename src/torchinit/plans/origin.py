@@ -28,8 +28,8 @@ class Origin:
 
     ``verb`` is how it was written, ``"own"`` by the model's own code, ``plan`` the digest of what each site got,
     ``digest`` that of the rules, by which a change of them shows. ``files`` are those that the recipe was read from and
-    ``sources`` those of its checkpoints, each with its SHA-256; ``dtypes`` those of what no rule writes, where it is
-    not float32. ``gaps`` are the rules that are no data, such as functions; of these no start is made again.
+    ``sources`` those of its checkpoints, each with its SHA-256; ``dtypes`` those that are floating-point and not
+    float32. ``gaps`` are the rules that are no data, such as functions; of these no start is made again.
 
     >>> from torchinit import Constant, initialize
     >>> report = initialize(torch.nn.Linear(2, 2), Rule("**", Constant(1)), seed=0, fingerprint=True)
@@ -66,8 +66,7 @@ class Origin:
                 gaps.append(f"{rule}: {error}")
         recipe = tuple(rules.values())
         versions = {"torchinit": __version__, "torch": torch.__version__, "Python": platform.python_version()}
-        left = (*plan.untouched, *(skip.site for skip in plan.skipped))
-        floats = (site for site in left if site.dtype.is_floating_point and site.dtype != torch.float32)
+        floats = (site for site in plan.sites if site.dtype.is_floating_point and site.dtype != torch.float32)
         dtypes = {site.name: dtype_name(site.dtype) for site in floats}
         seed = noise.seed if isinstance(noise, Keyed) else None
         return cls(

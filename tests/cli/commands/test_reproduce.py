@@ -83,7 +83,7 @@ def test_in_a_fresh_environment(folder: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_from_the_file_of_weights(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    applied(capsys)
+    applied(capsys, "--dtype", "fp16")
     code, text = again(capsys, "w.safetensors")
     assert (code, text[:24]) == (0, "made again: fingerprint ")
     data = bytearray(Path("w.safetensors").read_bytes())

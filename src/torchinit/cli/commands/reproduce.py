@@ -11,8 +11,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from torchinit._files import read_bounded
-from torchinit._limits import JSON_BYTES
 from torchinit.api import draft, materialize
 from torchinit.checkpoints.formats.safetensors import SafetensorsCheckpoint
 from torchinit.checkpoints.hub.cache import hash_of
@@ -20,6 +18,7 @@ from torchinit.checkpoints.hub.schemes import fetch
 from torchinit.checkpoints.origins import origin_of
 from torchinit.cli import options, weights
 from torchinit.cli.commands.apply import runnable
+from torchinit.cli.commands.diff import read_saved
 from torchinit.cli.errors import ModelError, UsageError
 from torchinit.cli.models import Device
 from torchinit.distributed import own_starts
@@ -91,7 +90,7 @@ def _read(path: str) -> tuple[Report, Origin]:
         origin = SCHEMA.decode(json.loads(text), Origin | None, f"the origin in {path}")
         report = Report(fingerprint=weights.fingerprint_of(Path(path)), origin=origin)
     else:
-        report = Report.from_json(read_bounded(Path(path), JSON_BYTES).decode())
+        report = read_saved(Report, path)
     if report.origin is None or report.fingerprint is None:
         raise UsageError(
             f"{path} does not say what it was made of; `torchinit apply --json` does, and initialize(...,"
