@@ -92,8 +92,9 @@ class Site:
     asked, as in a plan of rules that do not select by roles. ``weight`` is the weight that a bias belongs to, where
     somebody asked. ``missing`` says what is known of a parameter without elements that should have some.
     ``partition_dim`` is the axis along which a plain tensor says that it was cut, and is one rank's part of a larger
-    one: Megatron marks it so, with ``tensor_model_parallel``. ``exit`` is there for the weights and biases that lead out
-    of a block, where somebody asked: empty if the block passes on what comes once they are zero, else why it does not.
+    one: Megatron marks it so, with ``tensor_model_parallel``. ``exit`` is there for the weights and biases that lead
+    out of a block, where somebody asked: empty if the block passes on what comes once they are zero, else why it does
+    not.
     """
 
     name: str
