@@ -296,6 +296,8 @@ def _checked(
         if reach.is_low:
             _log.warning("%s", reach.summary())
     drafted.check(complete=complete, strict=strict)
+    if parts := [f"{skip.site.name} {skip.site.lack}" for skip in drafted.skipped if skip.site.is_partitioned]:
+        raise PlanError(f"{count(len(parts), 'problem')} in the plan; nothing was written", parts)
     hints = [hint for _, hint in drafted.unused]
     # A bare dict is an entry of a recipe. Where it could be an init_cfg and MMEngine would write other values, the user
     # hears of it. To choose the dialect by the shape of the data was tried: an added default then changed the values.

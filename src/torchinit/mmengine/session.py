@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchinit._frozen import changed
 from torchinit._text import abbreviate
 from torchinit.distributed.own_code import is_tried
+from torchinit.distributed.consensus import check_seed
 from torchinit.distributed.wholes import Exchange, WholeTensors, is_spread
 from torchinit.errors import PlanError, RunError
 from torchinit.initializers.load_report import LoadReport
@@ -368,5 +369,7 @@ def session_of(top: nn.Module, seed: int | None, **options: Any) -> Iterator[tup
         yield session, False
         return
     session = Session(top, seed, **options)
+    if "exchange" not in options:  # whoever brings one has compared all that ranks are told
+        check_seed(top, session.noise)
     with session.wholes or nullcontext(), session.opened():
         yield session, True

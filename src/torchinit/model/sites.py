@@ -29,7 +29,7 @@ from torchinit.model.layouts import (
     describing,
 )
 from torchinit.model.parametrizations import bare_class
-from torchinit.model.states import EMPTY, REGISTER_NONE, WAYS_OUT, WHY, State, missing_from, state_of
+from torchinit.model.states import DS_SHAPE, EMPTY, REGISTER_NONE, WAYS_OUT, WHY, State, missing_from, state_of
 from torchinit.model.storage import entangled
 from torchinit.model.traversal import HeldTensor, Kind, walk_tensors
 
@@ -92,9 +92,8 @@ class Site:
     asked, as in a plan of rules that do not select by roles. ``weight`` is the weight that a bias belongs to, where
     somebody asked. ``missing`` says what is known of a parameter without elements that should have some.
     ``partition_dim`` is the axis along which a plain tensor says that it was cut, and is one rank's part of a larger
-    one: Megatron marks it so, with ``tensor_model_parallel``. ``exit`` is there for the weights and biases that lead
-    out of a block, where somebody asked: empty if the block passes on what comes once they are zero, else why it does
-    not.
+    one: Megatron marks it so, with ``tensor_model_parallel``. ``exit`` is there for weights and biases that lead out of
+    a block, where somebody asked: empty if the block passes on what comes once they are zero, else why it does not.
     """
 
     name: str
@@ -137,6 +136,11 @@ class Site:
     @property
     def numel(self) -> int:
         return math.prod(self.shape)
+
+    @property
+    def is_partitioned(self) -> bool:
+        """Whether its elements are surely elsewhere: DeepSpeed says so."""
+        return DS_SHAPE in self.missing
 
     @property
     def views(self) -> tuple[Site, ...]:
