@@ -33,17 +33,7 @@ from torchinit.model.valueless import refuse_fakes, refuse_transforms
 from torchinit.noise.seeds import noise_of
 from torchinit.noise.settings import plain_thread
 from torchinit.plans.fingerprint import fingerprint as fingerprint_of
-from torchinit.plans.only import (
-    LOADING,
-    Choice,
-    Only,
-    choose,
-    is_loaded,
-    is_within,
-    left_without_memory,
-    prove,
-    refuse_while_built,
-)
+from torchinit.plans.only import Choice, Only, choose, left_without_memory, loss_of_loaded, prove, refuse_while_built
 from torchinit.plans.origin import Origin
 from torchinit.plans.plan import Plan, Strict
 from torchinit.plans.planner import make_plan
@@ -270,21 +260,12 @@ def initialize(
         facts: dict[str, Any] = {"trainable": trainable, "under": under, "inside": inside}
         written = frozenset(view.name for step in plans[-1].steps for view in (step.site, *step.site.aliases))
         origin = fingerprint and origin_of("initialize", plans[-1], noise, recipe, **facts)
-        return _finished(report, root, held, written, origin)
+        return _finished(report, root, unfilled_among(held, written), origin)
 
 
-def _finished(
-    report: Report,
-    model: nn.Module,
-    held: Iterable[HeldTensor],
-    written: frozenset[str],
-    origin: Origin | Literal[False],
-) -> Report:
-    """The report with the findings that only the model itself shows; with an origin, its fingerprint and that.
-
-    ``written`` are all names of what was.
-    """
-    report = report.updated(unfilled=unfilled_among(held, written))
+def _finished(report: Report, model: nn.Module, unfilled: tuple[str, ...], origin: Origin | Literal[False]) -> Report:
+    """The report with the findings that only the model itself shows; with an origin, its fingerprint and that."""
+    report = report.updated(unfilled=unfilled)
     return report.updated(fingerprint=fingerprint_of(model), origin=origin) if origin else report
 
 
@@ -307,19 +288,7 @@ def _checked(
             f" {abbreviate(others)}."
             " If one is meant, call torchinit.mmengine.initialize"
         )
-    marked = {
-        entry.name
-        for entry in held
-        if (any(map(is_loaded, entry.sources)) if entry.computed_as else is_loaded(entry.tensor))
-    }
-    writers = drafted.steps if marked else ()
-    if lost := [step.site.name for step in writers if step.site.name in marked and not is_verbatim(step.rule.init)]:
-        loss = f"{count(len(lost), 'tensor')} that transformers has loaded will be written over: {abbreviate(lost)}"
-        if is_within(*LOADING):
-            raise PlanError(
-                f"{loss}, within from_pretrained: torchinit.integrations.transformers.init_weights does not"
-            )
-        hints.append(f"{loss}. only='missing' leaves them alone")
+    hints += [loss] if (loss := loss_of_loaded(drafted, held)) else []
     for text in (*hints, *drafted.left_alone, *(text for load in drafted.loads for text in load.warnings)):
         _log.warning("%s", text)
     return drafted
@@ -421,4 +390,4 @@ def materialize(
         facts: dict[str, Any] = {"trainable": trainable, "under": under, "inside": inside}
         origin = fingerprint and origin_of("own" if own else "materialize", plans[-1], noise, recipe, **facts)
         written = frozenset(name for record in report for name in (record.name, *record.aliases))
-        return _finished(report, root, walk_tensors(root), written, origin)
+        return _finished(report, root, unfilled_among(walk_tensors(root), written), origin)
