@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -32,14 +32,7 @@ from torchinit.model.valueless import refuse_fakes, refuse_transforms
 from torchinit.noise.seeds import noise_of
 from torchinit.noise.settings import plain_thread
 from torchinit.plans.fingerprint import fingerprint as fingerprint_of
-from torchinit.plans.only import (
-    Choice,
-    Only,
-    choose,
-    left_without_memory,
-    prove,
-    refuse_while_built,
-)
+from torchinit.plans.only import Choice, Only, choose, left_without_memory, prove, refuse_while_built
 from torchinit.plans.origin import Origin
 from torchinit.plans.plan import Plan, Strict
 from torchinit.plans.planner import make_plan
@@ -265,21 +258,12 @@ def initialize(
         facts: dict[str, Any] = {"trainable": trainable, "under": under, "inside": inside}
         written = frozenset(view.name for step in plans[-1].steps for view in (step.site, *step.site.aliases))
         origin = fingerprint and origin_of("initialize", plans[-1], noise, recipe, **facts)
-        return _finished(report, root, held, written, origin)
+        return _finished(report, root, unfilled_among(held, written), origin)
 
 
-def _finished(
-    report: Report,
-    model: nn.Module,
-    held: Iterable[HeldTensor],
-    written: frozenset[str],
-    origin: Origin | Literal[False],
-) -> Report:
-    """The report with the findings that only the model itself shows; with an origin, its fingerprint and that.
-
-    ``written`` are all names of what was.
-    """
-    report = report.updated(unfilled=unfilled_among(held, written))
+def _finished(report: Report, model: nn.Module, unfilled: tuple[str, ...], origin: Origin | Literal[False]) -> Report:
+    """The report with the findings that only the model itself shows; with an origin, its fingerprint and that."""
+    report = report.updated(unfilled=unfilled)
     return report.updated(fingerprint=fingerprint_of(model), origin=origin) if origin else report
 
 
@@ -379,4 +363,4 @@ def materialize(
         facts: dict[str, Any] = {"trainable": trainable, "under": under, "inside": inside}
         origin = fingerprint and origin_of("own" if own else "materialize", plans[-1], noise, recipe, **facts)
         written = frozenset(name for record in report for name in (record.name, *record.aliases))
-        return _finished(report, root, walk_tensors(root), written, origin)
+        return _finished(report, root, unfilled_among(walk_tensors(root), written), origin)

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from torchinit._text import abbreviate, count, did_you_mean
-from torchinit.errors import ReportError, RunError
+from torchinit.errors import PlanError, ReportError, RunError
 from torchinit.initializers.load_report import LoadReport
+from torchinit.initializers.source import is_verbatim
 from torchinit.model.names import check_glob, glob_matches, normalize
 from torchinit.model.sites import Site, group_sites
 from torchinit.model.traversal import HeldTensor, walk_tensors
@@ -169,6 +170,23 @@ def _globs_of(only: Only) -> tuple[list[str], bool]:
 def _keys_of(load: object) -> Mapping[str, Any] | None:
     """The keys that ``load_state_dict`` returned, as a ``loading_info`` has them; None for anything else."""
     return {"missing_keys": load.missing_keys} if hasattr(load, "missing_keys") else None
+
+
+def loss_of_loaded(plan: Plan, held: Iterable[HeldTensor]) -> str:
+    """A sentence on what transformers has loaded and the plan writes over; within its own loading it is a PlanError."""
+    marked = {
+        entry.name
+        for entry in held
+        if (any(map(is_loaded, entry.sources)) if entry.computed_as else is_loaded(entry.tensor))
+    }
+    steps = plan.steps if marked else ()
+    lost = [step.site.name for step in steps if step.site.name in marked and not is_verbatim(step.rule.init)]
+    if not lost:
+        return ""
+    loss = f"{count(len(lost), 'tensor')} that transformers has loaded will be written over: {abbreviate(lost)}"
+    if is_within(*LOADING):
+        raise PlanError(f"{loss}, within from_pretrained: torchinit.integrations.transformers.init_weights does not")
+    return f"{loss}. only='missing' leaves them alone"
 
 
 # --- the proof -------------------------------------------------------------------------------------------------------

@@ -7,9 +7,8 @@ from collections.abc import Iterable
 
 from torchinit._text import abbreviate, count
 from torchinit.errors import PlanError
-from torchinit.initializers.source import is_verbatim
 from torchinit.model.traversal import HeldTensor
-from torchinit.plans.only import LOADING, is_loaded, is_within
+from torchinit.plans.only import loss_of_loaded
 from torchinit.plans.plan import Plan, Strict
 from torchinit.recipes.forms import RecipeLike, is_like_init_cfg, read_otherwise
 
@@ -35,19 +34,7 @@ def checked_plan(
             f" {abbreviate(others)}."
             " If one is meant, call torchinit.mmengine.initialize"
         )
-    marked = {
-        entry.name
-        for entry in held
-        if (any(map(is_loaded, entry.sources)) if entry.computed_as else is_loaded(entry.tensor))
-    }
-    writers = drafted.steps if marked else ()
-    if lost := [step.site.name for step in writers if step.site.name in marked and not is_verbatim(step.rule.init)]:
-        loss = f"{count(len(lost), 'tensor')} that transformers has loaded will be written over: {abbreviate(lost)}"
-        if is_within(*LOADING):
-            raise PlanError(
-                f"{loss}, within from_pretrained: torchinit.integrations.transformers.init_weights does not"
-            )
-        hints.append(f"{loss}. only='missing' leaves them alone")
+    hints += [loss] if (loss := loss_of_loaded(drafted, held)) else []
     for text in (*hints, *drafted.left_alone, *(text for load in drafted.loads for text in load.warnings)):
         _log.warning("%s", text)
     return drafted
