@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from torchinit._frozen import changed
 from torchinit._text import abbreviate
-from torchinit.distributed.own_code import is_tried
 from torchinit.distributed.consensus import check_seed
+from torchinit.distributed.own_code import is_tried
 from torchinit.distributed.wholes import Exchange, WholeTensors, is_spread
 from torchinit.errors import PlanError, RunError
 from torchinit.initializers.load_report import LoadReport
