@@ -39,6 +39,7 @@ from torchinit import (
     fingerprint,
     initialize,
     materialize,
+    mmengine,
     plan,
 )
 from torchinit.checkpoints.adapters import ResizeVocabulary
@@ -444,7 +445,10 @@ def test_code_by_hand_that_is_lost_within_from_pretrained(saved: Path) -> None:
         def init_weights(self) -> None:
             self.write()
 
-    for write in (by_initialize, by_materialize):
+    def by_init_cfg(model: nn.Module) -> None:
+        mmengine.initialize(model, {"type": "Normal", "layer": "Linear"})
+
+    for write in (by_initialize, by_materialize, by_init_cfg):
         Own.write = write
         text = "while from_pretrained builds a model .* what it writes there is lost. Give the class _init_weights ="
         with pytest.raises(RunError, match=text):

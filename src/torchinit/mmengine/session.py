@@ -34,6 +34,7 @@ from torchinit.model.sites import with_weights
 from torchinit.model.valueless import refuse_fakes
 from torchinit.noise import Global, Keyed, Noise
 from torchinit.plans.observers import noise_in_use, observing_runs, run_observers, unobserved
+from torchinit.plans.only import refuse_while_built
 from torchinit.plans.plan import Plan, Step
 from torchinit.plans.planner import make_plan
 from torchinit.plans.records import Texts
@@ -107,6 +108,7 @@ class Session:
         is_looked_at = is_tried() or any(not isinstance(each, (_ForeignCode, WholeTensors)) for each in run_observers())
         if not meta or is_looked_at or not (is_all or init_cfg is None):
             return
+        refuse_while_built("init_weights")
         move = "" if is_all else "move all of it there, model.to('meta'), and "
         call = "materialize(model, " if init_cfg is None else "mmengine.materialize(module, init_cfg, "
         raise RunError(
