@@ -1,6 +1,6 @@
-"""The probe on networks with known starts and on libraries' models: `-m benchmarks.probe [--write] [NAME ...]`.
+"""The probe on nets with known starts and on libraries' models: `-m benchmarks.probe [--write] [--unseen] [NAME ...]`.
 
-``--write`` puts the table into docs/guides/probe.md. Needs transformers and timm: run it in the peers' environment.
+``--write`` puts the tables into docs/guides/probe.md. Needs transformers and timm: run it in the peers' environment.
 """
 
 from __future__ import annotations
@@ -9,18 +9,19 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks import probe_unseen as unseen
 from benchmarks.probe_nets import Net, hand_made
 from torchinit.probing import Probe, probe
 
 PAGE = Path(__file__).parents[1] / "docs" / "guides" / "probe.md"
-BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 TEXT: dict[str, Any] = {
     "vocab_size": 500, "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 128,
@@ -86,12 +87,17 @@ def of_timm(name: str, settings: dict[str, Any]) -> torch.nn.Module:
     return model
 
 
-def from_libraries() -> Iterator[Net]:
+def of_libraries(configs: dict[str, dict[str, Any]] = CONFIGS, timm: dict[str, dict[str, Any]] = TIMM) -> Iterator[Net]:
     """Models as their libraries start them, all good."""
-    for name, settings in CONFIGS.items():
+    for name, settings in configs.items():
         yield Net(f"transformers {name}", partial(of_transformers, name, settings))
-    for name, settings in TIMM.items():
-        yield Net(f"timm {name}", partial(of_timm, name, settings))
+    for name, settings in timm.items():
+        yield Net(f"timm {name}", partial(of_timm, name, settings), batch=pixels)
+
+
+def pixels() -> torch.Tensor:
+    """A batch of small images."""
+    return torch.randn(16, 3, 64, 64)
 
 
 def loud(name: str, std: float) -> torch.nn.Module:
@@ -109,11 +115,31 @@ def spoiled() -> Iterator[Net]:
     yield Net("transformers GPT2LMHeadModel, N(0, 0.5)", partial(loud, "GPT2LMHeadModel", 0.5), "TI808 TI810", "")
 
 
-def row(net: Net) -> tuple[str, bool]:
-    """The row of a net in the table, and whether it is as expected."""
+def unseen_nets() -> Iterator[Net]:
+    """Nets that did not set the bounds: as they start, and spoilt."""
+    yield from unseen.unseen()
+    yield from of_libraries(unseen.CONFIGS, unseen.TIMM)
+    yield from unseen.of_others()
+    lm, vit = (
+        partial(of_transformers, name, unseen.CONFIGS[name])
+        for name in ("Phi3ForCausalLM", "DeiTForImageClassification")
+    )
+    tree = partial(of_timm, "dla34", {})
+    larger, zeros, spoil = unseen.larger, unseen.zeros, unseen.spoil
+    yield Net("Phi3, attention times 20", lambda: spoil(lm(), larger(20, "qkv_proj")), "TI808", "model.layers")
+    yield Net("Phi3, all times 30", lambda: spoil(lm(), larger(30)), "TI808 TI810")
+    yield Net("Phi3, all gains 0", lambda: spoil(lm(), zeros("norm")), "TI811")
+    yield Net("DeiT, one value", lambda: spoil(vit(), lambda _, p: p.fill_(0.02)), "TI812")
+    yield Net("DeiT, head and last norm 0", lambda: spoil(vit(), zeros("classifier", "deit.layernorm")), "TI811")
+    yield Net("timm dla34 without norms", lambda: unseen.without_norms(tree()), "TI801 TI802 TI803 TI804", "", pixels)
+    yield Net("timm dla34, head N(0, 1)", lambda: spoil(tree(), larger(50, "fc")), "TI810", "", pixels)
+
+
+def row(net: Net) -> tuple[str, bool, Counter[str]]:
+    """The row of a net in the table, whether it is as expected, and how many predictions hold."""
     torch.manual_seed(0)
     model, start = net.make(), time.monotonic()
-    result = probe(model, torch.randn(16, 3, 64, 64) if net.name.startswith("timm") else None, limit=600)
+    result = probe(model, net.batch() if net.batch else None, limit=600)
     seconds = time.monotonic() - start
     severe = result.findings.at_least("warning")
     found = {each.code for each in severe if each.site.startswith(net.at)}
@@ -122,8 +148,12 @@ def row(net: Net) -> tuple[str, bool]:
     numbers = " | ".join(numbers_of(result))
     kind = "bad" if net.codes else "good"
     cells = f"{net.name} | {kind} | {'' if right else '**missed** '}{', '.join(shown)} | {numbers}"
+    outputs = result.measurement.outputs
+    holds = Counter(f"forward {each.agrees}" for each in outputs) + Counter(
+        f"back {each.gradient_agrees}" for each in outputs
+    )
     print(f"| {cells} |  {seconds:.1f} s", flush=True)
-    return f"| {cells} |", right
+    return f"| {cells} |", right, holds
 
 
 def numbers_of(result: Probe) -> list[str]:
@@ -134,25 +164,39 @@ def numbers_of(result: Probe) -> list[str]:
     return [*((f"{chain.signal:.1f}", f"{chain.gradient:.1f}") if chain else ("", "")), logits]
 
 
-def main(words: list[str]) -> int:
-    """Print the table; write it where that is asked for. Return the number of nets that are not as expected."""
-    warnings.simplefilter("ignore")
-    logging.disable(logging.WARNING)
-    makers: list[Callable[[], Iterator[Net]]] = [hand_made, from_libraries, spoiled]
-    wanted = [word for word in words if not word.startswith("--")]
-    nets = [net for make in makers for net in make() if not wanted or any(word in net.name for word in wanted)]
+def table_of(nets: list[Net]) -> str:
+    """The table of some nets, and what it comes to."""
     rows = [row(net) for net in nets]
-    wrong = sum(not right for _, right in rows)
+    wrong = [net.name for net, (_, right, _) in zip(nets, rows, strict=True) if not right]
+    holds = sum((counts for *_, counts in rows), Counter[str]())
     head = ["| start | is | found | ln signal | ln gradient | logits |", "|---|---|---|---|---|---|"]
     good = sum(not net.codes for net in nets)
-    tail = f"\n{len(nets)} starts, {good} good and {len(nets) - good} bad; {wrong} not as expected."
-    table = "\n".join([*head, *(text for text, _ in rows), tail])
+    claims = [
+        f"{holds[f'{way} True']} of {holds[f'{way} True'] + holds[f'{way} False']} {way}" for way in ("forward", "back")
+    ]
+    missed = ", ".join(wrong) or "-"
+    tail = f"{len(nets)} starts, {good} good and {len(nets) - good} bad; {len(wrong)} not as expected: {missed}."
+    tail += f" Predictions that hold: {', '.join(claims)}, of {sum(holds.values()) // 2} outputs."
     print(tail)
-    if "--write" in words:
-        before, _, rest = PAGE.read_text("utf-8").partition(BEGIN)
-        PAGE.write_text(f"{before}{BEGIN}\n{table}\n{END}{rest.partition(END)[2]}", "utf-8")
-    return wrong
+    return "\n".join([*head, *(text for text, *_ in rows), "", tail])
+
+
+def main(words: list[str]) -> None:
+    """Print the tables; write them where that is asked for."""
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    wanted = [word for word in words if not word.startswith("--")]
+    groups = {"measured": [hand_made, of_libraries, spoiled], "unseen": [unseen_nets]}
+    for mark, makers in groups.items():
+        if "--unseen" in words and mark != "unseen":
+            continue
+        nets = [net for make in makers for net in make() if not wanted or any(word in net.name for word in wanted)]
+        table = table_of(nets) if nets else ""
+        if "--write" in words:
+            begin, end = f"<!-- {mark}: begin -->", f"<!-- {mark}: end -->"
+            before, _, rest = PAGE.read_text("utf-8").partition(begin)
+            PAGE.write_text(f"{before}{begin}\n{table}\n{end}{rest.partition(end)[2]}", "utf-8")
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(sys.argv[1:])

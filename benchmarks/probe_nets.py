@@ -209,13 +209,15 @@ def loud_head() -> nn.Module:
 class Net(NamedTuple):
     """A start: how it is made, and the codes of which one at least is to be found; none of a good one.
 
-    ``at`` is the module, or the beginning of its name, at which it is to be found.
+    ``at`` is the module, or the beginning of its name, at which it is to be found; ``batch`` makes inputs, where the
+    probe is not to make them itself.
     """
 
     name: str
     make: Callable[[], nn.Module]
     codes: str = ""
     at: str = ""
+    batch: Callable[[], Tensor] | None = None
 
 
 def hand_made() -> Iterator[Net]:

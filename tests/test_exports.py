@@ -27,7 +27,7 @@ NAMESPACES = {
         Report ReportError Roles Rule RunError Shape TorchinitError TruncNormal Uniform Within Xavier Zeros
         assert_healthy assert_initialized assert_meta_parity capture coord_check fingerprint gain initialize lint
         load_recipe lock
-        materialize open_checkpoint plan preserves probe roles seeded show_log sites verify_replicas""",
+        lsuv materialize open_checkpoint plan preserves probe roles seeded show_log sites verify_replicas""",
     "torchinit.checkpoints": """
         Checkpoint Info Limits Loaded Pretrained RefusedPickleError fetch member_of open_checkpoint
         register_source""",
@@ -59,8 +59,8 @@ NAMESPACES = {
     "torchinit.pages": "Distribution Figure Page Panel Section Series",
     "torchinit.plans": "Change Diff Fingerprint Plan Record Report Skipped Step local_shards make_plan run",
     "torchinit.probing": """
-        CoordCheck CoordinateSlope Measurement OutputDistance PROBE_CHECKS Preservation Probe assert_flat
-        assert_healthy coord_check preserves probe""",
+        CoordCheck CoordinateSlope Lsuv LsuvLayer Measurement OutputDistance PROBE_CHECKS Preservation Probe assert_flat
+        assert_healthy coord_check lsuv predict preserves probe""",
     "torchinit.recipes": "INITIALIZERS RecipeLike decode_recipe load_recipe recipe_to_data schemes",
     "torchinit.rules": """
         All AnyOf Block Dtype Is Kinds Layer Leaf Name Not Recipe Regex Roles Rule SELECTORS Selector Shape Within""",

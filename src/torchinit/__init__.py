@@ -54,6 +54,7 @@ __all__ = [
     "lint",
     "load_recipe",
     "lock",
+    "lsuv",
     "materialize",
     "open_checkpoint",
     "plan",
@@ -139,6 +140,7 @@ if TYPE_CHECKING:
     from torchinit.plans import Plan, Report
     from torchinit.plans.fingerprint import fingerprint
     from torchinit.probing.coordinates import coord_check
+    from torchinit.probing.lsuv import lsuv
     from torchinit.probing.preserves import preserves
     from torchinit.probing.probe import assert_healthy, probe
     from torchinit.recipes import load_recipe
@@ -170,6 +172,7 @@ else:
         "plans": "Plan Report",
         "plans.fingerprint": "fingerprint",
         "probing.coordinates": "coord_check",
+        "probing.lsuv": "lsuv",
         "probing.preserves": "preserves",
         "probing.probe": "assert_healthy probe",
         "recipes": "load_recipe",

@@ -108,6 +108,7 @@ CASES: list[tuple[str, str, Measurement]] = [
     ("TI808", "error attn", replace(QUIET, attentions=(Attention("attn", 30.0, 0.1, 0.9),))),
     ("TI809", "warning rnn", steps(math.exp(-15))),
     ("TI809", "error rnn", steps(0.0)),
+    ("TI809", "warning rnn", steps(math.exp(5))),
     ("TI809", "error rnn", steps(math.exp(10))),
     ("TI810", "warning", logits(6.0)),
     ("TI810", "error", logits(15.0)),
@@ -199,7 +200,7 @@ def test_a_check_tells_about_itself_and_stands_on_the_page(code: str) -> None:
     "name",
     ["MLP 30 ReLU, torch's own", "MLP 30 ReLU, Kaiming", "MLP 10 sigmoid, torch's own", "MLP 6, a dead layer",
      "MLP 6, constant 0.01", "MLP 4, head N(0, 1)", "pre-LN 6, last gain 0 and head 0",
-     "RNN, last of 50 steps, torch's own", "SIREN", "SIREN, torch's hidden layers"],
+     "RNN, last of 50 steps, torch's own", "RNN, recurrent weights times 3", "SIREN", "SIREN, torch's hidden layers"],
 )  # fmt: skip
 def test_known_starts_are_told_apart(name: str) -> None:
     net = next(net for net in nets.hand_made() if net.name == name)

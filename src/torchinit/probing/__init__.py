@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torchinit.probing.checks import PROBE_CHECKS
 from torchinit.probing.coordinates import assert_flat, coord_check
+from torchinit.probing.lsuv import Lsuv, LsuvLayer, lsuv
 from torchinit.probing.measurement import Measurement
-from torchinit.probing.preserves import OutputDistance, Preservation, preserves
 from torchinit.probing.prediction import predict
+from torchinit.probing.preserves import OutputDistance, Preservation, preserves
 from torchinit.probing.probe import assert_healthy, probe
 from torchinit.probing.result import Probe
 from torchinit.probing.slopes import CoordCheck, CoordinateSlope
@@ -14,6 +15,8 @@ from torchinit.probing.slopes import CoordCheck, CoordinateSlope
 __all__ = [
     "CoordCheck",
     "CoordinateSlope",
+    "Lsuv",
+    "LsuvLayer",
     "Measurement",
     "OutputDistance",
     "PROBE_CHECKS",
@@ -22,7 +25,8 @@ __all__ = [
     "assert_flat",
     "assert_healthy",
     "coord_check",
-    "preserves",
+    "lsuv",
     "predict",
+    "preserves",
     "probe",
 ]

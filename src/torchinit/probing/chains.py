@@ -29,7 +29,7 @@ def chains_among(model: nn.Module, outputs: Sequence[Output]) -> tuple[SignalCha
     towers: dict[str, list[Output]] = defaultdict(list)
     for output in outputs:
         if output.module in names:
-            towers[_tower(output.module)].append(output)
+            towers[tower_of(output.module)].append(output)
     long = [SignalChain("blocks", tuple(_each_once(tower))) for tower in towers.values() if len(tower) > 1]
     if long:
         return tuple(long)
@@ -65,13 +65,13 @@ def blocks_of(model: nn.Module) -> set[str]:
 
 def _at_level(name: str, found: Iterable[str]) -> str:
     """The block that stands where most of its tower do: of one of an odd class a part was found, not itself."""
-    levels = Counter(fold_numbers(other) for other in found if _tower(other) == _tower(name))
+    levels = Counter(fold_numbers(other) for other in found if tower_of(other) == tower_of(name))
     usual = levels.most_common(1)[0][0]
     is_part = fold_numbers(name).startswith(f"{usual}.")
     return ".".join(name.split(".")[: usual.count(".") + 1]) if is_part else name
 
 
-def _tower(name: str) -> str:
+def tower_of(name: str) -> str:
     """The name before the first number: that of the encoder's blocks, or the decoder's."""
     return re.split(r"\d", name, maxsplit=1)[0]
 

@@ -35,6 +35,7 @@ class Operations:
         activated: Callable[[str], None],
         seen: Callable[[Any, tuple[Any, ...], dict[str, Any], Any], None],
     ) -> None:
+        self.paused: bool = False  # while somebody measures, whose own operations are none of the model's
         self._inside = inside
         self._activated = activated
         self._seen = seen
@@ -47,7 +48,7 @@ class Operations:
 
     def _carry_out(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = func(*args, **kwargs)
-        if getattr(func, "namespace", "") == "aten":
+        if not self.paused and getattr(func, "namespace", "") == "aten":
             self._seen(func, args, kwargs, result)
             name = func.overloadpacket.__name__
             base = name.rstrip("_")

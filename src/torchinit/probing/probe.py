@@ -72,7 +72,7 @@ def probe(
     >>> probe(model, recipe=entries).findings.errors
     ()
     """
-    _check(model, seed)
+    check_subject(model, seed)
     settings = Settings(optimizer, lr, steps, dtype, time.monotonic() + limit)
     start = _Start(model, batch, loss, recipe, seed, prior, settings, limit)
     runs = [start.measure(0)]
@@ -130,18 +130,9 @@ class _Start:
             return measure(model, inputs, objectives, self.settings)
 
     def _inputs(self, model: nn.Module, number: int) -> Inputs:
-        if self.batch is None:
-            seed = self.seed + (0 if self.copies else number)
-            return made(model, seed, self.limit, lambda inputs: raised(model, inputs))
-        batch = self.batch
-        if callable(batch) and not isinstance(batch, Mapping):
-            try:
-                batch = batch()
-            except Exception as error:
-                raise ProbeError(f"the function that makes the batch raised {type(error).__name__}: {error}") from error
-        inputs = given(model, batch)
-        is_new = number == 0 or self.copies or callable(self.batch)
-        return inputs if is_new else inputs.part(number - 1, 2)
+        is_fresh = self.copies or self.batch is None or callable(self.batch)
+        inputs = inputs_of(model, self.batch, self.seed + (0 if self.copies else number), self.limit)
+        return inputs if is_fresh or not number else inputs.part(number - 1, 2)
 
     def _filled(self, seed: int) -> nn.Module:
         """A copy of the model with the values of the recipe, or on the meta device with those of its own rules."""
@@ -158,7 +149,19 @@ class _Start:
         return model
 
 
-def _check(model: object, seed: object) -> None:
+def inputs_of(model: nn.Module, batch: Any, seed: int, limit: float) -> Inputs:
+    """What a model is run on: the batch, what a function gives for it, or one that is made."""
+    if batch is None:
+        return made(model, seed, limit, lambda inputs: raised(model, inputs))
+    if callable(batch) and not isinstance(batch, Mapping):
+        try:
+            batch = batch()
+        except Exception as error:
+            raise ProbeError(f"the function that makes the batch raised {type(error).__name__}: {error}") from error
+    return given(model, batch)
+
+
+def check_subject(model: object, seed: object) -> None:
     """Raise TypeError or ProbeError for what cannot be probed."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"probe takes a torch.nn.Module, but got {with_article(type(model).__name__)}")
@@ -168,5 +171,5 @@ def _check(model: object, seed: object) -> None:
         raise ProbeError(f"{type(model).__name__} has no forward, so it cannot be run")
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise TypeError(f"seed is a whole number, but got {seed!r}")
-    if not any(True for _ in model.parameters()):
+    if next(model.parameters(), None) is None:
         raise ProbeError(f"{type(model).__name__} has no parameters, so it has no start to judge")

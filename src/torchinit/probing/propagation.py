@@ -250,6 +250,9 @@ _NORMS: Final = [
     "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "_native_batch_norm_legit",
     "_batch_norm_with_update", "native_layer_norm", "native_group_norm", "_fused_rms_norm",
 ]  # fmt: skip
+KEEPS: Final = frozenset([*_MOVES, *_FUNCTIONS, "mul", "div"])
+"""Operations whose result is a tensor over again, moved, scaled or bent."""
+
 RULES: Final[dict[str, Rule]] = {
     **dict.fromkeys(_MOVES, moved), **dict.fromkeys(_FUNCTIONS, _activation), **dict.fromkeys(_NORMS, _norm),
     **dict.fromkeys(("addmm", "mm", "bmm", "mv"), _matrix), "convolution": _convolution, "embedding": _lookup,

@@ -101,7 +101,9 @@ class PassRecorder:
                 self._inside.pop()
             tensor = first_floating(output)
             if tensor is not None:
+                self.operations.paused = True
                 self._record(name, module, tensor)
+                self.operations.paused = False
 
         return hook
 

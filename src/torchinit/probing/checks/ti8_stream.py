@@ -100,14 +100,14 @@ def gradient_over_time(measured: Measurement) -> Iterator[Reading]:
     """The gradient does not reach the first time steps of a recurrent layer, or explodes on the way there.
 
     Read off where the loss takes the last step alone: the gradient of the input at the first step in parts of that at
-    the last. A warning from exp(-10) on, an error from exp(-20) or exp(9). LSTMs as torch starts them forget a hundred
-    steps (ln -42); with a forget bias of 1 they do not.
+    the last. A warning from exp(-10) or exp(4) on, an error from exp(-20) or exp(9). LSTMs as torch starts them forget
+    a hundred steps (ln -42); with a forget bias of 1 they do not.
     """
     for steps in measured.time_steps:
         first, last = steps.gradients[0], steps.gradients[-1]
         if last > 0:
             ratio = math.log(first / last) if first > 0 else -math.inf
-            value = -ratio if ratio < 0 else ratio * 20 / 9
+            value = -ratio if ratio < 0 else 2 + 2 * ratio  # growth has TI804's bounds: 4 and 9 are 10 and 20
             text = f"of the gradient at the last of {len(steps.gradients)} time steps {_share(ratio)} reaches the first"
             yield Reading(steps.module, value, text)
 
