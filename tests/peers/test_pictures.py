@@ -26,6 +26,7 @@ def test_a_picture_is_up_to_date(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert words(shown) == words(printed), f"./dev pictures {name} makes docs/pictures/{name}.svg anew"
 
 
+@pytest.mark.slow("GPT-2 is run forward and back")
 @pytest.mark.parametrize("name", PICTURES.FIGURES)
 def test_a_figure_is_up_to_date(name: str) -> None:
     def told(svg: str) -> list[str]:
