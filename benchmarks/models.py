@@ -22,9 +22,20 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from benchmarks.networks import gpt2, init_gpt2, init_resnet, llama, resnet50
+from benchmarks.networks import (
+    gpt2,
+    init_gpt2,
+    init_resnet,
+    init_transformer,
+    llama,
+    mixture,
+    mlp,
+    resnet18,
+    resnet50,
+    vit_tiny,
+)
 from benchmarks.timing import Spread, spread
-from torchinit import Layer, Normal, Rule, TruncNormal, initialize
+from torchinit import Layer, Leaf, Normal, Ones, Rule, TruncNormal, Zeros, initialize
 from torchinit.recipes import RecipeLike
 
 STD = 0.02
@@ -64,7 +75,16 @@ def _llama(what: str, fill: Normal | TruncNormal, init: Callable[..., object], r
 
 
 _cut = partial(nn.init.trunc_normal_, std=STD)
+_transformer = (
+    Rule((Layer("Linear") | Layer("Embedding")) & Leaf("weight"), Normal(std=STD)),
+    Rule(Layer("LayerNorm") & Leaf("weight"), Ones(), optional=True),
+    Rule(Leaf("bias"), Zeros(), optional=True),
+)
 CASES = [
+    Case("a toy of 4 tensors", mlp, _transformer, init_transformer),
+    Case("ResNet-18", resnet18, "resnet", init_resnet),
+    Case("ViT-tiny", vit_tiny, _transformer, init_transformer),
+    Case("a mixture of 19,649 tensors", mixture, _transformer, init_transformer),
     Case("ResNet-50", resnet50, "resnet", init_resnet),
     Case("GPT-2 small", gpt2, "gpt2", init_gpt2),
     _llama("normal", Normal(std=STD), partial(nn.init.normal_, std=STD)),

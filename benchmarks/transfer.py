@@ -24,11 +24,7 @@ import torchinit
 from benchmarks.transfer_nets import NETS, Encoder, Mlp, Sized
 from torchinit._text import format_table
 from torchinit.pages import Figure, Series
-
-try:
-    from torchinit.pages.drawing import drawn_to_file
-except ImportError:
-    drawn_to_file = None
+from torchinit.pages.drawing import drawn_to_file
 from torchinit.probing import CoordCheck
 from torchinit.transfer import PARAMETRIZATIONS, Transfer
 
@@ -38,7 +34,7 @@ QUICK = "--quick" in sys.argv
 WIDTHS = (64, 256) if QUICK else (64, 256, 1024)
 DEPTHS = (4, 8, 16) if QUICK else (4, 8, 16, 32, 64)
 SWEEP = (64, 128) if QUICK else (64, 128, 256, 512)
-SEEDS = 1 if QUICK else 3
+SEEDS = 1 if QUICK else 2
 
 
 # --- coordinate checks -----------------------------------------------------------------------------------------------
@@ -189,22 +185,27 @@ def trained(
     return mean if math.isfinite(mean) else math.inf
 
 
-def swept(name: str, loss: Callable[..., float], exponents: Sequence[int], seeds: int) -> Iterator[list[str]]:
-    """Yield a row for each width: the losses over the rates, how far the best has moved, what the base's loses."""
+def swept(name: str, loss: Callable[..., float], exponents: Sequence[int], seeds: Sequence[int]) -> Iterator[list[str]]:
+    """Yield a row for each width: the losses over the rates, where the best is, and how far from that of the base.
+
+    ``seeds`` says how many there are at each width. Above the base's width the search goes from the best rate of the
+    last width as far as it has to, so that not all of the grid is measured.
+    """
     lines = {}
     for parametrization in ("standard", "mup"):
-        best = None
-        for width in SWEEP:
-            losses = {
-                power: sum(loss(width, 2.0**power, parametrization, seed) for seed in range(seeds)) / seeds
-                for power in exponents
-            }
-            power = min(losses, key=lambda each: losses[each])
-            best = power if best is None else best
-            cells = [f"{losses[each]:.4f}" + ("*" if each == power else "") for each in exponents]
-            yield [parametrization, str(width), *cells, f"{power - best:+d}", f"{losses[best] - losses[power]:.4f}"]
+        best, start = None, None
+        for width, number in zip(SWEEP, seeds, strict=False):
+
+            def mean(power: int, width: int = width, number: int = number, name: str = parametrization) -> float:
+                return sum(loss(width, 2.0**power, name, seed) for seed in range(number)) / number
+
+            losses = searched(mean, exponents, start)
+            start, place = vertex(losses)
+            best = place if best is None else best
+            cells = [f"{losses[each]:.4f}" if each in losses else "-" for each in exponents]
+            yield [parametrization, str(width), *cells, f"2^{place:.1f}", f"{place - best:+.1f}"]
             print(*cells, flush=True)
-            lines[f"{parametrization} {width}"] = tuple(losses.values())
+            lines[f"{parametrization} {width}"] = tuple(losses.get(each, math.nan) for each in exponents)
     if "--write" in sys.argv:
         FIGURES.mkdir(exist_ok=True)
         rates = tuple(2.0**power for power in exponents)
@@ -215,18 +216,38 @@ def swept(name: str, loss: Callable[..., float], exponents: Sequence[int], seeds
         (FIGURES / f"rates_{name}.svg").write_text(drawn_to_file(figure), "utf-8")
 
 
+def searched(mean: Callable[[int], float], exponents: Sequence[int], start: int | None) -> dict[int, float]:
+    """Return the losses over the grid, or from a start on until the lowest has a neighbour on each side."""
+    losses = {power: mean(power) for power in exponents if start is None or abs(power - start) <= 1}
+    while True:
+        power = min(losses, key=lambda each: losses[each])
+        missing = [each for each in (power - 1, power + 1) if each in exponents and each not in losses]
+        if not missing:
+            return losses
+        losses |= {each: mean(each) for each in missing}
+
+
+def vertex(losses: dict[int, float]) -> tuple[int, float]:
+    """Return the power of the lowest loss, and that of the parabola through it and its neighbours."""
+    power = min(losses, key=lambda each: losses[each])
+    if power - 1 not in losses or power + 1 not in losses:
+        return power, float(power)
+    left, middle, right = losses[power - 1], losses[power], losses[power + 1]
+    return power, power + (left - right) / (2 * (left - 2 * middle + right))
+
+
 COORDINATES = ["net", "parametrization", "flat", "undecided", "wrong", "steepest"]
 RATES = ["parametrization", "width"]
 PARTS: dict[str, tuple[list[str], Callable[[], Iterator[list[str]]]]] = {
     "width": (COORDINATES, over_width),
     "depth": (COORDINATES, over_depth),
     "digits": (
-        [*RATES, *(f"2^{power}" for power in range(-9, -3)), "moves", "lost"],
-        lambda: swept("digits", digits_loss, range(-9, -3), SEEDS),
+        [*RATES, *(f"2^{power}" for power in range(-9, -2)), "best", "moves"],
+        lambda: swept("digits", digits_loss, range(-9, -2), [SEEDS] * 4),
     ),
     "text": (
-        [*RATES, *(f"2^{power}" for power in range(-9, -3)), "moves", "lost"],
-        lambda: swept("text", text_loss, range(-9, -3), 1),
+        [*RATES, *(f"2^{power}" for power in range(-9, -3)), "best", "moves"],
+        lambda: swept("text", text_loss, range(-9, -3), (2, 2, 1, 1)),
     ),
 }
 

@@ -100,8 +100,8 @@ def llama(width: int, depth: int = 2) -> nn.Module:
 
 
 def ids() -> Tensor:
-    """Return eight sequences of 32 random tokens."""
-    return torch.randint(TOKENS, (8, 32), generator=torch.Generator().manual_seed(0))
+    """Return four sequences of 16 random tokens."""
+    return torch.randint(TOKENS, (4, 16), generator=torch.Generator().manual_seed(0))
 
 
 def labelled() -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Pictures: what torchinit prints, run for real and drawn as a terminal shows it; one SVG a picture, in docs/pictures.
+"""Pictures: what torchinit prints and draws, run for real; one SVG each, in docs/pictures.
 
     ./dev pictures          # makes them all anew, in the environment of the peers, which has transformers
 
@@ -12,8 +12,11 @@ import io
 import re
 import shlex
 import sys
+import textwrap
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import cache
 from html import escape, unescape
 from pathlib import Path
 
@@ -21,7 +24,11 @@ import torch
 from torch import nn
 
 import torchinit
+from torchinit import noise
 from torchinit.cli import main
+from torchinit.pages import Page, drawing
+from torchinit.probing import Probe
+from torchinit.probing.page import page_of
 
 FOLDER = Path(__file__).parent / "pictures"
 ROOT = FOLDER.parents[1]
@@ -160,6 +167,105 @@ def command(line: str) -> str:
     return f"$ {line}\n{out.getvalue()}"
 
 
+def probe() -> str:
+    """Return the verdict on a deep net whose signal vanishes."""
+    lines = command("torchinit probe docs/pictures.py:vanishing --batch docs/pictures.py:vectors").split("\n")
+    return "\n".join(textwrap.fill(line, 110, subsequent_indent="    ") if len(line) > 110 else line for line in lines)
+
+
+# --- what is drawn ---------------------------------------------------------------------------------------------------
+
+
+def vanishing(std: float = 0.02) -> nn.Module:
+    """Return thirty layers with ReLU, of N(0, 0.02)."""
+    layers = [layer for _ in range(30) for layer in (nn.Linear(64, 64), nn.ReLU())]
+    model = nn.Sequential(*layers, nn.Linear(64, 10))
+    for layer in model[::2]:
+        nn.init.normal_(layer.weight, std=std)
+        nn.init.zeros_(layer.bias)
+    return model
+
+
+def vectors() -> torch.Tensor:
+    """Return inputs for it."""
+    return torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+
+
+@cache
+def gpt2_page() -> Page:
+    """Return the page of GPT-2's start, beside one of N(0, 1) tables and N(0, 0.08) matrices."""
+    ids = torch.randint(50257, (4, 64), generator=torch.Generator().manual_seed(0))
+    loud = [("Conv1D", 0.08), ("Embedding", 1.0)]
+    other: list[dict[str, object]] = [{"type": "Normal", "std": std, "layer": layer} for layer, std in loud]
+    other.append({"type": "Neutral", "layer": "LayerNorm"})
+
+    def probed(recipe: object, name: str) -> Probe:
+        made = torchinit.probe(gpt2("cpu"), {"input_ids": ids}, recipe=recipe, limit=600)
+        return replace(made, start=made.start and replace(made.start, recipe=name))
+
+    return page_of(probed(ROOT / "examples/gpt2.toml", "gpt2.toml"), probed(other, "N(0, 1) tables"))
+
+
+def by_depth(page: Page) -> str:
+    """Return a page's first two figures side by side, below its verdict."""
+    parts = [(figure.title, figure.caption, drawing.draw(figure)) for figure in page.panels[0].figures[:2]]
+    return side_by_side(parts, (drawing.WIDTH, drawing.HEIGHT), page.subject, page.verdict)
+
+
+def probe_gpt2() -> str:
+    """Return the signal and the gradient of two starts of GPT-2."""
+    return by_depth(gpt2_page())
+
+
+def probe_deep() -> str:
+    """Return those of a net whose signal vanishes, beside its remedy."""
+    with noise.seeded_generators(0):
+        model = vanishing()
+    mended = torchinit.probe(model, vectors(), recipe=[{"type": "Kaiming", "mode": "fan_in", "layer": "Linear"}])
+    mended = replace(mended, start=mended.start and replace(mended.start, recipe="Kaiming"))
+    return by_depth(page_of(torchinit.probe(model, vectors()), mended))
+
+
+def weights() -> str:
+    """Return the histograms of GPT-2's weights, each with the density that was planned."""
+    several = gpt2_page().distributions
+    ranges = drawing.common_range(several)
+    drawn = (drawing.draw_distribution(each, *ranges[each.title]) for each in several)
+    names = (each.title.removeprefix("transformer.") for each in several)
+    parts = [*zip(names, (each.caption for each in several), drawn, strict=True)]
+    return side_by_side(parts, drawing.SMALL, "GPT-2 small: weights as drawn, against the plan", columns=3)
+
+
+def coordinates() -> str:
+    """Return how what five steps change goes with the width, in the usual parametrization."""
+
+    def make(width: int) -> nn.Module:
+        layers = [nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10)]
+        for layer in layers[::2]:
+            nn.init.normal_(layer.weight, std=(2 / layer.in_features) ** 0.5)
+        nn.init.zeros_(layers[-1].weight)
+        return nn.Sequential(*layers)
+
+    return torchinit.coord_check(make, widths=(64, 128, 256, 512, 1024), lr=3e-3).to_svg()
+
+
+def side_by_side(
+    parts: Sequence[tuple[str, str, str]], size: tuple[int, int], title: str, caption: str = "", columns: int = 2
+) -> str:
+    """Return drawings, each below its title and caption, as one that is below a title of its own."""
+    wide, tall = max(size[0], 230) + 24, size[1] + 56
+    inner = []
+    for at, (name, below, svg) in enumerate(parts):
+        x, y = at % columns * wide, at // columns * tall
+        inner.append(f'<text class="title" x="{x + 8}" y="{y + 24}">{escape(name)}</text>')
+        inner.append(f'<text x="{x + 8}" y="{y + 42}">{escape(below)}</text>')
+        place = f'<svg x="{x + 8}" y="{y + 50}" width="{size[0]}" height="{size[1]}" '
+        inner.append(svg.replace("<svg ", place, 1))
+    height = -(-len(parts) // columns) * tall
+    box = f'<svg viewBox="0 0 {columns * wide} {height}">{"".join(inner)}</svg>'
+    return drawing.standalone(box, columns * wide, height, title, caption)
+
+
 PICTURES: dict[str, tuple[Callable[[], str], str]] = {
     "gpt2": (plan_and_report, "GPT-2 small"),
     "plan": (plan, "A plan"),
@@ -167,11 +273,18 @@ PICTURES: dict[str, tuple[Callable[[], str], str]] = {
     "diff": (diff, "Two recipes compared"),
     "check": (check, "What is wrong with a start"),
     "trace": (trace, "What other people's code writes"),
+    "probe": (probe, "Is this start any good?"),
+}
+FIGURES: dict[str, Callable[[], str]] = {
+    "probe_gpt2": probe_gpt2,
+    "probe_deep": probe_deep,
+    "weights": weights,
+    "coordinates": coordinates,
 }
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")  # of the libraries that are shown
-    for name in sys.argv[1:] or PICTURES:
-        make, title = PICTURES[name]
+    for name in sys.argv[1:] or [*PICTURES, *FIGURES]:
         FOLDER.mkdir(exist_ok=True)
-        (FOLDER / f"{name}.svg").write_text(drawn(make(), title), "utf-8")
+        svg = FIGURES[name]() if name in FIGURES else drawn(PICTURES[name][0](), PICTURES[name][1])
+        (FOLDER / f"{name}.svg").write_text(svg, "utf-8")

@@ -57,8 +57,8 @@ names of layers, for a model whose roles are not known. Numbers as text are
 `online`) are data of one's own. Every line of this page is run by the tests and compared with SciPy's distributions,
 with torch, or with the formula written as a loop.
 
-What has no line says why. Most of that needs a batch, while a plan is made from names and shapes alone. Values that such
-code has made can be loaded, and
+What has no line says why. Most of that needs a batch, while a plan is made from names and shapes alone. Values that
+such code has made can be loaded, and
 [a function of a tensor](recipes.md) or [an initializer of one's own](../guides/extending.md) writes what none of
 these does.
 """

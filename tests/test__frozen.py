@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
+from collections.abc import Callable
 from dataclasses import FrozenInstanceError, dataclass, field, fields, replace
 
 import pytest
 
-from torchinit._frozen import quickly_made
+from torchinit._frozen import Postponable, quickly_made
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,3 +113,51 @@ def test_refuses_default_factories() -> None:
 
     with pytest.raises(TypeError, match="Listed has a default factory, which quickly_made does not know"):
         quickly_made(Listed)
+
+
+@dataclass(frozen=True, slots=True)
+class Report(Postponable):
+    a: int
+    rows: tuple[int, ...] = ()
+
+
+def late(made: list[str]) -> Report:
+    def rows() -> tuple[int, ...]:
+        made.append("rows")
+        return (1, 2)
+
+    return Report(1, (7,)).postponed("rows", rows)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda report: report.rows == (1, 2),
+        lambda report: report == Report(1, (1, 2)),
+        lambda report: hash(report) == hash(Report(1, (1, 2))),
+        lambda report: repr(report) == "Report(a=1, rows=(1, 2))",
+        lambda report: replace(report, a=2) == Report(2, (1, 2)),
+        lambda report: pickle.loads(pickle.dumps(report)) == Report(1, (1, 2)),
+        lambda report: copy.deepcopy(report) == Report(1, (1, 2)),
+        lambda report: copy.copy(report).rows == (1, 2),
+    ],
+)
+def test_what_is_postponed_is_made_once_by_whoever_reads_it(read: Callable[[Report], bool]) -> None:
+    made: list[str] = []
+    report = late(made)
+    assert (report.a, made) == (1, [])
+    assert read(report)
+    assert read(report)
+    assert made == ["rows"]
+
+
+def test_what_is_postponed_stays_so_in_changed_ones_and_is_shared() -> None:
+    made: list[str] = []
+    report = late(made)
+    other, told = report.updated(a=3), report.updated(rows=(5,))
+    assert (other.a, told.rows, made) == (3, (5,), [])
+    assert (other.rows, report.rows, made) == ((1, 2), (1, 2), ["rows"])
+    with pytest.raises(FrozenInstanceError):
+        other.rows = ()  # type: ignore[misc]
+    with pytest.raises(AttributeError, match="'Report' object has no attribute 'columns'"):
+        other.columns  # type: ignore[attr-defined]  # noqa: B018

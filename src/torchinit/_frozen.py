@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import MISSING, fields, replace
-from functools import update_wrapper
-from typing import Any, TypeVar
+from functools import cache, update_wrapper
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch.compiler import is_dynamo_compiling
 
@@ -70,4 +71,53 @@ def quickly_made(cls: _Class) -> _Class:
 def changed(instance: _Instance, **changes: object) -> _Instance:
     """The same as ``dataclasses.replace`` for an object that is quickly made; AttributeError for an unknown field."""
     made: _Instance = instance.__replace__(**changes)  # type: ignore[attr-defined]  # quickly_made defines it
+    return made
+
+
+class Postponable:
+    """A frozen dataclass with slots, one of whose fields may be made when somebody first reads it.
+
+    >>> from dataclasses import dataclass
+    >>> @dataclass(frozen=True, slots=True)
+    ... class Square(Postponable):
+    ...     side: float
+    ...     corners: tuple[float, ...] = ()
+    >>> square = Square(2.0).postponed("corners", lambda: print("made") or (0.0, 2.0))
+    >>> square
+    made
+    Square(side=2.0, corners=(0.0, 2.0))
+    """
+
+    # A slot that is empty is looked for here, by Python itself; so equality, pickling and all else that reads the field
+    # makes it, and nothing can tell afterwards that it was ever missing. What makes it may hold on to nothing that
+    # can change.
+    __slots__ = ("_makers",)
+
+    def postponed(self: _Instance, name: str, make: Callable[[], object]) -> _Instance:
+        """The same with a field that ``make`` gives, called once."""
+        return _with_makers(self, {name: cache(make)}, {})
+
+    def updated(self: _Instance, **changes: object) -> _Instance:
+        """The same as ``dataclasses.replace``, but that what is postponed stays so."""
+        return _with_makers(self, getattr(self, "_makers", {}), changes)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> object:  # which type checkers would take for any attribute
+            makers = {} if name == "_makers" else getattr(self, "_makers", {})
+            if name not in makers:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            object.__setattr__(self, name, makers[name]())
+            object.__setattr__(self, "_makers", {other: make for other, make in makers.items() if other != name})
+            return object.__getattribute__(self, name)
+
+
+def _with_makers(old: _Instance, makers: dict[str, Callable[[], object]], changes: dict[str, object]) -> _Instance:
+    made = object.__new__(type(old))
+    makers = {name: make for name, make in makers.items() if name not in changes}
+    object.__setattr__(made, "_makers", makers)
+    for field in fields(old):  # type: ignore[arg-type]  # a dataclass
+        if field.name not in makers:
+            value = changes[field.name] if field.name in changes else getattr(old, field.name)
+            object.__setattr__(made, field.name, value)
     return made

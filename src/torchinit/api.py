@@ -176,7 +176,7 @@ def _draft_among(
     guard = nullcontext() if any(is_verbatim(rule.init) for rule in rules) else collector_paused()
     with plain_thread(), guard:
         choice = Choice() if only is None else choose(only, group_sites(held))
-        known = _sites_among(model, held)
+        known: Sequence[Site] = _sites_among(model, held)
         if asks_for_roles(rules):
             known = with_roles(model, known, held)
         if asks_for_exits(rules):
@@ -268,14 +268,24 @@ def initialize(
         options = {"fingerprint": fingerprint, "verify": verify}
         report = initialize_together(root, ready, write, noise, options) or write(ready())
         facts: dict[str, Any] = {"trainable": trainable, "under": under, "inside": inside}
-        return _finished(report, root, held, fingerprint and origin_of("initialize", plans[-1], noise, recipe, **facts))
+        written = frozenset(view.name for step in plans[-1].steps for view in (step.site, *step.site.aliases))
+        origin = fingerprint and origin_of("initialize", plans[-1], noise, recipe, **facts)
+        return _finished(report, root, held, written, origin)
 
 
-def _finished(report: Report, model: nn.Module, held: Iterable[HeldTensor], origin: Origin | Literal[False]) -> Report:
-    """The report with the findings that only the model itself shows; with an origin, its fingerprint and that."""
-    written = frozenset(name for record in report for name in (record.name, *record.aliases))
-    report = replace(report, unfilled=unfilled_among(held, written))
-    return replace(report, fingerprint=fingerprint_of(model), origin=origin) if origin else report
+def _finished(
+    report: Report,
+    model: nn.Module,
+    held: Iterable[HeldTensor],
+    written: frozenset[str],
+    origin: Origin | Literal[False],
+) -> Report:
+    """The report with the findings that only the model itself shows; with an origin, its fingerprint and that.
+
+    ``written`` are all names of what was.
+    """
+    report = report.updated(unfilled=unfilled_among(held, written))
+    return report.updated(fingerprint=fingerprint_of(model), origin=origin) if origin else report
 
 
 def _checked(
@@ -286,6 +296,8 @@ def _checked(
         if reach.is_low:
             _log.warning("%s", reach.summary())
     drafted.check(complete=complete, strict=strict)
+    if parts := [f"{skip.site.name} {skip.site.lack}" for skip in drafted.skipped if skip.site.is_partitioned]:
+        raise PlanError(f"{count(len(parts), 'problem')} in the plan; nothing was written", parts)
     hints = [hint for _, hint in drafted.unused]
     # A bare dict is an entry of a recipe. Where it could be an init_cfg and MMEngine would write other values, the user
     # hears of it. To choose the dialect by the shape of the data was tried: an added default then changed the values.
@@ -295,8 +307,13 @@ def _checked(
             f" {abbreviate(others)}."
             " If one is meant, call torchinit.mmengine.initialize"
         )
-    marked = {entry.name for entry in held if any(map(is_loaded, entry.sources))}
-    if lost := [step.site.name for step in drafted if step.site.name in marked and not is_verbatim(step.rule.init)]:
+    marked = {
+        entry.name
+        for entry in held
+        if (any(map(is_loaded, entry.sources)) if entry.computed_as else is_loaded(entry.tensor))
+    }
+    writers = drafted.steps if marked else ()
+    if lost := [step.site.name for step in writers if step.site.name in marked and not is_verbatim(step.rule.init)]:
         loss = f"{count(len(lost), 'tensor')} that transformers has loaded will be written over: {abbreviate(lost)}"
         if is_within(*LOADING):
             raise PlanError(
@@ -403,4 +420,5 @@ def materialize(
         report = Materialization(root, ready, noise, device, group, verify, stats, with_memory, told, leave).carry_out()
         facts: dict[str, Any] = {"trainable": trainable, "under": under, "inside": inside}
         origin = fingerprint and origin_of("own" if own else "materialize", plans[-1], noise, recipe, **facts)
-        return _finished(report, root, walk_tensors(root), origin)
+        written = frozenset(name for record in report for name in (record.name, *record.aliases))
+        return _finished(report, root, walk_tensors(root), written, origin)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+import torchinit
 from torchinit import (
     CheckpointError,
     Name,
@@ -31,6 +32,7 @@ from torchinit import (
 )
 from torchinit.checkpoints.depth import _chosen, stacks_of
 from torchinit.model.sites import sites
+from torchinit.plans import make_plan
 from torchinit.recipes import decode_recipe
 
 WIDTH = 16
@@ -264,7 +266,7 @@ def test_after_prefix_and_renames(tmp_path: Path) -> None:
         ]
     }  # fmt: skip
     made = plan(new, recipe, strict=True)
-    assert made["layers.1.linear1.weight"].fill.keys == ("model.h.3.linear1.weight",)
+    assert str(made["layers.1.linear1.weight"].fill).startswith("model.h.3.linear1.weight of ")
     again = Plan.from_json(made.to_json())
     assert [str(step.fill) for step in again] == [str(step.fill) for step in made]
     assert again.loads == made.loads
@@ -273,9 +275,11 @@ def test_after_prefix_and_renames(tmp_path: Path) -> None:
 
 
 def test_a_recipe_and_back() -> None:
-    for layers in ([0, "new"], "even", {"encoder.**": "first", "decoder": [0]}):
+    choices: list[Any] = [[0, "new"], "even", {"encoder.**": "first", "decoder": [0]}]
+    for layers in choices:
         data = {"rules": [{"type": "Pretrained", "name": "**", "checkpoint": "x.pth", "layers": layers}]}
         (rule,) = decode_recipe(json.loads(json.dumps(data)))
+        assert isinstance(rule.init, Pretrained)
         assert rule.init.layers == (
             tuple(layers) if isinstance(layers, list) else Pretrained("x", layers=layers).layers
         )
@@ -284,3 +288,15 @@ def test_a_recipe_and_back() -> None:
 def test_a_file_without_such_blocks_is_told_as_before() -> None:
     with pytest.raises(CheckpointError, match=r"0 of 24 tensors match"):
         taken(encoder(2), "first", nn.Linear(2, 2))
+
+
+def test_sites_alone_have_the_word_of_their_roles() -> None:
+    """Where there is no model, no block can be run: it is what `torchinit check` looks at."""
+    known = torchinit.sites(encoder(3, first=False))
+    made = make_plan(known, [Rule(Name("**"), Pretrained(encoder(2), layers="identity"))])
+    assert str(made["layers.2.linear2.weight"].fill) == "Constant(0)"
+
+
+def test_tensors_without_names_have_no_blocks() -> None:
+    with pytest.raises(ValueError, match=r"order='parameters' is for tensors without names: .*no layers"):
+        Pretrained({"weight": torch.ones(1)}, order="parameters", layers=[0])

@@ -96,7 +96,7 @@ def test_what_does_not_agree_is_refused(tmp_path: Path) -> None:
 def test_names_are_not_passed_over() -> None:
     with pytest.raises(CheckpointError, match=r"its tensors have names, so order='parameters' is not for them"):
         initialize(Model(), rules({"model": dict(Model().state_dict())}, part="model"))
-    with pytest.raises(ValueError, match=r"takes no prefix and no rename"):
+    with pytest.raises(ValueError, match=r"without names: no prefix, no rename, no layers"):
         Pretrained("a.pth", order="parameters", prefix="net")
     with pytest.raises(ValueError, match=r"order must be"):
         Pretrained("a.pth", order="alphabet")  # type: ignore[arg-type]

@@ -20,8 +20,8 @@ from tests.distributed.layouts import RULES, Text, layouts, sharded, whole
 from tests.processes import on_ranks, results
 from torchinit import Name, Pretrained, Rule, fingerprint, initialize, materialize
 from torchinit.checkpoints.adapters import Adapter, Fuse, Rows, Stack, Transpose
+from torchinit.checkpoints.fits import last_match
 from torchinit.checkpoints.formats.base import Checkpoint
-from torchinit.checkpoints.pretrained import last_match
 from torchinit.checkpoints.tensor_fill import Loaded
 from torchinit.model.dtensor import local_part
 

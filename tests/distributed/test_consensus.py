@@ -17,6 +17,8 @@ from tests.processes import on_ranks, results
 from tests.ranks import fake_rank
 from torchinit import Name, Normal, Pretrained, Rule, Uniform, initialize, materialize, seeded
 from torchinit.distributed import verify_stages
+from torchinit.mmengine import Sequential
+from torchinit.mmengine import initialize as by_init_cfg
 from torchinit.model.dtensor import local_part
 
 ALL = Rule(Name("**"), Normal())
@@ -64,6 +66,18 @@ def on_meta(mesh: DeviceMesh, recipe: Any = ALL, **options: Any) -> tuple[str, b
     return "nothing", False
 
 
+def by_mmengine(mesh: DeviceMesh, seed: int, *, of_model: bool) -> tuple[str, bool]:
+    config = {"type": "Normal", "layer": "Linear"}
+    model = Sequential(nn.Linear(6, 8), nn.Linear(8, 4), init_cfg=config)
+    nn.init.zeros_(model[0].weight)
+    before = fully_shard(model, mesh=mesh)[0].weight
+    try:
+        model.init_weights(seed=seed) if of_model else by_init_cfg(model, config, seed=seed)
+    except Exception as error:  # noqa: BLE001  # its kind is what is looked at
+        return f"{type(error).__name__}: {error}", not local_part(before).any()
+    return "nothing", False
+
+
 def fails_on(rank: int) -> Callable[[Tensor], Tensor]:
     def fill(tensor: Tensor) -> Tensor:
         if torch.distributed.get_rank() == rank:
@@ -101,7 +115,9 @@ def scenarios(rank: int, folder: str) -> dict[str, tuple[str, bool]]:
         "alike, by a seed around it": tried_within(net(line), 5),
         "seed": tried(net(line), seed=rank),
         "a seed around it": tried_within(net(line), rank),
-        "no seed on one": tried(net(line), seed=None if rank else 0),
+        "MMEngine's init_weights": f"{ALIKE}\n  the seed is 0 on rank 0, 1 on rank 1",
+    "MMEngine's init_cfg": f"{ALIKE}\n  the seed is 0 on rank 0, 1 on rank 1",
+    "no seed on one": tried(net(line), seed=None if rank else 0),
         "recipe": tried(net(line), Rule(Name("**"), Uniform()) if rank else ALL),
         "a rule more": tried(net(line), ALL if rank else [ALL, Rule(Name("1.bias"), Normal(std=2.0))]),
         "recipe that one cannot read": tried(net(line), ALL if rank else {"rules": [{"type": "Nrmal"}]}),
@@ -120,6 +136,9 @@ def scenarios(rank: int, folder: str) -> dict[str, tuple[str, bool]]:
         "replicas": tried(placed(line, Replicate()), Rule(Name("**"), by_rank)),
         "replicas, not verified": tried(placed(line, Replicate()), Rule(Name("**"), by_rank), verify=False),
         "own plain tensors": tried(nn.ModuleDict({"shared": net(line), f"expert{rank}": nn.Linear(2, 2)})),
+        "MMEngine": by_mmengine(line, 3, of_model=True),
+        "MMEngine's init_weights": by_mmengine(line, rank, of_model=True),
+        "MMEngine's init_cfg": by_mmengine(line, rank, of_model=False),
         "meta, options": on_meta(line, verify=rank == 0),
         "meta, complete": on_meta(line, complete=rank == 0),
         "meta, values": on_meta(line, [ALL, Rule(Name("1.weight"), Pretrained({"1.weight": torch.ones(4, 8) + rank}))]),
@@ -158,7 +177,9 @@ def test_ranks_that_would_differ_hear_of_it_and_write_nothing(ranks: list[dict[s
     assert all(each[what][1] for each in ranks)
 
 
-@pytest.mark.parametrize("what", ["alike", "alike, by a seed around it", "replicas, not verified", "own plain tensors"])
+@pytest.mark.parametrize(
+    "what", ["alike", "alike, by a seed around it", "replicas, not verified", "own plain tensors", "MMEngine"]
+)
 def test_ranks_that_agree(ranks: list[dict[str, Any]], what: str) -> None:
     assert [each[what][0] for each in ranks] == ["nothing"] * WORLD
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def test_two_ranks_have_what_one_process_has(tmp_path: Path) -> None:
     assert results(on_ranks(2, grown, folder, str(tmp_path / "old.safetensors"))) == [[[]] * len(CASES)] * 2
 
 
-def sparse(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+def sparse(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """A file of zeros that takes no room on the disk."""
     head, begin = {}, 0
     for name, shape in shapes.items():

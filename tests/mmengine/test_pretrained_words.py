@@ -48,6 +48,7 @@ def test_a_student_takes_layers(old: tuple[Net, str]) -> None:
     student = Net(depth=2, init_cfg=entry(file, layers=[0, 3]))
     report = student.init_weights()
     assert torch.equal(student.layers[1].linear1.weight, net.layers[3].linear1.weight)  # type: ignore[union-attr, arg-type]
+    assert report is not None
     assert report.loads[0].promise == "none"
     assert not report.loads[0].missing
 
@@ -76,6 +77,7 @@ def test_what_has_no_adapter_and_does_not_fit_is_left_as_in_mmengine(old: tuple[
     report = other.init_weights()
     assert torch.equal(other.stem.weight, net.stem.weight)
     assert torch.equal(other.head.weight, before["weight"])
+    assert report is not None
     assert {name for name, _ in report.loads[0].declined} == {"head.weight", "head.bias"}
 
 

@@ -44,8 +44,8 @@ _USUAL = {
     "layers": "num_hidden_layers",
 }  # fmt: skip
 GPT2 = {"hidden": "n_embd", "inner": "n_inner", "heads": "n_head", "layers": "n_layer"}
-GROUPED = {"num_key_value_heads": 2, "head_dim": 8}
-IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+GROUPED: dict[str, Any] = {"num_key_value_heads": 2, "head_dim": 8}
+IDS: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 
 FAMILIES: dict[str, Callable[..., Any]] = {
     "gpt2": made(hf.GPT2Config, hf.GPT2LMHeadModel, GPT2, n_positions=32, **IDS),
@@ -61,6 +61,19 @@ FAMILIES: dict[str, Callable[..., Any]] = {
         max_position_embeddings=32,
         **IDS,
     ),
+    "gpt-oss": made(
+        hf.GptOssConfig, hf.GptOssForCausalLM, {}, num_local_experts=4, num_experts_per_tok=2, **GROUPED, **IDS
+    ),
+    "qwen2 moe": made(
+        hf.Qwen2MoeConfig,
+        hf.Qwen2MoeForCausalLM,
+        {},
+        num_experts=4,
+        num_experts_per_tok=2,
+        num_key_value_heads=2,
+        **IDS,
+    ),
+    "olmo2": made(hf.Olmo2Config, hf.Olmo2ForCausalLM, {}, num_key_value_heads=2, **IDS),
     "bert": made(hf.BertConfig, hf.BertForMaskedLM, {}),
 }
 

@@ -15,7 +15,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
-from torchinit import CheckpointError, Name, Pretrained, Rule, initialize, plan
+from torchinit import CheckpointError, Name, Pretrained, Rule, initialize, plan, preserves
 from torchinit.checkpoints.adapters import (
     Adapter,
     Chain,
@@ -69,7 +69,9 @@ def test_mixtral_computes_what_llama_does(granularity: int) -> None:
     dense, mixture = llama(), mixtral(8, granularity)
     report = initialize(mixture, Rule(Name("**"), Pretrained(dense, adapt=upcycled(granularity))))
     assert report.loads[0].complete
+    assert report.loads[0].promise == "function"
     assert distance(mixture, dense) <= 1e-5
+    assert preserves(dense, mixture, IDS)
     assert mixture.model.layers[0].mlp.gate.weight.std() > 0.01
 
 
@@ -91,12 +93,15 @@ def test_in_a_recipe() -> None:
 
 
 def test_noise_and_units_anew_change_what_it_computes() -> None:
-    """No promise is made, and the distance is measured; half of the units anew are further than a little noise."""
-    dense, found = llama(), []
-    for arguments in ({"noise": 1e-4}, {"drop": 0.5}):
+    """The function is not promised, and the distance is measured; half of the units anew is further than some noise."""
+    dense, found, promises = llama(), list[float](), list[str | None]()
+    for adapt in (upcycled(noise=1e-4), upcycled(drop=0.5)):
         mixture = mixtral(4)
-        initialize(mixture, Rule(Name("**"), Pretrained(dense, adapt=upcycled(**arguments))))
+        report = initialize(mixture, Rule(Name("**"), Pretrained(dense, adapt=adapt)))
+        promises.append(report.loads[0].promise)
         found.append(distance(mixture, dense))
+        assert not preserves(dense, mixture, IDS)
+    assert promises == ["none", "statistics"]
     assert 1e-5 < found[0] < 1e-2 < found[1]
 
 
@@ -153,7 +158,7 @@ def adapted(model: nn.Module, targets: list[str], **arguments: Any) -> nn.Module
     return made.eval()
 
 
-RENAME = [("^", "base_model.model."), (r"\.([qv]_proj)\.", r".\1.base_layer.")]
+RENAME = (("^", "base_model.model."), (r"\.([qv]_proj)\.", r".\1.base_layer."))
 
 
 @pytest.mark.parametrize("method", ["pissa", "olora", "orthogonal", "gaussian", "default", "pissa_niter_8"])
@@ -162,12 +167,14 @@ def test_the_starts_of_peft(method: str) -> None:
     dense, targets = llama(), ["q_proj", "v_proj"]
     theirs = adapted(dense, targets, init_lora_weights=True if method == "default" else method)
     ours = adapted(dense, targets)
-    scaling = ours.get_submodule("base_model.model.model.layers.0.self_attn.q_proj").scaling["default"]
+    layer: Any = ours.get_submodule("base_model.model.model.layers.0.self_attn.q_proj")
+    scaling = layer.scaling["default"]
     name, _, rounds = method.partition("_niter_")
     lora = LoRA(name, rank=4, scaling=scaling, iterations=int(rounds) if rounds else None)  # type: ignore[arg-type]
     adapt = {"**.q_proj.**": lora, "**.v_proj.**": lora}
     report = initialize(ours, Rule(Name("**"), Pretrained(dense, rename=RENAME, adapt=adapt)))
     assert report.loads[0].complete
+    assert report.loads[0].promise == "function"
     assert distance(ours, dense) <= 1e-5
     mine, their = ours.state_dict(), theirs.state_dict()
     for key in (key.removesuffix("base_layer.weight") for key in mine if key.endswith("base_layer.weight")):
@@ -197,7 +204,7 @@ def test_gpt2_s_transposed_weights() -> None:
         "**.c_attn.base_layer.weight": Chain((Transpose(), pissa, Transpose())),
         "**.c_attn.lora_*.**": Chain((Transpose(), pissa)),
     }
-    rename = [("^", "base_model.model."), (r"\.c_attn\.", ".c_attn.base_layer.")]
+    rename = (("^", "base_model.model."), (r"\.c_attn\.", ".c_attn.base_layer."))
     initialize(ours, Rule(Name("**"), Pretrained(dense, rename=rename, adapt=adapt)))
     assert distance(ours, dense, IDS[:, :16]) <= 1e-5
     theirs = adapted(dense, ["c_attn"], fan_in_fan_out=True, init_lora_weights="pissa")

@@ -24,3 +24,15 @@ def test_a_picture_is_up_to_date(name: str, monkeypatch: pytest.MonkeyPatch) -> 
         printed = make()
     shown = PICTURES.shown((PICTURES.FOLDER / f"{name}.svg").read_text("utf-8"))
     assert words(shown) == words(printed), f"./dev pictures {name} makes docs/pictures/{name}.svg anew"
+
+
+@pytest.mark.parametrize("name", PICTURES.FIGURES)
+def test_a_figure_is_up_to_date(name: str) -> None:
+    def told(svg: str) -> list[str]:
+        return re.findall(r">([^<>]*[a-z]{3}[^<>]*)<", re.sub(r"<style>.*?</style>|[\d.]+", "", svg, flags=re.DOTALL))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        drawn = PICTURES.FIGURES[name]()
+    kept = (PICTURES.FOLDER / f"{name}.svg").read_text("utf-8")
+    assert told(kept) == told(drawn), f"./dev pictures {name} makes docs/pictures/{name}.svg anew"

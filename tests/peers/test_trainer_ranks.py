@@ -52,7 +52,7 @@ def on_rank(rank: int, folder: Path, saved: Path) -> dict[str, Any]:
 
 def test_two_ranks(tmp_path: Path) -> None:
     whole = WithHead(Config())
-    nn.init.constant_(whole.layers[0][0].weight, 0.5)
+    nn.init.constant_(whole.get_parameter("layers.0.0.weight"), 0.5)
     whole.save_pretrained(tmp_path / "whole")
     saved = without(tmp_path / "whole", "head.weight", "layers.1.0.bias")
     (store := tmp_path / "store").mkdir()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -152,6 +152,56 @@ def test_materialize_and_its_own_start_under_seeded() -> None:
     assert totals[0] == totals[1] != alone()
 
 
+def test_a_config_that_stands_in_several_places() -> None:
+    shared = config()
+    assert shared.layers[0] is not shared.layers[1]
+    shared.layers[1] = shared.layers[0]
+    assert fingerprint(own(built(param_init(shared, RECIPE, seed=3)))).total == alone()
+    assert shared.layers[1] is shared.layers[0]
+
+
+@dataclass
+class Part:
+    """A config of a layer."""
+
+    param_init: Any = None
+
+
+@dataclass
+class Pair:
+    """A config that makes two layers from one."""
+
+    layer: Part = field(default_factory=Part)
+    inner: Any = None
+    param_init: Any = None
+
+    def build(self) -> nn.Module:
+        made = nn.ModuleDict({name: nn.Linear(2, 2) for name in ("first", "second")})
+        for layer in made.values():
+            layer._param_init = self.layer.param_init
+        return made if self.inner is None else made["first"]
+
+
+def test_one_config_for_several_modules_of_one_number() -> None:
+    made = param_init(Pair(), {"rules": [{"type": "Ones", "name": "**"}]}, seed=0)
+    model = made.build()
+    for layer in model.children():
+        writers: Any = layer._param_init
+        for leaf, parameter in layer.named_parameters():
+            writers[leaf](parameter.data)  # as init_states does
+    assert all(bool((parameter == 1).all()) for parameter in model.parameters())
+    assert [record.name for record in report(model)] == ["first.weight", "first.bias", "second.weight", "second.bias"]
+    assert report(model).untouched == ()
+
+
+def test_a_config_that_holds_itself() -> None:
+    around = Pair()
+    around.inner = [{"again": around}]
+    made = param_init(around, {"rules": [{"type": "Ones", "name": "**"}]}, seed=0)
+    assert made.inner[0]["again"] is made is not around
+    assert repr(made.layer.param_init) == "{'weight': Constant(val=1.0), 'bias': Constant(val=1.0)}"
+
+
 def test_mistakes_are_found_before_anything_is_built() -> None:
     with pytest.raises(PlanError, match=r"norm\.weight"):
         param_init(config(), {"rules": [{"type": "Normal", "layer": ["Linear", "Embedding"]}]}, seed=0)
@@ -160,13 +210,12 @@ def test_mistakes_are_found_before_anything_is_built() -> None:
     buffers = {"rules": [*RECIPE["rules"], {"type": "Zeros", "name": "**.cache", "buffers": True}]}
     with pytest.raises(RunError, match=r"rope\.cache.*: a param_init is for parameters; torchtitan makes buffers in"):
         param_init(config(), buffers, seed=0)
-    shared = config()
-    shared.layers[1] = shared.layers[0]
-    with pytest.raises(
-        RunError, match=r"layers\.0\.\S+ and layers\.1\.\S+ are made from one config.* the model instead"
-    ):
-        param_init(shared, RECIPE, seed=0)
-    assert isinstance(param_init(built(shared), RECIPE, seed=0), nn.Module)
+    with pytest.raises(RunError, match=r"first and second are made from one config.* the model instead"):
+        param_init(Pair(), {"rules": [{"type": "Normal", "name": "**"}]}, seed=0)
+    with pytest.raises(RunError, match=r"first and second are made from one config"):
+        param_init(
+            Pair(), {"rules": [{"type": "Ones", "name": "first.*"}, {"type": "Zeros", "name": "second.*"}]}, seed=0
+        )
     with pytest.raises(RunError, match=r"no module here has a param_init, which came with torchtitan 0\.3"):
         param_init(nn.Linear(2, 2), {"rules": [{"type": "Ones", "name": "**"}]}, seed=0)
     with pytest.raises(RunError, match="dict: no module here has a param_init"):

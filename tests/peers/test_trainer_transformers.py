@@ -16,8 +16,11 @@ from torch import nn
 from transformers import (
     BertConfig,
     BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    LlamaModel,
     PreTrainedConfig,
     PreTrainedModel,
     Trainer,
@@ -220,6 +223,25 @@ def test_tied_weights_are_one(left_out: tuple[str, ...], saved: Path) -> None:
         assert "embed.weight" not in {record.name for record in init_report(loaded)}
 
 
+def test_a_head_that_will_be_tied_needs_no_rule(tmp_path: Path) -> None:
+    recipe = {
+        "rules": [{"type": "Normal", "layer": ["Conv1D", "Embedding"]}, {"type": "Neutral", "layer": "LayerNorm"}]
+    }
+
+    class Model(GPT2LMHeadModel):
+        _init_weights = init_weights(recipe, seed=2)
+
+    model = Model(GPT2Config(n_embd=12, n_layer=1, n_head=2, vocab_size=40, n_positions=16))
+    assert model.lm_head.weight is model.transformer.wte.weight
+    assert dict(init_report(model).skipped)["lm_head.weight"] == "will be tied to transformer.wte.weight"
+    plain = _initialized(GPT2LMHeadModel(model.config), recipe, 2)
+    assert sites(model) == sites(plain)
+    _initialized(model, OTHER, 1).save_pretrained(tmp_path)
+    table = "transformer.wte.weight"
+    loaded = Model.from_pretrained(without(tmp_path, table))
+    assert sites(loaded) == sites(model) | {table: sites(plain)[table]}
+
+
 def test_the_buffers_of_a_class_of_transformers_are_made_by_its_code(tmp_path: Path) -> None:
     """Frequencies of rotary embeddings are in no checkpoint, and no module resets them."""
 
@@ -393,7 +415,7 @@ def test_a_subclass_that_writes_to_another_module_is_named(how: str, saved: Path
         def _init_weights(self, module: nn.Module) -> None:
             super()._init_weights(module)
             if isinstance(module, nn.Linear) and module.out_features == 300:  # which is right in its head alone
-                weight: Any = self.layers[0][0].weight if how != "one row" else self.embed.weight
+                weight: Any = self.get_parameter("layers.0.0.weight" if how != "one row" else "embed.weight")
                 with torch.no_grad():
                     if how == "data":
                         weight.data.normal_(std=0.5)
@@ -519,9 +541,22 @@ def test_accelerate_gives_no_memory_and_takes_no_mark() -> None:
     assert all(parameter.is_meta for parameter in model.parameters())
     model.to_empty(device="cpu")
     model.init_weights()
-    assert {name: digest for name, digest in sites(model).items() if name != "positions"} == {
-        name: digest for name, digest in alone().items() if name != "positions"
-    }
+    assert sites(model) == alone()
+
+
+def test_a_buffer_that_had_memory_and_lost_it_is_made() -> None:
+    class Model(LlamaModel):
+        _init_weights = init_weights(OTHER, seed=0)
+
+    config = LlamaConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, vocab_size=20)
+    with init_empty_weights():  # which gives buffers memory
+        model = Model(config)
+    assert not model.rotary_emb.inv_freq.is_meta
+    model.to_empty(device="cpu")
+    for buffer in model.buffers():
+        buffer.fill_(-1)
+    model.init_weights()
+    assert sites(model) == sites(Model(config))
 
 
 def test_gathered_one_module_at_a_time() -> None:

@@ -151,6 +151,34 @@ def test_over_depths_like_layers_are_one() -> None:
     assert check["(output)"].verdict == "grows"
 
 
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(16, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = x + self.inner(x)
+        return out
+
+
+class Stream(nn.Module):
+    """Its output is twice that of its last block."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Residual() for _ in range(depth))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return 2 * x
+
+
+def test_over_depths_a_stream_is_that_of_the_last_block() -> None:
+    check = coord_check(Stream, depths=(3, 12), batch=batch()[0], steps=2, seeds=1)
+    assert check["(output)"].changes == pytest.approx([2 * each for each in check["blocks.*"].changes])
+
+
 def test_a_result_is_a_table_json_and_a_picture() -> None:
     check = coord_check(by_hand, widths=WIDTHS, batch=batch(), seeds=1)
     assert re.search(r"^2 +Linear +[+-]0\.0\d ± 0\.\d\d .* flat$", str(check), re.MULTILINE)

@@ -113,17 +113,17 @@ def test_a_density_that_nobody_knows_is_not_drawn() -> None:
 
 def test_values_are_those_of_the_parameters() -> None:
     torch.manual_seed(0)
-    model = nn.ModuleList([nn.Linear(40, 30), nn.Linear(40, 30), nn.LayerNorm(30), nn.Linear(300, 300)])
+    one, two, many = nn.Linear(40, 30), nn.Linear(40, 30), nn.Linear(300, 300)
     with torch.no_grad():
-        model[3].bias[:7] = float("nan")  # type: ignore[operator, index]
-    found = {each.label: each for each in values_of(model).parameters}
-    stds = sorted(float(model[at].weight.detach().double().std(correction=0)) for at in (0, 1))  # type: ignore[union-attr, operator]
+        many.bias[:7] = float("nan")
+    found = {each.label: each for each in values_of(nn.ModuleList([one, two, nn.LayerNorm(30), many])).parameters}
+    stds = sorted(float(each.weight.detach().double().std(correction=0)) for each in (one, two))
     assert found["0-1.weight"].stds == pytest.approx(tuple(stds))
     assert sum(found["0-1.weight"].counts) == 2400
     assert found["2.weight"].counts == ()  # all are 1
     assert sum(found["3.bias"].counts) == 293
     # Of many values a sample: its standard deviation is within four standard errors.
-    exact = float(model[3].weight.detach().std(correction=0))  # type: ignore[union-attr, operator]
+    exact = float(many.weight.detach().std(correction=0))
     assert found["3.weight"].stds[0] == pytest.approx(exact, rel=4 / (2 * sum(found["3.weight"].counts)) ** 0.5)
 
 

@@ -341,3 +341,41 @@ def test_a_query_norm_sets_the_scale_itself() -> None:
         return model
 
     assert [each.purpose for each in Transfer(make(64), make(16)).multipliers] == ["readout"]
+
+
+class Fused(nn.Module):
+    """Attention with one projection for queries, keys and values."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.num_heads = 4
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        parts = (each.unflatten(-1, (4, -1)).transpose(1, 2) for each in self.qkv(x).chunk(3, -1))
+        mixed = nn.functional.scaled_dot_product_attention(*parts)
+        out: torch.Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
+        return out
+
+
+def encoder(width: int) -> nn.Module:
+    return nn.TransformerEncoderLayer(width, 4, 2 * width, 0.0, batch_first=True, norm_first=True)
+
+
+@pytest.mark.parametrize(("make", "query"), [(Fused, "qkv"), (encoder, "in_proj")])
+@pytest.mark.parametrize("training", [True, False])
+def test_attention_within_a_fused_weight(make: Any, query: str, training: bool) -> None:
+    torch.manual_seed(0)
+    model = make(64).train(training)
+    x = torch.randn(2, 5, 64)
+    by_hand = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, each in by_hand.named_parameters():
+            if query in name:
+                each[:64].mul_(0.5)
+    transfer = Transfer(model, make(16))
+    assert [(each.purpose, each.factor) for each in transfer.multipliers] == [("attention", 0.5)]
+    with torch.no_grad(), transfer.apply():
+        torch.testing.assert_close(model(x), by_hand(x), rtol=1e-5, atol=1e-5)  # torch's fast path has no hooks
+    folded = Transfer(model, make(16), form="folded")
+    assert len(folded.multipliers) == 1  # no group of an optimizer can have a part of a weight

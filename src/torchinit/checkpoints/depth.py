@@ -5,15 +5,16 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias, get_args
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
 
 import torch
 
 from torchinit._text import abbreviate, count, did_you_mean
-from torchinit.checkpoints.adapters.base import Promise, weakest
 from torchinit.checkpoints.key_mapping import NamedKeys
 from torchinit.errors import CheckpointError
+from torchinit.initializers.load_report import Promise, weakest
+from torchinit.knowledge.exits import is_exit
 from torchinit.model.names import check_globs, glob_matches
 from torchinit.model.sites import Site
 from torchinit.serialization.json import FrozenDict
@@ -21,7 +22,10 @@ from torchinit.serialization.validation import is_integer
 
 Method: TypeAlias = Literal["first", "even", "stack", "interleave", "identity"]
 NEW: Final = "new"
-LayerChoice: TypeAlias = Method | tuple[int | Literal["new"], ...]
+if TYPE_CHECKING:
+    LayerChoice: TypeAlias = Method | Sequence[int | Literal["new"]]
+else:
+    LayerChoice = Method | tuple[int | Literal["new"], ...]  # what a sequence becomes
 Layers: TypeAlias = LayerChoice | Mapping[str, LayerChoice] | None
 
 _NUMBERED: Final = re.compile(r"(.*?)([0-9]+)")
@@ -112,7 +116,8 @@ class Deepened:
     """The keys of a file under the names of a model of another depth.
 
     ``left`` are the keys of blocks that are not taken. Names that begin as ``new`` belong to blocks of other rules, as
-    ``identity`` to blocks that shall pass on what comes. ``notes`` tell which block comes from where.
+    ``identity`` to blocks that shall pass on what comes, for which the sites ``zero`` are zero. ``notes`` tell which
+    block comes from where.
     """
 
     names: NamedKeys
@@ -121,6 +126,7 @@ class Deepened:
     identity: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     promise: Promise | None = None
+    zero: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, names: NamedKeys, known: Sequence[Site], choices: Mapping[str, LayerChoice]) -> Deepened:
@@ -135,11 +141,16 @@ class Deepened:
             globs = [glob for glob in choices if glob_matches(glob, stack.path or stack.stem)]
             if globs:
                 result = result._with(stack, choices[globs[-1]])
+        # Some look at sites alone, without a model of which a block could be run: then the roles have the last word.
+        tried = any(site.exit is not None for site in known)
+        ways = {site.name: site.exit or "" for site in known if (site.exit is not None if tried else is_exit(site))}
         for start in result.identity:
-            exits = [site.exit for site in known if site.exit is not None and site.name.startswith(start)]
-            if why := next(filter(None, exits), "" if exits else "no role says which of its weights lead out of it"):
+            reasons = [why for name, why in ways.items() if name.startswith(start)]
+            if why := next(
+                filter(None, reasons), "" if reasons else "no role says which of its weights lead out of it"
+            ):
                 raise CheckpointError(f"layers='identity': {start}* cannot pass on what comes: {why}")
-        return result
+        return replace(result, zero=frozenset(name for name in ways if name.startswith(result.identity)))
 
     def _with(self, stack: Stack, choice: LayerChoice) -> Deepened:
         ours = {name: found for name in self.names.name_of.values() if (found := stack.split(name))}
@@ -175,10 +186,6 @@ class Deepened:
             (*self.notes, sentence + as_new),
             weakest((self.promise, "function" if _keeps(sources, fresh, len(there)) else "none")),
         )
-
-    def is_exit(self, site: Site) -> bool:
-        """Whether zero at this site lets a new block pass on what comes."""
-        return site.exit is not None and site.name.startswith(self.identity)
 
 
 def _keeps(sources: Sequence[int | None], fresh: Sequence[bool], have: int) -> bool:

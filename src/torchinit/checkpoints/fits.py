@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Final
+from typing import Final, TypeVar
 
 import torch
 
@@ -17,6 +17,8 @@ from torchinit.checkpoints.key_mapping import NamedKeys
 from torchinit.initializers.load_report import Mismatch
 from torchinit.model.names import glob_matches
 from torchinit.model.sites import Site
+
+_T = TypeVar("_T")
 
 COUNTER: Final = "num_batches_tracked"
 """The counter of a BatchNorm's runs. Old checkpoints lack it, and nothing depends on it."""
@@ -39,6 +41,11 @@ def leftovers(
         else:
             others[key] = name
     return expected, others
+
+
+def last_match(globs: Mapping[str, _T], name: str) -> _T | None:
+    """The value of the last glob that matches a name; None if none does."""
+    return next((globs[glob] for glob in reversed([*globs]) if glob_matches(glob, name)), None)
 
 
 def beside(unexpected: Mapping[str, str], taken: Collection[str]) -> Iterator[str]:

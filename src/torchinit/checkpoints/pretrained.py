@@ -6,17 +6,16 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal, TypeAlias, TypeVar, final
+from typing import Any, Final, Literal, TypeAlias, final
 
 import torch
 
 from torchinit._text import abbreviate, count, did_you_mean, masked
 from torchinit.checkpoints.adapters import Adapter, Chain, Transpose
-from torchinit.checkpoints.adapters.base import Promise, weakest
 from torchinit.checkpoints.adapters.surroundings import Surroundings
 from torchinit.checkpoints.arguments import adapters_by_glob, check_sha256, device_name, float_dtype, frozen, pairs
 from torchinit.checkpoints.depth import Deepened, Layers, layers_by_glob
-from torchinit.checkpoints.fits import COUNTER, beside, hooked, leftovers, misfit, square
+from torchinit.checkpoints.fits import COUNTER, beside, hooked, last_match, leftovers, misfit, square
 from torchinit.checkpoints.formats import Info
 from torchinit.checkpoints.key_mapping import KeyMap
 from torchinit.checkpoints.open import InMemory, open_cached
@@ -28,15 +27,13 @@ from torchinit.checkpoints.tensor_fill import CheckpointSource, Loaded
 from torchinit.errors import CheckpointError, MissingExtraError
 from torchinit.initializers.base import Fill
 from torchinit.initializers.elementwise import Constant
-from torchinit.initializers.load_report import Cast, LoadReport, Mismatch
+from torchinit.initializers.load_report import Cast, LoadReport, Mismatch, Promise, weakest
 from torchinit.initializers.source import Resolution, SourceInitializer
 from torchinit.model.names import check_globs, glob_matches
 from torchinit.model.sites import Site
 from torchinit.rules.catalog import INITIALIZERS
 from torchinit.serialization.json import FrozenDict
 from torchinit.serialization.validation import check_bool, check_choice, check_str
-
-_T = TypeVar("_T")
 
 OnShape: TypeAlias = Literal["error", "skip"]
 Order: TypeAlias = Literal["names", "parameters"]
@@ -105,8 +102,8 @@ class Pretrained(SourceInitializer):
 
     def __post_init__(self) -> None:
         check_choice("order", self.order, Order)
-        if self.order != "names" and (self.prefix or self.rename):
-            raise ValueError(f"order={self.order!r} is for tensors without names, so it takes no prefix and no rename")
+        if self.order != "names" and (self.prefix or self.rename or self.layers):
+            raise ValueError(f"order={self.order!r} is for tensors without names: no prefix, no rename, no layers")
         for name in ("prefix", "part", "sha256"):
             check_str(name, getattr(self, name))
         for name in ("finite", "lock"):
@@ -215,7 +212,7 @@ class _Search:
         """The fill of a site, None where the checkpoint has none for it."""
         site, key_of = views[0], self.names.key_of
         own = tuple(key_of[view.name] for view in views if view.name in key_of)
-        if any(map(self.depth.is_exit, views)):
+        if any(view.name in self.depth.zero for view in views):
             self.used.update(own)
             self.lists["adapted"].append((site.name, "zero, which leads out of a new block"))
             return Constant(0.0)
@@ -392,13 +389,8 @@ class _Search:
             doubts=(*self.checkpoint.notes, *(f"{abbreviate(at)}: {doubt}" for doubt, at in self.doubts.items())),
             hints=(*self.remedies, *(offered(*offer) for offer in self.offers.most_common()), *hints),
             guess=guess,
-            promise=weakest([*self.promises, *(["none"] if made and lost else [])]),
+            promise="none" if made and lost else weakest(self.promises),
         )
-
-
-def last_match(globs: Mapping[str, _T], name: str) -> _T | None:
-    """The value of the last glob that matches a name; None if none does."""
-    return next((globs[glob] for glob in reversed([*globs]) if glob_matches(glob, name)), None)
 
 
 INITIALIZERS.register(Loaded)

@@ -39,7 +39,7 @@ def peak(fills: Mapping[str, Fill], checkpoint: Checkpoint, sites: Mapping[str, 
     most, at = _WORTH_A_NOTE, ""
     for name, site in sites.items():
         fill = fills.get(name)
-        if not isinstance(fill, Loaded) or not (adapter := fill.adapter) or adapter.slices_along() is not None:
+        if not isinstance(fill, Loaded) or not (adapter := fill.adapter) or adapter.goes_by_slices:
             continue
         # Its last element tells: of a part nothing more is read than it needs, of a whole all is.
         last = Box(tuple(max(0, size - 1) for size in site.shape), tuple(min(1, size) for size in site.shape))
@@ -48,4 +48,4 @@ def peak(fills: Mapping[str, Fill], checkpoint: Checkpoint, sites: Mapping[str, 
         if (size := 4 * read * adapter.copies) > most:  # computed in single precision
             most, at = size, name
     if at:
-        yield f"{at} is made of whole tensors, which takes about {most / 2**20:,.1f} MiB beside the model for a moment"
+        yield f"{at} is made of whole tensors, which takes up to {most / 2**20:,.1f} MiB beside the model for a moment"

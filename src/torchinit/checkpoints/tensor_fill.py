@@ -145,14 +145,16 @@ class Loaded(Fill):
         # found before anything is written. The copy pays for it: it goes past the caches.
         target = shard.local.dtype
         plan = self._read_plan(checkpoint, shard)
+        if self.adapter and isinstance(self.source, InMemory) and shard.local.numel():
+            memory = [checkpoint.read(key).untyped_storage().data_ptr() for key in self.keys]
+            if shard.local.untyped_storage().data_ptr() in memory:
+                what = f"is made by {self.adapter} of the model itself, which is written at the same time"
+                raise CheckpointError(f"{what}; give its file, or copies of its tensors")
         for key, box in zip(self.keys, plan.boxes, strict=True):
             dtype = checkpoint.info(key).dtype
             widens = dtype.is_floating_point and all(_most(to) >= _most(dtype) for to in (self.dtype or dtype, target))
             if self.finite or not widens:
                 self._check_range(key, checkpoint.read(key, box), target)
-            if self.adapter and _share_memory(checkpoint.read(key, box), shard.local):
-                what = f"is made by {self.adapter} of {key} of the model itself, which is written at the same time"
-                raise CheckpointError(f"{what}; give its file, or copies of its tensors")
         if self.adapter and _most(target) < _most(torch.float32):  # what is computed may be larger than what is read
             for piece in self._pieces(shard):
                 self._check_range(self.key or self.keys[0], self._values(checkpoint, piece, "cpu"), target)
@@ -183,10 +185,12 @@ class Loaded(Fill):
         if self.adapter is None or not self.adapter.goes_by_slices or local.nbytes <= _PIECE:
             yield shard
             return
-        rows = max(1, _PIECE * len(local) // local.nbytes)
-        for low in range(0, len(local), rows):
-            start = replaced(shard.start, 0, shard.start[0] + low)
-            yield changed(shard, local=local[low : low + rows], start=start)
+        axis, size = next((axis, size) for axis, size in enumerate(local.shape) if size > 1)
+        rows = max(1, _PIECE * size // local.nbytes)
+        for low in range(0, size, rows):
+            start = replaced(shard.start, axis, shard.start[axis] + low)
+            piece = changed(shard, local=local.narrow(axis, low, min(rows, size - low)), start=start)
+            yield from self._pieces(piece) if rows == 1 else (piece,)  # one expert of a stack is large in itself
 
     def _read_plan(self, checkpoint: Checkpoint, shard: Shard) -> ReadPlan:
         box = Box(shard.start, tuple(shard.local.shape))
@@ -243,10 +247,6 @@ def _prepare_file(pairs: Sequence[tuple[Loaded, Shard]]) -> list[str]:
             fill, shard = pairs[at]
             reasons[at] = why_not(fill._check_largest, fill.keys[0], largest, values.dtype, shard.local.dtype)
     return reasons
-
-
-def _share_memory(read: Tensor, local: Tensor) -> bool:
-    return local.numel() > 0 and read.untyped_storage().data_ptr() == local.untyped_storage().data_ptr()
 
 
 def _samples(shape: tuple[int, ...]) -> Iterator[Box]:

@@ -101,6 +101,12 @@ def initialize_together(
     return report
 
 
+def check_seed(model: nn.Module, noise: Noise) -> None:
+    """Raise RunError on all ranks that hold parts of a model unless they have one seed. All of them have to call this."""
+    if spread := over_model(model):
+        check_consensus(intent_of(model, {}, noise, {})._replace(steps={}), spread)
+
+
 def check_consensus(intent: RankIntent, spread: Spread, remedy: str = "") -> None:
     """Raise RunError on every rank unless all ranks of the spread have one intent. All of them have to call this.
 

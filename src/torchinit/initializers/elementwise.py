@@ -287,8 +287,14 @@ def write_each(pairs: Iterable[tuple[Fill, Shard]], noise: Noise) -> None:
             alike.setdefault((id(fill), out.dtype, out.device), (fill, []))[1].append(out)
         else:
             fill.write(shard, noise)
-    for (_, dtype, device), (fill, outs) in alike.items():
-        if fill.val or math.copysign(1.0, fill.val) < 0:
-            torch._foreach_copy_(outs, [torch.full((), fill.val, dtype=dtype, device=device)] * len(outs))
-        else:
-            torch._foreach_zero_(outs)
+    for fill, outs in alike.values():
+        write_constants(fill, outs)
+
+
+def write_constants(fill: Constant, outs: list[Tensor]) -> None:
+    """Write one number into many ordinary tensors of one dtype on one device."""
+    if fill.val or math.copysign(1.0, fill.val) < 0:
+        number = torch.full((), fill.val, dtype=outs[0].dtype, device=outs[0].device)
+        torch._foreach_copy_(outs, [number] * len(outs))
+    else:
+        torch._foreach_zero_(outs)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeAlias
 
 import torch
 
@@ -20,7 +20,10 @@ _SAVED: Final = {"uninitialized": "bare", "unused_patterns": "idle"}
 """The keys of fields in saved plans and reports, where they are not the names of today."""
 _ROWS: Final = {"mismatched": ("site", "why", "reason"), "casts": ("site", "dtypes")}
 """The fields of what is saved as rows; a mismatch had no reason at first."""
-_PROMISES: Final = {"function": "same function", "statistics": "same statistics", "none": "none"}
+Promise: TypeAlias = Literal["none", "statistics", "function"]
+"""What a model that is made of another keeps of it, the weakest first: nothing that one could count on, the mean and
+variance of what its layers give, all that it computes."""
+_PROMISES: Final[dict[Promise, str]] = {"none": "none", "statistics": "same statistics", "function": "same function"}
 _REMEDIES: Final = {
     "shape": "on_shape='skip' leaves what has another shape to its other rules",
     "kind": "numbers of another kind are not cast: exclude these sites, or give a dict of what you cast",
@@ -133,7 +136,7 @@ class LoadReport(Tabular):
     hints: tuple[str, ...] = ()
     guess: Guess | None = None
     failure: str = ""
-    promise: Literal["none", "statistics", "function"] | None = None
+    promise: Promise | None = None
 
     @property
     def found(self) -> int:
@@ -301,6 +304,15 @@ class LoadReport(Tabular):
         """The account that :meth:`to_dict` made, also by way of JSON; raises ConfigError with every mistake."""
         account: LoadReport = Schema({}).decode(by_field(data), cls, "the account of a checkpoint")
         return account
+
+
+def weakest(promises: Iterable[Promise | None]) -> Promise | None:
+    """The weakest of several promises; None where there is none among them.
+
+    >>> weakest(["function", None, "statistics"])
+    'statistics'
+    """
+    return min((promise for promise in promises if promise), key=[*_PROMISES].index, default=None)
 
 
 def by_field(data: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -58,6 +58,15 @@ def measure_each(groups: Iterable[Sequence[Tensor]]) -> list[Moments | None]:
     return [
         _moments([(values.numel(), sums.get(id(values)) or _sums(values)) for values in group]) for group in readable
     ]
+
+
+def measure_simple(tensors: Sequence[Tensor]) -> Callable[[], list[Moments | None]]:
+    """The function that gives the moments that tensors have now, which the kernel takes and which are not empty."""
+    kernel = chosen_kernel()
+    found = kernel.sums(tensors, torch.get_num_threads()) if kernel else []
+    found += [_sums(values) for values in tensors[len(found) :]]
+    sizes = [values.numel() for values in tensors]
+    return lambda: [_moments([row]) for row in zip(sizes, found, strict=True)]
 
 
 def _moments(parts: Iterable[tuple[int, ValueSums]]) -> Moments | None:

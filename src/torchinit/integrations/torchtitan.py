@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, TypeVar, cast
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from torchinit.api import plan
 from torchinit.errors import RunError
+from torchinit.initializers.elementwise import Constant, Fill
 from torchinit.model.dtensor import behind, shards_of
 from torchinit.model.names import normalize
 from torchinit.model.sites import sites
@@ -45,7 +46,7 @@ def param_init(
 
     Raises ConfigError or PlanError, also for a parameter without a rule and for a rule for buffers, before anything is
     built; RunError for a config or model whose modules have no ``param_init`` (it came with torchtitan 0.3), and for a
-    config that makes several modules.
+    config that makes several modules by itself; one that stands in several places is copied.
 
     >>> class Linear(nn.Linear):
     ...     _param_init = None
@@ -57,14 +58,14 @@ def param_init(
     if isinstance(target, nn.Module):
         _set(target, _Writers(plan(target, rules, complete=True, strict=strict), seed))
         return target
-    config = copy.deepcopy(target)
+    config: _Target = _unshared(copy.deepcopy(target), {})
     nodes = [node for node in _nodes(config) if hasattr(node, "param_init")]
     if not hasattr(config, "build") or not nodes:
         raise RunError(f"{type(target).__name__}: {_NO_HOOK}")
     for node in nodes:  # each makes a module that refers to its own dict
         node.param_init = {}
     with torch.device("meta"):
-        model: nn.Module = config.build()
+        model: nn.Module = cast("Any", config).build()
     _set(model, _Writers(plan(model, rules, complete=True, strict=strict), seed), nodes)
     return config
 
@@ -120,24 +121,33 @@ class _Writers:
     def of(self, prefix: str, module: nn.Module) -> dict[str, ParameterWriter]:
         names = {view.name: name for name, step in self.steps.items() for view in step.site.views}
         own = {leaf: normalize(f"{prefix}.{leaf}".removeprefix(".")) for leaf in module._parameters}
-        return {leaf: ParameterWriter(names[name], self) for leaf, name in own.items() if name in names}
+        return {leaf: ParameterWriter((names[name],), self) for leaf, name in own.items() if name in names}
 
 
 @dataclass(frozen=True, eq=False)
 class ParameterWriter:
-    """An entry of a ``param_init``: gives one parameter what the plan of the whole model has for it."""
+    """An entry of a ``param_init``: gives one parameter what the plan of the whole model has for it.
 
-    name: str
+    Several that are made from one config, and hold one number, have it together.
+    """
+
+    names: tuple[str, ...]
     writers: _Writers
 
     def __call__(self, parameter: Tensor) -> None:
         """Write the parameter, the part of it that is here. Raises RunError for one on the meta device."""
-        step = self.writers.steps[self.name]
-        written = run(Plan((step,)), {self.name: shards_of(self.name, behind(parameter))}, self.writers.noise)
+        name = next((name for name in self.names if name not in self.writers.records), self.names[0])
+        step = self.writers.steps[name]
+        written = run(Plan((step,)), {name: shards_of(name, behind(parameter))}, self.writers.noise)
         self.writers.records.update((record.name, record) for record in written)
 
     def __repr__(self) -> str:
-        return repr(self.writers.steps[self.name].fill)
+        return repr(self.fill)
+
+    @property
+    def fill(self) -> Fill:
+        """What it writes."""
+        return self.writers.steps[self.names[0]].fill
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ParameterWriter:
         return self  # a copy of a config makes the same model
@@ -146,7 +156,7 @@ class ParameterWriter:
 def _set(model: nn.Module, writers: _Writers, nodes: list[Any] | None = None) -> None:
     """Put the dicts in place: into the modules, or into the config nodes that made them."""
     by_dict = {id(node.param_init): node for node in nodes or ()}
-    made: dict[int, list[str]] = defaultdict(list)
+    made: dict[int, dict[str, dict[str, ParameterWriter]]] = defaultdict(dict)
     lacking = []
     for name, module in model.named_modules():
         if not any(parameter is not None for parameter in module._parameters.values()):
@@ -155,17 +165,40 @@ def _set(model: nn.Module, writers: _Writers, nodes: list[Any] | None = None) ->
         if nodes is None and hasattr(module, "_param_init"):
             cast("Any", module)._param_init = dicts
         elif id(old := getattr(module, "_param_init", None)) in by_dict and old is not None:
-            made[id(old)].append(name)
-            by_dict[id(old)].param_init = dicts
+            made[id(old)][name] = dicts
         else:
             lacking.append(name or type(model).__name__)
     if lacking:
         raise RunError(f"{', '.join(lacking[:5])}: {_NO_HOOK}")
-    if several := [names for names in made.values() if len(names) > 1]:
-        raise RunError(
-            f"{' and '.join(several[0])} are made from one config, so they would start alike: give each a copy of its"
-            " own, or give param_init the model instead of its config"
-        )
+    for key, several in made.items():
+        first, *others = several.values()
+        for leaf, writer in first.items():
+            together = [writer, *(dicts[leaf] for dicts in others if leaf in dicts)]
+            if others and not all(isinstance(each.fill, Constant) and each.fill == writer.fill for each in together):
+                raise RunError(
+                    f"{' and '.join(several)} are made from one config, so they would start alike: give each a copy of"
+                    " its own, or give param_init the model instead of its config"
+                )
+            first[leaf] = replace(writer, names=tuple(name for each in together for name in each.names))
+        by_dict[key].param_init = first
+
+
+def _unshared(value: Any, done: dict[int, bool]) -> Any:
+    """A config with another one for each place where the same one stands: a module is made in each of them."""
+    if is_dataclass(value) and not isinstance(value, type):
+        if not done.get(id(value), True):
+            return value  # it holds itself
+        value = copy.copy(value) if id(value) in done else value
+        done[id(value)] = False
+        for part in fields(value):
+            if hasattr(value, part.name):
+                object.__setattr__(value, part.name, _unshared(getattr(value, part.name), done))
+        done[id(value)] = True
+    elif type(value) is dict:
+        return {key: _unshared(item, done) for key, item in value.items()}
+    elif type(value) in (list, tuple):
+        return type(value)(_unshared(item, done) for item in value)
+    return value
 
 
 def _nodes(config: object) -> Iterator[Any]:

@@ -7,7 +7,7 @@ import inspect
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -170,13 +170,15 @@ class RecipeMethod:
         waiting = model.parameters() if module is model else own
         if any(tensor.is_meta and not is_loaded(tensor) for tensor in waiting):
             self._end(model)
+            for part in model.modules() if module is model else ():
+                if not any(map(is_loaded, (*part.parameters(), *part.buffers()))):
+                    vars(part).pop("_is_hf_initialized", None)  # a buffer that has memory may lose it with the rest
             return  # as accelerate builds models: there is nothing to write to, and it is not done
         was_done = bool(getattr(model, "_is_hf_initialized", False))
-        is_half = any(map(is_loaded, own)) and not all(map(is_loaded, own))
-        before = [(tensor, _content(tensor)) for tensor in own if is_half and is_loaded(tensor)]
+        before = self._loaded(model, own)
         self.passing.setdefault(model, None)
         if model not in self.loaded:
-            self.loaded[model] = self._loaded(model)
+            self.loaded[model] = self._loaded(model, (*model.parameters(), *model.buffers()))
         is_over, elsewhere = True, list[tuple[Tensor, Snapshot]]()
         try:
             inherited()
@@ -186,9 +188,7 @@ class RecipeMethod:
         finally:
             if is_over:
                 elsewhere = self._end(model)
-        lost = [tensor for tensor, content in before if _content(tensor) != content]
-        lost += [tensor for tensor, was in elsewhere if _is_changed(tensor, was)]
-        if lost:
+        if lost := [tensor for tensor, was in (*before, *elsewhere) if _is_changed(tensor, was)]:
             asked = f"({type(module).__name__})" if before else ""
             headline = f"{type(model).__name__}._init_weights{asked} writes over what was loaded"
             raise RunError(headline, [self._named(model, tensor) for tensor in lost])
@@ -199,11 +199,10 @@ class RecipeMethod:
         return [] if is_tried() else self.loaded.pop(model, [])
 
     @staticmethod
-    def _loaded(model: nn.Module) -> list[tuple[Tensor, Snapshot]]:
+    def _loaded(model: nn.Module, tensors: Iterable[Tensor]) -> list[tuple[Tensor, Snapshot]]:
         """What was loaded, as it is, where a subclass goes on in a method of its own: it may write to any module."""
-        if isinstance(inspect.getattr_static(type(model), "_init_weights", None), RecipeMethod):
-            return []
-        return [(one, snapshot(one)) for one in (*model.parameters(), *model.buffers()) if is_loaded(one)]
+        goes_on = not isinstance(inspect.getattr_static(type(model), "_init_weights", None), RecipeMethod)
+        return [(one, snapshot(one)) for one in tensors if goes_on and is_loaded(one)]
 
     def _write(self, model: nn.Module, module: nn.Module) -> None:
         """Write the values of a module's own tensors."""
@@ -234,6 +233,9 @@ class RecipeMethod:
             return kept
         groups = group_sites(walk_tensors(model))
         leave = {site.name: LOADED for site, group in groups if all(map(is_loaded, group[0].sources))}
+        tied: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+        names = {site.name for site, _ in groups}  # of which those that are tied already are no sites of their own
+        leave |= {name: f"will be tied to {tied[name]}" for name in tied.keys() & names if tied[name] in names}
         past = _PASTS.setdefault(model, _Past())
         past.plan, past.noise = self._plan(model, module, leave), self.noise
         init = _with_past(model, past)
@@ -285,10 +287,6 @@ def _is_changed(tensor: Tensor, was: Snapshot) -> bool:
     now = snapshot(tensor)
     whole = now.content is not None and len(now.content) == tensor.numel() * tensor.element_size()
     return now.content != was.content or (not whole and now.version != was.version)
-
-
-def _content(tensor: Tensor) -> bytes | None:
-    return snapshot(tensor, exact=True).content
 
 
 def _method_of(cls: type) -> RecipeMethod | None:

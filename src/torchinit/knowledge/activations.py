@@ -89,7 +89,12 @@ def _of_class(cls: Any) -> str | Callable[[Any], str | None] | None:
 def is_stock(module: nn.Module) -> bool:
     """Whether the ``forward`` is that of a library whose classes compute what their names say."""
     forward = getattr(type(module), "forward", None)
-    return "forward" not in vars(module) and str(getattr(forward, "__module__", "")).startswith(_LIBRARIES)
+    return "forward" not in vars(module) and isinstance(forward, FunctionType) and _is_of_library(forward)
+
+
+@lru_cache(maxsize=4096)
+def _is_of_library(function: FunctionType) -> bool:
+    return str(function.__module__).startswith(_LIBRARIES)
 
 
 def known_as(module: nn.Module, names: Container[str]) -> str:

@@ -122,7 +122,7 @@ def _replace_layers(module: nn.Module, path: str, ways: set[str], like: Tensor) 
         def forward(*_: Any, is_way_out: bool = is_way_out, **__: Any) -> Tensor:
             return torch.zeros_like(like) if is_way_out else like.flip(-1) + 1
 
-        child.forward = forward  # type: ignore[method-assign]  # of a copy
+        child.forward = forward  # of a copy
 
 
 def _norm_width(module: nn.Module) -> int:

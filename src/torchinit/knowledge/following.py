@@ -194,7 +194,10 @@ def _visit(module: nn.Module, name: str, then: Follower, followers: dict[str, Fo
     ``then`` is what follows the module. The children of a Sequential are visited from the last to the first, and
     each tells the one before it what it meets, so that one pass sees through any nesting of them.
     """
-    if module._modules or isinstance(module, nn.Sequential):  # most modules are layers, without children
+    if not module._modules and _is_layer(module) and is_stock(module):  # as most modules are
+        followers[name] = then
+        return _LINEAR
+    if module._modules or isinstance(module, nn.Sequential):
         children = {key: child for key, child in module._modules.items() if child is not None}
         prefix = f"{name}." if name else ""
         if _is_wrapper(module, children) or _runs_in_order(module):

@@ -103,7 +103,8 @@ def with_known(site: Site) -> Site:
 
 def with_asked(model: nn.Module, sites: KnownSites) -> KnownSites:
     """The sites with the neutral values of those norms, too, that have to be asked."""
-    is_of_torch = {id(site.owner): _is_torch_layer(site) for site in sites}  # like layers share a class
+    owners = {id(site.owner): site for site in sites}  # like layers share a class
+    is_of_torch = {key: _is_torch_layer(site) for key, site in owners.items()}
     layers: dict[str, list[Site]] = defaultdict(list)
     for site in sites:
         if site.aliases or not is_of_torch[id(site.owner)]:

@@ -20,6 +20,7 @@ from torchinit.mmengine.biases import by_attribute, number
 from torchinit.mmengine.registry import InitCfgAssertionError, InitCfgValueError
 from torchinit.model.shards import Shard
 from torchinit.model.sites import Site
+from torchinit.model.valueless import check_values
 from torchinit.noise import Global
 from torchinit.plans.run import write
 from torchinit.tracing.telling import write_as
@@ -124,7 +125,7 @@ def _init(module: nn.Module, weight: Initializer, bias: Any) -> None:
             site = leaf, tuple(tensor.shape), tensor.dtype
             fill = _resolved(init, *site) if type(init) is Kaiming else init.resolve(Site(*site))
             if fill is not None:
-                _write(fill, Shard.whole(leaf, tensor))
+                _write(fill, leaf, tensor)
 
 
 @lru_cache(maxsize=1024)
@@ -142,12 +143,21 @@ _LAST: Final[dict[type, tuple[torch._ops.OpOverload, tuple[str, ...]]]] = {
 """The last operation that writing a fill consists of, and those of its numbers that are the arguments."""
 
 
-def _write(fill: Fill, shard: Shard) -> None:
-    if type(fill) not in _LAST or shard.local.dtype.itemsize == 1:  # which are drawn elsewhere, and copied
-        write(fill, shard, NOISE)
-        return
-    operation, names = _LAST[type(fill)]
-    write_as(partial(write, fill, shard, NOISE), operation, shard.local, *(getattr(fill, name) for name in names))
+def _write(fill: Fill, leaf: str, tensor: Tensor) -> None:
+    if type(fill) not in _LAST or tensor.dtype.itemsize == 1:  # which are drawn elsewhere, and copied
+        write(fill, Shard.whole(leaf, tensor), NOISE)
+    elif type(fill) is Constant and type(tensor) in (Tensor, nn.Parameter):  # without a shard, as most are
+        check_values(leaf, tensor)
+        write_as(partial(_set, tensor, fill.val), torch.ops.aten.fill_.Scalar, tensor, fill.val)
+    else:
+        operation, names = _LAST[type(fill)]
+        numbers = (getattr(fill, name) for name in names)
+        write_as(partial(write, fill, Shard.whole(leaf, tensor), NOISE), operation, tensor, *numbers)
+
+
+@torch.no_grad()
+def _set(tensor: Tensor, number: float) -> None:
+    tensor.fill_(number)
 
 
 # --- formulas: MMEngine's arguments, and the initializer of the core that they stand for -----------------------

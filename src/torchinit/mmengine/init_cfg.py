@@ -15,6 +15,7 @@ from typing import Any, Final, TypeAlias
 from torch import nn
 
 from torchinit._text import did_you_mean
+from torchinit.distributed.consensus import check_seed
 from torchinit.mmengine.biases import BIAS_WORDS
 from torchinit.mmengine.extensions import WORDS
 from torchinit.mmengine.initializers import CoreInit, FormulaInit, PretrainedInit
@@ -75,6 +76,7 @@ def initialize(
         with session.asked(**options):
             return _joined(module, carry_out(module, init_cfg, session), session)
     session = Session(module, **options)
+    check_seed(module, session.noise)
     with session.wholes or nullcontext():
         session.check_memory(init_cfg)
         reports = carry_out(module, init_cfg, session)

@@ -285,9 +285,9 @@ class PretrainedInit:
         as_mmengine: dict[str, Any] = {"expect_missing": "**", "finite": False, "lock": False}
         reader = Reader(SCHEMA.vocabularies, type(self).__name__)
         given = {"checkpoint": os.fspath(self.checkpoint), "prefix": self.prefix, **self.source_words}
-        source = reader.record(Pretrained, given, "init_cfg")
+        source: Pretrained = reader.record(Pretrained, given, "init_cfg")
         reader.finish()
-        on_shape = {"**": "skip", **dict.fromkeys(source.adapt, "error")}
+        on_shape: dict[str, Any] = {"**": "skip", **dict.fromkeys(source.adapt, "error")}
         return replace(source, map_location=self.map_location, on_shape=on_shape, **as_mmengine)
 
     def rules(self, origin: str = "") -> tuple[Rule, ...]:

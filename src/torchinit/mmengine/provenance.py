@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Container, Iterator, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, final
 
@@ -18,8 +18,8 @@ from torchinit.mmengine.registry import InitCfgAssertionError
 from torchinit.model.dtensor import behind, local_part
 from torchinit.model.names import normalize, without_wrappers
 from torchinit.model.sites import find_site, sites
+from torchinit.plans.records import Texts, expected_of
 from torchinit.plans.report import Record, Report
-from torchinit.plans.run import Texts, expected_of
 from torchinit.tracing import holds_no_values
 
 
@@ -102,6 +102,8 @@ class Provenance:
 
     def check_parameters(self, module: nn.Module) -> None:
         """Raise AssertionError for a parameter that the module did not have when the session began."""
+        if _has_none_but(self._begun, module):  # without their names, which take longer
+            return
         for name, parameter in module.named_parameters():
             if id(parameter) not in self._begun:
                 raise InitCfgAssertionError(
@@ -190,6 +192,13 @@ def _memory_here(tensor: Tensor) -> Tensor:
     """The part of a tensor that is on this process, itself if it is a plain one."""
     plain = behind(tensor)
     return tensor if plain is tensor else local_part(plain)
+
+
+def _has_none_but(known: Container[int], module: nn.Module) -> bool:
+    """Whether all parameters of a module are among known ones, given by their ids."""
+    own = (parameter for parameter in module._parameters.values() if parameter is not None)
+    children = (child for child in module._modules.values() if child is not None)
+    return all(id(parameter) in known for parameter in own) and all(_has_none_but(known, child) for child in children)
 
 
 def _is_odd(parameter: nn.Parameter) -> bool:

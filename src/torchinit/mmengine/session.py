@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchinit._frozen import changed
 from torchinit._text import abbreviate
 from torchinit.distributed.own_code import is_tried
+from torchinit.distributed.consensus import check_seed
 from torchinit.distributed.wholes import Exchange, WholeTensors, is_spread
 from torchinit.errors import PlanError, RunError
 from torchinit.initializers.load_report import LoadReport
@@ -35,8 +36,9 @@ from torchinit.noise import Global, Keyed, Noise
 from torchinit.plans.observers import noise_in_use, observing_runs, run_observers, unobserved
 from torchinit.plans.plan import Plan, Step
 from torchinit.plans.planner import make_plan
+from torchinit.plans.records import Texts
 from torchinit.plans.report import Record, Report
-from torchinit.plans.run import Progress, Texts, run
+from torchinit.plans.run import Progress, run
 from torchinit.rules.matching import asks_for_exits, asks_for_roles
 from torchinit.rules.rule import Rule
 from torchinit.tracing import Event, line_of_user
@@ -367,5 +369,7 @@ def session_of(top: nn.Module, seed: int | None, **options: Any) -> Iterator[tup
         yield session, False
         return
     session = Session(top, seed, **options)
+    if "exchange" not in options:  # whoever brings one has compared all that ranks are told
+        check_seed(top, session.noise)
     with session.wholes or nullcontext(), session.opened():
         yield session, True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from operator import attrgetter
@@ -29,7 +29,7 @@ from torchinit.model.layouts import (
     describing,
 )
 from torchinit.model.parametrizations import bare_class
-from torchinit.model.states import EMPTY, REGISTER_NONE, WAYS_OUT, WHY, State, missing_from, state_of
+from torchinit.model.states import DS_SHAPE, EMPTY, REGISTER_NONE, WAYS_OUT, WHY, State, missing_from, state_of
 from torchinit.model.storage import entangled
 from torchinit.model.traversal import HeldTensor, Kind, walk_tensors
 
@@ -92,8 +92,8 @@ class Site:
     asked, as in a plan of rules that do not select by roles. ``weight`` is the weight that a bias belongs to, where
     somebody asked. ``missing`` says what is known of a parameter without elements that should have some.
     ``partition_dim`` is the axis along which a plain tensor says that it was cut, and is one rank's part of a larger
-    one: Megatron marks it so, with ``tensor_model_parallel``. ``exit`` is there for the weights and biases that lead out
-    of a block, where somebody asked: empty if the block passes on what comes once they are zero, else why it does not.
+    one: Megatron marks it so, with ``tensor_model_parallel``. ``exit`` is there for weights and biases that lead out of
+    a block, where somebody asked: empty if the block passes on what comes once they are zero, else why it does not.
     """
 
     name: str
@@ -136,6 +136,11 @@ class Site:
     @property
     def numel(self) -> int:
         return math.prod(self.shape)
+
+    @property
+    def is_partitioned(self) -> bool:
+        """Whether its elements are surely elsewhere: DeepSpeed says so."""
+        return DS_SHAPE in self.missing
 
     @property
     def views(self) -> tuple[Site, ...]:
@@ -263,6 +268,10 @@ def known_sites(
     has_aliases = len({entry.key for entry in every}) < len(every)
     turns: dict[tuple[int, str], int] = {}
     last: nn.Module | None = None
+    cls: Any = None
+    describers: Sequence[Describe] = ()
+    temporary: Collection[str] = ()
+    is_plain = is_told = False
     follower: str | None = None
     for position, entry in enumerate(every):
         name, (_, module, block, turn, hooks, tower), leaf, tensor, kind, computed, key, flat = entry
@@ -302,15 +311,25 @@ def known_sites(
                 name, shape, dtype, owner, path, kind, part, layout, block, tower, zero_row, state,
                 False, position, is_saved, hooks, (), (), neutral, frozen, activation,
             )  # fmt: skip
-        if not has_aliases or sites.setdefault(key, view) is view:
-            sites[key], kinds[key] = view, number
-        else:
+        if has_aliases and key in sites:
             aliases[key].append(view)
+        else:
+            sites[key], kinds[key] = view, number
+    return _merged(every, sites, kinds, aliases)
+
+
+def _merged(
+    every: Iterable[HeldTensor],
+    sites: dict[object, Site],
+    kinds: dict[object, int],
+    aliases: Mapping[object, list[Site]],
+) -> KnownSites:
+    """The sites with their aliases, and with the others in their memory; each of these is a kind of its own."""
     # A key that is a number says that nothing else lies in the tensor's memory.
     meeting = {entry.key: entry for entry in every if type(entry.key) is not int}
     shared = entangled({key: entry.tensor for key, entry in meeting.items() if entry.computed_as is None})
-    for new, key in enumerate({**aliases, **shared}, start=len(common)):
-        views = [sites[key], *aliases[key]]
+    for new, key in enumerate({**aliases, **shared}, start=max(kinds.values(), default=0) + 1):
+        views = [sites[key], *aliases.get(key, ())]
         # The padding row of an embedding is zero under whatever other name the table is used; what follows is known of
         # a tensor if it is the same behind all layers that have it, but for a look-up.
         zero_row = next((view.zero_row for view in views if view.zero_row is not None), None)

@@ -41,6 +41,10 @@ WAYS_OUT: dict[State, str] = {
 """The ways to give a parameter values where no rule can."""
 
 EMPTY = "has no elements"
+DS_SHAPE = " (ds_shape"
+"""In a reason: DeepSpeed says so itself, so that it is certain."""
+
+_GATHERED = "deepspeed.zero.GatheredParameters([*model.parameters()], modifier_rank=0)"
 REGISTER_NONE = ": gather it first if it is partitioned, or register None in its place if it is to have none"
 
 
@@ -56,8 +60,9 @@ def missing_from(entry: HeldTensor) -> str:
     if not math.prod(shape):
         return ""
     layer = f", but its {intended.layer} has {math.prod(intended.shape):,}" if intended else ""
-    known = f" (ds_shape {tuple(whole)})" if whole is not None else ""
-    return f"{EMPTY}{layer}: is it partitioned{known}? gather it first"
+    if whole is not None:
+        return f"{EMPTY}{layer}: it is partitioned{DS_SHAPE} {tuple(whole)}). Write it within {_GATHERED}"
+    return f"{EMPTY}{layer}: is it partitioned? gather it first"
 
 
 def state_of(tensor: Tensor) -> State:

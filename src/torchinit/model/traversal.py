@@ -134,7 +134,8 @@ def walk_tensors(model: nn.Module, places: Sequence[ModulePath] | None = None) -
     entries: list[HeldTensor] = []
     for place in places:
         name, module = place[:2]
-        own, buffers, hidden = module._parameters, module._buffers, _NOTHING
+        own, buffers = module._parameters, module._buffers
+        hidden: Collection[str] = _NOTHING
         if not (own or buffers or module._modules):
             continue
         prefix = f"{name}." if name else ""
@@ -146,8 +147,8 @@ def walk_tensors(model: nn.Module, places: Sequence[ModulePath] | None = None) -
             computed, hidden = _computed(module)
             for each in computed:
                 key, is_flat = tuple(map(identity, each.sources)), id(each.value) in flat
-                known = (prefix + each.leaf, place, each.leaf, each.value, "parameter", each, key, is_flat)
-                entries.append(_made(HeldTensor, known))
+                name = prefix + each.leaf
+                entries.append(HeldTensor(name, place, each.leaf, each.value, "parameter", each, key, is_flat))
         for kind, tensors in (("parameter", own), ("buffer", buffers)):
             for leaf, tensor in tensors.items() if tensors else ():
                 if tensor is not None and leaf not in hidden:
@@ -156,13 +157,17 @@ def walk_tensors(model: nn.Module, places: Sequence[ModulePath] | None = None) -
                     entries.append(_made(HeldTensor, known))
     if met := keys_of_met([entry.tensor for entry in entries if entry.computed_as is None]):
         entries = [entry._replace(key=met.get(entry.key, entry.key)) for entry in entries]  # type: ignore[call-overload]
-    if not is_bare("\n".join([entry.name for entry in entries])):
-        owners = {entry.name: entry.key for entry in entries}
-        for index, entry in enumerate(entries):
-            # Where a model has a module of its own called "module", the bare name may be another's.
-            bare = normalize(entry.name)
-            if bare != entry.name and owners.setdefault(bare, entry.key) == entry.key:
-                entries[index] = entry._replace(name=bare)
+    return entries if is_bare("\n".join([entry.name for entry in entries])) else _with_bare_names(entries)
+
+
+def _with_bare_names(entries: list[HeldTensor]) -> list[HeldTensor]:
+    """The same under the names that they have without wrappers."""
+    owners = {entry.name: entry.key for entry in entries}
+    for index, entry in enumerate(entries):
+        # Where a model has a module of its own called "module", the bare name may be another's.
+        bare = normalize(entry.name)
+        if bare != entry.name and owners.setdefault(bare, entry.key) == entry.key:
+            entries[index] = entry._replace(name=bare)
     return entries
 
 

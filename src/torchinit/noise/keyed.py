@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -94,6 +94,12 @@ class Keyed(Noise):
             compiled.fill_whole(outs, keys, draws, drawing_threads())
         else:
             dispatch.fill([self._task(job) for job in batch])
+
+    def fill_simple(self, names: Iterable[str], outs: Sequence[Tensor], draws: Sequence[Draw]) -> None:
+        """Draw tensors that are wholly here and simple, by the kernel, which has to be there."""
+        compiled = dispatch.chosen_kernel()
+        assert compiled is not None
+        compiled.fill_whole(outs, [derive(self.seed, name) for name in names], draws, drawing_threads())
 
     def order(self, shard: Shard, index: int = 0) -> Tensor:
         """The stable argsort of one word an element down each column of the region."""

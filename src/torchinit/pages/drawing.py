@@ -196,9 +196,12 @@ def _band(figure: Figure, scale: _Scale, canvas: _Canvas) -> Iterator[str]:
     size = f'width="{_RIGHT - _LEFT:g}" height="{bottom - top:.1f}"'
     yield f'<rect class="band" x="{_LEFT:g}" y="{top:.1f}" {size}/>'
     corners = [(x, y) for y in (top + 15, bottom - 7) for x in (_LEFT + 56, _RIGHT - 6)]
-    x, y = next((at for at in corners if canvas.is_free((at[0] - 48, at[1] - 11, at[0], at[1] + 4))), corners[0])
-    canvas.boxes.append((x - 48, y - 11, x, y + 4))
-    yield f'<text class="healthy end" x="{x:g}" y="{y:.1f}">healthy</text>'
+    for x, y in corners:
+        box = x - 48, y - 11, x, y + 4
+        if bottom - top > 14 and canvas.is_free(box):
+            canvas.boxes.append(box)
+            yield f'<text class="healthy end" x="{x:g}" y="{y:.1f}">healthy</text>'
+            break
 
 
 def _axes(figure: Figure, scale: _Scale, xs: Sequence[float]) -> Iterator[str]:

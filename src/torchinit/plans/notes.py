@@ -69,7 +69,7 @@ class Notes:
         return self._known[key]
 
     def of_kind(self, site: Site, fill: Fill, rule: Rule, kind: int) -> tuple[str, ...] | None:
-        """The same for all steps of a kind that have this fill, of which the site is one; None where they may differ."""
+        """The same for all steps of a kind with this fill, of which the site is one; None where they may differ."""
         return None if type(fill) in _WHOLE else self.of(site, fill, rule, site, kind)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
 from torchinit._folding import Column, Group, Row, fold, fold_names, large, starts_as
-from torchinit._frozen import quickly_made
+from torchinit._frozen import Postponable, quickly_made
 from torchinit._tables import Table, Tabular
 from torchinit._text import (
     abbreviate,
@@ -122,7 +122,7 @@ class Reach:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Plan(Tabular):
+class Plan(Postponable, Tabular):
     """The resolved steps of a recipe on a model, and what was left out.
 
     ``steps`` has one step a site, in the order in which they are written. ``overwritten`` has the writes that a later

@@ -25,7 +25,7 @@ from torchinit.model.sites import KnownSites, Site
 from torchinit.plans.conflicts import StepNotes, Write, collisions, disagreement, unlocked
 from torchinit.plans.notes import Notes, guessed
 from torchinit.plans.plan import FROZEN, Plan, Reach, Skipped, Step
-from torchinit.rules.matching import FACTS, Matcher, explain_unmatched, roles_asked
+from torchinit.rules.matching import FACTS, Matcher, explain_unmatched, is_ours, roles_asked
 from torchinit.rules.rule import Rule
 
 Ties: TypeAlias = Literal["agree", "last"]
@@ -78,6 +78,7 @@ def make_plan(
         return _Planner(known, named, frozenset(skipped), trainable is None, skipped, problems, found).plan(ties)
 
 
+_aliases: Final = attrgetter("aliases")
 _made: Final = tuple.__new__  # half of the time that a named tuple's class takes
 
 
@@ -104,7 +105,7 @@ class _Planner:
     def plan(self, ties: Ties) -> Plan:
         # Each site as each of its modules sees it, in the order of their turns.
         self.views, kinds = [(site, site) for site in self.known], self.known.kinds
-        if not kinds or any([site.aliases for site in self.known]):
+        if not kinds or any(map(_aliases, self.known)):
             kinds = ()
             self.views = [(view, site) for site in self.known for view in (site.views if site.aliases else (site,))]
             self.views.sort(key=lambda pair: pair[0].position)
@@ -132,8 +133,7 @@ class _Planner:
                 self.skipped[site.name] = Skipped(site, f"lies in the memory of {written[0]!r}, which is written")
         writes, skipped = self.writes, self.skipped
         left = [site for site in self.known if site.name not in writes and site.name not in skipped]
-        return Plan(
-            steps=_in_turn([*map(self._step, writes.values())]),
+        plan = Plan(
             overwritten=_in_turn([write.step() for those in several for write in those[:-1]]),
             untouched=tuple(left),
             declined=tuple(self.declined[site.name] for site in left if site.name in self.declined),
@@ -143,6 +143,9 @@ class _Planner:
             loads=tuple(self._accounts()),
             reach=tuple(self._reach()),
         )
+        if all(is_ours(rule.init) for rule in self.rules):
+            return plan.postponed("steps", self._steps)
+        return plan.updated(steps=self._steps())  # who knows when somebody else's initializer changes
 
     def _without_roles(self, unused: Sequence[Rule]) -> list[Rule]:
         """The rules in vain but for those of schemes by roles, which are a problem: the scheme is for other models."""
@@ -150,6 +153,8 @@ class _Planner:
         for rule in unused:
             if rule.scheme and (roles := " or ".join(roles_asked(rule.where))):
                 missing[rule.scheme].append(roles)
+        if not missing:
+            return [*unused]
         known = {site.role for site in self.known if site.role and site.kind == "parameter"}
         have = ", ".join(sorted(role for role in known if not role.endswith(".bias"))) or "none"
         for scheme, needed in missing.items():
@@ -251,6 +256,10 @@ class _Planner:
                 fill = _padded(rule, view, fills[view.name])
                 found[kind] = fill, self.notes.of_kind(site, fill, rule, kind) if self.notes and view is site else None
         return found
+
+    @collector_paused()
+    def _steps(self) -> tuple[Step, ...]:
+        return _in_turn([*map(self._step, self.writes.values())])
 
     def _step(self, write: Write) -> Step:
         """The step of a site's last write, with the rules that it beats and the notes: the later rule wins."""

@@ -13,7 +13,7 @@ from typing import Final
 import torch
 
 from torchinit._folding import Column, Group, Row, fold, starts_as
-from torchinit._frozen import quickly_made
+from torchinit._frozen import Postponable, quickly_made
 from torchinit._tables import Table, Tabular
 from torchinit._text import by_reason, count, did_you_mean, shape_text, shortened
 from torchinit.errors import ReportError
@@ -89,7 +89,7 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Report(Tabular):
+class Report(Postponable, Tabular):
     """The ``records`` of the sites written, by any of their names as ``report["layers.0.weight"]``, and what was not.
 
     ``untouched`` are the parameters that no rule wrote, ``buffers`` the buffers; ``loads`` tell what was taken

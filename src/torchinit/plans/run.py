@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from torchinit._collector import collector_paused
-from torchinit._text import count, dtype_name
+from torchinit._text import count
 from torchinit.errors import RunError
 from torchinit.initializers.elementwise import Constant, Drawn, Fill, write_each
 from torchinit.initializers.moments import Moments
 from torchinit.initializers.source import is_verbatim
 from torchinit.initializers.statistics import measure, measure_each
-from torchinit.model.dtensor import behind, blank_shards, shards_of
+from torchinit.model.dtensor import BEHIND, behind, blank_shards, shards_of
 from torchinit.model.shards import Shard
 from torchinit.model.traversal import HeldTensor, walk_tensors
 from torchinit.model.valueless import refuse_fakes
@@ -36,8 +36,9 @@ from torchinit.plans.observers import (
     unobserved,
 )
 from torchinit.plans.plan import Plan, Step
+from torchinit.plans.records import Texts
 from torchinit.plans.report import Record, Report
-from torchinit.rules.rule import Rule
+from torchinit.plans.simple import SimpleSteps
 
 _Batch: TypeAlias = list[tuple[Step, Parts, int]]
 """Steps that are written together, each with its parts and the number of elements in them."""
@@ -89,21 +90,27 @@ def run(
     keying, noise = keying_observer(noise), noise_in_use(noise)
     steps = plan.writes if noise.is_stateful else plan.steps
     refuse_fakes()
-    here = {name: (part,) if isinstance(part, Shard) else tuple(part) for name, part in shards.items()}
-    _check(steps, here, noise, agree)
-    here |= _named(steps, here, keying) if keying else {}
+    watched = keying or progress or run_observers()
+    whole = shards.tensors if isinstance(shards, HeldShards) and not watched else {}
+    simple, rest = SimpleSteps.among(steps, whole, noise)
+    here = {name: _parts(shards[name]) for name in [step.site.name for step in rest] if name in shards}
+    _check(rest, here, noise, agree)
+    here |= _named(rest, here, keying) if keying else {}
     # Where nobody else's code runs, nobody's garbage waits for the collector.
-    kinds = {type(step.fill) for step in steps}
+    kinds = {type(step.fill) for step in rest}
     is_ours = not progress and not run_observers() and all(issubclass(kind, (Constant, Drawn)) for kind in kinds)
     guard = collector_paused() if is_ours else nullcontext()
     with guard, nullcontext() if noise.is_stateful else plain_thread(), torch.no_grad():
         for witness in run_observers():
-            for step in steps:
+            for step in rest:
                 witness.before_run(step, here[step.site.name])
-        seconds = _write_all(steps, here, noise, progress)
-        told = plan.steps if records else [step for step in plan.steps if _is_stored(here[step.site.name])]
+        simple.write(noise)
+        seconds = _write_all(rest, here, noise, progress)
+        told = [step for step in plan.steps if step.site.name in here] if simple.steps else plan.steps
+        told = told if records else [step for step in told if _is_stored(here[step.site.name])]
         made = _records(told, here, noise, seconds, stats)
-    return Report(
+        made_later = simple.records(stats=stats) if simple.steps and records else None
+    report = Report(
         tuple(made),
         untouched=tuple(site.name for site in plan.untouched if site.kind == "parameter" and (site.lack or site.numel)),
         skipped=tuple((skip.site.name, skip.why) for skip in plan.skipped),
@@ -116,6 +123,17 @@ def run(
         arguments=plan.arguments,
         lacking=tuple((site.name, site.lack) for site in plan.without_values if site.lack),
     )
+    return report.postponed("records", partial(_in_order, plan, made, made_later)) if made_later else report
+
+
+def _in_order(plan: Plan, made: Iterable[Record], make: Callable[[], Iterable[Record]]) -> tuple[Record, ...]:
+    """The records that are made and those that are made now, in the order of the steps."""
+    records = {record.name: record for record in (*made, *make())}
+    return tuple([records[step.site.name] for step in plan.steps])
+
+
+def _parts(parts: Shard | Sequence[Shard]) -> Parts:
+    return (parts,) if isinstance(parts, Shard) else tuple(parts)
 
 
 def _named(steps: Iterable[Step], shards: Mapping[str, Parts], keying: KeyingObserver) -> dict[str, Parts]:
@@ -274,48 +292,12 @@ def _is_stored(parts: Parts) -> bool:
     return parts[0].store is not None if len(parts) == 1 else any(part.store for part in parts)
 
 
-def expected_of(fill: Fill, shape: tuple[int, ...], dtype: torch.dtype) -> Moments | None:
-    """The moments to expect of a fill in a tensor, of its real and imaginary parts if it is complex."""
-    return fill.parts(shape) if dtype.is_complex else fill.moments(shape)
-
-
-class Texts:
-    """The texts and moments of a run's rules and fills, each made once: many steps share one, and it may say much."""
-
-    def __init__(self) -> None:
-        self._by_id: dict[int, str] = {}
-        self._known: dict[object, tuple[str, str, str, str, Moments | None]] = {}
-
-    def of(self, thing: Rule | Fill) -> str:
-        """The text of an object that the plan holds, so that its id stands for nothing else."""
-        text = self._by_id.get(id(thing))
-        if text is None:
-            text = self._by_id[id(thing)] = str(thing)
-        return text
-
-    def of_step(self, step: Step, dtype: torch.dtype, *, is_known: bool) -> tuple[str, str, str, str, Moments | None]:
-        """The texts of dtype, fill, rule and origin, and the moments to expect where they are known."""
-        fill, rule, shape = step.fill, step.rule, step.site.shape
-        key = id(fill), id(rule), shape, dtype, is_known
-        if (known := self._known.get(key)) is None:
-            moments = expected_of(fill, shape, dtype) if is_known else None
-            known = self._known[key] = dtype_name(dtype), self.of(fill), self.of(rule), rule.origin, moments
-        return known
-
-
 def _record(step: Step, parts: Parts, seconds: float, texts: Texts, measured: Moments | None) -> Record:
-    site = step.site
-    dtype = parts[0].local.dtype if parts else site.dtype
+    dtype = parts[0].local.dtype if parts else step.site.dtype
     # None is known of a part of a tensor whose parts differ.
     is_known = step.fill.elementwise or all(part.is_whole for part in parts)
-    dtype_text, fill, rule, origin, expected = texts.of_step(step, dtype, is_known=is_known)
-    over = tuple(map(texts.of, step.over)) if step.over else ()
-    aliases = tuple(view.name for view in site.aliases) if site.aliases else ()
     size = parts[0].local.nbytes if len(parts) == 1 else sum(part.local.nbytes for part in parts)
-    return Record(  # by position: a call of a class with so many keywords takes three times as long
-        site.name, site.shape, dtype_text, fill, rule, origin,
-        expected, measured, over, aliases, step.notes, seconds, size, "", "", site.position,
-    )  # fmt: skip
+    return texts.record(step, dtype, size, seconds, measured, is_known=is_known)
 
 
 def _stored_record(step: Step, parts: Parts, seconds: float, texts: Texts, noise: Noise, stats: bool) -> Record:
@@ -341,7 +323,7 @@ def _stored(shard: Shard, store: Callable[[Tensor], Tensor], noise: Noise) -> Te
             raise
 
 
-def local_shards(model: nn.Module, names: Iterable[str] | None = None) -> dict[str, tuple[Shard, ...]]:
+def local_shards(model: nn.Module, names: Iterable[str] | None = None) -> dict[str, Parts]:
     """The parts of a model that are here, by site name; only of ``names``, if given: of a DTensor its local part.
 
     Raises RunError for a DTensor that is placed as ``Partial``.
@@ -349,19 +331,45 @@ def local_shards(model: nn.Module, names: Iterable[str] | None = None) -> dict[s
     >>> sorted(local_shards(nn.Linear(2, 3)))
     ['bias', 'weight']
     """
-    return shards_held(walk_tensors(model), names)
+    return dict(shards_held(walk_tensors(model), names))
 
 
-@collector_paused()
-def shards_held(held: Iterable[HeldTensor], names: Iterable[str] | None = None) -> dict[str, tuple[Shard, ...]]:
+def shards_held(held: Iterable[HeldTensor], names: Iterable[str] | None = None) -> HeldShards:
     """The same of the tensors that the modules of a model hold."""
     wanted = None if names is None else set(names)
-    parts: dict[str, tuple[Shard, ...]] = {}
-    for entry in held:
-        is_wanted = wanted is None or entry.name in wanted
-        if is_wanted and entry.name not in parts and (entry.computed_as is None or entry.computed_as.assign):
-            parts[entry.name] = shards_of_entry(entry, entry.name)
-    return parts
+    return HeldShards(
+        entry
+        for entry in held
+        if (wanted is None or entry.name in wanted) and (entry.computed_as is None or entry.computed_as.assign)
+    )
+
+
+class HeldShards(Mapping[str, Parts]):
+    """The parts of a model that are here, by site name, each made when it is asked for.
+
+    ``tensors`` are those that are ordinary, and wholly here.
+    """
+
+    def __init__(self, held: Iterable[HeldTensor]) -> None:
+        self._held: dict[str, HeldTensor] = {}
+        self._made: dict[str, Parts] = {}
+        for entry in held:
+            self._held.setdefault(entry.name, entry)
+        are_all = not BEHIND  # none stands for another one
+        self.tensors: Mapping[str, Tensor] = {
+            name: entry.tensor for name, entry in self._held.items() if are_all and entry.computed_as is None
+        }
+
+    def __getitem__(self, name: str) -> Parts:
+        if name not in self._made:
+            self._made[name] = shards_of_entry(self._held[name], name)
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._held)
+
+    def __len__(self) -> int:
+        return len(self._held)
 
 
 def shards_of_entry(entry: HeldTensor, name: str) -> tuple[Shard, ...]:

@@ -144,7 +144,7 @@ def _figure(
     figure = Figure(key, title, places, tuple(series), chain.kind[:-1], caption, band)
     ratio = 1 / figure.ratio if back and figure.ratio else figure.ratio
     change = "" if math.isnan(ratio) else f"; ×{digits(ratio)} from {'last to first' if back else 'first to last'}"
-    pale = ", the broad pale line as predicted" if any(each is not None for each in series[0].predicted) else ""
+    pale = "; pale as predicted" if any(each is not None for each in series[0].predicted) else ""
     return replace(figure, caption=f"{caption}{change}{pale}")
 
 

@@ -37,17 +37,17 @@ def schemes() -> dict[str, str]:
     'GPT-2: normal weights, residual projections made smaller with depth'
     """
     offered = {name: described(point) for name, point in plugins(_PLUGINS).items()}
-    return offered | shipped_schemes()
+    return offered | {name: read_scheme(name)["about"] for name in shipped_schemes()}
 
 
-def shipped_schemes() -> dict[str, str]:
-    """The same without those of other packages, whose files are read only when one is asked for."""
-    return {name: read_scheme(name)["about"] for name in _schemes()}
+def scheme_names() -> list[str]:
+    """The names of all of them; nothing is read."""
+    return [*dict.fromkeys((*plugins(_PLUGINS), *shipped_schemes()))]
 
 
 def read_scheme(name: str) -> Data:
     """The plain data of a recipe that goes by a name; ConfigError for a plug-in's that cannot be read."""
-    if (shipped := _schemes().get(name)) is not None:
+    if (shipped := shipped_schemes().get(name)) is not None:
         return tomllib.loads(shipped.read_text("utf-8"))
     point = plugins(_PLUGINS)[name]
     try:
@@ -56,7 +56,8 @@ def read_scheme(name: str) -> Data:
         raise error if isinstance(error, ConfigError) else unloadable(point, "scheme", error) from error
 
 
-def _schemes() -> dict[str, Traversable]:
+def shipped_schemes() -> dict[str, Traversable]:
+    """The files of the recipes that come with the package, by name; they are not read."""
     folder = resources.files("torchinit.recipes") / "schemes"
     files = [item for item in folder.iterdir() if item.name.endswith(".toml")]
     return {item.name.removesuffix(".toml"): item for item in sorted(files, key=lambda item: item.name)}

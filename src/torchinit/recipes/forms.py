@@ -25,7 +25,7 @@ from torchinit.plans.plan import Plan, Reach
 from torchinit.plans.planner import make_plan
 from torchinit.recipes.arguments import Given, RecipeReader
 from torchinit.recipes.entries import ENTRY_KEYS, SELECTING, entry_rules
-from torchinit.recipes.files import read_data, read_scheme, schemes, shipped_schemes
+from torchinit.recipes.files import read_data, read_scheme, scheme_names, shipped_schemes
 from torchinit.recipes.refusals import check_recipe
 from torchinit.rules.catalog import INITIALIZERS, SCHEMA, example_of
 from torchinit.rules.rule import Recipe, Rule, Value
@@ -101,7 +101,7 @@ def load_recipe(source: str | os.PathLike[str], arguments: Mapping[str, Value] |
 def _load(source: str | os.PathLike[str], given: Given) -> Recipe:
     if "\n" in str(source):
         raise ConfigError("a recipe is the path of a file, or data, and not the text of a file: parse it first")
-    path, shipped = Path(source), schemes()
+    path, shipped = Path(source), scheme_names()
     if str(source) in shipped and not path.is_file():
         return _decode({"type": "scheme", "name": str(source)}, str(source), given)
     if not path.exists() and (not path.suffix or spelling(str(source)) in synonyms()):
@@ -236,7 +236,7 @@ def _base(extends: Data, path: str, reader: RecipeReader) -> Iterator[Rule]:
 def _scheme(data: Mapping[Any, Data], path: str, reader: RecipeReader) -> Iterator[Rule]:
     """The rules of an entry that stands for a scheme: {type = "scheme", name = "t5", d_kv = 64, within = "encoder"}."""
     reader.spend(_SCHEME_VALUES)
-    name, shipped = data.get("name"), schemes()
+    name, shipped = data.get("name"), scheme_names()  # to read them all would take longer than to plan a model
     if not isinstance(name, str) or name not in shipped:
         near = did_you_mean(name, shipped) if isinstance(name, str) else ""
         reader.mistake(join(path, "name"), f"must be the name of a scheme, but got {name!r}{near}")

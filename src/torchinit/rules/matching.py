@@ -165,7 +165,7 @@ def _is_by_kind(where: Selector) -> bool:
 def asks_for_roles(rules: Iterable[Rule]) -> bool:
     """Whether a rule may look at ``Site.role``: by :class:`Roles`, for a source, or by code of a user's own."""
     return any(
-        _looks_at_roles(rule.where) or not _is_ours(rule.init) or "role" in getattr(rule.init, "asks_for", ())
+        _looks_at_roles(rule.where) or not is_ours(rule.init) or "role" in getattr(rule.init, "asks_for", ())
         for rule in rules
     )
 
@@ -181,7 +181,7 @@ def _looks_at_roles(where: Selector) -> bool:
             return any(map(_looks_at_roles, of))
         case Not(inner):
             return _looks_at_roles(inner)
-    return isinstance(where, Roles) or not _is_ours(where)
+    return isinstance(where, Roles) or not is_ours(where)
 
 
 def roles_asked(where: Selector) -> Iterator[str]:
@@ -194,7 +194,8 @@ def roles_asked(where: Selector) -> Iterator[str]:
             yield from globs
 
 
-def _is_ours(value: object) -> bool:
+def is_ours(value: object) -> bool:
+    """Whether the class is of this library, and no user's own."""
     return type(value).__module__.startswith("torchinit.")
 
 

@@ -166,7 +166,7 @@ def _kind_of(hint: Any) -> Kind:
         return replace(_plain("a list", is_sequence), read=read)
     if origin is Mapping:
         is_table = _plain("a table", lambda data: isinstance(data, Mapping))
-        return replace(is_table, read=partial(_read_table, kind_of(arguments[1])))
+        return replace(is_table, read=partial(_read_table, kind_of(arguments[1]), arguments[0]))
     return _PLAIN[hint] if hint in _PLAIN else _object(hint)
 
 
@@ -184,12 +184,13 @@ def _read_list(kinds: Sequence[Kind], size: int | None, data: Sequence[Data], pa
     return INVALID if any(item is INVALID for item in items) else items
 
 
-def _read_table(kind: Kind, data: Mapping[str, Data], path: str, reader: Reader) -> Any:
-    """A table with arbitrary keys: globs, for example."""
+def _read_table(kind: Kind, keys: Hint, data: Mapping[Any, Data], path: str, reader: Reader) -> Any:
+    """A table with arbitrary keys: globs, for example; where any ``keys`` may stand, numbers, too, as text."""
     before = len(reader.mistakes)
-    for key in [key for key in data if not isinstance(key, str)]:
+    kinds = (str, int) if keys is Any else (str,)
+    for key in [key for key in data if not isinstance(key, kinds)]:
         reader.mistake(path, f"has the key {reprlib.repr(key)}, which must be text")
-    texts = {key: item for key, item in data.items() if isinstance(key, str)}
+    texts = {str(key): item for key, item in data.items() if isinstance(key, kinds)}
     items = {key: reader.item(item, kind, f"{path}[{key!r}]") for key, item in texts.items()}
     return INVALID if len(reader.mistakes) > before else items
 

@@ -102,6 +102,15 @@ def test_there_and_back(adapter: Adapter) -> None:
     assert hash(adapter) == hash(eval(repr(adapter), vars(adapters)))
 
 
+def test_numbers_as_keys_are_read_from_a_config_and_from_json() -> None:
+    """A config in Python has numbers, TOML and JSON have text."""
+    expected = ResizeVocabulary(like={10: 3, 11: (1, 2)})
+    for like in ({10: 3, 11: [1, 2]}, {"10": 3, "11": [1, 2]}):
+        assert SCHEMA.decode({"type": "ResizeVocabulary", "like": like}, Adapter, "it") == expected
+    with pytest.raises(ConfigError, match=r"like: has the key 1\.5, which must be text"):
+        SCHEMA.decode({"type": "ResizeVocabulary", "like": {1.5: 3}}, Adapter, "it")
+
+
 @pytest.mark.parametrize(
     ("lists", "adapter"),
     [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -70,8 +70,8 @@ def test_pissa_takes_the_largest_singular_values() -> None:
     a, b = made["lora_A.weight"], made["lora_B.weight"]
     u, values, v = np.linalg.svd(source.weight.detach().double().numpy(), full_matrices=False)
     expected = (u[:, :RANK] * values[:RANK]) @ v[:RANK]
-    np.testing.assert_allclose(SCALING * b @ a, expected, atol=1e-6)
-    np.testing.assert_allclose(np.linalg.svd(made["base_layer.weight"])[1][: OUT - RANK], values[RANK:], atol=1e-6)
+    np.testing.assert_allclose(SCALING * b @ a, expected, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.svd(made["base_layer.weight"])[1][: OUT - RANK], values[RANK:], atol=1e-5)
     for gram in (a @ a.T, b.T @ b):
         np.testing.assert_allclose(gram, np.diag(values[:RANK] / SCALING), atol=1e-5)
 
@@ -89,11 +89,11 @@ def test_olora_has_orthonormal_columns() -> None:
     source = nn.Linear(IN, OUT)
     made = {name: value.double().numpy() for name, value in started(source, METHODS["olora"]).items()}
     b, a, weight = made["lora_B.weight"], made["lora_A.weight"], source.weight.detach().double().numpy()
-    np.testing.assert_allclose(b.T @ b, np.eye(RANK), atol=1e-6)
-    np.testing.assert_allclose(b @ b.T @ weight, b @ a, atol=1e-6)
-    np.testing.assert_allclose(np.tril(a, -1), 0, atol=1e-6)
+    np.testing.assert_allclose(b.T @ b, np.eye(RANK), atol=1e-5)
+    np.testing.assert_allclose(b @ b.T @ weight, b @ a, atol=1e-5)
+    np.testing.assert_allclose(np.tril(a, -1), 0, atol=1e-5)
     q = np.linalg.qr(weight)[0][:, :RANK]
-    np.testing.assert_allclose(q @ q.T, b @ b.T, atol=1e-6)
+    np.testing.assert_allclose(q @ q.T, b @ b.T, atol=1e-5)
 
 
 def test_draws_have_their_distributions() -> None:
@@ -126,9 +126,12 @@ def test_names_of_other_libraries() -> None:
             super().__init__(IN, OUT)
             self.lora_A, self.lora_B = nn.Parameter(torch.empty(2, IN)), nn.Parameter(torch.empty(OUT, 2))
 
+        def forward(self, tokens: Tensor) -> Tensor:
+            return super().forward(tokens) + F.linear(F.linear(tokens, self.lora_A), self.lora_B)
+
     source, layer, tokens = nn.Linear(IN, OUT), Loralib(), torch.randn(3, IN)
     initialize(layer, Rule(Name("**"), Pretrained(source, adapt={"**": loralib})))
-    torch.testing.assert_close(layer(tokens) + F.linear(F.linear(tokens, layer.lora_A), layer.lora_B), source(tokens))
+    torch.testing.assert_close(layer(tokens), source(tokens), atol=1e-5, rtol=1e-5)
 
 
 def test_a_weight_that_lies_transposed() -> None:
@@ -191,15 +194,14 @@ def test_a_model_is_not_divided_in_place() -> None:
     assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
     initialize(layer, Rule(Name("**"), Pretrained(before, adapt={"**": METHODS["pissa"]})))
     initialize(layer, Rule(Name("lora_*.**"), Pretrained(layer, adapt={"**": METHODS["default"]})))
-    assert not layer.lora_B["default"].weight.any()
+    assert not layer.get_parameter("lora_B.default.weight").any()
 
 
 def test_the_plan_says_what_memory_it_takes() -> None:
     source = {"base_layer.weight": torch.zeros(500, 600), "base_layer.bias": torch.zeros(500)}
-    for method, copies in (("pissa", 7), ("olora", 3)):
-        rule = Rule(Name("**"), Pretrained(source, adapt={"**": LoRA(method, RANK)}))  # type: ignore[arg-type]
-        text = f"base_layer.weight is made of whole tensors, which takes about {copies * 500 * 600 * 4 / 2**20:.1f} MiB"
-        assert text in plan(Layer(600, 500), rule).summary()
+    rule = Rule(Name("**"), Pretrained(source, adapt={"**": LoRA("pissa", RANK)}))
+    text = f"base_layer.weight is made of whole tensors, which takes up to {7 * 500 * 600 * 4 / 2**20:.1f} MiB"
+    assert text in plan(Layer(600, 500), rule).summary()
     rule = Rule(Name("**"), Pretrained(source, adapt={"**": LoRA("default", RANK)}))
     assert "whole tensors" not in plan(Layer(600, 500), rule).summary()
 
@@ -223,9 +225,9 @@ def test_weights_that_cannot_be_divided(adapter: LoRA, weight: tuple[int, ...], 
     ("build", "text"),
     [
         (
-            lambda: LoRA("loftq", 4),
+            lambda: LoRA("loftq", 4),  # type: ignore[arg-type]  # this is the mistake
             r"^method must be one of default, gaussian, orthogonal, pissa, olora, but got 'loftq'$",
-        ),  # type: ignore[arg-type]
+        ),
         (lambda: LoRA("pissa", 0), r"^rank must be a whole number from 1, but got 0$"),
         (lambda: LoRA("pissa", 4, 0.0), r"^scaling must be above 0, but got 0\.0$"),
         (lambda: LoRA("olora", 4, iterations=2), r"^iterations are those of pissa, but method is 'olora'$"),
@@ -239,4 +241,4 @@ def test_arguments(build: Callable[[], LoRA], text: str) -> None:
 
 
 def test_the_table_is_whole() -> None:
-    assert {adapter.method for adapter in METHODS.values()} == {*LoRAMethod.__args__}
+    assert {adapter.method for adapter in METHODS.values()} == {*get_args(LoRAMethod)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from torchinit import CheckpointError, Name, Pretrained, Rule, initialize, plan
 from torchinit.checkpoints.adapters import Adapter, Chain, Fuse, MergeExperts, Split, Transpose, Upcycle, UpcycleRouter
+from torchinit.mmengine import BaseModule
 
 WIDTH, HIDDEN = 6, 8
 
@@ -46,7 +48,8 @@ class Mixture(nn.Module):
             weights = weights / weights.sum(-1, keepdim=True)
         gate, up = (torch.einsum("ti,eoi->teo", tokens, self.gate_up) + self.gate_up_bias).chunk(2, -1)
         out = torch.einsum("teo,eio->tei", F.silu(gate) * up, self.down) + self.down_bias
-        return (out.gather(1, picks[..., None].expand(-1, -1, WIDTH)) * weights[..., None]).sum(1)
+        chosen: Tensor = out.gather(1, picks[..., None].expand(-1, -1, WIDTH)) * weights[..., None]
+        return chosen.sum(1)
 
 
 def upcycled(granularity: int, scale: float, **arguments: Any) -> dict[str, Adapter]:
@@ -92,7 +95,7 @@ def make(adapter: Adapter, file: Tensor, *shape: int, key: str = "mlp.experts.up
 
 def test_experts_have_the_bits_of_the_block_and_parts_go_round() -> None:
     file = torch.randn(8, 6).to(torch.bfloat16)
-    made = make(Upcycle("experts.up", "up", hidden=0, granularity=4), file, 12, 2, 6)
+    made = make(Upcycle("experts.up", "up", hidden=0, granularity=4, scale=1), file, 12, 2, 6)
     assert made.dtype == torch.bfloat16
     assert all(torch.equal(made[expert], file[2 * (expert % 4) :][:2]) for expert in range(12))
     made = make(Upcycle("experts.up", "up", hidden=0, granularity=2, fused=2), file, 4, 4, 6)
@@ -102,11 +105,11 @@ def test_experts_have_the_bits_of_the_block_and_parts_go_round() -> None:
 def test_listed_experts_are_the_stacked_ones() -> None:
     """Each by its number: the same parts, and the same units dropped, if other numbers in their place."""
     file = torch.randn(8, 6)
-    parts = make(Upcycle("experts.up", "up", hidden=0, granularity=2), file, 4, 4, 6)
+    parts = make(Upcycle("experts.up", "up", hidden=0, granularity=2, scale=1), file, 4, 4, 6)
     some = make(Upcycle("experts.up", "up", hidden=0, drop=0.5), file, 4, 8, 6)
     for number in range(4):
         key = f"mlp.experts.{number}.up"
-        one = make(Upcycle("experts.*.up", "up", hidden=0, granularity=2), file, 4, 6, key=key)
+        one = make(Upcycle("experts.*.up", "up", hidden=0, granularity=2, scale=1), file, 4, 6, key=key)
         assert torch.equal(one, parts[number])
         one = make(Upcycle("experts.*.up", "up", hidden=0, drop=0.5), file, 8, 6, key=key)
         kept = (one == file).all(1)
@@ -203,7 +206,7 @@ def test_there_and_back() -> None:
 
 def test_experts_that_lie_transposed() -> None:
     file = torch.randn(8, 6)
-    chain = Chain((Transpose(), Upcycle("experts.up", "up", hidden=1, granularity=2)))
+    chain = Chain((Transpose(), Upcycle("experts.up", "up", hidden=1, granularity=2, scale=1)))
     made = make(chain, file, 4, 6, 4)
     assert torch.equal(made[3], file[4:].T)
 
@@ -216,12 +219,17 @@ BLOCK = {"up": torch.ones(8, 6), "experts.0.w": torch.ones(2, 3), "experts.1.w":
     [
         ("e", (4, 4, 6), Upcycle("e", "up"), r"makes experts of \[8, 6\] from \[8, 6\], but the site has \[4, 4, 6\]"),
         ("e", (8,), Upcycle("e", "up"), r"makes experts of \[8, 6\] from \[8, 6\], but the site has \[8\]"),
-        ("e", (4, 4, 6), Upcycle("e", "up", hidden=0, granularity=3), r"cannot cut dimension 0 of \[8, 6\] into 1 x 3"),
+        (
+            "e",
+            (4, 4, 6),
+            Upcycle("e", "up", hidden=0, granularity=3, scale=1),
+            r"cannot cut dimension 0 of \[8, 6\] into 1 x 3",
+        ),
         ("e", (4, 4, 6), Upcycle("e", "up", hidden=2), r"cannot cut dimension 2 of \[8, 6\]"),
         (
             "e",
             (3, 4, 6),
-            Upcycle("e", "up", hidden=0, granularity=2),
+            Upcycle("e", "up", hidden=0, granularity=2, scale=1),
             r"needs whole blocks of 2 experts, but .* \[3, 4",
         ),
         ("e", (3, 6), UpcycleRouter("e", "up", granularity=2), r"needs whole blocks of 2 experts, but .* \[3, 6\]"),
@@ -245,6 +253,10 @@ def test_what_cannot_be_is_said_before_anything_is_written(
     [
         (lambda: Upcycle("a", "b", granularity=0), r"^granularity must be a whole number from 1, but got 0$"),
         (lambda: Upcycle("a", "b", granularity=2), r"^granularity, drop and fused need hidden, the dimension that"),
+        (
+            lambda: Upcycle("a", "b", hidden=1, granularity=4),
+            r"^granularity needs scale, the factor .*: 4 for the way out",
+        ),
         (lambda: Upcycle("a", "b", hidden=0, drop=2), r"^drop must lie in \[0, 1\], but got 2$"),
         (lambda: Upcycle("a", "b", noise=-1), r"^noise must be at least 0, but got -1$"),
         (lambda: Upcycle("a.*.*", "b"), r"^into may have one part '\*', the expert's number, but got 'a\.\*\.\*'$"),
@@ -262,3 +274,33 @@ def test_what_cannot_be_is_said_before_anything_is_written(
 def test_arguments(build: Callable[[], object], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         build()
+
+
+def test_as_an_entry_of_an_init_cfg(tmp_path: Path) -> None:
+    class Routed(BaseModule):
+        def __init__(self, **arguments: Any) -> None:
+            super().__init__(**arguments)
+            self.up, self.router = nn.Parameter(torch.empty(4, 6, 3)), nn.Linear(3, 4, bias=False)
+
+    file = torch.randn(6, 3)
+    torch.save({"state_dict": {"mlp.up.weight": file}}, tmp_path / "dense.pth")
+    adapt = {
+        "up": {"type": "Upcycle", "into": "up", "dense": "up.weight"},
+        "router.weight": {"type": "UpcycleRouter", "into": "router", "dense": "up"},
+    }
+    entry = {"type": "Pretrained", "checkpoint": str(tmp_path / "dense.pth"), "rename": [["^mlp.", ""]], "adapt": adapt}
+    model = Routed(init_cfg=entry)
+    model.init_weights()
+    assert torch.equal(model.up, file.expand(4, 6, 3))
+    assert model.router.weight.std() < 0.1
+
+
+def test_in_pieces_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One expert of a stack may be large in itself: pieces are cut within it, too."""
+    block, seen = Block(), list[dict[str, Tensor]]()
+    for size in (1 << 22, 16):
+        monkeypatch.setattr("torchinit.checkpoints.tensor_fill._PIECE", size)
+        mixture = Mixture(4, HIDDEN // 2, 2)
+        initialize(mixture, Rule(Name("**"), Pretrained(block, adapt=upcycled(2, 2.0, noise=0.1))))
+        seen.append(mixture.state_dict())
+    assert all(torch.equal(value, seen[1][name]) for name, value in seen[0].items())

@@ -174,7 +174,7 @@ def test_hyperclone_noise_is_that_of_the_paper() -> None:
 @settings(max_examples=60)
 @given(st.integers(1, 12), st.integers(0, 12), st.integers(0, 3))
 def test_net2wider_is_the_papers_random_map(width: int, more: int, seed: int) -> None:
-    """The map is the identity, then any of the units; each column of what follows is divided by how often g gives it."""
+    """The map is the identity, then any unit; each column of what follows is divided by how often it comes."""
     wider = width + more
     ids = torch.arange(1.0, width + 1)
     g = Net2Wider((), seed=seed).adapt([ids], (wider,), "b").long() - 1
@@ -249,6 +249,13 @@ def test_what_is_said_comes_before_what_the_layer_tells() -> None:
     assert fill.adapter == told
 
 
+def test_a_table_of_ones_own_is_told_by_its_role() -> None:
+    old, new = Rows(4), Rows(8)
+    initialize(new, Rule(Name("**"), Pretrained(old, adapt={"**": HyperClone()})))
+    table = old.relative_position_bias_table.detach()
+    assert torch.equal(new.relative_position_bias_table.detach(), table.repeat(1, 2))
+
+
 def test_last_in_a_chain() -> None:
     weight = torch.randn(3, 2)
     layer = nn.Linear(6, 4, bias=False)
@@ -275,6 +282,20 @@ class Odd(nn.Module):
         self.things = nn.Parameter(torch.zeros(2, width, width))
 
 
+class Mamba(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mamba_mixer = nn.ModuleDict({"in_proj": nn.Linear(width, 2 * width)})
+
+
+class Rows(nn.Module):
+    """Matrices of one's own: an expert's bias, a table of relative positions, a router."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.relative_position_bias_table = nn.Parameter(torch.randn(5, width))
+
+
 class ScaledEmbedding(nn.Embedding):
     pass
 
@@ -295,6 +316,13 @@ class ScaledEmbedding(nn.Embedding):
         (Grouped, 4, 8, HyperClone(), r"cannot widen each of 2 groups: let their number grow"),
         (Grouped, 4, 8, Net2Wider(), r"would mix the groups of a GroupNorm; say inputs=\[\]"),
         (Fused, 4, 8, HyperClone(), r"'query_key_value' holds q, k and v, and its shape does not tell how: say sizes="),
+        (
+            Mamba,
+            4,
+            8,
+            HyperClone(),
+            r"what lies side by side in mamba_mixer\.in_proj \(ssm\.in\) is not known: say inputs=",
+        ),
         (Odd, 4, 8, HyperClone(), r"the layout of Odd's things is not known: say which of its axes are summed over"),
         (lambda n: ScaledEmbedding(5, n), 4, 8, HyperClone(), r"ScaledEmbedding may multiply by a number that grows"),
         (lambda n: nn.Embedding(n, 4), 4, 8, HyperClone(), r"widens layers, and dimension 0 is no width: 4 to 8"),

@@ -226,7 +226,12 @@ def test_diff_says_in_words_how_two_starts_differ(folder: Path, capsys: pytest.C
     assert told[1].startswith("the recipe has All(Layer('Linear'), Kinds('bias')) -> Constant(0) in a.json, and All(")
     assert told[2].startswith("the recipe's file recipe.toml is ")
     assert main(["diff", "a.json", "report.json", "--json"]) == 1
-    assert {each["name"] for each in json.loads(capsys.readouterr().out)} == {"0.weight", "0.bias", "3.weight", "3.bias"}
+    assert {each["name"] for each in json.loads(capsys.readouterr().out)} == {
+        "0.weight",
+        "0.bias",
+        "3.weight",
+        "3.bias",
+    }
     assert main(["diff", "a.json", "a.json"]) == 0
 
 

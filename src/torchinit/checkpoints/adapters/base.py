@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Final, Literal, TypeAlias, TypeVar, dataclass_transform, final
+from typing import TYPE_CHECKING, ClassVar, Final, TypeAlias, TypeVar, dataclass_transform, final
 
 import torch
 from torch import Tensor
 
 from torchinit._text import ShortStr, did_you_mean
+from torchinit.initializers.load_report import Promise as Promise  # noqa: PLC0414  # adapters have it from here
+from torchinit.initializers.load_report import weakest
 from torchinit.model.shards import Box, replaced
 from torchinit.noise.threads import one_thread
 from torchinit.serialization.registry import ClassRegistry
@@ -26,11 +28,6 @@ _Value = TypeVar("_Value")
 
 Size: TypeAlias = tuple[int, ...]  # the shape of a tensor
 DtypeOf: TypeAlias = Callable[[str], torch.dtype | None]  # of a tensor of the file, by its name in the model
-
-Promise: TypeAlias = Literal["none", "statistics", "function"]
-"""What a model that is made of another keeps of it, the weakest first: nothing that one could count on, the mean and
-variance of what its layers give, all that it computes."""
-PROMISES: Final[tuple[Promise, ...]] = ("none", "statistics", "function")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +66,7 @@ class Adapter(ShortStr, ABC):
     # tensor or several, so that every site still has one fill, and a plan one line for it.
 
     only_resizes: ClassVar[bool] = False  # a tensor that has the site's shape already is left alone
+    copies: ClassVar[int] = 2  # of what it reads, in memory while it computes: no more than about so many
 
     @property
     def promise(self) -> Promise | None:
@@ -116,11 +114,6 @@ class Adapter(ShortStr, ABC):
     def changes(self, shapes: Sequence[Size], shape: Size) -> bool:
         """Whether there is anything to do."""
         return not self.only_resizes or shapes[0] != shape
-
-    @property
-    def copies(self) -> int:
-        """How many tensors of the size of those that it reads lie in memory while it computes a site, about."""
-        return 2
 
     def together(self, key: str) -> tuple[str, ...]:
         """The sites that must be made by this adapter, too, if that of ``key`` is; else the plan is refused."""
@@ -249,7 +242,7 @@ class Chain(Adapter):
     @property
     def _before(self) -> Adapter:
         """All steps but the last, as one."""
-        return Chain(self.steps[:-1]) if len(self.steps) > 1 else Unchanged()
+        return Chain(self.steps[:-1]) if len(self.steps) > 1 else _Nothing()
 
     # Shapes, keys and tensors come in the order of `wants`: for each tensor that the last step takes, all those of the
     # file that the steps before it make that one of. So the same walk sorts each of the three.
@@ -294,8 +287,8 @@ class Chain(Adapter):
 
 
 @dataclass(frozen=True, slots=True)
-class Unchanged(Adapter):
-    """A tensor as the file has it, as it comes to the first step of a chain."""
+class _Nothing(Adapter):
+    """The steps before the first: each tensor as the file has it."""
 
     def makes(self, shapes: Sequence[Size], key: str) -> Size:
         return shapes[0]
@@ -308,15 +301,6 @@ class Unchanged(Adapter):
 
 
 # --- values and arguments --------------------------------------------------------------------------------------------
-
-
-def weakest(promises: Iterable[Promise | None]) -> Promise | None:
-    """The weakest of several promises; None where there is none among them.
-
-    >>> weakest(["function", None, "statistics"])
-    'statistics'
-    """
-    return min((promise for promise in promises if promise), key=PROMISES.index, default=None)
 
 
 def upcast(tensor: Tensor) -> Tensor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,7 +16,6 @@ from torchinit.checkpoints.adapters.base import (
     Promise,
     ReadPlan,
     Size,
-    Unchanged,
     check_whole,
     find_parts,
     listed,
@@ -25,6 +26,10 @@ from torchinit.checkpoints.adapters.base import (
 )
 from torchinit.model.shards import Box, inserted, replaced, without
 from torchinit.serialization.validation import is_integer
+
+if TYPE_CHECKING:
+    from torchinit.checkpoints.adapters.surroundings import Surroundings
+    from torchinit.model.sites import Site
 
 
 @register
@@ -233,26 +238,38 @@ class Only(Adapter):
     def promise(self) -> Promise | None:
         return self.adapter.promise
 
-    def _of(self, key: str) -> Adapter:
-        return self.adapter if find_parts(key, self.part) else Unchanged()
+    @property
+    def goes_by_slices(self) -> bool:
+        return self.adapter.goes_by_slices
+
+    def placed(self, site: Site, around: Surroundings, shapes: Sequence[Size]) -> Adapter:
+        return replace(self, adapter=self.adapter.placed(site, around, shapes)) if self._is_for(site.name) else self
+
+    def _is_for(self, key: str) -> bool:
+        return find_parts(key, self.part) is not None
 
     def together(self, key: str) -> tuple[str, ...]:
-        return self._of(key).together(key)
+        return self.adapter.together(key) if self._is_for(key) else ()
 
     def wants(self, key: str) -> tuple[str, ...]:
-        return self._of(key).wants(key)
+        return self.adapter.wants(key) if self._is_for(key) else (key,)
 
     def makes(self, shapes: Sequence[Size], key: str) -> Size | None:
-        return self._of(key).makes(shapes, key)
+        return self.adapter.makes(shapes, key) if self._is_for(key) else shapes[0]
 
     def check(self, shapes: Sequence[Size], shape: Size, key: str) -> None:
-        self._of(key).check(shapes, shape, key)
+        if self._is_for(key):
+            self.adapter.check(shapes, shape, key)
+        else:
+            Adapter.check(self, shapes, shape, key)
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
-        return self._of(key).adapt(tensors, shape, key)
+        return self.adapter.adapt(tensors, shape, key) if self._is_for(key) else tensors[0]
 
     def read_plan(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> ReadPlan:
-        return self._of(key).read_plan(shapes, shape, box, key)
+        if self._is_for(key):
+            return self.adapter.read_plan(shapes, shape, box, key)
+        return ReadPlan((box,), lambda tensors: tensors[0])
 
 
 def _check_arguments(adapter: Fuse | Split) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from hashlib import blake2b
-from typing import Final, Literal, TypeAlias
+from typing import ClassVar, Final, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ class LoRA(Adapter):
     B A is zero and neither factor is; the rank must be even. ``pissa`` takes the largest singular values of W, and
     leaves the others (https://arxiv.org/abs/2404.02948):
 
-    .. math:: W = U S V^T, \quad B = U_r \sqrt{S_r / \text{scaling}}, \quad A = \sqrt{S_r / \text{scaling}}\, V_r^T
+    .. math:: W = U S V^T, \quad B = U_r \sqrt{S_r / \text{scaling}}, \quad A = \sqrt{S_r / \text{scaling}} V_r^T
 
     ``olora`` takes the first columns of its QR factors (https://arxiv.org/abs/2406.01775):
 
@@ -64,6 +64,7 @@ class LoRA(Adapter):
     tensor([[0., 3.]])
     """
 
+    copies: ClassVar[int] = 7  # by all singular values 6.4 of 3000 x 3000, as measured, and 2.4 otherwise
     method: LoRAMethod
     rank: int
     scaling: float = 1.0
@@ -89,10 +90,6 @@ class LoRA(Adapter):
     @property
     def promise(self) -> Promise:
         return "function"
-
-    @property
-    def copies(self) -> int:
-        return 7 if self.method == "pissa" and self.iterations is None else 3  # as measured on 3000 x 3000
 
     def _factor(self, key: str) -> str:
         """What the key calls a factor; empty for whatever the base has."""
@@ -173,7 +170,7 @@ class LoRA(Adapter):
     def _factors(self, weight: Tensor, key: str) -> tuple[Tensor, Tensor]:
         """A and B of a weight."""
         digest = blake2b(f"{self!r} {key} {weight.dtype} {tuple(weight.shape)} {weight.device}".encode())
-        digest.update(memoryview(weight.cpu().contiguous().view(-1).view(torch.uint8).numpy()))
+        digest.update(weight.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         if (found := _LAST.get(digest.digest())) is None:
             found = self._olora(weight) if self.method == "olora" else self._pissa(weight, key)
             _LAST.clear()

@@ -28,7 +28,7 @@ from torchinit.serialization.validation import check_number
 
 @register
 class Upcycle(Adapter):
-    r"""The experts of a mixture, each the dense block of the file or a part of it: sparse upcycling.
+    """The experts of a mixture, each the dense block of the file or a part of it: sparse upcycling.
 
     A key is the site's own with ``into`` replaced by ``dense``. One site, ``[experts, ...]``, holds all experts; where
     each has a site of its own, ``into`` has a ``*``, which is the expert's number. https://arxiv.org/abs/2212.05055
@@ -36,13 +36,10 @@ class Upcycle(Adapter):
     ``hidden`` is the dimension of the dense weight that runs over the hidden units, ``fused`` the number of weights
     that lie one after the other along it (2: gate and up). ``granularity=g`` cuts the hidden units into g equal parts:
     expert e has part e mod g, and g neighbours make up the block. Their router must choose such neighbours together,
-    that is, begin with like rows for them. ``scale`` multiplies the values: give the weight of the way out, and of
-    no other, the factor
-
-    .. math:: g \quad\text{or}\quad g \cdot \text{experts} / \text{chosen}
-
-    the first for routers whose chosen weights sum to one, the second for others (https://arxiv.org/abs/2410.07524,
-    which spreads it over all weights of a block).
+    that is, begin with like rows for them. ``scale`` multiplies the values, for the weight of the way out and no other:
+    by g where the weights of the chosen experts sum to one, by g · experts / chosen where they do not
+    (https://arxiv.org/abs/2410.07524, which spreads it over all weights of a block). With a granularity it must be
+    given, as 1 for ways in, unless several weights are fused.
 
     ``noise`` is the standard deviation of what is added to every value. ``drop=r`` starts the share r of each expert's
     hidden units anew, the same ones in all weights of the block, from the normal distribution that has the mean and
@@ -63,14 +60,13 @@ class Upcycle(Adapter):
     hidden: int | None = None
     fused: int = 1
     granularity: int = 1
-    scale: float = 1.0
+    scale: float | None = None
     noise: float = 0.0
     drop: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_whole(self, "fused", "granularity", least=1)
-        check_number("scale", self.scale)
         check_number("noise", self.noise, least=0)
         if not 0 <= check_number("drop", self.drop) <= 1:
             raise ValueError(f"drop must lie in [0, 1], but got {self.drop!r}")
@@ -79,6 +75,11 @@ class Upcycle(Adapter):
             check_whole(self, "hidden")
         elif self.granularity > 1 or self.drop or self.fused > 1:
             raise ValueError("granularity, drop and fused need hidden, the dimension that runs over the hidden units")
+        if self.scale is not None:
+            check_number("scale", self.scale)
+        elif self.granularity > 1 and self.fused == 1:
+            advice = f"{self.granularity} for the way out of blocks if the weights of chosen experts sum to one"
+            raise ValueError(f"granularity needs scale, the factor of the values: {advice}, 1 for a way in")
         if self.into.split(".").count("*") > 1:
             raise ValueError(f"into may have one part '*', the expert's number, but got {self.into!r}")
 
@@ -87,6 +88,10 @@ class Upcycle(Adapter):
         if self.drop and not self.noise:
             return "statistics"
         return "none" if self.noise else "function"
+
+    @property
+    def goes_by_slices(self) -> bool:
+        return not self.drop
 
     @property
     def _listed(self) -> bool:
@@ -117,7 +122,7 @@ class Upcycle(Adapter):
     def read_plan(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> ReadPlan:
         # Copies need the rows and columns of the box alone. What starts anew needs the statistics of all that it was,
         # so with `drop` the whole is read, on every rank that holds a part.
-        (stored,), axis = shapes, self.hidden or 0
+        (stored,), axis, scale = shapes, self.hidden or 0, 1.0 if self.scale is None else self.scale
         if self._listed:
             number, _ = numbered(key, self.into)
             experts, inner = range(number, number + 1), box
@@ -130,7 +135,7 @@ class Upcycle(Adapter):
         read = Box(replaced(inner.start, axis, first), replaced(inner.shape, axis, end - first))
 
         def combine(tensors: Sequence[Tensor]) -> Tensor:
-            dense = upcast(tensors[0]) if self.scale != 1 or self.noise or self.drop else tensors[0]
+            dense = upcast(tensors[0]) if scale != 1 or self.noise or self.drop else tensors[0]
             if not box.numel:
                 return dense.new_empty(box.shape)
             if self.drop:
@@ -144,7 +149,7 @@ class Upcycle(Adapter):
             else:  # copies take no memory of their own until they are written
                 values = dense.expand(len(experts), *inner.shape)
             values = values.reshape(box.shape) if self._listed else values
-            values = values if self.scale == 1 else values * self.scale
+            values = values if scale == 1 else values * scale
             return values + self._draws(dense, shape, box, key) * self.noise if self.noise else values
 
         return ReadPlan((Box.whole(stored) if self.drop else read,), combine)
@@ -208,6 +213,10 @@ class UpcycleRouter(Adapter):
     def promise(self) -> Promise:
         return "function"
 
+    @property
+    def goes_by_slices(self) -> bool:
+        return True
+
     def wants(self, key: str) -> tuple[str, ...]:
         return (replace_parts(key, self.into, self.dense),)
 
@@ -258,6 +267,10 @@ class MergeExperts(Adapter):
     @property
     def promise(self) -> Promise:
         return "none"
+
+    @property
+    def goes_by_slices(self) -> bool:
+        return True
 
     def wants(self, key: str) -> tuple[str, ...]:
         names = [self.experts.replace("*", str(number)) for number in range(self.count or 1)]

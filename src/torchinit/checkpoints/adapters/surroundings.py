@@ -8,10 +8,20 @@ from functools import cached_property
 from typing import Final
 
 from torchinit.knowledge.neutral import is_named_norm
-from torchinit.knowledge.role_rules import UNSURE, role_of_several
+from torchinit.knowledge.role_rules import BIAS, UNSURE, role_matches, role_of_several
 from torchinit.model.sites import Site
 
-_TWO: Final = frozenset({"mlp.gate_up", "attn.kv"})
+_TWO: Final = frozenset({"mlp.gate_up", "expert.gate_up", "attn.kv"})
+"""The roles of what holds two weights, one after the other."""
+_IN_PAIRS: Final = "GptOss"
+"""The beginning of the class whose experts hold rows of gate and up by turns."""
+_JOINED: Final = ("ssm.", "project.downsample")
+"""The beginnings of the roles of what gives or takes several things in one: a mixer, the patches that Swin merges."""
+_LINEAR: Final = (
+    *(f"attn.{part}" for part in ("q", "k", "v", "qkv", "kv", "out", "gate", "q_*", "kv_*")),
+    *("mlp.*", "moe.router", "moe.shared_gate", "head.*", "pooler", "project"),
+)
+"""The roles of matrices that are laid out as a Linear's where a layer of one's own holds them."""
 
 
 class Surroundings:
@@ -26,6 +36,10 @@ class Surroundings:
         Of the last norm before a head that shares the table of an embedding it is the former: a table is looked up, and
         cannot be divided, so the norm is. Raises ValueError where nobody knows.
         """
+        role = site.role or UNSURE
+        if role.startswith(_JOINED):
+            fact = f"what lies side by side in {site.owner_name} ({role}) is not known"
+            raise ValueError(f"{fact}: say inputs=, and sizes= along axis=")
         if len(site.shape) < 2:
             return ((0,), ()) if self._is_divided(site) else ((), (0,))
         if layout := site.layout:
@@ -37,10 +51,9 @@ class Surroundings:
                 _ = self._divided  # raises where a head that shares it would give more
                 return (), (1,)
             return (layout.in_axes, layout.out_axes) if layout.in_axes or layout.out_axes else ((), every)
-        role = site.role or UNSURE
-        if role.startswith("embed."):
+        if role.startswith("embed.") or role == "attn.rel" or role.endswith(BIAS):
             return (), (len(site.shape) - 1,)
-        if len(site.shape) == 2 and role != UNSURE:  # as a Linear has them, which layers of one's own imitate
+        if len(site.shape) == 2 and any(role_matches(glob, role) for glob in _LINEAR):
             return (1,), (0,)
         raise ValueError(
             f"the layout of {site.owner.name}'s {site.leaf} is not known: say which of its axes are summed over, as in"
@@ -52,10 +65,12 @@ class Surroundings:
 
         Raises ValueError where the shape does not tell.
         """
+        word = site.owner_name.rpartition(".")[2]
+        role = (site.role or "").removesuffix(BIAS).partition("[")[0]
+        if role.startswith("expert.") and site.owner.name.startswith(_IN_PAIRS):
+            return (1,)
         if site.layout and site.layout.blocks > 1:
             return (1,) * site.layout.blocks
-        word = site.owner_name.rpartition(".")[2]
-        role = (site.role or "").removesuffix(".bias")
         role = role if role in _TWO or role == "attn.qkv" else role_of_several(word)
         if not role:
             return (1,)

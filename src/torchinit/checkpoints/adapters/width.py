@@ -260,7 +260,7 @@ class HyperClone(Widening):
             return value
         wide = upcast(value)
         std = float(wide.square().mean().sqrt()) * 10 ** (-self.snr / 20)
-        apart = wide.unflatten(axis, (copies, -1)).movedim(axis, 0)  # a copy of the inputs each
+        apart: Tensor = wide.unflatten(axis, (copies, -1)).movedim(axis, 0)  # a copy of the inputs each
         draws = torch.empty_like(apart[: copies // 2], memory_format=torch.contiguous_format)
         Keyed(self.seed).fill(Shard.whole(key, draws), "normal", (0.0, std))
         noise = torch.zeros_like(apart)
