@@ -78,7 +78,8 @@ def errors(model: nn.Module, batch: Tensor, targets: dict[str, float]) -> list[f
         return hook
 
     for name, module in model.named_modules():
-        if isinstance(module, LAYERS) and (not targets or name in targets) and "attn" not in name:
+        is_layer = isinstance(module, LAYERS) or type(module).__name__ == "Conv1D"
+        if is_layer and (not targets or name in targets) and "attn" not in name:
             module.register_forward_hook(hook_of(name))
     model.eval()
     for module in model.modules():
