@@ -107,6 +107,12 @@ LAYER = nn.Linear(4, 3)
         (nn.ReLU(), X, {}, "ReLU has no parameters, so it has no start to judge"),
         (nn.ModuleList([nn.Linear(2, 2)]), X, {}, "ModuleList has no forward"),
         (LAYER, torch.randn(8, 5), {}, "(?s)the forward of Linear raised.*RuntimeError: mat1 and mat2"),
+        (
+            nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(5, 3))),
+            X,
+            {},
+            r"(?s)the forward of Sequential raised.*mat1 and mat2.*\(in 1.0, a Linear\)",
+        ),
         (LAYER, X.double(), {}, "the batch is float64 and the model float32: convert one of them"),
         (LAYER, X.to("meta"), {}, r"the batch is on meta and the model on cpu; move one of them: batch.to\('cpu'\)"),
         (Named(), X, {}, "(?s)missing 1 required positional argument: 'right'.*a dict keywords"),
@@ -131,6 +137,13 @@ LAYER = nn.Linear(4, 3)
 def test_what_cannot_be_probed_says_so(model: nn.Module, batch: object, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ProbeError, match=message):
         probe(model, batch, **options)
+
+
+def test_a_model_that_holds_nan_is_told() -> None:
+    model = mlp(0, depth=3)
+    nn.init.constant_(model.get_parameter("2.weight"), torch.nan)
+    found = {each.code: each.site for each in probe(model).findings.errors}
+    assert found["TI815"] == "2"
 
 
 def test_structure_that_grew_is_taken_back() -> None:

@@ -250,9 +250,11 @@ def test_the_remedy_trains_where_the_start_does_not() -> None:
     for std in (0.02, 1.0):
         model = mlp(std)
         result = probe(model, (x[:64], y[:64]), limit=600)
+        assert torchinit.lint(model).codes == ({0.02: "TI408", 1.0: "TI407"}[std],)
         entry = entry_of(next(each for each in result.findings if each.code in ("TI801", "TI802")).remedy)
         mended = mlp(std)
         torchinit.initialize(mended, [entry], seed=0)
+        assert torchinit.lint(mended).codes == ()
         assert probe(mended, (x[:64], y[:64]), limit=600).healthy
         assert not loss_after(model) < 2.2  # ln 10 is 2.3; not a number for N(0, 1)
         assert loss_after(mended) < 1.5
@@ -266,7 +268,8 @@ def test_the_table_begins_with_the_verdict() -> None:
     assert lines[0].startswith("✗ Vanishing signal: 10^-")
     assert max(map(len, lines[2:15])) <= 80
     assert lines[2].split() == ["layer", "signal", "gradient"]
-    assert any(line.startswith("TI801, TI803") and '{type = "Kaiming"' in line for line in lines)
+    at = next(at for at, line in enumerate(lines) if line.startswith("TI801, TI803 way out"))
+    assert lines[at + 1] == '  {type = "Kaiming", mode = "fan_in", layer = "Linear"}'  # a line of its own, to be pasted
     good = str(probe(mlp(0))).splitlines()
     assert good[0].startswith("✓ Nothing is wrong with this start: 0.")
     assert good[-1] == "no findings"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -9,6 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from torchinit._text import with_article
 from torchinit.errors import ProbeError
 from torchinit.model.dtensor import is_distributed
 from torchinit.probing.inputs import Inputs, first_line
@@ -43,7 +45,7 @@ def forward(model: nn.Module, inputs: Inputs) -> Any:
     try:
         return model(*inputs.args, **inputs.kwargs)
     except Exception as error:
-        problems = [first_line(error), *_hints(error, inputs, model)]
+        problems = [f"{first_line(error)}{_place(error, model)}", *_hints(error, inputs, model)]
         raise ProbeError(f"the forward of {type(model).__name__} raised", problems) from error
 
 
@@ -55,6 +57,14 @@ def raised(model: nn.Module, inputs: Inputs) -> Exception | None:
     except ProbeError as error:
         return error.__cause__ if isinstance(error.__cause__, Exception) else error
     return None
+
+
+def _place(error: Exception, model: nn.Module) -> str:
+    """The innermost module of a model that ran when an error was raised."""
+    names = {id(module): (name, type(module).__name__) for name, module in model.named_modules() if name}
+    inside = [names.get(id(frame.f_locals.get("self"))) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    name, kind = next((each for each in reversed(inside) if each), ("", ""))
+    return f" (in {name}, {with_article(kind)})" if name else ""
 
 
 def _hints(error: Exception, inputs: Inputs, model: nn.Module) -> Iterator[str]:
