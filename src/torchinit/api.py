@@ -135,11 +135,12 @@ def draft(
     trainable: bool | None = None,
     only: Only | None = None,
     leave: Mapping[str, str] | None = None,
+    held: Sequence[HeldTensor] | None = None,
 ) -> Plan:
     """The plan of a recipe on a model, whatever is wrong with it; ConfigError when the recipe cannot be read."""
     refuse_transforms()
     check_model(model, recipe)
-    held = _held_by(model)
+    held = _held_by(model) if held is None else held
     return _draft_among(model, held, recipe, given or Given(), trainable=trainable, only=only, leave=leave)
 
 

@@ -23,7 +23,7 @@ from torchinit.distributed.materialize import explain_unwritten
 from torchinit.distributed.own_code import OwnCodeResult, is_tried, make_buffers
 from torchinit.errors import RunError
 from torchinit.model.names import normalize
-from torchinit.model.sites import group_sites
+from torchinit.model.sites import Site, group_sites
 from torchinit.model.traversal import HeldTensor, walk_modules, walk_tensors
 from torchinit.noise import Keyed
 from torchinit.plans.only import LOADING, is_loaded, is_within
@@ -77,8 +77,15 @@ def param_init_fn(
 class ParamInit:
     """Gives the modules of a model values by the whole model's plan, and memory where they have none."""
 
-    def __init__(self, model: nn.Module, plan: Plan, noise: Keyed, device: torch.device) -> None:
-        sites = group_sites(walk_tensors(model))
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: Plan,
+        noise: Keyed,
+        device: torch.device,
+        groups: list[tuple[Site, list[HeldTensor]]] | None = None,
+    ) -> None:
+        groups = group_sites(walk_tensors(model)) if groups is None else groups
         self.model = model
         self.plan = plan
         self.noise = noise
@@ -87,10 +94,10 @@ class ParamInit:
         self.paths: dict[nn.Module, str] = {place.module: place.name for place in reversed(walk_modules(model))}
         # The names of the sites, by module and the module's name for the tensor: FSDP1 changes both as it wraps.
         self.names: dict[nn.Module, dict[str, str]] = {module: {} for module in self.paths}
-        for site, group in sites:
+        for site, group in groups:
             for entry in group:
                 self.names[entry.place.module][entry.leaf] = site.name
-        self.was_on_meta: frozenset[str] = frozenset(site.name for site, group in sites if group[0].tensor.is_meta)
+        self.was_on_meta: frozenset[str] = frozenset(site.name for site, group in groups if group[0].tensor.is_meta)
         self.records: dict[str, Record] = {}
         self.made: OwnCodeResult = OwnCodeResult()
         # What each site was like when it was last seen to: a call that finds it so writes nothing.

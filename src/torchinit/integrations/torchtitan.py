@@ -111,7 +111,7 @@ class _Writers:
     records: dict[str, Record] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.noise = Keyed(self.seed)
+        self.noise: Keyed = Keyed(self.seed)
         self.steps: dict[str, Step] = {step.site.name: step for step in self.plan}
         if buffers := [name for name, step in self.steps.items() if step.site.kind == "buffer"]:
             raise RunError(

@@ -24,8 +24,8 @@ from torchinit.api import draft
 from torchinit.distributed.own_code import OwnCodeResult, is_tried
 from torchinit.errors import ConfigError, ReportError, RunError
 from torchinit.integrations.fsdp import ParamInit
-from torchinit.model.sites import group_sites
-from torchinit.model.traversal import walk_tensors
+from torchinit.model.sites import Site, group_sites
+from torchinit.model.traversal import HeldTensor, walk_tensors
 from torchinit.noise import Keyed
 from torchinit.plans.fingerprint import Fingerprint
 from torchinit.plans.fingerprint import fingerprint as fingerprint_of
@@ -123,7 +123,7 @@ def init_report(model: nn.Module) -> Report:
 
 
 def _with_past(model: nn.Module, past: _Past) -> ParamInit:
-    init = ParamInit(model, past.plan, past.noise, torch.device("cpu"))
+    init = ParamInit(model, past.plan, past.noise, torch.device("cpu"), _groups(model))
     init.records, init.made, init.snapshots = past.records, past.made, past.seen
     return init
 
@@ -143,7 +143,7 @@ class RecipeMethod:
         self.noise = noise
         self.strict = strict
         self.owner: type | None = None
-        self.name = ""
+        self.name: str = ""
         self.passing: WeakKeyDictionary[nn.Module, ParamInit | None] = WeakKeyDictionary()
         self.loaded: WeakKeyDictionary[nn.Module, list[tuple[Tensor, Snapshot]]] = WeakKeyDictionary()
 
@@ -231,10 +231,9 @@ class RecipeMethod:
         """The plan of a model as it is, ready to write, with what is known of the past."""
         if (kept := self.passing.get(model)) is not None:
             return kept
-        groups = group_sites(walk_tensors(model))
+        groups = _groups(model)
         leave = {site.name: LOADED for site, group in groups if all(map(is_loaded, group[0].sources))}
-        tied: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
-        names = {site.name for site, _ in groups}  # of which those that are tied already are no sites of their own
+        tied, names = _ties(model), {site.name for site, _ in groups}
         leave |= {name: f"will be tied to {tied[name]}" for name in tied.keys() & names if tied[name] in names}
         past = _PASTS.setdefault(model, _Past())
         past.plan, past.noise = self._plan(model, module, leave), self.noise
@@ -251,7 +250,7 @@ class RecipeMethod:
             inside = [name for name, _ in (*part.named_parameters(), *part.named_buffers())]
             path = next(path for path, one in model.named_modules() if one is part)
             (leave if has_recipe else others).update({f"{path}.{name}": _INNER for name in inside})
-        plan = draft(model, self.rules, leave=leave)
+        plan = draft(model, self.rules, leave=leave, held=_held(model)[0])
         untouched = [site for site in plan.untouched if site.name not in others]
         skipped = [Skipped(site, _INNER) for site in plan.untouched if site.name in others]
         here = {id(tensor) for tensor in module.parameters(recurse=False)}
@@ -287,6 +286,26 @@ def _is_changed(tensor: Tensor, was: Snapshot) -> bool:
     now = snapshot(tensor)
     whole = now.content is not None and len(now.content) == tensor.numel() * tensor.element_size()
     return now.content != was.content or (not whole and now.version != was.version)
+
+
+def _ties(model: nn.Module) -> Mapping[str, str]:
+    """The names of a model that transformers ties to others, sooner or later, with these."""
+    ties: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    return ties
+
+
+def _held(model: nn.Module) -> tuple[list[HeldTensor], list[HeldTensor]]:
+    """The tensors of a model, and apart from them those that are tied already: the rule is that of their table."""
+    ties, every = _ties(model), walk_tensors(model)
+    keys = {entry.name: entry.key for entry in every}
+    tied = {name for name in ties.keys() & keys if name != ties[name] and keys[name] == keys.get(ties[name])}
+    return [entry for entry in every if entry.name not in tied], [entry for entry in every if entry.name in tied]
+
+
+def _groups(model: nn.Module) -> list[tuple[Site, list[HeldTensor]]]:
+    """The sites of a model, each with all that holds its tensor."""
+    held, tied = _held(model)
+    return [(site, [*group, *(one for one in tied if one.key == group[0].key)]) for site, group in group_sites(held)]
 
 
 def _method_of(cls: type) -> RecipeMethod | None:
