@@ -169,6 +169,7 @@ def whole_of(*shape: int) -> Shard:
         ({"a": [whole_of(2), whole_of(3)]}, ConfigError, r"parts are of wholes of other shapes, \(2,\) and \(3,\)"),
         ({"a": torch.ones(2)}, TypeError, r"a: a Shard\(name, local, shape, start\) is needed, but got a Tensor"),
         ({"a": 3}, TypeError, "a: a Shard.* is needed, but got a int"),
+        ([whole_of(2)], TypeError, r"shards are a dict of names, \{'layers.3.0.weight': Shard.*, but got list"),
         ({"a": Shard("a", torch.ones(2, device="meta"), (2,), (0,))}, RunError, "a: is on the meta device"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -240,3 +241,56 @@ def test_the_tree_is_put_back_after_an_error() -> None:
     with pytest.raises(PlanError, match="fans need at least 2 dimensions"):
         initialize(model, [Rule("1.weight", Kaiming())], seed=0, inside="net")
     assert shape_of(model) == before
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_models_that_torch_has_compiled() -> None:
+    bare = net()
+    initialize(bare, NORMAL, seed=0)
+    compiled: Any = torch.compile(Wrapper())
+    before = shape_of(compiled)
+    initialize(compiled, NORMAL, seed=0, inside="net")
+    assert shape_of(compiled) == before
+    assert same(compiled.net, bare)
+    scripted = torch.jit.trace(Wrapper().net, torch.zeros(2, 4))
+    with pytest.raises(ConfigError, match=r"inside: '0' is part of a ScriptModule; initialize the model before"):
+        plan(scripted, NORMAL, inside="0")
+
+
+def test_threads_wait_for_each_other() -> None:
+    model = Wrapper()
+    before = shape_of(model)
+    with ThreadPoolExecutor(4) as threads:
+        plans = [*threads.map(lambda _: plan(model, NORMAL, inside="net"), range(40))]
+    assert {tuple(step.site.name for step in each) for each in plans} == {tuple(step.site.name for step in plans[0])}
+    assert shape_of(model) == before
+
+
+def test_what_code_does_to_the_modules_stays() -> None:
+    model: Any = Wrapper()
+
+    def replaces(tensor: torch.Tensor) -> None:
+        model.more, model.loss = nn.Identity(), nn.Linear(3, 3)
+        tensor.zero_()
+
+    initialize(model, {"0.weight": replaces}, seed=0, inside="net")
+    assert [*model._modules] == ["loss", "net", "more"]
+    assert model.loss.in_features == 3
+    assert "net" not in vars(model)
+
+
+def test_a_change_that_fails_halfway_is_undone() -> None:
+    class Fails(dict[str, Any]):
+        def clear(self) -> None:
+            super().clear()
+            if "boom" not in vars(model):
+                model.boom = True
+                raise KeyboardInterrupt
+
+    model: Any = Wrapper()
+    model._modules = Fails(model._modules)
+    names = [*model._modules]
+    with pytest.raises(KeyboardInterrupt):
+        Counted(model, inside="net").__enter__()
+    assert [*model._modules] == names
+    initialize(model, NORMAL, seed=0, inside="net")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -222,6 +223,45 @@ def test_tied_weights_are_one(left_out: tuple[str, ...], saved: Path) -> None:
     else:
         assert torch.equal(loaded.embed.weight, load_file(saved / "model.safetensors")["embed.weight"])
         assert "embed.weight" not in {record.name for record in init_report(loaded)}
+
+
+@pytest.mark.parametrize("how", ["built", "again", "no_init_weights", "on meta", "table missing"])
+def test_the_rule_of_the_table_is_that_of_the_head_whenever_they_are_tied(how: str, tmp_path: Path) -> None:
+    rules = [{"type": "Normal", "std": 0.02, "layer": "Linear"}, {"type": "Normal", "std": 0.5, "layer": "Embedding"}]
+
+    class HeadFirst(PreTrainedModel):
+        config_class = Config
+        _tied_weights_keys = {"head.weight": "embed.weight"}  # noqa: RUF012  # as transformers declares it
+
+        def __init__(self, config: Config) -> None:
+            super().__init__(config)
+            self.head = nn.Linear(8, 40, bias=False)
+            self.embed = nn.Embedding(40, 8)
+            self.post_init()
+
+        def get_input_embeddings(self) -> nn.Module:
+            return self.embed
+
+        _init_weights = init_weights(rules, seed=0)
+
+    config = Config(tie_word_embeddings=True)
+    plain: Any = nn.ModuleDict({"embed": nn.Embedding(40, 8)})
+    initialize(plain, rules[1:], seed=0)
+    guard = {"no_init_weights": no_init_weights, "on meta": init_empty_weights}.get(how, nullcontext)
+    with guard():
+        model = HeadFirst(config)
+    if how == "table missing":
+        model.save_pretrained(tmp_path)
+        model = HeadFirst.from_pretrained(without(tmp_path, "embed.weight", "head.weight"))
+    elif how != "built":
+        model.to_empty(device="cpu")
+        model.tie_weights()
+        for part in model.modules():
+            vars(part).pop("_is_hf_initialized", None)
+        model.init_weights()
+    assert model.head.weight is model.embed.weight
+    assert torch.equal(model.embed.weight, plain.embed.weight)
+    assert [record.name for record in init_report(model)] == ["embed.weight"]
 
 
 def test_a_head_that_will_be_tied_needs_no_rule(tmp_path: Path) -> None:

@@ -55,6 +55,10 @@ def initialize_shards(
     >>> torch.equal(local, whole.weight[3:])
     True
     """
+    if not isinstance(shards, Mapping):
+        raise TypeError(
+            f"shards are a dict of names, {{'layers.3.0.weight': Shard(...)}}, but got {type(shards).__name__}"
+        )
     parts = {name: tuple(given) if isinstance(given, list | tuple) else (given,) for name, given in shards.items()}
     if problems := [problem for name, several in parts.items() for problem in _problems(name, several)]:
         raise ConfigError(f"{count(len(problems), 'problem')} with shards; nothing was written", problems)

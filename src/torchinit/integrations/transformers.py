@@ -7,11 +7,10 @@ import inspect
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any, Final, TypeAlias
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -24,8 +23,17 @@ from torchinit.api import draft
 from torchinit.distributed.own_code import OwnCodeResult, is_tried
 from torchinit.errors import ConfigError, ReportError, RunError
 from torchinit.integrations.fsdp import ParamInit
-from torchinit.model.sites import Site, group_sites
-from torchinit.model.traversal import HeldTensor, walk_tensors
+from torchinit.integrations.pretrained import (
+    HOOK,
+    groups_of,
+    held_and_tied,
+    is_changed,
+    is_under_construction,
+    models_within,
+    ties_of,
+)
+from torchinit.knowledge.role_rules import with_roles
+from torchinit.model.sites import known_sites
 from torchinit.noise import Keyed
 from torchinit.plans.fingerprint import Fingerprint
 from torchinit.plans.fingerprint import fingerprint as fingerprint_of
@@ -34,12 +42,10 @@ from torchinit.plans.plan import LEFT, LOADED, Plan, Skipped, Strict
 from torchinit.plans.report import Record, Report
 from torchinit.recipes import RecipeLike, to_rules
 from torchinit.recipes.arguments import Given
+from torchinit.rules.matching import Matcher
 from torchinit.rules.rule import Recipe, Value
 from torchinit.serialization.schema import parse
 from torchinit.tracing.locks import Snapshot, snapshot
-
-_HOOK: Final = "_initialize_weights"
-"""The method of a PreTrainedModel that is called for each of its modules, itself last, and asks ``_init_weights``."""
 
 _INNER: Final = "a model within this one: it starts as its own _init_weights says"
 
@@ -123,7 +129,7 @@ def init_report(model: nn.Module) -> Report:
 
 
 def _with_past(model: nn.Module, past: _Past) -> ParamInit:
-    init = ParamInit(model, past.plan, past.noise, torch.device("cpu"), _groups(model))
+    init = ParamInit(model, past.plan, past.noise, torch.device("cpu"), groups_of(model))
     init.records, init.made, init.snapshots = past.records, past.made, past.seen
     return init
 
@@ -149,14 +155,14 @@ class RecipeMethod:
 
     def __set_name__(self, owner: Any, name: str) -> None:
         self.owner, self.name = owner, name
-        inherited = getattr(owner, _HOOK, None)
+        inherited = getattr(owner, HOOK, None)
         if inherited is None:
             return
 
         def _initialize_weights(model: nn.Module, module: nn.Module, *rest: Any, **named: Any) -> None:
             self._ask(model, module, partial(inherited, model, module, *rest, **named))
 
-        setattr(owner, _HOOK, _initialize_weights)
+        setattr(owner, HOOK, _initialize_weights)
 
     def __get__(self, model: nn.Module | None, owner: type | None = None) -> Any:
         return self if model is None else partial(self._write, model)
@@ -188,7 +194,7 @@ class RecipeMethod:
         finally:
             if is_over:
                 elsewhere = self._end(model)
-        if lost := [tensor for tensor, was in (*before, *elsewhere) if _is_changed(tensor, was)]:
+        if lost := [tensor for tensor, was in (*before, *elsewhere) if is_changed(tensor, was)]:
             asked = f"({type(module).__name__})" if before else ""
             headline = f"{type(model).__name__}._init_weights{asked} writes over what was loaded"
             raise RunError(headline, [self._named(model, tensor) for tensor in lost])
@@ -220,7 +226,7 @@ class RecipeMethod:
     def _write_inner(self, model: nn.Module, *, was_done: bool) -> None:
         """Write what the recipe has for the models within this one, which were asked for values of their own."""
         past = _PASTS.setdefault(model, _Past())
-        inner = [part for part in _models_within(model) if _method_of(type(part)) is None]
+        inner = [part for part in models_within(model) if _method_of(type(part)) is None]
         new = [part for part in inner if not was_done or (past.records and part not in past.inner)]
         if new:
             within = {below for part in new for below in part.modules()}
@@ -231,9 +237,9 @@ class RecipeMethod:
         """The plan of a model as it is, ready to write, with what is known of the past."""
         if (kept := self.passing.get(model)) is not None:
             return kept
-        groups = _groups(model)
+        groups = groups_of(model)
         leave = {site.name: LOADED for site, group in groups if all(map(is_loaded, group[0].sources))}
-        tied, names = _ties(model), {site.name for site, _ in groups}
+        tied, names = ties_of(model), {site.name for site, _ in groups}
         leave |= {name: f"will be tied to {tied[name]}" for name in tied.keys() & names if tied[name] in names}
         past = _PASTS.setdefault(model, _Past())
         past.plan, past.noise = self._plan(model, module, leave), self.noise
@@ -245,12 +251,16 @@ class RecipeMethod:
     def _plan(self, model: nn.Module, module: nn.Module, leave: dict[str, str]) -> Plan:
         """The checked plan of a model; what it lacks of models within, and of parts gathered later, is left."""
         others: dict[str, str] = {}
-        for part in _models_within(model):
+        for part in models_within(model):
             has_recipe = _method_of(type(part)) is not None
             inside = [name for name, _ in (*part.named_parameters(), *part.named_buffers())]
             path = next(path for path, one in model.named_modules() if one is part)
             (leave if has_recipe else others).update({f"{path}.{name}": _INNER for name in inside})
-        plan = draft(model, self.rules, leave=leave, held=_held(model)[0])
+        held, tied = held_and_tied(model)
+        plan = draft(model, self.rules, leave=leave, held=held)
+        if plan.unused and tied:
+            matcher = Matcher(with_roles(model, known_sites(tied), tied))
+            plan = replace(plan, unused=tuple(each for each in plan.unused if not matcher.matched(each[0])))
         untouched = [site for site in plan.untouched if site.name not in others]
         skipped = [Skipped(site, _INNER) for site in plan.untouched if site.name in others]
         here = {id(tensor) for tensor in module.parameters(recurse=False)}
@@ -259,7 +269,7 @@ class RecipeMethod:
             is_later = skip.site.lack and not skip.site.numel and skip.site.name not in names
             skipped.append(replace(skip, why=LEFT) if is_later else skip)
         plan = replace(plan, untouched=tuple(untouched), skipped=tuple(skipped))
-        strict = self.strict if plan.unused and not _is_under_construction(model) else False
+        strict = self.strict if plan.unused and not is_under_construction(model) else False
         return plan.check(complete=True, strict=strict)
 
     def _inherited(self, model: nn.Module) -> Callable[[nn.Module], None] | None:
@@ -281,58 +291,10 @@ class RecipeMethod:
         return next((name for name, one in every if one is tensor), "a tensor")
 
 
-def _is_changed(tensor: Tensor, was: Snapshot) -> bool:
-    """Whether a tensor was written, by its sample, or by torch's count of writes where that is not all of it."""
-    now = snapshot(tensor)
-    whole = now.content is not None and len(now.content) == tensor.numel() * tensor.element_size()
-    return now.content != was.content or (not whole and now.version != was.version)
-
-
-def _ties(model: nn.Module) -> Mapping[str, str]:
-    """The names of a model that transformers ties to others, sooner or later, with these."""
-    ties: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
-    return ties
-
-
-def _held(model: nn.Module) -> tuple[list[HeldTensor], list[HeldTensor]]:
-    """The tensors of a model, and apart from them those that are tied already: the rule is that of their table."""
-    ties, every = _ties(model), walk_tensors(model)
-    keys = {entry.name: entry.key for entry in every}
-    tied = {name for name in ties.keys() & keys if name != ties[name] and keys[name] == keys.get(ties[name])}
-    return [entry for entry in every if entry.name not in tied], [entry for entry in every if entry.name in tied]
-
-
-def _groups(model: nn.Module) -> list[tuple[Site, list[HeldTensor]]]:
-    """The sites of a model, each with all that holds its tensor."""
-    held, tied = _held(model)
-    return [(site, [*group, *(one for one in tied if one.key == group[0].key)]) for site, group in group_sites(held)]
-
-
 def _method_of(cls: type) -> RecipeMethod | None:
     """The recipe of a class: that of the first class in its order that has one."""
     methods = (vars(base).get("_init_weights") for base in cls.__mro__)
     return next((method for method in methods if isinstance(method, RecipeMethod)), None)
-
-
-def _models_within(model: nn.Module) -> Iterator[nn.Module]:
-    """The models below a model that transformers asks for their own weights, the outermost."""
-    for child in model.children():
-        if hasattr(child, _HOOK):
-            yield child
-        else:
-            yield from _models_within(child)
-
-
-def _is_under_construction(model: nn.Module) -> bool:
-    """Whether a constructor of a subclass is going to go on, with layers of its own."""
-    frame: FrameType | None = sys._getframe()
-    constructors = 0
-    while frame is not None:
-        code = frame.f_code
-        if code.co_name == "__init__" and code.co_argcount and frame.f_locals.get(code.co_varnames[0]) is model:
-            constructors += 1
-        frame = frame.f_back
-    return constructors > 1
 
 
 # --- a Trainer's checkpoints -----------------------------------------------------------------------------------------

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from threading import RLock
 from types import TracebackType
+from typing import Final
+from weakref import WeakKeyDictionary
 
+import torch
 from torch import nn
 
 from torchinit._text import abbreviate, did_you_mean
@@ -14,8 +18,12 @@ from torchinit.model.names import WRAPPERS, normalize
 # For `under` plain modules are put above the model. For `inside` the module of that name stands at the root while the
 # context lasts, under a name that only wrappers have and that `normalize` drops; its parent keeps it as an attribute,
 # so that code which says `self.net` finds it. To rename sites was tried: there are twenty places that ask a model for
-# names, and all of them (keys of draws, own code, ranks, checkpoints, fingerprints) have to say the same. What can go
-# wrong: code that runs meanwhile and lists its parent's modules does not see it there.
+# names, and all of them (keys of draws, own code, ranks, checkpoints, fingerprints) have to say the same. A copy of the
+# modules above it would be another module to FSDP2, to what traces code, and to code that sets attributes. One thread
+# at a time has a model so. What can go wrong: code that runs meanwhile, in a callback or in another thread, and lists
+# the modules of the model or of its parent does not see it there.
+
+_LOCKS: Final[WeakKeyDictionary[nn.Module, RLock]] = WeakKeyDictionary()
 
 
 class Counted:
@@ -33,10 +41,13 @@ class Counted:
         self.model: nn.Module = model
         self.root: nn.Module = model
         self._path: str = ""
+        self._before: list[tuple[nn.Module, dict[str, nn.Module | None]]] = []
         self._error: ConfigError | TypeError | None = None
         try:
             under, inside = _checked("under", under), _checked("inside", inside)
-            self._path = self._find(inside) if inside else ""
+            if inside:
+                with _LOCKS.setdefault(model, RLock()):
+                    self._path = self._find(inside)
         except (ConfigError, TypeError) as error:
             self._error = error
             return
@@ -52,28 +63,49 @@ class Counted:
 
     def __enter__(self) -> nn.Module:
         if self._path:
-            above, _, leaf = self._path.rpartition(".")
-            parent, first = self.model.get_submodule(above), self._path.partition(".")[0]
-            self._before = [(each, dict(each._modules)) for each in (parent, self.model)]
-            mark = next(name for name in sorted(WRAPPERS, reverse=True) if name not in self.model._modules)
-            vars(parent)[leaf] = inner = parent._modules.pop(leaf)
-            self.model._modules.clear()
-            for name, module in self._before[1][1].items():  # at its turn, as draws without a seed go by it
-                self.model._modules |= {mark: inner} if name == first else {}
-                self.model._modules |= {} if module is inner else {name: module}
+            _LOCKS[self.model].acquire()
+            try:
+                self._move()
+            except BaseException:
+                self._restore()
+                raise
         return self.root
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._path:
-            vars(self._before[0][0]).pop(self._path.rpartition(".")[2], None)
-            for module, children in self._before:
-                module._modules.clear()
-                module._modules.update(children)
+            self._restore()
+
+    def _move(self) -> None:
+        """Put the module at the root, at its turn there, as draws without a seed go by it."""
+        above, _, leaf = self._path.rpartition(".")
+        parent, first, children = self.model.get_submodule(above), self._path.partition(".")[0], self.model._modules
+        mark = next(name for name in sorted(WRAPPERS, reverse=True) if name not in children)
+        self._before = [(each, dict(each._modules)) for each in (parent, self.model)]
+        vars(parent)[leaf] = inner = parent._modules.pop(leaf)
+        children.clear()
+        for name, module in self._before[1][1].items():
+            if name == first:
+                children[mark] = inner
+            if module is not inner:
+                children[name] = module
+
+    def _restore(self) -> None:
+        """Put all back in its order, with what code has done to the modules meanwhile."""
+        leaf = self._path.rpartition(".")[2]
+        inner = self._before[0][1][leaf] if self._before else None
+        for module, before in self._before:
+            if before.get(leaf) is inner:
+                vars(module).pop(leaf, None)
+            now = {name: child for name, child in module._modules.items() if name in before or child is not inner}
+            module._modules.clear()
+            module._modules.update(before | now)
+        _LOCKS[self.model].release()
 
     def _find(self, inside: str) -> str:
         """The path of the module that is meant, wrappers included; ConfigError where it cannot be taken off."""
         model, paths = self.model, dict[str, str]()
-        for path, _ in model.named_modules(remove_duplicate=False):
+        modules = dict(model.named_modules(remove_duplicate=False))
+        for path in modules:
             paths.setdefault(normalize(f"{path}.x")[:-2], path)
         paths.pop("", None)
         named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
@@ -84,6 +116,8 @@ class Counted:
             raise ConfigError(f"inside: {inside!r} {what}{did_you_mean(inside, paths)}")
         if both := {name.removeprefix(f"{inside}.") for name in taken} & (names - taken):
             raise ConfigError(f"inside: without {inside!r} two tensors have one name: {abbreviate(sorted(both))}")
+        if isinstance(modules[paths[inside].rpartition(".")[0]], torch.jit.ScriptModule):
+            raise ConfigError(f"inside: {inside!r} is part of a ScriptModule; initialize the model before torch.jit")
         return paths[inside]
 
 
