@@ -135,12 +135,22 @@ def test_a_name_that_nothing_has(only: Any) -> None:
         plan(Net(), RULES, only=only)
 
 
+def test_a_word_that_is_nearly_missing() -> None:
+    with pytest.raises(PlanError, match="called 'mising'; did you mean 'missing'"):
+        plan(Net(), RULES, only="mising")
+
+
 @pytest.mark.parametrize(
     ("only", "text"),
-    [(3, "a name is text, but got 3"), ([None], "a name is text"), ({"missing": []}, "has missing_keys, but got the")],
+    [
+        (3, "only=: a name is text, but got 3"),
+        ([None], "only=: a name is text"),
+        (["head..weight"], "only=: a name is dotted text"),
+        ({"missing": []}, "has missing_keys, but got the"),
+    ],
 )
 def test_what_is_no_choice(only: Any, text: str) -> None:
-    with pytest.raises((TypeError, ValueError), match=text):
+    with pytest.raises((TypeError, ConfigError), match=text):
         initialize(Net(), RULES, seed=0, only=only)
 
 

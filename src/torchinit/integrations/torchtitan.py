@@ -52,7 +52,7 @@ def param_init(
     ...     _param_init = None
     >>> model = param_init(Linear(2, 3), {"rules": [{"type": "Constant", "val": 1, "name": "**"}]}, seed=0)
     >>> model._param_init
-    {'weight': Constant(1), 'bias': Constant(1)}
+    {'weight': Constant(val=1.0), 'bias': Constant(val=1.0)}
     """
     rules = to_rules(recipe, Given.to("param_init", ("seed", "strict", "arguments"), arguments, named))
     if isinstance(target, nn.Module):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from torchinit._text import abbreviate, count, did_you_mean
-from torchinit.errors import PlanError, ReportError, RunError
+from torchinit.errors import ConfigError, PlanError, ReportError, RunError
 from torchinit.initializers.load_report import LoadReport
 from torchinit.initializers.source import is_verbatim
 from torchinit.model.names import check_glob, glob_matches, normalize
@@ -81,7 +81,7 @@ def choose(only: Only, groups: _Groups) -> Choice:
 
     A tied tensor is one site: where ``only`` names it by one of its names, and not by the others, that is a problem,
     unless it comes from the account of a load, which tells by its other name whether it was loaded. So is a site that
-    lies in the memory of another one that is left. Raises TypeError or ValueError for anything but an ``Only``.
+    lies in the memory of another one that is left. Raises TypeError or ConfigError for anything but an ``Only``.
 
     >>> from torchinit.model.sites import group_sites
     >>> from torchinit.model.traversal import walk_tensors
@@ -130,7 +130,7 @@ def _named(only: Only, groups: _Groups) -> Choice:
     plain = {glob for glob in globs if not {"*", "?"} & {*glob}}
     patterns = [glob for glob in globs if glob not in plain]
     matched = {name for name in known if name in plain or any(glob_matches(glob, name) for glob in patterns)}
-    choice, near = Choice(), [*known, *(f"{name.rpartition('.')[0]}.*" for name in known)]
+    choice, near = Choice(), [MISSING, *known, *(f"{name.rpartition('.')[0]}.*" for name in known)]
     for glob in globs:
         if glob not in matched and not (glob in patterns and any(glob_matches(glob, name) for name in matched)):
             choice.problems.append(f"only=: no tensor of the model is called {glob!r}{did_you_mean(glob, near)}")
@@ -158,12 +158,16 @@ def _globs_of(only: Only) -> tuple[list[str], bool]:
     info = only if isinstance(only, Mapping) else _keys_of(only)
     if info is not None:
         if "missing_keys" not in info:
-            raise ValueError(f"only= takes a loading_info, which has missing_keys, but got the keys {[*info]}")
+            raise ConfigError(f"only= takes a loading_info, which has missing_keys, but got the keys {[*info]}")
         keys = (*info["missing_keys"], *info.get("mismatched_keys", ()))
         return [*dict.fromkeys(normalize(key if isinstance(key, str) else key[0]) for key in keys)], True
     globs = [only] if isinstance(only, str) else list(only) if isinstance(only, Iterable) else [only]
     for glob in globs:
-        check_glob(glob)
+        try:
+            check_glob(glob)
+        except (TypeError, ValueError) as error:
+            kind = TypeError if isinstance(error, TypeError) else ConfigError
+            raise kind(f"only=: {error}") from None
     return [*dict.fromkeys(map(str, globs))], False
 
 
