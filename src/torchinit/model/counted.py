@@ -99,6 +99,7 @@ class Counted:
             now = {name: child for name, child in module._modules.items() if name in before or child is not inner}
             module._modules.clear()
             module._modules.update(before | now)
+        self._before = []
         _LOCKS[self.model].release()
 
     def _find(self, inside: str) -> str:
