@@ -187,7 +187,8 @@ def test_a_result_is_a_table_json_and_a_picture() -> None:
     assert data["slopes"][-1]["verdict"] == "flat"
     assert data["slopes"][-1]["start"] is None  # a readout at zero has no logarithm
     picture = ElementTree.fromstring(check.to_svg())
-    assert len(picture.findall("{http://www.w3.org/2000/svg}polyline")) == len(check)
+    lines = picture.findall(".//{http://www.w3.org/2000/svg}path[@class='line']")
+    assert len(lines) == len(check)
     with pytest.raises(KeyError, match="no layer '22' was measured"):
         check["22"]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +12,8 @@ from torch import Tensor, nn
 
 from tests.probing.nets import Wired, mlp
 from torchinit import ProbeError, probe
-from torchinit.probing.inputs import given
+from torchinit.probing.backward import raised
+from torchinit.probing.inputs import given, made
 
 
 class Named(nn.Module):
@@ -54,6 +57,29 @@ def test_a_model_for_which_none_can_be_made_says_what_it_takes() -> None:
         probe(model)
     assert "random vectors of 4" in caught.value.problems[0]
     assert probe(model, ({"deep": torch.randn(8, 4)},)).measurement.samples == 8
+
+
+@pytest.mark.parametrize(
+    ("make", "samples"),
+    [
+        (lambda: nn.Linear(64, 8), 64),
+        (lambda: nn.Linear(64, 1 << 24), 32),  # each sample makes 2^24 of the 2^29 elements
+        (lambda: nn.Sequential(*[nn.Linear(1 << 14, 1 << 14)] * 100), 2),  # and takes 5.4e10 of 1.5e11 operations
+    ],
+)
+def test_the_size_of_a_batch_is_that_of_the_model_alone(
+    make: Callable[[], nn.Module], samples: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock that runs a hundred times too fast changes nothing, but the limit, and that is said."""
+    with torch.device("meta"):
+        model = make()
+    clock = itertools.count(0.0, 0.1)
+    monkeypatch.setattr("torchinit.probing.inputs.time.monotonic", lambda: next(clock))
+    few = made(model, 0, 60.0, lambda inputs: raised(model, inputs))
+    assert few.samples == samples and "would take" not in few.text
+    cut = made(model, 0, 0.5, lambda inputs: raised(model, inputs))
+    said = f"; {samples} would take more than 0.5 seconds" if samples > 2 else "of 16384"
+    assert cut.text.startswith("made: 2 samples of random vectors") and cut.text.endswith(said)
 
 
 def test_a_batch_is_taken_as_it_comes() -> None:
