@@ -78,8 +78,10 @@ def test_the_size_of_a_batch_is_that_of_the_model_alone(
     few = made(model, 0, 60.0, lambda inputs: raised(model, inputs))
     assert few.samples == samples and "would take" not in few.text
     cut = made(model, 0, 0.5, lambda inputs: raised(model, inputs))
-    said = f"; {samples} would take more than 0.5 seconds" if samples > 2 else "of 16384"
-    assert cut.text.startswith("made: 2 samples of random vectors") and cut.text.endswith(said)
+    if samples == 32:
+        assert cut.text == "made: 2 samples of random vectors of 64; 32 would take more than 0.5 seconds"
+    else:  # the one is so small that nothing is won, the other has the fewest already
+        assert cut.text == few.text
 
 
 def test_a_batch_is_taken_as_it_comes() -> None:

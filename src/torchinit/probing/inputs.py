@@ -21,9 +21,9 @@ _TARGETS: Final = ("labels", "label", "targets", "target", "y")
 _TRIED, _SAMPLES, _ROWS, _TOKENS, _STEPS = 2, 16, 64, 24, 50
 """The samples that are tried, those of a batch, those of vectors alone; the tokens of a text, the steps of a series."""
 
-_MOST_FLOPS, _MOST_ELEMENTS, _PASSES = 1.5e11, 1 << 29, 4
-"""The operations of a pass forward, some seconds of two cores, and the elements that it makes; with the way back it
-takes four times as long."""
+_MOST_FLOPS, _MOST_ELEMENTS, _SMALL, _PASSES = 1.5e11, 1 << 29, 1 / 16, 4
+"""The operations of a pass forward, some seconds of two cores, and the elements that it makes; the part of either from
+which on its time goes with the samples. With the way back it takes four times as long."""
 
 _SIZES: Final = (32, 28, 64, 96, 128, 224, 256)
 """The widths of images, tried in this order: a layer behind a flattening takes one of them."""
@@ -145,10 +145,11 @@ def made(model: nn.Module, seed: int, limit: float, runs: Callable[[Inputs], Exc
         with OperationMode(size.see):
             seconds, error = _timed(runs, few)
         if error is None:
-            full = _fitting(samples, size.share, 1)
-            number = _fitting(full, _PASSES * seconds, limit)
-            if number < full:  # once more, since the first run of anything is slow
-                number = _fitting(full, _PASSES * _timed(runs, few)[0], limit)
+            number = full = _fitting(samples, size.share, 1)
+            # A small model takes the same time for any number, most of it Python's, and nothing is won by fewer.
+            if size.share * full / _TRIED > _SMALL and _fitting(full, _PASSES * seconds, limit) < full:
+                seconds, _ = _timed(runs, few)  # once more, since the first run of anything is slow
+                number = _fitting(full, _PASSES * seconds, limit)
             cut = f"; {full} would take more than {limit:g} seconds" if number < full else ""
             return _inputs(model, makers, number, seed, text + cut)
         errors.append(f"{text}: {first_line(error)}")
