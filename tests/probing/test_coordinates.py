@@ -232,6 +232,13 @@ def test_the_random_state_and_the_seed() -> None:
     assert coord_check(make, widths=(8, 16), batch=batch(), seeds=2, steps=1) == first
 
 
+def test_a_limit_of_time_ends_it_after_a_seed_and_is_said() -> None:
+    check = coord_check(started, widths=(8, 16), batch=batch(), limit=0.0, steps=1)
+    assert check.seeds == 1
+    assert check.summary().endswith("Adam, 2 fewer than wanted, since none is begun after 0 seconds")
+    assert coord_check(started, widths=(8, 16), batch=batch(), seeds=1, steps=1).slopes == check.slopes
+
+
 @pytest.mark.parametrize(
     ("options", "error", "text"),
     [

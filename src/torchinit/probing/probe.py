@@ -74,9 +74,7 @@ def probe(
     """
     check_subject(model, seed)
     if not isinstance(steps, int) or steps < 0 or not limit >= 0:
-        raise ValueError(
-            f"steps is a whole number and limit one of seconds, from 0 on, but got {steps!r} and {limit!r}"
-        )
+        raise ValueError(f"steps= is a whole number and limit= seconds, from 0 on, but got {steps!r} and {limit!r}")
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise TypeError(f"dtype is that of the training, such as torch.bfloat16, but got {dtype!r}")
     settings = Settings(optimizer, lr, steps, dtype, time.monotonic() + limit)
