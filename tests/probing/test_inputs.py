@@ -226,7 +226,7 @@ def test_what_is_not_a_model_is_refused() -> None:
         probe(LAYER, seed=True)
     for options in ({"steps": -1}, {"steps": "2"}, {"limit": float("nan")}, {"limit": -1.0}):
         with pytest.raises(ValueError, match="steps= is a whole number and limit= seconds, from 0 on"):
-            probe(LAYER, X, **options)  # type: ignore[arg-type]
+            probe(LAYER, X, **options)
     for dtype in ("float16", torch.int64):
         with pytest.raises(TypeError, match=r"dtype is that of the training, such as torch.bfloat16, but got"):
             probe(LAYER, X, dtype=dtype)  # type: ignore[arg-type]
