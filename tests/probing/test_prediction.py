@@ -91,7 +91,7 @@ def test_a_norm_that_is_written_out_starts_anew(norm: Callable[..., torch.Tensor
 def test_what_is_no_norm_is_not_taken_for_one() -> None:
     for scale in (lambda x: x.relu().pow(2), lambda x: x.pow(2) + x, lambda x: x.pow(3), lambda x: (2 * x).pow(2)):
         model = Wired(
-            lambda self, x, scale=scale: self.end(  # type: ignore[misc]
+            lambda self, x, scale=scale: self.end(
                 (y := self.layer(x)) * torch.rsqrt(scale(y).mean(-1, keepdim=True))
             ),
             layer=nn.Linear(64, 64), end=nn.Identity(),

@@ -148,9 +148,9 @@ def _product(call: OperationCall) -> Expected:
             weight=one.weight, sources=[(one, factor, 0.0)],
         )  # fmt: skip
     other = call.sources[1]
-    for x, factor in ((one, other), *([(other, one)] if call.name == "mul" else [])):
-        if factor.norm == (call.name, x.values):
-            return _normed(call, x, factor)
+    for x, by in ((one, other), *([(other, one)] if call.name == "mul" else [])):
+        if by.norm == (call.name, x.values):
+            return _normed(call, x, by)
     if call.name == "div" or one.root is other.root or one.second is None or other.second is None:
         return call.unknown()
     sources = [
@@ -174,7 +174,7 @@ def step_of_norm(call: OperationCall) -> tuple[str, object] | None:
         return "square", one.values
     step, of = one.norm or ("", None)
     alone = len(call.sources) == 1
-    if (call.name, step) == ("mean", "square") or (call.name in KEEPS_NORM and step and alone):
+    if (call.name, step) == ("mean", "square") or (call.name in _KEEPS_NORM and step and alone):
         return "mean" if call.name == "mean" else step, of
     if step == "mean" and (call.name == "rsqrt" or (call.name, exponent) == ("pow", -0.5)):
         return "mul", of  # by what it is to be multiplied
@@ -276,7 +276,7 @@ _NORMS: Final = [
     "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "_native_batch_norm_legit",
     "_batch_norm_with_update", "native_layer_norm", "native_group_norm", "_fused_rms_norm",
 ]  # fmt: skip
-KEEPS_NORM: Final = frozenset(["_to_copy", "add", "clamp", "clamp_min", "expand", "view"])
+_KEEPS_NORM: Final = frozenset(["_to_copy", "add", "clamp", "clamp_min", "expand", "view"])
 KEEPS: Final = frozenset([*_MOVES, *_FUNCTIONS, "mul", "div"])
 """Operations whose result is a tensor over again, moved, scaled or bent."""
 
