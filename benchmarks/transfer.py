@@ -61,7 +61,7 @@ def checked(net: Sized, parametrization: str, *, depths: Sequence[int] = (), lr:
     alpha = PARAMETRIZATIONS[parametrization].depth or 0.0
     expected = {"**.self_attn": -alpha, "**.linear2": -alpha} if depths else {}
     return torchinit.coord_check(
-        make, **sizes, steps=5, seeds=SEEDS, batch=net.batch(), loss=net.loss, expected=expected
+        make, **sizes, steps=5, seeds=SEEDS, batch=net.batch(), loss=net.loss, expected=expected, limit=3600
     )
 
 

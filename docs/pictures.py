@@ -246,7 +246,7 @@ def coordinates() -> str:
         nn.init.zeros_(layers[-1].weight)
         return nn.Sequential(*layers)
 
-    return torchinit.coord_check(make, widths=(64, 128, 256, 512, 1024), lr=3e-3).to_svg()
+    return torchinit.coord_check(make, widths=(64, 128, 256, 512, 1024), lr=3e-3, limit=600).to_svg()
 
 
 def side_by_side(

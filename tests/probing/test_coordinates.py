@@ -187,7 +187,8 @@ def test_a_result_is_a_table_json_and_a_picture() -> None:
     assert data["slopes"][-1]["verdict"] == "flat"
     assert data["slopes"][-1]["start"] is None  # a readout at zero has no logarithm
     picture = ElementTree.fromstring(check.to_svg())
-    assert len(picture.findall("{http://www.w3.org/2000/svg}polyline")) == len(check)
+    lines = picture.findall(".//{http://www.w3.org/2000/svg}path[@class='line']")
+    assert len(lines) == len(check)
     with pytest.raises(KeyError, match="no layer '22' was measured"):
         check["22"]
 
@@ -229,6 +230,13 @@ def test_the_random_state_and_the_seed() -> None:
     assert torch.equal(torch.get_rng_state(), before)
     assert seen == [0, 0, 1, 1]
     assert coord_check(make, widths=(8, 16), batch=batch(), seeds=2, steps=1) == first
+
+
+def test_a_limit_of_time_ends_it_after_a_seed_and_is_said() -> None:
+    check = coord_check(started, widths=(8, 16), batch=batch(), limit=0.0, steps=1)
+    assert check.seeds == 1
+    assert check.summary().endswith("Adam, 2 fewer than wanted, since none is begun after 0 seconds")
+    assert coord_check(started, widths=(8, 16), batch=batch(), seeds=1, steps=1).slopes == check.slopes
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from tests.probing.nets import Wired, mlp
 from torchinit import ProbeError, probe
-from torchinit.probing.inputs import given
+from torchinit.probing.backward import raised
+from torchinit.probing.inputs import given, made
 
 
 class Named(nn.Module):
@@ -54,6 +58,31 @@ def test_a_model_for_which_none_can_be_made_says_what_it_takes() -> None:
         probe(model)
     assert "random vectors of 4" in caught.value.problems[0]
     assert probe(model, ({"deep": torch.randn(8, 4)},)).measurement.samples == 8
+
+
+@pytest.mark.parametrize(
+    ("make", "samples"),
+    [
+        (lambda: nn.Linear(64, 8), 64),
+        (lambda: nn.Linear(64, 1 << 24), 32),  # each sample makes 2^24 of the 2^29 elements
+        (lambda: nn.Sequential(*[nn.Linear(1 << 14, 1 << 14)] * 100), 2),  # and takes 5.4e10 of 1.5e11 operations
+    ],
+)
+def test_the_size_of_a_batch_is_that_of_the_model_alone(
+    make: Callable[[], nn.Module], samples: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock that runs a hundred times too fast changes nothing, but the limit, and that is said."""
+    with torch.device("meta"):
+        model = make()
+    clock = itertools.count(0.0, 0.1)
+    monkeypatch.setattr("torchinit.probing.inputs.time.monotonic", lambda: next(clock))
+    few = made(model, 0, 60.0, lambda inputs: raised(model, inputs))
+    assert few.samples == samples and "would take" not in few.text
+    cut = made(model, 0, 0.5, lambda inputs: raised(model, inputs))
+    if samples == 32:
+        assert cut.text == "made: 2 samples of random vectors of 64; 32 would take more than 0.5 seconds"
+    else:  # the one is so small that nothing is won, the other has the fewest already
+        assert cut.text == few.text
 
 
 def test_a_batch_is_taken_as_it_comes() -> None:
@@ -128,6 +157,16 @@ LAYER = nn.Linear(4, 3)
         (nn.Linear(4, 3).requires_grad_(requires_grad=False), X, {}, "no parameter of Linear requires a gradient"),
         (LAYER, X, {"loss": lambda output, batch: output}, r"the loss is not a scalar, but has shape \(8, 3\)"),
         (LAYER, X, {"loss": lambda output, batch: 1.0}, "the loss is a float, not a tensor of one number"),
+        (LAYER, X, {"loss": lambda output, batch: (output * 1j).sum()}, "the loss is complex, not a tensor of one"),
+        (
+            LAYER,
+            X,
+            {"loss": lambda output: output.sum()},
+            "(?s)loss= is a function of the output and the.*Typ",
+        ),
+        (LAYER, X[:0], {}, r"Linear returned a tensor of float32 of shape \(0, 3\), which holds no tensor of numbers"),
+        (nn.LazyLinear(3), X, {}, "weight, bias of LazyLinear: no shape yet; run it once on an example before"),
+        (LAYER, DataLoader(TensorDataset(X)), {}, r"(?s)give one of them: batch=next\(iter\(loader\)\)"),
         (LAYER, X, {"prior": [0.5, 0.2]}, "prior= takes the share of each class"),
         (LAYER, X, {"optimizer": 3}, "optimizer= is a class of torch.optim, or a function"),
         (LAYER, lambda: 1 / 0, {}, "the function that makes the batch raised ZeroDivisionError"),
@@ -153,12 +192,44 @@ def test_structure_that_grew_is_taken_back() -> None:
     assert [name for name, _ in model.named_children()] == ["first"]
 
 
+class Branch(nn.Module):
+    """A block that begins at zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 4), nn.Linear(4, 4)
+        nn.init.zeros_(self.down.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = x + self.down(self.up(x))
+        return y
+
+
+def test_a_model_that_leaves_out_what_it_ran_before_is_not_stuck() -> None:
+    calls = itertools.count()
+
+    def forward(model: Any, x: Tensor) -> Any:
+        for block in model.blocks if next(calls) == 0 else ():
+            x = block(x)
+        return model.head(x)
+
+    model = Wired(forward, blocks=nn.ModuleList(Branch() for _ in range(6)), head=nn.Linear(4, 3))
+    assert probe(model, X).healthy
+    assert next(calls) > 1
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_what_is_not_a_model_is_refused() -> None:
     with pytest.raises(TypeError, match=r"probe takes a torch\.nn\.Module, but got a function"):
         probe(lambda x: x)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="seed is a whole number, but got True"):
         probe(LAYER, seed=True)
+    for options in ({"steps": -1}, {"steps": "2"}, {"limit": float("nan")}, {"limit": -1.0}):
+        with pytest.raises(ValueError, match="steps= is a whole number and limit= seconds, from 0 on"):
+            probe(LAYER, X, **options)
+    for dtype in ("float16", torch.int64):
+        with pytest.raises(TypeError, match=r"dtype is that of the training, such as torch.bfloat16, but got"):
+            probe(LAYER, X, dtype=dtype)  # type: ignore[arg-type]
     with pytest.raises(ProbeError, match="a scripted module takes no hooks"):
         probe(torch.jit.trace(LAYER, X))
     shared = mlp(0, depth=1)

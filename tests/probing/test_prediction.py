@@ -63,6 +63,42 @@ def test_activations_by_sampling(function: Callable[..., torch.Tensor]) -> None:
     assert layer.predicted_gradient == pytest.approx(float(z.grad.square().mean().sqrt()), rel=0.02)
 
 
+@pytest.mark.parametrize(
+    "norm",
+    [
+        lambda x: x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6),
+        lambda x: torch.rsqrt((x * x).mean(-1, keepdim=True).clamp(min=1e-6)) * x,
+        lambda x: x / (x**2).mean(-1, keepdim=True).add(1e-6).sqrt(),
+        lambda x: (x.double() * (x.double().square().mean(-1, keepdim=True) + 1e-6).pow(-0.5)).float(),
+        lambda x: F.rms_norm(x, (64,)),
+    ],
+)
+def test_a_norm_that_is_written_out_starts_anew(norm: Callable[..., torch.Tensor]) -> None:
+    torch.manual_seed(0)
+    model = Wired(
+        lambda self, x: self.end(self.normed(norm(self.layer(x)))),
+        layer=nn.Linear(64, 64), normed=nn.Identity(), end=nn.Linear(64, 64),
+    )  # fmt: skip
+    layer, normed, end, _ = probe(model, torch.randn(64, 64) * 30).measurement.outputs
+    assert normed.predicted == pytest.approx(1, rel=1e-4)
+    assert normed.forward.rms == pytest.approx(1, rel=0.01)
+    assert end.agrees
+    # The norm takes out the part along x, which is one of 64.
+    assert layer.gradient is not None
+    assert layer.predicted_gradient == pytest.approx(layer.gradient.rms, rel=0.1)
+
+
+def test_what_is_no_norm_is_not_taken_for_one() -> None:
+    for scale in (lambda x: x.relu().pow(2), lambda x: x.pow(2) + x, lambda x: x.pow(3), lambda x: (2 * x).pow(2)):
+        model = Wired(
+            lambda self, x, scale=scale: self.end(
+                (y := self.layer(x)) * torch.rsqrt(scale(y).mean(-1, keepdim=True))
+            ),
+            layer=nn.Linear(64, 64), end=nn.Identity(),
+        )  # fmt: skip
+        assert predict(model, batch=torch.randn(16, 64))[1].predicted is None
+
+
 def convolutions() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 3, padding=1, groups=4), nn.Tanh(), nn.MaxPool2d(2),

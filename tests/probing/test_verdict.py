@@ -217,7 +217,9 @@ def entry_of(remedy: str) -> dict[str, object]:
     """The entry of a recipe that a remedy writes."""
     import tomllib
 
-    return tomllib.loads(f"entry = {re.search(r'[{].*[}]', remedy)[0]}")["entry"]  # type: ignore[index, no-any-return]
+    assert max(map(len, remedy.splitlines())) <= 100
+    line = next(each for each in remedy.splitlines() if each.startswith("{"))  # as it is pasted
+    return tomllib.loads(f"entry = {line}")["entry"]  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize(("std", "act"), [(1.0, nn.ReLU), (0.02, nn.Tanh), (0.02, nn.GELU)])

@@ -7,7 +7,8 @@ import importlib.util
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,6 +96,23 @@ def show_table(arguments: argparse.Namespace, shown: Tabular | Table, title: str
         Console().print(table)
     else:
         print(table.text(shutil.get_terminal_size().columns))
+
+
+@contextmanager
+def progress_bar(text: str, total: int | None = None) -> Iterator[Callable[[int], None] | None]:
+    """A bar on standard error, gone at the end, and the function that moves it; None where no terminal or no rich is.
+
+    Without a ``total`` it shows that something is going on.
+    """
+    if not (sys.stderr.isatty() and importlib.util.find_spec("rich")):
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(text, total=total)
+        yield lambda amount: bar.advance(task, amount)
 
 
 def model_of(arguments: argparse.Namespace, device: Device, seed: int | None = None) -> nn.Module:

@@ -43,7 +43,7 @@ class Finding:
 
     @property
     def _text(self) -> str:
-        return f"{self.message}; {self.remedy}" if self.remedy else self.message
+        return "; ".join(filter(None, (self.message, " ".join(self.remedy.split()))))
 
     def _at_site(self, text: str) -> str:
         return f"{self.site}: {text}" if self.site else text

@@ -74,7 +74,9 @@ def _hints(error: Exception, inputs: Inputs, model: nn.Module) -> Iterator[str]:
     if others and len(dtypes) == 1:
         mine, its = (str(each.pop()).removeprefix("torch.") for each in (others, dtypes))
         yield f"the batch is {mine} and the model {its}: convert one of them, or probe within autocast"
-    if isinstance(error, TypeError) and "argument" in str(error):
+    if any(isinstance(each, torch.utils.data.DataLoader) for each in inputs.args):
+        yield "a loader has many batches; give one of them: batch=next(iter(loader))"
+    elif isinstance(error, TypeError) and "argument" in str(error):
         yield "a tuple gives positional arguments, a dict keywords: batch={'name': tensor}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from torchinit.errors import ProbeError, ReportError
 from torchinit.knowledge import roles
 from torchinit.model.names import normalize
 from torchinit.noise import seeded_generators
-from torchinit.probing.backward import forward
+from torchinit.probing.backward import forward, raised
 from torchinit.probing.inputs import Inputs, given, made
 from torchinit.probing.keeping import probing_mode
 from torchinit.probing.measure import Optimizer
@@ -65,6 +66,7 @@ def coord_check(
     from the seed. Without a pair the optimizer is that of ``optimizer``, a class of ``torch.optim`` or a function of
     the parameters (Adam), with ``lr`` (3e-3). ``recipe`` starts each model, ``batch`` and ``loss`` are those of
     :func:`torchinit.probe`: all sizes train on the same batch. ``expected`` has slopes other than 0, by globs of names.
+    After ``limit`` seconds no other seed is begun, and the result says so.
 
     Raises ValueError for less than two sizes, ProbeError for a model that cannot be probed.
 
@@ -80,7 +82,13 @@ def coord_check(
         raise ValueError(f"a coordinate check takes a step and a seed at least, but got steps={steps}, seeds={seeds}")
     goals = check_expected(expected)
     run = _Run(make, kind, batch, loss, optimizer, lr, recipe, steps, limit)
-    measured = [[run.measure(size, seed) for size in sizes] for seed in range(seeds)]
+    end, measured = time.monotonic() + limit, list[list[_Measured]]()
+    while len(measured) < seeds and (not measured or time.monotonic() <= end):
+        measured.append([run.measure(size, len(measured)) for size in sizes])
+    seeds, wanted = len(measured), seeds
+    late = (
+        f", {wanted - seeds} fewer than wanted, since none is begun after {limit:g} seconds" if seeds < wanted else ""
+    )
     names = [name for name in measured[0][0].change if all(name in each.change for row in measured for each in row)]
     slopes = []
     for name in names:
@@ -89,7 +97,7 @@ def coord_check(
         place = measured[0][0].places[name]
         slopes.append(CoordinateSlope.of(name, *place, kind, fit(sizes, changes), fit(sizes, starts), goals))
     losses = tuple(sum(row[at].loss for row in measured) / seeds for at in range(len(sizes)))
-    return CoordCheck(kind, sizes, steps, seeds, tuple(slopes), losses, run.text)
+    return CoordCheck(kind, sizes, steps, seeds, tuple(slopes), losses, run.text + late)
 
 
 def assert_flat(check: CoordCheck | MakeModel, *, strict: bool = False, **options: Any) -> None:
@@ -184,7 +192,7 @@ class _Run:
         if self.inputs is None:
             batch = self.batch() if callable(self.batch) and not isinstance(self.batch, Mapping) else self.batch
             self.inputs = (
-                made(model, 0, self.limit, lambda inputs: _raised(model, inputs))
+                made(model, 0, self.limit, lambda inputs: raised(model, inputs))
                 if batch is None
                 else given(model, batch)
             )
@@ -267,13 +275,3 @@ def _recording(model: nn.Module) -> Iterator[dict[str, Tensor]]:
 
 def _rms(tensor: Tensor) -> float:
     return float(tensor.double().square().mean().sqrt()) if tensor.numel() else 0.0
-
-
-def _raised(model: nn.Module, inputs: Inputs) -> Exception | None:
-    """The error of a model on its inputs."""
-    try:
-        with torch.no_grad():
-            forward(model, inputs)
-    except ProbeError as error:
-        return error.__cause__ if isinstance(error.__cause__, Exception) else error
-    return None

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from torchinit.probing.expected import Expected, OperationCall
-from torchinit.probing.propagation import RULES, SPLITS, moved
+from torchinit.probing.propagation import RULES, SPLITS, moved, step_of_norm
 
 
 # Each operation of torch is seen where it is carried out, so that code of any kind is followed as it runs, and on the
@@ -48,6 +48,7 @@ class Expectations:
         call = OperationCall(func, given | numbers, made, sources, tensors)
         try:
             expected = RULES.get(call.name, OperationCall.unknown)(call)
+            expected.norm = step_of_norm(call)
         except (
             ArithmeticError,
             AttributeError,

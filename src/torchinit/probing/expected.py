@@ -20,7 +20,8 @@ class Expected:
     ``noise`` is the variance of ln RMS from draw to draw. ``normal`` says that the elements are normal around zero,
     ``centered`` only the latter. ``sources`` are the tensors that it is made of, each with the factor by which a
     gradient's second moment reaches it (None: not known), and with the noise that this adds. ``root`` is the tensor
-    that it is a function of, element by element; a ``weight`` is drawn, and independent of what it meets.
+    that it is a function of, element by element, ``values`` the one that has the same elements; a ``weight`` is drawn,
+    and independent of what it meets. ``norm`` says how far a norm that is written out has come, and of which values.
     """
 
     second: float | None
@@ -31,12 +32,14 @@ class Expected:
     centered: bool = False
     weight: bool = False
     root: object = None
+    values: object = None
+    norm: tuple[str, object] | None = None
     sources: Sequence[tuple[Expected, float | None, float]] = ()
     gradient: float | None = 0.0
     gradient_noise: float = 0.0
 
     def __post_init__(self) -> None:
-        self.root = self.root or self
+        self.root, self.values = self.root or self, self.values or self
 
     @property
     def rms(self) -> float | None:

@@ -10,14 +10,20 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import flop_registry
 
 from torchinit._text import did_you_mean
 from torchinit.errors import ProbeError
+from torchinit.model.sandbox import OperationMode
 from torchinit.probing.moments import parts_of
 
 _TARGETS: Final = ("labels", "label", "targets", "target", "y")
 _TRIED, _SAMPLES, _ROWS, _TOKENS, _STEPS = 2, 16, 64, 24, 50
 """The samples that are tried, those of a batch, those of vectors alone; the tokens of a text, the steps of a series."""
+
+_MOST_FLOPS, _MOST_ELEMENTS, _SMALL, _PASSES = 1.5e11, 1 << 29, 1 / 16, 4
+"""The operations of a pass forward, some seconds of two cores, and the elements that it makes; the part of either from
+which on its time goes with the samples. With the way back it takes four times as long."""
 
 _SIZES: Final = (32, 28, 64, 96, 128, 224, 256)
 """The widths of images, tried in this order: a layer behind a flattening takes one of them."""
@@ -128,23 +134,24 @@ Make = Callable[[int, torch.Generator], Tensor]
 def made(model: nn.Module, seed: int, limit: float, runs: Callable[[Inputs], Exception | None]) -> Inputs:
     """A batch made from the model's signature, its config and its layers: the first one on which it runs.
 
-    It has fewer samples where a run takes long beside the ``limit`` of seconds.
-    Raises ProbeError where none does, with the names of what is needed.
+    How many samples it has is a matter of the model alone, by the size of a pass; only where that would not end within
+    ``limit`` seconds there are fewer, and the text says so. Raises ProbeError where none does, with the names of what
+    is needed.
     """
     errors: list[str] = []
     for samples, makers, text in _candidates(model):
         few = _inputs(model, makers, _TRIED, seed, text)
-        error = runs(few)
+        size = _Size()
+        with OperationMode(size.see):
+            seconds, error = _timed(runs, few)
         if error is None:
-            start = time.monotonic()
-            runs(few)  # once more, since the first run of anything is slow
-            # A pass forward and back costs some four of forward alone, and there may be three of them. Halved, so that
-            # the same machine takes the same number again.
-            affordable = limit * _TRIED / 12 / (time.monotonic() - start + 1e-9)
-            number = samples
-            while number > max(_TRIED, affordable):
-                number //= 2
-            return _inputs(model, makers, number, seed, text)
+            number = full = _fitting(samples, size.share, 1)
+            # A small model takes the same time for any number, most of it Python's, and nothing is won by fewer.
+            if size.share * full / _TRIED > _SMALL and _fitting(full, _PASSES * seconds, limit) < full:
+                seconds, _ = _timed(runs, few)  # once more, since the first run of anything is slow
+                number = _fitting(full, _PASSES * seconds, limit)
+            cut = f"; {full} would take more than {limit:g} seconds" if number < full else ""
+            return _inputs(model, makers, number, seed, text + cut)
         errors.append(f"{text}: {first_line(error)}")
     names = [name for name, each in _parameters_of(model).items() if each.default is each.empty and _is_named(each)]
     wanted = ", ".join(names) or "inputs"
@@ -153,6 +160,40 @@ def made(model: nn.Module, seed: int, limit: float, runs: Callable[[Inputs], Exc
         " of arguments, a dict of keywords, or a function that returns one",
         errors[:5],
     )
+
+
+class _Size:
+    """The size of the runs within its mode, in parts of what a pass may have: of multiplications, and of memory."""
+
+    def __init__(self) -> None:
+        self.multiplied, self.elements = 0, 0
+
+    def see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Carry out an operation, and count what it does and makes."""
+        result = func(*args, **kwargs)
+        if func.overloadpacket in flop_registry:
+            self.multiplied += flop_registry[func.overloadpacket](*args, **kwargs, out_val=result)
+        if not func.is_view and not func._schema.is_mutable:
+            made = result if isinstance(result, (tuple, list)) else (result,)
+            self.elements += sum(each.numel() for each in made if isinstance(each, Tensor))
+        return result
+
+    @property
+    def share(self) -> float:
+        return max(self.multiplied / _MOST_FLOPS, self.elements / _MOST_ELEMENTS)
+
+
+def _fitting(samples: int, tried: float, most: float) -> int:
+    """The samples, halved until they need no more than this, by what those that are tried do."""
+    while samples > _TRIED and samples / _TRIED * tried > most:
+        samples //= 2
+    return samples
+
+
+def _timed(runs: Callable[[Inputs], Exception | None], inputs: Inputs) -> tuple[float, Exception | None]:
+    start = time.monotonic()
+    error = runs(inputs)
+    return time.monotonic() - start, error
 
 
 def first_line(error: BaseException) -> str:

@@ -134,11 +134,13 @@ class _Subject:
                 with PassRecorder(self.model, self.inputs.samples) as recorder:
                     gradients, _, _ = self._pass(recorder.stop)
                 now = chains_among(self.model, recorder.outputs())
-                zero = {name for name in zero if (slope := gradients[name]) is None or not bool(slope.any())}
-                chains = tuple(
-                    replace(chain, woken=woken.gradient) if math.isnan(chain.gradient) else chain
-                    for chain, woken in zip(chains, now, strict=True)
-                )
+                # A model that runs other parts this time says nothing of those that it leaves out.
+                zero = {name for name in zero if (slope := gradients[name]) is not None and not bool(slope.any())}
+                if len(now) == len(chains):
+                    chains = tuple(
+                        replace(chain, woken=woken.gradient) if math.isnan(chain.gradient) else chain
+                        for chain, woken in zip(chains, now, strict=True)
+                    )
         parameters = tuple(replace(each, stays_zero=each.name in zero) for each in measured.parameters)
         return replace(measured, parameters=parameters, chains=chains, asleep=len(asleep) - len(zero))
 
@@ -151,7 +153,7 @@ class _Subject:
 
     def _after_steps(self, measured: Measurement, gradients: Gradients) -> Measurement:
         """The measurement with the losses of an optimizer's steps, and the size of its first step."""
-        steps = max(self.settings.steps, int(self.settings.optimizer is not None))
+        steps = max(self.settings.steps, int((self.settings.optimizer or self.settings.lr) is not None))
         if not steps or self.settings.late:
             return measured
         losses, before = [measured.objective.loss], {name: each.detach().clone() for name, each in self.trained.items()}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from torchinit._text import dtype_name, with_article
 from torchinit.errors import ProbeError
 from torchinit.probing.inputs import Inputs
 from torchinit.probing.measurement import Objective
@@ -52,9 +53,14 @@ class Objectives:
 
     def _loss(self, output: Any, logits: Tensor | None) -> tuple[Tensor, str]:
         if self.loss is not None:
-            value: Any = self.loss(output, self.inputs.batch)
-            if not isinstance(value, Tensor):
-                raise ProbeError(f"the loss is a {type(value).__name__}, not a tensor of one number")
+            try:
+                value: Any = self.loss(output, self.inputs.batch)
+            except Exception as error:
+                problem = f"{type(error).__name__}: {error}"
+                raise ProbeError("loss= is a function of the output and the batch, and raised", [problem]) from error
+            if not isinstance(value, Tensor) or value.is_complex():
+                found = "complex" if isinstance(value, Tensor) else with_article(type(value).__name__)
+                raise ProbeError(f"the loss is {found}, not a tensor of one number")
             return value, "the given loss"
         own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
         if isinstance(own, Tensor):
@@ -99,7 +105,9 @@ class Objectives:
 
 
 def _kind(output: object) -> str:
-    return "None" if output is None else f"a {type(output).__name__}"
+    if isinstance(output, Tensor):
+        return f"a tensor of {dtype_name(output.dtype)} of shape {tuple(output.shape)}"
+    return "None" if output is None else with_article(type(output).__name__)
 
 
 def _entropy(prior: Sequence[float]) -> float:

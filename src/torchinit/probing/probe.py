@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchinit._text import count, with_article
+from torchinit._text import abbreviate, count, with_article
 from torchinit.api import initialize, materialize
 from torchinit.errors import ProbeError, ReportError
 from torchinit.linting.registry import Severity
@@ -49,7 +49,7 @@ def probe(
     own, or the cross entropy of its logits. With a ``recipe`` a copy is initialized by it, with ``seed``, and measured:
     the way to probe a model on the meta device.
 
-    With an ``optimizer``, a class of ``torch.optim`` or a function of the parameters, and ``lr``, it is tried for
+    With an ``optimizer``, a class of ``torch.optim`` or a function of the parameters (Adam), or ``lr``, it is tried for
     ``steps`` steps, one at least: how much of each weight its first step changes. ``dtype`` is that of the training,
     whose range is looked at; ``prior``, the shares of the classes, gives the loss that the first is shown beside.
     After ``limit`` seconds nothing new is begun.
@@ -73,6 +73,10 @@ def probe(
     ()
     """
     check_subject(model, seed)
+    if not isinstance(steps, int) or steps < 0 or not limit >= 0:
+        raise ValueError(f"steps= is a whole number and limit= seconds, from 0 on, but got {steps!r} and {limit!r}")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"dtype is that of the training, such as torch.bfloat16, but got {dtype!r}")
     settings = Settings(optimizer, lr, steps, dtype, time.monotonic() + limit)
     start = _Start(model, batch, loss, recipe, seed, prior, settings, limit)
     runs = [start.measure(0)]
@@ -173,3 +177,8 @@ def check_subject(model: object, seed: object) -> None:
         raise TypeError(f"seed is a whole number, but got {seed!r}")
     if next(model.parameters(), None) is None:
         raise ProbeError(f"{type(model).__name__} has no parameters, so it has no start to judge")
+    lazy = [name for name, each in model.named_parameters() if isinstance(each, nn.UninitializedParameter)]
+    if lazy:
+        raise ProbeError(
+            f"{abbreviate(lazy)} of {type(model).__name__}: no shape yet; run it once on an example before"
+        )

@@ -148,6 +148,9 @@ def _product(call: OperationCall) -> Expected:
             weight=one.weight, sources=[(one, factor, 0.0)],
         )  # fmt: skip
     other = call.sources[1]
+    for x, by in ((one, other), *([(other, one)] if call.name == "mul" else [])):
+        if by.norm == (call.name, x.values):
+            return _normed(call, x, by)
     if call.name == "div" or one.root is other.root or one.second is None or other.second is None:
         return call.unknown()
     sources = [
@@ -161,6 +164,29 @@ def _product(call: OperationCall) -> Expected:
         one.second * other.second, call.size, max(one.units, other.units), one.noise + other.noise, normal, centered,
         sources=sources,
     )  # fmt: skip
+
+
+def step_of_norm(call: OperationCall) -> tuple[str, object] | None:
+    """How far a norm that is written out has come with an operation: as in x * rsqrt(mean(x ** 2) + eps)."""
+    one, exponent = call.sources[0], call.given.get("exponent")
+    is_square = (call.name, exponent) == ("pow", 2) or (call.name == "mul" and len(call.sources) == 2)
+    if is_square and all(each.values is one.values for each in call.sources):
+        return "square", one.values
+    step, of = one.norm or ("", None)
+    alone = len(call.sources) == 1
+    if (call.name, step) == ("mean", "square") or (call.name in _KEEPS_NORM and step and alone):
+        return "mean" if call.name == "mean" else step, of
+    if step == "mean" and (call.name == "rsqrt" or (call.name, exponent) == ("pow", -0.5)):
+        return "mul", of  # by what it is to be multiplied
+    return ("div", of) if step == "mean" and (call.name == "sqrt" or (call.name, exponent) == ("pow", 0.5)) else None
+
+
+def _normed(call: OperationCall, x: Expected, factor: Expected) -> Expected:
+    """A tensor by its own RMS. What its gradient loses by that way is no more than one part in as many as there are."""
+    factor.sources = ()
+    back = 1 / x.second if x.second and x.normal else None
+    units = x.units if x.second else call.made[0].shape[-1]
+    return Expected(1.0, call.size, units, 0.0, x.normal, centered=True, root=x.root, sources=[(x, back, x.noise)])
 
 
 def _norm(call: OperationCall) -> Expected:
@@ -190,7 +216,7 @@ def moved(call: OperationCall, made: Tensor | None = None) -> Expected:
     whole = size >= x.size
     return Expected(
         x.second, size, x.units, x.noise, x.normal, x.centered, x.weight, x.root if whole else None,
-        sources=[(x, size / x.size, 0.0)],
+        x.values if whole else None, sources=[(x, size / x.size, 0.0)],
     )  # fmt: skip
 
 
@@ -250,6 +276,7 @@ _NORMS: Final = [
     "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "_native_batch_norm_legit",
     "_batch_norm_with_update", "native_layer_norm", "native_group_norm", "_fused_rms_norm",
 ]  # fmt: skip
+_KEEPS_NORM: Final = frozenset(["_to_copy", "add", "clamp", "clamp_min", "expand", "view"])
 KEEPS: Final = frozenset([*_MOVES, *_FUNCTIONS, "mul", "div"])
 """Operations whose result is a tensor over again, moved, scaled or bent."""
 

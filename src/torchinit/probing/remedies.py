@@ -1,4 +1,7 @@
-"""Remedies: which initializer, gain or scale would keep a signal that vanishes or explodes, and by how much."""
+"""Remedies: which initializer, gain or scale would keep a signal that vanishes or explodes, and by how much.
+
+The entry of a recipe has a line of its own, to be pasted.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,16 @@ from torchinit.knowledge.gains import gain_before, nonlinearities
 from torchinit.probing.measurement import Measurement, Output, SignalChain
 
 _BRANCH: Final = (
-    'scale the last layer of each branch by 1 / sqrt(2 · depth), as std = "0.02 / sqrt(2 * depth)" does, or start it at'
-    " zero"
+    'scale the last layer of each branch by 1 / sqrt(2 · depth), as std = "0.02 / sqrt(2 * depth)" does,\n'
+    "or start it at zero"
 )
-_UNKNOWN: Final = 'scale each weight by its fan-in: {type = "Kaiming", mode = "fan_in", nonlinearity = "auto"}'
+_UNKNOWN: Final = 'scale each weight by its fan-in:\n{type = "Kaiming", mode = "fan_in", nonlinearity = "auto"}'
 
 
 def of_chain(measured: Measurement, chain: SignalChain, grows: bool) -> str:
     """The way out for a chain along which the signal, or the gradient, does not keep its size."""
     if chain.kind == "blocks":
-        return _BRANCH if grows else f"{_UNKNOWN}, or a residual connection around each block"
+        return _BRANCH if grows else f"{_UNKNOWN}\nor put a residual connection around each block"
     layers = [output for output in chain.outputs if output.weighted]
     kinds = Counter((each.kind, each.then) for each in layers)
     if not kinds:
@@ -33,8 +36,9 @@ def _of_layer(measured: Measurement, layer: Output) -> str:
     fan = measured.fans.get(layer.module, 0.0)
     if layer.then == "sigmoid":
         return (
-            "no scale of the weights cures a sigmoid in depth: put ReLU or a norm in its place, or let Xavier with a"
-            ' gain of 4 make it start: {type = "Xavier", gain = 4' + f', layer = "{layer.kind}"' + "}"
+            "no scale of the weights cures a sigmoid in depth: put ReLU or a norm in its place,\n"
+            "or let Xavier with a gain of 4 make it start:\n"
+            f'{{type = "Xavier", gain = 4, layer = "{layer.kind}"}}'
         )
     if layer.then == "sin":
         return (
@@ -47,9 +51,9 @@ def _of_layer(measured: Measurement, layer: Output) -> str:
     now = ""
     if fan and not math.isnan(std):
         share = std * math.sqrt(fan) / gain
-        behind = f" and {layer.then}" if layer.then else ""
-        now = f"std {_g(std)} with {fan:g} inputs{behind} keeps {_g(share)} of the signal a layer; "
-    return f"{now}{entry[0]} (std {_g(_per(gain**2, fan))}) keeps it: {entry[1]}"
+        behind = f", {layer.then}" if layer.then else ""
+        now = f"std {_g(std)} ({fan:g} inputs{behind}) keeps {_g(share)} a layer; "
+    return f"{now}{entry[0]} (std {_g(_per(gain**2, fan))}) keeps it:\n{entry[1]}"
 
 
 def _entry(layer: Output) -> tuple[float, tuple[str, str]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +19,6 @@ from torchinit.probing.page import figures_of, page_of
 from torchinit.probing.values import StartValues
 
 _FORMAT: Final = "torchinit-probe-1"
-_ENTRY: Final = re.compile(r"(?:(?<=:) )?(\{type = .*?\})")
 _ROWS, _WIDTH = 12, 16
 _CHARTED: Final = {"signal", "gradient"}
 
@@ -91,8 +89,12 @@ class Probe:
         codes: dict[str, dict[str, None]] = {}
         for each in self.findings:
             codes.setdefault(each.remedy, {})[each.code] = None
-        ways = [f"{', '.join(several)} way out: {remedy}" for remedy, several in codes.items() if remedy]
-        ways = [line for way in ways for line in _ENTRY.sub(r"\n  \1\n", way).splitlines() if line]  # to be pasted
+        ways = [
+            line
+            for remedy, several in codes.items()
+            if remedy
+            for line in (f"{', '.join(several)} way out:", *(f"  {line}" for line in remedy.splitlines()))
+        ]
         charts = [line for chain in self.measurement.chains for line in _chart(chain)]
         beside = [f"  {each.sparkline}" for each in figures_of(self.measurement) if each.name not in _CHARTED]
         parts = [[self.verdict], charts, beside, [*findings, *ways], [*self._conditions()]]

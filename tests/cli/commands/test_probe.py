@@ -117,6 +117,8 @@ def test_over_widths_and_depths(capsys: pytest.CaptureFixture[str]) -> None:
         (["--widths", "a,b"], "--widths takes whole numbers, as in 64,128 or n_embd=64,128, but got 'a,b'"),
         (["--widths", "8"], "a slope takes two sizes at least"),
         (["--widths", "8,16", "--depths", "2,4"], "over widths or over depths"),
+        (["--steps", "-1"], "--steps and --limit are numbers from 0 on"),
+        (["--limit", "nan"], "--steps and --limit are numbers from 0 on"),
     ],
 )
 def test_sizes_that_are_none(words: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,6 +137,19 @@ def test_a_page_beside_another_start_with_what_lint_finds(capsys: pytest.Capture
     text = check(Path("page.html").read_text("utf-8")).text
     assert "Sequential · r.toml · seed 0" in text
     assert "TI408" not in text  # of the start that the recipe gives
+
+
+def test_a_bar_shows_on_a_terminal_alone(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = ["--widths", "16,64", "--seeds", "1", "--steps", "1"]
+    calls = [["net.py:make", "--batch", "net.py:batch"], ["net.py:wide", *sizes]]
+    for more in calls:
+        main(["probe", *more])
+        assert capsys.readouterr().err == ""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    for more, text in zip(calls, ("measuring", "100%"), strict=True):
+        main(["probe", *more])
+        assert text in capsys.readouterr().err
 
 
 def test_a_page_of_sizes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -71,7 +67,8 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         plan = runnable(options.own_start(arguments, model)) if rules is None else draft(model, rules, only=only)
     plan.check(complete=arguments.complete or only is not None, strict=arguments.strict)
-    with _progress(plan) as progress:
+    with options.progress_bar("writing", sum(step.site.numel for step in plan)) as advance:
+        progress: Progress | None = (lambda step: advance(step.site.numel)) if advance else None
         work = partial(carry_out, plan, local_shards(model), noise, stats=arguments.stats, progress=progress)
         report = prove(model, plan, work)
     origin = origin_of("own" if not (saved or rules) else "initialize", plan, noise, arguments.recipe)
@@ -113,17 +110,3 @@ def runnable(plan: Plan) -> Plan:
     made = [Skipped(site, "stays as its own code has made it") for site in opaque]
     steps = tuple(step for step in plan if step.site not in opaque)
     return replace(plan, steps=steps, skipped=(*plan.skipped, *made))
-
-
-@contextmanager
-def _progress(plan: Plan) -> Iterator[Progress | None]:
-    """A bar on standard error, counted in elements and gone at the end; None where no terminal or no rich is."""
-    if not (sys.stderr.isatty() and importlib.util.find_spec("rich")):
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import Progress as Bar
-
-    with Bar(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("writing", total=sum(step.site.numel for step in plan))
-        yield lambda step: bar.advance(task, step.site.numel)

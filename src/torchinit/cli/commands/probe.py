@@ -55,6 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
     options.check_page(arguments.html)
     if arguments.beside and not arguments.html:
         raise UsageError("--beside is for the page of --html: give its file")
+    if arguments.steps < 0 or not arguments.limit >= 0:
+        raise UsageError("--steps and --limit are numbers from 0 on")
     if arguments.widths or arguments.depths:
         return _over_sizes(arguments, recipe, optimizer)
     model = options.model_of(arguments, "cpu", arguments.seed)
@@ -63,7 +65,8 @@ def run(arguments: argparse.Namespace) -> int:
         steps=arguments.steps, optimizer=optimizer, lr=arguments.lr, limit=arguments.limit,
         dtype=getattr(torch, arguments.dtype) if arguments.dtype else None,
     )  # fmt: skip
-    result = run_once(recipe=recipe)
+    with options.progress_bar("measuring"):
+        result = run_once(recipe=recipe)
     if arguments.html:
         _save_page(arguments, model, result, run_once)
     if arguments.sarif:
@@ -99,14 +102,18 @@ def _over_sizes(arguments: argparse.Namespace, recipe: Any, optimizer: Any) -> i
     names = [name for name, _ in chosen.values()]
 
     def make(size: int) -> Any:
+        if advance:
+            advance(1)
         return factory(**fixed, **{names[0]: size}) if names[0] else factory(size, **fixed)
 
+    number = arguments.seeds * len(widths or depths)
     try:
-        check = coord_check(
-            make, widths=widths, depths=depths, steps=arguments.steps or 5,
-            seeds=arguments.seeds, batch=_batch(arguments.batch) if arguments.batch else None, optimizer=optimizer,
-            lr=arguments.lr, recipe=recipe, limit=arguments.limit,
-        )  # fmt: skip
+        with options.progress_bar("training", number) as advance:
+            check = coord_check(
+                make, widths=widths, depths=depths, steps=arguments.steps or 5,
+                seeds=arguments.seeds, batch=_batch(arguments.batch) if arguments.batch else None, optimizer=optimizer,
+                lr=arguments.lr, recipe=recipe, limit=arguments.limit,
+            )  # fmt: skip
     except ValueError as error:
         raise UsageError(str(error)) from None
     if arguments.html:
