@@ -63,7 +63,8 @@ class Probe:
         worst = severe[0]
         name = PROBE_CHECKS[worst.code].name.replace("-", " ").capitalize()
         text = f"{name}: {worst.message.partition('; unsure')[0]}"
-        return f"{'✗' if self.findings.errors else '!'} {text}{worst.site and f' ({worst.site})'}."
+        where = "" if f" {worst.site}" in text else f" ({worst.site})"
+        return f"{'✗' if self.findings.errors else '!'} {text}{where}."
 
     def _facts(self) -> str:
         chain = max(self.measurement.chains, key=lambda each: len(each.outputs), default=None)
