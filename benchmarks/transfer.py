@@ -205,12 +205,13 @@ def swept(name: str, loss: Callable[..., float], exponents: Sequence[int], seeds
             cells = [f"{losses[each]:.4f}" if each in losses else "-" for each in exponents]
             yield [parametrization, str(width), *cells, f"2^{place:.1f}", f"{place - best:+.1f}"]
             print(*cells, flush=True)
-            lines[f"{parametrization} {width}"] = tuple(losses.get(each, math.nan) for each in exponents)
+            low = min(losses.values())
+            lines[f"{parametrization} {width}"] = tuple(losses.get(each, math.nan) / low - 1 for each in exponents)
     if "--write" in sys.argv:
         FIGURES.mkdir(exist_ok=True)
         rates = tuple(2.0**power for power in exponents)
         places = tuple(f"2^{power}" for power in exponents)
-        title = f"The loss over the learning rate: {name}"
+        title = f"The loss above its lowest, over the learning rate: {name}"
         series = tuple(Series(label, values, dashed="standard" in label) for label, values in lines.items())
         figure = Figure(name, title, places, series, "learning rate of the base", sizes=rates)
         (FIGURES / f"rates_{name}.svg").write_text(drawn_to_file(figure), "utf-8")

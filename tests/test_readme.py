@@ -9,6 +9,7 @@ import torch
 
 from tests.logs import unconfigured
 from tests.snippets import PYTHON, Page, snippets
+from torchinit.linting import CHECKS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -25,6 +26,7 @@ def name(page: Path) -> str:
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_page(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, subtests: pytest.Subtests) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torchinit.linting.registry.CHECKS", dict(CHECKS))  # a page adds one of its own
     run = Page(tmp_path)
     with torch.random.fork_rng(), unconfigured():
         for snippet in snippets(page):

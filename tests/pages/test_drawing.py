@@ -83,6 +83,12 @@ def test_two_starts_are_told_by_dash_colour_and_a_name_each_that_cover_nothing()
     assert abs(float(boxes[0][1]) - float(boxes[1][1])) >= 12
 
 
+def test_the_name_of_a_line_that_ends_early_is_at_its_end() -> None:
+    svg = draw(figure((1.0, 2.0, math.nan, math.nan, math.nan, math.nan)))
+    (x,) = re.findall(r'class="name end" x="([\d.]+)"', svg)
+    assert circles(svg)[-1][0] < float(x) < 0.5 * WIDTH
+
+
 def test_many_lines_have_their_names_apart_in_the_margin_and_bad_ones_first() -> None:
     lines = [(1.0, 1.0 + at / 100) for at in range(40)]
     svg = draw(figure(*lines))

@@ -59,7 +59,7 @@ def test_figures_are_what_was_measured_beside_another_start(bad: Probe, good: Pr
     assert figures["gradient"].series[0].values == tuple(each.gradient.rms for each in outputs if each.gradient)
     assert page.panels[0].numbers[0][0] == outputs[0].name
     assert len(page.panels[0].numbers) == 30
-    assert f"compared: 1 rule: {good.verdict}" in page.lead
+    assert f"Compared with 1 rule: {good.verdict}" in page.lead
 
 
 def test_a_healthy_start_lies_in_the_band_and_a_bad_one_leaves_it(bad: Probe, good: Probe) -> None:

@@ -134,6 +134,13 @@ def test_a_check_finds_what_it_is_for(code: str, expected: str, measured: Measur
     assert found == [expected]
 
 
+@pytest.mark.parametrize(("first", "code", "each"), [(1e-6, "TI803", "0.001"), (1e4, "TI804", "1e+02")])
+def test_what_the_gradient_does_at_each_step_is_told_on_its_way_back(first: float, code: str, each: str) -> None:
+    gradient = [first, math.sqrt(first), 1.0]
+    (found,) = (one for one in judge([with_chain([1.0, 1.0, 1.0], gradient)]) if one.code == code)
+    assert f", {each} a block" in found.message
+
+
 def test_every_check_has_a_case() -> None:
     assert {code for code, *_ in CASES} == set(PROBE_CHECKS)
 

@@ -252,7 +252,8 @@ def _within(figure: Figure, drawn: Sequence[Sequence[Point]], canvas: _Canvas) -
     for series, points in zip(figure.series, drawn, strict=True):
         if points:
             label = cut(series.label, 44)
-            x, y = canvas.place(_LETTER * len(label), _RIGHT - 5, points[-1][1])
+            wide = _LETTER * len(label)
+            x, y = canvas.place(wide, min(points[-1][0] + 10 + wide, _RIGHT - 5), points[-1][1])
             yield f'<g class="{_kind(series)}"><text class="name end" x="{x:g}" y="{y:.1f}">{escape(label)}</text></g>'
 
 

@@ -15,6 +15,9 @@ class Series:
 
     ``predicted`` are the values that were expected there, None where nobody knows. What is beside the point of the
     figure, or against it, is ``dashed``, in the second colour.
+
+    >>> Series("this start", (1.0, float("nan"), 0.5)).known
+    [0, 2]
     """
 
     label: str

@@ -35,7 +35,12 @@ _NUMBER: Final = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?(?: [MB]\b)?")
 
 @dataclass(frozen=True)
 class Panel:
-    """Figures under one heading, and the table of the numbers that they show."""
+    """Figures under one heading, and the table of the numbers that they show.
+
+    >>> panel = Panel("By depth", (), ("layer", "signal"), (("0", "1"), ("2", "0.5")))
+    >>> Page("a net", "It is fine.", panels=(panel,)).html().count("<tr>")
+    3
+    """
 
     title: str
     figures: tuple[Figure, ...]
@@ -45,7 +50,14 @@ class Panel:
 
 @dataclass(frozen=True)
 class Section:
-    """A table under its heading; with ``about``, a sentence. It can be sorted, and filtered where it is long."""
+    """A table under its heading; with ``about``, a sentence. It can be sorted, and filtered where it is long.
+
+    >>> import torchinit
+    >>> from torch import nn
+    >>> section = Section.of("The plan", torchinit.plan(nn.Linear(4, 4), [{"type": "Zeros", "name": "**"}]))
+    >>> Page("a net", "It is fine.", sections=(section,)).html().count("<tr data-words=")
+    2
+    """
 
     title: str
     table: Table

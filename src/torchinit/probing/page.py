@@ -47,13 +47,14 @@ def page_of(result: Probed, beside: Probed | None = None, lint: Findings | None 
     """The page of a probe; with that of another start drawn and listed beside, and the findings of lint."""
     start, measured, severe = result.start, result.runs[0], result.findings.at_least("warning")
     other, compared = (beside.start, beside.runs[0]) if beside else (None, None)
-    name = f"compared: {Path(other.recipe).name if other and other.recipe else 'its own start'}"
+    label = Path(other.recipe).name if other and other.recipe else "its own start"
+    name = f"compared: {label}"
     subject = (result.model, start.recipe, f"seed {start.seed}") if start else (result.model,)
     return Page(
         " · ".join(filter(None, subject)),
         result.verdict[2:],
         "error" if result.findings.errors else "warning" if severe else "good",
-        (_bill(measured), *([f"{name}: {beside.verdict}"] if beside else [])),
+        (_bill(measured), *([f"Compared with {label}: {beside.verdict}"] if beside else [])),
         tuple(dict.fromkeys(each.remedy for each in severe if each.remedy)),
         tuple(_facts(result)),
         (*_chains(measured, compared, name), *_others(measured, compared, name)),

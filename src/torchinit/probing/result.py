@@ -61,24 +61,26 @@ class Probe:
         worst = severe[0]
         name = PROBE_CHECKS[worst.code].name.replace("-", " ").capitalize()
         text = f"{name}: {worst.message.partition('; unsure')[0]}"
-        return f"{'✗' if self.findings.errors else '!'} {text}{worst.site and f' ({worst.site})'}."
+        where = "" if f" {worst.site}" in text else f" ({worst.site})"
+        return f"{'✗' if self.findings.errors else '!'} {text}{where}."
 
     def _facts(self) -> str:
         chain = max(self.measurement.chains, key=lambda each: len(each.outputs), default=None)
         if chain is None or math.isnan(chain.signal):
             return f"loss {self.measurement.objective.loss:.3g}"
         there, back = math.exp(min(chain.signal, 700.0)), math.exp(min(chain.gradient, 700.0))
-        texts = [
-            f"the signal grows {there:.2g} times over" if there >= 1 else f"{there:.2g} of the signal is left after"
-        ]
-        texts += [f" {len(chain.outputs)} {chain.kind}"]
-        if not math.isnan(chain.gradient):
-            texts += [
-                f", the gradient {back:.2g} times on its way back"
-                if back >= 1
-                else f", {back:.2g} of the gradient back"
-            ]
-        return "".join(texts)
+        size = f"{len(chain.outputs)} {chain.kind}"
+        grows = there >= 1
+        text = (
+            f"the signal grows {there:.2g} times over {size}"
+            if grows
+            else f"{there:.2g} of the signal is left after {size}"
+        )
+        if math.isnan(chain.gradient):
+            return text
+        if back < 1:
+            return f"{text}, {back:.2g} of the gradient back"
+        return f"{text}, the gradient {'' if grows else 'grows '}{back:.2g} times on its way back"
 
     def __str__(self) -> str:
         return self.table()

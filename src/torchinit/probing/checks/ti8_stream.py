@@ -52,7 +52,7 @@ def vanishing_gradient(measured: Measurement) -> Iterator[Reading]:
     """
     for chain in measured.chains if not measured.small_batch else ():
         values = _gradients(chain)
-        text = f"{_share(chain.gradient)} of the gradient is left at the start of {_where(chain, values)}"
+        text = f"{_share(chain.gradient)} of the gradient is left at the start of {_where(chain, values, back=True)}"
         lost = sum(value == 0 for value in values)
         text += f", none at the first {lost}" if lost and values[-1] else ""
         yield Reading(_site(chain, values), chain.gradient, text, of_chain(measured, chain, grows=False))
@@ -67,7 +67,7 @@ def exploding_gradient(measured: Measurement) -> Iterator[Reading]:
     """
     for chain in measured.chains if not measured.small_batch else ():
         values = _gradients(chain)
-        text = f"the gradient grows {_share(chain.gradient)} times back along {_where(chain, values)}"
+        text = f"the gradient grows {_share(chain.gradient)} times back along {_where(chain, values, back=True)}"
         yield Reading(_site(chain, values), chain.gradient, text, of_chain(measured, chain, grows=True))
 
 
@@ -141,7 +141,7 @@ def _culprit(values: list[float]) -> int | None:
     return largest + 1 if abs(steps[largest]) > abs(logs[-1] - logs[0]) / 2 else None
 
 
-def _where(chain: SignalChain, values: list[float]) -> str:
+def _where(chain: SignalChain, values: list[float], *, back: bool = False) -> str:
     """The chain in words, with what happens at each step, or at the one that does it."""
     first, last = chain.outputs[0].name, chain.outputs[-1].name
     number, kind = len(chain.outputs), chain.kind
@@ -149,5 +149,6 @@ def _where(chain: SignalChain, values: list[float]) -> str:
     if at is not None and len(values) == number:
         return f"{number} {kind}, {first} to {last}, most of it at {chain.outputs[at].name}"
     known = [value for value in values if 0 < value < math.inf]
-    each = f", {(known[-1] / known[0]) ** (1 / (len(known) - 1)):.2g} a {kind[:-1]}" if len(known) > 2 else ""
+    power = (-1 if back else 1) / max(len(known) - 1, 1)
+    each = f", {(known[-1] / known[0]) ** power:.2g} a {kind[:-1]}" if len(known) > 2 else ""
     return f"{number} {kind}, {first} to {last}{each}"
