@@ -34,14 +34,18 @@ Start: TypeAlias = RecipeLike | Callable[[Any], object]
 
 _FORMAT: Final = "torchinit-base-1"
 _HEAD_SIZES: Final = ("head_dim", "d_head", "dim_head", "head_size", "attention_head_size", "d_kv", "d_k")
-_HEAD_COUNTS: Final = ("num_heads", "n_head", "n_heads", "num_attention_heads", "heads", "nhead")
+SCALE_FIELDS: Final = ("logits_scaling", "attention_multiplier", "residual_multiplier")
+"""The fields of configs (Granite's) that hold a multiplier."""
+
+HEAD_COUNTS: Final = ("num_heads", "n_head", "n_heads", "num_attention_heads", "heads", "nhead")
 
 
 @dataclass(frozen=True)
 class Base:
-    """The parameters of a base model, with the fills that start them, and the sizes of its attention heads.
+    """The parameters of a base model, with the fills that start them, its heads' sizes, and the scales that it has.
 
-    ``started`` says where the fills come from; they are missing from the plan where nobody knows.
+    ``started`` says where the fills come from; they are missing from the plan where nobody knows. ``scales`` are those
+    of :func:`scales_of`.
 
     >>> base = Base.of(nn.Linear(2, 3))
     >>> base.sites["weight"].shape, base.started
@@ -51,6 +55,7 @@ class Base:
     plan: Plan
     heads: Mapping[str, int] = field(default_factory=dict)
     started: str = ""
+    scales: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def sites(self) -> dict[str, Site]:
@@ -70,14 +75,14 @@ class Base:
     @classmethod
     def of(cls, model: nn.Module, start: Start | None = None) -> Base:
         """The base that a model is: started by a recipe, by code, or as its values are; on meta perhaps by nothing."""
-        known, heads = sites(model), head_sizes(model)
+        known, heads, scales = sites(model), head_sizes(model), scales_of(model)
         if start is not None:
             if callable(start) and not isinstance(start, (Rule, type)) and not hasattr(start, "resolve"):
-                return cls(capture(model, start), heads, "its own code")
-            return cls(_planned(known, start), heads, "a recipe")
+                return cls(capture(model, start), heads, "its own code", scales)
+            return cls(_planned(known, start), heads, "a recipe", scales)
         if any(each.is_meta for each in model.parameters()):
-            return cls(Plan(untouched=known), heads)
-        return cls(make_plan(known, _measured(model)), heads, "its values")
+            return cls(Plan(untouched=known), heads, "", scales)
+        return cls(make_plan(known, _measured(model)), heads, "its values", scales)
 
     @classmethod
     def of_width(cls, model: nn.Module, width: int, start: Start | None = None) -> Base:
@@ -92,10 +97,10 @@ class Base:
         own = width_of(model)
         if isinstance(width, bool) or not isinstance(width, int) or width < 1:
             raise ConfigError(f"base_width is a whole number from 1 on, but got {width!r}")
-        heads = head_sizes(model)
+        heads, scales = head_sizes(model), scales_of(model)
         shrunk = tuple(_at_width(site, own, width, {*heads.values()}) for site in known)
         plan = _planned(shrunk, start) if start is not None else Plan(untouched=shrunk)
-        return cls(plan, heads, "a recipe" if start is not None else "")
+        return cls(plan, heads, "a recipe" if start is not None else "", scales)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Base:
@@ -105,7 +110,8 @@ class Base:
             if data.get("format") != _FORMAT:
                 raise ValueError(f"its format is {data.get('format')!r}, not {_FORMAT!r}")
             heads = {str(name): int(size) for name, size in data["heads"].items()}
-            return cls(Plan.from_json(json.dumps(data["plan"])), heads, str(data["started"]))
+            scales = {str(name): float(scale) for name, scale in data["scales"].items()}
+            return cls(Plan.from_json(json.dumps(data["plan"])), heads, str(data["started"]), scales)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"{os.fspath(path)} is not a saved base: {error}") from None
 
@@ -114,6 +120,7 @@ class Base:
         data = {
             "format": _FORMAT,
             "heads": dict(self.heads),
+            "scales": dict(self.scales),
             "started": self.started,
             "plan": json.loads(self.plan.to_json()),
         }
@@ -149,21 +156,35 @@ def _measured(model: nn.Module) -> list[Rule]:
     return rules
 
 
+def modules_of(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules of a model by their names, without those of wrappers."""
+    return {normalize(f"{path}.x")[:-2] if path else "": module for path, module in model.named_modules()}
+
+
+def count_in(module: object, names: Sequence[str]) -> int:
+    """The first whole number among the attributes of these names; 0 where there is none."""
+    return next((held for name in names if isinstance(held := getattr(module, name, None), int)), 0)
+
+
 def head_sizes(model: nn.Module) -> dict[str, int]:
     """The size of a head of each module that has such, by its name."""
     found = {}
-    for path, module in model.named_modules():
-        size = next((getattr(module, name) for name in _HEAD_SIZES if isinstance(getattr(module, name, None), int)), 0)
-        heads = next(
-            (getattr(module, name) for name in _HEAD_COUNTS if isinstance(getattr(module, name, None), int)), 0
-        )
+    for path, module in modules_of(model).items():
+        size, heads = count_in(module, _HEAD_SIZES), count_in(module, HEAD_COUNTS)
         if not size and heads:
-            names = ("embed_dim", "hidden_size", "n_embd", "d_model", "dim", "all_head_size")
-            width = next((getattr(module, name) for name in names if isinstance(getattr(module, name, None), int)), 0)
+            width = count_in(module, ("embed_dim", "hidden_size", "n_embd", "d_model", "dim", "all_head_size"))
             size = (width or _fan_in_of_parts(module)) // heads
         if size:
-            found[normalize(f"{path}.x")[:-2] if path else ""] = size
+            found[path] = size
     return found
+
+
+def scales_of(model: nn.Module) -> dict[str, float]:
+    """The multipliers that a model has by its code: fields of its config, and ``scaling`` of attentions, by module."""
+    config = getattr(model, "config", None)
+    held = {name: getattr(config, name, None) for name in SCALE_FIELDS}
+    held |= {path: getattr(module, "scaling", None) for path, module in modules_of(model).items() if path}
+    return {name: float(value) for name, value in held.items() if isinstance(value, (int, float))}
 
 
 def _fan_in_of_parts(module: nn.Module) -> int:
@@ -174,9 +195,8 @@ def _fan_in_of_parts(module: nn.Module) -> int:
 def width_of(model: nn.Module) -> int:
     """The width of a model: that of its config, else the size of most norms, else of most inputs of matrices."""
     config = getattr(model, "config", None)
-    for name in ("hidden_size", "d_model", "n_embd", "dim"):
-        if isinstance(size := getattr(config, name, None), int):
-            return size
+    if size := count_in(config, ("hidden_size", "d_model", "n_embd", "dim")):
+        return size
     known = [site for site in sites(model) if site.kind == "parameter"]
     sizes = [site.shape[0] for site in known if site.neutral is not None and len(site.shape) == 1] or [
         site.shape[axis] for site in known if site.layout and len(site.shape) > 1 for axis in site.layout.in_axes
@@ -200,7 +220,6 @@ def _at_width(site: Site, own: int, base: int, heads: Collection[int]) -> Site:
         fixed = set(range(len(site.shape) - 1))
     elif layout is not None and layout.batch_axes and len(layout.batch_axes) < len(site.shape):
         fixed = set(layout.batch_axes)
-
     elif len(site.shape) == 1 and site.shape[0] != own and site.shape[0] in heads:
         fixed = {0}  # the norm of queries or keys
     shape = tuple(

@@ -75,6 +75,5 @@ def groups_of(
 
 
 def optimizer_of(optimizer: str, row: TransferRow) -> str:
-    """The optimizer of a parameter: under Muon that of all but hidden matrices is AdamW."""
-    is_muon = bool(OPTIMIZERS[optimizer].update)
-    return "adamw" if is_muon and not (row.kind == "hidden" and row.matrix) else optimizer
+    """The optimizer of a parameter: under Muon that of all but the matrices inside of the model is AdamW."""
+    return "adamw" if OPTIMIZERS[optimizer].update and not row.matrix else optimizer
