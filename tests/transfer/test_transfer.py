@@ -332,15 +332,60 @@ def _(module: nn.Module, name: str) -> Layout:
     return Layout(out_axes=(2,), in_axes=(1,), batch_axes=(0,))
 
 
-def test_a_query_norm_sets_the_scale_itself() -> None:
+@pytest.mark.parametrize(("norm", "count"), [(nn.RMSNorm, 0), (nn.Identity, 2)])
+def test_a_query_norm_sets_the_scale_itself(norm: Any, count: int) -> None:
     def make(width: int) -> nn.Module:
         model = Decoder(width)
         for layer in model.layers:
             assert isinstance(layer.self_attn, Attention)
-            layer.self_attn.q_norm = nn.RMSNorm(layer.self_attn.head_dim)
+            layer.self_attn.q_norm = norm(layer.self_attn.head_dim)
         return model
 
-    assert [each.purpose for each in Transfer(make(64), make(16)).multipliers] == ["readout"]
+    assert [each.purpose for each in Transfer(make(64), make(16)).multipliers] == ["readout", *["attention"] * count]
+
+
+@pytest.mark.parametrize("make", [mlp, Decoder])
+def test_muon_has_the_same_parameters_at_the_base(make: Any) -> None:
+    def given(width: int) -> dict[str, str]:
+        groups = Transfer(make(width), make(16), optimizer="muon").groups()
+        return {name: group.optimizer for group in groups for name in group.names}
+
+    assert given(16) == given(64)
+    assert set(given(16).values()) == {"muon", "adamw"}
+
+
+def perceptron(width: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 64))
+
+
+def patches(width: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, width, 16, 16), nn.BatchNorm2d(width), nn.Conv2d(width, width, 8))
+
+
+def uneven(width: int) -> nn.Module:
+    """A feed-forward layer of 43/16 of the width, as Llama's, between heads of 16."""
+    model = Decoder(width, heads=width // 16)
+    for layer in model.layers:
+        layer.mlp.up_proj, layer.mlp.down_proj = nn.Linear(width, width * 43 // 16), nn.Linear(width * 43 // 16, width)
+    return model
+
+
+@pytest.mark.parametrize("make", [perceptron, patches, uneven])
+@pytest.mark.parametrize(("width", "base"), [(64, 16), (256, 64), (96, 32)])
+def test_a_base_width_gives_the_shapes_of_the_smaller_model(make: Any, width: int, base: int) -> None:
+    expected = {name: tuple(each.shape) for name, each in meta(make, base).named_parameters()}
+    if make is perceptron:
+        if width == 64:
+            expected["4.weight"], expected["4.bias"] = (base, base), (base,)  # as many outputs as the width are one
+    found = Base.of_width(meta(make, width), base)
+    assert {name: found.sites[name].shape for name in expected} == expected
+
+
+def test_a_base_width_that_splits_a_head() -> None:
+    with pytest.raises(ConfigError, match=r"base_width=24 would leave 24 of the 64 .* not whole heads of 16"):
+        Base.of_width(Decoder(64), 24)
+    with pytest.raises(ConfigError, match=r"base_width=7 would leave 14 of the 128|is not whole"):
+        Base.of_width(uneven(64), 7)
 
 
 class Fused(nn.Module):

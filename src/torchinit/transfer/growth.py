@@ -12,6 +12,7 @@ from torchinit.errors import ConfigError
 from torchinit.model.layouts import Layout
 from torchinit.model.names import glob_matches
 from torchinit.model.sites import Site
+from torchinit.transfer.base import is_head
 from torchinit.transfer.table import Growth, ParameterRole
 
 _INNER: Final = ("attn.", "mlp.", "lora.", "ssm.", "expert.", "conv", "rnn")
@@ -139,9 +140,8 @@ def _ratios(pair: Matched, fixed: Sequence[str], vocabulary: set[tuple[int, int]
                 if not colon or number == str(at):
                     ratios[at] = 1.0
     is_lookup = any(view.layout and view.layout.lookup for view in site.views)
-    is_head = (site.role or "").startswith("head.")
     for at, sizes in enumerate(zip(site.shape, base.shape, strict=True)):
-        if (is_lookup and at == 0) or (is_head and sizes in vocabulary and at == 0):
+        if (is_lookup and at == 0) or (is_head(site) and sizes in vocabulary and at == 0):
             ratios[at] = 1.0  # a vocabulary is no width, whatever it is padded to
     layout = site.layout
     if layout and layout.batch_axes and len(layout.batch_axes) < len(site.shape):
@@ -215,8 +215,7 @@ def _kind(site: Site, r_i: float, r_o: float, ratios: Sequence[float]) -> Parame
         return "tied"
     layout = site.layout
     if all(ratio == 1 for ratio in ratios):  # a head is one even where nothing grows, so that it can start at zero
-        is_head = (site.role or "").startswith("head.") and len(site.shape) > 1 and site.parameter_kind != "bias"
-        return "output" if is_head else "scalar"
+        return "output" if is_head(site) and len(site.shape) > 1 and site.parameter_kind != "bias" else "scalar"
     if len(site.shape) < 2 or site.parameter_kind == "bias" or (layout and len(layout.batch_axes) == len(site.shape)):
         return "vector"
     if r_i == 1:

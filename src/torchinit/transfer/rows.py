@@ -10,7 +10,7 @@ from torch import nn
 
 from torchinit._text import shape_text
 from torchinit.errors import ConfigError
-from torchinit.transfer.base import Base
+from torchinit.transfer.base import Base, ends_of
 from torchinit.transfer.growth import Grown
 from torchinit.transfer.multipliers import Multiplier, attentions, branch_multipliers, branches, readouts
 from torchinit.transfer.table import Factors, ParameterRole, Settings, factors_of
@@ -103,13 +103,13 @@ def _inner(grown: Sequence[Grown]) -> set[str]:
 
     Where nothing grows roles tell, and the model's first and last matrix are its ends.
     """
-    known = [each for each in grown if each.site.layout and len(each.site.shape) > 1]
-    ends = {each.site.name for each in (*known[:1], *known[-1:]) if each.site.block is None}
+    ends = ends_of([each.site for each in grown])
     found = {each.site.name for each in grown if each.kind == "hidden" and len(each.site.shape) > 1}
-    for each in known:
+    for each in grown:
+        is_matrix = each.site.layout and len(each.site.shape) > 1 and each.site.parameter_kind != "bias"
         is_end = each.site.name in ends or (each.site.role or "").startswith(("embed.", "head.", "moe.router"))
         is_table = any(view.layout and view.layout.lookup for view in each.site.views)
-        if each.kind == "scalar" and not is_end and not is_table and each.site.parameter_kind != "bias":
+        if each.kind == "scalar" and is_matrix and not is_end and not is_table:
             found.add(each.site.name)
     return found
 
