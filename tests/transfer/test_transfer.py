@@ -374,9 +374,8 @@ def uneven(width: int) -> nn.Module:
 @pytest.mark.parametrize(("width", "base"), [(64, 16), (256, 64), (96, 32)])
 def test_a_base_width_gives_the_shapes_of_the_smaller_model(make: Any, width: int, base: int) -> None:
     expected = {name: tuple(each.shape) for name, each in meta(make, base).named_parameters()}
-    if make is perceptron:
-        if width == 64:
-            expected["4.weight"], expected["4.bias"] = (base, base), (base,)  # as many outputs as the width are one
+    if make is perceptron and width == 64:
+        expected["4.weight"], expected["4.bias"] = (base, base), (base,)  # as many outputs as the width are one
     found = Base.of_width(meta(make, width), base)
     assert {name: found.sites[name].shape for name in expected} == expected
 
@@ -424,3 +423,43 @@ def test_attention_within_a_fused_weight(make: Any, query: str, training: bool) 
         torch.testing.assert_close(model(x), by_hand(x), rtol=1e-5, atol=1e-5)  # torch's fast path has no hooks
     folded = Transfer(model, make(16), form="folded")
     assert len(folded.multipliers) == 1  # no group of an optimizer can have a part of a weight
+
+
+def test_what_names_nothing_is_refused() -> None:
+    model, base = Decoder(64, 4), Decoder(16)
+    for axis in ("lm_head.weight:2", "lm_head.weight:rows", "lm_head.weight:"):
+        with pytest.raises(ConfigError, match=r"fixed='lm_head.weight:\w*' ends with the number of an axis, of 0 to 1"):
+            Transfer(model, base, fixed=[axis])
+    with pytest.raises(ConfigError, match=r"branches: no layer of a block fits 'layers.\*.mlp.down'"):
+        Transfer(model, base, parametrization="completep", branches=["layers.*.mlp.down"])
+    with pytest.raises(ConfigError, match=r"no_decay: no parameter fits 'norm.weights'; did you mean 'norm.weight'"):
+        Transfer(model, base).param_groups(lr=1.0, no_decay=["norm.weights"])
+    with pytest.raises(ConfigError, match="alpha is at least 0, but got -1"):
+        Transfer(model, base, parametrization="completep", alpha=-1)
+
+
+@pytest.mark.parametrize("parametrization", ["standard", "mup", "depth_mup", "completep"])
+def test_json_is_checked(parametrization: str) -> None:
+    text = Transfer(Decoder(64, 4), Decoder(16), parametrization=parametrization).to_json()
+    assert Transfer.from_json(text).to_json() == text
+    for before, after in ((parametrization, "mupp"), ('"hidden"', '"inner"'), ('"adamw"', '"adafactor"')):
+        with pytest.raises(ConfigError, match=r"this is not a transfer: .*(mupp|inner|adafactor)"):
+            Transfer.from_json(text.replace(before, after))
+
+
+def test_heads_whose_size_nobody_tells_are_noted() -> None:
+    def make(width: int, is_told: bool = False) -> nn.Module:
+        model = Decoder(width)
+        for layer in model.layers:
+            assert isinstance(layer.self_attn, Attention)
+            layer.self_attn.of_each = layer.self_attn.__dict__.pop("head_dim")
+            heads = layer.self_attn.__dict__.pop("num_heads")
+            if is_told:
+                layer.self_attn.h = heads
+        return model
+
+    transfer = Transfer(make(64), make(16))
+    assert [each.purpose for each in transfer.multipliers] == ["readout"]
+    assert "nobody tells the size of its heads" in str(transfer)
+    told = Transfer(make(64, True), make(16, True))
+    assert len(told.multipliers) == 3 and "nobody" not in str(told)

@@ -34,12 +34,12 @@ Start: TypeAlias = RecipeLike | Callable[[Any], object]
 """What starts the base model: a recipe, or code that is called with it."""
 
 _FORMAT: Final = "torchinit-base-1"
-_HEAD_SIZES: Final = ("head_dim", "d_head", "dim_head", "head_size", "attention_head_size", "d_kv", "d_k")
+_HEAD_SIZES: Final = ("head_dim", "d_head", "dim_head", "head_size", "attention_head_size", "d_kv", "d_k", "hd", "dh")
 SCALE_FIELDS: Final = ("logits_scaling", "attention_multiplier", "residual_multiplier")
 """The fields of configs (Granite's) that hold a multiplier."""
 
 _PROJECTIONS: Final = ("attn.q", "attn.k", "attn.v", "attn.qkv")
-HEAD_COUNTS: Final = ("num_heads", "n_head", "n_heads", "num_attention_heads", "heads", "nhead")
+HEAD_COUNTS: Final = ("num_heads", "n_head", "n_heads", "num_attention_heads", "heads", "nhead", "nh", "h")
 
 
 @dataclass(frozen=True)

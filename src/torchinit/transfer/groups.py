@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from torchinit._text import did_you_mean
 from torchinit.errors import ConfigError
 from torchinit.model.names import check_globs, glob_matches, normalize
 from torchinit.serialization.validation import check_number
@@ -53,6 +54,10 @@ def groups_of(
         if number is not None and check_number(name, number) < 0:
             raise ConfigError(f"{name} is at least 0, but got {number!r}")
     check_globs("no_decay", no_decay)
+    names = [name for row in rows for name in row.names]
+    for glob in no_decay:
+        if not any(glob_matches(glob, name) for name in names):
+            raise ConfigError(f"no_decay: no parameter fits {glob!r}{did_you_mean(glob, names)}")
     rule = OPTIMIZERS[optimizer]
     if rule.coupled and not rule.sgd and weight_decay and any(row.factors.wd != 1 for row in rows):
         raise ConfigError("Adam adds weight decay to the gradient, which no rule transfers: take optimizer='adamw'")

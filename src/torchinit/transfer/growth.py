@@ -90,6 +90,7 @@ def growth_among(
     of which one grows and another shrinks, for a growing number of experts, and for a parameter that nobody can tell.
     """
     _check_globs(pairs, [*(glob.partition(":")[0] for glob in fixed), *(kinds or {})])
+    _check_axes(pairs, fixed)
     vocabulary = {
         (view.shape[0], other.base.shape[0]) for other in pairs for view in other.site.views
         if view.layout and view.layout.lookup and view.shape[0] != other.base.shape[0]
@@ -127,6 +128,14 @@ def _check_globs(pairs: Sequence[Matched], globs: Sequence[str]) -> None:
     for glob in globs:
         if not any(glob_matches(glob, name) for name in names):
             raise ConfigError(f"no parameter fits {glob!r}{did_you_mean(glob, names)}")
+
+
+def _check_axes(pairs: Sequence[Matched], fixed: Sequence[str]) -> None:
+    for each in fixed:
+        glob, colon, axis = each.partition(":")
+        most = max(len(pair.site.shape) for pair in pairs if _fits(glob, pair.site))
+        if colon and not (axis.isdecimal() and int(axis) < most):
+            raise ConfigError(f"fixed={each!r} ends with the number of an axis, of 0 to {most - 1}, but got {axis!r}")
 
 
 def _ratios(pair: Matched, fixed: Sequence[str], vocabulary: set[tuple[int, int]]) -> tuple[float, ...]:

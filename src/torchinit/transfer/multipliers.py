@@ -9,7 +9,8 @@ from typing import Any, Final, Literal, TypeAlias
 
 from torch import Tensor, nn
 
-from torchinit.errors import ReportError, RunError
+from torchinit._text import did_you_mean
+from torchinit.errors import ConfigError, ReportError, RunError
 from torchinit.model.names import glob_matches
 from torchinit.transfer.base import HEAD_COUNTS, SCALE_FIELDS, Base, count_in, head_sizes, modules_of, scales_of
 from torchinit.transfer.growth import Grown
@@ -18,6 +19,7 @@ Purpose: TypeAlias = Literal["readout", "attention", "branch"]
 Place: TypeAlias = Literal["config", "attribute", "input", "output", "key", "rows"]
 
 _LOGITS, _ATTENTION, _BRANCH = SCALE_FIELDS  # Granite divides its logits by the first
+_QUERIES: Final = ("attn.q", "attn.qkv", "attn.q_up")
 _BRANCHES: Final = ("attn.out", "mlp.out", "mlp.down", "ssm.out", "expert.out", "expert.down")
 
 
@@ -200,7 +202,7 @@ def attentions(model: nn.Module, grown: Sequence[Grown], there: Base) -> Iterato
     of_config = None
     for each in grown:
         role = each.site.role or ""
-        if each.site.parameter_kind == "bias" or role not in ("attn.q", "attn.qkv", "attn.q_up"):
+        if each.site.parameter_kind == "bias" or role not in _QUERIES:
             continue
         name = _attention_of(each.site.owner_name, heads)
         base = _attention_of(each.base.owner_name, there.heads)
@@ -224,6 +226,17 @@ def attentions(model: nn.Module, grown: Sequence[Grown], there: Base) -> Iterato
             yield Multiplier("attention", owner, factor, "rows", "", queries), each.site.name
         else:
             yield Multiplier("attention", owner, factor, "output"), each.site.name
+
+
+def without_heads(model: nn.Module, grown: Sequence[Grown], there: Base) -> dict[str, tuple[str]]:
+    """A note for each weight that makes more queries than in the base, of heads whose size no attribute tells."""
+    heads, note = head_sizes(model), "nobody tells the size of its heads, so it is taken as fixed: give it head_dim"
+    return {
+        each.site.name: (note,)
+        for each in grown
+        if each.site.parameter_kind != "bias" and each.site.role in _QUERIES and each.growth.r_o != 1
+        if not _attention_of(each.site.owner_name, heads) or not _attention_of(each.base.owner_name, there.heads)
+    }  # fmt: skip
 
 
 def _attention_of(name: str, heads: Mapping[str, int]) -> str | None:
@@ -254,6 +267,10 @@ def branches(grown: Sequence[Grown], globs: Sequence[str]) -> list[Grown]:
     """
     inside = [each for each in grown if each.site.block is not None]
     if globs:
+        owners = sorted({each.site.owner_name for each in inside})
+        for glob in globs:
+            if not any(glob_matches(glob, owner) for owner in owners):
+                raise ConfigError(f"branches: no layer of a block fits {glob!r}{did_you_mean(glob, owners)}")
         return [each for each in inside if any(glob_matches(glob, each.site.owner_name) for glob in globs)]
     scales = [each for each in inside if (each.site.role or "").startswith("layer_scale")]
     if scales:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from torch import nn
 
@@ -12,8 +12,8 @@ from torchinit._text import shape_text
 from torchinit.errors import ConfigError
 from torchinit.transfer.base import Base, ends_of
 from torchinit.transfer.growth import Grown
-from torchinit.transfer.multipliers import Multiplier, attentions, branch_multipliers, branches, readouts
-from torchinit.transfer.table import Factors, ParameterRole, Settings, factors_of
+from torchinit.transfer.multipliers import Multiplier, attentions, branch_multipliers, branches, readouts, without_heads
+from torchinit.transfer.table import Factors, ParameterRole, Settings, check_choice, factors_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,7 @@ class TransferRow:
     def of(cls, data: Mapping[str, Any]) -> TransferRow:
         """The row out of plain data."""
         values: dict[str, Any] = {key: tuple(item) if isinstance(item, list) else item for key, item in data.items()}
+        check_choice("kind", data["kind"], get_args(ParameterRole))
         return cls(**{**values, "factors": Factors(**data["factors"])})
 
 
@@ -87,11 +88,13 @@ def resolved(
             if not moved:
                 put[multiplier] = None
     inner = _inner(grown)
+    headless = without_heads(model, grown, base) if table.has_rates else {}
     rows = tuple(
         TransferRow(
             each.site.name, each.kind, each.site.shape, each.base.shape,
             (each.growth.r_i, each.growth.r_o, each.growth.depth), factors[each.site.name],
-            tuple(view.name for view in each.site.views), each.site.frozen, each.site.name in inner, each.notes,
+            tuple(view.name for view in each.site.views), each.site.frozen, each.site.name in inner,
+            (*each.notes, *headless.get(each.site.name, ())),
         )
         for each in grown
     )  # fmt: skip

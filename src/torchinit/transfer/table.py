@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
 
 from torchinit._text import did_you_mean, format_table
 from torchinit.errors import ConfigError
@@ -238,7 +238,14 @@ class Settings:
             if alpha != 1:
                 raise ConfigError(f"alpha is completep's, but got {alpha!r} for {parametrization}")
             alpha = 1.0 if depth is None else depth
-        return cls(parametrization, form, optimizer_named(optimizer)[0], check_number("alpha", alpha), wd, zero_readout)
+        if check_number("alpha", alpha) < 0:
+            raise ConfigError(f"alpha is at least 0, but got {alpha!r}")
+        return cls(parametrization, form, optimizer_named(optimizer)[0], float(alpha), wd, zero_readout)
+
+    @classmethod
+    def read(cls, data: Mapping[str, Any]) -> Settings:
+        """The settings out of plain data, checked as those of :meth:`of`, whose α is completep's alone."""
+        return cls.of(**{**data, "alpha": data["alpha"] if data["parametrization"] == "completep" else 1.0})
 
     @property
     def table(self) -> Parametrization:
