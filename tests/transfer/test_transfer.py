@@ -463,3 +463,31 @@ def test_heads_whose_size_nobody_tells_are_noted() -> None:
     assert "nobody tells the size of its heads" in str(transfer)
     told = Transfer(make(64, True), make(16, True))
     assert len(told.multipliers) == 3 and "nobody" not in str(told)
+
+
+class Gained(nn.Module):
+    """A block whose layer scale is a parameter of its own, as ConvNeXt's."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.mlp = nn.LayerNorm(width), nn.Linear(width, width)
+        self.gamma = nn.Parameter(torch.full((width,), 0.1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = x + self.gamma * self.mlp(self.norm(x))
+        return out
+
+
+class GainedNet(nn.Module):
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.blocks, self.head = nn.ModuleList(Gained(8) for _ in range(depth)), nn.Linear(8, 3)
+
+
+def test_the_multiplier_of_a_layer_scale_is_in_it() -> None:
+    transfer = Transfer(GainedNet(8), GainedNet(2), parametrization="completep")
+    assert not transfer.multipliers  # a hook on the block would scale the stream as well
+    assert transfer["blocks.0.gamma"].factors == Factors(std=0.25, lr=0.25, wd=4.0)
+    fill = torchinit.plan(GainedNet(8), transfer.recipe)["blocks.7.gamma"].fill
+    moments = fill.moments((8,))
+    assert moments is not None and moments.mean == pytest.approx(0.025)

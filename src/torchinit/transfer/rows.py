@@ -82,8 +82,11 @@ def resolved(
             *attentions(model, grown, base),
             *((one, name) for name, one in at_branch.items()),
         ]
+        # A layer scale is a multiplier already, perhaps one in a block's own forward, which no hook can tell from the rest.
+        gains = {each.site.name for each in ends if (each.site.role or "").startswith("layer_scale")}
         for multiplier, name in pairs:
-            moved = _folded(multiplier, name, factors, grown) if settings.form == "folded" else {}
+            is_folded = settings.form == "folded" or (name in gains and multiplier.place != "config")
+            moved = _folded(multiplier, name, factors, grown) if is_folded else {}
             factors.update({key: each.moved(1.0, rule) for key, each in moved.items()})
             if not moved:
                 put[multiplier] = None
