@@ -187,7 +187,7 @@ def test_coupled_decay_and_frozen_models_are_refused() -> None:
     assert transfer.param_groups(lr=0.01)
     with pytest.raises(ConfigError, match="which no rule transfers: take optimizer='adamw'"):
         transfer.param_groups(lr=0.01, weight_decay=0.1)
-    with pytest.raises(ConfigError, match="lr is at least 0, but got -1"):
+    with pytest.raises(ConfigError, match="lr is a number from 0 on, but got -1"):
         transfer.param_groups(lr=-1)
     frozen = mlp(64).requires_grad_(requires_grad=False)
     with pytest.raises(ConfigError, match=r"none of the 6 parameters learns \(requires_grad is false\)"):
@@ -434,7 +434,7 @@ def test_what_names_nothing_is_refused() -> None:
         Transfer(model, base, parametrization="completep", branches=["layers.*.mlp.down"])
     with pytest.raises(ConfigError, match=r"no_decay: no parameter fits 'norm.weights'; did you mean 'norm.weight'"):
         Transfer(model, base).param_groups(lr=1.0, no_decay=["norm.weights"])
-    with pytest.raises(ConfigError, match="alpha is at least 0, but got -1"):
+    with pytest.raises(ConfigError, match="alpha is a number from 0 on, but got -1"):
         Transfer(model, base, parametrization="completep", alpha=-1)
 
 

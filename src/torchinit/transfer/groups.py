@@ -11,9 +11,8 @@ from torch import nn
 from torchinit._text import did_you_mean
 from torchinit.errors import ConfigError
 from torchinit.model.names import check_globs, glob_matches, normalize
-from torchinit.serialization.validation import check_number
 from torchinit.transfer.rows import TransferRow
-from torchinit.transfer.table import OPTIMIZERS
+from torchinit.transfer.table import OPTIMIZERS, at_least_zero
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +50,8 @@ def groups_of(
 ) -> list[Group]:  # fmt: skip
     """The groups of a transfer, like ones as one, in the order of the model; ConfigError where there are none."""
     for name, number in (("lr", lr), ("weight_decay", weight_decay), ("eps", eps), ("adam_lr", adam_lr)):
-        if number is not None and check_number(name, number) < 0:
-            raise ConfigError(f"{name} is at least 0, but got {number!r}")
+        if number is not None:
+            at_least_zero(name, number)
     check_globs("no_decay", no_decay)
     names = [name for row in rows for name in row.names]
     for glob in no_decay:

@@ -250,8 +250,12 @@ def _stays_inside(pair: Matched, later: Sequence[Matched], ratios: Sequence[tupl
 
 
 def _depth(pair: Matched) -> float:
-    """The growth of the number of blocks that a parameter stands among; 1 outside of blocks."""
-    here, there = pair.site.tower or pair.site.block, pair.base.tower or pair.base.block
+    """The growth of the number of blocks that a parameter stands among; 1 outside of blocks.
+
+    Those of all stages are counted where both models have stages: equal widths can hide them in one.
+    """
+    has_stages = all(each.tower and each.block and each.tower[1] > each.block[1] for each in pair)
+    here, there = (each.tower if has_stages else each.block for each in pair)
     return here[1] / there[1] if here and there else 1.0
 
 

@@ -238,8 +238,7 @@ class Settings:
             if alpha != 1:
                 raise ConfigError(f"alpha is completep's, but got {alpha!r} for {parametrization}")
             alpha = 1.0 if depth is None else depth
-        if check_number("alpha", alpha) < 0:
-            raise ConfigError(f"alpha is at least 0, but got {alpha!r}")
+        at_least_zero("alpha", alpha)
         return cls(parametrization, form, optimizer_named(optimizer)[0], float(alpha), wd, zero_readout)
 
     @classmethod
@@ -260,6 +259,13 @@ class Settings:
     def __str__(self) -> str:
         depth = f", α = {self.alpha:g}" if self.table.depth is not None else ""
         return f"{self.parametrization} ({self.form}{depth}) for {self.optimizer}; {self.table.source}"
+
+
+def at_least_zero(argument: str, value: float) -> None:
+    """Raise ConfigError for a number that is negative or not finite, TypeError for what is not a number."""
+    is_finite = not isinstance(value, float) or math.isfinite(value)  # which check_number would call a ValueError
+    if not is_finite or check_number(argument, value) < 0:
+        raise ConfigError(f"{argument} is a number from 0 on, but got {value!r}")
 
 
 def check_choice(argument: str, value: object, known: Collection[str]) -> None:
