@@ -82,7 +82,7 @@ def resolved(
             *attentions(model, grown, base),
             *((one, name) for name, one in at_branch.items()),
         ]
-        # A layer scale is a multiplier already, perhaps in a block's own forward, where no hook can tell it from the rest.
+        # A layer scale is a multiplier already, perhaps in a block's own forward, where no hook can tell it apart.
         gains = {each.site.name for each in ends if (each.site.role or "").startswith("layer_scale")}
         for multiplier, name in pairs:
             is_folded = settings.form == "folded" or (name in gains and multiplier.place != "config")
