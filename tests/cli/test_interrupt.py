@@ -27,6 +27,7 @@ ARGUMENTS = {
     "explain": ["Kaiming"],
     "fetch": ["https://example.org/a.pth"],
     "fingerprint": ["m:f"],
+    "grow": ["w.pth", "-o", "x.safetensors"],
     "inspect": ["w.pth"],
     "list": [],
     "parity": ["m:f"],
@@ -34,6 +35,7 @@ ARGUMENTS = {
     "probe": ["m:f"],
     "reproduce": ["report.json", "--model", "m:f"],
     "roles": ["m:f"],
+    "transfer": ["m:f", "--base-width", "8"],
 }
 
 

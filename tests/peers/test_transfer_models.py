@@ -29,10 +29,10 @@ def llama(width: int, depth: int = 2) -> Any:
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes)).eval()
 
 
-def granite(width: int, depth: int = 2) -> Any:
+def granite(width: int, depth: int = 2, attention: float | None = None) -> Any:
     config = transformers.GraniteConfig(
         **{**SIZES, "num_hidden_layers": depth}, hidden_size=width, intermediate_size=2 * width,
-        logits_scaling=2.0, attention_multiplier=0.5, residual_multiplier=0.8,
+        logits_scaling=2.0, attention_multiplier=attention or (width // 4) ** -0.5, residual_multiplier=0.8,
     )  # fmt: skip
     return transformers.GraniteForCausalLM(config).eval()
 
@@ -90,6 +90,37 @@ def test_a_config_carries_the_multipliers_through_a_save(tmp_path: Any) -> None:
     plain.save_pretrained(tmp_path / "llama")
     with pytest.raises(torchinit.ReportError, match=r"lm_head.*|multipliers are not in the model"):
         other.verify(transformers.LlamaForCausalLM.from_pretrained(tmp_path / "llama"))
+
+
+def test_multipliers_that_are_in_a_config_are_not_put_in_twice() -> None:
+    model, base = granite(64, 4), granite(16)
+    transfer = Transfer(model, base, parametrization="completep")
+    with transfer.apply():
+        again = Transfer(model, base, parametrization="completep")
+        assert {each.factor for each in again.multipliers} == {1.0}
+        again.verify()
+        transfer.verify()
+
+
+def test_a_scale_of_attention_that_does_not_go_with_the_heads() -> None:
+    factors = [each for each in Transfer(granite(64, 2, 0.3), granite(16, 2, 0.3)).multipliers if each.field][1:]
+    assert [(each.factor, each.value) for each in factors] == [(0.25, 0.075)]
+
+    def t5(width: int) -> Any:
+        sizes = {"d_model": width, "d_kv": width // 4, "d_ff": 2 * width, "num_heads": 4, "num_layers": 1}
+        return transformers.T5ForConditionalGeneration(transformers.T5Config(vocab_size=50, **sizes))
+
+    found = [each for each in Transfer(t5(64), t5(16)).multipliers if each.purpose == "attention"]
+    assert len(found) == 3 and {each.factor for each in found} == {0.25}
+
+
+def test_an_attention_of_timm() -> None:
+    vit = pytest.importorskip("timm").models.vision_transformer.VisionTransformer
+    wide, small = (vit(16, 8, embed_dim=width, depth=1, num_heads=4, num_classes=5) for width in (64, 16))
+    transfer = Transfer(wide, small)
+    assert [str(each) for each in transfer.multipliers][1:] == [
+        "attention x 0.5: first 64 outputs of blocks.0.attn.qkv"
+    ]
 
 
 def test_a_trainer_takes_the_groups() -> None:

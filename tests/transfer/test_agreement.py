@@ -62,6 +62,13 @@ def one_eps(model: Any, transfer: Transfer, optimizer: Any) -> None:
     optimizer.param_groups[-1]["eps"] = 1e-8
 
 
+def default_eps(model: Any, transfer: Transfer, optimizer: Any) -> None:
+    """One eps, torch's, where all factors are alike."""
+    optimizer.param_groups = [group for group in optimizer.param_groups if group["eps"] < 1e-8]
+    for group in optimizer.param_groups:
+        group["eps"] = 1e-8
+
+
 def one_decay(model: Any, transfer: Transfer, optimizer: Any) -> None:
     for group in optimizer.param_groups:
         group["weight_decay"] = 0.1
@@ -82,6 +89,7 @@ CASES = [
     (cosine, "TI003", None, "4 times 0.00025 of the table"),
     (forgotten, "TI003", None, "no group of the optimizer has it, and it learns"),
     (one_eps, "TI004", None, "its eps is 1e-08"),
+    (default_eps, "TI004", None, "its eps is 1e-08, 4 times 2.5e-09 of the table"),
     (one_decay, "TI004", None, "its weight_decay is 0.1"),
     (untied, "TI005", {"lm_head.weight"}, "it is 'embed_tokens.weight' as well, and in the transfer it is not"),
 ]

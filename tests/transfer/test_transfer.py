@@ -187,7 +187,7 @@ def test_coupled_decay_and_frozen_models_are_refused() -> None:
     assert transfer.param_groups(lr=0.01)
     with pytest.raises(ConfigError, match="which no rule transfers: take optimizer='adamw'"):
         transfer.param_groups(lr=0.01, weight_decay=0.1)
-    with pytest.raises(ConfigError, match="lr is at least 0, but got -1"):
+    with pytest.raises(ConfigError, match="lr is a number from 0 on, but got -1"):
         transfer.param_groups(lr=-1)
     frozen = mlp(64).requires_grad_(requires_grad=False)
     with pytest.raises(ConfigError, match=r"none of the 6 parameters learns \(requires_grad is false\)"):
@@ -332,15 +332,59 @@ def _(module: nn.Module, name: str) -> Layout:
     return Layout(out_axes=(2,), in_axes=(1,), batch_axes=(0,))
 
 
-def test_a_query_norm_sets_the_scale_itself() -> None:
+@pytest.mark.parametrize(("norm", "count"), [(nn.RMSNorm, 0), (nn.Identity, 2)])
+def test_a_query_norm_sets_the_scale_itself(norm: Any, count: int) -> None:
     def make(width: int) -> nn.Module:
         model = Decoder(width)
         for layer in model.layers:
             assert isinstance(layer.self_attn, Attention)
-            layer.self_attn.q_norm = nn.RMSNorm(layer.self_attn.head_dim)
+            layer.self_attn.q_norm = norm(layer.self_attn.head_dim)
         return model
 
-    assert [each.purpose for each in Transfer(make(64), make(16)).multipliers] == ["readout"]
+    assert [each.purpose for each in Transfer(make(64), make(16)).multipliers] == ["readout", *["attention"] * count]
+
+
+@pytest.mark.parametrize("make", [mlp, Decoder])
+def test_muon_has_the_same_parameters_at_the_base(make: Any) -> None:
+    def given(width: int) -> dict[str, str]:
+        groups = Transfer(make(width), make(16), optimizer="muon").groups()
+        return {name: group.optimizer for group in groups for name in group.names}
+
+    assert given(16) == given(64)
+    assert set(given(16).values()) == {"muon", "adamw"}
+
+
+def perceptron(width: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 64))
+
+
+def patches(width: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, width, 16, 16), nn.BatchNorm2d(width), nn.Conv2d(width, width, 8))
+
+
+def uneven(width: int) -> nn.Module:
+    """A feed-forward layer of 43/16 of the width, as Llama's, between heads of 16."""
+    model = Decoder(width, heads=width // 16)
+    for layer in model.layers:
+        layer.mlp.up_proj, layer.mlp.down_proj = nn.Linear(width, width * 43 // 16), nn.Linear(width * 43 // 16, width)
+    return model
+
+
+@pytest.mark.parametrize("make", [perceptron, patches, uneven])
+@pytest.mark.parametrize(("width", "base"), [(64, 16), (256, 64), (96, 32)])
+def test_a_base_width_gives_the_shapes_of_the_smaller_model(make: Any, width: int, base: int) -> None:
+    expected = {name: tuple(each.shape) for name, each in meta(make, base).named_parameters()}
+    if make is perceptron and width == 64:
+        expected["4.weight"], expected["4.bias"] = (base, base), (base,)  # as many outputs as the width are one
+    found = Base.of_width(meta(make, width), base)
+    assert {name: found.sites[name].shape for name in expected} == expected
+
+
+def test_a_base_width_that_splits_a_head() -> None:
+    with pytest.raises(ConfigError, match=r"base_width=24 would leave 24 of the 64 .* not whole heads of 16"):
+        Base.of_width(Decoder(64), 24)
+    with pytest.raises(ConfigError, match=r"base_width=7 would leave 14 of the 128|is not whole"):
+        Base.of_width(uneven(64), 7)
 
 
 class Fused(nn.Module):
@@ -379,3 +423,71 @@ def test_attention_within_a_fused_weight(make: Any, query: str, training: bool) 
         torch.testing.assert_close(model(x), by_hand(x), rtol=1e-5, atol=1e-5)  # torch's fast path has no hooks
     folded = Transfer(model, make(16), form="folded")
     assert len(folded.multipliers) == 1  # no group of an optimizer can have a part of a weight
+
+
+def test_what_names_nothing_is_refused() -> None:
+    model, base = Decoder(64, 4), Decoder(16)
+    for axis in ("lm_head.weight:2", "lm_head.weight:rows", "lm_head.weight:"):
+        with pytest.raises(ConfigError, match=r"fixed='lm_head.weight:\w*' ends with the number of an axis, of 0 to 1"):
+            Transfer(model, base, fixed=[axis])
+    with pytest.raises(ConfigError, match=r"branches: no layer of a block fits 'layers.\*.mlp.down'"):
+        Transfer(model, base, parametrization="completep", branches=["layers.*.mlp.down"])
+    with pytest.raises(ConfigError, match=r"no_decay: no parameter fits 'norm.weights'; did you mean 'norm.weight'"):
+        Transfer(model, base).param_groups(lr=1.0, no_decay=["norm.weights"])
+    with pytest.raises(ConfigError, match="alpha is a number from 0 on, but got -1"):
+        Transfer(model, base, parametrization="completep", alpha=-1)
+
+
+@pytest.mark.parametrize("parametrization", ["standard", "mup", "depth_mup", "completep"])
+def test_json_is_checked(parametrization: str) -> None:
+    text = Transfer(Decoder(64, 4), Decoder(16), parametrization=parametrization).to_json()
+    assert Transfer.from_json(text).to_json() == text
+    for before, after in ((parametrization, "mupp"), ('"hidden"', '"inner"'), ('"adamw"', '"adafactor"')):
+        with pytest.raises(ConfigError, match=r"this is not a transfer: .*(mupp|inner|adafactor)"):
+            Transfer.from_json(text.replace(before, after))
+
+
+def test_heads_whose_size_nobody_tells_are_noted() -> None:
+    def make(width: int, is_told: bool = False) -> nn.Module:
+        model = Decoder(width)
+        for layer in model.layers:
+            assert isinstance(layer.self_attn, Attention)
+            layer.self_attn.of_each = layer.self_attn.__dict__.pop("head_dim")
+            heads = layer.self_attn.__dict__.pop("num_heads")
+            if is_told:
+                layer.self_attn.h = heads
+        return model
+
+    transfer = Transfer(make(64), make(16))
+    assert [each.purpose for each in transfer.multipliers] == ["readout"]
+    assert "nobody tells the size of its heads" in str(transfer)
+    told = Transfer(make(64, True), make(16, True))
+    assert len(told.multipliers) == 3 and "nobody" not in str(told)
+
+
+class Gained(nn.Module):
+    """A block whose layer scale is a parameter of its own, as ConvNeXt's."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.mlp = nn.LayerNorm(width), nn.Linear(width, width)
+        self.gamma = nn.Parameter(torch.full((width,), 0.1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = x + self.gamma * self.mlp(self.norm(x))
+        return out
+
+
+class GainedNet(nn.Module):
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.blocks, self.head = nn.ModuleList(Gained(8) for _ in range(depth)), nn.Linear(8, 3)
+
+
+def test_the_multiplier_of_a_layer_scale_is_in_it() -> None:
+    transfer = Transfer(GainedNet(8), GainedNet(2), parametrization="completep")
+    assert not transfer.multipliers  # a hook on the block would scale the stream as well
+    assert transfer["blocks.0.gamma"].factors == Factors(std=0.25, lr=0.25, wd=4.0)
+    fill = torchinit.plan(GainedNet(8), transfer.recipe)["blocks.7.gamma"].fill
+    moments = fill.moments((8,))
+    assert moments is not None and moments.mean == pytest.approx(0.025)

@@ -20,6 +20,7 @@ from torchinit.plans.plan import Plan
 from torchinit.transfer.groups import optimizer_of
 from torchinit.transfer.multipliers import Multiplier, missing_from
 from torchinit.transfer.rows import TransferRow
+from torchinit.transfer.table import OPTIMIZERS
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,8 @@ def other_rate(followed: Followed) -> Iterator[Hit]:
 def other_eps_or_decay(followed: Followed) -> Iterator[Hit]:
     """An eps or a weight decay that has another ratio to the others' than in the table.
 
-    One eps for all passes, as a base's that was larger, where all of the table's factors are one. Parameters without
-    weight decay are as good.
+    One eps for all passes, as a base's that was larger, where all of the table's factors are alike; but not the default
+    of torch's optimizers, which nobody has scaled. Parameters without weight decay are as good.
     """
     yield from _off(followed, "eps", lambda row: row.factors.eps)
     yield from _off(followed, "weight_decay", lambda row: row.factors.wd)
@@ -132,9 +133,11 @@ def _off(followed: Followed, key: str, factor: Callable[[TransferRow], float]) -
     for row, group in followed.settings():
         if group is not None and group.get(key):
             found[optimizer_of(followed.optimizer, row)].append((row, float(group[key])))
-    for several in found.values():
+    for name, several in found.items():
         bases = Counter(f"{value / factor(row):.5g}" for row, value in several)
         base = float(bases.most_common(1)[0][0])
+        if key == "eps" and all(value == OPTIMIZERS[name].eps for _, value in several):
+            base = several[0][1]
         for row, value in several:
             right = base * factor(row)
             if abs(value - right) > 1e-4 * right:

@@ -20,6 +20,7 @@ from torchinit.errors import ConfigError
 from torchinit.initializers import Constant, Normal
 from torchinit.initializers.base import Fill
 from torchinit.model.dtensor import is_distributed
+from torchinit.model.layouts import Layout
 from torchinit.model.names import normalize
 from torchinit.model.sites import Site
 from torchinit.plans.plan import Plan
@@ -33,15 +34,20 @@ Start: TypeAlias = RecipeLike | Callable[[Any], object]
 """What starts the base model: a recipe, or code that is called with it."""
 
 _FORMAT: Final = "torchinit-base-1"
-_HEAD_SIZES: Final = ("head_dim", "d_head", "dim_head", "head_size", "attention_head_size", "d_kv", "d_k")
-_HEAD_COUNTS: Final = ("num_heads", "n_head", "n_heads", "num_attention_heads", "heads", "nhead")
+_HEAD_SIZES: Final = ("head_dim", "d_head", "dim_head", "head_size", "attention_head_size", "d_kv", "d_k", "hd", "dh")
+SCALE_FIELDS: Final = ("logits_scaling", "attention_multiplier", "residual_multiplier")
+"""The fields of configs (Granite's) that hold a multiplier."""
+
+_PROJECTIONS: Final = ("attn.q", "attn.k", "attn.v", "attn.qkv")
+HEAD_COUNTS: Final = ("num_heads", "n_head", "n_heads", "num_attention_heads", "heads", "nhead", "nh", "h")
 
 
 @dataclass(frozen=True)
 class Base:
-    """The parameters of a base model, with the fills that start them, and the sizes of its attention heads.
+    """The parameters of a base model, with the fills that start them, its heads' sizes, and the scales that it has.
 
-    ``started`` says where the fills come from; they are missing from the plan where nobody knows.
+    ``started`` says where the fills come from; they are missing from the plan where nobody knows. ``scales`` are those
+    of :func:`scales_of`.
 
     >>> base = Base.of(nn.Linear(2, 3))
     >>> base.sites["weight"].shape, base.started
@@ -51,6 +57,7 @@ class Base:
     plan: Plan
     heads: Mapping[str, int] = field(default_factory=dict)
     started: str = ""
+    scales: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def sites(self) -> dict[str, Site]:
@@ -70,14 +77,14 @@ class Base:
     @classmethod
     def of(cls, model: nn.Module, start: Start | None = None) -> Base:
         """The base that a model is: started by a recipe, by code, or as its values are; on meta perhaps by nothing."""
-        known, heads = sites(model), head_sizes(model)
+        known, heads, scales = sites(model), head_sizes(model), scales_of(model)
         if start is not None:
             if callable(start) and not isinstance(start, (Rule, type)) and not hasattr(start, "resolve"):
-                return cls(capture(model, start), heads, "its own code")
-            return cls(_planned(known, start), heads, "a recipe")
+                return cls(capture(model, start), heads, "its own code", scales)
+            return cls(_planned(known, start), heads, "a recipe", scales)
         if any(each.is_meta for each in model.parameters()):
-            return cls(Plan(untouched=known), heads)
-        return cls(make_plan(known, _measured(model)), heads, "its values")
+            return cls(Plan(untouched=known), heads, "", scales)
+        return cls(make_plan(known, _measured(model)), heads, "its values", scales)
 
     @classmethod
     def of_width(cls, model: nn.Module, width: int, start: Start | None = None) -> Base:
@@ -92,10 +99,11 @@ class Base:
         own = width_of(model)
         if isinstance(width, bool) or not isinstance(width, int) or width < 1:
             raise ConfigError(f"base_width is a whole number from 1 on, but got {width!r}")
-        heads = head_sizes(model)
-        shrunk = tuple(_at_width(site, own, width, {*heads.values()}) for site in known)
+        heads, scales = head_sizes(model), scales_of(model)
+        ends = ends_of(known)
+        shrunk = tuple(_at_width(site, own, width, {*heads.values()}, ends) for site in known)
         plan = _planned(shrunk, start) if start is not None else Plan(untouched=shrunk)
-        return cls(plan, heads, "a recipe" if start is not None else "")
+        return cls(plan, heads, "a recipe" if start is not None else "", scales)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Base:
@@ -105,7 +113,8 @@ class Base:
             if data.get("format") != _FORMAT:
                 raise ValueError(f"its format is {data.get('format')!r}, not {_FORMAT!r}")
             heads = {str(name): int(size) for name, size in data["heads"].items()}
-            return cls(Plan.from_json(json.dumps(data["plan"])), heads, str(data["started"]))
+            scales = {str(name): float(scale) for name, scale in data["scales"].items()}
+            return cls(Plan.from_json(json.dumps(data["plan"])), heads, str(data["started"]), scales)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"{os.fspath(path)} is not a saved base: {error}") from None
 
@@ -114,6 +123,7 @@ class Base:
         data = {
             "format": _FORMAT,
             "heads": dict(self.heads),
+            "scales": dict(self.scales),
             "started": self.started,
             "plan": json.loads(self.plan.to_json()),
         }
@@ -149,21 +159,35 @@ def _measured(model: nn.Module) -> list[Rule]:
     return rules
 
 
+def modules_of(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules of a model by their names, without those of wrappers."""
+    return {normalize(f"{path}.x")[:-2] if path else "": module for path, module in model.named_modules()}
+
+
+def count_in(module: object, names: Sequence[str]) -> int:
+    """The first whole number among the attributes of these names; 0 where there is none."""
+    return next((held for name in names if isinstance(held := getattr(module, name, None), int)), 0)
+
+
 def head_sizes(model: nn.Module) -> dict[str, int]:
     """The size of a head of each module that has such, by its name."""
     found = {}
-    for path, module in model.named_modules():
-        size = next((getattr(module, name) for name in _HEAD_SIZES if isinstance(getattr(module, name, None), int)), 0)
-        heads = next(
-            (getattr(module, name) for name in _HEAD_COUNTS if isinstance(getattr(module, name, None), int)), 0
-        )
+    for path, module in modules_of(model).items():
+        size, heads = count_in(module, _HEAD_SIZES), count_in(module, HEAD_COUNTS)
         if not size and heads:
-            names = ("embed_dim", "hidden_size", "n_embd", "d_model", "dim", "all_head_size")
-            width = next((getattr(module, name) for name in names if isinstance(getattr(module, name, None), int)), 0)
+            width = count_in(module, ("embed_dim", "hidden_size", "n_embd", "d_model", "dim", "all_head_size"))
             size = (width or _fan_in_of_parts(module)) // heads
         if size:
-            found[normalize(f"{path}.x")[:-2] if path else ""] = size
+            found[path] = size
     return found
+
+
+def scales_of(model: nn.Module) -> dict[str, float]:
+    """The multipliers that a model has by its code: fields of its config, and ``scaling`` of attentions, by module."""
+    config = getattr(model, "config", None)
+    held = {name: getattr(config, name, None) for name in SCALE_FIELDS}
+    held |= {path: getattr(module, "scaling", None) for path, module in modules_of(model).items() if path}
+    return {name: float(value) for name, value in held.items() if isinstance(value, (int, float))}
 
 
 def _fan_in_of_parts(module: nn.Module) -> int:
@@ -171,15 +195,35 @@ def _fan_in_of_parts(module: nn.Module) -> int:
     return next((each.shape[1] for each in module.parameters() if each.dim() == 2), 0)
 
 
+def is_head(site: Site) -> bool:
+    """Whether a parameter is of a layer that ends the model."""
+    role = site.role or ""
+    return role.startswith("head.") and not role.startswith("head.transform")
+
+
+def ends_of(known: Sequence[Site]) -> tuple[str, str]:
+    """The names of the weight that reads the data, and of that which makes the output, where they stand outside of
+    blocks; empty where a table or a head, which are known by themselves, does.
+    """
+    matrices = [site for site in known if site.layout and len(site.shape) > 1]
+    found = [site.name if site.block is None else "" for site in (*matrices[:1], *matrices[-1:])]
+    first, last = found or ["", ""]
+    is_table = bool(first) and any(view.layout and view.layout.lookup for view in matrices[0].views)
+    return "" if is_table else first, "" if any(is_head(view) for site in known for view in site.views) else last
+
+
 def width_of(model: nn.Module) -> int:
     """The width of a model: that of its config, else the size of most norms, else of most inputs of matrices."""
     config = getattr(model, "config", None)
-    for name in ("hidden_size", "d_model", "n_embd", "dim"):
-        if isinstance(size := getattr(config, name, None), int):
-            return size
+    if size := count_in(config, ("hidden_size", "d_model", "n_embd", "dim")):
+        return size
     known = [site for site in sites(model) if site.kind == "parameter"]
+    first, _ = ends_of(known)
     sizes = [site.shape[0] for site in known if site.neutral is not None and len(site.shape) == 1] or [
-        site.shape[axis] for site in known if site.layout and len(site.shape) > 1 for axis in site.layout.in_axes
+        site.shape[axis]
+        for site in known
+        if site.layout and len(site.shape) > 1
+        for axis in (site.layout.in_axes if site.name != first else site.layout.out_axes)
     ]
     if not sizes:
         raise ConfigError(
@@ -188,28 +232,48 @@ def width_of(model: nn.Module) -> int:
     return max(sizes, key=sizes.count)
 
 
-def _at_width(site: Site, own: int, base: int, heads: Collection[int]) -> Site:
-    """A site as it is in a model of another width."""
-    layout, role = site.layout, site.role or ""
-    fixed: set[int] = set()
-    if any(view.layout and view.layout.lookup for view in site.views):
-        fixed = {0}
-    elif layout and role.startswith(("head.", "moe.router")):
-        fixed = set(layout.out_axes)
-    elif role.startswith("embed.") and len(site.shape) > 1:
-        fixed = set(range(len(site.shape) - 1))
-    elif layout is not None and layout.batch_axes and len(layout.batch_axes) < len(site.shape):
-        fixed = set(layout.batch_axes)
+def _at_width(site: Site, own: int, base: int, heads: Collection[int], ends: tuple[str, str]) -> Site:
+    """A site as it is in a model of another width; ``ends`` are those of the model.
 
-    elif len(site.shape) == 1 and site.shape[0] != own and site.shape[0] in heads:
-        fixed = {0}  # the norm of queries or keys
-    shape = tuple(
-        size if axis in fixed or not _is_width(size, own, base) else size * base // own
-        for axis, size in enumerate(site.shape)
-    )
-    return replace(site, shape=shape, aliases=tuple(_at_width(each, own, base, heads) for each in site.aliases))
+    Raises ConfigError where a width would not be a whole number, or heads would not be whole.
+    """
+    role, shape = (site.role or "").removesuffix(".bias"), list(site.shape)
+    must = role in _PROJECTIONS or role.startswith(("mlp.", "expert."))
+    for axis in _width_axes(site, own, heads, ends):
+        size = shape[axis] * base / own
+        is_part = site.layout is not None and axis in site.layout.out_axes and role in _PROJECTIONS and bool(heads)
+        if must and (size % 1 or (is_part and all(size % each for each in heads))):
+            parts = f"whole heads of {', '.join(map(str, sorted({*heads})))}" if is_part else "whole"
+            raise ConfigError(
+                f"base_width={base} would leave {size:g} of the {shape[axis]} along axis {axis} of {site.name!r}, which"
+                f" is not {parts}: give base=, a smaller model of the same code"
+            )
+        if must or _is_width(shape[axis], own, base):
+            shape[axis] = int(size)
+    sizes = tuple(shape)
+    return replace(site, shape=sizes, aliases=tuple(replace(each, shape=sizes) for each in site.aliases))
+
+
+def _width_axes(site: Site, own: int, heads: Collection[int], ends: tuple[str, str]) -> Sequence[int]:
+    """The axes of a parameter along which its size may be a width."""
+    role, axes, layout = site.role or "", range(len(site.shape)), site.layout or Layout()
+    if len(axes) == 1:
+        is_query_norm = site.shape[0] != own and site.shape[0] in heads
+        is_last = site.shape[0] != own and site.owner_name == ends[1].rpartition(".")[0] and bool(ends[1])
+        return () if is_head(site) or is_query_norm or is_last else axes
+    if any(view.layout and view.layout.lookup for view in site.views):
+        return axes[1:]
+    if is_head(site) or role.startswith("moe.router"):
+        return layout.in_axes
+    if site.layout is None or len(layout.batch_axes) == len(axes):
+        return axes[-1:] if role.startswith("embed.") else axes
+    if site.name == ends[0]:
+        return layout.out_axes
+    if site.name == ends[1] and site.shape[layout.out_axes[0]] != own:
+        return layout.in_axes
+    return (*layout.in_axes, *layout.out_axes)
 
 
 def _is_width(size: int, own: int, base: int) -> bool:
     """Whether a size goes with the width: it is a simple multiple of it, or a simple part."""
-    return size * 8 % own == 0 and size * base % own == 0
+    return size * 24 % own == 0 and size * 8 >= own and size * base % own == 0

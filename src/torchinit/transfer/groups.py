@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import nn
 
+from torchinit._text import did_you_mean
 from torchinit.errors import ConfigError
 from torchinit.model.names import check_globs, glob_matches, normalize
-from torchinit.serialization.validation import check_number
 from torchinit.transfer.rows import TransferRow
-from torchinit.transfer.table import OPTIMIZERS
+from torchinit.transfer.table import OPTIMIZERS, at_least_zero
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +50,13 @@ def groups_of(
 ) -> list[Group]:  # fmt: skip
     """The groups of a transfer, like ones as one, in the order of the model; ConfigError where there are none."""
     for name, number in (("lr", lr), ("weight_decay", weight_decay), ("eps", eps), ("adam_lr", adam_lr)):
-        if number is not None and check_number(name, number) < 0:
-            raise ConfigError(f"{name} is at least 0, but got {number!r}")
+        if number is not None:
+            at_least_zero(name, number)
     check_globs("no_decay", no_decay)
+    names = [name for row in rows for name in row.names]
+    for glob in no_decay:
+        if not any(glob_matches(glob, name) for name in names):
+            raise ConfigError(f"no_decay: no parameter fits {glob!r}{did_you_mean(glob, names)}")
     rule = OPTIMIZERS[optimizer]
     if rule.coupled and not rule.sgd and weight_decay and any(row.factors.wd != 1 for row in rows):
         raise ConfigError("Adam adds weight decay to the gradient, which no rule transfers: take optimizer='adamw'")
@@ -75,6 +79,5 @@ def groups_of(
 
 
 def optimizer_of(optimizer: str, row: TransferRow) -> str:
-    """The optimizer of a parameter: under Muon that of all but hidden matrices is AdamW."""
-    is_muon = bool(OPTIMIZERS[optimizer].update)
-    return "adamw" if is_muon and not (row.kind == "hidden" and row.matrix) else optimizer
+    """The optimizer of a parameter: under Muon that of all but the matrices inside of the model is AdamW."""
+    return "adamw" if OPTIMIZERS[optimizer].update and not row.matrix else optimizer

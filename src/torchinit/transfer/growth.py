@@ -12,6 +12,7 @@ from torchinit.errors import ConfigError
 from torchinit.model.layouts import Layout
 from torchinit.model.names import glob_matches
 from torchinit.model.sites import Site
+from torchinit.transfer.base import is_head
 from torchinit.transfer.table import Growth, ParameterRole
 
 _INNER: Final = ("attn.", "mlp.", "lora.", "ssm.", "expert.", "conv", "rnn")
@@ -89,6 +90,7 @@ def growth_among(
     of which one grows and another shrinks, for a growing number of experts, and for a parameter that nobody can tell.
     """
     _check_globs(pairs, [*(glob.partition(":")[0] for glob in fixed), *(kinds or {})])
+    _check_axes(pairs, fixed)
     vocabulary = {
         (view.shape[0], other.base.shape[0]) for other in pairs for view in other.site.views
         if view.layout and view.layout.lookup and view.shape[0] != other.base.shape[0]
@@ -128,6 +130,14 @@ def _check_globs(pairs: Sequence[Matched], globs: Sequence[str]) -> None:
             raise ConfigError(f"no parameter fits {glob!r}{did_you_mean(glob, names)}")
 
 
+def _check_axes(pairs: Sequence[Matched], fixed: Sequence[str]) -> None:
+    for each in fixed:
+        glob, colon, axis = each.partition(":")
+        most = max(len(pair.site.shape) for pair in pairs if _fits(glob, pair.site))
+        if colon and not (axis.isdecimal() and int(axis) < most):
+            raise ConfigError(f"fixed={each!r} ends with the number of an axis, of 0 to {most - 1}, but got {axis!r}")
+
+
 def _ratios(pair: Matched, fixed: Sequence[str], vocabulary: set[tuple[int, int]]) -> tuple[float, ...]:
     """By how much each axis is longer than in the base model; 1 for one that is no width."""
     site, base = pair
@@ -139,9 +149,8 @@ def _ratios(pair: Matched, fixed: Sequence[str], vocabulary: set[tuple[int, int]
                 if not colon or number == str(at):
                     ratios[at] = 1.0
     is_lookup = any(view.layout and view.layout.lookup for view in site.views)
-    is_head = (site.role or "").startswith("head.")
     for at, sizes in enumerate(zip(site.shape, base.shape, strict=True)):
-        if (is_lookup and at == 0) or (is_head and sizes in vocabulary and at == 0):
+        if (is_lookup and at == 0) or (is_head(site) and sizes in vocabulary and at == 0):
             ratios[at] = 1.0  # a vocabulary is no width, whatever it is padded to
     layout = site.layout
     if layout and layout.batch_axes and len(layout.batch_axes) < len(site.shape):
@@ -215,8 +224,7 @@ def _kind(site: Site, r_i: float, r_o: float, ratios: Sequence[float]) -> Parame
         return "tied"
     layout = site.layout
     if all(ratio == 1 for ratio in ratios):  # a head is one even where nothing grows, so that it can start at zero
-        is_head = (site.role or "").startswith("head.") and len(site.shape) > 1 and site.parameter_kind != "bias"
-        return "output" if is_head else "scalar"
+        return "output" if is_head(site) and len(site.shape) > 1 and site.parameter_kind != "bias" else "scalar"
     if len(site.shape) < 2 or site.parameter_kind == "bias" or (layout and len(layout.batch_axes) == len(site.shape)):
         return "vector"
     if r_i == 1:
@@ -242,8 +250,12 @@ def _stays_inside(pair: Matched, later: Sequence[Matched], ratios: Sequence[tupl
 
 
 def _depth(pair: Matched) -> float:
-    """The growth of the number of blocks that a parameter stands among; 1 outside of blocks."""
-    here, there = pair.site.tower or pair.site.block, pair.base.tower or pair.base.block
+    """The growth of the number of blocks that a parameter stands among; 1 outside of blocks.
+
+    Those of all stages are counted where both models have stages: equal widths can hide them in one.
+    """
+    has_stages = all(each.tower and each.block and each.tower[1] > each.block[1] for each in pair)
+    here, there = (each.tower if has_stages else each.block for each in pair)
     return here[1] / there[1] if here and there else 1.0
 
 

@@ -9,18 +9,17 @@ from typing import Any, Final, Literal, TypeAlias
 
 from torch import Tensor, nn
 
-from torchinit.errors import ReportError, RunError
-from torchinit.model.names import glob_matches, normalize
+from torchinit._text import did_you_mean
+from torchinit.errors import ConfigError, ReportError, RunError
+from torchinit.model.names import glob_matches
+from torchinit.transfer.base import HEAD_COUNTS, SCALE_FIELDS, Base, count_in, head_sizes, modules_of, scales_of
 from torchinit.transfer.growth import Grown
 
 Purpose: TypeAlias = Literal["readout", "attention", "branch"]
 Place: TypeAlias = Literal["config", "attribute", "input", "output", "key", "rows"]
 
-_FIELDS: Final[Mapping[Purpose, tuple[str, int]]] = {
-    "readout": ("logits_scaling", -1), "attention": ("attention_multiplier", 1), "branch": ("residual_multiplier", 1),
-}  # fmt: skip
-"""The fields of configs (Granite's) that hold a multiplier, and its power there: logits are divided."""
-
+_LOGITS, _ATTENTION, _BRANCH = SCALE_FIELDS  # Granite divides its logits by the first
+_QUERIES: Final = ("attn.q", "attn.qkv", "attn.q_up")
 _BRANCHES: Final = ("attn.out", "mlp.out", "mlp.down", "ssm.out", "expert.out", "expert.down")
 
 
@@ -107,7 +106,7 @@ class Applied:
 
 def apply_all(model: nn.Module, multipliers: Sequence[Multiplier]) -> Applied:
     """Put multipliers into a model; RunError, and nothing is changed, where one is in already, or has no place."""
-    modules = _modules(model)
+    modules = modules_of(model)
     problems = [f"{each}: the model has no such module" for each in multipliers if each.module not in modules]
     problems += [f"{each}: it is in the model already" for each in multipliers if _hook_of(modules, each) is not None]
     if problems:
@@ -133,7 +132,7 @@ def apply_all(model: nn.Module, multipliers: Sequence[Multiplier]) -> Applied:
 
 def missing_from(model: nn.Module, multipliers: Sequence[Multiplier]) -> list[Multiplier]:
     """The multipliers that are not in a model, as after it was loaded anew."""
-    modules = _modules(model)
+    modules = modules_of(model)
     found = []
     for each in multipliers:
         holder = getattr(model, "config", None) if each.place == "config" else modules.get(each.module)
@@ -156,10 +155,6 @@ def _set(undo: ExitStack, holder: Any, name: str, value: float) -> None:
     setattr(holder, name, value)
 
 
-def _modules(model: nn.Module) -> dict[str, nn.Module]:
-    return {normalize(f"{path}.x")[:-2] if path else "": module for path, module in model.named_modules()}
-
-
 def _hook_of(modules: Mapping[str, nn.Module], multiplier: Multiplier) -> Multiplier | None:
     """The multiplier for the same purpose that a module has."""
     module = modules.get(multiplier.module)
@@ -175,8 +170,14 @@ def _hook_of(modules: Mapping[str, nn.Module], multiplier: Multiplier) -> Multip
 # --- where they belong -----------------------------------------------------------------------------------------------
 
 
-def readouts(model: nn.Module, grown: Sequence[Grown]) -> Iterator[tuple[Multiplier, str]]:
+# What the code of a model multiplies by already is compared with the base's, not taken as the base's: so a multiplier
+# that is in a config or in an attention by now, as after a load, is not put in twice, and a constant scale of attention
+# shrinks like one that goes with the size of the heads.
+
+
+def readouts(model: nn.Module, grown: Sequence[Grown], base: Base) -> Iterator[tuple[Multiplier, str]]:
     """The multiplier of each output, with the name of its parameter."""
+    own = scales_of(model).get(_LOGITS)
     for each in grown:
         factor = 1 / (each.growth.r_o if each.kind == "tied" else each.growth.r_i)
         if each.kind not in ("output", "tied") or factor == 1 or each.site.parameter_kind == "bias":
@@ -185,50 +186,57 @@ def readouts(model: nn.Module, grown: Sequence[Grown]) -> Iterator[tuple[Multipl
             view for view in each.site.views if each.kind == "output" or not (view.layout and view.layout.lookup)
         )
         is_logits = (view.role or "").startswith("head.lm") or each.kind == "tied"
-        field, power = _FIELDS["readout"]
-        config = getattr(model, "config", None)
-        if is_logits and isinstance(getattr(config, field, None), (int, float)):
-            value = getattr(config, field) * factor**power
-            yield Multiplier("readout", "", factor, "config", field, value), each.site.name
+        if is_logits and own is not None:
+            value = base.scales.get(_LOGITS, own) / factor
+            yield Multiplier("readout", "", own / value, "config", _LOGITS, value), each.site.name
         else:
             yield Multiplier("readout", view.owner_name, factor, "input"), each.site.name
 
 
-def attentions(
-    model: nn.Module, grown: Sequence[Grown], heads: Mapping[str, int], base_heads: Mapping[str, int]
-) -> Iterator[tuple[Multiplier, str]]:
+def attentions(model: nn.Module, grown: Sequence[Grown], there: Base) -> Iterator[tuple[Multiplier, str]]:
     """The multiplier of each attention whose heads grow, with the name of the parameter that makes its queries.
 
     Where a norm of the queries sets their scale there is none.
     """
-    modules, config = _modules(model), getattr(model, "config", None)
-    field, _ = _FIELDS["attention"]
+    modules, heads, scales = modules_of(model), head_sizes(model), scales_of(model)
     of_config = None
     for each in grown:
         role = each.site.role or ""
-        if each.site.parameter_kind == "bias" or role not in ("attn.q", "attn.qkv", "attn.q_up"):
+        if each.site.parameter_kind == "bias" or role not in _QUERIES:
             continue
         name = _attention_of(each.site.owner_name, heads)
-        base = _attention_of(each.base.owner_name, base_heads)
-        if name is None or base is None or heads[name] == base_heads[base] or _has_query_norm(modules[name]):
+        base = _attention_of(each.base.owner_name, there.heads)
+        if name is None or base is None or heads[name] == there.heads[base] or _has_query_norm(modules[name]):
             continue
-        factor, module, owner = (heads[name] / base_heads[base]) ** -0.5, modules[name], each.site.owner_name
-        if isinstance(getattr(config, field, None), (int, float)):
+        growth, module, owner = heads[name] / there.heads[base], modules[name], each.site.owner_name
+        factor = growth**-0.5
+        if _ATTENTION in scales:
             if of_config is None:
-                of_config = Multiplier("attention", "", factor, "config", field, getattr(config, field) * factor)
+                value = there.scales.get(_ATTENTION, scales[_ATTENTION]) / growth
+                of_config = Multiplier("attention", "", value / scales[_ATTENTION], "config", _ATTENTION, value)
                 yield of_config, each.site.name
         elif isinstance(module, nn.MultiheadAttention):
             yield Multiplier("attention", name, factor, "key"), each.site.name
-        elif type(module).__module__.startswith("transformers.") and isinstance(
-            getattr(module, "scaling", None), float
-        ):
-            yield Multiplier("attention", name, factor, "attribute", "scaling", module.scaling * factor), each.site.name
+        elif type(module).__module__.startswith("transformers.") and name in scales:
+            value = there.scales.get(base, scales[name] * growth**0.5) / growth
+            yield Multiplier("attention", name, value / scales[name], "attribute", "scaling", value), each.site.name
         elif role == "attn.qkv":
             rows = each.site.shape[(each.site.layout.out_axes if each.site.layout else (0,))[0]]
             queries = _queries(module, heads[name], rows)
             yield Multiplier("attention", owner, factor, "rows", "", queries), each.site.name
         else:
             yield Multiplier("attention", owner, factor, "output"), each.site.name
+
+
+def without_heads(model: nn.Module, grown: Sequence[Grown], there: Base) -> dict[str, tuple[str]]:
+    """A note for each weight that makes more queries than in the base, of heads whose size no attribute tells."""
+    heads, note = head_sizes(model), "nobody tells the size of its heads, so it is taken as fixed: give it head_dim"
+    return {
+        each.site.name: (note,)
+        for each in grown
+        if each.site.parameter_kind != "bias" and each.site.role in _QUERIES and each.growth.r_o != 1
+        if not _attention_of(each.site.owner_name, heads) or not _attention_of(each.base.owner_name, there.heads)
+    }  # fmt: skip
 
 
 def _attention_of(name: str, heads: Mapping[str, int]) -> str | None:
@@ -242,15 +250,13 @@ def _attention_of(name: str, heads: Mapping[str, int]) -> str | None:
 
 
 def _has_query_norm(module: nn.Module) -> bool:
-    names = [name for name, _ in module.named_children()]
-    return any(name in ("q_norm", "query_norm", "q_layernorm", "norm_q", "q_ln") for name in names)
+    norms = (getattr(module, name, None) for name in ("q_norm", "query_norm", "q_layernorm", "norm_q", "q_ln"))
+    return any(isinstance(each, nn.Module) and not isinstance(each, nn.Identity) for each in norms)
 
 
 def _queries(module: nn.Module, head: int, rows: int) -> int:
     """The rows of a fused projection that are the queries: those of all heads, or a third where nobody counts them."""
-    counts = ("num_heads", "n_head", "n_heads", "num_attention_heads", "nhead")
-    heads = next((getattr(module, name) for name in counts if isinstance(getattr(module, name, None), int)), 0)
-    return heads * head if heads else rows // 3
+    return count_in(module, HEAD_COUNTS) * head or rows // 3
 
 
 def branches(grown: Sequence[Grown], globs: Sequence[str]) -> list[Grown]:
@@ -261,6 +267,10 @@ def branches(grown: Sequence[Grown], globs: Sequence[str]) -> list[Grown]:
     """
     inside = [each for each in grown if each.site.block is not None]
     if globs:
+        owners = sorted({each.site.owner_name for each in inside})
+        for glob in globs:
+            if not any(glob_matches(glob, owner) for owner in owners):
+                raise ConfigError(f"branches: no layer of a block fits {glob!r}{did_you_mean(glob, owners)}")
         return [each for each in inside if any(glob_matches(glob, each.site.owner_name) for glob in globs)]
     scales = [each for each in inside if (each.site.role or "").startswith("layer_scale")]
     if scales:
@@ -279,11 +289,9 @@ def _role(each: Grown) -> str:
     return each.site.role or ""
 
 
-def branch_multipliers(model: nn.Module, ends: Sequence[Grown], alpha: float) -> dict[str, Multiplier]:
+def branch_multipliers(model: nn.Module, ends: Sequence[Grown], alpha: float, base: Base) -> dict[str, Multiplier]:
     """The multiplier of each residual branch whose depth grows, by the name of the parameter that it is for."""
-    modules = _modules(model)
-    field, _ = _FIELDS["branch"]
-    held = getattr(getattr(model, "config", None), field, None)
+    modules, own = modules_of(model), scales_of(model).get(_BRANCH)
     found = {}
     for each in ends:
         factor = each.growth.depth**-alpha
@@ -291,8 +299,9 @@ def branch_multipliers(model: nn.Module, ends: Sequence[Grown], alpha: float) ->
         around = owner.rpartition(".")[0]
         if factor == 1:
             continue
-        if isinstance(held, (int, float)):
-            found[each.site.name] = Multiplier("branch", "", factor, "config", field, held * factor)
+        if own is not None:
+            value = base.scales.get(_BRANCH, own) * factor
+            found[each.site.name] = Multiplier("branch", "", value / own, "config", _BRANCH, value)
         elif isinstance(modules.get(around), nn.MultiheadAttention):  # which does not call its output layer
             found[each.site.name] = Multiplier("branch", around, factor, "output")
         else:

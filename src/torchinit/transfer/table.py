@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
 
 from torchinit._text import did_you_mean, format_table
 from torchinit.errors import ConfigError
@@ -238,7 +238,13 @@ class Settings:
             if alpha != 1:
                 raise ConfigError(f"alpha is completep's, but got {alpha!r} for {parametrization}")
             alpha = 1.0 if depth is None else depth
-        return cls(parametrization, form, optimizer_named(optimizer)[0], check_number("alpha", alpha), wd, zero_readout)
+        at_least_zero("alpha", alpha)
+        return cls(parametrization, form, optimizer_named(optimizer)[0], float(alpha), wd, zero_readout)
+
+    @classmethod
+    def read(cls, data: Mapping[str, Any]) -> Settings:
+        """The settings out of plain data, checked as those of :meth:`of`, whose α is completep's alone."""
+        return cls.of(**{**data, "alpha": data["alpha"] if data["parametrization"] == "completep" else 1.0})
 
     @property
     def table(self) -> Parametrization:
@@ -253,6 +259,13 @@ class Settings:
     def __str__(self) -> str:
         depth = f", α = {self.alpha:g}" if self.table.depth is not None else ""
         return f"{self.parametrization} ({self.form}{depth}) for {self.optimizer}; {self.table.source}"
+
+
+def at_least_zero(argument: str, value: float) -> None:
+    """Raise ConfigError for a number that is negative or not finite, TypeError for what is not a number."""
+    is_finite = not isinstance(value, float) or math.isfinite(value)  # which check_number would call a ValueError
+    if not is_finite or check_number(argument, value) < 0:
+        raise ConfigError(f"{argument} is a number from 0 on, but got {value!r}")
 
 
 def check_choice(argument: str, value: object, known: Collection[str]) -> None:

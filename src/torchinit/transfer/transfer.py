@@ -89,11 +89,7 @@ class Transfer:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"Transfer takes a torch.nn.Module, but got {type(model).__name__}")
-        for argument, globs in (
-            ("fixed", [each.partition(":")[0] for each in fixed]),
-            ("kinds", kinds or {}),
-            ("branches", branches),
-        ):
+        for argument, globs in (("fixed", fixed), ("kinds", kinds or {}), ("branches", branches)):
             check_globs(argument, globs)
         for glob, kind in (kinds or {}).items():
             check_choice(f"kinds[{glob!r}]", kind, get_args(ParameterRole))
@@ -252,7 +248,7 @@ class Transfer:
                 raise ValueError(f"its format is {data.get('format')!r}, not {_FORMAT!r}")
             made = cls.__new__(cls)
             made.model = model
-            made.settings = Settings(**{each.name: data[each.name] for each in fields(Settings)})
+            made.settings = Settings.read({each.name: data[each.name] for each in fields(Settings)})
             made.rows = tuple(TransferRow.of(each) for each in data["rows"])
             made.multipliers = tuple(Multiplier(**each) for each in data["multipliers"])
             made._start = partial(_known, decode_recipe(data["recipe"]) if data["recipe"] else None)

@@ -57,6 +57,7 @@ def test_json_and_a_saved_base(capsys: pytest.CaptureFixture[str]) -> None:
         (["--base", "net.py:net", "--optimizer", "rprop"], 1, "no table of a parametrization is published for"),
         (["--base", "nett.py:net"], 2, "there is no file 'nett.py'; did you mean 'net.py'?"),
         (["--base-width", "0"], 1, "base_width is a whole number from 1 on"),
+        (["--base-width", "64", "--lr", "nan"], 1, "lr is a number from 0 on, but got nan"),
         ([], 2, "one of the arguments --base --base-width is required"),
     ],
 )
