@@ -44,14 +44,13 @@ def layers_by_glob(given: object) -> FrozenDict[LayerChoice]:
 
 def _choice(given: object) -> LayerChoice:
     methods = get_args(Method)
+    wrong = f"layers is a list of numbers, or one of {', '.join(methods)}, but got {given!r}"
     if isinstance(given, str):
         if given not in methods:
-            raise ValueError(
-                f"layers must be one of {', '.join(methods)}, but got {given!r}{did_you_mean(given, methods)}"
-            )
+            raise ValueError(f"{wrong}{did_you_mean(given, methods)}")
         return given  # type: ignore[return-value]  # one of them
-    if not isinstance(given, (list, tuple)):
-        raise TypeError(f"layers is a list of numbers, or one of {', '.join(methods)}, but got {given!r}")
+    if not isinstance(given, (list, tuple, range)):
+        raise TypeError(wrong)
     if odd := [each for each in given if not (is_integer(each, 0) or each == NEW)]:
         raise ValueError(f"layers are numbers from 0, or {NEW!r} for a block of other rules, but got {odd[0]!r}")
     return tuple(given)
