@@ -41,10 +41,12 @@ class Upcycle(Adapter):
     (https://arxiv.org/abs/2410.07524, which spreads it over all weights of a block). With a granularity it must be
     given, as 1 for ways in, unless several weights are fused.
 
-    ``noise`` is the standard deviation of what is added to every value. ``drop=r`` starts the share r of each expert's
-    hidden units anew, the same ones in all weights of the block, from the normal distribution that has the mean and
-    standard deviation of the values that they had (Drop-Upcycling, https://arxiv.org/abs/2502.19261). Draws are those
-    of ``seed`` and the names of sites.
+    ``drop=r`` starts the share r of each expert's hidden units anew, from the normal distribution that has the mean and
+    standard deviation of the values that they had (Drop-Upcycling, https://arxiv.org/abs/2502.19261): the same units in
+    all weights of the block, where the authors' script (https://github.com/Taishi-N324/Drop-Upcycling) draws some for
+    each weight, and shuffles all units. ``noise`` is the standard deviation of what is added to every value; in that
+    repository's noise upcycling it is 0.02, and added to the share r alone. Draws are those of ``seed`` and the names
+    of sites.
 
     The function stays the same if neither noise nor drop is asked for and the weights of the chosen experts sum to one.
 
