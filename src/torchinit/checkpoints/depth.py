@@ -15,6 +15,7 @@ from torchinit.checkpoints.key_mapping import NamedKeys
 from torchinit.errors import CheckpointError
 from torchinit.initializers.load_report import Promise, weakest
 from torchinit.knowledge.exits import is_exit
+from torchinit.knowledge.role_rules import UNSURE
 from torchinit.model.names import check_globs, glob_matches
 from torchinit.model.sites import Site
 from torchinit.serialization.json import FrozenDict
@@ -147,9 +148,14 @@ class Deepened:
         ways = {site.name: site.exit or "" for site in known if (site.exit is not None if tried else is_exit(site))}
         for start in result.identity:
             reasons = [why for name, why in ways.items() if name.startswith(start)]
-            if why := next(
-                filter(None, reasons), "" if reasons else "no role says which of its weights lead out of it"
-            ):
+            if why := next(filter(None, reasons), "" if reasons else "no role says what leads out of it"):
+                inside = [site for site in known if site.name.startswith(start) and len(site.shape) > 1]
+                unsure = [site.name for site in inside if site.role == UNSURE]
+                if unsure:
+                    why += (
+                        f", or as the roles of {abbreviate(unsure)} are not known: give layers= as a list, lock=False,"
+                    )
+                    why += " and after it a rule Zeros() for what leads out of new blocks"
                 raise CheckpointError(f"layers='identity': {start}* cannot pass on what comes: {why}")
         return replace(result, zero=frozenset(name for name in ways if name.startswith(result.identity)))
 
