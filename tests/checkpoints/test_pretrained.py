@@ -637,7 +637,7 @@ def test_one_site_alone() -> None:
 
 
 BAD: list[tuple[Callable[[], object], type[Exception], str]] = [
-    (lambda: Pretrained(3), TypeError, "a checkpoint is a path, an address, a dict or a model, but got 3"),  # type: ignore[arg-type]
+    (lambda: Pretrained(3), TypeError, "a checkpoint is a path, an address, a dict or a model, but got an int"),  # type: ignore[arg-type]
     (lambda: Pretrained("a", on_shape="crop"), ValueError, "on_shape must be one of error, skip"),  # type: ignore[arg-type]
     (lambda: Pretrained("a", on_shape={"a": "crop"}), ValueError, "on_shape must be one of error, skip"),  # type: ignore[dict-item]
     (lambda: Pretrained("a", adapt=Drop()), TypeError, "adapt gives an adapter to each glob, "),  # type: ignore[arg-type]

@@ -200,6 +200,10 @@ def test_gpt2_s_transposed_weights() -> None:
     dense = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_positions=16, n_embd=32, n_layer=1, n_head=4)).eval()
     ours = adapted(dense, ["c_attn"], fan_in_fan_out=True)
     pissa = LoRA("pissa", rank=4, scaling=2.0)
+    square = adapted(dense, ["attn.c_proj"], fan_in_fan_out=True)
+    again = (("^", "base_model.model."), (r"attn\.c_proj\.", "attn.c_proj.base_layer."))
+    with pytest.raises(CheckpointError, match=r"Conv1D has inputs first: give Chain\(\(Transpose\(\), LoRA"):
+        plan(square, Rule(Name("**"), Pretrained(dense, rename=again, adapt={"**.attn.c_proj.**": pissa})))
     adapt = {
         "**.c_attn.base_layer.weight": Chain((Transpose(), pissa, Transpose())),
         "**.c_attn.lora_*.**": Chain((Transpose(), pissa)),

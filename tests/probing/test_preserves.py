@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from typing import Any
 
 import pytest
@@ -115,3 +116,12 @@ def test_both_are_left_as_they_were() -> None:
 def test_what_cannot_be_compared(old: Any, new: Any, kind: type[Exception], text: str) -> None:
     with pytest.raises(kind, match=text):
         preserves(old, new, torch.randn(4, 2))
+
+
+def test_what_proves_nothing() -> None:
+    model = nn.Linear(2, 2)
+    with pytest.raises(ProbeError, match="nothing to compare"):
+        preserves(model, model, torch.randn(0, 2))
+    for atol, text in ((-1e-5, "atol must be at least 0"), (math.nan, "atol must not be NaN")):
+        with pytest.raises(ValueError, match=text):
+            preserves(model, model, torch.randn(4, 2), atol=atol)

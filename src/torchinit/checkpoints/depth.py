@@ -15,6 +15,7 @@ from torchinit.checkpoints.key_mapping import NamedKeys
 from torchinit.errors import CheckpointError
 from torchinit.initializers.load_report import Promise, weakest
 from torchinit.knowledge.exits import is_exit
+from torchinit.knowledge.role_rules import UNSURE
 from torchinit.model.names import check_globs, glob_matches
 from torchinit.model.sites import Site
 from torchinit.serialization.json import FrozenDict
@@ -44,14 +45,13 @@ def layers_by_glob(given: object) -> FrozenDict[LayerChoice]:
 
 def _choice(given: object) -> LayerChoice:
     methods = get_args(Method)
+    wrong = f"layers is a list of numbers, or one of {', '.join(methods)}, but got {given!r}"
     if isinstance(given, str):
         if given not in methods:
-            raise ValueError(
-                f"layers must be one of {', '.join(methods)}, but got {given!r}{did_you_mean(given, methods)}"
-            )
+            raise ValueError(f"{wrong}{did_you_mean(given, methods)}")
         return given  # type: ignore[return-value]  # one of them
-    if not isinstance(given, (list, tuple)):
-        raise TypeError(f"layers is a list of numbers, or one of {', '.join(methods)}, but got {given!r}")
+    if not isinstance(given, (list, tuple, range)):
+        raise TypeError(wrong)
     if odd := [each for each in given if not (is_integer(each, 0) or each == NEW)]:
         raise ValueError(f"layers are numbers from 0, or {NEW!r} for a block of other rules, but got {odd[0]!r}")
     return tuple(given)
@@ -148,9 +148,14 @@ class Deepened:
         ways = {site.name: site.exit or "" for site in known if (site.exit is not None if tried else is_exit(site))}
         for start in result.identity:
             reasons = [why for name, why in ways.items() if name.startswith(start)]
-            if why := next(
-                filter(None, reasons), "" if reasons else "no role says which of its weights lead out of it"
-            ):
+            if why := next(filter(None, reasons), "" if reasons else "no role says what leads out of it"):
+                inside = [site for site in known if site.name.startswith(start) and len(site.shape) > 1]
+                unsure = [site.name for site in inside if site.role == UNSURE]
+                if unsure:
+                    why += (
+                        f", or as the roles of {abbreviate(unsure)} are not known: give layers= as a list, lock=False,"
+                    )
+                    why += " and after it a rule Zeros() for what leads out of new blocks"
                 raise CheckpointError(f"layers='identity': {start}* cannot pass on what comes: {why}")
         return replace(result, zero=frozenset(name for name in ways if name.startswith(result.identity)))
 

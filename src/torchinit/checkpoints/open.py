@@ -10,6 +10,7 @@ from typing import Any, Final, final
 
 from torch import nn
 
+from torchinit._text import with_article
 from torchinit.checkpoints.formats.base import Checkpoint
 from torchinit.checkpoints.formats.detect import detect_format, weights_in
 from torchinit.checkpoints.formats.numpy import NumpyCheckpoint
@@ -112,7 +113,8 @@ class InMemory:
             return cls(source, part)
         if isinstance(source, InMemory):
             return source
-        raise TypeError(f"a checkpoint is a path, an address, a dict or a model, but got {source!r}")
+        kind = with_article(type(source).__name__)
+        raise TypeError(f"a checkpoint is a path, an address, a dict or a model, but got {kind}")
 
     def __repr__(self) -> str:
         return self.checkpoint.name

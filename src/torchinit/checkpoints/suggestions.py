@@ -121,6 +121,8 @@ def _is_kernel(site: Site) -> bool:
 
 def _has_rows(site: Site) -> bool:
     """Whether the first axis runs over tokens or classes, of which a model may have others, as not that of a norm."""
+    if (site.role or "").startswith(("attn.", "mlp.", "expert.", "moe.")):
+        return False
     outputs = site.layout is None or site.layout.lookup or 0 in site.layout.out_axes
     return outputs and site.kind == "parameter" and site.neutral is None and "Norm" not in site.owner.name
 

@@ -15,6 +15,7 @@ from torchinit.errors import ProbeError
 from torchinit.probing.backward import forward, raised
 from torchinit.probing.inputs import Inputs, check_place, given, made
 from torchinit.probing.keeping import kept
+from torchinit.serialization.validation import check_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +77,15 @@ def preserves(old: nn.Module, new: nn.Module, batch: Any = None, *, atol: float 
     :func:`torchinit.probe`; without it one is made for the old model. Both are run in evaluation, under the same seed,
     and left as they were. Outputs whose shapes differ, as the hidden values of a wider model, are named and left out.
 
-    Raises ProbeError for a model that raises, and where no output can be compared; TypeError for anything but models.
+    Raises ProbeError for a model that raises, and where no output can be compared; TypeError for anything but models;
+    ValueError for an ``atol`` below 0.
 
     >>> old = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
     >>> new = nn.Sequential(old[0], nn.ReLU(), nn.ReLU())
     >>> bool(preserves(old, new)), bool(preserves(old, old[0]))
     (True, False)
     """
+    check_number("atol", atol, least=0)
     for model in (old, new):
         if not isinstance(model, nn.Module):
             raise TypeError(f"preserves takes two models, but got {with_article(type(model).__name__)}")
@@ -92,7 +95,7 @@ def preserves(old: nn.Module, new: nn.Module, batch: Any = None, *, atol: float 
         inputs = made(old.eval(), 0, 60.0, lambda tried: raised(old, tried)) if batch is None else given(old, batch)
     before, after = _outputs(old, inputs), _outputs(new, inputs)
     common = [name for name in before if name in after and before[name].shape == after[name].shape]
-    if not common:
+    if not any(before[name].numel() for name in common):
         returned = f"{type(old).__name__} returns {_shapes(before)}, {type(new).__name__} {_shapes(after)}"
         raise ProbeError(f"{returned}: nothing to compare. Take models with heads, which give the same shapes")
     return Preservation(

@@ -150,6 +150,23 @@ class Adapter(ShortStr, ABC):
         return ReadPlan(tuple(map(Box.whole, shapes)), combine)
 
 
+class BySlices(Adapter):
+    """An adapter that makes a box of little more than it needs: its ``read_plan`` is the formula, ``adapt`` follows."""
+
+    __slots__ = ()
+
+    @property
+    def goes_by_slices(self) -> bool:
+        return True
+
+    @abstractmethod
+    def read_plan(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> ReadPlan: ...
+
+    def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
+        plan = self.read_plan([tuple(tensor.shape) for tensor in tensors], shape, Box.whole(shape), key)
+        return plan.combine([box.of(tensor) for box, tensor in zip(plan.boxes, tensors, strict=True)])
+
+
 ADAPTERS: Final = ClassRegistry("adapter", method="adapt", group="torchinit.adapters")
 
 
@@ -192,7 +209,7 @@ def _plan_slices(adapter: Adapter, axis: int, shapes: Sequence[Size], shape: Siz
 
 
 @register
-class Chain(Adapter):
+class Chain(BySlices):
     """Several adapters, from the file to the site: each takes what the one before it makes.
 
     The last gives the site what it asks for; those before it must make a shape of their own, whatever the
@@ -266,10 +283,6 @@ class Chain(Adapter):
 
     def together(self, key: str) -> tuple[str, ...]:
         return self.steps[-1].together(key)
-
-    def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
-        plan = self.read_plan([tuple(tensor.shape) for tensor in tensors], shape, Box.whole(shape), key)
-        return plan.combine([box.of(tensor) for box, tensor in zip(plan.boxes, tensors, strict=True)])
 
     def read_plan(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> ReadPlan:
         inputs = self._input_shapes(shapes, key)

@@ -20,7 +20,9 @@ from torchinit.checkpoints.adapters.base import (
     replace_parts,
     upcast,
 )
+from torchinit.checkpoints.adapters.surroundings import Surroundings
 from torchinit.model.shards import Box, Shard
+from torchinit.model.sites import Site
 from torchinit.noise import Keyed
 from torchinit.noise.threads import one_thread
 from torchinit.serialization.validation import check_choice, check_number
@@ -109,6 +111,14 @@ class LoRA(Adapter):
     def _divides(self, stored: Size) -> bool:
         """Whether what the base has loses what goes into the factors; a bias does not."""
         return self.method in _DIVIDING and len(stored) > 1
+
+    def placed(self, site: Site, around: Surroundings, shapes: Sequence[Size]) -> Adapter:
+        if not self._factor(site.name) and self._divides(site.shape) and site.layout and site.layout.in_axes == (0,):
+            ways = (
+                "Chain((Transpose(), LoRA(...), Transpose())) for it, Chain((Transpose(), LoRA(...))) for its factors"
+            )
+            raise ValueError(f"{self} needs outputs first, but {site.owner.name} has inputs first: give {ways}")
+        return self
 
     def makes(self, shapes: Sequence[Size], key: str) -> Size:
         (stored,), factor = shapes, self._factor(key)

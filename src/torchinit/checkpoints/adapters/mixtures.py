@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from torchinit.checkpoints.adapters.base import (
-    Adapter,
+    BySlices,
     Promise,
     ReadPlan,
     Size,
@@ -27,7 +27,7 @@ from torchinit.serialization.validation import check_number
 
 
 @register
-class Upcycle(Adapter):
+class Upcycle(BySlices):
     """The experts of a mixture, each the dense block of the file or a part of it: sparse upcycling.
 
     A key is the site's own with ``into`` replaced by ``dense``. One site, ``[experts, ...]``, holds all experts; where
@@ -41,10 +41,12 @@ class Upcycle(Adapter):
     (https://arxiv.org/abs/2410.07524, which spreads it over all weights of a block). With a granularity it must be
     given, as 1 for ways in, unless several weights are fused.
 
-    ``noise`` is the standard deviation of what is added to every value. ``drop=r`` starts the share r of each expert's
-    hidden units anew, the same ones in all weights of the block, from the normal distribution that has the mean and
-    standard deviation of the values that they had (Drop-Upcycling, https://arxiv.org/abs/2502.19261). Draws are those
-    of ``seed`` and the names of sites.
+    ``drop=r`` starts the share r of each expert's hidden units anew, from the normal distribution that has the mean and
+    standard deviation of the values that they had (Drop-Upcycling, https://arxiv.org/abs/2502.19261): the same units in
+    all weights of the block, where the authors' script (https://github.com/Taishi-N324/Drop-Upcycling) draws some for
+    each weight, and shuffles all units. ``noise`` is the standard deviation of what is added to every value; in that
+    repository's noise upcycling it is 0.02, and added to the share r alone. Draws are those of ``seed`` and the names
+    of sites.
 
     The function stays the same if neither noise nor drop is asked for and the weights of the chosen experts sum to one.
 
@@ -115,10 +117,6 @@ class Upcycle(Adapter):
         if not self._listed and shape[0] % self.granularity:
             raise ValueError(f"{self} needs whole blocks of {self.granularity} experts, but the site has {list(shape)}")
 
-    def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
-        plan = self.read_plan([tuple(tensors[0].shape)], shape, Box.whole(shape), key)
-        return plan.combine([plan.boxes[0].of(tensors[0])])
-
     def read_plan(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> ReadPlan:
         # Copies need the rows and columns of the box alone. What starts anew needs the statistics of all that it was,
         # so with `drop` the whole is read, on every rank that holds a part.
@@ -186,7 +184,7 @@ class Upcycle(Adapter):
 
 
 @register
-class UpcycleRouter(Adapter):
+class UpcycleRouter(BySlices):
     """The router of a mixture whose experts :class:`Upcycle` makes: normal draws, and nothing of the file.
 
     A key is the site's own with ``into`` replaced by ``dense``, which says that the file has a dense block in the place
@@ -220,9 +218,6 @@ class UpcycleRouter(Adapter):
         if not shape or shape[0] % self.granularity:
             raise ValueError(f"{self} needs whole blocks of {self.granularity} experts, but the site has {list(shape)}")
 
-    def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
-        return self._drawn(shape, Box.whole(shape), key)
-
     def read_plan(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> ReadPlan:
         nothing = Box((0,) * len(shapes[0]), (0,) * len(shapes[0]))
         return ReadPlan((nothing,), lambda tensors: self._drawn(shape, box, key))
@@ -237,7 +232,7 @@ class UpcycleRouter(Adapter):
 
 
 @register
-class MergeExperts(Adapter):
+class MergeExperts(BySlices):
     """A dense block that is the mean of a mixture's experts: the way back from :class:`Upcycle`.
 
     A key is the site's own with ``into`` replaced by ``experts``: a stack, whose first dimension runs over the experts,
@@ -264,10 +259,6 @@ class MergeExperts(Adapter):
     def promise(self) -> Promise:
         return "none"
 
-    @property
-    def goes_by_slices(self) -> bool:
-        return True
-
     def wants(self, key: str) -> tuple[str, ...]:
         names = [self.experts.replace("*", str(number)) for number in range(self.count or 1)]
         return tuple(replace_parts(key, self.into, name) for name in names)
@@ -280,7 +271,7 @@ class MergeExperts(Adapter):
             raise ValueError(f"{self} needs a stack of experts, but got {list(shapes[0])}")
         return shapes[0] if self.count else shapes[0][1:]
 
-    def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
+    def _mean(self, tensors: Sequence[Tensor]) -> Tensor:
         experts = tensors if self.count else tensors[0].unbind()
         # One after the other, so that a part of the sum has the bits that it has in the whole.
         total = upcast(experts[0]).clone()
@@ -291,7 +282,7 @@ class MergeExperts(Adapter):
     def read_plan(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> ReadPlan:
         stack = Box((0, *box.start), (shapes[0][0], *box.shape)) if self.count is None else None
         boxes = (stack,) if stack else (box,) * len(shapes)
-        return ReadPlan(boxes, lambda tensors: self.adapt(tensors, box.shape, key))
+        return ReadPlan(boxes, self._mean)
 
 
 def _ends(places: Sequence[Tensor]) -> tuple[int, int]:

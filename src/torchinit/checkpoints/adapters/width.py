@@ -13,6 +13,7 @@ from torch import Tensor
 
 from torchinit.checkpoints.adapters.base import (
     Adapter,
+    BySlices,
     Promise,
     ReadPlan,
     Size,
@@ -31,7 +32,7 @@ from torchinit.serialization.validation import check_number
 
 
 @dataclass(frozen=True, slots=True)
-class Widening(Adapter):
+class Widening(BySlices):
     """Units of a layer copied: what copies feed is divided by their number, so that the next layer sees what it saw.
 
     ``inputs`` are the axes that are summed over, ``axis`` is the one along which several weights lie side by side, in
@@ -102,14 +103,6 @@ class Widening(Adapter):
             )
         if shapes[0] != shape:
             self._picks(shapes[0], shape)
-
-    def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
-        plan = self.read_plan([tuple(tensors[0].shape)], shape, Box.whole(shape), key)
-        return plan.combine([plan.boxes[0].of(tensors[0])])
-
-    @property
-    def goes_by_slices(self) -> bool:
-        return True
 
     def read_plan(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> ReadPlan:
         if shapes[0] == shape:
@@ -269,7 +262,7 @@ class HyperClone(Widening):
 
 
 @register
-class WeightSelection(Adapter):
+class WeightSelection(BySlices):
     """Narrower layers of evenly spaced elements of wider ones, along every axis (https://arxiv.org/abs/2311.18823).
 
     Where a size is a whole multiple every so many of its elements are taken, else those nearest to even steps from the
@@ -292,13 +285,6 @@ class WeightSelection(Adapter):
             raise ValueError(
                 f"{self} takes a part of each dimension, but got {list(stored)} for a site of {list(shape)}"
             )
-
-    def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
-        return taken(tensors[0], _spaced(tuple(tensors[0].shape), shape))
-
-    @property
-    def goes_by_slices(self) -> bool:
-        return True
 
     def read_plan(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> ReadPlan:
         read, places = picked(_spaced(shapes[0], shape), box)

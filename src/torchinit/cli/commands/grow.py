@@ -23,6 +23,7 @@ from torchinit.plans.run import run as carry_out
 from torchinit.probing import Preservation, preserves
 from torchinit.rules.rule import Rule
 from torchinit.rules.selectors import Name
+from torchinit.serialization.validation import check_number
 
 _WIDTHS: Final[dict[str, type[Adapter]]] = {"net2net": Net2Wider, "hyperclone": HyperClone, "select": WeightSelection}
 
@@ -58,7 +59,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.old_model or arguments.old_arg:
         arguments.proof = True
     arguments.model = arguments.into
-    rule = _rule(arguments, layers=_depth(arguments.depth), adapt=_width(arguments))
+    if not (arguments.depth or arguments.width):
+        raise UsageError("say what grows: --depth, --width or both; `torchinit apply` loads a file as it is")
+    rule = _rule(arguments, grown=True)
     model = options.model_of(arguments, "cpu", arguments.seed)
     plan = draft(model, rule).check(complete=True, strict="model")
     old = _old(arguments) if arguments.proof else None
@@ -86,8 +89,11 @@ def _show(arguments: argparse.Namespace, account: LoadReport, proof: Preservatio
         print(plain(f"{arguments.output} was not written: the promise is broken"))
 
 
-def _rule(arguments: argparse.Namespace, **more: Any) -> Rule:
+def _rule(arguments: argparse.Namespace, *, grown: bool = False) -> Rule:
     try:
+        more = {"layers": _depth(arguments.depth), "adapt": _width(arguments)} if grown else {}
+        Keyed(arguments.seed)
+        check_number("--atol", arguments.atol, least=0)
         renames = tuple((old, new) for old, new in arguments.rename)
         source = Pretrained(arguments.old, arguments.prefix, rename=renames, part=arguments.part, **more)
     except ValueError as error:
@@ -97,9 +103,11 @@ def _rule(arguments: argparse.Namespace, **more: Any) -> Rule:
 
 def _depth(text: str | None) -> Any:
     """The layers that ``--depth`` names."""
-    if text is None or not text.replace(",", "").replace("new", "").replace(" ", "").isdigit():
+    if text and "new" in text:
+        raise UsageError("--depth: a new block needs rules of its own, and so a recipe; identity has some")
+    if text is None or text[:1].isalpha():
         return text
-    return tuple(each.strip() if each.strip() == "new" else int(each) for each in text.split(","))
+    return [int(each) if each.strip().isdecimal() else each for each in text.split(",")]
 
 
 def _width(arguments: argparse.Namespace) -> dict[str, Adapter]:
