@@ -264,7 +264,10 @@ def initialize(
         options = {"fingerprint": fingerprint, "verify": verify}
         report = initialize_together(root, ready, write, noise, options) or write(ready())
         facts: dict[str, Any] = {"trainable": trainable, "under": under, "inside": inside}
-        written = frozenset(view.name for step in plans[-1].steps for view in (step.site, *step.site.aliases))
+        planned = [step.site for step in plans[-1].steps]
+        written = frozenset([site.name for site in planned]).union(
+            alias.name for site in planned for alias in site.aliases
+        )
         origin = fingerprint and origin_of("initialize", plans[-1], noise, recipe, **facts)
         return _finished(report, root, unfilled_among(held, written), origin)
 
