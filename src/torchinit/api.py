@@ -144,7 +144,7 @@ def draft(
         return _draft_among(model, _held_by(model), rules, trainable=trainable, only=only, leave=leave)
 
 
-def _pause_for(rules: Sequence[Rule]) -> AbstractContextManager[None]:
+def _pause_for(rules: Sequence[Rule]) -> AbstractContextManager[object]:
     """The collector paused, but for checkpoints: these may be read for a long time, and their readers leave cycles."""
     return nullcontext() if any(is_verbatim(rule.init) for rule in rules) else collector_paused()
 
