@@ -8,8 +8,10 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def collector_paused() -> Iterator[None]:
+def collector_paused(paused: bool = True) -> Iterator[bool]:
     """Without the collector of cycles, which is afterwards as it was: for short stretches, as decorator or block.
+
+    It tells whether the collector was on. If it was, ``collector_paused(False)`` switches it on within.
 
     >>> with collector_paused():
     ...     gc.isenabled()
@@ -24,9 +26,8 @@ def collector_paused() -> Iterator[None]:
     # Reference counts free everything else at once, as ever. Where two threads are here at a time, the first that
     # leaves switches it on for both, which costs time and nothing else.
     was_enabled = gc.isenabled()
-    gc.disable()
+    (gc.disable if paused else gc.enable)()
     try:
-        yield
+        yield was_enabled
     finally:
-        if was_enabled:
-            gc.enable()
+        (gc.enable if was_enabled else gc.disable)()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -37,14 +37,14 @@ from torchinit.plans.origin import Origin
 from torchinit.plans.plan import Plan, Strict
 from torchinit.plans.planner import make_plan
 from torchinit.plans.report import Report
-from torchinit.plans.run import Agree, Progress, run, shards_held
+from torchinit.plans.run import Agree, Progress, is_only_ours, run, shards_held
 from torchinit.recipes import RecipeLike, to_rules
 from torchinit.recipes.arguments import Given
 from torchinit.recipes.checks import checked_plan
 from torchinit.recipes.forms import with_better
 from torchinit.recipes.refusals import check_model
 from torchinit.rules.matching import asks_for_exits, asks_for_roles
-from torchinit.rules.rule import Value
+from torchinit.rules.rule import Rule, Value
 from torchinit.tracing import unfilled_among
 
 if TYPE_CHECKING:
@@ -140,8 +140,15 @@ def draft(
     """The plan of a recipe on a model, whatever is wrong with it; ConfigError when the recipe cannot be read."""
     refuse_transforms()
     check_model(model, recipe)
-    held = _held_by(model) if held is None else held
-    return _draft_among(model, held, recipe, given or Given(), trainable=trainable, only=only, leave=leave)
+    rules = to_rules(recipe, given or Given())
+    with _pause_for(rules):  # until what the plan does not hold on to is gone
+        held = _held_by(model) if held is None else held
+        return _draft_among(model, held, rules, trainable=trainable, only=only, leave=leave)
+
+
+def _pause_for(rules: Sequence[Rule]) -> AbstractContextManager[object]:
+    """The collector paused, but for checkpoints: these may be read for a long time, and their readers leave cycles."""
+    return nullcontext() if any(is_verbatim(rule.init) for rule in rules) else collector_paused()
 
 
 def _held_by(model: nn.Module) -> list[HeldTensor]:
@@ -153,17 +160,13 @@ def _held_by(model: nn.Module) -> list[HeldTensor]:
 def _draft_among(
     model: nn.Module,
     held: Sequence[HeldTensor],
-    recipe: RecipeLike,
-    given: Given,
+    rules: Sequence[Rule],
     *,
     trainable: bool | None,
     only: Only | None = None,
     leave: Mapping[str, str] | None = None,
 ) -> Plan:
-    rules = to_rules(recipe, given)
-    # One stretch without the collector, since it starts whenever such a one ends; see make_plan for checkpoints.
-    guard = nullcontext() if any(is_verbatim(rule.init) for rule in rules) else collector_paused()
-    with plain_thread(), guard:
+    with plain_thread():
         choice = Choice() if only is None else choose(only, group_sites(held))
         known: Sequence[Site] = _sites_among(model, held)
         if asks_for_roles(rules):
@@ -238,15 +241,21 @@ def initialize(
     check_model(model, recipe)
     counted = Counted(model, under, inside)
     devices = (parameter.device for parameter in model.parameters())
-    with counted as root, noise_of(seed, devices) as noise:
+    with counted as root, noise_of(seed, devices) as noise, ExitStack() as pause:
+        pause.enter_context(collector_paused())  # to the end, or until it is other people's turn
         held = _held_by(root)  # once for all: the plan, the memory to write to, and what is left unfilled
         plans: list[Plan] = []
 
         def ready() -> Plan:
             counted.check()
-            drafted = _draft_among(root, held, recipe, given, trainable=trainable, only=only)
+            rules = to_rules(recipe, given)
+            if any(is_verbatim(rule.init) for rule in rules):
+                pause.close()
+            drafted = _draft_among(root, held, rules, trainable=trainable, only=only)
             checked = checked_plan(drafted, held, recipe, seed, complete=complete or only is not None, strict=strict)
             check_styles(root)
+            if not is_only_ours(checked.steps, progress):
+                pause.close()
             plans.append(checked)
             return checked
 
@@ -257,7 +266,10 @@ def initialize(
         options = {"fingerprint": fingerprint, "verify": verify}
         report = initialize_together(root, ready, write, noise, options) or write(ready())
         facts: dict[str, Any] = {"trainable": trainable, "under": under, "inside": inside}
-        written = frozenset(view.name for step in plans[-1].steps for view in (step.site, *step.site.aliases))
+        planned = [step.site for step in plans[-1].steps]
+        written = frozenset([site.name for site in planned]).union(
+            alias.name for site in planned for alias in site.aliases
+        )
         origin = fingerprint and origin_of("initialize", plans[-1], noise, recipe, **facts)
         return _finished(report, root, unfilled_among(held, written), origin)
 
@@ -345,8 +357,9 @@ def materialize(
                 f"nothing says how {type(model).__name__} starts: it holds no BaseModule, so give a recipe, rules such"
                 " as Rule(Name('**'), Normal(std=0.02)) or the name of a scheme (torchinit list)"
             )
-        held = _held_by(root)
-        drafted = _draft_among(root, held, recipe, given, trainable=trainable, only=only)
+        rules, held = to_rules(recipe, given), _held_by(root)
+        with _pause_for(rules):
+            drafted = _draft_among(root, held, rules, trainable=trainable, only=only)
         whole = complete or only is not None
         checked = checked_plan(drafted, held, recipe, seed, complete=whole, strict=strict)
         # What has no elements, and should have some, looks written when it has memory; no layer can reset it either.

@@ -104,7 +104,8 @@ def carry_out(module: nn.Module, init_cfg: Any, session: Session, *, records: bo
         reports += [write() for write in waiting]
         waiting.clear()
         if type(initializer).__call__ is PretrainedInit.__call__:
-            initializer.load(target, session)
+            with session.collecting():
+                initializer.load(target, session)
         else:
             with session.foreign(target, f"{type(initializer).__name__} "):
                 initializer(target)

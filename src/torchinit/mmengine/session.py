@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchinit._collector import collector_paused
 from torchinit._frozen import changed
 from torchinit._text import abbreviate
 from torchinit.distributed.consensus import check_seed
@@ -93,6 +94,7 @@ class Session:
         self._recorder: _ForeignCode | None = None
         self._index: ModuleIndex | None = None
         self._labels: list[str] = []
+        self._collects = True
 
     def check_memory(self, init_cfg: Any = None) -> None:
         """Raise RunError for parameters on the meta device, unless code is only looked at, which needs no memory.
@@ -125,7 +127,9 @@ class Session:
             self.check_memory()
             for module in marked:
                 module.__dict__[MARK] = self.provenance.marks
-            yield self
+            # Other people's code and checkpoints have the collector as it was.
+            with collector_paused() as self._collects, self.collecting() if self.progress else nullcontext():
+                yield self
             self.kept.check(self.provenance.written())
         finally:
             for module in marked:
@@ -240,6 +244,10 @@ class Session:
 
     # --- other people's code -------------------------------------------------------------------------------
 
+    def collecting(self) -> AbstractContextManager[object]:
+        """The collector of cycles as it was before the session."""
+        return collector_paused(not self._collects)
+
     @contextmanager
     def foreign(self, module: nn.Module, text: str = "") -> Iterator[None]:
         """Run other people's code; what it writes goes to the module's ``init_weights``, or to ``text``.
@@ -248,7 +256,7 @@ class Session:
         """
         self._labels.append(text or f"Initialized by user-defined `init_weights` in {type(module).__name__} ")
         try:
-            with ExitStack() as stack:
+            with ExitStack() as stack, self.collecting():
                 if len(self._labels) == 1:
                     if self.wholes is None:  # which have memory only while they are worked on
                         stack.callback(stack.enter_context(watching()), self.top)

@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from operator import attrgetter
 from typing import Any, Final, Literal, TypeAlias
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from torchinit._collector import collector_paused
-from torchinit._frozen import changed, quickly_made
+from torchinit._frozen import changed, quickly_made, stamper
 from torchinit._text import full_name
 from torchinit.errors import FanError
 from torchinit.model.layouts import (
@@ -261,7 +260,7 @@ def known_sites(
     # quite ordinary, or has several names, is a kind of its own.
     functions = cache(describing)  # for this model alone, since classes can be renamed and layouts registered
     numbers: dict[object, int] = {}
-    common: list[tuple[Any, ...]] = []
+    first: list[Site] = []  # of each kind
     sites: dict[object, Site] = {}
     kinds: dict[object, int] = {}
     aliases: dict[object, list[Site]] = defaultdict(list)
@@ -274,7 +273,8 @@ def known_sites(
     is_plain = is_told = False
     follower: str | None = None
     for position, entry in enumerate(every):
-        name, (_, module, block, turn, hooks, tower), leaf, tensor, kind, computed, key, flat = entry
+        name, place, leaf, tensor, kind, computed, key, flat = entry
+        _, module, block, turn, hooks, tower = place
         if has_aliases:  # two names that a module has for one child are one turn
             position = turns.setdefault((turn, leaf), len(turns))  # noqa: PLW2901
         if module is not last:
@@ -293,24 +293,19 @@ def known_sites(
             and tensor.layout is torch.strided
             and tensor.is_contiguous()
             and not (flat or tensor.is_inference() or getattr(tensor, "tensor_model_parallel", False))
-            and 0 not in (shape := tensor.shape)
         ):
             told = slot and (slot.kind, id(slot.layout), slot.zero_row)
-            facts = leaf, kind, leaf in temporary, shape, tensor.dtype, tensor.requires_grad
-            of_kind = cls, hooks, follower, told, facts
+            is_kept = not temporary or leaf not in temporary
+            of_kind = cls, leaf, tensor.shape, tensor.dtype, tensor.requires_grad, hooks, follower, told, kind, is_kept
         number = numbers.get(of_kind)
         if number is None:
-            number = len(common)
+            number = len(first)
             view = complete(_site(entry, position, slot or _slot(entry, describers), follower))
-            common.append(_COMMON(view))
-            if of_kind is not None:
+            first.append(view)
+            if of_kind is not None and 0 not in view.shape:
                 numbers[of_kind] = number
         else:
-            shape, dtype, owner, part, layout, zero_row, state, is_saved, neutral, frozen, activation = common[number]
-            view = Site(
-                name, shape, dtype, owner, path, kind, part, layout, block, tower, zero_row, state,
-                False, position, is_saved, hooks, (), (), neutral, frozen, activation,
-            )  # fmt: skip
+            view = _like(first[number], name, path, block, tower, position)
         if has_aliases and key in sites:
             aliases[key].append(view)
         else:
@@ -342,10 +337,7 @@ def _merged(
 
 
 _ORDINARY: Final = frozenset((Tensor, nn.Parameter))
-_COMMON: Final = attrgetter(
-    "shape", "dtype", "owner", "parameter_kind", "layout", "zero_row", "state", "persistent", "neutral", "frozen",
-    "activation",
-)  # fmt: skip
+_like: Final = stamper(Site, "name", "owner_name", "block", "tower", "position")
 
 
 def _slot(entry: HeldTensor, describers: Sequence[Describe]) -> Slot:

@@ -66,12 +66,13 @@ def make_plan(
     """
     known = sites if isinstance(sites, KnownSites) else KnownSites(sites)
     named = tuple(replace(rule, origin=rule.origin or f"rules[{n}]") for n, rule in enumerate(rules))
-    skipped = {site.name: Skipped(site, FROZEN) for site in known if trainable and site.frozen}
+    skipped = {site.name: Skipped(site, FROZEN) for site in (known if trainable else ()) if site.frozen}
     problems = []
     if trainable and all(site.frozen for site in known if site.kind == "parameter"):
         all_frozen = f"all {len(skipped)} are (requires_grad is false)"
         problems.append(f"trainable=True leaves frozen parameters alone, and {all_frozen}")
-    skipped |= {site.name: Skipped(site, leave[site.name]) for site in known if leave and site.name in leave}
+    if leave:
+        skipped |= {site.name: Skipped(site, leave[site.name]) for site in known if site.name in leave}
     # Checkpoints may be read for a long time, and their readers may leave cycles behind.
     with nullcontext() if any(is_verbatim(rule.init) for rule in named) else collector_paused():
         found = Notes() if notes else None
@@ -114,6 +115,7 @@ class _Planner:
         self.usual = {kind: _is_usual(self.views[numbers[0]][0]) for kind, numbers in matcher.members.items()}
         unused = [rule for rule in self.rules if not self._apply(rule, matcher) and not rule.optional]
         unused = self._without_roles(unused)
+        sharing = [site for site in self.known if site.shares]
         several = [[*self.beaten[name], self.writes[name]] for name in self.writes if name in self.beaten]
         if (
             self.spares
@@ -125,9 +127,9 @@ class _Planner:
             self.problems.append(f"schemes leave frozen ones alone, and all of {them} are; trainable=False writes them")
         if ties == "agree":
             self.problems += [text for writes in several if (text := disagreement(writes))]
-            self.problems += collisions([site for site in self.known if site.shares and site.name in self.writes])
+            self.problems += collisions([site for site in sharing if site.name in self.writes])
         self.problems += unlocked(several)
-        for site in [site for site in self.known if site.shares]:
+        for site in sharing:
             written = [name for name in site.shares if name in self.writes]
             if written and site.name not in self.writes:
                 self.skipped[site.name] = Skipped(site, f"lies in the memory of {written[0]!r}, which is written")

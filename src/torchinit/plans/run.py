@@ -97,9 +97,7 @@ def run(
     _check(rest, here, noise, agree)
     here |= _named(rest, here, keying) if keying else {}
     # Where nobody else's code runs, nobody's garbage waits for the collector.
-    kinds = {type(step.fill) for step in rest}
-    is_ours = not progress and not run_observers() and all(issubclass(kind, (Constant, Drawn)) for kind in kinds)
-    guard = collector_paused() if is_ours else nullcontext()
+    guard = collector_paused() if is_only_ours(rest, progress) else nullcontext()
     with guard, nullcontext() if noise.is_stateful else plain_thread(), torch.no_grad():
         for witness in run_observers():
             for step in rest:
@@ -124,6 +122,12 @@ def run(
         lacking=tuple((site.name, site.lack) for site in plan.without_values if site.lack),
     )
     return report.postponed("records", partial(_in_order, plan, made, made_later)) if made_later else report
+
+
+def is_only_ours(steps: Iterable[Step], progress: Progress | None) -> bool:
+    """Whether nobody else's code runs while these steps are written."""
+    kinds = {type(step.fill) for step in steps}
+    return not (progress or run_observers()) and all(issubclass(kind, (Constant, Drawn)) for kind in kinds)
 
 
 def _in_order(plan: Plan, made: Iterable[Record], make: Callable[[], Iterable[Record]]) -> tuple[Record, ...]:

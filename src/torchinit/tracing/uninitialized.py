@@ -153,9 +153,10 @@ def looks_unfilled(tensor: Tensor) -> bool:
     if memory is None or memory.is_meta or not memory.numel() or not memory.is_floating_point():
         return False
     sample = memory.detach().flatten()[:: max(1, memory.numel() // _SAMPLE)].double()
-    if not sample.any():  # as buffers often are
-        return False
     smallest = torch.finfo(memory.dtype).smallest_normal
+    low, high = map(float, sample.aminmax())
+    if low == high == 0 or low >= smallest or high <= -smallest:  # as buffers often are
+        return False
     tiny = int(((sample != 0) & (sample.abs() < smallest)).sum()) if smallest < 1e-30 else 0
     return bool(sample.isnan().all()) or tiny * 4 > int((sample != 0).sum())
 
