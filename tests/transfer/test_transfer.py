@@ -6,7 +6,7 @@ import copy
 import json
 import pickle
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -365,7 +365,8 @@ def patches(width: int) -> nn.Module:
 def uneven(width: int) -> nn.Module:
     """A feed-forward layer of 43/16 of the width, as Llama's, between heads of 16."""
     model = Decoder(width, heads=width // 16)
-    for layer in cast("list[Any]", [*model.layers]):
+    layers: list[Any] = [*model.layers]
+    for layer in layers:
         layer.mlp.up_proj, layer.mlp.down_proj = nn.Linear(width, width * 43 // 16), nn.Linear(width * 43 // 16, width)
     return model
 
