@@ -278,7 +278,7 @@ def test_the_table_begins_with_the_verdict() -> None:
     assert max(map(len, lines[2:15])) <= 80
     assert lines[2].split() == ["layer", "signal", "gradient"]
     at = next(at for at, line in enumerate(lines) if line.startswith("TI801, TI803 way out"))
-    assert lines[at + 1] == '  {type = "Kaiming", mode = "fan_in", layer = "Linear"}'  # a line of its own, to be pasted
+    assert lines[at + 2] == '  {type = "Kaiming", mode = "fan_in", layer = "Linear"}'  # a line of its own, to be pasted
     good = str(probe(mlp(0))).splitlines()
     assert good[0].startswith("✓ Nothing is wrong with this start: 0.")
     assert good[-1] == "no findings"

@@ -107,9 +107,8 @@ class Adapter(ShortStr, ABC):
 
     def check(self, shapes: Sequence[Size], shape: Size, key: str) -> None:
         """Raise ValueError, and say why, where a site of ``shape`` cannot be made of tensors of ``shapes``."""
-        result = self.makes(shapes, key)
-        if result is not None and result != shape:
-            raise ValueError(f"{self} makes {list(result)} of {listed(shapes)}, but the site has {list(shape)}")
+        if (result := self.makes(shapes, key)) not in {None, shape}:
+            raise ValueError(f"{self} makes {list(result or ())} of {listed(shapes)}, but the site has {list(shape)}")
 
     def changes(self, shapes: Sequence[Size], shape: Size) -> bool:
         """Whether there is anything to do."""
