@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -75,3 +76,23 @@ def test_it_is_on_where_other_peoples_code_runs() -> None:
     initialize(nn.Linear(2, 3), Rule("*", own), seed=0)
     assert len(seen) >= 4
     assert all(seen)
+
+
+def test_a_thread_that_comes_while_another_pauses_leaves_it_on() -> None:
+    """The second finds the collector off, and leaves after the first has switched it on."""
+    first, second = collector_paused(), collector_paused()
+    first.__enter__()
+    thread = threading.Thread(target=second.__enter__)
+    thread.start()
+    thread.join()
+    first.__exit__(None, None, None)
+    second.__exit__(None, None, None)
+    assert gc.isenabled()
+
+
+def test_what_is_on_within_is_off_again_until_the_pause_ends() -> None:
+    with collector_paused():
+        with collector_paused(False):
+            assert gc.isenabled()
+        assert not gc.isenabled()
+    assert gc.isenabled()

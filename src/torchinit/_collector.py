@@ -30,4 +30,7 @@ def collector_paused(paused: bool = True) -> Iterator[bool]:
     try:
         yield was_enabled
     finally:
-        (gc.enable if was_enabled else gc.disable)()
+        if was_enabled:
+            gc.enable()
+        elif not paused:  # never off after a pause that found it off: that may have been another thread's, and be over
+            gc.disable()
