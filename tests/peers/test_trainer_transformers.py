@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
@@ -22,13 +22,13 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     LlamaModel,
-    PreTrainedConfig,
     PreTrainedModel,
     Trainer,
     TrainingArguments,
 )
 from transformers.initialization import no_init_weights
 
+from tests.peers.partly_loaded import OTHER, RULES, Bare, Config, alone, save, sites, without
 from torchinit import (
     CheckpointError,
     ConfigError,
@@ -47,35 +47,9 @@ from torchinit.checkpoints.adapters import ResizeVocabulary
 from torchinit.integrations.transformers import StartCallback, init_report, init_weights
 from torchinit.plans.plan import LOADED
 
-RULES = {"rules": [{"type": "Normal", "std": 0.02, "name": "**"}, {"type": "Ones", "layer": "LayerNorm"}]}
-OTHER = {"rules": [{"type": "Uniform", "a": 1, "b": 2, "name": "**"}]}
 
-
-class Config(PreTrainedConfig):
-    """Settings of the models here."""
-
-    model_type = "torchinit-recipe"
-    tie_word_embeddings = False
-
-
-class Layers(PreTrainedModel):
-    """A table, layers, statistics, positions that no checkpoint holds, and no parameters of its own."""
-
-    config_class = Config
-    embed: Any
-
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)
-        self.embed = nn.Embedding(40, 8)
-        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.LayerNorm(8)) for _ in range(2))
-        self.stats = nn.BatchNorm1d(8)
-        self.register_buffer("positions", torch.arange(4.0), persistent=False)
-
-    def get_input_embeddings(self) -> Any:
-        return self.embed
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.embed = value
+class Layers(Bare):
+    """A model that starts by a recipe."""
 
     _init_weights = init_weights(RULES, seed=0)
 
@@ -118,20 +92,6 @@ class Tied(Layers):
         return self.head
 
 
-def sites(model: nn.Module) -> dict[str, str]:
-    return dict(fingerprint(model).sites)
-
-
-def alone(build: Callable[[Config], Any] = WithHead, **settings: Any) -> dict[str, str]:
-    """The weights of one process that knows nothing of transformers."""
-    with torch.device("meta"):
-        model = build(Config(**settings))
-    if settings:
-        model.tie_weights()
-    materialize(model, RULES, seed=0)
-    return sites(model)
-
-
 @pytest.fixture(autouse=True)
 def _generator() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
@@ -141,18 +101,7 @@ def _generator() -> Iterator[None]:
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     """A checkpoint of a body with other weights."""
-    model: Any = Body(Config())
-    initialize(model, OTHER, seed=5)
-    model.stats.running_var.fill_(3.0)
-    model.save_pretrained(tmp_path)
-    return tmp_path
-
-
-def without(folder: Path, *names: str) -> Path:
-    file = folder / "model.safetensors"
-    state = {name: tensor.clone() for name, tensor in load_file(file).items()}
-    save_file({name: tensor for name, tensor in state.items() if name not in names}, file, metadata={"format": "pt"})
-    return folder
+    return save(Body(Config()), tmp_path)
 
 
 def marks(model: nn.Module) -> set[str]:
@@ -166,7 +115,7 @@ def marks(model: nn.Module) -> set[str]:
 def test_built() -> None:
     model = WithHead(Config())
     report = init_report(model).assert_ok(complete=True)
-    assert sites(model) == alone()
+    assert sites(model) == alone(WithHead)
     assert {record.name for record in report} == {name for name, _ in model.named_parameters()}
     assert marks(model) == set()
 
@@ -188,7 +137,7 @@ def test_what_a_checkpoint_lacks_is_written_and_nothing_else(left_out: tuple[str
     assert now.keys() - missing == state.keys()
     assert all(torch.equal(now[name], tensor) for name, tensor in state.items())
     for name in {*missing, "positions"}:
-        assert sites(model)[name] == alone()[name]
+        assert sites(model)[name] == alone(WithHead)[name]
     assert marks(model) == {*state}
     report = init_report(model).assert_ok(complete=True)
     assert {record.name for record in report} == {name for name in missing if "running" not in name}
@@ -431,7 +380,7 @@ def test_a_subclass_that_changes_a_little() -> None:
 
     model = Sub(Config())
     assert bool((model.head.bias == 7).all())
-    changed = {name for name, digest in sites(model).items() if alone()[name] != digest}
+    changed = {name for name, digest in sites(model).items() if alone(WithHead)[name] != digest}
     assert changed == {"head.bias"}
 
 
@@ -494,7 +443,7 @@ def test_code_by_hand_that_is_lost_within_from_pretrained(saved: Path) -> None:
         with pytest.raises(RunError, match=text):
             Own.from_pretrained(saved)
     Own.write = by_initialize
-    assert sites(Own(Config())) == alone()
+    assert sites(Own(Config())) == alone(WithHead)
 
 
 def test_a_recipe_by_hand_over_what_was_loaded_is_named(saved: Path) -> None:
@@ -576,7 +525,7 @@ def test_without_the_weights_of_transformers() -> None:
         models = WithHead(Config()), WithHead(Config())
         models[0].initialize_weights()  # within, where torch.nn.init does nothing
     models[1].init_weights()
-    assert [sites(model) for model in models] == [alone()] * 2
+    assert [sites(model) for model in models] == [alone(WithHead)] * 2
 
 
 def test_accelerate_gives_no_memory_and_takes_no_mark() -> None:
@@ -585,7 +534,7 @@ def test_accelerate_gives_no_memory_and_takes_no_mark() -> None:
     assert all(parameter.is_meta for parameter in model.parameters())
     model.to_empty(device="cpu")
     model.init_weights()
-    assert sites(model) == alone()
+    assert sites(model) == alone(WithHead)
 
 
 def test_a_buffer_that_had_memory_and_lost_it_is_made() -> None:
@@ -622,7 +571,7 @@ def test_gathered_one_module_at_a_time() -> None:
             parameter.data = torch.empty(0)
     for name, parameter in parameters.items():
         parameter.data = whole[name]
-    assert sites(model) == alone()
+    assert sites(model) == alone(WithHead)
 
 
 def test_partitioned_and_not_gathered_is_an_error() -> None:
@@ -734,7 +683,7 @@ def test_a_trainer_starts_from_the_weights_of_one_process_and_resumes(tmp_path: 
     callback = StartCallback()
     trainer(tmp_path, callback, steps=2, model_init=lambda: WithHead(Config())).train()
     start = start_of(tmp_path)
-    assert start["start"]["fingerprint"]["sites"] == alone()
+    assert start["start"]["fingerprint"]["sites"] == alone(WithHead)
     assert {record["name"] for record in start["start"]["report"]["records"]} == {
         name for name, _ in WithHead(Config()).named_parameters()
     }

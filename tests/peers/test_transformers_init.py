@@ -8,37 +8,19 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from torchinit import RunError, fingerprint, initialize, materialize
+from tests.peers.partly_loaded import RULES, Bare, Config, alone, save, sites, without
+from torchinit import RunError
 from torchinit.integrations.fsdp import ParamInit, param_init_fn
 from torchinit.integrations.trainers import init_weights
 from torchinit.plans.plan import LOADED
 
-RULES = {"rules": [{"type": "Normal", "std": 0.02, "name": "**"}, {"type": "Ones", "layer": "LayerNorm"}]}
 
-
-class Config(PreTrainedConfig):
-    """Settings of the models here."""
-
-    model_type = "torchinit-test"
-    tie_word_embeddings = False
-
-
-class Layers(PreTrainedModel):
-    """A table, layers, statistics, and positions that no checkpoint holds."""
-
-    config_class = Config
-
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)
-        self.embed = nn.Embedding(40, 8)
-        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.LayerNorm(8)) for _ in range(2))
-        self.stats = nn.BatchNorm1d(8)
-        self.register_buffer("positions", torch.arange(4.0), persistent=False)
+class Layers(Bare):
+    """A model that asks a recipe for the weights of each module."""
 
     def _init_weights(self, module: nn.Module) -> None:
         param_init_fn(self, RULES, seed=0)(module)
@@ -86,25 +68,8 @@ class Tied(Layers):
         self.head = nn.Linear(8, 40, bias=False)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.embed
-
     def get_output_embeddings(self) -> nn.Module:
         return self.head
-
-
-def planned(build: Callable[[Config], Any] = WithHead, **settings: Any) -> dict[str, str]:
-    """The weights of one process that knows nothing of transformers."""
-    with torch.device("meta"):
-        model = build(Config(**settings))
-    if settings:
-        model.tie_weights()
-    materialize(model, RULES, seed=0)
-    return dict(fingerprint(model).sites)
-
-
-def sites(model: nn.Module) -> dict[str, str]:
-    return dict(fingerprint(model).sites)
 
 
 @pytest.fixture(autouse=True)
@@ -116,23 +81,12 @@ def _generator() -> Iterator[None]:
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     """A checkpoint of a body with other weights."""
-    model: Any = Body(Config())
-    initialize(model, {"rules": [{"type": "Uniform", "a": 1, "b": 2, "name": "**"}]}, seed=5)
-    model.stats.running_var.fill_(3.0)
-    model.save_pretrained(tmp_path)
-    return tmp_path
-
-
-def without(folder: Path, *names: str) -> Path:
-    file = folder / "model.safetensors"
-    state = {name: tensor.clone() for name, tensor in load_file(file).items()}
-    save_file({name: tensor for name, tensor in state.items() if name not in names}, file, metadata={"format": "pt"})
-    return folder
+    return save(Body(Config()), tmp_path)
 
 
 @pytest.mark.parametrize("build", [WithHead, Keeping])
 def test_built(build: Callable[[Config], Any]) -> None:
-    assert sites(build(Config())) == planned()
+    assert sites(build(Config())) == alone(WithHead)
 
 
 @pytest.mark.parametrize("build", [WithHead, Keeping])
@@ -146,7 +100,7 @@ def test_what_a_checkpoint_lacks_is_written_and_nothing_else(
     assert {*model.state_dict(), "positions"} - missing == {*state}
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in state.items())
     assert {name: digest for name, digest in sites(model).items() if name in missing} == {
-        name: digest for name, digest in planned().items() if name in missing
+        name: digest for name, digest in alone(WithHead).items() if name in missing
     }
 
 
@@ -163,12 +117,12 @@ def test_tied_weights_are_one(left_out: tuple[str, ...], saved: Path) -> None:
     settings = {"tie_word_embeddings": True}
     model = Tied(Config(**settings))
     assert model.head.weight is model.embed.weight
-    assert sites(model) == planned(Tied, **settings)
+    assert sites(model) == alone(Tied, **settings)
     Config(**settings).save_pretrained(saved)
     loaded = Tied.from_pretrained(without(saved, *left_out))
     assert loaded.head.weight is loaded.embed.weight
     if left_out:
-        assert sites(loaded)["embed.weight"] == planned(Tied, **settings)["embed.weight"]
+        assert sites(loaded)["embed.weight"] == alone(Tied, **settings)["embed.weight"]
     else:
         assert torch.equal(loaded.embed.weight, load_file(saved / "model.safetensors")["embed.weight"])
 
@@ -179,7 +133,7 @@ def test_without_the_weights_of_transformers() -> None:
         models = WithHead(Config()), WithHead(Config())
         models[0].initialize_weights()  # within, where torch.nn.init does nothing
     param_init_fn(models[1], RULES, seed=0)(models[1])
-    assert [sites(model) for model in models] == [planned()] * 2
+    assert [sites(model) for model in models] == [alone(WithHead)] * 2
 
 
 def test_a_part_made_by_another_model_is_named(saved: Path) -> None:
@@ -222,7 +176,7 @@ def test_the_method_for_trainers_says_where_it_does_not_serve(saved: Path) -> No
     class Single(Body):
         _init_weights = init_weights(RULES, seed=0)  # type: ignore[assignment]  # the mistake
 
-    assert sites(Whole(Config())) == planned(Body)
+    assert sites(Whole(Config())) == alone(Body)
     with pytest.raises(
         RunError, match=r"init_weights was called while from_pretrained builds a model.* Give the class _init"
     ):

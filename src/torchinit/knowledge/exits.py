@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torchinit._frozen import changed
 from torchinit.knowledge.role_rules import BIAS
 from torchinit.model.blocks import find_stacks
-from torchinit.model.names import normalize
+from torchinit.model.names import module_name
 from torchinit.model.sandbox import answer
 from torchinit.model.sites import Site
 
-_EXITS: Final = frozenset({"attn.out", "mlp.out", "mlp.down", "expert.out", "expert.down", "ssm.out"})
+EXITS: Final = ("attn.out", "mlp.out", "mlp.down", "expert.out", "expert.down", "ssm.out")
+"""The roles of the matrices that lead out of a block."""
 _NORMALIZED: Final = "it changes what passes beside its layers, as where a norm comes after the sum (post-norm)"
 
 # Whether x + f(x) or norm(x + f(x)) is computed shows in no name: nn.TransformerEncoderLayer has both under the same
@@ -33,7 +34,7 @@ def is_exit(site: Site) -> bool:
     >>> is_exit(Site("h.0.mlp.down.weight", (2, 2), block=(0, 1), role="mlp.down"))
     True
     """
-    return site.block is not None and (site.role or "").removesuffix(BIAS).partition("[")[0] in _EXITS
+    return site.block is not None and (site.role or "").removesuffix(BIAS).partition("[")[0] in EXITS
 
 
 def with_exits(model: nn.Module, sites: Iterable[Site]) -> tuple[Site, ...]:
@@ -49,7 +50,7 @@ def with_exits(model: nn.Module, sites: Iterable[Site]) -> tuple[Site, ...]:
     exits = {view.name: view for site in sites for view in site.views if is_exit(view)}
     if not exits:
         return sites
-    names = {id(module): normalize(f"{name}.x")[:-1] for name, module in model.named_modules()}
+    names = {id(module): f"{module_name(name)}." for name, module in model.named_modules()}
     found: dict[str, str] = {}
     for stack in find_stacks(model).values():
         answers: dict[object, str] = {}

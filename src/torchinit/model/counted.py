@@ -12,7 +12,7 @@ from torch import nn
 
 from torchinit._text import abbreviate, did_you_mean
 from torchinit.errors import ConfigError
-from torchinit.model.names import WRAPPERS, normalize
+from torchinit.model.names import WRAPPERS, module_name, normalize
 
 # All names of a model come from its tree of modules, by `named_modules` and its like, so the tree is what is changed.
 # For `under` plain modules are put above the model. For `inside` the module of that name stands at the root while the
@@ -107,7 +107,7 @@ class Counted:
         model, paths = self.model, dict[str, str]()
         modules = dict(model.named_modules(remove_duplicate=False))
         for path in modules:
-            paths.setdefault(normalize(f"{path}.x")[:-2], path)
+            paths.setdefault(module_name(path), path)
         paths.pop("", None)
         named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
         names = {normalize(name) for name, _ in named}
@@ -128,7 +128,7 @@ def _checked(argument: str, path: object) -> str:
         raise TypeError(f"{argument} must be text such as 'layers.3', but got {path!r}")
     if (path and "" in path.split(".")) or "*" in path:
         raise ConfigError(f"{argument} must be a dotted name such as 'layers.3', but got {path!r}")
-    bare = normalize(f"{path}.x")[:-2] if path else ""
+    bare = module_name(path)
     if path and not bare:
         raise ConfigError(f"{argument}: {path!r} is the name of a wrapper, which is left out of names anyway")
     return bare

@@ -46,6 +46,14 @@ def local_part(tensor: Tensor) -> Tensor:
     return local
 
 
+def whole_values(tensor: Tensor) -> Tensor:
+    """The values of a whole tensor, a DTensor's gathered: all ranks of its mesh have to call this."""
+    if not is_distributed(tensor):
+        return tensor
+    whole: Tensor = tensor.full_tensor()
+    return whole
+
+
 def shards_of(name: str, tensor: Tensor, store: Callable[[Tensor], Tensor] | None = None) -> tuple[Shard, ...]:
     """The parts of a tensor that are here: a plain tensor whole, of a DTensor its local part, cut into boxes.
 

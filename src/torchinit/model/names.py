@@ -47,6 +47,15 @@ def without_wrappers(name: str) -> str:
     return ".".join([*(part for part in path if part not in WRAPPERS), leaf])
 
 
+def module_name(path: str) -> str:
+    """The name that a module has in the bare model; empty for the model itself, also where a wrapper holds it.
+
+    >>> module_name("module._orig_mod.layers.0._fsdp_wrapped_module"), module_name("_orig_mod")
+    ('layers.0', '')
+    """
+    return ".".join(part for part in path.split(".") if part not in WRAPPERS)
+
+
 def check_glob(glob: object) -> None:
     """Raise TypeError for a glob that is not a ``str``, ValueError for an empty part and for one beyond the limits."""
     if not isinstance(glob, str):

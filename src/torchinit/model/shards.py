@@ -30,6 +30,11 @@ class Box:
         """The box that holds all of a tensor of this shape."""
         return cls((0,) * len(shape), shape)
 
+    @classmethod
+    def nothing(cls, dimensions: int) -> Box:
+        """A box without elements, of a tensor of so many dimensions."""
+        return cls((0,) * dimensions, (0,) * dimensions)
+
     @property
     def numel(self) -> int:
         return math.prod(self.shape)

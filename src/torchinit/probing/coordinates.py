@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchinit.api import initialize, materialize
 from torchinit.errors import ProbeError, ReportError
 from torchinit.knowledge import roles
-from torchinit.model.names import normalize
+from torchinit.model.names import module_name
 from torchinit.noise import seeded_generators
 from torchinit.probing.backward import forward, raised
 from torchinit.probing.inputs import Inputs, given, made
@@ -220,7 +220,7 @@ class _Run:
     ) -> _Measured:
         known, modules = (
             roles(model),
-            {normalize(f"{name}.x")[:-2]: each for name, each in model.named_modules() if name},
+            {module_name(name): each for name, each in model.named_modules() if name},
         )
         starts: dict[str, list[float]] = defaultdict(list)
         changes: dict[str, list[float]] = defaultdict(list)
@@ -264,7 +264,7 @@ def _recording(model: nn.Module) -> Iterator[dict[str, Tensor]]:
         return after
 
     for path, module in model.named_modules():
-        name = normalize(f"{path}.x")[:-2] if path else "(output)"
+        name = module_name(path) if path else "(output)"
         handles.append(module.register_forward_hook(hook(name)))
     try:
         yield seen

@@ -19,7 +19,7 @@ from torchinit.api import initialize, sites
 from torchinit.distributed.collectives import over_model
 from torchinit.errors import ProbeError
 from torchinit.model.dtensor import local_part
-from torchinit.model.names import normalize, without_wrappers
+from torchinit.model.names import module_name, normalize
 from torchinit.model.sites import Site
 from torchinit.plans.report import Report
 from torchinit.probing.backward import forward
@@ -178,7 +178,7 @@ class _Scaling:
 
     def __init__(self, model: nn.Module, weights: Mapping[str, Site], std: float) -> None:
         self.model, self.std = model, std
-        modules = {without_wrappers(f"{path}.").removesuffix("."): each for path, each in model.named_modules()}
+        modules = {module_name(path): each for path, each in model.named_modules()}
         number = Counter(owner for site in weights.values() for owner in _owners(site))
         self.weights: dict[str, str] = {}  # of the layers, by their names
         for name, site in weights.items():
@@ -274,7 +274,7 @@ class _Wiring:
         """The context in which it looks."""
         stack = ExitStack()
         for path, module in model.named_modules():
-            name = without_wrappers(f"{path}.").removesuffix(".")
+            name = module_name(path)
             stack.callback(module.register_forward_pre_hook(self._before(name)).remove)
             stack.callback(module.register_forward_hook(self._after(name, name in layers)).remove)
         operations = Operations(lambda: self._inside[-1] if self._inside else ("", None), lambda _: None, self._see)

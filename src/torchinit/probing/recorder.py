@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchinit.model.names import without_wrappers
+from torchinit.model.names import module_name
 from torchinit.probing.expectation import Expectations
 from torchinit.probing.expected import Expected
 from torchinit.probing.measurement import Output, TimeSteps
@@ -66,7 +66,7 @@ class PassRecorder:
 
     def __enter__(self) -> PassRecorder:
         for path, module in self.model.named_modules():
-            name = without_wrappers(f"{path}.").removesuffix(".") if path else ""
+            name = module_name(path)
             if isinstance(module, nn.RNNBase) and not module.bidirectional:
                 self._keep(module.register_forward_pre_hook(self._before_steps(name)))
                 self._keep(module.register_forward_hook(self._after_steps(name)))

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from torchinit._text import count, one_line
 from torchinit.errors import MissingExtraError
@@ -17,6 +17,7 @@ from torchinit.probing.checks import PROBE_CHECKS
 from torchinit.probing.measurement import Measurement, SignalChain
 from torchinit.probing.page import figures_of, page_of
 from torchinit.probing.values import StartValues
+from torchinit.serialization.json import finite_data
 
 _FORMAT: Final = "torchinit-probe-1"
 _ROWS, _WIDTH = 12, 16
@@ -147,20 +148,12 @@ class Probe:
     def to_dict(self) -> dict[str, object]:
         """The verdict and all numbers of all runs as plain data; what is not finite is text."""
         data = {"format": _FORMAT, "model": self.model, "verdict": self.verdict, "healthy": self.healthy}
-        runs = [_plain(asdict(run)) for run in self.runs]
+        runs = [finite_data(asdict(run)) for run in self.runs]
         return {**data, "findings": self.findings.to_dict(), "notes": list(self.notes), "runs": runs}
 
     def to_json(self, *, indent: int | None = 2) -> str:
         """The same as JSON."""
         return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None if math.isnan(value) else str(value)
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _chart(chain: SignalChain) -> Iterator[str]:

@@ -13,6 +13,7 @@ from torchinit._text import abbreviate, count, did_you_mean, format_table
 from torchinit.model.names import check_globs, glob_matches
 from torchinit.pages import Figure, Page, Panel, Series
 from torchinit.pages.drawing import drawn_to_file
+from torchinit.serialization.json import finite_data
 
 Size: TypeAlias = Literal["width", "depth"]
 SlopeVerdict: TypeAlias = Literal["flat", "grows", "falls", "undecided", "still", "diverges"]
@@ -194,7 +195,7 @@ class CoordCheck:
         """All numbers as plain data; None for a slope where there is none."""
         data = asdict(self)
         slopes = [{**asdict(each), "verdict": each.verdict} for each in self.slopes]
-        return {"format": _FORMAT, "summary": self.summary(), **_finite({**data, "slopes": slopes})}
+        return {"format": _FORMAT, "summary": self.summary(), **finite_data({**data, "slopes": slopes})}
 
     def to_json(self, *, indent: int | None = 2) -> str:
         """The same as JSON."""
@@ -229,19 +230,6 @@ class CoordCheck:
 
 def _plus_minus(slope: float, error: float) -> str:
     return "-" if math.isnan(slope) else f"{slope:+.2f} ± {error:.2f}"
-
-
-def _finite(value: object) -> dict[str, object]:
-    """The data without numbers that JSON cannot hold."""
-
-    def plain(item: object) -> object:
-        if isinstance(item, float):
-            return item if math.isfinite(item) else None if math.isnan(item) else str(item)
-        if isinstance(item, Mapping):
-            return {key: plain(each) for key, each in item.items()}
-        return [plain(each) for each in item] if isinstance(item, (list, tuple)) else item
-
-    return plain(value)  # type: ignore[return-value]  # a mapping stays one
 
 
 def check_expected(expected: Mapping[str, float] | None) -> Mapping[str, float]:

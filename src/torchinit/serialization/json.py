@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar, final
 
@@ -43,6 +44,19 @@ class FrozenDict(Mapping[str, _Value]):
 
     def __hash__(self) -> int:
         return hash(tuple(self.items()))
+
+
+def finite_data(value: Any) -> Any:
+    """Plain data without numbers that JSON cannot hold: None for NaN, text for an infinity.
+
+    >>> finite_data({"rms": (1.0, float("nan"), float("inf"))})
+    {'rms': [1.0, None, 'inf']}
+    """
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None if math.isnan(value) else str(value)
+    if isinstance(value, Mapping):
+        return {key: finite_data(item) for key, item in value.items()}
+    return [finite_data(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 class DuplicateKeyError(ValueError):

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torchinit.errors import ConfigError
 from torchinit.linting import Finding, Findings
 from torchinit.linting.registry import SEVERITIES, Check, Hit, Severity
-from torchinit.model.dtensor import is_distributed
+from torchinit.model.dtensor import whole_values
 from torchinit.model.names import normalize
 from torchinit.plans.plan import Plan
 from torchinit.transfer.groups import optimizer_of
@@ -82,8 +82,7 @@ def other_std(followed: Followed) -> Iterator[Hit]:
         if parameter is None or parameter.is_meta or row.name not in fills:
             continue
         moments = fills[row.name].moments(row.shape)
-        values = parameter.detach()
-        values = (values.full_tensor() if is_distributed(values) else values).double()
+        values = whole_values(parameter.detach()).double()
         if moments is None or moments.std is None or values.numel() < 2 or not values.is_floating_point():
             continue
         std, noise = float(values.std()), math.sqrt(0.5 / values.numel() + 0.5 / max(1, math.prod(row.base_shape)))

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeGuard
 
 import torch
 from torch import nn
@@ -19,9 +19,9 @@ from torchinit.api import sites
 from torchinit.errors import ConfigError
 from torchinit.initializers import Constant, Normal
 from torchinit.initializers.base import Fill
-from torchinit.model.dtensor import is_distributed
+from torchinit.model.dtensor import whole_values
 from torchinit.model.layouts import Layout
-from torchinit.model.names import normalize
+from torchinit.model.names import module_name, normalize
 from torchinit.model.sites import Site
 from torchinit.plans.plan import Plan
 from torchinit.plans.planner import make_plan
@@ -79,7 +79,7 @@ class Base:
         """The base that a model is: started by a recipe, by code, or as its values are; on meta perhaps by nothing."""
         known, heads, scales = sites(model), head_sizes(model), scales_of(model)
         if start is not None:
-            if callable(start) and not isinstance(start, (Rule, type)) and not hasattr(start, "resolve"):
+            if _is_code(start):
                 return cls(capture(model, start), heads, "its own code", scales)
             return cls(_planned(known, start), heads, "a recipe", scales)
         if any(each.is_meta for each in model.parameters()):
@@ -93,7 +93,7 @@ class Base:
         The rows of tables, the outputs of heads and the inputs of the first layer are no widths; the size of the
         attention's heads stays, their number shrinks. Raises ConfigError where the width of the model is not known.
         """
-        if callable(start) and not isinstance(start, Rule) and not hasattr(start, "resolve"):
+        if _is_code(start):
             raise ConfigError("code that starts the base model needs a base model: give base=, or start= as a recipe")
         known = sites(model)
         own = width_of(model)
@@ -131,6 +131,11 @@ class Base:
             file.write(json.dumps(data, indent=1).encode())
 
 
+def _is_code(start: Start | None) -> TypeGuard[Callable[[Any], object]]:
+    """Whether something is code that is called with a model, and not a recipe."""
+    return callable(start) and not isinstance(start, (Rule, type)) and not hasattr(start, "resolve")
+
+
 def _planned(known: Sequence[Site], start: Any) -> Plan:
     plan = make_plan(known, to_rules(start))
     if plan.problems:
@@ -142,8 +147,7 @@ def _measured(model: nn.Module) -> list[Rule]:
     """A rule for each parameter with the mean and the standard deviation that it has."""
     rules = []
     for name, parameter in model.named_parameters():
-        values = parameter.detach()
-        values = values.full_tensor() if is_distributed(values) else values
+        values = whole_values(parameter.detach())
         if not values.numel() or not values.is_floating_point():
             continue
         first = float(values.flatten()[0])
@@ -161,7 +165,7 @@ def _measured(model: nn.Module) -> list[Rule]:
 
 def modules_of(model: nn.Module) -> dict[str, nn.Module]:
     """The modules of a model by their names, without those of wrappers."""
-    return {normalize(f"{path}.x")[:-2] if path else "": module for path, module in model.named_modules()}
+    return {module_name(path): module for path, module in model.named_modules()}
 
 
 def count_in(module: object, names: Sequence[str]) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from torchinit._text import did_you_mean
 from torchinit.errors import ConfigError, ReportError, RunError
+from torchinit.knowledge.exits import EXITS
 from torchinit.model.names import glob_matches
 from torchinit.transfer.base import HEAD_COUNTS, SCALE_FIELDS, Base, count_in, head_sizes, modules_of, scales_of
 from torchinit.transfer.growth import Grown
@@ -20,7 +21,6 @@ Place: TypeAlias = Literal["config", "attribute", "input", "output", "key", "row
 
 _LOGITS, _ATTENTION, _BRANCH = SCALE_FIELDS  # Granite divides its logits by the first
 _QUERIES: Final = ("attn.q", "attn.qkv", "attn.q_up")
-_BRANCHES: Final = ("attn.out", "mlp.out", "mlp.down", "ssm.out", "expert.out", "expert.down")
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +282,7 @@ def branches(grown: Sequence[Grown], globs: Sequence[str]) -> list[Grown]:
     found = [
         each for each in inside if each.site.name.endswith(ends) and each.site.owner_name.rpartition(".")[0] in behind
     ]
-    return found or [each for each in inside if _role(each).startswith(_BRANCHES)]
+    return found or [each for each in inside if _role(each).startswith(EXITS)]
 
 
 def _role(each: Grown) -> str:

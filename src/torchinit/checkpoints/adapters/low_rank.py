@@ -145,7 +145,7 @@ class LoRA(Adapter):
         if not self._factor(key) and not self._divides(shape):
             return ReadPlan((box,), lambda tensors: tensors[0])
         if self.method not in _DIVIDING:
-            nothing = Box((0,) * len(shapes[0]), (0,) * len(shapes[0]))
+            nothing = Box.nothing(len(shapes[0]))
             return ReadPlan((nothing,), lambda tensors: self._drawn(shapes[0], box, key))
         return Adapter.read_plan(self, shapes, shape, box, key)
 

@@ -219,7 +219,7 @@ class UpcycleRouter(BySlices):
             raise ValueError(f"{self} needs whole blocks of {self.granularity} experts, but the site has {list(shape)}")
 
     def read_plan(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> ReadPlan:
-        nothing = Box((0,) * len(shapes[0]), (0,) * len(shapes[0]))
+        nothing = Box.nothing(len(shapes[0]))
         return ReadPlan((nothing,), lambda tensors: self._drawn(shape, box, key))
 
     def _drawn(self, shape: Size, box: Box, key: str) -> Tensor:
