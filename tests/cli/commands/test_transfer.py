@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from contextlib import suppress
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from torchinit.cli import main
+from torchinit.cli.commands.transfer import add
+from torchinit.transfer.table import PARAMETRIZATIONS, Form
 
 NET = """
 from torch import nn
@@ -80,3 +84,12 @@ def test_explain(capsys: pytest.CaptureFixture[str]) -> None:
     assert "α = 0.5: each residual branch x k^-α" in out
     assert main(["explain", "missing-multiplier"]) == 0
     assert "transfer.lint(model, optimizer)" in capsys.readouterr().out
+
+
+def test_the_command_has_every_parametrization_and_form() -> None:
+    """It names them itself, so that its help needs no import of the table."""
+    parser = argparse.ArgumentParser()
+    add(parser)
+    choices = {action.dest: set(action.choices or ()) for action in parser._actions}
+    assert choices["parametrization"] == {*PARAMETRIZATIONS}
+    assert choices["form"] == {*get_args(Form)}
