@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
-from tests.peers.test_trainer_transformers import Config, WithHead, Words, alone, sites, start_of, without
+from tests.peers.partly_loaded import Config, alone, sites, without
+from tests.peers.test_trainer_transformers import WithHead, Words, start_of
 from tests.processes import on_ranks, results
 from torchinit import verify_replicas
 from torchinit.integrations.transformers import StartCallback
@@ -57,10 +58,10 @@ def test_two_ranks(tmp_path: Path) -> None:
     saved = without(tmp_path / "whole", "head.weight", "layers.1.0.bias")
     (store := tmp_path / "store").mkdir()
     for found in results(on_ranks(2, on_rank, store, tmp_path / "run", saved, timeout=120)):
-        assert found["built"] == alone()
+        assert found["built"] == alone(WithHead)
         assert found["trained"] and found["resumed"]
-        assert found["part"] == alone() | {"layers.0.0.weight": sites(whole)["layers.0.0.weight"]}
+        assert found["part"] == alone(WithHead) | {"layers.0.0.weight": sites(whole)["layers.0.0.weight"]}
     start = start_of(tmp_path / "run")["start"]
-    assert start["fingerprint"]["sites"] == alone()
+    assert start["fingerprint"]["sites"] == alone(WithHead)
     assert start_of(tmp_path / "run/checkpoint-4")["start"] == start
     assert start_of(tmp_path / "run/part")["start"]["fingerprint"]["sites"] == found["part"]

@@ -255,6 +255,8 @@ def test_sizes_that_give_no_slope(options: dict[str, object], error: type[Except
 
 
 def test_factories_that_make_something_else() -> None:
+    with pytest.raises(ProbeError, match=r"make\(8\) raised TypeError: .* takes 0 .*\n  make\(size\) is .* this depth"):
+        coord_check(lambda: started(8), depths=(8, 16))
     with pytest.raises(ProbeError, match=r"make\(8\) returned str, not a model"):
         coord_check(lambda width: "model", widths=(8, 16))
     with pytest.raises(ProbeError, match="returned a model and int, which is not an optimizer"):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from torchinit.api import initialize, materialize
-from torchinit.errors import ProbeError, ReportError
+from torchinit.errors import ProbeError, ReportError, TorchinitError
 from torchinit.knowledge import roles
 from torchinit.model.names import module_name
 from torchinit.noise import seeded_generators
@@ -68,7 +68,7 @@ def coord_check(
     :func:`torchinit.probe`: all sizes train on the same batch. ``expected`` has slopes other than 0, by globs of names.
     After ``limit`` seconds no other seed is begun, and the result says so.
 
-    Raises ValueError for less than two sizes, ProbeError for a model that cannot be probed.
+    Raises ValueError for less than two sizes, ProbeError for a model that cannot be built or probed.
 
     >>> def make(width):
     ...     sizes = [(8, width), (width, width), (width, 4)]
@@ -167,7 +167,14 @@ class _Run:
 
     def _made(self, size: int, seed: int) -> tuple[nn.Module, torch.optim.Optimizer]:
         takes_seed = "seed" in inspect.signature(self.make).parameters
-        made = self.make(size, seed=seed) if takes_seed else self.make(size)
+        try:
+            made = self.make(size, seed=seed) if takes_seed else self.make(size)
+        except TorchinitError:
+            raise
+        except Exception as error:  # whatever a stranger's code raises
+            what = "depth" if self.is_depth else "width"
+            text = f"make({size}) raised {type(error).__name__}: {error}"
+            raise ProbeError(f"{text}\n  make(size) is to build the model of this {what}") from error
         model, optimizer = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
         if not isinstance(model, nn.Module):
             raise ProbeError(
