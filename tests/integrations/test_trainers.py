@@ -9,7 +9,7 @@ import runpy
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -252,11 +252,24 @@ def test_the_examples_train_on_four_ranks(ranks: list[dict[str, Any]], name: str
     assert [each[name] for each in ranks[1:]] == [""] * (WORLD - 1)
 
 
+def torchrun(arguments: Sequence[str], folder: Path) -> str:
+    """What a program prints under torchrun.
+
+    Gloo's threads may drop the last gathered tensor when the interpreter ends already, which aborts the process after
+    its work (torch 2.13: 1 run in 30 on a busy machine, without torchinit, too). Such a run is made again.
+    """
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", *arguments]
+    for _ in range(5):
+        ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+        if "terminate called without an active exception" not in ran.stderr:
+            break
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
 @pytest.mark.slow("starts torchrun")
 def test_torchrun_starts_an_example(tmp_path: Path) -> None:
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*run, str(EXAMPLES / "train_fsdp2.py"), "--steps", "8"]
-    check(subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout)
+    check(torchrun(["--nproc-per-node", "2", str(EXAMPLES / "train_fsdp2.py"), "--steps", "8"], tmp_path))
 
 
 @pytest.mark.slow("starts torchrun")
@@ -265,10 +278,9 @@ def test_torchrun_prints_what_the_tutorial_says(tmp_path: Path) -> None:
     (job,) = (snippet.code for snippet in snippets(page) if snippet.value == "job.py")
     (tmp_path / "job.py").write_text(job, "utf-8")
     (shown,) = (snippet.code for snippet in snippets(page) if snippet.code.startswith("$ torchrun"))
-    for part in shown.split("$ torchrun ")[1:]:
+    for part in shown.split("$ torchrun --standalone ")[1:]:
         arguments, _, expected = part.partition("\n")
-        command = [sys.executable, "-m", "torch.distributed.run", *arguments.split()]
-        printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+        printed = torchrun(arguments.split(), tmp_path)
         if torch.__version__ < "2.12":  # Gloo of 2.10 first tells there that it is connected, both ranks at once
             printed = printed[-len(expected) :]
         assert printed == expected
