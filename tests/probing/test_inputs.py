@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from tests.probing.nets import Wired, mlp
 from torchinit import ProbeError, probe
-from torchinit.probing.backward import raised
+from torchinit.probing.passes import raised
 from torchinit.probing.inputs import given, made
 
 

@@ -20,7 +20,7 @@ from torchinit.initializers import Initializer
 from torchinit.pages import Distribution, Page
 from torchinit.probing import CoordCheck, CoordinateSlope, Probe
 from torchinit.probing.page import page_of
-from torchinit.probing.values import values_of
+from torchinit.probing.moments import values_of
 
 ZERO = Rule(Leaf("bias"), Zeros())
 KAIMING = [{"type": "Kaiming", "mode": "fan_in", "layer": "Linear"}]

@@ -48,7 +48,7 @@ class Inputs:
         while items:
             item = items.pop(0)
             found += [item] if isinstance(item, Tensor) else []
-            items = [*parts_of(item), *items]
+            items = [*(part for _, part in parts_of(item)), *items]
         return found
 
     @property

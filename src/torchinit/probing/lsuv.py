@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Container, Iterable, Mapping, MutableMapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -22,14 +22,13 @@ from torchinit.model.dtensor import local_part
 from torchinit.model.names import module_name, normalize
 from torchinit.model.sites import Site
 from torchinit.plans.report import Report
-from torchinit.probing.backward import forward
-from torchinit.probing.chains import tower_of
+from torchinit.probing.expectations import KEEPS
 from torchinit.probing.inputs import Inputs, check_place
-from torchinit.probing.keeping import kept, probing_mode, values_kept
+from torchinit.probing.measurement import tower_of
 from torchinit.probing.moments import first_floating
-from torchinit.probing.operations import Operations
-from torchinit.probing.probe import check_subject, inputs_of
-from torchinit.probing.propagation import KEEPS
+from torchinit.probing.passes import forward, inputs_of, kept, probing_mode, values_kept
+from torchinit.probing.probe import check_subject
+from torchinit.probing.recorder import PassWatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,10 +194,9 @@ class _Scaling:
 
     def learn(self, inputs: Inputs) -> None:
         """See which layers run, which end a branch, and which lie within attention."""
-        wiring = _Wiring()
-        with wiring.watching(self.model, self.modules):
+        with _Wiring(self.model, self.modules) as wiring:
             forward(self.model, inputs)
-        inner = {name for inside in wiring.attention.values() for name in inside[:-1]}
+        inner = wiring.inside_attention()
         called = [name for name in wiring.called if name not in inner]
         branches = Counter(tower_of(name) for name in wiring.ends)
         self.targets = {
@@ -260,47 +258,29 @@ def _times(output: Any, factor: float) -> Any:
     return output
 
 
-class _Wiring:
+class _Wiring(PassWatch):
     """How layers hang together, seen in a pass: in which order, which end residual branches, which serve attention."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module, layers: Container[str]) -> None:
+        super().__init__(model)
         self.called: list[str] = []
         self.ends: set[str] = set()
-        self.attention: dict[str, list[str]] = {}
+        self._layers = layers
         self._made: MutableMapping[Tensor, str] = WeakTensorKeyDictionary()
-        self._inside: list[tuple[str, nn.Module | None]] = []
 
-    def watching(self, model: nn.Module, layers: Mapping[str, nn.Module]) -> ExitStack:
-        """The context in which it looks."""
-        stack = ExitStack()
-        for path, module in model.named_modules():
-            name = module_name(path)
-            stack.callback(module.register_forward_pre_hook(self._before(name)).remove)
-            stack.callback(module.register_forward_hook(self._after(name, name in layers)).remove)
-        operations = Operations(lambda: self._inside[-1] if self._inside else ("", None), lambda _: None, self._see)
-        stack.enter_context(operations.watching())
-        stack.callback(self._attend, operations)
-        return stack
+    def inside_attention(self) -> set[str]:
+        """The layers within attention, but for the last of each."""
+        inner: set[str] = set()
+        for prefix in {f"{each.module}." for each in self.attentions() if each.module}:
+            inner.update([name for name in self.called if name.startswith(prefix)][:-1])
+        return inner
 
-    def _attend(self, operations: Operations) -> None:
-        for each in operations.attentions():
-            inside = [name for name in self.called if name.startswith(f"{each.module}.")] if each.module else []
-            self.attention[each.module] = inside
+    def returned(self, name: str, module: nn.Module, tensor: Tensor, is_new: bool) -> None:
+        if name in self._layers:
+            self.called += [name] if name not in self.called else []
+            self._made[tensor] = name
 
-    def _before(self, name: str) -> Callable[..., None]:
-        return lambda module, args: self._inside.append((name, module))
-
-    def _after(self, name: str, is_layer: bool) -> Callable[..., None]:
-        def hook(module: nn.Module, args: object, output: object) -> None:
-            self._inside.pop()
-            tensor = first_floating(output)
-            if is_layer and tensor is not None:
-                self.called += [name] if name not in self.called else []
-                self._made[tensor] = name
-
-        return hook
-
-    def _see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+    def seen(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         """Follow the output of a layer, through what keeps its size, to a sum."""
         tensors = [each for each in args if isinstance(each, Tensor) and each.is_floating_point()]
         if not tensors or not isinstance(result, Tensor):

@@ -19,9 +19,9 @@ from torchinit.pages.drawing import cut
 from torchinit.pages.figures import digits
 from torchinit.plans.report import Record
 from torchinit.probing.checks import PROBE_CHECKS
+from torchinit.probing.checks.registry import Bound
 from torchinit.probing.measurement import Measurement, Output, SignalChain
-from torchinit.probing.registry import Bound
-from torchinit.probing.values import LikeValues, StartValues
+from torchinit.probing.moments import LikeValues, StartValues
 
 _HERE: Final = "this start"
 

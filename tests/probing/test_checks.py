@@ -29,8 +29,8 @@ from torchinit.probing.measurement import (
     Units,
 )  # fmt: skip
 from torchinit.probing.moments import BatchMoments
-from torchinit.probing.registry import ANY, Bound
-from torchinit.probing.verdict import judge, near_bounds
+from torchinit.probing.checks.registry import ANY, Bound
+from torchinit.probing.checks.registry import judge, near_bounds
 
 PAGE = Path(__file__).parents[2] / "docs/guides/probe.md"
 QUIET = Measurement("", 16, Objective("", 2.3))
