@@ -54,6 +54,9 @@ STYLE: Final = """\
 
 def standalone(svg: str, width: int, height: int, title: str = "", caption: str = "") -> str:
     """The drawing as a file of its own: with its colours, on a page of its own, below its title."""
+    dark = f"@media (prefers-color-scheme:dark){{svg{{{DARK}}}}}"
+    heading = ".ti-figure .title{font-size:15px;font-weight:600;fill:var(--ink)}"
+    style = f"<style>svg{{color-scheme:light dark;{COLOURS}}}\n{dark}\n{STYLE}\n{heading}</style>"
     lines = [title, *textwrap.wrap(caption, width // 6)]
     kinds = ["title", *[""] * (len(lines) - 1)]
     texts = (f'<text class="{kind}" x="8" y="{22 + 16 * at}">{escape(line)}</text>'
@@ -63,7 +66,7 @@ def standalone(svg: str, width: int, height: int, title: str = "", caption: str 
     size = f'width="{width}" height="{height + above}"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" class="ti-figure" viewBox="0 0 {width} {height + above}" {size}>'
     page = f'<rect {size} fill="var(--page)"/>'
-    return "\n".join([head, f"<style>{_file_style()}</style>", page, *texts, inner, "</svg>", ""])
+    return "\n".join([head, style, page, *texts, inner, "</svg>", ""])
 
 
 def drawn_to_file(figure: Figure) -> str:
@@ -78,13 +81,6 @@ def drawn_to_file(figure: Figure) -> str:
 
 def _width(figure: Figure) -> int:
     return WIDTH + _MARGIN * (len(figure.series) > _FEW)
-
-
-def _file_style() -> str:
-    """The style of a drawing in a file of its own."""
-    title = ".ti-figure .title{font-size:15px;font-weight:600;fill:var(--ink)}"
-    dark = f"@media (prefers-color-scheme:dark){{svg{{{DARK}}}}}"
-    return f"svg{{color-scheme:light dark;{COLOURS}}}\n{dark}\n{STYLE}\n{title}"
 
 
 # --- a measure by depth ----------------------------------------------------------------------------------------------

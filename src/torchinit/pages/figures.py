@@ -54,15 +54,12 @@ class Figure:
     sizes: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        places = count(len(self.places), "place")
         for each in self.series:
             if len(each.values) != len(self.places) or len(each.predicted) not in (0, len(self.places)):
-                raise ValueError(
-                    f"{self.name}: {each.label!r} takes a value for each of {count(len(self.places), 'place')}"
-                )
+                raise ValueError(f"{self.name}: {each.label!r} takes a value for each of {places}")
         if self.sizes and (len(self.sizes) != len(self.places) or min(self.sizes) <= 0):
-            raise ValueError(
-                f"{self.name}: sizes= takes a positive number for each of {count(len(self.places), 'place')}"
-            )
+            raise ValueError(f"{self.name}: sizes= takes a positive number for each of {places}")
 
     @property
     def ratio(self) -> float:
@@ -78,10 +75,8 @@ class Figure:
     def _sentences(self) -> Iterator[str]:
         for each in self.series:
             if each.known:
-                (first, start), (last, end) = (
-                    (self.places[at], each.values[at]) for at in (each.known[0], each.known[-1])
-                )
-                yield f"{self.title}: {each.label} goes from {digits(start)} at {first} to {digits(end)} at {last}."
+                ends = [f"{digits(each.values[at])} at {self.places[at]}" for at in (each.known[0], each.known[-1])]
+                yield f"{self.title}: {each.label} goes from {' to '.join(ends)}."
         if self.band:
             yield f"Healthy is {digits(self.band[0])} to {digits(self.band[1])}."
 

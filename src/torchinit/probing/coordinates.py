@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torchinit.api import initialize, materialize
 from torchinit.errors import ProbeError, ReportError, TorchinitError
 from torchinit.knowledge import roles
-from torchinit.model.names import module_name
+from torchinit.model.names import check_globs, glob_matches, module_name
 from torchinit.noise import seeded_generators
 from torchinit.probing.inputs import Inputs
 from torchinit.probing.measure import Optimizer
-from torchinit.probing.passes import Loss, Objectives, forward, inputs_of, no_gradient, probing_mode
+from torchinit.probing.passes import Loss, Passes, inputs_of, probing_mode
 from torchinit.probing.recorder import PassWatch
-from torchinit.probing.slopes import CoordCheck, CoordinateSlope, check_expected, fit
+from torchinit.probing.slopes import CoordCheck, CoordinateSlope, fit
 from torchinit.recipes import RecipeLike
 
 MakeModel: TypeAlias = Callable[..., Any]
@@ -77,15 +77,13 @@ def coord_check(
     kind, sizes = _sizes(widths, depths)
     if steps < 1 or seeds < 1:
         raise ValueError(f"a coordinate check takes a step and a seed at least, but got steps={steps}, seeds={seeds}")
-    goals = check_expected(expected)
+    check_globs("expected", expected or {})
     run = _Run(make, kind, batch, loss, optimizer, lr, recipe, steps, limit)
     end, measured = time.monotonic() + limit, list[list[_Measured]]()
     while len(measured) < seeds and (not measured or time.monotonic() <= end):
         measured.append([run.measure(size, len(measured)) for size in sizes])
     seeds, wanted = len(measured), seeds
-    late = (
-        f", {wanted - seeds} fewer than wanted, since none is begun after {limit:g} seconds" if seeds < wanted else ""
-    )
+    late = f", {wanted - seeds} fewer than wanted, since none is begun after {limit:g} seconds"
     first = measured[0][0].layers
     slopes = []
     for name in (name for name in first if all(name in each.layers for row in measured for each in row)):
@@ -93,9 +91,12 @@ def coord_check(
             fit(sizes, [[getattr(each.layers[name], which) for each in row] for row in measured])
             for which in ("change", "start")
         )
-        slopes.append(CoordinateSlope.of(name, first[name].kind, first[name].role, kind, changes, starts, goals))
+        goals = [value for glob, value in (expected or {}).items() if glob_matches(glob, name)] or [0.0]
+        layer, role = first[name].kind, first[name].role
+        line = CoordinateSlope(name, layer, role, kind, *changes[:2], *starts[:2], changes.values, goals[-1])
+        slopes.append(line)
     losses = tuple(sum(row[at].loss for row in measured) / seeds for at in range(len(sizes)))
-    return CoordCheck(kind, sizes, steps, seeds, tuple(slopes), losses, run.text + late)
+    return CoordCheck(kind, sizes, steps, seeds, tuple(slopes), losses, run.text + late * (seeds < wanted))
 
 
 def assert_flat(check: CoordCheck | MakeModel, *, strict: bool = False, **options: Any) -> None:
@@ -123,9 +124,8 @@ def _sizes(
     widths: Sequence[int] | None, depths: Sequence[int] | None
 ) -> tuple[Literal["width", "depth"], tuple[int, ...]]:
     if widths is not None and depths is not None:
-        raise ValueError(
-            "a coordinate check goes over widths or over depths: give one of them, and fix the other in make"
-        )
+        wanted = "give one of them, and fix the other in make"
+        raise ValueError(f"a coordinate check goes over widths or over depths: {wanted}")
     sizes = tuple(depths if depths is not None else widths or _WIDTHS)
     if len(set(sizes)) < 2 or any(not isinstance(size, int) or size < 1 for size in sizes):
         raise ValueError(f"a slope takes two sizes at least, whole numbers from 1 on, but got {sizes}")
@@ -181,9 +181,8 @@ class _Run:
             raise ProbeError(f"{text}\n  make(size) is to build the model of this {what}") from error
         model, optimizer = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
         if not isinstance(model, nn.Module):
-            raise ProbeError(
-                f"make({size}) returned {type(model).__name__}, not a model or a pair of it and its optimizer"
-            )
+            found = f"make({size}) returned {type(model).__name__}"
+            raise ProbeError(f"{found}, not a model or a pair of it and its optimizer")
         if any(each.is_meta for each in model.parameters()):
             materialize(model, self.recipe, seed=seed)
         elif self.recipe is not None:
@@ -199,11 +198,11 @@ class _Run:
         return model, optimizer
 
     def _train(self, model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Inputs) -> _Measured:
-        objectives = Objectives(model, inputs, self.loss, None, 0)
+        passes = Passes(model, inputs, self.loss)
 
         def outputs() -> tuple[dict[str, Tensor], Tensor]:
             with _FirstOutputs(model) as watch:
-                value, _ = objectives(forward(model, inputs))
+                value, _ = passes.forward()
             return watch.outputs, value
 
         first, value = outputs()
@@ -211,7 +210,7 @@ class _Run:
         for _ in range(self.steps):
             optimizer.zero_grad()
             if not value.requires_grad:
-                raise ProbeError(no_gradient(model))
+                raise ProbeError(f"the loss does not depend on any trained parameter of {type(model).__name__}")
             value.backward()
             optimizer.step()
             last, value = outputs()

@@ -109,10 +109,8 @@ def _by_keyword(model: nn.Module, batch: dict[str, Any], parameters: Mapping[str
     for key in batch if not takes_all else ():
         if key not in parameters:
             if key not in _TARGETS or target is not None:
-                near = did_you_mean(key, parameters)
-                raise ProbeError(
-                    f"the batch has {key!r}, which the forward of {type(model).__name__} does not take{near}"
-                )
+                taker = f"the forward of {type(model).__name__}"
+                raise ProbeError(f"the batch has {key!r}, which {taker} does not take{did_you_mean(key, parameters)}")
             target = kwargs.pop(key)
     return Inputs((), kwargs, target, batch, f"the given batch ({', '.join(map(str, batch))})")
 
@@ -264,7 +262,7 @@ def _by_first_layer(model: nn.Module) -> Iterator[tuple[int, Make, str]]:
             yield _SAMPLES, _ids(0, number, _TOKENS), f"{_TOKENS} random ids below {number}"
         elif isinstance(layer, nn.RNNBase):
             shape = "batch first" if layer.batch_first else "steps first"
-            make = _series(layer.input_size, layer.batch_first)
+            make = _normal(_STEPS, layer.input_size, axis=0 if layer.batch_first else 1)
             yield _SAMPLES, make, f"{_STEPS} random steps of {layer.input_size}, {shape}"
         elif isinstance(layer, nn.modules.conv._ConvNd):
             dims = layer.weight.dim() - 2
@@ -291,16 +289,8 @@ def _ids(low: int, high: int, number: int) -> Make:
     return lambda samples, generator: torch.randint(low, high, (samples, number), generator=generator)
 
 
-def _normal(*shape: int) -> Make:
-    return lambda samples, generator: torch.randn(samples, *shape, generator=generator)
-
-
-def _series(width: int, batch_first: bool) -> Make:
-    def make(samples: int, generator: torch.Generator) -> Tensor:
-        shape = (samples, _STEPS, width) if batch_first else (_STEPS, samples, width)
-        return torch.randn(*shape, generator=generator)
-
-    return make
+def _normal(*shape: int, axis: int = 0) -> Make:
+    return lambda samples, generator: torch.randn(*shape[:axis], samples, *shape[axis:], generator=generator)
 
 
 def _parameters_of(model: nn.Module) -> Mapping[str, inspect.Parameter]:

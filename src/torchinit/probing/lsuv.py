@@ -113,7 +113,8 @@ def lsuv(
     weights, biases = _drawn(model)
     if not weights:
         raise ProbeError(f"{type(model).__name__} has no trained matrix, so lsuv has nothing to scale")
-    end, parameters = time.monotonic() + limit, _by_name(model)
+    end = time.monotonic() + limit
+    parameters = {normalize(name): each for name, each in model.named_parameters(remove_duplicate=False)}
     gains = dict.fromkeys(weights, 1.0)
     written = [parameters[name] for name in (*weights, *biases)]
     with kept(model, seed), values_kept(written), probing_mode(model), torch.no_grad():
@@ -136,31 +137,21 @@ def lsuv(
     return Lsuv(measuring.layers(gains), tuple(entries), report, number, measuring.notes(tolerance))
 
 
-def _by_name(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters by the names that sites have."""
-    return {normalize(name): each for name, each in model.named_parameters(remove_duplicate=False)}
-
-
 def _drawn(model: nn.Module) -> tuple[dict[str, Site], list[str]]:
     """The matrices to draw, and the biases to set to zero."""
     free = [site for site in sites(model) if site.kind == "parameter" and site.state == "ready" and not site.frozen]
     weights = {
         site.name: site
         for site in free
-        if not site.parametrized and len(site.shape) > 1 and site.layout and site.layout.in_axes and _multiplies(site)
+        if not site.parametrized and len(site.shape) > 1 and site.layout and site.layout.in_axes and _owners(site)
     }
     owners = {owner for site in weights.values() for owner in _owners(site)}
     biases = [site.name for site in free if site.parameter_kind == "bias" and site.owner_name in owners]
     return weights, biases
 
 
-def _multiplies(site: Site) -> bool:
-    """Whether a matrix is more than a table: one of several layers that hold it computes with it."""
-    return any(each.layout and not each.layout.lookup for each in (site, *site.aliases))
-
-
 def _owners(site: Site) -> list[str]:
-    """The layers that multiply by a matrix."""
+    """The layers that multiply by a matrix; none of a mere table."""
     return [each.owner_name for each in (site, *site.aliases) if each.layout and not each.layout.lookup]
 
 

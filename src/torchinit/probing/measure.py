@@ -17,17 +17,14 @@ from torchinit._text import dtype_name
 from torchinit.api import plan, sites
 from torchinit.errors import ProbeError
 from torchinit.model.dtensor import local_part
-from torchinit.model.names import normalize
 from torchinit.probing.expectations import known_of, sizes_of
-from torchinit.probing.inputs import Inputs
-from torchinit.probing.measurement import Measurement, Objective, Output, ParameterGradient, chains_among
+from torchinit.probing.measurement import Measurement, Output, ParameterGradient, chains_among
 from torchinit.probing.moments import rms
 from torchinit.probing.passes import (
     Gradients,
-    Objectives,
+    Passes,
     ReentrantError,
     forward,
-    forward_and_back,
     inputs_of,
     is_batch_norm,
     probing_mode,
@@ -59,35 +56,31 @@ class MeasureOptions:
         return time.monotonic() > self.end
 
 
-def measure(model: nn.Module, inputs: Inputs, objectives: Objectives, options: MeasureOptions) -> Measurement:
-    """The measurement of a model within :func:`probing_mode`."""
-    subject = _Subject(model, inputs, objectives, options)
+def measure(passes: Passes, options: MeasureOptions) -> Measurement:
+    """The measurement of a model within :func:`kept` and :func:`probing_mode`."""
+    subject = _Subject(passes, options)
     try:
         return subject.measure()
     except ReentrantError:
-        subject.by_backward = True
+        passes.by_backward = True
         return subject.measure()
 
 
 class _Subject:
-    def __init__(self, model: nn.Module, inputs: Inputs, objectives: Objectives, options: MeasureOptions) -> None:
-        self.model, self.inputs, self.objectives, self.options = model, inputs, objectives, options
-        self.by_backward = False
-        self.trained: dict[str, Tensor] = {
-            normalize(name): each for name, each in model.named_parameters() if each.requires_grad
-        }
-        dtypes = (parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+    def __init__(self, passes: Passes, options: MeasureOptions) -> None:
+        self.passes, self.options = passes, options
+        self.model, self.inputs, self.trained = passes.model, passes.inputs, passes.trained
+        dtypes = (parameter.dtype for parameter in self.model.parameters() if parameter.is_floating_point())
         self.dtype = options.dtype or next(dtypes, torch.float32)
 
     def measure(self) -> Measurement:
         structure = [name for name, _ in self.model.named_parameters()]
         known = known_of(self.model, sizes_of(self.model), self.inputs)
         with PassRecorder(self.model, self.inputs.samples, known) as recorder:
-            gradients, objective = self._pass(recorder.stop)
+            gradients, objective = self.passes.gradients(recorder.stop)
         if structure != [name for name, _ in self.model.named_parameters()]:
-            raise ProbeError(
-                f"{type(self.model).__name__} changes its parameters while it runs; run it once on an example before"
-            )
+            name = type(self.model).__name__
+            raise ProbeError(f"{name} changes its parameters while it runs; run it once on an example before")
         outputs = recorder.outputs()
         measured = Measurement(
             self.inputs.text, self.inputs.samples, objective, outputs,
@@ -97,11 +90,6 @@ class _Subject:
             dtype=dtype_name(self.dtype), largest=torch.finfo(self.dtype).max, fans=_fans(self.model),
         )  # fmt: skip
         return self._after_steps(self._awake(measured, gradients), gradients)
-
-    def _pass(self, between: Callable[[], list[Tensor]] = list) -> tuple[Gradients, Objective]:
-        return forward_and_back(
-            self.model, self.inputs, self.objectives, self.trained, between, by_backward=self.by_backward
-        )
 
     def _parameters(self, gradients: Gradients) -> tuple[ParameterGradient, ...]:
         tiny = torch.finfo(self.dtype).tiny if self.dtype == torch.float16 else 0.0
@@ -138,7 +126,7 @@ class _Subject:
                     return measured
                 self._step_by_sign(gradients)
                 with PassRecorder(self.model, self.inputs.samples) as recorder:
-                    gradients, _ = self._pass(recorder.stop)
+                    gradients, _ = self.passes.gradients(recorder.stop)
                 now = chains_among(self.model, recorder.outputs())
                 # A model that runs other parts this time says nothing of those that it leaves out.
                 zero = {name for name in zero if (slope := gradients[name]) is not None and not bool(slope.any())}
@@ -167,11 +155,13 @@ class _Subject:
         with values_kept(self.trained.values()):
             optimizer = self._optimizer()
             for _ in range(steps):
-                self._step(optimizer, gradients)
+                for name, each in self.trained.items():
+                    each.grad = gradients[name]
+                optimizer.step()
                 updates = updates or {
                     name: rms(local_part(each.detach() - before[name])) for name, each in self.trained.items()
                 }
-                gradients, objective = self._pass()
+                gradients, objective = self.passes.gradients()
                 losses.append(objective.loss)
                 if self.options.late:
                     break
@@ -186,19 +176,8 @@ class _Subject:
         try:
             return make(list(self.trained.values()), **rate)
         except TypeError as error:
-            raise ProbeError(
-                f"optimizer= is a class of torch.optim, or a function of parameters that returns an optimizer: {error}"
-            ) from error
-
-    def _step(self, optimizer: torch.optim.Optimizer, gradients: Gradients) -> None:
-        held = {name: each.grad for name, each in self.trained.items()}
-        try:
-            for name, each in self.trained.items():
-                each.grad = gradients[name]
-            optimizer.step()
-        finally:
-            for name, each in self.trained.items():
-                each.grad = held[name]
+            wanted = "a class of torch.optim, or a function of parameters that returns an optimizer"
+            raise ProbeError(f"optimizer= is {wanted}: {error}") from error
 
 
 def _fans(model: nn.Module) -> dict[str, float]:
@@ -212,9 +191,8 @@ def _is_alike(tensor: Tensor) -> bool:
     if tensor.dim() < 2 or len(tensor) < 2 or tensor.is_complex():
         return False
     top = tensor.abs().max()
-    return bool((tensor[0] - tensor[-1]).abs().max() <= _ALIKE * top) and bool(
-        (tensor - tensor[:1]).abs().max() <= _ALIKE * top
-    )
+    rows = (tensor[-1:], tensor)  # the last one tells most
+    return all(bool((each - tensor[0]).abs().max() <= _ALIKE * top) for each in rows)
 
 
 def predict(model: nn.Module, recipe: RecipeLike | None = None, batch: Any = None) -> tuple[Output, ...]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import NormalDist
 from typing import Final, Protocol
 
 from torchinit._folding import Column, Group, large, starts_as, to_digits
@@ -103,9 +104,7 @@ def _value(output: Output, measure: str) -> float:
 
 
 def _predicted(output: Output, measure: str) -> float | None:
-    names = {"gradient": "predicted_gradient", "rms": "predicted"}
-    found: float | None = getattr(output, names[measure], None) if measure in names else None
-    return found
+    return {"gradient": output.predicted_gradient, "rms": output.predicted}.get(measure)
 
 
 def _chains(measured: Measurement, beside: Measurement | None, name: str) -> Iterator[Panel]:
@@ -116,8 +115,7 @@ def _chains(measured: Measurement, beside: Measurement | None, name: str) -> Ite
         drawn = tuple(figure for figure in figures if not figure.is_empty)
         ends = " to ".join(cut(each.name, 40) for each in (chain.outputs[0], chain.outputs[-1]))
         if drawn:
-            heads, numbers = _numbers(chain, other, name)
-            yield Panel(f"By depth: {len(chain.outputs)} {chain.kind}, {ends}", drawn, heads, numbers)
+            yield Panel(f"By depth: {len(chain.outputs)} {chain.kind}, {ends}", drawn, *_numbers(figures))
 
 
 def figures_of(measured: Measurement) -> Iterator[Figure]:
@@ -134,19 +132,21 @@ def _figure(
     chain: SignalChain, other: SignalChain | None, name: str, measure: tuple[str, str, str, str, str, bool]
 ) -> Figure:
     key, title, caption, lower, upper, back = measure
-    series = [Series(_HERE, tuple(_value(each, key) for each in chain.outputs),
-                     tuple(_predicted(each, key) for each in chain.outputs))]  # fmt: skip
-    if other is not None:
-        found = {each.name: _value(each, key) for each in other.outputs}
-        values = tuple(found.get(each.name, math.nan) for each in chain.outputs)
-        series.append(Series(name, values, dashed=True))
     places = tuple(each.name for each in chain.outputs)
-    band = _band(series[0].values[:: -1 if back else 1], lower, upper)
+    values = tuple(_value(each, key) for each in chain.outputs)
+    series = [Series(_HERE, values, tuple(_predicted(each, key) for each in chain.outputs))]
+    if other is not None:
+        series.append(_compared(name, places, {each.name: _value(each, key) for each in other.outputs}))
+    band = _band(values[:: -1 if back else 1], lower, upper)
     figure = Figure(key, title, places, tuple(series), chain.kind[:-1], caption, band)
     ratio = 1 / figure.ratio if back and figure.ratio else figure.ratio
     change = "" if math.isnan(ratio) else f"; ×{digits(ratio)} from {'last to first' if back else 'first to last'}"
     pale = "; pale as predicted" if any(each is not None for each in series[0].predicted) else ""
     return replace(figure, caption=f"{caption}{change}{pale}")
+
+
+def _compared(name: str, places: Sequence[str], values: Mapping[str, float]) -> Series:
+    return Series(name, tuple(values.get(place, math.nan) for place in places), dashed=True)
 
 
 def _band(values: tuple[float, ...], lower: str, upper: str) -> tuple[float, float] | None:
@@ -160,20 +160,13 @@ def _band(values: tuple[float, ...], lower: str, upper: str) -> tuple[float, flo
     return low, high
 
 
-def _numbers(
-    chain: SignalChain, other: SignalChain | None, name: str
-) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
-    """The numbers of the figures as a table: its heads, and a row for each place."""
-    heads = [chain.kind[:-1], *(title.lower() for _, title, *_ in _MEASURES)]
-    found = {each.name: each for each in other.outputs} if other else {}
-    heads += [f"{title.lower()}, compared" for _, title, *_ in _MEASURES] if other else []
-    rows = []
-    for each in chain.outputs:
-        beside = found.get(each.name)
-        texts = [digits(_value(each, key)) for key, *_ in _MEASURES]
-        texts += [digits(_value(beside, key)) if beside else "-" for key, *_ in _MEASURES] if other else []
-        rows.append((each.name, *texts))
-    return tuple(heads), tuple(rows)
+def _numbers(figures: Sequence[Figure]) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+    """The numbers of figures over the same places as a table: its heads, and a row for each place."""
+    lines = [(figure.title.lower(), figure.series[0]) for figure in figures]
+    lines += [(f"{figure.title.lower()}, compared", line) for figure in figures for line in figure.series[1:]]
+    places = enumerate(figures[0].places)
+    rows = ((place, *(digits(line.values[at]) for _, line in lines)) for at, place in places)
+    return (figures[0].unit, *(head for head, _ in lines)), tuple(rows)
 
 
 def _others(measured: Measurement, beside: Measurement | None, name: str) -> Iterator[Panel]:
@@ -182,8 +175,7 @@ def _others(measured: Measurement, beside: Measurement | None, name: str) -> Ite
         places = tuple(each.module for each in measured.attentions)
         series = [Series(_HERE, tuple(each.std for each in measured.attentions))]
         if beside is not None and beside.attentions:
-            found = {each.module: each.std for each in beside.attentions}
-            series.append(Series(name, tuple(found.get(each, math.nan) for each in places), dashed=True))
+            series.append(_compared(name, places, {each.module: each.std for each in beside.attentions}))
         band = 0.0, PROBE_CHECKS["TI808"].bound.warning
         text = "standard deviation of what the softmax takes: far above, each query picks one key at random"
         yield Panel("Attention", (Figure("attention", "Attention logits", places, tuple(series), "layer", text, band),))
@@ -241,19 +233,16 @@ def _density(kind: str, planned: Moments, value: float) -> float:
     if kind == "Uniform":
         return 1 / (std * math.sqrt(12))
     if kind == "Normal" or low is None or high is None:
-        return _normal(value, mean, std)
-    centre, sigma = _untruncated((low + high) / 2 if abs(low + high) < 1e-9 * (high - low) else mean, std, low, high)
-    mass = (math.erf((high - centre) / sigma / math.sqrt(2)) - math.erf((low - centre) / sigma / math.sqrt(2))) / 2
-    return _normal(value, centre, sigma) / mass
+        return NormalDist(mean, std).pdf(value)
+    centre = (low + high) / 2 if abs(low + high) < 1e-9 * (high - low) else mean
+    whole = NormalDist(centre, _untruncated(centre, std, low, high))
+    return whole.pdf(value) / (whole.cdf(high) - whole.cdf(low))
 
 
-def _normal(value: float, mean: float, std: float) -> float:
-    return math.exp(-(((value - mean) / std) ** 2) / 2) / std / math.sqrt(2 * math.pi)
+def _untruncated(mean: float, std: float, low: float, high: float) -> float:
+    """The standard deviation of the normal with this mean whose part between two ends has a given one.
 
-
-def _untruncated(mean: float, std: float, low: float, high: float) -> tuple[float, float]:
-    """The normal whose part between two ends has this standard deviation: its mean, taken as that of the part, and
-    its standard deviation, by halving an interval, since the first grows with the second.
+    By halving an interval, since the one grows with the other.
     """
     least, most = std, std * 1e4
     for _ in range(60):
@@ -262,7 +251,7 @@ def _untruncated(mean: float, std: float, low: float, high: float) -> tuple[floa
             least = sigma
         else:
             most = sigma
-    return mean, math.sqrt(least * most)
+    return math.sqrt(least * most)
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------

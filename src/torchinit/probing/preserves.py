@@ -98,12 +98,8 @@ def preserves(old: nn.Module, new: nn.Module, batch: Any = None, *, atol: float 
     if not any(before[name].numel() for name in common):
         returned = f"{type(old).__name__} returns {_shapes(before)}, {type(new).__name__} {_shapes(after)}"
         raise ProbeError(f"{returned}: nothing to compare. Take models with heads, which give the same shapes")
-    return Preservation(
-        tuple(_distance(name, before[name], after[name]) for name in common),
-        atol,
-        inputs.text,
-        tuple(name for name in {**before, **after} if name not in common),
-    )
+    distances = tuple(_distance(name, before[name], after[name]) for name in common)
+    return Preservation(distances, atol, inputs.text, tuple(name for name in before | after if name not in common))
 
 
 def _outputs(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:

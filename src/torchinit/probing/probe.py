@@ -27,7 +27,7 @@ from torchinit.probing.measure import MeasureOptions, Optimizer, measure
 from torchinit.probing.measurement import Measurement, SignalChain
 from torchinit.probing.moments import StartValues, values_of
 from torchinit.probing.page import figures_of, page_of
-from torchinit.probing.passes import Loss, Objectives, inputs_of, kept, probing_mode
+from torchinit.probing.passes import Loss, Passes, inputs_of, kept, probing_mode
 from torchinit.recipes import RecipeLike
 from torchinit.serialization.json import finite_data
 
@@ -95,7 +95,7 @@ def probe(
             inputs = inputs_of(started, batch, seed if copies else seed + number, limit)
             inputs = inputs if is_fresh or not number else inputs.part(number - 1, 2)
             check_place(inputs, started)
-            return measure(started, inputs, Objectives(started, inputs, loss, prior, seed + number), options)
+            return measure(Passes(started, inputs, loss, prior, seed + number), options)
 
     runs = [run(0)]
     for number in (1, 2) if near_bounds(runs[0]) and (is_fresh or given(model, batch).samples > 3) else ():

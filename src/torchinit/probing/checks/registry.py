@@ -119,14 +119,10 @@ def _finding(check: ProbeCheck, reading: Reading, runs: Sequence[Measurement], r
     site = reading.site.partition(" ")[0]
     if len(set(severities)) == 1 and severities[0]:
         return Finding(check.code, severities[0], site, reading.message, remedy)
-    mildest = max(severities, key=_mildness) or "note"
+    mildest = next(each for each in (None, *reversed(SEVERITIES)) if each in severities) or "note"
     low, high = min(values), max(values)
     text = f"{reading.message}; unsure: ln {low:.2g} to {high:.2g} over {len(values)} {repeated}, bounds"
     return Finding(check.code, mildest, site, f"{text} {check.bound.warning:.3g} and {check.bound.error:.3g}", remedy)
-
-
-def _mildness(severity: Severity | None) -> int:
-    return len(SEVERITIES) if severity is None else SEVERITIES.index(severity)
 
 
 def _value_again(check: ProbeCheck, reading: Reading, run: Measurement) -> float:

@@ -152,9 +152,8 @@ def unused_parameters(measured: Measurement) -> Iterator[Reading]:
     """Trained parameters that the loss does not depend on: other inputs or another loss may need them."""
     unused = [each.name for each in measured.parameters if each.gradient is None]
     if unused:
-        yield Reading(
-            unused[0], 1.0, f"the loss depends on none of {count(len(unused), 'parameter')}: {abbreviate(unused)}"
-        )
+        text = f"the loss depends on none of {count(len(unused), 'parameter')}: {abbreviate(unused)}"
+        yield Reading(unused[0], 1.0, text)
 
 
 @probe_check("TI817", ANY, "train in bfloat16, or scale what is before it down")
@@ -163,11 +162,8 @@ def beyond_dtype(measured: Measurement) -> Iterator[Reading]:
     for each in measured.outputs:
         for what, numbers in (("output", each.forward), ("gradient", each.gradient)):
             if numbers is not None and numbers.finite and numbers.top > measured.largest:
-                yield Reading(
-                    each.name,
-                    1.0,
-                    f"the {what} reaches {numbers.top:.3g}; {measured.dtype} ends at {measured.largest:.3g}",
-                )
+                text = f"the {what} reaches {numbers.top:.3g}; {measured.dtype} ends at {measured.largest:.3g}"
+                yield Reading(each.name, 1.0, text)
                 return
 
 

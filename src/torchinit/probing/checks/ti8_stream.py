@@ -89,12 +89,9 @@ def collapsing_samples(measured: Measurement) -> Iterator[Reading]:
         if measured.attentions and chain.kind == "blocks" and last > 0 and chain.outputs[0].forward.token_spread > 0.05:
             # On the scale of the samples: 0.03 is -3, and 0.001 is -5.
             value = -3 + 2 * math.log(last / 0.03) / math.log(30)
-            text = (
-                f"the tokens of a sample come to look alike: 1 - cosine is {last:.2g} after {len(chain.outputs)} blocks"
-            )
-            yield Reading(
-                f"{chain.outputs[-1].name} tokens", value, text, "scale the branches down, or put norms before them"
-            )
+            site, depth = f"{chain.outputs[-1].name} tokens", f"{len(chain.outputs)} blocks"
+            text = f"the tokens of a sample come to look alike: 1 - cosine is {last:.2g} after {depth}"
+            yield Reading(site, value, text, "scale the branches down, or put norms before them")
 
 
 @probe_check("TI809", Bound(10.0, 20.0, 1.0), "start recurrent weights orthogonal, an LSTM's forget bias at 1")
