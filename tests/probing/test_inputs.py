@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from tests.probing.nets import Wired, mlp
 from torchinit import ProbeError, probe
-from torchinit.probing.passes import raised
 from torchinit.probing.inputs import given, made
+from torchinit.probing.passes import raised
 
 
 class Named(nn.Module):

@@ -135,6 +135,30 @@ def sparkline(values: Sequence[float], most: int = 32) -> str:
     return "".join(digits(value) if share is None else "▁▂▃▄▅▆▇█"[round(share * 7)] for value, share in pairs)
 
 
+def bars(values: Sequence[float], width: int) -> list[str]:
+    """Each number with a bar, whose length is its logarithm between the smallest and the largest, a decade at least.
+
+    >>> bars([1.0, 0.1], 8), bars([0.0, math.nan], 8)
+    (['1.0e+00  ████████', '1.0e-01  █████▊'], ['0        ', '-        '])
+    """
+    logs = [math.log10(value) for value in values if 0 < value < math.inf]
+    high = max(logs, default=0.0)
+    low = min([*logs, high - 3]) - 0.5
+    return [f"{_rounded(value):<9}{_bar(value, low, high, width)}" for value in values]
+
+
+def _rounded(value: float) -> str:
+    return "-" if math.isnan(value) else "0" if value == 0 else f"{value:.1e}" if math.isfinite(value) else "inf"
+
+
+def _bar(value: float, low: float, high: float, width: int) -> str:
+    if math.isnan(value) or value <= 0:
+        return ""
+    share = 1.0 if math.isinf(value) else (math.log10(value) - low) / (high - low)
+    eighths = round(share * width * 8)
+    return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
+
+
 def digits(value: float, number: int = 3) -> str:
     """The number with the digits that mean something: 0 and 1 as they are, none of what is not a number.
 

@@ -8,7 +8,8 @@ from torchinit.probing.lsuv import Lsuv, LsuvLayer, lsuv
 from torchinit.probing.measure import predict
 from torchinit.probing.measurement import Measurement
 from torchinit.probing.preserves import OutputDistance, Preservation, preserves
-from torchinit.probing.probe import Probe, assert_healthy, probe
+from torchinit.probing.probe import assert_healthy, probe
+from torchinit.probing.result import Probe
 from torchinit.probing.slopes import CoordCheck, CoordinateSlope
 
 __all__ = [

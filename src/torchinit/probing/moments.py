@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
 from os import PathLike, fspath
+from statistics import NormalDist
 from typing import Final, NamedTuple
 
 import torch
@@ -15,10 +17,11 @@ from torch import Tensor, nn
 from torchinit._folding import Column, Group, Row, fold
 from torchinit._text import count, dtype_name, shape_text
 from torchinit.errors import RunError
+from torchinit.initializers.moments import Moments, truncated
 from torchinit.model.dtensor import local_part
 from torchinit.model.names import normalize
 from torchinit.plans.fingerprint import fingerprint
-from torchinit.plans.report import Report
+from torchinit.plans.report import Record, Report
 
 _MOST: Final = 1 << 15
 """The elements of a sample. Two thousand of them miss the spread of images by a factor of four."""
@@ -226,3 +229,43 @@ def _samples(tensors: list[Tensor]) -> Iterator[Tensor]:
         if flat.numel() and flat.is_floating_point() and not flat.is_meta:
             few = flat[:: flat.numel() // _SAMPLE | 1].double().cpu()
             yield few[few.isfinite()] if bool(few.isfinite().any()) else few[:0].new_zeros(1)
+
+
+def planned_curve(record: Record | None, each: LikeValues) -> tuple[float, ...]:
+    """The planned density at the middle of each count; empty where the distribution is not a known one."""
+    known = re.match(r"(?:-?[\d.e+-]+ \* )?(Normal|Uniform|TruncNormal)\(", record.fill) if record else None
+    planned = record.expected if record else None
+    if not known or planned is None or planned.mean is None or not planned.std:
+        return ()
+    wide = (each.high - each.low) / len(each.counts)
+    middles = [each.low + (at + 0.5) * wide for at in range(len(each.counts))]
+    return tuple(_density(known[1], planned, value) for value in middles)
+
+
+def _density(kind: str, planned: Moments, value: float) -> float:
+    mean, std = planned.mean or 0.0, planned.std or 1.0
+    low, high = planned.min, planned.max
+    if low is not None and high is not None and not low <= value <= high:
+        return 0.0
+    if kind == "Uniform":
+        return 1 / (std * math.sqrt(12))
+    if kind == "Normal" or low is None or high is None:
+        return NormalDist(mean, std).pdf(value)
+    centre = (low + high) / 2 if abs(low + high) < 1e-9 * (high - low) else mean
+    whole = NormalDist(centre, _untruncated(centre, std, low, high))
+    return whole.pdf(value) / (whole.cdf(high) - whole.cdf(low))
+
+
+def _untruncated(mean: float, std: float, low: float, high: float) -> float:
+    """The standard deviation of the normal with this mean whose part between two ends has a given one.
+
+    By halving an interval, since the one grows with the other.
+    """
+    least, most = std, std * 1e4
+    for _ in range(60):
+        sigma = math.sqrt(least * most)
+        if truncated((low - mean) / sigma, (high - mean) / sigma)[1] * sigma < std:
+            least = sigma
+        else:
+            most = sigma
+    return math.sqrt(least * most)

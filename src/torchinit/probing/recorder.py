@@ -80,9 +80,10 @@ class PassWatch:
         tensor = first_floating(output)
         if tensor is None:
             return
-        last, self._last = self._last, (tensor, tensor._version)
+        version = 0 if tensor.is_inference() else tensor._version
+        last, self._last = self._last, (tensor, version)
         self._paused = True
-        self.returned(name, module, tensor, last is None or last[0] is not tensor or last[1] != tensor._version)
+        self.returned(name, module, tensor, last is None or last[0] is not tensor or last[1] != version)
         self._paused = False
 
     def _carry_out(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -153,6 +153,9 @@ def _where(chain: SignalChain, values: list[float], *, back: bool = False) -> st
     return f"{number} {kind}, {first} to {last}{each}"
 
 
+# --- ways out --------------------------------------------------------------------------------------------------------
+
+# The entry of a recipe has a line of its own, to be pasted.
 _BRANCH: Final = (
     'scale the last layer of each branch by 1 / sqrt(2 · depth), as std = "0.02 / sqrt(2 * depth)" does,\n'
     "or start it at zero"
@@ -182,36 +185,30 @@ def _of_layer(measured: Measurement, layer: Output) -> str:
             f'{{type = "Xavier", gain = 4, layer = "{layer.kind}"}}'
         )
     if layer.then == "sin":
-        return (
-            f"Uniform(±sqrt(6 / fan_in) / omega) keeps it, with omega = 30 in the sine: std {_g(_per(2, fan))} / omega"
-        )
+        uniform = "Uniform(±sqrt(6 / fan_in) / omega) keeps it, with omega = 30 in the sine"
+        return f"{uniform}: std {_std(2, fan):.3g} / omega"
     if layer.kind.startswith(("RNN", "LSTM", "GRU")):
         return "start the recurrent weights orthogonal, and the bias of an LSTM's forget gate at 1"
-    gain, entry = _entry(layer)
+    gain, name, entry = _entry(layer)
     std = next((each.rms for each in measured.parameters if each.name == f"{layer.module}.weight"), math.nan)
     now = ""
     if fan and not math.isnan(std):
-        share = std * math.sqrt(fan) / gain
         behind = f", {layer.then}" if layer.then else ""
-        now = f"std {_g(std)} ({fan:g} inputs{behind}) keeps {_g(share)} a layer; "
-    return f"{now}{entry[0]} (std {_g(_per(gain**2, fan))}) keeps it:\n{entry[1]}"
+        now = f"std {std:.3g} ({fan:g} inputs{behind}) keeps {std * math.sqrt(fan) / gain:.3g} a layer; "
+    return f"{now}{name} (std {_std(gain**2, fan):.3g}) keeps it:\n{entry}"
 
 
-def _entry(layer: Output) -> tuple[float, tuple[str, str]]:
+def _entry(layer: Output) -> tuple[float, str, str]:
     """The gain that a layer wants, the name of the initializer with it, and its entry in a recipe."""
     if layer.then == "tanh":
         text = f'{{type = "Xavier", gain = "5 / 3", layer = "{layer.kind}"}}'
-        return 5 / 3, ("Xavier with a gain of 5/3", text)
+        return 5 / 3, "Xavier with a gain of 5/3", text
     known = layer.then if layer.then in nonlinearities() and layer.then != "softplus" else "linear"
     slope = "(0.01)" if known == "leaky_relu" else ""
     given = "" if known == "relu" else f'nonlinearity = "{known}", '
     text = f'{{type = "Kaiming", mode = "fan_in", {given}layer = "{layer.kind}"}}'
-    return gain_before(known + slope), ("Kaiming", text)
+    return gain_before(known + slope), "Kaiming", text
 
 
-def _per(variance: float, fan: float) -> float:
+def _std(variance: float, fan: float) -> float:
     return math.sqrt(variance / fan) if fan else math.nan
-
-
-def _g(number: float) -> str:
-    return f"{number:.3g}"

@@ -1,50 +1,172 @@
-"""Page: what a probe found as a page: the verdict, the signal by depth, the values against the plan, the plan."""
+"""Result: the verdict on a start with the numbers behind it, as text, as plain data and as a page."""
 
 from __future__ import annotations
 
+import json
 import math
-import re
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import NormalDist
-from typing import Final, Protocol
+from typing import Final
 
 from torchinit._folding import Column, Group, large, starts_as, to_digits
 from torchinit._tables import Table
-from torchinit._text import count, shape_text
-from torchinit.initializers.moments import Moments, truncated
+from torchinit._text import count, one_line, shape_text
+from torchinit.errors import MissingExtraError
 from torchinit.linting.findings import Findings
 from torchinit.pages import Distribution, Figure, Page, Panel, Section, Series
 from torchinit.pages.drawing import cut
-from torchinit.pages.figures import digits
-from torchinit.plans.report import Record
+from torchinit.pages.figures import bars, digits
 from torchinit.probing.checks import PROBE_CHECKS
 from torchinit.probing.checks.registry import Bound
 from torchinit.probing.measurement import Measurement, Output, SignalChain
-from torchinit.probing.moments import LikeValues, StartValues
+from torchinit.probing.moments import LikeValues, StartValues, planned_curve
+from torchinit.serialization.json import finite_data
 
 _HERE: Final = "this start"
+_FORMAT: Final = "torchinit-probe-1"
+_ROWS, _WIDTH = 12, 16
+_CHARTED: Final = {"signal", "gradient"}
 
 
-class Probed(Protocol):
-    """What a page is made of: a result of :func:`torchinit.probe`."""
+@dataclass(frozen=True)
+class Probe:
+    """The result of :func:`torchinit.probe`: ``findings`` is the verdict, ``measurement`` the first run's numbers.
+
+    ``runs`` holds all of them, more than one where a value lay near a bound; ``notes`` what a reader should know.
+
+    >>> from torch import nn
+    >>> import torchinit
+    >>> result = torchinit.probe(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)))
+    >>> result.healthy, result.measurement.objective.classes
+    (True, 4)
+    """
+
+    model: str
+    findings: Findings
+    runs: tuple[Measurement, ...]
+    notes: tuple[str, ...] = ()
+    start: StartValues | None = None
 
     @property
-    def model(self) -> str: ...
+    def measurement(self) -> Measurement:
+        """The measurement that the verdict is about: the first."""
+        return self.runs[0]
+
     @property
-    def findings(self) -> Findings: ...
+    def healthy(self) -> bool:
+        """Whether there is no error and no warning."""
+        return not self.findings.at_least("warning")
+
     @property
-    def runs(self) -> tuple[Measurement, ...]: ...
-    @property
-    def notes(self) -> tuple[str, ...]: ...
-    @property
-    def start(self) -> StartValues | None: ...
-    @property
-    def verdict(self) -> str: ...
+    def verdict(self) -> str:
+        """The verdict in one sentence with its number."""
+        severe = self.findings.at_least("warning")
+        if not severe:
+            return f"✓ Nothing is wrong with this start: {self._facts()}."
+        worst = severe[0]
+        name = PROBE_CHECKS[worst.code].name.replace("-", " ").capitalize()
+        text = f"{name}: {worst.message.partition('; unsure')[0]}"
+        where = "" if f" {worst.site}" in text else f" ({worst.site})"
+        return f"{'✗' if self.findings.errors else '!'} {text}{where}."
+
+    def _facts(self) -> str:
+        chain = max(self.measurement.chains, key=lambda each: len(each.outputs), default=None)
+        if chain is None or math.isnan(chain.signal):
+            return f"loss {self.measurement.objective.loss:.3g}"
+        there, back = math.exp(min(chain.signal, 700.0)), math.exp(min(chain.gradient, 700.0))
+        size, grows = f"{len(chain.outputs)} {chain.kind}", there >= 1
+        signal = f"the signal grows {there:.2g} times over" if grows else f"{there:.2g} of the signal is left after"
+        if math.isnan(chain.gradient):
+            return f"{signal} {size}"
+        if back < 1:
+            return f"{signal} {size}, {back:.2g} of the gradient back"
+        return f"{signal} {size}, the gradient {'' if grows else 'grows '}{back:.2g} times on its way back"
+
+    def __str__(self) -> str:
+        return self.table()
+
+    def table(self) -> str:
+        """The verdict, the signal and the gradient along each chain, the findings, the ways out, the conditions."""
+        findings = [f"{each.code} {each.severity:<7}  {each.site or '-'}: {each.message}" for each in self.findings]
+        ways = []
+        for remedy in dict.fromkeys(each.remedy for each in self.findings if each.remedy):
+            codes = dict.fromkeys(each.code for each in self.findings if each.remedy == remedy)
+            ways += [f"{', '.join(codes)} way out:", *(f"  {line}" for line in remedy.splitlines())]
+        charts = [line for chain in self.measurement.chains for line in _chart(chain)]
+        beside = [f"  {each.sparkline}" for each in figures_of(self.measurement) if each.name not in _CHARTED]
+        parts = [[self.verdict], charts, beside, [*findings, *ways], [*self._conditions()]]
+        return "\n\n".join("\n".join(map(one_line, part)) for part in parts if part)
+
+    def _conditions(self) -> Iterator[str]:
+        measured = self.measurement
+        goal = measured.objective
+        beside = f", ln C {goal.best:.4g}" if goal.classes else ""
+        yield f"{self.model} on {measured.inputs}; {goal.text}: {goal.loss:.4g}{beside}"
+        agree = [each.agrees for each in measured.outputs], [each.gradient_agrees for each in measured.outputs]
+        outputs, gradients = (f"{each.count(True)} of {len(each) - each.count(None)}" for each in agree)
+        yield f"as large as the weights promise: {outputs} outputs, {gradients} gradients"
+        if measured.asleep:
+            yield f"{count(measured.asleep, 'gradient')} are zero in the first step, and wake"
+        if measured.losses:
+            steps = ", ".join(f"{loss:.4g}" for loss in measured.losses)
+            yield f"losses of {count(len(measured.losses) - 1, 'step')} of the optimizer: {steps}"
+            updates = sorted(each.update for each in measured.parameters if each.update is not None)
+            if updates:
+                low, middle, high = updates[0], updates[len(updates) // 2], updates[-1]
+                yield f"its first step changes weights by {low:.2g} to {high:.2g} of their size, median {middle:.2g}"
+        yield from self.notes
+        yield self.findings.summary()
+
+    def save_html(
+        self, path: str | os.PathLike[str], *, beside: Probe | None = None, lint: Findings | None = None
+    ) -> None:
+        """Write the page of this start, one file that needs no other: verdict, figures, values, plan, conditions.
+
+        ``beside`` is the result of another start of the same model, which is drawn dashed and listed next to this one;
+        ``lint`` are the findings of :func:`torchinit.lint`, for a section of their own. Needs jinja2, the extra
+        ``report``: raises MissingExtraError without it.
+        """
+        page_of(self, beside, lint).save(path)
+
+    def save_svg(self, folder: str | os.PathLike[str], *, beside: Probe | None = None) -> list[Path]:
+        """Write each figure of the page as an SVG file of its own into a folder, and return the files."""
+        return page_of(self, beside).save_svg(folder)
+
+    def _repr_html_(self) -> str | None:
+        try:
+            return page_of(self).html(fragment=True)
+        except MissingExtraError:  # the text will do
+            return None
+
+    def to_dict(self) -> dict[str, object]:
+        """The verdict and all numbers of all runs as plain data; what is not finite is text."""
+        data = {"format": _FORMAT, "model": self.model, "verdict": self.verdict, "healthy": self.healthy}
+        runs = [finite_data(asdict(run)) for run in self.runs]
+        return {**data, "findings": self.findings.to_dict(), "notes": list(self.notes), "runs": runs}
+
+    def to_json(self, *, indent: int | None = 2) -> str:
+        """The same as JSON."""
+        return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
 
 
-def page_of(result: Probed, beside: Probed | None = None, lint: Findings | None = None) -> Page:
+def _chart(chain: SignalChain) -> Iterator[str]:
+    """A line for each block or layer, of many for a few of them, with bars on a logarithmic scale."""
+    step = max(1, -(-(len(chain.outputs) - 1) // (_ROWS - 1)))
+    shown = [*chain.outputs[:-1:step], chain.outputs[-1]]
+    signals = [each.forward.signal for each in shown]
+    gradients = [each.gradient.rms if each.gradient else math.nan for each in shown]
+    width = max(len(chain.kind), *(len(each.name) for each in shown)) + 2
+    yield f"  {chain.kind[:-1]:<{width}}{'signal':<{_WIDTH + 11}}gradient"
+    for output, signal, gradient in zip(shown, bars(signals, _WIDTH), bars(gradients, _WIDTH), strict=True):
+        yield f"  {output.name:<{width}}{signal:<{_WIDTH + 11}}{gradient}".rstrip()
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+
+def page_of(result: Probe, beside: Probe | None = None, lint: Findings | None = None) -> Page:
     """The page of a probe; with that of another start drawn and listed beside, and the findings of lint."""
     start, measured, severe = result.start, result.runs[0], result.findings.at_least("warning")
     other, compared = (beside.start, beside.runs[0]) if beside else (None, None)
@@ -73,7 +195,7 @@ def _bill(measured: Measurement) -> str:
     return f"The loss at the start is {goal.loss:.4g} ({goal.text}){guess}. Measured on {where}."
 
 
-def _facts(result: Probed) -> Iterator[tuple[str, str]]:
+def _facts(result: Probe) -> Iterator[tuple[str, str]]:
     measured, start = result.runs[0], result.start
     if start:
         tensors = sum(len(each.names) for each in start.parameters)
@@ -204,7 +326,7 @@ def _distributions(start: StartValues, other: StartValues | None) -> Iterator[Di
             caption = f"planned {planned}" if planned else f"std {digits(each.stds[0])}"
             found = beside.get(each.label)
             second = _histogram(found, "", ()) if found and found.counts else None
-            yield _histogram(each, caption, _curve(record, each), second)
+            yield _histogram(each, caption, planned_curve(record, each), second)
 
 
 def _histogram(
@@ -214,50 +336,10 @@ def _histogram(
     return Distribution(title, caption, each.low, each.high, each.counts, curve, beside)
 
 
-def _curve(record: Record | None, each: LikeValues) -> tuple[float, ...]:
-    """The planned density at the middle of each count; empty where the distribution is not a known one."""
-    known = re.match(r"(?:-?[\d.e+-]+ \* )?(Normal|Uniform|TruncNormal)\(", record.fill) if record else None
-    planned = record.expected if record else None
-    if not known or planned is None or planned.mean is None or not planned.std:
-        return ()
-    wide = (each.high - each.low) / len(each.counts)
-    middles = [each.low + (at + 0.5) * wide for at in range(len(each.counts))]
-    return tuple(_density(known[1], planned, value) for value in middles)
-
-
-def _density(kind: str, planned: Moments, value: float) -> float:
-    mean, std = planned.mean or 0.0, planned.std or 1.0
-    low, high = planned.min, planned.max
-    if low is not None and high is not None and not low <= value <= high:
-        return 0.0
-    if kind == "Uniform":
-        return 1 / (std * math.sqrt(12))
-    if kind == "Normal" or low is None or high is None:
-        return NormalDist(mean, std).pdf(value)
-    centre = (low + high) / 2 if abs(low + high) < 1e-9 * (high - low) else mean
-    whole = NormalDist(centre, _untruncated(centre, std, low, high))
-    return whole.pdf(value) / (whole.cdf(high) - whole.cdf(low))
-
-
-def _untruncated(mean: float, std: float, low: float, high: float) -> float:
-    """The standard deviation of the normal with this mean whose part between two ends has a given one.
-
-    By halving an interval, since the one grows with the other.
-    """
-    least, most = std, std * 1e4
-    for _ in range(60):
-        sigma = math.sqrt(least * most)
-        if truncated((low - mean) / sigma, (high - mean) / sigma)[1] * sigma < std:
-            least = sigma
-        else:
-            most = sigma
-    return math.sqrt(least * most)
-
-
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
-def _sections(result: Probed, other: StartValues | None, name: str, lint: Findings | None) -> Iterator[Section]:
+def _sections(result: Probe, other: StartValues | None, name: str, lint: Findings | None) -> Iterator[Section]:
     start = result.start
     if result.findings:
         yield Section.of("Findings", result.findings)
@@ -301,7 +383,7 @@ def _own(start: StartValues, other: StartValues | None, name: str) -> Table:
     return Table("tensor", columns, groups)
 
 
-def _conditions(result: Probed) -> Iterator[tuple[str, str]]:
+def _conditions(result: Probe) -> Iterator[tuple[str, str]]:
     start = result.start
     if start is not None:
         yield "recipe", start.recipe or "the model's own start"
