@@ -155,8 +155,7 @@ def _chart(chain: SignalChain) -> Iterator[str]:
     """A line for each block or layer, of many for a few of them, with bars on a logarithmic scale."""
     step = max(1, -(-(len(chain.outputs) - 1) // (_ROWS - 1)))
     shown = [*chain.outputs[:-1:step], chain.outputs[-1]]
-    signals = [each.forward.signal for each in shown]
-    gradients = [each.gradient.rms if each.gradient else math.nan for each in shown]
+    signals, gradients = ([_value(each, key) for each in shown] for key in ("signal", "gradient"))
     width = max(len(chain.kind), *(len(each.name) for each in shown)) + 2
     yield f"  {chain.kind[:-1]:<{width}}{'signal':<{_WIDTH + 11}}gradient"
     for output, signal, gradient in zip(shown, bars(signals, _WIDTH), bars(gradients, _WIDTH), strict=True):
@@ -345,17 +344,20 @@ def _sections(result: Probe, other: StartValues | None, name: str, lint: Finding
         yield Section.of("Findings", result.findings)
     if start is not None and start.report is not None:
         plan, *loads = start.report.sections()
-        yield replace(plan, table=_with_other(plan.table, other, name)) if other else plan
+        yield replace(plan, table=_with_other(plan.table, "started as", other, name))
         yield from loads
     elif start is not None:
-        yield Section("The parameters", _own(start, other, name), "As the model's own code left them.")
+        table = _with_other(_own(start), "std", other, name)
+        yield Section("The parameters", table, "As the model's own code left them.")
     if lint is not None:
         yield Section.of("Lint", lint, "What torchinit check finds in the values and the structure.")
 
 
-def _with_other(table: Table, other: StartValues, name: str) -> Table:
+def _with_other(table: Table, head: str, other: StartValues | None, name: str) -> Table:
     """The table with a column that says what the same tensors of another start hold, where that differs."""
-    at = [column.head for column in table.columns].index("started as") + 1
+    if other is None:
+        return table
+    at = [column.head for column in table.columns].index(head) + 1
     texts, groups = _texts(other), []
     for group in table.groups:
         theirs = to_digits(texts.get(group.names[0], "-"))
@@ -371,16 +373,13 @@ def _texts(start: StartValues) -> Mapping[str, str]:
     return {**held, **planned}
 
 
-def _own(start: StartValues, other: StartValues | None, name: str) -> Table:
+def _own(start: StartValues) -> Table:
     """What the parameters hold, where no plan says what they should."""
-    texts = _texts(other) if other else {}
     groups = []
     for each in start.parameters:
         cells = (shape_text(each.shape), "…".join(dict.fromkeys(map(digits, each.stds))))
-        theirs = (texts.get(each.names[0], "-"),) if other else ()
-        groups.append(Group([*each.names], (*cells, *theirs), (), (each.label,), (len(each.names),)))
-    columns = (Column("shape"), Column("std"), *((Column(name),) if other else ()))
-    return Table("tensor", columns, groups)
+        groups.append(Group([*each.names], cells, (), (each.label,), (len(each.names),)))
+    return Table("tensor", (Column("shape"), Column("std")), groups)
 
 
 def _conditions(result: Probe) -> Iterator[tuple[str, str]]:
