@@ -17,9 +17,9 @@ from torchinit.errors import ProbeError, ReportError, TorchinitError
 from torchinit.knowledge import roles
 from torchinit.model.names import check_globs, glob_matches, module_name
 from torchinit.noise import seeded_generators
-from torchinit.probing.inputs import Inputs
+from torchinit.probing.inputs import Inputs, inputs_of
 from torchinit.probing.measure import Optimizer
-from torchinit.probing.passes import Loss, Passes, inputs_of, probing_mode
+from torchinit.probing.passes import Loss, Passes, probing_mode
 from torchinit.probing.recorder import PassWatch
 from torchinit.probing.slopes import CoordCheck, CoordinateSlope, fit
 from torchinit.recipes import RecipeLike

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Mapping, MutableMapping
+from collections.abc import Container, Iterable, Mapping, MutableMapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,10 +24,10 @@ from torchinit.model.names import module_name, normalize
 from torchinit.model.sites import Site
 from torchinit.plans.report import Report
 from torchinit.probing.expectations import KEEPS
-from torchinit.probing.inputs import Inputs, check_place
+from torchinit.probing.inputs import Inputs, check_place, forward, inputs_of
 from torchinit.probing.measurement import tower_of
 from torchinit.probing.moments import first_floating
-from torchinit.probing.passes import forward, inputs_of, kept, probing_mode, values_kept
+from torchinit.probing.passes import kept, probing_mode, values_kept
 from torchinit.probing.probe import check_subject
 from torchinit.probing.recorder import PassWatch
 
@@ -198,25 +199,21 @@ class _Scaling:
         """The factor that each weight wants, by a pass."""
         self.stds = {}
         factors: dict[str, float] = {}
-
-        def hook_of(name: str) -> Callable[..., Any]:
-            def hook(module: nn.Module, args: object, output: Any) -> Any:
-                tensor = first_floating(output)
-                if tensor is None or name in self.stds:
-                    return _times(output, factors.get(self.weights[name], 1.0))
-                self.stds[name] = size = self._std(tensor)
-                if not 0 < size < math.inf:
-                    return None
-                factors[self.weights[name]] = self.targets[name] / size
-                return _times(output, factors[self.weights[name]])
-
-            return hook
-
         with ExitStack() as hooks:
             for name in self.targets:
-                hooks.callback(self.modules[name].register_forward_hook(hook_of(name)).remove)
+                hook = partial(self._scaled, name, factors)
+                hooks.callback(self.modules[name].register_forward_hook(hook).remove)
             forward(self.model, inputs)
         return factors
+
+    def _scaled(self, name: str, factors: dict[str, float], module: nn.Module, args: object, output: Any) -> Any:
+        tensor, weight = first_floating(output), self.weights[name]
+        if tensor is not None and name not in self.stds:
+            self.stds[name] = size = self._std(tensor)
+            if not 0 < size < math.inf:
+                return None
+            factors[weight] = self.targets[name] / size
+        return _times(output, factors.get(weight, 1.0))
 
     def _std(self, tensor: Tensor) -> float:
         variance = float(tensor.detach().float().var(correction=0))

@@ -18,18 +18,10 @@ from torchinit.api import plan, sites
 from torchinit.errors import ProbeError
 from torchinit.model.dtensor import local_part
 from torchinit.probing.expectations import known_of, sizes_of
+from torchinit.probing.inputs import forward, inputs_of
 from torchinit.probing.measurement import Measurement, Output, ParameterGradient, chains_among
 from torchinit.probing.moments import rms
-from torchinit.probing.passes import (
-    Gradients,
-    Passes,
-    ReentrantError,
-    forward,
-    inputs_of,
-    is_batch_norm,
-    probing_mode,
-    values_kept,
-)
+from torchinit.probing.passes import Gradients, Passes, ReentrantError, is_batch_norm, probing_mode, values_kept
 from torchinit.probing.recorder import PassRecorder
 from torchinit.recipes import RecipeLike
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 import sys
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
@@ -20,7 +19,7 @@ from torchinit.errors import ProbeError
 from torchinit.model.dtensor import is_distributed
 from torchinit.model.names import normalize
 from torchinit.noise.torch_generator import seeded_generators
-from torchinit.probing.inputs import Inputs, first_line, given, made
+from torchinit.probing.inputs import Inputs, forward
 from torchinit.probing.measurement import Objective
 from torchinit.probing.moments import first_floating
 
@@ -180,58 +179,6 @@ def _entropy(prior: Sequence[float]) -> float:
     if not chances or min(chances) < 0 or not math.isclose(sum(chances), 1, rel_tol=1e-3):
         raise ProbeError("prior= takes the share of each class, numbers from 0 on whose sum is 1")
     return -sum(chance * math.log(chance) for chance in chances if chance)
-
-
-def forward(model: nn.Module, inputs: Inputs) -> Any:
-    """The output of a model; ProbeError with a hint where it raises."""
-    try:
-        return model(*inputs.args, **inputs.kwargs)
-    except Exception as error:
-        problems = [f"{first_line(error)}{_place(error, model)}", *_hints(error, inputs, model)]
-        raise ProbeError(f"the forward of {type(model).__name__} raised", problems) from error
-
-
-def raised(model: nn.Module, inputs: Inputs) -> Exception | None:
-    """What a model raises on its inputs."""
-    try:
-        with torch.no_grad():
-            forward(model, inputs)
-    except ProbeError as error:
-        return error.__cause__ if isinstance(error.__cause__, Exception) else error
-    return None
-
-
-def inputs_of(model: nn.Module, batch: Any, seed: int = 0, limit: float = 60.0) -> Inputs:
-    """What a model is run on: the batch, what a function gives for it, or one that is made."""
-    if batch is None:
-        return made(model, seed, limit, lambda inputs: raised(model, inputs))
-    if callable(batch) and not isinstance(batch, Mapping):
-        try:
-            batch = batch()
-        except Exception as error:
-            raise ProbeError(f"the function that makes the batch raised {type(error).__name__}: {error}") from error
-    return given(model, batch)
-
-
-def _place(error: Exception, model: nn.Module) -> str:
-    """The innermost module of a model that ran when an error was raised."""
-    names = {id(module): (name, type(module).__name__) for name, module in model.named_modules() if name}
-    inside = [names.get(id(frame.f_locals.get("self"))) for frame, _ in traceback.walk_tb(error.__traceback__)]
-    name, kind = next((each for each in reversed(inside) if each), ("", ""))
-    return f" (in {name}, {with_article(kind)})" if name else ""
-
-
-def _hints(error: Exception, inputs: Inputs, model: nn.Module) -> Iterator[str]:
-    """What may be behind the error of a forward: missing arguments, another dtype."""
-    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
-    others = {tensor.dtype for tensor in inputs.tensors if tensor.is_floating_point()} - dtypes
-    if others and len(dtypes) == 1:
-        mine, its = (str(each.pop()).removeprefix("torch.") for each in (others, dtypes))
-        yield f"the batch is {mine} and the model {its}: convert one of them, or probe within autocast"
-    if any(isinstance(each, torch.utils.data.DataLoader) for each in inputs.args):
-        yield "a loader has many batches; give one of them: batch=next(iter(loader))"
-    elif isinstance(error, TypeError) and "argument" in str(error):
-        yield "a tuple gives positional arguments, a dict keywords: batch={'name': tensor}"
 
 
 # --- the model as it was ---------------------------------------------------------------------------------------------

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from torchinit._text import abbreviate, with_article
 from torchinit.errors import ProbeError
-from torchinit.probing.inputs import Inputs, check_place
+from torchinit.probing.inputs import Inputs, check_place, forward, inputs_of
 from torchinit.probing.moments import parts_of
-from torchinit.probing.passes import forward, inputs_of, kept
+from torchinit.probing.passes import kept
 from torchinit.serialization.validation import check_number
 
 

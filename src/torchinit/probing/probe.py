@@ -16,11 +16,11 @@ from torchinit.errors import ProbeError, ReportError
 from torchinit.linting.registry import Severity
 from torchinit.plans.report import Report
 from torchinit.probing.checks import judge, near_bounds
-from torchinit.probing.inputs import check_place, given
+from torchinit.probing.inputs import check_place, given, inputs_of
 from torchinit.probing.measure import MeasureOptions, Optimizer, measure
 from torchinit.probing.measurement import Measurement
 from torchinit.probing.moments import StartValues, values_of
-from torchinit.probing.passes import Loss, Passes, inputs_of, kept, probing_mode
+from torchinit.probing.passes import Loss, Passes, kept, probing_mode
 from torchinit.probing.result import Probe
 from torchinit.recipes import RecipeLike
 

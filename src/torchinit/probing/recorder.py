@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, Self
 
@@ -200,8 +200,7 @@ class PassRecorder(PassWatch):
     def _call(self, name: str, layer: nn.Module, number: int, tensor: Tensor, child: _Call | None) -> _Call:
         expected = self._expectations.of(tensor)
         if child is not None:
-            inner = child.shape, child.forward, child.gradient, child.hooked
-            return _Call(name, layer, number, *inner, expected=expected)
+            return replace(child, module=name, layer=layer, number=number, then="", expected=expected)
         numbers = torch.full((5,), math.nan) if tensor.is_meta else moments(tensor, self.size)
         return _Call(name, layer, number, tuple(tensor.shape), numbers, [], expected=expected)
 
