@@ -19,6 +19,7 @@ from torchinit.model.names import check_globs, glob_matches, module_name
 from torchinit.noise import seeded_generators
 from torchinit.probing.inputs import Inputs, inputs_of
 from torchinit.probing.measure import Optimizer
+from torchinit.probing.moments import rms
 from torchinit.probing.passes import Loss, Passes, probing_mode
 from torchinit.probing.recorder import PassWatch
 from torchinit.probing.slopes import CoordCheck, CoordinateSlope, fit
@@ -227,8 +228,8 @@ class _Run:
             used, last = names[-1:] if key.endswith("*") else names, names[-1]
             role = known.get(f"{last}.weight")
             layers[key] = _Layer(
-                sum(_rms(before[name]) for name in used) / len(used),
-                sum(_rms(after[name].double() - before[name].double()) for name in used) / len(used),
+                sum(rms(before[name].double()) for name in used) / len(used),
+                sum(rms(after[name].double() - before[name].double()) for name in used) / len(used),
                 type(modules.get(last, model)).__name__,
                 role.name if role and role.sure else "",
             )
@@ -247,7 +248,3 @@ class _FirstOutputs(PassWatch):
         if is_new and tensor.dim() > 1 and name not in self.outputs:
             samples = max(1, _MOST * len(tensor) // max(1, tensor.numel()))
             self.outputs[name] = tensor.detach()[:samples].clone()
-
-
-def _rms(tensor: Tensor) -> float:
-    return float(tensor.double().square().mean().sqrt()) if tensor.numel() else 0.0
