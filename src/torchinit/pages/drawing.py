@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from html import escape as escaped
 from itertools import pairwise
+from pathlib import Path
 from typing import Final, TypeAlias
 
 from torchinit._text import one_line, plain
@@ -36,27 +37,18 @@ DARK: Final = (
     "--page:#141617;--ink:#eceae4;--dim:#9ba1a7;--edge:#2f3335;--field:#1a1d1f;"
     "--one:#4dc6bb;--pale:#285f5b;--band:#1c2b2a;--two:#f2808f;--warn:#e0b050"
 )
-STYLE: Final = """\
-.ti-figure text{font:11.5px system-ui,-apple-system,"Segoe UI",Helvetica,Arial,sans-serif;fill:var(--dim)}
-.ti-figure .end{text-anchor:end}.ti-figure .middle{text-anchor:middle}
-.ti-figure .name{font-weight:600;paint-order:stroke;stroke:var(--page);stroke-width:3px}
-.ti-figure .healthy{fill:var(--one)}
-.ti-figure .grid{stroke:var(--edge);fill:none}.ti-figure .edge{stroke:var(--dim);stroke-dasharray:1 3}
-.ti-figure .band{fill:var(--band)}
-.ti-figure .predicted{fill:none;stroke:var(--pale);stroke-width:9;stroke-linejoin:round;stroke-linecap:round}
-.ti-figure .line{fill:none;stroke-width:2;stroke-linejoin:round}
-.ti-figure .one .line{stroke:var(--one)}.ti-figure .two .line{stroke:var(--two);stroke-dasharray:5 4}
-.ti-figure .one circle,.ti-figure .one .name{fill:var(--one)}
-.ti-figure .two circle,.ti-figure .two .name{fill:var(--two)}
-.ti-figure .bars{fill:var(--pale)}.ti-figure .curve{fill:none;stroke:var(--ink);stroke-width:1.4}
-.ti-figure .beside{fill:none;stroke:var(--two);stroke-width:1.2;stroke-dasharray:3 2}"""
+
+
+def style() -> str:
+    """The style of figures, to which the colours come."""
+    return (Path(__file__).parent / "figure.css").read_text("utf-8").rstrip()
 
 
 def standalone(svg: str, width: int, height: int, title: str = "", caption: str = "") -> str:
     """The drawing as a file of its own: with its colours, on a page of its own, below its title."""
     dark = f"@media (prefers-color-scheme:dark){{svg{{{DARK}}}}}"
     heading = ".ti-figure .title{font-size:15px;font-weight:600;fill:var(--ink)}"
-    style = f"<style>svg{{color-scheme:light dark;{COLOURS}}}\n{dark}\n{STYLE}\n{heading}</style>"
+    rules = f"<style>svg{{color-scheme:light dark;{COLOURS}}}\n{dark}\n{style()}\n{heading}</style>"
     lines = [title, *textwrap.wrap(caption, width // 6)]
     kinds = ["title", *[""] * (len(lines) - 1)]
     texts = (f'<text class="{kind}" x="8" y="{22 + 16 * at}">{escape(line)}</text>'
@@ -66,7 +58,7 @@ def standalone(svg: str, width: int, height: int, title: str = "", caption: str 
     size = f'width="{width}" height="{height + above}"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" class="ti-figure" viewBox="0 0 {width} {height + above}" {size}>'
     page = f'<rect {size} fill="var(--page)"/>'
-    return "\n".join([head, style, page, *texts, inner, "</svg>", ""])
+    return "\n".join([head, rules, page, *texts, inner, "</svg>", ""])
 
 
 def drawn_to_file(figure: Figure) -> str:

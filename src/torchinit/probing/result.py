@@ -64,14 +64,14 @@ class Probe:
         """The verdict in one sentence with its number."""
         severe = self.findings.at_least("warning")
         if not severe:
-            return f"✓ Nothing is wrong with this start: {self._facts()}."
+            return f"✓ Nothing is wrong with this start: {self._in_numbers()}."
         worst = severe[0]
         name = PROBE_CHECKS[worst.code].name.replace("-", " ").capitalize()
         text = f"{name}: {worst.message.partition('; unsure')[0]}"
         where = "" if f" {worst.site}" in text else f" ({worst.site})"
         return f"{'✗' if self.findings.errors else '!'} {text}{where}."
 
-    def _facts(self) -> str:
+    def _in_numbers(self) -> str:
         chain = max(self.measurement.chains, key=lambda each: len(each.outputs), default=None)
         if chain is None or math.isnan(chain.signal):
             return f"loss {self.measurement.objective.loss:.3g}"
@@ -96,10 +96,10 @@ class Probe:
             ways += [f"{', '.join(codes)} way out:", *(f"  {line}" for line in remedy.splitlines())]
         charts = [line for chain in self.measurement.chains for line in _chart(chain)]
         beside = [f"  {each.sparkline}" for each in figures_of(self.measurement) if each.name not in _CHARTED]
-        parts = [[self.verdict], charts, beside, [*findings, *ways], [*self._conditions()]]
+        parts = [[self.verdict], charts, beside, [*findings, *ways], [*self._footer()]]
         return "\n\n".join("\n".join(map(one_line, part)) for part in parts if part)
 
-    def _conditions(self) -> Iterator[str]:
+    def _footer(self) -> Iterator[str]:
         measured = self.measurement
         goal = measured.objective
         beside = f", ln C {goal.best:.4g}" if goal.classes else ""
