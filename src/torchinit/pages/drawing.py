@@ -115,37 +115,29 @@ def _scale(figure: Figure) -> _Scale:
 
 @dataclass
 class _Canvas:
-    """Where lines and labels are, so that no label is put on top of either."""
+    """Where lines and labels are, so that no label is put on top of either; of lines points in small steps."""
 
-    lines: list[list[Point]] = field(default_factory=list)
+    points: list[Point]
     boxes: list[Box] = field(default_factory=list)
 
     def is_free(self, box: Box) -> bool:
         left, top, right, bottom = box
         apart = all(right < b[0] or b[2] < left or bottom < b[1] or b[3] < top for b in self.boxes)
-        return apart and top > 0 and bottom < _BOTTOM and not any(_crosses(line, box) for line in self.lines)
+        inside = any(left <= x <= right and top <= y <= bottom for x, y in self.points)
+        return apart and not inside and top > 0 and bottom < _BOTTOM
 
-    def place(self, width: float, right: float, y: float) -> Point:
-        """The place of a label that ends at the right, as near to a height as is free; above it if none is."""
-        near = (y + sign * step for step in range(8, 140, 4) for sign in (-1, 1))
-        tried = [(right, each + 4) for each in near] + [(right, y - 8)]
-        free = (at for at in tried if self.is_free((at[0] - width, at[1] - 11, at[0], at[1] + 4)))
-        x, y = next(free, tried[-1])
-        self.boxes.append((x - width, y - 11, x, y + 4))
-        return x, y
+    def place(self, width: float, right: float, y: float) -> float:
+        """The height of a label that ends at the right, as near to a height as is free; above it if none is."""
+        tried = [y + sign * step + 4 for step in range(8, 140, 4) for sign in (-1, 1)]
+        free = (at for at in tried if self.is_free((right - width, at - 11, right, at + 4)))
+        chosen = next(free, y - 8)
+        self.boxes.append((right - width, chosen - 11, right, chosen + 4))
+        return chosen
 
 
-def _crosses(line: Sequence[Point], box: Box) -> bool:
-    """Whether a line comes into a box, looked at in small steps."""
-    left, top, right, bottom = box
+def _along(line: Sequence[Point]) -> Iterator[Point]:
     for (x, y), (x2, y2) in pairwise(line):
-        if x2 < left or x > right:
-            continue
-        for step in range(13):
-            share = step / 12
-            if left <= x + share * (x2 - x) <= right and top <= y + share * (y2 - y) <= bottom:
-                return True
-    return False
+        yield from ((x + step / 12 * (x2 - x), y + step / 12 * (y2 - y)) for step in range(13))
 
 
 def draw(figure: Figure) -> str:
@@ -157,7 +149,7 @@ def draw(figure: Figure) -> str:
     """
     scale, xs = _scale(figure), _across(figure)
     drawn = [[(xs[at], scale.y(each.values[at])) for at in each.known] for each in figure.series]
-    canvas = _Canvas(drawn)
+    canvas = _Canvas([point for line in drawn for point in _along(line)])
     parts = [*_band(figure, scale, canvas), *_axes(figure, scale, xs), *_predictions(figure, scale, xs)]
     for each, points in zip(figure.series, drawn, strict=True):
         parts += _line(figure, each, points)
@@ -241,7 +233,8 @@ def _within(figure: Figure, drawn: Sequence[Sequence[Point]], canvas: _Canvas) -
         if points:
             label = cut(series.label, 44)
             wide = _LETTER * len(label)
-            x, y = canvas.place(wide, min(points[-1][0] + 10 + wide, _RIGHT - 5), points[-1][1])
+            x = min(points[-1][0] + 10 + wide, _RIGHT - 5)
+            y = canvas.place(wide, x, points[-1][1])
             yield f'<g class="{_kind(series)}"><text class="name end" x="{x:g}" y="{y:.1f}">{escape(label)}</text></g>'
 
 
