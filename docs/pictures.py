@@ -28,7 +28,7 @@ from torchinit import noise
 from torchinit.cli import main
 from torchinit.pages import Page, drawing
 from torchinit.probing import Probe
-from torchinit.probing.page import page_of
+from torchinit.probing.result import page_of
 
 FOLDER = Path(__file__).parent / "pictures"
 ROOT = FOLDER.parents[1]

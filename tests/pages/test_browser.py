@@ -18,7 +18,7 @@ from torch import nn
 
 import torchinit
 from torchinit import probe
-from torchinit.probing.page import page_of
+from torchinit.probing.result import page_of
 
 BROWSER = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""

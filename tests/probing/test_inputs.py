@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from tests.probing.nets import Wired, mlp
 from torchinit import ProbeError, probe
-from torchinit.probing.backward import raised
 from torchinit.probing.inputs import given, made
 
 
@@ -76,9 +75,9 @@ def test_the_size_of_a_batch_is_that_of_the_model_alone(
         model = make()
     clock = itertools.count(0.0, 0.1)
     monkeypatch.setattr("torchinit.probing.inputs.time.monotonic", lambda: next(clock))
-    few = made(model, 0, 60.0, lambda inputs: raised(model, inputs))
+    few = made(model, 0, 60.0)
     assert few.samples == samples and "would take" not in few.text
-    cut = made(model, 0, 0.5, lambda inputs: raised(model, inputs))
+    cut = made(model, 0, 0.5)
     if samples == 32:
         assert cut.text == "made: 2 samples of random vectors of 64; 32 would take more than 0.5 seconds"
     else:  # the one is so small that nothing is won, the other has the fewest already

@@ -182,6 +182,25 @@ def test_frozen_parts_are_left_out_backwards() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
+def test_a_part_that_runs_in_inference_mode_is_measured() -> None:
+    frozen, head = nn.Linear(8, 8).requires_grad_(False), nn.Linear(8, 4)
+
+    class Backbone(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.frozen, self.head = nn.Sequential(frozen), head
+
+        def forward(self, x: torch.Tensor) -> Any:
+            with torch.inference_mode():
+                features = self.frozen(x)
+            return self.head(features.clone())
+
+    batch = torch.randn(16, 8)
+    names = {output.name: output.forward.rms for output in one(Backbone(), batch).outputs}
+    assert names["frozen.0"] == names["frozen"] == pytest.approx(float(frozen(batch).detach().square().mean().sqrt()))
+    assert names["head"] == pytest.approx(float(head(frozen(batch)).detach().square().mean().sqrt()))
+
+
 def test_autocast_and_compiled_modules() -> None:
     model, x = mlp(0, depth=3), torch.randn(16, 64)
     plain = one(model, x)

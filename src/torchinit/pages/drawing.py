@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from html import escape as escaped
 from itertools import pairwise
+from pathlib import Path
 from typing import Final, TypeAlias
 
 from torchinit._text import one_line, plain
@@ -36,24 +37,18 @@ DARK: Final = (
     "--page:#141617;--ink:#eceae4;--dim:#9ba1a7;--edge:#2f3335;--field:#1a1d1f;"
     "--one:#4dc6bb;--pale:#285f5b;--band:#1c2b2a;--two:#f2808f;--warn:#e0b050"
 )
-STYLE: Final = """\
-.ti-figure text{font:11.5px system-ui,-apple-system,"Segoe UI",Helvetica,Arial,sans-serif;fill:var(--dim)}
-.ti-figure .end{text-anchor:end}.ti-figure .middle{text-anchor:middle}
-.ti-figure .name{font-weight:600;paint-order:stroke;stroke:var(--page);stroke-width:3px}
-.ti-figure .healthy{fill:var(--one)}
-.ti-figure .grid{stroke:var(--edge);fill:none}.ti-figure .edge{stroke:var(--dim);stroke-dasharray:1 3}
-.ti-figure .band{fill:var(--band)}
-.ti-figure .predicted{fill:none;stroke:var(--pale);stroke-width:9;stroke-linejoin:round;stroke-linecap:round}
-.ti-figure .line{fill:none;stroke-width:2;stroke-linejoin:round}
-.ti-figure .one .line{stroke:var(--one)}.ti-figure .two .line{stroke:var(--two);stroke-dasharray:5 4}
-.ti-figure .one circle,.ti-figure .one .name{fill:var(--one)}
-.ti-figure .two circle,.ti-figure .two .name{fill:var(--two)}
-.ti-figure .bars{fill:var(--pale)}.ti-figure .curve{fill:none;stroke:var(--ink);stroke-width:1.4}
-.ti-figure .beside{fill:none;stroke:var(--two);stroke-width:1.2;stroke-dasharray:3 2}"""
+
+
+def style() -> str:
+    """The style of figures, to which the colours come."""
+    return (Path(__file__).parent / "figure.css").read_text("utf-8").rstrip()
 
 
 def standalone(svg: str, width: int, height: int, title: str = "", caption: str = "") -> str:
     """The drawing as a file of its own: with its colours, on a page of its own, below its title."""
+    dark = f"@media (prefers-color-scheme:dark){{svg{{{DARK}}}}}"
+    heading = ".ti-figure .title{font-size:15px;font-weight:600;fill:var(--ink)}"
+    rules = f"<style>svg{{color-scheme:light dark;{COLOURS}}}\n{dark}\n{style()}\n{heading}</style>"
     lines = [title, *textwrap.wrap(caption, width // 6)]
     kinds = ["title", *[""] * (len(lines) - 1)]
     texts = (f'<text class="{kind}" x="8" y="{22 + 16 * at}">{escape(line)}</text>'
@@ -63,7 +58,7 @@ def standalone(svg: str, width: int, height: int, title: str = "", caption: str 
     size = f'width="{width}" height="{height + above}"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" class="ti-figure" viewBox="0 0 {width} {height + above}" {size}>'
     page = f'<rect {size} fill="var(--page)"/>'
-    return "\n".join([head, f"<style>{_file_style()}</style>", page, *texts, inner, "</svg>", ""])
+    return "\n".join([head, rules, page, *texts, inner, "</svg>", ""])
 
 
 def drawn_to_file(figure: Figure) -> str:
@@ -78,13 +73,6 @@ def drawn_to_file(figure: Figure) -> str:
 
 def _width(figure: Figure) -> int:
     return WIDTH + _MARGIN * (len(figure.series) > _FEW)
-
-
-def _file_style() -> str:
-    """The style of a drawing in a file of its own."""
-    title = ".ti-figure .title{font-size:15px;font-weight:600;fill:var(--ink)}"
-    dark = f"@media (prefers-color-scheme:dark){{svg{{{DARK}}}}}"
-    return f"svg{{color-scheme:light dark;{COLOURS}}}\n{dark}\n{STYLE}\n{title}"
 
 
 # --- a measure by depth ----------------------------------------------------------------------------------------------
@@ -127,37 +115,29 @@ def _scale(figure: Figure) -> _Scale:
 
 @dataclass
 class _Canvas:
-    """Where lines and labels are, so that no label is put on top of either."""
+    """Where lines and labels are, so that no label is put on top of either; of lines points in small steps."""
 
-    lines: list[list[Point]] = field(default_factory=list)
+    points: list[Point]
     boxes: list[Box] = field(default_factory=list)
 
     def is_free(self, box: Box) -> bool:
         left, top, right, bottom = box
         apart = all(right < b[0] or b[2] < left or bottom < b[1] or b[3] < top for b in self.boxes)
-        return apart and top > 0 and bottom < _BOTTOM and not any(_crosses(line, box) for line in self.lines)
+        inside = any(left <= x <= right and top <= y <= bottom for x, y in self.points)
+        return apart and not inside and top > 0 and bottom < _BOTTOM
 
-    def place(self, width: float, right: float, y: float) -> Point:
-        """The place of a label that ends at the right, as near to a height as is free; above it if none is."""
-        near = (y + sign * step for step in range(8, 140, 4) for sign in (-1, 1))
-        tried = [(right, each + 4) for each in near] + [(right, y - 8)]
-        free = (at for at in tried if self.is_free((at[0] - width, at[1] - 11, at[0], at[1] + 4)))
-        x, y = next(free, tried[-1])
-        self.boxes.append((x - width, y - 11, x, y + 4))
-        return x, y
+    def place(self, width: float, right: float, y: float) -> float:
+        """The height of a label that ends at the right, as near to a height as is free; above it if none is."""
+        tried = [y + sign * step + 4 for step in range(8, 140, 4) for sign in (-1, 1)]
+        free = (at for at in tried if self.is_free((right - width, at - 11, right, at + 4)))
+        chosen = next(free, y - 8)
+        self.boxes.append((right - width, chosen - 11, right, chosen + 4))
+        return chosen
 
 
-def _crosses(line: Sequence[Point], box: Box) -> bool:
-    """Whether a line comes into a box, looked at in small steps."""
-    left, top, right, bottom = box
+def _along(line: Sequence[Point]) -> Iterator[Point]:
     for (x, y), (x2, y2) in pairwise(line):
-        if x2 < left or x > right:
-            continue
-        for step in range(13):
-            share = step / 12
-            if left <= x + share * (x2 - x) <= right and top <= y + share * (y2 - y) <= bottom:
-                return True
-    return False
+        yield from ((x + step / 12 * (x2 - x), y + step / 12 * (y2 - y)) for step in range(13))
 
 
 def draw(figure: Figure) -> str:
@@ -169,7 +149,7 @@ def draw(figure: Figure) -> str:
     """
     scale, xs = _scale(figure), _across(figure)
     drawn = [[(xs[at], scale.y(each.values[at])) for at in each.known] for each in figure.series]
-    canvas = _Canvas(drawn)
+    canvas = _Canvas([point for line in drawn for point in _along(line)])
     parts = [*_band(figure, scale, canvas), *_axes(figure, scale, xs), *_predictions(figure, scale, xs)]
     for each, points in zip(figure.series, drawn, strict=True):
         parts += _line(figure, each, points)
@@ -253,7 +233,8 @@ def _within(figure: Figure, drawn: Sequence[Sequence[Point]], canvas: _Canvas) -
         if points:
             label = cut(series.label, 44)
             wide = _LETTER * len(label)
-            x, y = canvas.place(wide, min(points[-1][0] + 10 + wide, _RIGHT - 5), points[-1][1])
+            x = min(points[-1][0] + 10 + wide, _RIGHT - 5)
+            y = canvas.place(wide, x, points[-1][1])
             yield f'<g class="{_kind(series)}"><text class="name end" x="{x:g}" y="{y:.1f}">{escape(label)}</text></g>'
 
 

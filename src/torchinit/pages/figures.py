@@ -54,15 +54,12 @@ class Figure:
     sizes: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        places = count(len(self.places), "place")
         for each in self.series:
             if len(each.values) != len(self.places) or len(each.predicted) not in (0, len(self.places)):
-                raise ValueError(
-                    f"{self.name}: {each.label!r} takes a value for each of {count(len(self.places), 'place')}"
-                )
+                raise ValueError(f"{self.name}: {each.label!r} takes a value for each of {places}")
         if self.sizes and (len(self.sizes) != len(self.places) or min(self.sizes) <= 0):
-            raise ValueError(
-                f"{self.name}: sizes= takes a positive number for each of {count(len(self.places), 'place')}"
-            )
+            raise ValueError(f"{self.name}: sizes= takes a positive number for each of {places}")
 
     @property
     def ratio(self) -> float:
@@ -78,10 +75,8 @@ class Figure:
     def _sentences(self) -> Iterator[str]:
         for each in self.series:
             if each.known:
-                (first, start), (last, end) = (
-                    (self.places[at], each.values[at]) for at in (each.known[0], each.known[-1])
-                )
-                yield f"{self.title}: {each.label} goes from {digits(start)} at {first} to {digits(end)} at {last}."
+                ends = [f"{digits(each.values[at])} at {self.places[at]}" for at in (each.known[0], each.known[-1])]
+                yield f"{self.title}: {each.label} goes from {' to '.join(ends)}."
         if self.band:
             yield f"Healthy is {digits(self.band[0])} to {digits(self.band[1])}."
 
@@ -138,6 +133,30 @@ def sparkline(values: Sequence[float], most: int = 32) -> str:
     heights = ((math.log10(value) - low) / (high - low) if 0 < value < math.inf else None for value in shown)
     pairs = zip(shown, heights, strict=True)
     return "".join(digits(value) if share is None else "▁▂▃▄▅▆▇█"[round(share * 7)] for value, share in pairs)
+
+
+def bars(values: Sequence[float], width: int) -> list[str]:
+    """Each number with a bar, whose length is its logarithm between the smallest and the largest, a decade at least.
+
+    >>> bars([1.0, 0.1], 8), bars([0.0, math.nan], 8)
+    (['1.0e+00  ████████', '1.0e-01  █████▊'], ['0        ', '-        '])
+    """
+    logs = [math.log10(value) for value in values if 0 < value < math.inf]
+    high = max(logs, default=0.0)
+    low = min([*logs, high - 3]) - 0.5
+    return [f"{_rounded(value):<9}{_bar(value, low, high, width)}" for value in values]
+
+
+def _rounded(value: float) -> str:
+    return "-" if math.isnan(value) else "0" if value == 0 else f"{value:.1e}" if math.isfinite(value) else "inf"
+
+
+def _bar(value: float, low: float, high: float, width: int) -> str:
+    if math.isnan(value) or value <= 0:
+        return ""
+    share = 1.0 if math.isinf(value) else (math.log10(value) - low) / (high - low)
+    eighths = round(share * width * 8)
+    return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
 
 
 def digits(value: float, number: int = 3) -> str:

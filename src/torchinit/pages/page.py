@@ -154,7 +154,7 @@ def jinja() -> Any:
 def _style() -> str:
     colours = f".ti-page{{{drawing.COLOURS}}}\n@media (prefers-color-scheme:dark){{.ti-page{{{drawing.DARK}}}}}\n"
     printed = f"@media print{{.ti-page{{{drawing.COLOURS};--page:#fff}}}}\n"
-    return colours + printed + drawing.STYLE + "\n" + (_HERE / "page.css").read_text("utf-8")
+    return colours + printed + drawing.style() + "\n" + (_HERE / "page.css").read_text("utf-8")
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------

@@ -6,9 +6,8 @@ import inspect
 import re
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, Final, Literal, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -16,15 +15,14 @@ from torch import Tensor, nn
 from torchinit.api import initialize, materialize
 from torchinit.errors import ProbeError, ReportError, TorchinitError
 from torchinit.knowledge import roles
-from torchinit.model.names import module_name
+from torchinit.model.names import check_globs, glob_matches, module_name
 from torchinit.noise import seeded_generators
-from torchinit.probing.backward import forward, raised
-from torchinit.probing.inputs import Inputs, given, made
-from torchinit.probing.keeping import probing_mode
+from torchinit.probing.inputs import Inputs, inputs_of
 from torchinit.probing.measure import Optimizer
-from torchinit.probing.moments import first_floating
-from torchinit.probing.objective import Loss, Objectives
-from torchinit.probing.slopes import CoordCheck, CoordinateSlope, check_expected, fit
+from torchinit.probing.moments import rms
+from torchinit.probing.passes import Loss, Passes, probing_mode
+from torchinit.probing.recorder import PassWatch
+from torchinit.probing.slopes import CoordCheck, CoordinateSlope, fit
 from torchinit.recipes import RecipeLike
 
 MakeModel: TypeAlias = Callable[..., Any]
@@ -80,24 +78,26 @@ def coord_check(
     kind, sizes = _sizes(widths, depths)
     if steps < 1 or seeds < 1:
         raise ValueError(f"a coordinate check takes a step and a seed at least, but got steps={steps}, seeds={seeds}")
-    goals = check_expected(expected)
+    check_globs("expected", expected or {})
     run = _Run(make, kind, batch, loss, optimizer, lr, recipe, steps, limit)
     end, measured = time.monotonic() + limit, list[list[_Measured]]()
     while len(measured) < seeds and (not measured or time.monotonic() <= end):
         measured.append([run.measure(size, len(measured)) for size in sizes])
     seeds, wanted = len(measured), seeds
-    late = (
-        f", {wanted - seeds} fewer than wanted, since none is begun after {limit:g} seconds" if seeds < wanted else ""
-    )
-    names = [name for name in measured[0][0].change if all(name in each.change for row in measured for each in row)]
+    late = f", {wanted - seeds} fewer than wanted, since none is begun after {limit:g} seconds"
+    first = measured[0][0].layers
     slopes = []
-    for name in names:
-        changes = [[each.change[name] for each in row] for row in measured]
-        starts = [[each.start[name] for each in row] for row in measured]
-        place = measured[0][0].places[name]
-        slopes.append(CoordinateSlope.of(name, *place, kind, fit(sizes, changes), fit(sizes, starts), goals))
+    for name in (name for name in first if all(name in each.layers for row in measured for each in row)):
+        changes, starts = (
+            fit(sizes, [[getattr(each.layers[name], which) for each in row] for row in measured])
+            for which in ("change", "start")
+        )
+        goals = [value for glob, value in (expected or {}).items() if glob_matches(glob, name)] or [0.0]
+        layer, role = first[name].kind, first[name].role
+        line = CoordinateSlope(name, layer, role, kind, *changes[:2], *starts[:2], changes.values, goals[-1])
+        slopes.append(line)
     losses = tuple(sum(row[at].loss for row in measured) / seeds for at in range(len(sizes)))
-    return CoordCheck(kind, sizes, steps, seeds, tuple(slopes), losses, run.text + late)
+    return CoordCheck(kind, sizes, steps, seeds, tuple(slopes), losses, run.text + late * (seeds < wanted))
 
 
 def assert_flat(check: CoordCheck | MakeModel, *, strict: bool = False, **options: Any) -> None:
@@ -125,23 +125,28 @@ def _sizes(
     widths: Sequence[int] | None, depths: Sequence[int] | None
 ) -> tuple[Literal["width", "depth"], tuple[int, ...]]:
     if widths is not None and depths is not None:
-        raise ValueError(
-            "a coordinate check goes over widths or over depths: give one of them, and fix the other in make"
-        )
+        wanted = "give one of them, and fix the other in make"
+        raise ValueError(f"a coordinate check goes over widths or over depths: {wanted}")
     sizes = tuple(depths if depths is not None else widths or _WIDTHS)
     if len(set(sizes)) < 2 or any(not isinstance(size, int) or size < 1 for size in sizes):
         raise ValueError(f"a slope takes two sizes at least, whole numbers from 1 on, but got {sizes}")
     return ("width" if depths is None else "depth"), tuple(sorted(set(sizes)))
 
 
-class _Measured:
-    """The RMS of each output at the start, and of its change after the last step, with where the output comes from."""
+class _Layer(NamedTuple):
+    """The RMS of an output at the start, and of its change after the last step; its layer's class and role."""
 
-    def __init__(self) -> None:
-        self.start: dict[str, float] = {}
-        self.change: dict[str, float] = {}
-        self.places: dict[str, tuple[str, str]] = {}
-        self.loss: float = 0.0
+    start: float
+    change: float
+    kind: str
+    role: str
+
+
+class _Measured(NamedTuple):
+    """The layers of a model of one size that was trained with one seed, and its loss at the end."""
+
+    layers: dict[str, _Layer]
+    loss: float
 
 
 class _Run:
@@ -155,15 +160,15 @@ class _Run:
         self.optimizer, self.lr, self.steps, self.limit = optimizer, lr, steps, limit
         self.is_depth = kind == "depth"
         self.inputs: Inputs | None = None
-        self.text: str = ""
+        self.text = ""
 
     def measure(self, size: int, seed: int) -> _Measured:
         with seeded_generators(seed):
             model, optimizer = self._made(size, seed)
             with probing_mode(model):
-                inputs = self._inputs(model)
-                objectives = Objectives(model, inputs, self.loss, None, 0)
-                return self._train(model, optimizer, inputs, objectives)
+                # Made for the first of all models, and then the same for the others.
+                self.inputs = self.inputs or inputs_of(model, self.batch, 0, self.limit)
+                return self._train(model, optimizer, self.inputs)
 
     def _made(self, size: int, seed: int) -> tuple[nn.Module, torch.optim.Optimizer]:
         takes_seed = "seed" in inspect.signature(self.make).parameters
@@ -177,9 +182,8 @@ class _Run:
             raise ProbeError(f"{text}\n  make(size) is to build the model of this {what}") from error
         model, optimizer = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
         if not isinstance(model, nn.Module):
-            raise ProbeError(
-                f"make({size}) returned {type(model).__name__}, not a model or a pair of it and its optimizer"
-            )
+            found = f"make({size}) returned {type(model).__name__}"
+            raise ProbeError(f"{found}, not a model or a pair of it and its optimizer")
         if any(each.is_meta for each in model.parameters()):
             materialize(model, self.recipe, seed=seed)
         elif self.recipe is not None:
@@ -194,91 +198,53 @@ class _Run:
         self.text = f"{type(model).__name__}, {type(optimizer).__name__}"
         return model, optimizer
 
-    def _inputs(self, model: nn.Module) -> Inputs:
-        """The batch, made for the first of all models and then the same for the others."""
-        if self.inputs is None:
-            batch = self.batch() if callable(self.batch) and not isinstance(self.batch, Mapping) else self.batch
-            self.inputs = (
-                made(model, 0, self.limit, lambda inputs: raised(model, inputs))
-                if batch is None
-                else given(model, batch)
-            )
-        return self.inputs
+    def _train(self, model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Inputs) -> _Measured:
+        passes = Passes(model, inputs, self.loss)
 
-    def _train(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Inputs, objectives: Objectives
-    ) -> _Measured:
-        outputs: dict[str, Tensor] = {}
-        for step in range(self.steps + 1):
-            with _recording(model) as seen:
-                value, _ = objectives(forward(model, inputs))
-            outputs = outputs or seen
-            if step == self.steps:
-                return self._compared(model, outputs, seen, float(value.detach()))
+        def outputs() -> tuple[dict[str, Tensor], Tensor]:
+            with _FirstOutputs(model) as watch:
+                value, _ = passes.forward()
+            return watch.outputs, value
+
+        first, value = outputs()
+        last = first
+        for _ in range(self.steps):
             optimizer.zero_grad()
             if not value.requires_grad:
                 raise ProbeError(f"the loss does not depend on any trained parameter of {type(model).__name__}")
             value.backward()
             optimizer.step()
-        raise AssertionError
+            last, value = outputs()
+        return _Measured(self._layers(model, first, last), float(value.detach()))
 
-    def _compared(
-        self, model: nn.Module, before: Mapping[str, Tensor], after: Mapping[str, Tensor], loss: float
-    ) -> _Measured:
-        known, modules = (
-            roles(model),
-            {module_name(name): each for name, each in model.named_modules() if name},
-        )
-        starts: dict[str, list[float]] = defaultdict(list)
-        changes: dict[str, list[float]] = defaultdict(list)
-        measured = _Measured()
+    def _layers(self, model: nn.Module, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, _Layer]:
+        known, modules = roles(model), {module_name(name): each for name, each in model.named_modules() if name}
+        alike: dict[str, list[str]] = defaultdict(list)
         for name in (each for each in before if each in after):
+            alike[_BLOCK.sub("*", name, count=1) if self.is_depth else name].append(name)
+        layers = {}
+        for key, names in alike.items():
             # Over depths like layers are one: of a stream, which blocks hand on, the last; of what is inside, the mean.
-            key = _BLOCK.sub("*", name, count=1) if self.is_depth else name
-            starts[key].append(_rms(before[name]))
-            changes[key].append(_rms(after[name].double() - before[name].double()))
-            role = known.get(f"{name}.weight")
-            layer = type(modules[name]).__name__ if name in modules else type(model).__name__
-            measured.places[key] = (layer, role.name if role and role.sure else "")
-        for name in before:
-            key = _BLOCK.sub("*", name, count=1) if self.is_depth else name
-            if key in changes:
-                last = key.endswith("*")
-                measured.start[key] = starts[key][-1] if last else sum(starts[key]) / len(starts[key])
-                measured.change[key] = changes[key][-1] if last else sum(changes[key]) / len(changes[key])
-        measured.loss = loss
-        return measured
+            used, last = names[-1:] if key.endswith("*") else names, names[-1]
+            role = known.get(f"{last}.weight")
+            layers[key] = _Layer(
+                sum(rms(before[name].double()) for name in used) / len(used),
+                sum(rms(after[name].double() - before[name].double()) for name in used) / len(used),
+                type(modules.get(last, model)).__name__,
+                role.name if role and role.sure else "",
+            )
+        return layers
 
 
-@contextmanager
-def _recording(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Within it the output of each module's first call is noted; what a container hands on is its child's."""
-    seen: dict[str, Tensor] = {}
-    last: list[tuple[Tensor, int]] = []
-    handles = []
+class _FirstOutputs(PassWatch):
+    """The output of each module's first call; what a container hands on is its child's."""
 
-    def hook(name: str) -> Callable[..., None]:
-        def after(module: nn.Module, inputs: object, output: object) -> None:
-            tensor = first_floating(output)
-            if tensor is None or tensor.dim() < 2:
-                return
-            is_new = not last or last[0][0] is not tensor or last[0][1] != tensor._version
-            last[:] = [(tensor, tensor._version)]
-            if is_new and name not in seen:
-                samples = max(1, _MOST * len(tensor) // max(1, tensor.numel()))
-                seen[name] = tensor.detach()[:samples].clone()
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model, operations=False)
+        self.outputs: dict[str, Tensor] = {}
 
-        return after
-
-    for path, module in model.named_modules():
-        name = module_name(path) if path else "(output)"
-        handles.append(module.register_forward_hook(hook(name)))
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _rms(tensor: Tensor) -> float:
-    return float(tensor.double().square().mean().sqrt()) if tensor.numel() else 0.0
+    def returned(self, name: str, module: nn.Module, tensor: Tensor, is_new: bool) -> None:
+        name = name or "(output)"
+        if is_new and tensor.dim() > 1 and name not in self.outputs:
+            samples = max(1, _MOST * len(tensor) // max(1, tensor.numel()))
+            self.outputs[name] = tensor.detach()[:samples].clone()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import flop_registry
 
-from torchinit._text import did_you_mean
+from torchinit._text import did_you_mean, with_article
 from torchinit.errors import ProbeError
 from torchinit.model.sandbox import OperationMode
 from torchinit.probing.moments import parts_of
@@ -48,7 +49,7 @@ class Inputs:
         while items:
             item = items.pop(0)
             found += [item] if isinstance(item, Tensor) else []
-            items = [*parts_of(item), *items]
+            items = [*(part for _, part in parts_of(item)), *items]
         return found
 
     @property
@@ -68,6 +69,18 @@ class Inputs:
             return type(value)(map(cut, value)) if type(value) in (list, tuple) else value
 
         return Inputs(cut(self.args), cut(self.kwargs), cut(self.target), cut(self.batch), self.text)
+
+
+def inputs_of(model: nn.Module, batch: Any, seed: int = 0, limit: float = 60.0) -> Inputs:
+    """What a model is run on: the batch, what a function gives for it, or one that is made."""
+    if batch is None:
+        return made(model, seed, limit)
+    if callable(batch) and not isinstance(batch, Mapping):
+        try:
+            batch = batch()
+        except Exception as error:
+            raise ProbeError(f"the function that makes the batch raised {type(error).__name__}: {error}") from error
+    return given(model, batch)
 
 
 def given(model: nn.Module, batch: Any) -> Inputs:
@@ -109,10 +122,8 @@ def _by_keyword(model: nn.Module, batch: dict[str, Any], parameters: Mapping[str
     for key in batch if not takes_all else ():
         if key not in parameters:
             if key not in _TARGETS or target is not None:
-                near = did_you_mean(key, parameters)
-                raise ProbeError(
-                    f"the batch has {key!r}, which the forward of {type(model).__name__} does not take{near}"
-                )
+                taker = f"the forward of {type(model).__name__}"
+                raise ProbeError(f"the batch has {key!r}, which {taker} does not take{did_you_mean(key, parameters)}")
             target = kwargs.pop(key)
     return Inputs((), kwargs, target, batch, f"the given batch ({', '.join(map(str, batch))})")
 
@@ -126,12 +137,55 @@ def check_place(inputs: Inputs, model: nn.Module) -> None:
         raise ProbeError(f"the batch is on {there} and the model on {here}; move one of them: batch.to({here!r})")
 
 
+# --- a model run on them ---------------------------------------------------------------------------------------------
+
+
+def forward(model: nn.Module, inputs: Inputs) -> Any:
+    """The output of a model; ProbeError with a hint where it raises."""
+    try:
+        return model(*inputs.args, **inputs.kwargs)
+    except Exception as error:
+        problems = [f"{first_line(error)}{_place(error, model)}", *_hints(error, inputs, model)]
+        raise ProbeError(f"the forward of {type(model).__name__} raised", problems) from error
+
+
+def raised(model: nn.Module, inputs: Inputs) -> Exception | None:
+    """What a model raises on its inputs."""
+    try:
+        with torch.no_grad():
+            forward(model, inputs)
+    except ProbeError as error:
+        return error.__cause__ if isinstance(error.__cause__, Exception) else error
+    return None
+
+
+def _place(error: Exception, model: nn.Module) -> str:
+    """The innermost module of a model that ran when an error was raised."""
+    names = {id(module): (name, type(module).__name__) for name, module in model.named_modules() if name}
+    inside = [names.get(id(frame.f_locals.get("self"))) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    name, kind = next((each for each in reversed(inside) if each), ("", ""))
+    return f" (in {name}, {with_article(kind)})" if name else ""
+
+
+def _hints(error: Exception, inputs: Inputs, model: nn.Module) -> Iterator[str]:
+    """What may be behind the error of a forward: missing arguments, another dtype."""
+    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    others = {tensor.dtype for tensor in inputs.tensors if tensor.is_floating_point()} - dtypes
+    if others and len(dtypes) == 1:
+        mine, its = (str(each.pop()).removeprefix("torch.") for each in (others, dtypes))
+        yield f"the batch is {mine} and the model {its}: convert one of them, or probe within autocast"
+    if any(isinstance(each, torch.utils.data.DataLoader) for each in inputs.args):
+        yield "a loader has many batches; give one of them: batch=next(iter(loader))"
+    elif isinstance(error, TypeError) and "argument" in str(error):
+        yield "a tuple gives positional arguments, a dict keywords: batch={'name': tensor}"
+
+
 # --- inputs that are made --------------------------------------------------------------------------------------------
 
 Make = Callable[[int, torch.Generator], Tensor]
 
 
-def made(model: nn.Module, seed: int, limit: float, runs: Callable[[Inputs], Exception | None]) -> Inputs:
+def made(model: nn.Module, seed: int, limit: float) -> Inputs:
     """A batch made from the model's signature, its config and its layers: the first one on which it runs.
 
     How many samples it has is a matter of the model alone, by the size of a pass; only where that would not end within
@@ -143,12 +197,12 @@ def made(model: nn.Module, seed: int, limit: float, runs: Callable[[Inputs], Exc
         few = _inputs(model, makers, _TRIED, seed, text)
         size = _Size()
         with OperationMode(size.see):
-            seconds, error = _timed(runs, few)
+            seconds, error = _timed(model, few)
         if error is None:
             number = full = _fitting(samples, size.share, 1)
             # A small model takes the same time for any number, most of it Python's, and nothing is won by fewer.
             if size.share * full / _TRIED > _SMALL and _fitting(full, _PASSES * seconds, limit) < full:
-                seconds, _ = _timed(runs, few)  # once more, since the first run of anything is slow
+                seconds, _ = _timed(model, few)  # once more, since the first run of anything is slow
                 number = _fitting(full, _PASSES * seconds, limit)
             cut = f"; {full} would take more than {limit:g} seconds" if number < full else ""
             return _inputs(model, makers, number, seed, text + cut)
@@ -190,9 +244,9 @@ def _fitting(samples: int, tried: float, most: float) -> int:
     return samples
 
 
-def _timed(runs: Callable[[Inputs], Exception | None], inputs: Inputs) -> tuple[float, Exception | None]:
+def _timed(model: nn.Module, inputs: Inputs) -> tuple[float, Exception | None]:
     start = time.monotonic()
-    error = runs(inputs)
+    error = raised(model, inputs)
     return time.monotonic() - start, error
 
 
@@ -264,7 +318,7 @@ def _by_first_layer(model: nn.Module) -> Iterator[tuple[int, Make, str]]:
             yield _SAMPLES, _ids(0, number, _TOKENS), f"{_TOKENS} random ids below {number}"
         elif isinstance(layer, nn.RNNBase):
             shape = "batch first" if layer.batch_first else "steps first"
-            make = _series(layer.input_size, layer.batch_first)
+            make = _normal(_STEPS, layer.input_size, axis=0 if layer.batch_first else 1)
             yield _SAMPLES, make, f"{_STEPS} random steps of {layer.input_size}, {shape}"
         elif isinstance(layer, nn.modules.conv._ConvNd):
             dims = layer.weight.dim() - 2
@@ -291,16 +345,8 @@ def _ids(low: int, high: int, number: int) -> Make:
     return lambda samples, generator: torch.randint(low, high, (samples, number), generator=generator)
 
 
-def _normal(*shape: int) -> Make:
-    return lambda samples, generator: torch.randn(samples, *shape, generator=generator)
-
-
-def _series(width: int, batch_first: bool) -> Make:
-    def make(samples: int, generator: torch.Generator) -> Tensor:
-        shape = (samples, _STEPS, width) if batch_first else (_STEPS, samples, width)
-        return torch.randn(*shape, generator=generator)
-
-    return make
+def _normal(*shape: int, axis: int = 0) -> Make:
+    return lambda samples, generator: torch.randn(*shape[:axis], samples, *shape[axis:], generator=generator)
 
 
 def _parameters_of(model: nn.Module) -> Mapping[str, inspect.Parameter]:

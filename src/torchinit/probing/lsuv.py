@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Container, Iterable, Mapping, MutableMapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,14 +23,13 @@ from torchinit.model.dtensor import local_part
 from torchinit.model.names import module_name, normalize
 from torchinit.model.sites import Site
 from torchinit.plans.report import Report
-from torchinit.probing.backward import forward
-from torchinit.probing.chains import tower_of
-from torchinit.probing.inputs import Inputs, check_place
-from torchinit.probing.keeping import kept, probing_mode, values_kept
+from torchinit.probing.expectations import KEEPS
+from torchinit.probing.inputs import Inputs, check_place, forward, inputs_of
+from torchinit.probing.measurement import tower_of
 from torchinit.probing.moments import first_floating
-from torchinit.probing.operations import Operations
-from torchinit.probing.probe import check_subject, inputs_of
-from torchinit.probing.propagation import KEEPS
+from torchinit.probing.passes import kept, probing_mode, values_kept
+from torchinit.probing.probe import check_subject
+from torchinit.probing.recorder import PassWatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,8 @@ def lsuv(
     weights, biases = _drawn(model)
     if not weights:
         raise ProbeError(f"{type(model).__name__} has no trained matrix, so lsuv has nothing to scale")
-    end, parameters = time.monotonic() + limit, _by_name(model)
+    end = time.monotonic() + limit
+    parameters = {normalize(name): each for name, each in model.named_parameters(remove_duplicate=False)}
     gains = dict.fromkeys(weights, 1.0)
     written = [parameters[name] for name in (*weights, *biases)]
     with kept(model, seed), values_kept(written), probing_mode(model), torch.no_grad():
@@ -137,31 +138,21 @@ def lsuv(
     return Lsuv(measuring.layers(gains), tuple(entries), report, number, measuring.notes(tolerance))
 
 
-def _by_name(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters by the names that sites have."""
-    return {normalize(name): each for name, each in model.named_parameters(remove_duplicate=False)}
-
-
 def _drawn(model: nn.Module) -> tuple[dict[str, Site], list[str]]:
     """The matrices to draw, and the biases to set to zero."""
     free = [site for site in sites(model) if site.kind == "parameter" and site.state == "ready" and not site.frozen]
     weights = {
         site.name: site
         for site in free
-        if not site.parametrized and len(site.shape) > 1 and site.layout and site.layout.in_axes and _multiplies(site)
+        if not site.parametrized and len(site.shape) > 1 and site.layout and site.layout.in_axes and _owners(site)
     }
     owners = {owner for site in weights.values() for owner in _owners(site)}
     biases = [site.name for site in free if site.parameter_kind == "bias" and site.owner_name in owners]
     return weights, biases
 
 
-def _multiplies(site: Site) -> bool:
-    """Whether a matrix is more than a table: one of several layers that hold it computes with it."""
-    return any(each.layout and not each.layout.lookup for each in (site, *site.aliases))
-
-
 def _owners(site: Site) -> list[str]:
-    """The layers that multiply by a matrix."""
+    """The layers that multiply by a matrix; none of a mere table."""
     return [each.owner_name for each in (site, *site.aliases) if each.layout and not each.layout.lookup]
 
 
@@ -195,10 +186,9 @@ class _Scaling:
 
     def learn(self, inputs: Inputs) -> None:
         """See which layers run, which end a branch, and which lie within attention."""
-        wiring = _Wiring()
-        with wiring.watching(self.model, self.modules):
+        with _Wiring(self.model, self.modules) as wiring:
             forward(self.model, inputs)
-        inner = {name for inside in wiring.attention.values() for name in inside[:-1]}
+        inner = wiring.inside_attention()
         called = [name for name in wiring.called if name not in inner]
         branches = Counter(tower_of(name) for name in wiring.ends)
         self.targets = {
@@ -209,25 +199,21 @@ class _Scaling:
         """The factor that each weight wants, by a pass."""
         self.stds = {}
         factors: dict[str, float] = {}
-
-        def hook_of(name: str) -> Callable[..., Any]:
-            def hook(module: nn.Module, args: object, output: Any) -> Any:
-                tensor = first_floating(output)
-                if tensor is None or name in self.stds:
-                    return _times(output, factors.get(self.weights[name], 1.0))
-                self.stds[name] = size = self._std(tensor)
-                if not 0 < size < math.inf:
-                    return None
-                factors[self.weights[name]] = self.targets[name] / size
-                return _times(output, factors[self.weights[name]])
-
-            return hook
-
         with ExitStack() as hooks:
             for name in self.targets:
-                hooks.callback(self.modules[name].register_forward_hook(hook_of(name)).remove)
+                hook = partial(self._scaled, name, factors)
+                hooks.callback(self.modules[name].register_forward_hook(hook).remove)
             forward(self.model, inputs)
         return factors
+
+    def _scaled(self, name: str, factors: dict[str, float], module: nn.Module, args: object, output: Any) -> Any:
+        tensor, weight = first_floating(output), self.weights[name]
+        if tensor is not None and name not in self.stds:
+            self.stds[name] = size = self._std(tensor)
+            if not 0 < size < math.inf:
+                return None
+            factors[weight] = self.targets[name] / size
+        return _times(output, factors.get(weight, 1.0))
 
     def _std(self, tensor: Tensor) -> float:
         variance = float(tensor.detach().float().var(correction=0))
@@ -260,47 +246,29 @@ def _times(output: Any, factor: float) -> Any:
     return output
 
 
-class _Wiring:
+class _Wiring(PassWatch):
     """How layers hang together, seen in a pass: in which order, which end residual branches, which serve attention."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module, layers: Container[str]) -> None:
+        super().__init__(model)
         self.called: list[str] = []
         self.ends: set[str] = set()
-        self.attention: dict[str, list[str]] = {}
+        self._layers = layers
         self._made: MutableMapping[Tensor, str] = WeakTensorKeyDictionary()
-        self._inside: list[tuple[str, nn.Module | None]] = []
 
-    def watching(self, model: nn.Module, layers: Mapping[str, nn.Module]) -> ExitStack:
-        """The context in which it looks."""
-        stack = ExitStack()
-        for path, module in model.named_modules():
-            name = module_name(path)
-            stack.callback(module.register_forward_pre_hook(self._before(name)).remove)
-            stack.callback(module.register_forward_hook(self._after(name, name in layers)).remove)
-        operations = Operations(lambda: self._inside[-1] if self._inside else ("", None), lambda _: None, self._see)
-        stack.enter_context(operations.watching())
-        stack.callback(self._attend, operations)
-        return stack
+    def inside_attention(self) -> set[str]:
+        """The layers within attention, but for the last of each."""
+        inner: set[str] = set()
+        for prefix in {f"{each.module}." for each in self.attentions() if each.module}:
+            inner.update([name for name in self.called if name.startswith(prefix)][:-1])
+        return inner
 
-    def _attend(self, operations: Operations) -> None:
-        for each in operations.attentions():
-            inside = [name for name in self.called if name.startswith(f"{each.module}.")] if each.module else []
-            self.attention[each.module] = inside
+    def returned(self, name: str, module: nn.Module, tensor: Tensor, is_new: bool) -> None:
+        if name in self._layers:
+            self.called += [name] if name not in self.called else []
+            self._made[tensor] = name
 
-    def _before(self, name: str) -> Callable[..., None]:
-        return lambda module, args: self._inside.append((name, module))
-
-    def _after(self, name: str, is_layer: bool) -> Callable[..., None]:
-        def hook(module: nn.Module, args: object, output: object) -> None:
-            self._inside.pop()
-            tensor = first_floating(output)
-            if is_layer and tensor is not None:
-                self.called += [name] if name not in self.called else []
-                self._made[tensor] = name
-
-        return hook
-
-    def _see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+    def seen(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         """Follow the output of a layer, through what keeps its size, to a sum."""
         tensors = [each for each in args if isinstance(each, Tensor) and each.is_floating_point()]
         if not tensors or not isinstance(result, Tensor):

@@ -1,31 +1,29 @@
-"""Measure: a pass forward and back through a model, and the few steps after it that show more."""
+"""Measure: a pass forward and back through a model, a few steps after it, and what a start promises before any."""
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from torchinit._text import dtype_name
-from torchinit.api import sites
+from torchinit.api import plan, sites
 from torchinit.errors import ProbeError
 from torchinit.model.dtensor import local_part
-from torchinit.model.names import normalize
-from torchinit.probing.backward import Gradients, ReentrantError, by_backward, forward_and_back
-from torchinit.probing.chains import chains_among
-from torchinit.probing.inputs import Inputs
-from torchinit.probing.keeping import is_batch_norm, values_kept
-from torchinit.probing.measurement import Measurement, ParameterGradient
+from torchinit.probing.expectations import known_of, sizes_of
+from torchinit.probing.inputs import forward, inputs_of
+from torchinit.probing.measurement import Measurement, Output, ParameterGradient, chains_among
 from torchinit.probing.moments import rms
-from torchinit.probing.objective import Objectives
-from torchinit.probing.prediction import known_of, sizes_of
+from torchinit.probing.passes import Gradients, Passes, ReentrantError, is_batch_norm, probing_mode, values_kept
 from torchinit.probing.recorder import PassRecorder
+from torchinit.recipes import RecipeLike
 
 Optimizer: TypeAlias = Callable[..., torch.optim.Optimizer]
 
@@ -35,7 +33,7 @@ _ALIKE: Final = 1e-4
 
 
 @dataclass(frozen=True)
-class Settings:
+class MeasureOptions:
     """What is measured besides a pass: steps of an optimizer, the dtype of the training, until when there is time."""
 
     optimizer: Optimizer | None = None
@@ -50,52 +48,40 @@ class Settings:
         return time.monotonic() > self.end
 
 
-def measure(model: nn.Module, inputs: Inputs, objectives: Objectives, settings: Settings) -> Measurement:
-    """The measurement of a model within :func:`probing_mode`."""
-    subject = _Subject(model, inputs, objectives, settings)
+def measure(passes: Passes, options: MeasureOptions) -> Measurement:
+    """The measurement of a model within :func:`kept` and :func:`probing_mode`."""
+    subject = _Subject(passes, options)
     try:
         return subject.measure()
     except ReentrantError:
-        with by_backward():
-            return subject.measure()
+        passes.by_backward = True
+        return subject.measure()
 
 
 class _Subject:
-    def __init__(self, model: nn.Module, inputs: Inputs, objectives: Objectives, settings: Settings) -> None:
-        self.model, self.inputs, self.objectives, self.settings = model, inputs, objectives, settings
-        self.trained: dict[str, Tensor] = {
-            normalize(name): each for name, each in model.named_parameters() if each.requires_grad
-        }
-        dtypes = (parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
-        self.dtype = settings.dtype or next(dtypes, torch.float32)
+    def __init__(self, passes: Passes, options: MeasureOptions) -> None:
+        self.passes, self.options = passes, options
+        self.model, self.inputs, self.trained = passes.model, passes.inputs, passes.trained
+        dtypes = (parameter.dtype for parameter in self.model.parameters() if parameter.is_floating_point())
+        self.dtype = options.dtype or next(dtypes, torch.float32)
 
     def measure(self) -> Measurement:
         structure = [name for name, _ in self.model.named_parameters()]
         known = known_of(self.model, sizes_of(self.model), self.inputs)
-        with PassRecorder(self.model, self.inputs.samples, known) as recorder, ExitStack() as watching:
-            watching.enter_context(recorder.operations.watching())
-
-            def between() -> list[Tensor]:
-                watching.close()
-                return recorder.stop()
-
-            gradients, objective, loss = self._pass(between)
+        with PassRecorder(self.model, self.inputs.samples, known) as recorder:
+            gradients, objective = self.passes.gradients(recorder.stop)
         if structure != [name for name, _ in self.model.named_parameters()]:
-            raise ProbeError(
-                f"{type(self.model).__name__} changes its parameters while it runs; run it once on an example before"
-            )
+            name = type(self.model).__name__
+            raise ProbeError(f"{name} changes its parameters while it runs; run it once on an example before")
         outputs = recorder.outputs()
         measured = Measurement(
-            self.inputs.text, self.inputs.samples, replace(objective, loss=loss), outputs,
-            chains_among(self.model, outputs), recorder.operations.units(), recorder.operations.attentions(),
+            self.inputs.text, self.inputs.samples, objective, outputs,
+            chains_among(self.model, outputs), recorder.units(), recorder.attentions(),
             self._parameters(gradients), recorder.time_steps(),
             small_batch=self.inputs.samples < _SMALL_BATCH and any(map(is_batch_norm, self.model.modules())),
             dtype=dtype_name(self.dtype), largest=torch.finfo(self.dtype).max, fans=_fans(self.model),
         )  # fmt: skip
         return self._after_steps(self._awake(measured, gradients), gradients)
-
-    def _pass(self, between: Callable[[], list[Tensor]] = list) -> tuple[Gradients, Any, float]:
-        return forward_and_back(self.model, self.inputs, self.objectives, self.trained, between)
 
     def _parameters(self, gradients: Gradients) -> tuple[ParameterGradient, ...]:
         tiny = torch.finfo(self.dtype).tiny if self.dtype == torch.float16 else 0.0
@@ -128,11 +114,11 @@ class _Subject:
             for _ in range(_SIGN_STEPS):
                 if not zero:
                     break
-                if self.settings.late:
+                if self.options.late:
                     return measured
                 self._step_by_sign(gradients)
                 with PassRecorder(self.model, self.inputs.samples) as recorder:
-                    gradients, _, _ = self._pass(recorder.stop)
+                    gradients, _ = self.passes.gradients(recorder.stop)
                 now = chains_among(self.model, recorder.outputs())
                 # A model that runs other parts this time says nothing of those that it leaves out.
                 zero = {name for name in zero if (slope := gradients[name]) is not None and not bool(slope.any())}
@@ -153,21 +139,23 @@ class _Subject:
 
     def _after_steps(self, measured: Measurement, gradients: Gradients) -> Measurement:
         """The measurement with the losses of an optimizer's steps, and the size of its first step."""
-        steps = max(self.settings.steps, int((self.settings.optimizer or self.settings.lr) is not None))
-        if not steps or self.settings.late:
+        steps = max(self.options.steps, int((self.options.optimizer or self.options.lr) is not None))
+        if not steps or self.options.late:
             return measured
         losses, before = [measured.objective.loss], {name: each.detach().clone() for name, each in self.trained.items()}
         updates: dict[str, float] = {}
         with values_kept(self.trained.values()):
             optimizer = self._optimizer()
             for _ in range(steps):
-                self._step(optimizer, gradients)
+                for name, each in self.trained.items():
+                    each.grad = gradients[name]
+                optimizer.step()
                 updates = updates or {
                     name: rms(local_part(each.detach() - before[name])) for name, each in self.trained.items()
                 }
-                gradients, _, loss = self._pass()
-                losses.append(loss)
-                if self.settings.late:
+                gradients, objective = self.passes.gradients()
+                losses.append(objective.loss)
+                if self.options.late:
                     break
         parameters = tuple(
             replace(each, update=updates[each.name] / each.rms if each.rms else None) for each in measured.parameters
@@ -175,24 +163,13 @@ class _Subject:
         return replace(measured, parameters=parameters, losses=tuple(losses))
 
     def _optimizer(self) -> torch.optim.Optimizer:
-        make: Optimizer = self.settings.optimizer or torch.optim.Adam
-        rate = {} if self.settings.lr is None else {"lr": self.settings.lr}
+        make: Optimizer = self.options.optimizer or torch.optim.Adam
+        rate = {} if self.options.lr is None else {"lr": self.options.lr}
         try:
             return make(list(self.trained.values()), **rate)
         except TypeError as error:
-            raise ProbeError(
-                f"optimizer= is a class of torch.optim, or a function of parameters that returns an optimizer: {error}"
-            ) from error
-
-    def _step(self, optimizer: torch.optim.Optimizer, gradients: Gradients) -> None:
-        held = {name: each.grad for name, each in self.trained.items()}
-        try:
-            for name, each in self.trained.items():
-                each.grad = gradients[name]
-            optimizer.step()
-        finally:
-            for name, each in self.trained.items():
-                each.grad = held[name]
+            wanted = "a class of torch.optim, or a function of parameters that returns an optimizer"
+            raise ProbeError(f"optimizer= is {wanted}: {error}") from error
 
 
 def _fans(model: nn.Module) -> dict[str, float]:
@@ -206,6 +183,49 @@ def _is_alike(tensor: Tensor) -> bool:
     if tensor.dim() < 2 or len(tensor) < 2 or tensor.is_complex():
         return False
     top = tensor.abs().max()
-    return bool((tensor[0] - tensor[-1]).abs().max() <= _ALIKE * top) and bool(
-        (tensor - tensor[:1]).abs().max() <= _ALIKE * top
-    )
+    rows = (tensor[-1:], tensor)  # the last one tells most
+    return all(bool((each - tensor[0]).abs().max() <= _ALIKE * top) for each in rows)
+
+
+def predict(model: nn.Module, recipe: RecipeLike | None = None, batch: Any = None) -> tuple[Output, ...]:
+    """The RMS that a start promises for each output, and for the gradient that reaches it: the meta device is enough.
+
+    The model runs once without values. The second moments of weights are those of the plan, or without a ``recipe``
+    those that the weights have; the inputs' are those of the ``batch``, or 1. A layer makes E[y²] = fan_in · E[w²] ·
+    E[x²] + E[b²], an activation what it makes of N(0, E[x²]), independent parts add up, a norm starts anew; the
+    gradient takes the same way back, as if it were 1 at the last output. ``predicted`` is None behind what is not
+    known: attention, recurrent layers, averages. ``noise`` and ``gradient_noise`` are the standard deviations of the
+    logarithms from draw to draw (about sqrt(5 · depth / (4 · width)) for ReLU).
+
+    Raises ProbeError for a model that does not run on the meta device, or on it has no recipe.
+
+    >>> with torch.device("meta"):
+    ...     model = nn.Sequential(nn.Linear(64, 256, bias=False), nn.ReLU(), nn.Linear(256, 256, bias=False))
+    >>> for output in predict(model, {"type": "Normal", "std": 0.1, "param": "weight"})[:3]:
+    ...     print(output.name, round(output.predicted, 3), round(output.predicted_gradient, 3))
+    0 0.8 1.131
+    1 0.566 1.6
+    2 0.905 1.0
+    """
+    if recipe is None and any(parameter.is_meta for parameter in model.parameters()):
+        raise ProbeError(f"{type(model).__name__} is on the meta device, so nothing is known of it; give recipe=")
+    steps = () if recipe is None else plan(model, recipe).steps
+    sizes = sizes_of(model, {step.site.name: step.fill.moments(step.site.shape) for step in steps})
+    tensors = (*model.parameters(), *model.buffers())
+    sketch = copy.deepcopy(model, {id(each): _without_values(each) for each in tensors})
+    inputs = inputs_of(sketch, batch)
+    empty = replace(inputs, args=_on_meta(inputs.args), kwargs=_on_meta(inputs.kwargs))
+    with PassRecorder(sketch, inputs.samples, known_of(sketch, sizes, empty, inputs)) as recorder:
+        with torch.no_grad(), probing_mode(sketch):
+            forward(sketch, empty)
+        recorder.stop()
+        return recorder.outputs()
+
+
+def _without_values(tensor: Tensor) -> Tensor:
+    empty = torch.empty_like(local_part(tensor.detach()), device="meta")
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+
+
+def _on_meta(value: Any) -> Any:
+    return tree_map(lambda each: each.to("meta") if isinstance(each, Tensor) else each, value)

@@ -1,14 +1,27 @@
-"""Moments: the numbers of one tensor of activations or gradients, from a sample, without a transfer to the host."""
+"""Moments: the numbers of tensors from a sample of them: of activations, of gradients, of what parameters hold."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, fields, is_dataclass
+from os import PathLike, fspath
+from statistics import NormalDist
 from typing import Final, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from torchinit._folding import Column, Group, Row, fold
+from torchinit._text import count, dtype_name, shape_text
+from torchinit.errors import RunError
+from torchinit.initializers.moments import Moments, truncated
+from torchinit.model.dtensor import local_part
+from torchinit.model.names import normalize
+from torchinit.plans.fingerprint import fingerprint
+from torchinit.plans.report import Record, Report
 
 _MOST: Final = 1 << 15
 """The elements of a sample. Two thousand of them miss the spread of images by a factor of four."""
@@ -108,16 +121,151 @@ def first_floating(output: object, depth: int = 4) -> Tensor | None:
         return output if output.is_floating_point() and output.numel() else None
     if not depth:
         return None
-    items = (first_floating(item, depth - 1) for item in parts_of(output))
+    items = (first_floating(item, depth - 1) for _, item in parts_of(output))
     return next((item for item in items if item is not None), None)
 
 
-def parts_of(value: object) -> list[object]:
-    """The items of a list, a tuple, a mapping or a dataclass; of anything else none."""
+def parts_of(value: object, name: str = "") -> list[tuple[str, object]]:
+    """The items of a list, a tuple, a mapping or a dataclass with their names; of anything else none."""
     if isinstance(value, Mapping):
-        return [*value.values()]
+        return [(str(key), item) for key, item in value.items()]
     if isinstance(value, (list, tuple)):
-        return [*value]
+        return [(f"{name}[{place}]", item) for place, item in enumerate(value)]
     if is_dataclass(value) and not isinstance(value, type):
-        return [getattr(value, field.name, None) for field in fields(value)]
+        return [(field.name, getattr(value, field.name, None)) for field in fields(value)]
     return []
+
+
+# --- what parameters hold --------------------------------------------------------------------------------------------
+
+_SHAPE: Final = Column("shape")
+_SAMPLE: Final = 1 << 14
+_COUNTS: Final = 40
+_REACH: Final = 4.5
+"""The standard deviations from the mean that a histogram shows: outliers do not make it a spike."""
+
+
+@dataclass(frozen=True, slots=True)
+class LikeValues:
+    """The values of parameters that are alike: their standard deviations, the least and the largest, and a histogram.
+
+    ``counts`` are those of a sample between ``low`` and ``high``, in parts of equal width; none where all values are
+    the same.
+    """
+
+    label: str
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+    stds: tuple[float, float]
+    low: float = 0.0
+    high: float = 0.0
+    counts: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StartValues:
+    """A start as it was probed: the ``recipe`` that made it, in words, its ``report``, and what the parameters hold."""
+
+    recipe: str
+    seed: int
+    elements: int
+    dtypes: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
+    fingerprint: str = ""
+    report: Report | None = None
+    parameters: tuple[LikeValues, ...] = ()
+
+
+def recipe_text(recipe: object) -> str:
+    """A recipe in few words: its file or name, or its number of rules; empty for a model's own start."""
+    if recipe is None or isinstance(recipe, (str, PathLike)):
+        return "" if recipe is None else fspath(recipe)
+    return count(len(recipe), "rule") if isinstance(recipe, (list, tuple)) else "a recipe"
+
+
+def values_of(model: nn.Module, recipe: object = None, seed: int = 0, report: Report | None = None) -> StartValues:
+    """What the parameters of a model hold.
+
+    >>> found = values_of(nn.Linear(64, 64))
+    >>> [(each.label, each.shape, len(each.counts)) for each in found.parameters]
+    [('weight', (64, 64), 32), ('bias', (64,), 8)]
+    """
+    parameters = {normalize(name): each for name, each in model.named_parameters()}
+    digest = report.fingerprint.total if report and report.fingerprint else ""
+    with suppress(RunError):  # of what has no elements to look at
+        digest = digest or fingerprint(model).total
+    rows = [Row(name, (shape_text(each.shape),)) for name, each in parameters.items()]
+    groups = fold(rows, (_SHAPE,), among=parameters)
+    return StartValues(
+        recipe_text(recipe), seed, sum(each.numel() for each in parameters.values()),
+        tuple(sorted({dtype_name(each.dtype) for each in parameters.values()})),
+        tuple(sorted({str(each.device) for each in parameters.values()})), digest, report,
+        tuple(_alike(group, [parameters[name] for name in group.names]) for group in groups),
+    )  # fmt: skip
+
+
+def _alike(group: Group, tensors: list[Tensor]) -> LikeValues:
+    samples = [*_samples(tensors)]
+    shape = tuple(tensors[0].shape)
+    if not samples:
+        return LikeValues(group.label, tuple(group.names), shape, (math.nan, math.nan))
+    stds = [float(each.std(correction=0)) for each in samples]
+    together = torch.cat(samples)
+    mean, std = float(together.mean()), float(together.std(correction=0))
+    low = max(float(together.min()), mean - _REACH * std)
+    high = min(float(together.max()), mean + _REACH * std)
+    counts: tuple[int, ...] = ()
+    if low < high and math.isfinite(high - low):
+        parts = min(_COUNTS, round(2 * together.numel() ** (1 / 3)))  # Rice's rule
+        counts = tuple(map(int, torch.histc(together, parts, low, high).tolist()))
+    return LikeValues(group.label, tuple(group.names), shape, (min(stds), max(stds)), low, high, counts)
+
+
+def _samples(tensors: list[Tensor]) -> Iterator[Tensor]:
+    """A sample of each tensor, of all of them together some ten thousand values at least; what is not finite is not."""
+    for tensor in tensors:
+        values = local_part(tensor.detach())
+        flat = (torch.view_as_real(values) if values.is_complex() else values).reshape(-1)
+        if flat.numel() and flat.is_floating_point() and not flat.is_meta:
+            few = flat[:: flat.numel() // _SAMPLE | 1].double().cpu()
+            yield few[few.isfinite()] if bool(few.isfinite().any()) else few[:0].new_zeros(1)
+
+
+def planned_curve(record: Record | None, each: LikeValues) -> tuple[float, ...]:
+    """The planned density at the middle of each count; empty where the distribution is not a known one."""
+    known = re.match(r"(?:-?[\d.e+-]+ \* )?(Normal|Uniform|TruncNormal)\(", record.fill) if record else None
+    planned = record.expected if record else None
+    if not known or planned is None or planned.mean is None or not planned.std:
+        return ()
+    wide = (each.high - each.low) / len(each.counts)
+    middles = [each.low + (at + 0.5) * wide for at in range(len(each.counts))]
+    return tuple(_density(known[1], planned, value) for value in middles)
+
+
+def _density(kind: str, planned: Moments, value: float) -> float:
+    mean, std = planned.mean or 0.0, planned.std or 1.0
+    low, high = planned.min, planned.max
+    if low is not None and high is not None and not low <= value <= high:
+        return 0.0
+    if kind == "Uniform":
+        return 1 / (std * math.sqrt(12))
+    if kind == "Normal" or low is None or high is None:
+        return NormalDist(mean, std).pdf(value)
+    centre = (low + high) / 2 if abs(low + high) < 1e-9 * (high - low) else mean
+    whole = NormalDist(centre, _untruncated(centre, std, low, high))
+    return whole.pdf(value) / (whole.cdf(high) - whole.cdf(low))
+
+
+def _untruncated(mean: float, std: float, low: float, high: float) -> float:
+    """The standard deviation of the normal with this mean whose part between two ends has a given one.
+
+    By halving an interval, since the one grows with the other.
+    """
+    least, most = std, std * 1e4
+    for _ in range(60):
+        sigma = math.sqrt(least * most)
+        if truncated((low - mean) / sigma, (high - mean) / sigma)[1] * sigma < std:
+            least = sigma
+        else:
+            most = sigma
+    return math.sqrt(least * most)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from torchinit._text import abbreviate, with_article
 from torchinit.errors import ProbeError
-from torchinit.probing.backward import forward, raised
-from torchinit.probing.inputs import Inputs, check_place, given, made
-from torchinit.probing.keeping import kept
+from torchinit.probing.inputs import Inputs, check_place, forward, inputs_of
+from torchinit.probing.moments import parts_of
+from torchinit.probing.passes import kept
 from torchinit.serialization.validation import check_number
 
 
@@ -92,18 +92,14 @@ def preserves(old: nn.Module, new: nn.Module, batch: Any = None, *, atol: float 
         if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
             raise ProbeError(f"{type(model).__name__} is on the meta device, so it computes nothing")
     with kept(old, 0):
-        inputs = made(old.eval(), 0, 60.0, lambda tried: raised(old, tried)) if batch is None else given(old, batch)
+        inputs = inputs_of(old.eval(), batch)
     before, after = _outputs(old, inputs), _outputs(new, inputs)
     common = [name for name in before if name in after and before[name].shape == after[name].shape]
     if not any(before[name].numel() for name in common):
         returned = f"{type(old).__name__} returns {_shapes(before)}, {type(new).__name__} {_shapes(after)}"
         raise ProbeError(f"{returned}: nothing to compare. Take models with heads, which give the same shapes")
-    return Preservation(
-        tuple(_distance(name, before[name], after[name]) for name in common),
-        atol,
-        inputs.text,
-        tuple(name for name in {**before, **after} if name not in common),
-    )
+    distances = tuple(_distance(name, before[name], after[name]) for name in common)
+    return Preservation(distances, atol, inputs.text, tuple(name for name in before | after if name not in common))
 
 
 def _outputs(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
@@ -114,19 +110,9 @@ def _outputs(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
 
 
 def _tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(value, Tensor):
-        if value.is_floating_point() or value.is_complex():
-            yield name, value.detach().clone()
-        return
-    if isinstance(value, Mapping):
-        items = {str(key): item for key, item in value.items()}
-    elif isinstance(value, (list, tuple)):
-        items = {f"{name}[{place}]": item for place, item in enumerate(value)}
-    elif is_dataclass(value):
-        items = {field.name: getattr(value, field.name, None) for field in fields(value)}
-    else:
-        return
-    for key, item in items.items():
+    if isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex()):
+        yield name, value.detach().clone()
+    for key, item in parts_of(value, name):
         yield from _tensors(key, item)
 
 

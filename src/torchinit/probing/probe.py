@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,15 +15,13 @@ from torchinit.api import initialize, materialize
 from torchinit.errors import ProbeError, ReportError
 from torchinit.linting.registry import Severity
 from torchinit.plans.report import Report
-from torchinit.probing.backward import raised
-from torchinit.probing.inputs import Inputs, check_place, given, made
-from torchinit.probing.keeping import kept, probing_mode
-from torchinit.probing.measure import Optimizer, Settings, measure
+from torchinit.probing.checks import judge, near_bounds
+from torchinit.probing.inputs import check_place, given, inputs_of
+from torchinit.probing.measure import MeasureOptions, Optimizer, measure
 from torchinit.probing.measurement import Measurement
-from torchinit.probing.objective import Loss, Objectives
+from torchinit.probing.moments import StartValues, values_of
+from torchinit.probing.passes import Loss, Passes, kept, probing_mode
 from torchinit.probing.result import Probe
-from torchinit.probing.values import StartValues, values_of
-from torchinit.probing.verdict import judge, near_bounds
 from torchinit.recipes import RecipeLike
 
 
@@ -77,16 +75,39 @@ def probe(
         raise ValueError(f"steps= is a whole number and limit= seconds, from 0 on, but got {steps!r} and {limit!r}")
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise TypeError(f"dtype is that of the training, such as torch.bfloat16, but got {dtype!r}")
-    settings = Settings(optimizer, lr, steps, dtype, time.monotonic() + limit)
-    start = _Start(model, batch, loss, recipe, seed, prior, settings, limit)
-    runs = [start.measure(0)]
-    near = near_bounds(runs[0])
-    for number in (1, 2) if near and start.again else ():
-        if not settings.late:
-            runs.append(start.measure(number))
+    options = MeasureOptions(optimizer, lr, steps, dtype, time.monotonic() + limit)
+    copies = recipe is not None or any(parameter.is_meta for parameter in model.parameters())
+    is_fresh = copies or batch is None or callable(batch)  # each run has other draws, or other inputs
+    values: StartValues | None = None
+
+    def run(number: int) -> Measurement:
+        nonlocal values
+        started, report = _started(model, recipe, seed + number) if copies else (model, None)
+        values = values or values_of(started, recipe, seed, report)
+        with kept(started, seed + number), probing_mode(started):
+            inputs = inputs_of(started, batch, seed if copies else seed + number, limit)
+            inputs = inputs if is_fresh or not number else inputs.part(number - 1, 2)
+            check_place(inputs, started)
+            return measure(Passes(started, inputs, loss, prior, seed + number), options)
+
+    runs = [run(0)]
+    for number in (1, 2) if near_bounds(runs[0]) and (is_fresh or given(model, batch).samples > 3) else ():
+        if not options.late:
+            runs.append(run(number))
     late = f"after {limit:g} seconds nothing new was begun: more would be looked at with a higher limit"
     findings = judge(runs, "seeds" if recipe is not None else "inputs")
-    return Probe(type(model).__name__, findings, tuple(runs), (late,) if settings.late else (), start.values)
+    return Probe(type(model).__name__, findings, tuple(runs), (late,) if options.late else (), values)
+
+
+def _started(model: nn.Module, recipe: RecipeLike | None, seed: int) -> tuple[nn.Module, Report]:
+    """A copy of a model with the values of a recipe, or on the meta device with those of its own rules."""
+    try:
+        model = copy.deepcopy(model)
+    except Exception as error:
+        raise ProbeError(f"{type(model).__name__} cannot be copied: {type(error).__name__}: {error}") from error
+    if recipe is None or any(parameter.is_meta for parameter in model.parameters()):
+        return model, materialize(model, recipe, seed=seed)
+    return model, initialize(model, recipe, seed=seed)
 
 
 def assert_healthy(model: nn.Module, batch: Any = None, *, fail_on: Severity = "error", **options: Any) -> None:
@@ -103,68 +124,6 @@ def assert_healthy(model: nn.Module, batch: Any = None, *, fail_on: Severity = "
         raise ReportError(headline, map(str, severe))
 
 
-class _Start:
-    """A model, or copies of it that a recipe fills, with the inputs of each run."""
-
-    def __init__(
-        self, model: nn.Module, batch: Any, loss: Loss | None, recipe: RecipeLike | None, seed: int,
-        prior: Sequence[float] | None, settings: Settings, limit: float,
-    ) -> None:  # fmt: skip
-        self.model, self.batch, self.loss, self.recipe = model, batch, loss, recipe
-        self.seed, self.prior, self.settings, self.limit = seed, prior, settings, limit
-        self.is_meta = any(parameter.is_meta for parameter in model.parameters())
-        self.copies = recipe is not None or self.is_meta
-        self.report: Report | None = None
-        self.values: StartValues | None = None
-
-    @property
-    def again(self) -> bool:
-        """Whether another run can differ: by other draws, other inputs, or a part of the batch."""
-        return self.copies or self.batch is None or callable(self.batch) or given(self.model, self.batch).samples > 3
-
-    def measure(self, number: int) -> Measurement:
-        """The measurement of a run, 0 the first."""
-        model = self._filled(self.seed + number) if self.copies else self.model
-        if number == 0:
-            self.values = values_of(model, self.recipe, self.seed, self.report)
-        with kept(model, self.seed + number), probing_mode(model):
-            inputs = self._inputs(model, number)
-            check_place(inputs, model)
-            objectives = Objectives(model, inputs, self.loss, self.prior, self.seed + number)
-            return measure(model, inputs, objectives, self.settings)
-
-    def _inputs(self, model: nn.Module, number: int) -> Inputs:
-        is_fresh = self.copies or self.batch is None or callable(self.batch)
-        inputs = inputs_of(model, self.batch, self.seed + (0 if self.copies else number), self.limit)
-        return inputs if is_fresh or not number else inputs.part(number - 1, 2)
-
-    def _filled(self, seed: int) -> nn.Module:
-        """A copy of the model with the values of the recipe, or on the meta device with those of its own rules."""
-        try:
-            model = copy.deepcopy(self.model)
-        except Exception as error:
-            raise ProbeError(
-                f"{type(self.model).__name__} cannot be copied: {type(error).__name__}: {error}"
-            ) from error
-        if self.is_meta:
-            self.report = materialize(model, self.recipe, seed=seed)
-        elif self.recipe is not None:
-            self.report = initialize(model, self.recipe, seed=seed)
-        return model
-
-
-def inputs_of(model: nn.Module, batch: Any, seed: int, limit: float) -> Inputs:
-    """What a model is run on: the batch, what a function gives for it, or one that is made."""
-    if batch is None:
-        return made(model, seed, limit, lambda inputs: raised(model, inputs))
-    if callable(batch) and not isinstance(batch, Mapping):
-        try:
-            batch = batch()
-        except Exception as error:
-            raise ProbeError(f"the function that makes the batch raised {type(error).__name__}: {error}") from error
-    return given(model, batch)
-
-
 def check_subject(model: object, seed: object) -> None:
     """Raise TypeError or ProbeError for what cannot be probed."""
     if not isinstance(model, nn.Module):
@@ -179,6 +138,5 @@ def check_subject(model: object, seed: object) -> None:
         raise ProbeError(f"{type(model).__name__} has no parameters, so it has no start to judge")
     lazy = [name for name, each in model.named_parameters() if isinstance(each, nn.UninitializedParameter)]
     if lazy:
-        raise ProbeError(
-            f"{abbreviate(lazy)} of {type(model).__name__}: no shape yet; run it once on an example before"
-        )
+        subject = f"{abbreviate(lazy)} of {type(model).__name__}"
+        raise ProbeError(f"{subject}: no shape yet; run it once on an example before")

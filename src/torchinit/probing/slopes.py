@@ -7,10 +7,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import fmean, geometric_mean, linear_regression, stdev
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 from torchinit._text import abbreviate, count, did_you_mean, format_table
-from torchinit.model.names import check_globs, glob_matches
 from torchinit.pages import Figure, Page, Panel, Series
 from torchinit.pages.drawing import drawn_to_file
 from torchinit.serialization.json import finite_data
@@ -22,6 +22,7 @@ _LIMITS: Final[Mapping[str, tuple[float, float]]] = {"width": (0.10, 0.25), "dep
 """Up to which slope a layer is flat, and from which on it is not, for infinitely many seeds."""
 
 _FORMAT: Final = "torchinit-coordinates-1"
+_FINE: Final = frozenset({"flat", "still"})
 
 
 class Fit(NamedTuple):
@@ -44,20 +45,16 @@ def fit(sizes: Sequence[int], values: Sequence[Sequence[float]]) -> Fit:
     columns = [*zip(*values, strict=True)]
     if not all(0 < value < math.inf for row in values for value in row):
         return Fit(math.nan, math.nan, tuple(sum(column) / len(column) for column in columns))
-    x = [math.log2(size) for size in sizes]
-    centred = [each - sum(x) / len(x) for each in x]
-    spread = sum(each**2 for each in centred)
-    rows = [[math.log2(value) for value in row] for row in values]
-    slopes = [sum(dx * y for dx, y in zip(centred, row, strict=True)) / spread for row in rows]
-    slope, seeds = sum(slopes) / len(slopes), len(slopes)
-    if seeds > 1:
-        error = math.sqrt(sum((each - slope) ** 2 for each in slopes) / (seeds - 1) / seeds)
+    x, rows = [math.log2(size) for size in sizes], [[math.log2(value) for value in row] for row in values]
+    lines = [linear_regression(x, row) for row in rows]
+    slopes = [line.slope for line in lines]
+    if len(slopes) > 1:
+        error = stdev(slopes) / math.sqrt(len(slopes))
     else:
-        middle = sum(rows[0]) / len(x)
-        left = sum((y - middle - slope * dx) ** 2 for dx, y in zip(centred, rows[0], strict=True))
+        (slope, start), spread = lines[0], sum((each - fmean(x)) ** 2 for each in x)
+        left = sum((y - start - slope * each) ** 2 for each, y in zip(x, rows[0], strict=True))
         error = math.sqrt(left / (len(x) - 2) / spread) if len(x) > 2 else 0.0
-    means = (2 ** (sum(map(math.log2, column)) / len(column)) for column in columns)
-    return Fit(slope, error, tuple(means))
+    return Fit(fmean(slopes), error, tuple(map(geometric_mean, columns)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +79,6 @@ class CoordinateSlope:
     changes: tuple[float, ...]
     expected: float = 0.0
 
-    @classmethod
-    def of(
-        cls, name: str, layer: str, role: str, size: Size, change: Fit, start: Fit, expected: Mapping[str, float]
-    ) -> CoordinateSlope:
-        """The slopes of a layer from its lines; ``expected`` are slopes by globs of names, the last of which holds."""
-        goal = ([value for glob, value in expected.items() if glob_matches(glob, name)] or [0.0])[-1]
-        return cls(name, layer, role, size, *change[:2], *start[:2], change.values, goal)
-
     @property
     def verdict(self) -> SlopeVerdict:
         """``flat`` within the noise of the expected slope, ``grows`` or ``falls`` far outside of it, ``still`` at zero.
@@ -98,9 +87,9 @@ class CoordinateSlope:
         standard errors on; what lies between is undecided: take sizes that lie further apart.
         """
         if math.isnan(self.change):
-            return (
-                "still" if all(value == 0 for value in self.changes) else "diverges" if self._diverges else "undecided"
-            )
+            if not any(self.changes):
+                return "still"
+            return "undecided" if all(map(math.isfinite, self.changes)) else "diverges"
         flat, wrong = _LIMITS[self.size]
         off = self.change - self.expected
         if abs(off) <= flat + 2 * self.change_error:
@@ -108,10 +97,6 @@ class CoordinateSlope:
         if abs(off) >= max(wrong, 4 * self.change_error):
             return "grows" if off > 0 else "falls"
         return "undecided"
-
-    @property
-    def _diverges(self) -> bool:
-        return not all(map(math.isfinite, self.changes))
 
     def __str__(self) -> str:
         goal = f", not {self.expected:+.2f}" if self.expected else ""
@@ -166,11 +151,9 @@ class CoordCheck:
         for each in self.slopes:
             names.setdefault(each.verdict, []).append(each.name)
         moving = len(self.slopes) - len(names.get("still", ()))
-        told = [f"{len(names.get('flat', ()))} of {moving} layers are flat"]
-        told += [
-            f"{verdict}: {abbreviate(some)}" for verdict, some in names.items() if verdict not in ("flat", "still")
-        ]
-        return f"{'✓' if self.flat else '✗'} {'; '.join(told)} {where}"
+        others = (f"; {verdict}: {abbreviate(some)}" for verdict, some in names.items() if verdict not in _FINE)
+        flat = f"{len(names.get('flat', ()))} of {moving} layers are flat"
+        return f"{'✓' if self.flat else '✗'} {flat}{''.join(others)} {where}"
 
     def __str__(self) -> str:
         return self.table()
@@ -207,10 +190,10 @@ class CoordCheck:
 
     def figure(self) -> Figure:
         """The same as plain data."""
-        lines = [each for each in self.slopes if all(0 < value < math.inf for value in each.changes)]
         series = (
             Series(f"{each.name} {each.change:+.2f}", each.changes, dashed=each.verdict not in ("flat", "undecided"))
-            for each in lines
+            for each in self.slopes
+            if all(0 < value < math.inf for value in each.changes)
         )
         title, sizes = f"What {count(self.steps, 'step')} change of each layer's output (RMS)", map(float, self.sizes)
         places = tuple(map(str, self.sizes))
@@ -230,9 +213,3 @@ class CoordCheck:
 
 def _plus_minus(slope: float, error: float) -> str:
     return "-" if math.isnan(slope) else f"{slope:+.2f} ± {error:.2f}"
-
-
-def check_expected(expected: Mapping[str, float] | None) -> Mapping[str, float]:
-    """The expected slopes; raises TypeError or ValueError for names that are not globs."""
-    check_globs("expected", expected or {})
-    return expected or {}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import Final
 
-from torchinit.probing.measurement import Measurement, SignalChain
-from torchinit.probing.registry import Bound, Reading, probe_check
-from torchinit.probing.remedies import of_chain
+from torchinit.knowledge.gains import gain_before, nonlinearities
+from torchinit.probing.checks.registry import Bound, Reading, probe_check
+from torchinit.probing.measurement import Measurement, Output, SignalChain
 
 _NOISE = 1.5
 _VANISHES = Bound(-5.3, -9.0, _NOISE, downwards=True)
@@ -87,12 +89,9 @@ def collapsing_samples(measured: Measurement) -> Iterator[Reading]:
         if measured.attentions and chain.kind == "blocks" and last > 0 and chain.outputs[0].forward.token_spread > 0.05:
             # On the scale of the samples: 0.03 is -3, and 0.001 is -5.
             value = -3 + 2 * math.log(last / 0.03) / math.log(30)
-            text = (
-                f"the tokens of a sample come to look alike: 1 - cosine is {last:.2g} after {len(chain.outputs)} blocks"
-            )
-            yield Reading(
-                f"{chain.outputs[-1].name} tokens", value, text, "scale the branches down, or put norms before them"
-            )
+            site, depth = f"{chain.outputs[-1].name} tokens", f"{len(chain.outputs)} blocks"
+            text = f"the tokens of a sample come to look alike: 1 - cosine is {last:.2g} after {depth}"
+            yield Reading(site, value, text, "scale the branches down, or put norms before them")
 
 
 @probe_check("TI809", Bound(10.0, 20.0, 1.0), "start recurrent weights orthogonal, an LSTM's forget bias at 1")
@@ -152,3 +151,64 @@ def _where(chain: SignalChain, values: list[float], *, back: bool = False) -> st
     power = (-1 if back else 1) / max(len(known) - 1, 1)
     each = f", {(known[-1] / known[0]) ** power:.2g} a {kind[:-1]}" if len(known) > 2 else ""
     return f"{number} {kind}, {first} to {last}{each}"
+
+
+# --- ways out --------------------------------------------------------------------------------------------------------
+
+# The entry of a recipe has a line of its own, to be pasted.
+_BRANCH: Final = (
+    'scale the last layer of each branch by 1 / sqrt(2 · depth), as std = "0.02 / sqrt(2 * depth)" does,\n'
+    "or start it at zero"
+)
+_UNKNOWN: Final = 'scale each weight by its fan-in:\n{type = "Kaiming", mode = "fan_in", nonlinearity = "auto"}'
+
+
+def of_chain(measured: Measurement, chain: SignalChain, grows: bool) -> str:
+    """The way out for a chain along which the signal, or the gradient, does not keep its size."""
+    if chain.kind == "blocks":
+        return _BRANCH if grows else f"{_UNKNOWN}\nor put a residual connection around each block"
+    layers = [output for output in chain.outputs if output.weighted]
+    kinds = Counter((each.kind, each.then) for each in layers)
+    if not kinds:
+        return _UNKNOWN
+    (kind, then), _ = kinds.most_common(1)[0]
+    layer = next(each for each in reversed(layers) if (each.kind, each.then) == (kind, then))
+    return _of_layer(measured, layer)
+
+
+def _of_layer(measured: Measurement, layer: Output) -> str:
+    fan = measured.fans.get(layer.module, 0.0)
+    if layer.then == "sigmoid":
+        return (
+            "no scale of the weights cures a sigmoid in depth: put ReLU or a norm in its place,\n"
+            "or let Xavier with a gain of 4 make it start:\n"
+            f'{{type = "Xavier", gain = 4, layer = "{layer.kind}"}}'
+        )
+    if layer.then == "sin":
+        uniform = "Uniform(±sqrt(6 / fan_in) / omega) keeps it, with omega = 30 in the sine"
+        return f"{uniform}: std {_std(2, fan):.3g} / omega"
+    if layer.kind.startswith(("RNN", "LSTM", "GRU")):
+        return "start the recurrent weights orthogonal, and the bias of an LSTM's forget gate at 1"
+    gain, name, entry = _entry(layer)
+    std = next((each.rms for each in measured.parameters if each.name == f"{layer.module}.weight"), math.nan)
+    now = ""
+    if fan and not math.isnan(std):
+        behind = f", {layer.then}" if layer.then else ""
+        now = f"std {std:.3g} ({fan:g} inputs{behind}) keeps {std * math.sqrt(fan) / gain:.3g} a layer; "
+    return f"{now}{name} (std {_std(gain**2, fan):.3g}) keeps it:\n{entry}"
+
+
+def _entry(layer: Output) -> tuple[float, str, str]:
+    """The gain that a layer wants, the name of the initializer with it, and its entry in a recipe."""
+    if layer.then == "tanh":
+        text = f'{{type = "Xavier", gain = "5 / 3", layer = "{layer.kind}"}}'
+        return 5 / 3, "Xavier with a gain of 5/3", text
+    known = layer.then if layer.then in nonlinearities() and layer.then != "softplus" else "linear"
+    slope = "(0.01)" if known == "leaky_relu" else ""
+    given = "" if known == "relu" else f'nonlinearity = "{known}", '
+    text = f'{{type = "Kaiming", mode = "fan_in", {given}layer = "{layer.kind}"}}'
+    return gain_before(known + slope), "Kaiming", text
+
+
+def _std(variance: float, fan: float) -> float:
+    return math.sqrt(variance / fan) if fan else math.nan

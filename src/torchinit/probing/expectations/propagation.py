@@ -3,13 +3,81 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Final, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-from torchinit.probing.expected import Expected, OperationCall
+
+@dataclass(eq=False, slots=True)
+class Expected:
+    """What is expected of a tensor: its second moment, None where that is not known, over how many ``units``.
+
+    ``noise`` is the variance of ln RMS from draw to draw. ``normal`` says that the elements are normal around zero,
+    ``centered`` only the latter. ``sources`` are the tensors that it is made of, each with the factor by which a
+    gradient's second moment reaches it (None: not known), and with the noise that this adds. ``root`` is the tensor
+    that it is a function of, element by element, ``values`` the one that has the same elements; a ``weight`` is drawn,
+    and independent of what it meets. ``norm`` says how far a norm that is written out has come, and of which values.
+    """
+
+    second: float | None
+    size: int
+    units: int = 1
+    noise: float = 0.0
+    normal: bool = False
+    centered: bool = False
+    weight: bool = False
+    root: object = None
+    values: object = None
+    norm: tuple[str, object] | None = None
+    sources: Sequence[tuple[Expected, float | None, float]] = ()
+    gradient: float | None = 0.0
+    gradient_noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.root, self.values = self.root or self, self.values or self
+
+    @property
+    def rms(self) -> float | None:
+        """The root of the second moment."""
+        return None if self.second is None or not math.isfinite(self.second) else math.sqrt(self.second)
+
+
+class OperationCall(NamedTuple):
+    """A call of an operation: its arguments by name, the tensors it made, those it took, and what is known of those."""
+
+    func: Any
+    given: Mapping[str, Any]
+    made: Sequence[Tensor]
+    sources: Sequence[Expected]
+    tensors: Sequence[Tensor]
+
+    @property
+    def name(self) -> str:
+        """The name of the operation, in place or not."""
+        return str(self.func.overloadpacket.__name__).rstrip("_")
+
+    @property
+    def size(self) -> int:
+        return self.made[0].numel()
+
+    @property
+    def number(self) -> float:
+        """The operand that is a number, the other one being a tensor."""
+        operands = (self.given.get(key) for key in ("other", "self"))
+        return next(float(each) for each in operands if isinstance(each, (int, float)))
+
+    def at(self, name: str) -> Expected | None:
+        """What is expected of the tensor that is given by this name."""
+        at = [index for index, each in enumerate(self.tensors) if each is self.given.get(name)]
+        return self.sources[at[0]] if at else None
+
+    def unknown(self) -> Expected:
+        """Nothing is known of the result, but from what it is made."""
+        return Expected(None, self.size, sources=[(each, None, 0.0) for each in self.sources if not each.weight])
+
 
 Rule: TypeAlias = Callable[[OperationCall], Expected]
 

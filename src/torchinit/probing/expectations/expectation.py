@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, MutableMapping
-from typing import Any, TypeGuard
+import math
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from types import MappingProxyType
+from typing import Any, Final, TypeGuard
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from torchinit.probing.expected import Expected, OperationCall
-from torchinit.probing.propagation import RULES, SPLITS, moved, step_of_norm
+from torchinit.initializers.moments import Moments
+from torchinit.model.dtensor import local_part
+from torchinit.model.names import normalize
+from torchinit.probing.expectations.propagation import RULES, SPLITS, Expected, OperationCall, moved, step_of_norm
+from torchinit.probing.inputs import Inputs
+from torchinit.probing.moments import rms
+
+_CLOSE: Final = 0.25
+"""How much of a second moment may be the mean's, for what is drawn around zero."""
+
+_MISFITS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError, StopIteration)
+"""What a rule raises that meets an overload with other arguments."""
 
 
 # Each operation of torch is seen where it is carried out, so that code of any kind is followed as it runs, and on the
@@ -49,17 +62,8 @@ class Expectations:
         try:
             expected = RULES.get(call.name, OperationCall.unknown)(call)
             expected.norm = step_of_norm(call)
-        except (
-            ArithmeticError,
-            AttributeError,
-            IndexError,
-            KeyError,
-            TypeError,
-            ValueError,
-            RuntimeError,
-            StopIteration,
-        ):
-            expected = None  # an overload with other arguments
+        except _MISFITS:
+            expected = None
         for number, each in enumerate(made):
             one = expected if expected and number == 0 else call.unknown()
             if call.name in SPLITS:
@@ -90,6 +94,53 @@ class Expectations:
                 more = each.gradient * factor if known else None  # type: ignore[operator]
                 source.gradient_noise = max(source.gradient_noise, each.gradient_noise + noise)
                 source.gradient = None if more is None else source.gradient + more  # type: ignore[operator]
+
+
+def sizes_of(
+    model: nn.Module, planned: Mapping[str, Moments | None] = MappingProxyType({})
+) -> dict[str, tuple[float, float]]:
+    """The mean and the RMS of each parameter: as planned, else as it is; of one without values none."""
+    found: dict[str, tuple[float, float]] = {}
+    for path, parameter in model.named_parameters():
+        name, values = normalize(path), local_part(parameter.detach())
+        if name in planned:
+            moments = planned[name]
+            if moments is not None and moments.mean is not None and moments.std is not None:
+                found[name] = moments.mean, math.hypot(moments.mean, moments.std)
+        elif values.is_floating_point() and not values.is_meta and values.numel():
+            found[name] = _size_of(values)
+    return found
+
+
+def _size_of(values: Tensor) -> tuple[float, float]:
+    return float(values.mean(dtype=torch.float32)), rms(values)
+
+
+def known_of(
+    model: nn.Module, sizes: Mapping[str, tuple[float, float]], inputs: Inputs, measured: Inputs | None = None
+) -> dict[int, Expected]:
+    """What is expected of the parameters of a model and of its inputs, by the identity of their tensors."""
+    known: dict[int, Expected] = {}
+    for path, parameter in model.named_parameters():
+        name, shape = normalize(path), tuple(parameter.shape)
+        known[id(parameter)] = expected_of(*sizes.get(name, (math.nan, math.nan)), shape, weight=True)
+    for tensor, values in zip(inputs.tensors, (measured or inputs).tensors, strict=True):
+        if tensor.is_floating_point() and tensor.numel():
+            size = (0.0, 1.0) if values.is_meta else _size_of(values)
+            known[id(tensor)] = expected_of(*size, tuple(tensor.shape), weight=False)
+    return known
+
+
+def expected_of(mean: float, rms: float, shape: Sequence[int], *, weight: bool) -> Expected:
+    """What is expected of a parameter, or of an input, with these moments.
+
+    The inputs of a unit add up the mean of a matrix, so little of it is much, but for what chance leaves of a few rows.
+    """
+    numel, is_matrix = math.prod(shape), sum(size > 1 for size in shape) > 1
+    fan = numel / shape[0] if weight and is_matrix else 1.0
+    centered = mean**2 * fan <= max(_CLOSE, 9 / shape[0] if fan > 1 else 0.0) * rms**2
+    second = rms**2 if centered or fan == 1 else None
+    return Expected(second, numel, shape[-1] if shape else 1, 0.0, centered, centered, weight)
 
 
 def _is_real(value: object) -> TypeGuard[Tensor]:

@@ -19,6 +19,7 @@ from tests.probing.nets import mlp
 from torchinit import ReportError, assert_healthy, probe
 from torchinit.linting.registry import SEVERITIES
 from torchinit.probing import PROBE_CHECKS, Measurement
+from torchinit.probing.checks.registry import ANY, Bound, judge, near_bounds
 from torchinit.probing.measurement import (
     Attention,
     Objective,
@@ -29,8 +30,6 @@ from torchinit.probing.measurement import (
     Units,
 )  # fmt: skip
 from torchinit.probing.moments import BatchMoments
-from torchinit.probing.registry import ANY, Bound
-from torchinit.probing.verdict import judge, near_bounds
 
 PAGE = Path(__file__).parents[2] / "docs/guides/probe.md"
 QUIET = Measurement("", 16, Objective("", 2.3))

@@ -19,8 +19,8 @@ from torchinit import Leaf, MissingExtraError, Normal, Orthogonal, Rule, TruncNo
 from torchinit.initializers import Initializer
 from torchinit.pages import Distribution, Page
 from torchinit.probing import CoordCheck, CoordinateSlope, Probe
-from torchinit.probing.page import page_of
-from torchinit.probing.values import values_of
+from torchinit.probing.moments import values_of
+from torchinit.probing.result import page_of
 
 ZERO = Rule(Leaf("bias"), Zeros())
 KAIMING = [{"type": "Kaiming", "mode": "fan_in", "layer": "Linear"}]
