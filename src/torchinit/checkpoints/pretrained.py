@@ -15,13 +15,11 @@ from torchinit.checkpoints.adapters import Adapter, Chain, Transpose
 from torchinit.checkpoints.adapters.surroundings import Surroundings
 from torchinit.checkpoints.arguments import adapters_by_glob, check_sha256, device_name, float_dtype, frozen, pairs
 from torchinit.checkpoints.depth import Deepened, Layers, layers_by_glob
-from torchinit.checkpoints.fits import COUNTER, beside, hooked, last_match, leftovers, misfit, square
+from torchinit.checkpoints.fits import COUNTER, apart, beside, hooked, last_match, leftovers, misfit, peak, square
 from torchinit.checkpoints.formats import Info
-from torchinit.checkpoints.key_mapping import KeyMap
+from torchinit.checkpoints.key_mapping import KeyMap, in_order, is_numbered
 from torchinit.checkpoints.open import InMemory, open_cached
-from torchinit.checkpoints.parameter_order import in_order, is_numbered
 from torchinit.checkpoints.quantized import Companions, Quantized
-from torchinit.checkpoints.shares import apart, peak
 from torchinit.checkpoints.suggestions import advise, offered, suggest_for_shape, tied
 from torchinit.checkpoints.tensor_fill import CheckpointSource, Loaded
 from torchinit.errors import CheckpointError, MissingExtraError

@@ -26,7 +26,7 @@ from torch import Tensor
 import torchinit._limits as limits
 from torchinit._text import abbreviate, dtype_name
 from torchinit.checkpoints.adapters import Dequantize
-from torchinit.checkpoints.adapters.quantization import NOT_FACTORS, is_dequantizable, is_float8
+from torchinit.checkpoints.adapters.factors import NOT_FACTORS, is_dequantizable, is_float8
 from torchinit.checkpoints.formats import Info
 from torchinit.errors import CheckpointError
 from torchinit.model.names import normalize

@@ -43,7 +43,7 @@ from torchinit.checkpoints.adapters import (
     WeightNorm,
     WeightSelection,
 )
-from torchinit.checkpoints.adapters.base import numbered, replace_parts
+from torchinit.checkpoints.key_mapping import numbered, replace_parts
 from torchinit.rules.catalog import SCHEMA
 
 EVERY: tuple[Adapter, ...] = (

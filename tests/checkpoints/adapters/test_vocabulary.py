@@ -79,7 +79,7 @@ def test_new_rows_by_hand() -> None:
 def test_many_rows_are_drawn_as_few_are(monkeypatch: pytest.MonkeyPatch) -> None:
     table = torch.randn(9, 4)
     made = grown(table, 30)
-    monkeypatch.setattr("torchinit.checkpoints.adapters.vocabulary._MOST_DRAWS", 20)
+    monkeypatch.setattr("torchinit.checkpoints.adapters.rows_and_axes._MOST_DRAWS", 20)
     torch.testing.assert_close(grown(table, 30), made)
 
 

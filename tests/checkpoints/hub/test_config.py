@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from torchinit.checkpoints.hub.config import Limits, from_environment
+from torchinit.checkpoints.hub.urls import Limits, from_environment
 from torchinit.errors import FetchError
 
 

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from tests.servers import Host, in_turn, redirect, whole
 from torchinit.checkpoints import fetch
-from torchinit.checkpoints.hub.cache import Cache
-from torchinit.checkpoints.hub.lockfile import LockFile, Pin, read_pins, write_pins
+from torchinit.checkpoints.hub.cache import Cache, LockFile, Pin, read_pins, write_pins
 from torchinit.errors import FetchError
 
 OLD, NEW = (hashlib.sha256(body).hexdigest() for body in (b"old", b"new!"))

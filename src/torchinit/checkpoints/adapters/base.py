@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import re
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Final, TypeAlias, TypeVar, dataclass_transform, final
+from types import NoneType
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias, TypeVar, dataclass_transform, final, get_args
 
 import torch
 from torch import Tensor
 
-from torchinit._text import ShortStr, did_you_mean
+from torchinit._text import ShortStr
 from torchinit.initializers.load_report import Promise as Promise  # noqa: PLC0414  # adapters have it from here
 from torchinit.initializers.load_report import weakest
 from torchinit.model.shards import Box, replaced
+from torchinit.noise import Keyed
 from torchinit.noise.threads import one_thread
+from torchinit.serialization.reading import alternatives, argument_types
 from torchinit.serialization.registry import ClassRegistry
-from torchinit.serialization.validation import is_integer
+from torchinit.serialization.validation import check_choice, check_number, is_integer
 
 if TYPE_CHECKING:
     from torchinit.checkpoints.adapters.surroundings import Surroundings
@@ -34,9 +37,7 @@ DtypeOf: TypeAlias = Callable[[str], torch.dtype | None]  # of a tensor of the f
 class ReadPlan:
     """The boxes to read, one of each tensor, and the function that combines them to a box of a site.
 
-    >>> import torch
-    >>> plan = ReadPlan((Box((2,), (1,)),), lambda tensors: tensors[0])
-    >>> plan.combine([box.of(torch.arange(4)) for box in plan.boxes])
+    >>> ReadPlan((Box((2,), (1,)),), lambda tensors: tensors[0]).combine([torch.arange(4)[2:3]])
     tensor([2])
     """
 
@@ -47,12 +48,9 @@ class ReadPlan:
 class Adapter(ShortStr, ABC):
     """A change of tensors of a checkpoint so that they fit a site.
 
-    A frozen value and a pure function: the same tensors, shape and key give the same result. ``key`` is
-    always the site's own, after prefix and renames. Where only a part of a site is here, the whole is
-    computed and that part kept, unless :meth:`slices_along` or :meth:`read_plan` knows better.
-
-    One that moves elements keeps their dtype; one that computes does so in float32 at least, and leaves it
-    to the loader to round once to the site's dtype.
+    A frozen value and a pure function: the same tensors, shape and key give the same result. ``key`` is always the
+    site's own, after prefix and renames. One that moves elements keeps their dtype; one that computes does so in
+    float32 at least, and leaves it to the loader to round once to the site's dtype.
 
     >>> from torchinit.checkpoints.adapters import Transpose
     >>> Transpose().adapt([torch.zeros(2, 3)], (3, 2), "c_fc.weight").shape
@@ -171,8 +169,47 @@ ADAPTERS: Final = ClassRegistry("adapter", method="adapt", group="torchinit.adap
 
 @dataclass_transform(frozen_default=True)
 def register(cls: type[_Adapter]) -> type[_Adapter]:
-    """Make an adapter a frozen dataclass that recipes can name."""
+    """Make an adapter a frozen dataclass that recipes can name, and that checks its arguments by their types."""
+    more: Callable[[Adapter], None] | None = getattr(cls, "__post_init__", None)
+
+    def check(adapter: Adapter) -> None:
+        for name, hint in argument_types(type(adapter)).items():
+            _check_argument(adapter, name, hint)
+        if more:
+            more(adapter)
+
+    cls.__post_init__ = check  # type: ignore[attr-defined]
     return ADAPTERS.register(final(dataclass(frozen=True, slots=True)(cls)))
+
+
+# --- arguments -------------------------------------------------------------------------------------------------------
+
+_COUNTS: Final = frozenset({"block", "count", "fused", "granularity", "groups", "heads", "rank", "trained"})
+"""Arguments that are numbers from 1; others that are whole numbers start at 0."""
+_SIGNED: Final = frozenset({"drop", "scale", "scaling", "snr"})
+"""Arguments that are numbers, but do not start at 0, or say it in other words."""
+_ITEMS: Final[Mapping[object, str]] = {str: "names", int: "whole numbers", Adapter: "adapters"}
+
+
+def _check_argument(adapter: Adapter, name: str, hint: Any) -> None:
+    """Check an argument by its type, if that is one alone or None, and make a tuple of a list."""
+    value, kinds = getattr(adapter, name), alternatives(hint)
+    kind, *others = (kind for kind in kinds if kind is not NoneType)
+    if others or (value is None and NoneType in kinds):
+        return
+    if name == "seed":
+        Keyed(value)
+    elif kind is int and not is_integer(value, least := int(name in _COUNTS)):
+        raise ValueError(f"{name} must be a whole number from {least}, but got {value!r}")
+    elif kind is float:
+        check_number(name, value, least=-math.inf if name in _SIGNED else 0)
+    elif (parts := get_args(kind)) and parts[1:] == (...,):
+        item = parts[0]
+        if not isinstance(value, (list, tuple)) or not all(isinstance(each, item) for each in value):
+            raise TypeError(f"{name} must be a list of {_ITEMS[item]}, but got {value!r}")
+        object.__setattr__(adapter, name, tuple(value))
+    elif parts and isinstance(parts[0], str):
+        check_choice(name, value, kind)
 
 
 def _plan_slices(adapter: Adapter, axis: int, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> ReadPlan:
@@ -223,7 +260,6 @@ class Chain(BySlices):
     steps: tuple[Adapter, ...]
 
     def __post_init__(self) -> None:
-        take_lists(self, Adapter, "steps")
         if not self.steps:
             raise ValueError("a chain needs at least one step")
         if any(isinstance(step, Chain) for step in self.steps):
@@ -234,14 +270,14 @@ class Chain(BySlices):
 
     def bound(self, key: str, values: DtypeOf, loose: DtypeOf) -> Adapter | None:
         # A step is asked about the first of the tensors that it makes: parts of one site are kept in one way.
-        steps = list[Adapter]()
+        steps: tuple[Adapter, ...] = ()
         for step in reversed(self.steps):
-            behind = Chain(tuple(steps)).wants(key)[:1] if steps else (key,)
+            behind = Chain(steps).wants(key)[:1] if steps else (key,)
             if behind and (found := step.bound(behind[0], values, loose)):
-                steps.insert(0, found)
-        if len(steps) == len(self.steps) or len(steps) > 1:
-            return Chain(tuple(steps))
-        return steps[0] if steps else None
+                steps = (found, *steps)
+        if len(steps) == 1 < len(self.steps):
+            return steps[0]
+        return Chain(steps) if steps else None
 
     @property
     def promise(self) -> Promise | None:
@@ -263,12 +299,10 @@ class Chain(BySlices):
     # Shapes, keys and tensors come in the order of `wants`: for each tensor that the last step takes, all those of the
     # file that the steps before it make that one of. So the same walk sorts each of the three.
     def _inputs(self, values: Sequence[_Value], key: str) -> list[tuple[str, list[_Value]]]:
-        """The name of each tensor that the last step takes, and those of the values that it is made of."""
         left = iter(values)
         return [(part, [next(left) for _ in self._before.wants(part)]) for part in self.steps[-1].wants(key)]
 
     def _input_shapes(self, shapes: Sequence[Size], key: str) -> list[Size]:
-        """The shapes that the last step takes."""
         inputs = [self._before.makes(stored, part) for part, stored in self._inputs(shapes, key)]
         if None in inputs:
             raise ValueError(f"{self.steps[-2]} makes whatever shape is asked for, so it must be the last of {self}")
@@ -299,20 +333,17 @@ class Chain(BySlices):
 
 
 @dataclass(frozen=True, slots=True)
-class _Nothing(Adapter):
+class _Nothing(BySlices):
     """The steps before the first: each tensor as the file has it."""
 
     def makes(self, shapes: Sequence[Size], key: str) -> Size:
         return shapes[0]
 
-    def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
-        return tensors[0]
-
     def read_plan(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> ReadPlan:
         return ReadPlan((box,), lambda tensors: tensors[0])
 
 
-# --- values and arguments --------------------------------------------------------------------------------------------
+# --- tensors and shapes ----------------------------------------------------------------------------------------------
 
 
 def upcast(tensor: Tensor) -> Tensor:
@@ -324,23 +355,6 @@ def upcast(tensor: Tensor) -> Tensor:
 def listed(shapes: Sequence[Size]) -> str:
     """Shapes as a message has them: ``[2, 3], []``."""
     return ", ".join(str(list(size)) for size in shapes)
-
-
-def check_whole(adapter: Adapter, *names: str, least: int = 0) -> None:
-    """Raise ValueError for arguments that are not whole numbers from ``least``."""
-    for name in names:
-        if not is_integer(value := getattr(adapter, name), least):
-            raise ValueError(f"{name} must be a whole number from {least}, but got {value!r}")
-
-
-def take_lists(adapter: Adapter, kind: type, *names: str) -> None:
-    """Make tuples of arguments that may be lists. Raises TypeError for anything else, text above all."""
-    items = {str: "names", int: "whole numbers"}.get(kind, "adapters")
-    for name in names:
-        given = getattr(adapter, name)
-        if not isinstance(given, (list, tuple)) or not all(isinstance(item, kind) for item in given):
-            raise TypeError(f"{name} must be a list of {items}, but got {given!r}")
-        object.__setattr__(adapter, name, tuple(given))
 
 
 def check_same(
@@ -362,39 +376,3 @@ def check_same(
     if any(stored[axis] == 0 for axis in open_axes):
         raise ValueError(f"{adapter} can make nothing of {list(stored)}, which is empty")
     return stored
-
-
-# --- dotted parts of a key -------------------------------------------------------------------------------------------
-
-
-def find_parts(key: str, wanted: str) -> re.Match[str] | None:
-    """The last ``wanted`` among the dotted parts of a key: what is before it, it, each number in it, what is behind.
-
-    ``*`` in it stands for one part that is a number.
-
-    >>> find_parts("h.0.attn.qkv.weight", "attn.qkv").groups(), find_parts("h.0.attn", "tn")
-    (('h.0.', 'attn.qkv', '.weight'), None)
-    """
-    run = r"\.".join("([0-9]+)" if part == "*" else re.escape(part) for part in wanted.split("."))
-    return re.fullmatch(rf"(.*\.|)({run})(\..*|)", key, re.DOTALL)
-
-
-def replace_parts(key: str, old: str, new: str) -> str:
-    """The key with the last ``old``, one or several whole parts of it, replaced. Raises ValueError for none."""
-    before, *_, behind = _found(key, old).groups()
-    return f"{before}{new}{behind}"
-
-
-def numbered(key: str, pattern: str) -> tuple[int, str]:
-    """The number at the ``*`` of the pattern, and the parts that it stands for. Raises ValueError for a key without."""
-    found = _found(key, pattern)
-    return int(found[3]), found[2]
-
-
-def _found(key: str, wanted: str) -> re.Match[str]:
-    found = find_parts(key, wanted)
-    if found is None:
-        parts, length = key.split("."), len(wanted.split("."))
-        runs = [".".join(parts[start : start + length]) for start in range(len(parts) - length + 1)]
-        raise ValueError(f"{key!r} has no part {wanted!r}{did_you_mean(wanted, [] if '*' in wanted else runs)}")
-    return found

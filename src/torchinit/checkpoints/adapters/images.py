@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchinit.checkpoints.adapters.base import Adapter, ReadPlan, Size, check_same, check_whole, register, upcast
+from torchinit.checkpoints.adapters.base import Adapter, ReadPlan, Size, check_same, register, upcast
 from torchinit.model.shards import Box, replaced, without
-from torchinit.serialization.validation import check_choice, is_integer
+from torchinit.serialization.validation import is_integer
 
 Channels: TypeAlias = Literal["sum", "repeat"]
 Frames: TypeAlias = Literal["repeat", "centre"]
@@ -38,10 +38,6 @@ class InputChannels(Adapter):
     only_resizes: ClassVar[bool] = True
     how: Channels = "sum"
     axis: int = 1
-
-    def __post_init__(self) -> None:
-        check_choice("how", self.how, Channels)
-        check_whole(self, "axis")
 
     def check(self, shapes: Sequence[Size], shape: Size, key: str) -> None:
         check_same(self, shapes, shape, {self.axis}, least=self.axis + 1)
@@ -75,10 +71,6 @@ class Inflate(Adapter):
 
     how: Frames = "repeat"
     axis: int = 2
-
-    def __post_init__(self) -> None:
-        check_choice("how", self.how, Frames)
-        check_whole(self, "axis")
 
     def check(self, shapes: Sequence[Size], shape: Size, key: str) -> None:
         if len(shape) <= self.axis or shapes[0] != without(shape, self.axis):
@@ -177,7 +169,7 @@ class _ResizeGrid(Adapter):
             grid = resized.reshape(*shape[:-2], -1, shape[-1])
         return torch.cat([before, added, grid, behind], -2)
 
-    def _check_grids(self) -> None:
+    def __post_init__(self) -> None:
         for name in ("file", "site"):
             if (grid := getattr(self, name)) is not None:
                 if not (isinstance(grid, (list, tuple)) and len(grid) == 2 and all(map(is_integer, grid))):
@@ -205,10 +197,6 @@ class ResizePositions(_ResizeGrid):
     site: Grid | None = None
     antialias: bool = True
     site_prefix: int | None = None
-
-    def __post_init__(self) -> None:
-        check_whole(self, "prefix", *["site_prefix"] * (self.site_prefix is not None))
-        self._check_grids()
 
     @property
     def _heads(self) -> tuple[int, int]:
@@ -249,10 +237,6 @@ class ResizeRelativeBias(_ResizeGrid):
     file: Grid | None = None
     site: Grid | None = None
     antialias: bool = False
-
-    def __post_init__(self) -> None:
-        check_whole(self, "extra")
-        self._check_grids()
 
     def check(self, shapes: Sequence[Size], shape: Size, key: str) -> None:
         self._grids(check_same(self, shapes, shape, {0}, least=2, most=2), shape)

@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from torchinit.checkpoints.adapters.base import (
-    BySlices,
-    Promise,
-    ReadPlan,
-    Size,
-    check_whole,
-    find_parts,
-    listed,
-    numbered,
-    register,
-    replace_parts,
-    upcast,
-)
+from torchinit.checkpoints.adapters.base import BySlices, Promise, ReadPlan, Size, listed, register, upcast
+from torchinit.checkpoints.key_mapping import find_parts, numbered, replace_parts
 from torchinit.model.shards import Box, Shard, replaced
 from torchinit.noise import Keyed
 from torchinit.noise.threads import one_thread
-from torchinit.serialization.validation import check_number
 
 
 @register
@@ -68,18 +57,11 @@ class Upcycle(BySlices):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_whole(self, "fused", "granularity", least=1)
-        check_number("noise", self.noise, least=0)
-        if not 0 <= check_number("drop", self.drop) <= 1:
+        if not 0 <= self.drop <= 1:
             raise ValueError(f"drop must lie in [0, 1], but got {self.drop!r}")
-        Keyed(self.seed)
-        if self.hidden is not None:
-            check_whole(self, "hidden")
-        elif self.granularity > 1 or self.drop or self.fused > 1:
+        if self.hidden is None and (self.granularity > 1 or self.drop or self.fused > 1):
             raise ValueError("granularity, drop and fused need hidden, the dimension that runs over the hidden units")
-        if self.scale is not None:
-            check_number("scale", self.scale)
-        elif self.granularity > 1 and self.fused == 1:
+        if self.scale is None and self.granularity > 1 and self.fused == 1:
             advice = f"{self.granularity} for the way out of blocks if the weights of chosen experts sum to one"
             raise ValueError(f"granularity needs scale, the factor of the values: {advice}, 1 for a way in")
         if self.into.split(".").count("*") > 1:
@@ -196,20 +178,12 @@ class UpcycleRouter(BySlices):
     ('layers.0.mlp.down_proj.weight',)
     """
 
+    promise: ClassVar[Promise] = "function"
     into: str
     dense: str
     std: float = 0.02
     granularity: int = 1
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_number("std", self.std, least=0)
-        check_whole(self, "granularity", least=1)
-        Keyed(self.seed)
-
-    @property
-    def promise(self) -> Promise:
-        return "function"
 
     def wants(self, key: str) -> tuple[str, ...]:
         return (replace_parts(key, self.into, self.dense),)
@@ -245,19 +219,14 @@ class MergeExperts(BySlices):
     tensor([2., 4.])
     """
 
+    promise: ClassVar[Promise] = "none"
     into: str
     experts: str
     count: int | None = None
 
     def __post_init__(self) -> None:
-        if self.count is not None:
-            check_whole(self, "count", least=1)
         if self.experts.split(".").count("*") != (self.count is not None):
             raise ValueError(f"experts has one part '*' if there is a count, and none for a stack, but got {self}")
-
-    @property
-    def promise(self) -> Promise:
-        return "none"
 
     def wants(self, key: str) -> tuple[str, ...]:
         names = [self.experts.replace("*", str(number)) for number in range(self.count or 1)]

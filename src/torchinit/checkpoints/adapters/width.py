@@ -18,9 +18,7 @@ from torchinit.checkpoints.adapters.base import (
     ReadPlan,
     Size,
     check_same,
-    check_whole,
     register,
-    take_lists,
     upcast,
 )
 from torchinit.checkpoints.adapters.surroundings import Surroundings
@@ -28,7 +26,6 @@ from torchinit.knowledge.neutral import is_named_norm
 from torchinit.model.shards import Box, Shard, replaced
 from torchinit.model.sites import Site
 from torchinit.noise import Keyed
-from torchinit.serialization.validation import check_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +51,8 @@ class Widening(BySlices):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        take_lists(self, int, "sizes", *(() if self.inputs is None else ("inputs",)))
-        check_whole(self, "axis")
         if not self.sizes or min(self.sizes) < 1:
             raise ValueError(f"sizes must be whole numbers from 1, but got {self.sizes!r}")
-        Keyed(self.seed)
 
     @abstractmethod
     def copied(self, have: int, want: int) -> Tensor:
@@ -154,10 +148,6 @@ class Net2Wider(Widening):
     noise: float = 0.0
     even: bool = False
 
-    def __post_init__(self) -> None:
-        Widening.__post_init__(self)
-        check_number("noise", self.noise, least=0)
-
     @property
     def promise(self) -> Promise:
         return "none" if self.noise else "function"
@@ -221,16 +211,8 @@ class HyperClone(Widening):
             [1., 2., 1., 2.]])
     """
 
+    promise: ClassVar[Promise] = "function"
     snr: float | None = None
-
-    def __post_init__(self) -> None:
-        Widening.__post_init__(self)
-        if self.snr is not None:
-            check_number("snr", self.snr)
-
-    @property
-    def promise(self) -> Promise:
-        return "function"
 
     def copied(self, have: int, want: int) -> Tensor:
         if not have or want % have:
@@ -273,11 +255,8 @@ class WeightSelection(BySlices):
     tensor([0., 2., 4.])
     """
 
+    promise: ClassVar[Promise] = "none"
     only_resizes: ClassVar[bool] = True
-
-    @property
-    def promise(self) -> Promise:
-        return "none"
 
     def check(self, shapes: Sequence[Size], shape: Size, key: str) -> None:
         stored = shapes[0]
@@ -300,15 +279,9 @@ class Repeat(Adapter):
     tensor([1., 2., 1., 2., 1.])
     """
 
+    promise: ClassVar[Promise] = "function"
     only_resizes: ClassVar[bool] = True
     axis: int = 0
-
-    def __post_init__(self) -> None:
-        check_whole(self, "axis")
-
-    @property
-    def promise(self) -> Promise:
-        return "function"
 
     def check(self, shapes: Sequence[Size], shape: Size, key: str) -> None:
         stored = check_same(self, shapes, shape, {self.axis}, least=self.axis + 1)

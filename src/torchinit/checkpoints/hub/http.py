@@ -24,8 +24,7 @@ from urllib.parse import unquote, urlsplit
 import urllib3
 
 from torchinit._text import masked
-from torchinit.checkpoints.hub.config import Limits
-from torchinit.checkpoints.hub.urls import Address, address_of, check_allowed, check_public, redirected
+from torchinit.checkpoints.hub.urls import Address, Limits, address_of, check_allowed, check_public, redirected
 from torchinit.errors import FetchError
 
 _MANY_PIECES, _SMALL_PIECE = 10_000, 64
