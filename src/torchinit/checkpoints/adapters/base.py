@@ -15,7 +15,7 @@ from torch import Tensor
 from torchinit._text import ShortStr
 from torchinit.initializers.load_report import Promise as Promise  # noqa: PLC0414  # adapters have it from here
 from torchinit.initializers.load_report import weakest
-from torchinit.model.shards import Box, replaced
+from torchinit.model.shards import Box, Shard, replaced
 from torchinit.noise import Keyed
 from torchinit.noise.threads import one_thread
 from torchinit.serialization.reading import alternatives, argument_types
@@ -136,8 +136,7 @@ class Adapter(ShortStr, ABC):
         Of slices that are moved those that come into the box are read. Else all is read, and the box cut out of the
         whole value, which is computed on one thread so that every rank has the same.
         """
-        axis = self.slices_along()
-        if axis is not None:
+        if (axis := self.slices_along()) is not None:
             return _plan_slices(self, axis, shapes, shape, box, key)
 
         def combine(tensors: Sequence[Tensor]) -> Tensor:
@@ -225,10 +224,9 @@ def _plan_slices(adapter: Adapter, axis: int, shapes: Sequence[Size], shape: Siz
     wanted = adapter.adapt(numbers, line, key).flatten().narrow(0, box.start[axis], box.shape[axis])
     boxes, read, first = [], [], 0
     for count in counts:
-        mine = wanted[(wanted >= first) & (wanted < first + count)]
-        low, end = (int(mine.min()), int(mine.max()) + 1) if len(mine) else (first, first)
-        boxes.append(Box(replaced(box.start, axis, low - first), replaced(box.shape, axis, end - low)))
-        read.append(torch.arange(low, end))
+        low, end = span([wanted[(wanted >= first) & (wanted < first + count)] - first])
+        boxes.append(Box(replaced(box.start, axis, low), replaced(box.shape, axis, end - low)))
+        read.append(torch.arange(first + low, first + end))
         first += count
     order = torch.searchsorted(torch.cat(read), wanted)
 
@@ -350,6 +348,24 @@ def upcast(tensor: Tensor) -> Tensor:
     """The tensor in a dtype to compute in: its own, but float32 at least."""
     small = tensor.dtype.itemsize == 1  # torch promotes no float of eight bits
     return tensor.to(torch.float32 if small else torch.promote_types(tensor.dtype, torch.float32))
+
+
+def span(places: Sequence[Tensor]) -> tuple[int, int]:
+    """The first of all places, and the one behind the last; nothing of nothing."""
+    every = torch.cat([*places]) if places else torch.empty(0)
+    return (int(every.min()), int(every.max()) + 1) if len(every) else (0, 0)
+
+
+def normal(seed: int, key: str, box: Box, shape: Size, like: Tensor, *, std: float = 1.0, index: int = 0) -> Tensor:
+    """The normal numbers of a seed and a name for a box of a tensor, with the dtype and on the device of another."""
+    draws = torch.empty(box.shape, dtype=like.dtype, device="cpu")
+    Keyed(seed).fill(Shard(key, draws, shape, box.start), "normal", (0.0, std), index)
+    return draws.to(like.device)
+
+
+def along(values: Tensor, axis: int, like: Tensor) -> Tensor:
+    """A value for each slice along an axis, to be broadcast over the others."""
+    return values.view(-1, *(1,) * (like.dim() - axis - 1)).to(like.device)
 
 
 def listed(shapes: Sequence[Size]) -> str:

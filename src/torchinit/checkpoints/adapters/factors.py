@@ -10,7 +10,17 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from torchinit.checkpoints.adapters.base import Adapter, BySlices, DtypeOf, ReadPlan, Size, listed, register, upcast
+from torchinit.checkpoints.adapters.base import (
+    Adapter,
+    BySlices,
+    DtypeOf,
+    ReadPlan,
+    Size,
+    along,
+    listed,
+    register,
+    upcast,
+)
 from torchinit.checkpoints.key_mapping import replace_parts
 from torchinit.model.shards import Box
 from torchinit.serialization.validation import check_str
@@ -90,7 +100,7 @@ class FoldBatchNorm(Adapter):
         if key.endswith("bias"):
             return _offset(tensors, factor) + (tensors[4] * factor if self.bias else 0)
         weight = upcast(tensors[2])
-        return weight * factor.view(-1, *(1,) * (weight.dim() - self.axis - 1))
+        return weight * along(factor, self.axis, weight)
 
 
 @register

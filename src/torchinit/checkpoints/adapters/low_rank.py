@@ -9,7 +9,7 @@ from typing import ClassVar, Final, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from torchinit.checkpoints.adapters.base import Adapter, Promise, ReadPlan, Size, register, upcast
+from torchinit.checkpoints.adapters.base import Adapter, Promise, ReadPlan, Size, normal, register, upcast
 from torchinit.checkpoints.adapters.surroundings import Surroundings
 from torchinit.checkpoints.key_mapping import find_parts, replace_parts
 from torchinit.model.shards import Box, Shard
@@ -173,9 +173,8 @@ class LoRA(Adapter):
         if self.iterations is None:
             u, values, v = torch.linalg.svd(weight, full_matrices=False)
         else:  # Halko et al. (2009), https://arxiv.org/abs/0909.4061, algorithm 4.4
-            draws = torch.empty(weight.shape[1], min(self.rank, *weight.shape), dtype=weight.dtype, device="cpu")
-            Keyed(self.seed).fill(Shard.whole(key, draws), "normal", (0.0, 1.0))
-            basis = torch.linalg.qr(weight @ draws.to(weight.device)).Q
+            size = (weight.shape[1], min(self.rank, *weight.shape))
+            basis = torch.linalg.qr(weight @ normal(self.seed, key, Box.whole(size), size, weight)).Q
             for _ in range(self.iterations):
                 basis = torch.linalg.qr(weight @ torch.linalg.qr(weight.mT @ basis).Q).Q
             u, values, v = torch.linalg.svd(basis.mT @ weight, full_matrices=False)

@@ -8,7 +8,18 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from torchinit.checkpoints.adapters.base import BySlices, Promise, ReadPlan, Size, listed, register, upcast
+from torchinit.checkpoints.adapters.base import (
+    BySlices,
+    Promise,
+    ReadPlan,
+    Size,
+    along,
+    listed,
+    normal,
+    register,
+    span,
+    upcast,
+)
 from torchinit.checkpoints.key_mapping import find_parts, numbered, replace_parts
 from torchinit.model.shards import Box, Shard, replaced
 from torchinit.noise import Keyed
@@ -111,7 +122,7 @@ class Upcycle(BySlices):
             inner = Box(box.start[1:], box.shape[1:])
         places = [self._places(stored[axis], expert) for expert in experts]
         needed = [place.narrow(0, inner.start[axis], inner.shape[axis]) for place in places]
-        first, end = _ends(needed)
+        first, end = span(needed)
         read = Box(replaced(inner.start, axis, first), replaced(inner.shape, axis, end - first))
 
         def combine(tensors: Sequence[Tensor]) -> Tensor:
@@ -119,8 +130,9 @@ class Upcycle(BySlices):
             if not box.numel:
                 return dense.new_empty(box.shape)
             if self.drop:
-                fresh = self._draws(dense, shape, box, key, index=1).view(len(experts), *inner.shape)
-                block, parts = _block(key, self.into), zip(places, experts, fresh, strict=True)
+                fresh = normal(self.seed, key, box, shape, dense, index=1).view(len(experts), *inner.shape)
+                found, parts = find_parts(key, self.into), zip(places, experts, fresh, strict=True)
+                block = found[1] if found else ""  # whose weights drop the same units
                 with one_thread():
                     values = torch.stack([self._restarted(dense, *part, inner, block) for part in parts])
             elif self.granularity > 1:
@@ -130,7 +142,7 @@ class Upcycle(BySlices):
                 values = dense.expand(len(experts), *inner.shape)
             values = values.reshape(box.shape) if self._listed else values
             values = values if scale == 1 else values * scale
-            return values + self._draws(dense, shape, box, key) * self.noise if self.noise else values
+            return values + normal(self.seed, key, box, shape, dense) * self.noise if self.noise else values
 
         return ReadPlan((Box.whole(stored) if self.drop else read,), combine)
 
@@ -139,12 +151,6 @@ class Upcycle(BySlices):
         if self.granularity == 1:
             return torch.arange(size)
         return torch.arange(size).view(self.fused, self.granularity, -1)[:, expert % self.granularity].flatten()
-
-    def _draws(self, like: Tensor, shape: Size, box: Box, key: str, index: int = 0) -> Tensor:
-        """Standard normal numbers for a box of the site, on the device of the values."""
-        draws = torch.empty(box.shape, dtype=like.dtype, device="cpu")
-        Keyed(self.seed).fill(Shard(key, draws, shape, box.start), "normal", (0.0, 1.0), index)
-        return draws.to(like.device)
 
     def _restarted(self, dense: Tensor, places: Tensor, expert: int, fresh: Tensor, inner: Box, block: str) -> Tensor:
         """A box of an expert, with numbers of the same moments in place of the units that it drops."""
@@ -160,8 +166,8 @@ class Upcycle(BySlices):
             values = whole.index_select(axis, rows)
             is_lost[rows] = True
             mean[rows], std[rows] = values.mean(), values.std(correction=min(1, values.numel() - 1))
-        span, column = slice(inner.start[axis], inner.start[axis] + inner.shape[axis]), (1,) * (whole.dim() - axis - 1)
-        is_lost, mean, std = (each[span].view(-1, *column) for each in (is_lost, mean, std))
+        here = slice(inner.start[axis], inner.start[axis] + inner.shape[axis])
+        is_lost, mean, std = (along(each[here], axis, whole) for each in (is_lost, mean, std))
         return torch.where(is_lost, mean + std * fresh, inner.of(whole))
 
 
@@ -193,16 +199,16 @@ class UpcycleRouter(BySlices):
             raise ValueError(f"{self} needs whole blocks of {self.granularity} experts, but the site has {list(shape)}")
 
     def read_plan(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> ReadPlan:
-        nothing = Box.nothing(len(shapes[0]))
-        return ReadPlan((nothing,), lambda tensors: self._drawn(shape, box, key))
-
-    def _drawn(self, shape: Size, box: Box, key: str) -> Tensor:
         rows = torch.arange(box.start[0], box.start[0] + box.shape[0]) // self.granularity
-        first, end = _ends([rows])
-        draws = torch.empty((end - first, *box.shape[1:]), device="cpu")
+        first, end = span([rows])
+        inner = Box(replaced(box.start, 0, first), replaced(box.shape, 0, end - first))
         whole = replaced(shape, 0, shape[0] // self.granularity)
-        Keyed(self.seed).fill(Shard(key, draws, whole, replaced(box.start, 0, first)), "normal", (0.0, self.std))
-        return draws.index_select(0, rows - first)
+
+        def combine(tensors: Sequence[Tensor]) -> Tensor:
+            draws = normal(self.seed, key, inner, whole, torch.empty(0, device="cpu"), std=self.std)
+            return draws.index_select(0, rows - first)
+
+        return ReadPlan((Box.nothing(len(shapes[0])),), combine)
 
 
 @register
@@ -252,15 +258,3 @@ class MergeExperts(BySlices):
         stack = Box((0, *box.start), (shapes[0][0], *box.shape)) if self.count is None else None
         boxes = (stack,) if stack else (box,) * len(shapes)
         return ReadPlan(boxes, self._mean)
-
-
-def _ends(places: Sequence[Tensor]) -> tuple[int, int]:
-    """The first of all places, and the one behind the last; nothing of nothing."""
-    found = torch.cat([*places]) if places else torch.empty(0)
-    return (int(found.min()), int(found.max()) + 1) if len(found) else (0, 0)
-
-
-def _block(key: str, into: str) -> str:
-    """The name of the block to which a weight of an expert belongs."""
-    found = find_parts(key, into)
-    return found[1] if found else ""

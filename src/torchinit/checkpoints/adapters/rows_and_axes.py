@@ -16,11 +16,11 @@ from torchinit.checkpoints.adapters.base import (
     ReadPlan,
     Size,
     check_same,
+    normal,
     register,
     upcast,
 )
-from torchinit.model.shards import Box, Shard
-from torchinit.noise import Keyed
+from torchinit.model.shards import Box
 from torchinit.serialization.json import FrozenDict
 from torchinit.serialization.validation import is_integer
 
@@ -242,8 +242,8 @@ class ResizeVocabulary(Adapter):
             centred = (larger[:have] - mean).to(larger.dtype)
             rows = max(1, _MOST_DRAWS // have)
             for first in range(have, want, rows):
-                draws = larger.new_empty(min(rows, want - first), have)
-                Keyed(self.seed).fill(Shard(key, draws, (want, have), (first, 0)), "normal", (0.0, 1.0))
+                box = Box((first, 0), (min(rows, want - first), have))
+                draws = normal(self.seed, key, box, (want, have), larger)
                 # A sum of the old rows with normal weights has their covariance. A Cholesky factor of the covariance
                 # would do as well, and fails where a table has fewer rows than columns or two columns alike.
                 larger[first : first + len(draws)] += (draws @ centred) * (self.spread / have) ** 0.5

@@ -17,13 +17,15 @@ from torchinit.checkpoints.adapters.base import (
     Promise,
     ReadPlan,
     Size,
+    along,
     check_same,
+    normal,
     register,
     upcast,
 )
 from torchinit.checkpoints.adapters.surroundings import Surroundings
 from torchinit.knowledge.neutral import is_named_norm
-from torchinit.model.shards import Box, Shard, replaced
+from torchinit.model.shards import Box, Shard
 from torchinit.model.sites import Site
 from torchinit.noise import Keyed
 
@@ -112,8 +114,7 @@ class Widening(BySlices):
         def combine(tensors: Sequence[Tensor]) -> Tensor:
             value = taken(tensors[0], places)
             for axis, copies in counts.items():
-                here = copies.narrow(0, box.start[axis], box.shape[axis])
-                value = upcast(value) / here.view(replaced((1,) * len(shape), axis, -1)).to(value.device)
+                value = upcast(value) / along(copies.narrow(0, box.start[axis], box.shape[axis]), axis, value)
             return self.noisy(value, picks, shape, box, key)
 
         return ReadPlan((read,), combine)
@@ -184,11 +185,10 @@ class Net2Wider(Widening):
             0, units, torch.arange(len(units)), "amin"
         )
         first[seen[seen < len(units)]] = True
-        draws = upcast(value).new_empty(box.shape)
-        Keyed(self.seed).fill(Shard(key, draws, shape, box.start), "normal", (0.0, self.noise))
+        value = upcast(value)
         here = first.narrow(0, box.start[self.axis], box.shape[self.axis])
-        draws.masked_fill_(here.view(replaced((1,) * len(shape), self.axis, -1)).to(draws.device), 0.0)
-        return upcast(value) + draws
+        draws = normal(self.seed, key, box, shape, value, std=self.noise)
+        return value + draws.masked_fill_(along(here, self.axis, value), 0.0)
 
 
 @register
@@ -236,8 +236,8 @@ class HyperClone(Widening):
         wide = upcast(value)
         std = float(wide.square().mean().sqrt()) * 10 ** (-self.snr / 20)
         apart: Tensor = wide.unflatten(axis, (copies, -1)).movedim(axis, 0)  # a copy of the inputs each
-        draws = torch.empty_like(apart[: copies // 2], memory_format=torch.contiguous_format)
-        Keyed(self.seed).fill(Shard.whole(key, draws), "normal", (0.0, std))
+        size = (copies // 2, *apart.shape[1:])
+        draws = normal(self.seed, key, Box.whole(size), size, wide, std=std)
         noise = torch.zeros_like(apart)
         noise[0 : 2 * len(draws) : 2], noise[1 : 2 * len(draws) : 2] = draws, -draws
         return (apart + noise).movedim(0, axis).flatten(axis, axis + 1)
