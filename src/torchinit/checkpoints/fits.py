@@ -117,6 +117,31 @@ def misfit(site: Site, infos: Sequence[Info], key: str, adapter: Adapter | None)
     return None
 
 
+def float_dtype(given: object) -> torch.dtype | None:
+    """A dtype of floats, given by itself or by name. Raises TypeError or ValueError for anything else."""
+    if given is None:
+        return None
+    dtype = getattr(torch, given, None) if isinstance(given, str) else given
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"dtype must be a torch.dtype or the name of one, but got {given!r}")
+    if not (dtype.is_floating_point or dtype.is_complex):
+        raise ValueError(f"dtype rounds floats, so it must hold floats, but got {dtype}")
+    return dtype
+
+
+def device_name(place: object) -> str:
+    """The name of a device. Raises TypeError for anything else, ValueError for one that is not, or holds no values."""
+    if not isinstance(place, (str, torch.device)):
+        raise TypeError(f"map_location must be the name of a device, but got {place!r}")
+    try:
+        device = torch.device(place)
+    except RuntimeError as error:
+        raise ValueError(f"map_location: {str(error).splitlines()[0]}") from None
+    if device.type == "meta":
+        raise ValueError("map_location: adapters need values, and there are none on the meta device")
+    return str(place)
+
+
 def kind_of(dtype: torch.dtype) -> str:
     """The kind of numbers that a dtype holds; from one kind to another nothing is cast."""
     if dtype == torch.bool:

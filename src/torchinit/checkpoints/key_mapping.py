@@ -115,6 +115,18 @@ def revised(state: Mapping[str, _T], keys: Iterable[Sequence[str]]) -> dict[str,
     return renamed
 
 
+def pairs(rename: object) -> Renames:
+    """Patterns and their replacements. Raises TypeError for anything else."""
+    given = [*rename.items()] if isinstance(rename, Mapping) else rename
+    if not (isinstance(given, (list, tuple)) and all(map(_is_pair, given))):
+        raise TypeError(f"rename is a list of (pattern, replacement), but got {rename!r}")
+    return tuple((old, new) for old, new in given)
+
+
+def _is_pair(item: object) -> bool:
+    return isinstance(item, (list, tuple)) and len(item) == 2 and all(isinstance(text, str) for text in item)
+
+
 def _fault(pattern: str, new: str) -> str:
     """The mistake in a rename; empty for a sound one."""
     try:

@@ -40,10 +40,9 @@ def open_checkpoint(
     """The named tensors of a file, a dict or a model; the format of a file is told by its content, not by its name.
 
     Read are safetensors, files of ``torch.save``, the indices of sharded ones, and NumPy's; in a folder the index or
-    the one file of weights. Of nested training checkpoints the weights are found; ``part`` says where they are
-    instead. No code in a file is run, unless
-    ``trust`` allows it for a folder of torch.distributed.checkpoint. Sources are those of :func:`fetch`. Raises
-    CheckpointError, and FileNotFoundError for a path where nothing is.
+    the one file of weights. Of nested training checkpoints the weights are found; ``part`` says where they are instead.
+    No code in a file is run, unless ``trust`` allows it for a folder of torch.distributed.checkpoint. Sources are those
+    of :func:`fetch`. Raises CheckpointError, and FileNotFoundError for a path where nothing is.
 
     >>> import torch
     >>> checkpoint = open_checkpoint({"epoch": 3, "state_dict": {"fc.weight": torch.zeros(2, 3)}})

@@ -112,9 +112,7 @@ class WeightNorm(Adapter):
     The norm is taken over the dimensions in which the length has one element. The file has ``weight_g`` and
     ``weight_v``, as ``torch.nn.utils.weight_norm`` calls them; with ``parametrized=True`` it has the names of the
     newer ``torch.nn.utils.parametrizations.weight_norm``, ``parametrizations.weight.original0`` and ``original1``.
-    https://arxiv.org/abs/1602.07868
-
-    The model may have no weight norm, or either of torch's: its site is the weight, and is written through it.
+    The model may have no weight norm, or either of torch's. https://arxiv.org/abs/1602.07868
 
     >>> WeightNorm().wants("ups.0.weight"), WeightNorm(parametrized=True).wants("ups.0.weight")[0]
     (('ups.0.weight_g', 'ups.0.weight_v'), 'ups.0.parametrizations.weight.original0')
@@ -191,9 +189,8 @@ class Dequantize(BySlices):
 
     The scale is of the whole tensor, of each row, column or expert, or of each block. One of fewer dimensions is that
     of the first ones, or where these differ in size, of the last. ``block`` is the size of blocks, in each dimension
-    that has several; None: 128 where that makes as many, else equal parts. The last block may be smaller.
-
-    https://arxiv.org/abs/2412.19437 (blocks of 128 x 128)
+    that has several; None: 128 where that makes as many (https://arxiv.org/abs/2412.19437), else equal parts. The last
+    block may be smaller.
 
     >>> Dequantize("*_scale_inv").wants("fc.weight")
     ('fc.weight', 'fc.weight_scale_inv')

@@ -53,9 +53,9 @@ class Fuse(Adapter):
 
     def makes(self, shapes: Sequence[Size], key: str) -> Size:
         axis = self.axis
+        if any(len(stored) <= axis or replaced(stored, axis, 0) != replaced(shapes[0], axis, 0) for stored in shapes):
+            raise ValueError(f"{self} needs parts that differ in dimension {axis} alone, but got {listed(shapes)}")
         for part, stored in zip(self.parts, shapes, strict=True):
-            if len(stored) <= axis or replaced(stored, axis, 0) != replaced(shapes[0], axis, 0):
-                raise ValueError(f"{self} needs parts that differ in dimension {axis} alone, but got {listed(shapes)}")
             if stored[axis] % self.groups:
                 raise ValueError(f"{self} needs {part!r} in {self.groups} equal groups, but got {list(stored)}")
         return replaced(shapes[0], axis, sum(stored[axis] for stored in shapes))
@@ -77,7 +77,6 @@ class Split(Adapter):
     equal sizes unless ``sizes`` says in which proportion they stand: ``(4, 1, 1)`` where four queries share a
     key. ``axis`` and ``groups`` are as for :class:`Fuse`.
 
-    >>> import torch
     >>> Split("qkv", ("q_proj", "k_proj", "v_proj")).adapt([torch.arange(6)], (2,), "layers.0.k_proj.bias")
     tensor([2, 3])
     """
@@ -108,11 +107,10 @@ class Split(Adapter):
     def _span(self, size: int, key: str) -> tuple[int, int]:
         """The start and the length of the part in each group."""
         # Sizes are proportions: (8, 2, 2) cuts as (4, 1, 1) does, so they are taken without their common divisor.
-        sizes = self.sizes or (1,) * len(self.parts)
+        sizes, number = self.sizes or (1,) * len(self.parts), self._number(key)
         unit, rest = divmod(size * math.gcd(*sizes), self.groups * sum(sizes))
         if rest:
             raise ValueError(f"{self} cannot cut {size} rows into {self.groups} x {sizes}")
-        number = self._number(key)
         scaled = [unit * part // math.gcd(*sizes) for part in sizes]
         return sum(scaled[:number]), scaled[number]
 
@@ -230,7 +228,6 @@ class RopeOrder(Adapter):
     it both; values and outputs stay. Before a :class:`Fuse` the heads of each part tell which are turned:
     ``Chain((RopeOrder({"wq": 32, "wk": 8}), Fuse("qkv", ("wq", "wk", "wv"))))``.
 
-    >>> import torch
     >>> RopeOrder(heads=1).adapt([torch.tensor([1, -1, 2, -2])], (4,), "wq.bias")
     tensor([ 1,  2, -1, -2])
     """
@@ -257,14 +254,12 @@ class RopeOrder(Adapter):
 
     def makes(self, shapes: Sequence[Size], key: str) -> Size:
         stored, heads = shapes[0], self._heads_of(key)
-        if not heads:
-            return stored
-        if not stored or stored[0] % heads:
-            raise ValueError(f"{self} needs rows for {heads} heads, but got {list(stored)}")
-        size = stored[0] // heads
-        turned = size if self.rotary is None else self.rotary
-        if turned % 2 or turned > size:
-            raise ValueError(f"{self} cannot turn {turned} of the {size} rows of each head of {list(stored)}")
+        if heads:
+            size, rest = divmod(stored[0], heads) if stored else (0, 1)
+            if rest:
+                raise ValueError(f"{self} needs rows for {heads} heads, but got {list(stored)}")
+            if (turned := self.rotary or size) % 2 or turned > size:
+                raise ValueError(f"{self} cannot turn {turned} of the {size} rows of each head of {list(stored)}")
         return stored
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
@@ -287,12 +282,9 @@ class Rearrange(Adapter):
     """The rows of a weight in another order of the numbers that count them: of groups, heads, rows of a head.
 
     The file counts rows by ``sizes``, the slowest first; -1 is left open. Dimension i of the site's count is dimension
-    ``order[i]`` of the file's. Of queries that share key heads ``Rearrange((kv, r, -1), (1, 0, 2))`` makes (r, kv, d)
-    of (kv, r, d); of a fused weight ``Rearrange((heads, 3, -1), (1, 0, 2))`` makes q, k, v one after the other of q, k,
-    v head by head. ``axis=1`` does it to the columns of the weight that reads what such rows give. The function stays
-    the same where all weights that share the order are rearranged.
+    ``order[i]`` of the file's: of a fused weight ``Rearrange((heads, 3, -1), (1, 0, 2))`` makes q, k, v one after the
+    other of q, k, v head by head. ``axis=1`` does it to the columns of the weight that reads what such rows give.
 
-    >>> import torch
     >>> Rearrange((2, 2, -1), (1, 0, 2)).adapt([torch.arange(8)], (8,), "q.bias")
     tensor([0, 1, 4, 5, 2, 3, 6, 7])
     """
@@ -315,13 +307,8 @@ class Rearrange(Adapter):
         return stored
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
-        rows, axis = tensors[0].shape[self.axis], self.axis
-        order = torch.arange(rows).view(self._counts(rows)).permute(self.order).flatten()
-        return tensors[0].index_select(axis, order.to(tensors[0].device))
-
-    def _counts(self, rows: int) -> Size:
-        rest = rows // abs(math.prod(self.sizes))
-        return tuple(rest if size == -1 else size for size in self.sizes)
+        numbers = torch.arange(tensors[0].shape[self.axis], device=tensors[0].device)
+        return tensors[0].index_select(self.axis, numbers.view(self.sizes).permute(self.order).flatten())
 
     def slices_along(self) -> int:
         return self.axis
@@ -331,11 +318,9 @@ class Rearrange(Adapter):
 class PoolHeads(Adapter):
     """A key or value weight for fewer heads, each the mean of a group (https://arxiv.org/abs/2305.13245).
 
-    ``heads`` is the number of key heads in the file; the site's shape says how many are left. Neighbours make
-    a group. ``choose`` takes one of the file's heads for each that is left, as it is, in place of the means. Biases
-    are pooled likewise.
+    ``heads`` is the number of key heads in the file; the site's shape says how many are left. Neighbours make a group.
+    ``choose`` takes one of the file's heads for each that is left, as it is, in place of the means.
 
-    >>> import torch
     >>> PoolHeads(heads=4).adapt([torch.tensor([1.0, 3.0, 5.0, 7.0])], (2,), "k_proj.bias")
     tensor([2., 6.])
     >>> PoolHeads(heads=4, choose=(0, 2)).adapt([torch.tensor([1.0, 3.0, 5.0, 7.0])], (2,), "k_proj.bias")

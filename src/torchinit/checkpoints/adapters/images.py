@@ -24,12 +24,11 @@ Grid: TypeAlias = tuple[int, int]  # height and width
 class InputChannels(Adapter):
     """The input channels of a convolution, made fewer or more: RGB to grey, to infrared and so on.
 
-    The n channels of the file are repeated in turn until there are m. With ``how="sum"`` they are scaled by
-    n/m, and for m = 1 summed, so that the layer answers to an image whose channels are all alike as before:
-    exactly so for m = 1 and for multiples of n. With ``how="repeat"`` they stay as they are. ``axis`` is the
-    dimension of the input channels: 1 for a convolution and a Linear, 0 for a transposed one.
+    The n channels of the file are repeated in turn until there are m. With ``how="sum"`` they are scaled by n/m, and
+    for m = 1 summed, so that the layer answers as before to an image whose channels are all alike, if m is 1 or a
+    multiple of n. With ``how="repeat"`` they stay as they are. ``axis`` is the dimension of the input channels: 1 for a
+    convolution and a Linear, 0 for a transposed one.
 
-    >>> import torch
     >>> rgb = torch.tensor([[[[1.0]], [[2.0]], [[4.0]]]])
     >>> InputChannels().adapt([rgb], (1, 1, 1, 1), "conv1.weight").item()
     7.0
@@ -64,7 +63,6 @@ class Inflate(Adapter):
     video that stands still is stored as its image was. ``how="centre"`` gives it to the middle frame, t // 2,
     and zeros to the others (ViViT, https://arxiv.org/abs/2103.15691). ``axis`` is where time comes in.
 
-    >>> import torch
     >>> Inflate().adapt([torch.ones(1, 1, 1, 1)], (1, 1, 4, 1, 1), "conv1.weight").flatten()
     tensor([0.2500, 0.2500, 0.2500, 0.2500])
     """
@@ -181,11 +179,10 @@ class _ResizeGrid(Adapter):
 class ResizePositions(_ResizeGrid):
     """Absolute position embeddings ``[..., tokens, width]`` for another number of patches, resampled bicubically.
 
-    The first ``prefix`` tokens (class, distillation, registers) have no place and stay; the others lie row by
-    row on a grid. Where the site has another number of such tokens, ``site_prefix``, those that both have stay, and
-    new ones are zero: a token that the file lacks begins with its own embedding alone. Grids are square unless given
-    as (height, width): ``file`` and ``site``. With ``antialias=True`` a smaller grid averages, as timm's
-    ``resample_abs_pos_embed`` does. The same grid stays as it is, bit for bit.
+    The first ``prefix`` tokens (class, distillation, registers) have no place and stay; the others lie row by row on a
+    grid. Where the site has another number of such tokens, ``site_prefix``, those that both have stay, and new ones are
+    zero. Grids are square unless given as (height, width): ``file`` and ``site``. With ``antialias=True`` a smaller
+    grid averages, as timm's ``resample_abs_pos_embed`` does. The same grid stays as it is, bit for bit.
 
     >>> ResizePositions(prefix=0).check([(1, 197, 768)], (1, 576, 768), "pos_embed")
     Traceback (most recent call last):

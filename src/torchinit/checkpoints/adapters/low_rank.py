@@ -40,14 +40,12 @@ class LoRA(Adapter):
 
     .. math:: W = Q R, \quad B = Q_r, \quad A = R_r
 
-    Both leave ``W - scaling · B A`` to the base, which must be adapted with the factors. Of it that much is lost which
-    the base's dtype cannot hold.
+    Both leave ``W - scaling · B A`` to the base, which must be adapted with the factors, up to the rounding of its
+    dtype, and compute on W whole, in single precision, on each rank that holds a part. ``iterations`` makes ``pissa``
+    by so many rounds of subspace iteration (peft's ``pissa_niter_16``), much faster than by all singular values.
 
-    ``iterations`` makes ``pissa`` by so many rounds of subspace iteration (peft's ``pissa_niter_16``), much faster than
-    by all singular values, and the function is kept all the same. ``a``, ``b`` and ``base`` are what the parts of a
-    layer are called, by default as in peft; no ``base`` for a weight of the layer itself. What else the layer has stays
-    as it is. Draws are those of ``seed`` and the names of sites. ``pissa`` and ``olora`` compute on W whole, in single
-    precision, on each rank that holds a part.
+    ``a``, ``b`` and ``base`` are what the parts of a layer are called, by default as in peft; no ``base`` for a weight
+    of the layer itself. What else the layer has stays as it is. Draws are those of ``seed`` and the names of sites.
 
     >>> pissa = LoRA("pissa", rank=1)
     >>> pissa.wants("q_proj.lora_A.default.weight"), pissa.wants("q_proj.base_layer.weight")

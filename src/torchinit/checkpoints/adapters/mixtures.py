@@ -35,20 +35,16 @@ class Upcycle(BySlices):
 
     ``hidden`` is the dimension of the dense weight that runs over the hidden units, ``fused`` the number of weights
     that lie one after the other along it (2: gate and up). ``granularity=g`` cuts the hidden units into g equal parts:
-    expert e has part e mod g, and g neighbours make up the block. Their router must choose such neighbours together,
-    that is, begin with like rows for them. ``scale`` multiplies the values, for the weight of the way out and no other:
-    by g where the weights of the chosen experts sum to one, by g · experts / chosen where they do not
-    (https://arxiv.org/abs/2410.07524, which spreads it over all weights of a block). With a granularity it must be
+    expert e has part e mod g, and g neighbours make up the block; their router must choose them together. ``scale``
+    multiplies the values, for the weight of the way out and no other: by g where the weights of the chosen experts sum
+    to one, by g · experts / chosen where they do not (https://arxiv.org/abs/2410.07524). With a granularity it must be
     given, as 1 for ways in, unless several weights are fused.
 
-    ``drop=r`` starts the share r of each expert's hidden units anew, from the normal distribution that has the mean and
-    standard deviation of the values that they had (Drop-Upcycling, https://arxiv.org/abs/2502.19261): the same units in
-    all weights of the block, where the authors' script (https://github.com/Taishi-N324/Drop-Upcycling) draws some for
-    each weight, and shuffles all units. ``noise`` is the standard deviation of what is added to every value; in that
-    repository's noise upcycling it is 0.02, and added to the share r alone. Draws are those of ``seed`` and the names
-    of sites.
-
-    The function stays the same if neither noise nor drop is asked for and the weights of the chosen experts sum to one.
+    ``drop=r`` starts the share r of each expert's hidden units anew, the same in all weights of the block, from the
+    normal distribution with the mean and standard deviation of the values that they had (Drop-Upcycling,
+    https://arxiv.org/abs/2502.19261). ``noise`` is the standard deviation of what is added to every value. Draws are
+    those of ``seed`` and the names of sites. The function stays if neither is asked for and the weights of the chosen
+    experts sum to one.
 
     >>> up = Upcycle("experts.down_proj", "down_proj.weight")
     >>> up.wants("layers.0.mlp.experts.down_proj"), up.adapt([torch.ones(2, 3)], (8, 2, 3), "experts.down_proj").shape
@@ -177,8 +173,7 @@ class UpcycleRouter(BySlices):
 
     A key is the site's own with ``into`` replaced by ``dense``, which says that the file has a dense block in the place
     of the mixture. With ``granularity=g`` each row of ``[experts, width]`` comes g times, so that the parts of a block
-    are chosen together (virtual groups, https://arxiv.org/abs/2410.07524). ``std`` is 0.02 as that of other weights;
-    small ones spread tokens evenly.
+    are chosen together (virtual groups, https://arxiv.org/abs/2410.07524). A small ``std`` spreads tokens evenly.
 
     >>> UpcycleRouter("gate", "down_proj").wants("layers.0.mlp.gate.weight")
     ('layers.0.mlp.down_proj.weight',)

@@ -74,10 +74,8 @@ class Transpose(BySlices):
 class Rows(Adapter):
     """Some rows of the file's: those of ``indices`` in this order, by default the first ones.
 
-    For a classifier whose classes are some of the file's, weight and bias alike. ``axis`` is the dimension
-    that is cut.
+    For a classifier whose classes are some of the file's, weight and bias alike. ``axis`` is the dimension that is cut.
 
-    >>> import torch
     >>> Rows((2, 0)).adapt([torch.arange(4)], (2,), "head.bias")
     tensor([2, 0])
     """
@@ -118,7 +116,6 @@ class Labels(Adapter):
     What the file has no row for is an error, or with ``missing="mean"`` the mean of all of its rows, with
     ``missing="zero"`` zeros. Whatever is not named in ``site`` is left out.
 
-    >>> import torch
     >>> cats_and_dogs = Labels(file=("cat", "cow", "dog"), site=("dog", "cat"))
     >>> cats_and_dogs.adapt([torch.tensor([1.0, 2.0, 3.0])], (2,), "head.bias")
     tensor([3., 1.])
@@ -165,22 +162,17 @@ class ResizeVocabulary(Adapter):
     r"""An embedding or output layer, ``[tokens, width]`` or ``[tokens]``, for more tokens or fewer.
 
     The first rows stay. New ones are drawn from the normal distribution of the old (Hewitt 2021,
-    https://nlp.stanford.edu/~johnhew/vocab-expansion.html), with μ their mean and Σ their
-    covariance:
+    https://nlp.stanford.edu/~johnhew/vocab-expansion.html), with μ their mean and Σ their covariance:
 
     .. math:: N(\mu, \mathrm{spread} \cdot \Sigma)
 
-    so that they change the probabilities of the old tokens little. ``spread=0`` makes all of them the mean;
-    transformers has 1e-9. The draws are those of ``seed`` and the site's key, a row's own: a larger vocabulary
-    begins with the rows of a smaller one.
+    so that they change the probabilities of the old tokens little. ``spread=0`` makes all of them the mean. The draws
+    are those of ``seed`` and the site's key, a row's own: a larger vocabulary begins with the rows of a smaller one.
 
     ``trained`` is the number of the file's tokens where its table is padded: the rows behind them were never trained,
-    so they count neither as old nor for the mean, and are new in the site. ``like`` gives new tokens, by their numbers,
-    old ones to begin with: one, whose row is copied, or several, whose mean it is (those of a description of the
-    token); with the same spread around it. What is no old token, or not new, is refused when the plan is made. Give the
-    same to the embedding and to the output layer.
+    so they are new in the site. ``like`` gives new tokens, by their numbers, old ones to begin with: one, whose row is
+    copied, or several, whose mean it is; with the same spread around it. Give it to the output layer, too.
 
-    >>> import torch
     >>> table = torch.tensor([[1.0, 0.0], [3.0, 0.0]])
     >>> ResizeVocabulary(spread=0).adapt([table], (3, 2), "wte.weight")[2]
     tensor([2., 0.])

@@ -131,15 +131,12 @@ class Net2Wider(Widening):
 
     The units of a layer are followed by copies of some of them, chosen by ``seed`` in runs of the greatest common
     divisor of the two widths; a whole multiple repeats them all. What a unit feeds is divided by the number of its
-    copies. A norm over all units (LayerNorm, RMSNorm) needs as many copies of each, and so a whole multiple; one a
-    channel (BatchNorm) does not. ``noise`` is the standard deviation of what is added to the weights of all copies but
-    the first, so that they learn different things; with it the promise is none.
+    copies. ``even`` asks for as many copies of each unit, as a norm over all units does (LayerNorm, RMSNorm). ``noise``
+    is the standard deviation of what is added to the weights of all copies but the first; with it the promise is none.
 
     ``inputs``, ``sizes`` and ``axis`` are told by the layer, if ``inputs`` is not given: the axes that are summed over,
-    and the proportions of what lies side by side along an axis (``sizes=(1, 1, 1)`` for q, k and v in one). ``even``
-    asks for as many copies of each unit.
+    and the proportions of what lies side by side along an axis (``sizes=(1, 1, 1)`` for q, k and v in one).
 
-    >>> import torch
     >>> wider = Net2Wider(inputs=(1,))
     >>> wider.adapt([torch.tensor([[1.0, 2.0], [3.0, 4.0]])], (2, 4), "fc2.weight")
     tensor([[0.5000, 1.0000, 0.5000, 1.0000],
@@ -201,11 +198,9 @@ class HyperClone(Widening):
 
     .. math:: \frac 1 2 \begin{pmatrix} W + N_1 & W - N_1 \\ W + N_2 & W - N_2 \end{pmatrix}
 
-    Then each rank reads and computes the whole weight, for its noise goes by the weight's root mean square.
     ``inputs``, ``sizes`` and ``axis`` are those of :class:`Net2Wider`. A head that shares its table with an embedding
     takes its factor 1/n from the last norm before it.
 
-    >>> import torch
     >>> HyperClone(inputs=(1,)).adapt([torch.tensor([[2.0, 4.0]])], (2, 4), "fc.weight")
     tensor([[1., 2., 1., 2.],
             [1., 2., 1., 2.]])
@@ -250,7 +245,6 @@ class WeightSelection(BySlices):
     Where a size is a whole multiple every so many of its elements are taken, else those nearest to even steps from the
     first to the last. The paper takes the first blocks of a deeper model: ``Pretrained(..., layers="first")``.
 
-    >>> import torch
     >>> WeightSelection().adapt([torch.arange(6.0)], (3,), "fc.bias")
     tensor([0., 2., 4.])
     """
@@ -274,7 +268,6 @@ class WeightSelection(BySlices):
 class Repeat(Adapter):
     """More rows: those of the file over and over, as Longformer's positions (https://arxiv.org/abs/2004.05150).
 
-    >>> import torch
     >>> Repeat().adapt([torch.tensor([1.0, 2.0])], (5,), "position_embeddings.weight")
     tensor([1., 2., 1., 2., 1.])
     """
