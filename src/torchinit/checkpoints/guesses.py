@@ -11,7 +11,7 @@ from itertools import takewhile
 from typing import Final, TypeAlias, TypeVar
 
 import torchinit._limits as limits
-from torchinit.checkpoints.adapters.base import Size
+from torchinit.checkpoints.adapters.tensors import Size
 from torchinit.checkpoints.key_mapping import KeyMap, Renames, unwrapped
 from torchinit.errors import CheckpointError, ConfigError
 from torchinit.initializers.load_report import Guess

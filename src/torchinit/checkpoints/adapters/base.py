@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias, TypeVar, dataclass_transform, final, get_args
@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from torchinit._text import ShortStr
+from torchinit.checkpoints.adapters.tensors import Size, listed, span
 from torchinit.initializers.load_report import Promise as Promise  # noqa: PLC0414  # adapters have it from here
 from torchinit.initializers.load_report import weakest
-from torchinit.model.shards import Box, Shard, replaced
+from torchinit.model.shards import Box, replaced
 from torchinit.noise import Keyed
 from torchinit.noise.threads import one_thread
 from torchinit.serialization.reading import alternatives, argument_types
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 _Adapter = TypeVar("_Adapter", bound="Adapter")
 _Value = TypeVar("_Value")
 
-Size: TypeAlias = tuple[int, ...]  # the shape of a tensor
 DtypeOf: TypeAlias = Callable[[str], torch.dtype | None]  # of a tensor of the file, by its name in the model
 
 
@@ -339,56 +339,3 @@ class _Nothing(BySlices):
 
     def read_plan(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> ReadPlan:
         return ReadPlan((box,), lambda tensors: tensors[0])
-
-
-# --- tensors and shapes ----------------------------------------------------------------------------------------------
-
-
-def upcast(tensor: Tensor) -> Tensor:
-    """The tensor in a dtype to compute in: its own, but float32 at least."""
-    small = tensor.dtype.itemsize == 1  # torch promotes no float of eight bits
-    return tensor.to(torch.float32 if small else torch.promote_types(tensor.dtype, torch.float32))
-
-
-def span(places: Sequence[Tensor]) -> tuple[int, int]:
-    """The first of all places, and the one behind the last; nothing of nothing."""
-    every = torch.cat([*places]) if places else torch.empty(0)
-    return (int(every.min()), int(every.max()) + 1) if len(every) else (0, 0)
-
-
-def normal(seed: int, key: str, box: Box, shape: Size, like: Tensor, *, std: float = 1.0, index: int = 0) -> Tensor:
-    """The normal numbers of a seed and a name for a box of a tensor, with the dtype and on the device of another."""
-    draws = torch.empty(box.shape, dtype=like.dtype, device="cpu")
-    Keyed(seed).fill(Shard(key, draws, shape, box.start), "normal", (0.0, std), index)
-    return draws.to(like.device)
-
-
-def along(values: Tensor, axis: int, like: Tensor) -> Tensor:
-    """A value for each slice along an axis, to be broadcast over the others."""
-    return values.view(-1, *(1,) * (like.dim() - axis - 1)).to(like.device)
-
-
-def listed(shapes: Sequence[Size]) -> str:
-    """Shapes as a message has them: ``[2, 3], []``."""
-    return ", ".join(str(list(size)) for size in shapes)
-
-
-def check_same(
-    adapter: Adapter, shapes: Sequence[Size], shape: Size, free: Collection[int], *, least: int = 1, most: int = 0
-) -> Size:
-    """Return the one shape of the file, once it agrees with the site's in every dimension but the ``free`` ones.
-
-    Raises ValueError where it does not, where a free dimension is empty, and where the site has fewer than ``least``
-    dimensions, or more than ``most``, if that is given.
-    """
-    (stored,) = shapes
-    if not least <= len(shape) <= (most or len(shape)):
-        dims = f"at least {least}" if not most else " or ".join(map(str, range(least, most + 1)))
-        raise ValueError(f"{adapter} needs a site of {dims} dimensions, but it has {list(shape)}")
-    open_axes = {axis % len(shape) for axis in free}
-    expected = ["*" if axis in open_axes else str(size) for axis, size in enumerate(shape)]
-    if ["*" if axis in open_axes else str(size) for axis, size in enumerate(stored)] != expected:
-        raise ValueError(f"{adapter} needs [{', '.join(expected)}] for a site of {list(shape)}, but got {list(stored)}")
-    if any(stored[axis] == 0 for axis in open_axes):
-        raise ValueError(f"{adapter} can make nothing of {list(stored)}, which is empty")
-    return stored

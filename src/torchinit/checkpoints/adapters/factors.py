@@ -10,17 +10,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from torchinit.checkpoints.adapters.base import (
-    Adapter,
-    BySlices,
-    DtypeOf,
-    ReadPlan,
-    Size,
-    along,
-    listed,
-    register,
-    upcast,
-)
+from torchinit.checkpoints.adapters.base import Adapter, BySlices, DtypeOf, ReadPlan, register
+from torchinit.checkpoints.adapters.tensors import Size, along, listed, upcast
 from torchinit.checkpoints.key_mapping import replace_parts
 from torchinit.model.shards import Box
 from torchinit.serialization.validation import check_str

@@ -10,17 +10,8 @@ import torch
 from torch import Tensor
 
 from torchinit._text import did_you_mean
-from torchinit.checkpoints.adapters.base import (
-    Adapter,
-    BySlices,
-    Promise,
-    ReadPlan,
-    Size,
-    check_same,
-    listed,
-    register,
-    upcast,
-)
+from torchinit.checkpoints.adapters.base import Adapter, BySlices, Promise, ReadPlan, register
+from torchinit.checkpoints.adapters.tensors import Size, check_same, listed, upcast
 from torchinit.checkpoints.key_mapping import find_parts, numbered, replace_parts
 from torchinit.model.shards import Box, inserted, replaced, without
 from torchinit.serialization.json import FrozenDict

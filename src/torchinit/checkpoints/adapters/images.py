@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchinit.checkpoints.adapters.base import Adapter, ReadPlan, Size, check_same, register, upcast
+from torchinit.checkpoints.adapters.base import Adapter, ReadPlan, register
+from torchinit.checkpoints.adapters.tensors import Size, check_same, upcast
 from torchinit.model.shards import Box, replaced, without
 from torchinit.serialization.validation import is_integer
 

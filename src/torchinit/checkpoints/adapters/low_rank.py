@@ -9,8 +9,9 @@ from typing import ClassVar, Final, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from torchinit.checkpoints.adapters.base import Adapter, Promise, ReadPlan, Size, normal, register, upcast
+from torchinit.checkpoints.adapters.base import Adapter, Promise, ReadPlan, register
 from torchinit.checkpoints.adapters.surroundings import Surroundings
+from torchinit.checkpoints.adapters.tensors import Size, normal, upcast
 from torchinit.checkpoints.key_mapping import find_parts, replace_parts
 from torchinit.model.shards import Box, Shard
 from torchinit.model.sites import Site

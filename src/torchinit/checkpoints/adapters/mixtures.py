@@ -8,18 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from torchinit.checkpoints.adapters.base import (
-    BySlices,
-    Promise,
-    ReadPlan,
-    Size,
-    along,
-    listed,
-    normal,
-    register,
-    span,
-    upcast,
-)
+from torchinit.checkpoints.adapters.base import BySlices, Promise, ReadPlan, register
+from torchinit.checkpoints.adapters.tensors import Size, along, listed, normal, span, upcast
 from torchinit.checkpoints.key_mapping import find_parts, numbered, replace_parts
 from torchinit.model.shards import Box, Shard, replaced
 from torchinit.noise import Keyed

@@ -9,17 +9,8 @@ import torch
 from torch import Tensor
 
 from torchinit._text import did_you_mean
-from torchinit.checkpoints.adapters.base import (
-    Adapter,
-    BySlices,
-    Promise,
-    ReadPlan,
-    Size,
-    check_same,
-    normal,
-    register,
-    upcast,
-)
+from torchinit.checkpoints.adapters.base import Adapter, BySlices, Promise, ReadPlan, register
+from torchinit.checkpoints.adapters.tensors import Size, check_same, normal, upcast
 from torchinit.model.shards import Box
 from torchinit.serialization.json import FrozenDict
 from torchinit.serialization.validation import is_integer

@@ -11,19 +11,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from torchinit.checkpoints.adapters.base import (
-    Adapter,
-    BySlices,
-    Promise,
-    ReadPlan,
-    Size,
-    along,
-    check_same,
-    normal,
-    register,
-    upcast,
-)
+from torchinit.checkpoints.adapters.base import Adapter, BySlices, Promise, ReadPlan, register
 from torchinit.checkpoints.adapters.surroundings import Surroundings
+from torchinit.checkpoints.adapters.tensors import Size, along, check_same, normal, upcast
 from torchinit.knowledge.neutral import is_named_norm
 from torchinit.model.shards import Box, Shard
 from torchinit.model.sites import Site
