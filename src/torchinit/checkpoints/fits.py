@@ -95,9 +95,7 @@ def misfit(site: Site, infos: Sequence[Info], key: str, adapter: Adapter | None)
     """The reason for which tensors cannot become those of a site, by their kinds and shapes; None if they can."""
     if site.state not in ("ready", "integer") or site.missing:
         return Mismatch(site.name, site.why)
-    multiplies = adapter is not None and any(
-        isinstance(step, Dequantize) for step in getattr(adapter, "steps", (adapter,))
-    )
+    multiplies = any(isinstance(step, Dequantize) for step in steps_of(adapter))
     for info in infos:
         made = torch.float32 if multiplies and is_dequantizable(info.dtype) else info.dtype
         if made == site.dtype:
@@ -159,16 +157,17 @@ def apart(fills: Mapping[str, Fill], names: Collection[str]) -> Iterator[Mismatc
 
     ``names`` are those of the model's sites.
     """
-    for name, fill in fills.items():
-        adapter = fill.adapter if isinstance(fill, Loaded) else None
-        for other in adapter.together(fill.key) if adapter and isinstance(fill, Loaded) else ():
-            if other in names and _steps(fill)[-1] not in _steps(fills.get(other)):
+    adapters = {name: (fill.key, fill.adapter) for name, fill in fills.items() if isinstance(fill, Loaded)}
+    for name, (key, adapter) in adapters.items():
+        for other in adapter.together(key) if adapter else ():
+            _, others = adapters.get(other, ("", None))
+            if other in names and steps_of(adapter)[-1] not in steps_of(others):
                 why = f"is made by {adapter}, which takes a share of {other}: adapt that, too, or it is there twice"
                 yield Mismatch(name, why)
 
 
-def _steps(fill: Fill | None) -> tuple[Adapter, ...]:
-    adapter = fill.adapter if isinstance(fill, Loaded) else None
+def steps_of(adapter: Adapter | None) -> tuple[Adapter, ...]:
+    """The steps of a chain; an adapter alone is one, None has none."""
     return getattr(adapter, "steps", (adapter,)) if adapter else ()
 
 

@@ -201,8 +201,7 @@ def in_order(checkpoint: Checkpoint, known: Sequence[Site]) -> NamedKeys:
             return NamedKeys(key_of, {key: name for name, key in key_of.items()}, {})
     lists = f"{count(len(parameters), 'parameter')}, {len(learning)} that learn, and {len(views)} in its state"
     why = f"its {count(len(shapes), 'tensor')} without names are not the model's: it has {lists}"
-    sites = next((sites for sites in (parameters, learning, views) if len(sites) == len(shapes)), [])
-    if sites:
+    if sites := next((sites for sites in (parameters, learning, views) if len(sites) == len(shapes)), []):
         at = next(at for at, site in enumerate(sites) if site.shape != shapes[at])
         why += f"; number {at} has shape {list(shapes[at])}, and {sites[at].name} {list(sites[at].shape)}"
     raise CheckpointError(f"{checkpoint.name}: {why}")

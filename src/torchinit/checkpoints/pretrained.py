@@ -240,7 +240,7 @@ class _Search:
         if not keys:
             self._note_missing(views, key, adapter)
             return None
-        steps: tuple[Adapter, ...] = getattr(adapter, "steps", (adapter,) if adapter else ())
+        steps = fits.steps_of(adapter)
         needed = (self.companions.of(*pair, site.dtype, keys) for pair in zip(keys, infos, strict=True))
         quantized = next(filter(None, needed), None)
         mismatch = self._refused(site, quantized, key, steps) if quantized else fits.misfit(site, infos, key, adapter)

@@ -114,9 +114,8 @@ def default_folder(environment: Mapping[str, str] = os.environ) -> Path:
 class Cache:
     """A folder of files from URLs. An entry is a folder of its own, named by the hash of the whole URL.
 
-    Entries appear whole, by a rename, so they are read without a lock. The process that fetches one takes its
-    lock first; the others wait for it and find the file. The lock is the operating system's: it is gone with the
-    process that holds it.
+    Entries appear whole, by a rename, so they are read without a lock. The process that fetches one takes its lock
+    first, which is the operating system's, gone with its process; the others wait for it and find the file.
     """
 
     folder: Path

@@ -37,8 +37,8 @@ _MORE: Final = "torchinit.checkpoints.register_source adds others, for an init_c
 class Prefixes(Generic[T]):
     """Values by how a source begins.
 
-    A prefix is a regular expression that is matched at the start, as MMEngine's schemes are. They are tried in
-    reverse alphabetical order, so the longer one comes before the shorter, and ``""``, which takes all, comes last.
+    A prefix is a regular expression that is matched at the start, as MMEngine's schemes are. They are tried in reverse
+    alphabetical order, so the longer comes before the shorter, and ``""``, which takes all, last.
     """
 
     def __init__(self) -> None:
@@ -172,10 +172,6 @@ def _local(source: str, request: Request) -> Path:
     if path.is_symlink() and not path.exists():
         raise FileNotFoundError(f"{path} can not be found: it is a link to {str(path.readlink())!r}, where nothing is")
     if not path.exists():
-        if path.is_symlink():
-            raise FileNotFoundError(
-                f"{path} can not be found. It is a link to {str(path.readlink())!r}, which leads nowhere"
-            )
         beside = path.parent.iterdir() if path.parent.is_dir() else ()
         near = did_you_mean(path.name, [other.name for other in beside if not other.name.startswith(("_", "."))])
         raise FileNotFoundError(f"{path} can not be found.{near.replace('; d', ' D')}")
@@ -284,9 +280,9 @@ def torchvision(source: str, request: Request) -> LocalFile:
     except ImportError:
         raise _missing(source, "torchvision") from None
     builder, _, member = source.partition("://")[2].lower().partition(".")
-    builder = builder.removesuffix("_weights")
-    if builder not in models.list_models():
-        raise FetchError(f"{source}: torchvision has no model {builder!r}{did_you_mean(builder, models.list_models())}")
+    builder, known = builder.removesuffix("_weights"), models.list_models()
+    if builder not in known:
+        raise FetchError(f"{source}: torchvision has no model {builder!r}{did_you_mean(builder, known)}")
     weights = {key.lower(): value for key, value in models.get_model_weights(builder).__members__.items()}
     chosen = member or next(iter(weights), "")
     if chosen not in weights:
@@ -305,8 +301,7 @@ def timm(source: str, request: Request) -> str:
         raise _missing(source, "timm") from None
     config = models.get_pretrained_cfg(name)
     if config is None or not (config.hf_hub_id or config.url):
-        near = did_you_mean(name, models.list_pretrained())
-        raise FetchError(f"{source}: timm has no weights of this name{near}")
+        raise FetchError(f"{source}: timm has no weights of this name{did_you_mean(name, models.list_pretrained())}")
     if not config.hf_hub_id:
         return str(config.url)
     repository, at, revision = config.hf_hub_id.partition("@")
