@@ -200,18 +200,16 @@ def _chosen(choice: LayerChoice, have: int, want: int, start: str) -> tuple[list
         return sources, []
     if choice in ("first", "even"):
         if want > have:
-            raise CheckpointError(
-                f"layers={choice!r} takes some of the blocks of the file, which has {have} of {start}*, but the model"
-                f" {want}; 'stack', 'interleave' and 'identity' make more"
+            sizes = (
+                f"which has {have} of {start}*, but the model {want}; 'stack', 'interleave' and 'identity' make more"
             )
+            raise CheckpointError(f"layers={choice!r} takes some of the blocks of the file, {sizes}")
         even = torch.linspace(0, have - 1, want).round().long().tolist()
         return (even if choice == "even" else [*range(want)]), []
     if want < have or (choice != "identity" and want % have):
         whole = "" if choice == "identity" else " in a whole multiple"
-        raise CheckpointError(
-            f"layers={choice!r} makes more blocks{whole}, but of {start}* the file has {have} and the model {want};"
-            " a list of numbers says which is which"
-        )
+        sizes = f"of {start}* the file has {have} and the model {want}; a list of numbers says which is which"
+        raise CheckpointError(f"layers={choice!r} makes more blocks{whole}, but {sizes}")
     if choice == "stack":
         return [at % have for at in range(want)], []
     if choice == "interleave":

@@ -214,10 +214,9 @@ class ResizePositions(_ResizeGrid):
             squares = (rows - first for first in range(min(rows, 9)))
             near = next((square for square in squares if math.isqrt(square) ** 2 == square), 0)
             hint = f"with prefix={rows - near} they are {math.isqrt(near)}x{math.isqrt(near)}, else " if near else ""
-            alone = f"; site_prefix={rows - near} is for the site alone" if near and name == "site" else ""
-            raise ValueError(
-                f"{rows} tokens with prefix={prefix} are not a square grid; {hint}give {name}=(h, w){alone}"
-            )
+            hint += f"give {name}=(h, w)"
+            hint += f"; site_prefix={rows - near} is for the site alone" if near and name == "site" else ""
+            raise ValueError(f"{rows} tokens with prefix={prefix} are not a square grid; {hint}")
         return given or (side, side)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from torchinit.checkpoints.adapters.base import Adapter, BySlices, Promise, ReadPlan, register
 from torchinit.checkpoints.adapters.surroundings import Surroundings
-from torchinit.checkpoints.adapters.tensors import Size, along, check_same, normal, upcast
+from torchinit.checkpoints.adapters.tensors import Size, along, check_same, normal, span, upcast
 from torchinit.knowledge.neutral import is_named_norm
 from torchinit.model.shards import Box, Shard
 from torchinit.model.sites import Site
@@ -84,9 +84,8 @@ class Widening(BySlices):
 
     def check(self, shapes: Sequence[Size], shape: Size, key: str) -> None:
         if len(shapes[0]) != len(shape):
-            raise ValueError(
-                f"{self} keeps the number of dimensions, but the site has {list(shape)}, the file {list(shapes[0])}"
-            )
+            sizes = f"the site has {list(shape)}, the file {list(shapes[0])}"
+            raise ValueError(f"{self} keeps the number of dimensions, but {sizes}")
         if shapes[0] != shape:
             self._picks(shapes[0], shape)
 
@@ -94,11 +93,8 @@ class Widening(BySlices):
         if shapes[0] == shape:
             return ReadPlan((box,), lambda tensors: tensors[0])
         picks = self._picks(shapes[0], shape)
-        counts = {
-            axis: torch.bincount(picks[axis], minlength=shapes[0][axis])[picks[axis]]
-            for axis in self.inputs or ()
-            if shapes[0][axis] != shape[axis]
-        }
+        wider = [axis for axis in self.inputs or () if shapes[0][axis] != shape[axis]]
+        counts = {axis: torch.bincount(picks[axis])[picks[axis]] for axis in wider}
         read, places = picked(picks, box)
 
         def combine(tensors: Sequence[Tensor]) -> Tensor:
@@ -109,10 +105,9 @@ class Widening(BySlices):
 
         return ReadPlan((read,), combine)
 
+    @abstractmethod
     def noisy(self, value: Tensor, picks: Sequence[Tensor], shape: Size, box: Box, key: str) -> Tensor:
         """The values of a box with what breaks the symmetry of the copies."""
-        del picks, shape, box, key
-        return value
 
 
 @register
@@ -141,10 +136,8 @@ class Net2Wider(Widening):
         return "none" if self.noise else "function"
 
     def placed(self, site: Site, around: Surroundings, shapes: Sequence[Size]) -> Adapter:
-        is_norm = is_named_norm(site) and not site.owner.is_a("_NormBase")
-        return Widening.placed(
-            replace(self, even=self.even or is_norm) if self.inputs is None else self, site, around, shapes
-        )
+        is_norm = self.inputs is None and is_named_norm(site) and not site.owner.is_a("_NormBase")
+        return Widening.placed(replace(self, even=self.even or is_norm), site, around, shapes)
 
     def copied(self, have: int, want: int) -> Tensor:
         if want < have or not have:
@@ -154,10 +147,9 @@ class Net2Wider(Widening):
         if runs == 1:
             return torch.arange(want) % have
         if self.even:
-            raise ValueError(
-                f"{self} keeps nothing of a norm over all units unless each has as many copies: {have} to {want} is"
-                f" no whole multiple; {have * -(-want // have)} is"
-            )
+            norm = "a norm over all units unless each has as many copies"
+            multiple = f"{have} to {want} is no whole multiple; {have * -(-want // have)} is"
+            raise ValueError(f"{self} keeps nothing of {norm}: {multiple}")
         drawn = torch.empty(wanted - runs)
         Keyed(self.seed).fill(Shard.whole(f"Net2Wider from {runs} to {wanted}", drawn), "uniform", (0.0, float(runs)))
         chosen = torch.cat([torch.arange(runs), drawn.long().clamp_(max=runs - 1)])
@@ -167,11 +159,9 @@ class Net2Wider(Widening):
         if not self.noise or not self.inputs or len(shape) < 2:
             return value
         units = picks[self.axis]
-        first = torch.zeros(len(units), dtype=torch.bool)
-        seen = torch.full((int(units.max()) + 1,), len(units)).scatter_reduce_(
-            0, units, torch.arange(len(units)), "amin"
-        )
-        first[seen[seen < len(units)]] = True
+        order = units.argsort(stable=True)
+        begins = units[order].diff(prepend=torch.tensor([-1])) > 0
+        first = torch.empty(len(units), dtype=torch.bool).scatter_(0, order, begins)
         value = upcast(value)
         here = first.narrow(0, box.start[self.axis], box.shape[self.axis])
         draws = normal(self.seed, key, box, shape, value, std=self.noise)
@@ -245,12 +235,11 @@ class WeightSelection(BySlices):
     def check(self, shapes: Sequence[Size], shape: Size, key: str) -> None:
         stored = shapes[0]
         if len(stored) != len(shape) or any(want > have for have, want in zip(stored, shape, strict=True)):
-            raise ValueError(
-                f"{self} takes a part of each dimension, but got {list(stored)} for a site of {list(shape)}"
-            )
+            sizes = f"{list(stored)} for a site of {list(shape)}"
+            raise ValueError(f"{self} takes a part of each dimension, but got {sizes}")
 
     def read_plan(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> ReadPlan:
-        read, places = picked(_spaced(shapes[0], shape), box)
+        read, places = picked([*map(_spaced, shapes[0], shape)], box)
         return ReadPlan((read,), lambda tensors: taken(tensors[0], places))
 
 
@@ -268,10 +257,9 @@ class Repeat(Adapter):
 
     def check(self, shapes: Sequence[Size], shape: Size, key: str) -> None:
         stored = check_same(self, shapes, shape, {self.axis}, least=self.axis + 1)
-        if shape[self.axis] < stored[self.axis]:
-            raise ValueError(
-                f"{self} makes more rows, not {stored[self.axis]} to {shape[self.axis]}; Rows() takes some"
-            )
+        have, want = stored[self.axis], shape[self.axis]
+        if want < have:
+            raise ValueError(f"{self} makes more rows, not {have} to {want}; Rows() takes some")
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
         rows = torch.arange(shape[self.axis], device=tensors[0].device) % tensors[0].shape[self.axis]
@@ -281,23 +269,19 @@ class Repeat(Adapter):
         return self.axis
 
 
-def _spaced(stored: Size, shape: Size) -> list[Tensor]:
-    """The evenly spaced places along each axis."""
-    return [
-        torch.arange(want) * (have // want)
-        if want and have % want == 0
-        else torch.linspace(0, have - 1, want).round().long()
-        for have, want in zip(stored, shape, strict=True)
-    ]
+def _spaced(have: int, want: int) -> Tensor:
+    """The evenly spaced places along an axis."""
+    if want and have % want == 0:
+        return torch.arange(want) * (have // want)
+    return torch.linspace(0, have - 1, want).round().long()
 
 
 def picked(picks: Sequence[Tensor], box: Box) -> tuple[Box, list[Tensor]]:
     """The box of a tensor that holds what is picked of it for a box of the result, and the places therein."""
     here = [pick.narrow(0, low, size) for pick, low, size in zip(picks, box.start, box.shape, strict=True)]
-    start = tuple(int(each.min()) if len(each) else 0 for each in here)
-    end = tuple(int(each.max()) + 1 if len(each) else 0 for each in here)
-    size = tuple(high - low for low, high in zip(start, end, strict=True))
-    return Box(start, size), [each - low for each, low in zip(here, start, strict=True)]
+    spans = [span([places]) for places in here]
+    read = Box(tuple(low for low, _ in spans), tuple(end - low for low, end in spans))
+    return read, [places - low for places, low in zip(here, read.start, strict=True)]
 
 
 def taken(tensor: Tensor, places: Sequence[Tensor]) -> Tensor:

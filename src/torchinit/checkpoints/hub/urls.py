@@ -100,10 +100,8 @@ def check_public(address: Address, ips: Iterable[str], limits: Limits) -> None:
     # and rebinding; a mirror of one's own costs one variable, once.
     private = [ip for ip in ips if not is_public(ip)]
     if private and not limits.allows_private(address.host):
-        raise FetchError(
-            f"{address}: the host is at {private[0]}, inside this network; if it is meant to be,"
-            f" TORCHINIT_PRIVATE_HOSTS={address.host} lets it be asked"
-        )
+        remedy = f"if it is meant to be, TORCHINIT_PRIVATE_HOSTS={address.host} lets it be asked"
+        raise FetchError(f"{address}: the host is at {private[0]}, inside this network; {remedy}")
 
 
 def is_public(text: str) -> bool:
