@@ -12,11 +12,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torchinit._limits as limits
 from torchinit._files import expanded, read_bounded, replacing
-from torchinit._limits import NOTE_BYTES
 from torchinit._text import masked
 from torchinit.checkpoints.hub.urls import Limits, Progress, address_of, is_on, name_of
 from torchinit.errors import FetchError
@@ -65,6 +64,14 @@ def write_whole(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
+def read_note(path: Path) -> dict[str, Any]:
+    """The table that a small file holds; an empty one where the file is not there or is damaged."""
+    try:
+        return dict(json.loads(read_bounded(path, limits.NOTE_BYTES)))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return {}
+
+
 @dataclass(frozen=True, slots=True)
 class CacheEntry:
     """One file of the cache, and the note beside it: its masked URL, its hash, when it came (seconds since 1970)."""
@@ -77,11 +84,11 @@ class CacheEntry:
 
     @classmethod
     def read(cls, folder: Path) -> CacheEntry | None:
+        data = read_note(folder / _NOTE)
         try:
-            data = json.loads(read_bounded(folder / _NOTE, NOTE_BYTES))
             url, sha256 = str(data["url"]), str(data["sha256"])
             entry = cls(url, sha256, int(data["size"]), folder / name_of(url), float(data["fetched"]))
-        except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        except (ValueError, TypeError, KeyError, OverflowError):
             return None
         return entry if entry.path.is_file() else None
 

@@ -211,10 +211,9 @@ _LOG_IN: Final = "log in with `hf auth login`, or set HF_TOKEN"
 
 
 def hugging_face(source: str, request: Request) -> LocalFile:
-    """A file of a repository, ``hf://org/repo/folder/file@revision``.
+    """A file of a repository, ``hf://org/repo/folder/file@revision``; what is locked, at the commit that was locked.
 
-    What is locked is fetched at the commit that was locked, whatever the revision has become since. A file that
-    is kept in the cache by its hash is compared with it.
+    A file that is kept in the cache by its hash is compared with it.
     """
     parts = _FORM.fullmatch(source)
     if not parts or {"", ".", ".."} & set(parts["file"].split("/")):

@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Final, Literal, TypeAlias, cast
+from typing import Any, Final, TypeAlias
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from torchinit.errors import FetchError
@@ -34,9 +34,8 @@ class Address:
     """A URL without its fragment, in one spelling, and its parts; ``via`` is the URL that redirects here, if any."""
 
     url: str
-    scheme: Literal["http", "https"]
+    scheme: str
     host: str
-    port: int
     via: str = field(default="", compare=False)
 
     def __str__(self) -> str:
@@ -60,12 +59,10 @@ def address_of(url: str) -> Address:
     # Parsers disagree about other letters (a backslash ends the host for some), so checked and asked could differ.
     if not _HOST.fullmatch(host):
         raise FetchError(f"{url} is not a URL: {host!r} is not the name of a host")
-    scheme = cast("Literal['http', 'https']", parts.scheme)
     place = f"[{host}]" if ":" in host else host
-    place += f":{port}" if port not in (None, 0, _PORTS[scheme]) else ""
+    place += f":{port}" if port not in (None, 0, _PORTS[parts.scheme]) else ""
     query = f"?{quote(parts.query, safe=_SAFE + '?')}" if parts.query else ""
-    url = f"{scheme}://{place}{quote(parts.path or '/', safe=_SAFE)}{query}"
-    return Address(url, scheme, host, port or _PORTS[scheme])
+    return Address(f"{parts.scheme}://{place}{quote(parts.path or '/', safe=_SAFE)}{query}", parts.scheme, host)
 
 
 def _has_category(text: str, *categories: str) -> bool:
