@@ -33,11 +33,7 @@ _NUMBERED: Final = re.compile(r"(.*?)([0-9]+)")
 
 
 def layers_by_glob(given: object) -> FrozenDict[LayerChoice]:
-    """The choices by globs of lists of blocks; ``**`` stands for all. Raises TypeError or ValueError for anything else.
-
-    >>> dict(layers_by_glob([0, 2, 4]))
-    {'**': (0, 2, 4)}
-    """
+    """The choices by globs of lists of blocks; ``**`` stands for all. Raises TypeError or ValueError otherwise."""
     choices = given if isinstance(given, Mapping) else {} if given is None else {"**": given}
     check_globs("layers", choices)
     return FrozenDict({glob: _choice(choice) for glob, choice in choices.items()})
@@ -76,11 +72,7 @@ class Stack:
 
 
 def stacks_of(known: Iterable[Site]) -> tuple[Stack, ...]:
-    """The lists of blocks that a model is a stack of, by the names of its sites.
-
-    >>> [Stack.start.fget(stack) for stack in stacks_of([Site("h.0.fc.weight", (2,), block=(0, 1))])]
-    ['h.']
-    """
+    """The lists of blocks that a model is a stack of, by the names of its sites."""
     # Which part of a name is the number of its block does not show in one name: there may be experts in a block, and
     # blocks in a stage. It is the first part that tells the places among the blocks, each by another number.
     blocks = {view.name: view.block for site in known for view in site.views if view.block}

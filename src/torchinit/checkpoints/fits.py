@@ -153,10 +153,7 @@ _WORTH_A_NOTE: Final = 1 << 20  # bytes
 
 
 def apart(fills: Mapping[str, Fill], names: Collection[str]) -> Iterator[Mismatch]:
-    """The sites that get a share of a tensor while another site of the model has all of it: LoRA's factors, its base.
-
-    ``names`` are those of the model's sites.
-    """
+    """The sites that get a share of a tensor which another of the ``names`` has whole: LoRA's factors, its base."""
     adapters = {name: (fill.key, fill.adapter) for name, fill in fills.items() if isinstance(fill, Loaded)}
     for name, (key, adapter) in adapters.items():
         for other in adapter.together(key) if adapter else ():

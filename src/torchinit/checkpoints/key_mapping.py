@@ -38,9 +38,6 @@ class KeyMap:
     ``prefix`` chooses the keys that begin with it. The renames are ``(pattern, replacement)`` as for ``re.sub``,
     so ``("^", "backbone.")`` adds a prefix and ``("^model[.]", "net.")`` replaces one. Each is tried on the key as
     it stands, and if that changes nothing, on the key without what wrappers put in.
-
-    >>> KeyMap("backbone", (("gamma$", "weight"),)).apply(["backbone.module.norm.gamma", "head.weight"]).key_of
-    {'norm.weight': 'backbone.module.norm.gamma'}
     """
 
     prefix: str = ""
@@ -143,9 +140,6 @@ def find_parts(key: str, wanted: str) -> re.Match[str] | None:
     """The last ``wanted`` among the dotted parts of a key: what is before it, it, each number in it, what is behind.
 
     ``*`` in it stands for one part that is a number.
-
-    >>> find_parts("h.0.attn.qkv.weight", "attn.qkv").groups(), find_parts("h.0.attn", "tn")
-    (('h.0.', 'attn.qkv', '.weight'), None)
     """
     run = r"\.".join("([0-9]+)" if part == "*" else re.escape(part) for part in wanted.split("."))
     return re.fullmatch(rf"(.*\.|)({run})(\..*|)", key, re.DOTALL)

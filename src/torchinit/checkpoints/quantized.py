@@ -95,8 +95,7 @@ class _Companion:
 class Companions:
     """The tensors of a checkpoint that belong to no site of a model, and so may be needed to read another.
 
-    ``names`` are pairs of a key and what it is called in the model, ``known`` is what the model has, ``info`` gives
-    shape and dtype of a key.
+    ``names`` are pairs of a key and its name in the model, ``known`` is what the model has.
     """
 
     def __init__(self, names: Iterable[tuple[str, str]], known: Container[str], info: Callable[[str], Info]) -> None:
