@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from torchinit.checkpoints.adapters.base import Adapter, BySlices, DtypeOf, ReadPlan, register
-from torchinit.checkpoints.adapters.tensors import Size, along, listed, upcast
+from torchinit.checkpoints.adapters.tensors import Size, along, listed, picked, upcast
 from torchinit.checkpoints.key_mapping import replace_parts
 from torchinit.model.shards import Box
 from torchinit.serialization.validation import check_str
@@ -232,20 +232,19 @@ class Dequantize(BySlices):
     def read_plan(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> ReadPlan:
         values, scale = shapes
         steps = self._steps(values, scale)
-        spans = [(low, low + size) for low, size in zip(box.start, box.shape, strict=True)]
-        places = [torch.arange(*span) // (step or 1) for span, step in zip(spans, steps, strict=True)]
-        first = tuple(int(place[0]) if len(place) else 0 for place in places)
-        counts = tuple(int(place[-1]) + 1 - low if len(place) else 0 for place, low in zip(places, first, strict=True))
+        needed, places = picked(
+            [torch.arange(size) // (step or 1) for size, step in zip(values, steps, strict=True)], box
+        )
         held = _dimensions(values, scale)
         cut = slice(held.start, held.stop)
-        read = Box(first[cut], counts[cut]) if held else Box.whole(scale)
-        sizes = [count if axis in held else 1 for axis, count in enumerate(counts)]
+        read = Box(needed.start[cut], needed.shape[cut]) if held else Box.whole(scale)
+        sizes = [count if axis in held else 1 for axis, count in enumerate(needed.shape)]
 
         def combine(tensors: Sequence[Tensor]) -> Tensor:
             factor = upcast(tensors[1]).reshape(sizes)
-            for axis, (place, low, step) in enumerate(zip(places, first, steps, strict=True)):
+            for axis, step in enumerate(steps):
                 if 1 < step < values[axis]:
-                    factor = factor.index_select(axis, (place - low).to(factor.device))
+                    factor = factor.index_select(axis, places[axis].to(factor.device))
             return upcast(tensors[0]) * factor
 
         return ReadPlan((box, read), combine)

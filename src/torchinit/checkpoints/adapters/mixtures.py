@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchinit.checkpoints.adapters.base import BySlices, Promise, ReadPlan, register
-from torchinit.checkpoints.adapters.tensors import Size, along, listed, normal, span, upcast
+from torchinit.checkpoints.adapters.tensors import Size, along, listed, normal, picked, span, taken, upcast
 from torchinit.checkpoints.key_mapping import find_parts, numbered, replace_parts
 from torchinit.model.shards import Box, Shard, replaced
 from torchinit.noise import Keyed
@@ -184,14 +184,12 @@ class UpcycleRouter(BySlices):
             raise ValueError(f"{self} needs whole blocks of {self.granularity} experts, but the site has {list(shape)}")
 
     def read_plan(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> ReadPlan:
-        rows = torch.arange(box.start[0], box.start[0] + box.shape[0]) // self.granularity
-        first, end = span([rows])
-        inner = Box(replaced(box.start, 0, first), replaced(box.shape, 0, end - first))
+        rows = torch.arange(shape[0]) // self.granularity
+        inner, places = picked([rows, *map(torch.arange, shape[1:])], box)
         whole = replaced(shape, 0, shape[0] // self.granularity)
 
         def combine(tensors: Sequence[Tensor]) -> Tensor:
-            draws = normal(self.seed, key, inner, whole, torch.empty(0, device="cpu"), std=self.std)
-            return draws.index_select(0, rows - first)
+            return taken(normal(self.seed, key, inner, whole, torch.empty(0, device="cpu"), std=self.std), places)
 
         return ReadPlan((Box.nothing(len(shapes[0])),), combine)
 

@@ -38,6 +38,22 @@ def along(values: Tensor, axis: int, like: Tensor) -> Tensor:
     return values.view(-1, *(1,) * (like.dim() - axis - 1)).to(like.device)
 
 
+def picked(picks: Sequence[Tensor], box: Box) -> tuple[Box, list[Tensor]]:
+    """The box of a tensor that holds what is picked of it for a box of the result, and the places therein."""
+    here = [pick.narrow(0, low, size) for pick, low, size in zip(picks, box.start, box.shape, strict=True)]
+    spans = [span([places]) for places in here]
+    read = Box(tuple(low for low, _ in spans), tuple(end - low for low, end in spans))
+    return read, [places - low for places, low in zip(here, read.start, strict=True)]
+
+
+def taken(tensor: Tensor, places: Sequence[Tensor]) -> Tensor:
+    """The elements of a tensor at these places along each axis."""
+    for axis, each in enumerate(places):
+        if len(each) != tensor.shape[axis] or not torch.equal(each, torch.arange(len(each))):
+            tensor = tensor.index_select(axis, each.to(tensor.device))
+    return tensor
+
+
 def listed(shapes: Sequence[Size]) -> str:
     """Shapes as a message has them: ``[2, 3], []``."""
     return ", ".join(str(list(size)) for size in shapes)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from torchinit.checkpoints.adapters.base import Adapter, BySlices, Promise, ReadPlan, register
 from torchinit.checkpoints.adapters.surroundings import Surroundings
-from torchinit.checkpoints.adapters.tensors import Size, along, check_same, normal, span, upcast
+from torchinit.checkpoints.adapters.tensors import Size, along, check_same, normal, picked, taken, upcast
 from torchinit.knowledge.neutral import is_named_norm
 from torchinit.model.shards import Box, Shard
 from torchinit.model.sites import Site
@@ -274,19 +274,3 @@ def _spaced(have: int, want: int) -> Tensor:
     if want and have % want == 0:
         return torch.arange(want) * (have // want)
     return torch.linspace(0, have - 1, want).round().long()
-
-
-def picked(picks: Sequence[Tensor], box: Box) -> tuple[Box, list[Tensor]]:
-    """The box of a tensor that holds what is picked of it for a box of the result, and the places therein."""
-    here = [pick.narrow(0, low, size) for pick, low, size in zip(picks, box.start, box.shape, strict=True)]
-    spans = [span([places]) for places in here]
-    read = Box(tuple(low for low, _ in spans), tuple(end - low for low, end in spans))
-    return read, [places - low for places, low in zip(here, read.start, strict=True)]
-
-
-def taken(tensor: Tensor, places: Sequence[Tensor]) -> Tensor:
-    """The elements of a tensor at these places along each axis."""
-    for axis, each in enumerate(places):
-        if len(each) != tensor.shape[axis] or not torch.equal(each, torch.arange(len(each))):
-            tensor = tensor.index_select(axis, each.to(tensor.device))
-    return tensor
