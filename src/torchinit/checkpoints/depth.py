@@ -54,7 +54,7 @@ def _choice(given: object) -> LayerChoice:
 
 
 @dataclass(frozen=True, slots=True)
-class Stack:
+class BlockList:
     """A list of like blocks: its name, how those of its blocks go on, and their numbers in order."""
 
     path: str
@@ -71,7 +71,7 @@ class Stack:
         return (int(found[1]), found[2]) if found else None
 
 
-def stacks_of(known: Iterable[Site]) -> tuple[Stack, ...]:
+def stacks_of(known: Iterable[Site]) -> tuple[BlockList, ...]:
     """The lists of blocks that a model is a stack of, by the names of its sites."""
     # Which part of a name is the number of its block does not show in one name: there may be experts in a block, and
     # blocks in a stage. It is the first part that tells the places among the blocks, each by another number.
@@ -80,13 +80,13 @@ def stacks_of(known: Iterable[Site]) -> tuple[Stack, ...]:
     for name, block in blocks.items():
         for path, stem, number in _numbered(name):
             places[path, stem][number].add(block)
-    stacks: dict[tuple[str, str], Stack] = {}
+    stacks: dict[tuple[str, str], BlockList] = {}
     for name, (_, total) in blocks.items():
         for path, stem, _ in _numbered(name):
             found = places[path, stem]
             numbered = sorted((index, number) for number, held in found.items() for index, _ in held)
             if len(found) == total and [index for index, _ in numbered] == [*range(total)]:
-                stacks.setdefault((path, stem), Stack(path, stem, tuple(number for _, number in numbered)))
+                stacks.setdefault((path, stem), BlockList(path, stem, tuple(number for _, number in numbered)))
                 break
     return tuple(stacks.values())
 
@@ -145,7 +145,7 @@ class Deepened:
                 raise CheckpointError(f"layers='identity': {start}* cannot pass on what comes: {why}")
         return replace(result, zero=frozenset(name for name in ways if name.startswith(result.identity)))
 
-    def _with(self, stack: Stack, choice: LayerChoice) -> Deepened:
+    def _with(self, stack: BlockList, choice: LayerChoice) -> Deepened:
         ours = {name: found for name in self.names.name_of.values() if (found := stack.split(name))}
         there = sorted({number for number, _ in ours.values()})
         if not there:  # the file has nothing of it, which is told as missing
