@@ -192,10 +192,9 @@ def _chosen(choice: LayerChoice, have: int, want: int, start: str) -> tuple[list
         return sources, []
     if choice in ("first", "even"):
         if want > have:
-            sizes = (
-                f"which has {have} of {start}*, but the model {want}; 'stack', 'interleave' and 'identity' make more"
-            )
-            raise CheckpointError(f"layers={choice!r} takes some of the blocks of the file, {sizes}")
+            sizes = f"which has {have} of {start}*, but the model {want}"
+            remedy = "'stack', 'interleave' and 'identity' make more"
+            raise CheckpointError(f"layers={choice!r} takes some of the blocks of the file, {sizes}; {remedy}")
         even = torch.linspace(0, have - 1, want).round().long().tolist()
         return (even if choice == "even" else [*range(want)]), []
     if want < have or (choice != "identity" and want % have):

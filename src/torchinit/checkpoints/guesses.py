@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
-from itertools import takewhile
+from itertools import count, takewhile
 from typing import Final, TypeAlias, TypeVar
 
 import torchinit._limits as limits
@@ -348,9 +348,7 @@ def _one(part: str) -> str:
 
 def _written(pieces: Sequence[tuple[str, str | None]]) -> tuple[str, str]:
     """A pattern and its replacement, in which the pieces without a text of their own are put in again by number."""
-    number, texts = 0, list[str]()
-    for _, text in pieces:
-        number += text is None
-        texts.append(f"\\g<{number}>" if text is None else text.replace("\\", r"\\"))
+    numbers = count(1)
+    texts = (f"\\g<{next(numbers)}>" if text is None else text.replace("\\", r"\\") for _, text in pieces)
     new = re.sub(r"\\g<(\d+)>(?!\d)", r"\\\1", "".join(texts))
     return "".join(pattern for pattern, _ in pieces), new

@@ -95,10 +95,9 @@ class LoRA(Adapter):
 
     def placed(self, site: Site, around: Surroundings, shapes: Sequence[Size]) -> Adapter:
         if not self._factor(site.name) and self._divides(site.shape) and site.layout and site.layout.in_axes == (0,):
-            ways = (
-                "Chain((Transpose(), LoRA(...), Transpose())) for it, Chain((Transpose(), LoRA(...))) for its factors"
-            )
-            raise ValueError(f"{self} needs outputs first, but {site.owner.name} has inputs first: give {ways}")
+            ways = "Chain((Transpose(), LoRA(...), Transpose())) for it, Chain((Transpose(), LoRA(...)))"
+            why = f"{site.owner.name} has inputs first: give {ways} for its factors"
+            raise ValueError(f"{self} needs outputs first, but {why}")
         return self
 
     def makes(self, shapes: Sequence[Size], key: str) -> Size:

@@ -81,10 +81,8 @@ class Surroundings:
             unit = math.gcd(queries, keys)
             if not rest:
                 return queries // unit, keys // unit, keys // unit
-        ways = (
-            "sizes=[4, 1, 1] where they follow each other and four queries share a key, or sizes=[1] where they follow"
-        )
-        raise ValueError(f"{word!r} holds q, k and v, and its shape does not tell how: say {ways} head by head")
+        ways = "sizes=[4, 1, 1] where they follow each other and four queries share a key, or sizes=[1] where they"
+        raise ValueError(f"{word!r} holds q, k and v, and its shape does not tell how: say {ways} follow head by head")
 
     @cached_property
     def _weights(self) -> dict[str, Site]:
